@@ -1,0 +1,41 @@
+"""The `mtrec` command: exit code 0 done, 2 the user's mistake, 1 ours."""
+
+import json
+import logging
+import sys
+import traceback
+
+
+def main() -> None:
+    """Entry point of `mtrec` and `python -m mtrec_ray`."""
+    from mtrec_ray.commands.app import app
+
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    try:
+        app()
+    except Exception as error:
+        code, message = explain(error)
+        if code == 1:
+            traceback.print_exception(error)
+        print(f"error: {message}", file=sys.stderr)
+        if "--json" in sys.argv:
+            print(json.dumps({"error": message, "exit_code": code}))
+        sys.exit(code)
+
+
+def explain(error: BaseException) -> tuple[int, str]:
+    """Exit code and message: 2 where a UserError is the cause, on whatever machine it was raised."""
+    from mtrec_ray.errors import UserError
+
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, UserError):
+            remote = getattr(seen, "cause", None)  # Ray's wrapper of an error raised in a task
+            return 2, str(remote or seen)
+        failures = getattr(seen, "worker_failures", None) or {}  # Ray Train
+        seen = seen.__cause__ or getattr(seen, "cause", None) or next(iter(failures.values()), None)
+    return 1, f"{type(error).__name__}: {error}"
+
+
+if __name__ == "__main__":
+    main()

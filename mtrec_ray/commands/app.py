@@ -1,0 +1,18 @@
+"""The tree of commands."""
+
+import typer
+
+from mtrec_ray.commands import evaluate, lake, pairs, quickstart, train
+
+app = typer.Typer(
+    name="mtrec",
+    help="Multi-territory propensity models on Ray: from raw files to a per-territory gain table.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(lake.app, name="lake")
+app.add_typer(pairs.app, name="pairs")
+app.add_typer(train.app, name="train")
+app.add_typer(evaluate.app, name="evaluate")
+app.command("quickstart", cls=quickstart.HELP)(quickstart.quickstart)

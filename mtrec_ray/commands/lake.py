@@ -1,0 +1,186 @@
+"""`mtrec lake ...`: build, check, show and embed lakes."""
+
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from mtrec_ray.commands.options import (
+    AsJson,
+    ConfigFile,
+    JobResult,
+    PrintConfig,
+    Settings,
+    print_config,
+    run_job,
+    with_settings,
+)
+
+app = typer.Typer(help="The lake: validated, bucketed Parquet tables.", no_args_is_help=True)
+
+LakeArgument = Annotated[str, typer.Argument(metavar="LAKE", help="Folder or URI of the lake.")]
+
+SOURCE_SETTINGS = [
+    (f"mtrec_ray.{module}", prefix)
+    for module, prefix in (
+        ("lake.build:BuildOptions", "build."),
+        ("sources.synthetic_config:SyntheticConfig", "source."),
+        ("sources.movielens:MovieLensConfig", "source."),
+        ("sources.xmarket:XMarketConfig", "source."),
+        ("sources.parquet:ParquetConfig", "source."),
+    )
+]
+
+
+@app.command("build", cls=with_settings(*SOURCE_SETTINGS))
+def build(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="synthetic, movielens, xmarket or parquet.")],
+    out: Annotated[str | None, typer.Option("--out", metavar="LAKE", help="Folder or URI of the new lake.")] = None,
+    raw: Annotated[str | None, typer.Option("--raw", metavar="DIR", help="Folder of the raw files.")] = None,
+    on_bad_rows: Annotated[
+        str | None,
+        typer.Option("--on-bad-rows", help="error (default) or quarantine; same as --set build.on_bad_rows="),
+    ] = None,
+    download: Annotated[
+        bool,
+        typer.Option("--download", help="movielens: fetch the raw files into --raw first, with checksum and resume."),
+    ] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a lake that is there already.")] = False,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+    show_config: PrintConfig = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build a lake from raw files, atomically: it is there whole or not at all."""
+    from mtrec_ray.config import Config, load_config
+    from mtrec_ray.errors import UserError
+    from mtrec_ray.lake.build import BuildOptions, build_lake
+    from mtrec_ray.sources.registry import make_config, make_source
+
+    class LakeBuildConfig(Config):
+        source: dict[str, Any] = {}
+        build: BuildOptions = BuildOptions()
+
+    flags = {"build.on_bad_rows": on_bad_rows, "build.overwrite": overwrite or None}
+    config = load_config(LakeBuildConfig, config_file, settings or [], flags)
+    source_config = make_config(source, config.source)
+    if show_config:
+        print_config({"source": source_config.model_dump(mode="json"), "build": config.build.model_dump(mode="json")})
+        return
+    if out is None:
+        raise UserError("say where the lake goes: --out LAKE")
+
+    def job(progress) -> JobResult:
+        if download:
+            _download(source, source_config, raw, progress)
+        manifest = build_lake(make_source(source, source_config, raw), out, config.build, progress)
+        return _summary(out, manifest)
+
+    run_job(job, as_json)
+
+
+def _download(source: str, config: Any, raw: str | None, progress) -> None:
+    from mtrec_ray.errors import UserError
+
+    if source != "movielens":
+        raise UserError(f"--download has no effect with source {source!r}: it fetches movielens only")
+    from mtrec_ray.sources.movielens import download_movielens
+
+    download_movielens(config, raw, progress)
+
+
+@app.command("check")
+def check(lake: LakeArgument, as_json: AsJson = False) -> None:
+    """Read a whole lake again: hashes, counts, schema, buckets, references. Exit code 2 if anything is wrong."""
+    from mtrec_ray.errors import UserError
+    from mtrec_ray.lake.check import check_lake
+
+    def job(progress) -> JobResult:
+        report = check_lake(lake, progress)
+        if report.problems:
+            raise UserError(f"lake {lake!r} is damaged, build it again:\n" + "\n".join(map(str, report.problems[:20])))
+        return {"lake": lake, "ok": True, **report.as_dict()}, [f"lake {lake} is whole: {report.summary()}"]
+
+    run_job(job, as_json)
+
+
+@app.command("show")
+def show(lake: LakeArgument, as_json: AsJson = False) -> None:
+    """What a lake holds, territory by territory."""
+    from mtrec_ray.lake.describe import describe_lake
+    from mtrec_ray.lake.manifest import Lake
+
+    def job(progress) -> JobResult:
+        manifest = Lake.open(lake).manifest
+        rows = [row.as_dict() for row in describe_lake(lake, progress=progress)]
+        document, tables = _summary(lake, manifest)
+        table = Table(title="Territories")
+        for name in rows[0]:
+            table.add_column(name.replace("_", " "), justify="left" if name in ("territory", "region") else "right")
+        for row in rows:
+            table.add_row(
+                *(f"{v:,.3f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in row.values())
+            )
+        return document | {"territories": rows}, [*tables, table]
+
+    run_job(job, as_json)
+
+
+@app.command("embed", cls=with_settings(("mtrec_ray.lake.embed_config:EmbedConfig", "")))
+def embed(
+    lake: LakeArgument,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+    show_config: PrintConfig = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compute user and title vectors from the training window alone, for lakes whose source brings none."""
+    from mtrec_ray.config import load_config
+    from mtrec_ray.lake.embed_config import EmbedConfig
+
+    config = load_config(EmbedConfig, config_file, settings or [], {"lake": lake})
+    if show_config:
+        print_config(config)
+        return
+
+    def job(progress) -> JobResult:
+        from mtrec_ray.lake.embed import embed_lake
+
+        return _summary(lake, embed_lake(config, progress))
+
+    run_job(job, as_json)
+
+
+def _summary(uri: str, manifest: Any) -> JobResult:
+    embeddings = manifest.embeddings
+    table = Table(title=f"Lake {uri}", show_header=False)
+    facts = {
+        "source": manifest.source,
+        **{name: f"{count:,}" for name, count in manifest.counts.items()},
+        "territories": f"{len(manifest.territories)} in {len({t.region for t in manifest.territories})} regions",
+        "attributes": ", ".join(f"{name} ({len(values)})" for name, values in manifest.attributes.items()) or "none",
+        "window": f"{manifest.calendar.window_start:%Y-%m-%d %H:%M} to {manifest.calendar.window_end:%Y-%m-%d %H:%M} UTC",
+        "evaluation": f"{manifest.calendar.num_evaluation_days} days of {manifest.calendar.day_s / 86400:g} d",
+        "embeddings": f"user {embeddings.user_width}, title {embeddings.title_width}"
+        if embeddings.user_width
+        else "none yet",
+        "buckets": str(manifest.num_buckets),
+        "quarantined": ", ".join(f"{reason}: {count:,}" for reason, count in manifest.quarantined.items()) or "none",
+        "hash": manifest.lake_hash[:16],
+    }
+    for name, value in facts.items():
+        table.add_row(name, value)
+    for note in manifest.notes:
+        table.add_row("note", note)
+    document = {
+        "lake": uri,
+        "source": manifest.source,
+        "counts": manifest.counts,
+        "quarantined": manifest.quarantined,
+        "num_buckets": manifest.num_buckets,
+        "embeddings": embeddings.model_dump(),
+        "lake_hash": manifest.lake_hash,
+        "content_hashes": manifest.content_hashes,
+        "notes": manifest.notes,
+    }
+    return document, [table]

@@ -1,0 +1,68 @@
+"""What all commands share: their common options, the settings in `--help`, and the way a job is run and shown."""
+
+import importlib
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Annotated, Any
+
+import typer
+import typer.core
+import yaml
+from rich.console import Console, RenderableType
+from rich.table import Table
+
+from mtrec_ray.config import dump_yaml, fields_of
+from mtrec_ray.console import ProgressCallback, print_result, progress_bars
+
+ConfigFile = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML file with settings.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One setting, by its dotted key; may be repeated."),
+]
+PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved settings and stop.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of tables.")]
+
+JobResult = tuple[dict[str, Any], list[RenderableType]]
+
+
+def run_job(
+    job: Callable[[ProgressCallback], JobResult], as_json: bool, num_cpus: int | None = None, ray: bool = True
+) -> None:
+    """Run a job under Ray with progress on stderr, then print what it returns."""
+    session = nullcontext()
+    if ray:
+        from mtrec_ray.lake.cluster import ray_session
+
+        session = ray_session(num_cpus)
+    with session, progress_bars() as progress:
+        document, tables = job(progress)
+    print_result(document, tables, as_json)
+
+
+def print_config(config: Any) -> None:
+    """A resolved config (or plain document) as YAML on stdout."""
+    text = yaml.safe_dump(config, sort_keys=False) if isinstance(config, dict) else dump_yaml(config)
+    typer.echo(text, nl=False)
+
+
+def with_settings(*models: tuple[str, str]) -> type[typer.core.TyperCommand]:
+    """A command class whose `--help` ends with the settings of the given (`module:Class`, key prefix) models."""
+
+    class SettingsCommand(typer.core.TyperCommand):
+        def format_help(self, ctx: Any, formatter: Any) -> None:
+            super().format_help(ctx, formatter)
+            for path, prefix in models:
+                module, name = path.split(":")
+                Console().print(_settings_table(getattr(importlib.import_module(module), name), prefix))
+
+    return SettingsCommand
+
+
+def _settings_table(model: Any, prefix: str) -> Table:
+    title = f"Settings (--set KEY=VALUE): {' '.join((model.__doc__ or '').split())}"
+    table = Table(title=title, title_justify="left", title_style="bold", show_lines=False, expand=True)
+    for column in ("key", "type", "default", "meaning"):
+        table.add_column(column, overflow="fold", ratio=4 if column == "meaning" else 2 if column == "key" else 1)
+    for key, kind, default, meaning in fields_of(model, prefix):
+        table.add_row(key, kind, default, meaning)
+    return table

@@ -1,0 +1,49 @@
+"""`mtrec quickstart`: the whole way in one command."""
+
+from typing import Annotated
+
+import typer
+
+from mtrec_ray.commands.options import (
+    AsJson,
+    ConfigFile,
+    JobResult,
+    PrintConfig,
+    Settings,
+    print_config,
+    run_job,
+    with_settings,
+)
+
+HELP = with_settings(("mtrec_ray.jobs.quickstart_config:QuickstartConfig", ""))
+
+
+def quickstart(
+    source: Annotated[
+        str | None, typer.Argument(metavar="[SOURCE]", help="synthetic (default), movielens, xmarket or parquet.")
+    ] = None,
+    raw: Annotated[str | None, typer.Option("--raw", metavar="DIR", help="Folder of the raw files.")] = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="Folder for lake, runs and report.")] = None,
+    seeds: Annotated[int | None, typer.Option("--seeds", help="Number of seeds.")] = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+    show_config: PrintConfig = False,
+    as_json: AsJson = False,
+) -> None:
+    """Build, embed, train baseline and multi-task models, evaluate, and print the gain in each territory."""
+    from mtrec_ray.config import load_config
+    from mtrec_ray.jobs.quickstart_config import QuickstartConfig
+
+    flags = {"source": source, "raw": raw, "out": out, "seeds": seeds}
+    config = load_config(QuickstartConfig, config_file, settings or [], flags)
+    if show_config:
+        print_config(config)
+        return
+
+    def job(progress) -> JobResult:
+        from mtrec_ray.jobs.quickstart import quickstart as run
+        from mtrec_ray.jobs.report import show_report
+
+        return show_report(run(config, progress), f"{config.out}/report")
+
+    run_job(job, as_json)

@@ -1,0 +1,95 @@
+"""`mtrec train ...`."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from mtrec_ray.commands.options import (
+    AsJson,
+    ConfigFile,
+    JobResult,
+    PrintConfig,
+    Settings,
+    print_config,
+    run_job,
+    with_settings,
+)
+
+app = typer.Typer(help="Train models.", no_args_is_help=True)
+
+
+@app.callback()
+def train() -> None:
+    """Train models."""
+
+
+@app.command("propensity", cls=with_settings(("mtrec_ray.training.config:PropensityConfig", "")))
+def propensity(
+    lake: Annotated[str | None, typer.Option("--lake", metavar="LAKE", help="Folder or URI of the lake.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the run; the same name goes on where it stopped.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", metavar="[baseline|mtl]", help="One global model, or group blocks.")
+    ] = None,
+    groups: Annotated[str | None, typer.Option("--groups", help="one, each, regions or a YAML file.")] = None,
+    group_block: Annotated[
+        str | None, typer.Option("--group-block", help="Kind of group block, see the settings.")
+    ] = None,
+    incremental: Annotated[
+        bool, typer.Option("--incremental", help="Paper A's protocol: train on each day after evaluating it.")
+    ] = False,
+    workers: Annotated[int | None, typer.Option("--workers", help="Data-parallel workers.")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU per worker.")] = False,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of weights and batch order.")] = None,
+    runs: Annotated[
+        str | None, typer.Option("--runs", metavar="DIR", help="Folder or URI that holds the runs.")
+    ] = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+    show_config: PrintConfig = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a propensity model (paper A); start it again with the same name and it goes on where it was stopped."""
+    from mtrec_ray.config import load_config
+    from mtrec_ray.training.config import PropensityConfig
+
+    flags = {
+        "lake": lake,
+        "name": name,
+        "kind": model,
+        "model.groups": groups,
+        "model.group_block": group_block,
+        "incremental": incremental or None,
+        "runner.workers": workers,
+        "runner.use_gpu": gpu or None,
+        "seed": seed,
+        "runs": runs,
+    }
+    config = load_config(PropensityConfig, config_file, settings or [], flags)
+    if show_config:
+        print_config(config)
+        return
+
+    def job(progress) -> JobResult:
+        from mtrec_ray.training.propensity import train_propensity
+
+        return _summary(train_propensity(config, progress))
+
+    run_job(job, as_json, num_cpus=round(config.runner.workers * config.runner.cpus_per_worker))
+
+
+def _summary(record) -> JobResult:
+    table = Table(title=f"Run {record.uri}", show_header=False)
+    facts = {
+        "model": record.config.kind,
+        "groups": f"{len(record.groups.names)} ({record.config.model.group_block})"
+        if record.config.kind == "mtl"
+        else "none",
+        "steps": f"{record.num_steps:,}",
+        **{name: f"{value:.5g}" for name, value in record.metrics.items() if name != "step"},
+    }
+    for key, value in facts.items():
+        table.add_row(key, value)
+    return {"run": record.uri, "num_steps": record.num_steps, **record.metrics}, [table]

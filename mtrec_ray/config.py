@@ -1,0 +1,142 @@
+"""Typed job settings: a frozen pydantic model < YAML file < `--set dotted.key=value`, with errors that name the key."""
+
+import difflib
+import types
+from collections.abc import Iterator
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
+
+from mtrec_ray.errors import UserError
+
+
+class Config(BaseModel):
+    """Base of every job's settings; the text under a field is its help."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True)
+
+
+ConfigT = TypeVar("ConfigT", bound=Config)
+
+
+def load_config(
+    model: type[ConfigT], path: str | None, settings: list[str], flags: dict[str, Any] | None = None
+) -> ConfigT:
+    """Resolve a job's settings.
+
+    Args:
+        model: the job's config class.
+        path: YAML file, or None.
+        settings: `dotted.key=value` texts; values are read as YAML.
+        flags: dotted keys given by options of their own; None = not given.
+
+    Raises:
+        UserError: unreadable file, unknown key, or a value that does not fit; the message names the key.
+    """
+    document = _read_yaml(path) if path else {}
+    for key, value in [_split_setting(s) for s in settings]:
+        _assign(document, key, value)
+    for key, value in (flags or {}).items():
+        if value is not None:
+            _assign(document, key, value)
+    return validate_config(model, document)
+
+
+def validate_config(model: type[ConfigT], document: dict[str, Any]) -> ConfigT:
+    """`document` as a `model`; a misfit is a UserError that names the dotted key, the value and the mend."""
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise UserError("\n".join(_explain(model, problem) for problem in error.errors())) from error
+
+
+def dump_yaml(config: BaseModel) -> str:
+    """The resolved settings as YAML that `--config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
+    """(dotted key, type, default, help) of every setting, depth first."""
+    for name, field in model.model_fields.items():
+        inner = field.annotation
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            yield from fields_of(inner, f"{prefix}{name}.")
+        else:
+            yield (
+                f"{prefix}{name}",
+                _type_name(inner),
+                _default_text(field),
+                " ".join((field.description or "").split()),
+            )
+
+
+def _read_yaml(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            document = yaml.safe_load(file)
+    except OSError as error:
+        raise UserError(f"--config {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"--config {path} is not YAML: {error}") from error
+    if document is None:
+        return {}
+    if not isinstance(document, dict):
+        raise UserError(f"--config {path} must hold `key: value` lines, not a {type(document).__name__}")
+    return document
+
+
+def _split_setting(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {text!r} is not of the form dotted.key=value")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set {key}: {value!r} is not YAML: {error}") from error
+
+
+def _assign(document: dict[str, Any], key: str, value: Any) -> None:
+    *path, last = key.split(".")
+    for part in path:
+        document = document.setdefault(part, {})
+        if not isinstance(document, dict):
+            raise UserError(f"--set {key}: {part!r} is a plain value, not a section")
+    document[last] = value
+
+
+def _explain(model: type[BaseModel], problem: Any) -> str:
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = [name for name, *_ in fields_of(model)]
+        close = difflib.get_close_matches(key, known, n=1) or [
+            name for name in known if name.endswith(key.split(".")[-1])
+        ]
+        return f"unknown setting {key!r}" + (f"; did you mean {close[0]!r}?" if close else "; see --help for the list")
+    if problem["type"] == "missing":
+        return f"setting {key!r} is required: give it with --set {key}=..."
+    message = problem["msg"].removeprefix("Value error, ")
+    return f"setting {key!r} = {problem['input']!r}: {message}" if key else message
+
+
+def _type_name(annotation: Any) -> str:
+    origin = get_origin(annotation)
+    if origin is Literal:
+        return " | ".join(str(value) for value in get_args(annotation))
+    if origin in (Union, types.UnionType):
+        return " | ".join(_type_name(argument) for argument in get_args(annotation))
+    if annotation is type(None):
+        return "null"
+    return str(annotation).replace("typing.", "") if origin else getattr(annotation, "__name__", str(annotation))
+
+
+def _default_text(field: FieldInfo) -> str:
+    if field.is_required():
+        return "(required)"
+    value = field.get_default(call_default_factory=True)
+    return (
+        yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
+        if not isinstance(value, BaseModel)
+        else ""
+    )

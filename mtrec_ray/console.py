@@ -1,0 +1,54 @@
+"""What a person sees: progress on stderr, one table at the end, or exactly one JSON object on stdout."""
+
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+ProgressCallback = Callable[[str, int, int], None]
+"""(what is being done, how many are done, how many there are)."""
+
+
+def stderr_console() -> Console:
+    return Console(stderr=True)
+
+
+@contextmanager
+def progress_bars() -> Iterator[ProgressCallback]:
+    """A callback that draws one bar per kind of work on stderr while the block runs."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=stderr_console()) as progress:
+        tasks: dict[str, Any] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield show
+
+
+def print_result(document: dict[str, Any], tables: list[RenderableType], as_json: bool) -> None:
+    """The end of every job: tables for a person, or one JSON object (NaN as null) for a machine."""
+    if as_json:
+        json.dump(_without_nan(document), sys.stdout, sort_keys=False)
+        sys.stdout.write("\n")
+        return
+    console = Console()
+    for table in tables:
+        console.print(table)
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,1 @@
+"""Streaming, mergeable evaluation of propensity models: torch and numpy only, no Ray."""

@@ -1,0 +1,52 @@
+"""Paper A, figure 2: how each model scores a title over its users."""
+
+import io
+from collections.abc import Mapping
+
+import numpy as np
+
+from mtrec_ray.evaluation.score_grid import ScoreGrid
+from mtrec_ray.files import write_file
+
+
+def title_score_figure(
+    histograms: Mapping[str, np.ndarray], grid: ScoreGrid, title: str, num_bars: int = 40, logit_axis: bool = True
+):
+    """Normalised user histograms of one title's scores, one outline per model; returns a `matplotlib.figure.Figure`.
+
+    Args:
+        histograms: model name -> (num_bins,) or (2, num_bins) counts of users (negatives and positives are summed).
+        grid: of the histograms.
+        title: heading.
+        num_bars: the occupied range is shown in about this many bars.
+        logit_axis: True = logits, False = probabilities.
+
+    Raises:
+        ValueError: no model, or a title that no user was offered.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    counts = {name: np.atleast_2d(h).sum(axis=0) for name, h in histograms.items()}
+    occupied = np.flatnonzero(sum(counts.values())) if counts else np.array([])
+    if not len(occupied):
+        raise ValueError(f"no scores of title {title!r} to draw")
+    first, last = int(occupied[0]), int(occupied[-1]) + 1
+    cuts = np.unique(np.linspace(first, last, num_bars + 1).round().astype(int))
+    edges = grid.edges()[cuts]
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, count in counts.items():
+        users = np.add.reduceat(count[first:last], cuts[:-1] - first)
+        axes.stairs(users / max(1, users.sum()), edges if logit_axis else 1 / (1 + np.exp(-edges)), label=name)
+    axes.set(title=title, xlabel="logit" if logit_axis else "propensity", ylabel="share of users")
+    axes.legend(frameon=False)
+    return figure
+
+
+def write_figure(figure, uri: str) -> None:
+    """Write a figure as PNG to a local path or `pyarrow.fs` URI, whole or not at all."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    write_file(uri, buffer.getvalue())

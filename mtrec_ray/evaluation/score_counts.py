@@ -1,0 +1,133 @@
+"""Whole-number histograms of scores: exact under addition, so any sharding gives the same counts bit for bit.
+
+Legend: U users, T titles, R = 1 + num_bootstrap replicates (0 is plain), N scores.
+"""
+
+import numpy as np
+import torch
+
+from mtrec_ray.evaluation.average_precision import average_precision, average_precision_bounds
+from mtrec_ray.evaluation.score_grid import ScoreGrid
+
+PROMOTE_ABOVE = 2**30
+SPAN_STEP = 64
+"""Bins by which a stored span grows at a time."""
+
+
+class SpanCounts:
+    """(R, num_bins) whole-number counts of which only the occupied span of bins is stored.
+
+    int32 until a count passes 2^30, int64 from then on.
+    """
+
+    def __init__(self, num_replicates: int) -> None:
+        self.first_bin = 0
+        self.counts = np.zeros((num_replicates, 0), dtype=np.int32)
+
+    def add(self, first_bin: int, counts: np.ndarray) -> None:
+        """Add (R, width) counts at bins first_bin, first_bin + 1, ...; whole numbers of any dtype."""
+        if counts.shape[1] == 0:
+            return
+        self._cover(first_bin, first_bin + counts.shape[1])
+        if self.counts.dtype == np.int32 and max(self.counts.max(), counts.max()) >= PROMOTE_ABOVE:
+            self.counts = self.counts.astype(np.int64)
+        begin = first_bin - self.first_bin
+        self.counts[:, begin : begin + counts.shape[1]] += counts.astype(self.counts.dtype)
+
+    def dense(self, num_bins: int, num_replicates: int | None = None) -> np.ndarray:
+        """(R, num_bins) int64, of the first `num_replicates` replicates if given."""
+        counts = self.counts[:num_replicates]
+        out = np.zeros((len(counts), num_bins), dtype=np.int64)
+        width = min(counts.shape[1], num_bins - self.first_bin)
+        out[:, self.first_bin : self.first_bin + width] = counts[:, :width]
+        return out
+
+    def trimmed(self) -> tuple[int, np.ndarray]:
+        """(first bin, counts) without empty bins at the ends, in the narrowest dtype that holds them."""
+        occupied = np.flatnonzero(self.counts[0])  # replicate 0 counts everybody once
+        if not len(occupied):
+            return 0, self.counts[:, :0]
+        span = self.counts[:, occupied[0] : occupied[-1] + 1]
+        return self.first_bin + int(occupied[0]), span.astype(np.min_scalar_type(int(span.max())))
+
+    def _cover(self, first: int, after: int) -> None:
+        width = self.counts.shape[1]
+        if width and first >= self.first_bin and after <= self.first_bin + width:
+            return
+        if width:
+            first, after = min(first, self.first_bin), max(after, self.first_bin + width)
+        first -= first % SPAN_STEP
+        after += -after % SPAN_STEP
+        grown = np.zeros((self.counts.shape[0], after - first), dtype=self.counts.dtype)
+        if width:
+            grown[:, self.first_bin - first : self.first_bin - first + width] = self.counts
+        self.first_bin, self.counts = first, grown
+
+
+class ScoreCounts:
+    """Histograms of one territory's or title's scores: every replicate coarse, the plain sample also fine."""
+
+    def __init__(self, grid: ScoreGrid, num_bootstrap: int) -> None:
+        self.grid = grid
+        self.spans = {
+            "negatives": SpanCounts(1 + num_bootstrap),
+            "positives": SpanCounts(1 + num_bootstrap),
+            "fine_negatives": SpanCounts(1),
+            "fine_positives": SpanCounts(1),
+        }
+
+    def merge(self, other: "ScoreCounts") -> None:
+        for name, span in other.spans.items():
+            self.spans[name].add(span.first_bin, span.counts)
+
+    def add_scores(self, kind: str, fine_bins: np.ndarray, weights: np.ndarray) -> None:
+        """Count few scores, one user each: kind `negatives` or `positives`, (N,) fine bins, (N, R) weights."""
+        if len(fine_bins):
+            self.spans[kind].add(*weighted_counts(self.grid.coarsen(fine_bins), weights))
+            first = int(fine_bins.min())
+            self.spans[f"fine_{kind}"].add(first, np.bincount(fine_bins - first)[None])
+
+    def histogram(self) -> np.ndarray:
+        """(R, 2, num_bins) int64 weighted counts, [:, 0] negatives, [:, 1] positives."""
+        kinds = [self.spans[kind].dense(self.grid.num_bins) for kind in ("negatives", "positives")]
+        return np.stack(kinds, axis=1)
+
+    def fine_histogram(self) -> np.ndarray:
+        """(2, num_fine_bins) int64 plain counts."""
+        kinds = [self.spans[f"fine_{kind}"].dense(self.grid.num_fine_bins) for kind in ("negatives", "positives")]
+        return np.concatenate(kinds)
+
+    def pr_auc(self) -> np.ndarray:
+        """(R,) average precision, the plain one from the fine bins; NaN without positives.
+
+        The other replicates are multiplied by fine / coarse of the plain sample: what coarse bins hide is nearly the
+        same share in each, so the interval is centred where the estimate is.
+        """
+        coarse = average_precision(*np.moveaxis(self.histogram(), 1, 0))
+        fine = average_precision(*self.fine_histogram())
+        return np.append(fine, coarse[1:] * (fine / coarse[0]))
+
+    def pr_auc_bounds(self) -> tuple[float, float]:
+        """Lowest and highest average precision that the unbinned scores can have."""
+        return average_precision_bounds(*self.fine_histogram())
+
+
+def weighted_counts(bins: np.ndarray, weights: np.ndarray) -> tuple[int, np.ndarray]:
+    """Sum of the weights (N, R) that fall into each bin (N,): (first bin, (R, span) float32).
+
+    The sums are exact while none passes 2^24.
+    """
+    first, last = int(bins.min()), int(bins.max())
+    sums = torch.zeros(last - first + 1, weights.shape[1])
+    sums.index_add_(0, torch.from_numpy(bins - first), torch.from_numpy(np.ascontiguousarray(weights)))
+    return first, sums.numpy().T
+
+
+def positive_pairs(labels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(user, title) places of the positive candidates, sorted; (U, T) bool each.
+
+    Faster than `np.nonzero` where labels are sparse.
+    """
+    user, title = np.divmod(np.flatnonzero(labels), max(1, labels.shape[1]))
+    keep = mask[user, title]
+    return user[keep], title[keep]

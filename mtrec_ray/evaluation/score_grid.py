@@ -1,0 +1,53 @@
+"""A fixed grid of logits: scores become bins, so that histograms of any shards can be added."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ScoreGrid:
+    """Equal bins over [-limit, limit), coarse ones and `refine` fine ones in each; scores outside go to the end bins.
+
+    The plain estimate is read from the fine bins (default width 1/2048 logit), the bootstrap replicates from the
+    coarse ones (1/32). Binning is monotone: a ranking is preserved up to ties inside a bin. Scores of a much smaller
+    scale than logits (a cosine) should be stretched first, which no ranking metric notices.
+    """
+
+    limit: float = 16.0
+    """Half the range, in logits."""
+    num_bins: int = 1024
+    refine: int = 64
+    """A power of two."""
+
+    def __post_init__(self) -> None:
+        if not (self.limit > 0 and self.num_bins >= 2 and self.refine >= 1 and self.refine & (self.refine - 1) == 0):
+            raise ValueError(f"a grid needs limit > 0, num_bins >= 2 and refine a power of two, got {self}")
+        if self.num_fine_bins > 2**20:
+            raise ValueError(f"{self.num_fine_bins} fine bins are more than float32 scores resolve: at most {2**20}")
+
+    @property
+    def num_fine_bins(self) -> int:
+        return self.num_bins * self.refine
+
+    def edges(self) -> np.ndarray:
+        """(num_bins + 1,) float64 edges of the coarse bins in logits."""
+        return np.linspace(-self.limit, self.limit, self.num_bins + 1)
+
+    def fine_bins(self, logits: np.ndarray) -> np.ndarray:
+        """Fine bin of each score, float32 -> int32 of the same shape, non-decreasing in the score.
+
+        Raises:
+            ValueError: a score is NaN.
+        """
+        if logits.size and np.isnan(logits.max()):
+            raise ValueError(f"{int(np.isnan(logits).sum())} of {logits.size} scores are NaN: the model diverged")
+        with np.errstate(over="ignore"):  # infinite goes to an end bin, too
+            scaled = np.multiply(logits, np.float32(self.num_fine_bins / (2 * self.limit)), dtype=np.float32)
+        np.add(scaled, np.float32(self.num_fine_bins / 2), out=scaled)
+        np.clip(scaled, 0, self.num_fine_bins - 1, out=scaled)
+        return scaled.astype(np.int32)
+
+    def coarsen(self, fine_bins: np.ndarray) -> np.ndarray:
+        """Coarse bin of each fine bin."""
+        return fine_bins >> (self.refine.bit_length() - 1)

@@ -1,0 +1,71 @@
+"""Small files on any `pyarrow.fs` filesystem, written whole or not at all."""
+
+import json
+import os
+import uuid
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from mtrec_ray.errors import UserError
+
+
+def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Filesystem and path of a local path or `pyarrow.fs` URI (`s3://`, `gs://`, `hdfs://`, `file://`)."""
+    try:
+        if "://" in str(uri):
+            return pafs.FileSystem.from_uri(str(uri))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise UserError(f"cannot open {uri!r}: {error}") from error
+    return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(str(uri)))
+
+
+def absolute(uri: str) -> str:
+    """The URI itself, or the absolute form of a local path: what may travel to another process."""
+    return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
+def join(uri: str, *parts: str) -> str:
+    return "/".join([uri.rstrip("/"), *parts])
+
+
+def exists(uri: str) -> bool:
+    fs, path = resolve(uri)
+    return fs.get_file_info(path).type != pafs.FileType.NotFound
+
+
+def read_file(uri: str) -> bytes:
+    """Raises FileNotFoundError where there is none."""
+    fs, path = resolve(uri)
+    with fs.open_input_stream(path) as stream:
+        return stream.read()
+
+
+def write_file(uri: str, data: bytes) -> None:
+    """Write beside and rename (local), or in one put (object storage, where a put is atomic)."""
+    fs, path = resolve(uri)
+    local = isinstance(fs, pafs.LocalFileSystem)
+    target = f"{path}.{uuid.uuid4().hex}.part" if local else path
+    fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+    try:
+        with fs.open_output_stream(target) as stream:
+            stream.write(data)
+        if local:
+            fs.move(target, path)
+    except BaseException:
+        if local and fs.get_file_info(target).type != pafs.FileType.NotFound:
+            fs.delete_file(target)
+        raise
+
+
+def read_json(uri: str) -> Any:
+    """Raises FileNotFoundError where there is none, UserError where it is no JSON."""
+    try:
+        return json.loads(read_file(uri))
+    except ValueError as error:
+        raise UserError(f"{uri!r} is damaged: {error}") from error
+
+
+def write_json(uri: str, document: Any) -> None:
+    write_file(uri, json.dumps(document, indent=1).encode() + b"\n")

@@ -1,0 +1,57 @@
+"""Seeded, stateless randomness: every decision about a user is a hash of its id, so order, readers and buckets do not matter."""
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+import pandas as pd
+
+Salt = int | str
+
+
+def user_keys(user_ids: Iterable[str] | np.ndarray) -> np.ndarray:
+    """Stable 64-bit key of each user id (SipHash as in `pandas.util.hash_array`); (N,) strings -> (N,) uint64."""
+    ids = np.asarray(user_ids, dtype=object)
+    return pd.util.hash_array(ids, categorize=False)
+
+
+def bucket_of(keys: np.ndarray, num_buckets: int) -> np.ndarray:
+    """Lake bucket of each user key: (N,) uint64 -> (N,) int32 in [0, num_buckets)."""
+    return (mix(keys, "bucket") % np.uint64(num_buckets)).astype(np.int32)
+
+
+def mix(keys: np.ndarray, *salts: Salt | np.ndarray) -> np.ndarray:
+    """Fresh 64-bit hash of `keys` for each sequence of salts (SplitMix64 finaliser, Steele et al. 2014).
+
+    A salt is an int, a string, or a uint64 array that broadcasts against `keys` (a counter, another key).
+    """
+    state = np.asarray(keys, dtype=np.uint64)
+    for salt in salts:
+        state = _splitmix64(state ^ _splitmix64(_salt_to_uint64(salt)))
+    return state
+
+
+def uniforms(keys: np.ndarray, *salts: Salt | np.ndarray) -> np.ndarray:
+    """Uniform numbers in [0, 1) with 53 random bits, one for each broadcast element of keys and salts; float64."""
+    return (mix(keys, *salts) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def fold_of(keys: np.ndarray, title_index: np.ndarray, num_folds: int, fold_seed: int) -> np.ndarray:
+    """Cross-fitting fold of each (user key, title index) pair; (P,) int64 in [0, num_folds)."""
+    return (mix(keys, "fold", fold_seed, title_index.astype(np.uint64)) % np.uint64(num_folds)).astype(np.int64)
+
+
+def _salt_to_uint64(salt: Salt | np.ndarray) -> np.ndarray:
+    if isinstance(salt, str):
+        return np.uint64(int.from_bytes(hashlib.blake2b(salt.encode(), digest_size=8).digest(), "little"))
+    if isinstance(salt, int):
+        return np.uint64(salt % 2**64)
+    return salt.astype(np.uint64)
+
+
+def _splitmix64(state: np.ndarray) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        state = state + np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return state ^ (state >> np.uint64(31))

@@ -1,0 +1,75 @@
+"""Settings of `mtrec quickstart` and the variants it compares."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from mtrec_ray.config import Config
+
+BASELINE = "baseline"
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    BASELINE: {"kind": "baseline", "sample": {"active_fraction": 0.0}},
+    "baseline+upsampling": {"kind": "baseline"},
+    "baseline+control": {"kind": "baseline", "sample": {"upsample": "control"}},
+    "mtl+upsampling": {"kind": "mtl", "model": {"group_block": "dense"}},
+    "ours+upsampling": {"kind": "mtl", "model": {"group_block": "film"}},
+}
+"""Paper A's three, the control with as many random positives, and our block. Laid over `train`."""
+
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "synthetic": {"train": {"model": {"d": 128}}},
+    "xmarket": {
+        "train": {"model": {"groups": "each"}, "sample": {"random_fraction": 0.2, "active_fraction": 0.75}},
+    },
+    "movielens": {
+        "train": {"model": {"groups": "regions"}, "sample": {"test_fraction": 0.3}},
+    },
+    "parquet": {},
+}
+"""What a source changes in the defaults."""
+
+VariantName = Literal["baseline", "baseline+upsampling", "baseline+control", "mtl+upsampling", "ours+upsampling"]
+
+
+class QuickstartConfig(Config):
+    """One pass from raw files to the gain table."""
+
+    source: Literal["synthetic", "movielens", "xmarket", "parquet"] = "synthetic"
+    """Where the raw data comes from."""
+    raw: str | None = None
+    """Folder of the raw files; synthetic has none."""
+    out: str = "quickstart"
+    """Folder that gets the lake, the runs and the report; started again, it goes on where it was stopped."""
+    seeds: int = Field(default=1, ge=1)
+    """Seeds of sample, weights and order; figures are means over them, paired."""
+    variants: list[VariantName] = ["baseline", "baseline+upsampling", "mtl+upsampling", "ours+upsampling"]
+    """What is trained beside the baseline."""
+    lake: dict[str, Any] = {}
+    """Settings of the source, see `mtrec lake build --help`."""
+    embed: dict[str, Any] = {}
+    """Settings of `mtrec lake embed`; text.model is null unless given, so that a first run downloads nothing."""
+    train: dict[str, Any] = {}
+    """Settings of `mtrec train propensity`, for all variants."""
+    evaluate: dict[str, Any] = {}
+    """Settings of `mtrec evaluate propensity`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _preset(cls, document: Any) -> Any:
+        if not isinstance(document, dict):
+            return document
+        preset = PRESETS.get(document.get("source", "synthetic"), {}) | {}
+        sections = {"lake": {}, "embed": {"text": {"model": None}}, "train": {}, "evaluate": {}}
+        for name, default in sections.items():
+            document = document | {name: merged(merged(default, preset.get(name, {})), document.get(name, {}))}
+        return document
+
+
+def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`over` laid over `base`, section by section."""
+    result = dict(base)
+    for key, value in over.items():
+        inner = result.get(key)
+        result[key] = merged(inner, value) if isinstance(value, dict) and isinstance(inner, dict) else value
+    return result

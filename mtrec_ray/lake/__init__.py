@@ -1,0 +1,1 @@
+"""The lake: validated, bucketed Parquet tables that every later room reads."""

@@ -1,0 +1,93 @@
+"""One bucket of the lake as arrays: its users, their events and first-time discoveries.
+
+Legend: `N` users of the bucket, `E` events, `T` titles of the catalogue.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mtrec_ray.hashing import user_keys
+from mtrec_ray.lake.manifest import Lake
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Users and events of one bucket."""
+
+    keys: np.ndarray
+    """(N,) uint64 hash key of each user id."""
+    territory: np.ndarray
+    """(N,) int32 index into the manifest's territories."""
+    event_user: np.ndarray
+    """(E,) int64 row of the event's user."""
+    event_title: np.ndarray
+    """(E,) int32 title index."""
+    event_time: np.ndarray
+    """(E,) datetime64[us], UTC."""
+    users: pa.Table
+    """The stored columns of the users that were asked for."""
+
+    @staticmethod
+    def read(lake: Lake, bucket: int, title_ids: pa.Array, user_columns: tuple[str, ...] = ()) -> "Bucket":
+        users = lake.read("users", bucket, columns=["user_id", "territory", *user_columns])
+        events = lake.read("events", bucket)
+        return Bucket(
+            keys=user_keys(users["user_id"].to_numpy(zero_copy_only=False)),
+            territory=_index_in(users["territory"], pa.array(lake.territory_names())).astype(np.int32),
+            event_user=_index_in(events["user_id"], users["user_id"].combine_chunks()).astype(np.int64),
+            event_title=_index_in(events["title_id"], title_ids).astype(np.int32),
+            event_time=events["timestamp"].to_numpy().astype("datetime64[us]"),
+            users=users,
+        )
+
+    @cached_property
+    def first_times(self) -> np.ndarray:
+        """(F,) event rows that are their user's first event of the title within a calendar month, by user and title."""
+        month = self.event_time.astype("datetime64[M]").astype(np.int64)
+        order = np.lexsort((self.event_time, month, self.event_title, self.event_user))
+        sorted_columns = [column[order] for column in (self.event_user, self.event_title, month)]
+        is_first = np.ones(len(order), dtype=bool)
+        if len(order):
+            is_first[1:] = np.any([column[1:] != column[:-1] for column in sorted_columns], axis=0)
+        return order[is_first]
+
+    def discoveries(self, start: datetime, end: datetime, offer_mask: np.ndarray) -> np.ndarray:
+        """(F,) event rows of the first-time discoveries in [start, end) of titles offered in the user's territory."""
+        rows = self.first_times
+        rows = rows[within(self.event_time[rows], start, end)]
+        return rows[offer_mask[self.territory[self.event_user[rows]], self.event_title[rows]]]
+
+    def known_pairs(self, start: datetime, end: datetime) -> np.ndarray:
+        """Sorted unique `pair_code`s that are no negatives of [start, end): seen from the first of start's month on."""
+        month_start = np.datetime64(moment(start), "M").astype("datetime64[us]")
+        seen = (self.event_time >= month_start) & (self.event_time < moment(end))
+        return np.unique(pair_code(self.event_user[seen], self.event_title[seen]))
+
+    def active(self, end: datetime, active_days: int) -> np.ndarray:
+        """(N,) bool: at least one event in the last `active_days` before `end`."""
+        since = moment(end) - np.timedelta64(active_days, "D")
+        recent = (self.event_time >= since) & (self.event_time < moment(end))
+        return np.bincount(self.event_user[recent], minlength=len(self.keys)) > 0
+
+
+def within(times: np.ndarray, start: datetime, end: datetime) -> np.ndarray:
+    return (times >= moment(start)) & (times < moment(end))
+
+
+def moment(when: datetime) -> np.datetime64:
+    """A UTC datetime as numpy's naive datetime64[us]."""
+    return np.datetime64(when.replace(tzinfo=None), "us")
+
+
+def pair_code(user_row: np.ndarray, title_index: np.ndarray) -> np.ndarray:
+    """One int64 for each (user row, title index) pair of a bucket; orders by user, then title."""
+    return (user_row.astype(np.int64) << 32) | title_index.astype(np.int64)
+
+
+def _index_in(values: pa.ChunkedArray, value_set: pa.Array) -> np.ndarray:
+    return pc.index_in(values, value_set=value_set).to_numpy()

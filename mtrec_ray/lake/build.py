@@ -1,0 +1,146 @@
+"""From a source to a lake.
+
+1. titles: read, validated and written by the driver; a title's row is its index everywhere;
+2. stage: every raw part becomes one file with a record batch per bucket (Ray Data, one task a part);
+3. buckets: each is joined, validated, sorted, written and hashed (Ray Data, one task a bucket);
+4. commit: `lake.json` last, one rename. Whatever fails before leaves nothing behind.
+"""
+
+import errno
+from functools import partial
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.lake.manifest import Embeddings, LakeFile, Manifest, bucket_folder
+from mtrec_ray.lake.scatter import BuildPlan, build_bucket, stage_part
+from mtrec_ray.lake.schema import conform, final_embeddings
+from mtrec_ray.lake.tasks import Progress, run_tasks
+from mtrec_ray.lake.validate import BadRows, BadRowsError, Rules, merge, split_titles, summarize
+from mtrec_ray.lake.write import STAGING, BuildSite
+from mtrec_ray.sources.source import Source, SourceFacts
+
+USERS_PER_BUCKET = 40_000
+MIN_BUCKETS = 16
+
+
+class BuildOptions(BaseModel):
+    """How a lake is built, whatever its source."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_buckets: int | None = Field(
+        None,
+        ge=1,
+        description="Buckets of users and events; a reader holds one at a time. None: as many as keep a bucket within "
+        "40,000 users, at least 16.",
+    )
+    on_bad_rows: str = Field(
+        "error",
+        pattern="^(error|quarantine)$",
+        description="error: stop with the totals and the first offending rows; quarantine: put bad rows aside, "
+        "counted in lake.json.",
+    )
+    overwrite: bool = Field(False, description="Replace a lake that is there already, in one step.")
+    readers: int | None = Field(None, ge=1, description="Tasks at a time; None = one for each CPU of the cluster.")
+
+
+def build_lake(
+    source: Source, out: str, options: BuildOptions | None = None, progress: Progress | None = None
+) -> Manifest:
+    """Build a lake at `out`, a local path or URI. Ray must be initialised; nodes must share `out`.
+
+    The files are byte for byte the same whatever the number of readers, CPUs and the order of raw rows.
+
+    Raises:
+        BadRowsError: rows that may not enter, with `on_bad_rows="error"`.
+        UserError: a raw file cannot be read, or `out` cannot be written.
+    """
+    options = options or BuildOptions()
+    site = BuildSite.open(out, options.overwrite)
+    try:
+        manifest = _build(source, site, options, progress)
+        site.commit(manifest)
+    except BaseException as error:
+        site.abandon()
+        if isinstance(error, OSError):
+            raise _writing_failed(error, out) from error
+        raise
+    return manifest
+
+
+def _build(source: Source, site: BuildSite, options: BuildOptions, progress: Progress | None) -> Manifest:
+    facts = source.facts
+    num_buckets = options.num_buckets or max(MIN_BUCKETS, -(-facts.num_users // USERS_PER_BUCKET))
+    rules = _rules(facts)
+    site.make_folders([STAGING, "titles", "quarantine/titles", *(["truth"] if source.truth() else [])])
+    titles, bad_titles = split_titles(conform("titles", source.titles(), facts), rules)
+    plan = BuildPlan(site.uri, source, num_buckets, rules, titles["title_id"].combine_chunks(), _parts(source, facts))
+    _make_bucket_folders(site, plan, with_truth=bool(source.truth()))
+    run_tasks("staging", partial(stage_part, plan), len(plan.parts), options.readers, progress)
+    buckets = run_tasks("buckets", partial(build_bucket, plan), num_buckets, options.readers, progress)
+    bad = merge([summarize("titles", bad_titles), *(bucket["bad"] for bucket in buckets)])
+    if bad and options.on_bad_rows == "error":
+        raise BadRowsError(bad)
+    files = {"titles": [_write_titles(site, titles, bad_titles, facts.title_width)]}
+    for name in plan.tables:
+        files[name] = sorted((LakeFile(**b["files"][name]) for b in buckets), key=lambda file: file.path)
+    for name, table in source.truth().items():
+        site.make_folders([f"truth/{name}"])
+        site.write(f"truth/{name}", table)
+    return _manifest(facts, num_buckets, files, bad)
+
+
+def _rules(facts: SourceFacts) -> Rules:
+    names = frozenset(territory.name for territory in facts.territories)
+    return Rules(names, facts.attributes, facts.user_width, facts.title_width)
+
+
+def _parts(source: Source, facts: SourceFacts) -> tuple:
+    users = [("users", part) for part in source.user_parts()]
+    if not users:
+        raise UserError(f"source {facts.name!r} has no users")
+    candidates = [("candidates", source.candidates)] if facts.has_candidates else []
+    return (*users, *(("events", part) for part in source.event_parts()), *candidates)
+
+
+def _make_bucket_folders(site: BuildSite, plan: BuildPlan, with_truth: bool) -> None:
+    tables = plan.tables + (["truth/users"] if with_truth else [])
+    site.make_folders([f"quarantine/{name}" for name in plan.tables])
+    site.make_folders([bucket_folder(name, bucket) for name in tables for bucket in range(plan.num_buckets)])
+
+
+def _write_titles(site: BuildSite, titles: pa.Table, bad: pa.Table, width: int) -> LakeFile:
+    if width:
+        titles = titles.drop_columns("embedding").append_column(
+            "embedding", final_embeddings(titles["embedding"], width)
+        )
+    if bad.num_rows:
+        site.write("quarantine/titles", bad)
+    return site.write("titles", titles)
+
+
+def _manifest(facts: SourceFacts, num_buckets: int, files: dict[str, list[LakeFile]], bad: BadRows) -> Manifest:
+    return Manifest(
+        source=facts.name,
+        notes=list(facts.notes),
+        num_buckets=num_buckets,
+        territories=sorted(facts.territories, key=lambda territory: territory.name),
+        attributes={name: list(values) for name, values in facts.attributes.items()},
+        title_categoricals=list(facts.title_categoricals),
+        calendar=facts.calendar,
+        embeddings=Embeddings(
+            user_width=facts.user_width, title_width=facts.title_width, description=facts.embedding_description
+        ),
+        trained_users_are_tested=facts.trained_users_are_tested,
+        counts={name: sum(file.rows for file in listed) for name, listed in files.items()},
+        quarantined={reason: total for reason, (total, _) in sorted(bad.items())},
+        files=files,
+    )
+
+
+def _writing_failed(error: OSError, out: str) -> UserError:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    reason = "no space left on the device" if full else str(error)
+    return UserError(f"building the lake {out!r} failed: {reason}. What was written so far is removed.")

@@ -1,0 +1,181 @@
+"""`mtrec lake embed`: representations for a lake whose source brings none (paper A takes them from upstream models).
+
+1. count and decompose who discovered what in the training window   (`interactions`, bucket tasks; nothing of a test day)
+2. title text through a transformer                                  (`text`, Ray Data)
+3. the most frequent values of the categorical columns
+4. new users files with `embedding` and `fold_embeddings`, a new titles file
+5. commit: `lake.json` names the new files, then the old ones go
+
+A title's vector is [text | categories | interactions], a user's is [interactions]; blocks are scaled to unit mean square.
+"""
+
+from collections import Counter
+from datetime import datetime
+
+import numpy as np
+import scipy.sparse as sp
+
+from mtrec_ray.console import ProgressCallback
+from mtrec_ray.errors import UserError
+from mtrec_ray.files import absolute, join, resolve, write_file
+from mtrec_ray.lake.bucket import Bucket, within
+from mtrec_ray.lake.cluster import map_buckets
+from mtrec_ray.lake.embed_config import EmbedConfig, InteractionConfig
+from mtrec_ray.lake.interactions import (
+    InteractionSpace,
+    fit_space,
+    fold_vectors,
+    history_matrix,
+    scale_rows,
+    user_vectors,
+)
+from mtrec_ray.lake.manifest import (
+    MANIFEST_NAME,
+    Embeddings,
+    Lake,
+    LakeFile,
+    Manifest,
+    bucket_folder,
+    embedding_column,
+)
+from mtrec_ray.lake.text import encode_texts, title_texts
+from mtrec_ray.lake.window import resolve_calendar
+from mtrec_ray.lake.write import write_parquet
+
+Bounds = tuple[datetime, datetime]
+
+
+def embed_lake(config: EmbedConfig, progress: ProgressCallback | None = None) -> Manifest:
+    """Compute and commit the embeddings of a lake from its training window; no event outside the window counts.
+
+    Args:
+        config: what to compute.
+        progress: told of finished buckets.
+
+    Raises:
+        UserError: the lake has embeddings already, holds no event in the window, or nothing would be computed.
+    """
+    lake = Lake.open(absolute(config.lake))
+    bounds = resolve_calendar(lake, config.window).day_bounds(0)
+    if lake.manifest.embeddings.user_width and not config.overwrite:
+        raise UserError(f"lake {config.lake!r} has embeddings already: replace them with --set overwrite=true")
+    if config.interactions.width == 0:
+        raise UserError("interactions.width = 0 leaves users without any vector: set it above 0")
+    space = _interaction_space(lake, config.interactions, bounds, progress)
+    titles, parts = _title_matrix(lake, config, space)
+    fs, root = resolve(lake.uri)
+    title_table = lake.read("titles").drop_columns([c for c in ["embedding"] if config.overwrite and _has(lake, c)])
+    title_table = title_table.append_column("embedding", embedding_column(titles))
+    title_file = write_parquet(fs, root, "titles", title_table)
+    users = map_buckets(
+        _embed_bucket,
+        range(lake.manifest.num_buckets),
+        lake,
+        space,
+        bounds,
+        config.interactions,
+        progress=_show(progress, "writing users", lake),
+    )
+    user_files = [file for _, files in sorted(users, key=lambda pair: pair[0]) for file in files]
+    manifest = lake.manifest.model_copy(
+        update={
+            "embeddings": Embeddings(
+                user_width=config.interactions.width,
+                title_width=titles.shape[1],
+                interaction_width=config.interactions.width,
+                num_folds=config.interactions.folds,
+                fold_seed=config.interactions.seed,
+                description=f"titles: {' | '.join(parts)}; users: interactions; window {bounds[0]} to {bounds[1]}",
+            ),
+            "files": lake.manifest.files | {"users": user_files, "titles": [title_file]},
+        }
+    )
+    write_file(join(lake.uri, MANIFEST_NAME), manifest.model_dump_json(indent=1).encode())
+    _remove_replaced(lake, manifest)
+    return manifest
+
+
+def _interaction_space(
+    lake: Lake, config: InteractionConfig, bounds: Bounds, progress: ProgressCallback | None
+) -> InteractionSpace:
+    num_titles = lake.titles.num_rows
+    gram, title_users = sp.csr_matrix((num_titles, num_titles)), np.zeros(num_titles)
+    buckets, show = range(lake.manifest.num_buckets), _show(progress, "reading histories", lake)
+    parts = dict(map_buckets(_count_bucket, buckets, lake, bounds, config.user_power, progress=show))
+    for bucket in buckets:  # in order: a float sum is the same at every run
+        gram, title_users = gram + parts[bucket][0], title_users + parts[bucket][1]
+    if title_users.sum() == 0:
+        raise UserError(
+            f"lake {lake.uri!r} holds no event in [{bounds[0]}, {bounds[1]}): set window.start and window.end"
+        )
+    return fit_space(sp.csr_matrix(gram), title_users, config)
+
+
+def _count_bucket(index: int, lake: Lake, bounds: Bounds, user_power: float) -> tuple[sp.csr_matrix, np.ndarray]:
+    bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())
+    events = np.flatnonzero(within(bucket.event_time, *bounds))
+    shape = (len(bucket.keys), lake.titles.num_rows)
+    history = history_matrix(bucket.event_user[events], bucket.event_title[events], shape)
+    scaled = scale_rows(history, user_power)
+    return sp.csr_matrix(scaled.T @ scaled), np.asarray(history.sum(axis=0)).ravel()
+
+
+def _embed_bucket(
+    index: int, lake: Lake, space: InteractionSpace, bounds: Bounds, config: InteractionConfig
+) -> list[LakeFile]:
+    users = lake.read("users", index)
+    users = users.drop_columns([c for c in ("embedding", "fold_embeddings") if c in users.column_names])
+    bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())
+    events = np.flatnonzero(within(bucket.event_time, *bounds))
+    users = users.append_column("embedding", embedding_column(user_vectors(bucket, events, space)))
+    if config.folds:
+        folds = fold_vectors(bucket, events, space, config.folds, config.seed)
+        users = users.append_column("fold_embeddings", embedding_column(folds.reshape(len(folds), -1)))
+    fs, root = resolve(lake.uri)
+    return [write_parquet(fs, root, bucket_folder("users", index), users, compression="none")]
+
+
+def _title_matrix(lake: Lake, config: EmbedConfig, space: InteractionSpace) -> tuple[np.ndarray, list[str]]:
+    """(T, title_width) float32 and the names of its parts."""
+    blocks, names = [], []
+    texts = title_texts(lake.titles)
+    if config.text.model and any(texts):
+        blocks.append(encode_texts(texts, config.text))
+        names.append(f"text ({config.text.model})")
+    categories = _categories(lake, config.max_categories)
+    if categories.shape[1]:
+        blocks.append(categories)
+        names.append("categories")
+    return np.concatenate([*blocks, space.title_vectors], axis=1), [*names, "interactions"]
+
+
+def _categories(lake: Lake, limit: int) -> np.ndarray:
+    """(T, columns) 0/1: the most frequent genres and values of each categorical column."""
+    columns = []
+    for name in ("genres", *lake.manifest.title_categoricals):
+        values = [_words(value) if name == "genres" else [value] for value in lake.titles[name].to_pylist()]
+        counts = Counter(word for words in values for word in words if word)
+        kept = [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:limit]]
+        columns += [[float(word in words) for words in values] for word in kept]
+    return np.array(columns, dtype=np.float32).T if columns else np.zeros((lake.titles.num_rows, 0), dtype=np.float32)
+
+
+def _words(genres: str | None) -> list[str]:
+    return (genres or "").replace("|", " ").replace(",", " ").split()
+
+
+def _has(lake: Lake, column: str) -> bool:
+    return column in lake.read("titles").column_names
+
+
+def _remove_replaced(old: Lake, manifest: Manifest) -> None:
+    fs, root = resolve(old.uri)
+    kept = {file.path for files in manifest.files.values() for file in files}
+    for table in ("users", "titles"):
+        for file in old.manifest.files[table]:
+            if file.path not in kept:
+                fs.delete_file(f"{root}/{file.path}")
+
+
+def _show(progress: ProgressCallback | None, what: str, lake: Lake):
+    return (lambda done: progress(what, done, lake.manifest.num_buckets)) if progress else None

@@ -1,0 +1,52 @@
+"""Settings of `mtrec lake embed`."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from mtrec_ray.config import Config
+from mtrec_ray.lake.window import WindowConfig
+
+
+class InteractionConfig(Config):
+    """User and title vectors from who discovered what in the training window."""
+
+    width: int = Field(default=256, ge=0)
+    """Numbers per vector; 0 leaves interactions out."""
+    title_power: float = Field(default=0.0, ge=0, le=1)
+    """A title's column is divided by (its users)^title_power before the decomposition."""
+    user_power: float = Field(default=0.5, ge=0, le=1)
+    """A user's row is divided by (its titles)^user_power."""
+    singular_power: float = 0.0
+    """Vectors are scaled by (singular value)^singular_power."""
+    folds: int = Field(default=5, ge=0)
+    """Cross-fitted vectors per user: the k-th leaves out the titles of fold k, which is trained on with it; 0 = none."""
+    seed: int = 0
+    """Seed of the decomposition and of the folds."""
+
+
+class TextConfig(Config):
+    """Title text through a transformer."""
+
+    model: str | None = "bert-base-uncased"
+    """Hugging Face name or local folder (paper A: a 768 wide BERT); null leaves text out."""
+    batch_size: int = Field(default=64, ge=1)
+    """Titles per forward."""
+    max_tokens: int = Field(default=128, ge=8)
+    """Longer texts are cut."""
+    device: Literal["cpu", "cuda"] = "cpu"
+    """Where the encoder runs."""
+
+
+class EmbedConfig(Config):
+    """Representations for a lake whose source brings none."""
+
+    lake: str
+    """Folder or URI of the lake; its tables are replaced in one step at the end."""
+    overwrite: bool = False
+    """Replace embeddings that the lake already has."""
+    window: WindowConfig = WindowConfig()
+    interactions: InteractionConfig = InteractionConfig()
+    text: TextConfig = TextConfig()
+    max_categories: int = Field(default=64, ge=0)
+    """Most frequent values kept of each categorical column (genres, ...), one number each; 0 leaves categories out."""

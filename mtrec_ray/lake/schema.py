@@ -1,0 +1,115 @@
+"""Canonical columns of the lake's tables, and the one way to bring a table to them.
+
+| table | columns |
+|---|---|
+| `users` | `user_id`, `territory`, one nullable string per attribute, optional `embedding` |
+| `events` | `user_id`, `title_id`, `timestamp` (us, UTC) |
+| `titles` | `title_id`, `name`, `genres`, `synopsis`, categoricals, `territories` (empty = everywhere), optional |
+| | `promoted_from` and `promoted_until` (null = without end), optional `embedding` |
+| `candidates` | `user_id`, `title_ids` |
+"""
+
+import numpy as np
+import pyarrow as pa
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.sources.epochs import TIMESTAMP, to_utc_micros
+from mtrec_ray.sources.source import SourceFacts
+
+STRINGS = pa.list_(pa.string())
+PROMOTION = ("promoted_from", "promoted_until")
+
+
+def required_columns(table: str, attributes: list[str], title_categoricals: list[str]) -> dict[str, pa.DataType]:
+    """Name and type of each column that `table` must have, in stored order."""
+    string = pa.string()
+    return {
+        "users": {"user_id": string, "territory": string} | dict.fromkeys(attributes, string),
+        "events": {"user_id": string, "title_id": string, "timestamp": TIMESTAMP},
+        "titles": dict.fromkeys(["title_id", "name", "genres", "synopsis", *title_categoricals], string)
+        | {"territories": STRINGS},
+        "candidates": {"user_id": string, "title_ids": STRINGS},
+    }[table]
+
+
+def conform(table: str, rows: pa.Table, facts: SourceFacts, partial: bool = False) -> pa.Table:
+    """Rows with canonical columns, types and order; unknown columns are left behind, embeddings become `binary`.
+
+    Args:
+        partial: columns may be missing still (light rows that `complete_bucket` fills).
+
+    Raises:
+        UserError: a column is missing or of a type that cannot be converted.
+    """
+    wanted = required_columns(table, list(facts.attributes), list(facts.title_categoricals))
+    missing = [name for name in wanted if name not in rows.column_names]
+    if missing and not partial:
+        raise UserError(f"{table}: column {missing[0]!r} is missing; there are {', '.join(rows.column_names)}")
+    columns = {name: _convert(table, name, rows[name], wanted[name]) for name in wanted if name not in missing}
+    if table == "titles" and any(name in rows.column_names for name in PROMOTION):
+        for name in PROMOTION:
+            given = rows[name] if name in rows.column_names else pa.nulls(rows.num_rows, TIMESTAMP)
+            columns[name] = to_utc_micros(given, "s")
+    width = {"users": facts.user_width, "titles": facts.title_width}.get(table, 0)
+    if width and "embedding" in rows.column_names:
+        columns["embedding"] = embedding_bytes(rows["embedding"])
+    elif width and not partial:
+        raise UserError(f"{table}: column 'embedding' is missing, though a width of {width} is declared")
+    return pa.table(columns)
+
+
+def embedding_bytes(column: pa.ChunkedArray) -> pa.Array:
+    """Embeddings of any layout as little-endian float16 bytes, so that a wrong width or a NaN of one row stays visible.
+
+    Lists of numbers and fixed-size lists are cast to float16; (fixed-size) binary is taken as float16 bytes already.
+    """
+    array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    kind = array.type
+    if pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_large_binary(kind):
+        return array.cast(pa.binary())
+    if pa.types.is_fixed_size_list(kind):
+        array = array.cast(pa.list_(kind.value_type))
+    if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
+        raise UserError(f"embeddings of type {kind} cannot be read: use a list of numbers or float16 bytes")
+    return _bytes_of_lists(array)
+
+
+def final_embeddings(column: pa.ChunkedArray, width: int) -> pa.Array:
+    """`binary` rows that are known to be of the right width -> FixedSizeBinary(2 * width), the stored layout."""
+    return pa.concat_arrays(
+        [chunk.cast(pa.binary(2 * width)) for chunk in column.chunks] or [pa.array([], pa.binary(2 * width))]
+    )
+
+
+def empty(table: str, facts: SourceFacts) -> pa.Table:
+    """No rows, canonical columns."""
+    wanted = required_columns(table, list(facts.attributes), list(facts.title_categoricals))
+    width = {"users": facts.user_width, "titles": facts.title_width}.get(table, 0)
+    fields = wanted | ({"embedding": pa.binary()} if width else {})
+    return pa.schema(list(fields.items())).empty_table()
+
+
+def _convert(table: str, name: str, column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray | pa.Array:
+    try:
+        if wanted == TIMESTAMP:
+            return to_utc_micros(column, "s")
+        if wanted == STRINGS:
+            return (
+                pa.array([sorted(v or [], key=lambda s: s or "") for v in column.to_pylist()], STRINGS)
+                if (name == "territories")
+                else column.cast(STRINGS)
+            )
+        return column.cast(wanted)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
+        raise UserError(f"{table}: column {name!r} of type {column.type} cannot become {wanted}: {error}") from error
+
+
+def _bytes_of_lists(array: pa.Array) -> pa.Array:
+    array = array.cast(pa.list_(array.type.value_type))
+    numbers = array.flatten().to_numpy(zero_copy_only=False)
+    with np.errstate(over="ignore"):
+        data = pa.py_buffer(np.ascontiguousarray(numbers, dtype=np.float16).tobytes())
+    lengths = np.asarray(array.value_lengths().fill_null(0), dtype=np.int32)
+    offsets = np.concatenate([[0], np.cumsum(2 * lengths)]).astype(np.int32)
+    validity = np.packbits(np.asarray(array.is_valid()), bitorder="little")
+    return pa.Array.from_buffers(pa.binary(), len(array), [pa.py_buffer(validity), pa.py_buffer(offsets), data])

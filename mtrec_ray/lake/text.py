@@ -1,0 +1,76 @@
+"""Title text through a transformer encoder: mean of the last layer's token vectors (paper A, 3.1)."""
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.lake.embed_config import TextConfig
+
+
+def title_texts(titles: pa.Table) -> list[str]:
+    """Name, genres and synopsis of each title in one text; empty where there is none."""
+    columns = [titles[name].to_pylist() for name in ("name", "genres", "synopsis")]
+    return [". ".join(part for part in parts if part) for parts in zip(*columns, strict=True)]
+
+
+def encode_texts(texts: list[str], config: TextConfig) -> np.ndarray:
+    """(titles, width) float32, zeros for empty texts; batches run as Ray Data tasks on actors that hold the model.
+
+    Raises:
+        UserError: the model cannot be loaded.
+    """
+    width = _model_width(config)
+    filled = [index for index, text in enumerate(texts) if text]
+    rows = pa.table({"index": pa.array(filled, pa.int64()), "text": pa.array([texts[i] for i in filled], pa.string())})
+    encoded = ray.data.from_arrow(rows).map_batches(
+        TextEncoder,
+        fn_constructor_kwargs={"config": config.model_dump()},
+        batch_size=config.batch_size,
+        concurrency=1,
+        num_gpus=1 if config.device == "cuda" else 0,
+    )
+    vectors = np.zeros((len(texts), width), dtype=np.float32)
+    for batch in encoded.iter_batches(batch_size=None, batch_format="numpy"):
+        vectors[batch["index"]] = np.stack(batch["vector"])
+    return vectors
+
+
+class TextEncoder:
+    """Ray Data actor: adds `vector` to batches of `text`."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        import torch
+        from transformers import AutoModel, AutoTokenizer
+
+        self.torch, self.config = torch, TextConfig.model_validate(config)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.config.model)
+        self.model = AutoModel.from_pretrained(self.config.model).to(self.config.device).eval()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        tokens = self.tokenizer(
+            batch["text"].tolist(),
+            padding=True,
+            truncation=True,
+            max_length=self.config.max_tokens,
+            return_tensors="pt",
+        ).to(self.config.device)
+        with self.torch.inference_mode():
+            states = self.model(**tokens).last_hidden_state  # (B, tokens, width)
+        mask = tokens["attention_mask"].unsqueeze(-1).to(states.dtype)  # (B, tokens, 1)
+        vectors = (states * mask).sum(1) / mask.sum(1)  # (B, width)
+        return {"index": batch["index"], "vector": vectors.float().cpu().numpy()}
+
+
+def _model_width(config: TextConfig) -> int:
+    from transformers import AutoConfig
+
+    try:
+        return int(AutoConfig.from_pretrained(config.model).hidden_size)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"text model {config.model!r} cannot be loaded ({str(error).splitlines()[0]}): connect to its hub once, name a "
+            "local folder with --set text.model=DIR, or leave text out with --set text.model=null"
+        ) from error

@@ -1,0 +1,181 @@
+"""Writing files into a lake that is being built, and the one moment at which it becomes a lake.
+
+A local build happens beside its target, in `<out>.building-<id>`, and is renamed at the end. On object storage,
+where there is no rename, content-named files go straight to the target and `lake.json`, written last, is what makes
+them a lake.
+"""
+
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import time
+import uuid
+from dataclasses import dataclass, field
+from glob import escape, glob
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake, LakeFile, Manifest, resolve
+
+LOCK_NAME = ".lock"
+STAGING = ".staging"
+
+
+def write_parquet(fs: pafs.FileSystem, root: str, folder: str, table: pa.Table, compression: str = "zstd") -> LakeFile:
+    """Write `folder/part-<first 16 hex digits of its SHA-256>.parquet` under `root`; the folder must exist."""
+    sink = pa.BufferOutputStream()
+    dictionary = [f.name for f in table.schema if pa.types.is_string(f.type) and not f.name.endswith("_id")]
+    pq.write_table(table, sink, compression=compression, use_dictionary=dictionary)  # pyright: ignore[reportArgumentType]
+    data = sink.getvalue()
+    digest = hashlib.sha256(data).hexdigest()
+    path = f"{folder}/part-{digest[:16]}.parquet"
+    with fs.open_output_stream(f"{root}/{path}") as stream:
+        stream.write(data)
+    return LakeFile(path=path, rows=table.num_rows, sha256=digest)
+
+
+@dataclass
+class BuildSite:
+    """Where a build writes: open one, write under `uri`, then `commit` or `abandon`."""
+
+    out: str
+    uri: str
+    """What workers resolve to write files."""
+    in_place: bool
+    kept: frozenset[str] = frozenset()
+    """Paths of the lake that is being replaced in place."""
+    lock: int | None = None
+    folders: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def open(out: str, overwrite: bool) -> "BuildSite":
+        """Prepare the place for a build of `out`.
+
+        Raises:
+            UserError: a lake (or anything else) is there already, or another build of it is running.
+        """
+        fs, path = resolve(out)
+        there = fs.get_file_info(f"{path}/{MANIFEST_NAME}").type == pafs.FileType.File
+        if there and not overwrite:
+            raise UserError(f"there is a lake at {out!r} already: choose another --out, or --overwrite it")
+        if not isinstance(fs, pafs.LocalFileSystem):
+            kept = frozenset(f.path for files in Lake.open(out).manifest.files.values() for f in files) if there else ()
+            return BuildSite(out, out.rstrip("/"), in_place=True, kept=frozenset(kept))
+        if not there and os.path.exists(path) and (not os.path.isdir(path) or os.listdir(path)):
+            raise UserError(f"{out!r} is there already and is no lake: choose another --out, or remove it")
+        remove_stale_builds(path)
+        building = f"{path}.building-{uuid.uuid4().hex[:12]}"
+        os.makedirs(building)
+        lock = os.open(f"{building}/{LOCK_NAME}", os.O_CREAT | os.O_RDWR)
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return BuildSite(path, building, in_place=False, lock=lock)
+
+    def make_folders(self, folders: list[str]) -> None:
+        """Create folders before any worker starts: workers never do, so a removed build stays removed."""
+        fs, root = resolve(self.uri)
+        for folder in folders:
+            fs.create_dir(f"{root}/{folder}", recursive=True)
+
+    def write(self, folder: str, table: pa.Table) -> LakeFile:
+        fs, root = resolve(self.uri)
+        return write_parquet(fs, root, folder, table)
+
+    def commit(self, manifest: Manifest) -> None:
+        """Write `lake.json` and make the build visible, replacing a lake that is there in one step."""
+        fs, root = resolve(self.uri)
+        remove_folder(fs, f"{root}/{STAGING}")
+        with fs.open_output_stream(f"{root}/{MANIFEST_NAME}") as stream:
+            stream.write(manifest.model_dump_json(indent=1).encode())
+        if self.in_place:
+            listed = {f.path for files in manifest.files.values() for f in files}
+            self._remove_files(self.kept - listed)
+            return
+        os.remove(f"{root}/{LOCK_NAME}")
+        _remove_empty_folders(f"{root}/quarantine")
+        _swap_in(root, self.out)
+        self._release()
+
+    def abandon(self) -> None:
+        """Remove whatever this build wrote; a lake that was there stays as it was."""
+        fs, root = resolve(self.uri)
+        if not self.in_place:
+            remove_folder(fs, root)
+            self._release()
+            return
+        remove_folder(fs, f"{root}/{STAGING}")
+        selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
+        written = {info.path[len(root) + 1 :] for info in fs.get_file_info(selector) if info.is_file}
+        self._remove_files(written - self.kept - {MANIFEST_NAME} if self.kept else written)
+
+    def _remove_files(self, paths: set[str] | frozenset[str]) -> None:
+        fs, root = resolve(self.uri)
+        for path in paths:
+            fs.delete_file(f"{root}/{path}")
+
+    def _release(self) -> None:
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
+
+def remove_stale_builds(path: str) -> None:
+    """Remove what killed builds of this lake left behind.
+
+    Raises:
+        UserError: one of them is alive.
+    """
+    for folder in glob(f"{escape(path)}.building-*"):
+        lock = os.open(f"{folder}/{LOCK_NAME}", os.O_CREAT | os.O_RDWR)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"another build of {path!r} is running, in {folder!r}: wait for it, or stop it") from error
+        finally:
+            os.close(lock)
+        remove_folder(pafs.LocalFileSystem(), folder)
+
+
+def remove_folder(fs: pafs.FileSystem, path: str) -> None:
+    """Remove a folder, also while the last tasks of a cancelled build still write into it."""
+    if not isinstance(fs, pafs.LocalFileSystem):
+        if fs.get_file_info(path).type == pafs.FileType.Directory:
+            fs.delete_dir(path)
+        return
+    for _ in range(20):
+        shutil.rmtree(path, ignore_errors=True)
+        if not os.path.exists(path):
+            return
+        time.sleep(0.1)
+    raise OSError(errno.ENOTEMPTY, f"cannot remove {path!r}")
+
+
+def _remove_empty_folders(path: str) -> None:
+    for folder, _, _ in os.walk(path, topdown=False):
+        if not os.listdir(folder):
+            os.rmdir(folder)
+
+
+def _swap_in(building: str, out: str) -> None:
+    if not os.path.exists(out):
+        os.rename(building, out)
+        return
+    _exchange(building, out)
+    shutil.rmtree(building)
+
+
+def _exchange(first: str, second: str) -> None:
+    """Exchange two folders in one step (Linux renameat2); elsewhere two renames with a moment between them."""
+    at_cwd, exchange = -100, 2
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 and renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0:
+        return
+    aside = f"{first}-replaced"
+    os.rename(second, aside)
+    os.rename(first, second)
+    os.rename(aside, first)

@@ -1,0 +1,1 @@
+"""Models: torch modules that hold parameters and a plain forward for inference; no ray."""

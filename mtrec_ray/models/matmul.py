@@ -1,0 +1,15 @@
+"""Matrix product whose inputs may be rounded to a narrower type; everything outside the product keeps its own type."""
+
+import torch
+from torch import Tensor
+
+
+def matmul(a: Tensor, b: Tensor, *, out: Tensor | None = None, compute_dtype: torch.dtype | None = None) -> Tensor:
+    """Product of (n, k) and (k, m) in a's dtype -> (n, m), written to `out` where given.
+
+    `compute_dtype` (for example bfloat16) rounds both inputs and the result; None computes in a's own dtype.
+    """
+    if compute_dtype is None or compute_dtype == a.dtype:
+        return torch.mm(a, b, out=out)
+    product = torch.mm(a.to(compute_dtype), b.to(compute_dtype))
+    return product.to(a.dtype) if out is None else out.copy_(product)

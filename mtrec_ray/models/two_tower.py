@@ -1,0 +1,174 @@
+"""Two-tower propensity model (paper A: Gampa et al. 2023, sections 3.3 and 4.2).
+
+Legend: `U` user rows, `T` title rows, `N` rows of either, `d` width, `G` territory groups.
+
+* each tower: two dense layers, batch normalisation on the first and (by default) the last, ReLU between
+* an optional group block on top of the user tower, one part per territory group
+* logit = user . title / sqrt(d) + learned bias; propensity = sigmoid(logit)
+* `final_activation: relu` is the paper taken literally: ReLU after every layer, plain dot product, no bias
+
+The modules hold parameters and an inference forward without autograd; the exact training step, with its own
+backward, is `mtrec_ray.steps.propensity`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from mtrec_ray.models.batch_norm import PairBatchNorm
+from mtrec_ray.models.group_blocks import GROUP_BLOCKS
+from mtrec_ray.models.matmul import matmul
+
+GroupBlockName = Literal["none", "dense", "residual", "film", "low_rank"]
+FinalActivation = Literal["none", "relu"]
+
+
+@dataclass(frozen=True)
+class TwoTowerConfig:
+    """Shape of the model; raises ValueError where a value is impossible or a setting would have no effect."""
+
+    user_width: int  # numbers per user embedding
+    title_width: int  # numbers per title embedding
+    d: int = 512  # width of every layer (paper A)
+    num_groups: int = 1  # territory groups, read by the group block alone
+    group_block: GroupBlockName = "none"  # none = the baseline model
+    final_activation: FinalActivation = "none"  # relu collapses on real data: every propensity is at least 1/2
+    final_batch_norm: bool = True  # batch normalisation on each tower's last layer
+
+    def __post_init__(self) -> None:
+        for name in ("user_width", "title_width", "d", "num_groups"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        for name, values in (("group_block", GroupBlockName), ("final_activation", FinalActivation)):
+            if getattr(self, name) not in get_args(values):
+                raise ValueError(f"{name} = {getattr(self, name)!r}: choose one of {', '.join(get_args(values))}")
+        if self.group_block == "none" and self.num_groups > 1:
+            raise ValueError(f"num_groups = {self.num_groups} without effect: set group_block, or num_groups = 1")
+
+
+class TowerLayer(nn.Module):
+    """Dense layer, optional batch normalisation, optional ReLU; no bias where normalisation would remove it."""
+
+    def __init__(self, width_in: int, width_out: int, *, batch_norm: bool, relu: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width_out, width_in))
+        self.norm = PairBatchNorm(width_out) if batch_norm else None
+        self.bias = None if batch_norm else nn.Parameter(torch.empty(width_out))
+        self.relu = relu
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Uniform in +-1/sqrt(width_in), as `nn.Linear`."""
+        bound = self.weight.shape[1] ** -0.5
+        self.weight.uniform_(-bound, bound, generator=generator)
+        if self.norm is not None:
+            self.norm.init_weights()
+        if self.bias is not None:
+            self.bias.uniform_(-bound, bound, generator=generator)
+
+    def forward(self, rows: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
+        """(N, width_in) -> (N, width_out)."""
+        rows = matmul(rows, self.weight.t(), compute_dtype=compute_dtype)
+        if self.norm is not None:
+            rows = self.norm(rows)
+        if self.bias is not None:
+            rows = rows + self.bias
+        return rows.relu() if self.relu else rows
+
+
+class Tower(nn.Module):
+    """Two dense layers (paper A); the first is always normalised and rectified."""
+
+    def __init__(self, width_in: int, config: TwoTowerConfig) -> None:
+        super().__init__()
+        relu = config.final_activation == "relu"
+        self.first = TowerLayer(width_in, config.d, batch_norm=True, relu=True)
+        self.last = TowerLayer(config.d, config.d, batch_norm=config.final_batch_norm, relu=relu)
+
+    @property
+    def layers(self) -> tuple[TowerLayer, TowerLayer]:
+        """First and last layer."""
+        return self.first, self.last
+
+    def forward(self, features: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
+        """(N, width_in) of any float dtype -> (N, d)."""
+        rows = self.first(features.to(self.first.weight.dtype), compute_dtype)
+        return self.last(rows, compute_dtype)
+
+
+class TwoTower(nn.Module):
+    """User tower, title tower, group block and head; call `init_weights` before use."""
+
+    def __init__(self, config: TwoTowerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.user_tower = Tower(config.user_width, config)
+        self.title_tower = Tower(config.title_width, config)
+        block = GROUP_BLOCKS.get(config.group_block)
+        self.group_block = block(config.num_groups, config.d) if block else None
+        literal = config.final_activation == "relu"
+        self.scale = 1.0 if literal else config.d**-0.5
+        self.bias = None if literal else nn.Parameter(torch.empty(()))
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Set every parameter and running statistic, drawing from `generator` alone: same seed, same model."""
+        for layer in (*self.user_tower.layers, *self.title_tower.layers):
+            layer.init_weights(generator)
+        if self.group_block is not None:
+            self.group_block.init_weights(generator)
+        if self.bias is not None:
+            self.bias.zero_()
+
+    def tower_parameters(self) -> list[nn.Parameter]:
+        """Every parameter outside the group block."""
+        in_block = {id(parameter) for parameter in self.block_parameters()}
+        return [parameter for parameter in self.parameters() if id(parameter) not in in_block]
+
+    def block_parameters(self) -> list[nn.Parameter]:
+        """The group block's parameters, for a learning rate of their own; empty for the baseline."""
+        return [] if self.group_block is None else list(self.group_block.parameters())
+
+    @torch.no_grad()
+    def user_vectors(self, features: Tensor, group_index: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
+        """(U, user_width) features in any order, (U,) int64 group of each row -> (U, d), after the group block."""
+        users = self.user_tower(features, compute_dtype)  # (U, d)
+        if self.group_block is None:
+            return users
+        order = torch.argsort(group_index, stable=True)
+        counts = torch.bincount(group_index, minlength=self.config.num_groups)
+        offsets = [0, *counts.cumsum(0).tolist()]
+        in_order = self.apply_block(users[order], offsets, compute_dtype=compute_dtype)
+        return torch.empty_like(users).index_copy_(0, order, in_order)
+
+    @torch.no_grad()
+    def apply_block(
+        self,
+        users: Tensor,
+        offsets: Sequence[int],
+        *,
+        out: Tensor | None = None,
+        compute_dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """(U, d) tower outputs sorted by group, (G + 1) row offsets -> (U, d) user vectors, in `out` where given.
+
+        Without a group block these are `users` themselves.
+        """
+        if self.group_block is None:
+            return users
+        users = self.group_block(users, offsets, out=out, compute_dtype=compute_dtype)
+        return users.relu_() if self.config.final_activation == "relu" else users
+
+    @torch.no_grad()
+    def title_vectors(self, features: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
+        """(T, title_width) features -> (T, d)."""
+        return self.title_tower(features, compute_dtype)
+
+    @torch.no_grad()
+    def logits(self, users: Tensor, titles: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
+        """(U, d) user vectors, (T, d) title vectors -> (U, T); the propensity is their sigmoid."""
+        scores = matmul(users, titles.t(), compute_dtype=compute_dtype).mul_(self.scale)  # (U, T)
+        return scores if self.bias is None else scores.add_(self.bias)

@@ -1,0 +1,184 @@
+"""The user's own Parquet tables: paths, column names and units mapped in the config."""
+
+from datetime import UTC, datetime, timedelta
+from functools import cached_property, partial
+from typing import Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pydantic import BaseModel, ConfigDict, Field
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.lake.manifest import Calendar, Territory, utc
+from mtrec_ray.sources.epochs import TIMESTAMP, to_utc_micros
+from mtrec_ray.sources.parquet_files import Chunk, list_chunks, read_chunk
+from mtrec_ray.sources.source import Part, Source, SourceFacts
+
+TITLE_TEXTS = ("name", "genres", "synopsis")
+
+
+class ParquetConfig(BaseModel):
+    """Where the tables are and what their columns are called."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    users: str = Field(description="Files of the users: path or URI of a file, a folder, or a glob; relative to --raw.")
+    events: str = Field(description="Files of the events.")
+    titles: str = Field(description="Files of the titles.")
+    candidates: str | None = Field(None, description="Files of fixed evaluation candidates; None = there are none.")
+    user_columns: dict[str, str] = Field(
+        {},
+        description="Canonical name -> yours, for user_id, territory, embedding and the attributes; unnamed ones keep "
+        "theirs.",
+    )
+    event_columns: dict[str, str] = Field({}, description="The same for user_id, title_id, timestamp.")
+    title_columns: dict[str, str] = Field(
+        {},
+        description="The same for title_id, name, genres, synopsis, territories, promoted_from, promoted_until, "
+        "embedding and the categoricals. name, genres, synopsis and territories may be absent: unknown, and offered "
+        "everywhere.",
+    )
+    candidate_columns: dict[str, str] = Field({}, description="The same for user_id, title_ids.")
+    attributes: dict[str, list[str] | None] = Field(
+        {},
+        description="Sensitive attributes with their values; null = the values that occur (one pass over the users).",
+    )
+    title_categoricals: list[str] = Field([], description="Further categorical columns of the titles.")
+    user_width: int = Field(0, ge=0, description="Width of the users' embedding column; 0 = there is none.")
+    title_width: int = Field(0, ge=0, description="Width of the titles' embedding column; 0 = there is none.")
+    timestamp_unit: Literal["s", "ms", "us", "ns"] = Field(
+        "s", description="Unit since 1970 of integer timestamps; timestamp columns carry their own."
+    )
+    territories: list[str] | None = Field(
+        None, description="Territories that may occur; null = those that occur (one pass over the users)."
+    )
+    regions: dict[str, str] = Field({}, description="Region of each territory; unnamed ones have the region 'all'.")
+    window_start: datetime | None = Field(
+        None, description="First moment of the window, UTC; null = day of the first event."
+    )
+    window_end: datetime | None = Field(
+        None,
+        description="First moment after the window, UTC; null = num_evaluation_days days before the data ends.",
+    )
+    day_s: int = Field(86_400, ge=1, description="Length of an evaluation day in seconds.")
+    num_evaluation_days: int = Field(3, ge=0, description="Evaluation days after the window.")
+    rows_per_part: int = Field(262_144, ge=1, description="Rows that a worker reads at a time, row groups kept whole.")
+
+
+class ParquetSource(Source):
+    """Reads Parquet files wherever `pyarrow.fs` reaches."""
+
+    def __init__(self, config: ParquetConfig, raw: str | None):
+        self.config, self.raw = config, raw
+        self.chunks: dict[str, list[Chunk]] = {
+            table: list_chunks(path, raw, config.rows_per_part)
+            for table in ("users", "events", "titles", "candidates")
+            if (path := getattr(config, table)) is not None
+        }
+
+    @cached_property
+    def facts(self) -> SourceFacts:
+        config = self.config
+        territories = config.territories or self._distinct("territory")
+        declared = {name: values or self._distinct(name) for name, values in config.attributes.items()}
+        strangers = sorted(set(config.regions) - set(territories))
+        if strangers:
+            raise UserError(
+                f"regions names {strangers[0]!r}, which is no territory: there are {', '.join(territories)}"
+            )
+        return SourceFacts(
+            name="parquet",
+            territories=tuple(Territory(name=n, region=config.regions.get(n, "all")) for n in territories),
+            attributes={name: tuple(values) for name, values in declared.items()},
+            calendar=self._calendar(),
+            num_users=sum(chunk.rows for chunk in self.chunks["users"]),
+            title_categoricals=tuple(config.title_categoricals),
+            user_width=config.user_width,
+            title_width=config.title_width,
+            embedding_description="brought by the source" if config.user_width or config.title_width else "",
+            has_candidates=config.candidates is not None,
+        )
+
+    def titles(self) -> pa.Table:
+        titles = pa.concat_tables(self._read("titles", chunk) for chunk in self.chunks["titles"])
+        absent = {name: pa.nulls(titles.num_rows, pa.string()) for name in TITLE_TEXTS}
+        absent["territories"] = pa.nulls(titles.num_rows, pa.list_(pa.string()))
+        for name, column in absent.items():
+            if name not in titles.column_names:
+                titles = titles.append_column(name, column)
+        return titles
+
+    def user_parts(self) -> list[Part]:
+        return [partial(self._read, "users", chunk) for chunk in self.chunks["users"]]
+
+    def event_parts(self) -> list[Part]:
+        return [partial(self._read, "events", chunk) for chunk in self.chunks["events"]]
+
+    def candidates(self) -> pa.Table | None:
+        if "candidates" not in self.chunks:
+            return None
+        return pa.concat_tables(self._read("candidates", chunk) for chunk in self.chunks["candidates"])
+
+    def _read(self, table: str, chunk: Chunk, only: str | None = None) -> pa.Table:
+        """One chunk with canonical column names; `only` one of them, or all."""
+        needed, optional = self._columns(table)
+        rows = read_chunk(chunk, {only: needed[only]} if only else needed, {} if only else optional)
+        if "timestamp" in rows.column_names:
+            moments = to_utc_micros(rows["timestamp"], self.config.timestamp_unit)
+            rows = rows.set_column(rows.column_names.index("timestamp"), "timestamp", moments)
+        return rows
+
+    def _columns(self, table: str) -> tuple[dict[str, str], dict[str, str]]:
+        """(needed, optional) canonical names -> the user's."""
+        config = self.config
+        needed = {
+            "users": ["user_id", "territory", *config.attributes] + ["embedding"] * bool(config.user_width),
+            "events": ["user_id", "title_id", "timestamp"],
+            "titles": ["title_id", *config.title_categoricals] + ["embedding"] * bool(config.title_width),
+            "candidates": ["user_id", "title_ids"],
+        }[table]
+        optional = [*TITLE_TEXTS, "territories", "promoted_from", "promoted_until"] if table == "titles" else []
+        mapping = getattr(config, f"{table[:-1]}_columns")
+        strangers = sorted(set(mapping) - {*needed, *optional})
+        if strangers:
+            raise UserError(
+                f"{table[:-1]}_columns maps {strangers[0]!r}, which is never read; there are "
+                + ", ".join([*needed, *optional])
+            )
+        optional_yours = {name: mapping.get(name, name) for name in optional}
+        named = {name for name in optional if name in mapping}
+        required = {name: mapping.get(name, name) for name in needed} | {n: optional_yours[n] for n in named}
+        return required, {name: yours for name, yours in optional_yours.items() if name not in named}
+
+    def _distinct(self, column: str) -> list[str]:
+        values: set[str] = set()
+        for chunk in self.chunks["users"]:
+            values |= set(pc.unique(self._read("users", chunk, only=column)[column].cast(pa.string())).to_pylist())
+        return sorted(values - {None, ""})
+
+    def _calendar(self) -> Calendar:
+        config = self.config
+        start, end = config.window_start, config.window_end
+        if start is None or end is None:
+            first_day, last_day = self._first_and_last_day()
+            start = start or first_day
+            end = end or last_day + timedelta(days=1) - timedelta(seconds=config.day_s * config.num_evaluation_days)
+        start, end = utc(start), utc(end)
+        if end <= start:
+            raise UserError(f"the window would start at {start} and end at {end}: set window_start and window_end")
+        return Calendar(
+            window_start=start, window_end=end, day_s=config.day_s, num_evaluation_days=config.num_evaluation_days
+        )
+
+    def _first_and_last_day(self) -> tuple[datetime, datetime]:
+        """Of the believable moments: one pass over the timestamps."""
+        low, high = (pa.scalar(datetime(year, 1, 1, tzinfo=UTC), TIMESTAMP) for year in (1970, 2200))
+        seen = []
+        for chunk in self.chunks["events"]:
+            moments = self._read("events", chunk, only="timestamp")["timestamp"]
+            moments = moments.filter(pc.and_(pc.greater_equal(moments, low), pc.less(moments, high)))
+            extremes = pc.min_max(moments).as_py()
+            seen += [moment for moment in extremes.values() if moment is not None]
+        if not seen:
+            raise UserError(f"no event of {self.config.events!r} has a believable timestamp: check timestamp_unit")
+        return tuple(m.replace(hour=0, minute=0, second=0, microsecond=0) for m in (min(seen), max(seen)))  # pyright: ignore[reportReturnType]

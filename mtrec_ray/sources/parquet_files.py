@@ -1,0 +1,104 @@
+"""Finding and reading Parquet files in bounded chunks, with errors that name the file."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import PurePosixPath
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.lake.manifest import resolve
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some row groups of one file. Picklable."""
+
+    uri: str
+    """Of the path as configured: names the filesystem."""
+    path: str
+    row_groups: tuple[int, ...]
+    rows: int
+
+
+def list_chunks(location: str, raw: str | None, rows_per_part: int) -> list[Chunk]:
+    """Chunks of all Parquet files at a path, folder or glob, sorted by path.
+
+    Raises:
+        UserError: nothing there, or a file that is no whole Parquet file.
+    """
+    uri = location if "://" in location or location.startswith(("/", "~")) or raw is None else f"{raw}/{location}"
+    fs, path = resolve(uri)
+    chunks = []
+    for found in _list_files(fs, path, uri):
+        metadata = _open(fs, found).metadata
+        chunks += _group_rows(
+            uri, found, [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], rows_per_part
+        )
+    return chunks
+
+
+def read_chunk(chunk: Chunk, needed: dict[str, str], optional: dict[str, str]) -> pa.Table:
+    """Rows of a chunk; columns are canonical name -> the file's, optional ones where the file has them.
+
+    Raises:
+        UserError: a needed column is missing, or the file is damaged.
+    """
+    file = _open(resolve(chunk.uri)[0], chunk.path)
+    there = file.schema_arrow.names
+    for name, yours in needed.items():
+        if yours not in there:
+            mend = "" if name == yours else f" (mapped to {name!r})"
+            raise UserError(
+                f"{chunk.path}: column {yours!r}{mend} is missing, there are {', '.join(there)}: map it in the config"
+            )
+    wanted = needed | {name: yours for name, yours in optional.items() if yours in there}
+    try:
+        rows = file.read_row_groups(list(chunk.row_groups), columns=list(dict.fromkeys(wanted.values())))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{chunk.path}: damaged or truncated ({error}): write it again") from error
+    return pa.table({name: rows[yours] for name, yours in wanted.items()})
+
+
+def _list_files(fs: pafs.FileSystem, path: str, uri: str) -> list[str]:
+    is_glob = any(sign in path for sign in "*?[")
+    base = _fixed_part(path) if is_glob else path
+    info = fs.get_file_info(base)
+    if info.is_file:
+        return [base]
+    if info.type == pafs.FileType.NotFound:
+        raise UserError(f"{uri!r} is missing: check the path and --raw")
+    found = [i.path for i in fs.get_file_info(pafs.FileSelector(base, recursive=True)) if i.is_file]
+    chosen = sorted(p for p in found if (fnmatch(p, path) if is_glob else p.endswith(".parquet")))
+    if not chosen:
+        raise UserError(f"{uri!r} names no Parquet file: check the path and --raw")
+    return chosen
+
+
+def _fixed_part(pattern: str) -> str:
+    parts = PurePosixPath(pattern).parts
+    fixed = [part for i, part in enumerate(parts) if not any(s in "".join(parts[: i + 1]) for s in "*?[")]
+    return str(PurePosixPath(*fixed)) if fixed else "."
+
+
+def _open(fs: pafs.FileSystem, path: str) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(fs.open_input_file(path))
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: check the path and --raw") from error
+    except pa.ArrowInvalid as error:
+        raise UserError(f"{path}: no Parquet file, or truncated ({error}): write it again") from error
+
+
+def _group_rows(uri: str, path: str, sizes: list[int], limit: int) -> list[Chunk]:
+    """Consecutive row groups, together at most `limit` rows, at least one group each."""
+    chunks, groups, rows = [], [], 0
+    for group, size in enumerate(sizes):
+        if groups and rows + size > limit:
+            chunks.append(Chunk(uri, path, tuple(groups), rows))
+            groups, rows = [], 0
+        groups.append(group)
+        rows += size
+    return [*chunks, Chunk(uri, path, tuple(groups), rows)] if groups else chunks

@@ -1,0 +1,86 @@
+"""What every source offers to the lake's build: facts known beforehand, and rows in bounded parts."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.lake.manifest import Calendar, Territory
+
+Part = Callable[[], pa.Table]
+"""Picklable, without arguments; read in a worker."""
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What a source declares before a row is read, and rows are validated against. Plain data, picklable."""
+
+    name: str
+    territories: tuple[Territory, ...]
+    attributes: dict[str, tuple[str, ...]]
+    """Sensitive attributes with their values, in order."""
+    calendar: Calendar
+    num_users: int
+    """Expected number of users: sets the default bucket count."""
+    title_categoricals: tuple[str, ...] = ()
+    user_width: int = 0
+    """Width of the user embeddings it brings; 0 = none."""
+    title_width: int = 0
+    embedding_description: str = ""
+    notes: tuple[str, ...] = ()
+    trained_users_are_tested: bool = False
+    has_candidates: bool = False
+
+
+class Source(ABC):
+    """A raw data set. Picklable; its tables have the lake's canonical column names (see `mtrec_ray.lake.schema`)."""
+
+    @property
+    @abstractmethod
+    def facts(self) -> SourceFacts:
+        """Territories, attributes, calendar and widths."""
+
+    @abstractmethod
+    def titles(self) -> pa.Table:
+        """All titles, in any order."""
+
+    @abstractmethod
+    def user_parts(self) -> list[Part]:
+        """Readers of bounded parts of the users, in any order."""
+
+    @abstractmethod
+    def event_parts(self) -> list[Part]:
+        """Readers of bounded parts of the events, in any order."""
+
+    def candidates(self) -> pa.Table | None:
+        """`user_id`, `title_ids`: the fixed evaluation candidates of each user, or None."""
+        return None
+
+    def complete_bucket(self, users: pa.Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """The bucket's whole rows, where the parts hold less than that (a generator makes them here)."""
+        return users, events
+
+    def truth(self) -> dict[str, pa.Table]:
+        """Small tables of what was planted, by name; none for real data."""
+        return {}
+
+    def user_truth(self, users: pa.Table) -> pa.Table | None:
+        """What was planted for the users of one bucket, rows as given; None for real data."""
+        return None
+
+
+def raw_folder(source: str, raw: str | None) -> Path:
+    """The folder of raw files.
+
+    Raises:
+        UserError: not given, or not there.
+    """
+    if raw is None:
+        raise UserError(f"source {source!r} reads raw files: name their folder with --raw DIR")
+    folder = Path(raw).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"--raw {raw!r} is not a folder: it should hold the files of source {source!r}")
+    return folder

@@ -1,0 +1,1 @@
+"""Steps: one exact training or scoring step on tensors; no ray."""

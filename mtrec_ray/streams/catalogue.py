@@ -1,0 +1,51 @@
+"""What each territory is offered in a window."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mtrec_ray.lake.manifest import Lake
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Titles offered in each territory and promoted in a window; `offers[t]` are ascending title indices."""
+
+    title_ids: pa.Array
+    offers: list[np.ndarray]
+
+    @staticmethod
+    def of(lake: Lake, start: datetime, end: datetime) -> "Catalogue":
+        """The catalogue of [start, end): a title without promotion dates is always promoted, without territories offered everywhere."""
+        titles = lake.titles
+        promoted = _promoted(titles, start, end)
+        everywhere, local = [], {name: [] for name in lake.territory_names()}
+        for index, territories in enumerate(titles["territories"].to_pylist()):
+            if promoted[index] and not territories:
+                everywhere.append(index)
+            for name in (territories or []) if promoted[index] else []:
+                local[name].append(index)
+        shared = np.array(everywhere, dtype=np.int32)
+        offers = [np.sort(np.concatenate([shared, np.array(own, dtype=np.int32)])) for own in local.values()]
+        return Catalogue(titles["title_id"].combine_chunks(), offers)
+
+    @cached_property
+    def offer_mask(self) -> np.ndarray:
+        """(territories, T) bool: is the title offered there."""
+        mask = np.zeros((len(self.offers), len(self.title_ids)), dtype=bool)
+        for territory, offer in enumerate(self.offers):
+            mask[territory, offer] = True
+        return mask
+
+
+def _promoted(titles: pa.Table, start: datetime, end: datetime) -> np.ndarray:
+    promoted = np.ones(titles.num_rows, dtype=bool)
+    if "promoted_from" in titles.column_names:
+        promoted &= pc.fill_null(pc.less(titles["promoted_from"], pa.scalar(end)), True).to_numpy()
+    if "promoted_until" in titles.column_names:
+        promoted &= pc.fill_null(pc.greater(titles["promoted_until"], pa.scalar(start)), True).to_numpy()
+    return promoted

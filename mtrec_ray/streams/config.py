@@ -1,0 +1,50 @@
+"""Settings of the pair streams."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from mtrec_ray.config import Config
+from mtrec_ray.lake.window import WindowConfig
+
+
+class SampleConfig(Config):
+    """Who is sampled and which pairs are drawn (paper A, 3.2 and 4.1)."""
+
+    seed: int = 0
+    """Seed of sample membership and negatives; the split into train, validation and test users has its own."""
+    split_seed: int = 0
+    """Seed of the user split; keep it over all runs that are compared, or test users leak."""
+    test_fraction: float = Field(default=0.2, ge=0, lt=1)
+    """Share of users that are test users, never trained on."""
+    validation_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Share of users put aside for choices made before testing; never trained on."""
+    random_fraction: float = Field(default=0.5, gt=0, le=1)
+    """Share of the remaining users in the random sample R."""
+    active_fraction: float = Field(default=0.5, ge=0)
+    """Size of the added active set A as a multiple of R; 0 turns upsampling off."""
+    active_days: int = Field(default=90, ge=1)
+    """A user is active with an event in this many days before the end of the window."""
+    tau: float = Field(default=1.0, ge=0, le=1)
+    """Territory t's share of A is proportional to (its active users)^tau: 1 proportional, 0 every territory alike."""
+    upsample: Literal["active", "control"] = "active"
+    """`control` adds random users, active or not, that bring as many positives as the active set would."""
+    alpha: float | Literal["auto"] = 10.0
+    """Negatives per positive; `auto` = sampled users / users with a positive on a mean day."""
+
+    @model_validator(mode="after")
+    def _contradictions(self) -> "SampleConfig":
+        if self.test_fraction + self.validation_fraction >= 1:
+            raise ValueError("sample.test_fraction + sample.validation_fraction must leave users to train on (sum < 1)")
+        if self.alpha != "auto" and self.alpha <= 0:
+            raise ValueError(f"sample.alpha = {self.alpha} must be above 0 (negatives per positive), or `auto`")
+        if self.upsample == "control" and self.active_fraction == 0:
+            raise ValueError("sample.upsample = control has no effect with sample.active_fraction = 0: set one of them")
+        return self
+
+
+class PairsConfig(Config):
+    """What `mtrec pairs show` counts."""
+
+    sample: SampleConfig = SampleConfig()
+    window: WindowConfig = WindowConfig()

@@ -1,0 +1,178 @@
+"""From a lake to training batches.
+
+1. `Schedule.segments`: which slots of which buckets this worker reads, in order   (no data)
+2. `read_segment`:      one segment's rows, read from its bucket                   (Ray Data task)
+3. `stream_rows`:       blocks of rows in schedule order                           (Ray Data, order preserved)
+4. `step_batches`:      one `StepRows` per global step                             (worker process)
+
+A row is one user with all its labelled titles, so an embedding travels once and not once per pair.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from mtrec_ray.hashing import fold_of, mix
+from mtrec_ray.lake.bucket import Bucket
+from mtrec_ray.lake.manifest import Lake, embedding_column, embedding_matrix
+from mtrec_ray.streams.catalogue import Catalogue
+from mtrec_ray.streams.pairs import Pairs, labelled_pairs
+from mtrec_ray.streams.plan import PairPlan, sampled_users
+from mtrec_ray.streams.schedule import Schedule, Segment, lanes_of_worker
+
+
+@dataclass(frozen=True)
+class StepRows:
+    """What one worker trains on in one global step; U rows, P pairs."""
+
+    step: int
+    embedding: np.ndarray
+    """(U, user_width) float16."""
+    territory: np.ndarray
+    """(U,) int32."""
+    offsets: np.ndarray
+    """(U + 1,) int64: pairs of row u are offsets[u]:offsets[u + 1]."""
+    title_index: np.ndarray
+    """(P,) int32."""
+    label: np.ndarray
+    """(P,) bool."""
+
+
+def read_segment(segment: Segment, lake: Lake, plan: PairPlan, from_step: int, seed: int) -> pa.Table:
+    """Rows of one segment that have pairs and belong to `from_step` or later, in slot order.
+
+    Columns: `lane`, `step`, `territory` int32, `title_index` list<int32>, `label` list<bool>, `embedding` FixedSizeBinary.
+    """
+    phase = plan.phases[segment.phase]
+    folds = phase.num_folds
+    column = "fold_embeddings" if folds > 1 else "embedding"
+    catalogue = Catalogue.of(lake, phase.start, phase.end)
+    bucket = Bucket.read(lake, segment.bucket, catalogue.title_ids, (column,))
+    rows, _ = sampled_users(bucket, plan.sample, plan.calendar, np.array(plan.added_rates))
+    salt = int(mix(np.array([plan.sample.seed], dtype=np.uint64), "phase", phase.day)[0])
+    pairs = labelled_pairs(bucket, rows, catalogue, (phase.start, phase.end), phase.negative_rate, salt)
+    slot_of_pair = _slots(bucket, rows, pairs, folds, lake.manifest.embeddings.fold_seed)
+    order = _slot_order(bucket, rows, folds, segment, seed)
+    wanted = np.arange(segment.start, segment.stop)
+    steps = segment.steps(wanted)
+    wanted, steps = wanted[steps >= from_step], steps[steps >= from_step]
+    offsets, taken = _group_pairs(slot_of_pair, order[wanted], len(rows) * folds)
+    used = np.diff(offsets) > 0
+    slots = order[wanted][used]
+    offsets = np.concatenate([[0], np.cumsum(np.diff(offsets)[used])])
+    vectors = embedding_matrix(bucket.users[column]).reshape(len(bucket.keys), folds, -1)
+    return pa.table(
+        {
+            "lane": np.full(len(slots), segment.lane, dtype=np.int32),
+            "step": steps[used].astype(np.int32),
+            "territory": bucket.territory[rows[slots // folds]],
+            "title_index": pa.ListArray.from_arrays(offsets.astype(np.int32), pairs.title_index[taken]),
+            "label": pa.ListArray.from_arrays(offsets.astype(np.int32), pairs.label[taken]),
+            "embedding": embedding_column(vectors[rows[slots // folds], slots % folds]),
+        }
+    )
+
+
+def stream_rows(lake: Lake, schedule: Schedule, lanes: set[int], from_step: int) -> Iterator[pa.Table]:
+    """Blocks of rows of some lanes in schedule order, read ahead by Ray Data tasks anywhere in the cluster."""
+    segments = schedule.segments(lanes, from_step)
+    if not segments:
+        return
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    dataset = ray.data.from_items([asdict(s) for s in segments], override_num_blocks=len(segments)).map_batches(
+        _read_item,
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_kwargs={"lake": lake, "plan": schedule.plan, "from_step": from_step, "seed": schedule.seed},
+    )
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+
+
+def step_batches(blocks: Iterable[pa.Table], lanes: set[int], steps: range) -> Iterator[StepRows]:
+    """Exactly one `StepRows` per step, empty ones included.
+
+    A step is complete once every lane has shown a row of a later step or the stream has ended; what is kept waiting is at most
+    about a segment a lane.
+    """
+    waiting: dict[int, list[pa.Table]] = defaultdict(list)
+    last_seen = dict.fromkeys(lanes, -1)
+    next_step = steps.start
+    for block in blocks:
+        for lane, part in _by_run(block, "lane"):
+            for step, rows in _by_run(part, "step"):
+                waiting[step].append(rows)
+                last_seen[lane] = step
+        while next_step < min(last_seen.values()):
+            yield _collate(next_step, waiting.pop(next_step, []))
+            next_step += 1
+    for step in range(next_step, steps.stop):
+        yield _collate(step, waiting.pop(step, []))
+
+
+def training_batches(
+    lake: Lake, schedule: Schedule, rank: int, num_workers: int, from_step: int = 0
+) -> Iterator[StepRows]:
+    """One worker's share of every global step from `from_step` to the end."""
+    lanes = lanes_of_worker(rank, num_workers, schedule.lanes)
+    blocks = stream_rows(lake, schedule, lanes, from_step)
+    yield from step_batches(blocks, lanes, range(from_step, schedule.num_steps))
+
+
+def _read_item(items: pa.Table, lake: Lake, plan: PairPlan, from_step: int, seed: int) -> pa.Table:
+    return pa.concat_tables([read_segment(Segment(**item), lake, plan, from_step, seed) for item in items.to_pylist()])
+
+
+def _slots(bucket: Bucket, rows: np.ndarray, pairs: Pairs, folds: int, fold_seed: int) -> np.ndarray:
+    """(P,) slot of each pair before the epoch's order: sampled user * folds + fold."""
+    sampled = np.searchsorted(rows, pairs.user_row)
+    if folds == 1:
+        return sampled
+    return sampled * folds + fold_of(bucket.keys[pairs.user_row], pairs.title_index, folds, fold_seed)
+
+
+def _slot_order(bucket: Bucket, rows: np.ndarray, folds: int, segment: Segment, seed: int) -> np.ndarray:
+    """(S * folds,) slots in the order of this epoch."""
+    fold = np.arange(folds, dtype=np.uint64)
+    draws = mix(bucket.keys[rows, None], "slot order", seed, segment.phase, segment.epoch, fold)
+    return np.argsort(draws.ravel(), kind="stable")
+
+
+def _group_pairs(slot_of_pair: np.ndarray, slots: np.ndarray, num_slots: int) -> tuple[np.ndarray, np.ndarray]:
+    """CSR of the pairs of each wanted slot: offsets (len(slots) + 1,), pair indices."""
+    by_slot = np.argsort(slot_of_pair, kind="stable")
+    counts = np.bincount(slot_of_pair, minlength=num_slots)
+    starts = np.cumsum(counts) - counts
+    offsets = np.concatenate([[0], np.cumsum(counts[slots])])
+    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts[slots])
+    return offsets, by_slot[np.repeat(starts[slots], counts[slots]) + within]
+
+
+def _by_run(table: pa.Table, column: str) -> Iterator[tuple[int, pa.Table]]:
+    """Consecutive rows with one value of `column`."""
+    values = table[column].to_numpy()
+    if len(values) == 0:
+        return
+    cuts = np.concatenate([[0], np.flatnonzero(np.diff(values)) + 1, [len(values)]])
+    for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+        yield int(values[start]), table.slice(start, stop - start)
+
+
+def _collate(step: int, parts: list[pa.Table]) -> StepRows:
+    if not parts:
+        empty = np.zeros(0, dtype=np.int32)
+        return StepRows(step, np.zeros((0, 0), np.float16), empty, np.zeros(1, np.int64), empty, np.zeros(0, bool))
+    table = pa.concat_tables(parts).combine_chunks()
+    titles, labels = table["title_index"].chunk(0), table["label"].chunk(0)
+    return StepRows(
+        step=step,
+        embedding=embedding_matrix(table["embedding"]),
+        territory=table["territory"].to_numpy(),
+        offsets=titles.offsets.to_numpy().astype(np.int64) - titles.offsets[0].as_py(),
+        title_index=titles.flatten().to_numpy(),
+        label=labels.flatten().to_numpy(zero_copy_only=False),
+    )

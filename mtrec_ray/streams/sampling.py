@@ -1,0 +1,73 @@
+"""Who is trained on: a random sample R, a disjoint adaptive active set A, and users kept apart for testing.
+
+Every decision is a seeded hash of the user id, so it is the same in any order, for any number of readers and buckets.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from mtrec_ray.hashing import uniforms
+from mtrec_ray.streams.config import SampleConfig
+
+TRAIN, VALIDATION, TEST = 0, 1, 2
+
+
+def split_of(keys: np.ndarray, sample: SampleConfig) -> np.ndarray:
+    """TRAIN, VALIDATION or TEST of each user key; (N,) uint64 -> (N,) int8."""
+    draw = uniforms(keys, "split", sample.split_seed)
+    split = np.full(len(keys), TRAIN, dtype=np.int8)
+    split[draw < sample.test_fraction + sample.validation_fraction] = VALIDATION
+    split[draw < sample.test_fraction] = TEST
+    return split
+
+
+def in_random_sample(keys: np.ndarray, sample: SampleConfig) -> np.ndarray:
+    """(N,) bool: training users of the random sample R."""
+    chosen = uniforms(keys, "random sample", sample.seed) < sample.random_fraction
+    return chosen & (split_of(keys, sample) == TRAIN)
+
+
+def in_added_set(keys: np.ndarray, eligible: np.ndarray, rates: np.ndarray, sample: SampleConfig) -> np.ndarray:
+    """(N,) bool: users of the added set A; `rates` (N,) is the sampling rate of the user's territory."""
+    return eligible & (uniforms(keys, "added set", sample.seed) < rates)
+
+
+def adaptive_rates(num_active: np.ndarray, num_candidates: np.ndarray, size: float, tau: float) -> np.ndarray:
+    """Sampling rate of the added set in each territory.
+
+    Territory t gets a share of `size` proportional to (its active users)^tau; a territory that runs out of candidates
+    gives its surplus to the others in the same proportion.
+
+    Args:
+        num_active: (territories,) active users.
+        num_candidates: (territories,) active training users outside R.
+        size: users to add, all territories together.
+        tau: 1 proportional, 0 every territory alike.
+
+    Returns:
+        (territories,) rates in [0, 1].
+    """
+    weights = np.where(num_candidates > 0, np.power(np.maximum(num_active, 1.0), tau), 0.0)
+    wanted = np.zeros(len(weights))
+    open_territories = weights > 0
+    while open_territories.any():
+        remaining = size - wanted[~open_territories].sum()
+        share = remaining * weights / weights[open_territories].sum()
+        full = open_territories & (share >= num_candidates)
+        if not full.any():
+            wanted[open_territories] = share[open_territories]
+            break
+        wanted[full] = num_candidates[full]
+        open_territories &= ~full
+    return np.divide(wanted, num_candidates, out=np.zeros_like(wanted), where=num_candidates > 0).clip(0.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Members:
+    """Sampled users of one bucket, as rows of its users table."""
+
+    rows: np.ndarray
+    """(S,) int64 rows, ascending."""
+    added: np.ndarray
+    """(S,) bool: of the added set A rather than of R."""

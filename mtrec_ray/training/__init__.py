@@ -1,0 +1,1 @@
+"""Ray Train runs: the propensity models today, backbones and eliminators next."""

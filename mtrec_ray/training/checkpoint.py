@@ -1,0 +1,49 @@
+"""Everything a run needs to go on to the same result: weights, Adam's state, position and random state, as safetensors and JSON."""
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mtrec_ray.models.two_tower import TwoTower
+
+WEIGHTS, OPTIMIZER, POSITION = "model.safetensors", "optimizer.safetensors", "position.json"
+
+
+def save_checkpoint(
+    folder: Path, model: TwoTower, optimizer: torch.optim.Optimizer, next_step: int, config: str
+) -> None:
+    """Write the state before global step `next_step`; `config` is the run's resolved YAML."""
+    safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS)
+    safetensors.torch.save_file(_optimizer_tensors(model, optimizer), folder / OPTIMIZER)
+    (folder / "config.yaml").write_text(config)
+    (folder / POSITION).write_text(json.dumps({"next_step": next_step}))
+
+
+def load_checkpoint(folder: Path, model: TwoTower, optimizer: torch.optim.Optimizer) -> int:
+    """Fill model and optimizer; returns the global step to go on with."""
+    device = next(model.parameters()).device
+    model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS, device=str(device)))
+    tensors = safetensors.torch.load_file(folder / OPTIMIZER, device=str(device))
+    torch.set_rng_state(tensors.pop("rng_state").cpu())
+    for name, parameter in model.named_parameters():
+        state = {key.split("/")[0]: value for key, value in tensors.items() if key.endswith(f"/{name}")}
+        if state:
+            state["step"] = state["step"].to(_step_device(optimizer, device))
+            optimizer.state[parameter] = state
+    return json.loads((folder / POSITION).read_text())["next_step"]
+
+
+def _optimizer_tensors(model: TwoTower, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {"rng_state": torch.get_rng_state()}
+    for name, parameter in model.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}/{name}"] = value.contiguous()
+    return tensors
+
+
+def _step_device(optimizer: torch.optim.Optimizer, device: torch.device) -> torch.device:
+    """Fused Adam keeps its step counter beside the parameters, the others on the CPU."""
+    return device if optimizer.defaults.get("fused") else torch.device("cpu")

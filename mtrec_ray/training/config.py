@@ -1,0 +1,105 @@
+"""Settings of `mtrec train propensity`."""
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from mtrec_ray.config import Config
+from mtrec_ray.lake.window import WindowConfig
+from mtrec_ray.streams.config import SampleConfig
+
+
+class ModelConfig(Config):
+    """Two-tower model (paper A, 3.3 and 4.2)."""
+
+    d: int = Field(default=512, ge=1)
+    """Width of every layer."""
+    group_block: Literal["dense", "residual", "film", "low_rank"] | None = None
+    """Block of a territory group on top of the user tower; `dense` is the paper's and mtl's default; null for a baseline."""
+    groups: str | None = None
+    """Territory groups: `one`, `each`, `regions` (paper A's four; mtl's default), or a YAML file `group: [territory, ...]`."""
+    final_activation: Literal["none", "relu"] = "none"
+    """`relu` is paper A taken literally (every probability at least one half); `none`: linear last layer, scale, bias."""
+    final_batch_norm: bool = True
+    """Batch normalisation after the last layer of each tower."""
+
+
+class OptimConfig(Config):
+    """Adam on batches of whole users (paper A, 4.2)."""
+
+    lr: float = Field(default=1e-3, gt=0)
+    """Learning rate."""
+    block_lr_scale: float = Field(default=1.0, gt=0)
+    """Learning rate of the group blocks as a multiple of `lr`."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """L2 penalty of Adam."""
+    epochs: int = Field(default=4, ge=1)
+    """Passes over the window's pairs."""
+    day_epochs: int = Field(default=1, ge=1)
+    """Passes over each later day's pairs with --incremental."""
+    batch_pairs: int = Field(default=8192, ge=1)
+    """Pairs of a global batch on average, over all workers."""
+    lanes: int = Field(default=8, ge=1)
+    """Parallel readers of a batch: fixes which users share a batch, whatever the number of workers (at most this many)."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Matrix products: `auto` = bfloat16 on GPU, float32 on CPU."""
+
+
+class RunnerConfig(Config):
+    """Where and how the run is carried out; changes nothing but speed (up to float error)."""
+
+    workers: int = Field(default=1, ge=1)
+    """Data-parallel workers."""
+    use_gpu: bool = False
+    """One GPU per worker."""
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    """Logical CPUs a worker holds; one more must stay free for Ray Data."""
+    max_failures: int = Field(default=3, ge=0)
+    """Restarts from the last checkpoint before the run gives up."""
+    checkpoint_every_s: float = Field(default=60.0, ge=0)
+    """Seconds between checkpoints; work lost to a failure is at most this plus a step."""
+
+
+class PropensityConfig(Config):
+    """One training run of a propensity model."""
+
+    lake: str
+    """Folder or URI of the lake."""
+    name: str
+    """Name of the run; the same name goes on where it was stopped."""
+    runs: str = "runs"
+    """Folder or URI that holds the runs."""
+    kind: Literal["baseline", "mtl"] = "mtl"
+    """`baseline` is one global model, `mtl` has a block per territory group."""
+    seed: int = 0
+    """Seed of the weights and of the order of batches."""
+    incremental: bool = False
+    """After the window, train on each evaluation day in turn (paper A's protocol): day i is evaluated before it is trained on."""
+    model: ModelConfig = ModelConfig()
+    sample: SampleConfig = SampleConfig()
+    window: WindowConfig = WindowConfig()
+    optim: OptimConfig = OptimConfig()
+    runner: RunnerConfig = RunnerConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mtl_defaults(cls, document: Any) -> Any:
+        if (
+            isinstance(document, dict)
+            and document.get("kind", "mtl") == "mtl"
+            and isinstance(document.get("model", {}), dict)
+        ):
+            given = {key: value for key, value in document.get("model", {}).items() if value is not None}
+            document = document | {"model": {"group_block": "dense", "groups": "regions"} | given}
+        return document
+
+    @model_validator(mode="after")
+    def _contradictions(self) -> "PropensityConfig":
+        for key in ("groups", "group_block"):
+            if self.kind == "baseline" and getattr(self.model, key) is not None:
+                raise ValueError(f"model.{key} has no effect on a baseline: drop it or set kind=mtl")
+        if self.runner.workers > self.optim.lanes:
+            raise ValueError(
+                f"runner.workers = {self.runner.workers} needs optim.lanes of at least as many (it is {self.optim.lanes})"
+            )
+        return self

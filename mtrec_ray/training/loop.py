@@ -1,0 +1,194 @@
+"""What each data-parallel worker of a propensity run does: one function per level, from the step's rows to the whole run."""
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.train
+import torch
+from torch import Tensor
+
+from mtrec_ray.config import dump_yaml
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.models.two_tower import TwoTower
+from mtrec_ray.steps.batch import make_pair_batch
+from mtrec_ray.steps.precision import use_fast_matmul
+from mtrec_ray.steps.propensity import AllReduce, train_step
+from mtrec_ray.streams.reader import StepRows, training_batches
+from mtrec_ray.streams.schedule import Schedule
+from mtrec_ray.training.checkpoint import load_checkpoint, save_checkpoint
+from mtrec_ray.training.config import OptimConfig
+from mtrec_ray.training.run import RunRecord, load_plan, save_snapshot
+
+CHECK_CLOCK_EVERY = 10
+"""Steps between looks at the clock, which all workers take together."""
+
+
+@ray.remote(num_cpus=0)
+class ProgressBoard:
+    """Where rank 0 leaves the global step for the driver's progress bar."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def put(self, step: int) -> None:
+        self.step = step
+
+    def get(self) -> int:
+        return self.step
+
+
+@dataclass
+class Trainee:
+    """Model, optimizer and the constant tensors of one worker."""
+
+    model: TwoTower
+    optimizer: torch.optim.Optimizer
+    catalogue: Tensor
+    """(titles, title_width) float16 on the device."""
+    group_of_territory: np.ndarray
+    """(territories,) int64."""
+    all_reduce: AllReduce | None
+    compute_dtype: torch.dtype | None
+
+    def step(self, rows: StepRows) -> Tensor:
+        """Train on one worker's share of a global batch; returns the global loss."""
+        batch = make_pair_batch(
+            rows.embedding,
+            self.group_of_territory[rows.territory],
+            rows.offsets,
+            rows.title_index,
+            rows.label,
+            self.catalogue,
+            num_groups=self.model.config.num_groups,
+            device=self.catalogue.device,
+        )
+        return train_step(
+            self.model, self.optimizer, batch, all_reduce=self.all_reduce, compute_dtype=self.compute_dtype
+        )
+
+
+def train_loop_per_worker(settings: dict[str, Any]) -> None:
+    """The whole run of one worker, from the last checkpoint if there is one.
+
+    Args:
+        settings: plain data: `record` (RunRecord as JSON text), `board` (actor handle).
+    """
+    # Rebuild
+    record = RunRecord.model_validate_json(settings["record"])
+    config, context = record.config, ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    lake, plan = Lake.open(config.lake), load_plan(record.uri)
+    epochs = (config.optim.epochs, *[config.optim.day_epochs] * (len(plan.phases) - 1))
+    schedule = Schedule(plan, config.seed, config.optim.lanes, epochs, config.optim.batch_pairs)
+    trainee = make_trainee(record, lake, ray.train.torch.get_device(), world_size)
+    step = _restore(trainee)
+
+    # Train
+    save_due = _Clock(config.runner.checkpoint_every_s, world_size, trainee.catalogue.device)
+    phase_ends = schedule.phase_ends()
+    mean_loss = _RunningMean()
+    for rows in training_batches(lake, schedule, rank, world_size, from_step=step):
+        mean_loss.add(trainee.step(rows))
+        step = rows.step + 1
+        if rank == 0 and step % CHECK_CLOCK_EVERY == 0:
+            settings["board"].put.remote(step)
+        if step in phase_ends:
+            if rank == 0:
+                save_snapshot(record.uri, plan.phases[phase_ends.index(step)].day, trainee.model)
+            _report(trainee, record, step, mean_loss, rank)
+        elif save_due(step):
+            _report(trainee, record, step, mean_loss, rank)
+    if rank == 0:
+        settings["board"].put.remote(step)
+
+
+def make_trainee(record: RunRecord, lake: Lake, device: torch.device, world_size: int) -> Trainee:
+    """Model and optimizer before the first step; the seed alone decides the weights."""
+    config = record.config
+    torch.set_num_threads(max(1, int(config.runner.cpus_per_worker)))
+    torch.manual_seed(config.seed)
+    use_fast_matmul()
+    model = TwoTower(record.two_tower_config())
+    model.init_weights(torch.Generator().manual_seed(config.seed))
+    model.to(device).train()
+    use_bfloat16 = config.optim.compute_dtype == "bfloat16" or (
+        config.optim.compute_dtype == "auto" and device.type == "cuda"
+    )
+    return Trainee(
+        model=model,
+        optimizer=make_optimizer(model, config.optim),
+        catalogue=torch.from_numpy(lake.title_embeddings().copy()).to(device),
+        group_of_territory=np.array(record.groups.of_territory, dtype=np.int64),
+        all_reduce=_all_reduce if world_size > 1 else None,
+        compute_dtype=torch.bfloat16 if use_bfloat16 else None,
+    )
+
+
+def make_optimizer(model: TwoTower, optim: OptimConfig) -> torch.optim.Optimizer:
+    """Adam (paper A, 4.2), the group block with a learning rate of its own."""
+    groups = [{"params": model.tower_parameters(), "lr": optim.lr}]
+    if model.group_block is not None:
+        groups.append({"params": model.block_parameters(), "lr": optim.lr * optim.block_lr_scale})
+    return torch.optim.Adam(groups, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+
+
+def _all_reduce(tensor: Tensor) -> Tensor:
+    torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def _restore(trainee: Trainee) -> int:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as folder:
+        return load_checkpoint(Path(folder), trainee.model, trainee.optimizer)
+
+
+def _report(trainee: Trainee, record: RunRecord, step: int, mean_loss: "_RunningMean", rank: int) -> None:
+    """A checkpoint from rank 0; every worker takes part, `ray.train.report` is a barrier."""
+    metrics = {"step": step, "train/loss": mean_loss.take()}
+    if rank != 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(Path(folder), trainee.model, trainee.optimizer, step, dump_yaml(record.config))
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+class _Clock:
+    """True on every worker at the same step, once rank 0's clock says that a checkpoint is due."""
+
+    def __init__(self, every_s: float, world_size: int, device: torch.device) -> None:
+        self.every_s, self.world_size, self.device = every_s, world_size, device
+        self.last = time.monotonic()
+
+    def __call__(self, step: int) -> bool:
+        if step % CHECK_CLOCK_EVERY:
+            return False
+        due = torch.tensor([time.monotonic() - self.last >= self.every_s], dtype=torch.int32, device=self.device)
+        if self.world_size > 1:
+            torch.distributed.broadcast(due, src=0)
+        if due.item():
+            self.last = time.monotonic()
+        return bool(due.item())
+
+
+class _RunningMean:
+    """Mean of scalar tensors since the last `take`, without a device sync per step."""
+
+    def __init__(self) -> None:
+        self.total, self.count = 0.0, 0
+
+    def add(self, value: Tensor) -> None:
+        self.total, self.count = self.total + value, self.count + 1
+
+    def take(self) -> float:
+        mean = float(self.total) / max(1, self.count)
+        self.total, self.count = 0.0, 0
+        return mean

@@ -1,0 +1,104 @@
+"""The folder of a training run: what it is, its plan, its snapshots; all of it readable without unpickling anything.
+
+runs/NAME/run.json                         config, lake hash, groups, model shape, status
+runs/NAME/plan.json                        the pair streams' plan
+runs/NAME/snapshots/day_D/model.safetensors  weights after the window (D = 0) or after training on day D
+runs/NAME/checkpoint_*/                    Ray Train's checkpoints: weights, Adam's state, position
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.files import join, read_file, read_json, write_file, write_json
+from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
+from mtrec_ray.streams.groups import Groups
+from mtrec_ray.streams.plan import PairPlan
+from mtrec_ray.training.config import PropensityConfig
+
+FORMAT_VERSION = 1
+
+
+class RunRecord(BaseModel):
+    """The content of `run.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    status: Literal["training", "done"]
+    config: PropensityConfig
+    lake_hash: str
+    groups: Groups
+    model: dict[str, Any]
+    """Fields of `TwoTowerConfig`."""
+    num_steps: int
+    metrics: dict[str, float] = {}
+
+    @property
+    def uri(self) -> str:
+        return join(self.config.runs, self.config.name)
+
+    def two_tower_config(self) -> TwoTowerConfig:
+        return TwoTowerConfig(**self.model)
+
+    def save(self) -> None:
+        write_json(join(self.uri, "run.json"), self.model_dump(mode="json"))
+
+    @staticmethod
+    def load(uri: str) -> "RunRecord":
+        """Raises UserError where there is no run, or one of another format."""
+        try:
+            return RunRecord.model_validate(read_json(join(uri, "run.json")))
+        except FileNotFoundError as error:
+            raise UserError(
+                f"no run at {uri!r}: run.json is missing; train one with `mtrec train propensity`"
+            ) from error
+        except ValidationError as error:
+            raise UserError(
+                f"run {uri!r} was written by another version: {error.errors()[0]['msg']}; train it again"
+            ) from error
+
+
+def save_plan(uri: str, plan: PairPlan) -> None:
+    write_file(join(uri, "plan.json"), plan.model_dump_json(indent=1).encode())
+
+
+def load_plan(uri: str) -> PairPlan:
+    return PairPlan.model_validate_json(read_file(join(uri, "plan.json")))
+
+
+def snapshot_uri(uri: str, day: int) -> str:
+    return join(uri, "snapshots", f"day_{day}", "model.safetensors")
+
+
+def save_snapshot(uri: str, day: int, model: TwoTower) -> None:
+    """Weights and running statistics after the phase of `day`."""
+    write_file(
+        snapshot_uri(uri, day),
+        safetensors.torch.save({k: v.contiguous().cpu() for k, v in model.state_dict().items()}),
+    )
+
+
+def load_snapshot(record: RunRecord, day: int) -> TwoTower:
+    """The model after the phase of `day`, on the CPU, ready for inference."""
+    model = TwoTower(record.two_tower_config())
+    try:
+        weights = safetensors.torch.load(read_file(snapshot_uri(record.uri, day)))
+        model.load_state_dict(weights)
+    except FileNotFoundError as error:
+        raise UserError(f"run {record.uri!r} has no weights for day {day}: finish its training first") from error
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise UserError(f"run {record.uri!r}: the weights of day {day} are damaged: {error}") from error
+    return model.eval()
+
+
+def model_fields(config: TwoTowerConfig) -> dict[str, Any]:
+    return dataclasses.asdict(config)
+
+
+def parameter_count(model: torch.nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,34 @@
+"""Fixtures for the whole suite: one quiet local Ray for all tests that need it, and the folder of real data."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """A local Ray with three logical CPUs, started once; tests that use it carry `pytest.mark.ray`."""
+    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    import ray
+
+    ray.init(
+        num_cpus=3,
+        include_dashboard=False,
+        logging_level="ERROR",
+        log_to_driver=False,
+        object_store_memory=300_000_000,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the public data sets; the test is skipped where there is none."""
+    beside = Path(__file__).parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("MTREC_TEST_DATA", beside))
+    if not folder.is_dir():
+        pytest.skip(f"no real data: set MTREC_TEST_DATA to its folder, or put it at {beside}")
+    return folder

@@ -1,0 +1,98 @@
+"""PR-AUC from histograms: hand-worked values, the stated bound, and what sklearn says."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+from mtrec_ray.evaluation.average_precision import average_precision, average_precision_bounds
+from mtrec_ray.evaluation.score_grid import ScoreGrid
+
+
+def binned(grid: ScoreGrid, scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    bins = grid.fine_bins(scores)
+    return tuple(np.bincount(bins[labels == kind], minlength=grid.num_fine_bins) for kind in (False, True))
+
+
+def test_hand_worked_value():
+    # from the top: + - +, one per bin: (1/1 + 2/3) / 2
+    assert average_precision(np.array([0, 1, 0]), np.array([1, 0, 1])) == pytest.approx(5 / 6)
+
+
+def test_perfect_ranking_is_one():
+    assert average_precision(np.array([5, 0]), np.array([0, 3])) == 1.0
+
+
+def test_worst_ranking_by_hand():
+    # two negatives above one positive: precision 1/3 at its place
+    assert average_precision(np.array([0, 2]), np.array([1, 0])) == pytest.approx(1 / 3)
+
+
+def test_all_tied_is_the_share_of_positives():
+    assert average_precision(np.array([0, 9, 0]), np.array([0, 3, 0])) == pytest.approx(0.25)
+
+
+def test_without_positives_is_nan_not_zero():
+    assert np.isnan(average_precision(np.array([4, 2]), np.array([0, 0])))
+    assert np.isnan(average_precision_bounds(np.array([4, 2]), np.array([0, 0]))).all()
+
+
+def test_empty_is_nan():
+    assert np.isnan(average_precision(np.zeros(3), np.zeros(3)))
+
+
+def test_replicates_are_independent_of_each_other():
+    negatives, positives = np.array([[0, 1, 0], [5, 0, 0]]), np.array([[1, 0, 1], [0, 0, 0]])
+    np.testing.assert_allclose(average_precision(negatives, positives), [5 / 6, np.nan])
+
+
+def test_bounds_by_hand():
+    # one bin, 1 positive and 3 negatives: it may stand last (1/4) or first (1)
+    assert average_precision_bounds(np.array([3]), np.array([1])) == (0.25, 1.0)
+
+
+def test_bounds_are_attained():
+    grid = ScoreGrid(limit=2, num_bins=2, refine=1)
+    labels = np.array([True, True, False, False, True])
+    worst = np.array([0.1, 0.2, 0.8, 0.9, -0.5])  # negatives first, then the positives one by one
+    best = np.array([0.9, 0.9, 0.2, 0.1, -0.5])  # positives tied and first
+    low, high = average_precision_bounds(*binned(grid, worst, labels))
+    assert average_precision_score(labels, worst) == pytest.approx(low)
+    assert average_precision_score(labels, best) == pytest.approx(high)
+
+
+@st.composite
+def scored_labels(draw):
+    size = draw(st.integers(1, 60))
+    scores = draw(st.lists(st.floats(-3, 3, width=32), min_size=size, max_size=size))
+    labels = draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    return np.array(scores, np.float32), np.array(labels)
+
+
+@settings(max_examples=200, deadline=None)
+@given(scored_labels(), st.sampled_from([2, 5, 16, 64, 4096]))
+def test_sklearn_on_binned_scores_agrees_and_exact_value_is_within_the_bounds(case, num_bins):
+    scores, labels = case
+    grid = ScoreGrid(limit=2.0, num_bins=num_bins, refine=1)
+    negatives, positives = binned(grid, scores, labels)
+    if not labels.any():
+        assert np.isnan(average_precision(negatives, positives))
+        return
+    value = average_precision(negatives, positives)
+    low, high = average_precision_bounds(negatives, positives)
+    assert value == pytest.approx(average_precision_score(labels, grid.fine_bins(scores)))
+    assert low - 1e-12 <= average_precision_score(labels, scores) <= high + 1e-12
+    assert low - 1e-12 <= value <= high + 1e-12
+
+
+def test_default_grid_is_close_to_exact_on_many_scores():
+    rng = np.random.default_rng(0)
+    scores = rng.normal(-5, 1.6, 400_000).astype(np.float32)
+    labels = rng.random(400_000) < 0.3 / (1 + np.exp(-scores.astype(float)))
+    negatives, positives = binned(ScoreGrid(), scores, labels)
+    exact = average_precision_score(labels, scores)
+    low, high = average_precision_bounds(negatives, positives)
+    assert average_precision(negatives, positives) == pytest.approx(exact, rel=3e-4)
+    assert low <= exact <= high
+    assert high - low < 0.01 * exact

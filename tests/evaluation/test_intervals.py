@@ -1,0 +1,102 @@
+"""Intervals: quantiles by hand, coverage on simulated users, pairing, and means over days, territories and seeds."""
+
+import numpy as np
+import pytest
+
+from mtrec_ray.evaluation.average_precision import average_precision
+from mtrec_ray.evaluation.histograms import PrAucAccumulator
+from mtrec_ray.evaluation.intervals import Interval, interval, mean_over_seeds, nan_mean, relative_gain
+from mtrec_ray.evaluation.score_grid import ScoreGrid
+
+NAN = float("nan")
+
+
+def test_quantiles_by_hand():
+    assert interval(np.array([7.0, *range(41)])) == pytest.approx((7.0, 1.0, 39.0))
+
+
+def test_no_estimate_no_replicates_or_few_valid_ones_give_no_bounds():
+    for replicates in ([NAN, 1, 2], [3.0], [3.0, NAN, NAN, 1.0]):
+        found = interval(np.array(replicates))
+        assert np.isnan(found.low)
+        assert np.isnan(found.high)
+        assert not found.significant
+    assert interval(np.array([3.0])).value == 3.0
+
+
+def test_significant_excludes_zero():
+    assert Interval(1, 0.1, 2).significant
+    assert Interval(-1, -2, -0.1).significant
+    assert not Interval(1, -0.1, 2).significant
+
+
+def test_relative_gain_is_in_percent_and_nan_over_zero():
+    np.testing.assert_allclose(relative_gain(np.array([3.0, 1.0]), np.array([2.0, 0.0])), [50.0, NAN])
+
+
+def test_mean_leaves_out_rows_without_an_estimate():
+    rows = np.array([[1.0, 2.0, NAN], [3.0, 4.0, 5.0], [NAN, 9.0, 9.0]])
+    np.testing.assert_allclose(nan_mean(rows), [2.0, 3.0, 5.0])
+    assert np.isnan(nan_mean(np.full((2, 3), NAN))).all()
+
+
+def test_one_seed_is_given_back_as_it_is():
+    row = np.array([[1.0, 0.9, 1.1]])
+    np.testing.assert_array_equal(mean_over_seeds([row]), row)
+
+
+def test_seeds_that_agree_keep_the_users_interval_and_others_widen_it():
+    rng = np.random.default_rng(0)
+    users = rng.normal(0, 0.1, 400)
+    rows = [np.array([1.0, *(1 + users)]) for _ in range(3)]
+    same = interval(mean_over_seeds(rows))
+    spread = interval(mean_over_seeds([row + shift for row, shift in zip(rows, (-0.5, 0.0, 0.5), strict=True)]))
+    assert same == pytest.approx(interval(rows[0]))
+    assert spread.value == pytest.approx(1.0)
+    half = 4.303 * 0.5 / np.sqrt(3)  # Student's t, 2 degrees of freedom, 97.5%
+    assert half < (spread.high - spread.low) / 2 < 1.3 * half
+
+
+def simulated(rng: np.random.Generator, num_users: int, noise: float = 1.0):
+    """Users with tastes of their own: scores of a user's titles share an offset, so pairs are not independent."""
+    logits = rng.normal(0, 1, (num_users, 10)) + rng.normal(0, 1, (num_users, 1))
+    labels = rng.random(logits.shape) < 1 / (1 + np.exp(-(logits - 2)))
+    return (logits + rng.normal(0, noise, logits.shape)).astype(np.float32), labels
+
+
+def replicates(keys, logits, labels, num_bootstrap=200):
+    accumulator = PrAucAccumulator(1, num_bootstrap, grid=ScoreGrid(num_bins=1024))
+    accumulator.add(0, keys, logits, labels, np.ones_like(labels))
+    histogram = accumulator.histogram(0)
+    return average_precision(histogram[:, 0], histogram[:, 1])
+
+
+def test_the_bootstrap_interval_covers_the_true_value():
+    rng = np.random.default_rng(1)
+    logits, labels = simulated(rng, 50_000)
+    truth = replicates(np.arange(50_000).astype(np.uint64), logits, labels, 0)[0]
+    covered = 0
+    for trial in range(100):
+        keys = (trial * 1000 + np.arange(300)).astype(np.uint64)
+        found = interval(replicates(keys, *simulated(rng, 300), 120))
+        covered += found.low <= truth <= found.high
+    assert 86 <= covered <= 100  # 95 expected, standard deviation 2.2; percentile intervals run a little short
+
+
+def test_a_paired_gain_is_narrower_than_an_unpaired_one():
+    rng = np.random.default_rng(2)
+    logits, labels = simulated(rng, 500)
+    better = logits + 0.2 * labels
+    keys, others = np.arange(500).astype(np.uint64), np.arange(500, 1000).astype(np.uint64)
+    base = replicates(keys, logits, labels)
+    paired = interval(relative_gain(replicates(keys, better, labels), base))
+    unpaired = interval(relative_gain(replicates(others, better, labels), base))
+    assert paired.value == pytest.approx(unpaired.value)
+    assert paired.high - paired.low < 0.5 * (unpaired.high - unpaired.low)
+    assert paired.significant
+
+
+def test_equal_runs_gain_exactly_nothing():
+    logits, labels = simulated(np.random.default_rng(3), 100)
+    row = replicates(np.arange(100).astype(np.uint64), logits, labels)
+    assert interval(relative_gain(row, row)) == (0.0, 0.0, 0.0)

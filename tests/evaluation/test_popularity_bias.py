@@ -1,0 +1,103 @@
+"""Popularity bias: every metric by hand on a small catalogue, extremes, and mergeable counts."""
+
+import numpy as np
+import pytest
+
+from mtrec_ray.evaluation.popularity_bias import (
+    PopularityBiasAccumulator,
+    TitleHistory,
+    bias_metrics,
+    gini,
+    jensen_shannon,
+    short_head,
+    top_titles,
+)
+
+# four titles: 0 is the head (80 of 100 interactions), 3 is local; two users, lists of two
+POPULARITY = np.array([80, 10, 6, 4])
+IS_LOCAL = np.array([False, False, False, True])
+LOGITS = np.array([[4, 3, 2, 1], [4, 1, 2, 3]], np.float32)  # lists (0, 1) and (0, 3)
+LABELS = np.array([[1, 0, 0, 0], [0, 0, 1, 1]], bool)
+EVERYTHING = np.ones((2, 4), bool)
+
+
+def metrics(logits=LOGITS, labels=LABELS, mask=EVERYTHING) -> dict[str, float]:
+    accumulator = PopularityBiasAccumulator(1, 4, k=2)
+    accumulator.add(0, logits, labels, mask, np.arange(4))
+    return accumulator.metrics(0, TitleHistory(POPULARITY[None], IS_LOCAL))
+
+
+def test_hand_worked_values():
+    found = metrics()
+    assert found["arp"] == pytest.approx((80 + 10 + 80 + 4) / 4)
+    assert found["aplt"] == pytest.approx(2 / 4)
+    assert found["aclt"] == pytest.approx(2 / 2)
+    assert found["pop_rsp"] == pytest.approx(np.std([2 / 2, 2 / 6]) / np.mean([2 / 2, 2 / 6]))
+    assert found["pop_reo"] == pytest.approx(np.std([1 / 1, 1 / 2]) / np.mean([1 / 1, 1 / 2]))
+    assert found["local_share"] == pytest.approx(1 / 4)
+    assert found["local_share_history"] == pytest.approx(0.04)
+    assert found["local_js"] == pytest.approx(jensen_shannon(0.25, 0.04))
+    assert found["gini"] == pytest.approx(gini(np.array([2, 1, 0, 1])))
+
+
+def test_equal_rates_are_no_bias():
+    rates = np.array([[2] * 4, [1] * 4, [2] * 4, [1] * 4])
+    found = bias_metrics(rates, 2, POPULARITY, IS_LOCAL)
+    assert found["pop_rsp"] == found["pop_reo"] == found["gini"] == 0
+
+
+def test_nothing_shown_or_no_positive_of_a_group_is_nan():
+    found = metrics(mask=~EVERYTHING)
+    assert all(np.isnan(found[name]) for name in ("arp", "aplt", "pop_rsp", "pop_reo", "local_share", "gini"))
+    assert np.isnan(metrics(labels=LABELS & (np.arange(4) > 0))["pop_reo"])
+
+
+def test_short_head_is_the_fewest_titles_with_the_share():
+    assert short_head(np.array([5, 50, 30, 15]), 0.8).tolist() == [False, True, True, False]
+    assert short_head(np.array([5, 50, 30, 15]), 0.81).tolist() == [False, True, True, True]
+    assert not short_head(np.zeros(3, int), 0.8).any()
+
+
+def test_jensen_shannon_by_hand():
+    assert jensen_shannon(0.3, 0.3) == 0
+    assert jensen_shannon(0, 1) == pytest.approx(1)
+    assert jensen_shannon(0, 0.5) == pytest.approx(1.5 - 0.75 * np.log2(3))
+    assert np.isnan(jensen_shannon(float("nan"), 0.1))
+
+
+def test_gini_by_hand():
+    assert gini(np.array([3, 3, 3])) == 0
+    assert gini(np.array([0, 0, 0, 8])) == pytest.approx(0.75)
+    assert np.isnan(gini(np.array([])))
+
+
+def test_lists_hold_candidates_only_best_first_and_may_be_short():
+    mask = np.array([[0, 1, 1, 1], [0, 0, 1, 0]], bool)
+    user, column = top_titles(LOGITS, mask, 2)
+    assert list(zip(user.tolist(), column.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 2)]
+
+
+def test_columns_are_mapped_to_titles():
+    accumulator = PopularityBiasAccumulator(1, 9, k=1)
+    accumulator.add(0, LOGITS, LABELS, EVERYTHING, np.array([8, 2, 5, 0]))
+    assert accumulator.counts[0][1].tolist() == [0] * 8 + [2]
+
+
+def test_merge_equals_straight_and_pools_territories():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(30, 6)).astype(np.float32)
+    labels, mask = rng.random((30, 6)) < 0.2, rng.random((30, 6)) < 0.8
+    straight, merged = PopularityBiasAccumulator(2, 6, 3), PopularityBiasAccumulator(2, 6, 3)
+    for territory, part in ((0, slice(0, 20)), (1, slice(20, 30))):
+        straight.add(territory, logits[part], labels[part], mask[part], np.arange(6))
+    for territory, part in ((1, slice(20, 30)), (0, slice(13, 20)), (0, slice(0, 13))):
+        shard = PopularityBiasAccumulator(2, 6, 3)
+        shard.add(territory, logits[part], labels[part], mask[part], np.arange(6))
+        merged.merge(shard)
+    history = TitleHistory(rng.integers(1, 50, (2, 6)), np.array([True, False] * 3))
+    for territory in (0, 1, None):
+        assert straight.metrics(territory, history) == merged.metrics(territory, history)
+    with pytest.raises(ValueError, match="popularity is"):
+        straight.metrics(0, TitleHistory(np.ones((1, 6)), history.is_local))
+    with pytest.raises(ValueError, match="cannot merge"):
+        straight.merge(PopularityBiasAccumulator(2, 6, 4))

@@ -1,0 +1,110 @@
+"""Ranking metrics: by hand, ties against every order of the tied titles, and mergeable sums."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtrec_ray.evaluation.bootstrap import poisson_weights
+from mtrec_ray.evaluation.ranking import RankingAccumulator, metric_names, ranking_metrics
+
+
+def one_user(scores, labels, mask=None, k=2) -> dict[str, float]:
+    logits, truth = np.array([scores], np.float32), np.array([labels], bool)
+    candidates = np.ones_like(truth) if mask is None else np.array([mask], bool)
+    return dict(zip(metric_names((k,)), ranking_metrics(logits, truth, candidates, (k,))[0], strict=True))
+
+
+def test_hand_worked_values():
+    found = one_user([0.9, 0.8, 0.7, 0.6], [0, 1, 0, 1])  # positives at ranks 2 and 4
+    ideal = 1 + 1 / np.log2(3)
+    assert found == pytest.approx({"ndcg@2": 1 / np.log2(3) / ideal, "hit@2": 1, "recall@2": 0.5, "mrr": 0.5})
+
+
+def test_perfect_is_one():
+    assert set(one_user([3, 2, 1], [1, 1, 0]).values()) == {1.0}
+
+
+def test_missed_positive_counts_zero_in_the_top_k_and_its_rank_in_mrr():
+    assert one_user([4, 3, 2, 1], [0, 0, 0, 1]) == {"ndcg@2": 0, "hit@2": 0, "recall@2": 0, "mrr": 0.25}
+
+
+def test_no_positive_is_nan():
+    assert all(np.isnan(v) for v in one_user([1, 2], [0, 0]).values())
+
+
+def test_a_positive_that_is_no_candidate_is_not_counted():
+    assert all(np.isnan(v) for v in one_user([1, 2], [0, 1], mask=[1, 0]).values())
+
+
+def test_titles_that_are_no_candidates_do_not_take_ranks():
+    assert one_user([9, 8, 1], [0, 0, 1], mask=[0, 1, 1])["mrr"] == 0.5
+
+
+def test_constant_scores_get_chance_level():
+    found = one_user([0] * 10, [1] + [0] * 9)
+    assert found["hit@2"] == pytest.approx(0.2)
+    assert found["recall@2"] == pytest.approx(0.2)
+    assert found["mrr"] == pytest.approx(np.mean(1 / np.arange(1, 11)))
+
+
+def test_no_users():
+    assert ranking_metrics(np.zeros((0, 3), np.float32), np.zeros((0, 3), bool), np.ones((0, 3), bool)).shape == (0, 4)
+
+
+def slow_metrics(scores, labels, k):
+    """Mean over every order of the titles that sorts the scores downwards."""
+    orders = [o for o in itertools.permutations(range(len(scores))) if all(np.diff(np.array(scores)[list(o)]) <= 0)]
+    rows = []
+    for order in orders:
+        ranks = [r for r, title in enumerate(order, 1) if labels[title]]
+        ideal = sum(1 / np.log2(i + 1) for i in range(1, min(k, len(ranks)) + 1))
+        dcg = sum(1 / np.log2(r + 1) for r in ranks if r <= k)
+        rows.append([dcg / ideal, min(ranks) <= k, sum(r <= k for r in ranks) / len(ranks), 1 / min(ranks)])
+    return np.mean(rows, axis=0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), min_size=1, max_size=6), st.integers(1, 4))
+def test_ties_are_the_mean_over_all_orders(titles, k):
+    scores, labels = zip(*titles, strict=True)
+    if any(labels):
+        found = list(one_user(scores, labels, k=k).values())
+        np.testing.assert_allclose(found, slow_metrics(scores, labels, k), atol=1e-12)
+
+
+def chunk(seed, num_users=40):
+    rng = np.random.default_rng(seed)
+    keys = rng.integers(0, 2**63, num_users).astype(np.uint64)
+    logits = rng.normal(size=(num_users, 15)).round(1).astype(np.float32)
+    return keys, logits, rng.random(logits.shape) < 0.05, rng.random(logits.shape) < 0.8
+
+
+def test_replicates_are_weighted_means_over_users_with_positives():
+    keys, logits, labels, mask = chunk(0)
+    accumulator = RankingAccumulator(2, num_bootstrap=8)
+    accumulator.add(1, keys, logits, labels, mask)
+    values = ranking_metrics(logits, labels, mask)
+    known = ~np.isnan(values[:, 0])
+    weights = poisson_weights(keys, 8)[:, known]
+    np.testing.assert_allclose(accumulator.means(1), weights @ values[known] / weights.sum(1)[:, None], atol=1e-6)
+    assert np.isnan(accumulator.means(0)).all()
+
+
+def test_any_sharding_gives_the_same_bits():
+    keys, logits, labels, mask = chunk(1)
+    straight, merged = RankingAccumulator(1, 9), RankingAccumulator(1, 9)
+    straight.add(0, keys, logits, labels, mask)
+    for part in (slice(25, 40), slice(0, 7), slice(7, 25)):
+        shard = RankingAccumulator(1, 9)
+        shard.add(0, keys[part], logits[part], labels[part], mask[part])
+        merged.merge(shard)
+    np.testing.assert_array_equal(straight.means(0), merged.means(0))
+    np.testing.assert_array_equal(straight.means(None), merged.means(0))
+
+
+def test_other_settings_are_not_merged():
+    with pytest.raises(ValueError, match="cannot merge"):
+        RankingAccumulator(1, 5).merge(RankingAccumulator(1, 5, cutoffs=(20,)))

@@ -1,0 +1,86 @@
+"""The bundle: merge equals straight whatever the shards; what a chunk may not be; the summary's rows."""
+
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from mtrec_ray.evaluation.state import EvaluationSettings, EvaluationState
+
+from .simulated import HISTORY, SETTINGS, chunks, state
+
+
+def assert_same(first, second) -> None:
+    for name, value in vars(first).items():
+        other = getattr(second, name)
+        if isinstance(value, dict):
+            assert value.keys() == other.keys()
+            for key in value:
+                np.testing.assert_array_equal(value[key], other[key], err_msg=key)
+        elif isinstance(value, np.ndarray):
+            np.testing.assert_array_equal(value, other, err_msg=name)
+
+
+def test_merged_shards_equal_the_straight_state_bit_for_bit():
+    merged = EvaluationState(SETTINGS)
+    for part in (slice(50, 60), slice(0, 17), slice(17, 50)):
+        merged.merge(pickle.loads(pickle.dumps(state(part=part))))
+    assert_same(state().summarise(HISTORY), merged.summarise(HISTORY))
+
+
+def test_summary_rows_are_territories_and_all_pooled():
+    result = state(noise=0.0).summarise(HISTORY)
+    scores = [(taste.astype(np.float32)[mask], labels[mask]) for _, _, taste, labels, mask, _ in chunks()]
+    for row in (0, 1):
+        assert result.pr_auc[row, 0] == pytest.approx(average_precision_score(scores[row][1], scores[row][0]), abs=1e-4)
+    pooled = average_precision_score(np.concatenate([s[1] for s in scores]), np.concatenate([s[0] for s in scores]))
+    assert result.pr_auc[3, 0] == pytest.approx(pooled, abs=1e-4)
+    assert result.pr_auc_bounds[3, 0] <= pooled <= result.pr_auc_bounds[3, 1]
+    assert result.num_users.tolist() == [60, 60, 60, 180]
+    assert result.num_positives.tolist() == [*(int(s[1].sum()) for s in scores), sum(int(s[1].sum()) for s in scores)]
+    assert result.num_candidates[3] == sum(len(s[0]) for s in scores)
+    assert result.num_outside[0] == sum((labels & ~mask).sum() for t, _, _, labels, mask, _ in chunks() if t == 0)
+    assert set(result.ranking) == {"ndcg@10", "hit@10", "recall@10", "mrr"}
+    assert result.title_is_local is not None
+    assert result.title_is_local.tolist() == [False, True]
+    assert result.title_positives.shape == (2,)
+
+
+def test_a_territory_without_positives_is_nan_everywhere():
+    result = state().summarise(HISTORY)
+    assert np.isnan(result.pr_auc[2]).all()
+    assert np.isnan(result.pr_auc_bounds[2]).all()
+    assert all(np.isnan(rows[2]).all() for rows in result.ranking.values())
+    assert np.isfinite(result.bias["gini"][2])
+
+
+def test_an_empty_state_summarises_to_nan_and_zero_counts():
+    result = EvaluationState(SETTINGS).summarise(HISTORY)
+    assert np.isnan(result.pr_auc).all()
+    assert not result.num_users.any()
+
+
+def test_without_a_history_there_is_no_popularity_bias():
+    assert state().summarise().bias == {}
+
+
+def test_wrong_chunks_are_refused():
+    territory, keys, taste, labels, mask, titles = next(chunks())
+    logits = taste.astype(np.float32)
+    fresh = EvaluationState(SETTINGS)
+    with pytest.raises(ValueError, match="title_index is"):
+        fresh.add(territory, keys, logits, labels, mask, titles[:-1])
+    with pytest.raises(ValueError, match="must lie in"):
+        fresh.add(territory, keys, logits, labels, mask, titles + 1)
+    with pytest.raises(ValueError, match="NaN"):
+        fresh.add(territory, keys, logits * np.float32("nan"), labels, mask, titles)
+    with pytest.raises(ValueError, match="territory"):
+        fresh.add(7, keys, logits, labels, mask, titles)
+    with pytest.raises(ValueError, match="cannot merge"):
+        fresh.merge(EvaluationState(replace(SETTINGS, seed=1)))
+
+
+def test_settings_are_plain_and_equal_by_value():
+    assert pickle.loads(pickle.dumps(SETTINGS)) == SETTINGS != EvaluationSettings(3, 12)

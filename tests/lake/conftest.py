@@ -1,0 +1,69 @@
+"""A tiny service in Parquet files, as a user would bring it: 40 users, 6 titles, 200 events."""
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mtrec_ray.sources.parquet import ParquetConfig, ParquetSource
+
+START = datetime(2024, 1, 1, tzinfo=UTC)
+
+
+class Service:
+    """Rows to spoil before they are written: `users`, `events`, `titles`, as lists of dicts."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self.users = [
+            {
+                "user_id": f"user-{n}",
+                "territory": ["NO", "SE"][n % 2],
+                "gender": ["f", "m", None][n % 3],
+                "embedding": [float(n), 1.0],
+            }
+            for n in range(40)
+        ]
+        self.titles = [
+            {"title_id": f"title-{n}", "name": f"Film {n}", "territories": [["NO"], []][n % 2]} for n in range(6)
+        ]
+        self.events = [
+            {
+                "user_id": f"user-{n % 40}",
+                "title_id": f"title-{n % 6}",
+                "timestamp": int((START + timedelta(hours=n)).timestamp()),
+            }
+            for n in range(200)
+        ]
+
+    def source(self, **config) -> ParquetSource:
+        """Write the files (events in two, in reversed order) and open them as a source."""
+        embedding = pa.list_(pa.float32())
+        users = pa.Table.from_pylist(self.users)
+        users = users.set_column(3, "embedding", users["embedding"].cast(embedding))
+        pq.write_table(users, self.folder / "users.parquet")
+        (self.folder / "events").mkdir(exist_ok=True)
+        middle = len(self.events) // 2
+        for name, rows in {"a": self.events[middle:][::-1], "b": self.events[:middle]}.items():
+            pq.write_table(pa.Table.from_pylist(rows), self.folder / "events" / f"{name}.parquet")
+        pq.write_table(pa.Table.from_pylist(self.titles), self.folder / "titles.parquet")
+        defaults = {
+            "users": "users.parquet",
+            "events": "events",
+            "titles": "titles.parquet",
+            "attributes": {"gender": ["f", "m"]},
+            "territories": ["NO", "SE"],
+            "regions": {"NO": "north", "SE": "north"},
+            "user_width": 2,
+        }
+        return ParquetSource(ParquetConfig(**(defaults | config)), str(self.folder))
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Service:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    return Service(folder)
+

@@ -1,0 +1,92 @@
+"""The two-tower modules: shapes, start, inference, state."""
+
+import pytest
+import torch
+
+from mtrec_ray.models.batch_norm import PairBatchNorm
+from mtrec_ray.models.group_blocks import GROUP_BLOCKS
+from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
+
+BLOCKS = ("none", *GROUP_BLOCKS)
+
+
+def make_model(group_block: str, seed: int = 0, **settings) -> TwoTower:
+    num_groups = 1 if group_block == "none" else 3
+    model = TwoTower(TwoTowerConfig(5, 6, d=8, num_groups=num_groups, group_block=group_block, **settings))
+    model.init_weights(torch.Generator().manual_seed(seed))
+    return model
+
+
+@pytest.mark.parametrize("group_block", BLOCKS)
+def test_shapes_and_dtypes(group_block):
+    model = make_model(group_block)
+    users = model.user_vectors(torch.randn(4, 5).half(), torch.tensor([0, 0, 0, 0]))
+    titles = model.title_vectors(torch.randn(7, 6).half())
+    assert users.shape == (4, 8)
+    assert titles.shape == (7, 8)
+    assert model.logits(users, titles).shape == (4, 7)
+    assert users.dtype == titles.dtype == torch.float32
+    assert model.user_vectors(torch.empty(0, 5), torch.empty(0, dtype=torch.int64)).shape == (0, 8)
+
+
+@pytest.mark.parametrize("group_block", ["residual", "film", "low_rank"])
+def test_our_blocks_start_as_the_baseline(group_block):
+    features, groups = torch.randn(6, 5), torch.tensor([2, 1, 0, 0, 1, 2])
+    expected = make_model("none").user_vectors(features, groups)
+    model = make_model(group_block)
+    model.user_tower.load_state_dict(make_model("none").user_tower.state_dict())
+    torch.testing.assert_close(model.user_vectors(features, groups), expected)
+
+
+@pytest.mark.parametrize("group_block", BLOCKS)
+def test_state_round_trip(group_block):
+    model, other = make_model(group_block), make_model(group_block, seed=1)
+    other.load_state_dict(model.state_dict())
+    features, groups = torch.randn(3, 5), torch.zeros(3, dtype=torch.int64)
+    assert torch.equal(model.user_vectors(features, groups), other.user_vectors(features, groups))
+
+
+def test_same_seed_same_model_and_nothing_uninitialised():
+    for block in BLOCKS:
+        state, again = make_model(block).state_dict(), make_model(block).state_dict()
+        assert all(torch.equal(state[name], again[name]) for name in state)
+        assert all(value.isfinite().all() for value in state.values())
+
+
+def test_literal_paper_head_never_says_less_than_a_half():
+    model = make_model("dense", final_activation="relu")
+    users = model.user_vectors(torch.randn(9, 5), torch.arange(9) % 3)
+    assert model.bias is None
+    assert (model.logits(users, model.title_vectors(torch.randn(4, 6))) >= 0).all()
+
+
+def test_block_parameters_stand_apart():
+    model = make_model("dense")
+    apart = [*model.tower_parameters(), *model.block_parameters()]
+    assert len(model.block_parameters()) == 2
+    assert {id(p) for p in apart} == {id(p) for p in model.parameters()}
+    assert make_model("none").block_parameters() == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"d": 0}, "d = 0"),
+        ({"group_block": "cubic"}, "'cubic': choose one of none, dense"),
+        ({"final_activation": "tanh"}, "'tanh'"),
+        ({"num_groups": 2}, "without effect"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        TwoTowerConfig(5, 6, **settings)
+
+
+def test_batch_norm_inference_is_torchs():
+    ours, torchs = PairBatchNorm(4), torch.nn.BatchNorm1d(4).eval()
+    ours.init_weights()
+    state = {name: torch.rand(4) + 0.5 for name in ours.state_dict()}
+    ours.load_state_dict(state)
+    torchs.load_state_dict({**state, "num_batches_tracked": torch.tensor(0)})
+    rows = torch.randn(10, 4)
+    torch.testing.assert_close(ours(rows), torchs(rows))

@@ -1,0 +1,92 @@
+"""Models and batches for the tests of the step: float64, every parameter away from its special starting value."""
+
+import threading
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
+from mtrec_ray.steps.batch import PairBatch, make_pair_batch
+from mtrec_ray.steps.propensity import AllReduce
+
+USER_WIDTH, TITLE_WIDTH, NUM_TITLES, NUM_GROUPS, D = 6, 7, 9, 3, 8
+BLOCKS = ("none", "dense", "residual", "film", "low_rank")
+
+
+def make_model(seed: int = 0, *, perturb: bool = True, dtype: torch.dtype = torch.float64, **settings) -> TwoTower:
+    """A small model; `perturb` moves every parameter, so that nothing is zero or one by construction."""
+    generator = torch.Generator().manual_seed(seed)
+    num_groups = NUM_GROUPS if settings.get("group_block", "none") != "none" else 1
+    config = TwoTowerConfig(USER_WIDTH, TITLE_WIDTH, **{"d": D, "num_groups": num_groups, **settings})
+    model = TwoTower(config).to(dtype)
+    model.init_weights(generator)
+    with torch.no_grad():
+        for parameter in model.parameters() if perturb else ():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=dtype))
+    return model
+
+
+def gradients(model: nn.Module) -> dict[str, Tensor]:
+    """The gradient of every parameter by name."""
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def make_users(seed: int, pairs_each: np.ndarray, groups: np.ndarray) -> dict[str, np.ndarray]:
+    """What `make_pair_batch` takes of each user: (U,) pairs and groups decide, the rest is random."""
+    rng = np.random.default_rng(seed)
+    num_pairs = int(pairs_each.sum())
+    return {
+        "user_features": rng.standard_normal((len(pairs_each), USER_WIDTH)),
+        "user_group": groups,
+        "offsets": np.concatenate([[0], pairs_each.cumsum()]),
+        "title_index": rng.integers(0, NUM_TITLES, num_pairs),
+        "labels": rng.integers(0, 2, num_pairs),
+    }
+
+
+def make_batch(users: dict[str, np.ndarray], dtype: torch.dtype = torch.float64) -> PairBatch:
+    """The batch of these users over one fixed catalogue."""
+    catalogue = torch.randn(NUM_TITLES, TITLE_WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    arrays = [users[name] for name in ("user_features", "user_group", "offsets", "title_index", "labels")]
+    return make_pair_batch(*arrays, catalogue, num_groups=NUM_GROUPS, dtype=dtype)
+
+
+def split_users(users: dict[str, np.ndarray], parts: list[slice]) -> list[dict[str, np.ndarray]]:
+    """Each worker's users and their pairs."""
+    shares = []
+    for part in parts:
+        offsets = users["offsets"][part.start : part.stop + 1]
+        pairs = slice(offsets[0], offsets[-1])
+        shares.append(
+            {
+                "user_features": users["user_features"][part],
+                "user_group": users["user_group"][part],
+                "offsets": offsets - offsets[0],
+                "title_index": users["title_index"][pairs],
+                "labels": users["labels"][pairs],
+            }
+        )
+    return shares
+
+
+class LockStep:
+    """An all_reduce for workers that are threads: every call waits for all of them."""
+
+    def __init__(self, num_workers: int) -> None:
+        self.barrier = threading.Barrier(num_workers, timeout=30)
+        self.parts: dict[int, Tensor] = {}
+        self.num_calls = 0
+
+    def reducer(self, rank: int) -> AllReduce:
+        """The callable that worker `rank` hands to the step."""
+
+        def all_reduce(tensor: Tensor) -> Tensor:
+            self.parts[rank] = tensor.clone()
+            self.barrier.wait()
+            tensor.copy_(torch.stack([self.parts[r] for r in sorted(self.parts)]).sum(0))
+            self.num_calls += rank == 0
+            self.barrier.wait()
+            return tensor
+
+        return all_reduce

@@ -1,0 +1,115 @@
+"""The plain model: one row per pair, `nn.BatchNorm1d`, one masked loss per group, autograd. What the step must equal.
+
+Legend: `P` pairs, `d` width, `G` groups.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtrec_ray.models.batch_norm import PairBatchNorm
+from mtrec_ray.models.two_tower import Tower, TwoTower
+from mtrec_ray.steps.batch import PairBatch
+
+
+class PairByPair(nn.Module):
+    """The same parameters as a `TwoTower` (shared, not copied), with torch's own layers and every row repeated."""
+
+    def __init__(self, model: TwoTower) -> None:
+        super().__init__()
+        self.model = model
+        self.norms = nn.ModuleDict()
+        for name, tower in (("user", model.user_tower), ("title", model.title_tower)):
+            for depth, layer in enumerate(tower.layers):
+                if layer.norm is not None:
+                    self.norms[f"{name}{depth}"] = _torch_norm(layer.norm)
+
+    def forward(self, batch: PairBatch) -> Tensor:
+        """Mean binary cross entropy over the pairs, as a sum over groups of masked losses."""
+        model = self.model
+        users = self._tower("user", model.user_tower, batch.user_features[batch.user_rows])  # (P, d)
+        titles = self._tower("title", model.title_tower, batch.title_features[batch.title_rows])  # (P, d)
+        sizes = torch.tensor(_group_sizes(batch))  # (G,)
+        groups = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(batch.user_rows.device)  # (U,)
+        pair_groups = groups[batch.user_rows]  # (P,)
+        losses = []
+        for g in range(len(sizes)):
+            vectors = users if model.group_block is None else group_part(model, users, g)
+            if model.config.final_activation == "relu":
+                vectors = vectors.relu()
+            logits = (vectors * titles).sum(1) * model.scale  # (P,)
+            if model.bias is not None:
+                logits = logits + model.bias
+            losses.append(
+                (F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none") * (pair_groups == g)).sum()
+            )
+        return torch.stack(losses).sum() / batch.num_pairs
+
+    def _tower(self, name: str, tower: Tower, rows: Tensor) -> Tensor:
+        for depth, layer in enumerate(tower.layers):
+            rows = F.linear(rows, layer.weight, layer.bias)
+            if layer.norm is not None:
+                rows = self.norms[f"{name}{depth}"](rows)
+            if layer.relu:
+                rows = rows.relu()
+        return rows
+
+    def running_statistics(self) -> list[Tensor]:
+        """Means and variances in the order of the `TwoTower`'s own buffers."""
+        return [buffer for name, buffer in self.norms.named_buffers() if not name.endswith("num_batches_tracked")]
+
+
+def deduplicated_loss(model: TwoTower, batch: PairBatch, *, dense: bool) -> Tensor:
+    """The same loss under autograd with each distinct row once: what automatic differentiation can reach."""
+    users = _distinct_rows(model.user_tower, batch.user_features, batch.user_offsets.diff())  # (U, d)
+    titles = _distinct_rows(model.title_tower, batch.title_features, batch.title_offsets.diff())  # (T, d)
+    if model.group_block is not None:
+        parts = enumerate(users.split(_group_sizes(batch)))
+        users = torch.cat([group_part(model, rows, g) for g, rows in parts])
+    if model.config.final_activation == "relu":
+        users = users.relu()
+    if dense:
+        dots = (users @ titles.T)[batch.user_rows, batch.title_rows]  # (P,)
+    else:
+        dots = (users[batch.user_rows] * titles[batch.title_rows]).sum(1)  # (P,)
+    logits = dots * model.scale if model.bias is None else dots * model.scale + model.bias
+    return F.binary_cross_entropy_with_logits(logits, batch.labels)
+
+
+def _distinct_rows(tower: Tower, rows: Tensor, num_pairs: Tensor) -> Tensor:
+    share = num_pairs.to(rows.dtype) / num_pairs.sum()  # (N,)
+    for layer in tower.layers:
+        rows = F.linear(rows, layer.weight, layer.bias)
+        if layer.norm is not None:
+            centred = rows - share @ rows
+            variance = share @ centred.square()  # (d,)
+            rows = centred * (layer.norm.weight * torch.rsqrt(variance + layer.norm.eps)) + layer.norm.bias
+        if layer.relu:
+            rows = rows.relu()
+    return rows
+
+
+def _group_sizes(batch: PairBatch) -> list[int]:
+    return torch.tensor(batch.group_offsets).diff().tolist()
+
+
+def group_part(model: TwoTower, users: Tensor, group: int) -> Tensor:
+    """Group `group`'s part of the block on any rows, written as the block's formula says."""
+    block = {} if model.group_block is None else dict(model.group_block.named_parameters())
+    match model.config.group_block:
+        case "dense":
+            return users @ block["weight"][group].T + block["bias"][group]
+        case "residual":
+            return users + users @ block["weight"][group].T + block["bias"][group]
+        case "film":
+            return users * block["scale"][group] + block["shift"][group]
+        case "low_rank":
+            return users + users @ block["down"][group] @ block["up"][group]
+    raise NotImplementedError(model.config.group_block)
+
+
+def _torch_norm(norm: PairBatchNorm) -> nn.BatchNorm1d:
+    twin = nn.BatchNorm1d(norm.weight.shape[0], dtype=norm.weight.dtype, device=norm.weight.device)
+    twin.weight, twin.bias = norm.weight, norm.bias
+    twin.running_mean, twin.running_var = norm.running_mean.clone(), norm.running_var.clone()
+    return twin

@@ -1,0 +1,167 @@
+"""The hand-scheduled step equals the pair-by-pair model: loss, gradients, running statistics."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from cases import BLOCKS, NUM_GROUPS, NUM_TITLES, gradients, make_batch, make_model, make_users
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import PairByPair, deduplicated_loss
+
+from mtrec_ray.models.two_tower import TwoTower
+from mtrec_ray.steps.batch import PairBatch
+from mtrec_ray.steps.precision import use_fast_matmul
+from mtrec_ray.steps.propensity import loss_and_gradients, train_step
+
+GROUPED = make_users(0, np.array([3, 0, 5, 2, 1, 0, 4, 3, 2, 6]), np.array([2, 0, 1, 2, 0, 1, 0, 2, 2, 1]))
+DISTINCT = make_users(1, np.ones(12, int), np.array([2, 0, 1, 2, 0, 1, 0, 2, 2, 1, 0, 1]))
+EMPTY_GROUP = make_users(2, np.array([3, 1, 5, 2]), np.array([2, 0, 0, 2]))
+USERS = {"grouped": GROUPED, "distinct": DISTINCT, "empty group": EMPTY_GROUP}
+
+
+def assert_equals_pair_by_pair(model: TwoTower, batch: PairBatch, dense: bool | None) -> None:
+    plain = PairByPair(copy.deepcopy(model))
+    expected_loss = plain(batch)
+    expected_loss.backward()
+    loss = loss_and_gradients(model, batch, dense_scores=dense)
+    torch.testing.assert_close(loss, expected_loss.detach(), rtol=1e-10, atol=1e-12)
+    expected = gradients(plain.model)
+    smallest = 1e-12 * max(1.0, *(float(gradient.norm()) for gradient in expected.values()))
+    for name, gradient in gradients(model).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=smallest, msg=name)
+    for buffer, expected in zip(model.buffers(), plain.running_statistics(), strict=True):
+        torch.testing.assert_close(buffer, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("dense", [True, False], ids=["dense", "gathered"])
+@pytest.mark.parametrize("final_batch_norm", [True, False], ids=["norm", "no norm"])
+@pytest.mark.parametrize("final_activation", ["none", "relu"])
+@pytest.mark.parametrize("group_block", BLOCKS)
+@pytest.mark.parametrize("users", USERS)
+def test_equals_pair_by_pair(users, group_block, final_activation, final_batch_norm, dense):
+    model = make_model(group_block=group_block, final_activation=final_activation, final_batch_norm=final_batch_norm)
+    batch = make_batch(USERS[users])
+    assert_equals_pair_by_pair(model, batch, dense)
+
+
+@given(data=st.data(), block=st.sampled_from(BLOCKS), dense=st.sampled_from([True, False, None]))
+@settings(max_examples=60, deadline=None)
+def test_equals_pair_by_pair_for_any_shape(data, block, dense):
+    num_users = data.draw(st.integers(2, 300 if block == "dense" else 20))
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    pairs_each = rng.integers(0, data.draw(st.integers(2, 5)), num_users)
+    pairs_each[:2] += 1  # torch's batch norm needs two pairs
+    users = make_users(seed, pairs_each, rng.integers(0, NUM_GROUPS, num_users))
+    users["title_index"][:2] = 0, 1  # and a variance that is not zero
+    assert_equals_pair_by_pair(make_model(group_block=block), make_batch(users), dense)
+
+
+def test_deduplicated_autograd_is_the_same_loss():
+    model, batch = make_model(group_block="dense"), make_batch(GROUPED)
+    expected = PairByPair(copy.deepcopy(model))(batch)
+    for dense in (True, False):
+        torch.testing.assert_close(deduplicated_loss(model, batch, dense=dense), expected, rtol=1e-12, atol=0)
+
+
+def test_buffers_are_reused_without_a_trace():
+    """A smaller batch after a larger one gives the numbers of a fresh model."""
+    used, fresh = make_model(group_block="dense"), make_model(group_block="dense")
+    loss_and_gradients(used, make_batch(GROUPED))
+    used.load_state_dict(fresh.state_dict())
+    batch = make_batch(EMPTY_GROUP)
+    assert loss_and_gradients(used, batch) == loss_and_gradients(fresh, batch)
+    for name, gradient in gradients(used).items():
+        assert torch.equal(gradient, gradients(fresh)[name]), name
+
+
+@pytest.mark.parametrize("group_block", BLOCKS)
+def test_gradient_reaches_every_parameter(group_block):
+    model = make_model(group_block=group_block)
+    loss_and_gradients(model, make_batch(GROUPED))
+    assert len(gradients(model)) == len(list(model.parameters()))
+    for name, gradient in gradients(model).items():
+        assert gradient.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("group_block", BLOCKS[1:])
+def test_block_learns_from_its_own_group_alone(group_block):
+    model = make_model(group_block=group_block)
+    loss_and_gradients(model, make_batch(EMPTY_GROUP))  # nobody in group 1
+    assert model.group_block is not None
+    for gradient in gradients(model.group_block).values():
+        assert gradient[1].abs().sum() == 0
+        assert gradient[0].abs().sum() > 0
+        assert gradient[2].abs().sum() > 0
+
+
+@pytest.mark.parametrize("group_block", BLOCKS)
+def test_overfits_one_batch(group_block):
+    users = make_users(3, np.ones(9, int), np.arange(9) % NUM_GROUPS)
+    users["title_index"] = np.arange(9) % NUM_TITLES
+    model = make_model(group_block=group_block, perturb=False, dtype=torch.float32)
+    batch = make_batch(users, torch.float32)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
+    losses = [train_step(model, optimizer, batch).item() for _ in range(300)]
+    assert losses[0] > 0.4
+    assert losses[-1] < 0.02
+
+
+def test_same_seed_same_numbers():
+    def run() -> tuple[list[float], list[torch.Tensor]]:
+        model = make_model(seed=5, group_block="dense", dtype=torch.float32)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)
+        batch = make_batch(GROUPED, torch.float32)
+        return [train_step(model, optimizer, batch).item() for _ in range(5)], list(model.state_dict().values())
+
+    (losses, state), (losses_again, state_again) = run(), run()
+    assert losses == losses_again
+    assert all(torch.equal(a, b) for a, b in zip(state, state_again, strict=True))
+
+
+def test_state_round_trip_continues_alike(tmp_path):
+    batch = make_batch(GROUPED)
+    model = make_model(group_block="film")
+    loss_and_gradients(model, batch)
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    loaded = make_model(seed=9, group_block="film")
+    loaded.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert loss_and_gradients(loaded, batch) == loss_and_gradients(model, batch)
+
+
+def test_zeroed_gradients_come_back():
+    model, batch = make_model(), make_batch(GROUPED)
+    loss_and_gradients(model, batch)
+    before = {name: gradient.clone() for name, gradient in gradients(model).items()}
+    model.zero_grad(set_to_none=True)
+    assert gradients(model) == {}
+    loss_and_gradients(model, batch)
+    assert all(torch.equal(gradient, before[name]) for name, gradient in gradients(model).items())
+
+
+def test_bfloat16_products_stay_near():
+    """Rounding the products' inputs moves each gradient by a few percent and leaves its type."""
+    users = make_users(4, np.full(200, 4), np.arange(200) % NUM_GROUPS)
+    batch = make_batch(users, torch.float32)
+    exact, rounded = (make_model(d=64, group_block="dense", dtype=torch.float32) for _ in range(2))
+    loss = loss_and_gradients(exact, batch)
+    rounded_loss = loss_and_gradients(rounded, batch, compute_dtype=torch.bfloat16)
+    assert rounded_loss.item() == pytest.approx(loss.item(), rel=5e-3)
+    for name, gradient in gradients(exact).items():
+        error = gradients(rounded)[name] - gradient
+        assert error.dtype == torch.float32
+        assert error.norm() < 0.1 * gradient.norm(), name
+
+
+def test_float32_stays_near_float64_on_the_fast_path():
+    before = torch.get_float32_matmul_precision()
+    use_fast_matmul()
+    try:
+        exact = make_model(group_block="dense")
+        model = make_model(group_block="dense").float()
+        loss = loss_and_gradients(model, make_batch(GROUPED, torch.float32))
+        assert loss.item() == pytest.approx(loss_and_gradients(exact, make_batch(GROUPED)).item(), rel=1e-5)
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,5 +1,6 @@
 """Fixtures for the whole suite: one quiet local Ray for all tests that need it, and the folder of real data."""
 
+import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ def ray_cluster() -> Iterator[None]:
     ray.init(
         num_cpus=3,
         include_dashboard=False,
-        logging_level="ERROR",
+        logging_level=logging.ERROR,
         log_to_driver=False,
         object_store_memory=300_000_000,
     )

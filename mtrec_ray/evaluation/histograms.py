@@ -109,12 +109,6 @@ class PrAucAccumulator:
                 accumulator._territory(int(territory)).spans[name].add(int(first_bin), values)
         return accumulator
 
-    def __getstate__(self) -> dict[str, np.ndarray]:
-        return self.to_arrays()
-
-    def __setstate__(self, state: dict[str, np.ndarray]) -> None:
-        self.__dict__.update(PrAucAccumulator.from_arrays(state).__dict__)
-
     def _settings(self) -> tuple[int, int, int, ScoreGrid]:
         return self.num_territories, self.num_bootstrap, self.seed, self.grid
 
@@ -126,7 +120,7 @@ class PrAucAccumulator:
     def _add_rows(
         self, counts: ScoreCounts, logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, weights: np.ndarray
     ) -> None:
-        """Negatives are many: one product of weights (R, U) and per-user counts (U, span). Positives are few."""
+        """Negatives are many: one product of per-user counts (U, span) and weights (R, U). Positives are few."""
         user, title = positive_pairs(labels, mask)
         hits = self.grid.fine_bins(logits[user, title])
         counts.add_scores("positives", hits, weights[:, user].T)
@@ -144,8 +138,8 @@ class PrAucAccumulator:
         fine, per_user = self._count(scores.ravel(), sizes, first, last - first + 1, coarse_first, width)
         np.subtract.at(fine, hits - first, 1)
         np.subtract.at(per_user, (user, self.grid.coarsen(hits) - coarse_first), 1)
-        counts.spans["fine_negatives"].add(first, fine[None])
-        counts.spans["negatives"].add(coarse_first, weights @ per_user)
+        counts.spans["fine_negatives"].add(first, fine[:, None])
+        counts.spans["negatives"].add(coarse_first, per_user.T @ weights.T)
 
     def _count(
         self, scores: np.ndarray, sizes: np.ndarray, first: int, fine_width: int, coarse_first: int, width: int

@@ -15,52 +15,63 @@ SPAN_STEP = 64
 
 
 class SpanCounts:
-    """(R, num_bins) whole-number counts of which only the occupied span of bins is stored.
+    """(num_bins, R) whole-number counts of which only the occupied span of bins is stored.
 
-    int32 until a count passes 2^30, int64 from then on.
+    int32 until a count may pass 2^30, int64 from then on; pickled in the narrowest dtype that holds the counts.
     """
 
     def __init__(self, num_replicates: int) -> None:
         self.first_bin = 0
-        self.counts = np.zeros((num_replicates, 0), dtype=np.int32)
+        self.counts = np.zeros((0, num_replicates), dtype=np.int32)
+        self.at_most = 0
+        """No count is larger."""
 
     def add(self, first_bin: int, counts: np.ndarray) -> None:
-        """Add (R, width) counts at bins first_bin, first_bin + 1, ...; whole numbers of any dtype."""
-        if counts.shape[1] == 0:
+        """Add (width, R) counts at bins first_bin, first_bin + 1, ...; whole numbers of any dtype."""
+        if len(counts) == 0:
             return
-        self._cover(first_bin, first_bin + counts.shape[1])
-        if self.counts.dtype == np.int32 and max(self.counts.max(), counts.max()) >= PROMOTE_ABOVE:
+        self._cover(first_bin, first_bin + len(counts))
+        self.at_most += int(counts.max())
+        if self.counts.dtype == np.int32 and self.at_most >= PROMOTE_ABOVE:
             self.counts = self.counts.astype(np.int64)
         begin = first_bin - self.first_bin
-        self.counts[:, begin : begin + counts.shape[1]] += counts.astype(self.counts.dtype)
+        self.counts[begin : begin + len(counts)] += counts.astype(self.counts.dtype, copy=False)
 
     def dense(self, num_bins: int, num_replicates: int | None = None) -> np.ndarray:
         """(R, num_bins) int64, of the first `num_replicates` replicates if given."""
-        counts = self.counts[:num_replicates]
+        counts = self.counts[: num_bins - self.first_bin, :num_replicates].T
         out = np.zeros((len(counts), num_bins), dtype=np.int64)
-        width = min(counts.shape[1], num_bins - self.first_bin)
-        out[:, self.first_bin : self.first_bin + width] = counts[:, :width]
+        out[:, self.first_bin : self.first_bin + counts.shape[1]] = counts
         return out
 
     def trimmed(self) -> tuple[int, np.ndarray]:
-        """(first bin, counts) without empty bins at the ends, in the narrowest dtype that holds them."""
-        occupied = np.flatnonzero(self.counts[0])  # replicate 0 counts everybody once
+        """(first bin, (width, R) counts) without empty bins at the ends, in the narrowest dtype that holds them."""
+        occupied = np.flatnonzero(self.counts[:, 0])  # replicate 0 counts everybody once
         if not len(occupied):
-            return 0, self.counts[:, :0]
-        span = self.counts[:, occupied[0] : occupied[-1] + 1]
+            return 0, self.counts[:0]
+        span = self.counts[occupied[0] : occupied[-1] + 1]
         return self.first_bin + int(occupied[0]), span.astype(np.min_scalar_type(int(span.max())))
 
+    def __getstate__(self) -> tuple[int, np.ndarray]:
+        return self.trimmed()
+
+    def __setstate__(self, state: tuple[int, np.ndarray]) -> None:
+        first_bin, counts = state
+        self.first_bin, self.at_most = 0, 0
+        self.counts = np.zeros((0, counts.shape[1]), dtype=np.int32)
+        self.add(first_bin, counts)
+
     def _cover(self, first: int, after: int) -> None:
-        width = self.counts.shape[1]
+        width = len(self.counts)
         if width and first >= self.first_bin and after <= self.first_bin + width:
             return
         if width:
             first, after = min(first, self.first_bin), max(after, self.first_bin + width)
         first -= first % SPAN_STEP
         after += -after % SPAN_STEP
-        grown = np.zeros((self.counts.shape[0], after - first), dtype=self.counts.dtype)
+        grown = np.zeros((after - first, self.counts.shape[1]), dtype=self.counts.dtype)
         if width:
-            grown[:, self.first_bin - first : self.first_bin - first + width] = self.counts
+            grown[self.first_bin - first : self.first_bin - first + width] = self.counts
         self.first_bin, self.counts = first, grown
 
 
@@ -85,7 +96,7 @@ class ScoreCounts:
         if len(fine_bins):
             self.spans[kind].add(*weighted_counts(self.grid.coarsen(fine_bins), weights))
             first = int(fine_bins.min())
-            self.spans[f"fine_{kind}"].add(first, np.bincount(fine_bins - first)[None])
+            self.spans[f"fine_{kind}"].add(first, np.bincount(fine_bins - first)[:, None])
 
     def histogram(self) -> np.ndarray:
         """(R, 2, num_bins) int64 weighted counts, [:, 0] negatives, [:, 1] positives."""
@@ -113,14 +124,14 @@ class ScoreCounts:
 
 
 def weighted_counts(bins: np.ndarray, weights: np.ndarray) -> tuple[int, np.ndarray]:
-    """Sum of the weights (N, R) that fall into each bin (N,): (first bin, (R, span) float32).
+    """Sum of the weights (N, R) that fall into each bin (N,): (first bin, (span, R) float32).
 
     The sums are exact while none passes 2^24.
     """
     first, last = int(bins.min()), int(bins.max())
     sums = torch.zeros(last - first + 1, weights.shape[1])
     sums.index_add_(0, torch.from_numpy(bins - first), torch.from_numpy(np.ascontiguousarray(weights)))
-    return first, sums.numpy().T
+    return first, sums.numpy()
 
 
 def positive_pairs(labels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -162,7 +162,7 @@ def _shown_columns(report: EvaluationReport, cohort: str | None, max_territories
     positives = report.counts("num_positives", cohort)[:-1]
     shown = sorted(sorted(range(len(positives)), key=lambda i: -positives[i])[:max_territories])
     if len(shown) < len(positives):
-        table.caption = f"the {len(shown)} territories with most positives of {len(positives)}; the CSV has the rest"
+        table.caption = f"{len(shown)} largest of {len(positives)} territories; the CSV has the rest"
     return [*(report.territories[i] for i in shown), POOLED, MACRO]
 
 

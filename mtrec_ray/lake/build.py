@@ -31,19 +31,21 @@ class BuildOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_buckets: int | None = Field(
-        None,
+        default=None,
         ge=1,
         description="Buckets of users and events; a reader holds one at a time. None: as many as keep a bucket within "
         "40,000 users, at least 16.",
     )
     on_bad_rows: str = Field(
-        "error",
+        default="error",
         pattern="^(error|quarantine)$",
         description="error: stop with the totals and the first offending rows; quarantine: put bad rows aside, "
         "counted in lake.json.",
     )
-    overwrite: bool = Field(False, description="Replace a lake that is there already, in one step.")
-    readers: int | None = Field(None, ge=1, description="Tasks at a time; None = one for each CPU of the cluster.")
+    overwrite: bool = Field(default=False, description="Replace a lake that is there already, in one step.")
+    readers: int | None = Field(
+        default=None, ge=1, description="Tasks at a time; None = one for each CPU of the cluster."
+    )
 
 
 def build_lake(
@@ -58,7 +60,10 @@ def build_lake(
         UserError: a raw file cannot be read, or `out` cannot be written.
     """
     options = options or BuildOptions()
-    site = BuildSite.open(out, options.overwrite)
+    try:
+        site = BuildSite.open(out, options.overwrite)
+    except OSError as error:
+        raise UserError(f"cannot write a lake at {out!r}: {error}") from error
     try:
         manifest = _build(source, site, options, progress)
         site.commit(manifest)

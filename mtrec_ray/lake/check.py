@@ -1,8 +1,9 @@
 """Is a lake still what its build made? Files re-hashed, rows re-counted, content held against the same rules again."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +44,16 @@ class CheckReport:
     @property
     def ok(self) -> bool:
         return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data by field name."""
+        return asdict(self)
+
+    def summary(self) -> str:
+        """One line."""
+        rows = ", ".join(f"{rows:,} {table}" for table, rows in self.num_rows.items())
+        text = f"{self.num_files} files, {rows}; {len(self.problems)} problems"
+        return text + (f", {len(self.leftovers)} files that belong to no lake" if self.leftovers else "")
 
 
 def check_lake(uri: str, progress: Progress | None = None) -> CheckReport:

@@ -1,8 +1,9 @@
 """`lake show`: one line per territory, counted bucket by bucket."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,10 @@ class TerritoryRow:
     titles_offered: int
     local_titles: int
     """Offered here and nowhere else."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data by field name."""
+        return asdict(self)
 
 
 def describe_lake(uri: str, active_days: int = 90, progress: Progress | None = None) -> list[TerritoryRow]:

@@ -102,7 +102,10 @@ class BuildSite:
         self._release()
 
     def abandon(self) -> None:
-        """Remove whatever this build wrote; a lake that was there stays as it was."""
+        """Remove whatever this build wrote; a lake that was there stays as it was.
+
+        In place, a task that is still running may leave an unlisted file behind: no reader sees it, `check` names it.
+        """
         fs, root = resolve(self.uri)
         if not self.in_place:
             remove_folder(fs, root)
@@ -166,7 +169,7 @@ def _swap_in(building: str, out: str) -> None:
         os.rename(building, out)
         return
     _exchange(building, out)
-    shutil.rmtree(building)
+    shutil.rmtree(building, ignore_errors=True)
 
 
 def _exchange(first: str, second: str) -> None:

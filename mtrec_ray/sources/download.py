@@ -11,24 +11,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.movielens import MovieLensConfig
-from mtrec_ray.sources.movielens_files import FORMS
 
 CHUNK_BYTES = 1 << 18
 TIMEOUT_S = 60
 ByteProgress = Callable[[int, int | None], None]
 """(bytes so far, bytes in all or None when the server does not tell)."""
-ARCHIVES = {
-    "ml-100k": (
-        "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
-        "md5:0e33842e24a9c977be4e0107933c0723",
-    ),
-    "ml-1m": (
-        "https://files.grouplens.org/datasets/movielens/ml-1m.zip",
-        "md5:c4d9eecfca2ab87c1945afe126590906",
-    ),
-}
-"""Address and checksum as published by GroupLens."""
 
 
 def download(url: str, checksum: str, out: Path, progress: ByteProgress | None = None) -> Path:
@@ -56,25 +43,6 @@ def download(url: str, checksum: str, out: Path, progress: ByteProgress | None =
         raise UserError(f"{url}: checksum is {found}, should be {checksum}: the content is damaged or changed; removed")
     os.replace(part, out)
     return out
-
-
-def fetch_movielens(config: MovieLensConfig, raw: str, progress: ByteProgress | None = None) -> None:
-    """Fetch and unpack the archive of `config.dataset` into the folder `raw`, unless its files are there.
-
-    Raises:
-        UserError: as `download`, or the archive does not hold the files.
-    """
-    folder = Path(raw).expanduser()
-    wanted = next(
-        names for names in FORMS.values() if names[0] == {"ml-100k": "u.data", "ml-1m": "ratings.dat"}[config.dataset]
-    )
-    if all((folder / name).is_file() for name in wanted):
-        return
-    url, checksum = ARCHIVES[config.dataset]
-    if config.url and not config.checksum:
-        raise UserError(f"url {config.url!r} needs its checksum: set `checksum` to md5:... or sha256:...")
-    archive = download(config.url or url, config.checksum or checksum, folder / f"{config.dataset}.zip", progress)
-    _unpack(archive, wanted, folder)
 
 
 def _fetch(url: str, part: Path, progress: ByteProgress | None) -> None:
@@ -113,8 +81,12 @@ def _digest(path: Path, checksum: str) -> str:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
 
 
-def _unpack(archive: Path, wanted: tuple[str, ...], folder: Path) -> None:
-    """Move the wanted files, and only these, into `folder`."""
+def unpack(archive: Path, wanted: tuple[str, ...], folder: Path) -> None:
+    """Move the wanted files of a zip archive, and only these, into `folder`.
+
+    Raises:
+        UserError: no zip archive, or it does not hold them.
+    """
     try:
         with zipfile.ZipFile(archive) as packed, tempfile.TemporaryDirectory(dir=folder) as aside:
             members = {Path(name).name: name for name in packed.namelist()}

@@ -1,10 +1,9 @@
 """Epoch numbers to timestamps without ever overflowing: what cannot be a moment stays visible as a bad row."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mtrec_ray.errors import UserError
 
@@ -54,7 +53,7 @@ def to_utc_micros(column: pa.ChunkedArray | pa.Array, unit: str) -> pa.ChunkedAr
 def epoch_us(moment: datetime) -> int:
     """Whole microseconds since 1970 of a moment; a naive one is taken as UTC."""
     moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
-    return round(moment.timestamp()) * 1_000_000 + moment.microsecond
+    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
 
 
 def _exact_micros(values: np.ndarray, unit: str) -> np.ndarray:
@@ -65,10 +64,6 @@ def _exact_micros(values: np.ndarray, unit: str) -> np.ndarray:
 
 
 def _numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    if column.null_count:
-        return (
-            column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
-            if isinstance(column, pa.Array)
-            else pc.cast(column, pa.float64(), safe=False).to_numpy()
-        )
-    return column.to_numpy(zero_copy_only=False) if isinstance(column, pa.Array) else column.to_numpy()
+    """Missing values become NaN."""
+    chunked = pa.chunked_array([column]) if isinstance(column, pa.Array) else column
+    return (chunked.cast(pa.float64(), safe=False) if chunked.null_count else chunked).to_numpy()

@@ -5,8 +5,10 @@ A rating is a streaming event of its moment. Calendar: the last `num_evaluation_
 the end of the data are the evaluation days, all before is the window. A film's decade is a categorical column.
 """
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Calendar, Territory
+from mtrec_ray.sources.download import download, unpack
 from mtrec_ray.sources.epochs import timestamps_from_epoch
-from mtrec_ray.sources.movielens_files import OCCUPATIONS, MovieLensFiles, detect
+from mtrec_ray.sources.movielens_files import FORMS, OCCUPATIONS, GroupLens1M, GroupLens100K, MovieLensFiles, detect
 from mtrec_ray.sources.source import Part, Source, SourceFacts, raw_folder
 
 REGIONS = {
@@ -36,6 +39,18 @@ AGE_BANDS = {0: "Under 18", 18: "18-24", 25: "25-34", 35: "35-44", 45: "45-49", 
 """First year of age of the seven bands of MovieLens 1M."""
 DAY_S = 86_400
 
+ARCHIVES = {
+    "ml-100k": (
+        "https://files.grouplens.org/datasets/movielens/ml-100k.zip",
+        "md5:0e33842e24a9c977be4e0107933c0723",
+    ),
+    "ml-1m": (
+        "https://files.grouplens.org/datasets/movielens/ml-1m.zip",
+        "md5:c4d9eecfca2ab87c1945afe126590906",
+    ),
+}
+"""Address and checksum as published by GroupLens."""
+
 
 class MovieLensConfig(BaseModel):
     """How MovieLens becomes a lake, and where it is fetched from."""
@@ -43,18 +58,22 @@ class MovieLensConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     day_length_days: int = Field(
-        28, ge=1, description="Length of one evaluation day in days: single days hold too few ratings."
+        default=28, ge=1, description="Length of one evaluation day in days: single days hold too few ratings."
     )
-    num_evaluation_days: int = Field(3, ge=0, description="Evaluation days at the end of the data.")
-    min_rating: int = Field(1, ge=1, le=5, description="Ratings below are left out; 1 = every rating is a view.")
+    num_evaluation_days: int = Field(default=3, ge=0, description="Evaluation days at the end of the data.")
+    min_rating: int = Field(
+        default=1, ge=1, le=5, description="Ratings below are left out; 1 = every rating is a view."
+    )
     dataset: str = Field(
-        "ml-100k",
+        default="ml-100k",
         pattern="^(ml-100k|ml-1m)$",
         description="What --download fetches; reading detects it from the files.",
     )
-    url: str | None = Field(None, description="Where --download fetches the archive; None = GroupLens' own address.")
+    url: str | None = Field(
+        default=None, description="Where --download fetches the archive; None = GroupLens' own address."
+    )
     checksum: str | None = Field(
-        None, description="`md5:...` or `sha256:...` of the archive; None = the MD5 that GroupLens publishes."
+        default=None, description="`md5:...` or `sha256:...` of the archive; None = the MD5 that GroupLens publishes."
     )
 
 
@@ -123,6 +142,36 @@ class MovieLensSource(Source):
             day_s=length * DAY_S,
             num_evaluation_days=self.config.num_evaluation_days,
         )
+
+
+def download_movielens(
+    config: MovieLensConfig, raw: str | None, progress: Callable[[str, int, int], None] | None = None
+) -> None:
+    """Fetch and unpack the archive of `config.dataset` into the folder `raw`, unless its files are there.
+
+    Args:
+        progress: called with (stage, bytes so far, bytes in all).
+
+    Raises:
+        UserError: no folder named, a url without its checksum, or as `download` and `unpack`.
+    """
+    if raw is None:
+        raise UserError("--download needs a folder to fetch MovieLens into: name it with --raw DIR")
+    if config.url and not config.checksum:
+        raise UserError(f"url {config.url!r} needs its checksum: set `checksum` to md5:... or sha256:...")
+    folder = Path(raw).expanduser()
+    wanted = FORMS[{"ml-100k": GroupLens100K, "ml-1m": GroupLens1M}[config.dataset]]
+    if all((folder / name).is_file() for name in wanted):
+        return
+    stage = f"downloading {config.dataset}"
+    url, checksum = ARCHIVES[config.dataset]
+    archive = download(
+        config.url or url,
+        config.checksum or checksum,
+        folder / f"{config.dataset}.zip",
+        (lambda done, total: progress(stage, done, total or 0)) if progress else None,
+    )
+    unpack(archive, wanted, folder)
 
 
 def territory_of(zip_code: str) -> str:

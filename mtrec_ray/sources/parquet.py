@@ -25,44 +25,50 @@ class ParquetConfig(BaseModel):
     users: str = Field(description="Files of the users: path or URI of a file, a folder, or a glob; relative to --raw.")
     events: str = Field(description="Files of the events.")
     titles: str = Field(description="Files of the titles.")
-    candidates: str | None = Field(None, description="Files of fixed evaluation candidates; None = there are none.")
+    candidates: str | None = Field(
+        default=None, description="Files of fixed evaluation candidates; None = there are none."
+    )
     user_columns: dict[str, str] = Field(
-        {},
+        default={},
         description="Canonical name -> yours, for user_id, territory, embedding and the attributes; unnamed ones keep "
         "theirs.",
     )
-    event_columns: dict[str, str] = Field({}, description="The same for user_id, title_id, timestamp.")
+    event_columns: dict[str, str] = Field(default={}, description="The same for user_id, title_id, timestamp.")
     title_columns: dict[str, str] = Field(
-        {},
+        default={},
         description="The same for title_id, name, genres, synopsis, territories, promoted_from, promoted_until, "
         "embedding and the categoricals. name, genres, synopsis and territories may be absent: unknown, and offered "
         "everywhere.",
     )
-    candidate_columns: dict[str, str] = Field({}, description="The same for user_id, title_ids.")
+    candidate_columns: dict[str, str] = Field(default={}, description="The same for user_id, title_ids.")
     attributes: dict[str, list[str] | None] = Field(
-        {},
+        default={},
         description="Sensitive attributes with their values; null = the values that occur (one pass over the users).",
     )
-    title_categoricals: list[str] = Field([], description="Further categorical columns of the titles.")
-    user_width: int = Field(0, ge=0, description="Width of the users' embedding column; 0 = there is none.")
-    title_width: int = Field(0, ge=0, description="Width of the titles' embedding column; 0 = there is none.")
+    title_categoricals: list[str] = Field(default=[], description="Further categorical columns of the titles.")
+    user_width: int = Field(default=0, ge=0, description="Width of the users' embedding column; 0 = there is none.")
+    title_width: int = Field(default=0, ge=0, description="Width of the titles' embedding column; 0 = there is none.")
     timestamp_unit: Literal["s", "ms", "us", "ns"] = Field(
-        "s", description="Unit since 1970 of integer timestamps; timestamp columns carry their own."
+        default="s", description="Unit since 1970 of integer timestamps; timestamp columns carry their own."
     )
     territories: list[str] | None = Field(
-        None, description="Territories that may occur; null = those that occur (one pass over the users)."
+        default=None, description="Territories that may occur; null = those that occur (one pass over the users)."
     )
-    regions: dict[str, str] = Field({}, description="Region of each territory; unnamed ones have the region 'all'.")
+    regions: dict[str, str] = Field(
+        default={}, description="Region of each territory; unnamed ones have the region 'all'."
+    )
     window_start: datetime | None = Field(
-        None, description="First moment of the window, UTC; null = day of the first event."
+        default=None, description="First moment of the window, UTC; null = day of the first event."
     )
     window_end: datetime | None = Field(
-        None,
+        default=None,
         description="First moment after the window, UTC; null = num_evaluation_days days before the data ends.",
     )
-    day_s: int = Field(86_400, ge=1, description="Length of an evaluation day in seconds.")
-    num_evaluation_days: int = Field(3, ge=0, description="Evaluation days after the window.")
-    rows_per_part: int = Field(262_144, ge=1, description="Rows that a worker reads at a time, row groups kept whole.")
+    day_s: int = Field(default=86_400, ge=1, description="Length of an evaluation day in seconds.")
+    num_evaluation_days: int = Field(default=3, ge=0, description="Evaluation days after the window.")
+    rows_per_part: int = Field(
+        default=262_144, ge=1, description="Rows that a worker reads at a time, row groups kept whole."
+    )
 
 
 class ParquetSource(Source):

@@ -14,13 +14,13 @@ from mtrec_ray.sources.planted import (
     GLOBAL,
     TASTE_WIDTH,
     attribute_codes,
-    draw_events,
     embeddings,
     is_active,
     make_world,
     territory_index,
     user_taste,
 )
+from mtrec_ray.sources.planted_events import draw_events
 from mtrec_ray.sources.source import Part, Source, SourceFacts
 from mtrec_ray.sources.synthetic_config import REGIONS, SyntheticConfig
 

@@ -37,14 +37,14 @@ class XMarketConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     holdout: Literal["qrel", "validation"] = Field(
-        "qrel",
+        default="qrel",
         description="qrel: the published positives are the test day. validation: they are never read; one "
         "training interaction of each user with enough of them becomes the test day: choices without the test data.",
     )
     min_interactions: int = Field(
-        3, ge=2, description="validation: users with fewer training interactions keep them all in training."
+        default=3, ge=2, description="validation: users with fewer training interactions keep them all in training."
     )
-    seed: int = Field(0, ge=0, description="validation: seed of the choice.")
+    seed: int = Field(default=0, ge=0, description="validation: seed of the choice.")
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class XMarketSource(Source):
             territories=tuple(Territory(name=name, region=name) for name in self.market_names),
             attributes={},
             calendar=Calendar(window_start=WINDOW_START, window_end=TEST_DAY, num_evaluation_days=1, ordered=False),
-            num_users=sum(market.train["user_id"].nunique() for market in self.markets),
+            num_users=sum(len(market.train["user_id"].unique()) for market in self.markets),
             notes=self._notes(),
             trained_users_are_tested=True,
             has_candidates=any(market.candidates for market in self.markets),
@@ -147,7 +147,7 @@ def read_market(folder: Path, name: str, config: XMarketConfig) -> Market:
     train = _read_pairs(folder / name / "train.tsv")
     if config.holdout == "validation":
         chosen = choose_held_out(train, config.min_interactions, config.seed)
-        return Market(name, train[~chosen], train[chosen], {})
+        return Market(name, train.loc[~chosen], train.loc[chosen], {})
     qrel, run = folder / name / "valid_qrel.tsv", folder / name / "valid_run.tsv"
     held_out = _read_pairs(qrel) if qrel.exists() else train.iloc[:0]
     return Market(name, train, held_out, _read_run(run) if run.exists() else {})

@@ -93,7 +93,7 @@ def stream_rows(lake: Lake, schedule: Schedule, lanes: set[int], from_step: int)
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
 
 
-def step_batches(blocks: Iterable[pa.Table], lanes: set[int], steps: range) -> Iterator[StepRows]:
+def step_batches(blocks: Iterable[pa.Table], lanes: set[int], steps: range, user_width: int) -> Iterator[StepRows]:
     """Exactly one `StepRows` per step, empty ones included.
 
     A step is complete once every lane has shown a row of a later step or the stream has ended; what is kept waiting is at most
@@ -108,10 +108,10 @@ def step_batches(blocks: Iterable[pa.Table], lanes: set[int], steps: range) -> I
                 waiting[step].append(rows)
                 last_seen[lane] = step
         while next_step < min(last_seen.values()):
-            yield _collate(next_step, waiting.pop(next_step, []))
+            yield _collate(next_step, waiting.pop(next_step, []), user_width)
             next_step += 1
     for step in range(next_step, steps.stop):
-        yield _collate(step, waiting.pop(step, []))
+        yield _collate(step, waiting.pop(step, []), user_width)
 
 
 def training_batches(
@@ -120,7 +120,8 @@ def training_batches(
     """One worker's share of every global step from `from_step` to the end."""
     lanes = lanes_of_worker(rank, num_workers, schedule.lanes)
     blocks = stream_rows(lake, schedule, lanes, from_step)
-    yield from step_batches(blocks, lanes, range(from_step, schedule.num_steps))
+    width = lake.manifest.embeddings.user_width
+    yield from step_batches(blocks, lanes, range(from_step, schedule.num_steps), width)
 
 
 def _read_item(items: pa.Table, lake: Lake, plan: PairPlan, from_step: int, seed: int) -> pa.Table:
@@ -162,10 +163,12 @@ def _by_run(table: pa.Table, column: str) -> Iterator[tuple[int, pa.Table]]:
         yield int(values[start]), table.slice(start, stop - start)
 
 
-def _collate(step: int, parts: list[pa.Table]) -> StepRows:
+def _collate(step: int, parts: list[pa.Table], user_width: int) -> StepRows:
     if not parts:
         empty = np.zeros(0, dtype=np.int32)
-        return StepRows(step, np.zeros((0, 0), np.float16), empty, np.zeros(1, np.int64), empty, np.zeros(0, bool))
+        return StepRows(
+            step, np.zeros((0, user_width), np.float16), empty, np.zeros(1, np.int64), empty, np.zeros(0, bool)
+        )
     table = pa.concat_tables(parts).combine_chunks()
     titles, labels = table["title_index"].chunk(0), table["label"].chunk(0)
     return StepRows(

@@ -75,6 +75,15 @@ class Schedule:
         """Global step after the last step of each phase."""
         return np.cumsum([epochs * self.steps_per_epoch(phase) for phase, epochs in enumerate(self.epochs)]).tolist()
 
+    def phase_progress(self, step: int) -> float:
+        """Share in [0, 1) of its phase's steps that come before this global step."""
+        begin = 0
+        for end in self.phase_ends():
+            if step < end:
+                return (step - begin) / (end - begin)
+            begin = end
+        raise ValueError(f"step {step} is not before {begin}, the end of the schedule")
+
     def segments(self, lanes: set[int], from_step: int = 0) -> list[Segment]:
         """Segments of some lanes from a global step on, ordered by the step at which they begin."""
         chosen = [s for s in self._all_segments() if s.lane in lanes and s.ends >= from_step]

@@ -20,15 +20,17 @@ class ModelConfig(Config):
     """Territory groups: `one`, `each`, `regions` (paper A's four; mtl's default), or a YAML file `group: [territory, ...]`."""
     final_activation: Literal["none", "relu"] = "none"
     """`relu` is paper A taken literally (every probability at least one half); `none`: linear last layer, scale, bias."""
-    final_batch_norm: bool = True
+    final_batch_norm: bool = False
     """Batch normalisation after the last layer of each tower."""
 
 
 class OptimConfig(Config):
     """Adam on batches of whole users (paper A, 4.2)."""
 
-    lr: float = Field(default=1e-3, gt=0)
-    """Learning rate."""
+    lr: float = Field(default=3e-4, gt=0)
+    """Learning rate at the first step of each phase."""
+    decay: Literal["none", "linear"] = "linear"
+    """`linear`: the learning rate falls to zero over each phase; `none`: it stays (paper A)."""
     block_lr_scale: float = Field(default=1.0, gt=0)
     """Learning rate of the group blocks as a multiple of `lr`."""
     weight_decay: float = Field(default=0.0, ge=0)

@@ -93,6 +93,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
     phase_ends = schedule.phase_ends()
     mean_loss = _RunningMean()
     for rows in training_batches(lake, schedule, rank, world_size, from_step=step):
+        set_learning_rate(trainee.optimizer, config.optim, schedule.phase_progress(rows.step))
         mean_loss.add(trainee.step(rows))
         step = rows.step + 1
         if rank == 0 and step % CHECK_CLOCK_EVERY == 0:
@@ -135,6 +136,13 @@ def make_optimizer(model: TwoTower, optim: OptimConfig) -> torch.optim.Optimizer
     if model.group_block is not None:
         groups.append({"params": model.block_parameters(), "lr": optim.lr * optim.block_lr_scale})
     return torch.optim.Adam(groups, lr=optim.lr, weight_decay=optim.weight_decay, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, optim: OptimConfig, progress: float) -> None:
+    """Learning rates of a step, `progress` in [0, 1) being the share of its phase that is over."""
+    share = 1.0 - progress if optim.decay == "linear" else 1.0
+    for group, scale in zip(optimizer.param_groups, (1.0, optim.block_lr_scale), strict=False):
+        group["lr"] = optim.lr * scale * share
 
 
 def _all_reduce(tensor: Tensor) -> Tensor:

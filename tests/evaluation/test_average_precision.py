@@ -12,7 +12,9 @@ from mtrec_ray.evaluation.score_grid import ScoreGrid
 
 def binned(grid: ScoreGrid, scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     bins = grid.fine_bins(scores)
-    return tuple(np.bincount(bins[labels == kind], minlength=grid.num_fine_bins) for kind in (False, True))
+    return np.bincount(bins[~labels], minlength=grid.num_fine_bins), np.bincount(
+        bins[labels], minlength=grid.num_fine_bins
+    )
 
 
 def test_hand_worked_value():

@@ -76,11 +76,11 @@ def test_the_bootstrap_interval_covers_the_true_value():
     logits, labels = simulated(rng, 50_000)
     truth = replicates(np.arange(50_000).astype(np.uint64), logits, labels, 0)[0]
     covered = 0
-    for trial in range(100):
+    for trial in range(60):
         keys = (trial * 1000 + np.arange(300)).astype(np.uint64)
         found = interval(replicates(keys, *simulated(rng, 300), 120))
         covered += found.low <= truth <= found.high
-    assert 86 <= covered <= 100  # 95 expected, standard deviation 2.2; percentile intervals run a little short
+    assert 50 <= covered <= 60  # 57 expected, standard deviation 1.7; percentile intervals run a little short
 
 
 def test_a_paired_gain_is_narrower_than_an_unpaired_one():

@@ -58,7 +58,7 @@ class Service:
             "regions": {"NO": "north", "SE": "north"},
             "user_width": 2,
         }
-        return ParquetSource(ParquetConfig(**(defaults | config)), str(self.folder))
+        return ParquetSource(ParquetConfig.model_validate(defaults | config), str(self.folder))
 
 
 @pytest.fixture
@@ -66,4 +66,3 @@ def service(tmp_path: Path) -> Service:
     folder = tmp_path / "raw"
     folder.mkdir()
     return Service(folder)
-

@@ -1,5 +1,7 @@
 """The two-tower modules: shapes, start, inference, state."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 BLOCKS = ("none", *GROUP_BLOCKS)
 
 
-def make_model(group_block: str, seed: int = 0, **settings) -> TwoTower:
+def make_model(group_block: Any, seed: int = 0, **settings) -> TwoTower:
     num_groups = 1 if group_block == "none" else 3
     model = TwoTower(TwoTowerConfig(5, 6, d=8, num_groups=num_groups, group_block=group_block, **settings))
     model.init_weights(torch.Generator().manual_seed(seed))

@@ -48,8 +48,16 @@ def make_users(seed: int, pairs_each: np.ndarray, groups: np.ndarray) -> dict[st
 def make_batch(users: dict[str, np.ndarray], dtype: torch.dtype = torch.float64) -> PairBatch:
     """The batch of these users over one fixed catalogue."""
     catalogue = torch.randn(NUM_TITLES, TITLE_WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    arrays = [users[name] for name in ("user_features", "user_group", "offsets", "title_index", "labels")]
-    return make_pair_batch(*arrays, catalogue, num_groups=NUM_GROUPS, dtype=dtype)
+    return make_pair_batch(
+        users["user_features"],
+        users["user_group"],
+        users["offsets"],
+        users["title_index"],
+        users["labels"],
+        catalogue,
+        num_groups=NUM_GROUPS,
+        dtype=dtype,
+    )
 
 
 def split_users(users: dict[str, np.ndarray], parts: list[slice]) -> list[dict[str, np.ndarray]]:

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from cases import BLOCKS, LockStep, gradients, make_batch, make_model, make_users, split_users
 
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.steps.propensity import AllReduce, loss_and_gradients, train_step
+from tests.steps.cases import BLOCKS, LockStep, gradients, make_batch, make_model, make_users, split_users
 
 USERS = make_users(0, np.array([3, 0, 5, 2, 1, 0, 4, 3, 2, 6]), np.array([2, 0, 1, 2, 0, 1, 0, 2, 2, 1]))
 HALVES = [slice(0, 4), slice(4, 10)]

@@ -1,10 +1,10 @@
 """Scores of users for all titles."""
 
 import torch
-from cases import BLOCKS, NUM_TITLES, TITLE_WIDTH, USER_WIDTH, make_model
-from reference import group_part
 
 from mtrec_ray.steps.scoring import score_users
+from tests.steps.cases import BLOCKS, NUM_TITLES, TITLE_WIDTH, USER_WIDTH, make_model
+from tests.steps.reference import group_part
 
 GROUPS = torch.tensor([2, 0, 2, 1, 0])
 

@@ -1,0 +1,145 @@
+"""Rules of rows, without a cluster."""
+
+from datetime import UTC, datetime
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.lake.manifest import embedding_column, embedding_matrix
+from mtrec_ray.lake.schema import embedding_bytes, final_embeddings
+from mtrec_ray.lake.validate import (
+    Rules,
+    embedding_problems,
+    merge,
+    split_candidates,
+    split_events,
+    split_titles,
+    split_users,
+    summarize,
+)
+from mtrec_ray.sources.epochs import TIMESTAMP
+
+RULES = Rules(frozenset({"NO", "SE"}), {"gender": ("f", "m")}, user_width=0, title_width=0)
+
+
+def _users(*rows: tuple) -> pa.Table:
+    columns = ["user_id", "territory", "gender"]
+    return pa.Table.from_pylist(
+        [dict(zip(columns, row, strict=True)) for row in rows], pa.schema([(c, pa.string()) for c in columns])
+    )
+
+
+@given(st.permutations([("a", "NO", "f"), ("a", "NO", None), ("a", "SE", "f"), ("b", "NO", "m"), ("a", "XX", "f")]))
+def test_the_kept_duplicate_does_not_depend_on_the_order(rows):
+    good, bad = split_users(_users(*rows), RULES)
+    assert good.to_pylist() == _users(("a", "NO", "f"), ("b", "NO", "m")).to_pylist()
+    assert sorted(bad["reason"].to_pylist()) == ["duplicate_user", "duplicate_user", "unknown_territory"]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["a", "b", "c", "", None]),
+            st.sampled_from(["NO", "XX", None]),
+            st.sampled_from(["f", "x", None]),
+        )
+    )
+)
+def test_every_row_is_either_accepted_or_has_one_reason(rows):
+    good, bad = split_users(_users(*rows), RULES)
+    assert good.num_rows + bad.num_rows == len(rows)
+    ids = good["user_id"].to_pylist()
+    assert ids == sorted(set(ids))
+    for row in good.to_pylist():
+        assert row["user_id"]
+        assert row["territory"] == "NO"
+        assert row["gender"] in ("f", None)
+    assert sum(total for total, _ in summarize("users", bad).values()) == bad.num_rows
+
+
+def test_equal_events_are_kept_and_null_moments_are_not():
+    moment = datetime(2024, 1, 1, tzinfo=UTC)
+    events = pa.table(
+        {
+            "user_id": ["a", "a", "a"],
+            "title_id": ["t", "t", "t"],
+            "timestamp": pa.array([moment, moment, None], TIMESTAMP),
+        }
+    )
+    good, bad = split_events(events, pa.array(["a"]), pa.array(["t"]))
+    assert good.num_rows == 2
+    assert bad["reason"].to_pylist() == ["null_timestamp"]
+
+
+def test_one_unknown_title_rejects_its_candidates():
+    rows = pa.table(
+        {
+            "user_id": ["a", "b", "c", "z"],
+            "title_ids": pa.array([["t"], ["t", "x"], [], ["t"]], pa.list_(pa.string())),
+        }
+    )
+    good, bad = split_candidates(rows, pa.array(["a", "b", "c"]), pa.array(["t"]))
+    assert good["user_id"].to_pylist() == ["a"]
+    assert dict(zip(bad["user_id"].to_pylist(), bad["reason"].to_pylist(), strict=True)) == {
+        "b": "unknown_title",
+        "c": "no_candidates",
+        "z": "unknown_user",
+    }
+
+
+def test_promotion_that_ends_before_it_starts():
+    first, second = datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 1, 2, tzinfo=UTC)
+    titles = pa.table(
+        {
+            "title_id": ["a", "b", "c"],
+            "territories": pa.array([[], ["NO"], []], pa.list_(pa.string())),
+            "promoted_from": pa.array([first, second, None], TIMESTAMP),
+            "promoted_until": pa.array([second, first, first], TIMESTAMP),
+        }
+    )
+    good, bad = split_titles(titles, RULES)
+    assert good["title_id"].to_pylist() == ["a", "c"]
+    assert bad["reason"].to_pylist() == ["promotion_ends_before_start"]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pa.array([[1.0, 2.0], [3.0, 4.0]], pa.list_(pa.float64())),
+        pa.array([[1.0, 2.0], [3.0, 4.0]], pa.list_(pa.float32(), 2)),
+        pa.array([[1, 2], [3, 4]], pa.large_list(pa.int64())),
+        embedding_column(np.array([[1, 2], [3, 4]])),
+        pa.array([np.array(row, np.float16).tobytes() for row in ([1, 2], [3, 4])], pa.binary()),
+    ],
+)
+def test_embeddings_of_any_layout(column):
+    for layout in (pa.chunked_array([column]), pa.chunked_array([column.slice(0, 1), column.slice(1)])):
+        stored = final_embeddings(pa.chunked_array([embedding_bytes(layout)]), 2)
+        assert embedding_matrix(stored).tolist() == [[1, 2], [3, 4]]
+
+
+def test_embedding_problems_by_row():
+    lists = [[1.0, 2.0], None, [1.0], [float("nan"), 0.0], [1e6, 0.0], [0.0, 0.0]]
+    column = pa.chunked_array([embedding_bytes(pa.chunked_array([pa.array(lists, pa.list_(pa.float32()))]))])
+    problems = {slug: np.flatnonzero(mask).tolist() for slug, mask in embedding_problems(column, 2)}
+    assert problems["null_embedding"] == [1]
+    assert problems["embedding_width"] == [1, 2]
+    assert problems["embedding_not_finite"] == [3, 4]
+
+
+def test_embeddings_of_text_are_refused():
+    with pytest.raises(UserError, match="string"):
+        embedding_bytes(pa.chunked_array([pa.array(["1 2"])]))
+
+
+def test_merged_totals_show_the_same_first_rows_in_any_order():
+    parts = [
+        {"users/x": (5, ["c", "d"])},
+        {"users/x": (1, ["a"]), "events/y": (2, ["q"])},
+        {"users/x": (2, ["b", "e"])},
+    ]
+    assert merge(parts) == merge(parts[::-1]) == {"users/x": (8, ["a", "b", "c"]), "events/y": (2, ["q"])}

@@ -1,0 +1,100 @@
+"""The user's own tables: names, units and values as the config says, and files that are damaged."""
+
+from datetime import UTC, datetime
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.sources.registry import make_source
+
+
+@pytest.fixture
+def raw(tmp_path):
+    users = pa.table({"uid": ["u1", "u2", "u3"], "country": ["NO", "SE", "SE"], "sex": ["f", "m", None]})
+    (tmp_path / "users").mkdir()
+    pq.write_table(users.slice(0, 2), tmp_path / "users" / "1.parquet")
+    pq.write_table(users.slice(2), tmp_path / "users" / "2.parquet")
+    first_ms = int(datetime(2024, 1, 1, 5, tzinfo=UTC).timestamp()) * 1000
+    moments = [first_ms, first_ms + 4 * 86_400_000]
+    pq.write_table(pa.table({"uid": ["u1", "u2"], "tid": ["t", "t"], "at": moments}), tmp_path / "e.parquet")
+    pq.write_table(pa.table({"tid": ["t"], "title": ["A film"], "kind": ["film"]}), tmp_path / "titles.parquet")
+    return tmp_path
+
+
+CONFIG = {
+    "users": "users/*.parquet",
+    "events": "e.parquet",
+    "titles": "titles.parquet",
+    "user_columns": {"user_id": "uid", "territory": "country", "gender": "sex"},
+    "event_columns": {"user_id": "uid", "title_id": "tid", "timestamp": "at"},
+    "title_columns": {"title_id": "tid", "name": "title"},
+    "title_categoricals": ["kind"],
+    "attributes": {"gender": None},
+    "timestamp_unit": "ms",
+    "num_evaluation_days": 2,
+}
+
+
+def test_columns_are_mapped_and_values_discovered(raw):
+    source = make_source("parquet", CONFIG, str(raw))
+    facts = source.facts
+    assert facts.attributes == {"gender": ("f", "m")}
+    assert [territory.name for territory in facts.territories] == ["NO", "SE"]
+    assert facts.num_users == 3
+    assert len(source.user_parts()) == 2
+    assert source.event_parts()[0]()["timestamp"][0].as_py() == datetime(2024, 1, 1, 5, tzinfo=UTC)
+    assert source.titles().to_pylist() == [
+        {"title_id": "t", "kind": "film", "name": "A film", "genres": None, "synopsis": None, "territories": None}
+    ]
+
+
+def test_the_last_days_are_the_evaluation_days(raw):
+    calendar = make_source("parquet", CONFIG, str(raw)).facts.calendar
+    assert calendar.window_start == datetime(2024, 1, 1, tzinfo=UTC)
+    assert calendar.window_end == datetime(2024, 1, 4, tzinfo=UTC)
+
+
+def test_given_calendar_is_taken(raw):
+    config = CONFIG | {"window_start": "2024-01-02", "window_end": "2024-01-03T00:00:00+01:00"}
+    calendar = make_source("parquet", config, str(raw)).facts.calendar
+    assert calendar.window_end == datetime(2024, 1, 2, 23, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"users": "nowhere.parquet"}, r"nowhere\.parquet.*is missing"),
+        ({"users": "users/*.csv"}, "names no Parquet file"),
+        ({"user_columns": {"user_id": "id", "territory": "country", "gender": "sex"}}, "column 'id' .* is missing"),
+        ({"user_columns": {"colour": "x"}}, "maps 'colour', which is never read"),
+        ({"regions": {"XX": "north"}}, "regions names 'XX'"),
+        ({"timestamp_unit": "fortnights"}, "timestamp_unit"),
+        ({"title_columns": {"title_id": "tid", "synopsis": "plot"}}, "column 'plot' .* is missing"),
+        ({"num_evaluation_days": 9}, "set window_start and window_end"),
+    ],
+)
+def test_mistakes_are_named(raw, change, message):
+    with pytest.raises(UserError, match=message):
+        _read_all(make_source("parquet", CONFIG | change, str(raw)))
+
+
+def _read_all(source) -> list:
+    return [source.facts, source.titles(), *(part() for part in source.user_parts())]
+
+
+def test_truncated_file_is_named(raw):
+    path = raw / "e.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"e\.parquet: no Parquet file, or truncated"):
+        make_source("parquet", CONFIG, str(raw))
+
+
+def test_row_groups_are_read_in_bounded_parts(raw):
+    rows = pa.table({"uid": [f"u{n}" for n in range(10)], "country": ["NO"] * 10, "sex": ["f"] * 10})
+    for path in (raw / "users").iterdir():
+        path.unlink()
+    pq.write_table(rows, raw / "users" / "1.parquet", row_group_size=2)
+    source = make_source("parquet", CONFIG | {"rows_per_part": 5}, str(raw))
+    assert [part().num_rows for part in source.user_parts()] == [4, 4, 2]

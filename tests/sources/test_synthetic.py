@@ -1,0 +1,148 @@
+"""The planted world: shares, tastes and correlations are really in the generated rows."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.lake.manifest import embedding_matrix
+from mtrec_ray.sources.planted import make_world, territory_index, user_taste
+from mtrec_ray.sources.planted_events import title_logits
+from mtrec_ray.sources.registry import make_source
+from mtrec_ray.sources.synthetic import SyntheticSource
+from mtrec_ray.sources.synthetic_config import SyntheticConfig
+
+CONFIG = SyntheticConfig(users=6_000, territories=8, titles=60, user_width=16, title_width=12, seed=3)
+
+
+def _generate(config: SyntheticConfig) -> tuple[SyntheticSource, pa.Table, pa.Table]:
+    source = SyntheticSource(config)
+    light = pa.concat_tables(part() for part in source.user_parts())
+    return source, *source.complete_bucket(light, pa.table({}))
+
+
+def _numbers(users: pa.Table) -> np.ndarray:
+    return np.array([int(user_id[1:]) for user_id in users["user_id"].to_pylist()], np.uint64)
+
+
+def test_a_user_is_the_same_alone_and_among_others():
+    source, users, events = _generate(CONFIG)
+    some = users.select(["user_id"]).slice(1_234, 17)
+    few_users, few_events = source.complete_bucket(some, pa.table({}))
+    assert few_users.equals(users.slice(1_234, 17))
+    assert few_events.equals(events.filter(pc.is_in(events["user_id"], value_set=some["user_id"].combine_chunks())))
+
+
+def test_titles_and_users_differ_with_the_seed():
+    _, first, _ = _generate(CONFIG)
+    _, second, _ = _generate(CONFIG.model_copy(update={"seed": 4}))
+    assert not first["territory"].equals(second["territory"])
+
+
+def test_sizes_are_heavy_tailed_and_active_shares_as_planted():
+    source, users, events = _generate(CONFIG)
+    truth = source.truth()["territories"].to_pylist()
+    end = source.facts.calendar.window_end
+    active = set(events.filter(pc.less(events["timestamp"], end))["user_id"].to_pylist())
+    counts = {row["values"]: row["counts"] for row in pc.value_counts(users["territory"]).to_pylist()}
+    assert counts["T001"] > 3 * counts["T008"]
+    for row in truth:
+        members = users.filter(pc.equal(users["territory"], row["territory"]))["user_id"].to_pylist()
+        assert len(members) / 6_000 == pytest.approx(row["user_share"], abs=0.02)
+        share = np.mean([user_id in active for user_id in members])
+        assert share == pytest.approx(row["active_share"], abs=4 * np.sqrt(0.25 / len(members)))
+    assert set(source.user_truth(users).filter(pc.field("is_active"))["user_id"].to_pylist()) == active
+
+
+def test_inactive_users_watch_nothing_late_in_a_longer_window():
+    source, users, events = _generate(CONFIG.model_copy(update={"days": 120, "active_days": 30}))
+    truth = source.user_truth(users)
+    calendar = source.facts.calendar
+    late = pc.and_(
+        pc.less(events["timestamp"], calendar.window_end),
+        pc.greater_equal(events["timestamp"], calendar.day_bounds(-29)[0]),
+    )
+    late_users = set(events.filter(late)["user_id"].to_pylist())
+    assert late_users == set(truth.filter(pc.field("is_active"))["user_id"].to_pylist())
+    assert len(set(events["user_id"].to_pylist())) > len(late_users)
+
+
+def test_events_are_of_offered_titles_and_inside_the_calendar():
+    source, users, events = _generate(CONFIG)
+    offered = {row["title_id"]: row["territories"] for row in source.titles().to_pylist()}
+    home = dict(zip(users["user_id"].to_pylist(), users["territory"].to_pylist(), strict=True))
+    calendar = source.facts.calendar
+    for row in events.slice(0, 20_000).to_pylist():
+        assert offered[row["title_id"]] in ([], [home[row["user_id"]]])
+        assert calendar.window_start <= row["timestamp"] < calendar.day_bounds(3)[1]
+
+
+def test_own_groups_taste_explains_the_events_better_than_any_common_one():
+    source, users, events = _generate(CONFIG)
+    world = make_world(CONFIG)
+    numbers = _numbers(users)
+    territory, taste = territory_index(world, numbers), user_taste(world, numbers)
+    own = title_logits(CONFIG, world, territory, taste)
+    common = np.mean([_logits_as(world, group, territory, taste) for group in range(4)], axis=0)
+    user_row = pc.index_in(events["user_id"], value_set=users["user_id"].combine_chunks()).to_numpy()
+    title = pc.index_in(events["title_id"], value_set=pc.unique(source.titles()["title_id"])).to_numpy()
+    for group in range(4):
+        of_group = world.taste_group[territory][user_row] == group
+        gain = _log_likelihood(own, user_row[of_group], title[of_group]) - _log_likelihood(
+            common, user_row[of_group], title[of_group]
+        )
+        assert gain > 0.1
+
+
+def _logits_as(world, group: int, territory: np.ndarray, taste: np.ndarray) -> np.ndarray:
+    """Logits if every territory had the taste of `group`."""
+    from dataclasses import replace
+
+    same = replace(world, taste_group=np.full_like(world.taste_group, group))
+    return title_logits(CONFIG, same, territory, taste)
+
+
+def _log_likelihood(logits: np.ndarray, row: np.ndarray, title: np.ndarray) -> float:
+    normal = np.log(np.exp(logits).sum(axis=1))
+    return float((logits[row, title] - normal[row]).mean())
+
+
+def test_embeddings_show_the_taste_but_not_the_group():
+    source, users, _ = _generate(CONFIG)
+    truth = source.user_truth(users)
+    taste = np.stack(truth["taste"].to_numpy())
+    matrix = embedding_matrix(users["embedding"]).astype(float)
+    found, *_ = np.linalg.lstsq(matrix, taste, rcond=None)
+    assert np.corrcoef((matrix @ found).ravel(), taste.ravel())[0, 1] > 0.95
+    group = truth["taste_group"].to_numpy()
+    centres = np.stack([matrix[group == g].mean(axis=0) for g in range(4)])
+    assert np.abs(centres - matrix.mean(axis=0)).max() < 0.15
+
+
+def test_attributes_follow_the_taste_and_some_are_unknown():
+    source, users, _ = _generate(CONFIG)
+    world, taste = make_world(CONFIG), np.stack(source.user_truth(users)["taste"].to_numpy())
+    for i, (name, values) in enumerate(source.facts.attributes.items()):
+        codes = pc.index_in(users[name], value_set=pa.array(values)).to_pylist()
+        known = np.array([code is not None for code in codes])
+        assert known.mean() == pytest.approx(0.9, abs=0.02)
+        told = (taste @ world.attribute_direction[i])[known]
+        assert np.corrcoef(told, [code for code in codes if code is not None])[0, 1] > 0.4
+
+
+def test_shuffled_groups_are_balanced_and_not_the_regions():
+    world = make_world(SyntheticConfig(territories=24, taste_groups="shuffled"))
+    assert np.bincount(world.taste_group).tolist() == [6, 6, 6, 6]
+    assert (world.taste_group != world.region).any()
+
+
+def test_settings_that_contradict_or_do_not_exist_are_refused():
+    with pytest.raises(UserError, match="active_share_low"):
+        make_source("synthetic", {"active_share_low": 0.9, "active_share_high": 0.1})
+    with pytest.raises(UserError, match="colour"):
+        make_source("synthetic", {"colour": 1})
+    with pytest.raises(UserError, match="reads no raw files"):
+        make_source("synthetic", {}, raw="/somewhere")
+    with pytest.raises(UserError, match="unknown source 'netflix'"):
+        make_source("netflix", {})

@@ -1,0 +1,101 @@
+"""A lake written by hand whose pairs can be counted on fingers, and a random one for invariants."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+
+from mtrec_ray.files import write_file
+from mtrec_ray.hashing import bucket_of, user_keys
+from mtrec_ray.lake.manifest import (
+    Calendar,
+    Embeddings,
+    Lake,
+    Manifest,
+    Territory,
+    bucket_folder,
+    embedding_column,
+)
+from mtrec_ray.lake.write import write_parquet
+
+CALENDAR = Calendar(
+    window_start=datetime(2022, 1, 1, tzinfo=UTC), window_end=datetime(2022, 4, 1, tzinfo=UTC), num_evaluation_days=2
+)
+
+
+def write_lake(folder: Path, users: pa.Table, events: pa.Table, titles: pa.Table, num_buckets: int) -> Lake:
+    """A lake of the given rows, without the build's validation; users carry a random embedding of width 4."""
+    fs, files = pafs.LocalFileSystem(), {"users": [], "events": [], "titles": []}
+    keys = user_keys(users["user_id"].to_numpy(zero_copy_only=False))
+    noise = np.random.default_rng(0).standard_normal((len(keys), 4))
+    users = users.append_column("embedding", embedding_column(noise[np.argsort(np.argsort(keys))]))
+    for table, rows in (("users", users), ("events", events)):
+        buckets = bucket_of(user_keys(rows["user_id"].to_numpy(zero_copy_only=False)), num_buckets)
+        for bucket in range(num_buckets):
+            (folder / bucket_folder(table, bucket)).mkdir(parents=True)
+            part = rows.filter(buckets == bucket).sort_by("user_id")
+            files[table].append(write_parquet(fs, str(folder), bucket_folder(table, bucket), part))
+    (folder / "titles").mkdir()
+    titles = titles.append_column("embedding", embedding_column(np.eye(titles.num_rows, 4)))
+    files["titles"].append(write_parquet(fs, str(folder), "titles", titles))
+    manifest = Manifest(
+        source="by hand",
+        num_buckets=num_buckets,
+        territories=[Territory(name="north", region="N"), Territory(name="south", region="S")],
+        attributes={},
+        calendar=CALENDAR,
+        embeddings=Embeddings(user_width=4, title_width=4),
+        counts={"users": users.num_rows, "events": events.num_rows, "titles": titles.num_rows},
+        files=files,
+    )
+    write_file(f"{folder}/lake.json", manifest.model_dump_json().encode())
+    return Lake.open(str(folder))
+
+
+def title_table(offers: dict[str, list[str]], **columns: list) -> pa.Table:
+    """Titles with the territories they are offered in (empty = everywhere)."""
+    names = list(offers)
+    table = {
+        "title_id": names,
+        "name": names,
+        "genres": pa.nulls(len(names), pa.string()),
+        "synopsis": pa.nulls(len(names), pa.string()),
+        "territories": pa.array(list(offers.values()), pa.list_(pa.string())),
+    }
+    return pa.table(table | {name: pa.array(values, pa.timestamp("us", tz="UTC")) for name, values in columns.items()})
+
+
+def event_table(rows: list[tuple[str, str, datetime]]) -> pa.Table:
+    users, titles, times = zip(*rows, strict=True) if rows else ((), (), ())
+    return pa.table(
+        {
+            "user_id": pa.array(users, pa.string()),
+            "title_id": pa.array(titles, pa.string()),
+            "timestamp": pa.array(times, pa.timestamp("us", tz="UTC")),
+        }
+    )
+
+
+def day(month: int, number: int, hour: int = 12) -> datetime:
+    return datetime(2022, month, number, hour, tzinfo=UTC)
+
+
+def random_rows(num_users: int = 400, num_titles: int = 30, seed: int = 0) -> tuple[pa.Table, pa.Table, pa.Table]:
+    """Users, events and titles of two territories; the north is four times as large, a third of all titles is local."""
+    random = np.random.default_rng(seed)
+    ids = [f"u{i}" for i in range(num_users)]
+    territory = np.where(random.random(num_users) < 0.8, "north", "south")
+    offers = {f"t{i:02d}": [["north"], ["south"], []][min(i % 6, 2)] for i in range(num_titles)}
+    rows = []
+    for user, home in zip(ids, territory, strict=True):
+        offered = [t for t, where in offers.items() if not where or home in where]
+        for _ in range(random.poisson(6) if random.random() < 0.7 else 0):
+            rows.append(
+                (user, str(random.choice(offered)), day(int(random.integers(1, 4)), int(random.integers(1, 28))))
+            )
+        for number in (1, 2):
+            if random.random() < 0.2:
+                rows.append((user, str(random.choice(offered)), day(4, number)))
+    return pa.table({"user_id": ids, "territory": territory.tolist()}), event_table(rows), title_table(offers)

@@ -1,0 +1,86 @@
+"""The counting passes against counts by hand, and what alpha and tau do to them."""
+
+import numpy as np
+import pytest
+
+from mtrec_ray.lake.bucket import Bucket
+from mtrec_ray.streams.config import SampleConfig
+from mtrec_ray.streams.plan import make_plan, sampled_users
+from mtrec_ray.streams.sampling import TEST, split_of
+from tests.streams.lakes import CALENDAR, random_rows, write_lake
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory):
+    return write_lake(tmp_path_factory.mktemp("plan") / "lake", *random_rows(num_users=4000), num_buckets=4)
+
+
+def members(lake, plan):
+    """(keys, territory, added) of the sample."""
+    found = []
+    for index in range(lake.manifest.num_buckets):
+        bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())
+        rows, added = sampled_users(bucket, plan.sample, plan.calendar, np.array(plan.added_rates))
+        found.append((bucket.keys[rows], bucket.territory[rows], added))
+    return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+
+
+def test_counts_are_those_of_the_sample(lake):
+    plan = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5), CALENDAR)
+    keys, territory, added = members(lake, plan)
+    assert sum(plan.sampled_per_bucket) == len(keys)
+    assert plan.added_users == np.bincount(territory[added], minlength=2).tolist()
+    assert plan.random_users == np.bincount(territory[~added], minlength=2).tolist()
+    assert not (split_of(keys, plan.sample) == TEST).any()
+    assert sum(plan.added_users) == pytest.approx(0.5 * sum(plan.random_users), rel=0.1)
+
+
+def test_every_added_user_is_active(lake):
+    plan = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5, active_days=30), CALENDAR)
+    for index in range(lake.manifest.num_buckets):
+        bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())
+        rows, added = sampled_users(bucket, plan.sample, plan.calendar, np.array(plan.added_rates))
+        assert bucket.active(CALENDAR.window_end, 30)[rows[added]].all()
+
+
+@pytest.mark.parametrize("alpha", [0.5, 2.0])
+def test_alpha_is_the_ratio_of_negatives_to_positives(lake, alpha):
+    phase = make_plan(lake, SampleConfig(alpha=alpha), CALENDAR).phases[0]
+    assert phase.negative_rate * sum(phase.eligible) == pytest.approx(alpha * sum(phase.positives))
+
+
+def test_alpha_auto_is_sampled_users_over_users_with_a_positive_on_a_mean_day(lake):
+    plan = make_plan(lake, SampleConfig(alpha="auto", random_fraction=1.0, active_fraction=0), CALENDAR)
+    # 70% of the users watch 6 times in 90 days: nearly each event is a (user, day) of its own
+    assert plan.phases[0].alpha == pytest.approx(90 / (0.7 * 6), rel=0.15)
+
+
+def test_tau_zero_adds_as_many_users_in_each_territory(lake):
+    share = {}
+    for tau in (0.0, 1.0):
+        added = make_plan(lake, SampleConfig(random_fraction=0.2, active_fraction=0.4, tau=tau), CALENDAR).added_users
+        share[tau] = added[1] / sum(added)
+    assert share[0.0] == pytest.approx(0.5, abs=0.06)
+    assert share[1.0] == pytest.approx(0.2, abs=0.05)
+
+
+def test_control_brings_as_many_positives_as_the_active_set(lake):
+    shape = {"random_fraction": 0.3, "active_fraction": 0.5}
+    active = make_plan(lake, SampleConfig(**shape), CALENDAR)
+    control = make_plan(lake, SampleConfig(**shape, upsample="control"), CALENDAR)
+    assert sum(control.phases[0].positives) == pytest.approx(sum(active.phases[0].positives), rel=0.06)
+    assert sum(control.added_users) > 1.1 * sum(active.added_users)
+
+
+def test_no_upsampling_without_active_fraction(lake):
+    assert sum(make_plan(lake, SampleConfig(active_fraction=0), CALENDAR).added_users) == 0
+
+
+def test_each_later_day_is_a_phase_with_its_own_positives(lake):
+    plan = make_plan(lake, SampleConfig(random_fraction=1.0, active_fraction=0), CALENDAR, num_phases=2)
+    window, first_day = plan.phases
+    assert (first_day.day, first_day.start) == (1, CALENDAR.window_end)
+    assert 0 < sum(first_day.positives) < sum(window.positives)
+    assert sum(first_day.positives) == pytest.approx(0.2 * sum(plan.training_users), rel=0.15)

@@ -1,0 +1,148 @@
+"""The rows of each step, read without Ray: the same for any number of workers, from any step, for any bucket count."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from mtrec_ray.hashing import user_keys
+from mtrec_ray.lake.bucket import Bucket
+from mtrec_ray.lake.manifest import embedding_matrix
+from mtrec_ray.streams.catalogue import Catalogue
+from mtrec_ray.streams.config import SampleConfig
+from mtrec_ray.streams.pairs import labelled_pairs
+from mtrec_ray.streams.plan import sampled_users
+from mtrec_ray.streams.reader import read_segment, step_batches
+from mtrec_ray.streams.schedule import Schedule, lanes_of_worker
+from tests.streams.lakes import CALENDAR, random_rows, write_lake
+from tests.streams.test_schedule import make_schedule
+
+NEGATIVE_RATE = 0.2
+
+
+def plan_of(lake, seed=0):
+    """A plan with everyone of the training split sampled, counted without Ray."""
+    sample = SampleConfig(random_fraction=1.0, active_fraction=0.0, seed=seed)
+    counts = []
+    for bucket in range(lake.manifest.num_buckets):
+        rows = Bucket.read(lake, bucket, lake.titles["title_id"].combine_chunks())
+        counts.append(len(sampled_users(rows, sample, CALENDAR, np.zeros(2))[0]))
+    base = make_schedule(counts, 1, epochs=(2,)).plan
+    phase = base.phases[0].model_copy(update={"negative_rate": NEGATIVE_RATE, "positives": [900], "eligible": [5000]})
+    return base.model_copy(
+        update={"sample": sample, "phases": [phase], "added_rates": [0.0, 0.0], "lake_hash": lake.manifest.lake_hash}
+    )
+
+
+def schedule_of(lake, seed=0) -> Schedule:
+    return Schedule(plan_of(lake, seed), seed=seed, lanes=4, epochs=(2,), batch_pairs=200)
+
+
+def read_steps(lake, schedule, rank=0, num_workers=1, from_step=0):
+    lanes = lanes_of_worker(rank, num_workers, schedule.lanes)
+    segments = schedule.segments(lanes, from_step)
+    blocks = (read_segment(s, lake, schedule.plan, from_step, schedule.seed) for s in segments)
+    return list(step_batches(blocks, lanes, range(from_step, schedule.num_steps), lake.manifest.embeddings.user_width))
+
+
+def content(batch):
+    """Rows of a batch as a multiset, whatever their order."""
+    return Counter(
+        (
+            batch.embedding[row].tobytes(),
+            int(batch.territory[row]),
+            tuple(
+                sorted(
+                    zip(
+                        batch.title_index[batch.offsets[row] : batch.offsets[row + 1]].tolist(),
+                        batch.label[batch.offsets[row] : batch.offsets[row + 1]].tolist(),
+                        strict=True,
+                    )
+                )
+            ),
+        )
+        for row in range(len(batch.territory))
+    )
+
+
+def test_every_step_comes_once_and_in_order(random_lake):
+    schedule = schedule_of(random_lake)
+    batches = read_steps(random_lake, schedule)
+    assert [batch.step for batch in batches] == list(range(schedule.num_steps))
+    pairs = [len(batch.label) for batch in batches]
+    assert min(pairs) > 0.5 * np.mean(pairs)
+
+
+def test_an_epoch_holds_exactly_the_labelled_pairs_of_the_sample(random_lake):
+    schedule = schedule_of(random_lake)
+    half = schedule.steps_per_epoch(0)
+    read = Counter()
+    for batch in read_steps(random_lake, schedule)[:half]:
+        read.update(zip(batch.title_index.tolist(), batch.label.tolist(), strict=True))
+    expected, plan = Counter(), schedule.plan
+    catalogue = Catalogue.of(random_lake, *CALENDAR.day_bounds(0))
+    from mtrec_ray.hashing import mix
+
+    salt = int(mix(np.array([0], dtype=np.uint64), "phase", 0)[0])
+    for index in range(random_lake.manifest.num_buckets):
+        bucket = Bucket.read(random_lake, index, catalogue.title_ids)
+        rows, _ = sampled_users(bucket, plan.sample, CALENDAR, np.zeros(2))
+        pairs = labelled_pairs(bucket, rows, catalogue, CALENDAR.day_bounds(0), NEGATIVE_RATE, salt)
+        expected.update(zip(pairs.title_index.tolist(), pairs.label.tolist(), strict=True))
+    assert read == expected
+
+
+def test_embeddings_belong_to_their_users(random_lake):
+    embedding_of = {}
+    for index in range(random_lake.manifest.num_buckets):
+        users = random_lake.read("users", index)
+        for key, territory, vector in zip(
+            user_keys(users["user_id"].to_numpy(zero_copy_only=False)),
+            users["territory"].to_pylist(),
+            embedding_matrix(users["embedding"]),
+            strict=True,
+        ):
+            embedding_of[vector.tobytes()] = (key, territory)
+    for batch in read_steps(random_lake, schedule_of(random_lake)):
+        for vector, territory in zip(batch.embedding, batch.territory, strict=True):
+            assert embedding_of[vector.tobytes()][1] == ["north", "south"][territory]
+
+
+@pytest.mark.parametrize("num_workers", [2, 3, 4])
+def test_workers_shares_add_up_to_the_global_batch(random_lake, num_workers):
+    schedule = schedule_of(random_lake)
+    shares = [read_steps(random_lake, schedule, rank, num_workers) for rank in range(num_workers)]
+    for alone, *parts in zip(read_steps(random_lake, schedule), *shares, strict=True):
+        assert sum((content(part) for part in parts), Counter()) == content(alone)
+
+
+@pytest.mark.parametrize("from_step", [1, 7, 11])
+def test_resuming_gives_the_same_batches_bit_for_bit(random_lake, from_step):
+    schedule = schedule_of(random_lake)
+    straight = read_steps(random_lake, schedule)[from_step:]
+    resumed = read_steps(random_lake, schedule, from_step=from_step)
+    for one, other in zip(straight, resumed, strict=True):
+        for name in ("embedding", "territory", "offsets", "title_index", "label"):
+            assert np.array_equal(getattr(one, name), getattr(other, name)), name
+
+
+@pytest.mark.parametrize("num_buckets", [1, 8])
+def test_the_pairs_do_not_depend_on_the_bucket_count(random_lake, tmp_path, num_buckets):
+    other = write_lake(tmp_path / "lake", *random_rows(), num_buckets=num_buckets)
+
+    def pairs(lake):
+        schedule = schedule_of(lake)
+        return sum((content(b) for b in read_steps(lake, schedule)[: schedule.steps_per_epoch(0)]), Counter())
+
+    assert pairs(other) == pairs(random_lake)
+
+
+def test_another_seed_draws_other_negatives(random_lake):
+    one, two = (read_steps(random_lake, schedule_of(random_lake, seed))[0] for seed in (0, 1))
+    assert content(one) != content(two)
+
+
+def test_a_step_without_rows_is_an_empty_batch():
+    (batch,) = step_batches([], {0}, range(1), user_width=4)
+    assert batch.embedding.shape == (0, 4)
+    assert batch.offsets.tolist() == [0]

@@ -1,0 +1,109 @@
+"""The schedule: every slot once an epoch, the same batches for any number of workers, resumable at any step."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mtrec_ray.streams.config import SampleConfig
+from mtrec_ray.streams.plan import PairPlan, PhasePlan
+from mtrec_ray.streams.schedule import Schedule, lanes_of_worker
+from tests.streams.lakes import CALENDAR
+
+
+def make_schedule(per_bucket, pairs, *, lanes=4, epochs=(2,), folds=1, batch_pairs=100) -> Schedule:
+    phases = [
+        PhasePlan(
+            day=day,
+            start=CALENDAR.day_bounds(day)[0],
+            end=CALENDAR.day_bounds(day)[1],
+            alpha=1.0,
+            negative_rate=0.0,
+            positives=[pairs],
+            eligible=[1],
+            num_folds=folds if day == 0 else 1,
+        )
+        for day in range(len(epochs))
+    ]
+    plan = PairPlan(
+        lake_hash="",
+        sample=SampleConfig(),
+        calendar=CALENDAR,
+        users=[0],
+        training_users=[0],
+        random_users=[0],
+        added_users=[0],
+        active_users=[0],
+        added_rates=[0.0],
+        sampled_per_bucket=per_bucket,
+        phases=phases,
+        not_offered_positives=0,
+    )
+    return Schedule(plan, seed=0, lanes=lanes, epochs=epochs, batch_pairs=batch_pairs)
+
+
+def slots_by_step(schedule, lanes, from_step=0):
+    found = Counter()
+    for s in schedule.segments(lanes, from_step):
+        slots = np.arange(s.start, s.stop)
+        found.update(
+            (int(step), s.phase, s.epoch, s.bucket, int(slot))
+            for step, slot in zip(s.steps(slots), slots, strict=True)
+            if step >= from_step
+        )
+    return found
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    per_bucket=st.lists(st.integers(0, 30), min_size=1, max_size=6).filter(lambda b: sum(b) > 0),
+    pairs=st.integers(1, 3000),
+    lanes=st.integers(1, 6),
+    folds=st.integers(1, 3),
+)
+def test_each_slot_comes_once_an_epoch_in_batches_of_like_size(per_bucket, pairs, lanes, folds):
+    schedule = make_schedule(per_bucket, pairs, lanes=lanes, folds=folds)
+    found = slots_by_step(schedule, set(range(lanes)))
+    total = sum(per_bucket) * folds
+    assert len(found) == 2 * total
+    assert set(found.values()) == {1}
+    sizes = Counter(step for step, *_ in found)
+    assert max(sizes) < schedule.num_steps
+    mean = total / schedule.steps_per_epoch(0)
+    assert all(abs(size - mean) <= lanes + 1 for size in sizes.values())
+
+
+@pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
+def test_workers_together_read_the_same_batches(num_workers):
+    schedule = make_schedule([13, 40, 7, 22], 900, epochs=(2, 1))
+    alone = slots_by_step(schedule, {0, 1, 2, 3})
+    together = Counter()
+    for rank in range(num_workers):
+        together += slots_by_step(schedule, lanes_of_worker(rank, num_workers, 4))
+    assert together == alone
+
+
+@pytest.mark.parametrize("from_step", [1, 5, 9, 17])
+def test_going_on_from_a_step_reads_what_was_left(from_step):
+    schedule = make_schedule([13, 40, 7, 22], 900)
+    everything = slots_by_step(schedule, {0, 1, 2, 3})
+    rest = slots_by_step(schedule, {0, 1, 2, 3}, from_step)
+    assert rest == Counter({key: n for key, n in everything.items() if key[0] >= from_step})
+
+
+def test_epochs_differ_in_order_and_phases_follow_each_other():
+    schedule = make_schedule([10, 10, 10, 10], 400, epochs=(2, 1), lanes=1)
+    assert schedule.phase_ends() == [8, 12]
+    orders = {}
+    for segment in schedule.segments({0}):
+        orders.setdefault((segment.phase, segment.epoch), []).append(segment.bucket)
+    assert orders[0, 0] != orders[0, 1] or orders[0, 0] != orders[1, 0]
+    assert all(sorted(order) == [0, 1, 2, 3] for order in orders.values())
+
+
+def test_segments_are_read_in_the_order_of_their_steps():
+    schedule = make_schedule([13, 40, 7, 22], 900, epochs=(3,))
+    begins = [segment.begins for segment in schedule.segments({0, 1, 2, 3})]
+    assert begins == sorted(begins)

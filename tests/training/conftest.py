@@ -1,0 +1,43 @@
+"""A synthetic lake with planted tastes, built once, and the settings of a run of some seconds."""
+
+from typing import Any
+
+import pytest
+
+from mtrec_ray.config import validate_config
+from mtrec_ray.lake.build import build_lake
+from mtrec_ray.sources.registry import make_source
+from mtrec_ray.training.config import PropensityConfig
+
+SYNTHETIC = {
+    "users": 6000,
+    "territories": 8,
+    "titles": 120,
+    "user_width": 32,
+    "title_width": 32,
+    "evaluation_boost": 8.0,
+}
+
+
+@pytest.fixture(scope="session")
+def planted_lake(ray_cluster, tmp_path_factory) -> str:
+    uri = str(tmp_path_factory.mktemp("planted") / "lake")
+    build_lake(make_source("synthetic", SYNTHETIC), uri)
+    return uri
+
+
+def run_config(lake: str, runs: str, name: str, **settings: Any) -> PropensityConfig:
+    """Settings of a small incremental run."""
+    document = {
+        "lake": lake,
+        "runs": runs,
+        "name": name,
+        "incremental": True,
+        "model": {"d": 32},
+        "sample": {"random_fraction": 0.7, "active_fraction": 0.3, "alpha": 4.0},
+        "optim": {"epochs": 6, "batch_pairs": 4096, "lanes": 4, "lr": 2e-3},
+        "runner": {"checkpoint_every_s": 0.0},
+    }
+    for key, value in settings.items():
+        document[key] = document.get(key, {}) | value if isinstance(value, dict) else value
+    return validate_config(PropensityConfig, document)

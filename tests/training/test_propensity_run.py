@@ -1,0 +1,151 @@
+"""Runs on a real cluster: killed and resumed, on one worker and on two, each against one straight run."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+
+from mtrec_ray.config import dump_yaml
+from mtrec_ray.errors import UserError
+from mtrec_ray.training.propensity import train_propensity
+from mtrec_ray.training.run import RunRecord
+from tests.training.conftest import run_config
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="module")
+def straight(planted_lake, runs) -> RunRecord:
+    """A multi-task run that nobody disturbed."""
+    return train_propensity(run_config(planted_lake, runs, "straight"))
+
+
+def snapshots(record_or_folder) -> dict[str, dict[str, torch.Tensor]]:
+    folder = Path(getattr(record_or_folder, "uri", record_or_folder)) / "snapshots"
+    return {day.name: safetensors.torch.load_file(day / "model.safetensors") for day in sorted(folder.iterdir())}
+
+
+def assert_same_weights(one, other, **tolerance: float) -> None:
+    first, second = snapshots(one), snapshots(other)
+    assert list(first) == list(second) == ["day_0", "day_1", "day_2"]
+    for day, weights in first.items():
+        for name, value in weights.items():
+            torch.testing.assert_close(
+                second[day][name], value, **(tolerance or {"rtol": 0, "atol": 0}), msg=f"{day} {name}"
+            )
+
+
+def wait_for_checkpoint(folder: str, timeout_s: float = 120) -> None:
+    """Until the run has committed a checkpoint but has not ended."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if any(p.name == "position.json" for p in Path(folder).glob("checkpoint_*/*")):
+            return
+        time.sleep(0.05)
+    raise TimeoutError(f"no checkpoint in {folder} after {timeout_s} s")
+
+
+def worker_pids() -> list[int]:
+    """Ray Train workers of this process's own cluster."""
+    import ray
+
+    session = ray._private.worker._global_node.get_session_dir_path()  # pyright: ignore
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                command = (entry / "cmdline").read_bytes().decode(errors="replace")
+                parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
+                raylet = Path("/proc", parent, "cmdline").read_bytes().decode(errors="replace")
+            except OSError:
+                continue  # it ended while we looked
+            if "RayTrainWorker" in command and session in raylet:
+                found.append(int(entry.name))
+    return found
+
+
+def test_a_run_ends_with_a_snapshot_of_each_phase(straight):
+    assert straight.status == "done"
+    assert list(snapshots(straight)) == ["day_0", "day_1", "day_2"]
+    assert straight.metrics["train/loss"] < 0.69
+
+
+def test_a_finished_run_is_not_trained_again(straight, planted_lake, runs):
+    began = time.monotonic()
+    again = train_propensity(run_config(planted_lake, runs, "straight"))
+    assert again == RunRecord.load(straight.uri)
+    assert time.monotonic() - began < 10
+
+
+def test_a_killed_worker_ends_in_the_same_weights(straight, planted_lake, runs):
+    killed = []
+
+    def kill() -> None:
+        wait_for_checkpoint(f"{runs}/worker-killed")
+        for pid in worker_pids():
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    record = train_propensity(run_config(planted_lake, runs, "worker-killed"))
+    thread.join()
+    assert killed, "the run ended before it could be disturbed"
+    assert_same_weights(straight, record)
+
+
+def test_a_killed_driver_goes_on_to_the_same_weights(straight, planted_lake, runs, tmp_path):
+    config = run_config(planted_lake, runs, "driver-killed")
+    (tmp_path / "config.yaml").write_text(dump_yaml(config))
+    command = [sys.executable, "-m", "mtrec_ray", "train", "propensity", "--config", str(tmp_path / "config.yaml")]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    try:
+        wait_for_checkpoint(f"{runs}/driver-killed")
+    finally:
+        driver.kill()
+        driver.wait()
+    assert RunRecord.load(f"{runs}/driver-killed").status == "training"
+    assert_same_weights(straight, train_propensity(config))
+
+
+def test_two_workers_train_as_one(straight, planted_lake, runs):
+    config = run_config(planted_lake, runs, "two", runner={"workers": 2, "cpus_per_worker": 0.5})
+    assert_same_weights(straight, train_propensity(config), rtol=2e-2, atol=2e-3)
+
+
+def test_the_same_name_with_other_settings_is_refused(straight, planted_lake, runs):
+    with pytest.raises(UserError, match=r"optim\.lr = 0.002 \(now 0.001\)"):
+        train_propensity(run_config(planted_lake, runs, "straight", optim={"lr": 1e-3, "epochs": 6}))
+
+
+def test_a_lake_changed_since_the_checkpoint_is_refused(straight, planted_lake, runs, tmp_path):
+    text = Path(planted_lake, "lake.json").read_text()
+    changed = (
+        text.replace('"sha256": "', '"sha256": "0', 1)
+        if '"sha256": "' in text
+        else text.replace('"sha256":"', '"sha256":"0', 1)
+    )
+    try:
+        Path(planted_lake, "lake.json").write_text(changed)
+        with pytest.raises(UserError, match="another state of lake"):
+            train_propensity(run_config(planted_lake, runs, "straight"))
+    finally:
+        Path(planted_lake, "lake.json").write_text(text)
+
+
+def test_more_workers_than_cpus_is_an_error_not_a_hang(planted_lake, runs):
+    with pytest.raises(UserError, match="logical CPUs"):
+        train_propensity(run_config(planted_lake, runs, "greedy", runner={"workers": 4}))

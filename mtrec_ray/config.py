@@ -49,7 +49,10 @@ def validate_config(model: type[ConfigT], document: dict[str, Any]) -> ConfigT:
     try:
         return model.model_validate(document)
     except ValidationError as error:
-        raise UserError("\n".join(_explain(model, problem) for problem in error.errors())) from error
+        problems: dict[str, list[Any]] = {}
+        for problem in error.errors():
+            problems.setdefault(_key_of(model, problem["loc"]), []).append(problem)
+        raise UserError("\n".join(_explain(model, key, found) for key, found in problems.items())) from error
 
 
 def dump_yaml(config: BaseModel) -> str:
@@ -106,18 +109,29 @@ def _assign(document: dict[str, Any], key: str, value: Any) -> None:
     document[last] = value
 
 
-def _explain(model: type[BaseModel], problem: Any) -> str:
-    key = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
+def _key_of(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+    """Dotted key of a problem; pydantic appends the member of a union that it tried, which is left out here."""
+    known = {name for name, *_ in fields_of(model)}
+    for length in range(1, len(location)):
+        key = ".".join(map(str, location[:length]))
+        if key in known:
+            return ".".join([key, *(str(part) for part in location[length:] if isinstance(part, int))])
+    return ".".join(map(str, location))
+
+
+def _explain(model: type[BaseModel], key: str, problems: list[Any]) -> str:
+    """One line for all that pydantic says of a key."""
+    kind = problems[0]["type"]
+    if kind == "extra_forbidden":
         known = [name for name, *_ in fields_of(model)]
         close = difflib.get_close_matches(key, known, n=1) or [
             name for name in known if name.endswith(key.split(".")[-1])
         ]
         return f"unknown setting {key!r}" + (f"; did you mean {close[0]!r}?" if close else "; see --help for the list")
-    if problem["type"] == "missing":
+    if kind == "missing":
         return f"setting {key!r} is required: give it with --set {key}=..."
-    message = problem["msg"].removeprefix("Value error, ")
-    return f"setting {key!r} = {problem['input']!r}: {message}" if key else message
+    message = ", or ".join(problem["msg"].removeprefix("Value error, ") for problem in problems)
+    return f"setting {key!r} = {problems[0]['input']!r}: {message}" if key else message
 
 
 def _type_name(annotation: Any) -> str:

@@ -1,4 +1,4 @@
-"""Seeded, stateless randomness: every decision about a user is a hash of its id, so order, readers and buckets do not matter."""
+"""Seeded, stateless randomness: every decision about a user is a hash of its id, in any order, reader or bucket."""
 
 import hashlib
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ Salt = int | str
 def user_keys(user_ids: Iterable[str] | np.ndarray) -> np.ndarray:
     """Stable 64-bit key of each user id (SipHash as in `pandas.util.hash_array`); (N,) strings -> (N,) uint64."""
     ids = np.asarray(user_ids, dtype=object)
-    return pd.util.hash_array(ids, categorize=False)
+    return pd.util.hash_array(ids, categorize=False)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def bucket_of(keys: np.ndarray, num_buckets: int) -> np.ndarray:
@@ -43,9 +43,9 @@ def fold_of(keys: np.ndarray, title_index: np.ndarray, num_folds: int, fold_seed
 
 def _salt_to_uint64(salt: Salt | np.ndarray) -> np.ndarray:
     if isinstance(salt, str):
-        return np.uint64(int.from_bytes(hashlib.blake2b(salt.encode(), digest_size=8).digest(), "little"))
+        salt = int.from_bytes(hashlib.blake2b(salt.encode(), digest_size=8).digest(), "little")
     if isinstance(salt, int):
-        return np.uint64(salt % 2**64)
+        salt = np.array(salt % 2**64, dtype=np.uint64)
     return salt.astype(np.uint64)
 
 

@@ -110,8 +110,9 @@ def show(lake: LakeArgument, as_json: AsJson = False) -> None:
     from mtrec_ray.lake.describe import describe_lake
     from mtrec_ray.lake.manifest import Lake
 
+    manifest = Lake.open(lake).manifest  # a wrong path is told before Ray starts
+
     def job(progress) -> JobResult:
-        manifest = Lake.open(lake).manifest
         rows = [row.as_dict() for row in describe_lake(lake, progress=progress)]
         document, tables = _summary(lake, manifest)
         table = Table(title="Territories")
@@ -153,14 +154,15 @@ def embed(
 
 def _summary(uri: str, manifest: Any) -> JobResult:
     embeddings = manifest.embeddings
+    calendar = manifest.calendar
     table = Table(title=f"Lake {uri}", show_header=False)
     facts = {
         "source": manifest.source,
         **{name: f"{count:,}" for name, count in manifest.counts.items()},
         "territories": f"{len(manifest.territories)} in {len({t.region for t in manifest.territories})} regions",
         "attributes": ", ".join(f"{name} ({len(values)})" for name, values in manifest.attributes.items()) or "none",
-        "window": f"{manifest.calendar.window_start:%Y-%m-%d %H:%M} to {manifest.calendar.window_end:%Y-%m-%d %H:%M} UTC",
-        "evaluation": f"{manifest.calendar.num_evaluation_days} days of {manifest.calendar.day_s / 86400:g} d",
+        "window": f"{calendar.window_start:%Y-%m-%d %H:%M} to {calendar.window_end:%Y-%m-%d %H:%M} UTC",
+        "evaluation": f"{calendar.num_evaluation_days} days of {calendar.day_s / 86400:g} d",
         "embeddings": f"user {embeddings.user_width}, title {embeddings.title_width}"
         if embeddings.user_width
         else "none yet",

@@ -61,8 +61,9 @@ def with_settings(*models: tuple[str, str]) -> type[typer.core.TyperCommand]:
 def _settings_table(model: Any, prefix: str) -> Table:
     title = f"Settings (--set KEY=VALUE): {' '.join((model.__doc__ or '').split())}"
     table = Table(title=title, title_justify="left", title_style="bold", show_lines=False, expand=True)
-    for column in ("key", "type", "default", "meaning"):
-        table.add_column(column, overflow="fold", ratio=4 if column == "meaning" else 2 if column == "key" else 1)
+    table.add_column("key", no_wrap=True)  # to be copied and searched for
+    for column, ratio in (("type", 1), ("default", 1), ("meaning", 4)):
+        table.add_column(column, overflow="fold", ratio=ratio)
     for key, kind, default, meaning in fields_of(model, prefix):
         table.add_row(key, kind, default, meaning)
     return table

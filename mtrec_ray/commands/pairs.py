@@ -35,13 +35,15 @@ def show(
         print_config(config)
         return
 
+    from mtrec_ray.files import absolute
+    from mtrec_ray.lake.manifest import Lake
+
+    opened = Lake.open(absolute(lake))  # a wrong path is told before Ray starts
+
     def job(progress) -> JobResult:
-        from mtrec_ray.files import absolute
-        from mtrec_ray.lake.manifest import Lake
         from mtrec_ray.lake.window import resolve_calendar
         from mtrec_ray.streams.plan import make_plan
 
-        opened = Lake.open(absolute(lake))
         plan = make_plan(opened, config.sample, resolve_calendar(opened, config.window), progress=progress)
         return pairs_table(opened.territory_names(), plan)
 
@@ -64,7 +66,8 @@ def pairs_table(territories: list[str], plan) -> JobResult:
     table = Table(
         title=f"Pairs of {phase.start:%Y-%m-%d} to {phase.end:%Y-%m-%d}: alpha {phase.alpha:g}, added = {what}",
         caption="negatives: expected; each eligible (user, title) is drawn with "
-        f"probability {phase.negative_rate:.3g}. {plan.not_offered_positives:,} discoveries of titles not offered left out.",
+        f"probability {phase.negative_rate:.3g}. "
+        f"{plan.not_offered_positives:,} discoveries of titles not offered left out.",
     )
     table.add_column("territory")
     for name in columns:

@@ -128,16 +128,19 @@ class EvaluationReport:
         """All figures under flat keys, for `--json`; a missing value is None and has a `_note` beside it.
 
         `[<variant>/][<cohort>/][day<N>/]<metric>/<row>` with `_low` and `_high`, and
-        `[<cohort>/][day<N>/]gain/<variant>/<row>` (PR-AUC), `.../title_gain/<variant>/<title>`. The variant is left
-        out with only one, the cohort for the primary one, the day for the mean over days.
+        `[<cohort>/][day<N>/]gain/<variant>/<row>` (PR-AUC), `.../title_gain/<variant>/<title>`. Keys without a variant
+        are the first one's, without a cohort the primary one's, without a day the mean over days.
         """
         flat: dict[str, float | int | str | None] = {}
         for cohort in self.cohorts:
             for day in [None, *self.cohort_days(cohort)]:
                 where = ("" if cohort == self.primary_cohort else f"{cohort}/") + (f"day{day}/" if day else "")
                 self._add_counts(flat, where, cohort, day)
-                for variant in self.variants:
-                    self._add_metrics(flat, where, variant, cohort, day)
+                self._add_metrics(flat, where, self.baseline, cohort, day)
+                for variant in self.variants if len(self.variants) > 1 else []:
+                    self._add_metrics(flat, f"{variant}/{where}", variant, cohort, day)
+                for variant in self.variants[1:]:
+                    self._add_gains(flat, where, variant, cohort, day)
         return flat
 
     def _add_counts(self, flat: dict, where: str, cohort: str, day: int | None) -> None:
@@ -145,8 +148,7 @@ class EvaluationReport:
             names = [*self.territories, POOLED]
             flat |= {f"{where}{what}/{n}": int(c) for n, c in zip(names, self.counts(what, cohort, day), strict=True)}
 
-    def _add_metrics(self, flat: dict, where: str, variant: str, cohort: str, day: int | None) -> None:
-        prefix = f"{variant}/{where}" if len(self.variants) > 1 else where
+    def _add_metrics(self, flat: dict, prefix: str, variant: str, cohort: str, day: int | None) -> None:
         for metric in [*self.metric_names, *(["title_pr_auc"] if self.titles else [])]:
             _add_intervals(flat, f"{prefix}{metric}", self.intervals(metric, variant, cohort, day))
         for side, column in (("bound_low", 0), ("bound_high", 1)):
@@ -155,12 +157,11 @@ class EvaluationReport:
         for metric in self.bias_names:
             for name, found in self.intervals(metric, variant, cohort, day).items():
                 flat[f"{prefix}{metric}/{name}"] = _none_if_nan(found.value)
-        if variant != self.baseline:
-            gains = self.intervals("pr_auc", variant, cohort, day, gain=True)
-            _add_intervals(flat, f"{where}gain/{variant}", gains)
-            if self.titles:
-                gains = self.intervals("title_pr_auc", variant, cohort, day, gain=True)
-                _add_intervals(flat, f"{where}title_gain/{variant}", gains)
+
+    def _add_gains(self, flat: dict, where: str, variant: str, cohort: str, day: int | None) -> None:
+        for metric, name in (("pr_auc", "gain"), *([("title_pr_auc", "title_gain")] if self.titles else [])):
+            gains = self.intervals(metric, variant, cohort, day, gain=True)
+            _add_intervals(flat, f"{where}{name}/{variant}", gains)
 
     def _replicates(
         self, metric: str, run: EvaluatedRun, base: EvaluatedRun | None, cohort: str, day: int

@@ -1,11 +1,9 @@
-"""The report as tables: paper A's tables 2 and 3 as data frames, CSV and JSON files, and for the terminal."""
+"""The report as tables: paper A's tables 2 and 3 as data frames, CSV and JSON files."""
 
 import pandas as pd
-from rich.table import Table
-from rich.text import Text
 
 from mtrec_ray.evaluation.intervals import Interval
-from mtrec_ray.evaluation.report import GLOBAL, LOCAL, MACRO, NO_POSITIVES, POOLED, EvaluationReport
+from mtrec_ray.evaluation.report import EvaluationReport
 from mtrec_ray.files import join, write_file, write_json
 
 AVERAGE = "Average"
@@ -72,61 +70,11 @@ def write_tables(report: EvaluationReport, folder: str) -> list[str]:
     return [*files, "metrics.json"]
 
 
-def gain_rich_table(report: EvaluationReport, cohort: str | None = None, max_territories: int = 12) -> Table:
-    """Table 2 for the terminal: positive averages bold, gains whose interval includes 0 dim."""
-    table = Table(title=f"PR-AUC gain in % over {report.baseline}{_cohort_title(report, cohort)}")
-    columns = _shown_columns(report, cohort, max_territories, table)
-    for header in ("comparison", "test set", *columns):
-        table.add_column(header, justify="left" if header in ("comparison", "test set") else "right")
-    for (comparison, test_set), row in _gain_rows(report, cohort).items():
-        average = test_set == AVERAGE
-        cells = [_gain_cell(row[c], average) for c in columns]
-        table.add_row("" if test_set != _first_test_set(report, cohort) else comparison, test_set, *cells)
-        if average:
-            table.add_section()
-    return table
-
-
-def metric_rich_table(
-    report: EvaluationReport, metric: str = "pr_auc", cohort: str | None = None, max_territories: int = 12
-) -> Table:
-    """A metric's mean over days of each run, with the half-width of its 95% interval, for the terminal."""
-    table = Table(title=f"{metric}, mean over {len(report.days)} day(s){_cohort_title(report, cohort)}")
-    columns = _shown_columns(report, cohort, max_territories, table)
-    for header in ("run", *columns):
-        table.add_column(header, justify="left" if header == "run" else "right")
-    for variant in report.variants:
-        row = report.intervals(metric, variant, cohort)
-        table.add_row(variant, *[_metric_cell(row[c]) for c in columns])
-    return table
-
-
-def title_rich_table(report: EvaluationReport, cohort: str | None = None, max_titles: int = 20) -> Table:
-    """Table 3 for the terminal: gain per title, the titles with most positives and the local and global means."""
-    table = Table(title=f"PR-AUC gain in % by title{_cohort_title(report, cohort)}")
-    for header in ("title", "scope", "positives", *(f"vs {report.baseline}: {v}" for v in report.variants[1:])):
-        table.add_column(header, justify="left" if header in ("title", "scope") else "right")
-    positives = report.counts("title_positives", cohort)
-    shown = sorted(range(len(positives)), key=lambda i: -positives[i])[:max_titles]
-    gains = [report.intervals("title_pr_auc", v, cohort, gain=True) for v in report.variants[1:]]
-    local = report.title_is_local
-    for slot in sorted(shown):
-        name, scope = report.titles[slot], "" if local is None else "local" if local[slot] else "global"
-        table.add_row(name, scope, str(positives[slot]), *[_gain_cell(g[name], False) for g in gains])
-    if local is not None:
-        table.add_section()
-        for name, scope in ((LOCAL, "local"), (GLOBAL, "global")):
-            table.add_row("mean", scope, "", *[_gain_cell(g[name], True) for g in gains])
-    if len(shown) < len(positives):
-        table.caption = f"{len(positives) - len(shown)} more titles in titles.csv"
-    return table
-
-
 def _gain_rows(report: EvaluationReport, cohort: str | None) -> dict[tuple[str, str], dict[str, Interval]]:
     return {
         (f"{variant} vs {report.baseline}", test_set): report.intervals("pr_auc", variant, cohort, day, gain=True)
         for variant in report.variants[1:]
-        for test_set, day in _test_sets(report, cohort)
+        for test_set, day in test_sets(report, cohort)
     }
 
 
@@ -134,17 +82,14 @@ def _metric_rows(report: EvaluationReport, metric: str, cohort: str | None) -> d
     return {
         (variant, test_set): report.intervals(metric, variant, cohort, day)
         for variant in report.variants
-        for test_set, day in _test_sets(report, cohort)
+        for test_set, day in test_sets(report, cohort)
     }
 
 
-def _test_sets(report: EvaluationReport, cohort: str | None) -> list[tuple[str, int | None]]:
+def test_sets(report: EvaluationReport, cohort: str | None) -> list[tuple[str, int | None]]:
+    """Label and day of each test set, the average last."""
     days = report.cohort_days(cohort)
     return [*((f"Day {day}", day) for day in days), (AVERAGE, None)]
-
-
-def _first_test_set(report: EvaluationReport, cohort: str | None) -> str:
-    return _test_sets(report, cohort)[0][0]
 
 
 def _wide(build, report: EvaluationReport, cohort: str) -> pd.DataFrame:
@@ -155,30 +100,3 @@ def _wide(build, report: EvaluationReport, cohort: str) -> pd.DataFrame:
         for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high")):
             ordered[f"{column}{suffix}"] = parts[part][column]
     return pd.DataFrame(ordered)
-
-
-def _shown_columns(report: EvaluationReport, cohort: str | None, max_territories: int, table: Table) -> list[str]:
-    """The territories in their order, or the largest by positives, then `all` and `mean`; says what it leaves out."""
-    positives = report.counts("num_positives", cohort)[:-1]
-    shown = sorted(sorted(range(len(positives)), key=lambda i: -positives[i])[:max_territories])
-    if len(shown) < len(positives):
-        table.caption = f"{len(shown)} largest of {len(positives)} territories; the CSV has the rest"
-    return [*(report.territories[i] for i in shown), POOLED, MACRO]
-
-
-def _cohort_title(report: EvaluationReport, cohort: str | None) -> str:
-    return "" if cohort in (None, report.primary_cohort) else f" ({cohort})"
-
-
-def _gain_cell(gain: Interval, average: bool) -> Text:
-    if gain.value != gain.value:
-        return Text(NO_POSITIVES, style="dim italic")
-    style = "" if gain.significant else "dim"
-    return Text(f"{gain.value:+.2f}", style=f"bold {style}".strip() if average and gain.value > 0 else style)
-
-
-def _metric_cell(found: Interval) -> Text:
-    if found.value != found.value:
-        return Text(NO_POSITIVES, style="dim italic")
-    half = (found.high - found.low) / 2
-    return Text(f"{found.value:.4f}" + ("" if half != half else f" ±{half:.4f}"))

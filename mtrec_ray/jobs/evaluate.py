@@ -17,8 +17,9 @@ from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.popularity_bias import TitleHistory
 from mtrec_ray.evaluation.state import EvaluationResult, EvaluationSettings, EvaluationState
+from mtrec_ray.files import absolute, join
 from mtrec_ray.jobs.evaluate_config import EvaluateConfig
-from mtrec_ray.jobs.scorers import CosineScorer, PopularityScorer, PropensityScorer, Scorer
+from mtrec_ray.jobs.scorers import InteractionScorer, PopularityScorer, PropensityScorer, Scorer
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.cluster import available_cpus, map_buckets
 from mtrec_ray.lake.manifest import Calendar, Lake
@@ -78,14 +79,13 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
     history, day_positives = _count(lake, calendar, sample, days, cohorts, progress)
     if day_positives.sum() == 0:
         raise UserError(f"no {cohorts[0]} user discovers anything on the evaluation days: nothing can be measured")
-    titles = np.argsort(-day_positives, kind="stable")[: config.num_titles]
     settings = EvaluationSettings(
         num_territories=len(lake.manifest.territories),
         num_titles=lake.titles.num_rows,
         num_bootstrap=config.num_bootstrap,
         seed=config.seed,
         list_length=config.list_length,
-        titles=tuple(sorted(titles[day_positives[titles] > 0].tolist())),
+        titles=_reported_titles(day_positives, history.is_local, config.num_titles),
     )
     entries = _entries(config, lake, records, plans, days, history)
     states = _score(lake, calendar, sample, entries, cohorts, settings, progress)
@@ -99,10 +99,19 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
     )
 
 
+def _reported_titles(day_positives: np.ndarray, is_local: np.ndarray, count: int) -> tuple[int, ...]:
+    """The titles with the most positives, half of them local as far as there are such."""
+    ranked = np.argsort(-day_positives, kind="stable")
+    ranked = ranked[day_positives[ranked] > 0]
+    chosen = ranked[is_local[ranked]][: count // 2]
+    others = ranked[~np.isin(ranked, chosen)][: count - len(chosen)]
+    return tuple(sorted([*chosen.tolist(), *others.tolist()]))
+
+
 def _open_runs(uris: list[str]) -> tuple[list[RunRecord], list[PairPlan]]:
     if not uris:
         raise UserError("name at least one run: mtrec evaluate propensity RUN [RUN...]")
-    records = [RunRecord.load(uri) for uri in uris]
+    records = [_open_run(uri) for uri in uris]
     for uri, record in zip(uris, records, strict=True):
         if record.status != "done":
             raise UserError(f"run {uri!r} is not finished: start `mtrec train propensity` with the same name again")
@@ -118,6 +127,13 @@ def _open_runs(uris: list[str]) -> tuple[list[RunRecord], list[PairPlan]]:
                 "(sample.split_seed, test_fraction, validation_fraction): they cannot be compared"
             )
     return records, plans
+
+
+def _open_run(uri: str) -> RunRecord:
+    """The run's record, with the place and name that its folder has now."""
+    runs, _, name = absolute(uri).rstrip("/").rpartition("/")
+    record = RunRecord.load(join(runs, name))
+    return record.model_copy(update={"config": record.config.model_copy(update={"runs": runs, "name": name})})
 
 
 def _split(sample: SampleConfig) -> tuple[int, float, float]:
@@ -191,7 +207,9 @@ def _entries(
     if config.references:
         references: dict[str, Scorer] = {"popularity": PopularityScorer(history.popularity)}
         if width := lake.manifest.embeddings.interaction_width:
-            references["interactions"] = CosineScorer(embeddings[:, -width:])
+            references["interactions"] = InteractionScorer(embeddings[:, -width:])
+        for name in references.keys() & {record.config.name for record in records}:
+            raise UserError(f"run {name!r} has the name of a reference: rename its folder, or set references=false")
         entries += [_Entry(name, day, scorer, plans[0]) for name, scorer in references.items() for day in days]
     return entries
 

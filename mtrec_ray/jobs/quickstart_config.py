@@ -13,7 +13,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "baseline+upsampling": {"kind": "baseline"},
     "baseline+control": {"kind": "baseline", "sample": {"upsample": "control"}},
     "mtl+upsampling": {"kind": "mtl", "model": {"group_block": "dense"}},
-    "ours+upsampling": {"kind": "mtl", "model": {"group_block": "film"}},
+    "ours+upsampling": {"kind": "mtl", "model": {"group_block": "shift"}},
 }
 """Paper A's three, the control with as many random positives, and our block. Laid over `train`."""
 

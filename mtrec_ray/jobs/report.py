@@ -5,14 +5,16 @@ from typing import Any
 
 from rich.console import RenderableType
 
+from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.report import EvaluatedRun, EvaluationReport
-from mtrec_ray.evaluation.tables import gain_rich_table, metric_rich_table, title_rich_table, write_tables
+from mtrec_ray.evaluation.tables import write_tables
+from mtrec_ray.evaluation.terminal import gain_rich_table, metric_rich_table, title_rich_table
 from mtrec_ray.jobs.evaluate import Evaluation
 from mtrec_ray.training.run import RunRecord
 
 
 def make_report(evaluation: Evaluation) -> EvaluationReport:
-    """Variants in the order of their first run, references after them."""
+    """Variants in the order of their first run, references after them; raises UserError where seeds cannot be paired."""
     names = variant_names(evaluation.records)
     runs = [
         EvaluatedRun(variant, evaluation.results_of(record.config.name), record.config.seed)
@@ -22,7 +24,10 @@ def make_report(evaluation: Evaluation) -> EvaluationReport:
     runs += [EvaluatedRun(name, evaluation.results_of(name), seed) for name in evaluation.references for seed in seeds]
     titles = evaluation.lake.titles
     labels = [_title_label(titles, index) for index in evaluation.titles]
-    return EvaluationReport(runs, evaluation.lake.territory_names(), labels)
+    try:
+        return EvaluationReport(runs, evaluation.lake.territory_names(), labels)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def show_report(evaluation: Evaluation, out: str | None = None) -> tuple[dict[str, Any], list[RenderableType]]:
@@ -30,10 +35,9 @@ def show_report(evaluation: Evaluation, out: str | None = None) -> tuple[dict[st
     report = make_report(evaluation)
     tables: list[RenderableType] = []
     for cohort in report.cohorts:
-        metrics = ["pr_auc", *(["ndcg@10"] if evaluation.lake.manifest.files.get("candidates") else [])]
-        tables += [metric_rich_table(report, metric, cohort) for metric in metrics]
-        if len(report.variants) > 1:
-            tables.append(gain_rich_table(report, cohort))
+        tables.append(gain_rich_table(report, cohort))
+        if "candidates" in evaluation.lake.manifest.files:
+            tables.append(metric_rich_table(report, "ndcg@10", cohort))
     if report.titles and len(report.variants) > 1:
         tables.append(title_rich_table(report))
     if out:
@@ -42,24 +46,23 @@ def show_report(evaluation: Evaluation, out: str | None = None) -> tuple[dict[st
 
 
 def variant_names(records: list[RunRecord]) -> list[str]:
-    """Name of each run's variant: a run's own name, or the common one of runs that differ in their seeds alone."""
-    signatures = [_signature(record) for record in records]
-    shared: dict[str, list[str]] = {}
-    for signature, record in zip(signatures, records, strict=True):
-        shared.setdefault(signature, []).append(record.config.name)
-    return [
-        record.config.name
-        if len(shared[signature]) == 1
-        else re.sub(r"[-_.]?(s|seed)?[-_.]?\d+$", "", shared[signature][0])
-        for signature, record in zip(signatures, records, strict=True)
-    ]
+    """Name of each run's variant: its own without a seed suffix such as `-s1`, common to runs that differ in seeds alone."""
+    first_name: dict[str, str] = {}
+    for record in records:
+        first_name.setdefault(_signature(record), record.config.name)
+    short = {signature: re.sub(r"[-_.](s|seed)?\d+$", "", name) for signature, name in first_name.items()}
+    distinct = len(set(short.values())) == len(short)
+    return [(short if distinct else first_name)[_signature(record)] for record in records]
 
 
 def _signature(record: RunRecord) -> str:
-    config = record.config.model_copy(update={"name": "", "seed": 0, "runner": type(record.config.runner)()})
-    return config.model_copy(update={"sample": config.sample.model_copy(update={"seed": 0})}).model_dump_json()
+    """The run's settings without name, seeds, and where and how it was carried out."""
+    config = record.config
+    plain = {"name": "", "runs": "", "seed": 0, "runner": type(config.runner)()}
+    sample = config.sample.model_copy(update={"seed": 0})
+    return config.model_copy(update=plain | {"sample": sample}).model_dump_json()
 
 
 def _title_label(titles, index: int) -> str:
     title_id, name = titles["title_id"][index].as_py(), titles["name"][index].as_py()
-    return f"{name} ({title_id})" if name else title_id
+    return name or title_id

@@ -3,6 +3,9 @@
 Legend: `N` users of the bucket, `E` events, `T` titles of the catalogue.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at run time
+
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -64,8 +67,7 @@ class Bucket:
 
     def known_pairs(self, start: datetime, end: datetime) -> np.ndarray:
         """Sorted unique `pair_code`s that are no negatives of [start, end): seen from the first of start's month on."""
-        month_start = np.datetime64(moment(start), "M").astype("datetime64[us]")
-        seen = (self.event_time >= month_start) & (self.event_time < moment(end))
+        seen = (self.event_time >= month_start(start)) & (self.event_time < moment(end))
         return np.unique(pair_code(self.event_user[seen], self.event_title[seen]))
 
     def active(self, end: datetime, active_days: int) -> np.ndarray:
@@ -82,6 +84,11 @@ def within(times: np.ndarray, start: datetime, end: datetime) -> np.ndarray:
 def moment(when: datetime) -> np.datetime64:
     """A UTC datetime as numpy's naive datetime64[us]."""
     return np.datetime64(when.replace(tzinfo=None), "us")
+
+
+def month_start(when: datetime) -> np.datetime64:
+    """The first moment of a UTC datetime's calendar month."""
+    return moment(when).astype("datetime64[M]").astype("datetime64[us]")
 
 
 def pair_code(user_row: np.ndarray, title_index: np.ndarray) -> np.ndarray:

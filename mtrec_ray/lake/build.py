@@ -1,8 +1,8 @@
 """From a source to a lake.
 
 1. titles: read, validated and written by the driver; a title's row is its index everywhere;
-2. stage: every raw part becomes one file with a record batch per bucket (Ray Data, one task a part);
-3. buckets: each is joined, validated, sorted, written and hashed (Ray Data, one task a bucket);
+2. stage: every raw part becomes one file with a record batch per bucket (one Ray task a part);
+3. buckets: each is joined, validated, sorted, written and hashed (one Ray task a bucket);
 4. commit: `lake.json` last, one rename. Whatever fails before leaves nothing behind.
 """
 
@@ -12,11 +12,12 @@ from functools import partial
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field
 
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
+from mtrec_ray.lake.cluster import run_tasks
 from mtrec_ray.lake.manifest import Embeddings, LakeFile, Manifest, bucket_folder
 from mtrec_ray.lake.scatter import BuildPlan, build_bucket, stage_part
 from mtrec_ray.lake.schema import conform, final_embeddings
-from mtrec_ray.lake.tasks import Progress, run_tasks
 from mtrec_ray.lake.validate import BadRows, BadRowsError, Rules, merge, split_titles, summarize
 from mtrec_ray.lake.write import STAGING, BuildSite
 from mtrec_ray.sources.source import Source, SourceFacts
@@ -49,7 +50,7 @@ class BuildOptions(BaseModel):
 
 
 def build_lake(
-    source: Source, out: str, options: BuildOptions | None = None, progress: Progress | None = None
+    source: Source, out: str, options: BuildOptions | None = None, progress: ProgressCallback | None = None
 ) -> Manifest:
     """Build a lake at `out`, a local path or URI. Ray must be initialised; nodes must share `out`.
 
@@ -75,7 +76,7 @@ def build_lake(
     return manifest
 
 
-def _build(source: Source, site: BuildSite, options: BuildOptions, progress: Progress | None) -> Manifest:
+def _build(source: Source, site: BuildSite, options: BuildOptions, progress: ProgressCallback | None) -> Manifest:
     facts = source.facts
     num_buckets = options.num_buckets or max(MIN_BUCKETS, -(-facts.num_users // USERS_PER_BUCKET))
     rules = _rules(facts)

@@ -1,5 +1,8 @@
 """Is a lake still what its build made? Files re-hashed, rows re-counted, content held against the same rules again."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at run time
+
 import hashlib
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -11,10 +14,11 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.hashing import bucket_of, user_keys
+from mtrec_ray.lake.cluster import run_tasks
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake, LakeFile, Manifest, bucket_folder, resolve
 from mtrec_ray.lake.schema import required_columns
-from mtrec_ray.lake.tasks import Progress, run_tasks
 from mtrec_ray.lake.validate import (
     Rules,
     embedding_problems,
@@ -56,7 +60,7 @@ class CheckReport:
         return text + (f", {len(self.leftovers)} files that belong to no lake" if self.leftovers else "")
 
 
-def check_lake(uri: str, progress: Progress | None = None) -> CheckReport:
+def check_lake(uri: str, progress: ProgressCallback | None = None) -> CheckReport:
     """Re-hash and re-validate a lake, bucket by bucket. Ray must be initialised.
 
     Raises:

@@ -1,25 +1,31 @@
-"""Starting Ray quietly: the cluster we run on when there is one, a small local one otherwise."""
+"""Ray, quietly: the cluster we run on when there is one, a small local one otherwise; and its tasks, one per bucket."""
 
 import itertools
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RayTaskError
+
+from mtrec_ray.console import ProgressCallback, stage_progress
+from mtrec_ray.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+CANCEL_TIMEOUT_S = 10.0
 
 
 @contextmanager
 def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     """Ray for the length of a job.
 
-    Inside `ray job submit`, or with RAY_ADDRESS set, this joins that cluster; in a process that has Ray already it changes
-    nothing; else it starts a local one with one logical CPU more than `num_cpus` training workers need, because Ray Data
-    waits silently for ever when workers hold every CPU.
+    Inside `ray job submit`, or with RAY_ADDRESS set, this joins that cluster; in a process that has Ray already it
+    changes nothing; else it starts a local one with one logical CPU more than `num_cpus` training workers need, because
+    Ray Data waits silently for ever when workers hold every CPU.
     """
     if ray.is_initialized():
         _quiet_ray_data()
@@ -28,7 +34,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     address = os.environ.get("RAY_ADDRESS")
     local = {} if address else {"num_cpus": max(os.cpu_count() or 1, 2, num_cpus or 0) + 1, "include_dashboard": False}
-    ray.init(address=address, logging_level="ERROR", log_to_driver=False, **local)
+    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
     _quiet_ray_data()
     try:
         yield
@@ -48,29 +54,74 @@ def available_cpus() -> float:
     return ray.cluster_resources().get("CPU", 0.0)
 
 
+def run_tasks(
+    stage: str,
+    work: Callable[[int], Result],
+    count: int,
+    readers: int | None = None,
+    progress: ProgressCallback | None = None,
+) -> list[Result]:
+    """Results of `work(0)` to `work(count - 1)`, in this order, by at most `readers` tasks at a time (None = all CPUs).
+
+    Raises:
+        UserError, OSError: the first one that a task raised, as it was; other errors as Ray's.
+    """
+    show = stage_progress(progress, stage, count)
+    results = dict(map_buckets(_call, range(count), work, progress=show, limit=readers))
+    return [results[index] for index in range(count)]
+
+
+def _call(index: int, work: Callable[[int], Result]) -> Result:
+    return work(index)
+
+
 def map_buckets(
     function: Callable[..., Result],
     buckets: Iterable[Item],
     *shared: object,
     progress: Callable[[int], None] | None = None,
+    limit: int | None = None,
 ) -> Iterator[tuple[Item, Result]]:
-    """Run `function(item, *shared)` for each item as Ray tasks and yield (item, result) as they end, in any order.
+    """Run `function(item, *shared)` for each item as a Ray task and yield (item, result) as they end, in any order.
 
-    `shared` travels once. At most two tasks per CPU are under way, so results never pile up; a lost task is run again by Ray.
+    `shared` travels once. At most `limit` tasks (None: two per CPU) are under way, so results never pile up; a lost
+    task is run again by Ray. After an error the tasks still under way are cancelled.
+
+    Raises:
+        UserError, OSError: the first one that a task raised, as it was; other errors as Ray's.
     """
     references = [ray.put(value) for value in shared]
     task = ray.remote(max_retries=3)(function)
     waiting, running, done = iter(buckets), {}, 0
-    limit = max(2, 2 * int(available_cpus()))
-    while True:
-        for item in itertools.islice(waiting, limit - len(running)):
-            running[task.remote(item, *references)] = item
-        if not running:
-            return
-        ready, _ = ray.wait(list(running), num_returns=1)
-        for reference in ready:
-            item = running.pop(reference)
+    limit = limit or max(2, 2 * int(available_cpus()))
+    try:
+        while True:
+            for item in itertools.islice(waiting, limit - len(running)):
+                running[task.remote(item, *references)] = item  # pyright: ignore[reportCallIssue]
+            if not running:
+                return
+            (reference,), _ = ray.wait(list(running), num_returns=1)
+            item, result = running.pop(reference), _result(reference)
             done += 1
             if progress:
                 progress(done)
-            yield item, ray.get(reference)
+            yield item, result
+    finally:
+        _cancel(list(running))
+
+
+def _result(reference: ray.ObjectRef) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, UserError | OSError):
+            raise error.cause from error
+        raise
+
+
+def _cancel(references: list[ray.ObjectRef]) -> None:
+    """End tasks and wait for their end, so that none writes into what the driver removes next."""
+    for reference in references:
+        ray.cancel(reference)
+    if references:
+        ray.wait(references, num_returns=len(references), timeout=CANCEL_TIMEOUT_S)

@@ -1,5 +1,8 @@
 """`lake show`: one line per territory, counted bucket by bucket."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at run time
+
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import partial
@@ -9,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mtrec_ray.console import ProgressCallback
+from mtrec_ray.lake.cluster import run_tasks
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.lake.tasks import Progress, run_tasks
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,7 @@ class TerritoryRow:
         return asdict(self)
 
 
-def describe_lake(uri: str, active_days: int = 90, progress: Progress | None = None) -> list[TerritoryRow]:
+def describe_lake(uri: str, active_days: int = 90, progress: ProgressCallback | None = None) -> list[TerritoryRow]:
     """One row per territory, the largest first. Ray must be initialised.
 
     Raises:

@@ -1,12 +1,13 @@
 """`mtrec lake embed`: representations for a lake whose source brings none (paper A takes them from upstream models).
 
-1. count and decompose who discovered what in the training window   (`interactions`, bucket tasks; nothing of a test day)
+1. count and decompose who discovered what in the training window   (`interactions`, bucket tasks; no test day)
 2. title text through a transformer                                  (`text`, Ray Data)
 3. the most frequent values of the categorical columns
 4. new users files with `embedding` and `fold_embeddings`, a new titles file
 5. commit: `lake.json` names the new files, then the old ones go
 
-A title's vector is [text | categories | interactions], a user's is [interactions]; blocks are scaled to unit mean square.
+A title's vector is [text | categories | interactions], a user's is [interactions]; text and interactions are scaled to
+unit mean square, categories are 0 or 1.
 """
 
 from collections import Counter
@@ -15,7 +16,7 @@ from datetime import datetime
 import numpy as np
 import scipy.sparse as sp
 
-from mtrec_ray.console import ProgressCallback
+from mtrec_ray.console import ProgressCallback, stage_progress
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, join, resolve, write_file
 from mtrec_ray.lake.bucket import Bucket, within
@@ -74,7 +75,7 @@ def embed_lake(config: EmbedConfig, progress: ProgressCallback | None = None) ->
         space,
         bounds,
         config.interactions,
-        progress=_show(progress, "writing users", lake),
+        progress=stage_progress(progress, "writing users", lake.manifest.num_buckets),
     )
     user_files = [file for _, files in sorted(users, key=lambda pair: pair[0]) for file in files]
     manifest = lake.manifest.model_copy(
@@ -99,25 +100,28 @@ def _interaction_space(
     lake: Lake, config: InteractionConfig, bounds: Bounds, progress: ProgressCallback | None
 ) -> InteractionSpace:
     num_titles = lake.titles.num_rows
-    gram, title_users = sp.csr_matrix((num_titles, num_titles)), np.zeros(num_titles)
-    buckets, show = range(lake.manifest.num_buckets), _show(progress, "reading histories", lake)
+    gram, title_users, num_users = sp.csr_matrix((num_titles, num_titles)), np.zeros(num_titles), 0
+    buckets = range(lake.manifest.num_buckets)
+    show = stage_progress(progress, "reading histories", len(buckets))
     parts = dict(map_buckets(_count_bucket, buckets, lake, bounds, config.user_power, progress=show))
     for bucket in buckets:  # in order: a float sum is the same at every run
         gram, title_users = gram + parts[bucket][0], title_users + parts[bucket][1]
+        num_users += parts[bucket][2]
     if title_users.sum() == 0:
         raise UserError(
             f"lake {lake.uri!r} holds no event in [{bounds[0]}, {bounds[1]}): set window.start and window.end"
         )
-    return fit_space(sp.csr_matrix(gram), title_users, config)
+    return fit_space(sp.csr_matrix(gram), title_users, num_users, config)
 
 
-def _count_bucket(index: int, lake: Lake, bounds: Bounds, user_power: float) -> tuple[sp.csr_matrix, np.ndarray]:
+def _count_bucket(index: int, lake: Lake, bounds: Bounds, user_power: float) -> tuple[sp.csr_matrix, np.ndarray, int]:
     bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())
     events = np.flatnonzero(within(bucket.event_time, *bounds))
     shape = (len(bucket.keys), lake.titles.num_rows)
     history = history_matrix(bucket.event_user[events], bucket.event_title[events], shape)
     scaled = scale_rows(history, user_power)
-    return sp.csr_matrix(scaled.T @ scaled), np.asarray(history.sum(axis=0)).ravel()
+    num_users = int((np.diff(history.indptr) > 0).sum())
+    return sp.csr_matrix(scaled.T @ scaled), np.asarray(history.sum(axis=0)).ravel(), num_users
 
 
 def _embed_bucket(
@@ -140,7 +144,8 @@ def _title_matrix(lake: Lake, config: EmbedConfig, space: InteractionSpace) -> t
     blocks, names = [], []
     texts = title_texts(lake.titles)
     if config.text.model and any(texts):
-        blocks.append(encode_texts(texts, config.text))
+        encoded = encode_texts(texts, config.text)
+        blocks.append(encoded / np.sqrt(np.square(encoded[encoded.any(axis=1)]).mean()))
         names.append(f"text ({config.text.model})")
     categories = _categories(lake, config.max_categories)
     if categories.shape[1]:
@@ -150,13 +155,15 @@ def _title_matrix(lake: Lake, config: EmbedConfig, space: InteractionSpace) -> t
 
 
 def _categories(lake: Lake, limit: int) -> np.ndarray:
-    """(T, columns) 0/1: the most frequent genres and values of each categorical column."""
+    """(T, columns) 0/1: the most frequent genres, values of each categorical column, and territories of the offer."""
     columns = []
-    for name in ("genres", *lake.manifest.title_categoricals):
-        values = [_words(value) if name == "genres" else [value] for value in lake.titles[name].to_pylist()]
-        counts = Counter(word for words in values for word in words if word)
+    for name in ("genres", *lake.manifest.title_categoricals, "territories"):
+        values = lake.titles[name].to_pylist()
+        if name != "territories":
+            values = [_words(value) if name == "genres" else [value] for value in values]
+        counts = Counter(word for words in values for word in words or [] if word)
         kept = [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:limit]]
-        columns += [[float(word in words) for words in values] for word in kept]
+        columns += [[float(word in (words or [])) for words in values] for word in kept]
     return np.array(columns, dtype=np.float32).T if columns else np.zeros((lake.titles.num_rows, 0), dtype=np.float32)
 
 
@@ -175,7 +182,3 @@ def _remove_replaced(old: Lake, manifest: Manifest) -> None:
         for file in old.manifest.files[table]:
             if file.path not in kept:
                 fs.delete_file(f"{root}/{file.path}")
-
-
-def _show(progress: ProgressCallback | None, what: str, lake: Lake):
-    return (lambda done: progress(what, done, lake.manifest.num_buckets)) if progress else None

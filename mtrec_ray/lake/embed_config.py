@@ -9,18 +9,23 @@ from mtrec_ray.lake.window import WindowConfig
 
 
 class InteractionConfig(Config):
-    """User and title vectors from who discovered what in the training window."""
+    """User and title vectors from who discovered what in the training window.
+
+    Defaults were chosen on validation users of five real markets, with the baseline on top: title_power 0.35 to 0.4
+    beat 0.25, 0.5 and 0; width 256 beat 128; 2 to 4 folds were alike, 8 a little worse, and no folds (in-sample
+    vectors) lost a fifth of the PR-AUC. Normalising vectors to unit length did not help.
+    """
 
     width: int = Field(default=256, ge=0)
     """Numbers per vector; 0 leaves interactions out."""
-    title_power: float = Field(default=0.0, ge=0, le=1)
+    title_power: float = Field(default=0.35, ge=0, le=1)
     """A title's column is divided by (its users)^title_power before the decomposition."""
     user_power: float = Field(default=0.5, ge=0, le=1)
     """A user's row is divided by (its titles)^user_power."""
-    singular_power: float = 0.0
-    """Vectors are scaled by (singular value)^singular_power."""
-    folds: int = Field(default=5, ge=0)
-    """Cross-fitted vectors per user: the k-th leaves out the titles of fold k, which is trained on with it; 0 = none."""
+    singular_power: float = 1.0
+    """A title's vector is its row of V S^p, a user's its history times V S^(p - 1)."""
+    folds: int = Field(default=3, ge=0)
+    """Cross-fitted vectors per user: the k-th leaves out fold k's titles and is trained on with those alone; 0: none."""
     seed: int = 0
     """Seed of the decomposition and of the folds."""
 

@@ -1,12 +1,12 @@
-"""User and title vectors from who discovered what in the training window: a truncated SVD that never sees all users at once.
+"""User and title vectors from who discovered what in the window: a truncated SVD that never sees all users at once.
 
-The SVD of the scaled user x title matrix X needs only the title x title matrix X'X, a sum over buckets: with eigenvectors V and
-eigenvalues S^2 of it, a title's vector is its row of V S^p, and a user's is its own row of X times V S^(p - 1). So memory is that of
-the catalogue, and a user's vector can be computed from any part of its history:
+The SVD of the scaled user x title matrix X needs only the title x title matrix X'X, a sum over buckets: with
+eigenvectors V and eigenvalues S^2 of it, a title's vector is its row of V S^p, and a user's is its own row of X times
+V S^(p - 1). So memory is that of the catalogue, and a user's vector can be computed from any part of its history:
 
 * the full vector, for serving and evaluation, from the whole window;
-* K cross-fitted ones: the k-th leaves out the titles of fold k and is the one trained on with just those titles. In sample, a
-  user's vector would hold the very titles it is asked to predict.
+* K cross-fitted ones: the k-th leaves out the titles of fold k and is the one trained on with just those titles. In
+  sample, a user's vector would hold the very titles it is asked to predict.
 
 Legend: `N` users of a bucket, `T` titles, `w` width, `K` folds.
 """
@@ -46,12 +46,16 @@ def scale_rows(matrix: sp.csr_matrix, power: float) -> sp.csr_matrix:
     return sp.csr_matrix(sp.diags(lengths**-power) @ matrix)
 
 
-def fit_space(gram: sp.csr_matrix, title_users: np.ndarray, config: InteractionConfig) -> InteractionSpace:
+def fit_space(
+    gram: sp.csr_matrix, title_users: np.ndarray, num_users: int, config: InteractionConfig
+) -> InteractionSpace:
     """Decompose the title x title matrix.
 
     Args:
         gram: (T, T) sum over users of x x' for row-scaled histories x.
         title_users: (T,) users of each title.
+        num_users: users with a history. Vectors are scaled so that the entries of all users, and those of all titles as
+            often as they are watched, have unit mean square: float16 and batch normalisation need numbers near one.
         config: width and powers; a catalogue smaller than `width` gives zero columns at the end.
     """
     column_scale = np.maximum(title_users, 1).astype(np.float64) ** -config.title_power
@@ -62,6 +66,8 @@ def fit_space(gram: sp.csr_matrix, title_users: np.ndarray, config: InteractionC
     weight = np.where(keep, np.where(keep, singular, 1.0) ** config.singular_power, 0.0)
     titles = vectors * weight
     projection = column_scale[:, None] * vectors * np.where(keep, weight / np.where(keep, singular, 1.0), 0.0)
+    titles /= np.sqrt(np.average(np.square(titles).mean(axis=1), weights=title_users))
+    projection /= np.sqrt(np.square(weight).sum() / (config.width * max(1, num_users)))
     return InteractionSpace(_padded(titles, config.width), _padded(projection, config.width), config.user_power)
 
 
@@ -79,8 +85,8 @@ def fold_vectors(bucket: Bucket, events: np.ndarray, space: InteractionSpace, nu
 
 
 def _leading_eigenpairs(matrix: sp.csr_matrix, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Largest eigenvalues, descending, and their vectors, each with its largest entry positive: the same at every run."""
-    size = matrix.shape[0]
+    """Largest eigenvalues, descending, and their vectors, each with its largest entry positive: alike at every run."""
+    size, _ = matrix.get_shape()
     if width >= size - 1:
         values, vectors = np.linalg.eigh(matrix.toarray())
     else:

@@ -144,7 +144,8 @@ class Lake:
             raise UserError(f"lake {uri!r}: {MANIFEST_NAME} is damaged: {error}") from error
         if manifest.format_version != FORMAT_VERSION:
             raise UserError(
-                f"lake {uri!r} has format version {manifest.format_version}, this program reads {FORMAT_VERSION}: build it again"
+                f"lake {uri!r} has format version {manifest.format_version}, this program reads {FORMAT_VERSION}: "
+                "build it again"
             )
         return Lake(str(uri), manifest)
 

@@ -22,7 +22,7 @@ def encode_texts(texts: list[str], config: TextConfig) -> np.ndarray:
     Raises:
         UserError: the model cannot be loaded.
     """
-    width = _model_width(config)
+    width = int(load_encoder(config)[1].config.hidden_size)  # here first: an actor that cannot start tells little
     filled = [index for index, text in enumerate(texts) if text]
     rows = pa.table({"index": pa.array(filled, pa.int64()), "text": pa.array([texts[i] for i in filled], pa.string())})
     encoded = ray.data.from_arrow(rows).map_batches(
@@ -34,7 +34,7 @@ def encode_texts(texts: list[str], config: TextConfig) -> np.ndarray:
     )
     vectors = np.zeros((len(texts), width), dtype=np.float32)
     for batch in encoded.iter_batches(batch_size=None, batch_format="numpy"):
-        vectors[batch["index"]] = np.stack(batch["vector"])
+        vectors[batch["index"]] = np.stack(list(batch["vector"]))
     return vectors
 
 
@@ -43,11 +43,10 @@ class TextEncoder:
 
     def __init__(self, config: dict[str, Any]) -> None:
         import torch
-        from transformers import AutoModel, AutoTokenizer
 
         self.torch, self.config = torch, TextConfig.model_validate(config)
-        self.tokenizer = AutoTokenizer.from_pretrained(self.config.model)
-        self.model = AutoModel.from_pretrained(self.config.model).to(self.config.device).eval()
+        self.tokenizer, encoder = load_encoder(self.config)
+        self.model = encoder.to(self.config.device).eval()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         tokens = self.tokenizer(
@@ -64,13 +63,16 @@ class TextEncoder:
         return {"index": batch["index"], "vector": vectors.float().cpu().numpy()}
 
 
-def _model_width(config: TextConfig) -> int:
-    from transformers import AutoConfig
+def load_encoder(config: TextConfig) -> tuple[Any, Any]:
+    """Tokenizer and encoder of a Hugging Face name or local folder; raises UserError where they cannot be loaded."""
+    from safetensors import SafetensorError
+    from transformers import AutoModel, AutoTokenizer
 
+    assert config.model is not None, "titles without a text model are not encoded"
     try:
-        return int(AutoConfig.from_pretrained(config.model).hidden_size)
-    except (OSError, ValueError) as error:
+        return AutoTokenizer.from_pretrained(config.model), AutoModel.from_pretrained(config.model)
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(
-            f"text model {config.model!r} cannot be loaded ({str(error).splitlines()[0]}): connect to its hub once, name a "
-            "local folder with --set text.model=DIR, or leave text out with --set text.model=null"
+            f"text model {config.model!r} cannot be loaded ({str(error).splitlines()[0]}): connect to its hub once, "
+            "name a local folder with --set text.model=DIR, or leave text out with --set text.model=null"
         ) from error

@@ -5,6 +5,9 @@ rest is rejected as a duplicate, so the choice does not depend on the order of r
 title are rejected in turn. Two equal events (same user, title and moment) are two legitimate events.
 """
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at run time
+
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -121,11 +121,46 @@ class ResidualBlock(DenseBlock):
         )
 
 
-class FilmBlock(GroupBlock):
-    """Scale and shift per group (FiLM, Perez et al. 2018): y = s_g * x + t_g.
+class ShiftBlock(GroupBlock):
+    """One vector per group added to the user's: y = x + t_g.
 
-    The shift is a per-group title bias: its part of the logit, t_g . title, does not depend on the user.
+    Its part of the logit, t_g . title / sqrt(d), does not depend on the user: a bias of the group for each title, through
+    the title's vector, and so shared between titles that are alike.
     """
+
+    def __init__(self, num_groups: int, width: int) -> None:
+        super().__init__(num_groups, width)
+        self.shift = nn.Parameter(torch.empty(num_groups, width))  # (G, d)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        self.shift.zero_()
+
+    def forward(
+        self, users: Tensor, offsets: Offsets, *, out: Tensor | None = None, compute_dtype: DType = None
+    ) -> Tensor:
+        outputs = torch.empty_like(users) if out is None else out  # (U, d)
+        for g, rows in enumerate(_group_rows(offsets)):
+            torch.add(users[rows], self.shift[g], out=outputs[rows])
+        return outputs
+
+    def backward(
+        self,
+        users: Tensor,
+        output_gradient: Tensor,
+        offsets: Offsets,
+        *,
+        out: Tensor | None = None,
+        compute_dtype: DType = None,
+    ) -> Tensor:
+        (shift_grad,) = _grads(self.shift)
+        for g, rows in enumerate(_group_rows(offsets)):
+            torch.sum(output_gradient[rows], 0, out=shift_grad[g])
+        return output_gradient.clone() if out is None else out.copy_(output_gradient)
+
+
+class FilmBlock(GroupBlock):
+    """Scale and shift per group (FiLM, Perez et al. 2018): y = s_g * x + t_g."""
 
     def __init__(self, num_groups: int, width: int) -> None:
         super().__init__(num_groups, width)
@@ -214,6 +249,7 @@ class LowRankBlock(GroupBlock):
 GROUP_BLOCKS: dict[str, type[GroupBlock]] = {
     "dense": DenseBlock,
     "residual": ResidualBlock,
+    "shift": ShiftBlock,
     "film": FilmBlock,
     "low_rank": LowRankBlock,
 }

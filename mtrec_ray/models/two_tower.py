@@ -22,7 +22,7 @@ from mtrec_ray.models.batch_norm import PairBatchNorm
 from mtrec_ray.models.group_blocks import GROUP_BLOCKS
 from mtrec_ray.models.matmul import matmul
 
-GroupBlockName = Literal["none", "dense", "residual", "film", "low_rank"]
+GroupBlockName = Literal["none", "dense", "residual", "shift", "film", "low_rank"]
 FinalActivation = Literal["none", "relu"]
 
 
@@ -36,12 +36,18 @@ class TwoTowerConfig:
     num_groups: int = 1  # territory groups, read by the group block alone
     group_block: GroupBlockName = "none"  # none = the baseline model
     final_activation: FinalActivation = "none"  # relu collapses on real data: every propensity is at least 1/2
-    final_batch_norm: bool = True  # batch normalisation on each tower's last layer
+    final_batch_norm: bool = (
+        False  # batch normalisation on each tower's last layer; False was better on validation users
+    )
+    aligned_width: int = 0  # last columns of both embeddings that lie in one space, see `TwoTower.init_weights`
+    initial_bias: float = 0.0  # of the logit: the log odds of a positive, so that training need not find them first
 
     def __post_init__(self) -> None:
         for name in ("user_width", "title_width", "d", "num_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
+        if not 0 <= self.aligned_width <= min(self.user_width, self.title_width):
+            raise ValueError(f"aligned_width = {self.aligned_width}: must lie in both embeddings")
         for name, values in (("group_block", GroupBlockName), ("final_activation", FinalActivation)):
             if getattr(self, name) not in get_args(values):
                 raise ValueError(f"{name} = {getattr(self, name)!r}: choose one of {', '.join(get_args(values))}")
@@ -115,13 +121,30 @@ class TwoTower(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """Set every parameter and running statistic, drawing from `generator` alone: same seed, same model."""
+        """Set every parameter and running statistic, drawing from `generator` alone: same seed, same model.
+
+        With `aligned_width` both towers start as one and the same linear map of their last `aligned_width` columns
+        ("looks linear", Balduzzi et al. 2017): first layer [Q; -Q], last layer [A, -A], Q and A orthogonal, so the first
+        logit is the dot product of the two (normalised) vectors and training starts from what they know already.
+        """
         for layer in (*self.user_tower.layers, *self.title_tower.layers):
             layer.init_weights(generator)
+        if self.config.aligned_width:
+            self._align(generator)
         if self.group_block is not None:
             self.group_block.init_weights(generator)
         if self.bias is not None:
-            self.bias.zero_()
+            self.bias.fill_(self.config.initial_bias)
+
+    def _align(self, generator: torch.Generator) -> None:
+        width, half = self.config.aligned_width, self.config.d // 2
+        q = _orthogonal(half, width, generator)  # (d/2, width)
+        a = _orthogonal(self.config.d, half, generator)  # (d, d/2)
+        for tower in (self.user_tower, self.title_tower):
+            tower.first.weight[: 2 * half, -width:] = torch.cat([q, -q])
+            tower.last.weight[:, : 2 * half] = torch.cat([a, -a], dim=1)
+            if tower.last.bias is not None:
+                tower.last.bias.zero_()
 
     def tower_parameters(self) -> list[nn.Parameter]:
         """Every parameter outside the group block."""
@@ -172,3 +195,8 @@ class TwoTower(nn.Module):
         """(U, d) user vectors, (T, d) title vectors -> (U, T); the propensity is their sigmoid."""
         scores = matmul(users, titles.t(), compute_dtype=compute_dtype).mul_(self.scale)  # (U, T)
         return scores if self.bias is None else scores.add_(self.bias)
+
+
+def _orthogonal(rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """(rows, columns) with orthonormal rows or columns, whichever are fewer."""
+    return nn.init.orthogonal_(torch.empty(rows, columns), generator=generator)

@@ -1,5 +1,8 @@
 """The user's own Parquet tables: paths, column names and units mapped in the config."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at run time
+
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from typing import Literal

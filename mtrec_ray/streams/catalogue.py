@@ -1,5 +1,8 @@
 """What each territory is offered in a window."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at run time
+
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
@@ -20,7 +23,10 @@ class Catalogue:
 
     @staticmethod
     def of(lake: Lake, start: datetime, end: datetime) -> "Catalogue":
-        """The catalogue of [start, end): a title without promotion dates is always promoted, without territories offered everywhere."""
+        """The catalogue of [start, end).
+
+        A title without promotion dates is always promoted, one without territories is offered everywhere.
+        """
         titles = lake.titles
         promoted = _promoted(titles, start, end)
         everywhere, local = [], {name: [] for name in lake.territory_names()}

@@ -7,20 +7,21 @@ Results are sums over buckets: memory is that of one bucket per reader plus one 
 """
 
 import logging
-from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from mtrec_ray.console import ProgressCallback
+from mtrec_ray.console import ProgressCallback, stage_progress
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.cluster import map_buckets
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
-from mtrec_ray.streams.sampling import TRAIN, adaptive_rates, in_added_set, in_random_sample, split_of
+from mtrec_ray.streams.counting import PairCounts, Phase, UserCounts, count_pairs, count_users
+from mtrec_ray.streams.sampling import adaptive_rates, sampled_users
+
+__all__ = ["PairPlan", "PhasePlan", "added_rates", "make_plan", "sampled_users"]
 
 logger = logging.getLogger(__name__)
 
@@ -70,24 +71,6 @@ class PairPlan(_Frozen):
     """Discoveries of the window left out because the title is not offered (or promoted) in the user's territory."""
 
 
-@dataclass(frozen=True)
-class UserCounts:
-    """Per territory; the sums over buckets of pass 1."""
-
-    users: np.ndarray
-    training: np.ndarray
-    random: np.ndarray
-    active: np.ndarray
-    candidates: np.ndarray
-    """Active training users outside R."""
-    candidate_positives: np.ndarray
-    other_positives: np.ndarray
-    """Positives of all training users outside R, active or not."""
-
-    def __add__(self, other: "UserCounts") -> "UserCounts":
-        return UserCounts(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
-
-
 def make_plan(
     lake: Lake,
     sample: SampleConfig,
@@ -107,19 +90,15 @@ def make_plan(
     Raises:
         UserError: the sample holds no positives or no negatives, so there is nothing to train on.
     """
-    buckets, total = range(lake.manifest.num_buckets), lake.manifest.num_buckets
-
-    def show(what: str):
-        return (lambda done: progress(what, done, total)) if progress else None
-
+    buckets = range(lake.manifest.num_buckets)
     catalogues = [Catalogue.of(lake, *calendar.day_bounds(day)) for day in range(num_phases)]
-    passes = map_buckets(_count_users, buckets, lake, sample, calendar, catalogues[0], progress=show("counting users"))
-    users = _sum(counts for _, counts in passes)
+    show = stage_progress(progress, "counting users", len(buckets))
+    passes = map_buckets(count_users, buckets, lake, sample, calendar, catalogues[0], progress=show)
+    users = UserCounts.total(counts for _, counts in passes)
     rates = added_rates(users, sample)
-    phases = [_Phase(*calendar.day_bounds(day), catalogues[day]) for day in range(num_phases)]
-    per_bucket = dict(
-        map_buckets(_count_pairs, buckets, lake, sample, calendar, rates, phases, progress=show("counting pairs"))
-    )
+    phases = [Phase(*calendar.day_bounds(day), catalogues[day]) for day in range(num_phases)]
+    show = stage_progress(progress, "counting pairs", len(buckets))
+    per_bucket = dict(map_buckets(count_pairs, buckets, lake, sample, calendar, rates, phases, progress=show))
     folds = max(1, lake.manifest.embeddings.num_folds)
     return PairPlan(
         lake_hash=lake.manifest.lake_hash,
@@ -128,7 +107,7 @@ def make_plan(
         users=users.users.tolist(),
         training_users=users.training.tolist(),
         random_users=users.random.tolist(),
-        added_users=sum(counts.added for counts in per_bucket.values()).tolist(),
+        added_users=np.sum([counts.added for counts in per_bucket.values()], axis=0).tolist(),
         active_users=users.active.tolist(),
         added_rates=rates.tolist(),
         sampled_per_bucket=[per_bucket[bucket].sampled for bucket in buckets],
@@ -150,121 +129,16 @@ def added_rates(counts: UserCounts, sample: SampleConfig) -> np.ndarray:
     return np.full(len(rates), min(1.0, positives / max(1, counts.other_positives.sum())))
 
 
-def sampled_users(
-    bucket: Bucket, sample: SampleConfig, calendar: Calendar, rates: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the bucket's sampled users, ascending, and which of them are of the added set: (S,) int64, (S,) bool."""
-    in_random = in_random_sample(bucket.keys, sample)
-    eligible = (split_of(bucket.keys, sample) == TRAIN) & ~in_random
-    if sample.upsample == "active":
-        eligible &= bucket.active(calendar.window_end, sample.active_days)
-    added = in_added_set(bucket.keys, eligible, rates[bucket.territory], sample)
-    rows = np.flatnonzero(in_random | added)
-    return rows, added[rows]
-
-
-@dataclass(frozen=True)
-class _Phase:
-    start: datetime
-    end: datetime
-    catalogue: Catalogue
-
-
-@dataclass(frozen=True)
-class _PairCounts:
-    sampled: int
-    added: np.ndarray
-    positives: np.ndarray
-    """(phases, territories)."""
-    eligible: np.ndarray
-    user_days: np.ndarray
-    """(phases,) distinct (user, day) with a positive."""
-    not_offered: int
-
-
-def _count_users(
-    bucket_index: int, lake: Lake, sample: SampleConfig, calendar: Calendar, catalogue: Catalogue
-) -> UserCounts:
-    bucket = Bucket.read(lake, bucket_index, catalogue.title_ids)
-    training = split_of(bucket.keys, sample) == TRAIN
-    outside = training & ~in_random_sample(bucket.keys, sample)
-    active = bucket.active(calendar.window_end, sample.active_days)
-    events = bucket.discoveries(*calendar.day_bounds(0), catalogue.offer_mask)
-    positives = np.bincount(bucket.event_user[events], minlength=len(bucket.keys))
-
-    def count(weights: np.ndarray) -> np.ndarray:
-        return np.bincount(bucket.territory, weights=weights, minlength=len(catalogue.offers)).astype(np.int64)
-
-    return UserCounts(
-        users=count(np.ones(len(bucket.keys))),
-        training=count(training),
-        random=count(training & ~outside),
-        active=count(active),
-        candidates=count(outside & active),
-        candidate_positives=count(positives * (outside & active)),
-        other_positives=count(positives * outside),
-    )
-
-
-def _count_pairs(
-    bucket_index: int,
-    lake: Lake,
-    sample: SampleConfig,
-    calendar: Calendar,
-    rates: np.ndarray,
-    phases: list[_Phase],
-) -> _PairCounts:
-    bucket = Bucket.read(lake, bucket_index, phases[0].catalogue.title_ids)
-    rows, added = sampled_users(bucket, sample, calendar, rates)
-    sampled = np.zeros(len(bucket.keys), dtype=bool)
-    sampled[rows] = True
-    num_territories = len(rates)
-    counted = [_count_phase(bucket, sampled, phase, calendar, num_territories) for phase in phases]
-    everything = np.ones_like(phases[0].catalogue.offer_mask)
-    found = bucket.event_user[bucket.discoveries(phases[0].start, phases[0].end, everything)]
-    return _PairCounts(
-        sampled=len(rows),
-        added=np.bincount(bucket.territory[rows[added]], minlength=num_territories),
-        positives=np.array([positives for positives, _, _ in counted]),
-        eligible=np.array([eligible for _, eligible, _ in counted]),
-        user_days=np.array([user_days for _, _, user_days in counted]),
-        not_offered=int(sampled[found].sum()) - int(counted[0][0].sum()),
-    )
-
-
-def _count_phase(
-    bucket: Bucket, sampled: np.ndarray, phase: _Phase, calendar: Calendar, num_territories: int
-) -> tuple[np.ndarray, np.ndarray, int]:
-    offers, mask = phase.catalogue.offers, phase.catalogue.offer_mask
-    events = bucket.discoveries(phase.start, phase.end, mask)
-    events = events[sampled[bucket.event_user[events]]]
-    users = bucket.event_user[events]
-    positives = np.bincount(bucket.territory[users], minlength=num_territories)
-    known = bucket.known_pairs(phase.start, phase.end)
-    known_user, known_title = known >> 32, known & 0xFFFFFFFF
-    known_user = known_user[sampled[known_user] & mask[bucket.territory[known_user], known_title]]
-    offered = np.array([len(offer) for offer in offers])
-    eligible = offered * np.bincount(bucket.territory[sampled], minlength=num_territories)
-    eligible = eligible - np.bincount(bucket.territory[known_user], minlength=num_territories)
-    day = (
-        (bucket.event_time[events] - bucket.event_time[events].min()) // np.timedelta64(calendar.day_s, "s")
-        if len(events)
-        else []
-    )
-    user_days = len(np.unique(np.stack([users, np.asarray(day, dtype=np.int64)]), axis=1).T)
-    return positives, eligible, user_days
-
-
 def _plan_phase(
     day: int,
-    phase: _Phase,
-    counts: list[_PairCounts],
+    phase: Phase,
+    counts: list[PairCounts],
     sample: SampleConfig,
     calendar: Calendar,
     num_folds: int,
 ) -> PhasePlan:
-    positives = sum(c.positives[day] for c in counts)
-    eligible = sum(c.eligible[day] for c in counts)
+    positives = np.sum([c.positives[day] for c in counts], axis=0)
+    eligible = np.sum([c.eligible[day] for c in counts], axis=0)
     if positives.sum() == 0 or eligible.sum() == 0:
         what = "positives" if positives.sum() == 0 else "eligible negatives"
         raise UserError(
@@ -291,11 +165,3 @@ def _plan_phase(
         eligible=eligible.tolist(),
         num_folds=num_folds,
     )
-
-
-def _sum(parts) -> UserCounts:
-    total = None
-    for part in parts:
-        total = part if total is None else total + part
-    assert total is not None, "a lake has at least one bucket"
-    return total

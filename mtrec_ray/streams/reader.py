@@ -21,7 +21,8 @@ from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.manifest import Lake, embedding_column, embedding_matrix
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.pairs import Pairs, labelled_pairs
-from mtrec_ray.streams.plan import PairPlan, sampled_users
+from mtrec_ray.streams.plan import PairPlan
+from mtrec_ray.streams.sampling import sampled_users
 from mtrec_ray.streams.schedule import Schedule, Segment, lanes_of_worker
 
 
@@ -45,7 +46,8 @@ class StepRows:
 def read_segment(segment: Segment, lake: Lake, plan: PairPlan, from_step: int, seed: int) -> pa.Table:
     """Rows of one segment that have pairs and belong to `from_step` or later, in slot order.
 
-    Columns: `lane`, `step`, `territory` int32, `title_index` list<int32>, `label` list<bool>, `embedding` FixedSizeBinary.
+    Columns: `lane`, `step`, `territory` int32, `title_index` list<int32>, `label` list<bool>, `embedding`
+    FixedSizeBinary.
     """
     phase = plan.phases[segment.phase]
     folds = phase.num_folds
@@ -85,7 +87,7 @@ def stream_rows(lake: Lake, schedule: Schedule, lanes: set[int], from_step: int)
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     dataset = ray.data.from_items([asdict(s) for s in segments], override_num_blocks=len(segments)).map_batches(
-        _read_item,
+        _read_item,  # pyright: ignore[reportArgumentType]  (the stub forgets fn_kwargs)
         batch_size=None,
         batch_format="pyarrow",
         fn_kwargs={"lake": lake, "plan": schedule.plan, "from_step": from_step, "seed": schedule.seed},
@@ -96,8 +98,8 @@ def stream_rows(lake: Lake, schedule: Schedule, lanes: set[int], from_step: int)
 def step_batches(blocks: Iterable[pa.Table], lanes: set[int], steps: range, user_width: int) -> Iterator[StepRows]:
     """Exactly one `StepRows` per step, empty ones included.
 
-    A step is complete once every lane has shown a row of a later step or the stream has ended; what is kept waiting is at most
-    about a segment a lane.
+    A step is complete once every lane has shown a row of a later step or the stream has ended; what is kept waiting is
+    at most about a segment a lane.
     """
     waiting: dict[int, list[pa.Table]] = defaultdict(list)
     last_seen = dict.fromkeys(lanes, -1)

@@ -3,11 +3,11 @@
 Every decision is a seeded hash of the user id, so it is the same in any order, for any number of readers and buckets.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from mtrec_ray.hashing import uniforms
+from mtrec_ray.lake.bucket import Bucket
+from mtrec_ray.lake.manifest import Calendar
 from mtrec_ray.streams.config import SampleConfig
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
@@ -63,11 +63,14 @@ def adaptive_rates(num_active: np.ndarray, num_candidates: np.ndarray, size: flo
     return np.divide(wanted, num_candidates, out=np.zeros_like(wanted), where=num_candidates > 0).clip(0.0, 1.0)
 
 
-@dataclass(frozen=True)
-class Members:
-    """Sampled users of one bucket, as rows of its users table."""
-
-    rows: np.ndarray
-    """(S,) int64 rows, ascending."""
-    added: np.ndarray
-    """(S,) bool: of the added set A rather than of R."""
+def sampled_users(
+    bucket: Bucket, sample: SampleConfig, calendar: Calendar, rates: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the bucket's sampled users, ascending, and which of them are of the added set: (S,) int64, (S,) bool."""
+    in_random = in_random_sample(bucket.keys, sample)
+    eligible = (split_of(bucket.keys, sample) == TRAIN) & ~in_random
+    if sample.upsample == "active":
+        eligible &= bucket.active(calendar.window_end, sample.active_days)
+    added = in_added_set(bucket.keys, eligible, rates[bucket.territory], sample)
+    rows = np.flatnonzero(in_random | added)
+    return rows, added[rows]

@@ -1,10 +1,10 @@
 """Which slot of which bucket belongs to which training step, decided before the first row is read.
 
-A **slot** is one row of the stream: a sampled user (in the window: one cross-fitting fold of it). In each epoch the buckets are
-put in a seeded order and their slots in a row. This row is cut into `lanes` equal stretches, and step b takes the b-th piece of
-every lane: a global batch is a mix of `lanes` buckets, each a random sample of the users, with no shuffle anywhere.
-Workers share the lanes, so the batch of a step does not depend on their number, every worker has equally many steps, every slot
-comes once an epoch, and a position in the stream is one number: the global step.
+A **slot** is one row of the stream: a sampled user (in the window: one cross-fitting fold of it). In each epoch the
+buckets are put in a seeded order and their slots in a row. This row is cut into `lanes` equal stretches, and step b
+takes the b-th piece of every lane: a global batch is a mix of `lanes` buckets, each a random sample of the users, with
+no shuffle anywhere. Workers share the lanes, so the batch of a step does not depend on their number, every worker has
+equally many steps, every slot comes once an epoch, and a position in the stream is one number: the global step.
 """
 
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ class Segment:
     """Steps of the epoch."""
 
     def steps(self, slots: np.ndarray) -> np.ndarray:
-        """Global step of each slot of the bucket: slot p of n in a lane falls to step floor(((p + 1) * steps - 1) / n)."""
+        """Global step of each slot of the bucket; slot p of n in a lane: floor(((p + 1) * steps - 1) / n)."""
         position = slots - self.start + self.first_position
         return self.first_step + ((position + 1) * self.num_steps - 1) // self.lane_length
 

@@ -1,10 +1,13 @@
 """Users to be scored on an evaluation day: each against every title it could discover (paper A, 4.1).
 
-Candidates are the titles offered in the user's territory, less those it has watched earlier in the same calendar month (no
-first time is left in them), or the fixed list where the source gives one.
+Candidates are the titles offered in the user's territory, less those it has watched earlier in the same calendar month
+(no first time is left in them), or the fixed list where the source gives one.
 
 Legend: `U` users of a chunk, `T` titles offered in their territory.
 """
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at run time
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtrec_ray.lake.bucket import Bucket, moment
+from mtrec_ray.lake.bucket import Bucket, moment, month_start
 from mtrec_ray.lake.manifest import Lake, embedding_matrix
 from mtrec_ray.streams.catalogue import Catalogue
 
@@ -88,8 +91,7 @@ def scoring_chunks(
     everything = np.ones_like(catalogue.offer_mask)
     events = bucket.discoveries(*bounds, everything)
     positive_cells = bucket.event_user[events], bucket.event_title[events]
-    month_start = np.datetime64(moment(bounds[0]), "M").astype("datetime64[us]")
-    earlier = (bucket.event_time >= month_start) & (bucket.event_time < moment(bounds[0]))
+    earlier = (bucket.event_time >= month_start(bounds[0])) & (bucket.event_time < moment(bounds[0]))
     seen_cells = bucket.event_user[earlier], bucket.event_title[earlier]
     fixed_cells = _fixed_cells(bucket, catalogue, fixed)
     has_fixed = np.zeros(len(bucket.keys), dtype=bool)

@@ -14,7 +14,7 @@ class ModelConfig(Config):
 
     d: int = Field(default=512, ge=1)
     """Width of every layer."""
-    group_block: Literal["dense", "residual", "film", "low_rank"] | None = None
+    group_block: Literal["dense", "residual", "shift", "film", "low_rank"] | None = None
     """Block of a territory group on top of the user tower; `dense` is the paper's and mtl's default; null for a baseline."""
     groups: str | None = None
     """Territory groups: `one`, `each`, `regions` (paper A's four; mtl's default), or a YAML file `group: [territory, ...]`."""
@@ -31,11 +31,11 @@ class OptimConfig(Config):
     """Learning rate at the first step of each phase."""
     decay: Literal["none", "linear"] = "linear"
     """`linear`: the learning rate falls to zero over each phase; `none`: it stays (paper A)."""
-    block_lr_scale: float = Field(default=1.0, gt=0)
-    """Learning rate of the group blocks as a multiple of `lr`."""
+    block_lr_scale: float | None = Field(default=None, gt=0)
+    """Learning rate of the group blocks as a multiple of `lr`; null: 10 for shift and film, 1 for the others."""
     weight_decay: float = Field(default=0.0, ge=0)
     """L2 penalty of Adam."""
-    epochs: int = Field(default=4, ge=1)
+    epochs: int = Field(default=3, ge=1)
     """Passes over the window's pairs."""
     day_epochs: int = Field(default=1, ge=1)
     """Passes over each later day's pairs with --incremental."""

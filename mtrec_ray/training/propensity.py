@@ -7,6 +7,7 @@
 5. `run.json` says done
 """
 
+import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -80,6 +81,8 @@ def open_run(config: PropensityConfig, lake: Lake, calendar: Calendar) -> RunRec
         group_block=config.model.group_block or "none",
         final_activation=config.model.final_activation,
         final_batch_norm=config.model.final_batch_norm,
+        aligned_width=embeddings.interaction_width,
+        initial_bias=0.0 if config.sample.alpha == "auto" else -math.log(config.sample.alpha),
     )
     new = RunRecord(
         status="training",
@@ -133,8 +136,8 @@ def _check_resources(config: PropensityConfig) -> None:
     needed, there = config.runner.workers * config.runner.cpus_per_worker + 1, available_cpus()
     if needed > there:
         raise UserError(
-            f"runner.workers = {config.runner.workers} with {config.runner.cpus_per_worker:g} CPU each and one free for Ray Data "
-            f"need {needed:g} logical CPUs, the cluster has {there:g}: lower runner.workers or runner.cpus_per_worker"
+            f"runner.workers = {config.runner.workers} with {config.runner.cpus_per_worker:g} CPU each, and one free for "
+            f"Ray Data, need {needed:g} logical CPUs, the cluster has {there:g}: lower runner.workers or cpus_per_worker"
         )
 
 

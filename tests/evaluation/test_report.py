@@ -8,23 +8,15 @@ import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from mtrec_ray.evaluation.figures import title_score_figure, write_figure
 from mtrec_ray.evaluation.intervals import interval, nan_mean, relative_gain
 from mtrec_ray.evaluation.report import EvaluatedRun, EvaluationReport
-from mtrec_ray.evaluation.tables import (
-    gain_rich_table,
-    gain_table,
-    metric_rich_table,
-    metric_table,
-    title_rich_table,
-    title_table,
-    write_tables,
-)
-
-from .simulated import HISTORY, SETTINGS, state
+from mtrec_ray.evaluation.tables import gain_table, metric_table, title_table, write_tables
+from mtrec_ray.evaluation.terminal import gain_rich_table, metric_rich_table, title_rich_table
+from tests.evaluation.simulated import HISTORY, SETTINGS, state
 
 TERRITORIES, TITLES = ["FR", "DE", "XX"], ["Local Hero", "World"]
 
@@ -52,12 +44,6 @@ def render(table: Table) -> str:
     console = Console(width=200, file=io.StringIO(), record=True)
     console.print(table)
     return " ".join(console.export_text().split())
-
-
-def last_cell(column: Column) -> Text:
-    cell = list(column.cells)[-1]
-    assert isinstance(cell, Text)
-    return cell
 
 
 def test_flat_keys_of_one_run_have_no_prefix(runs):
@@ -134,27 +120,33 @@ def test_files_are_written_and_read_back(report, tmp_path):
     assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == report.flat_metrics()
 
 
+def cells(table: Table, column: int) -> dict[str, Text]:
+    """Last cell of each territory in a column of the gain table."""
+    names = [str(name) for name in table.columns[0].cells]
+    return {name: cell for name, cell in zip(names, table.columns[column].cells, strict=True) if isinstance(cell, Text)}
+
+
 def test_terminal_tables_mark_positive_averages_and_name_missing_ones(report):
     table = gain_rich_table(report)
-    average = {column.header: last_cell(column) for column in table.columns[2:]}
+    average = cells(table, 4)
     assert average["FR"].style == "bold"
-    assert average["XX"].plain == "no positives"
+    assert "XX" not in average
+    assert "no positives: XX" in render(table)
     assert "±" in render(metric_rich_table(report))
     assert "World" in render(title_rich_table(report))
 
 
 def test_an_insignificant_gain_is_dim(runs):
     same = EvaluationReport([runs[0], EvaluatedRun("copy", runs[0].results)], TERRITORIES, TITLES)
-    table = gain_rich_table(same)
-    assert [last_cell(c).style for c in table.columns[2:4]] == ["dim", "dim"]
+    assert {cell.style for cell in cells(gain_rich_table(same), 4).values()} == {"dim"}
     assert same.flat_metrics()["gain/copy/FR"] == same.flat_metrics()["gain/copy/FR_high"] == 0
 
 
-def test_wide_tables_fold_to_the_largest_territories_and_say_so(report):
+def test_long_tables_fold_to_the_largest_territories_and_say_so(report):
     positives = report.counts("num_positives")
     table = gain_rich_table(report, max_territories=1)
     largest = TERRITORIES[int(np.argmax(positives[:3]))]
-    assert [c.header for c in table.columns] == ["comparison", "test set", largest, "all", "mean"]
+    assert set(map(str, table.columns[0].cells)) == {largest, "all", "mean"}
     assert "CSV has the rest" in render(table)
 
 

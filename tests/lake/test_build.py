@@ -1,5 +1,8 @@
 """Builds: counts with known answers, the same bytes whatever the readers, bad rows named, nothing half-built left."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at run time
+
 import errno
 import os
 import signal

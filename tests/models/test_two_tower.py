@@ -31,7 +31,7 @@ def test_shapes_and_dtypes(group_block):
     assert model.user_vectors(torch.empty(0, 5), torch.empty(0, dtype=torch.int64)).shape == (0, 8)
 
 
-@pytest.mark.parametrize("group_block", ["residual", "film", "low_rank"])
+@pytest.mark.parametrize("group_block", ["residual", "shift", "film", "low_rank"])
 def test_our_blocks_start_as_the_baseline(group_block):
     features, groups = torch.randn(6, 5), torch.tensor([2, 1, 0, 0, 1, 2])
     expected = make_model("none").user_vectors(features, groups)
@@ -92,3 +92,22 @@ def test_batch_norm_inference_is_torchs():
     torchs.load_state_dict({**state, "num_batches_tracked": torch.tensor(0)})
     rows = torch.randn(10, 4)
     torch.testing.assert_close(ours(rows), torchs(rows))
+
+
+def test_aligned_towers_start_as_the_dot_product_of_the_shared_space():
+    config = TwoTowerConfig(user_width=8, title_width=8, d=16, aligned_width=8, initial_bias=-2.0)
+    model = TwoTower(config)
+    model.init_weights(torch.Generator().manual_seed(0))
+    users, titles = torch.randn(50, 8), torch.randn(60, 8)
+    group = torch.zeros(50, dtype=torch.int64)
+    logits = model.logits(model.user_vectors(users, group), model.title_vectors(titles))
+    expected = users @ titles.T / (1 + 1e-5) / 16**0.5 - 2.0  # a fresh batch norm only divides by sqrt(1 + eps)
+    torch.testing.assert_close(logits, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_alignment_uses_the_last_title_columns_and_leaves_the_others_random():
+    config = TwoTowerConfig(user_width=6, title_width=10, d=12, aligned_width=6)
+    model = TwoTower(config)
+    model.init_weights(torch.Generator().manual_seed(1))
+    torch.testing.assert_close(model.user_tower.first.weight, model.title_tower.first.weight[:, -6:])
+    assert model.title_tower.first.weight[:, :4].abs().min() > 0

@@ -1,5 +1,8 @@
 """The planted world: shares, tastes and correlations are really in the generated rows."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at run time
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc

@@ -101,6 +101,8 @@ def group_part(model: TwoTower, users: Tensor, group: int) -> Tensor:
             return users @ block["weight"][group].T + block["bias"][group]
         case "residual":
             return users + users @ block["weight"][group].T + block["bias"][group]
+        case "shift":
+            return users + block["shift"][group]
         case "film":
             return users * block["scale"][group] + block["shift"][group]
         case "low_rank":

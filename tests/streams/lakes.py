@@ -25,12 +25,16 @@ CALENDAR = Calendar(
 )
 
 
-def write_lake(folder: Path, users: pa.Table, events: pa.Table, titles: pa.Table, num_buckets: int) -> Lake:
-    """A lake of the given rows, without the build's validation; users carry a random embedding of width 4."""
+def write_lake(
+    folder: Path, users: pa.Table, events: pa.Table, titles: pa.Table, num_buckets: int, embedded: bool = True
+) -> Lake:
+    """A lake of the given rows, without the build's validation; users carry a random embedding of width 4, or none."""
     fs, files = pafs.LocalFileSystem(), {"users": [], "events": [], "titles": []}
     keys = user_keys(users["user_id"].to_numpy(zero_copy_only=False))
-    noise = np.random.default_rng(0).standard_normal((len(keys), 4))
-    users = users.append_column("embedding", embedding_column(noise[np.argsort(np.argsort(keys))]))
+    if embedded:
+        noise = np.random.default_rng(0).standard_normal((len(keys), 4))
+        users = users.append_column("embedding", embedding_column(noise[np.argsort(np.argsort(keys))]))
+        titles = titles.append_column("embedding", embedding_column(np.eye(titles.num_rows, 4)))
     for table, rows in (("users", users), ("events", events)):
         buckets = bucket_of(user_keys(rows["user_id"].to_numpy(zero_copy_only=False)), num_buckets)
         for bucket in range(num_buckets):
@@ -38,7 +42,6 @@ def write_lake(folder: Path, users: pa.Table, events: pa.Table, titles: pa.Table
             part = rows.filter(buckets == bucket).sort_by("user_id")
             files[table].append(write_parquet(fs, str(folder), bucket_folder(table, bucket), part))
     (folder / "titles").mkdir()
-    titles = titles.append_column("embedding", embedding_column(np.eye(titles.num_rows, 4)))
     files["titles"].append(write_parquet(fs, str(folder), "titles", titles))
     manifest = Manifest(
         source="by hand",
@@ -46,7 +49,7 @@ def write_lake(folder: Path, users: pa.Table, events: pa.Table, titles: pa.Table
         territories=[Territory(name="north", region="N"), Territory(name="south", region="S")],
         attributes={},
         calendar=CALENDAR,
-        embeddings=Embeddings(user_width=4, title_width=4),
+        embeddings=Embeddings(user_width=4, title_width=4) if embedded else Embeddings(),
         counts={"users": users.num_rows, "events": events.num_rows, "titles": titles.num_rows},
         files=files,
     )

@@ -5,8 +5,8 @@ import pytest
 
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.streams.config import SampleConfig
-from mtrec_ray.streams.plan import make_plan, sampled_users
-from mtrec_ray.streams.sampling import TEST, split_of
+from mtrec_ray.streams.plan import make_plan
+from mtrec_ray.streams.sampling import TEST, sampled_users, split_of
 from tests.streams.lakes import CALENDAR, random_rows, write_lake
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -67,9 +67,8 @@ def test_tau_zero_adds_as_many_users_in_each_territory(lake):
 
 
 def test_control_brings_as_many_positives_as_the_active_set(lake):
-    shape = {"random_fraction": 0.3, "active_fraction": 0.5}
-    active = make_plan(lake, SampleConfig(**shape), CALENDAR)
-    control = make_plan(lake, SampleConfig(**shape, upsample="control"), CALENDAR)
+    active = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5), CALENDAR)
+    control = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5, upsample="control"), CALENDAR)
     assert sum(control.phases[0].positives) == pytest.approx(sum(active.phases[0].positives), rel=0.06)
     assert sum(control.added_users) > 1.1 * sum(active.added_users)
 

@@ -11,8 +11,8 @@ from mtrec_ray.lake.manifest import embedding_matrix
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.pairs import labelled_pairs
-from mtrec_ray.streams.plan import sampled_users
 from mtrec_ray.streams.reader import read_segment, step_batches
+from mtrec_ray.streams.sampling import sampled_users
 from mtrec_ray.streams.schedule import Schedule, lanes_of_worker
 from tests.streams.lakes import CALENDAR, random_rows, write_lake
 from tests.streams.test_schedule import make_schedule

@@ -1,0 +1,187 @@
+"""The command as a process: exit codes, what goes to stdout and what to stderr. Ray starts once in this file."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mtrec_ray.__main__ import explain, main
+from mtrec_ray.errors import UserError
+
+BUILD = ["lake", "build", "synthetic"]
+SMALL = {"users": 300, "territories": 4, "titles": 30, "days": 20, "user_width": 8, "title_width": 8}
+SETTINGS = [part for key, value in SMALL.items() for part in ("--set", f"source.{key}={value}")]
+
+
+def mtrec(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "mtrec_ray", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd, env=environment)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """The same entry point in this process: (exit code, stdout, stderr), in an empty folder."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["mtrec", *arguments])
+        monkeypatch.chdir(tmp_path)
+        capsys.readouterr()
+        try:
+            main()
+            code: object = 0
+        except SystemExit as stop:
+            code = stop.code
+        printed = capsys.readouterr()
+        return int(str(code or 0)), printed.out, printed.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("command", "setting"),
+    [
+        (["lake", "build"], "source.taste_scale"),
+        (["lake", "embed"], "interactions.title_power"),
+        (["pairs", "show"], "sample.validation_fraction"),
+        (["train", "propensity"], "runner.checkpoint_every_s"),
+        (["evaluate", "propensity"], "num_bootstrap"),
+        (["quickstart"], "variants"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_help_names_every_setting_in_one_piece(run, command, setting):
+    code, out, err = run(*command, "--help")
+    assert (code, err) == (0, "")
+    assert f" {setting} " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["pairs", "show", "lake", "--set", "sample.alpha=0"], "sample.alpha = 0.0 must be above 0"),
+        ([*BUILD, "--out", "lake", "--set", "source.userz=3"], "userz"),
+        ([*BUILD, "--out", "lake", "--set", "build.readerz=3"], "did you mean 'build.readers'"),
+        (["lake", "build", "netflix", "--out", "lake"], "unknown source 'netflix': there are synthetic"),
+        (BUILD, "--out LAKE"),
+        (["lake", "show", "nowhere"], "no lake at 'nowhere': lake.json is missing; build one with `mtrec lake build`"),
+        (["pairs", "show", "nowhere"], "build one with `mtrec lake build`"),
+        (["train", "propensity", "--lake", "lake"], "setting 'name' is required"),
+        (["train", "propensity", "--lake", "x", "--name", "y", "--model", "deep"], "setting 'kind' = 'deep'"),
+        (["train", "propensity", "--config", "nowhere.yaml"], "--config nowhere.yaml: No such file"),
+        (["lake", "shew"], "No such command 'shew'"),
+    ],
+    ids=lambda value: None if isinstance(value, str) else " ".join(value),
+)
+def test_a_mistake_ends_with_code_2_and_is_named_on_stderr(run, arguments, named, tmp_path):
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert named in err
+    assert "Traceback" not in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_resolved_config_is_yaml_that_config_reads_back(run, tmp_path):
+    _, first, _ = run(*BUILD, *SETTINGS, "--on-bad-rows", "quarantine", "--print-config")
+    document = yaml.safe_load(first)
+    assert document["source"]["users"] == 300
+    assert document["source"]["taste_scale"] == 2.0
+    assert document["build"]["on_bad_rows"] == "quarantine"
+    (tmp_path / "config.yaml").write_text(first)
+    _, again, _ = run(*BUILD, "--config", "config.yaml", "--print-config")
+    assert again == first
+
+
+def test_flags_of_a_run_are_settings(run):
+    flags = ["--lake", "l", "--name", "n", "--model", "mtl", "--groups", "each", "--workers", "2", "--seed", "3"]
+    _, out, _ = run("train", "propensity", *flags, "--incremental", "--set", "optim.lr=0.5", "--print-config")
+    document = yaml.safe_load(out)
+    assert (document["kind"], document["model"]["groups"], document["runner"]["workers"]) == ("mtl", "each", 2)
+    assert (document["seed"], document["incremental"], document["optim"]["lr"]) == (3, True, 0.5)
+
+
+def test_help_of_the_process():
+    done = mtrec("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "quickstart" in done.stdout
+
+
+def test_a_mistake_in_a_process_of_its_own_is_told_to_people_and_machines(tmp_path):
+    done = mtrec("pairs", "show", "lake", "--json", "--set", "sample.alfa=3", cwd=tmp_path)
+    assert done.returncode == 2
+    document = json.loads(done.stdout)
+    assert document["exit_code"] == 2
+    assert "unknown setting 'sample.alfa'; did you mean 'sample.alpha'?" in document["error"]
+    assert document["error"] in done.stderr
+
+
+@pytest.mark.ray
+def test_a_build_prints_exactly_one_json_object_and_progress_beside_it(tmp_path):
+    done = mtrec(*BUILD, "--out", str(tmp_path / "lake"), *SETTINGS, "--json")
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["counts"]["users"] == 300
+    assert document["source"] == "synthetic"
+    assert "buckets" in done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+class TestInThisProcess:
+    """Jobs on the Ray that the tests share, through the same entry point."""
+
+    @pytest.fixture(scope="class")
+    def lake(self, tmp_path_factory) -> str:
+        from mtrec_ray.lake.build import build_lake
+        from mtrec_ray.sources.registry import make_source
+
+        uri = str(tmp_path_factory.mktemp("cli") / "lake")
+        build_lake(make_source("synthetic", SMALL), uri)
+        return uri
+
+    def test_show_as_json(self, lake, run):
+        code, out, _ = run("lake", "show", lake, "--json")
+        document = json.loads(out)
+        assert code == 0
+        assert sum(row["users"] for row in document["territories"]) == document["counts"]["users"] == 300
+
+    def test_show_as_a_table(self, lake, run):
+        code, out, _ = run("lake", "show", lake)
+        assert code == 0
+        assert "Territories" in out
+        assert "synthetic" in out
+
+    def test_check_finds_the_lake_whole(self, lake, run):
+        code, out, _ = run("lake", "check", lake, "--json")
+        assert (code, json.loads(out)["ok"]) == (0, True)
+
+    def test_pairs_as_json_add_up(self, lake, run):
+        code, out, _ = run("pairs", "show", lake, "--json", "--set", "sample.alpha=2")
+        document = json.loads(out)
+        assert (code, document["alpha"], document["users/all"]) == (0, 2.0, 300)
+        for name in ("users", "training_users", "random_sample", "added", "positives", "negatives"):
+            parts = [n for key, n in document.items() if key.startswith(f"{name}/") and not key.endswith("/all")]
+            assert sum(parts) == document[f"{name}/all"], name
+        assert document["negatives/all"] == pytest.approx(2 * document["positives/all"], rel=0.02)
+
+    def test_a_lake_that_is_there_is_not_built_over(self, lake, run):
+        code, out, _ = run(*BUILD, "--out", lake, *SETTINGS, "--json")
+        assert code == 2
+        assert "--overwrite" in json.loads(out)["error"]
+
+    def test_an_embedded_lake_is_not_embedded_again(self, lake, run):
+        code, out, err = run("lake", "embed", lake)
+        assert (code, out) == (2, "")
+        assert "overwrite=true" in err
+
+
+def test_the_cause_of_an_error_decides_whose_it_is():
+    wrapped = RuntimeError("a task failed")
+    wrapped.__cause__ = UserError("alpha = 0")
+    assert explain(wrapped) == (2, "alpha = 0")
+    assert explain(KeyError("x"))[0] == 1
+    assert explain(OSError(28, "no space left"))[0] == 1

@@ -1,0 +1,290 @@
+"""Evaluation against sklearn on all scores, references, territories without positives, and runs that do not fit together.
+
+Runs are written by hand, with untrained weights: what is measured does not depend on training.
+"""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from sklearn.metrics import average_precision_score
+
+from mtrec_ray.config import validate_config
+from mtrec_ray.errors import UserError
+from mtrec_ray.hashing import user_keys
+from mtrec_ray.jobs.evaluate import HELD_OUT, TRAINED, VALIDATED, Evaluation, evaluate_propensity
+from mtrec_ray.jobs.evaluate_config import EvaluateConfig
+from mtrec_ray.jobs.report import make_report, show_report
+from mtrec_ray.lake.build import BuildOptions, build_lake
+from mtrec_ray.lake.manifest import Lake, embedding_matrix
+from mtrec_ray.lake.window import resolve_calendar
+from mtrec_ray.models.two_tower import TwoTower
+from mtrec_ray.sources.registry import make_source
+from mtrec_ray.streams.plan import make_plan
+from mtrec_ray.streams.sampling import TEST, split_of
+from mtrec_ray.training.config import PropensityConfig
+from mtrec_ray.training.propensity import open_run
+from mtrec_ray.training.run import RunRecord, load_snapshot, save_plan, save_snapshot
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+SYNTHETIC = {
+    "users": 900,
+    "territories": 9,
+    "size_exponent": 2.5,
+    "titles": 40,
+    "user_width": 8,
+    "title_width": 8,
+    "popularity_spread": 2.0,
+    "taste_scale": 0.3,
+    "num_evaluation_days": 2,
+    "first_day": "2022-01-10",  # the days lie within a month: what was seen before them matters
+}
+
+
+@pytest.fixture(scope="module")
+def lake(ray_cluster, tmp_path_factory) -> Lake:
+    uri = str(tmp_path_factory.mktemp("evaluated") / "lake")
+    build_lake(make_source("synthetic", SYNTHETIC), uri, BuildOptions(num_buckets=3))
+    return Lake.open(uri)
+
+
+def write_run(lake: Lake, runs: Path, name: str, seed: int, **settings) -> str:
+    """A finished run with the weights of its first step."""
+    document = {"lake": lake.uri, "runs": str(runs), "name": name, "seed": seed, "model": {"d": 16}} | settings
+    config = validate_config(PropensityConfig, document)
+    calendar = resolve_calendar(lake, config.window)
+    record = open_run(config, lake, calendar)
+    save_plan(record.uri, make_plan(lake, config.sample, calendar))
+    model = TwoTower(record.two_tower_config())
+    model.init_weights(torch.Generator().manual_seed(seed))
+    save_snapshot(record.uri, 0, model)
+    record.model_copy(update={"status": "done", "num_steps": 1}).save()
+    return record.uri
+
+
+@pytest.fixture(scope="module")
+def runs(lake, tmp_path_factory) -> list[str]:
+    folder = tmp_path_factory.mktemp("runs")
+    return [write_run(lake, folder, f"random-s{seed}", seed) for seed in (0, 1)]
+
+
+def evaluate(*runs: str, **settings) -> Evaluation:
+    return evaluate_propensity(EvaluateConfig.model_validate({"runs": list(runs), "num_bootstrap": 20} | settings))
+
+
+@pytest.fixture(scope="module")
+def evaluation(runs) -> Evaluation:
+    return evaluate(*runs)
+
+
+@pytest.fixture(scope="module")
+def flat(evaluation) -> dict:
+    return make_report(evaluation).flat_metrics()
+
+
+def scores_and_labels(lake: Lake, record: RunRecord, day: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(territory, scores, labels) of each test user, from the plain tables, one user at a time."""
+    calendar, titles = lake.manifest.calendar, lake.titles.to_pandas()
+    start, end = calendar.day_bounds(day)
+    users, events = lake.read("users").to_pandas(), lake.read("events").to_pandas()
+    split = split_of(user_keys(users["user_id"].to_numpy()), record.config.sample)
+    model, names = load_snapshot(record, 0), lake.territory_names()
+    title_vectors = model.title_vectors(torch.from_numpy(lake.title_embeddings().astype(np.float32)))
+    features = torch.from_numpy(embedding_matrix(lake.read("users")["embedding"]).astype(np.float32))
+    month = pd.Timestamp(start).replace(day=1, hour=0)
+    for row in np.flatnonzero(split == TEST):
+        user, territory = users["user_id"][row], users["territory"][row]
+        own = events[events["user_id"] == user]
+        before = set(own["title_id"][(own["timestamp"] >= month) & (own["timestamp"] < start)])
+        today = set(own["title_id"][(own["timestamp"] >= start) & (own["timestamp"] < end)])
+        offered = [len(where) == 0 or territory in where for where in titles["territories"]]
+        candidates = np.flatnonzero(np.array(offered) & ~titles["title_id"].isin(before))
+        group = torch.tensor([record.groups.of_territory[names.index(territory)]])
+        logits = model.logits(model.user_vectors(features[row : row + 1], group), title_vectors)[0].numpy()
+        yield territory, logits[candidates], titles["title_id"][candidates].isin(today).to_numpy()
+
+
+@pytest.mark.parametrize("day", [1, 2])
+def test_pr_auc_is_that_of_sklearn_on_all_scores(lake, runs, evaluation, day):
+    record = RunRecord.load(runs[1])
+    result = evaluation.results[record.config.name, day, HELD_OUT]
+    found: dict[str, list] = {name: [] for name in lake.territory_names()}
+    for territory, scores, labels in scores_and_labels(lake, record, day):
+        found[territory].append((scores, labels))
+    without = 0
+    for index, rows in enumerate(found.values()):
+        scores, labels = (np.concatenate([row[part] for row in rows] or [np.zeros(0)]) for part in (0, 1))
+        assert result.num_users[index] == len(rows)
+        assert result.num_candidates[index] == len(scores)
+        assert result.num_positives[index] == labels.sum()
+        if not labels.sum():
+            without += 1
+            assert np.isnan(result.pr_auc[index, 0])
+            continue
+        wanted = average_precision_score(labels, scores)
+        low, high = result.pr_auc_bounds[index]
+        assert low - 1e-9 <= wanted <= high + 1e-9
+        assert high - low < 0.02
+        assert result.pr_auc[index, 0] == pytest.approx(wanted, abs=high - low + 1e-9)
+    assert without >= 1
+    everyone = [row for rows in found.values() for row in rows]
+    wanted = average_precision_score(*(np.concatenate([row[part] for row in everyone]) for part in (1, 0)))
+    assert result.pr_auc[-1, 0] == pytest.approx(wanted, abs=2e-3)
+
+
+def test_popularity_beats_a_random_model_where_titles_differ_in_popularity(evaluation, flat):
+    assert evaluation.references == ["popularity"]
+    assert flat["popularity/pr_auc/all"] > 1.5 * flat["random/pr_auc/all"]
+    assert flat["gain/popularity/all_low"] > 0
+
+
+def test_runs_that_differ_in_the_seed_are_one_variant_and_its_mean(evaluation, flat):
+    report = make_report(evaluation)
+    assert report.variants == ["random", "popularity"]
+    assert report.seeds == [0, 1]
+    days = [evaluation.results[f"random-s{seed}", day, HELD_OUT].pr_auc[-1, 0] for seed in (0, 1) for day in (1, 2)]
+    assert len(set(days)) == 4
+    assert flat["random/pr_auc/all"] == pytest.approx(np.mean(days))
+
+
+def test_a_territory_without_positives_is_null_with_a_note_and_never_zero(lake, evaluation, flat):
+    counts = make_report(evaluation).counts("num_positives")[:-1]
+    empty = [name for name, count in zip(lake.territory_names(), counts, strict=True) if count == 0]
+    assert empty
+    for name in empty:
+        assert flat[f"random/pr_auc/{name}"] is None
+        assert flat[f"random/pr_auc/{name}_note"] == "no positives"
+        assert flat[f"gain/popularity/{name}"] is None
+    assert None not in [flat[f"random/pr_auc/{name}"] for name in set(lake.territory_names()) - set(empty)]
+    json.dumps(flat, allow_nan=False)
+
+
+def test_tables_are_written_and_shown(evaluation, flat, tmp_path):
+    document, tables = show_report(evaluation, str(tmp_path / "report"))
+    assert document == flat
+    assert [table.title for table in tables][:2] == [  # pyright: ignore[reportAttributeAccessIssue]
+        "pr_auc, mean over 2 day(s)",
+        "PR-AUC gain in % over random",
+    ]
+    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == [
+        "gain.csv",
+        "metrics.json",
+        "pr_auc.csv",
+        "titles.csv",
+    ]
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text()) == flat
+
+
+def test_titles_with_figures_are_those_with_most_positives(lake, runs, evaluation):
+    one = evaluate(runs[0], num_titles=5, references=False)
+    assert len(one.titles) == 5
+    assert one.references == []
+    result = {t: n for t, n in zip(evaluation.titles, _title_positives(evaluation), strict=True)}
+    assert min(result[t] for t in one.titles) >= max(n for t, n in result.items() if t not in one.titles)
+
+
+def _title_positives(evaluation: Evaluation) -> np.ndarray:
+    return np.sum([evaluation.results["random-s0", day, HELD_OUT].title_positives for day in (1, 2)], axis=0)
+
+
+def test_validation_users_are_others_than_test_users(lake, tmp_path):
+    run = write_run(lake, tmp_path, "v", 0, sample={"validation_fraction": 0.3})
+    validation, test = evaluate(run, validation=True), evaluate(run)
+    assert (validation.cohorts, test.cohorts) == ([VALIDATED], [HELD_OUT])
+    sizes = [e.results["v", 1, e.cohorts[0]].num_users[-1] for e in (validation, test)]
+    assert sizes[0] == pytest.approx(0.3 * 900, rel=0.2)
+    assert sizes[1] == pytest.approx(0.2 * 900, rel=0.25)
+
+
+def test_without_test_users_those_trained_on_are_scored_and_named_so(lake, tmp_path):
+    run = write_run(lake, tmp_path, "t", 0, sample={"test_fraction": 0.0, "active_fraction": 0.0})
+    evaluation = evaluate(run)
+    assert evaluation.cohorts == [TRAINED]
+    plan = json.loads((tmp_path / "t" / "plan.json").read_text())
+    assert evaluation.results["t", 1, TRAINED].num_users[-1] == sum(plan["random_users"])
+
+
+def test_a_run_that_was_moved_is_found_where_it_is(runs, evaluation, tmp_path, monkeypatch):
+    shutil.copytree(runs[0], tmp_path / "elsewhere" / "random-s0")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "elsewhere" / "random-s0" / "plan.json").read_text()
+    hidden = Path(runs[0]).with_name("hidden")
+    Path(runs[0]).rename(hidden)
+    try:
+        moved = evaluate("elsewhere/random-s0/", references=False)
+    finally:
+        hidden.rename(runs[0])
+    key = ("random-s0", 1, HELD_OUT)
+    np.testing.assert_array_equal(moved.results[key].pr_auc, evaluation.results[key].pr_auc)
+
+
+class TestRefusals:
+    def test_a_run_that_is_not_there(self, tmp_path):
+        with pytest.raises(UserError, match=r"no run at .*nowhere.*mtrec train propensity"):
+            evaluate(str(tmp_path / "nowhere"))
+
+    def test_an_unfinished_run(self, lake, runs, tmp_path):
+        run = write_run(lake, tmp_path, "half", 0)
+        RunRecord.load(run).model_copy(update={"status": "training"}).save()
+        with pytest.raises(UserError, match="half' is not finished"):
+            evaluate(runs[0], run)
+
+    @pytest.mark.parametrize(
+        "settings",
+        [
+            {"sample": {"split_seed": 1}},
+            {"sample": {"test_fraction": 0.3}},
+            {"window": {"num_evaluation_days": 1}},
+        ],
+        ids=["seed of the split", "test users", "days"],
+    )
+    def test_runs_with_other_test_users_or_days(self, lake, runs, tmp_path, settings):
+        other = write_run(lake, tmp_path, "other", 0, **settings)
+        with pytest.raises(UserError, match="'other' and run 'random-s0' differ in lake, window or user split"):
+            evaluate(runs[0], other)
+
+    def test_the_same_run_twice(self, runs):
+        with pytest.raises(UserError, match="different names, got random-s0, random-s0"):
+            evaluate(runs[0], runs[0])
+
+    def test_variants_whose_seeds_cannot_be_paired(self, lake, runs, tmp_path):
+        other = write_run(lake, tmp_path, "other", 0, model={"d": 8})
+        with pytest.raises(UserError, match="give each variant the same distinct seeds"):
+            make_report(evaluate(*runs, other, references=False))
+
+    def test_a_run_with_the_name_of_a_reference(self, lake, tmp_path):
+        run = write_run(lake, tmp_path, "popularity", 0)
+        with pytest.raises(UserError, match="'popularity' has the name of a reference"):
+            evaluate(run)
+        assert evaluate(run, references=False).references == []
+
+    def test_validation_without_validation_users(self, runs):
+        with pytest.raises(UserError, match="the runs put no validation users aside"):
+            evaluate(runs[0], validation=True)
+
+    def test_no_evaluation_day(self, lake, tmp_path):
+        run = write_run(lake, tmp_path, "none", 0, window={"num_evaluation_days": 0})
+        with pytest.raises(UserError, match=r"no evaluation day: set window\.num_evaluation_days"):
+            evaluate(run)
+
+    def test_missing_and_damaged_weights(self, lake, tmp_path):
+        run = write_run(lake, tmp_path, "broken", 0)
+        weights = Path(run, "snapshots", "day_0", "model.safetensors")
+        weights.write_bytes(weights.read_bytes()[:100])
+        with pytest.raises(UserError, match="weights of day 0 are damaged"):
+            evaluate(run)
+        weights.unlink()
+        with pytest.raises(UserError, match="no weights for day 0"):
+            evaluate(run)
+
+    def test_a_lake_changed_since_training(self, lake, tmp_path):
+        run = write_run(lake, tmp_path, "old", 0)
+        RunRecord.load(run).model_copy(update={"lake_hash": "0" * 64}).save()
+        with pytest.raises(UserError, match="was changed since run 'old' was trained"):
+            evaluate(run)

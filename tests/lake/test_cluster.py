@@ -1,0 +1,60 @@
+"""Tasks of a job: every result in its place, no more at a time than allowed, the user's errors as they were raised."""
+
+import errno
+import time
+from pathlib import Path
+
+import pytest
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.lake.cluster import map_buckets, run_tasks
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+
+def test_results_stand_in_order_and_progress_counts_to_the_end():
+    told = []
+    assert run_tasks("squaring", lambda n: n * n, 7, progress=lambda *state: told.append(state)) == [
+        n * n for n in range(7)
+    ]
+    assert told == [("squaring", done, 7) for done in range(1, 8)]
+
+
+def test_nothing_to_do():
+    assert run_tasks("nothing", lambda n: n, 0) == []
+
+
+def test_one_reader_runs_one_task_at_a_time(tmp_path: Path):
+    def alone(_: int) -> int:
+        (tmp_path / "here").mkdir()
+        time.sleep(0.05)
+        (tmp_path / "here").rmdir()
+        return 1
+
+    assert sum(run_tasks("alone", alone, 4, readers=1)) == 4
+
+
+def test_errors_of_the_user_and_of_the_disk_come_as_they_were():
+    def fail(what: str) -> None:
+        raise UserError("mend this") if what == "user" else OSError(errno.ENOSPC, "full", "file")
+
+    with pytest.raises(UserError) as mistake:
+        list(map_buckets(fail, ["user"]))
+    assert (type(mistake.value), str(mistake.value)) == (UserError, "mend this")
+    with pytest.raises(OSError, match="full") as full:
+        list(map_buckets(fail, ["disk"]))
+    assert (full.value.errno, full.value.filename) == (errno.ENOSPC, "file")
+
+
+def test_after_an_error_no_task_goes_on(tmp_path: Path):
+    def work(n: int) -> None:
+        if n == 0:
+            raise UserError("stop")
+        (tmp_path / f"{n} began").touch()
+        time.sleep(2)
+        (tmp_path / f"{n} ended").touch()
+
+    with pytest.raises(UserError, match="stop"):
+        run_tasks("failing", work, 3)
+    time.sleep(2.5)
+    assert not list(tmp_path.glob("* ended"))

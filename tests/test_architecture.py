@@ -1,0 +1,111 @@
+"""The rooms and their direction, read from the source with `ast`: a rule is a test, not a sentence."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mtrec_ray
+
+PACKAGE = Path(mtrec_ray.__file__).parent
+ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+WITH_RAY = {"lake", "streams", "training", "tuning", "serving"}
+
+MAY_IMPORT = {
+    "models": set(),
+    "steps": {"models"},
+    "evaluation": set(),
+    "sources": {"lake"},
+    "lake": {"sources"},
+    "streams": {"lake"},
+    "training": {"models", "steps", "lake", "streams"},
+    "jobs": {"sources", "lake", "streams", "models", "steps", "training", "evaluation"},
+    "commands": {"sources", "lake", "streams", "training", "jobs"},
+}
+"""Room -> other rooms that it may import."""
+
+BETWEEN_SOURCES_AND_LAKE = {"sources": {"lake.manifest"}, "lake": {"sources.source", "sources.epochs"}}
+"""The two know of each other what passes between them, plain data alone."""
+
+
+def modules_imported(path: Path) -> set[str]:
+    """Dotted names that a file imports anywhere; of `from a import b` both `a` and `a.b`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+def files_of(room: str) -> list[Path]:
+    return sorted((PACKAGE / room).glob("**/*.py"))
+
+
+def own_imports(path: Path) -> Iterator[tuple[str, str]]:
+    """(room, dotted module below the package) of each import of the package's own modules."""
+    for name in modules_imported(path):
+        parts = name.split(".")
+        if parts[0] == "mtrec_ray" and len(parts) > 1 and parts[1] in ROOMS:
+            yield parts[1], ".".join(parts[1:])
+
+
+def test_every_room_has_its_rule():
+    assert set(ROOMS) - WITH_RAY <= set(MAY_IMPORT)
+    assert {"lake", "streams", "training"} <= set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_ray_is_imported_only_where_data_moves_between_machines(room):
+    users = {p.name for p in files_of(room) if any(n.split(".")[0] == "ray" for n in modules_imported(p))}
+    assert not users or room in WITH_RAY, f"{room}/ imports ray in {sorted(users)}"
+
+
+@pytest.mark.parametrize("room", sorted(MAY_IMPORT))
+def test_a_room_imports_only_rooms_before_it(room):
+    allowed = MAY_IMPORT[room] | {room}
+    breaches = {(p.name, module) for p in files_of(room) for other, module in own_imports(p) if other not in allowed}
+    assert not breaches
+
+
+@pytest.mark.parametrize(("room", "neighbour"), [("sources", "lake"), ("lake", "sources")])
+def test_sources_and_lake_share_plain_data_alone(room, neighbour):
+    modules = {m for path in files_of(room) for other, m in own_imports(path) if other == neighbour}
+    used = {".".join(module.split(".")[:2]) for module in modules}
+    assert used - {neighbour} <= BETWEEN_SOURCES_AND_LAKE[room]
+
+
+def test_modules_beside_the_rooms_import_none_of_them():
+    beside = [path for path in PACKAGE.glob("*.py") if path.name != "__main__.py"]
+    assert not {(path.name, module) for path in beside for _, module in own_imports(path)}
+
+
+def test_rooms_have_one_level_of_folders():
+    assert not [path for path in PACKAGE.glob("*/*") if path.is_dir() and path.name != "__pycache__"]
+
+
+def test_loading_the_command_line_loads_neither_torch_nor_ray():
+    program = "import sys, mtrec_ray.commands.app; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
+    heavy = {"torch", "ray", "transformers", "pandas", "pyarrow", "sklearn", "scipy", "numpy"}
+    assert not heavy & set(done.stdout.split())
+
+
+def test_importing_any_module_starts_nothing():
+    """No Ray, no folder, no logging set-up: everything waits for a call."""
+    names = [
+        ".".join(("mtrec_ray", *path.relative_to(PACKAGE).with_suffix("").parts))
+        for path in sorted(PACKAGE.glob("**/*.py"))
+        if path.stem not in ("__init__", "__main__")
+    ]
+    program = (
+        f"import importlib, logging\nfor name in {names!r}:\n    importlib.import_module(name)\n"
+        "import ray\nprint(ray.is_initialized(), logging.getLogger('mtrec_ray').handlers)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=240)
+    assert done.stdout.strip() == "False []"

@@ -1,0 +1,27 @@
+"""cluster.yaml, checked offline by Ray's own validator, and the versions it installs."""
+
+import tomllib
+from pathlib import Path
+
+import yaml
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_ray_accepts_the_cluster():
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    config = prepare_config(yaml.safe_load((ROOT / "cluster.yaml").read_text()))
+    validate_config(config)
+    assert config["provider"]["type"] == "aws"
+    assert config["available_node_types"]["gpu"]["max_workers"] > config["available_node_types"]["gpu"]["min_workers"]
+
+
+def test_nodes_get_what_the_package_depends_on():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    commands = " ".join(yaml.safe_load((ROOT / "cluster.yaml").read_text())["setup_commands"])
+    for requirement in project["dependencies"]:
+        name = requirement.split("[")[0].split("=")[0].split(">")[0]
+        assert name in commands, f"{name} is not installed on the nodes"
+    assert "torch==2.13.0" in commands
+    assert "ray[default,data,train]==2.60.0" in commands

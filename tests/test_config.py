@@ -1,0 +1,185 @@
+"""Settings: the order in which they win, errors that name the key, and nothing lost on the way through YAML."""
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from mtrec_ray.config import Config, dump_yaml, fields_of, load_config, validate_config
+from mtrec_ray.errors import UserError
+from mtrec_ray.jobs.evaluate_config import EvaluateConfig
+from mtrec_ray.jobs.quickstart_config import QuickstartConfig
+from mtrec_ray.lake.build import BuildOptions
+from mtrec_ray.lake.embed_config import EmbedConfig
+from mtrec_ray.sources.movielens import MovieLensConfig
+from mtrec_ray.sources.parquet import ParquetConfig
+from mtrec_ray.sources.synthetic_config import SyntheticConfig
+from mtrec_ray.sources.xmarket import XMarketConfig
+from mtrec_ray.streams.config import PairsConfig
+from mtrec_ray.training.config import PropensityConfig
+
+EVERY_CONFIG = [
+    PropensityConfig,
+    EmbedConfig,
+    EvaluateConfig,
+    PairsConfig,
+    QuickstartConfig,
+    SyntheticConfig,
+    MovieLensConfig,
+    XMarketConfig,
+    ParquetConfig,
+    BuildOptions,
+]
+NEEDED = ["lake=lake", "name=run"]
+
+
+def propensity(*settings: str, path: str | None = None, **flags) -> PropensityConfig:
+    return load_config(PropensityConfig, path, [*NEEDED, *settings], flags)
+
+
+@pytest.fixture
+def yaml_file(tmp_path):
+    def write(document) -> str:
+        path = tmp_path / "config.yaml"
+        path.write_text(document if isinstance(document, str) else yaml.safe_dump(document))
+        return str(path)
+
+    return write
+
+
+def test_set_wins_over_the_file_and_a_flag_over_both(yaml_file):
+    path = yaml_file({"seed": 1, "optim": {"lr": 0.1, "epochs": 7, "lanes": 3}})
+    config = propensity("optim.lr=0.2", "optim.epochs=8", path=path, **{"optim.lr": 0.3, "seed": None})
+    assert (config.seed, config.optim.lanes) == (1, 3)
+    assert (config.optim.epochs, config.optim.lr) == (8, 0.3)
+
+
+def test_the_last_of_two_settings_wins_and_values_are_yaml():
+    config = propensity("seed=1", "seed=2", "optim.lr=3e-4", "model.groups=null", "incremental=true")
+    assert (config.seed, config.optim.lr, config.incremental) == (2, 3e-4, True)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("optim.learning_rate=1", "unknown setting 'optim.learning_rate'"),
+        ("optim.epoch=1", "did you mean 'optim.epochs'"),
+        ("epochs=1", "did you mean 'optim.epochs'"),
+        ("sead=1", "unknown setting 'sead'; did you mean 'seed'"),
+        ("optim.lr=fast", "setting 'optim.lr' = 'fast'"),
+        ("optim.lr=-1", "setting 'optim.lr' = -1"),
+        ("seed=1.5", "setting 'seed' = 1.5"),
+        ("optim=3", "setting 'optim' = 3"),
+        ("sample.alpha=many", "setting 'sample.alpha' = 'many'"),
+        ("sample.alpha=-1", "sample.alpha = -1.0 must be above 0"),
+        ("sample.alpha=0", "sample.alpha = 0.0 must be above 0"),
+        ("sample.test_fraction=1.2", "setting 'sample.test_fraction' = 1.2"),
+        ("model.group_block=convolution", "setting 'model.group_block' = 'convolution'"),
+        ("runner.workers=9", "runner.workers = 9 needs optim.lanes"),
+        ("optim.lr.more=1", "setting 'optim.lr' = {'more': 1}"),
+        ("optim.lr", "'optim.lr' is not of the form dotted.key=value"),
+        ("optim.lr=[1", "--set optim.lr: '[1' is not YAML"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_its_key(setting, message):
+    with pytest.raises(UserError) as found:
+        propensity(setting)
+    assert message in str(found.value)
+
+
+def test_a_value_of_two_possible_types_is_refused_in_one_line():
+    with pytest.raises(UserError) as found:
+        propensity("sample.alpha=many")
+    assert len(str(found.value).splitlines()) == 1
+
+
+def test_a_section_below_a_plain_value_is_refused(yaml_file):
+    with pytest.raises(UserError, match="'optim' is a plain value, not a section"):
+        propensity("optim.lr=1", path=yaml_file({"optim": 3}))
+
+
+def test_required_settings_are_asked_for():
+    with pytest.raises(UserError, match="setting 'lake' is required"):
+        load_config(PropensityConfig, None, [])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("- a\n- b", "not a list"), ("a: [", "is not YAML"), ("5", "not a int")],
+)
+def test_a_file_that_holds_no_settings_is_named(yaml_file, content, message):
+    path = yaml_file(content)
+    with pytest.raises(UserError, match=message) as found:
+        propensity(path=path)
+    assert path in str(found.value)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(UserError, match=r"--config /nowhere\.yaml: No such file"):
+        propensity(path="/nowhere.yaml")
+
+
+def test_an_empty_file_changes_nothing(yaml_file):
+    assert propensity(path=yaml_file("# nothing\n")) == propensity()
+
+
+@pytest.mark.parametrize("setting", ["model.groups=regions", "model.group_block=dense"])
+def test_a_setting_without_effect_on_a_baseline_is_refused(setting):
+    key = setting.split("=")[0]
+    with pytest.raises(UserError, match=f"{key} has no effect on a baseline"):
+        propensity(setting, kind="baseline")
+
+
+def test_mtl_has_the_papers_block_and_regions_unless_told():
+    config = propensity(**{"model.group_block": "residual"})
+    assert (config.model.group_block, config.model.groups) == ("residual", "regions")
+    assert propensity().model.group_block == "dense"
+    assert propensity(kind="baseline").model.group_block is None
+
+
+@pytest.mark.parametrize("kind", ["baseline", "mtl"])
+def test_the_resolved_config_is_read_back_equal(yaml_file, kind):
+    settings = ["window.start=2022-01-01", "window.end=2022-03-01T12:00:00Z", "sample.alpha=auto", "optim.lr=1e-5"]
+    config = propensity(*settings, kind=kind)
+    path = yaml_file(dump_yaml(config))
+    assert load_config(PropensityConfig, path, []) == config
+
+
+@pytest.mark.parametrize("model", EVERY_CONFIG, ids=lambda model: model.__name__)
+def test_every_setting_has_a_key_a_type_and_a_sentence(model):
+    rows = list(fields_of(model, "x."))
+    assert {key for key, *_ in rows} == {f"x.{key}" for key in leaf_keys(model)}
+    assert [key for key, kind, default, meaning in rows if not (kind and default and len(meaning) > 5)] == []
+    assert model.__doc__
+
+
+def leaf_keys(model: type[BaseModel]) -> list[str]:
+    """Dotted keys counted another way: through the JSON schema."""
+    schema = model.model_json_schema()
+
+    def walk(node, prefix):
+        for name, field in node.get("properties", {}).items():
+            inner = field.get("$ref") or next((r["$ref"] for r in field.get("allOf", [])), None)
+            if inner:
+                yield from walk(schema["$defs"][inner.rsplit("/", 1)[1]], f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    return list(walk(schema, ""))
+
+
+def test_the_help_shows_defaults_as_they_are_written():
+    rows = {key: (kind, default) for key, kind, default, _ in fields_of(PropensityConfig)}
+    assert rows["lake"] == ("str", "(required)")
+    assert rows["optim.lr"] == ("float", "0.0003")
+    assert rows["incremental"] == ("bool", "false")
+    assert rows["kind"] == ("baseline | mtl", "mtl")
+    assert rows["window.start"] == ("datetime | null", "null")
+
+
+def test_a_config_cannot_be_changed():
+    class Small(Config):
+        width: int = 3
+
+    config = validate_config(Small, {"width": 4})
+    with pytest.raises(ValueError, match="frozen"):
+        config.width = 5  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,67 @@
+"""Small files: whole or not at all, and places that cannot be opened are the user's to mend."""
+
+from pathlib import Path
+
+import pyarrow.fs as pafs
+import pytest
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.files import absolute, exists, join, read_file, read_json, resolve, write_file, write_json
+
+
+def test_a_written_file_is_read_back_and_leaves_nothing_beside_it(tmp_path):
+    uri = f"{tmp_path}/new/folder/file.json"
+    write_json(uri, {"a": [1, None]})
+    assert read_json(uri) == {"a": [1, None]}
+    assert [path.name for path in Path(uri).parent.iterdir()] == ["file.json"]
+
+
+def test_a_file_is_replaced(tmp_path):
+    write_file(f"{tmp_path}/file", b"long old content")
+    write_file(f"{tmp_path}/file", b"new")
+    assert read_file(f"{tmp_path}/file") == b"new"
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_part(tmp_path):
+    uri = f"{tmp_path}/file"
+    write_file(uri, b"old")
+    with pytest.raises(TypeError):
+        write_file(uri, "no bytes")  # pyright: ignore[reportArgumentType]
+    assert read_file(uri) == b"old"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_failed_rename_leaves_no_part(tmp_path):
+    (tmp_path / "file" / "in the way").mkdir(parents=True)
+    with pytest.raises(OSError, match="file"):
+        write_file(f"{tmp_path}/file", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_file_uri_and_a_path_are_the_same_place(tmp_path):
+    write_file(f"file://{tmp_path}/file", b"content")
+    assert read_file(f"{tmp_path}/file") == b"content"
+    assert exists(f"file://{tmp_path}/file")
+    assert not exists(f"{tmp_path}/other")
+
+
+@pytest.mark.parametrize("uri", ["ftp://host/lake", "nonsense://", "s3://bucket/lake?no_such_option=1", "://"])
+def test_an_address_that_cannot_be_opened_is_the_users_mistake(uri):
+    with pytest.raises(UserError, match="cannot open"):
+        resolve(uri)
+
+
+def test_a_damaged_json_is_named(tmp_path):
+    write_file(f"{tmp_path}/half.json", b'{"a": ')
+    with pytest.raises(UserError, match=r"half\.json' is damaged"):
+        read_json(f"{tmp_path}/half.json")
+
+
+def test_relative_paths_become_absolute_and_uris_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert absolute("lake") == f"{tmp_path}/lake"
+    assert absolute("s3://bucket/lake") == "s3://bucket/lake"
+    assert join("s3://bucket/lake/", "users", "x") == "s3://bucket/lake/users/x"
+    fs, path = resolve("lake")
+    assert isinstance(fs, pafs.LocalFileSystem)
+    assert path == f"{tmp_path}/lake"

@@ -36,11 +36,6 @@ def uniforms(keys: np.ndarray, *salts: Salt | np.ndarray) -> np.ndarray:
     return (mix(keys, *salts) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def fold_of(keys: np.ndarray, title_index: np.ndarray, num_folds: int, fold_seed: int) -> np.ndarray:
-    """Cross-fitting fold of each (user key, title index) pair; (P,) int64 in [0, num_folds)."""
-    return (mix(keys, "fold", fold_seed, title_index.astype(np.uint64)) % np.uint64(num_folds)).astype(np.int64)
-
-
 def _salt_to_uint64(salt: Salt | np.ndarray) -> np.ndarray:
     if isinstance(salt, str):
         salt = int.from_bytes(hashlib.blake2b(salt.encode(), digest_size=8).digest(), "little")

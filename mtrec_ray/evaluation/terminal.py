@@ -83,7 +83,7 @@ def _shown_rows(report: EvaluationReport, cohort: str | None, max_territories: i
 
 
 def _cohort_title(report: EvaluationReport, cohort: str | None) -> str:
-    return f", {cohort} users" if len(report.cohorts) > 1 else ""
+    return f", {cohort or report.primary_cohort} users" if len(report.cohorts) > 1 else ""
 
 
 def _gain_cell(gain: Interval, *, average: bool) -> Text:

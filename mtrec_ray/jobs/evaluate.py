@@ -5,7 +5,7 @@
 3. `_score_shard`:  every test user against every title it could discover, counted into `EvaluationState`s
 4. merge and summarise; `mtrec_ray.evaluation.report` makes the tables
 
-No score leaves the task that computed it: what travels are histograms, whose size does not depend on the number of users.
+No score leaves the task that computed it: what travels are histograms, whose size does not grow with the users.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtrec_ray.console import ProgressCallback
+from mtrec_ray.console import ProgressCallback, stage_progress
 from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.popularity_bias import TitleHistory
 from mtrec_ray.evaluation.state import EvaluationResult, EvaluationSettings, EvaluationState
@@ -25,8 +25,8 @@ from mtrec_ray.lake.cluster import available_cpus, map_buckets
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
-from mtrec_ray.streams.plan import PairPlan, sampled_users
-from mtrec_ray.streams.sampling import TEST, TRAIN, VALIDATION, split_of
+from mtrec_ray.streams.plan import PairPlan
+from mtrec_ray.streams.sampling import TEST, TRAIN, VALIDATION, in_random_sample, split_of
 from mtrec_ray.streams.test_users import FixedCandidates, ScoringChunk, scoring_chunks
 from mtrec_ray.training.run import RunRecord, load_plan, load_snapshot
 
@@ -54,12 +54,12 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class _Entry:
-    """One scorer on one day; `plan` tells whom it was trained on."""
+    """One scorer on one day; `plan` tells whom it was trained on (a reference: whom the first run was)."""
 
     name: str
     day: int
     scorer: Scorer
-    plan: PairPlan | None
+    plan: PairPlan
 
 
 def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | None = None) -> Evaluation:
@@ -161,7 +161,7 @@ def _count(
     num_buckets = lake.manifest.num_buckets
     shape = (len(lake.manifest.territories), len(catalogue.title_ids))
     popularity, day_positives = np.zeros(shape, dtype=np.int64), np.zeros(shape[1], dtype=np.int64)
-    show = (lambda done: progress("counting titles", done, num_buckets)) if progress else None
+    show = stage_progress(progress, "counting titles", num_buckets)
     arguments = (lake, calendar, sample, days, cohorts[0], catalogue)
     for _, (window_cells, positives) in map_buckets(_count_bucket, range(num_buckets), *arguments, progress=show):
         cells, counts = window_cells
@@ -226,7 +226,7 @@ def _score(
     num_buckets = lake.manifest.num_buckets
     shards = np.array_split(np.arange(num_buckets), min(num_buckets, max(4, 4 * int(available_cpus()))))
     names = [",".join(map(str, shard)) for shard in shards]
-    show = (lambda done: progress("scoring users", done, len(names))) if progress else None
+    show = stage_progress(progress, "scoring users", len(names))
     fixed = FixedCandidates.of(lake)
     total = {(e.name, e.day, c): EvaluationState(settings) for e in entries for c in cohorts}
     for _, states in map_buckets(
@@ -288,14 +288,17 @@ def _chunks(
 def _cohort_members(
     bucket: Bucket, sample: SampleConfig, entries: list[_Entry], cohorts: list[str]
 ) -> dict[tuple[str, str], np.ndarray]:
-    """(scorer name, cohort) -> (N,) bool users of the bucket."""
+    """(scorer name, cohort) -> (N,) bool users of the bucket.
+
+    `trained` are the users of the run's random sample, which all variants of one seed have in common; the added users,
+    who differ from variant to variant, are in no cohort.
+    """
     split = split_of(bucket.keys, sample)
     members = {}
     for name, plan in {entry.name: entry.plan for entry in entries}.items():
         for cohort in cohorts:
             if cohort == TRAINED:
-                mask = np.zeros(len(bucket.keys), dtype=bool)
-                mask[sampled_users(bucket, plan.sample, plan.calendar, np.array(plan.added_rates))[0]] = True
+                mask = in_random_sample(bucket.keys, plan.sample)
             else:
                 mask = split == (TEST if cohort == HELD_OUT else VALIDATION)
             members[name, cohort] = mask

@@ -13,12 +13,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "baseline+upsampling": {"kind": "baseline"},
     "baseline+control": {"kind": "baseline", "sample": {"upsample": "control"}},
     "mtl+upsampling": {"kind": "mtl", "model": {"group_block": "dense"}},
-    "ours+upsampling": {"kind": "mtl", "model": {"group_block": "shift"}},
+    "mtl-shift+upsampling": {"kind": "mtl", "model": {"group_block": "shift"}},
 }
 """Paper A's three, the control with as many random positives, and our block. Laid over `train`."""
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "synthetic": {"train": {"model": {"d": 128}}},
+    "synthetic": {"train": {"model": {"d": 128}, "optim": {"epochs": 4}}},
     "xmarket": {
         "train": {"model": {"groups": "each"}, "sample": {"random_fraction": 0.2, "active_fraction": 0.75}},
     },
@@ -29,7 +29,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """What a source changes in the defaults."""
 
-VariantName = Literal["baseline", "baseline+upsampling", "baseline+control", "mtl+upsampling", "ours+upsampling"]
+VariantName = Literal["baseline", "baseline+upsampling", "baseline+control", "mtl+upsampling", "mtl-shift+upsampling"]
 
 
 class QuickstartConfig(Config):
@@ -43,7 +43,7 @@ class QuickstartConfig(Config):
     """Folder that gets the lake, the runs and the report; started again, it goes on where it was stopped."""
     seeds: int = Field(default=1, ge=1)
     """Seeds of sample, weights and order; figures are means over them, paired."""
-    variants: list[VariantName] = ["baseline", "baseline+upsampling", "mtl+upsampling", "ours+upsampling"]
+    variants: list[VariantName] = ["baseline", "baseline+upsampling", "mtl+upsampling", "mtl-shift+upsampling"]
     """What is trained beside the baseline."""
     lake: dict[str, Any] = {}
     """Settings of the source, see `mtrec lake build --help`."""
@@ -62,6 +62,8 @@ class QuickstartConfig(Config):
         preset = PRESETS.get(document.get("source", "synthetic"), {}) | {}
         sections = {"lake": {}, "embed": {"text": {"model": None}}, "train": {}, "evaluate": {}}
         for name, default in sections.items():
+            if not isinstance(document.get(name, {}), dict):
+                raise ValueError(f"{name} = {document[name]!r} must be a section of settings")
             document = document | {name: merged(merged(default, preset.get(name, {})), document.get(name, {}))}
         return document
 

@@ -14,7 +14,7 @@ from mtrec_ray.training.run import RunRecord
 
 
 def make_report(evaluation: Evaluation) -> EvaluationReport:
-    """Variants in the order of their first run, references after them; raises UserError where seeds cannot be paired."""
+    """Variants in the order of their first run, references after them; UserError where seeds cannot be paired."""
     names = variant_names(evaluation.records)
     runs = [
         EvaluatedRun(variant, evaluation.results_of(record.config.name), record.config.seed)
@@ -46,7 +46,7 @@ def show_report(evaluation: Evaluation, out: str | None = None) -> tuple[dict[st
 
 
 def variant_names(records: list[RunRecord]) -> list[str]:
-    """Name of each run's variant: its own without a seed suffix such as `-s1`, common to runs that differ in seeds alone."""
+    """Each run's variant: its name without a seed suffix such as `-s1`, common to runs that differ in seeds alone."""
     first_name: dict[str, str] = {}
     for record in records:
         first_name.setdefault(_signature(record), record.config.name)

@@ -11,6 +11,7 @@ unit mean square, categories are 0 or 1.
 """
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 import numpy as np
@@ -44,6 +45,8 @@ from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.lake.write import write_parquet
 
 Bounds = tuple[datetime, datetime]
+Part = tuple[sp.csr_matrix, np.ndarray, int]
+"""Title x title matrix, users of each title, users with a history."""
 
 
 def embed_lake(config: EmbedConfig, progress: ProgressCallback | None = None) -> Manifest:
@@ -86,7 +89,9 @@ def embed_lake(config: EmbedConfig, progress: ProgressCallback | None = None) ->
                 interaction_width=config.interactions.width,
                 num_folds=config.interactions.folds,
                 fold_seed=config.interactions.seed,
-                description=f"titles: {' | '.join(parts)}; users: interactions; window {bounds[0]} to {bounds[1]}",
+                window_start=bounds[0],
+                window_end=bounds[1],
+                description=f"titles: {' | '.join(parts)}; users: interactions",
             ),
             "files": lake.manifest.files | {"users": user_files, "titles": [title_file]},
         }
@@ -103,10 +108,9 @@ def _interaction_space(
     gram, title_users, num_users = sp.csr_matrix((num_titles, num_titles)), np.zeros(num_titles), 0
     buckets = range(lake.manifest.num_buckets)
     show = stage_progress(progress, "reading histories", len(buckets))
-    parts = dict(map_buckets(_count_bucket, buckets, lake, bounds, config.user_power, progress=show))
-    for bucket in buckets:  # in order: a float sum is the same at every run
-        gram, title_users = gram + parts[bucket][0], title_users + parts[bucket][1]
-        num_users += parts[bucket][2]
+    parts = map_buckets(_count_bucket, buckets, lake, bounds, config.user_power, progress=show)
+    for bucket_gram, bucket_titles, bucket_users in _in_order(parts):
+        gram, title_users, num_users = gram + bucket_gram, title_users + bucket_titles, num_users + bucket_users
     if title_users.sum() == 0:
         raise UserError(
             f"lake {lake.uri!r} holds no event in [{bounds[0]}, {bounds[1]}): set window.start and window.end"
@@ -114,7 +118,18 @@ def _interaction_space(
     return fit_space(sp.csr_matrix(gram), title_users, num_users, config)
 
 
-def _count_bucket(index: int, lake: Lake, bounds: Bounds, user_power: float) -> tuple[sp.csr_matrix, np.ndarray, int]:
+def _in_order(parts: Iterable[tuple[int, Part]]) -> Iterator[Part]:
+    """Results 0, 1, 2, ... as soon as each has come: a float sum is the same at every run, and few have to wait."""
+    waiting: dict[int, Part] = {}
+    expected = 0
+    for index, part in parts:
+        waiting[index] = part
+        while expected in waiting:
+            yield waiting.pop(expected)
+            expected += 1
+
+
+def _count_bucket(index: int, lake: Lake, bounds: Bounds, user_power: float) -> Part:
     bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())
     events = np.flatnonzero(within(bucket.event_time, *bounds))
     shape = (len(bucket.keys), lake.titles.num_rows)
@@ -133,7 +148,7 @@ def _embed_bucket(
     events = np.flatnonzero(within(bucket.event_time, *bounds))
     users = users.append_column("embedding", embedding_column(user_vectors(bucket, events, space)))
     if config.folds:
-        folds = fold_vectors(bucket, events, space, config.folds, config.seed)
+        folds = fold_vectors(bucket, bounds, space, config.folds, config.seed)
         users = users.append_column("fold_embeddings", embedding_column(folds.reshape(len(folds), -1)))
     fs, root = resolve(lake.uri)
     return [write_parquet(fs, root, bucket_folder("users", index), users, compression="none")]

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mtrec_ray.config import Config
 from mtrec_ray.lake.window import WindowConfig
@@ -25,9 +25,17 @@ class InteractionConfig(Config):
     singular_power: float = 1.0
     """A title's vector is its row of V S^p, a user's its history times V S^(p - 1)."""
     folds: int = Field(default=3, ge=0)
-    """Cross-fitted vectors per user: the k-th leaves out fold k's titles and is trained on with those alone; 0: none."""
+    """Cross-fitted vectors per user: the k-th leaves out fold k's titles and is trained on with just them; 0 = none."""
     seed: int = 0
     """Seed of the decomposition and of the folds."""
+
+    @model_validator(mode="after")
+    def _folds(self) -> "InteractionConfig":
+        if self.folds == 1:
+            raise ValueError(
+                "interactions.folds = 1 would leave every title out of every vector: take 0, or 2 and more"
+            )
+        return self
 
 
 class TextConfig(Config):

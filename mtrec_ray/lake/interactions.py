@@ -12,14 +12,17 @@ Legend: `N` users of a bucket, `T` titles, `w` width, `K` folds.
 """
 
 from dataclasses import dataclass
+from datetime import datetime
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import eigsh
 
-from mtrec_ray.hashing import fold_of
-from mtrec_ray.lake.bucket import Bucket
+from mtrec_ray.lake.bucket import Bucket, within
 from mtrec_ray.lake.embed_config import InteractionConfig
+from mtrec_ray.lake.folds import fold_of_pairs
+
+Bounds = tuple[datetime, datetime]
 
 
 @dataclass(frozen=True)
@@ -78,9 +81,10 @@ def user_vectors(bucket: Bucket, events: np.ndarray, space: InteractionSpace) ->
     return np.asarray(scale_rows(history, space.user_power) @ space.projection, dtype=np.float32)
 
 
-def fold_vectors(bucket: Bucket, events: np.ndarray, space: InteractionSpace, num_folds: int, seed: int) -> np.ndarray:
+def fold_vectors(bucket: Bucket, bounds: Bounds, space: InteractionSpace, num_folds: int, seed: int) -> np.ndarray:
     """(N, K, w) float32: the k-th vector of a user leaves out the events whose title is in fold k for that user."""
-    fold = fold_of(bucket.keys[bucket.event_user[events]], bucket.event_title[events], num_folds, seed)
+    events = np.flatnonzero(within(bucket.event_time, *bounds))
+    fold = fold_of_pairs(bucket, bounds, bucket.event_user[events], bucket.event_title[events], num_folds, seed)
     return np.stack([user_vectors(bucket, events[fold != k], space) for k in range(num_folds)], axis=1)
 
 

@@ -69,6 +69,9 @@ class Embeddings(_Frozen):
     num_folds: int = 0
     """K > 0: users also carry K cross-fitted vectors, the k-th computed without the titles of fold k."""
     fold_seed: int = 0
+    window_start: datetime | None = None
+    """The events that the vectors were computed from; None where the source brought them."""
+    window_end: datetime | None = None
     description: str = ""
 
 

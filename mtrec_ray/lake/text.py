@@ -29,7 +29,7 @@ def encode_texts(texts: list[str], config: TextConfig) -> np.ndarray:
         TextEncoder,
         fn_constructor_kwargs={"config": config.model_dump()},
         batch_size=config.batch_size,
-        concurrency=1,
+        compute=ray.data.ActorPoolStrategy(size=1),
         num_gpus=1 if config.device == "cuda" else 0,
     )
     vectors = np.zeros((len(texts), width), dtype=np.float32)

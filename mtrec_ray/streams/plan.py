@@ -19,9 +19,7 @@ from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.counting import PairCounts, Phase, UserCounts, count_pairs, count_users
-from mtrec_ray.streams.sampling import adaptive_rates, sampled_users
-
-__all__ = ["PairPlan", "PhasePlan", "added_rates", "make_plan", "sampled_users"]
+from mtrec_ray.streams.sampling import adaptive_rates
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,10 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from mtrec_ray.hashing import fold_of, mix
+from mtrec_ray.hashing import mix
 from mtrec_ray.lake.bucket import Bucket
-from mtrec_ray.lake.manifest import Lake, embedding_column, embedding_matrix
+from mtrec_ray.lake.folds import fold_of_pairs
+from mtrec_ray.lake.manifest import Embeddings, Lake, embedding_column, embedding_matrix
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.pairs import Pairs, labelled_pairs
 from mtrec_ray.streams.plan import PairPlan
@@ -57,7 +58,7 @@ def read_segment(segment: Segment, lake: Lake, plan: PairPlan, from_step: int, s
     rows, _ = sampled_users(bucket, plan.sample, plan.calendar, np.array(plan.added_rates))
     salt = int(mix(np.array([plan.sample.seed], dtype=np.uint64), "phase", phase.day)[0])
     pairs = labelled_pairs(bucket, rows, catalogue, (phase.start, phase.end), phase.negative_rate, salt)
-    slot_of_pair = _slots(bucket, rows, pairs, folds, lake.manifest.embeddings.fold_seed)
+    slot_of_pair = _slots(bucket, rows, pairs, folds, lake.manifest.embeddings)
     order = _slot_order(bucket, rows, folds, segment, seed)
     wanted = np.arange(segment.start, segment.stop)
     steps = segment.steps(wanted)
@@ -130,12 +131,16 @@ def _read_item(items: pa.Table, lake: Lake, plan: PairPlan, from_step: int, seed
     return pa.concat_tables([read_segment(Segment(**item), lake, plan, from_step, seed) for item in items.to_pylist()])
 
 
-def _slots(bucket: Bucket, rows: np.ndarray, pairs: Pairs, folds: int, fold_seed: int) -> np.ndarray:
+def _slots(bucket: Bucket, rows: np.ndarray, pairs: Pairs, folds: int, embeddings: Embeddings) -> np.ndarray:
     """(P,) slot of each pair before the epoch's order: sampled user * folds + fold."""
     sampled = np.searchsorted(rows, pairs.user_row)
     if folds == 1:
         return sampled
-    return sampled * folds + fold_of(bucket.keys[pairs.user_row], pairs.title_index, folds, fold_seed)
+    assert embeddings.window_start and embeddings.window_end, "folds come with the window they were dealt in"
+    bounds = embeddings.window_start, embeddings.window_end
+    return sampled * folds + fold_of_pairs(
+        bucket, bounds, pairs.user_row, pairs.title_index, folds, embeddings.fold_seed
+    )
 
 
 def _slot_order(bucket: Bucket, rows: np.ndarray, folds: int, segment: Segment, seed: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Everything a run needs to go on to the same result: weights, Adam's state, position and random state, as safetensors and JSON."""
+"""What a run needs to go on to the same result: weights, Adam's state, position, random state; safetensors and JSON."""
 
 import json
 from pathlib import Path

@@ -14,12 +14,12 @@ class ModelConfig(Config):
 
     d: int = Field(default=512, ge=1)
     """Width of every layer."""
-    group_block: Literal["dense", "residual", "shift", "film", "low_rank"] | None = None
-    """Block of a territory group on top of the user tower; `dense` is the paper's and mtl's default; null for a baseline."""
+    group_block: Literal["dense", "shift", "film", "low_rank"] | None = None
+    """Block of a territory group on top of the user tower; `dense` (paper A) is mtl's default, null a baseline's."""
     groups: str | None = None
-    """Territory groups: `one`, `each`, `regions` (paper A's four; mtl's default), or a YAML file `group: [territory, ...]`."""
+    """Territory groups: one, each, regions (paper A's; mtl's default), or a YAML file `group: [territory, ...]`."""
     final_activation: Literal["none", "relu"] = "none"
-    """`relu` is paper A taken literally (every probability at least one half); `none`: linear last layer, scale, bias."""
+    """`relu` is paper A taken literally (no probability below one half); `none`: linear last layer, scale, bias."""
     final_batch_norm: bool = False
     """Batch normalisation after the last layer of each tower."""
 
@@ -27,12 +27,12 @@ class ModelConfig(Config):
 class OptimConfig(Config):
     """Adam on batches of whole users (paper A, 4.2)."""
 
-    lr: float = Field(default=3e-4, gt=0)
-    """Learning rate at the first step of each phase."""
+    lr: float | None = Field(default=None, gt=0)
+    """Learning rate at each phase's first step; null: 1e-3 (paper A), or 1e-4 on a lake with interaction vectors."""
     decay: Literal["none", "linear"] = "linear"
     """`linear`: the learning rate falls to zero over each phase; `none`: it stays (paper A)."""
-    block_lr_scale: float | None = Field(default=None, gt=0)
-    """Learning rate of the group blocks as a multiple of `lr`; null: 10 for shift and film, 1 for the others."""
+    block_lr: float | None = Field(default=None, gt=0)
+    """Learning rate of the group blocks; null: 3e-3 for shift and film, `lr` for the others."""
     weight_decay: float = Field(default=0.0, ge=0)
     """L2 penalty of Adam."""
     epochs: int = Field(default=3, ge=1)
@@ -42,7 +42,7 @@ class OptimConfig(Config):
     batch_pairs: int = Field(default=8192, ge=1)
     """Pairs of a global batch on average, over all workers."""
     lanes: int = Field(default=8, ge=1)
-    """Parallel readers of a batch: fixes which users share a batch, whatever the number of workers (at most this many)."""
+    """Parallel readers of a batch: fixes which users share one, whatever the number of workers (at most so many)."""
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Matrix products: `auto` = bfloat16 on GPU, float32 on CPU."""
 
@@ -76,7 +76,7 @@ class PropensityConfig(Config):
     seed: int = 0
     """Seed of the weights and of the order of batches."""
     incremental: bool = False
-    """After the window, train on each evaluation day in turn (paper A's protocol): day i is evaluated before it is trained on."""
+    """After the window, train on each evaluation day in turn; a day is evaluated before it is trained on (paper A)."""
     model: ModelConfig = ModelConfig()
     sample: SampleConfig = SampleConfig()
     window: WindowConfig = WindowConfig()
@@ -102,6 +102,6 @@ class PropensityConfig(Config):
                 raise ValueError(f"model.{key} has no effect on a baseline: drop it or set kind=mtl")
         if self.runner.workers > self.optim.lanes:
             raise ValueError(
-                f"runner.workers = {self.runner.workers} needs optim.lanes of at least as many (it is {self.optim.lanes})"
+                f"runner.workers = {self.runner.workers} needs as many optim.lanes (there are {self.optim.lanes})"
             )
         return self

@@ -136,8 +136,8 @@ def _check_resources(config: PropensityConfig) -> None:
     needed, there = config.runner.workers * config.runner.cpus_per_worker + 1, available_cpus()
     if needed > there:
         raise UserError(
-            f"runner.workers = {config.runner.workers} with {config.runner.cpus_per_worker:g} CPU each, and one free for "
-            f"Ray Data, need {needed:g} logical CPUs, the cluster has {there:g}: lower runner.workers or cpus_per_worker"
+            f"{config.runner.workers} runner.workers with {config.runner.cpus_per_worker:g} CPU each, and one free for "
+            f"Ray Data, need {needed:g} logical CPUs, the cluster has {there:g}: lower one of the two"
         )
 
 

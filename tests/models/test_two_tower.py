@@ -31,7 +31,7 @@ def test_shapes_and_dtypes(group_block):
     assert model.user_vectors(torch.empty(0, 5), torch.empty(0, dtype=torch.int64)).shape == (0, 8)
 
 
-@pytest.mark.parametrize("group_block", ["residual", "shift", "film", "low_rank"])
+@pytest.mark.parametrize("group_block", list(GROUP_BLOCKS))
 def test_our_blocks_start_as_the_baseline(group_block):
     features, groups = torch.randn(6, 5), torch.tensor([2, 1, 0, 0, 1, 2])
     expected = make_model("none").user_vectors(features, groups)

@@ -99,8 +99,6 @@ def group_part(model: TwoTower, users: Tensor, group: int) -> Tensor:
     match model.config.group_block:
         case "dense":
             return users @ block["weight"][group].T + block["bias"][group]
-        case "residual":
-            return users + users @ block["weight"][group].T + block["bias"][group]
         case "shift":
             return users + block["shift"][group]
         case "film":

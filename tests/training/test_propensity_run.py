@@ -37,14 +37,12 @@ def snapshots(record_or_folder) -> dict[str, dict[str, torch.Tensor]]:
     return {day.name: safetensors.torch.load_file(day / "model.safetensors") for day in sorted(folder.iterdir())}
 
 
-def assert_same_weights(one, other, **tolerance: float) -> None:
+def assert_same_weights(one, other, rtol: float = 0.0, atol: float = 0.0) -> None:
     first, second = snapshots(one), snapshots(other)
     assert list(first) == list(second) == ["day_0", "day_1", "day_2"]
     for day, weights in first.items():
         for name, value in weights.items():
-            torch.testing.assert_close(
-                second[day][name], value, **(tolerance or {"rtol": 0, "atol": 0}), msg=f"{day} {name}"
-            )
+            torch.testing.assert_close(second[day][name], value, rtol=rtol, atol=atol, msg=f"{day} {name}")
 
 
 def wait_for_checkpoint(folder: str, timeout_s: float = 120) -> None:

@@ -33,7 +33,8 @@ def title_score_figure(
         raise ValueError(f"no scores of title {title!r} to draw")
     first, last = int(occupied[0]), int(occupied[-1]) + 1
     cuts = np.unique(np.linspace(first, last, num_bars + 1).round().astype(int))
-    edges = grid.edges()[cuts]
+    finite = grid.edges()[1:-1]
+    edges = grid.edges()[cuts].clip(finite[0], finite[-1])
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

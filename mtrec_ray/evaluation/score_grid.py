@@ -7,15 +7,17 @@ import numpy as np
 
 @dataclass(frozen=True)
 class ScoreGrid:
-    """Equal bins over [-limit, limit), coarse ones and `refine` fine ones in each; scores outside go to the end bins.
+    """Bins over all real scores: equal in x / (1 + |x| / limit), coarse ones and `refine` fine ones in each.
 
-    The plain estimate is read from the fine bins (default width 1/2048 logit), the bootstrap replicates from the
-    coarse ones (1/32). Binning is monotone: a ranking is preserved up to ties inside a bin. Scores of a much smaller
-    scale than logits (a cosine) should be stretched first, which no ranking metric notices.
+    Around 0 a fine bin is 1/2048 logit wide (default) and a coarse one 1/32, at +-limit four times as much, and so on:
+    no score is too large to be told from a larger one, as saturated models need. The plain estimate is read from the
+    fine bins, the bootstrap replicates from the coarse ones. Binning is monotone: a ranking is preserved up to ties
+    inside a bin. Scores of a much smaller scale than logits (a cosine) should be stretched first, which no ranking
+    metric notices.
     """
 
     limit: float = 16.0
-    """Half the range, in logits."""
+    """Scale at which bins begin to widen, in logits."""
     num_bins: int = 1024
     refine: int = 64
     """A power of two."""
@@ -31,8 +33,10 @@ class ScoreGrid:
         return self.num_bins * self.refine
 
     def edges(self) -> np.ndarray:
-        """(num_bins + 1,) float64 edges of the coarse bins in logits."""
-        return np.linspace(-self.limit, self.limit, self.num_bins + 1)
+        """(num_bins + 1,) float64 edges of the coarse bins in logits, the outermost infinite."""
+        squashed = np.linspace(-1.0, 1.0, self.num_bins + 1)
+        with np.errstate(divide="ignore"):
+            return self.limit * squashed / (1 - np.abs(squashed))
 
     def fine_bins(self, logits: np.ndarray) -> np.ndarray:
         """Fine bin of each score, float32 -> int32 of the same shape, non-decreasing in the score.
@@ -42,8 +46,11 @@ class ScoreGrid:
         """
         if logits.size and np.isnan(logits.max()):
             raise ValueError(f"{int(np.isnan(logits).sum())} of {logits.size} scores are NaN: the model diverged")
-        with np.errstate(over="ignore"):  # infinite goes to an end bin, too
-            scaled = np.multiply(logits, np.float32(self.num_fine_bins / (2 * self.limit)), dtype=np.float32)
+        logits = np.clip(logits, -1e9, 1e9).astype(np.float32, copy=False)  # infinite goes to an end bin, too
+        scaled = np.abs(logits)
+        scaled += np.float32(self.limit)
+        np.divide(logits, scaled, out=scaled)
+        scaled *= np.float32(self.num_fine_bins / 2)
         np.add(scaled, np.float32(self.num_fine_bins / 2), out=scaled)
         np.clip(scaled, 0, self.num_fine_bins - 1, out=scaled)
         return scaled.astype(np.int32)

@@ -6,9 +6,11 @@ from typing import Any
 from rich.console import RenderableType
 
 from mtrec_ray.errors import UserError
+from mtrec_ray.evaluation.figures import title_score_figure, write_figure
 from mtrec_ray.evaluation.report import EvaluatedRun, EvaluationReport
 from mtrec_ray.evaluation.tables import write_tables
 from mtrec_ray.evaluation.terminal import gain_rich_table, metric_rich_table, title_rich_table
+from mtrec_ray.files import join
 from mtrec_ray.jobs.evaluate import Evaluation
 from mtrec_ray.training.run import RunRecord
 
@@ -31,7 +33,7 @@ def make_report(evaluation: Evaluation) -> EvaluationReport:
 
 
 def show_report(evaluation: Evaluation, out: str | None = None) -> tuple[dict[str, Any], list[RenderableType]]:
-    """The flat metrics and the terminal tables; also written to `out` as CSV and JSON."""
+    """The flat metrics and the terminal tables; also written to `out` as CSV, JSON and figures."""
     report = make_report(evaluation)
     tables: list[RenderableType] = []
     for cohort in report.cohorts:
@@ -42,7 +44,26 @@ def show_report(evaluation: Evaluation, out: str | None = None) -> tuple[dict[st
         tables.append(title_rich_table(report))
     if out:
         write_tables(report, out)
+        write_score_figures(evaluation, report, out)
     return report.flat_metrics(), tables
+
+
+def write_score_figures(evaluation: Evaluation, report: EvaluationReport, out: str, count: int = 4) -> None:
+    """Paper A, figure 2: how the models score the titles with the most positives, local and global, on the last day."""
+    day, cohort = report.cohort_days()[-1], report.primary_cohort
+    names = list(dict.fromkeys(variant_names(evaluation.records)))
+    first_runs = [evaluation.records[variant_names(evaluation.records).index(name)].config.name for name in names]
+    results = {name: evaluation.results[run, day, cohort] for name, run in zip(names, first_runs, strict=True)}
+    positives, local = report.counts("title_positives"), report.title_is_local
+    ranked = sorted(range(len(positives)), key=lambda slot: -positives[slot])
+    kinds = ([s for s in ranked if local is None or local[s] == kind] for kind in (True, False))
+    chosen = [slot for kind in kinds for slot in kind[: count // 2]]
+    for slot in dict.fromkeys(chosen):
+        histograms = {name: result.title_histograms[slot] for name, result in results.items()}
+        if any(histogram.sum() for histogram in histograms.values()):
+            scope = "" if local is None else " (local)" if local[slot] else " (global)"
+            figure = title_score_figure(histograms, report.settings.grid, report.titles[slot] + scope)
+            write_figure(figure, join(out, f"scores-{slot + 1:02d}.png"))
 
 
 def variant_names(records: list[RunRecord]) -> list[str]:

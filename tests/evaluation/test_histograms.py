@@ -27,7 +27,7 @@ def slow_histogram(keys, logits, labels, mask, num_bootstrap):
     weights = poisson_weights(keys, num_bootstrap)
     out = np.zeros((1 + num_bootstrap, 2, GRID.num_bins), dtype=np.int64)
     for user, title in np.argwhere(mask):
-        bin_ = int(np.clip(np.floor((logits[user, title] + 4) * 8), 0, 63))
+        bin_ = int(np.searchsorted(GRID.edges()[1:-1], logits[user, title], side="right"))
         out[:, int(labels[user, title]), bin_] += weights[:, user].astype(np.int64)
     return out
 
@@ -126,9 +126,9 @@ def test_bins_keep_the_order_of_scores(scores):
 def test_bins_by_hand():
     grid = ScoreGrid(limit=2.0, num_bins=4, refine=2)
     fine = grid.fine_bins(np.array([-np.inf, -9, -2, -0.1, 0, 0.99, 1, 9], np.float32))
-    assert fine.tolist() == [0, 0, 0, 3, 4, 5, 6, 7]
-    assert grid.coarsen(fine).tolist() == [0, 0, 0, 1, 2, 2, 3, 3]
-    assert grid.edges().tolist() == [-2, -1, 0, 1, 2]
+    assert fine.tolist() == [0, 0, 2, 3, 4, 5, 5, 7]
+    assert grid.coarsen(fine).tolist() == [0, 0, 1, 1, 2, 2, 2, 3]
+    assert grid.edges().tolist() == [-np.inf, -2, 0, 2, np.inf]
 
 
 @pytest.mark.parametrize("wrong", [{"limit": 0}, {"num_bins": 1}, {"refine": 3}, {"refine": 2**15}])
@@ -139,7 +139,7 @@ def test_a_grid_that_cannot_work_is_refused(wrong):
 
 def test_the_plain_estimate_is_that_of_the_fine_bins_and_replicates_stay_around_it():
     keys, logits, labels, mask = users(5, num_users=300)
-    accumulator = PrAucAccumulator(1, 40, grid=ScoreGrid(limit=4.0, num_bins=16, refine=4096))
+    accumulator = PrAucAccumulator(1, 40, grid=ScoreGrid(limit=4.0, num_bins=32, refine=4096))
     accumulator.add(0, keys, logits, labels, mask)
     replicates = accumulator.counts[0].pr_auc()
     exact = average_precision_score(labels[mask], logits[mask])
@@ -183,3 +183,10 @@ def test_poisson_weights_have_the_distribution_and_the_user_decides_them():
     np.testing.assert_array_equal(poisson_weights(keys[[7, 3]], 50), weights[:, [7, 3]])
     np.testing.assert_array_equal(poisson_weights(keys, 20), weights[:21])
     assert (poisson_weights(keys, 50, seed=1)[1:] != weights[1:]).mean() > 0.5
+
+
+def test_saturated_scores_keep_their_order():
+    grid = ScoreGrid()
+    large = np.array([15.9, 16.1, 20.0, 40.0, 41.0, 200.0, 220.0, 5000.0, 9000.0], np.float32)
+    assert (np.diff(grid.fine_bins(large)) > 0).all()
+    assert (np.diff(grid.fine_bins(-large)) < 0).all()

@@ -32,7 +32,9 @@ class OptimConfig(Config):
     decay: Literal["none", "linear"] = "linear"
     """`linear`: the learning rate falls to zero over each phase; `none`: it stays (paper A)."""
     block_lr: float | None = Field(default=None, gt=0)
-    """Learning rate of the group blocks; null: 3e-3 for shift and film, `lr` for the others."""
+    """Learning rate of the group blocks' matrices; null: `lr`."""
+    block_vector_lr: float | None = Field(default=None, gt=0)
+    """Learning rate of their vectors (shift, scale, bias); null: 3e-3 for shift and film, else that of the matrices."""
     weight_decay: float = Field(default=0.0, ge=0)
     """L2 penalty of Adam."""
     epochs: int = Field(default=3, ge=1)

@@ -27,7 +27,16 @@ def absolute(uri: str) -> str:
 
 
 def join(uri: str, *parts: str) -> str:
-    return "/".join([uri.rstrip("/"), *parts])
+    """A place below `uri`, whose options (`?endpoint_override=...`) stay at the end."""
+    place, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    return "/".join([place.rstrip("/"), *parts]) + mark + options
+
+
+def parent(uri: str) -> tuple[str, str]:
+    """The folder that holds `uri`, and its last name."""
+    place, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    folder, _, name = place.rstrip("/").rpartition("/")
+    return folder + mark + options, name
 
 
 def exists(uri: str) -> bool:

@@ -35,10 +35,9 @@ def show(
         print_config(config)
         return
 
-    from mtrec_ray.files import absolute
     from mtrec_ray.lake.manifest import Lake
 
-    opened = Lake.open(absolute(lake))  # a wrong path is told before Ray starts
+    opened = Lake.open(lake)  # a wrong path is told before Ray starts
 
     def job(progress) -> JobResult:
         from mtrec_ray.lake.window import resolve_calendar

@@ -1,5 +1,6 @@
 """`mtrec quickstart`: the whole way in one command."""
 
+import math
 from typing import Annotated
 
 import typer
@@ -46,4 +47,5 @@ def quickstart(
 
         return show_report(run(config, progress), f"{config.out}/report")
 
-    run_job(job, as_json)
+    runner = config.train.get("runner", {})
+    run_job(job, as_json, num_cpus=math.ceil(runner.get("workers", 1) * runner.get("cpus_per_worker", 1)))

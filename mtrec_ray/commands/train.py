@@ -1,5 +1,6 @@
 """`mtrec train ...`."""
 
+import math
 from typing import Annotated
 
 import typer
@@ -77,7 +78,7 @@ def propensity(
 
         return _summary(train_propensity(config, progress))
 
-    run_job(job, as_json, num_cpus=round(config.runner.workers * config.runner.cpus_per_worker))
+    run_job(job, as_json, num_cpus=math.ceil(config.runner.workers * config.runner.cpus_per_worker))
 
 
 def _summary(record) -> JobResult:

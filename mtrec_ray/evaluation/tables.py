@@ -74,7 +74,7 @@ def _gain_rows(report: EvaluationReport, cohort: str | None) -> dict[tuple[str, 
     return {
         (f"{variant} vs {report.baseline}", test_set): report.intervals("pr_auc", variant, cohort, day, gain=True)
         for variant in report.variants[1:]
-        for test_set, day in test_sets(report, cohort)
+        for test_set, day in test_days(report, cohort)
     }
 
 
@@ -82,11 +82,11 @@ def _metric_rows(report: EvaluationReport, metric: str, cohort: str | None) -> d
     return {
         (variant, test_set): report.intervals(metric, variant, cohort, day)
         for variant in report.variants
-        for test_set, day in test_sets(report, cohort)
+        for test_set, day in test_days(report, cohort)
     }
 
 
-def test_sets(report: EvaluationReport, cohort: str | None) -> list[tuple[str, int | None]]:
+def test_days(report: EvaluationReport, cohort: str | None) -> list[tuple[str, int | None]]:
     """Label and day of each test set, the average last."""
     days = report.cohort_days(cohort)
     return [*((f"Day {day}", day) for day in days), (AVERAGE, None)]

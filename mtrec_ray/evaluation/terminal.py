@@ -6,7 +6,7 @@ from rich.text import Text
 
 from mtrec_ray.evaluation.intervals import Interval
 from mtrec_ray.evaluation.report import GLOBAL, LOCAL, MACRO, NO_POSITIVES, POOLED, EvaluationReport
-from mtrec_ray.evaluation.tables import AVERAGE, test_sets
+from mtrec_ray.evaluation.tables import AVERAGE, test_days
 
 
 def gain_rich_table(report: EvaluationReport, cohort: str | None = None, max_territories: int = 12) -> Table:
@@ -17,7 +17,7 @@ def gain_rich_table(report: EvaluationReport, cohort: str | None = None, max_ter
     table = Table(title=f"PR-AUC, and gain in % over {report.baseline}{_cohort_title(report, cohort)}")
     rows = _shown_rows(report, cohort, max_territories, table)
     _add_columns(table, ("territory", "test set"), ("positives", report.baseline, *report.variants[1:]))
-    sets = test_sets(report, cohort)
+    sets = test_days(report, cohort)
     for label, day in sets if len(sets) > 2 else sets[-1:]:
         first = report.intervals("pr_auc", report.baseline, cohort, day)
         gains = [report.intervals("pr_auc", v, cohort, day, gain=True) for v in report.variants[1:]]

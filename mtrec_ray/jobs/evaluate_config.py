@@ -20,7 +20,7 @@ class EvaluateConfig(Config):
     """Replicates behind each 95% interval."""
     seed: int = 0
     """Of the bootstrap."""
-    num_titles: int = Field(default=20, ge=0)
+    num_titles: int = Field(default=20, ge=0, le=512)
     """Titles, those with the most positives, that get figures of their own (paper A, table 3)."""
     list_length: int = Field(default=10, ge=1)
     """Length of the lists whose popularity bias is measured."""

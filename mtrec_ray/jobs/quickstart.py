@@ -9,7 +9,7 @@ Each step is skipped when a former start has finished it, so a killed quickstart
 from mtrec_ray.config import validate_config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, exists, join
+from mtrec_ray.files import absolute, exists, join, read_json, write_json
 from mtrec_ray.jobs.evaluate import Evaluation, evaluate_propensity
 from mtrec_ray.jobs.evaluate_config import EvaluateConfig
 from mtrec_ray.jobs.quickstart_config import BASELINE, VARIANTS, QuickstartConfig, merged
@@ -32,18 +32,30 @@ def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = Non
     lake_uri = join(folder, "lake")
     trainings = training_configs(config, lake_uri, join(folder, "runs"))
     embed = validate_config(EmbedConfig, config.embed | {"lake": lake_uri})
+    _same_settings(config, folder)
     if not exists(join(lake_uri, MANIFEST_NAME)):
         build_lake(make_source(config.source, config.lake, config.raw), lake_uri, progress=progress)
-    lake = Lake.open(lake_uri)
-    if lake.manifest.source != config.source:
-        raise UserError(f"{folder!r} holds a quickstart of source {lake.manifest.source!r}: choose another --out")
-    if not lake.manifest.embeddings.user_width:
+    if not Lake.open(lake_uri).manifest.embeddings.user_width:
         embed_lake(embed, progress)
     for training in trainings:
         train_propensity(training, _named(progress, training.name))
     runs = [join(folder, "runs", training.name) for training in trainings]
     evaluation = validate_config(EvaluateConfig, config.evaluate | {"runs": runs})
     return evaluate_propensity(evaluation, progress)
+
+
+def _same_settings(config: QuickstartConfig, folder: str) -> None:
+    """Remember what the lake is made of; UserError where a former start made it of something else."""
+    made_of = config.model_dump(mode="json", include={"source", "raw", "lake", "embed"})
+    uri = join(folder, "quickstart.json")
+    if not exists(uri):
+        write_json(uri, made_of)
+    former = read_json(uri)
+    changed = [
+        f"{key} = {former.get(key)!r} (now {value!r})" for key, value in made_of.items() if former.get(key) != value
+    ]
+    if changed:
+        raise UserError(f"{folder!r} holds a quickstart with {'; '.join(changed)}: choose another --out")
 
 
 def training_configs(config: QuickstartConfig, lake: str, runs: str) -> list[PropensityConfig]:

@@ -72,6 +72,9 @@ class QuickstartConfig(Config):
     def _preset(cls, document: Any) -> Any:
         if not isinstance(document, dict):
             return document
+        taken = {"lake", "runs", "name", "kind", "seed"} & set(document.get("train") or {})
+        if taken:
+            raise ValueError(f"train.{min(taken)} has no effect: the quickstart sets it for each variant and seed")
         preset = PRESETS.get(document.get("source", "synthetic"), {}) | {}
         sections = {"lake": {}, "embed": {"text": {"model": None}}, "train": {}, "evaluate": {}}
         for name, default in sections.items():

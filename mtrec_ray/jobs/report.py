@@ -1,8 +1,10 @@
 """From an evaluation to what is shown and written: runs that differ in nothing but the seed become one variant."""
 
 import re
+from collections import Counter
 from typing import Any
 
+import pyarrow as pa
 from rich.console import RenderableType
 
 from mtrec_ray.errors import UserError
@@ -24,8 +26,7 @@ def make_report(evaluation: Evaluation) -> EvaluationReport:
     ]
     seeds = [run.seed for run in runs if run.variant == runs[0].variant]
     runs += [EvaluatedRun(name, evaluation.results_of(name), seed) for name in evaluation.references for seed in seeds]
-    titles = evaluation.lake.titles
-    labels = [_title_label(titles, index) for index in evaluation.titles]
+    labels = _title_labels(evaluation.lake.titles.take(list(evaluation.titles)))
     try:
         return EvaluationReport(runs, evaluation.lake.territory_names(), labels)
     except ValueError as error:
@@ -84,6 +85,11 @@ def _signature(record: RunRecord) -> str:
     return config.model_copy(update=plain | {"sample": sample}).model_dump_json()
 
 
-def _title_label(titles, index: int) -> str:
-    title_id, name = titles["title_id"][index].as_py(), titles["name"][index].as_py()
-    return name or title_id
+def _title_labels(titles: pa.Table) -> list[str]:
+    """Name of each title, with its id where there is no name or more than one title has it."""
+    ids, names = titles["title_id"].to_pylist(), titles["name"].to_pylist()
+    repeated = {name for name, count in Counter(names).items() if count > 1}
+    return [
+        name if name and name not in repeated else f"{name} ({title_id})" if name else title_id
+        for title_id, name in zip(ids, names, strict=True)
+    ]

@@ -7,7 +7,7 @@ import torch
 
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.steps.scoring import score_users
-from mtrec_ray.streams.test_users import ScoringChunk
+from mtrec_ray.streams.scored_users import ScoringChunk
 
 
 class Scorer(Protocol):

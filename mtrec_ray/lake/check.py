@@ -142,21 +142,17 @@ def _check_schema(name: str, rows: pa.Table, manifest: Manifest, path: str) -> l
     width = {"users": manifest.embeddings.user_width, "titles": manifest.embeddings.title_width}.get(name, 0)
     if width:
         wanted["embedding"] = pa.binary(2 * width)
+    folds = manifest.embeddings.num_folds
+    if name == "users" and folds:
+        wanted["fold_embeddings"] = pa.binary(2 * width * folds)
     problems = [f"{path}: column {column!r} is missing" for column in wanted if column not in rows.column_names]
     for column, kind in wanted.items():
         if column in rows.column_names and rows.schema.field(column).type != kind:
             problems.append(f"{path}: column {column!r} is {rows.schema.field(column).type}, should be {kind}")
-    return problems + _check_further_embeddings(rows, path)
-
-
-def _check_further_embeddings(rows: pa.Table, path: str) -> list[str]:
-    """Cross-fitted embeddings stand in columns of their own, `embedding_...`; all must be finite."""
-    problems = []
-    for name in rows.column_names:
-        kind = rows.schema.field(name).type
-        if name.startswith("embedding_") and pa.types.is_fixed_size_binary(kind):
-            bad = {slug: int(mask.sum()) for slug, mask in embedding_problems(rows[name], kind.byte_width // 2)}
-            problems += [f"{path}: column {name!r} has {n} rows of {slug}" for slug, n in bad.items() if n]
+    if not problems and name == "users" and folds:
+        kinds = embedding_problems(rows["fold_embeddings"], folds * width)
+        bad = {slug: int(mask.sum()) for slug, mask in kinds}
+        problems += [f"{path}: column 'fold_embeddings' has {n} rows of {slug}" for slug, n in bad.items() if n]
     return problems
 
 

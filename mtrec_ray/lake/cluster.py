@@ -32,14 +32,23 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         yield
         return
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    address = os.environ.get("RAY_ADDRESS")
-    local = {} if address else {"num_cpus": max(os.cpu_count() or 1, 2, num_cpus or 0) + 1, "include_dashboard": False}
-    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False, **local)
+    if joins_cluster():
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+    else:
+        local_cpus = max(os.cpu_count() or 1, 2, num_cpus or 0) + 1
+        ray.init(
+            "local", num_cpus=local_cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
+        )
     _quiet_ray_data()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def joins_cluster() -> bool:
+    """True where Ray is a cluster of its own, which may grow, and not one started for this job."""
+    return bool(os.environ.get("RAY_ADDRESS"))
 
 
 def _quiet_ray_data() -> None:
@@ -93,10 +102,10 @@ def map_buckets(
     references = [ray.put(value) for value in shared]
     task = ray.remote(max_retries=3)(function)
     waiting, running, done = iter(buckets), {}, 0
-    limit = limit or max(2, 2 * int(available_cpus()))
     try:
         while True:
-            for item in itertools.islice(waiting, limit - len(running)):
+            room = (limit or max(2, 2 * int(available_cpus()))) - len(running)  # the cluster may grow
+            for item in itertools.islice(waiting, max(0, room)):
                 running[task.remote(item, *references)] = item  # pyright: ignore[reportCallIssue]
             if not running:
                 return

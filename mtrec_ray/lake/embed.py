@@ -15,11 +15,12 @@ from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 import numpy as np
+import pyarrow.fs as pafs
 import scipy.sparse as sp
 
 from mtrec_ray.console import ProgressCallback, stage_progress
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, join, resolve, write_file
+from mtrec_ray.files import join, resolve, write_file
 from mtrec_ray.lake.bucket import Bucket, within
 from mtrec_ray.lake.cluster import map_buckets
 from mtrec_ray.lake.embed_config import EmbedConfig, InteractionConfig
@@ -59,46 +60,43 @@ def embed_lake(config: EmbedConfig, progress: ProgressCallback | None = None) ->
     Raises:
         UserError: the lake has embeddings already, holds no event in the window, or nothing would be computed.
     """
-    lake = Lake.open(absolute(config.lake))
+    lake = Lake.open(config.lake)
     bounds = resolve_calendar(lake, config.window).day_bounds(0)
-    if lake.manifest.embeddings.user_width and not config.overwrite:
+    present = lake.manifest.embeddings
+    if (present.user_width or present.title_width) and not config.overwrite:
         raise UserError(f"lake {config.lake!r} has embeddings already: replace them with --set overwrite=true")
     if config.interactions.width == 0:
         raise UserError("interactions.width = 0 leaves users without any vector: set it above 0")
+    try:
+        manifest = _write_embeddings(lake, config, bounds, progress)
+        write_file(join(lake.uri, MANIFEST_NAME), manifest.model_dump_json(indent=1).encode())
+    finally:
+        _remove_unlisted(lake.uri)
+    return manifest
+
+
+def _write_embeddings(lake: Lake, config: EmbedConfig, bounds: Bounds, progress: ProgressCallback | None) -> Manifest:
+    """Write the new files beside the old ones; the manifest that would make them the lake's."""
     space = _interaction_space(lake, config.interactions, bounds, progress)
     titles, parts = _title_matrix(lake, config, space)
     fs, root = resolve(lake.uri)
-    title_table = lake.read("titles").drop_columns([c for c in ["embedding"] if config.overwrite and _has(lake, c)])
-    title_table = title_table.append_column("embedding", embedding_column(titles))
-    title_file = write_parquet(fs, root, "titles", title_table)
-    users = map_buckets(
-        _embed_bucket,
-        range(lake.manifest.num_buckets),
-        lake,
-        space,
-        bounds,
-        config.interactions,
-        progress=stage_progress(progress, "writing users", lake.manifest.num_buckets),
+    title_file = write_parquet(fs, root, "titles", lake.titles.append_column("embedding", embedding_column(titles)))
+    num_buckets = lake.manifest.num_buckets
+    show = stage_progress(progress, "writing users", num_buckets)
+    arguments = (lake, space, bounds, config.interactions)
+    users = dict(map_buckets(_embed_bucket, range(num_buckets), *arguments, progress=show))
+    embeddings = Embeddings(
+        user_width=config.interactions.width,
+        title_width=titles.shape[1],
+        interaction_width=config.interactions.width,
+        num_folds=config.interactions.folds,
+        fold_seed=config.interactions.seed,
+        window_start=bounds[0],
+        window_end=bounds[1],
+        description=f"titles: {' | '.join(parts)}; users: interactions",
     )
-    user_files = [file for _, files in sorted(users, key=lambda pair: pair[0]) for file in files]
-    manifest = lake.manifest.model_copy(
-        update={
-            "embeddings": Embeddings(
-                user_width=config.interactions.width,
-                title_width=titles.shape[1],
-                interaction_width=config.interactions.width,
-                num_folds=config.interactions.folds,
-                fold_seed=config.interactions.seed,
-                window_start=bounds[0],
-                window_end=bounds[1],
-                description=f"titles: {' | '.join(parts)}; users: interactions",
-            ),
-            "files": lake.manifest.files | {"users": user_files, "titles": [title_file]},
-        }
-    )
-    write_file(join(lake.uri, MANIFEST_NAME), manifest.model_dump_json(indent=1).encode())
-    _remove_replaced(lake, manifest)
-    return manifest
+    files = {"users": [users[bucket] for bucket in range(num_buckets)], "titles": [title_file]}
+    return lake.manifest.model_copy(update={"embeddings": embeddings, "files": lake.manifest.files | files})
 
 
 def _interaction_space(
@@ -141,7 +139,7 @@ def _count_bucket(index: int, lake: Lake, bounds: Bounds, user_power: float) -> 
 
 def _embed_bucket(
     index: int, lake: Lake, space: InteractionSpace, bounds: Bounds, config: InteractionConfig
-) -> list[LakeFile]:
+) -> LakeFile:
     users = lake.read("users", index)
     users = users.drop_columns([c for c in ("embedding", "fold_embeddings") if c in users.column_names])
     bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())
@@ -151,7 +149,7 @@ def _embed_bucket(
         folds = fold_vectors(bucket, bounds, space, config.folds, config.seed)
         users = users.append_column("fold_embeddings", embedding_column(folds.reshape(len(folds), -1)))
     fs, root = resolve(lake.uri)
-    return [write_parquet(fs, root, bucket_folder("users", index), users, compression="none")]
+    return write_parquet(fs, root, bucket_folder("users", index), users, compression="none")
 
 
 def _title_matrix(lake: Lake, config: EmbedConfig, space: InteractionSpace) -> tuple[np.ndarray, list[str]]:
@@ -170,15 +168,16 @@ def _title_matrix(lake: Lake, config: EmbedConfig, space: InteractionSpace) -> t
 
 
 def _categories(lake: Lake, limit: int) -> np.ndarray:
-    """(T, columns) 0/1: the most frequent genres, values of each categorical column, and territories of the offer."""
+    """(T, columns) 0/1: the most frequent genres and values of each categorical column.
+
+    Where a title is offered is no feature: a source may know of an offer from its test days alone.
+    """
     columns = []
-    for name in ("genres", *lake.manifest.title_categoricals, "territories"):
-        values = lake.titles[name].to_pylist()
-        if name != "territories":
-            values = [_words(value) if name == "genres" else [value] for value in values]
-        counts = Counter(word for words in values for word in words or [] if word)
+    for name in ("genres", *lake.manifest.title_categoricals):
+        values = [_words(value) if name == "genres" else [value] for value in lake.titles[name].to_pylist()]
+        counts = Counter(word for words in values for word in words if word)
         kept = [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:limit]]
-        columns += [[float(word in (words or [])) for words in values] for word in kept]
+        columns += [[float(word in words) for words in values] for word in kept]
     return np.array(columns, dtype=np.float32).T if columns else np.zeros((lake.titles.num_rows, 0), dtype=np.float32)
 
 
@@ -186,14 +185,11 @@ def _words(genres: str | None) -> list[str]:
     return (genres or "").replace("|", " ").replace(",", " ").split()
 
 
-def _has(lake: Lake, column: str) -> bool:
-    return column in lake.read("titles").column_names
-
-
-def _remove_replaced(old: Lake, manifest: Manifest) -> None:
-    fs, root = resolve(old.uri)
-    kept = {file.path for files in manifest.files.values() for file in files}
+def _remove_unlisted(uri: str) -> None:
+    """Remove the files that the lake no longer lists: the replaced ones, or those of an embed that failed."""
+    fs, root = resolve(uri)
+    listed = {file.path for files in Lake.open(uri).manifest.files.values() for file in files}
     for table in ("users", "titles"):
-        for file in old.manifest.files[table]:
-            if file.path not in kept:
-                fs.delete_file(f"{root}/{file.path}")
+        for info in fs.get_file_info(pafs.FileSelector(f"{root}/{table}", recursive=True)):
+            if info.is_file and info.path[len(root) + 1 :] not in listed:
+                fs.delete_file(info.path)

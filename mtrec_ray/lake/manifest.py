@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import resolve
+from mtrec_ray.files import absolute, resolve
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "lake.json"
@@ -150,7 +150,7 @@ class Lake:
                 f"lake {uri!r} has format version {manifest.format_version}, this program reads {FORMAT_VERSION}: "
                 "build it again"
             )
-        return Lake(str(uri), manifest)
+        return Lake(absolute(str(uri)), manifest)
 
     def read(self, table: str, bucket: int | None = None, columns: list[str] | None = None) -> pa.Table:
         """One whole table (`titles`, `candidates`) or one bucket of `users` or `events`, rows in stored order."""
@@ -163,8 +163,13 @@ class Lake:
             )
         parts = []
         for path in paths:
-            with fs.open_input_file(f"{root}/{path}") as file:
-                parts.append(pq.ParquetFile(file).read(columns=columns))
+            try:
+                with fs.open_input_file(f"{root}/{path}") as file:
+                    parts.append(pq.ParquetFile(file).read(columns=columns))
+            except (FileNotFoundError, pa.ArrowInvalid) as error:
+                raise UserError(
+                    f"lake {self.uri!r} is damaged at {path}: {error}; `mtrec lake check` lists it all"
+                ) from error
         return pa.concat_tables(parts).combine_chunks()
 
     @cached_property

@@ -13,6 +13,7 @@ import os
 import shutil
 import time
 import uuid
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from glob import escape, glob
 
@@ -21,7 +22,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake, LakeFile, Manifest, resolve
+from mtrec_ray.lake.manifest import MANIFEST_NAME, LakeFile, Manifest, resolve
 
 LOCK_NAME = ".lock"
 STAGING = ".staging"
@@ -49,8 +50,9 @@ class BuildSite:
     """What workers resolve to write files."""
     in_place: bool
     kept: frozenset[str] = frozenset()
-    """Paths of the lake that is being replaced in place."""
+    """Paths that were there before, in place: those of the lake that is being replaced."""
     lock: int | None = None
+    began_s: float = field(default_factory=time.time)
     folders: list[str] = field(default_factory=list)
 
     @staticmethod
@@ -65,8 +67,10 @@ class BuildSite:
         if there and not overwrite:
             raise UserError(f"there is a lake at {out!r} already: choose another --out, or --overwrite it")
         if not isinstance(fs, pafs.LocalFileSystem):
-            kept = frozenset(f.path for files in Lake.open(out).manifest.files.values() for f in files) if there else ()
-            return BuildSite(out, out.rstrip("/"), in_place=True, kept=frozenset(kept))
+            kept = frozenset(_files_below(fs, path))
+            if kept and not there:
+                raise UserError(f"{out!r} is not empty and is no lake: choose another --out, or empty it")
+            return BuildSite(out, out.rstrip("/"), in_place=True, kept=kept)
         if not there and os.path.exists(path) and (not os.path.isdir(path) or os.listdir(path)):
             raise UserError(f"{out!r} is there already and is no lake: choose another --out, or remove it")
         remove_stale_builds(path)
@@ -93,8 +97,9 @@ class BuildSite:
         with fs.open_output_stream(f"{root}/{MANIFEST_NAME}") as stream:
             stream.write(manifest.model_dump_json(indent=1).encode())
         if self.in_place:
-            listed = {f.path for files in manifest.files.values() for f in files}
-            self._remove_files(self.kept - listed)
+            listed = {f.path for files in manifest.files.values() for f in files} | {MANIFEST_NAME}
+            old = {path for path, written_s in _files_below(fs, root).items() if written_s < self.began_s}
+            self._remove_files((self.kept & old) - listed)
             return
         os.remove(f"{root}/{LOCK_NAME}")
         _remove_empty_folders(f"{root}/quarantine")
@@ -112,11 +117,9 @@ class BuildSite:
             self._release()
             return
         remove_folder(fs, f"{root}/{STAGING}")
-        selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
-        written = {info.path[len(root) + 1 :] for info in fs.get_file_info(selector) if info.is_file}
-        self._remove_files(written - self.kept - {MANIFEST_NAME} if self.kept else written)
+        self._remove_files(_files_below(fs, root).keys() - self.kept)
 
-    def _remove_files(self, paths: set[str] | frozenset[str]) -> None:
+    def _remove_files(self, paths: AbstractSet[str]) -> None:
         fs, root = resolve(self.uri)
         for path in paths:
             fs.delete_file(f"{root}/{path}")
@@ -125,6 +128,12 @@ class BuildSite:
         if self.lock is not None:
             os.close(self.lock)
             self.lock = None
+
+
+def _files_below(fs: pafs.FileSystem, root: str) -> dict[str, float]:
+    """Path, relative to the folder, of every file under it, and when it was written (seconds since 1970)."""
+    selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
+    return {i.path[len(root) + 1 :]: (i.mtime_ns or 0) / 1e9 for i in fs.get_file_info(selector) if i.is_file}
 
 
 def remove_stale_builds(path: str) -> None:

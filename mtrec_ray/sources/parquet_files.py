@@ -9,7 +9,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.manifest import resolve
+from mtrec_ray.files import join, resolve
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def list_chunks(location: str, raw: str | None, rows_per_part: int) -> list[Chun
     Raises:
         UserError: nothing there, or a file that is no whole Parquet file.
     """
-    uri = location if "://" in location or location.startswith(("/", "~")) or raw is None else f"{raw}/{location}"
+    uri = location if "://" in location or location.startswith(("/", "~")) or raw is None else join(raw, location)
     fs, path = resolve(uri)
     chunks = []
     for found in _list_files(fs, path, uri):

@@ -80,7 +80,7 @@ def raw_folder(source: str, raw: str | None) -> Path:
     """
     if raw is None:
         raise UserError(f"source {source!r} reads raw files: name their folder with --raw DIR")
-    folder = Path(raw).expanduser()
+    folder = Path(raw).expanduser().resolve()
     if not folder.is_dir():
         raise UserError(f"--raw {raw!r} is not a folder: it should hold the files of source {source!r}")
     return folder

@@ -29,14 +29,15 @@ class Catalogue:
         """
         titles = lake.titles
         promoted = _promoted(titles, start, end)
-        everywhere, local = [], {name: [] for name in lake.territory_names()}
-        for index, territories in enumerate(titles["territories"].to_pylist()):
-            if promoted[index] and not territories:
-                everywhere.append(index)
-            for name in (territories or []) if promoted[index] else []:
-                local[name].append(index)
-        shared = np.array(everywhere, dtype=np.int32)
-        offers = [np.sort(np.concatenate([shared, np.array(own, dtype=np.int32)])) for own in local.values()]
+        lists = titles["territories"].combine_chunks()
+        everywhere = pc.fill_null(pc.list_value_length(lists), 0).to_numpy() == 0
+        title = pc.list_parent_indices(lists).to_numpy()
+        territory = pc.index_in(pc.list_flatten(lists), value_set=pa.array(lake.territory_names())).to_numpy()
+        offers = []
+        for index in range(len(lake.manifest.territories)):
+            offered = everywhere.copy()
+            offered[title[territory == index]] = True
+            offers.append(np.flatnonzero(offered & promoted).astype(np.int32))
         return Catalogue(titles["title_id"].combine_chunks(), offers)
 
     @cached_property

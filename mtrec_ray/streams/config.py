@@ -1,6 +1,6 @@
 """Settings of the pair streams."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -29,7 +29,7 @@ class SampleConfig(Config):
     """Territory t's share of A is proportional to (its active users)^tau: 1 proportional, 0 every territory alike."""
     upsample: Literal["active", "control"] = "active"
     """`control` adds random users, active or not, that bring as many positives as the active set would."""
-    alpha: float | Literal["auto"] = 10.0
+    alpha: Annotated[float, Field(allow_inf_nan=False)] | Literal["auto"] = 10.0
     """Negatives per positive; `auto` = sampled users / users with a positive on a mean day."""
 
     @model_validator(mode="after")

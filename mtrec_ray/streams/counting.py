@@ -6,7 +6,7 @@ from datetime import datetime
 
 import numpy as np
 
-from mtrec_ray.lake.bucket import Bucket
+from mtrec_ray.lake.bucket import Bucket, moment
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
@@ -128,10 +128,6 @@ def _count_phase(
     offered = np.array([len(offer) for offer in offers])
     eligible = offered * np.bincount(bucket.territory[sampled], minlength=num_territories)
     eligible = eligible - np.bincount(bucket.territory[known_user], minlength=num_territories)
-    day = (
-        (bucket.event_time[events] - bucket.event_time[events].min()) // np.timedelta64(calendar.day_s, "s")
-        if len(events)
-        else []
-    )
-    user_days = len(np.unique(np.stack([users, np.asarray(day, dtype=np.int64)]), axis=1).T)
+    day = (bucket.event_time[events] - moment(phase.start)) // np.timedelta64(calendar.day_s, "s")
+    user_days = len(np.unique(np.stack([users, day.astype(np.int64)]), axis=1).T)
     return positives, eligible, user_days

@@ -110,7 +110,7 @@ def step_batches(blocks: Iterable[pa.Table], lanes: set[int], steps: range, user
             for step, rows in _by_run(part, "step"):
                 waiting[step].append(rows)
                 last_seen[lane] = step
-        while next_step < min(last_seen.values()):
+        while last_seen and next_step < min(last_seen.values()):
             yield _collate(next_step, waiting.pop(next_step, []), user_width)
             next_step += 1
     for step in range(next_step, steps.stop):
@@ -122,6 +122,7 @@ def training_batches(
 ) -> Iterator[StepRows]:
     """One worker's share of every global step from `from_step` to the end."""
     lanes = lanes_of_worker(rank, num_workers, schedule.lanes)
+    lanes &= {segment.lane for segment in schedule.segments(lanes, from_step)}  # a tiny lake leaves lanes without rows
     blocks = stream_rows(lake, schedule, lanes, from_step)
     width = lake.manifest.embeddings.user_width
     yield from step_batches(blocks, lanes, range(from_step, schedule.num_steps), width)

@@ -1,6 +1,7 @@
 """What a run needs to go on to the same result: weights, Adam's state, position, random state; safetensors and JSON."""
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import safetensors.torch
@@ -12,18 +13,29 @@ from mtrec_ray.models.two_tower import TwoTower
 WEIGHTS, OPTIMIZER, POSITION = "model.safetensors", "optimizer.safetensors", "position.json"
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where a run stands in its stream."""
+
+    next_step: int
+    """Global step to go on with."""
+    loss_sum: float
+    """Sum of the phase's losses so far, over `loss_count` steps."""
+    loss_count: int
+
+
 def save_checkpoint(
-    folder: Path, model: TwoTower, optimizer: torch.optim.Optimizer, next_step: int, config: str
+    folder: Path, model: TwoTower, optimizer: torch.optim.Optimizer, position: Position, config: str
 ) -> None:
-    """Write the state before global step `next_step`; `config` is the run's resolved YAML."""
+    """Write the state at a position; `config` is the run's resolved YAML."""
     safetensors.torch.save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / WEIGHTS)
     safetensors.torch.save_file(_optimizer_tensors(model, optimizer), folder / OPTIMIZER)
     (folder / "config.yaml").write_text(config)
-    (folder / POSITION).write_text(json.dumps({"next_step": next_step}))
+    (folder / POSITION).write_text(json.dumps(asdict(position)))
 
 
-def load_checkpoint(folder: Path, model: TwoTower, optimizer: torch.optim.Optimizer) -> int:
-    """Fill model and optimizer; returns the global step to go on with."""
+def load_checkpoint(folder: Path, model: TwoTower, optimizer: torch.optim.Optimizer) -> Position:
+    """Fill model and optimizer; returns where to go on."""
     device = next(model.parameters()).device
     model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS, device=str(device)))
     tensors = safetensors.torch.load_file(folder / OPTIMIZER, device=str(device))
@@ -33,7 +45,7 @@ def load_checkpoint(folder: Path, model: TwoTower, optimizer: torch.optim.Optimi
         if state:
             state["step"] = state["step"].to(_step_device(optimizer, device))
             optimizer.state[parameter] = state
-    return json.loads((folder / POSITION).read_text())["next_step"]
+    return Position(**json.loads((folder / POSITION).read_text()))
 
 
 def _optimizer_tensors(model: TwoTower, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -48,6 +48,18 @@ class OptimConfig(Config):
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Matrix products: `auto` = bfloat16 on GPU, float32 on CPU."""
 
+    def learning_rates(self, group_block: str | None, aligned: bool) -> tuple[float, float, float]:
+        """First learning rates of the towers, of the group block's matrices and of its vectors.
+
+        Found on validation users of five real markets: towers that start as the dot product of interaction vectors
+        (`aligned`) unlearn the top of its ranking at a larger rate (PR-AUC over the full catalogue fell by 7% in the
+        largest market at 1e-4, by 12% at 3e-4), while the few numbers of a group's shift do not move in a run's length
+        at the towers' rate.
+        """
+        lr = self.lr or (1e-4 if aligned else 1e-3)
+        block_lr = self.block_lr or lr
+        return lr, block_lr, self.block_vector_lr or (3e-3 if group_block in ("shift", "film") else block_lr)
+
 
 class RunnerConfig(Config):
     """Where and how the run is carried out; changes nothing but speed (up to float error)."""
@@ -69,8 +81,8 @@ class PropensityConfig(Config):
 
     lake: str
     """Folder or URI of the lake."""
-    name: str
-    """Name of the run; the same name goes on where it was stopped."""
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    """Name of the run (letters, digits and . _ + -); the same name goes on where it was stopped."""
     runs: str = "runs"
     """Folder or URI that holds the runs."""
     kind: Literal["baseline", "mtl"] = "mtl"
@@ -102,6 +114,10 @@ class PropensityConfig(Config):
         for key in ("groups", "group_block"):
             if self.kind == "baseline" and getattr(self.model, key) is not None:
                 raise ValueError(f"model.{key} has no effect on a baseline: drop it or set kind=mtl")
+        block = self.model.group_block
+        for key, idle in (("block_lr", (None, "shift", "film")), ("block_vector_lr", (None, "low_rank"))):
+            if getattr(self.optim, key) is not None and block in idle:
+                raise ValueError(f"optim.{key} has no effect on {block or 'a baseline'}: drop it")
         if self.runner.workers > self.optim.lanes:
             raise ValueError(
                 f"runner.workers = {self.runner.workers} needs as many optim.lanes (there are {self.optim.lanes})"

@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from mtrec_ray.config import dump_yaml
+from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.steps.batch import make_pair_batch
 from mtrec_ray.steps.precision import use_fast_matmul
 from mtrec_ray.steps.propensity import AllReduce, train_step
 from mtrec_ray.streams.reader import StepRows, training_batches
-from mtrec_ray.streams.schedule import Schedule
-from mtrec_ray.training.checkpoint import load_checkpoint, save_checkpoint
-from mtrec_ray.training.run import RunRecord, load_plan, save_snapshot
+from mtrec_ray.training.checkpoint import Position, load_checkpoint, save_checkpoint
+from mtrec_ray.training.run import RunRecord, load_plan, save_snapshot, schedule_of
 
 CHECK_CLOCK_EVERY = 10
 """Steps between looks at the clock, which all workers take together."""
@@ -83,16 +83,20 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
     config, context = record.config, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     lake, plan = Lake.open(config.lake), load_plan(record.uri)
-    epochs = (config.optim.epochs, *[config.optim.day_epochs] * (len(plan.phases) - 1))
-    schedule = Schedule(plan, config.seed, config.optim.lanes, epochs, config.optim.batch_pairs)
+    if lake.manifest.lake_hash != record.lake_hash:
+        raise UserError(f"lake {config.lake!r} was changed while run {config.name!r} was trained on it")
+    schedule = schedule_of(record, plan)
     trainee = make_trainee(record, lake, ray.train.torch.get_device(), world_size)
-    step = _restore(trainee)
+    step, mean_loss = _restore(trainee)
+    if step == schedule.num_steps:  # only the driver's last words were lost
+        _report(trainee, record, step, mean_loss, rank)
 
     # Train
     save_due = _Clock(config.runner.checkpoint_every_s, world_size, trainee.catalogue.device)
     phase_ends = schedule.phase_ends()
-    mean_loss = _RunningMean()
     for rows in training_batches(lake, schedule, rank, world_size, from_step=step):
+        if rows.step in phase_ends:
+            mean_loss = RunningMean()
         set_learning_rate(trainee.optimizer, config.optim.decay, schedule.phase_progress(rows.step))
         mean_loss.add(trainee.step(rows))
         step = rows.step + 1
@@ -122,25 +126,12 @@ def make_trainee(record: RunRecord, lake: Lake, device: torch.device, world_size
     )
     return Trainee(
         model=model,
-        optimizer=make_optimizer(model, learning_rates(record), config.optim.weight_decay),
+        optimizer=make_optimizer(model, record.learning_rates, config.optim.weight_decay),
         catalogue=torch.from_numpy(lake.title_embeddings().copy()).to(device),
         group_of_territory=np.array(record.groups.of_territory, dtype=np.int64),
         all_reduce=_all_reduce if world_size > 1 else None,
         compute_dtype=torch.bfloat16 if use_bfloat16 else None,
     )
-
-
-def learning_rates(record: RunRecord) -> tuple[float, float, float]:
-    """First learning rates of the towers, of the group block's matrices and of its vectors.
-
-    Found on validation users of five real markets: towers that start as the dot product of interaction vectors unlearn
-    the top of its ranking at a larger rate (PR-AUC over the full catalogue fell by 7% in the largest market at 1e-4, by
-    12% at 3e-4), while the few numbers of a group's shift do not move in a run's length at the towers' rate.
-    """
-    optim, block = record.config.optim, record.config.model.group_block
-    lr = optim.lr or (1e-4 if record.two_tower_config().aligned_width else 1e-3)
-    block_lr = optim.block_lr or lr
-    return lr, block_lr, optim.block_vector_lr or (3e-3 if block in ("shift", "film") else block_lr)
 
 
 def make_optimizer(model: TwoTower, rates: tuple[float, float, float], weight_decay: float) -> torch.optim.Optimizer:
@@ -167,22 +158,25 @@ def _all_reduce(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _restore(trainee: Trainee) -> int:
+def _restore(trainee: Trainee) -> tuple[int, "RunningMean"]:
+    """Global step to go on with, and the loss of its phase so far."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return 0
+        return 0, RunningMean()
     with checkpoint.as_directory() as folder:
-        return load_checkpoint(Path(folder), trainee.model, trainee.optimizer)
+        position = load_checkpoint(Path(folder), trainee.model, trainee.optimizer)
+    return position.next_step, RunningMean(position.loss_sum, position.loss_count)
 
 
-def _report(trainee: Trainee, record: RunRecord, step: int, mean_loss: "_RunningMean", rank: int) -> None:
+def _report(trainee: Trainee, record: RunRecord, step: int, mean_loss: "RunningMean", rank: int) -> None:
     """A checkpoint from rank 0; every worker takes part, `ray.train.report` is a barrier."""
-    metrics = {"step": step, "train/loss": mean_loss.take()}
+    metrics = {"step": step, "train/loss": mean_loss.mean()}
     if rank != 0:
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
-        save_checkpoint(Path(folder), trainee.model, trainee.optimizer, step, dump_yaml(record.config))
+        position = Position(step, float(mean_loss.total), mean_loss.count)
+        save_checkpoint(Path(folder), trainee.model, trainee.optimizer, position, dump_yaml(record.config))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
 
@@ -204,16 +198,15 @@ class _Clock:
         return bool(due.item())
 
 
-class _RunningMean:
-    """Mean of scalar tensors since the last `take`, without a device sync per step."""
+class RunningMean:
+    """Mean of a phase's losses, in float64 and without a device sync per step."""
 
-    def __init__(self) -> None:
-        self.total, self.count = 0.0, 0
+    def __init__(self, total: float = 0.0, count: int = 0) -> None:
+        self.total: Tensor | float = total
+        self.count = count
 
     def add(self, value: Tensor) -> None:
-        self.total, self.count = self.total + value, self.count + 1
+        self.total, self.count = self.total + value.double(), self.count + 1
 
-    def take(self) -> float:
-        mean = float(self.total) / max(1, self.count)
-        self.total, self.count = 0.0, 0
-        return mean
+    def mean(self) -> float:
+        return float(self.total) / max(1, self.count)

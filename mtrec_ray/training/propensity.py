@@ -1,12 +1,14 @@
 """`mtrec train propensity`: the driver of one run, from settings to a finished run folder.
 
 1. open the lake, check the settings against it          (errors before any work)
-2. `run.json`: a new run, or the same one to go on with
-3. `plan.json`: two counting passes over the lake
+2. the run of this name, to go on with, or a new one
+3. `plan.json`: two counting passes over the lake; then `run.json`: from here on it is a run
 4. `TorchTrainer.fit`: `train_loop_per_worker`, restarted from the last checkpoint after a failure
 5. `run.json` says done
 """
 
+import dataclasses
+import logging
 import math
 import threading
 from collections.abc import Iterator
@@ -20,18 +22,19 @@ from ray.train.torch import TorchTrainer
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists, join
-from mtrec_ray.lake.cluster import available_cpus
+from mtrec_ray.lake.cluster import joins_cluster
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.models.two_tower import TwoTowerConfig
-from mtrec_ray.streams.groups import Groups, make_groups
-from mtrec_ray.streams.plan import PairPlan, make_plan
-from mtrec_ray.streams.schedule import Schedule
+from mtrec_ray.streams.groups import make_groups
+from mtrec_ray.streams.plan import make_plan
 from mtrec_ray.training.config import PropensityConfig
 from mtrec_ray.training.loop import ProgressBoard, train_loop_per_worker
-from mtrec_ray.training.run import RunRecord, load_plan, model_fields, save_plan
+from mtrec_ray.training.run import RunRecord, save_plan, schedule_of
 
 POLL_S = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 def train_propensity(config: PropensityConfig, progress: ProgressCallback | None = None) -> RunRecord:
@@ -50,29 +53,34 @@ def train_propensity(config: PropensityConfig, progress: ProgressCallback | None
     record = open_run(config, lake, calendar)
     if record.status == "done":
         return record
-    _check_resources(config)
-    plan = _plan(record, lake, calendar, progress)
-    epochs = (config.optim.epochs, *[config.optim.day_epochs] * (len(plan.phases) - 1))
-    num_steps = Schedule(plan, config.seed, config.optim.lanes, epochs, config.optim.batch_pairs).num_steps
-    record = record.model_copy(update={"num_steps": num_steps})
-    record.save()
-    metrics = _fit(record, progress)
-    done = record.model_copy(update={"status": "done", "metrics": metrics})
+    check_resources(config)
+    if not record.num_steps:  # planned before it is recorded: what fails here leaves no run behind
+        num_phases = calendar.num_evaluation_days if config.incremental else 1
+        plan = make_plan(lake, config.sample, calendar, num_phases, progress)
+        save_plan(record.uri, plan)
+        record = record.model_copy(update={"num_steps": schedule_of(record, plan).num_steps})
+        record.save()
+    done = record.model_copy(update={"status": "done", "metrics": _fit(record, progress)})
     done.save()
     return done
 
 
 def open_run(config: PropensityConfig, lake: Lake, calendar: Calendar) -> RunRecord:
-    """The run's record: of the same run if it was begun before, else a new one (saved)."""
+    """The run's record: that of the same run if it was begun before, else a new one, not saved yet."""
     embeddings = lake.manifest.embeddings
     if not (embeddings.user_width and embeddings.title_width):
         raise UserError(f"lake {config.lake!r} has no embeddings: run `mtrec lake embed {config.lake}` first")
+    if embeddings.window_end and embeddings.window_end > calendar.window_end:
+        raise UserError(
+            f"the embeddings of lake {config.lake!r} know events up to {embeddings.window_end}, the window ends at "
+            f"{calendar.window_end}: test days would leak; run `mtrec lake embed` with the same window.end"
+        )
     if config.incremental and calendar.num_evaluation_days < 2:
         raise UserError(
             f"incremental has no effect with {calendar.num_evaluation_days} evaluation day(s): "
             "day i is trained on for the sake of day i + 1"
         )
-    groups = make_groups(config.model.groups, lake.manifest) if config.model.groups else _no_groups(lake)
+    groups = make_groups(config.model.groups or "one", lake.manifest)
     model = TwoTowerConfig(
         user_width=embeddings.user_width,
         title_width=embeddings.title_width,
@@ -89,11 +97,11 @@ def open_run(config: PropensityConfig, lake: Lake, calendar: Calendar) -> RunRec
         config=config,
         lake_hash=lake.manifest.lake_hash,
         groups=groups,
-        model=model_fields(model),
+        model=dataclasses.asdict(model),
+        learning_rates=config.optim.learning_rates(config.model.group_block, bool(embeddings.interaction_width)),
         num_steps=0,
     )
     if not exists(join(new.uri, "run.json")):
-        new.save()
         return new
     old = RunRecord.load(new.uri)
     _check_same_run(old, new)
@@ -106,7 +114,7 @@ def _check_same_run(old: RunRecord, new: RunRecord) -> None:
             f"run {new.config.name!r} was begun on another state of lake {new.config.lake!r} "
             f"(hash {old.lake_hash[:12]}, now {new.lake_hash[:12]}): choose another name"
         )
-    exclude = {"runner"}
+    exclude = {"runner", "lake", "runs"}  # the lake's hash tells which lake; places may move
     before, now = (_flat(r.config.model_dump(mode="json", exclude=exclude)) for r in (old, new))
     changed = [
         f"{key} = {before.get(key)!r} (now {now.get(key)!r})"
@@ -128,26 +136,23 @@ def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _no_groups(lake: Lake) -> Groups:
-    return make_groups("one", lake.manifest)
+def check_resources(config: PropensityConfig) -> None:
+    """UserError where the workers could never start: Ray would wait for them without a word.
 
-
-def _check_resources(config: PropensityConfig) -> None:
-    needed, there = config.runner.workers * config.runner.cpus_per_worker + 1, available_cpus()
-    if needed > there:
-        raise UserError(
-            f"{config.runner.workers} runner.workers with {config.runner.cpus_per_worker:g} CPU each, and one free for "
-            f"Ray Data, need {needed:g} logical CPUs, the cluster has {there:g}: lower one of the two"
-        )
-
-
-def _plan(record: RunRecord, lake: Lake, calendar: Calendar, progress: ProgressCallback | None) -> PairPlan:
-    if exists(join(record.uri, "plan.json")):
-        return load_plan(record.uri)
-    num_phases = calendar.num_evaluation_days if record.config.incremental else 1
-    plan = make_plan(lake, record.config.sample, calendar, num_phases, progress)
-    save_plan(record.uri, plan)
-    return plan
+    A cluster that scales itself may not have its nodes yet, so there it is a warning.
+    """
+    runner, there = config.runner, ray.cluster_resources()
+    gpus = runner.workers if runner.use_gpu else 0
+    needed = {"CPU": runner.workers * runner.cpus_per_worker + 1, "GPU": float(gpus)}
+    for kind, amount in needed.items():
+        if amount > there.get(kind, 0.0):
+            message = (
+                f"runner.workers = {runner.workers} needs {amount:g} logical {kind}s (a CPU stays free for Ray Data), "
+                f"the cluster has {there.get(kind, 0.0):g}: lower runner.workers or runner.cpus_per_worker"
+            )
+            if not joins_cluster():
+                raise UserError(message)
+            logger.warning("%s, unless it can grow", message)
 
 
 def _fit(record: RunRecord, progress: ProgressCallback | None) -> dict[str, float]:

@@ -6,11 +6,9 @@ runs/NAME/snapshots/day_D/model.safetensors  weights after the window (D = 0) or
 runs/NAME/checkpoint_*/                    Ray Train's checkpoints: weights, Adam's state, position
 """
 
-import dataclasses
 from typing import Any, Literal
 
 import safetensors.torch
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtrec_ray.errors import UserError
@@ -18,9 +16,10 @@ from mtrec_ray.files import join, read_file, read_json, write_file, write_json
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 from mtrec_ray.streams.groups import Groups
 from mtrec_ray.streams.plan import PairPlan
+from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.training.config import PropensityConfig
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[1] = 1
 
 
 class RunRecord(BaseModel):
@@ -28,13 +27,15 @@ class RunRecord(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: int = FORMAT_VERSION
+    format_version: Literal[1] = FORMAT_VERSION
     status: Literal["training", "done"]
     config: PropensityConfig
     lake_hash: str
     groups: Groups
     model: dict[str, Any]
     """Fields of `TwoTowerConfig`."""
+    learning_rates: tuple[float, float, float]
+    """Of the towers, of the group block's matrices and of its vectors, at a phase's first step."""
     num_steps: int
     metrics: dict[str, float] = {}
 
@@ -68,7 +69,17 @@ def save_plan(uri: str, plan: PairPlan) -> None:
 
 
 def load_plan(uri: str) -> PairPlan:
-    return PairPlan.model_validate_json(read_file(join(uri, "plan.json")))
+    try:
+        return PairPlan.model_validate_json(read_file(join(uri, "plan.json")))
+    except (FileNotFoundError, ValidationError) as error:
+        raise UserError(f"run {uri!r}: plan.json is missing or damaged: remove the run and train it again") from error
+
+
+def schedule_of(record: RunRecord, plan: PairPlan) -> Schedule:
+    """Every step of the run."""
+    optim = record.config.optim
+    epochs = (optim.epochs, *[optim.day_epochs] * (len(plan.phases) - 1))
+    return Schedule(plan, record.config.seed, optim.lanes, epochs, optim.batch_pairs)
 
 
 def snapshot_uri(uri: str, day: int) -> str:
@@ -94,11 +105,3 @@ def load_snapshot(record: RunRecord, day: int) -> TwoTower:
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise UserError(f"run {record.uri!r}: the weights of day {day} are damaged: {error}") from error
     return model.eval()
-
-
-def model_fields(config: TwoTowerConfig) -> dict[str, Any]:
-    return dataclasses.asdict(config)
-
-
-def parameter_count(model: torch.nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())

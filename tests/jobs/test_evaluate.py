@@ -17,9 +17,10 @@ from sklearn.metrics import average_precision_score
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import user_keys
-from mtrec_ray.jobs.evaluate import HELD_OUT, TRAINED, VALIDATED, Evaluation, evaluate_propensity
+from mtrec_ray.jobs.evaluate import Evaluation, evaluate_propensity
 from mtrec_ray.jobs.evaluate_config import EvaluateConfig
 from mtrec_ray.jobs.report import make_report, show_report
+from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED
 from mtrec_ray.lake.build import BuildOptions, build_lake
 from mtrec_ray.lake.manifest import Lake, embedding_matrix
 from mtrec_ray.lake.window import resolve_calendar

@@ -12,7 +12,15 @@ from mtrec_ray.training.run import RunRecord
 def record(name: str, seed: int = 0, **settings) -> RunRecord:
     config = validate_config(PropensityConfig, {"lake": "lake", "name": name, "seed": seed} | settings)
     groups = Groups(names=["all"], of_territory=[0])
-    return RunRecord(status="done", config=config, lake_hash="", groups=groups, model={}, num_steps=1)
+    return RunRecord(
+        status="done",
+        config=config,
+        lake_hash="",
+        groups=groups,
+        model={},
+        learning_rates=(1e-3, 1e-3, 1e-3),
+        num_steps=1,
+    )
 
 
 def test_a_single_run_keeps_its_name_without_the_seed():

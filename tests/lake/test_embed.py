@@ -159,7 +159,7 @@ class TestInteractions:
         assert report.problems == report.leftovers == []
         assert (found.user_width, found.interaction_width, found.num_folds, found.fold_seed) == (WIDTH, WIDTH, FOLDS, 4)
         assert found.title_width == embedded.title_embeddings().shape[1]
-        assert found.description.startswith("titles: categories | interactions; users: interactions")
+        assert found.description.startswith("titles: interactions; users: interactions")
 
     def test_without_folds_there_is_no_fold_column(self, tmp_path):
         lake = embed(bare_lake(tmp_path / "lake"), interactions=INTERACTIONS | {"folds": 0})

@@ -8,6 +8,8 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.training.config import PropensityConfig
+from mtrec_ray.training.propensity import train_propensity
+from mtrec_ray.training.run import RunRecord
 
 SYNTHETIC = {
     "users": 6000,
@@ -41,3 +43,14 @@ def run_config(lake: str, runs: str, name: str, **settings: Any) -> PropensityCo
     for key, value in settings.items():
         document[key] = document.get(key, {}) | value if isinstance(value, dict) else value
     return validate_config(PropensityConfig, document)
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("runs"))
+
+
+@pytest.fixture(scope="session")
+def straight(planted_lake, runs) -> RunRecord:
+    """A multi-task run that nobody disturbed."""
+    return train_propensity(run_config(planted_lake, runs, "straight"))

@@ -21,17 +21,6 @@ from tests.training.conftest import run_config
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> str:
-    return str(tmp_path_factory.mktemp("runs"))
-
-
-@pytest.fixture(scope="module")
-def straight(planted_lake, runs) -> RunRecord:
-    """A multi-task run that nobody disturbed."""
-    return train_propensity(run_config(planted_lake, runs, "straight"))
-
-
 def snapshots(record_or_folder) -> dict[str, dict[str, torch.Tensor]]:
     folder = Path(getattr(record_or_folder, "uri", record_or_folder)) / "snapshots"
     return {day.name: safetensors.torch.load_file(day / "model.safetensors") for day in sorted(folder.iterdir())}

@@ -8,9 +8,9 @@ import pytest
 
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.streams import test_users
+from mtrec_ray.streams import scored_users
 from mtrec_ray.streams.catalogue import Catalogue
-from mtrec_ray.streams.test_users import FixedCandidates, ScoringChunk, scoring_chunks
+from mtrec_ray.streams.scored_users import FixedCandidates, ScoringChunk, scoring_chunks
 from tests.streams.lakes import CALENDAR, day, event_table, title_table, write_lake
 
 TITLES = {"everywhere": [], "north only": ["north"], "other": [], "south only": ["south"]}
@@ -91,7 +91,7 @@ def test_a_fixed_list_replaces_the_offer_of_its_user_alone(lake):
 
 
 def test_a_lake_without_lists_fixes_nothing(lake):
-    assert FixedCandidates.of(lake) is None
+    assert FixedCandidates.of(lake, 0) is None
 
 
 def test_only_the_users_asked_for_are_scored(lake):
@@ -134,13 +134,13 @@ def test_the_size_of_chunks_does_not_change_their_content(random_lake, monkeypat
         return found
 
     whole = scored()
-    monkeypatch.setattr(test_users, "MAX_CELLS", max_cells)
+    monkeypatch.setattr(scored_users, "MAX_CELLS", max_cells)
     assert len(whole) == 400
     assert scored() == whole
 
 
 def test_chunks_keep_to_the_limit(random_lake, monkeypatch):
-    monkeypatch.setattr(test_users, "MAX_CELLS", 600)
+    monkeypatch.setattr(scored_users, "MAX_CELLS", 600)
     chunks = chunks_of_all(random_lake)
     assert len(chunks) > 4
     assert max(chunk.labels.size for chunk in chunks) <= 600

@@ -58,17 +58,18 @@ class ScoringChunk:
 
 @dataclass(frozen=True)
 class FixedCandidates:
-    """Candidate lists of some users, by user id."""
+    """Candidate lists of some of a bucket's users, by user id."""
 
     user_ids: pa.Array
     title_ids: pa.Array
     """list<string>, a row for each of `user_ids`."""
 
     @staticmethod
-    def of(lake: Lake) -> "FixedCandidates | None":
+    def of(lake: Lake, bucket: int) -> "FixedCandidates | None":
+        """Those of a bucket's users; None where the source fixes none."""
         if "candidates" not in lake.manifest.files:
             return None
-        table = lake.read("candidates").combine_chunks()
+        table = lake.read("candidates", bucket)
         return FixedCandidates(table["user_id"].combine_chunks(), table["title_ids"].combine_chunks())
 
 

@@ -170,12 +170,13 @@ def test_tables_are_written_and_shown(evaluation, flat, tmp_path):
     document, tables = show_report(evaluation, str(tmp_path / "report"))
     assert document == flat
     assert tables
-    assert sorted(p.name for p in (tmp_path / "report").iterdir()) == [
+    assert sorted(p.name for p in (tmp_path / "report").iterdir() if p.suffix != ".png") == [
         "gain.csv",
         "metrics.json",
         "pr_auc.csv",
         "titles.csv",
     ]
+    assert len(list((tmp_path / "report").glob("scores-*.png"))) == 4
     assert json.loads((tmp_path / "report" / "metrics.json").read_text()) == flat
 
 

@@ -137,7 +137,8 @@ def _slots(bucket: Bucket, rows: np.ndarray, pairs: Pairs, folds: int, embedding
     sampled = np.searchsorted(rows, pairs.user_row)
     if folds == 1:
         return sampled
-    assert embeddings.window_start and embeddings.window_end, "folds come with the window they were dealt in"
+    assert embeddings.window_start is not None, "folds come with the window they were dealt in"
+    assert embeddings.window_end is not None, "folds come with the window they were dealt in"
     bounds = embeddings.window_start, embeddings.window_end
     return sampled * folds + fold_of_pairs(
         bucket, bounds, pairs.user_row, pairs.title_index, folds, embeddings.fold_seed

@@ -15,6 +15,7 @@ def ray_cluster() -> Iterator[None]:
     import ray
 
     ray.init(
+        "local",  # never a cluster that happens to run on this machine
         num_cpus=3,
         include_dashboard=False,
         logging_level=logging.ERROR,

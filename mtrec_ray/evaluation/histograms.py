@@ -19,7 +19,7 @@ BLOCK_SCORES = 2**16
 class PrAucAccumulator:
     """Per territory, bootstrap-weighted histograms of the scores of positives and of negatives.
 
-    Territories are allocated when first seen. Picklable; `to_arrays` and `from_arrays` give plain numpy.
+    Territories are allocated when first seen. Picklable.
     """
 
     def __init__(
@@ -87,27 +87,6 @@ class PrAucAccumulator:
     def histogram(self, territory: int) -> np.ndarray:
         """(R, 2, num_bins) int64 weighted counts, [:, 0] negatives, [:, 1] positives; zeros if never seen."""
         return self.counts.get(territory, ScoreCounts(self.grid, self.num_bootstrap)).histogram()
-
-    def to_arrays(self) -> dict[str, np.ndarray]:
-        """Plain arrays of the smallest dtype that holds them, for `from_arrays` or `np.savez`."""
-        settings = [self.num_territories, self.num_bootstrap, self.seed, self.grid.num_bins, self.grid.refine]
-        arrays = {"settings": np.array(settings, dtype=np.int64), "limit": np.array(self.grid.limit)}
-        for territory, counts in self.counts.items():
-            for name, span in counts.spans.items():
-                first_bin, values = span.trimmed()
-                arrays[f"{name}/{territory}/{first_bin}"] = values
-        return arrays
-
-    @staticmethod
-    def from_arrays(arrays: dict[str, np.ndarray]) -> "PrAucAccumulator":
-        num_territories, num_bootstrap, seed, num_bins, refine = arrays["settings"].tolist()
-        grid = ScoreGrid(float(arrays["limit"]), num_bins, refine)
-        accumulator = PrAucAccumulator(num_territories, num_bootstrap, seed, grid)
-        for key, values in arrays.items():
-            if "/" in key:
-                name, territory, first_bin = key.split("/")
-                accumulator._territory(int(territory)).spans[name].add(int(first_bin), values)
-        return accumulator
 
     def _settings(self) -> tuple[int, int, int, ScoreGrid]:
         return self.num_territories, self.num_bootstrap, self.seed, self.grid

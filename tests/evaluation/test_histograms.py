@@ -72,14 +72,14 @@ def test_chunks_larger_than_one_product_count_alike(monkeypatch):
     np.testing.assert_array_equal(whole.histogram(0), blocks.histogram(0))
 
 
-def test_pickle_and_arrays_round_trip_and_go_on_counting():
+def test_a_pickle_goes_on_counting():
     chunk = users(3)
     accumulator = PrAucAccumulator(4, 6, seed=9, grid=GRID)
     accumulator.add(1, *chunk)
-    for copy in (pickle.loads(pickle.dumps(accumulator)), PrAucAccumulator.from_arrays(accumulator.to_arrays())):
-        np.testing.assert_array_equal(copy.histogram(1), accumulator.histogram(1))
-        copy.merge(accumulator)
-        np.testing.assert_array_equal(copy.histogram(1), 2 * accumulator.histogram(1))
+    copy = pickle.loads(pickle.dumps(accumulator))
+    np.testing.assert_array_equal(copy.histogram(1), accumulator.histogram(1))
+    copy.merge(accumulator)
+    np.testing.assert_array_equal(copy.histogram(1), 2 * accumulator.histogram(1))
 
 
 def test_other_settings_are_not_merged():

@@ -73,7 +73,7 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
         titles=_reported_titles(day_positives, history.is_local, config.num_titles),
     )
     entries = _entries(config, lake, records, plans, days, history)
-    states = _score(lake, calendar, sample, entries, cohorts, settings, progress)
+    states = _score(lake, calendar, sample, entries, cohorts, settings, config.num_negatives, progress)
     return Evaluation(
         lake=lake,
         records=records,
@@ -188,6 +188,7 @@ def _score(
     entries: list[Entry],
     cohorts: list[str],
     settings: EvaluationSettings,
+    num_negatives: int | None,
     progress: ProgressCallback | None,
 ) -> dict[tuple[str, int, str], EvaluationState]:
     num_buckets = lake.manifest.num_buckets
@@ -195,7 +196,8 @@ def _score(
     names = [",".join(map(str, shard)) for shard in shards]
     show = stage_progress(progress, "scoring users", len(names))
     total = {(e.name, e.day, c): EvaluationState(settings) for e in entries for c in cohorts}
-    for _, states in map_buckets(score_shard, names, lake, calendar, sample, entries, cohorts, settings, progress=show):
+    arguments = (lake, calendar, sample, entries, cohorts, settings, num_negatives)
+    for _, states in map_buckets(score_shard, names, *arguments, progress=show):
         for key, state in states.items():
             total[key].merge(state)
     return total

@@ -3,7 +3,7 @@
 These are the tasks of `jobs.evaluate`; they return counts and histograms, never a score.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -57,6 +57,7 @@ def score_shard(
     entries: list[Entry],
     cohorts: list[str],
     settings: EvaluationSettings,
+    num_negatives: int | None,
 ) -> dict[tuple[str, int, str], EvaluationState]:
     states = {(e.name, e.day, c): EvaluationState(settings) for e in entries for c in cohorts}
     title_ids = lake.titles["title_id"].combine_chunks()
@@ -67,7 +68,10 @@ def score_shard(
         fixed = FixedCandidates.of(lake, index)
         members = _cohort_members(bucket, sample, entries, cohorts)
         for day in days:
-            for entry, cohort, chunk in _chunks(bucket, day, calendar, catalogues[day], fixed, entries, members):
+            chunks = scoring_chunks(bucket, _anyone(members), catalogues[day], fixed, calendar.day_bounds(day))
+            if num_negatives is not None:
+                chunks = (chunk.with_sampled_negatives(num_negatives, settings.seed) for chunk in chunks)
+            for entry, cohort, chunk in _parts(chunks, day, entries, members):
                 states[entry.name, day, cohort].add(
                     chunk.territory,
                     chunk.keys,
@@ -79,18 +83,16 @@ def score_shard(
     return states
 
 
-def _chunks(
-    bucket: Bucket,
-    day: int,
-    calendar: Calendar,
-    catalogue: Catalogue,
-    fixed: FixedCandidates | None,
-    entries: list[Entry],
-    members: dict[tuple[str, str], np.ndarray],
+def _anyone(members: dict[tuple[str, str], np.ndarray]) -> np.ndarray:
+    """Rows of the users in any cohort."""
+    return np.flatnonzero(np.any(list(members.values()), axis=0))
+
+
+def _parts(
+    chunks: Iterable[ScoringChunk], day: int, entries: list[Entry], members: dict[tuple[str, str], np.ndarray]
 ) -> Iterator[tuple[Entry, str, ScoringChunk]]:
     """(entry, cohort, its users) of everything to be scored on a day in a bucket."""
-    anyone = np.flatnonzero(np.any(list(members.values()), axis=0))
-    for chunk in scoring_chunks(bucket, anyone, catalogue, fixed, calendar.day_bounds(day)):
+    for chunk in chunks:
         for (name, cohort), mask in members.items():
             if mask[chunk.rows].any():
                 part = chunk.only(mask[chunk.rows])

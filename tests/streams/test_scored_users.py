@@ -74,6 +74,27 @@ def test_labels_are_the_discoveries_of_the_day(lake):
     }
 
 
+def test_sampled_negatives_are_few_drawn_from_the_candidates_and_leave_discoveries_alone(lake):
+    whole, sampled = (named(lake, chunks, "candidates") for chunks in (chunks_of(lake, 2), one_negative(lake, 2, 0)))
+    labels = named(lake, chunks_of(lake, 2), "labels")
+    for user, titles in sampled.items():
+        assert labels[user] & whole[user] <= titles <= whole[user]
+        assert len(titles - labels[user]) == 1
+
+
+def test_every_candidate_is_drawn_alike_whatever_the_company(lake):
+    drawn = [named(lake, one_negative(lake, 2, seed), "candidates")["carl"] for seed in range(300)]
+    counts = np.array([sum(title in titles for titles in drawn) for title in ("everywhere", "other", "south only")])
+    assert counts.sum() == 300
+    assert (np.abs(counts - 100) < 35).all()
+    alone = chunks_of(lake, 2, users=("carl",))[0].with_sampled_negatives(1, 7)
+    assert named(lake, [alone], "candidates")["carl"] == drawn[7]
+
+
+def one_negative(lake: Lake, number: int, seed: int) -> list[ScoringChunk]:
+    return [chunk.with_sampled_negatives(1, seed) for chunk in chunks_of(lake, number)]
+
+
 def test_promotion_ends_the_offer(tmp_path):
     ends = {"promoted_from": [None] * 4, "promoted_until": [day(4, 2, 0), None, None, None]}
     users = pa.table({"user_id": list(HOMES), "territory": list(HOMES.values())})

@@ -8,6 +8,7 @@
 No score leaves the task that computed it: what travels are histograms, whose size does not grow with the users.
 """
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,8 @@ from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.training.run import RunRecord, load_plan, load_snapshot
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -142,16 +145,24 @@ def _count(
     lake: Lake, calendar: Calendar, sample: SampleConfig, days: list[int], cohorts: list[str], progress
 ) -> tuple[TitleHistory, np.ndarray]:
     """History of the window by territory and title, and positives of the evaluation days by title."""
-    catalogue = Catalogue.of(lake, *calendar.day_bounds(0))
-    num_buckets = lake.manifest.num_buckets
+    catalogues = {day: Catalogue.of(lake, *calendar.day_bounds(day)) for day in (0, *days)}
+    catalogue, num_buckets, not_offered = catalogues[0], lake.manifest.num_buckets, 0
     shape = (len(lake.manifest.territories), len(catalogue.title_ids))
     popularity, day_positives = np.zeros(shape, dtype=np.int64), np.zeros(shape[1], dtype=np.int64)
     show = stage_progress(progress, "counting titles", num_buckets)
-    arguments = (lake, calendar, sample, days, cohorts[0], catalogue)
-    for _, (window_cells, positives) in map_buckets(count_bucket, range(num_buckets), *arguments, progress=show):
+    arguments = (lake, calendar, sample, days, cohorts[0], catalogues)
+    for _, (window_cells, positives, outside) in map_buckets(
+        count_bucket, range(num_buckets), *arguments, progress=show
+    ):
         cells, counts = window_cells
         popularity.ravel()[cells] += counts
         day_positives += positives
+        not_offered += outside
+    if not_offered:
+        logger.warning(
+            "%d discoveries of the evaluation days are in no figure: not offered in the user's territory",
+            not_offered,
+        )
     is_local = np.minimum((popularity > 0).sum(axis=0), catalogue.offer_mask.sum(axis=0)) <= 1
     return TitleHistory(popularity=popularity, is_local=is_local), day_positives
 

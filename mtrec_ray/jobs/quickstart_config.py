@@ -29,7 +29,11 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
         "train": {"model": {"groups": "each"}, "sample": {"random_fraction": 0.2, "active_fraction": 0.75}},
     },
     "movielens": {
-        "train": {"model": {"groups": "regions"}, "sample": {"test_fraction": 0.3}},
+        "train": {
+            "model": {"groups": "regions"},
+            "sample": {"test_fraction": 0.3},
+            "optim": {"lr": 1e-3, "epochs": 20},  # a small lake: 31 steps an epoch
+        },
     },
     "parquet": {},
 }

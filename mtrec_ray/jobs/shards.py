@@ -32,21 +32,37 @@ class Entry:
 
 
 def count_bucket(
-    index: int, lake: Lake, calendar: Calendar, sample: SampleConfig, days: list[int], cohort: str, catalogue: Catalogue
-) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray]:
-    bucket = Bucket.read(lake, index, catalogue.title_ids)
+    index: int,
+    lake: Lake,
+    calendar: Calendar,
+    sample: SampleConfig,
+    days: list[int],
+    cohort: str,
+    catalogues: dict[int, Catalogue],
+) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, int]:
+    """What a bucket adds to the counts before scoring; `catalogues` by day, 0 = the window.
+
+    Returns:
+        (cells, counts) of territory * num_titles + title with discoveries of training users in the window;
+        (num_titles,) discoveries of the cohort on the evaluation days; those of them that are not offered.
+    """
+    window = catalogues[0]
+    num_titles = len(window.title_ids)
+    bucket = Bucket.read(lake, index, window.title_ids)
     split = split_of(bucket.keys, sample)
-    num_titles = len(catalogue.title_ids)
-    window = bucket.discoveries(*calendar.day_bounds(0), catalogue.offer_mask)
-    window = window[split[bucket.event_user[window]] == TRAIN]
-    cell = bucket.territory[bucket.event_user[window]].astype(np.int64) * num_titles + bucket.event_title[window]
-    positives = np.zeros(num_titles, dtype=np.int64)
+    found = bucket.discoveries(*calendar.day_bounds(0), window.offer_mask)
+    found = found[split[bucket.event_user[found]] == TRAIN]
+    cell = bucket.territory[bucket.event_user[found]].astype(np.int64) * num_titles + bucket.event_title[found]
+    positives, not_offered = np.zeros(num_titles, dtype=np.int64), 0
     wanted = {HELD_OUT: TEST, TRAINED: TRAIN, VALIDATED: VALIDATION}[cohort]
     for day in days:
-        events = bucket.discoveries(*calendar.day_bounds(day), np.ones_like(catalogue.offer_mask))
+        mask = catalogues[day].offer_mask
+        events = bucket.discoveries(*calendar.day_bounds(day), np.ones_like(mask))
         events = events[split[bucket.event_user[events]] == wanted]
-        positives += np.bincount(bucket.event_title[events], minlength=num_titles)
-    return np.unique(cell, return_counts=True), positives
+        offered = mask[bucket.territory[bucket.event_user[events]], bucket.event_title[events]]
+        positives += np.bincount(bucket.event_title[events[offered]], minlength=num_titles)
+        not_offered += int((~offered).sum())
+    return np.unique(cell, return_counts=True), positives, not_offered
 
 
 def score_shard(

@@ -70,6 +70,11 @@ class Bucket:
         seen = (self.event_time >= month_start(start)) & (self.event_time < moment(end))
         return np.unique(pair_code(self.event_user[seen], self.event_title[seen]))
 
+    def has_events_before(self, when: datetime) -> np.ndarray:
+        """(N,) bool: at least one event before `when`."""
+        earlier = self.event_user[self.event_time < moment(when)]
+        return np.bincount(earlier, minlength=len(self.keys)) > 0
+
     def active(self, end: datetime, active_days: int) -> np.ndarray:
         """(N,) bool: at least one event in the last `active_days` before `end`."""
         since = moment(end) - np.timedelta64(active_days, "D")

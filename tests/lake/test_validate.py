@@ -75,6 +75,14 @@ def test_equal_events_are_kept_and_null_moments_are_not():
     assert bad["reason"].to_pylist() == ["null_timestamp"]
 
 
+def test_events_of_one_moment_keep_the_order_of_the_source():
+    moment = datetime(2024, 1, 1, tzinfo=UTC)
+    times = [moment.replace(day=2), moment, moment, moment]
+    events = pa.table({"user_id": ["a"] * 4, "title_id": ["t", "z", "b", "m"], "timestamp": pa.array(times, TIMESTAMP)})
+    good, _ = split_events(events, pa.array(["a"]), pa.array(["b", "m", "t", "z"]))
+    assert good["title_id"].to_pylist() == ["z", "b", "m", "t"]
+
+
 def test_one_unknown_title_rejects_its_candidates():
     rows = pa.table(
         {

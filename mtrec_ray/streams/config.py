@@ -31,6 +31,9 @@ class SampleConfig(Config):
     """`control` adds random users, active or not, that bring as many positives as the active set would."""
     alpha: Annotated[float, Field(allow_inf_nan=False)] | Literal["auto"] = 10.0
     """Negatives per positive; `auto` = sampled users / users with a positive on a mean day."""
+    cold_fraction: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
+    """Share of the window's rows that lose their interaction vector, so that the model learns what to offer a user
+    without history; `auto` = the share of the window's last day's discoveries that new users made."""
 
     @model_validator(mode="after")
     def _contradictions(self) -> "SampleConfig":

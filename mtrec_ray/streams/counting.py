@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from datetime import datetime
+from datetime import datetime, timedelta
 
 import numpy as np
 
@@ -58,6 +58,10 @@ class PairCounts:
     """(phases, territories) pairs that could become negatives."""
     user_days: np.ndarray
     """(phases,) distinct (user, day) with a positive."""
+    last_day: int
+    """Positives of the window's last day."""
+    last_day_cold: int
+    """Those of them by users without an event before that day."""
     not_offered: int
     """Discoveries of the window whose title is not offered in the user's territory."""
 
@@ -104,12 +108,17 @@ def count_pairs(
     counted = [_count_phase(bucket, sampled, phase, calendar, num_territories) for phase in phases]
     everything = np.ones_like(phases[0].catalogue.offer_mask)
     found = bucket.event_user[bucket.discoveries(phases[0].start, phases[0].end, everything)]
+    last_day = phases[0].end - timedelta(seconds=calendar.day_s)
+    last_day_users = bucket.event_user[bucket.discoveries(last_day, phases[0].end, phases[0].catalogue.offer_mask)]
+    last_day_users = last_day_users[sampled[last_day_users]]
     return PairCounts(
         sampled=len(rows),
         added=np.bincount(bucket.territory[rows[added]], minlength=num_territories),
         positives=np.array([positives for positives, _, _ in counted]),
         eligible=np.array([eligible for _, eligible, _ in counted]),
         user_days=np.array([user_days for _, _, user_days in counted]),
+        last_day=len(last_day_users),
+        last_day_cold=int((~bucket.has_events_before(last_day)[last_day_users]).sum()),
         not_offered=int(sampled[found].sum()) - int(counted[0][0].sum()),
     )
 

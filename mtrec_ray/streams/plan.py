@@ -41,8 +41,10 @@ class PhasePlan(_Frozen):
     """Per territory."""
     eligible: list[int]
     """Per territory: (sampled user, offered title) that could become negatives."""
-    num_folds: int
+    num_folds: int = 1
     """Rows a user travels in: its cross-fitting folds in the window, else 1."""
+    cold_fraction: float = 0.0
+    """Share of the rows that travel without their interaction vector."""
 
     @property
     def mean_pairs(self) -> float:
@@ -97,7 +99,12 @@ def make_plan(
     phases = [Phase(*calendar.day_bounds(day), catalogues[day]) for day in range(num_phases)]
     show = stage_progress(progress, "counting pairs", len(buckets))
     per_bucket = dict(map_buckets(count_pairs, buckets, lake, sample, calendar, rates, phases, progress=show))
-    folds = max(1, lake.manifest.embeddings.num_folds)
+    counts = list(per_bucket.values())
+    planned = [_plan_phase(day, phase, counts, sample, calendar) for day, phase in enumerate(phases)]
+    window_rows = {
+        "num_folds": max(1, lake.manifest.embeddings.num_folds),
+        "cold_fraction": _cold_fraction(lake, sample, calendar, counts),
+    }
     return PairPlan(
         lake_hash=lake.manifest.lake_hash,
         sample=sample,
@@ -105,15 +112,12 @@ def make_plan(
         users=users.users.tolist(),
         training_users=users.training.tolist(),
         random_users=users.random.tolist(),
-        added_users=np.sum([counts.added for counts in per_bucket.values()], axis=0).tolist(),
+        added_users=np.sum([part.added for part in counts], axis=0).tolist(),
         active_users=users.active.tolist(),
         added_rates=rates.tolist(),
         sampled_per_bucket=[per_bucket[bucket].sampled for bucket in buckets],
-        phases=[
-            _plan_phase(day, phases[day], list(per_bucket.values()), sample, calendar, folds if day == 0 else 1)
-            for day in range(num_phases)
-        ],
-        not_offered_positives=sum(counts.not_offered for counts in per_bucket.values()),
+        phases=[planned[0].model_copy(update=window_rows), *planned[1:]],
+        not_offered_positives=sum(part.not_offered for part in counts),
     )
 
 
@@ -127,13 +131,32 @@ def added_rates(counts: UserCounts, sample: SampleConfig) -> np.ndarray:
     return np.full(len(rates), min(1.0, positives / max(1, counts.other_positives.sum())))
 
 
+def _cold_fraction(lake: Lake, sample: SampleConfig, calendar: Calendar, counts: list[PairCounts]) -> float:
+    """Share of the window's rows that lose their interaction vector (DropoutNet, Volkovs et al. 2017).
+
+    Everybody who is trained on in the window has a history there, and a model that never met an empty one gives new
+    users worse lists than plain popularity: PR-AUC 0.011 against 0.024 on MovieLens-100K's validation users, three in
+    four of them new; 0.026 with half of the rows emptied.
+    """
+    if not lake.manifest.embeddings.interaction_width:
+        if sample.cold_fraction not in ("auto", 0):
+            raise UserError(
+                f"sample.cold_fraction = {sample.cold_fraction} has no effect: the lake has no interaction vectors"
+            )
+        return 0.0
+    if sample.cold_fraction != "auto":
+        return sample.cold_fraction
+    if not calendar.ordered:
+        return 0.0
+    return min(0.5, sum(c.last_day_cold for c in counts) / max(1, sum(c.last_day for c in counts)))
+
+
 def _plan_phase(
     day: int,
     phase: Phase,
     counts: list[PairCounts],
     sample: SampleConfig,
     calendar: Calendar,
-    num_folds: int,
 ) -> PhasePlan:
     positives = np.sum([c.positives[day] for c in counts], axis=0)
     eligible = np.sum([c.eligible[day] for c in counts], axis=0)
@@ -161,5 +184,4 @@ def _plan_phase(
         negative_rate=float(min(1.0, wanted)),
         positives=positives.tolist(),
         eligible=eligible.tolist(),
-        num_folds=num_folds,
     )

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import ray
 
-from mtrec_ray.hashing import mix
+from mtrec_ray.hashing import mix, uniforms
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.folds import fold_of_pairs
 from mtrec_ray.lake.manifest import Embeddings, Lake, embedding_column, embedding_matrix
@@ -68,6 +68,11 @@ def read_segment(segment: Segment, lake: Lake, plan: PairPlan, from_step: int, s
     slots = order[wanted][used]
     offsets = np.concatenate([[0], np.cumsum(np.diff(offsets)[used])])
     vectors = embedding_matrix(bucket.users[column]).reshape(len(bucket.keys), folds, -1)
+    vectors = vectors[rows[slots // folds], slots % folds]  # (S, user_width)
+    if phase.cold_fraction:
+        fold = (slots % folds).astype(np.uint64)
+        draws = uniforms(bucket.keys[rows[slots // folds]], "cold", seed, segment.epoch, fold)
+        vectors[draws < phase.cold_fraction, -lake.manifest.embeddings.interaction_width :] = 0
     return pa.table(
         {
             "lane": np.full(len(slots), segment.lane, dtype=np.int32),
@@ -75,7 +80,7 @@ def read_segment(segment: Segment, lake: Lake, plan: PairPlan, from_step: int, s
             "territory": bucket.territory[rows[slots // folds]],
             "title_index": pa.ListArray.from_arrays(offsets.astype(np.int32), pairs.title_index[taken]),
             "label": pa.ListArray.from_arrays(offsets.astype(np.int32), pairs.label[taken]),
-            "embedding": embedding_column(vectors[rows[slots // folds], slots % folds]),
+            "embedding": embedding_column(vectors),
         }
     )
 

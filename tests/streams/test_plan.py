@@ -1,9 +1,16 @@
 """The counting passes against counts by hand, and what alpha and tau do to them."""
 
+# pyright: reportAttributeAccessIssue=false
+
+from datetime import timedelta
+
 import numpy as np
+import pyarrow.compute as pc
 import pytest
 
+from mtrec_ray.errors import UserError
 from mtrec_ray.lake.bucket import Bucket
+from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.plan import make_plan
 from mtrec_ray.streams.sampling import TEST, sampled_users, split_of
@@ -55,6 +62,27 @@ def test_alpha_auto_is_sampled_users_over_users_with_a_positive_on_a_mean_day(la
     plan = make_plan(lake, SampleConfig(alpha="auto", random_fraction=1.0, active_fraction=0), CALENDAR)
     # 70% of the users watch 6 times in 90 days: nearly each event is a (user, day) of its own
     assert plan.phases[0].alpha == pytest.approx(90 / (0.7 * 6), rel=0.15)
+
+
+def test_cold_fraction_is_the_share_of_the_last_days_discoveries_that_new_users_make(lake):
+    embeddings = lake.manifest.embeddings.model_copy(update={"interaction_width": 4})
+    lake = Lake(lake.uri, lake.manifest.model_copy(update={"embeddings": embeddings}))
+    sample = SampleConfig(random_fraction=1.0, active_fraction=0)
+    month = CALENDAR.model_copy(update={"day_s": 30 * 86_400})
+    assert make_plan(lake, sample, CALENDAR).phases[0].cold_fraction < 0.05  # nearly everybody was there before
+    last_day = CALENDAR.window_end - timedelta(days=30)
+    events = lake.read("events").filter(pc.field("timestamp") < CALENDAR.window_end)
+    first = events.group_by("user_id").aggregate([("timestamp", "min")])
+    new = first.filter(pc.field("timestamp_min") >= last_day)["user_id"]
+    late = events.filter(pc.field("timestamp") >= last_day)
+    expected = pc.mean(pc.is_in(late["user_id"], new)).as_py()
+    assert make_plan(lake, sample, month).phases[0].cold_fraction == pytest.approx(expected, abs=0.02)
+    assert make_plan(lake, sample, month.model_copy(update={"ordered": False})).phases[0].cold_fraction == 0
+
+
+def test_a_cold_fraction_without_interaction_vectors_is_refused(lake):
+    with pytest.raises(UserError, match=r"sample.cold_fraction = 0.3 has no effect"):
+        make_plan(lake, SampleConfig(cold_fraction=0.3), CALENDAR)
 
 
 def test_tau_zero_adds_as_many_users_in_each_territory(lake):

@@ -1,13 +1,14 @@
 """The rows of each step, read without Ray: the same for any number of workers, from any step, for any bucket count."""
 
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from mtrec_ray.hashing import user_keys
 from mtrec_ray.lake.bucket import Bucket
-from mtrec_ray.lake.manifest import embedding_matrix
+from mtrec_ray.lake.manifest import Lake, embedding_matrix
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.pairs import labelled_pairs
@@ -90,6 +91,23 @@ def test_an_epoch_holds_exactly_the_labelled_pairs_of_the_sample(random_lake):
         pairs = labelled_pairs(bucket, rows, catalogue, CALENDAR.day_bounds(0), NEGATIVE_RATE, salt)
         expected.update(zip(pairs.title_index.tolist(), pairs.label.tolist(), strict=True))
     assert read == expected
+
+
+def test_cold_rows_lose_their_vector_and_keep_their_pairs(random_lake):
+    embeddings = random_lake.manifest.embeddings.model_copy(update={"interaction_width": 4})
+    lake = Lake(random_lake.uri, random_lake.manifest.model_copy(update={"embeddings": embeddings}))
+    warm = schedule_of(lake)
+    phase = warm.plan.phases[0].model_copy(update={"cold_fraction": 0.3})
+    cold = replace(warm, plan=warm.plan.model_copy(update={"phases": [phase]}))
+    empty = []
+    for before, after in zip(read_steps(lake, warm), read_steps(lake, cold), strict=True):
+        is_empty = ~after.embedding.any(axis=1)
+        assert (after.title_index == before.title_index).all()
+        assert (after.embedding[~is_empty] == before.embedding[~is_empty]).all()
+        empty.append(is_empty)
+    epochs = np.array_split(np.concatenate(empty), 2)
+    assert np.mean(epochs) == pytest.approx(0.3, abs=0.05)
+    assert 0.2 < (epochs[0] != epochs[1][: len(epochs[0])]).mean() < 0.6  # drawn again in each epoch
 
 
 def test_embeddings_belong_to_their_users(random_lake):

@@ -20,6 +20,7 @@ from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.counting import PairCounts, Phase, UserCounts, count_pairs, count_users
 from mtrec_ray.streams.sampling import adaptive_rates
+from mtrec_ray.streams.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,18 @@ class PairPlan(_Frozen):
     phases: list[PhasePlan]
     not_offered_positives: int
     """Discoveries of the window left out because the title is not offered (or promoted) in the user's territory."""
+
+    def schedule(self, epochs: tuple[int, ...], batch_pairs: int, lanes: int, seed: int) -> Schedule:
+        """Steps of `batch_pairs` pairs on average for so many epochs of each phase."""
+        return Schedule(
+            slots_per_bucket=tuple(
+                tuple(n * phase.num_folds for n in self.sampled_per_bucket) for phase in self.phases
+            ),
+            steps_per_epoch=tuple(max(1, round(phase.mean_pairs / batch_pairs)) for phase in self.phases),
+            epochs=epochs,
+            seed=seed,
+            lanes=lanes,
+        )
 
 
 def make_plan(

@@ -85,7 +85,7 @@ def read_segment(segment: Segment, lake: Lake, plan: PairPlan, from_step: int, s
     )
 
 
-def stream_rows(lake: Lake, schedule: Schedule, lanes: set[int], from_step: int) -> Iterator[pa.Table]:
+def stream_rows(lake: Lake, plan: PairPlan, schedule: Schedule, lanes: set[int], from_step: int) -> Iterator[pa.Table]:
     """Blocks of rows of some lanes in schedule order, read ahead by Ray Data tasks anywhere in the cluster."""
     segments = schedule.segments(lanes, from_step)
     if not segments:
@@ -96,7 +96,7 @@ def stream_rows(lake: Lake, schedule: Schedule, lanes: set[int], from_step: int)
         _read_item,  # pyright: ignore[reportArgumentType]  (the stub forgets fn_kwargs)
         batch_size=None,
         batch_format="pyarrow",
-        fn_kwargs={"lake": lake, "plan": schedule.plan, "from_step": from_step, "seed": schedule.seed},
+        fn_kwargs={"lake": lake, "plan": plan, "from_step": from_step, "seed": schedule.seed},
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
 
@@ -123,12 +123,12 @@ def step_batches(blocks: Iterable[pa.Table], lanes: set[int], steps: range, user
 
 
 def training_batches(
-    lake: Lake, schedule: Schedule, rank: int, num_workers: int, from_step: int = 0
+    lake: Lake, plan: PairPlan, schedule: Schedule, rank: int, num_workers: int, from_step: int = 0
 ) -> Iterator[StepRows]:
     """One worker's share of every global step from `from_step` to the end."""
     lanes = lanes_of_worker(rank, num_workers, schedule.lanes)
     lanes &= {segment.lane for segment in schedule.segments(lanes, from_step)}  # a tiny lake leaves lanes without rows
-    blocks = stream_rows(lake, schedule, lanes, from_step)
+    blocks = stream_rows(lake, plan, schedule, lanes, from_step)
     width = lake.manifest.embeddings.user_width
     yield from step_batches(blocks, lanes, range(from_step, schedule.num_steps), width)
 

@@ -1,7 +1,7 @@
 """Which slot of which bucket belongs to which training step, decided before the first row is read.
 
-A **slot** is one row of the stream: a sampled user (in the window: one cross-fitting fold of it). In each epoch the
-buckets are put in a seeded order and their slots in a row. This row is cut into `lanes` equal stretches, and step b
+A **slot** is one row of the stream, such as a sampled user (in the window: one cross-fitting fold of it). In each epoch
+the buckets are put in a seeded order and their slots in a row. This row is cut into `lanes` equal stretches, and step b
 takes the b-th piece of every lane: a global batch is a mix of `lanes` buckets, each a random sample of the users, with
 no shuffle anywhere. Workers share the lanes, so the batch of a step does not depend on their number, every worker has
 equally many steps, every slot comes once an epoch, and a position in the stream is one number: the global step.
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtrec_ray.hashing import mix
-from mtrec_ray.streams.plan import PairPlan
 
 
 @dataclass(frozen=True)
@@ -53,27 +52,24 @@ class Segment:
 class Schedule:
     """Steps of every epoch of every phase."""
 
-    plan: PairPlan
-    seed: int
-    lanes: int
+    slots_per_bucket: tuple[tuple[int, ...], ...]
+    """Slots of each bucket, for each phase."""
+    steps_per_epoch: tuple[int, ...]
+    """Steps of an epoch of each phase."""
     epochs: tuple[int, ...]
     """Epochs of each phase."""
-    batch_pairs: int
-
-    def steps_per_epoch(self, phase: int) -> int:
-        return max(1, round(self.plan.phases[phase].mean_pairs / self.batch_pairs))
-
-    def slots_per_bucket(self, phase: int) -> np.ndarray:
-        """(buckets,) slots of each bucket."""
-        return np.array(self.plan.sampled_per_bucket) * self.plan.phases[phase].num_folds
+    seed: int
+    lanes: int
 
     @property
     def num_steps(self) -> int:
-        return sum(epochs * self.steps_per_epoch(phase) for phase, epochs in enumerate(self.epochs))
+        return self.phase_ends()[-1]
 
     def phase_ends(self) -> list[int]:
         """Global step after the last step of each phase."""
-        return np.cumsum([epochs * self.steps_per_epoch(phase) for phase, epochs in enumerate(self.epochs)]).tolist()
+        return np.cumsum(
+            [epochs * steps for epochs, steps in zip(self.epochs, self.steps_per_epoch, strict=True)]
+        ).tolist()
 
     def phase_progress(self, step: int) -> float:
         """Share in [0, 1) of its phase's steps that come before this global step."""
@@ -94,10 +90,10 @@ class Schedule:
         for phase, epochs in enumerate(self.epochs):
             for epoch in range(epochs):
                 yield from self._epoch_segments(phase, epoch, first_step)
-                first_step += self.steps_per_epoch(phase)
+                first_step += self.steps_per_epoch[phase]
 
     def _epoch_segments(self, phase: int, epoch: int, first_step: int) -> Iterator[Segment]:
-        slots = self.slots_per_bucket(phase)
+        slots = np.array(self.slots_per_bucket[phase])
         order = np.argsort(
             mix(np.arange(len(slots), dtype=np.uint64), "bucket order", self.seed, phase, epoch),
             kind="stable",
@@ -119,7 +115,7 @@ class Schedule:
                         first_position=start - cuts[lane],
                         lane_length=cuts[lane + 1] - cuts[lane],
                         first_step=first_step,
-                        num_steps=self.steps_per_epoch(phase),
+                        num_steps=self.steps_per_epoch[phase],
                     )
 
 

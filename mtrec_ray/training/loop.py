@@ -94,7 +94,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
     # Train
     save_due = _Clock(config.runner.checkpoint_every_s, world_size, trainee.catalogue.device)
     phase_ends = schedule.phase_ends()
-    for rows in training_batches(lake, schedule, rank, world_size, from_step=step):
+    for rows in training_batches(lake, plan, schedule, rank, world_size, from_step=step):
         if rows.step in phase_ends:
             mean_loss = RunningMean()
         set_learning_rate(trainee.optimizer, config.optim.decay, schedule.phase_progress(rows.step))

@@ -79,7 +79,7 @@ def schedule_of(record: RunRecord, plan: PairPlan) -> Schedule:
     """Every step of the run."""
     optim = record.config.optim
     epochs = (optim.epochs, *[optim.day_epochs] * (len(plan.phases) - 1))
-    return Schedule(plan, record.config.seed, optim.lanes, epochs, optim.batch_pairs)
+    return plan.schedule(epochs, optim.batch_pairs, optim.lanes, record.config.seed)
 
 
 def snapshot_uri(uri: str, day: int) -> str:

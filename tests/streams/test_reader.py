@@ -1,7 +1,6 @@
 """The rows of each step, read without Ray: the same for any number of workers, from any step, for any bucket count."""
 
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from mtrec_ray.streams.reader import read_segment, step_batches
 from mtrec_ray.streams.sampling import sampled_users
 from mtrec_ray.streams.schedule import Schedule, lanes_of_worker
 from tests.streams.lakes import CALENDAR, random_rows, write_lake
-from tests.streams.test_schedule import make_schedule
+from tests.streams.test_schedule import make_plan
 
 NEGATIVE_RATE = 0.2
 
@@ -28,21 +27,23 @@ def plan_of(lake, seed=0):
     for bucket in range(lake.manifest.num_buckets):
         rows = Bucket.read(lake, bucket, lake.titles["title_id"].combine_chunks())
         counts.append(len(sampled_users(rows, sample, CALENDAR, np.zeros(2))[0]))
-    base = make_schedule(counts, 1, epochs=(2,)).plan
+    base = make_plan(counts, 1)
     phase = base.phases[0].model_copy(update={"negative_rate": NEGATIVE_RATE, "positives": [900], "eligible": [5000]})
     return base.model_copy(
         update={"sample": sample, "phases": [phase], "added_rates": [0.0, 0.0], "lake_hash": lake.manifest.lake_hash}
     )
 
 
-def schedule_of(lake, seed=0) -> Schedule:
-    return Schedule(plan_of(lake, seed), seed=seed, lanes=4, epochs=(2,), batch_pairs=200)
+def schedule_of(plan) -> Schedule:
+    return plan.schedule(epochs=(2,), batch_pairs=200, lanes=4, seed=plan.sample.seed)
 
 
-def read_steps(lake, schedule, rank=0, num_workers=1, from_step=0):
+def read_steps(lake, plan=None, rank=0, num_workers=1, from_step=0):
+    plan = plan or plan_of(lake)
+    schedule = schedule_of(plan)
     lanes = lanes_of_worker(rank, num_workers, schedule.lanes)
     segments = schedule.segments(lanes, from_step)
-    blocks = (read_segment(s, lake, schedule.plan, from_step, schedule.seed) for s in segments)
+    blocks = (read_segment(s, lake, plan, from_step, schedule.seed) for s in segments)
     return list(step_batches(blocks, lanes, range(from_step, schedule.num_steps), lake.manifest.embeddings.user_width))
 
 
@@ -67,20 +68,19 @@ def content(batch):
 
 
 def test_every_step_comes_once_and_in_order(random_lake):
-    schedule = schedule_of(random_lake)
-    batches = read_steps(random_lake, schedule)
+    schedule, batches = schedule_of(plan_of(random_lake)), read_steps(random_lake)
     assert [batch.step for batch in batches] == list(range(schedule.num_steps))
     pairs = [len(batch.label) for batch in batches]
     assert min(pairs) > 0.5 * np.mean(pairs)
 
 
 def test_an_epoch_holds_exactly_the_labelled_pairs_of_the_sample(random_lake):
-    schedule = schedule_of(random_lake)
-    half = schedule.steps_per_epoch(0)
+    plan = plan_of(random_lake)
+    half = schedule_of(plan).steps_per_epoch[0]
     read = Counter()
-    for batch in read_steps(random_lake, schedule)[:half]:
+    for batch in read_steps(random_lake, plan)[:half]:
         read.update(zip(batch.title_index.tolist(), batch.label.tolist(), strict=True))
-    expected, plan = Counter(), schedule.plan
+    expected = Counter()
     catalogue = Catalogue.of(random_lake, *CALENDAR.day_bounds(0))
     from mtrec_ray.hashing import mix
 
@@ -96,9 +96,9 @@ def test_an_epoch_holds_exactly_the_labelled_pairs_of_the_sample(random_lake):
 def test_cold_rows_lose_their_vector_and_keep_their_pairs(random_lake):
     embeddings = random_lake.manifest.embeddings.model_copy(update={"interaction_width": 4})
     lake = Lake(random_lake.uri, random_lake.manifest.model_copy(update={"embeddings": embeddings}))
-    warm = schedule_of(lake)
-    phase = warm.plan.phases[0].model_copy(update={"cold_fraction": 0.3})
-    cold = replace(warm, plan=warm.plan.model_copy(update={"phases": [phase]}))
+    warm = plan_of(lake)
+    phase = warm.phases[0].model_copy(update={"cold_fraction": 0.3})
+    cold = warm.model_copy(update={"phases": [phase]})
     empty = []
     for before, after in zip(read_steps(lake, warm), read_steps(lake, cold), strict=True):
         is_empty = ~after.embedding.any(axis=1)
@@ -121,24 +121,23 @@ def test_embeddings_belong_to_their_users(random_lake):
             strict=True,
         ):
             embedding_of[vector.tobytes()] = (key, territory)
-    for batch in read_steps(random_lake, schedule_of(random_lake)):
+    for batch in read_steps(random_lake):
         for vector, territory in zip(batch.embedding, batch.territory, strict=True):
             assert embedding_of[vector.tobytes()][1] == ["north", "south"][territory]
 
 
 @pytest.mark.parametrize("num_workers", [2, 3, 4])
 def test_workers_shares_add_up_to_the_global_batch(random_lake, num_workers):
-    schedule = schedule_of(random_lake)
-    shares = [read_steps(random_lake, schedule, rank, num_workers) for rank in range(num_workers)]
-    for alone, *parts in zip(read_steps(random_lake, schedule), *shares, strict=True):
+    plan = plan_of(random_lake)
+    shares = [read_steps(random_lake, plan, rank, num_workers) for rank in range(num_workers)]
+    for alone, *parts in zip(read_steps(random_lake, plan), *shares, strict=True):
         assert sum((content(part) for part in parts), Counter()) == content(alone)
 
 
 @pytest.mark.parametrize("from_step", [1, 7, 11])
 def test_resuming_gives_the_same_batches_bit_for_bit(random_lake, from_step):
-    schedule = schedule_of(random_lake)
-    straight = read_steps(random_lake, schedule)[from_step:]
-    resumed = read_steps(random_lake, schedule, from_step=from_step)
+    straight = read_steps(random_lake)[from_step:]
+    resumed = read_steps(random_lake, from_step=from_step)
     for one, other in zip(straight, resumed, strict=True):
         for name in ("embedding", "territory", "offsets", "title_index", "label"):
             assert np.array_equal(getattr(one, name), getattr(other, name)), name
@@ -149,14 +148,14 @@ def test_the_pairs_do_not_depend_on_the_bucket_count(random_lake, tmp_path, num_
     other = write_lake(tmp_path / "lake", *random_rows(), num_buckets=num_buckets)
 
     def pairs(lake):
-        schedule = schedule_of(lake)
-        return sum((content(b) for b in read_steps(lake, schedule)[: schedule.steps_per_epoch(0)]), Counter())
+        plan = plan_of(lake)
+        return sum((content(b) for b in read_steps(lake, plan)[: schedule_of(plan).steps_per_epoch[0]]), Counter())
 
     assert pairs(other) == pairs(random_lake)
 
 
 def test_another_seed_draws_other_negatives(random_lake):
-    one, two = (read_steps(random_lake, schedule_of(random_lake, seed))[0] for seed in (0, 1))
+    one, two = (read_steps(random_lake, plan_of(random_lake, seed))[0] for seed in (0, 1))
     assert content(one) != content(two)
 
 

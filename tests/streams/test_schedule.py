@@ -14,6 +14,10 @@ from tests.streams.lakes import CALENDAR
 
 
 def make_schedule(per_bucket, pairs, *, lanes=4, epochs=(2,), folds=1, batch_pairs=100) -> Schedule:
+    return make_plan(per_bucket, pairs, len(epochs), folds).schedule(epochs, batch_pairs, lanes, seed=0)
+
+
+def make_plan(per_bucket, pairs, num_phases=1, folds=1) -> PairPlan:
     phases = [
         PhasePlan(
             day=day,
@@ -25,9 +29,9 @@ def make_schedule(per_bucket, pairs, *, lanes=4, epochs=(2,), folds=1, batch_pai
             eligible=[1],
             num_folds=folds if day == 0 else 1,
         )
-        for day in range(len(epochs))
+        for day in range(num_phases)
     ]
-    plan = PairPlan(
+    return PairPlan(
         lake_hash="",
         sample=SampleConfig(),
         calendar=CALENDAR,
@@ -41,7 +45,6 @@ def make_schedule(per_bucket, pairs, *, lanes=4, epochs=(2,), folds=1, batch_pai
         phases=phases,
         not_offered_positives=0,
     )
-    return Schedule(plan, seed=0, lanes=lanes, epochs=epochs, batch_pairs=batch_pairs)
 
 
 def slots_by_step(schedule, lanes, from_step=0):
@@ -71,7 +74,7 @@ def test_each_slot_comes_once_an_epoch_in_batches_of_like_size(per_bucket, pairs
     assert set(found.values()) == {1}
     sizes = Counter(step for step, *_ in found)
     assert max(sizes) < schedule.num_steps
-    mean = total / schedule.steps_per_epoch(0)
+    mean = total / schedule.steps_per_epoch[0]
     assert all(abs(size - mean) <= lanes + 1 for size in sizes.values())
 
 

@@ -2,25 +2,24 @@
 
 1. `Schedule.segments`: which slots of which buckets this worker reads, in order   (no data)
 2. `read_segment`:      one segment's rows, read from its bucket                   (Ray Data task)
-3. `stream_rows`:       blocks of rows in schedule order                           (Ray Data, order preserved)
-4. `step_batches`:      one `StepRows` per global step                             (worker process)
+3. `stream_segments`:   blocks of rows in schedule order                           (Ray Data, order preserved)
+4. `rows_by_step`, `collate`: one `StepRows` per global step                       (worker process)
 
 A row is one user with all its labelled titles, so an embedding travels once and not once per pair.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from mtrec_ray.hashing import mix, uniforms
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.folds import fold_of_pairs
 from mtrec_ray.lake.manifest import Embeddings, Lake, embedding_column, embedding_matrix
 from mtrec_ray.streams.catalogue import Catalogue
+from mtrec_ray.streams.ordered import rows_by_step, stream_segments
 from mtrec_ray.streams.pairs import Pairs, labelled_pairs
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.sampling import sampled_users
@@ -85,56 +84,17 @@ def read_segment(segment: Segment, lake: Lake, plan: PairPlan, from_step: int, s
     )
 
 
-def stream_rows(lake: Lake, plan: PairPlan, schedule: Schedule, lanes: set[int], from_step: int) -> Iterator[pa.Table]:
-    """Blocks of rows of some lanes in schedule order, read ahead by Ray Data tasks anywhere in the cluster."""
-    segments = schedule.segments(lanes, from_step)
-    if not segments:
-        return
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    dataset = ray.data.from_items([asdict(s) for s in segments], override_num_blocks=len(segments)).map_batches(
-        _read_item,  # pyright: ignore[reportArgumentType]  (the stub forgets fn_kwargs)
-        batch_size=None,
-        batch_format="pyarrow",
-        fn_kwargs={"lake": lake, "plan": plan, "from_step": from_step, "seed": schedule.seed},
-    )
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
-
-
-def step_batches(blocks: Iterable[pa.Table], lanes: set[int], steps: range, user_width: int) -> Iterator[StepRows]:
-    """Exactly one `StepRows` per step, empty ones included.
-
-    A step is complete once every lane has shown a row of a later step or the stream has ended; what is kept waiting is
-    at most about a segment a lane.
-    """
-    waiting: dict[int, list[pa.Table]] = defaultdict(list)
-    last_seen = dict.fromkeys(lanes, -1)
-    next_step = steps.start
-    for block in blocks:
-        for lane, part in _by_run(block, "lane"):
-            for step, rows in _by_run(part, "step"):
-                waiting[step].append(rows)
-                last_seen[lane] = step
-        while last_seen and next_step < min(last_seen.values()):
-            yield _collate(next_step, waiting.pop(next_step, []), user_width)
-            next_step += 1
-    for step in range(next_step, steps.stop):
-        yield _collate(step, waiting.pop(step, []), user_width)
-
-
 def training_batches(
     lake: Lake, plan: PairPlan, schedule: Schedule, rank: int, num_workers: int, from_step: int = 0
 ) -> Iterator[StepRows]:
     """One worker's share of every global step from `from_step` to the end."""
     lanes = lanes_of_worker(rank, num_workers, schedule.lanes)
     lanes &= {segment.lane for segment in schedule.segments(lanes, from_step)}  # a tiny lake leaves lanes without rows
-    blocks = stream_rows(lake, plan, schedule, lanes, from_step)
-    width = lake.manifest.embeddings.user_width
-    yield from step_batches(blocks, lanes, range(from_step, schedule.num_steps), width)
-
-
-def _read_item(items: pa.Table, lake: Lake, plan: PairPlan, from_step: int, seed: int) -> pa.Table:
-    return pa.concat_tables([read_segment(Segment(**item), lake, plan, from_step, seed) for item in items.to_pylist()])
+    segments = schedule.segments(lanes, from_step)
+    shared = {"lake": lake, "plan": plan, "from_step": from_step, "seed": schedule.seed}
+    blocks = stream_segments(read_segment, segments, len(segments), **shared)
+    for step, rows in rows_by_step(blocks, lanes, range(from_step, schedule.num_steps)):
+        yield collate(step, rows, lake.manifest.embeddings.user_width)
 
 
 def _slots(bucket: Bucket, rows: np.ndarray, pairs: Pairs, folds: int, embeddings: Embeddings) -> np.ndarray:
@@ -167,17 +127,8 @@ def _group_pairs(slot_of_pair: np.ndarray, slots: np.ndarray, num_slots: int) ->
     return offsets, by_slot[np.repeat(starts[slots], counts[slots]) + within]
 
 
-def _by_run(table: pa.Table, column: str) -> Iterator[tuple[int, pa.Table]]:
-    """Consecutive rows with one value of `column`."""
-    values = table[column].to_numpy()
-    if len(values) == 0:
-        return
-    cuts = np.concatenate([[0], np.flatnonzero(np.diff(values)) + 1, [len(values)]])
-    for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-        yield int(values[start]), table.slice(start, stop - start)
-
-
-def _collate(step: int, parts: list[pa.Table], user_width: int) -> StepRows:
+def collate(step: int, parts: list[pa.Table], user_width: int) -> StepRows:
+    """The rows of one step, none included."""
     if not parts:
         empty = np.zeros(0, dtype=np.int32)
         return StepRows(

@@ -10,8 +10,9 @@ from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.manifest import Lake, embedding_matrix
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
+from mtrec_ray.streams.ordered import rows_by_step
 from mtrec_ray.streams.pairs import labelled_pairs
-from mtrec_ray.streams.reader import read_segment, step_batches
+from mtrec_ray.streams.reader import collate, read_segment
 from mtrec_ray.streams.sampling import sampled_users
 from mtrec_ray.streams.schedule import Schedule, lanes_of_worker
 from tests.streams.lakes import CALENDAR, random_rows, write_lake
@@ -44,7 +45,8 @@ def read_steps(lake, plan=None, rank=0, num_workers=1, from_step=0):
     lanes = lanes_of_worker(rank, num_workers, schedule.lanes)
     segments = schedule.segments(lanes, from_step)
     blocks = (read_segment(s, lake, plan, from_step, schedule.seed) for s in segments)
-    return list(step_batches(blocks, lanes, range(from_step, schedule.num_steps), lake.manifest.embeddings.user_width))
+    by_step = rows_by_step(blocks, lanes, range(from_step, schedule.num_steps))
+    return [collate(step, rows, lake.manifest.embeddings.user_width) for step, rows in by_step]
 
 
 def content(batch):
@@ -160,6 +162,7 @@ def test_another_seed_draws_other_negatives(random_lake):
 
 
 def test_a_step_without_rows_is_an_empty_batch():
-    (batch,) = step_batches([], {0}, range(1), user_width=4)
+    ((step, rows),) = rows_by_step([], {0}, range(1))
+    batch = collate(step, rows, user_width=4)
     assert batch.embedding.shape == (0, 4)
     assert batch.offsets.tolist() == [0]

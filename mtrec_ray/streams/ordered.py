@@ -1,0 +1,68 @@
+"""Rows of a schedule, read ahead by Ray Data tasks anywhere in the cluster and handed out step by step."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from mtrec_ray.streams.schedule import Segment
+
+ReadSegment = Callable[..., pa.Table]
+"""(segment, **shared) -> rows of one segment in slot order, with columns `lane` and `step` (int32)."""
+
+
+def stream_segments(
+    read_segment: ReadSegment, segments: list[Segment], num_blocks: int, **shared: Any
+) -> Iterator[pa.Table]:
+    """Blocks of rows in the order of the segments, read by `num_blocks` tasks."""
+    if not segments:
+        return
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    items = ray.data.from_items([asdict(s) for s in segments], override_num_blocks=min(num_blocks, len(segments)))
+    dataset = items.map_batches(
+        _read_items,  # pyright: ignore[reportArgumentType]  (the stub forgets fn_kwargs)
+        batch_size=None,
+        batch_format="pyarrow",
+        fn_kwargs={"read_segment": read_segment, "shared": shared},
+    )
+    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+
+
+def rows_by_step(blocks: Iterable[pa.Table], lanes: set[int], steps: range) -> Iterator[tuple[int, list[pa.Table]]]:
+    """Exactly one (step, its rows) per step, steps without rows included.
+
+    A step is complete once every lane has shown a row of a later step or the stream has ended; what is kept waiting is
+    at most about a block a lane.
+    """
+    waiting: dict[int, list[pa.Table]] = defaultdict(list)
+    last_seen = dict.fromkeys(lanes, -1)
+    next_step = steps.start
+    for block in blocks:
+        for lane, part in _by_run(block, "lane"):
+            for step, rows in _by_run(part, "step"):
+                waiting[step].append(rows)
+                last_seen[lane] = step
+        while last_seen and next_step < min(last_seen.values()):
+            yield next_step, waiting.pop(next_step, [])
+            next_step += 1
+    for step in range(next_step, steps.stop):
+        yield step, waiting.pop(step, [])
+
+
+def _read_items(items: pa.Table, read_segment: ReadSegment, shared: dict[str, Any]) -> pa.Table:
+    return pa.concat_tables([read_segment(Segment(**item), **shared) for item in items.to_pylist()])
+
+
+def _by_run(table: pa.Table, column: str) -> Iterator[tuple[int, pa.Table]]:
+    """Consecutive rows with one value of `column`."""
+    values = table[column].to_numpy()
+    if len(values) == 0:
+        return
+    cuts = np.concatenate([[0], np.flatnonzero(np.diff(values)) + 1, [len(values)]])
+    for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
+        yield int(values[start]), table.slice(start, stop - start)

@@ -195,22 +195,22 @@ def bucket_folder(table: str, bucket: int) -> str:
     return f"{table}/bucket={bucket:05d}"
 
 
-def embedding_matrix(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """(N, width) float16 view of a FixedSizeBinary(2 * width) column without nulls; read-only, no copy per row."""
+def embedding_matrix(column: pa.ChunkedArray | pa.Array, dtype: type[np.generic] = np.float16) -> np.ndarray:
+    """(N, width) view of a FixedSizeBinary column of `width` numbers a row, no nulls; read-only, no copy per row."""
     if isinstance(column, pa.ChunkedArray):
         column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    width = column.type.byte_width // 2
+    width = column.type.byte_width // np.dtype(dtype).itemsize
     _, buffer = column.buffers()
     if buffer is None or len(column) == 0:
-        return np.zeros((0, width), dtype=np.float16)
-    flat = np.frombuffer(buffer, dtype=np.float16, count=(column.offset + len(column)) * width)
+        return np.zeros((0, width), dtype=dtype)
+    flat = np.frombuffer(buffer, dtype=dtype, count=(column.offset + len(column)) * width)
     return flat.reshape(-1, width)[column.offset :]
 
 
-def embedding_column(matrix: np.ndarray) -> pa.Array:
-    """FixedSizeBinary(2 * width) column of an (N, width) matrix, cast to float16: the layout that reads fastest."""
-    matrix = np.ascontiguousarray(matrix, dtype=np.float16)
-    width = 2 * matrix.shape[1]
+def embedding_column(matrix: np.ndarray, dtype: type[np.generic] = np.float16) -> pa.Array:
+    """FixedSizeBinary column of an (N, width) matrix, cast to `dtype`: the layout that reads fastest."""
+    matrix = np.ascontiguousarray(matrix, dtype=dtype)
+    width = matrix.itemsize * matrix.shape[1]
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(matrix), [None, pa.py_buffer(matrix.tobytes())])
 
 

@@ -81,8 +81,8 @@ def split_titles(titles: pa.Table, rules: Rules) -> tuple[pa.Table, pa.Table]:
 def split_events(events: pa.Table, user_ids: pa.Array, title_ids: pa.Array) -> tuple[pa.Table, pa.Table]:
     """(accepted, rejected) rows sorted by user and time, against the accepted users and titles.
 
-    Events of one moment keep the order of the source (the sort is stable): three in four of MovieLens-100K's share their
-    second with another of their user, and which of them comes last decides a leave-one-out test.
+    Events of one moment keep the order of the source (the sort is stable): three in four of MovieLens-100K's share
+    their second with another of their user, and which of them comes last decides a leave-one-out test.
     """
     moments = events["timestamp"]
     first, after = (pa.scalar(moment, moments.type) for moment in (FIRST_MOMENT, AFTER_LAST_MOMENT))

@@ -1,0 +1,198 @@
+"""Windows of histories, what a sequential model is trained on, in the order of a schedule.
+
+A user's p training positions are cut in windows of `length`, at a phase drawn anew each epoch, so that each event meets
+every column; window w is one slot of the schedule, and every position is trained on once an epoch.
+
+Legend: `U` users, `W` windows, `B` windows of a step, `L` length, `m` sensitive attributes.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from mtrec_ray.console import ProgressCallback, stage_progress
+from mtrec_ray.errors import UserError
+from mtrec_ray.hashing import mix, uniforms
+from mtrec_ray.lake.cluster import map_buckets
+from mtrec_ray.lake.manifest import Lake, embedding_column, embedding_matrix
+from mtrec_ray.streams.ordered import rows_by_step, stream_segments
+from mtrec_ray.streams.schedule import Schedule, Segment, lanes_of_worker
+from mtrec_ray.streams.sequences import FILLER, SequenceConfig, Sequences, is_attacked, left_aligned
+
+WINDOWS_PER_BLOCK = 20_000
+
+
+class WindowPlan(BaseModel):
+    """What a reader of windows needs beside the lake."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lake_hash: str
+    sequences: SequenceConfig
+    length: int
+    """Events of a window."""
+    without_attacked: bool
+    """True: users whose attribute values are the attackers' are left out."""
+    users: int
+    short_users: int
+    """Users left out because their history is too short."""
+    positions: int
+    windows_per_bucket: list[int]
+    value_counts: list[list[int]]
+    """Users with each value, for each attribute."""
+
+    def schedule(self, epochs: int, batch_windows: int, lanes: int, seed: int) -> Schedule:
+        """So many epochs in steps of `batch_windows` windows on average."""
+        steps = max(1, round(sum(self.windows_per_bucket) / batch_windows))
+        return Schedule((tuple(self.windows_per_bucket),), (steps,), (epochs,), seed, lanes)
+
+
+@dataclass(frozen=True)
+class WindowBatch:
+    """What one worker trains on in one global step."""
+
+    step: int
+    history: np.ndarray
+    """(B, L) int64 title indices, oldest first, -1 behind them."""
+    targets: np.ndarray
+    """(B, L) int64 title of the event that follows each, -1 where there is none."""
+    attribute_index: np.ndarray
+    """(B, m) int64 values of the window's user, -1 = unknown."""
+
+
+def make_window_plan(
+    lake: Lake,
+    sequences: SequenceConfig,
+    length: int,
+    without_attacked: bool,
+    progress: ProgressCallback | None = None,
+) -> WindowPlan:
+    """Count the windows of each bucket; UserError where there is nothing to train on."""
+    buckets = range(lake.manifest.num_buckets)
+    show = stage_progress(progress, "counting histories", len(buckets))
+    counted = dict(map_buckets(_count, buckets, lake, sequences, length, without_attacked, progress=show))
+    counts = [counted[bucket] for bucket in buckets]
+    users = sum(count.users for count in counts)
+    if not sum(count.windows for count in counts):
+        whose = " outside the attacked part" if without_attacked else ""
+        raise UserError(
+            f"no user{whose} has {sequences.min_events} events: lower sequences.min_events or take another lake"
+        )
+    return WindowPlan(
+        lake_hash=lake.manifest.lake_hash,
+        sequences=sequences,
+        length=length,
+        without_attacked=without_attacked,
+        users=users,
+        short_users=sum(count.short_users for count in counts),
+        positions=sum(count.positions for count in counts),
+        windows_per_bucket=[count.windows for count in counts],
+        value_counts=[np.sum(column, axis=0).tolist() for column in zip(*(c.values for c in counts), strict=True)],
+    )
+
+
+def window_batches(
+    lake: Lake, plan: WindowPlan, schedule: Schedule, rank: int, num_workers: int, from_step: int = 0
+) -> Iterator[WindowBatch]:
+    """One worker's share of every global step from `from_step` to the end."""
+    lanes = lanes_of_worker(rank, num_workers, schedule.lanes)
+    segments = schedule.segments(lanes, from_step)
+    lanes &= {segment.lane for segment in segments}  # a tiny lake leaves lanes without rows
+    blocks = max(1, sum(segment.stop - segment.start for segment in segments) // WINDOWS_PER_BLOCK)
+    shared = {"lake": lake, "plan": plan, "from_step": from_step, "seed": schedule.seed}
+    num_attributes = len(lake.manifest.attributes)
+    rows = stream_segments(read_windows, segments, blocks, **shared)
+    for step, tables in rows_by_step(rows, lanes, range(from_step, schedule.num_steps)):
+        yield collate(step, tables, plan.length, num_attributes)
+
+
+def read_windows(segment: Segment, lake: Lake, plan: WindowPlan, from_step: int, seed: int) -> pa.Table:
+    """Windows of one segment that hold positions and belong to `from_step` or later, in slot order.
+
+    Columns: `lane`, `step` int32, `window` FixedSizeBinary of L + 1 + m int32: the titles of the window's events and of
+    the one that follows, -1 behind them; the user's attribute values.
+    """
+    sequences = _users(lake, segment.bucket, plan.sequences, plan.without_attacked)
+    owner, number = slots_of(sequences, plan.length)
+    order = np.argsort(mix(sequences.keys[owner], "window order", seed, segment.epoch, number.astype(np.uint64)))
+    wanted = np.arange(segment.start, segment.stop)
+    steps = segment.steps(wanted)
+    taken = order[wanted[steps >= from_step]]
+    starts, sizes = cut_windows(sequences, owner[taken], number[taken], plan.length, seed, segment.epoch)
+    used = sizes > 0
+    titles = left_aligned(sequences.title_index, starts[used], sizes[used] + 1, plan.length + 1)
+    users = owner[taken][used]
+    return pa.table(
+        {
+            "lane": np.full(len(users), segment.lane, dtype=np.int32),
+            "step": steps[steps >= from_step][used].astype(np.int32),
+            "window": embedding_column(np.concatenate([titles, sequences.attribute_index[users]], axis=1), np.int32),
+        }
+    )
+
+
+def cut_windows(
+    sequences: Sequences, owner: np.ndarray, number: np.ndarray, length: int, seed: int, epoch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """First event (an index into `title_index`) and number of events of windows `number` (W,) of users `owner` (W,).
+
+    A user's first window holds `phase` events, those behind it `length`, the last what is left; windows beyond that are
+    empty. The phase is drawn from 1 to `length` by user and epoch.
+    """
+    phase = 1 + (uniforms(sequences.keys, "window phase", seed, epoch) * length).astype(np.int64)  # (U,)
+    positions = sequences.num_positions[owner]
+    first = np.where(number == 0, 0, phase[owner] + (number - 1) * length)
+    stop = np.minimum(phase[owner] + number * length, positions)
+    return sequences.offsets[owner] + first, np.maximum(stop - first, 0)
+
+
+def collate(step: int, tables: list[pa.Table], length: int, num_attributes: int) -> WindowBatch:
+    """The windows of one step, none included."""
+    if not tables:
+        empty = np.zeros((0, length), dtype=np.int64)
+        return WindowBatch(step, empty, empty, np.zeros((0, num_attributes), dtype=np.int64))
+    table = pa.concat_tables(tables)
+    rows = embedding_matrix(table["window"], np.int32).astype(np.int64)  # (B, L + 1 + m)
+    targets = rows[:, 1 : length + 1]
+    return WindowBatch(
+        step=step,
+        history=np.where(targets >= 0, rows[:, :length], FILLER),
+        targets=targets,
+        attribute_index=rows[:, length + 1 :],
+    )
+
+
+@dataclass(frozen=True)
+class _Counts:
+    users: int
+    short_users: int
+    positions: int
+    windows: int
+    values: list[np.ndarray]
+
+
+def _count(bucket: int, lake: Lake, config: SequenceConfig, length: int, without_attacked: bool) -> _Counts:
+    sequences = _users(lake, bucket, config, without_attacked)
+    values = zip(lake.manifest.attributes.values(), sequences.attribute_index.T, strict=True)
+    return _Counts(
+        users=sequences.num_users,
+        short_users=lake.read("users", bucket, columns=["user_id"]).num_rows - sequences.num_users,
+        positions=int(sequences.num_positions.sum()),
+        windows=len(slots_of(sequences, length)[0]),
+        values=[np.bincount(index[index >= 0], minlength=len(names)) for names, index in values],
+    )
+
+
+def _users(lake: Lake, bucket: int, config: SequenceConfig, without_attacked: bool) -> Sequences:
+    sequences = Sequences.read(lake, bucket, config)
+    return sequences.only(~is_attacked(sequences.keys, config)) if without_attacked else sequences
+
+
+def slots_of(sequences: Sequences, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(W,) user and number of every window that any phase can give."""
+    counts = 1 + -(-(sequences.num_positions - 1) // length)  # (U,)
+    owner = np.repeat(np.arange(sequences.num_users), counts)
+    return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)

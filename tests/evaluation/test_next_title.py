@@ -1,0 +1,71 @@
+"""Next-title figures: worked by hand, perfect, worst, ties, tiny catalogues, and what negatives may be."""
+
+import numpy as np
+import pytest
+
+from mtrec_ray.evaluation.next_title import NextTitleMetrics, next_title_metrics
+
+KEYS = np.arange(1, 4, dtype=np.uint64)
+
+
+def one_user(scores, target, seen=()):
+    mask = np.zeros((1, len(scores)), dtype=bool)
+    mask[0, list(seen)] = True
+    return next_title_metrics(np.array([scores], dtype=np.float32), np.array([target]), mask, KEYS[:1])
+
+
+def test_by_hand():
+    """Title 2 stands third of five; one of those above was seen, so it is second."""
+    found = one_user([0.9, 0.8, 0.7, 0.1, 0.0], target=2, seen=[0])
+    assert found.full_ndcg == pytest.approx(1 / np.log2(3))
+    assert found.ndcg == pytest.approx(1 / np.log2(3))
+    assert found.auc == pytest.approx(2 / 3)
+    assert found.full_hit == 1
+
+
+def test_perfect_and_worst():
+    scores = np.arange(300.0)
+    best, worst = one_user(scores, target=299), one_user(scores, target=0)
+    assert best.means() == {"auc": 1, "hit": 1, "ndcg": 1, "full_hit": 1, "full_ndcg": 1}
+    assert worst.means() == {"auc": 0, "hit": 0, "ndcg": 0, "full_hit": 0, "full_ndcg": 0}
+
+
+def test_ties_cost_half_a_rank_each():
+    found = one_user([0.5] * 5, target=1)
+    assert found.auc == 0.5
+    assert found.full_ndcg == pytest.approx(1 / np.log2(2 + 2))
+
+
+def test_a_held_out_title_seen_before_is_ranked_all_the_same():
+    assert one_user([0.1, 0.9, 0.5], target=1, seen=[0, 1]).full_ndcg == 1
+
+
+def test_sampled_negatives_are_99_unseen_titles_drawn_evenly():
+    """With the k best titles unseen negatives, the expected number drawn of them is 99 k / eligible."""
+    num_users, num_titles, above = 400, 400, 80
+    keys = np.arange(num_users, dtype=np.uint64)
+    scores = np.tile(np.arange(num_titles, 0, -1.0), (num_users, 1))
+    seen = np.zeros_like(scores, dtype=bool)
+    seen[:, :20] = True  # leaves 60 above the target
+    target = np.full(num_users, above)
+    found = next_title_metrics(scores, target, seen, keys)
+    drawn_above = (1 - found.auc) * 99
+    assert drawn_above.mean() == pytest.approx(99 * 60 / 379, rel=0.05)
+    assert np.unique(found.auc).size > 5
+    again = next_title_metrics(scores[::-1], target, seen, keys[::-1])
+    assert (again.auc[::-1] == found.auc).all()
+
+
+def test_more_users_than_one_chunk_add_up():
+    scores = np.random.default_rng(0).random((3, 50))
+    target, seen = np.array([1, 2, 3]), np.zeros((3, 50), dtype=bool)
+    whole = next_title_metrics(scores, target, seen, KEYS)
+    parts = [
+        next_title_metrics(scores[i : i + 1], target[i : i + 1], seen[i : i + 1], KEYS[i : i + 1]) for i in range(3)
+    ]
+    assert NextTitleMetrics.concatenate(parts).means() == whole.means()
+
+
+def test_no_users_give_nan():
+    none = next_title_metrics(np.zeros((0, 5)), np.zeros(0, int), np.zeros((0, 5), bool), KEYS[:0])
+    assert all(np.isnan(value) for value in none.means().values())

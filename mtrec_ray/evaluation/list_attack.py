@@ -1,0 +1,75 @@
+"""List attack: can an attribute be read from the titles that a user is shown? Same protocol as `audit`.
+
+A list is a bag of titles, a sparse row of ones; the order within the list is not used. Attackers: multinomial logistic
+regression (L2 strength chosen) and multinomial naive Bayes (smoothing chosen), which needs few users a title.
+
+Legend: N users, k list length, T titles, P labelings, A attribute values.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.sparse import csr_matrix
+from scipy.special import log_softmax
+
+from mtrec_ray.evaluation.attackers import AttackData, Attacker, Scores, balanced_log_loss, logistic_scores
+from mtrec_ray.evaluation.audit import Attribute, AuditResult, AuditSettings, audit_inputs, check_users
+
+SMOOTHING = (0.1, 1.0, 10.0)
+"""Users that naive Bayes adds to every title, spread as the titles are over all users."""
+
+
+def audit_lists(
+    lists: Mapping[str, np.ndarray],
+    attributes: Mapping[str, Attribute],
+    user_keys: np.ndarray,
+    num_titles: int,
+    settings: AuditSettings | None = None,
+) -> dict[tuple[str, str], AuditResult]:
+    """Audit every set of lists for every attribute: name -> (N, k) title indices, -1 = no title; keys (N,) uint64.
+
+    Returns (lists' name, attribute) -> result, with the users, folds and permutations of `audit_vectors`, so that the
+    two compare. Raises ValueError before any training if shapes, values or keys are unfit.
+    """
+    settings = settings or AuditSettings()
+    bags = {name: bag_of_titles(titles, num_titles) for name, titles in lists.items()}
+    for name, attribute in attributes.items():
+        for titles in lists.values():
+            check_users(name, attribute, user_keys, len(titles), settings)
+    return {
+        (name, of): audit_inputs(bag, attribute, user_keys, LIST_ATTACKERS, settings)
+        for name, bag in bags.items()
+        for of, attribute in attributes.items()
+    }
+
+
+def bag_of_titles(lists: np.ndarray, num_titles: int) -> csr_matrix:
+    """(N, k) int title indices in [0, T), -1 = no title -> (N, T) float32 of zeros and ones."""
+    if lists.ndim != 2 or lists.min(initial=-1) < -1 or lists.max(initial=-1) >= num_titles:
+        raise ValueError(f"expected (N, k) title indices in [0, {num_titles}) or -1, found shape {lists.shape}")
+    user, place = np.nonzero(lists >= 0)
+    ones = np.ones(len(user), dtype=np.float32)
+    bag = csr_matrix((ones, (user, lists[user, place])), shape=(len(lists), num_titles))
+    bag.data[:] = 1  # a title twice in a list is one title
+    return bag
+
+
+def naive_bayes_scores(data: AttackData) -> Scores:
+    """Multinomial naive Bayes with even priors (McCallum & Nigam 1998); the smoothing with the best validation loss."""
+    on_value = (data.train_labels[:, None] == np.arange(data.num_values)[:, None]).astype(np.float32)  # (P, A, n)
+    shape = on_value.shape[:2]
+    counts = np.asarray(data.train.T @ on_value.reshape(-1, on_value.shape[2]).T).T  # (P * A, T)
+    overall = np.asarray(data.train.sum(axis=0)).ravel() + 1.0
+    prior = len(overall) * overall / overall.sum()
+    candidates = []
+    for smoothing in SMOOTHING:
+        smoothed = counts + smoothing * prior
+        log_odds = np.log(smoothed / smoothed.sum(axis=1, keepdims=True)).T.astype(np.float32)  # (T, P * A)
+        parts = ((part @ log_odds).reshape(-1, *shape) for part in (data.validation, data.test))
+        candidates.append(Scores(*(log_softmax(part, axis=-1).transpose(1, 0, 2) for part in parts)))
+    losses = [balanced_log_loss(found.validation, data.validation_labels) for found in candidates]  # (3, P)
+    best, rows = np.argmin(losses, axis=0), np.arange(shape[0])
+    return Scores(*(np.stack(part)[best, rows] for part in zip(*candidates, strict=True)))
+
+
+LIST_ATTACKERS: dict[str, Attacker] = {"logistic": logistic_scores, "naive_bayes": naive_bayes_scores}

@@ -1,0 +1,204 @@
+"""Audit: a planted attribute is found, others are not, the null holds its level, test users choose nothing."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from mtrec_ray.evaluation import audit
+from mtrec_ray.evaluation.attackers import VECTOR_ATTACKERS, AttackData, Scores, logistic_scores
+from mtrec_ray.evaluation.audit import Attribute, AuditSettings, audit_inputs, audit_vectors, choose, fold_of
+from mtrec_ray.evaluation.audit_result import prediction_interval
+from mtrec_ray.evaluation.list_attack import audit_lists, bag_of_titles
+
+FAST = AuditSettings(num_folds=4, num_permutations=3, num_bootstrap=40)
+
+
+def users(num_users=200, num_values=2, shift=0.0, seed=0, unknown=0.0, width=8):
+    """Gaussian vectors that move by `shift` with the value; keys; values."""
+    rng = np.random.default_rng(seed)
+    values = rng.integers(0, num_values, num_users)
+    vectors = rng.normal(size=(num_users, width)) + shift * np.eye(num_values, width)[values]
+    values = np.where(rng.random(num_users) < unknown, -1, values)
+    return (
+        vectors.astype(np.float32),
+        Attribute(values, num_values),
+        rng.integers(0, 2**63, num_users).astype(np.uint64),
+    )
+
+
+def one(vectors, attribute, keys, settings=FAST):
+    return audit_vectors({"v": vectors}, {"a": attribute}, keys, settings)["v", "a"]
+
+
+def cheap(vectors, attribute, keys, settings=FAST):
+    """For properties of the protocol, whatever the attackers."""
+    few = {name: VECTOR_ATTACKERS[name] for name in ("logistic", "boosting")}
+    return audit_inputs(vectors, attribute, keys, few, settings)
+
+
+def test_a_planted_attribute_is_found_and_independent_vectors_stay_inside_the_null():
+    planted = one(*users(num_values=3, shift=2.0))
+    assert planted.balanced_accuracy.value > planted.null[1] + 0.15
+    assert planted.auc.value > planted.auc_null[1] + 0.15
+    assert planted.readable
+    assert planted.balanced_accuracy.low < planted.balanced_accuracy.value < planted.balanced_accuracy.high
+    blind = one(*users(num_values=3))
+    assert blind.null[0] < blind.balanced_accuracy.value < blind.null[1]
+    assert blind.chance == pytest.approx(1 / 3)
+    assert not blind.readable
+
+
+def test_flat_keys_of_the_report():
+    flat = one(*users()).flat()
+    for name in ("balanced_accuracy", "auc", "micro_f1"):
+        assert float(flat[f"{name}_low"]) <= float(flat[name]) <= float(flat[f"{name}_high"])
+        assert f"paper/{name}" in flat
+    assert {"null_low", "null_high", "auc_null_low", "auc_null_high", "majority_rate", "chance"} <= set(flat)
+    assert flat["attacker"] in VECTOR_ATTACKERS
+
+
+def test_unknown_values_are_left_out():
+    vectors, attribute, keys = users(shift=1.0, unknown=0.3)
+    known = attribute.values >= 0
+    strange = np.where(known[:, None], vectors, 1e6).astype(np.float32)
+    found = cheap(strange, attribute, keys)
+    assert found == cheap(vectors[known], Attribute(attribute.values[known], 2), keys[known])
+    assert found.num_users == known.sum()
+
+
+def test_order_of_users_does_not_matter_and_the_same_seed_gives_the_same_figures():
+    vectors, attribute, keys = users(shift=1.0)
+    shuffled = np.random.default_rng(5).permutation(len(keys))
+    found = cheap(vectors, attribute, keys)
+    assert found == cheap(vectors[shuffled], Attribute(attribute.values[shuffled], 2), keys[shuffled])
+    assert cheap(vectors, attribute, keys, dataclasses.replace(FAST, seed=1)) != found
+
+
+def test_a_rare_value_may_be_absent_from_folds():
+    vectors, attribute, keys = users(num_values=3, shift=1.5)
+    values = np.where(attribute.values == 2, 0, attribute.values)
+    values[:2] = 2
+    found = cheap(vectors, Attribute(values, 4), keys)
+    assert np.isfinite([found.balanced_accuracy.value, found.auc.value, *found.null, *found.auc_null]).all()
+    assert found.chance == pytest.approx(1 / 3)
+
+
+def test_a_representation_has_the_same_figures_in_any_company(monkeypatch):
+    monkeypatch.setattr(audit, "VECTOR_ATTACKERS", {"logistic": logistic_scores})
+    vectors, attribute, keys = users(shift=1.0)
+    found = audit_vectors({"other": vectors[::-1].copy(), "v": vectors}, {"a": attribute}, keys, FAST)
+    assert found["v", "a"] == one(vectors, attribute, keys)
+
+
+def test_every_user_is_test_once_and_parts_are_disjoint():
+    vectors, attribute, keys = users()
+    seen = []
+
+    def spy(data: AttackData) -> Scores:
+        parts = [set(map(float, part[:, 0])) for part in (data.train, data.validation, data.test)]
+        assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
+        assert abs(data.train.mean()) < 1e-5
+        seen.append(tuple(map(len, parts)))
+        return logistic_scores(data)
+
+    inputs = vectors + np.arange(len(vectors), dtype=np.float32)[:, None]
+    audit_inputs(inputs, attribute, keys, {"spy": spy}, FAST)
+    folds = np.bincount(fold_of(keys, FAST))
+    assert [test for _, _, test in seen] == list(folds)
+    assert [validation for _, validation, _ in seen] == list(np.roll(folds, -1))
+    seen.clear()
+    found = audit_inputs(inputs, attribute, keys, {"spy": spy}, dataclasses.replace(FAST, cross_fit=False))
+    assert [test for _, _, test in seen] == [folds[0]]
+    assert found.num_users == folds[0]
+    seen.clear()
+    audit_inputs(inputs, attribute, keys, {"spy": spy}, dataclasses.replace(FAST, max_train_users=30))
+    assert [sizes[:2] for sizes in seen] == [(30, 30)] * 4
+    assert [test for _, _, test in seen] == list(folds)
+
+
+def test_test_users_never_influence_the_choice():
+    """With another label for every test user the same attackers are chosen, with the same scores."""
+    vectors, attribute, keys = users(shift=1.0)
+    settings = dataclasses.replace(FAST, cross_fit=False)
+    test = fold_of(keys, settings) == 0
+    turned = Attribute(np.where(test, 1 - attribute.values, attribute.values), 2)
+    straight, reversed_ = (one(vectors, a, keys, settings) for a in (attribute, turned))
+    assert straight.attacker_by_fold == reversed_.attacker_by_fold
+    assert reversed_.auc.value == pytest.approx(1 - straight.auc.value)
+    assert reversed_.micro_f1.value == pytest.approx(1 - straight.micro_f1.value)
+
+
+def test_the_choice_is_by_validation_auc_for_each_labeling():
+    labels = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
+    up = np.stack([np.stack([-np.arange(4.0), np.arange(4.0)], axis=1)] * 2)
+    crossed = up[:, [0, 2, 1, 3]]
+    scores = [Scores(up, up[:, :0]), Scores(crossed, crossed[:, :0])]
+    np.testing.assert_array_equal(choose(scores, labels), [0, 1])
+
+
+def test_the_null_holds_its_level_with_cross_fitting_and_a_choice():
+    """60 independent data sets; a null of permuted test labels alone would reject about 8."""
+    settings = AuditSettings(num_permutations=10, num_bootstrap=4)
+    attackers = {"all": logistic_scores, "half": half_of_the_inputs}
+    outside = []
+    for seed in range(60):
+        found = audit_inputs(*users(80, seed=seed), attackers, settings)
+        outside.append(not found.null[0] <= found.balanced_accuracy.value <= found.null[1])
+    assert sum(outside) <= 7  # 3 expected, standard deviation 1.7
+
+
+def half_of_the_inputs(data: AttackData) -> Scores:
+    halves = {name: getattr(data, name)[:, ::2] for name in ("train", "validation", "test")}
+    return logistic_scores(dataclasses.replace(data, **halves))
+
+
+def test_prediction_interval_by_hand_and_its_level():
+    low, high = prediction_interval(np.array([0.4, 0.5, 0.6]))
+    reach = 4.30265 * 0.1 * np.sqrt(4 / 3)  # Student's t, 2 degrees of freedom, 97.5%
+    assert (low, high) == pytest.approx((0.5 - reach, 0.5 + reach), abs=1e-5)
+    rng = np.random.default_rng(0)
+    draws = rng.normal(0.5, 0.02, (2000, 11))
+    inside = [low <= row[0] <= high for row in draws for low, high in [prediction_interval(row[1:])]]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
+
+
+def test_lists_that_follow_the_attribute_are_read_and_others_are_not():
+    _, attribute, keys = users(300, 2)
+    rng = np.random.default_rng(2)
+    blind = rng.integers(0, 40, (300, 10))
+    telling = np.where(rng.random((300, 10)) < 0.3, 40 + attribute.values[:, None], blind)
+    found = audit_lists({"blind": blind, "telling": telling}, {"a": attribute}, keys, 42, FAST)
+    assert found["telling", "a"].balanced_accuracy.value > 0.8
+    assert found["telling", "a"].readable
+    assert found["blind", "a"].null[0] < found["blind", "a"].balanced_accuracy.value < found["blind", "a"].null[1]
+
+
+def test_a_bag_holds_each_title_once():
+    bag = bag_of_titles(np.array([[0, 2, 2], [-1, 1, -1]]), 3).toarray()
+    np.testing.assert_array_equal(bag, [[1, 0, 1], [0, 1, 0]])
+    with pytest.raises(ValueError, match=r"in \[0, 2\)"):
+        bag_of_titles(np.array([[0, 2]]), 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda v, a, k: (v[:-1], a, k), "rows"),
+        (lambda v, a, k: (v * np.nan, a, k), "finite"),
+        (lambda v, a, k: (v, a, np.where(k == k[0], k[1], k)), "repeat"),
+        (lambda v, a, k: (v, Attribute(a.values + 1, 2), k), "values must be"),
+        (lambda v, a, k: (v, Attribute(a.values * 0 - 1, 2), k), "too few"),
+        (lambda v, a, k: (v, Attribute(a.values * 0, 2), k), "too few"),
+    ],
+)
+def test_unfit_input_is_refused_before_any_training(change, message, monkeypatch):
+    monkeypatch.setattr(audit, "audit_inputs", lambda *_: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=message):
+        one(*change(*users()))
+
+
+@pytest.mark.parametrize("unfit", [{"num_folds": 2}, {"num_permutations": 1}])
+def test_unfit_settings_are_refused(unfit):
+    with pytest.raises(ValueError, match=next(iter(unfit))):
+        AuditSettings(**unfit)

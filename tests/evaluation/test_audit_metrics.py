@@ -1,0 +1,106 @@
+"""Figures of the audit: by hand, against scikit-learn, folds apart, weights as repetition, gaps between groups."""
+
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
+
+from mtrec_ray.evaluation.audit_metrics import balanced_accuracy, group_gaps, macro_auc, majority_rate, micro_f1
+
+ONE = np.ones((1, 4))
+ONE_FOLD = np.zeros(4, np.int64)
+
+
+def two_columns(scores):
+    """Scores of two values from those of the second."""
+    return np.stack([-np.array(scores, float), scores], axis=1)
+
+
+def test_hand_worked_values():
+    labels, predictions = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
+    assert balanced_accuracy(predictions, labels, ONE, 2)[0] == pytest.approx((2 / 3 + 1) / 2)
+    assert micro_f1(predictions, labels, ONE)[0] == 0.75
+    assert majority_rate(labels) == 0.75
+    assert macro_auc(two_columns([1, 2, 4, 3]), labels, ONE, ONE_FOLD)[0] == pytest.approx(2 / 3)
+
+
+def test_ties_count_one_half_and_a_reversed_order_is_not_flipped():
+    labels = np.array([0, 0, 1, 1])
+    assert macro_auc(two_columns([5, 5, 5, 5]), labels, ONE, ONE_FOLD)[0] == 0.5
+    assert macro_auc(two_columns([4, 3, 2, 1]), labels, ONE, ONE_FOLD)[0] == 0.0
+
+
+def test_a_value_that_does_not_occur_is_left_out():
+    labels, predictions = np.array([0, 0, 2, 2]), np.array([0, 1, 2, 2])
+    assert balanced_accuracy(predictions, labels, ONE, 3)[0] == 0.75
+    scores = np.array([[3, 9, 0], [2, 9, 0], [1, 9, 1], [0, 9, 2]], float)
+    assert macro_auc(scores, labels, ONE, ONE_FOLD)[0] == 1.0
+    assert np.isnan(macro_auc(scores, np.zeros(4, np.int64), ONE, ONE_FOLD)[0])
+
+
+def test_agrees_with_scikit_learn():
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 4, 200)
+    scores = rng.dirichlet(np.ones(4), 200).round(2) + 0.2 * np.eye(4)[labels]
+    scores /= scores.sum(axis=1, keepdims=True)
+    plain, fold = np.ones((1, 200)), np.zeros(200, np.int64)
+    predictions = scores.argmax(axis=1)
+    assert macro_auc(scores, labels, plain, fold)[0] == pytest.approx(roc_auc_score(labels, scores, multi_class="ovr"))
+    assert balanced_accuracy(predictions, labels, plain, 4)[0] == pytest.approx(
+        balanced_accuracy_score(labels, predictions)
+    )
+    assert micro_f1(predictions, labels, plain)[0] == pytest.approx(f1_score(labels, predictions, average="micro"))
+
+
+def test_a_weight_is_a_repetition_of_the_user():
+    rng = np.random.default_rng(1)
+    labels, scores, weights = rng.integers(0, 3, 30), rng.normal(size=(30, 3)), rng.integers(0, 4, (1, 30))
+    folds, rows = rng.integers(0, 2, 30), np.repeat(np.arange(30), weights[0])
+    plain = np.ones((1, len(rows)))
+    assert macro_auc(scores, labels, weights, folds)[0] == pytest.approx(
+        macro_auc(scores[rows], labels[rows], plain, folds[rows])[0]
+    )
+    predictions = scores.argmax(axis=1)
+    assert balanced_accuracy(predictions, labels, weights, 3)[0] == pytest.approx(
+        balanced_accuracy(predictions[rows], labels[rows], plain, 3)[0]
+    )
+
+
+def test_scores_of_different_folds_are_never_compared():
+    labels, folds = np.array([0, 1, 0, 1, 1]), np.array([0, 0, 1, 1, 2])
+    scores = two_columns([10, 11, 0, 1, -50])  # perfect inside each fold; the last fold has no pair
+    assert macro_auc(scores, labels, np.ones((1, 5)), folds)[0] == 1.0
+
+
+def groups(seed=0, shift=0.0, num_users=300):
+    rng = np.random.default_rng(seed)
+    values = rng.integers(-1, 3, num_users)
+    keys = rng.integers(0, 2**63, num_users).astype(np.uint64)
+    return np.clip(rng.normal(0.4, 0.2, num_users) + shift * (values == 2), 0, 1), values, keys
+
+
+def test_group_means_by_hand_and_the_largest_gap():
+    ndcg, values, keys = groups(shift=0.3)
+    found = group_gaps(ndcg, values, 4, keys)
+    assert [i.value for i in found.ndcg[:3]] == pytest.approx([ndcg[values == v].mean() for v in range(3)])
+    assert np.isnan(found.ndcg[3].value)
+    assert found.num_users == (*np.bincount(values[values >= 0]), 0)
+    assert found.best == 2
+    assert found.gap.value == pytest.approx(found.ndcg[2].value - found.ndcg[found.worst].value)
+    assert found.gap.low > 0
+    assert found.gap.value > found.gap_null_high
+
+
+def test_gaps_by_chance_stay_inside_the_null():
+    inside = [(g := group_gaps(*groups(s)[:2], 3, groups(s)[2], 20)).gap.value < g.gap_null_high for s in range(30)]
+    assert sum(inside) >= 25
+
+
+def test_rare_values_and_users_without_a_test_event_take_no_part_in_the_gap():
+    ndcg, values, keys = groups()
+    ndcg[:3], values[:3] = (1.0, 1.0, np.nan), (3, 3, 0)
+    found = group_gaps(ndcg, values, 4, keys)
+    assert found.ndcg[3].value == 1.0
+    assert found.best != 3
+    assert np.isfinite(found.ndcg[0].value)
+    with pytest.raises(ValueError, match="lower min_users"):
+        group_gaps(ndcg, values, 4, keys, min_users=200)

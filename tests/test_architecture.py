@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "sources": {"lake"},
     "lake": {"sources"},
     "streams": {"lake"},
-    "training": {"models", "steps", "lake", "streams"},
+    "training": {"models", "steps", "lake", "streams", "evaluation"},
     "jobs": {"sources", "lake", "streams", "models", "steps", "training", "evaluation"},
     "commands": {"sources", "lake", "streams", "training", "jobs"},
 }

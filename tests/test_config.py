@@ -12,10 +12,13 @@ from mtrec_ray.lake.build import BuildOptions
 from mtrec_ray.lake.embed_config import EmbedConfig
 from mtrec_ray.sources.movielens import MovieLensConfig
 from mtrec_ray.sources.parquet import ParquetConfig
+from mtrec_ray.sources.rechorus import ReChorusConfig
 from mtrec_ray.sources.synthetic_config import SyntheticConfig
 from mtrec_ray.sources.xmarket import XMarketConfig
 from mtrec_ray.streams.config import PairsConfig
+from mtrec_ray.training.backbone_config import BackboneConfig
 from mtrec_ray.training.config import PropensityConfig
+from mtrec_ray.training.eliminators_config import EliminatorsConfig
 
 EVERY_CONFIG = [
     PropensityConfig,
@@ -27,6 +30,9 @@ EVERY_CONFIG = [
     MovieLensConfig,
     XMarketConfig,
     ParquetConfig,
+    ReChorusConfig,
+    BackboneConfig,
+    EliminatorsConfig,
     BuildOptions,
 ]
 NEEDED = ["lake=lake", "name=run"]

@@ -2,7 +2,7 @@
 
 import typer
 
-from mtrec_ray.commands import evaluate, lake, pairs, quickstart, train
+from mtrec_ray.commands import audit, evaluate, lake, pairs, quickstart, train
 
 app = typer.Typer(
     name="mtrec",
@@ -15,4 +15,5 @@ app.add_typer(lake.app, name="lake")
 app.add_typer(pairs.app, name="pairs")
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")
+app.command("audit", cls=audit.HELP)(audit.audit)
 app.command("quickstart", cls=quickstart.HELP)(quickstart.quickstart)

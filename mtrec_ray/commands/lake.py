@@ -27,6 +27,7 @@ SOURCE_SETTINGS = [
         ("sources.synthetic_config:SyntheticConfig", "source."),
         ("sources.movielens:MovieLensConfig", "source."),
         ("sources.xmarket:XMarketConfig", "source."),
+        ("sources.rechorus:ReChorusConfig", "source."),
         ("sources.parquet:ParquetConfig", "source."),
     )
 ]
@@ -34,7 +35,9 @@ SOURCE_SETTINGS = [
 
 @app.command("build", cls=with_settings(*SOURCE_SETTINGS))
 def build(
-    source: Annotated[str, typer.Argument(metavar="SOURCE", help="synthetic, movielens, xmarket or parquet.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="synthetic, movielens, xmarket, rechorus or parquet.")
+    ],
     out: Annotated[str | None, typer.Option("--out", metavar="LAKE", help="Folder or URI of the new lake.")] = None,
     raw: Annotated[str | None, typer.Option("--raw", metavar="DIR", help="Folder of the raw files.")] = None,
     on_bad_rows: Annotated[

@@ -21,7 +21,8 @@ HELP = with_settings(("mtrec_ray.jobs.quickstart_config:QuickstartConfig", ""))
 
 def quickstart(
     source: Annotated[
-        str | None, typer.Argument(metavar="[SOURCE]", help="synthetic (default), movielens, xmarket or parquet.")
+        str | None,
+        typer.Argument(metavar="[SOURCE]", help="synthetic (default), movielens, xmarket, rechorus or parquet."),
     ] = None,
     raw: Annotated[str | None, typer.Option("--raw", metavar="DIR", help="Folder of the raw files.")] = None,
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="Folder for lake, runs and report.")] = None,

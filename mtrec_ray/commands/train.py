@@ -81,16 +81,129 @@ def propensity(
     run_job(job, as_json, num_cpus=math.ceil(config.runner.workers * config.runner.cpus_per_worker))
 
 
+@app.command("backbone", cls=with_settings(("mtrec_ray.training.backbone_config:BackboneConfig", "")))
+def backbone(
+    lake: Annotated[str | None, typer.Option("--lake", metavar="LAKE", help="Folder or URI of the lake.")] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the run; the same name goes on where it stopped.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option("--kind", metavar="[sasrec|bert4rec]", help="Looks back alone, or both ways.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Data-parallel workers.")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU per worker.")] = False,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of weights and batch order.")] = None,
+    runs: Annotated[
+        str | None, typer.Option("--runs", metavar="DIR", help="Folder or URI that holds the runs.")
+    ] = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+    show_config: PrintConfig = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a sequential backbone (paper B); start it again with the same name and it goes on where it was stopped."""
+    from mtrec_ray.config import load_config
+    from mtrec_ray.training.backbone_config import BackboneConfig
+
+    flags = {
+        "lake": lake,
+        "name": name,
+        "model.kind": kind,
+        "runner.workers": workers,
+        "runner.use_gpu": gpu or None,
+        "seed": seed,
+        "runs": runs,
+    }
+    config = load_config(BackboneConfig, config_file, settings or [], flags)
+    if show_config:
+        print_config(config)
+        return
+
+    def job(progress) -> JobResult:
+        from mtrec_ray.training.backbone import train_backbone
+
+        record = train_backbone(config, progress)
+        facts = {"kind": config.model.kind} | _rounded(record.metrics)
+        return {"run": record.uri, **record.metrics}, [_fact_table(record.uri, facts)]
+
+    run_job(job, as_json, num_cpus=math.ceil(config.runner.workers * config.runner.cpus_per_worker))
+
+
+@app.command("eliminators", cls=with_settings(("mtrec_ray.training.eliminators_config:EliminatorsConfig", "")))
+def eliminators(
+    backbone: Annotated[
+        str | None, typer.Option("--backbone", metavar="RUN", help="Folder or URI of the backbone's run.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option("--name", help="Name of the run; the same name goes on where it stopped.")
+    ] = None,
+    combinations: Annotated[
+        str | None, typer.Option("--combinations", help="all, or by comma, attributes by plus: gender+age,occupation.")
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option("--method", metavar="[eliminator|filter|fine_tuning]", help="The last two are for comparison."),
+    ] = None,
+    pack_size: Annotated[int | None, typer.Option("--pack-size", help="Combinations trained in one job.")] = None,
+    workers: Annotated[int | None, typer.Option("--workers", help="Data-parallel workers of each job.")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU per worker.")] = False,
+    seed: Annotated[int | None, typer.Option("--seed", help="Seed of weights and batch order.")] = None,
+    runs: Annotated[
+        str | None, typer.Option("--runs", metavar="DIR", help="Folder or URI that holds the runs.")
+    ] = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+    show_config: PrintConfig = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train eliminators of a backbone (paper B) as parallel jobs; the same name goes on with what is unfinished."""
+    from mtrec_ray.config import load_config
+    from mtrec_ray.training.eliminators_config import EliminatorsConfig
+
+    flags = {
+        "backbone": backbone,
+        "name": name,
+        "combinations": combinations,
+        "method": method,
+        "pack_size": pack_size,
+        "runner.workers": workers,
+        "runner.use_gpu": gpu or None,
+        "seed": seed,
+        "runs": runs,
+    }
+    config = load_config(EliminatorsConfig, config_file, settings or [], flags)
+    if show_config:
+        print_config(config)
+        return
+
+    def job(progress) -> JobResult:
+        from mtrec_ray.training.eliminators import train_eliminators
+
+        record = train_eliminators(config, progress)
+        facts = {"method": config.method, "jobs": str(len(record.packs))} | _rounded(record.metrics)
+        return {"run": record.uri, **record.metrics}, [_fact_table(record.uri, facts)]
+
+    run_job(job, as_json, num_cpus=math.ceil(config.runner.workers * config.runner.cpus_per_worker))
+
+
 def _summary(record) -> JobResult:
-    table = Table(title=f"Run {record.uri}", show_header=False)
     facts = {
         "model": record.config.kind,
         "groups": f"{len(record.groups.names)} ({record.config.model.group_block})"
         if record.config.kind == "mtl"
         else "none",
         "steps": f"{record.num_steps:,}",
-        **{name: f"{value:.5g}" for name, value in record.metrics.items() if name != "step"},
     }
+    table = _fact_table(record.uri, facts | _rounded(record.metrics))
+    return {"run": record.uri, "num_steps": record.num_steps, **record.metrics}, [table]
+
+
+def _rounded(metrics: dict[str, float]) -> dict[str, str]:
+    return {name: f"{value:.5g}" for name, value in metrics.items() if name != "step"}
+
+
+def _fact_table(title: str, facts: dict[str, str]) -> Table:
+    table = Table(title=f"Run {title}", show_header=False)
     for key, value in facts.items():
         table.add_row(key, value)
-    return {"run": record.uri, "num_steps": record.num_steps, **record.metrics}, [table]
+    return table

@@ -52,7 +52,7 @@ VariantName = Literal[
 class QuickstartConfig(Config):
     """One pass from raw files to the gain table."""
 
-    source: Literal["synthetic", "movielens", "xmarket", "parquet"] = "synthetic"
+    source: Literal["synthetic", "movielens", "xmarket", "rechorus", "parquet"] = "synthetic"
     """Where the raw data comes from."""
     raw: str | None = None
     """Folder of the raw files; synthetic has none."""

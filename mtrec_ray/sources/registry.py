@@ -8,6 +8,7 @@ from pydantic import BaseModel, ValidationError
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources.movielens import MovieLensConfig, MovieLensSource
 from mtrec_ray.sources.parquet import ParquetConfig, ParquetSource
+from mtrec_ray.sources.rechorus import ReChorusConfig, ReChorusSource
 from mtrec_ray.sources.source import Source
 from mtrec_ray.sources.synthetic import SyntheticSource
 from mtrec_ray.sources.synthetic_config import SyntheticConfig
@@ -17,6 +18,7 @@ CONFIGS: dict[str, type[BaseModel]] = {
     "synthetic": SyntheticConfig,
     "movielens": MovieLensConfig,
     "xmarket": XMarketConfig,
+    "rechorus": ReChorusConfig,
     "parquet": ParquetConfig,
 }
 """The settings of each source."""
@@ -55,5 +57,6 @@ _MAKERS: dict[str, Callable[[Any, str | None], Source]] = {
     "synthetic": lambda config, _: SyntheticSource(config),
     "movielens": MovieLensSource,
     "xmarket": XMarketSource,
+    "rechorus": ReChorusSource,
     "parquet": ParquetSource,
 }

@@ -1,7 +1,6 @@
 """What each data-parallel worker of a propensity run does, one function per level."""
 
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,23 +22,7 @@ from mtrec_ray.steps.propensity import AllReduce, train_step
 from mtrec_ray.streams.reader import StepRows, training_batches
 from mtrec_ray.training.checkpoint import Position, load_checkpoint, save_checkpoint
 from mtrec_ray.training.run import RunRecord, load_plan, save_snapshot, schedule_of
-
-CHECK_CLOCK_EVERY = 10
-"""Steps between looks at the clock, which all workers take together."""
-
-
-@ray.remote(num_cpus=0)
-class ProgressBoard:
-    """Where rank 0 leaves the global step for the driver's progress bar."""
-
-    def __init__(self) -> None:
-        self.step = 0
-
-    def put(self, step: int) -> None:
-        self.step = step
-
-    def get(self) -> int:
-        return self.step
+from mtrec_ray.training.worker import CHECK_CLOCK_EVERY, Clock, RunningMean, all_reduce
 
 
 @dataclass
@@ -92,7 +75,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
         _report(trainee, record, step, mean_loss, rank)
 
     # Train
-    save_due = _Clock(config.runner.checkpoint_every_s, world_size, trainee.catalogue.device)
+    save_due = Clock(config.runner.checkpoint_every_s, world_size, trainee.catalogue.device)
     phase_ends = schedule.phase_ends()
     for rows in training_batches(lake, plan, schedule, rank, world_size, from_step=step):
         if rows.step in phase_ends:
@@ -129,7 +112,7 @@ def make_trainee(record: RunRecord, lake: Lake, device: torch.device, world_size
         optimizer=make_optimizer(model, record.learning_rates, config.optim.weight_decay),
         catalogue=torch.from_numpy(lake.title_embeddings().copy()).to(device),
         group_of_territory=np.array(record.groups.of_territory, dtype=np.int64),
-        all_reduce=_all_reduce if world_size > 1 else None,
+        all_reduce=all_reduce if world_size > 1 else None,
         compute_dtype=torch.bfloat16 if use_bfloat16 else None,
     )
 
@@ -153,12 +136,7 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, decay: str, progress: fl
         group["lr"] = group["first_lr"] * share
 
 
-def _all_reduce(tensor: Tensor) -> Tensor:
-    torch.distributed.all_reduce(tensor)
-    return tensor
-
-
-def _restore(trainee: Trainee) -> tuple[int, "RunningMean"]:
+def _restore(trainee: Trainee) -> tuple[int, RunningMean]:
     """Global step to go on with, and the loss of its phase so far."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
@@ -168,7 +146,7 @@ def _restore(trainee: Trainee) -> tuple[int, "RunningMean"]:
     return position.next_step, RunningMean(position.loss_sum, position.loss_count)
 
 
-def _report(trainee: Trainee, record: RunRecord, step: int, mean_loss: "RunningMean", rank: int) -> None:
+def _report(trainee: Trainee, record: RunRecord, step: int, mean_loss: RunningMean, rank: int) -> None:
     """A checkpoint from rank 0; every worker takes part, `ray.train.report` is a barrier."""
     metrics = {"step": step, "train/loss": mean_loss.mean()}
     if rank != 0:
@@ -178,35 +156,3 @@ def _report(trainee: Trainee, record: RunRecord, step: int, mean_loss: "RunningM
         position = Position(step, float(mean_loss.total), mean_loss.count)
         save_checkpoint(Path(folder), trainee.model, trainee.optimizer, position, dump_yaml(record.config))
         ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-
-
-class _Clock:
-    """True on every worker at the same step, once rank 0's clock says that a checkpoint is due."""
-
-    def __init__(self, every_s: float, world_size: int, device: torch.device) -> None:
-        self.every_s, self.world_size, self.device = every_s, world_size, device
-        self.last = time.monotonic()
-
-    def __call__(self, step: int) -> bool:
-        if step % CHECK_CLOCK_EVERY:
-            return False
-        due = torch.tensor([time.monotonic() - self.last >= self.every_s], dtype=torch.int32, device=self.device)
-        if self.world_size > 1:
-            torch.distributed.broadcast(due, src=0)
-        if due.item():
-            self.last = time.monotonic()
-        return bool(due.item())
-
-
-class RunningMean:
-    """Mean of a phase's losses, in float64 and without a device sync per step."""
-
-    def __init__(self, total: float = 0.0, count: int = 0) -> None:
-        self.total: Tensor | float = total
-        self.count = count
-
-    def add(self, value: Tensor) -> None:
-        self.total, self.count = self.total + value.double(), self.count + 1
-
-    def mean(self) -> float:
-        return float(self.total) / max(1, self.count)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import safetensors.torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, read_file, read_json, write_file, write_json
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
@@ -80,6 +81,37 @@ def schedule_of(record: RunRecord, plan: PairPlan) -> Schedule:
     optim = record.config.optim
     epochs = (optim.epochs, *[optim.day_epochs] * (len(plan.phases) - 1))
     return plan.schedule(epochs, optim.batch_pairs, optim.lanes, record.config.seed)
+
+
+def check_same_settings(old: Config, new: Config, stands_on: str, old_hash: str, new_hash: str) -> None:
+    """UserError where a run's name is taken by a run on another lake or with other settings (the runner's may change).
+
+    Args:
+        old, new: configs with `name`.
+        stands_on: what the run is made from, such as its lake.
+        old_hash, new_hash: of that.
+    """
+    exclude = {"runner", "lake", "backbone", "runs"}  # hashes tell which; places may move
+    before, now = (_flat(config.model_dump(mode="json", exclude=exclude)) for config in (old, new))
+    if old_hash != new_hash:
+        raise UserError(
+            f"run {now['name']!r} was begun on another state of {stands_on} "
+            f"(hash {old_hash[:12]}, now {new_hash[:12]}): choose another name"
+        )
+    changed = [
+        f"{key} = {before.get(key)!r} (now {now.get(key)!r})"
+        for key in sorted(before | now)
+        if before.get(key) != now.get(key)
+    ]
+    if changed:
+        raise UserError(f"run {now['name']!r} was begun with other settings: {'; '.join(changed)}: choose another name")
+
+
+def _flat(document: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in document.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
 
 
 def snapshot_uri(uri: str, day: int) -> str:

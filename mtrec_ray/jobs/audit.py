@@ -1,0 +1,211 @@
+"""`mtrec audit`: what each eliminator hides, what it keeps readable, and what it costs.
+
+1. `_open`:           the run, what it is compared with, and their backbone
+2. `_read_users`:     users with their test event, of all buckets
+3. `_represent`:      every user's vector and top-10 list, by the backbone and by each combination
+4. `attack`:          one Ray task for each representation and attribute, on the users kept for attackers
+5. `jobs.audit_report` makes tables and flat keys
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from mtrec_ray.console import ProgressCallback, stage_progress
+from mtrec_ray.errors import UserError
+from mtrec_ray.evaluation.audit import Attribute, AuditSettings, audit_vectors
+from mtrec_ray.evaluation.audit_result import AuditResult
+from mtrec_ray.evaluation.list_attack import audit_lists
+from mtrec_ray.evaluation.next_title import NextTitleMetrics
+from mtrec_ray.files import absolute, parent
+from mtrec_ray.jobs.audit_config import AuditConfig
+from mtrec_ray.lake.cluster import map_buckets
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.models.candidates import Candidate, Filtered
+from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out
+from mtrec_ray.streams.sequences import TEST_EVENT, SequenceConfig
+from mtrec_ray.training.accuracy import held_out_metrics, vectors_in_chunks
+from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
+from mtrec_ray.training.eliminators_config import combination_name
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_candidates
+
+BACKBONE = "none"
+"""Name of the combination that hides nothing."""
+LIST_LENGTH = 10
+
+
+@dataclass(frozen=True)
+class Represented:
+    """Users as one model sees them."""
+
+    hidden: tuple[str, ...]
+    """Attributes that the model is to hide."""
+    vectors: np.ndarray
+    """(U, d) float32."""
+    lists: np.ndarray
+    """(U, 10) int64 titles, best first."""
+    metrics: NextTitleMetrics
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Results of one audit; representations are named `COMBINATION`, those of compared runs `RUN/COMBINATION`."""
+
+    record: EliminatorsRecord
+    users: HeldOutUsers
+    represented: dict[str, Represented]
+    from_vectors: dict[tuple[str, str], AuditResult]
+    """(representation, attribute)."""
+    from_lists: dict[tuple[str, str], AuditResult]
+    num_parameters: dict[str, int]
+    """Of the backbone and of one combination of each run."""
+
+
+def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audit:
+    """Audit a run of eliminators.
+
+    Raises:
+        UserError: an unfinished run, runs of different backbones, a lake changed since, or too few users to attack.
+    """
+    records = [_open(uri) for uri in [config.run, *config.compare]]
+    record, source = records[0], BackboneRecord.load(records[0].config.backbone)
+    if {other.backbone_hash for other in records} != {record.backbone_hash}:
+        raise UserError("the runs stand on different backbones: they cannot be compared")
+    lake = Lake.open(source.config.lake)
+    if lake.manifest.lake_hash != record.lake_hash:
+        raise UserError(f"lake {lake.uri!r} was changed since the backbone was trained: train again")
+    users = _read_users(lake, source.config.sequences, source.config.model.history, config.max_users, progress)
+    backbone = load_backbone(source)
+    represented = _represent(records, backbone, users, progress)
+    attacked = users.only(users.attacked)
+    vectors = {name: one.vectors[users.attacked] for name, one in represented.items()}
+    lists = {name: one.lists[users.attacked] for name, one in represented.items()} if config.lists else {}
+    settings = AuditSettings(
+        num_folds=config.num_folds,
+        cross_fit=config.cross_fit,
+        num_permutations=config.num_permutations,
+        num_bootstrap=config.num_bootstrap,
+        max_train_users=config.max_train_users,
+        seed=config.seed,
+    )
+    pairs = [
+        (kind, name, attribute)
+        for kind, found in (("vectors", vectors), ("lists", lists))
+        for name in found
+        for attribute in record.attributes
+    ]
+    show = stage_progress(progress, "attacks", len(pairs))
+    shared = (vectors, lists, _attributes(record, attacked), attacked.keys, source.num_titles, settings)
+    results = dict(map_buckets(attack, pairs, *shared, progress=show))
+    return Audit(
+        record=record,
+        users=users,
+        represented=represented,
+        from_vectors={(n, a): results[kind, n, a] for kind, n, a in pairs if kind == "vectors"},
+        from_lists={(n, a): results[kind, n, a] for kind, n, a in pairs if kind == "lists"},
+        num_parameters=_num_parameters(records, backbone),
+    )
+
+
+def attack(
+    pair: tuple[str, str, str],
+    vectors: dict[str, np.ndarray],
+    lists: dict[str, np.ndarray],
+    attributes: dict[str, Attribute],
+    keys: np.ndarray,
+    num_titles: int,
+    settings: AuditSettings,
+) -> AuditResult:
+    """One (kind, representation, attribute)."""
+    kind, name, of = pair
+    torch.set_num_threads(1)
+    try:
+        if kind == "vectors":
+            return audit_vectors({name: vectors[name]}, {of: attributes[of]}, keys, settings)[name, of]
+        return audit_lists({name: lists[name]}, {of: attributes[of]}, keys, num_titles, settings)[name, of]
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _open(uri: str) -> EliminatorsRecord:
+    """The run's record, with the place and name that its folder has now."""
+    runs, name = parent(absolute(uri))
+    record = EliminatorsRecord.load(absolute(uri))
+    if record.status != "done":
+        raise UserError(f"run {uri!r} is not finished: start `mtrec train eliminators` with the same name again")
+    return record.model_copy(update={"config": record.config.model_copy(update={"runs": runs, "name": name})})
+
+
+def _read_users(
+    lake: Lake, sequences: SequenceConfig, length: int, max_users: int, progress: ProgressCallback | None
+) -> HeldOutUsers:
+    """At most about `max_users` users with their test event, in the order of the buckets."""
+    buckets = range(lake.manifest.num_buckets)
+    show = stage_progress(progress, "reading users", len(buckets))
+    fraction = min(1.0, max_users / max(1, lake.manifest.counts["users"]))
+    shared = (lake, sequences, length, fraction)
+    found = dict(map_buckets(_read_bucket, buckets, *shared, progress=show))
+    return HeldOutUsers.concatenate([found[bucket] for bucket in buckets])
+
+
+def _read_bucket(bucket: int, lake: Lake, sequences: SequenceConfig, length: int, fraction: float) -> HeldOutUsers:
+    return read_held_out(lake, sequences, TEST_EVENT, length, [bucket], fraction)
+
+
+def _attributes(record: EliminatorsRecord, users: HeldOutUsers) -> dict[str, Attribute]:
+    sizes = {name: len(values) for name, values in record.attributes.items()}
+    return {name: Attribute(users.attribute_index[:, a], size) for a, (name, size) in enumerate(sizes.items())}
+
+
+def _represent(
+    records: list[EliminatorsRecord],
+    backbone: SequentialBackbone,
+    users: HeldOutUsers,
+    progress: ProgressCallback | None,
+) -> dict[str, Represented]:
+    history, values = torch.from_numpy(users.history), torch.from_numpy(users.attribute_index)
+    found = {BACKBONE: _one((), users, vectors_in_chunks(backbone.user_vectors, history), backbone.title_vectors())}
+    show = stage_progress(progress, "representing users", len(records))
+    for number, record in enumerate(records):
+        prefix = "" if number == 0 else f"{record.config.name}/"
+        for candidate in _candidates(record, backbone, records[0].combinations):
+            vectors = vectors_in_chunks(candidate.user_vectors, history, values)  # (K, U, d)
+            for k, combination in enumerate(candidate.combinations):
+                name = prefix + combination_name(combination)
+                found[name] = _one(combination, users, vectors[k], candidate.backbone.title_vectors())
+        if show:
+            show(number + 1)
+    return found
+
+
+def _candidates(
+    record: EliminatorsRecord, backbone: SequentialBackbone, combinations: list[tuple[str, ...]]
+) -> list[Candidate]:
+    candidates = load_candidates(record, backbone)
+    for candidate in candidates:
+        if isinstance(candidate, Filtered):  # trained one by one, used for any combination
+            candidate.for_combinations([c for c in combinations if set(c) <= set(candidate.attributes)])
+    return candidates
+
+
+def _one(
+    hidden: tuple[str, ...], users: HeldOutUsers, vectors: torch.Tensor, title_vectors: torch.Tensor
+) -> Represented:
+    lists = []
+    for rows, seen in users.chunks(len(title_vectors)):
+        scores = (vectors[rows] @ title_vectors.t()).masked_fill_(torch.from_numpy(seen), -torch.inf)
+        lists.append(scores.topk(min(LIST_LENGTH, len(title_vectors))).indices.numpy())
+    metrics = held_out_metrics(users, vectors, title_vectors)
+    return Represented(hidden, vectors.numpy(), np.concatenate(lists), metrics)
+
+
+def _num_parameters(records: list[EliminatorsRecord], backbone: SequentialBackbone) -> dict[str, int]:
+    counts = {"backbone": sum(parameter.numel() for parameter in backbone.parameters())}
+    for record in records:
+        candidate = load_candidates(record, backbone)[0]
+        frozen = 0 if record.config.method == "fine_tuning" else counts["backbone"]
+        own = sum(parameter.numel() for parameter in candidate.parameters()) - frozen
+        counts[record.config.name] = own // len(candidate.combinations)
+    return counts

@@ -1,0 +1,117 @@
+"""What an audit compares: ways to hide attributes in a sequential backbone's vectors, all trained by the same step.
+
+Legend: `K` combinations, `m` attributes, `B` rows, `T` columns, `d` width.
+
+A candidate is a module whose trainable parameters are what the game may move: an eliminator pack on the frozen backbone
+(paper B; its ablations are settings of the pack), a filter per attribute behind the frozen backbone (Li et al. 2021),
+or a copy of the whole backbone (full fine-tuning, one combination).
+"""
+
+import copy
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtrec_ray.models.eliminators import Combination, EliminatorPack, combination_generator
+from mtrec_ray.models.sequential import SequentialBackbone
+
+
+class Candidate(nn.Module):
+    """What training and audit ask of every candidate."""
+
+    backbone: SequentialBackbone
+    combinations: tuple[Combination, ...]
+
+    def forward(self, history: Tensor, attribute_index: Tensor) -> Tensor:
+        """(B, T) model input, (B, m) values, -1 unknown -> (K, B, T, d)."""
+        raise NotImplementedError
+
+    def user_vectors(self, history: Tensor, attribute_index: Tensor) -> Tensor:
+        """(B, L) histories, (B, m) values -> (K, B, d)."""
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """Called after each optimizer step."""
+
+
+class Eliminated(Candidate):
+    """A pack of eliminators on the frozen backbone."""
+
+    def __init__(self, backbone: SequentialBackbone, pack: EliminatorPack) -> None:
+        super().__init__()
+        self.backbone = backbone.eval().requires_grad_(False)
+        self.pack = pack
+        self.combinations = pack.combinations
+
+    def forward(self, history: Tensor, attribute_index: Tensor) -> Tensor:
+        return self.backbone(history, eliminators=self.pack.for_all(attribute_index))
+
+    def user_vectors(self, history: Tensor, attribute_index: Tensor) -> Tensor:
+        return self.backbone.user_vectors(history, eliminators=self.pack.for_all(attribute_index))
+
+    def after_step(self) -> None:
+        self.pack.shrink_personal()
+
+
+class Filtered(Candidate):
+    """A two-layer filter per attribute behind the frozen backbone; a combination is the mean of its filters' outputs.
+
+    Li et al. (SIGIR 2021), their separate method, as paper B compares it: trained for the single attributes, used for
+    any combination (`for_combinations`).
+    """
+
+    def __init__(self, backbone: SequentialBackbone, attributes: Mapping[str, int]) -> None:
+        super().__init__()
+        self.backbone = backbone.eval().requires_grad_(False)
+        self.attributes = tuple(attributes)
+        width, num = backbone.config.width, len(attributes)
+        self.inner = nn.Parameter(torch.empty(num, width, 2 * width))  # (m, d, 2d)
+        self.inner_bias = nn.Parameter(torch.empty(num, 1, 2 * width))
+        self.outer = nn.Parameter(torch.empty(num, 2 * width, width))  # (m, 2d, d)
+        self.outer_bias = nn.Parameter(torch.empty(num, 1, width))
+        self.for_combinations([(name,) for name in attributes])
+
+    @torch.no_grad()
+    def init_weights(self, seed: int) -> None:
+        """Xavier weights, zero biases; an attribute's draws depend on its name alone."""
+        for a, name in enumerate(self.attributes):
+            generator = combination_generator(seed, (name,))
+            for weight in (self.inner[a], self.outer[a]):
+                nn.init.xavier_uniform_(weight, generator=generator)
+        self.inner_bias.zero_()
+        self.outer_bias.zero_()
+
+    def for_combinations(self, combinations: Sequence[Combination]) -> None:
+        """Set what the leading dimension of every output stands for."""
+        self.combinations = tuple(combinations)
+        chosen = torch.tensor([[float(name in c) for name in self.attributes] for c in self.combinations])
+        self.shares = chosen / chosen.sum(1, keepdim=True)  # (K, m)
+
+    def forward(self, history: Tensor, attribute_index: Tensor) -> Tensor:
+        return self._filter(self.backbone(history))
+
+    def user_vectors(self, history: Tensor, attribute_index: Tensor) -> Tensor:
+        return self._filter(self.backbone.user_vectors(history))
+
+    def _filter(self, vectors: Tensor) -> Tensor:
+        rows = vectors.flatten(0, -2).expand(len(self.attributes), -1, -1)  # (m, N, d)
+        inner = F.leaky_relu(torch.baddbmm(self.inner_bias, rows, self.inner), 0.2)
+        filtered = torch.baddbmm(self.outer_bias, inner, self.outer)  # (m, N, d)
+        return torch.einsum("km,mnd->knd", self.shares, filtered).unflatten(1, vectors.shape[:-1])
+
+
+class FineTuned(Candidate):
+    """A copy of the whole backbone for one combination: 2^m - 1 full models, the bound on what tuning can reach."""
+
+    def __init__(self, backbone: SequentialBackbone, combination: Combination) -> None:
+        super().__init__()
+        self.backbone = copy.deepcopy(backbone).eval().requires_grad_(True)
+        self.combinations = (combination,)
+
+    def forward(self, history: Tensor, attribute_index: Tensor) -> Tensor:
+        return self.backbone(history)[None]
+
+    def user_vectors(self, history: Tensor, attribute_index: Tensor) -> Tensor:
+        return self.backbone.user_vectors(history)[None]

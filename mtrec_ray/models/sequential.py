@@ -1,0 +1,243 @@
+"""SASRec and BERT4Rec behind one interface, with the places where an eliminator takes hold.
+
+Legend: `B` batch rows, `L` history length, `T` columns of a history tensor (L, one more for BERT4Rec), `d` width,
+`H` heads, `P` prompt rows, `G` groups of rows with their own eliminator (1 without), `Q` positions read.
+
+A history is left-aligned: its oldest event is column 0, -1 fills what is left behind. A window cut anywhere from a long
+history starts at column 0 too, so a short history looks like the first columns of every window the model was trained
+on; and behind a causal mask the filler is invisible to every real position, with no padding mask at all. Prompts stand
+in front of the history without a position of their own, so position embeddings do not know whether they are there.
+
+An attention over prompts and history is computed in two parts that meet in one softmax: the history counts as one more
+prompt whose score is the log-sum-exp of its scores and whose value is its attention output. In the first layer the
+history's part depends on the frozen backbone alone, so it is computed once for all groups. Prompts read each other,
+never the history, in both kinds.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+SUBLAYERS = ("attention", "feed_forward")
+Sublayer = Literal["attention", "feed_forward"]
+
+
+@dataclass(frozen=True)
+class SequentialConfig:
+    """Shape of a backbone; the defaults are paper B's as its authors ran them."""
+
+    num_titles: int
+    kind: Literal["sasrec", "bert4rec"] = "sasrec"
+    history: int = 20  # events a user's vector is made of
+    width: int = 64
+    num_layers: int = 1
+    num_heads: int = 1
+    dropout: float = 0.2  # 0.4 lost 0.01 of validation NDCG@10 on MovieLens-100K at the same epoch
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+
+
+class EliminatorRows(Protocol):
+    """What the backbone asks of eliminators gathered for `G` groups of rows (see `eliminators.PackRows`)."""
+
+    @property
+    def prompt_table(self) -> Tensor:
+        """(G, R, d) every prompt row a group can use."""
+        ...
+
+    @property
+    def prompt_index(self) -> Tensor:
+        """(G or 1, B, P) rows of the table that stand in front of each history."""
+        ...
+
+    def adapt(self, hidden: Tensor, layer: int, sublayer: Sublayer) -> Tensor:
+        """(G or 1, B, T, d) output of a sublayer -> (G, B, T, d)."""
+        ...
+
+
+class SequentialBackbone(nn.Module):
+    """(B, T) title indices -> (B, T, d) vectors; the vector at a user's last position scores titles by dot product.
+
+    SASRec (Kang and McAuley 2018): causal; the vector at column t is the user's after event t. BERT4Rec (Sun et al.
+    2019): every column sees every other, and the vector is read at a mask token that stands for the wanted event.
+    Sublayers are post-norm without an output projection, as in the authors' code (ReChorus).
+    """
+
+    def __init__(self, config: SequentialConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.bidirectional = config.kind == "bert4rec"
+        self.num_columns = config.history + self.bidirectional
+        self.titles = nn.Embedding(config.num_titles + self.bidirectional, config.width)  # the last row: mask token
+        self.positions = nn.Parameter(torch.empty(self.num_columns, config.width))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.dropout = ByteDropout(config.dropout)
+
+    @property
+    def mask_token(self) -> int:
+        return self.config.num_titles
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Normal(0, 0.02) tables, Xavier matrices, zero biases, unit norms; draws from `generator` alone."""
+        for table in (self.titles.weight, self.positions):
+            table.normal_(0, 0.02, generator=generator)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
+
+    def forward(
+        self, history: Tensor, *, eliminators: EliminatorRows | None = None, read: Tensor | None = None
+    ) -> Tensor:
+        """Vectors of the columns in `read`.
+
+        Args:
+            history: (B, T) or, with one history a group, (G, 1, T) title indices, left-aligned, -1 behind the last.
+            eliminators: what every group of rows is to forget; None is the backbone itself.
+            read: (B, Q) or (G, 1, Q) columns wanted of the last layer; None means all.
+
+        Returns (B, Q or T, d), with eliminators (G, B, Q or T, d).
+        """
+        histories = history if history.dim() == 3 else history[None]  # (G or 1, B, T)
+        hidden = self.titles(histories.clamp(min=0)) + self.positions[: histories.shape[-1]]  # (G or 1, B, T, d)
+        hidden = self.dropout(hidden)
+        mask = self._attention_mask(histories)
+        prompts = None if eliminators is None else eliminators.prompt_table
+        for number, layer in enumerate(self.layers):
+            last = number + 1 == len(self.layers)
+            wanted = read if last else None
+            hidden, prompts = layer(hidden, mask, prompts, eliminators, number, read=wanted, last=last)
+        return hidden if eliminators is not None or history.dim() == 3 else hidden[0]
+
+    def user_vectors(self, history: Tensor, *, eliminators: EliminatorRows | None = None) -> Tensor:
+        """(..., L) histories of at least one event -> the vectors that score titles, (B, d) or (G, B, d)."""
+        lengths = (history >= 0).sum(-1, keepdim=True)  # (..., 1)
+        if self.bidirectional:
+            history = F.pad(history, (0, 1), value=-1).scatter(-1, lengths, self.mask_token)
+            return self(history, eliminators=eliminators, read=lengths).squeeze(-2)
+        return self(history, eliminators=eliminators, read=lengths - 1).squeeze(-2)
+
+    def title_vectors(self) -> Tensor:
+        """(N, d) vectors of the catalogue."""
+        return self.titles.weight[: self.config.num_titles]
+
+    def _attention_mask(self, histories: Tensor) -> Tensor:
+        """What is added to scores: (T, T) causal, or (G or 1, B, 1, 1, T) that hides the filler."""
+        if self.bidirectional:
+            hidden = (histories < 0)[:, :, None, None, :]
+            return torch.zeros(hidden.shape, device=histories.device).masked_fill_(hidden, float("-inf"))
+        columns = histories.shape[-1]
+        return torch.full((columns, columns), float("-inf"), device=histories.device).triu_(1)
+
+
+class ByteDropout(nn.Module):
+    """Dropout whose mask takes a random byte an element: an eighth of the generator's work. `p` is rounded to 1/256."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.threshold = round(p * 256)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if not self.training or not self.threshold:
+            return hidden
+        words = torch.empty(-(-hidden.numel() // 8), dtype=torch.int64, device=hidden.device)
+        drawn = words.random_(-(2**63), None).view(torch.int8)[: hidden.numel()].view_as(hidden)
+        return hidden * (drawn >= self.threshold - 128) * (256 / (256 - self.threshold))
+
+
+class Layer(nn.Module):
+    """Self-attention and feed-forward, each with residual and layer norm; adapters act on what each returns (eq. 2)."""
+
+    def __init__(self, config: SequentialConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_heads
+        self.query = nn.Linear(config.width, config.width)
+        self.key_value = nn.Linear(config.width, 2 * config.width)
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.expand = nn.Linear(config.width, config.width)
+        self.contract = nn.Linear(config.width, config.width)
+        self.feed_forward_norm = nn.LayerNorm(config.width)
+        self.activation = F.gelu if config.kind == "bert4rec" else F.relu
+        self.dropout = ByteDropout(config.dropout)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor,
+        prompts: Tensor | None,
+        eliminators: EliminatorRows | None,
+        number: int,
+        *,
+        read: Tensor | None,
+        last: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(G or 1, B, T, d), prompts (G, R, d) in the first layer and (G, B, P, d) later -> the same one layer up."""
+        keys, values = self._heads(self.key_value(hidden)).chunk(2, dim=-1)  # (G or 1, B, H, T, d / H)
+        if read is not None:
+            hidden, mask = _take_columns(hidden, mask, read)  # (G or 1, B, Q, d)
+        queries = self._heads(self.query(hidden)) * keys.shape[-1] ** -0.5  # (G or 1, B, H, T or Q, d / H)
+        scores = queries @ keys.transpose(-1, -2) + mask  # (G or 1, B, H, T or Q, T)
+        attended = scores.softmax(-1) @ values  # (G or 1, B, H, T or Q, d / H)
+        if prompts is None or eliminators is None:
+            hidden = self._after_attention(hidden, attended)
+            return self._feed_forward(hidden), None
+
+        prompt_keys_values = self.key_value(prompts)
+        if number == 0:
+            prompt_keys_values = _take_rows(prompt_keys_values, eliminators.prompt_index)  # (G, B, P, 2d)
+            prompts = None if last else _take_rows(prompts, eliminators.prompt_index)  # (G, B, P, d)
+        prompt_keys, prompt_values = self._heads(prompt_keys_values).chunk(2, dim=-1)  # (G, B, H, P, d / H)
+        attended = _join(queries, prompt_keys, prompt_values, scores, attended)  # (G, B, H, T or Q, d / H)
+        hidden = self._whole(hidden, attended, eliminators, number)
+        if last or prompts is None:
+            return hidden, None
+        prompt_queries = self._heads(self.query(prompts)) * prompt_keys.shape[-1] ** -0.5
+        prompt_attended = (prompt_queries @ prompt_keys.transpose(-1, -2)).softmax(-1) @ prompt_values
+        return hidden, self._whole(prompts, prompt_attended, eliminators, number)
+
+    def _whole(self, hidden: Tensor, attended: Tensor, eliminators: EliminatorRows, number: int) -> Tensor:
+        hidden = eliminators.adapt(self._after_attention(hidden, attended), number, "attention")
+        return eliminators.adapt(self._feed_forward(hidden), number, "feed_forward")
+
+    def _after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        merged = attended.transpose(-2, -3).flatten(-2)  # (G or 1, B, T, d)
+        return self.attention_norm(hidden + self.dropout(merged))
+
+    def _feed_forward(self, hidden: Tensor) -> Tensor:
+        inner = self.dropout(self.activation(self.expand(hidden)))
+        return self.feed_forward_norm(hidden + self.dropout(self.contract(inner)))
+
+    def _heads(self, rows: Tensor) -> Tensor:
+        """(..., T, n d) -> (..., H, T, n d / H)."""
+        return rows.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
+
+
+def _join(queries: Tensor, prompt_keys: Tensor, prompt_values: Tensor, scores: Tensor, attended: Tensor) -> Tensor:
+    """Attention over prompts and history from the history's own scores and output, see the file's legend."""
+    prompt_scores = queries @ prompt_keys.transpose(-1, -2)  # (G, B, H, T, P)
+    history_score = scores.logsumexp(-1, keepdim=True).expand(*prompt_scores.shape[:-1], 1)
+    weights = torch.cat([prompt_scores, history_score], -1).softmax(-1)  # (G, B, H, T, P + 1)
+    return weights[..., :-1] @ prompt_values + weights[..., -1:] * attended
+
+
+def _take_columns(hidden: Tensor, mask: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of `hidden` (G or 1, B, T, d) and of a (T, T) mask at `read` (B, Q) or (G, 1, Q)."""
+    columns = read if read.dim() == 3 else read[None]  # (G or 1, B, Q)
+    index = columns[..., None].expand(len(hidden), -1, -1, hidden.shape[-1])
+    taken = hidden.gather(2, index)
+    return taken, mask[columns][:, :, None] if mask.dim() == 2 else mask  # (G or 1, B, 1, Q, T)
+
+
+def _take_rows(table: Tensor, index: Tensor) -> Tensor:
+    """(G, R, d) rows at (G or 1, B, P) -> (G, B, P, d)."""
+    if index.shape[0] == 1:
+        return table[:, index[0]]
+    return table[torch.arange(len(table), device=table.device)[:, None, None], index]

@@ -1,0 +1,98 @@
+"""One training step of a sequential backbone: every position of every window in one pass (paper B, 2.2).
+
+Legend: `B` windows, `L` history length, `T` columns, `N` positions with a target, `M` negatives, `d` width.
+
+SASRec predicts at each column the event that follows it. BERT4Rec's equivalent: a random share of a window's events is
+replaced by the mask token and predicted from both sides, and the token that serving appends stands behind the window
+and predicts the event that follows it; over epochs every event is a target.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.steps.towers import AllReduce
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What one pass of the backbone is asked."""
+
+    history: Tensor  # (B, T) model input
+    targets: Tensor  # (B, T) title wanted at each column, -1: none
+
+    @property
+    def rows(self) -> Tensor:
+        """(N,) flat columns that have a target."""
+        return (self.targets.flatten() >= 0).nonzero().squeeze(1)
+
+
+def positions_of(backbone: SequentialBackbone, history: Tensor, targets: Tensor, mask_share: float) -> Positions:
+    """(B, L) windows and what follows each event, as the backbone's kind reads them; draws BERT4Rec's masks."""
+    if not backbone.bidirectional:
+        return Positions(history, targets)
+    real = history >= 0
+    lengths = real.sum(-1, keepdim=True)  # (B, 1)
+    masked = (torch.rand(history.shape, device=history.device) < mask_share) & real
+    following = targets.gather(1, lengths - 1)  # (B, 1)
+    inputs = F.pad(history.masked_fill(masked, backbone.mask_token), (0, 1), value=-1)
+    wanted = F.pad(history.masked_fill(~masked, -1), (0, 1), value=-1)
+    return Positions(inputs.scatter(1, lengths, backbone.mask_token), wanted.scatter(1, lengths, following))
+
+
+def pretraining_step(
+    backbone: SequentialBackbone,
+    optimizer: torch.optim.Optimizer,
+    positions: Positions,
+    negatives: Tensor,
+    all_reduce: AllReduce | None = None,
+) -> Tensor:
+    """One optimizer step on one worker's share of a global batch; returns the global loss before it, a scalar.
+
+    Args:
+        positions: of this worker; none of them is fine where there is an `all_reduce`.
+        negatives: (M,) titles, the same for every position and worker.
+        all_reduce: sums over workers; None = this worker is alone.
+    """
+    rows = positions.rows
+    count = torch.tensor(float(len(rows)), device=negatives.device)
+    if all_reduce:
+        count = all_reduce(count)
+    optimizer.zero_grad(set_to_none=False)
+    vectors = backbone(positions.history).flatten(0, 1)[rows]  # (N, d)
+    losses = bpr_losses(backbone, vectors, positions.targets.flatten()[rows], negatives)  # (N,)
+    loss = losses.sum() / count.clamp(min=1)
+    loss.backward()
+    loss = loss.detach()
+    if all_reduce:
+        sum_gradients([p for group in optimizer.param_groups for p in group["params"]], all_reduce)
+        loss = all_reduce(loss)
+    optimizer.step()
+    return loss
+
+
+def bpr_losses(backbone: SequentialBackbone, vectors: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
+    """(..., N) mean over negatives of -log sigmoid(u . positive - u . negative) (Rendle et al. 2009) per position.
+
+    One set of M titles, drawn evenly, is every position's: its scores are one matrix product. A pair whose negative is
+    the position's own target has a constant loss and no gradient.
+
+    Args:
+        vectors: (..., N, d) user vectors, of one model or of several.
+        targets: (N,) titles wanted.
+        negatives: (M,) titles.
+    """
+    positive_scores = (vectors * backbone.titles(targets)).sum(-1, keepdim=True)  # (..., N, 1)
+    negative_scores = vectors @ backbone.titles(negatives).t()  # (..., N, M)
+    return F.softplus(negative_scores - positive_scores).mean(-1)
+
+
+def sum_gradients(parameters: list[torch.nn.Parameter], all_reduce: AllReduce) -> None:
+    """Replace each gradient by its sum over the workers, in one message."""
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
+    for parameter, part in zip(parameters, flat.split([g.numel() for g in gradients]), strict=True):
+        parameter.grad = part.view_as(parameter)

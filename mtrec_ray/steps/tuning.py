@@ -1,0 +1,179 @@
+"""Adversarial training of a pack of eliminators, or of what they are compared with, one step (paper B, 2.4).
+
+Legend: `K` combinations, `D` pairs of a combination and a selected attribute, `B` windows, `T` columns, `S` vectors the
+adversary sees, `M` negatives, `m` attributes, `A` values of the widest attribute, `d` width.
+
+A step takes one batch of windows through all combinations:
+
+1. the candidate's forward, the frozen backbone with every eliminator: a vector for each column
+2. what the adversary sees: each window's last vector and a few random ones, since any prefix may be a user's history
+3. the discriminators learn on those vectors, detached
+4. the generator's loss, BPR - lambda * sum of cross entropies (eq. 5), reaches the candidate's own parameters alone
+5. the average that is kept moves a little
+
+Losses are summed over combinations and share no parameter, and both optimizers work element by element, so a pack is
+its members trained one by one.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mtrec_ray.models.candidates import Candidate
+from mtrec_ray.models.discriminators import Discriminators
+from mtrec_ray.models.running_average import RunningAverage
+from mtrec_ray.steps.pretraining import Positions, bpr_losses, sum_gradients
+from mtrec_ray.steps.towers import AllReduce
+
+
+@dataclass(frozen=True)
+class GameSettings:
+    """Settings of the game, chosen on validation users of MovieLens-100K."""
+
+    weight: float = 1.0  # lambda of eq. (5)
+    discriminator_steps: int = 1  # per generator step
+    columns: int = 2  # vectors of each window that the adversary sees
+    generator_lr: float = 3e-4
+    discriminator_lr: float = 1e-3
+    l2: float = 1e-6
+    average: float = 0.99  # decay of the running average that is kept
+
+    def __post_init__(self) -> None:
+        if self.discriminator_steps < 1 or self.columns < 1:
+            raise ValueError(
+                f"discriminator_steps {self.discriminator_steps} and columns {self.columns} must be 1 or more"
+            )
+
+
+class AdversaryGame:
+    """A candidate, its discriminators, their optimizers and the average that is kept.
+
+    Args:
+        weights: (m, A) of `value_weights` over the users whose labels may be seen.
+        all_reduce: sums over workers, each with its share of a global batch; None = this worker is alone.
+    """
+
+    def __init__(
+        self,
+        candidate: Candidate,
+        discriminators: Discriminators,
+        weights: Tensor,
+        config: GameSettings,
+        all_reduce: AllReduce | None = None,
+    ) -> None:
+        self.all_reduce = all_reduce
+        self.candidate = candidate
+        self.discriminators = discriminators
+        self.weights = weights
+        self.config = config
+        self.average = RunningAverage(candidate, config.average)
+        tuned = [parameter for parameter in candidate.parameters() if parameter.requires_grad]
+        self.generator_optimizer = torch.optim.RMSprop(tuned, lr=config.generator_lr, weight_decay=config.l2)
+        self.discriminator_optimizer = torch.optim.RMSprop(
+            discriminators.parameters(), lr=config.discriminator_lr, weight_decay=config.l2
+        )
+
+    def step(self, positions: Positions, attribute_index: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+        """One step on windows of users with values (B, m); returns global BPR (K,) and cross entropies (D,) before it.
+
+        Args:
+            negatives: (M,) titles, the same for every position, combination and worker.
+
+        What the adversary sees of this worker's windows is drawn from torch's own generator.
+        """
+        flat = self.candidate(positions.history, attribute_index).flatten(1, 2)  # (K, B T, d)
+        columns, window = adversary_columns(positions, self.config.columns)
+        seen, values = flat[:, columns], attribute_index[window]  # (K, S, d), (S, m)
+        for _ in range(self.config.discriminator_steps):
+            losses = self._discriminator_step(seen.detach(), values)
+        bpr = mean_bpr(self.candidate, flat, positions, negatives, self.all_reduce)
+        self._generator_step(bpr, seen, values)
+        return self._total(bpr.detach()), self._total(losses)
+
+    def _discriminator_step(self, seen: Tensor, values: Tensor) -> Tensor:
+        losses = self.discriminators.losses(seen, values, self.weights, self.all_reduce)
+        self.discriminator_optimizer.zero_grad(set_to_none=False)
+        losses.sum().backward()
+        self._sum_gradients(self.discriminator_optimizer)
+        self.discriminator_optimizer.step()
+        return losses.detach()
+
+    def _generator_step(self, bpr: Tensor, seen: Tensor, values: Tensor) -> None:
+        self.discriminators.requires_grad_(False)
+        loss = (
+            bpr.sum()
+            - self.config.weight * self.discriminators.losses(seen, values, self.weights, self.all_reduce).sum()
+        )
+        self.generator_optimizer.zero_grad(set_to_none=False)
+        loss.backward()
+        self._sum_gradients(self.generator_optimizer)
+        self.generator_optimizer.step()
+        self.discriminators.requires_grad_(True)
+        self.candidate.after_step()
+        self.average.update(self.candidate)
+
+    def state(self) -> dict[str, Tensor]:
+        """All that moves: tuned weights, their average, discriminators, both optimizers' states."""
+        tensors = {}
+        for prefix, module, optimizer in self._parts():
+            for name, parameter in module.named_parameters():
+                if optimizer is None or parameter in optimizer.state:
+                    tensors[f"{prefix}/{name}"] = parameter.detach().contiguous()
+                for key, value in ({} if optimizer is None else optimizer.state.get(parameter, {})).items():
+                    tensors[f"{prefix}.{key}/{name}"] = torch.as_tensor(value).contiguous()
+        return tensors
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Go on from what `state` gave."""
+        for prefix, module, optimizer in self._parts():
+            for name, parameter in module.named_parameters():
+                if f"{prefix}/{name}" not in tensors:
+                    continue
+                with torch.no_grad():
+                    parameter.copy_(tensors[f"{prefix}/{name}"])
+                if optimizer is not None:
+                    found = {k: v for k, v in tensors.items() if k.startswith(f"{prefix}.") and k.endswith(f"/{name}")}
+                    state = {key.split("/")[0].removeprefix(f"{prefix}."): value for key, value in found.items()}
+                    optimizer.state[parameter] = {
+                        key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+                    }
+
+    def _parts(self) -> list[tuple[str, torch.nn.Module, torch.optim.Optimizer | None]]:
+        return [
+            ("candidate", self.candidate, self.generator_optimizer),
+            ("average", self.average.module, None),
+            ("discriminators", self.discriminators, self.discriminator_optimizer),
+        ]
+
+    def _sum_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.all_reduce:
+            sum_gradients([p for group in optimizer.param_groups for p in group["params"]], self.all_reduce)
+
+    def _total(self, shares: Tensor) -> Tensor:
+        return self.all_reduce(shares.clone()) if self.all_reduce else shares
+
+
+def mean_bpr(
+    candidate: Candidate, vectors: Tensor, positions: Positions, negatives: Tensor, all_reduce: AllReduce | None
+) -> Tensor:
+    """(K, B T, d) vectors -> (K,) this worker's share of the mean BPR over all positions of the global batch."""
+    targets = positions.targets.flatten()  # (B T,)
+    each = bpr_losses(candidate.backbone, vectors, targets.clamp(min=0), negatives)  # (K, B T)
+    has_target = (targets >= 0).to(each.dtype)
+    count = has_target.sum()
+    return each @ has_target / (all_reduce(count) if all_reduce else count).clamp(min=1)
+
+
+def adversary_columns(positions: Positions, columns: int) -> tuple[Tensor, Tensor]:
+    """Flat columns the adversary sees and the window each is of, (S,) both.
+
+    Each window's last column with a target comes first, then random others; a short window gives all it has.
+    """
+    has_target = positions.targets >= 0  # (B, T)
+    rank = torch.rand(has_target.shape, device=has_target.device).masked_fill_(~has_target, 2)
+    last = has_target.shape[1] - 1 - has_target.flip(1).int().argmax(1)  # (B,)
+    order = rank.scatter(1, last[:, None], -1).argsort(1)[:, :columns]  # (B, columns)
+    window = torch.arange(len(order), device=order.device)[:, None].expand_as(order)
+    kept = has_target.gather(1, order)
+    return (order + window * has_target.shape[1])[kept], window[kept]

@@ -1,0 +1,34 @@
+"""Figures of a sequential model on held-out events."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mtrec_ray.evaluation.next_title import NextTitleMetrics, next_title_metrics
+from mtrec_ray.streams.held_out import HeldOutUsers
+
+NEGATIVES_SEED = 0
+"""The sampled negatives are the same for every model and run."""
+
+
+def held_out_metrics(users: HeldOutUsers, user_vectors: Tensor, title_vectors: Tensor) -> NextTitleMetrics:
+    """Figures of each user, in the users' order.
+
+    Args:
+        users: U users with a held-out event.
+        user_vectors: (U, d).
+        title_vectors: (N, d); the score of a title is the dot product.
+    """
+    parts = []
+    for rows, seen in users.chunks(len(title_vectors)):
+        scores = (user_vectors[rows] @ title_vectors.t()).cpu().numpy()
+        parts.append(next_title_metrics(scores, users.target[rows], seen, users.keys[rows], NEGATIVES_SEED))
+    return NextTitleMetrics.concatenate(parts)
+
+
+@torch.no_grad()
+def vectors_in_chunks(vectors_of: Callable[..., Tensor], *inputs: Tensor, size: int = 1024) -> Tensor:
+    """`vectors_of`, from U rows of each input to (..., U, d), called on a bounded number of rows at a time."""
+    parts = zip(*(rows.split(size) for rows in inputs), strict=True)
+    return torch.cat([vectors_of(*part) for part in parts], dim=-2)

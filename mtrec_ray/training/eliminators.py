@@ -1,0 +1,157 @@
+"""`mtrec train eliminators`: packs of combinations as parallel jobs, from a frozen backbone to one run folder.
+
+1. open backbone and lake, parse the combinations    (errors before any work)
+2. the run of this name, to go on with, or a new one
+3. `plan.json`: a counting pass over the users whose attribute values may be seen
+4. every unfinished pack is a Ray Train run; some at once, each in a thread of its own that waits for it
+5. a failed pack is started again, then left out: the others go on
+"""
+
+import hashlib
+import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import ray
+
+from mtrec_ray.console import ProgressCallback
+from mtrec_ray.errors import UserError
+from mtrec_ray.files import absolute, exists, join, read_file, write_json
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.streams.windows import WindowPlan, make_window_plan
+from mtrec_ray.training.backbone_run import WEIGHTS as BACKBONE_WEIGHTS
+from mtrec_ray.training.backbone_run import BackboneRecord, save_window_plan
+from mtrec_ray.training.config import RunnerConfig
+from mtrec_ray.training.eliminators_config import EliminatorsConfig, parse_combinations
+from mtrec_ray.training.eliminators_loop import pack_loop_per_worker
+from mtrec_ray.training.eliminators_run import Combination, EliminatorsRecord, is_done, pack_figures, pack_uri
+from mtrec_ray.training.fit import check_resources, fit
+from mtrec_ray.training.run import check_same_settings
+
+logger = logging.getLogger(__name__)
+
+
+class PacksFailed(RuntimeError):
+    """Some packs could not be trained; the others are done."""
+
+
+def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | None = None) -> EliminatorsRecord:
+    """Train every combination, going on with what is unfinished if the same name was stopped.
+
+    Raises:
+        UserError: settings that do not fit the backbone, its lake, the cluster, or the run of the same name.
+        PacksFailed: packs that failed in spite of retries, after all others were done.
+    """
+    config = config.model_copy(update={"backbone": absolute(config.backbone), "runs": absolute(config.runs)})
+    backbone = BackboneRecord.load(config.backbone)
+    if backbone.status != "done":
+        raise UserError(f"backbone {config.backbone!r} is not finished: start `mtrec train backbone` again")
+    lake = Lake.open(backbone.config.lake)
+    if lake.manifest.lake_hash != backbone.lake_hash:
+        raise UserError(
+            f"backbone {config.backbone!r} was trained on another state of lake {lake.uri!r}: train the backbone again"
+        )
+    record = _open_run(config, backbone)
+    if record.status == "done":
+        return record
+    check_resources(config.runner)
+    if not record.steps_per_pack:  # planned before it is recorded: what fails here leaves no run behind
+        sequences, length = backbone.config.sequences, backbone.config.model.history
+        plan = make_window_plan(lake, sequences, length, without_attacked=True, progress=progress)
+        _check_values(record, plan)
+        save_window_plan(record.uri, plan)
+        optim = config.optim
+        schedule = plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, config.seed)
+        record = record.model_copy(update={"steps_per_pack": schedule.num_steps})
+        record.save()
+    _train_packs(record, progress)
+    figures = {key: value for pack in record.packs for key, value in pack_figures(record, pack).items()}
+    done = record.model_copy(update={"status": "done", "metrics": figures})
+    done.save()
+    return done
+
+
+def make_packs(config: EliminatorsConfig, attributes: dict[str, list[str]]) -> dict[str, list[Combination]]:
+    """Name of each job -> what it trains."""
+    chosen = parse_combinations(config.combinations, attributes)
+    if config.method == "filter":
+        chosen = [(name,) for name in attributes if any(name in combination for combination in chosen)]
+    size = 1 if config.method == "fine_tuning" else config.pack_size
+    starts = range(0, len(chosen), size)
+    return {f"pack{number:03d}": chosen[start : start + size] for number, start in enumerate(starts)}
+
+
+def _open_run(config: EliminatorsConfig, backbone: BackboneRecord) -> EliminatorsRecord:
+    new = EliminatorsRecord(
+        status="training",
+        config=config,
+        lake_hash=backbone.lake_hash,
+        backbone_hash=hashlib.sha256(read_file(join(backbone.uri, BACKBONE_WEIGHTS))).hexdigest(),
+        attributes=backbone.attributes,
+        packs=make_packs(config, backbone.attributes),
+    )
+    if not exists(join(new.uri, "run.json")):
+        return new
+    old = EliminatorsRecord.load(new.uri)
+    check_same_settings(old.config, config, f"lake {backbone.config.lake!r}", old.lake_hash, new.lake_hash)
+    check_same_settings(old.config, config, f"backbone {config.backbone!r}", old.backbone_hash, new.backbone_hash)
+    return old if old.status == "done" else old.model_copy(update={"config": config})
+
+
+def _check_values(record: EliminatorsRecord, plan: WindowPlan) -> None:
+    """Attributes that are to be hidden must differ between the users whose values may be seen."""
+    counts = dict(zip(record.attributes, plan.value_counts, strict=True))
+    for name in {name for combination in record.combinations for name in combination}:
+        seen = [value for value, count in zip(record.attributes[name], counts[name], strict=True) if count]
+        if len(seen) < 2:
+            what = f"only the value {seen[0]!r}" if seen else "no known value"
+            raise UserError(
+                f"attribute {name!r} has {what} among the {plan.users} users to train on: leave it out of combinations"
+            )
+
+
+def _train_packs(record: EliminatorsRecord, progress: ProgressCallback | None) -> None:
+    waiting = [pack for pack in record.packs if not is_done(record, pack)]
+    at_once = record.config.jobs_at_once or jobs_that_fit(record.config.runner)
+    failed: dict[str, Exception] = {}
+
+    def train(pack: str) -> None:
+        for attempt in range(1 + record.config.retries):
+            try:
+                _train_pack(record, pack, progress)
+            except Exception as error:
+                logger.warning("pack %s failed (attempt %d): %s", pack, attempt + 1, error)
+                failed[pack] = error
+            else:
+                failed.pop(pack, None)
+                return
+
+    with ThreadPoolExecutor(max_workers=max(1, min(at_once, len(waiting)))) as pool:
+        list(pool.map(train, waiting))
+    if failed:
+        pack, error = next(iter(failed.items()))
+        raise PacksFailed(
+            f"{len(failed)} of {len(record.packs)} packs failed ({', '.join(failed)}), the others are done; "
+            f"start the same command again to retry. {pack}: {error}"
+        ) from error
+
+
+def _train_pack(record: EliminatorsRecord, pack: str, progress: ProgressCallback | None) -> None:
+    names = ", ".join("+".join(combination) for combination in record.packs[pack])
+    label = f"{pack} ({names if len(names) < 40 else f'{len(record.packs[pack])} combinations'})"
+    show: Callable[[str, int, int], None] | None = None
+    if progress:
+        show = lambda _, done, total: progress(label, done, total)  # noqa: E731
+    settings = {"record": record.model_dump_json(), "pack": pack}
+    runner = record.config.runner
+    fit(pack_loop_per_worker, settings, join(record.uri, "packs"), pack, runner, record.steps_per_pack, show)
+    write_json(join(pack_uri(record, pack), "done.json"), {"combinations": names})
+
+
+def jobs_that_fit(runner: RunnerConfig) -> int:
+    """Jobs that the cluster holds at once, a CPU left free for Ray Data; one where it has yet to grow."""
+    there = ray.cluster_resources()
+    fitting = (there.get("CPU", 0) - 1) // (runner.workers * runner.cpus_per_worker)
+    if runner.use_gpu:
+        fitting = min(fitting, there.get("GPU", 0) // runner.workers)
+    return max(1, int(fitting))

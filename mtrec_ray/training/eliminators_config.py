@@ -1,0 +1,136 @@
+"""Settings of `mtrec train eliminators`."""
+
+from itertools import chain, combinations
+from typing import Literal
+
+from pydantic import Field
+
+from mtrec_ray.config import Config
+from mtrec_ray.errors import UserError
+from mtrec_ray.training.config import RunnerConfig
+
+MAX_ATTRIBUTES_FOR_ALL = 12
+
+
+class EliminatorShapeConfig(Config):
+    """Parts of an eliminator (paper B, 2.3); a part left out is an ablation."""
+
+    num_prompts: int = Field(default=10, ge=0)
+    """Prompt vectors in front of the history; 0 leaves them out."""
+    personal_prompt: bool = True
+    """The user's attribute values as further prompts; without them hiding cost 5-7% of NDCG@10 on MovieLens-100K."""
+    adapter_width: int = Field(default=16, ge=0)
+    """Width of the adapters; 0 leaves them out."""
+
+
+class AdversaryConfig(Config):
+    """The game of eliminator and discriminators (paper B, 2.4)."""
+
+    weight: float = Field(default=1.0, ge=0)
+    """Lambda of eq. (5). On MovieLens-100K 4 hid no more than 1 and cost 6% of NDCG@10."""
+    discriminator_steps: int = Field(default=1, ge=1)
+    """Discriminator steps per generator step."""
+    discriminator_width: int = Field(default=64, ge=1)
+    """Hidden width of a discriminator."""
+    columns: int = Field(default=2, ge=1)
+    """Vectors of each window that the adversary sees: the last, then random ones, any prefix being a user's history."""
+    class_power: float = Field(default=0.5, ge=0, le=1)
+    """Weight of a value that n users have is n^-power: 0 counts users alike, 1 values alike."""
+    generator_lr: float = Field(default=2e-4, gt=0)
+    """RMSprop's rate for the eliminator; at 1e-3 it writes the personal prompt's label into the vector."""
+    discriminator_lr: float = Field(default=1e-3, gt=0)
+    """RMSprop's rate for the discriminators."""
+    l2: float = Field(default=1e-6, ge=0)
+    """L2 penalty of both (paper B)."""
+    averaging: float = Field(default=0.99, ge=0, lt=1)
+    """Decay of the running mean of the eliminator's weights, which is what is validated and kept."""
+
+
+class TuningOptimConfig(Config):
+    """Batches, length and choice of an eliminator's weights."""
+
+    batch_windows: int = Field(default=64, ge=1)
+    """Windows of a global batch on average, over all workers."""
+    num_negatives: int = Field(default=16, ge=1)
+    """Titles drawn a batch, negatives of each of its positions."""
+    mask_share: float = Field(default=0.3, gt=0, lt=1)
+    """Share of a window's events that a bert4rec backbone has to guess; sasrec ignores it."""
+    epochs: int = Field(default=12, ge=1)
+    """Passes over the positions of the users whose attribute values may be seen; longer hid no more."""
+    evaluate_every: int = Field(default=2, ge=1)
+    """Epochs between two looks at the validation event."""
+    keep_share: float = Field(default=0.985, gt=0, le=1)
+    """The last weights are kept whose validation NDCG@10 is at least this share of the backbone's."""
+    validation_users: int = Field(default=10_000, ge=1)
+    """Users, drawn by hash, whose validation event is looked at."""
+    lanes: int = Field(default=8, ge=1)
+    """Parallel readers of a batch: fixes which windows share one, whatever the number of workers (at most so many)."""
+
+
+class EliminatorsConfig(Config):
+    """Eliminators of some or all combinations of a backbone's attributes."""
+
+    backbone: str
+    """Folder or URI of the backbone's run."""
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    """Name of the run (letters, digits and . _ + -); the same name goes on where it was stopped."""
+    runs: str = "runs"
+    """Folder or URI that holds the runs."""
+    seed: int = 0
+    """Seed of the weights, of the order of windows, of negatives and of what the adversary sees."""
+    combinations: str = "all"
+    """`all`, or combinations by comma, their attributes by plus: gender+age,occupation."""
+    method: Literal["eliminator", "filter", "fine_tuning"] = "eliminator"
+    """`filter` (Li et al. 2021) and `fine_tuning` are what an audit compares eliminators with."""
+    pack_size: int = Field(default=8, ge=1)
+    """Combinations trained in one job, in one batched forward: start-up costs more than small models."""
+    jobs_at_once: int | None = Field(default=None, ge=1)
+    """Jobs side by side; null: as many as the cluster's CPUs (or GPUs) hold."""
+    retries: int = Field(default=1, ge=0)
+    """Times a failed job is started again before the others end without it."""
+    shape: EliminatorShapeConfig = EliminatorShapeConfig()
+    adversary: AdversaryConfig = AdversaryConfig()
+    optim: TuningOptimConfig = TuningOptimConfig()
+    runner: RunnerConfig = RunnerConfig()
+
+
+def parse_combinations(text: str, attributes: dict[str, list[str]]) -> list[tuple[str, ...]]:
+    """The named combinations, each with its attributes in the lake's order.
+
+    Raises:
+        UserError: an attribute that is not there or has one value only, a combination named twice, or too many.
+    """
+    if not attributes:
+        raise UserError("the lake has no sensitive attribute: there is nothing to eliminate")
+    names = list(attributes)
+    if text == "all":
+        if len(names) > MAX_ATTRIBUTES_FOR_ALL:
+            raise UserError(
+                f"combinations=all with {len(names)} attributes means {2 ** len(names) - 1:,} eliminators: "
+                "name those you need, as in combinations=gender+age,gender"
+            )
+        chosen = list(chain.from_iterable(combinations(names, size) for size in range(1, len(names) + 1)))
+    else:
+        chosen = [_combination(part.strip(), names) for part in text.split(",")]
+    repeated = {combination for combination in chosen if chosen.count(combination) > 1}
+    if repeated:
+        raise UserError(f"combination {'+'.join(min(repeated))} is named twice")
+    single = sorted({name for combination in chosen for name in combination if len(attributes[name]) < 2})
+    if single:
+        raise UserError(f"attribute {single[0]!r} has one value only ({attributes[single[0]]}): nothing to hide in it")
+    return chosen
+
+
+def combination_name(combination: tuple[str, ...]) -> str:
+    """How a combination is written: attributes in the lake's order, joined by plus."""
+    return "+".join(combination)
+
+
+def _combination(text: str, names: list[str]) -> tuple[str, ...]:
+    parts = [part.strip() for part in text.split("+")]
+    unknown = [part for part in parts if part not in names]
+    if unknown:
+        raise UserError(f"combinations: the lake has no attribute {unknown[0]!r}; it has {', '.join(names)}")
+    if len(set(parts)) < len(parts):
+        raise UserError(f"combinations: {text!r} names an attribute twice")
+    return tuple(name for name in names if name in parts)

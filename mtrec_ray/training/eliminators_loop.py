@@ -1,0 +1,206 @@
+"""What each data-parallel worker of one pack of eliminators does, one function per level.
+
+Which weights are kept is decided for each combination alone, so a pack's outcome is that of its members: at each look
+at the validation event, those whose NDCG@10 has not fallen below a share of the backbone's.
+"""
+
+import json
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from mtrec_ray.config import dump_yaml
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.models.candidates import Candidate
+from mtrec_ray.models.discriminators import Discriminators, value_weights
+from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.steps.pretraining import positions_of
+from mtrec_ray.steps.towers import AllReduce
+from mtrec_ray.steps.tuning import AdversaryGame, GameSettings
+from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out
+from mtrec_ray.streams.sequences import VALIDATION_EVENT
+from mtrec_ray.streams.windows import WindowBatch, WindowPlan, window_batches
+from mtrec_ray.training.accuracy import held_out_metrics, vectors_in_chunks
+from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone, load_window_plan
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, figure_name, make_candidate, save_pack
+from mtrec_ray.training.worker import CHECK_CLOCK_EVERY, Clock, all_reduce, mean_over_workers, seed_step
+
+
+@dataclass
+class PackTrainee:
+    """The game of one pack, the weights kept so far, and their figures."""
+
+    record: EliminatorsRecord
+    game: AdversaryGame
+    kept: dict[str, Tensor]
+    figures: dict[str, float]
+    backbone_ndcg: float
+    device: torch.device
+    next_step: int = 0
+
+    @property
+    def candidate(self) -> Candidate:
+        return self.game.candidate
+
+    def step(self, batch: WindowBatch, rank: int) -> None:
+        """Train on one worker's share of a global batch."""
+        optim, seed = self.record.config.optim, self.record.config.seed
+        seed_step(seed, batch.step)
+        negatives = torch.randint(self.candidate.backbone.config.num_titles, (optim.num_negatives,)).to(self.device)
+        seed_step(seed, batch.step, rank)
+        history, targets, values = (
+            torch.from_numpy(array).to(self.device) for array in (batch.history, batch.targets, batch.attribute_index)
+        )
+        positions = positions_of(self.candidate.backbone, history, targets, optim.mask_share)
+        self.game.step(positions, values, negatives)
+        self.next_step = batch.step + 1
+
+    def look(self, users: HeldOutUsers) -> None:
+        """Validate the running mean and keep the combinations that are accurate enough."""
+        average = self.game.average.module
+        history, values = (torch.from_numpy(a).to(self.device) for a in (users.history, users.attribute_index))
+        vectors = vectors_in_chunks(average.user_vectors, history, values)  # (K, U, d)
+        titles = average.backbone.title_vectors()
+        for k, combination in enumerate(average.combinations):
+            means = held_out_metrics(users, vectors[k], titles).means()
+            means = mean_over_workers(means, len(users), self.game.all_reduce)
+            if means["ndcg"] < self.record.config.optim.keep_share * self.backbone_ndcg:
+                continue
+            keep(self.kept, tuned_tensors(average, self.candidate), None if len(average.combinations) == 1 else k)
+            self.figures[figure_name("val/ndcg", combination)] = means["ndcg"]
+            self.figures[figure_name("step", combination)] = float(self.next_step)
+
+
+def pack_loop_per_worker(settings: dict[str, Any]) -> None:
+    """The whole run of one worker of a pack, from the last checkpoint if there is one.
+
+    Args:
+        settings: plain data: `record` (EliminatorsRecord as JSON text), `pack` (its name), `board` (actor handle).
+    """
+    # Rebuild
+    record, pack = EliminatorsRecord.model_validate_json(settings["record"]), settings["pack"]
+    optim, context = record.config.optim, ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    source = BackboneRecord.load(record.config.backbone)
+    lake, plan = Lake.open(source.config.lake), load_window_plan(record.uri)
+    schedule = plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, record.config.seed)
+    buckets = range(rank, lake.manifest.num_buckets, world_size)
+    fraction = min(1.0, optim.validation_users / plan.users)
+    users = read_held_out(lake, plan.sequences, VALIDATION_EVENT, plan.length, buckets, fraction)
+    users = users.only(~users.attacked)
+    device = ray.train.torch.get_device()
+    trainee = make_pack_trainee(record, pack, load_backbone(source), plan, device, users, world_size)
+    _restore(trainee)
+    look_every = optim.evaluate_every * schedule.steps_per_epoch[0]
+
+    # Train and look
+    save_due = Clock(record.config.runner.checkpoint_every_s, world_size, device)
+    for batch in window_batches(lake, plan, schedule, rank, world_size, trainee.next_step):
+        trainee.step(batch, rank)
+        if rank == 0 and trainee.next_step % CHECK_CLOCK_EVERY == 0:
+            settings["board"].put.remote(trainee.next_step)
+        if trainee.next_step % look_every == 0 or trainee.next_step == schedule.num_steps:
+            trainee.look(users)
+            _report(trainee, rank)
+        elif save_due(trainee.next_step):
+            _report(trainee, rank)
+    if rank == 0:
+        save_pack(record, pack, trainee.kept, trainee.figures)
+        settings["board"].put.remote(trainee.next_step)
+    _report(trainee, rank)
+
+
+def make_pack_trainee(
+    record: EliminatorsRecord,
+    pack: str,
+    backbone: SequentialBackbone,
+    plan: WindowPlan,
+    device: torch.device,
+    users: HeldOutUsers,
+    world_size: int,
+) -> PackTrainee:
+    """The game before its first step; the seed and the combinations' names alone decide the weights."""
+    config = record.config
+    torch.set_num_threads(max(1, int(config.runner.cpus_per_worker)))
+    backbone.to(device)
+    reduce: AllReduce | None = all_reduce if world_size > 1 else None
+    history = torch.from_numpy(users.history).to(device)
+    vectors = vectors_in_chunks(backbone.user_vectors, history)
+    means = mean_over_workers(held_out_metrics(users, vectors, backbone.title_vectors()).means(), len(users), reduce)
+    candidate = make_candidate(record, backbone, record.packs[pack]).to(device)
+    sizes = {name: len(values) for name, values in record.attributes.items()}
+    adversary = config.adversary
+    discriminators = Discriminators(
+        sizes, candidate.combinations, width=backbone.config.width, hidden=adversary.discriminator_width
+    )
+    discriminators.init_weights(config.seed)
+    game = AdversaryGame(
+        candidate,
+        discriminators.to(device),
+        value_weights(plan.value_counts, power=adversary.class_power).to(device),
+        GameSettings(
+            weight=adversary.weight,
+            discriminator_steps=adversary.discriminator_steps,
+            columns=adversary.columns,
+            generator_lr=adversary.generator_lr,
+            discriminator_lr=adversary.discriminator_lr,
+            l2=adversary.l2,
+            average=adversary.averaging,
+        ),
+        reduce,
+    )
+    kept = {name: tensor.clone() for name, tensor in tuned_tensors(candidate, candidate).items()}
+    figures = {"val/ndcg/none": means["ndcg"]}
+    return PackTrainee(record, game, kept, figures, means["ndcg"], device)
+
+
+def tuned_tensors(module: Candidate, live: Candidate) -> dict[str, Tensor]:
+    """`module`'s parameters that the game moves, by name; `live` knows which they are."""
+    tuned = {name for name, parameter in live.named_parameters() if parameter.requires_grad}
+    return {name: parameter.detach() for name, parameter in module.named_parameters() if name in tuned}
+
+
+def keep(kept: dict[str, Tensor], newest: dict[str, Tensor], combination: int | None) -> None:
+    """Copy one combination's part of each stacked tensor, or everything where there is only one."""
+    for name, tensor in kept.items():
+        if combination is None:
+            tensor.copy_(newest[name])
+        else:
+            tensor[combination].copy_(newest[name][combination])
+
+
+def _restore(trainee: PackTrainee) -> None:
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return
+    with checkpoint.as_directory() as folder:
+        trainee.game.load_state(safetensors.torch.load_file(Path(folder) / "game.safetensors"))
+        for name, tensor in safetensors.torch.load_file(Path(folder) / "kept.safetensors").items():
+            trainee.kept[name].copy_(tensor)
+        state = json.loads((Path(folder) / "progress.json").read_text())
+    trainee.next_step, trainee.figures = state["next_step"], state["figures"]
+    trainee.game.average.steps = trainee.next_step
+
+
+def _report(trainee: PackTrainee, rank: int) -> None:
+    """A checkpoint from rank 0; every worker takes part, `ray.train.report` is a barrier."""
+    metrics = {"step": trainee.next_step}
+    if rank != 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        safetensors.torch.save_file(trainee.game.state(), Path(folder) / "game.safetensors")
+        safetensors.torch.save_file(
+            {n: t.contiguous() for n, t in trainee.kept.items()}, Path(folder) / "kept.safetensors"
+        )
+        state = {"next_step": trainee.next_step, "figures": trainee.figures}
+        (Path(folder) / "progress.json").write_text(json.dumps(state))
+        (Path(folder) / "config.yaml").write_text(dump_yaml(trainee.record.config))
+        ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))

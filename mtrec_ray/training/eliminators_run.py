@@ -1,0 +1,134 @@
+"""The folder of a run of eliminators.
+
+runs/NAME/run.json                             config, backbone, combinations, packs, figures
+runs/NAME/plan.json                            what its window streams count on
+runs/NAME/packs/PACK/eliminators.safetensors   the kept weights of the pack's combinations, with their figures
+runs/NAME/packs/PACK/done.json                 the pack is finished
+runs/NAME/packs/PACK/checkpoint_*/             Ray Train's checkpoints
+"""
+
+import json
+from typing import Literal
+
+import safetensors.torch
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.files import exists, join, read_file, read_json, write_file, write_json
+from mtrec_ray.models.candidates import Candidate, Eliminated, Filtered, FineTuned
+from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
+from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.training.eliminators_config import EliminatorsConfig, combination_name
+
+WEIGHTS = "eliminators.safetensors"
+Combination = tuple[str, ...]
+
+
+class EliminatorsRecord(BaseModel):
+    """The content of `run.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: Literal[1] = 1
+    kind: Literal["eliminators"] = "eliminators"
+    status: Literal["training", "done"]
+    config: EliminatorsConfig
+    lake_hash: str
+    backbone_hash: str
+    """SHA-256 of the backbone's weights."""
+    attributes: dict[str, list[str]]
+    packs: dict[str, list[Combination]]
+    """Name of each job -> the combinations it trains."""
+    steps_per_pack: int = 0
+    metrics: dict[str, float] = {}
+
+    @property
+    def uri(self) -> str:
+        return join(self.config.runs, self.config.name)
+
+    @property
+    def combinations(self) -> list[Combination]:
+        return [combination for pack in self.packs.values() for combination in pack]
+
+    def save(self) -> None:
+        write_json(join(self.uri, "run.json"), self.model_dump(mode="json"))
+
+    @staticmethod
+    def load(uri: str) -> "EliminatorsRecord":
+        """Raises UserError where there are no eliminators, or of another format."""
+        try:
+            return EliminatorsRecord.model_validate(read_json(join(uri, "run.json")))
+        except FileNotFoundError as error:
+            raise UserError(f"no run at {uri!r}: run.json is missing; `mtrec train eliminators` makes one") from error
+        except ValidationError as error:
+            raise UserError(
+                f"run {uri!r} holds no eliminators of this version: {error.errors()[0]['msg']}; train them again"
+            ) from error
+
+
+def make_candidate(record: EliminatorsRecord, backbone: SequentialBackbone, chosen: list[Combination]) -> Candidate:
+    """What trains some combinations, as it starts: drawn by the run's seed and each combination's name alone."""
+    config, sizes = record.config, {name: len(values) for name, values in record.attributes.items()}
+    if config.method == "fine_tuning":
+        return FineTuned(backbone, chosen[0])
+    if config.method == "filter":
+        filtered = Filtered(backbone, {name: sizes[name] for (name,) in chosen})
+        filtered.init_weights(config.seed)
+        return filtered
+    shape = EliminatorConfig(**config.shape.model_dump())
+    pack = EliminatorPack(shape, sizes, chosen, width=backbone.config.width, num_layers=backbone.config.num_layers)
+    pack.init_weights(config.seed)
+    return Eliminated(backbone, pack)
+
+
+def pack_uri(record: EliminatorsRecord, pack: str) -> str:
+    return join(record.uri, "packs", pack)
+
+
+def save_pack(record: EliminatorsRecord, pack: str, tensors: dict[str, Tensor], figures: dict[str, float]) -> None:
+    """Write a pack's kept weights with their figures, in one file and so together."""
+    plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
+    content = safetensors.torch.save(plain, {"figures": json.dumps(figures)})
+    write_file(join(pack_uri(record, pack), WEIGHTS), content)
+
+
+def load_pack(record: EliminatorsRecord, pack: str) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(read_file(join(pack_uri(record, pack), WEIGHTS)))
+    except FileNotFoundError as error:
+        raise UserError(f"run {record.uri!r}: pack {pack} is not trained yet: start the same command again") from error
+    except safetensors.SafetensorError as error:
+        raise UserError(f"run {record.uri!r}: the weights of pack {pack} are damaged: {error}") from error
+
+
+def pack_figures(record: EliminatorsRecord, pack: str) -> dict[str, float]:
+    """The figures stored with a pack's weights."""
+    content = read_file(join(pack_uri(record, pack), WEIGHTS))
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["figures"])
+
+
+def is_done(record: EliminatorsRecord, pack: str) -> bool:
+    return exists(join(pack_uri(record, pack), "done.json"))
+
+
+def load_candidates(record: EliminatorsRecord, backbone: SequentialBackbone) -> list[Candidate]:
+    """All trained combinations, ready for inference: packs of one kind merged into one where they can be stacked."""
+    parts = [load_pack(record, pack) for pack in record.packs]
+    if record.config.method == "fine_tuning":
+        packs = [(record.packs[name], tensors) for name, tensors in zip(record.packs, parts, strict=True)]
+    else:
+        merged = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        packs = [(record.combinations, merged)]
+    candidates = []
+    for chosen, tensors in packs:
+        candidate = make_candidate(record, backbone, chosen)
+        candidate.load_state_dict(tensors, strict=False)
+        candidates.append(candidate.eval().requires_grad_(False))
+    return candidates
+
+
+def figure_name(name: str, combination: Combination) -> str:
+    return f"{name}/{combination_name(combination)}"

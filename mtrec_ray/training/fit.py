@@ -1,0 +1,116 @@
+"""One Ray Train run: resources checked, workers started, restarted from the last checkpoint, and watched."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchTrainer
+
+from mtrec_ray.console import ProgressCallback
+from mtrec_ray.errors import UserError
+from mtrec_ray.lake.cluster import joins_cluster
+from mtrec_ray.training.config import RunnerConfig
+
+POLL_S = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+@ray.remote(num_cpus=0)
+class ProgressBoard:
+    """Where rank 0 leaves the global step for the driver's progress bar."""
+
+    def __init__(self) -> None:
+        self.step = 0
+
+    def put(self, step: int) -> None:
+        self.step = step
+
+    def get(self) -> int:
+        return self.step
+
+
+def fit(
+    loop: Callable[[dict[str, Any]], None],
+    settings: dict[str, Any],
+    runs: str,
+    name: str,
+    runner: RunnerConfig,
+    num_steps: int,
+    progress: ProgressCallback | None,
+) -> dict[str, float]:
+    """Run `loop` on every worker to its end and return the numbers it reported last.
+
+    Args:
+        loop: takes `settings` and in them `board`, the `ProgressBoard` for rank 0's step.
+        settings: plain data.
+        runs: folder or URI; Ray Train keeps its checkpoints in its subfolder `name`, and goes on from them.
+        name: of the run.
+        runner: workers and what each holds.
+        num_steps: for the progress bar.
+        progress: told of steps.
+    """
+    board = ProgressBoard.remote()
+    trainer = TorchTrainer(
+        loop,
+        train_loop_config=settings | {"board": board},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=runner.workers,
+            use_gpu=runner.use_gpu,
+            resources_per_worker={"CPU": runner.cpus_per_worker} | ({"GPU": 1} if runner.use_gpu else {}),
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=runs,
+            failure_config=ray.train.FailureConfig(max_failures=runner.max_failures),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with _watch(board, num_steps, progress):
+        result = trainer.fit()
+    return {key: float(value) for key, value in (result.metrics or {}).items() if isinstance(value, int | float)}
+
+
+def check_resources(runner: RunnerConfig) -> None:
+    """UserError where the workers could never start: Ray would wait for them without a word.
+
+    A cluster that scales itself may not have its nodes yet, so there it is a warning.
+    """
+    there = ray.cluster_resources()
+    gpus = runner.workers if runner.use_gpu else 0
+    needed = {"CPU": runner.workers * runner.cpus_per_worker + 1, "GPU": float(gpus)}
+    for kind, amount in needed.items():
+        if amount > there.get(kind, 0.0):
+            message = (
+                f"runner.workers = {runner.workers} needs {amount:g} logical {kind}s (a CPU stays free for Ray Data), "
+                f"the cluster has {there.get(kind, 0.0):g}: lower runner.workers or runner.cpus_per_worker"
+            )
+            if not joins_cluster():
+                raise UserError(message)
+            logger.warning("%s, unless it can grow", message)
+
+
+@contextmanager
+def _watch(board: Any, num_steps: int, progress: ProgressCallback | None) -> Iterator[None]:
+    """Show rank 0's step while the block runs."""
+    if progress is None:
+        yield
+        return
+    stop = threading.Event()
+
+    def poll() -> None:
+        while not stop.wait(POLL_S):
+            progress("training steps", ray.get(board.get.remote()), num_steps)
+
+    thread = threading.Thread(target=poll, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+    progress("training steps", num_steps, num_steps)

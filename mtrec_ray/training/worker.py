@@ -1,0 +1,65 @@
+"""What the workers of every kind of run have in common."""
+
+import time
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtrec_ray.hashing import mix
+from mtrec_ray.steps.towers import AllReduce
+
+CHECK_CLOCK_EVERY = 10
+"""Steps between looks at the clock, which all workers take together."""
+
+
+def seed_step(seed: int, *place: int) -> None:
+    """Make torch's draws a function of the run's seed and a place (step, rank): a resumed run repeats them."""
+    torch.manual_seed(int(mix(np.array([seed], dtype=np.uint64), "step", *place)[0]) >> 1)
+
+
+def all_reduce(tensor: Tensor) -> Tensor:
+    """The sum over all workers, in place."""
+    torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+def mean_over_workers(means: dict[str, float], count: int, all_reduce: AllReduce | None) -> dict[str, float]:
+    """Means over the users of all workers, from each worker's own means over `count` users."""
+    if all_reduce is None:
+        return means
+    values = torch.tensor([value * count if count else 0.0 for value in means.values()] + [float(count)])
+    *sums, total = all_reduce(values).tolist()
+    return {name: value / max(total, 1) for name, value in zip(means, sums, strict=True)}
+
+
+class Clock:
+    """True on every worker at the same step, once rank 0's clock says that a checkpoint is due."""
+
+    def __init__(self, every_s: float, world_size: int, device: torch.device) -> None:
+        self.every_s, self.world_size, self.device = every_s, world_size, device
+        self.last = time.monotonic()
+
+    def __call__(self, step: int) -> bool:
+        if step % CHECK_CLOCK_EVERY:
+            return False
+        due = torch.tensor([time.monotonic() - self.last >= self.every_s], dtype=torch.int32, device=self.device)
+        if self.world_size > 1:
+            torch.distributed.broadcast(due, src=0)
+        if due.item():
+            self.last = time.monotonic()
+        return bool(due.item())
+
+
+class RunningMean:
+    """Mean of a phase's losses, in float64 and without a device sync per step."""
+
+    def __init__(self, total: float = 0.0, count: int = 0) -> None:
+        self.total: Tensor | float = total
+        self.count = count
+
+    def add(self, value: Tensor) -> None:
+        self.total, self.count = self.total + value.double(), self.count + 1
+
+    def mean(self) -> float:
+        return float(self.total) / max(1, self.count)

@@ -1,0 +1,304 @@
+"""ReChorus files of paper B: attributes named, repeated rows once, small pieces equal to one, and damage named."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from mtrec_ray.config import fields_of
+from mtrec_ray.errors import UserError
+from mtrec_ray.lake.build import build_lake
+from mtrec_ray.lake.check import check_lake
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.sources.rechorus import ReChorusConfig
+from mtrec_ray.sources.rechorus_attributes import age
+from mtrec_ray.sources.registry import make_source
+
+HEADER = "user_id\titem_id\tbehavior\ttime\tgender\told\tpower"
+DAY_S = 86_400
+TRAIN = [
+    f"1\t10\tpv\t{10 * DAY_S}\t1\t23\t5",
+    f"2\t11\tpv\t{10 * DAY_S + 1}\t2\t67\t9",
+    f"1\t12\tbuy\t{11 * DAY_S}\t1.0\t24.0\t0",
+    f"3\t10\tpv\t{11 * DAY_S}\t0\t\tnan",
+]
+DEV = [f"1\t11\tpv\t{11 * DAY_S}\t1\t23\t5\t[12, 13]", f"2\t12\tpv\t{12 * DAY_S}\t2\t67\t9\t[10, 13]"]
+TEST = [f"1\t10\tpv\t{11 * DAY_S}\t1\t23\t5\t[11, 13]"]
+
+
+def _write(path: Path, lines: list[str], header: str = HEADER) -> None:
+    path.write_text("\n".join([header, *lines]) + "\n")
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    folder = tmp_path / "raw"
+    folder.mkdir()
+    _write(folder / "train.csv", TRAIN)
+    _write(folder / "dev.csv", DEV, f"{HEADER}\tneg_items")
+    _write(folder / "test.csv", TEST, f"{HEADER}\tneg_items")
+    return folder
+
+
+def _source(raw: Path, **config):
+    return make_source("rechorus", config, str(raw))
+
+
+def _events(source) -> list[tuple[str, str, int]]:
+    rows = [row for part in source.event_parts() for row in part().to_pylist()]
+    return [(row["user_id"], row["title_id"], int(row["timestamp"].timestamp())) for row in rows]
+
+
+def _users(source) -> dict[str, dict]:
+    return {row.pop("user_id"): row for part in source.user_parts() for row in part().to_pylist()}
+
+
+def test_rows_become_users_titles_and_events(raw):
+    source = _source(raw)
+    assert _users(source) == {
+        "1": {"territory": "all", "gender": "male", "age": "18-24", "power": "5"},
+        "2": {"territory": "all", "gender": "female", "age": "56+", "power": "9"},
+        "3": {"territory": "all", "gender": None, "age": None, "power": None},
+    }
+    assert source.titles()["title_id"].to_pylist() == ["10", "11", "12"]
+    assert _events(source)[:2] == [("1", "10", 10 * DAY_S), ("2", "11", 10 * DAY_S + 1)]
+    facts = source.facts
+    assert list(facts.attributes) == ["gender", "age", "power"]
+    assert facts.attributes["power"] == tuple("123456789")
+    assert facts.num_users == 3
+    assert not facts.has_candidates
+
+
+def test_events_of_one_moment_keep_the_order_of_train_dev_and_test(raw):
+    assert [title for user, title, _ in _events(_source(raw)) if user == "1"] == ["10", "12", "11", "10"]
+
+
+def test_the_window_is_all_the_data_unless_evaluation_days_are_wanted(raw):
+    calendar = _source(raw).facts.calendar
+    assert (calendar.window_start, calendar.num_evaluation_days) == (datetime(1970, 1, 11, tzinfo=UTC), 0)
+    assert calendar.window_end == datetime(1970, 1, 14, tzinfo=UTC)
+    calendar = _source(raw, num_evaluation_days=2).facts.calendar
+    assert calendar.window_end == datetime(1970, 1, 12, tzinfo=UTC)
+    with pytest.raises(UserError, match=r"3 evaluation days of 1 days leave no window.*span 3 days"):
+        _ = _source(raw, num_evaluation_days=3).facts
+
+
+def test_rows_of_dev_and_test_that_train_has_too_count_once(raw):
+    alone = sorted(_events(_source(raw)))
+    _write(raw / "train.csv", [*TRAIN, *(line.rpartition("\t")[0] for line in [*DEV, *TEST])])
+    source = _source(raw)
+    assert sorted(_events(source)) == alone
+    assert any(note.startswith("3 rows that stand in an earlier file") for note in source.facts.notes)
+
+
+def test_equal_rows_of_one_file_are_several_events(raw):
+    _write(raw / "train.csv", [*TRAIN, TRAIN[0]])
+    assert _events(_source(raw)).count(("1", "10", 10 * DAY_S)) == 2
+
+
+def test_an_equal_row_of_another_behaviour_is_no_repetition(raw):
+    _write(raw / "dev.csv", [TRAIN[0].replace("pv", "buy")])
+    assert _events(_source(raw)).count(("1", "10", 10 * DAY_S)) == 2
+    _write(raw / "dev.csv", [TRAIN[0].replace("pv\t", "")], HEADER.replace("behavior\t", ""))
+    assert _events(_source(raw)).count(("1", "10", 10 * DAY_S)) == 1
+
+
+@pytest.mark.parametrize("bytes_per_part", [1, 20, 70, 90])
+def test_small_pieces_read_the_same_as_one(raw, bytes_per_part):
+    _write(raw / "train.csv", [*TRAIN, DEV[0].rpartition("\t")[0]])
+    small, whole = _source(raw, bytes_per_part=bytes_per_part), _source(raw)
+    assert len(small.event_parts()) > len(whole.event_parts()) == 3
+    assert _events(small) == _events(whole)
+    assert _users(small) == _users(whole)
+    assert small.facts == whole.facts
+
+
+def test_last_line_without_end_and_windows_line_ends(raw):
+    (raw / "train.csv").write_bytes("\r\n".join([HEADER, *TRAIN]).encode("utf-8-sig"))
+    assert len(_events(_source(raw))) == 7
+    assert _users(_source(raw))["2"]["power"] == "9"
+
+
+def test_behaviors_choose_what_is_an_event(raw):
+    source = _source(raw, behaviors=["pv"])
+    assert [title for user, title, _ in _events(source) if user == "1"] == ["10", "11", "10"]
+    assert "rows by behaviour: pv 6, buy 1 (left out)" in source.facts.notes
+    with pytest.raises(UserError, match="'cart', which never occurs: there are buy, pv"):
+        _ = _source(raw, behaviors=["cart"]).facts
+
+
+def test_usual_names_are_read_and_others_left_out_and_told(raw):
+    _write(raw / "trainc.csv", ["99\t99\tpv\t1\t1\t23\t5"])
+    (raw / "item_meta.csv").write_text("item_id\ti_category\n10\t1\n")
+    source = _source(raw)
+    assert "99" not in _users(source)
+    assert source.facts.notes[0] == (
+        "files read: train.csv, dev.csv, test.csv; CSV files left out: item_meta.csv, trainc.csv"
+    )
+
+
+def test_without_a_train_file_every_file_with_the_columns_is_read(raw):
+    for old, new in (("train", "z_train1"), ("dev", "dev1"), ("test", "a_test")):
+        (raw / f"{old}.csv").rename(raw / f"{new}.csv")
+    (raw / "item_meta.csv").write_text("item_id\ti_category\n10\t1\n")
+    source = _source(raw)
+    assert source.facts.notes[0] == (
+        "files read: z_train1.csv, dev1.csv, a_test.csv; CSV files left out: item_meta.csv"
+    )
+    assert _users(_source(raw, files=["a_test.csv"])).keys() == {"1"}
+
+
+def test_one_file_of_any_name(tmp_path):
+    _write(tmp_path / "clicks.csv", TRAIN)
+    assert len(_events(_source(tmp_path))) == 4
+
+
+def test_other_columns_names_and_levels(tmp_path):
+    """As the authors' AliEC reader has them: no power, and levels in `age`."""
+    _write(tmp_path / "train.csv", ["1\t10\t1\t2\t6", "2\t10\t2\t1\t0"], "user_id\titem_id\ttime\tgender\tage")
+    config = {"attributes": ["gender", "age"], "columns": {"old": "age"}, "age_bands": "levels"}
+    source = _source(tmp_path, **config, gender_values=["m", "f"])
+    assert _users(source) == {
+        "1": {"territory": "all", "gender": "f", "age": "6"},
+        "2": {"territory": "all", "gender": "m", "age": None},
+    }
+    with pytest.raises(UserError, match=r"18 or older.*set age_bands=levels"):
+        _ = _source(tmp_path, **config | {"age_bands": "movielens"}).facts
+
+
+@pytest.mark.parametrize(
+    ("bands", "years", "expected"),
+    [
+        ("movielens", [1, 17, 18, 55, 56, 120], ["Under 18", "Under 18", "18-24", "50-55", "56+", "56+"]),
+        ("decades", [9, 10, 19, 20, 59, 60], [None, "10-19", "10-19", "20-29", "50-59", None]),
+    ],
+)
+def test_age_bands(bands, years, expected):
+    attribute = age(bands)
+    codes = [attribute.codes[year] for year in years]
+    assert [attribute.values[code] if code >= 0 else None for code in codes] == expected
+
+
+def test_a_value_that_some_rows_miss_is_taken_from_the_others(raw):
+    _write(raw / "test.csv", [f"3\t11\tpv\t{12 * DAY_S}\t2\t0\t1\t[]"], f"{HEADER}\tneg_items")
+    assert _users(_source(raw))["3"] == {"territory": "all", "gender": "female", "age": None, "power": "1"}
+
+
+@pytest.mark.parametrize("bytes_per_part", [20, 1_000_000])
+def test_a_user_that_contradicts_itself_is_named_with_both_lines(raw, bytes_per_part):
+    _write(raw / "dev.csv", [DEV[0], DEV[1].replace("\t2\t67", "\t1\t67")], f"{HEADER}\tneg_items")
+    lines = r"gender = 1 \(.*dev\.csv, line 3\) and gender = 2 \(.*train\.csv, line 3\): mend"
+    with pytest.raises(UserError, match=rf"1 users contradict .* gender, first '2': {lines}"):
+        _ = _source(raw, bytes_per_part=bytes_per_part).facts
+
+
+def test_a_repeated_row_may_not_contradict_the_first_one(raw):
+    _write(raw / "dev.csv", [TRAIN[0].replace("\t5", "\t6")])
+    with pytest.raises(UserError, match=r"power = 5 \(.*train\.csv, line 2\) and power = 6 \(.*dev\.csv, line 2\)"):
+        _ = _source(raw).facts
+
+
+def test_ages_of_one_band_do_not_contradict_each_other(raw):
+    assert _users(_source(raw))["1"]["age"] == "18-24"
+    _write(raw / "dev.csv", [TRAIN[0].replace("23", "25")])
+    with pytest.raises(UserError, match=r"age, first '1': old = 23 .* and old = 25"):
+        _ = _source(raw).facts
+
+
+def test_rows_without_an_id_are_left_to_the_build(raw):
+    _write(raw / "dev.csv", ["\t10\tpv\t5\t1\t23\t5", "1\t\tpv\t5\t1\t23\t5"])
+    source = _source(raw)
+    assert set(_users(source)) == {"1", "2", "3"}
+    assert source.titles()["title_id"].to_pylist() == ["10", "11", "12"]
+    assert {("", "10", 5), ("1", "", 5)} < set(_events(source))
+
+
+@pytest.mark.parametrize("bytes_per_part", [20, 1_000_000])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("1\t10\tpv\tnoon\t1\t23\t5", r"line 6: time is 'noon', should be seconds"),
+        ("1\t10\tpv\t\t1\t23\t5", r"line 6: time is ''"),
+        ("1\t10\tpv\tnan\t1\t23\t5", r"line 6: time is 'nan'"),
+        ("1\t10\tpv\t5\t3\t23\t5", r"line 6: gender is '3', should be 1 or 2.* mend"),
+        ("1\t10\tpv\t5\tmale\t23\t5", r"line 6: gender is 'male'"),
+        ("1\t10\tpv\t5\t1\t-5\t5", r"line 6: old is '-5', should be an age in years, 1 to 120"),
+        ("1\t10\tpv\t5\t1\t121\t5", r"line 6: old is '121'"),
+        ("1\t10\tpv\t5\t1\t23.5\t5", r"line 6: old is '23\.5'"),
+        ("1\t10\tpv\t5\t1\t23\t12", r"line 6: power is '12', should be 1 to 9"),
+        ("1\t10\tpv\t5\t1\t23", r"line 6: 6 fields instead of 7 in '1.*truncated"),
+        ("1\t10\tpv\t5\t1\t23\t5\t7\n" + TRAIN[0], r"line 6: 8 fields instead of 7 .* mend or remove"),
+        ("\n" + TRAIN[0], r"line 6: time is '', .* mend the line"),
+    ],
+)
+def test_bad_lines_are_named_with_value_and_mend(raw, line, message, bytes_per_part):
+    _write(raw / "train.csv", [*TRAIN, line])
+    with pytest.raises(UserError, match=rf"train\.csv, {message}"):
+        _ = _source(raw, bytes_per_part=bytes_per_part).facts
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", r"train\.csv is empty"),
+        (HEADER.encode() + b"\n", r"train\.csv: there is nothing after the header"),
+        (
+            HEADER.replace("gender", "sex").encode() + b"\n1",
+            r"line 1: column 'gender' is missing, .*'user_id\\titem_id",
+        ),
+        (HEADER.replace("\t", ",").encode() + b"\n1", r"line 1: column 'user_id' is missing.*should be tab separated"),
+        (HEADER.encode() + b"\n\xff\xfe\t10\tpv\t5\t1\t23\t5\n", r"line 2: not utf-8 text"),
+        (b"\xff\xfe\n", r"line 1: not utf-8 text"),
+        (HEADER.encode() + b"\n1\t10\tpv\t1511544070000\t1\t23\t5\n", r"no event has a believable time"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, content, message):
+    (tmp_path / "train.csv").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        _ = _source(tmp_path).facts
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"files": ["all.csv"]}, r"all\.csv is missing: `files` names it; there are dev\.csv, test\.csv, train\.csv"),
+        ({"columns": {"old": "years"}}, r"column 'years' \(mapped to 'old'\) is missing"),
+        ({"columns": {"age": "old"}}, "columns maps 'age', which is never read"),
+        ({"columns": {"power": "power"}, "attributes": ["gender"]}, "columns maps 'power', which is never read"),
+        ({"columns": {"behavior": "btag"}}, "column 'btag'"),
+        ({"attributes": ["gender", "gender"]}, "names a value twice"),
+        ({"attributes": ["sex"]}, "attributes"),
+        ({"attributes": ["gender"], "age_bands": "decades"}, "age_bands has no effect"),
+        ({"behaviors": []}, "behaviors"),
+    ],
+)
+def test_wrong_settings_are_named(raw, config, message):
+    with pytest.raises(UserError, match=message):
+        _source(raw, **config)
+
+
+def test_missing_folder_and_folder_without_files(tmp_path):
+    with pytest.raises(UserError, match="--raw DIR"):
+        make_source("rechorus", {})
+    with pytest.raises(UserError, match="is not a folder"):
+        _source(tmp_path / "no")
+    with pytest.raises(UserError, match=r"no \*\.csv in .*train\.csv, dev\.csv and test\.csv"):
+        _source(tmp_path)
+
+
+def test_every_setting_is_explained():
+    assert [
+        key for key, kind, default, meaning in fields_of(ReChorusConfig) if not (kind and default and meaning)
+    ] == []
+
+
+@pytest.mark.ray
+def test_lake(ray_cluster, raw, tmp_path):
+    source = _source(raw, bytes_per_part=50)
+    manifest = build_lake(source, str(tmp_path / "lake"))
+    assert manifest.counts == {"users": 3, "events": 7, "titles": 3}
+    assert "no territory exists: all users are in one, 'all'" in manifest.notes
+    assert check_lake(str(tmp_path / "lake")).ok
+    lake = Lake.open(str(tmp_path / "lake"))
+    events = [row for bucket in range(manifest.num_buckets) for row in lake.read("events", bucket).to_pylist()]
+    assert [row["title_id"] for row in events if row["user_id"] == "1"] == ["10", "12", "11", "10"]

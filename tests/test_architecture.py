@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "lake": {"sources"},
     "streams": {"lake"},
     "training": {"models", "steps", "lake", "streams", "evaluation"},
-    "jobs": {"sources", "lake", "streams", "models", "steps", "training", "evaluation"},
+    "bundle": {"models"},
+    "jobs": {"sources", "lake", "streams", "models", "steps", "training", "evaluation", "bundle"},
     "commands": {"sources", "lake", "streams", "training", "jobs"},
 }
 """Room -> other rooms that it may import."""

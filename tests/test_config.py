@@ -6,6 +6,8 @@ from pydantic import BaseModel
 
 from mtrec_ray.config import Config, dump_yaml, fields_of, load_config, validate_config
 from mtrec_ray.errors import UserError
+from mtrec_ray.jobs.audit_config import AuditConfig
+from mtrec_ray.jobs.bundle_config import BundleConfig
 from mtrec_ray.jobs.evaluate_config import EvaluateConfig
 from mtrec_ray.jobs.quickstart_config import QuickstartConfig
 from mtrec_ray.lake.build import BuildOptions
@@ -33,6 +35,8 @@ EVERY_CONFIG = [
     ReChorusConfig,
     BackboneConfig,
     EliminatorsConfig,
+    AuditConfig,
+    BundleConfig,
     BuildOptions,
 ]
 NEEDED = ["lake=lake", "name=run"]

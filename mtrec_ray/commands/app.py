@@ -2,11 +2,11 @@
 
 import typer
 
-from mtrec_ray.commands import audit, evaluate, lake, pairs, quickstart, train
+from mtrec_ray.commands import audit, bundle, evaluate, lake, pairs, quickstart, train
 
 app = typer.Typer(
     name="mtrec",
-    help="Multi-territory propensity models on Ray: from raw files to a per-territory gain table.",
+    help="Recommenders for many territories on Ray: less popularity bias, and attributes that users may switch off.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -16,4 +16,5 @@ app.add_typer(pairs.app, name="pairs")
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")
 app.command("audit", cls=audit.HELP)(audit.audit)
+app.command("bundle", cls=bundle.HELP)(bundle.bundle)
 app.command("quickstart", cls=quickstart.HELP)(quickstart.quickstart)

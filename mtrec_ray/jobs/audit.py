@@ -1,6 +1,6 @@
 """`mtrec audit`: what each eliminator hides, what it keeps readable, and what it costs.
 
-1. `_open`:           the run, what it is compared with, and their backbone
+1. `open_eliminators`:           the run, what it is compared with, and their backbone
 2. `_read_users`:     users with their test event, of all buckets
 3. `_represent`:      every user's vector and top-10 list, by the backbone and by each combination
 4. `attack`:          one Ray task for each representation and attribute, on the users kept for attackers
@@ -69,7 +69,7 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
     Raises:
         UserError: an unfinished run, runs of different backbones, a lake changed since, or too few users to attack.
     """
-    records = [_open(uri) for uri in [config.run, *config.compare]]
+    records = [open_eliminators(uri) for uri in [config.run, *config.compare]]
     record, source = records[0], BackboneRecord.load(records[0].config.backbone)
     if {other.backbone_hash for other in records} != {record.backbone_hash}:
         raise UserError("the runs stand on different backbones: they cannot be compared")
@@ -129,8 +129,8 @@ def attack(
         raise UserError(str(error)) from error
 
 
-def _open(uri: str) -> EliminatorsRecord:
-    """The run's record, with the place and name that its folder has now."""
+def open_eliminators(uri: str) -> EliminatorsRecord:
+    """A finished run's record, with the place and name that its folder has now."""
     runs, name = parent(absolute(uri))
     record = EliminatorsRecord.load(absolute(uri))
     if record.status != "done":

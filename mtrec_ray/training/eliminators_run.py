@@ -7,6 +7,7 @@ runs/NAME/packs/PACK/done.json                 the pack is finished
 runs/NAME/packs/PACK/checkpoint_*/             Ray Train's checkpoints
 """
 
+import hashlib
 import json
 from typing import Literal
 
@@ -101,6 +102,14 @@ def load_pack(record: EliminatorsRecord, pack: str) -> dict[str, Tensor]:
         raise UserError(f"run {record.uri!r}: pack {pack} is not trained yet: start the same command again") from error
     except safetensors.SafetensorError as error:
         raise UserError(f"run {record.uri!r}: the weights of pack {pack} are damaged: {error}") from error
+
+
+def weights_hash(record: EliminatorsRecord) -> str:
+    """SHA-256 over the backbone's and all packs' weights: what an audit is of."""
+    digest = hashlib.sha256(record.backbone_hash.encode())
+    for pack in record.packs:
+        digest.update(read_file(join(pack_uri(record, pack), WEIGHTS)))
+    return digest.hexdigest()
 
 
 def pack_figures(record: EliminatorsRecord, pack: str) -> dict[str, float]:

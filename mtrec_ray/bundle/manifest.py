@@ -1,0 +1,144 @@
+"""A bundle: one folder with everything that serving needs, safetensors, Parquet and JSON alone.
+
+BUNDLE/manifest.json             what is in it, with figures, audit, and a SHA-256 of every other file; written last
+BUNDLE/backbone.safetensors      the sequential backbone
+BUNDLE/eliminators.safetensors   prompts and adapters of all combinations, stacked in the manifest's order
+BUNDLE/popular.safetensors       (territories, 1000) titles by discoveries, for users without a history
+BUNDLE/titles.parquet            the catalogue: a title's row is its index in every tensor
+BUNDLE/propensity.safetensors    the multi-task model, where one was given
+
+A folder without `manifest.json` is no bundle, so a build that was killed leaves none behind.
+"""
+
+import hashlib
+import io
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.files import absolute, join, read_file, read_json
+from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
+from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
+
+FORMAT_VERSION = 1
+MANIFEST, BACKBONE, ELIMINATORS = "manifest.json", "backbone.safetensors", "eliminators.safetensors"
+POPULAR, TITLES, PROPENSITY = "popular.safetensors", "titles.parquet", "propensity.safetensors"
+Combination = tuple[str, ...]
+
+
+class PropensityPart(BaseModel):
+    """The multi-task model of a bundle."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model: dict[str, Any]
+    """Fields of `TwoTowerConfig`."""
+    group_of_territory: list[int]
+    metrics: dict[str, float]
+
+
+class BundleManifest(BaseModel):
+    """The content of `manifest.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    version: str
+    """First 12 digits of the SHA-256 over the files: the same content, the same version."""
+    created_at: datetime
+    lake_hash: str
+    attributes: dict[str, list[str]]
+    """Sensitive attributes with their values, in the lake's order."""
+    territories: list[str]
+    backbone: dict[str, Any]
+    """Fields of `SequentialConfig`."""
+    eliminators: dict[str, Any]
+    """Fields of `EliminatorConfig`."""
+    combinations: list[Combination]
+    """In the order of the stacked tensors."""
+    metrics: dict[str, dict[str, float]]
+    """Combination (`none` = backbone) -> accuracy with intervals."""
+    audit: dict[str, dict[str, dict[str, float | int | str]]]
+    """Combination -> attribute -> what the best attacker reads."""
+    propensity: PropensityPart | None = None
+    config: dict[str, Any]
+    """Settings of the runs that the weights come from."""
+    files: dict[str, str]
+    """Name -> SHA-256."""
+
+
+class Bundle:
+    """An opened bundle; weights are read when they are asked for, each checked against its hash."""
+
+    def __init__(self, uri: str, manifest: BundleManifest) -> None:
+        self.uri, self.manifest = uri, manifest
+
+    @staticmethod
+    def open(uri: str) -> "Bundle":
+        """Raises UserError where there is no bundle, or one of another format."""
+        try:
+            document = read_json(join(uri, MANIFEST))
+            if isinstance(document, dict) and document.get("format_version") != FORMAT_VERSION:
+                raise UserError(
+                    f"bundle {uri!r} has format version {document.get('format_version')!r}, this program reads "
+                    f"{FORMAT_VERSION}: make it again with `mtrec bundle`"
+                )
+            return Bundle(absolute(uri), BundleManifest.model_validate(document))
+        except FileNotFoundError as error:
+            raise UserError(f"no bundle at {uri!r}: {MANIFEST} is missing; `mtrec bundle` makes one") from error
+        except ValidationError as error:
+            raise UserError(f"bundle {uri!r}: {MANIFEST} is damaged: {error.errors()[0]['msg']}") from error
+
+    def backbone(self) -> SequentialBackbone:
+        """The frozen backbone."""
+        model = SequentialBackbone(SequentialConfig(**self.manifest.backbone))
+        model.load_state_dict(self._tensors(BACKBONE))
+        return model.eval().requires_grad_(False)
+
+    def eliminators(self) -> EliminatorPack:
+        """All combinations, stacked."""
+        shape = self.manifest.backbone
+        pack = EliminatorPack(
+            EliminatorConfig(**self.manifest.eliminators),
+            {name: len(values) for name, values in self.manifest.attributes.items()},
+            self.manifest.combinations,
+            width=shape["width"],
+            num_layers=shape["num_layers"],
+        )
+        pack.load_state_dict(self._tensors(ELIMINATORS))
+        return pack.eval().requires_grad_(False)
+
+    def propensity(self) -> TwoTower | None:
+        """The multi-task model, None where the bundle has none."""
+        if self.manifest.propensity is None:
+            return None
+        model = TwoTower(TwoTowerConfig(**self.manifest.propensity.model))
+        model.load_state_dict(self._tensors(PROPENSITY))
+        return model.eval().requires_grad_(False)
+
+    def popular(self) -> Tensor:
+        """(territories, 1000) int32 titles by discoveries, most first, -1 where no more are offered."""
+        return self._tensors(POPULAR)["popular"]
+
+    def titles(self) -> pa.Table:
+        """The catalogue, in the order of every tensor."""
+        return pq.read_table(io.BytesIO(self._content(TITLES)))
+
+    def _tensors(self, name: str) -> dict[str, Tensor]:
+        return safetensors.torch.load(self._content(name))
+
+    def _content(self, name: str) -> bytes:
+        try:
+            content = read_file(join(self.uri, name))
+        except FileNotFoundError as error:
+            raise UserError(f"bundle {self.uri!r} lacks {name}: make it again with `mtrec bundle`") from error
+        if hashlib.sha256(content).hexdigest() != self.manifest.files[name]:
+            raise UserError(f"bundle {self.uri!r}: {name} is damaged or was changed: make it again with `mtrec bundle`")
+        return content

@@ -1,0 +1,171 @@
+"""`mtrec bundle`: runs and their audit, made into what serving loads."""
+
+import hashlib
+import io
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+
+from mtrec_ray.bundle.manifest import (
+    BACKBONE,
+    ELIMINATORS,
+    MANIFEST,
+    POPULAR,
+    PROPENSITY,
+    TITLES,
+    Bundle,
+    BundleManifest,
+    PropensityPart,
+)
+from mtrec_ray.console import ProgressCallback, stage_progress
+from mtrec_ray.errors import UserError
+from mtrec_ray.files import absolute, exists, join, read_json, write_file
+from mtrec_ray.jobs.audit import open_eliminators
+from mtrec_ray.jobs.audit_report import ACCURACY
+from mtrec_ray.jobs.bundle_config import BundleConfig
+from mtrec_ray.lake.bucket import Bucket
+from mtrec_ray.lake.cluster import map_buckets
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.models.candidates import Eliminated
+from mtrec_ray.streams.catalogue import Catalogue
+from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
+from mtrec_ray.training.eliminators_config import combination_name
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_candidates, weights_hash
+from mtrec_ray.training.run import RunRecord, load_plan, load_snapshot
+
+NUM_POPULAR = 1000
+
+
+def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None) -> Bundle:
+    """Write a bundle and open it.
+
+    Raises:
+        UserError: unfinished runs, runs or an audit that do not belong together, or a bundle that is there already.
+    """
+    out, record = absolute(config.out), open_eliminators(config.run)
+    source = BackboneRecord.load(record.config.backbone)
+    lake = Lake.open(source.config.lake)
+    if record.config.method != "eliminator":
+        raise UserError(f"run {config.run!r} holds {record.config.method} models: a bundle serves eliminators")
+    if exists(join(out, MANIFEST)):
+        raise UserError(f"{config.out!r} is a bundle already: choose another --out")
+    if lake.manifest.lake_hash != record.lake_hash:
+        raise UserError(f"lake {lake.uri!r} was changed since the backbone was trained: train again")
+    metrics, audit = _audited(record, config.audit)
+    part, files = _propensity(config.propensity, lake)
+    backbone = load_backbone(source)
+    (candidate,) = load_candidates(record, backbone)
+    assert isinstance(candidate, Eliminated)
+    files |= {
+        BACKBONE: safetensors.torch.save(_plain(backbone.state_dict())),
+        ELIMINATORS: safetensors.torch.save(_plain(candidate.pack.state_dict())),
+        POPULAR: safetensors.torch.save({"popular": torch.from_numpy(_popular(lake, progress))}),
+        TITLES: _titles(lake),
+    }
+    hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+    manifest = BundleManifest(
+        version=hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:12],
+        created_at=datetime.now(UTC),
+        lake_hash=record.lake_hash,
+        attributes=record.attributes,
+        territories=lake.territory_names(),
+        backbone={"num_titles": source.num_titles, **source.config.model.model_dump()},
+        eliminators=record.config.shape.model_dump(),
+        combinations=record.combinations,
+        metrics=metrics,
+        audit=audit,
+        propensity=part,
+        config={
+            "backbone": source.config.model_dump(mode="json"),
+            "eliminators": record.config.model_dump(mode="json"),
+        },
+        files=hashes,
+    )
+    for name, content in files.items():
+        write_file(join(out, name), content)
+    write_file(join(out, MANIFEST), manifest.model_dump_json(indent=1).encode())
+    return Bundle.open(out)
+
+
+def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+
+
+def _audited(record: EliminatorsRecord, audit: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(metrics, audit) of the manifest from the flat keys of `audit.json`."""
+    if audit is None:
+        return {}, {}
+    try:
+        flat = read_json(join(absolute(audit), "audit.json"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no audit at {audit!r}: audit.json is missing; `mtrec audit RUN --out DIR` makes one"
+        ) from error
+    if flat.get("weights_hash") != weights_hash(record):
+        raise UserError(f"audit {audit!r} is of other weights than run {record.uri!r}: audit this run")
+    names = ["none", *(combination_name(combination) for combination in record.combinations)]
+    keys = [f"{key}{end}" for key in ACCURACY for end in ("", "_low", "_high")]
+    metrics = {name: {key: flat[_placed(key, name)] for key in keys} for name in names}
+    found = {
+        name: {
+            attribute: {
+                key.removeprefix(f"audit/{name}/{attribute}/"): value
+                for key, value in flat.items()
+                if key.startswith(f"audit/{name}/{attribute}/")
+            }
+            for attribute in record.attributes
+        }
+        for name in names
+    }
+    return metrics, found
+
+
+def _placed(key: str, name: str) -> str:
+    """`ndcg@10_low` of a combination is the flat key `ndcg@10/<combination>_low`."""
+    for end in ("_low", "_high"):
+        if key.endswith(end):
+            return f"{key.removesuffix(end)}/{name}{end}"
+    return f"{key}/{name}"
+
+
+def _propensity(uri: str | None, lake: Lake) -> tuple[PropensityPart | None, dict[str, bytes]]:
+    if uri is None:
+        return None, {}
+    run = RunRecord.load(absolute(uri))
+    if run.status != "done":
+        raise UserError(f"run {uri!r} is not finished: start `mtrec train propensity` with the same name again")
+    if run.lake_hash != lake.manifest.lake_hash:
+        raise UserError(f"run {uri!r} was trained on another lake than the backbone: train both on one lake")
+    model = load_snapshot(run, load_plan(run.uri).phases[-1].day)
+    part = PropensityPart(model=run.model, group_of_territory=list(run.groups.of_territory), metrics=run.metrics)
+    return part, {PROPENSITY: safetensors.torch.save(_plain(model.state_dict()))}
+
+
+def _popular(lake: Lake, progress: ProgressCallback | None) -> np.ndarray:
+    """(territories, 1000) int32 titles offered in each territory by users who watched them, most first."""
+    catalogue = Catalogue.of(lake, *lake.manifest.calendar.day_bounds(0))
+    buckets = range(lake.manifest.num_buckets)
+    counts = np.zeros((len(lake.manifest.territories), lake.titles.num_rows), dtype=np.int64)
+    show = stage_progress(progress, "counting titles", len(buckets))
+    for _, (cells, number) in map_buckets(_count_titles, buckets, lake, catalogue, progress=show):
+        counts.ravel()[cells] += number
+    counts[~catalogue.offer_mask] = -1
+    order = np.argsort(-counts, axis=1, kind="stable")[:, :NUM_POPULAR]
+    return np.where(np.take_along_axis(counts, order, axis=1) >= 0, order, -1).astype(np.int32)
+
+
+def _count_titles(index: int, lake: Lake, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
+    bucket = Bucket.read(lake, index, catalogue.title_ids)
+    pairs = np.unique(np.stack([bucket.event_user, bucket.event_title.astype(np.int64)]), axis=1)
+    return np.unique(bucket.territory[pairs[0]] * np.int64(len(catalogue.title_ids)) + pairs[1], return_counts=True)
+
+
+def _titles(lake: Lake) -> bytes:
+    """The titles table with its embeddings, where it has some."""
+    buffer = io.BytesIO()
+    pq.write_table(lake.read("titles"), buffer)
+    return buffer.getvalue()

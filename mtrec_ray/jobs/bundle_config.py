@@ -1,0 +1,16 @@
+"""Settings of `mtrec bundle`."""
+
+from mtrec_ray.config import Config
+
+
+class BundleConfig(Config):
+    """One bundle."""
+
+    run: str
+    """Folder or URI of a finished run of eliminators."""
+    out: str
+    """Folder or URI of the bundle; must not hold one."""
+    audit: str | None = None
+    """Folder or URI of the run's audit (`mtrec audit --out`); null = without, and gates will not let it be promoted."""
+    propensity: str | None = None
+    """Folder or URI of a finished multi-task run on the same lake; null = without."""

@@ -1,0 +1,265 @@
+"""Eliminators: literal attention over prompts and history, packs, mixed batches, ablations; filters beside them."""
+
+from typing import Literal
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mtrec_ray.models.candidates import Eliminated, Filtered, FineTuned
+from mtrec_ray.models.eliminators import Combination, EliminatorConfig, EliminatorPack
+from mtrec_ray.models.sequential import Layer, SequentialBackbone, SequentialConfig
+
+Kind = Literal["sasrec", "bert4rec"]
+KINDS = ["sasrec", "bert4rec"]
+NUM_TITLES, L, D, LAYERS, HEADS = 30, 6, 16, 2, 2
+ATTRIBUTES = {"gender": 2, "age": 3, "occupation": 4}
+COMBINATIONS: list[Combination] = [
+    ("gender",),
+    ("age",),
+    ("occupation",),
+    ("gender", "age"),
+    ("gender", "occupation"),
+    ("age", "occupation"),
+    ("gender", "age", "occupation"),
+]
+SHAPES = {
+    "whole": EliminatorConfig(num_prompts=4, adapter_width=5),
+    "without prompts": EliminatorConfig(num_prompts=0, adapter_width=5),
+    "without personal": EliminatorConfig(num_prompts=4, personal_prompt=False, adapter_width=5),
+    "without adapters": EliminatorConfig(num_prompts=4, adapter_width=0),
+    "adapters alone": EliminatorConfig(num_prompts=0, personal_prompt=False, adapter_width=5),
+}
+HISTORIES = torch.tensor([[1, 2, 3, -1, -1, -1], [4, 5, 6, 7, 8, 9], [3, -1, -1, -1, -1, -1]])
+VALUES = torch.tensor([[0, 2, 1], [-1, 1, -1], [1, -1, 3]])
+
+
+def perturbed(module: nn.Module, seed: int) -> None:
+    """Moves every parameter, so that nothing is zero or one by construction."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+
+
+def make_backbone(kind: Kind, layers: int = LAYERS) -> SequentialBackbone:
+    config = SequentialConfig(NUM_TITLES, kind, history=L, width=D, num_layers=layers, num_heads=HEADS)
+    backbone = SequentialBackbone(config).double()
+    backbone.init_weights(torch.Generator().manual_seed(0))
+    perturbed(backbone, 1)
+    return backbone.eval()
+
+
+def make_pack(shape: str = "whole", combinations: list[Combination] = COMBINATIONS, seed: int = 7) -> EliminatorPack:
+    """As it starts, float64."""
+    pack = EliminatorPack(SHAPES[shape], ATTRIBUTES, combinations, width=D, num_layers=LAYERS).double()
+    pack.init_weights(seed)
+    return pack
+
+
+def moved_pack(shape: str = "whole") -> EliminatorPack:
+    pack = make_pack(shape)
+    perturbed(pack, 2)
+    return pack
+
+
+def close(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
+def literal(backbone: SequentialBackbone, pack: EliminatorPack, k: int, history: Tensor, values: Tensor) -> Tensor:
+    """(T,) real titles -> (T, d): prompts and history in one sequence, one softmax over both, adapters as in eq. (2)."""
+    rows = [pack.prompts[k]]
+    if pack.config.personal_prompt:
+        start = 0
+        for value, size in zip(values.tolist(), ATTRIBUTES.values(), strict=True):
+            rows.append(pack.personal[k, start + (size if value < 0 else value)][None])
+            start += size + 1
+    prompts = torch.cat(rows)  # (P, d)
+    hidden = torch.cat([prompts, backbone.titles.weight[history] + backbone.positions[: len(history)]])
+    num, total = len(prompts), len(hidden)
+    sees = torch.ones(total, total, dtype=torch.bool)
+    sees[:num, num:] = False  # prompts read each other alone
+    if not backbone.bidirectional:
+        sees[num:, num:] = torch.ones(len(history), len(history), dtype=torch.bool).tril()
+
+    def adapted(rows: Tensor, place: int) -> Tensor:
+        if not pack.config.adapter_width:
+            return rows
+        inner = F.layer_norm(rows @ pack.down[k, place], (pack.config.adapter_width,))
+        return (inner * pack.norm_scale[k, place] + pack.norm_shift[k, place]) @ pack.up[k, place] + rows
+
+    for number, layer in enumerate(backbone.layers):
+        assert isinstance(layer, Layer)
+        heads = []
+        for query, key_value in zip(
+            layer.query(hidden).chunk(HEADS, -1), layer.key_value(hidden).chunk(HEADS, -1), strict=True
+        ):
+            key, value = key_value.chunk(2, -1)  # (P + T, d / H)
+            scores = (query @ key.t() / (D / HEADS) ** 0.5).masked_fill(~sees, -torch.inf)
+            heads.append(scores.softmax(-1) @ value)
+        hidden = adapted(layer.attention_norm(hidden + torch.cat(heads, -1)), 2 * number)
+        inner = layer.contract(layer.activation(layer.expand(hidden)))
+        hidden = adapted(layer.feed_forward_norm(hidden + inner), 2 * number + 1)
+    return hidden[num:]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_attention_over_prompts_equals_one_softmax_over_all(kind, shape):
+    backbone, pack = make_backbone(kind), moved_pack(shape)
+    vectors = backbone(HISTORIES, eliminators=pack.for_all(VALUES))  # (K, B, L, d)
+    assert vectors.shape == (len(COMBINATIONS), len(HISTORIES), L, D)
+    assert vectors.dtype == torch.float64
+    for k in (0, 3, 6):
+        for user, history in enumerate(HISTORIES):
+            real = history[history >= 0]
+            close(vectors[k, user, : len(real)], literal(backbone, pack, k, real, VALUES[user]))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_user_vectors_are_read_behind_the_last_event(kind):
+    backbone, pack = make_backbone(kind), moved_pack()
+    vectors = backbone.user_vectors(HISTORIES, eliminators=pack.for_all(VALUES))  # (K, B, d)
+    assert vectors.shape == (len(COMBINATIONS), len(HISTORIES), D)
+    token = torch.tensor([backbone.mask_token] * backbone.bidirectional, dtype=torch.int64)
+    for user, history in enumerate(HISTORIES):
+        real = torch.cat([history[history >= 0], token])
+        close(vectors[4, user], literal(backbone, pack, 4, real, VALUES[user])[-1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_filler_and_company_do_not_change_a_vector(kind):
+    candidate = Eliminated(make_backbone(kind), moved_pack())
+    together = candidate.user_vectors(HISTORIES, VALUES)  # (K, B, d)
+    for user, history in enumerate(HISTORIES):
+        alone = candidate.user_vectors(history[history >= 0][None], VALUES[user : user + 1])
+        close(alone[:, 0], together[:, user])
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_mixed_batch_equals_each_row_under_its_own_combination(kind, shape):
+    """Every user under every combination, all of them rows of one batch."""
+    backbone, pack = make_backbone(kind), moved_pack(shape)
+    num = len(COMBINATIONS)
+    expected = backbone.user_vectors(HISTORIES, eliminators=pack.for_all(VALUES)).flatten(0, 1)  # (K B, d)
+    wanted = torch.arange(num).repeat_interleave(len(HISTORIES))  # (K B,)
+    histories, values = HISTORIES.repeat(num, 1), VALUES.repeat(num, 1)
+    order = torch.randperm(len(wanted), generator=torch.Generator().manual_seed(0))
+    mixed = backbone.user_vectors(
+        histories[order][:, None], eliminators=pack.for_rows(wanted[order], values[order])
+    )  # (K B, 1, d)
+    close(mixed[:, 0], expected[order])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pack_equals_its_members(kind):
+    backbone = make_backbone(kind)
+    together = Eliminated(backbone, make_pack()).user_vectors(HISTORIES, VALUES)
+    for k, combination in enumerate(COMBINATIONS):
+        alone = make_pack(combinations=[combination])
+        for name, parameter in alone.named_parameters():
+            assert torch.equal(parameter[0], make_pack().get_parameter(name)[k]), name
+        close(Eliminated(backbone, alone).user_vectors(HISTORIES, VALUES)[0], together[k])
+
+
+def test_adapters_start_at_the_identity():
+    backbone = make_backbone("sasrec")
+    vectors = backbone(HISTORIES, eliminators=make_pack("adapters alone").for_all(VALUES))
+    for of_combination in vectors:
+        close(of_combination, backbone(HISTORIES))
+
+
+def test_personal_prompts_follow_the_users_values_and_unknown_has_its_own():
+    candidate = Eliminated(make_backbone("sasrec"), moved_pack())
+    same_history = HISTORIES[1:2].expand(4, -1)
+    values = torch.tensor([[0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 0, 0]])
+    vectors = candidate.user_vectors(same_history, values)  # (K, 4, d)
+    close(vectors[:, 0], vectors[:, 3])
+    for one, other in ((0, 1), (0, 2), (1, 2)):
+        assert (vectors[:, one] - vectors[:, other]).abs().amax(-1).min() > 1e-4
+    without = Eliminated(make_backbone("sasrec"), moved_pack("without personal")).user_vectors(same_history, values)
+    close(without[:, 0], without[:, 1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradient_reaches_every_part_and_not_the_backbone(kind, shape):
+    candidate = Eliminated(make_backbone(kind), moved_pack(shape))
+    values = torch.tensor([[0, 2, 1], [-1, 1, -1], [1, -1, 3], [0, 0, 0], [0, 0, 2]])  # every value occurs
+    histories = HISTORIES[[0, 1, 1, 1, 1]]
+    candidate(histories, values).pow(3).sum().backward()
+    for name, parameter in candidate.pack.named_parameters():
+        if not parameter.numel():
+            continue  # a part left out
+        assert parameter.grad is not None, name
+        assert (parameter.grad.flatten(2).abs().sum(-1) > 0).all(), name  # each row of each combination
+    assert all(not p.requires_grad and p.grad is None for p in candidate.backbone.parameters())
+
+
+def test_same_seed_same_numbers():
+    one, same, other = make_pack(), make_pack(), make_pack(seed=8)
+    for name, parameter in one.named_parameters():
+        assert torch.equal(parameter, same.get_parameter(name)), name
+    for name in ("prompts", "personal", "down"):
+        assert not torch.equal(one.get_parameter(name), other.get_parameter(name)), name
+        assert not torch.equal(one.get_parameter(name)[0], one.get_parameter(name)[1]), name
+
+
+def test_state_round_trip():
+    pack, loaded = moved_pack(), make_pack(seed=8)
+    loaded.load_state_dict(pack.state_dict())
+    backbone = make_backbone("bert4rec")
+    assert torch.equal(
+        Eliminated(backbone, loaded).user_vectors(HISTORIES, VALUES),
+        Eliminated(backbone, pack).user_vectors(HISTORIES, VALUES),
+    )
+
+
+def test_number_of_parameters_counts_one_eliminator():
+    """10 prompts, 2 + 1 and 3 + 1 personal rows of 64; two adapters of 64 x 16 twice and a norm of 2 x 16."""
+    pack = EliminatorPack(EliminatorConfig(), {"gender": 2, "age": 3}, [("gender",), ("age",)], width=64, num_layers=1)
+    assert pack.num_parameters == (10 + 3 + 4) * 64 + 2 * (2 * 64 * 16 + 2 * 16)
+
+
+def test_shrinking_takes_a_share_of_the_personal_prompts_alone():
+    pack, before = moved_pack(), moved_pack()
+    Eliminated(make_backbone("sasrec"), pack).after_step()
+    for name, parameter in pack.named_parameters():
+        close(parameter, before.get_parameter(name) * (0.997 if name == "personal" else 1))
+
+
+def test_an_eliminator_without_any_part_is_refused():
+    with pytest.raises(ValueError, match="needs a prompt, a personal prompt or adapters"):
+        EliminatorConfig(num_prompts=0, personal_prompt=False, adapter_width=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_combination_of_filters_is_the_mean_of_its_filters(kind):
+    filtered = Filtered(make_backbone(kind).float(), ATTRIBUTES)
+    filtered.init_weights(0)
+    single = filtered.user_vectors(HISTORIES, VALUES)  # (m, B, d)
+    assert filtered(HISTORIES, VALUES).shape == (3, 3, L, D)
+    filtered.for_combinations([("gender", "occupation"), ("age",), tuple(ATTRIBUTES)])
+    combined = filtered.user_vectors(HISTORIES, VALUES)
+    for vectors, expected in zip(combined, ((single[0] + single[2]) / 2, single[1], single.mean(0)), strict=True):
+        torch.testing.assert_close(vectors, expected)
+
+
+def test_filters_of_one_attribute_ignore_the_others():
+    one, all_of_them = (Filtered(make_backbone("sasrec").float(), names) for names in ({"age": 3}, ATTRIBUTES))
+    for filtered in (one, all_of_them):
+        filtered.init_weights(0)
+    torch.testing.assert_close(
+        one.user_vectors(HISTORIES, VALUES)[0], all_of_them.user_vectors(HISTORIES, VALUES)[1]
+    )
+
+
+def test_fine_tuning_starts_as_a_copy_of_its_own():
+    backbone = make_backbone("sasrec")
+    candidate = FineTuned(backbone, ("gender",))
+    close(candidate.user_vectors(HISTORIES, VALUES)[0], backbone.user_vectors(HISTORIES))
+    own = {id(parameter) for parameter in candidate.parameters()}
+    assert not own & {id(parameter) for parameter in backbone.parameters()}

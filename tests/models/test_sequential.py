@@ -1,0 +1,195 @@
+"""SASRec and BERT4Rec: shapes, filler, company, what a column sees, dropout, seeds; and the running average."""
+
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mtrec_ray.models.running_average import RunningAverage
+from mtrec_ray.models.sequential import ByteDropout, SequentialBackbone, SequentialConfig
+
+Kind = Literal["sasrec", "bert4rec"]
+KINDS = ["sasrec", "bert4rec"]
+NUM_TITLES, L, D = 30, 6, 16
+HISTORIES = torch.tensor([[1, 2, 3, -1, -1, -1], [4, 5, 6, 7, 8, 9], [3, -1, -1, -1, -1, -1]])
+
+
+def make_backbone(kind: Kind, seed: int = 0, dropout: float = 0.2) -> SequentialBackbone:
+    """Two layers, two heads, float64, away from special starting values so that every part has a say."""
+    config = SequentialConfig(NUM_TITLES, kind, history=L, width=D, num_layers=2, num_heads=2, dropout=dropout)
+    backbone = SequentialBackbone(config).double()
+    generator = torch.Generator().manual_seed(seed)
+    backbone.init_weights(generator)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return backbone.eval()
+
+
+def close(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shapes_and_dtypes(kind, dtype):
+    backbone = make_backbone(kind).to(dtype)
+    vectors, users, titles = backbone(HISTORIES), backbone.user_vectors(HISTORIES), backbone.title_vectors()
+    assert vectors.shape == (3, L, D)
+    assert users.shape == (3, D)
+    assert titles.shape == (NUM_TITLES, D)  # without the mask token
+    assert backbone.user_vectors(HISTORIES[:, None]).shape == (3, 1, D)
+    assert backbone.num_columns == L + (kind == "bert4rec")
+    assert {vectors.dtype, users.dtype, titles.dtype} == {dtype}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("shape", ["rows", "groups"])
+def test_reading_some_columns_equals_taking_them_of_all(kind, shape):
+    backbone = make_backbone(kind)
+    read = torch.tensor([[0, 2], [5, 1], [0, 0]])
+    expected = backbone(HISTORIES).gather(1, read[..., None].expand(-1, -1, D))
+    if shape == "rows":
+        close(backbone(HISTORIES, read=read), expected)
+    else:
+        close(backbone(HISTORIES[:, None], read=read[:, None])[:, 0], expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_filler_does_not_change_a_vector(kind):
+    backbone = make_backbone(kind)
+    vectors = backbone.user_vectors(HISTORIES)
+    for history, vector in zip(HISTORIES, vectors, strict=True):
+        close(backbone.user_vectors(history[history >= 0][None])[0], vector)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_company_does_not_change_a_vector(kind):
+    backbone = make_backbone(kind)
+    vectors = backbone.user_vectors(HISTORIES)
+    close(backbone.user_vectors(HISTORIES.flip(0)), vectors.flip(0))
+    for row, vector in zip(HISTORIES, vectors, strict=True):
+        close(backbone.user_vectors(row[None])[0], vector)
+    close(backbone.user_vectors(HISTORIES[:, None])[:, 0], vectors)  # a history a group
+
+
+def test_sasrec_reads_at_each_column_the_user_after_that_event():
+    backbone, history = make_backbone("sasrec"), HISTORIES[1:2]
+    columns = backbone(history)[0]  # (L, d)
+    for column in range(L):
+        close(columns[column], backbone.user_vectors(history[:, : column + 1])[0])
+
+
+def test_bert4rec_reads_at_a_mask_token_behind_the_last_event():
+    backbone = make_backbone("bert4rec")
+    with_token = torch.tensor([[1, 2, 3, backbone.mask_token, -1, -1, -1]])
+    close(backbone(with_token)[0, 3], backbone.user_vectors(HISTORIES[:1])[0])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_only_bert4rec_sees_later_events(kind):
+    backbone, changed = make_backbone(kind), HISTORIES[1:2].clone()
+    changed[0, 4] = 20
+    moved = (backbone(changed) - backbone(HISTORIES[1:2]))[0].abs().amax(-1) > 1e-6  # (L,)
+    assert moved.tolist() == ([True] * L if kind == "bert4rec" else [False] * 4 + [True] * 2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_order_of_events_matters(kind):
+    backbone = make_backbone(kind)
+    swapped = HISTORIES[:1, [1, 0, 2, 3, 4, 5]]
+    assert (backbone.user_vectors(swapped) - backbone.user_vectors(HISTORIES[:1])).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_seed_same_weights(kind):
+    one, same, other = (make_backbone(kind, seed) for seed in (0, 0, 1))
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, same.state_dict()[name]), name
+        assert not torch.equal(value, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_starting_weights_fill_every_parameter(kind):
+    backbone = SequentialBackbone(SequentialConfig(NUM_TITLES, kind, history=L, width=D))
+    for parameter in backbone.parameters():
+        nn.init.constant_(parameter, torch.nan)
+    backbone.init_weights(torch.Generator().manual_seed(0))
+    assert all(parameter.isfinite().all() for parameter in backbone.parameters())
+    assert backbone.titles.weight.std().item() == pytest.approx(0.02, rel=0.1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_round_trip(kind):
+    backbone, loaded = make_backbone(kind), make_backbone(kind, seed=9)
+    loaded.load_state_dict(backbone.state_dict())
+    assert torch.equal(loaded.user_vectors(HISTORIES), backbone.user_vectors(HISTORIES))
+
+
+def test_heads_must_divide_the_width():
+    with pytest.raises(ValueError, match="width 64 is not a multiple of num_heads 5"):
+        SequentialConfig(NUM_TITLES, num_heads=5)
+
+
+@pytest.mark.parametrize("p", [0.2, 0.5])
+def test_dropout_drops_its_share_and_keeps_the_mean(p):
+    torch.manual_seed(0)
+    dropped = ByteDropout(p).train()(torch.ones(401, 499))  # no multiple of 8
+    assert (dropped == 0).float().mean().item() == pytest.approx(p, abs=0.005)
+    assert dropped.mean().item() == pytest.approx(1, abs=0.01)
+    assert len(dropped.unique()) == 2
+
+
+def test_dropout_is_for_training_alone_and_follows_the_seed():
+    backbone = make_backbone("sasrec")
+    assert torch.equal(backbone(HISTORIES), backbone(HISTORIES))
+    backbone.train()
+    torch.manual_seed(0)
+    one, other = backbone(HISTORIES), backbone(HISTORIES)
+    assert not torch.equal(one, other)
+    torch.manual_seed(0)
+    assert torch.equal(backbone(HISTORIES), one)
+    still = make_backbone("sasrec", dropout=0.0).train()
+    assert torch.equal(still(HISTORIES), still.eval()(HISTORIES))
+
+
+def one_number() -> nn.Linear:
+    """A frozen weight and a bias that moves."""
+    module = nn.Linear(1, 1)
+    nn.init.constant_(module.weight, 5.0)
+    nn.init.constant_(module.bias, 0.0)
+    module.weight.requires_grad_(False)
+    return module
+
+
+def test_running_average_by_hand():
+    """Decay 2/12 in the second step, then the setting; what is frozen is shared, what is kept needs no gradient."""
+    live = one_number()
+    average = RunningAverage(live, 0.15)
+    expected = 0.0
+    for newest, decay in ((1.0, 1 / 11), (2.0, 0.15), (4.0, 0.15)):
+        nn.init.constant_(live.bias, newest)
+        average.update(live)
+        expected = decay * expected + (1 - decay) * newest
+        assert average.module.bias.item() == pytest.approx(expected)
+    assert average.steps == 3
+    assert live.bias.item() == 4
+    assert average.module.weight is live.weight
+    assert not average.module.training
+    assert not average.module.bias.requires_grad
+    assert live.bias.requires_grad
+
+
+def test_running_average_of_decay_0_is_the_newest():
+    live = one_number()
+    average = RunningAverage(live, 0.0)
+    nn.init.constant_(live.bias, 3.0)
+    average.update(live)
+    assert average.module.bias.item() == 3
+
+
+@pytest.mark.parametrize("decay", [-0.1, 1.0])
+def test_running_average_refuses_a_decay_without_sense(decay):
+    with pytest.raises(ValueError, match=f"decay {decay} must lie in"):
+        RunningAverage(one_number(), decay)

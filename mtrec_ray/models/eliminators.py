@@ -33,6 +33,7 @@ class EliminatorConfig:
     personal_prompt: bool = True
     adapter_width: int = 16  # r; 0 leaves the adapters out
     prompt_std: float = 0.02  # of the normal draws prompts start from: 0.3 already costs the backbone 8% of its NDCG
+    initial_gate: float = -4.0  # see `EliminatorPack.init_weights`
     personal_decay: float = 3e-3  # share a personal prompt loses each step, see the file's legend
 
     def __post_init__(self) -> None:
@@ -70,6 +71,7 @@ class EliminatorPack(nn.Module):
         self.personal = nn.Parameter(torch.empty(num, sum(counts), width))  # (K, values and unknowns, d)
         self.down = nn.Parameter(torch.empty(num, places, width, r))  # (K, S, d, r)
         self.up = nn.Parameter(torch.empty(num, places, r, width))  # (K, S, r, d)
+        self.gate = nn.Parameter(torch.empty(num, num_layers))  # (K, layers) added to the prompts' attention scores
         self.norm_scale = nn.Parameter(torch.empty(num, places, 1, r))
         self.norm_shift = nn.Parameter(torch.empty(num, places, 1, r))
         starts = [config.num_prompts + sum(counts[:a]) for a in range(len(counts))]
@@ -79,7 +81,12 @@ class EliminatorPack(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Small prompts, Xavier down projections, zero up projections: every adapter starts at the identity."""
+        """Start at the backbone itself: small prompts behind a closed gate, adapters whose up projection is zero.
+
+        Untrained prompts whose scores are near zero take as much attention as the events they stand before: without
+        the gate they cost 10% of NDCG@10 on short synthetic histories and 1-2% on MovieLens-100K before the first
+        step, and training did not win it back.
+        """
         for k, combination in enumerate(self.combinations):
             generator = combination_generator(seed, combination)
             for table in (self.prompts[k], self.personal[k]):
@@ -87,6 +94,7 @@ class EliminatorPack(nn.Module):
             bound = (6 / (self.down.shape[-2] + max(self.down.shape[-1], 1))) ** 0.5
             self.down[k].uniform_(-bound, bound, generator=generator)
         self.up.zero_()
+        self.gate.fill_(self.config.initial_gate)
         self.norm_scale.fill_(1)
         self.norm_shift.zero_()
 
@@ -103,17 +111,18 @@ class EliminatorPack(nn.Module):
     def for_all(self, attribute_index: Tensor) -> "PackRows":
         """(B, m) users' values, -1 unknown -> every combination for each of them: G = K."""
         table = torch.cat([self.prompts, self.personal], 1)  # (K, R, d)
-        return PackRows(
-            table, self._prompt_rows(attribute_index)[None], self.down, self.up, self.norm_scale, self.norm_shift
-        )
+        return PackRows(table, self._prompt_rows(attribute_index)[None], *self._shared())
 
     def for_rows(self, combination_index: Tensor, attribute_index: Tensor) -> "PackRows":
         """(B,) each row's combination, (B, m) its values -> one eliminator a row: G = B rows of one history."""
         rows = self._prompt_rows(attribute_index)  # (B, P)
         table = torch.cat([self.prompts, self.personal], 1)[combination_index[:, None], rows]  # (B, P, d)
         own = torch.arange(table.shape[1], device=table.device).expand(1, 1, -1)
-        adapters = (self.down, self.up, self.norm_scale, self.norm_shift)
-        return PackRows(table, own, *(parameter[combination_index] for parameter in adapters))
+        return PackRows(table, own, *(parameter[combination_index] for parameter in self._shared()))
+
+    def _shared(self) -> tuple[Tensor, ...]:
+        """What does not depend on the users, in `PackRows`' order."""
+        return self.gate, self.down, self.up, self.norm_scale, self.norm_shift
 
     def _prompt_rows(self, attribute_index: Tensor) -> Tensor:
         """(B, m) -> (B, P) rows of the table: all task prompts, then the user's values."""
@@ -130,6 +139,7 @@ class PackRows:
 
     prompt_table: Tensor  # (G, R, d)
     prompt_index: Tensor  # (1, B, P)
+    prompt_gate: Tensor  # (G, layers)
     down: Tensor  # (G, S, d, r)
     up: Tensor  # (G, S, r, d)
     norm_scale: Tensor  # (G, S, 1, r)

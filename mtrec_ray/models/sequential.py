@@ -55,6 +55,11 @@ class EliminatorRows(Protocol):
         """(G or 1, B, P) rows of the table that stand in front of each history."""
         ...
 
+    @property
+    def prompt_gate(self) -> Tensor:
+        """(G, layers) added to the scores of prompts."""
+        ...
+
     def adapt(self, hidden: Tensor, layer: int, sublayer: Sublayer) -> Tensor:
         """(G or 1, B, T, d) output of a sublayer -> (G, B, T, d)."""
         ...
@@ -195,7 +200,8 @@ class Layer(nn.Module):
             prompt_keys_values = _take_rows(prompt_keys_values, eliminators.prompt_index)  # (G, B, P, 2d)
             prompts = None if last else _take_rows(prompts, eliminators.prompt_index)  # (G, B, P, d)
         prompt_keys, prompt_values = self._heads(prompt_keys_values).chunk(2, dim=-1)  # (G, B, H, P, d / H)
-        attended = _join(queries, prompt_keys, prompt_values, scores, attended)  # (G, B, H, T or Q, d / H)
+        gate = eliminators.prompt_gate[:, number, None, None, None, None]
+        attended = _join(queries, prompt_keys, prompt_values, gate, scores, attended)  # (G, B, H, T or Q, d / H)
         hidden = self._whole(hidden, attended, eliminators, number)
         if last or prompts is None:
             return hidden, None
@@ -220,9 +226,11 @@ class Layer(nn.Module):
         return rows.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
 
 
-def _join(queries: Tensor, prompt_keys: Tensor, prompt_values: Tensor, scores: Tensor, attended: Tensor) -> Tensor:
+def _join(
+    queries: Tensor, prompt_keys: Tensor, prompt_values: Tensor, gate: Tensor, scores: Tensor, attended: Tensor
+) -> Tensor:
     """Attention over prompts and history from the history's own scores and output, see the file's legend."""
-    prompt_scores = queries @ prompt_keys.transpose(-1, -2)  # (G, B, H, T, P)
+    prompt_scores = queries @ prompt_keys.transpose(-1, -2) + gate  # (G, B, H, T, P)
     history_score = scores.logsumexp(-1, keepdim=True).expand(*prompt_scores.shape[:-1], 1)
     weights = torch.cat([prompt_scores, history_score], -1).softmax(-1)  # (G, B, H, T, P + 1)
     return weights[..., :-1] @ prompt_values + weights[..., -1:] * attended

@@ -69,7 +69,7 @@ def close(one: Tensor, other: Tensor) -> None:
 
 
 def literal(backbone: SequentialBackbone, pack: EliminatorPack, k: int, history: Tensor, values: Tensor) -> Tensor:
-    """(T,) real titles -> (T, d): prompts and history in one sequence, one softmax over both, adapters as in eq. (2)."""
+    """(T,) real titles -> (T, d): prompts and history in one sequence, one softmax over both, adapters of eq. (2)."""
     rows = [pack.prompts[k]]
     if pack.config.personal_prompt:
         start = 0
@@ -81,6 +81,8 @@ def literal(backbone: SequentialBackbone, pack: EliminatorPack, k: int, history:
     num, total = len(prompts), len(hidden)
     sees = torch.ones(total, total, dtype=torch.bool)
     sees[:num, num:] = False  # prompts read each other alone
+    to_prompts = torch.zeros(total, total, dtype=torch.float64)
+    to_prompts[num:, :num] = 1
     if not backbone.bidirectional:
         sees[num:, num:] = torch.ones(len(history), len(history), dtype=torch.bool).tril()
 
@@ -97,8 +99,8 @@ def literal(backbone: SequentialBackbone, pack: EliminatorPack, k: int, history:
             layer.query(hidden).chunk(HEADS, -1), layer.key_value(hidden).chunk(HEADS, -1), strict=True
         ):
             key, value = key_value.chunk(2, -1)  # (P + T, d / H)
-            scores = (query @ key.t() / (D / HEADS) ** 0.5).masked_fill(~sees, -torch.inf)
-            heads.append(scores.softmax(-1) @ value)
+            scores = query @ key.t() / (D / HEADS) ** 0.5 + pack.gate[k, number] * to_prompts
+            heads.append(scores.masked_fill(~sees, -torch.inf).softmax(-1) @ value)
         hidden = adapted(layer.attention_norm(hidden + torch.cat(heads, -1)), 2 * number)
         inner = layer.contract(layer.activation(layer.expand(hidden)))
         hidden = adapted(layer.feed_forward_norm(hidden + inner), 2 * number + 1)
@@ -192,10 +194,10 @@ def test_gradient_reaches_every_part_and_not_the_backbone(kind, shape):
     histories = HISTORIES[[0, 1, 1, 1, 1]]
     candidate(histories, values).pow(3).sum().backward()
     for name, parameter in candidate.pack.named_parameters():
-        if not parameter.numel():
-            continue  # a part left out
+        if not parameter.numel() or (name == "gate" and shape == "adapters alone"):
+            continue  # a part left out, and what acts on it
         assert parameter.grad is not None, name
-        assert (parameter.grad.flatten(2).abs().sum(-1) > 0).all(), name  # each row of each combination
+        assert (parameter.grad[..., None].flatten(2).abs().sum(-1) > 0).all(), name  # each row of each combination
     assert all(not p.requires_grad and p.grad is None for p in candidate.backbone.parameters())
 
 
@@ -219,9 +221,9 @@ def test_state_round_trip():
 
 
 def test_number_of_parameters_counts_one_eliminator():
-    """10 prompts, 2 + 1 and 3 + 1 personal rows of 64; two adapters of 64 x 16 twice and a norm of 2 x 16."""
+    """10 prompts, 2 + 1 and 3 + 1 personal rows of 64; two adapters of 64 x 16 twice and a norm of 2 x 16; a gate."""
     pack = EliminatorPack(EliminatorConfig(), {"gender": 2, "age": 3}, [("gender",), ("age",)], width=64, num_layers=1)
-    assert pack.num_parameters == (10 + 3 + 4) * 64 + 2 * (2 * 64 * 16 + 2 * 16)
+    assert pack.num_parameters == (10 + 3 + 4) * 64 + 2 * (2 * 64 * 16 + 2 * 16) + 1
 
 
 def test_shrinking_takes_a_share_of_the_personal_prompts_alone():
@@ -252,9 +254,7 @@ def test_filters_of_one_attribute_ignore_the_others():
     one, all_of_them = (Filtered(make_backbone("sasrec").float(), names) for names in ({"age": 3}, ATTRIBUTES))
     for filtered in (one, all_of_them):
         filtered.init_weights(0)
-    torch.testing.assert_close(
-        one.user_vectors(HISTORIES, VALUES)[0], all_of_them.user_vectors(HISTORIES, VALUES)[1]
-    )
+    torch.testing.assert_close(one.user_vectors(HISTORIES, VALUES)[0], all_of_them.user_vectors(HISTORIES, VALUES)[1])
 
 
 def test_fine_tuning_starts_as_a_copy_of_its_own():

@@ -1,0 +1,255 @@
+"""Positions a second of pre-training and tuning, beside the same model trained one position per forward, in one run.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/bench_sequential_steps.py [--json] [--repeats N]
+
+One position per forward is how sequential recommenders are commonly trained (ReChorus): each position is a row of its
+own, its history padded to full length, one loss a row, and an optimizer step for every 256 rows. The loop is given the
+same titles, layers, dropout, negatives and optimizers. It runs twice: computing all columns of a row to read one, and
+the sparing way, which queries the wanted column alone. Its discriminators see every row, having no other use for it.
+Ways are interleaved and medians taken, so that a busy neighbour slows all of them alike; times are processor seconds.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from mtrec_ray.models.candidates import Eliminated
+from mtrec_ray.models.discriminators import Discriminators, value_weights
+from mtrec_ray.models.eliminators import Combination, EliminatorConfig, EliminatorPack
+from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.steps.pretraining import Positions, bpr_losses, pretraining_step
+from mtrec_ray.steps.tuning import AdversaryGame, GameSettings
+from tests.benchmarks.bench_propensity_step import commit, processor
+
+NUM_TITLES, L, WIDTH = 1682, 20, 64
+ATTRIBUTES = {"gender": 2, "age": 7, "occupation": 21}
+ONE: list[Combination] = [("gender",)]
+SEVEN: list[Combination] = [
+    *ONE,
+    ("age",),
+    ("occupation",),
+    ("gender", "age"),
+    ("gender", "occupation"),
+    ("age", "occupation"),
+    ("gender", "age", "occupation"),
+]
+PRETRAINING_NEGATIVES, TUNING_NEGATIVES = 32, 16
+ROWS = 256  # of a batch of the loop
+TUNED_WINDOWS = (128, 64)
+ONE_PASS, LOOP, SPARING_LOOP = "one pass", "a position per forward", "the same, sparing"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Full windows, their users' values, and titles nobody wants."""
+
+    history: Tensor  # (B, L)
+    targets: Tensor  # (B, L)
+    values: Tensor  # (B, m)
+    negatives: Tensor  # (M,)
+
+
+def make_batch(num_windows: int, num_negatives: int) -> Batch:
+    generator = torch.Generator().manual_seed(0)
+    titles = torch.randint(NUM_TITLES, (num_windows, L + 1), generator=generator)
+    values = [torch.randint(size, (num_windows,), generator=generator) for size in ATTRIBUTES.values()]
+    negatives = torch.randint(NUM_TITLES, (num_negatives,), generator=generator)
+    return Batch(titles[:, :-1], titles[:, 1:], torch.stack(values, 1), negatives)
+
+
+def one_by_one(batch: Batch) -> list[Batch]:
+    """Each position a row: its prefix padded to L columns; targets (ROWS, 1)."""
+    prefixes = batch.history[:, None].expand(-1, L, -1).masked_fill(torch.ones(L, L, dtype=torch.bool).triu(1), -1)
+    rows, targets = prefixes.flatten(0, 1), batch.targets.reshape(-1, 1)
+    values = batch.values.repeat_interleave(L, 0)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    return [Batch(rows[part], targets[part], values[part], batch.negatives) for part in order.split(ROWS)]
+
+
+def make_backbone() -> SequentialBackbone:
+    """As paper B's authors ran it: one layer, one head."""
+    backbone = SequentialBackbone(SequentialConfig(NUM_TITLES, history=L, width=WIDTH, num_layers=1, num_heads=1))
+    backbone.init_weights(torch.Generator().manual_seed(0))
+    return backbone.train()
+
+
+def make_optimizer(backbone: SequentialBackbone) -> torch.optim.Optimizer:
+    return torch.optim.Adam(backbone.parameters(), lr=3e-3, fused=True)
+
+
+def pretraining(batch: Batch) -> Callable[[], object]:
+    """All positions of all windows in one pass."""
+    backbone = make_backbone()
+    optimizer, positions = make_optimizer(backbone), Positions(batch.history, batch.targets)
+    return lambda: pretraining_step(backbone, optimizer, positions, batch.negatives)
+
+
+def pretraining_loop(batch: Batch, sparing: bool) -> Callable[[], object]:
+    """The same positions one per forward."""
+    backbone, parts = make_backbone(), one_by_one(batch)
+    optimizer = make_optimizer(backbone)
+
+    def work() -> None:
+        for part in parts:
+            optimizer.zero_grad(set_to_none=False)
+            vectors = (
+                backbone.user_vectors(part.history) if sparing else last_of_all(backbone(part.history), part.history)
+            )
+            bpr_losses(backbone, vectors, part.targets[:, 0], part.negatives).mean().backward()
+            optimizer.step()
+
+    return work
+
+
+class OnePosition(Eliminated):
+    """An eliminator asked for one position a row: T is 1."""
+
+    def forward(self, history: Tensor, attribute_index: Tensor) -> Tensor:
+        vectors = super().forward(history, attribute_index)  # (K, B, T, d)
+        return torch.stack([last_of_all(one, history) for one in vectors])[:, :, None]
+
+
+class OnePositionSparing(Eliminated):
+    """The same without computing columns that nobody reads."""
+
+    def forward(self, history: Tensor, attribute_index: Tensor) -> Tensor:
+        return self.user_vectors(history, attribute_index)[:, :, None]
+
+
+def make_game(candidate: type[Eliminated], combinations: list[Combination]) -> AdversaryGame:
+    pack = EliminatorPack(EliminatorConfig(), ATTRIBUTES, combinations, width=WIDTH, num_layers=1)
+    pack.init_weights(0)
+    discriminators = Discriminators(ATTRIBUTES, combinations, width=WIDTH, hidden=64)
+    discriminators.init_weights(0)
+    weights = value_weights([[100] * size for size in ATTRIBUTES.values()], power=0.5)
+    return AdversaryGame(candidate(make_backbone(), pack), discriminators, weights, GameSettings())
+
+
+def tuning(batch: Batch, combinations: list[Combination]) -> Callable[[], object]:
+    """One step of the game on all windows."""
+    game, positions = make_game(Eliminated, combinations), Positions(batch.history, batch.targets)
+    return lambda: game.step(positions, batch.values, batch.negatives)
+
+
+def tuning_loop(batch: Batch, candidate: type[Eliminated]) -> Callable[[], object]:
+    """The same positions one per forward, by the same step."""
+    game, parts = make_game(candidate, ONE), one_by_one(batch)
+
+    def work() -> None:
+        for part in parts:
+            game.step(Positions(part.history, part.targets), part.values, part.negatives)
+
+    return work
+
+
+def last_of_all(vectors: Tensor, history: Tensor) -> Tensor:
+    """(B, T, d) -> (B, d) at the last event of each row."""
+    return vectors[torch.arange(len(history)), (history >= 0).sum(1) - 1]
+
+
+def make_ways() -> dict[tuple[str, str], tuple[int, Callable[[], object]]]:
+    """(what, how) -> positions of a call and the call."""
+    batch, what = make_batch(128, PRETRAINING_NEGATIVES), "pre-training, 128 windows"
+    positions = batch.targets.numel()
+    ways: dict[tuple[str, str], tuple[int, Callable[[], object]]] = {
+        (what, ONE_PASS): (positions, pretraining(batch)),
+        (what, LOOP): (positions, pretraining_loop(batch, sparing=False)),
+        (what, SPARING_LOOP): (positions, pretraining_loop(batch, sparing=True)),
+    }
+    for windows in TUNED_WINDOWS:
+        batch, what = make_batch(windows, TUNING_NEGATIVES), f"tuning, {windows} windows"
+        positions = batch.targets.numel()
+        ways |= {
+            (what, ONE_PASS): (positions, tuning(batch, ONE)),
+            (what, LOOP): (positions, tuning_loop(batch, OnePosition)),
+            (what, SPARING_LOOP): (positions, tuning_loop(batch, OnePositionSparing)),
+            (what, "one pass, pack of seven"): (positions, tuning(batch, SEVEN)),
+        }
+    return ways
+
+
+def measure(repeats: int) -> list[dict]:
+    """Median processor seconds of every way; the first round warms up."""
+    ways = make_ways()
+    times: dict[tuple[str, str], list[float]] = {name: [] for name in ways}
+    for repeat in range(repeats + 1):
+        for name, (_, work) in ways.items():
+            start = time.process_time()
+            work()
+            if repeat:
+                times[name].append(time.process_time() - start)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    return [
+        {
+            "what": what,
+            "how": how,
+            "positions": ways[what, how][0],
+            "seconds": seconds,
+            "positions_per_s": ways[what, how][0] / seconds,
+            "times_one_pass": seconds / medians[what, ONE_PASS],
+        }
+        for (what, how), seconds in medians.items()
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Speed of the sequential backbone's and the eliminators' steps.")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--repeats", type=int, default=9)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    report = {
+        "date": date.today().isoformat(),
+        "machine": f"{processor()}, one core",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "commit": commit(),
+        "command": " ".join(["python", *sys.argv]),
+        "repeats": arguments.repeats,
+        "rows": measure(arguments.repeats),
+    }
+    if arguments.json:
+        print(json.dumps(report))
+    else:
+        show(report)
+
+
+def show(report: dict) -> None:
+    """One table: processor time of a batch, positions a second, and how many times longer than one pass."""
+    table = Table(
+        title=f"{report['machine']}, {report['date']}, torch {report['torch']}, commit {report['commit']}",
+        caption=f"{report['command']}; processor seconds, medians of {report['repeats']}",
+    )
+    for column in ("what", "how", "ms", "positions/s", "x one pass"):
+        table.add_column(column, justify="left" if column in ("what", "how") else "right")
+    shown = None
+    for row in report["rows"]:
+        if shown not in (None, row["what"]):
+            table.add_section()
+        shown = row["what"]
+        table.add_row(
+            row["what"],
+            row["how"],
+            f"{row['seconds'] * 1e3:.1f}",
+            f"{row['positions_per_s']:,.0f}",
+            f"{row['times_one_pass']:.1f}",
+        )
+    Console(width=120).print(table)
+
+
+if __name__ == "__main__":
+    main()

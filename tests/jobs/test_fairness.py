@@ -1,0 +1,189 @@
+"""From a lake to a bundle: backbone, eliminators in two jobs, audit, bundle, on a small service with planted tastes."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mtrec_ray.bundle.manifest import Bundle
+from mtrec_ray.config import validate_config
+from mtrec_ray.errors import UserError
+from mtrec_ray.jobs.audit import Audit, audit
+from mtrec_ray.jobs.audit_config import AuditConfig
+from mtrec_ray.jobs.audit_report import show_audit
+from mtrec_ray.jobs.bundle import make_bundle
+from mtrec_ray.jobs.bundle_config import BundleConfig
+from mtrec_ray.lake.build import build_lake
+from mtrec_ray.sources.registry import make_source
+from mtrec_ray.streams.sequences import is_attacked
+from mtrec_ray.training.backbone import train_backbone
+from mtrec_ray.training.backbone_config import BackboneConfig
+from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
+from mtrec_ray.training.eliminators import train_eliminators
+from mtrec_ray.training.eliminators_config import EliminatorsConfig
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_candidates
+
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+SYNTHETIC = {"users": 700, "territories": 4, "titles": 80, "events_per_user": 40.0, "attribute_correlation": 0.9}
+COMBINATIONS = ["gender", "age", "gender+age"]
+
+
+def backbone_config(folder: Path, **settings: Any) -> BackboneConfig:
+    document = {
+        "lake": str(folder / "lake"),
+        "runs": str(folder / "runs"),
+        "name": "backbone",
+        "model": {"width": 32},
+        "optim": {"epochs": 24, "evaluate_every": 6, "lanes": 4},
+        "runner": {"checkpoint_every_s": 0.0},
+    }
+    return validate_config(BackboneConfig, document | settings)
+
+
+def eliminators_config(folder: Path, **settings: Any) -> EliminatorsConfig:
+    document = {
+        "backbone": str(folder / "runs" / "backbone"),
+        "runs": str(folder / "runs"),
+        "name": "eliminators",
+        "combinations": ",".join(COMBINATIONS),
+        "pack_size": 2,
+        "jobs_at_once": 1,
+        "optim": {"epochs": 4, "lanes": 4},
+    }
+    return validate_config(EliminatorsConfig, document | settings)
+
+
+@pytest.fixture(scope="module")
+def folder(ray_cluster, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("fairness")
+    build_lake(make_source("synthetic", SYNTHETIC), str(folder / "lake"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def backbone(folder) -> BackboneRecord:
+    return train_backbone(backbone_config(folder))
+
+
+@pytest.fixture(scope="module")
+def eliminators(folder, backbone) -> EliminatorsRecord:
+    return train_eliminators(eliminators_config(folder))
+
+
+@pytest.fixture(scope="module")
+def audited(folder, eliminators) -> tuple[Audit, dict[str, Any]]:
+    settings = {"num_folds": 3, "num_permutations": 2, "num_bootstrap": 20, "lists": False}
+    found = audit(validate_config(AuditConfig, {"run": eliminators.uri} | settings))
+    flat, tables = show_audit(found, str(folder / "audit"), num_bootstrap=20, seed=0)
+    assert len(tables) == 3
+    return found, flat
+
+
+def test_a_backbone_learns_what_comes_next(backbone):
+    assert backbone.status == "done"
+    assert backbone.metrics["val/auc"] > 0.75  # chance 0.5
+    vectors = load_backbone(backbone).user_vectors(torch.tensor([[1, 2, 3], [1, -1, -1]]))
+    assert vectors.shape == (2, 32)
+    assert torch.isfinite(vectors).all()
+
+
+def test_a_finished_run_is_given_back_and_another_run_of_its_name_refused(folder, backbone):
+    assert train_backbone(backbone_config(folder)) == backbone
+    with pytest.raises(UserError, match=r"seed = 0 \(now 1\)"):
+        train_backbone(backbone_config(folder, seed=1))
+
+
+def test_every_combination_is_trained_and_the_backbone_left_alone(folder, backbone, eliminators):
+    assert eliminators.status == "done"
+    assert eliminators.packs == {"pack000": [("gender",), ("age",)], "pack001": [("gender", "age")]}
+    (candidate,) = load_candidates(eliminators, load_backbone(backbone))
+    assert candidate.combinations == (("gender",), ("age",), ("gender", "age"))
+    before, after = load_backbone(backbone).state_dict(), candidate.backbone.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    history, values = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[0, 1, -1]])
+    vectors = candidate.user_vectors(history, values)  # (K, 1, d)
+    plain = load_backbone(backbone).user_vectors(history)
+    assert all(not torch.allclose(vector, plain, atol=1e-4) for vector in vectors)
+
+
+def test_a_lost_pack_is_trained_again_alone_and_to_the_same_weights(folder, eliminators, tmp_path):
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    run = tmp_path / "runs" / "eliminators"
+    record = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps(record | {"status": "training"}))
+    shutil.rmtree(run / "packs" / "pack001")
+    untouched = (run / "packs" / "pack000" / "eliminators.safetensors").stat().st_mtime_ns
+    again = train_eliminators(eliminators_config(folder, runs=str(tmp_path / "runs")))
+    assert again.status == "done"
+    assert (run / "packs" / "pack000" / "eliminators.safetensors").stat().st_mtime_ns == untouched
+    weights = [Path(r.uri, "packs", "pack001", "eliminators.safetensors").read_bytes() for r in (eliminators, again)]
+    assert weights[0] == weights[1]
+
+
+def test_attackers_users_are_those_that_no_eliminator_saw(folder, eliminators, audited):
+    found, flat = audited
+    assert json.loads((folder / "runs" / "eliminators" / "plan.json").read_text())["without_attacked"] is True
+    config = BackboneRecord.load(eliminators.config.backbone).config.sequences
+    assert (found.users.attacked == is_attacked(found.users.keys, config)).all()
+    assert flat["num_attacked_users"] == found.users.attacked.sum() < flat["num_users"]
+
+
+def test_an_audit_has_every_combination_by_every_attribute(folder, audited):
+    _, flat = audited
+    for combination in ["none", *COMBINATIONS]:
+        for attribute in ("gender", "age", "occupation"):
+            for figure in ("balanced_accuracy", "auc", "null_low", "null_high", "micro_f1", "majority_rate"):
+                assert 0 <= flat[f"audit/{combination}/{attribute}/{figure}"] <= 1, (combination, attribute, figure)
+        assert flat[f"ndcg@10/{combination}_low"] <= flat[f"ndcg@10/{combination}"]
+        assert flat[f"ndcg@10/{combination}"] <= flat[f"ndcg@10/{combination}_high"]
+    assert json.loads((folder / "audit" / "audit.json").read_text()) == json.loads(json.dumps(flat))
+    assert (folder / "audit" / "audit.csv").read_text().count("\n") == 1 + 4 * 3
+
+
+def test_a_bundle_holds_what_the_runs_hold(folder, eliminators, audited, tmp_path):
+    config = {"run": eliminators.uri, "audit": str(folder / "audit"), "out": str(tmp_path / "bundle")}
+    bundle = make_bundle(validate_config(BundleConfig, config))
+    assert bundle.manifest.combinations == [("gender",), ("age",), ("gender", "age")]
+    assert bundle.manifest.metrics["none"]["ndcg@10"] == audited[1]["ndcg@10/none"]
+    assert bundle.manifest.audit["age"]["gender"]["null_high"] == audited[1]["audit/age/gender/null_high"]
+    (candidate,) = load_candidates(eliminators, load_backbone(BackboneRecord.load(eliminators.config.backbone)))
+    history, values = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[0, 1, -1]])
+    served = bundle.backbone().user_vectors(history, eliminators=bundle.eliminators().for_all(values))
+    assert torch.equal(served, candidate.user_vectors(history, values))
+    for offered in bundle.popular():
+        titles = offered[offered >= 0]
+        assert len(titles) == len(np.unique(titles)) > 40
+        assert (offered[len(titles) :] == -1).all()
+    with pytest.raises(UserError, match="is a bundle already"):
+        make_bundle(validate_config(BundleConfig, config))
+    damaged = tmp_path / "bundle" / "eliminators.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=r"eliminators.safetensors is damaged"):
+        Bundle.open(str(tmp_path / "bundle")).eliminators()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"combinations": "gender+shoe"}, "no attribute 'shoe'; it has gender, age, occupation"),
+        ({"combinations": "gender,gender"}, "combination gender is named twice"),
+        ({"runner": {"workers": 7}}, "runner.workers = 7 needs 8 logical CPUs"),
+    ],
+)
+def test_what_cannot_be_trained_is_said_before_any_work(folder, backbone, settings, message):
+    with pytest.raises(UserError, match=message):
+        train_eliminators(eliminators_config(folder, name="other", **settings))
+    assert not (folder / "runs" / "other").exists()
+
+
+def test_an_unfinished_backbone_is_refused(folder, backbone, tmp_path):
+    shutil.copytree(folder / "runs" / "backbone", tmp_path / "backbone")
+    document = json.loads((tmp_path / "backbone" / "run.json").read_text())
+    (tmp_path / "backbone" / "run.json").write_text(json.dumps(document | {"status": "training"}))
+    with pytest.raises(UserError, match="is not finished"):
+        train_eliminators(eliminators_config(folder, backbone=str(tmp_path / "backbone")))

@@ -1,0 +1,181 @@
+"""Discriminators: shapes, missing values, unknown users, weights, shares of several workers, seeds."""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtrec_ray.models.discriminators import Discriminators, value_weights
+from mtrec_ray.models.eliminators import Combination
+from tests.steps.cases import LockStep
+
+ATTRIBUTES = {"gender": 2, "age": 3}
+COMBINATIONS: list[Combination] = [("gender",), ("age",), ("gender", "age")]
+PAIRS = [(0, 0), (1, 1), (2, 0), (2, 1)]
+"""Combination and attribute of each discriminator."""
+COUNTS = [[9, 4], [1, 16, 4]]
+WEIGHTS = value_weights(COUNTS, power=0.5)
+D, S = 8, 6
+VALUES = torch.tensor([[0, 2], [1, -1], [-1, 1], [1, 0], [-1, -1], [0, 1]])  # (S, m)
+
+
+def make_discriminators(seed: int = 0, combinations: list[Combination] = COMBINATIONS) -> Discriminators:
+    discriminators = Discriminators(ATTRIBUTES, combinations, width=D, hidden=5).double()
+    discriminators.init_weights(seed)
+    return discriminators
+
+
+def make_vectors(seed: int = 0, num: int = len(COMBINATIONS)) -> Tensor:
+    return torch.randn(num, S, D, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def close(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-13, check_dtype=False)
+
+
+def test_shapes_dtypes_and_missing_values():
+    logits = make_discriminators()(make_vectors())  # (D, S, A)
+    assert logits.shape == (len(PAIRS), S, 3)
+    assert logits.dtype == torch.float64
+    assert make_discriminators().float()(make_vectors().float()).dtype == torch.float32
+    for pair, (_, attribute) in enumerate(PAIRS):
+        size = list(ATTRIBUTES.values())[attribute]
+        assert logits[pair, :, :size].isfinite().all()
+        assert (logits[pair, :, size:] == -torch.inf).all()
+
+
+def test_each_pair_reads_the_vectors_of_its_combination():
+    discriminators, vectors = make_discriminators(), make_vectors()
+    logits = discriminators(vectors)
+    for k in range(len(COMBINATIONS)):
+        moved = vectors.clone()
+        moved[k] += 1
+        changed = [not torch.equal(one, other) for one, other in zip(discriminators(moved), logits, strict=True)]
+        assert changed == [combination == k for combination, _ in PAIRS]
+
+
+def test_losses_are_weighted_means_over_users_of_known_value():
+    """The sum written out, one user after the other."""
+    discriminators, vectors = make_discriminators(), make_vectors()
+    losses = discriminators.losses(vectors, VALUES, WEIGHTS)
+    logits = discriminators(vectors)
+    for pair, (_, attribute) in enumerate(PAIRS):
+        total = weighted = 0.0
+        for user in range(S):
+            value = int(VALUES[user, attribute])
+            if value < 0:
+                continue
+            weight = COUNTS[attribute][value] ** -0.5
+            total += weight
+            weighted -= weight * logits[pair, user].softmax(-1)[value].log().item()
+        assert losses[pair].item() == pytest.approx(weighted / total, rel=1e-6)
+
+
+def test_unknown_values_neither_count_nor_give_gradient():
+    discriminators, vectors = make_discriminators(), make_vectors().requires_grad_()
+    losses = discriminators.losses(vectors, VALUES, WEIGHTS)
+    for pair, (combination, attribute) in enumerate(PAIRS):
+        (gradient,) = torch.autograd.grad(losses[pair], vectors, retain_graph=True)
+        reached = gradient[combination].abs().sum(-1) > 0  # (S,)
+        assert reached.tolist() == (VALUES[:, attribute] >= 0).tolist()
+    moved = vectors.detach().clone()
+    moved[:, 4] = 1e6  # nothing is known of this user
+    close(discriminators.losses(moved, VALUES, WEIGHTS), losses)
+    close(discriminators.losses(moved[:, [0, 1, 2, 3, 5]], VALUES[[0, 1, 2, 3, 5]], WEIGHTS), losses)
+
+
+@pytest.mark.parametrize("num", [S, 0])
+def test_nobody_known_is_a_loss_and_a_gradient_of_zero(num):
+    discriminators = make_discriminators()
+    losses = discriminators.losses(make_vectors()[:, :num], torch.full((num, 2), -1), WEIGHTS)
+    losses.sum().backward()
+    assert losses.tolist() == [0] * len(PAIRS)
+    assert all(p.grad is not None and (p.grad == 0).all() for p in discriminators.parameters())
+
+
+def test_gradient_reaches_every_parameter_of_every_pair_and_no_missing_value():
+    discriminators = make_discriminators()
+    discriminators.losses(make_vectors(), VALUES, WEIGHTS).sum().backward()
+    for name, parameter in discriminators.named_parameters():
+        assert parameter.grad is not None, name
+        assert (parameter.grad.flatten(1).abs().sum(1) > 0).all(), name
+    assert discriminators.outer.grad is not None
+    assert (discriminators.outer.grad[[0, 2], :, 2] == 0).all()  # gender has no third value
+
+
+def test_overfits_one_batch():
+    discriminators, vectors = make_discriminators(), make_vectors()
+    optimizer = torch.optim.RMSprop(discriminators.parameters(), lr=0.01)
+    losses = torch.zeros(0)
+    for _ in range(150):
+        optimizer.zero_grad()
+        losses = discriminators.losses(vectors, VALUES, WEIGHTS)
+        losses.sum().backward()
+        optimizer.step()
+    assert losses.max() < 0.01
+
+
+@pytest.mark.parametrize("cut", [3, 0], ids=["halves", "a worker without users"])
+def test_workers_shares_of_losses_and_gradients_add_up(cut):
+    whole, vectors = make_discriminators(), make_vectors()
+    expected = whole.losses(vectors, VALUES, WEIGHTS)
+    expected.sum().backward()
+    workers, lock_step = [copy.deepcopy(make_discriminators()) for _ in range(2)], LockStep(2)
+
+    def work(rank: int, users: slice) -> Tensor:
+        losses = workers[rank].losses(vectors[:, users], VALUES[users], WEIGHTS, lock_step.reducer(rank))
+        losses.sum().backward()
+        return losses.detach()
+
+    with ThreadPoolExecutor(2) as pool:
+        shares = list(pool.map(work, range(2), [slice(0, cut), slice(cut, S)]))
+    close(shares[0] + shares[1], expected.detach())
+    for one, other, parameter in zip(*(worker.parameters() for worker in workers), whole.parameters(), strict=True):
+        assert one.grad is not None
+        assert other.grad is not None
+        assert parameter.grad is not None
+        close(one.grad + other.grad, parameter.grad)
+
+
+def test_a_pack_equals_its_members():
+    together, vectors = make_discriminators(), make_vectors()
+    losses = together.losses(vectors, VALUES, WEIGHTS)
+    for k, combination in enumerate(COMBINATIONS):
+        alone = make_discriminators(combinations=[combination])
+        mine = [pair for pair, (owner, _) in enumerate(PAIRS) if owner == k]
+        for name, parameter in alone.named_parameters():
+            assert torch.equal(parameter, together.get_parameter(name)[mine]), name
+        close(alone.losses(vectors[k : k + 1], VALUES, WEIGHTS), losses[mine])
+
+
+def test_same_seed_same_numbers():
+    one, same, other = (make_discriminators(seed) for seed in (0, 0, 1))
+    for name in ("inner", "outer"):
+        assert torch.equal(one.get_parameter(name), same.get_parameter(name))
+        assert not torch.equal(one.get_parameter(name), other.get_parameter(name))
+    assert not torch.equal(one.inner[0], one.inner[2])  # the same attribute in two combinations
+
+
+def test_state_round_trip():
+    one, loaded = make_discriminators(), make_discriminators(seed=1)
+    loaded.load_state_dict(one.state_dict())
+    assert torch.equal(loaded(make_vectors()), one(make_vectors()))
+
+
+@pytest.mark.parametrize(
+    ("power", "expected"),
+    [
+        (0.0, [[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]),
+        (0.5, [[1 / 3, 1 / 2, 0], [1, 1 / 4, 1 / 2]]),
+        (1.0, [[1 / 9, 1 / 4, 0], [1, 1 / 16, 1 / 4]]),
+    ],
+    ids=["users alike", "between", "values alike"],
+)
+def test_value_weights_by_hand(power, expected):
+    torch.testing.assert_close(value_weights(COUNTS, power=power), torch.tensor(expected))
+
+
+def test_a_value_that_nobody_has_weighs_nothing():
+    assert value_weights([[4, 0], [0, 0]], power=0.5).tolist() == [[0.5, 0], [0, 0]]

@@ -1,0 +1,195 @@
+"""One pass over all positions equals one position per forward; masks of BERT4Rec; workers, seeds, overfitting."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.steps.pretraining import Positions, bpr_losses, positions_of, pretraining_step
+from mtrec_ray.steps.towers import AllReduce
+from tests.steps.cases import LockStep, gradients
+
+Kind = Literal["sasrec", "bert4rec"]
+KINDS = ["sasrec", "bert4rec"]
+NUM_TITLES, L, D = 30, 6, 16
+HISTORY = torch.tensor([[1, 2, 3, -1, -1, -1], [4, 5, 6, 7, 8, 9], [3, -1, -1, -1, -1, -1], [9, 1, 9, 2, -1, -1]])
+TARGETS = torch.tensor([[2, 3, 4, -1, -1, -1], [5, 6, 7, 8, 9, 1], [8, -1, -1, -1, -1, -1], [1, 9, 2, 7, -1, -1]])
+NEGATIVES = torch.tensor([3, 20, 21, 9, 20])
+HALVES = [slice(0, 2), slice(2, 4)]
+ONE_EMPTY = [slice(0, 4), slice(4, 4)]
+
+
+def make_backbone(kind: Kind, *, seed: int = 0, dropout: float = 0.0) -> SequentialBackbone:
+    """Two layers and heads, float64, in training."""
+    config = SequentialConfig(NUM_TITLES, kind, history=L, width=D, num_layers=2, num_heads=2, dropout=dropout)
+    backbone = SequentialBackbone(config).double()
+    generator = torch.Generator().manual_seed(seed)
+    backbone.init_weights(generator)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return backbone.train()
+
+
+def make_positions(backbone: SequentialBackbone, seed: int = 0) -> Positions:
+    torch.manual_seed(seed)
+    return positions_of(backbone, HISTORY, TARGETS, mask_share=0.4)
+
+
+def step(backbone: SequentialBackbone, positions: Positions, all_reduce: AllReduce | None = None) -> Tensor:
+    """Loss and gradients; the optimizer's rate is 0."""
+    optimizer = torch.optim.SGD(backbone.parameters(), lr=0.0)
+    return pretraining_step(backbone, optimizer, positions, NEGATIVES, all_reduce)
+
+
+def position_by_position(backbone: SequentialBackbone, positions: Positions) -> Tensor:
+    """The mean of -log sigmoid(u . positive - u . negative), each position a forward of its own."""
+    losses = []
+    for history, targets in zip(positions.history, positions.targets, strict=True):
+        for column, target in enumerate(targets.tolist()):
+            if target < 0:
+                continue
+            if backbone.bidirectional:
+                vector = backbone(history[history >= 0][None])[0, column]
+            else:
+                vector = backbone.user_vectors(history[None, : column + 1])[0]
+            titles = backbone.title_vectors()
+            differences = torch.stack([vector @ titles[target] - vector @ titles[n] for n in NEGATIVES.tolist()])
+            losses.append(-differences.sigmoid().log().mean())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_pass_equals_one_position_per_forward(kind):
+    backbone, looped = make_backbone(kind), make_backbone(kind)
+    positions = make_positions(backbone)
+    loss, expected = step(backbone, positions), position_by_position(looped, positions)
+    expected.backward()
+    torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=0)
+    for name, gradient in gradients(backbone).items():
+        torch.testing.assert_close(gradient, gradients(looped)[name], rtol=1e-9, atol=1e-13, msg=name)
+
+
+def test_sasrec_is_asked_every_position():
+    positions = make_positions(make_backbone("sasrec"))
+    assert torch.equal(positions.history, HISTORY)
+    assert torch.equal(positions.targets, TARGETS)
+    assert positions.rows.tolist() == [0, 1, 2, 6, 7, 8, 9, 10, 11, 12, 18, 19, 20, 21]
+
+
+def test_bert4rec_is_asked_what_is_masked_and_what_follows():
+    backbone = make_backbone("bert4rec")
+    lengths = (HISTORY >= 0).sum(1)
+    shares = []
+    for seed in range(40):
+        positions = make_positions(backbone, seed)
+        assert positions.history.shape == positions.targets.shape == (4, L + 1)
+        for row, size in enumerate(lengths.tolist()):
+            history, targets = positions.history[row], positions.targets[row]
+            assert history[size] == backbone.mask_token
+            assert targets[size] == TARGETS[row, size - 1]
+            assert (history[size + 1 :] == -1).all()
+            assert (targets[size + 1 :] == -1).all()
+            masked = history[:size] == backbone.mask_token
+            assert torch.equal(targets[:size], HISTORY[row, :size].where(masked, -1))
+            assert torch.equal(history[:size][~masked], HISTORY[row, :size][~masked])
+            shares += masked.tolist()
+    assert sum(shares) / len(shares) == pytest.approx(0.4, abs=0.07)  # 3.4 standard errors of 560 draws
+
+
+def test_masks_follow_the_seed():
+    backbone = make_backbone("bert4rec")
+    assert torch.equal(make_positions(backbone, 1).history, make_positions(backbone, 1).history)
+    assert not torch.equal(make_positions(backbone, 1).history, make_positions(backbone, 2).history)
+
+
+def test_bpr_by_hand():
+    """One position, scores 1 (positive), 0 and 1 (negatives): softplus(-1) and log 2; a second model's vector is 0."""
+    backbone = SequentialBackbone(SequentialConfig(2, width=2))
+    with torch.no_grad():
+        backbone.titles.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    vectors = torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]])  # two models
+    losses = bpr_losses(backbone, vectors, torch.tensor([0]), torch.tensor([1, 0]))
+    assert losses.shape == (2, 1)
+    assert losses[0].item() == pytest.approx((0.313261687 + 0.693147181) / 2)
+    assert losses[1].item() == pytest.approx(0.693147181)
+
+
+def test_a_position_whose_target_is_the_negative_gives_no_gradient():
+    backbone = make_backbone("sasrec")
+    vectors = torch.randn(1, D, dtype=torch.float64, requires_grad=True)
+    bpr_losses(backbone, vectors, torch.tensor([3]), torch.tensor([3, 3])).sum().backward()
+    assert vectors.grad is not None
+    assert vectors.grad.abs().max() < 1e-15
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_reaches_every_parameter(kind):
+    backbone = make_backbone(kind)
+    step(backbone, make_positions(backbone))
+    assert len(gradients(backbone)) == len(list(backbone.parameters()))
+    for name, gradient in gradients(backbone).items():
+        assert gradient.abs().sum() > 0, name
+    assert (gradients(backbone)["positions"].abs().sum(1) > 0).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_overfits_one_batch(kind):
+    config = SequentialConfig(NUM_TITLES, kind, history=L, width=D, num_layers=2, num_heads=2, dropout=0.0)
+    backbone = SequentialBackbone(config)
+    backbone.init_weights(torch.Generator().manual_seed(0))
+    positions, optimizer = make_positions(backbone), torch.optim.Adam(backbone.parameters(), lr=0.01)
+    negatives = torch.arange(10, NUM_TITLES)
+    losses = [pretraining_step(backbone, optimizer, positions, negatives).item() for _ in range(100)]
+    assert losses[0] == pytest.approx(0.693, abs=0.02)
+    assert losses[-1] < 0.01
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_seed_same_numbers(kind):
+    def run() -> tuple[list[float], list[Tensor]]:
+        torch.manual_seed(3)
+        backbone = make_backbone(kind, dropout=0.2)
+        optimizer = torch.optim.Adam(backbone.parameters(), lr=0.01, fused=True)
+        losses = []
+        for _ in range(4):
+            positions = positions_of(backbone, HISTORY, TARGETS, mask_share=0.4)
+            losses.append(pretraining_step(backbone, optimizer, positions, NEGATIVES).item())
+        return losses, list(backbone.state_dict().values())
+
+    (losses, state), (losses_again, state_again) = run(), run()
+    assert losses == losses_again
+    assert all(torch.equal(a, b) for a, b in zip(state, state_again, strict=True))
+
+
+@pytest.mark.parametrize("parts", [HALVES, ONE_EMPTY], ids=["halves", "a worker without windows"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_workers_train_as_one(kind, parts):
+    """Loss of every step and weights after three; a worker's share may be any number of positions."""
+    whole = make_backbone(kind)
+    positions = make_positions(whole)
+    shares = [Positions(positions.history[part], positions.targets[part]) for part in parts]
+
+    def train(backbone: SequentialBackbone, share: Positions, all_reduce: AllReduce | None) -> list[float]:
+        optimizer = torch.optim.SGD(backbone.parameters(), lr=0.3)
+        return [pretraining_step(backbone, optimizer, share, NEGATIVES, all_reduce).item() for _ in range(3)]
+
+    losses = train(whole, positions, None)
+    workers, lock_step = [make_backbone(kind) for _ in parts], LockStep(2)
+    with ThreadPoolExecutor(2) as pool:
+        of_workers = list(pool.map(train, workers, shares, [lock_step.reducer(0), lock_step.reducer(1)]))
+    for worker, its_losses in zip(workers, of_workers, strict=True):
+        assert its_losses == pytest.approx(losses, rel=1e-10)
+        for name, value in worker.state_dict().items():
+            torch.testing.assert_close(value, whole.state_dict()[name], rtol=1e-9, atol=1e-12, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_nobody_has_windows(kind):
+    """Loss 0 and gradients of 0, no NaN."""
+    backbone, positions = make_backbone(kind), make_positions(make_backbone(kind))
+    assert step(backbone, Positions(positions.history[:0], positions.targets[:0])).item() == 0
+    assert all((gradient == 0).all() for gradient in gradients(backbone).values())

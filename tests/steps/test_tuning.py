@@ -1,0 +1,383 @@
+"""The game of eliminators and discriminators: its gradients, what it may move, packs, workers, seeds and resuming."""
+
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import pytest
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtrec_ray.models.candidates import Candidate, Eliminated, Filtered, FineTuned
+from mtrec_ray.models.discriminators import Discriminators, value_weights
+from mtrec_ray.models.eliminators import Combination, EliminatorConfig, EliminatorPack
+from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.steps.pretraining import Positions, positions_of
+from mtrec_ray.steps.towers import AllReduce
+from mtrec_ray.steps.tuning import AdversaryGame, GameSettings, adversary_columns
+from tests.steps.cases import LockStep
+
+Kind = Literal["sasrec", "bert4rec"]
+KINDS = ["sasrec", "bert4rec"]
+METHODS = ["eliminator", "filter", "fine_tuning"]
+NUM_TITLES, B, L, D = 30, 8, 6, 16
+ATTRIBUTES = {"gender": 2, "age": 3, "occupation": 4}
+SINGLE: list[Combination] = [("gender",), ("age",), ("occupation",)]
+COMBINATIONS: list[Combination] = [
+    *SINGLE,
+    ("gender", "age"),
+    ("gender", "occupation"),
+    ("age", "occupation"),
+    ("gender", "age", "occupation"),
+]
+WEIGHTS = value_weights([[9, 4], [1, 16, 4], [2, 2, 5, 7]], power=0.5).double()
+SETTINGS = GameSettings(generator_lr=1e-3, average=0.9)
+ALL_COLUMNS = replace(SETTINGS, columns=L + 1)
+"""Nothing is left to draw."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step takes."""
+
+    positions: Positions
+    values: Tensor
+    negatives: Tensor
+
+    def part(self, rows: slice) -> "Batch":
+        """A worker's share."""
+        positions = Positions(self.positions.history[rows], self.positions.targets[rows])
+        return Batch(positions, self.values[rows], self.negatives)
+
+
+def make_backbone(kind: Kind) -> SequentialBackbone:
+    """Two layers and heads, float64, away from special starting values."""
+    config = SequentialConfig(NUM_TITLES, kind, history=L, width=D, num_layers=2, num_heads=2)
+    backbone = SequentialBackbone(config).double()
+    generator = torch.Generator().manual_seed(0)
+    backbone.init_weights(generator)
+    with torch.no_grad():
+        for parameter in backbone.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
+    return backbone
+
+
+def make_candidate(kind: Kind, method: str, combinations: list[Combination], seed: int) -> Candidate:
+    if method == "fine_tuning":
+        return FineTuned(make_backbone(kind), combinations[-1])
+    if method == "filter":
+        filtered = Filtered(make_backbone(kind).float(), {name: ATTRIBUTES[name] for (name,) in SINGLE})
+        filtered.init_weights(seed)
+        return filtered
+    pack = EliminatorPack(EliminatorConfig(4, True, 3), ATTRIBUTES, combinations, width=D, num_layers=2).double()
+    pack.init_weights(seed)
+    return Eliminated(make_backbone(kind), pack)
+
+
+def make_game(
+    kind: Kind,
+    combinations: list[Combination] = COMBINATIONS,
+    method: str = "eliminator",
+    settings: GameSettings = SETTINGS,
+    seed: int = 7,
+    all_reduce: AllReduce | None = None,
+) -> AdversaryGame:
+    candidate = make_candidate(kind, method, combinations, seed)
+    discriminators = Discriminators(ATTRIBUTES, candidate.combinations, width=D, hidden=8)
+    discriminators.to(candidate.backbone.positions.dtype).init_weights(seed)
+    return AdversaryGame(candidate, discriminators, WEIGHTS, settings, all_reduce)
+
+
+def make_batch(backbone: SequentialBackbone, step: int) -> Batch:
+    """Windows of all lengths and users of all values, some unknown; the step's number is the seed of all draws."""
+    torch.manual_seed(step)
+    titles = torch.randint(NUM_TITLES, (B, L + 1))
+    real = torch.arange(L) < torch.tensor([6, 6, 6, 5, 3, 2, 1, 6])[:, None]
+    history, targets = titles[:, :L].masked_fill(~real, -1), titles[:, 1:].masked_fill(~real, -1)
+    values = torch.stack([torch.arange(B) % (size + 1) - 1 for size in ATTRIBUTES.values()], 1)  # (B, m)
+    negatives = torch.randint(NUM_TITLES, (5,))
+    return Batch(positions_of(backbone, history, targets, mask_share=0.3), values, negatives)
+
+
+def train(game: AdversaryGame, steps: range) -> list[Tensor]:
+    """What each step returns, one behind the other."""
+    returned = []
+    for number in steps:
+        batch = make_batch(game.candidate.backbone, number)
+        returned.append(torch.cat(game.step(batch.positions, batch.values, batch.negatives)))
+    return returned
+
+
+def tuned(candidate: Candidate) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in candidate.named_parameters() if parameter.requires_grad}
+
+
+def close(one: Tensor, other: Tensor, name: str = "") -> None:
+    torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-10, msg=lambda text: f"{name}: {text}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shapes_and_dtypes(kind):
+    game = make_game(kind)
+    batch = make_batch(game.candidate.backbone, 0)
+    bpr, entropies = game.step(batch.positions, batch.values, batch.negatives)
+    assert bpr.shape == (7,)
+    assert entropies.shape == (12,)  # 3 single attributes, 3 pairs, 1 triple
+    assert {bpr.dtype, entropies.dtype} == {torch.float64}
+    assert not bpr.requires_grad
+    assert not entropies.requires_grad
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("method", ["eliminator", "fine_tuning"])
+def test_gradients_are_those_of_equation_5(kind, method):
+    """Discriminators learn from their cross entropies alone; the candidate from BPR less lambda times those after."""
+    game = make_game(kind, method=method, settings=replace(ALL_COLUMNS, weight=0.7))
+    candidate, before = copy.deepcopy(game.candidate), copy.deepcopy(game.discriminators)
+    batch = make_batch(candidate.backbone, 0)
+    returned_bpr, returned_entropies = game.step(batch.positions, batch.values, batch.negatives)
+
+    targets, rows = batch.positions.targets, batch.positions.rows
+    vectors = candidate(batch.positions.history, batch.values)  # (K, B, T, d)
+    seen, labels = vectors.flatten(1, 2)[:, rows], batch.values.repeat_interleave(targets.shape[1], 0)[rows]
+    entropies = before.losses(seen.detach(), labels, WEIGHTS)
+    close(returned_entropies, entropies.detach())
+    expected = torch.autograd.grad(entropies.sum(), list(before.parameters()))
+    for gradient, (name, parameter) in zip(expected, game.discriminators.named_parameters(), strict=True):
+        assert parameter.grad is not None, name
+        close(parameter.grad, gradient, name)
+
+    titles, after = candidate.backbone.titles, copy.deepcopy(game.discriminators).requires_grad_(False)
+    scores = seen @ titles(batch.negatives).t() - (seen * titles(targets.flatten()[rows])).sum(-1, keepdim=True)
+    bpr = F.softplus(scores).mean((1, 2))
+    close(returned_bpr, bpr.detach())
+    loss = (bpr.sum() - 0.7 * after.losses(seen, labels, WEIGHTS).sum()).double()
+    parameters = tuned(candidate)
+    expected = torch.autograd.grad(loss, list(parameters.values()))
+    for gradient, (name, parameter) in zip(expected, tuned(game.candidate).items(), strict=True):
+        assert parameter.grad is not None, name
+        close(parameter.grad, gradient, name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_backbone_stays_bit_identical(kind):
+    game = make_game(kind)
+    train(game, range(6))
+    before, after = make_backbone(kind).state_dict(), game.candidate.backbone.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert all(not p.requires_grad and p.grad is None for p in game.candidate.backbone.parameters())
+    assert game.average.module.backbone.titles.weight is game.candidate.backbone.titles.weight  # shared, not averaged
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_reaches_every_part_of_every_eliminator(kind):
+    """The second step's: adapters start at the identity, which hides what is in front of them."""
+    game = make_game(kind)
+    start = {name: parameter.detach().clone() for name, parameter in tuned(game.candidate).items()}
+    train(game, range(2))
+    assert all(name.startswith("pack.") for name in start)
+    for name, parameter in tuned(game.candidate).items():
+        assert parameter.grad is not None, name
+        assert (parameter.grad[..., None].flatten(2).abs().sum(-1) > 0).all(), name  # each row of each combination
+        assert not torch.equal(parameter, start[name]), name
+    for name, parameter in game.discriminators.named_parameters():
+        assert parameter.requires_grad, name
+        assert parameter.grad is not None, name
+        assert (parameter.grad.flatten(1).abs().sum(1) > 0).all(), name
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pack_equals_its_members_trained_one_by_one(kind):
+    together = make_game(kind)
+    returned = train(together, range(5))
+    start = 0
+    for k, combination in enumerate(COMBINATIONS):
+        alone = make_game(kind, [combination])
+        stop = start + len(combination)
+        for of_pack, of_member in zip(returned, train(alone, range(5)), strict=True):
+            close(of_pack[[k, *range(7 + start, 7 + stop)]], of_member)
+        for pack, member in ((together.candidate, alone.candidate), (together.average.module, alone.average.module)):
+            for name, parameter in member.named_parameters():
+                if name.startswith("pack."):
+                    close(pack.get_parameter(name)[k], parameter[0], name)
+        for name, parameter in alone.discriminators.named_parameters():
+            close(together.discriminators.get_parameter(name)[start:stop], parameter, name)
+        start = stop
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cut", [B // 2, 0], ids=["halves", "a worker without windows"])
+def test_two_workers_train_as_one(kind, cut):
+    whole = make_game(kind, settings=ALL_COLUMNS)
+    returned = train(whole, range(3))
+    lock_step = LockStep(2)
+    games = [make_game(kind, settings=ALL_COLUMNS, all_reduce=lock_step.reducer(rank)) for rank in range(2)]
+    batches = [make_batch(whole.candidate.backbone, step) for step in range(3)]
+
+    def work(game: AdversaryGame, rows: slice) -> list[Tensor]:
+        parts = [batch.part(rows) for batch in batches]
+        return [torch.cat(game.step(part.positions, part.values, part.negatives)) for part in parts]
+
+    with ThreadPoolExecutor(2) as pool:
+        of_workers = list(pool.map(work, games, [slice(0, cut), slice(cut, B)]))
+    for game, its_returned in zip(games, of_workers, strict=True):
+        for one, other in zip(its_returned, returned, strict=True):
+            close(one, other)
+        for name, tensor in game.state().items():
+            close(tensor, whole.state()[name], name)
+
+
+def test_users_of_unknown_values_count_in_accuracy_alone():
+    """Cross entropies stay when they change; BPR does not."""
+    game, other = (make_game("sasrec", settings=ALL_COLUMNS) for _ in range(2))
+    batch = make_batch(game.candidate.backbone, 0)
+    values = batch.values.clone()
+    values[3] = -1
+    history = batch.positions.history.clone()
+    history[3, 0] = (history[3, 0] + 1) % NUM_TITLES
+    bpr, entropies = game.step(batch.positions, values, batch.negatives)
+    changed = replace(batch.positions, history=history)
+    other_bpr, other_entropies = other.step(changed, values, batch.negatives)
+    close(entropies, other_entropies)
+    assert ((bpr - other_bpr).abs() > 1e-9).all()
+
+
+def test_nobody_known_trains_for_accuracy_alone():
+    batch = make_batch(make_backbone("sasrec"), 0)
+    states = []
+    for weight in (0.0, 5.0):
+        game = make_game("sasrec", settings=replace(ALL_COLUMNS, weight=weight))
+        _, entropies = game.step(batch.positions, torch.full_like(batch.values, -1), batch.negatives)
+        assert (entropies == 0).all()
+        states.append(tuned(game.candidate))
+    for name, parameter in states[0].items():
+        assert parameter.isfinite().all(), name
+        close(parameter, states[1][name], name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_overfits_one_batch(kind):
+    """With lambda 0 the eliminator fits its targets, and the discriminators the users whom nothing hides."""
+    settings = GameSettings(weight=0.0, generator_lr=3e-3, discriminator_lr=1e-2, discriminator_steps=2)
+    game = make_game(kind, [("gender", "age")], settings=settings)
+    batch = make_batch(game.candidate.backbone, 0)
+    returned = []
+    for _ in range(70):
+        torch.manual_seed(0)
+        returned.append(torch.cat(game.step(batch.positions, batch.values, batch.negatives)))
+    assert (returned[-1] < 0.2 * returned[0]).all()
+
+
+def test_hiding_works_against_the_discriminators():
+    """What they read with lambda 0 they read much less with lambda 3, on the same batch."""
+    losses = []
+    for weight in (0.0, 3.0):
+        game = make_game("sasrec", [("gender",)], settings=replace(SETTINGS, weight=weight, discriminator_lr=1e-2))
+        batch = make_batch(game.candidate.backbone, 0)
+        for _ in range(50):
+            torch.manual_seed(0)
+            _, entropies = game.step(batch.positions, batch.values, batch.negatives)
+        losses.append(entropies.item())
+    assert losses[1] > 0.4 > 0.1 > losses[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_same_seed_same_numbers(kind):
+    one, same, other = make_game(kind), make_game(kind), make_game(kind, seed=8)
+    returned = [train(game, range(3)) for game in (one, same, other)]
+    assert all(torch.equal(a, b) for a, b in zip(returned[0], returned[1], strict=True))
+    assert not torch.equal(returned[0][0], returned[2][0])
+    assert all(torch.equal(tensor, same.state()[name]) for name, tensor in one.state().items())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_state_round_trip_goes_on_to_the_same_numbers(method, tmp_path):
+    straight = make_game("bert4rec", method=method)
+    train(straight, range(3))
+    safetensors.torch.save_file(straight.state(), tmp_path / "game.safetensors")
+    resumed = make_game("bert4rec", method=method, seed=8)
+    resumed.load_state(safetensors.torch.load_file(tmp_path / "game.safetensors"))
+    resumed.average.steps = straight.average.steps
+    for one, other in zip(train(straight, range(3, 6)), train(resumed, range(3, 6)), strict=True):
+        assert torch.equal(one, other)
+    state = resumed.state()
+    assert state.keys() == straight.state().keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in straight.state().items())
+
+
+def test_state_before_the_first_step_loads():
+    game = make_game("sasrec")
+    game.load_state(game.state())
+    for one, other in zip(train(game, range(2)), train(make_game("sasrec"), range(2)), strict=True):
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("method", ["filter", "fine_tuning"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_baselines_train_by_the_same_step(kind, method):
+    game = make_game(kind, method=method)
+    before = {name: parameter.detach().clone() for name, parameter in game.candidate.named_parameters()}
+    returned = train(game, range(3))
+    num, pairs = (3, 3) if method == "filter" else (1, 3)
+    assert returned[0].shape == (num + pairs,)
+    for name, parameter in game.candidate.named_parameters():
+        if name.startswith("backbone.") and method == "filter":
+            assert parameter.grad is None, name
+            assert torch.equal(parameter, before[name]), name
+        else:
+            assert parameter.grad is not None, name
+            assert parameter.grad.abs().sum() > 0, name
+            assert not torch.equal(parameter, before[name]), name
+    averages = dict(game.average.module.named_parameters())
+    assert all(not torch.equal(averages[name], p) for name, p in tuned(game.candidate).items())
+
+
+def test_the_kept_average_follows_the_tuned_weights():
+    """Step 1 keeps 1/11 of the start, step 2 keeps 2/12 of the average before."""
+    game = make_game("sasrec")
+    expected = {name: parameter.detach().clone() for name, parameter in tuned(game.candidate).items()}
+    for number in (1, 2):
+        train(game, range(number, number + 1))
+        decay = number / (number + 10)
+        for name, parameter in tuned(game.candidate).items():
+            expected[name] = decay * expected[name] + (1 - decay) * parameter.detach()
+            close(game.average.module.get_parameter(name), expected[name], name)
+
+
+@pytest.mark.parametrize("columns", [1, 2, 4, 10])
+def test_the_adversary_sees_the_last_column_and_random_others(columns):
+    batch = make_batch(make_backbone("sasrec"), 0)
+    targets = batch.positions.targets
+    last = (targets >= 0).sum(1) - 1
+    drawn = set()
+    for seed in range(80):
+        torch.manual_seed(seed)
+        flat, window = adversary_columns(batch.positions, columns)
+        assert (targets.flatten()[flat] >= 0).all()
+        assert torch.equal(flat // L, window)
+        assert len(set(flat.tolist())) == len(flat)
+        assert torch.bincount(window, minlength=B).tolist() == (last + 1).clamp(max=columns).tolist()
+        assert set((last + torch.arange(B) * L).tolist()) <= set(flat.tolist())
+        drawn |= set(flat.tolist())
+    assert len(drawn) == (B if columns == 1 else (targets >= 0).sum())  # every column has its turn
+
+
+def test_a_window_without_a_target_is_not_seen():
+    targets = torch.tensor([[-1, -1], [4, -1]])
+    flat, window = adversary_columns(Positions(targets, targets), 2)
+    assert (flat.tolist(), window.tolist()) == ([2], [1])
+
+
+@pytest.mark.parametrize("settings", [{"discriminator_steps": 0}, {"columns": 0}])
+def test_settings_without_sense_are_refused(settings):
+    with pytest.raises(ValueError, match="must be 1 or more"):
+        GameSettings(**settings)
+
+
+def test_more_discriminator_steps_read_better():
+    games = [make_game("sasrec", settings=replace(ALL_COLUMNS, discriminator_steps=steps)) for steps in (1, 5)]
+    (one,), (five,) = (train(game, range(1)) for game in games)
+    assert (five[7:] < one[7:]).all()

@@ -1,0 +1,90 @@
+"""Which combinations a line of text means, and what is refused before any work starts."""
+
+import pytest
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.training.eliminators_config import combination_name, parse_combinations
+
+ATTRIBUTES = {"gender": ["F", "M"], "age": ["18", "25", "35"], "occupation": ["artist", "doctor"]}
+
+
+def many(number: int) -> dict[str, list[str]]:
+    return {f"a{place}": ["no", "yes"] for place in range(number)}
+
+
+def test_all_is_every_combination_small_ones_first_in_the_lakes_order():
+    assert [combination_name(combination) for combination in parse_combinations("all", ATTRIBUTES)] == [
+        "gender",
+        "age",
+        "occupation",
+        "gender+age",
+        "gender+occupation",
+        "age+occupation",
+        "gender+age+occupation",
+    ]
+
+
+def test_a_list_keeps_its_order_and_each_combination_takes_the_lakes():
+    chosen = parse_combinations("occupation+gender, age ,gender + age", ATTRIBUTES)
+    assert chosen == [("gender", "occupation"), ("age",), ("gender", "age")]
+
+
+def test_what_is_named_is_read_back():
+    chosen = parse_combinations("all", ATTRIBUTES)
+    assert parse_combinations(",".join(map(combination_name, chosen)), ATTRIBUTES) == chosen
+
+
+def test_twelve_attributes_are_4095_combinations_and_thirteen_need_a_list():
+    assert len(set(parse_combinations("all", many(12)))) == 4095
+    with pytest.raises(UserError, match=r"13 attributes means 8,191 eliminators: name those you need"):
+        parse_combinations("all", many(13))
+    assert parse_combinations("a12+a0,a5", many(13)) == [("a0", "a12"), ("a5",)]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gender,income", r"the lake has no attribute 'income'; it has gender, age, occupation"),
+        ("gender+Age", r"the lake has no attribute 'Age'"),
+        ("gender,all", r"the lake has no attribute 'all'"),
+        ("age,gender,age", r"combination age is named twice"),
+        ("gender+age,age+gender", r"combination gender\+age is named twice"),
+        ("gender+gender", r"'gender\+gender' names an attribute twice"),
+        ("age,gender+age+gender", r"'gender\+age\+gender' names an attribute twice"),
+        ("", r"no attribute ''"),
+        (" ", r"no attribute ''"),
+        ("gender,", r"no attribute ''"),
+        ("gender+", r"no attribute ''"),
+    ],
+    ids=[
+        "unknown",
+        "other case",
+        "all in a list",
+        "repeated",
+        "repeated in another order",
+        "attribute twice",
+        "attribute twice in a longer one",
+        "empty",
+        "blank",
+        "comma at the end",
+        "plus at the end",
+    ],
+)
+def test_what_is_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        parse_combinations(text, ATTRIBUTES)
+
+
+@pytest.mark.parametrize("text", ["all", "gender+country", "age,country"])
+@pytest.mark.parametrize("values", [["FR"], []], ids=["one value", "no value"])
+def test_an_attribute_with_nothing_to_hide_is_refused_where_it_is_chosen(text, values):
+    attributes = ATTRIBUTES | {"country": values}
+    with pytest.raises(UserError, match="attribute 'country' has one value only"):
+        parse_combinations(text, attributes)
+    assert parse_combinations("gender", attributes) == [("gender",)]
+
+
+@pytest.mark.parametrize("text", ["all", "gender"])
+def test_a_lake_without_attributes_is_refused(text):
+    with pytest.raises(UserError, match="the lake has no sensitive attribute"):
+        parse_combinations(text, {})

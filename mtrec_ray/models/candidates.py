@@ -62,6 +62,8 @@ class Filtered(Candidate):
     any combination (`for_combinations`).
     """
 
+    shares: Tensor
+
     def __init__(self, backbone: SequentialBackbone, attributes: Mapping[str, int]) -> None:
         super().__init__()
         self.backbone = backbone.eval().requires_grad_(False)
@@ -86,8 +88,10 @@ class Filtered(Candidate):
     def for_combinations(self, combinations: Sequence[Combination]) -> None:
         """Set what the leading dimension of every output stands for."""
         self.combinations = tuple(combinations)
-        chosen = torch.tensor([[float(name in c) for name in self.attributes] for c in self.combinations])
-        self.shares = chosen / chosen.sum(1, keepdim=True)  # (K, m)
+        chosen = torch.tensor(
+            [[float(name in c) for name in self.attributes] for c in self.combinations], device=self.inner.device
+        )
+        self.register_buffer("shares", chosen / chosen.sum(1, keepdim=True), persistent=False)  # (K, m)
 
     def forward(self, history: Tensor, attribute_index: Tensor) -> Tensor:
         return self._filter(self.backbone(history))

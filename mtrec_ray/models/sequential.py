@@ -148,7 +148,7 @@ class ByteDropout(nn.Module):
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        self.threshold = round(p * 256)
+        self.threshold = min(255, round(p * 256))
 
     def forward(self, hidden: Tensor) -> Tensor:
         if not self.training or not self.threshold:

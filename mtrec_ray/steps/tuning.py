@@ -75,7 +75,7 @@ class AdversaryGame:
         )
 
     def step(self, positions: Positions, attribute_index: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-        """One step on windows of users with values (B, m); returns global BPR (K,) and cross entropies (D,) before it.
+        """One step on windows of users with values (B, m); returns global BPR (K,) and cross entropies (D,).
 
         Args:
             negatives: (M,) titles, the same for every position, combination and worker.
@@ -114,11 +114,13 @@ class AdversaryGame:
         self.average.update(self.candidate)
 
     def state(self) -> dict[str, Tensor]:
-        """All that moves: tuned weights, their average, discriminators, both optimizers' states."""
+        """Tuned weights, their average, discriminators, both optimizers' states; not the average's count of steps."""
         tensors = {}
         for prefix, module, optimizer in self._parts():
+            live = self.candidate if optimizer is None else module
+            tuned = {name for name, parameter in live.named_parameters() if parameter.requires_grad}
             for name, parameter in module.named_parameters():
-                if optimizer is None or parameter in optimizer.state:
+                if name in tuned:
                     tensors[f"{prefix}/{name}"] = parameter.detach().contiguous()
                 for key, value in ({} if optimizer is None else optimizer.state.get(parameter, {})).items():
                     tensors[f"{prefix}.{key}/{name}"] = torch.as_tensor(value).contiguous()
@@ -136,7 +138,8 @@ class AdversaryGame:
                     found = {k: v for k, v in tensors.items() if k.startswith(f"{prefix}.") and k.endswith(f"/{name}")}
                     state = {key.split("/")[0].removeprefix(f"{prefix}."): value for key, value in found.items()}
                     optimizer.state[parameter] = {
-                        key: value if key == "step" else value.to(parameter.device) for key, value in state.items()
+                        key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
+                        for key, value in state.items()
                     }
 
     def _parts(self) -> list[tuple[str, torch.nn.Module, torch.optim.Optimizer | None]]:

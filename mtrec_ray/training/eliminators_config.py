@@ -1,5 +1,6 @@
 """Settings of `mtrec train eliminators`."""
 
+from collections import Counter
 from itertools import chain, combinations
 from typing import Literal
 
@@ -103,7 +104,7 @@ def parse_combinations(text: str, attributes: dict[str, list[str]]) -> list[tupl
     if not attributes:
         raise UserError("the lake has no sensitive attribute: there is nothing to eliminate")
     names = list(attributes)
-    if text == "all":
+    if text.strip() == "all":
         if len(names) > MAX_ATTRIBUTES_FOR_ALL:
             raise UserError(
                 f"combinations=all with {len(names)} attributes means {2 ** len(names) - 1:,} eliminators: "
@@ -112,7 +113,7 @@ def parse_combinations(text: str, attributes: dict[str, list[str]]) -> list[tupl
         chosen = list(chain.from_iterable(combinations(names, size) for size in range(1, len(names) + 1)))
     else:
         chosen = [_combination(part.strip(), names) for part in text.split(",")]
-    repeated = {combination for combination in chosen if chosen.count(combination) > 1}
+    repeated = [combination for combination, times in Counter(chosen).items() if times > 1]
     if repeated:
         raise UserError(f"combination {'+'.join(min(repeated))} is named twice")
     single = sorted({name for combination in chosen for name in combination if len(attributes[name]) < 2})
@@ -128,6 +129,8 @@ def combination_name(combination: tuple[str, ...]) -> str:
 
 def _combination(text: str, names: list[str]) -> tuple[str, ...]:
     parts = [part.strip() for part in text.split("+")]
+    if "" in parts:
+        raise UserError(f"combinations: {text!r} has an empty part; write them as gender+age,gender")
     unknown = [part for part in parts if part not in names]
     if unknown:
         raise UserError(f"combinations: the lake has no attribute {unknown[0]!r}; it has {', '.join(names)}")

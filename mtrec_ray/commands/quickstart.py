@@ -32,7 +32,7 @@ def quickstart(
     show_config: PrintConfig = False,
     as_json: AsJson = False,
 ) -> None:
-    """Build, embed, train baseline and multi-task models, evaluate, and print the gain in each territory."""
+    """From raw files to the gain in each territory, and to a bundle of recommenders that forget attributes at will."""
     from mtrec_ray.config import load_config
     from mtrec_ray.jobs.quickstart_config import QuickstartConfig
 
@@ -43,10 +43,16 @@ def quickstart(
         return
 
     def job(progress) -> JobResult:
+        from mtrec_ray.jobs.audit_report import show_audit
         from mtrec_ray.jobs.quickstart import quickstart as run
         from mtrec_ray.jobs.report import show_report
 
-        return show_report(run(config, progress), f"{config.out}/report")
+        done = run(config, progress)
+        flat, tables = show_report(done.evaluation, f"{config.out}/report")
+        if done.audit is not None:
+            audited, more = show_audit(done.audit, None, config.audit.get("num_bootstrap", 200), 0)
+            flat, tables = flat | audited | {"bundle": done.bundle}, tables + more
+        return flat, tables
 
     runner = config.train.get("runner", {})
     run_job(job, as_json, num_cpus=math.ceil(runner.get("workers", 1) * runner.get("cpus_per_worker", 1)))

@@ -24,7 +24,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 users of five real markets: a dense block whose matrix learns slowly and whose bias fast, and the bias alone."""
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
-    "synthetic": {"train": {"model": {"d": 128}, "optim": {"epochs": 4}}},
+    "synthetic": {
+        "train": {"model": {"d": 128}, "optim": {"epochs": 4}},
+        "backbone": {"optim": {"epochs": 8, "evaluate_every": 2}},
+        "eliminators": {"optim": {"epochs": 2, "evaluate_every": 1}},
+        "audit": {"max_users": 2000, "num_folds": 3, "num_permutations": 3, "lists": False},
+    },
     "xmarket": {
         "train": {"model": {"groups": "each"}, "sample": {"random_fraction": 0.2, "active_fraction": 0.75}},
     },
@@ -70,6 +75,14 @@ class QuickstartConfig(Config):
     """Settings of `mtrec train propensity`, for all variants."""
     evaluate: dict[str, Any] = {}
     """Settings of `mtrec evaluate propensity`."""
+    fairness: bool = True
+    """Go on with backbone, eliminators, audit and bundle, where the lake has sensitive attributes."""
+    backbone: dict[str, Any] = {}
+    """Settings of `mtrec train backbone`."""
+    eliminators: dict[str, Any] = {}
+    """Settings of `mtrec train eliminators`."""
+    audit: dict[str, Any] = {}
+    """Settings of `mtrec audit`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -81,6 +94,7 @@ class QuickstartConfig(Config):
             raise ValueError(f"train.{min(taken)} has no effect: the quickstart sets it for each variant and seed")
         preset = PRESETS.get(document.get("source", "synthetic"), {}) | {}
         sections = {"lake": {}, "embed": {"text": {"model": None}}, "train": {}, "evaluate": {}}
+        sections |= {"backbone": {}, "eliminators": {}, "audit": {}}
         for name, default in sections.items():
             if not isinstance(document.get(name, {}), dict):
                 raise ValueError(f"{name} = {document[name]!r} must be a section of settings")

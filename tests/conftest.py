@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: threads of one test would only wait for each other
+
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:

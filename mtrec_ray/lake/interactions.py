@@ -8,9 +8,9 @@ V S^(p - 1). So memory is that of the catalogue, and a user's vector can be comp
 * K cross-fitted ones: the k-th leaves out the titles of fold k and is the one trained on with just those titles. In
   sample, a user's vector would hold the very titles it is asked to predict.
 
-Alternating least squares (`implicit`, 128 and 256 factors, alpha 10) was tried on validation users of five real markets:
-its dot product has 4-7% less PR-AUC over the full catalogue and no more against 99 titles, and its user vectors cannot
-be computed from a part of a history without a solve for each.
+Alternating least squares (`implicit`, 128 and 256 factors, alpha 10) was tried on validation users of five real
+markets: its dot product has 4-7% less PR-AUC over the full catalogue and no more against 99 titles, and its user vectors
+cannot be computed from a part of a history without a solve for each.
 
 Legend: `N` users of a bucket, `T` titles, `w` width, `K` folds.
 """

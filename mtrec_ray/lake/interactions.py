@@ -9,8 +9,8 @@ V S^(p - 1). So memory is that of the catalogue, and a user's vector can be comp
   sample, a user's vector would hold the very titles it is asked to predict.
 
 Alternating least squares (`implicit`, 128 and 256 factors, alpha 10) was tried on validation users of five real
-markets: its dot product has 4-7% less PR-AUC over the full catalogue and no more against 99 titles, and its user vectors
-cannot be computed from a part of a history without a solve for each.
+markets: its dot product has 4-7% less PR-AUC over the full catalogue and no more against 99 titles, and a user's vector
+from a part of its history would take a solve of its own.
 
 Legend: `N` users of a bucket, `T` titles, `w` width, `K` folds.
 """

@@ -22,9 +22,16 @@ from mtrec_ray.streams.windows import WindowPlan, make_window_plan
 from mtrec_ray.training.backbone_run import WEIGHTS as BACKBONE_WEIGHTS
 from mtrec_ray.training.backbone_run import BackboneRecord, save_window_plan
 from mtrec_ray.training.config import RunnerConfig
-from mtrec_ray.training.eliminators_config import EliminatorsConfig, parse_combinations
+from mtrec_ray.training.eliminators_config import EliminatorsConfig, combination_name, parse_combinations
 from mtrec_ray.training.eliminators_loop import pack_loop_per_worker
-from mtrec_ray.training.eliminators_run import Combination, EliminatorsRecord, is_done, pack_figures, pack_uri
+from mtrec_ray.training.eliminators_run import (
+    Combination,
+    EliminatorsRecord,
+    figure_name,
+    is_done,
+    pack_figures,
+    pack_uri,
+)
 from mtrec_ray.training.fit import check_resources, fit
 from mtrec_ray.training.run import check_same_settings
 
@@ -66,6 +73,7 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
         record.save()
     _train_packs(record, progress)
     figures = {key: value for pack in record.packs for key, value in pack_figures(record, pack).items()}
+    _warn_of_untrained(record, figures)
     done = record.model_copy(update={"status": "done", "metrics": figures})
     done.save()
     return done
@@ -107,6 +115,17 @@ def _check_values(record: EliminatorsRecord, plan: WindowPlan) -> None:
             what = f"only the value {seen[0]!r}" if seen else "no known value"
             raise UserError(
                 f"attribute {name!r} has {what} among the {plan.users} users to train on: leave it out of combinations"
+            )
+
+
+def _warn_of_untrained(record: EliminatorsRecord, figures: dict[str, float]) -> None:
+    for combination in record.combinations:
+        if figures[figure_name("step", combination)] == 0:
+            logger.warning(
+                "combination %s hides nothing: at no look was its NDCG@10 at least %g of the backbone's, so its weights "
+                "are those it started from; lower optim.keep_share or adversary.generator_lr",
+                combination_name(combination),
+                record.config.optim.keep_share,
             )
 
 

@@ -158,6 +158,7 @@ def make_pack_trainee(
     )
     kept = {name: tensor.clone() for name, tensor in tuned_tensors(candidate, candidate).items()}
     figures = {"val/ndcg/none": means["ndcg"]}
+    figures |= {figure_name("step", combination): 0.0 for combination in candidate.combinations}
     return PackTrainee(record, game, kept, figures, means["ndcg"], device)
 
 

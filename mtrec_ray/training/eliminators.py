@@ -122,7 +122,7 @@ def _warn_of_untrained(record: EliminatorsRecord, figures: dict[str, float]) -> 
     for combination in record.combinations:
         if figures[figure_name("step", combination)] == 0:
             logger.warning(
-                "combination %s hides nothing: at no look was its NDCG@10 at least %g of the backbone's, so its weights "
+                "combination %s hides nothing: its NDCG@10 was at no look at least %g of the backbone's, so its weights "
                 "are those it started from; lower optim.keep_share or adversary.generator_lr",
                 combination_name(combination),
                 record.config.optim.keep_share,

@@ -36,6 +36,8 @@ class Progress:
     best: float = -1.0
     """Best validation NDCG@10 so far, of the weights in `backbone.safetensors`."""
     best_epoch: int = 0
+    stopped: bool = False
+    """Early stopping has ended the run."""
 
 
 @dataclass
@@ -90,7 +92,8 @@ def backbone_loop_per_worker(settings: dict[str, Any]) -> None:
     # Train
     mean_loss, figures = RunningMean(), {}
     save_due = Clock(record.config.runner.checkpoint_every_s, world_size, trainee.model.positions.device)
-    for batch in window_batches(lake, plan, schedule, rank, world_size, progress.next_step):
+    from_step = schedule.num_steps if progress.stopped else progress.next_step
+    for batch in window_batches(lake, plan, schedule, rank, world_size, from_step):
         trainee.model.train()
         mean_loss.add(trainee.step(batch, rank))
         progress.next_step = batch.step + 1
@@ -109,6 +112,7 @@ def backbone_loop_per_worker(settings: dict[str, Any]) -> None:
                 if rank == 0:
                     save_backbone(record.uri, trainee.average.module, figures)
             elif epoch - progress.best_epoch >= optim.patience * optim.evaluate_every:
+                progress.stopped = True
                 break
             _report(trainee, progress, rank)
         elif save_due(progress.next_step):

@@ -1,9 +1,9 @@
 """`mtrec audit`: what each eliminator hides, what it keeps readable, and what it costs.
 
-1. `open_eliminators`:           the run, what it is compared with, and their backbone
-2. `_read_users`:     users with their test event, of all buckets
-3. `_represent`:      every user's vector and top-10 list, by the backbone and by each combination
-4. `attack`:          one Ray task for each representation and attribute, on the users kept for attackers
+1. `open_eliminators`: the run, what it is compared with, and their backbone
+2. `_read_users`:      users with their test event, of all buckets
+3. `_represent`:       every user's vector and top-10 list, by the backbone and by each combination
+4. `attack`:           one Ray task for each representation and attribute, on the users kept for attackers
 5. `jobs.audit_report` makes tables and flat keys
 """
 

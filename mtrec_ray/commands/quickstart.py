@@ -43,14 +43,13 @@ def quickstart(
         return
 
     def job(progress) -> JobResult:
-        from mtrec_ray.jobs.audit_report import show_audit
         from mtrec_ray.jobs.quickstart import quickstart as run
         from mtrec_ray.jobs.report import show_report
 
         done = run(config, progress)
         flat, tables = show_report(done.evaluation, f"{config.out}/report")
         if done.audit is not None:
-            audited, more = show_audit(done.audit, None, config.audit.get("num_bootstrap", 200), 0)
+            audited, more = done.audit
             flat, tables = flat | audited | {"bundle": done.bundle}, tables + more
         return flat, tables
 

@@ -28,37 +28,19 @@ def show_audit(
     audit: Audit, out: str | None, num_bootstrap: int, seed: int
 ) -> tuple[dict[str, Any], list[RenderableType]]:
     """Flat figures and terminal tables; also written to `out` as CSV and JSON."""
-    flat, rows, accuracy, gaps = _figures(audit, num_bootstrap, seed)
+    weights = poisson_weights(audit.users.keys, num_bootstrap, seed).astype(np.float64)
+    accuracy = {name: _accuracy(audit, name, weights) for name in audit.represented}
+    gaps = {name: _gaps(audit, name, num_bootstrap, seed) for name in audit.represented}
+    flat = _flat(audit, accuracy, gaps)
     tables: list[RenderableType] = [_leak_table(audit, accuracy, audit.from_vectors, "user vectors")]
     if audit.from_lists:
         tables.append(_leak_table(audit, accuracy, audit.from_lists, "top-10 lists"))
     tables += [_gap_table(audit, gaps), _parameter_table(audit)]
     if out:
-        _write(out, flat, rows)
+        frame = pd.DataFrame(_rows(audit, accuracy, gaps))
+        write_file(join(out, "audit.csv"), frame.to_csv(index=False).encode())
+        write_json(join(out, "audit.json"), flat)
     return flat, tables
-
-
-def write_audit(audit: Audit, out: str, num_bootstrap: int, seed: int) -> None:
-    """`audit.json` and `audit.csv` in the folder `out`."""
-    flat, rows, *_ = _figures(audit, num_bootstrap, seed)
-    _write(out, flat, rows)
-
-
-def _write(out: str, flat: dict[str, Any], rows: list[dict[str, Any]]) -> None:
-    write_file(join(out, "audit.csv"), pd.DataFrame(rows).to_csv(index=False).encode())
-    write_json(join(out, "audit.json"), flat)
-
-
-def _figures(
-    audit: Audit, num_bootstrap: int, seed: int
-) -> tuple[
-    dict[str, Any], list[dict[str, Any]], dict[str, dict[str, Interval]], dict[str, dict[str, GroupGaps | None]]
-]:
-    """Flat keys, rows of the CSV, accuracy and gaps by representation."""
-    weights = poisson_weights(audit.users.keys, num_bootstrap, seed).astype(np.float64)
-    accuracy = {name: _accuracy(audit, name, weights) for name in audit.represented}
-    gaps = {name: _gaps(audit, name, num_bootstrap, seed) for name in audit.represented}
-    return _flat(audit, accuracy, gaps), _rows(audit, accuracy, gaps), accuracy, gaps
 
 
 def _accuracy(audit: Audit, name: str, weights: np.ndarray) -> dict[str, Interval]:

@@ -9,15 +9,18 @@ Each step is skipped when a former start has finished it, so a killed quickstart
 """
 
 from dataclasses import dataclass
+from typing import Any
+
+from rich.console import RenderableType
 
 from mtrec_ray.bundle.manifest import MANIFEST
 from mtrec_ray.config import validate_config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists, join, read_json, write_json
-from mtrec_ray.jobs.audit import Audit, audit
+from mtrec_ray.jobs.audit import audit
 from mtrec_ray.jobs.audit_config import AuditConfig
-from mtrec_ray.jobs.audit_report import write_audit
+from mtrec_ray.jobs.audit_report import show_audit
 from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.bundle_config import BundleConfig
 from mtrec_ray.jobs.evaluate import Evaluation, evaluate_propensity
@@ -41,7 +44,8 @@ class Quickstart:
     """What came of it; the last two are None where the lake has no sensitive attribute."""
 
     evaluation: Evaluation
-    audit: Audit | None
+    audit: tuple[dict[str, Any], list[RenderableType]] | None
+    """Flat figures and tables."""
     bundle: str | None
     """URI."""
 
@@ -74,8 +78,7 @@ def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = Non
         return Quickstart(evaluated, None, None)
     train_backbone(backbone, _named(progress, "backbone"))
     train_eliminators(eliminators, progress)
-    audited = audit(auditing, progress)
-    write_audit(audited, join(folder, "audit"), auditing.num_bootstrap, auditing.seed)
+    audited = show_audit(audit(auditing, progress), join(folder, "audit"), auditing.num_bootstrap, auditing.seed)
     multi_task = [training.name for training in trainings if training.kind == "mtl"]
     bundle = {"run": auditing.run, "audit": join(folder, "audit"), "out": join(folder, "bundle")}
     bundle |= {"propensity": join(runs, multi_task[0])} if multi_task else {}

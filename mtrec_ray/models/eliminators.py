@@ -85,7 +85,7 @@ class EliminatorPack(nn.Module):
 
         Untrained prompts whose scores are near zero take as much attention as the events they stand before: without
         the gate they cost 10% of NDCG@10 on short synthetic histories and 1-2% on MovieLens-100K before the first
-        step, and training did not win it back.
+        step; on the synthetic ones training did not win it back.
         """
         for k, combination in enumerate(self.combinations):
             generator = combination_generator(seed, combination)

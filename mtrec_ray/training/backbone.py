@@ -14,9 +14,10 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.windows import make_window_plan
 from mtrec_ray.training.backbone_config import BackboneConfig
 from mtrec_ray.training.backbone_loop import backbone_loop_per_worker
-from mtrec_ray.training.backbone_run import BackboneRecord, load_figures, save_window_plan, schedule_of
+from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord, save_window_plan, schedule_of
 from mtrec_ray.training.fit import check_resources, fit
 from mtrec_ray.training.run import check_same_settings
+from mtrec_ray.training.weights import load_figures
 
 
 def train_backbone(config: BackboneConfig, progress: ProgressCallback | None = None) -> BackboneRecord:
@@ -38,7 +39,7 @@ def train_backbone(config: BackboneConfig, progress: ProgressCallback | None = N
         record.save()
     settings = {"record": record.model_dump_json()}
     fit(backbone_loop_per_worker, settings, config.runs, config.name, config.runner, record.num_steps, progress)
-    done = record.model_copy(update={"status": "done", "metrics": load_figures(record.uri)})
+    done = record.model_copy(update={"status": "done", "metrics": load_figures(join(record.uri, WEIGHTS))})
     done.save()
     return done
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mtrec_ray.config import dump_yaml
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
+from mtrec_ray.files import join
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.running_average import RunningAverage
 from mtrec_ray.models.sequential import SequentialBackbone
@@ -23,8 +24,9 @@ from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out
 from mtrec_ray.streams.sequences import VALIDATION_EVENT
 from mtrec_ray.streams.windows import WindowBatch, window_batches
 from mtrec_ray.training.accuracy import held_out_metrics, vectors_in_chunks
-from mtrec_ray.training.backbone_run import BackboneRecord, load_window_plan, save_backbone, schedule_of
+from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord, load_window_plan, schedule_of
 from mtrec_ray.training.checkpoint import load_state, save_state
+from mtrec_ray.training.weights import save_weights
 from mtrec_ray.training.worker import CHECK_CLOCK_EVERY, Clock, RunningMean, all_reduce, mean_over_workers, seed_step
 
 
@@ -110,7 +112,7 @@ def backbone_loop_per_worker(settings: dict[str, Any]) -> None:
             if figures["val/ndcg"] > progress.best:
                 progress.best, progress.best_epoch = figures["val/ndcg"], epoch
                 if rank == 0:
-                    save_backbone(record.uri, trainee.average.module, figures)
+                    save_weights(join(record.uri, WEIGHTS), trainee.average.module.state_dict(), figures)
             elif epoch - progress.best_epoch >= optim.patience * optim.evaluate_every:
                 progress.stopped = True
                 break

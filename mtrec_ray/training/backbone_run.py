@@ -6,7 +6,6 @@ runs/NAME/backbone.safetensors  the weights with the best validation figure so f
 runs/NAME/checkpoint_*/         Ray Train's checkpoints
 """
 
-import json
 from typing import Literal
 
 import safetensors.torch
@@ -77,19 +76,6 @@ def schedule_of(record: BackboneRecord, plan: WindowPlan) -> Schedule:
     """Every step of the run, if nothing stops it early."""
     optim = record.config.optim
     return plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, record.config.seed)
-
-
-def save_backbone(uri: str, model: SequentialBackbone, figures: dict[str, float]) -> None:
-    """Write the weights of a run with their validation figures, in one file and so together."""
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
-    write_file(join(uri, WEIGHTS), safetensors.torch.save(tensors, {"figures": json.dumps(figures)}))
-
-
-def load_figures(uri: str) -> dict[str, float]:
-    """The figures that were stored with the best weights."""
-    header = read_file(join(uri, WEIGHTS))
-    length = int.from_bytes(header[:8], "little")
-    return json.loads(json.loads(header[8 : 8 + length])["__metadata__"]["figures"])
 
 
 def load_backbone(record: BackboneRecord) -> SequentialBackbone:

@@ -29,11 +29,12 @@ from mtrec_ray.training.eliminators_run import (
     EliminatorsRecord,
     figure_name,
     is_done,
-    pack_figures,
     pack_uri,
+    weights_uri,
 )
 from mtrec_ray.training.fit import check_resources, fit
 from mtrec_ray.training.run import check_same_settings
+from mtrec_ray.training.weights import load_figures
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
         record = record.model_copy(update={"steps_per_pack": schedule.num_steps})
         record.save()
     _train_packs(record, progress)
-    figures = {key: value for pack in record.packs for key, value in pack_figures(record, pack).items()}
+    figures = {key: value for pack in record.packs for key, value in load_figures(weights_uri(record, pack)).items()}
     _warn_of_untrained(record, figures)
     done = record.model_copy(update={"status": "done", "metrics": figures})
     done.save()

@@ -29,7 +29,8 @@ from mtrec_ray.streams.sequences import VALIDATION_EVENT
 from mtrec_ray.streams.windows import WindowBatch, WindowPlan, window_batches
 from mtrec_ray.training.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone, load_window_plan
-from mtrec_ray.training.eliminators_run import EliminatorsRecord, figure_name, make_candidate, save_pack
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, figure_name, make_candidate, weights_uri
+from mtrec_ray.training.weights import save_weights
 from mtrec_ray.training.worker import CHECK_CLOCK_EVERY, Clock, all_reduce, mean_over_workers, seed_step
 
 
@@ -112,7 +113,7 @@ def pack_loop_per_worker(settings: dict[str, Any]) -> None:
         elif save_due(trainee.next_step):
             _report(trainee, rank)
     if rank == 0:
-        save_pack(record, pack, trainee.kept, trainee.figures)
+        save_weights(weights_uri(record, pack), trainee.kept, trainee.figures)
         settings["board"].put.remote(trainee.next_step)
     _report(trainee, rank)
 

@@ -8,7 +8,6 @@ runs/NAME/packs/PACK/checkpoint_*/             Ray Train's checkpoints
 """
 
 import hashlib
-import json
 from typing import Literal
 
 import safetensors.torch
@@ -17,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import exists, join, read_file, read_json, write_file, write_json
+from mtrec_ray.files import exists, join, read_file, read_json, write_json
 from mtrec_ray.models.candidates import Candidate, Eliminated, Filtered, FineTuned
 from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
 from mtrec_ray.models.sequential import SequentialBackbone
@@ -88,16 +87,13 @@ def pack_uri(record: EliminatorsRecord, pack: str) -> str:
     return join(record.uri, "packs", pack)
 
 
-def save_pack(record: EliminatorsRecord, pack: str, tensors: dict[str, Tensor], figures: dict[str, float]) -> None:
-    """Write a pack's kept weights with their figures, in one file and so together."""
-    plain = {name: tensor.detach().contiguous().cpu() for name, tensor in tensors.items()}
-    content = safetensors.torch.save(plain, {"figures": json.dumps(figures)})
-    write_file(join(pack_uri(record, pack), WEIGHTS), content)
+def weights_uri(record: EliminatorsRecord, pack: str) -> str:
+    return join(pack_uri(record, pack), WEIGHTS)
 
 
 def load_pack(record: EliminatorsRecord, pack: str) -> dict[str, Tensor]:
     try:
-        return safetensors.torch.load(read_file(join(pack_uri(record, pack), WEIGHTS)))
+        return safetensors.torch.load(read_file(weights_uri(record, pack)))
     except FileNotFoundError as error:
         raise UserError(f"run {record.uri!r}: pack {pack} is not trained yet: start the same command again") from error
     except safetensors.SafetensorError as error:
@@ -108,15 +104,8 @@ def weights_hash(record: EliminatorsRecord) -> str:
     """SHA-256 over the backbone's and all packs' weights: what an audit is of."""
     digest = hashlib.sha256(record.backbone_hash.encode())
     for pack in record.packs:
-        digest.update(read_file(join(pack_uri(record, pack), WEIGHTS)))
+        digest.update(read_file(weights_uri(record, pack)))
     return digest.hexdigest()
-
-
-def pack_figures(record: EliminatorsRecord, pack: str) -> dict[str, float]:
-    """The figures stored with a pack's weights."""
-    content = read_file(join(pack_uri(record, pack), WEIGHTS))
-    length = int.from_bytes(content[:8], "little")
-    return json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["figures"])
 
 
 def is_done(record: EliminatorsRecord, pack: str) -> bool:

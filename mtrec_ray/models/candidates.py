@@ -35,6 +35,10 @@ class Candidate(nn.Module):
     def after_step(self) -> None:
         """Called after each optimizer step."""
 
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        """What the candidate adds to the frozen backbone, by name."""
+        return {name: value for name, value in self.named_parameters() if not name.startswith("backbone.")}
+
 
 class Eliminated(Candidate):
     """A pack of eliminators on the frozen backbone."""
@@ -119,3 +123,6 @@ class FineTuned(Candidate):
 
     def user_vectors(self, history: Tensor, attribute_index: Tensor) -> Tensor:
         return self.backbone.user_vectors(history)[None]
+
+    def own_parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self.named_parameters())

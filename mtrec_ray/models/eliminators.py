@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtrec_ray.models.offsets import match_means
 from mtrec_ray.models.sequential import SUBLAYERS, Sublayer
 
 Combination = tuple[str, ...]
@@ -32,6 +33,7 @@ class EliminatorConfig:
     num_prompts: int = 10  # m_1 in the paper; 0 leaves the task prompt out
     personal_prompt: bool = True
     adapter_width: int = 16  # r; 0 leaves the adapters out
+    offset_rank: int = 2  # directions an attribute's offsets may use (offsets.py); 0 leaves the offsets out
     prompt_std: float = 0.02  # of the normal draws prompts start from: 0.3 already costs the backbone 8% of its NDCG
     initial_gate: float = -4.0  # see `EliminatorPack.init_weights`
     personal_decay: float = 3e-3  # share a personal prompt loses each step, see the file's legend
@@ -49,7 +51,7 @@ class EliminatorPack(nn.Module):
         combinations: the attributes each eliminator is to hide.
     """
 
-    personal_starts: Tensor  # (m,) first row of each attribute in a combination's table
+    value_starts: Tensor  # (m,) first row of each attribute in a table of values
     unknown_rows: Tensor  # (m,) the unknown value's row, counted from there
 
     def __init__(
@@ -66,17 +68,21 @@ class EliminatorPack(nn.Module):
         self.attributes = dict(attributes)
         self.combinations = tuple(combinations)
         num, places, r = len(self.combinations), 2 * num_layers, config.adapter_width
-        counts = [values + 1 for values in self.attributes.values()] if config.personal_prompt else []  # + unknown
+        counts = [values + 1 for values in self.attributes.values()]  # + unknown
         self.prompts = nn.Parameter(torch.empty(num, config.num_prompts, width))  # (K, 10, d)
-        self.personal = nn.Parameter(torch.empty(num, sum(counts), width))  # (K, values and unknowns, d)
+        personal = sum(counts) if config.personal_prompt else 0
+        self.personal = nn.Parameter(torch.empty(num, personal, width))  # (K, values and unknowns, d)
         self.down = nn.Parameter(torch.empty(num, places, width, r))  # (K, S, d, r)
         self.up = nn.Parameter(torch.empty(num, places, r, width))  # (K, S, r, d)
         self.gate = nn.Parameter(torch.empty(num, num_layers))  # (K, layers) added to the prompts' attention scores
         self.norm_scale = nn.Parameter(torch.empty(num, places, 1, r))
         self.norm_shift = nn.Parameter(torch.empty(num, places, 1, r))
-        starts = [config.num_prompts + sum(counts[:a]) for a in range(len(counts))]
+        self.offset_amounts = nn.Parameter(torch.empty(num, sum(counts), config.offset_rank), requires_grad=False)
+        directions = torch.empty(num, len(counts), config.offset_rank, width)
+        self.offset_directions = nn.Parameter(directions, requires_grad=False)  # (K, m, r, d)
+        starts = [sum(counts[:a]) for a in range(len(counts))]
         unknown = [count - 1 for count in counts]
-        self.register_buffer("personal_starts", torch.tensor(starts, dtype=torch.int64), persistent=False)
+        self.register_buffer("value_starts", torch.tensor(starts, dtype=torch.int64), persistent=False)
         self.register_buffer("unknown_rows", torch.tensor(unknown, dtype=torch.int64), persistent=False)
 
     @torch.no_grad()
@@ -97,6 +103,33 @@ class EliminatorPack(nn.Module):
         self.gate.fill_(self.config.initial_gate)
         self.norm_scale.fill_(1)
         self.norm_shift.zero_()
+        self.offset_amounts.zero_()
+        self.offset_directions.zero_()
+
+    @torch.no_grad()
+    def set_offsets(self, vectors: Tensor, attribute_index: Tensor, fold: Tensor) -> None:
+        """Take from now on what makes the values' means equal, as `match_means` finds it.
+
+        Args:
+            vectors: (K, V, d) without offsets.
+            attribute_index: (V, m).
+            fold: (V,).
+        """
+        names, starts = list(self.attributes), self.value_starts.tolist()
+        self.offset_amounts.zero_()
+        for k, combination in enumerate(self.combinations):
+            chosen = [names.index(name) for name in combination]
+            sizes = [self.attributes[name] for name in combination]
+            found = match_means(vectors[k], attribute_index[:, chosen], fold, sizes, self.config.offset_rank)
+            for a, (amounts, directions) in zip(chosen, found, strict=True):
+                size, rank = amounts.shape
+                self.offset_amounts[k, starts[a] : starts[a] + size, :rank] = amounts.float()
+                self.offset_directions[k, a, :rank] = directions.float()
+
+    def offsets(self, attribute_index: Tensor) -> Tensor:
+        """(B, m) values -> (K, B, d) what is taken from a vector; nothing for an unknown value."""
+        amounts = self.offset_amounts[:, self._value_rows(attribute_index)]  # (K, B, m, r)
+        return amounts.flatten(2) @ self.offset_directions.flatten(1, 2)
 
     @torch.no_grad()
     def shrink_personal(self) -> None:
@@ -111,14 +144,19 @@ class EliminatorPack(nn.Module):
     def for_all(self, attribute_index: Tensor) -> "PackRows":
         """(B, m) users' values, -1 unknown -> every combination for each of them: G = K."""
         table = torch.cat([self.prompts, self.personal], 1)  # (K, R, d)
-        return PackRows(table, self._prompt_rows(attribute_index)[None], *self._shared())
+        return PackRows(
+            table, self._prompt_rows(attribute_index)[None], *self._shared(), offsets=self.offsets(attribute_index)
+        )
 
     def for_rows(self, combination_index: Tensor, attribute_index: Tensor) -> "PackRows":
         """(B,) each row's combination, (B, m) its values -> one eliminator a row: G = B rows of one history."""
         rows = self._prompt_rows(attribute_index)  # (B, P)
         table = torch.cat([self.prompts, self.personal], 1)[combination_index[:, None], rows]  # (B, P, d)
         own = torch.arange(table.shape[1], device=table.device).expand(1, 1, -1)
-        return PackRows(table, own, *(parameter[combination_index] for parameter in self._shared()))
+        amounts = self.offset_amounts[combination_index[:, None], self._value_rows(attribute_index)]  # (B, m, r)
+        offsets = amounts.flatten(1)[:, None] @ self.offset_directions[combination_index].flatten(1, 2)  # (B, 1, d)
+        shared = (parameter[combination_index] for parameter in self._shared())
+        return PackRows(table, own, *shared, offsets=offsets)
 
     def _shared(self) -> tuple[Tensor, ...]:
         """What does not depend on the users, in `PackRows`' order."""
@@ -129,8 +167,11 @@ class EliminatorPack(nn.Module):
         task = torch.arange(self.config.num_prompts, device=attribute_index.device).expand(len(attribute_index), -1)
         if not self.config.personal_prompt:
             return task
-        values = torch.where(attribute_index < 0, self.unknown_rows, attribute_index)
-        return torch.cat([task, self.personal_starts + values], 1)
+        return torch.cat([task, self.config.num_prompts + self._value_rows(attribute_index)], 1)
+
+    def _value_rows(self, attribute_index: Tensor) -> Tensor:
+        """(B, m) -> (B, m) rows of a table of values."""
+        return self.value_starts + torch.where(attribute_index < 0, self.unknown_rows, attribute_index)
 
 
 @dataclass(frozen=True)
@@ -144,6 +185,7 @@ class PackRows:
     up: Tensor  # (G, S, r, d)
     norm_scale: Tensor  # (G, S, 1, r)
     norm_shift: Tensor  # (G, S, 1, r)
+    offsets: Tensor  # (G, B, d)
 
     def adapt(self, hidden: Tensor, layer: int, sublayer: Sublayer) -> Tensor:
         """(G, B, T, d) -> LayerNorm(X W_down) W_up + X of the same shape (eq. 2)."""
@@ -154,6 +196,10 @@ class PackRows:
         inner = F.layer_norm(rows @ self.down[:, place], (self.down.shape[-1],))  # (G, B T, r)
         inner = torch.addcmul(self.norm_shift[:, place], inner, self.norm_scale[:, place])
         return torch.baddbmm(rows, inner, self.up[:, place]).view_as(hidden)
+
+    def finish(self, hidden: Tensor) -> Tensor:
+        """(G, B, T, d) vectors of the last layer -> the same with every value's users around one mean."""
+        return hidden - self.offsets[:, :, None]
 
 
 def combination_generator(seed: int, combination: Combination) -> torch.Generator:

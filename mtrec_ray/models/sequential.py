@@ -64,6 +64,10 @@ class EliminatorRows(Protocol):
         """(G or 1, B, T, d) output of a sublayer -> (G, B, T, d)."""
         ...
 
+    def finish(self, hidden: Tensor) -> Tensor:
+        """(G, B, T, d) vectors of the last layer -> the same."""
+        ...
+
 
 class SequentialBackbone(nn.Module):
     """(B, T) title indices -> (B, T, d) vectors; the vector at a user's last position scores titles by dot product.
@@ -120,7 +124,9 @@ class SequentialBackbone(nn.Module):
             last = number + 1 == len(self.layers)
             wanted = read if last else None
             hidden, prompts = layer(hidden, mask, prompts, eliminators, number, read=wanted, last=last)
-        return hidden if eliminators is not None or history.dim() == 3 else hidden[0]
+        if eliminators is not None:
+            return eliminators.finish(hidden)
+        return hidden if history.dim() == 3 else hidden[0]
 
     def user_vectors(self, history: Tensor, *, eliminators: EliminatorRows | None = None) -> Tensor:
         """(..., L) histories of at least one event -> the vectors that score titles, (B, d) or (G, B, d)."""

@@ -15,6 +15,7 @@ Losses are summed over combinations and share no parameter, and both optimizers 
 its members trained one by one.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -114,39 +115,36 @@ class AdversaryGame:
         self.average.update(self.candidate)
 
     def state(self) -> dict[str, Tensor]:
-        """Tuned weights, their average, discriminators, both optimizers' states; not the average's count of steps."""
+        """Tuned weights, their average, discriminators, both optimizers' states; not the count of steps."""
         tensors = {}
-        for prefix, module, optimizer in self._parts():
-            live = self.candidate if optimizer is None else module
-            tuned = {name for name, parameter in live.named_parameters() if parameter.requires_grad}
-            for name, parameter in module.named_parameters():
-                if name in tuned:
-                    tensors[f"{prefix}/{name}"] = parameter.detach().contiguous()
+        for prefix, parameters, optimizer in self._parts():
+            for name, parameter in parameters.items():
+                tensors[f"{prefix}/{name}"] = parameter.detach().contiguous()
                 for key, value in ({} if optimizer is None else optimizer.state.get(parameter, {})).items():
                     tensors[f"{prefix}.{key}/{name}"] = torch.as_tensor(value).contiguous()
         return tensors
 
+    @torch.no_grad()
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Go on from what `state` gave."""
-        for prefix, module, optimizer in self._parts():
-            for name, parameter in module.named_parameters():
-                if f"{prefix}/{name}" not in tensors:
-                    continue
-                with torch.no_grad():
-                    parameter.copy_(tensors[f"{prefix}/{name}"])
-                if optimizer is not None:
-                    found = {k: v for k, v in tensors.items() if k.startswith(f"{prefix}.") and k.endswith(f"/{name}")}
+        for prefix, parameters, optimizer in self._parts():
+            for name, parameter in parameters.items():
+                parameter.copy_(tensors[f"{prefix}/{name}"])
+                found = {k: v for k, v in tensors.items() if k.startswith(f"{prefix}.") and k.endswith(f"/{name}")}
+                if optimizer is not None and found:
                     state = {key.split("/")[0].removeprefix(f"{prefix}."): value for key, value in found.items()}
                     optimizer.state[parameter] = {
                         key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
                         for key, value in state.items()
                     }
 
-    def _parts(self) -> list[tuple[str, torch.nn.Module, torch.optim.Optimizer | None]]:
+    def _parts(self) -> list[tuple[str, Mapping[str, Tensor], torch.optim.Optimizer | None]]:
+        own = self.candidate.own_parameters()
+        average = self.average.module.own_parameters().items()
         return [
-            ("candidate", self.candidate, self.generator_optimizer),
-            ("average", self.average.module, None),
-            ("discriminators", self.discriminators, self.discriminator_optimizer),
+            ("candidate", own, self.generator_optimizer),
+            ("average", {name: value for name, value in average if value is not own[name]}, None),  # shared: once
+            ("discriminators", dict(self.discriminators.named_parameters()), self.discriminator_optimizer),
         ]
 
     def _sum_gradients(self, optimizer: torch.optim.Optimizer) -> None:

@@ -1,6 +1,6 @@
 """Users with the event that is held out of their history: what validation, test and audit look at.
 
-Legend: `U` users, `L` history length, `N` titles, `m` sensitive attributes.
+Legend: `U` users, `V` histories, several a user, `L` history length, `N` titles, `m` sensitive attributes.
 """
 
 from collections.abc import Iterable, Iterator
@@ -10,7 +10,7 @@ import numpy as np
 
 from mtrec_ray.hashing import uniforms
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.streams.sequences import SequenceConfig, Sequences, is_attacked
+from mtrec_ray.streams.sequences import VALIDATION_EVENT, SequenceConfig, Sequences, is_attacked, left_aligned
 
 MAX_CELLS = 4_000_000
 """Users x titles of a chunk."""
@@ -80,6 +80,48 @@ def read_held_out(
     parts = [_read_bucket(lake, config, held_out, length, bucket, fraction) for bucket in buckets]
     parts = parts or [_read_bucket(lake, config, held_out, length, 0, 0.0)]
     return HeldOutUsers.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class Prefixes:
+    """Histories as they were at several moments of users whose attribute values may be seen."""
+
+    keys: np.ndarray
+    """(V,) uint64 whose."""
+    attribute_index: np.ndarray
+    """(V, m) int64, -1 = unknown."""
+    history: np.ndarray
+    """(V, L) int64 titles, oldest first, -1 behind them."""
+
+
+def read_prefixes(
+    lake: Lake, config: SequenceConfig, length: int, buckets: Iterable[int], fraction: float, per_user: int
+) -> Prefixes:
+    """The history before the validation event and at `per_user` - 1 moments drawn by hash, held-out events apart."""
+    parts = [_read_prefixes(lake, config, length, bucket, fraction, per_user) for bucket in buckets]
+    parts = parts or [_read_prefixes(lake, config, length, 0, 0.0, per_user)]
+    return Prefixes(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Prefixes)})
+
+
+def _read_prefixes(
+    lake: Lake, config: SequenceConfig, length: int, bucket: int, fraction: float, per_user: int
+) -> Prefixes:
+    sequences = Sequences.read(lake, bucket, config)
+    drawn = uniforms(sequences.keys, "held out sample", config.split_seed) < fraction
+    sequences = sequences.only(drawn & ~is_attacked(sequences.keys, config))
+    starts, whole = sequences.offsets[:-1], np.diff(sequences.offsets) - VALIDATION_EVENT  # (U,)
+    histories = []
+    for moment in range(per_user):
+        place = uniforms(sequences.keys, "prefix", config.split_seed, moment) if moment else np.ones(len(whole))
+        least = np.minimum(length, whole)
+        ends = starts + least + np.floor(place * (whole - least)).astype(np.int64)
+        first = np.maximum(ends - length, starts)
+        histories.append(left_aligned(sequences.title_index, first, ends - first, length))
+    return Prefixes(
+        keys=np.tile(sequences.keys, per_user),
+        attribute_index=np.tile(sequences.attribute_index.astype(np.int64), (per_user, 1)),
+        history=np.concatenate(histories),
+    )
 
 
 def _read_bucket(

@@ -105,7 +105,8 @@ def backbone_loop_per_worker(settings: dict[str, Any]) -> None:
         # Validate
         if progress.next_step % look_every == 0 or progress.next_step == schedule.num_steps:
             epoch = progress.next_step // schedule.steps_per_epoch[0]
-            figures = mean_over_workers(trainee.validate(users).means(), len(users), trainee.all_reduce)
+            means = trainee.validate(users).means()
+            figures = mean_over_workers(means, len(users), trainee.all_reduce, trainee.model.positions.device)
             figures = {f"val/{name}": value for name, value in figures.items()}
             figures |= {"train/loss": mean_loss.mean(), "epoch": float(epoch)}
             mean_loss = RunningMean()

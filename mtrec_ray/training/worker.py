@@ -24,11 +24,26 @@ def all_reduce(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def mean_over_workers(means: dict[str, float], count: int, all_reduce: AllReduce | None) -> dict[str, float]:
+def gather_rows(rows: Tensor, rank: int, world_size: int) -> Tensor:
+    """(N_w, ...) rows of each worker -> (sum of N_w, ...) on all, worker by worker."""
+    if world_size == 1:
+        return rows
+    counts = torch.zeros(world_size, dtype=torch.int64, device=rows.device)
+    counts[rank] = len(rows)
+    ends = all_reduce(counts).cumsum(0).tolist()
+    joined = rows.new_zeros(ends[-1], *rows.shape[1:])
+    joined[ends[rank] - len(rows) : ends[rank]] = rows
+    return all_reduce(joined)
+
+
+def mean_over_workers(
+    means: dict[str, float], count: int, all_reduce: AllReduce | None, device: torch.device
+) -> dict[str, float]:
     """Means over the users of all workers, from each worker's own means over `count` users."""
     if all_reduce is None:
         return means
-    values = torch.tensor([value * count if count else 0.0 for value in means.values()] + [float(count)])
+    shares = [value * count if count else 0.0 for value in means.values()]
+    values = torch.tensor([*shares, float(count)], device=device)
     *sums, total = all_reduce(values).tolist()
     return {name: value / max(total, 1) for name, value in zip(means, sums, strict=True)}
 

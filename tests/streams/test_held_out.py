@@ -7,7 +7,7 @@ import pytest
 from mtrec_ray.hashing import user_keys
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams import held_out
-from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out
+from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out, read_prefixes
 from mtrec_ray.streams.sequences import TEST_EVENT, VALIDATION_EVENT, SequenceConfig, is_attacked
 from tests.streams.lakes import day, event_table, title_table, write_lake
 
@@ -147,3 +147,23 @@ def test_chunks_are_bounded_and_cover_every_user_once(lake, monkeypatch, cells):
         assert seen.size <= max(cells, NUM_TITLES)  # one user at least
     assert len(chunks) == -(-len(users) // max(1, cells // NUM_TITLES))
     assert seen_titles(users) == expected
+
+
+def test_prefixes_are_whole_histories_of_users_who_are_not_attacked_without_what_is_held_out(lake):
+    found = read_prefixes(lake, CONFIG, LENGTH, range(NUM_BUCKETS), 1.0, 3)
+    users = read(lake, VALIDATION_EVENT)
+    allowed = set(users.keys[~users.attacked].tolist())
+    assert set(found.keys.tolist()) == allowed
+    assert len(found.keys) == 3 * len(allowed)
+    whole = {int(key): users.history[row] for row, key in enumerate(users.keys)}
+    shorter = 0
+    for key, history in zip(found.keys, found.history, strict=True):
+        titles, path = history[history >= 0].tolist(), path_of(key)[:-2]
+        assert len(titles) == min(LENGTH, len(path))
+        start = path.index(titles[0])
+        assert path[start : start + len(titles)] == titles
+        shorter += history.tolist() != whole[int(key)].tolist()
+    assert shorter > 0
+    as_they_are = {(int(key), tuple(history)) for key, history in zip(found.keys, found.history, strict=True)}
+    assert all((key, tuple(whole[key])) in as_they_are for key in allowed)
+    assert len(read_prefixes(lake, CONFIG, LENGTH, [], 1.0, 3).keys) == 0

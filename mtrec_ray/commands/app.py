@@ -2,7 +2,7 @@
 
 import typer
 
-from mtrec_ray.commands import audit, bundle, evaluate, lake, pairs, quickstart, train
+from mtrec_ray.commands import audit, bundle, evaluate, lake, pairs, quickstart, serve, store, train
 
 app = typer.Typer(
     name="mtrec",
@@ -17,4 +17,8 @@ app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")
 app.command("audit", cls=audit.HELP)(audit.audit)
 app.command("bundle", cls=bundle.HELP)(bundle.bundle)
+app.add_typer(store.app, name="store")
+app.command("serve", cls=serve.SERVE_HELP)(serve.serve)
+app.command("promote", cls=serve.PROMOTE_HELP)(serve.promote)
+app.command("rollback")(serve.rollback)
 app.command("quickstart", cls=quickstart.HELP)(quickstart.quickstart)

@@ -28,6 +28,9 @@ def bundle(
     propensity: Annotated[
         str | None, typer.Option("--propensity", metavar="RUN", help="A multi-task run on the same lake.")
     ] = None,
+    evaluation: Annotated[
+        str | None, typer.Option("--evaluation", metavar="DIR", help="That run's evaluation, for the gates.")
+    ] = None,
     config_file: ConfigFile = None,
     settings: Settings = None,
     show_config: PrintConfig = False,
@@ -37,9 +40,8 @@ def bundle(
     from mtrec_ray.config import load_config
     from mtrec_ray.jobs.bundle_config import BundleConfig
 
-    config = load_config(
-        BundleConfig, config_file, settings or [], {"run": run, "out": out, "audit": audit, "propensity": propensity}
-    )
+    flags = {"run": run, "out": out, "audit": audit, "propensity": propensity, "evaluation": evaluation}
+    config = load_config(BundleConfig, config_file, settings or [], flags)
     if show_config:
         print_config(config)
         return

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import re
 from datetime import UTC, datetime
 from typing import Any
 
@@ -56,7 +57,7 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None) 
     if lake.manifest.lake_hash != record.lake_hash:
         raise UserError(f"lake {lake.uri!r} was changed since the backbone was trained: train again")
     metrics, audit = _audited(record, config.audit)
-    part, files = _propensity(config.propensity, lake)
+    part, files = _propensity(config, lake)
     backbone = load_backbone(source)
     (candidate,) = load_candidates(record, backbone)
     assert isinstance(candidate, Eliminated)
@@ -132,8 +133,11 @@ def _placed(key: str, name: str) -> str:
     return f"{key}/{name}"
 
 
-def _propensity(uri: str | None, lake: Lake) -> tuple[PropensityPart | None, dict[str, bytes]]:
+def _propensity(config: BundleConfig, lake: Lake) -> tuple[PropensityPart | None, dict[str, bytes]]:
+    uri = config.propensity
     if uri is None:
+        if config.evaluation is not None:
+            raise UserError("evaluation is of a propensity run: give it with --propensity")
         return None, {}
     run = RunRecord.load(absolute(uri))
     if run.status != "done":
@@ -141,8 +145,30 @@ def _propensity(uri: str | None, lake: Lake) -> tuple[PropensityPart | None, dic
     if run.lake_hash != lake.manifest.lake_hash:
         raise UserError(f"run {uri!r} was trained on another lake than the backbone: train both on one lake")
     model = load_snapshot(run, load_plan(run.uri).phases[-1].day)
-    part = PropensityPart(model=run.model, group_of_territory=list(run.groups.of_territory), metrics=run.metrics)
+    metrics = run.metrics | _evaluated(run, config.evaluation)
+    part = PropensityPart(model=run.model, group_of_territory=list(run.groups.of_territory), metrics=metrics)
     return part, {PROPENSITY: safetensors.torch.save(_plain(model.state_dict()))}
+
+
+def _evaluated(run: RunRecord, evaluation: str | None) -> dict[str, float]:
+    """`pr_auc/<territory>` with `_low` and `_high` from an evaluation's flat keys, where they are numbers."""
+    if evaluation is None:
+        return {}
+    try:
+        flat = read_json(join(absolute(evaluation), "metrics.json"))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no evaluation at {evaluation!r}: metrics.json is missing; "
+            "`mtrec evaluate propensity RUN --out DIR` makes one"
+        ) from error
+    several = any("/pr_auc/" in key and not key.startswith(("day", "trained/")) for key in flat)
+    variants = [run.config.name, re.sub(r"[-_.](s|seed)?\d+$", "", run.config.name)] if several else [None]
+    for variant in variants:
+        start = f"{variant}/pr_auc/" if variant else "pr_auc/"
+        found = {key.removeprefix(f"{variant}/"): value for key, value in flat.items() if key.startswith(start)}
+        if found:
+            return {key: value for key, value in found.items() if isinstance(value, float)}
+    raise UserError(f"evaluation {evaluation!r} is not of run {run.config.name!r}: evaluate that run")
 
 
 def _popular(lake: Lake, progress: ProgressCallback | None) -> np.ndarray:

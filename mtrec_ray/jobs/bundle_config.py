@@ -14,3 +14,5 @@ class BundleConfig(Config):
     """Folder or URI of the run's audit (`mtrec audit --out`); null = without, and gates will not let it be promoted."""
     propensity: str | None = None
     """Folder or URI of a finished multi-task run on the same lake; null = without."""
+    evaluation: str | None = None
+    """Folder or URI of that run's evaluation (`mtrec evaluate propensity --out`), whose PR-AUC gates look at."""

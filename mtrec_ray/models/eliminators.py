@@ -148,15 +148,38 @@ class EliminatorPack(nn.Module):
             table, self._prompt_rows(attribute_index)[None], *self._shared(), offsets=self.offsets(attribute_index)
         )
 
-    def for_rows(self, combination_index: Tensor, attribute_index: Tensor) -> "PackRows":
-        """(B,) each row's combination, (B, m) its values -> one eliminator a row: G = B rows of one history."""
-        rows = self._prompt_rows(attribute_index)  # (B, P)
-        table = torch.cat([self.prompts, self.personal], 1)[combination_index[:, None], rows]  # (B, P, d)
+    @torch.no_grad()
+    def with_identity(self) -> "EliminatorPack":
+        """The same pack with one combination more, of no attribute, that leaves the backbone as it is."""
+        wider = EliminatorPack(
+            self.config,
+            self.attributes,
+            [*self.combinations, ()],
+            width=self.prompts.shape[-1],
+            num_layers=self.gate.shape[-1],
+        )
+        for name, parameter in wider.named_parameters():
+            parameter[:-1] = self.get_parameter(name)
+            parameter[-1] = -torch.inf if name == "gate" else 0
+        return wider.to(self.prompts.device).eval().requires_grad_(False)
+
+    def for_rows(
+        self, combination_index: Tensor, attribute_index: Tensor, cached_prompts: tuple[Tensor, ...] | None = None
+    ) -> "PackRows":
+        """(B,) each row's combination, (B, m) its values -> one eliminator a row: G = B rows of one history.
+
+        With the prompts' keys and values of these rows at hand (`SequentialBackbone.prompt_layers`) none are made.
+        """
+        if cached_prompts is None:
+            rows = self._prompt_rows(attribute_index)  # (B, P)
+            table = torch.cat([self.prompts, self.personal], 1)[combination_index[:, None], rows]  # (B, P, d)
+        else:
+            table = self.prompts[:0]
         own = torch.arange(table.shape[1], device=table.device).expand(1, 1, -1)
         amounts = self.offset_amounts[combination_index[:, None], self._value_rows(attribute_index)]  # (B, m, r)
         offsets = amounts.flatten(1)[:, None] @ self.offset_directions[combination_index].flatten(1, 2)  # (B, 1, d)
         shared = (parameter[combination_index] for parameter in self._shared())
-        return PackRows(table, own, *shared, offsets=offsets)
+        return PackRows(table, own, *shared, offsets=offsets, cached_prompts=cached_prompts)
 
     def _shared(self) -> tuple[Tensor, ...]:
         """What does not depend on the users, in `PackRows`' order."""
@@ -186,6 +209,7 @@ class PackRows:
     norm_scale: Tensor  # (G, S, 1, r)
     norm_shift: Tensor  # (G, S, 1, r)
     offsets: Tensor  # (G, B, d)
+    cached_prompts: tuple[Tensor, ...] | None = None  # a layer: (G, B, H, P, 2 d / H)
 
     def adapt(self, hidden: Tensor, layer: int, sublayer: Sublayer) -> Tensor:
         """(G, B, T, d) -> LayerNorm(X W_down) W_up + X of the same shape (eq. 2)."""

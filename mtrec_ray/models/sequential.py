@@ -14,8 +14,10 @@ history's part depends on the frozen backbone alone, so it is computed once for 
 never the history, in both kinds.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from itertools import repeat
+from typing import Literal, Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +55,11 @@ class EliminatorRows(Protocol):
     @property
     def prompt_index(self) -> Tensor:
         """(G or 1, B, P) rows of the table that stand in front of each history."""
+        ...
+
+    @property
+    def cached_prompts(self) -> tuple[Tensor, ...] | None:
+        """What `SequentialBackbone.prompt_layers` gave for these very groups, to be used instead of the table."""
         ...
 
     @property
@@ -119,14 +126,26 @@ class SequentialBackbone(nn.Module):
         hidden = self.titles(histories.clamp(min=0)) + self.positions[: histories.shape[-1]]  # (G or 1, B, T, d)
         hidden = self.dropout(hidden)
         mask = self._attention_mask(histories)
-        prompts = None if eliminators is None else eliminators.prompt_table
-        for number, layer in enumerate(self.layers):
-            last = number + 1 == len(self.layers)
-            wanted = read if last else None
-            hidden, prompts = layer(hidden, mask, prompts, eliminators, number, read=wanted, last=last)
+        prompts = repeat(None) if eliminators is None else eliminators.cached_prompts or self.prompt_layers(eliminators)
+        for number, (layer, of_prompts) in enumerate(zip(self.layers, prompts, strict=False)):
+            wanted = read if number + 1 == len(self.layers) else None
+            hidden = layer(hidden, mask, of_prompts, eliminators, number, read=wanted)
         if eliminators is not None:
             return eliminators.finish(hidden)
         return hidden if history.dim() == 3 else hidden[0]
+
+    def prompt_layers(self, eliminators: EliminatorRows) -> Iterator[Tensor]:
+        """Each layer's keys and values of the prompts, (G, B, H, P, 2 d / H): no history has a part in them."""
+        prompts, index = eliminators.prompt_table, eliminators.prompt_index
+        for number, layer in enumerate(cast("Iterable[Layer]", self.layers)):
+            keys_values = layer.key_value(prompts)
+            if number == 0:
+                keys_values = _take_rows(keys_values, index)  # (G, B, P, 2d) from the table's few rows
+            keys_values = layer.heads(keys_values)
+            yield keys_values
+            if number + 1 < len(self.layers):
+                prompts = _take_rows(prompts, index) if number == 0 else prompts  # (G, B, P, d)
+                prompts = layer.prompts_above(prompts, keys_values, eliminators, number)
 
     def user_vectors(self, history: Tensor, *, eliminators: EliminatorRows | None = None) -> Tensor:
         """(..., L) histories of at least one event -> the vectors that score titles, (B, d) or (G, B, d)."""
@@ -188,32 +207,26 @@ class Layer(nn.Module):
         number: int,
         *,
         read: Tensor | None,
-        last: bool,
-    ) -> tuple[Tensor, Tensor | None]:
-        """(G or 1, B, T, d), prompts (G, R, d) in the first layer and (G, B, P, d) later -> the same one layer up."""
-        keys, values = self._heads(self.key_value(hidden)).chunk(2, dim=-1)  # (G or 1, B, H, T, d / H)
+    ) -> Tensor:
+        """(G or 1, B, T, d), the prompts' keys and values (G, B, H, P, 2 d / H) -> (G, B, T or Q, d)."""
+        keys, values = self.heads(self.key_value(hidden)).chunk(2, dim=-1)  # (G or 1, B, H, T, d / H)
         if read is not None:
             hidden, mask = _take_columns(hidden, mask, read)  # (G or 1, B, Q, d)
-        queries = self._heads(self.query(hidden)) * keys.shape[-1] ** -0.5  # (G or 1, B, H, T or Q, d / H)
+        queries = self.heads(self.query(hidden)) * keys.shape[-1] ** -0.5  # (G or 1, B, H, T or Q, d / H)
         scores = queries @ keys.transpose(-1, -2) + mask  # (G or 1, B, H, T or Q, T)
         attended = scores.softmax(-1) @ values  # (G or 1, B, H, T or Q, d / H)
         if prompts is None or eliminators is None:
-            hidden = self._after_attention(hidden, attended)
-            return self._feed_forward(hidden), None
-
-        prompt_keys_values = self.key_value(prompts)
-        if number == 0:
-            prompt_keys_values = _take_rows(prompt_keys_values, eliminators.prompt_index)  # (G, B, P, 2d)
-            prompts = None if last else _take_rows(prompts, eliminators.prompt_index)  # (G, B, P, d)
-        prompt_keys, prompt_values = self._heads(prompt_keys_values).chunk(2, dim=-1)  # (G, B, H, P, d / H)
+            return self._feed_forward(self._after_attention(hidden, attended))
+        prompt_keys, prompt_values = prompts.chunk(2, dim=-1)  # (G, B, H, P, d / H)
         gate = eliminators.prompt_gate[:, number, None, None, None, None]
         attended = _join(queries, prompt_keys, prompt_values, gate, scores, attended)  # (G, B, H, T or Q, d / H)
-        hidden = self._whole(hidden, attended, eliminators, number)
-        if last or prompts is None:
-            return hidden, None
-        prompt_queries = self._heads(self.query(prompts)) * prompt_keys.shape[-1] ** -0.5
-        prompt_attended = (prompt_queries @ prompt_keys.transpose(-1, -2)).softmax(-1) @ prompt_values
-        return hidden, self._whole(prompts, prompt_attended, eliminators, number)
+        return self._whole(hidden, attended, eliminators, number)
+
+    def prompts_above(self, prompts: Tensor, keys_values: Tensor, eliminators: EliminatorRows, number: int) -> Tensor:
+        """(G, B, P, d) prompts, who read each other -> the same one layer up."""
+        keys, values = keys_values.chunk(2, dim=-1)
+        queries = self.heads(self.query(prompts)) * keys.shape[-1] ** -0.5
+        return self._whole(prompts, (queries @ keys.transpose(-1, -2)).softmax(-1) @ values, eliminators, number)
 
     def _whole(self, hidden: Tensor, attended: Tensor, eliminators: EliminatorRows, number: int) -> Tensor:
         hidden = eliminators.adapt(self._after_attention(hidden, attended), number, "attention")
@@ -227,7 +240,7 @@ class Layer(nn.Module):
         inner = self.dropout(self.activation(self.expand(hidden)))
         return self.feed_forward_norm(hidden + self.dropout(self.contract(inner)))
 
-    def _heads(self, rows: Tensor) -> Tensor:
+    def heads(self, rows: Tensor) -> Tensor:
         """(..., T, n d) -> (..., H, T, n d / H)."""
         return rows.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
 

@@ -1,0 +1,106 @@
+"""`mtrec serve`, `mtrec promote`, `mtrec rollback`."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from mtrec_ray.commands.options import (
+    AsJson,
+    ConfigFile,
+    JobResult,
+    PrintConfig,
+    Settings,
+    print_config,
+    run_job,
+    with_settings,
+)
+
+SERVE_HELP = with_settings(("serving.config:ServeConfig", ""))
+PROMOTE_HELP = with_settings(("serving.gates_config:PromoteConfig", ""))
+PointerFile = Annotated[
+    str | None, typer.Option("--pointer", metavar="FILE", help="Pointer that endpoints follow, a .json file or URI.")
+]
+
+
+def serve(
+    bundle: Annotated[str | None, typer.Argument(metavar="[BUNDLE]", help="A bundle, or a pointer to one.")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="STORE", help="Online store: a folder or redis://HOST.")
+    ] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen at.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port to listen at.")] = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+    show_config: PrintConfig = False,
+) -> None:
+    """Serve a bundle on this machine until interrupted; `serving/serve.yaml` does so on a cluster."""
+    from mtrec_ray.config import load_config
+    from serving.config import ServeConfig, api_keys
+
+    flags = {"bundle": bundle, "store": store, "host": host, "port": port}
+    config = load_config(ServeConfig, config_file, settings or [], flags)
+    if show_config:
+        print_config(config)
+        return
+    keys = api_keys(config)
+
+    from mtrec_ray.lake.cluster import ray_session
+    from serving.live import LiveEngine
+
+    version = LiveEngine(config.bundle, config.poll_s).engine.version  # a mistake is said before anything starts
+    with ray_session():
+        from serving.endpoint import run, wait_for_the_end
+
+        run(config)
+        typer.echo(
+            f"serving bundle {version} at http://{config.host}:{config.port}"
+            f" ({'API keys needed' if keys else 'no API key needed on this machine'}; ctrl-c ends it)",
+            err=True,
+        )
+        wait_for_the_end()
+
+
+def promote(
+    bundle: Annotated[str | None, typer.Argument(metavar="[BUNDLE]", help="Folder or URI of the bundle.")] = None,
+    pointer: PointerFile = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+    show_config: PrintConfig = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a bundle the live one, if its gates hold; endpoints that follow the pointer take it up by themselves."""
+    from mtrec_ray.config import load_config
+    from serving.gates_config import PromoteConfig
+
+    config = load_config(PromoteConfig, config_file, settings or [], {"bundle": bundle, "pointer": pointer})
+    if show_config:
+        print_config(config)
+        return
+
+    def job(_) -> JobResult:
+        from serving.promote import promote as do
+
+        moved, gates = do(config)
+        table = Table("gate", "found", title=f"Bundle {moved.version} is live by {config.pointer}")
+        for gate in gates:
+            table.add_row(gate.name, gate.found)
+        return {"pointer": config.pointer, "version": moved.version, "num_gates": len(gates)}, [table]
+
+    run_job(job, as_json, ray=False)
+
+
+def rollback(
+    pointer: Annotated[str, typer.Option("--pointer", metavar="FILE", help="Pointer that endpoints follow.")],
+    as_json: AsJson = False,
+) -> None:
+    """Make the bundle live that was so before the last promotion."""
+
+    def job(_) -> JobResult:
+        from serving.pointer import move_back
+
+        moved = move_back(pointer)
+        table = Table(title=f"Bundle {moved.version} is live again by {pointer}", show_header=False)
+        return {"pointer": pointer, "version": moved.version}, [table]
+
+    run_job(job, as_json, ray=False)

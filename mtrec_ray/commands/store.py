@@ -1,0 +1,56 @@
+"""`mtrec store load LAKE --store URL`: bring users to where serving looks them up."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from mtrec_ray.commands.options import (
+    AsJson,
+    ConfigFile,
+    JobResult,
+    PrintConfig,
+    Settings,
+    print_config,
+    run_job,
+    with_settings,
+)
+
+app = typer.Typer(help="The online store of serving.", no_args_is_help=True)
+
+
+@app.command("load", cls=with_settings(("serving.load_config:StoreLoadConfig", "")))
+def load(
+    lake: Annotated[str | None, typer.Argument(metavar="[LAKE]", help="Folder or URI of the lake.")] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", metavar="URL", help="redis://host:port/db, or a local folder.")
+    ] = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+    show_config: PrintConfig = False,
+    as_json: AsJson = False,
+) -> None:
+    """Store every user of a lake with history, attributes, territory and embedding; again replaces, never doubles."""
+    from mtrec_ray.config import load_config
+    from serving.load_config import StoreLoadConfig
+
+    config = load_config(StoreLoadConfig, config_file, settings or [], {"lake": lake, "store": store})
+    if show_config:
+        print_config(config)
+        return
+
+    from mtrec_ray.lake.manifest import Lake
+
+    Lake.open(config.lake)  # a wrong path is told before Ray starts
+
+    def job(progress) -> JobResult:
+        from serving.load import load_store
+        from serving.store import without_password
+
+        counts, place = load_store(config, progress), without_password(config.store)
+        table = Table(title=f"Store {place}", show_header=False)
+        for name, count in counts.items():
+            table.add_row(name.replace("_", " "), f"{count:,}")
+        return {"store": place, **counts}, [table]
+
+    run_job(job, as_json)

@@ -1,0 +1,1 @@
+"""The online endpoint: recommendations and propensities with the attributes that each request wants ignored."""

@@ -1,0 +1,176 @@
+"""The routes, and how faults become answers with a field and a mend."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi import Path as InPath
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import FileResponse
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+
+from serving.config import LimitsConfig
+from serving.guard import RETRY_AFTER_S, Guard
+from serving.queries import RequestProblem
+from serving.schemas import (
+    Combinations,
+    EventsRequest,
+    EventsStored,
+    Problem,
+    Propensities,
+    PropensityRequest,
+    Recommendation,
+    RecommendationBatch,
+    RecommendBatch,
+    RecommendRequest,
+)
+from serving.service import Service
+from serving.store import StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+PAGE = Path(__file__).parent / "page"
+PAGE_FILES = {"page.css": "text/css", "page.js": "text/javascript"}
+PAGE_HEADERS = {
+    "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "no-referrer",
+}
+FAULTS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": text}
+    for status, text in {
+        400: "Not a request at all.",
+        401: "No accepted API key.",
+        404: "Nothing there.",
+        413: "Too long.",
+        422: "A field that cannot be served, and the mend.",
+        429: "Too many requests of this API key.",
+        503: "Too busy; try again after Retry-After.",
+    }.items()
+}
+
+
+def build_api(service: Service, keys: tuple[str, ...], limits: LimitsConfig) -> Any:
+    """The whole ASGI app of a replica."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        following = asyncio.create_task(service.live.follow())
+        yield
+        following.cancel()
+        with suppress(asyncio.CancelledError):
+            await following
+        if service.store is not None:
+            await service.store.close()
+
+    app = FastAPI(
+        title="mtrec",
+        description="Recommendations that ignore, request by request, the attributes a user wants ignored.",
+        version=service.live.engine.version,
+        lifespan=lifespan,
+    )
+    _add_routes(app, service, examples=not keys)
+    _add_page(app)
+    _add_faults(app, service)
+    return Guard(app, keys, limits, service.telemetry.error)
+
+
+def _add_routes(app: FastAPI, service: Service, examples: bool) -> None:
+    @app.post("/v1/recommend", responses={200: {"model": Recommendation}, **FAULTS})
+    async def recommend(request: RecommendRequest) -> Response:
+        """Titles for one user or one history."""
+        with service.telemetry.stage("recommend"):
+            (answer,) = await service.recommend([request], many=False)
+        return _json(answer)
+
+    @app.post("/v1/recommend:batch", responses={200: {"model": RecommendationBatch}, **FAULTS})
+    async def recommend_batch(batch: RecommendBatch) -> Response:
+        """Up to 1,000 requests in one call, answered in order."""
+        with service.telemetry.stage("recommend:batch"):
+            return _json({"responses": await service.recommend(batch.requests, many=True)})
+
+    @app.post("/v1/propensity", responses={200: {"model": Propensities}, **FAULTS})
+    async def propensity(request: PropensityRequest) -> Response:
+        """First-discovery propensities by the block of the territory's group."""
+        return _json(await service.propensities(request))
+
+    @app.get("/v1/combinations", responses={200: {"model": Combinations}, **FAULTS})
+    async def combinations() -> Response:
+        """What can be switched, with the audit's figures of each setting."""
+        return _json(service.combinations())
+
+    @app.put("/v1/users/{user_id}/events", responses={200: {"model": EventsStored}, **FAULTS})
+    async def append(user_id: Annotated[str, InPath(min_length=1, max_length=256)], request: EventsRequest) -> Response:
+        """Remember what a user watched; the next recommendation knows it."""
+        return _json(await service.append(user_id, request))
+
+    if examples:
+
+        @app.get("/v1/examples", include_in_schema=False)
+        async def some_examples() -> Response:
+            return _json(await service.examples())
+
+    @app.get("/healthz", responses={200: {"description": "The process answers."}})
+    async def healthz() -> Response:
+        return _json({"status": "ok"})
+
+    @app.get("/readyz", responses={200: {"description": "Bundle loaded, store reachable."}, 503: FAULTS[503]})
+    async def readyz() -> Response:
+        try:
+            if service.store is not None:
+                await service.store.ping()
+        except StoreUnavailable as error:
+            raise RequestProblem(None, "the online store cannot be reached: answers are by popularity", 503) from error
+        return _json({"status": "ready", "bundle_version": service.live.engine.version})
+
+
+def _add_page(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return FileResponse(PAGE / "index.html", media_type="text/html", headers=PAGE_HEADERS)
+
+    @app.get("/page/{name}", include_in_schema=False)
+    async def page_file(name: str) -> Response:
+        if name not in PAGE_FILES:
+            raise HTTPException(404, "no such file")
+        return FileResponse(PAGE / name, media_type=PAGE_FILES[name], headers=PAGE_HEADERS)
+
+
+def _add_faults(app: FastAPI, service: Service) -> None:
+    """Every fault is a `Problem`; neither a stack trace nor a value that was sent goes out or into a log."""
+
+    @app.exception_handler(RequestProblem)
+    async def problem(_: Request, error: RequestProblem) -> Response:
+        service.telemetry.error(str(error.status))
+        return _json({"field": error.field, "message": error.message}, error.status)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(_: Request, error: RequestValidationError) -> Response:
+        service.telemetry.error("422")
+        first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return _json({"field": None, "message": f"the body is no JSON: {first['ctx']['error']}"}, 400)
+        field = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"][1:]).lstrip(".")
+        return _json({"field": field or None, "message": first["msg"]}, 422)
+
+    @app.exception_handler(HTTPException)
+    async def missing(_: Request, error: HTTPException) -> Response:
+        service.telemetry.error(str(error.status_code))
+        return _json({"field": None, "message": str(error.detail)}, error.status_code, dict(error.headers or {}))
+
+    @app.exception_handler(Exception)
+    async def ours(_: Request, error: Exception) -> Response:
+        service.telemetry.error("500")
+        logger.error("a request failed: %s", type(error).__name__)
+        return _json({"field": None, "message": "our fault; it was counted"}, 500)
+
+
+def _json(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    if status == 503:
+        headers = {**(headers or {}), "retry-after": str(RETRY_AFTER_S)}
+    return Response(to_json(document), status, headers, media_type="application/json")

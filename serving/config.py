@@ -1,0 +1,97 @@
+"""Settings of `mtrec serve` and of the `args` in serve.yaml."""
+
+import ipaddress
+import os
+
+from pydantic import Field, model_validator
+
+from mtrec_ray.config import Config
+from mtrec_ray.errors import UserError
+
+KEY_VARIABLE = "MTREC_API_KEYS"
+
+
+class LimitsConfig(Config):
+    """What one request, one key and one replica may ask for."""
+
+    max_body_bytes: int = Field(default=4_000_000, ge=1)
+    """Longest request body; 1,000 histories of 100 titles stay below."""
+    requests_per_s: float = Field(default=200.0, gt=0)
+    """Requests a second of one API key at one replica, on average."""
+    burst: int = Field(default=400, ge=1)
+    """Requests of one API key at once."""
+    max_in_flight: int = Field(default=128, ge=1)
+    """Requests a replica works on; one more is answered 503 with Retry-After at once."""
+    batch_rows: int = Field(default=64, ge=1)
+    """Users of one forward."""
+
+
+class ScaleConfig(Config):
+    """Replicas; each holds the whole model, so that no request hops between deployments."""
+
+    min_replicas: int = Field(default=1, ge=0)
+    max_replicas: int = Field(default=1, ge=1)
+    target_ongoing_requests: float = Field(default=16.0, gt=0)
+    """Requests in flight a replica at which Ray Serve adds another."""
+    upscale_delay_s: float = Field(default=10.0, ge=0)
+    downscale_delay_s: float = Field(default=120.0, ge=0)
+    num_cpus: float = Field(default=1.0, gt=0)
+    """CPUs of a replica."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "ScaleConfig":
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}")
+        return self
+
+
+class ServeConfig(Config):
+    """An endpoint."""
+
+    bundle: str
+    """Folder or URI of a bundle, or of a pointer (ends in .json) that `mtrec promote` moves."""
+    store: str | None = None
+    """Online store: a folder (embedded) or redis://HOST; null: requests must carry histories."""
+    expire_s: float | None = Field(default=None, gt=0)
+    """Seconds after its last event that a user is forgotten by the store; null: never."""
+    host: str = "127.0.0.1"
+    """Address to listen at; anything but this machine's own needs API keys."""
+    port: int = Field(default=8000, ge=1, le=65535)
+    """Port to listen at."""
+    api_key_file: str | None = None
+    """File with one API key a line; or the environment's MTREC_API_KEYS, separated by commas."""
+    poll_s: float = Field(default=2.0, gt=0)
+    """Seconds between two looks at the pointer."""
+    limits: LimitsConfig = LimitsConfig()
+    scale: ScaleConfig = ScaleConfig()
+
+
+def api_keys(config: ServeConfig) -> tuple[str, ...]:
+    """The keys of the file and of the environment.
+
+    Raises:
+        UserError: an unreadable or empty file, or no key where the host can be reached from elsewhere.
+    """
+    keys = [key.strip() for key in os.environ.get(KEY_VARIABLE, "").split(",")]
+    if config.api_key_file is not None:
+        try:
+            with open(config.api_key_file, encoding="utf-8") as file:
+                found = [line.strip() for line in file]
+        except OSError as error:
+            raise UserError(f"api_key_file {config.api_key_file!r} cannot be read: {error.strerror}") from error
+        if not any(found):
+            raise UserError(f"api_key_file {config.api_key_file!r} holds no key: write one a line")
+        keys += found
+    keys = [key for key in keys if key]
+    if not keys and not _is_loopback(config.host):
+        raise UserError(
+            f"host {config.host!r} can be reached from elsewhere: give API keys by api_key_file=FILE or {KEY_VARIABLE}"
+        )
+    return tuple(keys)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

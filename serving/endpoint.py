@@ -1,0 +1,95 @@
+"""The deployment: model, store and routes in one replica, so that no request hops between deployments."""
+
+import signal
+import threading
+from typing import Any
+
+import torch
+from ray import serve
+from ray.serve import Application
+
+from mtrec_ray.config import validate_config
+from mtrec_ray.errors import UserError
+from mtrec_ray.files import absolute, exists
+from serving.api import build_api
+from serving.config import ServeConfig, api_keys
+from serving.live import LiveEngine
+from serving.service import Service
+from serving.store import is_folder, open_store
+from serving.telemetry import Telemetry
+
+QUIET = {"enable_access_log": False, "log_level": "WARNING"}
+"""No path of a request in any log: it can hold a user's id."""
+
+
+@serve.deployment
+@serve.ingress()
+class Endpoint:
+    """One replica.
+
+    Args:
+        config: `ServeConfig` as plain data.
+        keys: accepted API keys.
+    """
+
+    def __init__(self, config: dict[str, Any], keys: tuple[str, ...]) -> None:
+        torch.set_num_threads(1)
+        self.config, self.keys = validate_config(ServeConfig, config), keys
+
+    def __serve_build_asgi_app__(self) -> Any:
+        config = self.config
+        store = None if config.store is None else open_store(config.store, expire_s=config.expire_s)
+        live = LiveEngine(config.bundle, config.poll_s)
+        return build_api(Service(live, store, Telemetry(), config.limits.batch_rows), self.keys, config.limits)
+
+
+def build(args: dict[str, Any]) -> Application:
+    """What `import_path: serving.endpoint:build` in serve.yaml calls with its `args`, the settings of `ServeConfig`.
+
+    Raises:
+        UserError: settings that do not fit, no API key where one is needed, or an embedded store that is not there.
+    """
+    config = validate_config(ServeConfig, {"host": "0.0.0.0", **args})  # closed unless it is said to be local
+    keys = api_keys(config)
+    if config.store is not None and is_folder(config.store) and not exists(config.store):
+        raise UserError(f"no online store at {config.store!r}: `mtrec store load LAKE --store {config.store}` makes it")
+    placed = config.model_copy(
+        update={
+            "bundle": absolute(config.bundle),
+            "store": absolute(config.store) if config.store else None,
+        }
+    )
+    scale = config.scale
+    autoscaling = {
+        "min_replicas": scale.min_replicas,
+        "max_replicas": scale.max_replicas,
+        "initial_replicas": max(scale.min_replicas, 1),
+        "target_ongoing_requests": scale.target_ongoing_requests,
+        "upscale_delay_s": scale.upscale_delay_s,
+        "downscale_delay_s": scale.downscale_delay_s,
+    }
+    deployment = Endpoint.options(
+        autoscaling_config=autoscaling,
+        max_ongoing_requests=2 * config.limits.max_in_flight,  # the guard refuses first, with Retry-After
+        ray_actor_options={"num_cpus": scale.num_cpus},
+        logging_config=QUIET,
+    )
+    return deployment.bind(placed.model_dump(mode="json"), keys)
+
+
+def run(config: ServeConfig) -> None:
+    """Start the endpoint on the Ray that is running, and return once it answers."""
+    application = build(config.model_dump(mode="json"))
+    options = {"host": config.host, "port": config.port, "access_log": False}
+    serve.start(http_options=options, logging_config=QUIET)
+    serve.run(application, name="mtrec", route_prefix="/", logging_config=QUIET)
+
+
+def wait_for_the_end() -> None:
+    """Until the process is told to stop, then shut the endpoint down."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    while not ended.wait(timeout=1.0):
+        pass
+    serve.shutdown()

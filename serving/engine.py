@@ -1,0 +1,130 @@
+"""One bundle, loaded: answers a batch whose rows each have their own combination in one forward.
+
+Legend: `B` rows, `L` history length, `N` titles, `m` attributes, `d` width.
+
+The backbone alone is one more combination, of no attribute, whose gate shuts its prompts out: a batch is never
+split.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtrec_ray.bundle.manifest import Bundle
+from mtrec_ray.lake.manifest import embedding_matrix
+from serving.catalogue import Catalogue
+from serving.prompts import PromptCache
+
+MAX_CELLS = 8_000_000
+"""Rows x titles scored at once: what bounds the memory of a large batch on a large catalogue."""
+
+Combination = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Query:
+    """One request as rows and indices; `serving.queries` makes and checks them."""
+
+    history: tuple[int, ...]
+    """Titles, oldest first, one at least; the last L are read."""
+    values: tuple[int, ...]
+    """(m,) attribute values, -1 unknown."""
+    combination: int
+    """Place in `Engine.combinations`."""
+    territory: int
+    k: int
+    exclude: tuple[int, ...] = ()
+    """Titles that are not wanted."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Titles, best first."""
+
+    titles: list[int]
+    scores: list[float]
+
+
+class Engine:
+    """Everything that a replica needs of one bundle; memory is weights and catalogue, whatever the number of users."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.manifest = bundle.manifest
+        self.backbone = bundle.backbone()
+        self.pack = bundle.eliminators().with_identity()
+        self.combinations: dict[Combination, int] = {c: place for place, c in enumerate(self.pack.combinations)}
+        self.prompts = PromptCache(self.backbone, self.pack)
+        titles = bundle.titles()
+        self.catalogue = Catalogue.of(bundle, titles)
+        self.title_vectors = self.backbone.title_vectors().t().contiguous()  # (d, N)
+        self.popular = bundle.popular().tolist()
+        self.two_tower = bundle.propensity()
+        if self.two_tower is not None:
+            features = torch.from_numpy(embedding_matrix(titles["embedding"]).copy())
+            with torch.inference_mode():
+                self.discovery_vectors = self.two_tower.title_vectors(features)  # (N, d)
+
+    @property
+    def version(self) -> str:
+        return self.manifest.version
+
+    @torch.inference_mode()
+    def recommend(self, queries: list[Query]) -> list[Ranked]:
+        """The best titles of each query."""
+        size = max(1, MAX_CELLS // len(self.catalogue.ids))
+        return [
+            ranked for start in range(0, len(queries), size) for ranked in self._rank(queries[start : start + size])
+        ]
+
+    def user_vectors(self, queries: list[Query]) -> Tensor:
+        """(B, d), each row under its own combination."""
+        length = self.backbone.config.history
+        history = np.full((len(queries), 1, length), -1, dtype=np.int64)
+        for row, query in enumerate(queries):
+            recent = query.history[-length:]
+            history[row, 0, : len(recent)] = recent
+        cached = self.prompts.gather([(query.combination, *query.values) for query in queries])
+        combination = torch.tensor([query.combination for query in queries])
+        values = torch.tensor([query.values for query in queries])
+        eliminators = self.pack.for_rows(combination, values, cached)
+        return self.backbone.user_vectors(torch.from_numpy(history), eliminators=eliminators)[:, 0]
+
+    def _rank(self, queries: list[Query]) -> list[Ranked]:
+        scores = self.user_vectors(queries) @ self.title_vectors  # (B, N)
+        scores.masked_fill_(self.catalogue.elsewhere[torch.tensor([q.territory for q in queries])], -torch.inf)
+        rows = np.repeat(np.arange(len(queries)), [len(q.exclude) for q in queries])
+        if len(rows):
+            columns = np.fromiter((title for q in queries for title in q.exclude), dtype=np.int64, count=len(rows))
+            scores.view(-1)[torch.from_numpy(rows * scores.shape[1] + columns)] = -torch.inf
+        k = min(max(query.k for query in queries), scores.shape[1])
+        best, titles = (part.tolist() for part in scores.topk(k))
+        return [_cut(t, s, query.k) for t, s, query in zip(titles, best, queries, strict=True)]
+
+    def most_popular(self, territory: int, k: int, exclude: frozenset[int] = frozenset()) -> list[int]:
+        """Titles by discoveries in a territory, for users without a history."""
+        return [title for title in self.popular[territory] if title >= 0 and title not in exclude][:k]
+
+    @torch.inference_mode()
+    def propensities(self, embedding: np.ndarray, territory: int, titles: list[int] | None, k: int) -> Ranked:
+        """First-discovery propensities of one user, (user width,) embedding, by the block of the territory's group."""
+        part, model = self.manifest.propensity, self.two_tower
+        assert part is not None
+        assert model is not None
+        group = torch.tensor([part.group_of_territory[territory]])
+        user = model.user_vectors(torch.from_numpy(embedding)[None], group)  # (1, d)
+        if titles is not None:
+            logits = model.logits(user, self.discovery_vectors[torch.tensor(titles)])[0]
+            return Ranked(titles, logits.sigmoid().tolist())
+        logits = model.logits(user, self.discovery_vectors)[0].masked_fill_(
+            self.catalogue.elsewhere[territory], -torch.inf
+        )
+        best, rows = logits.topk(min(k, len(logits)))
+        return _cut(rows.tolist(), best.sigmoid().tolist(), k, nothing=0.0)
+
+
+def _cut(titles: list[int], scores: list[float], k: int, nothing: float = -float("inf")) -> Ranked:
+    """The first k that are offered at all."""
+    num = sum(score > nothing for score in scores[:k])
+    return Ranked(titles[:num], scores[:num])

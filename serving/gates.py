@@ -1,0 +1,58 @@
+"""What stands between a new bundle and its users: NDCG, leakage and PR-AUC, each with its interval."""
+
+from dataclasses import dataclass
+
+from mtrec_ray.bundle.manifest import BundleManifest
+from serving.gates_config import GatesConfig
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One condition and whether it holds."""
+
+    name: str
+    holds: bool
+    found: str
+
+
+def check_gates(new: BundleManifest, live: BundleManifest | None, gates: GatesConfig) -> list[Gate]:
+    """All conditions; what needs a live bundle is left out where there is none."""
+    if not new.audit:
+        return [Gate("audit", not gates.audit, "the bundle was made without one: `mtrec bundle --audit DIR`")]
+    found = [_ndcg(name, figures, live, gates) for name, figures in new.metrics.items()]
+    for combination in new.combinations:
+        name = "+".join(combination)
+        found += [_leak(name, attribute, new.audit[name][attribute], gates) for attribute in combination]
+    return found + _pr_auc(new, live, gates)
+
+
+def _ndcg(name: str, figures: dict[str, float], live: BundleManifest | None, gates: GatesConfig) -> Gate:
+    value, low, high = (figures[f"ndcg@10{end}"] for end in ("", "_low", "_high"))
+    before = live.metrics.get(name, {}).get("ndcg@10") if live else None
+    wanted = 0.0 if before is None else gates.ndcg_share * before
+    text = f"{value:.4f} ({low:.4f} to {high:.4f})"
+    if before is not None:
+        text += f", live {before:.4f}"
+    return Gate(f"ndcg@10/{name}", high >= wanted and low >= gates.min_ndcg, text)
+
+
+def _leak(combination: str, attribute: str, figures: dict[str, float | int | str], gates: GatesConfig) -> Gate:
+    value, low, high, null = (
+        float(figures[key])
+        for key in ("balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high", "null_high")
+    )
+    text = f"balanced accuracy {value:.3f} ({low:.3f} to {high:.3f}), null up to {null:.3f}"
+    return Gate(f"leak/{combination}/{attribute}", value <= null + gates.max_leak, text)
+
+
+def _pr_auc(new: BundleManifest, live: BundleManifest | None, gates: GatesConfig) -> list[Gate]:
+    before = live.propensity.metrics.get("pr_auc/mean") if live and live.propensity else None
+    if before is None:
+        return []
+    figures = new.propensity.metrics if new.propensity else {}
+    if "pr_auc/mean" not in figures:
+        mend = "the live bundle has one: `mtrec bundle --propensity RUN --evaluation DIR`"
+        return [Gate("pr_auc", False, mend)]
+    value, low, high = (figures[f"pr_auc/mean{end}"] for end in ("", "_low", "_high"))
+    text = f"{value:.4f} ({low:.4f} to {high:.4f}), live {before:.4f}"
+    return [Gate("pr_auc", high >= gates.pr_auc_share * before, text)]

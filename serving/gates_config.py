@@ -1,0 +1,30 @@
+"""Settings of `mtrec promote`."""
+
+from pydantic import Field
+
+from mtrec_ray.config import Config
+
+
+class GatesConfig(Config):
+    """What a bundle must show before it goes live; a figure counts as worse once its whole interval is."""
+
+    ndcg_share: float = Field(default=0.97, gt=0)
+    """NDCG@10 of each combination: the interval's upper end must reach this share of the live bundle's figure."""
+    min_ndcg: float = Field(default=0.0, ge=0)
+    """NDCG@10 of each combination: the interval's lower end must reach this."""
+    pr_auc_share: float = Field(default=0.97, gt=0)
+    """Mean PR-AUC of the propensity model: as `ndcg_share`."""
+    max_leak: float = Field(default=0.02, ge=0)
+    """What the best attacker's balanced accuracy may exceed its null's upper end by, for each ignored attribute."""
+    audit: bool = True
+    """False promotes a bundle without an audit, unseen."""
+
+
+class PromoteConfig(Config):
+    """A bundle and the pointer that is to name it."""
+
+    bundle: str
+    """Folder or URI of the bundle."""
+    pointer: str
+    """Pointer that endpoints follow: a file or URI that ends in .json."""
+    gates: GatesConfig = GatesConfig()

@@ -1,0 +1,148 @@
+"""What stands before every route: body size, API keys, a rate for each key, and a bound on requests in flight.
+
+A plain ASGI middleware. Nothing of a request is logged here: neither its body nor its key nor its path.
+"""
+
+import hashlib
+import hmac
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from pydantic_core import to_json
+
+from serving.config import LimitsConfig
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+GUARDED = "/v1/"
+RETRY_AFTER_S = 1
+
+
+class Refused(Exception):
+    """An answer given before the route."""
+
+    def __init__(self, status: int, message: str, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.status, self.message, self.retry_after_s = status, message, retry_after_s
+
+
+class TokenBucket:
+    """`rate` requests a second on average, `burst` at once."""
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self.rate, self.burst = rate, burst
+        self.tokens, self.at = float(burst), time.monotonic()
+
+    def take(self) -> bool:
+        now = time.monotonic()
+        self.tokens, self.at = min(self.burst, self.tokens + (now - self.at) * self.rate), now
+        if self.tokens < 1:
+            return False
+        self.tokens -= 1
+        return True
+
+
+class Guard:
+    """Wraps an ASGI app.
+
+    Args:
+        app: what is guarded.
+        keys: accepted API keys; none: every caller is let in, which the config allows on loopback alone.
+        limits: sizes and rates.
+        count_error: called with the kind of each refusal.
+    """
+
+    def __init__(
+        self, app: App, keys: tuple[str, ...], limits: LimitsConfig, count_error: Callable[[str], None]
+    ) -> None:
+        self.app, self.limits, self.count_error = app, limits, count_error
+        self.buckets = {_digest(key): TokenBucket(limits.requests_per_s, limits.burst) for key in keys}
+        self.in_flight = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        try:
+            if scope["path"].startswith(GUARDED):
+                self._admit(scope)
+            body = await self._body(scope, receive)
+        except Refused as refused:
+            self.count_error(str(refused.status))
+            await _answer(send, refused)
+            return
+        self.in_flight += 1
+        try:
+            await self.app(scope, _replay(body, receive), send)
+        finally:
+            self.in_flight -= 1
+
+    def _admit(self, scope: Scope) -> None:
+        if self.buckets:
+            given = _digest(_key_of(scope))
+            bucket = None
+            for digest, candidate in self.buckets.items():  # all of them, whichever fits: constant time
+                if hmac.compare_digest(digest, given):
+                    bucket = candidate
+            if bucket is None:
+                raise Refused(401, "an API key is needed: send the header Authorization: Bearer KEY")
+            if not bucket.take():
+                raise Refused(429, "too many requests with this API key: try again later", RETRY_AFTER_S)
+        if self.in_flight >= self.limits.max_in_flight:
+            raise Refused(503, "too many requests at once: try again", RETRY_AFTER_S)
+
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self.limits.max_body_bytes:
+            raise Refused(413, f"the body is longer than {self.limits.max_body_bytes:,} bytes: send less at a time")
+        parts, size = [], 0
+        while True:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return b""
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > self.limits.max_body_bytes:
+                raise Refused(413, f"the body is longer than {self.limits.max_body_bytes:,} bytes: send less at a time")
+            if not message.get("more_body", False):
+                return b"".join(parts)
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha256(key.encode(errors="surrogateescape")).digest()
+
+
+def _key_of(scope: Scope) -> str:
+    headers = dict(scope["headers"])
+    value = headers.get(b"authorization", b"").decode("latin-1")
+    scheme, _, key = value.partition(" ")
+    return key.strip() if scheme.lower() == "bearer" else headers.get(b"x-api-key", b"").decode("latin-1")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """The body once, then whatever comes, which is the disconnection."""
+    sent = False
+
+    async def again() -> Message:
+        nonlocal sent
+        if sent:
+            return await receive()
+        sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return again
+
+
+async def _answer(send: Send, refused: Refused) -> None:
+    headers = [(b"content-type", b"application/json")]
+    if refused.retry_after_s is not None:
+        headers.append((b"retry-after", str(refused.retry_after_s).encode()))
+    if refused.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
+    await send({"type": "http.response.body", "body": to_json({"field": None, "message": refused.message})})

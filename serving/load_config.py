@@ -1,0 +1,19 @@
+"""Settings of `mtrec store load`."""
+
+from pydantic import Field
+
+from mtrec_ray.config import Config
+from serving.store import MAX_STORED_EVENTS
+
+
+class StoreLoadConfig(Config):
+    """One load of a lake's users into an online store."""
+
+    lake: str
+    """Folder or URI of the lake."""
+    store: str
+    """redis://host:port/db, rediss://..., or a local folder, which is created."""
+    expire_s: float | None = Field(default=None, gt=0)
+    """Users are forgotten so many seconds after their load or their last event; null = never."""
+    max_events: int = Field(default=MAX_STORED_EVENTS, ge=1, le=MAX_STORED_EVENTS)
+    """Most recent events kept of each user."""

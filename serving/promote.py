@@ -1,0 +1,28 @@
+"""`mtrec promote` and `mtrec rollback`."""
+
+from mtrec_ray.bundle.manifest import Bundle
+from mtrec_ray.errors import UserError
+from mtrec_ray.files import exists
+from serving.engine import Engine
+from serving.gates import Gate, check_gates
+from serving.gates_config import PromoteConfig
+from serving.pointer import Pointer, move_pointer, read_pointer
+
+
+def promote(config: PromoteConfig) -> tuple[Pointer, list[Gate]]:
+    """Make a bundle the live one, once it can be loaded and its gates hold.
+
+    Raises:
+        UserError: a damaged bundle, or gates that fail; the pointer stays as it was.
+    """
+    bundle = Bundle.open(config.bundle)
+    Engine(bundle)  # every file is there, whole, and fits the others
+    live = Bundle.open(read_pointer(config.pointer).bundle).manifest if exists(config.pointer) else None
+    found = check_gates(bundle.manifest, live, config.gates)
+    failing = [f"{gate.name}: {gate.found}" for gate in found if not gate.holds]
+    if failing:
+        raise UserError(
+            f"bundle {bundle.manifest.version} stays out, {len(failing)} of {len(found)} gates fail:\n"
+            + "\n".join(failing)
+        )
+    return move_pointer(config.pointer, bundle), found

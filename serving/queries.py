@@ -1,0 +1,143 @@
+"""From requests to queries of an engine: names become indices, and what cannot be served is refused by name."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from serving.engine import Engine, Query
+from serving.schemas import PropensityRequest, RecommendRequest
+from serving.store import UserState
+
+NOTHING = UserState(history=(), attributes={}, territory=None, embedding=b"")
+
+
+class RequestProblem(Exception):
+    """A request that cannot be served; becomes a 4xx answer.
+
+    Args:
+        field: where in the request, None where nowhere in particular.
+        message: what is wrong and how to mend it.
+        status: HTTP status.
+    """
+
+    def __init__(self, field: str | None, message: str, status: int = 422) -> None:
+        super().__init__(message)
+        self.field, self.message, self.status = field, message, status
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A checked request; without `query` the territory's popular titles answer it, for `reason`."""
+
+    request: RecommendRequest
+    combination: tuple[str, ...]
+    territory: int
+    query: Query | None
+    exclude: frozenset[int]
+    reason: str | None
+    unknown_titles: int
+    unknown_values: list[str]
+
+
+def check(engine: Engine, request: RecommendRequest, place: str = "") -> tuple[tuple[str, ...], int]:
+    """The combination and the territory of a request, before anything is looked up; `place` goes before field names."""
+    if request.k > len(engine.catalogue.ids):
+        raise RequestProblem(f"{place}k", f"k is {request.k}, the catalogue has {len(engine.catalogue.ids)} titles")
+    for name, value in request.attributes.items():
+        declared = engine.manifest.attributes.get(name)
+        if declared is None:
+            raise RequestProblem(f"{place}attributes", f"no attribute {name!r}; there are {_listed(engine)}")
+        if value not in declared:
+            allowed = ", ".join(map(repr, declared))
+            raise RequestProblem(f"{place}attributes.{name}", f"not a value of {name}; choose one of {allowed}")
+    return _combination(engine, request.ignore, place), _territory(engine, request.territory, place)
+
+
+def resolve(
+    engine: Engine,
+    request: RecommendRequest,
+    combination: tuple[str, ...],
+    territory: int,
+    state: UserState | None,
+    reason: str | None = None,
+) -> Resolved:
+    """A checked request with its user's state; None where the store has none or, with a `reason`, could not say."""
+    known = state or NOTHING
+    titles = request.history if request.history is not None else known.history
+    values = request.attributes if request.history is not None else known.attributes
+    row_of = engine.catalogue.row_of
+    rows = tuple(row_of[title] for title in titles if title in row_of)
+    if request.user_id is not None and state is None:
+        reason = reason or "unknown user"
+    elif not rows:
+        reason = "no known title in the history"
+    declared = engine.manifest.attributes
+    index = tuple(there.index(values[name]) if values.get(name) in there else -1 for name, there in declared.items())
+    exclude = frozenset(rows) if request.exclude_seen else frozenset()
+    query = None
+    if reason is None:
+        place = engine.combinations[combination]
+        query = Query(rows, index, place, territory, request.k, tuple(exclude))
+    return Resolved(
+        request=request,
+        combination=combination,
+        territory=territory,
+        query=query,
+        exclude=exclude,
+        reason=reason,
+        unknown_titles=len(titles) - len(rows),
+        unknown_values=[name for name, value in zip(declared, index, strict=True) if value < 0 and name in combination],
+    )
+
+
+def propensity_inputs(
+    engine: Engine, request: PropensityRequest, state: UserState | None
+) -> tuple[np.ndarray, int, list[int] | None]:
+    """(embedding, territory, titles) of a checked request."""
+    if engine.two_tower is None:
+        mend = "this bundle has no propensity model: `mtrec bundle --propensity RUN` makes one that has"
+        raise RequestProblem(None, mend, 404)
+    width, row_of = engine.two_tower.config.user_width, engine.catalogue.row_of
+    territory = _territory(engine, request.territory, "")
+    if request.k > len(row_of):
+        raise RequestProblem("k", f"k is {request.k}, the catalogue has {len(row_of)} titles")
+    if request.embedding is not None:
+        with np.errstate(over="ignore"):  # what becomes infinite is refused below
+            embedding, field = np.array(request.embedding).astype(np.float32), "embedding"
+    elif state is None or not state.embedding:
+        raise RequestProblem("user_id", "no such user, or one without an embedding: give an embedding", 404)
+    else:
+        embedding, field = np.frombuffer(state.embedding, dtype="<f2").astype(np.float32), "user_id"
+    if len(embedding) != width:
+        raise RequestProblem(field, f"the embedding has {len(embedding)} numbers, this model takes {width}")
+    if not np.isfinite(embedding).all():
+        raise RequestProblem(field, "the embedding holds NaN or infinity")
+    if request.title_ids is None:
+        return embedding, territory, None
+    for place, title in enumerate(request.title_ids):
+        if title not in row_of:
+            raise RequestProblem(f"title_ids[{place}]", "no such title in the catalogue: leave it out")
+        if engine.catalogue.elsewhere[territory, row_of[title]]:
+            raise RequestProblem(f"title_ids[{place}]", f"not offered in territory {request.territory!r}: leave it out")
+    return embedding, territory, [row_of[title] for title in request.title_ids]
+
+
+def _combination(engine: Engine, ignore: list[str], place: str) -> tuple[str, ...]:
+    for position, name in enumerate(ignore):
+        if name not in engine.manifest.attributes:
+            raise RequestProblem(f"{place}ignore[{position}]", f"no attribute {name!r}; there are {_listed(engine)}")
+    wanted = tuple(name for name in engine.manifest.attributes if name in ignore)
+    if wanted not in engine.combinations:
+        there = ", ".join("+".join(combination) for combination in engine.combinations if combination)
+        raise RequestProblem(f"{place}ignore", f"nothing was trained to ignore {'+'.join(wanted)}; there are {there}")
+    return wanted
+
+
+def _territory(engine: Engine, name: str, place: str) -> int:
+    if name not in engine.catalogue.territory_of:
+        raise RequestProblem(f"{place}territory", f"no territory {name!r}; GET /v1/combinations lists them")
+    return engine.catalogue.territory_of[name]
+
+
+def _listed(engine: Engine) -> str:
+    return ", ".join(engine.manifest.attributes) or "none"

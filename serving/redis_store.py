@@ -1,0 +1,170 @@
+"""The online store in Redis: shared by all machines.
+
+| key | value |
+|---|---|
+| `mtrec:history:<user id>` | list of title ids, oldest first |
+| `mtrec:profile:<user id>` | msgpack of (attributes, territory, embedding); none where a user was only appended to |
+
+The two expire together. Give this Redis no `allkeys-...` eviction: it could drop a profile and leave its history.
+"""
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgpack
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import ExponentialBackoff, NoBackoff
+from redis.exceptions import ClusterDownError, OutOfMemoryError, ReadOnlyError
+from redis.maint_notifications import MaintNotificationsConfig
+from redis.retry import Retry
+
+from mtrec_ray.errors import UserError
+from serving.store import MAX_STORED_EVENTS, TIMEOUT_S, StoreUnavailable, UserState, without_password
+
+HISTORY, PROFILE = "mtrec:history:", "mtrec:profile:"
+MAX_CONNECTIONS = 64
+"""Of one event loop; further calls wait for one, at most the timeout."""
+LOAD_TIMEOUT_S = 10.0
+LOAD_RETRIES = 3
+"""A bulk load may repeat a batch: storing twice is storing once."""
+BATCH_ITEMS = 20_000
+"""Users and titles per transaction of a bulk load: Redis answers nobody else meanwhile, some 10 ms."""
+SCAN_COUNT, SAMPLE_SCANS = 1000, 100
+NOT_NOW = (redis.ConnectionError, redis.TimeoutError, ReadOnlyError, OutOfMemoryError, ClusterDownError, OSError)
+"""Errors of a server that is away, starting, full, or failing over."""
+
+
+class RedisStore:
+    """See `serving.store.Store`. Connections belong to an event loop and are made at the first call in it."""
+
+    def __init__(self, url: str, *, expire_s: float | None = None, timeout_s: float = TIMEOUT_S) -> None:
+        self._url, self._place = url, without_password(url)
+        self._expire_ms = None if expire_s is None else max(1, round(1000 * expire_s))
+        self._timeout_s = timeout_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_client: redis.asyncio.Redis | None = None
+        try:
+            database = urlsplit(self._place).path.strip("/")
+            if database and not database.isdigit():
+                raise ValueError(f"{database!r} is no database number")
+            redis.ConnectionPool.from_url(url).make_connection()  # reads the whole url, connects to nothing
+        except (ValueError, TypeError) as error:
+            raise UserError(f"store {self._place!r}: {error}") from error
+
+    async def get(self, user_ids: Sequence[str]) -> list[UserState | None]:
+        with self._unavailable():
+            async with self._client().pipeline(transaction=False) as pipeline:
+                for user_id in user_ids:
+                    pipeline.get(PROFILE + user_id)
+                    pipeline.lrange(HISTORY + user_id, -MAX_STORED_EVENTS, -1)
+                replies = await pipeline.execute()
+        return [_state(profile, titles) for profile, titles in zip(replies[::2], replies[1::2], strict=True)]
+
+    async def append(self, user_id: str, title_ids: Sequence[str]) -> int:
+        history = HISTORY + user_id
+        with self._unavailable():
+            async with self._client().pipeline(transaction=True) as pipeline:
+                if title_ids:
+                    pipeline.rpush(history, *title_ids)
+                    pipeline.ltrim(history, -MAX_STORED_EVENTS, -1)
+                    if self._expire_ms:
+                        pipeline.pexpire(history, self._expire_ms)
+                        pipeline.pexpire(PROFILE + user_id, self._expire_ms)
+                pipeline.llen(history)
+                return (await pipeline.execute())[-1]
+
+    def put_many(self, states: Iterable[tuple[str, UserState]]) -> int:
+        stored = waiting = 0
+        retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), LOAD_RETRIES)
+        timeout_s = max(self._timeout_s, LOAD_TIMEOUT_S)
+        with (
+            redis.Redis.from_url(
+                self._url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=retry
+            ) as client,
+            client.pipeline(transaction=True) as pipeline,
+        ):
+            for user_id, state in states:
+                self._put(pipeline, user_id, state)
+                stored += 1
+                waiting += 1 + len(state.history)
+                if waiting >= BATCH_ITEMS:
+                    self._execute(pipeline)
+                    waiting = 0
+            self._execute(pipeline)
+        return stored
+
+    async def ping(self) -> None:
+        with self._unavailable():
+            await self._client().execute_command("PING")
+
+    async def sample(self, count: int) -> list[str]:
+        found: dict[str, None] = {}  # a scan may name a key twice
+        cursor = 0
+        with self._unavailable():
+            for _ in range(SAMPLE_SCANS):
+                cursor, keys = await self._client().scan(cursor, match=HISTORY + "*", count=SCAN_COUNT)
+                found.update(dict.fromkeys(_text(key).removeprefix(HISTORY) for key in keys))
+                if cursor == 0 or len(found) >= count:
+                    break
+        return list(islice(found, count))
+
+    async def close(self) -> None:
+        if self._loop_client is not None and self._loop is asyncio.get_running_loop():
+            await self._loop_client.aclose()
+        self._loop = self._loop_client = None
+
+    def _client(self) -> redis.asyncio.Redis:
+        """The client of the running event loop; one of a loop before it went with that loop."""
+        loop = asyncio.get_running_loop()
+        if self._loop_client is None or self._loop is not loop:
+            pool = redis.asyncio.BlockingConnectionPool.from_url(
+                self._url,
+                max_connections=MAX_CONNECTIONS,
+                timeout=self._timeout_s,
+                socket_timeout=self._timeout_s,
+                socket_connect_timeout=self._timeout_s,
+                retry=AsyncRetry(NoBackoff(), 0),  # the endpoint degrades at once, and an append never counts twice
+                maint_notifications_config=MaintNotificationsConfig(enabled=False),  # with them, dead connections pass
+            )
+            self._loop, self._loop_client = loop, redis.asyncio.Redis.from_pool(pool)
+        return self._loop_client
+
+    def _put(self, pipeline: Any, user_id: str, state: UserState) -> None:
+        """Add the commands of one user, which replace all that was stored of them."""
+        history, titles = HISTORY + user_id, state.history[-MAX_STORED_EVENTS:]
+        profile = msgpack.packb((state.attributes, state.territory, state.embedding))
+        pipeline.set(PROFILE + user_id, profile, px=self._expire_ms)
+        pipeline.delete(history)
+        if titles:
+            pipeline.rpush(history, *titles)
+            if self._expire_ms:
+                pipeline.pexpire(history, self._expire_ms)
+
+    def _execute(self, pipeline: Any) -> None:
+        with self._unavailable():
+            pipeline.execute()
+
+    @contextmanager
+    def _unavailable(self) -> Iterator[None]:
+        try:
+            yield
+        except NOT_NOW as error:
+            raise StoreUnavailable(f"Redis at {self._place}: {error}") from error
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode()
+
+
+def _state(profile: bytes | None, titles: list[bytes]) -> UserState | None:
+    history = tuple(_text(title) for title in titles)
+    if profile is None:
+        return UserState(history) if history else None
+    attributes, territory, embedding = msgpack.unpackb(profile)
+    return UserState(history, attributes, territory, embedding)

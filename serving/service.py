@@ -1,0 +1,143 @@
+"""What the routes do, apart from HTTP: from requests to answers as plain data."""
+
+from typing import Any
+
+from serving.batcher import Batcher
+from serving.engine import Engine, Ranked
+from serving.live import LiveEngine
+from serving.queries import RequestProblem, Resolved, check, propensity_inputs, resolve
+from serving.schemas import EventsRequest, PropensityRequest, RecommendRequest
+from serving.store import Store, StoreUnavailable, UserState
+from serving.telemetry import Telemetry
+
+Answer = dict[str, Any]
+"""JSON; its shape is the class in `serving.schemas` that each route names."""
+
+
+class Service:
+    """One replica's engine, store and batcher."""
+
+    def __init__(self, live: LiveEngine, store: Store | None, telemetry: Telemetry, batch_rows: int) -> None:
+        self.live, self.store, self.telemetry = live, store, telemetry
+        self.batcher = Batcher(batch_rows, telemetry.batch)
+
+    async def recommend(self, requests: list[RecommendRequest], many: bool) -> list[Answer]:
+        """Recommendations, in order.
+
+        Raises:
+            RequestProblem: the first request that cannot be served, by its place where there are `many`.
+        """
+        engine = self.live.engine
+        places = [f"requests[{place}]." if many else "" for place in range(len(requests))]
+        checked = [check(engine, request, place) for request, place in zip(requests, places, strict=True)]
+        with self.telemetry.stage("store"):
+            states, reason = await self._states([r.user_id for r in requests if r.user_id is not None])
+        resolved = [
+            resolve(engine, request, *settings, states.get(request.user_id or ""), reason)
+            for request, settings in zip(requests, checked, strict=True)
+        ]
+        with self.telemetry.stage("model"):
+            ranked = iter(await self.batcher.run(engine, [r.query for r in resolved if r.query is not None]))
+        return [self._answer(engine, one, next(ranked) if one.query is not None else None) for one in resolved]
+
+    async def propensities(self, request: PropensityRequest) -> Answer:
+        """Raises RequestProblem."""
+        engine, state = self.live.engine, None
+        if request.user_id is not None:
+            states, reason = await self._states([request.user_id])
+            if reason is not None:
+                raise RequestProblem(None, "the online store cannot be reached: try again", 503)
+            state = states.get(request.user_id)
+        inputs = propensity_inputs(engine, request, state)
+        territory = inputs[1]
+        with self.telemetry.stage("propensity"):
+            ranked = engine.propensities(*inputs, request.k)
+        part = engine.manifest.propensity
+        assert part is not None
+        return {
+            "titles": _titles(engine, ranked.titles, ranked.scores, "propensity"),
+            "group": part.group_of_territory[territory],
+            "bundle_version": engine.version,
+        }
+
+    async def append(self, user_id: str, request: EventsRequest) -> Answer:
+        """Remember what a user watched; raises RequestProblem where there is no store, or it cannot be reached."""
+        titles = [event.title_id for event in request.events]
+        known = [title for title in titles if title in self.live.engine.catalogue.row_of]
+        if self.store is None:
+            raise RequestProblem(None, "this endpoint has no online store: start it with --store", 404)
+        if not known:
+            raise RequestProblem("events", "no title of these is in the catalogue: nothing was stored")
+        try:
+            length = await self.store.append(user_id, known)
+        except StoreUnavailable as error:
+            raise RequestProblem(None, "the online store cannot be reached: try again", 503) from error
+        return {"stored": len(known), "unknown_titles": len(titles) - len(known), "history_length": length}
+
+    def combinations(self) -> Answer:
+        """What can be switched, with the audit's figures; the backbone first."""
+        manifest = self.live.engine.manifest
+        return {
+            "bundle_version": manifest.version,
+            "attributes": manifest.attributes,
+            "territories": manifest.territories,
+            "combinations": [
+                {
+                    "name": (name := _name(combination)),
+                    "ignore": combination,
+                    "metrics": manifest.metrics.get(name, {}),
+                    "audit": manifest.audit.get(name, {}),
+                }
+                for combination in [(), *manifest.combinations]
+            ],
+        }
+
+    async def examples(self) -> Answer:
+        """Some users and titles, for the page of an endpoint that only this machine reaches."""
+        catalogue = self.live.engine.catalogue
+        try:
+            users = await self.store.sample(8) if self.store is not None else []
+        except StoreUnavailable:
+            users = []  # examples are a convenience; the page works without
+        pairs = zip(catalogue.ids[:2000], catalogue.names[:2000], strict=True)
+        return {"users": users, "titles": [{"title_id": title, "name": name} for title, name in pairs]}
+
+    async def _states(self, user_ids: list[str]) -> tuple[dict[str, UserState], str | None]:
+        """The states there are, and why there is none."""
+        if not user_ids:
+            return {}, None
+        if self.store is None:
+            raise RequestProblem("user_id", "this endpoint has no online store: send a history", 422)
+        wanted = list(dict.fromkeys(user_ids))
+        try:
+            found = await self.store.get(wanted)
+        except StoreUnavailable:
+            self.telemetry.error("store unavailable")
+            return {}, "store unavailable"
+        return {user: state for user, state in zip(wanted, found, strict=True) if state is not None}, None
+
+    def _answer(self, engine: Engine, one: Resolved, ranked: Ranked | None) -> Answer:
+        if ranked is not None:
+            titles = _titles(engine, ranked.titles, ranked.scores, "score")
+        else:
+            self.telemetry.popularity(one.reason or "")
+            rows = engine.most_popular(one.territory, one.request.k, one.exclude)
+            titles = _titles(engine, rows, [1.0 / place for place in range(1, len(rows) + 1)], "score")
+        return {
+            "titles": titles,
+            "combination": _name(one.combination),
+            "source": "model" if ranked is not None else "popularity",
+            "reason": one.reason,
+            "unknown_titles": one.unknown_titles,
+            "unknown_values": one.unknown_values,
+            "bundle_version": engine.version,
+        }
+
+
+def _titles(engine: Engine, rows: list[int], scores: list[float], score: str) -> list[Answer]:
+    ids, names = engine.catalogue.ids, engine.catalogue.names
+    return [{"title_id": ids[r], "name": names[r], score: s} for r, s in zip(rows, scores, strict=True)]
+
+
+def _name(combination: tuple[str, ...]) -> str:
+    return "+".join(combination) or "none"

@@ -1,0 +1,133 @@
+"""Small bundles with random weights, written without a lake."""
+
+import hashlib
+import io
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors.torch
+import torch
+
+from mtrec_ray.bundle.manifest import BACKBONE, ELIMINATORS, MANIFEST, POPULAR, PROPENSITY, TITLES, BundleManifest
+from mtrec_ray.lake.manifest import embedding_column
+from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
+from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
+
+NUM_TITLES, HISTORY, WIDTH, LAYERS, USER_WIDTH = 40, 6, 16, 2, 12
+ATTRIBUTES = {"gender": ["F", "M"], "age": ["young", "middle", "old"]}
+COMBINATIONS = [("gender",), ("age",), ("gender", "age")]
+TERRITORIES = ["north", "south"]
+TITLE_IDS = [f"t{index:02d}" for index in range(NUM_TITLES)]
+SOUTH_ONLY = ["t05", "t06"]
+"""Titles that are not offered in the north."""
+
+
+def figures(balanced_accuracy: float = 0.5) -> dict[str, float | int | str]:
+    return {
+        "attacker": "logistic",
+        "balanced_accuracy": balanced_accuracy,
+        "balanced_accuracy_low": balanced_accuracy - 0.02,
+        "balanced_accuracy_high": balanced_accuracy + 0.02,
+        "auc": balanced_accuracy,
+        "null_low": 0.46,
+        "null_high": 0.54,
+    }
+
+
+def write_bundle(
+    folder: Path,
+    seed: int = 0,
+    *,
+    combinations: list[tuple[str, ...]] = COMBINATIONS,
+    ndcg: float = 0.4,
+    leak: float = 0.5,
+    pr_auc: float | None = 0.1,
+    **changes: Any,
+) -> Path:
+    """A whole bundle; the figures are those that gates look at."""
+    torch.manual_seed(seed)
+    shape = SequentialConfig(NUM_TITLES, history=HISTORY, width=WIDTH, num_layers=LAYERS, num_heads=2, dropout=0.0)
+    backbone = SequentialBackbone(shape)
+    backbone.init_weights(torch.Generator().manual_seed(seed))
+    pack = EliminatorPack(
+        EliminatorConfig(num_prompts=3, adapter_width=4),
+        {name: len(values) for name, values in ATTRIBUTES.items()},
+        combinations,
+        width=WIDTH,
+        num_layers=LAYERS,
+    )
+    pack.init_weights(seed)
+    with torch.no_grad():
+        for module in (backbone, pack):
+            for parameter in module.parameters():
+                parameter.add_(0.3 * torch.randn(parameter.shape))
+    towers = TwoTowerConfig(user_width=USER_WIDTH, title_width=8, d=16, num_groups=2, group_block="dense")
+    model = TwoTower(towers)
+    model.init_weights(torch.Generator().manual_seed(seed))
+    with torch.no_grad():
+        for parameter in model.block_parameters():
+            parameter.add_(torch.randn(parameter.shape))
+    popular = np.full((2, 10), -1, dtype=np.int32)
+    popular[0, :8], popular[1, :9] = range(10, 18), range(3, 12)
+    files = {
+        BACKBONE: safetensors.torch.save(backbone.state_dict()),
+        ELIMINATORS: safetensors.torch.save(pack.state_dict()),
+        POPULAR: safetensors.torch.save({"popular": torch.from_numpy(popular)}),
+        PROPENSITY: safetensors.torch.save(model.state_dict()),
+        TITLES: titles(),
+    }
+    figures_of = {"ndcg@10": ndcg, "ndcg@10_low": ndcg - 0.01, "ndcg@10_high": ndcg + 0.01}
+    names = ["none", *("+".join(combination) for combination in combinations)]
+    metrics = {} if pr_auc is None else {"pr_auc/mean": pr_auc, "pr_auc/mean_low": pr_auc, "pr_auc/mean_high": pr_auc}
+    document = {
+        "version": f"v{seed}",
+        "created_at": datetime.now(UTC),
+        "lake_hash": "lake",
+        "attributes": ATTRIBUTES,
+        "territories": TERRITORIES,
+        "backbone": {
+            "num_titles": NUM_TITLES,
+            "history": HISTORY,
+            "width": WIDTH,
+            "num_layers": LAYERS,
+            "num_heads": 2,
+            "dropout": 0.0,
+        },
+        "eliminators": {"num_prompts": 3, "adapter_width": 4},
+        "combinations": combinations,
+        "metrics": dict.fromkeys(names, figures_of),
+        "audit": {name: {attribute: figures(leak) for attribute in ATTRIBUTES} for name in names},
+        "propensity": {
+            "model": {"user_width": USER_WIDTH, "title_width": 8, "d": 16, "num_groups": 2, "group_block": "dense"},
+            "group_of_territory": [0, 1],
+            "metrics": metrics,
+        },
+        "config": {},
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    }
+    manifest = BundleManifest.model_validate(document | changes)
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    return folder
+
+
+def titles() -> bytes:
+    """Title 07 has no name of its own."""
+    table = pa.table(
+        {
+            "title_id": TITLE_IDS,
+            "name": [None if title == "t07" else f"Title {title[1:]}" for title in TITLE_IDS],
+            "territories": pa.array([["south"] if title in SOUTH_ONLY else [] for title in TITLE_IDS]),
+            "embedding": embedding_column(np.random.default_rng(0).standard_normal((NUM_TITLES, 8)).astype(np.float16)),
+        }
+    )
+    buffer = io.BytesIO()
+    pq.write_table(table, buffer)
+    return buffer.getvalue()

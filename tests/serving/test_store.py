@@ -1,0 +1,394 @@
+"""One contract for both stores, and what each has of its own: a map that grows, a server that goes away."""
+
+import asyncio
+import multiprocessing
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import pytest
+
+from mtrec_ray.errors import UserError
+from serving.lmdb_store import LmdbStore
+from serving.redis_store import RedisStore
+from serving.store import MAX_STORED_EVENTS, Store, StoreUnavailable, UserState, open_store, without_password
+from tests.serving.conftest import RedisServer
+
+Result = TypeVar("Result")
+
+EMBEDDING = np.array([0.5, -2.0, 65504.0], dtype="<f2").tobytes()
+ANNA = UserState(("t1", "t2", "t1"), {"gender": "F", "age": "25-34"}, "US", EMBEDDING)
+BARE = UserState()
+EXPIRE_S = 0.8
+
+
+@pytest.fixture(params=["lmdb", "redis"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty store."""
+    if request.param == "lmdb":
+        yield str(tmp_path / "store")
+    else:
+        server: RedisServer = request.getfixturevalue("redis_server")
+        server.client.flushall()
+        yield server.url
+
+
+def using(url: str, work: Callable[[Store], Awaitable[Result]], expire_s: float | None = None) -> Result:
+    """`work` on the store at `url`, opened and closed around it."""
+
+    async def run() -> Result:
+        store = open_store(url, expire_s=expire_s, timeout_s=5.0)
+        try:
+            return await work(store)
+        finally:
+            await store.close()
+
+    return asyncio.run(run())
+
+
+def get(url: str, *user_ids: str) -> list[UserState | None]:
+    return using(url, lambda store: store.get(user_ids))
+
+
+def append(url: str, user_id: str, *title_ids: str) -> int:
+    return using(url, lambda store: store.append(user_id, title_ids))
+
+
+def put(url: str, states: dict[str, UserState], expire_s: float | None = None) -> int:
+    async def work(store: Store) -> int:
+        return store.put_many(states.items())
+
+    return using(url, work, expire_s)
+
+
+def test_what_is_put_is_got_in_the_order_asked_for(url):
+    assert put(url, {"anna": ANNA, "bare": BARE}) == 2
+    assert get(url, "bare", "nobody", "anna", "bare") == [BARE, None, ANNA, BARE]
+    assert get(url) == []
+
+
+def test_the_store_outlives_its_process_and_pings(url):
+    put(url, {"anna": ANNA})
+    using(url, lambda store: store.ping())
+    assert get(url, "anna") == [ANNA]
+
+
+def test_putting_again_replaces_everything(url):
+    put(url, {"anna": ANNA, "other": ANNA})
+    put(url, {"anna": UserState(("t9",))})
+    put(url, {"other": BARE})
+    assert get(url, "anna", "other") == [UserState(("t9",)), BARE]
+
+
+def test_append_extends_creates_and_returns_the_length(url):
+    put(url, {"anna": ANNA})
+    assert append(url, "anna", "t5", "t6") == 5
+    assert append(url, "new", "t7") == 1
+    assert append(url, "new", "t7") == 2
+    anna, new = get(url, "anna", "new")
+    assert anna == UserState(("t1", "t2", "t1", "t5", "t6"), ANNA.attributes, "US", EMBEDDING)
+    assert new == UserState(("t7", "t7"))
+
+
+def test_appending_nothing_changes_nothing(url):
+    put(url, {"anna": ANNA})
+    assert append(url, "anna") == 3
+    assert append(url, "nobody") == 0
+    assert get(url, "anna", "nobody") == [ANNA, None]
+
+
+def test_histories_keep_their_last_titles(url):
+    titles = tuple(f"title-{i}" for i in range(MAX_STORED_EVENTS + 5))
+    put(url, {"long": UserState(titles), "full": UserState(titles[:MAX_STORED_EVENTS])})
+    assert append(url, "full", "x", "y") == MAX_STORED_EVENTS
+    assert append(url, "flood", *titles) == MAX_STORED_EVENTS
+    long, full, flood = get(url, "long", "full", "flood")
+    assert long == flood == UserState(titles[5:])
+    assert full == UserState((*titles[2:MAX_STORED_EVENTS], "x", "y"))
+
+
+@pytest.mark.parametrize(
+    "user_id", ["Zoë 渡辺 🎬", "x" * 511, "x" * 512, "ü" * 300, "a:b*?[c]\n\x00", ""], ids=range(6)
+)
+def test_any_text_is_a_user_id_and_a_title_id(url, user_id):
+    near = user_id + "x"
+    put(url, {user_id: ANNA, near: BARE})
+    assert append(url, user_id, "タイトル", "t\x00\n") == 5
+    assert append(url, near, "t") == 1
+    mine, other = get(url, user_id, near)
+    assert mine is not None
+    assert mine.history == ("t1", "t2", "t1", "タイトル", "t\x00\n")
+    assert other == UserState(("t",))
+    assert sorted(using(url, lambda store: store.sample(9))) == sorted([user_id, near])
+
+
+def test_many_users_are_put_in_several_batches(url):
+    states = {
+        f"u{i}": UserState((f"t{i}", *["common"] * (i % 40)), {"age": str(i)}, "FR", EMBEDDING) for i in range(4500)
+    }
+    assert put(url, states) == 4500
+    assert get(url, *states) == list(states.values())
+
+
+def test_sample_names_users_with_a_history_once(url):
+    put(url, {f"u{i}": ANNA if i % 2 else BARE for i in range(100)})
+    few = using(url, lambda store: store.sample(7))
+    assert len(few) == len(set(few)) == 7
+    assert all(int(user_id[1:]) % 2 for user_id in few)
+    assert sorted(using(url, lambda store: store.sample(1000))) == sorted(f"u{i}" for i in range(1, 100, 2))
+
+
+def test_users_expire_and_come_back_empty(url):
+    async def work(store: Store) -> list[UserState | None]:
+        store.put_many([("anna", ANNA)])
+        assert await store.append("new", ["t1"]) == 1
+        before = await store.get(["anna", "new"])
+        await asyncio.sleep(1.2 * EXPIRE_S)
+        assert await store.sample(5) == []
+        assert await store.append("anna", ["t9"]) == 1
+        return [*before, *await store.get(["anna", "new"])]
+
+    assert using(url, work, EXPIRE_S) == [ANNA, UserState(("t1",)), UserState(("t9",)), None]
+
+
+def test_an_append_starts_the_time_again_and_without_expiry_keeps_it(url):
+    async def work(store: Store) -> None:
+        store.put_many([("appended", ANNA), ("left", ANNA)])
+        for _ in range(2):
+            await asyncio.sleep(0.6 * EXPIRE_S)
+            await store.append("appended", ["t9"])
+        appended, left = await store.get(["appended", "left"])
+        assert appended is not None
+        assert left is None
+        assert (len(appended.history), appended.attributes) == (5, ANNA.attributes)
+
+    using(url, work, EXPIRE_S)
+    append(url, "appended", "t9")  # by a store without expiry
+    time.sleep(1.2 * EXPIRE_S)
+    assert get(url, "appended") == [None]
+
+
+def test_putting_without_expiry_ends_an_expiry(url):
+    put(url, {"anna": BARE}, EXPIRE_S)
+    put(url, {"anna": ANNA})
+    time.sleep(1.2 * EXPIRE_S)
+    assert get(url, "anna") == [ANNA]
+
+
+def append_many(url: str, name: str, count: int) -> None:
+    """What each process of the next test does."""
+
+    async def work(store: Store) -> None:
+        for i in range(count):
+            await store.append("shared", [f"{name}-{i}", f"{name}-{i}b"])
+
+    using(url, work)
+
+
+def test_appends_of_several_processes_lose_nothing(url):
+    names, count = ["a", "b", "c"], 60
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=append_many, args=(url, name, count)) for name in names]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    (state,) = get(url, "shared")
+    assert state is not None
+    for name in names:  # each one's titles are all there, in its order, and pairs were never torn apart
+        own = [title for title in state.history if title.startswith(name)]
+        assert own == [title for i in range(count) for title in (f"{name}-{i}", f"{name}-{i}b")]
+    assert all(one + "b" == two for one, two in zip(state.history[::2], state.history[1::2], strict=True))
+
+
+def test_appends_at_once_in_one_event_loop_lose_nothing(url):
+    async def work(store: Store) -> list[int]:
+        return list(await asyncio.gather(*(store.append("anna", [f"t{i}"]) for i in range(40))))
+
+    assert sorted(using(url, work)) == list(range(1, 41))
+
+
+def test_one_store_serves_one_event_loop_after_another(url):
+    store = open_store(url, timeout_s=5.0)
+    store.put_many([("anna", ANNA)])
+    assert [asyncio.run(store.get(["anna"])) for _ in range(2)] == [[ANNA], [ANNA]]
+    asyncio.run(store.close())
+
+
+@pytest.mark.parametrize(
+    ("url", "named"),
+    [
+        ("http://host", "'http://host': give redis://"),
+        ("", "'': give redis://"),
+        ("redis://me:secret@host:port/0", "'redis://host:port/0': Port could not be cast"),
+        ("redis://host/films", "'redis://host/films': 'films' is no database number"),
+        ("redis://host/0?colour=red", "'redis://host/0': .*colour"),
+        ("/dev/null/store", "'/dev/null/store' cannot be opened"),
+    ],
+)
+def test_a_wrong_url_is_named_without_its_password(url, named):
+    with pytest.raises(UserError, match=named) as caught:
+        open_store(url)
+    assert "secret" not in str(caught.value)
+
+
+def test_what_is_shown_of_a_url():
+    assert without_password("rediss://me:p@ss@host:1/2?password=secret") == "rediss://host:1/2"
+    assert without_password("some/folder@home") == "some/folder@home"
+
+
+# LMDB
+
+
+def test_a_full_map_grows(tmp_path):
+    store = LmdbStore(str(tmp_path), map_bytes=64 * 1024)
+    state = UserState(tuple(f"title-{i}" for i in range(100)), embedding=bytes(1024))
+    assert store.put_many((f"u{i}", state) for i in range(3000)) == 3000
+    assert asyncio.run(store.get(["u0", "u2999"])) == [state, state]
+    for i in range(3):
+        assert asyncio.run(store.append("u0", [f"more{i}"])) == 101 + i
+    asyncio.run(store.close())
+
+
+def put_big(folder: str) -> None:
+    """What the other process of the next test does."""
+    store = LmdbStore(folder, map_bytes=64 * 1024)
+    store.put_many((f"u{i}", UserState(embedding=bytes(4096))) for i in range(500))
+
+
+@pytest.mark.parametrize("first", ["get", "append"])
+def test_a_map_grown_by_another_process_is_followed(tmp_path, first):
+    store = LmdbStore(str(tmp_path), map_bytes=64 * 1024)
+    asyncio.run(store.append("anna", ["t1"]))
+    process = multiprocessing.get_context("spawn").Process(target=put_big, args=(str(tmp_path),))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    if first == "append":
+        assert asyncio.run(store.append("anna", ["t2"])) == 2
+    states = asyncio.run(store.get(["anna", "u499"]))
+    assert [state is not None and len(state.embedding) for state in states] == [0, 4096]
+    asyncio.run(store.close())
+
+
+def test_a_closed_folder_is_unavailable_and_can_be_opened_again(tmp_path):
+    store = LmdbStore(str(tmp_path))
+    store.put_many([("anna", ANNA)])
+    asyncio.run(store.close())
+    with pytest.raises(StoreUnavailable, match="LMDB"):
+        asyncio.run(store.get(["anna"]))
+    assert get(str(tmp_path), "anna") == [ANNA]
+
+
+def test_readers_go_on_while_the_map_grows(tmp_path):
+    store = LmdbStore(str(tmp_path), map_bytes=64 * 1024)
+    state = UserState(embedding=bytes(2048))
+    store.put_many([("anna", ANNA)])
+
+    async def work() -> int:
+        appends = [asyncio.create_task(store.append(f"u{i}", ["t" * 2000])) for i in range(200)]
+        loading = asyncio.create_task(asyncio.to_thread(store.put_many, [(f"v{i}", state) for i in range(2000)]))
+        reads = 0
+        while not (loading.done() and all(task.done() for task in appends)):
+            assert await store.get(["anna"]) == [ANNA]
+            reads += 1
+            await asyncio.sleep(0)
+        return reads
+
+    assert asyncio.run(work()) > 1
+    assert asyncio.run(store.get(["v1999"])) == [state]
+    asyncio.run(store.close())
+
+
+# Redis
+
+
+def test_many_users_are_one_round_trip(redis_server):
+    """The server reads once for all commands of a call."""
+    redis_server.client.flushall()
+    put(redis_server.url, {f"u{i}": ANNA for i in range(50)})
+    looking = redis_server.client
+
+    def reads_and_calls() -> tuple[int, int, int]:
+        stats, calls = looking.info("stats"), looking.info("commandstats")
+        times = [calls.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("get", "lrange")]
+        return stats["total_reads_processed"], *times
+
+    async def work(store: Store) -> None:
+        await store.ping()  # connects
+        before = reads_and_calls()
+        assert await store.get([f"u{i}" for i in range(50)]) == [ANNA] * 50
+        after = reads_and_calls()
+        reads, gets, ranges = np.subtract(after, before)
+        assert (gets, ranges) == (50, 50)
+        assert reads == 1 + 2  # and the two INFO between the counts
+
+    using(redis_server.url, work)
+
+
+def test_a_server_that_stops_is_unavailable_at_once_and_found_again(redis_server):
+    async def work(store: RedisStore) -> None:
+        await asyncio.gather(*(store.append("anna", ["t1"]) for _ in range(10)))  # several connections
+        redis_server.stop()
+        started = time.monotonic()
+        for call in (store.get(["anna"]), store.append("anna", ["t2"]), store.ping(), store.sample(1)):
+            with pytest.raises(StoreUnavailable, match=f"Redis at {redis_server.url}"):
+                await call
+        assert time.monotonic() - started < 5.0
+        await asyncio.to_thread(redis_server.start)
+        assert await asyncio.gather(*(store.get(["anna"]) for _ in range(10))) == [[None]] * 10
+        assert await store.append("anna", ["t3"]) == 1
+
+    store = RedisStore(redis_server.url, timeout_s=5.0)
+    asyncio.run(work(store))
+    redis_server.stop()
+    with pytest.raises(StoreUnavailable):
+        store.put_many([("anna", ANNA)])
+    redis_server.start()
+    assert store.put_many([("anna", ANNA)]) == 1
+
+
+def test_connections_lost_while_idle_cost_no_request(redis_server):
+    async def work(store: Store) -> None:
+        await asyncio.gather(*(store.append("anna", ["t1"]) for _ in range(10)))
+        redis_server.stop()
+        await asyncio.to_thread(redis_server.start)
+        assert await asyncio.gather(*(store.get(["anna"]) for _ in range(10))) == [[None]] * 10
+
+    using(redis_server.url, work)
+
+
+def test_a_server_that_hangs_is_waited_for_no_longer_than_the_timeout(redis_server):
+    async def work(store: RedisStore) -> None:
+        await store.ping()
+        redis_server.process.send_signal(signal.SIGSTOP)
+        try:
+            started = time.monotonic()
+            for call in (store.get(["anna"]), store.append("anna", ["t1"]), store.ping()):
+                with pytest.raises(StoreUnavailable):
+                    await call
+            assert time.monotonic() - started < 10.0
+        finally:
+            redis_server.process.send_signal(signal.SIGCONT)
+        while True:  # it has to answer those who went away first
+            try:
+                await store.ping()
+                return
+            except StoreUnavailable:
+                await asyncio.sleep(0.05)
+
+    asyncio.run(work(RedisStore(redis_server.url)))
+
+
+def test_keys_are_ours_and_carry_no_expiry_by_default(redis_server):
+    redis_server.client.flushall()
+    redis_server.client.set("other", "untouched")
+    put(redis_server.url, {"anna": ANNA, "bare": BARE})
+    keys = {key.decode() for key in redis_server.client.scan_iter()}
+    assert keys == {"other", "mtrec:profile:anna", "mtrec:history:anna", "mtrec:profile:bare"}
+    assert {redis_server.client.ttl(key) for key in keys} == {-1}
+    assert using(redis_server.url, lambda store: store.sample(5)) == ["anna"]

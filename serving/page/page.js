@@ -7,6 +7,7 @@ const SHOWN_EXAMPLES = 6;
 
 const language = document.documentElement.lang;
 const decimals = (places) => new Intl.NumberFormat(language, { maximumFractionDigits: places });
+const thousandths = new Intl.NumberFormat(language, { minimumFractionDigits: 3, maximumFractionDigits: 3 });
 const percent = new Intl.NumberFormat(language, { style: "percent", maximumFractionDigits: 0 });
 const seconds = new Intl.NumberFormat(language, { style: "unit", unit: "second", unitDisplay: "long" });
 const both = new Intl.ListFormat(language, { type: "conjunction" });
@@ -17,6 +18,8 @@ const REASONS = {
   "no known title in the history": "none of these titles is in the catalogue",
   "store unavailable": "the store of users cannot be reached right now",
 };
+
+const UNSERVED = "No recommendations yet: one of your choices cannot be served.";
 
 const byId = (id) => document.getElementById(id);
 const state = { key: null, catalogue: null, examples: { users: [], titles: [] }, meant: new Map(), watched: [] };
@@ -305,7 +308,7 @@ function showError(error, again) {
   if (!refused) console.warn(error);
   const field = refused ? fieldOf(error.field) : "general";
   showProblem(field, refused ? error.message : "The service cannot be reached.");
-  if (field !== "general") say("No recommendations yet: one of your choices cannot be served.");
+  if (field !== "general") say(UNSERVED);
   else byId("problem-general").append(" ", button("Try again", again));
 }
 
@@ -333,7 +336,7 @@ function clearOutcome(sentence) {
 }
 
 function invite() {
-  if (byId("k").getAttribute("aria-invalid")) return clearOutcome("");
+  if (byId("k").getAttribute("aria-invalid")) return clearOutcome(UNSERVED);
   clearOutcome(byHistory() ? "Add what was watched to see recommendations." : "Give a user id to see recommendations.");
 }
 
@@ -474,7 +477,7 @@ function verdict(name, one, isIgnored) {
     const auc = `AUC ${decimals(2).format(one.auc)}, where chance reaches ${decimals(2).format(one.auc_null_high)}`;
     return ["A trace is left", "leak", `${attack} Yet its guesses lean the right way beyond chance (${auc}).`];
   }
-  return ["Hidden", "safe", `${attack} That is no better than chance.`];
+  return ["At chance level", "safe", `${attack} That is no better than chance.`];
 }
 
 function drawReading(attribute, one, ignored) {
@@ -516,20 +519,19 @@ function accuracySentence(ignored, metrics, reference) {
 
 function figures(names, combination, reference) {
   const found = [];
-  const within = (of, key, places) => {
-    const [low, high] = [of[`${key}_low`], of[`${key}_high`]].map((bound) => decimals(places).format(bound));
-    const interval = Number.isFinite(of[`${key}_low`]) ? ` (95%: ${low} to ${high})` : "";
-    return `${decimals(places).format(of[key])}${interval}`;
+  const within = (of, key) => {
+    const [value, low, high] = [key, `${key}_low`, `${key}_high`].map((one) => thousandths.format(of[one]));
+    return Number.isFinite(of[`${key}_low`]) ? `${value} (95%: ${low} to ${high})` : value;
   };
   for (const [title, metrics] of [["as is", reference?.metrics], ["with the switches", combination?.metrics]]) {
-    if (Number.isFinite(metrics?.["ndcg@10"])) found.push(`NDCG@10 ${title}: ${within(metrics, "ndcg@10", 3)}`);
+    if (Number.isFinite(metrics?.["ndcg@10"])) found.push(`NDCG@10 ${title}: ${within(metrics, "ndcg@10")}`);
   }
   for (const name of names) {
     const audit = combination?.audit?.[name];
     if (!Number.isFinite(audit?.balanced_accuracy)) continue;
     const attacker = audit.attacker ? `, best attacker: ${audit.attacker}` : "";
     const users = audit.num_users ? `, ${decimals(0).format(audit.num_users)} users` : "";
-    found.push(`${capital(words(name))}: guessed right ${within(audit, "balanced_accuracy", 3)}${attacker}${users}`);
+    found.push(`${capital(words(name))}: guessed right ${within(audit, "balanced_accuracy")}${attacker}${users}`);
   }
   return found;
 }

@@ -146,9 +146,7 @@ class ScriptedApi:
         known = request.user_id in (*USERS, SLOW) or any(t in NAMES for t in request.history or [])
         name = "+".join(request.ignore) or "none"
         if name not in RANKINGS or name == self.withdrawn:
-            raise Refused(
-                422, f"requests[{place}].ignore", f"nothing was trained to ignore {name}; there are gender, age"
-            )
+            raise Refused(422, f"requests[{place}].ignore", f"nothing was trained to ignore {name}; there is gender")
         own = [OWN_TITLE] if request.user_id == SLOW else []
         ids = own + [f"t{number:02}" for number in RANKINGS[name if known else "none"]]
         return Recommendation(

@@ -1,0 +1,137 @@
+"""The endpoint as a newcomer starts it: `mtrec serve`, its page in a browser, a promotion under load, and its end."""
+
+import asyncio
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from mtrec_ray.config import validate_config
+from serving.gates_config import PromoteConfig
+from serving.promote import promote
+from serving.store import UserState, open_store
+from tests.serving.bundles import write_bundle
+
+pytestmark = pytest.mark.ray
+
+REQUEST = {"user_id": "ann", "territory": "north", "ignore": ["gender"]}
+READY_S = 120
+
+
+def promote_to(bundle: Path, pointer: Path) -> None:
+    promote(validate_config(PromoteConfig, {"bundle": str(bundle), "pointer": str(pointer)}))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("endpoint")
+    promote_to(write_bundle(folder / "first"), folder / "live.json")
+    write_bundle(folder / "second", 1)
+    store = open_store(str(folder / "store"))
+    store.put_many([("ann", UserState(("t01", "t02"), {"gender": "F", "age": "old"}, "north", b""))])
+    asyncio.run(store.close())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def endpoint(folder) -> Iterator[str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "mtrec_ray", "serve", str(folder / "live.json"), "--store", str(folder / "store")]
+    command += ["--port", str(port), "--set", "poll_s=0.2"]
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"RAY_AUTH_MODE": "disabled"})
+    url = f"http://127.0.0.1:{port}"
+    try:
+        wait_until_ready(url, process, folder / "log")
+        yield url
+    finally:
+        process.send_signal(signal.SIGINT)
+        ended = process.wait(timeout=60)
+    assert ended == 0
+    assert "ann" not in (folder / "log").read_text()
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    until = time.monotonic() + READY_S
+    while time.monotonic() < until:
+        assert process.poll() is None, log.read_text()
+        try:
+            if httpx.get(f"{url}/readyz").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass  # not listening yet
+        time.sleep(0.5)
+    pytest.fail(log.read_text())
+
+
+def test_it_answers_with_its_documents_and_its_store(endpoint):
+    with httpx.Client(base_url=endpoint) as client:
+        answer = client.post("/v1/recommend", json=REQUEST).json()
+        assert (answer["source"], answer["combination"], answer["bundle_version"]) == ("model", "gender", "v0")
+        assert client.put("/v1/users/eve/events", json={"events": [{"title_id": "t03"}]}).status_code == 200
+        assert client.post("/v1/recommend", json=REQUEST | {"user_id": "eve"}).json()["source"] == "model"
+        assert set(client.get("/v1/examples").json()["users"]) == {"ann", "eve"}
+        paths = client.get("/openapi.json").json()["paths"]
+        assert {"/v1/recommend", "/v1/recommend:batch", "/v1/propensity", "/v1/combinations"} <= set(paths)
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium: apt-get install chromium")
+def test_the_page_shows_what_the_switches_do(endpoint):
+    sync_api = pytest.importorskip("playwright.sync_api")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        page = browser.new_page()
+        problems: list[str] = []
+        page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: problems.append(str(error)))
+        page.goto(endpoint)
+        switch = page.get_by_role("switch").first
+        switch.wait_for()
+        page.get_by_role("button", name="ann").click()
+        page.locator("#ignoring li").first.wait_for()
+        assert page.locator("#ignoring-title").inner_text() == "Ignoring gender"  # the first is on from the start
+        switch.focus()
+        page.keyboard.press("Space")
+        page.locator("#ignoring-title", has_text="Ignoring nothing").wait_for()
+        page.get_by_role("switch").nth(1).press("Space")
+        page.locator("#ignoring-title", has_text="Ignoring age").wait_for()
+        page.locator("#readings li").first.wait_for()
+        browser.close()
+    assert not problems
+
+
+def test_a_promotion_under_load_fails_no_request(endpoint, folder):
+    async def load() -> Counter[tuple[int, str]]:
+        seen: Counter[tuple[int, str]] = Counter()
+        done = asyncio.Event()
+
+        async def ask(client: httpx.AsyncClient) -> None:
+            while not done.is_set():
+                answer = await client.post("/v1/recommend", json=REQUEST)
+                seen[answer.status_code, answer.json().get("bundle_version", "")] += 1
+
+        async with httpx.AsyncClient(base_url=endpoint, timeout=30) as client:
+            asking = [asyncio.create_task(ask(client)) for _ in range(4)]
+            await asyncio.sleep(1)
+            await asyncio.to_thread(promote_to, folder / "second", folder / "live.json")
+            for _ in range(100):
+                await asyncio.sleep(0.2)
+                if seen[200, "v1"] > 20:
+                    break
+            done.set()
+            await asyncio.gather(*asking)
+        return seen
+
+    seen = asyncio.run(load())
+    assert set(seen) == {(200, "v0"), (200, "v1")}

@@ -7,6 +7,7 @@ split.
 """
 
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -96,7 +97,7 @@ class Engine:
         scores.masked_fill_(self.catalogue.elsewhere[torch.tensor([q.territory for q in queries])], -torch.inf)
         rows = np.repeat(np.arange(len(queries)), [len(q.exclude) for q in queries])
         if len(rows):
-            columns = np.fromiter((title for q in queries for title in q.exclude), dtype=np.int64, count=len(rows))
+            columns = np.fromiter(chain.from_iterable(q.exclude for q in queries), dtype=np.int64, count=len(rows))
             scores.view(-1)[torch.from_numpy(rows * scores.shape[1] + columns)] = -torch.inf
         k = min(max(query.k for query in queries), scores.shape[1])
         best, titles = (part.tolist() for part in scores.topk(k))
@@ -126,5 +127,8 @@ class Engine:
 
 def _cut(titles: list[int], scores: list[float], k: int, nothing: float = -float("inf")) -> Ranked:
     """The first k that are offered at all."""
-    num = sum(score > nothing for score in scores[:k])
-    return Ranked(titles[:num], scores[:num])
+    titles, scores = titles[:k], scores[:k]
+    while scores and scores[-1] == nothing:
+        titles.pop()
+        scores.pop()
+    return Ranked(titles, scores)

@@ -30,8 +30,7 @@ class Service:
         engine = self.live.engine
         places = [f"requests[{place}]." if many else "" for place in range(len(requests))]
         checked = [check(engine, request, place) for request, place in zip(requests, places, strict=True)]
-        with self.telemetry.stage("store"):
-            states, reason = await self._states([r.user_id for r in requests if r.user_id is not None])
+        states, reason = await self._states([r.user_id for r in requests if r.user_id is not None])
         resolved = [
             resolve(engine, request, *settings, states.get(request.user_id or ""), reason)
             for request, settings in zip(requests, checked, strict=True)
@@ -110,7 +109,8 @@ class Service:
             raise RequestProblem("user_id", "this endpoint has no online store: send a history", 422)
         wanted = list(dict.fromkeys(user_ids))
         try:
-            found = await self.store.get(wanted)
+            with self.telemetry.stage("store"):
+                found = await self.store.get(wanted)
         except StoreUnavailable:
             self.telemetry.error("store unavailable")
             return {}, "store unavailable"

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 import mtrec_ray
+import serving
 
 PACKAGE = Path(mtrec_ray.__file__).parent
+SERVING = Path(serving.__file__).parent
 ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 WITH_RAY = {"lake", "streams", "training", "tuning", "serving"}
 
@@ -81,6 +83,13 @@ def test_sources_and_lake_share_plain_data_alone(room, neighbour):
     assert used - {neighbour} <= BETWEEN_SOURCES_AND_LAKE[room]
 
 
+def test_serving_stands_on_bundles_and_what_they_are_made_of_and_only_commands_know_it():
+    used = {room for path in SERVING.glob("*.py") for room, _ in own_imports(path)}
+    assert used <= {"bundle", "models", "lake", "streams"}
+    outside = [path for path in PACKAGE.glob("**/*.py") if path.parent.name != "commands"]
+    assert not [path.name for path in outside if any(n.split(".")[0] == "serving" for n in modules_imported(path))]
+
+
 def test_modules_beside_the_rooms_import_none_of_them():
     beside = [path for path in PACKAGE.glob("*.py") if path.name != "__main__.py"]
     assert not {(path.name, module) for path in beside for _, module in own_imports(path)}
@@ -103,7 +112,7 @@ def test_importing_any_module_starts_nothing():
         ".".join(("mtrec_ray", *path.relative_to(PACKAGE).with_suffix("").parts))
         for path in sorted(PACKAGE.glob("**/*.py"))
         if path.stem not in ("__init__", "__main__")
-    ]
+    ] + [f"serving.{path.stem}" for path in SERVING.glob("*.py") if path.stem != "__init__"]
     program = (
         f"import importlib, logging\nfor name in {names!r}:\n    importlib.import_module(name)\n"
         "import ray\nprint(ray.is_initialized(), logging.getLogger('mtrec_ray').handlers)"

@@ -123,8 +123,8 @@ def _warn_of_untrained(record: EliminatorsRecord, figures: dict[str, float]) -> 
     for combination in record.combinations:
         if figures[figure_name("step", combination)] == 0:
             logger.warning(
-                "combination %s has its offsets alone: at no look was its NDCG@10 %g of the backbone's or more, so it "
-                "is as it was before the first step; lower optim.keep_share or adversary.weight",
+                "combination %s: its NDCG@10 was at no look %g of the backbone's or more, so it is as before the "
+                "first step (eliminators: offsets alone); lower optim.keep_share, adversary.weight or .generator_lr",
                 combination_name(combination),
                 record.config.optim.keep_share,
             )

@@ -2,12 +2,17 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import pytest
+import yaml
+from ray.serve.schema import ServeDeploySchema
 
+import serving
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from serving.config import ServeConfig, api_keys
+from serving.endpoint import build
 from serving.gates_config import PromoteConfig
 from serving.live import LiveEngine
 from serving.pointer import move_back, read_pointer
@@ -117,3 +122,15 @@ def test_another_address_than_this_machines_needs_keys(tmp_path, monkeypatch):
         api_keys(ServeConfig(bundle="b", api_key_file=str(file)))
     monkeypatch.setenv("MTREC_API_KEYS", "three, four")
     assert api_keys(open_) == ("three", "four")
+
+
+def test_the_clusters_file_is_one_that_serve_reads_and_asks_for_keys(monkeypatch, tmp_path):
+    monkeypatch.delenv("MTREC_API_KEYS", raising=False)
+    document = yaml.safe_load((Path(serving.__file__).parent / "serve.yaml").read_text())
+    schema = ServeDeploySchema.model_validate(document)
+    assert schema.applications[0].import_path == "serving.endpoint:build"
+    args = {**schema.applications[0].args, "store": None, "api_key_file": None}
+    with pytest.raises(UserError, match="can be reached from elsewhere"):
+        build(args)
+    with pytest.raises(UserError, match="no online store at"):
+        build({**args, "host": "127.0.0.1", "store": str(tmp_path / "nothing")})

@@ -1,0 +1,74 @@
+"""The API's own OpenAPI document, fuzzed: whatever is sent, the answer is documented and never a fault of ours."""
+
+from collections import Counter
+from typing import Any
+from unittest import mock
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from schemathesis import openapi
+
+from serving.store import UserState, open_store
+from tests.serving.bundles import USER_WIDTH, write_bundle
+from tests.serving.test_api import client_of
+
+PATHS = ["/v1/recommend", "/v1/recommend:batch", "/v1/propensity", "/v1/users/{user_id}/events"]
+SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.large_base_example]
+KNOWN: dict[str, list[Any]] = {
+    "territory": ["north", "south"],
+    "user_id": ["ann", "nobody"],
+    "ignore": [[], ["gender"], ["age", "gender"]],
+    "history": [["t01"], ["t01", "gone"]],
+    "k": [1, 7],
+    "attributes": [{}],
+    "embedding": [[1.0] * USER_WIDTH],
+    "title_id": ["t01", "gone"],
+    "title_ids": [["t01", "t02"]],
+}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("fuzz")
+    store = open_store(str(folder / "store"))
+    store.put_many([("ann", UserState(("t01",), {"gender": "F"}, "north", b"\x00\x3c" * USER_WIDTH))])
+    with mock.patch.object(store, "close", mock.AsyncMock()):  # each fuzzed request starts and ends the app
+        yield client_of(str(write_bundle(folder / "bundle")), store)
+
+
+def with_known(body: Any, data: st.DataObject) -> Any:
+    """Some fields of some objects made sensible, so that the fuzz comes past the first check."""
+    if isinstance(body, list):
+        return [with_known(one, data) for one in body]
+    if not isinstance(body, dict):
+        return body
+    changed = {key: with_known(value, data) for key, value in body.items()}
+    for key in sorted(changed.keys() & KNOWN.keys()):
+        if changed[key] is not None and data.draw(st.integers(0, 3)):
+            changed[key] = data.draw(st.sampled_from(KNOWN[key]))
+    for other in changed.keys() & {"history", "embedding"}:
+        if "user_id" in changed and data.draw(st.booleans()):
+            changed.pop(data.draw(st.sampled_from(["user_id", other])))
+    return changed
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_request_is_our_fault(client, path):
+    schema = openapi.from_asgi("/openapi.json", client.app)
+    operation = schema[path]["PUT" if path.endswith("events") else "POST"]
+    documented, seen = set(operation.definition.raw["responses"]), Counter()
+
+    @settings(max_examples=40, deadline=None, database=None, derandomize=True, suppress_health_check=SLOW)
+    @given(case=operation.as_strategy(), data=st.data())
+    def fuzz(case: Any, data: st.DataObject) -> None:
+        case.body = with_known(case.body, data)
+        answer = case.call()
+        seen[answer.status_code] += 1
+        assert answer.status_code < 500, answer.text
+        assert str(answer.status_code) in documented
+        if answer.status_code != 200:
+            assert set(answer.json()) == {"field", "message"}
+
+    fuzz()
+    assert seen[200] or path.endswith(":batch")  # one bad request in a batch refuses it

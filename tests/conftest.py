@@ -36,3 +36,8 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: set MTREC_TEST_DATA to its folder, or put it at {beside}")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process is left alone with them at the end."""
+    items.sort(key=lambda item: "training" not in item.path.parts)

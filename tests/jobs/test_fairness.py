@@ -145,6 +145,19 @@ def test_an_audit_has_every_combination_by_every_attribute(folder, audited):
     assert (folder / "audit" / "audit.csv").read_text().count("\n") == 1 + 4 * 3
 
 
+def test_a_planted_attribute_is_readable_until_it_is_eliminated(audited):
+    """Gender follows taste in nine of ten users; its interval is of the best attacker's balanced accuracy."""
+    _, flat = audited
+    low = {name: flat[f"audit/{name}/gender/balanced_accuracy_low"] for name in ["none", *COMBINATIONS]}
+    auc = {name: flat[f"audit/{name}/gender/auc"] for name in ["none", *COMBINATIONS]}
+    chance = 0.5
+    assert min(low["none"], low["age"]) > chance  # readable, also where another attribute was eliminated
+    assert max(low["gender"], low["gender+age"]) < chance
+    assert min(auc["none"], auc["age"]) - max(auc["gender"], auc["gender+age"]) > 0.05
+    for name in COMBINATIONS:
+        assert flat[f"ndcg@10/{name}"] > 0.96 * flat["ndcg@10/none"]
+
+
 def test_a_bundle_holds_what_the_runs_hold(folder, eliminators, audited, tmp_path):
     config = {"run": eliminators.uri, "audit": str(folder / "audit"), "out": str(tmp_path / "bundle")}
     bundle = make_bundle(validate_config(BundleConfig, config))

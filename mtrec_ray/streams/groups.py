@@ -1,11 +1,12 @@
 """Territory groups: which territories share a group block."""
 
-from pathlib import Path
+import os
 
 import yaml
 from pydantic import BaseModel, ConfigDict
 
 from mtrec_ray.errors import UserError
+from mtrec_ray.files import read_file
 from mtrec_ray.lake.manifest import Manifest
 
 
@@ -21,10 +22,10 @@ class Groups(BaseModel):
 
 
 def make_groups(spec: str, manifest: Manifest) -> Groups:
-    """`one`, `each`, `regions`, or the path of a YAML file `group name: [territory, ...]`.
+    """`one`, `each`, `regions`, or the path or URI of a YAML file `group name: [territory, ...]`.
 
     Raises:
-        UserError: no such file, or a territory that is unknown, missing or in two groups.
+        UserError: no such file, one that is not of this form, or a territory that is unknown, missing or in two groups.
     """
     territories = [t.name for t in manifest.territories]
     if spec == "one":
@@ -37,30 +38,31 @@ def make_groups(spec: str, manifest: Manifest) -> Groups:
     return _from_file(spec, territories)
 
 
-def _from_file(path: str, territories: list[str]) -> Groups:
+def _from_file(uri: str, territories: list[str]) -> Groups:
     try:
-        document = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        document = yaml.safe_load(read_file(uri))
     except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else error
         raise UserError(
-            f"model.groups = {path!r} is neither one, each, regions nor a readable file: {error.strerror}"
+            f"model.groups = {uri!r} is neither one, each, regions nor a readable file: {reason}"
         ) from error
     except yaml.YAMLError as error:
-        raise UserError(f"groups file {path} is not YAML: {error}") from error
+        raise UserError(f"groups file {uri} is not YAML: {error}") from error
     if not isinstance(document, dict) or not all(isinstance(members, list) for members in document.values()):
-        raise UserError(f"groups file {path} must hold lines `group name: [territory, ...]`")
+        raise UserError(f"groups file {uri} must hold lines `group name: [territory, ...]`")
     group_of: dict[str, int] = {}
     for index, members in enumerate(document.values()):
         for territory in map(str, members):
             if territory not in territories:
                 raise UserError(
-                    f"groups file {path}: unknown territory {territory!r}; the lake has {', '.join(territories[:12])}"
+                    f"groups file {uri}: unknown territory {territory!r}; the lake has {', '.join(territories[:12])}"
                 )
             if territory in group_of:
-                raise UserError(f"groups file {path}: territory {territory!r} is in two groups; keep it in one")
+                raise UserError(f"groups file {uri}: territory {territory!r} is in two groups; keep it in one")
             group_of[territory] = index
     missing = [t for t in territories if t not in group_of]
     if missing:
         raise UserError(
-            f"groups file {path} leaves out {len(missing)} territories, first {missing[0]!r}: give each a group"
+            f"groups file {uri} leaves out {len(missing)} territories, first {missing[0]!r}: give each a group"
         )
     return Groups(names=[str(name) for name in document], of_territory=[group_of[t] for t in territories])

@@ -17,7 +17,7 @@ class ModelConfig(Config):
     group_block: Literal["dense", "shift", "film", "low_rank"] | None = None
     """Block of a territory group on top of the user tower; `dense` (paper A) is mtl's default, null a baseline's."""
     groups: str | None = None
-    """Territory groups: one, each, regions (paper A's; mtl's default), or a YAML file `group: [territory, ...]`."""
+    """Territory groups: one, each, regions (paper A's; mtl's default), or path or URI of YAML lists by group name."""
     final_activation: Literal["none", "relu"] = "none"
     """`relu` is paper A taken literally (no probability below one half); `none`: linear last layer, scale, bias."""
     final_batch_norm: bool = False

@@ -1,0 +1,80 @@
+"""Territory groups: by name, or as a file anywhere says them."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.lake.manifest import Calendar, Manifest, Territory
+from mtrec_ray.streams.groups import make_groups
+
+NORDIC = Manifest(
+    source="by hand",
+    num_buckets=1,
+    territories=[Territory(name=name, region=region) for name, region in (("DE", "C"), ("NO", "N"), ("SE", "N"))],
+    attributes={},
+    calendar=Calendar(
+        window_start=datetime(2024, 1, 1, tzinfo=UTC),
+        window_end=datetime(2024, 2, 1, tzinfo=UTC),
+        num_evaluation_days=0,
+    ),
+    counts={},
+    files={},
+)
+
+
+@pytest.mark.parametrize(
+    ("spec", "names", "of_territory"),
+    [
+        ("one", ["all"], [0, 0, 0]),
+        ("each", ["DE", "NO", "SE"], [0, 1, 2]),
+        ("regions", ["C", "N"], [0, 1, 1]),
+    ],
+)
+def test_named_groups(spec, names, of_territory):
+    groups = make_groups(spec, NORDIC)
+    assert (groups.names, groups.of_territory) == (names, of_territory)
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_file_is_read_from_a_path_or_a_uri(scheme, tmp_path):
+    (tmp_path / "groups.yaml").write_text("north: [SE, 'NO']\nrest: [DE]\n")
+    groups = make_groups(f"{scheme}{tmp_path}/groups.yaml", NORDIC)
+    assert (groups.names, groups.of_territory) == (["north", "rest"], [1, 0, 0])
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"north: [SE", r"groups\.yaml is not YAML"),
+        (b"north: \xff", r"groups\.yaml is not YAML"),
+        (b"[SE, DE]", r"must hold lines `group name: \[territory, \.\.\.\]`"),
+        (b"north: SE", "must hold lines"),
+        (b"north: [SE, FI]", "unknown territory 'FI'; the lake has DE, NO, SE"),
+        (b"north: [SE, 'NO']\nrest: [DE, SE]", "territory 'SE' is in two groups; keep it in one"),
+        (b"north: [SE]", "leaves out 2 territories, first 'DE': give each a group"),
+    ],
+)
+def test_a_file_that_is_no_partition_is_named_with_its_mend(content, message, scheme, tmp_path):
+    (tmp_path / "groups.yaml").write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        make_groups(f"{scheme}{tmp_path}/groups.yaml", NORDIC)
+    assert f"{scheme}{tmp_path}/groups.yaml" in str(error.value)
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_file_that_cannot_be_read_is_named_with_the_reason(scheme, tmp_path):
+    uri = f"{scheme}{tmp_path}/groups.yaml"
+    with pytest.raises(UserError) as missing:
+        make_groups(uri, NORDIC)
+    assert str(missing.value) == (
+        f"model.groups = {uri!r} is neither one, each, regions nor a readable file: No such file or directory"
+    )
+    with pytest.raises(UserError, match=r"nor a readable file: .* is a directory"):
+        make_groups(f"{scheme}{tmp_path}", NORDIC)
+
+
+def test_a_filesystem_that_does_not_exist_is_named():
+    with pytest.raises(UserError, match=r"cannot open 'ftp://host/groups\.yaml'"):
+        make_groups("ftp://host/groups.yaml", NORDIC)

@@ -39,7 +39,9 @@ def build(
         str, typer.Argument(metavar="SOURCE", help="synthetic, movielens, xmarket, rechorus or parquet.")
     ],
     out: Annotated[str | None, typer.Option("--out", metavar="LAKE", help="Folder or URI of the new lake.")] = None,
-    raw: Annotated[str | None, typer.Option("--raw", metavar="DIR", help="Folder of the raw files.")] = None,
+    raw: Annotated[
+        str | None, typer.Option("--raw", metavar="DIR", help="Folder of the raw files; with parquet also a URI.")
+    ] = None,
     on_bad_rows: Annotated[
         str | None,
         typer.Option("--on-bad-rows", help="error (default) or quarantine; same as --set build.on_bad_rows="),

@@ -24,7 +24,9 @@ def quickstart(
         str | None,
         typer.Argument(metavar="[SOURCE]", help="synthetic (default), movielens, xmarket, rechorus or parquet."),
     ] = None,
-    raw: Annotated[str | None, typer.Option("--raw", metavar="DIR", help="Folder of the raw files.")] = None,
+    raw: Annotated[
+        str | None, typer.Option("--raw", metavar="DIR", help="Folder of the raw files; with parquet also a URI.")
+    ] = None,
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help="Folder for lake, runs and report.")] = None,
     seeds: Annotated[int | None, typer.Option("--seeds", help="Number of seeds.")] = None,
     config_file: ConfigFile = None,

@@ -60,7 +60,7 @@ class QuickstartConfig(Config):
     source: Literal["synthetic", "movielens", "xmarket", "rechorus", "parquet"] = "synthetic"
     """Where the raw data comes from."""
     raw: str | None = None
-    """Folder of the raw files; synthetic has none."""
+    """Folder of the raw files, with parquet also a URI; synthetic has none."""
     out: str = "quickstart"
     """Folder that gets the lake, the runs and the report; started again, it goes on where it was stopped."""
     seeds: int = Field(default=1, ge=1)

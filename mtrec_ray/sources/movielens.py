@@ -8,7 +8,6 @@ the end of the data are the evaluation days, all before is the window. A film's 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +18,7 @@ from mtrec_ray.lake.manifest import Calendar, Territory
 from mtrec_ray.sources.download import download, unpack
 from mtrec_ray.sources.epochs import timestamps_from_epoch
 from mtrec_ray.sources.movielens_files import FORMS, OCCUPATIONS, GroupLens1M, GroupLens100K, MovieLensFiles, detect
-from mtrec_ray.sources.source import Part, Source, SourceFacts, raw_folder
+from mtrec_ray.sources.source import Part, Source, SourceFacts, local_folder, raw_folder
 
 REGIONS = {
     "zip-0": "northeast",
@@ -153,13 +152,13 @@ def download_movielens(
         progress: called with (stage, bytes so far, bytes in all).
 
     Raises:
-        UserError: no folder named, a url without its checksum, or as `download` and `unpack`.
+        UserError: no local folder named, a url without its checksum, or as `download` and `unpack`.
     """
     if raw is None:
         raise UserError("--download needs a folder to fetch MovieLens into: name it with --raw DIR")
     if config.url and not config.checksum:
         raise UserError(f"url {config.url!r} needs its checksum: set `checksum` to md5:... or sha256:...")
-    folder = Path(raw).expanduser()
+    folder = local_folder("movielens", raw)
     wanted = FORMS[{"ml-100k": GroupLens100K, "ml-1m": GroupLens1M}[config.dataset]]
     if all((folder / name).is_file() for name in wanted):
         return

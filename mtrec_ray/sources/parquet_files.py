@@ -1,5 +1,6 @@
 """Finding and reading Parquet files in bounded chunks, with errors that name the file."""
 
+import posixpath
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import PurePosixPath
@@ -17,7 +18,7 @@ class Chunk:
     """Some row groups of one file. Picklable."""
 
     uri: str
-    """Of the path as configured: names the filesystem."""
+    """Of the path as configured, or of --raw: names the filesystem."""
     path: str
     row_groups: tuple[int, ...]
     rows: int
@@ -26,13 +27,21 @@ class Chunk:
 def list_chunks(location: str, raw: str | None, rows_per_part: int) -> list[Chunk]:
     """Chunks of all Parquet files at a path, folder or glob, sorted by path.
 
+    Args:
+        location: path or URI; a relative path is one in `raw`.
+        raw: path or URI of a folder; None = the current one.
+        rows_per_part: rows of a chunk at most, row groups kept whole.
+
     Raises:
         UserError: nothing there, or a file that is no whole Parquet file.
     """
-    uri = location if "://" in location or location.startswith(("/", "~")) or raw is None else join(raw, location)
-    fs, path = resolve(uri)
+    if raw is None or "://" in location or location.startswith(("/", "~")):
+        uri, inside, shown = location, "", location
+    else:  # joined as paths, not as URIs, where `?` and `[` of a glob mean something else
+        uri, inside, shown = raw, location, join(raw, location)
+    fs, root = resolve(uri)
     chunks = []
-    for found in _list_files(fs, path, uri):
+    for found in _list_files(fs, posixpath.normpath(posixpath.join(root, inside)), shown):
         metadata = _open(fs, found).metadata
         chunks += _group_rows(
             uri, found, [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], rows_per_part

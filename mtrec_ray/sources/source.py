@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from mtrec_ray.errors import UserError
+from mtrec_ray.files import resolve
 from mtrec_ray.lake.manifest import Calendar, Territory
 
 Part = Callable[[], pa.Table]
@@ -73,14 +74,25 @@ class Source(ABC):
 
 
 def raw_folder(source: str, raw: str | None) -> Path:
-    """The folder of raw files.
+    """The folder of raw files, for a source that reads local files only.
 
     Raises:
-        UserError: not given, or not there.
+        UserError: not given, not there, or a URI of another filesystem.
     """
     if raw is None:
         raise UserError(f"source {source!r} reads raw files: name their folder with --raw DIR")
-    folder = Path(raw).expanduser().resolve()
+    folder = local_folder(source, raw)
     if not folder.is_dir():
         raise UserError(f"--raw {raw!r} is not a folder: it should hold the files of source {source!r}")
     return folder
+
+
+def local_folder(source: str, raw: str) -> Path:
+    """The folder that a path or `file://` URI names, there or not.
+
+    Raises:
+        UserError: a URI of another filesystem.
+    """
+    if "://" in raw and not raw.startswith("file://"):
+        raise UserError(f"--raw {raw!r}: source {source!r} reads local files only: copy its files to a local folder")
+    return Path(resolve(raw)[1]).resolve()

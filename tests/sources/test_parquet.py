@@ -50,6 +50,17 @@ def test_columns_are_mapped_and_values_discovered(raw):
     ]
 
 
+@pytest.mark.parametrize("users", ["users", "users/*.parquet", "users/?.parquet", "users/[12].parquet", "./users/"])
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_the_folder_of_the_raw_files_may_be_a_uri(raw, scheme, users):
+    source = make_source("parquet", CONFIG | {"users": users}, f"{scheme}{raw}/")
+    assert sorted(user for part in source.user_parts() for user in part()["user_id"].to_pylist()) == ["u1", "u2", "u3"]
+    assert source.facts.num_users == 3
+    assert source.titles().num_rows == 1
+    with pytest.raises(UserError, match=rf"'{scheme}{raw}/nowhere\.parquet' is missing: check the path and --raw"):
+        make_source("parquet", CONFIG | {"users": "nowhere.parquet"}, f"{scheme}{raw}/")
+
+
 def test_the_last_days_are_the_evaluation_days(raw):
     calendar = make_source("parquet", CONFIG, str(raw)).facts.calendar
     assert calendar.window_start == datetime(2024, 1, 1, tzinfo=UTC)

@@ -5,6 +5,7 @@ Only listed files exist for a reader: replacing `lake.json` is what commits a bu
 """
 
 import hashlib
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -109,9 +110,15 @@ class Manifest(_Frozen):
 
     @property
     def lake_hash(self) -> str:
-        """Identity of the lake's whole content: what a checkpoint remembers."""
-        lines = [f"{table} {digest}" for table, digest in sorted(self.content_hashes.items())]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        """Identity of all that decides a run's result: what a checkpoint remembers.
+
+        The tables' content, and what readers take from `lake.json` itself: calendar, territories with their regions,
+        attributes in their order with their values, what the embeddings are, counts. Not what only people read.
+        """
+        left_out = {"source": True, "notes": True, "quarantined": True, "files": True, "embeddings": {"description"}}
+        facts = self.model_dump(mode="json", exclude=left_out)
+        facts |= {"attributes": list(self.attributes.items()), "content": self.content_hashes}
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -220,8 +227,6 @@ def utc(moment: datetime) -> datetime:
 
 
 def _format_version(text: bytes) -> object:
-    import json
-
     try:
         document = json.loads(text)
     except ValueError:

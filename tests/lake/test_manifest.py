@@ -1,0 +1,124 @@
+"""The lake's hash: it changes with all that decides a run's result, and with nothing else."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtrec_ray.lake.manifest import Calendar, Embeddings, Lake, LakeFile, Manifest, Territory
+
+WINDOW = (datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 2, 1, tzinfo=UTC))
+MANIFEST = Manifest(
+    source="by hand",
+    notes=["small"],
+    num_buckets=2,
+    territories=[Territory(name="NO", region="north"), Territory(name="SE", region="north")],
+    attributes={"gender": ["f", "m"], "age": ["young", "old"]},
+    calendar=Calendar(window_start=WINDOW[0], window_end=WINDOW[1]),
+    embeddings=Embeddings(
+        user_width=8,
+        title_width=12,
+        interaction_width=8,
+        num_folds=4,
+        window_start=WINDOW[0],
+        window_end=WINDOW[1],
+        description="titles: categories | interactions; users: interactions",
+    ),
+    counts={"users": 4, "titles": 2},
+    quarantined={"users/duplicate_user": 1},
+    files={
+        "users": [LakeFile(path=f"users/{digit}.parquet", rows=2, sha256=digit * 64) for digit in "12"],
+        "titles": [LakeFile(path="titles/3.parquet", rows=2, sha256="3" * 64)],
+    },
+)
+
+
+def _set(*path: str | int, to: Any) -> Callable[[dict], None]:
+    def edit(document: dict) -> None:
+        place: Any = document
+        for key in path[:-1]:
+            place = place[key]
+        assert place[path[-1]] != to
+        place[path[-1]] = to
+
+    return edit
+
+
+def _reverse(key: str) -> Callable[[dict], None]:
+    """Write a mapping's keys in the other order."""
+    return lambda document: document.update({key: dict(reversed(document[key].items()))})
+
+
+DECIDES = {
+    "content": _set("files", "users", 1, "sha256", to="4" * 64),
+    "window start": _set("calendar", "window_start", to="2024-01-02T00:00:00Z"),
+    "window end": _set("calendar", "window_end", to="2024-01-31T00:00:00Z"),
+    "day length": _set("calendar", "day_s", to=3600),
+    "evaluation days": _set("calendar", "num_evaluation_days", to=1),
+    "order": _set("calendar", "ordered", to=False),
+    "region": _set("territories", 0, "region", to="west"),
+    "territory": _set("territories", 0, "name", to="FI"),
+    "order of territories": lambda document: document["territories"].reverse(),
+    "attribute value": _set("attributes", "gender", 0, to="w"),
+    "order of attribute values": lambda document: document["attributes"]["age"].reverse(),
+    "order of attributes": _reverse("attributes"),
+    "user width": _set("embeddings", "user_width", to=4),
+    "title width": _set("embeddings", "title_width", to=8),
+    "interaction width": _set("embeddings", "interaction_width", to=0),
+    "folds": _set("embeddings", "num_folds", to=2),
+    "fold seed": _set("embeddings", "fold_seed", to=1),
+    "embeddings' window start": _set("embeddings", "window_start", to=None),
+    "embeddings' window end": _set("embeddings", "window_end", to=None),
+    "buckets": _set("num_buckets", to=1),
+    "counts": _set("counts", "users", to=5),
+    "tested users": _set("trained_users_are_tested", to=True),
+}
+ONLY_TOLD = {
+    "source": _set("source", to="elsewhere"),
+    "notes": _set("notes", to=[]),
+    "quarantined": _set("quarantined", to={}),
+    "description": _set("embeddings", "description", to=""),
+    "order of tables": _reverse("files"),
+    "order of counts": _reverse("counts"),
+}
+
+
+def _write(folder: Path, edit: Callable[[dict], None] = lambda document: None) -> str:
+    document = json.loads(MANIFEST.model_dump_json())
+    edit(document)
+    (folder / "lake.json").write_text(json.dumps(document))
+    return str(folder)
+
+
+@pytest.mark.parametrize("edit", DECIDES.values(), ids=DECIDES.keys())
+def test_an_edit_of_what_decides_a_run_changes_the_hash(edit, tmp_path):
+    assert Lake.open(_write(tmp_path, edit)).manifest.lake_hash != MANIFEST.lake_hash
+
+
+@pytest.mark.parametrize("edit", ONLY_TOLD.values(), ids=ONLY_TOLD.keys())
+def test_an_edit_of_what_is_only_told_does_not(edit, tmp_path):
+    assert Lake.open(_write(tmp_path, edit)).manifest.lake_hash == MANIFEST.lake_hash
+
+
+def test_every_edit_has_a_hash_of_its_own(tmp_path):
+    hashes = {Lake.open(_write(tmp_path, edit)).manifest.lake_hash for edit in DECIDES.values()}
+    assert len(hashes) == len(DECIDES)
+
+
+@pytest.mark.parametrize("seed", ["0", "1"])
+def test_another_process_finds_the_same_hash(seed, tmp_path):
+    code = "import sys; from mtrec_ray.lake.manifest import Lake; print(Lake.open(sys.argv[1]).manifest.lake_hash)"
+    found = subprocess.run(
+        [sys.executable, "-c", code, _write(tmp_path)],
+        env=os.environ | {"PYTHONHASHSEED": seed},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.strip() == MANIFEST.lake_hash

@@ -2,7 +2,7 @@
 
 import typer
 
-from mtrec_ray.commands import audit, bundle, evaluate, lake, pairs, quickstart, serve, store, train
+from mtrec_ray.commands import audit, bundle, evaluate, lake, pairs, partition, quickstart, search, serve, store, train
 
 app = typer.Typer(
     name="mtrec",
@@ -15,6 +15,8 @@ app.add_typer(lake.app, name="lake")
 app.add_typer(pairs.app, name="pairs")
 app.add_typer(train.app, name="train")
 app.add_typer(evaluate.app, name="evaluate")
+app.add_typer(search.app, name="search")
+app.add_typer(partition.app, name="partition")
 app.command("audit", cls=audit.HELP)(audit.audit)
 app.command("bundle", cls=bundle.HELP)(bundle.bundle)
 app.add_typer(store.app, name="store")

@@ -15,6 +15,8 @@ from mtrec_ray.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+MapBuckets = Callable[..., Iterator[tuple[int, Any]]]
+"""(function, buckets, *shared, progress=None) -> (bucket, function(bucket, *shared)): `map_buckets`, or a loop."""
 
 CANCEL_TIMEOUT_S = 10.0
 

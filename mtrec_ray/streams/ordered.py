@@ -13,6 +13,8 @@ from mtrec_ray.streams.schedule import Segment
 
 ReadSegment = Callable[..., pa.Table]
 """(segment, **shared) -> rows of one segment in slot order, with columns `lane` and `step` (int32)."""
+StreamSegments = Callable[..., Iterator[pa.Table]]
+"""(read_segment, segments, num_blocks, **shared) -> blocks of rows in the order of the segments."""
 
 
 def stream_segments(
@@ -31,6 +33,12 @@ def stream_segments(
         fn_kwargs={"read_segment": read_segment, "shared": shared},
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+
+
+def read_here(read_segment: ReadSegment, segments: list[Segment], num_blocks: int, **shared: Any) -> Iterator[pa.Table]:
+    """The same blocks read by this process, one after another: for short runs that are to start at once."""
+    for segment in segments:
+        yield read_segment(segment, **shared)
 
 
 def rows_by_step(blocks: Iterable[pa.Table], lanes: set[int], steps: range) -> Iterator[tuple[int, list[pa.Table]]]:

@@ -7,6 +7,7 @@ Results are sums over buckets: memory is that of one bucket per reader plus one 
 """
 
 import logging
+from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
@@ -14,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mtrec_ray.console import ProgressCallback, stage_progress
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.cluster import map_buckets
+from mtrec_ray.lake.cluster import MapBuckets, map_buckets
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
@@ -90,6 +91,8 @@ def make_plan(
     calendar: Calendar,
     num_phases: int = 1,
     progress: ProgressCallback | None = None,
+    buckets: Sequence[int] | None = None,
+    map_over: MapBuckets = map_buckets,
 ) -> PairPlan:
     """Count the lake and fix every sampling rate.
 
@@ -99,19 +102,21 @@ def make_plan(
         calendar: window and days.
         num_phases: 1 for the window alone; 1 + n also trains on the first n evaluation days.
         progress: told of each finished bucket.
+        buckets: those to read; None is all. Each is a random sample of the users.
+        map_over: how the buckets are gone through.
 
     Raises:
         UserError: the sample holds no positives or no negatives, so there is nothing to train on.
     """
-    buckets = range(lake.manifest.num_buckets)
+    buckets = range(lake.manifest.num_buckets) if buckets is None else buckets
     catalogues = [Catalogue.of(lake, *calendar.day_bounds(day)) for day in range(num_phases)]
     show = stage_progress(progress, "counting users", len(buckets))
-    passes = map_buckets(count_users, buckets, lake, sample, calendar, catalogues[0], progress=show)
+    passes = map_over(count_users, buckets, lake, sample, calendar, catalogues[0], progress=show)
     users = UserCounts.total(counts for _, counts in passes)
     rates = added_rates(users, sample)
     phases = [Phase(*calendar.day_bounds(day), catalogues[day]) for day in range(num_phases)]
     show = stage_progress(progress, "counting pairs", len(buckets))
-    per_bucket = dict(map_buckets(count_pairs, buckets, lake, sample, calendar, rates, phases, progress=show))
+    per_bucket = dict(map_over(count_pairs, buckets, lake, sample, calendar, rates, phases, progress=show))
     counts = list(per_bucket.values())
     planned = [_plan_phase(day, phase, counts, sample, calendar) for day, phase in enumerate(phases)]
     window_rows = {
@@ -128,7 +133,9 @@ def make_plan(
         added_users=np.sum([part.added for part in counts], axis=0).tolist(),
         active_users=users.active.tolist(),
         added_rates=rates.tolist(),
-        sampled_per_bucket=[per_bucket[bucket].sampled for bucket in buckets],
+        sampled_per_bucket=[
+            per_bucket[bucket].sampled if bucket in per_bucket else 0 for bucket in range(lake.manifest.num_buckets)
+        ],
         phases=[planned[0].model_copy(update=window_rows), *planned[1:]],
         not_offered_positives=sum(part.not_offered for part in counts),
     )

@@ -1,14 +1,14 @@
 """From a lake to training batches.
 
 1. `Schedule.segments`: which slots of which buckets this worker reads, in order   (no data)
-2. `read_segment`:      one segment's rows, read from its bucket                   (Ray Data task)
+2. `read_pairs`, `read_segment`: a bucket's pairs, and one segment's rows of them    (Ray Data task)
 3. `stream_segments`:   blocks of rows in schedule order                           (Ray Data, order preserved)
 4. `rows_by_step`, `collate`: one `StepRows` per global step                       (worker process)
 
 A row is one user with all its labelled titles, so an embedding travels once and not once per pair.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +19,7 @@ from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.folds import fold_of_pairs
 from mtrec_ray.lake.manifest import Embeddings, Lake, embedding_column, embedding_matrix
 from mtrec_ray.streams.catalogue import Catalogue
-from mtrec_ray.streams.ordered import rows_by_step, stream_segments
+from mtrec_ray.streams.ordered import StreamSegments, rows_by_step, stream_segments
 from mtrec_ray.streams.pairs import Pairs, labelled_pairs
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.sampling import sampled_users
@@ -43,31 +43,59 @@ class StepRows:
     """(P,) bool."""
 
 
-def read_segment(segment: Segment, lake: Lake, plan: PairPlan, from_step: int, seed: int) -> pa.Table:
-    """Rows of one segment that have pairs and belong to `from_step` or later, in slot order.
+@dataclass(frozen=True)
+class BucketPairs:
+    """One bucket's sampled users with their labelled pairs in one phase: what all its epochs have in common."""
 
-    Columns: `lane`, `step`, `territory` int32, `title_index` list<int32>, `label` list<bool>, `embedding`
-    FixedSizeBinary.
-    """
-    phase = plan.phases[segment.phase]
+    bucket: Bucket
+    rows: np.ndarray
+    """(S,) sampled users."""
+    pairs: Pairs
+    slot_of_pair: np.ndarray
+    """(P,) slot of each pair before the epoch's order."""
+    vectors: np.ndarray
+    """(N, folds, user_width) float16."""
+
+
+ReadPairs = Callable[[int, int, Lake, PairPlan], BucketPairs]
+
+
+def read_pairs(phase_index: int, bucket_index: int, lake: Lake, plan: PairPlan) -> BucketPairs:
+    """Read a bucket, sample its users and draw its pairs."""
+    phase = plan.phases[phase_index]
     folds = phase.num_folds
     column = "fold_embeddings" if folds > 1 else "embedding"
     catalogue = Catalogue.of(lake, phase.start, phase.end)
-    bucket = Bucket.read(lake, segment.bucket, catalogue.title_ids, (column,))
+    bucket = Bucket.read(lake, bucket_index, catalogue.title_ids, (column,))
     rows, _ = sampled_users(bucket, plan.sample, plan.calendar, np.array(plan.added_rates))
     salt = int(mix(np.array([plan.sample.seed], dtype=np.uint64), "phase", phase.day)[0])
     pairs = labelled_pairs(bucket, rows, catalogue, (phase.start, phase.end), phase.negative_rate, salt)
     slot_of_pair = _slots(bucket, rows, pairs, folds, lake.manifest.embeddings)
+    vectors = embedding_matrix(bucket.users[column]).reshape(len(bucket.keys), folds, -1)
+    return BucketPairs(bucket, rows, pairs, slot_of_pair, vectors)
+
+
+def read_segment(
+    segment: Segment, lake: Lake, plan: PairPlan, from_step: int, seed: int, read: ReadPairs = read_pairs
+) -> pa.Table:
+    """Rows of one segment that have pairs and belong to `from_step` or later, in slot order.
+
+    Columns: `lane`, `step`, `territory` int32, `title_index` list<int32>, `label` list<bool>, `embedding`
+    FixedSizeBinary. `read` may remember what `read_pairs` returned.
+    """
+    phase = plan.phases[segment.phase]
+    folds = phase.num_folds
+    found = read(segment.phase, segment.bucket, lake, plan)
+    bucket, rows = found.bucket, found.rows
     order = _slot_order(bucket, rows, folds, segment, seed)
     wanted = np.arange(segment.start, segment.stop)
     steps = segment.steps(wanted)
     wanted, steps = wanted[steps >= from_step], steps[steps >= from_step]
-    offsets, taken = _group_pairs(slot_of_pair, order[wanted], len(rows) * folds)
+    offsets, taken = _group_pairs(found.slot_of_pair, order[wanted], len(rows) * folds)
     used = np.diff(offsets) > 0
     slots = order[wanted][used]
     offsets = np.concatenate([[0], np.cumsum(np.diff(offsets)[used])])
-    vectors = embedding_matrix(bucket.users[column]).reshape(len(bucket.keys), folds, -1)
-    vectors = vectors[rows[slots // folds], slots % folds]  # (S, user_width)
+    vectors = found.vectors[rows[slots // folds], slots % folds]  # (S, user_width)
     if phase.cold_fraction:
         fold = (slots % folds).astype(np.uint64)
         draws = uniforms(bucket.keys[rows[slots // folds]], "cold", seed, segment.epoch, fold)
@@ -77,22 +105,28 @@ def read_segment(segment: Segment, lake: Lake, plan: PairPlan, from_step: int, s
             "lane": np.full(len(slots), segment.lane, dtype=np.int32),
             "step": steps[used].astype(np.int32),
             "territory": bucket.territory[rows[slots // folds]],
-            "title_index": pa.ListArray.from_arrays(offsets.astype(np.int32), pairs.title_index[taken]),
-            "label": pa.ListArray.from_arrays(offsets.astype(np.int32), pairs.label[taken]),
+            "title_index": pa.ListArray.from_arrays(offsets.astype(np.int32), found.pairs.title_index[taken]),
+            "label": pa.ListArray.from_arrays(offsets.astype(np.int32), found.pairs.label[taken]),
             "embedding": embedding_column(vectors),
         }
     )
 
 
 def training_batches(
-    lake: Lake, plan: PairPlan, schedule: Schedule, rank: int, num_workers: int, from_step: int = 0
+    lake: Lake,
+    plan: PairPlan,
+    schedule: Schedule,
+    rank: int,
+    num_workers: int,
+    from_step: int = 0,
+    stream: StreamSegments = stream_segments,
 ) -> Iterator[StepRows]:
-    """One worker's share of every global step from `from_step` to the end."""
+    """One worker's share of every global step from `from_step` to the end; `stream` reads ahead, or here."""
     lanes = lanes_of_worker(rank, num_workers, schedule.lanes)
     lanes &= {segment.lane for segment in schedule.segments(lanes, from_step)}  # a tiny lake leaves lanes without rows
     segments = schedule.segments(lanes, from_step)
     shared = {"lake": lake, "plan": plan, "from_step": from_step, "seed": schedule.seed}
-    blocks = stream_segments(read_segment, segments, len(segments), **shared)
+    blocks = stream(read_segment, segments, len(segments), **shared)
     for step, rows in rows_by_step(blocks, lanes, range(from_step, schedule.num_steps)):
         yield collate(step, rows, lake.manifest.embeddings.user_width)
 

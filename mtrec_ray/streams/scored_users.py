@@ -56,6 +56,20 @@ class ScoringChunk:
             self.labels[users],
         )
 
+    @staticmethod
+    def concatenate(chunks: "list[ScoringChunk]") -> "ScoringChunk":
+        """Users of one territory and day from several buckets; `rows` no longer point into one."""
+        first = chunks[0]
+        return ScoringChunk(
+            first.territory,
+            np.concatenate([chunk.rows for chunk in chunks]),
+            np.concatenate([chunk.keys for chunk in chunks]),
+            np.concatenate([chunk.embedding for chunk in chunks]),
+            first.title_index,
+            np.concatenate([chunk.candidates for chunk in chunks]),
+            np.concatenate([chunk.labels for chunk in chunks]),
+        )
+
     def with_sampled_negatives(self, count: int, seed: int) -> "ScoringChunk":
         """At most `count` negatives a user, drawn by hash from its candidates; its discoveries stay.
 

@@ -6,7 +6,7 @@ every column; window w is one slot of the schedule, and every position is traine
 Legend: `U` users, `W` windows, `B` windows of a step, `L` length, `m` sensitive attributes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,13 +16,14 @@ from pydantic import BaseModel, ConfigDict
 from mtrec_ray.console import ProgressCallback, stage_progress
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix, uniforms
-from mtrec_ray.lake.cluster import map_buckets
+from mtrec_ray.lake.cluster import MapBuckets, map_buckets
 from mtrec_ray.lake.manifest import Lake, embedding_column, embedding_matrix
-from mtrec_ray.streams.ordered import rows_by_step, stream_segments
+from mtrec_ray.streams.ordered import StreamSegments, rows_by_step, stream_segments
 from mtrec_ray.streams.schedule import Schedule, Segment, lanes_of_worker
 from mtrec_ray.streams.sequences import FILLER, SequenceConfig, Sequences, is_attacked, left_aligned
 
 WINDOWS_PER_BLOCK = 20_000
+ReadUsers = Callable[[Lake, int, SequenceConfig, bool], Sequences]
 
 
 class WindowPlan(BaseModel):
@@ -69,11 +70,12 @@ def make_window_plan(
     length: int,
     without_attacked: bool,
     progress: ProgressCallback | None = None,
+    map_over: MapBuckets = map_buckets,
 ) -> WindowPlan:
-    """Count the windows of each bucket; UserError where there is nothing to train on."""
+    """Count the windows of each bucket, gone through by `map_over`; UserError where there is nothing to train on."""
     buckets = range(lake.manifest.num_buckets)
     show = stage_progress(progress, "counting histories", len(buckets))
-    counted = dict(map_buckets(_count, buckets, lake, sequences, length, without_attacked, progress=show))
+    counted = dict(map_over(_count, buckets, lake, sequences, length, without_attacked, progress=show))
     counts = [counted[bucket] for bucket in buckets]
     users = sum(count.users for count in counts)
     if not sum(count.windows for count in counts):
@@ -95,27 +97,35 @@ def make_window_plan(
 
 
 def window_batches(
-    lake: Lake, plan: WindowPlan, schedule: Schedule, rank: int, num_workers: int, from_step: int = 0
+    lake: Lake,
+    plan: WindowPlan,
+    schedule: Schedule,
+    rank: int,
+    num_workers: int,
+    from_step: int = 0,
+    stream: StreamSegments = stream_segments,
 ) -> Iterator[WindowBatch]:
-    """One worker's share of every global step from `from_step` to the end."""
+    """One worker's share of every global step from `from_step` to the end; `stream` reads ahead, or here."""
     lanes = lanes_of_worker(rank, num_workers, schedule.lanes)
     segments = schedule.segments(lanes, from_step)
     lanes &= {segment.lane for segment in segments}  # a tiny lake leaves lanes without rows
     blocks = max(1, sum(segment.stop - segment.start for segment in segments) // WINDOWS_PER_BLOCK)
     shared = {"lake": lake, "plan": plan, "from_step": from_step, "seed": schedule.seed}
     num_attributes = len(lake.manifest.attributes)
-    rows = stream_segments(read_windows, segments, blocks, **shared)
+    rows = stream(read_windows, segments, blocks, **shared)
     for step, tables in rows_by_step(rows, lanes, range(from_step, schedule.num_steps)):
         yield collate(step, tables, plan.length, num_attributes)
 
 
-def read_windows(segment: Segment, lake: Lake, plan: WindowPlan, from_step: int, seed: int) -> pa.Table:
+def read_windows(
+    segment: Segment, lake: Lake, plan: WindowPlan, from_step: int, seed: int, read: ReadUsers | None = None
+) -> pa.Table:
     """Windows of one segment that hold positions and belong to `from_step` or later, in slot order.
 
     Columns: `lane`, `step` int32, `window` FixedSizeBinary of L + 1 + m int32: the titles of the window's events and of
-    the one that follows, -1 behind them; the user's attribute values.
+    the one that follows, -1 behind them; the user's attribute values. `read` may remember what `read_users` returned.
     """
-    sequences = _users(lake, segment.bucket, plan.sequences, plan.without_attacked)
+    sequences = (read or read_users)(lake, segment.bucket, plan.sequences, plan.without_attacked)
     owner, number = slots_of(sequences, plan.length)
     order = np.argsort(mix(sequences.keys[owner], "window order", seed, segment.epoch, number.astype(np.uint64)))
     wanted = np.arange(segment.start, segment.stop)
@@ -175,7 +185,7 @@ class _Counts:
 
 
 def _count(bucket: int, lake: Lake, config: SequenceConfig, length: int, without_attacked: bool) -> _Counts:
-    sequences = _users(lake, bucket, config, without_attacked)
+    sequences = read_users(lake, bucket, config, without_attacked)
     values = zip(lake.manifest.attributes.values(), sequences.attribute_index.T, strict=True)
     return _Counts(
         users=sequences.num_users,
@@ -186,7 +196,8 @@ def _count(bucket: int, lake: Lake, config: SequenceConfig, length: int, without
     )
 
 
-def _users(lake: Lake, bucket: int, config: SequenceConfig, without_attacked: bool) -> Sequences:
+def read_users(lake: Lake, bucket: int, config: SequenceConfig, without_attacked: bool) -> Sequences:
+    """Users of a bucket, those kept for attackers left out where asked."""
     sequences = Sequences.read(lake, bucket, config)
     return sequences.only(~is_attacked(sequences.keys, config)) if without_attacked else sequences
 

@@ -1,0 +1,60 @@
+"""`mtrec partition ...`: territory groups and why they are so."""
+
+from typing import Annotated, Any
+
+import typer
+
+from mtrec_ray.commands.options import (
+    AsJson,
+    ConfigFile,
+    JobResult,
+    PrintConfig,
+    Settings,
+    print_config,
+    run_job,
+    with_settings,
+)
+
+app = typer.Typer(help="Which territories share a group block.", no_args_is_help=True)
+
+
+@app.callback()
+def partition() -> None:
+    """Partitions of the territories."""
+
+
+@app.command("show", cls=with_settings(("tuning.show:PartitionConfig", "")))
+def show(
+    partition: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="PARTITION",
+            help="one, each, regions, volume:4, taste:4, affinity:4, random:4:0 (taste and affinity find their number "
+            "of groups where none is given), or a YAML file of groups.",
+        ),
+    ] = None,
+    lake: Annotated[str | None, typer.Option("--lake", metavar="LAKE", help="Folder or URI of the lake.")] = None,
+    out: Annotated[
+        str | None, typer.Option("--out", metavar="FILE", help="Also write the groups for `mtrec train --groups`.")
+    ] = None,
+    config_file: ConfigFile = None,
+    settings: Settings = None,
+    show_config: PrintConfig = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the groups of a partition with their territories, sizes, and what holds them together."""
+    from mtrec_ray.config import load_config
+    from tuning.show import PartitionConfig
+
+    flags = {"lake": lake, "partition": partition, "out": out}
+    config = load_config(PartitionConfig, config_file, settings or [], flags)
+    if show_config:
+        print_config(config)
+        return
+
+    def job(progress: Any) -> JobResult:
+        from tuning.show import show_partition
+
+        return show_partition(config, progress)
+
+    run_job(job, as_json)

@@ -1,0 +1,143 @@
+"""`mtrec search eliminators`: lambda, prompts, adapters and discriminators, leakage against accuracy.
+
+The two goals give a front; one point of it is chosen by a stated rule: of all trials that keep `keep_share` of the
+backbone's NDCG@10, the one that leaks least (none does: the most accurate one, and a note says so).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from mtrec_ray.config import validate_config
+from mtrec_ray.console import ProgressCallback
+from mtrec_ray.errors import UserError
+from mtrec_ray.files import absolute, join
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.training.backbone_run import BackboneRecord
+from mtrec_ray.training.eliminators_config import EliminatorsConfig, combination_name, parse_combinations
+from tuning.config import EliminatorsSearchConfig
+from tuning.results import SearchResult, TrialRow, collect
+from tuning.search import Goal, Prepared, open_search, run, search_uri, trials_at_once
+from tuning.space import Space, check_values, parse_space, usual_settings, with_settings
+from tuning.trial import Plan
+
+FIXED = (
+    "backbone",
+    "name",
+    "runs",
+    "seed",
+    "combinations",
+    "method",
+    "pack_size",
+    "jobs_at_once",
+    "retries",
+    "runner.",
+)
+"""Keys that all trials share."""
+LEAKAGE, ACCURACY = "leakage/mean", "ndcg@10/mean"
+SHARE = "ndcg_share/mean"
+KEEP_ALL = 1e-6
+"""`optim.keep_share` of every trial: the search decides what accuracy is worth, not each trial for itself."""
+
+
+@dataclass(frozen=True)
+class EliminatorsPlans:
+    """A trial's drawn parameters -> its plan. Plain data: it travels to every trial."""
+
+    base: dict[str, Any]
+    space: Space
+    data: dict[str, Any]
+
+    def settings(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The document that `mtrec train eliminators --config` reads."""
+        return with_settings(self.base, self.space.settings(params))
+
+    def __call__(self, params: dict[str, Any]) -> Plan:
+        config = validate_config(EliminatorsConfig, self.settings(params))
+        return {"kind": "eliminators", "config": config.model_dump(mode="json"), **self.data}
+
+
+def search_eliminators(
+    config: EliminatorsSearchConfig, resume: bool = False, progress: ProgressCallback | None = None
+) -> list[SearchResult]:
+    """Search, or go on with a stopped search; one result, or one for each combination where they are not shared.
+
+    Raises:
+        UserError: a space, backbone, combination or cluster that does not fit, before the first trial.
+    """
+    config = config.model_copy(update={"backbone": absolute(config.backbone)})
+    source, space = check(config)
+    trials_at_once(config)
+    if config.shared:
+        return [_search(config, source, space, resume, progress)]
+    results = []
+    for combination in parse_combinations(config.combinations, source.attributes):
+        name = combination_name(combination)
+        own = config.model_copy(
+            update={"searches": join(absolute(config.searches), config.name), "name": name, "combinations": name}
+        )
+        results.append(_search(own, source, space, resume, progress))
+    return results
+
+
+def check(config: EliminatorsSearchConfig) -> tuple[BackboneRecord, Space]:
+    """All that can be said before any work: the backbone and the space."""
+    if config.workers > 1:
+        raise UserError(
+            f"workers = {config.workers}: a trial of eliminators trains in one process, which these small models fill; "
+            "raise trials_at_once instead"
+        )
+    source = BackboneRecord.load(config.backbone)
+    if source.status != "done":
+        raise UserError(f"backbone {config.backbone!r} is not finished: start `mtrec train backbone` again")
+    lake = Lake.open(source.config.lake)
+    if lake.manifest.lake_hash != source.lake_hash:
+        raise UserError(
+            f"backbone {config.backbone!r} was trained on another state of lake {lake.uri!r}: train it again"
+        )
+    parse_combinations(config.combinations, source.attributes)
+    space, groups = parse_space(config.space, EliminatorsConfig, FIXED)
+    assert not groups, "model.groups is no key of eliminators"
+    if "optim.keep_share" in config.space:
+        raise UserError("space: optim.keep_share is set by the search; the rule of its choice is keep_share")
+    base = _base(config)
+    validate_config(EliminatorsConfig, base)
+    check_values(space, EliminatorsConfig, base)
+    if len(config.warm_start) >= config.trials:
+        raise UserError(f"trials = {config.trials}: {len(config.warm_start)} warm starts and the base need more")
+    return source, space
+
+
+def _search(
+    config: EliminatorsSearchConfig,
+    source: BackboneRecord,
+    space: Space,
+    resume: bool,
+    progress: ProgressCallback | None,
+) -> SearchResult:
+    open_search(config, resume)
+    base = _base(config)
+    data = {"attacker_fraction": config.attacker_fraction, "num_permutations": config.num_permutations}
+    plans = EliminatorsPlans(base, space, data)
+    prepared = Prepared(
+        space=space,
+        goals=(Goal(LEAKAGE, "min"), Goal(ACCURACY, "max")),
+        make_plan=plans,
+        first=[usual_settings(space, EliminatorsConfig, base)],
+    )
+    grid = run(config, prepared, resume, progress)
+    rule = f"chosen: least leakage of those that keep {config.keep_share:g} of the backbone's NDCG@10"
+    notes = [rule, "attacked on open users that no trial trained on; no user of an audit was seen"]
+
+    def choose(rows: list[TrialRow]) -> TrialRow:
+        kept = [row for row in rows if row.metrics[SHARE] >= config.keep_share]
+        if not kept:
+            notes.append(f"NO trial kept {config.keep_share:g}: the most accurate one is taken")
+            return max(rows, key=lambda row: row.metrics[ACCURACY])
+        return min(kept, key=lambda row: row.metrics[LEAKAGE])
+
+    return collect(search_uri(config), grid, prepared, 1, plans.settings, notes, choose)
+
+
+def _base(config: EliminatorsSearchConfig) -> dict[str, Any]:
+    named = {"backbone": config.backbone, "name": f"{config.name}-best", "combinations": config.combinations}
+    return with_settings(config.base | named | {"seed": config.seed}, {"optim.keep_share": KEEP_ALL})

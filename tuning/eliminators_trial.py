@@ -1,0 +1,159 @@
+"""One configuration of eliminators: trained on some of the open users, attacked on the others, both apart from audits.
+
+The users whose attribute values an audit may attack are never looked at. Of the rest, `attacker_fraction` are this
+trial's attackers' users: the threshold of the same hash is raised, so nobody changes sides.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtrec_ray.evaluation.audit import Attribute, AuditSettings, audit_vectors
+from mtrec_ray.evaluation.audit_result import AuditResult
+from mtrec_ray.evaluation.bootstrap import poisson_weights
+from mtrec_ray.evaluation.intervals import interval
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.models.candidates import Candidate
+from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.steps.precision import use_fast_matmul
+from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out, read_prefixes
+from mtrec_ray.streams.sequences import VALIDATION_EVENT, SequenceConfig, is_attacked
+from mtrec_ray.streams.windows import make_window_plan, window_batches
+from mtrec_ray.training.accuracy import held_out_metrics, vectors_in_chunks
+from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
+from mtrec_ray.training.eliminators import make_packs
+from mtrec_ray.training.eliminators_config import EliminatorsConfig, combination_name
+from mtrec_ray.training.eliminators_loop import PREFIXES, make_pack_trainee
+from mtrec_ray.training.eliminators_run import Combination, EliminatorsRecord
+from tuning.data import Remembered, map_here
+from tuning.trial import Plan
+
+NUM_BOOTSTRAP = 200
+METRICS = ("leakage/mean", "leakage/worst", "ndcg@10/mean", "ndcg_share/mean")
+"""`leakage`: the best attacker's balanced accuracy above chance, over the combinations' own attributes;
+`ndcg_share`: NDCG@10 over the backbone's."""
+
+
+class EliminatorsTrial:
+    """A pack of combinations under one configuration. It looks once, at its end: two goals cannot stop it early."""
+
+    num_looks = 1
+
+    def __init__(self, plan: Plan, remembered: Remembered) -> None:
+        """`plan` holds `config`, `attacker_fraction` and `num_permutations`."""
+        self.plan, self.looks_done = plan, 0
+        self.config = EliminatorsConfig.model_validate(plan["config"])
+        self.source = BackboneRecord.load(self.config.backbone)
+        self.lake, self.remembered = Lake.open(self.source.config.lake), remembered
+        self.sequences = with_attackers(self.source.config.sequences, plan["attacker_fraction"])
+        torch.set_num_threads(max(1, int(self.config.runner.cpus_per_worker)))
+        use_fast_matmul()
+
+    def advance(self) -> dict[str, float]:
+        """Train to the end, then attack; returns `METRICS` with bounds, and each combination's own figures."""
+        backbone, users = load_backbone(self.source), self._open_users()
+        titles, weights = backbone.title_vectors(), poisson_weights(users.keys, NUM_BOOTSTRAP)
+        before = vectors_in_chunks(backbone.user_vectors, torch.from_numpy(users.history))
+        base = held_out_metrics(users, before, titles).ndcg
+        ndcgs, results = [], {}
+        for combination, vectors in self._train(backbone, users).items():
+            ndcgs.append(held_out_metrics(users, vectors, titles).ndcg)
+            for attribute in combination:
+                results[combination, attribute] = self._attack(vectors, users, attribute)
+        self.looks_done = 1
+        figures = _accuracy(np.stack(ndcgs), base, weights) | _leakage(list(results.values()))
+        for (combination, attribute), result in results.items():
+            name = f"{combination_name(combination)}/{attribute}"
+            figures[f"leakage/{name}"] = result.balanced_accuracy.value - result.chance
+            figures[f"null_high/{name}"] = result.null[1] - result.chance
+            figures[f"auc/{name}"] = result.auc.value
+        return figures
+
+    def save(self, folder: Path) -> None:
+        """Nothing is left to do after the only look."""
+        (folder / "progress.json").write_text(json.dumps({"looks_done": self.looks_done}))
+
+    def load(self, folder: Path) -> None:
+        self.looks_done = json.loads((folder / "progress.json").read_text())["looks_done"]
+
+    def _open_users(self) -> HeldOutUsers:
+        """Users whom no audit attacks, with their validation event; `attacked` are this trial's attackers' users."""
+        length, buckets = self.source.config.model.history, range(self.lake.manifest.num_buckets)
+        expected = max(1, self.lake.manifest.counts["users"])
+        fraction = min(1.0, self.config.optim.validation_users / expected)
+        users = read_held_out(self.lake, self.sequences, VALIDATION_EVENT, length, buckets, fraction)
+        return users.only(~is_attacked(users.keys, self.source.config.sequences))
+
+    def _train(self, backbone: SequentialBackbone, users: HeldOutUsers) -> dict[Combination, Tensor]:
+        """(U, d) vectors of all users under each combination's trained eliminator."""
+        history, values = torch.from_numpy(users.history), torch.from_numpy(users.attribute_index)
+        record, found = self._record(), {}
+        for pack, combinations in record.packs.items():
+            vectors = vectors_in_chunks(self._train_pack(record, pack, backbone, users).user_vectors, history, values)
+            found |= dict(zip(combinations, vectors, strict=True))
+        return found
+
+    def _train_pack(
+        self, record: EliminatorsRecord, pack: str, backbone: SequentialBackbone, users: HeldOutUsers
+    ) -> Candidate:
+        lake, optim, length = self.lake, self.config.optim, self.source.config.model.history
+        plan = make_window_plan(lake, self.sequences, length, without_attacked=True, map_over=map_here)
+        schedule = plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, self.config.seed)
+        fraction = min(1.0, optim.validation_users / plan.users)
+        seen = read_prefixes(lake, self.sequences, length, range(lake.manifest.num_buckets), fraction, PREFIXES)
+        trained_on = users.only(~users.attacked)
+        trainee = make_pack_trainee(record, pack, backbone, plan, torch.device("cpu"), trained_on, 1)
+        trainee.match_means(seen, 0, 1)
+        for batch in window_batches(lake, plan, schedule, 0, 1, stream=self.remembered.windows):
+            trainee.step(batch, 0)
+        trainee.match_means(seen, 0, 1)
+        return trainee.game.average.module
+
+    def _record(self) -> EliminatorsRecord:
+        return EliminatorsRecord(
+            status="training",
+            config=self.config,
+            lake_hash=self.source.lake_hash,
+            backbone_hash="",
+            attributes=self.source.attributes,
+            packs=make_packs(self.config, self.source.attributes),
+        )
+
+    def _attack(self, vectors: Tensor, users: HeldOutUsers, attribute: str) -> AuditResult:
+        names = list(self.source.attributes)
+        of = Attribute(
+            users.attribute_index[users.attacked, names.index(attribute)], len(self.source.attributes[attribute])
+        )
+        settings = AuditSettings(num_permutations=self.plan["num_permutations"], num_bootstrap=NUM_BOOTSTRAP)
+        inputs = {"vectors": vectors.numpy()[users.attacked]}
+        return audit_vectors(inputs, {attribute: of}, users.keys[users.attacked], settings)["vectors", attribute]
+
+
+def with_attackers(sequences: SequenceConfig, fraction: float) -> SequenceConfig:
+    """The split with `fraction` of the open users given to attackers as well."""
+    there = sequences.attacked_fraction
+    return sequences.model_copy(update={"attacked_fraction": there + (1 - there) * fraction})
+
+
+def _accuracy(ndcgs: np.ndarray, base: np.ndarray, weights: np.ndarray) -> dict[str, float]:
+    """NDCG@10 of (K, U) users under each combination and its share of the backbone's (U,), paired by user."""
+    total = weights.sum(axis=1)
+    mean, before = weights @ ndcgs.mean(axis=0) / total, weights @ base / total  # (R,)
+    found = {"ndcg@10/none": float(before[0])}
+    for key, replicates in (("ndcg@10/mean", mean), ("ndcg_share/mean", mean / before)):
+        value, low, high = interval(replicates)
+        found |= {key: value, f"{key}_low": low, f"{key}_high": high}
+    return found
+
+
+def _leakage(results: list[AuditResult]) -> dict[str, float]:
+    """Mean and worst leakage above chance; the mean's bounds are the mean bounds, which errs on the wide side."""
+    bounds = np.array([np.array(result.balanced_accuracy) - result.chance for result in results])  # (n, 3)
+    worst = bounds[bounds[:, 0].argmax()]
+    found = {}
+    for key, (value, low, high) in (("leakage/mean", bounds.mean(axis=0)), ("leakage/worst", worst)):
+        found |= {key: float(value), f"{key}_low": float(low), f"{key}_high": float(high)}
+    return found

@@ -1,0 +1,66 @@
+"""One HTML page with Optuna's own plots of a study, as SVG: nothing to load, nothing to install."""
+
+import html
+import io
+import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import matplotlib
+import matplotlib.pyplot as plt
+import optuna
+import optuna.visualization.matplotlib as draw
+
+BY_GOAL = {
+    "History": draw.plot_optimization_history,
+    "Parallel coordinates": draw.plot_parallel_coordinate,
+    "Importance": draw.plot_param_importances,
+}
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>body{{font:16px system-ui;margin:2rem auto;max-width:60rem;padding:0 1rem}}
+svg{{max-width:100%;height:auto}}</style>
+</head><body><h1>{title}</h1>
+{body}
+</body></html>
+"""
+
+
+def plots_page(study: optuna.Study, metrics: list[str]) -> str:
+    """History, parallel coordinates and importance of one goal; of two their Pareto front and each one's importance.
+
+    A plot that these trials are too few or too much alike for is replaced by a sentence.
+    """
+    kinds: list[tuple[str, Callable[[], Any]]] = []
+    if len(metrics) == 1:
+        kinds += [(name, partial(plot, study, target_name=metrics[0])) for name, plot in BY_GOAL.items()]
+        kinds.append(("Looks", partial(draw.plot_intermediate_values, study)))
+    else:
+        kinds.append(("Pareto front", partial(draw.plot_pareto_front, study, target_names=metrics)))
+        for number, metric in enumerate(metrics):
+            for name, plot in BY_GOAL.items():
+                kinds.append((f"{name} of {metric}", partial(_of, study, plot, number, metric)))
+    body = "\n".join(f"<h2>{html.escape(name)}</h2>\n{_svg(name, plot)}" for name, plot in kinds)
+    return PAGE.format(title=f"Search over {html.escape(' and '.join(metrics))}", body=body)
+
+
+def _of(study: optuna.Study, plot: Callable[..., Any], number: int, metric: str) -> Any:
+    return plot(study, target=lambda trial: trial.values[number], target_name=metric)
+
+
+def _svg(name: str, plot: Callable[[], Any]) -> str:
+    matplotlib.use("Agg")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            plot()
+    except (ValueError, RuntimeError) as error:  # Optuna's way to say that there is too little to draw
+        plt.close("all")
+        return f"<p>Nothing to draw: {html.escape(str(error))}</p>"
+    text = io.StringIO()
+    plt.gcf().set_size_inches(10, 6)
+    plt.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
+    plt.close("all")
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(name)}"', 1)

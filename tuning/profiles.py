@@ -1,0 +1,58 @@
+"""What each territory discovers: first-time discoveries of training users in the window, by territory and title.
+
+Legend: `N` territories, `T` titles.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mtrec_ray.jobs.shards import HELD_OUT, count_bucket
+from mtrec_ray.lake.cluster import MapBuckets
+from mtrec_ray.lake.manifest import Calendar, Lake
+from mtrec_ray.streams.catalogue import Catalogue
+from mtrec_ray.streams.config import SampleConfig
+from tuning.clustering import Evidence
+
+SMOOTHING = 100.0
+"""Discoveries that a territory's profile is smoothed with, spread as everybody's are."""
+
+
+def count_discoveries(
+    lake: Lake, calendar: Calendar, sample: SampleConfig, buckets: Sequence[int], map_over: MapBuckets
+) -> np.ndarray:
+    """(2, N, T) discoveries in the window by training users of the even and of the odd among some buckets.
+
+    No user put aside is looked at.
+    """
+    window = {0: Catalogue.of(lake, *calendar.day_bounds(0))}
+    counts = np.zeros((2, len(window[0].offers), len(window[0].title_ids)), dtype=np.int64)
+    arguments = (lake, calendar, sample, [], HELD_OUT, window)
+    for bucket, ((cells, found), _, _) in map_over(count_bucket, buckets, *arguments):
+        counts[bucket % 2].ravel()[cells] += found
+    return counts
+
+
+def taste_evidence(counts: np.ndarray, offer_mask: np.ndarray) -> Evidence:
+    """How much more of each title a territory discovers than everybody does, in standard deviations.
+
+    s_tj = (x_tj - n_t q_tj) / sqrt(q_tj (1 + SMOOTHING / n_t)), q_tj being title j's share of what all territories
+    discover of the titles offered in t: a smoothed log ratio for popular titles, and little for those with few
+    discoveries. Titles offered in one territory alone say nothing about who is alike and are left out.
+
+    Args:
+        counts: (2, N, T) from `count_discoveries`.
+        offer_mask: (N, T) bool.
+    """
+    shared = offer_mask & (offer_mask.sum(axis=0) > 1)
+    halves = [_standardised(np.where(shared, half, 0).astype(np.float64), shared) for half in counts]
+    return Evidence(np.stack([vectors for vectors, _ in halves]), np.stack([seen for _, seen in halves]))
+
+
+def _standardised(counts: np.ndarray, shared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N, T) s_tj and (N,) discoveries of one half."""
+    popularity = (counts.sum(axis=0) + 0.5) * shared  # (N, T)
+    share = popularity / np.maximum(popularity.sum(axis=1, keepdims=True), 1.0)
+    seen = counts.sum(axis=1)
+    spread = np.sqrt(share * (1.0 + SMOOTHING / np.maximum(seen, 1.0))[:, None])
+    return np.divide(counts - seen[:, None] * share, spread, out=np.zeros_like(counts), where=spread > 0), seen

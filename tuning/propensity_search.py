@@ -1,0 +1,228 @@
+"""`mtrec search propensity`: a propensity model's settings, and which territories share a group block.
+
+1. `prepare`:      settings against the lake, space, metric        (errors before the first trial)
+2. partitions:     candidates to start from, random ones beside them
+3. `search.run`:   trials
+4. `search_report`: what was found, compared with the random partitions
+"""
+
+import hashlib
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import ray
+import yaml
+
+from mtrec_ray.config import validate_config
+from mtrec_ray.console import ProgressCallback, stage_progress
+from mtrec_ray.errors import UserError
+from mtrec_ray.files import absolute, exists, join, read_json, write_file, write_json
+from mtrec_ray.lake.cluster import map_buckets
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.lake.window import resolve_calendar
+from mtrec_ray.streams.catalogue import Catalogue
+from mtrec_ray.training.config import PropensityConfig
+from tuning.affinity import gradient_evidence
+from tuning.clustering import Evidence
+from tuning.config import PropensitySearchConfig
+from tuning.data import TrialData, trial_data
+from tuning.partitions import Partition, PartitionMaker, with_moves
+from tuning.profiles import count_discoveries, taste_evidence
+from tuning.propensity_trial import METRICS
+from tuning.results import SearchResult, collect
+from tuning.search import Goal, Prepared, open_search, run, search_uri, trials_at_once
+from tuning.space import GROUPS, Space, check_values, parse_partitions, parse_space, usual_settings, with_settings
+from tuning.trial import Plan
+
+FIXED = (
+    "lake", "name", "runs", "seed", "incremental", "runner.", "window.",
+    "sample.split_seed", "sample.test_fraction", "sample.validation_fraction",
+)  # fmt: skip
+"""Keys that all trials share: they decide who is tested and when, or only where a run lives."""
+
+
+@dataclass(frozen=True)
+class PropensityPlans:
+    """A trial's drawn parameters -> its plan. Plain data: it travels to every trial."""
+
+    base: dict[str, Any]
+    """Settings that all trials share, lake and name included."""
+    space: Space
+    partitions: dict[str, Partition]
+    territories: list[str]
+    folder: str
+    """Where groups files are written, named by what they hold."""
+    data: dict[str, Any]
+    """What else a trial's plan holds."""
+    validation_fraction: float
+
+    def partition(self, params: dict[str, Any]) -> Partition | None:
+        """The partition of a trial, its moves made; None where partitions are not searched."""
+        if GROUPS not in params:
+            return None
+        index = {name: number for number, name in enumerate(self.territories)}
+        moves = [(index[territory], index[host]) for territory, host in self.space.moves_of(params)]
+        return with_moves(self.partitions[params[GROUPS]], moves)
+
+    def settings(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The document that `mtrec train propensity --config` reads."""
+        settings = self.space.settings(params)
+        partition = self.partition(params)
+        if partition is not None:
+            settings[GROUPS] = self._groups_file(partition)
+        return with_settings(self.base, settings)
+
+    def __call__(self, params: dict[str, Any]) -> Plan:
+        put_aside = {"sample.validation_fraction": self.validation_fraction, "runs": join(self.folder, "no runs")}
+        config = validate_config(PropensityConfig, with_settings(self.settings(params), put_aside))
+        return {"kind": "propensity", "config": config.model_dump(mode="json"), **self.data}
+
+    def _groups_file(self, partition: Partition) -> str:
+        text = yaml.safe_dump(partition.document(self.territories), sort_keys=False).encode()
+        uri = join(self.folder, f"{hashlib.sha256(text).hexdigest()[:12]}.yaml")
+        if not exists(uri):
+            write_file(uri, text)
+        return uri
+
+
+def search_propensity(
+    config: PropensitySearchConfig, resume: bool = False, progress: ProgressCallback | None = None
+) -> SearchResult:
+    """Search, or go on with a stopped search.
+
+    Raises:
+        UserError: a space, metric, sample or cluster that does not fit, before the first trial.
+    """
+    config = config.model_copy(update={"lake": absolute(config.lake)})
+    data, base, space, seeds = check(config)
+    trials_at_once(config)
+    open_search(config, resume)
+    discoveries, partitions = _partitions(config, data, base, seeds, progress)
+    movable = _largest(data.lake, discoveries, config)
+    moves = space.moves if len(movable) > 1 else 0
+    space = replace(space, partitions=seeds, movable=movable, moves=moves)
+    plans = PropensityPlans(
+        base=base,
+        space=space,
+        partitions=partitions,
+        territories=data.lake.territory_names(),
+        folder=join(search_uri(config), "partitions"),
+        data={
+            "buckets": config.buckets,
+            "validation_days": config.validation_days,
+            "looks": config.looks,
+            "num_bootstrap": config.num_bootstrap,
+            "validation_users": config.validation_users,
+        },
+        validation_fraction=config.validation_fraction,
+    )
+    prepared = Prepared(
+        space=space,
+        goals=(Goal(config.metric, "max"),),
+        make_plan=plans,
+        first=_first(space, base),
+        num_looks=config.looks,
+        reduction_factor=config.reduction_factor if config.early_stop else None,
+    )
+    grid = run(config, prepared, resume, progress)
+    notes = [_says(data)]
+    return collect(search_uri(config), grid, prepared, config.looks, plans.settings, notes)
+
+
+def check(config: PropensitySearchConfig) -> tuple[TrialData, dict[str, Any], Space, tuple[str, ...]]:
+    """All that can be said before any work: data, the trials' common settings, space, names of the partitions."""
+    if config.metric not in METRICS:
+        raise UserError(f"metric = {config.metric!r} is not reported by these trials: choose {', '.join(METRICS)}")
+    lake = Lake.open(config.lake)
+    space, groups = parse_space(config.space, PropensityConfig, FIXED)
+    base = config.base | {"lake": config.lake, "name": f"{config.name}-best", "seed": config.seed}
+    resolved = validate_config(PropensityConfig, base)
+    if groups and resolved.kind != "mtl":
+        raise UserError(f"space: {GROUPS} has no effect on a baseline: drop it, or drop base.kind")
+    if resolved.incremental:
+        raise UserError("base.incremental has no effect on trials, which train on the window: train the best with it")
+    check_values(space, PropensityConfig, base)
+    seeds: tuple[str, ...] = ()
+    if groups:
+        partitions, seeds = parse_partitions(groups, len(lake.manifest.territories))
+        space = replace(space, moves=partitions.moves)
+    needed = len(seeds) + len(config.warm_start)
+    if needed > config.trials:
+        raise UserError(f"trials = {config.trials}: {needed} are needed to try every partition and warm start once")
+    for start in config.warm_start:
+        unknown = [key for key in start if key not in config.space and not key.startswith("move")]
+        if unknown:
+            raise UserError(f"warm_start: {unknown[0]!r} is not in space; it has {', '.join(config.space)}")
+    data = trial_data(lake, resolve_calendar(lake, resolved.window), config.buckets, config.validation_days)
+    return data, base, space, seeds
+
+
+def partition_maker(config: PropensityConfig, data: TrialData, progress: ProgressCallback | None) -> PartitionMaker:
+    """Partitions of a lake from what its training users discover in the window."""
+    show = stage_progress(progress, "counting discoveries", len(data.buckets))
+    counts = count_discoveries(
+        data.lake, data.calendar, config.sample, data.buckets, partial(map_buckets, progress=show)
+    )
+    mask = Catalogue.of(data.lake, *data.calendar.day_bounds(0)).offer_mask
+    baseline = config.model_copy(
+        update={"kind": "baseline", "model": config.model.model_copy(update={"groups": None, "group_block": None})}
+    )
+
+    def affinity() -> Evidence:
+        return ray.get(ray.remote(gradient_evidence).remote(baseline, data))
+
+    taste = partial(taste_evidence, counts, mask)
+    return PartitionMaker(data.lake.manifest, counts.sum(axis=0), taste, affinity, config.seed)
+
+
+def _partitions(
+    config: PropensitySearchConfig,
+    data: TrialData,
+    base: dict[str, Any],
+    seeds: tuple[str, ...],
+    progress: ProgressCallback | None,
+) -> tuple[list[int], dict[str, Partition]]:
+    """Discoveries of each territory and the seeds' partitions, kept for a resumed search."""
+    if not seeds:
+        return [], {}
+    uri = join(search_uri(config), "partitions", "seeds.json")
+    if not exists(uri):
+        put_aside = {"sample.validation_fraction": config.validation_fraction}
+        maker = partition_maker(validate_config(PropensityConfig, with_settings(base, put_aside)), data, progress)
+        made = [maker.make(name) for name in seeds]
+        partitions = {p.name: {"names": p.group_names, "group": p.group} for p in made}
+        write_json(uri, {"discoveries": maker.volume.tolist(), "partitions": partitions})
+    document = read_json(uri)
+    partitions = {
+        name: Partition(name, tuple(one["names"]), tuple(one["group"])) for name, one in document["partitions"].items()
+    }
+    return document["discoveries"], partitions
+
+
+def _largest(lake: Lake, discoveries: list[int], config: PropensitySearchConfig) -> tuple[str, ...]:
+    """Names of the territories that may move, those with the most discoveries."""
+    if not discoveries:
+        return ()
+    partitions, _ = parse_partitions(config.space[GROUPS], len(discoveries))
+    ranked = sorted(range(len(discoveries)), key=lambda territory: -discoveries[territory])
+    names = lake.territory_names()
+    return tuple(names[territory] for territory in ranked[: partitions.movable])
+
+
+def _first(space: Space, base: dict[str, Any]) -> list[dict[str, Any]]:
+    """Each partition once, everything else as in base (or in the middle of its range): they are compared alike."""
+    usual = usual_settings(space, PropensityConfig, base)
+    if not space.partitions:
+        return [usual]
+    return [usual | {GROUPS: name} | ({"moves": 0} if space.moves else {}) for name in space.partitions]
+
+
+def _says(data: TrialData) -> str:
+    start, end = data.validation
+    days = f"{start:%Y-%m-%d} to {end:%Y-%m-%d}"
+    where = f"held-back days ({days})" if data.held_back else f"validation users of the days after the window ({days})"
+    return (
+        f"trials read {len(data.buckets)} of {data.lake.manifest.num_buckets} buckets and were validated on {where}; "
+        "no test user was seen"
+    )

@@ -1,0 +1,129 @@
+"""A finished search and a partition as tables for a person."""
+
+import numpy as np
+from rich.table import Table
+
+from mtrec_ray.lake.manifest import Lake
+from tuning.clustering import Evidence
+from tuning.partitions import Partition
+from tuning.results import DONE, SearchResult, TrialRow
+from tuning.space import GROUPS
+
+MAX_NAMES = 12
+NUM_TITLES = 3
+
+
+def search_tables(result: SearchResult) -> list[Table]:
+    """Trials, the best first, and what the best is compared with."""
+    goals = [goal.metric for goal in result.prepared.goals]
+    keys = [key for key in dict.fromkeys(key for row in result.rows for key in row.params) if not _is_move(key)]
+    front = "; dim: beaten in every goal by another" if len(goals) > 1 else ""
+    caption = "; ".join(result.notes) + front
+    table = Table(title=f"Search {result.uri}: best trial {result.best.trial_id}", caption=caption)
+    for name in ("trial", "status", *goals, *keys):
+        table.add_column(name, overflow="fold")
+    sign = 1 if result.prepared.goals[0].mode == "min" else -1
+    ranked = sorted(result.rows, key=lambda row: (row.status != DONE, sign * row.metrics.get(goals[0], np.inf * sign)))
+    for row in ranked:
+        figures = [_with_bounds(row, goal) for goal in goals]
+        style = "bold" if row is result.best else None if len(goals) == 1 or row in result.front else "dim"
+        settings = [_text(row, key) for key in keys]
+        table.add_row(row.trial_id[-5:], row.status, *figures, *settings, style=style)
+    return [table, *_against_random(result)]
+
+
+def _against_random(result: SearchResult) -> list[Table]:
+    """The best partition beside the mean of the random ones with as many groups."""
+    metric = result.prepared.goals[0].metric
+    untouched = [row for row in result.rows if row.status == DONE and not row.params.get("moves")]
+    random = [row.metrics[metric] for row in untouched if str(row.params.get(GROUPS, "")).startswith("random")]
+    if not random:
+        return []
+    table = Table(title=f"Partitions by {metric}, without moves")
+    for name in ("partition", metric, "against the random ones' mean"):
+        table.add_column(name)
+    mean = float(np.mean(random))
+    best: dict[str, TrialRow] = {}
+    for row in untouched:
+        name = str(row.params[GROUPS])
+        if name not in best or row.metrics[metric] > best[name].metrics[metric]:
+            best[name] = row
+    for name, row in sorted(best.items(), key=lambda item: -item[1].metrics[metric]):
+        table.add_row(name, _with_bounds(row, metric), f"{100 * (row.metrics[metric] / mean - 1):+.1f}%")
+    return [table]
+
+
+def partition_table(
+    lake: Lake, partition: Partition, discoveries: np.ndarray, users: np.ndarray, evidence: Evidence | None
+) -> Table:
+    """Groups with territories, sizes, and why they belong together.
+
+    Args:
+        lake: of the territories and titles.
+        partition: to show.
+        discoveries: (N, T) in the window, by territory and title.
+        users: (N,) training users.
+        evidence: what the partition was made from; None where it was not made from any.
+    """
+    cosines = None if evidence is None else evidence.cosines()
+    table = Table(title=f"Partition {partition.name}: {len(partition.group_names)} groups", show_lines=True)
+    for name in ("group", "territories", "users", "discoveries", "cosine in / out", "discovers most above the others"):
+        table.add_column(name, overflow="fold")
+    group, names, titles = np.array(partition.group), lake.territory_names(), lake.titles["name"]
+    for index, name in enumerate(partition.group_names):
+        own = group == index
+        ranked = np.flatnonzero(own)[np.argsort(-discoveries.sum(axis=1)[own], kind="stable")]
+        shown = ", ".join(names[t] for t in ranked[:MAX_NAMES])
+        rest = f" and {len(ranked) - MAX_NAMES} more" if len(ranked) > MAX_NAMES else ""
+        lifted = [str(titles[int(title)]) for title in most_lifted(discoveries, own)]
+        table.add_row(
+            name,
+            shown + rest,
+            f"{users[own].sum():,}",
+            f"{discoveries[own].sum():,} ({discoveries[own].sum() / max(1, discoveries.sum()):.0%})",
+            "-" if cosines is None else "{} / {}".format(*in_and_out(cosines, own)),
+            ", ".join(lifted) or "-",
+        )
+    return table
+
+
+def in_and_out(cosines: np.ndarray, own: np.ndarray) -> tuple[str, str]:
+    """Mean cosine of a group's territories with each other, and with all others."""
+    inside = cosines[np.ix_(own, own)][~np.eye(int(own.sum()), dtype=bool)]
+    outside = cosines[np.ix_(own, ~own)]
+    first, second = (f"{values.mean():+.2f}" if values.size else "-" for values in (inside, outside))
+    return first, second
+
+
+def most_lifted(discoveries: np.ndarray, own: np.ndarray) -> list[int]:
+    """Titles of which a group discovers most above its share, in standard deviations; none of one territory alone."""
+    inside, total = discoveries[own].sum(axis=0), discoveries.sum(axis=0)
+    expected = total * discoveries[own].sum() / max(1, discoveries.sum())
+    shared = (discoveries > 0).sum(axis=0) > 1
+    lift = np.where(shared, (inside - expected) / np.sqrt(np.maximum(expected, 1.0)), -np.inf)
+    best = np.argsort(-lift, kind="stable")[:NUM_TITLES]
+    return [int(title) for title in best if lift[title] > 2]
+
+
+def _with_bounds(row: TrialRow, metric: str) -> str:
+    value, low, high = (row.metrics.get(metric + end) for end in ("", "_low", "_high"))
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if low is None or high is None else f"{value:.4f} ({low:.4f} to {high:.4f})"
+
+
+def _is_move(key: str) -> bool:
+    return key.startswith("move")
+
+
+def _text(row: TrialRow, key: str) -> str:
+    """A setting of a trial; a partition with the moves made in it, as in `taste:4, T001 to T007`."""
+    value = row.params.get(key)
+    if key == GROUPS:
+        moves = [(row.params[f"move.{n}"], row.params[f"move.{n}.joins"]) for n in _numbers(row)]
+        return ", ".join([str(value), *(f"{territory} to {host}" for territory, host in moves if territory != host)])
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _numbers(row: TrialRow) -> range:
+    return range(1, 1 + int(row.params.get("moves", 0)))

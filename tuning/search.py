@@ -1,0 +1,222 @@
+"""The search itself, whatever is searched: Optuna proposes, Ray Tune runs trials side by side, ASHA stops weak ones.
+
+1. `prepare_*` (other files): check the settings, know the space, the goals and how a trial is made
+2. `check_resources`:         can the cluster hold a trial, and how many at once
+3. `run`:                     a new Tune experiment, or the stopped one with its searcher's memory
+4. `tuning.results`:          trials.csv, best-config.yaml and plots, from the trials' own reports
+
+searches/NAME/search.yaml        the settings, as they were given
+searches/NAME/tune/              Ray Tune's own state (its pickles are read on --resume: resume only your own searches)
+searches/NAME/partitions/        groups files of the partitions that trials used
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+import ray
+from ray import tune
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.search.optuna import OptunaSearch
+
+from mtrec_ray.config import dump_yaml
+from mtrec_ray.console import ProgressCallback
+from mtrec_ray.errors import UserError
+from mtrec_ray.files import absolute, exists, join, read_file, write_file
+from tuning.config import SearchConfig
+from tuning.space import GROUPS, Space
+from tuning.trainable import InProcess, MakePlan, nested
+
+logger = logging.getLogger(__name__)
+
+TUNE = "tune"
+NUM_RANDOM = 8
+"""Trials, first ones included, before the sampler proposes by what it has learned."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A reported metric and whether more of it is better."""
+
+    metric: str
+    mode: str
+    """max or min."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A checked search."""
+
+    space: Space
+    goals: tuple[Goal, ...]
+    make_plan: MakePlan
+    first: list[dict[str, Any]]
+    """Parameters that are tried before the sampler proposes."""
+    num_looks: int = 1
+    reduction_factor: int | None = None
+    """Of ASHA; None: every trial goes to its end."""
+
+
+def search_uri(config: SearchConfig) -> str:
+    return join(absolute(config.searches), config.name)
+
+
+def open_search(config: SearchConfig, resume: bool) -> None:
+    """Record the search's settings; UserError where the name is taken, or there is nothing to resume."""
+    uri = join(search_uri(config), "search.yaml")
+    text = dump_yaml(config)
+    if not exists(uri):
+        if resume:
+            raise UserError(f"--resume: there is no search {search_uri(config)!r}; start it without --resume")
+        write_file(uri, text.encode())
+    elif not resume:
+        raise UserError(f"search {search_uri(config)!r} was begun before: go on with --resume, or choose another name")
+    elif read_file(uri).decode() != text:
+        raise UserError(f"search {config.name!r} was begun with other settings (see {uri}): choose another name")
+
+
+def trials_at_once(config: SearchConfig) -> int:
+    """How many trials run side by side; UserError where the cluster cannot hold one.
+
+    A trial of several workers holds one CPU more, for the process that waits for them.
+    """
+    cpus = cpus_of_trial(config)
+    there = ray.cluster_resources().get("CPU", 0.0)
+    if cpus > there:
+        raise UserError(
+            f"a trial needs {cpus:g} logical CPUs (workers = {config.workers} x cpus_per_worker = "
+            f"{config.cpus_per_worker:g}{' + 1' if config.workers > 1 else ''}), the cluster has {there:g}: "
+            "lower workers or cpus_per_worker"
+        )
+    fitting = int(there // cpus)
+    if config.trials_at_once and config.trials_at_once > fitting:
+        raise UserError(
+            f"trials_at_once = {config.trials_at_once} x {cpus:g} CPUs a trial exceed the cluster's {there:g}: "
+            f"at most {fitting} fit; lower it or leave it out"
+        )
+    return min(config.trials_at_once or fitting, config.trials)
+
+
+def cpus_of_trial(config: SearchConfig) -> float:
+    return config.workers * config.cpus_per_worker + (1 if config.workers > 1 else 0)
+
+
+def run(
+    config: SearchConfig, prepared: Prepared, resume: bool, progress: ProgressCallback | None = None
+) -> tune.ResultGrid:
+    """Run all trials, or those that were not finished when the search was stopped."""
+    at_once = trials_at_once(config)
+    os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its banners go to stdout, whatever `verbose` says
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    trainable, folder = _trainable(config, prepared), join(search_uri(config), TUNE)
+    if resume and tune.Tuner.can_restore(folder):
+        tuner = tune.Tuner.restore(folder, trainable=trainable, resume_unfinished=True, restart_errored=True)
+        return tuner.fit()
+    metrics, modes = [goal.metric for goal in prepared.goals], [goal.mode for goal in prepared.goals]
+    single = len(metrics) == 1
+    searcher = OptunaSearch(
+        space=prepared.space.suggest,  # pyright: ignore[reportArgumentType]
+        metric=metrics[0] if single else metrics,
+        mode=modes[0] if single else modes,
+        points_to_evaluate=[*config.warm_start, *prepared.first],
+        sampler=optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=NUM_RANDOM),
+    )
+    tuner = tune.Tuner(
+        trainable,
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            scheduler=_scheduler(prepared),
+            num_samples=config.trials,
+            max_concurrent_trials=at_once,
+            reuse_actors=config.workers == 1,
+            trial_dirname_creator=_trial_id,
+            trial_name_creator=_trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=TUNE,
+            storage_path=search_uri(config),
+            failure_config=tune.FailureConfig(max_failures=config.retries),
+            checkpoint_config=_checkpoints(config),
+            callbacks=[_Progress(config.trials, progress)],
+            verbose=0,
+        ),
+    )
+    return tuner.fit()
+
+
+def _trainable(config: SearchConfig, prepared: Prepared) -> Any:
+    """What Tune starts for a trial, with what it holds."""
+    if config.workers == 1:
+        trainable = tune.with_parameters(InProcess, make_plan=prepared.make_plan)
+        return tune.with_resources(trainable, {"CPU": config.cpus_per_worker})
+    trainable = tune.with_parameters(
+        nested,
+        make_plan=prepared.make_plan,
+        workers=config.workers,
+        cpus_per_worker=config.cpus_per_worker,
+        folder=join(search_uri(config), "workers"),
+    )
+    return tune.with_resources(trainable, {"CPU": 1})  # the workers' CPUs are held by their own run
+
+
+def _scheduler(prepared: Prepared) -> Any:
+    if prepared.reduction_factor is None or prepared.num_looks == 1:
+        return FIFOScheduler()
+    (goal,) = prepared.goals
+    return _SparingASHA(
+        spared=[str(params[GROUPS]) for params in prepared.first if GROUPS in params],
+        time_attr="training_iteration",
+        metric=goal.metric,
+        mode=goal.mode,
+        max_t=prepared.num_looks,
+        grace_period=1,
+        reduction_factor=prepared.reduction_factor,
+    )
+
+
+class _SparingASHA(ASHAScheduler):
+    """ASHA that lets the candidate partitions, as they are, go to their end: a table of them must be whole."""
+
+    def __init__(self, spared: list[str], **settings: Any) -> None:
+        super().__init__(**settings)
+        self.spared = set(spared)
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        decision = super().on_trial_result(tune_controller, trial, result)
+        is_candidate = trial.config.get(GROUPS) in self.spared and not trial.config.get("moves")
+        return self.CONTINUE if is_candidate and not result.get("done") else decision
+
+
+def _checkpoints(config: SearchConfig) -> tune.CheckpointConfig:
+    """Of each trial the last look alone is kept."""
+    if config.workers == 1:
+        return tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=1)
+    return tune.CheckpointConfig(num_to_keep=1)
+
+
+def _trial_id(trial: Any) -> str:
+    return str(trial.trial_id)
+
+
+class _Progress(tune.Callback):
+    """Ended trials on the progress bar; a failed one is said at once."""
+
+    def __init__(self, total: int, progress: ProgressCallback | None) -> None:
+        self.total, self.progress, self.ended = total, progress, 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"total": self.total, "progress": None, "ended": self.ended}
+
+    def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._show()
+
+    def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        logger.warning("trial %s failed and is left out: %s", trial.trial_id, trial.config)
+        self._show()
+
+    def _show(self) -> None:
+        self.ended += 1
+        if self.progress:
+            self.progress("trials", self.ended, self.total)

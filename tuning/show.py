@@ -1,0 +1,76 @@
+"""`mtrec partition show`: one partition of a lake's territories, and what speaks for it."""
+
+from typing import Any
+
+import numpy as np
+import yaml
+from pydantic import Field
+from rich.console import RenderableType
+
+from mtrec_ray.config import Config
+from mtrec_ray.console import ProgressCallback
+from mtrec_ray.files import write_file
+from mtrec_ray.lake.cluster import map_buckets
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.lake.window import WindowConfig, resolve_calendar
+from mtrec_ray.streams.catalogue import Catalogue
+from mtrec_ray.streams.config import SampleConfig
+from mtrec_ray.streams.counting import count_users
+from mtrec_ray.streams.groups import make_groups
+from mtrec_ray.training.config import PropensityConfig
+from tuning.data import TrialData
+from tuning.partitions import KINDS, Partition
+from tuning.propensity_search import partition_maker
+from tuning.report import partition_table
+
+
+class PartitionConfig(Config):
+    """A partition of a lake's territories."""
+
+    lake: str
+    """Folder or URI of the lake."""
+    partition: str = "affinity"
+    """one, each, regions, volume:G, taste[:G], affinity[:G], random:G[:DRAW], or a YAML file of groups."""
+    out: str | None = None
+    """File or URI for the groups, as `mtrec train propensity --groups` reads them."""
+    buckets: int | None = Field(default=None, ge=1)
+    """Buckets that are read, each a random sample of the users; null reads all."""
+    seed: int = 0
+    """Of random partitions, clusterings, and the short run behind gradient affinity."""
+    sample: SampleConfig = SampleConfig()
+    """Whose discoveries count; test users' never do."""
+    window: WindowConfig = WindowConfig()
+
+
+def show_partition(
+    config: PartitionConfig, progress: ProgressCallback | None = None
+) -> tuple[dict[str, Any], list[RenderableType]]:
+    """The partition as a document, and as a table.
+
+    Raises:
+        UserError: an unknown kind, or a groups file that misses or repeats a territory.
+    """
+    lake = Lake.open(config.lake)
+    calendar = resolve_calendar(lake, config.window)
+    buckets = tuple(range(min(config.buckets or lake.manifest.num_buckets, lake.manifest.num_buckets)))
+    data = TrialData(lake, calendar, buckets, calendar.day_bounds(0), held_back=False)
+    settings = PropensityConfig(
+        lake=config.lake, name="affinity", kind="baseline", seed=config.seed, sample=config.sample, window=config.window
+    )
+    maker = partition_maker(settings, data, progress)
+    kind = config.partition.split(":")[0]
+    if kind in KINDS:
+        partition = maker.make(config.partition)
+    else:
+        groups = make_groups(config.partition, lake.manifest)
+        partition = Partition(config.partition, tuple(groups.names), tuple(groups.of_territory))
+    evidence = maker.affinity if kind == "affinity" else maker.taste
+    counted = map_buckets(
+        count_users, buckets, lake, config.sample, calendar, Catalogue.of(lake, *calendar.day_bounds(0))
+    )
+    users = np.sum([counts.training for _, counts in counted], axis=0)
+    groups = partition.document(lake.territory_names())
+    if config.out:
+        write_file(config.out, yaml.safe_dump(groups, sort_keys=False).encode())
+    document = {"partition": partition.name, "groups": groups, "users": users.tolist()}
+    return document, [partition_table(lake, partition, maker.discoveries, users, evidence)]

@@ -1,0 +1,197 @@
+"""What a search may vary: dotted keys of a job's config with ranges or choices, and partitions of the territories.
+
+    space:
+      optim.lr: {low: 1e-5, high: 1e-3, log: true}
+      sample.tau: {low: 0, high: 1}
+      model.group_block: [dense, shift]
+      model.groups: {partitions: [one, regions, taste:4, affinity:4], random: 3, movable: 8, moves: 3}
+
+An Optuna trial draws one value for each. `model.groups` draws a partition to start from, then how many of the largest
+territories move (`moves`), and for each which one (`move.1`) and whose group it joins (`move.1.joins`): so the search
+goes on from every candidate, and a move means the same whatever the groups are called.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import optuna
+from pydantic import ConfigDict, Field, ValidationError, model_validator
+
+from mtrec_ray.config import Config, fields_of, validate_config
+from mtrec_ray.errors import UserError
+from tuning.partitions import PartitionSpec
+
+GROUPS = "model.groups"
+
+
+class Range(Config):
+    """Numbers from `low` to `high`, both included."""
+
+    low: float
+    high: float
+    log: bool = False
+    """Drawn evenly on a logarithmic scale."""
+    step: float | None = Field(default=None, gt=0)
+    """Distance of neighbouring values; null: any."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> "Range":
+        if not self.low < self.high:
+            raise ValueError(f"the range from {self.low:g} to {self.high:g} is empty: low must be below high")
+        if self.log and self.low <= 0:
+            raise ValueError(f"log needs low above 0, not {self.low:g}")
+        if self.log and self.step:
+            raise ValueError("log and step exclude each other")
+        return self
+
+
+class PartitionSpace(Config):
+    """Partitions to start from, and how far the search goes on from them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    partitions: list[str] = Field(min_length=1)
+    """Names as in `mtrec partition show`."""
+    random: int = Field(default=3, ge=0)
+    """Random balanced partitions with as many groups, always in the table: who does not beat them found nothing."""
+    movable: int = Field(default=8, ge=0)
+    """The largest so many territories may move."""
+    moves: int = Field(default=3, ge=0)
+    """Moves of a trial at most."""
+
+
+@dataclass(frozen=True)
+class Space:
+    """A checked space; `suggest` is what Optuna calls."""
+
+    ranges: dict[str, Range] = field(default_factory=dict)
+    whole: frozenset[str] = frozenset()
+    """Ranges of whole numbers."""
+    choices: dict[str, list[Any]] = field(default_factory=dict)
+    partitions: tuple[str, ...] = ()
+    """Seeds, random ones included."""
+    movable: tuple[str, ...] = ()
+    """The largest territories."""
+    moves: int = 0
+
+    def suggest(self, trial: optuna.Trial) -> None:
+        """Draw one value for every key (Optuna's define-by-run)."""
+        for key, span in self.ranges.items():
+            if key in self.whole:
+                trial.suggest_int(key, int(span.low), int(span.high), step=int(span.step or 1), log=span.log)
+            else:
+                trial.suggest_float(key, span.low, span.high, step=span.step, log=span.log)
+        for key, choices in self.choices.items():
+            trial.suggest_categorical(key, choices)
+        if self.partitions:
+            trial.suggest_categorical(GROUPS, self.partitions)
+            for number in range(1, 1 + (trial.suggest_int("moves", 0, self.moves) if self.moves else 0)):
+                trial.suggest_categorical(f"move.{number}", self.movable)
+                trial.suggest_categorical(f"move.{number}.joins", self.movable)
+
+    def settings(self, params: dict[str, Any]) -> dict[str, Any]:
+        """Dotted keys and values of a trial, without the partition."""
+        return {key: value for key, value in params.items() if key in self.ranges or key in self.choices}
+
+    def moves_of(self, params: dict[str, Any]) -> list[tuple[str, str]]:
+        """(territory, whose group it joins) of a trial, in turn."""
+        numbers = range(1, 1 + int(params.get("moves", 0)))
+        return [(params[f"move.{n}"], params[f"move.{n}.joins"]) for n in numbers]
+
+
+def parse_space(document: dict[str, Any], model: type[Config], fixed: Iterable[str]) -> tuple[Space, dict[str, Any]]:
+    """Check the keys and ranges of a space.
+
+    Args:
+        document: key -> {low, high, ...}, list of choices, or partitions.
+        model: the config that the keys belong to.
+        fixed: keys, or sections ending in a dot, that trials must share.
+
+    Returns:
+        the space without its partitions, and what `model.groups` says.
+
+    Raises:
+        UserError: an unknown key, an empty range, no choices, or a key that decides what trials are measured on.
+    """
+    if not document:
+        raise UserError("space is empty: name at least one key to search over, see the README for an example")
+    types = {key: kind for key, kind, _, _ in fields_of(model)}
+    ranges, choices, groups, whole = {}, {}, {}, set()
+    for key, values in document.items():
+        if key not in types:
+            raise UserError(f"space: {model.__name__} has no setting {key!r}; `mtrec train ... --help` lists them")
+        if any(key == name or (name.endswith(".") and key.startswith(name)) for name in fixed):
+            raise UserError(f"space: {key} decides what trials are measured on and must be one for all: set it in base")
+        if isinstance(values, dict) and "partitions" in values and key == GROUPS:
+            groups = values
+        elif isinstance(values, dict):
+            ranges[key] = _checked(Range, f"space: {key}", values)
+            if "int" in types[key] and "float" not in types[key]:
+                whole.add(key)
+                if ranges[key].low % 1 or ranges[key].high % 1 or (ranges[key].step or 1) % 1:
+                    raise UserError(f"space: {key} takes whole numbers, not {values}")
+        elif isinstance(values, list) and values:
+            choices[key] = values
+        else:
+            raise UserError(f"space: {key} = {values!r}: give {{low: ..., high: ...}} or a list of choices")
+    return Space(ranges=ranges, whole=frozenset(whole), choices=choices), groups
+
+
+def parse_partitions(groups: dict[str, Any], num_territories: int) -> tuple[PartitionSpace, tuple[str, ...]]:
+    """A partition space and the names of all seeds, with the random ones that belong to each number of groups."""
+    space = _checked(PartitionSpace, f"space: {GROUPS}", groups)
+    specs = {name: PartitionSpec.parse(name, num_territories) for name in space.partitions}
+    counts = sorted({spec.num_groups for spec in specs.values() if spec.num_groups}) or [4]
+    random = [f"random:{count}:{draw}" for count in counts for draw in range(space.random) if count <= num_territories]
+    return space, tuple(dict.fromkeys([*space.partitions, *random]))
+
+
+def check_values(space: Space, model: type[Config], base: dict[str, Any]) -> None:
+    """UserError where an end of a range, or a choice, does not fit the config."""
+    for key, span in space.ranges.items():
+        for value in (span.low, span.high):
+            validate_config(model, with_settings(base, {key: int(value) if key in space.whole else value}))
+    for key, values in space.choices.items():
+        for value in values:
+            validate_config(model, with_settings(base, {key: value}))
+
+
+def usual_settings(space: Space, model: type[Config], base: dict[str, Any]) -> dict[str, Any]:
+    """Every key of the space as in `base`, or else in the middle of its range: what is tried first."""
+    resolved = validate_config(model, base).model_dump()
+    return {key: _usual(space, key, resolved) for key in [*space.ranges, *space.choices]}
+
+
+def _usual(space: Space, key: str, resolved: dict[str, Any]) -> Any:
+    value: Any = resolved
+    for part in key.split("."):
+        value = value[part]
+    if key in space.choices:
+        return value if value in space.choices[key] else space.choices[key][0]
+    span = space.ranges[key]
+    if not isinstance(value, int | float) or not span.low <= value <= span.high:
+        value = (span.low * span.high) ** 0.5 if span.log else (span.low + span.high) / 2
+    if span.step:
+        value = span.low + round((value - span.low) / span.step) * span.step
+    return round(value) if key in space.whole else float(value)
+
+
+def with_settings(document: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """A nested document with dotted keys set; the given one stays as it is."""
+    result = dict(document)
+    for key, value in settings.items():
+        section, _, rest = key.partition(".")
+        result[section] = with_settings(dict(result.get(section) or {}), {rest: value}) if rest else value
+    return result
+
+
+def _checked(model: type[Any], where: str, values: dict[str, Any]) -> Any:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(map(str, problem["loc"]))
+        raise UserError(
+            f"{where}: {key + ': ' if key else ''}{problem['msg'].removeprefix('Value error, ')}"
+        ) from error

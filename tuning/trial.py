@@ -1,0 +1,37 @@
+"""What every kind of trial can do, whoever drives it: Tune's own process, or the workers of a nested Ray Train run."""
+
+from pathlib import Path
+from typing import Any, Protocol
+
+from tuning.data import Remembered
+
+Plan = dict[str, Any]
+"""Plain data that makes a trial anew in any process: `kind`, `config` (the job's settings) and what that kind needs."""
+
+
+class Trial(Protocol):
+    """One configuration on its way."""
+
+    num_looks: int
+    looks_done: int
+
+    def advance(self) -> dict[str, float]:
+        """Train to the next look and validate."""
+        ...
+
+    def save(self, folder: Path) -> None:
+        """Write all that `load` needs to go on to the same result."""
+        ...
+
+    def load(self, folder: Path) -> None: ...
+
+
+def make_trial(plan: Plan, remembered: Remembered, rank: int = 0, world_size: int = 1) -> Trial:
+    """The trial of a plan; what it reads may be remembered for the next trial of this process."""
+    if plan["kind"] == "propensity":
+        from tuning.propensity_trial import PropensityTrial
+
+        return PropensityTrial.of(plan, rank, world_size, remembered)
+    from tuning.eliminators_trial import EliminatorsTrial
+
+    return EliminatorsTrial(plan, remembered)

@@ -7,12 +7,14 @@ from typing import Any
 import torch
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import BackpressureConfig
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists
 from serving.api import build_api
 from serving.config import ServeConfig, api_keys
+from serving.guard import RETRY_AFTER_S
 from serving.live import LiveEngine
 from serving.service import Service
 from serving.store import is_folder, open_store
@@ -71,6 +73,8 @@ def build(args: dict[str, Any]) -> Application:
     deployment = Endpoint.options(
         autoscaling_config=autoscaling,
         max_ongoing_requests=2 * config.limits.max_in_flight,  # the guard refuses first, with Retry-After
+        max_queued_requests=config.limits.max_queued,
+        backpressure_config=BackpressureConfig(retry_after_s=RETRY_AFTER_S),
         ray_actor_options={"num_cpus": scale.num_cpus},
         logging_config=QUIET,
     )

@@ -74,7 +74,7 @@ class Guard:
             body = await self._body(scope, receive)
         except Refused as refused:
             self.count_error(str(refused.status))
-            await _answer(send, refused)
+            await answer(send, refused)
             return
         self.in_flight += 1
         try:
@@ -138,7 +138,8 @@ def _replay(body: bytes, receive: Receive) -> Receive:
     return again
 
 
-async def _answer(send: Send, refused: Refused) -> None:
+async def answer(send: Send, refused: Refused) -> None:
+    """Send the refusal as a `Problem`."""
     headers = [(b"content-type", b"application/json")]
     if refused.retry_after_s is not None:
         headers.append((b"retry-after", str(refused.retry_after_s).encode()))

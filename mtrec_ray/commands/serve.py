@@ -46,9 +46,11 @@ def serve(
     keys = api_keys(config)
 
     from mtrec_ray.lake.cluster import ray_session
+    from serving import proxy
     from serving.live import LiveEngine
 
     version = LiveEngine(config.bundle, config.poll_s).engine.version  # a mistake is said before anything starts
+    proxy.use()
     with ray_session():
         from serving.endpoint import run, wait_for_the_end
 

@@ -1,0 +1,121 @@
+"""What stands in each of Ray Serve's HTTP proxies: a replica that dies with a request costs its caller a moment.
+
+Serve itself repeats a request that its replica never began, and answers 500 to one whose replica died with it. Here
+that one is sent to another replica, once, when it only reads; else it is answered 503 with Retry-After. Serve's own 503
+becomes a `Problem` with Retry-After too.
+
+Proxies take their middlewares from `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in their own environment: `mtrec serve`
+sets it for the Ray that it starts; on a cluster it stands before `ray start`.
+"""
+
+import os
+from collections.abc import Callable
+
+from ray.util.metrics import Counter
+from starlette.middleware import Middleware
+
+from serving.guard import App, Message, Receive, Refused, Scope, Send, answer
+
+VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+ONLY_READ = {"GET", "HEAD", "POST"}
+"""Methods of this API that change nothing; what is put may have been stored before the replica died."""
+MAX_KEPT_BYTES = 4_000_000
+"""Longer bodies are not kept to be sent again."""
+RETRY_AFTER_S = 1
+
+
+def use() -> None:
+    """Let the proxies of a Ray that this process starts afterwards use `middlewares`."""
+    os.environ.setdefault(VARIABLE, "serving.proxy:middlewares")
+
+
+def middlewares() -> list[Middleware]:
+    """What the variable names."""
+    lost = Counter(
+        "mtrec_lost_requests", "Requests whose replica died with them, by what became of them.", ("outcome",)
+    )
+    return [Middleware(Again, count=lambda outcome: lost.inc(1, {"outcome": outcome}))]
+
+
+class Again:
+    """Wraps the proxy, which ends without an answer when a replica died with a request, and when its caller left.
+
+    Args:
+        app: the proxy.
+        count: called with `repeated` or `refused` for each lost request.
+    """
+
+    def __init__(self, app: App, count: Callable[[str], None]) -> None:
+        self.app, self.count = app, count
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request = Request(receive)
+        if await self._answered(scope, request, send) or request.left:
+            return
+        if scope["method"] in ONLY_READ and request.whole:
+            self.count("repeated")
+            request.rewind()
+            if await self._answered(scope, request, send) or request.left:
+                return
+        self.count("refused")
+        await answer(send, Refused(503, "the replica ended before it answered: try again", RETRY_AFTER_S))
+
+    async def _answered(self, scope: Scope, request: "Request", send: Send) -> bool:
+        """Whether an answer went out; its head waits for its body, which may never come."""
+        head: Message | None = None
+        begun = busy = False
+
+        async def watched(message: Message) -> None:
+            nonlocal head, begun, busy
+            if message["type"] == "http.response.start":
+                head, busy = message, _is_serves_own_refusal(message)
+                return
+            if busy:
+                return
+            if head is not None:
+                await send(head)
+                head, begun = None, True
+            await send(message)
+
+        await self.app({**scope, "headers": list(scope["headers"])}, request.receive, watched)
+        if busy:
+            await answer(send, Refused(503, "too many requests at once: try again", RETRY_AFTER_S))
+        return begun or busy
+
+
+def _is_serves_own_refusal(head: Message) -> bool:
+    return head["status"] == 503 and dict(head["headers"]).get(b"content-type") != b"application/json"
+
+
+class Request:
+    """A request's messages, kept to be received again."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self._kept, self._next, self._bytes = receive, list[Message](), 0, 0
+        self.left = False
+        """The caller is gone."""
+
+    @property
+    def whole(self) -> bool:
+        """All of it can be received again."""
+        return self._bytes <= MAX_KEPT_BYTES
+
+    def rewind(self) -> None:
+        self._next = 0
+
+    async def receive(self) -> Message:
+        if self._next < len(self._kept):
+            self._next += 1
+            return self._kept[self._next - 1]
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            self.left = True
+            return message
+        self._bytes += len(message.get("body", b""))
+        if self.whole:
+            self._kept.append(message)
+            self._next += 1
+        return message

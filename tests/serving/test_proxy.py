@@ -1,0 +1,114 @@
+"""What becomes of requests whose replica dies with them, with a proxy that ends as Serve's does."""
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+from starlette.testclient import TestClient
+
+from serving import proxy
+from serving.endpoint import build
+from serving.guard import Message, Receive, Scope, Send
+from serving.proxy import Again, middlewares
+
+OK = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
+FULL = {"type": "http.response.start", "status": 503, "headers": [(b"content-type", b"text/plain; charset=utf-8")]}
+
+
+class Proxy:
+    """Ends `deaths` times without an answer, after the head where `head`, then answers with the body it got."""
+
+    def __init__(self, deaths: int, head: bool = False, answer: dict[str, Any] = OK) -> None:
+        self.deaths, self.head, self.answer = deaths, head, answer
+        self.scopes: list[Scope] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scopes.append(scope)
+        scope["headers"].append((b"x-request-id", b"1"))  # as the proxy does
+        body = await body_of(receive)
+        if len(self.scopes) <= self.deaths:
+            if self.head:
+                await send(self.answer)
+            return
+        await send(self.answer)
+        await send({"type": "http.response.body", "body": body})
+
+
+async def body_of(receive: Receive) -> bytes:
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return b""
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
+
+
+def through(app: Proxy) -> tuple[TestClient, Counter[str]]:
+    counts: Counter[str] = Counter()
+    return TestClient(Again(app, lambda outcome: counts.update([outcome]))), counts
+
+
+@pytest.mark.parametrize("head", [False, True])
+def test_a_lost_question_is_asked_again_as_it_was(head):
+    app = Proxy(1, head)
+    client, counts = through(app)
+    answer = client.post("/v1/recommend", content=iter([b"par", b"ts"]))
+    assert (answer.status_code, answer.content) == (200, b"parts")
+    assert counts == {"repeated": 1}
+    assert [sum(name == b"x-request-id" for name, _ in scope["headers"]) for scope in app.scopes] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    ("method", "deaths", "size", "counted"),
+    [
+        ("POST", 2, 1, {"repeated": 1, "refused": 1}),
+        ("PUT", 1, 1, {"refused": 1}),
+        ("POST", 1, proxy.MAX_KEPT_BYTES + 1, {"refused": 1}),
+    ],
+    ids=["lost twice", "may have been stored", "too long to keep"],
+)
+def test_what_cannot_be_asked_again_is_refused_for_now(method, deaths, size, counted):
+    client, counts = through(Proxy(deaths))
+    answer = client.request(method, "/", content=b"x" * size)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json() == {"field": None, "message": "the replica ended before it answered: try again"}
+    assert counts == counted
+
+
+def test_nothing_is_asked_again_or_said_when_the_caller_left():
+    async def gone() -> Message:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Message) -> None:
+        raise AssertionError(message)
+
+    app = Proxy(9)
+    scope: Scope = {"type": "http", "method": "POST", "headers": []}
+    asyncio.run(Again(app, lambda _: pytest.fail("counted"))(scope, gone, send))
+    assert len(app.scopes) == 1
+
+
+def test_serves_own_refusal_becomes_a_problem_and_ours_stays():
+    client, counts = through(Proxy(0, answer=FULL))
+    answer = client.post("/", content=b"dropped due to backpressure")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json() == {"field": None, "message": "too many requests at once: try again"}
+    client, _ = through(Proxy(0, answer={**OK, "status": 503}))
+    assert client.post("/", content=b'{"mine": 1}').json() == {"mine": 1}
+    assert not counts
+
+
+def test_the_proxies_find_it_by_its_name(monkeypatch):
+    monkeypatch.delenv(proxy.VARIABLE, raising=False)
+    proxy.use()
+    assert proxy.os.environ.pop(proxy.VARIABLE) == "serving.proxy:middlewares"
+    assert [one.cls for one in middlewares()] == [Again]
+
+
+def test_the_queue_is_bounded_and_its_refusals_say_when_to_return():
+    application = build({"bundle": "b", "host": "127.0.0.1", "limits": {"max_queued": 7}})
+    deployment = application._bound_deployment
+    assert (deployment.max_queued_requests, deployment.backpressure_config.retry_after_s) == (7, 1)

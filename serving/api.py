@@ -60,7 +60,7 @@ def build_api(service: Service, keys: tuple[str, ...], limits: LimitsConfig) -> 
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        following = asyncio.create_task(service.live.follow())
+        following = asyncio.create_task(service.live.follow(service.telemetry.serving))
         yield
         following.cancel()
         with suppress(asyncio.CancelledError):

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 
 from mtrec_ray.bundle.manifest import Bundle
 from mtrec_ray.errors import UserError
@@ -27,15 +28,22 @@ class LiveEngine:
         self.bundle_uri = self._wanted()
         self.engine = Engine(Bundle.open(self.bundle_uri))
 
-    async def follow(self) -> None:
-        """Look at the pointer until cancelled; a bundle that cannot be loaded leaves the one in use."""
+    async def follow(self, tell: Callable[[str, str | None], None]) -> None:
+        """Look at the pointer until cancelled; a bundle that cannot be loaded leaves the one in use.
+
+        Args:
+            tell: called with the version in use and the one before it, None at first.
+        """
+        tell(self.engine.version, None)
         while is_pointer(self.uri):
             await asyncio.sleep(self.poll_s)
             try:
                 wanted = await asyncio.to_thread(self._wanted)
                 if wanted != self.bundle_uri:
+                    before = self.engine.version
                     self.engine = await asyncio.to_thread(lambda: Engine(Bundle.open(wanted)))  # noqa: B023
                     self.bundle_uri = wanted
+                    tell(self.engine.version, before)
                     logger.info("now serving bundle %s", self.engine.version)
             except (UserError, OSError) as error:
                 logger.error("the pointer's bundle cannot be loaded, bundle %s stays: %s", self.engine.version, error)

@@ -87,9 +87,11 @@ def test_a_damaged_bundle_never_goes_live(tmp_path, pointer, name):
 
 
 def test_an_engine_follows_its_pointer_past_bundles_that_cannot_be_loaded(tmp_path, pointer):
+    told: list[tuple[str, str | None]] = []
+
     async def watch() -> list[str]:
         live, seen = LiveEngine(str(pointer), 0.01), []
-        following = asyncio.create_task(live.follow())
+        following = asyncio.create_task(live.follow(lambda *versions: told.append(versions)))
         for move in (break_it, lambda: promote(config(write_bundle(tmp_path / "third", 2), pointer))):
             await asyncio.to_thread(move)
             for _ in range(200):
@@ -106,6 +108,7 @@ def test_an_engine_follows_its_pointer_past_bundles_that_cannot_be_loaded(tmp_pa
         (folder / "backbone.safetensors").unlink()
 
     assert asyncio.run(watch())[-1] == "v2"
+    assert (told[0], told[-1]) == (("v0", None), ("v2", told[-2][0]))
 
 
 def test_another_address_than_this_machines_needs_keys(tmp_path, monkeypatch):

@@ -78,27 +78,19 @@ async def promotion(options: Options) -> Figures:
     second = write_bundle(options.folder / "second", 1)
     async with _endpoint(options, *TWO) as endpoint, open_loop(endpoint.url, of_users(USERS), options.rate) as seen:
         await asyncio.sleep(WARM_UP_S + 10)
-        command = [
-            sys.executable,
-            "-m",
-            "mtrec_ray",
-            "promote",
-            str(second),
-            "--pointer",
-            str(options.folder / POINTER),
-        ]
+        pointer = options.folder / POINTER
+        command = [sys.executable, "-m", "mtrec_ray", "promote", str(second), "--pointer", str(pointer)]
         await asyncio.to_thread(subprocess.run, command, check=True, stdout=subprocess.DEVNULL)
-        moved = time.monotonic()
+        moved = time.monotonic() - (time.time() - pointer.stat().st_mtime)
         await asyncio.sleep(20)
     measured = [one for one in seen if one.at >= seen[0].at + WARM_UP_S]
     old, new = ([one for one in measured if one.version == version] for version in ("v0", "v1"))
-    answered = [one.at + one.ms / 1e3 - moved for one in old]
     return {
         **figures(measured),
         "old": len(old),
         "new": len(new),
-        "first_new_s": round(min(one.at + one.ms / 1e3 for one in new) - moved, 2),
-        "last_old_s": round(max(answered), 2),
+        "first_new_s": round(min(map(_answered, new)) - moved, 2),
+        "last_old_s": round(max(map(_answered, old)) - moved, 2),
     }
 
 
@@ -177,8 +169,8 @@ async def redis(options: Options) -> Figures:
         "before_by_model": sum(one.source == "model" for one in measured if one.at < stopped),
         "away_by_popularity": sum(one.reason == "store unavailable" for one in away),
         "away_by_model": sum(one.source == "model" for one in away),
-        "first_degraded_s": round(min(one.at for one in degraded) - stopped, 2),
-        "last_degraded_after_start_s": round(max(one.at for one in degraded) - started, 2),
+        "first_popular_s": round(min(map(_answered, degraded)) - stopped, 2),
+        "last_popular_after_start_s": round(max(map(_answered, degraded)) - started, 2),
         "after_by_model": sum(one.source == "model" for one in measured if one.at >= started),
         **latencies([one for one in away if not one.failed], "away_"),
     }
@@ -234,6 +226,10 @@ async def _fill(url: str) -> None:
     store = open_store(url)
     await asyncio.to_thread(store.put_many, states)
     await store.close()
+
+
+def _answered(one: Seen) -> float:
+    return one.at + one.ms / 1e3
 
 
 def _after_warm_up(seen: list[Seen]) -> list[Seen]:

@@ -64,8 +64,7 @@ class EndpointProcess:
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        _, left = psutil.wait_procs(started, timeout=10)
-        for process in left:
+        for process in psutil.wait_procs(started, timeout=10)[1]:
             process.kill()
 
     def replicas(self) -> list[psutil.Process]:
@@ -76,10 +75,9 @@ class EndpointProcess:
     def running(self) -> int:
         """Replicas that Serve sends requests to."""
         from ray import serve
-        from ray.serve.schema import ReplicaState
 
         states = serve.status().applications["mtrec"].deployments["Endpoint"].replica_states
-        return states.get(ReplicaState.RUNNING, 0)
+        return sum(count for state, count in states.items() if state == "RUNNING")
 
     def metrics(self) -> str:
         """What Prometheus would read of this node."""

@@ -21,7 +21,7 @@ class LimitsConfig(Config):
     burst: int = Field(default=400, ge=1)
     """Requests of one API key at once."""
     max_in_flight: int = Field(default=128, ge=1)
-    """Requests a replica works on; more wait at the proxy."""
+    """Requests a replica works on; one more is answered 503 with Retry-After at once."""
     max_queued: int = Field(default=128, ge=1)
     """Requests that wait at a proxy while all replicas are full; one more is answered 503 with Retry-After at once."""
     batch_rows: int = Field(default=64, ge=1)

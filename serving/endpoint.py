@@ -72,7 +72,8 @@ def build(args: dict[str, Any]) -> Application:
     }
     deployment = Endpoint.options(
         autoscaling_config=autoscaling,
-        max_ongoing_requests=config.limits.max_in_flight,  # what is too much ends in the proxy, which is cheaper
+        max_ongoing_requests=2
+        * config.limits.max_in_flight,  # the guard refuses first: Serve's queue polls, which is dear
         max_queued_requests=config.limits.max_queued,
         backpressure_config=BackpressureConfig(retry_after_s=RETRY_AFTER_S),
         ray_actor_options={"num_cpus": scale.num_cpus},

@@ -4,6 +4,10 @@ Serve itself repeats a request that its replica never began, and answers 500 to 
 that one is sent to another replica, once, when it only reads; else it is answered 503 with Retry-After. Serve's own 503
 becomes a `Problem` with Retry-After too.
 
+A proxy answers 503 by itself, at once, when `MTREC_MAX_AT_PROXY` requests are under way (128, or what that variable of
+its environment says): it is one process, which passes on some hundreds a second, so this bounds how long the others
+wait. To refuse them in the replicas or in Serve's queue costs as much as to answer them.
+
 Proxies take their middlewares from `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in their own environment: `mtrec serve`
 sets it for the Ray that it starts; on a cluster it stands before `ray start`.
 """
@@ -14,14 +18,17 @@ from collections.abc import Callable
 from ray.util.metrics import Counter
 from starlette.middleware import Middleware
 
-from serving.guard import App, Message, Receive, Refused, Scope, Send, answer
+from mtrec_ray.errors import UserError
+from serving.guard import GUARDED, RETRY_AFTER_S, App, Message, Receive, Refused, Scope, Send, answer
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+LIMIT_VARIABLE = "MTREC_MAX_AT_PROXY"
+MAX_AT_PROXY = 128
+TOO_MANY = "too many requests at once: try again"
 ONLY_READ = {"GET", "HEAD", "POST"}
 """Methods of this API that change nothing; what is put may have been stored before the replica died."""
 MAX_KEPT_BYTES = 4_000_000
 """Longer bodies are not kept to be sent again."""
-RETRY_AFTER_S = 1
 
 
 def use() -> None:
@@ -30,11 +37,12 @@ def use() -> None:
 
 
 def middlewares() -> list[Middleware]:
-    """What the variable names."""
-    lost = Counter(
-        "mtrec_lost_requests", "Requests whose replica died with them, by what became of them.", ("outcome",)
-    )
-    return [Middleware(Again, count=lambda outcome: lost.inc(1, {"outcome": outcome}))]
+    """What the variable names; UserError where the limit is no number."""
+    limit = os.environ.get(LIMIT_VARIABLE, str(MAX_AT_PROXY))
+    if not limit.isdigit() or limit == "0":
+        raise UserError(f"{LIMIT_VARIABLE} is {limit!r}: give a number of requests, 1 or more")
+    counter = Counter("mtrec_proxy_interventions", "What a proxy did by itself, by outcome.", ("outcome",))
+    return [Middleware(Again, limit=int(limit), count=lambda outcome: counter.inc(1, {"outcome": outcome}))]
 
 
 class Again:
@@ -42,17 +50,29 @@ class Again:
 
     Args:
         app: the proxy.
-        count: called with `repeated` or `refused` for each lost request.
+        limit: requests under way at once, beside those for health and the page.
+        count: called with `repeated` or `refused` for each lost request, with `too many` for one above the limit.
     """
 
-    def __init__(self, app: App, count: Callable[[str], None]) -> None:
-        self.app, self.count = app, count
+    def __init__(self, app: App, limit: int, count: Callable[[str], None]) -> None:
+        self.app, self.limit, self.count = app, limit, count
+        self.under_way = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request = Request(receive)
+        if self.under_way >= self.limit and scope["path"].startswith(GUARDED):
+            self.count("too many")
+            await answer(send, Refused(503, TOO_MANY, RETRY_AFTER_S))
+            return
+        self.under_way += 1
+        try:
+            await self._pass_on(scope, Request(receive), send)
+        finally:
+            self.under_way -= 1
+
+    async def _pass_on(self, scope: Scope, request: "Request", send: Send) -> None:
         if await self._answered(scope, request, send) or request.left:
             return
         if scope["method"] in ONLY_READ and request.whole:
@@ -82,7 +102,7 @@ class Again:
 
         await self.app({**scope, "headers": list(scope["headers"])}, request.receive, watched)
         if busy:
-            await answer(send, Refused(503, "too many requests at once: try again", RETRY_AFTER_S))
+            await answer(send, Refused(503, TOO_MANY, RETRY_AFTER_S))
         return begun or busy
 
 

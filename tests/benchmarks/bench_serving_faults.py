@@ -8,6 +8,7 @@ Each section starts `mtrec serve` with a small bundle and asks it from this proc
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -61,7 +62,7 @@ async def kills(options: Options) -> Figures:
                 os.kill(before[0].pid, signal.SIGKILL)
                 back_s.append(await _until(lambda: _replaced(endpoint, before)))  # noqa: B023
                 await _sleep_until(start + (number + 1) * MINUTE_S)
-        counters = _counters(endpoint, "repeated")
+        counters = _counters(endpoint, "interventions")
     measured = [one for one in seen if one.at >= start]
     after = [one for one in measured if any(0 <= one.at - moment < 10 for moment in moments) and not one.failed]
     return {
@@ -95,11 +96,10 @@ async def promotion(options: Options) -> Figures:
 
 
 async def overload(options: Options) -> Figures:
-    """Ten times as many callers as two replicas and their queue take at once."""
-    in_flight, queued = 8, 8
-    limits = [f"limits.max_in_flight={in_flight}", f"limits.max_queued={queued}"]
-    callers = 10 * (2 * in_flight + queued)
-    async with _endpoint(options, *TWO, *limits) as endpoint:
+    """Ten times as many callers as the proxy lets in."""
+    let_in = 24
+    os.environ["MTREC_MAX_AT_PROXY"], callers = str(let_in), 10 * let_in
+    async with _endpoint(options, *TWO) as endpoint:
         async with open_loop(endpoint.url, of_users(USERS), options.rate) as before:
             await asyncio.sleep(WARM_UP_S + 15)
         async with closed_loop(endpoint.url, of_users(USERS), callers) as seen:
@@ -110,6 +110,8 @@ async def overload(options: Options) -> Figures:
     refused = [one for one in loud if one.status == 503]
     return {
         "callers": callers,
+        "let_in": let_in,
+        "accepted_per_s": round(sum(not one.failed for one in loud) / 30, 1),
         **figures(loud),
         **latencies(refused, "refused_"),
         **latencies([one for one in calm if not one.failed], "calm_"),
@@ -243,12 +245,14 @@ def _replaced(endpoint: EndpointProcess, before: list[Any]) -> bool:
 
 
 def _counters(endpoint: EndpointProcess, part: str) -> Figures:
-    """Sums of our counters and histograms whose names hold `part`."""
+    """Sums of our counters and histograms whose names hold `part`, by their outcomes."""
     found: dict[str, float] = {}
     for line in endpoint.metrics().splitlines():
         name = line.partition("{")[0].removeprefix("ray_")
         if name.startswith("mtrec_") and part in name and not name.endswith("_bucket"):
-            found[name] = found.get(name, 0.0) + float(line.rpartition(" ")[2])
+            outcome = re.search(r'outcome="([^"]*)"', line)
+            key = f"{name} {outcome[1]}" if outcome else name
+            found[key] = found.get(key, 0.0) + float(line.rpartition(" ")[2])
     return {name: round(value, 1) for name, value in found.items()}
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from starlette.testclient import TestClient
 
+from mtrec_ray.errors import UserError
 from serving import proxy
 from serving.endpoint import build
 from serving.guard import Message, Receive, Scope, Send
@@ -48,7 +49,7 @@ async def body_of(receive: Receive) -> bytes:
 
 def through(app: Proxy) -> tuple[TestClient, Counter[str]]:
     counts: Counter[str] = Counter()
-    return TestClient(Again(app, lambda outcome: counts.update([outcome]))), counts
+    return TestClient(Again(app, 1, lambda outcome: counts.update([outcome]))), counts
 
 
 @pytest.mark.parametrize("head", [False, True])
@@ -86,8 +87,8 @@ def test_nothing_is_asked_again_or_said_when_the_caller_left():
         raise AssertionError(message)
 
     app = Proxy(9)
-    scope: Scope = {"type": "http", "method": "POST", "headers": []}
-    asyncio.run(Again(app, lambda _: pytest.fail("counted"))(scope, gone, send))
+    scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
+    asyncio.run(Again(app, 1, lambda _: pytest.fail("counted"))(scope, gone, send))
     assert len(app.scopes) == 1
 
 
@@ -99,6 +100,26 @@ def test_serves_own_refusal_becomes_a_problem_and_ours_stays():
     client, _ = through(Proxy(0, answer={**OK, "status": 503}))
     assert client.post("/", content=b'{"mine": 1}').json() == {"mine": 1}
     assert not counts
+
+
+def test_above_the_limit_only_health_is_asked():
+    app = Proxy(0)
+    again = Again(app, 1, lambda outcome: counts.update([outcome]))
+    client, counts = TestClient(again), Counter[str]()
+    again.under_way = 1
+    answer = client.post("/v1/recommend", content=b"x")
+    assert (answer.status_code, answer.headers["retry-after"], answer.json()["field"]) == (503, "1", None)
+    assert client.get("/healthz").status_code == 200
+    again.under_way = 0
+    assert client.post("/v1/recommend", content=b"x").status_code == 200
+    assert (again.under_way, counts) == (0, {"too many": 1})
+
+
+@pytest.mark.parametrize("limit", ["0", "-1", "many"])
+def test_a_limit_that_is_none_is_named(monkeypatch, limit):
+    monkeypatch.setenv(proxy.LIMIT_VARIABLE, limit)
+    with pytest.raises(UserError, match=f"MTREC_MAX_AT_PROXY is '{limit}'"):
+        middlewares()
 
 
 def test_the_proxies_find_it_by_its_name(monkeypatch):

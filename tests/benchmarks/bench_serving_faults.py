@@ -98,8 +98,8 @@ async def promotion(options: Options) -> Figures:
 async def overload(options: Options) -> Figures:
     """Ten times as many callers as the proxy lets in."""
     let_in = 24
-    os.environ["MTREC_MAX_AT_PROXY"], callers = str(let_in), 10 * let_in
-    async with _endpoint(options, *TWO) as endpoint:
+    callers = 10 * let_in
+    async with _endpoint(options, *TWO, MTREC_MAX_AT_PROXY=str(let_in)) as endpoint:
         async with open_loop(endpoint.url, of_users(USERS), options.rate) as before:
             await asyncio.sleep(WARM_UP_S + 15)
         async with closed_loop(endpoint.url, of_users(USERS), callers) as seen:
@@ -210,12 +210,14 @@ def main(
 
 
 @asynccontextmanager
-async def _endpoint(options: Options, *settings: str, store: str | None = None) -> AsyncIterator[EndpointProcess]:
+async def _endpoint(
+    options: Options, *settings: str, store: str | None = None, **environment: str
+) -> AsyncIterator[EndpointProcess]:
     """An endpoint that follows a pointer to a first bundle and has all its replicas; `store` None: a folder."""
     pointer, store = options.folder / POINTER, store or str(options.folder / "store")
     move_pointer(str(pointer), Bundle.open(str(write_bundle(options.folder / "first"))))
     await _fill(store)
-    with EndpointProcess(pointer, [*settings, f"store={store}"], options.folder / "log") as endpoint:
+    with EndpointProcess(pointer, [*settings, f"store={store}"], options.folder / "log", environment) as endpoint:
         await _until(lambda: endpoint.running() == (2 if set(TWO) <= set(settings) else 1))
         yield endpoint
 

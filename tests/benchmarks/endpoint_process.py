@@ -32,17 +32,19 @@ class EndpointProcess:
         bundle: a bundle or a pointer.
         settings: `dotted.key=value` of `mtrec serve`.
         log: file for its output.
+        environment: variables beside those of this process.
     """
 
-    def __init__(self, bundle: Path, settings: list[str], log: Path) -> None:
+    def __init__(self, bundle: Path, settings: list[str], log: Path, environment: dict[str, str]) -> None:
         port = free_port()
+        self.environment = environment
         self.url, self.log = f"http://127.0.0.1:{port}", log
         sets = [word for setting in settings for word in ("--set", setting)]
         self.command = [sys.executable, "-m", "mtrec_ray", "serve", str(bundle), "--port", str(port), *sets]
 
     def __enter__(self) -> "EndpointProcess":
         root = str(Path(__file__).resolve().parents[2])
-        env = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": root}
+        env = os.environ | {"RAY_AUTH_MODE": "disabled", "PYTHONPATH": root} | self.environment
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(self.command, stdout=log, stderr=log, env=env, cwd=root)
         try:

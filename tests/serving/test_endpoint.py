@@ -25,6 +25,7 @@ pytestmark = pytest.mark.ray
 
 REQUEST = {"user_id": "ann", "territory": "north", "ignore": ["gender"]}
 READY_S = 120
+MAX_AT_PROXY = 8
 
 
 def promote_to(bundle: Path, pointer: Path) -> None:
@@ -49,8 +50,9 @@ def endpoint(folder) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mtrec_ray", "serve", str(folder / "live.json"), "--store", str(folder / "store")]
     command += ["--port", str(port), "--set", "poll_s=0.2"]
+    env = os.environ | {"RAY_AUTH_MODE": "disabled", "MTREC_MAX_AT_PROXY": str(MAX_AT_PROXY)}
     with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"RAY_AUTH_MODE": "disabled"})
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
     url = f"http://127.0.0.1:{port}"
     try:
         wait_until_ready(url, process, folder / "log")
@@ -135,3 +137,16 @@ def test_a_promotion_under_load_fails_no_request(endpoint, folder):
 
     seen = asyncio.run(load())
     assert set(seen) == {(200, "v0"), (200, "v1")}
+
+
+def test_what_the_proxy_cannot_pass_on_is_refused_at_once_and_not_for_long(endpoint):
+    async def ask_at_once(count: int) -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=endpoint, timeout=30) as client:
+            return await asyncio.gather(*(client.post("/v1/recommend", json=REQUEST) for _ in range(count)))
+
+    answers = asyncio.run(ask_at_once(10 * MAX_AT_PROXY))
+    refused = [answer for answer in answers if answer.status_code != 200]
+    assert 0 < len(refused) < len(answers)
+    assert {(answer.status_code, answer.headers["retry-after"]) for answer in refused} == {(503, "1")}
+    assert {answer.json()["message"] for answer in refused} == {"too many requests at once: try again"}
+    assert {answer.status_code for answer in asyncio.run(ask_at_once(MAX_AT_PROXY // 2))} == {200}

@@ -29,7 +29,9 @@ class SearchConfig(Config):
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """Logical CPUs a worker holds."""
     trials_at_once: int | None = Field(default=None, ge=1)
-    """Trials side by side; null: as many as the cluster's CPUs hold."""
+    """Trials side by side; null: as many as the cluster's CPUs hold, one left free."""
+    confirm: int = Field(default=3, ge=0)
+    """Times the chosen configuration is trained anew with a seed of its own: the best of many is partly luck."""
     retries: int = Field(default=2, ge=0)
     """Times a trial that died is started again from its last look before it is marked as failed."""
 
@@ -71,7 +73,5 @@ class EliminatorsSearchConfig(SearchConfig):
     """The choice: of all trials that keep this share of the backbone's NDCG@10, the one that leaks least."""
     shared: bool = True
     """One configuration for all combinations; false: a search of its own for each, one after another."""
-    attacker_fraction: float = Field(default=0.5, gt=0, lt=1)
-    """Share of the users open to training that trials are attacked on; no trial trains on their attribute values."""
     num_permutations: int = Field(default=5, ge=2)
     """Trainings on permuted labels behind each trial's chance level."""

@@ -1,7 +1,8 @@
-"""One configuration of eliminators: trained on some of the open users, attacked on the others, both apart from audits.
+"""One configuration of eliminators, cross-fitted: trained on half of the open users, attacked on the other half.
 
-The users whose attribute values an audit may attack are never looked at. Of the rest, `attacker_fraction` are this
-trial's attackers' users: the threshold of the same hash is raised, so nobody changes sides.
+Users whose attribute values an audit may attack are never looked at. The others are cut in two halves by the same hash;
+each half is attacked through eliminators that were trained on the other one, and the attackers learn from both, so
+that every open user is attacked once and none by what had seen its values.
 """
 
 import json
@@ -43,32 +44,44 @@ class EliminatorsTrial:
     num_looks = 1
 
     def __init__(self, plan: Plan, remembered: Remembered) -> None:
-        """`plan` holds `config`, `attacker_fraction` and `num_permutations`."""
+        """`plan` holds `config` and `num_permutations`."""
         self.plan, self.looks_done = plan, 0
         self.config = EliminatorsConfig.model_validate(plan["config"])
         self.source = BackboneRecord.load(self.config.backbone)
         self.lake, self.remembered = Lake.open(self.source.config.lake), remembered
-        self.sequences = with_attackers(self.source.config.sequences, plan["attacker_fraction"])
         torch.set_num_threads(max(1, int(self.config.runner.cpus_per_worker)))
         use_fast_matmul()
 
     def advance(self) -> dict[str, float]:
         """Train to the end, then attack; returns `METRICS` with bounds, and each combination's own figures."""
         backbone, users = load_backbone(self.source), self._open_users()
+        figures = self._measure(backbone, users, self._train(backbone, users))
+        self.looks_done = 1
+        return figures
+
+    def backbone_figures(self) -> dict[str, float]:
+        """The same figures of the backbone, which hides nothing, under every combination."""
+        backbone, users = load_backbone(self.source), self._open_users()
+        vectors = vectors_in_chunks(backbone.user_vectors, torch.from_numpy(users.history))
+        chosen = [combination for pack in self._record().packs.values() for combination in pack]
+        return self._measure(backbone, users, dict.fromkeys(chosen, vectors))
+
+    def _measure(
+        self, backbone: SequentialBackbone, users: HeldOutUsers, vectors_of: dict[Combination, Tensor]
+    ) -> dict[str, float]:
         titles, weights = backbone.title_vectors(), poisson_weights(users.keys, NUM_BOOTSTRAP)
         before = vectors_in_chunks(backbone.user_vectors, torch.from_numpy(users.history))
         base = held_out_metrics(users, before, titles).ndcg
         ndcgs, results = [], {}
-        for combination, vectors in self._train(backbone, users).items():
+        for combination, vectors in vectors_of.items():
             ndcgs.append(held_out_metrics(users, vectors, titles).ndcg)
             for attribute in combination:
                 results[combination, attribute] = self._attack(vectors, users, attribute)
-        self.looks_done = 1
         figures = _accuracy(np.stack(ndcgs), base, weights) | _leakage(list(results.values()))
         for (combination, attribute), result in results.items():
             name = f"{combination_name(combination)}/{attribute}"
-            figures[f"leakage/{name}"] = result.balanced_accuracy.value - result.chance
-            figures[f"null_high/{name}"] = result.null[1] - result.chance
+            figures[f"balanced_accuracy/{name}"] = result.balanced_accuracy.value
+            figures[f"null_high/{name}"] = result.null[1]
             figures[f"auc/{name}"] = result.auc.value
         return figures
 
@@ -80,32 +93,41 @@ class EliminatorsTrial:
         self.looks_done = json.loads((folder / "progress.json").read_text())["looks_done"]
 
     def _open_users(self) -> HeldOutUsers:
-        """Users whom no audit attacks, with their validation event; `attacked` are this trial's attackers' users."""
+        """Users whom no audit attacks, with their validation event."""
         length, buckets = self.source.config.model.history, range(self.lake.manifest.num_buckets)
-        expected = max(1, self.lake.manifest.counts["users"])
-        fraction = min(1.0, self.config.optim.validation_users / expected)
-        users = read_held_out(self.lake, self.sequences, VALIDATION_EVENT, length, buckets, fraction)
-        return users.only(~is_attacked(users.keys, self.source.config.sequences))
+        fraction = min(1.0, self.config.optim.validation_users / max(1, self.lake.manifest.counts["users"]))
+        users = read_held_out(self.lake, self.source.config.sequences, VALIDATION_EVENT, length, buckets, fraction)
+        return users.only(~users.attacked)
 
     def _train(self, backbone: SequentialBackbone, users: HeldOutUsers) -> dict[Combination, Tensor]:
-        """(U, d) vectors of all users under each combination's trained eliminator."""
+        """(U, d) vectors of all users under each combination, by eliminators that were trained on the other half."""
         history, values = torch.from_numpy(users.history), torch.from_numpy(users.attribute_index)
         record, found = self._record(), {}
-        for pack, combinations in record.packs.items():
-            vectors = vectors_in_chunks(self._train_pack(record, pack, backbone, users).user_vectors, history, values)
-            found |= dict(zip(combinations, vectors, strict=True))
+        for half in ("lower", "upper"):
+            sequences = self.source.config.sequences.model_copy(update={"open_half": half})
+            unseen = is_attacked(users.keys, sequences)
+            for pack, combinations in record.packs.items():
+                trained = self._train_pack(record, pack, backbone, users.only(~unseen), sequences)
+                vectors = vectors_in_chunks(trained.user_vectors, history[unseen], values[unseen])
+                for combination, own in zip(combinations, vectors, strict=True):
+                    found.setdefault(combination, torch.empty(len(users), own.shape[1]))[unseen] = own
         return found
 
     def _train_pack(
-        self, record: EliminatorsRecord, pack: str, backbone: SequentialBackbone, users: HeldOutUsers
+        self,
+        record: EliminatorsRecord,
+        pack: str,
+        backbone: SequentialBackbone,
+        users: HeldOutUsers,
+        sequences: SequenceConfig,
     ) -> Candidate:
+        """What `mtrec train eliminators` makes of a pack, its weights averaged to the last step."""
         lake, optim, length = self.lake, self.config.optim, self.source.config.model.history
-        plan = make_window_plan(lake, self.sequences, length, without_attacked=True, map_over=map_here)
+        plan = make_window_plan(lake, sequences, length, without_attacked=True, map_over=map_here)
         schedule = plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, self.config.seed)
         fraction = min(1.0, optim.validation_users / plan.users)
-        seen = read_prefixes(lake, self.sequences, length, range(lake.manifest.num_buckets), fraction, PREFIXES)
-        trained_on = users.only(~users.attacked)
-        trainee = make_pack_trainee(record, pack, backbone, plan, torch.device("cpu"), trained_on, 1)
+        seen = read_prefixes(lake, sequences, length, range(lake.manifest.num_buckets), fraction, PREFIXES)
+        trainee = make_pack_trainee(record, pack, backbone, plan, torch.device("cpu"), users, 1)
         trainee.match_means(seen, 0, 1)
         for batch in window_batches(lake, plan, schedule, 0, 1, stream=self.remembered.windows):
             trainee.step(batch, 0)
@@ -123,19 +145,10 @@ class EliminatorsTrial:
         )
 
     def _attack(self, vectors: Tensor, users: HeldOutUsers, attribute: str) -> AuditResult:
-        names = list(self.source.attributes)
-        of = Attribute(
-            users.attribute_index[users.attacked, names.index(attribute)], len(self.source.attributes[attribute])
-        )
+        values = self.source.attributes[attribute]
+        of = Attribute(users.attribute_index[:, list(self.source.attributes).index(attribute)], len(values))
         settings = AuditSettings(num_permutations=self.plan["num_permutations"], num_bootstrap=NUM_BOOTSTRAP)
-        inputs = {"vectors": vectors.numpy()[users.attacked]}
-        return audit_vectors(inputs, {attribute: of}, users.keys[users.attacked], settings)["vectors", attribute]
-
-
-def with_attackers(sequences: SequenceConfig, fraction: float) -> SequenceConfig:
-    """The split with `fraction` of the open users given to attackers as well."""
-    there = sequences.attacked_fraction
-    return sequences.model_copy(update={"attacked_fraction": there + (1 - there) * fraction})
+        return audit_vectors({"vectors": vectors.numpy()}, {attribute: of}, users.keys, settings)["vectors", attribute]
 
 
 def _accuracy(ndcgs: np.ndarray, base: np.ndarray, weights: np.ndarray) -> dict[str, float]:
@@ -150,8 +163,12 @@ def _accuracy(ndcgs: np.ndarray, base: np.ndarray, weights: np.ndarray) -> dict[
 
 
 def _leakage(results: list[AuditResult]) -> dict[str, float]:
-    """Mean and worst leakage above chance; the mean's bounds are the mean bounds, which errs on the wide side."""
+    """Mean and worst leakage above chance, which is none where an attacker does worse than chance.
+
+    The mean's bounds are the mean bounds, which errs on the wide side.
+    """
     bounds = np.array([np.array(result.balanced_accuracy) - result.chance for result in results])  # (n, 3)
+    bounds = np.maximum(bounds, 0.0)
     worst = bounds[bounds[:, 0].argmax()]
     found = {}
     for key, (value, low, high) in (("leakage/mean", bounds.mean(axis=0)), ("leakage/worst", worst)):

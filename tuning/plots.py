@@ -53,7 +53,7 @@ def _svg(name: str, plot: Callable[[], Any]) -> str:
     matplotlib.use("Agg")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            warnings.simplefilter("ignore")  # Optuna warns that plots are experimental, and of conditional keys
             plot()
     except (ValueError, RuntimeError) as error:  # Optuna's way to say that there is too little to draw
         plt.close("all")

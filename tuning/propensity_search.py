@@ -31,7 +31,7 @@ from tuning.partitions import Partition, PartitionMaker, with_moves
 from tuning.profiles import count_discoveries, taste_evidence
 from tuning.propensity_trial import METRICS
 from tuning.results import SearchResult, collect
-from tuning.search import Goal, Prepared, open_search, run, search_uri, trials_at_once
+from tuning.search import Goal, Prepared, confirm, open_search, run, search_uri, trials_at_once
 from tuning.space import GROUPS, Space, check_values, parse_partitions, parse_space, usual_settings, with_settings
 from tuning.trial import Plan
 
@@ -127,7 +127,7 @@ def search_propensity(
     )
     grid = run(config, prepared, resume, progress)
     notes = [_says(data)]
-    return collect(search_uri(config), grid, prepared, config.looks, plans.settings, notes)
+    return collect(search_uri(config), grid, prepared, plans.settings, notes, partial(confirm, config, prepared))
 
 
 def check(config: PropensitySearchConfig) -> tuple[TrialData, dict[str, Any], Space, tuple[str, ...]]:

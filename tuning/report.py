@@ -29,7 +29,21 @@ def search_tables(result: SearchResult) -> list[Table]:
         style = "bold" if row is result.best else None if len(goals) == 1 or row in result.front else "dim"
         settings = [_text(row, key) for key in keys]
         table.add_row(row.trial_id[-5:], row.status, *figures, *settings, style=style)
-    return [table, *_against_random(result)]
+    return [table, *_fresh_seeds(result), *_against_random(result)]
+
+
+def _fresh_seeds(result: SearchResult) -> list[Table]:
+    """The best configuration with other seeds beside its trial."""
+    if not result.fresh:
+        return []
+    table = Table(title="The best configuration again, with fresh seeds")
+    for name in ("figure", "its trial", "fresh seeds", "inside the trial's interval"):
+        table.add_column(name)
+    for goal in result.prepared.goals:
+        values = ", ".join(f"{figures[goal.metric]:.4f}" for figures in result.fresh)
+        inside = f"{result.confirmed(goal.metric)} of {len(result.fresh)}"
+        table.add_row(goal.metric, _with_bounds(result.best, goal.metric), values, inside)
+    return [table]
 
 
 def _against_random(result: SearchResult) -> list[Table]:

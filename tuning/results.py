@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -15,6 +15,7 @@ from tuning.plots import plots_page
 from tuning.search import Prepared
 
 Settings = Callable[[dict[str, Any]], dict[str, Any]]
+Confirm = Callable[[dict[str, Any]], list[dict[str, float]]]
 DONE, STOPPED, FAILED = "done", "stopped early", "failed"
 TIMES = ("steps_s", "reading_s", "validating_s", "time_total_s")
 
@@ -42,6 +43,13 @@ class SearchResult:
     notes: list[str]
     front: list[TrialRow]
     """Trials that no other beats in every goal, sorted by the first."""
+    fresh: list[dict[str, float]] = field(default_factory=list)
+    """Figures of the best configuration with seeds of its own."""
+
+    def confirmed(self, metric: str) -> int:
+        """How many fresh seeds lie inside the best trial's interval."""
+        low, high = (self.best.metrics.get(metric + end, math.nan) for end in ("_low", "_high"))
+        return sum(low <= figures[metric] <= high for figures in self.fresh)
 
     def flat(self) -> dict[str, Any]:
         """What `--json` prints."""
@@ -52,6 +60,9 @@ class SearchResult:
             "best/trial": self.best.trial_id,
             **{f"best/{key}": value for key, value in self.best.metrics.items()},
             **{f"best/params/{key}": value for key, value in self.best.params.items()},
+            **{f"fresh/{g.metric}": [one[g.metric] for one in self.fresh] for g in self.prepared.goals},
+            **{f"fresh_inside/{g.metric}": self.confirmed(g.metric) for g in self.prepared.goals},
+            "front": [row.trial_id for row in self.front],
             **{f"trials/{status.replace(' ', '_')}": count for status, count in counts.items()},
             "notes": self.notes,
         }
@@ -65,9 +76,9 @@ def collect(
     uri: str,
     grid: tune.ResultGrid,
     prepared: Prepared,
-    num_looks: int,
     settings: Settings,
     notes: list[str],
+    confirm: Confirm,
     choose: Callable[[list[TrialRow]], TrialRow] | None = None,
 ) -> SearchResult:
     """Write the files of a finished search.
@@ -76,15 +87,15 @@ def collect(
         uri: of the search.
         grid: Tune's results.
         prepared: space and goals.
-        num_looks: of a whole trial.
         settings: parameters -> the document that `mtrec train` reads.
         notes: what a reader of the figures must know.
+        confirm: trains parameters anew with fresh seeds.
         choose: among whole trials; None: the best by the only goal.
 
     Raises:
         NothingFound: no trial came to its end with a figure.
     """
-    rows = [_row(result, num_looks) for result in grid]
+    rows = [_row(result, prepared.num_looks) for result in grid]
     whole = [row for row in rows if row.status == DONE and all(_known(row, goal.metric) for goal in prepared.goals)]
     if not whole:
         errors = [str(error).strip().splitlines()[-1] for error in grid.errors]
@@ -93,11 +104,15 @@ def collect(
         )
     goal = prepared.goals[0]
     best = choose(whole) if choose else max(whole, key=lambda row: _signed(row, goal.metric, goal.mode))
-    result = SearchResult(uri, rows, best, prepared, notes, pareto_front(whole, prepared))
+    fresh = confirm(best.params)
+    result = SearchResult(uri, rows, best, prepared, notes, pareto_front(whole, prepared), fresh)
     write_file(join(uri, "trials.csv"), _table(rows).to_csv(index=False).encode())
     write_file(join(uri, "best-config.yaml"), yaml.safe_dump(settings(best.params), sort_keys=False).encode())
     write_file(join(uri, "plots.html"), plots_page(study_of(result), [g.metric for g in prepared.goals]).encode())
     write_json(join(uri, "summary.json"), result.flat())
+    for ended in grid:
+        if ended.checkpoint is not None:  # nobody goes on from them
+            ended.checkpoint.filesystem.delete_dir(ended.checkpoint.path)
     return result
 
 

@@ -3,7 +3,8 @@
 1. `prepare_*` (other files): check the settings, know the space, the goals and how a trial is made
 2. `check_resources`:         can the cluster hold a trial, and how many at once
 3. `run`:                     a new Tune experiment, or the stopped one with its searcher's memory
-4. `tuning.results`:          trials.csv, best-config.yaml and plots, from the trials' own reports
+4. `confirm`:                 the chosen configuration with fresh seeds
+5. `tuning.results`:          trials.csv, best-config.yaml and plots, from the trials' own reports
 
 searches/NAME/search.yaml        the settings, as they were given
 searches/NAME/tune/              Ray Tune's own state (its pickles are read on --resume: resume only your own searches)
@@ -26,12 +27,15 @@ from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists, join, read_file, write_file
 from tuning.config import SearchConfig
+from tuning.data import Remembered
 from tuning.space import GROUPS, Space
 from tuning.trainable import InProcess, MakePlan, nested
+from tuning.trial import Plan, make_trial
 
 logger = logging.getLogger(__name__)
 
 TUNE = "tune"
+FRESH_SEEDS = 1_000
 NUM_RANDOM = 8
 """Trials, first ones included, before the sampler proposes by what it has learned."""
 
@@ -96,7 +100,8 @@ def trials_at_once(config: SearchConfig) -> int:
             f"trials_at_once = {config.trials_at_once} x {cpus:g} CPUs a trial exceed the cluster's {there:g}: "
             f"at most {fitting} fit; lower it or leave it out"
         )
-    return min(config.trials_at_once or fitting, config.trials)
+    beside_others = max(1, int((there - 1) // cpus))  # a CPU stays free, as for every job
+    return min(config.trials_at_once or beside_others, config.trials)
 
 
 def cpus_of_trial(config: SearchConfig) -> float:
@@ -144,6 +149,24 @@ def run(
         ),
     )
     return tuner.fit()
+
+
+def confirm(config: SearchConfig, prepared: Prepared, params: dict[str, Any]) -> list[dict[str, float]]:
+    """Figures of a configuration trained anew with `config.confirm` seeds that no trial had."""
+    plans = []
+    for number in range(1, 1 + config.confirm):
+        plan = prepared.make_plan(params)
+        plans.append(plan | {"config": plan["config"] | {"seed": config.seed + FRESH_SEEDS + number}})
+    task = ray.remote(num_cpus=config.cpus_per_worker, max_retries=config.retries)(_train_to_end)
+    return ray.get([task.remote(plan) for plan in plans])
+
+
+def _train_to_end(plan: Plan) -> dict[str, float]:
+    trial = make_trial(plan, Remembered())
+    metrics: dict[str, float] = {}
+    while trial.looks_done < trial.num_looks:
+        metrics = trial.advance()
+    return metrics
 
 
 def _trainable(config: SearchConfig, prepared: Prepared) -> Any:

@@ -7,6 +7,7 @@ Legend: `N` users of a bucket, `U` of them long enough, `E` their events, `m` se
 # pyarrow.compute makes its functions at run time
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +34,8 @@ class SequenceConfig(Config):
     """Share of users kept for attackers: no eliminator and no discriminator is trained on them or sees their values."""
     split_seed: int = 0
     """Seed of that split; keep it over all that is compared, or the audit measures what was trained on."""
+    open_half: Literal["both", "lower", "upper"] = "both"
+    """Which half of the other users is trained on; the rest counts as attacked too (searches cross-fit with it)."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,11 @@ class Sequences:
 
 def is_attacked(keys: np.ndarray, config: SequenceConfig) -> np.ndarray:
     """(N,) bool: users whose attribute values only attackers see."""
-    return uniforms(keys, "attacked", config.split_seed) < config.attacked_fraction
+    draws, fraction = uniforms(keys, "attacked", config.split_seed), config.attacked_fraction
+    attacked = draws < fraction
+    if config.open_half != "both":
+        attacked |= (draws < (1 + fraction) / 2) != (config.open_half == "lower")
+    return attacked
 
 
 def left_aligned(values: np.ndarray, starts: np.ndarray, sizes: np.ndarray, length: int) -> np.ndarray:

@@ -25,7 +25,7 @@ class SearchConfig(Config):
     trials: int = Field(default=20, ge=1)
     """Configurations tried, warm starts included."""
     workers: int = Field(default=1, ge=1)
-    """Data-parallel workers of a trial; one trains inside the trial's own process, which starts at once."""
+    """Data-parallel workers of a trial, which hold their CPUs together or not at all."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """Logical CPUs a worker holds."""
     trials_at_once: int | None = Field(default=None, ge=1)

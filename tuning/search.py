@@ -29,7 +29,7 @@ from mtrec_ray.files import absolute, exists, join, read_file, write_file
 from tuning.config import SearchConfig
 from tuning.data import Remembered
 from tuning.space import GROUPS, Space
-from tuning.trainable import InProcess, MakePlan, nested
+from tuning.trainable import MakePlan, TrialProcess
 from tuning.trial import Plan, make_trial
 
 logger = logging.getLogger(__name__)
@@ -82,16 +82,13 @@ def open_search(config: SearchConfig, resume: bool) -> None:
 
 
 def trials_at_once(config: SearchConfig) -> int:
-    """How many trials run side by side; UserError where the cluster cannot hold one.
-
-    A trial of several workers holds one CPU more, for the process that waits for them.
-    """
+    """How many trials run side by side; UserError where the cluster cannot hold one."""
     cpus = cpus_of_trial(config)
     there = ray.cluster_resources().get("CPU", 0.0)
     if cpus > there:
         raise UserError(
             f"a trial needs {cpus:g} logical CPUs (workers = {config.workers} x cpus_per_worker = "
-            f"{config.cpus_per_worker:g}{' + 1' if config.workers > 1 else ''}), the cluster has {there:g}: "
+            f"{config.cpus_per_worker:g}), the cluster has {there:g}: "
             "lower workers or cpus_per_worker"
         )
     fitting = int(there // cpus)
@@ -105,7 +102,7 @@ def trials_at_once(config: SearchConfig) -> int:
 
 
 def cpus_of_trial(config: SearchConfig) -> float:
-    return config.workers * config.cpus_per_worker + (1 if config.workers > 1 else 0)
+    return config.workers * config.cpus_per_worker
 
 
 def run(
@@ -135,15 +132,15 @@ def run(
             scheduler=_scheduler(prepared),
             num_samples=config.trials,
             max_concurrent_trials=at_once,
-            reuse_actors=config.workers == 1,
+            reuse_actors=True,
             trial_dirname_creator=_trial_id,
             trial_name_creator=_trial_id,
         ),
         run_config=tune.RunConfig(
             name=TUNE,
             storage_path=search_uri(config),
-            failure_config=tune.FailureConfig(max_failures=config.retries),
-            checkpoint_config=_checkpoints(config),
+            failure_config=tune.FailureConfig(max_failures=2 * config.retries),  # a death fails its step and its save
+            checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=1),
             callbacks=[_Progress(config.trials, progress)],
             verbose=0,
         ),
@@ -170,18 +167,12 @@ def _train_to_end(plan: Plan) -> dict[str, float]:
 
 
 def _trainable(config: SearchConfig, prepared: Prepared) -> Any:
-    """What Tune starts for a trial, with what it holds."""
-    if config.workers == 1:
-        trainable = tune.with_parameters(InProcess, make_plan=prepared.make_plan)
-        return tune.with_resources(trainable, {"CPU": config.cpus_per_worker})
-    trainable = tune.with_parameters(
-        nested,
-        make_plan=prepared.make_plan,
-        workers=config.workers,
-        cpus_per_worker=config.cpus_per_worker,
-        folder=join(search_uri(config), "workers"),
+    """What Tune starts for a trial, with all that it holds."""
+    shares = {"workers": config.workers, "cpus": config.cpus_per_worker}
+    trainable = tune.with_parameters(TrialProcess, make_plan=prepared.make_plan, **shares)
+    return tune.with_resources(
+        trainable, tune.PlacementGroupFactory([{"CPU": config.cpus_per_worker}] * config.workers)
     )
-    return tune.with_resources(trainable, {"CPU": 1})  # the workers' CPUs are held by their own run
 
 
 def _scheduler(prepared: Prepared) -> Any:
@@ -210,13 +201,6 @@ class _SparingASHA(ASHAScheduler):
         decision = super().on_trial_result(tune_controller, trial, result)
         is_candidate = trial.config.get(GROUPS) in self.spared and not trial.config.get("moves")
         return self.CONTINUE if is_candidate and not result.get("done") else decision
-
-
-def _checkpoints(config: SearchConfig) -> tune.CheckpointConfig:
-    """Of each trial the last look alone is kept."""
-    if config.workers == 1:
-        return tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=1)
-    return tune.CheckpointConfig(num_to_keep=1)
 
 
 def _trial_id(trial: Any) -> str:

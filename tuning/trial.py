@@ -1,4 +1,4 @@
-"""What every kind of trial can do, whoever drives it: Tune's own process, or the workers of a nested Ray Train run."""
+"""What every kind of trial can do, alone or as one of several workers."""
 
 from pathlib import Path
 from typing import Any, Protocol

@@ -1,0 +1,201 @@
+"""Searches on a real cluster: what they leave, killed drivers and trials, several workers, and what is refused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import yaml
+
+from mtrec_ray.config import load_config
+from mtrec_ray.errors import UserError
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.streams.groups import make_groups
+from mtrec_ray.training.config import PropensityConfig
+from tests.tuning.conftest import build_here
+from tuning.config import PropensitySearchConfig
+from tuning.propensity_search import search_propensity
+from tuning.results import SearchResult
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+SETTINGS = {
+    "base": {"model": {"d": 32}, "optim": {"epochs": 2, "batch_pairs": 2048, "lanes": 4}},
+    "space": {
+        "model.groups": {"partitions": ["one", "taste:4"], "random": 2, "movable": 4, "moves": 1},
+        "optim.lr": {"low": 1e-4, "high": 1e-2, "log": True},
+    },
+    "trials": 6,
+    "looks": 2,
+    "confirm": 1,
+    "num_bootstrap": 10,
+}
+
+
+def search_config(lake: str, folder: Path, name: str, **changes) -> PropensitySearchConfig:
+    return PropensitySearchConfig.model_validate(
+        SETTINGS | {"lake": lake, "name": name, "searches": str(folder)} | changes
+    )
+
+
+@pytest.fixture(scope="module")
+def shuffled_lake(tmp_path_factory) -> Lake:
+    """Planted taste groups that the regions do not show."""
+    folder = tmp_path_factory.mktemp("shuffled") / "lake"
+    return build_here(
+        folder, num_buckets=4, users=3000, territories=12, titles=80, user_width=32, title_width=32,
+        taste_groups="shuffled",
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def searched(ray_cluster, shuffled_lake, tmp_path_factory) -> SearchResult:
+    return search_propensity(search_config(shuffled_lake.uri, tmp_path_factory.mktemp("searches"), "whole"))
+
+
+class TestWhatASearchLeaves:
+    def test_every_candidate_went_to_its_end_beside_random_partitions(self, searched):
+        done = {row.params["model.groups"] for row in searched.rows if row.status == "done" and not row.params["moves"]}
+        assert {"one", "taste:4", "random:4:0", "random:4:1"} <= done
+
+    def test_the_best_has_the_highest_figure_of_the_whole_trials(self, searched):
+        done = [row.metrics["pr_auc/weighted"] for row in searched.rows if row.status == "done"]
+        assert searched.best.metrics["pr_auc/weighted"] == max(done)
+
+    def test_best_config_is_what_train_takes(self, searched, shuffled_lake):
+        config = load_config(PropensityConfig, f"{searched.uri}/best-config.yaml", [])
+        assert config.lake == shuffled_lake.uri
+        assert config.optim.lr == pytest.approx(searched.best.params["optim.lr"])
+        assert config.sample.validation_fraction == 0  # the final training may use the users that chose it
+        groups = make_groups(str(config.model.groups), shuffled_lake.manifest)
+        assert len(groups.of_territory) == 12
+
+    def test_trials_csv_holds_a_row_for_each_trial_with_its_looks(self, searched):
+        table = pd.read_csv(f"{searched.uri}/trials.csv")
+        assert len(table) == 6
+        assert set(table["status"]) <= {"done", "stopped early"}
+        assert {row["looks"] for row in table.to_dict("records") if row["status"] == "done"} == {2}
+        assert table["steps_s"].min() > 0
+
+    def test_no_checkpoint_is_left(self, searched):
+        assert not list(Path(searched.uri, "tune").glob("*/checkpoint_*"))
+
+    def test_the_page_holds_the_plots_and_loads_nothing(self, searched):
+        page = Path(searched.uri, "plots.html").read_text()
+        assert page.count("<svg") >= 3
+        assert "<script" not in page
+
+    def test_the_choice_was_trained_again(self, searched):
+        assert len(searched.fresh) == 1
+        assert searched.fresh[0]["pr_auc/weighted"] > 0
+
+
+def test_two_workers_find_what_one_finds(ray_cluster, shuffled_lake, tmp_path, searched):
+    config = search_config(
+        shuffled_lake.uri, tmp_path, "two", workers=2, cpus_per_worker=0.5, trials=4, early_stop=False, confirm=0
+    )
+    two = {row.params["model.groups"]: row.metrics for row in search_propensity(config).rows}
+    one = {row.params["model.groups"]: row.metrics for row in searched.rows if not row.params["moves"]}
+    for name in ("one", "taste:4", "random:4:0", "random:4:1"):
+        assert two[name]["pr_auc/weighted"] == pytest.approx(one[name]["pr_auc/weighted"], rel=0.02)
+
+
+def test_a_trial_whose_process_is_killed_is_tried_again(ray_cluster, shuffled_lake, tmp_path):
+    killed = []
+
+    def kill_one() -> None:
+        deadline = time.monotonic() + 120
+        while not killed and time.monotonic() < deadline:
+            if list((tmp_path / "hurt" / "tune").glob("*/checkpoint_*")):
+                for process in psutil.Process().children(recursive=True):
+                    if "TrialProcess" in " ".join(process.cmdline()):
+                        process.send_signal(signal.SIGKILL)
+                        killed.append(process.pid)
+                        return
+            time.sleep(0.05)
+
+    thread = threading.Thread(target=kill_one)
+    thread.start()
+    result = search_propensity(search_config(shuffled_lake.uri, tmp_path, "hurt", trials_at_once=1, confirm=0))
+    thread.join()
+    assert killed
+    assert [row.status for row in result.rows].count("failed") == 0
+    assert len(result.rows) == 6
+
+
+def test_a_killed_search_goes_on_with_what_it_knew(shuffled_lake, tmp_path):
+    config = tmp_path / "search.yaml"
+    config.write_text(yaml.safe_dump(SETTINGS))
+    command = [sys.executable, "-m", "mtrec_ray", "search", "propensity", "--lake", shuffled_lake.uri, "--name", "k"]
+    command += ["--searches", str(tmp_path), "--config", str(config), "--trials-at-once", "1", "--json"]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    driver = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    finished = wait_for_finished(tmp_path / "k" / "tune", 2)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    before = {path: path.read_text() for path in finished}
+    ended = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=400)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    document = json.loads(ended.stdout)
+    assert sum(document[f"trials/{status}"] for status in ("done", "stopped_early", "failed")) == 6
+    for path, text in before.items():
+        assert path.read_text() == text  # nothing finished was done again
+    partitions = pd.read_csv(tmp_path / "k" / "trials.csv")["model.groups"].tolist()
+    assert {"one", "taste:4", "random:4:0", "random:4:1"} <= set(partitions)  # the searcher remembers its queue
+
+
+def wait_for_finished(folder: Path, count: int, timeout_s: float = 240) -> list[Path]:
+    """Results of trials that looked for the last time, once there are `count`."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        found = [path for path in folder.glob("*/result.json") if len(path.read_text().splitlines()) == 2]
+        if len(found) >= count:
+            time.sleep(1)  # the experiment's own state follows its trials
+            return found
+        time.sleep(0.1)
+    raise TimeoutError(f"{count} trials were not finished within {timeout_s} s")
+
+
+class TestWhatIsRefusedBeforeTheFirstTrial:
+    @pytest.mark.parametrize(
+        ("changes", "says"),
+        [
+            ({"metric": "auc"}, "'auc' is not reported"),
+            ({"trials": 3}, "4 are needed"),
+            ({"buckets": 99}, "the lake has 4"),
+            ({"trials_at_once": 7}, "at most 3 fit"),
+            ({"workers": 5}, "lower workers"),
+            ({"space": {"optim.speed": [1]}}, "optim.speed"),
+            ({"space": {"optim.lr": {"low": 1, "high": 1}}}, "empty"),
+            ({"space": {"sample.alpha": {"low": -1, "high": 2}}}, "sample.alpha"),
+            ({"space": {"sample.test_fraction": {"low": 0.1, "high": 0.2}}}, "one for all"),
+            ({"space": {"model.groups": {"partitions": ["tastes:4"]}}}, "tastes:4"),
+            ({"warm_start": [{"optim.epochs": 1}], "trials": 9}, "optim.epochs"),
+            ({"base": {"kind": "baseline"}}, "no effect on a baseline"),
+            ({"validation_days": 80}, "less than half"),
+        ],
+    )
+    def test_a_search_that_cannot_be_run(self, ray_cluster, shuffled_lake, tmp_path, changes, says):
+        with pytest.raises(UserError, match=says):
+            search_propensity(search_config(shuffled_lake.uri, tmp_path, "no", **changes))
+        assert not list(tmp_path.iterdir())
+
+    def test_a_name_that_is_taken(self, searched, shuffled_lake):
+        config = search_config(shuffled_lake.uri, Path(searched.uri).parent, "whole")
+        with pytest.raises(UserError, match="--resume"):
+            search_propensity(config)
+        with pytest.raises(UserError, match="other settings"):
+            search_propensity(config.model_copy(update={"trials": 7}), resume=True)
+
+    def test_nothing_to_resume(self, ray_cluster, shuffled_lake, tmp_path):
+        with pytest.raises(UserError, match="no search"):
+            search_propensity(search_config(shuffled_lake.uri, tmp_path, "none"), resume=True)

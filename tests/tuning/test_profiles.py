@@ -1,0 +1,103 @@
+"""What territories discover: counted by hand, by training users alone; and when it is evidence of a taste."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from mtrec_ray.hashing import bucket_of, user_keys
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.streams.config import SampleConfig
+from mtrec_ray.streams.sampling import TRAIN, split_of
+from tests.streams.lakes import CALENDAR, day, event_table, title_table, write_lake
+from tuning.data import map_here
+from tuning.profiles import count_discoveries, taste_evidence
+
+SAMPLE = SampleConfig(test_fraction=0.3, validation_fraction=0.3)
+USERS = [f"u{number}" for number in range(80)]
+NUM_BUCKETS = 5
+
+
+def title_of(number: int) -> int:
+    return number % 3
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory) -> Lake:
+    """Every user discovers one title in the window, twice, and another one after it; even ones live in the north."""
+    rows = []
+    for number, user in enumerate(USERS):
+        title = f"t{title_of(number)}"
+        rows += [(user, title, day(2, 3)), (user, title, day(2, 9)), (user, f"t{title_of(number + 1)}", day(4, 1))]
+    users = pa.table({"user_id": USERS, "territory": ["north", "south"] * 40})
+    titles = title_table({"t0": [], "t1": [], "t2": []})
+    return write_lake(
+        tmp_path_factory.mktemp("profiles") / "lake", users, event_table(rows), titles, num_buckets=NUM_BUCKETS
+    )
+
+
+def counted_by_hand(parity: int) -> np.ndarray:
+    """(N, T) discoveries of training users of the even or odd buckets."""
+    keys = user_keys(np.array(USERS, dtype=object))
+    buckets, split, counts = bucket_of(keys, NUM_BUCKETS), split_of(keys, SAMPLE), np.zeros((2, 3), int)
+    for number in range(len(USERS)):
+        if split[number] == TRAIN and buckets[number] % 2 == parity:
+            counts[number % 2, title_of(number)] += 1
+    return counts
+
+
+def test_first_discoveries_of_training_users_are_counted_by_half(lake):
+    counts = count_discoveries(lake, CALENDAR, SAMPLE, range(NUM_BUCKETS), map_here)
+    np.testing.assert_array_equal(counts, np.stack([counted_by_hand(0), counted_by_hand(1)]))
+    assert counts.sum(axis=(1, 2)).min() > 5
+
+
+def test_no_user_put_aside_is_counted(lake):
+    keys = user_keys(np.array(USERS, dtype=object))
+    counts = count_discoveries(lake, CALENDAR, SAMPLE, range(NUM_BUCKETS), map_here)
+    assert counts.sum() == (split_of(keys, SAMPLE) == TRAIN).sum() < len(USERS)
+    nobody = SampleConfig(test_fraction=0.0, validation_fraction=0.0)
+    assert count_discoveries(lake, CALENDAR, nobody, range(NUM_BUCKETS), map_here).sum() == len(USERS)
+
+
+def test_both_halves_sum_to_all_and_some_buckets_are_a_part_of_it(lake):
+    both = count_discoveries(lake, CALENDAR, SAMPLE, range(NUM_BUCKETS), map_here)
+    even, odd = (count_discoveries(lake, CALENDAR, SAMPLE, part, map_here) for part in ([0, 2, 4], [1, 3]))
+    np.testing.assert_array_equal(even + odd, both)
+    assert even[1].sum() == odd[0].sum() == 0
+
+
+def test_territories_with_one_taste_show_none():
+    counts = np.array([[10], [40], [1000]]) * np.ones((3, 8), int)
+    evidence = taste_evidence(np.stack([counts, 2 * counts]), np.ones((3, 8), bool))
+    np.testing.assert_allclose(evidence.vectors, 0, atol=1e-12)
+    skewed = np.array([[100], [200], [300]]) * np.array([1, 2, 5, 20])
+    evidence = taste_evidence(np.stack([skewed, skewed]), np.ones((3, 4), bool))
+    deviations = evidence.vectors / np.sqrt(evidence.pairs)[:, :, None]
+    assert np.abs(deviations).max() < 0.02  # from the half discovery that smooths
+
+
+def test_what_a_territory_discovers_more_than_others_is_above_zero():
+    one, other = [300, 100, 100, 100], [100, 100, 100, 300]
+    counts = np.array([one, one, other, other])
+    evidence = taste_evidence(np.stack([counts, counts]), np.ones((4, 4), bool))
+    assert (evidence.vectors[:, :2, 0] > 3).all()
+    assert (evidence.vectors[:, 2:, 0] < -3).all()
+    assert evidence.clusters(2).tolist() == [0, 0, 1, 1]
+
+
+def test_a_title_of_one_territory_alone_has_no_effect():
+    offers = np.array([[1, 1, 1, 0], [1, 1, 0, 1], [1, 1, 0, 1]], bool)  # the third title is the first territory's own
+    counts = np.array([[50, 20, 7, 0], [30, 30, 0, 40], [10, 60, 0, 5]])
+    more = counts.copy()
+    more[0, 2] = 5000
+    before, after = (taste_evidence(np.stack([rows, rows]), offers) for rows in (counts, more))
+    np.testing.assert_array_equal(before.vectors, after.vectors)
+    np.testing.assert_array_equal(before.pairs, after.pairs)
+    assert (before.vectors[:, :, 2] == 0).all()
+
+
+def test_a_territory_that_discovers_nothing_shows_no_taste():
+    counts = np.array([[0, 0, 0], [5, 9, 1], [8, 2, 2]])
+    evidence = taste_evidence(np.stack([counts, counts]), np.ones((3, 3), bool))
+    assert (evidence.vectors[:, 0] == 0).all()
+    assert np.isfinite(evidence.vectors).all()

@@ -1,0 +1,51 @@
+"""Small synthetic lakes, built in this process: no test here needs a cluster."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mtrec_ray.config import validate_config
+from mtrec_ray.lake import build
+from mtrec_ray.lake.build import BuildOptions, build_lake
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.sources.registry import make_source
+from mtrec_ray.training.config import PropensityConfig
+
+
+def build_here(folder: Path, num_buckets: int, **settings: Any) -> Lake:
+    """A synthetic lake, its buckets one after another."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "run_tasks", lambda stage, work, count, *_: [work(index) for index in range(count)])
+        build_lake(make_source("synthetic", settings), str(folder), BuildOptions(num_buckets=num_buckets))
+    return Lake.open(str(folder))
+
+
+@pytest.fixture(scope="session")
+def trial_lake(tmp_path_factory) -> Lake:
+    """Six territories that a trial goes through in a second; 60 days and two days after them."""
+    return build_here(
+        tmp_path_factory.mktemp("trials") / "lake",
+        num_buckets=4,
+        users=1600,
+        territories=6,
+        titles=60,
+        days=60,
+        num_evaluation_days=2,
+        user_width=16,
+        title_width=16,
+    )
+
+
+def small_config(lake: Lake, **settings: Any) -> PropensityConfig:
+    """Settings of a run of about twenty steps on `trial_lake`."""
+    document = {
+        "lake": lake.uri,
+        "name": "small",
+        "model": {"d": 16},
+        "sample": {"validation_fraction": 0.2, "alpha": 4.0},
+        "optim": {"epochs": 2, "batch_pairs": 2048, "lanes": 2},
+    }
+    for key, value in settings.items():
+        document[key] = document.get(key, {}) | value if isinstance(value, dict) else value
+    return validate_config(PropensityConfig, document)

@@ -1,0 +1,154 @@
+"""Gradient affinity: sums equal autograd's gradient, whatever the batches, and planted tastes are found by them."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import adjusted_rand_score
+from torch import Tensor
+
+import tuning.affinity
+from mtrec_ray.config import validate_config
+from mtrec_ray.models.two_tower import TwoTower
+from mtrec_ray.sources.registry import make_source
+from mtrec_ray.streams.reader import StepRows
+from mtrec_ray.training.config import PropensityConfig
+from tests.steps.cases import NUM_TITLES, TITLE_WIDTH, USER_WIDTH, D, make_model
+from tests.tuning.conftest import build_here
+from tuning.affinity import GradientSums, add_gradients, gradient_evidence
+from tuning.data import TrialData
+
+NUM_TERRITORIES, NUM_USERS = 4, 24
+IDENTITY = torch.eye(D, dtype=torch.float64)
+
+
+def model_after_some_steps() -> TwoTower:
+    """A baseline in float64 whose running statistics are not those of the start."""
+    model, generator = make_model(seed=3), torch.Generator().manual_seed(5)
+    for tower in (model.user_tower, model.title_tower):
+        assert tower.first.norm is not None
+        tower.first.norm.running_mean.normal_(generator=generator)
+        tower.first.norm.running_var.uniform_(0.5, 2.0, generator=generator)
+    return model.eval()
+
+
+def make_rows(seed: int = 0) -> StepRows:
+    """Users of three of four territories, in any order; some without a pair."""
+    rng = np.random.default_rng(seed)
+    pairs = rng.integers(0, 6, NUM_USERS)
+    return StepRows(
+        step=0,
+        embedding=rng.standard_normal((NUM_USERS, USER_WIDTH)).astype(np.float16),
+        territory=rng.integers(0, NUM_TERRITORIES - 1, NUM_USERS).astype(np.int32),
+        offsets=np.concatenate([[0], pairs.cumsum()]),
+        title_index=rng.integers(0, NUM_TITLES, pairs.sum()).astype(np.int32),
+        label=rng.integers(0, 2, pairs.sum()).astype(bool),
+    )
+
+
+def part_of(rows: StepRows, start: int, stop: int) -> StepRows:
+    pairs = slice(rows.offsets[start], rows.offsets[stop])
+    return replace(
+        rows,
+        embedding=rows.embedding[start:stop],
+        territory=rows.territory[start:stop],
+        offsets=rows.offsets[start : stop + 1] - rows.offsets[start],
+        title_index=rows.title_index[pairs],
+        label=rows.label[pairs],
+    )
+
+
+def catalogue() -> Tensor:
+    return torch.randn(NUM_TITLES, TITLE_WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def summed(model: TwoTower, batches: list[StepRows], left: Tensor = IDENTITY, right: Tensor = IDENTITY) -> GradientSums:
+    sums, titles = GradientSums.zeros(NUM_TERRITORIES, left.shape[1]), model.title_vectors(catalogue())
+    for rows in batches:
+        add_gradients(sums, model, titles, rows, left, right)
+    return sums
+
+
+def autograd_gradient(model: TwoTower, rows: StepRows, territory: int) -> np.ndarray:
+    """(d, d) gradient of a territory's summed loss on the user tower's last weights, over the model's scale."""
+    users = model.user_tower(torch.from_numpy(rows.embedding).double())
+    titles = model.title_tower(catalogue()).detach()
+    row = np.repeat(np.arange(NUM_USERS), np.diff(rows.offsets))
+    own = rows.territory[row] == territory
+    index = torch.from_numpy(rows.title_index[own].astype(np.int64))
+    assert model.bias is not None
+    logits = (users[torch.from_numpy(row[own])] * titles[index]).sum(dim=1) * model.scale + model.bias
+    labels = torch.from_numpy(rows.label[own]).double()
+    loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    (gradient,) = torch.autograd.grad(loss, model.user_tower.last.weight)
+    return gradient.numpy() / model.scale
+
+
+@pytest.mark.parametrize("cheap_cells", [0, 1000], ids=["pair by pair", "all cells"])
+def test_the_sums_are_autograds_gradient_of_each_territory(cheap_cells, monkeypatch):
+    monkeypatch.setattr(tuning.affinity, "CHEAP_CELLS", cheap_cells)
+    model, rows = model_after_some_steps(), make_rows()
+    sums = summed(model, [rows])
+    for territory in range(NUM_TERRITORIES - 1):
+        expected = autograd_gradient(model, rows, territory)
+        assert np.abs(sums.outer[territory] - expected).max() < 1e-10 * np.abs(expected).max()
+    assert (sums.outer[-1] == 0).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(cuts=st.lists(st.integers(0, NUM_USERS), max_size=5).map(sorted))
+def test_any_batches_of_the_same_rows_give_the_same_sums(cuts):
+    model, rows = model_after_some_steps(), make_rows()
+    bounds = [0, *cuts, NUM_USERS]
+    parts = [part_of(rows, start, stop) for start, stop in itertools.pairwise(bounds)]
+    whole, apart = summed(model, [rows]), summed(model, parts)
+    for name in ("outer", "left", "hidden"):
+        np.testing.assert_allclose(getattr(apart, name), getattr(whole, name), rtol=1e-9, atol=1e-12)
+    assert apart.rows == whole.rows == NUM_USERS
+
+
+def test_projections_act_on_both_sides_of_the_centred_gradient():
+    model, rows = model_after_some_steps(), make_rows()
+    rng = np.random.default_rng(0)
+    left, right = (rng.standard_normal((D, 3)) for _ in range(2))
+    sketch = summed(model, [rows], torch.from_numpy(left), torch.from_numpy(right)).centred()
+    whole = summed(model, [rows]).centred().reshape(NUM_TERRITORIES, D, D)
+    np.testing.assert_allclose(sketch.reshape(-1, 3, 3), left.T @ whole @ right, rtol=1e-9, atol=1e-12)
+
+
+def test_centring_takes_the_mean_activation_of_all_rows_from_each_row():
+    model, rows = model_after_some_steps(), make_rows()
+    sums = summed(model, [rows])
+    hidden = model.user_tower.first(torch.from_numpy(rows.embedding).double()).detach().numpy()
+    np.testing.assert_allclose(sums.hidden / sums.rows, hidden.mean(axis=0))
+    expected = sums.outer - sums.left[:, :, None] * hidden.mean(axis=0)
+    np.testing.assert_allclose(sums.centred(), expected.reshape(NUM_TERRITORIES, -1))
+
+
+def test_planted_tastes_that_the_regions_do_not_show_are_found(tmp_path):
+    settings = {
+        "users": 6000,
+        "territories": 12,
+        "titles": 200,
+        "days": 60,
+        "num_evaluation_days": 1,
+        "user_width": 24,
+        "title_width": 24,
+        "size_exponent": 0.5,
+        "taste_groups": "shuffled",
+    }
+    lake = build_here(tmp_path / "lake", num_buckets=4, **settings)
+    document = {"lake": lake.uri, "name": "affinity", "kind": "baseline", "model": {"d": 32}}
+    document["optim"] = {"epochs": 4, "batch_pairs": 4096, "lr": 2e-3}
+    calendar = lake.manifest.calendar
+    data = TrialData(lake, calendar, (0, 1, 2, 3), calendar.day_bounds(0), held_back=False)
+    evidence = gradient_evidence(validate_config(PropensityConfig, document), data)
+    truth = make_source("synthetic", settings).truth()["territories"]
+    group, region = truth["taste_group"].to_pylist(), truth["region"].to_pylist()
+    assert adjusted_rand_score(group, evidence.clusters(4)) >= 0.8
+    assert adjusted_rand_score(group, region) < 0.3

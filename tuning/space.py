@@ -28,8 +28,8 @@ GROUPS = "model.groups"
 class Range(Config):
     """Numbers from `low` to `high`, both included."""
 
-    low: float
-    high: float
+    low: float = Field(allow_inf_nan=False)
+    high: float = Field(allow_inf_nan=False)
     log: bool = False
     """Drawn evenly on a logarithmic scale."""
     step: float | None = Field(default=None, gt=0)
@@ -125,7 +125,7 @@ def parse_space(document: dict[str, Any], model: type[Config], fixed: Iterable[s
             raise UserError(f"space: {key} decides what trials are measured on and must be one for all: set it in base")
         if isinstance(values, dict) and "partitions" in values and key == GROUPS:
             groups = values
-        elif isinstance(values, dict):
+        elif isinstance(values, dict) and ("int" in types[key] or "float" in types[key]):
             ranges[key] = _checked(Range, f"space: {key}", values)
             if "int" in types[key] and "float" not in types[key]:
                 whole.add(key)
@@ -134,7 +134,8 @@ def parse_space(document: dict[str, Any], model: type[Config], fixed: Iterable[s
         elif isinstance(values, list) and values:
             choices[key] = values
         else:
-            raise UserError(f"space: {key} = {values!r}: give {{low: ..., high: ...}} or a list of choices")
+            form = "a list of choices" if isinstance(values, dict) else "{low: ..., high: ...} or a list of choices"
+            raise UserError(f"space: {key} = {values!r} ({types[key]}): give {form}")
     return Space(ranges=ranges, whole=frozenset(whole), choices=choices), groups
 
 
@@ -173,7 +174,8 @@ def _usual(space: Space, key: str, resolved: dict[str, Any]) -> Any:
     if not isinstance(value, int | float) or not span.low <= value <= span.high:
         value = (span.low * span.high) ** 0.5 if span.log else (span.low + span.high) / 2
     if span.step:
-        value = span.low + round((value - span.low) / span.step) * span.step
+        steps = min(round((value - span.low) / span.step), int((span.high - span.low) / span.step + 1e-9))
+        value = min(span.low + steps * span.step, span.high)
     return round(value) if key in space.whole else float(value)
 
 

@@ -1,5 +1,6 @@
 """One configuration of a propensity model: trained on a sample of buckets, validated on users and days of its own."""
 
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -96,11 +97,12 @@ class PropensityTrial:
     def save(self, folder: Path) -> None:
         position = Position(self.next_step, float(self.mean_loss.total), self.mean_loss.count)
         save_checkpoint(folder, self.trainee.model, self.trainee.optimizer, position, dump_yaml(self.config))
+        (folder / "progress.json").write_text(json.dumps({"looks_done": self.looks_done}))
 
     def load(self, folder: Path) -> None:
         position = load_checkpoint(folder, self.trainee.model, self.trainee.optimizer)
         self.next_step, self.mean_loss = position.next_step, RunningMean(position.loss_sum, position.loss_count)
-        self.looks_done = round(self.next_step / self.schedule.num_steps * self.num_looks)
+        self.looks_done = json.loads((folder / "progress.json").read_text())["looks_done"]
         self._batches = None
 
     def _validate(self) -> EvaluationResult:

@@ -1,0 +1,175 @@
+"""What trials read: held-back days, errors before any work, and buckets that are read once for all trials."""
+
+from dataclasses import astuple
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pytest
+
+import tuning.data
+from mtrec_ray.errors import UserError
+from mtrec_ray.lake.manifest import Calendar, Lake
+from mtrec_ray.streams.config import SampleConfig
+from mtrec_ray.streams.ordered import read_here
+from mtrec_ray.streams.plan import PairPlan
+from mtrec_ray.streams.reader import StepRows, read_pairs, training_batches
+from mtrec_ray.streams.sampling import VALIDATION, split_of
+from tuning.data import Remembered, TrialData, trial_data, validation_chunks
+
+SAMPLE = SampleConfig(validation_fraction=0.3, alpha=4.0)
+
+
+def embedded_until(lake: Lake, end: datetime) -> Lake:
+    embeddings = lake.manifest.embeddings.model_copy(update={"window_end": end})
+    return Lake(lake.uri, lake.manifest.model_copy(update={"embeddings": embeddings}))
+
+
+def calendar_of(lake: Lake, **changes) -> Calendar:
+    return lake.manifest.calendar.model_copy(update=changes)
+
+
+@pytest.mark.parametrize(("asked", "days"), [(None, 7), (7, 7), (3, 3), (30, 30)])
+def test_held_back_days_shorten_the_window_and_are_validated_on(trial_lake, asked, days):
+    calendar = calendar_of(trial_lake)
+    data = trial_data(trial_lake, calendar, None, asked)
+    start = calendar.window_end - timedelta(days=days)
+    assert data.held_back
+    assert data.calendar == calendar.model_copy(update={"window_end": start})
+    assert data.validation == (start, calendar.window_end)
+    assert data.buckets == (0, 1, 2, 3)
+
+
+def test_a_held_back_day_has_the_calendars_length(trial_lake):
+    calendar = calendar_of(trial_lake, day_s=7200)
+    data = trial_data(trial_lake, calendar, None, 4)
+    assert data.validation == (calendar.window_end - timedelta(hours=8), calendar.window_end)
+
+
+def test_without_held_back_days_the_days_after_the_window_are_validated_on(trial_lake):
+    calendar = calendar_of(trial_lake)
+    data = trial_data(trial_lake, calendar, 2, 0)
+    assert not data.held_back
+    assert data.calendar == calendar
+    assert data.validation == (calendar.window_end, calendar.window_end + timedelta(days=2))
+    assert data.buckets == (0, 1)
+
+
+def test_a_lake_without_order_is_validated_after_the_window(trial_lake):
+    unordered = calendar_of(trial_lake, ordered=False)
+    assert not trial_data(trial_lake, unordered, None, None).held_back
+    with pytest.raises(UserError, match=r"validation_days = 7: .* no order of time.*set validation_days=0"):
+        trial_data(trial_lake, unordered, None, 7)
+
+
+def test_embeddings_that_know_the_held_back_days_are_refused_with_the_mend(trial_lake):
+    calendar = calendar_of(trial_lake)
+    lake = embedded_until(trial_lake, calendar.window_end)
+    with pytest.raises(UserError) as caught:
+        trial_data(lake, calendar, None, 7)
+    start = calendar.window_end - timedelta(days=7)
+    for part in ("validation_days = 7", str(calendar.window_end), f"embed with window.end={start:%Y-%m-%dT%H:%M}"):
+        assert part in str(caught.value)
+    assert not trial_data(lake, calendar, None, None).held_back
+    assert trial_data(embedded_until(trial_lake, start), calendar, None, 7).held_back
+
+
+def test_what_does_not_fit_is_told_before_any_work(trial_lake):
+    calendar = calendar_of(trial_lake)
+    with pytest.raises(UserError, match="buckets = 5: the lake has 4"):
+        trial_data(trial_lake, calendar, 5, None)
+    with pytest.raises(UserError, match="validation_days = 31: less than half of the window"):
+        trial_data(trial_lake, calendar, None, 31)
+    with pytest.raises(UserError, match="validation_days = 0: there is no day after the window"):
+        trial_data(trial_lake, calendar_of(trial_lake, num_evaluation_days=0), None, 0)
+
+
+def test_a_window_too_short_for_seven_days_is_validated_after_it(trial_lake):
+    start = datetime(2022, 2, 20, tzinfo=UTC)
+    assert not trial_data(trial_lake, calendar_of(trial_lake, window_start=start), None, None).held_back
+
+
+def test_only_validation_users_are_scored_and_at_most_about_so_many(trial_lake):
+    data = trial_data(trial_lake, calendar_of(trial_lake), None, 7)
+    everybody = list(validation_chunks(data, SAMPLE, data.buckets, 100_000))
+    keys = np.concatenate([chunk.keys for chunk in everybody])
+    assert (split_of(keys, SAMPLE) == VALIDATION).all()
+    assert len(np.unique(keys)) == len(keys) == pytest.approx(0.3 * 1600, rel=0.15)
+    some = np.concatenate([chunk.keys for chunk in validation_chunks(data, SAMPLE, data.buckets, 150)])
+    assert set(some) < set(keys)
+    assert len(some) == pytest.approx(150, rel=0.3)
+    fewer = trial_data(trial_lake, calendar_of(trial_lake), 2, 7)
+    some = np.concatenate([chunk.keys for chunk in validation_chunks(fewer, SAMPLE, fewer.buckets, 150)])
+    assert len(some) == pytest.approx(150, rel=0.3)
+
+
+def test_remembered_validation_users_are_the_same_in_one_chunk_a_territory(trial_lake):
+    data = trial_data(trial_lake, calendar_of(trial_lake), None, 7)
+    remembered = Remembered()
+    chunks = remembered.validation(data, SAMPLE, data.buckets, 400)
+    assert len({chunk.territory for chunk in chunks}) == len(chunks)
+    plain = list(validation_chunks(data, SAMPLE, data.buckets, 400))
+    assert len(plain) > len(chunks)
+    assert sum(chunk.labels.sum() for chunk in plain) == sum(chunk.labels.sum() for chunk in chunks) > 0
+    assert {key for chunk in plain for key in chunk.keys} == {key for chunk in chunks for key in chunk.keys}
+    assert remembered.validation(data, SAMPLE, data.buckets, 400) is chunks
+    assert remembered.validation(data, SAMPLE, data.buckets, 100) is not chunks
+
+
+class CountedReads:
+    """`read_pairs` that remembers what it read."""
+
+    def __init__(self) -> None:
+        self.buckets: list[int] = []
+
+    def __call__(self, phase: int, bucket: int, lake: Lake, plan: PairPlan):
+        self.buckets.append(bucket)
+        return read_pairs(phase, bucket, lake, plan)
+
+
+@pytest.fixture
+def reads(monkeypatch) -> CountedReads:
+    counted = CountedReads()
+    monkeypatch.setattr(tuning.data, "read_pairs", counted)
+    return counted
+
+
+def batches(data: TrialData, remembered: Remembered, sample: SampleConfig, seed: int, stream=None) -> list[StepRows]:
+    plan = remembered.plan(data, sample)
+    schedule = plan.schedule((2,), batch_pairs=2048, lanes=2, seed=seed)
+    return list(training_batches(data.lake, plan, schedule, 0, 1, stream=stream or remembered.stream))
+
+
+def test_two_trials_of_two_epochs_read_each_bucket_once(trial_lake, reads):
+    data, remembered = trial_data(trial_lake, calendar_of(trial_lake), 3, 7), Remembered()
+    for seed in (0, 1):
+        assert batches(data, remembered, SAMPLE, seed)
+    assert sorted(reads.buckets) == [0, 1, 2]
+
+
+def test_remembered_batches_are_those_that_are_read_here(trial_lake):
+    data, remembered = trial_data(trial_lake, calendar_of(trial_lake), None, 7), Remembered()
+    for seed in (0, 1):
+        plain = batches(data, Remembered(), SAMPLE, seed, stream=read_here)
+        again = batches(data, remembered, SAMPLE, seed)
+        assert len(plain) == len(again) > 5
+        for one, other in zip(plain, again, strict=True):
+            for before, after in zip(astuple(one), astuple(other), strict=True):
+                np.testing.assert_array_equal(before, after)
+
+
+def test_the_pairs_of_the_last_two_samples_are_remembered(trial_lake, reads):
+    data, remembered = trial_data(trial_lake, calendar_of(trial_lake), 1, 7), Remembered(num_samples=2)
+    samples = [SAMPLE.model_copy(update={"alpha": alpha}) for alpha in (1.0, 2.0, 3.0)]
+    for sample in (samples[0], samples[1], samples[0], samples[1]):
+        batches(data, remembered, sample, seed=0)
+    assert len(reads.buckets) == 2
+    for sample in (samples[2], samples[1], samples[0]):  # the third pushed the first out
+        batches(data, remembered, sample, seed=0)
+    assert len(reads.buckets) == 4
+
+
+def test_no_pair_of_a_held_back_day_is_trained_on(trial_lake):
+    data = trial_data(trial_lake, calendar_of(trial_lake), None, 7)
+    plan = Remembered().plan(data, SAMPLE)
+    assert plan.phases[0].end == data.validation[0]
+    assert len(plan.phases) == 1

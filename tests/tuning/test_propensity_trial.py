@@ -1,0 +1,137 @@
+"""A trial trains as its configuration alone would, whoever it shares its data with, and sees validation users alone."""
+
+import numpy as np
+import pytest
+import torch
+
+from mtrec_ray.jobs.scorers import PropensityScorer
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.lake.window import resolve_calendar
+from mtrec_ray.streams.ordered import read_here
+from mtrec_ray.streams.plan import make_plan
+from mtrec_ray.streams.reader import training_batches
+from mtrec_ray.streams.sampling import VALIDATION, split_of
+from mtrec_ray.streams.scored_users import ScoringChunk
+from mtrec_ray.training.config import PropensityConfig
+from mtrec_ray.training.loop import make_trainee, set_learning_rate
+from mtrec_ray.training.propensity import open_run
+from mtrec_ray.training.run import schedule_of
+from tests.tuning.conftest import small_config
+from tuning.data import Remembered, map_here, trial_data
+from tuning.propensity_trial import METRICS, PropensityTrial, _mean
+from tuning.trial import Plan, make_trial
+
+TIMES = {"steps_s", "reading_s", "validating_s"}
+
+
+def plan_of(config: PropensityConfig, **changes) -> Plan:
+    settings = {"buckets": None, "validation_days": 7, "looks": 3, "num_bootstrap": 20, "validation_users": 10_000}
+    return {"kind": "propensity", "config": config.model_dump(mode="json"), **settings, **changes}
+
+
+def trial_of(lake: Lake, remembered: Remembered | None = None, **changes) -> PropensityTrial:
+    trial = make_trial(plan_of(small_config(lake), **changes), remembered or Remembered())
+    assert isinstance(trial, PropensityTrial)
+    return trial
+
+
+def finish(trial: PropensityTrial) -> list[dict[str, float]]:
+    """Metrics of the looks that are left, without times."""
+    looks = []
+    while trial.looks_done < trial.num_looks:
+        looks.append({key: value for key, value in trial.advance().items() if key not in TIMES})
+    return looks
+
+
+def assert_same_weights(one: PropensityTrial, other: dict[str, torch.Tensor]) -> None:
+    weights = one.trainee.model.state_dict()
+    assert weights.keys() == other.keys()
+    for name, value in weights.items():
+        assert torch.equal(value, other[name]), name
+
+
+def test_each_look_reports_the_metrics_with_bounds(trial_lake):
+    trial = trial_of(trial_lake)
+    looks = finish(trial)
+    assert len(looks) == 3
+    for look in looks:
+        assert set(look) == {key + end for key in METRICS for end in ("", "_low", "_high")} | {"train/loss"}
+        for key in METRICS:
+            assert 0 <= look[f"{key}_low"] <= look[key] <= look[f"{key}_high"] <= 1
+    assert looks[-1]["train/loss"] < looks[0]["train/loss"]
+    assert trial.next_step == trial.schedule.num_steps
+
+
+def test_a_look_times_its_parts(trial_lake):
+    first = trial_of(trial_lake).advance()
+    assert set(first) >= TIMES
+    assert all(first[key] >= 0 for key in TIMES)
+
+
+@pytest.mark.parametrize("days", [7, 0])
+def test_only_validation_users_are_scored_never_a_test_user(trial_lake, days, monkeypatch):
+    scored, score = [], PropensityScorer.score
+
+    def remember(self: PropensityScorer, chunk: ScoringChunk) -> np.ndarray:
+        scored.append(chunk.keys)
+        return score(self, chunk)
+
+    monkeypatch.setattr(PropensityScorer, "score", remember)
+    trial = trial_of(trial_lake, looks=1, validation_days=days)
+    finish(trial)
+    keys = np.concatenate(scored)
+    assert (split_of(keys, trial.config.sample) == VALIDATION).all()
+    assert len(np.unique(keys)) == len(keys) > 200
+
+
+def test_a_trial_that_goes_on_from_its_first_look_ends_as_a_straight_one(trial_lake, tmp_path):
+    straight, stopped = trial_of(trial_lake), trial_of(trial_lake)
+    looks = finish(straight)
+    stopped.advance()
+    stopped.save(tmp_path)
+    resumed = trial_of(trial_lake)
+    resumed.load(tmp_path)
+    assert resumed.looks_done == 1
+    assert finish(resumed) == looks[1:]
+    assert_same_weights(resumed, straight.trainee.model.state_dict())
+
+
+def test_a_trial_of_more_looks_than_steps_goes_on_where_it_was(trial_lake, tmp_path):
+    config = small_config(trial_lake, optim={"epochs": 1, "batch_pairs": 10_000})
+    looks, trial = 7, PropensityTrial.of(plan_of(config, looks=7), 0, 1, Remembered())
+    assert trial.schedule.num_steps < looks
+    for done in range(1, looks):
+        trial.advance()
+        trial.save(tmp_path)
+        resumed = PropensityTrial.of(plan_of(config, looks=7), 0, 1, trial.remembered)
+        resumed.load(tmp_path)
+        assert resumed.looks_done == done
+
+
+def test_what_trials_share_changes_none_of_them(trial_lake):
+    remembered = Remembered()
+    together = [finish(trial_of(trial_lake, remembered)) for _ in range(2)]
+    assert together[0] == together[1] == finish(trial_of(trial_lake))
+
+
+@pytest.mark.parametrize("model", [{"kind": "baseline"}, {"model": {"group_block": "shift", "groups": "each"}}])
+def test_a_trial_ends_in_the_weights_that_its_config_is_trained_to(trial_lake, model):
+    config = small_config(trial_lake, **model)
+    trial = PropensityTrial.of(plan_of(config), 0, 1, Remembered())
+    finish(trial)
+    data = trial_data(trial_lake, resolve_calendar(trial_lake, config.window), None, 7)
+    record = open_run(config, data.lake, data.calendar)
+    plan = make_plan(data.lake, config.sample, data.calendar, map_over=map_here)
+    schedule = schedule_of(record, plan)
+    trainee = make_trainee(record, data.lake, torch.device("cpu"), 1)
+    for rows in training_batches(data.lake, plan, schedule, 0, 1, stream=read_here):
+        set_learning_rate(trainee.optimizer, config.optim.decay, schedule.phase_progress(rows.step))
+        trainee.step(rows)
+    assert_same_weights(trial, trainee.model.state_dict())
+
+
+def test_territories_without_a_value_have_no_part_in_a_mean():
+    rows = np.array([[0.2, 0.4], [np.nan, np.nan], [0.6, np.nan]])
+    np.testing.assert_allclose(_mean(rows, np.ones(3)), [0.4, 0.4])
+    np.testing.assert_allclose(_mean(rows, np.array([3.0, 5.0, 1.0])), [0.3, 0.4])
+    np.testing.assert_allclose(_mean(rows, np.array([0.0, 5.0, 1.0])), [0.6, np.nan])

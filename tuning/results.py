@@ -98,7 +98,7 @@ def collect(
     rows = [_row(result, prepared.num_looks) for result in grid]
     whole = [row for row in rows if row.status == DONE and all(_known(row, goal.metric) for goal in prepared.goals)]
     if not whole:
-        errors = [str(error).strip().splitlines()[-1] for error in grid.errors]
+        errors = [(str(error).strip() or type(error).__name__).splitlines()[-1] for error in grid.errors]
         raise NothingFound(
             f"none of {len(rows)} trials came to its end with a figure; first error: {[*errors, 'none'][0]}"
         )

@@ -39,14 +39,17 @@ def plots_page(study: optuna.Study, metrics: list[str]) -> str:
     else:
         kinds.append(("Pareto front", partial(draw.plot_pareto_front, study, target_names=metrics)))
         for number, metric in enumerate(metrics):
-            for name, plot in BY_GOAL.items():
-                kinds.append((f"{name} of {metric}", partial(_of, study, plot, number, metric)))
+            for name in BY_GOAL:
+                kinds.append((f"{name} of {metric}", partial(_of, study, name, number, metric)))
     body = "\n".join(f"<h2>{html.escape(name)}</h2>\n{_svg(name, plot)}" for name, plot in kinds)
     return PAGE.format(title=f"Search over {html.escape(' and '.join(metrics))}", body=body)
 
 
-def _of(study: optuna.Study, plot: Callable[..., Any], number: int, metric: str) -> Any:
-    return plot(study, target=lambda trial: trial.values[number], target_name=metric)
+def _of(study: optuna.Study, name: str, number: int, metric: str) -> Any:
+    """One goal's plot; importance is that for low values of a target, so what is maximised is turned round."""
+    most = study.directions[number] == optuna.study.StudyDirection.MAXIMIZE
+    sign = -1.0 if name == "Importance" and most else 1.0
+    return BY_GOAL[name](study, target=lambda trial: sign * trial.values[number], target_name=metric)
 
 
 def _svg(name: str, plot: Callable[[], Any]) -> str:

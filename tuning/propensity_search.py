@@ -58,8 +58,8 @@ class PropensityPlans:
     validation_fraction: float
 
     def partition(self, params: dict[str, Any]) -> Partition | None:
-        """The partition of a trial, its moves made; None where partitions are not searched."""
-        if GROUPS not in params:
+        """The partition of a trial, its moves made; None where partitions are not searched, or plain choices."""
+        if GROUPS not in params or GROUPS in self.space.choices:
             return None
         index = {name: number for number, name in enumerate(self.territories)}
         moves = [(index[territory], index[host]) for territory, host in self.space.moves_of(params)]

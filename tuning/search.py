@@ -180,7 +180,7 @@ def _scheduler(prepared: Prepared) -> Any:
         return FIFOScheduler()
     (goal,) = prepared.goals
     return _SparingASHA(
-        spared=[str(params[GROUPS]) for params in prepared.first if GROUPS in params],
+        spared=[params for params in prepared.first if GROUPS in params],
         time_attr="training_iteration",
         metric=goal.metric,
         mode=goal.mode,
@@ -193,13 +193,13 @@ def _scheduler(prepared: Prepared) -> Any:
 class _SparingASHA(ASHAScheduler):
     """ASHA that lets the candidate partitions, as they are, go to their end: a table of them must be whole."""
 
-    def __init__(self, spared: list[str], **settings: Any) -> None:
+    def __init__(self, spared: list[dict[str, Any]], **settings: Any) -> None:
         super().__init__(**settings)
-        self.spared = set(spared)
+        self.spared = spared
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         decision = super().on_trial_result(tune_controller, trial, result)
-        is_candidate = trial.config.get(GROUPS) in self.spared and not trial.config.get("moves")
+        is_candidate = any(params.items() <= trial.config.items() for params in self.spared)
         return self.CONTINUE if is_candidate and not result.get("done") else decision
 
 

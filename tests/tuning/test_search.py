@@ -1,0 +1,44 @@
+"""Early stopping: weak trials end at a look, candidate partitions as they are do not."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+
+from tuning.search import Goal, Prepared, _scheduler
+from tuning.space import GROUPS, Space
+
+CANDIDATES = [{"optim.lr": 1e-3, GROUPS: name, "moves": 0} for name in ("one", "regions")]
+
+
+def scheduler(**changes: Any) -> Any:
+    settings = {"num_looks": 4, "reduction_factor": 2, "first": CANDIDATES} | changes
+    return _scheduler(Prepared(Space(), (Goal("pr_auc/all", "max"),), lambda params: params, **settings))
+
+
+def decision(config: dict[str, Any], value: float, **changes: Any) -> str:
+    """What a trial is told at its first look after six strong ones."""
+    made = scheduler(**changes)
+    for number in range(7):
+        trial = SimpleNamespace(trial_id=str(number), config=config if number == 6 else {"optim.lr": 0.1}, status="")
+        made.on_trial_add(None, trial)
+        report = {"training_iteration": 1, "pr_auc/all": value if number == 6 else 0.9, "done": False}
+        told = made.on_trial_result(None, trial, report)
+    return told
+
+
+@pytest.mark.parametrize("candidate", CANDIDATES)
+def test_a_weak_candidate_partition_goes_to_its_end(candidate):
+    assert decision(candidate, 0.1) == ASHAScheduler.CONTINUE
+
+
+@pytest.mark.parametrize("change", [{"moves": 1}, {"optim.lr": 3e-3}, {GROUPS: "taste:4"}])
+def test_a_weak_trial_that_is_no_candidate_as_it_is_ends(change):
+    assert decision(CANDIDATES[0] | change, 0.1) == ASHAScheduler.STOP
+    assert decision(CANDIDATES[0] | change, 0.95) == ASHAScheduler.CONTINUE
+
+
+def test_without_early_stopping_or_looks_every_trial_goes_to_its_end():
+    assert type(scheduler(reduction_factor=None)) is FIFOScheduler
+    assert type(scheduler(num_looks=1)) is FIFOScheduler

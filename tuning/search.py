@@ -114,8 +114,8 @@ def run(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     trainable, folder = _trainable(config, prepared), join(search_uri(config), TUNE)
     if resume and tune.Tuner.can_restore(folder):
-        tuner = tune.Tuner.restore(folder, trainable=trainable, resume_unfinished=True, restart_errored=True)
-        return tuner.fit()
+        restored = tune.Tuner.restore(folder, trainable=trainable, resume_unfinished=True, resume_errored=True)
+        return _with_the_dead(restored.fit(), config, trainable, folder)
     metrics, modes = [goal.metric for goal in prepared.goals], [goal.mode for goal in prepared.goals]
     single = len(metrics) == 1
     searcher = OptunaSearch(
@@ -139,13 +139,23 @@ def run(
         run_config=tune.RunConfig(
             name=TUNE,
             storage_path=search_uri(config),
-            failure_config=tune.FailureConfig(max_failures=2 * config.retries),  # a death fails its step and its save
+            failure_config=tune.FailureConfig(max_failures=config.retries),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=1),
             callbacks=[_Progress(config.trials, progress)],
             verbose=0,
         ),
     )
-    return tuner.fit()
+    return _with_the_dead(tuner.fit(), config, trainable, folder)
+
+
+def _with_the_dead(grid: tune.ResultGrid, config: SearchConfig, trainable: Any, folder: str) -> tune.ResultGrid:
+    """The grid after failed trials had another try, from their last look.
+
+    Tune counts a process that dies between its step and its save as two failures, and gives up at the second.
+    """
+    if not grid.num_errors or not config.retries:
+        return grid
+    return tune.Tuner.restore(folder, trainable=trainable, resume_errored=True).fit()
 
 
 def confirm(config: SearchConfig, prepared: Prepared, params: dict[str, Any]) -> list[dict[str, float]]:

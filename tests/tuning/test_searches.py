@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import psutil
@@ -78,10 +79,10 @@ class TestWhatASearchLeaves:
         assert len(groups.of_territory) == 12
 
     def test_trials_csv_holds_a_row_for_each_trial_with_its_looks(self, searched):
-        table = pd.read_csv(f"{searched.uri}/trials.csv")
+        table: Any = pd.read_csv(f"{searched.uri}/trials.csv")
         assert len(table) == 6
         assert set(table["status"]) <= {"done", "stopped early"}
-        assert {row["looks"] for row in table.to_dict("records") if row["status"] == "done"} == {2}
+        assert {row["looks"] for row in table.to_dict("records") if row["status"] != "stopped early"} == {2}
         assert table["steps_s"].min() > 0
 
     def test_no_checkpoint_is_left(self, searched):

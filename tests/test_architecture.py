@@ -10,9 +10,11 @@ import pytest
 
 import mtrec_ray
 import serving
+import tuning
 
 PACKAGE = Path(mtrec_ray.__file__).parent
 SERVING = Path(serving.__file__).parent
+TUNING = Path(tuning.__file__).parent
 ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 WITH_RAY = {"lake", "streams", "training", "tuning", "serving"}
 
@@ -90,6 +92,22 @@ def test_serving_stands_on_bundles_and_what_they_are_made_of_and_only_commands_k
     assert not [path.name for path in outside if any(n.split(".")[0] == "serving" for n in modules_imported(path))]
 
 
+def test_tuning_stands_on_training_and_only_commands_know_it():
+    used = {room for path in TUNING.glob("*.py") for room, _ in own_imports(path)}
+    assert used <= {"lake", "streams", "models", "steps", "training", "evaluation", "jobs"}
+    others = [*SERVING.glob("*.py"), *(p for p in PACKAGE.glob("**/*.py") if p.parent.name != "commands")]
+    assert not [path.name for path in others if any(n.split(".")[0] == "tuning" for n in modules_imported(path))]
+    assert not [
+        path.name for path in TUNING.glob("*.py") if any(n.startswith("serving") for n in modules_imported(path))
+    ]
+
+
+def test_of_tuning_what_computes_needs_no_ray():
+    computing = ("clustering", "partitions", "profiles", "affinity", "space", "plots", "propensity_trial", "trial")
+    for name in computing:
+        assert not any(n.split(".")[0] == "ray" for n in modules_imported(TUNING / f"{name}.py")), name
+
+
 def test_modules_beside_the_rooms_import_none_of_them():
     beside = [path for path in PACKAGE.glob("*.py") if path.name != "__main__.py"]
     assert not {(path.name, module) for path in beside for _, module in own_imports(path)}
@@ -113,6 +131,7 @@ def test_importing_any_module_starts_nothing():
         for path in sorted(PACKAGE.glob("**/*.py"))
         if path.stem not in ("__init__", "__main__")
     ] + [f"serving.{path.stem}" for path in SERVING.glob("*.py") if path.stem != "__init__"]
+    names += [f"tuning.{path.stem}" for path in TUNING.glob("*.py") if path.stem != "__init__"]
     program = (
         f"import importlib, logging\nfor name in {names!r}:\n    importlib.import_module(name)\n"
         "import ray\nprint(ray.is_initialized(), logging.getLogger('mtrec_ray').handlers)"

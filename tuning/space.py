@@ -143,8 +143,8 @@ def parse_partitions(groups: dict[str, Any], num_territories: int) -> tuple[Part
     """A partition space and the names of all seeds, with the random ones that belong to each number of groups."""
     space = _checked(PartitionSpace, f"space: {GROUPS}", groups)
     specs = {name: PartitionSpec.parse(name, num_territories) for name in space.partitions}
-    counts = sorted({spec.num_groups for spec in specs.values() if spec.num_groups}) or [4]
-    random = [f"random:{count}:{draw}" for count in counts for draw in range(space.random) if count <= num_territories]
+    counts = sorted({spec.num_groups for spec in specs.values() if spec.num_groups}) or [min(4, num_territories)]
+    random = [f"random:{count}:{draw}" for count in counts for draw in range(space.random) if count > 1]
     return space, tuple(dict.fromkeys([*space.partitions, *random]))
 
 

@@ -1,0 +1,162 @@
+"""Does a search find which territories share a taste, what does it cost, and what does it gain on test users?
+
+    python tests/benchmarks/bench_partitions.py [--users 20000] [--seeds 0] [--random 10] [--json]
+
+Each seed builds a synthetic lake whose planted taste groups its regions do not show, and then
+
+1. times gradient affinity against one training run in the same process (CPU seconds, data reading included)
+2. runs `mtrec search propensity` with 12 trials as a user would, and adds up where its wall time went
+3. trains the partition that the search chose, the regions, one block for all and random balanced partitions with as
+   many groups on the whole window, and scores the test users, whom nothing above has seen, on the days after it
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import yaml
+from rich.console import Console
+from rich.table import Table
+from sklearn.metrics import adjusted_rand_score
+
+from mtrec_ray.config import validate_config
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.lake.window import resolve_calendar
+from mtrec_ray.streams.groups import make_groups
+from mtrec_ray.training.config import PropensityConfig
+from tuning.affinity import gradient_evidence
+from tuning.data import Remembered, trial_data
+from tuning.partitions import at_random
+from tuning.propensity_trial import PropensityTrial
+
+METRIC = "pr_auc/weighted"
+SPACE = {"model.groups": {"partitions": ["one", "regions", "volume:4", "taste:4", "affinity:4"], "random": 3}}
+
+
+def mtrec(*words: str) -> float:
+    """Run a command as a user would; returns its wall time in seconds."""
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, "-m", "mtrec_ray", *words], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"mtrec {' '.join(words)} failed: {done.stderr[-2000:]}")
+    return time.monotonic() - began
+
+
+def planted(lake: Lake) -> list[int]:
+    """Taste group of each territory."""
+    (file,) = Path(lake.uri, "truth", "territories").glob("*.parquet")
+    return pq.read_table(file)["taste_group"].to_pylist()
+
+
+def affinity_cost(lake: Lake) -> dict[str, float]:
+    """CPU seconds of the evidence over those of one training run, and how well it finds the planted groups."""
+    config = validate_config(PropensityConfig, {"lake": lake.uri, "name": "cost", "kind": "baseline"})
+    data = trial_data(lake, resolve_calendar(lake, config.window), None, 0)
+    began = time.process_time()
+    gradient_evidence(config, data)  # the first use of an optimizer imports for seconds
+    began = time.process_time()
+    evidence = gradient_evidence(config, data)
+    groups = evidence.clusters(4)
+    affinity_s = time.process_time() - began
+    began = time.process_time()
+    trial = PropensityTrial(config, data, 1, 10, 100, 0, 1, Remembered())
+    trial.advance()
+    return {
+        "affinity_share_of_a_run": affinity_s / (time.process_time() - began),
+        "affinity_adjusted_rand": adjusted_rand_score(planted(lake), groups),
+        "regions_adjusted_rand": adjusted_rand_score(planted(lake), make_groups("regions", lake.manifest).of_territory),
+    }
+
+
+def search(lake: Lake, folder: Path, seed: int) -> dict[str, float]:
+    """A sweep of 12 trials: share of its wall time outside training steps."""
+    settings = folder / "search.yaml"
+    settings.write_text(yaml.safe_dump({"space": SPACE, "trials": 12, "looks": 3, "confirm": 0, "seed": seed}))
+    flags = ["--lake", lake.uri, "--name", "found", "--searches", str(folder), "--config", str(settings), "--json"]
+    wall_s = mtrec("search", "propensity", *flags)
+    table = pd.read_csv(folder / "found" / "trials.csv")
+    best = yaml.safe_load((folder / "found" / "best-config.yaml").read_text())["model"]["groups"]
+    groups = make_groups(best, lake.manifest).of_territory
+    steps_s = sum(_steps_s(folder / "found" / "tune" / trial) for trial in table["trial"])
+    return {
+        "sweep_wall_s": wall_s,
+        "sweep_outside_steps": 1 - steps_s / 2 / wall_s,  # two trials side by side
+        "search_adjusted_rand": adjusted_rand_score(planted(lake), groups),
+    }
+
+
+def _steps_s(trial: Path) -> float:
+    return sum(json.loads(line)["steps_s"] for line in (trial / "result.json").read_text().splitlines())
+
+
+def test_figures(lake: Lake, folder: Path, num_random: int, seed: int) -> dict[str, dict[str, float]]:
+    """Partition -> figures of the test users on the days after the window, trained on the whole window."""
+    territories = lake.territory_names()
+    partitions = {"found": str(yaml.safe_load((folder / "found" / "best-config.yaml").read_text())["model"]["groups"])}
+    partitions |= {"regions": "regions", "one": "one"}
+    for draw in range(num_random):
+        group = at_random(np.array([t.name for t in lake.manifest.territories]).argsort()[::-1], 4, seed, 100 + draw)
+        document = {f"g{g}": [t for t, own in zip(territories, group, strict=True) if own == g] for g in range(4)}
+        file = folder / f"random{draw}.yaml"
+        file.write_text(yaml.safe_dump(document))
+        partitions[f"random {draw}"] = str(file)
+    usual = validate_config(PropensityConfig, {"lake": lake.uri, "name": "x"}).sample
+    tested = {"test_fraction": 0.0, "validation_fraction": usual.test_fraction}  # the same users by the same hash
+    figures, remembered = {}, Remembered()
+    for name, groups in partitions.items():
+        document = {"lake": lake.uri, "name": "tested", "seed": seed, "model": {"groups": groups}, "sample": tested}
+        config = validate_config(PropensityConfig, document)
+        data = trial_data(lake, resolve_calendar(lake, config.window), None, 0)
+        figures[name] = PropensityTrial(config, data, 1, 200, 100_000, 0, 1, remembered).advance()
+    return figures
+
+
+def measure(num_users: int, num_random: int, seed: int) -> dict[str, float]:
+    """Everything about one lake."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        shape = [f"source.users={num_users}", f"source.seed={seed}", "source.taste_groups=shuffled"]
+        mtrec("lake", "build", "synthetic", "--out", f"{name}/lake", *(w for s in shape for w in ("--set", s)))
+        lake = Lake.open(f"{name}/lake")
+        found = affinity_cost(lake) | search(lake, folder, seed)
+        figures = test_figures(lake, folder, num_random, seed)
+    random = [one[METRIC] for key, one in figures.items() if key.startswith("random")]
+    for key in ("found", "regions", "one"):
+        found |= {f"test/{key}{end}": figures[key][METRIC + end] for end in ("", "_low", "_high")}
+    random_high = float(np.mean([one[METRIC + "_high"] for key, one in figures.items() if key.startswith("random")]))
+    return found | {
+        "test/random_mean": float(np.mean(random)),
+        "test/random_best": float(np.max(random)),
+        "test/random_mean_high": random_high,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--users", type=int, default=20_000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--random", type=int, default=10, help="random partitions that are tested")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    results = {seed: measure(options.users, options.random, seed) for seed in options.seeds}
+    if options.json:
+        print(json.dumps(results))
+        return
+    table = Table(title=f"Group partitions, {options.users:,} users")
+    table.add_column("figure")
+    for seed in results:
+        table.add_column(f"seed {seed}", justify="right")
+    for key in next(iter(results.values())):
+        table.add_row(key, *(f"{one[key]:.4g}" for one in results.values()))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""A trial of eliminators: whose labels it sees, what it reports, that it repeats itself; and what a search refuses."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mtrec_ray.config import validate_config
+from mtrec_ray.errors import UserError
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.streams import windows
+from mtrec_ray.streams.sequences import SequenceConfig, is_attacked
+from mtrec_ray.training.backbone_config import BackboneConfig
+from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord
+from mtrec_ray.training.weights import save_weights
+from tests.tuning.conftest import build_here
+from tuning.config import EliminatorsSearchConfig
+from tuning.data import Remembered
+from tuning.eliminators_search import EliminatorsPlans, check
+from tuning.eliminators_trial import METRICS, EliminatorsTrial
+from tuning.space import Space
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory) -> Lake:
+    folder = tmp_path_factory.mktemp("fair") / "lake"
+    return build_here(folder, num_buckets=2, users=500, territories=4, titles=60, events_per_user=40.0)
+
+
+@pytest.fixture(scope="module")
+def backbone(lake, tmp_path_factory) -> BackboneRecord:
+    """A backbone as it is before training: what it knows does not matter here."""
+    runs = str(tmp_path_factory.mktemp("runs"))
+    config = validate_config(
+        BackboneConfig, {"lake": lake.uri, "runs": runs, "name": "bb", "model": {"width": 16, "history": 10}}
+    )
+    record = BackboneRecord(
+        status="done",
+        config=config,
+        lake_hash=lake.manifest.lake_hash,
+        attributes=lake.manifest.attributes,
+        num_titles=lake.titles.num_rows,
+        num_steps=0,
+    )
+    model = SequentialBackbone(record.sequential_config())
+    model.init_weights(torch.Generator().manual_seed(0))
+    save_weights(f"{record.uri}/{WEIGHTS}", model.state_dict(), {})
+    record.save()
+    return record
+
+
+def search_config(backbone: BackboneRecord, **changes: Any) -> EliminatorsSearchConfig:
+    document = {
+        "backbone": backbone.uri,
+        "name": "fair",
+        "combinations": "gender,gender+age",
+        "space": {"adversary.weight": {"low": 0.1, "high": 10, "log": True}},
+        "base": {"optim": {"epochs": 1, "lanes": 2}, "shape": {"num_prompts": 2}},
+        "num_permutations": 2,
+    }
+    return EliminatorsSearchConfig.model_validate(document | changes)
+
+
+def trial(backbone: BackboneRecord, **settings: Any) -> EliminatorsTrial:
+    config = search_config(backbone)
+    base = config.base | {"backbone": backbone.uri, "name": "t", "combinations": config.combinations} | settings
+    plans = EliminatorsPlans(base, Space(), {"num_permutations": 2})
+    return EliminatorsTrial(plans({}), Remembered())
+
+
+class TestHalves:
+    def test_the_halves_of_the_open_users_are_disjoint_and_whole_and_hold_no_attacked_user(self):
+        keys = np.random.default_rng(0).integers(0, 2**63, 5000).astype(np.uint64)
+        split = SequenceConfig(attacked_fraction=0.4)
+        audited = is_attacked(keys, split)
+        lower = ~is_attacked(keys, split.model_copy(update={"open_half": "lower"}))
+        upper = ~is_attacked(keys, split.model_copy(update={"open_half": "upper"}))
+        assert not (lower & upper).any()
+        np.testing.assert_array_equal(lower | upper, ~audited)
+        assert lower.sum() == pytest.approx(1500, rel=0.1)
+
+    def test_no_half_is_trained_on_users_of_an_audit_or_of_its_own_attackers(self, backbone, monkeypatch):
+        read: dict[str, list[np.ndarray]] = {"lower": [], "upper": []}
+        original = windows.read_users
+
+        def watched(lake: Lake, bucket: int, config: SequenceConfig, without_attacked: bool):
+            found = original(lake, bucket, config, without_attacked)
+            assert without_attacked
+            read[config.open_half].append(found.keys)
+            return found
+
+        monkeypatch.setattr(windows, "read_users", watched)
+        monkeypatch.setattr("tuning.data.read_users", watched)
+        trial(backbone).advance()
+        lower, upper = (np.unique(np.concatenate(read[half])) for half in ("lower", "upper"))
+        assert len(lower)
+        assert len(upper)
+        assert not np.intersect1d(lower, upper).size
+        for keys in (lower, upper):
+            assert not is_attacked(keys, backbone.config.sequences).any()
+
+
+class TestFigures:
+    def test_every_metric_is_reported_with_bounds_and_each_attribute_by_itself(self, backbone):
+        figures = trial(backbone).advance()
+        for metric in METRICS:
+            assert figures[f"{metric}_low"] <= figures[metric] <= figures[f"{metric}_high"]
+        assert {"balanced_accuracy/gender/gender", "auc/gender+age/age", "null_high/gender+age/gender"} <= set(figures)
+        assert 0 <= figures["leakage/mean"] <= figures["leakage/worst"] < 1
+
+    def test_the_same_plan_gives_the_same_figures_and_another_seed_others(self, backbone):
+        first = trial(backbone).advance()
+        assert trial(backbone).advance() == first
+        assert trial(backbone, seed=1).advance()["ndcg@10/mean"] != first["ndcg@10/mean"]
+
+    def test_the_backbone_under_any_combination_keeps_all_its_accuracy(self, backbone):
+        figures = trial(backbone).backbone_figures()
+        assert figures["ndcg_share/mean"] == 1
+        assert figures["ndcg@10/mean"] == figures["ndcg@10/none"]
+        assert figures["auc/gender/gender"] == figures["auc/gender+age/gender"]
+
+    def test_a_saved_trial_has_nothing_left_to_do(self, backbone, tmp_path):
+        one = trial(backbone)
+        one.looks_done = 1
+        one.save(tmp_path)
+        other = trial(backbone)
+        other.load(tmp_path)
+        assert other.looks_done == other.num_looks
+
+
+class TestRefusals:
+    @pytest.mark.parametrize(
+        ("changes", "says"),
+        [
+            ({"workers": 2}, "trains in one process"),
+            ({"combinations": "gender,shoe"}, "no attribute 'shoe'"),
+            ({"space": {"optim.keep_share": [0.5]}}, "keep_share"),
+            ({"space": {"adversary.wait": [1]}}, "adversary.wait"),
+            ({"space": {"shape.num_prompts": {"low": -3, "high": 4}}}, "shape.num_prompts"),
+            ({"space": {"combinations": ["gender"]}}, "one for all"),
+            ({"warm_start": [{"adversary.weight": 1}], "trials": 1}, "trials = 1"),
+        ],
+    )
+    def test_a_search_that_cannot_be_run(self, backbone, changes, says):
+        with pytest.raises(UserError, match=says):
+            check(search_config(backbone, **changes))
+
+    def test_an_unfinished_backbone(self, backbone, tmp_path: Path):
+        config = backbone.config.model_copy(update={"runs": str(tmp_path)})
+        unfinished = backbone.model_copy(update={"status": "training", "config": config})
+        unfinished.save()
+        with pytest.raises(UserError, match="not finished"):
+            check(search_config(unfinished))
+
+
+def test_threads_are_those_of_the_worker(backbone):
+    trial(backbone)
+    assert torch.get_num_threads() == 1

@@ -1,4 +1,4 @@
-"""One configuration of eliminators, cross-fitted: trained on half of the open users, attacked on the other half.
+"""One configuration of eliminators, or of what they are compared with, cross-fitted on the users open to training.
 
 Users whose attribute values an audit may attack are never looked at. The others are cut in two halves by the same hash;
 each half is attacked through eliminators that were trained on the other one, and the attackers learn from both, so
@@ -6,6 +6,7 @@ that every open user is attacked once and none by what had seen its values.
 """
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,20 @@ METRICS = ("leakage/mean", "leakage/worst", "ndcg@10/mean", "ndcg_share/mean")
 `ndcg_share`: NDCG@10 over the backbone's."""
 
 
+@dataclass(frozen=True)
+class Represented:
+    """Users under one combination."""
+
+    vectors: Tensor
+    """(U, d)"""
+    ndcg: np.ndarray
+    """(U,) NDCG@10 of their validation event."""
+
+    @staticmethod
+    def empty(num_users: int, width: int) -> "Represented":
+        return Represented(torch.empty(num_users, width), np.empty(num_users))
+
+
 class EliminatorsTrial:
     """A pack of combinations under one configuration. It looks once, at its end: two goals cannot stop it early."""
 
@@ -62,22 +77,19 @@ class EliminatorsTrial:
     def backbone_figures(self) -> dict[str, float]:
         """The same figures of the backbone, which hides nothing, under every combination."""
         backbone, users = load_backbone(self.source), self._open_users()
-        vectors = vectors_in_chunks(backbone.user_vectors, torch.from_numpy(users.history))
         chosen = [combination for pack in self._record().packs.values() for combination in pack]
-        return self._measure(backbone, users, dict.fromkeys(chosen, vectors))
+        return self._measure(backbone, users, dict.fromkeys(chosen, _as_is(backbone, users)))
 
     def _measure(
-        self, backbone: SequentialBackbone, users: HeldOutUsers, vectors_of: dict[Combination, Tensor]
+        self, backbone: SequentialBackbone, users: HeldOutUsers, represented: dict[Combination, Represented]
     ) -> dict[str, float]:
-        titles, weights = backbone.title_vectors(), poisson_weights(users.keys, NUM_BOOTSTRAP)
-        before = vectors_in_chunks(backbone.user_vectors, torch.from_numpy(users.history))
-        base = held_out_metrics(users, before, titles).ndcg
-        ndcgs, results = [], {}
-        for combination, vectors in vectors_of.items():
-            ndcgs.append(held_out_metrics(users, vectors, titles).ndcg)
-            for attribute in combination:
-                results[combination, attribute] = self._attack(vectors, users, attribute)
-        figures = _accuracy(np.stack(ndcgs), base, weights) | _leakage(list(results.values()))
+        results = {
+            (combination, attribute): self._attack(one.vectors, users, attribute)
+            for combination, one in represented.items()
+            for attribute in combination
+        }
+        ndcgs, base = np.stack([one.ndcg for one in represented.values()]), _as_is(backbone, users).ndcg
+        figures = _accuracy(ndcgs, base, poisson_weights(users.keys, NUM_BOOTSTRAP)) | _leakage(list(results.values()))
         for (combination, attribute), result in results.items():
             name = f"{combination_name(combination)}/{attribute}"
             figures[f"balanced_accuracy/{name}"] = result.balanced_accuracy.value
@@ -99,8 +111,8 @@ class EliminatorsTrial:
         users = read_held_out(self.lake, self.source.config.sequences, VALIDATION_EVENT, length, buckets, fraction)
         return users.only(~users.attacked)
 
-    def _train(self, backbone: SequentialBackbone, users: HeldOutUsers) -> dict[Combination, Tensor]:
-        """(U, d) vectors of all users under each combination, by eliminators that were trained on the other half."""
+    def _train(self, backbone: SequentialBackbone, users: HeldOutUsers) -> dict[Combination, Represented]:
+        """All users under each combination, by eliminators that were trained on the other half."""
         history, values = torch.from_numpy(users.history), torch.from_numpy(users.attribute_index)
         record, found = self._record(), {}
         for half in ("lower", "upper"):
@@ -108,9 +120,11 @@ class EliminatorsTrial:
             unseen = is_attacked(users.keys, sequences)
             for pack, combinations in record.packs.items():
                 trained = self._train_pack(record, pack, backbone, users.only(~unseen), sequences)
-                vectors = vectors_in_chunks(trained.user_vectors, history[unseen], values[unseen])
+                vectors = vectors_in_chunks(trained.user_vectors, history[unseen], values[unseen])  # (K, U', d)
                 for combination, own in zip(combinations, vectors, strict=True):
-                    found.setdefault(combination, torch.empty(len(users), own.shape[1]))[unseen] = own
+                    one = found.setdefault(combination, Represented.empty(len(users), own.shape[1]))
+                    metrics = held_out_metrics(users.only(unseen), own, trained.backbone.title_vectors())
+                    one.vectors[unseen], one.ndcg[unseen] = own, metrics.ndcg
         return found
 
     def _train_pack(
@@ -149,6 +163,11 @@ class EliminatorsTrial:
         of = Attribute(users.attribute_index[:, list(self.source.attributes).index(attribute)], len(values))
         settings = AuditSettings(num_permutations=self.plan["num_permutations"], num_bootstrap=NUM_BOOTSTRAP)
         return audit_vectors({"vectors": vectors.numpy()}, {attribute: of}, users.keys, settings)["vectors", attribute]
+
+
+def _as_is(backbone: SequentialBackbone, users: HeldOutUsers) -> Represented:
+    vectors = vectors_in_chunks(backbone.user_vectors, torch.from_numpy(users.history))
+    return Represented(vectors, held_out_metrics(users, vectors, backbone.title_vectors()).ndcg)
 
 
 def _accuracy(ndcgs: np.ndarray, base: np.ndarray, weights: np.ndarray) -> dict[str, float]:

@@ -13,8 +13,7 @@ titles are in a territory, a large and noisy part that hides who shares a taste.
 0.3 to 0.8, the centred one with 0.9 to 1.0, a few dozen steps into training.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 
 import numpy as np
@@ -22,20 +21,17 @@ import torch
 from torch import Tensor
 
 from mtrec_ray.models.two_tower import TwoTower
-from mtrec_ray.streams.ordered import read_here
-from mtrec_ray.streams.plan import PairPlan, make_plan
-from mtrec_ray.streams.reader import StepRows, training_batches
-from mtrec_ray.streams.schedule import Schedule
+from mtrec_ray.streams.plan import PairPlan
+from mtrec_ray.streams.reader import StepRows, collate, read_segment, training_batches
+from mtrec_ray.streams.schedule import Segment
 from mtrec_ray.training.config import PropensityConfig
 from mtrec_ray.training.loop import Trainee, make_trainee, set_learning_rate
 from mtrec_ray.training.propensity import open_run
 from tuning.clustering import Evidence
-from tuning.data import TrialData, map_here
+from tuning.data import Remembered, TrialData
 
 CHECKPOINTS = (0.02, 0.04)
 """Shares of a training run after which gradients are looked at."""
-PAIRS = 0.5
-"""Share of an epoch's steps whose pairs are looked at."""
 SKETCH_WIDTH = 32
 CHEAP_CELLS = 8
 """All users x titles are scored where those are at most so many a pair: a product is faster than gathering rows."""
@@ -78,7 +74,7 @@ def add_gradients(
         rows: U users and P pairs.
         left, right: (d, k) projections A and B.
     """
-    hidden = model.user_tower.first(torch.from_numpy(rows.embedding).to(titles))  # (U, d)
+    hidden = model.user_tower.first(torch.from_numpy(rows.embedding.astype(np.float32)).to(titles))  # (U, d)
     users = model.user_tower.last(hidden)  # (U, d)
     user_rows = torch.from_numpy(np.repeat(np.arange(len(rows.territory)), np.diff(rows.offsets))).to(titles.device)
     title_rows = torch.from_numpy(rows.title_index.astype(np.int64)).to(titles.device)
@@ -99,18 +95,17 @@ def add_gradients(
 
 
 def gradient_evidence(config: PropensityConfig, data: TrialData) -> Evidence:
-    """Evidence of a short baseline run: train 4% of its steps, look at half of an epoch's pairs.
+    """Evidence of a short baseline run: train 4% of its steps, look at the pairs of half of the buckets.
 
     Args:
         config: a baseline's settings.
-        data: what is read.
+        data: what is read, at least two buckets.
     """
-    record = open_run(config, data.lake, data.calendar)
-    plan = make_plan(data.lake, config.sample, data.calendar, buckets=data.buckets, map_over=map_here)
-    schedule = plan.schedule((config.optim.epochs,), config.optim.batch_pairs, config.optim.lanes, config.seed)
+    data = replace(data, buckets=data.buckets[: max(2, len(data.buckets) // 2)])  # for both: each is read once
+    record, remembered = open_run(config, data.lake, data.calendar), Remembered()
+    plan = remembered.plan(data, config.sample)
     trainee = make_trainee(record, data.lake, torch.device("cpu"), 1)
-    checkpoints = _train_to(trainee, config, data, plan, schedule)
-    num_looked_at = max(1, round(PAIRS * schedule.steps_per_epoch[0]))
+    checkpoints = _train_to(trainee, config, data, plan, remembered)
     width, d = min(SKETCH_WIDTH, config.model.d), config.model.d
     generator = torch.Generator().manual_seed(config.seed)
     left, right = (torch.randn(d, width, generator=generator) / width**0.5 for _ in range(2))
@@ -118,8 +113,8 @@ def gradient_evidence(config: PropensityConfig, data: TrialData) -> Evidence:
     titles = [model.title_vectors(trainee.catalogue) for model in models]
     sums = [[GradientSums.zeros(len(plan.users), width) for _ in models] for _ in range(2)]
     pairs = np.zeros((2, len(plan.users)))
-    for rows in islice(_batches(data, plan, schedule), num_looked_at):
-        half = rows.step % 2
+    for number, bucket in enumerate(data.buckets):
+        rows, half = _whole_bucket(bucket, data, plan, config.seed, remembered), number % 2
         for one, model, vectors in zip(sums[half], models, titles, strict=True):
             add_gradients(one, model, vectors, rows, left, right)
         pairs[half] += np.bincount(rows.territory, weights=np.diff(rows.offsets), minlength=len(plan.users))
@@ -128,12 +123,17 @@ def gradient_evidence(config: PropensityConfig, data: TrialData) -> Evidence:
 
 
 def _train_to(
-    trainee: Trainee, config: PropensityConfig, data: TrialData, plan: PairPlan, schedule: Schedule
+    trainee: Trainee, config: PropensityConfig, data: TrialData, plan: PairPlan, remembered: Remembered
 ) -> list[dict[str, Tensor]]:
-    """Weights at each checkpoint of a run that is left after the last one."""
+    """Weights at each checkpoint of a run that is left after the last one.
+
+    The run is as long as one on all buckets of the lake's sample would be, which half of them is cut from.
+    """
+    schedule = plan.schedule((2 * config.optim.epochs,), config.optim.batch_pairs, config.optim.lanes, config.seed)
     ends = [max(1, round(share * schedule.num_steps)) for share in CHECKPOINTS]
     checkpoints = []
-    for rows in islice(_batches(data, plan, schedule), ends[-1]):
+    batches = training_batches(data.lake, plan, schedule, 0, 1, stream=remembered.stream)
+    for rows in islice(batches, ends[-1]):
         set_learning_rate(trainee.optimizer, config.optim.decay, schedule.phase_progress(rows.step))
         trainee.step(rows)
         if rows.step + 1 in ends:
@@ -141,8 +141,12 @@ def _train_to(
     return checkpoints
 
 
-def _batches(data: TrialData, plan: PairPlan, schedule: Schedule) -> Iterator[StepRows]:
-    return training_batches(data.lake, plan, schedule, 0, 1, stream=read_here)
+def _whole_bucket(bucket: int, data: TrialData, plan: PairPlan, seed: int, remembered: Remembered) -> StepRows:
+    """Every pair of a bucket, as one step."""
+    slots = max(1, plan.sampled_per_bucket[bucket] * plan.phases[0].num_folds)
+    segment = Segment(0, 0, bucket, 0, 0, slots, 0, slots, 0, 1)
+    tables = list(remembered.stream(read_segment, [segment], 1, lake=data.lake, plan=plan, from_step=0, seed=seed))
+    return collate(0, tables, data.lake.manifest.embeddings.user_width)
 
 
 def _at(model: TwoTower, weights: dict[str, Tensor]) -> TwoTower:

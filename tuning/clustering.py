@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NUM_STARTS = 20
+NUM_STARTS = 10
 SLACK = 1.5
 
 

@@ -47,22 +47,22 @@ def _fresh_seeds(result: SearchResult) -> list[Table]:
 
 
 def _against_random(result: SearchResult) -> list[Table]:
-    """The best partition beside the mean of the random ones with as many groups."""
-    metric = result.prepared.goals[0].metric
-    untouched = [row for row in result.rows if row.status == DONE and not row.params.get("moves")]
-    random = [row.metrics[metric] for row in untouched if str(row.params.get(GROUPS, "")).startswith("random")]
+    """The candidate partitions, all else as in base, beside the mean of the random ones with as many groups."""
+    metric, first = result.prepared.goals[0].metric, result.prepared.first
+    candidates = {
+        str(row.params[GROUPS]): row
+        for row in result.rows
+        if row.status == DONE and GROUPS in row.params and any(p.items() <= row.params.items() for p in first)
+    }
+    random = {name: row.metrics[metric] for name, row in candidates.items() if name.startswith("random")}
     if not random:
         return []
-    table = Table(title=f"Partitions by {metric}, without moves")
+    table = Table(title=f"Partitions by {metric}, all else alike")
     for name in ("partition", metric, "against the random ones' mean"):
         table.add_column(name)
-    mean = float(np.mean(random))
-    best: dict[str, TrialRow] = {}
-    for row in untouched:
-        name = str(row.params[GROUPS])
-        if name not in best or row.metrics[metric] > best[name].metrics[metric]:
-            best[name] = row
-    for name, row in sorted(best.items(), key=lambda item: -item[1].metrics[metric]):
+    for name, row in sorted(candidates.items(), key=lambda item: -item[1].metrics[metric]):
+        alike = [value for other, value in random.items() if other.split(":")[1:2] == name.split(":")[1:2]]
+        mean = float(np.mean(alike or list(random.values())))
         table.add_row(name, _with_bounds(row, metric), f"{100 * (row.metrics[metric] / mean - 1):+.1f}%")
     return [table]
 

@@ -24,7 +24,7 @@ def test_nodes_get_what_the_package_depends_on():
         name = requirement.split("[")[0].split("=")[0].split(">")[0]
         assert name in commands, f"{name} is not installed on the nodes"
     assert "torch==2.13.0" in commands
-    assert "ray[default,data,serve,train]==2.60.0" in commands
+    assert "ray[default,data,serve,train,tune]==2.60.0" in commands
 
 
 def test_the_proxies_of_every_node_find_the_package_and_its_middlewares():

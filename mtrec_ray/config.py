@@ -37,10 +37,10 @@ def load_config(
     """
     document = _read_yaml(path) if path else {}
     for key, value in [_split_setting(s) for s in settings]:
-        _assign(document, key, value)
+        assign(document, key, value)
     for key, value in (flags or {}).items():
         if value is not None:
-            _assign(document, key, value)
+            assign(document, key, value)
     return validate_config(model, document)
 
 
@@ -100,12 +100,15 @@ def _split_setting(text: str) -> tuple[str, Any]:
         raise UserError(f"--set {key}: {value!r} is not YAML: {error}") from error
 
 
-def _assign(document: dict[str, Any], key: str, value: Any) -> None:
+def assign(document: dict[str, Any], key: str, value: Any) -> None:
+    """Set a dotted key of a nested document, null being an empty section; UserError where a part is no section."""
     *path, last = key.split(".")
     for part in path:
-        document = document.setdefault(part, {})
+        if document.get(part) is None:
+            document[part] = {}
+        document = document[part]
         if not isinstance(document, dict):
-            raise UserError(f"--set {key}: {part!r} is a plain value, not a section")
+            raise UserError(f"{key}: {part!r} is a plain value, not a section")
     document[last] = value
 
 

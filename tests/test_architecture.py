@@ -102,7 +102,7 @@ def test_tuning_stands_on_training_and_only_commands_know_it():
     ]
 
 
-def test_of_tuning_what_computes_needs_no_ray():
+def test_of_tuning_what_computes_names_no_ray():
     computing = ("clustering", "partitions", "profiles", "affinity", "space", "plots", "propensity_trial", "trial")
     for name in computing:
         assert not any(n.split(".")[0] == "ray" for n in modules_imported(TUNING / f"{name}.py")), name

@@ -26,6 +26,7 @@ from mtrec_ray.streams.sequences import SequenceConfig, Sequences
 from mtrec_ray.streams.windows import read_users
 
 AUTO_DAYS = 7
+"""Days held back unless told otherwise: a week has every weekday once."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,7 @@ def trial_data(lake: Lake, calendar: Calendar, num_buckets: int | None, validati
     Raises:
         UserError: more buckets than there are, or days that cannot be held back.
     """
-    there = lake.manifest.num_buckets
-    if num_buckets is not None and num_buckets > there:
-        raise UserError(f"buckets = {num_buckets}: the lake has {there}; lower it, or leave it out to read all")
-    buckets = tuple(range(there if num_buckets is None else num_buckets))
+    buckets = first_buckets(lake, num_buckets)
     if validation_days is None:
         days = AUTO_DAYS if _why_not(lake, calendar, AUTO_DAYS) is None else 0
     else:
@@ -75,6 +73,14 @@ def trial_data(lake: Lake, calendar: Calendar, num_buckets: int | None, validati
         raise UserError("validation_days = 0: there is no day after the window; set window.num_evaluation_days or end")
     bounds = calendar.window_end, calendar.day_bounds(calendar.num_evaluation_days)[1]
     return TrialData(lake, calendar, buckets, bounds, held_back=False)
+
+
+def first_buckets(lake: Lake, count: int | None) -> tuple[int, ...]:
+    """The first so many buckets, None is all; UserError where there are fewer."""
+    there = lake.manifest.num_buckets
+    if count is not None and count > there:
+        raise UserError(f"buckets = {count}: the lake has {there}; lower it, or leave it out to read all")
+    return tuple(range(there if count is None else count))
 
 
 def _why_not(lake: Lake, calendar: Calendar, days: int) -> str | None:

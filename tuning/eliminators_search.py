@@ -23,7 +23,7 @@ from tuning.data import Remembered
 from tuning.eliminators_trial import EliminatorsTrial
 from tuning.results import SearchResult, TrialRow, collect
 from tuning.search import Goal, Prepared, confirm, open_search, run, search_uri, trials_at_once
-from tuning.space import Space, check_values, parse_space, usual_settings, with_settings
+from tuning.space import Space, check_base, check_values, parse_space, usual_settings, with_settings
 from tuning.trial import Plan
 
 FIXED = (
@@ -39,6 +39,14 @@ FIXED = (
     "runner.",
 )
 """Keys that all trials share."""
+TAKEN = {
+    "backbone": "backbone",
+    "name": "the search's name",
+    "seed": "seed",
+    "combinations": "combinations",
+    "optim.keep_share": "keep_share of the search",
+}
+"""Keys that the search sets, and by what."""
 LEAKAGE, ACCURACY = "leakage/mean", "ndcg@10/mean"
 SHARE = "ndcg_share/mean"
 KEEP_ALL = 1e-6
@@ -105,6 +113,7 @@ def check(config: EliminatorsSearchConfig) -> tuple[BackboneRecord, Space]:
     assert not groups, "model.groups is no key of eliminators"
     if "optim.keep_share" in config.space:
         raise UserError("space: optim.keep_share is set by the search; the rule of its choice is keep_share")
+    check_base(config.base, TAKEN)
     base = _base(config)
     validate_config(EliminatorsConfig, base)
     check_values(space, EliminatorsConfig, base)

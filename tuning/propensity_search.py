@@ -32,7 +32,16 @@ from tuning.profiles import count_discoveries, taste_evidence
 from tuning.propensity_trial import METRICS
 from tuning.results import SearchResult, collect
 from tuning.search import Goal, Prepared, confirm, open_search, run, search_uri, trials_at_once
-from tuning.space import GROUPS, Space, check_values, parse_partitions, parse_space, usual_settings, with_settings
+from tuning.space import (
+    GROUPS,
+    Space,
+    check_base,
+    check_values,
+    parse_partitions,
+    parse_space,
+    usual_settings,
+    with_settings,
+)
 from tuning.trial import Plan
 
 FIXED = (
@@ -40,6 +49,8 @@ FIXED = (
     "sample.split_seed", "sample.test_fraction", "sample.validation_fraction",
 )  # fmt: skip
 """Keys that all trials share: they decide who is tested and when, or only where a run lives."""
+TAKEN = {"lake": "lake", "name": "the search's name", "seed": "seed"}
+"""Keys that the search sets, and by what."""
 
 
 @dataclass(frozen=True)
@@ -136,6 +147,7 @@ def check(config: PropensitySearchConfig) -> tuple[TrialData, dict[str, Any], Sp
         raise UserError(f"metric = {config.metric!r} is not reported by these trials: choose {', '.join(METRICS)}")
     lake = Lake.open(config.lake)
     space, groups = parse_space(config.space, PropensityConfig, FIXED)
+    check_base(config.base, TAKEN)
     base = config.base | {"lake": config.lake, "name": f"{config.name}-best", "seed": config.seed}
     resolved = validate_config(PropensityConfig, base)
     if groups and resolved.kind != "mtl":

@@ -59,7 +59,8 @@ class PropensityTrial:
 
     @staticmethod
     def of(plan: Plan, rank: int, world_size: int, remembered: Remembered) -> "PropensityTrial":
-        """The trial of a plan with `lake`, `buckets`, `validation_days`, `looks` and `num_bootstrap`."""
+        """The trial of a plan with `config`, and of the search `buckets`, `validation_days` and `_users`, `looks` and
+        `num_bootstrap`."""
         config = PropensityConfig.model_validate(plan["config"])
         lake = Lake.open(config.lake)
         data = trial_data(lake, resolve_calendar(lake, config.window), plan["buckets"], plan["validation_days"])

@@ -13,6 +13,7 @@ from ray import tune
 from mtrec_ray.files import join, write_file, write_json
 from tuning.plots import plots_page
 from tuning.search import Prepared
+from tuning.trainable import is_there
 
 Settings = Callable[[dict[str, Any]], dict[str, Any]]
 Confirm = Callable[[dict[str, Any]], list[dict[str, float]]]
@@ -111,7 +112,7 @@ def collect(
     write_file(join(uri, "plots.html"), plots_page(study_of(result), [g.metric for g in prepared.goals]).encode())
     write_json(join(uri, "summary.json"), result.flat())
     for ended in grid:
-        if ended.checkpoint is not None:  # nobody goes on from them
+        if ended.checkpoint is not None and is_there(ended.checkpoint):  # nobody goes on from them
             ended.checkpoint.filesystem.delete_dir(ended.checkpoint.path)
     return result
 

@@ -83,7 +83,7 @@ def open_search(config: SearchConfig, resume: bool) -> None:
 
 def trials_at_once(config: SearchConfig) -> int:
     """How many trials run side by side; UserError where the cluster cannot hold one."""
-    cpus = cpus_of_trial(config)
+    cpus = config.workers * config.cpus_per_worker
     there = ray.cluster_resources().get("CPU", 0.0)
     if cpus > there:
         raise UserError(
@@ -99,10 +99,6 @@ def trials_at_once(config: SearchConfig) -> int:
         )
     beside_others = max(1, int((there - 1) // cpus))  # a CPU stays free, as for every job
     return min(config.trials_at_once or beside_others, config.trials)
-
-
-def cpus_of_trial(config: SearchConfig) -> float:
-    return config.workers * config.cpus_per_worker
 
 
 def run(

@@ -18,8 +18,8 @@ from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.counting import count_users
 from mtrec_ray.streams.groups import make_groups
 from mtrec_ray.training.config import PropensityConfig
-from tuning.data import TrialData
-from tuning.partitions import KINDS, Partition
+from tuning.data import TrialData, first_buckets
+from tuning.partitions import KINDS, Partition, PartitionSpec
 from tuning.propensity_search import partition_maker
 from tuning.report import partition_table
 
@@ -51,19 +51,19 @@ def show_partition(
         UserError: an unknown kind, or a groups file that misses or repeats a territory.
     """
     lake = Lake.open(config.lake)
-    calendar = resolve_calendar(lake, config.window)
-    buckets = tuple(range(min(config.buckets or lake.manifest.num_buckets, lake.manifest.num_buckets)))
+    calendar, buckets = resolve_calendar(lake, config.window), first_buckets(lake, config.buckets)
+    kind, partition = config.partition.split(":")[0], None
+    if kind in KINDS:
+        PartitionSpec.parse(config.partition, len(lake.manifest.territories))  # before any work
+    else:
+        groups = make_groups(config.partition, lake.manifest)
+        partition = Partition(config.partition, tuple(groups.names), tuple(groups.of_territory))
     data = TrialData(lake, calendar, buckets, calendar.day_bounds(0), held_back=False)
     settings = PropensityConfig(
         lake=config.lake, name="affinity", kind="baseline", seed=config.seed, sample=config.sample, window=config.window
     )
     maker = partition_maker(settings, data, progress)
-    kind = config.partition.split(":")[0]
-    if kind in KINDS:
-        partition = maker.make(config.partition)
-    else:
-        groups = make_groups(config.partition, lake.manifest)
-        partition = Partition(config.partition, tuple(groups.names), tuple(groups.of_territory))
+    partition = partition or maker.make(config.partition)
     evidence = maker.affinity if kind == "affinity" else maker.taste
     counted = map_buckets(
         count_users, buckets, lake, config.sample, calendar, Catalogue.of(lake, *calendar.day_bounds(0))

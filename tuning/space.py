@@ -11,14 +11,15 @@ territories move (`moves`), and for each which one (`move.1`) and whose group it
 goes on from every candidate, and a move means the same whatever the groups are called.
 """
 
+import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
-from pydantic import ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from mtrec_ray.config import Config, fields_of, validate_config
+from mtrec_ray.config import Config, assign, fields_of, validate_config
 from mtrec_ray.errors import UserError
 from tuning.partitions import PartitionSpec
 
@@ -48,8 +49,6 @@ class Range(Config):
 
 class PartitionSpace(Config):
     """Partitions to start from, and how far the search goes on from them."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     partitions: list[str] = Field(min_length=1)
     """Names as in `mtrec partition show`."""
@@ -148,6 +147,16 @@ def parse_partitions(groups: dict[str, Any], num_territories: int) -> tuple[Part
     return space, tuple(dict.fromkeys([*space.partitions, *random]))
 
 
+def check_base(base: dict[str, Any], taken: dict[str, str]) -> None:
+    """UserError where a search's base sets what the search itself decides; `taken`: dotted key -> what decides it."""
+    for key, by in taken.items():
+        section: Any = base
+        for part in key.split("."):
+            section = section.get(part) if isinstance(section, dict) else None
+        if section is not None:
+            raise UserError(f"base: {key} = {section!r} has no effect: it is decided by {by}; drop it")
+
+
 def check_values(space: Space, model: type[Config], base: dict[str, Any]) -> None:
     """UserError where an end of a range, or a choice, does not fit the config."""
     for key, span in space.ranges.items():
@@ -181,10 +190,9 @@ def _usual(space: Space, key: str, resolved: dict[str, Any]) -> Any:
 
 def with_settings(document: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """A nested document with dotted keys set; the given one stays as it is."""
-    result = dict(document)
+    result = copy.deepcopy(document)
     for key, value in settings.items():
-        section, _, rest = key.partition(".")
-        result[section] = with_settings(dict(result.get(section) or {}), {rest: value}) if rest else value
+        assign(result, key, value)
     return result
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.fs as pafs
 import ray
 import torch
 from ray import tune
@@ -26,7 +27,7 @@ class Worker:
 
     def __init__(self, rank: int, world_size: int) -> None:
         self.rank, self.world_size, self.remembered = rank, world_size, Remembered()
-        self.trial: Trial | None = None
+        self.trial: Trial  # from `begin` on
 
     def join(self, address: str) -> None:
         """Meet the other ranks; returns when all are there."""
@@ -40,12 +41,10 @@ class Worker:
 
     def advance(self) -> dict[str, float]:
         """To the next look; the figures are the same on every rank."""
-        assert self.trial is not None, "begin comes first"
         return self.trial.advance()
 
     def load(self, files: dict[str, bytes], folder: Path) -> None:
         """Go on from a checkpoint, which may have been written on another machine."""
-        assert self.trial is not None, "begin comes first"
         folder.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
             (folder / name).write_bytes(content)
@@ -72,15 +71,21 @@ class TrialProcess(tune.Trainable):
         metrics = self.own.advance()
         ray.get(advanced)
         trial = self.own.trial
-        assert trial is not None, "begun in setup"
         return {**metrics, "done": trial.looks_done == trial.num_looks}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        assert self.own.trial is not None, "begun in setup"
         self.own.trial.save(Path(checkpoint_dir))
 
+    def restore(self, checkpoint_path: Any) -> None:
+        """Go on from a checkpoint, or begin again where it is gone.
+
+        Tune removes a trial's older checkpoint before its own state names the newer: a driver killed in between leaves
+        a state that names nothing. A trial gives the same figures every time, so only its time is lost.
+        """
+        if is_there(checkpoint_path.checkpoint):
+            super().restore(checkpoint_path)
+
     def load_checkpoint(self, checkpoint: Any) -> None:
-        assert self.own.trial is not None, "begun in setup"
         folder = Path(checkpoint)
         files = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
         place = Path(str(self.logdir))
@@ -101,6 +106,12 @@ class TrialProcess(tune.Trainable):
         begun = [peer.begin.remote(plan) for peer in self.peers]
         self.own.begin(plan)
         ray.get(begun)
+
+
+def is_there(checkpoint: tune.Checkpoint) -> bool:
+    """Whether a checkpoint that Tune knows of is still stored."""
+    assert checkpoint.filesystem is not None, "set by Checkpoint itself"
+    return checkpoint.filesystem.get_file_info(checkpoint.path).type != pafs.FileType.NotFound
 
 
 def _free_port() -> int:

@@ -117,15 +117,21 @@ def window_batches(
         yield collate(step, tables, plan.length, num_attributes)
 
 
+def read_users(lake: Lake, bucket: int, config: SequenceConfig, without_attacked: bool) -> Sequences:
+    """Users of a bucket, those kept for attackers left out where asked."""
+    sequences = Sequences.read(lake, bucket, config)
+    return sequences.only(~is_attacked(sequences.keys, config)) if without_attacked else sequences
+
+
 def read_windows(
-    segment: Segment, lake: Lake, plan: WindowPlan, from_step: int, seed: int, read: ReadUsers | None = None
+    segment: Segment, lake: Lake, plan: WindowPlan, from_step: int, seed: int, read: ReadUsers = read_users
 ) -> pa.Table:
     """Windows of one segment that hold positions and belong to `from_step` or later, in slot order.
 
     Columns: `lane`, `step` int32, `window` FixedSizeBinary of L + 1 + m int32: the titles of the window's events and of
     the one that follows, -1 behind them; the user's attribute values. `read` may remember what `read_users` returned.
     """
-    sequences = (read or read_users)(lake, segment.bucket, plan.sequences, plan.without_attacked)
+    sequences = read(lake, segment.bucket, plan.sequences, plan.without_attacked)
     owner, number = slots_of(sequences, plan.length)
     order = np.argsort(mix(sequences.keys[owner], "window order", seed, segment.epoch, number.astype(np.uint64)))
     wanted = np.arange(segment.start, segment.stop)
@@ -194,12 +200,6 @@ def _count(bucket: int, lake: Lake, config: SequenceConfig, length: int, without
         windows=len(slots_of(sequences, length)[0]),
         values=[np.bincount(index[index >= 0], minlength=len(names)) for names, index in values],
     )
-
-
-def read_users(lake: Lake, bucket: int, config: SequenceConfig, without_attacked: bool) -> Sequences:
-    """Users of a bucket, those kept for attackers left out where asked."""
-    sequences = Sequences.read(lake, bucket, config)
-    return sequences.only(~is_attacked(sequences.keys, config)) if without_attacked else sequences
 
 
 def slots_of(sequences: Sequences, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -96,13 +96,14 @@ def _steps_s(trial: Path) -> float:
     return sum(json.loads(line)["steps_s"] for line in (trial / "result.json").read_text().splitlines())
 
 
-def test_figures(lake: Lake, folder: Path, num_random: int, seed: int) -> dict[str, dict[str, float]]:
+def figures_of_test_users(lake: Lake, folder: Path, num_random: int, seed: int) -> dict[str, dict[str, float]]:
     """Partition -> figures of the test users on the days after the window, trained on the whole window."""
     territories = lake.territory_names()
+    largest_first = -np.arange(len(territories))  # as the synthetic source names them
     partitions = {"found": str(yaml.safe_load((folder / "found" / "best-config.yaml").read_text())["model"]["groups"])}
     partitions |= {"regions": "regions", "one": "one"}
     for draw in range(num_random):
-        group = at_random(np.array([t.name for t in lake.manifest.territories]).argsort()[::-1], 4, seed, 100 + draw)
+        group = at_random(largest_first, 4, seed, 100 + draw)
         document = {f"g{g}": [t for t, own in zip(territories, group, strict=True) if own == g] for g in range(4)}
         file = folder / f"random{draw}.yaml"
         file.write_text(yaml.safe_dump(document))
@@ -126,7 +127,7 @@ def measure(num_users: int, num_random: int, seed: int) -> dict[str, float]:
         mtrec("lake", "build", "synthetic", "--out", f"{name}/lake", *(w for s in shape for w in ("--set", s)))
         lake = Lake.open(f"{name}/lake")
         found = affinity_cost(lake) | search(lake, folder, seed)
-        figures = test_figures(lake, folder, num_random, seed)
+        figures = figures_of_test_users(lake, folder, num_random, seed)
     random = [one[METRIC] for key, one in figures.items() if key.startswith("random")]
     for key in ("found", "regions", "one"):
         found |= {f"test/{key}{end}": figures[key][METRIC + end] for end in ("", "_low", "_high")}

@@ -34,6 +34,8 @@ def search(lake: str, **settings: Any) -> PropensitySearchConfig:
         ({"space": {GROUPS: {"partitions": ["one"]}}, "trials": 3}, "trials = 3: 4 are needed"),
         ({"warm_start": [{"optim.lr": 1e-3}]}, r"warm_start: 'optim\.lr' is not in space; it has optim\.epochs"),
         ({"base": {"incremental": True}}, "base.incremental has no effect"),
+        ({"base": {"seed": 7}}, "base: seed = 7 has no effect"),
+        ({"base": {"optim": 3}}, "optim"),
         ({"base": {"optim": {"epochs": 0}}}, r"'optim\.epochs' = 0"),
         ({"buckets": 5}, "buckets = 5: the lake has 4"),
         ({"validation_days": 40}, "validation_days = 40"),

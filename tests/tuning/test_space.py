@@ -12,7 +12,16 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.training.config import PropensityConfig
 from tuning.propensity_search import FIXED
-from tuning.space import Range, Space, check_values, parse_partitions, parse_space, usual_settings, with_settings
+from tuning.space import (
+    Range,
+    Space,
+    check_base,
+    check_values,
+    parse_partitions,
+    parse_space,
+    usual_settings,
+    with_settings,
+)
 
 BASE = {"lake": "lake", "name": "search", "optim": {"epochs": 2}}
 DOCUMENT = {
@@ -191,3 +200,19 @@ def test_settings_are_set_without_changing_the_document():
         "model": {"d": 8},
         "sample": {"tau": 0.5},
     }
+
+
+def test_a_plain_value_is_no_section():
+    with pytest.raises(UserError, match=r"optim\.lr: 'optim' is a plain value"):
+        with_settings({"optim": 3}, {"optim.lr": 1.0})
+
+
+@pytest.mark.parametrize("base", [{"seed": 3}, {"optim": {"keep_share": 0.9}}])
+def test_a_base_that_sets_what_the_search_decides(base):
+    with pytest.raises(UserError, match=r"base: (seed = 3|optim\.keep_share = 0\.9) has no effect"):
+        check_base(base, {"seed": "seed", "optim.keep_share": "keep_share of the search"})
+
+
+@pytest.mark.parametrize("base", [{}, {"optim": 3}, {"optim": {"lr": 1.0}}, {"optim": None}])
+def test_a_base_that_leaves_it_alone(base):
+    check_base(base, {"seed": "seed", "optim.keep_share": "keep_share of the search"})

@@ -134,19 +134,20 @@ def test_a_trial_whose_process_is_killed_is_tried_again(ray_cluster, shuffled_la
 
 def test_a_killed_search_goes_on_with_what_it_knew(shuffled_lake, tmp_path):
     config = tmp_path / "search.yaml"
-    config.write_text(yaml.safe_dump(SETTINGS))
+    config.write_text(yaml.safe_dump(SETTINGS | {"looks": 8}))
     command = [sys.executable, "-m", "mtrec_ray", "search", "propensity", "--lake", shuffled_lake.uri, "--name", "k"]
     command += ["--searches", str(tmp_path), "--config", str(config), "--trials-at-once", "1", "--json"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     driver = subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
     )
-    finished = wait_for_finished(tmp_path / "k" / "tune", 2)
-    lost = wait_for_unfinished(tmp_path / "k" / "tune", finished)
+    tune = tmp_path / "k" / "tune"
+    finished = wait_for_looks(tune, 8, count=1)
+    wait_for_looks(tune, 2, count=len(finished) + 1)  # the state on disk names what ended, and that this one has begun
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
     before = {path: path.read_text() for path in finished}
-    for checkpoint in lost:  # as when the driver dies before its state names the newer one
+    for checkpoint in tune.glob("*/checkpoint_*"):  # as when the driver dies before its state names the newer one
         shutil.rmtree(checkpoint)
     ended = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=400)
     assert ended.returncode == 0, ended.stderr[-2000:]
@@ -158,27 +159,15 @@ def test_a_killed_search_goes_on_with_what_it_knew(shuffled_lake, tmp_path):
     assert {"one", "taste:4", "random:4:0", "random:4:1"} <= set(partitions)  # the searcher remembers its queue
 
 
-def wait_for_finished(folder: Path, count: int, timeout_s: float = 240) -> list[Path]:
-    """Results of trials that looked for the last time, once there are `count`."""
+def wait_for_looks(folder: Path, looks: int, count: int, timeout_s: float = 240) -> list[Path]:
+    """Results of `count` trials that looked so many times."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        found = [path for path in folder.glob("*/result.json") if len(path.read_text().splitlines()) == 2]
+        found = [path for path in folder.glob("*/result.json") if len(path.read_text().splitlines()) >= looks]
         if len(found) >= count:
-            time.sleep(1)  # the experiment's own state follows its trials
             return found
-        time.sleep(0.1)
-    raise TimeoutError(f"{count} trials were not finished within {timeout_s} s")
-
-
-def wait_for_unfinished(folder: Path, finished: list[Path], timeout_s: float = 60) -> list[Path]:
-    """Checkpoints of trials that have looked, but not for the last time, once there are any."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        found = [path for path in folder.glob("*/checkpoint_*") if path.parent / "result.json" not in finished]
-        if found:
-            return found
-        time.sleep(0.02)
-    raise TimeoutError(f"no further trial had looked within {timeout_s} s")
+        time.sleep(0.05)
+    raise TimeoutError(f"{count} trials had not looked {looks} times within {timeout_s} s")
 
 
 class TestWhatIsRefusedBeforeTheFirstTrial:

@@ -14,6 +14,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: threads of one 
 def ray_cluster() -> Iterator[None]:
     """A local Ray with three logical CPUs, started once; tests that use it carry `pytest.mark.ray`."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # as `ray_session` has it
     import ray
 
     ray.init(

@@ -49,12 +49,18 @@ def test_errors_of_the_user_and_of_the_disk_come_as_they_were():
 def test_after_an_error_no_task_goes_on(tmp_path: Path):
     def work(n: int) -> None:
         if n == 0:
+            while len(list(tmp_path.glob("* began"))) < 2:
+                time.sleep(0.05)
             raise UserError("stop")
         (tmp_path / f"{n} began").touch()
-        time.sleep(8)  # longer than the error takes to arrive on a busy machine
-        (tmp_path / f"{n} ended").touch()
+        try:
+            for _ in range(1200):  # a task is interrupted between two instructions, not in one
+                time.sleep(0.1)
+            (tmp_path / f"{n} ended").touch()
+        finally:
+            (tmp_path / f"{n} gone").touch()
 
     with pytest.raises(UserError, match="stop"):
         run_tasks("failing", work, 3)
-    time.sleep(8.5)
+    assert len(list(tmp_path.glob("* gone"))) == 2  # before the driver went on
     assert not list(tmp_path.glob("* ended"))

@@ -38,7 +38,6 @@ def run_config(lake: str, runs: str, name: str, **settings: Any) -> PropensityCo
         "model": {"d": 32},
         "sample": {"random_fraction": 0.7, "active_fraction": 0.3, "alpha": 4.0},
         "optim": {"epochs": 6, "batch_pairs": 4096, "lanes": 4, "lr": 2e-3},
-        "runner": {"checkpoint_every_s": 0.0},
     }
     for key, value in settings.items():
         document[key] = document.get(key, {}) | value if isinstance(value, dict) else value

@@ -1,4 +1,4 @@
-"""Runs on a real cluster: killed and resumed, on one worker and on two, each against one straight run."""
+"""Runs on a real cluster: what one learns, and the same run killed and resumed, on one worker and on two."""
 
 import os
 import signal
@@ -8,17 +8,25 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
-from mtrec_ray.config import dump_yaml
+from mtrec_ray.config import dump_yaml, validate_config
 from mtrec_ray.errors import UserError
+from mtrec_ray.jobs.evaluate import evaluate_propensity
+from mtrec_ray.jobs.evaluate_config import EvaluateConfig
+from mtrec_ray.jobs.report import make_report
+from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.training.propensity import train_propensity
 from mtrec_ray.training.run import RunRecord
 from tests.training.conftest import run_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
+
+OFTEN = {"checkpoint_every_s": 0.2}
+"""So that a short run can be killed between two checkpoints."""
 
 
 def snapshots(record_or_folder) -> dict[str, dict[str, torch.Tensor]]:
@@ -69,6 +77,18 @@ def test_a_run_ends_with_a_snapshot_of_each_phase(straight):
     assert straight.metrics["train/loss"] < 0.69
 
 
+def test_the_multi_task_model_beats_the_baseline_in_every_group(straight, planted_lake, runs):
+    """Each group has a taste of its own, and group blocks learn it."""
+    baseline = train_propensity(run_config(planted_lake, runs, "baseline", kind="baseline"))
+    settings = {"runs": [baseline.uri, straight.uri], "num_bootstrap": 50, "references": False}
+    report = make_report(evaluate_propensity(validate_config(EvaluateConfig, settings)))
+    gains = report.intervals("pr_auc", "straight", gain=True)
+    territories = Lake.open(planted_lake).manifest.territories
+    for region in {territory.region for territory in territories}:
+        assert np.nanmean([gains[t.name].value for t in territories if t.region == region]) > 0, region
+    assert gains["all"].low > 10
+
+
 def test_a_finished_run_is_not_trained_again(straight, planted_lake, runs):
     began = time.monotonic()
     again = train_propensity(run_config(planted_lake, runs, "straight"))
@@ -87,14 +107,14 @@ def test_a_killed_worker_ends_in_the_same_weights(straight, planted_lake, runs):
 
     thread = threading.Thread(target=kill)
     thread.start()
-    record = train_propensity(run_config(planted_lake, runs, "worker-killed"))
+    record = train_propensity(run_config(planted_lake, runs, "worker-killed", runner=OFTEN))
     thread.join()
     assert killed, "the run ended before it could be disturbed"
     assert_same_weights(straight, record)
 
 
 def test_a_killed_driver_goes_on_to_the_same_weights(straight, planted_lake, runs, tmp_path):
-    config = run_config(planted_lake, runs, "driver-killed")
+    config = run_config(planted_lake, runs, "driver-killed", runner=OFTEN)
     (tmp_path / "config.yaml").write_text(dump_yaml(config))
     command = [sys.executable, "-m", "mtrec_ray", "train", "propensity", "--config", str(tmp_path / "config.yaml")]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}

@@ -40,7 +40,6 @@ def backbone_config(folder: Path, **settings: Any) -> BackboneConfig:
         "name": "backbone",
         "model": {"width": 32},
         "optim": {"epochs": 24, "evaluate_every": 6, "lanes": 4},
-        "runner": {"checkpoint_every_s": 0.0},
     }
     return validate_config(BackboneConfig, document | settings)
 

@@ -18,6 +18,7 @@ SYNTHETIC = {
     "user_width": 32,
     "title_width": 32,
     "evaluation_boost": 8.0,
+    "num_evaluation_days": 2,
 }
 
 

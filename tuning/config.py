@@ -24,6 +24,8 @@ class SearchConfig(Config):
     """Configurations (dotted keys of the space) that are tried first; what they leave out is drawn."""
     trials: int = Field(default=20, ge=1)
     """Configurations tried, warm starts included."""
+    buckets: int | None = Field(default=None, ge=1)
+    """Buckets of the lake that a trial reads and keeps in memory, each a random sample of the users; null reads all."""
     workers: int = Field(default=1, ge=1)
     """Data-parallel workers of a trial, which hold their CPUs together or not at all."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
@@ -43,8 +45,6 @@ class PropensitySearchConfig(SearchConfig):
     """Folder or URI of the lake."""
     metric: str = "pr_auc/weighted"
     """What is maximised: pr_auc or ndcg@10 of /all users pooled, /mean of territories, /weighted by positives."""
-    buckets: int | None = Field(default=None, ge=1)
-    """Buckets of the lake that a trial reads, each a random sample of the users; null reads all."""
     validation_fraction: float = Field(default=0.15, gt=0, lt=1)
     """Share of users that trials are validated on; test users stay untouched."""
     validation_days: int | None = Field(default=None, ge=0)

@@ -19,7 +19,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.training.eliminators_config import EliminatorsConfig, combination_name, parse_combinations
 from tuning.config import EliminatorsSearchConfig
-from tuning.data import Remembered
+from tuning.data import Remembered, first_buckets
 from tuning.eliminators_trial import EliminatorsTrial
 from tuning.results import SearchResult, TrialRow, collect
 from tuning.search import Goal, Prepared, confirm, open_search, run, search_uri, trials_at_once
@@ -108,6 +108,7 @@ def check(config: EliminatorsSearchConfig) -> tuple[BackboneRecord, Space]:
         raise UserError(
             f"backbone {config.backbone!r} was trained on another state of lake {lake.uri!r}: train it again"
         )
+    first_buckets(lake, config.buckets)
     parse_combinations(config.combinations, source.attributes)
     space, groups = parse_space(config.space, EliminatorsConfig, FIXED)
     assert not groups, "model.groups is no key of eliminators"
@@ -131,7 +132,7 @@ def _search(
 ) -> SearchResult:
     open_search(config, resume)
     base = _base(config)
-    plans = EliminatorsPlans(base, space, {"num_permutations": config.num_permutations})
+    plans = EliminatorsPlans(base, space, {"buckets": config.buckets, "num_permutations": config.num_permutations})
     prepared = Prepared(
         space=space,
         goals=(Goal(LEAKAGE, "min"), Goal(ACCURACY, "max")),

@@ -30,7 +30,7 @@ from mtrec_ray.training.eliminators import make_packs
 from mtrec_ray.training.eliminators_config import EliminatorsConfig, combination_name
 from mtrec_ray.training.eliminators_loop import PREFIXES, make_pack_trainee
 from mtrec_ray.training.eliminators_run import Combination, EliminatorsRecord
-from tuning.data import Remembered, map_here
+from tuning.data import Remembered, first_buckets, map_here
 from tuning.trial import Plan
 
 NUM_BOOTSTRAP = 200
@@ -59,11 +59,12 @@ class EliminatorsTrial:
     num_looks = 1
 
     def __init__(self, plan: Plan, remembered: Remembered) -> None:
-        """`plan` holds `config` and `num_permutations`."""
+        """`plan` holds `config`, and of the search `buckets` and `num_permutations`."""
         self.plan, self.looks_done = plan, 0
         self.config = EliminatorsConfig.model_validate(plan["config"])
         self.source = BackboneRecord.load(self.config.backbone)
         self.lake, self.remembered = Lake.open(self.source.config.lake), remembered
+        self.buckets = first_buckets(self.lake, plan["buckets"])
         torch.set_num_threads(max(1, int(self.config.runner.cpus_per_worker)))
         use_fast_matmul()
 
@@ -106,9 +107,10 @@ class EliminatorsTrial:
 
     def _open_users(self) -> HeldOutUsers:
         """Users whom no audit attacks, with their validation event."""
-        length, buckets = self.source.config.model.history, range(self.lake.manifest.num_buckets)
-        fraction = min(1.0, self.config.optim.validation_users / max(1, self.lake.manifest.counts["users"]))
-        users = read_held_out(self.lake, self.source.config.sequences, VALIDATION_EVENT, length, buckets, fraction)
+        length, manifest = self.source.config.model.history, self.lake.manifest
+        expected = manifest.counts["users"] * len(self.buckets) / manifest.num_buckets
+        fraction = min(1.0, self.config.optim.validation_users / max(1.0, expected))
+        users = read_held_out(self.lake, self.source.config.sequences, VALIDATION_EVENT, length, self.buckets, fraction)
         return users.only(~users.attacked)
 
     def _train(self, backbone: SequentialBackbone, users: HeldOutUsers) -> dict[Combination, Represented]:
@@ -137,10 +139,10 @@ class EliminatorsTrial:
     ) -> Candidate:
         """What `mtrec train eliminators` makes of a pack, its weights averaged to the last step."""
         lake, optim, length = self.lake, self.config.optim, self.source.config.model.history
-        plan = make_window_plan(lake, sequences, length, without_attacked=True, map_over=map_here)
+        plan = make_window_plan(lake, sequences, length, without_attacked=True, buckets=self.buckets, map_over=map_here)
         schedule = plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, self.config.seed)
         fraction = min(1.0, optim.validation_users / plan.users)
-        seen = read_prefixes(lake, sequences, length, range(lake.manifest.num_buckets), fraction, PREFIXES)
+        seen = read_prefixes(lake, sequences, length, self.buckets, fraction, PREFIXES)
         trainee = make_pack_trainee(record, pack, backbone, plan, torch.device("cpu"), users, 1)
         trainee.match_means(seen, 0, 1)
         for batch in window_batches(lake, plan, schedule, 0, 1, stream=self.remembered.windows):

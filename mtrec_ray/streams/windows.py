@@ -6,7 +6,7 @@ every column; window w is one slot of the schedule, and every position is traine
 Legend: `U` users, `W` windows, `B` windows of a step, `L` length, `m` sensitive attributes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,13 +70,28 @@ def make_window_plan(
     length: int,
     without_attacked: bool,
     progress: ProgressCallback | None = None,
+    buckets: Sequence[int] | None = None,
     map_over: MapBuckets = map_buckets,
 ) -> WindowPlan:
-    """Count the windows of each bucket, gone through by `map_over`; UserError where there is nothing to train on."""
-    buckets = range(lake.manifest.num_buckets)
+    """Count the windows of each bucket, gone through by `map_over`.
+
+    Args:
+        lake: what is read.
+        sequences: whose histories.
+        length: events of a window.
+        without_attacked: leave out users whose attribute values are the attackers'.
+        progress: told of counted buckets.
+        buckets: which are trained on; None is all.
+        map_over: how buckets are gone through.
+
+    Raises:
+        UserError: there is nothing to train on.
+    """
+    buckets = range(lake.manifest.num_buckets) if buckets is None else buckets
     show = stage_progress(progress, "counting histories", len(buckets))
     counted = dict(map_over(_count, buckets, lake, sequences, length, without_attacked, progress=show))
     counts = [counted[bucket] for bucket in buckets]
+    windows = {bucket: counted[bucket].windows for bucket in buckets}
     users = sum(count.users for count in counts)
     if not sum(count.windows for count in counts):
         whose = " outside the attacked part" if without_attacked else ""
@@ -91,7 +106,7 @@ def make_window_plan(
         users=users,
         short_users=sum(count.short_users for count in counts),
         positions=sum(count.positions for count in counts),
-        windows_per_bucket=[count.windows for count in counts],
+        windows_per_bucket=[windows.get(bucket, 0) for bucket in range(lake.manifest.num_buckets)],
         value_counts=[np.sum(column, axis=0).tolist() for column in zip(*(c.values for c in counts), strict=True)],
     )
 

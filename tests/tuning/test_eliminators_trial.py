@@ -12,7 +12,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.streams import windows
-from mtrec_ray.streams.sequences import SequenceConfig, is_attacked
+from mtrec_ray.streams.sequences import SequenceConfig, Sequences, is_attacked
 from mtrec_ray.training.backbone_config import BackboneConfig
 from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord
 from mtrec_ray.training.weights import save_weights
@@ -64,10 +64,10 @@ def search_config(backbone: BackboneRecord, **changes: Any) -> EliminatorsSearch
     return EliminatorsSearchConfig.model_validate(document | changes)
 
 
-def trial(backbone: BackboneRecord, **settings: Any) -> EliminatorsTrial:
+def trial(backbone: BackboneRecord, buckets: int | None = None, **settings: Any) -> EliminatorsTrial:
     config = search_config(backbone)
     base = config.base | {"backbone": backbone.uri, "name": "t", "combinations": config.combinations} | settings
-    plans = EliminatorsPlans(base, Space(), {"num_permutations": 2})
+    plans = EliminatorsPlans(base, Space(), {"buckets": buckets, "num_permutations": 2})
     return EliminatorsTrial(plans({}), Remembered())
 
 
@@ -101,6 +101,20 @@ class TestHalves:
         assert not np.intersect1d(lower, upper).size
         for keys in (lower, upper):
             assert not is_attacked(keys, backbone.config.sequences).any()
+
+
+def test_a_trial_reads_the_stated_buckets_alone(backbone, monkeypatch):
+    read, original = set(), Sequences.read
+
+    def watched(lake: Lake, bucket: int, config: SequenceConfig) -> Sequences:
+        read.add(bucket)
+        return original(lake, bucket, config)
+
+    monkeypatch.setattr(Sequences, "read", watched)
+    trial(backbone, buckets=1).advance()
+    assert read == {0}
+    trial(backbone).advance()
+    assert read == {0, 1}
 
 
 class TestFigures:
@@ -137,6 +151,8 @@ class TestRefusals:
         [
             ({"workers": 2}, "trains in one process"),
             ({"combinations": "gender,shoe"}, "no attribute 'shoe'"),
+            ({"buckets": 3}, "buckets = 3: the lake has 2"),
+            ({"base": {"optim": {"keep_share": 0.9}}}, "decided by keep_share of the search"),
             ({"space": {"optim.keep_share": [0.5]}}, "keep_share"),
             ({"space": {"adversary.wait": [1]}}, "adversary.wait"),
             ({"space": {"shape.num_prompts": {"low": -3, "high": 4}}}, "shape.num_prompts"),

@@ -1,7 +1,7 @@
 """The search itself, whatever is searched: Optuna proposes, Ray Tune runs trials side by side, ASHA stops weak ones.
 
 1. `prepare_*` (other files): check the settings, know the space, the goals and how a trial is made
-2. `check_resources`:         can the cluster hold a trial, and how many at once
+2. `trials_at_once`:          can the cluster hold a trial, and how many at once
 3. `run`:                     a new Tune experiment, or the stopped one with its searcher's memory
 4. `confirm`:                 the chosen configuration with fresh seeds
 5. `tuning.results`:          trials.csv, best-config.yaml and plots, from the trials' own reports
@@ -9,6 +9,7 @@
 searches/NAME/search.yaml        the settings, as they were given
 searches/NAME/tune/              Ray Tune's own state (its pickles are read on --resume: resume only your own searches)
 searches/NAME/partitions/        groups files of the partitions that trials used
+searches/NAME/confirmed.json     figures of the chosen configuration with fresh seeds
 """
 
 import logging
@@ -25,7 +26,7 @@ from ray.tune.search.optuna import OptunaSearch
 from mtrec_ray.config import dump_yaml
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, exists, join, read_file, write_file
+from mtrec_ray.files import absolute, exists, join, read_file, read_json, write_file, write_json
 from tuning.config import SearchConfig
 from tuning.data import Remembered
 from tuning.space import GROUPS, Space
@@ -34,7 +35,7 @@ from tuning.trial import Plan, make_trial
 
 logger = logging.getLogger(__name__)
 
-TUNE = "tune"
+TUNE, CONFIRMED = "tune", "confirmed.json"
 FRESH_SEEDS = 1_000
 NUM_RANDOM = 8
 """Trials, first ones included, before the sampler proposes by what it has learned."""
@@ -155,13 +156,19 @@ def _with_the_dead(grid: tune.ResultGrid, config: SearchConfig, trainable: Any, 
 
 
 def confirm(config: SearchConfig, prepared: Prepared, params: dict[str, Any]) -> list[dict[str, float]]:
-    """Figures of a configuration trained anew with `config.confirm` seeds that no trial had."""
+    """Figures of a configuration trained anew with `config.confirm` seeds that no trial had; kept for `--resume`."""
+    uri = join(search_uri(config), CONFIRMED)
+    known = read_json(uri) if exists(uri) else {}
+    if known.get("params") == params:
+        return known["figures"]
     plans = []
     for number in range(1, 1 + config.confirm):
         plan = prepared.make_plan(params)
         plans.append(plan | {"config": plan["config"] | {"seed": config.seed + FRESH_SEEDS + number}})
     task = ray.remote(num_cpus=config.cpus_per_worker, max_retries=config.retries)(_train_to_end)
-    return ray.get([task.remote(plan) for plan in plans])
+    figures = ray.get([task.remote(plan) for plan in plans])
+    write_json(uri, {"params": params, "figures": figures})
+    return figures
 
 
 def _train_to_end(plan: Plan) -> dict[str, float]:

@@ -99,6 +99,13 @@ class TestWhatASearchLeaves:
         assert searched.fresh[0]["pr_auc/weighted"] > 0
 
 
+def test_a_finished_search_that_is_resumed_trains_nothing(searched, shuffled_lake, monkeypatch):
+    monkeypatch.setattr("tuning.search._train_to_end", None)
+    folder = Path(searched.uri).parent
+    again = search_propensity(search_config(shuffled_lake.uri, folder, "whole"), resume=True)
+    assert again.flat() == searched.flat()
+
+
 def test_two_workers_find_what_one_finds(ray_cluster, shuffled_lake, tmp_path, searched):
     config = search_config(
         shuffled_lake.uri, tmp_path, "two", workers=2, cpus_per_worker=0.5, trials=4, early_stop=False, confirm=0

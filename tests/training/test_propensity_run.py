@@ -89,11 +89,10 @@ def test_the_multi_task_model_beats_the_baseline_in_every_group(straight, plante
     assert gains["all"].low > 10
 
 
-def test_a_finished_run_is_not_trained_again(straight, planted_lake, runs):
-    began = time.monotonic()
+def test_a_finished_run_is_not_trained_again(straight, planted_lake, runs, monkeypatch):
+    monkeypatch.setattr("mtrec_ray.training.propensity.fit", None)
     again = train_propensity(run_config(planted_lake, runs, "straight"))
     assert again == RunRecord.load(straight.uri)
-    assert time.monotonic() - began < 10
 
 
 def test_a_killed_worker_ends_in_the_same_weights(straight, planted_lake, runs):

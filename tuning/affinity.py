@@ -26,7 +26,7 @@ from mtrec_ray.streams.reader import StepRows, collate, read_segment, training_b
 from mtrec_ray.streams.schedule import Segment
 from mtrec_ray.training.config import PropensityConfig
 from mtrec_ray.training.loop import Trainee, make_trainee, set_learning_rate
-from mtrec_ray.training.propensity import open_run
+from mtrec_ray.training.propensity import new_run
 from tuning.clustering import Evidence
 from tuning.data import Remembered, TrialData
 
@@ -102,7 +102,7 @@ def gradient_evidence(config: PropensityConfig, data: TrialData) -> Evidence:
         data: what is read, at least two buckets.
     """
     data = replace(data, buckets=data.buckets[: max(2, len(data.buckets) // 2)])  # for both: each is read once
-    record, remembered = open_run(config, data.lake, data.calendar), Remembered()
+    record, remembered = new_run(config, data.lake, data.calendar), Remembered()
     plan = remembered.plan(data, config.sample)
     trainee = make_trainee(record, data.lake, torch.device("cpu"), 1)
     checkpoints = _train_to(trainee, config, data, plan, remembered)

@@ -5,7 +5,8 @@ backbone's NDCG@10, the one that leaks least, and of those that leak nothing the
 most accurate of all, and a note says so).
 """
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -14,16 +15,16 @@ import ray
 from mtrec_ray.config import validate_config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, join
+from mtrec_ray.files import absolute, join, read_file
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.training.backbone_run import BackboneRecord
+from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord
 from mtrec_ray.training.eliminators_config import EliminatorsConfig, combination_name, parse_combinations
 from tuning.config import EliminatorsSearchConfig
 from tuning.data import Remembered, first_buckets
 from tuning.eliminators_trial import EliminatorsTrial
 from tuning.results import SearchResult, TrialRow, collect
-from tuning.search import Goal, Prepared, confirm, open_search, run, search_uri, trials_at_once
-from tuning.space import Space, check_base, check_values, parse_space, usual_settings, with_settings
+from tuning.search import Goal, Prepared, check_name, confirm, is_begun, record_search, run, search_uri, trials_at_once
+from tuning.space import Space, check_base, check_values, checked_starts, parse_space, usual_settings, with_settings
 from tuning.trial import Plan
 
 FIXED = (
@@ -37,6 +38,8 @@ FIXED = (
     "jobs_at_once",
     "retries",
     "runner.",
+    "optim.evaluate_every",
+    "optim.validation_users",
 )
 """Keys that all trials share."""
 TAKEN = {
@@ -45,6 +48,7 @@ TAKEN = {
     "seed": "seed",
     "combinations": "combinations",
     "optim.keep_share": "keep_share of the search",
+    "runner.cpus_per_worker": "cpus_per_worker of the search",
 }
 """Keys that the search sets, and by what."""
 LEAKAGE, ACCURACY = "leakage/mean", "ndcg@10/mean"
@@ -60,13 +64,16 @@ class EliminatorsPlans:
     base: dict[str, Any]
     space: Space
     data: dict[str, Any]
+    """What else a trial's plan holds."""
+    aside: dict[str, Any] = field(default_factory=dict)
+    """Dotted settings of trials alone."""
 
     def settings(self, params: dict[str, Any]) -> dict[str, Any]:
         """The document that `mtrec train eliminators --config` reads."""
         return with_settings(self.base, self.space.settings(params))
 
     def __call__(self, params: dict[str, Any]) -> Plan:
-        config = validate_config(EliminatorsConfig, self.settings(params))
+        config = validate_config(EliminatorsConfig, with_settings(self.settings(params), self.aside))
         return {"kind": "eliminators", "config": config.model_dump(mode="json"), **self.data}
 
 
@@ -83,14 +90,12 @@ def search_eliminators(
     trials_at_once(config)
     if config.shared:
         return [_search(config, source, space, resume, progress)]
-    results = []
-    for combination in parse_combinations(config.combinations, source.attributes):
-        name = combination_name(combination)
-        own = config.model_copy(
-            update={"searches": join(absolute(config.searches), config.name), "name": name, "combinations": name}
-        )
-        results.append(_search(own, source, space, resume, progress))
-    return results
+    names = [combination_name(one) for one in parse_combinations(config.combinations, source.attributes)]
+    folder = join(absolute(config.searches), config.name)
+    each = [config.model_copy(update={"searches": folder, "name": name, "combinations": name}) for name in names]
+    if resume and not any(map(is_begun, each)):
+        raise UserError(f"--resume: there is no search {folder!r}; start it without --resume")
+    return [_search(one, source, space, resume and is_begun(one), progress) for one in each]
 
 
 def check(config: EliminatorsSearchConfig) -> tuple[BackboneRecord, Space]:
@@ -118,6 +123,7 @@ def check(config: EliminatorsSearchConfig) -> tuple[BackboneRecord, Space]:
     base = _base(config)
     validate_config(EliminatorsConfig, base)
     check_values(space, EliminatorsConfig, base)
+    checked_starts(space, config.warm_start)
     if len(config.warm_start) >= config.trials:
         raise UserError(f"trials = {config.trials}: {len(config.warm_start)} warm starts and the base need more")
     return source, space
@@ -130,14 +136,18 @@ def _search(
     resume: bool,
     progress: ProgressCallback | None,
 ) -> SearchResult:
-    open_search(config, resume)
-    base = _base(config)
-    plans = EliminatorsPlans(base, space, {"buckets": config.buckets, "num_permutations": config.num_permutations})
+    weights = hashlib.sha256(read_file(join(source.uri, WEIGHTS))).hexdigest()
+    stands_on = {f"lake {source.config.lake!r}": source.lake_hash, f"backbone {source.uri!r}": weights}
+    check_name(config, stands_on, resume)
+    record_search(config, stands_on)
+    base, data = _base(config), {"buckets": config.buckets, "num_permutations": config.num_permutations}
+    plans = EliminatorsPlans(base, space, data, {"runner.cpus_per_worker": config.cpus_per_worker})
     prepared = Prepared(
         space=space,
         goals=(Goal(LEAKAGE, "min"), Goal(ACCURACY, "max")),
         make_plan=plans,
         first=[usual_settings(space, EliminatorsConfig, base)],
+        starts=checked_starts(space, config.warm_start),
     )
     untouched = ray.get(ray.remote(num_cpus=config.cpus_per_worker)(_backbone_figures).remote(plans(prepared.first[0])))
     grid = run(config, prepared, resume, progress)

@@ -23,6 +23,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.training.config import PropensityConfig
+from mtrec_ray.training.propensity import new_run
 from tuning.affinity import gradient_evidence
 from tuning.clustering import Evidence
 from tuning.config import PropensitySearchConfig
@@ -31,12 +32,14 @@ from tuning.partitions import Partition, PartitionMaker, with_moves
 from tuning.profiles import count_discoveries, taste_evidence
 from tuning.propensity_trial import METRICS
 from tuning.results import SearchResult, collect
-from tuning.search import Goal, Prepared, confirm, open_search, run, search_uri, trials_at_once
+from tuning.search import Goal, Prepared, check_name, confirm, is_begun, record_search, run, search_uri, trials_at_once
 from tuning.space import (
     GROUPS,
+    PartitionSpace,
     Space,
     check_base,
     check_values,
+    checked_starts,
     parse_partitions,
     parse_space,
     usual_settings,
@@ -49,7 +52,12 @@ FIXED = (
     "sample.split_seed", "sample.test_fraction", "sample.validation_fraction",
 )  # fmt: skip
 """Keys that all trials share: they decide who is tested and when, or only where a run lives."""
-TAKEN = {"lake": "lake", "name": "the search's name", "seed": "seed"}
+TAKEN = {
+    "lake": "lake",
+    "name": "the search's name",
+    "seed": "seed",
+    "runner.cpus_per_worker": "cpus_per_worker of the search",
+}
 """Keys that the search sets, and by what."""
 
 
@@ -66,7 +74,8 @@ class PropensityPlans:
     """Where groups files are written, named by what they hold."""
     data: dict[str, Any]
     """What else a trial's plan holds."""
-    validation_fraction: float
+    aside: dict[str, Any]
+    """Dotted settings of trials alone, which `mtrec train` must not have."""
 
     def partition(self, params: dict[str, Any]) -> Partition | None:
         """The partition of a trial, its moves made; None where partitions are not searched, or plain choices."""
@@ -85,8 +94,7 @@ class PropensityPlans:
         return with_settings(self.base, settings)
 
     def __call__(self, params: dict[str, Any]) -> Plan:
-        put_aside = {"sample.validation_fraction": self.validation_fraction, "runs": join(self.folder, "no runs")}
-        config = validate_config(PropensityConfig, with_settings(self.settings(params), put_aside))
+        config = validate_config(PropensityConfig, with_settings(self.settings(params), self.aside))
         return {"kind": "propensity", "config": config.model_dump(mode="json"), **self.data}
 
     def _groups_file(self, partition: Partition) -> str:
@@ -108,11 +116,13 @@ def search_propensity(
     config = config.model_copy(update={"lake": absolute(config.lake)})
     data, base, space, seeds = check(config)
     trials_at_once(config)
-    open_search(config, resume)
+    stands_on = {f"lake {config.lake!r}": data.lake.manifest.lake_hash}
+    check_name(config, stands_on, resume)
     discoveries, partitions = _partitions(config, data, base, seeds, progress)
     movable = _largest(data.lake, discoveries, config)
-    moves = space.moves if len(movable) > 1 else 0
-    space = replace(space, partitions=seeds, movable=movable, moves=moves)
+    space = replace(space, movable=movable, moves=space.moves if len(movable) > 1 else 0)
+    starts = checked_starts(space, config.warm_start)
+    record_search(config, stands_on)
     plans = PropensityPlans(
         base=base,
         space=space,
@@ -126,13 +136,15 @@ def search_propensity(
             "num_bootstrap": config.num_bootstrap,
             "validation_users": config.validation_users,
         },
-        validation_fraction=config.validation_fraction,
+        aside=_aside(config),
     )
     prepared = Prepared(
         space=space,
         goals=(Goal(config.metric, "max"),),
         make_plan=plans,
         first=_first(space, base),
+        starts=starts,
+        num_groups={name: len(partition.group_names) for name, partition in partitions.items()},
         num_looks=config.looks,
         reduction_factor=config.reduction_factor if config.early_stop else None,
     )
@@ -154,19 +166,20 @@ def check(config: PropensitySearchConfig) -> tuple[TrialData, dict[str, Any], Sp
         raise UserError(f"space: {GROUPS} has no effect on a baseline: drop it, or drop base.kind")
     if resolved.incremental:
         raise UserError("base.incremental has no effect on trials, which train on the window: train the best with it")
-    check_values(space, PropensityConfig, base)
+    check_values(space, PropensityConfig, with_settings(base, {GROUPS: "one"}) if groups else base)
     seeds: tuple[str, ...] = ()
     if groups:
-        partitions, seeds = parse_partitions(groups, len(lake.manifest.territories))
-        space = replace(space, moves=partitions.moves)
+        territories = lake.manifest.territories
+        partitions, seeds = parse_partitions(groups, len(territories), len({t.region for t in territories}))
+        space = replace(space, partitions=seeds, moves=partitions.moves)
     needed = len(seeds) + len(config.warm_start)
     if needed > config.trials:
         raise UserError(f"trials = {config.trials}: {needed} are needed to try every partition and warm start once")
-    for start in config.warm_start:
-        unknown = [key for key in start if key not in config.space and not key.startswith("move")]
-        if unknown:
-            raise UserError(f"warm_start: {unknown[0]!r} is not in space; it has {', '.join(config.space)}")
+    checked_starts(space, config.warm_start)
     data = trial_data(lake, resolve_calendar(lake, resolved.window), config.buckets, config.validation_days)
+    for choice in space.choices.get(GROUPS, [resolved.model.groups]):
+        own = resolved.model.model_copy(update={"groups": choice})
+        new_run(resolved.model_copy(update={"model": own}), lake, data.calendar)
     return data, base, space, seeds
 
 
@@ -199,9 +212,8 @@ def _partitions(
     if not seeds:
         return [], {}
     uri = join(search_uri(config), "partitions", "seeds.json")
-    if not exists(uri):
-        put_aside = {"sample.validation_fraction": config.validation_fraction}
-        maker = partition_maker(validate_config(PropensityConfig, with_settings(base, put_aside)), data, progress)
+    if not is_begun(config):
+        maker = partition_maker(validate_config(PropensityConfig, with_settings(base, _aside(config))), data, progress)
         made = [maker.make(name) for name in seeds]
         partitions = {p.name: {"names": p.group_names, "group": p.group} for p in made}
         write_json(uri, {"discoveries": maker.volume.tolist(), "partitions": partitions})
@@ -212,14 +224,21 @@ def _partitions(
     return document["discoveries"], partitions
 
 
+def _aside(config: PropensitySearchConfig) -> dict[str, Any]:
+    return {
+        "sample.validation_fraction": config.validation_fraction,
+        "runner.cpus_per_worker": config.cpus_per_worker,
+    }
+
+
 def _largest(lake: Lake, discoveries: list[int], config: PropensitySearchConfig) -> tuple[str, ...]:
     """Names of the territories that may move, those with the most discoveries."""
     if not discoveries:
         return ()
-    partitions, _ = parse_partitions(config.space[GROUPS], len(discoveries))
+    movable = PartitionSpace.model_validate(config.space[GROUPS]).movable
     ranked = sorted(range(len(discoveries)), key=lambda territory: -discoveries[territory])
     names = lake.territory_names()
-    return tuple(names[territory] for territory in ranked[: partitions.movable])
+    return tuple(names[territory] for territory in ranked[:movable])
 
 
 def _first(space: Space, base: dict[str, Any]) -> list[dict[str, Any]]:

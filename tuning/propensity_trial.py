@@ -18,7 +18,7 @@ from mtrec_ray.streams.reader import StepRows, training_batches
 from mtrec_ray.training.checkpoint import Position, load_checkpoint, save_checkpoint
 from mtrec_ray.training.config import PropensityConfig
 from mtrec_ray.training.loop import make_trainee, set_learning_rate
-from mtrec_ray.training.propensity import open_run
+from mtrec_ray.training.propensity import new_run
 from mtrec_ray.training.run import schedule_of
 from mtrec_ray.training.worker import RunningMean
 from tuning.data import Remembered, TrialData, trial_data
@@ -47,7 +47,7 @@ class PropensityTrial:
     ) -> None:
         self.config, self.data, self.num_looks, self.looks_done = config, data, num_looks, 0
         self.rank, self.world_size, self.num_bootstrap = rank, world_size, num_bootstrap
-        self.record = open_run(config, data.lake, data.calendar)
+        self.record = new_run(config, data.lake, data.calendar)
         self.remembered = remembered
         self.plan = remembered.plan(data, config.sample)
         self.schedule = schedule_of(self.record, self.plan)

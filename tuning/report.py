@@ -47,7 +47,7 @@ def _fresh_seeds(result: SearchResult) -> list[Table]:
 
 
 def _against_random(result: SearchResult) -> list[Table]:
-    """The candidate partitions, all else as in base, beside the mean of the random ones with as many groups."""
+    """The candidate partitions, all else as in base, beside the mean of random ones: with as many groups, or of all."""
     metric, first = result.prepared.goals[0].metric, result.prepared.first
     candidates = {
         str(row.params[GROUPS]): row
@@ -57,13 +57,15 @@ def _against_random(result: SearchResult) -> list[Table]:
     random = {name: row.metrics[metric] for name, row in candidates.items() if name.startswith("random")}
     if not random:
         return []
+    num_groups = result.prepared.num_groups
     table = Table(title=f"Partitions by {metric}, all else alike")
-    for name in ("partition", metric, "against the random ones' mean"):
+    for name in ("partition", "groups", metric, "against the mean of random ones"):
         table.add_column(name)
     for name, row in sorted(candidates.items(), key=lambda item: -item[1].metrics[metric]):
-        alike = [value for other, value in random.items() if other.split(":")[1:2] == name.split(":")[1:2]]
-        mean = float(np.mean(alike or list(random.values())))
-        table.add_row(name, _with_bounds(row, metric), f"{100 * (row.metrics[metric] / mean - 1):+.1f}%")
+        alike = [value for other, value in random.items() if num_groups[other] == num_groups[name]]
+        against = "" if alike else f" (of {', '.join(sorted({str(num_groups[other]) for other in random}))} groups)"
+        gain = row.metrics[metric] / float(np.mean(alike or list(random.values()))) - 1
+        table.add_row(name, str(num_groups[name]), _with_bounds(row, metric), f"{100 * gain:+.1f}%{against}")
     return [table]
 
 

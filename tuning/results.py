@@ -105,10 +105,10 @@ def collect(
         )
     goal = prepared.goals[0]
     best = choose(whole) if choose else max(whole, key=lambda row: _signed(row, goal.metric, goal.mode))
-    fresh = confirm(best.params)
-    result = SearchResult(uri, rows, best, prepared, notes, pareto_front(whole, prepared), fresh)
     write_file(join(uri, "trials.csv"), _table(rows).to_csv(index=False).encode())
     write_file(join(uri, "best-config.yaml"), yaml.safe_dump(settings(best.params), sort_keys=False).encode())
+    fresh = confirm(best.params)
+    result = SearchResult(uri, rows, best, prepared, notes, pareto_front(whole, prepared), fresh)
     write_file(join(uri, "plots.html"), plots_page(study_of(result), [g.metric for g in prepared.goals]).encode())
     write_json(join(uri, "summary.json"), result.flat())
     for ended in grid:

@@ -7,6 +7,7 @@
 5. `tuning.results`:          trials.csv, best-config.yaml and plots, from the trials' own reports
 
 searches/NAME/search.yaml        the settings, as they were given
+searches/NAME/stands-on.json     content hashes of the lake, and of the backbone
 searches/NAME/tune/              Ray Tune's own state (its pickles are read on --resume: resume only your own searches)
 searches/NAME/partitions/        groups files of the partitions that trials used
 searches/NAME/confirmed.json     figures of the chosen configuration with fresh seeds
@@ -14,7 +15,7 @@ searches/NAME/confirmed.json     figures of the chosen configuration with fresh 
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
@@ -27,6 +28,7 @@ from mtrec_ray.config import dump_yaml
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists, join, read_file, read_json, write_file, write_json
+from mtrec_ray.lake.cluster import joins_cluster
 from tuning.config import SearchConfig
 from tuning.data import Remembered
 from tuning.space import GROUPS, Space
@@ -35,7 +37,7 @@ from tuning.trial import Plan, make_trial
 
 logger = logging.getLogger(__name__)
 
-TUNE, CONFIRMED = "tune", "confirmed.json"
+TUNE, SETTINGS, STANDS_ON, CONFIRMED = "tune", "search.yaml", "stands-on.json", "confirmed.json"
 FRESH_SEEDS = 1_000
 NUM_RANDOM = 8
 """Trials, first ones included, before the sampler proposes by what it has learned."""
@@ -58,7 +60,11 @@ class Prepared:
     goals: tuple[Goal, ...]
     make_plan: MakePlan
     first: list[dict[str, Any]]
-    """Parameters that are tried before the sampler proposes."""
+    """Parameters that are tried before the sampler proposes, all else alike."""
+    starts: list[dict[str, Any]] = field(default_factory=list)
+    """Checked warm starts, tried before these."""
+    num_groups: dict[str, int] = field(default_factory=dict)
+    """Groups of each candidate partition."""
     num_looks: int = 1
     reduction_factor: int | None = None
     """Of ASHA; None: every trial goes to its end."""
@@ -68,30 +74,54 @@ def search_uri(config: SearchConfig) -> str:
     return join(absolute(config.searches), config.name)
 
 
-def open_search(config: SearchConfig, resume: bool) -> None:
-    """Record the search's settings; UserError where the name is taken, or there is nothing to resume."""
-    uri = join(search_uri(config), "search.yaml")
-    text = dump_yaml(config)
-    if not exists(uri):
+def is_begun(config: SearchConfig) -> bool:
+    return exists(join(search_uri(config), SETTINGS))
+
+
+def check_name(config: SearchConfig, stands_on: dict[str, str], resume: bool) -> None:
+    """UserError where the name is taken, or there is nothing to resume.
+
+    Args:
+        config: of the search.
+        stands_on: name -> content hash of what the trials' figures depend on beside the settings.
+        resume: whether a stopped search is to be gone on with.
+    """
+    uri = search_uri(config)
+    if not is_begun(config):
         if resume:
-            raise UserError(f"--resume: there is no search {search_uri(config)!r}; start it without --resume")
-        write_file(uri, text.encode())
-    elif not resume:
-        raise UserError(f"search {search_uri(config)!r} was begun before: go on with --resume, or choose another name")
-    elif read_file(uri).decode() != text:
+            raise UserError(f"--resume: there is no search {uri!r}; start it without --resume")
+        return
+    if not resume:
+        raise UserError(f"search {uri!r} was begun before: go on with --resume, or choose another name")
+    if read_file(join(uri, SETTINGS)).decode() != dump_yaml(config):
         raise UserError(f"search {config.name!r} was begun with other settings (see {uri}): choose another name")
+    known = read_json(join(uri, STANDS_ON))
+    changed = [name for name, state in stands_on.items() if known.get(name) != state]
+    if changed:
+        raise UserError(f"search {config.name!r} was begun on another state of {changed[0]}: choose another name")
+
+
+def record_search(config: SearchConfig, stands_on: dict[str, str]) -> None:
+    """Write what `check_name` compares."""
+    write_json(join(search_uri(config), STANDS_ON), stands_on)
+    write_file(join(search_uri(config), SETTINGS), dump_yaml(config).encode())
 
 
 def trials_at_once(config: SearchConfig) -> int:
     """How many trials run side by side; UserError where the cluster cannot hold one."""
     cpus = config.workers * config.cpus_per_worker
     there = ray.cluster_resources().get("CPU", 0.0)
-    if cpus > there:
-        raise UserError(
+    largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
+    if cpus > there or config.cpus_per_worker > largest:
+        message = (
             f"a trial needs {cpus:g} logical CPUs (workers = {config.workers} x cpus_per_worker = "
-            f"{config.cpus_per_worker:g}), the cluster has {there:g}: "
+            f"{config.cpus_per_worker:g}), the cluster has {there:g}, {largest:g} on its largest node: "
             "lower workers or cpus_per_worker"
         )
+        if not joins_cluster():
+            raise UserError(message)
+        logger.warning("%s, unless it can grow", message)
+        return min(config.trials_at_once or 1, config.trials)
     fitting = int(there // cpus)
     if config.trials_at_once and config.trials_at_once > fitting:
         raise UserError(
@@ -108,6 +138,7 @@ def run(
     """Run all trials, or those that were not finished when the search was stopped."""
     at_once = trials_at_once(config)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its banners go to stdout, whatever `verbose` says
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a groups file is named from where the search was started
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     trainable, folder = _trainable(config, prepared), join(search_uri(config), TUNE)
     if resume and tune.Tuner.can_restore(folder):
@@ -119,7 +150,7 @@ def run(
         space=prepared.space.suggest,  # pyright: ignore[reportArgumentType]
         metric=metrics[0] if single else metrics,
         mode=modes[0] if single else modes,
-        points_to_evaluate=[*config.warm_start, *prepared.first],
+        points_to_evaluate=[*prepared.starts, *prepared.first],
         sampler=optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=NUM_RANDOM),
     )
     tuner = tune.Tuner(
@@ -166,7 +197,9 @@ def confirm(config: SearchConfig, prepared: Prepared, params: dict[str, Any]) ->
         plan = prepared.make_plan(params)
         plans.append(plan | {"config": plan["config"] | {"seed": config.seed + FRESH_SEEDS + number}})
     task = ray.remote(num_cpus=config.cpus_per_worker, max_retries=config.retries)(_train_to_end)
-    figures = ray.get([task.remote(plan) for plan in plans])
+    at_once, figures = trials_at_once(config), []
+    for start in range(0, len(plans), at_once):
+        figures += ray.get([task.remote(plan) for plan in plans[start : start + at_once]])
     write_json(uri, {"params": params, "figures": figures})
     return figures
 

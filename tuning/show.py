@@ -9,7 +9,8 @@ from rich.console import RenderableType
 
 from mtrec_ray.config import Config
 from mtrec_ray.console import ProgressCallback
-from mtrec_ray.files import write_file
+from mtrec_ray.errors import UserError
+from mtrec_ray.files import exists, write_file
 from mtrec_ray.lake.cluster import map_buckets
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import WindowConfig, resolve_calendar
@@ -55,6 +56,8 @@ def show_partition(
     kind, partition = config.partition.split(":")[0], None
     if kind in KINDS:
         PartitionSpec.parse(config.partition, len(lake.manifest.territories))  # before any work
+    elif not exists(config.partition):
+        raise UserError(f"unknown partition {config.partition!r}: choose {', '.join(KINDS)}, or a YAML file of groups")
     else:
         groups = make_groups(config.partition, lake.manifest)
         partition = Partition(config.partition, tuple(groups.names), tuple(groups.of_territory))

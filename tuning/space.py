@@ -12,8 +12,9 @@ goes on from every candidate, and a move means the same whatever the groups are 
 """
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice, product
 from typing import Any
 
 import optuna
@@ -24,6 +25,8 @@ from mtrec_ray.errors import UserError
 from tuning.partitions import PartitionSpec
 
 GROUPS = "model.groups"
+MAX_CHECKED = 4096
+"""Choices together that are checked before the first trial."""
 
 
 class Range(Config):
@@ -89,6 +92,18 @@ class Space:
                 trial.suggest_categorical(f"move.{number}", self.movable)
                 trial.suggest_categorical(f"move.{number}.joins", self.movable)
 
+    def end(self, key: str, side: str) -> float:
+        """`low` or `high` of a range."""
+        value = getattr(self.ranges[key], side)
+        return int(value) if key in self.whole else value
+
+    def held(self, key: str) -> Sequence[Any] | None:
+        """What a key chooses from, nothing where that is not known yet; None for a key that chooses from nothing."""
+        if key == GROUPS and self.partitions:
+            return self.partitions
+        moves = (f"move.{number}{end}" for number in range(1, 1 + self.moves) for end in ("", ".joins"))
+        return self.movable if key in moves else self.choices.get(key)
+
     def settings(self, params: dict[str, Any]) -> dict[str, Any]:
         """Dotted keys and values of a trial, without the partition."""
         return {key: value for key, value in params.items() if key in self.ranges or key in self.choices}
@@ -138,13 +153,52 @@ def parse_space(document: dict[str, Any], model: type[Config], fixed: Iterable[s
     return Space(ranges=ranges, whole=frozenset(whole), choices=choices), groups
 
 
-def parse_partitions(groups: dict[str, Any], num_territories: int) -> tuple[PartitionSpace, tuple[str, ...]]:
-    """A partition space and the names of all seeds, with the random ones that belong to each number of groups."""
+def parse_partitions(
+    groups: dict[str, Any], num_territories: int, num_regions: int
+) -> tuple[PartitionSpace, tuple[str, ...]]:
+    """A partition space and the names of all seeds, with the random ones that belong to each number of groups.
+
+    How many groups `taste` and `affinity` will find is not known yet: where no other number is, they get 4 random ones.
+    """
     space = _checked(PartitionSpace, f"space: {GROUPS}", groups)
-    specs = {name: PartitionSpec.parse(name, num_territories) for name in space.partitions}
-    counts = sorted({spec.num_groups for spec in specs.values() if spec.num_groups}) or [min(4, num_territories)]
-    random = [f"random:{count}:{draw}" for count in counts for draw in range(space.random) if count > 1]
+    specs = [PartitionSpec.parse(name, num_territories) for name in space.partitions]
+    numbers = [num_regions if spec.kind == "regions" else spec.num_groups for spec in specs]
+    counts = {n for n in numbers if n and 1 < n < num_territories} or {min(4, num_territories)}
+    random = [f"random:{count}:{draw}" for count in sorted(counts) for draw in range(space.random)]
     return space, tuple(dict.fromkeys([*space.partitions, *random]))
+
+
+def checked_starts(space: Space, starts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Warm starts, their numbers as the space has them; UserError for a key or a value that it does not hold."""
+    return [{key: _start(space, key, value) for key, value in start.items()} for start in starts]
+
+
+def _start(space: Space, key: str, value: Any) -> Any:
+    where = f"warm_start: {key} = {value!r}"
+    if key in space.ranges:
+        return _number(where, value, space.ranges[key], key in space.whole)
+    if key == "moves" and space.moves:
+        return _number(where, value, Range(low=0, high=space.moves), whole=True)
+    held = space.held(key)
+    if held is None:
+        names = [*space.ranges, *space.choices, *([GROUPS] if space.partitions else [])]
+        raise UserError(f"warm_start: {key!r} is not in space; it has {', '.join(names)}")
+    if held and value not in held:
+        raise UserError(f"{where} is none of {', '.join(map(str, held))}")
+    return value
+
+
+def _number(where: str, value: Any, span: Range, whole: bool) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where} is no number") from error
+    step = span.step or (1.0 if whole else None)
+    beside = 0.0 if step is None else (number - span.low) / step % 1
+    if not span.low <= number <= span.high or 1e-8 < beside < 1 - 1e-8:
+        by = f" in steps of {step:g}" if step else ""
+        raise UserError(f"{where} is not in the space's {span.low:g} to {span.high:g}{by}")
+    return int(number) if whole else number
 
 
 def check_base(base: dict[str, Any], taken: dict[str, str]) -> None:
@@ -158,13 +212,14 @@ def check_base(base: dict[str, Any], taken: dict[str, str]) -> None:
 
 
 def check_values(space: Space, model: type[Config], base: dict[str, Any]) -> None:
-    """UserError where an end of a range, or a choice, does not fit the config."""
-    for key, span in space.ranges.items():
-        for value in (span.low, span.high):
-            validate_config(model, with_settings(base, {key: int(value) if key in space.whole else value}))
-    for key, values in space.choices.items():
-        for value in values:
-            validate_config(model, with_settings(base, {key: value}))
+    """UserError where an end of a range, a choice, or choices together do not fit the config."""
+    ends = [{key: space.end(key, side) for key in space.ranges} for side in ("low", "high")]
+    for key in space.ranges:
+        for side in ends:
+            validate_config(model, with_settings(base, {key: side[key]}))
+    for values in islice(product(*space.choices.values()), MAX_CHECKED):
+        for side in ends:
+            validate_config(model, with_settings(base, dict(zip(space.choices, values, strict=True)) | side))
 
 
 def usual_settings(space: Space, model: type[Config], base: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from collections import Counter
 from itertools import chain, combinations
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
@@ -24,6 +24,12 @@ class EliminatorShapeConfig(Config):
     """Width of the adapters; 0 leaves them out."""
     offset_rank: int = Field(default=2, ge=0)
     """Directions in which the means of an attribute's values are made equal, in closed form; 0: not at all."""
+
+    @model_validator(mode="after")
+    def _has_a_part(self) -> "EliminatorShapeConfig":
+        if not (self.num_prompts or self.personal_prompt or self.adapter_width):
+            raise ValueError("an eliminator needs prompts, a personal prompt or adapters; all three are left out")
+        return self
 
 
 class AdversaryConfig(Config):

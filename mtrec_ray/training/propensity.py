@@ -54,6 +54,18 @@ def train_propensity(config: PropensityConfig, progress: ProgressCallback | None
 
 def open_run(config: PropensityConfig, lake: Lake, calendar: Calendar) -> RunRecord:
     """The run's record: that of the same run if it was begun before, else a new one, not saved yet."""
+    new = new_run(config, lake, calendar)
+    if not exists(join(new.uri, "run.json")):
+        return new
+    old = RunRecord.load(new.uri)
+    check_same_settings(old.config, config, f"lake {config.lake!r}", old.lake_hash, new.lake_hash)
+    if old.groups != new.groups:
+        raise UserError(f"run {config.name!r} was begun with other territory groups: choose another name")
+    return old if old.status == "done" else old.model_copy(update={"config": config})
+
+
+def new_run(config: PropensityConfig, lake: Lake, calendar: Calendar) -> RunRecord:
+    """The record of a run that has not begun; UserError where its settings do not fit the lake."""
     embeddings = lake.manifest.embeddings
     if not (embeddings.user_width and embeddings.title_width):
         raise UserError(f"lake {config.lake!r} has no embeddings: run `mtrec lake embed {config.lake}` first")
@@ -79,7 +91,7 @@ def open_run(config: PropensityConfig, lake: Lake, calendar: Calendar) -> RunRec
         aligned_width=embeddings.interaction_width,
         initial_bias=0.0 if config.sample.alpha == "auto" else -math.log(config.sample.alpha),
     )
-    new = RunRecord(
+    return RunRecord(
         status="training",
         config=config,
         lake_hash=lake.manifest.lake_hash,
@@ -88,13 +100,6 @@ def open_run(config: PropensityConfig, lake: Lake, calendar: Calendar) -> RunRec
         learning_rates=config.optim.learning_rates(config.model.group_block, bool(embeddings.interaction_width)),
         num_steps=0,
     )
-    if not exists(join(new.uri, "run.json")):
-        return new
-    old = RunRecord.load(new.uri)
-    check_same_settings(old.config, config, f"lake {config.lake!r}", old.lake_hash, new.lake_hash)
-    if old.groups != new.groups:
-        raise UserError(f"run {config.name!r} was begun with other territory groups: choose another name")
-    return old if old.status == "done" else old.model_copy(update={"config": config})
 
 
 def _fit(record: RunRecord, progress: ProgressCallback | None) -> dict[str, float]:

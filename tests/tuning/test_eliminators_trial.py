@@ -158,6 +158,8 @@ class TestRefusals:
             ({"space": {"shape.num_prompts": {"low": -3, "high": 4}}}, "shape.num_prompts"),
             ({"space": {"combinations": ["gender"]}}, "one for all"),
             ({"warm_start": [{"adversary.weight": 1}], "trials": 1}, "trials = 1"),
+            ({"warm_start": [{"adversary.wait": 1}]}, "'adversary.wait' is not in space"),
+            ({"space": {"optim.validation_users": [100, 500]}}, "one for all"),
         ],
     )
     def test_a_search_that_cannot_be_run(self, backbone, changes, says):

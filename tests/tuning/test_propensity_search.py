@@ -34,6 +34,10 @@ def search(lake: str, **settings: Any) -> PropensitySearchConfig:
         ({"space": {GROUPS: {"partitions": ["one"]}}, "trials": 3}, "trials = 3: 4 are needed"),
         ({"warm_start": [{"optim.lr": 1e-3}]}, r"warm_start: 'optim\.lr' is not in space; it has optim\.epochs"),
         ({"base": {"incremental": True}}, "base.incremental has no effect"),
+        ({"warm_start": [{"optim.epochs": 9}]}, "warm_start: optim.epochs = 9"),
+        ({"base": {"model": {"groups": "groups.yaml"}}}, "'groups.yaml' is neither one"),
+        ({"space": {GROUPS: ["regions", "groups.yaml"]}}, "'groups.yaml' is neither one"),
+        ({"space": {GROUPS: {"partitions": ["one"]}, "kind": ["mtl", "baseline"]}}, "baseline"),
         ({"base": {"seed": 7}}, "base: seed = 7 has no effect"),
         ({"base": {"optim": 3}}, "optim"),
         ({"base": {"optim": {"epochs": 0}}}, r"'optim\.epochs' = 0"),
@@ -56,7 +60,8 @@ def test_a_search_that_fits_knows_its_partitions_data_and_base(trial_lake):
 
 def plans(folder: str, space: Space, partitions: dict[str, Partition]) -> PropensityPlans:
     base = {"lake": "lake", "name": "s-best", "sample": {"tau": 0.5}}
-    return PropensityPlans(base, space, partitions, TERRITORIES, folder, {"looks": 3}, validation_fraction=0.25)
+    aside = {"sample.validation_fraction": 0.25}
+    return PropensityPlans(base, space, partitions, TERRITORIES, folder, {"looks": 3}, aside)
 
 
 def test_a_trials_partition_is_a_groups_file_with_its_moves_made(tmp_path):

@@ -44,7 +44,7 @@ def test_fewer_buckets_hold_fewer_users(trial_lake):
     [
         ("volume:7", {}, "volume:7.*6 territories"),
         ("random:two", {}, "random:two"),
-        ("missing.yaml", {}, "missing.yaml"),
+        ("missing.yaml", {}, "unknown partition 'missing.yaml': choose one, each.*, or a YAML file"),
         ("one", {"buckets": 5}, "buckets = 5: the lake has 4"),
     ],
 )

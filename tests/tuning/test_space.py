@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.training.config import PropensityConfig
+from mtrec_ray.training.eliminators_config import EliminatorsConfig
 from tuning.propensity_search import FIXED
 from tuning.space import (
     Range,
     Space,
     check_base,
     check_values,
+    checked_starts,
     parse_partitions,
     parse_space,
     usual_settings,
@@ -161,10 +163,11 @@ def test_a_usual_value_is_one_that_the_range_holds(low, width, step, tau):
 
 
 def test_random_partitions_stand_beside_the_seeds_for_each_number_of_groups():
-    space, names = parse_partitions({"partitions": ["one", "taste:3", "affinity:2", "random:2:0"], "random": 2}, 8)
+    space, names = parse_partitions({"partitions": ["one", "taste:3", "affinity:2", "random:2:0"], "random": 2}, 8, 5)
     assert names == ("one", "taste:3", "affinity:2", "random:2:0", "random:2:1", "random:3:0", "random:3:1")
     assert (space.movable, space.moves) == (8, 3)
-    assert parse_partitions({"partitions": ["regions"], "random": 1}, 8)[1] == ("regions", "random:4:0")
+    assert parse_partitions({"partitions": ["regions"], "random": 1}, 8, 5)[1] == ("regions", "random:5:0")
+    assert parse_partitions({"partitions": ["each", "taste"], "random": 1}, 8, 5)[1] == ("each", "taste", "random:4:0")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +181,7 @@ def test_random_partitions_stand_beside_the_seeds_for_each_number_of_groups():
 )
 def test_wrong_partitions_are_told(groups, parts):
     with pytest.raises(UserError) as caught:
-        parse_partitions(groups, 8)
+        parse_partitions(groups, 8, 5)
     for part in parts:
         assert part in str(caught.value)
 
@@ -216,3 +219,46 @@ def test_a_base_that_sets_what_the_search_decides(base):
 @pytest.mark.parametrize("base", [{}, {"optim": 3}, {"optim": {"lr": 1.0}}, {"optim": None}])
 def test_a_base_that_leaves_it_alone(base):
     check_base(base, {"seed": "seed", "optim.keep_share": "keep_share of the search"})
+
+
+STARTED = Space(
+    ranges={"optim.lr": Range(low=1e-4, high=1e-2, log=True), "optim.epochs": Range(low=2, high=8, step=2)},
+    whole=frozenset({"optim.epochs"}),
+    choices={"model.group_block": ["dense", "shift"]},
+    partitions=("one", "taste:4"),
+    moves=2,
+)
+
+
+def test_warm_starts_are_numbers_as_the_space_has_them():
+    start = {"optim.lr": "1e-3", "optim.epochs": 4.0, "model.groups": "one", "moves": 1, "move.1": "T1"}
+    (found,) = checked_starts(STARTED, [start])  # YAML reads 1e-3 as a string
+    assert found == start | {"optim.lr": 1e-3, "optim.epochs": 4}
+    assert isinstance(found["optim.epochs"], int)
+
+
+@pytest.mark.parametrize(
+    ("start", "says"),
+    [
+        ({"optim.lr": 0.05}, r"optim\.lr = 0\.05 is not in the space's 0\.0001 to 0\.01"),
+        ({"optim.lr": "fast"}, "no number"),
+        ({"optim.lr": None}, "no number"),
+        ({"optim.epochs": 5}, "in steps of 2"),
+        ({"model.group_block": "film"}, "'film' is none of dense, shift"),
+        ({"model.groups": "taste:5"}, "none of one, taste:4"),
+        ({"moves": 3}, "is not in the space's 0 to 2"),
+        ({"move.3": "T1"}, "'move.3' is not in space"),
+        ({"mover": 1}, "'mover' is not in space"),
+    ],
+)
+def test_warm_starts_that_the_space_does_not_hold(start, says):
+    with pytest.raises(UserError, match=says):
+        checked_starts(STARTED, [start])
+
+
+def test_choices_that_do_not_go_together_are_told():
+    space = Space(
+        choices={"shape.num_prompts": [0, 4], "shape.adapter_width": [0, 16], "shape.personal_prompt": [False]}
+    )
+    with pytest.raises(UserError, match="all three are left out"):
+        check_values(space, EliminatorsConfig, {"backbone": "bb", "name": "x"})

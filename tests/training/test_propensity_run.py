@@ -42,7 +42,7 @@ def assert_same_weights(one, other, rtol: float = 0.0, atol: float = 0.0) -> Non
             torch.testing.assert_close(second[day][name], value, rtol=rtol, atol=atol, msg=f"{day} {name}")
 
 
-def wait_for_checkpoint(folder: str, timeout_s: float = 120) -> None:
+def wait_for_checkpoint(folder: str, timeout_s: float = 300) -> None:
     """Until the run has committed a checkpoint but has not ended."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

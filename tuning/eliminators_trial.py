@@ -30,6 +30,7 @@ from mtrec_ray.training.eliminators import make_packs
 from mtrec_ray.training.eliminators_config import EliminatorsConfig, combination_name
 from mtrec_ray.training.eliminators_loop import PREFIXES, make_pack_trainee
 from mtrec_ray.training.eliminators_run import Combination, EliminatorsRecord
+from mtrec_ray.training.worker import prepare_process
 from tuning.data import Remembered, first_buckets, map_here
 from tuning.trial import Plan
 
@@ -65,7 +66,7 @@ class EliminatorsTrial:
         self.source = BackboneRecord.load(self.config.backbone)
         self.lake, self.remembered = Lake.open(self.source.config.lake), remembered
         self.buckets = first_buckets(self.lake, plan["buckets"])
-        torch.set_num_threads(max(1, int(self.config.runner.cpus_per_worker)))
+        prepare_process(self.config.runner.cpus_per_worker)
         use_fast_matmul()
 
     def advance(self) -> dict[str, float]:

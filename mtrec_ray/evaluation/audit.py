@@ -112,6 +112,9 @@ def check_users(name: str, attribute: Attribute, keys: np.ndarray, num_rows: int
             f"attribute {name!r}: {known.sum()} users with {len(np.unique(values[known]))} known values are too few to "
             f"attack in {settings.num_folds} folds (the smallest has {counts.min()})"
         )
+    tested = range(settings.num_folds) if settings.cross_fit else [0]
+    if all(len(np.unique(values[known & (folds == fold)])) < 2 for fold in tested):
+        raise ValueError(f"attribute {name!r}: the users tested all have one value: attack more users")
 
 
 def audit_inputs(

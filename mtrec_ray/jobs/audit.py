@@ -14,7 +14,7 @@ import torch
 
 from mtrec_ray.console import ProgressCallback, stage_progress
 from mtrec_ray.errors import UserError
-from mtrec_ray.evaluation.audit import Attribute, AuditSettings, audit_vectors
+from mtrec_ray.evaluation.audit import Attribute, AuditSettings, audit_vectors, check_users
 from mtrec_ray.evaluation.audit_result import AuditResult
 from mtrec_ray.evaluation.list_attack import audit_lists
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
@@ -67,21 +67,17 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
     """Audit a run of eliminators.
 
     Raises:
-        UserError: an unfinished run, runs of different backbones, a lake changed since, or too few users to attack.
+        UserError: an unfinished run, runs of different backbones or of one name, a lake or backbone changed since, or
+            too few users to attack.
     """
     records = [open_eliminators(uri) for uri in [config.run, *config.compare]]
     record, source = records[0], BackboneRecord.load(records[0].config.backbone)
+    _check_names([other.config.name for other in records])
     if {other.backbone_hash for other in records} != {record.backbone_hash}:
         raise UserError("the runs stand on different backbones: they cannot be compared")
     lake = Lake.open(source.config.lake)
     if lake.manifest.lake_hash != record.lake_hash:
         raise UserError(f"lake {lake.uri!r} was changed since the backbone was trained: train again")
-    users = _read_users(lake, source.config.sequences, source.config.model.history, config.max_users, progress)
-    backbone = load_backbone(source)
-    represented = _represent(records, backbone, users, progress)
-    attacked = users.only(users.attacked)
-    vectors = {name: one.vectors[users.attacked] for name, one in represented.items()}
-    lists = {name: one.lists[users.attacked] for name, one in represented.items()} if config.lists else {}
     settings = AuditSettings(
         num_folds=config.num_folds,
         cross_fit=config.cross_fit,
@@ -90,6 +86,14 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
         max_train_users=config.max_train_users,
         seed=config.seed,
     )
+    users = _read_users(lake, source.config.sequences, source.config.model.history, config.max_users, progress)
+    attacked = users.only(users.attacked)
+    attributes = _attributes(record, attacked)
+    _check_users(attributes, attacked.keys, settings)
+    backbone = load_backbone(source, record.backbone_hash)
+    represented = _represent(records, backbone, users, progress)
+    vectors = {name: one.vectors[users.attacked] for name, one in represented.items()}
+    lists = {name: one.lists[users.attacked] for name, one in represented.items()} if config.lists else {}
     pairs = [
         (kind, name, attribute)
         for kind, found in (("vectors", vectors), ("lists", lists))
@@ -97,7 +101,7 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
         for attribute in record.attributes
     ]
     show = stage_progress(progress, "attacks", len(pairs))
-    shared = (vectors, lists, _attributes(record, attacked), attacked.keys, source.num_titles, settings)
+    shared = (vectors, lists, attributes, attacked.keys, source.num_titles, settings)
     results = dict(map_buckets(attack, pairs, *shared, progress=show))
     return Audit(
         record=record,
@@ -121,12 +125,9 @@ def attack(
     """One (kind, representation, attribute)."""
     kind, name, of = pair
     torch.set_num_threads(1)
-    try:
-        if kind == "vectors":
-            return audit_vectors({name: vectors[name]}, {of: attributes[of]}, keys, settings)[name, of]
-        return audit_lists({name: lists[name]}, {of: attributes[of]}, keys, num_titles, settings)[name, of]
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    if kind == "vectors":
+        return audit_vectors({name: vectors[name]}, {of: attributes[of]}, keys, settings)[name, of]
+    return audit_lists({name: lists[name]}, {of: attributes[of]}, keys, num_titles, settings)[name, of]
 
 
 def open_eliminators(uri: str) -> EliminatorsRecord:
@@ -136,6 +137,21 @@ def open_eliminators(uri: str) -> EliminatorsRecord:
     if record.status != "done":
         raise UserError(f"run {uri!r} is not finished: start `mtrec train eliminators` with the same name again")
     return record.model_copy(update={"config": record.config.model_copy(update={"runs": runs, "name": name})})
+
+
+def _check_names(names: list[str]) -> None:
+    """Tables name representations by their runs."""
+    for name in names:
+        if names.count(name) > 1 or name == "backbone":
+            raise UserError(f"compare: a run named {name!r} cannot be told apart in the tables: rename its folder")
+
+
+def _check_users(attributes: dict[str, Attribute], keys: np.ndarray, settings: AuditSettings) -> None:
+    try:
+        for name, attribute in attributes.items():
+            check_users(name, attribute, keys, len(keys), settings)
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _read_users(

@@ -58,7 +58,7 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None) 
         raise UserError(f"lake {lake.uri!r} was changed since the backbone was trained: train again")
     metrics, audit = _audited(record, config.audit)
     part, files = _propensity(config, lake)
-    backbone = load_backbone(source)
+    backbone = load_backbone(source, record.backbone_hash)
     (candidate,) = load_candidates(record, backbone)
     assert isinstance(candidate, Eliminated)
     files |= {
@@ -122,6 +122,10 @@ def _audited(record: EliminatorsRecord, audit: str | None) -> tuple[dict[str, An
         }
         for name in names
     }
+    for name, figures in [*metrics.items(), *((f"{n}/{a}", of) for n in names for a, of in found[n].items())]:
+        for key, value in figures.items():
+            if isinstance(value, float) and not np.isfinite(value):
+                raise UserError(f"audit {audit!r}: {key} of {name} is no number: audit more users")
     return metrics, found
 
 

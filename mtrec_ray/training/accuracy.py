@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,8 @@ def held_out_metrics(users: HeldOutUsers, user_vectors: Tensor, title_vectors: T
         user_vectors: (U, d).
         title_vectors: (N, d); the score of a title is the dot product.
     """
-    parts = []
+    nobody = np.zeros((0, len(title_vectors)), dtype=np.float32)
+    parts = [next_title_metrics(nobody, users.target[:0], nobody > 0, users.keys[:0])]  # a worker may have no users
     for rows, seen in users.chunks(len(title_vectors)):
         scores = (user_vectors[rows] @ title_vectors.t()).cpu().numpy()
         parts.append(next_title_metrics(scores, users.target[rows], seen, users.keys[rows], NEGATIVES_SEED))

@@ -2,11 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from mtrec_ray.config import Config
 from mtrec_ray.streams.sequences import SequenceConfig
-from mtrec_ray.training.config import RunnerConfig
+from mtrec_ray.training.config import RunnerConfig, check_lanes
 
 
 class SequentialModelConfig(Config):
@@ -69,3 +69,8 @@ class BackboneConfig(Config):
     sequences: SequenceConfig = SequenceConfig()
     optim: BackboneOptimConfig = BackboneOptimConfig()
     runner: RunnerConfig = RunnerConfig()
+
+    @model_validator(mode="after")
+    def _lanes(self) -> "BackboneConfig":
+        check_lanes(self.runner, self.optim.lanes)
+        return self

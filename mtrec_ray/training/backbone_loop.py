@@ -27,7 +27,16 @@ from mtrec_ray.training.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord, load_window_plan, schedule_of
 from mtrec_ray.training.checkpoint import load_state, save_state
 from mtrec_ray.training.weights import save_weights
-from mtrec_ray.training.worker import CHECK_CLOCK_EVERY, Clock, RunningMean, all_reduce, mean_over_workers, seed_step
+from mtrec_ray.training.worker import (
+    CHECK_CLOCK_EVERY,
+    Clock,
+    RunningMean,
+    all_reduce,
+    check_lake,
+    mean_over_workers,
+    prepare_process,
+    seed_step,
+)
 
 
 @dataclass
@@ -40,6 +49,9 @@ class Progress:
     best_epoch: int = 0
     stopped: bool = False
     """Early stopping has ended the run."""
+    loss_total: float = 0.0
+    """Of the steps since the last look."""
+    loss_count: int = 0
 
 
 @dataclass
@@ -83,6 +95,7 @@ def backbone_loop_per_worker(settings: dict[str, Any]) -> None:
     optim, context = record.config.optim, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     lake, plan = Lake.open(record.config.lake), load_window_plan(record.uri)
+    check_lake(lake, record.lake_hash, record.config.name)
     schedule = schedule_of(record, plan)
     trainee = make_trainee(record, ray.train.torch.get_device(), world_size)
     progress = _restore(trainee)
@@ -92,7 +105,7 @@ def backbone_loop_per_worker(settings: dict[str, Any]) -> None:
     look_every = optim.evaluate_every * schedule.steps_per_epoch[0]
 
     # Train
-    mean_loss, figures = RunningMean(), {}
+    mean_loss = RunningMean(progress.loss_total, progress.loss_count)
     save_due = Clock(record.config.runner.checkpoint_every_s, world_size, trainee.model.positions.device)
     from_step = schedule.num_steps if progress.stopped else progress.next_step
     for batch in window_batches(lake, plan, schedule, rank, world_size, from_step):
@@ -117,16 +130,16 @@ def backbone_loop_per_worker(settings: dict[str, Any]) -> None:
             elif epoch - progress.best_epoch >= optim.patience * optim.evaluate_every:
                 progress.stopped = True
                 break
-            _report(trainee, progress, rank)
+            _report(trainee, progress, mean_loss, rank)
         elif save_due(progress.next_step):
-            _report(trainee, progress, rank)
-    _report(trainee, progress, rank)
+            _report(trainee, progress, mean_loss, rank)
+    _report(trainee, progress, mean_loss, rank)
 
 
 def make_trainee(record: BackboneRecord, device: torch.device, world_size: int) -> BackboneTrainee:
     """Model and optimizer before the first step; the seed alone decides the weights."""
     config = record.config
-    torch.set_num_threads(max(1, int(config.runner.cpus_per_worker)))
+    prepare_process(config.runner.cpus_per_worker)
     model = SequentialBackbone(record.sequential_config())
     model.init_weights(torch.Generator().manual_seed(config.seed))
     model.to(device)
@@ -155,12 +168,13 @@ def _restore(trainee: BackboneTrainee) -> Progress:
     return progress
 
 
-def _report(trainee: BackboneTrainee, progress: Progress, rank: int) -> None:
+def _report(trainee: BackboneTrainee, progress: Progress, mean_loss: RunningMean, rank: int) -> None:
     """A checkpoint from rank 0; every worker takes part, `ray.train.report` is a barrier."""
     metrics = {"step": progress.next_step, "val/ndcg": progress.best}
     if rank != 0:
         ray.train.report(metrics)
         return
+    progress.loss_total, progress.loss_count = float(mean_loss.total), mean_loss.count
     with tempfile.TemporaryDirectory() as folder:
         save_state(Path(folder), trainee.model, trainee.optimizer)
         average = {name: tensor.contiguous() for name, tensor in trainee.average.module.state_dict().items()}

@@ -6,6 +6,7 @@ runs/NAME/backbone.safetensors  the weights with the best validation figure so f
 runs/NAME/checkpoint_*/         Ray Train's checkpoints
 """
 
+import hashlib
 from typing import Literal
 
 import safetensors.torch
@@ -78,13 +79,30 @@ def schedule_of(record: BackboneRecord, plan: WindowPlan) -> Schedule:
     return plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, record.config.seed)
 
 
-def load_backbone(record: BackboneRecord) -> SequentialBackbone:
-    """The best weights of a run, on the CPU, frozen and ready for inference."""
-    model = SequentialBackbone(record.sequential_config())
+def backbone_hash(record: BackboneRecord) -> str:
+    """SHA-256 of the weights as they are now."""
+    return hashlib.sha256(_weights(record)).hexdigest()
+
+
+def load_backbone(record: BackboneRecord, expected_hash: str = "") -> SequentialBackbone:
+    """The best weights of a run, on the CPU, frozen and ready for inference.
+
+    Args:
+        record: of the run.
+        expected_hash: `backbone_hash` of the weights that others were trained on; empty takes any.
+    """
+    content, model = _weights(record), SequentialBackbone(record.sequential_config())
+    if expected_hash and hashlib.sha256(content).hexdigest() != expected_hash:
+        raise UserError(f"backbone {record.uri!r} was trained again since: train its eliminators again")
     try:
-        model.load_state_dict(safetensors.torch.load(read_file(join(record.uri, WEIGHTS))))
-    except FileNotFoundError as error:
-        raise UserError(f"run {record.uri!r} has no weights yet: finish its training first") from error
+        model.load_state_dict(safetensors.torch.load(content))
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise UserError(f"run {record.uri!r}: {WEIGHTS} is damaged: {error}") from error
     return model.eval().requires_grad_(False)
+
+
+def _weights(record: BackboneRecord) -> bytes:
+    try:
+        return read_file(join(record.uri, WEIGHTS))
+    except FileNotFoundError as error:
+        raise UserError(f"run {record.uri!r} has no weights yet: finish its training first") from error

@@ -62,7 +62,8 @@ class OptimConfig(Config):
 
 
 class RunnerConfig(Config):
-    """Where and how the run is carried out; changes nothing but speed (up to float error)."""
+    """Where and how the run is carried out; changes nothing but speed, up to float error, and in the sequential models
+    up to what every worker draws for itself: dropout, BERT4Rec's masks, which columns the adversary sees."""
 
     workers: int = Field(default=1, ge=1)
     """Data-parallel workers."""
@@ -74,6 +75,12 @@ class RunnerConfig(Config):
     """Restarts from the last checkpoint before the run gives up."""
     checkpoint_every_s: float = Field(default=60.0, ge=0)
     """Seconds between checkpoints; work lost to a failure is at most this plus a step."""
+
+
+def check_lanes(runner: RunnerConfig, lanes: int) -> None:
+    """ValueError where workers would have no lane to read."""
+    if runner.workers > lanes:
+        raise ValueError(f"runner.workers = {runner.workers} needs as many optim.lanes (there are {lanes})")
 
 
 class PropensityConfig(Config):
@@ -118,8 +125,5 @@ class PropensityConfig(Config):
         for key, idle in (("block_lr", (None, "shift", "film")), ("block_vector_lr", (None, "low_rank"))):
             if getattr(self.optim, key) is not None and block in idle:
                 raise ValueError(f"optim.{key} has no effect on {block or 'a baseline'}: drop it")
-        if self.runner.workers > self.optim.lanes:
-            raise ValueError(
-                f"runner.workers = {self.runner.workers} needs as many optim.lanes (there are {self.optim.lanes})"
-            )
+        check_lanes(self.runner, self.optim.lanes)
         return self

@@ -7,7 +7,6 @@
 5. a failed pack is started again, then left out: the others go on
 """
 
-import hashlib
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +15,11 @@ import ray
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, exists, join, read_file, write_json
+from mtrec_ray.files import absolute, exists, join, write_json
+from mtrec_ray.lake.cluster import joins_cluster
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.windows import WindowPlan, make_window_plan
-from mtrec_ray.training.backbone_run import WEIGHTS as BACKBONE_WEIGHTS
-from mtrec_ray.training.backbone_run import BackboneRecord, save_window_plan
+from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash, save_window_plan
 from mtrec_ray.training.config import RunnerConfig
 from mtrec_ray.training.eliminators_config import EliminatorsConfig, combination_name, parse_combinations
 from mtrec_ray.training.eliminators_loop import pack_loop_per_worker
@@ -62,7 +61,7 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
     record = _open_run(config, backbone)
     if record.status == "done":
         return record
-    check_resources(config.runner)
+    at_once = _jobs_at_once(config)
     if not record.steps_per_pack:  # planned before it is recorded: what fails here leaves no run behind
         sequences, length = backbone.config.sequences, backbone.config.model.history
         plan = make_window_plan(lake, sequences, length, without_attacked=True, progress=progress)
@@ -72,7 +71,7 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
         schedule = plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, config.seed)
         record = record.model_copy(update={"steps_per_pack": schedule.num_steps})
         record.save()
-    _train_packs(record, progress)
+    _train_packs(record, at_once, progress)
     figures = {key: value for pack in record.packs for key, value in load_figures(weights_uri(record, pack)).items()}
     _warn_of_untrained(record, figures)
     done = record.model_copy(update={"status": "done", "metrics": figures})
@@ -95,7 +94,7 @@ def _open_run(config: EliminatorsConfig, backbone: BackboneRecord) -> Eliminator
         status="training",
         config=config,
         lake_hash=backbone.lake_hash,
-        backbone_hash=hashlib.sha256(read_file(join(backbone.uri, BACKBONE_WEIGHTS))).hexdigest(),
+        backbone_hash=backbone_hash(backbone),
         attributes=backbone.attributes,
         packs=make_packs(config, backbone.attributes),
     )
@@ -130,9 +129,21 @@ def _warn_of_untrained(record: EliminatorsRecord, figures: dict[str, float]) -> 
             )
 
 
-def _train_packs(record: EliminatorsRecord, progress: ProgressCallback | None) -> None:
+def _jobs_at_once(config: EliminatorsConfig) -> int:
+    """How many packs are trained side by side: more than the cluster holds would leave Ray Data no CPU, and hang."""
+    check_resources(config.runner)
+    fitting = jobs_that_fit(config.runner)
+    if config.jobs_at_once is None or config.jobs_at_once <= fitting:
+        return config.jobs_at_once or fitting
+    message = f"jobs_at_once = {config.jobs_at_once}: the cluster holds {fitting} jobs at once (a CPU stays free)"
+    if not joins_cluster():
+        raise UserError(f"{message}: lower jobs_at_once or runner.cpus_per_worker")
+    logger.warning("%s, unless it can grow: going on with %d", message, fitting)
+    return fitting
+
+
+def _train_packs(record: EliminatorsRecord, at_once: int, progress: ProgressCallback | None) -> None:
     waiting = [pack for pack in record.packs if not is_done(record, pack)]
-    at_once = record.config.jobs_at_once or jobs_that_fit(record.config.runner)
     failed: dict[str, Exception] = {}
 
     def train(pack: str) -> None:

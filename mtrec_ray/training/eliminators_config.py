@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
-from mtrec_ray.training.config import RunnerConfig
+from mtrec_ray.training.config import RunnerConfig, check_lanes
 
 MAX_ATTRIBUTES_FOR_ALL = 12
 
@@ -101,6 +101,11 @@ class EliminatorsConfig(Config):
     adversary: AdversaryConfig = AdversaryConfig()
     optim: TuningOptimConfig = TuningOptimConfig()
     runner: RunnerConfig = RunnerConfig()
+
+    @model_validator(mode="after")
+    def _lanes(self) -> "EliminatorsConfig":
+        check_lanes(self.runner, self.optim.lanes)
+        return self
 
 
 def parse_combinations(text: str, attributes: dict[str, list[str]]) -> list[tuple[str, ...]]:

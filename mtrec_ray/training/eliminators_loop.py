@@ -35,7 +35,16 @@ from mtrec_ray.training.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone, load_window_plan
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, figure_name, make_candidate, weights_uri
 from mtrec_ray.training.weights import save_weights
-from mtrec_ray.training.worker import CHECK_CLOCK_EVERY, Clock, all_reduce, gather_rows, mean_over_workers, seed_step
+from mtrec_ray.training.worker import (
+    CHECK_CLOCK_EVERY,
+    Clock,
+    all_reduce,
+    check_lake,
+    gather_rows,
+    mean_over_workers,
+    prepare_process,
+    seed_step,
+)
 
 PREFIXES = 4
 """Histories of each user that offsets are fitted on: with one instead of four an attack AUC of 0.59 was 0.63."""
@@ -112,7 +121,9 @@ def pack_loop_per_worker(settings: dict[str, Any]) -> None:
     optim, context = record.config.optim, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     source = BackboneRecord.load(record.config.backbone)
+    backbone = load_backbone(source, record.backbone_hash)
     lake, plan = Lake.open(source.config.lake), load_window_plan(record.uri)
+    check_lake(lake, record.lake_hash, record.config.name)
     schedule = plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, record.config.seed)
     buckets = range(rank, lake.manifest.num_buckets, world_size)
     fraction = min(1.0, optim.validation_users / plan.users)
@@ -120,7 +131,7 @@ def pack_loop_per_worker(settings: dict[str, Any]) -> None:
     users = users.only(~users.attacked)
     seen = read_prefixes(lake, plan.sequences, plan.length, buckets, fraction, PREFIXES)
     device = ray.train.torch.get_device()
-    trainee = make_pack_trainee(record, pack, load_backbone(source), plan, device, users, world_size)
+    trainee = make_pack_trainee(record, pack, backbone, plan, device, users, world_size)
     if not _restore(trainee):
         trainee.match_means(seen, rank, world_size)
         trainee.keep_all()
@@ -155,7 +166,7 @@ def make_pack_trainee(
 ) -> PackTrainee:
     """The game before its first step; the seed and the combinations' names alone decide the weights."""
     config = record.config
-    torch.set_num_threads(max(1, int(config.runner.cpus_per_worker)))
+    prepare_process(config.runner.cpus_per_worker)
     backbone.to(device)
     reduce: AllReduce | None = all_reduce if world_size > 1 else None
     history = torch.from_numpy(users.history).to(device)

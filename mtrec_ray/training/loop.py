@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from mtrec_ray.config import dump_yaml
-from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.steps.batch import make_pair_batch
@@ -22,7 +21,14 @@ from mtrec_ray.steps.propensity import AllReduce, train_step
 from mtrec_ray.streams.reader import StepRows, training_batches
 from mtrec_ray.training.checkpoint import Position, load_checkpoint, save_checkpoint
 from mtrec_ray.training.run import RunRecord, load_plan, save_snapshot, schedule_of
-from mtrec_ray.training.worker import CHECK_CLOCK_EVERY, Clock, RunningMean, all_reduce
+from mtrec_ray.training.worker import (
+    CHECK_CLOCK_EVERY,
+    Clock,
+    RunningMean,
+    all_reduce,
+    check_lake,
+    prepare_process,
+)
 
 
 @dataclass
@@ -66,8 +72,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
     config, context = record.config, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     lake, plan = Lake.open(config.lake), load_plan(record.uri)
-    if lake.manifest.lake_hash != record.lake_hash:
-        raise UserError(f"lake {config.lake!r} was changed while run {config.name!r} was trained on it")
+    check_lake(lake, record.lake_hash, config.name)
     schedule = schedule_of(record, plan)
     trainee = make_trainee(record, lake, ray.train.torch.get_device(), world_size)
     step, mean_loss = _restore(trainee)
@@ -98,7 +103,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
 def make_trainee(record: RunRecord, lake: Lake, device: torch.device, world_size: int) -> Trainee:
     """Model and optimizer before the first step; the seed alone decides the weights."""
     config = record.config
-    torch.set_num_threads(max(1, int(config.runner.cpus_per_worker)))
+    prepare_process(config.runner.cpus_per_worker)
     torch.manual_seed(config.seed)
     use_fast_matmul()
     model = TwoTower(record.two_tower_config())

@@ -84,14 +84,14 @@ def schedule_of(record: RunRecord, plan: PairPlan) -> Schedule:
 
 
 def check_same_settings(old: Config, new: Config, stands_on: str, old_hash: str, new_hash: str) -> None:
-    """UserError where a run's name is taken by a run on another lake or with other settings (the runner's may change).
+    """UserError where a run's name is taken by a run on another lake or with other settings (runner's and jobs' apart).
 
     Args:
         old, new: configs with `name`.
         stands_on: what the run is made from, such as its lake.
         old_hash, new_hash: of that.
     """
-    exclude = {"runner", "lake", "backbone", "runs"}  # hashes tell which; places may move
+    exclude = {"runner", "jobs_at_once", "retries", "lake", "backbone", "runs"}  # hashes tell which; places may move
     before, now = (_flat(config.model_dump(mode="json", exclude=exclude)) for config in (old, new))
     if old_hash != new_hash:
         raise UserError(

@@ -190,6 +190,7 @@ def test_a_bag_holds_each_title_once():
         (lambda v, a, k: (v, Attribute(a.values + 1, 2), k), "values must be"),
         (lambda v, a, k: (v, Attribute(a.values * 0 - 1, 2), k), "too few"),
         (lambda v, a, k: (v, Attribute(a.values * 0, 2), k), "too few"),
+        (lambda v, a, k: (v, Attribute((fold_of(k, FAST) > 0).astype(np.int64), 2), k), "tested all have one value"),
     ],
 )
 def test_unfit_input_is_refused_before_any_training(change, message, monkeypatch):

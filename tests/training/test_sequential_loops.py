@@ -1,0 +1,239 @@
+"""Backbones and packs that are killed and go on, in this process: what Ray Train does for one worker is played here."""
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+import ray.train
+import ray.train.torch
+import torch
+
+from mtrec_ray.config import validate_config
+from mtrec_ray.errors import UserError
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.streams.ordered import read_here
+from mtrec_ray.streams.sequences import SequenceConfig, Sequences, is_attacked
+from mtrec_ray.streams.windows import make_window_plan, read_users, window_batches
+from mtrec_ray.training import backbone, backbone_loop, eliminators, eliminators_loop
+from mtrec_ray.training.backbone_config import BackboneConfig
+from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
+from mtrec_ray.training.eliminators_config import EliminatorsConfig
+from mtrec_ray.training.eliminators_loop import PackTrainee
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, is_done, weights_uri
+from tests.tuning.conftest import build_here
+from tuning.data import map_here
+
+BUCKETS = 3
+
+
+class Killed(Exception):
+    """The worker's process ended."""
+
+
+class OneWorker:
+    """Ray Train with one worker in this process, which is killed at some of its reports and started again.
+
+    Args:
+        folder: for checkpoints.
+        killed_at: numbers of the reports after which the worker ends.
+    """
+
+    def __init__(self, folder: Path, killed_at: set[int]) -> None:
+        self.folder, self.killed_at = folder, killed_at
+        self.reports = self.starts = 0
+        self.latest: Path | None = None
+
+    def report(self, metrics: dict[str, Any], checkpoint: ray.train.Checkpoint | None = None) -> None:
+        self.reports += 1
+        assert checkpoint is not None
+        self.latest = self.folder / f"checkpoint{self.reports}"
+        shutil.copytree(checkpoint.path, self.latest)
+        if self.reports in self.killed_at:
+            raise Killed
+
+    def get_checkpoint(self) -> ray.train.Checkpoint | None:
+        return self.latest and ray.train.Checkpoint.from_directory(self.latest)
+
+    def fit(self, loop: Callable[[dict[str, Any]], None], settings: dict[str, Any], *_: Any) -> dict[str, float]:
+        self.latest = None
+        board = SimpleNamespace(put=SimpleNamespace(remote=lambda step: None))
+        while True:
+            self.starts += 1
+            try:
+                loop(settings | {"board": board})
+                return {}
+            except Killed:
+                continue
+
+
+@pytest.fixture(scope="module")
+def lake(tmp_path_factory) -> Lake:
+    folder = tmp_path_factory.mktemp("loops") / "lake"
+    return build_here(folder, BUCKETS, users=160, territories=4, titles=40, events_per_user=30.0)
+
+
+@pytest.fixture
+def one_worker(monkeypatch) -> Callable[..., OneWorker]:
+    def play(folder: Path, *killed_at: int) -> OneWorker:
+        worker = OneWorker(folder, set(killed_at))
+        context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+        monkeypatch.setattr(ray.train, "get_context", lambda: context)
+        monkeypatch.setattr(ray.train, "get_checkpoint", worker.get_checkpoint)
+        monkeypatch.setattr(ray.train, "report", worker.report)
+        monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
+        for driver, loop in ((backbone, backbone_loop), (eliminators, eliminators_loop)):
+            monkeypatch.setattr(driver, "fit", worker.fit)
+            monkeypatch.setattr(driver, "check_resources", lambda runner: None)
+            monkeypatch.setattr(driver, "make_window_plan", partial(make_window_plan, map_over=map_here))
+            monkeypatch.setattr(loop, "window_batches", partial(window_batches, stream=read_here))
+        monkeypatch.setattr(eliminators, "jobs_that_fit", lambda runner: 1)
+        return worker
+
+    return play
+
+
+def backbone_config(lake: Lake, runs: Path, **settings: Any) -> BackboneConfig:
+    document = {
+        "lake": lake.uri,
+        "runs": str(runs),
+        "name": "backbone",
+        "model": {"width": 16},
+        "optim": {"epochs": 4, "evaluate_every": 2, "lanes": 2, "batch_windows": 16},
+        "runner": {"checkpoint_every_s": 0},
+    }
+    return validate_config(BackboneConfig, document | settings)
+
+
+def eliminators_config(source: BackboneRecord, runs: Path, **settings: Any) -> EliminatorsConfig:
+    document = {
+        "backbone": source.uri,
+        "runs": str(runs),
+        "name": "eliminators",
+        "combinations": "gender,gender+age",
+        "optim": {"epochs": 4, "lanes": 2, "batch_windows": 16, "keep_share": 0.5},
+        "runner": {"checkpoint_every_s": 0},
+    }
+    return validate_config(EliminatorsConfig, document | settings)
+
+
+@pytest.fixture
+def source(lake, one_worker, tmp_path) -> BackboneRecord:
+    one_worker(tmp_path / "source")
+    return backbone.train_backbone(backbone_config(lake, tmp_path / "runs"))
+
+
+def content(record: BackboneRecord | EliminatorsRecord) -> dict[str, bytes]:
+    return {str(path.relative_to(record.uri)): path.read_bytes() for path in Path(record.uri).rglob("*.safetensors")}
+
+
+def test_a_killed_backbone_ends_in_the_same_weights_and_figures(lake, source, one_worker, tmp_path):
+    worker = one_worker(tmp_path / "killed", 1, 2, 3)
+    killed = backbone.train_backbone(backbone_config(lake, tmp_path / "again"))
+    assert worker.starts == 4
+    assert killed.metrics == source.metrics
+    assert content(killed) == content(source)
+
+
+def test_a_killed_pack_ends_in_the_same_weights_and_figures(source, one_worker, tmp_path):
+    records = []
+    for runs, killed_at in ((tmp_path / "straight", []), (tmp_path / "killed", [1, 3])):
+        worker = one_worker(runs, *killed_at)
+        records.append(eliminators.train_eliminators(eliminators_config(source, runs)))
+        assert worker.starts == 1 + len(killed_at)
+    assert records[0].metrics == records[1].metrics
+    assert records[0].metrics["step/gender"] > 0
+    assert content(records[0]) == content(records[1])
+
+
+def test_nothing_of_a_pack_sees_the_attackers_users(lake, source, one_worker, monkeypatch, tmp_path):
+    one_worker(tmp_path / "watched")
+    seen: dict[str, list[np.ndarray]] = {"windows": [], "prefixes": [], "looks": []}
+
+    def read(lake: Lake, bucket: int, config: SequenceConfig, without_attacked: bool) -> Sequences:
+        found = read_users(lake, bucket, config, without_attacked)
+        seen["windows"].append(found.keys)
+        return found
+
+    def match(trainee: Any, prefixes: Any, *rest: Any, match_means: Any = PackTrainee.match_means) -> None:
+        seen["prefixes"].append(prefixes.keys)
+        match_means(trainee, prefixes, *rest)
+
+    def measure(users: Any, *vectors: Any, held_out_metrics: Any = eliminators_loop.held_out_metrics) -> Any:
+        seen["looks"].append(users.keys)
+        return held_out_metrics(users, *vectors)
+
+    stream = partial(read_here, read=read)
+    monkeypatch.setattr(eliminators_loop, "window_batches", partial(window_batches, stream=stream))
+    monkeypatch.setattr(PackTrainee, "match_means", match)
+    monkeypatch.setattr(eliminators_loop, "held_out_metrics", measure)
+    eliminators.train_eliminators(eliminators_config(source, tmp_path / "watched"))
+    everybody = np.concatenate([Sequences.read(lake, b, source.config.sequences).keys for b in range(BUCKETS)])
+    open_users = set(everybody[~is_attacked(everybody, source.config.sequences)].tolist())
+    assert 0 < len(open_users) < len(everybody)
+    for where, keys in seen.items():
+        assert set(np.concatenate(keys).tolist()) == open_users, where
+
+
+def test_a_pack_that_fails_is_tried_again_and_redone_alone_to_the_same_weights(
+    source, one_worker, monkeypatch, tmp_path
+):
+    worker, tried = one_worker(tmp_path / "failing"), []
+
+    def fit(loop: Any, settings: dict[str, Any], *rest: Any) -> dict[str, float]:
+        tried.append(settings["pack"])
+        if settings["pack"] == "pack000":
+            raise RuntimeError("no room")
+        return worker.fit(loop, settings, *rest)
+
+    monkeypatch.setattr(eliminators, "fit", fit)
+    config = eliminators_config(source, tmp_path / "failing", pack_size=1, retries=1)
+    message = r"1 of 2 packs failed \(pack000\), the others are done; .*no room"
+    with pytest.raises(eliminators.PacksFailed, match=message):
+        eliminators.train_eliminators(config)
+    assert tried == ["pack000", "pack000", "pack001"]
+    record = EliminatorsRecord.load(str(tmp_path / "failing" / "eliminators"))
+    assert [is_done(record, pack) for pack in record.packs] == [False, True]
+    untouched = Path(weights_uri(record, "pack001")).stat().st_mtime_ns
+    monkeypatch.setattr(eliminators, "fit", worker.fit)
+    again = eliminators.train_eliminators(config.model_copy(update={"retries": 0}))
+    assert Path(weights_uri(record, "pack001")).stat().st_mtime_ns == untouched
+    straight = eliminators.train_eliminators(eliminators_config(source, tmp_path / "straight", pack_size=1))
+    assert content(again) == content(straight)
+
+
+def test_more_jobs_at_once_than_the_machine_holds_are_refused(source, one_worker, tmp_path):
+    one_worker(tmp_path / "jobs")
+    with pytest.raises(UserError, match="jobs_at_once = 3: the cluster holds 1 jobs at once"):
+        eliminators.train_eliminators(eliminators_config(source, tmp_path / "jobs", jobs_at_once=3))
+    assert not (tmp_path / "jobs" / "eliminators").exists()
+
+
+def test_a_backbone_trained_again_is_told_from_the_one_that_was_built_on(source):
+    with pytest.raises(UserError, match="was trained again since: train its eliminators again"):
+        load_backbone(source, "0" * 64)
+
+
+def test_a_worker_without_validation_users_takes_part(source, one_worker, monkeypatch, tmp_path):
+    one_worker(tmp_path / "nobody")
+    monkeypatch.setattr(eliminators_loop, "mean_over_workers", lambda means, count, *_: dict.fromkeys(means, 0.5))
+    read_held_out = eliminators_loop.read_held_out
+    monkeypatch.setattr(
+        eliminators_loop, "read_held_out", lambda *args: (u := read_held_out(*args)).only(np.zeros(len(u), dtype=bool))
+    )
+    assert eliminators.train_eliminators(eliminators_config(source, tmp_path / "nobody")).status == "done"
+
+
+def test_a_run_that_nobody_validates_is_refused_with_the_mend(source, lake, one_worker, monkeypatch, tmp_path):
+    one_worker(tmp_path / "nobody")
+    read_held_out = backbone_loop.read_held_out
+    monkeypatch.setattr(
+        backbone_loop, "read_held_out", lambda *args: (u := read_held_out(*args)).only(np.zeros(len(u), dtype=bool))
+    )
+    with pytest.raises(UserError, match=r"no user was drawn for validation: raise optim.validation_users"):
+        backbone.train_backbone(backbone_config(lake, tmp_path / "nobody"))

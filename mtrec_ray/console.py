@@ -43,8 +43,7 @@ def stage_progress(progress: ProgressCallback | None, what: str, total: int) -> 
 def print_result(document: dict[str, Any], tables: list[RenderableType], as_json: bool) -> None:
     """The end of every job: tables for a person, or one JSON object (NaN as null) for a machine."""
     if as_json:
-        json.dump(_without_nan(document), sys.stdout, sort_keys=False)
-        sys.stdout.write("\n")
+        sys.stdout.write(json.dumps(_without_nan(document)) + "\n")  # whole, or nothing if something is no JSON
         return
     console = Console()
     for table in tables:

@@ -185,7 +185,7 @@ def _summary(uri: str, manifest: Any) -> JobResult:
         "counts": manifest.counts,
         "quarantined": manifest.quarantined,
         "num_buckets": manifest.num_buckets,
-        "embeddings": embeddings.model_dump(),
+        "embeddings": embeddings.model_dump(mode="json"),
         "lake_hash": manifest.lake_hash,
         "content_hashes": manifest.content_hashes,
         "notes": manifest.notes,

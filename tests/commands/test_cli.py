@@ -11,6 +11,7 @@ import yaml
 
 from mtrec_ray.__main__ import explain, main
 from mtrec_ray.errors import UserError
+from tests.streams.lakes import random_rows, write_lake
 
 BUILD = ["lake", "build", "synthetic"]
 SMALL = {"users": 300, "territories": 4, "titles": 30, "days": 20, "user_width": 8, "title_width": 8}
@@ -156,6 +157,13 @@ class TestInThisProcess:
         assert "synthetic" in out
 
     def test_check_finds_the_lake_whole(self, lake, run):
+    def test_embeddings_with_a_window_are_plain_json(self, run, tmp_path):
+        lake = write_lake(tmp_path / "lake", *random_rows(60), 1, embedded=False).uri
+        settings = ["--set", "text.model=null", "--set", "interactions.width=4"]
+        for command in (["embed", lake, *settings], ["show", lake]):
+            code, out, _ = run("lake", *command, "--json")
+            assert (code, json.loads(out)["embeddings"]["window_end"]) == (0, "2022-04-01T00:00:00Z")
+
         code, out, _ = run("lake", "check", lake, "--json")
         assert (code, json.loads(out)["ok"]) == (0, True)
 

@@ -10,6 +10,9 @@ import pyarrow.fs as pafs
 
 from mtrec_ray.errors import UserError
 
+PART = ".part"
+"""Ending of a file that is being written; one that stays was left by a killed process."""
+
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     """Filesystem and path of a local path or `pyarrow.fs` URI (`s3://`, `gs://`, `hdfs://`, `file://`)."""
@@ -52,11 +55,16 @@ def read_file(uri: str) -> bytes:
 
 
 def write_file(uri: str, data: bytes) -> None:
-    """Write beside and rename (local), or in one put (object storage, where a put is atomic)."""
+    """`write_whole`, after making the folder."""
     fs, path = resolve(uri)
-    local = isinstance(fs, pafs.LocalFileSystem)
-    target = f"{path}.{uuid.uuid4().hex}.part" if local else path
     fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
+    write_whole(fs, path, data)
+
+
+def write_whole(fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
+    """Write beside and rename (local), or in one put (object storage, where a put is atomic)."""
+    local = isinstance(fs, pafs.LocalFileSystem)
+    target = f"{path}.{uuid.uuid4().hex}{PART}" if local else path
     try:
         with fs.open_output_stream(target) as stream:
             stream.write(data)

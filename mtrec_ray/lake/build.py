@@ -6,7 +6,6 @@
 4. commit: `lake.json` last, one rename. Whatever fails before leaves nothing behind.
 """
 
-import errno
 from functools import partial
 
 import pyarrow as pa
@@ -19,7 +18,7 @@ from mtrec_ray.lake.manifest import Embeddings, LakeFile, Manifest, bucket_folde
 from mtrec_ray.lake.scatter import BuildPlan, build_bucket, stage_part
 from mtrec_ray.lake.schema import conform, final_embeddings
 from mtrec_ray.lake.validate import BadRows, BadRowsError, Rules, merge, split_titles, summarize
-from mtrec_ray.lake.write import STAGING, BuildSite
+from mtrec_ray.lake.write import STAGING, BuildSite, writing_failed
 from mtrec_ray.sources.source import Source, SourceFacts
 
 USERS_PER_BUCKET = 40_000
@@ -71,7 +70,7 @@ def build_lake(
     except BaseException as error:
         site.abandon()
         if isinstance(error, OSError):
-            raise _writing_failed(error, out) from error
+            raise writing_failed(error, f"building the lake {out!r}") from error
         raise
     return manifest
 
@@ -144,9 +143,3 @@ def _manifest(facts: SourceFacts, num_buckets: int, files: dict[str, list[LakeFi
         quarantined={reason: total for reason, (total, _) in sorted(bad.items())},
         files=files,
     )
-
-
-def _writing_failed(error: OSError, out: str) -> UserError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    reason = "no space left on the device" if full else str(error)
-    return UserError(f"building the lake {out!r} failed: {reason}. What was written so far is removed.")

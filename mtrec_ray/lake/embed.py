@@ -43,7 +43,7 @@ from mtrec_ray.lake.manifest import (
 )
 from mtrec_ray.lake.text import encode_texts, title_texts
 from mtrec_ray.lake.window import resolve_calendar
-from mtrec_ray.lake.write import write_parquet
+from mtrec_ray.lake.write import write_parquet, writing_failed
 
 Bounds = tuple[datetime, datetime]
 Part = tuple[sp.csr_matrix, np.ndarray, int]
@@ -58,7 +58,8 @@ def embed_lake(config: EmbedConfig, progress: ProgressCallback | None = None) ->
         progress: told of finished buckets.
 
     Raises:
-        UserError: the lake has embeddings already, holds no event in the window, or nothing would be computed.
+        UserError: the lake has embeddings already, holds no event in the window, nothing would be computed, or the
+            files cannot be written.
     """
     lake = Lake.open(config.lake)
     bounds = resolve_calendar(lake, config.window).day_bounds(0)
@@ -70,6 +71,8 @@ def embed_lake(config: EmbedConfig, progress: ProgressCallback | None = None) ->
     try:
         manifest = _write_embeddings(lake, config, bounds, progress)
         write_file(join(lake.uri, MANIFEST_NAME), manifest.model_dump_json(indent=1).encode())
+    except OSError as error:
+        raise writing_failed(error, f"embedding the lake {config.lake!r}") from error
     finally:
         _remove_unlisted(lake.uri)
     return manifest

@@ -22,6 +22,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from mtrec_ray.errors import UserError
+from mtrec_ray.files import PART, write_whole
 from mtrec_ray.lake.manifest import MANIFEST_NAME, LakeFile, Manifest, resolve
 
 LOCK_NAME = ".lock"
@@ -36,9 +37,15 @@ def write_parquet(fs: pafs.FileSystem, root: str, folder: str, table: pa.Table, 
     data = sink.getvalue()
     digest = hashlib.sha256(data).hexdigest()
     path = f"{folder}/part-{digest[:16]}.parquet"
-    with fs.open_output_stream(f"{root}/{path}") as stream:
-        stream.write(data)
+    write_whole(fs, f"{root}/{path}", data)  # never in place: a file of a committed lake may have this very name
     return LakeFile(path=path, rows=table.num_rows, sha256=digest)
+
+
+def writing_failed(error: OSError, what: str) -> UserError:
+    """What to raise when `what`, which removes its own files, met an error of the file system."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    reason = "no space left on the device" if full else str(error)
+    return UserError(f"{what} failed: {reason}. What was written so far is removed.")
 
 
 @dataclass
@@ -102,6 +109,8 @@ class BuildSite:
             self._remove_files((self.kept & old) - listed)
             return
         os.remove(f"{root}/{LOCK_NAME}")
+        for path in glob(f"{escape(root)}/**/*{PART}", recursive=True):
+            os.remove(path)
         _remove_empty_folders(f"{root}/quarantine")
         _swap_in(root, self.out)
         self._release()

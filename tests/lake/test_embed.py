@@ -3,6 +3,7 @@
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at run time
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -201,7 +202,7 @@ class TestRefusals:
             return real(index, *arguments)
 
         monkeypatch.setattr("mtrec_ray.lake.embed._embed_bucket", full_disk)
-        with pytest.raises(OSError, match="no space left"):
+        with pytest.raises(UserError, match=r"embedding the lake .* failed: no space left"):
             embed(lake)
         assert (tmp_path / "lake" / "lake.json").read_bytes() == before
         assert check_lake(lake.uri).problems == []
@@ -209,6 +210,27 @@ class TestRefusals:
         monkeypatch.undo()
         embed(lake)
         assert check_lake(lake.uri).leftovers == []
+
+    def test_a_write_that_breaks_off_spares_the_file_of_that_name(self, tmp_path, monkeypatch):
+        """The same embeddings again have the same names: those of the lake that is there."""
+        lake = embed(bare_lake(tmp_path / "lake"))
+        from mtrec_ray.lake.embed import _embed_bucket as real
+
+        def short_of_space(index, *arguments):
+            if index != 2:
+                return real(index, *arguments)
+            unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))
+            try:
+                return real(index, *arguments)
+            finally:
+                resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+
+        monkeypatch.setattr("mtrec_ray.lake.embed._embed_bucket", short_of_space)
+        with pytest.raises(UserError, match=r"failed: .*File too large"):
+            embed(lake, overwrite=True)
+        report = check_lake(lake.uri)
+        assert report.problems == report.leftovers == []
 
     def test_a_text_model_that_cannot_be_loaded_is_named_with_the_mend(self, tmp_path):
         lake = bare_lake(tmp_path / "lake")

@@ -67,8 +67,9 @@ def check_lake(uri: str, progress: ProgressCallback | None = None) -> CheckRepor
         UserError: no lake there, or its `lake.json` cannot be read.
     """
     lake = Lake.open(uri)
-    problems = _check_titles(lake)
-    for found in run_tasks("checking", partial(check_bucket, lake), lake.manifest.num_buckets, progress=progress):
+    problems, titles_readable = _check_titles(lake)
+    num_buckets = lake.manifest.num_buckets if titles_readable else 0  # rows of buckets are held against the titles
+    for found in run_tasks("checking", partial(check_bucket, lake), num_buckets, progress=progress):
         problems += found
     problems += _check_listing(lake.manifest) + _check_quarantine(lake)
     files = lake.manifest.files
@@ -104,13 +105,14 @@ def check_bucket(lake: Lake, bucket: int) -> list[str]:
     return problems + _check_places(tables, bucket, lake.manifest.num_buckets)
 
 
-def _check_titles(lake: Lake) -> list[str]:
+def _check_titles(lake: Lake) -> tuple[list[str], bool]:
+    """Problems of the titles, and whether their file can be used."""
     problems, titles = _read_checked(lake, "titles", lake.manifest.files.get("titles", []))
     if titles is None:
-        return problems
+        return problems, False
     rejected = split_titles(titles, _rules(lake.manifest))[1]
     problems += [f"titles: {n} rows of {reason}" for reason, (n, _) in summarize("titles", rejected).items()]
-    return problems + _check_sorted("titles", titles["title_id"])
+    return problems + _check_sorted("titles", titles["title_id"]), True
 
 
 def _read_checked(lake: Lake, name: str, files: list[LakeFile]) -> tuple[list[str], pa.Table | None]:

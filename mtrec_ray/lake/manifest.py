@@ -6,6 +6,8 @@ Only listed files exist for a reader: replacing `lake.json` is what commits a bu
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -147,7 +149,7 @@ class Lake:
             manifest = Manifest.model_validate_json(text)
         except ValidationError as error:
             version = _format_version(text)
-            if version != FORMAT_VERSION:
+            if version not in (None, FORMAT_VERSION):
                 raise UserError(
                     f"lake {uri!r} has format version {version!r}, this program reads {FORMAT_VERSION}: build it again"
                 ) from error
@@ -170,13 +172,8 @@ class Lake:
             )
         parts = []
         for path in paths:
-            try:
-                with fs.open_input_file(f"{root}/{path}") as file:
-                    parts.append(pq.ParquetFile(file).read(columns=columns))
-            except (FileNotFoundError, pa.ArrowInvalid) as error:
-                raise UserError(
-                    f"lake {self.uri!r} is damaged at {path}: {error}; `mtrec lake check` lists it all"
-                ) from error
+            with self._damage_named(path), fs.open_input_file(f"{root}/{path}") as file:
+                parts.append(pq.ParquetFile(file).read(columns=columns))
         return pa.concat_tables(parts).combine_chunks()
 
     @cached_property
@@ -194,8 +191,18 @@ class Lake:
 
     def _schema_names(self, table: str) -> list[str]:
         fs, root = resolve(self.uri)
-        with fs.open_input_file(f"{root}/{self.manifest.files[table][0].path}") as file:
+        path = self.manifest.files[table][0].path
+        with self._damage_named(path), fs.open_input_file(f"{root}/{path}") as file:
             return pq.read_schema(file).names
+
+    @contextmanager
+    def _damage_named(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(
+                f"lake {self.uri!r} is damaged at {path}: {error}; `mtrec lake check` lists it all"
+            ) from error
 
 
 def bucket_folder(table: str, bucket: int) -> str:
@@ -227,6 +234,7 @@ def utc(moment: datetime) -> datetime:
 
 
 def _format_version(text: bytes) -> object:
+    """None where it says none, as in a truncated file."""
     try:
         document = json.loads(text)
     except ValueError:

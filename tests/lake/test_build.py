@@ -261,6 +261,15 @@ def test_real_xmarket(real_data: Path, tmp_path):
     rows = {row.territory: row for row in describe_lake(str(tmp_path / "lake"))}
     assert {name: row.test_events for name, row in rows.items()} == {
         "s1": 6_466,
+def test_check_goes_on_without_titles(service, tmp_path):
+    out = tmp_path / "lake"
+    titles = out / build_lake(service.source(), str(out), FOUR).files["titles"][0].path
+    titles.write_bytes(titles.read_bytes()[:50])
+    assert [problem.split(": ")[1][:7] for problem in check_lake(str(out)).problems] == ["content"]
+    titles.unlink()
+    assert check_lake(str(out)).problems == [f"{titles.relative_to(out)}: is missing"]
+
+
         "s2": 7_109,
         "s3": 0,
         "t1": 2_697,

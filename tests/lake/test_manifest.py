@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Calendar, Embeddings, Lake, LakeFile, Manifest, Territory
 
 WINDOW = (datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 2, 1, tzinfo=UTC))
@@ -122,3 +123,23 @@ def test_another_process_finds_the_same_hash(seed, tmp_path):
         check=True,
     )
     assert found.stdout.strip() == MANIFEST.lake_hash
+
+
+def test_a_truncated_manifest_is_damaged_and_no_other_version(tmp_path):
+    _write(tmp_path)
+    path = tmp_path / "lake.json"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"lake\.json is damaged"):
+        Lake.open(str(tmp_path))
+    path.write_text('{"format_version": 2}')
+    with pytest.raises(UserError, match=r"has format version 2, this program reads 1: build it again"):
+        Lake.open(str(tmp_path))
+
+
+@pytest.mark.parametrize("left", [None, b"", b"PAR1 half"], ids=["missing", "empty", "truncated"])
+def test_a_titles_file_that_cannot_be_read_is_named(left, tmp_path):
+    (tmp_path / "titles").mkdir()
+    if left is not None:
+        (tmp_path / "titles" / "3.parquet").write_bytes(left)
+    with pytest.raises(UserError, match=r"is damaged at titles/3\.parquet.*`mtrec lake check` lists it all"):
+        _ = Lake.open(_write(tmp_path)).titles

@@ -81,7 +81,7 @@ def _build(source: Source, site: BuildSite, options: BuildOptions, progress: Pro
     rules = _rules(facts)
     site.make_folders([STAGING, "titles", "quarantine/titles", *(["truth"] if source.truth() else [])])
     titles, bad_titles = split_titles(conform("titles", source.titles(), facts), rules)
-    plan = BuildPlan(site.uri, source, num_buckets, rules, titles["title_id"].combine_chunks(), _parts(source, facts))
+    plan = BuildPlan(site.uri, source, num_buckets, rules, titles["title_id"].combine_chunks(), _parts(source))
     _make_bucket_folders(site, plan, with_truth=bool(source.truth()))
     run_tasks("staging", partial(stage_part, plan), len(plan.parts), options.readers, progress)
     buckets = run_tasks("buckets", partial(build_bucket, plan), num_buckets, options.readers, progress)
@@ -102,12 +102,12 @@ def _rules(facts: SourceFacts) -> Rules:
     return Rules(names, facts.attributes, facts.user_width, facts.title_width)
 
 
-def _parts(source: Source, facts: SourceFacts) -> tuple:
+def _parts(source: Source) -> tuple:
     users = [("users", part) for part in source.user_parts()]
     if not users:
-        raise UserError(f"source {facts.name!r} has no users")
-    candidates = [("candidates", source.candidates)] if facts.has_candidates else []
-    return (*users, *(("events", part) for part in source.event_parts()), *candidates)
+        raise UserError(f"source {source.facts.name!r} has no users")
+    events = [("events", part) for part in source.event_parts()]
+    return (*users, *events, *(("candidates", part) for part in source.candidate_parts()))
 
 
 def _make_bucket_folders(site: BuildSite, plan: BuildPlan, with_truth: bool) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import bucket_of, user_keys
 from mtrec_ray.lake.manifest import LakeFile, bucket_folder, resolve
 from mtrec_ray.lake.schema import conform, empty, final_embeddings
@@ -50,7 +51,7 @@ class BuildPlan:
 def stage_part(plan: BuildPlan, index: int) -> None:
     """Read one part and stage it as one file, a record batch per bucket."""
     table, part = plan.parts[index]
-    rows = _whole_batch(conform(table, part(), plan.source.facts, partial=True))
+    rows = whole_batch(conform(table, part(), plan.source.facts, partial=True))
     ids = rows.column("user_id").fill_null("").to_numpy(zero_copy_only=False)
     buckets = bucket_of(user_keys(ids), plan.num_buckets)
     rows = rows.take(pa.array(np.argsort(buckets, kind="stable")))
@@ -66,7 +67,7 @@ def stage_part(plan: BuildPlan, index: int) -> None:
 
 
 def build_bucket(plan: BuildPlan, bucket: int) -> dict:
-    """Make one bucket whole; returns its `files` by table, its `bad` rows and the `bytes` written, as plain data."""
+    """Make one bucket whole; returns its `files` by table and its `bad` rows, as plain data."""
     fs, root = resolve(plan.uri)
     facts = plan.source.facts
     users, events = plan.source.complete_bucket(
@@ -116,6 +117,12 @@ def _staged_path(root: str, index: int) -> str:
     return f"{root}/{STAGING}/part-{index:06d}.arrow"
 
 
-def _whole_batch(rows: pa.Table) -> pa.RecordBatch:
-    rows = rows.combine_chunks()
-    return rows.to_batches()[0] if rows.num_rows else pa.RecordBatch.from_pylist([], rows.schema)
+def whole_batch(rows: pa.Table) -> pa.RecordBatch:
+    """All rows in one batch; UserError where a column has more text than one array holds (2 GiB)."""
+    batches = rows.combine_chunks().to_batches()
+    if len(batches) > 1:
+        raise UserError(
+            f"{rows.num_rows} raw rows hold more than 2 GiB in a column, too much for one part: "
+            "lower source.rows_per_part, or write smaller row groups"
+        )
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], rows.schema)

@@ -93,13 +93,10 @@ def _convert(table: str, name: str, column: pa.ChunkedArray, wanted: pa.DataType
     try:
         if wanted == TIMESTAMP:
             return to_utc_micros(column, "s")
-        if wanted == STRINGS:
-            return (
-                pa.array([sorted(v or [], key=lambda s: s or "") for v in column.to_pylist()], STRINGS)
-                if (name == "territories")
-                else column.cast(STRINGS)
-            )
-        return column.cast(wanted)
+        rows = column.cast(wanted)
+        if name == "territories":
+            return pa.array([sorted(names or [], key=lambda s: s or "") for names in rows.to_pylist()], STRINGS)
+        return rows
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
         raise UserError(f"{table}: column {name!r} of type {column.type} cannot become {wanted}: {error}") from error
 

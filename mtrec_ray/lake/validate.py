@@ -11,7 +11,6 @@ title are rejected in turn. Two equal events (same user, title and moment) are t
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +18,8 @@ import pyarrow.compute as pc
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.schema import PROMOTION
+from mtrec_ray.sources.epochs import AFTER_LAST_MOMENT, FIRST_MOMENT
 
-FIRST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
-AFTER_LAST_MOMENT = datetime(2200, 1, 1, tzinfo=UTC)
-"""Moments from `FIRST_MOMENT` up to this one are believable; others are `timestamp_out_of_range`."""
 NUM_SHOWN = 3
 """Offending rows that an error shows for each reason."""
 
@@ -73,7 +70,9 @@ def split_titles(titles: pa.Table, rules: Rules) -> tuple[pa.Table, pa.Table]:
         ("unknown_territory", np.array([not rules.territories.issuperset(names) for names in offered], bool)),
     ]
     if PROMOTION[0] in titles.column_names:
-        checks.append(("promotion_ends_before_start", _mask(pc.less(titles[PROMOTION[1]], titles[PROMOTION[0]]))))
+        start, end = (titles[name] for name in PROMOTION)
+        checks.append(("promotion_out_of_range", _unbelievable(start) | _unbelievable(end)))
+        checks.append(("promotion_ends_before_start", _mask(pc.less(end, start))))
     checks += _embedding_checks(titles, rules.title_width)
     return _split_unique(titles, checks, "title_id", "duplicate_title")
 
@@ -84,13 +83,11 @@ def split_events(events: pa.Table, user_ids: pa.Array, title_ids: pa.Array) -> t
     Events of one moment keep the order of the source (the sort is stable): three in four of MovieLens-100K's share
     their second with another of their user, and which of them comes last decides a leave-one-out test.
     """
-    moments = events["timestamp"]
-    first, after = (pa.scalar(moment, moments.type) for moment in (FIRST_MOMENT, AFTER_LAST_MOMENT))
     checks: Checks = [
         ("null_user_id", _blank(events["user_id"])),
         ("null_title_id", _blank(events["title_id"])),
-        ("null_timestamp", _mask(moments.is_null())),
-        ("timestamp_out_of_range", _mask(pc.or_(pc.less(moments, first), pc.greater_equal(moments, after)))),
+        ("null_timestamp", _mask(events["timestamp"].is_null())),
+        ("timestamp_out_of_range", _unbelievable(events["timestamp"])),
         ("unknown_user", _outside(events["user_id"], user_ids)),
         ("unknown_title", _outside(events["title_id"], title_ids)),
     ]
@@ -182,6 +179,11 @@ def _outside(column: pa.ChunkedArray, allowed: Iterable[str] | pa.Array, null_is
 
 def _blank(column: pa.ChunkedArray) -> np.ndarray:
     return _mask(pc.or_(column.is_null(), pc.equal(column, "").fill_null(True)))
+
+
+def _unbelievable(moments: pa.ChunkedArray) -> np.ndarray:
+    first, after = (pa.scalar(moment, moments.type) for moment in (FIRST_MOMENT, AFTER_LAST_MOMENT))
+    return _mask(pc.or_(pc.less(moments, first), pc.greater_equal(moments, after)))
 
 
 def _mask(column: pa.ChunkedArray) -> np.ndarray:

@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Calendar, Territory
 from mtrec_ray.sources.download import download, unpack
-from mtrec_ray.sources.epochs import timestamps_from_epoch
+from mtrec_ray.sources.epochs import AFTER_LAST_MOMENT, timestamps_from_epoch
 from mtrec_ray.sources.movielens_files import FORMS, OCCUPATIONS, GroupLens1M, GroupLens100K, MovieLensFiles, detect
 from mtrec_ray.sources.source import Part, Source, SourceFacts, local_folder, raw_folder
 
@@ -124,7 +124,9 @@ class MovieLensSource(Source):
         return [partial(_read_events, self.files, self.config.min_rating)]
 
     def _calendar(self) -> Calendar:
-        moments = self.files.read_ratings().epoch_s
+        moments = [m for m in self.files.read_ratings().epoch_s if 0 <= m < AFTER_LAST_MOMENT.timestamp()]
+        if not moments:
+            raise UserError(f"no rating in {str(self.files.folder)!r} has a believable timestamp (seconds since 1970)")
         first = min(moments) // DAY_S * DAY_S
         after = (max(moments) // DAY_S + 1) * DAY_S
         length = self.config.day_length_days
@@ -180,8 +182,11 @@ def territory_of(zip_code: str) -> str:
 
 
 def age_band(age: int) -> str:
-    """One of the seven bands of MovieLens 1M, for an age in years or a band's first year (1 = under 18)."""
-    return next(band for first, band in reversed(AGE_BANDS.items()) if age >= first)
+    """One of the seven bands of MovieLens 1M, for an age in years or a band's first year (1 = under 18).
+
+    A negative age stays what it is, for validation to name.
+    """
+    return next((band for first, band in reversed(AGE_BANDS.items()) if age >= first), str(age))
 
 
 def _read_users(files: MovieLensFiles) -> pa.Table:
@@ -203,7 +208,7 @@ def _read_events(files: MovieLensFiles, min_rating: int) -> pa.Table:
         {
             "user_id": ratings.user_id,
             "title_id": ratings.title_id,
-            "timestamp": timestamps_from_epoch(np.array(ratings.epoch_s, np.int64), "s"),
+            "timestamp": timestamps_from_epoch(np.array(ratings.epoch_s, np.float64), "s"),  # any number fits
         }
     )
     return events.filter(pa.array(np.array(ratings.rating) >= min_rating))

@@ -3,7 +3,7 @@
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at run time
 
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import Literal
 
@@ -13,11 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Calendar, Territory, utc
-from mtrec_ray.sources.epochs import TIMESTAMP, to_utc_micros
+from mtrec_ray.sources.epochs import AFTER_LAST_MOMENT, FIRST_MOMENT, TIMESTAMP, to_utc_micros
 from mtrec_ray.sources.parquet_files import Chunk, list_chunks, read_chunk
 from mtrec_ray.sources.source import Part, Source, SourceFacts
 
 TITLE_TEXTS = ("name", "genres", "synopsis")
+PROMOTION = ("promoted_from", "promoted_until")
 
 
 class ParquetConfig(BaseModel):
@@ -52,7 +53,8 @@ class ParquetConfig(BaseModel):
     user_width: int = Field(default=0, ge=0, description="Width of the users' embedding column; 0 = there is none.")
     title_width: int = Field(default=0, ge=0, description="Width of the titles' embedding column; 0 = there is none.")
     timestamp_unit: Literal["s", "ms", "us", "ns"] = Field(
-        default="s", description="Unit since 1970 of integer timestamps; timestamp columns carry their own."
+        default="s",
+        description="Unit since 1970 of integer timestamps and promotion dates; timestamp columns carry their own.",
     )
     territories: list[str] | None = Field(
         default=None, description="Territories that may occur; null = those that occur (one pass over the users)."
@@ -123,18 +125,16 @@ class ParquetSource(Source):
     def event_parts(self) -> list[Part]:
         return [partial(self._read, "events", chunk) for chunk in self.chunks["events"]]
 
-    def candidates(self) -> pa.Table | None:
-        if "candidates" not in self.chunks:
-            return None
-        return pa.concat_tables(self._read("candidates", chunk) for chunk in self.chunks["candidates"])
+    def candidate_parts(self) -> list[Part]:
+        return [partial(self._read, "candidates", chunk) for chunk in self.chunks.get("candidates", [])]
 
     def _read(self, table: str, chunk: Chunk, only: str | None = None) -> pa.Table:
         """One chunk with canonical column names; `only` one of them, or all."""
         needed, optional = self._columns(table)
         rows = read_chunk(chunk, {only: needed[only]} if only else needed, {} if only else optional)
-        if "timestamp" in rows.column_names:
-            moments = to_utc_micros(rows["timestamp"], self.config.timestamp_unit)
-            rows = rows.set_column(rows.column_names.index("timestamp"), "timestamp", moments)
+        for name in {"timestamp", *PROMOTION} & set(rows.column_names):
+            moments = to_utc_micros(rows[name], self.config.timestamp_unit)
+            rows = rows.set_column(rows.column_names.index(name), name, moments)
         return rows
 
     def _columns(self, table: str) -> tuple[dict[str, str], dict[str, str]]:
@@ -146,7 +146,7 @@ class ParquetSource(Source):
             "titles": ["title_id", *config.title_categoricals] + ["embedding"] * bool(config.title_width),
             "candidates": ["user_id", "title_ids"],
         }[table]
-        optional = [*TITLE_TEXTS, "territories", "promoted_from", "promoted_until"] if table == "titles" else []
+        optional = [*TITLE_TEXTS, "territories", *PROMOTION] if table == "titles" else []
         mapping = getattr(config, f"{table[:-1]}_columns")
         strangers = sorted(set(mapping) - {*needed, *optional})
         if strangers:
@@ -181,7 +181,7 @@ class ParquetSource(Source):
 
     def _first_and_last_day(self) -> tuple[datetime, datetime]:
         """Of the believable moments: one pass over the timestamps."""
-        low, high = (pa.scalar(datetime(year, 1, 1, tzinfo=UTC), TIMESTAMP) for year in (1970, 2200))
+        low, high = (pa.scalar(moment, TIMESTAMP) for moment in (FIRST_MOMENT, AFTER_LAST_MOMENT))
         seen = []
         for chunk in self.chunks["events"]:
             moments = self._read("events", chunk, only="timestamp")["timestamp"]

@@ -56,9 +56,9 @@ class Source(ABC):
     def event_parts(self) -> list[Part]:
         """Readers of bounded parts of the events, in any order."""
 
-    def candidates(self) -> pa.Table | None:
-        """`user_id`, `title_ids`: the fixed evaluation candidates of each user, or None."""
-        return None
+    def candidate_parts(self) -> list[Part]:
+        """Readers of bounded parts of the fixed evaluation candidates, `user_id` and `title_ids`, in any order."""
+        return []
 
     def complete_bucket(self, users: pa.Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
         """The bucket's whole rows, where the parts hold less than that (a generator makes them here)."""

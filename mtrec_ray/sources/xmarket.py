@@ -56,7 +56,8 @@ class Market:
     """`user_id`, `title_id`"""
     held_out: pd.DataFrame
     """The same columns; empty where there is no test day."""
-    candidates: dict[str, list[str]]
+    candidates: list[tuple[str, list[str]]]
+    """(user, titles) of each line."""
 
 
 class XMarketSource(Source):
@@ -111,14 +112,9 @@ class XMarketSource(Source):
     def event_parts(self) -> list[Part]:
         return [partial(_read_events, self.folder, name, self.config) for name in self.market_names]
 
-    def candidates(self) -> pa.Table | None:
-        rows = {user: titles for market in self.markets for user, titles in market.candidates.items()}
-        return pa.table(
-            {
-                "user_id": pa.array(list(rows), pa.string()),
-                "title_ids": pa.array(list(rows.values()), pa.list_(pa.string())),
-            }
-        )
+    def candidate_parts(self) -> list[Part]:
+        chosen = [market.name for market in self.markets if market.candidates]
+        return [partial(_read_candidates, self.folder, name, self.config) for name in chosen]
 
     def _notes(self) -> tuple[str, ...]:
         untested = [market.name for market in self.markets if market.held_out.empty]
@@ -147,10 +143,10 @@ def read_market(folder: Path, name: str, config: XMarketConfig) -> Market:
     train = _read_pairs(folder / name / "train.tsv")
     if config.holdout == "validation":
         chosen = choose_held_out(train, config.min_interactions, config.seed)
-        return Market(name, train.loc[~chosen], train.loc[chosen], {})
+        return Market(name, train.loc[~chosen], train.loc[chosen], [])
     qrel, run = folder / name / "valid_qrel.tsv", folder / name / "valid_run.tsv"
     held_out = _read_pairs(qrel) if qrel.exists() else train.iloc[:0]
-    return Market(name, train, held_out, _read_run(run) if run.exists() else {})
+    return Market(name, train, held_out, _read_run(run) if run.exists() else [])
 
 
 def choose_held_out(train: pd.DataFrame, min_interactions: int, seed: int) -> np.ndarray:
@@ -168,9 +164,9 @@ def _read_pairs(path: Path) -> pd.DataFrame:
     return pd.DataFrame({"user_id": users, "title_id": titles}, dtype=object)
 
 
-def _read_run(path: Path) -> dict[str, list[str]]:
+def _read_run(path: Path) -> list[tuple[str, list[str]]]:
     users, titles = read_columns(path, "\t", ["userId", "candidates"], header=False)
-    return {user: listed.split(",") for user, listed in zip(users, titles, strict=True)}
+    return [(user, listed.split(",")) for user, listed in zip(users, titles, strict=True)]
 
 
 def _read_users(folder: Path, name: str, config: XMarketConfig) -> pa.Table:
@@ -192,7 +188,17 @@ def _read_events(folder: Path, name: str, config: XMarketConfig) -> pa.Table:
     )
 
 
+def _read_candidates(folder: Path, name: str, config: XMarketConfig) -> pa.Table:
+    rows = read_market(folder, name, config).candidates
+    return pa.table(
+        {
+            "user_id": pa.array([user for user, _ in rows], pa.string()),
+            "title_ids": pa.array([titles for _, titles in rows], pa.list_(pa.string())),
+        }
+    )
+
+
 def _occurrences(market: Market) -> pd.DataFrame:
-    listed = [title for titles in market.candidates.values() for title in titles]
+    listed = [title for _, titles in market.candidates for title in titles]
     titles = {*market.train["title_id"], *market.held_out["title_id"], *listed}
     return pd.DataFrame({"title_id": sorted(titles), "territory": market.name})

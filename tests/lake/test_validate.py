@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.manifest import embedding_column, embedding_matrix
-from mtrec_ray.lake.schema import embedding_bytes, final_embeddings
+from mtrec_ray.lake.manifest import Calendar, embedding_column, embedding_matrix
+from mtrec_ray.lake.scatter import whole_batch
+from mtrec_ray.lake.schema import conform, embedding_bytes, final_embeddings
 from mtrec_ray.lake.validate import (
     Rules,
     embedding_problems,
@@ -22,7 +23,9 @@ from mtrec_ray.lake.validate import (
     summarize,
 )
 from mtrec_ray.sources.epochs import TIMESTAMP
+from mtrec_ray.sources.source import SourceFacts
 
+DAY = datetime(2024, 1, 1, tzinfo=UTC)
 RULES = Rules(frozenset({"NO", "SE"}), {"gender": ("f", "m")}, user_width=0, title_width=0)
 
 
@@ -99,19 +102,41 @@ def test_one_unknown_title_rejects_its_candidates():
     }
 
 
-def test_promotion_that_ends_before_it_starts():
+def test_promotion_that_ends_before_it_starts_or_is_in_no_believable_year():
     first, second = datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 1, 2, tzinfo=UTC)
+    early, late = first.replace(year=1969), first.replace(year=9999)
     titles = pa.table(
         {
-            "title_id": ["a", "b", "c"],
-            "territories": pa.array([[], ["NO"], []], pa.list_(pa.string())),
-            "promoted_from": pa.array([first, second, None], TIMESTAMP),
-            "promoted_until": pa.array([second, first, first], TIMESTAMP),
+            "title_id": ["a", "b", "c", "d", "e"],
+            "territories": pa.array([[], ["NO"], [], [], []], pa.list_(pa.string())),
+            "promoted_from": pa.array([first, second, None, early, None], TIMESTAMP),
+            "promoted_until": pa.array([second, first, first, None, late], TIMESTAMP),
         }
     )
     good, bad = split_titles(titles, RULES)
     assert good["title_id"].to_pylist() == ["a", "c"]
-    assert bad["reason"].to_pylist() == ["promotion_ends_before_start"]
+    assert bad["reason"].to_pylist() == ["promotion_ends_before_start", *["promotion_out_of_range"] * 2]
+
+
+def test_territories_that_are_no_lists_are_refused():
+    facts = SourceFacts("by hand", (), {}, Calendar(window_start=DAY, window_end=DAY), num_users=1)
+    text = ["title_id", "name", "genres", "synopsis"]
+    with pytest.raises(UserError, match="column 'territories' of type string cannot become list<"):
+        conform("titles", pa.table({name: ["NO"] for name in [*text, "territories"]}), facts)
+
+
+def test_rows_of_more_than_one_batch_are_refused_not_lost():
+    class TooLarge:
+        """Above 2 GiB of text, where `combine_chunks` leaves several."""
+
+        num_rows = 2
+
+        def combine_chunks(self) -> pa.Table:
+            return pa.table({"user_id": pa.chunked_array([["a"], ["b"]])})
+
+    with pytest.raises(UserError, match=r"2 raw rows hold more than 2 GiB in a column"):
+        whole_batch(TooLarge())  # pyright: ignore[reportArgumentType]
+    assert whole_batch(TooLarge().combine_chunks()).num_rows == 2
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,17 @@ def test_age_bands(age, band):
     assert age_band(age) == band
 
 
+def test_what_cannot_be_is_left_for_validation_to_name(tmp_path):
+    folder = _write_1m(tmp_path)
+    before = make_source("movielens", {}, str(folder)).facts.calendar
+    with (folder / "ratings.dat").open("a") as file:
+        file.write(f"1::2::5::{10**30}\n1::2::5::-5\n")
+    source = make_source("movielens", {}, str(folder))
+    assert source.facts.calendar == before
+    assert [moment.year for moment in source.event_parts()[0]()["timestamp"].to_pylist()[3:]] == [9999, 1969]
+    assert age_band(-3) == "-3"
+
+
 def test_territories():
     assert [territory_of(code) for code in ("01002", "9", "T8H1N", "")] == ["zip-0", "zip-9", "zip-other", "zip-other"]
 

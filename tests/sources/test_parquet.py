@@ -109,3 +109,17 @@ def test_row_groups_are_read_in_bounded_parts(raw):
     pq.write_table(rows, raw / "users" / "1.parquet", row_group_size=2)
     source = make_source("parquet", CONFIG | {"rows_per_part": 5}, str(raw))
     assert [part().num_rows for part in source.user_parts()] == [4, 4, 2]
+
+
+def test_promotion_dates_have_the_unit_of_the_timestamps(raw):
+    moment = datetime(2024, 1, 1, tzinfo=UTC)
+    titles = {"tid": ["t"], "title": ["A film"], "kind": ["film"], "promoted_from": [int(moment.timestamp()) * 1000]}
+    pq.write_table(pa.table(titles), raw / "titles.parquet")
+    assert make_source("parquet", CONFIG, str(raw)).titles()["promoted_from"].to_pylist() == [moment]
+
+
+def test_candidates_are_read_in_bounded_parts(raw):
+    rows = pa.table({"user_id": ["u1", "u2", "u3"], "title_ids": [["t"], ["t"], ["t"]]})
+    pq.write_table(rows, raw / "candidates.parquet", row_group_size=1)
+    source = make_source("parquet", CONFIG | {"candidates": "candidates.parquet", "rows_per_part": 2}, str(raw))
+    assert [part().num_rows for part in source.candidate_parts()] == [2, 1]

@@ -28,17 +28,26 @@ def _events(source) -> list[dict]:
     return [row for part in source.event_parts() for row in part().to_pylist()]
 
 
+def _candidates(source) -> list[dict]:
+    return [row for part in source.candidate_parts() for row in part().to_pylist()]
+
+
 def test_published_positives_are_the_day_after(raw):
     source = make_source("xmarket", {}, str(raw))
     held_out = [row for row in _events(source) if row["timestamp"] == TEST_DAY]
     assert held_out == [{"user_id": "a1", "title_id": "p4", "timestamp": TEST_DAY}]
     assert {row["timestamp"] for row in _events(source)} == {WINDOW_START, TEST_DAY}
-    candidates = source.candidates()
-    assert candidates is not None
-    assert candidates.to_pylist() == [{"user_id": "a1", "title_ids": ["p4", "p5", "p1"]}]
+    assert _candidates(source) == [{"user_id": "a1", "title_ids": ["p4", "p5", "p1"]}]
     assert source.facts.trained_users_are_tested
     assert not source.facts.calendar.ordered
     assert "markets without a test day: b" in source.facts.notes
+
+
+def test_each_line_of_candidates_is_a_row_for_validation_to_judge(raw):
+    with (raw / "a/valid_run.tsv").open("a") as file:
+        file.write("a1\tp2\n")
+    rows = _candidates(make_source("xmarket", {}, str(raw)))
+    assert rows == [{"user_id": "a1", "title_ids": titles} for titles in (["p4", "p5", "p1"], ["p2"])]
 
 
 def test_titles_are_offered_where_they_occur(raw):

@@ -1,5 +1,6 @@
 """Title text through a transformer encoder: mean of the last layer's token vectors (paper A, 3.1)."""
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,10 @@ import pyarrow as pa
 import ray
 
 from mtrec_ray.errors import UserError
+from mtrec_ray.lake.cluster import joins_cluster
 from mtrec_ray.lake.embed_config import TextConfig
+
+logger = logging.getLogger(__name__)
 
 
 def title_texts(titles: pa.Table) -> list[str]:
@@ -20,8 +24,13 @@ def encode_texts(texts: list[str], config: TextConfig) -> np.ndarray:
     """(titles, width) float32, zeros for empty texts; batches run as Ray Data tasks on actors that hold the model.
 
     Raises:
-        UserError: the model cannot be loaded.
+        UserError: the model cannot be loaded, or there is no such device.
     """
+    if config.device == "cuda" and not ray.cluster_resources().get("GPU"):
+        message = "text.device = cuda needs a GPU, and there is none: Ray would wait for it; leave it at cpu"
+        if not joins_cluster():
+            raise UserError(message)
+        logger.warning("%s, unless the cluster can grow one", message)
     width = int(load_encoder(config)[1].config.hidden_size)  # here first: an actor that cannot start tells little
     filled = [index for index, text in enumerate(texts) if text]
     rows = pa.table({"index": pa.array(filled, pa.int64()), "text": pa.array([texts[i] for i in filled], pa.string())})

@@ -67,3 +67,10 @@ def test_a_text_model_without_its_weights_is_named_with_the_mend(minilm, tmp_pat
         (tmp_path / "model" / "model.safetensors").write_bytes(weights)
     with pytest.raises(UserError, match=r"text model .* cannot be loaded.*--set text\.model=null"):
         encode_texts(["a film"], TextConfig(model=str(tmp_path / "model")))
+
+
+def test_a_gpu_that_is_not_there_is_not_waited_for(monkeypatch):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+    with pytest.raises(UserError, match=r"text\.device = cuda needs a GPU"):
+        encode_texts(["a film"], TextConfig(model="any", device="cuda"))

@@ -75,9 +75,9 @@ class Bucket:
         earlier = self.event_user[self.event_time < moment(when)]
         return np.bincount(earlier, minlength=len(self.keys)) > 0
 
-    def active(self, end: datetime, active_days: int) -> np.ndarray:
-        """(N,) bool: at least one event in the last `active_days` before `end`."""
-        since = moment(end) - np.timedelta64(active_days, "D")
+    def active(self, start: datetime, end: datetime, active_days: int) -> np.ndarray:
+        """(N,) bool: at least one event in the last `active_days` of [start, end)."""
+        since = max(moment(start), moment(end) - np.timedelta64(active_days, "D"))
         recent = (self.event_time >= since) & (self.event_time < moment(end))
         return np.bincount(self.event_user[recent], minlength=len(self.keys)) > 0
 

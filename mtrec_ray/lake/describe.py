@@ -1,18 +1,13 @@
 """`lake show`: one line per territory, counted bucket by bucket."""
 
-# pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at run time
-
 from dataclasses import asdict, dataclass
-from datetime import timedelta
 from functools import partial
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from mtrec_ray.console import ProgressCallback
+from mtrec_ray.lake.bucket import Bucket, within
 from mtrec_ray.lake.cluster import run_tasks
 from mtrec_ray.lake.manifest import Lake
 
@@ -69,21 +64,17 @@ def describe_lake(uri: str, active_days: int = 90, progress: ProgressCallback | 
     return sorted(rows, key=lambda row: (-row.users, row.territory))
 
 
-def count_bucket(lake: Lake, active_days: int, bucket: int) -> list[list[int]]:
+def count_bucket(lake: Lake, active_days: int, index: int) -> list[list[int]]:
     """(users, active users, window events, test events) of one bucket, each a list over territories."""
-    calendar, names = lake.manifest.calendar, pa.array(lake.territory_names(), pa.string())
-    users = lake.read("users", bucket, columns=["user_id", "territory"])
-    events = lake.read("events", bucket, columns=["user_id", "timestamp"])
-    home = pc.index_in(users["territory"], value_set=names).to_numpy()
-    user_row = pc.index_in(events["user_id"], value_set=users["user_id"].combine_chunks()).to_numpy()
-    moment = events["timestamp"].cast(pa.int64()).to_numpy()
-    start, end = (_us(m) for m in (calendar.window_start, calendar.window_end))
-    after = _us(calendar.day_bounds(max(calendar.num_evaluation_days, 1))[1])
-    in_window = (moment >= start) & (moment < end)
-    recent = in_window & (moment >= _us(calendar.window_end - timedelta(days=active_days)))
-    in_test = (moment >= end) & (moment < after)
-    chosen = [home, home[np.unique(user_row[recent])], home[user_row[in_window]], home[user_row[in_test]]]
-    return [np.bincount(rows, minlength=len(names)).tolist() for rows in chosen]
+    calendar = lake.manifest.calendar
+    bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())
+    test_days = calendar.window_end, calendar.day_bounds(max(calendar.num_evaluation_days, 1))[1]
+    window, test = (
+        bucket.event_user[within(bucket.event_time, *bounds)] for bounds in (calendar.day_bounds(0), test_days)
+    )
+    rows = [slice(None), bucket.active(*calendar.day_bounds(0), active_days), window, test]
+    num_territories = len(lake.manifest.territories)
+    return [np.bincount(bucket.territory[chosen], minlength=num_territories).tolist() for chosen in rows]
 
 
 def _titles_by_territory(lake: Lake) -> tuple[list[int], list[int]]:
@@ -96,7 +87,3 @@ def _titles_by_territory(lake: Lake) -> tuple[list[int], list[int]]:
             offered[name] += 1
             local[name] += len(where) == 1
     return [offered[name] + everywhere for name in names], [local[name] for name in names]
-
-
-def _us(moment) -> int:
-    return pa.scalar(moment, pa.timestamp("us", tz="UTC")).value

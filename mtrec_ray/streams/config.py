@@ -24,7 +24,7 @@ class SampleConfig(Config):
     active_fraction: float = Field(default=0.5, ge=0)
     """Size of the added active set A as a multiple of R; 0 turns upsampling off."""
     active_days: int = Field(default=90, ge=1)
-    """A user is active with an event in this many days before the end of the window."""
+    """A user is active with an event in the last so many days of the window."""
     tau: float = Field(default=1.0, ge=0, le=1)
     """Territory t's share of A is proportional to (its active users)^tau: 1 proportional, 0 every territory alike."""
     upsample: Literal["active", "control"] = "active"

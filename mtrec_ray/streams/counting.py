@@ -73,7 +73,7 @@ def count_users(
     bucket = Bucket.read(lake, bucket_index, catalogue.title_ids)
     training = split_of(bucket.keys, sample) == TRAIN
     outside = training & ~in_random_sample(bucket.keys, sample)
-    active = bucket.active(calendar.window_end, sample.active_days)
+    active = bucket.active(*calendar.day_bounds(0), sample.active_days)
     events = bucket.discoveries(*calendar.day_bounds(0), catalogue.offer_mask)
     positives = np.bincount(bucket.event_user[events], minlength=len(bucket.keys))
 

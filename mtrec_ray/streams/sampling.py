@@ -70,7 +70,7 @@ def sampled_users(
     in_random = in_random_sample(bucket.keys, sample)
     eligible = (split_of(bucket.keys, sample) == TRAIN) & ~in_random
     if sample.upsample == "active":
-        eligible &= bucket.active(calendar.window_end, sample.active_days)
+        eligible &= bucket.active(*calendar.day_bounds(0), sample.active_days)
     added = in_added_set(bucket.keys, eligible, rates[bucket.territory], sample)
     rows = np.flatnonzero(in_random | added)
     return rows, added[rows]

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pyarrow.compute as pc
@@ -25,6 +26,7 @@ from mtrec_ray.lake.manifest import Lake, embedding_matrix
 from mtrec_ray.lake.validate import BadRowsError
 from mtrec_ray.lake.write import BuildSite
 from mtrec_ray.sources.registry import make_source
+from tests.lake.conftest import START
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -79,6 +81,12 @@ def test_describe_counts_by_territory(service, tmp_path):
     assert sum(row.window_events for row in rows.values()) == 7 * 24
     assert sum(row.test_events for row in rows.values()) == 200 - 7 * 24
     assert sum(row.active_users for row in rows.values()) == 24
+
+
+def test_events_before_the_window_make_nobody_active(service, tmp_path):
+    window = {"window_start": START + timedelta(days=6), "num_evaluation_days": 2}
+    build_lake(service.source(**window), str(tmp_path / "lake"), FOUR)
+    assert sum(row.active_users for row in describe_lake(str(tmp_path / "lake"), active_days=90)) == 24
 
 
 def _spoil(service) -> dict[str, int]:
@@ -253,14 +261,6 @@ def test_check_names_what_was_changed(service, tmp_path):
     assert report.as_dict()["lake_hash"] == manifest.lake_hash
 
 
-def test_real_xmarket(real_data: Path, tmp_path):
-    manifest = build_lake(make_source("xmarket", {}, str(real_data / "xmarket")), str(tmp_path / "lake"))
-    assert manifest.counts["users"] == 25_082
-    assert manifest.counts["events"] == 209_683 + 6_466 + 7_109 + 2_697
-    assert manifest.counts["candidates"] == 2_697
-    rows = {row.territory: row for row in describe_lake(str(tmp_path / "lake"))}
-    assert {name: row.test_events for name, row in rows.items()} == {
-        "s1": 6_466,
 def test_check_goes_on_without_titles(service, tmp_path):
     out = tmp_path / "lake"
     titles = out / build_lake(service.source(), str(out), FOUR).files["titles"][0].path
@@ -270,6 +270,14 @@ def test_check_goes_on_without_titles(service, tmp_path):
     assert check_lake(str(out)).problems == [f"{titles.relative_to(out)}: is missing"]
 
 
+def test_real_xmarket(real_data: Path, tmp_path):
+    manifest = build_lake(make_source("xmarket", {}, str(real_data / "xmarket")), str(tmp_path / "lake"))
+    assert manifest.counts["users"] == 25_082
+    assert manifest.counts["events"] == 209_683 + 6_466 + 7_109 + 2_697
+    assert manifest.counts["candidates"] == 2_697
+    rows = {row.territory: row for row in describe_lake(str(tmp_path / "lake"))}
+    assert {name: row.test_events for name, row in rows.items()} == {
+        "s1": 6_466,
         "s2": 7_109,
         "s3": 0,
         "t1": 2_697,

@@ -16,6 +16,7 @@ import numpy as np
 from mtrec_ray.console import ProgressCallback, stage_progress
 from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.popularity_bias import TitleHistory
+from mtrec_ray.evaluation.report import MACRO, POOLED
 from mtrec_ray.evaluation.state import EvaluationResult, EvaluationSettings, EvaluationState
 from mtrec_ray.files import absolute, join, parent
 from mtrec_ray.jobs.evaluate_config import EvaluateConfig
@@ -37,8 +38,8 @@ class Evaluation:
 
     lake: Lake
     records: list[RunRecord]
-    references: list[str]
-    """Scorers that are no runs."""
+    references: dict[str, dict[int, str]]
+    """What is compared beside the runs -> seed of the runs that it is paired with -> scorer."""
     cohorts: list[str]
     """The first is the primary one."""
     results: dict[tuple[str, int, str], EvaluationResult]
@@ -60,10 +61,8 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
     lake, calendar, sample = Lake.open(records[0].config.lake), plans[0].calendar, plans[0].sample
     if lake.manifest.lake_hash != records[0].lake_hash:
         raise UserError(f"lake {lake.uri!r} was changed since run {records[0].config.name!r} was trained: train again")
-    days = list(range(1, calendar.num_evaluation_days + 1))
-    if not days:
-        raise UserError("there is no evaluation day: set window.num_evaluation_days in the training config")
-    cohorts = _cohorts(config, lake, sample)
+    days, cohorts = days_and_cohorts(config, lake, calendar, sample)
+    plan_of_seed = _plan_of_each_seed(records, plans, cohorts)
     history, day_positives = _count(lake, calendar, sample, days, cohorts, progress)
     if day_positives.sum() == 0:
         raise UserError(f"no {cohorts[0]} user discovers anything on the evaluation days: nothing can be measured")
@@ -75,12 +74,16 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
         list_length=config.list_length,
         titles=_reported_titles(day_positives, history.is_local, config.num_titles),
     )
-    entries = _entries(config, lake, records, plans, days, history)
+    entries = _run_entries(lake, records, plans, days)
+    scorers = _references(lake, records, history) if config.references else {}
+    for name, scorer in scorers.items():
+        chosen = {_scorer_name(name, plan): plan for plan in plan_of_seed.values()}
+        entries += [Entry(key, day, scorer, plan) for key, plan in chosen.items() for day in days]
     states = _score(lake, calendar, sample, entries, cohorts, settings, config.num_negatives, progress)
     return Evaluation(
         lake=lake,
         records=records,
-        references=list(dict.fromkeys(e.name for e in entries if e.name not in {r.config.name for r in records})),
+        references={n: {seed: _scorer_name(n, plan) for seed, plan in plan_of_seed.items()} for n in scorers},
         cohorts=cohorts,
         results={key: state.summarise(history) for key, state in states.items()},
         titles=settings.titles,
@@ -128,6 +131,17 @@ def _split(sample: SampleConfig) -> tuple[int, float, float]:
     return sample.split_seed, sample.test_fraction, sample.validation_fraction
 
 
+def days_and_cohorts(
+    config: EvaluateConfig, lake: Lake, calendar: Calendar, sample: SampleConfig
+) -> tuple[list[int], list[str]]:
+    """Who is scored on which days; UserError where that is nobody, or could not be reported."""
+    if not calendar.num_evaluation_days:
+        raise UserError("there is no evaluation day: set window.num_evaluation_days in the training config")
+    for name in {POOLED, MACRO} & set(lake.territory_names()):
+        raise UserError(f"territory {name!r} has the name of a row of the report: rename it and build the lake again")
+    return list(range(1, calendar.num_evaluation_days + 1)), _cohorts(config, lake, sample)
+
+
 def _cohorts(config: EvaluateConfig, lake: Lake, sample: SampleConfig) -> list[str]:
     if config.validation:
         if sample.validation_fraction == 0:
@@ -167,29 +181,50 @@ def _count(
     return TitleHistory(popularity=popularity, is_local=is_local), day_positives
 
 
-def _entries(
-    config: EvaluateConfig,
-    lake: Lake,
-    records: list[RunRecord],
-    plans: list[PairPlan],
-    days: list[int],
-    history: TitleHistory,
-) -> list[Entry]:
-    embeddings = lake.title_embeddings()
-    entries = []
+def _plan_of_each_seed(records: list[RunRecord], plans: list[PairPlan], cohorts: list[str]) -> dict[int, PairPlan]:
+    """Seed -> the plan whose users references are scored on beside the runs of that seed.
+
+    Users trained on are scored where they are a cohort: then runs of one seed must have drawn the same random sample,
+    or their gains would compare different people. Else all are scored on the same users, and one plan stands for all.
+    """
+    if TRAINED not in cohorts:
+        return {record.config.seed: plans[0] for record in records}
+    first: dict[int, tuple[str, PairPlan]] = {}
     for record, plan in zip(records, plans, strict=True):
-        for day in days:
-            model = load_snapshot(record, plan.phases[min(day, len(plan.phases)) - 1].day)
-            scorer = PropensityScorer(model, embeddings, record.groups.of_territory)
-            entries.append(Entry(record.config.name, day, scorer, plan))
-    if config.references:
-        references: dict[str, Scorer] = {"popularity": PopularityScorer(history.popularity)}
-        if width := lake.manifest.embeddings.interaction_width:
-            references["interactions"] = InteractionScorer(embeddings[:, -width:])
-        for name in references.keys() & {record.config.name for record in records}:
-            raise UserError(f"run {name!r} has the name of a reference: rename its folder, or set references=false")
-        entries += [Entry(name, day, scorer, plans[0]) for name, scorer in references.items() for day in days]
+        name, other = first.setdefault(record.config.seed, (record.config.name, plan))
+        if (plan.sample.seed, plan.sample.random_fraction) != (other.sample.seed, other.sample.random_fraction):
+            raise UserError(
+                f"runs {name!r} and {record.config.name!r} of seed {record.config.seed} differ in sample.seed or "
+                "sample.random_fraction: their figures for users trained on cannot be compared"
+            )
+    return {seed: plan for seed, (_, plan) in first.items()}
+
+
+def _run_entries(lake: Lake, records: list[RunRecord], plans: list[PairPlan], days: list[int]) -> list[Entry]:
+    """One scorer for each snapshot, whatever the number of days that it is scored on."""
+    embeddings, entries = lake.title_embeddings(), []
+    for record, plan in zip(records, plans, strict=True):
+        trained = {day: plan.phases[min(day, len(plan.phases)) - 1].day for day in days}
+        scorers = {
+            phase: PropensityScorer(load_snapshot(record, phase), embeddings, record.groups.of_territory)
+            for phase in sorted(set(trained.values()))
+        }
+        entries += [Entry(record.config.name, day, scorers[trained[day]], plan) for day in days]
     return entries
+
+
+def _references(lake: Lake, records: list[RunRecord], history: TitleHistory) -> dict[str, Scorer]:
+    references: dict[str, Scorer] = {"popularity": PopularityScorer(history.popularity)}
+    if width := lake.manifest.embeddings.interaction_width:
+        references["interactions"] = InteractionScorer(lake.title_embeddings()[:, -width:])
+    for name in references.keys() & {record.config.name for record in records}:
+        raise UserError(f"run {name!r} has the name of a reference: rename its folder, or set references=false")
+    return references
+
+
+def _scorer_name(reference: str, plan: PairPlan) -> str:
+    """A run's name has no slash."""
+    return f"{reference}/{plan.sample.seed}"
 
 
 def _score(

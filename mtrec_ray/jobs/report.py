@@ -25,7 +25,8 @@ def make_report(evaluation: Evaluation) -> EvaluationReport:
         for record, variant in zip(evaluation.records, names, strict=True)
     ]
     seeds = [run.seed for run in runs if run.variant == runs[0].variant]
-    runs += [EvaluatedRun(name, evaluation.results_of(name), seed) for name in evaluation.references for seed in seeds]
+    for name, scorers in evaluation.references.items():
+        runs += [EvaluatedRun(name, evaluation.results_of(scorers[seed]), seed) for seed in seeds]
     labels = _title_labels(evaluation.lake.titles.take(list(evaluation.titles)))
     try:
         return EvaluationReport(runs, evaluation.lake.territory_names(), labels)

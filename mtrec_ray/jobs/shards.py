@@ -23,7 +23,7 @@ HELD_OUT, TRAINED, VALIDATED = "held_out", "trained", "validation"
 
 @dataclass(frozen=True)
 class Entry:
-    """One scorer on one day; `plan` tells whom it was trained on (a reference: whom the first run was)."""
+    """One scorer on one day; `plan` tells whom it was trained on (a reference: whom the runs beside it were)."""
 
     name: str
     day: int

@@ -17,15 +17,16 @@ from sklearn.metrics import average_precision_score
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import user_keys
-from mtrec_ray.jobs.evaluate import Evaluation, evaluate_propensity
+from mtrec_ray.jobs.evaluate import Evaluation, days_and_cohorts, evaluate_propensity
 from mtrec_ray.jobs.evaluate_config import EvaluateConfig
 from mtrec_ray.jobs.report import make_report, show_report
 from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED
 from mtrec_ray.lake.build import BuildOptions, build_lake
-from mtrec_ray.lake.manifest import Lake, embedding_matrix
+from mtrec_ray.lake.manifest import Lake, Territory, embedding_matrix
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.sources.registry import make_source
+from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.plan import make_plan
 from mtrec_ray.streams.sampling import TEST, split_of
 from mtrec_ray.training.config import PropensityConfig
@@ -140,7 +141,7 @@ def test_pr_auc_is_that_of_sklearn_on_all_scores(lake, runs, evaluation, day):
 
 
 def test_popularity_beats_a_random_model_where_titles_differ_in_popularity(evaluation, flat):
-    assert evaluation.references == ["popularity"]
+    assert list(evaluation.references) == ["popularity"]
     assert flat["popularity/pr_auc/all"] > 1.5 * flat["random/pr_auc/all"]
     assert flat["gain/popularity/all"] > 50
 
@@ -182,7 +183,7 @@ def test_tables_are_written_and_shown(evaluation, flat, tmp_path):
 
 def test_titles_with_figures_are_those_with_most_positives_half_of_them_local(lake, runs, evaluation):
     few = evaluate(runs[0], num_titles=6, references=False)
-    assert few.references == []
+    assert few.references == {}
     is_local = evaluation.results["random-s0", 1, HELD_OUT].title_is_local
     assert is_local is not None
     positives = dict(zip(evaluation.titles, _title_positives(evaluation), strict=True))
@@ -214,10 +215,29 @@ def test_without_test_users_those_trained_on_are_scored_and_named_so(lake, tmp_p
     assert evaluation.results["t", 1, TRAINED].num_users[-1] == sum(plan["random_users"])
 
 
+def test_references_are_scored_on_the_users_that_the_runs_beside_them_were_trained_on(lake, tmp_path):
+    everyone = {"test_fraction": 0.0, "active_fraction": 0.0}
+    runs = [write_run(lake, tmp_path, f"t-s{seed}", seed, sample=everyone | {"seed": seed}) for seed in (0, 1)]
+    evaluation = evaluate(*runs)
+    users = [evaluation.results[f"t-s{seed}", 1, TRAINED].num_users[-1] for seed in (0, 1)]
+    beside = evaluation.references["popularity"]
+    assert [evaluation.results[beside[seed], 1, TRAINED].num_users[-1] for seed in (0, 1)] == users
+    assert len(set(users)) == 2
+    assert make_report(evaluation).variants == ["t", "popularity"]
+
+
+def test_a_snapshot_is_loaded_once_for_all_days(runs, monkeypatch):
+    loaded = []
+    monkeypatch.setattr(
+        "mtrec_ray.jobs.evaluate.load_snapshot", lambda *which: loaded.append(which) or load_snapshot(*which)
+    )
+    assert {day for _, day, _ in evaluate(*runs, references=False).results} == {1, 2}
+    assert len(loaded) == len(runs)
+
+
 def test_a_run_that_was_moved_is_found_where_it_is(runs, evaluation, tmp_path, monkeypatch):
     shutil.copytree(runs[0], tmp_path / "elsewhere" / "random-s0")
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "elsewhere" / "random-s0" / "plan.json").read_text()
     hidden = Path(runs[0]).with_name("hidden")
     Path(runs[0]).rename(hidden)
     try:
@@ -253,6 +273,21 @@ class TestRefusals:
         with pytest.raises(UserError, match="'other' and run 'random-s0' differ in lake, window or user split"):
             evaluate(runs[0], other)
 
+    def test_runs_of_one_seed_that_were_trained_on_different_users(self, lake, tmp_path):
+        everyone = {"test_fraction": 0.0, "active_fraction": 0.0}
+        runs = [
+            write_run(lake, tmp_path, f"f{share}", 0, sample=everyone | {"random_fraction": share})
+            for share in (0.4, 0.5)
+        ]
+        with pytest.raises(UserError, match=r"'f0\.4' and 'f0\.5' of seed 0 differ in sample\.seed or sample\.random"):
+            evaluate(*runs)
+
+    @pytest.mark.parametrize("name", ["all", "mean"])
+    def test_a_territory_with_the_name_of_a_row_before_anything_is_scored(self, lake, runs, name):
+        named = lake.manifest.model_copy(update={"territories": [Territory(name=name, region="N")]})
+        with pytest.raises(UserError, match=f"territory '{name}' has the name of a row of the report"):
+            days_and_cohorts(EvaluateConfig(runs=runs), Lake("", named), named.calendar, SampleConfig())
+
     def test_the_same_run_twice(self, runs):
         with pytest.raises(UserError, match="different names, got random-s0, random-s0"):
             evaluate(runs[0], runs[0])
@@ -266,7 +301,7 @@ class TestRefusals:
         run = write_run(lake, tmp_path, "popularity", 0)
         with pytest.raises(UserError, match="'popularity' has the name of a reference"):
             evaluate(run)
-        assert evaluate(run, references=False).references == []
+        assert evaluate(run, references=False).references == {}
 
     def test_validation_without_validation_users(self, runs):
         with pytest.raises(UserError, match="the runs put no validation users aside"):

@@ -1,6 +1,5 @@
 """`mtrec quickstart`: the whole way in one command."""
 
-import math
 from typing import Annotated
 
 import typer
@@ -37,6 +36,7 @@ def quickstart(
     """From raw files to the gain in each territory, and to a bundle of recommenders that forget attributes at will."""
     from mtrec_ray.config import load_config
     from mtrec_ray.jobs.quickstart_config import QuickstartConfig
+    from mtrec_ray.jobs.quickstart_steps import make_steps
 
     flags = {"source": source, "raw": raw, "out": out, "seeds": seeds}
     config = load_config(QuickstartConfig, config_file, settings or [], flags)
@@ -46,14 +46,12 @@ def quickstart(
 
     def job(progress) -> JobResult:
         from mtrec_ray.jobs.quickstart import quickstart as run
-        from mtrec_ray.jobs.report import show_report
 
         done = run(config, progress)
-        flat, tables = show_report(done.evaluation, f"{config.out}/report")
+        flat, tables = done.gains
         if done.audit is not None:
             audited, more = done.audit
             flat, tables = flat | audited | {"bundle": done.bundle}, tables + more
         return flat, tables
 
-    runner = config.train.get("runner", {})
-    run_job(job, as_json, num_cpus=math.ceil(runner.get("workers", 1) * runner.get("cpus_per_worker", 1)))
+    run_job(job, as_json, num_cpus=make_steps(config).num_cpus)

@@ -15,37 +15,38 @@ from rich.console import RenderableType
 
 from mtrec_ray.bundle.manifest import MANIFEST
 from mtrec_ray.config import validate_config
-from mtrec_ray.console import ProgressCallback
+from mtrec_ray.console import ProgressCallback, stderr_console
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, exists, join, read_json, write_json
+from mtrec_ray.files import exists, join, read_json, write_json
 from mtrec_ray.jobs.audit import audit
-from mtrec_ray.jobs.audit_config import AuditConfig
 from mtrec_ray.jobs.audit_report import show_audit
 from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.bundle_config import BundleConfig
-from mtrec_ray.jobs.evaluate import Evaluation, evaluate_propensity
-from mtrec_ray.jobs.evaluate_config import EvaluateConfig
-from mtrec_ray.jobs.quickstart_config import BASELINE, VARIANTS, QuickstartConfig, merged
+from mtrec_ray.jobs.evaluate import days_and_cohorts, evaluate_propensity
+from mtrec_ray.jobs.quickstart_config import QuickstartConfig
+from mtrec_ray.jobs.quickstart_steps import QuickstartSteps, make_steps
+from mtrec_ray.jobs.report import show_report
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.embed import embed_lake
-from mtrec_ray.lake.embed_config import EmbedConfig
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake
+from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.sources.registry import make_source
+from mtrec_ray.training.backbone import open_run as open_backbone
 from mtrec_ray.training.backbone import train_backbone
-from mtrec_ray.training.backbone_config import BackboneConfig
-from mtrec_ray.training.config import PropensityConfig
-from mtrec_ray.training.eliminators import train_eliminators
-from mtrec_ray.training.eliminators_config import EliminatorsConfig
-from mtrec_ray.training.propensity import train_propensity
+from mtrec_ray.training.eliminators import make_packs, train_eliminators
+from mtrec_ray.training.fit import check_resources
+from mtrec_ray.training.propensity import open_run, train_propensity
+
+Report = tuple[dict[str, Any], list[RenderableType]]
+"""Flat figures and tables."""
 
 
 @dataclass(frozen=True)
 class Quickstart:
     """What came of it; the last two are None where the lake has no sensitive attribute."""
 
-    evaluation: Evaluation
-    audit: tuple[dict[str, Any], list[RenderableType]] | None
-    """Flat figures and tables."""
+    gains: Report
+    audit: Report | None
     bundle: str | None
     """URI."""
 
@@ -54,65 +55,67 @@ def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = Non
     """Build, embed, train every variant for every seed, evaluate; then hide every combination of attributes, and audit.
 
     Raises:
-        UserError: settings or raw files that do not fit; all settings are checked before the first step.
+        UserError: settings or raw files that do not fit; all settings are checked before the first step, and against
+            the lake before the first training.
     """
-    folder = absolute(config.out)
-    lake_uri, runs = join(folder, "lake"), join(folder, "runs")
-    trainings = training_configs(config, lake_uri, runs)
-    embed = validate_config(EmbedConfig, config.embed | {"lake": lake_uri})
-    places = {"runs": runs, "seed": 0}
-    backbone = validate_config(BackboneConfig, config.backbone | places | {"lake": lake_uri, "name": "backbone"})
-    of_backbone = {"backbone": join(runs, "backbone"), "name": "eliminators"}
-    eliminators = validate_config(EliminatorsConfig, config.eliminators | places | of_backbone)
-    auditing = validate_config(AuditConfig, config.audit | {"run": join(runs, "eliminators")})
-    _same_settings(config, folder)
-    if not exists(join(lake_uri, MANIFEST_NAME)):
-        build_lake(make_source(config.source, config.lake, config.raw), lake_uri, progress=progress)
-    if not Lake.open(lake_uri).manifest.embeddings.user_width:
-        embed_lake(embed, progress)
-    for training in trainings:
+    steps = make_steps(config)
+    lake = _make_lake(config, steps, progress)
+    with_fairness = config.fairness and bool(lake.manifest.attributes)
+    _check_against_lake(steps, lake, with_fairness)
+    for training in steps.trainings:
         train_propensity(training, _named(progress, training.name))
-    evaluation = validate_config(EvaluateConfig, config.evaluate | {"runs": [join(runs, t.name) for t in trainings]})
-    evaluated = evaluate_propensity(evaluation, progress)
-    if not (config.fairness and Lake.open(lake_uri).manifest.attributes):
-        return Quickstart(evaluated, None, None)
-    train_backbone(backbone, _named(progress, "backbone"))
-    train_eliminators(eliminators, progress)
-    audited = show_audit(audit(auditing, progress), join(folder, "audit"), auditing.num_bootstrap, auditing.seed)
-    multi_task = [training.name for training in trainings if training.kind == "mtl"]
-    bundle = {"run": auditing.run, "audit": join(folder, "audit"), "out": join(folder, "bundle")}
-    bundle |= {"propensity": join(runs, multi_task[0])} if multi_task else {}
-    if not exists(join(folder, "bundle", MANIFEST)):
+    gains = show_report(evaluate_propensity(steps.evaluation, progress), join(steps.folder, "report"))
+    if not with_fairness:
+        return Quickstart(gains, None, None)
+    for table in gains[1]:
+        stderr_console().print(table)  # the end, where results are printed, is as far away again
+    train_backbone(steps.backbone, _named(progress, "backbone"))
+    train_eliminators(steps.eliminators, progress)
+    auditing, folder = steps.audit, join(steps.folder, "audit")
+    audited = show_audit(audit(auditing, progress), folder, auditing.num_bootstrap, auditing.seed)
+    bundle = {"run": auditing.run, "audit": folder, "out": join(steps.folder, "bundle")}
+    multi_task = [uri for uri, t in zip(steps.evaluation.runs, steps.trainings, strict=True) if t.kind == "mtl"]
+    bundle |= {"propensity": multi_task[0]} if multi_task else {}
+    if not exists(join(bundle["out"], MANIFEST)):
         make_bundle(validate_config(BundleConfig, bundle), progress)
-    return Quickstart(evaluated, audited, bundle["out"])
+    return Quickstart(gains, audited, bundle["out"])
 
 
-def _same_settings(config: QuickstartConfig, folder: str) -> None:
-    """Remember what the lake is made of; UserError where a former start made it of something else."""
+def _make_lake(config: QuickstartConfig, steps: QuickstartSteps, progress: ProgressCallback | None) -> Lake:
+    """The lake with its embeddings, made as far as no former start did."""
+    there = exists(join(steps.lake, MANIFEST_NAME))
+    embedded = there and Lake.open(steps.lake).manifest.embeddings.user_width > 0
+    source = None if there else make_source(config.source, config.lake, config.raw)  # wrong ones leave no trace
+    _same_settings(config, steps.folder, ["source", "raw", "lake"] * there + ["embed"] * embedded)
+    if source is not None:
+        build_lake(source, steps.lake, progress=progress)
+    if not Lake.open(steps.lake).manifest.embeddings.user_width:
+        embed_lake(steps.embed, progress)
+    return Lake.open(steps.lake)
+
+
+def _same_settings(config: QuickstartConfig, folder: str, used: list[str]) -> None:
+    """Remember what the lake is made of; UserError where it is made already and `used` settings are others now."""
     made_of = config.model_dump(mode="json", include={"source", "raw", "lake", "embed"})
     uri = join(folder, "quickstart.json")
-    if not exists(uri):
-        write_json(uri, made_of)
-    former = read_json(uri)
-    changed = [
-        f"{key} = {former.get(key)!r} (now {value!r})" for key, value in made_of.items() if former.get(key) != value
-    ]
+    former = read_json(uri) if exists(uri) else made_of
+    changed = [f"{key} = {former.get(key)!r} (now {made_of[key]!r})" for key in used if former.get(key) != made_of[key]]
     if changed:
         raise UserError(f"{folder!r} holds a quickstart with {'; '.join(changed)}: choose another --out")
+    write_json(uri, made_of)
 
 
-def training_configs(config: QuickstartConfig, lake: str, runs: str) -> list[PropensityConfig]:
-    """One validated config per variant and seed, the baseline's first."""
-    names = [BASELINE, *(name for name in config.variants if name != BASELINE)]
-    configs = []
-    for name in names:
-        for seed in range(config.seeds):
-            fixed = {"lake": lake, "runs": runs, "name": f"{name}-s{seed}", "seed": seed, "sample": {"seed": seed}}
-            settings = merged(merged(config.train, VARIANTS[name]), fixed)
-            if settings["kind"] == "baseline":
-                settings = settings | {"model": {k: v for k, v in settings.get("model", {}).items() if k != "groups"}}
-            configs.append(validate_config(PropensityConfig, settings))
-    return configs
+def _check_against_lake(steps: QuickstartSteps, lake: Lake, with_fairness: bool) -> None:
+    """UserError for what would otherwise be told after hours: settings that do not fit the lake, cluster or runs."""
+    for training in steps.trainings:
+        calendar = resolve_calendar(lake, training.window)
+        open_run(training, lake, calendar)
+        days_and_cohorts(steps.evaluation, lake, calendar, training.sample)
+    for runner in steps.runners if with_fairness else steps.runners[:1]:
+        check_resources(runner)
+    if with_fairness:
+        open_backbone(steps.backbone, lake)
+        make_packs(steps.eliminators, lake.manifest.attributes)
 
 
 def _named(progress: ProgressCallback | None, name: str) -> ProgressCallback | None:

@@ -44,6 +44,16 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """What a source changes in the defaults."""
 
+TAKEN = {
+    "embed": {"lake"},
+    "train": {"lake", "runs", "name", "kind", "seed"},
+    "evaluate": {"runs", "out"},
+    "backbone": {"lake", "runs", "name", "seed"},
+    "eliminators": {"backbone", "runs", "name", "seed"},
+    "audit": {"run", "out"},
+}
+"""Settings of each section that the quickstart sets itself."""
+
 VariantName = Literal[
     "baseline",
     "baseline+upsampling",
@@ -89,15 +99,15 @@ class QuickstartConfig(Config):
     def _preset(cls, document: Any) -> Any:
         if not isinstance(document, dict):
             return document
-        taken = {"lake", "runs", "name", "kind", "seed"} & set(document.get("train") or {})
-        if taken:
-            raise ValueError(f"train.{min(taken)} has no effect: the quickstart sets it for each variant and seed")
         preset = PRESETS.get(document.get("source", "synthetic"), {}) | {}
         sections = {"lake": {}, "embed": {"text": {"model": None}}, "train": {}, "evaluate": {}}
         sections |= {"backbone": {}, "eliminators": {}, "audit": {}}
         for name, default in sections.items():
             if not isinstance(document.get(name, {}), dict):
                 raise ValueError(f"{name} = {document[name]!r} must be a section of settings")
+            taken = TAKEN.get(name, set()) & set(document.get(name, {}))
+            if taken:
+                raise ValueError(f"{name}.{min(taken)} has no effect: the quickstart sets it")
             document = document | {name: merged(merged(default, preset.get(name, {})), document.get(name, {}))}
         return document
 

@@ -28,7 +28,7 @@ def train_backbone(config: BackboneConfig, progress: ProgressCallback | None = N
     """
     config = config.model_copy(update={"lake": absolute(config.lake), "runs": absolute(config.runs)})
     lake = Lake.open(config.lake)
-    record = _open_run(config, lake)
+    record = open_run(config, lake)
     if record.status == "done":
         return record
     check_resources(config.runner)
@@ -44,7 +44,7 @@ def train_backbone(config: BackboneConfig, progress: ProgressCallback | None = N
     return done
 
 
-def _open_run(config: BackboneConfig, lake: Lake) -> BackboneRecord:
+def open_run(config: BackboneConfig, lake: Lake) -> BackboneRecord:
     """The run's record: that of the same run if it was begun before, else a new one, not saved yet."""
     if config.model.width % config.model.num_heads:
         raise UserError(

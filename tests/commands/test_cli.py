@@ -75,6 +75,13 @@ def test_help_names_every_setting_in_one_piece(run, command, setting):
         (["train", "propensity", "--lake", "x", "--name", "y", "--model", "deep"], "setting 'kind' = 'deep'"),
         (["train", "propensity", "--config", "nowhere.yaml"], "--config nowhere.yaml: No such file"),
         (["lake", "shew"], "No such command 'shew'"),
+        (["quickstart", "--set", "train.runner.workers=two"], "setting 'runner.workers' = 'two'"),
+        (["quickstart", "--set", "train.runner=null"], "setting 'runner' = None"),
+        (["quickstart", "--set", "train.model=null", "--set", "train.optim=3"], "setting 'optim' = 3"),
+        (["quickstart", "--set", "evaluate.num_bootstrap=1"], "setting 'num_bootstrap' = 1"),
+        (["quickstart", "--set", "evaluate.runs=[a]"], "evaluate.runs has no effect: the quickstart sets it"),
+        (["quickstart", "--set", "backbone.name=b"], "backbone.name has no effect"),
+        (["quickstart", "--set", "audit.run=a"], "audit.run has no effect"),
     ],
     ids=lambda value: None if isinstance(value, str) else " ".join(value),
 )
@@ -150,13 +157,6 @@ class TestInThisProcess:
         assert code == 0
         assert sum(row["users"] for row in document["territories"]) == document["counts"]["users"] == 300
 
-    def test_show_as_a_table(self, lake, run):
-        code, out, _ = run("lake", "show", lake)
-        assert code == 0
-        assert "Territories" in out
-        assert "synthetic" in out
-
-    def test_check_finds_the_lake_whole(self, lake, run):
     def test_embeddings_with_a_window_are_plain_json(self, run, tmp_path):
         lake = write_lake(tmp_path / "lake", *random_rows(60), 1, embedded=False).uri
         settings = ["--set", "text.model=null", "--set", "interactions.width=4"]
@@ -164,6 +164,13 @@ class TestInThisProcess:
             code, out, _ = run("lake", *command, "--json")
             assert (code, json.loads(out)["embeddings"]["window_end"]) == (0, "2022-04-01T00:00:00Z")
 
+    def test_show_as_a_table(self, lake, run):
+        code, out, _ = run("lake", "show", lake)
+        assert code == 0
+        assert "Territories" in out
+        assert "synthetic" in out
+
+    def test_check_finds_the_lake_whole(self, lake, run):
         code, out, _ = run("lake", "check", lake, "--json")
         assert (code, json.loads(out)["ok"]) == (0, True)
 

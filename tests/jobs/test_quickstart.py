@@ -1,0 +1,133 @@
+"""The quickstart: what it tells each step, what it checks before the first training, and a second start.
+
+Nothing is trained: a run has the weights of its first step, as in `test_evaluate`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mtrec_ray.config import validate_config
+from mtrec_ray.errors import UserError
+from mtrec_ray.jobs.quickstart import _same_settings, quickstart
+from mtrec_ray.jobs.quickstart_config import QuickstartConfig
+from mtrec_ray.jobs.quickstart_steps import training_configs
+from mtrec_ray.models.two_tower import TwoTower
+from mtrec_ray.training.run import RunRecord, save_snapshot
+
+LAKE = {"users": 500, "territories": 4, "titles": 30, "user_width": 8, "title_width": 8, "num_evaluation_days": 1}
+
+
+def config(**settings: Any) -> QuickstartConfig:
+    return validate_config(QuickstartConfig, settings)
+
+
+class TestTrainings:
+    def configs(self, **settings: Any):
+        return training_configs(config(**settings), "lake", "runs")
+
+    def test_the_baseline_comes_first_and_every_variant_has_every_seed(self):
+        found = self.configs(seeds=2, variants=["mtl+upsampling", "baseline"])
+        names = ["baseline-s0", "baseline-s1", "mtl+upsampling-s0", "mtl+upsampling-s1"]
+        assert [training.name for training in found] == names
+        assert [(training.seed, training.sample.seed) for training in found] == [(0, 0), (1, 1)] * 2
+        assert {(training.lake, training.runs) for training in found} == {("lake", "runs")}
+
+    def test_a_variant_is_laid_over_what_all_have_and_groups_are_for_mtl_alone(self):
+        train = {"model": {"d": 16, "groups": "each"}, "sample": {"active_fraction": 0.7}}
+        base, mtl = self.configs(variants=["mtl+upsampling"], train=train)
+        assert (base.kind, base.model.groups, base.sample.active_fraction) == ("baseline", None, 0.0)
+        assert (mtl.kind, mtl.model.groups, mtl.sample.active_fraction) == ("mtl", "each", 0.7)
+        assert base.model.d == mtl.model.d == 16
+
+
+class TestWhatTheLakeIsMadeOf:
+    def test_it_may_change_until_it_was_used(self, tmp_path):
+        folder, made = str(tmp_path), ["source", "raw", "lake"]
+        _same_settings(config(source="movielens", raw="wrong"), folder, [])
+        right = config(source="movielens", raw="right", embed={"interactions": {"width": 4}})
+        _same_settings(right, folder, [])
+        other = right.model_copy(update={"embed": {"interactions": {"width": 8}}})
+        with pytest.raises(UserError, match=r"with embed = .*'width': 4.* \(now .*'width': 8.*choose another --out"):
+            _same_settings(other, folder, [*made, "embed"])
+        _same_settings(other, folder, made)
+        _same_settings(other, folder, [*made, "embed"])
+        with pytest.raises(UserError, match=r"with raw = 'right' \(now None\)"):
+            _same_settings(config(source="movielens", embed=other.embed), folder, made)
+
+    def test_raw_files_that_are_not_there_leave_no_trace(self, tmp_path):
+        with pytest.raises(UserError, match="is not a folder"):
+            quickstart(config(source="movielens", raw=str(tmp_path / "typo"), out=str(tmp_path / "out")))
+        assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("quickstart")
+
+
+def start(folder: Path, **settings: Any):
+    document = {
+        "out": str(folder),
+        "variants": ["mtl+upsampling"],
+        "lake": LAKE,
+        "train": {"model": {"d": 8}, "optim": {"epochs": 1}},
+        "evaluate": {"num_bootstrap": 10},
+    }
+    return quickstart(config(**document | settings))
+
+
+def untrained(loop, settings, runs, name, *others) -> dict[str, float]:
+    """In place of `fit`, which takes 20 s."""
+    record = RunRecord.model_validate_json(settings["record"])
+    model = TwoTower(record.two_tower_config())
+    model.init_weights(torch.Generator().manual_seed(record.config.seed))
+    save_snapshot(record.uri, 0, model)
+    return {}
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+class TestStarts:
+    FIT = "mtrec_ray.training.propensity.fit"
+
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            ({"evaluate": {"validation": True}}, "validation has no effect"),
+            ({"train": {"model": {"groups": "nowhere.yaml"}}}, r"nowhere\.yaml"),
+            ({"train": {"runner": {"workers": 8}}}, "needs 9 logical CPUs"),
+            ({"backbone": {"runner": {"workers": 8}}}, "needs 9 logical CPUs"),
+            ({"backbone": {"model": {"num_heads": 3}}}, r"is not a multiple of model\.num_heads = 3"),
+            ({"eliminators": {"combinations": "height"}}, "the lake has no attribute 'height'"),
+        ],
+        ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+    )
+    def test_what_does_not_fit_the_lake_is_told_before_anything_is_trained(
+        self, folder, monkeypatch, settings, message
+    ):
+        monkeypatch.setattr(self.FIT, None)
+        with pytest.raises(UserError, match=message):
+            start(folder, **settings)
+        assert not (folder / "runs").exists()
+
+    def test_a_second_start_trains_nothing_and_says_the_same(self, folder, monkeypatch):
+        monkeypatch.setattr(self.FIT, untrained)
+        first = start(folder, fairness=False)
+        monkeypatch.setattr(self.FIT, None)
+        second = start(folder, fairness=False)
+        assert first.gains[0] == second.gains[0]
+        assert "gain/mtl+upsampling/all" in first.gains[0]
+        assert first.audit is first.bundle is None
+
+    def test_the_gain_table_is_there_when_the_rest_fails(self, folder, monkeypatch, capsys):
+        """After `test_a_second_start...`, whose runs it finds done, or alone."""
+        monkeypatch.setattr(self.FIT, untrained)
+        monkeypatch.setattr("mtrec_ray.jobs.quickstart.train_backbone", None)
+        with pytest.raises(TypeError):
+            start(folder)
+        assert "mtl + upsampling" in capsys.readouterr().err
+        assert "pr_auc/all" in json.loads((folder / "report" / "metrics.json").read_text())

@@ -84,10 +84,6 @@ class PrAucAccumulator:
             pooled.merge(counts)
         return pooled
 
-    def histogram(self, territory: int) -> np.ndarray:
-        """(R, 2, num_bins) int64 weighted counts, [:, 0] negatives, [:, 1] positives; zeros if never seen."""
-        return self.counts.get(territory, ScoreCounts(self.grid, self.num_bootstrap)).histogram()
-
     def _settings(self) -> tuple[int, int, int, ScoreGrid]:
         return self.num_territories, self.num_bootstrap, self.seed, self.grid
 

@@ -67,7 +67,7 @@ def simulated(rng: np.random.Generator, num_users: int, noise: float = 1.0):
 def replicates(keys, logits, labels, num_bootstrap=200):
     accumulator = PrAucAccumulator(1, num_bootstrap, grid=ScoreGrid(num_bins=1024))
     accumulator.add(0, keys, logits, labels, np.ones_like(labels))
-    histogram = accumulator.histogram(0)
+    histogram = accumulator.counts[0].histogram()
     return average_precision(histogram[:, 0], histogram[:, 1])
 
 

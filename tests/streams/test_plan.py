@@ -5,6 +5,7 @@
 from datetime import timedelta
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
@@ -14,7 +15,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.plan import make_plan
 from mtrec_ray.streams.sampling import TEST, sampled_users, split_of
-from tests.streams.lakes import CALENDAR, random_rows, write_lake
+from tests.streams.lakes import CALENDAR, day, event_table, random_rows, title_table, write_lake
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -50,6 +51,14 @@ def test_every_added_user_is_active(lake):
         bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())
         rows, added = sampled_users(bucket, plan.sample, plan.calendar, np.array(plan.added_rates))
         assert bucket.active(*CALENDAR.day_bounds(0), 30)[rows[added]].all()
+
+
+def test_who_was_active_before_the_window_alone_is_not(tmp_path):
+    users, titles = pa.table({"user_id": ["a", "b"], "territory": ["north", "north"]}), title_table({"t": []})
+    lake = write_lake(tmp_path / "lake", users, event_table([("a", "t", day(1, 9)), ("b", "t", day(1, 11))]), titles, 1)
+    bucket = Bucket.read(lake, 0, lake.titles["title_id"].combine_chunks())
+    for active_days, wanted in ((90, [False, True]), (10**7, [False, True]), (1, [False, False])):
+        assert bucket.active(day(1, 10), day(1, 20), active_days).tolist() == wanted
 
 
 @pytest.mark.parametrize("alpha", [0.5, 2.0])

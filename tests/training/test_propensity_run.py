@@ -74,7 +74,7 @@ def worker_pids() -> list[int]:
 def test_a_run_ends_with_a_snapshot_of_each_phase(straight):
     assert straight.status == "done"
     assert list(snapshots(straight)) == ["day_0", "day_1"]
-    assert straight.metrics["train/loss"] < 0.69
+    assert straight.metrics["train/loss"] < 0.48  # a constant prediction with 4 negatives a positive: 0.50
 
 
 def test_the_multi_task_model_beats_the_baseline_in_every_group(straight, planted_lake, runs):

@@ -41,28 +41,43 @@ class NextTitleMetrics:
         return NextTitleMetrics(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
 
 
-def next_title_metrics(
-    scores: np.ndarray, target: np.ndarray, seen: np.ndarray, user_keys: np.ndarray, seed: int = 0
-) -> NextTitleMetrics:
-    """Figures of users whose next title was held out.
+@dataclass(frozen=True)
+class Negatives:
+    """Titles that users' held-out titles are ranked against, the same for every model."""
 
-    A title that scores as high as the held-out one takes half a rank from it. Negatives are drawn without replacement
-    by hash, the same for every model; a catalogue with fewer than 99 unseen titles gives all of them.
+    eligible: np.ndarray
+    """(U, N) bool: all of them, for the full ranking."""
+    drawn: np.ndarray
+    """(U, 99) titles of the sampled one; where fewer than 99 are eligible others stand behind them."""
+
+
+def draw_negatives(target: np.ndarray, seen: np.ndarray, user_keys: np.ndarray, seed: int = 0) -> Negatives:
+    """Without replacement and by hash; a catalogue with fewer than 99 unseen titles gives all of them.
+
+    Args:
+        target: (U,) index of the held-out title.
+        seen: (U, N) bool, the user's other titles; the held-out one is never excluded.
+        user_keys: (U,) uint64.
+        seed: of the draws.
+    """
+    eligible = ~seen
+    eligible[np.arange(len(target)), target] = False
+    return Negatives(eligible, _drawn(eligible, user_keys, seed))
+
+
+def next_title_metrics(scores: np.ndarray, target: np.ndarray, negatives: Negatives) -> NextTitleMetrics:
+    """Figures of users whose next title was held out; one that scores as high takes half a rank from it.
 
     Args:
         scores: (U, N) of every title, any monotone scale.
         target: (U,) index of the held-out title.
-        seen: (U, N) bool, the user's other titles; the held-out one is never excluded.
-        user_keys: (U,) uint64.
-        seed: of the negatives.
+        negatives: of the users.
     """
     rows = np.arange(len(target))
-    eligible = ~seen  # (U, N) negatives of the full ranking
-    eligible[rows, target] = False
+    eligible, drawn = negatives.eligible, negatives.drawn
     wanted = scores[rows, target][:, None]  # (U, 1)
     beats = (scores > wanted) + 0.5 * (scores == wanted)  # (U, N)
     full_rank = 1 + (beats * eligible).sum(axis=1)
-    drawn = _drawn(eligible, user_keys, seed)  # (U, 99)
     taken = np.take_along_axis(eligible, drawn, axis=1)
     lost = (np.take_along_axis(beats, drawn, axis=1) * taken).sum(axis=1)  # (U,)
     hit, ndcg = _hit(1 + lost), _gain(1 + lost)

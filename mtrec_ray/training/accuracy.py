@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrec_ray.evaluation.next_title import NextTitleMetrics, next_title_metrics
+from mtrec_ray.evaluation.next_title import NextTitleMetrics, draw_negatives, next_title_metrics
 from mtrec_ray.streams.held_out import HeldOutUsers
 
 NEGATIVES_SEED = 0
@@ -17,16 +17,24 @@ def held_out_metrics(users: HeldOutUsers, user_vectors: Tensor, title_vectors: T
     """Figures of each user, in the users' order.
 
     Args:
-        users: U users with a held-out event.
+        users: U users with a held-out event, maybe none.
         user_vectors: (U, d).
         title_vectors: (N, d); the score of a title is the dot product.
     """
+    return stacked_metrics(users, user_vectors[None], title_vectors)[0]
+
+
+def stacked_metrics(users: HeldOutUsers, user_vectors: Tensor, title_vectors: Tensor) -> list[NextTitleMetrics]:
+    """The same for each of K models with vectors (K, U, d): what is drawn for a user is drawn once."""
     nobody = np.zeros((0, len(title_vectors)), dtype=np.float32)
-    parts = [next_title_metrics(nobody, users.target[:0], nobody > 0, users.keys[:0])]  # a worker may have no users
+    none_drawn = draw_negatives(users.target[:0], nobody > 0, users.keys[:0])
+    parts = [[next_title_metrics(nobody, users.target[:0], none_drawn)] for _ in user_vectors]
     for rows, seen in users.chunks(len(title_vectors)):
-        scores = (user_vectors[rows] @ title_vectors.t()).cpu().numpy()
-        parts.append(next_title_metrics(scores, users.target[rows], seen, users.keys[rows], NEGATIVES_SEED))
-    return NextTitleMetrics.concatenate(parts)
+        negatives = draw_negatives(users.target[rows], seen, users.keys[rows], NEGATIVES_SEED)
+        for part, vectors in zip(parts, user_vectors[:, rows], strict=True):
+            scores = (vectors @ title_vectors.t()).cpu().numpy()
+            part.append(next_title_metrics(scores, users.target[rows], negatives))
+    return [NextTitleMetrics.concatenate(part) for part in parts]
 
 
 @torch.no_grad()

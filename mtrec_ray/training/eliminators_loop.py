@@ -31,7 +31,7 @@ from mtrec_ray.steps.tuning import AdversaryGame, GameSettings
 from mtrec_ray.streams.held_out import HeldOutUsers, Prefixes, read_held_out, read_prefixes
 from mtrec_ray.streams.sequences import VALIDATION_EVENT
 from mtrec_ray.streams.windows import WindowBatch, WindowPlan, window_batches
-from mtrec_ray.training.accuracy import held_out_metrics, vectors_in_chunks
+from mtrec_ray.training.accuracy import held_out_metrics, stacked_metrics, vectors_in_chunks
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone, load_window_plan
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, figure_name, make_candidate, weights_uri
 from mtrec_ray.training.weights import save_weights
@@ -99,10 +99,9 @@ class PackTrainee:
         average = self.game.average.module
         history, values = (torch.from_numpy(a).to(self.device) for a in (users.history, users.attribute_index))
         vectors = vectors_in_chunks(average.user_vectors, history, values)  # (K, U, d)
-        titles = average.backbone.title_vectors()
+        metrics = stacked_metrics(users, vectors, average.backbone.title_vectors())
         for k, combination in enumerate(average.combinations):
-            means = held_out_metrics(users, vectors[k], titles).means()
-            means = mean_over_workers(means, len(users), self.game.all_reduce, self.device)
+            means = mean_over_workers(metrics[k].means(), len(users), self.game.all_reduce, self.device)
             if means["ndcg"] < self.record.config.optim.keep_share * self.backbone_ndcg:
                 continue
             keep(self.kept, average.own_parameters(), None if len(average.combinations) == 1 else k)

@@ -3,15 +3,19 @@
 import numpy as np
 import pytest
 
-from mtrec_ray.evaluation.next_title import NextTitleMetrics, next_title_metrics
+from mtrec_ray.evaluation.next_title import NextTitleMetrics, draw_negatives, next_title_metrics
 
 KEYS = np.arange(1, 4, dtype=np.uint64)
+
+
+def measure(scores, target, seen, keys):
+    return next_title_metrics(scores, target, draw_negatives(target, seen, keys))
 
 
 def one_user(scores, target, seen=()):
     mask = np.zeros((1, len(scores)), dtype=bool)
     mask[0, list(seen)] = True
-    return next_title_metrics(np.array([scores], dtype=np.float32), np.array([target]), mask, KEYS[:1])
+    return measure(np.array([scores], dtype=np.float32), np.array([target]), mask, KEYS[:1])
 
 
 def test_by_hand():
@@ -48,24 +52,22 @@ def test_sampled_negatives_are_99_unseen_titles_drawn_evenly():
     seen = np.zeros_like(scores, dtype=bool)
     seen[:, :20] = True  # leaves 60 above the target
     target = np.full(num_users, above)
-    found = next_title_metrics(scores, target, seen, keys)
+    found = measure(scores, target, seen, keys)
     drawn_above = (1 - found.auc) * 99
     assert drawn_above.mean() == pytest.approx(99 * 60 / 379, rel=0.05)
     assert np.unique(found.auc).size > 5
-    again = next_title_metrics(scores[::-1], target, seen, keys[::-1])
+    again = measure(scores[::-1], target, seen, keys[::-1])
     assert (again.auc[::-1] == found.auc).all()
 
 
 def test_more_users_than_one_chunk_add_up():
     scores = np.random.default_rng(0).random((3, 50))
     target, seen = np.array([1, 2, 3]), np.zeros((3, 50), dtype=bool)
-    whole = next_title_metrics(scores, target, seen, KEYS)
-    parts = [
-        next_title_metrics(scores[i : i + 1], target[i : i + 1], seen[i : i + 1], KEYS[i : i + 1]) for i in range(3)
-    ]
+    whole = measure(scores, target, seen, KEYS)
+    parts = [measure(scores[i : i + 1], target[i : i + 1], seen[i : i + 1], KEYS[i : i + 1]) for i in range(3)]
     assert NextTitleMetrics.concatenate(parts).means() == whole.means()
 
 
 def test_no_users_give_nan():
-    none = next_title_metrics(np.zeros((0, 5)), np.zeros(0, int), np.zeros((0, 5), bool), KEYS[:0])
+    none = measure(np.zeros((0, 5)), np.zeros(0, int), np.zeros((0, 5), bool), KEYS[:0])
     assert all(np.isnan(value) for value in none.means().values())

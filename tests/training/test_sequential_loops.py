@@ -164,14 +164,14 @@ def test_nothing_of_a_pack_sees_the_attackers_users(lake, source, one_worker, mo
         seen["prefixes"].append(prefixes.keys)
         match_means(trainee, prefixes, *rest)
 
-    def measure(users: Any, *vectors: Any, held_out_metrics: Any = eliminators_loop.held_out_metrics) -> Any:
+    def measure(users: Any, *vectors: Any, stacked_metrics: Any = eliminators_loop.stacked_metrics) -> Any:
         seen["looks"].append(users.keys)
-        return held_out_metrics(users, *vectors)
+        return stacked_metrics(users, *vectors)
 
     stream = partial(read_here, read=read)
     monkeypatch.setattr(eliminators_loop, "window_batches", partial(window_batches, stream=stream))
     monkeypatch.setattr(PackTrainee, "match_means", match)
-    monkeypatch.setattr(eliminators_loop, "held_out_metrics", measure)
+    monkeypatch.setattr(eliminators_loop, "stacked_metrics", measure)
     eliminators.train_eliminators(eliminators_config(source, tmp_path / "watched"))
     everybody = np.concatenate([Sequences.read(lake, b, source.config.sequences).keys for b in range(BUCKETS)])
     open_users = set(everybody[~is_attacked(everybody, source.config.sequences)].tolist())

@@ -13,6 +13,22 @@ A step takes one batch of windows through all combinations:
 
 Losses are summed over combinations and share no parameter, and both optimizers work element by element, so a pack is
 its members trained one by one.
+
+What steadies the game, on users of MovieLens-100K open to training: mean AUC of a logistic attack on gender, age and
+occupation (backbone 0.559) and share of the backbone's NDCG@10, three backbones, lambda 1, no offsets, error 0.005.
+
+| way | attack | accuracy |
+|---|---|---|
+| as here: one step of the discriminators, two columns, class power 1/2 | 0.542 | 0.988 |
+| three steps of the discriminators per generator step | 0.545 | 0.994 |
+| discriminators alone for one, for three epochs | 0.544, 0.548 | 0.993, 0.992 |
+| gradient reversal: both move at once, by the same discriminators | 0.544 | 0.992 |
+| lambda rising over the first half | 0.548 | 0.991 |
+| the adversary sees the last column alone, eight columns | 0.540, 0.542 | 0.987, 0.989 |
+| class power 0, 1 | 0.544, 0.541 | 0.990, 0.990 |
+
+All lie on one line, on which less leakage costs accuracy, so the plainest stands; averaged weights, a small rate
+(eliminators.py) and offsets are what made a difference.
 """
 
 from collections.abc import Mapping

@@ -1,6 +1,6 @@
 """A bundle: one folder with everything that serving needs, safetensors, Parquet and JSON alone.
 
-BUNDLE/manifest.json             what is in it, with figures, audit, and a SHA-256 of every other file; written last
+BUNDLE/manifest.json             what is in it, with figures, audit, and a SHA-256 of every file; written last
 BUNDLE/backbone.safetensors      the sequential backbone
 BUNDLE/eliminators.safetensors   prompts, adapters, offsets of all combinations, stacked in the manifest's order
 BUNDLE/popular.safetensors       (territories, 1000) titles by discoveries, for users without a history
@@ -12,11 +12,15 @@ A folder without `manifest.json` is no bundle, so a build that was killed leaves
 
 import hashlib
 import io
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import safetensors
 import safetensors.torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
@@ -71,7 +75,13 @@ class BundleManifest(BaseModel):
     config: dict[str, Any]
     """Settings of the runs that the weights come from."""
     files: dict[str, str]
-    """Name -> SHA-256."""
+    """Name -> SHA-256; that of the manifest itself is `manifest_hash`."""
+
+
+def manifest_hash(document: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's JSON without its own hash."""
+    files = {name: value for name, value in document["files"].items() if name != MANIFEST}
+    return hashlib.sha256(json.dumps(document | {"files": files}, sort_keys=True).encode()).hexdigest()
 
 
 class Bundle:
@@ -82,7 +92,7 @@ class Bundle:
 
     @staticmethod
     def open(uri: str) -> "Bundle":
-        """Raises UserError where there is no bundle, or one of another format."""
+        """Raises UserError where there is no bundle, one of another format, or a manifest that was changed."""
         try:
             document = read_json(join(uri, MANIFEST))
             if isinstance(document, dict) and document.get("format_version") != FORMAT_VERSION:
@@ -90,7 +100,10 @@ class Bundle:
                     f"bundle {uri!r} has format version {document.get('format_version')!r}, this program reads "
                     f"{FORMAT_VERSION}: make it again with `mtrec bundle`"
                 )
-            return Bundle(absolute(uri), BundleManifest.model_validate(document))
+            manifest = BundleManifest.model_validate(document)
+            if manifest.files.get(MANIFEST) not in (None, manifest_hash(document)):  # None: made before it was written
+                raise UserError(f"bundle {uri!r}: {MANIFEST} was changed: make it again with `mtrec bundle`")
+            return Bundle(absolute(uri), manifest)
         except FileNotFoundError as error:
             raise UserError(f"no bundle at {uri!r}: {MANIFEST} is missing; `mtrec bundle` makes one") from error
         except ValidationError as error:
@@ -98,38 +111,54 @@ class Bundle:
 
     def backbone(self) -> SequentialBackbone:
         """The frozen backbone."""
-        model = SequentialBackbone(SequentialConfig(**self.manifest.backbone))
-        model.load_state_dict(self._tensors(BACKBONE))
+        with self._reading(BACKBONE):
+            model = SequentialBackbone(SequentialConfig(**self.manifest.backbone))
+            model.load_state_dict(self._tensors(BACKBONE))
         return model.eval().requires_grad_(False)
 
     def eliminators(self) -> EliminatorPack:
         """All combinations, stacked."""
         shape = self.manifest.backbone
-        pack = EliminatorPack(
-            EliminatorConfig(**self.manifest.eliminators),
-            {name: len(values) for name, values in self.manifest.attributes.items()},
-            self.manifest.combinations,
-            width=shape["width"],
-            num_layers=shape["num_layers"],
-        )
-        pack.load_state_dict(self._tensors(ELIMINATORS))
+        with self._reading(ELIMINATORS):
+            pack = EliminatorPack(
+                EliminatorConfig(**self.manifest.eliminators),
+                {name: len(values) for name, values in self.manifest.attributes.items()},
+                self.manifest.combinations,
+                width=shape["width"],
+                num_layers=shape["num_layers"],
+            )
+            pack.load_state_dict(self._tensors(ELIMINATORS))
         return pack.eval().requires_grad_(False)
 
     def propensity(self) -> TwoTower | None:
         """The multi-task model, None where the bundle has none."""
         if self.manifest.propensity is None:
             return None
-        model = TwoTower(TwoTowerConfig(**self.manifest.propensity.model))
-        model.load_state_dict(self._tensors(PROPENSITY))
+        with self._reading(PROPENSITY):
+            model = TwoTower(TwoTowerConfig(**self.manifest.propensity.model))
+            model.load_state_dict(self._tensors(PROPENSITY))
         return model.eval().requires_grad_(False)
 
     def popular(self) -> Tensor:
         """(territories, 1000) int32 titles by discoveries, most first, -1 where no more are offered."""
-        return self._tensors(POPULAR)["popular"]
+        with self._reading(POPULAR):
+            return self._tensors(POPULAR)["popular"]
 
     def titles(self) -> pa.Table:
         """The catalogue, in the order of every tensor."""
-        return pq.read_table(io.BytesIO(self._content(TITLES)))
+        with self._reading(TITLES):
+            return pq.read_table(io.BytesIO(self._content(TITLES)))
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Errors of a file that is whole and yet not what the manifest says, as UserError."""
+        try:
+            yield
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+            mend = "make it again with `mtrec bundle`"
+            raise UserError(f"bundle {self.uri!r}: {name} does not fit {MANIFEST}: {error!r}: {mend}") from error
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         return safetensors.torch.load(self._content(name))

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import re
 from datetime import UTC, datetime
 from typing import Any
@@ -21,10 +22,11 @@ from mtrec_ray.bundle.manifest import (
     Bundle,
     BundleManifest,
     PropensityPart,
+    manifest_hash,
 )
 from mtrec_ray.console import ProgressCallback, stage_progress
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, exists, join, read_json, write_file
+from mtrec_ray.files import absolute, exists, join, read_json, write_file, write_json
 from mtrec_ray.jobs.audit import open_eliminators
 from mtrec_ray.jobs.audit_report import ACCURACY
 from mtrec_ray.jobs.bundle_config import BundleConfig
@@ -88,7 +90,9 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None) 
     )
     for name, content in files.items():
         write_file(join(out, name), content)
-    write_file(join(out, MANIFEST), manifest.model_dump_json(indent=1).encode())
+    document = json.loads(manifest.model_dump_json())
+    document["files"][MANIFEST] = manifest_hash(document)
+    write_json(join(out, MANIFEST), document)
     return Bundle.open(out)
 
 

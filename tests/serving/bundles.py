@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,16 @@ import pyarrow.parquet as pq
 import safetensors.torch
 import torch
 
-from mtrec_ray.bundle.manifest import BACKBONE, ELIMINATORS, MANIFEST, POPULAR, PROPENSITY, TITLES, BundleManifest
+from mtrec_ray.bundle.manifest import (
+    BACKBONE,
+    ELIMINATORS,
+    MANIFEST,
+    POPULAR,
+    PROPENSITY,
+    TITLES,
+    BundleManifest,
+    manifest_hash,
+)
 from mtrec_ray.lake.manifest import embedding_column
 from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
@@ -27,13 +37,16 @@ SOUTH_ONLY = ["t05", "t06"]
 """Titles that are not offered in the north."""
 
 
-def figures(balanced_accuracy: float = 0.5) -> dict[str, float | int | str]:
+def figures(balanced_accuracy: float = 0.5, auc: float = 0.5) -> dict[str, float | int | str]:
     return {
         "attacker": "logistic",
         "balanced_accuracy": balanced_accuracy,
         "balanced_accuracy_low": balanced_accuracy - 0.02,
         "balanced_accuracy_high": balanced_accuracy + 0.02,
-        "auc": balanced_accuracy,
+        "auc": auc,
+        "auc_low": auc - 0.02,
+        "auc_high": auc + 0.02,
+        "auc_null_high": 0.55,
         "null_low": 0.46,
         "null_high": 0.54,
     }
@@ -46,6 +59,7 @@ def write_bundle(
     combinations: list[tuple[str, ...]] = COMBINATIONS,
     ndcg: float = 0.4,
     leak: float = 0.5,
+    auc: float = 0.5,
     pr_auc: float | None = 0.1,
     **changes: Any,
 ) -> Path:
@@ -101,7 +115,7 @@ def write_bundle(
         "eliminators": {"num_prompts": 3, "adapter_width": 4},
         "combinations": combinations,
         "metrics": dict.fromkeys(names, figures_of),
-        "audit": {name: {attribute: figures(leak) for attribute in ATTRIBUTES} for name in names},
+        "audit": {name: {attribute: figures(leak, auc) for attribute in ATTRIBUTES} for name in names},
         "propensity": {
             "model": {"user_width": USER_WIDTH, "title_width": 8, "d": 16, "num_groups": 2, "group_block": "dense"},
             "group_of_territory": [0, 1],
@@ -114,8 +128,14 @@ def write_bundle(
     folder.mkdir(parents=True)
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    (folder / MANIFEST).write_text(manifest.model_dump_json())
+    write_manifest(folder, json.loads(manifest.model_dump_json()))
     return folder
+
+
+def write_manifest(folder: Path, document: dict[str, Any]) -> None:
+    """With its own hash."""
+    document["files"][MANIFEST] = manifest_hash(document)
+    (folder / MANIFEST).write_text(json.dumps(document))
 
 
 def titles() -> bytes:

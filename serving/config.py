@@ -81,6 +81,8 @@ def api_keys(config: ServeConfig) -> tuple[str, ...]:
                 found = [line.strip() for line in file]
         except OSError as error:
             raise UserError(f"api_key_file {config.api_key_file!r} cannot be read: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"api_key_file {config.api_key_file!r} is no text: write one key a line") from error
         if not any(found):
             raise UserError(f"api_key_file {config.api_key_file!r} holds no key: write one a line")
         keys += found

@@ -51,6 +51,8 @@ def build(args: dict[str, Any]) -> Application:
     Raises:
         UserError: settings that do not fit, no API key where one is needed, or an embedded store that is not there.
     """
+    if "port" in args:
+        raise UserError(f"port {args['port']!r} has no effect here: set http_options.port")
     config = validate_config(ServeConfig, {"host": "0.0.0.0", **args})  # closed unless it is said to be local
     keys = api_keys(config)
     if config.store is not None and is_folder(config.store) and not exists(config.store):
@@ -84,7 +86,7 @@ def build(args: dict[str, Any]) -> Application:
 
 def run(config: ServeConfig) -> None:
     """Start the endpoint on the Ray that is running, and return once it answers."""
-    application = build(config.model_dump(mode="json"))
+    application = build(config.model_dump(mode="json", exclude={"port"}))
     options = {"host": config.host, "port": config.port, "access_log": False}
     serve.start(http_options=options, logging_config=QUIET)
     serve.run(application, name="mtrec", route_prefix="/", logging_config=QUIET)

@@ -45,7 +45,15 @@ def serve(
         return
     keys = api_keys(config)
 
-    from mtrec_ray.lake.cluster import ray_session
+    from mtrec_ray.errors import UserError
+    from mtrec_ray.lake.cluster import joins_cluster, ray_session
+
+    if joins_cluster():  # its proxies listen where they listen, and our end would be that of all its applications
+        raise UserError(
+            "RAY_ADDRESS names a cluster, `mtrec serve` is for this machine: "
+            "unset RAY_ADDRESS, or `serve deploy serving/serve.yaml` on the cluster"
+        )
+
     from serving import proxy
     from serving.live import LiveEngine
 

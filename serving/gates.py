@@ -17,13 +17,24 @@ class Gate:
 
 def check_gates(new: BundleManifest, live: BundleManifest | None, gates: GatesConfig) -> list[Gate]:
     """All conditions; what needs a live bundle is left out where there is none."""
+    found = [] if live is None else [_switches(new, live)]
     if not new.audit:
-        return [Gate("audit", not gates.audit, "the bundle was made without one: `mtrec bundle --audit DIR`")]
-    found = [_ndcg(name, figures, live, gates) for name, figures in new.metrics.items()]
-    for combination in new.combinations:
+        found += [Gate("audit", not gates.audit, "the bundle was made without one: `mtrec bundle --audit DIR`")]
+    found += [_ndcg(name, figures, live, gates) for name, figures in new.metrics.items()]
+    for combination in new.combinations if new.audit else []:
         name = "+".join(combination)
         found += [_leak(name, attribute, new.audit[name][attribute], gates) for attribute in combination]
     return found + _pr_auc(new, live, gates)
+
+
+def _switches(new: BundleManifest, live: BundleManifest) -> Gate:
+    """What a request may name today it may name tomorrow."""
+    there = {frozenset(combination) for combination in new.combinations}
+    lost = ["combination " + "+".join(c) for c in live.combinations if frozenset(c) not in there]
+    lost += [f"attribute {name}" for name in live.attributes if name not in new.attributes]
+    lost += [f"territory {name}" for name in live.territories if name not in new.territories]
+    found = f"without {', '.join(lost)}: `--set gates.against_live=false` lets them go"
+    return Gate("combinations", not lost, found if lost else "all that the live bundle has, its territories too")
 
 
 def _ndcg(name: str, figures: dict[str, float], live: BundleManifest | None, gates: GatesConfig) -> Gate:
@@ -37,12 +48,16 @@ def _ndcg(name: str, figures: dict[str, float], live: BundleManifest | None, gat
 
 
 def _leak(combination: str, attribute: str, figures: dict[str, float | int | str], gates: GatesConfig) -> Gate:
-    value, low, high, null = (
-        float(figures[key])
-        for key in ("balanced_accuracy", "balanced_accuracy_low", "balanced_accuracy_high", "null_high")
-    )
-    text = f"balanced accuracy {value:.3f} ({low:.3f} to {high:.3f}), null up to {null:.3f}"
-    return Gate(f"leak/{combination}/{attribute}", value <= null + gates.max_leak, text)
+    """Balanced accuracy and AUC against their nulls, as the audit's `readable` has it."""
+    texts, holds = [], True
+    for figure, null, bound in (
+        ("balanced_accuracy", "null_high", gates.max_leak),
+        ("auc", "auc_null_high", gates.max_auc_leak),
+    ):
+        value, low, high, top = (float(figures[key]) for key in (figure, f"{figure}_low", f"{figure}_high", null))
+        texts.append(f"{figure.replace('_', ' ')} {value:.3f} ({low:.3f} to {high:.3f}), null up to {top:.3f}")
+        holds = holds and value <= top + bound
+    return Gate(f"leak/{combination}/{attribute}", holds, "; ".join(texts))
 
 
 def _pr_auc(new: BundleManifest, live: BundleManifest | None, gates: GatesConfig) -> list[Gate]:

@@ -16,8 +16,12 @@ class GatesConfig(Config):
     """Mean PR-AUC of the propensity model: as `ndcg_share`."""
     max_leak: float = Field(default=0.02, ge=0)
     """What the best attacker's balanced accuracy may exceed its null's upper end by, for each ignored attribute."""
+    max_auc_leak: float = Field(default=0.05, ge=0)
+    """As `max_leak`, of the attacker's AUC; higher, as the choice of the best attacker alone moves an AUC by 0.02."""
     audit: bool = True
     """False promotes a bundle without an audit, unseen."""
+    against_live: bool = True
+    """False compares with no live bundle: the way past a damaged pointer, a lost bundle, or switches that are to go."""
 
 
 class PromoteConfig(Config):

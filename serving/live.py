@@ -7,7 +7,7 @@ from collections.abc import Callable
 from mtrec_ray.bundle.manifest import Bundle
 from mtrec_ray.errors import UserError
 from serving.engine import Engine
-from serving.pointer import is_pointer, read_pointer
+from serving.pointer import Pointer, is_pointer, read_pointer
 
 logger = logging.getLogger(__name__)
 
@@ -20,13 +20,13 @@ class LiveEngine:
         poll_s: seconds between two looks at the pointer.
 
     Raises:
-        UserError: no such bundle or pointer, or a damaged one.
+        UserError: no such bundle or pointer, a damaged one, or a bundle that is not the one that was promoted.
     """
 
     def __init__(self, uri: str, poll_s: float) -> None:
         self.uri, self.poll_s = uri, poll_s
-        self.bundle_uri = self._wanted()
-        self.engine = Engine(Bundle.open(self.bundle_uri))
+        self.pointer = read_pointer(uri) if is_pointer(uri) else None
+        self.engine = _load(self.pointer) if self.pointer else Engine(Bundle.open(uri))
 
     async def follow(self, tell: Callable[[str, str | None], None]) -> None:
         """Look at the pointer until cancelled; a bundle that cannot be loaded leaves the one in use.
@@ -35,18 +35,32 @@ class LiveEngine:
             tell: called with the version in use and the one before it, None at first.
         """
         tell(self.engine.version, None)
-        while is_pointer(self.uri):
+        seen = self.pointer
+        while self.pointer is not None:
             await asyncio.sleep(self.poll_s)
             try:
-                wanted = await asyncio.to_thread(self._wanted)
-                if wanted != self.bundle_uri:
+                found = await asyncio.to_thread(read_pointer, self.uri)
+                if found == seen:
+                    continue
+                seen = found  # a bundle that cannot be loaded is neither read nor logged again before the pointer moves
+                if (found.bundle, found.version) != (self.pointer.bundle, self.pointer.version):
                     before = self.engine.version
-                    self.engine = await asyncio.to_thread(lambda: Engine(Bundle.open(wanted)))  # noqa: B023
-                    self.bundle_uri = wanted
+                    self.engine = await asyncio.to_thread(_load, found)
+                    self.pointer = found
                     tell(self.engine.version, before)
                     logger.info("now serving bundle %s", self.engine.version)
-            except (UserError, OSError) as error:
-                logger.error("the pointer's bundle cannot be loaded, bundle %s stays: %s", self.engine.version, error)
+            except Exception as error:
+                if isinstance(error, OSError):
+                    seen = self.pointer  # a network comes back
+                what = f"{type(error).__name__}: {error}"
+                logger.error("the pointer's bundle cannot be loaded, bundle %s stays: %s", self.engine.version, what)
 
-    def _wanted(self) -> str:
-        return read_pointer(self.uri).bundle if is_pointer(self.uri) else self.uri
+
+def _load(pointer: Pointer) -> Engine:
+    bundle = Bundle.open(pointer.bundle)
+    if bundle.manifest.version != pointer.version:
+        raise UserError(
+            f"bundle {pointer.bundle!r} is version {bundle.manifest.version}, promoted was {pointer.version}: "
+            "promote it again"
+        )
+    return Engine(bundle)

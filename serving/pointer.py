@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mtrec_ray.bundle.manifest import Bundle
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists, read_json, write_file
+from serving.engine import Engine
 
 MAX_PREVIOUS = 20
 
@@ -25,7 +26,8 @@ class Pointer(BaseModel):
 
 
 def is_pointer(uri: str) -> bool:
-    return uri.endswith(".json")
+    place = uri.partition("?")[0] if "://" in uri else uri  # options of a URI come after its name
+    return place.endswith(".json")
 
 
 def read_pointer(uri: str) -> Pointer:
@@ -35,24 +37,31 @@ def read_pointer(uri: str) -> Pointer:
     except FileNotFoundError as error:
         raise UserError(f"no pointer at {uri!r}: `mtrec promote BUNDLE --pointer {uri}` makes one") from error
     except (ValidationError, ValueError) as error:
-        raise UserError(f"pointer {uri!r} is damaged: promote a bundle to write it anew") from error
+        mend = f"`mtrec promote BUNDLE --pointer {uri} --set gates.against_live=false` writes it anew"
+        raise UserError(f"pointer {uri!r} is damaged: {mend}") from error
 
 
-def move_pointer(uri: str, bundle: Bundle) -> Pointer:
-    """Make a bundle the live one."""
+def move_pointer(uri: str, bundle: Bundle, anew: bool = False) -> Pointer:
+    """Make a bundle the live one; where `anew`, a damaged pointer is as good as none, else it raises UserError."""
     previous: list[str] = []
-    if exists(uri):
+    try:
         before = read_pointer(uri)
-        previous = [before.bundle, *before.previous]
+        same = before.bundle == bundle.uri  # then there is nothing to go back to, even where it was made again
+        previous = before.previous if same else [before.bundle, *before.previous]
+    except UserError:
+        if exists(uri) and not anew:
+            raise
     return _write(uri, bundle, previous)
 
 
 def move_back(uri: str) -> Pointer:
-    """Make the bundle live that was so before; UserError where there is none."""
+    """Make the bundle live that was so before; UserError where there is none, or it cannot be loaded."""
     before = read_pointer(uri)
     if not before.previous:
         raise UserError(f"pointer {uri!r}: no bundle was live before {before.version}: nothing to go back to")
-    return _write(uri, Bundle.open(before.previous[0]), before.previous[1:])
+    bundle = Bundle.open(before.previous[0])
+    Engine(bundle)  # every file is there, whole, and fits the others
+    return _write(uri, bundle, before.previous[1:])
 
 
 def _write(uri: str, bundle: Bundle, previous: list[str]) -> Pointer:

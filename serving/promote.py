@@ -1,6 +1,6 @@
 """`mtrec promote` and `mtrec rollback`."""
 
-from mtrec_ray.bundle.manifest import Bundle
+from mtrec_ray.bundle.manifest import Bundle, BundleManifest
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import exists
 from serving.engine import Engine
@@ -17,7 +17,8 @@ def promote(config: PromoteConfig) -> tuple[Pointer, list[Gate]]:
     """
     bundle = Bundle.open(config.bundle)
     Engine(bundle)  # every file is there, whole, and fits the others
-    live = Bundle.open(read_pointer(config.pointer).bundle).manifest if exists(config.pointer) else None
+    against_live = config.gates.against_live
+    live = _live(config.pointer) if against_live and exists(config.pointer) else None
     found = check_gates(bundle.manifest, live, config.gates)
     failing = [f"{gate.name}: {gate.found}" for gate in found if not gate.holds]
     if failing:
@@ -25,4 +26,12 @@ def promote(config: PromoteConfig) -> tuple[Pointer, list[Gate]]:
             f"bundle {bundle.manifest.version} stays out, {len(failing)} of {len(found)} gates fail:\n"
             + "\n".join(failing)
         )
-    return move_pointer(config.pointer, bundle), found
+    return move_pointer(config.pointer, bundle, anew=not against_live), found
+
+
+def _live(pointer: str) -> BundleManifest:
+    uri = read_pointer(pointer).bundle
+    try:
+        return Bundle.open(uri).manifest
+    except UserError as error:
+        raise UserError(f"the live bundle: {error}; `--set gates.against_live=false` promotes without it") from error

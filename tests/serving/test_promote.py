@@ -2,22 +2,28 @@
 
 import asyncio
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
 import serving
+from mtrec_ray.bundle.manifest import Bundle
+from mtrec_ray.commands.serve import serve
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from serving.config import ServeConfig, api_keys
 from serving.endpoint import build
+from serving.engine import Engine
 from serving.gates_config import PromoteConfig
 from serving.live import LiveEngine
-from serving.pointer import move_back, read_pointer
+from serving.pointer import is_pointer, move_back, move_pointer, read_pointer
 from serving.promote import promote
-from tests.serving.bundles import write_bundle
+from tests.serving.bundles import write_bundle, write_manifest
 
 
 def config(bundle, pointer, **gates) -> PromoteConfig:
@@ -35,6 +41,7 @@ def test_a_bundle_as_good_as_the_live_one_takes_its_place(tmp_path, pointer):
     assert moved.version == read_pointer(str(pointer)).version == "v1"
     assert moved.previous == [str(tmp_path / "first")]
     assert [gate.name for gate in gates] == [
+        "combinations",
         *("ndcg@10/none", "ndcg@10/gender", "ndcg@10/age", "ndcg@10/gender+age"),
         *("leak/gender/gender", "leak/age/age", "leak/gender+age/gender", "leak/gender+age/age"),
         "pr_auc",
@@ -47,7 +54,11 @@ def test_a_bundle_as_good_as_the_live_one_takes_its_place(tmp_path, pointer):
         ({"ndcg": 0.3}, {}, "ndcg@10/none: 0.3000 (0.2900 to 0.3100), live 0.4000"),
         ({"ndcg": 0.4}, {"min_ndcg": 0.395}, "ndcg@10/gender"),
         ({"leak": 0.57}, {}, "leak/gender+age/age: balanced accuracy 0.570 (0.550 to 0.590), null up to 0.540"),
+        ({"auc": 0.61}, {}, "null up to 0.540; auc 0.610 (0.590 to 0.630), null up to 0.550"),
         ({"pr_auc": 0.05}, {}, "pr_auc: 0.0500"),
+        ({"pr_auc": 0.05, "audit": {}, "metrics": {}}, {"audit": False}, "1 of 3 gates fail:\npr_auc: 0.0500"),
+        ({"combinations": [("gender",)]}, {}, "combinations: without combination age, combination gender+age: `"),
+        ({"territories": ["north"]}, {}, "combinations: without territory south: `"),
         ({"pr_auc": None}, {}, "pr_auc: the live bundle has one"),
         ({"audit": {}, "metrics": {}}, {}, "audit: the bundle was made without one"),
     ],
@@ -65,12 +76,47 @@ def test_looser_gates_let_it_through(tmp_path, pointer):
     assert read_pointer(str(pointer)).version == "v1"
 
 
+@pytest.mark.parametrize(
+    ("lose", "says"),
+    [
+        (lambda pointer: pointer.write_text("{"), "is damaged"),
+        (lambda pointer: shutil.rmtree(pointer.parent / "first"), "the live bundle: no bundle at"),
+    ],
+    ids=["a damaged pointer", "a lost bundle"],
+)
+def test_what_is_live_and_cannot_be_read_can_be_left(tmp_path, pointer, lose, says):
+    second = write_bundle(tmp_path / "second", 1)
+    lose(pointer)
+    with pytest.raises(UserError, match=f"{says}.*--set gates.against_live=false"):
+        promote(config(second, pointer))
+    moved, gates = promote(config(second, pointer, against_live=False))
+    assert moved.version == read_pointer(str(pointer)).version == "v1"
+    assert "combinations" not in {gate.name for gate in gates}
+
+
+def test_switches_can_be_let_go_and_brought_back(tmp_path, pointer):
+    less = write_bundle(tmp_path / "second", 1, combinations=[("gender",)])
+    promote(config(less, pointer, against_live=False))
+    assert move_back(str(pointer)).version == "v0"
+
+
 def test_back_and_back_again_until_there_is_nothing_before(tmp_path, pointer):
-    promote(config(write_bundle(tmp_path / "second", 1), pointer))
-    promote(config(write_bundle(tmp_path / "third", 2), pointer))
+    for name, seed in (("second", 1), ("third", 2)):
+        folder = write_bundle(tmp_path / name, seed)
+        for _ in range(2):  # twice is once
+            promote(config(folder, pointer))
     assert [move_back(str(pointer)).version, move_back(str(pointer)).version] == ["v1", "v0"]
     with pytest.raises(UserError, match="nothing to go back to"):
         move_back(str(pointer))
+
+
+def test_nothing_goes_back_to_a_bundle_that_cannot_be_loaded(tmp_path, pointer):
+    promote(config(write_bundle(tmp_path / "second", 1), pointer))
+    before = pointer.read_bytes()
+    (tmp_path / "first" / "backbone.safetensors").unlink()
+    with pytest.raises(UserError, match=r"lacks backbone\.safetensors"):
+        move_back(str(pointer))
+    assert pointer.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["backbone.safetensors", "eliminators.safetensors", "titles.parquet"])
@@ -86,29 +132,107 @@ def test_a_damaged_bundle_never_goes_live(tmp_path, pointer, name):
     assert read_pointer(str(pointer)).version == "v0"
 
 
-def test_an_engine_follows_its_pointer_past_bundles_that_cannot_be_loaded(tmp_path, pointer):
+def test_a_manifest_that_was_changed_is_refused(tmp_path):
+    folder = write_bundle(tmp_path / "bundle")
+    document = json.loads((folder / "manifest.json").read_text())
+    document["combinations"][:2] = document["combinations"][1::-1]  # gender's eliminator would serve age
+    (folder / "manifest.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"manifest\.json was changed: make it again"):
+        Bundle.open(str(folder))
+    del document["files"]["manifest.json"]  # as bundles made before there was one
+    document["combinations"][:2] = document["combinations"][1::-1]
+    (folder / "manifest.json").write_text(json.dumps(document))
+    Engine(Bundle.open(str(folder)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"backbone": {}}, "backbone"),
+        ({"combinations": [["gender"]]}, "eliminators"),
+        ({"eliminators": {"prompts": 3}}, "eliminators"),
+        ({"propensity": {"model": {"d": 3}, "group_of_territory": [0, 1], "metrics": {}}}, "propensity"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_its_files_is_the_users_mistake(tmp_path, changes, name):
+    folder = write_bundle(tmp_path / "bundle")
+    write_manifest(folder, json.loads((folder / "manifest.json").read_text()) | changes)
+    with pytest.raises(UserError, match=rf"bundle '{folder}': {name}\.safetensors does not fit manifest\.json"):
+        Engine(Bundle.open(str(folder)))
+
+
+def follow(pointer: Path, *moves: Callable[[], Any]) -> list[tuple[str, str | None]]:
+    """The versions that an engine told while each move in turn was done and given some time."""
     told: list[tuple[str, str | None]] = []
 
-    async def watch() -> list[str]:
-        live, seen = LiveEngine(str(pointer), 0.01), []
+    async def watch() -> None:
+        live = LiveEngine(str(pointer), 0.01)
         following = asyncio.create_task(live.follow(lambda *versions: told.append(versions)))
-        for move in (break_it, lambda: promote(config(write_bundle(tmp_path / "third", 2), pointer))):
+        for move in moves:
             await asyncio.to_thread(move)
-            for _ in range(200):
-                await asyncio.sleep(0.01)
-                if live.engine.version == read_pointer(str(pointer)).version:
-                    break
-            seen.append(live.engine.version)
+            await asyncio.sleep(0.5)
+        assert not following.done()
         following.cancel()
-        return seen
 
-    def break_it() -> None:
+    asyncio.run(watch())
+    return told
+
+
+def test_an_engine_follows_its_pointer_past_bundles_that_cannot_be_loaded(tmp_path, pointer, caplog):
+    def point_to_a_broken_one() -> None:
         folder = write_bundle(tmp_path / "second", 1)
-        promote(config(folder, pointer))
         (folder / "backbone.safetensors").unlink()
+        move_pointer(str(pointer), Bundle.open(str(folder)))
 
-    assert asyncio.run(watch())[-1] == "v2"
-    assert (told[0], told[-1]) == (("v0", None), ("v2", told[-2][0]))
+    third = write_bundle(tmp_path / "third", 2)
+    told = follow(pointer, point_to_a_broken_one, lambda: promote(config(third, pointer)))
+    assert told == [("v0", None), ("v2", "v0")]
+    (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert "bundle v0 stays: UserError: bundle" in said
+    assert "lacks backbone.safetensors" in said
+
+
+@pytest.mark.parametrize(("error", "tries"), [(OSError, 3), (RuntimeError, 1)], ids=["may pass", "will not"])
+def test_what_may_pass_is_tried_again_and_nothing_ends_the_following(tmp_path, pointer, monkeypatch, error, tries):
+    tried: list[str] = []
+
+    def engine(bundle: Bundle) -> Engine:
+        tried.append(bundle.manifest.version)
+        if 0 < tried.count("v1") < 3:
+            raise error("away")
+        return Engine(bundle)
+
+    monkeypatch.setattr("serving.live.Engine", engine)
+    second = write_bundle(tmp_path / "second", 1)
+    told = follow(pointer, lambda: move_pointer(str(pointer), Bundle.open(str(second))))
+    assert tried == ["v0", *["v1"] * tries]
+    assert told == [("v0", None), ("v1", "v0")][: 1 + (tries == 3)]
+
+
+def test_a_bundle_made_again_in_its_place_is_served_once_it_is_promoted(tmp_path, pointer):
+    def make_again() -> None:
+        shutil.rmtree(tmp_path / "first")
+        write_bundle(tmp_path / "first", 1)
+
+    def refuse() -> None:
+        with pytest.raises(UserError, match="is version v1, promoted was v0: promote it again"):
+            LiveEngine(str(pointer), 1.0)
+
+    told = follow(pointer, make_again, refuse, lambda: promote(config(tmp_path / "first", pointer)))
+    assert told == [("v0", None), ("v1", "v0")]
+    with pytest.raises(UserError, match="nothing to go back to"):
+        move_back(str(pointer))
+
+
+def test_a_pointer_is_told_from_a_bundle_by_its_name():
+    pointers = ["live.json", "s3://b/live.json", "s3://b/live.json?endpoint_override=localhost:9000"]
+    assert [is_pointer(uri) for uri in [*pointers, "bundle", "s3://b/bundle?region=x.json"]] == [True] * 3 + [False] * 2
+
+
+def test_serving_on_this_machine_joins_no_cluster(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(UserError, match=r"unset RAY_ADDRESS, or `serve deploy serving/serve\.yaml`"):
+        serve("bundle")
 
 
 def test_another_address_than_this_machines_needs_keys(tmp_path, monkeypatch):
@@ -123,6 +247,9 @@ def test_another_address_than_this_machines_needs_keys(tmp_path, monkeypatch):
     file.write_text("\n")
     with pytest.raises(UserError, match="holds no key"):
         api_keys(ServeConfig(bundle="b", api_key_file=str(file)))
+    file.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="is no text"):
+        api_keys(ServeConfig(bundle="b", api_key_file=str(file)))
     monkeypatch.setenv("MTREC_API_KEYS", "three, four")
     assert api_keys(open_) == ("three", "four")
 
@@ -135,5 +262,7 @@ def test_the_clusters_file_is_one_that_serve_reads_and_asks_for_keys(monkeypatch
     args = {**schema.applications[0].args, "store": None, "api_key_file": None}
     with pytest.raises(UserError, match="can be reached from elsewhere"):
         build(args)
+    with pytest.raises(UserError, match=r"port 9000 has no effect here: set http_options\.port"):
+        build({**args, "port": 9000})
     with pytest.raises(UserError, match="no online store at"):
         build({**args, "host": "127.0.0.1", "store": str(tmp_path / "nothing")})

@@ -19,7 +19,7 @@ import lmdb
 import msgpack
 
 from mtrec_ray.errors import UserError
-from serving.store import MAX_STORED_EVENTS, StoreUnavailable, UserState
+from serving.store import MAX_APPEND_KEYS, MAX_STORED_EVENTS, StoreUnavailable, UserState
 
 MAP_BYTES = 1 << 30
 """Size of a new map: address space, not disk. It doubles when full."""
@@ -58,8 +58,8 @@ class LmdbStore:
             found = [_Record.live(transaction.get(_key(user_id)), now) for user_id in user_ids]
         return [record.state if record else None for record in found]
 
-    async def append(self, user_id: str, title_ids: Sequence[str]) -> int:
-        return await asyncio.to_thread(self._write, lambda transaction: self._append(transaction, user_id, title_ids))
+    async def append(self, user_id: str, title_ids: Sequence[str], key: str | None = None) -> int:
+        return await asyncio.to_thread(self._write, lambda writing: self._append(writing, user_id, title_ids, key))
 
     def put_many(self, states: Iterable[tuple[str, UserState]]) -> int:
         stored, remaining = 0, iter(states)
@@ -85,13 +85,17 @@ class LmdbStore:
         with self._writing, self._mapping:
             self._env.close()
 
-    def _append(self, transaction: "lmdb.Transaction[bytes]", user_id: str, title_ids: Sequence[str]) -> int:
-        now, key = time.time(), _key(user_id)
-        record = _Record.live(transaction.get(key), now) or _Record(user_id, None, UserState())
+    def _append(
+        self, transaction: "lmdb.Transaction[bytes]", user_id: str, title_ids: Sequence[str], key: str | None
+    ) -> int:
+        now, place = time.time(), _key(user_id)
+        record = _Record.live(transaction.get(place), now) or _Record(user_id, None, UserState())
+        if not title_ids or key in record.append_keys:
+            return len(record.state.history)
         history = (*record.state.history, *title_ids)[-MAX_STORED_EVENTS:]
-        if title_ids:
-            expires_at = now + self._expire_s if self._expire_s else record.expires_at
-            transaction.put(key, _Record(user_id, expires_at, replace(record.state, history=history)).encode())
+        expires_at = now + self._expire_s if self._expire_s else record.expires_at
+        keys = record.append_keys if key is None else (*record.append_keys, key)[-MAX_APPEND_KEYS:]
+        transaction.put(place, _Record(user_id, expires_at, replace(record.state, history=history), keys).encode())
         return len(history)
 
     @contextmanager
@@ -132,22 +136,24 @@ class _Record:
     expires_at: float | None
     """Seconds since 1970; None = never."""
     state: UserState
+    append_keys: tuple[str, ...] = ()
+    """Of the last appends that had one; a record without them is written as before there were any."""
 
     @staticmethod
     def live(value: bytes | None, now: float) -> "_Record | None":
         """The record of a stored value, unless its time is over: it stays on disk until it is written again."""
         if value is None:
             return None
-        user_id, expires_at, history, attributes, territory, embedding = msgpack.unpackb(value)
+        user_id, expires_at, history, attributes, territory, embedding, *keys = msgpack.unpackb(value)
         if expires_at is not None and expires_at <= now:
             return None
-        return _Record(user_id, expires_at, UserState(tuple(history), attributes, territory, embedding))
+        return _Record(user_id, expires_at, UserState(tuple(history), attributes, territory, embedding), tuple(keys))
 
     def encode(self) -> bytes:
         state = self.state
         history = state.history[-MAX_STORED_EVENTS:]
         fields = (self.user_id, self.expires_at, history, state.attributes, state.territory, state.embedding)
-        return msgpack.packb(fields)  # pyright: ignore[reportReturnType]
+        return msgpack.packb(fields + self.append_keys)  # pyright: ignore[reportReturnType]
 
 
 def _key(user_id: str) -> bytes:

@@ -4,8 +4,10 @@
 |---|---|
 | `mtrec:history:<user id>` | list of title ids, oldest first |
 | `mtrec:profile:<user id>` | msgpack of (attributes, territory, embedding); none where a user was only appended to |
+| `mtrec:appends:<user id>` | list of the keys of the last appends that had one |
 
-The two expire together. Give this Redis no `allkeys-...` eviction: it could drop a profile and leave its history.
+The three expire together. Give this Redis (6.0.6 or newer) no `allkeys-...` eviction: it could drop a profile and leave
+its history.
 """
 
 import asyncio
@@ -20,14 +22,29 @@ import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import ExponentialBackoff, NoBackoff
-from redis.exceptions import ClusterDownError, OutOfMemoryError, ReadOnlyError
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from mtrec_ray.errors import UserError
-from serving.store import MAX_STORED_EVENTS, TIMEOUT_S, StoreUnavailable, UserState, without_password
+from serving.store import MAX_APPEND_KEYS, MAX_STORED_EVENTS, TIMEOUT_S, StoreUnavailable, UserState, without_password
 
-HISTORY, PROFILE = "mtrec:history:", "mtrec:profile:"
+HISTORY, PROFILE, APPENDS = "mtrec:history:", "mtrec:profile:", "mtrec:appends:"
+APPEND = f"""
+local key, expire_ms = ARGV[1], tonumber(ARGV[2])
+if #ARGV > 2 and not (key ~= '' and redis.call('LPOS', KEYS[3], key)) then
+    redis.call('RPUSH', KEYS[1], unpack(ARGV, 3))
+    redis.call('LTRIM', KEYS[1], -{MAX_STORED_EVENTS}, -1)
+    if key ~= '' then
+        redis.call('RPUSH', KEYS[3], key)
+        redis.call('LTRIM', KEYS[3], -{MAX_APPEND_KEYS}, -1)
+    end
+    for place = 1, expire_ms > 0 and 3 or 0 do
+        redis.call('PEXPIRE', KEYS[place], expire_ms)
+    end
+end
+return redis.call('LLEN', KEYS[1])
+"""
+"""KEYS: history, profile, appends; ARGV: the append's key or nothing, time to live or 0, titles."""
 MAX_CONNECTIONS = 64
 """Of one event loop; further calls wait for one, at most the timeout."""
 LOAD_TIMEOUT_S = 10.0
@@ -36,8 +53,8 @@ LOAD_RETRIES = 3
 BATCH_ITEMS = 20_000
 """Users and titles per transaction of a bulk load: Redis answers nobody else meanwhile, some 10 ms."""
 SCAN_COUNT, SAMPLE_SCANS = 1000, 100
-NOT_NOW = (redis.ConnectionError, redis.TimeoutError, ReadOnlyError, OutOfMemoryError, ClusterDownError, OSError)
-"""Errors of a server that is away, starting, full, or failing over."""
+NOT_NOW = (redis.RedisError, OSError)
+"""Errors of a server that is away, starting, full, failing over, not allowing it, or holding something else."""
 
 
 class RedisStore:
@@ -66,18 +83,10 @@ class RedisStore:
                 replies = await pipeline.execute()
         return [_state(profile, titles) for profile, titles in zip(replies[::2], replies[1::2], strict=True)]
 
-    async def append(self, user_id: str, title_ids: Sequence[str]) -> int:
-        history = HISTORY + user_id
+    async def append(self, user_id: str, title_ids: Sequence[str], key: str | None = None) -> int:
+        places = [kind + user_id for kind in (HISTORY, PROFILE, APPENDS)]
         with self._unavailable():
-            async with self._client().pipeline(transaction=True) as pipeline:
-                if title_ids:
-                    pipeline.rpush(history, *title_ids)
-                    pipeline.ltrim(history, -MAX_STORED_EVENTS, -1)
-                    if self._expire_ms:
-                        pipeline.pexpire(history, self._expire_ms)
-                        pipeline.pexpire(PROFILE + user_id, self._expire_ms)
-                pipeline.llen(history)
-                return (await pipeline.execute())[-1]
+            return await self._client().eval(APPEND, 3, *places, key or "", self._expire_ms or 0, *title_ids)
 
     def put_many(self, states: Iterable[tuple[str, UserState]]) -> int:
         stored = waiting = 0
@@ -140,7 +149,7 @@ class RedisStore:
         history, titles = HISTORY + user_id, state.history[-MAX_STORED_EVENTS:]
         profile = msgpack.packb((state.attributes, state.territory, state.embedding))
         pipeline.set(PROFILE + user_id, profile, px=self._expire_ms)
-        pipeline.delete(history)
+        pipeline.delete(history, APPENDS + user_id)
         if titles:
             pipeline.rpush(history, *titles)
             if self._expire_ms:
@@ -155,7 +164,8 @@ class RedisStore:
         try:
             yield
         except NOT_NOW as error:
-            raise StoreUnavailable(f"Redis at {self._place}: {error}") from error
+            text = str(error).rpartition(" of pipeline caused error: ")[2]  # before it stands the command, a history
+            raise StoreUnavailable(f"Redis at {self._place}: {text}") from error
 
 
 def _text(value: bytes | str) -> str:

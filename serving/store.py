@@ -15,6 +15,8 @@ from mtrec_ray.errors import UserError
 
 MAX_STORED_EVENTS = 1000
 """Longest history kept; older titles fall off at its front."""
+MAX_APPEND_KEYS = 16
+"""Appends of a user that are known again by their key, the last ones."""
 TIMEOUT_S = 0.25
 """Longest wait for a connection and for each answer: an endpoint without user state still answers within a second."""
 
@@ -47,11 +49,12 @@ class Store(Protocol):
         """
         ...
 
-    async def append(self, user_id: str, title_ids: Sequence[str]) -> int:
+    async def append(self, user_id: str, title_ids: Sequence[str], key: str | None = None) -> int:
         """Put titles, oldest first, behind a user's history and return its new length; a missing user is created.
 
         Atomic: of two appends at once, in any two processes, none is lost. Where users expire, this one's time starts
-        again. It is not repeated by itself when its answer is lost, so it never counts twice.
+        again. It is not repeated by itself when its answer is lost. Repeated with its `key` it changes nothing more, as
+        long as that is among the user's last `MAX_APPEND_KEYS`.
         """
         ...
 

@@ -6,15 +6,25 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
+import lmdb
+import msgpack
 import numpy as np
 import pytest
 
 from mtrec_ray.errors import UserError
 from serving.lmdb_store import LmdbStore
 from serving.redis_store import RedisStore
-from serving.store import MAX_STORED_EVENTS, Store, StoreUnavailable, UserState, open_store, without_password
+from serving.store import (
+    MAX_APPEND_KEYS,
+    MAX_STORED_EVENTS,
+    Store,
+    StoreUnavailable,
+    UserState,
+    open_store,
+    without_password,
+)
 from tests.serving.conftest import RedisServer
 
 Result = TypeVar("Result")
@@ -98,6 +108,32 @@ def test_appending_nothing_changes_nothing(url):
     assert append(url, "anna") == 3
     assert append(url, "nobody") == 0
     assert get(url, "anna", "nobody") == [ANNA, None]
+
+
+def test_an_append_with_a_key_is_stored_once(url):
+    async def work(store: Store) -> list[int]:
+        store.put_many([("anna", ANNA)])
+        keys = ["a", "a", None, None, "b", "a"]
+        lengths = [await store.append("anna", ["t5"], key) for key in keys]
+        lengths += [await store.append("new", ["t5", "t6"], "a") for _ in range(2)]
+        many = [f"k{i}" for i in range(MAX_APPEND_KEYS)]
+        lengths += [[await store.append("anna", ["t5"], key) for key in many][-1]]
+        lengths += [await store.append("anna", ["t5"], key) for key in (many[0], "a")]  # "a" is forgotten by now
+        store.put_many([("anna", ANNA)])
+        return [*lengths, await store.append("anna", ["t5"], "a")]
+
+    assert using(url, work) == [4, 4, 5, 6, 7, 7, 2, 2, 23, 23, 24, 4]
+    (anna,) = get(url, "anna")
+    assert anna == UserState(("t1", "t2", "t1", "t5"), ANNA.attributes, "US", EMBEDDING)
+
+
+def test_repeats_at_once_are_stored_once_and_keys_expire_with_their_user(url):
+    async def work(store: Store) -> list[int]:
+        lengths = await asyncio.gather(*(store.append("anna", ["t1"], "a") for _ in range(10)))
+        await asyncio.sleep(1.2 * EXPIRE_S)
+        return [*lengths, await store.append("anna", ["t1"], "a")]
+
+    assert using(url, work, EXPIRE_S) == [1] * 11
 
 
 def test_histories_keep_their_last_titles(url):
@@ -254,6 +290,17 @@ def test_a_full_map_grows(tmp_path):
     asyncio.run(store.close())
 
 
+def test_a_record_from_before_there_were_keys_is_read_and_appended_to(tmp_path):
+    with lmdb.open(str(tmp_path)) as env, env.begin(write=True) as transaction:
+        old = ("anna", None, ANNA.history, ANNA.attributes, ANNA.territory, ANNA.embedding)
+        transaction.put(b"anna", cast(bytes, msgpack.packb(old)))
+    assert get(str(tmp_path), "anna") == [ANNA]
+    lengths = [
+        using(str(tmp_path), lambda store, key=key: store.append("anna", ["t5"], key)) for key in (None, "a", "a")
+    ]
+    assert lengths == [4, 5, 5]
+
+
 def put_big(folder: str) -> None:
     """What the other process of the next test does."""
     store = LmdbStore(folder, map_bytes=64 * 1024)
@@ -350,6 +397,31 @@ def test_a_server_that_stops_is_unavailable_at_once_and_found_again(redis_server
         store.put_many([("anna", ANNA)])
     redis_server.start()
     assert store.put_many([("anna", ANNA)]) == 1
+
+
+def test_any_error_of_the_server_is_unavailable_and_names_no_history(redis_server):
+    async def work(store: Store) -> list[StoreUnavailable]:
+        found = []
+        calls = [lambda: store.get(["anna"]), lambda: store.append("anna", ["title-1"])]
+        for call in calls:
+            with pytest.raises(StoreUnavailable) as caught:
+                await call()
+            found.append(caught.value)
+        with pytest.raises(StoreUnavailable) as caught:
+            store.put_many([("bob", UserState(("title-1",)))])
+        return [*found, caught.value]
+
+    client = redis_server.client
+    client.flushall()
+    client.set("mtrec:history:anna", "no list")
+    client.execute_command("ACL", "SETUSER", "default", "-SET", "-set")
+    try:
+        errors = using(redis_server.url, work)
+    finally:
+        client.execute_command("ACL", "SETUSER", "default", "+@all")
+        client.flushall()
+    assert ["WRONGTYPE" in str(error) for error in errors] == [True, True, False]
+    assert not [error for error in errors for value in ("anna", "bob", "title-1") if value in str(error)]
 
 
 def test_connections_lost_while_idle_cost_no_request(redis_server):

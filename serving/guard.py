@@ -19,8 +19,13 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-GUARDED = "/v1/"
+OPEN = {
+    *("", "/", "/page/page.css", "/page/page.js", "/favicon.ico", "/healthz", "/readyz"),
+    *("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"),
+}
+"""Paths that everybody may ask for; every other one is guarded."""
 RETRY_AFTER_S = 1
+MAYBE_STORED = "it may have been stored: send it again with the same Idempotency-Key"
 
 
 class Refused(Exception):
@@ -53,7 +58,7 @@ class Guard:
     Args:
         app: what is guarded.
         keys: accepted API keys; none: every caller is let in, which the config allows on loopback alone.
-        limits: sizes and rates.
+        limits: sizes and rates; `in_flight` counts guarded requests, from their admission to the end of their answers.
         count_error: called with the kind of each refusal.
     """
 
@@ -68,19 +73,32 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        guarded = scope["path"].removeprefix(scope.get("root_path", "")) not in OPEN
         try:
-            if scope["path"].startswith(GUARDED):
+            if guarded:
                 self._admit(scope)
-            body = await self._body(scope, receive)
+            self.in_flight += guarded
+            try:
+                await self._pass_on(scope, receive, send)
+            finally:
+                self.in_flight -= guarded
         except Refused as refused:
             self.count_error(str(refused.status))
             await answer(send, refused)
-            return
-        self.in_flight += 1
+
+    async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body, begun = await self._body(scope, receive), False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
         try:
-            await self.app(scope, _replay(body, receive), send)
-        finally:
-            self.in_flight -= 1
+            await self.app(scope, _replay(body, receive), watched)
+        except Exception:
+            if not begun:
+                raise  # else the app answered and counted it: raised on, Ray would log its text, maybe a history
 
     def _admit(self, scope: Scope) -> None:
         if self.buckets:

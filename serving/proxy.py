@@ -1,8 +1,8 @@
 """What stands in each of Ray Serve's HTTP proxies: a replica that dies with a request costs its caller a moment.
 
 Serve itself repeats a request that its replica never began, and answers 500 to one whose replica died with it. Here
-that one is sent to another replica, once, when it only reads; else it is answered 503 with Retry-After. Serve's own 503
-becomes a `Problem` with Retry-After too.
+that one is sent to another replica, once, when it only reads or has an Idempotency-Key; else it is answered 503 with
+Retry-After. Serve's own 503 becomes a `Problem` with Retry-After too.
 
 A proxy answers 503 by itself, at once, when `MTREC_MAX_AT_PROXY` requests are under way (128, or what that variable of
 its environment says): it is one process, which passes on some hundreds a second, so this bounds how long the others
@@ -19,9 +19,10 @@ from ray.util.metrics import Counter
 from starlette.middleware import Middleware
 
 from mtrec_ray.errors import UserError
-from serving.guard import GUARDED, RETRY_AFTER_S, App, Message, Receive, Refused, Scope, Send, answer
+from serving.guard import MAYBE_STORED, RETRY_AFTER_S, App, Message, Receive, Refused, Scope, Send, answer
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
+HEALTH = ("/healthz", "/readyz")
 LIMIT_VARIABLE = "MTREC_MAX_AT_PROXY"
 MAX_AT_PROXY = 128
 TOO_MANY = "too many requests at once: try again"
@@ -50,7 +51,7 @@ class Again:
 
     Args:
         app: the proxy.
-        limit: requests under way at once, beside those for health and the page.
+        limit: requests under way at once, beside those for health.
         count: called with `repeated` or `refused` for each lost request, with `too many` for one above the limit.
     """
 
@@ -62,7 +63,7 @@ class Again:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        if self.under_way >= self.limit and scope["path"].startswith(GUARDED):
+        if self.under_way >= self.limit and not scope["path"].endswith(HEALTH):  # behind any prefix
             self.count("too many")
             await answer(send, Refused(503, TOO_MANY, RETRY_AFTER_S))
             return
@@ -75,13 +76,15 @@ class Again:
     async def _pass_on(self, scope: Scope, request: "Request", send: Send) -> None:
         if await self._answered(scope, request, send) or request.left:
             return
-        if scope["method"] in ONLY_READ and request.whole:
+        keyed = any(name == b"idempotency-key" for name, _ in scope["headers"])
+        if (scope["method"] in ONLY_READ or keyed) and request.whole:
             self.count("repeated")
             request.rewind()
             if await self._answered(scope, request, send) or request.left:
                 return
         self.count("refused")
-        await answer(send, Refused(503, "the replica ended before it answered: try again", RETRY_AFTER_S))
+        mend = "try again" if scope["method"] in ONLY_READ else MAYBE_STORED
+        await answer(send, Refused(503, f"the replica ended before it answered: {mend}", RETRY_AFTER_S))
 
     async def _answered(self, scope: Scope, request: "Request", send: Send) -> bool:
         """Whether an answer went out; its head waits for its body, which may never come."""

@@ -75,8 +75,15 @@ def test_what_cannot_be_asked_again_is_refused_for_now(method, deaths, size, cou
     client, counts = through(Proxy(deaths))
     answer = client.request(method, "/", content=b"x" * size)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    assert answer.json() == {"field": None, "message": "the replica ended before it answered: try again"}
+    mend = "it may have been stored: send it again with the same Idempotency-Key" if method == "PUT" else "try again"
+    assert answer.json() == {"field": None, "message": f"the replica ended before it answered: {mend}"}
     assert counts == counted
+
+
+def test_events_with_a_key_are_sent_again():
+    client, counts = through(Proxy(1))
+    answer = client.put("/v1/users/ann/events", content=b"x", headers={"Idempotency-Key": "one"})
+    assert (answer.status_code, counts) == (200, {"repeated": 1})
 
 
 def test_nothing_is_asked_again_or_said_when_the_caller_left():
@@ -109,10 +116,11 @@ def test_above_the_limit_only_health_is_asked():
     again.under_way = 1
     answer = client.post("/v1/recommend", content=b"x")
     assert (answer.status_code, answer.headers["retry-after"], answer.json()["field"]) == (503, "1", None)
-    assert client.get("/healthz").status_code == 200
+    assert client.post("/mtrec/v1/recommend", content=b"x").status_code == 503
+    assert client.get("/healthz").status_code == client.get("/mtrec/readyz").status_code == 200
     again.under_way = 0
     assert client.post("/v1/recommend", content=b"x").status_code == 200
-    assert (again.under_way, counts) == (0, {"too many": 1})
+    assert (again.under_way, counts) == (0, {"too many": 2})
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "many"])

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Header, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
@@ -41,6 +41,9 @@ PAGE_HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
+READY = (
+    "Requests are answered. `store` is null, `reachable` or `unavailable`: then users by their id get popular titles."
+)
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
     for status, text in {
@@ -104,10 +107,17 @@ def _add_routes(app: FastAPI, service: Service, examples: bool) -> None:
         """What can be switched, with the audit's figures of each setting."""
         return _json(service.combinations())
 
-    @app.put("/v1/users/{user_id}/events", responses={200: {"model": EventsStored}, **FAULTS})
-    async def append(user_id: Annotated[str, InPath(min_length=1, max_length=256)], request: EventsRequest) -> Response:
-        """Remember what a user watched; the next recommendation knows it."""
-        return _json(await service.append(user_id, request))
+    @app.put("/v1/users/{user_id:path}/events", responses={200: {"model": EventsStored}, **FAULTS})
+    async def append(
+        user_id: Annotated[str, InPath(min_length=1, max_length=256)],
+        request: EventsRequest,
+        idempotency_key: Annotated[str | None, Header(min_length=1, max_length=64)] = None,
+    ) -> Response:
+        """Remember what a user watched; the next recommendation knows it.
+
+        With a fresh `Idempotency-Key` for each call, a call may be repeated after an error without storing it twice.
+        """
+        return _json(await service.append(user_id, request, idempotency_key))
 
     if examples:
 
@@ -119,14 +129,16 @@ def _add_routes(app: FastAPI, service: Service, examples: bool) -> None:
     async def healthz() -> Response:
         return _json({"status": "ok"})
 
-    @app.get("/readyz", responses={200: {"description": "Bundle loaded, store reachable."}, 503: FAULTS[503]})
+    @app.get("/readyz", responses={200: {"description": READY}})
     async def readyz() -> Response:
-        try:
-            if service.store is not None:
+        store = None
+        if service.store is not None:
+            try:
                 await service.store.ping()
-        except StoreUnavailable as error:
-            raise RequestProblem(None, "the online store cannot be reached: answers are by popularity", 503) from error
-        return _json({"status": "ready", "bundle_version": service.live.engine.version})
+                store = "reachable"
+            except StoreUnavailable:
+                store = "unavailable"
+        return _json({"status": "ready", "bundle_version": service.live.engine.version, "store": store})
 
 
 def _add_page(app: FastAPI) -> None:
@@ -159,6 +171,8 @@ def _add_faults(app: FastAPI, service: Service) -> None:
         first = error.errors()[0]
         if first["type"] == "json_invalid":
             return _json({"field": None, "message": f"the body is no JSON: {first['ctx']['error']}"}, 400)
+        if isinstance(first["input"], bytes):  # FastAPI read no JSON
+            return _json({"field": None, "message": "send the header content-type: application/json"}, 422)
         field = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"][1:]).lstrip(".")
         return _json({"field": field or None, "message": first["msg"]}, 422)
 

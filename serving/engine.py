@@ -122,13 +122,14 @@ class Engine:
             self.catalogue.elsewhere[territory], -torch.inf
         )
         best, rows = logits.topk(min(k, len(logits)))
-        return _cut(rows.tolist(), best.sigmoid().tolist(), k, nothing=0.0)
+        offered = _cut(rows.tolist(), best.tolist(), k).titles
+        return Ranked(offered, best[: len(offered)].sigmoid().tolist())
 
 
-def _cut(titles: list[int], scores: list[float], k: int, nothing: float = -float("inf")) -> Ranked:
+def _cut(titles: list[int], scores: list[float], k: int) -> Ranked:
     """The first k that are offered at all."""
     titles, scores = titles[:k], scores[:k]
-    while scores and scores[-1] == nothing:
+    while scores and scores[-1] == -float("inf"):
         titles.pop()
         scores.pop()
     return Ranked(titles, scores)

@@ -8,7 +8,8 @@ from serving.engine import Engine, Query
 from serving.schemas import PropensityRequest, RecommendRequest
 from serving.store import UserState
 
-NOTHING = UserState(history=(), attributes={}, territory=None, embedding=b"")
+MAX_EMBEDDING = 65504.0
+"""Largest float16, as which embeddings are stored: no sum of such numbers overflows."""
 
 
 class RequestProblem(Exception):
@@ -39,8 +40,10 @@ class Resolved:
     unknown_values: list[str]
 
 
-def check(engine: Engine, request: RecommendRequest, place: str = "") -> tuple[tuple[str, ...], int]:
+def check(engine: Engine, request: RecommendRequest, store: bool, place: str) -> tuple[tuple[str, ...], int]:
     """The combination and the territory of a request, before anything is looked up; `place` goes before field names."""
+    if request.user_id is not None and not store:
+        raise RequestProblem(f"{place}user_id", "this endpoint has no online store: send a history")
     if request.k > len(engine.catalogue.ids):
         raise RequestProblem(f"{place}k", f"k is {request.k}, the catalogue has {len(engine.catalogue.ids)} titles")
     for name, value in request.attributes.items():
@@ -62,14 +65,16 @@ def resolve(
     reason: str | None = None,
 ) -> Resolved:
     """A checked request with its user's state; None where the store has none or, with a `reason`, could not say."""
-    known = state or NOTHING
+    known = state or UserState()
     titles = request.history if request.history is not None else known.history
     values = request.attributes if request.history is not None else known.attributes
     row_of = engine.catalogue.row_of
     rows = tuple(row_of[title] for title in titles if title in row_of)
-    if request.user_id is not None and state is None:
+    if request.user_id is None:
+        reason = None  # whatever the store says of other requests of a batch
+    elif state is None:
         reason = reason or "unknown user"
-    elif not rows:
+    if reason is None and not rows:
         reason = "no known title in the history"
     declared = engine.manifest.attributes
     index = tuple(there.index(values[name]) if values.get(name) in there else -1 for name, there in declared.items())
@@ -110,8 +115,8 @@ def propensity_inputs(
         embedding, field = np.frombuffer(state.embedding, dtype="<f2").astype(np.float32), "user_id"
     if len(embedding) != width:
         raise RequestProblem(field, f"the embedding has {len(embedding)} numbers, this model takes {width}")
-    if not np.isfinite(embedding).all():
-        raise RequestProblem(field, "the embedding holds NaN or infinity")
+    if not (np.abs(embedding) <= MAX_EMBEDDING).all():
+        raise RequestProblem(field, f"the embedding holds NaN, infinity or a number beyond {MAX_EMBEDDING:g}")
     if request.title_ids is None:
         return embedding, territory, None
     for place, title in enumerate(request.title_ids):

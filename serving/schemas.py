@@ -5,11 +5,12 @@ Bounds that depend on the loaded bundle (territories, attributes, titles) are ch
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 MAX_K = 1000
 MAX_HISTORY = 1000
 MAX_BATCH = 1000
+MAX_BATCH_TITLES = 50_000
 MAX_EVENTS = 100
 MAX_TITLE_IDS = 1000
 
@@ -53,6 +54,15 @@ class RecommendBatch(Request):
     """Many requests in one call; a fault in one refuses the call and names its place."""
 
     requests: list[RecommendRequest] = Field(min_length=1, max_length=MAX_BATCH)
+    """At most 50,000 titles by the sum of their `k`."""
+
+    @field_validator("requests")
+    @classmethod
+    def _not_too_much(cls, requests: list[RecommendRequest]) -> list[RecommendRequest]:
+        wanted = sum(request.k for request in requests)
+        if wanted > MAX_BATCH_TITLES:
+            raise ValueError(f"the sum of k is {wanted:,}, at most {MAX_BATCH_TITLES:,}: send fewer requests at a time")
+        return requests
 
 
 class ScoredTitle(BaseModel):

@@ -1,9 +1,11 @@
 """What the routes do, apart from HTTP: from requests to answers as plain data."""
 
+import asyncio
 from typing import Any
 
 from serving.batcher import Batcher
 from serving.engine import Engine, Ranked
+from serving.guard import MAYBE_STORED
 from serving.live import LiveEngine
 from serving.queries import RequestProblem, Resolved, check, propensity_inputs, resolve
 from serving.schemas import EventsRequest, PropensityRequest, RecommendRequest
@@ -12,6 +14,8 @@ from serving.telemetry import Telemetry
 
 Answer = dict[str, Any]
 """JSON; its shape is the class in `serving.schemas` that each route names."""
+ANSWERS_AT_ONCE = 64
+"""Answers of a batch written before others have their turn."""
 
 
 class Service:
@@ -29,7 +33,8 @@ class Service:
         """
         engine = self.live.engine
         places = [f"requests[{place}]." if many else "" for place in range(len(requests))]
-        checked = [check(engine, request, place) for request, place in zip(requests, places, strict=True)]
+        store = self.store is not None
+        checked = [check(engine, request, store, place) for request, place in zip(requests, places, strict=True)]
         states, reason = await self._states([r.user_id for r in requests if r.user_id is not None])
         resolved = [
             resolve(engine, request, *settings, states.get(request.user_id or ""), reason)
@@ -37,12 +42,19 @@ class Service:
         ]
         with self.telemetry.stage("model"):
             ranked = iter(await self.batcher.run(engine, [r.query for r in resolved if r.query is not None]))
-        return [self._answer(engine, one, next(ranked) if one.query is not None else None) for one in resolved]
+        answers = []
+        for place, one in enumerate(resolved, 1):
+            answers.append(self._answer(engine, one, next(ranked) if one.query is not None else None))
+            if place % ANSWERS_AT_ONCE == 0:
+                await asyncio.sleep(0)
+        return answers
 
     async def propensities(self, request: PropensityRequest) -> Answer:
         """Raises RequestProblem."""
         engine, state = self.live.engine, None
         if request.user_id is not None:
+            if self.store is None:
+                raise RequestProblem("user_id", "this endpoint has no online store: give an embedding")
             states, reason = await self._states([request.user_id])
             if reason is not None:
                 raise RequestProblem(None, "the online store cannot be reached: try again", 503)
@@ -59,8 +71,8 @@ class Service:
             "bundle_version": engine.version,
         }
 
-    async def append(self, user_id: str, request: EventsRequest) -> Answer:
-        """Remember what a user watched; raises RequestProblem where there is no store, or it cannot be reached."""
+    async def append(self, user_id: str, request: EventsRequest, key: str | None) -> Answer:
+        """Remember what a user watched, once for each `key`; raises RequestProblem without a store or its answer."""
         titles = [event.title_id for event in request.events]
         known = [title for title in titles if title in self.live.engine.catalogue.row_of]
         if self.store is None:
@@ -68,9 +80,9 @@ class Service:
         if not known:
             raise RequestProblem("events", "no title of these is in the catalogue: nothing was stored")
         try:
-            length = await self.store.append(user_id, known)
+            length = await self.store.append(user_id, known, key)
         except StoreUnavailable as error:
-            raise RequestProblem(None, "the online store cannot be reached: try again", 503) from error
+            raise RequestProblem(None, f"the online store did not answer: {MAYBE_STORED}", 503) from error
         return {"stored": len(known), "unknown_titles": len(titles) - len(known), "history_length": length}
 
     def combinations(self) -> Answer:
@@ -103,10 +115,8 @@ class Service:
 
     async def _states(self, user_ids: list[str]) -> tuple[dict[str, UserState], str | None]:
         """The states there are, and why there is none."""
-        if not user_ids:
+        if not user_ids or self.store is None:
             return {}, None
-        if self.store is None:
-            raise RequestProblem("user_id", "this endpoint has no online store: send a history", 422)
         wanted = list(dict.fromkeys(user_ids))
         try:
             with self.telemetry.stage("store"):

@@ -1,16 +1,20 @@
 """The API without Ray Serve: answers, refusals with a field and a mend, keys, limits, the store and what it knows."""
 
+import asyncio
 import json
 import logging
 from typing import Any, cast
+from urllib.parse import quote
 
 import pytest
+import redis
 from starlette.testclient import TestClient
 
-from serving.api import build_api
+from serving.api import PAGE_FILES, build_api
 from serving.config import LimitsConfig
+from serving.guard import OPEN, Message
 from serving.live import LiveEngine
-from serving.schemas import Combinations, Propensities, Recommendation
+from serving.schemas import Combinations, Propensities, Recommendation, RecommendRequest
 from serving.service import Service
 from serving.store import Store, StoreUnavailable, UserState, open_store
 from serving.telemetry import Telemetry
@@ -38,9 +42,12 @@ def store(tmp_path_factory) -> Store:
     return store
 
 
-def client_of(bundle: str, store: Store | None, keys: tuple[str, ...] = (), **limits: Any) -> TestClient:
+def client_of(
+    bundle: str, store: Store | None, keys: tuple[str, ...] = (), root_path: str = "", **limits: Any
+) -> TestClient:
+    """A client that raises what the app lets through, which Ray would log."""
     service = Service(LiveEngine(bundle, 0.05), store, Telemetry(), batch_rows=8)
-    return TestClient(build_api(service, keys, LimitsConfig(**limits)), raise_server_exceptions=False)
+    return TestClient(build_api(service, keys, LimitsConfig(**limits)), root_path=root_path)
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +148,45 @@ def test_what_is_refused_names_the_field_and_the_mend(client, request_, status, 
     assert batch.json()["field"] == ("requests[1]" if field is None else f"requests[1].{field}")
 
 
+def test_a_batch_has_a_bounded_number_of_titles(client):
+    def ask(k: int) -> Any:
+        return client.post("/v1/recommend:batch", json={"requests": [{**HISTORY, "k": k}] * 1000})
+
+    assert len(ask(10).json()["responses"]) == 1000
+    refused = ask(51)
+    assert (refused.status_code, refused.json()["field"]) == (422, "requests")
+    assert "the sum of k is 51,000, at most 50,000" in refused.json()["message"]
+
+
+def test_a_large_batch_lets_others_have_their_turn(bundle):
+    service = Service(LiveEngine(bundle, 1.0), None, Telemetry(), batch_rows=1000)
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def work(count: int) -> int:
+        before, other = turns, asyncio.create_task(others())
+        await service.recommend([RecommendRequest.model_validate(HISTORY)] * count, many=True)
+        other.cancel()
+        return turns - before
+
+    assert asyncio.run(work(640)) - asyncio.run(work(1)) >= 10
+
+
+def test_a_store_that_is_asked_for_and_not_there_is_named_by_its_place(bundle):
+    client, request_ = client_of(bundle, None), {"user_id": "ann", "territory": "north"}
+    batch = client.post("/v1/recommend:batch", json={"requests": [HISTORY, request_]})
+    assert (batch.status_code, batch.json()["field"]) == (422, "requests[1].user_id")
+    assert client.post("/v1/recommend", json=request_).json()["field"] == "user_id"
+    propensity = client.post("/v1/propensity", json=request_)
+    assert (propensity.status_code, propensity.json()["field"]) == (422, "user_id")
+    assert propensity.json()["message"].endswith("give an embedding")
+
+
 def test_a_combination_that_was_not_trained_is_never_replaced(tmp_path):
     client = client_of(str(write_bundle(tmp_path / "bundle", combinations=[("gender",), ("age",)])), None)
     answer = client.post("/v1/recommend", json={**HISTORY, "ignore": ["age", "gender"]})
@@ -153,6 +199,13 @@ def test_broken_bodies_are_the_callers_fault(client, body):
     answer = client.post("/v1/recommend", content=body, headers={"content-type": "application/json"})
     assert answer.status_code in (400, 422)
     assert set(answer.json()) == {"field", "message"}
+
+
+@pytest.mark.parametrize("headers", [{}, {"content-type": "text/plain"}])
+def test_a_body_that_is_not_said_to_be_json_is_told_so(client, headers):
+    answer = client.post("/v1/recommend", content=json.dumps(HISTORY), headers=headers)
+    assert (answer.status_code, answer.json()["field"]) == (422, None)
+    assert answer.json()["message"] == "send the header content-type: application/json"
 
 
 def test_propensities_for_a_user_an_embedding_and_titles(client):
@@ -173,6 +226,7 @@ def test_propensities_for_a_user_an_embedding_and_titles(client):
         ({"user_id": "nobody", "territory": "south"}, 404, "user_id"),
         ({"embedding": [1.0], "territory": "south"}, 422, "embedding"),
         ({"embedding": [1e39] * USER_WIDTH, "territory": "south"}, 422, "embedding"),
+        ({"embedding": [3e38] * USER_WIDTH, "territory": "south"}, 422, "embedding"),
         ({"embedding": [1.0] * USER_WIDTH, "territory": "north", "title_ids": ["t05"]}, 422, "title_ids[0]"),
         ({"embedding": [1.0] * USER_WIDTH, "territory": "north", "title_ids": ["t01", "gone"]}, 422, "title_ids[1]"),
     ],
@@ -191,6 +245,29 @@ def test_an_event_is_known_to_the_next_request(client):
     assert after["titles"] == recommend(client, history=["t03"], territory="north")["titles"]
     nothing = client.put("/v1/users/carl/events", json={"events": [{"title_id": "gone"}]})
     assert (nothing.status_code, nothing.json()["field"]) == (422, "events")
+
+
+@pytest.mark.parametrize("user_id", ["a/b", "a/events", "é?#"])
+def test_any_text_is_a_user_id(client, user_id):
+    path = f"/v1/users/{quote(user_id, safe='')}/events"
+    stored = client.put(path, json={"events": [{"title_id": "t03"}]})
+    assert (stored.status_code, stored.json()["history_length"]) == (200, 1)
+    assert recommend(client, user_id=user_id, territory="north")["source"] == "model"
+
+
+def test_events_with_a_key_are_stored_once(client):
+    def put(**headers: str) -> Any:
+        return client.put("/v1/users/dora/events", json={"events": [{"title_id": "t03"}]}, headers=headers)
+
+    first, again = (put(**{"idempotency-key": "one"}) for _ in range(2))
+    assert first.json() == again.json() == {"stored": 1, "unknown_titles": 0, "history_length": 1}
+    assert put(**{"idempotency-key": "two"}).json()["history_length"] == 2
+    assert put().json()["history_length"] == 3
+    for wrong in ("", "x" * 65):
+        refused = put(**{"idempotency-key": wrong})
+        assert (refused.status_code, refused.json()["field"]) == (422, "idempotency-key")
+    operation = client.get("/openapi.json").json()["paths"]["/v1/users/{user_id}/events"]["put"]
+    assert [one["name"] for one in operation["parameters"]] == ["user_id", "idempotency-key"]
 
 
 def test_combinations_come_with_their_audit(client):
@@ -218,13 +295,20 @@ def test_without_its_store_the_endpoint_degrades_and_says_so(bundle):
         answer = recommend(client, user_id="ann", territory="north", ignore=["gender"], k=2)
         assert (answer["source"], answer["reason"]) == ("popularity", "store unavailable")
         assert recommend(client, **HISTORY)["source"] == "model"
-        for refused in (
-            client.put("/v1/users/ann/events", json={"events": [{"title_id": "t01"}]}),
-            client.get("/readyz"),
-        ):
-            assert refused.status_code == 503
-            assert refused.headers["retry-after"] == "1"
+        requests = [HISTORY, {"user_id": "ann", "territory": "north"}]
+        mixed = client.post("/v1/recommend:batch", json={"requests": requests}).json()["responses"]
+        assert [one["reason"] for one in mixed] == [None, "store unavailable"]
+        refused = client.put("/v1/users/ann/events", json={"events": [{"title_id": "t01"}]})
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["message"].endswith("send it again with the same Idempotency-Key")
+        ready = client.get("/readyz")
+        assert (ready.status_code, ready.json()["store"]) == (200, "unavailable")
         assert client.get("/healthz").status_code == 200
+
+
+def test_ready_says_what_of_the_store(bundle, client):
+    assert client.get("/readyz").json() == {"status": "ready", "bundle_version": "v0", "store": "reachable"}
+    assert client_of(bundle, None).get("/readyz").json()["store"] is None
 
 
 def test_keys_are_asked_for_and_compared(bundle):
@@ -239,6 +323,18 @@ def test_keys_are_asked_for_and_compared(bundle):
             assert client.post("/v1/recommend", json=HISTORY, headers=headers).status_code == 200
         assert client.get("/healthz").status_code == client.get("/").status_code == 200
         assert client.get("/v1/examples", headers={"x-api-key": "other"}).status_code == 404
+
+
+@pytest.mark.parametrize("root_path", ["", "/mtrec", "/v1"])
+def test_everything_but_the_page_and_health_is_guarded_behind_any_prefix(bundle, root_path):
+    client = client_of(bundle, None, keys=("secret",), root_path=root_path)
+    for path in ("/v1/recommend", "/v1/recommend:batch", "/v1/propensity", "/v2", "/page/other", "/healthz/x"):
+        assert client.post(root_path + path, json=HISTORY).status_code == 401, path
+    for path in OPEN - {""}:
+        assert client.get(root_path + path).status_code in (200, 204), path
+    assert {f"/page/{name}" for name in PAGE_FILES} < OPEN
+    sent = {"x-api-key": "secret"}
+    assert client.post(f"{root_path}/v1/recommend", json=HISTORY, headers=sent).status_code == 200
 
 
 def test_each_key_has_a_rate_of_its_own(bundle):
@@ -271,9 +367,35 @@ def test_too_many_at_once_are_told_to_come_again(bundle):
         assert guard.in_flight == 0
 
 
+def test_a_request_counts_from_its_admission(bundle):
+    guard: Any = client_of(bundle, None, max_in_flight=1, max_body_bytes=8).app
+    scope = {"type": "http", "method": "POST", "path": "/v1/recommend", "headers": []}
+
+    async def work() -> list[int]:
+        codes, rest = [], asyncio.Event()
+
+        async def slow() -> Message:
+            await rest.wait()
+            return {"type": "http.request", "body": b"x" * 9}
+
+        async def send(message: Message) -> None:
+            codes.extend([message["status"]] if "status" in message else [])
+
+        first = asyncio.create_task(guard({**scope}, slow, send))
+        await asyncio.sleep(0)
+        await guard({**scope}, slow, send)
+        assert guard.in_flight == 1
+        rest.set()
+        await first
+        return codes
+
+    assert asyncio.run(work()) == [503, 413]
+    assert guard.in_flight == 0
+
+
 def test_no_value_of_a_request_reaches_a_log(bundle, caplog, monkeypatch):
     def broken(*_):
-        raise RuntimeError("F t01 ann")
+        raise RuntimeError("F t01 ann") from redis.ResponseError("RPUSH mtrec:history:ann t01")
 
     with caplog.at_level(logging.DEBUG), client_of(bundle, None) as client:
         client.post("/v1/recommend", json={**HISTORY, "attributes": {"gender": "F"}, "ignore": ["gender"]})
@@ -284,6 +406,7 @@ def test_no_value_of_a_request_reaches_a_log(bundle, caplog, monkeypatch):
     assert failed.json() == {"field": None, "message": "our fault; it was counted"}
     ours = [record.getMessage() for record in caplog.records if record.name.startswith(("serving", "mtrec"))]
     assert ours == ["a request failed: RuntimeError"]
+    assert not [record for record in caplog.records if "t01" in logging.Formatter().format(record)]
 
 
 def test_the_page_is_served_with_a_strict_policy(client):

@@ -11,8 +11,11 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
 
 import httpx
+import lmdb
+import msgpack
 import pytest
 
 from mtrec_ray.config import validate_config
@@ -23,7 +26,7 @@ from tests.serving.bundles import write_bundle
 
 pytestmark = pytest.mark.ray
 
-REQUEST = {"user_id": "ann", "territory": "north", "ignore": ["gender"]}
+REQUEST = {"user_id": "ann-0815", "territory": "north", "ignore": ["gender"]}
 READY_S = 300  # a replica imports torch, and the machine may be busy
 MAX_AT_PROXY = 8
 
@@ -38,8 +41,10 @@ def folder(tmp_path_factory) -> Path:
     promote_to(write_bundle(folder / "first"), folder / "live.json")
     write_bundle(folder / "second", 1)
     store = open_store(str(folder / "store"))
-    store.put_many([("ann", UserState(("t01", "t02"), {"gender": "F", "age": "old"}, "north", b""))])
+    store.put_many([("ann-0815", UserState(("t01", "t02"), {"gender": "F", "age": "old"}, "north", b""))])
     asyncio.run(store.close())
+    with lmdb.open(str(folder / "store")) as env, env.begin(write=True) as transaction:
+        transaction.put(b"broken", cast(bytes, msgpack.packb(("broken", None, [["t01"]], {}, None, b""))))
     return folder
 
 
@@ -50,7 +55,8 @@ def endpoint(folder) -> Iterator[str]:
         port = free.getsockname()[1]
     command = [sys.executable, "-m", "mtrec_ray", "serve", str(folder / "live.json"), "--store", str(folder / "store")]
     command += ["--port", str(port), "--set", "poll_s=0.2"]
-    env = os.environ | {"RAY_AUTH_MODE": "disabled", "MTREC_MAX_AT_PROXY": str(MAX_AT_PROXY)}
+    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    env |= {"RAY_AUTH_MODE": "disabled", "MTREC_MAX_AT_PROXY": str(MAX_AT_PROXY)}
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
     url = f"http://127.0.0.1:{port}"
@@ -61,7 +67,16 @@ def endpoint(folder) -> Iterator[str]:
         process.send_signal(signal.SIGINT)
         ended = process.wait(timeout=120)
     assert ended == 0
-    assert "ann" not in (folder / "log").read_text()
+    (logs,) = Path("/tmp/ray").glob(f"session_*_{process.pid}/logs")
+    written = [folder / "log", *(file for file in logs.rglob("*") if file.is_file())]
+    assert any(file.is_relative_to(logs / "serve") for file in written)
+    for value in (
+        "ann-0815",
+        "eve-0815",
+        "t01",
+        "Request failed.",
+    ):  # the last: Ray, before an error's text
+        assert not [file for file in written if value in file.read_text(errors="replace")], value
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
@@ -81,9 +96,10 @@ def test_it_answers_with_its_documents_and_its_store(endpoint):
     with httpx.Client(base_url=endpoint) as client:
         answer = client.post("/v1/recommend", json=REQUEST).json()
         assert (answer["source"], answer["combination"], answer["bundle_version"]) == ("model", "gender", "v0")
-        assert client.put("/v1/users/eve/events", json={"events": [{"title_id": "t03"}]}).status_code == 200
-        assert client.post("/v1/recommend", json=REQUEST | {"user_id": "eve"}).json()["source"] == "model"
-        assert set(client.get("/v1/examples").json()["users"]) == {"ann", "eve"}
+        assert client.put("/v1/users/eve-0815/events", json={"events": [{"title_id": "t03"}]}).status_code == 200
+        assert client.post("/v1/recommend", json=REQUEST | {"user_id": "eve-0815"}).json()["source"] == "model"
+        assert set(client.get("/v1/examples").json()["users"]) == {"ann-0815", "eve-0815", "broken"}
+        assert client.post("/v1/recommend", json=REQUEST | {"user_id": "broken"}).status_code == 500
         paths = client.get("/openapi.json").json()["paths"]
         assert {"/v1/recommend", "/v1/recommend:batch", "/v1/propensity", "/v1/combinations"} <= set(paths)
 
@@ -100,7 +116,7 @@ def test_the_page_shows_what_the_switches_do(endpoint):
         page.goto(endpoint)
         switch = page.get_by_role("switch").first
         switch.wait_for()
-        page.get_by_role("button", name="ann").click()
+        page.get_by_role("button", name="ann-0815").click()
         page.locator("#ignoring li").first.wait_for()
         assert page.locator("#ignoring-title").inner_text() == "Ignoring gender"  # the first is on from the start
         switch.focus()

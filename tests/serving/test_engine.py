@@ -124,3 +124,9 @@ def test_propensities_use_the_territorys_block(engine):
     assert len(best.titles) == NUM_TITLES - len(SOUTH_ONLY)
     assert best.scores == sorted(best.scores, reverse=True)
     assert all(0 < score < 1 for score in best.scores)
+
+
+def test_a_title_that_is_as_good_as_impossible_is_still_offered(engine, monkeypatch):
+    monkeypatch.setattr(engine.two_tower, "logits", lambda *_: torch.full((1, NUM_TITLES), -200.0))
+    found = engine.propensities(np.ones(USER_WIDTH, dtype=np.float32), 0, None, NUM_TITLES)
+    assert found.scores == [0.0] * (NUM_TITLES - len(SOUTH_ONLY))

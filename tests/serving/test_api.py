@@ -383,7 +383,7 @@ def test_a_request_counts_from_its_admission(bundle):
 
         first = asyncio.create_task(guard({**scope}, slow, send))
         await asyncio.sleep(0)
-        await guard({**scope}, slow, send)
+        await asyncio.wait_for(guard({**scope}, slow, send), timeout=5)
         assert guard.in_flight == 1
         rest.set()
         await first

@@ -161,21 +161,25 @@ def test_a_manifest_that_does_not_fit_its_files_is_the_users_mistake(tmp_path, c
         Engine(Bundle.open(str(folder)))
 
 
-def follow(pointer: Path, *moves: Callable[[], Any]) -> list[tuple[str, str | None]]:
-    """The versions that an engine told while each move in turn was done and given some time."""
-    told: list[tuple[str, str | None]] = []
+Told = list[tuple[str, str | None]]
+
+
+def follow(pointer: Path, told: Told, *steps: tuple[Callable[[], Any], Callable[[], Any]]) -> None:
+    """Fills `told` with an engine's versions; each step is a move and what comes of it, with some time for more."""
 
     async def watch() -> None:
         live = LiveEngine(str(pointer), 0.01)
         following = asyncio.create_task(live.follow(lambda *versions: told.append(versions)))
-        for move in moves:
+        for move, comes in steps:
             await asyncio.to_thread(move)
-            await asyncio.sleep(0.5)
+            async with asyncio.timeout(60):
+                while not comes():
+                    await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
         assert not following.done()
         following.cancel()
 
     asyncio.run(watch())
-    return told
 
 
 def test_an_engine_follows_its_pointer_past_bundles_that_cannot_be_loaded(tmp_path, pointer, caplog):
@@ -185,7 +189,9 @@ def test_an_engine_follows_its_pointer_past_bundles_that_cannot_be_loaded(tmp_pa
         move_pointer(str(pointer), Bundle.open(str(folder)))
 
     third = write_bundle(tmp_path / "third", 2)
-    told = follow(pointer, point_to_a_broken_one, lambda: promote(config(third, pointer)))
+    told: Told = []
+    broken = (point_to_a_broken_one, lambda: "stays" in caplog.text)
+    follow(pointer, told, broken, (lambda: promote(config(third, pointer)), lambda: len(told) == 2))
     assert told == [("v0", None), ("v2", "v0")]
     (said,) = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
     assert "bundle v0 stays: UserError: bundle" in said
@@ -204,9 +210,12 @@ def test_what_may_pass_is_tried_again_and_nothing_ends_the_following(tmp_path, p
 
     monkeypatch.setattr("serving.live.Engine", engine)
     second = write_bundle(tmp_path / "second", 1)
-    told = follow(pointer, lambda: move_pointer(str(pointer), Bundle.open(str(second))))
+    told: Told = []
+    expected: Told = [("v0", None), ("v1", "v0")][: 1 + (tries == 3)]
+    move = (lambda: move_pointer(str(pointer), Bundle.open(str(second))), lambda: len(tried) > tries)
+    follow(pointer, told, move, (lambda: None, lambda: len(told) >= len(expected)))
     assert tried == ["v0", *["v1"] * tries]
-    assert told == [("v0", None), ("v1", "v0")][: 1 + (tries == 3)]
+    assert told == expected
 
 
 def test_a_bundle_made_again_in_its_place_is_served_once_it_is_promoted(tmp_path, pointer):
@@ -218,7 +227,9 @@ def test_a_bundle_made_again_in_its_place_is_served_once_it_is_promoted(tmp_path
         with pytest.raises(UserError, match="is version v1, promoted was v0: promote it again"):
             LiveEngine(str(pointer), 1.0)
 
-    told = follow(pointer, make_again, refuse, lambda: promote(config(tmp_path / "first", pointer)))
+    told: Told = []
+    promoted = (lambda: promote(config(tmp_path / "first", pointer)), lambda: len(told) == 2)
+    follow(pointer, told, (make_again, lambda: True), (refuse, lambda: True), promoted)
     assert told == [("v0", None), ("v1", "v0")]
     with pytest.raises(UserError, match="nothing to go back to"):
         move_back(str(pointer))

@@ -1,4 +1,4 @@
-"""From a lake to a bundle: backbone, eliminators in two jobs, audit, bundle, on a small service with planted tastes."""
+"""From a lake to a bundle: backbone, eliminators, audit, bundle, on a small service with planted tastes."""
 
 import json
 import shutil
@@ -50,8 +50,6 @@ def eliminators_config(folder: Path, **settings: Any) -> EliminatorsConfig:
         "runs": str(folder / "runs"),
         "name": "eliminators",
         "combinations": ",".join(COMBINATIONS),
-        "pack_size": 2,
-        "jobs_at_once": 1,
         "optim": {"epochs": 4, "lanes": 4},
     }
     return validate_config(EliminatorsConfig, document | settings)
@@ -99,7 +97,7 @@ def test_a_finished_run_is_given_back_and_another_run_of_its_name_refused(folder
 
 def test_every_combination_is_trained_and_the_backbone_left_alone(folder, backbone, eliminators):
     assert eliminators.status == "done"
-    assert eliminators.packs == {"pack000": [("gender",), ("age",)], "pack001": [("gender", "age")]}
+    assert eliminators.packs == {"pack000": [("gender",), ("age",), ("gender", "age")]}
     (candidate,) = load_candidates(eliminators, load_backbone(backbone))
     assert candidate.combinations == (("gender",), ("age",), ("gender", "age"))
     before, after = load_backbone(backbone).state_dict(), candidate.backbone.state_dict()

@@ -25,7 +25,7 @@ from mtrec_ray.training.backbone_config import BackboneConfig
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.eliminators_loop import PackTrainee
-from mtrec_ray.training.eliminators_run import EliminatorsRecord, is_done, weights_uri
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, is_done, load_candidates, weights_uri
 from tests.tuning.conftest import build_here
 from tuning.data import map_here
 
@@ -205,6 +205,8 @@ def test_a_pack_that_fails_is_tried_again_and_redone_alone_to_the_same_weights(
     assert Path(weights_uri(record, "pack001")).stat().st_mtime_ns == untouched
     straight = eliminators.train_eliminators(eliminators_config(source, tmp_path / "straight", pack_size=1))
     assert content(again) == content(straight)
+    (candidate,) = load_candidates(again, load_backbone(source))  # both packs, stacked
+    assert candidate.combinations == (("gender",), ("gender", "age"))
 
 
 def test_more_jobs_at_once_than_the_machine_holds_are_refused(source, one_worker, tmp_path):

@@ -1,6 +1,6 @@
 """Serving: mixed batches against split ones, a large catalogue, and HTTP against an empty app in the same run.
 
-    python tests/benchmarks/bench_serving.py BUNDLE [--seconds 10] [--haproxy]
+    python tests/benchmarks/bench_serving.py BUNDLE [--seconds 10] [--haproxy | --no-middleware]
 
 Ratios are of medians (engine) and of requests per second (HTTP, 32 keep-alive connections, one client process).
 """
@@ -24,8 +24,13 @@ def main(
     bundle: str,
     seconds: Annotated[float, typer.Option(help="Length of each HTTP measurement.")] = 10.0,
     haproxy: Annotated[bool, typer.Option(help="Ray Serve's HAProxy ingress.")] = False,
+    middleware: Annotated[bool, typer.Option(help="`serving.proxy` in Ray's own proxy, before both apps.")] = True,
 ) -> None:
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1" if haproxy else "0"
+    if middleware and not haproxy:
+        from serving import proxy
+
+        proxy.use()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     import torch
 
@@ -125,7 +130,8 @@ def bench_http(engine: Any, bundle: str, seconds: float) -> None:
     single = body_of(engine, 1)[0]
     found: dict[str, list[tuple[float, float]]] = {"empty": [], "recommend": []}
     for _ in range(2):
-        for name, application in (("empty", deployment.bind()), ("recommend", build(config.model_dump(mode="json")))):
+        ours = build(config.model_dump(mode="json", exclude={"port"}))
+        for name, application in (("empty", deployment.bind()), ("recommend", ours)):
             serve.run(application, name="bench", route_prefix="/", logging_config=QUIET)
             found[name].append(asyncio.run(load("/v1/recommend", single, seconds)))
     rates = {name: statistics.mean(rate for rate, _ in runs) for name, runs in found.items()}

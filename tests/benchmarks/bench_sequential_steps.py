@@ -32,6 +32,7 @@ from mtrec_ray.models.eliminators import Combination, EliminatorConfig, Eliminat
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.steps.pretraining import Positions, bpr_losses, pretraining_step
 from mtrec_ray.steps.tuning import AdversaryGame, GameSettings
+from mtrec_ray.training.worker import prepare_process
 from tests.benchmarks.bench_propensity_step import commit, processor
 
 NUM_TITLES, L, WIDTH = 1682, 20, 64
@@ -210,7 +211,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--repeats", type=int, default=9)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    prepare_process(1)
     torch.manual_seed(0)
     report = {
         "date": date.today().isoformat(),

@@ -17,14 +17,17 @@ def ray_cluster() -> Iterator[None]:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # as `ray_session` has it
     import ray
 
-    ray.init(
-        "local",  # never a cluster that happens to run on this machine
-        num_cpus=3,
-        include_dashboard=False,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        object_store_memory=300_000_000,
-    )
+    from mtrec_ray.lake.cluster import workers_heed_interrupts
+
+    with workers_heed_interrupts():
+        ray.init(
+            "local",  # never a cluster that happens to run on this machine
+            num_cpus=3,
+            include_dashboard=False,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            object_store_memory=300_000_000,
+        )
     yield
     ray.shutdown()
 

@@ -3,6 +3,8 @@
 import itertools
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -39,14 +41,32 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
     else:
         local_cpus = max(os.cpu_count() or 1, 2, num_cpus or 0) + 1
-        ray.init(
-            "local", num_cpus=local_cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
-        )
+        with workers_heed_interrupts():
+            ray.init(
+                "local", num_cpus=local_cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
+            )
     _quiet_ray_data()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def workers_heed_interrupts() -> Iterator[None]:
+    """Let the Ray that is started in the block end tasks when they are cancelled, which it does by SIGINT.
+
+    What a script starts with `&` ignores SIGINT, and so would all that it starts.
+    """
+    ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    ignored &= threading.current_thread() is threading.main_thread()  # no other may say what signals do
+    if ignored:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        if ignored:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def joins_cluster() -> bool:

@@ -1,13 +1,16 @@
 """Tasks of a job: every result in its place, no more at a time than allowed, the user's errors as they were raised."""
 
 import errno
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.cluster import map_buckets, run_tasks
+from mtrec_ray.lake.cluster import map_buckets, run_tasks, workers_heed_interrupts
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -64,3 +67,14 @@ def test_after_an_error_no_task_goes_on(tmp_path: Path):
         run_tasks("failing", work, 3)
     assert len(list(tmp_path.glob("* gone"))) == 2  # before the driver went on
     assert not list(tmp_path.glob("* ended"))
+
+
+def test_workers_heed_interrupts_that_this_process_ignores():
+    asked = [sys.executable, "-c", "import signal; print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"]
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with workers_heed_interrupts():
+            inside = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
+        assert (inside.strip(), signal.getsignal(signal.SIGINT)) == ("False", signal.SIG_IGN)
+    finally:
+        signal.signal(signal.SIGINT, before)

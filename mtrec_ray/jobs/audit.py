@@ -78,6 +78,7 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
     lake = Lake.open(source.config.lake)
     if lake.manifest.lake_hash != record.lake_hash:
         raise UserError(f"lake {lake.uri!r} was changed since the backbone was trained: train again")
+    backbone = load_backbone(source, record.backbone_hash)
     settings = AuditSettings(
         num_folds=config.num_folds,
         cross_fit=config.cross_fit,
@@ -90,7 +91,6 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
     attacked = users.only(users.attacked)
     attributes = _attributes(record, attacked)
     _check_users(attributes, attacked.keys, settings)
-    backbone = load_backbone(source, record.backbone_hash)
     represented = _represent(records, backbone, users, progress)
     vectors = {name: one.vectors[users.attacked] for name, one in represented.items()}
     lists = {name: one.lists[users.attacked] for name, one in represented.items()} if config.lists else {}

@@ -20,8 +20,7 @@ Result = TypeVar("Result")
 MapBuckets = Callable[..., Iterator[tuple[int, Any]]]
 """(function, buckets, *shared, progress=None) -> (bucket, function(bucket, *shared)): `map_buckets`, or a loop."""
 
-CANCEL_TIMEOUT_S = 60.0
-"""A task ends within a second of its cancellation, on a busy machine within some."""
+CANCEL_TIMEOUT_S = 10.0
 
 
 @contextmanager

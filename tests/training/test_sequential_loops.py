@@ -16,6 +16,10 @@ import torch
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
+from mtrec_ray.jobs.audit import audit
+from mtrec_ray.jobs.audit_config import AuditConfig
+from mtrec_ray.jobs.bundle import make_bundle
+from mtrec_ray.jobs.bundle_config import BundleConfig
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.ordered import read_here
 from mtrec_ray.streams.sequences import SequenceConfig, Sequences, is_attacked
@@ -216,9 +220,16 @@ def test_more_jobs_at_once_than_the_machine_holds_are_refused(source, one_worker
     assert not (tmp_path / "jobs" / "eliminators").exists()
 
 
-def test_a_backbone_trained_again_is_told_from_the_one_that_was_built_on(source):
+def test_nothing_is_made_of_eliminators_whose_backbone_was_trained_again(source, lake, one_worker, tmp_path):
+    one_worker(tmp_path / "made")
+    run = eliminators.train_eliminators(eliminators_config(source, tmp_path / "made"))
+    shutil.rmtree(source.uri)
+    backbone.train_backbone(backbone_config(lake, tmp_path / "runs", seed=1))
     with pytest.raises(UserError, match="was trained again since: train its eliminators again"):
-        load_backbone(source, "0" * 64)
+        audit(validate_config(AuditConfig, {"run": run.uri}))
+    with pytest.raises(UserError, match="was trained again since: train its eliminators again"):
+        make_bundle(validate_config(BundleConfig, {"run": run.uri, "out": str(tmp_path / "bundle")}))
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_a_worker_without_validation_users_takes_part(source, one_worker, monkeypatch, tmp_path):

@@ -145,10 +145,10 @@ class EliminatorsTrial:
         fraction = min(1.0, optim.validation_users / plan.users)
         seen = read_prefixes(lake, sequences, length, self.buckets, fraction, PREFIXES)
         trainee = make_pack_trainee(record, pack, backbone, plan, torch.device("cpu"), users, 1)
-        trainee.match_means(seen, 0, 1)
+        trainee.fit_transport(seen, 0, 1)
         for batch in window_batches(lake, plan, schedule, 0, 1, stream=self.remembered.windows):
             trainee.step(batch, 0)
-        trainee.match_means(seen, 0, 1)
+        trainee.fit_transport(seen, 0, 1)
         return trainee.game.average.module
 
     def _record(self) -> EliminatorsRecord:

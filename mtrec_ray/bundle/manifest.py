@@ -2,7 +2,7 @@
 
 BUNDLE/manifest.json             what is in it, with figures, audit, and a SHA-256 of every file; written last
 BUNDLE/backbone.safetensors      the sequential backbone
-BUNDLE/eliminators.safetensors   prompts, adapters, offsets of all combinations, stacked in the manifest's order
+BUNDLE/eliminators.safetensors   prompts, adapters, transport of all combinations, stacked in the manifest's order
 BUNDLE/popular.safetensors       (territories, 1000) titles by discoveries, for users without a history
 BUNDLE/titles.parquet            the catalogue: a title's row is its index in every tensor
 BUNDLE/propensity.safetensors    the multi-task model, where one was given
@@ -31,7 +31,7 @@ from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 MANIFEST, BACKBONE, ELIMINATORS = "manifest.json", "backbone.safetensors", "eliminators.safetensors"
 POPULAR, TITLES, PROPENSITY = "popular.safetensors", "titles.parquet", "propensity.safetensors"
 Combination = tuple[str, ...]

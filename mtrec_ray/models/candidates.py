@@ -55,6 +55,10 @@ class Eliminated(Candidate):
     def user_vectors(self, history: Tensor, attribute_index: Tensor) -> Tensor:
         return self.backbone.user_vectors(history, eliminators=self.pack.for_all(attribute_index))
 
+    def vectors_before_transport(self, history: Tensor, attribute_index: Tensor) -> Tensor:
+        """What `user_vectors` gives but for the maps behind the last layer."""
+        return self.backbone.user_vectors(history, eliminators=self.pack.for_all(attribute_index).without_transport())
+
     def after_step(self) -> None:
         self.pack.shrink_personal()
 

@@ -14,14 +14,14 @@ What a combination starts from is drawn from a generator seeded by its own name,
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtrec_ray.models.offsets import match_means
 from mtrec_ray.models.sequential import SUBLAYERS, Sublayer
+from mtrec_ray.models.transport import Hidden, Transport, fit, untrained
 
 Combination = tuple[str, ...]
 
@@ -32,8 +32,8 @@ class EliminatorConfig:
 
     num_prompts: int = 10  # m_1 in the paper; 0 leaves the task prompt out
     personal_prompt: bool = True
-    adapter_width: int = 16  # r; 0 leaves the adapters out
-    offset_rank: int = 2  # directions an attribute's offsets may use (offsets.py); 0 leaves the offsets out
+    adapter_width: int = 8  # r; 0 leaves the adapters out
+    transport_units: int = 16  # h of the map behind the last layer (transport.py); 0 leaves it out
     prompt_std: float = 0.02  # of the normal draws prompts start from: 0.3 already costs the backbone 8% of its NDCG
     initial_gate: float = -4.0  # see `EliminatorPack.init_weights`
     personal_decay: float = 3e-3  # share a personal prompt loses each step, see the file's legend
@@ -77,9 +77,12 @@ class EliminatorPack(nn.Module):
         self.gate = nn.Parameter(torch.empty(num, num_layers))  # (K, layers) added to the prompts' attention scores
         self.norm_scale = nn.Parameter(torch.empty(num, places, 1, r))
         self.norm_shift = nn.Parameter(torch.empty(num, places, 1, r))
-        self.offset_amounts = nn.Parameter(torch.empty(num, sum(counts), config.offset_rank), requires_grad=False)
-        directions = torch.empty(num, len(counts), config.offset_rank, width)
-        self.offset_directions = nn.Parameter(directions, requires_grad=False)  # (K, m, r, d)
+        rows, units = sum(counts), config.transport_units
+        self.transport_inner = nn.Parameter(torch.empty(num, width, units), requires_grad=False)
+        self.transport_bias = nn.Parameter(torch.empty(num, 1, units), requires_grad=False)
+        self.transport_gain = nn.Parameter(torch.empty(num, rows, units), requires_grad=False)
+        self.transport_outer = nn.Parameter(torch.empty(num, units, width), requires_grad=False)
+        self.transport_share = nn.Parameter(torch.empty(num, 1, 1 if units else 0), requires_grad=False)
         starts = [sum(counts[:a]) for a in range(len(counts))]
         unknown = [count - 1 for count in counts]
         self.register_buffer("value_starts", torch.tensor(starts, dtype=torch.int64), persistent=False)
@@ -93,8 +96,8 @@ class EliminatorPack(nn.Module):
         the gate they cost 10% of NDCG@10 on short synthetic histories and 1-2% on MovieLens-100K before the first
         step; on the synthetic ones training did not win it back.
         """
-        for k, combination in enumerate(self.combinations):
-            generator = combination_generator(seed, combination)
+        generators = [combination_generator(seed, combination) for combination in self.combinations]
+        for k, generator in enumerate(generators):
             for table in (self.prompts[k], self.personal[k]):
                 table.normal_(0, self.config.prompt_std, generator=generator)
             bound = (6 / (self.down.shape[-2] + max(self.down.shape[-1], 1))) ** 0.5
@@ -103,33 +106,70 @@ class EliminatorPack(nn.Module):
         self.gate.fill_(self.config.initial_gate)
         self.norm_scale.fill_(1)
         self.norm_shift.zero_()
-        self.offset_amounts.zero_()
-        self.offset_directions.zero_()
+        if self.config.transport_units:
+            num, rows, units = self.transport_gain.shape
+            self._set_transport(untrained(num, rows, self.transport_inner.shape[1], units, generators))
 
-    @torch.no_grad()
-    def set_offsets(self, vectors: Tensor, attribute_index: Tensor, fold: Tensor) -> None:
-        """Take from now on what makes the values' means equal, as `match_means` finds it.
+    @property
+    def transport(self) -> Transport:
+        """The maps behind the last layer."""
+        return Transport(
+            inner=self.transport_inner,
+            bias=self.transport_bias,
+            gain=self.transport_gain,
+            outer=self.transport_outer,
+            share=self.transport_share,
+        )
+
+    def fit_transport(
+        self,
+        vectors: Tensor,
+        attribute_index: Tensor,
+        user: Tensor,
+        fold: Tensor,
+        titles: Tensor,
+        *,
+        weight: float,
+        steps: int,
+        seed: int,
+        find_share: bool,
+    ) -> None:
+        """Make the selected values' users alike from now on, going on from the maps that are there.
 
         Args:
-            vectors: (K, V, d) without offsets.
-            attribute_index: (V, m).
-            fold: (V,).
+            vectors: (K, V, d) before the maps.
+            attribute_index: (V, m) values, -1 unknown.
+            user: (V,) int64.
+            fold: (V,) of the user.
+            titles: (N, d) vectors of the catalogue.
+            weight, steps, seed, find_share: see `transport.fit`.
         """
-        names, starts = list(self.attributes), self.value_starts.tolist()
-        self.offset_amounts.zero_()
-        for k, combination in enumerate(self.combinations):
-            chosen = [names.index(name) for name in combination]
-            sizes = [self.attributes[name] for name in combination]
-            found = match_means(vectors[k], attribute_index[:, chosen], fold, sizes, self.config.offset_rank)
-            for a, (amounts, directions) in zip(chosen, found, strict=True):
-                size, rank = amounts.shape
-                self.offset_amounts[k, starts[a] : starts[a] + size, :rank] = amounts.float()
-                self.offset_directions[k, a, :rank] = directions.float()
+        selected = [[name in chosen for name in self.attributes] for chosen in self.combinations]
+        movable = [
+            [
+                float(name in chosen and value < size)
+                for name, size in self.attributes.items()
+                for value in range(size + 1)
+            ]
+            for chosen in self.combinations
+        ]
+        hidden = Hidden(
+            vectors=vectors,
+            values=attribute_index,
+            rows=self._value_rows(attribute_index),
+            user=user,
+            selected=torch.tensor(selected, device=vectors.device),
+            movable=torch.tensor(movable, device=vectors.device)[:, :, None],
+            num_values=list(self.attributes.values()),
+            titles=titles,
+            weight=weight,
+        )
+        self._set_transport(fit(hidden, self.transport, fold, steps, seed, find_share=find_share))
 
-    def offsets(self, attribute_index: Tensor) -> Tensor:
-        """(B, m) values -> (K, B, d) what is taken from a vector; nothing for an unknown value."""
-        amounts = self.offset_amounts[:, self._value_rows(attribute_index)]  # (K, B, m, r)
-        return amounts.flatten(2) @ self.offset_directions.flatten(1, 2)
+    @torch.no_grad()
+    def _set_transport(self, transport: Transport) -> None:
+        for name, value in vars(transport).items():
+            self.get_parameter(f"transport_{name}").copy_(value)
 
     @torch.no_grad()
     def shrink_personal(self) -> None:
@@ -144,9 +184,8 @@ class EliminatorPack(nn.Module):
     def for_all(self, attribute_index: Tensor) -> "PackRows":
         """(B, m) users' values, -1 unknown -> every combination for each of them: G = K."""
         table = torch.cat([self.prompts, self.personal], 1)  # (K, R, d)
-        return PackRows(
-            table, self._prompt_rows(attribute_index)[None], *self._shared(), offsets=self.offsets(attribute_index)
-        )
+        gain = self.transport_gain[:, self._value_rows(attribute_index)].sum(2) * self.transport_share  # (K, B, h)
+        return PackRows(table, self._prompt_rows(attribute_index)[None], *self._shared(), transport_gain=gain)
 
     @torch.no_grad()
     def with_identity(self) -> "EliminatorPack":
@@ -176,14 +215,15 @@ class EliminatorPack(nn.Module):
         else:
             table = self.prompts[:0]
         own = torch.arange(table.shape[1], device=table.device).expand(1, 1, -1)
-        amounts = self.offset_amounts[combination_index[:, None], self._value_rows(attribute_index)]  # (B, m, r)
-        offsets = amounts.flatten(1)[:, None] @ self.offset_directions[combination_index].flatten(1, 2)  # (B, 1, d)
+        gain = self.transport_gain[combination_index[:, None], self._value_rows(attribute_index)].sum(1)  # (B, h)
+        gain = gain[:, None] * self.transport_share[combination_index]  # (B, 1, h)
         shared = (parameter[combination_index] for parameter in self._shared())
-        return PackRows(table, own, *shared, offsets=offsets, cached_prompts=cached_prompts)
+        return PackRows(table, own, *shared, transport_gain=gain, cached_prompts=cached_prompts)
 
     def _shared(self) -> tuple[Tensor, ...]:
         """What does not depend on the users, in `PackRows`' order."""
-        return self.gate, self.down, self.up, self.norm_scale, self.norm_shift
+        adapters = (self.down, self.up, self.norm_scale, self.norm_shift)
+        return self.gate, *adapters, self.transport_inner, self.transport_bias, self.transport_outer
 
     def _prompt_rows(self, attribute_index: Tensor) -> Tensor:
         """(B, m) -> (B, P) rows of the table: all task prompts, then the user's values."""
@@ -208,7 +248,10 @@ class PackRows:
     up: Tensor  # (G, S, r, d)
     norm_scale: Tensor  # (G, S, 1, r)
     norm_shift: Tensor  # (G, S, 1, r)
-    offsets: Tensor  # (G, B, d)
+    transport_inner: Tensor  # (G, d, h)
+    transport_bias: Tensor  # (G, 1, h)
+    transport_outer: Tensor  # (G, h, d)
+    transport_gain: Tensor  # (G, B, h) of each row's values, times the share
     cached_prompts: tuple[Tensor, ...] | None = None  # a layer: (G, B, H, P, 2 d / H)
 
     def adapt(self, hidden: Tensor, layer: int, sublayer: Sublayer) -> Tensor:
@@ -222,8 +265,17 @@ class PackRows:
         return torch.baddbmm(rows, inner, self.up[:, place]).view_as(hidden)
 
     def finish(self, hidden: Tensor) -> Tensor:
-        """(G, B, T, d) vectors of the last layer -> the same with every value's users around one mean."""
-        return hidden - self.offsets[:, :, None]
+        """(G, B, T, d) vectors of the last layer -> the same moved to where other values' users are."""
+        if not self.transport_inner.shape[-1]:
+            return hidden
+        rows = hidden.flatten(1, 2)  # (G, B T, d)
+        units = torch.baddbmm(self.transport_bias, rows, self.transport_inner).relu()  # (G, B T, h)
+        units = (units.unflatten(1, hidden.shape[1:3]) * self.transport_gain[:, :, None]).flatten(1, 2)
+        return torch.baddbmm(rows, units, self.transport_outer, alpha=-1).view_as(hidden)
+
+    def without_transport(self) -> "PackRows":
+        """The same rows, their vectors left where the last layer put them."""
+        return replace(self, transport_inner=self.transport_inner[..., :0])
 
 
 def combination_generator(seed: int, combination: Combination) -> torch.Generator:

@@ -37,7 +37,7 @@ class SequentialConfig:
     width: int = 64
     num_layers: int = 1
     num_heads: int = 1
-    dropout: float = 0.2  # 0.4 lost 0.01 of validation NDCG@10 on MovieLens-100K at the same epoch
+    dropout: float = 0.3
 
     def __post_init__(self) -> None:
         if self.width % self.num_heads:

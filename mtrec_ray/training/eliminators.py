@@ -123,7 +123,7 @@ def _warn_of_untrained(record: EliminatorsRecord, figures: dict[str, float]) -> 
         if figures[figure_name("step", combination)] == 0:
             logger.warning(
                 "combination %s: its NDCG@10 was at no look %g of the backbone's or more, so it is as before the "
-                "first step (eliminators: offsets alone); lower optim.keep_share, adversary.weight or .generator_lr",
+                "first step (eliminators: transport alone); lower optim.keep_share, adversary.weight or .generator_lr",
                 combination_name(combination),
                 record.config.optim.keep_share,
             )

@@ -20,10 +20,10 @@ class EliminatorShapeConfig(Config):
     """Prompt vectors in front of the history; 0 leaves them out."""
     personal_prompt: bool = True
     """The user's attribute values as further prompts; without them hiding cost 5-7% of NDCG@10 on MovieLens-100K."""
-    adapter_width: int = Field(default=16, ge=0)
+    adapter_width: int = Field(default=8, ge=0)
     """Width of the adapters; 0 leaves them out."""
-    offset_rank: int = Field(default=2, ge=0)
-    """Directions in which the means of an attribute's values are made equal, in closed form; 0: not at all."""
+    transport_units: int = Field(default=16, ge=0)
+    """Units of the map that moves each value's users to where the others are; 0 leaves it out."""
 
     @model_validator(mode="after")
     def _has_a_part(self) -> "EliminatorShapeConfig":
@@ -36,7 +36,7 @@ class AdversaryConfig(Config):
     """The game of eliminator and discriminators (paper B, 2.4)."""
 
     weight: float = Field(default=0.3, ge=0)
-    """Lambda of eq. (5). The offsets hide most; on MovieLens-100K 1 hid no more and cost 2% of NDCG@10 more, 0 less."""
+    """Lambda of eq. (5). The transport hides most; on MovieLens-100K 1 hid no more and cost 2% of NDCG@10 more."""
     discriminator_steps: int = Field(default=1, ge=1)
     """Discriminator steps per generator step."""
     discriminator_width: int = Field(default=64, ge=1)
@@ -53,6 +53,17 @@ class AdversaryConfig(Config):
     """L2 penalty of both (paper B)."""
     averaging: float = Field(default=0.99, ge=0, lt=1)
     """Decay of the running mean of the eliminator's weights, which is what is validated and kept."""
+
+
+class TransportConfig(Config):
+    """How the maps behind the last layer are fitted (mtrec_ray/models/transport.py)."""
+
+    weight: float = Field(default=100.0, ge=0)
+    """Of what is left of an attribute, against the change of scores."""
+    steps: int = Field(default=1000, ge=1)
+    """Of Adam before the first training step; three times, for two halves of the users judge each other's map."""
+    later_steps: int = Field(default=200, ge=1)
+    """Of Adam at each look at the validation event."""
 
 
 class TuningOptimConfig(Config):
@@ -99,6 +110,7 @@ class EliminatorsConfig(Config):
     """Times a failed job is started again before the others end without it."""
     shape: EliminatorShapeConfig = EliminatorShapeConfig()
     adversary: AdversaryConfig = AdversaryConfig()
+    transport: TransportConfig = TransportConfig()
     optim: TuningOptimConfig = TuningOptimConfig()
     runner: RunnerConfig = RunnerConfig()
 

@@ -104,17 +104,17 @@ def literal(backbone: SequentialBackbone, pack: EliminatorPack, k: int, history:
         hidden = adapted(layer.attention_norm(hidden + torch.cat(heads, -1)), 2 * number)
         inner = layer.contract(layer.activation(layer.expand(hidden)))
         hidden = adapted(layer.feed_forward_norm(hidden + inner), 2 * number + 1)
-    return hidden[num:] - literal_offset(pack, k, values)
+    return literal_transport(pack, k, hidden[num:], values)
 
 
-def literal_offset(pack: EliminatorPack, k: int, values: Tensor) -> Tensor:
-    """(m,) one user's values -> (d,)."""
-    offset, start = torch.zeros(D, dtype=torch.float64), 0
-    for a, (value, size) in enumerate(zip(values.tolist(), ATTRIBUTES.values(), strict=True)):
-        row = start + (size if value < 0 else value)
-        offset += sum(amount * pack.offset_directions[k, a, r] for r, amount in enumerate(pack.offset_amounts[k, row]))
+def literal_transport(pack: EliminatorPack, k: int, vectors: Tensor, values: Tensor) -> Tensor:
+    """(T, d), (m,) one user's values -> (T, d)."""
+    gain, start = torch.zeros(pack.config.transport_units, dtype=torch.float64), 0
+    for value, size in zip(values.tolist(), ATTRIBUTES.values(), strict=True):
+        gain += pack.transport_gain[k, start + (size if value < 0 else value)]
         start += size + 1
-    return offset
+    units = F.relu(vectors @ pack.transport_inner[k] + pack.transport_bias[k]) * gain
+    return vectors - pack.transport_share[k].item() * units @ pack.transport_outer[k]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -193,7 +193,7 @@ def test_personal_prompts_follow_the_users_values_and_unknown_has_its_own():
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert (vectors[:, one] - vectors[:, other]).abs().amax(-1).min() > 1e-4
     pack = moved_pack("without personal")
-    without = Eliminated(make_backbone("sasrec"), pack).user_vectors(same_history, values) + pack.offsets(values)
+    without = Eliminated(make_backbone("sasrec"), pack).vectors_before_transport(same_history, values)
     close(without[:, 0], without[:, 1])
 
 
@@ -207,8 +207,8 @@ def test_gradient_reaches_every_part_and_not_the_backbone(kind, shape):
     for name, parameter in candidate.pack.named_parameters():
         if not parameter.numel() or (name == "gate" and shape == "adapters alone"):
             continue  # a part left out, and what acts on it
-        if name.startswith("offset_"):
-            assert parameter.grad is None  # fitted in closed form
+        if name.startswith("transport_"):
+            assert parameter.grad is None  # fitted apart
             continue
         assert parameter.grad is not None, name
         assert (parameter.grad[..., None].flatten(2).abs().sum(-1) > 0).all(), name  # each row of each combination
@@ -235,10 +235,10 @@ def test_state_round_trip():
 
 
 def test_number_of_parameters_counts_one_eliminator():
-    """10 prompts, 2 + 1 and 3 + 1 personal rows of 64; two adapters of 64 x 16 twice and a norm of 2 x 16; a gate; an
-    amount for each of 7 values and 2 directions, which are 64 wide, for each of 2 attributes."""
+    """10 prompts, 2 + 1 and 3 + 1 personal rows of 64; two adapters of 64 x 8 twice and a norm of 2 x 8; a gate; a
+    map of 16 units in and out of 64, their biases, a gain for each of 7 values, and its share."""
     pack = EliminatorPack(EliminatorConfig(), {"gender": 2, "age": 3}, [("gender",), ("age",)], width=64, num_layers=1)
-    assert pack.num_parameters == (10 + 3 + 4) * 64 + 2 * (2 * 64 * 16 + 2 * 16) + 1 + 7 * 2 + 2 * 2 * 64
+    assert pack.num_parameters == (10 + 3 + 4) * 64 + 2 * (2 * 64 * 8 + 2 * 8) + 1 + 2 * 64 * 16 + 16 + 7 * 16 + 1
 
 
 def test_shrinking_takes_a_share_of_the_personal_prompts_alone():

@@ -164,9 +164,9 @@ def test_nothing_of_a_pack_sees_the_attackers_users(lake, source, one_worker, mo
         seen["windows"].append(found.keys)
         return found
 
-    def match(trainee: Any, prefixes: Any, *rest: Any, match_means: Any = PackTrainee.match_means) -> None:
+    def match(trainee: Any, prefixes: Any, *rest: Any, fit_transport: Any = PackTrainee.fit_transport) -> None:
         seen["prefixes"].append(prefixes.keys)
-        match_means(trainee, prefixes, *rest)
+        fit_transport(trainee, prefixes, *rest)
 
     def measure(users: Any, *vectors: Any, stacked_metrics: Any = eliminators_loop.stacked_metrics) -> Any:
         seen["looks"].append(users.keys)
@@ -174,7 +174,7 @@ def test_nothing_of_a_pack_sees_the_attackers_users(lake, source, one_worker, mo
 
     stream = partial(read_here, read=read)
     monkeypatch.setattr(eliminators_loop, "window_batches", partial(window_batches, stream=stream))
-    monkeypatch.setattr(PackTrainee, "match_means", match)
+    monkeypatch.setattr(PackTrainee, "fit_transport", match)
     monkeypatch.setattr(eliminators_loop, "stacked_metrics", measure)
     eliminators.train_eliminators(eliminators_config(source, tmp_path / "watched"))
     everybody = np.concatenate([Sequences.read(lake, b, source.config.sequences).keys for b in range(BUCKETS)])

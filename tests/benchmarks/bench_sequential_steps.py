@@ -47,7 +47,7 @@ SEVEN: list[Combination] = [
     ("age", "occupation"),
     ("gender", "age", "occupation"),
 ]
-PRETRAINING_NEGATIVES, TUNING_NEGATIVES = 32, 16
+PRETRAINING_NEGATIVES, TUNING_NEGATIVES = 128, 16
 ROWS = 256  # of a batch of the loop
 TUNED_WINDOWS = (128, 64)
 ONE_PASS, LOOP, SPARING_LOOP = "one pass", "a position per forward", "the same, sparing"
@@ -163,7 +163,7 @@ def last_of_all(vectors: Tensor, history: Tensor) -> Tensor:
 
 def make_ways() -> dict[tuple[str, str], tuple[int, Callable[[], object]]]:
     """(what, how) -> positions of a call and the call."""
-    batch, what = make_batch(128, PRETRAINING_NEGATIVES), "pre-training, 128 windows"
+    batch, what = make_batch(64, PRETRAINING_NEGATIVES), "pre-training, 64 windows"
     positions = batch.targets.numel()
     ways: dict[tuple[str, str], tuple[int, Callable[[], object]]] = {
         (what, ONE_PASS): (positions, pretraining(batch)),

@@ -34,6 +34,8 @@ class SequenceConfig(Config):
     """Share of users kept for attackers: no eliminator and no discriminator is trained on them or sees their values."""
     split_seed: int = 0
     """Seed of that split; keep it over all that is compared, or the audit measures what was trained on."""
+    ties: Literal["drawn", "stored"] = "drawn"
+    """Order of events of one moment in training: drawn anew each epoch, or the lake's where it means something."""
     open_half: Literal["both", "lower", "upper"] = "both"
     """Which half of the other users is trained on; the rest counts as attacked too (searches cross-fit with it)."""
 
@@ -84,6 +86,11 @@ class Sequences:
     def num_positions(self) -> np.ndarray:
         """(U,) events that training predicts: all but a user's first and the held-out ones."""
         return np.diff(self.offsets) - 1 - NUM_HELD_OUT
+
+    @property
+    def moment(self) -> np.ndarray:
+        """(E,) int64, equal for neighbours of one timestamp and growing with time within a user."""
+        return np.cumsum(np.diff(self.timestamp, prepend=self.timestamp[:1]) != np.timedelta64(0))
 
     def only(self, users: np.ndarray) -> "Sequences":
         """Some of the users, (U,) bool."""

@@ -12,7 +12,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.ordered import rows_by_step
 from mtrec_ray.streams.schedule import Schedule, lanes_of_worker
 from mtrec_ray.streams.sequences import TEST_EVENT, VALIDATION_EVENT, SequenceConfig, Sequences, is_attacked
-from mtrec_ray.streams.windows import WindowBatch, WindowPlan, collate, read_windows, slots_of
+from mtrec_ray.streams.windows import WindowBatch, WindowPlan, collate, in_any_order, read_windows, slots_of
 from tests.streams.lakes import day, event_table, title_table, write_lake
 
 LENGTH = 5
@@ -124,6 +124,32 @@ def test_cuts_move_from_epoch_to_epoch(lake):
     batches = read(lake, plan)
     starts = [{int(row[0]) for b in batches[e * steps : (e + 1) * steps] for row in b.history} for e in range(2)]
     assert starts[0] != starts[1]
+
+
+def test_titles_of_one_moment_change_places_with_each_other_alone():
+    titles = np.array([[7, 1, 2, 3, 4, -1], [9, 8, -1, -1, -1, -1]])
+    moments = np.array([[5, 6, 6, 6, 9, -1], [5, 5, -1, -1, -1, -1]])
+    seen = {tuple(in_any_order(titles, moments, np.arange(w, w + 2, dtype=np.uint64)).ravel()) for w in range(200)}
+    first, second = {row[:6] for row in seen}, {row[6:] for row in seen}
+    assert first == {(7, *middle, 4, -1) for middle in itertools.permutations([1, 2, 3])}
+    assert second == {(9, 8, -1, -1, -1, -1), (8, 9, -1, -1, -1, -1)}
+
+
+@pytest.mark.parametrize("ties", ["drawn", "stored"])
+def test_events_of_one_moment_come_in_a_new_order_each_epoch_if_ties_are_drawn(tmp_path, ties):
+    """One user, a day of which holds all events but the first."""
+    users = pa.table({"user_id": ["u"], "territory": ["north"], "gender": ["F"]})
+    events = [("u", title, day(1, min(1 + place, 2))) for place, title in enumerate(TITLES[: LENGTH + 3])]
+    titles = title_table({title: [] for title in TITLES})
+    lake = write_lake(tmp_path / "lake", users, event_table(events), titles, num_buckets=1)
+    lake = Lake(lake.uri, lake.manifest.model_copy(update={"attributes": {"gender": ["F", "M"]}}))
+    plan = plan_of(lake)
+    plan = plan.model_copy(update={"sequences": plan.sequences.model_copy(update={"ties": ties})})
+    rows = [(h, t) for batch in read(lake, plan) for h, t in zip(batch.history, batch.targets, strict=True)]
+    windows = [[*history[history >= 0].tolist(), int(targets[targets >= 0][-1])] for history, targets in rows]
+    assert all(set(window) <= set(range(LENGTH + 1)) for window in windows)  # never the two held out
+    assert all(0 not in window[1:] for window in windows)
+    assert (windows != [sorted(window) for window in windows]) == (ties == "drawn")
 
 
 def test_attacked_users_are_left_out(lake):

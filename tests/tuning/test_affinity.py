@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,17 +15,21 @@ from torch import Tensor
 
 import tuning.affinity
 from mtrec_ray.config import validate_config
+from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.sources.registry import make_source
-from mtrec_ray.streams.reader import StepRows
+from mtrec_ray.streams.pairs import Pairs
+from mtrec_ray.streams.plan import PairPlan
+from mtrec_ray.streams.reader import BucketPairs, StepRows
 from mtrec_ray.training.config import PropensityConfig
 from tests.steps.cases import NUM_TITLES, TITLE_WIDTH, USER_WIDTH, D, make_model
-from tests.tuning.conftest import build_here
-from tuning.affinity import GradientSums, add_gradients, gradient_evidence
-from tuning.data import TrialData
+from tests.tuning.conftest import build_here, small_config
+from tuning.affinity import GradientSums, Negatives, add_gradients, gradient_evidence, positives
+from tuning.data import Remembered, TrialData
 
 NUM_TERRITORIES, NUM_USERS = 4, 24
 IDENTITY = torch.eye(D, dtype=torch.float64)
+OFFERED = np.random.default_rng(2).random((NUM_TERRITORIES, NUM_TITLES)) < 0.7
 
 
 def model_after_some_steps() -> TwoTower:
@@ -67,15 +72,25 @@ def catalogue() -> Tensor:
     return torch.randn(NUM_TITLES, TITLE_WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def summed(model: TwoTower, batches: list[StepRows], left: Tensor = IDENTITY, right: Tensor = IDENTITY) -> GradientSums:
+def negatives_at(rate: float) -> Negatives:
+    return Negatives.expected(rate, OFFERED, torch.Generator().manual_seed(4))
+
+
+def summed(
+    model: TwoTower, batches: list[StepRows], left: Tensor = IDENTITY, right: Tensor = IDENTITY, rate: float = 0.3
+) -> GradientSums:
     sums, titles = GradientSums.zeros(NUM_TERRITORIES, left.shape[1]), model.title_vectors(catalogue())
     for rows in batches:
-        add_gradients(sums, model, titles, rows, left, right)
+        add_gradients(sums, model, titles, rows, negatives_at(rate), left, right)
     return sums
 
 
-def autograd_gradient(model: TwoTower, rows: StepRows, territory: int) -> np.ndarray:
-    """(d, d) gradient of a territory's summed loss on the user tower's last weights, over the model's scale."""
+def autograd_gradient(model: TwoTower, rows: StepRows, territory: int, rate: float) -> np.ndarray:
+    """(d, d) gradient of a territory's summed loss on the user tower's last weights, over the model's scale.
+
+    Offered titles are negatives of every user with a weight that makes them `rate` times as many as there are, and the
+    pairs themselves are taken from among them.
+    """
     users = model.user_tower(torch.from_numpy(rows.embedding).double())
     titles = model.title_tower(catalogue()).detach()
     row = np.repeat(np.arange(NUM_USERS), np.diff(rows.offsets))
@@ -85,19 +100,40 @@ def autograd_gradient(model: TwoTower, rows: StepRows, territory: int) -> np.nda
     logits = (users[torch.from_numpy(row[own])] * titles[index]).sum(dim=1) * model.scale + model.bias
     labels = torch.from_numpy(rows.label[own]).double()
     loss = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    drawn = negatives_at(rate).titles
+    cells = users[torch.from_numpy(rows.territory == territory)] @ titles[drawn].t() * model.scale + model.bias
+    offered = torch.from_numpy(OFFERED[territory])[drawn]
+    loss = loss + rate * (NUM_TITLES / len(drawn) * F.softplus(cells[:, offered]).sum() - F.softplus(logits).sum())
     (gradient,) = torch.autograd.grad(loss, model.user_tower.last.weight)
     return gradient.numpy() / model.scale
 
 
-@pytest.mark.parametrize("cheap_cells", [0, 1000], ids=["pair by pair", "all cells"])
-def test_the_sums_are_autograds_gradient_of_each_territory(cheap_cells, monkeypatch):
-    monkeypatch.setattr(tuning.affinity, "CHEAP_CELLS", cheap_cells)
+@pytest.mark.parametrize(("rate", "max_titles"), [(0.0, 1000), (0.3, 1000), (0.3, 5)])
+def test_the_sums_are_autograds_gradient_of_each_territory(rate, max_titles, monkeypatch):
+    monkeypatch.setattr(tuning.affinity, "MAX_TITLES", max_titles)
     model, rows = model_after_some_steps(), make_rows()
-    sums = summed(model, [rows])
+    sums = summed(model, [rows], rate=rate)
     for territory in range(NUM_TERRITORIES - 1):
-        expected = autograd_gradient(model, rows, territory)
+        expected = autograd_gradient(model, rows, territory, rate)
         assert np.abs(sums.outer[territory] - expected).max() < 1e-10 * np.abs(expected).max()
     assert (sums.outer[-1] == 0).all()
+
+
+def test_a_rate_of_one_stands_for_every_offered_title_beside_the_positives():
+    model, rng = model_after_some_steps(), np.random.default_rng(6)
+    territory = rng.integers(0, NUM_TERRITORIES, NUM_USERS).astype(np.int32)
+    user, title = np.nonzero(OFFERED[territory])
+    label = rng.random(len(user)) < 0.2
+
+    def rows_of(chosen: np.ndarray) -> StepRows:
+        offsets = np.searchsorted(user[chosen], np.arange(NUM_USERS + 1))
+        titles = title[chosen].astype(np.int32)
+        return replace(make_rows(), territory=territory, offsets=offsets, title_index=titles, label=label[chosen])
+
+    drawn = summed(model, [rows_of(np.ones(len(user), dtype=bool))], rate=0.0)
+    expected = summed(model, [rows_of(label)], rate=1.0)
+    for name in ("outer", "left", "hidden"):
+        np.testing.assert_allclose(getattr(expected, name), getattr(drawn, name), rtol=1e-9, atol=1e-12)
 
 
 @settings(max_examples=20, deadline=None)
@@ -128,6 +164,36 @@ def test_centring_takes_the_mean_activation_of_all_rows_from_each_row():
     np.testing.assert_allclose(sums.hidden / sums.rows, hidden.mean(axis=0))
     expected = sums.outer - sums.left[:, :, None] * hidden.mean(axis=0)
     np.testing.assert_allclose(sums.centred(), expected.reshape(NUM_TERRITORIES, -1))
+
+
+def plan_and_data(lake: Lake) -> tuple[PairPlan, TrialData]:
+    calendar = lake.manifest.calendar
+    data = TrialData(lake, calendar, (0, 1, 2, 3), calendar.day_bounds(0), held_back=False)
+    return Remembered().plan(data, small_config(lake).sample), data
+
+
+def test_all_positives_of_the_sample_are_looked_at(trial_lake):
+    plan, data = plan_and_data(trial_lake)
+    counts = np.zeros(len(plan.users), dtype=int)
+    for bucket in data.buckets:
+        rows = positives(bucket, data, plan)
+        assert rows.label.all()
+        counts += np.bincount(rows.territory, weights=np.diff(rows.offsets), minlength=len(counts)).astype(int)
+    assert counts.tolist() == plan.phases[0].positives
+
+
+def test_a_positive_is_looked_at_with_the_embedding_of_its_fold(trial_lake, monkeypatch):
+    plan, data = plan_and_data(trial_lake)
+    plan = plan.model_copy(update={"phases": [plan.phases[0].model_copy(update={"num_folds": 2})]})
+    territory, sampled, vectors = np.array([0, 1, 2]), np.array([0, 2]), np.arange(12.0).reshape(3, 2, 2)
+    pairs = Pairs(np.array([0, 0, 2]), np.array([5, 6, 7]), np.ones(3, dtype=bool))
+    found = BucketPairs(SimpleNamespace(territory=territory), sampled, pairs, np.array([1, 0, 3]), vectors)  # pyright: ignore
+    monkeypatch.setattr(tuning.affinity, "read_pairs", lambda *_: found)
+    rows = positives(0, data, plan)
+    assert rows.embedding.tolist() == [vectors[0, 0].tolist(), vectors[0, 1].tolist(), vectors[2, 1].tolist()]
+    assert rows.territory.tolist() == [0, 0, 2]
+    assert rows.title_index.tolist() == [6, 5, 7]
+    assert rows.offsets.tolist() == [0, 1, 2, 3]
 
 
 def test_planted_tastes_that_the_regions_do_not_show_are_found(tmp_path):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from mtrec_ray.evaluation.audit_metrics import balanced_accuracy, macro_auc, majority_rate, micro_f1
 from mtrec_ray.evaluation.intervals import LEVEL, Interval, interval
@@ -114,5 +114,5 @@ def prediction_interval(draws: np.ndarray) -> tuple[float, float]:
     draws = draws[np.isfinite(draws)]
     if len(draws) < 2:
         return float("nan"), float("nan")
-    reach = student_t.ppf((1 + LEVEL) / 2, len(draws) - 1) * draws.std(ddof=1) * np.sqrt(1 + 1 / len(draws))
+    reach = stdtrit(len(draws) - 1, (1 + LEVEL) / 2) * draws.std(ddof=1) * np.sqrt(1 + 1 / len(draws))
     return float(max(draws.mean() - reach, 0)), float(min(draws.mean() + reach, 1))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit  # scipy.stats takes a second to import
 
 LEVEL = 0.95
 MIN_FINITE = 0.5
@@ -78,7 +78,7 @@ def mean_over_seeds(replicates: Sequence[np.ndarray]) -> np.ndarray:
     if num_seeds == 1 or num_bootstrap == 0:
         return mean
     spread = runs[..., 0].std(axis=0, ddof=1) / np.sqrt(num_seeds)
-    quantiles = student_t.ppf((np.arange(num_bootstrap) + 0.5) / num_bootstrap, num_seeds - 1)
+    quantiles = stdtrit(num_seeds - 1, (np.arange(num_bootstrap) + 0.5) / num_bootstrap)
     quantiles = np.random.default_rng(0).permutation(quantiles)
     mean[..., 1:] += spread[..., None] * quantiles
     return mean

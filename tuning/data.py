@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import uniforms
 from mtrec_ray.lake.bucket import Bucket
@@ -175,8 +174,11 @@ class Remembered:
 
 
 def map_here(
-    function: Callable[..., Any], buckets: Iterable[int], *shared: object, progress: ProgressCallback | None = None
+    function: Callable[..., Any], buckets: Iterable[int], *shared: object, progress: Callable[[int], None] | None = None
 ) -> Iterator[tuple[int, Any]]:
     """`map_buckets` in this process: a trial holds its CPU already and starts no task."""
-    for bucket in buckets:
-        yield bucket, function(bucket, *shared)
+    for done, bucket in enumerate(buckets, 1):
+        result = function(bucket, *shared)
+        if progress:
+            progress(done)
+        yield bucket, result

@@ -11,23 +11,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-import ray
 import yaml
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.console import ProgressCallback, stage_progress
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists, join, read_json, write_file, write_json
-from mtrec_ray.lake.cluster import map_buckets
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.training.config import PropensityConfig
 from mtrec_ray.training.propensity import new_run
 from tuning.affinity import gradient_evidence
-from tuning.clustering import Evidence
 from tuning.config import PropensitySearchConfig
-from tuning.data import TrialData, trial_data
+from tuning.data import TrialData, map_here, trial_data
 from tuning.partitions import Partition, PartitionMaker, with_moves
 from tuning.profiles import count_discoveries, taste_evidence
 from tuning.propensity_trial import METRICS
@@ -184,20 +181,17 @@ def check(config: PropensitySearchConfig) -> tuple[TrialData, dict[str, Any], Sp
 
 
 def partition_maker(config: PropensityConfig, data: TrialData, progress: ProgressCallback | None) -> PartitionMaker:
-    """Partitions of a lake from what its training users discover in the window."""
+    """Partitions of a lake from what its training users discover in the window.
+
+    All is worked out in this process: it is less than a trial does, and takes no longer than starting others would.
+    """
     show = stage_progress(progress, "counting discoveries", len(data.buckets))
-    counts = count_discoveries(
-        data.lake, data.calendar, config.sample, data.buckets, partial(map_buckets, progress=show)
-    )
+    counts = count_discoveries(data.lake, data.calendar, config.sample, data.buckets, partial(map_here, progress=show))
     mask = Catalogue.of(data.lake, *data.calendar.day_bounds(0)).offer_mask
     baseline = config.model_copy(
         update={"kind": "baseline", "model": config.model.model_copy(update={"groups": None, "group_block": None})}
     )
-
-    def affinity() -> Evidence:
-        return ray.get(ray.remote(gradient_evidence).remote(baseline, data))
-
-    taste = partial(taste_evidence, counts, mask)
+    taste, affinity = partial(taste_evidence, counts, mask), partial(gradient_evidence, baseline, data)
     return PartitionMaker(data.lake.manifest, counts.sum(axis=0), taste, affinity, config.seed)
 
 

@@ -1,5 +1,7 @@
 """What territories discover: counted by hand, by training users alone; and when it is evidence of a taste."""
 
+from functools import partial
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -46,7 +48,9 @@ def counted_by_hand(parity: int) -> np.ndarray:
 
 
 def test_first_discoveries_of_training_users_are_counted_by_half(lake):
-    counts = count_discoveries(lake, CALENDAR, SAMPLE, range(NUM_BUCKETS), map_here)
+    told: list[int] = []
+    counts = count_discoveries(lake, CALENDAR, SAMPLE, range(NUM_BUCKETS), partial(map_here, progress=told.append))
+    assert told == list(range(1, NUM_BUCKETS + 1))
     np.testing.assert_array_equal(counts, np.stack([counted_by_hand(0), counted_by_hand(1)]))
     assert counts.sum(axis=(1, 2)).min() > 5
 

@@ -13,8 +13,7 @@ titles are in a territory, a large and noisy part that hides who shares a taste.
 0.3 to 0.8, the centred one with 1.0, a dozen steps into training.
 
 No negatives are drawn to look at: their part of the sum is replaced by its expectation, a product of all users with
-all titles. That is less work than drawing and gathering them, and has less noise: groups are found by earlier
-checkpoints and fewer users.
+all titles, which is less work than drawing and gathering them.
 """
 
 import math

@@ -17,6 +17,7 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.console import ProgressCallback, stage_progress
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists, join, read_json, write_file, write_json
+from mtrec_ray.lake.cluster import joins_cluster, map_buckets
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.catalogue import Catalogue
@@ -183,10 +184,11 @@ def check(config: PropensitySearchConfig) -> tuple[TrialData, dict[str, Any], Sp
 def partition_maker(config: PropensityConfig, data: TrialData, progress: ProgressCallback | None) -> PartitionMaker:
     """Partitions of a lake from what its training users discover in the window.
 
-    All is worked out in this process: it is less than a trial does, and takes no longer than starting others would.
+    Without a cluster all is worked out in this process: it takes no longer than starting others for it would.
     """
     show = stage_progress(progress, "counting discoveries", len(data.buckets))
-    counts = count_discoveries(data.lake, data.calendar, config.sample, data.buckets, partial(map_here, progress=show))
+    map_over = partial(map_buckets if joins_cluster() else map_here, progress=show)
+    counts = count_discoveries(data.lake, data.calendar, config.sample, data.buckets, map_over)
     mask = Catalogue.of(data.lake, *data.calendar.day_bounds(0)).offer_mask
     baseline = config.model_copy(
         update={"kind": "baseline", "model": config.model.model_copy(update={"groups": None, "group_block": None})}

@@ -22,7 +22,10 @@ The map minimises, on frozen vectors of users whose values may be seen,
   is unbiased over users: pairs of vectors of one user do not count.
 * distortion: the change of scores over the spread of scores, mean square over titles.
 
-A map fitted to few users would betray their values in others; `share` says how much of it users of other folds confirm.
+A map fitted to few users would betray their values in others. While it is fitted its units read blurred vectors, so
+that it moves neighbours alike, and `share` says how much of it users of other folds confirm. What is left to read is
+the error of the fit: on that lake the best attacker's AUC is 0.76, 0.75 and 0.66 after maps fitted to 400, 800 and
+1,600 users (0.55 after 2,600, read by an attacker of 660), and 0.51 on the very users that it was fitted to.
 """
 
 from collections.abc import Sequence
@@ -31,7 +34,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-FOLDS = 2
+FOLDS = 4
+BLUR = 0.5
+"""Of what the units read while they are fitted, in standard deviations of the vectors."""
 BATCH = 128
 NUM_CHECKS = 32
 """Batches of a held-out fold that a share is judged by."""
@@ -53,9 +58,9 @@ class Transport:
     outer: Tensor  # (K, h, d) U
     share: Tensor  # (K, 1, 1)
 
-    def __call__(self, vectors: Tensor, rows: Tensor) -> Tensor:
-        """(K, S, d) vectors, (S, m) their rows of `gain` -> (K, S, d)."""
-        units = torch.baddbmm(self.bias, vectors, self.inner).relu() * self.gain[:, rows].sum(2)  # (K, S, h)
+    def __call__(self, vectors: Tensor, rows: Tensor, blur: Tensor | float = 0.0) -> Tensor:
+        """(K, S, d) vectors, (S, m) their rows of `gain` -> (K, S, d); `blur` is added to what the units read."""
+        units = torch.baddbmm(self.bias, vectors + blur, self.inner).relu() * self.gain[:, rows].sum(2)  # (K, S, h)
         return vectors - self.share * (units @ self.outer)
 
 
@@ -132,8 +137,9 @@ def _descend(hidden: Hidden, start: Transport, steps: int, seed: int) -> Transpo
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     for _ in range(steps):
         batch = hidden.only(terms.draw(generator))
+        blur = BLUR * torch.randn(batch.vectors.shape[1:], generator=generator).to(batch.vectors.device)  # (S, d)
         optimizer.zero_grad()
-        terms(batch, moved(batch.vectors, batch.rows)).sum().backward()
+        terms(batch, moved(batch.vectors, batch.rows, blur)).sum().backward()
         optimizer.step()
         schedule.step()
     return replace(moved, **{name: tensor.detach() for name, tensor in zip(names, tensors, strict=True)})

@@ -61,7 +61,7 @@ class TransportConfig(Config):
     weight: float = Field(default=100.0, ge=0)
     """Of what is left of an attribute, against the change of scores."""
     steps: int = Field(default=1000, ge=1)
-    """Of Adam before the first training step; three times, for two halves of the users judge each other's map."""
+    """Of Adam before the first training step; five times, for each quarter of the users judges the others' map."""
     later_steps: int = Field(default=200, ge=1)
     """Of Adam at each look at the validation event."""
 

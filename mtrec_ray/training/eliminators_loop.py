@@ -46,7 +46,7 @@ from mtrec_ray.training.worker import (
     seed_step,
 )
 
-PREFIXES = 4
+PREFIXES = 8
 """Histories of each user that the transport is fitted on."""
 
 

@@ -1,6 +1,7 @@
 """A finished search and a partition as tables for a person."""
 
 import numpy as np
+import pyarrow.compute as pc
 from rich.table import Table
 
 from mtrec_ray.lake.manifest import Lake
@@ -85,7 +86,8 @@ def partition_table(
     table = Table(title=f"Partition {partition.name}: {len(partition.group_names)} groups", show_lines=True)
     for name in ("group", "territories", "users", "discoveries", "cosine in / out", "discovers most above the others"):
         table.add_column(name, overflow="fold")
-    group, names, titles = np.array(partition.group), lake.territory_names(), lake.titles["name"]
+    group, names = np.array(partition.group), lake.territory_names()
+    titles = pc.coalesce(lake.titles["name"], lake.titles["title_id"])  # pyright: ignore[reportAttributeAccessIssue]
     for index, name in enumerate(partition.group_names):
         own = group == index
         ranked = np.flatnonzero(own)[np.argsort(-discoveries.sum(axis=1)[own], kind="stable")]

@@ -80,7 +80,8 @@ class TuningOptimConfig(Config):
     evaluate_every: int = Field(default=2, ge=1)
     """Epochs between two looks at the validation event."""
     keep_share: float = Field(default=0.985, gt=0, le=1)
-    """The last weights are kept whose validation NDCG@10 is at least this share of the backbone's."""
+    """The last weights are kept whose validation NDCG@10 is at least this share of the backbone's; of the transport as
+    much is used as keeps it by itself."""
     validation_users: int = Field(default=10_000, ge=1)
     """Users, drawn by hash, whose validation event is looked at."""
     lanes: int = Field(default=8, ge=1)

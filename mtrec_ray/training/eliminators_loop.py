@@ -1,7 +1,8 @@
 """What each data-parallel worker of one pack of eliminators does, one function per level.
 
 Which weights are kept is decided for each combination alone, so a pack's outcome is that of its members: at each look
-at the validation event, those whose NDCG@10 has not fallen below a share of the backbone's.
+at the validation event, those whose NDCG@10 has not fallen below a share of the backbone's. The map behind the last
+layer is used as far as that allows too.
 """
 
 import json
@@ -24,7 +25,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.candidates import Candidate, Eliminated
 from mtrec_ray.models.discriminators import Discriminators, value_weights
 from mtrec_ray.models.sequential import SequentialBackbone
-from mtrec_ray.models.transport import FOLDS
+from mtrec_ray.models.transport import FOLDS, SHARES
 from mtrec_ray.steps.pretraining import positions_of
 from mtrec_ray.steps.towers import AllReduce
 from mtrec_ray.steps.tuning import AdversaryGame, GameSettings
@@ -102,6 +103,18 @@ class PackTrainee:
             find_share=first,
         )
 
+    def bound_share(self, users: HeldOutUsers) -> None:
+        """Use less of each map until it keeps enough of the backbone's accuracy by itself."""
+        average = self.game.average.module
+        if not isinstance(average, Eliminated) or not average.pack.config.transport_units:
+            return
+        share = average.pack.transport_share[:, 0, 0]  # (K,) a view
+        for lower in reversed(SHARES[:-1]):
+            costly = torch.tensor([ndcg < self.least_ndcg for ndcg in self._validate(users)], device=self.device)
+            if not costly.any():
+                break
+            share.copy_(torch.where(costly, share.clamp(max=lower), share))
+
     def keep_all(self) -> None:
         """Keep every combination as it is now."""
         self.kept = {name: value.detach().clone() for name, value in self.candidate.own_parameters().items()}
@@ -109,16 +122,26 @@ class PackTrainee:
     def look(self, users: HeldOutUsers) -> None:
         """Validate the running mean and keep the combinations that are accurate enough."""
         average = self.game.average.module
+        for k, (combination, ndcg) in enumerate(zip(average.combinations, self._validate(users), strict=True)):
+            if ndcg < self.least_ndcg:
+                continue
+            keep(self.kept, average.own_parameters(), None if len(average.combinations) == 1 else k)
+            self.figures[figure_name("val/ndcg", combination)] = ndcg
+            self.figures[figure_name("step", combination)] = float(self.next_step)
+
+    @property
+    def least_ndcg(self) -> float:
+        """Validation NDCG@10 that a combination must keep."""
+        return self.record.config.optim.keep_share * self.backbone_ndcg
+
+    def _validate(self, users: HeldOutUsers) -> list[float]:
+        """NDCG@10 of each combination's running mean, over the users of all workers."""
+        average = self.game.average.module
         history, values = (torch.from_numpy(a).to(self.device) for a in (users.history, users.attribute_index))
         vectors = vectors_in_chunks(average.user_vectors, history, values)  # (K, U, d)
         metrics = stacked_metrics(users, vectors, average.backbone.title_vectors())
-        for k, combination in enumerate(average.combinations):
-            means = mean_over_workers(metrics[k].means(), len(users), self.game.all_reduce, self.device)
-            if means["ndcg"] < self.record.config.optim.keep_share * self.backbone_ndcg:
-                continue
-            keep(self.kept, average.own_parameters(), None if len(average.combinations) == 1 else k)
-            self.figures[figure_name("val/ndcg", combination)] = means["ndcg"]
-            self.figures[figure_name("step", combination)] = float(self.next_step)
+        means = (mean_over_workers(one.means(), len(users), self.game.all_reduce, self.device) for one in metrics)
+        return [one["ndcg"] for one in means]
 
 
 def pack_loop_per_worker(settings: dict[str, Any]) -> None:
@@ -145,6 +168,7 @@ def pack_loop_per_worker(settings: dict[str, Any]) -> None:
     trainee = make_pack_trainee(record, pack, backbone, plan, device, users, world_size)
     if not _restore(trainee):
         trainee.fit_transport(seen, rank, world_size)
+        trainee.bound_share(users)
         trainee.keep_all()
     look_every = optim.evaluate_every * schedule.steps_per_epoch[0]
 

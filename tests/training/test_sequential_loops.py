@@ -21,6 +21,7 @@ from mtrec_ray.jobs.audit_config import AuditConfig
 from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.bundle_config import BundleConfig
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.models.eliminators import EliminatorPack
 from mtrec_ray.streams.ordered import read_here
 from mtrec_ray.streams.sequences import SequenceConfig, Sequences, is_attacked
 from mtrec_ray.streams.windows import make_window_plan, read_users, window_batches
@@ -183,6 +184,26 @@ def test_nothing_of_a_pack_sees_the_attackers_users(lake, source, one_worker, mo
     assert 0 < len(open_users) < len(everybody)
     for where, keys in seen.items():
         assert set(np.concatenate(keys).tolist()) == open_users, where
+
+
+def test_a_map_is_used_as_far_as_it_keeps_enough_accuracy(source, one_worker, monkeypatch, tmp_path):
+    """The first combination's NDCG@10 is told to be the backbone's at a share of a quarter, the second's always."""
+
+    def validate(trainee: PackTrainee, users: Any) -> list[float]:
+        share = trainee.game.average.module.pack.transport_share[0].item()
+        return [trainee.backbone_ndcg * (1.0 if share <= 0.25 else 0.4), trainee.backbone_ndcg]
+
+    def share_of_one(pack: Any, *args: Any, fit: Any = EliminatorPack.fit_transport, **settings: Any) -> None:
+        fit(pack, *args, **settings)
+        if settings["find_share"]:
+            pack.transport_share.fill_(1.0)
+
+    one_worker(tmp_path / "bounded")
+    monkeypatch.setattr(PackTrainee, "_validate", validate)
+    monkeypatch.setattr(EliminatorPack, "fit_transport", share_of_one)
+    run = eliminators.train_eliminators(eliminators_config(source, tmp_path / "bounded"))
+    (candidate,) = load_candidates(run, load_backbone(source))
+    assert candidate.own_parameters()["pack.transport_share"].flatten().tolist() == [0.25, 1.0]
 
 
 def test_a_pack_that_fails_is_tried_again_and_redone_alone_to_the_same_weights(

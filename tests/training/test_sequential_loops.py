@@ -190,7 +190,8 @@ def test_a_map_is_used_as_far_as_it_keeps_enough_accuracy(source, one_worker, mo
     """The first combination's NDCG@10 is told to be the backbone's at a share of a quarter, the second's always."""
 
     def validate(trainee: PackTrainee, users: Any) -> list[float]:
-        share = trainee.game.average.module.pack.transport_share[0].item()
+        average: Any = trainee.game.average.module
+        share = average.pack.transport_share[0].item()
         return [trainee.backbone_ndcg * (1.0 if share <= 0.25 else 0.4), trainee.backbone_ndcg]
 
     def share_of_one(pack: Any, *args: Any, fit: Any = EliminatorPack.fit_transport, **settings: Any) -> None:

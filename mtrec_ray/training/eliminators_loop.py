@@ -2,7 +2,7 @@
 
 Which weights are kept is decided for each combination alone, so a pack's outcome is that of its members: at each look
 at the validation event, those whose NDCG@10 has not fallen below a share of the backbone's. The map behind the last
-layer is used as far as that allows too.
+layer is used as far as it keeps another such share by itself.
 """
 
 import json
@@ -108,9 +108,10 @@ class PackTrainee:
         average = self.game.average.module
         if not isinstance(average, Eliminated) or not average.pack.config.transport_units:
             return
+        least = self.record.config.transport.keep_share * self.backbone_ndcg
         share = average.pack.transport_share[:, 0, 0]  # (K,) a view
         for lower in reversed(SHARES[:-1]):
-            costly = torch.tensor([ndcg < self.least_ndcg for ndcg in self._validate(users)], device=self.device)
+            costly = torch.tensor([ndcg < least for ndcg in self._validate(users)], device=self.device)
             if not costly.any():
                 break
             share.copy_(torch.where(costly, share.clamp(max=lower), share))
@@ -123,16 +124,11 @@ class PackTrainee:
         """Validate the running mean and keep the combinations that are accurate enough."""
         average = self.game.average.module
         for k, (combination, ndcg) in enumerate(zip(average.combinations, self._validate(users), strict=True)):
-            if ndcg < self.least_ndcg:
+            if ndcg < self.record.config.optim.keep_share * self.backbone_ndcg:
                 continue
             keep(self.kept, average.own_parameters(), None if len(average.combinations) == 1 else k)
             self.figures[figure_name("val/ndcg", combination)] = ndcg
             self.figures[figure_name("step", combination)] = float(self.next_step)
-
-    @property
-    def least_ndcg(self) -> float:
-        """Validation NDCG@10 that a combination must keep."""
-        return self.record.config.optim.keep_share * self.backbone_ndcg
 
     def _validate(self, users: HeldOutUsers) -> list[float]:
         """NDCG@10 of each combination's running mean, over the users of all workers."""

@@ -145,7 +145,7 @@ class EliminatorsTrial:
         fraction = min(1.0, optim.validation_users / plan.users)
         seen = read_prefixes(lake, sequences, length, self.buckets, fraction, PREFIXES)
         trainee = make_pack_trainee(record, pack, backbone, plan, torch.device("cpu"), users, 1)
-        trainee.fit_transport(seen, 0, 1)
+        trainee.begin(seen, users, 0, 1)
         look_every = optim.evaluate_every * schedule.steps_per_epoch[0]
         for batch in window_batches(lake, plan, schedule, 0, 1, stream=self.remembered.windows):
             trainee.step(batch, 0)

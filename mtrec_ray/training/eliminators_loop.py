@@ -1,8 +1,9 @@
 """What each data-parallel worker of one pack of eliminators does, one function per level.
 
 Which weights are kept is decided for each combination alone, so a pack's outcome is that of its members: at each look
-at the validation event, those whose NDCG@10 has not fallen below a share of the backbone's. The map behind the last
-layer is used as far as it keeps another such share by itself.
+at the validation event, those whose NDCG@10 has not fallen below a bar, which is a share of the backbone's and lower
+where the backbone tells more of what is hidden. The map behind the last layer is used as far as it stays above the bar
+by itself.
 """
 
 import json
@@ -24,6 +25,7 @@ from mtrec_ray.hashing import mix
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.candidates import Candidate, Eliminated
 from mtrec_ray.models.discriminators import Discriminators, value_weights
+from mtrec_ray.models.eliminators import Combination
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.transport import FOLDS, SHARES
 from mtrec_ray.steps.pretraining import positions_of
@@ -35,6 +37,7 @@ from mtrec_ray.streams.windows import WindowBatch, WindowPlan, window_batches
 from mtrec_ray.training.accuracy import held_out_metrics, stacked_metrics, vectors_in_chunks
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone, load_window_plan
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, figure_name, make_candidate, weights_uri
+from mtrec_ray.training.readable import advantages
 from mtrec_ray.training.weights import save_weights
 from mtrec_ray.training.worker import (
     CHECK_CLOCK_EVERY,
@@ -108,27 +111,49 @@ class PackTrainee:
         average = self.game.average.module
         if not isinstance(average, Eliminated) or not average.pack.config.transport_units:
             return
-        least = self.record.config.transport.keep_share * self.backbone_ndcg
         share = average.pack.transport_share[:, 0, 0]  # (K,) a view
         for lower in reversed(SHARES[:-1]):
-            costly = torch.tensor([ndcg < least for ndcg in self._validate(users)], device=self.device)
+            ndcgs = zip(average.combinations, self._validate(users), strict=True)
+            costly = torch.tensor([ndcg < self._bar(combination) for combination, ndcg in ndcgs], device=self.device)
             if not costly.any():
                 break
             share.copy_(torch.where(costly, share.clamp(max=lower), share))
 
-    def keep_all(self) -> None:
-        """Keep every combination as it is now."""
+    def begin(self, seen: Prefixes, users: HeldOutUsers, rank: int, world_size: int) -> None:
+        """Before the first step: set the bars, fit the maps to `seen`, bound them by `users`, keep what is there."""
+        self._set_bars(users, rank, world_size)
+        self.fit_transport(seen, rank, world_size)
+        self.bound_share(users)
         self.kept = {name: value.detach().clone() for name, value in self.candidate.own_parameters().items()}
 
     def look(self, users: HeldOutUsers) -> None:
         """Validate the running mean and keep the combinations that are accurate enough."""
         average = self.game.average.module
         for k, (combination, ndcg) in enumerate(zip(average.combinations, self._validate(users), strict=True)):
-            if ndcg < self.record.config.optim.keep_share * self.backbone_ndcg:
+            if ndcg < self._bar(combination):
                 continue
             keep(self.kept, average.own_parameters(), None if len(average.combinations) == 1 else k)
             self.figures[figure_name("val/ndcg", combination)] = ndcg
             self.figures[figure_name("step", combination)] = float(self.next_step)
+
+    def _set_bars(self, users: HeldOutUsers, rank: int, world_size: int) -> None:
+        """Into the figures: the least validation NDCG@10 of each combination."""
+        optim, backbone = self.record.config.optim, self.candidate.backbone
+        history, values, keys = (
+            torch.from_numpy(array).to(self.device)
+            for array in (users.history, users.attribute_index, users.keys.view(np.int64))
+        )
+        vectors = vectors_in_chunks(backbone.user_vectors, history)
+        vectors, values, keys = (gather_rows(rows, rank, world_size) for rows in (vectors, values, keys))
+        sizes = {name: len(declared) for name, declared in self.record.attributes.items()}
+        told = advantages(vectors, values, keys.cpu().numpy().view(np.uint64), sizes)
+        for combination in self.candidate.combinations:
+            most = max(told[name] for name in combination)
+            kept = min(optim.keep_share, 1 - optim.price * most**2)
+            self.figures[figure_name("val/ndcg_least", combination)] = kept * self.backbone_ndcg
+
+    def _bar(self, combination: Combination) -> float:
+        return self.figures[figure_name("val/ndcg_least", combination)]
 
     def _validate(self, users: HeldOutUsers) -> list[float]:
         """NDCG@10 of each combination's running mean, over the users of all workers."""
@@ -163,9 +188,7 @@ def pack_loop_per_worker(settings: dict[str, Any]) -> None:
     device = ray.train.torch.get_device()
     trainee = make_pack_trainee(record, pack, backbone, plan, device, users, world_size)
     if not _restore(trainee):
-        trainee.fit_transport(seen, rank, world_size)
-        trainee.bound_share(users)
-        trainee.keep_all()
+        trainee.begin(seen, users, rank, world_size)
     look_every = optim.evaluate_every * schedule.steps_per_epoch[0]
 
     # Train and look

@@ -1,0 +1,43 @@
+"""How well a plane tells each attribute from the frozen backbone: what hiding it may cost follows from this."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from sklearn.linear_model import RidgeCV
+from sklearn.model_selection import PredefinedSplit, cross_val_predict
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from mtrec_ray.evaluation.audit_metrics import macro_auc
+from mtrec_ray.hashing import mix
+
+FOLDS = 5
+RIDGES = np.logspace(-3, 2, 6)
+"""Of what is tried, per user and mean variance of the vectors."""
+
+
+def advantages(vectors: Tensor, values: Tensor, keys: np.ndarray, num_values: Mapping[str, int]) -> dict[str, float]:
+    """2 AUC - 1 of planes that are fitted to the other folds' users, macro AUC over values; 0 at chance or below.
+
+    Args:
+        vectors: (U, d) of users whose values may be seen.
+        values: (U, m) -1 unknown.
+        keys: (U,) uint64.
+        num_values: of each attribute, in the order of `values`.
+    """
+    fold, found = (mix(keys, "readable") % np.uint64(FOLDS)).astype(np.int64), {}
+    for (name, size), column in zip(num_values.items(), values.cpu().t(), strict=True):
+        known = column >= 0
+        found[name] = _advantage(vectors[known].cpu(), column[known], fold[known.numpy()], size)
+    return found
+
+
+def _advantage(vectors: Tensor, values: Tensor, fold: np.ndarray, num_values: int) -> float:
+    """Of one attribute that all these users have a value of; 0 where they are too few to be told apart."""
+    if len(np.unique(fold)) < 2 or len(values.unique()) < 2:
+        return 0.0
+    ridges = RIDGES * len(vectors) * float(vectors.var(0).mean())
+    targets = one_hot(values, num_values).double()
+    scores = cross_val_predict(RidgeCV(ridges), vectors.double().numpy(), targets.numpy(), cv=PredefinedSplit(fold))
+    auc = macro_auc(scores, values.numpy(), np.ones((1, len(values))), fold)[0]
+    return max(0.0, 2 * float(np.nan_to_num(auc, nan=0.5)) - 1)

@@ -30,6 +30,12 @@ def config(bundle, pointer, **gates) -> PromoteConfig:
     return validate_config(PromoteConfig, {"bundle": str(bundle), "pointer": str(pointer), "gates": gates})
 
 
+def make_again(bundle: Path) -> None:
+    """Other weights in its place."""
+    shutil.rmtree(bundle)
+    write_bundle(bundle, 1)
+
+
 @pytest.fixture
 def pointer(tmp_path):
     promote(config(write_bundle(tmp_path / "first"), tmp_path / "live.json"))
@@ -81,8 +87,9 @@ def test_looser_gates_let_it_through(tmp_path, pointer):
     [
         (lambda pointer: pointer.write_text("{"), "is damaged"),
         (lambda pointer: shutil.rmtree(pointer.parent / "first"), "the live bundle: no bundle at"),
+        (lambda pointer: make_again(pointer.parent / "first"), r"was made again since it was promoted \(was v0\)"),
     ],
-    ids=["a damaged pointer", "a lost bundle"],
+    ids=["a damaged pointer", "a lost bundle", "a bundle made again"],
 )
 def test_what_is_live_and_cannot_be_read_can_be_left(tmp_path, pointer, lose, says):
     second = write_bundle(tmp_path / "second", 1)
@@ -219,17 +226,14 @@ def test_what_may_pass_is_tried_again_and_nothing_ends_the_following(tmp_path, p
 
 
 def test_a_bundle_made_again_in_its_place_is_served_once_it_is_promoted(tmp_path, pointer):
-    def make_again() -> None:
-        shutil.rmtree(tmp_path / "first")
-        write_bundle(tmp_path / "first", 1)
-
     def refuse() -> None:
         with pytest.raises(UserError, match="is version v1, promoted was v0: promote it again"):
             LiveEngine(str(pointer), 1.0)
 
     told: Told = []
-    promoted = (lambda: promote(config(tmp_path / "first", pointer)), lambda: len(told) == 2)
-    follow(pointer, told, (make_again, lambda: True), (refuse, lambda: True), promoted)
+    first = tmp_path / "first"
+    promoted = (lambda: promote(config(first, pointer, against_live=False)), lambda: len(told) == 2)
+    follow(pointer, told, (lambda: make_again(first), lambda: True), (refuse, lambda: True), promoted)
     assert told == [("v0", None), ("v1", "v0")]
     with pytest.raises(UserError, match="nothing to go back to"):
         move_back(str(pointer))

@@ -28,8 +28,8 @@ from mtrec_ray.training.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators import make_packs
 from mtrec_ray.training.eliminators_config import EliminatorsConfig, combination_name
-from mtrec_ray.training.eliminators_loop import PREFIXES, make_pack_trainee
 from mtrec_ray.training.eliminators_run import Combination, EliminatorsRecord
+from mtrec_ray.training.pack_trainee import PREFIXES, make_pack_trainee
 from mtrec_ray.training.worker import prepare_process
 from tuning.data import Remembered, first_buckets, map_here
 from tuning.trial import Plan

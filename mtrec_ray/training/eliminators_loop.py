@@ -1,168 +1,24 @@
-"""What each data-parallel worker of one pack of eliminators does, one function per level.
-
-Which weights are kept is decided for each combination alone, so a pack's outcome is that of its members: at each look
-at the validation event, those whose NDCG@10 has not fallen below a bar, which is a share of the backbone's and lower
-where the backbone tells more of what is hidden. The map behind the last layer is used as far as it stays above the bar
-by itself.
-"""
+"""What each data-parallel worker of one pack of eliminators does, one function per level."""
 
 import json
 import tempfile
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray.train
 import ray.train.torch
 import safetensors.torch
-import torch
-from torch import Tensor
 
 from mtrec_ray.config import dump_yaml
-from mtrec_ray.hashing import mix
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.models.candidates import Candidate, Eliminated
-from mtrec_ray.models.discriminators import Discriminators, value_weights
-from mtrec_ray.models.eliminators import Combination
-from mtrec_ray.models.sequential import SequentialBackbone
-from mtrec_ray.models.transport import FOLDS, SHARES
-from mtrec_ray.steps.pretraining import positions_of
-from mtrec_ray.steps.towers import AllReduce
-from mtrec_ray.steps.tuning import AdversaryGame, GameSettings
-from mtrec_ray.streams.held_out import HeldOutUsers, Prefixes, read_held_out, read_prefixes
+from mtrec_ray.streams.held_out import read_held_out, read_prefixes
 from mtrec_ray.streams.sequences import VALIDATION_EVENT
-from mtrec_ray.streams.windows import WindowBatch, WindowPlan, window_batches
-from mtrec_ray.training.accuracy import held_out_metrics, stacked_metrics, vectors_in_chunks
+from mtrec_ray.streams.windows import window_batches
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone, load_window_plan
-from mtrec_ray.training.eliminators_run import EliminatorsRecord, figure_name, make_candidate, weights_uri
-from mtrec_ray.training.readable import advantages
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, weights_uri
+from mtrec_ray.training.pack_trainee import PREFIXES, PackTrainee, make_pack_trainee
 from mtrec_ray.training.weights import save_weights
-from mtrec_ray.training.worker import (
-    CHECK_CLOCK_EVERY,
-    Clock,
-    all_reduce,
-    check_lake,
-    gather_rows,
-    mean_over_workers,
-    prepare_process,
-    seed_step,
-)
-
-PREFIXES = 8
-"""Histories of each user that the transport is fitted on."""
-
-
-@dataclass
-class PackTrainee:
-    """The game of one pack, the weights kept so far, and their figures."""
-
-    record: EliminatorsRecord
-    game: AdversaryGame
-    kept: dict[str, Tensor]
-    figures: dict[str, float]
-    backbone_ndcg: float
-    device: torch.device
-    next_step: int = 0
-
-    @property
-    def candidate(self) -> Candidate:
-        return self.game.candidate
-
-    def step(self, batch: WindowBatch, rank: int) -> None:
-        """Train on one worker's share of a global batch."""
-        optim, seed = self.record.config.optim, self.record.config.seed
-        seed_step(seed, batch.step)
-        negatives = torch.randint(self.candidate.backbone.config.num_titles, (optim.num_negatives,)).to(self.device)
-        seed_step(seed, batch.step, rank)
-        history, targets, values = (
-            torch.from_numpy(array).to(self.device) for array in (batch.history, batch.targets, batch.attribute_index)
-        )
-        positions = positions_of(self.candidate.backbone, history, targets, optim.mask_share)
-        self.game.step(positions, values, negatives)
-        self.next_step = batch.step + 1
-
-    def fit_transport(self, seen: Prefixes, rank: int, world_size: int) -> None:
-        """Fit the maps, which live and averaged weights share, on the users of all workers."""
-        average, config = self.game.average.module, self.record.config
-        if not isinstance(average, Eliminated) or not average.pack.config.transport_units:
-            return
-        history, values = (torch.from_numpy(a).to(self.device) for a in (seen.history, seen.attribute_index))
-        user = torch.from_numpy(seen.keys.view(np.int64)).to(self.device)
-        vectors = vectors_in_chunks(average.vectors_before_transport, history, values)  # (K, V, d)
-        vectors, values, user = (gather_rows(t, rank, world_size) for t in (vectors.transpose(0, 1), values, user))
-        fold = mix(user.cpu().numpy().view(np.uint64), "transport", config.seed) % np.uint64(FOLDS)
-        first = self.next_step == 0
-        average.pack.fit_transport(
-            vectors.transpose(0, 1).contiguous(),
-            values,
-            user,
-            torch.from_numpy(fold.astype(np.int64)).to(self.device),
-            average.backbone.title_vectors(),
-            weight=config.transport.weight,
-            steps=config.transport.steps if first else config.transport.later_steps,
-            seed=config.seed + self.next_step,
-            find_share=first,
-        )
-
-    def bound_share(self, users: HeldOutUsers) -> None:
-        """Use less of each map until it keeps enough of the backbone's accuracy by itself."""
-        average = self.game.average.module
-        if not isinstance(average, Eliminated) or not average.pack.config.transport_units:
-            return
-        share = average.pack.transport_share[:, 0, 0]  # (K,) a view
-        for lower in reversed(SHARES[:-1]):
-            ndcgs = zip(average.combinations, self._validate(users), strict=True)
-            costly = torch.tensor([ndcg < self._bar(combination) for combination, ndcg in ndcgs], device=self.device)
-            if not costly.any():
-                break
-            share.copy_(torch.where(costly, share.clamp(max=lower), share))
-
-    def begin(self, seen: Prefixes, users: HeldOutUsers, rank: int, world_size: int) -> None:
-        """Before the first step: set the bars, fit the maps to `seen`, bound them by `users`, keep what is there."""
-        self._set_bars(users, rank, world_size)
-        self.fit_transport(seen, rank, world_size)
-        self.bound_share(users)
-        self.kept = {name: value.detach().clone() for name, value in self.candidate.own_parameters().items()}
-
-    def look(self, users: HeldOutUsers) -> None:
-        """Validate the running mean and keep the combinations that are accurate enough."""
-        average = self.game.average.module
-        for k, (combination, ndcg) in enumerate(zip(average.combinations, self._validate(users), strict=True)):
-            if ndcg < self._bar(combination):
-                continue
-            keep(self.kept, average.own_parameters(), None if len(average.combinations) == 1 else k)
-            self.figures[figure_name("val/ndcg", combination)] = ndcg
-            self.figures[figure_name("step", combination)] = float(self.next_step)
-
-    def _set_bars(self, users: HeldOutUsers, rank: int, world_size: int) -> None:
-        """Into the figures: the least validation NDCG@10 of each combination."""
-        optim, backbone = self.record.config.optim, self.candidate.backbone
-        history, values, keys = (
-            torch.from_numpy(array).to(self.device)
-            for array in (users.history, users.attribute_index, users.keys.view(np.int64))
-        )
-        vectors = vectors_in_chunks(backbone.user_vectors, history)
-        vectors, values, keys = (gather_rows(rows, rank, world_size) for rows in (vectors, values, keys))
-        sizes = {name: len(declared) for name, declared in self.record.attributes.items()}
-        told = advantages(vectors, values, keys.cpu().numpy().view(np.uint64), sizes)
-        for combination in self.candidate.combinations:
-            most = max(told[name] for name in combination)
-            kept = min(optim.keep_share, 1 - optim.price * most**2)
-            self.figures[figure_name("val/ndcg_least", combination)] = kept * self.backbone_ndcg
-
-    def _bar(self, combination: Combination) -> float:
-        return self.figures[figure_name("val/ndcg_least", combination)]
-
-    def _validate(self, users: HeldOutUsers) -> list[float]:
-        """NDCG@10 of each combination's running mean, over the users of all workers."""
-        average = self.game.average.module
-        history, values = (torch.from_numpy(a).to(self.device) for a in (users.history, users.attribute_index))
-        vectors = vectors_in_chunks(average.user_vectors, history, values)  # (K, U, d)
-        metrics = stacked_metrics(users, vectors, average.backbone.title_vectors())
-        means = (mean_over_workers(one.means(), len(users), self.game.all_reduce, self.device) for one in metrics)
-        return [one["ndcg"] for one in means]
+from mtrec_ray.training.worker import CHECK_CLOCK_EVERY, Clock, check_lake
 
 
 def pack_loop_per_worker(settings: dict[str, Any]) -> None:
@@ -207,60 +63,6 @@ def pack_loop_per_worker(settings: dict[str, Any]) -> None:
         save_weights(weights_uri(record, pack), trainee.kept, trainee.figures)
         settings["board"].put.remote(trainee.next_step)
     _report(trainee, rank)
-
-
-def make_pack_trainee(
-    record: EliminatorsRecord,
-    pack: str,
-    backbone: SequentialBackbone,
-    plan: WindowPlan,
-    device: torch.device,
-    users: HeldOutUsers,
-    world_size: int,
-) -> PackTrainee:
-    """The game before its first step; the seed and the combinations' names alone decide the weights."""
-    config = record.config
-    prepare_process(config.runner.cpus_per_worker)
-    backbone.to(device)
-    reduce: AllReduce | None = all_reduce if world_size > 1 else None
-    history = torch.from_numpy(users.history).to(device)
-    vectors = vectors_in_chunks(backbone.user_vectors, history)
-    means = held_out_metrics(users, vectors, backbone.title_vectors()).means()
-    means = mean_over_workers(means, len(users), reduce, device)
-    candidate = make_candidate(record, backbone, record.packs[pack]).to(device)
-    sizes = {name: len(values) for name, values in record.attributes.items()}
-    adversary = config.adversary
-    discriminators = Discriminators(
-        sizes, candidate.combinations, width=backbone.config.width, hidden=adversary.discriminator_width
-    )
-    discriminators.init_weights(config.seed)
-    game = AdversaryGame(
-        candidate,
-        discriminators.to(device),
-        value_weights(plan.value_counts, power=adversary.class_power).to(device),
-        GameSettings(
-            weight=adversary.weight,
-            discriminator_steps=adversary.discriminator_steps,
-            columns=adversary.columns,
-            generator_lr=adversary.generator_lr,
-            discriminator_lr=adversary.discriminator_lr,
-            l2=adversary.l2,
-            average=adversary.averaging,
-        ),
-        reduce,
-    )
-    figures = {"val/ndcg/none": means["ndcg"]}
-    figures |= {figure_name("step", combination): 0.0 for combination in candidate.combinations}
-    return PackTrainee(record, game, {}, figures, means["ndcg"], device)
-
-
-def keep(kept: Mapping[str, Tensor], newest: Mapping[str, Tensor], combination: int | None) -> None:
-    """Copy one combination's part of each stacked tensor, or everything where there is only one."""
-    for name, tensor in kept.items():
-        if combination is None:
-            tensor.copy_(newest[name])
-        else:
-            tensor[combination].copy_(newest[name][combination])
 
 
 def _restore(trainee: PackTrainee) -> bool:

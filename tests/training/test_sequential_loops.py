@@ -25,12 +25,12 @@ from mtrec_ray.models.eliminators import EliminatorPack
 from mtrec_ray.streams.ordered import read_here
 from mtrec_ray.streams.sequences import SequenceConfig, Sequences, is_attacked
 from mtrec_ray.streams.windows import make_window_plan, read_users, window_batches
-from mtrec_ray.training import backbone, backbone_loop, eliminators, eliminators_loop
+from mtrec_ray.training import backbone, backbone_loop, eliminators, eliminators_loop, pack_trainee
 from mtrec_ray.training.backbone_config import BackboneConfig
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators_config import EliminatorsConfig
-from mtrec_ray.training.eliminators_loop import PackTrainee
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, is_done, load_candidates, weights_uri
+from mtrec_ray.training.pack_trainee import PackTrainee
 from tests.tuning.conftest import build_here
 from tuning.data import map_here
 
@@ -170,14 +170,14 @@ def test_nothing_of_a_pack_sees_the_attackers_users(lake, source, one_worker, mo
         seen["prefixes"].append(prefixes.keys)
         fit_transport(trainee, prefixes, *rest)
 
-    def measure(users: Any, *vectors: Any, stacked_metrics: Any = eliminators_loop.stacked_metrics) -> Any:
+    def measure(users: Any, *vectors: Any, stacked_metrics: Any = pack_trainee.stacked_metrics) -> Any:
         seen["looks"].append(users.keys)
         return stacked_metrics(users, *vectors)
 
     stream = partial(read_here, read=read)
     monkeypatch.setattr(eliminators_loop, "window_batches", partial(window_batches, stream=stream))
     monkeypatch.setattr(PackTrainee, "fit_transport", match)
-    monkeypatch.setattr(eliminators_loop, "stacked_metrics", measure)
+    monkeypatch.setattr(pack_trainee, "stacked_metrics", measure)
     eliminators.train_eliminators(eliminators_config(source, tmp_path / "watched"))
     everybody = np.concatenate([Sequences.read(lake, b, source.config.sequences).keys for b in range(BUCKETS)])
     open_users = set(everybody[~is_attacked(everybody, source.config.sequences)].tolist())
@@ -209,7 +209,7 @@ def test_a_map_is_used_as_far_as_it_keeps_enough_accuracy(
     one_worker(tmp_path / "bounded")
     monkeypatch.setattr(PackTrainee, "_validate", validate)
     monkeypatch.setattr(EliminatorPack, "fit_transport", share_of_one)
-    monkeypatch.setattr(eliminators_loop, "advantages", lambda *_: {"gender": told, "age": 0.0})
+    monkeypatch.setattr(pack_trainee, "advantages", lambda *_: {"gender": told, "age": 0.0})
     optim = {"epochs": 4, "lanes": 2, "batch_windows": 16, "keep_share": 0.5, "price": 0.7}
     run = eliminators.train_eliminators(eliminators_config(source, tmp_path / "bounded", optim=optim))
     assert run.metrics["val/ndcg_least/gender"] == pytest.approx(
@@ -269,7 +269,7 @@ def test_nothing_is_made_of_eliminators_whose_backbone_was_trained_again(source,
 
 def test_a_worker_without_validation_users_takes_part(source, one_worker, monkeypatch, tmp_path):
     one_worker(tmp_path / "nobody")
-    monkeypatch.setattr(eliminators_loop, "mean_over_workers", lambda means, count, *_: dict.fromkeys(means, 0.5))
+    monkeypatch.setattr(pack_trainee, "mean_over_workers", lambda means, count, *_: dict.fromkeys(means, 0.5))
     read_held_out = eliminators_loop.read_held_out
     monkeypatch.setattr(
         eliminators_loop, "read_held_out", lambda *args: (u := read_held_out(*args)).only(np.zeros(len(u), dtype=bool))

@@ -24,6 +24,8 @@ OPEN = {
     *("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"),
 }
 """Paths that everybody may ask for; every other one is guarded."""
+BODY = "mtrec.body"
+"""Of a scope's extensions: the whole body, where a proxy read it already (serving/proxy.py)."""
 RETRY_AFTER_S = 1
 MAYBE_STORED = "it may have been stored: send it again with the same Idempotency-Key"
 
@@ -119,6 +121,9 @@ class Guard:
         if declared.isdigit() and int(declared) > self.limits.max_body_bytes:
             raise Refused(413, f"the body is longer than {self.limits.max_body_bytes:,} bytes: send less at a time")
         parts, size = [], 0
+        read = scope.get("extensions", {}).get(BODY)
+        if read is not None and len(read) <= self.limits.max_body_bytes:
+            return read
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":

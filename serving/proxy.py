@@ -8,6 +8,9 @@ A proxy answers 503 by itself, at once, when `MTREC_MAX_AT_PROXY` requests are u
 its environment says): it is one process, which passes on some hundreds a second, so this bounds how long the others
 wait. To refuse them in the replicas or in Serve's queue costs as much as to answer them.
 
+A short body travels with its request's scope: without it a replica asks the proxy for the body, a call back for each
+request, which cost more than to answer it.
+
 Proxies take their middlewares from `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in their own environment: `mtrec serve`
 sets it for the Ray that it starts; on a cluster it stands before `ray start`.
 """
@@ -19,7 +22,7 @@ from ray.util.metrics import Counter
 from starlette.middleware import Middleware
 
 from mtrec_ray.errors import UserError
-from serving.guard import MAYBE_STORED, RETRY_AFTER_S, App, Message, Receive, Refused, Scope, Send, answer
+from serving.guard import BODY, MAYBE_STORED, RETRY_AFTER_S, App, Message, Receive, Refused, Scope, Send, answer
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 HEALTH = ("/healthz", "/readyz")
@@ -30,6 +33,8 @@ ONLY_READ = {"GET", "HEAD", "POST"}
 """Methods of this API that change nothing; what is put may have been stored before the replica died."""
 MAX_KEPT_BYTES = 4_000_000
 """Longer bodies are not kept to be sent again."""
+MAX_IN_SCOPE_BYTES = 100_000
+"""Longer bodies, or of a length that is not told, are asked for by the replica."""
 
 
 def use() -> None:
@@ -74,6 +79,12 @@ class Again:
             self.under_way -= 1
 
     async def _pass_on(self, scope: Scope, request: "Request", send: Send) -> None:
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        if length.isdigit() and 0 < int(length) <= MAX_IN_SCOPE_BYTES:
+            body = await request.body()
+            if request.left:
+                return
+            scope = {**scope, "extensions": {**scope.get("extensions", {}), BODY: body}}
         if await self._answered(scope, request, send) or request.left:
             return
         keyed = any(name == b"idempotency-key" for name, _ in scope["headers"])
@@ -128,6 +139,16 @@ class Request:
 
     def rewind(self) -> None:
         self._next = 0
+
+    async def body(self) -> bytes:
+        """All of it, which `receive` gives again; what came of it where the caller left."""
+        parts, more = list[bytes](), True
+        while more and not self.left:
+            message = await self.receive()
+            parts.append(message.get("body", b""))
+            more = message.get("more_body", False)
+        self.rewind()
+        return b"".join(parts)
 
     async def receive(self) -> Message:
         if self._next < len(self._kept):

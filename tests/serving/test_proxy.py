@@ -9,8 +9,9 @@ from starlette.testclient import TestClient
 
 from mtrec_ray.errors import UserError
 from serving import proxy
+from serving.config import LimitsConfig
 from serving.endpoint import build
-from serving.guard import Message, Receive, Scope, Send
+from serving.guard import BODY, Guard, Message, Receive, Scope, Send
 from serving.proxy import Again, middlewares
 
 OK = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
@@ -141,3 +142,39 @@ def test_the_queue_is_bounded_and_its_refusals_say_when_to_return():
     application = build({"bundle": "b", "host": "127.0.0.1", "limits": {"max_queued": 7}})
     deployment = application._bound_deployment
     assert (deployment.max_queued_requests, deployment.backpressure_config.retry_after_s) == (7, 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "in_scope"),
+    [
+        (b"parts", b"parts"),
+        (iter([b"par", b"ts"]), None),
+        (b"p" * (proxy.MAX_IN_SCOPE_BYTES + 1), None),
+        (b"", None),
+    ],
+    ids=["short", "of no told length", "long", "none"],
+)
+def test_a_short_body_travels_with_its_scope_and_can_be_received_too(content, in_scope):
+    app = Proxy(1)
+    client, _ = through(app)
+    answer = client.post("/v1/recommend", content=content)
+    assert answer.content == (content if isinstance(content, bytes) else b"parts")
+    assert [scope.get("extensions", {}).get(BODY) for scope in app.scopes] == [in_scope] * 2
+
+
+@pytest.mark.parametrize(("limit", "status"), [(5, 200), (4, 413)])
+def test_a_replica_asks_for_no_body_that_came_with_its_scope(limit, status):
+    async def replica(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(OK)
+        await send({"type": "http.response.body", "body": await body_of(receive)})
+
+    async def serves_proxy(scope: Scope, receive: Receive, send: Send) -> None:
+        async def never() -> Message:
+            raise AssertionError("asked for the body")
+
+        guard = Guard(replica, (), LimitsConfig(max_body_bytes=limit), lambda kind: None)
+        await guard({**scope, "path": "/v1/recommend"}, never, send)
+
+    answer = TestClient(Again(serves_proxy, 1, lambda outcome: None)).post("/v1/recommend", content=b"parts")
+    assert answer.status_code == status
+    assert status != 200 or answer.content == b"parts"

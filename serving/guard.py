@@ -121,7 +121,7 @@ class Guard:
         if declared.isdigit() and int(declared) > self.limits.max_body_bytes:
             raise Refused(413, f"the body is longer than {self.limits.max_body_bytes:,} bytes: send less at a time")
         parts, size = [], 0
-        read = scope.get("extensions", {}).get(BODY)
+        read = (scope.get("extensions") or {}).get(BODY)
         if read is not None and len(read) <= self.limits.max_body_bytes:
             return read
         while True:

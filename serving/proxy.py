@@ -84,7 +84,7 @@ class Again:
             body = await request.body()
             if request.left:
                 return
-            scope = {**scope, "extensions": {**scope.get("extensions", {}), BODY: body}}
+            scope = {**scope, "extensions": {**(scope.get("extensions") or {}), BODY: body}}
         if await self._answered(scope, request, send) or request.left:
             return
         keyed = any(name == b"idempotency-key" for name, _ in scope["headers"])

@@ -63,11 +63,16 @@ def build_api(service: Service, keys: tuple[str, ...], limits: LimitsConfig) -> 
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        following = asyncio.create_task(service.live.follow(service.telemetry.serving))
+        telemetry = service.telemetry
+        beside = [
+            asyncio.create_task(service.live.follow(telemetry.serving)),
+            asyncio.create_task(telemetry.keep_telling()),
+        ]
         yield
-        following.cancel()
-        with suppress(asyncio.CancelledError):
-            await following
+        for task in beside:
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
         if service.store is not None:
             await service.store.close()
 

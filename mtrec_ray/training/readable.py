@@ -38,6 +38,7 @@ def _advantage(vectors: Tensor, values: Tensor, fold: np.ndarray, num_values: in
         return 0.0
     ridges = RIDGES * len(vectors) * float(vectors.var(0).mean())
     targets = one_hot(values, num_values).double()
-    scores = cross_val_predict(RidgeCV(ridges), vectors.double().numpy(), targets.numpy(), cv=PredefinedSplit(fold))
+    cv = PredefinedSplit(fold)
+    scores = np.asarray(cross_val_predict(RidgeCV(ridges), vectors.double().numpy(), targets.numpy(), cv=cv))
     auc = macro_auc(scores, values.numpy(), np.ones((1, len(values))), fold)[0]
     return max(0.0, 2 * float(np.nan_to_num(auc, nan=0.5)) - 1)

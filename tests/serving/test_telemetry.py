@@ -1,0 +1,69 @@
+"""What Prometheus would see of a histogram that is told at once."""
+
+import asyncio
+from collections import defaultdict
+
+import pytest
+
+from serving import telemetry
+from serving.telemetry import Tally, Telemetry
+
+VALUES = [0.4, 0.5, 0.6, 3.0, 3.0, 70.0]
+
+
+@pytest.fixture
+def told(monkeypatch) -> dict[tuple[str, ...], float]:
+    """(name, stage, le) -> the sum of what Ray's counter was raised by."""
+    found: dict[tuple[str, ...], float] = defaultdict(float)
+
+    class Recorded:
+        def __init__(self, name: str, description: str = "", tag_keys: tuple[str, ...] = ()) -> None:
+            self.name, self.tag_keys = name, tag_keys
+
+        def inc(self, by: float, tags: dict[str, str]) -> None:
+            assert by > 0  # as Ray's has it
+            assert set(tags) == set(self.tag_keys)
+            found[(self.name, *tags.values())] += by
+
+    monkeypatch.setattr(telemetry, "Counter", Recorded)
+    return found
+
+
+def test_buckets_are_cumulative_and_sums_exact(told):
+    tally = Tally("t", "Some.", (0.5, 1, 5))
+    for value in VALUES:
+        tally.observe(value, "model")
+    assert not told
+    tally.tell()
+    buckets = {"0.5": 2, "1": 3, "5": 5, "+Inf": 6}
+    assert {key[2]: by for key, by in told.items() if key[0] == "t_bucket"} == buckets
+    assert told["t_count", "model"] == 6
+    assert told["t_sum", "model"] == pytest.approx(sum(VALUES))
+
+
+def test_nothing_is_told_twice_and_stages_apart(told):
+    tally = Tally("t", "Some.", (0.5, 1, 5))
+    for value in VALUES:
+        tally.observe(value, "store")
+        tally.tell()
+    tally.observe(0.0, "model")
+    tally.tell()
+    tally.tell()
+    assert (told["t_count", "store"], told["t_count", "model"]) == (6, 1)
+    assert told["t_bucket", "store", "+Inf"] == 6
+    assert told["t_bucket", "store", "0.5"] == 2
+
+
+def test_the_last_second_is_told_too(told):
+    async def run() -> None:
+        figures = Telemetry()
+        telling = asyncio.create_task(figures.keep_telling())
+        await asyncio.sleep(0)
+        with figures.stage("recommend"):
+            pass
+        telling.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await telling
+
+    asyncio.run(run())
+    assert told["mtrec_stage_latency_ms_count", "recommend"] == 1

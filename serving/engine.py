@@ -53,7 +53,7 @@ class Engine:
 
     def __init__(self, bundle: Bundle) -> None:
         self.manifest = bundle.manifest
-        self.backbone = bundle.backbone()
+        self.backbone = bundle.backbone().remember_titles()
         self.pack = bundle.eliminators().with_identity()
         self.combinations: dict[Combination, int] = {c: place for place, c in enumerate(self.pack.combinations)}
         self.prompts = PromptCache(self.backbone, self.pack)

@@ -93,6 +93,7 @@ class SequentialBackbone(nn.Module):
         self.positions = nn.Parameter(torch.empty(self.num_columns, config.width))
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.dropout = ByteDropout(config.dropout)
+        self._remembered: tuple[Tensor, Tensor] | None = None
 
     @property
     def mask_token(self) -> int:
@@ -127,9 +128,11 @@ class SequentialBackbone(nn.Module):
         hidden = self.dropout(hidden)
         mask = self._attention_mask(histories)
         prompts = repeat(None) if eliminators is None else eliminators.cached_prompts or self.prompt_layers(eliminators)
+        known = self._known_keys_values(histories)
         for number, (layer, of_prompts) in enumerate(zip(self.layers, prompts, strict=False)):
             wanted = read if number + 1 == len(self.layers) else None
-            hidden = layer(hidden, mask, of_prompts, eliminators, number, read=wanted)
+            hidden = layer(hidden, mask, of_prompts, eliminators, number, read=wanted, keys_values=known)
+            known = None
         if eliminators is not None:
             return eliminators.finish(hidden)
         return hidden if history.dim() == 3 else hidden[0]
@@ -154,6 +157,20 @@ class SequentialBackbone(nn.Module):
             history = F.pad(history, (0, 1), value=-1).scatter(-1, lengths, self.mask_token)
             return self(history, eliminators=eliminators, read=lengths).squeeze(-2)
         return self(history, eliminators=eliminators, read=lengths - 1).squeeze(-2)
+
+    @torch.no_grad()
+    def remember_titles(self) -> "SequentialBackbone":
+        """Keep the first layer's keys and values of each title, (N, 2 d), for weights that will not change any more."""
+        key_value = cast("Layer", self.layers[0]).key_value
+        self._remembered = F.linear(self.titles.weight, key_value.weight), key_value(self.positions)
+        return self
+
+    def _known_keys_values(self, histories: Tensor) -> Tensor | None:
+        """(G or 1, B, T, 2 d) of the first layer, where they are remembered: they are linear in title and position."""
+        if self._remembered is None or self.training:
+            return None
+        of_titles, of_positions = self._remembered
+        return F.embedding(histories.clamp(min=0), of_titles) + of_positions[: histories.shape[-1]]
 
     def title_vectors(self) -> Tensor:
         """(N, d) vectors of the catalogue."""
@@ -207,9 +224,15 @@ class Layer(nn.Module):
         number: int,
         *,
         read: Tensor | None,
+        keys_values: Tensor | None = None,
     ) -> Tensor:
-        """(G or 1, B, T, d), the prompts' keys and values (G, B, H, P, 2 d / H) -> (G, B, T or Q, d)."""
-        keys, values = self.heads(self.key_value(hidden)).chunk(2, dim=-1)  # (G or 1, B, H, T, d / H)
+        """(G or 1, B, T, d), the prompts' keys and values (G, B, H, P, 2 d / H) -> (G, B, T or Q, d).
+
+        `keys_values` are those of `hidden`, (G or 1, B, T, 2 d), where they are known.
+        """
+        if keys_values is None:
+            keys_values = self.key_value(hidden)
+        keys, values = self.heads(keys_values).chunk(2, dim=-1)  # (G or 1, B, H, T, d / H)
         if read is not None:
             hidden, mask = _take_columns(hidden, mask, read)  # (G or 1, B, Q, d)
         queries = self.heads(self.query(hidden)) * keys.shape[-1] ** -0.5  # (G or 1, B, H, T or Q, d / H)

@@ -57,6 +57,14 @@ def test_reading_some_columns_equals_taking_them_of_all(kind, shape):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_remembered_titles_change_nothing(kind):
+    backbone, remembering = make_backbone(kind), make_backbone(kind).remember_titles()
+    close(remembering(HISTORIES), backbone(HISTORIES))
+    close(remembering.user_vectors(HISTORIES[:, None]), backbone.user_vectors(HISTORIES[:, None]))
+    assert remembering.state_dict().keys() == backbone.state_dict().keys()
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_filler_does_not_change_a_vector(kind):
     backbone = make_backbone(kind)
     vectors = backbone.user_vectors(HISTORIES)

@@ -9,7 +9,7 @@ its environment says): it is one process, which passes on some hundreds a second
 wait. To refuse them in the replicas or in Serve's queue costs as much as to answer them.
 
 A short body travels with its request's scope: without it a replica asks the proxy for the body, a call back for each
-request, which cost more than to answer it.
+request, which cost more than the forward.
 
 Proxies take their middlewares from `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in their own environment: `mtrec serve`
 sets it for the Ray that it starts; on a cluster it stands before `ray start`.

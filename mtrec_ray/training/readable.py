@@ -36,7 +36,7 @@ def _advantage(vectors: Tensor, values: Tensor, fold: np.ndarray, num_values: in
     """Of one attribute that all these users have a value of; 0 where they are too few to be told apart."""
     if len(np.unique(fold)) < 2 or len(values.unique()) < 2:
         return 0.0
-    ridges = RIDGES * len(vectors) * float(vectors.var(0).mean())
+    ridges = RIDGES * len(vectors) * max(float(vectors.var(0).mean()), 1e-12)
     targets = one_hot(values, num_values).double()
     cv = PredefinedSplit(fold)
     scores = np.asarray(cross_val_predict(RidgeCV(ridges), vectors.double().numpy(), targets.numpy(), cv=cv))

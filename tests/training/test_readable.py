@@ -31,3 +31,9 @@ def test_what_was_planted_is_told_and_noise_is_not():
 @pytest.mark.parametrize("known", [0, 1, 3])
 def test_of_hardly_anybody_nothing_is_told(known):
     assert all(0 <= advantage <= 1 for advantage in told(2.0, known).values())
+
+
+def test_vectors_that_are_all_alike_tell_nothing():
+    keys = np.arange(40, dtype=np.uint64)
+    values = torch.arange(40)[:, None] % 2
+    assert advantages(torch.ones(40, 8), values, keys, {"gender": 2}) == {"gender": 0.0}

@@ -85,7 +85,7 @@ class PackTrainee:
             find_share=first,
         )
 
-    def bound_share(self, users: HeldOutUsers) -> None:
+    def _bound_share(self, users: HeldOutUsers) -> None:
         """Use less of each map until it keeps enough of the backbone's accuracy by itself."""
         average = self.game.average.module
         if not isinstance(average, Eliminated) or not average.pack.config.transport_units:
@@ -102,7 +102,7 @@ class PackTrainee:
         """Before the first step: set the bars, fit the maps to `seen`, bound them by `users`, keep what is there."""
         self._set_bars(users, rank, world_size)
         self.fit_transport(seen, rank, world_size)
-        self.bound_share(users)
+        self._bound_share(users)
         self.kept = {name: value.detach().clone() for name, value in self.candidate.own_parameters().items()}
 
     def look(self, users: HeldOutUsers) -> None:

@@ -230,9 +230,8 @@ class Layer(nn.Module):
 
         `keys_values` are those of `hidden`, (G or 1, B, T, 2 d), where they are known.
         """
-        if keys_values is None:
-            keys_values = self.key_value(hidden)
-        keys, values = self.heads(keys_values).chunk(2, dim=-1)  # (G or 1, B, H, T, d / H)
+        own = self.key_value(hidden) if keys_values is None else keys_values
+        keys, values = self.heads(own).chunk(2, dim=-1)  # (G or 1, B, H, T, d / H)
         if read is not None:
             hidden, mask = _take_columns(hidden, mask, read)  # (G or 1, B, Q, d)
         queries = self.heads(self.query(hidden)) * keys.shape[-1] ** -0.5  # (G or 1, B, H, T or Q, d / H)

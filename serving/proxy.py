@@ -8,13 +8,15 @@ A proxy answers 503 by itself, at once, when `MTREC_MAX_AT_PROXY` requests are u
 its environment says): it is one process, which passes on some hundreds a second, so this bounds how long the others
 wait. To refuse them in the replicas or in Serve's queue costs as much as to answer them.
 
-A short body travels with its request's scope: without it a replica asks the proxy for the body, a call back for each
-request, which cost more than the forward.
+A short body travels with its request's scope, so that the replica need not wait until it has asked the proxy for it,
+and ask again for what comes behind it: the two calls cost more than the forward. A body that is slow to come is left to
+the replica, which looks at the caller's key first.
 
 Proxies take their middlewares from `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in their own environment: `mtrec serve`
 sets it for the Ray that it starts; on a cluster it stands before `ray start`.
 """
 
+import asyncio
 import os
 from collections.abc import Callable
 
@@ -35,6 +37,8 @@ MAX_KEPT_BYTES = 4_000_000
 """Longer bodies are not kept to be sent again."""
 MAX_IN_SCOPE_BYTES = 100_000
 """Longer bodies, or of a length that is not told, are asked for by the replica."""
+BODY_WITHIN_S = 1.0
+"""So are those that are not there by then."""
 
 
 def use() -> None:
@@ -81,10 +85,11 @@ class Again:
     async def _pass_on(self, scope: Scope, request: "Request", send: Send) -> None:
         length = dict(scope["headers"]).get(b"content-length", b"")
         if length.isdigit() and 0 < int(length) <= MAX_IN_SCOPE_BYTES:
-            body = await request.body()
+            body = await request.body(BODY_WITHIN_S)
             if request.left:
                 return
-            scope = {**scope, "extensions": {**(scope.get("extensions") or {}), BODY: body}}
+            if body is not None:
+                scope = {**scope, "extensions": {**(scope.get("extensions") or {}), BODY: body}}
         if await self._answered(scope, request, send) or request.left:
             return
         keyed = any(name == b"idempotency-key" for name, _ in scope["headers"])
@@ -140,14 +145,19 @@ class Request:
     def rewind(self) -> None:
         self._next = 0
 
-    async def body(self) -> bytes:
-        """All of it, which `receive` gives again; what came of it where the caller left."""
+    async def body(self, within_s: float) -> bytes | None:
+        """All of it, None where it does not come in time; `receive` gives again what came, and then the rest."""
         parts, more = list[bytes](), True
-        while more and not self.left:
-            message = await self.receive()
-            parts.append(message.get("body", b""))
-            more = message.get("more_body", False)
-        self.rewind()
+        try:
+            async with asyncio.timeout(within_s):
+                while more and not self.left:
+                    message = await self.receive()
+                    parts.append(message.get("body", b""))
+                    more = message.get("more_body", False)
+        except TimeoutError:
+            return None
+        finally:
+            self.rewind()
         return b"".join(parts)
 
     async def receive(self) -> Message:

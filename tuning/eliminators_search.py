@@ -48,13 +48,15 @@ TAKEN = {
     "seed": "seed",
     "combinations": "combinations",
     "optim.keep_share": "keep_share of the search",
+    "optim.price": "keep_share of the search",
     "runner.cpus_per_worker": "cpus_per_worker of the search",
 }
 """Keys that the search sets, and by what."""
 LEAKAGE, ACCURACY = "leakage/mean", "ndcg@10/mean"
 SHARE = "ndcg_share/mean"
 KEEP_ALL = 1e-6
-"""`optim.keep_share` of every trial: the search decides what accuracy is worth, not each trial for itself."""
+"""`optim.keep_share` of every trial, and of what is trained by its result: the search decides what accuracy is worth,
+not each trial for itself, so no map and no weights are held back by a bar."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +119,9 @@ def check(config: EliminatorsSearchConfig) -> tuple[BackboneRecord, Space]:
     parse_combinations(config.combinations, source.attributes)
     space, groups = parse_space(config.space, EliminatorsConfig, FIXED)
     assert not groups, "model.groups is no key of eliminators"
-    if "optim.keep_share" in config.space:
-        raise UserError("space: optim.keep_share is set by the search; the rule of its choice is keep_share")
+    for key in ("optim.keep_share", "optim.price"):
+        if key in config.space:
+            raise UserError(f"space: {key} has no say in a search; the rule of its choice is keep_share")
     check_base(config.base, TAKEN)
     base = _base(config)
     validate_config(EliminatorsConfig, base)

@@ -144,7 +144,7 @@ class EliminatorsTrial:
         schedule = plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, self.config.seed)
         fraction = min(1.0, optim.validation_users / plan.users)
         seen = read_prefixes(lake, sequences, length, self.buckets, fraction, PREFIXES)
-        trainee = make_pack_trainee(record, pack, backbone, plan, torch.device("cpu"), users, 1)
+        trainee = make_pack_trainee(record, pack, backbone, plan, torch.device("cpu"), users, 0, 1)
         trainee.begin(seen, users, 0, 1)
         look_every = optim.evaluate_every * schedule.steps_per_epoch[0]
         for batch in window_batches(lake, plan, schedule, 0, 1, stream=self.remembered.windows):

@@ -122,10 +122,9 @@ def _warn_of_untrained(record: EliminatorsRecord, figures: dict[str, float]) -> 
     for combination in record.combinations:
         if figures[figure_name("step", combination)] == 0:
             logger.warning(
-                "combination %s: its NDCG@10 was %.4f or more at no look, so it is as before the first step "
-                "(eliminators: transport alone); lower optim.keep_share, adversary.weight or .generator_lr",
+                "combination %s: its NDCG@10 was below its bar (val/ndcg_least) at every look, so it is as before the "
+                "first step (eliminators: transport alone); lower optim.keep_share, adversary.weight or .generator_lr",
                 combination_name(combination),
-                figures[figure_name("val/ndcg_least", combination)],
             )
 
 

@@ -42,7 +42,7 @@ def pack_loop_per_worker(settings: dict[str, Any]) -> None:
     users = users.only(~users.attacked)
     seen = read_prefixes(lake, plan.sequences, plan.length, buckets, fraction, PREFIXES)
     device = ray.train.torch.get_device()
-    trainee = make_pack_trainee(record, pack, backbone, plan, device, users, world_size)
+    trainee = make_pack_trainee(record, pack, backbone, plan, device, users, rank, world_size)
     if not _restore(trainee):
         trainee.begin(seen, users, rank, world_size)
     look_every = optim.evaluate_every * schedule.steps_per_epoch[0]
@@ -75,7 +75,8 @@ def _restore(trainee: PackTrainee) -> bool:
         kept = safetensors.torch.load_file(Path(folder) / "kept.safetensors")
         trainee.kept = {name: tensor.to(trainee.device) for name, tensor in kept.items()}
         state = json.loads((Path(folder) / "progress.json").read_text())
-    trainee.next_step, trainee.figures = state["next_step"], state["figures"]
+    trainee.next_step = state["next_step"]
+    trainee.figures |= state["figures"]
     trainee.game.average.steps = trainee.next_step
     return True
 

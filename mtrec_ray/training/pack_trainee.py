@@ -6,7 +6,7 @@ lower where the backbone tells more of what is hidden. The map behind the last l
 the bar by itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,7 +41,8 @@ class PackTrainee:
     game: AdversaryGame
     kept: dict[str, Tensor]
     figures: dict[str, float]
-    backbone_ndcg: float
+    bars: dict[Combination, float]
+    """Least validation NDCG@10 of each combination."""
     device: torch.device
     next_step: int = 0
 
@@ -85,22 +86,8 @@ class PackTrainee:
             find_share=first,
         )
 
-    def _bound_share(self, users: HeldOutUsers) -> None:
-        """Use less of each map until it keeps enough of the backbone's accuracy by itself."""
-        average = self.game.average.module
-        if not isinstance(average, Eliminated) or not average.pack.config.transport_units:
-            return
-        share = average.pack.transport_share[:, 0, 0]  # (K,) a view
-        for lower in reversed(SHARES[:-1]):
-            ndcgs = zip(average.combinations, self._validate(users), strict=True)
-            costly = torch.tensor([ndcg < self._bar(combination) for combination, ndcg in ndcgs], device=self.device)
-            if not costly.any():
-                break
-            share.copy_(torch.where(costly, share.clamp(max=lower), share))
-
     def begin(self, seen: Prefixes, users: HeldOutUsers, rank: int, world_size: int) -> None:
-        """Before the first step: set the bars, fit the maps to `seen`, bound them by `users`, keep what is there."""
-        self._set_bars(users, rank, world_size)
+        """Before the first step: fit the maps to `seen`, bound them by the accuracy of `users`, keep what is there."""
         self.fit_transport(seen, rank, world_size)
         self._bound_share(users)
         self.kept = {name: value.detach().clone() for name, value in self.candidate.own_parameters().items()}
@@ -109,30 +96,24 @@ class PackTrainee:
         """Validate the running mean and keep the combinations that are accurate enough."""
         average = self.game.average.module
         for k, (combination, ndcg) in enumerate(zip(average.combinations, self._validate(users), strict=True)):
-            if ndcg < self._bar(combination):
+            if ndcg < self.bars[combination]:
                 continue
             keep(self.kept, average.own_parameters(), None if len(average.combinations) == 1 else k)
             self.figures[figure_name("val/ndcg", combination)] = ndcg
             self.figures[figure_name("step", combination)] = float(self.next_step)
 
-    def _set_bars(self, users: HeldOutUsers, rank: int, world_size: int) -> None:
-        """Into the figures: the least validation NDCG@10 of each combination."""
-        optim, backbone = self.record.config.optim, self.candidate.backbone
-        history, values, keys = (
-            torch.from_numpy(array).to(self.device)
-            for array in (users.history, users.attribute_index, users.keys.view(np.int64))
-        )
-        vectors = vectors_in_chunks(backbone.user_vectors, history)
-        vectors, values, keys = (gather_rows(rows, rank, world_size) for rows in (vectors, values, keys))
-        sizes = {name: len(declared) for name, declared in self.record.attributes.items()}
-        told = advantages(vectors, values, keys.cpu().numpy().view(np.uint64), sizes)
-        for combination in self.candidate.combinations:
-            most = max(told[name] for name in combination)
-            kept = min(optim.keep_share, 1 - optim.price * most**2)
-            self.figures[figure_name("val/ndcg_least", combination)] = kept * self.backbone_ndcg
-
-    def _bar(self, combination: Combination) -> float:
-        return self.figures[figure_name("val/ndcg_least", combination)]
+    def _bound_share(self, users: HeldOutUsers) -> None:
+        """Use less of each map until it stays above its bar by itself."""
+        average = self.game.average.module
+        if not isinstance(average, Eliminated) or not average.pack.config.transport_units:
+            return
+        share = average.pack.transport_share[:, 0, 0]  # (K,) a view
+        for lower in reversed(SHARES[:-1]):
+            measured = zip(average.combinations, self._validate(users), strict=True)
+            costly = torch.tensor([ndcg < self.bars[combination] for combination, ndcg in measured], device=self.device)
+            if not costly.any():
+                break
+            share.copy_(torch.where(costly, share.clamp(max=lower), share))
 
     def _validate(self, users: HeldOutUsers) -> list[float]:
         """NDCG@10 of each combination's running mean, over the users of all workers."""
@@ -151,6 +132,7 @@ def make_pack_trainee(
     plan: WindowPlan,
     device: torch.device,
     users: HeldOutUsers,
+    rank: int,
     world_size: int,
 ) -> PackTrainee:
     """The game before its first step; the seed and the combinations' names alone decide the weights."""
@@ -184,9 +166,29 @@ def make_pack_trainee(
         ),
         reduce,
     )
+    bars = _bars(record, candidate.combinations, means["ndcg"], vectors, users, rank, world_size)
     figures = {"val/ndcg/none": means["ndcg"]}
+    figures |= {figure_name("val/ndcg_least", combination): bar for combination, bar in bars.items()}
     figures |= {figure_name("step", combination): 0.0 for combination in candidate.combinations}
-    return PackTrainee(record, game, {}, figures, means["ndcg"], device)
+    return PackTrainee(record, game, {}, figures, bars, device)
+
+
+def _bars(
+    record: EliminatorsRecord,
+    combinations: Sequence[Combination],
+    backbone_ndcg: float,
+    vectors: Tensor,
+    users: HeldOutUsers,
+    rank: int,
+    world_size: int,
+) -> dict[Combination, float]:
+    """The least validation NDCG@10 of each combination, from the backbone's (U, d) vectors of each worker's users."""
+    optim, sizes = record.config.optim, {name: len(values) for name, values in record.attributes.items()}
+    values, keys = (torch.from_numpy(a).to(vectors.device) for a in (users.attribute_index, users.keys.view(np.int64)))
+    vectors, values, keys = (gather_rows(rows, rank, world_size) for rows in (vectors, values, keys))
+    told = advantages(vectors, values, keys.cpu().numpy().view(np.uint64), sizes)
+    most = {combination: max(told[name] for name in combination) for combination in combinations}
+    return {c: min(optim.keep_share, 1 - optim.price * told**2) * backbone_ndcg for c, told in most.items()}
 
 
 def keep(kept: Mapping[str, Tensor], newest: Mapping[str, Tensor], combination: int | None) -> None:

@@ -251,7 +251,7 @@ def _counters(endpoint: EndpointProcess, part: str) -> Figures:
     found: dict[str, float] = {}
     for line in endpoint.metrics().splitlines():
         name = line.partition("{")[0].removeprefix("ray_")
-        if name.startswith("mtrec_") and part in name and not name.endswith("_bucket"):
+        if name.startswith("mtrec_") and part in name and "_bucket" not in name:
             outcome = re.search(r'outcome="([^"]*)"', line)
             key = f"{name} {outcome[1]}" if outcome else name
             found[key] = found.get(key, 0.0) + float(line.rpartition(" ")[2])

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -160,6 +161,58 @@ def test_a_short_body_travels_with_its_scope_and_can_be_received_too(content, in
     answer = client.post("/v1/recommend", content=content)
     assert answer.content == (content if isinstance(content, bytes) else b"parts")
     assert [scope.get("extensions", {}).get(BODY) for scope in app.scopes] == [in_scope] * 2
+
+
+def received_with(messages: list[Message], then: Message | None) -> tuple[Proxy, Again, list[Message]]:
+    """A request that tells of 10 bytes and sends these messages, then that one or nothing more; what was answered."""
+    app, sent = Proxy(0), list[Message]()
+    again = Again(app, 1, lambda _: pytest.fail("counted"))
+
+    async def receive() -> Message:
+        if messages:
+            return messages.pop(0)
+        if then is None:
+            await asyncio.sleep(3600)
+        assert then is not None
+        return then
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def run() -> None:
+        scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-length", b"10")]}
+        with suppress(TimeoutError):
+            async with asyncio.timeout(0.5):
+                await again(scope, receive, send)
+
+    asyncio.run(run())
+    return app, again, sent
+
+
+def test_half_a_body_whose_caller_left_is_nobodys():
+    half: Message = {"type": "http.request", "body": b"first", "more_body": True}
+    app, again, sent = received_with([half], {"type": "http.disconnect"})
+    assert (app.scopes, sent, again.under_way) == ([], [], 0)
+
+
+def test_a_slow_body_is_left_to_the_replica_whole(monkeypatch):
+    monkeypatch.setattr(proxy, "BODY_WITHIN_S", 0.05)
+    half: Message = {"type": "http.request", "body": b"first", "more_body": True}
+    app, again, _ = received_with([half], None)
+    assert [BODY in (scope.get("extensions") or {}) for scope in app.scopes] == [
+        False
+    ]  # the replica refuses it or waits
+    assert again.under_way == 0
+
+    async def late() -> list[Message]:
+        came: asyncio.Queue[Message] = asyncio.Queue()
+        came.put_nowait(half)
+        request = proxy.Request(came.get)
+        assert await request.body(0.01) is None
+        came.put_nowait({"type": "http.request", "body": b"second", "more_body": False})
+        return [await request.receive(), await request.receive()]
+
+    assert [message["body"] for message in asyncio.run(late())] == [b"first", b"second"]
 
 
 @pytest.mark.parametrize(("limit", "status"), [(5, 200), (4, 413)])

@@ -4,9 +4,16 @@ import asyncio
 from collections import defaultdict
 
 import pytest
+from starlette.testclient import TestClient
 
 from serving import telemetry
+from serving.api import build_api
+from serving.config import LimitsConfig
+from serving.live import LiveEngine
+from serving.service import Service
 from serving.telemetry import Tally, Telemetry
+from tests.benchmarks.endpoint_process import wait_for
+from tests.serving.bundles import write_bundle
 
 VALUES = [0.4, 0.5, 0.6, 3.0, 3.0, 70.0]
 
@@ -52,6 +59,15 @@ def test_nothing_is_told_twice_and_stages_apart(told):
     assert (told["t_count", "store"], told["t_count", "model"]) == (6, 1)
     assert told["t_bucket", "store", "+Inf"] == 6
     assert told["t_bucket", "store", "0.5"] == 2
+
+
+def test_an_endpoint_tells_again_and_again(told, monkeypatch, tmp_path):
+    monkeypatch.setattr(telemetry, "TELL_EVERY_S", 0.01)
+    service = Service(LiveEngine(str(write_bundle(tmp_path / "bundle")), 1.0), None, Telemetry(), batch_rows=8)
+    with TestClient(build_api(service, (), LimitsConfig())) as client:
+        for asked in (1, 2):
+            assert client.post("/v1/recommend", json={"history": ["t01"], "territory": "north"}).status_code == 200
+            wait_for(lambda asked=asked: told["mtrec_stage_latency_ms_count", "recommend"] == asked, 10.0)
 
 
 def test_the_last_second_is_told_too(told):

@@ -199,7 +199,7 @@ def test_a_map_is_used_as_far_as_it_keeps_enough_accuracy(
     def validate(trainee: PackTrainee, users: Any) -> list[float]:
         average: Any = trainee.game.average.module
         share = average.pack.transport_share[0].item()
-        return [trainee.backbone_ndcg * (1.0 if share <= 0.25 else 0.4), trainee.backbone_ndcg]
+        return [trainee.figures["val/ndcg/none"] * (1.0 if share <= 0.25 else 0.4), trainee.figures["val/ndcg/none"]]
 
     def share_of_one(pack: Any, *args: Any, fit: Any = EliminatorPack.fit_transport, **settings: Any) -> None:
         fit(pack, *args, **settings)

@@ -17,8 +17,9 @@ from serving.api import build_api
 from serving.config import ServeConfig, api_keys
 from serving.guard import RETRY_AFTER_S
 from serving.live import LiveEngine
+from serving.open_store import open_store
 from serving.service import Service
-from serving.store import is_folder, open_store
+from serving.store import is_folder
 from serving.telemetry import Telemetry
 
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}

@@ -17,7 +17,8 @@ from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.cluster import map_buckets
 from mtrec_ray.lake.manifest import Lake
 from serving.load_config import StoreLoadConfig
-from serving.store import Store, StoreUnavailable, UserState, is_folder, open_store
+from serving.open_store import open_store
+from serving.store import Store, StoreUnavailable, UserState, is_folder
 
 States = list[tuple[str, UserState]]
 Counts = dict[str, int]

@@ -1,17 +1,9 @@
-"""The online store: what serving knows of each user. One contract, in a folder of one machine (LMDB) or in Redis.
-
-| url | store |
-|---|---|
-| `redis://[user:password@]host[:port][/db]`, `rediss://...` (TLS) | `serving.redis_store` |
-| a local path | `serving.lmdb_store`, shared by all processes of the machine |
-"""
+"""The online store's contract: what serving knows of each user, and how it asks for it."""
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
-
-from mtrec_ray.errors import UserError
 
 MAX_STORED_EVENTS = 1000
 """Longest history kept; older titles fall off at its front."""
@@ -77,27 +69,6 @@ class Store(Protocol):
     async def close(self) -> None:
         """Give back files and connections; the store is of no use afterwards."""
         ...
-
-
-def open_store(url: str, *, expire_s: float | None = None, timeout_s: float = TIMEOUT_S) -> Store:
-    """The store at `url`, see above. Redis is not contacted before the first call; a missing folder is created.
-
-    Args:
-        expire_s: users are forgotten so long after their last `put_many` or `append`; None = never.
-        timeout_s: for Redis; see TIMEOUT_S.
-
-    Raises:
-        UserError: an url that is neither, or a folder that cannot be opened.
-    """
-    if is_folder(url):
-        from serving.lmdb_store import LmdbStore
-
-        return LmdbStore(url, expire_s=expire_s)
-    if url.split("://")[0] in ("redis", "rediss"):
-        from serving.redis_store import RedisStore
-
-        return RedisStore(url, expire_s=expire_s, timeout_s=timeout_s)
-    raise UserError(f"store {without_password(url)!r}: give redis://host:port/db, rediss://... or a local folder")
 
 
 def is_folder(url: str) -> bool:

@@ -31,9 +31,10 @@ from mtrec_ray.files import absolute, exists, join, read_file, read_json, write_
 from mtrec_ray.lake.cluster import joins_cluster
 from tuning.config import SearchConfig
 from tuning.data import Remembered
+from tuning.kinds import make_trial
 from tuning.space import GROUPS, Space
 from tuning.trainable import MakePlan, TrialProcess
-from tuning.trial import Plan, make_trial
+from tuning.trial import Plan
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ import torch
 from ray import tune
 
 from tuning.data import Remembered
-from tuning.trial import Plan, Trial, make_trial
+from tuning.kinds import make_trial
+from tuning.trial import Plan, Trial
 
 MakePlan = Callable[[dict[str, Any]], Plan]
 """A trial's drawn parameters -> its plan."""

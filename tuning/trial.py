@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-from tuning.data import Remembered
-
 Plan = dict[str, Any]
 """Plain data that makes a trial anew in any process: `kind`, `config` (the job's settings) and what that kind needs."""
 
@@ -24,14 +22,3 @@ class Trial(Protocol):
         ...
 
     def load(self, folder: Path) -> None: ...
-
-
-def make_trial(plan: Plan, remembered: Remembered, rank: int = 0, world_size: int = 1) -> Trial:
-    """The trial of a plan; what it reads may be remembered for the next trial of this process."""
-    if plan["kind"] == "propensity":
-        from tuning.propensity_trial import PropensityTrial
-
-        return PropensityTrial.of(plan, rank, world_size, remembered)
-    from tuning.eliminators_trial import EliminatorsTrial
-
-    return EliminatorsTrial(plan, remembered)

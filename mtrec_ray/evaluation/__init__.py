@@ -1,1 +1,1 @@
-"""Streaming, mergeable evaluation of propensity models: torch and numpy only, no Ray."""
+"""Figures with intervals: mergeable evaluation of propensity models, accuracy and audit of sequential ones; no ray."""

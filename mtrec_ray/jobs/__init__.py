@@ -1,1 +1,1 @@
-"""Jobs that join the rooms: evaluation over a lake, the quickstart."""
+"""Jobs that join the rooms: evaluation over a lake, the audit, the bundle, the quickstart."""

@@ -1,1 +1,1 @@
-"""Pair streams (paper A, 3.2 and 4.1): who is in the sample, which pairs carry which label, in which step they come."""
+"""Streams of pairs (paper A, 3.2 and 4.1) and of histories (paper B): who is read, with which label, in which step."""

@@ -1,1 +1,1 @@
-"""Ray Train runs: the propensity models today, backbones and eliminators next."""
+"""Ray Train runs of propensity models, backbones and packs of eliminators; what they leave behind."""

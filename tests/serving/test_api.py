@@ -14,9 +14,10 @@ from serving.api import PAGE_FILES, build_api
 from serving.config import LimitsConfig
 from serving.guard import OPEN, Message
 from serving.live import LiveEngine
+from serving.open_store import open_store
 from serving.schemas import Combinations, Propensities, Recommendation, RecommendRequest
 from serving.service import Service
-from serving.store import Store, StoreUnavailable, UserState, open_store
+from serving.store import Store, StoreUnavailable, UserState
 from serving.telemetry import Telemetry
 from tests.serving.bundles import NUM_TITLES, SOUTH_ONLY, TITLE_IDS, USER_WIDTH, write_bundle
 

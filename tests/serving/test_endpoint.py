@@ -20,8 +20,9 @@ import pytest
 
 from mtrec_ray.config import validate_config
 from serving.gates_config import PromoteConfig
+from serving.open_store import open_store
 from serving.promote import promote
-from serving.store import UserState, open_store
+from serving.store import UserState
 from tests.serving.bundles import write_bundle
 
 pytestmark = pytest.mark.ray

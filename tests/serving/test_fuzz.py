@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import openapi
 
-from serving.store import UserState, open_store
+from serving.open_store import open_store
+from serving.store import UserState
 from tests.serving.bundles import USER_WIDTH, write_bundle
 from tests.serving.test_api import client_of
 

@@ -17,7 +17,8 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources.registry import make_source
 from serving.load import load_store
 from serving.load_config import StoreLoadConfig
-from serving.store import UserState, open_store
+from serving.open_store import open_store
+from serving.store import UserState
 from tests.streams.lakes import day, event_table, title_table, write_lake
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

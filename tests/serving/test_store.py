@@ -15,6 +15,7 @@ import pytest
 
 from mtrec_ray.errors import UserError
 from serving.lmdb_store import LmdbStore
+from serving.open_store import open_store
 from serving.redis_store import RedisStore
 from serving.store import (
     MAX_APPEND_KEYS,
@@ -22,7 +23,6 @@ from serving.store import (
     Store,
     StoreUnavailable,
     UserState,
-    open_store,
     without_password,
 )
 from tests.serving.conftest import RedisServer

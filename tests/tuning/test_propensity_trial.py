@@ -18,8 +18,9 @@ from mtrec_ray.training.propensity import open_run
 from mtrec_ray.training.run import schedule_of
 from tests.tuning.conftest import small_config
 from tuning.data import Remembered, map_here, trial_data
+from tuning.kinds import make_trial
 from tuning.propensity_trial import METRICS, PropensityTrial, _mean
-from tuning.trial import Plan, make_trial
+from tuning.trial import Plan
 
 TIMES = {"steps_s", "reading_s", "validating_s"}
 

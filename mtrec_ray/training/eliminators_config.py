@@ -60,10 +60,11 @@ class TransportConfig(Config):
 
     weight: float = Field(default=100.0, ge=0)
     """Of what is left of an attribute, against the change of scores."""
-    steps: int = Field(default=1000, ge=1)
-    """Of Adam before the first training step; five times, for each quarter of the users judges the others' map."""
-    later_steps: int = Field(default=200, ge=1)
-    """Of Adam at each look at the validation event."""
+    passes: int = Field(default=60, ge=1)
+    """Over the vectors before the first training step; 20 more for each quarter of the users, which say how much of the
+    others' map to use. Attackers of a strongly planted gender read 0.61 after 30, 0.57 after 60, 0.59 after 120."""
+    later_passes: int = Field(default=12, ge=1)
+    """Over the vectors at each look at the validation event."""
 
 
 class TuningOptimConfig(Config):

@@ -18,7 +18,7 @@ from mtrec_ray.models.candidates import Candidate, Eliminated
 from mtrec_ray.models.discriminators import Discriminators, value_weights
 from mtrec_ray.models.eliminators import Combination
 from mtrec_ray.models.sequential import SequentialBackbone
-from mtrec_ray.models.transport import FOLDS, SHARES
+from mtrec_ray.models.transport import FOLDS, SHARES, num_steps
 from mtrec_ray.steps.pretraining import positions_of
 from mtrec_ray.steps.towers import AllReduce
 from mtrec_ray.steps.tuning import AdversaryGame, GameSettings
@@ -81,7 +81,7 @@ class PackTrainee:
             torch.from_numpy(fold.astype(np.int64)).to(self.device),
             average.backbone.title_vectors(),
             weight=config.transport.weight,
-            steps=config.transport.steps if first else config.transport.later_steps,
+            steps=num_steps(config.transport.passes if first else config.transport.later_passes, len(user)),
             seed=config.seed + self.next_step,
             find_share=first,
         )

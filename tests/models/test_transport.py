@@ -10,7 +10,7 @@ from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 
 from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
-from mtrec_ray.models.transport import FOLDS, WIDTHS, Dependence, pair_weights
+from mtrec_ray.models.transport import BATCH, FOLDS, WIDTHS, Dependence, num_steps, pair_weights
 
 V, D, USERS = 4000, 8, 1000
 ATTRIBUTES = {"gender": 2, "age": 3}
@@ -132,6 +132,12 @@ def test_few_users_and_values_that_nobody_has_are_no_obstacle():
     vectors = torch.randn(3, D, generator=torch.Generator().manual_seed(1))
     fit(pack, vectors, values, torch.tensor([0, 1, 1]), steps=3)
     assert torch.isfinite(moved(pack, vectors, values)).all()
+
+
+def test_steps_grow_with_the_vectors_between_two_bounds():
+    assert num_steps(60, 20 * BATCH) == 2 * num_steps(60, 10 * BATCH) == 1200
+    assert num_steps(60, 0) == num_steps(60, BATCH) >= 300
+    assert num_steps(60, 10**9) == num_steps(60, 10**6) <= 6000
 
 
 def literal_dependence(vectors: Tensor, values: Tensor, user: Tensor, distance: float) -> Tensor:

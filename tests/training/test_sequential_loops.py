@@ -122,7 +122,7 @@ def eliminators_config(source: BackboneRecord, runs: Path, **settings: Any) -> E
         "name": "eliminators",
         "combinations": "gender,gender+age",
         "optim": {"epochs": 4, "lanes": 2, "batch_windows": 16, "keep_share": 0.5},
-        "transport": {"steps": 20, "later_steps": 10},
+        "transport": {"passes": 4, "later_passes": 2},
         "runner": {"checkpoint_every_s": 0},
     }
     return validate_config(EliminatorsConfig, document | settings)

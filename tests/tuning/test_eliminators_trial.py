@@ -61,7 +61,7 @@ def search_config(backbone: BackboneRecord, **changes: Any) -> EliminatorsSearch
         "base": {
             "optim": {"epochs": 1, "lanes": 2},
             "shape": {"num_prompts": 2},
-            "transport": {"steps": 20, "later_steps": 10},
+            "transport": {"passes": 4, "later_passes": 2},
         },
         "num_permutations": 2,
     }

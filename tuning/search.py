@@ -28,7 +28,7 @@ from mtrec_ray.config import dump_yaml
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists, join, read_file, read_json, write_file, write_json
-from mtrec_ray.lake.cluster import joins_cluster
+from mtrec_ray.lake.cluster import cluster_resources, joins_cluster
 from tuning.config import SearchConfig
 from tuning.data import Remembered
 from tuning.kinds import make_trial
@@ -111,7 +111,7 @@ def record_search(config: SearchConfig, stands_on: dict[str, str]) -> None:
 def trials_at_once(config: SearchConfig) -> int:
     """How many trials run side by side; UserError where the cluster cannot hold one."""
     cpus = config.workers * config.cpus_per_worker
-    there = ray.cluster_resources().get("CPU", 0.0)
+    there = cluster_resources().get("CPU", 0.0)
     largest = max((node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]), default=0.0)
     if cpus > there or config.cpus_per_worker > largest:
         message = (

@@ -1,5 +1,6 @@
 """`mtrec lake ...`: build, check, show and embed lakes."""
 
+import math
 from typing import Annotated, Any
 
 import typer
@@ -115,18 +116,15 @@ def show(lake: LakeArgument, as_json: AsJson = False) -> None:
     from mtrec_ray.lake.describe import describe_lake
     from mtrec_ray.lake.manifest import Lake
 
-    manifest = Lake.open(lake).manifest  # a wrong path is told before Ray starts
-
     def job(progress) -> JobResult:
+        manifest = Lake.open(lake).manifest
         rows = [row.as_dict() for row in describe_lake(lake, progress=progress)]
         document, tables = _summary(lake, manifest)
         table = Table(title="Territories")
         for name in rows[0]:
             table.add_column(name.replace("_", " "), justify="left" if name in ("territory", "region") else "right")
         for row in rows:
-            table.add_row(
-                *(f"{v:,.3f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else v for v in row.values())
-            )
+            table.add_row(*map(_cell, row.values()))
         return document | {"territories": rows}, [*tables, table]
 
     run_job(job, as_json)
@@ -155,6 +153,14 @@ def embed(
         return _summary(lake, embed_lake(config, progress))
 
     run_job(job, as_json)
+
+
+def _cell(value: str | int | float) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "-" if math.isnan(value) else f"{value:,.3f}"
 
 
 def _summary(uri: str, manifest: Any) -> JobResult:

@@ -35,14 +35,12 @@ def show(
         print_config(config)
         return
 
-    from mtrec_ray.lake.manifest import Lake
-
-    opened = Lake.open(lake)  # a wrong path is told before Ray starts
-
     def job(progress) -> JobResult:
+        from mtrec_ray.lake.manifest import Lake
         from mtrec_ray.lake.window import resolve_calendar
         from mtrec_ray.streams.plan import make_plan
 
+        opened = Lake.open(lake)
         plan = make_plan(opened, config.sample, resolve_calendar(opened, config.window), progress=progress)
         return pairs_table(opened.territory_names(), plan)
 

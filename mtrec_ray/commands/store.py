@@ -39,10 +39,6 @@ def load(
         print_config(config)
         return
 
-    from mtrec_ray.lake.manifest import Lake
-
-    Lake.open(config.lake)  # a wrong path is told before Ray starts
-
     def job(progress) -> JobResult:
         from serving.load import load_store
         from serving.store import without_password

@@ -5,8 +5,9 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import ray
@@ -21,34 +22,45 @@ MapBuckets = Callable[..., Iterator[tuple[int, Any]]]
 """(function, buckets, *shared, progress=None) -> (bucket, function(bucket, *shared)): `map_buckets`, or a loop."""
 
 CANCEL_TIMEOUT_S = 10.0
+_start: Callable[[], None] | None = None
+"""How the Ray of the session around is started."""
 
 
 @contextmanager
 def ray_session(num_cpus: int | None = None) -> Iterator[None]:
-    """Ray for the length of a job.
+    """Ray for the length of a job, from the first `need_ray` on: what is wrong is mostly told before it is started.
 
-    Inside `ray job submit`, or with RAY_ADDRESS set, this joins that cluster; in a process that has Ray already it
+    Inside `ray job submit`, or with RAY_ADDRESS set, it joins that cluster; in a process that has Ray already it
     changes nothing; else it starts a local one with one logical CPU more than `num_cpus` training workers need, because
     Ray Data waits silently for ever when workers hold every CPU.
     """
-    if ray.is_initialized():
-        _quiet_ray_data()
-        yield
-        return
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-    if joins_cluster():
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
-    else:
-        local_cpus = max(os.cpu_count() or 1, 2, num_cpus or 0) + 1
-        with workers_heed_interrupts():
-            ray.init(
-                "local", num_cpus=local_cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
-            )
-    _quiet_ray_data()
+    global _start
+    had_ray, outer, _start = ray.is_initialized(), _start, partial(_start_ray, num_cpus)
     try:
         yield
     finally:
-        ray.shutdown()
+        _start = outer
+        if ray.is_initialized() and not had_ray:
+            ray.shutdown()
+
+
+def need_ray() -> None:
+    """Start the Ray of the session around, unless it is running."""
+    if not ray.is_initialized() and _start is not None:
+        _start()
+    _quiet_ray_data()
+
+
+def _start_ray(num_cpus: int | None) -> None:
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    if joins_cluster():
+        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        return
+    local_cpus = max(os.cpu_count() or 1, 2, num_cpus or 0) + 1
+    with workers_heed_interrupts():
+        ray.init(
+            "local", num_cpus=local_cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
+        )
 
 
 @contextmanager
@@ -80,9 +92,15 @@ def _quiet_ray_data() -> None:
     context.use_datasource_v2 = False
 
 
+def cluster_resources() -> Mapping[str, float]:
+    """What the cluster has of `CPU` (logical ones), `GPU` and the rest."""
+    need_ray()
+    return ray.cluster_resources()
+
+
 def available_cpus() -> float:
     """Logical CPUs of the cluster."""
-    return ray.cluster_resources().get("CPU", 0.0)
+    return cluster_resources().get("CPU", 0.0)
 
 
 def run_tasks(
@@ -121,6 +139,7 @@ def map_buckets(
     Raises:
         UserError, OSError: the first one that a task raised, as it was; other errors as Ray's.
     """
+    need_ray()
     references = [ray.put(value) for value in shared]
     task = ray.remote(max_retries=3)(function)
     waiting, running, done = iter(buckets), {}, 0

@@ -8,7 +8,7 @@ import pyarrow as pa
 import ray
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.cluster import joins_cluster
+from mtrec_ray.lake.cluster import cluster_resources, joins_cluster, need_ray
 from mtrec_ray.lake.embed_config import TextConfig
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ def encode_texts(texts: list[str], config: TextConfig) -> np.ndarray:
     Raises:
         UserError: the model cannot be loaded, or there is no such device.
     """
-    if config.device == "cuda" and not ray.cluster_resources().get("GPU"):
+    if config.device == "cuda" and not cluster_resources().get("GPU"):
         message = "text.device = cuda needs a GPU, and there is none: Ray would wait for it; leave it at cpu"
         if not joins_cluster():
             raise UserError(message)
@@ -34,6 +34,7 @@ def encode_texts(texts: list[str], config: TextConfig) -> np.ndarray:
     width = int(load_encoder(config)[1].config.hidden_size)  # here first: an actor that cannot start tells little
     filled = [index for index, text in enumerate(texts) if text]
     rows = pa.table({"index": pa.array(filled, pa.int64()), "text": pa.array([texts[i] for i in filled], pa.string())})
+    need_ray()
     encoded = ray.data.from_arrow(rows).map_batches(
         TextEncoder,
         fn_constructor_kwargs={"config": config.model_dump()},

@@ -11,12 +11,10 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-import ray
-
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists, join, write_json
-from mtrec_ray.lake.cluster import joins_cluster
+from mtrec_ray.lake.cluster import cluster_resources, joins_cluster
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.windows import WindowPlan, make_window_plan
 from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash, save_window_plan
@@ -180,7 +178,7 @@ def _train_pack(record: EliminatorsRecord, pack: str, progress: ProgressCallback
 
 def jobs_that_fit(runner: RunnerConfig) -> int:
     """Jobs that the cluster holds at once, a CPU left free for Ray Data; one where it has yet to grow."""
-    there = ray.cluster_resources()
+    there = cluster_resources()
     fitting = (there.get("CPU", 0) - 1) // (runner.workers * runner.cpus_per_worker)
     if runner.use_gpu:
         fitting = min(fitting, there.get("GPU", 0) // runner.workers)

@@ -12,7 +12,7 @@ from ray.train.torch import TorchTrainer
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.cluster import joins_cluster
+from mtrec_ray.lake.cluster import cluster_resources, joins_cluster, need_ray
 from mtrec_ray.training.config import RunnerConfig
 
 POLL_S = 1.0
@@ -54,6 +54,7 @@ def fit(
         num_steps: for the progress bar.
         progress: told of steps.
     """
+    need_ray()
     board = ProgressBoard.remote()
     trainer = TorchTrainer(
         loop,
@@ -80,7 +81,7 @@ def check_resources(runner: RunnerConfig) -> None:
 
     A cluster that scales itself may not have its nodes yet, so there it is a warning.
     """
-    there = ray.cluster_resources()
+    there = cluster_resources()
     gpus = runner.workers if runner.use_gpu else 0
     needed = {"CPU": runner.workers * runner.cpus_per_worker + 1, "GPU": float(gpus)}
     for kind, amount in needed.items():

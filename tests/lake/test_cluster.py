@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.cluster import map_buckets, run_tasks, workers_heed_interrupts
+from mtrec_ray.lake import cluster
+from mtrec_ray.lake.cluster import map_buckets, need_ray, ray_session, run_tasks, workers_heed_interrupts
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -78,3 +79,29 @@ def test_workers_heed_interrupts_that_this_process_ignores():
         assert (inside.strip(), signal.getsignal(signal.SIGINT)) == ("False", signal.SIG_IGN)
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_ray_is_started_when_it_is_first_needed_and_ended_with_its_session(monkeypatch):
+    running: list[int] = []
+    told: list[int] = []
+
+    def init(*_: object, num_cpus: int, **__: object) -> None:
+        running.append(1)
+        told.append(num_cpus)
+
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: bool(running))
+    monkeypatch.setattr(cluster.ray, "init", init)
+    monkeypatch.setattr(cluster.ray, "shutdown", running.clear)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with ray_session(num_cpus=6):
+        assert not running
+        need_ray()
+        need_ray()
+        assert (running, told) == ([1], [7])
+        with ray_session(num_cpus=1):
+            need_ray()
+        assert (running, told) == ([1], [7])
+    assert not running
+    with ray_session():
+        pass
+    assert told == [7]

@@ -13,11 +13,12 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import join, read_file, read_json, write_file, write_json
+from mtrec_ray.files import join, read_file, write_file, write_json
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.windows import WindowPlan
 from mtrec_ray.training.backbone_config import BackboneConfig
+from mtrec_ray.training.record import load_record
 
 WEIGHTS = "backbone.safetensors"
 
@@ -51,15 +52,8 @@ class BackboneRecord(BaseModel):
 
     @staticmethod
     def load(uri: str) -> "BackboneRecord":
-        """Raises UserError where there is no backbone, or one of another format."""
-        try:
-            return BackboneRecord.model_validate(read_json(join(uri, "run.json")))
-        except FileNotFoundError as error:
-            raise UserError(f"no run at {uri!r}: run.json is missing; train one with `mtrec train backbone`") from error
-        except ValidationError as error:
-            raise UserError(
-                f"run {uri!r} is no backbone of this version: {error.errors()[0]['msg']}; train one again"
-            ) from error
+        """Raises UserError where there is none, see `load_record`."""
+        return load_record(uri, "backbone", BackboneRecord)
 
 
 def save_window_plan(uri: str, plan: WindowPlan) -> None:

@@ -12,15 +12,16 @@ from typing import Literal
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import exists, join, read_file, read_json, write_json
+from mtrec_ray.files import exists, join, read_file, write_json
 from mtrec_ray.models.candidates import Candidate, Eliminated, Filtered, FineTuned
 from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.training.eliminators_config import EliminatorsConfig, combination_name
+from mtrec_ray.training.record import load_record
 
 WEIGHTS = "eliminators.safetensors"
 Combination = tuple[str, ...]
@@ -57,15 +58,8 @@ class EliminatorsRecord(BaseModel):
 
     @staticmethod
     def load(uri: str) -> "EliminatorsRecord":
-        """Raises UserError where there are no eliminators, or of another format."""
-        try:
-            return EliminatorsRecord.model_validate(read_json(join(uri, "run.json")))
-        except FileNotFoundError as error:
-            raise UserError(f"no run at {uri!r}: run.json is missing; `mtrec train eliminators` makes one") from error
-        except ValidationError as error:
-            raise UserError(
-                f"run {uri!r} holds no eliminators of this version: {error.errors()[0]['msg']}; train them again"
-            ) from error
+        """Raises UserError where there is none, see `load_record`."""
+        return load_record(uri, "eliminators", EliminatorsRecord)
 
 
 def make_candidate(record: EliminatorsRecord, backbone: SequentialBackbone, chosen: list[Combination]) -> Candidate:

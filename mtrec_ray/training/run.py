@@ -13,12 +13,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import join, read_file, read_json, write_file, write_json
+from mtrec_ray.files import join, read_file, write_file, write_json
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 from mtrec_ray.streams.groups import Groups
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.training.config import PropensityConfig
+from mtrec_ray.training.record import load_record
 
 FORMAT_VERSION: Literal[1] = 1
 
@@ -52,17 +53,8 @@ class RunRecord(BaseModel):
 
     @staticmethod
     def load(uri: str) -> "RunRecord":
-        """Raises UserError where there is no run, or one of another format."""
-        try:
-            return RunRecord.model_validate(read_json(join(uri, "run.json")))
-        except FileNotFoundError as error:
-            raise UserError(
-                f"no run at {uri!r}: run.json is missing; train one with `mtrec train propensity`"
-            ) from error
-        except ValidationError as error:
-            raise UserError(
-                f"run {uri!r} was written by another version: {error.errors()[0]['msg']}; train it again"
-            ) from error
+        """Raises UserError where there is none, see `load_record`."""
+        return load_record(uri, "propensity", RunRecord)
 
 
 def save_plan(uri: str, plan: PairPlan) -> None:

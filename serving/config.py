@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import socket
 
 from pydantic import Field, model_validator
 
@@ -92,6 +93,18 @@ def api_keys(config: ServeConfig) -> tuple[str, ...]:
             f"host {config.host!r} can be reached from elsewhere: give API keys by api_key_file=FILE or {KEY_VARIABLE}"
         )
     return tuple(keys)
+
+
+def check_port(config: ServeConfig) -> None:
+    """UserError where something listens at the port: Ray's proxy would share it, and each get some of the requests."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        socket.create_server((config.host, config.port), family=family).close()
+    except OSError as error:
+        raise UserError(
+            f"port {config.port} of host {config.host!r}: {os.strerror(error.errno or 0)}; end what listens there, "
+            "or name another with --port"
+        ) from error
 
 
 def _is_loopback(host: str) -> bool:

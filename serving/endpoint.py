@@ -1,6 +1,7 @@
 """The deployment: model, store and routes in one replica, so that no request hops between deployments."""
 
 import gc
+import logging
 import signal
 import threading
 from typing import Any
@@ -92,6 +93,7 @@ def build(args: dict[str, Any]) -> Application:
 def run(config: ServeConfig) -> None:
     """Start the endpoint on the Ray that is running, and return once it answers."""
     application = build(config.model_dump(mode="json", exclude={"port"}))
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it says that options are not applied, which were
     options = {"host": config.host, "port": config.port, "access_log": False}
     serve.start(http_options=options, logging_config=QUIET)
     serve.run(application, name="mtrec", route_prefix="/", logging_config=QUIET)

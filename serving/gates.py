@@ -57,6 +57,9 @@ def _leak(combination: str, attribute: str, figures: dict[str, float | int | str
         value, low, high, top = (float(figures[key]) for key in (figure, f"{figure}_low", f"{figure}_high", null))
         texts.append(f"{figure.replace('_', ' ')} {value:.3f} ({low:.3f} to {high:.3f}), null up to {top:.3f}")
         holds = holds and value <= top + bound
+    if (permutations := int(figures.get("num_permutations", 0))) < gates.min_permutations:
+        texts.append(f"a null of {permutations} permutations: `mtrec audit --set num_permutations=20`")
+        holds = False
     return Gate(f"leak/{combination}/{attribute}", holds, "; ".join(texts))
 
 

@@ -18,6 +18,8 @@ class GatesConfig(Config):
     """What the best attacker's balanced accuracy may exceed its null's upper end by, for each ignored attribute."""
     max_auc_leak: float = Field(default=0.05, ge=0)
     """As `max_leak`, of the attacker's AUC; higher, as the choice of the best attacker alone moves an AUC by 0.02."""
+    min_permutations: int = Field(default=8, ge=2)
+    """Trainings on permuted labels behind each null: the null of fewer is so wide that it says little."""
     audit: bool = True
     """False promotes a bundle without an audit, unseen."""
     against_live: bool = True

@@ -55,7 +55,7 @@ class BundleManifest(BaseModel):
 
     format_version: int = FORMAT_VERSION
     version: str
-    """First 12 digits of the SHA-256 over the files: the same content, the same version."""
+    """First 12 digits of a SHA-256 over files and figures: the same content, the same version."""
     created_at: datetime
     lake_hash: str
     attributes: dict[str, list[str]]

@@ -22,20 +22,27 @@ Settings = Annotated[
 PrintConfig = Annotated[bool, typer.Option("--print-config", help="Print the resolved settings and stop.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout instead of tables.")]
 
+INTERRUPTED = 130
+"""Exit code after ctrl-c, as shells have it."""
 JobResult = tuple[dict[str, Any], list[RenderableType]]
 
 
 def run_job(
     job: Callable[[ProgressCallback], JobResult], as_json: bool, num_cpus: int | None = None, ray: bool = True
 ) -> None:
-    """Run a job under Ray with progress on stderr, then print what it returns."""
+    """Run a job under Ray with progress on stderr, then print what it returns; exit code 130 when interrupted."""
     session = nullcontext()
     if ray:
         from mtrec_ray.lake.cluster import ray_session
 
         session = ray_session(num_cpus)
-    with session, progress_bars() as progress:
-        document, tables = job(progress)
+    with session:
+        try:
+            with progress_bars() as progress:
+                document, tables = job(progress)
+        except KeyboardInterrupt as interrupt:
+            typer.echo("interrupted; started again, the same command goes on from what is saved", err=True)
+            raise typer.Exit(INTERRUPTED) from interrupt
     print_result(document, tables, as_json)
 
 

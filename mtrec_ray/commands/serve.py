@@ -36,7 +36,7 @@ def serve(
 ) -> None:
     """Serve a bundle on this machine until interrupted; `serving/serve.yaml` does so on a cluster."""
     from mtrec_ray.config import load_config
-    from serving.config import ServeConfig, api_keys
+    from serving.config import ServeConfig, api_keys, check_port
 
     flags = {"bundle": bundle, "store": store, "host": host, "port": port}
     config = load_config(ServeConfig, config_file, settings or [], flags)
@@ -46,7 +46,7 @@ def serve(
     keys = api_keys(config)
 
     from mtrec_ray.errors import UserError
-    from mtrec_ray.lake.cluster import joins_cluster, ray_session
+    from mtrec_ray.lake.cluster import joins_cluster, need_ray, ray_session
 
     if joins_cluster():  # its proxies listen where they listen, and our end would be that of all its applications
         raise UserError(
@@ -54,12 +54,14 @@ def serve(
             "unset RAY_ADDRESS, or `serve deploy serving/serve.yaml` on the cluster"
         )
 
+    check_port(config)
     from serving import proxy
     from serving.live import LiveEngine
 
     version = LiveEngine(config.bundle, config.poll_s).engine.version  # a mistake is said before anything starts
     proxy.use()
     with ray_session():
+        need_ray()
         from serving.endpoint import run, wait_for_the_end
 
         run(config)
@@ -110,7 +112,7 @@ def rollback(
         from serving.pointer import move_back
 
         moved = move_back(pointer)
-        table = Table(title=f"Bundle {moved.version} is live again by {pointer}", show_header=False)
-        return {"pointer": pointer, "version": moved.version}, [table]
+        says = f"bundle {moved.version} ({moved.bundle}) is live again by {pointer}"
+        return {"pointer": pointer, "version": moved.version, "bundle": moved.bundle}, [says]
 
     run_job(job, as_json, ray=False)

@@ -32,6 +32,8 @@ class AuditResult:
     attacker_by_fold: tuple[str, ...]
     num_users: int
     """Test users."""
+    num_permutations: int
+    """Draws behind each null: of few it is wide."""
     balanced_accuracy: Interval
     auc: Interval
     micro_f1: Interval
@@ -52,6 +54,7 @@ class AuditResult:
     def flat(self) -> dict[str, float | int | str]:
         """Flat keys for the report, each attacker's own as `<attacker>/<figure>`."""
         flat: dict[str, float | int | str] = {"attacker": self.attacker, "num_users": self.num_users}
+        flat["num_permutations"] = self.num_permutations
         for name, found in (
             ("balanced_accuracy", self.balanced_accuracy),
             ("auc", self.auc),
@@ -98,6 +101,7 @@ def summarise(
         attacker=Counter(by_fold).most_common(1)[0][0],
         attacker_by_fold=by_fold,
         num_users=len(labels),
+        num_permutations=len(labelings) - 1,
         balanced_accuracy=interval(balanced_accuracy(predictions[0], labels, weights, num_values)),
         auc=interval(macro_auc(best[0], labels, weights, folds)),
         micro_f1=interval(micro_f1(predictions[0], labels, weights)),

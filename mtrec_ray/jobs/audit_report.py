@@ -91,7 +91,7 @@ def _flat(
 def _leak_table(audit: Audit, accuracy: dict[str, dict[str, Interval]], results: dict, what: str) -> Table:
     table = Table(
         title=f"Best attacker's balanced accuracy on {what}, {audit.users.attacked.sum():,} users (95% of the null)",
-        caption="bold: to be hidden; ! reads more than the null allows (one cell in twenty does by chance)",
+        caption="*: to be hidden; ! reads more than the null allows (one cell in twenty does by chance)",
     )
     table.add_column("combination")
     for attribute in audit.record.attributes:
@@ -104,7 +104,7 @@ def _leak_table(audit: Audit, accuracy: dict[str, dict[str, Interval]], results:
             result = results[name, attribute]
             mark = "!" if result.readable else ""
             text = f"{result.balanced_accuracy.value:.3f}{mark} ({result.null[0]:.2f}-{result.null[1]:.2f})"
-            cells.append(f"[bold]{text}[/bold]" if attribute in one.hidden else text)
+            cells.append(f"[bold]*{text}[/bold]" if attribute in one.hidden else text)
         found = accuracy[name]
         change = f"{found['ndcg_change'].value:+.1f}%" if name != BACKBONE else ""
         table.add_row("backbone" if name == BACKBONE else name, *cells, f"{found['ndcg@10'].value:.4f}", change)
@@ -148,6 +148,6 @@ def _rows(
             selected = attribute in audit.represented[name].hidden
             row = {"attack": kind, "combination": name, "attribute": attribute, "selected": selected}
             row |= result.flat()
-            row |= {key: of.value for key, of in accuracy[name].items()}
+            row |= {"recommender_auc" if key == "auc" else key: of.value for key, of in accuracy[name].items()}
             rows.append(row | {"ndcg_gap": None if gap is None else gap.gap.value})
     return rows

@@ -70,8 +70,9 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None) 
         TITLES: _titles(lake),
     }
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
+    told = json.dumps([hashes, metrics, audit, part and part.metrics], sort_keys=True)
     manifest = BundleManifest(
-        version=hashlib.sha256("".join(hashes.values()).encode()).hexdigest()[:12],
+        version=hashlib.sha256(told.encode()).hexdigest()[:12],
         created_at=datetime.now(UTC),
         lake_hash=record.lake_hash,
         attributes=record.attributes,

@@ -27,8 +27,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "synthetic": {
         "train": {"model": {"d": 128}, "optim": {"epochs": 4}},
         "backbone": {"optim": {"epochs": 8, "evaluate_every": 2}},
-        "eliminators": {"optim": {"epochs": 2, "evaluate_every": 1}, "transport": {"steps": 400}},
-        "audit": {"max_users": 2000, "num_folds": 3, "num_permutations": 3, "lists": False},
+        "eliminators": {"optim": {"epochs": 2, "evaluate_every": 1}, "transport": {"passes": 30}},
+        "audit": {"max_users": 2000, "num_folds": 3, "num_permutations": 8, "lists": False},
     },
     "xmarket": {
         "train": {"model": {"groups": "each"}, "sample": {"random_fraction": 0.2, "active_fraction": 0.75}},

@@ -98,6 +98,12 @@ def _build(source: Source, site: BuildSite, options: BuildOptions, progress: Pro
 
 
 def _rules(facts: SourceFacts) -> Rules:
+    for name in facts.attributes:
+        if name in ("none", "all") or set(name) & set("+,/"):
+            raise UserError(
+                f"attribute {name!r}: combinations are written as gender+age, all or none, so no attribute is called "
+                "all or none or has one of + , / in its name: rename it"
+            )
     names = frozenset(territory.name for territory in facts.territories)
     return Rules(names, facts.attributes, facts.user_width, facts.title_width)
 

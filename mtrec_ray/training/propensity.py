@@ -8,6 +8,7 @@
 """
 
 import dataclasses
+import logging
 import math
 
 from mtrec_ray.console import ProgressCallback
@@ -22,6 +23,8 @@ from mtrec_ray.training.config import PropensityConfig
 from mtrec_ray.training.fit import check_resources, fit
 from mtrec_ray.training.loop import train_loop_per_worker
 from mtrec_ray.training.run import RunRecord, check_same_settings, save_plan, schedule_of
+
+logger = logging.getLogger(__name__)
 
 
 def train_propensity(config: PropensityConfig, progress: ProgressCallback | None = None) -> RunRecord:
@@ -38,6 +41,8 @@ def train_propensity(config: PropensityConfig, progress: ProgressCallback | None
     lake = Lake.open(config.lake)
     calendar = resolve_calendar(lake, config.window)
     record = open_run(config, lake, calendar)
+    if config.kind == "mtl" and len(record.groups.names) == 1 < len(record.groups.of_territory):
+        logger.warning("model.groups = %r is one group, so all territories share one block", config.model.groups)
     if record.status == "done":
         return record
     check_resources(config.runner)

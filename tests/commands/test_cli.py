@@ -93,6 +93,49 @@ def test_a_mistake_ends_with_code_2_and_is_named_on_stderr(run, arguments, named
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["lake", "check", "nowhere"],
+        ["lake", "build", "rechorus", "--raw", "nowhere", "--out", "lake"],
+        ["train", "backbone", "--lake", "nowhere", "--name", "b"],
+        ["train", "propensity", "--lake", "nowhere", "--name", "p", "--model", "mtl"],
+        ["train", "eliminators", "--backbone", "nowhere", "--name", "e"],
+        ["audit", "nowhere"],
+        ["bundle", "nowhere", "--out", "bundle"],
+        ["evaluate", "propensity", "nowhere"],
+        ["store", "load", "nowhere", "--store", "store"],
+    ],
+    ids=" ".join,
+)
+def test_what_is_not_there_is_told_before_ray_is_started(run, arguments, monkeypatch):
+    monkeypatch.setattr("mtrec_ray.lake.cluster._start_ray", lambda _: pytest.fail("Ray was started"))
+    code, out, err = run(*arguments)
+    assert (code, out) == (2, "")
+    assert "nowhere'" in err
+
+
+def test_an_interrupted_job_says_so(run, monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mtrec_ray.lake.check.check_lake", interrupt)
+    code, out, err = run("lake", "check", "lake")
+    assert (code, out) == (130, "")
+    assert "the same command goes on from what is saved" in err
+
+
+def test_a_run_of_another_kind_or_version_is_called_what_it_is(run, tmp_path):
+    (tmp_path / "runs" / "r").mkdir(parents=True)
+    record = tmp_path / "runs" / "r" / "run.json"
+    record.write_text(json.dumps({"format_version": 1, "kind": "backbone"}))
+    code, _, err = run("audit", "runs/r")
+    assert (code, "is one of backbone, not of eliminators: choose another run" in err) == (2, True)
+    record.write_text(json.dumps({"kind": "eliminators", "status": "over"}))
+    code, _, err = run("audit", "runs/r")
+    assert (code, "was written by another version (status: Input should be 'training' or 'done'" in err) == (2, True)
+
+
 def test_the_resolved_config_is_yaml_that_config_reads_back(run, tmp_path):
     _, first, _ = run(*BUILD, *SETTINGS, "--on-bad-rows", "quarantine", "--print-config")
     document = yaml.safe_load(first)

@@ -5,6 +5,7 @@
 
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -49,6 +50,14 @@ def test_rows_are_those_of_the_source_each_in_its_users_bucket(service, tmp_path
     assert lake.titles["title_id"].to_pylist() == [f"title-{n}" for n in range(6)]
     assert check_lake(str(tmp_path / "lake")).problems == []
     assert check_lake(str(tmp_path / "lake")).leftovers == []
+
+
+@pytest.mark.parametrize("name", ["a+b", "a,b", "a/b", "none", "all"])
+def test_attributes_that_no_combination_could_name_are_refused(service, tmp_path, name):
+    source = service.source(attributes={name: ["f", "m"]}, user_columns={name: "gender"})
+    with pytest.raises(UserError, match=re.escape(f"attribute {name!r}: combinations are written as gender+age")):
+        build_lake(source, str(tmp_path / "lake"), FOUR)
+    assert not (tmp_path / "lake").exists()
 
 
 def test_same_bytes_for_one_or_several_readers_and_any_order_of_rows(service, tmp_path):

@@ -37,9 +37,10 @@ SOUTH_ONLY = ["t05", "t06"]
 """Titles that are not offered in the north."""
 
 
-def figures(balanced_accuracy: float = 0.5, auc: float = 0.5) -> dict[str, float | int | str]:
+def figures(balanced_accuracy: float = 0.5, auc: float = 0.5, permutations: int = 20) -> dict[str, float | int | str]:
     return {
         "attacker": "logistic",
+        "num_permutations": permutations,
         "balanced_accuracy": balanced_accuracy,
         "balanced_accuracy_low": balanced_accuracy - 0.02,
         "balanced_accuracy_high": balanced_accuracy + 0.02,
@@ -60,6 +61,7 @@ def write_bundle(
     ndcg: float = 0.4,
     leak: float = 0.5,
     auc: float = 0.5,
+    permutations: int = 20,
     pr_auc: float | None = 0.1,
     **changes: Any,
 ) -> Path:
@@ -115,7 +117,7 @@ def write_bundle(
         "eliminators": {"num_prompts": 3, "adapter_width": 4},
         "combinations": combinations,
         "metrics": dict.fromkeys(names, figures_of),
-        "audit": {name: {attribute: figures(leak, auc) for attribute in ATTRIBUTES} for name in names},
+        "audit": {name: {attribute: figures(leak, auc, permutations) for attribute in ATTRIBUTES} for name in names},
         "propensity": {
             "model": {"user_width": USER_WIDTH, "title_width": 8, "d": 16, "num_groups": 2, "group_block": "dense"},
             "group_of_territory": [0, 1],

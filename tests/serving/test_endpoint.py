@@ -19,6 +19,8 @@ import msgpack
 import pytest
 
 from mtrec_ray.config import validate_config
+from mtrec_ray.errors import UserError
+from serving.config import ServeConfig, check_port
 from serving.gates_config import PromoteConfig
 from serving.open_store import open_store
 from serving.promote import promote
@@ -103,6 +105,16 @@ def test_it_answers_with_its_documents_and_its_store(endpoint):
         assert client.post("/v1/recommend", json=REQUEST | {"user_id": "broken"}).status_code == 500
         paths = client.get("/openapi.json").json()["paths"]
         assert {"/v1/recommend", "/v1/recommend:batch", "/v1/propensity", "/v1/combinations"} <= set(paths)
+
+
+def test_a_port_that_is_taken_is_refused(endpoint):
+    taken = ServeConfig(bundle="bundle", port=httpx.URL(endpoint).port or 0)
+    with pytest.raises(UserError, match=f"port {taken.port} of host '127.0.0.1': Address already in use; end what"):
+        check_port(taken)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    check_port(taken.model_copy(update={"port": port}))
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium: apt-get install chromium")

@@ -60,6 +60,7 @@ def test_a_bundle_as_good_as_the_live_one_takes_its_place(tmp_path, pointer):
         ({"ndcg": 0.3}, {}, "ndcg@10/none: 0.3000 (0.2900 to 0.3100), live 0.4000"),
         ({"ndcg": 0.4}, {"min_ndcg": 0.395}, "ndcg@10/gender"),
         ({"leak": 0.57}, {}, "leak/gender+age/age: balanced accuracy 0.570 (0.550 to 0.590), null up to 0.540"),
+        ({"permutations": 3}, {}, "a null of 3 permutations: `mtrec audit --set num_permutations=20`"),
         ({"auc": 0.61}, {}, "null up to 0.540; auc 0.610 (0.590 to 0.630), null up to 0.550"),
         ({"pr_auc": 0.05}, {}, "pr_auc: 0.0500"),
         ({"pr_auc": 0.05, "audit": {}, "metrics": {}}, {"audit": False}, "1 of 3 gates fail:\npr_auc: 0.0500"),

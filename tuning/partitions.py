@@ -61,7 +61,10 @@ class PartitionSpec:
         """Raises UserError for an unknown kind, or numbers that the kind or the lake does not have."""
         kind, *numbers = str(text).split(":")
         if kind not in KINDS:
-            raise UserError(f"unknown partition {text!r}: choose {', '.join(KINDS)}, the last four with :GROUPS")
+            raise UserError(
+                f"unknown partition {text!r}: choose {', '.join(KINDS)}, the last four with :GROUPS; a search takes a "
+                "file of groups as a choice, model.groups: [one, FILE]"
+            )
         most = 0 if kind in PLAIN else 2 if kind == "random" else 1
         if len(numbers) > most or not all(number.isdecimal() for number in numbers):
             raise UserError(

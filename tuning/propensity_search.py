@@ -55,6 +55,7 @@ TAKEN = {
     "name": "the search's name",
     "seed": "seed",
     "runner.cpus_per_worker": "cpus_per_worker of the search",
+    "sample.validation_fraction": "validation_fraction of the search",
 }
 """Keys that the search sets, and by what."""
 
@@ -157,14 +158,16 @@ def check(config: PropensitySearchConfig) -> tuple[TrialData, dict[str, Any], Sp
         raise UserError(f"metric = {config.metric!r} is not reported by these trials: choose {', '.join(METRICS)}")
     lake = Lake.open(config.lake)
     space, groups = parse_space(config.space, PropensityConfig, FIXED)
-    check_base(config.base, TAKEN)
+    check_base(config.base, TAKEN | ({GROUPS: f"space: {GROUPS}"} if groups else {}))
     base = config.base | {"lake": config.lake, "name": f"{config.name}-best", "seed": config.seed}
     resolved = validate_config(PropensityConfig, base)
+    trained = with_settings(base, _aside(config))  # what trials are made of
+    validate_config(PropensityConfig, trained)
     if groups and resolved.kind != "mtl":
         raise UserError(f"space: {GROUPS} has no effect on a baseline: drop it, or drop base.kind")
     if resolved.incremental:
         raise UserError("base.incremental has no effect on trials, which train on the window: train the best with it")
-    check_values(space, PropensityConfig, with_settings(base, {GROUPS: "one"}) if groups else base)
+    check_values(space, PropensityConfig, with_settings(trained, {GROUPS: "one"}) if groups else trained)
     seeds: tuple[str, ...] = ()
     if groups:
         territories = lake.manifest.territories

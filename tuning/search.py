@@ -20,6 +20,7 @@ from typing import Any
 
 import optuna
 import ray
+import yaml
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 from ray.tune.search.optuna import OptunaSearch
@@ -94,8 +95,11 @@ def check_name(config: SearchConfig, stands_on: dict[str, str], resume: bool) ->
         return
     if not resume:
         raise UserError(f"search {uri!r} was begun before: go on with --resume, or choose another name")
-    if read_file(join(uri, SETTINGS)).decode() != dump_yaml(config):
-        raise UserError(f"search {config.name!r} was begun with other settings (see {uri}): choose another name")
+    before, now = (yaml.safe_load(text) for text in (read_file(join(uri, SETTINGS)), dump_yaml(config)))
+    for key in now.keys() - {"searches"}:  # which may be written in many ways
+        if before.get(key) != now[key]:
+            what = f"{key} = {before.get(key)!r} (now {now[key]!r})"
+            raise UserError(f"search {config.name!r} was begun with other settings: {what}: choose another name")
     known = read_json(join(uri, STANDS_ON))
     changed = [name for name, state in stands_on.items() if known.get(name) != state]
     if changed:
@@ -140,6 +144,7 @@ def run(
     at_once = trials_at_once(config)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its banners go to stdout, whatever `verbose` says
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a groups file is named from where the search was started
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # or ctrl-c ends as a search that is done
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     trainable, folder = _trainable(config, prepared), join(search_uri(config), TUNE)
     if resume and tune.Tuner.can_restore(folder):

@@ -136,7 +136,10 @@ def parse_space(document: dict[str, Any], model: type[Config], fixed: Iterable[s
         if key not in types:
             raise UserError(f"space: {model.__name__} has no setting {key!r}; `mtrec train ... --help` lists them")
         if any(key == name or (name.endswith(".") and key.startswith(name)) for name in fixed):
-            raise UserError(f"space: {key} decides what trials are measured on and must be one for all: set it in base")
+            raise UserError(
+                f"space: {key} decides what trials are measured on and must be one for all: set it in base, or for the "
+                "search"
+            )
         if isinstance(values, dict) and "partitions" in values and key == GROUPS:
             groups = values
         elif isinstance(values, dict) and ("int" in types[key] or "float" in types[key]):

@@ -1,6 +1,7 @@
 """What all commands share: their common options, the settings in `--help`, and the way a job is run and shown."""
 
 import importlib
+import json
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Annotated, Any
@@ -41,7 +42,10 @@ def run_job(
             with progress_bars() as progress:
                 document, tables = job(progress)
         except KeyboardInterrupt as interrupt:
-            typer.echo("interrupted; started again, the same command goes on from what is saved", err=True)
+            says = "interrupted; the same command, a search with --resume, goes on from what is saved"
+            typer.echo(says, err=True)
+            if as_json:
+                typer.echo(json.dumps({"error": says, "exit_code": INTERRUPTED}))
             raise typer.Exit(INTERRUPTED) from interrupt
     print_result(document, tables, as_json)
 

@@ -122,7 +122,9 @@ def test_an_interrupted_job_says_so(run, monkeypatch):
     monkeypatch.setattr("mtrec_ray.lake.check.check_lake", interrupt)
     code, out, err = run("lake", "check", "lake")
     assert (code, out) == (130, "")
-    assert "the same command goes on from what is saved" in err
+    assert "goes on from what is saved" in err
+    code, out, _ = run("lake", "check", "lake", "--json")
+    assert (code, json.loads(out)["exit_code"]) == (130, 130)
 
 
 def test_a_run_of_another_kind_or_version_is_called_what_it_is(run, tmp_path):

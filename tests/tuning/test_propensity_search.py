@@ -39,6 +39,13 @@ def search(lake: str, **settings: Any) -> PropensitySearchConfig:
         ({"space": {GROUPS: ["regions", "groups.yaml"]}}, "'groups.yaml' is neither one"),
         ({"space": {GROUPS: {"partitions": ["one"]}, "kind": ["mtl", "baseline"]}}, "baseline"),
         ({"base": {"seed": 7}}, "base: seed = 7 has no effect"),
+        ({"base": {"sample": {"validation_fraction": 0.3}}}, "is decided by validation_fraction of the search"),
+        ({"base": {"sample": {"test_fraction": 0.95}}}, "must leave users to train on"),
+        (
+            {"space": {GROUPS: {"partitions": ["one"]}}, "base": {"model": {"groups": "each"}}},
+            "groups = 'each' has no effect: it is decided by space",
+        ),
+        ({"space": {GROUPS: {"partitions": ["one", "groups.yaml"]}}}, "takes a file of groups as a choice"),
         ({"base": {"optim": 3}}, "optim"),
         ({"base": {"optim": {"epochs": 0}}}, r"'optim\.epochs' = 0"),
         ({"buckets": 5}, "buckets = 5: the lake has 4"),

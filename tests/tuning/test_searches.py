@@ -102,7 +102,8 @@ class TestWhatASearchLeaves:
 def test_a_finished_search_that_is_resumed_trains_nothing(searched, shuffled_lake, monkeypatch):
     monkeypatch.setattr("tuning.search._train_to_end", None)
     folder = Path(searched.uri).parent
-    again = search_propensity(search_config(shuffled_lake.uri, folder, "whole"), resume=True)
+    detour = folder / ".." / folder.name  # the same folder
+    again = search_propensity(search_config(shuffled_lake.uri, detour, "whole"), resume=True)
     assert again.flat() == searched.flat()
 
 
@@ -205,7 +206,7 @@ class TestWhatIsRefusedBeforeTheFirstTrial:
         config = search_config(shuffled_lake.uri, Path(searched.uri).parent, "whole")
         with pytest.raises(UserError, match="--resume"):
             search_propensity(config)
-        with pytest.raises(UserError, match="other settings"):
+        with pytest.raises(UserError, match=r"other settings: trials = 6 \(now 7\): choose another name"):
             search_propensity(config.model_copy(update={"trials": 7}), resume=True)
 
     def test_nothing_to_resume(self, ray_cluster, shuffled_lake, tmp_path):

@@ -99,10 +99,12 @@ def check_port(config: ServeConfig) -> None:
     """UserError where something listens at the port: Ray's proxy would share it, and each get some of the requests."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
-        socket.create_server((config.host, config.port), family=family).close()
+        with socket.socket(family) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what was ended just now is no obstacle
+            listener.bind((config.host, config.port))
     except OSError as error:
         raise UserError(
-            f"port {config.port} of host {config.host!r}: {os.strerror(error.errno or 0)}; end what listens there, "
+            f"port {config.port} of host {config.host!r}: {error.strerror}; end what listens there, "
             "or name another with --port"
         ) from error
 

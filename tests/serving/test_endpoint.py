@@ -87,8 +87,8 @@ def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> N
     while time.monotonic() < until:
         assert process.poll() is None, log.read_text()
         try:
-            if httpx.get(f"{url}/readyz").status_code == 200:
-                return
+            if httpx.get(f"{url}/readyz").status_code == 200 and "serving bundle" in log.read_text():
+                return  # and a signal ends it in order
         except httpx.TransportError:
             pass  # not listening yet
         time.sleep(0.5)

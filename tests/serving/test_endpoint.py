@@ -178,4 +178,6 @@ def test_what_the_proxy_cannot_pass_on_is_refused_at_once_and_not_for_long(endpo
     assert 0 < len(refused) < len(answers)
     assert {(answer.status_code, answer.headers["retry-after"]) for answer in refused} == {(503, "1")}
     assert {answer.json()["message"] for answer in refused} == {"too many requests at once: try again"}
-    assert {answer.status_code for answer in asyncio.run(ask_at_once(MAX_AT_PROXY // 2))} == {200}
+    until = time.monotonic() + 5  # a place is free when Ray has done with its request, a moment after the answer
+    while (seen := {answer.status_code for answer in asyncio.run(ask_at_once(MAX_AT_PROXY // 2))}) != {200}:
+        assert time.monotonic() < until, seen

@@ -1,4 +1,4 @@
-"""The `mtrec` command: exit code 0 done, 2 the user's mistake, 1 ours."""
+"""The `mtrec` command: exit code 0 done, 2 the user's mistake, 1 ours, 130 interrupted."""
 
 import json
 import logging

@@ -162,7 +162,6 @@ def check(config: PropensitySearchConfig) -> tuple[TrialData, dict[str, Any], Sp
     base = config.base | {"lake": config.lake, "name": f"{config.name}-best", "seed": config.seed}
     resolved = validate_config(PropensityConfig, base)
     trained = with_settings(base, _aside(config))  # what trials are made of
-    validate_config(PropensityConfig, trained)
     if groups and resolved.kind != "mtl":
         raise UserError(f"space: {GROUPS} has no effect on a baseline: drop it, or drop base.kind")
     if resolved.incremental:

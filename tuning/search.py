@@ -96,8 +96,8 @@ def check_name(config: SearchConfig, stands_on: dict[str, str], resume: bool) ->
     if not resume:
         raise UserError(f"search {uri!r} was begun before: go on with --resume, or choose another name")
     before, now = (yaml.safe_load(text) for text in (read_file(join(uri, SETTINGS)), dump_yaml(config)))
-    for key in now.keys() - {"searches"}:  # which may be written in many ways
-        if before.get(key) != now[key]:
+    for key in now:
+        if before.get(key) != now[key] and key != "searches":  # which may be written in many ways
             what = f"{key} = {before.get(key)!r} (now {now[key]!r})"
             raise UserError(f"search {config.name!r} was begun with other settings: {what}: choose another name")
     known = read_json(join(uri, STANDS_ON))

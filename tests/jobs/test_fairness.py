@@ -168,6 +168,8 @@ def test_a_bundle_holds_what_the_runs_hold(folder, eliminators, audited, tmp_pat
         assert (offered[len(titles) :] == -1).all()
     with pytest.raises(UserError, match="is a bundle already"):
         make_bundle(validate_config(BundleConfig, config))
+    unaudited = make_bundle(validate_config(BundleConfig, config | {"audit": None, "out": str(tmp_path / "unaudited")}))
+    assert unaudited.manifest.version != bundle.manifest.version
     figures = json.loads((folder / "audit" / "audit.json").read_text()) | {"audit/age/gender/auc": float("nan")}
     (tmp_path / "audit.json").write_text(json.dumps(figures))
     with pytest.raises(UserError, match="auc of age/gender is no number: audit more users"):

@@ -13,7 +13,7 @@ from ray.serve.schema import ServeDeploySchema
 
 import serving
 from mtrec_ray.bundle.manifest import Bundle
-from mtrec_ray.commands.serve import serve
+from mtrec_ray.commands.serve import rollback, serve
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from serving.config import ServeConfig, api_keys
@@ -238,6 +238,12 @@ def test_a_bundle_made_again_in_its_place_is_served_once_it_is_promoted(tmp_path
     assert told == [("v0", None), ("v1", "v0")]
     with pytest.raises(UserError, match="nothing to go back to"):
         move_back(str(pointer))
+
+
+def test_a_rollback_says_which_bundle_is_live_again(tmp_path, pointer, capsys):
+    promote(config(write_bundle(tmp_path / "second", 1), pointer))
+    rollback(str(pointer))
+    assert "bundle v0 (" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_pointer_is_told_from_a_bundle_by_its_name():

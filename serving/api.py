@@ -30,6 +30,7 @@ from serving.schemas import (
     RecommendRequest,
 )
 from serving.service import Service
+from serving.short_way import ShortWay
 from serving.store import StoreUnavailable
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ def build_api(service: Service, keys: tuple[str, ...], limits: LimitsConfig) -> 
     _add_routes(app, service, examples=not keys)
     _add_page(app)
     _add_faults(app, service)
-    return Guard(app, keys, limits, service.telemetry.error)
+    return Guard(ShortWay(app, service), keys, limits, service.telemetry.error)
 
 
 def _add_routes(app: FastAPI, service: Service, examples: bool) -> None:

@@ -24,6 +24,8 @@ class Catalogue:
     territory_of: dict[str, int]
     elsewhere: Tensor
     """(T, N) bool: not offered in the territory."""
+    everywhere: bool
+    """All titles are offered in all territories."""
 
     @staticmethod
     def of(bundle: Bundle, titles: pa.Table) -> "Catalogue":
@@ -42,4 +44,5 @@ class Catalogue:
             row_of={title_id: row for row, title_id in enumerate(ids)},
             territory_of={name: row for row, name in enumerate(territories)},
             elsewhere=torch.from_numpy(~offered),
+            everywhere=bool(offered.all()),
         )

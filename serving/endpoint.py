@@ -6,7 +6,6 @@ import signal
 import threading
 from typing import Any
 
-import torch
 from ray import serve
 from ray.serve import Application
 from ray.serve.config import BackpressureConfig
@@ -14,6 +13,7 @@ from ray.serve.config import BackpressureConfig
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists
+from mtrec_ray.process import prepare_process
 from serving.api import build_api
 from serving.config import ServeConfig, api_keys
 from serving.guard import RETRY_AFTER_S
@@ -38,7 +38,7 @@ class Endpoint:
     """
 
     def __init__(self, config: dict[str, Any], keys: tuple[str, ...]) -> None:
-        torch.set_num_threads(1)
+        prepare_process(cpus=1)
         self.config, self.keys = validate_config(ServeConfig, config), keys
 
     def __serve_build_asgi_app__(self) -> Any:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from mtrec_ray.bundle.manifest import Bundle
 from mtrec_ray.lake.manifest import embedding_matrix
+from serving.bank import EliminatorBank
 from serving.catalogue import Catalogue
-from serving.prompts import PromptCache
 
 MAX_CELLS = 8_000_000
 """Rows x titles scored at once: what bounds the memory of a large batch on a large catalogue."""
@@ -56,7 +56,7 @@ class Engine:
         self.backbone = bundle.backbone().remember_titles()
         self.pack = bundle.eliminators().with_identity()
         self.combinations: dict[Combination, int] = {c: place for place, c in enumerate(self.pack.combinations)}
-        self.prompts = PromptCache(self.backbone, self.pack)
+        self.bank = EliminatorBank(self.backbone, self.pack)
         titles = bundle.titles()
         self.catalogue = Catalogue.of(bundle, titles)
         self.title_vectors = self.backbone.title_vectors().t().contiguous()  # (d, N)
@@ -86,15 +86,13 @@ class Engine:
         for row, query in enumerate(queries):
             recent = query.history[-length:]
             history[row, 0, : len(recent)] = recent
-        cached = self.prompts.gather([(query.combination, *query.values) for query in queries])
-        combination = torch.tensor([query.combination for query in queries])
-        values = torch.tensor([query.values for query in queries])
-        eliminators = self.pack.for_rows(combination, values, cached)
+        eliminators = self.bank.gather([(query.combination, *query.values) for query in queries])
         return self.backbone.user_vectors(torch.from_numpy(history), eliminators=eliminators)[:, 0]
 
     def _rank(self, queries: list[Query]) -> list[Ranked]:
         scores = self.user_vectors(queries) @ self.title_vectors  # (B, N)
-        scores.masked_fill_(self.catalogue.elsewhere[torch.tensor([q.territory for q in queries])], -torch.inf)
+        if not self.catalogue.everywhere:
+            scores.masked_fill_(self.catalogue.elsewhere[torch.tensor([q.territory for q in queries])], -torch.inf)
         rows = np.repeat(np.arange(len(queries)), [len(q.exclude) for q in queries])
         if len(rows):
             columns = np.fromiter(chain.from_iterable(q.exclude for q in queries), dtype=np.int64, count=len(rows))

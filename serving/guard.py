@@ -25,7 +25,7 @@ OPEN = {
 }
 """Paths that everybody may ask for; every other one is guarded."""
 BODY = "mtrec.body"
-"""Of a scope's extensions: the whole body, where a proxy read it already (serving/proxy.py)."""
+"""Of a scope's extensions: the whole body; behind the guard always, before it where a proxy read it (proxy.py)."""
 RETRY_AFTER_S = 1
 MAYBE_STORED = "it may have been stored: send it again with the same Idempotency-Key"
 
@@ -90,6 +90,7 @@ class Guard:
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         body, begun = await self._body(scope, receive), False
+        scope["extensions"] = {**(scope.get("extensions") or {}), BODY: body}
 
         async def watched(message: Message) -> None:
             nonlocal begun

@@ -20,6 +20,7 @@ from mtrec_ray.evaluation.intervals import interval
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.candidates import Candidate
 from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.process import prepare_process
 from mtrec_ray.steps.precision import use_fast_matmul
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out, read_prefixes
 from mtrec_ray.streams.sequences import VALIDATION_EVENT, SequenceConfig, is_attacked
@@ -30,7 +31,6 @@ from mtrec_ray.training.eliminators import make_packs
 from mtrec_ray.training.eliminators_config import EliminatorsConfig, combination_name
 from mtrec_ray.training.eliminators_run import Combination, EliminatorsRecord
 from mtrec_ray.training.pack_trainee import PREFIXES, make_pack_trainee
-from mtrec_ray.training.worker import prepare_process
 from tuning.data import Remembered, first_buckets, map_here
 from tuning.trial import Plan
 

@@ -187,7 +187,7 @@ class EliminatorPack(nn.Module):
         """(B, m) users' values, -1 unknown -> every combination for each of them: G = K."""
         table = torch.cat([self.prompts, self.personal], 1)  # (K, R, d)
         gain = self.transport_gain[:, self._value_rows(attribute_index)].sum(2) * self.transport_share  # (K, B, h)
-        return PackRows(table, self._prompt_rows(attribute_index)[None], *self._shared(), transport_gain=gain)
+        return PackRows(table, self._prompt_rows(attribute_index)[None], *self.shared(), transport_gain=gain)
 
     @torch.no_grad()
     def with_identity(self) -> "EliminatorPack":
@@ -204,25 +204,17 @@ class EliminatorPack(nn.Module):
             parameter[-1] = -torch.inf if name == "gate" else 0
         return wider.to(self.prompts.device).eval().requires_grad_(False)
 
-    def for_rows(
-        self, combination_index: Tensor, attribute_index: Tensor, cached_prompts: tuple[Tensor, ...] | None = None
-    ) -> "PackRows":
-        """(B,) each row's combination, (B, m) its values -> one eliminator a row: G = B rows of one history.
-
-        With the prompts' keys and values of these rows at hand (`SequentialBackbone.prompt_layers`) none are made.
-        """
-        if cached_prompts is None:
-            rows = self._prompt_rows(attribute_index)  # (B, P)
-            table = torch.cat([self.prompts, self.personal], 1)[combination_index[:, None], rows]  # (B, P, d)
-        else:
-            table = self.prompts[:0]
+    def for_rows(self, combination_index: Tensor, attribute_index: Tensor) -> "PackRows":
+        """(B,) each row's combination, (B, m) its values -> one eliminator a row: G = B rows of one history."""
+        rows = self._prompt_rows(attribute_index)  # (B, P)
+        table = torch.cat([self.prompts, self.personal], 1)[combination_index[:, None], rows]  # (B, P, d)
         own = torch.arange(table.shape[1], device=table.device).expand(1, 1, -1)
         gain = self.transport_gain[combination_index[:, None], self._value_rows(attribute_index)].sum(1)  # (B, h)
         gain = gain[:, None] * self.transport_share[combination_index]  # (B, 1, h)
-        shared = (parameter[combination_index] for parameter in self._shared())
-        return PackRows(table, own, *shared, transport_gain=gain, cached_prompts=cached_prompts)
+        shared = (parameter[combination_index] for parameter in self.shared())
+        return PackRows(table, own, *shared, transport_gain=gain)
 
-    def _shared(self) -> tuple[Tensor, ...]:
+    def shared(self) -> tuple[Tensor, ...]:
         """What does not depend on the users, in `PackRows`' order."""
         adapters = (self.down, self.up, self.norm_scale, self.norm_shift)
         return self.gate, *adapters, self.transport_inner, self.transport_bias, self.transport_outer

@@ -84,6 +84,8 @@ class SequentialBackbone(nn.Module):
     Sublayers are post-norm without an output projection, as in the authors' code (ReChorus).
     """
 
+    causal_mask: Tensor  # (T, T)
+
     def __init__(self, config: SequentialConfig) -> None:
         super().__init__()
         self.config = config
@@ -93,6 +95,8 @@ class SequentialBackbone(nn.Module):
         self.positions = nn.Parameter(torch.empty(self.num_columns, config.width))
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.dropout = ByteDropout(config.dropout)
+        causal = torch.full((self.num_columns, self.num_columns), float("-inf")).triu_(1)
+        self.register_buffer("causal_mask", causal, persistent=False)
         self._remembered: tuple[Tensor, Tensor] | None = None
 
     @property
@@ -124,11 +128,12 @@ class SequentialBackbone(nn.Module):
         Returns (B, Q or T, d), with eliminators (G, B, Q or T, d).
         """
         histories = history if history.dim() == 3 else history[None]  # (G or 1, B, T)
-        hidden = self.titles(histories.clamp(min=0)) + self.positions[: histories.shape[-1]]  # (G or 1, B, T, d)
+        titles = histories.clamp(min=0)
+        hidden = self.titles(titles) + self.positions[: titles.shape[-1]]  # (G or 1, B, T, d)
         hidden = self.dropout(hidden)
         mask = self._attention_mask(histories)
         prompts = repeat(None) if eliminators is None else eliminators.cached_prompts or self.prompt_layers(eliminators)
-        known = self._known_keys_values(histories)
+        known = self._known_keys_values(titles)
         for number, (layer, of_prompts) in enumerate(zip(self.layers, prompts, strict=False)):
             wanted = read if number + 1 == len(self.layers) else None
             hidden = layer(hidden, mask, of_prompts, eliminators, number, read=wanted, keys_values=known)
@@ -165,12 +170,12 @@ class SequentialBackbone(nn.Module):
         self._remembered = F.linear(self.titles.weight, key_value.weight), key_value(self.positions)
         return self
 
-    def _known_keys_values(self, histories: Tensor) -> Tensor | None:
+    def _known_keys_values(self, titles: Tensor) -> Tensor | None:
         """(G or 1, B, T, 2 d) of the first layer, where they are remembered: they are linear in title and position."""
         if self._remembered is None or self.training:
             return None
         of_titles, of_positions = self._remembered
-        return F.embedding(histories.clamp(min=0), of_titles) + of_positions[: histories.shape[-1]]
+        return F.embedding(titles, of_titles) + of_positions[: titles.shape[-1]]
 
     def title_vectors(self) -> Tensor:
         """(N, d) vectors of the catalogue."""
@@ -181,8 +186,7 @@ class SequentialBackbone(nn.Module):
         if self.bidirectional:
             hidden = (histories < 0)[:, :, None, None, :]
             return torch.zeros(hidden.shape, device=histories.device).masked_fill_(hidden, float("-inf"))
-        columns = histories.shape[-1]
-        return torch.full((columns, columns), float("-inf"), device=histories.device).triu_(1)
+        return self.causal_mask[: histories.shape[-1], : histories.shape[-1]]
 
 
 class ByteDropout(nn.Module):
@@ -236,12 +240,15 @@ class Layer(nn.Module):
             hidden, mask = _take_columns(hidden, mask, read)  # (G or 1, B, Q, d)
         queries = self.heads(self.query(hidden)) * keys.shape[-1] ** -0.5  # (G or 1, B, H, T or Q, d / H)
         scores = queries @ keys.transpose(-1, -2) + mask  # (G or 1, B, H, T or Q, T)
-        attended = scores.softmax(-1) @ values  # (G or 1, B, H, T or Q, d / H)
         if prompts is None or eliminators is None:
-            return self._feed_forward(self._after_attention(hidden, attended))
+            return self._feed_forward(self._after_attention(hidden, scores.softmax(-1) @ values))
+        log_weights = scores.log_softmax(-1)
+        attended = log_weights.exp() @ values  # (G or 1, B, H, T or Q, d / H)
+        history_score = scores[..., :1] - log_weights[..., :1]  # log-sum-exp: no query is blind to column 0
         prompt_keys, prompt_values = prompts.chunk(2, dim=-1)  # (G, B, H, P, d / H)
         gate = eliminators.prompt_gate[:, number, None, None, None, None]
-        attended = _join(queries, prompt_keys, prompt_values, gate, scores, attended)  # (G, B, H, T or Q, d / H)
+        prompt_scores = queries @ prompt_keys.transpose(-1, -2) + gate  # (G, B, H, T or Q, P)
+        attended = _join(prompt_scores, prompt_values, history_score, attended)  # (G, B, H, T or Q, d / H)
         return self._whole(hidden, attended, eliminators, number)
 
     def prompts_above(self, prompts: Tensor, keys_values: Tensor, eliminators: EliminatorRows, number: int) -> Tensor:
@@ -267,14 +274,11 @@ class Layer(nn.Module):
         return rows.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
 
 
-def _join(
-    queries: Tensor, prompt_keys: Tensor, prompt_values: Tensor, gate: Tensor, scores: Tensor, attended: Tensor
-) -> Tensor:
-    """Attention over prompts and history from the history's own scores and output, see the file's legend."""
-    prompt_scores = queries @ prompt_keys.transpose(-1, -2) + gate  # (G, B, H, T, P)
-    history_score = scores.logsumexp(-1, keepdim=True).expand(*prompt_scores.shape[:-1], 1)
-    weights = torch.cat([prompt_scores, history_score], -1).softmax(-1)  # (G, B, H, T, P + 1)
-    return weights[..., :-1] @ prompt_values + weights[..., -1:] * attended
+def _join(prompt_scores: Tensor, prompt_values: Tensor, history_score: Tensor, attended: Tensor) -> Tensor:
+    """Attention over prompts and history from the history's own score and output, see the file's legend."""
+    scores = torch.cat([prompt_scores, history_score.expand(*prompt_scores.shape[:-1], 1)], -1)  # (G, B, H, T, P + 1)
+    of_prompts, of_history = scores.softmax(-1).split([prompt_scores.shape[-1], 1], -1)
+    return of_prompts @ prompt_values + of_history * attended
 
 
 def _take_columns(hidden: Tensor, mask: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:

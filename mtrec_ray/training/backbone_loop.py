@@ -18,6 +18,7 @@ from mtrec_ray.files import join
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.running_average import RunningAverage
 from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.process import prepare_process
 from mtrec_ray.steps.pretraining import positions_of, pretraining_step
 from mtrec_ray.steps.towers import AllReduce
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out
@@ -34,7 +35,6 @@ from mtrec_ray.training.worker import (
     all_reduce,
     check_lake,
     mean_over_workers,
-    prepare_process,
     seed_step,
 )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from mtrec_ray.config import dump_yaml
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.two_tower import TwoTower
+from mtrec_ray.process import prepare_process
 from mtrec_ray.steps.batch import make_pair_batch
 from mtrec_ray.steps.precision import use_fast_matmul
 from mtrec_ray.steps.propensity import AllReduce, train_step
@@ -27,7 +28,6 @@ from mtrec_ray.training.worker import (
     RunningMean,
     all_reduce,
     check_lake,
-    prepare_process,
 )
 
 

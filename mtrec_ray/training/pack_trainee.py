@@ -19,6 +19,7 @@ from mtrec_ray.models.discriminators import Discriminators, value_weights
 from mtrec_ray.models.eliminators import Combination
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.transport import FOLDS, SHARES, num_steps
+from mtrec_ray.process import prepare_process
 from mtrec_ray.steps.pretraining import positions_of
 from mtrec_ray.steps.towers import AllReduce
 from mtrec_ray.steps.tuning import AdversaryGame, GameSettings
@@ -27,7 +28,7 @@ from mtrec_ray.streams.windows import WindowBatch, WindowPlan
 from mtrec_ray.training.accuracy import held_out_metrics, stacked_metrics, vectors_in_chunks
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, figure_name, make_candidate
 from mtrec_ray.training.readable import advantages
-from mtrec_ray.training.worker import all_reduce, gather_rows, mean_over_workers, prepare_process, seed_step
+from mtrec_ray.training.worker import all_reduce, gather_rows, mean_over_workers, seed_step
 
 PREFIXES = 8
 """Histories of each user that the transport is fitted on."""

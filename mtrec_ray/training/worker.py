@@ -1,6 +1,5 @@
 """What the workers of every kind of run have in common."""
 
-import ctypes
 import time
 
 import numpy as np
@@ -14,21 +13,6 @@ from mtrec_ray.steps.towers import AllReduce
 
 CHECK_CLOCK_EVERY = 10
 """Steps between looks at the clock, which all workers take together."""
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-"""Of glibc's malloc.h."""
-
-
-def prepare_process(cpus: float) -> None:
-    """As many threads as CPUs; and memory is kept, for fresh pages cost a CPU step as much as its arithmetic.
-
-    glibc gives every large tensor back to the system when it is freed; told not to, a step of seven eliminators of 128
-    windows took 86 ms instead of 136, one of 64 windows 50 instead of 58.
-    """
-    torch.set_num_threads(max(1, int(cpus)))
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other systems' allocators have no such switch
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 32 << 20)  # the most that glibc takes
-        mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def check_lake(lake: Lake, expected_hash: str, run: str) -> None:

@@ -30,9 +30,9 @@ from mtrec_ray.models.candidates import Eliminated
 from mtrec_ray.models.discriminators import Discriminators, value_weights
 from mtrec_ray.models.eliminators import Combination, EliminatorConfig, EliminatorPack
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.process import prepare_process
 from mtrec_ray.steps.pretraining import Positions, bpr_losses, pretraining_step
 from mtrec_ray.steps.tuning import AdversaryGame, GameSettings
-from mtrec_ray.training.worker import prepare_process
 from tests.benchmarks.bench_propensity_step import commit, processor
 
 NUM_TITLES, L, WIDTH = 1682, 20, 64

@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -32,12 +33,11 @@ def main(
 
         proxy.use()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    import torch
-
-    torch.set_num_threads(1)
     from mtrec_ray.bundle.manifest import Bundle
+    from mtrec_ray.process import prepare_process
     from serving.engine import Engine
 
+    prepare_process(cpus=1)  # as a replica does
     engine = Engine(Bundle.open(bundle))
     bench_batches(engine)
     bench_large_catalogue(engine)
@@ -98,15 +98,13 @@ def bench_batches(engine: Any) -> None:
 def bench_large_catalogue(engine: Any, titles: int = 100_000) -> None:
     import torch
 
-    small = engine.title_vectors, engine.catalogue.elsewhere
-    engine.title_vectors = torch.randn(small[0].shape[0], titles)
-    catalogue = engine.catalogue
-    object.__setattr__(catalogue, "elsewhere", torch.zeros(1, titles, dtype=torch.bool))
+    vectors, catalogue = engine.title_vectors, engine.catalogue
+    engine.title_vectors = torch.randn(vectors.shape[0], titles)
+    engine.catalogue = replace(catalogue, elsewhere=torch.zeros(1, titles, dtype=torch.bool), everywhere=False)
     asked = queries(engine, [0], 1)
     (ms,) = median_ms(lambda: engine.recommend(asked))
     print(f"{titles:,} titles: {ms:.2f} ms a user")
-    engine.title_vectors = small[0]
-    object.__setattr__(catalogue, "elsewhere", small[1])
+    engine.title_vectors, engine.catalogue = vectors, catalogue
 
 
 def bench_http(engine: Any, bundle: str, seconds: float) -> None:

@@ -61,14 +61,15 @@ def test_the_cache_changes_nothing_even_when_it_overflows(engine):
     queries = every_case()
     first = engine.user_vectors(queries)
     assert torch.equal(engine.user_vectors(queries), first)
-    size = len(engine.prompts.place)
+    size = len(engine.bank.place)
     assert size == len({(query.combination, *query.values) for query in queries})
-    engine.prompts.capacity = size + 1
+    engine.bank.capacity = size + 1
     more = [Query((1, 2), (0, 2), combination, 0, 5) for combination in range(4)]
-    engine.prompts.place, engine.prompts.banks = {}, []
+    engine.bank.place = {}
+    engine.bank.of_key.clear()
     engine.user_vectors(queries[:47])
     engine.user_vectors(more)
-    assert len(engine.prompts.place) <= engine.prompts.capacity
+    assert len(engine.bank.place) <= engine.bank.capacity
     assert torch.equal(engine.user_vectors(queries), first)
 
 

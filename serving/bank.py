@@ -29,9 +29,9 @@ class EliminatorBank:
         self.backbone, self.pack, self.capacity = backbone, pack, capacity
         self.of_combination = Table(pack.shared())
         unknown = [-1] * len(pack.attributes)
-        keys = [(combination, *unknown) for combination in range(len(pack.combinations))]
+        keys: list[Key] = [(combination, *unknown) for combination in range(len(pack.combinations))]
         self.of_key = Table(self._parts(keys))
-        self.place = {key: place for place, key in enumerate(keys)}
+        self.place: dict[Key, int] = {key: place for place, key in enumerate(keys)}
         self.no_prompts = pack.prompts[:0], torch.arange(0)  # they are in the table already
 
     def gather(self, keys: list[Key]) -> PackRows:

@@ -46,7 +46,7 @@ def serve(
     keys = api_keys(config)
 
     from mtrec_ray.errors import UserError
-    from mtrec_ray.lake.cluster import joins_cluster, need_ray, ray_session
+    from mtrec_ray.lake.cluster import joins_cluster, metrics_url, need_ray, ray_session
 
     if joins_cluster():  # its proxies listen where they listen, and our end would be that of all its applications
         raise UserError(
@@ -67,7 +67,8 @@ def serve(
         run(config)
         typer.echo(
             f"serving bundle {version} at http://{config.host}:{config.port}"
-            f" ({'API keys needed' if keys else 'no API key needed on this machine'}; ctrl-c ends it)",
+            f" ({'API keys needed' if keys else 'no API key needed on this machine'}; ctrl-c ends it)\n"
+            f"metrics for Prometheus, ray_mtrec_*, at {metrics_url()}",
             err=True,
         )
         wait_for_the_end()

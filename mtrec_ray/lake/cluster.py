@@ -98,6 +98,13 @@ def cluster_resources() -> Mapping[str, float]:
     return ray.cluster_resources()
 
 
+def metrics_url() -> str:
+    """Where Prometheus reads what one node counts, with a local Ray all there is."""
+    need_ray()
+    node = ray.nodes()[0]
+    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+
+
 def available_cpus() -> float:
     """Logical CPUs of the cluster."""
     return cluster_resources().get("CPU", 0.0)

@@ -82,11 +82,9 @@ class EndpointProcess:
         return sum(count for state, count in states.items() if state == "RUNNING")
 
     def metrics(self) -> str:
-        """What Prometheus would read of this node."""
-        import ray
-
-        node = ray.nodes()[0]
-        with urllib.request.urlopen(f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics") as page:
+        """What Prometheus reads where the endpoint says it should."""
+        wait_for(lambda: "/metrics" in self.log.read_text(), READY_S)
+        with urllib.request.urlopen(self.log.read_text().split("ray_mtrec_*, at ")[1].split()[0]) as page:
             return page.read().decode()
 
     def _children(self) -> list[psutil.Process]:

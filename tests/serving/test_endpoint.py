@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import shutil
 import signal
 import socket
@@ -105,6 +106,17 @@ def test_it_answers_with_its_documents_and_its_store(endpoint):
         assert client.post("/v1/recommend", json=REQUEST | {"user_id": "broken"}).status_code == 500
         paths = client.get("/openapi.json").json()["paths"]
         assert {"/v1/recommend", "/v1/recommend:batch", "/v1/propensity", "/v1/combinations"} <= set(paths)
+
+
+def test_prometheus_finds_the_figures_where_the_log_says(endpoint, folder):
+    assert httpx.post(f"{endpoint}/v1/recommend", json=REQUEST).status_code == 200
+    (place,) = re.findall(r"http://\S+/metrics", (folder / "log").read_text())
+    until = time.monotonic() + 30  # told once a second, and gathered every few seconds
+    while 'stage="recommend"' not in (figures := httpx.get(place).text):
+        assert time.monotonic() < until
+        time.sleep(0.5)
+    assert "ray_mtrec_stage_latency_ms_bucket_total" in figures
+    assert "ann-0815" not in figures
 
 
 def test_a_port_that_is_taken_is_refused(endpoint):

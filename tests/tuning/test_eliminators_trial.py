@@ -140,6 +140,21 @@ class TestFigures:
         assert figures["ndcg@10/mean"] == figures["ndcg@10/none"]
         assert figures["auc/gender/gender"] == figures["auc/gender+age/gender"]
 
+    def test_what_two_eliminators_leave_with_opposite_signs_is_read_in_each_half(self, backbone):
+        one = trial(backbone)
+        users, gender = one._open_users(), list(backbone.attributes).index("gender")
+        lower = is_attacked(users.keys, one._sequences("lower"))
+        left = np.where(lower, 1, -1) * (2 * users.attribute_index[:, gender] - 1)
+        vectors = torch.randn(len(users), 4, generator=torch.Generator().manual_seed(0))
+        vectors[:, 0] += torch.from_numpy(2 * left)
+        assert min(half.auc.value for half in one._attack(vectors, users, "gender")) > 0.9
+
+    def test_too_few_users_to_attack_are_said(self, backbone):
+        one = trial(backbone)
+        users = one._open_users()
+        with pytest.raises(UserError, match=r"half of the users open to training: attribute 'gender': .* too few"):
+            one._attack(torch.zeros(12, 4), users.only(np.arange(len(users)) < 12), "gender")
+
     def test_a_saved_trial_has_nothing_left_to_do(self, backbone, tmp_path):
         one = trial(backbone)
         one.looks_done = 1

@@ -15,7 +15,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from serving.config import LimitsConfig
-from serving.guard import RETRY_AFTER_S, Guard
+from serving.guard import OUR_FAULT, RETRY_AFTER_S, Guard
 from serving.queries import RequestProblem
 from serving.schemas import (
     Combinations,
@@ -191,7 +191,7 @@ def _add_faults(app: FastAPI, service: Service) -> None:
     async def ours(_: Request, error: Exception) -> Response:
         service.telemetry.error("500")
         logger.error("a request failed: %s", type(error).__name__)
-        return _json({"field": None, "message": "our fault; it was counted"}, 500)
+        return _json({"field": None, "message": OUR_FAULT}, 500)
 
 
 def _json(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -6,7 +6,7 @@ A plain ASGI middleware. Nothing of a request is logged here: neither its body n
 import hashlib
 import hmac
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any
 
 from pydantic_core import to_json
@@ -27,15 +27,16 @@ OPEN = {
 BODY = "mtrec.body"
 """Of a scope's extensions: the whole body; behind the guard always, before it where a proxy read it (proxy.py)."""
 RETRY_AFTER_S = 1
+OUR_FAULT = "our fault; it was counted"
 MAYBE_STORED = "it may have been stored: send it again with the same Idempotency-Key"
 
 
 class Refused(Exception):
     """An answer given before the route."""
 
-    def __init__(self, status: int, message: str, retry_after_s: int | None = None) -> None:
+    def __init__(self, status: int, message: str, retry_after_s: int | None = None, field: str | None = None) -> None:
         super().__init__(message)
-        self.status, self.message, self.retry_after_s = status, message, retry_after_s
+        self.status, self.message, self.retry_after_s, self.field = status, message, retry_after_s, field
 
 
 class TokenBucket:
@@ -164,10 +165,16 @@ def _replay(body: bytes, receive: Receive) -> Receive:
 
 async def answer(send: Send, refused: Refused) -> None:
     """Send the refusal as a `Problem`."""
-    headers = [(b"content-type", b"application/json")]
+    headers = []
     if refused.retry_after_s is not None:
         headers.append((b"retry-after", str(refused.retry_after_s).encode()))
     if refused.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": refused.status, "headers": headers})
-    await send({"type": "http.response.body", "body": to_json({"field": None, "message": refused.message})})
+    await send_json(send, refused.status, to_json({"field": refused.field, "message": refused.message}), headers)
+
+
+async def send_json(send: Send, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    """A whole answer."""
+    told = [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json"), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": told})
+    await send({"type": "http.response.body", "body": body})

@@ -233,7 +233,10 @@ class EliminatorPack(nn.Module):
 
 @dataclass(frozen=True)
 class PackRows:
-    """Eliminators laid out for one forward (`sequential.EliminatorRows`)."""
+    """Eliminators laid out for one forward (`sequential.EliminatorRows`).
+
+    Table and index of the prompts are empty where `cached_prompts` stand in their place.
+    """
 
     prompt_table: Tensor  # (G, R, d)
     prompt_index: Tensor  # (1, B, P)

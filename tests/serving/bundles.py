@@ -35,6 +35,7 @@ TERRITORIES = ["north", "south"]
 TITLE_IDS = [f"t{index:02d}" for index in range(NUM_TITLES)]
 SOUTH_ONLY = ["t05", "t06"]
 """Titles that are not offered in the north."""
+OFFERED = {title: ["south"] for title in SOUTH_ONLY}
 
 
 def figures(balanced_accuracy: float = 0.5, auc: float = 0.5, permutations: int = 20) -> dict[str, float | int | str]:
@@ -63,9 +64,10 @@ def write_bundle(
     auc: float = 0.5,
     permutations: int = 20,
     pr_auc: float | None = 0.1,
+    offered: dict[str, list[str]] = OFFERED,
     **changes: Any,
 ) -> Path:
-    """A whole bundle; the figures are those that gates look at."""
+    """A whole bundle; the figures are those that gates look at, `offered` the territories of titles not for all."""
     torch.manual_seed(seed)
     shape = SequentialConfig(NUM_TITLES, history=HISTORY, width=WIDTH, num_layers=LAYERS, num_heads=2, dropout=0.0)
     backbone = SequentialBackbone(shape)
@@ -95,7 +97,7 @@ def write_bundle(
         ELIMINATORS: safetensors.torch.save(pack.state_dict()),
         POPULAR: safetensors.torch.save({"popular": torch.from_numpy(popular)}),
         PROPENSITY: safetensors.torch.save(model.state_dict()),
-        TITLES: titles(),
+        TITLES: titles(offered),
     }
     figures_of = {"ndcg@10": ndcg, "ndcg@10_low": ndcg - 0.01, "ndcg@10_high": ndcg + 0.01}
     names = ["none", *("+".join(combination) for combination in combinations)]
@@ -140,13 +142,13 @@ def write_manifest(folder: Path, document: dict[str, Any]) -> None:
     (folder / MANIFEST).write_text(json.dumps(document))
 
 
-def titles() -> bytes:
+def titles(offered: dict[str, list[str]]) -> bytes:
     """Title 07 has no name of its own."""
     table = pa.table(
         {
             "title_id": TITLE_IDS,
             "name": [None if title == "t07" else f"Title {title[1:]}" for title in TITLE_IDS],
-            "territories": pa.array([["south"] if title in SOUTH_ONLY else [] for title in TITLE_IDS]),
+            "territories": pa.array([offered.get(title, []) for title in TITLE_IDS], pa.list_(pa.string())),
             "embedding": embedding_column(np.random.default_rng(0).standard_normal((NUM_TITLES, 8)).astype(np.float16)),
         }
     )

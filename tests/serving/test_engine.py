@@ -57,20 +57,27 @@ def test_a_mixed_batch_equals_each_request_alone(bundle, engine):
         torch.testing.assert_close(vector, alone(bundle, engine, query), rtol=1e-4, atol=1e-5)
 
 
-def test_the_cache_changes_nothing_even_when_it_overflows(engine):
+def test_the_cache_changes_nothing_even_when_it_overflows(bundle, engine):
     queries = every_case()
     first = engine.user_vectors(queries)
     assert torch.equal(engine.user_vectors(queries), first)
-    size = len(engine.bank.place)
-    assert size == len({(query.combination, *query.values) for query in queries})
-    engine.bank.capacity = size + 1
-    more = [Query((1, 2), (0, 2), combination, 0, 5) for combination in range(4)]
-    engine.bank.place = {}
-    engine.bank.of_key.clear()
-    engine.user_vectors(queries[:47])
-    engine.user_vectors(more)
-    assert len(engine.bank.place) <= engine.bank.capacity
-    assert torch.equal(engine.user_vectors(queries), first)
+    assert len(engine.bank.place) == len({(query.combination, *query.values) for query in queries})
+    engine, kept = Engine(bundle), []
+    engine.bank.capacity = 20
+    for start in range(0, len(queries), 6):
+        torch.testing.assert_close(engine.user_vectors(queries[start : start + 6]), first[start : start + 6])
+        kept.append(len(engine.bank.place))
+        assert kept[-1] == len(engine.bank.of_key.matrix) <= 20
+    assert kept[0] < kept[2] > kept[3]  # begun anew more than once
+
+
+def test_what_is_offered_somewhere_alone_is_offered_nowhere_else(tmp_path):
+    for offered, elsewhere in (({}, [[], []]), ({"t05": ["south"]}, [[5], []]), ({"t07": ["north"]}, [[], [7]])):
+        engine = Engine(Bundle.open(str(write_bundle(tmp_path / "-".join(["only", *offered]), offered=offered))))
+        assert engine.catalogue.everywhere == (not offered)
+        for territory, missing in enumerate(elsewhere):
+            (found,) = engine.recommend([Query((1, 2), (0, 0), 0, territory, NUM_TITLES)])
+            assert set(range(NUM_TITLES)) - set(found.titles) == set(missing)
 
 
 def test_answers_are_the_best_offered_titles_in_order(engine):

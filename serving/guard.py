@@ -25,7 +25,9 @@ OPEN = {
 }
 """Paths that everybody may ask for; every other one is guarded."""
 BODY = "mtrec.body"
-"""Of a scope's extensions: the whole body; behind the guard always, before it where a proxy read it (proxy.py)."""
+"""Of a scope's extensions: the whole body, where a proxy read it already (serving/proxy.py)."""
+READ_HERE = "mtrec.read"
+"""Of the same: the whole body, where the guard read it."""
 RETRY_AFTER_S = 1
 OUR_FAULT = "our fault; it was counted"
 MAYBE_STORED = "it may have been stored: send it again with the same Idempotency-Key"
@@ -91,7 +93,6 @@ class Guard:
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         body, begun = await self._body(scope, receive), False
-        scope["extensions"] = {**(scope.get("extensions") or {}), BODY: body}
 
         async def watched(message: Message) -> None:
             nonlocal begun
@@ -135,7 +136,9 @@ class Guard:
             if size > self.limits.max_body_bytes:
                 raise Refused(413, f"the body is longer than {self.limits.max_body_bytes:,} bytes: send less at a time")
             if not message.get("more_body", False):
-                return b"".join(parts)
+                body = b"".join(parts)
+                scope["extensions"] = {**(scope.get("extensions") or {}), READ_HERE: body}
+                return body
 
 
 def _digest(key: str) -> bytes:

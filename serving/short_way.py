@@ -1,8 +1,10 @@
 """The short way of the route that is asked most.
 
 Reading a request of `POST /v1/recommend`, checking it and writing its answer takes FastAPI three times as long as
-pydantic alone. A valid request in JSON goes past FastAPI; every other one takes FastAPI's way, which says what is wrong
-with it. Long bodies do too: there FastAPI's share does not count, and none is read twice.
+pydantic alone. Behind HAProxy, where requests reach the replica itself, a valid one goes past FastAPI; every other one
+takes FastAPI's way, which says what is wrong with it. Long bodies do too, for there FastAPI's share does not count, and
+so does all that comes through Ray's own proxy: that one sets the pace, and its 99th percentile was a fifth longer with
+the short way.
 """
 
 import logging
@@ -10,7 +12,7 @@ import logging
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from serving.guard import BODY, OUR_FAULT, RETRY_AFTER_S, App, Receive, Refused, Scope, Send, answer, send_json
+from serving.guard import OUR_FAULT, READ_HERE, RETRY_AFTER_S, App, Receive, Refused, Scope, Send, answer, send_json
 from serving.queries import RequestProblem
 from serving.schemas import RecommendRequest
 from serving.service import Service
@@ -23,13 +25,14 @@ MAX_BYTES = 100_000
 
 
 class ShortWay:
-    """Wraps the API and stands behind the guard, which leaves a request's body in its scope."""
+    """Wraps the API and stands behind the guard, which leaves the body that it read in the scope."""
 
     def __init__(self, app: App, service: Service) -> None:
         self.app, self.service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = _valid(scope["extensions"][BODY]) if _is_ours(scope) else None
+        body = (scope.get("extensions") or {}).get(READ_HERE, b"")
+        request = _valid(body) if body and _is_ours(scope) else None
         if request is None:
             await self.app(scope, receive, send)
             return

@@ -7,7 +7,7 @@ import pytest
 from starlette.testclient import TestClient
 
 from mtrec_ray.bundle.manifest import Bundle
-from serving import batcher, short_way
+from serving import batcher, guard, short_way
 from serving.api import build_api
 from serving.batcher import Batcher
 from serving.config import LimitsConfig
@@ -118,6 +118,18 @@ def test_what_is_not_plain_is_left_to_the_route(both_ways):
         assert first == second
     long = b'{"history": ["t01"], "territory": "north"' + b" " * short_way.MAX_BYTES + b"}"
     assert both_ways(long)[2] is False
+
+
+def test_what_a_proxy_read_takes_the_longer_way(both_ways, api, monkeypatch):
+    behind = api._body
+
+    async def brought(scope: Any, receive: Any) -> bytes:
+        scope["extensions"] = {guard.BODY: b'{"history": ["t01"], "territory": "north"}'}
+        return await behind(scope, receive)
+
+    monkeypatch.setattr(api, "_body", brought)
+    first, second, by_the_short_way = both_ways(b"")
+    assert (by_the_short_way, first.status, first) == (False, 200, second)
 
 
 def test_a_failing_model_is_answered_counted_and_named_alike_and_tried_once(both_ways, monkeypatch, caplog):

@@ -13,7 +13,9 @@ and ask again for what comes behind it: the two calls cost more than the forward
 the replica, which looks at the caller's key first.
 
 Proxies take their middlewares from `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in their own environment: `mtrec serve`
-sets it for the Ray that it starts; on a cluster it stands before `ray start`.
+sets it for the Ray that it starts; on a cluster it stands before `ray start`. With `RAY_SERVE_ENABLE_HA_PROXY=1` the
+replicas themselves would put these before their own HTTP server, where there is no other replica to send a request to
+and no proxy to relieve, so there are none.
 """
 
 import asyncio
@@ -47,7 +49,9 @@ def use() -> None:
 
 
 def middlewares() -> list[Middleware]:
-    """What the variable names; UserError where the limit is no number."""
+    """What the variable names, none behind HAProxy; UserError where the limit is no number."""
+    if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
+        return []
     limit = os.environ.get(LIMIT_VARIABLE, str(MAX_AT_PROXY))
     if not limit.isdigit() or limit == "0":
         raise UserError(f"{LIMIT_VARIABLE} is {limit!r}: give a number of requests, 1 or more")

@@ -25,10 +25,10 @@ def main(
     bundle: str,
     seconds: Annotated[float, typer.Option(help="Length of each HTTP measurement.")] = 10.0,
     haproxy: Annotated[bool, typer.Option(help="Ray Serve's HAProxy ingress.")] = False,
-    middleware: Annotated[bool, typer.Option(help="`serving.proxy` in Ray's own proxy, before both apps.")] = True,
+    middleware: Annotated[bool, typer.Option(help="`serving.proxy` before both apps, as `mtrec serve` has it.")] = True,
 ) -> None:
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1" if haproxy else "0"
-    if middleware and not haproxy:
+    if middleware:
         from serving import proxy
 
         proxy.use()

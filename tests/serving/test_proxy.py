@@ -139,6 +139,11 @@ def test_the_proxies_find_it_by_its_name(monkeypatch):
     assert [one.cls for one in middlewares()] == [Again]
 
 
+def test_replicas_that_haproxy_asks_have_none(monkeypatch):
+    monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
+    assert middlewares() == []
+
+
 def test_the_queue_is_bounded_and_its_refusals_say_when_to_return():
     application = build({"bundle": "b", "host": "127.0.0.1", "limits": {"max_queued": 7}})
     deployment = application._bound_deployment

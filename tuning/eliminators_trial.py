@@ -185,7 +185,7 @@ class EliminatorsTrial:
             try:
                 results = audit_vectors({"vectors": vectors[unseen].numpy()}, {attribute: of}, keys, settings)
             except ValueError as error:
-                raise UserError(f"half of the users open to training: {error}; set buckets higher") from error
+                raise UserError(f"half of the users open to training: {error}; read more buckets") from error
             found.append(results["vectors", attribute])
         return found
 

@@ -30,6 +30,9 @@ from serving.guard import BODY, MAYBE_STORED, RETRY_AFTER_S, App, Message, Recei
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 HEALTH = ("/healthz", "/readyz")
+READY_VARIABLE = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
+READY_S = 20
+"""Serve asks a new proxy three times whether it is ready and then kills it; 60 s are what it waits for one in all."""
 LIMIT_VARIABLE = "MTREC_MAX_AT_PROXY"
 MAX_AT_PROXY = 128
 TOO_MANY = "too many requests at once: try again"
@@ -44,8 +47,9 @@ BODY_WITHIN_S = 1.0
 
 
 def use() -> None:
-    """Let the proxies of a Ray that this process starts afterwards use `middlewares`."""
+    """Let the proxies of a Ray started afterwards use `middlewares`, and leave them time to start on a busy machine."""
     os.environ.setdefault(VARIABLE, "serving.proxy:middlewares")
+    os.environ.setdefault(READY_VARIABLE, str(READY_S))
 
 
 def middlewares() -> list[Middleware]:

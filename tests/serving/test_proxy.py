@@ -133,9 +133,11 @@ def test_a_limit_that_is_none_is_named(monkeypatch, limit):
 
 
 def test_the_proxies_find_it_by_its_name(monkeypatch):
-    monkeypatch.delenv(proxy.VARIABLE, raising=False)
+    for variable in (proxy.VARIABLE, proxy.READY_VARIABLE):
+        monkeypatch.delenv(variable, raising=False)
     proxy.use()
     assert proxy.os.environ.pop(proxy.VARIABLE) == "serving.proxy:middlewares"
+    assert proxy.os.environ.pop(proxy.READY_VARIABLE) == "20"
     assert [one.cls for one in middlewares()] == [Again]
 
 

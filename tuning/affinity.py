@@ -153,10 +153,19 @@ def gradient_evidence(config: PropensityConfig, data: TrialData) -> Evidence:
         rows, half = positives(bucket, data, plan), number % 2
         for one, model, vectors in zip(sums[half], models, titles, strict=True):
             add_gradients(one, model, vectors, rows, negatives, left, right)
-        expected = np.diff(rows.offsets) + negatives.rate * mask.sum(axis=1)[rows.territory]
-        pairs[half] += np.bincount(rows.territory, weights=expected, minlength=len(mask))
+        pairs[half] += expected_pairs(rows, negatives.rate, mask)
     halves = [np.concatenate([one.centred() for one in half], axis=1) for half in sums]
     return Evidence.centred(np.stack(halves), pairs)
+
+
+def expected_pairs(rows: StepRows, rate: float, offer_mask: np.ndarray) -> np.ndarray:
+    """(N,) pairs of each territory where all of `rows` are positives and other offered titles are drawn at `rate`.
+
+    `offer_mask` is (N, T).
+    """
+    positive = np.diff(rows.offsets)
+    expected = positive + rate * (offer_mask.sum(axis=1)[rows.territory] - positive)
+    return np.bincount(rows.territory, weights=expected, minlength=len(offer_mask))
 
 
 def _train_to(

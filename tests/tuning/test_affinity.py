@@ -24,7 +24,7 @@ from mtrec_ray.streams.reader import BucketPairs, StepRows
 from mtrec_ray.training.config import PropensityConfig
 from tests.steps.cases import NUM_TITLES, TITLE_WIDTH, USER_WIDTH, D, make_model
 from tests.tuning.conftest import build_here, small_config
-from tuning.affinity import GradientSums, Negatives, add_gradients, gradient_evidence, positives
+from tuning.affinity import GradientSums, Negatives, add_gradients, expected_pairs, gradient_evidence, positives
 from tuning.data import Remembered, TrialData
 
 NUM_TERRITORIES, NUM_USERS = 4, 24
@@ -130,7 +130,11 @@ def test_a_rate_of_one_stands_for_every_offered_title_beside_the_positives():
         titles = title[chosen].astype(np.int32)
         return replace(make_rows(), territory=territory, offsets=offsets, title_index=titles, label=label[chosen])
 
-    drawn = summed(model, [rows_of(np.ones(len(user), dtype=bool))], rate=0.0)
+    every = np.ones(len(user), dtype=bool)
+    np.testing.assert_array_equal(
+        expected_pairs(rows_of(label), 1.0, OFFERED), expected_pairs(rows_of(every), 0.0, OFFERED)
+    )
+    drawn = summed(model, [rows_of(every)], rate=0.0)
     expected = summed(model, [rows_of(label)], rate=1.0)
     for name in ("outer", "left", "hidden"):
         np.testing.assert_allclose(getattr(expected, name), getattr(drawn, name), rtol=1e-9, atol=1e-12)

@@ -140,23 +140,27 @@ def test_a_trial_whose_process_is_killed_is_tried_again(ray_cluster, shuffled_la
     assert len(result.rows) == 6
 
 
-def test_a_killed_search_goes_on_with_what_it_knew(shuffled_lake, tmp_path):
+@pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGINT])
+def test_a_killed_search_goes_on_with_what_it_knew(shuffled_lake, tmp_path, ended_by):
     config = tmp_path / "search.yaml"
     config.write_text(yaml.safe_dump(SETTINGS | {"looks": 8}))
     command = [sys.executable, "-m", "mtrec_ray", "search", "propensity", "--lake", shuffled_lake.uri, "--name", "k"]
     command += ["--searches", str(tmp_path), "--config", str(config), "--trials-at-once", "1", "--json"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     driver = subprocess.Popen(
-        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
     )
     tune = tmp_path / "k" / "tune"
     finished = wait_for_looks(tune, 8, count=1)
     wait_for_looks(tune, 2, count=len(finished) + 1)  # the state on disk names what ended, and that this one has begun
-    os.killpg(driver.pid, signal.SIGKILL)
-    driver.wait()
+    os.killpg(driver.pid, ended_by)  # a terminal's ctrl-c reaches the whole group too
+    said, _ = driver.communicate(timeout=120)
     before = {path: path.read_text() for path in finished}
-    for checkpoint in tune.glob("*/checkpoint_*"):  # as when the driver dies before its state names the newer one
-        shutil.rmtree(checkpoint)
+    if ended_by == signal.SIGINT:
+        assert (driver.returncode, json.loads(said)["exit_code"]) == (130, 130)
+    else:
+        for checkpoint in tune.glob("*/checkpoint_*"):  # as when the driver dies before its state names the newer one
+            shutil.rmtree(checkpoint)
     ended = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=400)
     assert ended.returncode == 0, ended.stderr[-2000:]
     document = json.loads(ended.stdout)

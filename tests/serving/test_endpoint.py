@@ -71,7 +71,7 @@ def endpoint(folder) -> Iterator[str]:
         process.send_signal(signal.SIGINT)
         ended = process.wait(timeout=120)
     assert ended == 0
-    (logs,) = Path("/tmp/ray").glob(f"session_*_{process.pid}/logs")
+    logs = max(Path("/tmp/ray").glob(f"session_*_{process.pid}/logs"))  # the last: an earlier process had this pid too
     written = [folder / "log", *(file for file in logs.rglob("*") if file.is_file())]
     assert any(file.is_relative_to(logs / "serve") for file in written)
     for value in (

@@ -155,3 +155,11 @@ def test_a_lake_changed_since_the_checkpoint_is_refused(straight, planted_lake, 
 def test_more_workers_than_cpus_is_an_error_not_a_hang(planted_lake, runs):
     with pytest.raises(UserError, match="logical CPUs"):
         train_propensity(run_config(planted_lake, runs, "greedy", runner={"workers": 4}))
+
+
+@pytest.mark.parametrize(("groups", "warned"), [("one", True), ("regions", False)])
+def test_a_multi_task_run_of_one_group_is_told_that_it_has_one(planted_lake, runs, caplog, groups, warned):
+    changes = {"kind": "mtl", "model": {"groups": groups}, "runner": {"workers": 4}}
+    with pytest.raises(UserError, match="logical CPUs"):  # told before that, and before any work
+        train_propensity(run_config(planted_lake, runs, "single", **changes))
+    assert ("model.groups = 'one' is one group, so all territories share one block" in caplog.messages) == warned

@@ -162,15 +162,22 @@ def _search(
         "cross-fitted on the users open to training; no user of an audit was seen",
     ]
 
-    def choose(rows: list[TrialRow]) -> TrialRow:
-        kept = [row for row in rows if row.metrics[SHARE] >= config.keep_share]
-        if not kept:
+    def choose_and_say(rows: list[TrialRow]) -> TrialRow:
+        chosen = choose(rows, config.keep_share)
+        if chosen.metrics[SHARE] < config.keep_share:
             notes.append(f"NO trial kept {config.keep_share:g}: the most accurate one is taken")
-            return max(rows, key=lambda row: row.metrics[ACCURACY])
-        return min(kept, key=lambda row: (row.metrics[LEAKAGE], -row.metrics[ACCURACY]))
+        return chosen
 
     again = partial(confirm, config, prepared)
-    return collect(search_uri(config), grid, prepared, plans.settings, notes, again, choose)
+    return collect(search_uri(config), grid, prepared, plans.settings, notes, again, choose_and_say)
+
+
+def choose(rows: list[TrialRow], keep_share: float) -> TrialRow:
+    """The rule: of those that keep `keep_share`, the one that leaks least; where none keeps it, the most accurate."""
+    kept = [row for row in rows if row.metrics[SHARE] >= keep_share]
+    if not kept:
+        return max(rows, key=lambda row: row.metrics[ACCURACY])
+    return min(kept, key=lambda row: (row.metrics[LEAKAGE], -row.metrics[ACCURACY]))
 
 
 def _backbone_figures(plan: Plan) -> dict[str, float]:

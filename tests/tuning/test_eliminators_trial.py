@@ -1,6 +1,7 @@
 """A trial of eliminators: whose labels it sees, what it reports, that it repeats itself; and what a search refuses."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,18 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.streams import windows
+from mtrec_ray.streams.held_out import HeldOutUsers
 from mtrec_ray.streams.sequences import SequenceConfig, Sequences, is_attacked
 from mtrec_ray.training.backbone_config import BackboneConfig
-from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord
+from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord, load_backbone
 from mtrec_ray.training.weights import save_weights
 from tests.tuning.conftest import build_here
+from tuning import eliminators_trial
 from tuning.config import EliminatorsSearchConfig
 from tuning.data import Remembered
-from tuning.eliminators_search import EliminatorsPlans, check
+from tuning.eliminators_search import EliminatorsPlans, check, choose
 from tuning.eliminators_trial import METRICS, EliminatorsTrial
+from tuning.results import DONE, TrialRow
 from tuning.space import Space
 
 
@@ -88,7 +92,7 @@ class TestHalves:
 
     def test_no_half_is_trained_on_users_of_an_audit_or_of_its_own_attackers(self, backbone, monkeypatch):
         read: dict[str, list[np.ndarray]] = {"lower": [], "upper": []}
-        original = windows.read_users
+        original, original_prefixes = windows.read_users, eliminators_trial.read_prefixes
 
         def watched(lake: Lake, bucket: int, config: SequenceConfig, without_attacked: bool):
             found = original(lake, bucket, config, without_attacked)
@@ -96,6 +100,12 @@ class TestHalves:
             read[config.open_half].append(found.keys)
             return found
 
+        def watched_prefixes(lake: Lake, config: SequenceConfig, *arguments: Any):
+            found = original_prefixes(lake, config, *arguments)
+            read[config.open_half].append(found.keys)
+            return found
+
+        monkeypatch.setattr(eliminators_trial, "read_prefixes", watched_prefixes)
         monkeypatch.setattr(windows, "read_users", watched)
         monkeypatch.setattr("tuning.data.read_users", watched)
         trial(backbone).advance()
@@ -105,6 +115,26 @@ class TestHalves:
         assert not np.intersect1d(lower, upper).size
         for keys in (lower, upper):
             assert not is_attacked(keys, backbone.config.sequences).any()
+
+    def test_each_half_is_represented_by_what_the_other_one_trained(self, backbone, monkeypatch):
+        number = {"lower": 1.0, "upper": 2.0}
+
+        def trained(one, record, pack, model, users: HeldOutUsers, sequences: SequenceConfig) -> SimpleNamespace:
+            assert len(users)
+            assert not is_attacked(users.keys, sequences).any()
+            shape = len(record.packs[pack]), 1, backbone.config.model.width
+            vectors = torch.full(shape, number[sequences.open_half])
+            return SimpleNamespace(backbone=model, user_vectors=lambda history, _: vectors.expand(-1, len(history), -1))
+
+        monkeypatch.setattr(EliminatorsTrial, "_train_pack", trained)
+        one = trial(backbone)
+        users = one._open_users()
+        lower = ~is_attacked(users.keys, one._sequences("lower"))
+        found = one._train(load_backbone(backbone), users)
+        assert [len(combination) for combination in found] == [1, 2]
+        for represented in found.values():
+            assert set(represented.vectors[lower].flatten().tolist()) == {number["upper"]}
+            assert set(represented.vectors[~lower].flatten().tolist()) == {number["lower"]}
 
 
 def test_a_trial_reads_the_stated_buckets_alone(backbone, monkeypatch):
@@ -162,6 +192,30 @@ class TestFigures:
         other = trial(backbone)
         other.load(tmp_path)
         assert other.looks_done == other.num_looks
+
+
+@pytest.mark.parametrize(
+    ("keep_share", "chosen"),
+    [
+        (0.9, "leaks least"),
+        (0.98, "as little"),  # beside one that leaks as little, and one that leaks more and is better still
+        (0.995, "best"),
+        (1.1, "best"),  # none keeps it
+    ],
+)
+def test_the_choice_leaks_least_of_those_that_keep_their_accuracy(keep_share, chosen):
+    figures = {
+        "as little, dearer": (0.01, 0.980),
+        "as little": (0.01, 0.990),
+        "best": (0.05, 1.0),
+        "leaks least": (0.0, 0.95),
+    }
+    rows = [
+        TrialRow(name, DONE, {}, {"leakage/mean": leakage, "ndcg_share/mean": share, "ndcg@10/mean": share / 2}, [])
+        for name, (leakage, share) in figures.items()
+    ]
+    assert choose(rows, keep_share).trial_id == chosen
+    assert choose(rows[::-1], keep_share).trial_id == chosen
 
 
 class TestRefusals:

@@ -18,7 +18,7 @@ def search_tables(result: SearchResult) -> list[Table]:
     """Trials, the best first, and what the best is compared with."""
     goals = [goal.metric for goal in result.prepared.goals]
     keys = [key for key in dict.fromkeys(key for row in result.rows for key in row.params) if not _is_move(key)]
-    front = "; dim: beaten in every goal by another" if len(goals) > 1 else ""
+    front = "; dim: another equals or beats it in every goal" if len(goals) > 1 else ""
     caption = "; ".join(result.notes) + front
     table = Table(title=f"Search {result.uri}: best trial {result.best.trial_id}", caption=caption)
     for name in ("trial", "status", *goals, *keys):

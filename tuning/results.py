@@ -43,7 +43,7 @@ class SearchResult:
     prepared: Prepared
     notes: list[str]
     front: list[TrialRow]
-    """Trials that no other beats in every goal, sorted by the first."""
+    """Trials that no other equals or beats in every goal, sorted by the first; of equal ones the first."""
     fresh: list[dict[str, float]] = field(default_factory=list)
     """Figures of the best configuration with seeds of its own."""
 
@@ -142,7 +142,10 @@ def study_of(result: SearchResult) -> optuna.Study:
 
 
 def pareto_front(rows: list[TrialRow], prepared: Prepared) -> list[TrialRow]:
-    """Rows that no other one equals or beats in every goal and beats in one, by the first goal's value."""
+    """Rows that no other one equals or beats in every goal and beats in one, by the first goal's value.
+
+    Of rows with equal figures it holds the first, as a choice by `min` or `max` does.
+    """
 
     def point(row: TrialRow) -> tuple[float, ...]:
         return tuple(_signed(row, goal.metric, goal.mode) for goal in prepared.goals)
@@ -153,7 +156,10 @@ def pareto_front(rows: list[TrialRow], prepared: Prepared) -> list[TrialRow]:
             all(o >= m for o, m in zip(point(other), own, strict=True)) and point(other) != own for other in rows
         )
 
-    front = {point(row): row for row in rows if not beaten(row)}
+    front: dict[tuple[float, ...], TrialRow] = {}
+    for row in rows:
+        if not beaten(row):
+            front.setdefault(point(row), row)
     return [front[key] for key in sorted(front)]
 
 

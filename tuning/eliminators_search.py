@@ -23,7 +23,7 @@ from tuning.config import EliminatorsSearchConfig
 from tuning.data import Remembered, first_buckets
 from tuning.eliminators_trial import EliminatorsTrial
 from tuning.results import SearchResult, TrialRow, collect
-from tuning.search import Goal, Prepared, check_name, confirm, is_begun, record_search, run, search_uri, trials_at_once
+from tuning.search import Goal, Prepared, check_name, confirm, record_search, run, search_uri, trials_at_once
 from tuning.space import Space, check_base, check_values, checked_starts, parse_space, usual_settings, with_settings
 from tuning.trial import Plan
 
@@ -90,14 +90,14 @@ def search_eliminators(
     config = config.model_copy(update={"backbone": absolute(config.backbone)})
     source, space = check(config)
     trials_at_once(config)
-    if config.shared:
-        return [_search(config, source, space, resume, progress)]
-    names = [combination_name(one) for one in parse_combinations(config.combinations, source.attributes)]
-    folder = join(absolute(config.searches), config.name)
-    each = [config.model_copy(update={"searches": folder, "name": name, "combinations": name}) for name in names]
-    if resume and not any(map(is_begun, each)):
-        raise UserError(f"--resume: there is no search {folder!r}; start it without --resume")
-    return [_search(one, source, space, resume and is_begun(one), progress) for one in each]
+    weights = hashlib.sha256(read_file(join(source.uri, WEIGHTS))).hexdigest()
+    stands_on = {f"lake {source.config.lake!r}": source.lake_hash, f"backbone {source.uri!r}": weights}
+    check_name(config, stands_on, resume)
+    each = [_Search.prepare(one, space) for one in _apart(config, source)]
+    task = ray.remote(num_cpus=config.cpus_per_worker)(_backbone_figures)
+    untouched = ray.get([task.remote(one.plans(one.prepared.first[0])) for one in each])  # too few users are told here
+    record_search(config, stands_on)
+    return [one.to_end(figures, resume, progress) for one, figures in zip(each, untouched, strict=True)]
 
 
 def check(config: EliminatorsSearchConfig) -> tuple[BackboneRecord, Space]:
@@ -115,6 +115,12 @@ def check(config: EliminatorsSearchConfig) -> tuple[BackboneRecord, Space]:
         raise UserError(
             f"backbone {config.backbone!r} was trained on another state of lake {lake.uri!r}: train it again"
         )
+    half = source.config.sequences.open_half
+    if half != "both":
+        raise UserError(
+            f"backbone {config.backbone!r} has sequences.open_half = {half!r}; trials halve the open users themselves: "
+            "train one without it"
+        )
     first_buckets(lake, config.buckets)
     parse_combinations(config.combinations, source.attributes)
     space, groups = parse_space(config.space, EliminatorsConfig, FIXED)
@@ -124,7 +130,7 @@ def check(config: EliminatorsSearchConfig) -> tuple[BackboneRecord, Space]:
             raise UserError(f"space: {key} has no say in a search; the rule of its choice is keep_share")
     check_base(config.base, TAKEN)
     base = _base(config)
-    validate_config(EliminatorsConfig, base)
+    _check_read(config, validate_config(EliminatorsConfig, base))
     check_values(space, EliminatorsConfig, base)
     checked_starts(space, config.warm_start)
     if len(config.warm_start) >= config.trials:
@@ -132,51 +138,77 @@ def check(config: EliminatorsSearchConfig) -> tuple[BackboneRecord, Space]:
     return source, space
 
 
-def _search(
-    config: EliminatorsSearchConfig,
-    source: BackboneRecord,
-    space: Space,
-    resume: bool,
-    progress: ProgressCallback | None,
-) -> SearchResult:
-    weights = hashlib.sha256(read_file(join(source.uri, WEIGHTS))).hexdigest()
-    stands_on = {f"lake {source.config.lake!r}": source.lake_hash, f"backbone {source.uri!r}": weights}
-    check_name(config, stands_on, resume)
-    record_search(config, stands_on)
-    base, data = _base(config), {"buckets": config.buckets, "num_permutations": config.num_permutations}
-    plans = EliminatorsPlans(base, space, data, {"runner.cpus_per_worker": config.cpus_per_worker})
-    prepared = Prepared(
-        space=space,
-        goals=(Goal(LEAKAGE, "min"), Goal(ACCURACY, "max")),
-        make_plan=plans,
-        first=[usual_settings(space, EliminatorsConfig, base)],
-        starts=checked_starts(space, config.warm_start),
-    )
-    untouched = ray.get(ray.remote(num_cpus=config.cpus_per_worker)(_backbone_figures).remote(plans(prepared.first[0])))
-    grid = run(config, prepared, resume, progress)
-    says = ", ".join(f"{goal.metric} {untouched[goal.metric]:.4f}" for goal in prepared.goals)
-    rule = f"chosen: least leakage of those that keep {config.keep_share:g} of the backbone's NDCG@10"
-    notes = [
-        f"the backbone itself: {says}",
-        rule,
-        "cross-fitted on the users open to training; no user of an audit was seen",
-    ]
+def _check_read(config: EliminatorsSearchConfig, base: EliminatorsConfig) -> None:
+    """UserError for settings that no trial reads."""
+    if base.method != "eliminator":
+        why, unread = f"method = {base.method}", ("shape", "transport")
+    elif not base.shape.transport_units and "shape.transport_units" not in config.space:
+        why, unread = "shape.transport_units = 0", ("transport",)
+    else:
+        return
+    for section in unread:
+        for where, keys in (("space", config.space), ("base", config.base)):
+            found = [key for key in keys if key.split(".")[0] == section]
+            if found:
+                raise UserError(f"{where}: {found[0]} has no effect with {why}: drop one of them")
 
-    def choose_and_say(rows: list[TrialRow]) -> TrialRow:
-        chosen = choose(rows, config.keep_share)
-        if chosen.metrics[SHARE] < config.keep_share:
-            notes.append(f"NO trial kept {config.keep_share:g}: the most accurate one is taken")
-        return chosen
 
-    again = partial(confirm, config, prepared)
-    return collect(search_uri(config), grid, prepared, plans.settings, notes, again, choose_and_say)
+def _apart(config: EliminatorsSearchConfig, source: BackboneRecord) -> list[EliminatorsSearchConfig]:
+    """The search, or one in its folder for each combination where they are not shared."""
+    if config.shared:
+        return [config]
+    names = [combination_name(one) for one in parse_combinations(config.combinations, source.attributes)]
+    folder = search_uri(config)
+    return [config.model_copy(update={"searches": folder, "name": name, "combinations": name}) for name in names]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """Trials that share one choice."""
+
+    config: EliminatorsSearchConfig
+    plans: EliminatorsPlans
+    prepared: Prepared
+
+    @staticmethod
+    def prepare(config: EliminatorsSearchConfig, space: Space) -> "_Search":
+        base, data = _base(config), {"buckets": config.buckets, "num_permutations": config.num_permutations}
+        plans = EliminatorsPlans(base, space, data, {"runner.cpus_per_worker": config.cpus_per_worker})
+        prepared = Prepared(
+            space=space,
+            goals=(Goal(LEAKAGE, "min"), Goal(ACCURACY, "max")),
+            make_plan=plans,
+            first=[usual_settings(space, EliminatorsConfig, base)],
+            starts=checked_starts(space, config.warm_start),
+        )
+        return _Search(config, plans, prepared)
+
+    def to_end(self, untouched: dict[str, float], resume: bool, progress: ProgressCallback | None) -> SearchResult:
+        """All trials, the choice, and its fresh seeds; `untouched`: the backbone's own figures."""
+        config, prepared = self.config, self.prepared
+        grid = run(config, prepared, resume, progress)
+        says = ", ".join(f"{goal.metric} {untouched[goal.metric]:.4f}" for goal in prepared.goals)
+        notes = [
+            f"the backbone itself: {says}",
+            f"chosen: least leakage of those that keep {config.keep_share:g} of the backbone's NDCG@10",
+            "cross-fitted on the users open to training; no user of an audit was seen",
+        ]
+
+        def choose_and_say(rows: list[TrialRow]) -> TrialRow:
+            chosen = choose(rows, config.keep_share)
+            if chosen.metrics[SHARE] < config.keep_share:
+                notes.append(f"NO trial kept {config.keep_share:g}: the most accurate one is taken")
+            return chosen
+
+        again = partial(confirm, config, prepared, progress)
+        return collect(search_uri(config), grid, prepared, self.plans.settings, notes, again, choose_and_say)
 
 
 def choose(rows: list[TrialRow], keep_share: float) -> TrialRow:
     """The rule: of those that keep `keep_share`, the one that leaks least; where none keeps it, the most accurate."""
     kept = [row for row in rows if row.metrics[SHARE] >= keep_share]
     if not kept:
-        return max(rows, key=lambda row: row.metrics[ACCURACY])
+        return max(rows, key=lambda row: (row.metrics[ACCURACY], -row.metrics[LEAKAGE]))
     return min(kept, key=lambda row: (row.metrics[LEAKAGE], -row.metrics[ACCURACY]))
 
 

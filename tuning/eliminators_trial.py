@@ -73,6 +73,8 @@ class EliminatorsTrial:
         self.source = BackboneRecord.load(self.config.backbone)
         self.lake, self.remembered = Lake.open(self.source.config.lake), remembered
         self.buckets = first_buckets(self.lake, plan["buckets"])
+        expected = self.lake.manifest.counts["users"] * len(self.buckets) / self.lake.manifest.num_buckets
+        self.fraction = min(1.0, self.config.optim.validation_users / max(1.0, expected))
         prepare_process(self.config.runner.cpus_per_worker)
         use_fast_matmul()
 
@@ -115,10 +117,8 @@ class EliminatorsTrial:
 
     def _open_users(self) -> HeldOutUsers:
         """Users whom no audit attacks, with their validation event."""
-        length, manifest = self.source.config.model.history, self.lake.manifest
-        expected = manifest.counts["users"] * len(self.buckets) / manifest.num_buckets
-        fraction = min(1.0, self.config.optim.validation_users / max(1.0, expected))
-        users = read_held_out(self.lake, self.source.config.sequences, VALIDATION_EVENT, length, self.buckets, fraction)
+        sequences, length = self.source.config.sequences, self.source.config.model.history
+        users = read_held_out(self.lake, sequences, VALIDATION_EVENT, length, self.buckets, self.fraction)
         return users.only(~users.attacked)
 
     def _train(self, backbone: SequentialBackbone, users: HeldOutUsers) -> dict[Combination, Represented]:
@@ -185,9 +185,17 @@ class EliminatorsTrial:
             try:
                 results = audit_vectors({"vectors": vectors[unseen].numpy()}, {attribute: of}, keys, settings)
             except ValueError as error:
-                raise UserError(f"half of the users open to training: {error}; read more buckets") from error
+                raise UserError(f"half of the users open to training: {error}; {self._more_users()}") from error
             found.append(results["vectors", attribute])
         return found
+
+    def _more_users(self) -> str:
+        """What would give attackers more users."""
+        if self.fraction < 1:
+            return f"raise base.optim.validation_users = {self.config.optim.validation_users}"
+        if len(self.buckets) < self.lake.manifest.num_buckets:
+            return f"read more than buckets = {len(self.buckets)}"
+        return "the lake has too few users for a search"
 
 
 def _as_is(backbone: SequentialBackbone, users: HeldOutUsers) -> Represented:

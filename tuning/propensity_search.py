@@ -149,7 +149,8 @@ def search_propensity(
     )
     grid = run(config, prepared, resume, progress)
     notes = [_says(data)]
-    return collect(search_uri(config), grid, prepared, plans.settings, notes, partial(confirm, config, prepared))
+    again = partial(confirm, config, prepared, progress)
+    return collect(search_uri(config), grid, prepared, plans.settings, notes, again)
 
 
 def check(config: PropensitySearchConfig) -> tuple[TrialData, dict[str, Any], Space, tuple[str, ...]]:

@@ -11,10 +11,12 @@ searches/NAME/stands-on.json     content hashes of the lake, and of the backbone
 searches/NAME/tune/              Ray Tune's own state (its pickles are read on --resume: resume only your own searches)
 searches/NAME/partitions/        groups files of the partitions that trials used
 searches/NAME/confirmed.json     figures of the chosen configuration with fresh seeds
+searches/NAME/COMBINATION/       all but the settings and hashes, where each combination is searched by itself
 """
 
 import logging
 import os
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +45,8 @@ TUNE, SETTINGS, STANDS_ON, CONFIRMED = "tune", "search.yaml", "stands-on.json", 
 FRESH_SEEDS = 1_000
 NUM_RANDOM = 8
 """Trials, first ones included, before the sampler proposes by what it has learned."""
+SHOWN: ContextVar[ProgressCallback | None] = ContextVar("SHOWN", default=None)
+"""Where ended trials are shown: beside Tune's callback, which a resumed search gets back as it was stored."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +146,7 @@ def run(
 ) -> tune.ResultGrid:
     """Run all trials, or those that were not finished when the search was stopped."""
     at_once = trials_at_once(config)
+    SHOWN.set(progress)
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its banners go to stdout, whatever `verbose` says
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # a groups file is named from where the search was started
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # or ctrl-c ends as a search that is done
@@ -151,12 +156,13 @@ def run(
         restored = tune.Tuner.restore(folder, trainable=trainable, resume_unfinished=True, resume_errored=True)
         return _with_the_dead(restored.fit(), config, trainable, folder)
     metrics, modes = [goal.metric for goal in prepared.goals], [goal.mode for goal in prepared.goals]
+    queue = [*prepared.starts, *(params for params in prepared.first if params not in prepared.starts)]
     single = len(metrics) == 1
     searcher = OptunaSearch(
         space=prepared.space.suggest,  # pyright: ignore[reportArgumentType]
         metric=metrics[0] if single else metrics,
         mode=modes[0] if single else modes,
-        points_to_evaluate=[*prepared.starts, *prepared.first],
+        points_to_evaluate=queue,
         sampler=optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=NUM_RANDOM),
     )
     tuner = tune.Tuner(
@@ -175,7 +181,7 @@ def run(
             storage_path=search_uri(config),
             failure_config=tune.FailureConfig(max_failures=config.retries),
             checkpoint_config=tune.CheckpointConfig(num_to_keep=1, checkpoint_frequency=1),
-            callbacks=[_Progress(config.trials, progress)],
+            callbacks=[_Progress(config.trials)],
             verbose=0,
         ),
     )
@@ -192,21 +198,24 @@ def _with_the_dead(grid: tune.ResultGrid, config: SearchConfig, trainable: Any, 
     return tune.Tuner.restore(folder, trainable=trainable, resume_errored=True).fit()
 
 
-def confirm(config: SearchConfig, prepared: Prepared, params: dict[str, Any]) -> list[dict[str, float]]:
+def confirm(
+    config: SearchConfig, prepared: Prepared, progress: ProgressCallback | None, params: dict[str, Any]
+) -> list[dict[str, float]]:
     """Figures of a configuration trained anew with `config.confirm` seeds that no trial had; kept for `--resume`."""
     uri = join(search_uri(config), CONFIRMED)
     known = read_json(uri) if exists(uri) else {}
-    if known.get("params") == params:
-        return known["figures"]
+    figures = known["figures"] if known.get("params") == params else []
     plans = []
-    for number in range(1, 1 + config.confirm):
+    for number in range(1 + len(figures), 1 + config.confirm):
         plan = prepared.make_plan(params)
         plans.append(plan | {"config": plan["config"] | {"seed": config.seed + FRESH_SEEDS + number}})
     task = ray.remote(num_cpus=config.cpus_per_worker, max_retries=config.retries)(_train_to_end)
-    at_once, figures = trials_at_once(config), []
+    at_once = trials_at_once(config)
     for start in range(0, len(plans), at_once):
         figures += ray.get([task.remote(plan) for plan in plans[start : start + at_once]])
-    write_json(uri, {"params": params, "figures": figures})
+        write_json(uri, {"params": params, "figures": figures})
+        if progress:
+            progress("fresh seeds", len(figures), config.confirm)
     return figures
 
 
@@ -262,20 +271,18 @@ def _trial_id(trial: Any) -> str:
 class _Progress(tune.Callback):
     """Ended trials on the progress bar; a failed one is said at once."""
 
-    def __init__(self, total: int, progress: ProgressCallback | None) -> None:
-        self.total, self.progress, self.ended = total, progress, 0
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"total": self.total, "progress": None, "ended": self.ended}
+    def __init__(self, total: int) -> None:
+        self.total = total
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._show()
+        self._show(trials, trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         logger.warning("trial %s failed and is left out: %s", trial.trial_id, trial.config)
-        self._show()
+        self._show(trials, trial)
 
-    def _show(self) -> None:
-        self.ended += 1
-        if self.progress:
-            self.progress("trials", self.ended, self.total)
+    def _show(self, trials: list[Any], ending: Any) -> None:
+        """`ending` is not marked as finished yet."""
+        progress = SHOWN.get()
+        if progress:
+            progress("trials", sum(one is ending or one.is_finished() for one in trials), self.total)

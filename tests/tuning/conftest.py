@@ -4,13 +4,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.lake import build
 from mtrec_ray.lake.build import BuildOptions, build_lake
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.sources.registry import make_source
+from mtrec_ray.training.backbone_config import BackboneConfig
+from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord
 from mtrec_ray.training.config import PropensityConfig
+from mtrec_ray.training.weights import save_weights
+from tuning.config import EliminatorsSearchConfig
 
 
 def build_here(folder: Path, num_buckets: int, **settings: Any) -> Lake:
@@ -49,3 +55,47 @@ def small_config(lake: Lake, **settings: Any) -> PropensityConfig:
     for key, value in settings.items():
         document[key] = document.get(key, {}) | value if isinstance(value, dict) else value
     return validate_config(PropensityConfig, document)
+
+
+@pytest.fixture(scope="session")
+def fair_lake(tmp_path_factory) -> Lake:
+    folder = tmp_path_factory.mktemp("fair") / "lake"
+    return build_here(folder, num_buckets=2, users=500, territories=4, titles=60, events_per_user=40.0)
+
+
+@pytest.fixture(scope="session")
+def backbone(fair_lake, tmp_path_factory) -> BackboneRecord:
+    """A backbone as it is before training: what it knows does not matter here."""
+    runs = str(tmp_path_factory.mktemp("runs"))
+    config = validate_config(
+        BackboneConfig, {"lake": fair_lake.uri, "runs": runs, "name": "bb", "model": {"width": 16, "history": 10}}
+    )
+    record = BackboneRecord(
+        status="done",
+        config=config,
+        lake_hash=fair_lake.manifest.lake_hash,
+        attributes=fair_lake.manifest.attributes,
+        num_titles=fair_lake.titles.num_rows,
+        num_steps=0,
+    )
+    model = SequentialBackbone(record.sequential_config())
+    model.init_weights(torch.Generator().manual_seed(0))
+    save_weights(f"{record.uri}/{WEIGHTS}", model.state_dict(), {})
+    record.save()
+    return record
+
+
+def fair_search(backbone: BackboneRecord, **changes: Any) -> EliminatorsSearchConfig:
+    document = {
+        "backbone": backbone.uri,
+        "name": "fair",
+        "combinations": "gender,gender+age",
+        "space": {"adversary.weight": {"low": 0.1, "high": 10, "log": True}},
+        "base": {
+            "optim": {"epochs": 1, "lanes": 2},
+            "shape": {"num_prompts": 2},
+            "transport": {"passes": 4, "later_passes": 2},
+        },
+        "num_permutations": 2,
+    }
+    return EliminatorsSearchConfig.model_validate(document | changes)

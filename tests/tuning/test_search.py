@@ -1,12 +1,13 @@
-"""Early stopping: weak trials end at a look, candidate partitions as they are do not."""
+"""Early stopping: weak trials end at a look, candidate partitions as they are do not. What is shown of the trials."""
 
+import pickle
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from tuning.search import Goal, Prepared, _scheduler
+from tuning.search import SHOWN, Goal, Prepared, _Progress, _scheduler
 from tuning.space import GROUPS, Space
 
 CANDIDATES = [{"optim.lr": 1e-3, GROUPS: name, "moves": 0} for name in ("one", "regions")]
@@ -42,3 +43,14 @@ def test_a_weak_trial_that_is_no_candidate_as_it_is_ends(change):
 def test_without_early_stopping_or_looks_every_trial_goes_to_its_end():
     assert type(scheduler(reduction_factor=None)) is FIFOScheduler
     assert type(scheduler(num_looks=1)) is FIFOScheduler
+
+
+def test_a_resumed_search_shows_how_many_trials_ended_before():
+    stored = pickle.loads(pickle.dumps(_Progress(total=5)))
+    trials = [SimpleNamespace(trial_id=str(n), config={}, is_finished=lambda n=n: n < 2) for n in range(5)]
+    shown = []
+    token = SHOWN.set(lambda *now: shown.append(now))
+    stored.on_trial_complete(0, trials, trials[3])
+    stored.on_trial_error(0, trials, trials[4])
+    SHOWN.reset(token)
+    assert shown == [("trials", 3, 5)] * 2

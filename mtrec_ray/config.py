@@ -127,6 +127,11 @@ def _explain(model: type[BaseModel], key: str, problems: list[Any]) -> str:
     kind = problems[0]["type"]
     if kind == "extra_forbidden":
         known = [name for name, *_ in fields_of(model)]
+        if key in known:
+            section, _, setting = key.rpartition(".")
+            return (
+                f"{key!r} is a setting of section {section!r}: write it indented, `{section}:` and below `{setting}:`"
+            )
         close = difflib.get_close_matches(key, known, n=1) or [
             name for name in known if name.endswith(key.split(".")[-1])
         ]

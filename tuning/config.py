@@ -55,9 +55,9 @@ class PropensitySearchConfig(SearchConfig):
     looks: int = Field(default=4, ge=1)
     """Times a trial is validated, evenly over its steps, the last at its end."""
     early_stop: bool = True
-    """ASHA (Li et al. 2020): at each look the weaker trials end."""
+    """ASHA (Li et al. 2020): at look 1 and at each `reduction_factor` times the one before, the weaker trials end."""
     reduction_factor: int = Field(default=2, ge=2)
-    """At each look of ASHA one trial in so many goes on."""
+    """At each such look one trial in so many goes on."""
     num_bootstrap: int = Field(default=50, ge=10)
     """Replicates behind the interval of each trial."""
 

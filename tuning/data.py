@@ -98,14 +98,17 @@ def _why_not(lake: Lake, calendar: Calendar, days: int) -> str | None:
 def validation_chunks(
     data: TrialData, sample: SampleConfig, buckets: Sequence[int], max_users: int
 ) -> Iterator[ScoringChunk]:
-    """Validation users of some buckets, at most about `max_users` in all buckets, with all that they could discover."""
+    """Validation users of some buckets, at most about `max_users` in all buckets, with all that they could discover.
+
+    A source's candidate lists are of its test days: who is validated on other days chooses from all that is offered.
+    """
     catalogue = Catalogue.of(data.lake, *data.validation)
     expected = sample.validation_fraction * data.lake.manifest.counts["users"] * len(data.buckets)
     share = max_users * data.lake.manifest.num_buckets / max(1.0, expected)
     for index in buckets:
         bucket = Bucket.read(data.lake, index, catalogue.title_ids, ("embedding",))
         chosen = (split_of(bucket.keys, sample) == VALIDATION) & (uniforms(bucket.keys, "validated in trials") < share)
-        fixed = FixedCandidates.of(data.lake, index)
+        fixed = None if data.held_back else FixedCandidates.of(data.lake, index)
         yield from scoring_chunks(bucket, np.flatnonzero(chosen), catalogue, fixed, data.validation)
 
 

@@ -36,6 +36,7 @@ from mtrec_ray.training.eliminators import make_packs
 from mtrec_ray.training.eliminators_config import EliminatorsConfig, combination_name
 from mtrec_ray.training.eliminators_run import Combination, EliminatorsRecord
 from mtrec_ray.training.pack_trainee import PREFIXES, make_pack_trainee
+from mtrec_ray.training.worker import check_lake
 from tuning.data import Remembered, first_buckets, map_here
 from tuning.trial import Plan
 
@@ -72,6 +73,7 @@ class EliminatorsTrial:
         self.config = EliminatorsConfig.model_validate(plan["config"])
         self.source = BackboneRecord.load(self.config.backbone)
         self.lake, self.remembered = Lake.open(self.source.config.lake), remembered
+        check_lake(self.lake, self.source.lake_hash, self.config.name)
         self.buckets = first_buckets(self.lake, plan["buckets"])
         expected = self.lake.manifest.counts["users"] * len(self.buckets) / self.lake.manifest.num_buckets
         self.fraction = min(1.0, self.config.optim.validation_users / max(1.0, expected))

@@ -76,6 +76,14 @@ class PartitionSpec:
             raise UserError(f"partition {text!r}: the lake has {num_territories} territories, take 2 to as many groups")
         return PartitionSpec(kind, int(numbers[0]) if numbers else None, int(numbers[1]) if len(numbers) > 1 else 0)
 
+    def check_halves(self, num_buckets: int) -> None:
+        """UserError where the number of groups is to be found in halves of the users that are not there."""
+        if self.kind in ("taste", "affinity") and self.num_groups is None and num_buckets < 2:
+            raise UserError(
+                "taste and affinity find their number of groups by two halves of the users, which one bucket has not: "
+                f"name it, as in {self.kind}:4, or read more buckets"
+            )
+
 
 class PartitionMaker:
     """Makes partitions of one lake; evidence is gathered when the first of its kind is asked for.
@@ -127,8 +135,8 @@ class PartitionMaker:
     def _clusters(self, evidence: Evidence, num_groups: int | None) -> np.ndarray:
         if num_groups is None and not evidence.pairs.sum(axis=1).all():
             raise UserError(
-                "taste and affinity find their number of groups by two halves of the users, which one bucket has not: "
-                "name it, as in taste:4, or read more buckets"
+                "taste and affinity find their number of groups by two halves of the users, of which one "
+                "discovers nothing: name it, as in taste:4, or read more buckets"
             )
         most = min(MAX_AUTO_GROUPS, len(self.manifest.territories))
         return evidence.clusters(num_groups or evidence.best_count(range(min(2, most), most + 1), self.seed), self.seed)

@@ -21,12 +21,13 @@ from mtrec_ray.lake.cluster import joins_cluster, map_buckets
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.catalogue import Catalogue
+from mtrec_ray.streams.groups import make_groups
 from mtrec_ray.training.config import PropensityConfig
 from mtrec_ray.training.propensity import new_run
 from tuning.affinity import gradient_evidence
 from tuning.config import PropensitySearchConfig
 from tuning.data import TrialData, map_here, trial_data
-from tuning.partitions import Partition, PartitionMaker, with_moves
+from tuning.partitions import PLAIN, Partition, PartitionMaker, PartitionSpec, with_moves
 from tuning.profiles import count_discoveries, taste_evidence
 from tuning.propensity_trial import METRICS
 from tuning.results import SearchResult, collect
@@ -58,6 +59,8 @@ TAKEN = {
     "sample.validation_fraction": "validation_fraction of the search",
 }
 """Keys that the search sets, and by what."""
+LEAST_USERS = 10
+"""With fewer to expect, a trial is not begun."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,7 @@ def search_propensity(
     config = config.model_copy(update={"lake": absolute(config.lake)})
     data, base, space, seeds = check(config)
     trials_at_once(config)
-    stands_on = {f"lake {config.lake!r}": data.lake.manifest.lake_hash}
+    stands_on = {f"lake {config.lake!r}": data.lake.manifest.lake_hash} | _groups_files(base, space, data.lake)
     check_name(config, stands_on, resume)
     discoveries, partitions = _partitions(config, data, base, seeds, progress)
     movable = _largest(data.lake, discoveries, config)
@@ -129,6 +132,7 @@ def search_propensity(
         territories=data.lake.territory_names(),
         folder=join(search_uri(config), "partitions"),
         data={
+            "lake_hash": data.lake.manifest.lake_hash,
             "buckets": config.buckets,
             "validation_days": config.validation_days,
             "looks": config.looks,
@@ -149,6 +153,8 @@ def search_propensity(
     )
     grid = run(config, prepared, resume, progress)
     notes = [_says(data)]
+    if any(choice not in PLAIN for choice in space.choices.get(GROUPS, [])):
+        notes.append("a groups file made of what these validation users discovered has an unfair start")
     again = partial(confirm, config, prepared, progress)
     return collect(search_uri(config), grid, prepared, plans.settings, notes, again)
 
@@ -167,21 +173,47 @@ def check(config: PropensitySearchConfig) -> tuple[TrialData, dict[str, Any], Sp
         raise UserError(f"space: {GROUPS} has no effect on a baseline: drop it, or drop base.kind")
     if resolved.incremental:
         raise UserError("base.incremental has no effect on trials, which train on the window: train the best with it")
-    check_values(space, PropensityConfig, with_settings(trained, {GROUPS: "one"}) if groups else trained)
+    if "optim.day_epochs" in config.space:
+        raise UserError("space: optim.day_epochs has no effect on trials, which train on the window: drop it")
+    data = trial_data(lake, resolve_calendar(lake, resolved.window), config.buckets, config.validation_days)
+    base_or_one = with_settings(trained, {GROUPS: "one"}) if groups else trained
+    check_values(space, PropensityConfig, base_or_one, lambda one: _check_fits(one, data))
     seeds: tuple[str, ...] = ()
     if groups:
         territories = lake.manifest.territories
         partitions, seeds = parse_partitions(groups, len(territories), len({t.region for t in territories}))
-        space = replace(space, partitions=seeds, moves=partitions.moves)
+        for name in seeds:
+            PartitionSpec.parse(name, len(territories)).check_halves(len(data.buckets))
+        movable = lake.territory_names() if partitions.movable else []  # which ones is not known yet
+        moves = partitions.moves if len(movable) > 1 else 0
+        space = replace(space, partitions=seeds, movable=tuple(movable), moves=moves)
     needed = len(seeds) + len(config.warm_start)
     if needed > config.trials:
         raise UserError(f"trials = {config.trials}: {needed} are needed to try every partition and warm start once")
     checked_starts(space, config.warm_start)
-    data = trial_data(lake, resolve_calendar(lake, resolved.window), config.buckets, config.validation_days)
-    for choice in space.choices.get(GROUPS, [resolved.model.groups]):
-        own = resolved.model.model_copy(update={"groups": choice})
-        new_run(resolved.model_copy(update={"model": own}), lake, data.calendar)
     return data, base, space, seeds
+
+
+def _check_fits(config: PropensityConfig, data: TrialData) -> None:
+    """UserError where a trial of these settings could not begin, or would have next to nobody to learn from."""
+    new_run(config, data.lake, data.calendar)
+    sample, manifest = config.sample, data.lake.manifest
+    users = manifest.counts["users"] * len(data.buckets) / manifest.num_buckets
+    trained = (1 - sample.test_fraction - sample.validation_fraction) * sample.random_fraction
+    for what, share in (("validated", sample.validation_fraction), ("trained", trained)):
+        if share * users < LEAST_USERS:
+            raise UserError(
+                f"trials would be {what} on {share * users:.2g} of the {users:.0f} users they read: raise "
+                f"{'validation_fraction' if what == 'validated' else 'sample.random_fraction'}, or read more buckets"
+            )
+
+
+def _groups_files(base: dict[str, Any], space: Space, lake: Lake) -> dict[str, str]:
+    """Content hash of each groups file that trials or the best configuration are made with."""
+    named = [*space.choices.get(GROUPS, []), (base.get("model") or {}).get("groups")]
+    files = {str(name) for name in named if name and name not in PLAIN}
+    made = {f"groups file {name!r}": make_groups(name, lake.manifest).model_dump_json() for name in sorted(files)}
+    return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in made.items()}
 
 
 def partition_maker(config: PropensityConfig, data: TrialData, progress: ProgressCallback | None) -> PartitionMaker:
@@ -227,6 +259,7 @@ def _aside(config: PropensitySearchConfig) -> dict[str, Any]:
     return {
         "sample.validation_fraction": config.validation_fraction,
         "runner.cpus_per_worker": config.cpus_per_worker,
+        "runner.workers": config.workers,
     }
 
 

@@ -20,7 +20,7 @@ from mtrec_ray.training.config import PropensityConfig
 from mtrec_ray.training.loop import make_trainee, set_learning_rate
 from mtrec_ray.training.propensity import new_run
 from mtrec_ray.training.run import schedule_of
-from mtrec_ray.training.worker import RunningMean
+from mtrec_ray.training.worker import RunningMean, check_lake
 from tuning.data import Remembered, TrialData, trial_data
 from tuning.trial import Plan
 
@@ -59,10 +59,11 @@ class PropensityTrial:
 
     @staticmethod
     def of(plan: Plan, rank: int, world_size: int, remembered: Remembered) -> "PropensityTrial":
-        """The trial of a plan with `config`, and of the search `buckets`, `validation_days` and `_users`, `looks` and
-        `num_bootstrap`."""
+        """The trial of a plan with `config`, and of the search `lake_hash`, `buckets`, `validation_days` and `_users`,
+        `looks` and `num_bootstrap`; UserError where the lake is another one by now."""
         config = PropensityConfig.model_validate(plan["config"])
         lake = Lake.open(config.lake)
+        check_lake(lake, plan["lake_hash"], config.name)
         data = trial_data(lake, resolve_calendar(lake, config.window), plan["buckets"], plan["validation_days"])
         numbers = (plan["looks"], plan["num_bootstrap"], plan["validation_users"])
         return PropensityTrial(config, data, *numbers, rank, world_size, remembered)

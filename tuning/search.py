@@ -14,6 +14,7 @@ searches/NAME/confirmed.json     figures of the chosen configuration with fresh 
 searches/NAME/COMBINATION/       all but the settings and hashes, where each combination is searched by itself
 """
 
+import json
 import logging
 import os
 from contextvars import ContextVar
@@ -21,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import optuna
+import pyarrow.fs as pafs
 import ray
 import yaml
 from ray import tune
@@ -209,6 +211,8 @@ def confirm(
     for number in range(1 + len(figures), 1 + config.confirm):
         plan = prepared.make_plan(params)
         plans.append(plan | {"config": plan["config"] | {"seed": config.seed + FRESH_SEEDS + number}})
+    if not plans:
+        return figures
     task = ray.remote(num_cpus=config.cpus_per_worker, max_retries=config.retries)(_train_to_end)
     at_once = trials_at_once(config)
     for start in range(0, len(plans), at_once):
@@ -252,16 +256,37 @@ def _scheduler(prepared: Prepared) -> Any:
 
 
 class _SparingASHA(ASHAScheduler):
-    """ASHA that lets the candidate partitions, as they are, go to their end: a table of them must be whole."""
+    """ASHA that lets the candidate partitions, as they are, go to their end: a table of them must be whole.
+
+    A resumed search gets it back as it was before the first trial; so it reads what its trials reported again.
+    """
 
     def __init__(self, spared: list[dict[str, Any]], **settings: Any) -> None:
         super().__init__(**settings)
         self.spared = spared
 
+    def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
+        super().on_trial_add(tune_controller, trial)
+        for look in _reported(trial):
+            super().on_trial_result(tune_controller, trial, look)
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         decision = super().on_trial_result(tune_controller, trial, result)
         is_candidate = any(params.items() <= trial.config.items() for params in self.spared)
         return self.CONTINUE if is_candidate and not result.get("done") else decision
+
+
+def _reported(trial: Any) -> list[dict[str, Any]]:
+    """Looks of a trial before the search was stopped, as far as its state knows of them; none of a new one."""
+    known = trial.last_result.get("training_iteration", 0)
+    if not known:
+        return []
+    filesystem, path = trial.storage.storage_filesystem, f"{trial.storage.trial_fs_path}/result.json"
+    if filesystem.get_file_info(path).type == pafs.FileType.NotFound:  # Tune writes it a moment after its state
+        return []
+    with filesystem.open_input_stream(path) as file:
+        looks = [json.loads(line) for line in file.readall().splitlines()]
+    return [look for look in looks if look["training_iteration"] <= known]
 
 
 def _trial_id(trial: Any) -> str:

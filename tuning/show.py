@@ -39,7 +39,8 @@ class PartitionConfig(Config):
     seed: int = 0
     """Of random partitions, clusterings, and the short run behind gradient affinity."""
     sample: SampleConfig = SampleConfig()
-    """Whose discoveries count; test users' never do."""
+    """Whose discoveries count; test users' never do. For groups that a search shall compare with others, leave out whom
+    it validates on (its sample.validation_fraction), and when (window.end before its held-back days)."""
     window: WindowConfig = WindowConfig()
 
 
@@ -55,7 +56,7 @@ def show_partition(
     calendar, buckets = resolve_calendar(lake, config.window), first_buckets(lake, config.buckets)
     kind, partition = config.partition.split(":")[0], None
     if kind in KINDS:
-        PartitionSpec.parse(config.partition, len(lake.manifest.territories))  # before any work
+        PartitionSpec.parse(config.partition, len(lake.manifest.territories)).check_halves(len(buckets))
     elif not exists(config.partition):
         raise UserError(f"unknown partition {config.partition!r}: choose {', '.join(KINDS)}, or a YAML file of groups")
     else:

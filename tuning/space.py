@@ -12,7 +12,7 @@ goes on from every candidate, and a move means the same whatever the groups are 
 """
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice, product
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import optuna
 from pydantic import Field, ValidationError, model_validator
 
-from mtrec_ray.config import Config, assign, fields_of, validate_config
+from mtrec_ray.config import Config, ConfigT, assign, fields_of, validate_config
 from mtrec_ray.errors import UserError
 from tuning.partitions import PartitionSpec
 
@@ -61,6 +61,12 @@ class PartitionSpace(Config):
     """The largest so many territories may move."""
     moves: int = Field(default=3, ge=0)
     """Moves of a trial at most."""
+
+    @model_validator(mode="after")
+    def _has_where_to_move(self) -> "PartitionSpace":
+        if self.movable == 1:
+            raise ValueError("movable = 1: a territory joins another movable one; take 2 or more, or 0 for no moves")
+        return self
 
 
 @dataclass(frozen=True)
@@ -214,15 +220,23 @@ def check_base(base: dict[str, Any], taken: dict[str, str]) -> None:
             raise UserError(f"base: {key} = {section!r} has no effect: it is decided by {by}; drop it")
 
 
-def check_values(space: Space, model: type[Config], base: dict[str, Any]) -> None:
-    """UserError where an end of a range, a choice, or choices together do not fit the config."""
+def check_values(
+    space: Space, model: type[ConfigT], base: dict[str, Any], fits: Callable[[ConfigT], object] | None = None
+) -> None:
+    """UserError where an end of a range, a choice, or choices together do not fit the config, or `fits` refuses it."""
+
+    def check(settings: dict[str, Any]) -> None:
+        config = validate_config(model, with_settings(base, settings))
+        if fits:
+            fits(config)
+
     ends = [{key: space.end(key, side) for key in space.ranges} for side in ("low", "high")]
     for key in space.ranges:
         for side in ends:
-            validate_config(model, with_settings(base, {key: side[key]}))
+            check({key: side[key]})
     for values in islice(product(*space.choices.values()), MAX_CHECKED):
         for side in ends:
-            validate_config(model, with_settings(base, dict(zip(space.choices, values, strict=True)) | side))
+            check(dict(zip(space.choices, values, strict=True)) | side)
 
 
 def usual_settings(space: Space, model: type[Config], base: dict[str, Any]) -> dict[str, Any]:

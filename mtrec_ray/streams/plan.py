@@ -106,8 +106,9 @@ def make_plan(
         map_over: how the buckets are gone through.
 
     Raises:
-        UserError: the sample holds no positives or no negatives, so there is nothing to train on.
+        UserError: a setting without effect, or a sample of no positives or no negatives to train on.
     """
+    check_sample(lake, sample)
     buckets = range(lake.manifest.num_buckets) if buckets is None else buckets
     catalogues = [Catalogue.of(lake, *calendar.day_bounds(day)) for day in range(num_phases)]
     show = stage_progress(progress, "counting users", len(buckets))
@@ -141,6 +142,14 @@ def make_plan(
     )
 
 
+def check_sample(lake: Lake, sample: SampleConfig) -> None:
+    """UserError for a setting of the sample that has no effect on this lake."""
+    if not lake.manifest.embeddings.interaction_width and sample.cold_fraction not in ("auto", 0):
+        raise UserError(
+            f"sample.cold_fraction = {sample.cold_fraction} has no effect: the lake has no interaction vectors"
+        )
+
+
 def added_rates(counts: UserCounts, sample: SampleConfig) -> np.ndarray:
     """(territories,) sampling rate of the added set, of active users or of the control with as many positives."""
     size = sample.active_fraction * counts.random.sum()
@@ -159,10 +168,6 @@ def _cold_fraction(lake: Lake, sample: SampleConfig, calendar: Calendar, counts:
     0.026 with half of the rows emptied.
     """
     if not lake.manifest.embeddings.interaction_width:
-        if sample.cold_fraction not in ("auto", 0):
-            raise UserError(
-                f"sample.cold_fraction = {sample.cold_fraction} has no effect: the lake has no interaction vectors"
-            )
         return 0.0
     if sample.cold_fraction != "auto":
         return sample.cold_fraction

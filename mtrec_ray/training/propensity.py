@@ -18,7 +18,7 @@ from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.models.two_tower import TwoTowerConfig
 from mtrec_ray.streams.groups import make_groups
-from mtrec_ray.streams.plan import make_plan
+from mtrec_ray.streams.plan import check_sample, make_plan
 from mtrec_ray.training.config import PropensityConfig
 from mtrec_ray.training.fit import check_resources, fit
 from mtrec_ray.training.loop import train_loop_per_worker
@@ -84,6 +84,7 @@ def new_run(config: PropensityConfig, lake: Lake, calendar: Calendar) -> RunReco
             f"incremental has no effect with {calendar.num_evaluation_days} evaluation day(s): "
             "day i is trained on for the sake of day i + 1"
         )
+    check_sample(lake, config.sample)
     groups = make_groups(config.model.groups or "one", lake.manifest)
     model = TwoTowerConfig(
         user_width=embeddings.user_width,

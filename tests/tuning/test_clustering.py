@@ -42,6 +42,23 @@ def test_one_half_confirms_the_planted_number_of_groups_of_the_other(num_groups)
     assert evidence.best_count(range(2, 7)) == num_groups
 
 
+def test_a_number_of_groups_that_only_its_own_half_shows_is_not_taken():
+    """Each half has three pairs of its own beside the two groups that both show."""
+    both = np.array([1.0, 1.0, 1.0, -1.0, -1.0, -1.0])
+    pairs_of = (((0, 3), (1, 4), (2, 5)), ((0, 4), (1, 5), (2, 3)))
+    halves = np.zeros((2, 6, 4))
+    halves[:, :, 0] = both
+    for half, pairs in enumerate(pairs_of):
+        for number, pair in enumerate(pairs, 1):
+            halves[half, pair, number] = 3.0
+    evidence = Evidence(halves, np.ones((2, 6)))
+    assert [balanced_clusters(evidence.products(half), np.ones(6), 3).tolist() for half in (0, 1)] == [
+        [0, 1, 2, 0, 1, 2],
+        [0, 1, 2, 2, 0, 1],
+    ]
+    assert evidence.best_count(range(2, 4)) == 2
+
+
 def test_the_gain_of_four_territories_worked_by_hand():
     vectors = np.array([[[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]], np.zeros((4, 2)).tolist()])
     evidence = Evidence(vectors, np.array([[1.0, 2.0, 1.0, 3.0], np.zeros(4)]))

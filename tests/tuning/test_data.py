@@ -4,6 +4,7 @@ from dataclasses import astuple
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 import tuning.data
@@ -14,6 +15,7 @@ from mtrec_ray.streams.ordered import read_here
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import StepRows, read_pairs, training_batches
 from mtrec_ray.streams.sampling import VALIDATION, split_of
+from mtrec_ray.streams.scored_users import FixedCandidates
 from tuning.data import Remembered, TrialData, trial_data, validation_chunks
 
 SAMPLE = SampleConfig(validation_fraction=0.3, alpha=4.0)
@@ -100,6 +102,24 @@ def test_only_validation_users_are_scored_and_at_most_about_so_many(trial_lake):
     fewer = trial_data(trial_lake, calendar_of(trial_lake), 2, 7)
     some = np.concatenate([chunk.keys for chunk in validation_chunks(fewer, SAMPLE, fewer.buckets, 150)])
     assert len(some) == pytest.approx(150, rel=0.3)
+
+
+@pytest.mark.parametrize(("days", "listed"), [(7, False), (0, True)])
+def test_lists_of_candidates_hold_on_the_test_days_that_they_are_made_for(trial_lake, monkeypatch, days, listed):
+    data = trial_data(trial_lake, calendar_of(trial_lake), None, days)
+    offered = [chunk.candidates.sum(axis=1) for chunk in validation_chunks(data, SAMPLE, data.buckets, 400)]
+
+    def lists(lake: Lake, bucket: int) -> FixedCandidates:
+        users = lake.read("users", bucket)["user_id"].combine_chunks()
+        two = lake.titles["title_id"].to_pylist()[:2]
+        return FixedCandidates(users, pa.array([two] * len(users)))
+
+    monkeypatch.setattr(FixedCandidates, "of", lists)
+    chosen = [chunk.candidates.sum(axis=1) for chunk in validation_chunks(data, SAMPLE, data.buckets, 400)]
+    if listed:
+        assert np.concatenate(chosen).max() <= 2 < np.concatenate(offered).min()
+    else:
+        np.testing.assert_array_equal(np.concatenate(chosen), np.concatenate(offered))
 
 
 def test_remembered_validation_users_are_the_same_in_one_chunk_a_territory(trial_lake):

@@ -1,9 +1,12 @@
 """A trial trains as its configuration alone would, whoever it shares its data with, and sees validation users alone."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
+from mtrec_ray.errors import UserError
 from mtrec_ray.jobs.scorers import PropensityScorer
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
@@ -19,14 +22,21 @@ from mtrec_ray.training.run import schedule_of
 from tests.tuning.conftest import small_config
 from tuning.data import Remembered, map_here, trial_data
 from tuning.kinds import make_trial
-from tuning.propensity_trial import METRICS, PropensityTrial, _mean
+from tuning.propensity_trial import METRICS, PropensityTrial, _mean, summary
 from tuning.trial import Plan
 
 TIMES = {"steps_s", "reading_s", "validating_s"}
 
 
 def plan_of(config: PropensityConfig, **changes) -> Plan:
-    settings = {"buckets": None, "validation_days": 7, "looks": 3, "num_bootstrap": 20, "validation_users": 10_000}
+    settings = {
+        "lake_hash": Lake.open(config.lake).manifest.lake_hash,
+        "buckets": None,
+        "validation_days": 7,
+        "looks": 3,
+        "num_bootstrap": 20,
+        "validation_users": 10_000,
+    }
     return {"kind": "propensity", "config": config.model_dump(mode="json"), **settings, **changes}
 
 
@@ -129,6 +139,29 @@ def test_a_trial_ends_in_the_weights_that_its_config_is_trained_to(trial_lake, m
         set_learning_rate(trainee.optimizer, config.optim.decay, schedule.phase_progress(rows.step))
         trainee.step(rows)
     assert_same_weights(trial, trainee.model.state_dict())
+
+
+def test_a_lake_that_was_built_anew_is_refused(trial_lake):
+    with pytest.raises(UserError, match="was changed while run 'small' was trained on it"):
+        trial_of(trial_lake, lake_hash="0" * 16)
+
+
+def test_each_metric_is_of_its_measure_and_its_mean():
+    ranking = {"ndcg@10": np.array([[0.2], [0.8], [0.9]])}
+    result = SimpleNamespace(
+        pr_auc=np.array([[0.1], [0.3], [0.5]]), ranking=ranking, num_positives=np.array([30, 10, 40])
+    )
+    found = summary(result)  # pyright: ignore[reportArgumentType]
+    assert {key: found[key] for key in METRICS} == pytest.approx(
+        {
+            "pr_auc/all": 0.5,
+            "pr_auc/mean": 0.2,
+            "pr_auc/weighted": 0.15,
+            "ndcg@10/all": 0.9,
+            "ndcg@10/mean": 0.5,
+            "ndcg@10/weighted": 0.35,
+        }
+    )
 
 
 def test_territories_without_a_value_have_no_part_in_a_mean():

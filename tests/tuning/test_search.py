@@ -1,9 +1,11 @@
 """Early stopping: weak trials end at a look, candidate partitions as they are do not. What is shown of the trials."""
 
+import json
 import pickle
 from types import SimpleNamespace
 from typing import Any
 
+import pyarrow.fs as pafs
 import pytest
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
@@ -22,7 +24,8 @@ def decision(config: dict[str, Any], value: float, **changes: Any) -> str:
     """What a trial is told at its first look after six strong ones."""
     made = scheduler(**changes)
     for number in range(7):
-        trial = SimpleNamespace(trial_id=str(number), config=config if number == 6 else {"optim.lr": 0.1}, status="")
+        own = config if number == 6 else {"optim.lr": 0.1}
+        trial = SimpleNamespace(trial_id=str(number), config=own, status="", last_result={})
         made.on_trial_add(None, trial)
         report = {"training_iteration": 1, "pr_auc/all": value if number == 6 else 0.9, "done": False}
         told = made.on_trial_result(None, trial, report)
@@ -43,6 +46,31 @@ def test_a_weak_trial_that_is_no_candidate_as_it_is_ends(change):
 def test_without_early_stopping_or_looks_every_trial_goes_to_its_end():
     assert type(scheduler(reduction_factor=None)) is FIFOScheduler
     assert type(scheduler(num_looks=1)) is FIFOScheduler
+
+
+def test_a_resumed_search_stops_by_what_its_trials_reported_before(tmp_path):
+    made = scheduler()
+    for number in range(6):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        looks = [{"training_iteration": look, "pr_auc/all": 0.75 + look / 16} for look in (1, 2, 3)]
+        (folder / "result.json").write_text("".join(json.dumps(look) + "\n" for look in looks))
+        storage = SimpleNamespace(storage_filesystem=pafs.LocalFileSystem(), trial_fs_path=str(folder))
+        trial = SimpleNamespace(
+            trial_id=str(number), config={}, status="", last_result={"training_iteration": 2}, storage=storage
+        )
+        made.on_trial_add(None, trial)
+    (bracket,) = made._brackets
+    rungs = {milestone: set(recorded.values()) for milestone, recorded in bracket._rungs}
+    assert rungs == {
+        4: set(),
+        2: {0.875},
+        1: {0.8125},
+    }  # the third look is not known to the stored state: it comes again
+    new = SimpleNamespace(trial_id="new", config={"optim.lr": 0.1}, status="", last_result={})
+    made.on_trial_add(None, new)
+    report = {"training_iteration": 1, "pr_auc/all": 0.8, "done": False}
+    assert made.on_trial_result(None, new, report) == ASHAScheduler.STOP
 
 
 def test_a_resumed_search_shows_how_many_trials_ended_before():

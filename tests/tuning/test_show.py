@@ -46,6 +46,8 @@ def test_fewer_buckets_hold_fewer_users(trial_lake):
         ("random:two", {}, "random:two"),
         ("missing.yaml", {}, "unknown partition 'missing.yaml': choose one, each.*, or a YAML file"),
         ("one", {"buckets": 5}, "buckets = 5: the lake has 4"),
+        ("taste", {"buckets": 1}, "which one bucket has not: name it, as in taste:4"),
+        ("affinity", {"buckets": 1}, "which one bucket has not: name it, as in affinity:4"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_any_work(trial_lake, monkeypatch, partition, settings, says):

@@ -68,6 +68,8 @@ def draw_negatives(target: np.ndarray, seen: np.ndarray, user_keys: np.ndarray, 
 def next_title_metrics(scores: np.ndarray, target: np.ndarray, negatives: Negatives) -> NextTitleMetrics:
     """Figures of users whose next title was held out; one that scores as high takes half a rank from it.
 
+    Scores that are no numbers rank it last: a model that has diverged is no good one.
+
     Args:
         scores: (U, N) of every title, any monotone scale.
         target: (U,) index of the held-out title.
@@ -76,7 +78,7 @@ def next_title_metrics(scores: np.ndarray, target: np.ndarray, negatives: Negati
     rows = np.arange(len(target))
     eligible, drawn = negatives.eligible, negatives.drawn
     wanted = scores[rows, target][:, None]  # (U, 1)
-    beats = (scores > wanted) + 0.5 * (scores == wanted)  # (U, N)
+    beats = 1.0 - (scores < wanted) - 0.5 * (scores == wanted)  # (U, N)
     full_rank = 1 + (beats * eligible).sum(axis=1)
     taken = np.take_along_axis(eligible, drawn, axis=1)
     lost = (np.take_along_axis(beats, drawn, axis=1) * taken).sum(axis=1)  # (U,)

@@ -34,6 +34,31 @@ def test_perfect_and_worst():
     assert worst.means() == {"auc": 0, "hit": 0, "ndcg": 0, "full_hit": 0, "full_ndcg": 0}
 
 
+def test_the_last_rank_that_counts_is_the_tenth():
+    scores = np.arange(300.0)
+    tenth, eleventh = (one_user(scores, target=299 - above).means() for above in (9, 10))
+    assert (tenth["full_hit"], tenth["full_ndcg"]) == (1, pytest.approx(1 / np.log2(11)))
+    assert (eleventh["full_hit"], eleventh["full_ndcg"]) == (0, 0)
+
+
+@pytest.mark.parametrize(("num_titles", "drawn"), [(300, 99), (101, 99), (100, 99), (60, 59)])
+def test_as_many_negatives_are_drawn_as_there_are_and_at_most_99(num_titles, drawn):
+    seen = np.zeros((3, num_titles), dtype=bool)
+    negatives = draw_negatives(np.zeros(3, dtype=int), seen, KEYS)
+    taken = np.take_along_axis(negatives.eligible, negatives.drawn, axis=1)
+    assert taken.sum(axis=1).tolist() == [drawn] * 3
+    assert all(len(np.unique(row)) == len(row) for row in negatives.drawn)
+
+
+@pytest.mark.parametrize("where", [slice(None), 1, slice(2, None)])
+def test_scores_that_are_no_numbers_rank_the_held_out_title_below_them(where):
+    scores = np.array([0.1, 0.9, 0.2, 0.3])
+    scores[where] = np.nan
+    found = one_user(scores, target=1)
+    lost = 2 if isinstance(where, slice) and where.start == 2 else 3
+    assert found.auc == pytest.approx(1 - lost / 3)
+
+
 def test_ties_cost_half_a_rank_each():
     found = one_user([0.5] * 5, target=1)
     assert found.auc == 0.5

@@ -65,7 +65,11 @@ class PackTrainee:
         self.next_step = batch.step + 1
 
     def fit_transport(self, seen: Prefixes, rank: int, world_size: int) -> None:
-        """Fit the maps, which live and averaged weights share, on the users of all workers."""
+        """Fit the maps, which live and averaged weights share, on the users of all workers.
+
+        Batches are drawn by row, so rows are sorted by user: how many workers read them changes nothing. All take the
+        maps of the first worker, for unlike machines round differently.
+        """
         average, config = self.game.average.module, self.record.config
         if not isinstance(average, Eliminated) or not average.pack.config.transport_units:
             return
@@ -73,6 +77,8 @@ class PackTrainee:
         user = torch.from_numpy(seen.keys.view(np.int64)).to(self.device)
         vectors = vectors_in_chunks(average.vectors_before_transport, history, values)  # (K, V, d)
         vectors, values, user = (gather_rows(t, rank, world_size) for t in (vectors.transpose(0, 1), values, user))
+        order = user.argsort(stable=True)
+        vectors, values, user = vectors[order], values[order], user[order]
         fold = mix(user.cpu().numpy().view(np.uint64), "transport", config.seed) % np.uint64(FOLDS)
         first = self.next_step == 0
         average.pack.fit_transport(
@@ -86,6 +92,9 @@ class PackTrainee:
             seed=config.seed + self.next_step,
             find_share=first,
         )
+        if world_size > 1:
+            for tensor in average.pack.transport.tensors():
+                all_reduce(tensor if rank == 0 else tensor.zero_())
 
     def begin(self, seen: Prefixes, users: HeldOutUsers, rank: int, world_size: int) -> None:
         """Before the first step: fit the maps to `seen`, bound them by the accuracy of `users`, keep what is there."""

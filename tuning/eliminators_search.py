@@ -139,18 +139,12 @@ def check(config: EliminatorsSearchConfig) -> tuple[BackboneRecord, Space]:
 
 
 def _check_read(config: EliminatorsSearchConfig, base: EliminatorsConfig) -> None:
-    """UserError for settings that no trial reads."""
-    if base.method != "eliminator":
-        why, unread = f"method = {base.method}", ("shape", "transport")
-    elif not base.shape.transport_units and "shape.transport_units" not in config.space:
-        why, unread = "shape.transport_units = 0", ("transport",)
-    else:
+    """UserError for a space over the map of trials that have none."""
+    if base.shape.transport_units or "shape.transport_units" in config.space:
         return
-    for section in unread:
-        for where, keys in (("space", config.space), ("base", config.base)):
-            found = [key for key in keys if key.split(".")[0] == section]
-            if found:
-                raise UserError(f"{where}: {found[0]} has no effect with {why}: drop one of them")
+    for key in config.space:
+        if key.startswith("transport."):
+            raise UserError(f"space: {key} has no effect with shape.transport_units = 0: drop one of them")
 
 
 def _apart(config: EliminatorsSearchConfig, source: BackboneRecord) -> list[EliminatorsSearchConfig]:

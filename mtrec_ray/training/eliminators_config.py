@@ -124,6 +124,13 @@ class EliminatorsConfig(Config):
         check_lanes(self.runner, self.optim.lanes)
         return self
 
+    @model_validator(mode="after")
+    def _read(self) -> "EliminatorsConfig":
+        for section, usual in (("shape", EliminatorShapeConfig()), ("transport", TransportConfig())):
+            if self.method != "eliminator" and getattr(self, section) != usual:
+                raise ValueError(f"{section} has no effect with method = {self.method}: drop it")
+        return self
+
 
 def parse_combinations(text: str, attributes: dict[str, list[str]]) -> list[tuple[str, ...]]:
     """The named combinations, each with its attributes in the lake's order.

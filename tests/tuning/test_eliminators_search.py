@@ -62,12 +62,15 @@ class TestRefusals:
             ({"space": {"optim.validation_users": [100, 500]}}, "one for all"),
             (
                 {"base": {"method": "filter"}, "space": {"shape.num_prompts": [1, 2]}},
-                "space: shape.num_prompts has no effect with method = filter",
+                "shape has no effect with method = filter",
             ),
-            ({"base": {"method": "fine_tuning", "shape": {}}}, "base: shape has no effect with method = fine_tuning"),
+            (
+                {"base": {"method": "fine_tuning", "shape": {"adapter_width": 2}}},
+                "shape has no effect with method = fine_tuning",
+            ),
             (
                 {"base": {"method": "filter"}, "space": {"transport.weight": [1.0, 2.0]}},
-                "space: transport.weight has no effect with method = filter",
+                "transport has no effect with method = filter",
             ),
             (
                 {"base": {"shape": {"transport_units": 0}}, "space": {"transport.weight": [1.0, 2.0]}},

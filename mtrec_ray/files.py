@@ -61,6 +61,18 @@ def write_file(uri: str, data: bytes) -> None:
     write_whole(fs, path, data)
 
 
+def check_writable(folder: str) -> None:
+    """UserError where nothing can be written below a folder, which is made if it is not there."""
+    fs, path = resolve(folder)
+    try:
+        fs.create_dir(path, recursive=True)
+        with fs.open_output_stream(f"{path}/.writable"):
+            pass
+        fs.delete_file(f"{path}/.writable")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder!r}: {error}") from error
+
+
 def write_whole(fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
     """Write beside and rename (local), or in one put (object storage, where a put is atomic)."""
     local = isinstance(fs, pafs.LocalFileSystem)

@@ -1,6 +1,7 @@
 """What stands between a new bundle and its users: NDCG, leakage and PR-AUC, each with its interval."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from mtrec_ray.bundle.manifest import BundleManifest
 from serving.gates_config import GatesConfig
@@ -47,7 +48,7 @@ def _ndcg(name: str, figures: dict[str, float], live: BundleManifest | None, gat
     return Gate(f"ndcg@10/{name}", high >= wanted and low >= gates.min_ndcg, text)
 
 
-def _leak(combination: str, attribute: str, figures: dict[str, float | int | str], gates: GatesConfig) -> Gate:
+def _leak(combination: str, attribute: str, figures: dict[str, Any], gates: GatesConfig) -> Gate:
     """Balanced accuracy and AUC against their nulls, as the audit's `readable` has it."""
     texts, holds = [], True
     for figure, null, bound in (
@@ -56,7 +57,9 @@ def _leak(combination: str, attribute: str, figures: dict[str, float | int | str
     ):
         value, low, high, top = (float(figures[key]) for key in (figure, f"{figure}_low", f"{figure}_high", null))
         texts.append(f"{figure.replace('_', ' ')} {value:.3f} ({low:.3f} to {high:.3f}), null up to {top:.3f}")
-        holds = holds and value <= top + bound
+        holds = holds and value <= top + bound and top < 1
+        if not top < 1:
+            texts.append("too few users to tell")
     if (permutations := int(figures.get("num_permutations", 0))) < gates.min_permutations:
         texts.append(f"a null of {permutations} permutations: `mtrec audit --set num_permutations=20`")
         holds = False

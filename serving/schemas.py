@@ -156,7 +156,7 @@ class CombinationInfo(BaseModel):
     ignore: list[str]
     metrics: dict[str, float] = {}
     """Accuracy with intervals, as the audit measured it: `ndcg@10`, `ndcg@10_low`, `ndcg@10_high`, ..."""
-    audit: dict[str, dict[str, float | int | str]] = {}
+    audit: dict[str, dict[str, bool | float | int | str | None]] = {}
     """Attribute -> what the best attacker reads of it: `balanced_accuracy`, `auc`, `null_low`, `null_high`, ..."""
 
 

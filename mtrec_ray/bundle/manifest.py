@@ -35,6 +35,8 @@ FORMAT_VERSION = 3
 MANIFEST, BACKBONE, ELIMINATORS = "manifest.json", "backbone.safetensors", "eliminators.safetensors"
 POPULAR, TITLES, PROPENSITY = "popular.safetensors", "titles.parquet", "propensity.safetensors"
 Combination = tuple[str, ...]
+Figure = bool | float | int | str | None
+"""Of an audit: counts, names and figures; null where nothing could be told."""
 
 
 class PropensityPart(BaseModel):
@@ -69,7 +71,7 @@ class BundleManifest(BaseModel):
     """In the order of the stacked tensors."""
     metrics: dict[str, dict[str, float]]
     """Combination (`none` = backbone) -> accuracy with intervals."""
-    audit: dict[str, dict[str, dict[str, float | int | str]]]
+    audit: dict[str, dict[str, dict[str, Figure]]]
     """Combination -> attribute -> what the best attacker reads."""
     propensity: PropensityPart | None = None
     config: dict[str, Any]

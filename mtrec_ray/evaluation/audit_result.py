@@ -51,6 +51,12 @@ class AuditResult:
         """True if the best attacker beats the null, in balanced accuracy or in AUC."""
         return self.balanced_accuracy.value > self.null[1] or self.auc.value > self.auc_null[1]
 
+    @property
+    def hidden(self) -> bool | None:
+        """Not readable; None where nothing could have been told: the nulls of very few users leave no room above."""
+        told = self.null[1] < 1 and self.auc_null[1] < 1  # False of NaN too
+        return not self.readable if told or self.readable else None
+
     def flat(self) -> dict[str, float | int | str]:
         """Flat keys for the report, each attacker's own as `<attacker>/<figure>`."""
         flat: dict[str, float | int | str] = {"attacker": self.attacker, "num_users": self.num_users}
@@ -76,8 +82,11 @@ def summarise(
     folds: np.ndarray,
     weights: np.ndarray,
     by_fold: tuple[str, ...],
+    num_users: int,
 ) -> AuditResult:
     """Figures from the test users' log probabilities, chosen attackers' (P, N, A), each one's (N, A).
+
+    A user that was tested several times, in other folds, has so many rows, all with the user's weights.
 
     `labelings` (P, N) and `folds` (N,) are theirs, `weights` (R, N) bootstrap weights with ones in row 0.
     """
@@ -100,7 +109,7 @@ def summarise(
     return AuditResult(
         attacker=Counter(by_fold).most_common(1)[0][0],
         attacker_by_fold=by_fold,
-        num_users=len(labels),
+        num_users=num_users,
         num_permutations=len(labelings) - 1,
         balanced_accuracy=interval(balanced_accuracy(predictions[0], labels, weights, num_values)),
         auc=interval(macro_auc(best[0], labels, weights, folds)),

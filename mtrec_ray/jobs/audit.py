@@ -7,6 +7,7 @@
 5. `jobs.audit_report` makes tables and flat keys
 """
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,18 +19,21 @@ from mtrec_ray.evaluation.audit import Attribute, AuditSettings, audit_vectors, 
 from mtrec_ray.evaluation.audit_result import AuditResult
 from mtrec_ray.evaluation.list_attack import audit_lists
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
-from mtrec_ray.files import absolute, parent
+from mtrec_ray.files import absolute, check_writable, parent
 from mtrec_ray.jobs.audit_config import AuditConfig
 from mtrec_ray.lake.cluster import map_buckets
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.candidates import Candidate, Filtered
 from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out
 from mtrec_ray.streams.sequences import TEST_EVENT, SequenceConfig
 from mtrec_ray.training.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators_config import combination_name
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_candidates
+
+logger = logging.getLogger(__name__)
 
 BACKBONE = "none"
 """Name of the combination that hides nothing."""
@@ -45,7 +49,7 @@ class Represented:
     vectors: np.ndarray
     """(U, d) float32."""
     lists: np.ndarray
-    """(U, 10) int64 titles, best first."""
+    """(U, 10) int64 titles of their territory that they have not watched, best first, -1 where no more are left."""
     metrics: NextTitleMetrics
 
 
@@ -56,6 +60,8 @@ class Audit:
     record: EliminatorsRecord
     users: HeldOutUsers
     represented: dict[str, Represented]
+    attributes: list[str]
+    """Those that could be attacked."""
     from_vectors: dict[tuple[str, str], AuditResult]
     """(representation, attribute)."""
     from_lists: dict[tuple[str, str], AuditResult]
@@ -67,12 +73,13 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
     """Audit a run of eliminators.
 
     Raises:
-        UserError: an unfinished run, runs of different backbones or of one name, a lake or backbone changed since, or
-            too few users to attack.
+        UserError: an unfinished run, runs of different backbones or of one name, a lake or backbone changed since,
+            too few users to attack, or a place that cannot be written to.
     """
     records = [open_eliminators(uri) for uri in [config.run, *config.compare]]
     record, source = records[0], BackboneRecord.load(records[0].config.backbone)
     _check_names([other.config.name for other in records])
+    _check_combinations(records)
     if {other.backbone_hash for other in records} != {record.backbone_hash}:
         raise UserError("the runs stand on different backbones: they cannot be compared")
     lake = Lake.open(source.config.lake)
@@ -82,6 +89,7 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
     settings = AuditSettings(
         num_folds=config.num_folds,
         cross_fit=config.cross_fit,
+        num_repeats=config.num_repeats,
         num_permutations=config.num_permutations,
         num_bootstrap=config.num_bootstrap,
         max_train_users=config.max_train_users,
@@ -89,16 +97,18 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
     )
     users = _read_users(lake, source.config.sequences, source.config.model.history, config.max_users, progress)
     attacked = users.only(users.attacked)
-    attributes = _attributes(record, attacked)
-    _check_users(attributes, attacked.keys, settings)
-    represented = _represent(records, backbone, users, progress)
+    attributes = _attributes(records, attacked, settings)
+    if config.out:
+        check_writable(config.out)
+    offered = Catalogue.of(lake, *lake.manifest.calendar.day_bounds(0)).offer_mask
+    represented = _represent(records, backbone, users, offered, progress)
     vectors = {name: one.vectors[users.attacked] for name, one in represented.items()}
     lists = {name: one.lists[users.attacked] for name, one in represented.items()} if config.lists else {}
     pairs = [
         (kind, name, attribute)
         for kind, found in (("vectors", vectors), ("lists", lists))
         for name in found
-        for attribute in record.attributes
+        for attribute in attributes
     ]
     show = stage_progress(progress, "attacks", len(pairs))
     shared = (vectors, lists, attributes, attacked.keys, source.num_titles, settings)
@@ -107,6 +117,7 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
         record=record,
         users=users,
         represented=represented,
+        attributes=list(attributes),
         from_vectors={(n, a): results[kind, n, a] for kind, n, a in pairs if kind == "vectors"},
         from_lists={(n, a): results[kind, n, a] for kind, n, a in pairs if kind == "lists"},
         num_parameters=_num_parameters(records, backbone),
@@ -146,12 +157,16 @@ def _check_names(names: list[str]) -> None:
             raise UserError(f"compare: a run named {name!r} cannot be told apart in the tables: rename its folder")
 
 
-def _check_users(attributes: dict[str, Attribute], keys: np.ndarray, settings: AuditSettings) -> None:
-    try:
-        for name, attribute in attributes.items():
-            check_users(name, attribute, keys, len(keys), settings)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+def _check_combinations(records: list[EliminatorsRecord]) -> None:
+    """Filters are used for whatever combinations the audited run has."""
+    for other in records[1:]:
+        trained = {name for combination in other.combinations for name in combination}
+        if other.config.method == "filter" and not any(set(one) <= trained for one in records[0].combinations):
+            asked = ", ".join(map(combination_name, records[0].combinations))
+            raise UserError(
+                f"compare: filters of {', '.join(sorted(trained))} in {other.config.name!r} make no combination of "
+                f"{records[0].config.name!r} ({asked}): train filters of its attributes"
+            )
 
 
 def _read_users(
@@ -170,19 +185,34 @@ def _read_bucket(bucket: int, lake: Lake, sequences: SequenceConfig, length: int
     return read_held_out(lake, sequences, TEST_EVENT, length, [bucket], fraction)
 
 
-def _attributes(record: EliminatorsRecord, users: HeldOutUsers) -> dict[str, Attribute]:
-    sizes = {name: len(values) for name, values in record.attributes.items()}
-    return {name: Attribute(users.attribute_index[:, a], size) for a, (name, size) in enumerate(sizes.items())}
+def _attributes(records: list[EliminatorsRecord], users: HeldOutUsers, settings: AuditSettings) -> dict[str, Attribute]:
+    """Values of the attributes that can be attacked; UserError where one that is to be hidden cannot."""
+    hidden = {name for record in records for combination in record.combinations for name in combination}
+    found = {}
+    for a, (name, values) in enumerate(records[0].attributes.items()):
+        attribute = Attribute(users.attribute_index[:, a], len(values))
+        try:
+            check_users(name, attribute, users.keys, len(users), settings)
+        except ValueError as error:
+            if name in hidden:
+                raise UserError(f"{error}: keep more users for attackers, sequences.attacked_fraction") from error
+            logger.warning("%s is not attacked: %s", name, error)
+            continue
+        found[name] = attribute
+    return found
 
 
 def _represent(
     records: list[EliminatorsRecord],
     backbone: SequentialBackbone,
     users: HeldOutUsers,
+    offered: np.ndarray,
     progress: ProgressCallback | None,
 ) -> dict[str, Represented]:
+    """Every model's view of the users; `offered`: (territories, N) bool."""
     history, values = torch.from_numpy(users.history), torch.from_numpy(users.attribute_index)
-    found = {BACKBONE: _one((), users, vectors_in_chunks(backbone.user_vectors, history), backbone.title_vectors())}
+    vectors = vectors_in_chunks(backbone.user_vectors, history)
+    found = {BACKBONE: _one((), users, vectors, backbone.title_vectors(), offered)}
     show = stage_progress(progress, "representing users", len(records))
     for number, record in enumerate(records):
         prefix = "" if number == 0 else f"{record.config.name}/"
@@ -190,7 +220,7 @@ def _represent(
             vectors = vectors_in_chunks(candidate.user_vectors, history, values)  # (K, U, d)
             for k, combination in enumerate(candidate.combinations):
                 name = prefix + combination_name(combination)
-                found[name] = _one(combination, users, vectors[k], candidate.backbone.title_vectors())
+                found[name] = _one(combination, users, vectors[k], candidate.backbone.title_vectors(), offered)
         if show:
             show(number + 1)
     return found
@@ -207,12 +237,19 @@ def _candidates(
 
 
 def _one(
-    hidden: tuple[str, ...], users: HeldOutUsers, vectors: torch.Tensor, title_vectors: torch.Tensor
+    hidden: tuple[str, ...],
+    users: HeldOutUsers,
+    vectors: torch.Tensor,
+    title_vectors: torch.Tensor,
+    offered: np.ndarray,
 ) -> Represented:
     lists = []
     for rows, seen in users.chunks(len(title_vectors)):
-        scores = (vectors[rows] @ title_vectors.t()).masked_fill_(torch.from_numpy(seen), -torch.inf)
-        lists.append(scores.topk(min(LIST_LENGTH, len(title_vectors))).indices.numpy())
+        never = torch.from_numpy(seen | ~offered[users.territory[rows]])
+        best = (
+            (vectors[rows] @ title_vectors.t()).masked_fill_(never, -torch.inf).topk(min(LIST_LENGTH, never.shape[1]))
+        )
+        lists.append(best.indices.masked_fill_(best.values == -torch.inf, -1).numpy())
     metrics = held_out_metrics(users, vectors, title_vectors)
     return Represented(hidden, vectors.numpy(), np.concatenate(lists), metrics)
 

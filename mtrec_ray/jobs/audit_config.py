@@ -22,11 +22,14 @@ class AuditConfig(Config):
     """Folds of the attackers' users: each is attacked by attackers that learned on the others."""
     cross_fit: bool = True
     """Every fold is attacked in turn; false = one fold alone, for large lakes."""
+    num_repeats: int | None = Field(default=None, ge=1)
+    """Times every user is attacked, in other folds by other attackers; figures and nulls are means over them. null:
+    once for 1,500 users or more, up to four times for fewer."""
     num_permutations: int = Field(default=20, ge=2)
     """Trainings on permuted labels behind each null; the cost of an audit grows with them."""
     num_bootstrap: int = Field(default=200, ge=10)
     """Replicates behind each 95% interval."""
     max_train_users: int = Field(default=20_000, ge=50)
     """Users that a fold's attackers learn on at most."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0)
     """Of folds, permutations and bootstrap."""

@@ -75,7 +75,7 @@ def _flat(
     for prefix, results in (("audit", audit.from_vectors), ("list_audit", audit.from_lists)):
         for (name, attribute), result in results.items():
             flat |= {f"{prefix}/{name}/{attribute}/{key}": value for key, value in result.flat().items()}
-            flat[f"{prefix}/{name}/{attribute}/hidden"] = not result.readable
+            flat[f"{prefix}/{name}/{attribute}/hidden"] = result.hidden
     for name, found in accuracy.items():
         for key, of in found.items():
             flat |= {f"{key}/{name}": of.value, f"{key}/{name}_low": of.low, f"{key}/{name}_high": of.high}
@@ -91,18 +91,18 @@ def _flat(
 def _leak_table(audit: Audit, accuracy: dict[str, dict[str, Interval]], results: dict, what: str) -> Table:
     table = Table(
         title=f"Best attacker's balanced accuracy on {what}, {audit.users.attacked.sum():,} users (95% of the null)",
-        caption="*: to be hidden; ! reads more than the null allows (one cell in twenty does by chance)",
+        caption="*: to be hidden; ! reads more than the null allows (one in twenty does by chance); ? too few users",
     )
     table.add_column("combination")
-    for attribute in audit.record.attributes:
+    for attribute in audit.attributes:
         table.add_column(attribute, justify="right")
     table.add_column("NDCG@10", justify="right")
     table.add_column("change", justify="right")
     for name, one in audit.represented.items():
         cells = []
-        for attribute in audit.record.attributes:
+        for attribute in audit.attributes:
             result = results[name, attribute]
-            mark = "!" if result.readable else ""
+            mark = "!" if result.readable else "?" if result.hidden is None else ""
             text = f"{result.balanced_accuracy.value:.3f}{mark} ({result.null[0]:.2f}-{result.null[1]:.2f})"
             cells.append(f"[bold]*{text}[/bold]" if attribute in one.hidden else text)
         found = accuracy[name]

@@ -137,6 +137,93 @@ def test_the_choice_is_by_validation_auc_for_each_labeling():
     np.testing.assert_array_equal(choose(scores, labels), [0, 1])
 
 
+def test_a_permuted_labeling_is_attacked_by_the_attacker_that_it_chose(monkeypatch):
+    """One attacker is right on the true labels of the validation users alone, the other one on the permuted ones."""
+    vectors, attribute, keys = users()
+
+    def right_on(chosen: slice, test_score: float) -> audit.Attacker:
+        def attacker(data: AttackData) -> Scores:
+            labels = data.validation_labels
+            validation = np.zeros((*labels.shape, 2))
+            validation[chosen, :, 1] = labels[chosen]
+            return Scores(validation, np.full((len(labels), len(data.test), 2), test_score, np.float32))
+
+        return attacker
+
+    taken = []
+    monkeypatch.setattr(audit, "summarise", lambda best, *_, **__: taken.append(best))
+    attackers = {"true": right_on(slice(0, 1), 1.0), "permuted": right_on(slice(1, None), 2.0)}
+    audit_inputs(vectors, attribute, keys, attackers, FAST)
+    (best,) = taken
+    assert np.unique(best[0]).tolist() == [1.0]
+    assert np.unique(best[1:]).tolist() == [2.0]
+
+
+class TestRepeats:
+    SETTINGS = dataclasses.replace(FAST, num_repeats=3)
+
+    def test_every_user_is_test_once_in_each_with_other_companions(self):
+        vectors, attribute, keys = users()
+        inputs = np.arange(len(vectors), dtype=np.float32)[:, None]  # standardised, it still tells who is who
+        tested = []
+
+        def spy(data: AttackData) -> Scores:
+            tested.append((len(data.test), data.seed))
+            return logistic_scores(data)
+
+        found = audit_inputs(inputs, attribute, keys, {"spy": spy}, self.SETTINGS)
+        folds = [fold_of(keys, self.SETTINGS, repeat) for repeat in range(3)]
+        assert [size for size, _ in tested] == [count for fold in folds for count in np.bincount(fold)]
+        assert len({seed for _, seed in tested}) == 12
+        assert (folds[0] != folds[1]).mean() > 0.5 < (folds[1] != folds[2]).mean()
+        assert (found.num_users, len(found.attacker_by_fold)) == (200, 12)
+
+    def test_an_attacker_that_says_the_same_every_time_has_the_figures_of_one(self):
+        vectors, attribute, keys = users(shift=1.0)
+
+        def first_column(data: AttackData) -> Scores:
+            parts = [np.stack([-part[:, 0], part[:, 0]], axis=1) for part in (data.validation, data.test)]
+            return Scores(*(np.repeat(part[None], len(data.train_labels), axis=0) for part in parts))
+
+        whole = dataclasses.replace(FAST, max_train_users=10**6)
+        sign = np.sign(vectors)  # standardising does not turn a sign
+        once, thrice = (
+            audit_inputs(sign, attribute, keys, {"a": first_column}, dataclasses.replace(whole, num_repeats=n))
+            for n in (1, 3)
+        )
+        assert thrice.balanced_accuracy == pytest.approx(once.balanced_accuracy)
+        assert thrice.null == pytest.approx(once.null)
+        assert thrice.micro_f1 == pytest.approx(once.micro_f1)
+
+    def test_what_attackers_happen_to_find_weighs_less(self):
+        """Figures of the same users under other seeds lie closer together."""
+        vectors, attribute, keys = users(120)
+
+        def spread(repeats: int) -> float:
+            settings = dataclasses.replace(FAST, num_repeats=repeats, num_permutations=2, num_bootstrap=4)
+            found = (cheap(vectors, attribute, keys, dataclasses.replace(settings, seed=seed)) for seed in range(8))
+            return float(np.std([result.auc.value for result in found]))
+
+        assert spread(6) < 0.8 * spread(1)
+
+    @pytest.mark.parametrize(("num_users", "repeats"), [(2000, 1), (1500, 1), (1499, 2), (600, 3), (470, 4), (30, 4)])
+    def test_few_users_are_attacked_more_often(self, num_users, repeats):
+        settings = AuditSettings(num_repeats=None)
+        assert settings.repeats(num_users) == repeats
+        assert dataclasses.replace(settings, cross_fit=False).repeats(num_users) == 1
+        assert dataclasses.replace(settings, num_repeats=7).repeats(num_users) == 7
+
+
+def test_nothing_is_called_hidden_where_nothing_could_have_been_told():
+    blind = cheap(*users())
+    assert (blind.readable, blind.hidden) == (False, True)
+    for null in ((0.2, 1.0), (float("nan"), float("nan"))):
+        assert dataclasses.replace(blind, null=null).hidden is None
+        assert dataclasses.replace(blind, auc_null=null).hidden is None
+    found = dataclasses.replace(cheap(*users(shift=3.0)), null=(0.2, 1.0))
+    assert (found.readable, found.hidden) == (True, False)
+
+
 def test_the_null_holds_its_level_with_cross_fitting_and_a_choice():
     """60 independent data sets; a null of permuted test labels alone would reject about 8."""
     settings = AuditSettings(num_permutations=10, num_bootstrap=4)
@@ -199,7 +286,7 @@ def test_unfit_input_is_refused_before_any_training(change, message, monkeypatch
         one(*change(*users()))
 
 
-@pytest.mark.parametrize("unfit", [{"num_folds": 2}, {"num_permutations": 1}])
+@pytest.mark.parametrize("unfit", [{"num_folds": 2}, {"num_permutations": 1}, {"num_repeats": 0}])
 def test_unfit_settings_are_refused(unfit):
     with pytest.raises(ValueError, match=next(iter(unfit))):
         AuditSettings(**unfit)

@@ -2,6 +2,9 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -9,24 +12,30 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from rich.table import Table
 
 from mtrec_ray.bundle.manifest import Bundle
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
-from mtrec_ray.jobs.audit import Audit, audit
+from mtrec_ray.evaluation.audit import AuditSettings
+from mtrec_ray.jobs.audit import Audit, _attributes, _check_combinations, attack, audit
 from mtrec_ray.jobs.audit_config import AuditConfig
 from mtrec_ray.jobs.audit_report import show_audit
 from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.bundle_config import BundleConfig
 from mtrec_ray.lake.build import build_lake
+from mtrec_ray.lake.cluster import map_buckets
+from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources.registry import make_source
-from mtrec_ray.streams.sequences import is_attacked
+from mtrec_ray.streams.catalogue import Catalogue
+from mtrec_ray.streams.sequences import TEST_EVENT, Sequences, is_attacked
 from mtrec_ray.training.backbone import train_backbone
 from mtrec_ray.training.backbone_config import BackboneConfig
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators import train_eliminators
 from mtrec_ray.training.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_candidates
+from mtrec_ray.training.weights import save_weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -117,6 +126,162 @@ def test_attackers_users_are_those_that_no_eliminator_saw(folder, eliminators, a
     assert flat["num_attacked_users"] == found.users.attacked.sum() < flat["num_users"]
 
 
+@pytest.fixture(scope="module")
+def twin(folder, eliminators) -> Path:
+    """The same run under another name: what a run is compared with."""
+    return Path(shutil.copytree(eliminators.uri, folder / "runs" / "twin"))
+
+
+@pytest.fixture(scope="module")
+def attacks(folder, eliminators, twin, audited) -> dict[str, Any]:
+    """What attackers are given, without their work."""
+    given: dict[str, Any] = {}
+    result = audited[0].from_vectors["none", "gender"]
+
+    def map_here(work: Any, items: Any, *shared: Any, progress: Any = None) -> Any:
+        if work is not attack:
+            return map_buckets(work, items, *shared)
+        names = ("vectors", "lists", "attributes", "keys", "num_titles", "settings")
+        given.update(zip(names, shared, strict=True), pairs=items)
+        return [(item, result) for item in items]
+
+    settings = {"num_folds": 4, "num_permutations": 3, "num_bootstrap": 17, "max_train_users": 77, "seed": 5}
+    config = {"run": eliminators.uri, "compare": [str(twin)], "cross_fit": False, "num_repeats": 2}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtrec_ray.jobs.audit.map_buckets", map_here)
+        given["audit"] = audit(validate_config(AuditConfig, config | settings))
+    return given
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """Attackers' users, read anew from the lake."""
+
+    parts: list[Sequences]
+
+    @staticmethod
+    def of(source: BackboneRecord) -> "Attacked":
+        lake, config = Lake.open(source.config.lake), source.config.sequences
+        parts = [Sequences.read(lake, bucket, config) for bucket in range(lake.manifest.num_buckets)]
+        return Attacked([part.only(is_attacked(part.keys, config)) for part in parts])
+
+    def all(self, of: Callable[[Sequences], np.ndarray]) -> np.ndarray:
+        return np.concatenate([of(part) for part in self.parts])
+
+
+def test_attackers_are_given_users_that_no_eliminator_saw_before_their_last_event(backbone, eliminators, attacks):
+    users, length = Attacked.of(backbone), backbone.config.model.history
+    np.testing.assert_array_equal(attacks["keys"], users.all(lambda part: part.keys))
+    values = users.all(lambda part: part.attribute_index).astype(np.int64)
+    for a, name in enumerate(("gender", "age", "occupation")):
+        np.testing.assert_array_equal(attacks["attributes"][name].values, values[:, a])
+    history = torch.from_numpy(users.all(lambda part: part.history_before(TEST_EVENT, length)))
+    model = load_backbone(backbone)
+    (candidate,) = load_candidates(eliminators, model)
+    vectors = [model.user_vectors(history), *candidate.user_vectors(history, torch.from_numpy(values))]
+    for name, of in zip(["none", *COMBINATIONS], vectors, strict=True):
+        np.testing.assert_allclose(attacks["vectors"][name], of.numpy(), atol=1e-5)
+    audited_users = attacks["audit"].users.only(attacks["audit"].users.attacked)
+    np.testing.assert_array_equal(audited_users.target, users.all(lambda part: part.held_out_title(TEST_EVENT)))
+
+
+def test_lists_hold_unwatched_titles_of_the_users_territory_best_first(backbone, attacks):
+    lake, users = Lake.open(backbone.config.lake), Attacked.of(backbone)
+    offered = Catalogue.of(lake, *lake.manifest.calendar.day_bounds(0)).offer_mask
+
+    def allowed(part: Sequences) -> np.ndarray:
+        mask = offered[part.territory].copy()
+        for row, (start, end) in enumerate(pairwise(part.offsets)):
+            mask[row, part.title_index[start : end - TEST_EVENT]] = False
+        return mask
+
+    may_be_shown, titles = users.all(allowed), load_backbone(backbone).title_vectors().numpy()
+    assert not offered.all()
+    for name in ("none", "gender", "twin/gender+age"):
+        scores = np.where(may_be_shown, attacks["vectors"][name] @ titles.T, -np.inf)
+        lists = attacks["lists"][name]
+        chosen = np.take_along_axis(scores, np.maximum(lists, 0), axis=1)
+        best = -np.sort(-scores, axis=1)[:, :10]
+        np.testing.assert_allclose(np.where(lists >= 0, chosen, -np.inf), best, rtol=1e-5)
+
+
+def test_settings_of_an_audit_reach_its_attackers_and_compared_runs_stand_beside_it(eliminators, attacks):
+    settings = attacks["settings"]
+    assert settings == AuditSettings(
+        num_folds=4,
+        cross_fit=False,
+        num_repeats=2,
+        num_permutations=3,
+        num_bootstrap=17,
+        max_train_users=77,
+        seed=5,
+    )
+    names = ["none", *COMBINATIONS, *(f"twin/{name}" for name in COMBINATIONS)]
+    assert set(attacks["pairs"]) == {
+        (kind, name, attribute)
+        for kind in ("vectors", "lists")
+        for name in names
+        for attribute in ("gender", "age", "occupation")
+    }
+    (candidate,) = load_candidates(eliminators, load_backbone(BackboneRecord.load(eliminators.config.backbone)))
+    own = sum(parameter.numel() for parameter in candidate.own_parameters().values())
+    counts = attacks["audit"].num_parameters
+    assert counts["eliminators"] == counts["twin"] == own // 3
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("status", "training", "is not finished"),
+        ("backbone_hash", "0" * 64, "stand on different backbones"),
+    ],
+)
+def test_runs_that_do_not_belong_together_are_refused(eliminators, tmp_path, key, value, message):
+    other = shutil.copytree(eliminators.uri, tmp_path / "other")
+    document = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps(document | {key: value}))
+    with pytest.raises(UserError, match=message):
+        audit(validate_config(AuditConfig, {"run": eliminators.uri, "compare": [str(other)]}))
+
+
+def test_another_state_of_the_lake_is_refused(eliminators, tmp_path):
+    other = shutil.copytree(eliminators.uri, tmp_path / "other")
+    document = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps(document | {"lake_hash": "0" * 64}))
+    with pytest.raises(UserError, match="was changed since the backbone was trained"):
+        audit(validate_config(AuditConfig, {"run": str(other)}))
+
+
+def test_an_audit_that_could_not_be_written_is_refused_before_it_begins(eliminators, monkeypatch):
+    monkeypatch.setattr("mtrec_ray.jobs.audit._represent", None)
+    for out, message in (("nosuch://x", "cannot open 'nosuch://x'"), ("/proc/none", "cannot write to '/proc/none'")):
+        with pytest.raises(UserError, match=message):
+            audit(validate_config(AuditConfig, {"run": eliminators.uri, "out": out}))
+    with pytest.raises(UserError, match=r"'seed' = -1"):
+        validate_config(AuditConfig, {"run": eliminators.uri, "seed": -1})
+
+
+def test_an_attribute_that_cannot_be_attacked_is_left_out_unless_it_is_to_be_hidden(eliminators, audited, caplog):
+    users = audited[0].users.only(audited[0].users.attacked)
+    everybody_alike = users.attribute_index.copy()
+    everybody_alike[:, 2] = 0
+    found = _attributes([eliminators], replace(users, attribute_index=everybody_alike), AuditSettings())
+    assert list(found) == ["gender", "age"]
+    assert "occupation is not attacked: attribute 'occupation'" in caplog.text
+    everybody_alike[:, 0] = -1
+    with pytest.raises(UserError, match=r"'gender': 0 users .* too few .*: keep more users for attackers"):
+        _attributes([eliminators], replace(users, attribute_index=everybody_alike), AuditSettings())
+
+
+def test_filters_of_other_attributes_are_refused_in_a_comparison(eliminators):
+    of_age = eliminators.model_copy(update={"packs": {"pack000": [("age",)]}})
+    config = eliminators.config.model_copy(update={"method": "filter", "name": "filters"})
+    filters = eliminators.model_copy(update={"config": config, "packs": {"pack000": [("occupation",)]}})
+    with pytest.raises(UserError, match=r"filters of occupation in 'filters' make no combination .* \(age\)"):
+        _check_combinations([of_age, filters])
+    _check_combinations([eliminators, filters.model_copy(update={"packs": {"pack000": [("age",)]}})])
+
+
 def test_runs_that_tables_could_not_tell_apart_are_refused(eliminators):
     with pytest.raises(UserError, match="a run named 'eliminators' cannot be told apart"):
         audit(validate_config(AuditConfig, {"run": eliminators.uri, "compare": [eliminators.uri]}))
@@ -136,6 +301,26 @@ def test_an_audit_has_every_combination_by_every_attribute(folder, audited):
     for row in table.to_dict("records"):
         assert row["auc"] == pytest.approx(flat[f"audit/{row['combination']}/{row['attribute']}/auc"])
         assert row["recommender_auc"] == pytest.approx(flat[f"auc/{row['combination']}"])
+
+
+def test_costs_and_gaps_of_an_audit_are_those_of_its_users(audited):
+    found, flat = audited
+    for name in COMBINATIONS:
+        change = 100 * (flat[f"ndcg@10/{name}"] / flat["ndcg@10/none"] - 1)
+        assert flat[f"ndcg_change/{name}"] == pytest.approx(change)
+        assert flat[f"ndcg_change/{name}_low"] <= change <= flat[f"ndcg_change/{name}_high"]
+    ndcg, gender = found.represented["age"].metrics.ndcg, found.users.attribute_index[:, 0]
+    of_value = [ndcg[gender == value].mean() for value in (0, 1)]
+    assert flat["ndcg_gap/age/gender"] == pytest.approx(max(of_value) - min(of_value))
+    assert 0 < flat["ndcg_gap/age/gender/null_high"] < 0.3
+    for (name, attribute), result in found.from_vectors.items():
+        assert flat[f"audit/{name}/{attribute}/hidden"] == result.hidden
+    table = show_audit(found, None, num_bootstrap=20, seed=0)[1][0]
+    assert isinstance(table, Table)
+    genders = dict(zip(found.represented, table.columns[1].cells, strict=True))
+    for name, cell in genders.items():
+        assert ("!" in str(cell)) == found.from_vectors[name, "gender"].readable
+        assert ("*" in str(cell)) == (name in ("gender", "gender+age"))
 
 
 def test_a_planted_attribute_is_readable_until_it_is_eliminated(audited):
@@ -193,6 +378,18 @@ def test_what_cannot_be_trained_is_said_before_any_work(folder, backbone, settin
     with pytest.raises(UserError, match=message):
         train_eliminators(eliminators_config(folder, name="other", **settings))
     assert not (folder / "runs" / "other").exists()
+
+
+def test_a_backbone_is_read_from_where_it_lies_now(backbone, tmp_path):
+    """Not from where it was trained, where another one may lie by now."""
+    moved = shutil.copytree(backbone.uri, tmp_path / "elsewhere" / "moved")
+    weights = load_backbone(backbone).state_dict()
+    turned = {name: -tensor for name, tensor in weights.items()}
+    save_weights(str(moved / "backbone.safetensors"), turned, {})
+    record = BackboneRecord.load(str(moved))
+    assert record.uri == str(moved)
+    for name, tensor in load_backbone(record).state_dict().items():
+        assert torch.equal(tensor, turned[name])
 
 
 def test_an_unfinished_backbone_is_refused(folder, backbone, tmp_path):

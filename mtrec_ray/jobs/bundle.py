@@ -30,6 +30,7 @@ from mtrec_ray.files import absolute, exists, join, read_json, write_file, write
 from mtrec_ray.jobs.audit import open_eliminators
 from mtrec_ray.jobs.audit_report import ACCURACY
 from mtrec_ray.jobs.bundle_config import BundleConfig
+from mtrec_ray.jobs.evaluate import open_propensity
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.cluster import map_buckets
 from mtrec_ray.lake.manifest import Lake
@@ -148,9 +149,7 @@ def _propensity(config: BundleConfig, lake: Lake) -> tuple[PropensityPart | None
         if config.evaluation is not None:
             raise UserError("evaluation is of a propensity run: give it with --propensity")
         return None, {}
-    run = RunRecord.load(absolute(uri))
-    if run.status != "done":
-        raise UserError(f"run {uri!r} is not finished: start `mtrec train propensity` with the same name again")
+    run = open_propensity(uri)
     if run.lake_hash != lake.manifest.lake_hash:
         raise UserError(f"run {uri!r} was trained on another lake than the backbone: train both on one lake")
     model = load_snapshot(run, load_plan(run.uri).phases[-1].day)

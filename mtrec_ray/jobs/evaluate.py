@@ -102,10 +102,7 @@ def _reported_titles(day_positives: np.ndarray, is_local: np.ndarray, count: int
 def _open_runs(uris: list[str]) -> tuple[list[RunRecord], list[PairPlan]]:
     if not uris:
         raise UserError("name at least one run: mtrec evaluate propensity RUN [RUN...]")
-    records = [_open_run(uri) for uri in uris]
-    for uri, record in zip(uris, records, strict=True):
-        if record.status != "done":
-            raise UserError(f"run {uri!r} is not finished: start `mtrec train propensity` with the same name again")
+    records = [open_propensity(uri) for uri in uris]
     plans = [load_plan(record.uri) for record in records]
     names = [record.config.name for record in records]
     if len(set(names)) < len(names):
@@ -120,10 +117,12 @@ def _open_runs(uris: list[str]) -> tuple[list[RunRecord], list[PairPlan]]:
     return records, plans
 
 
-def _open_run(uri: str) -> RunRecord:
-    """The run's record, with the place and name that its folder has now."""
+def open_propensity(uri: str) -> RunRecord:
+    """A finished run's record, with the place and name that its folder has now."""
     runs, name = parent(absolute(uri))
     record = RunRecord.load(join(runs, name))
+    if record.status != "done":
+        raise UserError(f"run {uri!r} is not finished: start `mtrec train propensity` with the same name again")
     return record.model_copy(update={"config": record.config.model_copy(update={"runs": runs, "name": name})})
 
 

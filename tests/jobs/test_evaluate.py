@@ -14,7 +14,6 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
-from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import user_keys
 from mtrec_ray.jobs.evaluate import Evaluation, days_and_cohorts, evaluate_propensity
@@ -23,15 +22,11 @@ from mtrec_ray.jobs.report import make_report, show_report
 from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED
 from mtrec_ray.lake.build import BuildOptions, build_lake
 from mtrec_ray.lake.manifest import Lake, Territory, embedding_matrix
-from mtrec_ray.lake.window import resolve_calendar
-from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.streams.config import SampleConfig
-from mtrec_ray.streams.plan import make_plan
 from mtrec_ray.streams.sampling import TEST, split_of
-from mtrec_ray.training.config import PropensityConfig
-from mtrec_ray.training.propensity import open_run
-from mtrec_ray.training.run import RunRecord, load_snapshot, save_plan, save_snapshot
+from mtrec_ray.training.run import RunRecord, load_snapshot
+from tests.jobs.untrained import write_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -54,20 +49,6 @@ def lake(ray_cluster, tmp_path_factory) -> Lake:
     uri = str(tmp_path_factory.mktemp("evaluated") / "lake")
     build_lake(make_source("synthetic", SYNTHETIC), uri, BuildOptions(num_buckets=3))
     return Lake.open(uri)
-
-
-def write_run(lake: Lake, runs: Path, name: str, seed: int, **settings) -> str:
-    """A finished run with the weights of its first step."""
-    document = {"lake": lake.uri, "runs": str(runs), "name": name, "seed": seed, "model": {"d": 16}} | settings
-    config = validate_config(PropensityConfig, document)
-    calendar = resolve_calendar(lake, config.window)
-    record = open_run(config, lake, calendar)
-    save_plan(record.uri, make_plan(lake, config.sample, calendar))
-    model = TwoTower(record.two_tower_config())
-    model.init_weights(torch.Generator().manual_seed(seed))
-    save_snapshot(record.uri, 0, model)
-    record.model_copy(update={"status": "done", "num_steps": 1}).save()
-    return record.uri
 
 
 @pytest.fixture(scope="module")

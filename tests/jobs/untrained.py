@@ -1,0 +1,85 @@
+"""Finished runs and an audit, written by hand: what is made of them does not depend on training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mtrec_ray.config import validate_config
+from mtrec_ray.jobs.audit_report import ACCURACY
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.lake.window import resolve_calendar
+from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.models.two_tower import TwoTower
+from mtrec_ray.streams.plan import make_plan
+from mtrec_ray.training.backbone import open_run as open_backbone
+from mtrec_ray.training.backbone_config import BackboneConfig
+from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord, backbone_hash, load_backbone
+from mtrec_ray.training.config import PropensityConfig
+from mtrec_ray.training.eliminators import make_packs
+from mtrec_ray.training.eliminators_config import EliminatorsConfig, combination_name
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, make_candidate, weights_hash, weights_uri
+from mtrec_ray.training.propensity import open_run
+from mtrec_ray.training.run import save_plan, save_snapshot
+from mtrec_ray.training.weights import save_weights
+
+
+def write_run(lake: Lake, runs: Path, name: str, seed: int, **settings: Any) -> str:
+    """A finished propensity run with the weights of its first step."""
+    document = {"lake": lake.uri, "runs": str(runs), "name": name, "seed": seed, "model": {"d": 16}} | settings
+    config = validate_config(PropensityConfig, document)
+    calendar = resolve_calendar(lake, config.window)
+    record = open_run(config, lake, calendar)
+    save_plan(record.uri, make_plan(lake, config.sample, calendar))
+    model = TwoTower(record.two_tower_config())
+    model.init_weights(torch.Generator().manual_seed(seed))
+    save_snapshot(record.uri, 0, model)
+    record.model_copy(update={"status": "done", "num_steps": 1}).save()
+    return record.uri
+
+
+def write_backbone(lake: Lake, runs: Path, seed: int = 0) -> BackboneRecord:
+    """A finished backbone of that name."""
+    settings = {"lake": lake.uri, "runs": str(runs), "name": "backbone", "model": {"width": 16}}
+    record = open_backbone(validate_config(BackboneConfig, settings), lake)
+    model = SequentialBackbone(record.sequential_config())
+    model.init_weights(torch.Generator().manual_seed(seed))
+    save_weights(f"{record.uri}/{WEIGHTS}", model.state_dict(), {})
+    done = record.model_copy(update={"status": "done", "num_steps": 1})
+    done.save()
+    return done
+
+
+def write_eliminators(
+    backbone: BackboneRecord, runs: Path, name: str = "eliminators", **settings: Any
+) -> EliminatorsRecord:
+    """A finished run of eliminators, filters or fine-tuned models."""
+    document = {"backbone": backbone.uri, "runs": str(runs), "name": name, "combinations": "gender,age,gender+age"}
+    config = validate_config(EliminatorsConfig, document | settings)
+    record = EliminatorsRecord(
+        status="done",
+        config=config,
+        lake_hash=backbone.lake_hash,
+        backbone_hash=backbone_hash(backbone),
+        attributes=backbone.attributes,
+        packs=make_packs(config, backbone.attributes),
+        steps_per_pack=1,
+    )
+    for pack, chosen in record.packs.items():
+        candidate = make_candidate(record, load_backbone(backbone), chosen)
+        save_weights(weights_uri(record, pack), dict(candidate.own_parameters()), {})
+    record.save()
+    return record
+
+
+def write_audit(record: EliminatorsRecord, folder: Path, auc: float = 0.5) -> str:
+    """An audit of the run with the figures that a bundle looks for, all of them alike."""
+    flat: dict[str, Any] = {"weights_hash": weights_hash(record)}
+    for name in ["none", *map(combination_name, record.combinations)]:
+        flat |= {f"{key}/{name}{end}": 0.5 for key in ACCURACY for end in ("", "_low", "_high")}
+        for attribute in record.attributes:
+            flat |= {f"audit/{name}/{attribute}/auc": auc, f"audit/{name}/{attribute}/hidden": True}
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "audit.json").write_text(json.dumps(flat))
+    return str(folder)

@@ -27,7 +27,7 @@ from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.plan import PairPlan
-from mtrec_ray.training.run import RunRecord, load_plan, load_snapshot
+from mtrec_ray.training.run import RunRecord, load_plan, load_snapshot, weights_hash
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,10 @@ class Evaluation:
     results: dict[tuple[str, int, str], EvaluationResult]
     titles: tuple[int, ...]
     """Titles with figures of their own."""
+    weights: dict[str, str]
+    """Run -> hash of the weights that were scored."""
+    num_negatives: int | None
+    """Titles that each user's were scored against; None: all that it could discover."""
 
     def results_of(self, scorer: str) -> dict[tuple[int, str], EvaluationResult]:
         """(day, cohort) -> result."""
@@ -74,6 +78,7 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
         list_length=config.list_length,
         titles=_reported_titles(day_positives, history.is_local, config.num_titles),
     )
+    weights = {record.config.name: weights_hash(record) for record in records}
     entries = _run_entries(lake, records, plans, days)
     scorers = _references(lake, records, history) if config.references else {}
     for name, scorer in scorers.items():
@@ -87,6 +92,8 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
         cohorts=cohorts,
         results={key: state.summarise(history) for key, state in states.items()},
         titles=settings.titles,
+        weights=weights,
+        num_negatives=config.num_negatives,
     )
 
 

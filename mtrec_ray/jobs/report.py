@@ -12,7 +12,7 @@ from mtrec_ray.evaluation.figures import title_score_figure, write_figure
 from mtrec_ray.evaluation.report import EvaluatedRun, EvaluationReport
 from mtrec_ray.evaluation.tables import write_tables
 from mtrec_ray.evaluation.terminal import gain_rich_table, metric_rich_table, title_rich_table
-from mtrec_ray.files import join
+from mtrec_ray.files import join, write_json
 from mtrec_ray.jobs.evaluate import Evaluation
 from mtrec_ray.training.run import RunRecord
 
@@ -35,8 +35,9 @@ def make_report(evaluation: Evaluation) -> EvaluationReport:
 
 
 def show_report(evaluation: Evaluation, out: str | None = None) -> tuple[dict[str, Any], list[RenderableType]]:
-    """The flat metrics and the terminal tables; also written to `out` as CSV, JSON and figures."""
+    """The flat metrics, what they are of, and the terminal tables; also written to `out` as CSV, JSON and figures."""
     report = make_report(evaluation)
+    flat = report.flat_metrics() | measured(evaluation)
     tables: list[RenderableType] = []
     for cohort in report.cohorts:
         tables.append(gain_rich_table(report, cohort))
@@ -46,8 +47,19 @@ def show_report(evaluation: Evaluation, out: str | None = None) -> tuple[dict[st
         tables.append(title_rich_table(report))
     if out:
         write_tables(report, out)
+        write_json(join(out, "metrics.json"), flat)  # over what write_tables wrote, which knows no runs
         write_score_figures(evaluation, report, out)
-    return report.flat_metrics(), tables
+    return flat, tables
+
+
+def measured(evaluation: Evaluation) -> dict[str, Any]:
+    """Beside the flat metrics: `runs`, each run's variant and the hash of its weights, and the `protocol`."""
+    names = variant_names(evaluation.records)
+    runs = {
+        record.config.name: {"variant": variant, "weights_hash": evaluation.weights[record.config.name]}
+        for record, variant in zip(evaluation.records, names, strict=True)
+    }
+    return {"runs": runs, "protocol": {"num_negatives": evaluation.num_negatives, "users": evaluation.cohorts[0]}}
 
 
 def write_score_figures(evaluation: Evaluation, report: EvaluationReport, out: str, count: int = 4) -> None:

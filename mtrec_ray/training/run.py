@@ -6,6 +6,7 @@ runs/NAME/snapshots/day_D/model.safetensors  weights after the window (D = 0) or
 runs/NAME/checkpoint_*/                    Ray Train's checkpoints: weights, Adam's state, position
 """
 
+import hashlib
 from typing import Any, Literal
 
 import safetensors.torch
@@ -120,12 +121,24 @@ def save_snapshot(uri: str, day: int, model: TwoTower) -> None:
 
 def load_snapshot(record: RunRecord, day: int) -> TwoTower:
     """The model after the phase of `day`, on the CPU, ready for inference."""
-    model = TwoTower(record.two_tower_config())
+    content, model = _weights(record, day), TwoTower(record.two_tower_config())
     try:
-        weights = safetensors.torch.load(read_file(snapshot_uri(record.uri, day)))
-        model.load_state_dict(weights)
-    except FileNotFoundError as error:
-        raise UserError(f"run {record.uri!r} has no weights for day {day}: finish its training first") from error
+        model.load_state_dict(safetensors.torch.load(content))
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise UserError(f"run {record.uri!r}: the weights of day {day} are damaged: {error}") from error
     return model.eval()
+
+
+def weights_hash(record: RunRecord) -> str:
+    """SHA-256 over the weights after each phase: what an evaluation is of."""
+    digest = hashlib.sha256()
+    for phase in load_plan(record.uri).phases:
+        digest.update(_weights(record, phase.day))
+    return digest.hexdigest()
+
+
+def _weights(record: RunRecord, day: int) -> bytes:
+    try:
+        return read_file(snapshot_uri(record.uri, day))
+    except FileNotFoundError as error:
+        raise UserError(f"run {record.uri!r} has no weights for day {day}: finish its training first") from error

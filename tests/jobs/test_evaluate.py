@@ -25,7 +25,7 @@ from mtrec_ray.lake.manifest import Lake, Territory, embedding_matrix
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.sampling import TEST, split_of
-from mtrec_ray.training.run import RunRecord, load_snapshot
+from mtrec_ray.training.run import RunRecord, load_snapshot, weights_hash
 from tests.jobs.untrained import write_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -150,7 +150,7 @@ def test_a_territory_without_positives_is_null_with_a_note_and_never_zero(lake, 
 
 def test_tables_are_written_and_shown(evaluation, flat, tmp_path):
     document, tables = show_report(evaluation, str(tmp_path / "report"))
-    assert document == flat
+    assert {key: value for key, value in document.items() if key not in ("runs", "protocol")} == flat
     assert tables
     assert sorted(p.name for p in (tmp_path / "report").iterdir() if p.suffix != ".png") == [
         "gain.csv",
@@ -159,7 +159,21 @@ def test_tables_are_written_and_shown(evaluation, flat, tmp_path):
         "titles.csv",
     ]
     assert len(list((tmp_path / "report").glob("scores-*.png"))) == 4
-    assert json.loads((tmp_path / "report" / "metrics.json").read_text()) == flat
+    assert json.loads((tmp_path / "report" / "metrics.json").read_text()) == document
+
+
+def test_a_report_says_which_weights_its_figures_are_of_and_how_they_were_measured(lake, runs, evaluation, tmp_path):
+    other = write_run(lake, tmp_path, "other", 0, model={"d": 8}, sample={"validation_fraction": 0.3})
+    alone, _ = show_report(evaluate(other, num_negatives=9, validation=True))
+    assert alone["protocol"] == {"num_negatives": 9, "users": "validation"}
+    document, _ = show_report(evaluation)
+    assert document["protocol"] == {"num_negatives": None, "users": "held_out"}
+    assert {name: run["variant"] for name, run in document["runs"].items()} == dict.fromkeys(
+        evaluation.weights, "random"
+    )
+    hashes = [run["weights_hash"] for run in [*document["runs"].values(), *alone["runs"].values()]]
+    assert hashes == [weights_hash(RunRecord.load(uri)) for uri in [*runs, other]]
+    assert len(set(hashes)) == 3
 
 
 def test_titles_with_figures_are_those_with_most_positives_half_of_them_local(lake, runs, evaluation):

@@ -27,7 +27,7 @@ def make_report(evaluation: Evaluation) -> EvaluationReport:
     seeds = [run.seed for run in runs if run.variant == runs[0].variant]
     for name, scorers in evaluation.references.items():
         runs += [EvaluatedRun(name, evaluation.results_of(scorers[seed]), seed) for seed in seeds]
-    labels = _title_labels(evaluation.lake.titles.take(list(evaluation.titles)))
+    labels = _title_labels(evaluation.lake.titles.take(pa.array(evaluation.titles, pa.int64())))
     try:
         return EvaluationReport(runs, evaluation.lake.territory_names(), labels)
     except ValueError as error:

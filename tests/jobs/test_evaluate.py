@@ -189,6 +189,10 @@ def test_titles_with_figures_are_those_with_most_positives_half_of_them_local(la
         assert min(positives[t] for t in chosen) >= max(positives[t] for t in titles - chosen)
 
 
+def test_no_title_needs_figures_of_its_own(runs):
+    assert make_report(evaluate(runs[0], num_titles=0, references=False)).titles == []
+
+
 def _title_positives(evaluation: Evaluation) -> np.ndarray:
     return np.sum([evaluation.results["random-s0", day, HELD_OUT].title_positives for day in (1, 2)], axis=0)
 

@@ -39,6 +39,21 @@ Figure = bool | float | int | str | None
 """Of an audit: counts, names and figures; null where nothing could be told."""
 
 
+class EvaluationProtocol(BaseModel):
+    """How PR-AUC was measured: figures of two protocols cannot be compared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    num_negatives: int | None
+    """Titles that each user's were scored against; None: all that it could discover."""
+    users: str
+    """Whom it was measured on: held_out, trained or validation."""
+
+    def __str__(self) -> str:
+        among = "all titles" if self.num_negatives is None else f"{self.num_negatives} negatives"
+        return f"{among}, {self.users} users"
+
+
 class PropensityPart(BaseModel):
     """The multi-task model of a bundle."""
 
@@ -48,6 +63,8 @@ class PropensityPart(BaseModel):
     """Fields of `TwoTowerConfig`."""
     group_of_territory: list[int]
     metrics: dict[str, float]
+    protocol: EvaluationProtocol | None = None
+    """Of `pr_auc/*` among the metrics; None where they lack it."""
 
 
 class BundleManifest(BaseModel):

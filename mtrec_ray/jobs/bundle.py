@@ -3,9 +3,7 @@
 import hashlib
 import io
 import json
-import re
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,10 +24,10 @@ from mtrec_ray.bundle.manifest import (
 )
 from mtrec_ray.console import ProgressCallback, stage_progress
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, exists, join, read_json, write_file, write_json
+from mtrec_ray.files import absolute, exists, join, write_file, write_json
 from mtrec_ray.jobs.audit import open_eliminators
-from mtrec_ray.jobs.audit_report import ACCURACY
 from mtrec_ray.jobs.bundle_config import BundleConfig
+from mtrec_ray.jobs.bundle_figures import audited, evaluated
 from mtrec_ray.jobs.evaluate import open_propensity
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.cluster import map_buckets
@@ -37,9 +35,8 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.candidates import Eliminated
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
-from mtrec_ray.training.eliminators_config import combination_name
-from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_candidates, weights_hash
-from mtrec_ray.training.run import RunRecord, load_plan, load_snapshot
+from mtrec_ray.training.eliminators_run import load_candidates
+from mtrec_ray.training.run import load_plan, load_snapshot
 
 NUM_POPULAR = 1000
 
@@ -48,7 +45,8 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None) 
     """Write a bundle and open it.
 
     Raises:
-        UserError: unfinished runs, runs or an audit that do not belong together, or a bundle that is there already.
+        UserError: unfinished runs; runs, audit or evaluation that do not belong together; or a bundle that is there
+            already.
     """
     out, record = absolute(config.out), open_eliminators(config.run)
     source = BackboneRecord.load(record.config.backbone)
@@ -59,7 +57,7 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None) 
         raise UserError(f"{config.out!r} is a bundle already: choose another --out")
     if lake.manifest.lake_hash != record.lake_hash:
         raise UserError(f"lake {lake.uri!r} was changed since the backbone was trained: train again")
-    metrics, audit = _audited(record, config.audit)
+    metrics, audit = audited(record, config.audit)
     part, files = _propensity(config, lake)
     backbone = load_backbone(source, record.backbone_hash)
     (candidate,) = load_candidates(record, backbone)
@@ -71,7 +69,8 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None) 
         TITLES: _titles(lake),
     }
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
-    told = json.dumps([hashes, metrics, audit, part and part.metrics], sort_keys=True)
+    evaluation = part and part.model_dump(include={"metrics", "protocol"})
+    told = json.dumps([hashes, metrics, audit, evaluation], sort_keys=True)
     manifest = BundleManifest(
         version=hashlib.sha256(told.encode()).hexdigest()[:12],
         created_at=datetime.now(UTC),
@@ -102,47 +101,6 @@ def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
 
-def _audited(record: EliminatorsRecord, audit: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(metrics, audit) of the manifest from the flat keys of `audit.json`."""
-    if audit is None:
-        return {}, {}
-    try:
-        flat = read_json(join(absolute(audit), "audit.json"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"no audit at {audit!r}: audit.json is missing; `mtrec audit RUN --out DIR` makes one"
-        ) from error
-    if flat.get("weights_hash") != weights_hash(record):
-        raise UserError(f"audit {audit!r} is of other weights than run {record.uri!r}: audit this run")
-    names = ["none", *(combination_name(combination) for combination in record.combinations)]
-    keys = [f"{key}{end}" for key in ACCURACY for end in ("", "_low", "_high")]
-    metrics = {name: {key: flat[_placed(key, name)] for key in keys} for name in names}
-    found = {
-        name: {
-            attribute: {
-                key.removeprefix(f"audit/{name}/{attribute}/"): value
-                for key, value in flat.items()
-                if key.startswith(f"audit/{name}/{attribute}/")
-            }
-            for attribute in record.attributes
-        }
-        for name in names
-    }
-    for name, figures in [*metrics.items(), *((f"{n}/{a}", of) for n in names for a, of in found[n].items())]:
-        for key, value in figures.items():
-            if isinstance(value, float) and not np.isfinite(value):
-                raise UserError(f"audit {audit!r}: {key} of {name} is no number: audit more users")
-    return metrics, found
-
-
-def _placed(key: str, name: str) -> str:
-    """`ndcg@10_low` of a combination is the flat key `ndcg@10/<combination>_low`."""
-    for end in ("_low", "_high"):
-        if key.endswith(end):
-            return f"{key.removesuffix(end)}/{name}{end}"
-    return f"{key}/{name}"
-
-
 def _propensity(config: BundleConfig, lake: Lake) -> tuple[PropensityPart | None, dict[str, bytes]]:
     uri = config.propensity
     if uri is None:
@@ -153,30 +111,14 @@ def _propensity(config: BundleConfig, lake: Lake) -> tuple[PropensityPart | None
     if run.lake_hash != lake.manifest.lake_hash:
         raise UserError(f"run {uri!r} was trained on another lake than the backbone: train both on one lake")
     model = load_snapshot(run, load_plan(run.uri).phases[-1].day)
-    metrics = run.metrics | _evaluated(run, config.evaluation)
-    part = PropensityPart(model=run.model, group_of_territory=list(run.groups.of_territory), metrics=metrics)
+    metrics, protocol = evaluated(run, config.evaluation)
+    part = PropensityPart(
+        model=run.model,
+        group_of_territory=list(run.groups.of_territory),
+        metrics=run.metrics | metrics,
+        protocol=protocol,
+    )
     return part, {PROPENSITY: safetensors.torch.save(_plain(model.state_dict()))}
-
-
-def _evaluated(run: RunRecord, evaluation: str | None) -> dict[str, float]:
-    """`pr_auc/<territory>` with `_low` and `_high` from an evaluation's flat keys, where they are numbers."""
-    if evaluation is None:
-        return {}
-    try:
-        flat = read_json(join(absolute(evaluation), "metrics.json"))
-    except FileNotFoundError as error:
-        raise UserError(
-            f"no evaluation at {evaluation!r}: metrics.json is missing; "
-            "`mtrec evaluate propensity RUN --out DIR` makes one"
-        ) from error
-    several = any("/pr_auc/" in key and not key.startswith(("day", "trained/")) for key in flat)
-    variants = [run.config.name, re.sub(r"[-_.](s|seed)?\d+$", "", run.config.name)] if several else [None]
-    for variant in variants:
-        start = f"{variant}/pr_auc/" if variant else "pr_auc/"
-        found = {key.removeprefix(f"{variant}/"): value for key, value in flat.items() if key.startswith(start)}
-        if found:
-            return {key: value for key, value in found.items() if isinstance(value, float)}
-    raise UserError(f"evaluation {evaluation!r} is not of run {run.config.name!r}: evaluate that run")
 
 
 def _popular(lake: Lake, progress: ProgressCallback | None) -> np.ndarray:

@@ -15,4 +15,5 @@ class BundleConfig(Config):
     propensity: str | None = None
     """Folder or URI of a finished multi-task run on the same lake; null = without."""
     evaluation: str | None = None
-    """Folder or URI of that run's evaluation (`mtrec evaluate propensity --out`), whose PR-AUC gates look at."""
+    """Folder or URI of an evaluation of that run (`mtrec evaluate propensity --out`), whose PR-AUC gates look at: that
+    of its variant, the mean of the runs that differ from it in the seed alone."""

@@ -10,11 +10,23 @@ import pytest
 import torch
 
 from mtrec_ray import files
-from mtrec_ray.bundle.manifest import BACKBONE, ELIMINATORS, MANIFEST, POPULAR, PROPENSITY, TITLES, Bundle
+from mtrec_ray.bundle.manifest import (
+    BACKBONE,
+    ELIMINATORS,
+    MANIFEST,
+    POPULAR,
+    PROPENSITY,
+    TITLES,
+    Bundle,
+    EvaluationProtocol,
+)
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.bundle_config import BundleConfig
+from mtrec_ray.jobs.evaluate import evaluate_propensity
+from mtrec_ray.jobs.evaluate_config import EvaluateConfig
+from mtrec_ray.jobs.report import show_report
 from mtrec_ray.lake.build import BuildOptions, build_lake
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources.registry import make_source
@@ -46,6 +58,20 @@ def eliminators(backbone, tmp_path_factory) -> EliminatorsRecord:
     return write_eliminators(backbone, tmp_path_factory.mktemp("runs"))
 
 
+@pytest.fixture(scope="module")
+def runs(lake, tmp_path_factory) -> list[str]:
+    """Two seeds of one variant, and another whose name begins like theirs."""
+    folder = tmp_path_factory.mktemp("propensity")
+    wider = {"model": {"d": 24}}
+    seeds = [write_run(lake, folder, f"mtl-s{seed}", seed) for seed in (0, 1)]
+    return seeds + [write_run(lake, folder, f"mtl-wide-s{seed}", seed, **wider) for seed in (0, 1)]
+
+
+def evaluate(runs: list[str], out: Path, **settings: Any) -> dict[str, Any]:
+    document = {"runs": runs, "num_bootstrap": 20, "num_titles": 0} | settings
+    return show_report(evaluate_propensity(validate_config(EvaluateConfig, document)), str(out))[0]
+
+
 def bundle(run: EliminatorsRecord, out: Path, **settings: Any) -> Bundle:
     return make_bundle(validate_config(BundleConfig, {"run": run.uri, "out": str(out)} | settings))
 
@@ -58,6 +84,34 @@ def test_a_propensity_run_is_bundled_from_where_it_lies(lake, eliminators, tmp_p
     found = bundle(eliminators, tmp_path / "bundle", propensity=str(tmp_path / "elsewhere")).propensity()
     assert found is not None
     assert all(torch.equal(value, wanted[name]) for name, value in found.state_dict().items())
+
+
+def test_the_figures_of_a_run_are_those_of_its_variant_with_their_protocol(eliminators, runs, tmp_path):
+    flat = evaluate(runs, tmp_path / "report", num_negatives=9)
+    versions = set()
+    for run, prefix in zip(runs, ["mtl/", "mtl/", "mtl-wide/", "mtl-wide/"], strict=True):
+        name = Path(run).name
+        made = bundle(eliminators, tmp_path / name, propensity=run, evaluation=str(tmp_path / "report"))
+        part = made.manifest.propensity
+        assert part is not None
+        for key in ("pr_auc/mean", "pr_auc/mean_low", "pr_auc/mean_high", "pr_auc/all"):
+            assert part.metrics[key] == flat[prefix + key]
+        assert part.protocol == EvaluationProtocol(num_negatives=9, users="held_out")
+        assert all(key.startswith("pr_auc/") for key in part.metrics)
+        versions.add(made.manifest.version)
+    assert len(versions) == 4
+    assert flat["mtl/pr_auc/mean"] != flat["mtl-wide/pr_auc/mean"]
+
+
+def test_a_run_that_was_evaluated_alone_finds_its_figures_without_the_name_of_a_variant(eliminators, runs, tmp_path):
+    flat = evaluate(runs[:1], tmp_path / "report", references=False)
+    assert "mtl/pr_auc/mean" not in flat
+    shutil.copytree(runs[0], tmp_path / "renamed")
+    settings = {"propensity": str(tmp_path / "renamed"), "evaluation": str(tmp_path / "report")}
+    part = bundle(eliminators, tmp_path / "bundle", **settings).manifest.propensity
+    assert part is not None
+    assert part.metrics["pr_auc/mean"] == flat["pr_auc/mean"]
+    assert part.protocol == EvaluationProtocol(num_negatives=None, users="held_out")
 
 
 def test_the_manifest_is_written_last(lake, eliminators, tmp_path, monkeypatch):
@@ -130,3 +184,15 @@ class TestRefusals:
         refused("evaluation is of a propensity run: give it with --propensity", eliminators, evaluation="nowhere")
         run = write_run(lake, tmp_path, "mtl", 0)
         refused(r"no evaluation at 'nowhere'", eliminators, propensity=run, evaluation="nowhere")
+
+    def test_an_evaluation_of_other_weights(self, lake, eliminators, runs, tmp_path, refused):
+        evaluate(runs[:1], tmp_path / "report")
+        message = r"evaluation .* is of mtl-s0, of other weights than run '.*mtl-wide-s0': evaluate this run"
+        refused(message, eliminators, propensity=runs[2], evaluation=str(tmp_path / "report"))
+        again = write_run(lake, tmp_path, "mtl-s0", 7)  # trained again under its name
+        refused("of other weights than run", eliminators, propensity=again, evaluation=str(tmp_path / "report"))
+
+    def test_an_evaluation_that_does_not_say_what_it_is_of(self, eliminators, runs, tmp_path, refused):
+        (tmp_path / "metrics.json").write_text('{"pr_auc/mean": 0.5}')
+        message = "does not say which weights it is of: evaluate again with `mtrec evaluate propensity"
+        refused(message, eliminators, propensity=runs[0], evaluation=str(tmp_path))

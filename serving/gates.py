@@ -67,13 +67,17 @@ def _leak(combination: str, attribute: str, figures: dict[str, Any], gates: Gate
 
 
 def _pr_auc(new: BundleManifest, live: BundleManifest | None, gates: GatesConfig) -> list[Gate]:
-    before = live.propensity.metrics.get("pr_auc/mean") if live and live.propensity else None
-    if before is None:
+    part, old = new.propensity, live and live.propensity
+    before = old.metrics.get("pr_auc/mean") if old else None
+    if old is None or before is None:
         return []
-    figures = new.propensity.metrics if new.propensity else {}
-    if "pr_auc/mean" not in figures:
+    if part is None or "pr_auc/mean" not in part.metrics:
         mend = "the live bundle has one: `mtrec bundle --propensity RUN --evaluation DIR`"
         return [Gate("pr_auc", False, mend)]
-    value, low, high = (figures[f"pr_auc/mean{end}"] for end in ("", "_low", "_high"))
+    if part.protocol is None or part.protocol != old.protocol:
+        own, other = (protocol or "in a way that is not told" for protocol in (part.protocol, old.protocol))
+        mend = "evaluate the run as that one was, or `--set gates.against_live=false` compares with no live bundle"
+        return [Gate("pr_auc", False, f"measured {own}, the live bundle's {other}: {mend}")]
+    value, low, high = (part.metrics[f"pr_auc/mean{end}"] for end in ("", "_low", "_high"))
     text = f"{value:.4f} ({low:.4f} to {high:.4f}), live {before:.4f}"
     return [Gate("pr_auc", high >= gates.pr_auc_share * before, text)]

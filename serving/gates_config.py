@@ -13,7 +13,7 @@ class GatesConfig(Config):
     min_ndcg: float = Field(default=0.0, ge=0)
     """NDCG@10 of each combination: the interval's lower end must reach this."""
     pr_auc_share: float = Field(default=0.97, gt=0)
-    """Mean PR-AUC of the propensity model: as `ndcg_share`."""
+    """Mean PR-AUC of the propensity model: as `ndcg_share`, where both were measured alike (negatives and users)."""
     max_leak: float = Field(default=0.02, ge=0)
     """What the best attacker's balanced accuracy may exceed its null's upper end by, for each ignored attribute."""
     max_auc_leak: float = Field(default=0.05, ge=0)

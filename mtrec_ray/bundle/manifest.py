@@ -51,7 +51,7 @@ class EvaluationProtocol(BaseModel):
 
     def __str__(self) -> str:
         among = "all titles" if self.num_negatives is None else f"{self.num_negatives} negatives"
-        return f"{among}, {self.users} users"
+        return f"against {among} on {self.users} users"
 
 
 class PropensityPart(BaseModel):

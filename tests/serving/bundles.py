@@ -64,6 +64,8 @@ def write_bundle(
     auc: float = 0.5,
     permutations: int = 20,
     pr_auc: float | None = 0.1,
+    num_negatives: int | None = None,
+    users: str = "held_out",
     offered: dict[str, list[str]] = OFFERED,
     **changes: Any,
 ) -> Path:
@@ -124,6 +126,7 @@ def write_bundle(
             "model": {"user_width": USER_WIDTH, "title_width": 8, "d": 16, "num_groups": 2, "group_block": "dense"},
             "group_of_territory": [0, 1],
             "metrics": metrics,
+            "protocol": {"num_negatives": num_negatives, "users": users} if metrics else None,
         },
         "config": {},
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},

@@ -67,6 +67,17 @@ def test_a_bundle_as_good_as_the_live_one_takes_its_place(tmp_path, pointer):
         ({"combinations": [("gender",)]}, {}, "combinations: without combination age, combination gender+age: `"),
         ({"territories": ["north"]}, {}, "combinations: without territory south: `"),
         ({"pr_auc": None}, {}, "pr_auc: the live bundle has one"),
+        (
+            {"pr_auc": 0.9, "num_negatives": 99},
+            {},
+            "pr_auc: measured against 99 negatives on held_out users, the live bundle's against all titles on held_out",
+        ),
+        (
+            {"pr_auc": 0.9, "users": "validation"},
+            {},
+            "pr_auc: measured against all titles on validation users, the live bundle's against all titles on held_out "
+            "users: evaluate the run as that one was",
+        ),
         ({"audit": {}, "metrics": {}}, {}, "audit: the bundle was made without one"),
     ],
 )
@@ -76,6 +87,16 @@ def test_a_failing_gate_is_named_and_the_pointer_stays(tmp_path, pointer, bundle
         promote(config(write_bundle(tmp_path / "second", 1, **bundle), pointer, **gates))
     assert failing in str(refused.value)
     assert pointer.read_bytes() == before
+
+
+def test_figures_that_do_not_say_how_they_were_measured_are_compared_with_none(tmp_path, pointer):
+    document = json.loads((tmp_path / "first" / "manifest.json").read_text())
+    del document["propensity"]["protocol"]  # as bundles made before there was one
+    write_manifest(tmp_path / "first", document)
+    second = write_bundle(tmp_path / "second", 1)
+    with pytest.raises(UserError, match=r"the live bundle's in a way that is not told: .*gates\.against_live=false"):
+        promote(config(second, pointer))
+    assert promote(config(second, pointer, against_live=False))[0].version == "v1"
 
 
 def test_looser_gates_let_it_through(tmp_path, pointer):

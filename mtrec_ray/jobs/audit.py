@@ -78,7 +78,7 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
     """
     records = [open_eliminators(uri) for uri in [config.run, *config.compare]]
     record, source = records[0], BackboneRecord.load(records[0].config.backbone)
-    _check_names([other.config.name for other in records])
+    _check_names(records)
     _check_combinations(records)
     if {other.backbone_hash for other in records} != {record.backbone_hash}:
         raise UserError("the runs stand on different backbones: they cannot be compared")
@@ -150,10 +150,12 @@ def open_eliminators(uri: str) -> EliminatorsRecord:
     return record.model_copy(update={"config": record.config.model_copy(update={"runs": runs, "name": name})})
 
 
-def _check_names(names: list[str]) -> None:
-    """Tables name representations by their runs."""
-    for name in names:
-        if names.count(name) > 1 or name == "backbone":
+def _check_names(records: list[EliminatorsRecord]) -> None:
+    """Tables and keys name representations by their runs, those of the first run by its combinations alone."""
+    names = [record.config.name for record in records]
+    taken = {BACKBONE, *map(combination_name, records[0].combinations)}
+    for number, name in enumerate(names):
+        if names.count(name) > 1 or name == "backbone" or (number > 0 and name in taken):
             raise UserError(f"compare: a run named {name!r} cannot be told apart in the tables: rename its folder")
 
 

@@ -282,11 +282,6 @@ def test_filters_of_other_attributes_are_refused_in_a_comparison(eliminators):
     _check_combinations([eliminators, filters.model_copy(update={"packs": {"pack000": [("age",)]}})])
 
 
-def test_runs_that_tables_could_not_tell_apart_are_refused(eliminators):
-    with pytest.raises(UserError, match="a run named 'eliminators' cannot be told apart"):
-        audit(validate_config(AuditConfig, {"run": eliminators.uri, "compare": [eliminators.uri]}))
-
-
 def test_an_audit_has_every_combination_by_every_attribute(folder, audited):
     _, flat = audited
     for combination in ["none", *COMBINATIONS]:

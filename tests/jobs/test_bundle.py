@@ -114,6 +114,15 @@ def test_a_run_that_was_evaluated_alone_finds_its_figures_without_the_name_of_a_
     assert part.protocol == EvaluationProtocol(num_negatives=None, users="held_out")
 
 
+def test_an_audit_keeps_its_figures_and_their_types(eliminators, tmp_path):
+    audit = write_audit(eliminators, tmp_path / "audit", auc=0.25)
+    made = bundle(eliminators, tmp_path / "bundle", audit=audit).manifest
+    assert list(made.audit) == list(made.metrics) == ["none", "gender", "age", "gender+age"]
+    for of in made.audit.values():
+        assert of == {attribute: {"auc": 0.25, "hidden": True} for attribute in eliminators.attributes}
+        assert of["gender"]["hidden"] is True
+
+
 def test_the_manifest_is_written_last(lake, eliminators, tmp_path, monkeypatch):
     written: list[str] = []
 

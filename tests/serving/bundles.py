@@ -38,9 +38,10 @@ SOUTH_ONLY = ["t05", "t06"]
 OFFERED = {title: ["south"] for title in SOUTH_ONLY}
 
 
-def figures(balanced_accuracy: float = 0.5, auc: float = 0.5, permutations: int = 20) -> dict[str, float | int | str]:
+def figures(balanced_accuracy: float = 0.5, auc: float = 0.5, permutations: int = 20) -> dict[str, Any]:
     return {
         "attacker": "logistic",
+        "hidden": True,
         "num_permutations": permutations,
         "balanced_accuracy": balanced_accuracy,
         "balanced_accuracy_low": balanced_accuracy - 0.02,

@@ -276,6 +276,7 @@ def test_combinations_come_with_their_audit(client):
     found = Combinations.model_validate(answer)
     assert [one.name for one in found.combinations] == ["none", "gender", "age", "gender+age"]
     assert found.combinations[1].audit["gender"]["null_high"] == 0.54
+    assert found.combinations[1].audit["gender"]["hidden"] is True
     assert found.combinations[0].metrics["ndcg@10"] == 0.4
 
 

@@ -64,7 +64,8 @@ def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = Non
     _check_against_lake(steps, lake, with_fairness)
     for training in steps.trainings:
         train_propensity(training, _named(progress, training.name))
-    gains = show_report(evaluate_propensity(steps.evaluation, progress), join(steps.folder, "report"))
+    report = join(steps.folder, "report")
+    gains = show_report(evaluate_propensity(steps.evaluation, progress), report)
     if not with_fairness:
         return Quickstart(gains, None, None)
     for table in gains[1]:
@@ -75,7 +76,7 @@ def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = Non
     audited = show_audit(audit(auditing, progress), folder, auditing.num_bootstrap, auditing.seed)
     bundle = {"run": auditing.run, "audit": folder, "out": join(steps.folder, "bundle")}
     multi_task = [uri for uri, t in zip(steps.evaluation.runs, steps.trainings, strict=True) if t.kind == "mtl"]
-    bundle |= {"propensity": multi_task[0]} if multi_task else {}
+    bundle |= {"propensity": multi_task[0], "evaluation": report} if multi_task else {}
     if not exists(join(bundle["out"], MANIFEST)):
         make_bundle(validate_config(BundleConfig, bundle), progress)
     return Quickstart(gains, audited, bundle["out"])

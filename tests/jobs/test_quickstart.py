@@ -10,13 +10,21 @@ from typing import Any
 import pytest
 import torch
 
+from mtrec_ray.bundle.manifest import Bundle, EvaluationProtocol
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
+from mtrec_ray.jobs.audit_config import AuditConfig
 from mtrec_ray.jobs.quickstart import _same_settings, quickstart
 from mtrec_ray.jobs.quickstart_config import QuickstartConfig
 from mtrec_ray.jobs.quickstart_steps import training_configs
+from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.two_tower import TwoTower
+from mtrec_ray.training.backbone_config import BackboneConfig
+from mtrec_ray.training.backbone_run import BackboneRecord
+from mtrec_ray.training.eliminators_config import EliminatorsConfig
+from mtrec_ray.training.eliminators_run import EliminatorsRecord
 from mtrec_ray.training.run import RunRecord, save_snapshot
+from tests.jobs.untrained import write_audit, write_backbone, write_eliminators
 
 LAKE = {"users": 500, "territories": 4, "titles": 30, "user_width": 8, "title_width": 8, "num_evaluation_days": 1}
 
@@ -89,6 +97,25 @@ def untrained(loop, settings, runs, name, *others) -> dict[str, float]:
     return {}
 
 
+def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is trained or attacked: the audit's AUCs are a tenth of its seed."""
+
+    def train_backbone(settings: BackboneConfig, *_: Any) -> None:
+        write_backbone(Lake.open(settings.lake), Path(settings.runs))
+
+    def train_eliminators(settings: EliminatorsConfig, *_: Any) -> None:
+        write_eliminators(BackboneRecord.load(settings.backbone), Path(settings.runs))
+
+    def show_audit(settings: AuditConfig, folder: str, *_: Any) -> tuple[dict[str, Any], list[Any]]:
+        write_audit(EliminatorsRecord.load(settings.run), Path(folder), auc=settings.seed / 10)
+        return {}, []
+
+    monkeypatch.setattr(TestStarts.FIT, untrained)
+    for made in (train_backbone, train_eliminators, show_audit):
+        monkeypatch.setattr(f"mtrec_ray.jobs.quickstart.{made.__name__}", made)
+    monkeypatch.setattr("mtrec_ray.jobs.quickstart.audit", lambda settings, *_: settings)
+
+
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 class TestStarts:
@@ -131,3 +158,11 @@ class TestStarts:
             start(folder)
         assert "mtl + upsampling" in capsys.readouterr().err
         assert "pr_auc/all" in json.loads((folder / "report" / "metrics.json").read_text())
+
+    def test_the_bundle_has_the_figures_of_its_own_evaluation(self, folder, monkeypatch):
+        by_hand(monkeypatch)
+        done = start(folder)
+        part = Bundle.open(str(done.bundle)).manifest.propensity
+        assert part is not None
+        assert part.metrics["pr_auc/mean"] == done.gains[0]["mtl+upsampling/pr_auc/mean"]
+        assert part.protocol == EvaluationProtocol(num_negatives=None, users="held_out")

@@ -73,6 +73,12 @@ def check_writable(folder: str) -> None:
         raise UserError(f"cannot write to {folder!r}: {error}") from error
 
 
+def remove_file(uri: str) -> None:
+    """Raises FileNotFoundError where there is none."""
+    fs, path = resolve(uri)
+    fs.delete_file(path)
+
+
 def write_whole(fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
     """Write beside and rename (local), or in one put (object storage, where a put is atomic)."""
     local = isinstance(fs, pafs.LocalFileSystem)

@@ -6,7 +6,7 @@ import pyarrow.fs as pafs
 import pytest
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, exists, join, read_file, read_json, resolve, write_file, write_json
+from mtrec_ray.files import absolute, exists, join, read_file, read_json, remove_file, resolve, write_file, write_json
 
 
 def test_a_written_file_is_read_back_and_leaves_nothing_beside_it(tmp_path):
@@ -20,6 +20,14 @@ def test_a_file_is_replaced(tmp_path):
     write_file(f"{tmp_path}/file", b"long old content")
     write_file(f"{tmp_path}/file", b"new")
     assert read_file(f"{tmp_path}/file") == b"new"
+
+
+def test_a_removed_file_is_gone(tmp_path):
+    write_file(f"{tmp_path}/file", b"content")
+    remove_file(f"{tmp_path}/file")
+    assert not exists(f"{tmp_path}/file")
+    with pytest.raises(FileNotFoundError):
+        remove_file(f"{tmp_path}/file")
 
 
 def test_a_failed_write_leaves_the_old_content_and_no_part(tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import logging
 from datetime import UTC, datetime
 
 import numpy as np
@@ -24,7 +25,7 @@ from mtrec_ray.bundle.manifest import (
 )
 from mtrec_ray.console import ProgressCallback, stage_progress
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, exists, join, write_file, write_json
+from mtrec_ray.files import absolute, exists, join, read_json, remove_file, write_file, write_json
 from mtrec_ray.jobs.audit import open_eliminators
 from mtrec_ray.jobs.bundle_config import BundleConfig
 from mtrec_ray.jobs.bundle_figures import audited, evaluated
@@ -40,20 +41,27 @@ from mtrec_ray.training.run import load_plan, load_snapshot
 
 NUM_POPULAR = 1000
 
+logger = logging.getLogger(__name__)
 
-def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None) -> Bundle:
+
+def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, again: bool = False) -> Bundle:
     """Write a bundle and open it.
 
+    Args:
+        config: its runs and their figures.
+        progress: told of counted buckets.
+        again: a bundle that is there already is kept if its version is the same, else another takes its place.
+
     Raises:
-        UserError: unfinished runs; runs, audit or evaluation that do not belong together; or a bundle that is there
-            already.
+        UserError: unfinished runs; runs, audit or evaluation that do not belong together; or, unless `again`, a bundle
+            that is there already.
     """
     out, record = absolute(config.out), open_eliminators(config.run)
     source = BackboneRecord.load(record.config.backbone)
     lake = Lake.open(source.config.lake)
     if record.config.method != "eliminator":
         raise UserError(f"run {config.run!r} holds {record.config.method} models: a bundle serves eliminators")
-    if exists(join(out, MANIFEST)):
+    if exists(join(out, MANIFEST)) and not again:
         raise UserError(f"{config.out!r} is a bundle already: choose another --out")
     if lake.manifest.lake_hash != record.lake_hash:
         raise UserError(f"lake {lake.uri!r} was changed since the backbone was trained: train again")
@@ -71,8 +79,14 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None) 
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
     evaluation = part and part.model_dump(include={"metrics", "protocol"})
     told = json.dumps([hashes, metrics, audit, evaluation], sort_keys=True)
+    version = hashlib.sha256(told.encode()).hexdigest()[:12]
+    if exists(join(out, MANIFEST)):
+        if (former := read_json(join(out, MANIFEST)).get("version")) == version:
+            return Bundle.open(out)
+        logger.warning("bundle %r: version %s gives way to %s, as runs or figures changed", out, former, version)
+        remove_file(join(out, MANIFEST))  # first: what is written below is no bundle until it is whole
     manifest = BundleManifest(
-        version=hashlib.sha256(told.encode()).hexdigest()[:12],
+        version=version,
         created_at=datetime.now(UTC),
         lake_hash=record.lake_hash,
         attributes=record.attributes,

@@ -5,7 +5,8 @@
 5. train a backbone    6. train an eliminator for every combination of attributes
 7. audit them          8. bundle them with a multi-task model
 
-Each step is skipped when a former start has finished it, so a killed quickstart goes on.
+Steps 1 to 3, 5 and 6 are skipped when a former start has finished them, so a killed quickstart goes on; the others read
+what is there, and the bundle is made again where that changed it.
 """
 
 from dataclasses import dataclass
@@ -13,7 +14,6 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from mtrec_ray.bundle.manifest import MANIFEST
 from mtrec_ray.config import validate_config
 from mtrec_ray.console import ProgressCallback, stderr_console
 from mtrec_ray.errors import UserError
@@ -77,8 +77,7 @@ def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = Non
     bundle = {"run": auditing.run, "audit": folder, "out": join(steps.folder, "bundle")}
     multi_task = [uri for uri, t in zip(steps.evaluation.runs, steps.trainings, strict=True) if t.kind == "mtl"]
     bundle |= {"propensity": multi_task[0], "evaluation": report} if multi_task else {}
-    if not exists(join(bundle["out"], MANIFEST)):
-        make_bundle(validate_config(BundleConfig, bundle), progress)
+    make_bundle(validate_config(BundleConfig, bundle), progress, again=True)
     return Quickstart(gains, audited, bundle["out"])
 
 

@@ -18,6 +18,7 @@ from mtrec_ray.bundle.manifest import (
     PROPENSITY,
     TITLES,
     Bundle,
+    BundleManifest,
     EvaluationProtocol,
 )
 from mtrec_ray.config import validate_config
@@ -135,6 +136,28 @@ def test_the_manifest_is_written_last(lake, eliminators, tmp_path, monkeypatch):
     bundle(eliminators, tmp_path / "bundle", propensity=run)
     assert sorted(written) == sorted([BACKBONE, ELIMINATORS, POPULAR, PROPENSITY, TITLES, MANIFEST])
     assert written[-1] == MANIFEST
+
+
+def test_a_bundle_made_again_is_kept_until_its_content_changes(eliminators, tmp_path, monkeypatch, caplog):
+    def make(auc: float) -> BundleManifest:
+        audit = write_audit(eliminators, tmp_path / "audit", auc)
+        document = {"run": eliminators.uri, "audit": audit, "out": str(tmp_path / "bundle")}
+        return make_bundle(validate_config(BundleConfig, document), again=True).manifest
+
+    first = make(0.5)
+    assert make(0.5) == first
+    assert not caplog.records
+    second = make(0.25)
+    assert second.version != first.version
+    assert second.audit["age"]["gender"]["auc"] == 0.25
+    assert f"version {first.version} gives way to {second.version}" in caplog.text
+    with monkeypatch.context() as patch:
+        patch.setattr("mtrec_ray.jobs.bundle.write_file", None)
+        with pytest.raises(TypeError):
+            make(0.5)
+    with pytest.raises(UserError, match=r"no bundle at .*manifest\.json is missing"):
+        Bundle.open(str(tmp_path / "bundle"))
+    assert make(0.5).version == first.version
 
 
 def test_popular_titles_are_those_that_most_users_of_the_territory_watched(lake, eliminators, tmp_path):

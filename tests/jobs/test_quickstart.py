@@ -101,7 +101,8 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is trained or attacked: the audit's AUCs are a tenth of its seed."""
 
     def train_backbone(settings: BackboneConfig, *_: Any) -> None:
-        write_backbone(Lake.open(settings.lake), Path(settings.runs))
+        others = settings.model_dump(mode="json", exclude={"lake", "runs"})
+        write_backbone(Lake.open(settings.lake), Path(settings.runs), **others)
 
     def train_eliminators(settings: EliminatorsConfig, *_: Any) -> None:
         write_eliminators(BackboneRecord.load(settings.backbone), Path(settings.runs))
@@ -166,3 +167,12 @@ class TestStarts:
         assert part is not None
         assert part.metrics["pr_auc/mean"] == done.gains[0]["mtl+upsampling/pr_auc/mean"]
         assert part.protocol == EvaluationProtocol(num_negatives=None, users="held_out")
+
+    def test_a_second_start_makes_the_bundle_again_where_its_audit_changed(self, folder, monkeypatch):
+        by_hand(monkeypatch)
+        first, same, other = (
+            Bundle.open(str(start(folder, audit={"seed": seed}).bundle)).manifest for seed in (1, 1, 2)
+        )
+        assert same == first
+        assert [made.audit["age"]["gender"]["auc"] for made in (first, other)] == [0.1, 0.2]
+        assert other.version != first.version

@@ -39,12 +39,12 @@ def write_run(lake: Lake, runs: Path, name: str, seed: int, **settings: Any) -> 
     return record.uri
 
 
-def write_backbone(lake: Lake, runs: Path, seed: int = 0) -> BackboneRecord:
+def write_backbone(lake: Lake, runs: Path, **settings: Any) -> BackboneRecord:
     """A finished backbone of that name."""
-    settings = {"lake": lake.uri, "runs": str(runs), "name": "backbone", "model": {"width": 16}}
-    record = open_backbone(validate_config(BackboneConfig, settings), lake)
+    document = {"lake": lake.uri, "runs": str(runs), "name": "backbone", "model": {"width": 16}} | settings
+    record = open_backbone(validate_config(BackboneConfig, document), lake)
     model = SequentialBackbone(record.sequential_config())
-    model.init_weights(torch.Generator().manual_seed(seed))
+    model.init_weights(torch.Generator().manual_seed(record.config.seed))
     save_weights(f"{record.uri}/{WEIGHTS}", model.state_dict(), {})
     done = record.model_copy(update={"status": "done", "num_steps": 1})
     done.save()

@@ -2,12 +2,14 @@
 
 import json
 import logging
+import os
 import sys
 import traceback
 
 
 def main() -> None:
     """Entry point of `mtrec` and `python -m mtrec_ray`."""
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # or a thread that outlives its Ray would start another
     from mtrec_ray.commands.app import app
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)

@@ -127,6 +127,17 @@ def test_an_interrupted_job_says_so(run, monkeypatch):
     assert (code, json.loads(out)["exit_code"]) == (130, 130)
 
 
+def test_no_thread_of_a_command_starts_a_ray_of_its_own():
+    """As one that outlives the session after an interrupt would."""
+    script = (
+        "import sys; from mtrec_ray.__main__ import main; sys.argv = ['mtrec', 'nothing']\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "import ray; ray.init = lambda: sys.exit('Ray was started'); ray.put(1)"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=100)
+    assert "Ray has not been started yet" in ended.stderr
+
+
 def test_a_run_of_another_kind_or_version_is_called_what_it_is(run, tmp_path):
     (tmp_path / "runs" / "r").mkdir(parents=True)
     record = tmp_path / "runs" / "r" / "run.json"

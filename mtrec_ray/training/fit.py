@@ -3,8 +3,9 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import ray.train
@@ -16,6 +17,7 @@ from mtrec_ray.lake.cluster import cluster_resources, joins_cluster, need_ray
 from mtrec_ray.training.config import RunnerConfig
 
 POLL_S = 1.0
+Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
 
@@ -72,8 +74,25 @@ def fit(
         ),
     )
     with _watch(board, num_steps, progress):
-        result = trainer.fit()
+        result = in_background(trainer.fit).result()  # in the main thread it would take ctrl-c for itself
     return {key: float(value) for key, value in (result.metrics or {}).items() if isinstance(value, int | float)}
+
+
+def in_background(work: Callable[[], Result]) -> Future[Result]:
+    """What `work()` will have returned or raised; it waits for Ray in a thread that nobody has to wait for.
+
+    The thread is a daemon, unlike an executor's: an interrupt ends the command, and with it Ray's session and `work`.
+    """
+    outcome: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome
 
 
 def check_resources(runner: RunnerConfig) -> None:

@@ -1,0 +1,50 @@
+"""What the driver of a run does around Ray Train, which is played here."""
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from mtrec_ray.training import fit as fit_module
+from mtrec_ray.training.config import RunnerConfig
+from mtrec_ray.training.fit import fit, in_background
+
+
+class Trainer:
+    """Ray's, which takes SIGINT for itself where it runs in the main thread."""
+
+    def __init__(self, loop: Any, **_: Any) -> None:
+        self.loop = loop
+
+    def fit(self) -> SimpleNamespace:
+        self.loop()
+        return SimpleNamespace(metrics={"step": 3, "in_main": threading.current_thread() is threading.main_thread()})
+
+
+@pytest.fixture
+def play(monkeypatch):
+    monkeypatch.setattr(fit_module, "TorchTrainer", Trainer)
+    monkeypatch.setattr(fit_module, "ProgressBoard", SimpleNamespace(remote=lambda: None))
+    monkeypatch.setattr(fit_module, "need_ray", lambda: None)
+    return lambda loop: fit(loop, {}, "runs", "name", RunnerConfig(), num_steps=3, progress=None)
+
+
+def test_ctrl_c_stays_the_commands(play):
+    assert play(lambda: None) == {"step": 3.0, "in_main": 0.0}
+
+
+def test_what_ends_the_run_is_raised_as_it_was(play):
+    def loop() -> None:
+        raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        play(loop)
+
+
+def test_an_exit_in_the_background_is_not_waited_for_in_vain():
+    def leave() -> None:
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        in_background(leave).result(timeout=30)

@@ -3,13 +3,15 @@
 1. open backbone and lake, parse the combinations    (errors before any work)
 2. the run of this name, to go on with, or a new one
 3. `plan.json`: a counting pass over the users whose attribute values may be seen
-4. every unfinished pack is a Ray Train run; some at once, each in a thread of its own that waits for it
+4. every unfinished pack is a Ray Train run, some at once; an interrupt waits for none of them
 5. a failed pack is started again, then left out: the others go on
 """
 
 import logging
+from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from functools import partial
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
@@ -29,7 +31,7 @@ from mtrec_ray.training.eliminators_run import (
     pack_uri,
     weights_uri,
 )
-from mtrec_ray.training.fit import check_resources, fit
+from mtrec_ray.training.fit import check_resources, fit, in_background
 from mtrec_ray.training.run import check_same_settings
 from mtrec_ray.training.weights import load_figures
 
@@ -141,21 +143,22 @@ def _jobs_at_once(config: EliminatorsConfig) -> int:
 
 def _train_packs(record: EliminatorsRecord, at_once: int, progress: ProgressCallback | None) -> None:
     waiting = [pack for pack in record.packs if not is_done(record, pack)]
-    failed: dict[str, Exception] = {}
-
-    def train(pack: str) -> None:
-        for attempt in range(1 + record.config.retries):
-            try:
-                _train_pack(record, pack, progress)
-            except Exception as error:
-                logger.warning("pack %s failed (attempt %d): %s", pack, attempt + 1, error)
-                failed[pack] = error
-            else:
-                failed.pop(pack, None)
-                return
-
-    with ThreadPoolExecutor(max_workers=max(1, min(at_once, len(waiting)))) as pool:
-        list(pool.map(train, waiting))
+    running: dict[Future[None], str] = {}
+    attempts, failed = Counter[str](), dict[str, BaseException]()
+    while waiting or running:
+        while waiting and len(running) < at_once:
+            pack = waiting.pop(0)
+            running[in_background(partial(_train_pack, record, pack, progress))] = pack
+            attempts[pack] += 1
+        for ended in wait(running, return_when=FIRST_COMPLETED).done:
+            pack, error = running.pop(ended), ended.exception()
+            failed.pop(pack, None)
+            if error is None:
+                continue
+            logger.warning("pack %s failed (attempt %d): %s", pack, attempts[pack], error)
+            failed[pack] = error
+            if attempts[pack] <= record.config.retries:
+                waiting.insert(0, pack)
     if failed:
         pack, error = next(iter(failed.items()))
         raise PacksFailed(

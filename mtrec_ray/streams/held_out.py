@@ -82,6 +82,11 @@ def read_held_out(
     return HeldOutUsers.concatenate(parts)
 
 
+def sample_lots(keys: np.ndarray, config: SequenceConfig) -> np.ndarray:
+    """(U,) in [0, 1): a share of the users is those whose lot lies below it."""
+    return uniforms(keys, "held out sample", config.split_seed)
+
+
 @dataclass(frozen=True)
 class Prefixes:
     """Histories as they were at several moments of users whose attribute values may be seen."""
@@ -107,7 +112,7 @@ def _read_prefixes(
     lake: Lake, config: SequenceConfig, length: int, bucket: int, fraction: float, per_user: int
 ) -> Prefixes:
     sequences = Sequences.read(lake, bucket, config)
-    drawn = uniforms(sequences.keys, "held out sample", config.split_seed) < fraction
+    drawn = sample_lots(sequences.keys, config) < fraction
     sequences = sequences.only(drawn & ~is_attacked(sequences.keys, config))
     starts, whole = sequences.offsets[:-1], np.diff(sequences.offsets) - VALIDATION_EVENT  # (U,)
     histories = []
@@ -128,7 +133,7 @@ def _read_bucket(
     lake: Lake, config: SequenceConfig, held_out: int, length: int, bucket: int, fraction: float
 ) -> HeldOutUsers:
     sequences = Sequences.read(lake, bucket, config)
-    sequences = sequences.only(uniforms(sequences.keys, "held out sample", config.split_seed) < fraction)
+    sequences = sequences.only(sample_lots(sequences.keys, config) < fraction)
     is_other = np.ones(len(sequences.title_index), dtype=bool)
     is_other[sequences.offsets[1:] - held_out] = False
     return HeldOutUsers(

@@ -22,6 +22,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix, uniforms
 from mtrec_ray.lake.cluster import MapBuckets, map_buckets
 from mtrec_ray.lake.manifest import Lake, embedding_column, embedding_matrix
+from mtrec_ray.streams.held_out import sample_lots
 from mtrec_ray.streams.ordered import StreamSegments, rows_by_step, stream_segments
 from mtrec_ray.streams.schedule import Schedule, Segment, lanes_of_worker
 from mtrec_ray.streams.sequences import FILLER, SequenceConfig, Sequences, is_attacked, left_aligned
@@ -48,6 +49,20 @@ class WindowPlan(BaseModel):
     windows_per_bucket: list[int]
     value_counts: list[list[int]]
     """Users with each value, for each attribute."""
+    lowest_lot: float = 0.0
+    """Of the users, by whose lots validation draws them; zero in plans of older runs."""
+
+    def validation_share(self, validation_users: int) -> float:
+        """Share of the users whose validation event is looked at.
+
+        Raises:
+            UserError: it is so small that it draws nobody.
+        """
+        share = min(1.0, validation_users / self.users)
+        if share <= self.lowest_lot:
+            asked, least = f"optim.validation_users = {validation_users}", int(self.lowest_lot * self.users) + 1
+            raise UserError(f"{asked} draws none of the {self.users} users to train on: make it {least} or more")
+        return share
 
     def schedule(self, epochs: int, batch_windows: int, lanes: int, seed: int) -> Schedule:
         """So many epochs in steps of `batch_windows` windows on average."""
@@ -112,6 +127,7 @@ def make_window_plan(
         positions=sum(count.positions for count in counts),
         windows_per_bucket=[windows.get(bucket, 0) for bucket in range(lake.manifest.num_buckets)],
         value_counts=[np.sum(column, axis=0).tolist() for column in zip(*(c.values for c in counts), strict=True)],
+        lowest_lot=min(count.lowest_lot for count in counts),
     )
 
 
@@ -219,6 +235,7 @@ class _Counts:
     positions: int
     windows: int
     values: list[np.ndarray]
+    lowest_lot: float
 
 
 def _count(bucket: int, lake: Lake, config: SequenceConfig, length: int, without_attacked: bool) -> _Counts:
@@ -230,6 +247,7 @@ def _count(bucket: int, lake: Lake, config: SequenceConfig, length: int, without
         positions=int(sequences.num_positions.sum()),
         windows=len(slots_of(sequences, length)[0]),
         values=[np.bincount(index[index >= 0], minlength=len(names)) for names, index in values],
+        lowest_lot=float(sample_lots(sequences.keys, config).min(initial=1.0)),
     )
 
 

@@ -34,6 +34,7 @@ def train_backbone(config: BackboneConfig, progress: ProgressCallback | None = N
     check_resources(config.runner)
     if not record.num_steps:  # planned before it is recorded: what fails here leaves no run behind
         plan = make_window_plan(lake, config.sequences, config.model.history, without_attacked=False, progress=progress)
+        plan.validation_share(config.optim.validation_users)
         save_window_plan(record.uri, plan)
         record = record.model_copy(update={"num_steps": schedule_of(record, plan).num_steps})
         record.save()

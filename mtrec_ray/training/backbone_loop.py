@@ -100,7 +100,7 @@ def backbone_loop_per_worker(settings: dict[str, Any]) -> None:
     trainee = make_trainee(record, ray.train.torch.get_device(), world_size)
     progress = _restore(trainee)
     buckets = range(rank, lake.manifest.num_buckets, world_size)
-    fraction = min(1.0, optim.validation_users / plan.users)
+    fraction = plan.validation_share(optim.validation_users)
     users = read_held_out(lake, plan.sequences, VALIDATION_EVENT, plan.length, buckets, fraction)
     look_every = optim.evaluate_every * schedule.steps_per_epoch[0]
 

@@ -66,8 +66,9 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
         sequences, length = backbone.config.sequences, backbone.config.model.history
         plan = make_window_plan(lake, sequences, length, without_attacked=True, progress=progress)
         _check_values(record, plan)
-        save_window_plan(record.uri, plan)
         optim = config.optim
+        plan.validation_share(optim.validation_users)
+        save_window_plan(record.uri, plan)
         schedule = plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, config.seed)
         record = record.model_copy(update={"steps_per_pack": schedule.num_steps})
         record.save()

@@ -37,7 +37,7 @@ def pack_loop_per_worker(settings: dict[str, Any]) -> None:
     check_lake(lake, record.lake_hash, record.config.name)
     schedule = plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, record.config.seed)
     buckets = range(rank, lake.manifest.num_buckets, world_size)
-    fraction = min(1.0, optim.validation_users / plan.users)
+    fraction = plan.validation_share(optim.validation_users)
     users = read_held_out(lake, plan.sequences, VALIDATION_EVENT, plan.length, buckets, fraction)
     users = users.only(~users.attacked)
     seen = read_prefixes(lake, plan.sequences, plan.length, buckets, fraction, PREFIXES)

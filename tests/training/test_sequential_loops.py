@@ -1,5 +1,6 @@
 """Backbones and packs that are killed and go on, in this process: what Ray Train does for one worker is played here."""
 
+import re
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -24,7 +25,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.eliminators import EliminatorPack
 from mtrec_ray.streams.ordered import read_here
 from mtrec_ray.streams.sequences import SequenceConfig, Sequences, is_attacked
-from mtrec_ray.streams.windows import make_window_plan, read_users, window_batches
+from mtrec_ray.streams.windows import WindowPlan, make_window_plan, read_users, window_batches
 from mtrec_ray.training import backbone, backbone_loop, eliminators, eliminators_loop, pack_trainee
 from mtrec_ray.training.backbone_config import BackboneConfig
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
@@ -275,6 +276,38 @@ def test_a_worker_without_validation_users_takes_part(source, one_worker, monkey
         eliminators_loop, "read_held_out", lambda *args: (u := read_held_out(*args)).only(np.zeros(len(u), dtype=bool))
     )
     assert eliminators.train_eliminators(eliminators_config(source, tmp_path / "nobody")).status == "done"
+
+
+def plan_whose_validation_needs(lake: Lake, users: int, without_attacked: bool) -> WindowPlan:
+    """Of a split in which fewer of optim.validation_users would draw nobody."""
+    splits = (SequenceConfig(split_seed=seed) for seed in range(100))
+    plans = (make_window_plan(lake, split, 20, without_attacked, map_over=map_here) for split in splits)
+    return next(plan for plan in plans if plan.lowest_lot * plan.users > users - 1)
+
+
+def test_a_backbone_that_nobody_would_validate_is_refused_before_there_is_a_run(lake, one_worker, tmp_path):
+    one_worker(tmp_path / "drawn")
+    plan = plan_whose_validation_needs(lake, 2, without_attacked=False)
+    config = backbone_config(
+        lake, tmp_path, sequences=plan.sequences.model_dump(), optim={"validation_users": 1, "epochs": 1}
+    )
+    with pytest.raises(UserError, match=rf"optim.validation_users = 1 draws none of the {plan.users} users"):
+        backbone.train_backbone(config)
+    assert not (tmp_path / "backbone").exists()
+
+
+def test_eliminators_that_nobody_would_validate_are_refused_and_the_mend_holds(lake, one_worker, tmp_path):
+    one_worker(tmp_path / "drawn")
+    plan, optim = plan_whose_validation_needs(lake, 3, without_attacked=True), {"epochs": 1, "batch_windows": 16}
+    source = backbone.train_backbone(
+        backbone_config(lake, tmp_path, sequences=plan.sequences.model_dump(), optim=optim)
+    )
+    with pytest.raises(UserError, match=rf"optim.validation_users = 2 draws none of the {plan.users} users") as refused:
+        eliminators.train_eliminators(eliminators_config(source, tmp_path, optim=optim | {"validation_users": 2}))
+    assert not (tmp_path / "eliminators").exists()
+    (least,) = re.findall(r"make it (\d+) or more", str(refused.value))
+    config = eliminators_config(source, tmp_path, optim=optim | {"validation_users": int(least)})
+    assert eliminators.train_eliminators(config).status == "done"
 
 
 def test_a_run_that_nobody_validates_is_refused_with_the_mend(source, lake, one_worker, monkeypatch, tmp_path):

@@ -27,15 +27,11 @@ def main() -> None:
 
 def explain(error: BaseException) -> tuple[int, str]:
     """Exit code and message: 2 where a UserError is the cause, on whatever machine it was raised."""
-    from mtrec_ray.errors import UserError
+    from mtrec_ray.errors import find_user_error
 
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, UserError):
-            remote = getattr(seen, "cause", None)  # Ray's wrapper of an error raised in a task
-            return 2, str(remote or seen)
-        failures = getattr(seen, "worker_failures", None) or {}  # Ray Train
-        seen = seen.__cause__ or getattr(seen, "cause", None) or next(iter(failures.values()), None)
+    mistake = find_user_error(error)
+    if mistake is not None:
+        return 2, str(mistake)
     return 1, f"{type(error).__name__}: {error}"
 
 

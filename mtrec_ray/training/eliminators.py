@@ -4,7 +4,7 @@
 2. the run of this name, to go on with, or a new one
 3. `plan.json`: a counting pass over the users whose attribute values may be seen
 4. every unfinished pack is a Ray Train run, some at once; an interrupt waits for none of them
-5. a failed pack is started again, then left out: the others go on
+5. a failed pack is started again, then left out: the others go on; a user's mistake lets none begin
 """
 
 import logging
@@ -14,7 +14,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
 
 from mtrec_ray.console import ProgressCallback
-from mtrec_ray.errors import UserError
+from mtrec_ray.errors import UserError, find_user_error
 from mtrec_ray.files import absolute, exists, join, write_json
 from mtrec_ray.lake.cluster import cluster_resources, joins_cluster
 from mtrec_ray.lake.manifest import Lake
@@ -46,7 +46,8 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
     """Train every combination, going on with what is unfinished if the same name was stopped.
 
     Raises:
-        UserError: settings that do not fit the backbone, its lake, the cluster, or the run of the same name.
+        UserError: settings that do not fit the backbone, its lake, the cluster, or the run of the same name; or what a
+            pack finds to be the user's mistake, such as a lake changed meanwhile.
         PacksFailed: packs that failed in spite of retries, after all others were done.
     """
     config = config.model_copy(update={"backbone": absolute(config.backbone), "runs": absolute(config.runs)})
@@ -146,6 +147,7 @@ def _train_packs(record: EliminatorsRecord, at_once: int, progress: ProgressCall
     waiting = [pack for pack in record.packs if not is_done(record, pack)]
     running: dict[Future[None], str] = {}
     attempts, failed = Counter[str](), dict[str, BaseException]()
+    mistake: UserError | None = None
     while waiting or running:
         while waiting and len(running) < at_once:
             pack = waiting.pop(0)
@@ -158,8 +160,13 @@ def _train_packs(record: EliminatorsRecord, at_once: int, progress: ProgressCall
                 continue
             logger.warning("pack %s failed (attempt %d): %s", pack, attempts[pack], error)
             failed[pack] = error
-            if attempts[pack] <= record.config.retries:
+            mistake = mistake or find_user_error(error)
+            if mistake:  # it is in what all packs stand on
+                waiting.clear()
+            elif attempts[pack] <= record.config.retries:
                 waiting.insert(0, pack)
+    if mistake:
+        raise mistake
     if failed:
         pack, error = next(iter(failed.items()))
         raise PacksFailed(

@@ -4,6 +4,15 @@ import json
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.exceptions import RayTaskError
+from ray.train import WorkerGroupError
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.training import eliminators
 
 DRIVER = """
 import json, sys, threading, time
@@ -68,3 +77,53 @@ def test_a_pack_that_fails_after_an_interrupt_is_not_tried_again():
     code, _, begun = interrupted("watch them fail")
     assert code == 130
     assert begun == ["pack000", "pack001"]
+
+
+@pytest.fixture
+def train(monkeypatch):
+    """Train four packs, some of which end in an error, and return what was begun and what was raised."""
+
+    def train(errors: dict[str, Exception], at_once: int = 1) -> tuple[list[str], Exception | None]:
+        begun = []
+
+        def train_pack(record: Any, pack: str, progress: Any) -> None:
+            begun.append(pack)
+            if pack in errors:
+                raise errors[pack]
+
+        monkeypatch.setattr(eliminators, "is_done", lambda record, pack: False)
+        monkeypatch.setattr(eliminators, "_train_pack", train_pack)
+        record: Any = SimpleNamespace(packs=dict.fromkeys("abcd"), config=SimpleNamespace(retries=2))
+        try:
+            eliminators._train_packs(record, at_once, None)
+        except Exception as error:
+            return begun, error
+        return begun, None
+
+    return train
+
+
+def test_every_pack_is_trained_once(train):
+    assert train({}) == (list("abcd"), None)
+    begun, error = train({}, at_once=3)
+    assert (sorted(begun), error) == (list("abcd"), None)
+
+
+def test_what_fails_is_tried_again_before_the_others_go_on(train):
+    begun, error = train({"b": RuntimeError("no room")})
+    assert "".join(begun) == "abbbcd"
+    assert isinstance(error, eliminators.PacksFailed)
+
+
+@pytest.mark.parametrize("raised_in", ["this process", "a task", "a worker"])
+def test_a_users_mistake_is_not_tried_again_and_stays_one(train, raised_in):
+    mistake = UserError("lake 'x' was changed: choose another name")
+    wrapped = {
+        "this process": mistake,
+        "a task": RayTaskError("read", "Traceback: at length", mistake).as_instanceof_cause(),
+        "a worker": WorkerGroupError("Traceback: at length", {1: mistake}),
+    }
+    begun, error = train({"b": wrapped[raised_in]})
+    assert begun == ["a", "b"]
+    assert isinstance(error, UserError)
+    assert str(error) == str(mistake)

@@ -74,7 +74,8 @@ class RunnerConfig(Config):
     max_failures: int = Field(default=3, ge=0)
     """Restarts from the last checkpoint before the run gives up."""
     checkpoint_every_s: float = Field(default=60.0, ge=0)
-    """Seconds between checkpoints; work lost to a failure is at most this plus a step."""
+    """Seconds between checkpoints, by a clock that is read every ten steps. A failure costs at most this and ten steps,
+    and what was under way of a fit of eliminators' maps or a look at the validation event."""
 
 
 def check_lanes(runner: RunnerConfig, lanes: int) -> None:

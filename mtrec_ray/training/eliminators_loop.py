@@ -45,6 +45,7 @@ def pack_loop_per_worker(settings: dict[str, Any]) -> None:
     trainee = make_pack_trainee(record, pack, backbone, plan, device, users, rank, world_size)
     if not _restore(trainee):
         trainee.begin(seen, users, rank, world_size)
+        _report(trainee, rank)
     look_every = optim.evaluate_every * schedule.steps_per_epoch[0]
 
     # Train and look

@@ -1,5 +1,6 @@
 """Backbones and packs that are killed and go on, in this process: what Ray Train does for one worker is played here."""
 
+import json
 import re
 import shutil
 from collections.abc import Callable
@@ -156,6 +157,53 @@ def test_a_killed_pack_ends_in_the_same_weights_and_figures(source, one_worker, 
     assert records[0].metrics == records[1].metrics
     assert records[0].metrics["step/gender"] > 0
     assert content(records[0]) == content(records[1])
+
+
+def test_maps_fitted_before_the_first_step_are_not_fitted_again(source, one_worker, monkeypatch, tmp_path):
+    begun = []
+
+    def begin(trainee: PackTrainee, *args: Any, begin: Any = PackTrainee.begin) -> None:
+        begun.append(trainee.next_step)
+        begin(trainee, *args)
+
+    def step(trainee: PackTrainee, *args: Any, step: Any = PackTrainee.step) -> None:
+        if worker.starts == 1:
+            raise Killed
+        step(trainee, *args)
+
+    worker = one_worker(tmp_path / "killed")
+    monkeypatch.setattr(PackTrainee, "begin", begin)
+    monkeypatch.setattr(PackTrainee, "step", step)
+    eliminators.train_eliminators(eliminators_config(source, tmp_path / "killed"))
+    assert (worker.starts, begun) == (2, [0])
+
+
+def test_what_the_first_look_kept_outlives_a_kill(source, one_worker, monkeypatch, tmp_path):
+    """Of a pack of two, gender passes its bar at the first look alone, gender+age at none."""
+    first_look = []
+
+    def validate(trainee: PackTrainee, users: Any) -> list[float]:
+        if trainee.next_step and not first_look:
+            first_look.append(trainee.next_step)
+        passes = [trainee.next_step in (0, *first_look), trainee.next_step == 0]
+        return [trainee.figures["val/ndcg/none"] * passed for passed in passes]
+
+    monkeypatch.setattr(PackTrainee, "_validate", validate)
+    ends, records = [], []
+    for runs, killed_at in ((tmp_path / "straight", []), (tmp_path / "killed", [4, 5])):
+        worker = one_worker(runs, *killed_at)
+        records.append(eliminators.train_eliminators(eliminators_config(source, runs)))
+        assert worker.starts == 1 + len(killed_at)
+        assert worker.latest is not None
+        ends.append({path.name: path.read_bytes() for path in worker.latest.iterdir() if path.name != "config.yaml"})
+    steps = [json.loads((tmp_path / "killed" / f"checkpoint{n}" / "progress.json").read_text()) for n in (4, 5)]
+    assert first_look[0] < steps[0]["next_step"] < steps[1]["next_step"] < records[1].steps_per_pack
+    for record in records:
+        assert [record.metrics[f"step/{name}"] for name in ("gender", "gender+age")] == [first_look[0], 0.0]
+        assert record.metrics["val/ndcg/gender"] == record.metrics["val/ndcg/none"]
+    assert records[0].metrics == records[1].metrics
+    assert content(records[0]) == content(records[1])
+    assert ends[0] == ends[1]  # the live weights, their average and the discriminators too
 
 
 def test_nothing_of_a_pack_sees_the_attackers_users(lake, source, one_worker, monkeypatch, tmp_path):

@@ -65,7 +65,11 @@ class WindowPlan(BaseModel):
         return share
 
     def schedule(self, epochs: int, batch_windows: int, lanes: int, seed: int) -> Schedule:
-        """So many epochs in steps of `batch_windows` windows on average."""
+        """So many epochs in steps of `batch_windows` slots on average.
+
+        A user has a slot for each window of the phase that cuts most, and others leave the last one empty: of histories
+        much shorter than a window one slot in two holds positions, of long ones nearly all do.
+        """
         steps = max(1, round(sum(self.windows_per_bucket) / batch_windows))
         return Schedule((tuple(self.windows_per_bucket),), (steps,), (epochs,), seed, lanes)
 

@@ -34,7 +34,8 @@ class BackboneOptimConfig(Config):
     weight_decay: float = Field(default=0.0, ge=0)
     """L2 penalty of Adam."""
     batch_windows: int = Field(default=64, ge=1)
-    """Windows of a global batch on average, over all workers."""
+    """Windows of a global batch on average, over all workers, those counted that an epoch's cut leaves empty: a half
+    where histories are much shorter than model.history, few where they are long."""
     num_negatives: int = Field(default=128, ge=1)
     """Titles drawn a batch, negatives of each of its positions; with 32 of them and batches of 128 windows validation
     NDCG@10 was 0.494 on MovieLens-100K, so it is 0.507, in half the epochs."""

@@ -71,7 +71,8 @@ class TuningOptimConfig(Config):
     """Batches, length and choice of an eliminator's weights."""
 
     batch_windows: int = Field(default=64, ge=1)
-    """Windows of a global batch on average, over all workers."""
+    """Windows of a global batch on average, over all workers, those counted that an epoch's cut leaves empty: a half
+    where histories are much shorter than the backbone's model.history, few where they are long."""
     num_negatives: int = Field(default=16, ge=1)
     """Titles drawn a batch, negatives of each of its positions."""
     mask_share: float = Field(default=0.3, gt=0, lt=1)

@@ -7,12 +7,22 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import user_keys
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.streams.held_out import sample_lots
 from mtrec_ray.streams.ordered import rows_by_step
 from mtrec_ray.streams.schedule import Schedule, lanes_of_worker
 from mtrec_ray.streams.sequences import TEST_EVENT, VALIDATION_EVENT, SequenceConfig, Sequences, is_attacked
-from mtrec_ray.streams.windows import WindowBatch, WindowPlan, collate, in_any_order, read_windows, slots_of
+from mtrec_ray.streams.windows import (
+    WindowBatch,
+    WindowPlan,
+    collate,
+    in_any_order,
+    make_window_plan,
+    read_windows,
+    slots_of,
+)
 from tests.streams.lakes import day, event_table, title_table, write_lake
 
 LENGTH = 5
@@ -104,6 +114,28 @@ def test_every_position_comes_once_an_epoch_and_held_out_events_never(lake):
     long_enough = {user: number for user, number in LENGTHS.items() if number >= CONFIG.min_events}
     for epoch in range(3):
         assert positions(batches[epoch * steps : (epoch + 1) * steps]) == expected(long_enough)
+
+
+@pytest.mark.parametrize("without_attacked", [True, False])
+def test_a_plan_counts_the_users_that_are_trained_on_and_no_other(lake, without_attacked):
+    def map_here(function, buckets, *shared, progress=None):
+        return ((bucket, function(bucket, *shared)) for bucket in buckets)
+
+    keys = {number: user_keys([user]) for user, number in LENGTHS.items() if number >= CONFIG.min_events}
+    attacked = {number for number, key in keys.items() if is_attacked(key, CONFIG)[0]}
+    trained_on = [number for number in keys if not (without_attacked and number in attacked)]
+    assert 0 < len(attacked) < len(keys)
+    plan = make_window_plan(lake, CONFIG, LENGTH, without_attacked, map_over=map_here)
+    assert plan.users == len(trained_on)
+    assert plan.short_users == len(LENGTHS) - len(trained_on)
+    assert plan.positions == sum(number - 3 for number in trained_on)
+    assert plan.value_counts == [[sum(number % 3 == value for number in trained_on) for value in (0, 1)]]
+    lots = [sample_lots(keys[number], CONFIG)[0] for number in trained_on]
+    assert plan.lowest_lot == min(lots)
+    least = next(users for users in range(1, 100) if min(lots) < users / len(trained_on))
+    assert plan.validation_share(least) == min(1.0, least / len(trained_on))
+    with pytest.raises(UserError, match=rf"optim.validation_users = 0 draws none .* make it {least} or more"):
+        plan.validation_share(0)
 
 
 def test_windows_are_consecutive_events_with_their_users_values(lake):

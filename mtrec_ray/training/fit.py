@@ -124,7 +124,13 @@ def _watch(board: Any, num_steps: int, progress: ProgressCallback | None) -> Ite
 
     def poll() -> None:
         while not stop.wait(POLL_S):
-            progress("training steps", ray.get(board.get.remote()), num_steps)
+            try:
+                step: Any = ray.get(board.get.remote())
+            except Exception:
+                if ray.is_initialized():
+                    raise
+                return  # an interrupt has ended Ray's session
+            progress("training steps", step, num_steps)
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()

@@ -42,6 +42,23 @@ def test_what_ends_the_run_is_raised_as_it_was(play):
         play(loop)
 
 
+@pytest.mark.parametrize("there_is_ray", [True, False])
+def test_a_progress_bar_ends_without_a_word_where_ray_has_ended(monkeypatch, there_is_ray):
+    told, ended = [], threading.Event()
+
+    def get() -> None:
+        ended.set()
+        raise AttributeError("no core worker")
+
+    monkeypatch.setattr(fit_module, "POLL_S", 0.01)
+    monkeypatch.setattr(fit_module.ray, "is_initialized", lambda: there_is_ray)
+    monkeypatch.setattr(threading, "excepthook", lambda error: told.append(error.exc_type))
+    board = SimpleNamespace(get=SimpleNamespace(remote=get))
+    with fit_module._watch(board, 3, lambda *_: None):
+        assert ended.wait(30)
+    assert told == ([AttributeError] if there_is_ray else [])
+
+
 def test_an_exit_in_the_background_is_not_waited_for_in_vain():
     def leave() -> None:
         raise SystemExit(3)

@@ -23,8 +23,8 @@ class AuditConfig(Config):
     cross_fit: bool = True
     """Every fold is attacked in turn; false = one fold alone, for large lakes."""
     num_repeats: int | None = Field(default=None, ge=1)
-    """Times every user is attacked, in other folds by other attackers; figures and nulls are means over them. null:
-    once for 1,500 users or more, up to four times for fewer."""
+    """Times every user's vector is attacked, in other folds by other attackers; figures and nulls are means over them.
+    null: once for 1,500 users or more, up to four times for fewer. Lists are attacked once."""
     num_permutations: int = Field(default=20, ge=2)
     """Trainings on permuted labels behind each null; the cost of an audit grows with them."""
     num_bootstrap: int = Field(default=200, ge=10)

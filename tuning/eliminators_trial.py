@@ -151,7 +151,7 @@ class EliminatorsTrial:
         lake, optim, length = self.lake, self.config.optim, self.source.config.model.history
         plan = make_window_plan(lake, sequences, length, without_attacked=True, buckets=self.buckets, map_over=map_here)
         schedule = plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, self.config.seed)
-        fraction = min(1.0, optim.validation_users / plan.users)
+        fraction = plan.validation_share(optim.validation_users)
         seen = read_prefixes(lake, sequences, length, self.buckets, fraction, PREFIXES)
         trainee = make_pack_trainee(record, pack, backbone, plan, torch.device("cpu"), users, 0, 1)
         trainee.begin(seen, users, 0, 1)

@@ -285,7 +285,7 @@ def _reported(trial: Any) -> list[dict[str, Any]]:
     if filesystem.get_file_info(path).type == pafs.FileType.NotFound:  # Tune writes it a moment after its state
         return []
     with filesystem.open_input_stream(path) as file:
-        looks = [json.loads(line) for line in file.readall().splitlines()]
+        looks = [json.loads(line) for line in file.readall().split(b"\n")[:-1]]  # what follows the last one is torn
     return [look for look in looks if look["training_iteration"] <= known]
 
 

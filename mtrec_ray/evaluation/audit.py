@@ -8,8 +8,8 @@
    the test users of another.
 3. Figures are of all test users together, as `audit_metrics` counts them: recalls pooled, AUC within folds.
 4. Of few users, all of this is repeated with other folds, and figures are means: which attacker is chosen, and what
-   the networks happen to find, alone move an AUC of 470 people by 0.02. Four times halve that: on MovieLens-100K the
-   AUC of what was not to be hidden moved by more than 0.03 in 13 of 27 figures of 300 people, repeated in 3.
+   the networks happen to find, alone move an AUC of 470 people by 0.02. On MovieLens-100K the AUC of what was not to be
+   hidden moved by more than 0.03 in 13 of 27 figures of 300 people attacked once, in 3 of people attacked four times.
 
 The null. Labels are permuted over all known users and everything above is done again: all attackers are trained, each
 chooses its strength and stopping, the best is chosen on permuted validation labels and tested on permuted test labels.

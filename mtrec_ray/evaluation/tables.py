@@ -1,5 +1,7 @@
 """The report as tables: paper A's tables 2 and 3 as data frames, CSV and JSON files."""
 
+from typing import Any
+
 import pandas as pd
 
 from mtrec_ray.evaluation.intervals import Interval
@@ -49,8 +51,10 @@ def title_table(report: EvaluationReport, cohort: str | None = None) -> pd.DataF
     return table
 
 
-def write_tables(report: EvaluationReport, folder: str) -> list[str]:
+def write_tables(report: EvaluationReport, folder: str, measured: dict[str, Any] | None = None) -> list[str]:
     """Write metrics.json and, per cohort, CSV tables to a local folder or `pyarrow.fs` URI; each whole or not at all.
+
+    `measured` stands in metrics.json beside the report's figures: what they are of.
 
     The primary cohort's tables are pr_auc.csv, gain.csv and titles.csv, another's end in -<cohort>. Beside a
     territory's column stand `<territory>_low` and `<territory>_high`. Returns the names written.
@@ -66,7 +70,7 @@ def write_tables(report: EvaluationReport, folder: str) -> list[str]:
             file = f"{name}.csv" if cohort == report.primary_cohort else f"{name}-{cohort}.csv"
             write_file(join(folder, file), table.to_csv(float_format="%.8g").encode())
             files.append(file)
-    write_json(join(folder, "metrics.json"), report.flat_metrics())
+    write_json(join(folder, "metrics.json"), report.flat_metrics() | (measured or {}))
     return [*files, "metrics.json"]
 
 

@@ -19,7 +19,7 @@ from mtrec_ray.evaluation.audit import Attribute, AuditSettings, audit_vectors, 
 from mtrec_ray.evaluation.audit_result import AuditResult
 from mtrec_ray.evaluation.list_attack import audit_lists
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
-from mtrec_ray.files import absolute, check_writable, parent
+from mtrec_ray.files import check_writable
 from mtrec_ray.jobs.audit_config import AuditConfig
 from mtrec_ray.lake.cluster import map_buckets
 from mtrec_ray.lake.manifest import Lake
@@ -138,17 +138,16 @@ def attack(
     torch.set_num_threads(1)
     if kind == "vectors":
         return audit_vectors({name: vectors[name]}, {of: attributes[of]}, keys, settings)[name, of]
-    once = replace(settings, num_repeats=1)  # attackers of lists are few and start alike: they cost most and vary least
+    once = replace(settings, num_repeats=1)  # four times, MovieLens' lists took over 4 minutes more
     return audit_lists({name: lists[name]}, {of: attributes[of]}, keys, num_titles, once)[name, of]
 
 
 def open_eliminators(uri: str) -> EliminatorsRecord:
-    """A finished run's record, with the place and name that its folder has now."""
-    runs, name = parent(absolute(uri))
-    record = EliminatorsRecord.load(absolute(uri))
+    """A finished run's record."""
+    record = EliminatorsRecord.load(uri)
     if record.status != "done":
         raise UserError(f"run {uri!r} is not finished: start `mtrec train eliminators` with the same name again")
-    return record.model_copy(update={"config": record.config.model_copy(update={"runs": runs, "name": name})})
+    return record
 
 
 def _check_names(records: list[EliminatorsRecord]) -> None:

@@ -18,7 +18,6 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.popularity_bias import TitleHistory
 from mtrec_ray.evaluation.report import MACRO, POOLED
 from mtrec_ray.evaluation.state import EvaluationResult, EvaluationSettings, EvaluationState
-from mtrec_ray.files import absolute, join, parent
 from mtrec_ray.jobs.evaluate_config import EvaluateConfig
 from mtrec_ray.jobs.scorers import InteractionScorer, PopularityScorer, PropensityScorer, Scorer
 from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED, Entry, count_bucket, score_shard
@@ -125,12 +124,11 @@ def _open_runs(uris: list[str]) -> tuple[list[RunRecord], list[PairPlan]]:
 
 
 def open_propensity(uri: str) -> RunRecord:
-    """A finished run's record, with the place and name that its folder has now."""
-    runs, name = parent(absolute(uri))
-    record = RunRecord.load(join(runs, name))
+    """A finished run's record."""
+    record = RunRecord.load(uri)
     if record.status != "done":
         raise UserError(f"run {uri!r} is not finished: start `mtrec train propensity` with the same name again")
-    return record.model_copy(update={"config": record.config.model_copy(update={"runs": runs, "name": name})})
+    return record
 
 
 def _split(sample: SampleConfig) -> tuple[int, float, float]:

@@ -12,7 +12,7 @@ from mtrec_ray.evaluation.figures import title_score_figure, write_figure
 from mtrec_ray.evaluation.report import EvaluatedRun, EvaluationReport
 from mtrec_ray.evaluation.tables import write_tables
 from mtrec_ray.evaluation.terminal import gain_rich_table, metric_rich_table, title_rich_table
-from mtrec_ray.files import join, write_json
+from mtrec_ray.files import join
 from mtrec_ray.jobs.evaluate import Evaluation
 from mtrec_ray.training.run import RunRecord
 
@@ -37,7 +37,7 @@ def make_report(evaluation: Evaluation) -> EvaluationReport:
 def show_report(evaluation: Evaluation, out: str | None = None) -> tuple[dict[str, Any], list[RenderableType]]:
     """The flat metrics, what they are of, and the terminal tables; also written to `out` as CSV, JSON and figures."""
     report = make_report(evaluation)
-    flat = report.flat_metrics() | measured(evaluation)
+    of = measured(evaluation)
     tables: list[RenderableType] = []
     for cohort in report.cohorts:
         tables.append(gain_rich_table(report, cohort))
@@ -46,10 +46,9 @@ def show_report(evaluation: Evaluation, out: str | None = None) -> tuple[dict[st
     if report.titles and len(report.variants) > 1:
         tables.append(title_rich_table(report))
     if out:
-        write_tables(report, out)
-        write_json(join(out, "metrics.json"), flat)  # over what write_tables wrote, which knows no runs
+        write_tables(report, out, of)
         write_score_figures(evaluation, report, out)
-    return flat, tables
+    return report.flat_metrics() | of, tables
 
 
 def measured(evaluation: Evaluation) -> dict[str, Any]:

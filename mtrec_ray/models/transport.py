@@ -61,9 +61,6 @@ class Transport:
     outer: Tensor  # (K, h, d) U
     share: Tensor  # (K, 1, 1)
 
-    def tensors(self) -> tuple[Tensor, ...]:
-        return self.inner, self.bias, self.gain, self.outer, self.share
-
     def __call__(self, vectors: Tensor, rows: Tensor, blur: Tensor | float = 0.0) -> Tensor:
         """(K, S, d) vectors, (S, m) their rows of `gain` -> (K, S, d); `blur` is added to what the units read."""
         units = torch.baddbmm(self.bias, vectors + blur, self.inner).relu() * self.gain[:, rows].sum(2)  # (K, S, h)

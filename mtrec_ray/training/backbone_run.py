@@ -13,7 +13,7 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, join, parent, read_file, write_file, write_json
+from mtrec_ray.files import join, read_file, write_file, write_json
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.windows import WindowPlan
@@ -52,9 +52,8 @@ class BackboneRecord(BaseModel):
 
     @staticmethod
     def load(uri: str) -> "BackboneRecord":
-        """With the place and name that its folder has now; UserError where there is none, see `load_record`."""
-        record, (runs, name) = load_record(uri, "backbone", BackboneRecord), parent(absolute(uri))
-        return record.model_copy(update={"config": record.config.model_copy(update={"runs": runs, "name": name})})
+        """Raises UserError where there is none, see `load_record`."""
+        return load_record(uri, "backbone", BackboneRecord)
 
 
 def save_window_plan(uri: str, plan: WindowPlan) -> None:

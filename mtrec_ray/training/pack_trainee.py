@@ -93,7 +93,7 @@ class PackTrainee:
             find_share=first,
         )
         if world_size > 1:
-            for tensor in average.pack.transport.tensors():
+            for tensor in vars(average.pack.transport).values():
                 all_reduce(tensor if rank == 0 else tensor.zero_())
 
     def begin(self, seen: Prefixes, users: HeldOutUsers, rank: int, world_size: int) -> None:

@@ -18,7 +18,7 @@ from mtrec_ray.bundle.manifest import Bundle
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.audit import AuditSettings
-from mtrec_ray.jobs.audit import Audit, _attributes, _check_combinations, attack, audit
+from mtrec_ray.jobs.audit import Audit, _attributes, attack, audit
 from mtrec_ray.jobs.audit_config import AuditConfig
 from mtrec_ray.jobs.audit_report import show_audit
 from mtrec_ray.jobs.bundle import make_bundle
@@ -229,29 +229,6 @@ def test_settings_of_an_audit_reach_its_attackers_and_compared_runs_stand_beside
     assert counts["eliminators"] == counts["twin"] == own // 3
 
 
-@pytest.mark.parametrize(
-    ("key", "value", "message"),
-    [
-        ("status", "training", "is not finished"),
-        ("backbone_hash", "0" * 64, "stand on different backbones"),
-    ],
-)
-def test_runs_that_do_not_belong_together_are_refused(eliminators, tmp_path, key, value, message):
-    other = shutil.copytree(eliminators.uri, tmp_path / "other")
-    document = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps(document | {key: value}))
-    with pytest.raises(UserError, match=message):
-        audit(validate_config(AuditConfig, {"run": eliminators.uri, "compare": [str(other)]}))
-
-
-def test_another_state_of_the_lake_is_refused(eliminators, tmp_path):
-    other = shutil.copytree(eliminators.uri, tmp_path / "other")
-    document = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps(document | {"lake_hash": "0" * 64}))
-    with pytest.raises(UserError, match="was changed since the backbone was trained"):
-        audit(validate_config(AuditConfig, {"run": str(other)}))
-
-
 def test_an_audit_that_could_not_be_written_is_refused_before_it_begins(eliminators, monkeypatch):
     monkeypatch.setattr("mtrec_ray.jobs.audit._represent", None)
     for out, message in (("nosuch://x", "cannot open 'nosuch://x'"), ("/proc/none", "cannot write to '/proc/none'")):
@@ -271,15 +248,6 @@ def test_an_attribute_that_cannot_be_attacked_is_left_out_unless_it_is_to_be_hid
     everybody_alike[:, 0] = -1
     with pytest.raises(UserError, match=r"'gender': 0 users .* too few .*: keep more users for attackers"):
         _attributes([eliminators], replace(users, attribute_index=everybody_alike), AuditSettings())
-
-
-def test_filters_of_other_attributes_are_refused_in_a_comparison(eliminators):
-    of_age = eliminators.model_copy(update={"packs": {"pack000": [("age",)]}})
-    config = eliminators.config.model_copy(update={"method": "filter", "name": "filters"})
-    filters = eliminators.model_copy(update={"config": config, "packs": {"pack000": [("occupation",)]}})
-    with pytest.raises(UserError, match=r"filters of occupation in 'filters' make no combination .* \(age\)"):
-        _check_combinations([of_age, filters])
-    _check_combinations([eliminators, filters.model_copy(update={"packs": {"pack000": [("age",)]}})])
 
 
 def test_an_audit_has_every_combination_by_every_attribute(folder, audited):

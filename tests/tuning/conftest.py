@@ -4,18 +4,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.lake import build
 from mtrec_ray.lake.build import BuildOptions, build_lake
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.sources.registry import make_source
-from mtrec_ray.training.backbone_config import BackboneConfig
-from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord
+from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.training.config import PropensityConfig
-from mtrec_ray.training.weights import save_weights
+from tests.jobs.untrained import write_backbone
 from tuning.config import EliminatorsSearchConfig
 
 
@@ -66,23 +63,8 @@ def fair_lake(tmp_path_factory) -> Lake:
 @pytest.fixture(scope="session")
 def backbone(fair_lake, tmp_path_factory) -> BackboneRecord:
     """A backbone as it is before training: what it knows does not matter here."""
-    runs = str(tmp_path_factory.mktemp("runs"))
-    config = validate_config(
-        BackboneConfig, {"lake": fair_lake.uri, "runs": runs, "name": "bb", "model": {"width": 16, "history": 10}}
-    )
-    record = BackboneRecord(
-        status="done",
-        config=config,
-        lake_hash=fair_lake.manifest.lake_hash,
-        attributes=fair_lake.manifest.attributes,
-        num_titles=fair_lake.titles.num_rows,
-        num_steps=0,
-    )
-    model = SequentialBackbone(record.sequential_config())
-    model.init_weights(torch.Generator().manual_seed(0))
-    save_weights(f"{record.uri}/{WEIGHTS}", model.state_dict(), {})
-    record.save()
-    return record
+    runs = tmp_path_factory.mktemp("runs")
+    return write_backbone(fair_lake, runs, name="bb", model={"width": 16, "history": 10})
 
 
 def fair_search(backbone: BackboneRecord, **changes: Any) -> EliminatorsSearchConfig:

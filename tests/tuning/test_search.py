@@ -54,7 +54,8 @@ def test_a_resumed_search_stops_by_what_its_trials_reported_before(tmp_path):
         folder = tmp_path / str(number)
         folder.mkdir()
         looks = [{"training_iteration": look, "pr_auc/all": 0.75 + look / 16} for look in (1, 2, 3)]
-        (folder / "result.json").write_text("".join(json.dumps(look) + "\n" for look in looks))
+        whole = "".join(json.dumps(look) + "\n" for look in looks)
+        (folder / "result.json").write_text(whole + '{"training_iter')  # killed while it wrote
         storage = SimpleNamespace(storage_filesystem=pafs.LocalFileSystem(), trial_fs_path=str(folder))
         trial = SimpleNamespace(
             trial_id=str(number), config={}, status="", last_result={"training_iteration": 2}, storage=storage

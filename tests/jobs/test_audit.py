@@ -10,6 +10,7 @@ import torch
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
+from mtrec_ray.evaluation.audit import Attribute, AuditSettings
 from mtrec_ray.jobs import audit as job
 from mtrec_ray.jobs.audit_config import AuditConfig
 from mtrec_ray.lake.manifest import Lake
@@ -98,3 +99,14 @@ def test_a_list_ends_where_no_more_titles_may_be_shown(backbone):
         left = set(range(4)) - set(seen.tolist())
         assert set(shown[: len(left)].tolist()) == left
         assert (shown[len(left) :] == -1).all()
+
+
+@pytest.mark.parametrize(("kind", "times"), [("vectors", 2), ("lists", 1)])
+def test_vectors_are_attacked_as_often_as_asked_and_lists_once(kind, times):
+    draw = np.random.default_rng(0)
+    vectors = {"none": draw.normal(size=(60, 4)).astype(np.float32)}
+    lists = {"none": draw.integers(0, 30, (60, 10))}
+    attributes, keys = {"gender": Attribute(np.arange(60) % 2, 2)}, np.arange(60, dtype=np.uint64)
+    settings = AuditSettings(num_folds=3, num_repeats=2, num_permutations=2, num_bootstrap=2)
+    result = job.attack((kind, "none", "gender"), vectors, lists, attributes, keys, 30, settings)
+    assert len(result.attacker_by_fold) == times * settings.num_folds

@@ -12,13 +12,14 @@ from typing import Any
 
 import ray
 
+from mtrec_ray.combinations import combination_name
 from mtrec_ray.config import validate_config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, join, read_file
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord
-from mtrec_ray.training.eliminators_config import EliminatorsConfig, combination_name, parse_combinations
+from mtrec_ray.training.eliminators_config import EliminatorsConfig, parse_combinations
 from tuning.config import EliminatorsSearchConfig
 from tuning.data import Remembered, first_buckets
 from tuning.eliminators_trial import EliminatorsTrial

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtrec_ray.combinations import NONE, Combination, combination_name
 from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.audit import Attribute, AuditSettings, audit_vectors
 from mtrec_ray.evaluation.audit_result import AuditResult
@@ -33,8 +34,8 @@ from mtrec_ray.streams.windows import make_window_plan, window_batches
 from mtrec_ray.training.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators import make_packs
-from mtrec_ray.training.eliminators_config import EliminatorsConfig, combination_name
-from mtrec_ray.training.eliminators_run import Combination, EliminatorsRecord
+from mtrec_ray.training.eliminators_config import EliminatorsConfig
+from mtrec_ray.training.eliminators_run import EliminatorsRecord
 from mtrec_ray.training.pack_trainee import PREFIXES, make_pack_trainee
 from mtrec_ray.training.worker import check_lake
 from tuning.data import Remembered, first_buckets, map_here
@@ -209,7 +210,7 @@ def _accuracy(ndcgs: np.ndarray, base: np.ndarray, weights: np.ndarray) -> dict[
     """NDCG@10 of (K, U) users under each combination and its share of the backbone's (U,), paired by user."""
     total = weights.sum(axis=1)
     now, before = weights @ ndcgs.mean(axis=0) / total, weights @ base / total  # (R,)
-    found = {"ndcg@10/none": float(before[0])}
+    found = {f"ndcg@10/{NONE}": float(before[0])}
     for key, replicates in (("ndcg@10/mean", now), ("ndcg_share/mean", now / before)):
         value, low, high = interval(replicates)
         found |= {key: value, f"{key}_low": low, f"{key}_high": high}

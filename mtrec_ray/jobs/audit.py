@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from mtrec_ray.combinations import NONE, combination_name
 from mtrec_ray.console import ProgressCallback, stage_progress
 from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.audit import Attribute, AuditSettings, audit_vectors, check_users
@@ -30,13 +31,10 @@ from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out
 from mtrec_ray.streams.sequences import TEST_EVENT, SequenceConfig
 from mtrec_ray.training.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
-from mtrec_ray.training.eliminators_config import combination_name
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_candidates
 
 logger = logging.getLogger(__name__)
 
-BACKBONE = "none"
-"""Name of the combination that hides nothing."""
 LIST_LENGTH = 10
 
 
@@ -153,7 +151,7 @@ def open_eliminators(uri: str) -> EliminatorsRecord:
 def _check_names(records: list[EliminatorsRecord]) -> None:
     """Tables and keys name representations by their runs, those of the first run by its combinations alone."""
     names = [record.config.name for record in records]
-    taken = {BACKBONE, *map(combination_name, records[0].combinations)}
+    taken = {NONE, *map(combination_name, records[0].combinations)}
     for number, name in enumerate(names):
         if names.count(name) > 1 or name == "backbone" or (number > 0 and name in taken):
             raise UserError(f"compare: a run named {name!r} cannot be told apart in the tables: rename its folder")
@@ -214,7 +212,7 @@ def _represent(
     """Every model's view of the users; `offered`: (territories, N) bool."""
     history, values = torch.from_numpy(users.history), torch.from_numpy(users.attribute_index)
     vectors = vectors_in_chunks(backbone.user_vectors, history)
-    found = {BACKBONE: _one((), users, vectors, backbone.title_vectors(), offered)}
+    found = {NONE: _one((), users, vectors, backbone.title_vectors(), offered)}
     show = stage_progress(progress, "representing users", len(records))
     for number, record in enumerate(records):
         prefix = "" if number == 0 else f"{record.config.name}/"

@@ -7,11 +7,12 @@ import pandas as pd
 from rich.console import RenderableType
 from rich.table import Table
 
+from mtrec_ray.combinations import NONE
 from mtrec_ray.evaluation.audit_metrics import GroupGaps, group_gaps
 from mtrec_ray.evaluation.bootstrap import poisson_weights
 from mtrec_ray.evaluation.intervals import Interval, interval
 from mtrec_ray.files import join, write_file, write_json
-from mtrec_ray.jobs.audit import BACKBONE, Audit
+from mtrec_ray.jobs.audit import Audit
 from mtrec_ray.training.eliminators_run import weights_hash
 
 ACCURACY = {
@@ -50,7 +51,7 @@ def _accuracy(audit: Audit, name: str, weights: np.ndarray) -> dict[str, Interva
         return weights @ getattr(audit.represented[of].metrics, field) / weights.sum(axis=1)
 
     found = {key: interval(replicates(name, field)) for key, field in ACCURACY.items()}
-    change = 100 * (replicates(name, "ndcg") / replicates(BACKBONE, "ndcg") - 1)
+    change = 100 * (replicates(name, "ndcg") / replicates(NONE, "ndcg") - 1)
     return found | {"ndcg_change": interval(change)}
 
 
@@ -106,8 +107,8 @@ def _leak_table(audit: Audit, accuracy: dict[str, dict[str, Interval]], results:
             text = f"{result.balanced_accuracy.value:.3f}{mark} ({result.null[0]:.2f}-{result.null[1]:.2f})"
             cells.append(f"[bold]*{text}[/bold]" if attribute in one.hidden else text)
         found = accuracy[name]
-        change = f"{found['ndcg_change'].value:+.1f}%" if name != BACKBONE else ""
-        table.add_row("backbone" if name == BACKBONE else name, *cells, f"{found['ndcg@10'].value:.4f}", change)
+        change = f"{found['ndcg_change'].value:+.1f}%" if name != NONE else ""
+        table.add_row("backbone" if name == NONE else name, *cells, f"{found['ndcg@10'].value:.4f}", change)
     return table
 
 
@@ -121,7 +122,7 @@ def _gap_table(audit: Audit, gaps: dict[str, dict[str, GroupGaps | None]]) -> Ta
             "too few users" if gap is None else f"{gap.gap.value:.3f} ({gap.gap_null_high:.3f})"
             for gap in by_attribute.values()
         ]
-        table.add_row("backbone" if name == BACKBONE else name, *cells)
+        table.add_row("backbone" if name == NONE else name, *cells)
     return table
 
 

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 
 from mtrec_ray.bundle.manifest import EvaluationProtocol
+from mtrec_ray.combinations import NONE, combination_name
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, join, read_json
 from mtrec_ray.jobs.audit_report import ACCURACY
-from mtrec_ray.training.eliminators_config import combination_name
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, weights_hash
 from mtrec_ray.training.run import RunRecord
 from mtrec_ray.training.run import weights_hash as propensity_hash
@@ -30,7 +30,7 @@ def audited(record: EliminatorsRecord, audit: str | None) -> tuple[dict[str, Any
         ) from error
     if flat.get("weights_hash") != weights_hash(record):
         raise UserError(f"audit {audit!r} is of other weights than run {record.uri!r}: audit this run")
-    names = ["none", *(combination_name(combination) for combination in record.combinations)]
+    names = [NONE, *map(combination_name, record.combinations)]
     keys = [f"{key}{end}" for key in ACCURACY for end in ("", "_low", "_high")]
     metrics = {name: {key: flat[_placed(key, name)] for key in keys} for name in names}
     found = {

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtrec_ray.models.eliminators import Combination, EliminatorPack, combination_generator
+from mtrec_ray.combinations import Combination
+from mtrec_ray.models.eliminators import EliminatorPack, combination_generator
 from mtrec_ray.models.sequential import SequentialBackbone
 
 

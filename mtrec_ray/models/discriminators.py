@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtrec_ray.models.eliminators import Combination, combination_generator
+from mtrec_ray.combinations import Combination
+from mtrec_ray.models.eliminators import combination_generator
 
 
 class Discriminators(nn.Module):

@@ -22,10 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.models.sequential import SUBLAYERS, Sublayer
 from mtrec_ray.models.transport import Hidden, Transport, fit, untrained
-
-Combination = tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -277,5 +276,5 @@ class PackRows:
 
 def combination_generator(seed: int, combination: Combination) -> torch.Generator:
     """A generator that depends on the seed and the combination's own name alone."""
-    digest = hashlib.blake2b(f"{seed}/{'+'.join(combination)}".encode(), digest_size=7).digest()
+    digest = hashlib.blake2b(f"{seed}/{combination_name(combination)}".encode(), digest_size=7).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little"))

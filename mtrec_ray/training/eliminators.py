@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
 
+from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError, find_user_error
 from mtrec_ray.files import absolute, exists, join, write_json
@@ -21,10 +22,9 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.windows import WindowPlan, make_window_plan
 from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash, save_window_plan
 from mtrec_ray.training.config import RunnerConfig
-from mtrec_ray.training.eliminators_config import EliminatorsConfig, combination_name, parse_combinations
+from mtrec_ray.training.eliminators_config import EliminatorsConfig, parse_combinations
 from mtrec_ray.training.eliminators_loop import pack_loop_per_worker
 from mtrec_ray.training.eliminators_run import (
-    Combination,
     EliminatorsRecord,
     figure_name,
     is_done,
@@ -176,7 +176,7 @@ def _train_packs(record: EliminatorsRecord, at_once: int, progress: ProgressCall
 
 
 def _train_pack(record: EliminatorsRecord, pack: str, progress: ProgressCallback | None) -> None:
-    names = ", ".join("+".join(combination) for combination in record.packs[pack])
+    names = ", ".join(map(combination_name, record.packs[pack]))
     label = f"{pack} ({names if len(names) < 40 else f'{len(record.packs[pack])} combinations'})"
     show: Callable[[str, int, int], None] | None = None
     if progress:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
 from mtrec_ray.training.config import RunnerConfig, check_lanes
@@ -133,7 +134,7 @@ class EliminatorsConfig(Config):
         return self
 
 
-def parse_combinations(text: str, attributes: dict[str, list[str]]) -> list[tuple[str, ...]]:
+def parse_combinations(text: str, attributes: dict[str, list[str]]) -> list[Combination]:
     """The named combinations, each with its attributes in the lake's order.
 
     Raises:
@@ -153,19 +154,14 @@ def parse_combinations(text: str, attributes: dict[str, list[str]]) -> list[tupl
         chosen = [_combination(part.strip(), names) for part in text.split(",")]
     repeated = [combination for combination, times in Counter(chosen).items() if times > 1]
     if repeated:
-        raise UserError(f"combination {'+'.join(min(repeated))} is named twice")
+        raise UserError(f"combination {combination_name(min(repeated))} is named twice")
     single = sorted({name for combination in chosen for name in combination if len(attributes[name]) < 2})
     if single:
         raise UserError(f"attribute {single[0]!r} has one value only ({attributes[single[0]]}): nothing to hide in it")
     return chosen
 
 
-def combination_name(combination: tuple[str, ...]) -> str:
-    """How a combination is written: attributes in the lake's order, joined by plus."""
-    return "+".join(combination)
-
-
-def _combination(text: str, names: list[str]) -> tuple[str, ...]:
+def _combination(text: str, names: list[str]) -> Combination:
     parts = [part.strip() for part in text.split("+")]
     if "" in parts:
         raise UserError(f"combinations: {text!r} has an empty part; write them as gender+age,gender")

@@ -15,16 +15,16 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import exists, join, read_file, write_json
 from mtrec_ray.models.candidates import Candidate, Eliminated, Filtered, FineTuned
 from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
 from mtrec_ray.models.sequential import SequentialBackbone
-from mtrec_ray.training.eliminators_config import EliminatorsConfig, combination_name
+from mtrec_ray.training.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.record import load_record
 
 WEIGHTS = "eliminators.safetensors"
-Combination = tuple[str, ...]
 
 
 class EliminatorsRecord(BaseModel):

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtrec_ray.combinations import NONE, Combination
 from mtrec_ray.hashing import mix
 from mtrec_ray.models.candidates import Candidate, Eliminated
 from mtrec_ray.models.discriminators import Discriminators, value_weights
-from mtrec_ray.models.eliminators import Combination
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.transport import FOLDS, SHARES, num_steps
 from mtrec_ray.process import prepare_process
@@ -177,7 +177,7 @@ def make_pack_trainee(
         reduce,
     )
     bars = _bars(record, candidate.combinations, means["ndcg"], vectors, users, rank, world_size)
-    figures = {"val/ndcg/none": means["ndcg"]}
+    figures = {f"val/ndcg/{NONE}": means["ndcg"]}
     figures |= {figure_name("val/ndcg_least", combination): bar for combination, bar in bars.items()}
     figures |= {figure_name("step", combination): 0.0 for combination in candidate.combinations}
     return PackTrainee(record, game, {}, figures, bars, device)

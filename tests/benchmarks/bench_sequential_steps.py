@@ -26,9 +26,10 @@ from rich.table import Table
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+from mtrec_ray.combinations import Combination
 from mtrec_ray.models.candidates import Eliminated
 from mtrec_ray.models.discriminators import Discriminators, value_weights
-from mtrec_ray.models.eliminators import Combination, EliminatorConfig, EliminatorPack
+from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.process import prepare_process
 from mtrec_ray.steps.pretraining import Positions, bpr_losses, pretraining_step

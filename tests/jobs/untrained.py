@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from mtrec_ray.combinations import combination_name
 from mtrec_ray.config import validate_config
 from mtrec_ray.jobs.audit_report import ACCURACY
 from mtrec_ray.lake.manifest import Lake
@@ -18,7 +19,7 @@ from mtrec_ray.training.backbone_config import BackboneConfig
 from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord, backbone_hash, load_backbone
 from mtrec_ray.training.config import PropensityConfig
 from mtrec_ray.training.eliminators import make_packs
-from mtrec_ray.training.eliminators_config import EliminatorsConfig, combination_name
+from mtrec_ray.training.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, make_candidate, weights_hash, weights_uri
 from mtrec_ray.training.propensity import open_run
 from mtrec_ray.training.run import save_plan, save_snapshot

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtrec_ray.combinations import Combination
 from mtrec_ray.models.discriminators import Discriminators, value_weights
-from mtrec_ray.models.eliminators import Combination
 from tests.steps.cases import LockStep
 
 ATTRIBUTES = {"gender": 2, "age": 3}

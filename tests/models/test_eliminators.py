@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtrec_ray.combinations import Combination
 from mtrec_ray.models.candidates import Eliminated, Filtered, FineTuned
-from mtrec_ray.models.eliminators import Combination, EliminatorConfig, EliminatorPack
+from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
 from mtrec_ray.models.sequential import Layer, SequentialBackbone, SequentialConfig
 
 Kind = Literal["sasrec", "bert4rec"]

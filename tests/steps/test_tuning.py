@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtrec_ray.combinations import Combination
 from mtrec_ray.models.candidates import Candidate, Eliminated, Filtered, FineTuned
 from mtrec_ray.models.discriminators import Discriminators, value_weights
-from mtrec_ray.models.eliminators import Combination, EliminatorConfig, EliminatorPack
+from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.steps.pretraining import Positions, positions_of
 from mtrec_ray.steps.towers import AllReduce

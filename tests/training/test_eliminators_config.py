@@ -2,8 +2,9 @@
 
 import pytest
 
+from mtrec_ray.combinations import combination_name
 from mtrec_ray.errors import UserError
-from mtrec_ray.training.eliminators_config import combination_name, parse_combinations
+from mtrec_ray.training.eliminators_config import parse_combinations
 
 ATTRIBUTES = {"gender": ["F", "M"], "age": ["18", "25", "35"], "occupation": ["artist", "doctor"]}
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtrec_ray.combinations import Combination
 from mtrec_ray.config import validate_config
 from mtrec_ray.models.discriminators import value_weights
-from mtrec_ray.models.eliminators import Combination, EliminatorPack
+from mtrec_ray.models.eliminators import EliminatorPack
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.steps.tuning import GameSettings
 from mtrec_ray.streams.held_out import HeldOutUsers, Prefixes

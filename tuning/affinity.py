@@ -28,9 +28,9 @@ from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import StepRows, read_pairs, training_batches
-from mtrec_ray.training.config import PropensityConfig
-from mtrec_ray.training.loop import Trainee, make_trainee, set_learning_rate
 from mtrec_ray.training.propensity import new_run
+from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.training.propensity_loop import Trainee, make_trainee, set_learning_rate
 from tuning.clustering import Evidence
 from tuning.data import Remembered, TrialData
 

@@ -5,7 +5,6 @@ backbone's NDCG@10, the one that leaks least, and of those that leak nothing the
 most accurate of all, and a note says so).
 """
 
-import hashlib
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,9 +15,8 @@ from mtrec_ray.combinations import combination_name
 from mtrec_ray.config import validate_config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, join, read_file
-from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord
+from mtrec_ray.files import absolute
+from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
 from mtrec_ray.training.eliminators_config import EliminatorsConfig, parse_combinations
 from tuning.config import EliminatorsSearchConfig
 from tuning.data import Remembered, first_buckets
@@ -91,8 +89,7 @@ def search_eliminators(
     config = config.model_copy(update={"backbone": absolute(config.backbone)})
     source, space = check(config)
     trials_at_once(config)
-    weights = hashlib.sha256(read_file(join(source.uri, WEIGHTS))).hexdigest()
-    stands_on = {f"lake {source.config.lake!r}": source.lake_hash, f"backbone {source.uri!r}": weights}
+    stands_on = {f"lake {source.config.lake!r}": source.lake_hash, f"backbone {source.uri!r}": backbone_hash(source)}
     check_name(config, stands_on, resume)
     each = [_Search.prepare(one, space) for one in _apart(config, source)]
     task = ray.remote(num_cpus=config.cpus_per_worker)(_backbone_figures)
@@ -108,14 +105,8 @@ def check(config: EliminatorsSearchConfig) -> tuple[BackboneRecord, Space]:
             f"workers = {config.workers}: a trial of eliminators trains in one process, which these small models fill; "
             "raise trials_at_once instead"
         )
-    source = BackboneRecord.load(config.backbone)
-    if source.status != "done":
-        raise UserError(f"backbone {config.backbone!r} is not finished: start `mtrec train backbone` again")
-    lake = Lake.open(source.config.lake)
-    if lake.manifest.lake_hash != source.lake_hash:
-        raise UserError(
-            f"backbone {config.backbone!r} was trained on another state of lake {lake.uri!r}: train it again"
-        )
+    source = BackboneRecord.load_done(config.backbone)
+    lake = source.open_lake()
     half = source.config.sequences.open_half
     if half != "both":
         raise UserError(

@@ -23,11 +23,9 @@ from mtrec_ray.evaluation.audit import Attribute, AuditSettings, audit_vectors
 from mtrec_ray.evaluation.audit_result import AuditResult
 from mtrec_ray.evaluation.bootstrap import poisson_weights
 from mtrec_ray.evaluation.intervals import interval
-from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.candidates import Candidate
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.process import prepare_process
-from mtrec_ray.steps.precision import use_fast_matmul
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out, read_prefixes
 from mtrec_ray.streams.sequences import VALIDATION_EVENT, SequenceConfig, is_attacked
 from mtrec_ray.streams.windows import make_window_plan, window_batches
@@ -37,7 +35,6 @@ from mtrec_ray.training.eliminators import make_packs
 from mtrec_ray.training.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
 from mtrec_ray.training.pack_trainee import PREFIXES, make_pack_trainee
-from mtrec_ray.training.worker import check_lake
 from tuning.data import Remembered, first_buckets, map_here
 from tuning.trial import Plan
 
@@ -73,13 +70,11 @@ class EliminatorsTrial:
         self.plan, self.looks_done = plan, 0
         self.config = EliminatorsConfig.model_validate(plan["config"])
         self.source = BackboneRecord.load(self.config.backbone)
-        self.lake, self.remembered = Lake.open(self.source.config.lake), remembered
-        check_lake(self.lake, self.source.lake_hash, self.config.name)
+        self.lake, self.remembered = self.source.open_lake(), remembered
         self.buckets = first_buckets(self.lake, plan["buckets"])
         expected = self.lake.manifest.counts["users"] * len(self.buckets) / self.lake.manifest.num_buckets
         self.fraction = min(1.0, self.config.optim.validation_users / max(1.0, expected))
         prepare_process(self.config.runner.cpus_per_worker)
-        use_fast_matmul()
 
     def advance(self) -> dict[str, float]:
         """Train to the end, then attack; returns `METRICS` with bounds, and each combination's own figures."""

@@ -22,8 +22,8 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.groups import make_groups
-from mtrec_ray.training.config import PropensityConfig
 from mtrec_ray.training.propensity import new_run
+from mtrec_ray.training.propensity_config import PropensityConfig
 from tuning.affinity import gradient_evidence
 from tuning.config import PropensitySearchConfig
 from tuning.data import TrialData, map_here, trial_data

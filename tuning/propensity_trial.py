@@ -16,11 +16,12 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.reader import StepRows, training_batches
 from mtrec_ray.training.checkpoint import Position, load_checkpoint, save_checkpoint
-from mtrec_ray.training.config import PropensityConfig
-from mtrec_ray.training.loop import make_trainee, set_learning_rate
 from mtrec_ray.training.propensity import new_run
-from mtrec_ray.training.run import schedule_of
-from mtrec_ray.training.worker import RunningMean, check_lake
+from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.training.propensity_loop import make_trainee, set_learning_rate
+from mtrec_ray.training.propensity_run import schedule_of
+from mtrec_ray.training.record import check_lake
+from mtrec_ray.training.worker import RunningMean
 from tuning.data import Remembered, TrialData, trial_data
 from tuning.trial import Plan
 

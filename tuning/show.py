@@ -18,7 +18,7 @@ from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.counting import count_users
 from mtrec_ray.streams.groups import make_groups
-from mtrec_ray.training.config import PropensityConfig
+from mtrec_ray.training.propensity_config import PropensityConfig
 from tuning.data import TrialData, first_buckets
 from tuning.partitions import KINDS, Partition, PartitionSpec
 from tuning.propensity_search import partition_maker

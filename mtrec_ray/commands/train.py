@@ -25,7 +25,7 @@ def train() -> None:
     """Train models."""
 
 
-@app.command("propensity", cls=with_settings(("mtrec_ray.training.config:PropensityConfig", "")))
+@app.command("propensity", cls=with_settings(("mtrec_ray.training.propensity_config:PropensityConfig", "")))
 def propensity(
     lake: Annotated[str | None, typer.Option("--lake", metavar="LAKE", help="Folder or URI of the lake.")] = None,
     name: Annotated[
@@ -54,7 +54,7 @@ def propensity(
 ) -> None:
     """Train a propensity model (paper A); start it again with the same name and it goes on where it was stopped."""
     from mtrec_ray.config import load_config
-    from mtrec_ray.training.config import PropensityConfig
+    from mtrec_ray.training.propensity_config import PropensityConfig
 
     flags = {
         "lake": lake,

@@ -1,6 +1,6 @@
 """`mtrec audit`: what each eliminator hides, what it keeps readable, and what it costs.
 
-1. `open_eliminators`: the run, what it is compared with, and their backbone
+1. `load_done`: the run, what it is compared with, and their backbone
 2. `_read_users`:      users with their test event, of all buckets
 3. `_represent`:       every user's vector and top-10 list, by the backbone and by each combination
 4. `attack`:           one Ray task for each representation and attribute, on the users kept for attackers
@@ -74,15 +74,13 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
         UserError: an unfinished run, runs of different backbones or of one name, a lake or backbone changed since,
             too few users to attack, or a place that cannot be written to.
     """
-    records = [open_eliminators(uri) for uri in [config.run, *config.compare]]
+    records = [EliminatorsRecord.load_done(uri) for uri in [config.run, *config.compare]]
     record, source = records[0], BackboneRecord.load(records[0].config.backbone)
     _check_names(records)
     _check_combinations(records)
     if {other.backbone_hash for other in records} != {record.backbone_hash}:
         raise UserError("the runs stand on different backbones: they cannot be compared")
-    lake = Lake.open(source.config.lake)
-    if lake.manifest.lake_hash != record.lake_hash:
-        raise UserError(f"lake {lake.uri!r} was changed since the backbone was trained: train again")
+    lake = record.open_lake(source.config.lake)
     backbone = load_backbone(source, record.backbone_hash)
     settings = AuditSettings(
         num_folds=config.num_folds,
@@ -138,14 +136,6 @@ def attack(
         return audit_vectors({name: vectors[name]}, {of: attributes[of]}, keys, settings)[name, of]
     once = replace(settings, num_repeats=1)  # four times, MovieLens' lists took over 4 minutes more
     return audit_lists({name: lists[name]}, {of: attributes[of]}, keys, num_titles, once)[name, of]
-
-
-def open_eliminators(uri: str) -> EliminatorsRecord:
-    """A finished run's record."""
-    record = EliminatorsRecord.load(uri)
-    if record.status != "done":
-        raise UserError(f"run {uri!r} is not finished: start `mtrec train eliminators` with the same name again")
-    return record
 
 
 def _check_names(records: list[EliminatorsRecord]) -> None:

@@ -26,18 +26,18 @@ from mtrec_ray.bundle.manifest import (
 from mtrec_ray.console import ProgressCallback, stage_progress
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists, join, read_json, remove_file, write_file, write_json
-from mtrec_ray.jobs.audit import open_eliminators
 from mtrec_ray.jobs.bundle_config import BundleConfig
 from mtrec_ray.jobs.bundle_figures import audited, evaluated
-from mtrec_ray.jobs.evaluate import open_propensity
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.cluster import map_buckets
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.candidates import Eliminated
 from mtrec_ray.streams.catalogue import Catalogue
+from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
-from mtrec_ray.training.eliminators_run import load_candidates
-from mtrec_ray.training.run import load_plan, load_snapshot
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_candidates
+from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot
+from mtrec_ray.training.record import load_plan
 
 NUM_POPULAR = 1000
 
@@ -56,15 +56,13 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
         UserError: unfinished runs; runs, audit or evaluation that do not belong together; or, unless `again`, a bundle
             that is there already.
     """
-    out, record = absolute(config.out), open_eliminators(config.run)
+    out, record = absolute(config.out), EliminatorsRecord.load_done(config.run)
     source = BackboneRecord.load(record.config.backbone)
-    lake = Lake.open(source.config.lake)
+    lake = record.open_lake(source.config.lake)
     if record.config.method != "eliminator":
         raise UserError(f"run {config.run!r} holds {record.config.method} models: a bundle serves eliminators")
     if exists(join(out, MANIFEST)) and not again:
         raise UserError(f"{config.out!r} is a bundle already: choose another --out")
-    if lake.manifest.lake_hash != record.lake_hash:
-        raise UserError(f"lake {lake.uri!r} was changed since the backbone was trained: train again")
     metrics, audit = audited(record, config.audit)
     part, files = _propensity(config, lake)
     backbone = load_backbone(source, record.backbone_hash)
@@ -121,10 +119,10 @@ def _propensity(config: BundleConfig, lake: Lake) -> tuple[PropensityPart | None
         if config.evaluation is not None:
             raise UserError("evaluation is of a propensity run: give it with --propensity")
         return None, {}
-    run = open_propensity(uri)
+    run = PropensityRecord.load_done(uri)
     if run.lake_hash != lake.manifest.lake_hash:
         raise UserError(f"run {uri!r} was trained on another lake than the backbone: train both on one lake")
-    model = load_snapshot(run, load_plan(run.uri).phases[-1].day)
+    model = load_snapshot(run, load_plan(run.uri, PairPlan).phases[-1].day)
     metrics, protocol = evaluated(run, config.evaluation)
     part = PropensityPart(
         model=run.model,

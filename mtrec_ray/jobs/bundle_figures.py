@@ -10,8 +10,8 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, join, read_json
 from mtrec_ray.jobs.audit_report import ACCURACY
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, weights_hash
-from mtrec_ray.training.run import RunRecord
-from mtrec_ray.training.run import weights_hash as propensity_hash
+from mtrec_ray.training.propensity_run import PropensityRecord
+from mtrec_ray.training.propensity_run import weights_hash as propensity_hash
 
 
 def audited(record: EliminatorsRecord, audit: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -59,7 +59,7 @@ def _placed(key: str, name: str) -> str:
     return f"{key}/{name}"
 
 
-def evaluated(run: RunRecord, evaluation: str | None) -> tuple[dict[str, float], EvaluationProtocol | None]:
+def evaluated(run: PropensityRecord, evaluation: str | None) -> tuple[dict[str, float], EvaluationProtocol | None]:
     """`pr_auc/<territory>` with `_low` and `_high` of the run's variant, where they are numbers, and their protocol.
 
     Raises:

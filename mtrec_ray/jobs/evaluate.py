@@ -26,7 +26,8 @@ from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.plan import PairPlan
-from mtrec_ray.training.run import RunRecord, load_plan, load_snapshot, weights_hash
+from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot, weights_hash
+from mtrec_ray.training.record import load_plan
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +37,7 @@ class Evaluation:
     """Results of all scorers; keys are (scorer, day, cohort)."""
 
     lake: Lake
-    records: list[RunRecord]
+    records: list[PropensityRecord]
     references: dict[str, dict[int, str]]
     """What is compared beside the runs -> seed of the runs that it is paired with -> scorer."""
     cohorts: list[str]
@@ -61,9 +62,7 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
         UserError: an unfinished run, runs that cannot be compared, a lake changed since, or nothing to evaluate on.
     """
     records, plans = _open_runs(config.runs)
-    lake, calendar, sample = Lake.open(records[0].config.lake), plans[0].calendar, plans[0].sample
-    if lake.manifest.lake_hash != records[0].lake_hash:
-        raise UserError(f"lake {lake.uri!r} was changed since run {records[0].config.name!r} was trained: train again")
+    lake, calendar, sample = records[0].open_lake(), plans[0].calendar, plans[0].sample
     days, cohorts = days_and_cohorts(config, lake, calendar, sample)
     plan_of_seed = _plan_of_each_seed(records, plans, cohorts)
     history, day_positives = _count(lake, calendar, sample, days, cohorts, progress)
@@ -105,11 +104,11 @@ def _reported_titles(day_positives: np.ndarray, is_local: np.ndarray, count: int
     return tuple(sorted([*chosen.tolist(), *others.tolist()]))
 
 
-def _open_runs(uris: list[str]) -> tuple[list[RunRecord], list[PairPlan]]:
+def _open_runs(uris: list[str]) -> tuple[list[PropensityRecord], list[PairPlan]]:
     if not uris:
         raise UserError("name at least one run: mtrec evaluate propensity RUN [RUN...]")
-    records = [open_propensity(uri) for uri in uris]
-    plans = [load_plan(record.uri) for record in records]
+    records = [PropensityRecord.load_done(uri) for uri in uris]
+    plans = [load_plan(record.uri, PairPlan) for record in records]
     names = [record.config.name for record in records]
     if len(set(names)) < len(names):
         raise UserError(f"runs must have different names, got {', '.join(names)}")
@@ -121,14 +120,6 @@ def _open_runs(uris: list[str]) -> tuple[list[RunRecord], list[PairPlan]]:
                 "(sample.split_seed, test_fraction, validation_fraction): they cannot be compared"
             )
     return records, plans
-
-
-def open_propensity(uri: str) -> RunRecord:
-    """A finished run's record."""
-    record = RunRecord.load(uri)
-    if record.status != "done":
-        raise UserError(f"run {uri!r} is not finished: start `mtrec train propensity` with the same name again")
-    return record
 
 
 def _split(sample: SampleConfig) -> tuple[int, float, float]:
@@ -185,7 +176,9 @@ def _count(
     return TitleHistory(popularity=popularity, is_local=is_local), day_positives
 
 
-def _plan_of_each_seed(records: list[RunRecord], plans: list[PairPlan], cohorts: list[str]) -> dict[int, PairPlan]:
+def _plan_of_each_seed(
+    records: list[PropensityRecord], plans: list[PairPlan], cohorts: list[str]
+) -> dict[int, PairPlan]:
     """Seed -> the plan whose users references are scored on beside the runs of that seed.
 
     Users trained on are scored where they are a cohort: then runs of one seed must have drawn the same random sample,
@@ -204,7 +197,7 @@ def _plan_of_each_seed(records: list[RunRecord], plans: list[PairPlan], cohorts:
     return {seed: plan for seed, (_, plan) in first.items()}
 
 
-def _run_entries(lake: Lake, records: list[RunRecord], plans: list[PairPlan], days: list[int]) -> list[Entry]:
+def _run_entries(lake: Lake, records: list[PropensityRecord], plans: list[PairPlan], days: list[int]) -> list[Entry]:
     """One scorer for each snapshot, whatever the number of days that it is scored on."""
     embeddings, entries = lake.title_embeddings(), []
     for record, plan in zip(records, plans, strict=True):
@@ -217,7 +210,7 @@ def _run_entries(lake: Lake, records: list[RunRecord], plans: list[PairPlan], da
     return entries
 
 
-def _references(lake: Lake, records: list[RunRecord], history: TitleHistory) -> dict[str, Scorer]:
+def _references(lake: Lake, records: list[PropensityRecord], history: TitleHistory) -> dict[str, Scorer]:
     references: dict[str, Scorer] = {"popularity": PopularityScorer(history.popularity)}
     if width := lake.manifest.embeddings.interaction_width:
         references["interactions"] = InteractionScorer(lake.title_embeddings()[:, -width:])

@@ -31,11 +31,11 @@ from mtrec_ray.lake.embed import embed_lake
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.sources.registry import make_source
-from mtrec_ray.training.backbone import open_run as open_backbone
+from mtrec_ray.training.backbone import new_run as new_backbone
 from mtrec_ray.training.backbone import train_backbone
 from mtrec_ray.training.eliminators import make_packs, train_eliminators
 from mtrec_ray.training.fit import check_resources
-from mtrec_ray.training.propensity import open_run, train_propensity
+from mtrec_ray.training.propensity import new_run, train_propensity
 
 Report = tuple[dict[str, Any], list[RenderableType]]
 """Flat figures and tables."""
@@ -109,12 +109,12 @@ def _check_against_lake(steps: QuickstartSteps, lake: Lake, with_fairness: bool)
     """UserError for what would otherwise be told after hours: settings that do not fit the lake, cluster or runs."""
     for training in steps.trainings:
         calendar = resolve_calendar(lake, training.window)
-        open_run(training, lake, calendar)
+        new_run(training, lake, calendar).or_begun()
         days_and_cohorts(steps.evaluation, lake, calendar, training.sample)
     for runner in steps.runners if with_fairness else steps.runners[:1]:
         check_resources(runner)
     if with_fairness:
-        open_backbone(steps.backbone, lake)
+        new_backbone(steps.backbone, lake).or_begun()
         make_packs(steps.eliminators, lake.manifest.attributes)
 
 

@@ -14,7 +14,7 @@ from mtrec_ray.evaluation.tables import write_tables
 from mtrec_ray.evaluation.terminal import gain_rich_table, metric_rich_table, title_rich_table
 from mtrec_ray.files import join
 from mtrec_ray.jobs.evaluate import Evaluation
-from mtrec_ray.training.run import RunRecord
+from mtrec_ray.training.propensity_run import PropensityRecord
 
 
 def make_report(evaluation: Evaluation) -> EvaluationReport:
@@ -79,7 +79,7 @@ def write_score_figures(evaluation: Evaluation, report: EvaluationReport, out: s
             write_figure(figure, join(out, f"scores-{slot + 1:02d}.png"))
 
 
-def variant_names(records: list[RunRecord]) -> list[str]:
+def variant_names(records: list[PropensityRecord]) -> list[str]:
     """Each run's variant: its name without a seed suffix such as `-s1`, common to runs that differ in seeds alone."""
     first_name: dict[str, str] = {}
     for record in records:
@@ -89,7 +89,7 @@ def variant_names(records: list[RunRecord]) -> list[str]:
     return [(short if distinct else first_name)[_signature(record)] for record in records]
 
 
-def _signature(record: RunRecord) -> str:
+def _signature(record: PropensityRecord) -> str:
     """The run's settings without name, seeds, and where and how it was carried out."""
     config = record.config
     plain = {"name": "", "runs": "", "seed": 0, "runner": type(config.runner)()}

@@ -9,14 +9,14 @@
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, exists, join
+from mtrec_ray.files import absolute, join
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.windows import make_window_plan
 from mtrec_ray.training.backbone_config import BackboneConfig
 from mtrec_ray.training.backbone_loop import backbone_loop_per_worker
-from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord, save_window_plan, schedule_of
+from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord, schedule_of
 from mtrec_ray.training.fit import check_resources, fit
-from mtrec_ray.training.run import check_same_settings
+from mtrec_ray.training.record import save_plan
 from mtrec_ray.training.weights import load_figures
 
 
@@ -28,14 +28,14 @@ def train_backbone(config: BackboneConfig, progress: ProgressCallback | None = N
     """
     config = config.model_copy(update={"lake": absolute(config.lake), "runs": absolute(config.runs)})
     lake = Lake.open(config.lake)
-    record = open_run(config, lake)
+    record = new_run(config, lake).or_begun()
     if record.status == "done":
         return record
     check_resources(config.runner)
     if not record.num_steps:  # planned before it is recorded: what fails here leaves no run behind
         plan = make_window_plan(lake, config.sequences, config.model.history, without_attacked=False, progress=progress)
         plan.validation_share(config.optim.validation_users)
-        save_window_plan(record.uri, plan)
+        save_plan(record.uri, plan)
         record = record.model_copy(update={"num_steps": schedule_of(record, plan).num_steps})
         record.save()
     settings = {"record": record.model_dump_json()}
@@ -45,21 +45,16 @@ def train_backbone(config: BackboneConfig, progress: ProgressCallback | None = N
     return done
 
 
-def open_run(config: BackboneConfig, lake: Lake) -> BackboneRecord:
-    """The run's record: that of the same run if it was begun before, else a new one, not saved yet."""
+def new_run(config: BackboneConfig, lake: Lake) -> BackboneRecord:
+    """The record of a run that has not begun; UserError where its settings do not fit."""
     if config.model.width % config.model.num_heads:
         raise UserError(
             f"model.width = {config.model.width} is not a multiple of model.num_heads = {config.model.num_heads}"
         )
-    new = BackboneRecord(
+    return BackboneRecord(
         status="training",
         config=config,
         lake_hash=lake.manifest.lake_hash,
         attributes=lake.manifest.attributes,
         num_titles=lake.titles.num_rows,
     )
-    if not exists(join(new.uri, "run.json")):
-        return new
-    old = BackboneRecord.load(new.uri)
-    check_same_settings(old.config, config, f"lake {config.lake!r}", old.lake_hash, new.lake_hash)
-    return old if old.status == "done" else old.model_copy(update={"config": config})

@@ -15,7 +15,6 @@ from torch import Tensor
 from mtrec_ray.config import dump_yaml
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
 from mtrec_ray.files import join
-from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.running_average import RunningAverage
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.process import prepare_process
@@ -23,17 +22,17 @@ from mtrec_ray.steps.pretraining import positions_of, pretraining_step
 from mtrec_ray.steps.towers import AllReduce
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out
 from mtrec_ray.streams.sequences import VALIDATION_EVENT
-from mtrec_ray.streams.windows import WindowBatch, window_batches
+from mtrec_ray.streams.windows import WindowBatch, WindowPlan, window_batches
 from mtrec_ray.training.accuracy import held_out_metrics, vectors_in_chunks
-from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord, load_window_plan, schedule_of
+from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord, schedule_of
 from mtrec_ray.training.checkpoint import load_state, save_state
+from mtrec_ray.training.record import load_plan
 from mtrec_ray.training.weights import save_weights
 from mtrec_ray.training.worker import (
     CHECK_CLOCK_EVERY,
     Clock,
     RunningMean,
     all_reduce,
-    check_lake,
     mean_over_workers,
     seed_step,
 )
@@ -94,8 +93,7 @@ def backbone_loop_per_worker(settings: dict[str, Any]) -> None:
     record = BackboneRecord.model_validate_json(settings["record"])
     optim, context = record.config.optim, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    lake, plan = Lake.open(record.config.lake), load_window_plan(record.uri)
-    check_lake(lake, record.lake_hash, record.config.name)
+    lake, plan = record.open_lake(), load_plan(record.uri, WindowPlan)
     schedule = schedule_of(record, plan)
     trainee = make_trainee(record, ray.train.torch.get_device(), world_size)
     progress = _restore(trainee)

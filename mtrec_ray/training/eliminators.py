@@ -16,12 +16,10 @@ from functools import partial
 from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError, find_user_error
-from mtrec_ray.files import absolute, exists, join, write_json
+from mtrec_ray.files import absolute, join, write_json
 from mtrec_ray.lake.cluster import cluster_resources, joins_cluster
-from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.windows import WindowPlan, make_window_plan
-from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash, save_window_plan
-from mtrec_ray.training.config import RunnerConfig
+from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
 from mtrec_ray.training.eliminators_config import EliminatorsConfig, parse_combinations
 from mtrec_ray.training.eliminators_loop import pack_loop_per_worker
 from mtrec_ray.training.eliminators_run import (
@@ -32,7 +30,8 @@ from mtrec_ray.training.eliminators_run import (
     weights_uri,
 )
 from mtrec_ray.training.fit import check_resources, fit, in_background
-from mtrec_ray.training.run import check_same_settings
+from mtrec_ray.training.record import save_plan
+from mtrec_ray.training.runner_config import RunnerConfig
 from mtrec_ray.training.weights import load_figures
 
 logger = logging.getLogger(__name__)
@@ -51,15 +50,9 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
         PacksFailed: packs that failed in spite of retries, after all others were done.
     """
     config = config.model_copy(update={"backbone": absolute(config.backbone), "runs": absolute(config.runs)})
-    backbone = BackboneRecord.load(config.backbone)
-    if backbone.status != "done":
-        raise UserError(f"backbone {config.backbone!r} is not finished: start `mtrec train backbone` again")
-    lake = Lake.open(backbone.config.lake)
-    if lake.manifest.lake_hash != backbone.lake_hash:
-        raise UserError(
-            f"backbone {config.backbone!r} was trained on another state of lake {lake.uri!r}: train the backbone again"
-        )
-    record = _open_run(config, backbone)
+    backbone = BackboneRecord.load_done(config.backbone)
+    lake = backbone.open_lake()
+    record = _new_run(config, backbone).or_begun()
     if record.status == "done":
         return record
     at_once = _jobs_at_once(config)
@@ -69,7 +62,7 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
         _check_values(record, plan)
         optim = config.optim
         plan.validation_share(optim.validation_users)
-        save_window_plan(record.uri, plan)
+        save_plan(record.uri, plan)
         schedule = plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, config.seed)
         record = record.model_copy(update={"steps_per_pack": schedule.num_steps})
         record.save()
@@ -91,8 +84,8 @@ def make_packs(config: EliminatorsConfig, attributes: dict[str, list[str]]) -> d
     return {f"pack{number:03d}": chosen[start : start + size] for number, start in enumerate(starts)}
 
 
-def _open_run(config: EliminatorsConfig, backbone: BackboneRecord) -> EliminatorsRecord:
-    new = EliminatorsRecord(
+def _new_run(config: EliminatorsConfig, backbone: BackboneRecord) -> EliminatorsRecord:
+    return EliminatorsRecord(
         status="training",
         config=config,
         lake_hash=backbone.lake_hash,
@@ -100,12 +93,6 @@ def _open_run(config: EliminatorsConfig, backbone: BackboneRecord) -> Eliminator
         attributes=backbone.attributes,
         packs=make_packs(config, backbone.attributes),
     )
-    if not exists(join(new.uri, "run.json")):
-        return new
-    old = EliminatorsRecord.load(new.uri)
-    check_same_settings(old.config, config, f"lake {backbone.config.lake!r}", old.lake_hash, new.lake_hash)
-    check_same_settings(old.config, config, f"backbone {config.backbone!r}", old.backbone_hash, new.backbone_hash)
-    return old if old.status == "done" else old.model_copy(update={"config": config})
 
 
 def _check_values(record: EliminatorsRecord, plan: WindowPlan) -> None:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
-from mtrec_ray.training.config import RunnerConfig, check_lanes
+from mtrec_ray.training.runner_config import RunnerConfig, check_lanes
 
 MAX_ATTRIBUTES_FOR_ALL = 12
 
@@ -68,7 +68,7 @@ class TransportConfig(Config):
     """Over the vectors at each look at the validation event."""
 
 
-class TuningOptimConfig(Config):
+class EliminatorOptimConfig(Config):
     """Batches, length and choice of an eliminator's weights."""
 
     batch_windows: int = Field(default=64, ge=1)
@@ -118,7 +118,7 @@ class EliminatorsConfig(Config):
     shape: EliminatorShapeConfig = EliminatorShapeConfig()
     adversary: AdversaryConfig = AdversaryConfig()
     transport: TransportConfig = TransportConfig()
-    optim: TuningOptimConfig = TuningOptimConfig()
+    optim: EliminatorOptimConfig = EliminatorOptimConfig()
     runner: RunnerConfig = RunnerConfig()
 
     @model_validator(mode="after")

@@ -10,15 +10,15 @@ import ray.train.torch
 import safetensors.torch
 
 from mtrec_ray.config import dump_yaml
-from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.held_out import read_held_out, read_prefixes
 from mtrec_ray.streams.sequences import VALIDATION_EVENT
-from mtrec_ray.streams.windows import window_batches
-from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone, load_window_plan
+from mtrec_ray.streams.windows import WindowPlan, window_batches
+from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, weights_uri
 from mtrec_ray.training.pack_trainee import PREFIXES, PackTrainee, make_pack_trainee
+from mtrec_ray.training.record import load_plan
 from mtrec_ray.training.weights import save_weights
-from mtrec_ray.training.worker import CHECK_CLOCK_EVERY, Clock, check_lake
+from mtrec_ray.training.worker import CHECK_CLOCK_EVERY, Clock
 
 
 def pack_loop_per_worker(settings: dict[str, Any]) -> None:
@@ -33,8 +33,7 @@ def pack_loop_per_worker(settings: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     source = BackboneRecord.load(record.config.backbone)
     backbone = load_backbone(source, record.backbone_hash)
-    lake, plan = Lake.open(source.config.lake), load_window_plan(record.uri)
-    check_lake(lake, record.lake_hash, record.config.name)
+    lake, plan = record.open_lake(source.config.lake), load_plan(record.uri, WindowPlan)
     schedule = plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, record.config.seed)
     buckets = range(rank, lake.manifest.num_buckets, world_size)
     fraction = plan.validation_share(optim.validation_users)

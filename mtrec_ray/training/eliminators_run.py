@@ -8,58 +8,43 @@ runs/NAME/packs/PACK/checkpoint_*/             Ray Train's checkpoints
 """
 
 import hashlib
-from typing import Literal
+from typing import Literal, Self
 
 import safetensors.torch
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import exists, join, read_file, write_json
+from mtrec_ray.files import exists, join, read_file
 from mtrec_ray.models.candidates import Candidate, Eliminated, Filtered, FineTuned
 from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.training.eliminators_config import EliminatorsConfig
-from mtrec_ray.training.record import load_record
+from mtrec_ray.training.record import Record
 
 WEIGHTS = "eliminators.safetensors"
 
 
-class EliminatorsRecord(BaseModel):
+class EliminatorsRecord(Record):
     """The content of `run.json`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: Literal[1] = 1
     kind: Literal["eliminators"] = "eliminators"
-    status: Literal["training", "done"]
     config: EliminatorsConfig
-    lake_hash: str
     backbone_hash: str
     """SHA-256 of the backbone's weights."""
     attributes: dict[str, list[str]]
     packs: dict[str, list[Combination]]
     """Name of each job -> the combinations it trains."""
     steps_per_pack: int = 0
-    metrics: dict[str, float] = {}
-
-    @property
-    def uri(self) -> str:
-        return join(self.config.runs, self.config.name)
 
     @property
     def combinations(self) -> list[Combination]:
         return [combination for pack in self.packs.values() for combination in pack]
 
-    def save(self) -> None:
-        write_json(join(self.uri, "run.json"), self.model_dump(mode="json"))
-
-    @staticmethod
-    def load(uri: str) -> "EliminatorsRecord":
-        """Raises UserError where there is none, see `load_record`."""
-        return load_record(uri, "eliminators", EliminatorsRecord)
+    def check_same(self, new: Self) -> None:
+        super().check_same(new)
+        self._check_state(new, "backbone", self.backbone_hash, new.backbone_hash)
 
 
 def make_candidate(record: EliminatorsRecord, backbone: SequentialBackbone, chosen: list[Combination]) -> Candidate:

@@ -20,9 +20,9 @@ from mtrec_ray.models.discriminators import Discriminators, value_weights
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.transport import FOLDS, SHARES, num_steps
 from mtrec_ray.process import prepare_process
+from mtrec_ray.steps.adversary import AdversaryGame, GameSettings
 from mtrec_ray.steps.pretraining import positions_of
 from mtrec_ray.steps.towers import AllReduce
-from mtrec_ray.steps.tuning import AdversaryGame, GameSettings
 from mtrec_ray.streams.held_out import HeldOutUsers, Prefixes
 from mtrec_ray.streams.windows import WindowBatch, WindowPlan
 from mtrec_ray.training.accuracy import held_out_metrics, stacked_metrics, vectors_in_chunks

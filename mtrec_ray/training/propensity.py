@@ -13,21 +13,22 @@ import math
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, exists, join
+from mtrec_ray.files import absolute
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.models.two_tower import TwoTowerConfig
 from mtrec_ray.streams.groups import make_groups
 from mtrec_ray.streams.plan import check_sample, make_plan
-from mtrec_ray.training.config import PropensityConfig
 from mtrec_ray.training.fit import check_resources, fit
-from mtrec_ray.training.loop import train_loop_per_worker
-from mtrec_ray.training.run import RunRecord, check_same_settings, save_plan, schedule_of
+from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.training.propensity_loop import train_loop_per_worker
+from mtrec_ray.training.propensity_run import PropensityRecord, schedule_of
+from mtrec_ray.training.record import save_plan
 
 logger = logging.getLogger(__name__)
 
 
-def train_propensity(config: PropensityConfig, progress: ProgressCallback | None = None) -> RunRecord:
+def train_propensity(config: PropensityConfig, progress: ProgressCallback | None = None) -> PropensityRecord:
     """Train one run to its end, going on from its last checkpoint if the same name was stopped.
 
     Args:
@@ -40,7 +41,7 @@ def train_propensity(config: PropensityConfig, progress: ProgressCallback | None
     config = config.model_copy(update={"lake": absolute(config.lake), "runs": absolute(config.runs)})
     lake = Lake.open(config.lake)
     calendar = resolve_calendar(lake, config.window)
-    record = open_run(config, lake, calendar)
+    record = new_run(config, lake, calendar).or_begun()
     if config.kind == "mtl" and len(record.groups.names) == 1 < len(record.groups.of_territory):
         logger.warning("model.groups = %r is one group, so all territories share one block", config.model.groups)
     if record.status == "done":
@@ -57,19 +58,7 @@ def train_propensity(config: PropensityConfig, progress: ProgressCallback | None
     return done
 
 
-def open_run(config: PropensityConfig, lake: Lake, calendar: Calendar) -> RunRecord:
-    """The run's record: that of the same run if it was begun before, else a new one, not saved yet."""
-    new = new_run(config, lake, calendar)
-    if not exists(join(new.uri, "run.json")):
-        return new
-    old = RunRecord.load(new.uri)
-    check_same_settings(old.config, config, f"lake {config.lake!r}", old.lake_hash, new.lake_hash)
-    if old.groups != new.groups:
-        raise UserError(f"run {config.name!r} was begun with other territory groups: choose another name")
-    return old if old.status == "done" else old.model_copy(update={"config": config})
-
-
-def new_run(config: PropensityConfig, lake: Lake, calendar: Calendar) -> RunRecord:
+def new_run(config: PropensityConfig, lake: Lake, calendar: Calendar) -> PropensityRecord:
     """The record of a run that has not begun; UserError where its settings do not fit the lake."""
     embeddings = lake.manifest.embeddings
     if not (embeddings.user_width and embeddings.title_width):
@@ -97,7 +86,7 @@ def new_run(config: PropensityConfig, lake: Lake, calendar: Calendar) -> RunReco
         aligned_width=embeddings.interaction_width,
         initial_bias=0.0 if config.sample.alpha == "auto" else -math.log(config.sample.alpha),
     )
-    return RunRecord(
+    return PropensityRecord(
         status="training",
         config=config,
         lake_hash=lake.manifest.lake_hash,
@@ -108,6 +97,6 @@ def new_run(config: PropensityConfig, lake: Lake, calendar: Calendar) -> RunReco
     )
 
 
-def _fit(record: RunRecord, progress: ProgressCallback | None) -> dict[str, float]:
+def _fit(record: PropensityRecord, progress: ProgressCallback | None) -> dict[str, float]:
     config, settings = record.config, {"record": record.model_dump_json()}
     return fit(train_loop_per_worker, settings, config.runs, config.name, config.runner, record.num_steps, progress)

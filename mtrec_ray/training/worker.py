@@ -8,17 +8,10 @@ from torch import Tensor
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix
-from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.steps.towers import AllReduce
 
 CHECK_CLOCK_EVERY = 10
 """Steps between looks at the clock, which all workers take together."""
-
-
-def check_lake(lake: Lake, expected_hash: str, run: str) -> None:
-    """UserError where the lake is no longer what the run was begun on."""
-    if lake.manifest.lake_hash != expected_hash:
-        raise UserError(f"lake {lake.uri!r} was changed while run {run!r} was trained on it: choose another name")
 
 
 def seed_step(seed: int, *place: int) -> None:

@@ -32,8 +32,8 @@ from mtrec_ray.models.discriminators import Discriminators, value_weights
 from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.process import prepare_process
+from mtrec_ray.steps.adversary import AdversaryGame, GameSettings
 from mtrec_ray.steps.pretraining import Positions, bpr_losses, pretraining_step
-from mtrec_ray.steps.tuning import AdversaryGame, GameSettings
 from tests.benchmarks.bench_propensity_step import commit, processor
 
 NUM_TITLES, L, WIDTH = 1682, 20, 64

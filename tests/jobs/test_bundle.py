@@ -34,7 +34,7 @@ from mtrec_ray.sources.registry import make_source
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
-from mtrec_ray.training.run import RunRecord, load_snapshot
+from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot
 from tests.jobs.untrained import write_audit, write_backbone, write_eliminators, write_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -79,7 +79,7 @@ def bundle(run: EliminatorsRecord, out: Path, **settings: Any) -> Bundle:
 
 def test_a_propensity_run_is_bundled_from_where_it_lies(lake, eliminators, tmp_path):
     run = write_run(lake, tmp_path / "runs", "mtl", 0)
-    wanted = load_snapshot(RunRecord.load(run), 0).state_dict()
+    wanted = load_snapshot(PropensityRecord.load(run), 0).state_dict()
     shutil.move(run, tmp_path / "elsewhere")
     write_run(lake, tmp_path / "runs", "mtl", 1)  # another, where it was
     found = bundle(eliminators, tmp_path / "bundle", propensity=str(tmp_path / "elsewhere")).propensity()
@@ -195,15 +195,15 @@ class TestRefusals:
         record.save()
         refused(r"eliminators' is not finished: start `mtrec train eliminators`", record)
         run = write_run(lake, tmp_path, "mtl", 0)
-        RunRecord.load(run).model_copy(update={"status": "training"}).save()
+        PropensityRecord.load(run).model_copy(update={"status": "training"}).save()
         refused(r"mtl' is not finished: start `mtrec train propensity`", eliminators, propensity=run)
 
     def test_another_lake(self, lake, backbone, eliminators, tmp_path, refused):
         record = write_eliminators(backbone, tmp_path).model_copy(update={"lake_hash": "0" * 64})
         record.save()
-        refused("was changed since the backbone was trained: train again", record)
+        refused("was changed since run 'eliminators' was begun on it: train again", record)
         run = write_run(lake, tmp_path, "mtl", 0)
-        RunRecord.load(run).model_copy(update={"lake_hash": "0" * 64}).save()
+        PropensityRecord.load(run).model_copy(update={"lake_hash": "0" * 64}).save()
         refused("mtl' was trained on another lake than the backbone", eliminators, propensity=run)
 
     def test_an_audit_of_other_weights(self, backbone, eliminators, tmp_path, refused):

@@ -25,7 +25,7 @@ from mtrec_ray.lake.manifest import Lake, Territory, embedding_matrix
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.sampling import TEST, split_of
-from mtrec_ray.training.run import RunRecord, load_snapshot, weights_hash
+from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot, weights_hash
 from tests.jobs.untrained import write_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -71,7 +71,7 @@ def flat(evaluation) -> dict:
     return make_report(evaluation).flat_metrics()
 
 
-def scores_and_labels(lake: Lake, record: RunRecord, day: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+def scores_and_labels(lake: Lake, record: PropensityRecord, day: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
     """(territory, scores, labels) of each test user, from the plain tables, one user at a time."""
     calendar, titles = lake.manifest.calendar, lake.titles.to_pandas()
     start, end = calendar.day_bounds(day)
@@ -95,7 +95,7 @@ def scores_and_labels(lake: Lake, record: RunRecord, day: int) -> Iterator[tuple
 
 @pytest.mark.parametrize("day", [1, 2])
 def test_pr_auc_is_that_of_sklearn_on_all_scores(lake, runs, evaluation, day):
-    record = RunRecord.load(runs[1])
+    record = PropensityRecord.load(runs[1])
     result = evaluation.results[record.config.name, day, HELD_OUT]
     found: dict[str, list] = {name: [] for name in lake.territory_names()}
     for territory, scores, labels in scores_and_labels(lake, record, day):
@@ -172,7 +172,7 @@ def test_a_report_says_which_weights_its_figures_are_of_and_how_they_were_measur
         evaluation.weights, "random"
     )
     hashes = [run["weights_hash"] for run in [*document["runs"].values(), *alone["runs"].values()]]
-    assert hashes == [weights_hash(RunRecord.load(uri)) for uri in [*runs, other]]
+    assert hashes == [weights_hash(PropensityRecord.load(uri)) for uri in [*runs, other]]
     assert len(set(hashes)) == 3
 
 
@@ -254,7 +254,7 @@ class TestRefusals:
 
     def test_an_unfinished_run(self, lake, runs, tmp_path):
         run = write_run(lake, tmp_path, "half", 0)
-        RunRecord.load(run).model_copy(update={"status": "training"}).save()
+        PropensityRecord.load(run).model_copy(update={"status": "training"}).save()
         with pytest.raises(UserError, match="half' is not finished"):
             evaluate(runs[0], run)
 
@@ -323,6 +323,6 @@ class TestRefusals:
 
     def test_a_lake_changed_since_training(self, lake, tmp_path):
         run = write_run(lake, tmp_path, "old", 0)
-        RunRecord.load(run).model_copy(update={"lake_hash": "0" * 64}).save()
-        with pytest.raises(UserError, match="was changed since run 'old' was trained"):
+        PropensityRecord.load(run).model_copy(update={"lake_hash": "0" * 64}).save()
+        with pytest.raises(UserError, match="was changed since run 'old' was begun on it"):
             evaluate(run)

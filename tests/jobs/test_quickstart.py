@@ -23,7 +23,7 @@ from mtrec_ray.training.backbone_config import BackboneConfig
 from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.training.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
-from mtrec_ray.training.run import RunRecord, save_snapshot
+from mtrec_ray.training.propensity_run import PropensityRecord, save_snapshot
 from tests.jobs.untrained import write_audit, write_backbone, write_eliminators
 
 LAKE = {"users": 500, "territories": 4, "titles": 30, "user_width": 8, "title_width": 8, "num_evaluation_days": 1}
@@ -90,7 +90,7 @@ def start(folder: Path, **settings: Any):
 
 def untrained(loop, settings, runs, name, *others) -> dict[str, float]:
     """In place of `fit`, which takes 20 s."""
-    record = RunRecord.model_validate_json(settings["record"])
+    record = PropensityRecord.model_validate_json(settings["record"])
     model = TwoTower(record.two_tower_config())
     model.init_weights(torch.Generator().manual_seed(record.config.seed))
     save_snapshot(record.uri, 0, model)

@@ -5,14 +5,14 @@ import pytest
 from mtrec_ray.config import validate_config
 from mtrec_ray.jobs.report import variant_names
 from mtrec_ray.streams.groups import Groups
-from mtrec_ray.training.config import PropensityConfig
-from mtrec_ray.training.run import RunRecord
+from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.training.propensity_run import PropensityRecord
 
 
-def record(name: str, seed: int = 0, **settings) -> RunRecord:
+def record(name: str, seed: int = 0, **settings) -> PropensityRecord:
     config = validate_config(PropensityConfig, {"lake": "lake", "name": name, "seed": seed} | settings)
     groups = Groups(names=["all"], of_territory=[0])
-    return RunRecord(
+    return PropensityRecord(
         status="done",
         config=config,
         lake_hash="",

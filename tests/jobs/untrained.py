@@ -14,15 +14,16 @@ from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.streams.plan import make_plan
-from mtrec_ray.training.backbone import open_run as open_backbone
+from mtrec_ray.training.backbone import new_run as new_backbone
 from mtrec_ray.training.backbone_config import BackboneConfig
 from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord, backbone_hash, load_backbone
-from mtrec_ray.training.config import PropensityConfig
 from mtrec_ray.training.eliminators import make_packs
 from mtrec_ray.training.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, make_candidate, weights_hash, weights_uri
-from mtrec_ray.training.propensity import open_run
-from mtrec_ray.training.run import save_plan, save_snapshot
+from mtrec_ray.training.propensity import new_run
+from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.training.propensity_run import save_snapshot
+from mtrec_ray.training.record import save_plan
 from mtrec_ray.training.weights import save_weights
 
 
@@ -31,7 +32,7 @@ def write_run(lake: Lake, runs: Path, name: str, seed: int, **settings: Any) -> 
     document = {"lake": lake.uri, "runs": str(runs), "name": name, "seed": seed, "model": {"d": 16}} | settings
     config = validate_config(PropensityConfig, document)
     calendar = resolve_calendar(lake, config.window)
-    record = open_run(config, lake, calendar)
+    record = new_run(config, lake, calendar)
     save_plan(record.uri, make_plan(lake, config.sample, calendar))
     model = TwoTower(record.two_tower_config())
     model.init_weights(torch.Generator().manual_seed(seed))
@@ -43,7 +44,7 @@ def write_run(lake: Lake, runs: Path, name: str, seed: int, **settings: Any) -> 
 def write_backbone(lake: Lake, runs: Path, **settings: Any) -> BackboneRecord:
     """A finished backbone of that name."""
     document = {"lake": lake.uri, "runs": str(runs), "name": "backbone", "model": {"width": 16}} | settings
-    record = open_backbone(validate_config(BackboneConfig, document), lake)
+    record = new_backbone(validate_config(BackboneConfig, document), lake)
     model = SequentialBackbone(record.sequential_config())
     model.init_weights(torch.Generator().manual_seed(record.config.seed))
     save_weights(f"{record.uri}/{WEIGHTS}", model.state_dict(), {})

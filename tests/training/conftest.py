@@ -7,9 +7,9 @@ import pytest
 from mtrec_ray.config import validate_config
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.sources.registry import make_source
-from mtrec_ray.training.config import PropensityConfig
 from mtrec_ray.training.propensity import train_propensity
-from mtrec_ray.training.run import RunRecord
+from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.training.propensity_run import PropensityRecord
 
 SYNTHETIC = {
     "users": 6000,
@@ -51,6 +51,6 @@ def runs(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def straight(planted_lake, runs) -> RunRecord:
+def straight(planted_lake, runs) -> PropensityRecord:
     """A multi-task run that nobody disturbed."""
     return train_propensity(run_config(planted_lake, runs, "straight"))

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from mtrec_ray.training import fit as fit_module
-from mtrec_ray.training.config import RunnerConfig
 from mtrec_ray.training.fit import fit, in_background
+from mtrec_ray.training.runner_config import RunnerConfig
 
 
 class Trainer:

@@ -15,7 +15,7 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.models.discriminators import value_weights
 from mtrec_ray.models.eliminators import EliminatorPack
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
-from mtrec_ray.steps.tuning import GameSettings
+from mtrec_ray.steps.adversary import GameSettings
 from mtrec_ray.streams.held_out import HeldOutUsers, Prefixes
 from mtrec_ray.streams.sequences import SequenceConfig
 from mtrec_ray.streams.windows import WindowPlan

@@ -20,7 +20,7 @@ from mtrec_ray.jobs.evaluate_config import EvaluateConfig
 from mtrec_ray.jobs.report import make_report
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.training.propensity import train_propensity
-from mtrec_ray.training.run import RunRecord
+from mtrec_ray.training.propensity_run import PropensityRecord
 from tests.training.conftest import run_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
@@ -92,7 +92,7 @@ def test_the_multi_task_model_beats_the_baseline_in_every_group(straight, plante
 def test_a_finished_run_is_not_trained_again(straight, planted_lake, runs, monkeypatch):
     monkeypatch.setattr("mtrec_ray.training.propensity.fit", None)
     again = train_propensity(run_config(planted_lake, runs, "straight"))
-    assert again == RunRecord.load(straight.uri)
+    assert again == PropensityRecord.load(straight.uri)
 
 
 def test_a_killed_worker_ends_in_the_same_weights(straight, planted_lake, runs):
@@ -123,7 +123,7 @@ def test_a_killed_driver_goes_on_to_the_same_weights(straight, planted_lake, run
     finally:
         driver.kill()
         driver.wait()
-    assert RunRecord.load(f"{runs}/driver-killed").status == "training"
+    assert PropensityRecord.load(f"{runs}/driver-killed").status == "training"
     assert_same_weights(straight, train_propensity(config))
 
 
@@ -146,7 +146,7 @@ def test_a_lake_changed_since_the_checkpoint_is_refused(straight, planted_lake, 
     )
     try:
         Path(planted_lake, "lake.json").write_text(changed)
-        with pytest.raises(UserError, match="another state of lake"):
+        with pytest.raises(UserError, match="another state of its lake"):
             train_propensity(run_config(planted_lake, runs, "straight"))
     finally:
         Path(planted_lake, "lake.json").write_text(text)

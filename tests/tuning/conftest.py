@@ -11,7 +11,7 @@ from mtrec_ray.lake.build import BuildOptions, build_lake
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.training.backbone_run import BackboneRecord
-from mtrec_ray.training.config import PropensityConfig
+from mtrec_ray.training.propensity_config import PropensityConfig
 from tests.jobs.untrained import write_backbone
 from tuning.config import EliminatorsSearchConfig
 

@@ -21,7 +21,7 @@ from mtrec_ray.sources.registry import make_source
 from mtrec_ray.streams.pairs import Pairs
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import BucketPairs, StepRows
-from mtrec_ray.training.config import PropensityConfig
+from mtrec_ray.training.propensity_config import PropensityConfig
 from tests.steps.cases import NUM_TITLES, TITLE_WIDTH, USER_WIDTH, D, make_model
 from tests.tuning.conftest import build_here, small_config
 from tuning.affinity import GradientSums, Negatives, add_gradients, expected_pairs, gradient_evidence, positives

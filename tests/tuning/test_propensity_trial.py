@@ -15,10 +15,10 @@ from mtrec_ray.streams.plan import make_plan
 from mtrec_ray.streams.reader import training_batches
 from mtrec_ray.streams.sampling import VALIDATION, split_of
 from mtrec_ray.streams.scored_users import ScoringChunk
-from mtrec_ray.training.config import PropensityConfig
-from mtrec_ray.training.loop import make_trainee, set_learning_rate
-from mtrec_ray.training.propensity import open_run
-from mtrec_ray.training.run import schedule_of
+from mtrec_ray.training.propensity import new_run
+from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.training.propensity_loop import make_trainee, set_learning_rate
+from mtrec_ray.training.propensity_run import schedule_of
 from tests.tuning.conftest import small_config
 from tuning.data import Remembered, map_here, trial_data
 from tuning.kinds import make_trial
@@ -131,7 +131,7 @@ def test_a_trial_ends_in_the_weights_that_its_config_is_trained_to(trial_lake, m
     trial = PropensityTrial.of(plan_of(config), 0, 1, Remembered())
     finish(trial)
     data = trial_data(trial_lake, resolve_calendar(trial_lake, config.window), None, 7)
-    record = open_run(config, data.lake, data.calendar)
+    record = new_run(config, data.lake, data.calendar)
     plan = make_plan(data.lake, config.sample, data.calendar, map_over=map_here)
     schedule = schedule_of(record, plan)
     trainee = make_trainee(record, data.lake, torch.device("cpu"), 1)
@@ -142,7 +142,7 @@ def test_a_trial_ends_in_the_weights_that_its_config_is_trained_to(trial_lake, m
 
 
 def test_a_lake_that_was_built_anew_is_refused(trial_lake):
-    with pytest.raises(UserError, match="was changed while run 'small' was trained on it"):
+    with pytest.raises(UserError, match="was changed since run 'small' was begun on it"):
         trial_of(trial_lake, lake_hash="0" * 16)
 
 

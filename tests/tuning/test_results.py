@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 import tuning.plots
-from mtrec_ray.training.config import PropensityConfig
+from mtrec_ray.training.propensity_config import PropensityConfig
 from tuning.plots import BY_GOAL, plots_page
 from tuning.results import DONE, FAILED, STOPPED, NothingFound, SearchResult, TrialRow, collect, pareto_front, study_of
 from tuning.search import Goal, Prepared

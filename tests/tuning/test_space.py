@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
-from mtrec_ray.training.config import PropensityConfig
 from mtrec_ray.training.eliminators_config import EliminatorsConfig
+from mtrec_ray.training.propensity_config import PropensityConfig
 from tuning.propensity_search import FIXED
 from tuning.space import (
     Range,

@@ -16,9 +16,9 @@ from mtrec_ray.models.candidates import Candidate, Eliminated, Filtered, FineTun
 from mtrec_ray.models.discriminators import Discriminators, value_weights
 from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.steps.adversary import AdversaryGame, GameSettings, adversary_columns
 from mtrec_ray.steps.pretraining import Positions, positions_of
 from mtrec_ray.steps.towers import AllReduce
-from mtrec_ray.steps.tuning import AdversaryGame, GameSettings, adversary_columns
 from tests.steps.cases import LockStep
 
 Kind = Literal["sasrec", "bert4rec"]

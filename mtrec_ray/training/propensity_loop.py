@@ -19,15 +19,16 @@ from mtrec_ray.process import prepare_process
 from mtrec_ray.steps.batch import make_pair_batch
 from mtrec_ray.steps.precision import use_fast_matmul
 from mtrec_ray.steps.propensity import AllReduce, train_step
+from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import StepRows, training_batches
 from mtrec_ray.training.checkpoint import Position, load_checkpoint, save_checkpoint
-from mtrec_ray.training.run import RunRecord, load_plan, save_snapshot, schedule_of
+from mtrec_ray.training.propensity_run import PropensityRecord, save_snapshot, schedule_of
+from mtrec_ray.training.record import load_plan
 from mtrec_ray.training.worker import (
     CHECK_CLOCK_EVERY,
     Clock,
     RunningMean,
     all_reduce,
-    check_lake,
 )
 
 
@@ -65,14 +66,13 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
     """The whole run of one worker, from the last checkpoint if there is one.
 
     Args:
-        settings: plain data: `record` (RunRecord as JSON text), `board` (actor handle).
+        settings: plain data: `record` (PropensityRecord as JSON text), `board` (actor handle).
     """
     # Rebuild
-    record = RunRecord.model_validate_json(settings["record"])
+    record = PropensityRecord.model_validate_json(settings["record"])
     config, context = record.config, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    lake, plan = Lake.open(config.lake), load_plan(record.uri)
-    check_lake(lake, record.lake_hash, config.name)
+    lake, plan = record.open_lake(), load_plan(record.uri, PairPlan)
     schedule = schedule_of(record, plan)
     trainee = make_trainee(record, lake, ray.train.torch.get_device(), world_size)
     step, mean_loss = _restore(trainee)
@@ -100,7 +100,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
         settings["board"].put.remote(step)
 
 
-def make_trainee(record: RunRecord, lake: Lake, device: torch.device, world_size: int) -> Trainee:
+def make_trainee(record: PropensityRecord, lake: Lake, device: torch.device, world_size: int) -> Trainee:
     """Model and optimizer before the first step; the seed alone decides the weights."""
     config = record.config
     prepare_process(config.runner.cpus_per_worker)
@@ -151,7 +151,7 @@ def _restore(trainee: Trainee) -> tuple[int, RunningMean]:
     return position.next_step, RunningMean(position.loss_sum, position.loss_count)
 
 
-def _report(trainee: Trainee, record: RunRecord, step: int, mean_loss: RunningMean, rank: int) -> None:
+def _report(trainee: Trainee, record: PropensityRecord, step: int, mean_loss: RunningMean, rank: int) -> None:
     """A checkpoint from rank 0; every worker takes part, `ray.train.report` is a barrier."""
     metrics = {"step": step, "train/loss": mean_loss.mean()}
     if rank != 0:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from mtrec_ray.config import Config
 from mtrec_ray.lake.window import WindowConfig
 from mtrec_ray.streams.config import SampleConfig
+from mtrec_ray.training.runner_config import RunnerConfig, check_lanes
 
 
 class ModelConfig(Config):
@@ -59,29 +60,6 @@ class OptimConfig(Config):
         lr = self.lr or (1e-4 if aligned else 1e-3)
         block_lr = self.block_lr or lr
         return lr, block_lr, self.block_vector_lr or (3e-3 if group_block in ("shift", "film") else block_lr)
-
-
-class RunnerConfig(Config):
-    """Where and how the run is carried out; changes nothing but speed, up to float error, and in the sequential models
-    up to what every worker draws for itself: dropout, BERT4Rec's masks, which columns the adversary sees."""
-
-    workers: int = Field(default=1, ge=1)
-    """Data-parallel workers."""
-    use_gpu: bool = False
-    """One GPU per worker."""
-    cpus_per_worker: float = Field(default=1.0, gt=0)
-    """Logical CPUs a worker holds; one more must stay free for Ray Data."""
-    max_failures: int = Field(default=3, ge=0)
-    """Restarts from the last checkpoint before the run gives up."""
-    checkpoint_every_s: float = Field(default=60.0, ge=0)
-    """Seconds between checkpoints, by a clock that is read every ten steps. A failure costs at most this and ten steps,
-    and what was under way of a fit of eliminators' maps or a look at the validation event."""
-
-
-def check_lanes(runner: RunnerConfig, lanes: int) -> None:
-    """ValueError where workers would have no lane to read."""
-    if runner.workers > lanes:
-        raise ValueError(f"runner.workers = {runner.workers} needs as many optim.lanes (there are {lanes})")
 
 
 class PropensityConfig(Config):

@@ -10,10 +10,11 @@ from mtrec_ray.commands.options import (
     JobResult,
     PrintConfig,
     Settings,
-    print_config,
+    resolved,
     run_job,
     with_settings,
 )
+from mtrec_ray.console import ProgressCallback
 
 HELP = with_settings(("mtrec_ray.jobs.audit_config:AuditConfig", ""))
 
@@ -30,16 +31,12 @@ def audit(
     as_json: AsJson = False,
 ) -> None:
     """What eliminators hide, what they keep readable, and what they cost: attacked on users they never saw."""
-    from mtrec_ray.config import load_config
     from mtrec_ray.jobs.audit_config import AuditConfig
 
     flags = {"run": run, "compare": compare or None, "out": out}
-    config = load_config(AuditConfig, config_file, settings or [], flags)
-    if show_config:
-        print_config(config)
-        return
+    config = resolved(AuditConfig, config_file, settings, show_config, flags)
 
-    def job(progress) -> JobResult:
+    def job(progress: ProgressCallback) -> JobResult:
         from mtrec_ray.jobs.audit import audit as run_audit
         from mtrec_ray.jobs.audit_report import show_audit
 

@@ -11,10 +11,11 @@ from mtrec_ray.commands.options import (
     JobResult,
     PrintConfig,
     Settings,
-    print_config,
+    resolved,
     run_job,
     with_settings,
 )
+from mtrec_ray.console import ProgressCallback
 
 HELP = with_settings(("mtrec_ray.jobs.bundle_config:BundleConfig", ""))
 
@@ -37,16 +38,12 @@ def bundle(
     as_json: AsJson = False,
 ) -> None:
     """Make runs and their audit into what serving loads: safetensors, Parquet and JSON, nothing that is unpickled."""
-    from mtrec_ray.config import load_config
     from mtrec_ray.jobs.bundle_config import BundleConfig
 
     flags = {"run": run, "out": out, "audit": audit, "propensity": propensity, "evaluation": evaluation}
-    config = load_config(BundleConfig, config_file, settings or [], flags)
-    if show_config:
-        print_config(config)
-        return
+    config = resolved(BundleConfig, config_file, settings, show_config, flags)
 
-    def job(progress) -> JobResult:
+    def job(progress: ProgressCallback) -> JobResult:
         from mtrec_ray.jobs.bundle import make_bundle
 
         made = make_bundle(config, progress)

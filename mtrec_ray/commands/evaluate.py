@@ -10,10 +10,11 @@ from mtrec_ray.commands.options import (
     JobResult,
     PrintConfig,
     Settings,
-    print_config,
+    resolved,
     run_job,
     with_settings,
 )
+from mtrec_ray.console import ProgressCallback
 
 app = typer.Typer(help="Evaluate runs.", no_args_is_help=True)
 
@@ -35,15 +36,11 @@ def propensity(
     as_json: AsJson = False,
 ) -> None:
     """PR-AUC per territory and title with intervals, and gains over the first run (paper A, tables 2 and 3)."""
-    from mtrec_ray.config import load_config
     from mtrec_ray.jobs.evaluate_config import EvaluateConfig
 
-    config = load_config(EvaluateConfig, config_file, settings or [], {"runs": runs, "out": out})
-    if show_config:
-        print_config(config)
-        return
+    config = resolved(EvaluateConfig, config_file, settings, show_config, {"runs": runs, "out": out})
 
-    def job(progress) -> JobResult:
+    def job(progress: ProgressCallback) -> JobResult:
         from mtrec_ray.jobs.evaluate import evaluate_propensity
         from mtrec_ray.jobs.report import show_report
 

@@ -13,9 +13,11 @@ from mtrec_ray.commands.options import (
     PrintConfig,
     Settings,
     print_config,
+    resolved,
     run_job,
     with_settings,
 )
+from mtrec_ray.console import ProgressCallback
 
 app = typer.Typer(help="The lake: validated, bucketed Parquet tables.", no_args_is_help=True)
 
@@ -76,7 +78,7 @@ def build(
     if out is None:
         raise UserError("say where the lake goes: --out LAKE")
 
-    def job(progress) -> JobResult:
+    def job(progress: ProgressCallback) -> JobResult:
         if download:
             _download(source, source_config, raw, progress)
         manifest = build_lake(make_source(source, source_config, raw), out, config.build, progress)
@@ -101,7 +103,7 @@ def check(lake: LakeArgument, as_json: AsJson = False) -> None:
     from mtrec_ray.errors import UserError
     from mtrec_ray.lake.check import check_lake
 
-    def job(progress) -> JobResult:
+    def job(progress: ProgressCallback) -> JobResult:
         report = check_lake(lake, progress)
         if report.problems:
             raise UserError(f"lake {lake!r} is damaged, build it again:\n" + "\n".join(map(str, report.problems[:20])))
@@ -116,7 +118,7 @@ def show(lake: LakeArgument, as_json: AsJson = False) -> None:
     from mtrec_ray.lake.describe import describe_lake
     from mtrec_ray.lake.manifest import Lake
 
-    def job(progress) -> JobResult:
+    def job(progress: ProgressCallback) -> JobResult:
         manifest = Lake.open(lake).manifest
         rows = [row.as_dict() for row in describe_lake(lake, progress=progress)]
         document, tables = _summary(lake, manifest)
@@ -139,15 +141,11 @@ def embed(
     as_json: AsJson = False,
 ) -> None:
     """Compute user and title vectors from the training window alone, for lakes whose source brings none."""
-    from mtrec_ray.config import load_config
     from mtrec_ray.lake.embed_config import EmbedConfig
 
-    config = load_config(EmbedConfig, config_file, settings or [], {"lake": lake})
-    if show_config:
-        print_config(config)
-        return
+    config = resolved(EmbedConfig, config_file, settings, show_config, {"lake": lake})
 
-    def job(progress) -> JobResult:
+    def job(progress: ProgressCallback) -> JobResult:
         from mtrec_ray.lake.embed import embed_lake
 
         return _summary(lake, embed_lake(config, progress))

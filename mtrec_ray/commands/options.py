@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from mtrec_ray.config import dump_yaml, fields_of
+from mtrec_ray.config import ConfigT, dump_yaml, fields_of, load_config
 from mtrec_ray.console import ProgressCallback, print_result, progress_bars
 
 ConfigFile = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML file with settings.")]
@@ -48,6 +48,21 @@ def run_job(
                 typer.echo(json.dumps({"error": says, "exit_code": INTERRUPTED}))
             raise typer.Exit(INTERRUPTED) from interrupt
     print_result(document, tables, as_json)
+
+
+def resolved(
+    model: type[ConfigT],
+    config_file: str | None,
+    settings: list[str] | None,
+    show_config: bool,
+    flags: dict[str, Any] | None = None,
+) -> ConfigT:
+    """The command's settings; with `--print-config` they are printed and the command ends."""
+    config = load_config(model, config_file, settings or [], flags)
+    if show_config:
+        print_config(config)
+        raise typer.Exit
+    return config
 
 
 def print_config(config: Any) -> None:

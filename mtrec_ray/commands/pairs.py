@@ -10,10 +10,11 @@ from mtrec_ray.commands.options import (
     JobResult,
     PrintConfig,
     Settings,
-    print_config,
+    resolved,
     run_job,
     with_settings,
 )
+from mtrec_ray.console import ProgressCallback
 
 app = typer.Typer(help="The pair streams.", no_args_is_help=True)
 
@@ -27,15 +28,11 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Users, active users added, positives and negatives of each territory, for the given sample settings."""
-    from mtrec_ray.config import load_config
     from mtrec_ray.streams.config import PairsConfig
 
-    config = load_config(PairsConfig, config_file, settings or [])
-    if show_config:
-        print_config(config)
-        return
+    config = resolved(PairsConfig, config_file, settings, show_config)
 
-    def job(progress) -> JobResult:
+    def job(progress: ProgressCallback) -> JobResult:
         from mtrec_ray.lake.manifest import Lake
         from mtrec_ray.lake.window import resolve_calendar
         from mtrec_ray.streams.plan import make_plan

@@ -1,6 +1,6 @@
 """`mtrec partition ...`: territory groups and why they are so."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -10,10 +10,11 @@ from mtrec_ray.commands.options import (
     JobResult,
     PrintConfig,
     Settings,
-    print_config,
+    resolved,
     run_job,
     with_settings,
 )
+from mtrec_ray.console import ProgressCallback
 
 app = typer.Typer(help="Which territories share a group block.", no_args_is_help=True)
 
@@ -43,16 +44,12 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show the groups of a partition with their territories, sizes, and what holds them together."""
-    from mtrec_ray.config import load_config
     from tuning.show import PartitionConfig
 
     flags = {"lake": lake, "partition": partition, "out": out}
-    config = load_config(PartitionConfig, config_file, settings or [], flags)
-    if show_config:
-        print_config(config)
-        return
+    config = resolved(PartitionConfig, config_file, settings, show_config, flags)
 
-    def job(progress: Any) -> JobResult:
+    def job(progress: ProgressCallback) -> JobResult:
         from tuning.show import show_partition
 
         return show_partition(config, progress)

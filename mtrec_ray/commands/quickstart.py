@@ -10,10 +10,11 @@ from mtrec_ray.commands.options import (
     JobResult,
     PrintConfig,
     Settings,
-    print_config,
+    resolved,
     run_job,
     with_settings,
 )
+from mtrec_ray.console import ProgressCallback
 
 HELP = with_settings(("mtrec_ray.jobs.quickstart_config:QuickstartConfig", ""))
 
@@ -34,17 +35,13 @@ def quickstart(
     as_json: AsJson = False,
 ) -> None:
     """From raw files to the gain in each territory, and to a bundle of recommenders that forget attributes at will."""
-    from mtrec_ray.config import load_config
     from mtrec_ray.jobs.quickstart_config import QuickstartConfig
     from mtrec_ray.jobs.quickstart_steps import make_steps
 
     flags = {"source": source, "raw": raw, "out": out, "seeds": seeds}
-    config = load_config(QuickstartConfig, config_file, settings or [], flags)
-    if show_config:
-        print_config(config)
-        return
+    config = resolved(QuickstartConfig, config_file, settings, show_config, flags)
 
-    def job(progress) -> JobResult:
+    def job(progress: ProgressCallback) -> JobResult:
         from mtrec_ray.jobs.quickstart import quickstart as run
 
         done = run(config, progress)

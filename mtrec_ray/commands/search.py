@@ -10,10 +10,11 @@ from mtrec_ray.commands.options import (
     JobResult,
     PrintConfig,
     Settings,
-    print_config,
+    resolved,
     run_job,
     with_settings,
 )
+from mtrec_ray.console import ProgressCallback
 
 app = typer.Typer(help="Search settings, group partitions and lambda, on validation users alone.", no_args_is_help=True)
 
@@ -52,16 +53,12 @@ def propensity(
     as_json: AsJson = False,
 ) -> None:
     """Search a propensity model's settings and group partition; writes a best-config.yaml that `mtrec train` takes."""
-    from mtrec_ray.config import load_config
     from tuning.config import PropensitySearchConfig
 
     flags = {"lake": lake} | _common(name, trials, trials_at_once, workers, seed, searches)
-    config = load_config(PropensitySearchConfig, config_file, settings or [], flags)
-    if show_config:
-        print_config(config)
-        return
+    config = resolved(PropensitySearchConfig, config_file, settings, show_config, flags)
 
-    def job(progress: Any) -> JobResult:
+    def job(progress: ProgressCallback) -> JobResult:
         from tuning.propensity_search import search_propensity
         from tuning.report import search_tables
 
@@ -91,17 +88,13 @@ def eliminators(
     as_json: AsJson = False,
 ) -> None:
     """Search lambda, prompts, adapters and discriminators: a front of leakage against accuracy, and a choice of it."""
-    from mtrec_ray.config import load_config
     from tuning.config import EliminatorsSearchConfig
 
     flags = {"backbone": backbone, "combinations": combinations}
     flags |= _common(name, trials, trials_at_once, None, seed, searches)
-    config = load_config(EliminatorsSearchConfig, config_file, settings or [], flags)
-    if show_config:
-        print_config(config)
-        return
+    config = resolved(EliminatorsSearchConfig, config_file, settings, show_config, flags)
 
-    def job(progress: Any) -> JobResult:
+    def job(progress: ProgressCallback) -> JobResult:
         from tuning.eliminators_search import search_eliminators
         from tuning.report import search_tables
 

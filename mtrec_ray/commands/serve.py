@@ -11,10 +11,11 @@ from mtrec_ray.commands.options import (
     JobResult,
     PrintConfig,
     Settings,
-    print_config,
+    resolved,
     run_job,
     with_settings,
 )
+from mtrec_ray.console import ProgressCallback
 
 SERVE_HELP = with_settings(("serving.config:ServeConfig", ""))
 PROMOTE_HELP = with_settings(("serving.gates_config:PromoteConfig", ""))
@@ -35,14 +36,10 @@ def serve(
     show_config: PrintConfig = False,
 ) -> None:
     """Serve a bundle on this machine until interrupted; `serving/serve.yaml` does so on a cluster."""
-    from mtrec_ray.config import load_config
     from serving.config import ServeConfig, api_keys, check_port
 
     flags = {"bundle": bundle, "store": store, "host": host, "port": port}
-    config = load_config(ServeConfig, config_file, settings or [], flags)
-    if show_config:
-        print_config(config)
-        return
+    config = resolved(ServeConfig, config_file, settings, show_config, flags)
     keys = api_keys(config)
 
     from mtrec_ray.errors import UserError
@@ -83,15 +80,11 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Make a bundle the live one, if its gates hold; endpoints that follow the pointer take it up by themselves."""
-    from mtrec_ray.config import load_config
     from serving.gates_config import PromoteConfig
 
-    config = load_config(PromoteConfig, config_file, settings or [], {"bundle": bundle, "pointer": pointer})
-    if show_config:
-        print_config(config)
-        return
+    config = resolved(PromoteConfig, config_file, settings, show_config, {"bundle": bundle, "pointer": pointer})
 
-    def job(_) -> JobResult:
+    def job(_: ProgressCallback) -> JobResult:
         from serving.promote import promote as do
 
         moved, gates = do(config)
@@ -109,7 +102,7 @@ def rollback(
 ) -> None:
     """Make the bundle live that was so before the last promotion."""
 
-    def job(_) -> JobResult:
+    def job(_: ProgressCallback) -> JobResult:
         from serving.pointer import move_back
 
         moved = move_back(pointer)

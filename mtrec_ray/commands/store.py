@@ -11,10 +11,11 @@ from mtrec_ray.commands.options import (
     JobResult,
     PrintConfig,
     Settings,
-    print_config,
+    resolved,
     run_job,
     with_settings,
 )
+from mtrec_ray.console import ProgressCallback
 
 app = typer.Typer(help="The online store of serving.", no_args_is_help=True)
 
@@ -31,15 +32,11 @@ def load(
     as_json: AsJson = False,
 ) -> None:
     """Store every user of a lake with history, attributes, territory and embedding; again replaces, never doubles."""
-    from mtrec_ray.config import load_config
     from serving.load_config import StoreLoadConfig
 
-    config = load_config(StoreLoadConfig, config_file, settings or [], {"lake": lake, "store": store})
-    if show_config:
-        print_config(config)
-        return
+    config = resolved(StoreLoadConfig, config_file, settings, show_config, {"lake": lake, "store": store})
 
-    def job(progress) -> JobResult:
+    def job(progress: ProgressCallback) -> JobResult:
         from serving.load import load_store
         from serving.store import without_password
 

@@ -12,10 +12,11 @@ from mtrec_ray.commands.options import (
     JobResult,
     PrintConfig,
     Settings,
-    print_config,
+    resolved,
     run_job,
     with_settings,
 )
+from mtrec_ray.console import ProgressCallback
 
 app = typer.Typer(help="Train models.", no_args_is_help=True)
 
@@ -53,7 +54,6 @@ def propensity(
     as_json: AsJson = False,
 ) -> None:
     """Train a propensity model (paper A); start it again with the same name and it goes on where it was stopped."""
-    from mtrec_ray.config import load_config
     from mtrec_ray.training.propensity_config import PropensityConfig
 
     flags = {
@@ -68,12 +68,9 @@ def propensity(
         "seed": seed,
         "runs": runs,
     }
-    config = load_config(PropensityConfig, config_file, settings or [], flags)
-    if show_config:
-        print_config(config)
-        return
+    config = resolved(PropensityConfig, config_file, settings, show_config, flags)
 
-    def job(progress) -> JobResult:
+    def job(progress: ProgressCallback) -> JobResult:
         from mtrec_ray.training.propensity import train_propensity
 
         return _summary(train_propensity(config, progress))
@@ -102,7 +99,6 @@ def backbone(
     as_json: AsJson = False,
 ) -> None:
     """Train a sequential backbone (paper B); start it again with the same name and it goes on where it was stopped."""
-    from mtrec_ray.config import load_config
     from mtrec_ray.training.backbone_config import BackboneConfig
 
     flags = {
@@ -114,12 +110,9 @@ def backbone(
         "seed": seed,
         "runs": runs,
     }
-    config = load_config(BackboneConfig, config_file, settings or [], flags)
-    if show_config:
-        print_config(config)
-        return
+    config = resolved(BackboneConfig, config_file, settings, show_config, flags)
 
-    def job(progress) -> JobResult:
+    def job(progress: ProgressCallback) -> JobResult:
         from mtrec_ray.training.backbone import train_backbone
 
         record = train_backbone(config, progress)
@@ -157,7 +150,6 @@ def eliminators(
     as_json: AsJson = False,
 ) -> None:
     """Train eliminators of a backbone (paper B) as parallel jobs; the same name goes on with what is unfinished."""
-    from mtrec_ray.config import load_config
     from mtrec_ray.training.eliminators_config import EliminatorsConfig
 
     flags = {
@@ -171,12 +163,9 @@ def eliminators(
         "seed": seed,
         "runs": runs,
     }
-    config = load_config(EliminatorsConfig, config_file, settings or [], flags)
-    if show_config:
-        print_config(config)
-        return
+    config = resolved(EliminatorsConfig, config_file, settings, show_config, flags)
 
-    def job(progress) -> JobResult:
+    def job(progress: ProgressCallback) -> JobResult:
         from mtrec_ray.training.eliminators import train_eliminators
 
         record = train_eliminators(config, progress)

@@ -1,10 +1,12 @@
-"""Settings of `mtrec search ...`."""
+"""Settings of `mtrec search ...` and `mtrec partition show`."""
 
 from typing import Any
 
 from pydantic import Field
 
 from mtrec_ray.config import Config
+from mtrec_ray.lake.window import WindowConfig
+from mtrec_ray.streams.config import SampleConfig
 
 
 class SearchConfig(Config):
@@ -75,3 +77,22 @@ class EliminatorsSearchConfig(SearchConfig):
     """One configuration for all combinations; false: a search of its own for each, one after another."""
     num_permutations: int = Field(default=5, ge=2)
     """Trainings on permuted labels behind each trial's chance level."""
+
+
+class PartitionConfig(Config):
+    """A partition of a lake's territories."""
+
+    lake: str
+    """Folder or URI of the lake."""
+    partition: str = "affinity"
+    """one, each, regions, volume:G, taste[:G], affinity[:G], random:G[:DRAW], or a YAML file of groups."""
+    out: str | None = None
+    """File or URI for the groups, as `mtrec train propensity --groups` reads them."""
+    buckets: int | None = Field(default=None, ge=1)
+    """Buckets that are read, each a random sample of the users; null reads all."""
+    seed: int = 0
+    """Of random partitions, clusterings, and the short run behind gradient affinity."""
+    sample: SampleConfig = SampleConfig()
+    """Whose discoveries count; test users' never do. For groups that a search shall compare with others, leave out whom
+    it validates on (its sample.validation_fraction), and when (window.end before its held-back days)."""
+    window: WindowConfig = WindowConfig()

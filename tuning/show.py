@@ -4,44 +4,23 @@ from typing import Any
 
 import numpy as np
 import yaml
-from pydantic import Field
 from rich.console import RenderableType
 
-from mtrec_ray.config import Config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import exists, write_file
 from mtrec_ray.lake.cluster import map_buckets
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.lake.window import WindowConfig, resolve_calendar
+from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.catalogue import Catalogue
-from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.counting import count_users
 from mtrec_ray.streams.groups import make_groups
 from mtrec_ray.training.propensity_config import PropensityConfig
+from tuning.config import PartitionConfig
 from tuning.data import TrialData, first_buckets
 from tuning.partitions import KINDS, Partition, PartitionSpec
 from tuning.propensity_search import partition_maker
 from tuning.report import partition_table
-
-
-class PartitionConfig(Config):
-    """A partition of a lake's territories."""
-
-    lake: str
-    """Folder or URI of the lake."""
-    partition: str = "affinity"
-    """one, each, regions, volume:G, taste[:G], affinity[:G], random:G[:DRAW], or a YAML file of groups."""
-    out: str | None = None
-    """File or URI for the groups, as `mtrec train propensity --groups` reads them."""
-    buckets: int | None = Field(default=None, ge=1)
-    """Buckets that are read, each a random sample of the users; null reads all."""
-    seed: int = 0
-    """Of random partitions, clusterings, and the short run behind gradient affinity."""
-    sample: SampleConfig = SampleConfig()
-    """Whose discoveries count; test users' never do. For groups that a search shall compare with others, leave out whom
-    it validates on (its sample.validation_fraction), and when (window.end before its held-back days)."""
-    window: WindowConfig = WindowConfig()
 
 
 def show_partition(

@@ -24,7 +24,7 @@ def partition() -> None:
     """Partitions of the territories."""
 
 
-@app.command("show", cls=with_settings(("tuning.show:PartitionConfig", "")))
+@app.command("show", cls=with_settings(("tuning.config:PartitionConfig", "")))
 def show(
     partition: Annotated[
         str | None,
@@ -44,7 +44,7 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show the groups of a partition with their territories, sizes, and what holds them together."""
-    from tuning.show import PartitionConfig
+    from tuning.config import PartitionConfig
 
     flags = {"lake": lake, "partition": partition, "out": out}
     config = resolved(PartitionConfig, config_file, settings, show_config, flags)

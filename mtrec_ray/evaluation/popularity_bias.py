@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.special import rel_entr
 
 from mtrec_ray.evaluation.score_counts import positive_pairs
 
@@ -144,7 +145,7 @@ def jensen_shannon(p: float, q: float) -> float:
         return float("nan")
     first, second = np.array([p, 1 - p]), np.array([q, 1 - q])
     middle = (first + second) / 2
-    return float((_kullback_leibler(first, middle) + _kullback_leibler(second, middle)) / 2)
+    return float((rel_entr(first, middle) + rel_entr(second, middle)).sum() / (2 * np.log(2)))
 
 
 def gini(values: np.ndarray) -> float:
@@ -152,11 +153,6 @@ def gini(values: np.ndarray) -> float:
     ranked = np.sort(np.asarray(values, dtype=np.float64))
     weights = 2 * np.arange(1, len(ranked) + 1) - len(ranked) - 1
     return _ratio((weights * ranked).sum(), len(ranked) * ranked.sum())
-
-
-def _kullback_leibler(p: np.ndarray, q: np.ndarray) -> float:
-    some = p > 0
-    return float((p[some] * np.log2(p[some] / q[some])).sum())
 
 
 def _relative_spread(shown: np.ndarray, possible: np.ndarray, tail: np.ndarray) -> float:

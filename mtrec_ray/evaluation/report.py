@@ -14,6 +14,8 @@ from mtrec_ray.evaluation.state import EvaluationResult
 POOLED, MACRO = "all", "mean"
 """Names of the two rows after the territories: all users pooled, and the mean over territories with a value."""
 LOCAL, GLOBAL = "local_mean", "global_mean"
+PR_AUC_BOUNDS = ("pr_auc_low", "pr_auc_high")
+"""What PR-AUC lies between where scores share a bin."""
 NO_POSITIVES = "no positives"
 NO_INTERVAL = "too few positives for an interval"
 
@@ -151,8 +153,8 @@ class EvaluationReport:
     def _add_metrics(self, flat: dict, prefix: str, variant: str, cohort: str, day: int | None) -> None:
         for metric in [*self.metric_names, *(["title_pr_auc"] if self.titles else [])]:
             _add_intervals(flat, f"{prefix}{metric}", self.intervals(metric, variant, cohort, day))
-        for side, column in (("bound_low", 0), ("bound_high", 1)):
-            for name, bound in self.intervals(f"pr_auc_bounds:{column}", variant, cohort, day).items():
+        for metric, side in zip(PR_AUC_BOUNDS, ("bound_low", "bound_high"), strict=True):
+            for name, bound in self.intervals(metric, variant, cohort, day).items():
                 flat[f"{prefix}pr_auc/{name}_{side}"] = _none_if_nan(bound.value)
         for metric in self.bias_names:
             for name, found in self.intervals(metric, variant, cohort, day).items():
@@ -186,8 +188,8 @@ def _raw(result: EvaluationResult, metric: str) -> np.ndarray:
         return result.pr_auc
     if metric == "title_pr_auc":
         return result.title_pr_auc
-    if metric.startswith("pr_auc_bounds:"):
-        return result.pr_auc_bounds[:, int(metric[-1]), None]
+    if metric in PR_AUC_BOUNDS:
+        return result.pr_auc_bounds[:, PR_AUC_BOUNDS.index(metric), None]
     if metric in result.ranking:
         return result.ranking[metric]
     if metric in result.bias:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mtrec_ray.evaluation.bootstrap import poisson_weights
-from mtrec_ray.evaluation.histograms import PrAucAccumulator
 from mtrec_ray.evaluation.popularity_bias import PopularityBiasAccumulator, TitleHistory
+from mtrec_ray.evaluation.pr_auc import PrAucAccumulator
 from mtrec_ray.evaluation.ranking import RankingAccumulator
 from mtrec_ray.evaluation.score_grid import ScoreGrid
 from mtrec_ray.evaluation.titles import TitlePrAucAccumulator

@@ -246,9 +246,4 @@ def _one(
 
 def _num_parameters(records: list[EliminatorsRecord], backbone: SequentialBackbone) -> dict[str, int]:
     counts = {"backbone": sum(parameter.numel() for parameter in backbone.parameters())}
-    for record in records:
-        candidate = load_candidates(record, backbone)[0]
-        frozen = 0 if record.config.method == "fine_tuning" else counts["backbone"]
-        own = sum(parameter.numel() for parameter in candidate.parameters()) - frozen
-        counts[record.config.name] = own // len(candidate.combinations)
-    return counts
+    return counts | {record.config.name: load_candidates(record, backbone)[0].num_parameters() for record in records}

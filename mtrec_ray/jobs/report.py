@@ -8,8 +8,8 @@ import pyarrow as pa
 from rich.console import RenderableType
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.evaluation.figures import title_score_figure, write_figure
 from mtrec_ray.evaluation.report import EvaluatedRun, EvaluationReport
+from mtrec_ray.evaluation.score_plots import title_score_figure, write_figure
 from mtrec_ray.evaluation.tables import write_tables
 from mtrec_ray.evaluation.terminal import gain_rich_table, metric_rich_table, title_rich_table
 from mtrec_ray.files import join

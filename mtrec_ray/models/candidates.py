@@ -40,6 +40,10 @@ class Candidate(nn.Module):
         """What the candidate adds to the frozen backbone, by name."""
         return {name: value for name, value in self.named_parameters() if not name.startswith("backbone.")}
 
+    def num_parameters(self) -> int:
+        """What it adds for one of the things that its parameters stack: a combination, or a filter's attribute."""
+        return sum(parameter[0].numel() for parameter in self.own_parameters().values())
+
 
 class Eliminated(Candidate):
     """A pack of eliminators on the frozen backbone."""
@@ -131,3 +135,6 @@ class FineTuned(Candidate):
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.named_parameters())
+
+    def num_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())

@@ -177,11 +177,6 @@ class EliminatorPack(nn.Module):
         """One step's pull of the personal prompts towards zero, apart from the optimizer's own scaling."""
         self.personal.mul_(1 - self.config.personal_decay)
 
-    @property
-    def num_parameters(self) -> int:
-        """Of one eliminator."""
-        return sum(parameter[0].numel() for parameter in self.parameters())
-
     def for_all(self, attribute_index: Tensor) -> "PackRows":
         """(B, m) users' values, -1 unknown -> every combination for each of them: G = K."""
         table = torch.cat([self.prompts, self.personal], 1)  # (K, R, d)

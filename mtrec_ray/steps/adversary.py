@@ -46,15 +46,15 @@ from mtrec_ray.steps.towers import AllReduce
 
 @dataclass(frozen=True)
 class GameSettings:
-    """Settings of the game, chosen on validation users of MovieLens-100K."""
+    """Settings of the game; `EliminatorsConfig` has their defaults."""
 
-    weight: float = 1.0  # lambda of eq. (5)
-    discriminator_steps: int = 1  # per generator step
-    columns: int = 2  # vectors of each window that the adversary sees
-    generator_lr: float = 3e-4
-    discriminator_lr: float = 1e-3
-    l2: float = 1e-6
-    average: float = 0.99  # decay of the running average that is kept
+    weight: float  # lambda of eq. (5)
+    discriminator_steps: int  # per generator step
+    columns: int  # vectors of each window that the adversary sees
+    generator_lr: float
+    discriminator_lr: float
+    l2: float
+    average: float  # decay of the running average that is kept
 
     def __post_init__(self) -> None:
         if self.discriminator_steps < 1 or self.columns < 1:

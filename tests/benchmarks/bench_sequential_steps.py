@@ -38,6 +38,9 @@ from tests.benchmarks.bench_propensity_step import commit, processor
 
 NUM_TITLES, L, WIDTH = 1682, 20, 64
 ATTRIBUTES = {"gender": 2, "age": 7, "occupation": 21}
+SETTINGS = GameSettings(
+    weight=0.3, discriminator_steps=1, columns=2, generator_lr=2e-4, discriminator_lr=1e-3, l2=1e-6, average=0.99
+)
 ONE: list[Combination] = [("gender",)]
 SEVEN: list[Combination] = [
     *ONE,
@@ -137,7 +140,7 @@ def make_game(candidate: type[Eliminated], combinations: list[Combination]) -> A
     discriminators = Discriminators(ATTRIBUTES, combinations, width=WIDTH, hidden=64)
     discriminators.init_weights(0)
     weights = value_weights([[100] * size for size in ATTRIBUTES.values()], power=0.5)
-    return AdversaryGame(candidate(make_backbone(), pack), discriminators, weights, GameSettings())
+    return AdversaryGame(candidate(make_backbone(), pack), discriminators, weights, SETTINGS)
 
 
 def tuning(batch: Batch, combinations: list[Combination]) -> Callable[[], object]:

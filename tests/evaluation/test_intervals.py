@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from mtrec_ray.evaluation.average_precision import average_precision
-from mtrec_ray.evaluation.histograms import PrAucAccumulator
 from mtrec_ray.evaluation.intervals import Interval, interval, mean_over_seeds, nan_mean, relative_gain
+from mtrec_ray.evaluation.pr_auc import PrAucAccumulator
 from mtrec_ray.evaluation.score_grid import ScoreGrid
 
 NAN = float("nan")

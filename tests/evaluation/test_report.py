@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mtrec_ray.evaluation.figures import title_score_figure, write_figure
 from mtrec_ray.evaluation.intervals import interval, nan_mean, relative_gain
 from mtrec_ray.evaluation.report import EvaluatedRun, EvaluationReport
+from mtrec_ray.evaluation.score_plots import title_score_figure, write_figure
 from mtrec_ray.evaluation.tables import gain_table, metric_table, title_table, write_tables
 from mtrec_ray.evaluation.terminal import gain_rich_table, metric_rich_table, title_rich_table
 from tests.evaluation.simulated import HISTORY, SETTINGS, state

@@ -35,7 +35,9 @@ COMBINATIONS: list[Combination] = [
     ("gender", "age", "occupation"),
 ]
 WEIGHTS = value_weights([[9, 4], [1, 16, 4], [2, 2, 5, 7]], power=0.5).double()
-SETTINGS = GameSettings(generator_lr=1e-3, average=0.9)
+SETTINGS = GameSettings(
+    weight=1.0, discriminator_steps=1, columns=2, generator_lr=1e-3, discriminator_lr=1e-3, l2=1e-6, average=0.9
+)
 ALL_COLUMNS = replace(SETTINGS, columns=L + 1)
 """Nothing is left to draw."""
 
@@ -262,7 +264,7 @@ def test_nobody_known_trains_for_accuracy_alone():
 @pytest.mark.parametrize("kind", KINDS)
 def test_overfits_one_batch(kind):
     """With lambda 0 the eliminator fits its targets, and the discriminators the users whom nothing hides."""
-    settings = GameSettings(weight=0.0, generator_lr=3e-3, discriminator_lr=1e-2, discriminator_steps=2)
+    settings = replace(SETTINGS, weight=0.0, generator_lr=3e-3, discriminator_lr=1e-2, discriminator_steps=2)
     game = make_game(kind, [("gender", "age")], settings=settings)
     batch = make_batch(game.candidate.backbone, 0)
     returned = []
@@ -372,10 +374,10 @@ def test_a_window_without_a_target_is_not_seen():
     assert (flat.tolist(), window.tolist()) == ([2], [1])
 
 
-@pytest.mark.parametrize("settings", [{"discriminator_steps": 0}, {"columns": 0}])
-def test_settings_without_sense_are_refused(settings):
+@pytest.mark.parametrize("setting", ["discriminator_steps", "columns"])
+def test_settings_without_sense_are_refused(setting):
     with pytest.raises(ValueError, match="must be 1 or more"):
-        GameSettings(**settings)
+        replace(SETTINGS, **{setting: 0})
 
 
 def test_more_discriminator_steps_read_better():

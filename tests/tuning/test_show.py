@@ -9,7 +9,8 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.groups import make_groups
 from tuning import show
-from tuning.show import PartitionConfig, show_partition
+from tuning.config import PartitionConfig
+from tuning.show import show_partition
 
 
 @pytest.fixture(autouse=True)

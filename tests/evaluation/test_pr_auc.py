@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from mtrec_ray.evaluation.bootstrap import MAX_WEIGHT, poisson_weights
-from mtrec_ray.evaluation.histograms import PrAucAccumulator
+from mtrec_ray.evaluation.pr_auc import PrAucAccumulator
 from mtrec_ray.evaluation.score_counts import PROMOTE_ABOVE, SpanCounts
 from mtrec_ray.evaluation.score_grid import ScoreGrid
 
@@ -67,8 +67,8 @@ def test_chunks_larger_than_one_product_count_alike(monkeypatch):
     keys, logits, labels, mask = users(1)
     whole, blocks = PrAucAccumulator(1, 3), PrAucAccumulator(1, 3)
     whole.add(0, keys, logits, labels, mask)
-    monkeypatch.setattr("mtrec_ray.evaluation.histograms.MAX_EXACT_FLOAT32", 8 * 12 * 4)
-    monkeypatch.setattr("mtrec_ray.evaluation.histograms.BLOCK_SCORES", 24)
+    monkeypatch.setattr("mtrec_ray.evaluation.pr_auc.MAX_EXACT_FLOAT32", 8 * 12 * 4)
+    monkeypatch.setattr("mtrec_ray.evaluation.pr_auc.BLOCK_SCORES", 24)
     blocks.add(0, keys, logits, labels, mask)
     np.testing.assert_array_equal(whole.counts[0].histogram(), blocks.counts[0].histogram())
 

@@ -9,9 +9,7 @@ from mtrec_ray.evaluation.score_grid import ScoreGrid
 from mtrec_ray.files import write_file
 
 
-def title_score_figure(
-    histograms: Mapping[str, np.ndarray], grid: ScoreGrid, title: str, num_bars: int = 40, logit_axis: bool = True
-):
+def title_score_figure(histograms: Mapping[str, np.ndarray], grid: ScoreGrid, title: str, num_bars: int = 40):
     """Normalised user histograms of one title's scores, one outline per model; returns a `matplotlib.figure.Figure`.
 
     Args:
@@ -19,7 +17,6 @@ def title_score_figure(
         grid: of the histograms.
         title: heading.
         num_bars: the occupied range is shown in about this many bars.
-        logit_axis: True = logits, False = probabilities.
 
     Raises:
         ValueError: no model, or a title that no user was offered.
@@ -40,8 +37,8 @@ def title_score_figure(
     axes = figure.add_subplot()
     for name, count in counts.items():
         users = np.add.reduceat(count[first:last], cuts[:-1] - first)
-        axes.stairs(users / max(1, users.sum()), edges if logit_axis else 1 / (1 + np.exp(-edges)), label=name)
-    axes.set(title=title, xlabel="logit" if logit_axis else "propensity", ylabel="share of users")
+        axes.stairs(users / max(1, users.sum()), edges, label=name)
+    axes.set(title=title, xlabel="logit", ylabel="share of users")
     axes.legend(frameon=False)
     return figure
 

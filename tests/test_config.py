@@ -139,6 +139,19 @@ def test_a_setting_without_effect_on_a_baseline_is_refused(setting):
         propensity(setting, kind="baseline")
 
 
+def test_passes_over_days_that_are_not_trained_on_are_refused():
+    with pytest.raises(UserError, match=r"optim\.day_epochs has no effect without incremental"):
+        propensity("optim.day_epochs=2")
+    assert propensity("optim.day_epochs=2", incremental=True).optim.day_epochs == 2
+
+
+def test_masks_of_a_backbone_that_has_none_are_refused():
+    document = {"lake": "lake", "name": "bb", "optim": {"mask_share": 0.2}}
+    with pytest.raises(UserError, match=r"optim\.mask_share has no effect on sasrec"):
+        validate_config(BackboneConfig, document)
+    assert validate_config(BackboneConfig, document | {"model": {"kind": "bert4rec"}}).optim.mask_share == 0.2
+
+
 def test_mtl_has_the_papers_block_and_regions_unless_told():
     config = propensity(**{"model.group_block": "shift"})
     assert (config.model.group_block, config.model.groups) == ("shift", "regions")

@@ -30,7 +30,7 @@ from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import StepRows, read_pairs, training_batches
 from mtrec_ray.training.propensity import new_run
 from mtrec_ray.training.propensity_config import PropensityConfig
-from mtrec_ray.training.propensity_loop import Trainee, make_trainee, set_learning_rate
+from mtrec_ray.training.propensity_loop import Trainee, make_trainee
 from tuning.clustering import Evidence
 from tuning.data import Remembered, TrialData
 
@@ -182,8 +182,7 @@ def _train_to(
     checkpoints = []
     batches = training_batches(data.lake, plan, schedule, 0, 1, stream=remembered.stream)
     for rows in islice(batches, ends[-1]):
-        set_learning_rate(trainee.optimizer, config.optim.decay, schedule.phase_progress(rows.step))
-        trainee.step(rows)
+        trainee.step(rows, schedule.phase_progress(rows.step))
         if rows.step + 1 in ends:
             checkpoints.append({name: value.clone() for name, value in trainee.model.state_dict().items()})
     return checkpoints

@@ -18,7 +18,7 @@ from mtrec_ray.streams.reader import StepRows, training_batches
 from mtrec_ray.training.checkpoint import Position, load_checkpoint, save_checkpoint
 from mtrec_ray.training.propensity import new_run
 from mtrec_ray.training.propensity_config import PropensityConfig
-from mtrec_ray.training.propensity_loop import make_trainee, set_learning_rate
+from mtrec_ray.training.propensity_loop import make_trainee
 from mtrec_ray.training.propensity_run import schedule_of
 from mtrec_ray.training.record import check_lake
 from mtrec_ray.training.worker import RunningMean
@@ -82,9 +82,7 @@ class PropensityTrial:
         while self.next_step < end:
             rows = next(self._batches)
             started = time.monotonic()
-            progress = self.schedule.phase_progress(rows.step)
-            set_learning_rate(self.trainee.optimizer, self.config.optim.decay, progress)
-            self.mean_loss.add(self.trainee.step(rows))
+            self.mean_loss.add(self.trainee.step(rows, self.schedule.phase_progress(rows.step)))
             self.step_s += time.monotonic() - started
             self.next_step = rows.step + 1
         trained = time.monotonic()

@@ -99,7 +99,7 @@ class QuickstartConfig(Config):
     def _preset(cls, document: Any) -> Any:
         if not isinstance(document, dict):
             return document
-        preset = PRESETS.get(document.get("source", "synthetic"), {}) | {}
+        preset = PRESETS.get(document.get("source", "synthetic"), {})
         sections = {"lake": {}, "embed": {"text": {"model": None}}, "train": {}, "evaluate": {}}
         sections |= {"backbone": {}, "eliminators": {}, "audit": {}}
         for name, default in sections.items():

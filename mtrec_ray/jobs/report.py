@@ -64,9 +64,10 @@ def measured(evaluation: Evaluation) -> dict[str, Any]:
 def write_score_figures(evaluation: Evaluation, report: EvaluationReport, out: str, count: int = 4) -> None:
     """Paper A, figure 2: how the models score the titles with the most positives, local and global, on the last day."""
     day, cohort = report.cohort_days()[-1], report.primary_cohort
-    names = list(dict.fromkeys(variant_names(evaluation.records)))
-    first_runs = [evaluation.records[variant_names(evaluation.records).index(name)].config.name for name in names]
-    results = {name: evaluation.results[run, day, cohort] for name, run in zip(names, first_runs, strict=True)}
+    first_runs: dict[str, str] = {}  # of each variant
+    for name, record in zip(variant_names(evaluation.records), evaluation.records, strict=True):
+        first_runs.setdefault(name, record.config.name)
+    results = {name: evaluation.results[run, day, cohort] for name, run in first_runs.items()}
     positives, local = report.counts("title_positives"), report.title_is_local
     ranked = sorted(range(len(positives)), key=lambda slot: -positives[slot])
     kinds = ([s for s in ranked if local is None or local[s] == kind] for kind in (True, False))

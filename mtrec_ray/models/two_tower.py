@@ -2,10 +2,11 @@
 
 Legend: `U` user rows, `T` title rows, `N` rows of either, `d` width, `G` territory groups.
 
-* each tower: two dense layers, batch normalisation on the first and (by default) the last, ReLU between
+* each tower: two dense layers with a ReLU between, batch normalisation on the first
 * an optional group block on top of the user tower, one part per territory group
 * logit = user . title / sqrt(d) + learned bias; propensity = sigmoid(logit)
-* `final_activation: relu` is the paper taken literally: ReLU after every layer, plain dot product, no bias
+* `final_activation: relu` with `final_batch_norm` is paper A taken literally: batch normalisation and ReLU after every
+  layer, a plain dot product, no bias; the defaults were better on validation users
 
 The modules hold parameters and an inference forward without autograd; the exact training step, with its own
 backward, is `mtrec_ray.steps.propensity`.

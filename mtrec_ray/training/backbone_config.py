@@ -40,7 +40,7 @@ class BackboneOptimConfig(Config):
     """Titles drawn a batch, negatives of each of its positions; with 32 of them and batches of 128 windows validation
     NDCG@10 was 0.494 on MovieLens-100K, so it is 0.507, in half the epochs."""
     mask_share: float = Field(default=0.3, gt=0, lt=1)
-    """Share of a window's events that BERT4Rec has to guess; sasrec ignores it."""
+    """Share of a window's events that bert4rec has to guess."""
     averaging: float = Field(default=0.995, ge=0, lt=1)
     """Decay of the running mean of the weights, which is what is validated and kept; 0 keeps the last weights.
     It gained 0.010 of validation NDCG@10 at the same epoch on MovieLens-100K."""
@@ -73,6 +73,8 @@ class BackboneConfig(Config):
     runner: RunnerConfig = RunnerConfig()
 
     @model_validator(mode="after")
-    def _lanes(self) -> "BackboneConfig":
+    def _contradictions(self) -> "BackboneConfig":
+        if self.model.kind == "sasrec" and self.optim.mask_share != BackboneOptimConfig().mask_share:
+            raise ValueError("optim.mask_share has no effect on sasrec: drop it")
         check_lanes(self.runner, self.optim.lanes)
         return self

@@ -20,7 +20,7 @@ from mtrec_ray.files import absolute, join, write_json
 from mtrec_ray.lake.cluster import cluster_resources, joins_cluster
 from mtrec_ray.streams.windows import WindowPlan, make_window_plan
 from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
-from mtrec_ray.training.eliminators_config import EliminatorsConfig, parse_combinations
+from mtrec_ray.training.eliminators_config import EliminatorOptimConfig, EliminatorsConfig, parse_combinations
 from mtrec_ray.training.eliminators_loop import pack_loop_per_worker
 from mtrec_ray.training.eliminators_run import (
     EliminatorsRecord,
@@ -85,6 +85,8 @@ def make_packs(config: EliminatorsConfig, attributes: dict[str, list[str]]) -> d
 
 
 def _new_run(config: EliminatorsConfig, backbone: BackboneRecord) -> EliminatorsRecord:
+    if backbone.config.model.kind == "sasrec" and config.optim.mask_share != EliminatorOptimConfig().mask_share:
+        raise UserError(f"optim.mask_share has no effect on backbone {config.backbone!r}, a sasrec: drop it")
     return EliminatorsRecord(
         status="training",
         config=config,

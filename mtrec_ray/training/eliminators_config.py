@@ -77,7 +77,7 @@ class EliminatorOptimConfig(Config):
     num_negatives: int = Field(default=16, ge=1)
     """Titles drawn a batch, negatives of each of its positions."""
     mask_share: float = Field(default=0.3, gt=0, lt=1)
-    """Share of a window's events that a bert4rec backbone has to guess; sasrec ignores it."""
+    """Share of a window's events that a bert4rec backbone has to guess."""
     epochs: int = Field(default=12, ge=1)
     """Passes over the positions of the users whose attribute values may be seen; longer hid no more."""
     evaluate_every: int = Field(default=2, ge=1)

@@ -102,7 +102,10 @@ def load_candidates(record: EliminatorsRecord, backbone: SequentialBackbone) -> 
     candidates = []
     for chosen, tensors in packs:
         candidate = make_candidate(record, backbone, chosen)
-        candidate.load_state_dict(tensors, strict=False)
+        if tensors.keys() != candidate.own_parameters().keys():
+            odd = ", ".join(sorted(tensors.keys() ^ candidate.own_parameters().keys()))
+            raise UserError(f"run {record.uri!r} was written by another version (weights {odd}): train again")
+        candidate.load_state_dict(tensors, strict=False)  # the backbone is there
         candidates.append(candidate.eval().requires_grad_(False))
     return candidates
 

@@ -20,7 +20,8 @@ class ModelConfig(Config):
     groups: str | None = None
     """Territory groups: one, each, regions (paper A's; mtl's default), or path or URI of YAML lists by group name."""
     final_activation: Literal["none", "relu"] = "none"
-    """`relu` is paper A taken literally (no probability below one half); `none`: linear last layer, scale, bias."""
+    """`relu` with final_batch_norm is paper A taken literally (no probability below one half); `none`: a linear last
+    layer, a scale and a bias."""
     final_batch_norm: bool = False
     """Batch normalisation after the last layer of each tower."""
 
@@ -104,5 +105,7 @@ class PropensityConfig(Config):
         for key, idle in (("block_lr", (None, "shift", "film")), ("block_vector_lr", (None, "low_rank"))):
             if getattr(self.optim, key) is not None and block in idle:
                 raise ValueError(f"optim.{key} has no effect on {block or 'a baseline'}: drop it")
+        if self.optim.day_epochs != OptimConfig().day_epochs and not self.incremental:
+            raise ValueError("optim.day_epochs has no effect without incremental: drop it")
         check_lanes(self.runner, self.optim.lanes)
         return self

@@ -44,9 +44,19 @@ class Trainee:
     """(territories,) int64."""
     all_reduce: AllReduce | None
     compute_dtype: torch.dtype | None
+    decay: str
+    """`OptimConfig.decay` of the learning rates."""
 
-    def step(self, rows: StepRows) -> Tensor:
-        """Train on one worker's share of a global batch; returns the global loss."""
+    def step(self, rows: StepRows, progress: float) -> Tensor:
+        """Train on one worker's share of a global batch; returns the global loss.
+
+        Args:
+            rows: of this worker.
+            progress: in [0, 1), the share of the phase that is over.
+        """
+        share = 1.0 - progress if self.decay == "linear" else 1.0
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["first_lr"] * share
         batch = make_pair_batch(
             rows.embedding,
             self.group_of_territory[rows.territory],
@@ -85,8 +95,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
     for rows in training_batches(lake, plan, schedule, rank, world_size, from_step=step):
         if rows.step in phase_ends:
             mean_loss = RunningMean()
-        set_learning_rate(trainee.optimizer, config.optim.decay, schedule.phase_progress(rows.step))
-        mean_loss.add(trainee.step(rows))
+        mean_loss.add(trainee.step(rows, schedule.phase_progress(rows.step)))
         step = rows.step + 1
         if rank == 0 and step % CHECK_CLOCK_EVERY == 0:
             settings["board"].put.remote(step)
@@ -119,6 +128,7 @@ def make_trainee(record: PropensityRecord, lake: Lake, device: torch.device, wor
         group_of_territory=np.array(record.groups.of_territory, dtype=np.int64),
         all_reduce=all_reduce if world_size > 1 else None,
         compute_dtype=torch.bfloat16 if use_bfloat16 else None,
+        decay=config.optim.decay,
     )
 
 
@@ -132,13 +142,6 @@ def make_optimizer(model: TwoTower, rates: tuple[float, float, float], weight_de
     )
     groups = [{"params": part, "first_lr": rate} for part, rate in zip(parts, rates, strict=True) if part]
     return torch.optim.Adam(groups, lr=rates[0], weight_decay=weight_decay, fused=True)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, decay: str, progress: float) -> None:
-    """Learning rates of a step, `progress` in [0, 1) being the share of its phase that is over."""
-    share = 1.0 - progress if decay == "linear" else 1.0
-    for group in optimizer.param_groups:
-        group["lr"] = group["first_lr"] * share
 
 
 def _restore(trainee: Trainee) -> tuple[int, RunningMean]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
 from mtrec_ray.config import validate_config
@@ -18,7 +19,7 @@ from mtrec_ray.streams.held_out import read_held_out
 from mtrec_ray.streams.sequences import TEST_EVENT
 from mtrec_ray.training.accuracy import vectors_in_chunks
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
-from mtrec_ray.training.eliminators_run import EliminatorsRecord
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_candidates
 from tests.jobs.untrained import write_backbone, write_eliminators
 from tests.tuning.conftest import build_here
 
@@ -68,6 +69,15 @@ def test_runs_that_do_not_belong_together_are_refused(eliminators, tmp_path, key
     (other / "run.json").write_text(json.dumps(document | {key: value}))
     with pytest.raises(UserError, match=message):
         job.audit(validate_config(AuditConfig, {"run": eliminators.uri, "compare": [str(other)]}))
+
+
+def test_weights_that_lack_a_part_are_refused(backbone, eliminators, tmp_path):
+    other = Path(shutil.copytree(eliminators.uri, tmp_path / "other"))
+    (weights,) = other.glob("packs/*/eliminators.safetensors")
+    tensors = safetensors.torch.load_file(weights)
+    safetensors.torch.save_file({name: one for name, one in tensors.items() if name != "pack.gate"}, weights)
+    with pytest.raises(UserError, match=r"was written by another version \(weights pack\.gate\): train again"):
+        load_candidates(EliminatorsRecord.load(str(other)), load_backbone(backbone))
 
 
 def test_another_state_of_the_lake_is_refused(eliminators, tmp_path):

@@ -303,6 +303,12 @@ def test_a_pack_that_fails_is_tried_again_and_redone_alone_to_the_same_weights(
     assert candidate.combinations == (("gender",), ("gender", "age"))
 
 
+def test_masks_of_a_backbone_that_has_none_are_refused(source, one_worker, tmp_path):
+    one_worker(tmp_path)
+    with pytest.raises(UserError, match=r"optim\.mask_share has no effect on backbone .*, a sasrec: drop it"):
+        eliminators.train_eliminators(eliminators_config(source, tmp_path, optim={"mask_share": 0.2}))
+
+
 def test_more_jobs_at_once_than_the_machine_holds_are_refused(source, one_worker, tmp_path):
     one_worker(tmp_path / "jobs")
     with pytest.raises(UserError, match="jobs_at_once = 3: the cluster holds 1 jobs at once"):

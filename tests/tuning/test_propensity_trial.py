@@ -17,7 +17,7 @@ from mtrec_ray.streams.sampling import VALIDATION, split_of
 from mtrec_ray.streams.scored_users import ScoringChunk
 from mtrec_ray.training.propensity import new_run
 from mtrec_ray.training.propensity_config import PropensityConfig
-from mtrec_ray.training.propensity_loop import make_trainee, set_learning_rate
+from mtrec_ray.training.propensity_loop import make_trainee
 from mtrec_ray.training.propensity_run import schedule_of
 from tests.tuning.conftest import small_config
 from tuning.data import Remembered, map_here, trial_data
@@ -136,8 +136,7 @@ def test_a_trial_ends_in_the_weights_that_its_config_is_trained_to(trial_lake, m
     schedule = schedule_of(record, plan)
     trainee = make_trainee(record, data.lake, torch.device("cpu"), 1)
     for rows in training_batches(data.lake, plan, schedule, 0, 1, stream=read_here):
-        set_learning_rate(trainee.optimizer, config.optim.decay, schedule.phase_progress(rows.step))
-        trainee.step(rows)
+        trainee.step(rows, schedule.phase_progress(rows.step))
     assert_same_weights(trial, trainee.model.state_dict())
 
 

@@ -6,6 +6,8 @@ history, `G` groups of rows that share an eliminator, `B` rows of a group, `T` c
 
 A pack holds its combinations stacked on a leading dimension. Training runs one batch of users through all of them
 (G = K, the same B histories); serving gives every row its own combination (G = rows, B = 1). Both are one forward.
+The gate before the prompts, the pull on the personal prompts and the map are ours, the rest is paper B's.
+
 A personal prompt keeps accuracy (on MovieLens-100K it spared 5-7% of NDCG) but can write the label it is made of into
 the vector: trained fast (RMSprop 1e-3) it fitted the few users of a rare value, and a fresh attacker read the shift on
 others. Slow training and averaged weights prevent that; a pull of the personal prompts towards zero is the brake.

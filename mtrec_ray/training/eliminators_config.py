@@ -15,7 +15,7 @@ MAX_ATTRIBUTES_FOR_ALL = 12
 
 
 class EliminatorShapeConfig(Config):
-    """Parts of an eliminator (paper B, 2.3); a part left out is an ablation."""
+    """Parts of an eliminator (paper B, 2.3; the map is ours); a part left out is an ablation."""
 
     num_prompts: int = Field(default=10, ge=0)
     """Prompt vectors in front of the history; 0 leaves them out."""
@@ -34,7 +34,8 @@ class EliminatorShapeConfig(Config):
 
 
 class AdversaryConfig(Config):
-    """The game of eliminator and discriminators (paper B, 2.4)."""
+    """The game of eliminator and discriminators (paper B, 2.4, with lambda 1 and rates of 1e-4; a running mean, several
+    columns and weights of values are ours)."""
 
     weight: float = Field(default=0.3, ge=0)
     """Lambda of eq. (5). The transport hides most; on MovieLens-100K 1 hid no more and cost 2% of NDCG@10 more."""
@@ -57,7 +58,7 @@ class AdversaryConfig(Config):
 
 
 class TransportConfig(Config):
-    """How the maps behind the last layer are fitted (mtrec_ray/models/transport.py)."""
+    """How the maps behind the last layer are fitted (ours: mtrec_ray/models/transport.py)."""
 
     weight: float = Field(default=100.0, ge=0)
     """Of what is left of an attribute, against the change of scores."""
@@ -69,7 +70,7 @@ class TransportConfig(Config):
 
 
 class EliminatorOptimConfig(Config):
-    """Batches, length and choice of an eliminator's weights."""
+    """Batches (paper B: of 256), length and choice of an eliminator's weights (ours)."""
 
     batch_windows: int = Field(default=64, ge=1)
     """Windows of a global batch on average, over all workers, those counted that an epoch's cut leaves empty: a half
@@ -86,8 +87,8 @@ class EliminatorOptimConfig(Config):
     """Share of the backbone's validation NDCG@10 that is kept: as much of a map is used as keeps it by itself, and the
     last weights that keep it are taken."""
     price: float = Field(default=0.3, ge=0, le=1)
-    """Where it is more than keep_share allows, hiding an attribute may cost price (2 AUC - 1)^2 of NDCG@10, the AUC
-    being that of planes that tell it from the backbone: hiding is dear where tastes tell much."""
+    """Hiding an attribute may cost price (2 AUC - 1)^2 of NDCG@10 where that is more than keep_share allows; the AUC is
+    that of planes that tell it from the backbone, for what tastes show plainly costs more to hide."""
     validation_users: int = Field(default=10_000, ge=1)
     """Users, drawn by hash, whose validation event is looked at."""
     lanes: int = Field(default=8, ge=1)

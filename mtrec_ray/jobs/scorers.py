@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from mtrec_ray.models.two_tower import TwoTower
-from mtrec_ray.steps.scoring import score_users
 from mtrec_ray.streams.scored_users import ScoringChunk
 
 
@@ -23,8 +22,7 @@ class PropensityScorer:
 
     def __init__(self, model: TwoTower, title_embeddings: np.ndarray, group_of_territory: list[int]) -> None:
         self.model = model.eval()
-        with torch.no_grad():
-            self.titles = model.title_vectors(torch.from_numpy(title_embeddings.astype(np.float32)))  # (titles, d)
+        self.titles = model.title_vectors(torch.from_numpy(title_embeddings.astype(np.float32)))  # (titles, d)
         self.group_of_territory = group_of_territory
 
     def score(self, chunk: ScoringChunk) -> np.ndarray:
@@ -33,7 +31,7 @@ class PropensityScorer:
         group = self.group_of_territory[chunk.territory] if num_groups > 1 else 0
         groups = torch.full((len(users),), group, dtype=torch.int64)
         titles = self.titles[torch.from_numpy(chunk.title_index.astype(np.int64))]
-        return score_users(self.model, users, groups, titles).numpy()
+        return self.model.logits(self.model.user_vectors(users, groups), titles).numpy()
 
 
 class PopularityScorer:

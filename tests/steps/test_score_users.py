@@ -2,7 +2,6 @@
 
 import torch
 
-from mtrec_ray.steps.scoring import score_users
 from tests.steps.cases import BLOCKS, NUM_TITLES, TITLE_WIDTH, USER_WIDTH, make_model
 from tests.steps.reference import group_part
 
@@ -19,7 +18,7 @@ def test_each_user_meets_the_part_of_its_group():
     users, titles = make_features()
     for block in BLOCKS:
         model = make_model(group_block=block)
-        scores = score_users(model, users, GROUPS, model.title_vectors(titles))
+        scores = model.logits(model.user_vectors(users, GROUPS), model.title_vectors(titles))
         assert scores.shape == (len(GROUPS), NUM_TITLES)
         for row, group in enumerate(GROUPS.tolist()):
             vector = model.user_tower(users[row : row + 1])
@@ -33,6 +32,6 @@ def test_chunks_and_order_do_not_matter():
     users, titles = make_features()
     model = make_model(group_block="dense")
     vectors = model.title_vectors(titles)
-    whole = score_users(model, users, GROUPS, vectors)
-    parts = [score_users(model, users[rows], GROUPS[rows], vectors) for rows in ([4, 1], [3], [])]
+    whole = model.logits(model.user_vectors(users, GROUPS), vectors)
+    parts = [model.logits(model.user_vectors(users[rows], GROUPS[rows]), vectors) for rows in ([4, 1], [3], [])]
     torch.testing.assert_close(torch.cat(parts), whole[[4, 1, 3]], rtol=1e-12, atol=1e-14)

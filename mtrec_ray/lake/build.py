@@ -6,6 +6,7 @@
 4. commit: `lake.json` last, one rename. Whatever fails before leaves nothing behind.
 """
 
+from collections.abc import Collection
 from functools import partial
 
 import pyarrow as pa
@@ -98,14 +99,26 @@ def _build(source: Source, site: BuildSite, options: BuildOptions, progress: Pro
 
 
 def _rules(facts: SourceFacts) -> Rules:
-    for name in facts.attributes:
-        if name in ("none", "all") or set(name) & set("+,/"):
-            raise UserError(
-                f"attribute {name!r}: combinations are written as gender+age, all or none, so no attribute is called "
-                "all or none or has one of + , / in its name: rename it"
-            )
+    _check_attribute_names(facts.attributes)
     names = frozenset(territory.name for territory in facts.territories)
     return Rules(names, facts.attributes, facts.user_width, facts.title_width)
+
+
+def _check_attribute_names(attributes: Collection[str]) -> None:
+    """UserError where combinations, or the keys of their figures, could not tell the attributes apart."""
+    for name in attributes:
+        if name in ("none", "all", "") or set(name) & set("+,/") or name != name.strip():
+            raise UserError(
+                f"attribute {name!r}: combinations are written as gender+age, all or none, so no attribute is called "
+                "all or none, has one of + , / in its name, or a space at its ends: rename it"
+            )
+    for name in ("none", *attributes):
+        for bound in (f"{name}_low", f"{name}_high"):
+            if bound in attributes:
+                raise UserError(
+                    f"attribute {bound!r}: so is called a bound of the figures of {name!r}, as in ndcg@10/{bound}: "
+                    "rename it"
+                )
 
 
 def _parts(source: Source) -> tuple:

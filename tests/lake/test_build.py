@@ -52,10 +52,20 @@ def test_rows_are_those_of_the_source_each_in_its_users_bucket(service, tmp_path
     assert check_lake(str(tmp_path / "lake")).leftovers == []
 
 
-@pytest.mark.parametrize("name", ["a+b", "a,b", "a/b", "none", "all"])
+@pytest.mark.parametrize("name", ["a+b", "a,b", "a/b", "none", "all", " a", "a\t", ""])
 def test_attributes_that_no_combination_could_name_are_refused(service, tmp_path, name):
     source = service.source(attributes={name: ["f", "m"]}, user_columns={name: "gender"})
     with pytest.raises(UserError, match=re.escape(f"attribute {name!r}: combinations are written as gender+age")):
+        build_lake(source, str(tmp_path / "lake"), FOUR)
+    assert not (tmp_path / "lake").exists()
+
+
+@pytest.mark.parametrize("names", [("income", "income_low"), ("income_high", "income"), ("a", "none_low")])
+def test_attributes_that_would_share_a_figure_s_key_are_refused(service, tmp_path, names):
+    """`ndcg@10/income_low` would be the figure of hiding `income_low` and the low bound of hiding `income`."""
+    columns = dict.fromkeys(names, "gender")
+    source = service.source(attributes={name: ["f", "m"] for name in names}, user_columns=columns)
+    with pytest.raises(UserError, match="bound of the figures of"):
         build_lake(source, str(tmp_path / "lake"), FOUR)
     assert not (tmp_path / "lake").exists()
 

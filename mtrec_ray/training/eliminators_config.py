@@ -158,7 +158,10 @@ def parse_combinations(text: str, attributes: dict[str, list[str]]) -> list[Comb
         raise UserError(f"combination {combination_name(min(repeated))} is named twice")
     single = sorted({name for combination in chosen for name in combination if len(attributes[name]) < 2})
     if single:
-        raise UserError(f"attribute {single[0]!r} has one value only ({attributes[single[0]]}): nothing to hide in it")
+        raise UserError(
+            f"attribute {single[0]!r} has one value only ({attributes[single[0]]}), there is nothing to hide in it: "
+            "leave it out of combinations"
+        )
     return chosen
 
 

@@ -25,7 +25,7 @@ from mtrec_ray.bundle.manifest import (
 )
 from mtrec_ray.console import ProgressCallback, stage_progress
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, exists, join, read_json, remove_file, write_file, write_json
+from mtrec_ray.files import absolute, check_writable, exists, join, read_json, remove_file, write_file, write_json
 from mtrec_ray.jobs.bundle_config import BundleConfig
 from mtrec_ray.jobs.bundle_figures import audited, evaluated
 from mtrec_ray.lake.bucket import Bucket
@@ -53,8 +53,8 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
         again: a bundle that is there already is kept if its version is the same, else another takes its place.
 
     Raises:
-        UserError: unfinished runs; runs, audit or evaluation that do not belong together; or, unless `again`, a bundle
-            that is there already.
+        UserError: unfinished runs; runs, audit or evaluation that do not belong together; a place that cannot be
+            written to; or, unless `again`, a bundle that is there already.
     """
     out, record = absolute(config.out), EliminatorsRecord.load_done(config.run)
     source = BackboneRecord.load(record.config.backbone)
@@ -68,6 +68,7 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
     backbone = load_backbone(source, record.backbone_hash)
     (candidate,) = load_candidates(record, backbone)
     assert isinstance(candidate, Eliminated)
+    check_writable(out)
     files |= {
         BACKBONE: safetensors.torch.save(_plain(backbone.state_dict())),
         ELIMINATORS: safetensors.torch.save(_plain(candidate.pack.state_dict())),

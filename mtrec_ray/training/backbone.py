@@ -9,7 +9,7 @@
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, join
+from mtrec_ray.files import absolute, check_writable, join
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.windows import make_window_plan
 from mtrec_ray.training.backbone_config import BackboneConfig
@@ -24,13 +24,15 @@ def train_backbone(config: BackboneConfig, progress: ProgressCallback | None = N
     """Train one backbone to its end, going on from its last checkpoint if the same name was stopped.
 
     Raises:
-        UserError: settings that do not fit the lake, the cluster, or the run of the same name.
+        UserError: settings that do not fit the lake, the cluster, or the run of the same name; or a
+            place that cannot be written to.
     """
     config = config.model_copy(update={"lake": absolute(config.lake), "runs": absolute(config.runs)})
     lake = Lake.open(config.lake)
     record = new_run(config, lake).or_begun()
     if record.status == "done":
         return record
+    check_writable(config.runs)
     check_resources(config.runner)
     if not record.num_steps:  # planned before it is recorded: what fails here leaves no run behind
         plan = make_window_plan(lake, config.sequences, config.model.history, without_attacked=False, progress=progress)

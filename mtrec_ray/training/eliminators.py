@@ -16,7 +16,7 @@ from functools import partial
 from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError, find_user_error
-from mtrec_ray.files import absolute, join, write_json
+from mtrec_ray.files import absolute, check_writable, join, write_json
 from mtrec_ray.lake.cluster import cluster_resources, joins_cluster
 from mtrec_ray.streams.windows import WindowPlan, make_window_plan
 from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
@@ -45,8 +45,9 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
     """Train every combination, going on with what is unfinished if the same name was stopped.
 
     Raises:
-        UserError: settings that do not fit the backbone, its lake, the cluster, or the run of the same name; or what a
-            pack finds to be the user's mistake, such as a lake changed meanwhile.
+        UserError: settings that do not fit the backbone, its lake, the cluster, or the run of the same name; a
+            place that cannot be written to; or what a pack finds to be the user's mistake, such as a lake changed
+            meanwhile.
         PacksFailed: packs that failed in spite of retries, after all others were done.
     """
     config = config.model_copy(update={"backbone": absolute(config.backbone), "runs": absolute(config.runs)})
@@ -55,6 +56,7 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
     record = _new_run(config, backbone).or_begun()
     if record.status == "done":
         return record
+    check_writable(config.runs)
     at_once = _jobs_at_once(config)
     if not record.steps_per_pack:  # planned before it is recorded: what fails here leaves no run behind
         sequences, length = backbone.config.sequences, backbone.config.model.history

@@ -13,7 +13,7 @@ import math
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute
+from mtrec_ray.files import absolute, check_writable
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.models.two_tower import TwoTowerConfig
@@ -36,7 +36,8 @@ def train_propensity(config: PropensityConfig, progress: ProgressCallback | None
         progress: told of counted buckets and training steps.
 
     Raises:
-        UserError: settings that do not fit the lake, the cluster, or the run of the same name.
+        UserError: settings that do not fit the lake, the cluster, or the run of the same name; or a
+            place that cannot be written to.
     """
     config = config.model_copy(update={"lake": absolute(config.lake), "runs": absolute(config.runs)})
     lake = Lake.open(config.lake)
@@ -46,6 +47,7 @@ def train_propensity(config: PropensityConfig, progress: ProgressCallback | None
         logger.warning("model.groups = %r is one group, so all territories share one block", config.model.groups)
     if record.status == "done":
         return record
+    check_writable(config.runs)
     check_resources(config.runner)
     if not record.num_steps:  # planned before it is recorded: what fails here leaves no run behind
         num_phases = calendar.num_evaluation_days if config.incremental else 1

@@ -157,6 +157,12 @@ def test_more_workers_than_cpus_is_an_error_not_a_hang(planted_lake, runs):
         train_propensity(run_config(planted_lake, runs, "greedy", runner={"workers": 4}))
 
 
+def test_a_place_that_cannot_be_written_to_is_refused_before_any_work(planted_lake, tmp_path):
+    (tmp_path / "file").write_text("in the way of a folder")
+    with pytest.raises(UserError, match=r"cannot write to .*file"):
+        train_propensity(run_config(planted_lake, str(tmp_path / "file"), "nowhere"))
+
+
 @pytest.mark.parametrize(("groups", "warned"), [("one", True), ("regions", False)])
 def test_a_multi_task_run_of_one_group_is_told_that_it_has_one(planted_lake, runs, caplog, groups, warned):
     changes = {"kind": "mtl", "model": {"groups": groups}, "runner": {"workers": 4}}

@@ -316,6 +316,18 @@ def test_more_jobs_at_once_than_the_machine_holds_are_refused(source, one_worker
     assert not (tmp_path / "jobs" / "eliminators").exists()
 
 
+def test_a_place_that_cannot_be_written_to_is_refused_before_any_work(source, lake, one_worker, tmp_path):
+    one_worker(tmp_path / "made")
+    (tmp_path / "file").write_text("in the way of a folder")
+    run = eliminators.train_eliminators(eliminators_config(source, tmp_path / "made"))
+    with pytest.raises(UserError, match=r"cannot write to .*file"):
+        backbone.train_backbone(backbone_config(lake, tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot write to .*file"):
+        eliminators.train_eliminators(eliminators_config(source, tmp_path / "file"))
+    with pytest.raises(UserError, match=r"cannot write to .*file/bundle"):
+        make_bundle(validate_config(BundleConfig, {"run": run.uri, "out": str(tmp_path / "file" / "bundle")}))
+
+
 def test_nothing_is_made_of_eliminators_whose_backbone_was_trained_again(source, lake, one_worker, tmp_path):
     one_worker(tmp_path / "made")
     run = eliminators.train_eliminators(eliminators_config(source, tmp_path / "made"))

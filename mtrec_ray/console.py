@@ -14,6 +14,11 @@ ProgressCallback = Callable[[str, int, int], None]
 """(what is being done, how many are done, how many there are)."""
 
 
+def stdout_console() -> Console:
+    """It prints sign by sign: a title may be called `[REC]` or `[/b]`, which rich's markup would drop or trip over."""
+    return Console(markup=False, emoji=False)
+
+
 def stderr_console() -> Console:
     return Console(stderr=True)
 
@@ -45,7 +50,7 @@ def print_result(document: dict[str, Any], tables: list[RenderableType], as_json
     if as_json:
         sys.stdout.write(json.dumps(_without_nan(document)) + "\n")  # whole, or nothing if something is no JSON
         return
-    console = Console()
+    console = stdout_console()
     for table in tables:
         console.print(table)
 

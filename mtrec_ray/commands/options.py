@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import typer
 import typer.core
 import yaml
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 from rich.table import Table
 
 from mtrec_ray.config import ConfigT, dump_yaml, fields_of, load_config
-from mtrec_ray.console import ProgressCallback, print_result, progress_bars
+from mtrec_ray.console import ProgressCallback, print_result, progress_bars, stdout_console
 
 ConfigFile = Annotated[str | None, typer.Option("--config", metavar="FILE", help="YAML file with settings.")]
 Settings = Annotated[
@@ -79,7 +79,7 @@ def with_settings(*models: tuple[str, str]) -> type[typer.core.TyperCommand]:
             super().format_help(ctx, formatter)
             for path, prefix in models:
                 module, name = path.split(":")
-                Console().print(_settings_table(getattr(importlib.import_module(module), name), prefix))
+                stdout_console().print(_settings_table(getattr(importlib.import_module(module), name), prefix))
 
     return SettingsCommand
 

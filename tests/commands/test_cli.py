@@ -43,6 +43,11 @@ def run(monkeypatch, capsys, tmp_path):
     return run
 
 
+def test_help_shows_types_with_their_brackets(run, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    assert "list[dict[str, Any]]" in run("search", "propensity", "--help")[1]
+
+
 @pytest.mark.parametrize(
     ("command", "setting"),
     [

@@ -155,7 +155,8 @@ def parse_space(document: dict[str, Any], model: type[Config], fixed: Iterable[s
                 if ranges[key].low % 1 or ranges[key].high % 1 or (ranges[key].step or 1) % 1:
                     raise UserError(f"space: {key} takes whole numbers, not {values}")
         elif isinstance(values, list) and values:
-            choices[key] = values
+            is_number = "int" in types[key] or "float" in types[key]
+            choices[key] = [_meant(value) for value in values] if is_number else values
         else:
             form = "a list of choices" if isinstance(values, dict) else "{low: ..., high: ...} or a list of choices"
             raise UserError(f"space: {key} = {values!r} ({types[key]}): give {form}")
@@ -193,8 +194,19 @@ def _start(space: Space, key: str, value: Any) -> Any:
         names = [*space.ranges, *space.choices, *([GROUPS] if space.partitions else [])]
         raise UserError(f"warm_start: {key!r} is not in space; it has {', '.join(names)}")
     if held and value not in held:
+        if (number := _meant(value)) in held:
+            return number
         raise UserError(f"{where} is none of {', '.join(map(str, held))}")
     return value
+
+
+def _meant(value: Any) -> Any:
+    """The number of a text like 1e-3, which YAML 1.1 reads as a text where it has no point; else the value."""
+    try:
+        number = float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+    return int(number) if isinstance(value, str) and number.is_integer() else number
 
 
 def _number(where: str, value: Any, span: Range, whole: bool) -> float:

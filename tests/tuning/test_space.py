@@ -5,6 +5,7 @@ from typing import Any
 
 import optuna
 import pytest
+import yaml
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -254,6 +255,22 @@ def test_warm_starts_are_numbers_as_the_space_has_them():
 def test_warm_starts_that_the_space_does_not_hold(start, says):
     with pytest.raises(UserError, match=says):
         checked_starts(STARTED, [start])
+
+
+def test_numbers_that_yaml_reads_as_texts_are_numbers():
+    """`1e-3` without a point is a text in YAML 1.1."""
+    document = yaml.safe_load(
+        "{optim.lr: [null, 1e-4, 1e-3], optim.batch_pairs: [1e3, 8192], sample.alpha: [auto, 1e1]}"
+    )
+    space = parse(document)
+    assert space.choices == {
+        "optim.lr": [None, 1e-4, 1e-3],
+        "optim.batch_pairs": [1000, 8192],
+        "sample.alpha": ["auto", 10.0],
+    }
+    assert usual_settings(space, PropensityConfig, with_settings(BASE, {"optim.lr": "1e-3"}))["optim.lr"] == 1e-3
+    for start in ({"optim.lr": "1e-3"}, {"optim.lr": 0.001}):
+        assert checked_starts(space, [start]) == [{"optim.lr": 1e-3}]
 
 
 def test_choices_that_do_not_go_together_are_told():

@@ -55,15 +55,15 @@ def _of(study: optuna.Study, name: str, number: int, metric: str) -> Any:
 def _svg(name: str, plot: Callable[[], Any]) -> str:
     matplotlib.use("Agg")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Optuna warns that plots are experimental, and of conditional keys
+        with warnings.catch_warnings(), matplotlib.rc_context({"svg.fonttype": "none"}):  # fonts of the reader's
+            warnings.simplefilter("ignore")  # Optuna's, of plots and conditional keys; matplotlib's, of its own font
             plot()
-    except (ValueError, RuntimeError) as error:  # Optuna's way to say that there is too little to draw
-        plt.close("all")
+            text = io.StringIO()
+            plt.gcf().set_size_inches(10, 6)
+            plt.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
+    except (ValueError, RuntimeError) as error:  # Optuna: there is too little to draw; matplotlib: $...$ is no formula
         return f"<p>Nothing to draw: {html.escape(str(error))}</p>"
-    text = io.StringIO()
-    plt.gcf().set_size_inches(10, 6)
-    plt.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
-    plt.close("all")
+    finally:
+        plt.close("all")
     svg = text.getvalue()
     return svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(name)}"', 1)

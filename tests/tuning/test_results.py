@@ -1,5 +1,6 @@
 """What a search leaves behind: the front by hand, its table and plots, and no result where nothing was found."""
 
+import html
 import json
 from collections.abc import Callable
 from html.parser import HTMLParser
@@ -244,3 +245,24 @@ def test_importance_is_for_low_values_of_a_goal_that_is_minimised_and_high_ones_
     study = two_goals()
     plots_page(study, [TWO.metric, ONE.metric])
     assert targets == {TWO.metric: [0.3, 0.1], ONE.metric: [-0.9, -0.5]}
+
+
+def page_with_a_choice(name: str) -> str:
+    rows = [
+        TrialRow(f"t{n}", DONE, {"optim.lr": 10.0**-n, "model.group_block": block}, {ONE.metric: n / 10}, [])
+        for n, block in enumerate([name, "shift"], 2)
+    ]
+    space = Space(ranges=SPACE.ranges, choices={"model.group_block": [name, "shift"]})
+    return plots_page(study_of(SearchResult("x", rows, rows[0], prepared(ONE, space=space), [], rows)), [ONE.metric])
+
+
+@pytest.mark.parametrize("name", ["日本", "<b>&"])
+def test_a_name_is_a_text_of_its_plots(name, recwarn):
+    assert f">{html.escape(name, quote=False)}</text>" in page_with_a_choice(name)
+    assert not [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_a_name_that_matplotlib_takes_for_a_formula_costs_its_plots_alone():
+    page = Page(page_with_a_choice("$\\frac{$"))
+    assert "History" in page.drawings
+    assert "Parallel coordinates" not in page.drawings

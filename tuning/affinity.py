@@ -105,14 +105,15 @@ def add_gradients(
     """
     hidden = model.user_tower.first(torch.from_numpy(rows.embedding).to(titles))  # (U, d)
     users = model.user_tower.last(hidden)  # (U, d)
-    user_rows = torch.from_numpy(np.repeat(np.arange(len(rows.territory)), np.diff(rows.offsets)))
+    user_rows = torch.from_numpy(_users_of_pairs(rows))
     title_rows = torch.from_numpy(rows.title_index.astype(np.int64))
     propensity = model.logits(users, titles[negatives.titles]).sigmoid_()  # (U, M)
     if len(negatives.titles) == len(titles):
         own = propensity[user_rows, title_rows]  # (P,)
     else:
         own = ((users[user_rows] * titles[title_rows]).sum(dim=1) * model.scale + (model.bias or 0.0)).sigmoid()
-    delta = own * (1.0 - negatives.rate) - torch.from_numpy(rows.label).to(own)  # (P,)
+    taken = negatives.rate * torch.from_numpy(is_first(rows)).to(own)
+    delta = own * (1.0 - taken) - torch.from_numpy(rows.label).to(own)  # (P,)
     projected = titles @ left  # (T, k)
     offered = negatives.offered[torch.from_numpy(rows.territory.astype(np.int64))]  # (U, M)
     each = negatives.rate * len(titles) / len(negatives.titles)
@@ -158,13 +159,26 @@ def gradient_evidence(config: PropensityConfig, data: TrialData) -> Evidence:
     return Evidence.centred(np.stack(halves), pairs)
 
 
+def is_first(rows: StepRows) -> np.ndarray:
+    """(P,) bool: False where the user's same title came before, discovered in another month."""
+    pair = _users_of_pairs(rows) << 32 | rows.title_index
+    first = np.zeros(len(pair), dtype=bool)
+    first[np.unique(pair, return_index=True)[1]] = True
+    return first
+
+
+def _users_of_pairs(rows: StepRows) -> np.ndarray:
+    """(P,) int64 row of each pair's user."""
+    return np.repeat(np.arange(len(rows.territory)), np.diff(rows.offsets))
+
+
 def expected_pairs(rows: StepRows, rate: float, offer_mask: np.ndarray) -> np.ndarray:
     """(N,) pairs of each territory where all of `rows` are positives and other offered titles are drawn at `rate`.
 
     `offer_mask` is (N, T).
     """
-    positive = np.diff(rows.offsets)
-    expected = positive + rate * (offer_mask.sum(axis=1)[rows.territory] - positive)
+    titles = np.bincount(_users_of_pairs(rows), weights=is_first(rows), minlength=len(rows.territory))  # (U,)
+    expected = np.diff(rows.offsets) + rate * (offer_mask.sum(axis=1)[rows.territory] - titles)
     return np.bincount(rows.territory, weights=expected, minlength=len(offer_mask))
 
 

@@ -103,7 +103,10 @@ def autograd_gradient(model: TwoTower, rows: StepRows, territory: int, rate: flo
     drawn = negatives_at(rate).titles
     cells = users[torch.from_numpy(rows.territory == territory)] @ titles[drawn].t() * model.scale + model.bias
     offered = torch.from_numpy(OFFERED[territory])[drawn]
-    loss = loss + rate * (NUM_TITLES / len(drawn) * F.softplus(cells[:, offered]).sum() - F.softplus(logits).sum())
+    _, firsts = np.unique(np.stack([row[own], index]), axis=1, return_index=True)
+    loss = loss + rate * (
+        NUM_TITLES / len(drawn) * F.softplus(cells[:, offered]).sum() - F.softplus(logits[firsts]).sum()
+    )
     (gradient,) = torch.autograd.grad(loss, model.user_tower.last.weight)
     return gradient.numpy() / model.scale
 
@@ -117,6 +120,24 @@ def test_the_sums_are_autograds_gradient_of_each_territory(rate, max_titles, mon
         expected = autograd_gradient(model, rows, territory, rate)
         assert np.abs(sums.outer[territory] - expected).max() < 1e-10 * np.abs(expected).max()
     assert (sums.outer[-1] == 0).all()
+
+
+def test_a_title_discovered_in_two_months_is_taken_from_the_negatives_once():
+    model, rows = model_after_some_steps(), make_rows()
+    twice = replace(
+        rows,
+        offsets=2 * rows.offsets,
+        title_index=np.repeat(rows.title_index, 2),
+        label=np.repeat(rows.label, 2),
+    )
+
+    def added(rate: float) -> list[np.ndarray]:
+        once, both = (summed(model, [of], rate=rate) for of in (rows, twice))
+        pairs = expected_pairs(twice, rate, OFFERED) - expected_pairs(rows, rate, OFFERED)
+        return [both.outer - once.outer, both.left - once.left, pairs]
+
+    for found, without_negatives in zip(added(0.3), added(0.0), strict=True):
+        np.testing.assert_allclose(found, without_negatives, rtol=1e-9, atol=1e-9)
 
 
 def test_a_rate_of_one_stands_for_every_offered_title_beside_the_positives():

@@ -14,14 +14,13 @@ import torch
 from torch import Tensor
 
 from mtrec_ray.bundle.manifest import Bundle
+from mtrec_ray.combinations import Combination
 from mtrec_ray.lake.manifest import embedding_matrix
 from serving.bank import EliminatorBank
 from serving.catalogue import Catalogue
 
 MAX_CELLS = 8_000_000
 """Rows x titles scored at once: what bounds the memory of a large batch on a large catalogue."""
-
-Combination = tuple[str, ...]
 
 
 @dataclass(frozen=True)

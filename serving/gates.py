@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mtrec_ray.bundle.manifest import BundleManifest
+from mtrec_ray.combinations import combination_name
 from serving.gates_config import GatesConfig
 
 
@@ -23,7 +24,7 @@ def check_gates(new: BundleManifest, live: BundleManifest | None, gates: GatesCo
         found += [Gate("audit", not gates.audit, "the bundle was made without one: `mtrec bundle --audit DIR`")]
     found += [_ndcg(name, figures, live, gates) for name, figures in new.metrics.items()]
     for combination in new.combinations if new.audit else []:
-        name = "+".join(combination)
+        name = combination_name(combination)
         found += [_leak(name, attribute, new.audit[name][attribute], gates) for attribute in combination]
     return found + _pr_auc(new, live, gates)
 
@@ -31,7 +32,7 @@ def check_gates(new: BundleManifest, live: BundleManifest | None, gates: GatesCo
 def _switches(new: BundleManifest, live: BundleManifest) -> Gate:
     """What a request may name today it may name tomorrow."""
     there = {frozenset(combination) for combination in new.combinations}
-    lost = ["combination " + "+".join(c) for c in live.combinations if frozenset(c) not in there]
+    lost = [f"combination {combination_name(c)}" for c in live.combinations if frozenset(c) not in there]
     lost += [f"attribute {name}" for name in live.attributes if name not in new.attributes]
     lost += [f"territory {name}" for name in live.territories if name not in new.territories]
     found = f"without {', '.join(lost)}: `--set gates.against_live=false` lets them go"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mtrec_ray.combinations import Combination, combination_name
 from serving.engine import Engine, Query
 from serving.schemas import PropensityRequest, RecommendRequest
 from serving.store import UserState
@@ -31,7 +32,7 @@ class Resolved:
     """A checked request; without `query` the territory's popular titles answer it, for `reason`."""
 
     request: RecommendRequest
-    combination: tuple[str, ...]
+    combination: Combination
     territory: int
     query: Query | None
     exclude: frozenset[int]
@@ -40,7 +41,7 @@ class Resolved:
     unknown_values: list[str]
 
 
-def check(engine: Engine, request: RecommendRequest, store: bool, place: str) -> tuple[tuple[str, ...], int]:
+def check(engine: Engine, request: RecommendRequest, store: bool, place: str) -> tuple[Combination, int]:
     """The combination and the territory of a request, before anything is looked up; `place` goes before field names."""
     if request.user_id is not None and not store:
         raise RequestProblem(f"{place}user_id", "this endpoint has no online store: send a history")
@@ -59,7 +60,7 @@ def check(engine: Engine, request: RecommendRequest, store: bool, place: str) ->
 def resolve(
     engine: Engine,
     request: RecommendRequest,
-    combination: tuple[str, ...],
+    combination: Combination,
     territory: int,
     state: UserState | None,
     reason: str | None = None,
@@ -127,14 +128,15 @@ def propensity_inputs(
     return embedding, territory, [row_of[title] for title in request.title_ids]
 
 
-def _combination(engine: Engine, ignore: list[str], place: str) -> tuple[str, ...]:
+def _combination(engine: Engine, ignore: list[str], place: str) -> Combination:
     for position, name in enumerate(ignore):
         if name not in engine.manifest.attributes:
             raise RequestProblem(f"{place}ignore[{position}]", f"no attribute {name!r}; there are {_listed(engine)}")
     wanted = tuple(name for name in engine.manifest.attributes if name in ignore)
     if wanted not in engine.combinations:
-        there = ", ".join("+".join(combination) for combination in engine.combinations if combination)
-        raise RequestProblem(f"{place}ignore", f"nothing was trained to ignore {'+'.join(wanted)}; there are {there}")
+        there = ", ".join(combination_name(combination) for combination in engine.combinations if combination)
+        message = f"nothing was trained to ignore {combination_name(wanted)}; there are {there}"
+        raise RequestProblem(f"{place}ignore", message)
     return wanted
 
 

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Any
 
+from mtrec_ray.combinations import combination_name
 from serving.batcher import Batcher
 from serving.engine import Engine, Ranked
 from serving.guard import MAYBE_STORED
@@ -94,7 +95,7 @@ class Service:
             "territories": manifest.territories,
             "combinations": [
                 {
-                    "name": (name := _name(combination)),
+                    "name": (name := combination_name(combination)),
                     "ignore": combination,
                     "metrics": manifest.metrics.get(name, {}),
                     "audit": manifest.audit.get(name, {}),
@@ -135,7 +136,7 @@ class Service:
             titles = _titles(engine, rows, [1.0 / place for place in range(1, len(rows) + 1)], "score")
         return {
             "titles": titles,
-            "combination": _name(one.combination),
+            "combination": combination_name(one.combination),
             "source": "model" if ranked is not None else "popularity",
             "reason": one.reason,
             "unknown_titles": one.unknown_titles,
@@ -147,7 +148,3 @@ class Service:
 def _titles(engine: Engine, rows: list[int], scores: list[float], score: str) -> list[Answer]:
     ids, names = engine.catalogue.ids, engine.catalogue.names
     return [{"title_id": ids[r], "name": names[r], score: s} for r, s in zip(rows, scores, strict=True)]
-
-
-def _name(combination: tuple[str, ...]) -> str:
-    return "+".join(combination) or "none"

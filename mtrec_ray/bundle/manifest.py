@@ -25,6 +25,7 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from mtrec_ray.combinations import Combination
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, join, read_file, read_json
 from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
@@ -34,7 +35,6 @@ from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 FORMAT_VERSION = 3
 MANIFEST, BACKBONE, ELIMINATORS = "manifest.json", "backbone.safetensors", "eliminators.safetensors"
 POPULAR, TITLES, PROPENSITY = "popular.safetensors", "titles.parquet", "propensity.safetensors"
-Combination = tuple[str, ...]
 Figure = bool | float | int | str | None
 """Of an audit: counts, names and figures; null where nothing could be told."""
 

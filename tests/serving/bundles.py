@@ -23,6 +23,7 @@ from mtrec_ray.bundle.manifest import (
     BundleManifest,
     manifest_hash,
 )
+from mtrec_ray.combinations import NONE, Combination, combination_name
 from mtrec_ray.lake.manifest import embedding_column
 from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
@@ -59,7 +60,7 @@ def write_bundle(
     folder: Path,
     seed: int = 0,
     *,
-    combinations: list[tuple[str, ...]] = COMBINATIONS,
+    combinations: list[Combination] = COMBINATIONS,
     ndcg: float = 0.4,
     leak: float = 0.5,
     auc: float = 0.5,
@@ -103,7 +104,7 @@ def write_bundle(
         TITLES: titles(offered),
     }
     figures_of = {"ndcg@10": ndcg, "ndcg@10_low": ndcg - 0.01, "ndcg@10_high": ndcg + 0.01}
-    names = ["none", *("+".join(combination) for combination in combinations)]
+    names = [NONE, *map(combination_name, combinations)]
     metrics = {} if pr_auc is None else {"pr_auc/mean": pr_auc, "pr_auc/mean_low": pr_auc, "pr_auc/mean_high": pr_auc}
     document = {
         "version": f"v{seed}",

@@ -1,7 +1,6 @@
 """The routes, and how faults become answers with a field and a mend."""
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -11,12 +10,11 @@ from fastapi import FastAPI, Header, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
-from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
+from serving.answers import Refused, json_answer, refused_of
 from serving.config import LimitsConfig
-from serving.guard import OUR_FAULT, RETRY_AFTER_S, Guard
-from serving.queries import RequestProblem
+from serving.guard import PAGE_FILES, Guard
 from serving.schemas import (
     Combinations,
     EventsRequest,
@@ -33,10 +31,7 @@ from serving.service import Service
 from serving.short_way import ShortWay
 from serving.store import StoreUnavailable
 
-logger = logging.getLogger(__name__)
-
 PAGE = Path(__file__).parent / "page"
-PAGE_FILES = {"page.css": "text/css", "page.js": "text/javascript"}
 PAGE_HEADERS = {
     "content-security-policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'",
     "x-content-type-options": "nosniff",
@@ -85,7 +80,14 @@ def build_api(service: Service, keys: tuple[str, ...], limits: LimitsConfig) -> 
     )
     _add_routes(app, service, examples=not keys)
     _add_page(app)
-    _add_faults(app, service)
+
+    async def refuse(_: Request, error: Exception) -> Response:
+        refused = refused_of(error)
+        service.telemetry.error(str(refused.status))
+        return refused.answer()
+
+    for kind in (Refused, RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, refuse)
     return Guard(ShortWay(app, service), keys, limits, service.telemetry.error)
 
 
@@ -95,23 +97,23 @@ def _add_routes(app: FastAPI, service: Service, examples: bool) -> None:
         """Titles for one user or one history."""
         with service.telemetry.stage("recommend"):
             (answer,) = await service.recommend([request], many=False)
-        return _json(answer)
+        return json_answer(answer)
 
     @app.post("/v1/recommend:batch", responses={200: {"model": RecommendationBatch}, **FAULTS})
     async def recommend_batch(batch: RecommendBatch) -> Response:
         """Up to 1,000 requests in one call, answered in order."""
         with service.telemetry.stage("recommend:batch"):
-            return _json({"responses": await service.recommend(batch.requests, many=True)})
+            return json_answer({"responses": await service.recommend(batch.requests, many=True)})
 
     @app.post("/v1/propensity", responses={200: {"model": Propensities}, **FAULTS})
     async def propensity(request: PropensityRequest) -> Response:
         """First-discovery propensities by the block of the territory's group."""
-        return _json(await service.propensities(request))
+        return json_answer(await service.propensities(request))
 
     @app.get("/v1/combinations", responses={200: {"model": Combinations}, **FAULTS})
     async def combinations() -> Response:
         """What can be switched, with the audit's figures of each setting."""
-        return _json(service.combinations())
+        return json_answer(service.combinations())
 
     @app.put("/v1/users/{user_id:path}/events", responses={200: {"model": EventsStored}, **FAULTS})
     async def append(
@@ -123,17 +125,17 @@ def _add_routes(app: FastAPI, service: Service, examples: bool) -> None:
 
         With a fresh `Idempotency-Key` for each call, a call may be repeated after an error without storing it twice.
         """
-        return _json(await service.append(user_id, request, idempotency_key))
+        return json_answer(await service.append(user_id, request, idempotency_key))
 
     if examples:
 
         @app.get("/v1/examples", include_in_schema=False)
         async def some_examples() -> Response:
-            return _json(await service.examples())
+            return json_answer(await service.examples())
 
     @app.get("/healthz", responses={200: {"description": "The process answers."}})
     async def healthz() -> Response:
-        return _json({"status": "ok"})
+        return json_answer({"status": "ok"})
 
     @app.get("/readyz", responses={200: {"description": READY}})
     async def readyz() -> Response:
@@ -144,7 +146,7 @@ def _add_routes(app: FastAPI, service: Service, examples: bool) -> None:
                 store = "reachable"
             except StoreUnavailable:
                 store = "unavailable"
-        return _json({"status": "ready", "bundle_version": service.live.engine.version, "store": store})
+        return json_answer({"status": "ready", "bundle_version": service.live.engine.version, "store": store})
 
 
 def _add_page(app: FastAPI) -> None:
@@ -159,42 +161,5 @@ def _add_page(app: FastAPI) -> None:
     @app.get("/page/{name}", include_in_schema=False)
     async def page_file(name: str) -> Response:
         if name not in PAGE_FILES:
-            raise HTTPException(404, "no such file")
+            raise Refused(None, "no such file", 404)
         return FileResponse(PAGE / name, media_type=PAGE_FILES[name], headers=PAGE_HEADERS)
-
-
-def _add_faults(app: FastAPI, service: Service) -> None:
-    """Every fault is a `Problem`; neither a stack trace nor a value that was sent goes out or into a log."""
-
-    @app.exception_handler(RequestProblem)
-    async def problem(_: Request, error: RequestProblem) -> Response:
-        service.telemetry.error(str(error.status))
-        return _json({"field": error.field, "message": error.message}, error.status)
-
-    @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, error: RequestValidationError) -> Response:
-        service.telemetry.error("422")
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            return _json({"field": None, "message": f"the body is no JSON: {first['ctx']['error']}"}, 400)
-        if isinstance(first["input"], bytes):  # FastAPI read no JSON
-            return _json({"field": None, "message": "send the header content-type: application/json"}, 422)
-        field = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"][1:]).lstrip(".")
-        return _json({"field": field or None, "message": first["msg"]}, 422)
-
-    @app.exception_handler(HTTPException)
-    async def missing(_: Request, error: HTTPException) -> Response:
-        service.telemetry.error(str(error.status_code))
-        return _json({"field": None, "message": str(error.detail)}, error.status_code, dict(error.headers or {}))
-
-    @app.exception_handler(Exception)
-    async def ours(_: Request, error: Exception) -> Response:
-        service.telemetry.error("500")
-        logger.error("a request failed: %s", type(error).__name__)
-        return _json({"field": None, "message": OUR_FAULT}, 500)
-
-
-def _json(document: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    if status == 503:
-        headers = {**(headers or {}), "retry-after": str(RETRY_AFTER_S)}
-    return Response(to_json(document), status, headers, media_type="application/json")

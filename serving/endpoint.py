@@ -14,9 +14,9 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists
 from mtrec_ray.process import prepare_process
+from serving.answers import RETRY_AFTER_S
 from serving.api import build_api
 from serving.config import ServeConfig, api_keys
-from serving.guard import RETRY_AFTER_S
 from serving.live import LiveEngine
 from serving.open_store import open_store
 from serving.service import Service

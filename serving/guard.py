@@ -6,11 +6,10 @@ A plain ASGI middleware. Nothing of a request is logged here: neither its body n
 import hashlib
 import hmac
 import time
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from pydantic_core import to_json
-
+from serving.answers import Refused, refused_of
 from serving.config import LimitsConfig
 
 Scope = MutableMapping[str, Any]
@@ -19,8 +18,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+PAGE_FILES = {"page.css": "text/css", "page.js": "text/javascript"}
 OPEN = {
-    *("", "/", "/page/page.css", "/page/page.js", "/favicon.ico", "/healthz", "/readyz"),
+    *("", "/", *(f"/page/{name}" for name in PAGE_FILES), "/favicon.ico", "/healthz", "/readyz"),
     *("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"),
 }
 """Paths that everybody may ask for; every other one is guarded."""
@@ -28,17 +28,6 @@ BODY = "mtrec.body"
 """Of a scope's extensions: the whole body, where a proxy read it already (serving/proxy.py)."""
 READ_HERE = "mtrec.read"
 """Of the same: the whole body, where the guard read it."""
-RETRY_AFTER_S = 1
-OUR_FAULT = "our fault; it was counted"
-MAYBE_STORED = "it may have been stored: send it again with the same Idempotency-Key"
-
-
-class Refused(Exception):
-    """An answer given before the route."""
-
-    def __init__(self, status: int, message: str, retry_after_s: int | None = None, field: str | None = None) -> None:
-        super().__init__(message)
-        self.status, self.message, self.retry_after_s, self.field = status, message, retry_after_s, field
 
 
 class TokenBucket:
@@ -89,7 +78,7 @@ class Guard:
                 self.in_flight -= guarded
         except Refused as refused:
             self.count_error(str(refused.status))
-            await answer(send, refused)
+            await refused.answer()(scope, receive, send)
 
     async def _pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         body, begun = await self._body(scope, receive), False
@@ -101,9 +90,9 @@ class Guard:
 
         try:
             await self.app(scope, _replay(body, receive), watched)
-        except Exception:
-            if not begun:
-                raise  # else the app answered and counted it: raised on, Ray would log its text, maybe a history
+        except Exception as error:
+            if not begun:  # else the app answered and counted it: raised on, Ray would log its text, maybe a history
+                raise refused_of(error) from error
 
     def _admit(self, scope: Scope) -> None:
         if self.buckets:
@@ -113,16 +102,16 @@ class Guard:
                 if hmac.compare_digest(digest, given):
                     bucket = candidate
             if bucket is None:
-                raise Refused(401, "an API key is needed: send the header Authorization: Bearer KEY")
+                raise Refused(None, "an API key is needed: send the header Authorization: Bearer KEY", 401)
             if not bucket.take():
-                raise Refused(429, "too many requests with this API key: try again later", RETRY_AFTER_S)
+                raise Refused(None, "too many requests with this API key: try again later", 429)
         if self.in_flight >= self.limits.max_in_flight:
-            raise Refused(503, "too many requests at once: try again", RETRY_AFTER_S)
+            raise Refused(None, "too many requests at once: try again", 503)
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > self.limits.max_body_bytes:
-            raise Refused(413, f"the body is longer than {self.limits.max_body_bytes:,} bytes: send less at a time")
+            raise self._too_long()
         parts, size = [], 0
         read = (scope.get("extensions") or {}).get(BODY)
         if read is not None and len(read) <= self.limits.max_body_bytes:
@@ -134,11 +123,15 @@ class Guard:
             parts.append(message.get("body", b""))
             size += len(parts[-1])
             if size > self.limits.max_body_bytes:
-                raise Refused(413, f"the body is longer than {self.limits.max_body_bytes:,} bytes: send less at a time")
+                raise self._too_long()
             if not message.get("more_body", False):
                 body = b"".join(parts)
                 scope["extensions"] = {**(scope.get("extensions") or {}), READ_HERE: body}
                 return body
+
+    def _too_long(self) -> Refused:
+        message = f"the body is longer than {self.limits.max_body_bytes:,} bytes: send less at a time"
+        return Refused(None, message, 413)
 
 
 def _digest(key: str) -> bytes:
@@ -164,20 +157,3 @@ def _replay(body: bytes, receive: Receive) -> Receive:
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again
-
-
-async def answer(send: Send, refused: Refused) -> None:
-    """Send the refusal as a `Problem`."""
-    headers = []
-    if refused.retry_after_s is not None:
-        headers.append((b"retry-after", str(refused.retry_after_s).encode()))
-    if refused.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send_json(send, refused.status, to_json({"field": refused.field, "message": refused.message}), headers)
-
-
-async def send_json(send: Send, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
-    """A whole answer."""
-    told = [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json"), *headers]
-    await send({"type": "http.response.start", "status": status, "headers": told})
-    await send({"type": "http.response.body", "body": body})

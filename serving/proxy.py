@@ -26,7 +26,8 @@ from ray.util.metrics import Counter
 from starlette.middleware import Middleware
 
 from mtrec_ray.errors import UserError
-from serving.guard import BODY, MAYBE_STORED, RETRY_AFTER_S, App, Message, Receive, Refused, Scope, Send, answer
+from serving.answers import MAYBE_STORED, Refused
+from serving.guard import BODY, App, Message, Receive, Scope, Send
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 HEALTH = ("/healthz", "/readyz")
@@ -82,7 +83,7 @@ class Again:
             return
         if self.under_way >= self.limit and not scope["path"].endswith(HEALTH):  # behind any prefix
             self.count("too many")
-            await answer(send, Refused(503, TOO_MANY, RETRY_AFTER_S))
+            await Refused(None, TOO_MANY, 503).answer()(scope, receive, send)
             return
         self.under_way += 1
         try:
@@ -108,7 +109,8 @@ class Again:
                 return
         self.count("refused")
         mend = "try again" if scope["method"] in ONLY_READ else MAYBE_STORED
-        await answer(send, Refused(503, f"the replica ended before it answered: {mend}", RETRY_AFTER_S))
+        lost = Refused(None, f"the replica ended before it answered: {mend}", 503)
+        await lost.answer()(scope, request.receive, send)
 
     async def _answered(self, scope: Scope, request: "Request", send: Send) -> bool:
         """Whether an answer went out; its head waits for its body, which may never come."""
@@ -129,7 +131,7 @@ class Again:
 
         await self.app({**scope, "headers": list(scope["headers"])}, request.receive, watched)
         if busy:
-            await answer(send, Refused(503, TOO_MANY, RETRY_AFTER_S))
+            await Refused(None, TOO_MANY, 503).answer()(scope, request.receive, send)
         return begun or busy
 
 

@@ -5,26 +5,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtrec_ray.combinations import Combination, combination_name
+from serving.answers import Refused
 from serving.engine import Engine, Query
 from serving.schemas import PropensityRequest, RecommendRequest
 from serving.store import UserState
 
 MAX_EMBEDDING = 65504.0
 """Largest float16, as which embeddings are stored: no sum of such numbers overflows."""
-
-
-class RequestProblem(Exception):
-    """A request that cannot be served; becomes a 4xx answer.
-
-    Args:
-        field: where in the request, None where nowhere in particular.
-        message: what is wrong and how to mend it.
-        status: HTTP status.
-    """
-
-    def __init__(self, field: str | None, message: str, status: int = 422) -> None:
-        super().__init__(message)
-        self.field, self.message, self.status = field, message, status
 
 
 @dataclass(frozen=True)
@@ -44,16 +31,16 @@ class Resolved:
 def check(engine: Engine, request: RecommendRequest, store: bool, place: str) -> tuple[Combination, int]:
     """The combination and the territory of a request, before anything is looked up; `place` goes before field names."""
     if request.user_id is not None and not store:
-        raise RequestProblem(f"{place}user_id", "this endpoint has no online store: send a history")
+        raise Refused(f"{place}user_id", "this endpoint has no online store: send a history")
     if request.k > len(engine.catalogue.ids):
-        raise RequestProblem(f"{place}k", f"k is {request.k}, the catalogue has {len(engine.catalogue.ids)} titles")
+        raise Refused(f"{place}k", f"k is {request.k}, the catalogue has {len(engine.catalogue.ids)} titles")
     for name, value in request.attributes.items():
         declared = engine.manifest.attributes.get(name)
         if declared is None:
-            raise RequestProblem(f"{place}attributes", f"no attribute {name!r}; there are {_listed(engine)}")
+            raise Refused(f"{place}attributes", f"no attribute {name!r}; there are {_listed(engine)}")
         if value not in declared:
             allowed = ", ".join(map(repr, declared))
-            raise RequestProblem(f"{place}attributes.{name}", f"not a value of {name}; choose one of {allowed}")
+            raise Refused(f"{place}attributes.{name}", f"not a value of {name}; choose one of {allowed}")
     return _combination(engine, request.ignore, place), _territory(engine, request.territory, place)
 
 
@@ -102,47 +89,47 @@ def propensity_inputs(
     """(embedding, territory, titles) of a checked request."""
     if engine.two_tower is None:
         mend = "this bundle has no propensity model: `mtrec bundle --propensity RUN` makes one that has"
-        raise RequestProblem(None, mend, 404)
+        raise Refused(None, mend, 404)
     width, row_of = engine.two_tower.config.user_width, engine.catalogue.row_of
     territory = _territory(engine, request.territory, "")
     if request.k > len(row_of):
-        raise RequestProblem("k", f"k is {request.k}, the catalogue has {len(row_of)} titles")
+        raise Refused("k", f"k is {request.k}, the catalogue has {len(row_of)} titles")
     if request.embedding is not None:
         with np.errstate(over="ignore"):  # what becomes infinite is refused below
             embedding, field = np.array(request.embedding).astype(np.float32), "embedding"
     elif state is None or not state.embedding:
-        raise RequestProblem("user_id", "no such user, or one without an embedding: give an embedding", 404)
+        raise Refused("user_id", "no such user, or one without an embedding: give an embedding", 404)
     else:
         embedding, field = np.frombuffer(state.embedding, dtype="<f2").astype(np.float32), "user_id"
     if len(embedding) != width:
-        raise RequestProblem(field, f"the embedding has {len(embedding)} numbers, this model takes {width}")
+        raise Refused(field, f"the embedding has {len(embedding)} numbers, this model takes {width}")
     if not (np.abs(embedding) <= MAX_EMBEDDING).all():
-        raise RequestProblem(field, f"the embedding holds NaN, infinity or a number beyond {MAX_EMBEDDING:g}")
+        raise Refused(field, f"the embedding holds NaN, infinity or a number beyond {MAX_EMBEDDING:g}")
     if request.title_ids is None:
         return embedding, territory, None
     for place, title in enumerate(request.title_ids):
         if title not in row_of:
-            raise RequestProblem(f"title_ids[{place}]", "no such title in the catalogue: leave it out")
+            raise Refused(f"title_ids[{place}]", "no such title in the catalogue: leave it out")
         if engine.catalogue.elsewhere[territory, row_of[title]]:
-            raise RequestProblem(f"title_ids[{place}]", f"not offered in territory {request.territory!r}: leave it out")
+            raise Refused(f"title_ids[{place}]", f"not offered in territory {request.territory!r}: leave it out")
     return embedding, territory, [row_of[title] for title in request.title_ids]
 
 
 def _combination(engine: Engine, ignore: list[str], place: str) -> Combination:
     for position, name in enumerate(ignore):
         if name not in engine.manifest.attributes:
-            raise RequestProblem(f"{place}ignore[{position}]", f"no attribute {name!r}; there are {_listed(engine)}")
+            raise Refused(f"{place}ignore[{position}]", f"no attribute {name!r}; there are {_listed(engine)}")
     wanted = tuple(name for name in engine.manifest.attributes if name in ignore)
     if wanted not in engine.combinations:
         there = ", ".join(combination_name(combination) for combination in engine.combinations if combination)
         message = f"nothing was trained to ignore {combination_name(wanted)}; there are {there}"
-        raise RequestProblem(f"{place}ignore", message)
+        raise Refused(f"{place}ignore", message)
     return wanted
 
 
 def _territory(engine: Engine, name: str, place: str) -> int:
     if name not in engine.catalogue.territory_of:
-        raise RequestProblem(f"{place}territory", f"no territory {name!r}; GET /v1/combinations lists them")
+        raise Refused(f"{place}territory", f"no territory {name!r}; GET /v1/combinations lists them")
     return engine.catalogue.territory_of[name]
 
 

@@ -4,11 +4,11 @@ import asyncio
 from typing import Any
 
 from mtrec_ray.combinations import combination_name
+from serving.answers import MAYBE_STORED, Refused
 from serving.batcher import Batcher
 from serving.engine import Engine, Ranked
-from serving.guard import MAYBE_STORED
 from serving.live import LiveEngine
-from serving.queries import RequestProblem, Resolved, check, propensity_inputs, resolve
+from serving.queries import Resolved, check, propensity_inputs, resolve
 from serving.schemas import EventsRequest, PropensityRequest, RecommendRequest
 from serving.store import Store, StoreUnavailable, UserState
 from serving.telemetry import Telemetry
@@ -30,7 +30,7 @@ class Service:
         """Recommendations, in order.
 
         Raises:
-            RequestProblem: the first request that cannot be served, by its place where there are `many`.
+            Refused: the first request that cannot be served, by its place where there are `many`.
         """
         engine = self.live.engine
         places = [f"requests[{place}]." if many else "" for place in range(len(requests))]
@@ -51,14 +51,14 @@ class Service:
         return answers
 
     async def propensities(self, request: PropensityRequest) -> Answer:
-        """Raises RequestProblem."""
+        """Raises Refused."""
         engine, state = self.live.engine, None
         if request.user_id is not None:
             if self.store is None:
-                raise RequestProblem("user_id", "this endpoint has no online store: give an embedding")
+                raise Refused("user_id", "this endpoint has no online store: give an embedding")
             states, reason = await self._states([request.user_id])
             if reason is not None:
-                raise RequestProblem(None, "the online store cannot be reached: try again", 503)
+                raise Refused(None, "the online store cannot be reached: try again", 503)
             state = states.get(request.user_id)
         inputs = propensity_inputs(engine, request, state)
         territory = inputs[1]
@@ -73,17 +73,17 @@ class Service:
         }
 
     async def append(self, user_id: str, request: EventsRequest, key: str | None) -> Answer:
-        """Remember what a user watched, once for each `key`; raises RequestProblem without a store or its answer."""
+        """Remember what a user watched, once for each `key`; raises Refused without a store or its answer."""
         titles = [event.title_id for event in request.events]
         known = [title for title in titles if title in self.live.engine.catalogue.row_of]
         if self.store is None:
-            raise RequestProblem(None, "this endpoint has no online store: start it with --store", 404)
+            raise Refused(None, "this endpoint has no online store: start it with --store", 404)
         if not known:
-            raise RequestProblem("events", "no title of these is in the catalogue: nothing was stored")
+            raise Refused("events", "no title of these is in the catalogue: nothing was stored")
         try:
             length = await self.store.append(user_id, known, key)
         except StoreUnavailable as error:
-            raise RequestProblem(None, f"the online store did not answer: {MAYBE_STORED}", 503) from error
+            raise Refused(None, f"the online store did not answer: {MAYBE_STORED}", 503) from error
         return {"stored": len(known), "unknown_titles": len(titles) - len(known), "history_length": length}
 
     def combinations(self) -> Answer:

@@ -7,17 +7,12 @@ so does all that comes through Ray's own proxy: that one sets the pace, and its 
 the short way.
 """
 
-import logging
-
 from pydantic import ValidationError
-from pydantic_core import to_json
 
-from serving.guard import OUR_FAULT, READ_HERE, RETRY_AFTER_S, App, Receive, Refused, Scope, Send, answer, send_json
-from serving.queries import RequestProblem
+from serving.answers import json_answer
+from serving.guard import READ_HERE, App, Receive, Scope, Send
 from serving.schemas import RecommendRequest
 from serving.service import Service
-
-logger = logging.getLogger(__name__)
 
 PATH = "/v1/recommend"
 KINDS = ([b"application/json"], [b"application/json; charset=utf-8"], [b"application/json;charset=utf-8"])
@@ -36,20 +31,9 @@ class ShortWay:
         if request is None:
             await self.app(scope, receive, send)
             return
-        telemetry = self.service.telemetry
-        try:
-            with telemetry.stage("recommend"):
-                (found,) = await self.service.recommend([request], many=False)
-        except RequestProblem as error:
-            telemetry.error(str(error.status))
-            again = RETRY_AFTER_S if error.status == 503 else None
-            await answer(send, Refused(error.status, error.message, again, error.field))
-        except Exception as error:
-            telemetry.error("500")
-            logger.error("a request failed: %s", type(error).__name__)
-            await answer(send, Refused(500, OUR_FAULT))
-        else:
-            await send_json(send, 200, to_json(found))
+        with self.service.telemetry.stage("recommend"):
+            (found,) = await self.service.recommend([request], many=False)
+        await json_answer(found)(scope, receive, send)
 
 
 def _is_ours(scope: Scope) -> bool:

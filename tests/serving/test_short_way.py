@@ -56,6 +56,7 @@ def both_ways(service, api, monkeypatch) -> Any:
             with monkeypatch.context() as patch:
                 counted: list[str] = []
                 patch.setattr(service.telemetry, "error", counted.append)
+                patch.setattr(api, "count_error", counted.append)
                 patch.setattr(service.telemetry.latency, "waiting", {})
                 if closed:
                     patch.setattr(short_way, "_is_ours", lambda _: False)

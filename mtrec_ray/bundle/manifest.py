@@ -33,8 +33,8 @@ from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 
 FORMAT_VERSION = 3
-MANIFEST, BACKBONE, ELIMINATORS = "manifest.json", "backbone.safetensors", "eliminators.safetensors"
-POPULAR, TITLES, PROPENSITY = "popular.safetensors", "titles.parquet", "propensity.safetensors"
+MANIFEST_FILE, BACKBONE_FILE, ELIMINATORS_FILE = "manifest.json", "backbone.safetensors", "eliminators.safetensors"
+POPULAR_FILE, TITLES_FILE, PROPENSITY_FILE = "popular.safetensors", "titles.parquet", "propensity.safetensors"
 Figure = bool | float | int | str | None
 """Of an audit: counts, names and figures; null where nothing could be told."""
 
@@ -99,7 +99,7 @@ class BundleManifest(BaseModel):
 
 def manifest_hash(document: dict[str, Any]) -> str:
     """SHA-256 of a manifest's JSON without its own hash."""
-    files = {name: value for name, value in document["files"].items() if name != MANIFEST}
+    files = {name: value for name, value in document["files"].items() if name != MANIFEST_FILE}
     return hashlib.sha256(json.dumps(document | {"files": files}, sort_keys=True).encode()).hexdigest()
 
 
@@ -113,32 +113,35 @@ class Bundle:
     def open(uri: str) -> "Bundle":
         """Raises UserError where there is no bundle, one of another format, or a manifest that was changed."""
         try:
-            document = read_json(join(uri, MANIFEST))
+            document = read_json(join(uri, MANIFEST_FILE))
             if isinstance(document, dict) and document.get("format_version") != FORMAT_VERSION:
                 raise UserError(
                     f"bundle {uri!r} has format version {document.get('format_version')!r}, this program reads "
                     f"{FORMAT_VERSION}: make it again with `mtrec bundle`"
                 )
             manifest = BundleManifest.model_validate(document)
-            if manifest.files.get(MANIFEST) not in (None, manifest_hash(document)):  # None: made before it was written
-                raise UserError(f"bundle {uri!r}: {MANIFEST} was changed: make it again with `mtrec bundle`")
+            if manifest.files.get(MANIFEST_FILE) not in (
+                None,
+                manifest_hash(document),
+            ):  # None: made before it was written
+                raise UserError(f"bundle {uri!r}: {MANIFEST_FILE} was changed: make it again with `mtrec bundle`")
             return Bundle(absolute(uri), manifest)
         except FileNotFoundError as error:
-            raise UserError(f"no bundle at {uri!r}: {MANIFEST} is missing; `mtrec bundle` makes one") from error
+            raise UserError(f"no bundle at {uri!r}: {MANIFEST_FILE} is missing; `mtrec bundle` makes one") from error
         except ValidationError as error:
-            raise UserError(f"bundle {uri!r}: {MANIFEST} is damaged: {error.errors()[0]['msg']}") from error
+            raise UserError(f"bundle {uri!r}: {MANIFEST_FILE} is damaged: {error.errors()[0]['msg']}") from error
 
     def backbone(self) -> SequentialBackbone:
         """The frozen backbone."""
-        with self._reading(BACKBONE):
+        with self._reading(BACKBONE_FILE):
             model = SequentialBackbone(SequentialConfig(**self.manifest.backbone))
-            model.load_state_dict(self._tensors(BACKBONE))
+            model.load_state_dict(self._tensors(BACKBONE_FILE))
         return model.eval().requires_grad_(False)
 
     def eliminators(self) -> EliminatorPack:
         """All combinations, stacked."""
         shape = self.manifest.backbone
-        with self._reading(ELIMINATORS):
+        with self._reading(ELIMINATORS_FILE):
             pack = EliminatorPack(
                 EliminatorConfig(**self.manifest.eliminators),
                 {name: len(values) for name, values in self.manifest.attributes.items()},
@@ -146,27 +149,27 @@ class Bundle:
                 width=shape["width"],
                 num_layers=shape["num_layers"],
             )
-            pack.load_state_dict(self._tensors(ELIMINATORS))
+            pack.load_state_dict(self._tensors(ELIMINATORS_FILE))
         return pack.eval().requires_grad_(False)
 
     def propensity(self) -> TwoTower | None:
         """The multi-task model, None where the bundle has none."""
         if self.manifest.propensity is None:
             return None
-        with self._reading(PROPENSITY):
+        with self._reading(PROPENSITY_FILE):
             model = TwoTower(TwoTowerConfig(**self.manifest.propensity.model))
-            model.load_state_dict(self._tensors(PROPENSITY))
+            model.load_state_dict(self._tensors(PROPENSITY_FILE))
         return model.eval().requires_grad_(False)
 
     def popular(self) -> Tensor:
         """(territories, 1000) int32 titles by discoveries, most first, -1 where no more are offered."""
-        with self._reading(POPULAR):
-            return self._tensors(POPULAR)["popular"]
+        with self._reading(POPULAR_FILE):
+            return self._tensors(POPULAR_FILE)["popular"]
 
     def titles(self) -> pa.Table:
         """The catalogue, in the order of every tensor."""
-        with self._reading(TITLES):
-            return pq.read_table(io.BytesIO(self._content(TITLES)))
+        with self._reading(TITLES_FILE):
+            return pq.read_table(io.BytesIO(self._content(TITLES_FILE)))
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
@@ -177,7 +180,7 @@ class Bundle:
             raise
         except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
             mend = "make it again with `mtrec bundle`"
-            raise UserError(f"bundle {self.uri!r}: {name} does not fit {MANIFEST}: {error!r}: {mend}") from error
+            raise UserError(f"bundle {self.uri!r}: {name} does not fit {MANIFEST_FILE}: {error!r}: {mend}") from error
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         return safetensors.torch.load(self._content(name))

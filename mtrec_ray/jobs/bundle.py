@@ -12,12 +12,12 @@ import safetensors.torch
 import torch
 
 from mtrec_ray.bundle.manifest import (
-    BACKBONE,
-    ELIMINATORS,
-    MANIFEST,
-    POPULAR,
-    PROPENSITY,
-    TITLES,
+    BACKBONE_FILE,
+    ELIMINATORS_FILE,
+    MANIFEST_FILE,
+    POPULAR_FILE,
+    PROPENSITY_FILE,
+    TITLES_FILE,
     Bundle,
     BundleManifest,
     PropensityPart,
@@ -61,7 +61,7 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
     lake = record.open_lake(source.config.lake)
     if record.config.method != "eliminator":
         raise UserError(f"run {config.run!r} holds {record.config.method} models: a bundle serves eliminators")
-    if exists(join(out, MANIFEST)) and not again:
+    if exists(join(out, MANIFEST_FILE)) and not again:
         raise UserError(f"{config.out!r} is a bundle already: choose another --out")
     metrics, audit = audited(record, config.audit)
     part, files = _propensity(config, lake)
@@ -70,20 +70,20 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
     assert isinstance(candidate, Eliminated)
     check_writable(out)
     files |= {
-        BACKBONE: safetensors.torch.save(_plain(backbone.state_dict())),
-        ELIMINATORS: safetensors.torch.save(_plain(candidate.pack.state_dict())),
-        POPULAR: safetensors.torch.save({"popular": torch.from_numpy(_popular(lake, progress))}),
-        TITLES: _titles(lake),
+        BACKBONE_FILE: safetensors.torch.save(_plain(backbone.state_dict())),
+        ELIMINATORS_FILE: safetensors.torch.save(_plain(candidate.pack.state_dict())),
+        POPULAR_FILE: safetensors.torch.save({"popular": torch.from_numpy(_popular(lake, progress))}),
+        TITLES_FILE: _titles(lake),
     }
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
     evaluation = part and part.model_dump(include={"metrics", "protocol"})
     told = json.dumps([hashes, metrics, audit, evaluation], sort_keys=True)
     version = hashlib.sha256(told.encode()).hexdigest()[:12]
-    if exists(join(out, MANIFEST)):
-        if (former := read_json(join(out, MANIFEST)).get("version")) == version:
+    if exists(join(out, MANIFEST_FILE)):
+        if (former := read_json(join(out, MANIFEST_FILE)).get("version")) == version:
             return Bundle.open(out)
         logger.warning("bundle %r: version %s gives way to %s, as runs or figures changed", out, former, version)
-        remove_file(join(out, MANIFEST))  # first: what is written below is no bundle until it is whole
+        remove_file(join(out, MANIFEST_FILE))  # first: what is written below is no bundle until it is whole
     manifest = BundleManifest(
         version=version,
         created_at=datetime.now(UTC),
@@ -105,8 +105,8 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
     for name, content in files.items():
         write_file(join(out, name), content)
     document = json.loads(manifest.model_dump_json())
-    document["files"][MANIFEST] = manifest_hash(document)
-    write_json(join(out, MANIFEST), document)
+    document["files"][MANIFEST_FILE] = manifest_hash(document)
+    write_json(join(out, MANIFEST_FILE), document)
     return Bundle.open(out)
 
 
@@ -131,7 +131,7 @@ def _propensity(config: BundleConfig, lake: Lake) -> tuple[PropensityPart | None
         metrics=run.metrics | metrics,
         protocol=protocol,
     )
-    return part, {PROPENSITY: safetensors.torch.save(_plain(model.state_dict()))}
+    return part, {PROPENSITY_FILE: safetensors.torch.save(_plain(model.state_dict()))}
 
 
 def _popular(lake: Lake, progress: ProgressCallback | None) -> np.ndarray:

@@ -11,12 +11,12 @@ import torch
 
 from mtrec_ray import files
 from mtrec_ray.bundle.manifest import (
-    BACKBONE,
-    ELIMINATORS,
-    MANIFEST,
-    POPULAR,
-    PROPENSITY,
-    TITLES,
+    BACKBONE_FILE,
+    ELIMINATORS_FILE,
+    MANIFEST_FILE,
+    POPULAR_FILE,
+    PROPENSITY_FILE,
+    TITLES_FILE,
     Bundle,
     BundleManifest,
     EvaluationProtocol,
@@ -134,8 +134,10 @@ def test_the_manifest_is_written_last(lake, eliminators, tmp_path, monkeypatch):
     run = write_run(lake, tmp_path, "mtl", 0)
     monkeypatch.setattr(files, "write_whole", write)
     bundle(eliminators, tmp_path / "bundle", propensity=run)
-    assert sorted(written) == sorted([BACKBONE, ELIMINATORS, POPULAR, PROPENSITY, TITLES, MANIFEST])
-    assert written[-1] == MANIFEST
+    assert sorted(written) == sorted(
+        [BACKBONE_FILE, ELIMINATORS_FILE, POPULAR_FILE, PROPENSITY_FILE, TITLES_FILE, MANIFEST_FILE]
+    )
+    assert written[-1] == MANIFEST_FILE
 
 
 def test_a_bundle_made_again_is_kept_until_its_content_changes(eliminators, tmp_path, monkeypatch, caplog):

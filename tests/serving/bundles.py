@@ -14,12 +14,12 @@ import safetensors.torch
 import torch
 
 from mtrec_ray.bundle.manifest import (
-    BACKBONE,
-    ELIMINATORS,
-    MANIFEST,
-    POPULAR,
-    PROPENSITY,
-    TITLES,
+    BACKBONE_FILE,
+    ELIMINATORS_FILE,
+    MANIFEST_FILE,
+    POPULAR_FILE,
+    PROPENSITY_FILE,
+    TITLES_FILE,
     BundleManifest,
     manifest_hash,
 )
@@ -97,11 +97,11 @@ def write_bundle(
     popular = np.full((2, 10), -1, dtype=np.int32)
     popular[0, :8], popular[1, :9] = range(10, 18), range(3, 12)
     files = {
-        BACKBONE: safetensors.torch.save(backbone.state_dict()),
-        ELIMINATORS: safetensors.torch.save(pack.state_dict()),
-        POPULAR: safetensors.torch.save({"popular": torch.from_numpy(popular)}),
-        PROPENSITY: safetensors.torch.save(model.state_dict()),
-        TITLES: titles(offered),
+        BACKBONE_FILE: safetensors.torch.save(backbone.state_dict()),
+        ELIMINATORS_FILE: safetensors.torch.save(pack.state_dict()),
+        POPULAR_FILE: safetensors.torch.save({"popular": torch.from_numpy(popular)}),
+        PROPENSITY_FILE: safetensors.torch.save(model.state_dict()),
+        TITLES_FILE: titles(offered),
     }
     figures_of = {"ndcg@10": ndcg, "ndcg@10_low": ndcg - 0.01, "ndcg@10_high": ndcg + 0.01}
     names = [NONE, *map(combination_name, combinations)]
@@ -143,8 +143,8 @@ def write_bundle(
 
 def write_manifest(folder: Path, document: dict[str, Any]) -> None:
     """With its own hash."""
-    document["files"][MANIFEST] = manifest_hash(document)
-    (folder / MANIFEST).write_text(json.dumps(document))
+    document["files"][MANIFEST_FILE] = manifest_hash(document)
+    (folder / MANIFEST_FILE).write_text(json.dumps(document))
 
 
 def titles(offered: dict[str, list[str]]) -> bytes:

@@ -15,7 +15,7 @@ from mtrec_ray.bundle.manifest import Bundle
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class ServedCatalogue:
     """N titles and T territories."""
 
     ids: list[str]
@@ -28,7 +28,7 @@ class Catalogue:
     """All titles are offered in all territories."""
 
     @staticmethod
-    def of(bundle: Bundle, titles: pa.Table) -> "Catalogue":
+    def of(bundle: Bundle, titles: pa.Table) -> "ServedCatalogue":
         """A title without territories is offered everywhere."""
         ids = titles["title_id"].to_pylist()
         territories = bundle.manifest.territories
@@ -38,7 +38,7 @@ class Catalogue:
         title = pc.list_parent_indices(lists).to_numpy()
         territory = pc.index_in(pc.list_flatten(lists), value_set=pa.array(territories)).fill_null(-1).to_numpy()
         offered[territory[territory >= 0], title[territory >= 0]] = True
-        return Catalogue(
+        return ServedCatalogue(
             ids=ids,
             names=[name or title_id for name, title_id in zip(titles["name"].to_pylist(), ids, strict=True)],
             row_of={title_id: row for row, title_id in enumerate(ids)},

@@ -17,7 +17,7 @@ from mtrec_ray.bundle.manifest import Bundle
 from mtrec_ray.combinations import Combination
 from mtrec_ray.lake.manifest import embedding_matrix
 from serving.bank import EliminatorBank
-from serving.catalogue import Catalogue
+from serving.catalogue import ServedCatalogue
 
 MAX_CELLS = 8_000_000
 """Rows x titles scored at once: what bounds the memory of a large batch on a large catalogue."""
@@ -57,7 +57,7 @@ class Engine:
         self.combinations: dict[Combination, int] = {c: place for place, c in enumerate(self.pack.combinations)}
         self.bank = EliminatorBank(self.backbone, self.pack)
         titles = bundle.titles()
-        self.catalogue = Catalogue.of(bundle, titles)
+        self.catalogue = ServedCatalogue.of(bundle, titles)
         self.title_vectors = self.backbone.title_vectors().t().contiguous()  # (d, N)
         self.popular = bundle.popular().tolist()
         self.two_tower = bundle.propensity()

@@ -47,7 +47,7 @@ BODY_WITHIN_S = 1.0
 """So are those that are not there by then."""
 
 
-def use() -> None:
+def configure_proxy_env() -> None:
     """Let the proxies of a Ray started afterwards use `middlewares`, and leave them time to start on a busy machine."""
     os.environ.setdefault(VARIABLE, "serving.proxy:middlewares")
     os.environ.setdefault(READY_VARIABLE, str(READY_S))
@@ -61,10 +61,12 @@ def middlewares() -> list[Middleware]:
     if not limit.isdigit() or limit == "0":
         raise UserError(f"{LIMIT_VARIABLE} is {limit!r}: give a number of requests, 1 or more")
     counter = Counter("mtrec_proxy_interventions", "What a proxy did by itself, by outcome.", ("outcome",))
-    return [Middleware(Again, limit=int(limit), count=lambda outcome: counter.inc(1, {"outcome": outcome}))]
+    return [
+        Middleware(RetryOnReplicaDeath, limit=int(limit), count=lambda outcome: counter.inc(1, {"outcome": outcome}))
+    ]
 
 
-class Again:
+class RetryOnReplicaDeath:
     """Wraps the proxy, which ends without an answer when a replica died with a request, and when its caller left.
 
     Args:

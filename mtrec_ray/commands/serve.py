@@ -56,7 +56,7 @@ def serve(
     from serving.live import LiveEngine
 
     version = LiveEngine(config.bundle, config.poll_s).engine.version  # a mistake is said before anything starts
-    proxy.use()
+    proxy.configure_proxy_env()
     with ray_session():
         need_ray()
         from serving.endpoint import run, wait_for_the_end

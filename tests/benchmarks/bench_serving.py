@@ -31,7 +31,7 @@ def main(
     if middleware:
         from serving import proxy
 
-        proxy.use()
+        proxy.configure_proxy_env()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     from mtrec_ray.bundle.manifest import Bundle
     from mtrec_ray.process import prepare_process

@@ -13,7 +13,7 @@ from serving import proxy
 from serving.config import LimitsConfig
 from serving.endpoint import build
 from serving.guard import BODY, Guard, Message, Receive, Scope, Send
-from serving.proxy import Again, middlewares
+from serving.proxy import RetryOnReplicaDeath, middlewares
 
 OK = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
 FULL = {"type": "http.response.start", "status": 503, "headers": [(b"content-type", b"text/plain; charset=utf-8")]}
@@ -51,7 +51,7 @@ async def body_of(receive: Receive) -> bytes:
 
 def through(app: Proxy) -> tuple[TestClient, Counter[str]]:
     counts: Counter[str] = Counter()
-    return TestClient(Again(app, 1, lambda outcome: counts.update([outcome]))), counts
+    return TestClient(RetryOnReplicaDeath(app, 1, lambda outcome: counts.update([outcome]))), counts
 
 
 @pytest.mark.parametrize("head", [False, True])
@@ -97,7 +97,7 @@ def test_nothing_is_asked_again_or_said_when_the_caller_left():
 
     app = Proxy(9)
     scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
-    asyncio.run(Again(app, 1, lambda _: pytest.fail("counted"))(scope, gone, send))
+    asyncio.run(RetryOnReplicaDeath(app, 1, lambda _: pytest.fail("counted"))(scope, gone, send))
     assert len(app.scopes) == 1
 
 
@@ -113,7 +113,7 @@ def test_serves_own_refusal_becomes_a_problem_and_ours_stays():
 
 def test_above_the_limit_only_health_is_asked():
     app = Proxy(0)
-    again = Again(app, 1, lambda outcome: counts.update([outcome]))
+    again = RetryOnReplicaDeath(app, 1, lambda outcome: counts.update([outcome]))
     client, counts = TestClient(again), Counter[str]()
     again.under_way = 1
     answer = client.post("/v1/recommend", content=b"x")
@@ -135,10 +135,10 @@ def test_a_limit_that_is_none_is_named(monkeypatch, limit):
 def test_the_proxies_find_it_by_its_name(monkeypatch):
     for variable in (proxy.VARIABLE, proxy.READY_VARIABLE):
         monkeypatch.delenv(variable, raising=False)
-    proxy.use()
+    proxy.configure_proxy_env()
     assert proxy.os.environ.pop(proxy.VARIABLE) == "serving.proxy:middlewares"
     assert proxy.os.environ.pop(proxy.READY_VARIABLE) == "20"
-    assert [one.cls for one in middlewares()] == [Again]
+    assert [one.cls for one in middlewares()] == [RetryOnReplicaDeath]
 
 
 def test_replicas_that_haproxy_asks_have_none(monkeypatch):
@@ -170,10 +170,10 @@ def test_a_short_body_travels_with_its_scope_and_can_be_received_too(content, in
     assert [scope.get("extensions", {}).get(BODY) for scope in app.scopes] == [in_scope] * 2
 
 
-def received_with(messages: list[Message], then: Message | None) -> tuple[Proxy, Again, list[Message]]:
+def received_with(messages: list[Message], then: Message | None) -> tuple[Proxy, RetryOnReplicaDeath, list[Message]]:
     """A request that tells of 10 bytes and sends these messages, then that one or nothing more; what was answered."""
     app, sent = Proxy(0), list[Message]()
-    again = Again(app, 1, lambda _: pytest.fail("counted"))
+    again = RetryOnReplicaDeath(app, 1, lambda _: pytest.fail("counted"))
 
     async def receive() -> Message:
         if messages:
@@ -235,6 +235,8 @@ def test_a_replica_asks_for_no_body_that_came_with_its_scope(limit, status):
         guard = Guard(replica, (), LimitsConfig(max_body_bytes=limit), lambda kind: None)
         await guard({**scope, "path": "/v1/recommend"}, never, send)
 
-    answer = TestClient(Again(serves_proxy, 1, lambda outcome: None)).post("/v1/recommend", content=b"parts")
+    answer = TestClient(RetryOnReplicaDeath(serves_proxy, 1, lambda outcome: None)).post(
+        "/v1/recommend", content=b"parts"
+    )
     assert answer.status_code == status
     assert status != 200 or answer.content == b"parts"

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 
 from serving.answers import Refused, json_answer, refused_of
 from serving.config import LimitsConfig
+from serving.fast_path import RecommendFastPath
 from serving.guard import PAGE_FILES, Guard
 from serving.schemas import (
     Combinations,
@@ -28,7 +29,6 @@ from serving.schemas import (
     RecommendRequest,
 )
 from serving.service import Service
-from serving.short_way import ShortWay
 from serving.store import StoreUnavailable
 
 PAGE = Path(__file__).parent / "page"
@@ -88,7 +88,7 @@ def build_api(service: Service, keys: tuple[str, ...], limits: LimitsConfig) -> 
 
     for kind in (Refused, RequestValidationError, HTTPException, Exception):
         app.add_exception_handler(kind, refuse)
-    return Guard(ShortWay(app, service), keys, limits, service.telemetry.error)
+    return Guard(RecommendFastPath(app, service), keys, limits, service.telemetry.error)
 
 
 def _add_routes(app: FastAPI, service: Service, examples: bool) -> None:

@@ -1,11 +1,11 @@
-"""The short way of recommendations against FastAPI's."""
+"""The fast path of recommendations against FastAPI's."""
 
 from typing import Any, NamedTuple
 
 import pytest
 from starlette.testclient import TestClient
 
-from serving import guard, short_way
+from serving import fast_path, guard
 from serving.api import build_api
 from serving.config import LimitsConfig
 from serving.engine import Engine
@@ -21,12 +21,12 @@ WORDS = {"content-type": "application/json"}
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory) -> str:
-    return str(write_bundle(tmp_path_factory.mktemp("short") / "bundle"))
+    return str(write_bundle(tmp_path_factory.mktemp("fast") / "bundle"))
 
 
 @pytest.fixture(scope="module")
 def service(bundle, tmp_path_factory) -> Service:
-    store = open_store(str(tmp_path_factory.mktemp("short store") / "store"))
+    store = open_store(str(tmp_path_factory.mktemp("fast store") / "store"))
     store.put_many([("ann", UserState(("t01", "gone"), {"gender": "F"}, "north", b""))])
     return Service(LiveEngine(bundle, 1.0), store, Telemetry(), batch_rows=8)
 
@@ -48,7 +48,7 @@ class Seen(NamedTuple):
 
 @pytest.fixture
 def both_ways(service, api, monkeypatch) -> Any:
-    """Asks twice, the second time with the short way closed; says whether the first answer came by it."""
+    """Asks twice, the second time with the fast path closed; says whether the first answer came by it."""
 
     def ask(body: bytes, method: str = "POST", root_path: str = "", headers: Any = WORDS) -> tuple[Seen, Seen, bool]:
         seen, passed_on = [], []
@@ -59,7 +59,7 @@ def both_ways(service, api, monkeypatch) -> Any:
                 patch.setattr(api, "count_error", counted.append)
                 patch.setattr(service.telemetry.latency, "waiting", {})
                 if closed:
-                    patch.setattr(short_way, "_is_ours", lambda _: False)
+                    patch.setattr(fast_path, "_is_ours", lambda _: False)
                 route = api.app.app
 
                 async def watched(*asgi: Any, route: Any = route, closed: bool = closed) -> None:
@@ -77,7 +77,7 @@ def both_ways(service, api, monkeypatch) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("body", "short"),
+    ("body", "fast"),
     [
         (b'{"history": ["t01", "t02"], "territory": "north"}', True),
         (b'{"history": ["t01", "gone"], "territory": "south", "ignore": ["age"], "attributes": {"age": "old"}}', True),
@@ -94,27 +94,27 @@ def both_ways(service, api, monkeypatch) -> Any:
         (b"", False),
     ],
 )
-def test_both_ways_answer_alike(both_ways, body, short):
-    first, second, by_the_short_way = both_ways(body)
-    assert by_the_short_way == short
+def test_both_ways_answer_alike(both_ways, body, fast):
+    first, second, by_the_fast_path = both_ways(body)
+    assert by_the_fast_path == fast
     assert first == second
-    assert ("recommend" in first.stages) == short  # refused before the route
+    assert ("recommend" in first.stages) == fast  # refused before the route
     assert (first.status == 200) == (not first.counted)
 
 
 def test_what_is_not_plain_is_left_to_the_route(both_ways):
     body, twice = b'{"history": ["t01"], "territory": "north"}', [("content-type", "application/json")] * 2
-    for asked, status, short in (
+    for asked, status, fast in (
         ({"headers": {"content-type": "application/json; charset=UTF-8"}}, 200, True),
         ({"headers": {"content-type": "text/plain"}}, 422, False),
         ({"headers": twice}, 200, False),
         ({"method": "PUT"}, 405, False),
         ({"root_path": "/under"}, 200, True),
     ):
-        first, second, by_the_short_way = both_ways(body, **asked)
-        assert (by_the_short_way, first.status) == (short, status), asked
+        first, second, by_the_fast_path = both_ways(body, **asked)
+        assert (by_the_fast_path, first.status) == (fast, status), asked
         assert first == second
-    long = b'{"history": ["t01"], "territory": "north"' + b" " * short_way.MAX_BYTES + b"}"
+    long = b'{"history": ["t01"], "territory": "north"' + b" " * fast_path.MAX_BYTES + b"}"
     assert both_ways(long)[2] is False
 
 
@@ -126,8 +126,8 @@ def test_what_a_proxy_read_takes_the_longer_way(both_ways, api, monkeypatch):
         return await behind(scope, receive)
 
     monkeypatch.setattr(api, "_body", brought)
-    first, second, by_the_short_way = both_ways(b"")
-    assert (by_the_short_way, first.status, first) == (False, 200, second)
+    first, second, by_the_fast_path = both_ways(b"")
+    assert (by_the_fast_path, first.status, first) == (False, 200, second)
 
 
 def test_a_failing_model_is_answered_counted_and_named_alike_and_tried_once(both_ways, monkeypatch, caplog):
@@ -138,8 +138,8 @@ def test_a_failing_model_is_answered_counted_and_named_alike_and_tried_once(both
         raise RuntimeError("t01 in a message")
 
     monkeypatch.setattr(Engine, "recommend", fail)
-    first, second, by_the_short_way = both_ways(b'{"history": ["t01"], "territory": "north"}')
-    assert by_the_short_way
+    first, second, by_the_fast_path = both_ways(b'{"history": ["t01"], "territory": "north"}')
+    assert by_the_fast_path
     assert first == second
     assert (first.status, first.counted, len(asked)) == (500, ["500"], 2)
     assert [record.getMessage() for record in caplog.records] == ["a request failed: RuntimeError"] * 2

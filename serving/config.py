@@ -33,11 +33,15 @@ class ScaleConfig(Config):
     """Replicas; each holds the whole model, so that no request hops between deployments."""
 
     min_replicas: int = Field(default=1, ge=0)
+    """Fewest replicas; with 0, the first request after a quiet time waits until a replica has started."""
     max_replicas: int = Field(default=1, ge=1)
+    """Most replicas."""
     target_ongoing_requests: float = Field(default=16.0, gt=0)
-    """Requests in flight a replica at which Ray Serve adds another."""
+    """Requests in flight per replica above which Ray Serve adds another."""
     upscale_delay_s: float = Field(default=10.0, ge=0)
+    """Seconds that the load must stay high before Ray Serve adds a replica."""
     downscale_delay_s: float = Field(default=120.0, ge=0)
+    """Seconds that the load must stay low before Ray Serve removes one; long, as a new one loads slowly."""
     num_cpus: float = Field(default=1.0, gt=0)
     """CPUs of a replica."""
 

@@ -79,6 +79,9 @@ def _pr_auc(new: BundleManifest, live: BundleManifest | None, gates: GatesConfig
         own, other = (protocol or "in a way that is not told" for protocol in (part.protocol, old.protocol))
         mend = "evaluate the run as that one was, or `--set gates.against_live=false` compares with no live bundle"
         return [Gate("pr_auc", False, f"measured {own}, the live bundle's {other}: {mend}")]
-    value, low, high = (part.metrics[f"pr_auc/mean{end}"] for end in ("", "_low", "_high"))
+    value, low, high = (part.metrics.get(f"pr_auc/mean{end}") for end in ("", "_low", "_high"))
+    if low is None or high is None:
+        mend = "evaluate it on more users: `mtrec evaluate propensity RUN --out DIR`"
+        return [Gate("pr_auc", False, f"{value:.4f} has no interval, for too few positives: {mend}")]
     text = f"{value:.4f} ({low:.4f} to {high:.4f}), live {before:.4f}"
     return [Gate("pr_auc", high >= gates.pr_auc_share * before, text)]

@@ -89,6 +89,18 @@ def test_a_failing_gate_is_named_and_the_pointer_stays(tmp_path, pointer, bundle
     assert pointer.read_bytes() == before
 
 
+def test_a_pr_auc_without_its_interval_does_not_pass_and_is_compared_with(tmp_path, pointer):
+    less = write_bundle(tmp_path / "less", 1)
+    document = json.loads((less / "manifest.json").read_text())
+    figures = document["propensity"]["metrics"]
+    del figures["pr_auc/mean_low"], figures["pr_auc/mean_high"]
+    write_manifest(less, document)
+    with pytest.raises(UserError, match=r"pr_auc: 0\.1000 has no interval, for too few positives: evaluate it on more"):
+        promote(config(less, pointer))
+    promote(config(less, pointer, against_live=False))
+    assert promote(config(write_bundle(tmp_path / "second", 2), pointer))[0].version == "v2"
+
+
 def test_figures_that_do_not_say_how_they_were_measured_are_compared_with_none(tmp_path, pointer):
     document = json.loads((tmp_path / "first" / "manifest.json").read_text())
     del document["propensity"]["protocol"]  # as bundles made before there was one

@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import pytest
 import redis
+from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from serving.api import build_api
@@ -15,7 +16,15 @@ from serving.config import LimitsConfig
 from serving.guard import OPEN, Message
 from serving.live import LiveEngine
 from serving.open_store import open_store
-from serving.schemas import Combinations, Propensities, Recommendation, RecommendRequest
+from serving.schemas import (
+    Combinations,
+    Propensities,
+    PropensityRequest,
+    Recommendation,
+    RecommendBatch,
+    RecommendRequest,
+    Request,
+)
 from serving.service import Service
 from serving.store import Store, StoreUnavailable, UserState
 from serving.telemetry import Telemetry
@@ -147,6 +156,22 @@ def test_what_is_refused_names_the_field_and_the_mend(client, request_, status, 
     batch = client.post("/v1/recommend:batch", json={"requests": [HISTORY, request_]})
     assert batch.status_code == status
     assert batch.json()["field"] == ("requests[1]" if field is None else f"requests[1].{field}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "request_", "at"),
+    [
+        (RecommendRequest, {**HISTORY, "b": 1, "a": 1}, ("b",)),
+        (RecommendRequest, {**HISTORY, "attributes": {"gender": 1, "age": 1}}, ("attributes", "gender")),
+        (RecommendRequest, {**HISTORY, "ignore": [1, 1]}, ("ignore", 0)),
+        (PropensityRequest, {"territory": "north", "embedding": [1.0, "x", "x"]}, ("embedding", 1)),
+        (RecommendBatch, {"requests": [HISTORY, {**HISTORY, "b": 1, "a": 1}, {"c": 1}]}, ("requests", 1, "b")),
+    ],
+)
+def test_of_many_faults_one_is_looked_for(kind: type[Request], request_, at):
+    with pytest.raises(ValidationError) as refused:
+        kind.model_validate(request_)
+    assert [error["loc"] for error in refused.value.errors()] == [at]
 
 
 def test_a_batch_has_a_bounded_number_of_titles(client):

@@ -124,6 +124,16 @@ def test_loading_the_command_line_loads_neither_torch_nor_ray():
     assert not heavy & set(done.stdout.split())
 
 
+def test_the_help_of_a_build_loads_no_ray():
+    """Though it shows the settings of every source."""
+    program = (
+        "import sys, mtrec_ray.commands.app as app\nsys.argv = ['mtrec', 'lake', 'build', '--help']\n"
+        "try: app.app()\nexcept SystemExit: print('ray' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=240)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
 def test_importing_any_module_starts_nothing():
     """No Ray, no folder, no logging set-up: everything waits for a call."""
     names = [

@@ -10,7 +10,7 @@ from mtrec_ray.jobs.audit_config import AuditConfig
 from mtrec_ray.jobs.bundle_config import BundleConfig
 from mtrec_ray.jobs.evaluate_config import EvaluateConfig
 from mtrec_ray.jobs.quickstart_config import QuickstartConfig
-from mtrec_ray.lake.build import BuildOptions
+from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.lake.embed_config import EmbedConfig
 from mtrec_ray.sources.movielens import MovieLensConfig
 from mtrec_ray.sources.parquet import ParquetConfig

@@ -4,6 +4,7 @@ import math
 from typing import Annotated, Any
 
 import typer
+from pydantic import create_model
 from rich.table import Table
 
 from mtrec_ray.commands.options import (
@@ -12,7 +13,6 @@ from mtrec_ray.commands.options import (
     JobResult,
     PrintConfig,
     Settings,
-    print_config,
     resolved,
     run_job,
     with_settings,
@@ -26,7 +26,7 @@ LakeArgument = Annotated[str, typer.Argument(metavar="LAKE", help="Folder or URI
 SOURCE_SETTINGS = [
     (f"mtrec_ray.{module}", prefix)
     for module, prefix in (
-        ("lake.build:BuildOptions", "build."),
+        ("lake.build_config:BuildOptions", "build."),
         ("sources.synthetic_config:SyntheticConfig", "source."),
         ("sources.movielens:MovieLensConfig", "source."),
         ("sources.xmarket:XMarketConfig", "source."),
@@ -60,28 +60,24 @@ def build(
     as_json: AsJson = False,
 ) -> None:
     """Build a lake from raw files, atomically: it is there whole or not at all."""
-    from mtrec_ray.config import Config, load_config
+    from mtrec_ray.config import Config
     from mtrec_ray.errors import UserError
-    from mtrec_ray.lake.build import BuildOptions, build_lake
-    from mtrec_ray.sources.registry import make_config, make_source
+    from mtrec_ray.lake.build_config import BuildOptions
+    from mtrec_ray.sources.registry import config_class, make_source
 
-    class LakeBuildConfig(Config):
-        source: dict[str, Any] = {}
-        build: BuildOptions = BuildOptions()
-
+    sections: Any = {"source": (config_class(source), {}), "build": (BuildOptions, {})}
+    model = create_model("LakeBuildConfig", __base__=Config, **sections)
     flags = {"build.on_bad_rows": on_bad_rows, "build.overwrite": overwrite or None}
-    config = load_config(LakeBuildConfig, config_file, settings or [], flags)
-    source_config = make_config(source, config.source)
-    if show_config:
-        print_config({"source": source_config.model_dump(mode="json"), "build": config.build.model_dump(mode="json")})
-        return
+    config: Any = resolved(model, config_file, settings, show_config, flags)
     if out is None:
         raise UserError("say where the lake goes: --out LAKE")
 
     def job(progress: ProgressCallback) -> JobResult:
+        from mtrec_ray.lake.build import build_lake
+
         if download:
-            _download(source, source_config, raw, progress)
-        manifest = build_lake(make_source(source, source_config, raw), out, config.build, progress)
+            _download(source, config.source, raw, progress)
+        manifest = build_lake(make_source(source, config.source, raw), out, config.build, progress)
         return _summary(out, manifest)
 
     run_job(job, as_json)

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 import typer.core
-import yaml
 from rich.console import RenderableType
 from rich.table import Table
 
@@ -60,15 +59,9 @@ def resolved(
     """The command's settings; with `--print-config` they are printed and the command ends."""
     config = load_config(model, config_file, settings or [], flags)
     if show_config:
-        print_config(config)
+        typer.echo(dump_yaml(config), nl=False)
         raise typer.Exit
     return config
-
-
-def print_config(config: Any) -> None:
-    """A resolved config (or plain document) as YAML on stdout."""
-    text = yaml.safe_dump(config, sort_keys=False) if isinstance(config, dict) else dump_yaml(config)
-    typer.echo(text, nl=False)
 
 
 def with_settings(*models: tuple[str, str]) -> type[typer.core.TyperCommand]:

@@ -10,10 +10,10 @@ from collections.abc import Collection
 from functools import partial
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
+from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.lake.cluster import run_tasks
 from mtrec_ray.lake.manifest import Embeddings, LakeFile, Manifest, bucket_folder
 from mtrec_ray.lake.scatter import BuildPlan, build_bucket, stage_part
@@ -24,29 +24,6 @@ from mtrec_ray.sources.source import Source, SourceFacts
 
 USERS_PER_BUCKET = 40_000
 MIN_BUCKETS = 16
-
-
-class BuildOptions(BaseModel):
-    """How a lake is built, whatever its source."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    num_buckets: int | None = Field(
-        default=None,
-        ge=1,
-        description="Buckets of users and events; a reader holds one at a time. None: as many as keep a bucket within "
-        "40,000 users, at least 16.",
-    )
-    on_bad_rows: str = Field(
-        default="error",
-        pattern="^(error|quarantine)$",
-        description="error: stop with the totals and the first offending rows; quarantine: put bad rows aside, "
-        "counted in lake.json.",
-    )
-    overwrite: bool = Field(default=False, description="Replace a lake that is there already, in one step.")
-    readers: int | None = Field(
-        default=None, ge=1, description="Tasks at a time; None = one for each CPU of the cluster."
-    )
 
 
 def build_lake(

@@ -8,11 +8,13 @@ the end of the data are the evaluation days, all before is the window. A film's 
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Calendar, Territory
 from mtrec_ray.sources.download import download, unpack
@@ -51,29 +53,21 @@ ARCHIVES = {
 """Address and checksum as published by GroupLens."""
 
 
-class MovieLensConfig(BaseModel):
+class MovieLensConfig(Config):
     """How MovieLens becomes a lake, and where it is fetched from."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    day_length_days: int = Field(
-        default=28, ge=1, description="Length of one evaluation day in days: single days hold too few ratings."
-    )
-    num_evaluation_days: int = Field(default=3, ge=0, description="Evaluation days at the end of the data.")
-    min_rating: int = Field(
-        default=1, ge=1, le=5, description="Ratings below are left out; 1 = every rating is a view."
-    )
-    dataset: str = Field(
-        default="ml-100k",
-        pattern="^(ml-100k|ml-1m)$",
-        description="What --download fetches; reading detects it from the files.",
-    )
-    url: str | None = Field(
-        default=None, description="Where --download fetches the archive; None = GroupLens' own address."
-    )
-    checksum: str | None = Field(
-        default=None, description="`md5:...` or `sha256:...` of the archive; None = the MD5 that GroupLens publishes."
-    )
+    day_length_days: int = Field(default=28, ge=1)
+    """Length of one evaluation day in days: single days hold too few ratings."""
+    num_evaluation_days: int = Field(default=3, ge=0)
+    """Evaluation days at the end of the data."""
+    min_rating: int = Field(default=1, ge=1, le=5)
+    """Ratings below are left out; 1 = every rating is a view."""
+    dataset: Literal["ml-100k", "ml-1m"] = "ml-100k"
+    """What --download fetches; reading detects it from the files."""
+    url: str | None = None
+    """Where --download fetches the archive; null = GroupLens' own address."""
+    checksum: str | None = None
+    """`md5:...` or `sha256:...` of the archive; null = the MD5 that GroupLens publishes."""
 
 
 class MovieLensSource(Source):

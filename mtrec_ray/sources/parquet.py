@@ -9,8 +9,9 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Calendar, Territory, utc
 from mtrec_ray.sources.epochs import AFTER_LAST_MOMENT, FIRST_MOMENT, TIMESTAMP, to_utc_micros
@@ -21,59 +22,50 @@ TITLE_TEXTS = ("name", "genres", "synopsis")
 PROMOTION = ("promoted_from", "promoted_until")
 
 
-class ParquetConfig(BaseModel):
+class ParquetConfig(Config):
     """Where the tables are and what their columns are called."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    users: str = Field(description="Files of the users: path or URI of a file, a folder, or a glob; relative to --raw.")
-    events: str = Field(description="Files of the events.")
-    titles: str = Field(description="Files of the titles.")
-    candidates: str | None = Field(
-        default=None, description="Files of fixed evaluation candidates; None = there are none."
-    )
-    user_columns: dict[str, str] = Field(
-        default={},
-        description="Canonical name -> yours, for user_id, territory, embedding and the attributes; unnamed ones keep "
-        "theirs.",
-    )
-    event_columns: dict[str, str] = Field(default={}, description="The same for user_id, title_id, timestamp.")
-    title_columns: dict[str, str] = Field(
-        default={},
-        description="The same for title_id, name, genres, synopsis, territories, promoted_from, promoted_until, "
-        "embedding and the categoricals. name, genres, synopsis and territories may be absent: unknown, and offered "
-        "everywhere.",
-    )
-    candidate_columns: dict[str, str] = Field(default={}, description="The same for user_id, title_ids.")
-    attributes: dict[str, list[str] | None] = Field(
-        default={},
-        description="Sensitive attributes with their values; null = the values that occur (one pass over the users).",
-    )
-    title_categoricals: list[str] = Field(default=[], description="Further categorical columns of the titles.")
-    user_width: int = Field(default=0, ge=0, description="Width of the users' embedding column; 0 = there is none.")
-    title_width: int = Field(default=0, ge=0, description="Width of the titles' embedding column; 0 = there is none.")
-    timestamp_unit: Literal["s", "ms", "us", "ns"] = Field(
-        default="s",
-        description="Unit since 1970 of integer timestamps and promotion dates; timestamp columns carry their own.",
-    )
-    territories: list[str] | None = Field(
-        default=None, description="Territories that may occur; null = those that occur (one pass over the users)."
-    )
-    regions: dict[str, str] = Field(
-        default={}, description="Region of each territory; unnamed ones have the region 'all'."
-    )
-    window_start: datetime | None = Field(
-        default=None, description="First moment of the window, UTC; null = day of the first event."
-    )
-    window_end: datetime | None = Field(
-        default=None,
-        description="First moment after the window, UTC; null = num_evaluation_days days before the data ends.",
-    )
-    day_s: int = Field(default=86_400, ge=1, description="Length of an evaluation day in seconds.")
-    num_evaluation_days: int = Field(default=3, ge=0, description="Evaluation days after the window.")
-    rows_per_part: int = Field(
-        default=262_144, ge=1, description="Rows that a worker reads at a time, row groups kept whole."
-    )
+    users: str
+    """Files of the users: path or URI of a file, a folder, or a glob; relative to --raw."""
+    events: str
+    """Files of the events."""
+    titles: str
+    """Files of the titles."""
+    candidates: str | None = None
+    """Files of fixed evaluation candidates; null = there are none."""
+    user_columns: dict[str, str] = {}
+    """Canonical name -> yours, for user_id, territory, embedding and the attributes; unnamed ones keep theirs."""
+    event_columns: dict[str, str] = {}
+    """The same for user_id, title_id, timestamp."""
+    title_columns: dict[str, str] = {}
+    """The same for title_id, name, genres, synopsis, territories, promoted_from, promoted_until, embedding and the
+    categoricals. name, genres, synopsis and territories may be absent: unknown, and offered everywhere."""
+    candidate_columns: dict[str, str] = {}
+    """The same for user_id, title_ids."""
+    attributes: dict[str, list[str] | None] = {}
+    """Sensitive attributes with their values; null = the values that occur (one pass over the users)."""
+    title_categoricals: list[str] = []
+    """Further categorical columns of the titles."""
+    user_width: int = Field(default=0, ge=0)
+    """Width of the users' embedding column; 0 = there is none."""
+    title_width: int = Field(default=0, ge=0)
+    """Width of the titles' embedding column; 0 = there is none."""
+    timestamp_unit: Literal["s", "ms", "us", "ns"] = "s"
+    """Unit since 1970 of integer timestamps and promotion dates; timestamp columns carry their own."""
+    territories: list[str] | None = None
+    """Territories that may occur; null = those that occur (one pass over the users)."""
+    regions: dict[str, str] = {}
+    """Region of each territory; unnamed ones have the region 'all'."""
+    window_start: datetime | None = None
+    """First moment of the window, UTC; null = day of the first event."""
+    window_end: datetime | None = None
+    """First moment after the window, UTC; null = num_evaluation_days days before the data ends."""
+    day_s: int = Field(default=86_400, ge=1)
+    """Length of an evaluation day in seconds."""
+    num_evaluation_days: int = Field(default=3, ge=0)
+    """Evaluation days after the window."""
+    rows_per_part: int = Field(default=262_144, ge=1)
+    """Rows that a worker reads at a time, row groups kept whole."""
 
 
 class ParquetSource(Source):

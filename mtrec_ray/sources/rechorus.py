@@ -22,8 +22,9 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Calendar, Territory
 from mtrec_ray.sources.epochs import timestamps_from_epoch
@@ -37,47 +38,30 @@ DAY_S = 86_400
 USERS_PER_PART = 65_536
 
 
-class ReChorusConfig(BaseModel):
+class ReChorusConfig(Config):
     """How ReChorus files become a lake."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    files: list[str] | None = Field(
-        default=None,
-        min_length=1,
-        description="Files to read, in the order of time; null = train.csv, dev.csv (val.csv, valid.csv) and test.csv, "
-        "or without a train.csv every *.csv that has the columns.",
-    )
-    columns: dict[str, str] = Field(
-        default={},
-        description="Name -> yours, for user_id, item_id, time, behavior, gender, old, power; others keep theirs.",
-    )
-    attributes: list[Literal["gender", "age", "power"]] = Field(
-        default=["gender", "age", "power"],
-        description="Sensitive attributes that are read, in order; by default gender, age and power.",
-    )
-    gender_values: list[str] = Field(
-        default=["male", "female"],
-        min_length=2,
-        max_length=2,
-        description="Names of gender 1 and 2; by default male and female, as Alibaba numbers them in AliEC.",
-    )
-    age_bands: Literal["movielens", "decades", "levels"] = Field(
-        default="movielens",
-        description="movielens: years in the seven bands of MovieLens 1M. decades: in the five of paper B's code, "
-        "under 10 and over 59 unknown. levels: no years, but levels 1 to 9.",
-    )
-    behaviors: list[str] | None = Field(
-        default=None, min_length=1, description="Behaviours whose rows are events; null = every row is one."
-    )
-    day_length_days: int = Field(default=1, ge=1, description="Length of one evaluation day in days.")
-    num_evaluation_days: int = Field(
-        default=0,
-        ge=0,
-        description="Evaluation days at the end of the data, for propensity models; 0 = the window is all the data, "
-        "as leave-one-out needs none.",
-    )
-    bytes_per_part: int = Field(default=33_554_432, ge=1, description="Bytes of a file that a worker reads at a time.")
+    files: list[str] | None = Field(default=None, min_length=1)
+    """Files to read, in the order of time; null = train.csv, dev.csv (val.csv, valid.csv) and test.csv, or without a
+    train.csv every *.csv that has the columns."""
+    columns: dict[str, str] = {}
+    """Name -> yours, for user_id, item_id, time, behavior, gender, old, power; others keep theirs."""
+    attributes: list[Literal["gender", "age", "power"]] = ["gender", "age", "power"]
+    """Sensitive attributes that are read, in order; by default gender, age and power."""
+    gender_values: list[str] = Field(default=["male", "female"], min_length=2, max_length=2)
+    """Names of gender 1 and 2; by default male and female, as Alibaba numbers them in AliEC."""
+    age_bands: Literal["movielens", "decades", "levels"] = "movielens"
+    """movielens: years in the seven bands of MovieLens 1M. decades: in the five of paper B's code, under 10 and over 59
+    unknown. levels: no years, but levels 1 to 9."""
+    behaviors: list[str] | None = Field(default=None, min_length=1)
+    """Behaviours whose rows are events; null = every row is one."""
+    day_length_days: int = Field(default=1, ge=1)
+    """Length of one evaluation day in days."""
+    num_evaluation_days: int = Field(default=0, ge=0)
+    """Evaluation days at the end of the data, for propensity models; 0 = the window is all the data, as leave-one-out
+    needs none."""
+    bytes_per_part: int = Field(default=33_554_432, ge=1)
+    """Bytes of a file that a worker reads at a time."""
 
     @model_validator(mode="after")
     def _check(self) -> "ReChorusConfig":

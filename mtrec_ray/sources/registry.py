@@ -3,8 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
-
+from mtrec_ray.config import Config, validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources.movielens import MovieLensConfig, MovieLensSource
 from mtrec_ray.sources.parquet import ParquetConfig, ParquetSource
@@ -14,7 +13,7 @@ from mtrec_ray.sources.synthetic import SyntheticSource
 from mtrec_ray.sources.synthetic_config import SyntheticConfig
 from mtrec_ray.sources.xmarket import XMarketConfig, XMarketSource
 
-CONFIGS: dict[str, type[BaseModel]] = {
+CONFIGS: dict[str, type[Config]] = {
     "synthetic": SyntheticConfig,
     "movielens": MovieLensConfig,
     "xmarket": XMarketConfig,
@@ -24,33 +23,24 @@ CONFIGS: dict[str, type[BaseModel]] = {
 """The settings of each source."""
 
 
-def make_source(name: str, config: dict[str, Any] | BaseModel | None = None, raw: str | None = None) -> Source:
+def make_source(name: str, config: dict[str, Any] | Config | None = None, raw: str | None = None) -> Source:
     """The source `name` with its settings, reading the raw files in `raw`.
 
     Raises:
         UserError: unknown source, wrong setting, or raw files missing or unreadable.
     """
-    settings = make_config(name, config)
+    model = config_class(name)
+    settings = config if isinstance(config, model) else validate_config(model, config or {})
     if name == "synthetic" and raw is not None:
         raise UserError("source 'synthetic' is generated and reads no raw files: leave --raw out")
     return _MAKERS[name](settings, raw)
 
 
-def make_config(name: str, config: dict[str, Any] | BaseModel | None = None) -> BaseModel:
-    """Validated settings of a source.
-
-    Raises:
-        UserError: unknown source or wrong setting.
-    """
+def config_class(name: str) -> type[Config]:
+    """The settings of a source; UserError where there is none of this name."""
     if name not in CONFIGS:
         raise UserError(f"unknown source {name!r}: there are {', '.join(CONFIGS)}")
-    if isinstance(config, CONFIGS[name]):
-        return config
-    try:
-        return CONFIGS[name].model_validate(config or {})
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or name}: {e['msg']}" for e in error.errors())
-        raise UserError(f"source {name!r}: {problems}") from error
+    return CONFIGS[name]
 
 
 _MAKERS: dict[str, Callable[[Any, str | None], Source]] = {

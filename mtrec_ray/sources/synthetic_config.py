@@ -3,82 +3,68 @@
 from datetime import date
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from mtrec_ray.config import Config
 
 REGIONS = ("AMERICAS", "EUROPE", "ASIA_PACIFIC", "AFRICA_MIDDLE_EAST")
 
 
-class SyntheticConfig(BaseModel):
+class SyntheticConfig(Config):
     """A streaming service with planted tastes; the defaults train within seconds."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    users: int = Field(default=20_000, ge=1, le=99_999_999, description="Users, over all territories.")
-    territories: int = Field(default=24, ge=4, le=250, description="Territories, in four regions.")
-    titles: int = Field(default=300, ge=2, description="Titles.")
-    days: int = Field(default=90, ge=1, description="Length of the training window in days.")
-    active_days: int = Field(
-        default=90,
-        ge=1,
-        description="Active users watch something in the last so many days of the window, the others nothing.",
-    )
-    num_evaluation_days: int = Field(default=3, ge=0, description="Days after the window.")
-    first_day: date = Field(default=date(2022, 1, 1), description="First day of the window, UTC.")
-    user_width: int = Field(default=64, ge=1, description="Width of the user embeddings (paper A: 512).")
-    title_width: int = Field(
-        default=64, ge=1, description="Width of the title embeddings (paper A: 768 and categoricals)."
-    )
-    embedding_noise: float = Field(
-        default=0.2, ge=0, description="Standard deviation of the embeddings' noise; signal has 1."
-    )
-    events_per_user: float = Field(default=20.0, gt=0, description="Mean events of an active user in the window.")
-    activity_spread: float = Field(
-        default=0.8, ge=0, description="Spread of the events per user: standard deviation of their logarithm."
-    )
-    evaluation_boost: float = Field(
-        default=3.0,
-        gt=0,
-        description="Events of an evaluation day over those of a day of the window: tests need enough of them.",
-    )
-    inactive_rate: float = Field(
-        default=0.05,
-        ge=0,
-        le=1,
-        description="How much an inactive user watches on an evaluation day, an active one being 1.",
-    )
-    active_share_low: float = Field(
-        default=0.3, ge=0, le=1, description="Smallest share of active users of a territory."
-    )
-    active_share_high: float = Field(
-        default=0.9, ge=0, le=1, description="Largest share of active users of a territory."
-    )
-    size_exponent: float = Field(
-        default=1.0, ge=0, description="Zipf exponent of the territories' sizes; 0 = all alike, 1 = heavy tail."
-    )
-    local_title_share: float = Field(
-        default=0.3, ge=0, lt=1, description="Share of titles offered in one territory only."
-    )
-    local_boost: float = Field(default=1.0, description="Logits by which users prefer their local titles.")
-    popularity_spread: float = Field(
-        default=1.0, ge=0, description="Standard deviation of the titles' popularity in logits."
-    )
-    taste_scale: float = Field(default=2.0, ge=0, description="Standard deviation of the taste part of the logits.")
-    group_taste: float = Field(
-        default=0.7,
-        ge=0,
-        le=1,
-        description="Strength of the groups' own taste: 0 = one taste for all, 1 = nothing in common.",
-    )
-    taste_groups: Literal["regions", "shuffled"] = Field(
-        default="regions", description="Which territories share a taste: the region's, or a balanced random four."
-    )
-    attribute_correlation: float = Field(
-        default=0.7, ge=0, le=1, description="Correlation of each sensitive attribute with a direction of the taste."
-    )
-    unknown_attribute_share: float = Field(
-        default=0.1, ge=0, le=1, description="Share of users that do not tell an attribute."
-    )
-    seed: int = Field(default=0, ge=0, description="Seed of everything.")
+    users: int = Field(default=20_000, ge=1, le=99_999_999)
+    """Users, over all territories."""
+    territories: int = Field(default=24, ge=4, le=250)
+    """Territories, in four regions."""
+    titles: int = Field(default=300, ge=2)
+    """Titles."""
+    days: int = Field(default=90, ge=1)
+    """Length of the training window in days."""
+    active_days: int = Field(default=90, ge=1)
+    """Active users watch something in the last so many days of the window, the others nothing."""
+    num_evaluation_days: int = Field(default=3, ge=0)
+    """Days after the window."""
+    first_day: date = date(2022, 1, 1)
+    """First day of the window, UTC."""
+    user_width: int = Field(default=64, ge=1)
+    """Width of the user embeddings (paper A: 512)."""
+    title_width: int = Field(default=64, ge=1)
+    """Width of the title embeddings (paper A: 768 and categoricals)."""
+    embedding_noise: float = Field(default=0.2, ge=0)
+    """Standard deviation of the embeddings' noise; signal has 1."""
+    events_per_user: float = Field(default=20.0, gt=0)
+    """Mean events of an active user in the window."""
+    activity_spread: float = Field(default=0.8, ge=0)
+    """Spread of the events per user: standard deviation of their logarithm."""
+    evaluation_boost: float = Field(default=3.0, gt=0)
+    """Events of an evaluation day over those of a day of the window: tests need enough of them."""
+    inactive_rate: float = Field(default=0.05, ge=0, le=1)
+    """How much an inactive user watches on an evaluation day, an active one being 1."""
+    active_share_low: float = Field(default=0.3, ge=0, le=1)
+    """Smallest share of active users of a territory."""
+    active_share_high: float = Field(default=0.9, ge=0, le=1)
+    """Largest share of active users of a territory."""
+    size_exponent: float = Field(default=1.0, ge=0)
+    """Zipf exponent of the territories' sizes; 0 = all alike, 1 = heavy tail."""
+    local_title_share: float = Field(default=0.3, ge=0, lt=1)
+    """Share of titles offered in one territory only."""
+    local_boost: float = 1.0
+    """Logits by which users prefer their local titles."""
+    popularity_spread: float = Field(default=1.0, ge=0)
+    """Standard deviation of the titles' popularity in logits."""
+    taste_scale: float = Field(default=2.0, ge=0)
+    """Standard deviation of the taste part of the logits."""
+    group_taste: float = Field(default=0.7, ge=0, le=1)
+    """Strength of the groups' own taste: 0 = one taste for all, 1 = nothing in common."""
+    taste_groups: Literal["regions", "shuffled"] = "regions"
+    """Which territories share a taste: the region's, or a balanced random four."""
+    attribute_correlation: float = Field(default=0.7, ge=0, le=1)
+    """Correlation of each sensitive attribute with a direction of the taste."""
+    unknown_attribute_share: float = Field(default=0.1, ge=0, le=1)
+    """Share of users that do not tell an attribute."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of everything."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "SyntheticConfig":

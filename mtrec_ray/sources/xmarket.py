@@ -17,8 +17,9 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import uniforms, user_keys
 from mtrec_ray.lake.manifest import Calendar, Territory
@@ -31,20 +32,16 @@ TEST_DAY = WINDOW_START + timedelta(days=1)
 COLUMNS = ["userId", "itemId", "rating"]
 
 
-class XMarketConfig(BaseModel):
+class XMarketConfig(Config):
     """What is held out of XMarket."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    holdout: Literal["qrel", "validation"] = Field(
-        default="qrel",
-        description="qrel: the published positives are the test day. validation: they are never read; one "
-        "training interaction of each user with enough of them becomes the test day: choices without the test data.",
-    )
-    min_interactions: int = Field(
-        default=3, ge=2, description="validation: users with fewer training interactions keep them all in training."
-    )
-    seed: int = Field(default=0, ge=0, description="validation: seed of the choice.")
+    holdout: Literal["qrel", "validation"] = "qrel"
+    """qrel: the published positives are the test day. validation: they are never read; one training interaction of each
+    user with enough of them becomes the test day: choices without the test data."""
+    min_interactions: int = Field(default=3, ge=2)
+    """validation: users with fewer training interactions keep them all in training."""
+    seed: int = Field(default=0, ge=0)
+    """validation: seed of the choice."""
 
 
 @dataclass(frozen=True)

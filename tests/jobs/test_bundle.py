@@ -28,7 +28,8 @@ from mtrec_ray.jobs.bundle_config import BundleConfig
 from mtrec_ray.jobs.evaluate import evaluate_propensity
 from mtrec_ray.jobs.evaluate_config import EvaluateConfig
 from mtrec_ray.jobs.report import show_report
-from mtrec_ray.lake.build import BuildOptions, build_lake
+from mtrec_ray.lake.build import build_lake
+from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.streams.catalogue import Catalogue

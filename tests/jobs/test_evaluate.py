@@ -20,7 +20,8 @@ from mtrec_ray.jobs.evaluate import Evaluation, days_and_cohorts, evaluate_prope
 from mtrec_ray.jobs.evaluate_config import EvaluateConfig
 from mtrec_ray.jobs.report import make_report, show_report
 from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED
-from mtrec_ray.lake.build import BuildOptions, build_lake
+from mtrec_ray.lake.build import build_lake
+from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.lake.manifest import Lake, Territory, embedding_matrix
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.streams.config import SampleConfig

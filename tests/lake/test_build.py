@@ -20,7 +20,8 @@ import pytest
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import bucket_of, user_keys
-from mtrec_ray.lake.build import BuildOptions, build_lake
+from mtrec_ray.lake.build import build_lake
+from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.lake.check import check_lake
 from mtrec_ray.lake.describe import describe_lake
 from mtrec_ray.lake.manifest import Lake, embedding_matrix
@@ -232,7 +233,8 @@ def test_object_storage_is_written_in_place_and_committed_by_the_manifest(servic
 KILLED = """
 import sys, time, ray
 ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
-from mtrec_ray.lake.build import BuildOptions, build_lake
+from mtrec_ray.lake.build import build_lake
+from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.sources.synthetic import SyntheticConfig, SyntheticSource
 class Slow(SyntheticSource):
     def complete_bucket(self, users, events):

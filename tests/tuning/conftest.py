@@ -7,7 +7,8 @@ import pytest
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.lake import build
-from mtrec_ray.lake.build import BuildOptions, build_lake
+from mtrec_ray.lake.build import build_lake
+from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.training.backbone_run import BackboneRecord

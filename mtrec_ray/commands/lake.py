@@ -18,29 +18,21 @@ from mtrec_ray.commands.options import (
     with_settings,
 )
 from mtrec_ray.console import ProgressCallback
+from mtrec_ray.sources.registry import SOURCES, config_class, make_source
 
 app = typer.Typer(help="The lake: validated, bucketed Parquet tables.", no_args_is_help=True)
 
 LakeArgument = Annotated[str, typer.Argument(metavar="LAKE", help="Folder or URI of the lake.")]
 
-SOURCE_SETTINGS = [
-    (f"mtrec_ray.{module}", prefix)
-    for module, prefix in (
-        ("lake.build_config:BuildOptions", "build."),
-        ("sources.synthetic_config:SyntheticConfig", "source."),
-        ("sources.movielens:MovieLensConfig", "source."),
-        ("sources.xmarket:XMarketConfig", "source."),
-        ("sources.rechorus:ReChorusConfig", "source."),
-        ("sources.parquet:ParquetConfig", "source."),
-    )
+BUILD_SETTINGS = [
+    ("mtrec_ray.lake.build_config:BuildOptions", "build."),
+    *((config, "source.") for config, _ in SOURCES.values()),
 ]
 
 
-@app.command("build", cls=with_settings(*SOURCE_SETTINGS))
+@app.command("build", cls=with_settings(*BUILD_SETTINGS))
 def build(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="synthetic, movielens, xmarket, rechorus or parquet.")
-    ],
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help=f"One of {', '.join(SOURCES)}.")],
     out: Annotated[str | None, typer.Option("--out", metavar="LAKE", help="Folder or URI of the new lake.")] = None,
     raw: Annotated[
         str | None, typer.Option("--raw", metavar="DIR", help="Folder of the raw files; with parquet also a URI.")
@@ -63,7 +55,6 @@ def build(
     from mtrec_ray.config import Config
     from mtrec_ray.errors import UserError
     from mtrec_ray.lake.build_config import BuildOptions
-    from mtrec_ray.sources.registry import config_class, make_source
 
     sections: Any = {"source": (config_class(source), {}), "build": (BuildOptions, {})}
     model = create_model("LakeBuildConfig", __base__=Config, **sections)

@@ -15,6 +15,7 @@ from mtrec_ray.commands.options import (
     with_settings,
 )
 from mtrec_ray.console import ProgressCallback
+from mtrec_ray.sources.registry import SOURCES
 
 HELP = with_settings(("mtrec_ray.jobs.quickstart_config:QuickstartConfig", ""))
 
@@ -22,7 +23,7 @@ HELP = with_settings(("mtrec_ray.jobs.quickstart_config:QuickstartConfig", ""))
 def quickstart(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[SOURCE]", help="synthetic (default), movielens, xmarket, rechorus or parquet."),
+        typer.Argument(metavar="[SOURCE]", help=f"One of {', '.join(SOURCES)}; the first by default."),
     ] = None,
     raw: Annotated[
         str | None, typer.Option("--raw", metavar="DIR", help="Folder of the raw files; with parquet also a URI.")

@@ -5,6 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from mtrec_ray.config import Config
+from mtrec_ray.sources.registry import SourceName
 
 BASELINE = "baseline"
 
@@ -67,7 +68,7 @@ VariantName = Literal[
 class QuickstartConfig(Config):
     """One pass from raw files to the gain table."""
 
-    source: Literal["synthetic", "movielens", "xmarket", "rechorus", "parquet"] = "synthetic"
+    source: SourceName = "synthetic"
     """Where the raw data comes from."""
     raw: str | None = None
     """Folder of the raw files, with parquet also a URI; synthetic has none."""

@@ -1,52 +1,44 @@
-"""Sources by name."""
+"""Sources by name: the one list that the commands, the quickstart and their help read. Imports a source when asked."""
 
-from collections.abc import Callable
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any, Literal
 
 from mtrec_ray.config import Config, validate_config
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.movielens import MovieLensConfig, MovieLensSource
-from mtrec_ray.sources.parquet import ParquetConfig, ParquetSource
-from mtrec_ray.sources.rechorus import ReChorusConfig, ReChorusSource
-from mtrec_ray.sources.source import Source
-from mtrec_ray.sources.synthetic import SyntheticSource
-from mtrec_ray.sources.synthetic_config import SyntheticConfig
-from mtrec_ray.sources.xmarket import XMarketConfig, XMarketSource
 
-CONFIGS: dict[str, type[Config]] = {
-    "synthetic": SyntheticConfig,
-    "movielens": MovieLensConfig,
-    "xmarket": XMarketConfig,
-    "rechorus": ReChorusConfig,
-    "parquet": ParquetConfig,
+if TYPE_CHECKING:
+    from mtrec_ray.sources.source import Source
+
+SourceName = Literal["synthetic", "movielens", "xmarket", "rechorus", "parquet"]
+
+SOURCES: dict[str, tuple[str, str]] = {
+    "synthetic": ("mtrec_ray.sources.synthetic_config:SyntheticConfig", "mtrec_ray.sources.synthetic:SyntheticSource"),
+    "movielens": ("mtrec_ray.sources.movielens:MovieLensConfig", "mtrec_ray.sources.movielens:MovieLensSource"),
+    "xmarket": ("mtrec_ray.sources.xmarket:XMarketConfig", "mtrec_ray.sources.xmarket:XMarketSource"),
+    "rechorus": ("mtrec_ray.sources.rechorus:ReChorusConfig", "mtrec_ray.sources.rechorus:ReChorusSource"),
+    "parquet": ("mtrec_ray.sources.parquet:ParquetConfig", "mtrec_ray.sources.parquet:ParquetSource"),
 }
-"""The settings of each source."""
+"""`module:class` of each source's settings and of its reader, made from (settings, raw)."""
 
 
-def make_source(name: str, config: dict[str, Any] | Config | None = None, raw: str | None = None) -> Source:
+def make_source(name: str, config: dict[str, Any] | Config | None = None, raw: str | None = None) -> "Source":
     """The source `name` with its settings, reading the raw files in `raw`.
 
     Raises:
         UserError: unknown source, wrong setting, or raw files missing or unreadable.
     """
     model = config_class(name)
-    settings = config if isinstance(config, model) else validate_config(model, config or {})
-    if name == "synthetic" and raw is not None:
-        raise UserError("source 'synthetic' is generated and reads no raw files: leave --raw out")
-    return _MAKERS[name](settings, raw)
+    settings = config if isinstance(config, Config) else validate_config(model, config or {})
+    return _load(SOURCES[name][1])(settings, raw)
 
 
 def config_class(name: str) -> type[Config]:
     """The settings of a source; UserError where there is none of this name."""
-    if name not in CONFIGS:
-        raise UserError(f"unknown source {name!r}: there are {', '.join(CONFIGS)}")
-    return CONFIGS[name]
+    if name not in SOURCES:
+        raise UserError(f"unknown source {name!r}: there are {', '.join(SOURCES)}")
+    return _load(SOURCES[name][0])
 
 
-_MAKERS: dict[str, Callable[[Any, str | None], Source]] = {
-    "synthetic": lambda config, _: SyntheticSource(config),
-    "movielens": MovieLensSource,
-    "xmarket": XMarketSource,
-    "rechorus": ReChorusSource,
-    "parquet": ParquetSource,
-}
+def _load(path: str) -> Any:
+    module, name = path.split(":")
+    return getattr(importlib.import_module(module), name)

@@ -6,6 +6,7 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
+from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import uniforms
 from mtrec_ray.lake.manifest import Calendar, Territory, embedding_column
 from mtrec_ray.sources.epochs import TIMESTAMP, epoch_us
@@ -32,7 +33,9 @@ GENRES = ("Drama", "Comedy", "Action", "Romance", "Documentary", "Thriller", "An
 class SyntheticSource(Source):
     """A generated streaming service with planted truth (see `planted`)."""
 
-    def __init__(self, config: SyntheticConfig):
+    def __init__(self, config: SyntheticConfig, raw: str | None = None):
+        if raw is not None:
+            raise UserError("source 'synthetic' is generated and reads no raw files: leave --raw out")
         self.config = config
 
     @property

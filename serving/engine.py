@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mtrec_ray.bundle.manifest import Bundle
+from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.combinations import Combination
-from mtrec_ray.lake.manifest import embedding_matrix
 from serving.bank import EliminatorBank
 from serving.catalogue import ServedCatalogue
 
@@ -62,7 +62,7 @@ class Engine:
         self.popular = bundle.popular().tolist()
         self.two_tower = bundle.propensity()
         if self.two_tower is not None:
-            features = torch.from_numpy(embedding_matrix(titles["embedding"]).copy())
+            features = torch.from_numpy(fixed_width_matrix(titles["embedding"]).copy())
             with torch.inference_mode():
                 self.discovery_vectors = self.two_tower.title_vectors(features)  # (N, d)
 

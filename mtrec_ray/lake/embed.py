@@ -18,6 +18,7 @@ import numpy as np
 import pyarrow.fs as pafs
 import scipy.sparse as sp
 
+from mtrec_ray.columns import fixed_width_column
 from mtrec_ray.console import ProgressCallback, stage_progress
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, resolve, write_file
@@ -32,15 +33,7 @@ from mtrec_ray.lake.interactions import (
     scale_rows,
     user_vectors,
 )
-from mtrec_ray.lake.manifest import (
-    MANIFEST_NAME,
-    Embeddings,
-    Lake,
-    LakeFile,
-    Manifest,
-    bucket_folder,
-    embedding_column,
-)
+from mtrec_ray.lake.manifest import MANIFEST_NAME, Embeddings, Lake, LakeFile, Manifest, bucket_folder
 from mtrec_ray.lake.text import encode_texts, title_texts
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.lake.write import write_parquet, writing_failed
@@ -83,7 +76,7 @@ def _write_embeddings(lake: Lake, config: EmbedConfig, bounds: Bounds, progress:
     space = _interaction_space(lake, config.interactions, bounds, progress)
     titles, parts = _title_matrix(lake, config, space)
     fs, root = resolve(lake.uri)
-    title_file = write_parquet(fs, root, "titles", lake.titles.append_column("embedding", embedding_column(titles)))
+    title_file = write_parquet(fs, root, "titles", lake.titles.append_column("embedding", fixed_width_column(titles)))
     num_buckets = lake.manifest.num_buckets
     show = stage_progress(progress, "writing users", num_buckets)
     arguments = (lake, space, bounds, config.interactions)
@@ -147,10 +140,10 @@ def _embed_bucket(
     users = users.drop_columns([c for c in ("embedding", "fold_embeddings") if c in users.column_names])
     bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())
     events = np.flatnonzero(within(bucket.event_time, *bounds))
-    users = users.append_column("embedding", embedding_column(user_vectors(bucket, events, space)))
+    users = users.append_column("embedding", fixed_width_column(user_vectors(bucket, events, space)))
     if config.folds:
         folds = fold_vectors(bucket, bounds, space, config.folds, config.seed)
-        users = users.append_column("fold_embeddings", embedding_column(folds.reshape(len(folds), -1)))
+        users = users.append_column("fold_embeddings", fixed_width_column(folds.reshape(len(folds), -1)))
     fs, root = resolve(lake.uri)
     return write_parquet(fs, root, bucket_folder("users", index), users, compression="none")
 

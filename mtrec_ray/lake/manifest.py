@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 
 import numpy as np
@@ -17,8 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, resolve
+from mtrec_ray.sources.calendar import Calendar, Territory
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "lake.json"
@@ -34,32 +36,6 @@ class LakeFile(_Frozen):
     path: str
     rows: int
     sha256: str
-
-
-class Territory(_Frozen):
-    name: str
-    region: str
-    """Geographic region, the unit of `groups: regions`."""
-
-
-class Calendar(_Frozen):
-    """The training window [start, end) and the evaluation days that follow it, as the source proposes them."""
-
-    window_start: datetime
-    window_end: datetime
-    """First moment after the window, UTC."""
-    day_s: int = 86_400
-    """Length of one evaluation day in seconds."""
-    num_evaluation_days: int = 3
-    ordered: bool = True
-    """False: neither order nor time exists inside the window (all its events carry one timestamp)."""
-
-    def day_bounds(self, day: int) -> tuple[datetime, datetime]:
-        """[first, after) moments of a day: 0 is the whole window, 1.. are the evaluation days."""
-        if day == 0:
-            return self.window_start, self.window_end
-        length = timedelta(seconds=self.day_s)
-        return self.window_end + (day - 1) * length, self.window_end + day * length
 
 
 class Embeddings(_Frozen):
@@ -184,7 +160,7 @@ class Lake:
 
     def title_embeddings(self) -> np.ndarray:
         """(titles, title_width) float16, rows as in `titles`."""
-        return embedding_matrix(self.read("titles", columns=["embedding"])["embedding"])
+        return fixed_width_matrix(self.read("titles", columns=["embedding"])["embedding"])
 
     def territory_names(self) -> list[str]:
         return [t.name for t in self.manifest.territories]
@@ -207,30 +183,6 @@ class Lake:
 
 def bucket_folder(table: str, bucket: int) -> str:
     return f"{table}/bucket={bucket:05d}"
-
-
-def embedding_matrix(column: pa.ChunkedArray | pa.Array, dtype: type[np.generic] = np.float16) -> np.ndarray:
-    """(N, width) view of a FixedSizeBinary column of `width` numbers a row, no nulls; read-only, no copy per row."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
-    width = column.type.byte_width // np.dtype(dtype).itemsize
-    _, buffer = column.buffers()
-    if buffer is None or len(column) == 0:
-        return np.zeros((0, width), dtype=dtype)
-    flat = np.frombuffer(buffer, dtype=dtype, count=(column.offset + len(column)) * width)
-    return flat.reshape(-1, width)[column.offset :]
-
-
-def embedding_column(matrix: np.ndarray, dtype: type[np.generic] = np.float16) -> pa.Array:
-    """FixedSizeBinary column of an (N, width) matrix, cast to `dtype`: the layout that reads fastest."""
-    matrix = np.ascontiguousarray(matrix, dtype=dtype)
-    width = matrix.itemsize * matrix.shape[1]
-    return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(matrix), [None, pa.py_buffer(matrix.tobytes())])
-
-
-def utc(moment: datetime) -> datetime:
-    """The moment in UTC; a naive one is taken as UTC."""
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
 
 
 def _format_version(text: bytes) -> object:

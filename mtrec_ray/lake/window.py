@@ -6,7 +6,8 @@ from pydantic import Field
 
 from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.manifest import Calendar, Lake, utc
+from mtrec_ray.lake.manifest import Calendar, Lake
+from mtrec_ray.sources.calendar import utc
 
 
 class WindowConfig(Config):

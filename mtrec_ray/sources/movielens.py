@@ -16,7 +16,7 @@ from pydantic import Field
 
 from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.manifest import Calendar, Territory
+from mtrec_ray.sources.calendar import Calendar, Territory
 from mtrec_ray.sources.download import download, unpack
 from mtrec_ray.sources.epochs import AFTER_LAST_MOMENT, timestamps_from_epoch
 from mtrec_ray.sources.movielens_files import FORMS, OCCUPATIONS, GroupLens1M, GroupLens100K, MovieLensFiles, detect

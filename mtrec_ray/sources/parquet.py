@@ -13,7 +13,7 @@ from pydantic import Field
 
 from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.manifest import Calendar, Territory, utc
+from mtrec_ray.sources.calendar import Calendar, Territory, utc
 from mtrec_ray.sources.epochs import AFTER_LAST_MOMENT, FIRST_MOMENT, TIMESTAMP, to_utc_micros
 from mtrec_ray.sources.parquet_files import Chunk, list_chunks, read_chunk
 from mtrec_ray.sources.source import Part, Source, SourceFacts

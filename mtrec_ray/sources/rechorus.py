@@ -26,7 +26,7 @@ from pydantic import Field, model_validator
 
 from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.manifest import Calendar, Territory
+from mtrec_ray.sources.calendar import Calendar, Territory
 from mtrec_ray.sources.epochs import timestamps_from_epoch
 from mtrec_ray.sources.rechorus_attributes import Attribute, age, gender, power
 from mtrec_ray.sources.rechorus_files import Piece, cut, find_files

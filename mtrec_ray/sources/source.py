@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import resolve
-from mtrec_ray.lake.manifest import Calendar, Territory
+from mtrec_ray.sources.calendar import Calendar, Territory
 
 Part = Callable[[], pa.Table]
 """Picklable, without arguments; read in a worker."""

@@ -6,9 +6,10 @@ from functools import partial
 import numpy as np
 import pyarrow as pa
 
+from mtrec_ray.columns import fixed_width_column
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import uniforms
-from mtrec_ray.lake.manifest import Calendar, Territory, embedding_column
+from mtrec_ray.sources.calendar import Calendar, Territory
 from mtrec_ray.sources.epochs import TIMESTAMP, epoch_us
 from mtrec_ray.sources.planted import (
     ATTRIBUTE_SHARES,
@@ -76,7 +77,7 @@ class SyntheticSource(Source):
                 "format": np.where(uniforms(numbers, config.seed, "format") < 0.5, "film", "series").tolist(),
                 "decade": [f"{1970 + 10 * int(6 * u)}s" for u in uniforms(numbers, config.seed, "decade")],
                 "territories": [[] if home == GLOBAL else [names[home]] for home in world.home.tolist()],
-                "embedding": embedding_column(matrix),
+                "embedding": fixed_width_column(matrix),
             }
         )
 
@@ -99,7 +100,7 @@ class SyntheticSource(Source):
         for i, (name, shares) in enumerate(ATTRIBUTE_SHARES.items()):
             columns[name] = _named(list(shares), codes[:, i])
         matrix = embeddings(numbers, taste, world.user_lift, config.embedding_noise, config.seed)
-        return pa.table(columns | {"embedding": embedding_column(matrix)}), pa.table(
+        return pa.table(columns | {"embedding": fixed_width_column(matrix)}), pa.table(
             {
                 "user_id": users["user_id"].take(pa.array(user_row)),
                 "title_id": _title_ids(config).take(pa.array(title_index)),

@@ -22,7 +22,7 @@ from pydantic import Field
 from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import uniforms, user_keys
-from mtrec_ray.lake.manifest import Calendar, Territory
+from mtrec_ray.sources.calendar import Calendar, Territory
 from mtrec_ray.sources.epochs import TIMESTAMP
 from mtrec_ray.sources.source import Part, Source, SourceFacts, raw_folder
 from mtrec_ray.sources.text import read_columns, to_ints

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from mtrec_ray.columns import fixed_width_column, fixed_width_matrix
 from mtrec_ray.hashing import mix, uniforms
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.folds import fold_of_pairs
-from mtrec_ray.lake.manifest import Embeddings, Lake, embedding_column, embedding_matrix
+from mtrec_ray.lake.manifest import Embeddings, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.ordered import StreamSegments, rows_by_step, stream_segments
 from mtrec_ray.streams.pairs import Pairs, labelled_pairs
@@ -71,7 +72,7 @@ def read_pairs(phase_index: int, bucket_index: int, lake: Lake, plan: PairPlan) 
     salt = int(mix(np.array([plan.sample.seed], dtype=np.uint64), "phase", phase.day)[0])
     pairs = labelled_pairs(bucket, rows, catalogue, (phase.start, phase.end), phase.negative_rate, salt)
     slot_of_pair = _slots(bucket, rows, pairs, folds, lake.manifest.embeddings)
-    vectors = embedding_matrix(bucket.users[column]).reshape(len(bucket.keys), folds, -1)
+    vectors = fixed_width_matrix(bucket.users[column]).reshape(len(bucket.keys), folds, -1)
     return BucketPairs(bucket, rows, pairs, slot_of_pair, vectors)
 
 
@@ -107,7 +108,7 @@ def read_segment(
             "territory": bucket.territory[rows[slots // folds]],
             "title_index": pa.ListArray.from_arrays(offsets.astype(np.int32), found.pairs.title_index[taken]),
             "label": pa.ListArray.from_arrays(offsets.astype(np.int32), found.pairs.label[taken]),
-            "embedding": embedding_column(vectors),
+            "embedding": fixed_width_column(vectors),
         }
     )
 
@@ -172,7 +173,7 @@ def collate(step: int, parts: list[pa.Table], user_width: int) -> StepRows:
     titles, labels = table["title_index"].chunk(0), table["label"].chunk(0)
     return StepRows(
         step=step,
-        embedding=embedding_matrix(table["embedding"]),
+        embedding=fixed_width_matrix(table["embedding"]),
         territory=table["territory"].to_numpy(),
         offsets=titles.offsets.to_numpy().astype(np.int64) - titles.offsets[0].as_py(),
         title_index=titles.flatten().to_numpy(),

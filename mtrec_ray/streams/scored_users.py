@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.hashing import mix
 from mtrec_ray.lake.bucket import Bucket, moment, month_start
-from mtrec_ray.lake.manifest import Lake, embedding_matrix
+from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.catalogue import Catalogue
 
 MAX_CELLS = 4_000_000
@@ -125,7 +126,7 @@ def scoring_chunks(
     fixed_cells = _fixed_cells(bucket, catalogue, fixed)
     has_fixed = np.zeros(len(bucket.keys), dtype=bool)
     has_fixed[fixed_cells[0]] = True
-    embedding = embedding_matrix(bucket.users["embedding"])
+    embedding = fixed_width_matrix(bucket.users["embedding"])
     for territory in np.unique(bucket.territory[rows]).tolist():
         offer = catalogue.offers[territory]
         own = rows[bucket.territory[rows] == territory]

@@ -17,11 +17,12 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
+from mtrec_ray.columns import fixed_width_column, fixed_width_matrix
 from mtrec_ray.console import ProgressCallback, stage_progress
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix, uniforms
 from mtrec_ray.lake.cluster import MapBuckets, map_buckets
-from mtrec_ray.lake.manifest import Lake, embedding_column, embedding_matrix
+from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.held_out import sample_lots
 from mtrec_ray.streams.ordered import StreamSegments, rows_by_step, stream_segments
 from mtrec_ray.streams.schedule import Schedule, Segment, lanes_of_worker
@@ -189,7 +190,7 @@ def read_windows(
         {
             "lane": np.full(len(users), segment.lane, dtype=np.int32),
             "step": steps[steps >= from_step][used].astype(np.int32),
-            "window": embedding_column(np.concatenate([titles, sequences.attribute_index[users]], axis=1), np.int32),
+            "window": fixed_width_column(np.concatenate([titles, sequences.attribute_index[users]], axis=1), np.int32),
         }
     )
 
@@ -222,7 +223,7 @@ def collate(step: int, tables: list[pa.Table], length: int, num_attributes: int)
         empty = np.zeros((0, length), dtype=np.int64)
         return WindowBatch(step, empty, empty, np.zeros((0, num_attributes), dtype=np.int64))
     table = pa.concat_tables(tables)
-    rows = embedding_matrix(table["window"], np.int32).astype(np.int64)  # (B, L + 1 + m)
+    rows = fixed_width_matrix(table["window"], np.int32).astype(np.int64)  # (B, L + 1 + m)
     targets = rows[:, 1 : length + 1]
     return WindowBatch(
         step=step,

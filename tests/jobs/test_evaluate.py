@@ -14,6 +14,7 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 
+from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import user_keys
 from mtrec_ray.jobs.evaluate import Evaluation, days_and_cohorts, evaluate_propensity
@@ -22,7 +23,7 @@ from mtrec_ray.jobs.report import make_report, show_report
 from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.build_config import BuildOptions
-from mtrec_ray.lake.manifest import Lake, Territory, embedding_matrix
+from mtrec_ray.lake.manifest import Lake, Territory
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.sampling import TEST, split_of
@@ -80,7 +81,7 @@ def scores_and_labels(lake: Lake, record: PropensityRecord, day: int) -> Iterato
     split = split_of(user_keys(users["user_id"].to_numpy()), record.config.sample)
     model, names = load_snapshot(record, 0), lake.territory_names()
     title_vectors = model.title_vectors(torch.from_numpy(lake.title_embeddings().astype(np.float32)))
-    features = torch.from_numpy(embedding_matrix(lake.read("users")["embedding"]).astype(np.float32))
+    features = torch.from_numpy(fixed_width_matrix(lake.read("users")["embedding"]).astype(np.float32))
     month = pd.Timestamp(start).replace(day=1, hour=0)
     for row in np.flatnonzero(split == TEST):
         user, territory = users["user_id"][row], users["territory"][row]

@@ -18,13 +18,14 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
+from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import bucket_of, user_keys
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.lake.check import check_lake
 from mtrec_ray.lake.describe import describe_lake
-from mtrec_ray.lake.manifest import Lake, embedding_matrix
+from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.validate import BadRowsError
 from mtrec_ray.lake.write import BuildSite
 from mtrec_ray.sources.registry import make_source
@@ -47,7 +48,7 @@ def test_rows_are_those_of_the_source_each_in_its_users_bucket(service, tmp_path
         assert set(events["user_id"].to_pylist()) <= set(users["user_id"].to_pylist())
         assert events.equals(events.sort_by([(c, "ascending") for c in ("user_id", "timestamp", "title_id")]))
         numbers = [int(user_id.split("-")[1]) for user_id in users["user_id"].to_pylist()]
-        assert embedding_matrix(users["embedding"])[:, 0].tolist() == numbers
+        assert fixed_width_matrix(users["embedding"])[:, 0].tolist() == numbers
     assert lake.titles["title_id"].to_pylist() == [f"title-{n}" for n in range(6)]
     assert check_lake(str(tmp_path / "lake")).problems == []
     assert check_lake(str(tmp_path / "lake")).leftovers == []

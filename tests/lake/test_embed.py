@@ -12,13 +12,14 @@ import pyarrow.compute as pc
 import pytest
 import scipy.sparse as sp
 
+from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix, user_keys
 from mtrec_ray.lake.check import check_lake
 from mtrec_ray.lake.embed import embed_lake
 from mtrec_ray.lake.embed_config import EmbedConfig, InteractionConfig, TextConfig
 from mtrec_ray.lake.interactions import InteractionSpace, fit_space, scale_rows
-from mtrec_ray.lake.manifest import Lake, embedding_matrix
+from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.text import encode_texts
 from tests.streams.lakes import CALENDAR, day, event_table, random_rows, title_table, write_lake
 
@@ -42,7 +43,7 @@ def embed(lake: Lake, **settings) -> Lake:
 def vectors_of(lake: Lake, column: str = "embedding") -> dict[str, np.ndarray]:
     """User id -> vector, from all buckets."""
     users = lake.read("users")
-    return dict(zip(users["user_id"].to_pylist(), embedding_matrix(users[column]).astype(np.float64), strict=True))
+    return dict(zip(users["user_id"].to_pylist(), fixed_width_matrix(users[column]).astype(np.float64), strict=True))
 
 
 def bare_lake(folder: Path, num_buckets: int = 4, events: pa.Table | None = None) -> Lake:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mtrec_ray.columns import fixed_width_column, fixed_width_matrix
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.manifest import Calendar, embedding_column, embedding_matrix
+from mtrec_ray.lake.manifest import Calendar
 from mtrec_ray.lake.scatter import whole_batch
 from mtrec_ray.lake.schema import conform, embedding_bytes, final_embeddings
 from mtrec_ray.lake.validate import (
@@ -145,14 +146,14 @@ def test_rows_of_more_than_one_batch_are_refused_not_lost():
         pa.array([[1.0, 2.0], [3.0, 4.0]], pa.list_(pa.float64())),
         pa.array([[1.0, 2.0], [3.0, 4.0]], pa.list_(pa.float32(), 2)),
         pa.array([[1, 2], [3, 4]], pa.large_list(pa.int64())),
-        embedding_column(np.array([[1, 2], [3, 4]])),
+        fixed_width_column(np.array([[1, 2], [3, 4]])),
         pa.array([np.array(row, np.float16).tobytes() for row in ([1, 2], [3, 4])], pa.binary()),
     ],
 )
 def test_embeddings_of_any_layout(column):
     for layout in (pa.chunked_array([column]), pa.chunked_array([column.slice(0, 1), column.slice(1)])):
         stored = final_embeddings(pa.chunked_array([embedding_bytes(layout)]), 2)
-        assert embedding_matrix(stored).tolist() == [[1, 2], [3, 4]]
+        assert fixed_width_matrix(stored).tolist() == [[1, 2], [3, 4]]
 
 
 def test_embedding_problems_by_row():

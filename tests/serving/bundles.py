@@ -23,8 +23,8 @@ from mtrec_ray.bundle.manifest import (
     BundleManifest,
     manifest_hash,
 )
+from mtrec_ray.columns import fixed_width_column
 from mtrec_ray.combinations import NONE, Combination, combination_name
-from mtrec_ray.lake.manifest import embedding_column
 from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
@@ -154,7 +154,9 @@ def titles(offered: dict[str, list[str]]) -> bytes:
             "title_id": TITLE_IDS,
             "name": [None if title == "t07" else f"Title {title[1:]}" for title in TITLE_IDS],
             "territories": pa.array([offered.get(title, []) for title in TITLE_IDS], pa.list_(pa.string())),
-            "embedding": embedding_column(np.random.default_rng(0).standard_normal((NUM_TITLES, 8)).astype(np.float16)),
+            "embedding": fixed_width_column(
+                np.random.default_rng(0).standard_normal((NUM_TITLES, 8)).astype(np.float16)
+            ),
         }
     )
     buffer = io.BytesIO()

@@ -8,8 +8,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.manifest import embedding_matrix
 from mtrec_ray.sources.planted import make_world, territory_index, user_taste
 from mtrec_ray.sources.planted_events import title_logits
 from mtrec_ray.sources.registry import make_source
@@ -115,7 +115,7 @@ def test_embeddings_show_the_taste_but_not_the_group():
     source, users, _ = _generate(CONFIG)
     truth = source.user_truth(users)
     taste = np.stack(truth["taste"].to_numpy())
-    matrix = embedding_matrix(users["embedding"]).astype(float)
+    matrix = fixed_width_matrix(users["embedding"]).astype(float)
     found, *_ = np.linalg.lstsq(matrix, taste, rcond=None)
     assert np.corrcoef((matrix @ found).ravel(), taste.ravel())[0, 1] > 0.95
     group = truth["taste_group"].to_numpy()

@@ -7,17 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from mtrec_ray.columns import fixed_width_column
 from mtrec_ray.files import write_file
 from mtrec_ray.hashing import bucket_of, user_keys
-from mtrec_ray.lake.manifest import (
-    Calendar,
-    Embeddings,
-    Lake,
-    Manifest,
-    Territory,
-    bucket_folder,
-    embedding_column,
-)
+from mtrec_ray.lake.manifest import Calendar, Embeddings, Lake, Manifest, Territory, bucket_folder
 from mtrec_ray.lake.write import write_parquet
 
 CALENDAR = Calendar(
@@ -33,8 +26,8 @@ def write_lake(
     keys = user_keys(users["user_id"].to_numpy(zero_copy_only=False))
     if embedded:
         noise = np.random.default_rng(0).standard_normal((len(keys), 4))
-        users = users.append_column("embedding", embedding_column(noise[np.argsort(np.argsort(keys))]))
-        titles = titles.append_column("embedding", embedding_column(np.eye(titles.num_rows, 4)))
+        users = users.append_column("embedding", fixed_width_column(noise[np.argsort(np.argsort(keys))]))
+        titles = titles.append_column("embedding", fixed_width_column(np.eye(titles.num_rows, 4)))
     for table, rows in (("users", users), ("events", events)):
         buckets = bucket_of(user_keys(rows["user_id"].to_numpy(zero_copy_only=False)), num_buckets)
         for bucket in range(num_buckets):

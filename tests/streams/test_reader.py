@@ -5,9 +5,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.hashing import user_keys
 from mtrec_ray.lake.bucket import Bucket
-from mtrec_ray.lake.manifest import Lake, embedding_matrix
+from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.ordered import rows_by_step
@@ -119,7 +120,7 @@ def test_embeddings_belong_to_their_users(random_lake):
         for key, territory, vector in zip(
             user_keys(users["user_id"].to_numpy(zero_copy_only=False)),
             users["territory"].to_pylist(),
-            embedding_matrix(users["embedding"]),
+            fixed_width_matrix(users["embedding"]),
             strict=True,
         ):
             embedding_of[vector.tobytes()] = (key, territory)

@@ -14,10 +14,9 @@ import pyarrow as pa
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources.epochs import TIMESTAMP, to_utc_micros
-from mtrec_ray.sources.source import SourceFacts
+from mtrec_ray.sources.source import PROMOTION, SourceFacts
 
 STRINGS = pa.list_(pa.string())
-PROMOTION = ("promoted_from", "promoted_until")
 
 
 def required_columns(table: str, attributes: list[str], title_categoricals: list[str]) -> dict[str, pa.DataType]:

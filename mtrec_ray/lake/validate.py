@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.schema import PROMOTION
 from mtrec_ray.sources.epochs import AFTER_LAST_MOMENT, FIRST_MOMENT
+from mtrec_ray.sources.source import PROMOTION
 
 NUM_SHOWN = 3
 """Offending rows that an error shows for each reason."""

@@ -4,6 +4,8 @@ from datetime import UTC, datetime, timedelta
 
 from pydantic import BaseModel
 
+from mtrec_ray.errors import UserError
+
 
 class Territory(BaseModel, frozen=True, extra="forbid"):
     name: str
@@ -29,6 +31,44 @@ class Calendar(BaseModel, frozen=True, extra="forbid"):
             return self.window_start, self.window_end
         length = timedelta(seconds=self.day_s)
         return self.window_end + (day - 1) * length, self.window_end + day * length
+
+
+def proposed_calendar(
+    first: datetime,
+    last: datetime,
+    day_s: int,
+    num_evaluation_days: int,
+    mend: str,
+    start: datetime | None = None,
+    end: datetime | None = None,
+) -> Calendar:
+    """The calendar of data from the moment `first` to `last`: whole days, the last of them for evaluation.
+
+    Args:
+        first: the first event.
+        last: the last one.
+        day_s: length of an evaluation day in seconds.
+        num_evaluation_days: evaluation days at the end of the data.
+        mend: what to do where no window is left, for the error.
+        start: first moment of the window; None = midnight (UTC) before `first`.
+        end: first moment after it; None = the evaluation days end at the midnight after `last`.
+
+    Raises:
+        UserError: no window is left.
+    """
+    after = _midnight(last) + timedelta(days=1)
+    start = utc(start or _midnight(first))
+    end = utc(end or after - timedelta(seconds=day_s * num_evaluation_days))
+    if end <= start:
+        raise UserError(
+            f"{num_evaluation_days} evaluation days of {day_s / 86_400:g} days leave no window: it would start at "
+            f"{start} and end at {end}; {mend}"
+        )
+    return Calendar(window_start=start, window_end=end, day_s=day_s, num_evaluation_days=num_evaluation_days)
+
+
+def _midnight(moment: datetime) -> datetime:
+    return utc(moment).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def utc(moment: datetime) -> datetime:

@@ -6,7 +6,7 @@ the end of the data are the evaluation days, all before is the window. A film's 
 """
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Literal
 
@@ -16,7 +16,7 @@ from pydantic import Field
 
 from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.calendar import Calendar, Territory
+from mtrec_ray.sources.calendar import Calendar, Territory, proposed_calendar
 from mtrec_ray.sources.download import download, unpack
 from mtrec_ray.sources.epochs import AFTER_LAST_MOMENT, timestamps_from_epoch
 from mtrec_ray.sources.movielens_files import FORMS, OCCUPATIONS, GroupLens1M, GroupLens100K, MovieLensFiles, detect
@@ -121,22 +121,9 @@ class MovieLensSource(Source):
         moments = [m for m in self.files.read_ratings().epoch_s if 0 <= m < AFTER_LAST_MOMENT.timestamp()]
         if not moments:
             raise UserError(f"no rating in {str(self.files.folder)!r} has a believable timestamp (seconds since 1970)")
-        first = min(moments) // DAY_S * DAY_S
-        after = (max(moments) // DAY_S + 1) * DAY_S
-        length = self.config.day_length_days
-        end = datetime.fromtimestamp(after, UTC) - timedelta(days=length * self.config.num_evaluation_days)
-        start = datetime.fromtimestamp(first, UTC)
-        if end <= start:
-            raise UserError(
-                f"{self.config.num_evaluation_days} evaluation days of {length} days leave no window: the ratings span "
-                f"{(after - first) // DAY_S} days; choose a shorter day_length_days"
-            )
-        return Calendar(
-            window_start=start,
-            window_end=end,
-            day_s=length * DAY_S,
-            num_evaluation_days=self.config.num_evaluation_days,
-        )
+        first, last = (datetime.fromtimestamp(moment, UTC) for moment in (min(moments), max(moments)))
+        day_s, num_days = self.config.day_length_days * DAY_S, self.config.num_evaluation_days
+        return proposed_calendar(first, last, day_s, num_days, mend="choose a shorter day_length_days")
 
 
 def download_movielens(

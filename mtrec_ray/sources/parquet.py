@@ -3,7 +3,7 @@
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at run time
 
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import cached_property, partial
 from typing import Literal
 
@@ -13,13 +13,12 @@ from pydantic import Field
 
 from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.calendar import Calendar, Territory, utc
+from mtrec_ray.sources.calendar import Calendar, Territory, proposed_calendar
 from mtrec_ray.sources.epochs import AFTER_LAST_MOMENT, FIRST_MOMENT, TIMESTAMP, to_utc_micros
 from mtrec_ray.sources.parquet_files import Chunk, list_chunks, read_chunk
-from mtrec_ray.sources.source import Part, Source, SourceFacts
+from mtrec_ray.sources.source import PROMOTION, Part, Source, SourceFacts, map_columns
 
 TITLE_TEXTS = ("name", "genres", "synopsis")
-PROMOTION = ("promoted_from", "promoted_until")
 
 
 class ParquetConfig(Config):
@@ -139,17 +138,8 @@ class ParquetSource(Source):
             "candidates": ["user_id", "title_ids"],
         }[table]
         optional = [*TITLE_TEXTS, "territories", *PROMOTION] if table == "titles" else []
-        mapping = getattr(config, f"{table[:-1]}_columns")
-        strangers = sorted(set(mapping) - {*needed, *optional})
-        if strangers:
-            raise UserError(
-                f"{table[:-1]}_columns maps {strangers[0]!r}, which is never read; there are "
-                + ", ".join([*needed, *optional])
-            )
-        optional_yours = {name: mapping.get(name, name) for name in optional}
-        named = {name for name in optional if name in mapping}
-        required = {name: mapping.get(name, name) for name in needed} | {n: optional_yours[n] for n in named}
-        return required, {name: yours for name, yours in optional_yours.items() if name not in named}
+        setting = f"{table[:-1]}_columns"
+        return map_columns(setting, getattr(config, setting), needed, optional)
 
     def _distinct(self, column: str) -> list[str]:
         values: set[str] = set()
@@ -160,18 +150,11 @@ class ParquetSource(Source):
     def _calendar(self) -> Calendar:
         config = self.config
         start, end = config.window_start, config.window_end
-        if start is None or end is None:
-            first_day, last_day = self._first_and_last_day()
-            start = start or first_day
-            end = end or last_day + timedelta(days=1) - timedelta(seconds=config.day_s * config.num_evaluation_days)
-        start, end = utc(start), utc(end)
-        if end <= start:
-            raise UserError(f"the window would start at {start} and end at {end}: set window_start and window_end")
-        return Calendar(
-            window_start=start, window_end=end, day_s=config.day_s, num_evaluation_days=config.num_evaluation_days
-        )
+        first, last = (start, end) if start and end else self._first_and_last_moment()
+        mend = "set window_start and window_end"
+        return proposed_calendar(first, last, config.day_s, config.num_evaluation_days, mend, start, end)
 
-    def _first_and_last_day(self) -> tuple[datetime, datetime]:
+    def _first_and_last_moment(self) -> tuple[datetime, datetime]:
         """Of the believable moments: one pass over the timestamps."""
         low, high = (pa.scalar(moment, TIMESTAMP) for moment in (FIRST_MOMENT, AFTER_LAST_MOMENT))
         seen = []
@@ -182,4 +165,4 @@ class ParquetSource(Source):
             seen += [moment for moment in extremes.values() if moment is not None]
         if not seen:
             raise UserError(f"no event of {self.config.events!r} has a believable timestamp: check timestamp_unit")
-        return tuple(m.replace(hour=0, minute=0, second=0, microsecond=0) for m in (min(seen), max(seen)))  # pyright: ignore[reportReturnType]
+        return min(seen), max(seen)

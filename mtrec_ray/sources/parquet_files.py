@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, resolve
+from mtrec_ray.sources.source import find_columns
 
 
 @dataclass(frozen=True)
@@ -56,14 +57,7 @@ def read_chunk(chunk: Chunk, needed: dict[str, str], optional: dict[str, str]) -
         UserError: a needed column is missing, or the file is damaged.
     """
     file = _open(resolve(chunk.uri)[0], chunk.path)
-    there = file.schema_arrow.names
-    for name, yours in needed.items():
-        if yours not in there:
-            mend = "" if name == yours else f" (mapped to {name!r})"
-            raise UserError(
-                f"{chunk.path}: column {yours!r}{mend} is missing, there are {', '.join(there)}: map it in the config"
-            )
-    wanted = needed | {name: yours for name, yours in optional.items() if yours in there}
+    wanted = find_columns(chunk.path, file.schema_arrow.names, needed, optional, mend="map it in the config")
     try:
         rows = file.read_row_groups(list(chunk.row_groups), columns=list(dict.fromkeys(wanted.values())))
     except (pa.ArrowInvalid, OSError) as error:

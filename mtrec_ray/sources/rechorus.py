@@ -15,7 +15,7 @@
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at run time
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import cached_property, partial
 from typing import Literal
 
@@ -26,12 +26,12 @@ from pydantic import Field, model_validator
 
 from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.calendar import Calendar, Territory
+from mtrec_ray.sources.calendar import Calendar, Territory, proposed_calendar
 from mtrec_ray.sources.epochs import timestamps_from_epoch
 from mtrec_ray.sources.rechorus_attributes import Attribute, age, gender, power
 from mtrec_ray.sources.rechorus_files import Piece, cut, find_files
 from mtrec_ray.sources.rechorus_scan import Scan, scan_files, to_seconds, unpacked
-from mtrec_ray.sources.source import Part, Source, SourceFacts, raw_folder
+from mtrec_ray.sources.source import Part, Source, SourceFacts, map_columns, raw_folder
 
 TERRITORY = "all"
 DAY_S = 86_400
@@ -137,36 +137,19 @@ class ReChorusSource(Source):
 
     def _columns(self) -> tuple[dict[str, str], dict[str, str]]:
         """(needed, optional) names -> the files'."""
-        mapping = self.config.columns
         needed = ["user_id", "item_id", "time", *(attribute.column for attribute in self.attributes)]
-        strangers = sorted(set(mapping) - {*needed, "behavior"})
-        if strangers:
-            raise UserError(
-                f"columns maps {strangers[0]!r}, which is never read; there are {', '.join([*needed, 'behavior'])}"
-            )
-        behavior = {"behavior": mapping.get("behavior", "behavior")}
-        named = behavior if self.config.behaviors or "behavior" in mapping else {}
-        return {name: mapping.get(name, name) for name in needed} | named, {} if named else behavior
+        optional = ["behavior"]
+        if self.config.behaviors:
+            needed, optional = needed + optional, []
+        return map_columns("columns", self.config.columns, needed, optional)
 
     def _calendar(self) -> Calendar:
         found, config = self.scan, self.config
         if found.first_s > found.last_s:
             raise UserError(f"{self.paths[0]}: no event has a believable time: `time` should be in seconds since 1970")
-        first, after = found.first_s // DAY_S * DAY_S, (found.last_s // DAY_S + 1) * DAY_S
-        start = datetime.fromtimestamp(first, UTC)
-        length = timedelta(days=config.day_length_days)
-        end = datetime.fromtimestamp(after, UTC) - config.num_evaluation_days * length
-        if end <= start:
-            raise UserError(
-                f"{config.num_evaluation_days} evaluation days of {config.day_length_days} days leave no window: the "
-                f"events span {(after - first) / DAY_S:g} days; choose fewer num_evaluation_days"
-            )
-        return Calendar(
-            window_start=start,
-            window_end=end,
-            day_s=int(length.total_seconds()),
-            num_evaluation_days=config.num_evaluation_days,
-        )
+        first, last = (datetime.fromtimestamp(seconds, UTC) for seconds in (found.first_s, found.last_s))
+        day_s, num_days = config.day_length_days * DAY_S, config.num_evaluation_days
+        return proposed_calendar(first, last, day_s, num_days, mend="choose fewer num_evaluation_days")
 
     def _refuse_levels_as_years(self) -> None:
         if "age" not in self.config.attributes or self.config.age_bands == "levels":

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from mtrec_ray.errors import UserError
+from mtrec_ray.sources.source import find_columns
 
 USUAL_NAMES = ("train.csv", "dev.csv", "val.csv", "valid.csv", "test.csv")
 """Splits in the order of time: within one moment the later file's rows come later."""
@@ -129,14 +130,10 @@ def cut(path: Path, needed: dict[str, str], optional: dict[str, str], bytes_per_
         UserError: a needed column is missing, or no row follows the header.
     """
     header = read_header(path)
-    for name, yours in needed.items():
-        if yours not in header:
-            mapped = "" if name == yours else f" (mapped to {name!r})"
-            raise UserError(
-                f"{path}, line 1: column {yours!r}{mapped} is missing, the header is {chr(9).join(header)!r}: the file "
-                "should be tab separated; `columns` maps other names, `attributes` and `behaviors` leave columns out"
-            )
-    columns = tuple((needed | {name: yours for name, yours in optional.items() if yours in header}).items())
+    mend = (
+        "the file should be tab separated; `columns` maps other names, `attributes` and `behaviors` leave columns out"
+    )
+    columns = tuple(find_columns(f"{path}, line 1", header, needed, optional, mend).items())
     pieces = []
     with path.open("rb") as file:
         file.readline()

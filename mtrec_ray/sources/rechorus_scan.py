@@ -15,11 +15,10 @@ import pyarrow.compute as pc
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix, user_keys
+from mtrec_ray.sources.epochs import AFTER_LAST_MOMENT
 from mtrec_ray.sources.rechorus_attributes import UNKNOWN, Attribute
 from mtrec_ray.sources.rechorus_files import Piece
 
-BELIEVABLE_BEFORE_S = 7_258_118_400
-"""2200-01-01; the lake's build rejects rows from there on."""
 NUMBER = r"^-?\d{1,17}(\.\d+)?$"
 
 
@@ -48,7 +47,7 @@ class Scan:
         """A piece's titles and times, and which of its rows are events."""
         self.kept_rows.append(None if kept.all() else np.packbits(kept))
         self.title_ids |= set(pc.unique(title_ids.filter(pa.array(kept))).to_pylist()) - {""}
-        believable = seconds[kept & (seconds >= 0) & (seconds < BELIEVABLE_BEFORE_S)]
+        believable = seconds[kept & (seconds >= 0) & (seconds < AFTER_LAST_MOMENT.timestamp())]
         if len(believable):
             self.first_s, self.last_s = min(self.first_s, believable.min()), max(self.last_s, believable.max())
 

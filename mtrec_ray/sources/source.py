@@ -1,7 +1,7 @@
 """What every source offers to the lake's build: facts known beforehand, and rows in bounded parts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,8 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import resolve
 from mtrec_ray.sources.calendar import Calendar, Territory
 
+PROMOTION = ("promoted_from", "promoted_until")
+"""Columns of titles that are not offered all the time; null = without end."""
 Part = Callable[[], pa.Table]
 """Picklable, without arguments; read in a worker."""
 
@@ -71,6 +73,42 @@ class Source(ABC):
     def user_truth(self, users: pa.Table) -> pa.Table | None:
         """What was planted for the users of one bucket, rows as given; None for real data."""
         return None
+
+
+def map_columns(
+    setting: str, mapping: dict[str, str], needed: list[str], optional: list[str]
+) -> tuple[dict[str, str], dict[str, str]]:
+    """(needed, optional) canonical names -> the user's; an optional column that is mapped is needed.
+
+    Raises:
+        UserError: `mapping`, the value of `setting`, names a column that is never read.
+    """
+    strangers = sorted(set(mapping) - {*needed, *optional})
+    if strangers:
+        raise UserError(
+            f"{setting} maps {strangers[0]!r}, which is never read; there are {', '.join([*needed, *optional])}"
+        )
+    named = [name for name in optional if name in mapping]
+    return {name: mapping.get(name, name) for name in [*needed, *named]}, {n: n for n in optional if n not in mapping}
+
+
+def find_columns(
+    where: str, there: Sequence[str], needed: dict[str, str], optional: dict[str, str], mend: str
+) -> dict[str, str]:
+    """Canonical names -> the file's, of what `map_columns` gave and the file has; UserError where a needed one is not.
+
+    Args:
+        where: the file, for the error.
+        there: its columns.
+        needed: canonical names -> the file's.
+        optional: the same.
+        mend: what to do about a missing column, for the error.
+    """
+    for name, yours in needed.items():
+        if yours not in there:
+            mapped = "" if name == yours else f" (mapped to {name!r})"
+            raise UserError(f"{where}: column {yours!r}{mapped} is missing, there are {', '.join(there)}: {mend}")
+    return needed | {name: yours for name, yours in optional.items() if yours in there}
 
 
 def raw_folder(source: str, raw: str | None) -> Path:

@@ -5,12 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from mtrec_ray.config import fields_of
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.check import check_lake
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.sources.rechorus import ReChorusConfig
 from mtrec_ray.sources.rechorus_attributes import age
 from mtrec_ray.sources.registry import make_source
 
@@ -79,7 +77,7 @@ def test_the_window_is_all_the_data_unless_evaluation_days_are_wanted(raw):
     assert calendar.window_end == datetime(1970, 1, 14, tzinfo=UTC)
     calendar = _source(raw, num_evaluation_days=2).facts.calendar
     assert calendar.window_end == datetime(1970, 1, 12, tzinfo=UTC)
-    with pytest.raises(UserError, match=r"3 evaluation days of 1 days leave no window.*span 3 days"):
+    with pytest.raises(UserError, match=r"3 evaluation days of 1 days leave no window.*num_evaluation_days"):
         _ = _source(raw, num_evaluation_days=3).facts
 
 
@@ -244,7 +242,7 @@ def test_bad_lines_are_named_with_value_and_mend(raw, line, message, bytes_per_p
         (HEADER.encode() + b"\n", r"train\.csv: there is nothing after the header"),
         (
             HEADER.replace("gender", "sex").encode() + b"\n1",
-            r"line 1: column 'gender' is missing, .*'user_id\\titem_id",
+            r"line 1: column 'gender' is missing, there are user_id, item_id",
         ),
         (HEADER.replace("\t", ",").encode() + b"\n1", r"line 1: column 'user_id' is missing.*should be tab separated"),
         (HEADER.encode() + b"\n\xff\xfe\t10\tpv\t5\t1\t23\t5\n", r"line 2: not utf-8 text"),
@@ -284,12 +282,6 @@ def test_missing_folder_and_folder_without_files(tmp_path):
         _source(tmp_path / "no")
     with pytest.raises(UserError, match=r"no \*\.csv in .*train\.csv, dev\.csv and test\.csv"):
         _source(tmp_path)
-
-
-def test_every_setting_is_explained():
-    assert [
-        key for key, kind, default, meaning in fields_of(ReChorusConfig) if not (kind and default and meaning)
-    ] == []
 
 
 @pytest.mark.ray

@@ -57,7 +57,7 @@ def count_bucket(
     wanted = {HELD_OUT: TEST, TRAINED: TRAIN, VALIDATED: VALIDATION}[cohort]
     for day in days:
         mask = catalogues[day].offer_mask
-        events = bucket.discoveries(*calendar.day_bounds(day), np.ones_like(mask))
+        events = bucket.discoveries(*calendar.day_bounds(day))
         events = events[split[bucket.event_user[events]] == wanted]
         offered = mask[bucket.territory[bucket.event_user[events]], bucket.event_title[events]]
         positives += np.bincount(bucket.event_title[events[offered]], minlength=num_titles)

@@ -59,10 +59,15 @@ class Bucket:
             is_first[1:] = np.any([column[1:] != column[:-1] for column in sorted_columns], axis=0)
         return order[is_first]
 
-    def discoveries(self, start: datetime, end: datetime, offer_mask: np.ndarray) -> np.ndarray:
-        """(F,) event rows of the first-time discoveries in [start, end) of titles offered in the user's territory."""
+    def discoveries(self, start: datetime, end: datetime, offer_mask: np.ndarray | None = None) -> np.ndarray:
+        """(F,) event rows of the first-time discoveries in [start, end).
+
+        `offer_mask` (territories, T) leaves out titles that are not offered in the user's territory.
+        """
         rows = self.first_times
         rows = rows[within(self.event_time[rows], start, end)]
+        if offer_mask is None:
+            return rows
         return rows[offer_mask[self.territory[self.event_user[rows]], self.event_title[rows]]]
 
     def known_pairs(self, start: datetime, end: datetime) -> np.ndarray:
@@ -99,6 +104,11 @@ def month_start(when: datetime) -> np.datetime64:
 def pair_code(user_row: np.ndarray, title_index: np.ndarray) -> np.ndarray:
     """One int64 for each (user row, title index) pair of a bucket; orders by user, then title."""
     return (user_row.astype(np.int64) << 32) | title_index.astype(np.int64)
+
+
+def user_and_title(code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """User rows and title indices of `pair_code`s."""
+    return code >> 32, code & 0xFFFFFFFF
 
 
 def _index_in(values: pa.ChunkedArray, value_set: pa.Array) -> np.ndarray:

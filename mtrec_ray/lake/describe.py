@@ -1,15 +1,20 @@
 """`lake show`: one line per territory, counted bucket by bucket."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at run time
+
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.lake.bucket import Bucket, within
 from mtrec_ray.lake.cluster import run_tasks
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.lake.offers import offered_in
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ def describe_lake(uri: str, active_days: int = 90, progress: ProgressCallback | 
         "counting", partial(count_bucket, lake, active_days), lake.manifest.num_buckets, progress=progress
     )
     users, active, window, test = np.sum(counted, axis=0).tolist()
-    offered, local = _titles_by_territory(lake)
+    offered = offered_in(lake.titles, lake.territory_names())
+    is_local = pc.equal(pc.list_value_length(lake.titles["territories"]), 1).fill_null(False).to_numpy()
     rows = [
         TerritoryRow(
             territory.name,
@@ -56,8 +62,8 @@ def describe_lake(uri: str, active_days: int = 90, progress: ProgressCallback | 
             active[i] / users[i] if users[i] else float("nan"),
             window[i],
             test[i],
-            offered[i],
-            local[i],
+            int(offered[i].sum()),
+            int(offered[i, is_local].sum()),
         )
         for i, territory in enumerate(lake.manifest.territories)
     ]
@@ -75,15 +81,3 @@ def count_bucket(lake: Lake, active_days: int, index: int) -> list[list[int]]:
     rows = [slice(None), bucket.active(*calendar.day_bounds(0), active_days), window, test]
     num_territories = len(lake.manifest.territories)
     return [np.bincount(bucket.territory[chosen], minlength=num_territories).tolist() for chosen in rows]
-
-
-def _titles_by_territory(lake: Lake) -> tuple[list[int], list[int]]:
-    names = lake.territory_names()
-    offered, local = dict.fromkeys(names, 0), dict.fromkeys(names, 0)
-    everywhere = 0
-    for where in lake.titles["territories"].to_pylist():
-        everywhere += not where
-        for name in where:
-            offered[name] += 1
-            local[name] += len(where) == 1
-    return [offered[name] + everywhere for name in names], [local[name] for name in names]

@@ -5,7 +5,7 @@ from datetime import datetime
 import numpy as np
 
 from mtrec_ray.hashing import mix
-from mtrec_ray.lake.bucket import Bucket, pair_code, within
+from mtrec_ray.lake.bucket import Bucket, pair_code, user_and_title, within
 
 
 def fold_of_pairs(
@@ -23,7 +23,7 @@ def fold_of_pairs(
     """
     inside = within(bucket.event_time, *bounds)
     history = np.unique(pair_code(bucket.event_user[inside], bucket.event_title[inside]))
-    user, title = history >> 32, history & 0xFFFFFFFF
+    user, title = user_and_title(history)
     order = np.lexsort((_draw(bucket, user, title, seed), user))
     counts = np.bincount(user, minlength=len(bucket.keys))
     rank = np.empty(len(history), dtype=np.int64)

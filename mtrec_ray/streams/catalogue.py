@@ -12,41 +12,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.lake.offers import offered_in
 
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Titles offered in each territory and promoted in a window; `offers[t]` are ascending title indices."""
+    """Titles that are offered in each territory and promoted in a window."""
 
     title_ids: pa.Array
-    offers: list[np.ndarray]
+    offer_mask: np.ndarray
+    """(territories, T) bool."""
 
     @staticmethod
     def of(lake: Lake, start: datetime, end: datetime) -> "Catalogue":
-        """The catalogue of [start, end).
-
-        A title without promotion dates is always promoted, one without territories is offered everywhere.
-        """
+        """The catalogue of [start, end); a title without promotion dates is always promoted."""
         titles = lake.titles
-        promoted = _promoted(titles, start, end)
-        lists = titles["territories"].combine_chunks()
-        everywhere = pc.fill_null(pc.list_value_length(lists), 0).to_numpy() == 0
-        title = pc.list_parent_indices(lists).to_numpy()
-        territory = pc.index_in(pc.list_flatten(lists), value_set=pa.array(lake.territory_names())).to_numpy()
-        offers = []
-        for index in range(len(lake.manifest.territories)):
-            offered = everywhere.copy()
-            offered[title[territory == index]] = True
-            offers.append(np.flatnonzero(offered & promoted).astype(np.int32))
-        return Catalogue(titles["title_id"].combine_chunks(), offers)
+        offered = offered_in(titles, lake.territory_names()) & _promoted(titles, start, end)
+        return Catalogue(titles["title_id"].combine_chunks(), offered)
 
     @cached_property
-    def offer_mask(self) -> np.ndarray:
-        """(territories, T) bool: is the title offered there."""
-        mask = np.zeros((len(self.offers), len(self.title_ids)), dtype=bool)
-        for territory, offer in enumerate(self.offers):
-            mask[territory, offer] = True
-        return mask
+    def offers(self) -> list[np.ndarray]:
+        """Ascending int32 title indices of each territory."""
+        return [np.flatnonzero(offered).astype(np.int32) for offered in self.offer_mask]
 
 
 def _promoted(titles: pa.Table, start: datetime, end: datetime) -> np.ndarray:

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from mtrec_ray.lake.bucket import Bucket, moment
+from mtrec_ray.lake.bucket import Bucket, moment, user_and_title
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
@@ -106,8 +106,7 @@ def count_pairs(
     sampled[rows] = True
     num_territories = len(rates)
     counted = [_count_phase(bucket, sampled, phase, calendar, num_territories) for phase in phases]
-    everything = np.ones_like(phases[0].catalogue.offer_mask)
-    found = bucket.event_user[bucket.discoveries(phases[0].start, phases[0].end, everything)]
+    found = bucket.event_user[bucket.discoveries(phases[0].start, phases[0].end)]
     last_day = phases[0].end - timedelta(seconds=calendar.day_s)
     last_day_users = bucket.event_user[bucket.discoveries(last_day, phases[0].end, phases[0].catalogue.offer_mask)]
     last_day_users = last_day_users[sampled[last_day_users]]
@@ -131,8 +130,7 @@ def _count_phase(
     events = events[sampled[bucket.event_user[events]]]
     users = bucket.event_user[events]
     positives = np.bincount(bucket.territory[users], minlength=num_territories)
-    known = bucket.known_pairs(phase.start, phase.end)
-    known_user, known_title = known >> 32, known & 0xFFFFFFFF
+    known_user, known_title = user_and_title(bucket.known_pairs(phase.start, phase.end))
     known_user = known_user[sampled[known_user] & mask[bucket.territory[known_user], known_title]]
     offered = np.array([len(offer) for offer in offers])
     eligible = offered * np.bincount(bucket.territory[sampled], minlength=num_territories)

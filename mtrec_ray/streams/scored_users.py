@@ -118,8 +118,7 @@ def scoring_chunks(
         fixed: candidate lists of the source; None = everything offered.
         bounds: [start, end) of the day.
     """
-    everything = np.ones_like(catalogue.offer_mask)
-    events = bucket.discoveries(*bounds, everything)
+    events = bucket.discoveries(*bounds)
     positive_cells = bucket.event_user[events], bucket.event_title[events]
     earlier = (bucket.event_time >= month_start(bounds[0])) & (bucket.event_time < moment(bounds[0]))
     seen_cells = bucket.event_user[earlier], bucket.event_title[earlier]

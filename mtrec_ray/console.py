@@ -38,13 +38,6 @@ def progress_bars() -> Iterator[ProgressCallback]:
         yield show
 
 
-def stage_progress(progress: ProgressCallback | None, what: str, total: int) -> Callable[[int], None] | None:
-    """`progress` for one kind of work: told how many of `total` are done."""
-    if progress is None:
-        return None
-    return lambda done: progress(what, done, total)
-
-
 def print_result(document: dict[str, Any], tables: list[RenderableType], as_json: bool) -> None:
     """The end of every job: tables for a person, or one JSON object (NaN as null) for a machine."""
     if as_json:

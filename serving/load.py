@@ -11,10 +11,10 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
-from mtrec_ray.console import ProgressCallback, stage_progress
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.bucket import Bucket
-from mtrec_ray.lake.cluster import map_buckets
+from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
 from serving.load_config import StoreLoadConfig
 from serving.open_store import open_store
@@ -78,8 +78,8 @@ def _by_tasks(
 ) -> Iterator[Counts]:
     """Tasks of all machines read and store; yields what each bucket held."""
     buckets = range(lake.manifest.num_buckets)
-    show = stage_progress(progress, "loading users", len(buckets))
-    for _, stored in map_buckets(_load_bucket, buckets, lake, title_ids, config, progress=show):
+    shared = (lake, title_ids, config)
+    for _, stored in map_tasks(_load_bucket, buckets, *shared, stage="loading users", progress=progress):
         yield stored
 
 
@@ -88,10 +88,10 @@ def _into_folder(
 ) -> Iterator[Counts]:
     """Tasks read and this process stores: on a cluster each task would fill a folder of its own machine."""
     buckets = range(lake.manifest.num_buckets)
-    show = stage_progress(progress, "loading users", len(buckets))
+    shared = (lake, title_ids, config.max_events)
     store = open_store(config.store, expire_s=config.expire_s)
     try:
-        for _, states in map_buckets(bucket_states, buckets, lake, title_ids, config.max_events, progress=show):
+        for _, states in map_tasks(bucket_states, buckets, *shared, stage="loading users", progress=progress):
             yield _put(store, states)
     finally:
         asyncio.run(store.close())

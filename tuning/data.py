@@ -1,7 +1,7 @@
 """What a trial reads: a stated sample of buckets, and users and days to validate on that no test ever sees."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import uniforms
 from mtrec_ray.lake.bucket import Bucket
@@ -177,11 +178,15 @@ class Remembered:
 
 
 def map_here(
-    function: Callable[..., Any], buckets: Iterable[int], *shared: object, progress: Callable[[int], None] | None = None
-) -> Iterator[tuple[int, Any]]:
-    """`map_buckets` in this process: a trial holds its CPU already and starts no task."""
-    for done, bucket in enumerate(buckets, 1):
-        result = function(bucket, *shared)
+    function: Callable[..., Any],
+    items: Sequence[Any],
+    *shared: object,
+    stage: str = "",
+    progress: ProgressCallback | None = None,
+) -> Iterator[tuple[Any, Any]]:
+    """`map_tasks` in this process: a trial holds its CPU already and starts no task."""
+    for done, item in enumerate(items, 1):
+        result = function(item, *shared)
         if progress:
-            progress(done)
-        yield bucket, result
+            progress(stage, done, len(items))
+        yield item, result

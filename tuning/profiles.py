@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mtrec_ray.jobs.shards import HELD_OUT, count_bucket
-from mtrec_ray.lake.cluster import MapBuckets
+from mtrec_ray.lake.cluster import MapTasks
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
@@ -19,7 +19,7 @@ SMOOTHING = 100.0
 
 
 def count_discoveries(
-    lake: Lake, calendar: Calendar, sample: SampleConfig, buckets: Sequence[int], map_over: MapBuckets
+    lake: Lake, calendar: Calendar, sample: SampleConfig, buckets: Sequence[int], map_over: MapTasks
 ) -> np.ndarray:
     """(2, N, T) discoveries in the window by training users of the even and of the odd among some buckets.
 

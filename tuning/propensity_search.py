@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 
 from mtrec_ray.config import validate_config
-from mtrec_ray.console import ProgressCallback, stage_progress
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists, join, read_json, write_file, write_json
-from mtrec_ray.lake.cluster import joins_cluster, map_buckets
+from mtrec_ray.lake.cluster import joins_cluster, map_tasks
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.catalogue import Catalogue
@@ -221,8 +221,7 @@ def partition_maker(config: PropensityConfig, data: TrialData, progress: Progres
 
     Without a cluster all is worked out in this process: it takes no longer than starting others for it would.
     """
-    show = stage_progress(progress, "counting discoveries", len(data.buckets))
-    map_over = partial(map_buckets if joins_cluster() else map_here, progress=show)
+    map_over = partial(map_tasks if joins_cluster() else map_here, stage="counting discoveries", progress=progress)
     counts = count_discoveries(data.lake, data.calendar, config.sample, data.buckets, map_over)
     mask = Catalogue.of(data.lake, *data.calendar.day_bounds(0)).offer_mask
     baseline = config.model_copy(

@@ -9,7 +9,7 @@ from rich.console import RenderableType
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import exists, write_file
-from mtrec_ray.lake.cluster import map_buckets
+from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.catalogue import Catalogue
@@ -48,7 +48,7 @@ def show_partition(
     maker = partition_maker(settings, data, progress)
     partition = partition or maker.make(config.partition)
     evidence = maker.affinity if kind == "affinity" else maker.taste
-    counted = map_buckets(
+    counted = map_tasks(
         count_users, buckets, lake, config.sample, calendar, Catalogue.of(lake, *calendar.day_bounds(0))
     )
     users = np.sum([counts.training for _, counts in counted], axis=0)

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from mtrec_ray.combinations import NONE, combination_name
-from mtrec_ray.console import ProgressCallback, stage_progress
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.audit import Attribute, AuditSettings, audit_vectors, check_users
 from mtrec_ray.evaluation.audit_result import AuditResult
@@ -22,7 +22,7 @@ from mtrec_ray.evaluation.list_attack import audit_lists
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
 from mtrec_ray.files import check_writable
 from mtrec_ray.jobs.audit_config import AuditConfig
-from mtrec_ray.lake.cluster import map_buckets
+from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.candidates import Candidate, Filtered
 from mtrec_ray.models.sequential import SequentialBackbone
@@ -106,9 +106,8 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
         for name in found
         for attribute in attributes
     ]
-    show = stage_progress(progress, "attacks", len(pairs))
     shared = (vectors, lists, attributes, attacked.keys, source.num_titles, settings)
-    results = dict(map_buckets(attack, pairs, *shared, progress=show))
+    results = dict(map_tasks(attack, pairs, *shared, stage="attacks", progress=progress))
     return Audit(
         record=record,
         users=users,
@@ -164,10 +163,9 @@ def _read_users(
 ) -> HeldOutUsers:
     """At most about `max_users` users with their test event, in the order of the buckets."""
     buckets = range(lake.manifest.num_buckets)
-    show = stage_progress(progress, "reading users", len(buckets))
     fraction = min(1.0, max_users / max(1, lake.manifest.counts["users"]))
     shared = (lake, sequences, length, fraction)
-    found = dict(map_buckets(_read_bucket, buckets, *shared, progress=show))
+    found = dict(map_tasks(_read_bucket, buckets, *shared, stage="reading users", progress=progress))
     return HeldOutUsers.concatenate([found[bucket] for bucket in buckets])
 
 
@@ -203,7 +201,6 @@ def _represent(
     history, values = torch.from_numpy(users.history), torch.from_numpy(users.attribute_index)
     vectors = vectors_in_chunks(backbone.user_vectors, history)
     found = {NONE: _one((), users, vectors, backbone.title_vectors(), offered)}
-    show = stage_progress(progress, "representing users", len(records))
     for number, record in enumerate(records):
         prefix = "" if number == 0 else f"{record.config.name}/"
         for candidate in _candidates(record, backbone, records[0].combinations):
@@ -211,8 +208,8 @@ def _represent(
             for k, combination in enumerate(candidate.combinations):
                 name = prefix + combination_name(combination)
                 found[name] = _one(combination, users, vectors[k], candidate.backbone.title_vectors(), offered)
-        if show:
-            show(number + 1)
+        if progress:
+            progress("representing users", number + 1, len(records))
     return found
 
 

@@ -23,13 +23,13 @@ from mtrec_ray.bundle.manifest import (
     PropensityPart,
     manifest_hash,
 )
-from mtrec_ray.console import ProgressCallback, stage_progress
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, check_writable, exists, join, read_json, remove_file, write_file, write_json
 from mtrec_ray.jobs.bundle_config import BundleConfig
 from mtrec_ray.jobs.bundle_figures import audited, evaluated
 from mtrec_ray.lake.bucket import Bucket
-from mtrec_ray.lake.cluster import map_buckets
+from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.candidates import Eliminated
 from mtrec_ray.streams.catalogue import Catalogue
@@ -139,8 +139,8 @@ def _popular(lake: Lake, progress: ProgressCallback | None) -> np.ndarray:
     catalogue = Catalogue.of(lake, *lake.manifest.calendar.day_bounds(0))
     buckets = range(lake.manifest.num_buckets)
     counts = np.zeros((len(lake.manifest.territories), lake.titles.num_rows), dtype=np.int64)
-    show = stage_progress(progress, "counting titles", len(buckets))
-    for _, (cells, number) in map_buckets(_count_titles, buckets, lake, catalogue, progress=show):
+    tasks = map_tasks(_count_titles, buckets, lake, catalogue, stage="counting titles", progress=progress)
+    for _, (cells, number) in tasks:
         counts.ravel()[cells] += number
     counts[~catalogue.offer_mask] = -1
     order = np.argsort(-counts, axis=1, kind="stable")[:, :NUM_POPULAR]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtrec_ray.console import ProgressCallback, stage_progress
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.popularity_bias import TitleHistory
 from mtrec_ray.evaluation.report import MACRO, POOLED
@@ -21,7 +21,7 @@ from mtrec_ray.evaluation.state import EvaluationResult, EvaluationSettings, Eva
 from mtrec_ray.jobs.evaluate_config import EvaluateConfig
 from mtrec_ray.jobs.scorers import InteractionScorer, PopularityScorer, PropensityScorer, Scorer
 from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED, Entry, count_bucket, score_shard
-from mtrec_ray.lake.cluster import available_cpus, map_buckets
+from mtrec_ray.lake.cluster import map_tasks, total_cpus
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
@@ -158,11 +158,9 @@ def _count(
     catalogue, num_buckets, not_offered = catalogues[0], lake.manifest.num_buckets, 0
     shape = (len(lake.manifest.territories), len(catalogue.title_ids))
     popularity, day_positives = np.zeros(shape, dtype=np.int64), np.zeros(shape[1], dtype=np.int64)
-    show = stage_progress(progress, "counting titles", num_buckets)
     arguments = (lake, calendar, sample, days, cohorts[0], catalogues)
-    for _, (window_cells, positives, outside) in map_buckets(
-        count_bucket, range(num_buckets), *arguments, progress=show
-    ):
+    tasks = map_tasks(count_bucket, range(num_buckets), *arguments, stage="counting titles", progress=progress)
+    for _, (window_cells, positives, outside) in tasks:
         cells, counts = window_cells
         popularity.ravel()[cells] += counts
         day_positives += positives
@@ -235,12 +233,11 @@ def _score(
     progress: ProgressCallback | None,
 ) -> dict[tuple[str, int, str], EvaluationState]:
     num_buckets = lake.manifest.num_buckets
-    shards = np.array_split(np.arange(num_buckets), min(num_buckets, max(4, 4 * int(available_cpus()))))
-    names = [",".join(map(str, shard)) for shard in shards]
-    show = stage_progress(progress, "scoring users", len(names))
+    parts = np.array_split(np.arange(num_buckets), min(num_buckets, max(4, 4 * int(total_cpus()))))
+    shards = [tuple(part.tolist()) for part in parts]
     total = {(e.name, e.day, c): EvaluationState(settings) for e in entries for c in cohorts}
     arguments = (lake, calendar, sample, entries, cohorts, settings, num_negatives)
-    for _, states in map_buckets(score_shard, names, *arguments, progress=show):
+    for _, states in map_tasks(score_shard, shards, *arguments, stage="scoring users", progress=progress):
         for key, state in states.items():
             total[key].merge(state)
     return total

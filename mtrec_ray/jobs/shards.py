@@ -66,7 +66,7 @@ def count_bucket(
 
 
 def score_shard(
-    shard: str,
+    shard: tuple[int, ...],
     lake: Lake,
     calendar: Calendar,
     sample: SampleConfig,
@@ -79,7 +79,7 @@ def score_shard(
     title_ids = lake.titles["title_id"].combine_chunks()
     days = sorted({entry.day for entry in entries})
     catalogues = {day: Catalogue.of(lake, *calendar.day_bounds(day)) for day in days}
-    for index in map(int, shard.split(",")):
+    for index in shard:
         bucket = Bucket.read(lake, index, title_ids, ("embedding",))
         fixed = FixedCandidates.of(lake, index)
         members = _cohort_members(bucket, sample, entries, cohorts)

@@ -7,14 +7,13 @@
 """
 
 from collections.abc import Collection
-from functools import partial
 
 import pyarrow as pa
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.build_config import BuildOptions
-from mtrec_ray.lake.cluster import run_tasks
+from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Embeddings, LakeFile, Manifest, bucket_folder
 from mtrec_ray.lake.scatter import BuildPlan, build_bucket, stage_part
 from mtrec_ray.lake.schema import conform, final_embeddings
@@ -61,14 +60,16 @@ def _build(source: Source, site: BuildSite, options: BuildOptions, progress: Pro
     titles, bad_titles = split_titles(conform("titles", source.titles(), facts), rules)
     plan = BuildPlan(site.uri, source, num_buckets, rules, titles["title_id"].combine_chunks(), _parts(source))
     _make_bucket_folders(site, plan, with_truth=bool(source.truth()))
-    run_tasks("staging", partial(stage_part, plan), len(plan.parts), options.readers, progress)
-    buckets = run_tasks("buckets", partial(build_bucket, plan), num_buckets, options.readers, progress)
-    bad = merge([summarize("titles", bad_titles), *(bucket["bad"] for bucket in buckets)])
+    limit = options.readers
+    list(map_tasks(stage_part, range(len(plan.parts)), plan, stage="staging", progress=progress, limit=limit))
+    tasks = map_tasks(build_bucket, range(num_buckets), plan, stage="buckets", progress=progress, limit=limit)
+    buckets = [built for _, built in tasks]
+    bad = merge([summarize("titles", bad_titles), *(rejected for _, rejected in buckets)])
     if bad and options.on_bad_rows == "error":
         raise BadRowsError(bad)
     files = {"titles": [_write_titles(site, titles, bad_titles, facts.title_width)]}
     for name in plan.tables:
-        files[name] = sorted((LakeFile(**b["files"][name]) for b in buckets), key=lambda file: file.path)
+        files[name] = sorted((written[name] for written, _ in buckets), key=lambda file: file.path)
     for name, table in source.truth().items():
         site.make_folders([f"truth/{name}"])
         site.write(f"truth/{name}", table)

@@ -5,7 +5,6 @@
 
 import hashlib
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ import pyarrow.parquet as pq
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.hashing import bucket_of, user_keys
-from mtrec_ray.lake.cluster import run_tasks
+from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake, LakeFile, Manifest, bucket_folder, resolve
 from mtrec_ray.lake.schema import required_columns
 from mtrec_ray.lake.validate import (
@@ -69,8 +68,8 @@ def check_lake(uri: str, progress: ProgressCallback | None = None) -> CheckRepor
     lake = Lake.open(uri)
     problems, titles_readable = _check_titles(lake)
     num_buckets = lake.manifest.num_buckets if titles_readable else 0  # rows of buckets are held against the titles
-    for found in run_tasks("checking", partial(check_bucket, lake), num_buckets, progress=progress):
-        problems += found
+    found = dict(map_tasks(check_bucket, range(num_buckets), lake, stage="checking", progress=progress))
+    problems += [problem for bucket in range(num_buckets) for problem in found[bucket]]
     problems += _check_listing(lake.manifest) + _check_quarantine(lake)
     files = lake.manifest.files
     return CheckReport(
@@ -82,7 +81,7 @@ def check_lake(uri: str, progress: ProgressCallback | None = None) -> CheckRepor
     )
 
 
-def check_bucket(lake: Lake, bucket: int) -> list[str]:
+def check_bucket(bucket: int, lake: Lake) -> list[str]:
     """Problems of one bucket of users, events and candidates."""
     tables, problems = {}, []
     for name in ("users", "events", "candidates"):

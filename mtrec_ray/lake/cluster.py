@@ -5,7 +5,7 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, TypeVar
@@ -13,13 +13,13 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayTaskError
 
-from mtrec_ray.console import ProgressCallback, stage_progress
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-MapBuckets = Callable[..., Iterator[tuple[int, Any]]]
-"""(function, buckets, *shared, progress=None) -> (bucket, function(bucket, *shared)): `map_buckets`, or a loop."""
+MapTasks = Callable[..., Iterator[tuple[Any, Any]]]
+"""`map_tasks`, or a loop in this process."""
 
 CANCEL_TIMEOUT_S = 10.0
 _start: Callable[[], None] | None = None
@@ -105,37 +105,17 @@ def metrics_url() -> str:
     return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
-def available_cpus() -> float:
+def total_cpus() -> float:
     """Logical CPUs of the cluster."""
     return cluster_resources().get("CPU", 0.0)
 
 
-def run_tasks(
-    stage: str,
-    work: Callable[[int], Result],
-    count: int,
-    readers: int | None = None,
-    progress: ProgressCallback | None = None,
-) -> list[Result]:
-    """Results of `work(0)` to `work(count - 1)`, in this order, by at most `readers` tasks at a time (None = all CPUs).
-
-    Raises:
-        UserError, OSError: the first one that a task raised, as it was; other errors as Ray's.
-    """
-    show = stage_progress(progress, stage, count)
-    results = dict(map_buckets(_call, range(count), work, progress=show, limit=readers))
-    return [results[index] for index in range(count)]
-
-
-def _call(index: int, work: Callable[[int], Result]) -> Result:
-    return work(index)
-
-
-def map_buckets(
+def map_tasks(
     function: Callable[..., Result],
-    buckets: Iterable[Item],
+    items: Sequence[Item],
     *shared: object,
-    progress: Callable[[int], None] | None = None,
+    stage: str = "",
+    progress: ProgressCallback | None = None,
     limit: int | None = None,
 ) -> Iterator[tuple[Item, Result]]:
     """Run `function(item, *shared)` for each item as a Ray task and yield (item, result) as they end, in any order.
@@ -149,10 +129,10 @@ def map_buckets(
     need_ray()
     references = [ray.put(value) for value in shared]
     task = ray.remote(max_retries=3)(function)
-    waiting, running, done = iter(buckets), {}, 0
+    waiting, running, done = iter(items), {}, 0
     try:
         while True:
-            room = (limit or max(2, 2 * int(available_cpus()))) - len(running)  # the cluster may grow
+            room = (limit or max(2, 2 * int(total_cpus()))) - len(running)  # the cluster may grow
             for item in itertools.islice(waiting, max(0, room)):
                 running[task.remote(item, *references)] = item  # pyright: ignore[reportCallIssue]
             if not running:
@@ -161,7 +141,7 @@ def map_buckets(
             item, result = running.pop(reference), _result(reference)
             done += 1
             if progress:
-                progress(done)
+                progress(stage, done, len(items))
             yield item, result
     finally:
         _cancel(list(running))

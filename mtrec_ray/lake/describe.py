@@ -4,7 +4,6 @@
 # pyarrow.compute makes its functions at run time
 
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import pyarrow.compute as pc
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.lake.bucket import Bucket, within
-from mtrec_ray.lake.cluster import run_tasks
+from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.offers import offered_in
 
@@ -47,10 +46,9 @@ def describe_lake(uri: str, active_days: int = 90, progress: ProgressCallback | 
         UserError: no lake there.
     """
     lake = Lake.open(uri)
-    counted = run_tasks(
-        "counting", partial(count_bucket, lake, active_days), lake.manifest.num_buckets, progress=progress
-    )
-    users, active, window, test = np.sum(counted, axis=0).tolist()
+    buckets = range(lake.manifest.num_buckets)
+    tasks = map_tasks(count_bucket, buckets, lake, active_days, stage="counting", progress=progress)
+    users, active, window, test = np.sum([counts for _, counts in tasks], axis=0).tolist()
     offered = offered_in(lake.titles, lake.territory_names())
     is_local = pc.equal(pc.list_value_length(lake.titles["territories"]), 1).fill_null(False).to_numpy()
     rows = [
@@ -70,7 +68,7 @@ def describe_lake(uri: str, active_days: int = 90, progress: ProgressCallback | 
     return sorted(rows, key=lambda row: (-row.users, row.territory))
 
 
-def count_bucket(lake: Lake, active_days: int, index: int) -> list[list[int]]:
+def count_bucket(index: int, lake: Lake, active_days: int) -> list[list[int]]:
     """(users, active users, window events, test events) of one bucket, each a list over territories."""
     calendar = lake.manifest.calendar
     bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())

@@ -19,11 +19,11 @@ import pyarrow.fs as pafs
 import scipy.sparse as sp
 
 from mtrec_ray.columns import fixed_width_column
-from mtrec_ray.console import ProgressCallback, stage_progress
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, resolve, write_file
 from mtrec_ray.lake.bucket import Bucket, within
-from mtrec_ray.lake.cluster import map_buckets
+from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.embed_config import EmbedConfig, InteractionConfig
 from mtrec_ray.lake.interactions import (
     InteractionSpace,
@@ -78,9 +78,8 @@ def _write_embeddings(lake: Lake, config: EmbedConfig, bounds: Bounds, progress:
     fs, root = resolve(lake.uri)
     title_file = write_parquet(fs, root, "titles", lake.titles.append_column("embedding", fixed_width_column(titles)))
     num_buckets = lake.manifest.num_buckets
-    show = stage_progress(progress, "writing users", num_buckets)
     arguments = (lake, space, bounds, config.interactions)
-    users = dict(map_buckets(_embed_bucket, range(num_buckets), *arguments, progress=show))
+    users = dict(map_tasks(_embed_bucket, range(num_buckets), *arguments, stage="writing users", progress=progress))
     embeddings = Embeddings(
         user_width=config.interactions.width,
         title_width=titles.shape[1],
@@ -101,8 +100,8 @@ def _interaction_space(
     num_titles = lake.titles.num_rows
     gram, title_users, num_users = sp.csr_matrix((num_titles, num_titles)), np.zeros(num_titles), 0
     buckets = range(lake.manifest.num_buckets)
-    show = stage_progress(progress, "reading histories", len(buckets))
-    parts = map_buckets(_count_bucket, buckets, lake, bounds, config.user_power, progress=show)
+    arguments = (lake, bounds, config.user_power)
+    parts = map_tasks(_count_bucket, buckets, *arguments, stage="reading histories", progress=progress)
     for bucket_gram, bucket_titles, bucket_users in _in_order(parts):
         gram, title_users, num_users = gram + bucket_gram, title_users + bucket_titles, num_users + bucket_users
     if title_users.sum() == 0:

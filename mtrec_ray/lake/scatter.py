@@ -48,7 +48,7 @@ class BuildPlan:
         return ["users", "events"] + (["candidates"] if self.source.facts.has_candidates else [])
 
 
-def stage_part(plan: BuildPlan, index: int) -> None:
+def stage_part(index: int, plan: BuildPlan) -> None:
     """Read one part and stage it as one file, a record batch per bucket."""
     table, part = plan.parts[index]
     rows = whole_batch(conform(table, part(), plan.source.facts, partial=True))
@@ -66,8 +66,8 @@ def stage_part(plan: BuildPlan, index: int) -> None:
             writer.write_batch(rows.slice(start, end - start))
 
 
-def build_bucket(plan: BuildPlan, bucket: int) -> dict:
-    """Make one bucket whole; returns its `files` by table and its `bad` rows, as plain data."""
+def build_bucket(bucket: int, plan: BuildPlan) -> tuple[dict[str, LakeFile], BadRows]:
+    """Make one bucket whole; returns its file of each table and its bad rows."""
     fs, root = resolve(plan.uri)
     facts = plan.source.facts
     users, events = plan.source.complete_bucket(
@@ -85,8 +85,7 @@ def build_bucket(plan: BuildPlan, bucket: int) -> dict:
         if rows.num_rows:
             write_parquet(fs, root, f"quarantine/{name}", rows)
     _write_user_truth(fs, root, plan.source, users, bucket)
-    bad: BadRows = merge(summarize(name, rows) for name, rows in rejected.items())
-    return {"files": {name: file.model_dump() for name, file in files.items()}, "bad": bad}
+    return files, merge(summarize(name, rows) for name, rows in rejected.items())
 
 
 def _write_bucket(fs: pafs.FileSystem, root: str, name: str, bucket: int, rows: pa.Table, plan: BuildPlan) -> LakeFile:

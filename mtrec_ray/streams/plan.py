@@ -13,9 +13,9 @@ from datetime import datetime
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from mtrec_ray.console import ProgressCallback, stage_progress
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.cluster import MapBuckets, map_buckets
+from mtrec_ray.lake.cluster import MapTasks, map_tasks
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
@@ -92,7 +92,7 @@ def make_plan(
     num_phases: int = 1,
     progress: ProgressCallback | None = None,
     buckets: Sequence[int] | None = None,
-    map_over: MapBuckets = map_buckets,
+    map_over: MapTasks = map_tasks,
 ) -> PairPlan:
     """Count the lake and fix every sampling rate.
 
@@ -111,13 +111,13 @@ def make_plan(
     check_sample(lake, sample)
     buckets = range(lake.manifest.num_buckets) if buckets is None else buckets
     catalogues = [Catalogue.of(lake, *calendar.day_bounds(day)) for day in range(num_phases)]
-    show = stage_progress(progress, "counting users", len(buckets))
-    passes = map_over(count_users, buckets, lake, sample, calendar, catalogues[0], progress=show)
+    shared = (lake, sample, calendar)
+    passes = map_over(count_users, buckets, *shared, catalogues[0], stage="counting users", progress=progress)
     users = UserCounts.total(counts for _, counts in passes)
     rates = added_rates(users, sample)
     phases = [Phase(*calendar.day_bounds(day), catalogues[day]) for day in range(num_phases)]
-    show = stage_progress(progress, "counting pairs", len(buckets))
-    per_bucket = dict(map_over(count_pairs, buckets, lake, sample, calendar, rates, phases, progress=show))
+    pairs = map_over(count_pairs, buckets, *shared, rates, phases, stage="counting pairs", progress=progress)
+    per_bucket = dict(pairs)
     counts = list(per_bucket.values())
     planned = [_plan_phase(day, phase, counts, sample, calendar) for day, phase in enumerate(phases)]
     window_rows = {

@@ -18,10 +18,10 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
 from mtrec_ray.columns import fixed_width_column, fixed_width_matrix
-from mtrec_ray.console import ProgressCallback, stage_progress
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix, uniforms
-from mtrec_ray.lake.cluster import MapBuckets, map_buckets
+from mtrec_ray.lake.cluster import MapTasks, map_tasks
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.held_out import sample_lots
 from mtrec_ray.streams.ordered import StreamSegments, rows_by_step, stream_segments
@@ -95,7 +95,7 @@ def make_window_plan(
     without_attacked: bool,
     progress: ProgressCallback | None = None,
     buckets: Sequence[int] | None = None,
-    map_over: MapBuckets = map_buckets,
+    map_over: MapTasks = map_tasks,
 ) -> WindowPlan:
     """Count the windows of each bucket, gone through by `map_over`.
 
@@ -112,8 +112,8 @@ def make_window_plan(
         UserError: there is nothing to train on.
     """
     buckets = range(lake.manifest.num_buckets) if buckets is None else buckets
-    show = stage_progress(progress, "counting histories", len(buckets))
-    counted = dict(map_over(_count, buckets, lake, sequences, length, without_attacked, progress=show))
+    shared = (lake, sequences, length, without_attacked)
+    counted = dict(map_over(_count, buckets, *shared, stage="counting histories", progress=progress))
     counts = [counted[bucket] for bucket in buckets]
     windows = {bucket: counted[bucket].windows for bucket in buckets}
     users = sum(count.users for count in counts)

@@ -24,7 +24,7 @@ from mtrec_ray.jobs.audit_report import show_audit
 from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.bundle_config import BundleConfig
 from mtrec_ray.lake.build import build_lake
-from mtrec_ray.lake.cluster import map_buckets
+from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.streams.catalogue import Catalogue
@@ -138,9 +138,9 @@ def attacks(folder, eliminators, twin, audited) -> dict[str, Any]:
     given: dict[str, Any] = {}
     result = audited[0].from_vectors["none", "gender"]
 
-    def map_here(work: Any, items: Any, *shared: Any, progress: Any = None) -> Any:
+    def map_here(work: Any, items: Any, *shared: Any, **_: Any) -> Any:
         if work is not attack:
-            return map_buckets(work, items, *shared)
+            return map_tasks(work, items, *shared)
         names = ("vectors", "lists", "attributes", "keys", "num_titles", "settings")
         given.update(zip(names, shared, strict=True), pairs=items)
         return [(item, result) for item in items]
@@ -148,7 +148,7 @@ def attacks(folder, eliminators, twin, audited) -> dict[str, Any]:
     settings = {"num_folds": 4, "num_permutations": 3, "num_bootstrap": 17, "max_train_users": 77, "seed": 5}
     config = {"run": eliminators.uri, "compare": [str(twin)], "cross_fit": False, "num_repeats": 2}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mtrec_ray.jobs.audit.map_buckets", map_here)
+        patch.setattr("mtrec_ray.jobs.audit.map_tasks", map_here)
         given["audit"] = audit(validate_config(AuditConfig, config | settings))
     return given
 

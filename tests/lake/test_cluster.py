@@ -11,31 +11,29 @@ import pytest
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake import cluster
-from mtrec_ray.lake.cluster import map_buckets, need_ray, ray_session, run_tasks, workers_heed_interrupts
+from mtrec_ray.lake.cluster import map_tasks, need_ray, ray_session, workers_heed_interrupts
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-def test_results_stand_in_order_and_progress_counts_to_the_end():
+def test_each_item_has_its_result_and_progress_counts_to_the_end():
     told = []
-    assert run_tasks("squaring", lambda n: n * n, 7, progress=lambda *state: told.append(state)) == [
-        n * n for n in range(7)
-    ]
-    assert told == [("squaring", done, 7) for done in range(1, 8)]
+    tasks = map_tasks(lambda n, m: n * m, range(7), 3, stage="times 3", progress=lambda *state: told.append(state))
+    assert dict(tasks) == {n: 3 * n for n in range(7)}
+    assert told == [("times 3", done, 7) for done in range(1, 8)]
 
 
 def test_nothing_to_do():
-    assert run_tasks("nothing", lambda n: n, 0) == []
+    assert list(map_tasks(lambda n: n, [])) == []
 
 
 def test_one_reader_runs_one_task_at_a_time(tmp_path: Path):
-    def alone(_: int) -> int:
+    def alone(_: int) -> None:
         (tmp_path / "here").mkdir()
         time.sleep(0.05)
         (tmp_path / "here").rmdir()
-        return 1
 
-    assert sum(run_tasks("alone", alone, 4, readers=1)) == 4
+    assert len(list(map_tasks(alone, range(4), limit=1))) == 4
 
 
 def test_errors_of_the_user_and_of_the_disk_come_as_they_were():
@@ -43,10 +41,10 @@ def test_errors_of_the_user_and_of_the_disk_come_as_they_were():
         raise UserError("mend this") if what == "user" else OSError(errno.ENOSPC, "full", "file")
 
     with pytest.raises(UserError) as mistake:
-        list(map_buckets(fail, ["user"]))
+        list(map_tasks(fail, ["user"]))
     assert (type(mistake.value), str(mistake.value)) == (UserError, "mend this")
     with pytest.raises(OSError, match="full") as full:
-        list(map_buckets(fail, ["disk"]))
+        list(map_tasks(fail, ["disk"]))
     assert (full.value.errno, full.value.filename) == (errno.ENOSPC, "file")
 
 
@@ -65,7 +63,7 @@ def test_after_an_error_no_task_goes_on(tmp_path: Path):
             (tmp_path / f"{n} gone").touch()
 
     with pytest.raises(UserError, match="stop"):
-        run_tasks("failing", work, 3)
+        list(map_tasks(work, range(3)))
     assert len(list(tmp_path.glob("* gone"))) == 2  # before the driver went on
     assert not list(tmp_path.glob("* ended"))
 

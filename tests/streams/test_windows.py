@@ -118,7 +118,7 @@ def test_every_position_comes_once_an_epoch_and_held_out_events_never(lake):
 
 @pytest.mark.parametrize("without_attacked", [True, False])
 def test_a_plan_counts_the_users_that_are_trained_on_and_no_other(lake, without_attacked):
-    def map_here(function, buckets, *shared, progress=None):
+    def map_here(function, buckets, *shared, **_):
         return ((bucket, function(bucket, *shared)) for bucket in buckets)
 
     keys = {number: user_keys([user]) for user, number in LENGTHS.items() if number >= CONFIG.min_events}

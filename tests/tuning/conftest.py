@@ -15,12 +15,13 @@ from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.training.propensity_config import PropensityConfig
 from tests.jobs.untrained import write_backbone
 from tuning.config import EliminatorsSearchConfig
+from tuning.data import map_here
 
 
 def build_here(folder: Path, num_buckets: int, **settings: Any) -> Lake:
     """A synthetic lake, its buckets one after another."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "run_tasks", lambda stage, work, count, *_: [work(index) for index in range(count)])
+        patch.setattr(build, "map_tasks", lambda work, items, *shared, **_: map_here(work, items, *shared))
         build_lake(make_source("synthetic", settings), str(folder), BuildOptions(num_buckets=num_buckets))
     return Lake.open(str(folder))
 

@@ -48,9 +48,10 @@ def counted_by_hand(parity: int) -> np.ndarray:
 
 
 def test_first_discoveries_of_training_users_are_counted_by_half(lake):
-    told: list[int] = []
-    counts = count_discoveries(lake, CALENDAR, SAMPLE, range(NUM_BUCKETS), partial(map_here, progress=told.append))
-    assert told == list(range(1, NUM_BUCKETS + 1))
+    told = []
+    map_over = partial(map_here, stage="counting", progress=lambda *state: told.append(state))
+    counts = count_discoveries(lake, CALENDAR, SAMPLE, range(NUM_BUCKETS), map_over)
+    assert told == [("counting", done, NUM_BUCKETS) for done in range(1, NUM_BUCKETS + 1)]
     np.testing.assert_array_equal(counts, np.stack([counted_by_hand(0), counted_by_hand(1)]))
     assert counts.sum(axis=(1, 2)).min() > 5
 

@@ -10,12 +10,13 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.groups import make_groups
 from tuning import show
 from tuning.config import PartitionConfig
+from tuning.data import map_here
 from tuning.show import show_partition
 
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
-    monkeypatch.setattr(show, "map_buckets", lambda work, buckets, *shared: [(b, work(b, *shared)) for b in buckets])
+    monkeypatch.setattr(show, "map_tasks", map_here)
 
 
 def shown(lake: Lake, partition: str, **settings: Any) -> dict[str, Any]:

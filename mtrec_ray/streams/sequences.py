@@ -49,8 +49,6 @@ class Sequences:
 
     keys: np.ndarray
     """(U,) uint64."""
-    user_ids: pa.Array
-    """(U,) string."""
     territory: np.ndarray
     """(U,) int32."""
     attribute_index: np.ndarray
@@ -66,14 +64,13 @@ class Sequences:
     def read(lake: Lake, bucket: int, config: SequenceConfig) -> "Sequences":
         """Those of one bucket."""
         names = list(lake.manifest.attributes)
-        rows = Bucket.read(lake, bucket, lake.titles["title_id"].combine_chunks(), ("user_id", *names))
+        rows = Bucket.read(lake, bucket, lake.titles["title_id"].combine_chunks(), tuple(names))
         counts = np.bincount(rows.event_user, minlength=len(rows.keys))
         kept = counts >= config.min_events  # (N,)
         order = np.lexsort((rows.event_time, rows.event_user))  # stable: ties stay as they are stored
         order = order[kept[rows.event_user[order]]]
         return Sequences(
             keys=rows.keys[kept],
-            user_ids=rows.users["user_id"].combine_chunks().filter(pa.array(kept)),
             territory=rows.territory[kept],
             attribute_index=_attribute_index(lake, rows.users, names)[kept],
             title_index=rows.event_title[order],
@@ -101,7 +98,6 @@ class Sequences:
         events = np.repeat(users, lengths)
         return Sequences(
             keys=self.keys[users],
-            user_ids=self.user_ids.filter(pa.array(users)),
             territory=self.territory[users],
             attribute_index=self.attribute_index[users],
             title_index=self.title_index[events],

@@ -35,7 +35,7 @@ ReadUsers = Callable[[Lake, int, SequenceConfig, bool], Sequences]
 class WindowPlan(BaseModel):
     """What a reader of windows needs beside the lake."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="ignore")  # plans of older runs also count short users
 
     lake_hash: str
     sequences: SequenceConfig
@@ -44,8 +44,6 @@ class WindowPlan(BaseModel):
     without_attacked: bool
     """True: users whose attribute values are the attackers' are left out."""
     users: int
-    short_users: int
-    """Users left out because their history is too short."""
     positions: int
     windows_per_bucket: list[int]
     value_counts: list[list[int]]
@@ -128,7 +126,6 @@ def make_window_plan(
         length=length,
         without_attacked=without_attacked,
         users=users,
-        short_users=sum(count.short_users for count in counts),
         positions=sum(count.positions for count in counts),
         windows_per_bucket=[windows.get(bucket, 0) for bucket in range(lake.manifest.num_buckets)],
         value_counts=[np.sum(column, axis=0).tolist() for column in zip(*(c.values for c in counts), strict=True)],
@@ -236,7 +233,6 @@ def collate(step: int, tables: list[pa.Table], length: int, num_attributes: int)
 @dataclass(frozen=True)
 class _Counts:
     users: int
-    short_users: int
     positions: int
     windows: int
     values: list[np.ndarray]
@@ -248,7 +244,6 @@ def _count(bucket: int, lake: Lake, config: SequenceConfig, length: int, without
     values = zip(lake.manifest.attributes.values(), sequences.attribute_index.T, strict=True)
     return _Counts(
         users=sequences.num_users,
-        short_users=lake.read("users", bucket, columns=["user_id"]).num_rows - sequences.num_users,
         positions=int(sequences.num_positions.sum()),
         windows=len(slots_of(sequences, length)[0]),
         values=[np.bincount(index[index >= 0], minlength=len(names)) for names, index in values],

@@ -70,7 +70,6 @@ def plan_of(lake: Lake, without_attacked: bool = False) -> WindowPlan:
         length=LENGTH,
         without_attacked=without_attacked,
         users=1,
-        short_users=0,
         positions=1,
         windows_per_bucket=windows,
         value_counts=[[0, 0]],
@@ -127,7 +126,6 @@ def test_a_plan_counts_the_users_that_are_trained_on_and_no_other(lake, without_
     assert 0 < len(attacked) < len(keys)
     plan = make_window_plan(lake, CONFIG, LENGTH, without_attacked, map_over=map_here)
     assert plan.users == len(trained_on)
-    assert plan.short_users == len(LENGTHS) - len(trained_on)
     assert plan.positions == sum(number - 3 for number in trained_on)
     assert plan.value_counts == [[sum(number % 3 == value for number in trained_on) for value in (0, 1)]]
     lots = [sample_lots(keys[number], CONFIG)[0] for number in trained_on]
@@ -136,6 +134,11 @@ def test_a_plan_counts_the_users_that_are_trained_on_and_no_other(lake, without_
     assert plan.validation_share(least) == min(1.0, least / len(trained_on))
     with pytest.raises(UserError, match=rf"optim.validation_users = 0 draws none .* make it {least} or more"):
         plan.validation_share(0)
+
+
+def test_a_plan_that_an_older_run_wrote_is_read(lake):
+    plan = plan_of(lake)
+    assert WindowPlan.model_validate(plan.model_dump(exclude={"lowest_lot"}) | {"short_users": 3}) == plan
 
 
 def test_windows_are_consecutive_events_with_their_users_values(lake):
@@ -214,12 +217,13 @@ def test_resuming_gives_the_same_batches(lake):
 
 
 def test_leave_one_out_takes_the_last_event_for_the_test_and_the_one_before_for_validation(lake):
+    number_of = dict(zip(user_keys(list(LENGTHS)).tolist(), LENGTHS.values(), strict=True))
     for bucket in range(lake.manifest.num_buckets):
         sequences = Sequences.read(lake, bucket, CONFIG)
         for held_out, place in ((TEST_EVENT, 1), (VALIDATION_EVENT, 2)):
             histories, titles = sequences.history_before(held_out, LENGTH), sequences.held_out_title(held_out)
-            for user, history, title in zip(sequences.user_ids.to_pylist(), histories, titles, strict=True):
-                number = LENGTHS[user]
+            for key, history, title in zip(sequences.keys.tolist(), histories, titles, strict=True):
+                number = number_of[key]
                 path = [(number + step) % 40 for step in range(number)]
                 assert title == path[-place]
                 assert history[history >= 0].tolist() == path[:-place][-LENGTH:]

@@ -81,7 +81,6 @@ def make_trainee(
         length=L,
         without_attacked=True,
         users=U,
-        short_users=0,
         positions=U * L,
         windows_per_bucket=[U],
         value_counts=VALUE_COUNTS,

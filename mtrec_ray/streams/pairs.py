@@ -1,4 +1,11 @@
-"""Labelled pairs of one bucket: first-time positives and alpha negatives without replacement (paper A, 3.2 and 4.1).
+"""Labelled pairs of one bucket: first-time positives, and alpha times as many negatives on average (paper A, 3.2, 4.1).
+
+Paper A takes exactly alpha times as many negatives as positives and does not say how they are drawn. Here each eligible
+(user, title) becomes a negative by a draw of its own, at one rate for the whole phase (`PhasePlan.negative_rate`). As
+without replacement, no pair comes twice; the total is right only on average, with a standard deviation below its square
+root. In return each draw is a hash of the user and the seed: a bucket needs one number from the others, and a user's
+negatives are the same for any number of readers, workers and buckets. An exact total would need a draw over the pairs
+of all buckets.
 
 Legend: `S` sampled users of the bucket, `P` labelled pairs.
 """

@@ -33,7 +33,7 @@ class Bucket:
     event_time: np.ndarray
     """(E,) datetime64[us], UTC."""
     users: pa.Table
-    """The stored columns of the users that were asked for."""
+    """The user columns that were asked for."""
 
     @staticmethod
     def read(lake: Lake, bucket: int, title_ids: pa.Array, user_columns: tuple[str, ...] = ()) -> "Bucket":
@@ -71,7 +71,7 @@ class Bucket:
         return rows[offer_mask[self.territory[self.event_user[rows]], self.event_title[rows]]]
 
     def known_pairs(self, start: datetime, end: datetime) -> np.ndarray:
-        """Sorted unique `pair_code`s that are no negatives of [start, end): seen from the first of start's month on."""
+        """Sorted unique `pair_code`s that are no negatives of [start, end): seen since the first of start's month."""
         seen = (self.event_time >= month_start(start)) & (self.event_time < moment(end))
         return np.unique(pair_code(self.event_user[seen], self.event_title[seen]))
 

@@ -3,7 +3,7 @@
 1. titles: read, validated and written by the driver; a title's row is its index everywhere;
 2. stage: every raw part becomes one file with a record batch per bucket (one Ray task a part);
 3. buckets: each is joined, validated, sorted, written and hashed (one Ray task a bucket);
-4. commit: `lake.json` last, one rename. Whatever fails before leaves nothing behind.
+4. commit: `lake.json` last, one rename. A failure before that leaves nothing behind.
 """
 
 from collections.abc import Collection
@@ -87,15 +87,14 @@ def _check_attribute_names(attributes: Collection[str]) -> None:
     for name in attributes:
         if name in ("none", "all", "") or set(name) & set("+,/") or name != name.strip():
             raise UserError(
-                f"attribute {name!r}: combinations are written as gender+age, all or none, so no attribute is called "
-                "all or none, has one of + , / in its name, or a space at its ends: rename it"
+                f"attribute {name!r}: combinations are written as gender+age, all or none, so no attribute may be "
+                "called all or none, have one of + , / in its name, or a space at its ends: rename it"
             )
     for name in ("none", *attributes):
         for bound in (f"{name}_low", f"{name}_high"):
             if bound in attributes:
                 raise UserError(
-                    f"attribute {bound!r}: so is called a bound of the figures of {name!r}, as in ndcg@10/{bound}: "
-                    "rename it"
+                    f"attribute {bound!r} has the name of a bound of {name!r}'s figures, as in ndcg@10/{bound}: rename it"
                 )
 
 

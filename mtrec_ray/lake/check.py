@@ -1,4 +1,4 @@
-"""Is a lake still what its build made? Files re-hashed, rows re-counted, content held against the same rules again."""
+"""Is a lake still what its build made? Hashes files, counts rows and validates content again, by the build's rules."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at run time
@@ -29,7 +29,7 @@ from mtrec_ray.lake.validate import (
 )
 
 UNLISTED_FOLDERS = ("quarantine/", "truth/")
-"""Belong to a lake without being read by anyone's training."""
+"""Part of a lake, but never read by training."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class CheckReport:
     num_files: int
     num_rows: dict[str, int]
     problems: list[str]
-    """Named deviations; empty = the lake is whole."""
+    """What is wrong where; empty = the lake is whole."""
     leftovers: list[str]
     """Files that `lake.json` does not list; no reader sees them."""
 
@@ -56,7 +56,7 @@ class CheckReport:
         """One line."""
         rows = ", ".join(f"{rows:,} {table}" for table, rows in self.num_rows.items())
         text = f"{self.num_files} files, {rows}; {len(self.problems)} problems"
-        return text + (f", {len(self.leftovers)} files that belong to no lake" if self.leftovers else "")
+        return text + (f", {len(self.leftovers)} files that lake.json does not list" if self.leftovers else "")
 
 
 def check_lake(uri: str, progress: ProgressCallback | None = None) -> CheckReport:
@@ -67,7 +67,7 @@ def check_lake(uri: str, progress: ProgressCallback | None = None) -> CheckRepor
     """
     lake = Lake.open(uri)
     problems, titles_readable = _check_titles(lake)
-    num_buckets = lake.manifest.num_buckets if titles_readable else 0  # rows of buckets are held against the titles
+    num_buckets = lake.manifest.num_buckets if titles_readable else 0  # buckets are checked against the titles
     found = dict(map_tasks(check_bucket, range(num_buckets), lake, stage="checking", progress=progress))
     problems += [problem for bucket in range(num_buckets) for problem in found[bucket]]
     problems += _check_listing(lake.manifest) + _check_quarantine(lake)

@@ -1,4 +1,4 @@
-"""Ray, quietly: the cluster we run on when there is one, a small local one otherwise; and its tasks, one per bucket."""
+"""Starts Ray quietly, on the cluster if there is one and locally otherwise, and runs a job's tasks."""
 
 import itertools
 import logging
@@ -23,16 +23,16 @@ MapTasks = Callable[..., Iterator[tuple[Any, Any]]]
 
 CANCEL_TIMEOUT_S = 10.0
 _start: Callable[[], None] | None = None
-"""How the Ray of the session around is started."""
+"""Starts Ray for the enclosing session."""
 
 
 @contextmanager
 def ray_session(num_cpus: int | None = None) -> Iterator[None]:
-    """Ray for the length of a job, from the first `need_ray` on: what is wrong is mostly told before it is started.
+    """Ray for the length of a job; the first `need_ray` starts it, so most mistakes are reported without starting it.
 
     Inside `ray job submit`, or with RAY_ADDRESS set, it joins that cluster; in a process that has Ray already it
-    changes nothing; else it starts a local one with one logical CPU more than `num_cpus` training workers need, because
-    Ray Data waits silently for ever when workers hold every CPU.
+    changes nothing; else it starts a local one with one logical CPU more than the `num_cpus` that training workers
+    hold, because Ray Data waits forever, without a word, when workers hold every CPU.
     """
     global _start
     had_ray, outer, _start = ray.is_initialized(), _start, partial(_start_ray, num_cpus)
@@ -45,7 +45,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
 
 
 def need_ray() -> None:
-    """Start the Ray of the session around, unless it is running."""
+    """Start Ray for the enclosing session, unless it is running."""
     if not ray.is_initialized() and _start is not None:
         _start()
     _quiet_ray_data()
@@ -65,12 +65,12 @@ def _start_ray(num_cpus: int | None) -> None:
 
 @contextmanager
 def workers_heed_interrupts() -> Iterator[None]:
-    """Let the Ray that is started in the block end tasks when they are cancelled, which it does by SIGINT.
+    """Make sure that a Ray started in this block can end cancelled tasks, which it does by SIGINT.
 
-    What a script starts with `&` ignores SIGINT, and so would all that it starts.
+    A process that a script starts with `&` ignores SIGINT, and Ray's workers would inherit that.
     """
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
-    ignored &= threading.current_thread() is threading.main_thread()  # no other may say what signals do
+    ignored &= threading.current_thread() is threading.main_thread()  # no other thread may set signal handlers
     if ignored:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
@@ -81,7 +81,7 @@ def workers_heed_interrupts() -> Iterator[None]:
 
 
 def joins_cluster() -> bool:
-    """True where Ray is a cluster of its own, which may grow, and not one started for this job."""
+    """True if Ray runs on an existing cluster, which may grow, and not on one started for this job."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
@@ -93,13 +93,13 @@ def _quiet_ray_data() -> None:
 
 
 def cluster_resources() -> Mapping[str, float]:
-    """What the cluster has of `CPU` (logical ones), `GPU` and the rest."""
+    """Resources of the cluster: `CPU` (logical), `GPU` and others."""
     need_ray()
     return ray.cluster_resources()
 
 
 def metrics_url() -> str:
-    """Where Prometheus reads what one node counts, with a local Ray all there is."""
+    """Address of one node's Prometheus metrics; a local Ray has only this node."""
     need_ray()
     node = ray.nodes()[0]
     return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
@@ -120,11 +120,11 @@ def map_tasks(
 ) -> Iterator[tuple[Item, Result]]:
     """Run `function(item, *shared)` for each item as a Ray task and yield (item, result) as they end, in any order.
 
-    `shared` travels once. At most `limit` tasks (None: two per CPU) are under way, so results never pile up; a lost
-    task is run again by Ray. After an error the tasks still under way are cancelled.
+    `shared` is sent once. At most `limit` tasks (None = two per CPU) are in flight, so results do not pile up; Ray runs
+    a lost task again. An error cancels the tasks in flight. `progress` is told of `stage` and the items done.
 
     Raises:
-        UserError, OSError: the first one that a task raised, as it was; other errors as Ray's.
+        UserError, OSError: the first that a task raised, unwrapped; other errors come wrapped by Ray.
     """
     need_ray()
     references = [ray.put(value) for value in shared]

@@ -112,7 +112,7 @@ def _interaction_space(
 
 
 def _in_order(parts: Iterable[tuple[int, Part]]) -> Iterator[Part]:
-    """Results 0, 1, 2, ... as soon as each has come: a float sum is the same at every run, and few have to wait."""
+    """Results in the order of their buckets, so that a float sum is the same at every run; few have to wait."""
     waiting: dict[int, Part] = {}
     expected = 0
     for index, part in parts:
@@ -165,7 +165,7 @@ def _title_matrix(lake: Lake, config: EmbedConfig, space: InteractionSpace) -> t
 def _categories(lake: Lake, limit: int) -> np.ndarray:
     """(T, columns) 0/1: the most frequent genres and values of each categorical column.
 
-    Where a title is offered is no feature: a source may know of an offer from its test days alone.
+    Where a title is offered is not a feature: a source may know an offer only from its test days.
     """
     columns = []
     for name in ("genres", *lake.manifest.title_categoricals):

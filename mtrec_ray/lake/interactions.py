@@ -93,7 +93,7 @@ def fold_vectors(bucket: Bucket, bounds: Bounds, space: InteractionSpace, num_fo
 
 
 def _leading_eigenpairs(matrix: sp.csr_matrix, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Largest eigenvalues, descending, and their vectors, each with its largest entry positive: alike at every run."""
+    """Largest eigenvalues, descending, and their vectors with the largest entry positive: the same at every run."""
     size, _ = matrix.get_shape()
     if width >= size - 1:
         values, vectors = np.linalg.eigh(matrix.toarray())

@@ -88,10 +88,10 @@ class Manifest(_Frozen):
 
     @property
     def lake_hash(self) -> str:
-        """Identity of all that decides a run's result: what a checkpoint remembers.
+        """Identity of everything that decides a run's result; checkpoints record it.
 
         The tables' content, and what readers take from `lake.json` itself: calendar, territories with their regions,
-        attributes in their order with their values, what the embeddings are, counts. Not what only people read.
+        attributes in their order with their values, what the embeddings are, counts. What only people read is left out.
         """
         left_out = {"source": True, "notes": True, "quarantined": True, "files": True, "embeddings": {"description"}}
         facts = self.model_dump(mode="json", exclude=left_out)

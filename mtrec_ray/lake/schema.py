@@ -35,7 +35,7 @@ def conform(table: str, rows: pa.Table, facts: SourceFacts, partial: bool = Fals
     """Rows with canonical columns, types and order; unknown columns are left behind, embeddings become `binary`.
 
     Args:
-        partial: columns may be missing still (light rows that `complete_bucket` fills).
+        partial: columns may still be missing (light rows that `complete_bucket` fills).
 
     Raises:
         UserError: a column is missing or of a type that cannot be converted.

@@ -27,11 +27,11 @@ def encode_texts(texts: list[str], config: TextConfig) -> np.ndarray:
         UserError: the model cannot be loaded, or there is no such device.
     """
     if config.device == "cuda" and not cluster_resources().get("GPU"):
-        message = "text.device = cuda needs a GPU, and there is none: Ray would wait for it; leave it at cpu"
+        message = "text.device = cuda needs a GPU and the cluster has none, so Ray would wait for one: use cpu"
         if not joins_cluster():
             raise UserError(message)
-        logger.warning("%s, unless the cluster can grow one", message)
-    width = int(load_encoder(config)[1].config.hidden_size)  # here first: an actor that cannot start tells little
+        logger.warning("%s, unless the cluster can add one", message)
+    width = int(load_encoder(config)[1].config.hidden_size)  # fails here first: an actor's error says little
     filled = [index for index, text in enumerate(texts) if text]
     rows = pa.table({"index": pa.array(filled, pa.int64()), "text": pa.array([texts[i] for i in filled], pa.string())})
     need_ray()

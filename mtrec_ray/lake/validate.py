@@ -30,7 +30,7 @@ BadRows = dict[str, tuple[int, list[str]]]
 
 @dataclass(frozen=True)
 class Rules:
-    """What rows are held against. Plain data, picklable."""
+    """What rows are checked against. Plain data, picklable."""
 
     territories: frozenset[str]
     attributes: dict[str, tuple[str, ...]]

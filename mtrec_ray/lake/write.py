@@ -1,4 +1,4 @@
-"""Writing files into a lake that is being built, and the one moment at which it becomes a lake.
+"""Writes the files of a lake that is being built, and commits it in one step.
 
 A local build happens beside its target, in `<out>.building-<id>`, and is renamed at the end. On object storage,
 where there is no rename, content-named files go straight to the target and `lake.json`, written last, is what makes
@@ -42,7 +42,7 @@ def write_parquet(fs: pafs.FileSystem, root: str, folder: str, table: pa.Table, 
 
 
 def writing_failed(error: OSError, what: str) -> UserError:
-    """What to raise when `what`, which removes its own files, met an error of the file system."""
+    """The error to raise when `what`, which removes its own files, met an error of the file system."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     reason = "no space left on the device" if full else str(error)
     return UserError(f"{what} failed: {reason}. What was written so far is removed.")
@@ -54,10 +54,10 @@ class BuildSite:
 
     out: str
     uri: str
-    """What workers resolve to write files."""
+    """Where workers write files."""
     in_place: bool
     kept: frozenset[str] = frozenset()
-    """Paths that were there before, in place: those of the lake that is being replaced."""
+    """In place: paths of the lake that is being replaced."""
     lock: int | None = None
     began_s: float = field(default_factory=time.time)
     folders: list[str] = field(default_factory=list)
@@ -149,7 +149,7 @@ def remove_stale_builds(path: str) -> None:
     """Remove what killed builds of this lake left behind.
 
     Raises:
-        UserError: one of them is alive.
+        UserError: one of them is still running.
     """
     for folder in glob(f"{escape(path)}.building-*"):
         lock = os.open(f"{folder}/{LOCK_NAME}", os.O_CREAT | os.O_RDWR)
@@ -163,7 +163,7 @@ def remove_stale_builds(path: str) -> None:
 
 
 def remove_folder(fs: pafs.FileSystem, path: str) -> None:
-    """Remove a folder, also while the last tasks of a cancelled build still write into it."""
+    """Remove a folder, even while the last tasks of a cancelled build still write into it."""
     if not isinstance(fs, pafs.LocalFileSystem):
         if fs.get_file_info(path).type == pafs.FileType.Directory:
             fs.delete_dir(path)

@@ -38,7 +38,7 @@ def proposed_calendar(
     last: datetime,
     day_s: int,
     num_evaluation_days: int,
-    mend: str,
+    fix: str,
     start: datetime | None = None,
     end: datetime | None = None,
 ) -> Calendar:
@@ -49,7 +49,7 @@ def proposed_calendar(
         last: the last one.
         day_s: length of an evaluation day in seconds.
         num_evaluation_days: evaluation days at the end of the data.
-        mend: what to do where no window is left, for the error.
+        fix: what to do where no window is left, for the error.
         start: first moment of the window; None = midnight (UTC) before `first`.
         end: first moment after it; None = the evaluation days end at the midnight after `last`.
 
@@ -62,7 +62,7 @@ def proposed_calendar(
     if end <= start:
         raise UserError(
             f"{num_evaluation_days} evaluation days of {day_s / 86_400:g} days leave no window: it would start at "
-            f"{start} and end at {end}; {mend}"
+            f"{start} and end at {end}; {fix}"
         )
     return Calendar(window_start=start, window_end=end, day_s=day_s, num_evaluation_days=num_evaluation_days)
 

@@ -15,7 +15,7 @@ from mtrec_ray.errors import UserError
 CHUNK_BYTES = 1 << 18
 TIMEOUT_S = 60
 ByteProgress = Callable[[int, int | None], None]
-"""(bytes so far, bytes in all or None when the server does not tell)."""
+"""(bytes so far, bytes in all or None when the server does not say)."""
 
 
 def download(url: str, checksum: str, out: Path, progress: ByteProgress | None = None) -> Path:
@@ -36,11 +36,11 @@ def download(url: str, checksum: str, out: Path, progress: ByteProgress | None =
         _fetch(url, part, progress)
     except (urllib.error.URLError, OSError, EOFError) as error:
         kept = part.stat().st_size if part.exists() else 0
-        raise UserError(f"{url}: {error}; {kept} bytes are kept in {part}, run it again to go on") from error
+        raise UserError(f"{url}: {error}; {kept} bytes are kept in {part}, run it again to continue") from error
     found = _digest(part, checksum)
     if found != checksum:
         part.unlink()
-        raise UserError(f"{url}: checksum is {found}, should be {checksum}: the content is damaged or changed; removed")
+        raise UserError(f"{url}: checksum is {found}, should be {checksum}: damaged or changed, so it was removed")
     os.replace(part, out)
     return out
 

@@ -10,7 +10,7 @@ from mtrec_ray.errors import UserError
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 FIRST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
 AFTER_LAST_MOMENT = datetime(2200, 1, 1, tzinfo=UTC)
-"""Moments from `FIRST_MOMENT` up to this one are believable; a lake takes no others."""
+"""Moments from `FIRST_MOMENT` up to this one are believable; a lake accepts no others."""
 TICKS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _FIRST_US = -62_135_596_800_000_000
 """0001-01-01, the first moment that Python can name."""
@@ -19,7 +19,7 @@ _LAST_US = 253_402_300_799_000_000
 
 
 def timestamps_from_epoch(values: np.ndarray, unit: str) -> pa.Array:
-    """Timestamps (us, UTC) of epoch numbers in `unit`; NaN becomes null, years beyond 1 to 9999 their end.
+    """Timestamps (us, UTC) of epoch numbers in `unit`; NaN becomes null; years outside 1 to 9999 become the nearer end.
 
     Raises:
         UserError: unknown unit.

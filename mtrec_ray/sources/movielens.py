@@ -35,7 +35,7 @@ REGIONS = {
     "zip-9": "west",
     "zip-other": "abroad",
 }
-"""Areas of the United States that the first digit of a zip code falls into, by and large."""
+"""Areas of the United States that the first digit of a zip code stands for, roughly."""
 AGE_BANDS = {0: "Under 18", 18: "18-24", 25: "25-34", 35: "35-44", 45: "45-49", 50: "50-55", 56: "56+"}
 """First year of age of the seven bands of MovieLens 1M."""
 DAY_S = 86_400
@@ -123,7 +123,7 @@ class MovieLensSource(Source):
             raise UserError(f"no rating in {str(self.files.folder)!r} has a believable timestamp (seconds since 1970)")
         first, last = (datetime.fromtimestamp(moment, UTC) for moment in (min(moments), max(moments)))
         day_s, num_days = self.config.day_length_days * DAY_S, self.config.num_evaluation_days
-        return proposed_calendar(first, last, day_s, num_days, mend="choose a shorter day_length_days")
+        return proposed_calendar(first, last, day_s, num_days, fix="choose a shorter day_length_days")
 
 
 def download_movielens(
@@ -165,7 +165,7 @@ def territory_of(zip_code: str) -> str:
 def age_band(age: int) -> str:
     """One of the seven bands of MovieLens 1M, for an age in years or a band's first year (1 = under 18).
 
-    A negative age stays what it is, for validation to name.
+    A negative age stays as it is, for validation to report.
     """
     return next((band for first, band in reversed(AGE_BANDS.items()) if age >= first), str(age))
 

@@ -186,7 +186,7 @@ class GroupLens1M(MovieLensFiles):
         occupations = to_ints(codes, path, "occupation", header=False)
         for line, code in enumerate(occupations, start=1):
             if not 0 <= code < len(OCCUPATIONS["1M"]):
-                raise UserError(f"{path}, line {line}: occupation is {code}, should be 0 to 20: mend the line")
+                raise UserError(f"{path}, line {line}: occupation is {code}, should be 0 to 20: fix the line")
         names_of = [OCCUPATIONS["1M"][code] for code in occupations]
         return Users(ids, to_ints(ages, path, "age", header=False), genders, names_of, zips)
 

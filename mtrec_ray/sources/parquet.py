@@ -33,12 +33,12 @@ class ParquetConfig(Config):
     candidates: str | None = None
     """Files of fixed evaluation candidates; null = there are none."""
     user_columns: dict[str, str] = {}
-    """Canonical name -> yours, for user_id, territory, embedding and the attributes; unnamed ones keep theirs."""
+    """Canonical name -> yours, for user_id, territory, embedding and the attributes; others keep the canonical name."""
     event_columns: dict[str, str] = {}
     """The same for user_id, title_id, timestamp."""
     title_columns: dict[str, str] = {}
     """The same for title_id, name, genres, synopsis, territories, promoted_from, promoted_until, embedding and the
-    categoricals. name, genres, synopsis and territories may be absent: unknown, and offered everywhere."""
+    categoricals. name, genres, synopsis and territories may be absent: then unknown, and offered everywhere."""
     candidate_columns: dict[str, str] = {}
     """The same for user_id, title_ids."""
     attributes: dict[str, list[str] | None] = {}
@@ -151,8 +151,8 @@ class ParquetSource(Source):
         config = self.config
         start, end = config.window_start, config.window_end
         first, last = (start, end) if start and end else self._first_and_last_moment()
-        mend = "set window_start and window_end"
-        return proposed_calendar(first, last, config.day_s, config.num_evaluation_days, mend, start, end)
+        fix = "set window_start and window_end"
+        return proposed_calendar(first, last, config.day_s, config.num_evaluation_days, fix, start, end)
 
     def _first_and_last_moment(self) -> tuple[datetime, datetime]:
         """Of the believable moments: one pass over the timestamps."""

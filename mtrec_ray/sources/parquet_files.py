@@ -57,7 +57,7 @@ def read_chunk(chunk: Chunk, needed: dict[str, str], optional: dict[str, str]) -
         UserError: a needed column is missing, or the file is damaged.
     """
     file = _open(resolve(chunk.uri)[0], chunk.path)
-    wanted = find_columns(chunk.path, file.schema_arrow.names, needed, optional, mend="map it in the config")
+    wanted = find_columns(chunk.path, file.schema_arrow.names, needed, optional, fix="map it in the config")
     try:
         rows = file.read_row_groups(list(chunk.row_groups), columns=list(dict.fromkeys(wanted.values())))
     except (pa.ArrowInvalid, OSError) as error:

@@ -37,7 +37,7 @@ ATTRIBUTE_SHARES = {
     },
     "occupation": {"student": 0.2, "office": 0.3, "craft": 0.2, "care": 0.15, "retired": 0.15},
 }
-"""Values of each sensitive attribute and how common they are among users that tell."""
+"""Values of each sensitive attribute, and how common each is among users whose value is known."""
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,9 @@
 
 * Attributes: `gender`, `age` (from `old`) and `power`, those of all of a user's rows together. 0 and empty = unknown.
 * There is no territory: all users are in one, `all`.
-* A row that an earlier file has too is one event: dev and test rows may stand in train.csv again. Events of one moment
-  keep the order of train, dev, test and of their lines, so a leave-one-out by time finds the authors' test rows last.
+* A row that repeats one of an earlier file is no further event: train.csv may hold dev and test rows too. Events of one
+  moment keep the order of train, dev, test and of their lines, so leave-one-out by time finds the authors' test rows
+  last.
 * The window is all the data: leave-one-out takes each user's last two events, and no date splits them from the rest.
 * `neg_items`, 99 fixed negatives of a dev or test row, are not read. The lake's `candidates` hold one list a user, the
   positives in it, that a propensity model ranks on evaluation days; these are two lists a user (dev and test), without
@@ -108,7 +109,7 @@ class ReChorusSource(Source):
         )
 
     def titles(self) -> pa.Table:
-        """ReChorus tells nothing of titles but their ids."""
+        """ReChorus says nothing about titles but their ids."""
         ids = sorted(self.scan.title_ids)
         unknown = pa.nulls(len(ids), pa.string())
         return pa.table(
@@ -149,7 +150,7 @@ class ReChorusSource(Source):
             raise UserError(f"{self.paths[0]}: no event has a believable time: `time` should be in seconds since 1970")
         first, last = (datetime.fromtimestamp(seconds, UTC) for seconds in (found.first_s, found.last_s))
         day_s, num_days = config.day_length_days * DAY_S, config.num_evaluation_days
-        return proposed_calendar(first, last, day_s, num_days, mend="choose fewer num_evaluation_days")
+        return proposed_calendar(first, last, day_s, num_days, fix="choose fewer num_evaluation_days")
 
     def _refuse_levels_as_years(self) -> None:
         if "age" not in self.config.attributes or self.config.age_bands == "levels":
@@ -167,7 +168,7 @@ class ReChorusSource(Source):
             f"files read: {', '.join(path.name for path in self.paths)}; CSV files left out: "
             f"{', '.join(path.name for path in self.left_out) or 'none'}",
             f"no territory exists: all users are in one, {TERRITORY!r}",
-            f"{found.num_repeated:,} rows that stand in an earlier file already were left out",
+            f"{found.num_repeated:,} rows that repeat one of an earlier file were left out",
         ]
         if any("neg_items" in pieces[0].header for pieces in self.files):
             notes.append("the fixed negatives (neg_items) are not read: evaluation draws its own")

@@ -50,7 +50,7 @@ class Attribute:
             first = int(bad.argmax())
             raise UserError(
                 f"{line(first)}: {self.column} is {texts[first].as_py()!r}, should be {self.meaning}, or 0 or empty "
-                "where it is unknown: mend the line"
+                "where it is unknown: fix the line"
             )
         return np.array(codes, np.int8)[rows]
 

@@ -70,13 +70,13 @@ class Piece:
             fields, shown = line.count(b"\t") + 1, line[:80].decode(errors="replace")
             if fields != len(self.header):
                 truncated = is_last_piece and row == len(lines) - 1
-                cause = "the file seems truncated: fetch it again" if truncated else "mend or remove the line"
+                cause = "the file seems truncated: fetch it again" if truncated else "fix or remove the line"
                 raise UserError(
                     f"{self.line(row)}: {fields} fields instead of {len(self.header)} in {shown!r}: {cause}"
                 ) from error
             if line.decode(errors="replace").encode() != line:
                 raise UserError(f"{self.line(row)}: not utf-8 text: is it the right file, unpacked?") from error
-        raise UserError(f"{self.line(0)} and after: {error}: mend the lines") from error
+        raise UserError(f"{self.line(0)} and after: {error}: fix the lines") from error
 
 
 def find_files(folder: Path, named: list[str] | None, needed: list[str]) -> tuple[list[Path], list[Path]]:
@@ -130,10 +130,8 @@ def cut(path: Path, needed: dict[str, str], optional: dict[str, str], bytes_per_
         UserError: a needed column is missing, or no row follows the header.
     """
     header = read_header(path)
-    mend = (
-        "the file should be tab separated; `columns` maps other names, `attributes` and `behaviors` leave columns out"
-    )
-    columns = tuple(find_columns(f"{path}, line 1", header, needed, optional, mend).items())
+    fix = "the file should be tab separated; `columns` maps other names, `attributes` and `behaviors` leave columns out"
+    columns = tuple(find_columns(f"{path}, line 1", header, needed, optional, fix).items())
     pieces = []
     with path.open("rb") as file:
         file.readline()
@@ -149,7 +147,7 @@ def cut(path: Path, needed: dict[str, str], optional: dict[str, str], bytes_per_
 
 
 def _split_order(path: Path) -> tuple[int, str]:
-    """Training rows, then those of validation, then those of the test: as names say it."""
+    """Training rows, then validation, then test, by the files' names."""
     is_test, is_validation = "test" in path.stem, any(word in path.stem for word in ("dev", "val"))
     return (2 if is_test else 1 if is_validation else 0), path.name
 

@@ -95,7 +95,7 @@ def to_seconds(texts: pa.ChunkedArray, piece: Piece) -> np.ndarray:
     if not pc.all(is_number).as_py():
         row = pc.index(is_number, False).as_py()
         raise UserError(
-            f"{piece.line(row)}: time is {texts[row].as_py()!r}, should be seconds since 1970: mend the line"
+            f"{piece.line(row)}: time is {texts[row].as_py()!r}, should be seconds since 1970: fix the line"
         )
     return texts.cast(pa.float64()).to_numpy()
 
@@ -159,7 +159,7 @@ def _refuse_contradictions(users: pa.Table, files: list[list[Piece]], attributes
             shown = [_first_with(files, attribute, user, code[0].as_py()) for code in (one, other)]
             raise UserError(
                 f"{torn.num_rows} users contradict themselves in {attribute.name}, first {user!r}: "
-                f"{' and '.join(shown)}: mend the lines, or set {attribute.column} to 0 where it is not known"
+                f"{' and '.join(shown)}: fix the lines, or set {attribute.column} to 0 where it is not known"
             )
 
 

@@ -63,7 +63,7 @@ class Source(ABC):
         return []
 
     def complete_bucket(self, users: pa.Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """The bucket's whole rows, where the parts hold less than that (a generator makes them here)."""
+        """The bucket's complete rows, where the parts hold less (a generator makes the rest here)."""
         return users, events
 
     def truth(self) -> dict[str, pa.Table]:
@@ -93,7 +93,7 @@ def map_columns(
 
 
 def find_columns(
-    where: str, there: Sequence[str], needed: dict[str, str], optional: dict[str, str], mend: str
+    where: str, there: Sequence[str], needed: dict[str, str], optional: dict[str, str], fix: str
 ) -> dict[str, str]:
     """Canonical names -> the file's, of what `map_columns` gave and the file has; UserError where a needed one is not.
 
@@ -102,12 +102,12 @@ def find_columns(
         there: its columns.
         needed: canonical names -> the file's.
         optional: the same.
-        mend: what to do about a missing column, for the error.
+        fix: what to do about a missing column, for the error.
     """
     for name, yours in needed.items():
         if yours not in there:
             mapped = "" if name == yours else f" (mapped to {name!r})"
-            raise UserError(f"{where}: column {yours!r}{mapped} is missing, there are {', '.join(there)}: {mend}")
+            raise UserError(f"{where}: column {yours!r}{mapped} is missing, there are {', '.join(there)}: {fix}")
     return needed | {name: yours for name, yours in optional.items() if yours in there}
 
 

@@ -60,7 +60,7 @@ class SyntheticSource(Source):
             user_width=config.user_width,
             title_width=config.title_width,
             embedding_description="lifted planted taste with noise; shows neither territory nor group",
-            notes=(f"generated, seed {config.seed}; what is planted stands in truth/",),
+            notes=(f"generated, seed {config.seed}; the planted truth is in truth/",),
         )
 
     def titles(self) -> pa.Table:

@@ -22,7 +22,7 @@ class SyntheticConfig(Config):
     days: int = Field(default=90, ge=1)
     """Length of the training window in days."""
     active_days: int = Field(default=90, ge=1)
-    """Active users watch something in the last so many days of the window, the others nothing."""
+    """In this many last days of the window, active users watch something and others nothing."""
     num_evaluation_days: int = Field(default=3, ge=0)
     """Days after the window."""
     first_day: date = date(2022, 1, 1)
@@ -38,9 +38,9 @@ class SyntheticConfig(Config):
     activity_spread: float = Field(default=0.8, ge=0)
     """Spread of the events per user: standard deviation of their logarithm."""
     evaluation_boost: float = Field(default=3.0, gt=0)
-    """Events of an evaluation day over those of a day of the window: tests need enough of them."""
+    """Events of an evaluation day relative to a day of the window: tests need enough of them."""
     inactive_rate: float = Field(default=0.05, ge=0, le=1)
-    """How much an inactive user watches on an evaluation day, an active one being 1."""
+    """How much an inactive user watches on an evaluation day, relative to an active one."""
     active_share_low: float = Field(default=0.3, ge=0, le=1)
     """Smallest share of active users of a territory."""
     active_share_high: float = Field(default=0.9, ge=0, le=1)
@@ -62,7 +62,7 @@ class SyntheticConfig(Config):
     attribute_correlation: float = Field(default=0.7, ge=0, le=1)
     """Correlation of each sensitive attribute with a direction of the taste."""
     unknown_attribute_share: float = Field(default=0.1, ge=0, le=1)
-    """Share of users that do not tell an attribute."""
+    """Share of users whose value of an attribute is unknown."""
     seed: int = Field(default=0, ge=0)
     """Seed of everything."""
 

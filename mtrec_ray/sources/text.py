@@ -1,4 +1,4 @@
-"""Delimited text files with errors that name file, line and mend."""
+"""Delimited text files with errors that name the file, the line and the fix."""
 
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def to_ints(values: list[str], path: Path, column: str, header: bool) -> list[in
             result.append(int(value) if value.lstrip("-").isdigit() else _whole(float(value)))
         except (ValueError, OverflowError) as error:
             raise UserError(
-                f"{path}, line {number}: {column} is {value!r}, should be a whole number: mend the line"
+                f"{path}, line {number}: {column} is {value!r}, should be a whole number: fix the line"
             ) from error
     return result
 
@@ -81,5 +81,5 @@ def _whole(value: float) -> int:
 
 
 def _wrong_fields(path: Path, number: int, num_lines: int, found: int, wanted: int, line: str) -> str:
-    cause = "the file seems truncated: fetch it again" if number == num_lines else "mend or remove the line"
+    cause = "the file seems truncated: fetch it again" if number == num_lines else "fix or remove the line"
     return f"{path}, line {number}: {found} fields instead of {wanted} in {line[:80]!r}: {cause}"

@@ -37,7 +37,7 @@ class XMarketConfig(Config):
 
     holdout: Literal["qrel", "validation"] = "qrel"
     """qrel: the published positives are the test day. validation: they are never read; one training interaction of each
-    user with enough of them becomes the test day: choices without the test data."""
+    user with enough of them becomes the test day, for choices made without the test data."""
     min_interactions: int = Field(default=3, ge=2)
     """validation: users with fewer training interactions keep them all in training."""
     seed: int = Field(default=0, ge=0)
@@ -89,7 +89,7 @@ class XMarketSource(Source):
         )
 
     def titles(self) -> pa.Table:
-        """Titles are offered in the markets where they occur; XMarket tells nothing else of them."""
+        """Titles are offered in the markets where they occur; XMarket says nothing else about them."""
         pairs = pd.concat([_occurrences(market) for market in self.markets]).drop_duplicates()
         offered = pairs.groupby("title_id", sort=True)["territory"].agg(sorted)
         unknown = pa.nulls(len(offered), pa.string())

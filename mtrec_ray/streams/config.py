@@ -14,7 +14,7 @@ class SampleConfig(Config):
     seed: int = 0
     """Seed of sample membership and negatives; the split into train, validation and test users has its own."""
     split_seed: int = 0
-    """Seed of the user split; keep it over all runs that are compared, or test users leak."""
+    """Seed of the user split; keep it the same for all runs that are compared, or test users leak."""
     test_fraction: float = Field(default=0.2, ge=0, lt=1)
     """Share of users that are test users, never trained on."""
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
@@ -24,13 +24,13 @@ class SampleConfig(Config):
     active_fraction: float = Field(default=0.5, ge=0)
     """Size of the added active set A as a multiple of R; 0 turns upsampling off."""
     active_days: int = Field(default=90, ge=1)
-    """A user is active with an event in the last so many days of the window."""
+    """A user is active if it has an event in this many last days of the window."""
     tau: float = Field(default=1.0, ge=0, le=1)
     """Territory t's share of A is proportional to (its active users)^tau: 1 proportional, 0 every territory alike."""
     upsample: Literal["active", "control"] = "active"
     """`control` adds random users, active or not, that bring as many positives as the active set would."""
     alpha: Annotated[float, Field(allow_inf_nan=False)] | Literal["auto"] = 10.0
-    """Negatives per positive; `auto` = sampled users / users with a positive on a mean day."""
+    """Negatives per positive on average; `auto` = sampled users / users with a positive on a mean day."""
     cold_fraction: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
     """Share of the window's rows that lose their interaction vector, so that the model learns what to offer a user
     without history; `auto` = the share of the window's last day's discoveries that new users made."""

@@ -1,4 +1,4 @@
-"""Users with the event that is held out of their history: what validation, test and audit look at.
+"""Users and the event held out of their history, for validation, test and audit.
 
 Legend: `U` users, `V` histories, several a user, `L` history length, `N` titles, `m` sensitive attributes.
 """
@@ -18,7 +18,7 @@ MAX_CELLS = 4_000_000
 
 @dataclass(frozen=True)
 class HeldOutUsers:
-    """Users and what stands before their held-out event."""
+    """Users and what comes before their held-out event."""
 
     keys: np.ndarray
     """(U,) uint64."""
@@ -27,7 +27,7 @@ class HeldOutUsers:
     attribute_index: np.ndarray
     """(U, m) int64, -1 = unknown."""
     attacked: np.ndarray
-    """(U,) bool: attribute values are the attackers' alone."""
+    """(U,) bool: only attackers see the attribute values."""
     history: np.ndarray
     """(U, L) int64 titles before the event, oldest first, -1 behind them."""
     target: np.ndarray
@@ -71,7 +71,7 @@ def read_held_out(
 
     Args:
         lake: the lake.
-        config: who has a history long enough.
+        config: which histories are long enough.
         held_out: VALIDATION_EVENT or TEST_EVENT.
         length: longest history given.
         buckets: what to read.
@@ -83,13 +83,13 @@ def read_held_out(
 
 
 def sample_lots(keys: np.ndarray, config: SequenceConfig) -> np.ndarray:
-    """(U,) in [0, 1): a share of the users is those whose lot lies below it."""
+    """(U,) in [0, 1): users whose lot lies below a share are a sample of that share."""
     return uniforms(keys, "held out sample", config.split_seed)
 
 
 @dataclass(frozen=True)
 class Prefixes:
-    """Histories as they were at several moments of users whose attribute values may be seen."""
+    """Histories, each as it was at several moments, of users whose attribute values may be seen."""
 
     keys: np.ndarray
     """(V,) uint64 whose."""
@@ -102,7 +102,7 @@ class Prefixes:
 def read_prefixes(
     lake: Lake, config: SequenceConfig, length: int, buckets: Iterable[int], fraction: float, per_user: int
 ) -> Prefixes:
-    """The history before the validation event and at `per_user` - 1 moments drawn by hash, held-out events apart."""
+    """The history before the validation event and at `per_user` - 1 moments drawn by hash, without held-out events."""
     parts = [_read_prefixes(lake, config, length, bucket, fraction, per_user) for bucket in buckets]
     parts = parts or [_read_prefixes(lake, config, length, 0, 0.0, per_user)]
     return Prefixes(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Prefixes)})

@@ -36,7 +36,7 @@ def stream_segments(
 
 
 def read_here(read_segment: ReadSegment, segments: list[Segment], num_blocks: int, **shared: Any) -> Iterator[pa.Table]:
-    """The same blocks read by this process, one after another: for short runs that are to start at once."""
+    """The same blocks read by this process, one after another: for short runs that should start at once."""
     for segment in segments:
         yield read_segment(segment, **shared)
 

@@ -1,7 +1,8 @@
-"""The plan of a run's pair streams: two counting passes over the lake, then every reader decides alone and alike.
+"""The plan of a run's pair streams: two counting passes over the lake, after which every reader decides by itself.
 
 1. `count_users`: users, random sample, active users per territory -> sampling rates of the added set.
-2. `count_pairs`: positives and eligible negatives of the sample in each phase -> the rate that gives alpha negatives.
+2. `count_pairs`: positives and eligible negatives of the sample in each phase -> the rate at which eligible pairs
+   become negatives: alpha times as many as positives on average (see `pairs`).
 
 Results are sums over buckets: memory is that of one bucket per reader plus one number per territory.
 """
@@ -55,13 +56,13 @@ class PhasePlan(_Frozen):
 
 
 class PairPlan(_Frozen):
-    """All that a reader needs beside the lake, and the figures of paper A's table 1."""
+    """All that a reader needs besides the lake, and the figures of paper A's table 1."""
 
     lake_hash: str
     sample: SampleConfig
     calendar: Calendar
     users: list[int]
-    """Per territory: users of the lake, and below of the training split, the random sample, the added set."""
+    """Per territory, as are the next ones: all users; the training split; the random sample; the added set."""
     training_users: list[int]
     random_users: list[int]
     added_users: list[int]
@@ -103,7 +104,7 @@ def make_plan(
         num_phases: 1 for the window alone; 1 + n also trains on the first n evaluation days.
         progress: told of each finished bucket.
         buckets: those to read; None is all. Each is a random sample of the users.
-        map_over: how the buckets are gone through.
+        map_over: what runs a task on each bucket.
 
     Raises:
         UserError: a setting without effect, or a sample of no positives or no negatives to train on.

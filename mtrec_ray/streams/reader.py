@@ -82,7 +82,7 @@ def read_segment(
     """Rows of one segment that have pairs and belong to `from_step` or later, in slot order.
 
     Columns: `lane`, `step`, `territory` int32, `title_index` list<int32>, `label` list<bool>, `embedding`
-    FixedSizeBinary. `read` may remember what `read_pairs` returned.
+    FixedSizeBinary. `read` may cache `read_pairs`.
     """
     phase = plan.phases[segment.phase]
     folds = phase.num_folds

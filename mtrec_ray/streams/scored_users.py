@@ -1,7 +1,7 @@
 """Users to be scored on an evaluation day: each against every title it could discover (paper A, 4.1).
 
 Candidates are the titles offered in the user's territory, less those it has watched earlier in the same calendar month
-(no first time is left in them), or the fixed list where the source gives one.
+(they can no longer be discovered), or the fixed list where the source gives one.
 
 Legend: `U` users of a chunk, `T` titles offered in their territory.
 """

@@ -1,4 +1,4 @@
-"""Sequences of paper B: users' whole histories in time order, what is held out of them, and whose labels are whose.
+"""Sequences of paper B: users' whole histories in time order, what is held out of them, and who is kept for attackers.
 
 Legend: `N` users of a bucket, `U` of them long enough, `E` their events, `m` sensitive attributes.
 """
@@ -32,11 +32,11 @@ class SequenceConfig(Config):
     """Users with fewer events are left out (paper B, 3.1)."""
     attacked_fraction: float = Field(default=0.3, gt=0, lt=1)
     """Share of users kept for attackers: no eliminator and no discriminator is trained on them or sees their values. An
-    eliminator of few users leaves much to read, an audit of few has wide intervals. Of 3,250 users of a strongly
+    eliminator trained on few users hides little, an audit of few users has wide intervals. Of 3,250 users of a strongly
     planted gender: best attackers' AUC 0.60 and 0.64 (two lakes) with 0.5, 0.57 and 0.59 with 0.33, 0.54 and 0.55 with
     0.25."""
     split_seed: int = 0
-    """Seed of that split; keep it over all that is compared, or the audit measures what was trained on."""
+    """Seed of that split; keep it the same for all runs that are compared, or trained-on users are attacked."""
     ties: Literal["drawn", "stored"] = "drawn"
     """Order of events of one moment in training: drawn anew each epoch, or the lake's where it means something."""
     open_half: Literal["both", "lower", "upper"] = "both"

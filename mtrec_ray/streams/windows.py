@@ -33,7 +33,7 @@ ReadUsers = Callable[[Lake, int, SequenceConfig, bool], Sequences]
 
 
 class WindowPlan(BaseModel):
-    """What a reader of windows needs beside the lake."""
+    """What a reader of windows needs besides the lake."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")  # plans of older runs also count short users
 
@@ -42,14 +42,14 @@ class WindowPlan(BaseModel):
     length: int
     """Events of a window."""
     without_attacked: bool
-    """True: users whose attribute values are the attackers' are left out."""
+    """True: users kept for attackers are left out."""
     users: int
     positions: int
     windows_per_bucket: list[int]
     value_counts: list[list[int]]
     """Users with each value, for each attribute."""
     lowest_lot: float = 0.0
-    """Of the users, by whose lots validation draws them; zero in plans of older runs."""
+    """The smallest `sample_lots` of the users, by which validation draws them; zero in plans of older runs."""
 
     def validation_share(self, validation_users: int) -> float:
         """Share of the users whose validation event is looked at.
@@ -64,10 +64,10 @@ class WindowPlan(BaseModel):
         return share
 
     def schedule(self, epochs: int, batch_windows: int, lanes: int, seed: int) -> Schedule:
-        """So many epochs in steps of `batch_windows` slots on average.
+        """`epochs` epochs in steps of `batch_windows` slots on average.
 
-        A user has a slot for each window of the phase that cuts most, and others leave the last one empty: of histories
-        much shorter than a window one slot in two holds positions, of long ones nearly all do.
+        A user has as many slots as the phase with the most windows needs; at other phases the last one is empty. So
+        about half the slots of histories much shorter than a window hold positions, of long ones nearly all.
         """
         steps = max(1, round(sum(self.windows_per_bucket) / batch_windows))
         return Schedule((tuple(self.windows_per_bucket),), (steps,), (epochs,), seed, lanes)
@@ -95,16 +95,16 @@ def make_window_plan(
     buckets: Sequence[int] | None = None,
     map_over: MapTasks = map_tasks,
 ) -> WindowPlan:
-    """Count the windows of each bucket, gone through by `map_over`.
+    """Count the windows of each bucket.
 
     Args:
         lake: what is read.
         sequences: whose histories.
         length: events of a window.
-        without_attacked: leave out users whose attribute values are the attackers'.
+        without_attacked: leave out users kept for attackers.
         progress: told of counted buckets.
-        buckets: which are trained on; None is all.
-        map_over: how buckets are gone through.
+        buckets: those to train on; None is all.
+        map_over: what runs a task on each bucket.
 
     Raises:
         UserError: there is nothing to train on.
@@ -155,7 +155,7 @@ def window_batches(
 
 
 def read_users(lake: Lake, bucket: int, config: SequenceConfig, without_attacked: bool) -> Sequences:
-    """Users of a bucket, those kept for attackers left out where asked."""
+    """Users of a bucket; `without_attacked` leaves out those kept for attackers."""
     sequences = Sequences.read(lake, bucket, config)
     return sequences.only(~is_attacked(sequences.keys, config)) if without_attacked else sequences
 
@@ -166,7 +166,7 @@ def read_windows(
     """Windows of one segment that hold positions and belong to `from_step` or later, in slot order.
 
     Columns: `lane`, `step` int32, `window` FixedSizeBinary of L + 1 + m int32: the titles of the window's events and of
-    the one that follows, -1 behind them; the user's attribute values. `read` may remember what `read_users` returned.
+    the one that follows, -1 behind them; the user's attribute values. `read` may cache `read_users`.
     """
     sequences = read(lake, segment.bucket, plan.sequences, plan.without_attacked)
     owner, number = slots_of(sequences, plan.length)

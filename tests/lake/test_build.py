@@ -279,7 +279,7 @@ def test_check_names_what_was_changed(service, tmp_path):
     assert any(users[0].path in problem and "missing" in problem for problem in report.problems)
     assert any(events[1].path in problem and "SHA-256" in problem for problem in report.problems)
     assert report.leftovers == ["events/stray.parquet"]
-    assert "2 problems, 1 files that belong to no lake" in report.summary()
+    assert "2 problems, 1 files that lake.json does not list" in report.summary()
     assert report.as_dict()["lake_hash"] == manifest.lake_hash
 
 

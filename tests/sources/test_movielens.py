@@ -108,7 +108,7 @@ def test_territories():
         ("users.dat", None, r"users\.dat is missing"),
         ("users.dat", b"", r"users\.dat is empty"),
         ("ratings.dat", b"1::1::5::8640000\n1::2::1", r"ratings\.dat, line 2: 3 fields instead of 4 .* truncated"),
-        ("ratings.dat", b"1::1::5\n1::2::1::5\n", r"ratings\.dat, line 1: 3 fields .* mend"),
+        ("ratings.dat", b"1::1::5\n1::2::1::5\n", r"ratings\.dat, line 1: 3 fields .* fix"),
         ("ratings.dat", b"1::1::good::864\n", r"ratings\.dat, line 1: rating is 'good'"),
         ("users.dat", b"1::F::1::99::48067\n", r"users\.dat, line 1: occupation is 99"),
     ],

@@ -86,7 +86,7 @@ def test_rows_of_dev_and_test_that_train_has_too_count_once(raw):
     _write(raw / "train.csv", [*TRAIN, *(line.rpartition("\t")[0] for line in [*DEV, *TEST])])
     source = _source(raw)
     assert sorted(_events(source)) == alone
-    assert any(note.startswith("3 rows that stand in an earlier file") for note in source.facts.notes)
+    assert any(note.startswith("3 rows that repeat one of an earlier file") for note in source.facts.notes)
 
 
 def test_equal_rows_of_one_file_are_several_events(raw):
@@ -185,7 +185,7 @@ def test_a_value_that_some_rows_miss_is_taken_from_the_others(raw):
 @pytest.mark.parametrize("bytes_per_part", [20, 1_000_000])
 def test_a_user_that_contradicts_itself_is_named_with_both_lines(raw, bytes_per_part):
     _write(raw / "dev.csv", [DEV[0], DEV[1].replace("\t2\t67", "\t1\t67")], f"{HEADER}\tneg_items")
-    lines = r"gender = 1 \(.*dev\.csv, line 3\) and gender = 2 \(.*train\.csv, line 3\): mend"
+    lines = r"gender = 1 \(.*dev\.csv, line 3\) and gender = 2 \(.*train\.csv, line 3\): fix"
     with pytest.raises(UserError, match=rf"1 users contradict .* gender, first '2': {lines}"):
         _ = _source(raw, bytes_per_part=bytes_per_part).facts
 
@@ -218,15 +218,15 @@ def test_rows_without_an_id_are_left_to_the_build(raw):
         ("1\t10\tpv\tnoon\t1\t23\t5", r"line 6: time is 'noon', should be seconds"),
         ("1\t10\tpv\t\t1\t23\t5", r"line 6: time is ''"),
         ("1\t10\tpv\tnan\t1\t23\t5", r"line 6: time is 'nan'"),
-        ("1\t10\tpv\t5\t3\t23\t5", r"line 6: gender is '3', should be 1 or 2.* mend"),
+        ("1\t10\tpv\t5\t3\t23\t5", r"line 6: gender is '3', should be 1 or 2.* fix"),
         ("1\t10\tpv\t5\tmale\t23\t5", r"line 6: gender is 'male'"),
         ("1\t10\tpv\t5\t1\t-5\t5", r"line 6: old is '-5', should be an age in years, 1 to 120"),
         ("1\t10\tpv\t5\t1\t121\t5", r"line 6: old is '121'"),
         ("1\t10\tpv\t5\t1\t23.5\t5", r"line 6: old is '23\.5'"),
         ("1\t10\tpv\t5\t1\t23\t12", r"line 6: power is '12', should be 1 to 9"),
         ("1\t10\tpv\t5\t1\t23", r"line 6: 6 fields instead of 7 in '1.*truncated"),
-        ("1\t10\tpv\t5\t1\t23\t5\t7\n" + TRAIN[0], r"line 6: 8 fields instead of 7 .* mend or remove"),
-        ("\n" + TRAIN[0], r"line 6: time is '', .* mend the line"),
+        ("1\t10\tpv\t5\t1\t23\t5\t7\n" + TRAIN[0], r"line 6: 8 fields instead of 7 .* fix or remove"),
+        ("\n" + TRAIN[0], r"line 6: time is '', .* fix the line"),
     ],
 )
 def test_bad_lines_are_named_with_value_and_mend(raw, line, message, bytes_per_part):

@@ -44,10 +44,6 @@ class CheckReport:
     leftovers: list[str]
     """Files that `lake.json` does not list; no reader sees them."""
 
-    @property
-    def ok(self) -> bool:
-        return not self.problems
-
     def as_dict(self) -> dict[str, Any]:
         """Plain data by field name."""
         return asdict(self)

@@ -290,7 +290,7 @@ def test_lake(ray_cluster, raw, tmp_path):
     manifest = build_lake(source, str(tmp_path / "lake"))
     assert manifest.counts == {"users": 3, "events": 7, "titles": 3}
     assert "no territory exists: all users are in one, 'all'" in manifest.notes
-    assert check_lake(str(tmp_path / "lake")).ok
+    assert not check_lake(str(tmp_path / "lake")).problems
     lake = Lake.open(str(tmp_path / "lake"))
     events = [row for bucket in range(manifest.num_buckets) for row in lake.read("events", bucket).to_pylist()]
     assert [row["title_id"] for row in events if row["user_id"] == "1"] == ["10", "12", "11", "10"]

@@ -94,7 +94,7 @@ def _check_attribute_names(attributes: Collection[str]) -> None:
         for bound in (f"{name}_low", f"{name}_high"):
             if bound in attributes:
                 raise UserError(
-                    f"attribute {bound!r} has the name of a bound of {name!r}'s figures, as in ndcg@10/{bound}: rename it"
+                    f"attribute {bound!r} is named like a bound of {name!r}, as in ndcg@10/{bound}: rename it"
                 )
 
 

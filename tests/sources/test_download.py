@@ -73,7 +73,7 @@ def test_whole_file_with_progress(server, tmp_path):
 def test_interrupted_download_goes_on_where_it_stopped(server, tmp_path, knows_ranges):
     server.knows_ranges = knows_ranges
     server.break_after = 300_000
-    with pytest.raises(UserError, match="run it again to go on"):
+    with pytest.raises(UserError, match="run it again to continue"):
         download(server.url, server.checksum, tmp_path / "file")
     assert not (tmp_path / "file").exists()
     kept = (tmp_path / "file.part").stat().st_size

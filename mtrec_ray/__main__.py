@@ -1,5 +1,6 @@
 """The `mtrec` command: exit code 0 done, 2 the user's mistake, 1 ours, 130 interrupted."""
 
+import errno
 import json
 import logging
 import os
@@ -26,12 +27,14 @@ def main() -> None:
 
 
 def explain(error: BaseException) -> tuple[int, str]:
-    """Exit code and message: 2 where a UserError is the cause, on whatever machine it was raised."""
+    """Exit code and message: 2 where a UserError, on whatever machine it was raised, or a full disk is the cause."""
     from mtrec_ray.errors import find_user_error
 
     mistake = find_user_error(error)
     if mistake is not None:
         return 2, str(mistake)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return 2, str(error)
     return 1, f"{type(error).__name__}: {error}"
 
 

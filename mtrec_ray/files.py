@@ -80,7 +80,10 @@ def remove_file(uri: str) -> None:
 
 
 def write_whole(fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
-    """Write beside and rename (local), or in one put (object storage, where a put is atomic)."""
+    """Write beside and rename (local), or in one put (object storage, where a put is atomic).
+
+    An error of the file system names `path`, which pyarrow's own do not.
+    """
     local = isinstance(fs, pafs.LocalFileSystem)
     target = f"{path}.{uuid.uuid4().hex}{PART}" if local else path
     try:
@@ -88,9 +91,11 @@ def write_whole(fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None
             stream.write(data)
         if local:
             fs.move(target, path)
-    except BaseException:
+    except BaseException as error:
         if local and fs.get_file_info(target).type != pafs.FileType.NotFound:
             fs.delete_file(target)
+        if isinstance(error, OSError) and error.errno:
+            raise OSError(error.errno, os.strerror(error.errno), path) from error
         raise
 
 

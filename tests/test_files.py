@@ -1,12 +1,24 @@
 """Small files: whole or not at all, and places that cannot be opened are the user's to mend."""
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pyarrow.fs as pafs
 import pytest
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, exists, join, read_file, read_json, remove_file, resolve, write_file, write_json
+from mtrec_ray.files import (
+    absolute,
+    exists,
+    join,
+    read_file,
+    read_json,
+    remove_file,
+    resolve,
+    write_file,
+    write_json,
+    write_whole,
+)
 
 
 def test_a_written_file_is_read_back_and_leaves_nothing_beside_it(tmp_path):
@@ -37,6 +49,13 @@ def test_a_failed_write_leaves_the_old_content_and_no_part(tmp_path):
         write_file(uri, "no bytes")  # pyright: ignore[reportArgumentType]
     assert read_file(uri) == b"old"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    full = OSError(28, "Error writing bytes to file")
+    fs = Mock(spec=pafs.FileSystem, open_output_stream=Mock(side_effect=full))
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/file'"):
+        write_whole(fs, f"{tmp_path}/file", b"content")
 
 
 def test_a_failed_rename_leaves_no_part(tmp_path):

@@ -30,7 +30,7 @@ from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out
 from mtrec_ray.streams.sequences import TEST_EVENT, SequenceConfig
 from mtrec_ray.training.accuracy import held_out_metrics, vectors_in_chunks
-from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
+from mtrec_ray.training.backbone_run import load_backbone
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_candidates
 
 logger = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
             too few users to attack, or a place that cannot be written to.
     """
     records = [EliminatorsRecord.load_done(uri) for uri in [config.run, *config.compare]]
-    record, source = records[0], BackboneRecord.load(records[0].config.backbone)
+    record, source = records[0], records[0].source()
     _check_names(records)
     _check_combinations(records)
     if {other.backbone_hash for other in records} != {record.backbone_hash}:
@@ -178,12 +178,16 @@ def _attributes(records: list[EliminatorsRecord], users: HeldOutUsers, settings:
     hidden = {name for record in records for combination in record.combinations for name in combination}
     found = {}
     for a, (name, values) in enumerate(records[0].attributes.items()):
+        if len(values) < 2:
+            logger.warning("%s is not attacked: it has one value only", name)
+            continue
         attribute = Attribute(users.attribute_index[:, a], len(values))
         try:
             check_users(name, attribute, users.keys, len(users), settings)
         except ValueError as error:
             if name in hidden:
-                raise UserError(f"{error}: keep more users for attackers, sequences.attacked_fraction") from error
+                fix = "keep more users for attackers (sequences.attacked_fraction), or train without this attribute"
+                raise UserError(f"{error}: {fix}") from error
             logger.warning("%s is not attacked: %s", name, error)
             continue
         found[name] = attribute

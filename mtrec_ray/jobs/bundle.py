@@ -34,7 +34,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.candidates import Eliminated
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.plan import PairPlan
-from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
+from mtrec_ray.training.backbone_run import load_backbone
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_candidates
 from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot
 from mtrec_ray.training.record import load_plan
@@ -57,7 +57,7 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
             written to; or, unless `again`, a bundle that is there already.
     """
     out, record = absolute(config.out), EliminatorsRecord.load_done(config.run)
-    source = BackboneRecord.load(record.config.backbone)
+    source = record.source()
     lake = record.open_lake(source.config.lake)
     if record.config.method != "eliminator":
         raise UserError(f"run {config.run!r} holds {record.config.method} models: a bundle serves eliminators")

@@ -31,7 +31,7 @@ def train_backbone(config: BackboneConfig, progress: ProgressCallback | None = N
     lake = Lake.open(config.lake)
     record = new_run(config, lake).or_begun()
     if record.status == "done":
-        return record
+        return record.stands_on(lake=config.lake)
     check_writable(config.runs)
     check_resources(config.runner)
     if not record.num_steps:  # planned before it is recorded: what fails here leaves no run behind

@@ -36,6 +36,9 @@ from mtrec_ray.training.weights import load_figures
 
 logger = logging.getLogger(__name__)
 
+LEAST_ATTACKED = 25
+"""Users of a known value whom five folds of attackers are likely to take."""
+
 
 class PacksFailed(RuntimeError):
     """Some packs could not be trained; the others are done."""
@@ -55,7 +58,7 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
     lake = backbone.open_lake()
     record = _new_run(config, backbone).or_begun()
     if record.status == "done":
-        return record
+        return record.stands_on(backbone=config.backbone)
     check_writable(config.runs)
     at_once = _jobs_at_once(config)
     if not record.steps_per_pack:  # planned before it is recorded: what fails here leaves no run behind
@@ -100,7 +103,8 @@ def _new_run(config: EliminatorsConfig, backbone: BackboneRecord) -> Eliminators
 
 
 def _check_values(record: EliminatorsRecord, plan: WindowPlan) -> None:
-    """Attributes that are to be hidden must differ between the users whose values may be seen."""
+    """Attributes that are to be hidden must differ between the users whose values may be seen, and be attackable."""
+    kept = plan.sequences.attacked_fraction
     counts = dict(zip(record.attributes, plan.value_counts, strict=True))
     for name in {name for combination in record.combinations for name in combination}:
         seen = [value for value, count in zip(record.attributes[name], counts[name], strict=True) if count]
@@ -108,6 +112,14 @@ def _check_values(record: EliminatorsRecord, plan: WindowPlan) -> None:
             what = f"only the value {seen[0]!r}" if seen else "no known value"
             raise UserError(
                 f"attribute {name!r} has {what} among the {plan.users} users to train on: leave it out of combinations"
+            )
+        attacked = sum(counts[name]) * kept / (1 - kept)
+        if attacked < LEAST_ATTACKED:
+            logger.warning(
+                "attribute %s: about %.0f of the users kept for attackers have a known value; an audit may refuse so "
+                "few: leave it out of combinations, or raise sequences.attacked_fraction of the backbone",
+                name,
+                attacked,
             )
 
 

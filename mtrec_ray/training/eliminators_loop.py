@@ -13,7 +13,7 @@ from mtrec_ray.config import dump_yaml
 from mtrec_ray.streams.held_out import read_held_out, read_prefixes
 from mtrec_ray.streams.sequences import VALIDATION_EVENT
 from mtrec_ray.streams.windows import WindowPlan, window_batches
-from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
+from mtrec_ray.training.backbone_run import load_backbone
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, weights_uri
 from mtrec_ray.training.pack_trainee import PREFIXES, PackTrainee, make_pack_trainee
 from mtrec_ray.training.record import load_plan
@@ -31,7 +31,7 @@ def pack_loop_per_worker(settings: dict[str, Any]) -> None:
     record, pack = EliminatorsRecord.model_validate_json(settings["record"]), settings["pack"]
     optim, context = record.config.optim, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    source = BackboneRecord.load(record.config.backbone)
+    source = record.source()
     backbone = load_backbone(source, record.backbone_hash)
     lake, plan = record.open_lake(source.config.lake), load_plan(record.uri, WindowPlan)
     schedule = plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, record.config.seed)

@@ -20,8 +20,9 @@ from mtrec_ray.files import exists, join, read_file
 from mtrec_ray.models.candidates import Candidate, Eliminated, Filtered, FineTuned
 from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
 from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.training.eliminators_config import EliminatorsConfig
-from mtrec_ray.training.record import Record
+from mtrec_ray.training.record import RUN, Record
 
 WEIGHTS = "eliminators.safetensors"
 
@@ -41,6 +42,16 @@ class EliminatorsRecord(Record):
     @property
     def combinations(self) -> list[Combination]:
         return [combination for pack in self.packs.values() for combination in pack]
+
+    def source(self) -> BackboneRecord:
+        """The backbone's record."""
+        uri = self.config.backbone
+        if not exists(join(uri, RUN)):
+            raise UserError(
+                f"backbone {uri!r} of run {self.uri!r} is missing: if it was moved, start `mtrec train eliminators` of "
+                "this run again with its new place as --backbone"
+            )
+        return BackboneRecord.load(uri)
 
     def check_same(self, new: Self) -> None:
         super().check_same(new)

@@ -46,7 +46,7 @@ def train_propensity(config: PropensityConfig, progress: ProgressCallback | None
     if config.kind == "mtl" and len(record.groups.names) == 1 < len(record.groups.of_territory):
         logger.warning("model.groups = %r is one group, so all territories share one block", config.model.groups)
     if record.status == "done":
-        return record
+        return record.stands_on(lake=config.lake)
     check_writable(config.runs)
     check_resources(config.runner)
     if not record.num_steps:  # planned before it is recorded: what fails here leaves no run behind

@@ -74,6 +74,15 @@ class Record(BaseModel):
         old.check_same(self)
         return old if old.status == "done" else old.model_copy(update={"config": self.config})
 
+    def stands_on(self, **places: str) -> Self:
+        """A finished run's record with the place that its `lake` or `backbone` has now, saved where that was moved."""
+        moved = self.config.model_copy(update=places)
+        if moved == self.config:
+            return self
+        record = self.model_copy(update={"config": moved})
+        record.save()
+        return record
+
     def check_same(self, new: Self) -> None:
         """UserError where the name is taken by a run on another lake or with other settings than `new`."""
         self._check_state(new, "lake", self.lake_hash, new.lake_hash)

@@ -260,4 +260,6 @@ def test_the_cause_of_an_error_decides_whose_it_is():
     wrapped.__cause__ = UserError("alpha = 0")
     assert explain(wrapped) == (2, "alpha = 0")
     assert explain(KeyError("x"))[0] == 1
-    assert explain(OSError(28, "no space left"))[0] == 1
+    assert explain(OSError(5, "input/output error"))[0] == 1
+    full = OSError(28, "No space left on device", "/runs/bb/run.json")
+    assert explain(full) == (2, "[Errno 28] No space left on device: '/runs/bb/run.json'")

@@ -340,6 +340,24 @@ def test_nothing_is_made_of_eliminators_whose_backbone_was_trained_again(source,
     assert not (tmp_path / "bundle").exists()
 
 
+def test_finished_runs_are_told_by_their_commands_where_what_they_stand_on_was_moved_to(
+    source, lake, one_worker, tmp_path
+):
+    one_worker(tmp_path / "made")
+    run, places = eliminators.train_eliminators(eliminators_config(source, tmp_path / "runs")), tmp_path / "elsewhere"
+    moved_lake = Lake.open(shutil.copytree(lake.uri, places / "lake"))
+    shutil.move(tmp_path / "runs", places / "runs")
+    with pytest.raises(UserError, match=r"backbone '.*/runs/backbone' of run .* is missing: if it was moved, start"):
+        audit(validate_config(AuditConfig, {"run": str(places / "runs" / "eliminators")}))
+    backbone.train_backbone(backbone_config(moved_lake, places / "runs"))
+    source = BackboneRecord.load(str(places / "runs" / "backbone"))
+    assert source.config.lake == moved_lake.uri
+    again = eliminators.train_eliminators(eliminators_config(source, places / "runs"))
+    assert again.metrics == run.metrics
+    found = EliminatorsRecord.load(again.uri).source()
+    assert (found.uri, found.config.lake) == (source.uri, moved_lake.uri)
+
+
 def test_a_worker_without_validation_users_takes_part(source, one_worker, monkeypatch, tmp_path):
     one_worker(tmp_path / "nobody")
     monkeypatch.setattr(pack_trainee, "mean_over_workers", lambda means, count, *_: dict.fromkeys(means, 0.5))

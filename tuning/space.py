@@ -168,12 +168,15 @@ def parse_partitions(
 ) -> tuple[PartitionSpace, tuple[str, ...]]:
     """A partition space and the names of all seeds, with the random ones that belong to each number of groups.
 
-    How many groups `taste` and `affinity` will find is not known yet: where no other number is, they get 4 random ones.
+    How many groups `taste` and `affinity` will find is not known yet: where no other number is, they get random ones of
+    4, or of one less than there are territories. UserError for a single territory.
     """
     space = _checked(PartitionSpace, f"space: {GROUPS}", groups)
+    if num_territories == 1:
+        raise UserError(f"space: {GROUPS} has nothing to part: the lake has one territory alone; drop it")
     specs = [PartitionSpec.parse(name, num_territories) for name in space.partitions]
     numbers = [num_regions if spec.kind == "regions" else spec.num_groups for spec in specs]
-    counts = {n for n in numbers if n and 1 < n < num_territories} or {min(4, num_territories)}
+    counts = {n for n in numbers if n and 1 < n < num_territories} or {max(2, min(4, num_territories - 1))}
     random = [f"random:{count}:{draw}" for count in sorted(counts) for draw in range(space.random)]
     return space, tuple(dict.fromkeys([*space.partitions, *random]))
 

@@ -171,6 +171,16 @@ def test_random_partitions_stand_beside_the_seeds_for_each_number_of_groups():
     assert parse_partitions({"partitions": ["each", "taste"], "random": 1}, 8, 5)[1] == ("each", "taste", "random:4:0")
 
 
+@pytest.mark.parametrize(("num_territories", "name"), [(2, "random:2:0"), (3, "random:2:0"), (4, "random:3:0")])
+def test_of_few_territories_random_partitions_are_not_each_alone(num_territories, name):
+    assert parse_partitions({"partitions": ["one"], "random": 1}, num_territories, 1)[1] == ("one", name)
+
+
+def test_a_single_territory_has_no_partitions():
+    with pytest.raises(UserError, match=r"space: model\.groups .* one territory alone; drop it"):
+        parse_partitions({"partitions": ["one"]}, 1, 1)
+
+
 @pytest.mark.parametrize(
     ("groups", "parts"),
     [

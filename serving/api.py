@@ -10,6 +10,7 @@ from fastapi import FastAPI, Header, Request, Response
 from fastapi import Path as InPath
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse
+from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
 from serving.answers import Refused, json_answer, refused_of
@@ -72,7 +73,7 @@ def build_api(service: Service, keys: tuple[str, ...], limits: LimitsConfig) -> 
         if service.store is not None:
             await service.store.close()
 
-    app = FastAPI(
+    app = FastAPIOffline(  # /docs and /redoc without a CDN, which a cluster may not reach
         title="mtrec",
         description="Recommendations that ignore, request by request, the attributes a user wants ignored.",
         version=service.live.engine.version,

@@ -19,9 +19,12 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 PAGE_FILES = {"page.css": "text/css", "page.js": "text/javascript"}
+DOCS = "/static-offline-docs"
+"""Where `fastapi_offline` serves the files of /docs and /redoc."""
 OPEN = {
     *("", "/", *(f"/page/{name}" for name in PAGE_FILES), "/favicon.ico", "/healthz", "/readyz"),
     *("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"),
+    *(f"{DOCS}/{name}" for name in ("swagger-ui.css", "swagger-ui-bundle.js", "redoc.standalone.js", "favicon.png")),
 }
 """Paths that everybody may ask for; every other one is guarded."""
 BODY = "mtrec.body"

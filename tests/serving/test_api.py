@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -361,6 +362,16 @@ def test_everything_but_the_page_and_health_is_guarded_behind_any_prefix(bundle,
         assert client.get(root_path + path).status_code in (200, 204), path
     sent = {"x-api-key": "secret"}
     assert client.post(f"{root_path}/v1/recommend", json=HISTORY, headers=sent).status_code == 200
+
+
+@pytest.mark.parametrize("root_path", ["", "/mtrec"])
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+def test_the_documents_of_the_api_need_no_other_host(bundle, root_path, path):
+    client = client_of(bundle, None, keys=("secret",), root_path=root_path)
+    files = re.findall(r'(?:src|href)="([^"]+)"', client.get(root_path + path).text)
+    assert any(file.endswith(".js") for file in files)
+    for file in files:
+        assert client.get(file).status_code == 200, file
 
 
 def test_each_key_has_a_rate_of_its_own(bundle):

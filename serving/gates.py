@@ -75,10 +75,9 @@ def _pr_auc(new: BundleManifest, live: BundleManifest | None, gates: GatesConfig
     if part is None or "pr_auc/mean" not in part.metrics:
         mend = "the live bundle has one: `mtrec bundle --propensity RUN --evaluation DIR`"
         return [Gate("pr_auc", False, mend)]
-    if part.protocol is None or part.protocol != old.protocol:
-        own, other = (protocol or "in a way that is not told" for protocol in (part.protocol, old.protocol))
+    if part.protocol != old.protocol:
         mend = "evaluate the run as that one was, or `--set gates.against_live=false` compares with no live bundle"
-        return [Gate("pr_auc", False, f"measured {own}, the live bundle's {other}: {mend}")]
+        return [Gate("pr_auc", False, f"measured {part.protocol}, the live bundle's {old.protocol}: {mend}")]
     value, low, high = (part.metrics.get(f"pr_auc/mean{end}") for end in ("", "_low", "_high"))
     if low is None or high is None:
         mend = "evaluate it on more users: `mtrec evaluate propensity RUN --out DIR`"

@@ -137,7 +137,7 @@ class _Record:
     """Seconds since 1970; None = never."""
     state: UserState
     append_keys: tuple[str, ...] = ()
-    """Of the last appends that had one; a record without them is written as before there were any."""
+    """Keys of the last appends that had one, at most `MAX_APPEND_KEYS`."""
 
     @staticmethod
     def live(value: bytes | None, now: float) -> "_Record | None":

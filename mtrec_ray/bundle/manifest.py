@@ -120,10 +120,7 @@ class Bundle:
                     f"{FORMAT_VERSION}: make it again with `mtrec bundle`"
                 )
             manifest = BundleManifest.model_validate(document)
-            if manifest.files.get(MANIFEST_FILE) not in (
-                None,
-                manifest_hash(document),
-            ):  # None: made before it was written
+            if manifest.files.get(MANIFEST_FILE) != manifest_hash(document):
                 raise UserError(f"bundle {uri!r}: {MANIFEST_FILE} was changed: make it again with `mtrec bundle`")
             return Bundle(absolute(uri), manifest)
         except FileNotFoundError as error:

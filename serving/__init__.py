@@ -1,1 +1,1 @@
-"""The online endpoint: recommendations and propensities with the attributes that each request wants ignored."""
+"""The online endpoint: recommendations and propensities that ignore the attributes each request names."""

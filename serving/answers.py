@@ -26,7 +26,7 @@ class Refused(Exception):
 
     Args:
         field: where in the request, None where nowhere in particular.
-        message: what is wrong and how to mend it.
+        message: what is wrong and how to fix it.
         status: HTTP status.
         headers: beside those of the status.
     """
@@ -43,7 +43,7 @@ class Refused(Exception):
 
 
 def refused_of(error: Exception) -> Refused:
-    """What the caller is told of an error: neither a stack trace nor a value that was sent goes out or into a log."""
+    """What the caller is told of an error; no stack trace and no value of the request is sent or logged."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, HTTPException):
@@ -51,12 +51,12 @@ def refused_of(error: Exception) -> Refused:
     if isinstance(error, RequestValidationError):
         return _invalid(error.errors()[0])
     logger.error("a request failed: %s", type(error).__name__)
-    return Refused(None, "our fault; it was counted", 500)
+    return Refused(None, "an error on our side; it was counted", 500)
 
 
 def _invalid(first: Mapping[str, Any]) -> Refused:
     if first["type"] == "json_invalid":
-        return Refused(None, f"the body is no JSON: {first['ctx']['error']}", 400)
+        return Refused(None, f"the body is not JSON: {first['ctx']['error']}", 400)
     if isinstance(first["input"], bytes):  # FastAPI read no JSON
         return Refused(None, "send the header content-type: application/json")
     field = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"][1:]).lstrip(".")

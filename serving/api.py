@@ -1,4 +1,4 @@
-"""The routes, and how faults become answers with a field and a mend."""
+"""The routes, the page and the API's documents."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -39,18 +39,19 @@ PAGE_HEADERS = {
     "referrer-policy": "no-referrer",
 }
 READY = (
-    "Requests are answered. `store` is null, `reachable` or `unavailable`: then users by their id get popular titles."
+    "Requests are answered. `store` is null (none is configured), `reachable`, or `unavailable`: while it is, "
+    "requests with a user id are answered with popular titles."
 )
 FAULTS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": text}
     for status, text in {
-        400: "Not a request at all.",
-        401: "No accepted API key.",
-        404: "Nothing there.",
-        413: "Too long.",
-        422: "A field that cannot be served, and the mend.",
-        429: "Too many requests of this API key.",
-        503: "Too busy; try again after Retry-After.",
+        400: "The body is not JSON.",
+        401: "No valid API key was sent.",
+        404: "Not found.",
+        413: "The body is too long.",
+        422: "A field is not valid; the message says how to fix it.",
+        429: "Too many requests with this API key.",
+        503: "Too busy; try again after the seconds that Retry-After names.",
     }.items()
 }
 
@@ -113,7 +114,7 @@ def _add_routes(app: FastAPI, service: Service, examples: bool) -> None:
 
     @app.get("/v1/combinations", responses={200: {"model": Combinations}, **FAULTS})
     async def combinations() -> Response:
-        """What can be switched, with the audit's figures of each setting."""
+        """The combinations of attributes that can be ignored, with the audit's figures for each."""
         return json_answer(service.combinations())
 
     @app.put("/v1/users/{user_id:path}/events", responses={200: {"model": EventsStored}, **FAULTS})
@@ -122,9 +123,10 @@ def _add_routes(app: FastAPI, service: Service, examples: bool) -> None:
         request: EventsRequest,
         idempotency_key: Annotated[str | None, Header(min_length=1, max_length=64)] = None,
     ) -> Response:
-        """Remember what a user watched; the next recommendation knows it.
+        """Store what a user watched; the next recommendation takes it into account.
 
-        With a fresh `Idempotency-Key` for each call, a call may be repeated after an error without storing it twice.
+        Send a new `Idempotency-Key` with each call: after an error, the call can then be repeated with the same key
+        without storing the events twice.
         """
         return json_answer(await service.append(user_id, request, idempotency_key))
 

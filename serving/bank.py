@@ -1,10 +1,10 @@
-"""Eliminators for rows that each have their own: two tables, and one row to fetch from each.
+"""Gathers the eliminators of a batch, in which each row has its own: one fetch from each of two tables.
 
 Legend: `B` rows, `m` attributes.
 
-What depends on the combination alone stands in one table from the start. What depends on the user's values too, the
-transport's gains and the prompts' keys and values in each layer, is kept for each (combination, values) that was asked
-for: no history has a part in it.
+One table holds what depends on the combination alone and is filled at the start. The other holds what also depends on
+the user's attribute values (the transport's gains, and the prompts' keys and values in each layer), with one row for
+each (combination, values) requested so far. Neither depends on a history.
 """
 
 import torch
@@ -14,15 +14,15 @@ from mtrec_ray.models.eliminators import EliminatorPack, PackRows
 from mtrec_ray.models.sequential import SequentialBackbone
 
 Key = tuple[int, ...]
-"""(combination, *values), an unknown value -1."""
+"""(combination, *values); -1 is an unknown value."""
 
 
 class EliminatorBank:
     """Gathers the eliminators of a batch.
 
     Args:
-        capacity: keys that are kept; one more and the table starts anew. 4,096 of 13 prompts and 64 wide take 27 MB a
-            layer.
+        capacity: most keys kept; when it is exceeded, the table is cleared. 4,096 keys with 13 prompts of width 64 take
+            27 MB per layer.
     """
 
     def __init__(self, backbone: SequentialBackbone, pack: EliminatorPack, capacity: int = 4096) -> None:
@@ -32,7 +32,7 @@ class EliminatorBank:
         keys: list[Key] = [(combination, *unknown) for combination in range(len(pack.combinations))]
         self.of_key = Table(self._parts(keys))
         self.place: dict[Key, int] = {key: place for place, key in enumerate(keys)}
-        self.no_prompts = pack.prompts[:0], torch.arange(0)  # they are in the table already
+        self.no_prompts = pack.prompts[:0], torch.arange(0)  # the second table holds them
 
     def gather(self, keys: list[Key]) -> PackRows:
         """B keys -> one eliminator a row."""
@@ -56,7 +56,7 @@ class EliminatorBank:
 
 
 class Table:
-    """Tensors of the same length, side by side in one matrix: fetched one by one they took a tenth of a small batch.
+    """Tensors of equal length, side by side in one matrix: fetching them singly took a tenth of a small batch's time.
 
     Args:
         parts: (length, ...) each.

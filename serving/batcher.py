@@ -1,8 +1,8 @@
 """Requests that wait at the same moment share one forward.
 
-Torch gives the interpreter's lock away with each operation, so where the server of HTTP runs in a thread beside (behind
-HAProxy), a forward of 13 rows took 4 ms for 1.4 ms of work, and the server's own work as much longer. Fewer and larger
-forwards take less of both; tests/benchmarks/RESULTS.md has the figures.
+Torch releases the interpreter's lock in each operation. Where the HTTP server runs in another thread (behind HAProxy),
+a forward of 13 rows therefore took 4 ms for 1.4 ms of work, and slowed the server as much. Fewer, larger forwards cost
+less of both; tests/benchmarks/RESULTS.md has the figures.
 """
 
 import asyncio
@@ -18,30 +18,30 @@ LATELY_S = 0.1
 
 
 class Waiting(NamedTuple):
-    """A query, until a forward has answered it."""
+    """A query that waits for its forward."""
 
     engine: Engine
     query: Query
     answer: "asyncio.Future[Ranked]"
     lone: bool
-    """The only one of its call."""
+    """The only query of its call."""
 
 
 class Batcher:
     """Collects queries while the event loop is busy and answers up to `max_rows` of them at once.
 
-    Under light load nothing is waited for. Where `SEVERAL` lone queries met in a forward of the last `LATELY_S`, as
-    many are waited for, for `LINGER_S` at most.
+    Under light load a query is answered at once. If a forward of the last `LATELY_S` held `SEVERAL` or more lone
+    queries, a lone query waits until as many have come, but at most `LINGER_S`.
 
     Args:
-        max_rows: users of one forward.
+        max_rows: most users in one forward.
         observe: called with each batch's queries before its forward.
     """
 
     def __init__(self, max_rows: int, observe: Callable[[list[Query]], None]) -> None:
         self.max_rows, self.observe = max_rows, observe
         self.waiting: deque[Waiting] = deque()
-        self.met: deque[tuple[float, int]] = deque(maxlen=8)  # when, and how many lone queries of one forward
+        self.met: deque[tuple[float, int]] = deque(maxlen=8)  # time and number of lone queries of a forward
         self.soon = False
         self.later: asyncio.TimerHandle | None = None
 
@@ -73,7 +73,7 @@ class Batcher:
         while (
             self.waiting and len(batch) < self.max_rows and self.waiting[0].engine is (batch or self.waiting)[0].engine
         ):
-            batch.append(self.waiting.popleft())  # one engine: a new bundle may have come in between
+            batch.append(self.waiting.popleft())  # one engine per forward: a new bundle may have gone live
         if self.waiting:
             self._schedule(loop, linger=False)
         batch = [one for one in batch if not one.answer.cancelled()]

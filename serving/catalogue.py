@@ -1,4 +1,4 @@
-"""The catalogue of a bundle: which row of the tensors a title is, and where it is offered."""
+"""The catalogue of a bundle: each title's row in the tensors, and where it is offered."""
 
 from dataclasses import dataclass
 

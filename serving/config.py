@@ -13,20 +13,20 @@ KEY_VARIABLE = "MTREC_API_KEYS"
 
 
 class LimitsConfig(Config):
-    """What one request, one key and one replica may ask for."""
+    """Limits for one request, one API key and one replica."""
 
     max_body_bytes: int = Field(default=4_000_000, ge=1)
-    """Longest request body; 1,000 histories of 100 titles stay below."""
+    """Longest request body; 1,000 histories of 100 titles fit."""
     requests_per_s: float = Field(default=200.0, gt=0)
     """Requests a second of one API key at one replica, on average."""
     burst: int = Field(default=400, ge=1)
-    """Requests of one API key at once."""
+    """Requests of one API key in one burst."""
     max_in_flight: int = Field(default=128, ge=1)
-    """Requests a replica works on; one more is answered 503 with Retry-After at once."""
+    """Requests that a replica works on at the same time; further ones get 503 with Retry-After at once."""
     max_queued: int = Field(default=128, ge=1)
-    """Requests that wait at a proxy while all replicas are full; one more is answered 503 with Retry-After at once."""
+    """Requests that wait at a proxy while all replicas are full; further ones get 503 with Retry-After at once."""
     batch_rows: int = Field(default=64, ge=1)
-    """Users of one forward."""
+    """Most users in one forward."""
 
 
 class ScaleConfig(Config):
@@ -62,11 +62,11 @@ class ServeConfig(Config):
     expire_s: float | None = Field(default=None, gt=0)
     """Seconds after its last event that a user is forgotten by the store; null: never."""
     host: str = "127.0.0.1"
-    """Address to listen at; anything but this machine's own needs API keys."""
+    """Address to listen on; any but loopback needs API keys."""
     port: int = Field(default=8000, ge=1, le=65535)
-    """Port to listen at."""
+    """Port to listen on."""
     api_key_file: str | None = None
-    """File with one API key a line; or the environment's MTREC_API_KEYS, separated by commas."""
+    """File with one API key per line; MTREC_API_KEYS in the environment adds more, separated by commas."""
     poll_s: float = Field(default=2.0, gt=0)
     """Seconds between two looks at the pointer."""
     limits: LimitsConfig = LimitsConfig()
@@ -87,29 +87,29 @@ def api_keys(config: ServeConfig) -> tuple[str, ...]:
         except OSError as error:
             raise UserError(f"api_key_file {config.api_key_file!r} cannot be read: {error.strerror}") from error
         except UnicodeDecodeError as error:
-            raise UserError(f"api_key_file {config.api_key_file!r} is no text: write one key a line") from error
+            raise UserError(f"api_key_file {config.api_key_file!r} is not text: write one key per line") from error
         if not any(found):
-            raise UserError(f"api_key_file {config.api_key_file!r} holds no key: write one a line")
+            raise UserError(f"api_key_file {config.api_key_file!r} holds no key: write one per line")
         keys += found
     keys = [key for key in keys if key]
     if not keys and not _is_loopback(config.host):
         raise UserError(
-            f"host {config.host!r} can be reached from elsewhere: give API keys by api_key_file=FILE or {KEY_VARIABLE}"
+            f"host {config.host!r} can be reached from elsewhere: give API keys in api_key_file=FILE or {KEY_VARIABLE}"
         )
     return tuple(keys)
 
 
 def check_port(config: ServeConfig) -> None:
-    """UserError where something listens at the port: Ray's proxy would share it, and each get some of the requests."""
+    """Raise UserError if the port is taken: Ray's proxy would share it, and each listener get some of the requests."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         with socket.socket(family) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # what was ended just now is no obstacle
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a listener that just ended is no obstacle
             listener.bind((config.host, config.port))
     except OSError as error:
         raise UserError(
-            f"port {config.port} of host {config.host!r}: {error.strerror}; end what listens there, "
-            "or name another with --port"
+            f"port {config.port} of host {config.host!r}: {error.strerror}; stop what listens there, "
+            "or choose another port with --port"
         ) from error
 
 

@@ -24,7 +24,7 @@ from serving.store import is_folder
 from serving.telemetry import Telemetry
 
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
-"""No path of a request in any log: it can hold a user's id."""
+"""No log gets the path of a request: it can hold a user's id."""
 
 
 @serve.deployment
@@ -47,7 +47,7 @@ class Endpoint:
         live = LiveEngine(config.bundle, config.poll_s)
         app = build_api(Service(live, store, Telemetry(), config.limits.batch_rows), self.keys, config.limits)
         gc.collect()
-        gc.freeze()  # what is loaded by now is not looked through again: 150 ms, once in a thousand requests
+        gc.freeze()  # the collector skips what is loaded by now, which took it 150 ms, once in a thousand requests
         return app
 
 
@@ -55,11 +55,11 @@ def build(args: dict[str, Any]) -> Application:
     """What `import_path: serving.endpoint:build` in serve.yaml calls with its `args`, the settings of `ServeConfig`.
 
     Raises:
-        UserError: settings that do not fit, no API key where one is needed, or an embedded store that is not there.
+        UserError: settings that do not fit, no API key where one is needed, or an embedded store that does not exist.
     """
     if "port" in args:
         raise UserError(f"port {args['port']!r} has no effect here: set http_options.port")
-    config = validate_config(ServeConfig, {"host": "0.0.0.0", **args})  # closed unless it is said to be local
+    config = validate_config(ServeConfig, {"host": "0.0.0.0", **args})  # needs API keys unless the config says loopback
     keys = api_keys(config)
     if config.store is not None and is_folder(config.store) and not exists(config.store):
         raise UserError(f"no online store at {config.store!r}: `mtrec store load LAKE --store {config.store}` makes it")
@@ -81,7 +81,7 @@ def build(args: dict[str, Any]) -> Application:
     deployment = Endpoint.options(
         autoscaling_config=autoscaling,
         max_ongoing_requests=2
-        * config.limits.max_in_flight,  # the guard refuses first: Serve's queue polls, which is dear
+        * config.limits.max_in_flight,  # so that the guard refuses first: Serve's queue polls, which is expensive
         max_queued_requests=config.limits.max_queued,
         backpressure_config=BackpressureConfig(retry_after_s=RETRY_AFTER_S),
         ray_actor_options={"num_cpus": scale.num_cpus},
@@ -93,14 +93,14 @@ def build(args: dict[str, Any]) -> Application:
 def run(config: ServeConfig) -> None:
     """Start the endpoint on the Ray that is running, and return once it answers."""
     application = build(config.model_dump(mode="json", exclude={"port"}))
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it says that options are not applied, which were
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it warns of options that are applied all the same
     options = {"host": config.host, "port": config.port, "access_log": False}
     serve.start(http_options=options, logging_config=QUIET)
     serve.run(application, name="mtrec", route_prefix="/", logging_config=QUIET)
 
 
 def wait_for_the_end() -> None:
-    """Until the process is told to stop, then shut the endpoint down."""
+    """Wait for SIGINT or SIGTERM, then shut the endpoint down."""
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())

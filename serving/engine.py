@@ -2,8 +2,8 @@
 
 Legend: `B` rows, `L` history length, `N` titles, `m` attributes, `d` width.
 
-The backbone alone is one more combination, of no attribute, whose gate shuts its prompts out: a batch is never
-split.
+The backbone alone counts as one more combination, of no attribute, whose gate shuts off the prompts: so a batch is
+never split.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from serving.bank import EliminatorBank
 from serving.catalogue import ServedCatalogue
 
 MAX_CELLS = 8_000_000
-"""Rows x titles scored at once: what bounds the memory of a large batch on a large catalogue."""
+"""Most rows x titles scored at once: bounds the memory of a large batch on a large catalogue."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Query:
     """One request as rows and indices; `serving.queries` makes and checks them."""
 
     history: tuple[int, ...]
-    """Titles, oldest first, one at least; the last L are read."""
+    """Titles, oldest first, at least one; the last L are read."""
     values: tuple[int, ...]
     """(m,) attribute values, -1 unknown."""
     combination: int
-    """Place in `Engine.combinations`."""
+    """Index in `Engine.combinations`."""
     territory: int
     k: int
     exclude: tuple[int, ...] = ()
-    """Titles that are not wanted."""
+    """Titles to leave out."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Ranked:
 
 
 class Engine:
-    """Everything that a replica needs of one bundle; memory is weights and catalogue, whatever the number of users."""
+    """Everything that a replica needs of one bundle: weights and catalogue, nothing that grows with the users."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.manifest = bundle.manifest
@@ -124,7 +124,7 @@ class Engine:
 
 
 def _cut(titles: list[int], scores: list[float], k: int) -> Ranked:
-    """The first k that are offered at all."""
+    """The first k, without those that are not offered (score -inf)."""
     titles, scores = titles[:k], scores[:k]
     while scores and scores[-1] == -float("inf"):
         titles.pop()

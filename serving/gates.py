@@ -30,7 +30,7 @@ def check_gates(new: BundleManifest, live: BundleManifest | None, gates: GatesCo
 
 
 def _switches(new: BundleManifest, live: BundleManifest) -> Gate:
-    """What a request may name today it may name tomorrow."""
+    """Every combination, attribute and territory of the live bundle must be in the new one."""
     there = {frozenset(combination) for combination in new.combinations}
     lost = [f"combination {combination_name(c)}" for c in live.combinations if frozenset(c) not in there]
     lost += [f"attribute {name}" for name in live.attributes if name not in new.attributes]
@@ -50,7 +50,7 @@ def _ndcg(name: str, figures: dict[str, float], live: BundleManifest | None, gat
 
 
 def _leak(combination: str, attribute: str, figures: dict[str, Any], gates: GatesConfig) -> Gate:
-    """Balanced accuracy and AUC against their nulls, as the audit's `readable` has it."""
+    """Balanced accuracy and AUC against their nulls, judged as in the audit's `readable`."""
     texts, holds = [], True
     for figure, null, bound in (
         ("balanced_accuracy", "null_high", gates.max_leak),

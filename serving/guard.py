@@ -26,11 +26,11 @@ OPEN = {
     *("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"),
     *(f"{DOCS}/{name}" for name in ("swagger-ui.css", "swagger-ui-bundle.js", "redoc.standalone.js", "favicon.png")),
 }
-"""Paths that everybody may ask for; every other one is guarded."""
+"""Paths open to everybody; all others are guarded."""
 BODY = "mtrec.body"
-"""Of a scope's extensions: the whole body, where a proxy read it already (serving/proxy.py)."""
+"""Key in a scope's extensions: the whole body, if a proxy has read it already (serving/proxy.py)."""
 READ_HERE = "mtrec.read"
-"""Of the same: the whole body, where the guard read it."""
+"""Another key there: the whole body, if the guard has read it."""
 
 
 class TokenBucket:
@@ -54,8 +54,8 @@ class Guard:
 
     Args:
         app: what is guarded.
-        keys: accepted API keys; none: every caller is let in, which the config allows on loopback alone.
-        limits: sizes and rates; `in_flight` counts guarded requests, from their admission to the end of their answers.
+        keys: accepted API keys; without any, every caller is let in, which the config allows only on loopback.
+        limits: sizes and rates; `in_flight` counts guarded requests, from admission to the end of the answer.
         count_error: called with the kind of each refusal.
     """
 
@@ -94,14 +94,14 @@ class Guard:
         try:
             await self.app(scope, _replay(body, receive), watched)
         except Exception as error:
-            if not begun:  # else the app answered and counted it: raised on, Ray would log its text, maybe a history
+            if not begun:  # else the app has answered; if raised, Ray would log the text, maybe a history
                 raise refused_of(error) from error
 
     def _admit(self, scope: Scope) -> None:
         if self.buckets:
             given = _digest(_key_of(scope))
             bucket = None
-            for digest, candidate in self.buckets.items():  # all of them, whichever fits: constant time
+            for digest, candidate in self.buckets.items():  # all of them: the time must not tell which fits
                 if hmac.compare_digest(digest, given):
                     bucket = candidate
             if bucket is None:
@@ -149,7 +149,7 @@ def _key_of(scope: Scope) -> str:
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:
-    """The body once, then whatever comes, which is the disconnection."""
+    """Receives the body once, then what comes after it: the disconnection."""
     sent = False
 
     async def again() -> Message:

@@ -1,4 +1,4 @@
-"""The engine in use: of a fixed bundle, or of the one a pointer names, exchanged without a gap when it moves."""
+"""The engine in use: of a fixed bundle, or of the one a pointer names, replaced without a gap when that moves."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ class LiveEngine:
         self.engine = _load(self.pointer) if self.pointer else Engine(Bundle.open(uri))
 
     async def follow(self, tell: Callable[[str, str | None], None]) -> None:
-        """Look at the pointer until cancelled; a bundle that cannot be loaded leaves the one in use.
+        """Follow the pointer until cancelled; where a bundle cannot be loaded, the one in use stays.
 
         Args:
             tell: called with the version in use and the one before it, None at first.
@@ -42,7 +42,7 @@ class LiveEngine:
                 found = await asyncio.to_thread(read_pointer, self.uri)
                 if found == seen:
                     continue
-                seen = found  # a bundle that cannot be loaded is neither read nor logged again before the pointer moves
+                seen = found  # a bundle that cannot be loaded is not tried again until the pointer moves
                 if (found.bundle, found.version) != (self.pointer.bundle, self.pointer.version):
                     before = self.engine.version
                     self.engine = await asyncio.to_thread(_load, found)
@@ -51,7 +51,7 @@ class LiveEngine:
                     logger.info("now serving bundle %s", self.engine.version)
             except Exception as error:
                 if isinstance(error, OSError):
-                    seen = self.pointer  # a network comes back
+                    seen = self.pointer  # tried again: the network may come back
                 what = f"{type(error).__name__}: {error}"
                 logger.error("the pointer's bundle cannot be loaded, bundle %s stays: %s", self.engine.version, what)
 
@@ -60,7 +60,7 @@ def _load(pointer: Pointer) -> Engine:
     bundle = Bundle.open(pointer.bundle)
     if bundle.manifest.version != pointer.version:
         raise UserError(
-            f"bundle {pointer.bundle!r} is version {bundle.manifest.version}, promoted was {pointer.version}: "
+            f"bundle {pointer.bundle!r} is version {bundle.manifest.version}, but {pointer.version} was promoted: "
             "promote it again"
         )
     return Engine(bundle)

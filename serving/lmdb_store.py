@@ -1,7 +1,7 @@
 """The online store in a folder of one machine: LMDB, shared by all of its processes, one value per user.
 
-Reads are a few microseconds in the event loop: a memory map, no lock between processes. A write waits for the disk and
-for other writers, so `append` does it in a thread.
+A read takes a few microseconds (a memory map, no lock between processes), so it runs in the event loop. A write waits
+for the disk and for other writers, so `append` writes in a thread.
 """
 
 import asyncio
@@ -24,14 +24,14 @@ from serving.store import MAX_APPEND_KEYS, MAX_STORED_EVENTS, StoreUnavailable, 
 MAP_BYTES = 1 << 30
 """Size of a new map: address space, not disk. It doubles when full."""
 BATCH_USERS = 2000
-"""Users per transaction of a bulk load: appends of other processes wait so long."""
+"""Users per transaction of a bulk load; appends of other processes wait until it ends."""
 MAX_READERS = 1024
 MAX_KEY_BYTES = 511
 """LMDB's own bound."""
 HASHED = b"\xff"
 """First byte of hashed keys; UTF-8 has no such byte, so no user id looks like one."""
 SAMPLE_TRIES = 100
-"""Users looked at for each one of a sample."""
+"""Users looked at, at most, for each user of a sample."""
 
 Result = TypeVar("Result")
 
@@ -41,14 +41,14 @@ class LmdbStore:
 
     def __init__(self, folder: str, *, expire_s: float | None = None, map_bytes: int = MAP_BYTES) -> None:
         self._expire_s = expire_s
-        self._writing = Lock()  # one writer of this process, which alone may find the map full
-        self._mapping = Lock()  # held by readers and by whoever moves the map: LMDB forbids the two at once
+        self._writing = Lock()  # one writer per process, which may enlarge the map
+        self._mapping = Lock()  # held while reading and while resizing the map: LMDB forbids both at once
         path = os.path.abspath(os.path.expanduser(folder))
         try:
             os.makedirs(path, exist_ok=True)
-            # without metasync a crash of the machine may cost the last append, never the store; a write is one sync
+            # without metasync a write syncs once; a crash of the machine may lose the last append, never the store
             self._env = lmdb.open(path, map_size=map_bytes, max_readers=MAX_READERS, metasync=False)
-            self._env.reader_check()  # frees the places of readers that were killed
+            self._env.reader_check()  # frees the slots of readers that were killed
         except (OSError, lmdb.Error) as error:
             raise UserError(f"store {folder!r} cannot be opened: {error}") from error
 
@@ -111,7 +111,7 @@ class LmdbStore:
                 yield transaction
 
     def _write(self, work: "Callable[[lmdb.Transaction[bytes]], Result]") -> Result:
-        """`work` in one transaction, which no other process sees half done; again from its start in a larger map."""
+        """Do `work` in one transaction, all or nothing; where the map is full, again in a larger one."""
         with _unavailable(), self._writing:
             while True:
                 try:
@@ -132,7 +132,7 @@ class _Record:
     """One stored value."""
 
     user_id: str
-    """Stored too: the key may be its hash."""
+    """Stored as well, as the key may be only its hash."""
     expires_at: float | None
     """Seconds since 1970; None = never."""
     state: UserState
@@ -141,7 +141,7 @@ class _Record:
 
     @staticmethod
     def live(value: bytes | None, now: float) -> "_Record | None":
-        """The record of a stored value, unless its time is over: it stays on disk until it is written again."""
+        """The stored record, None if it has expired; such a record stays on disk until it is overwritten."""
         if value is None:
             return None
         user_id, expires_at, history, attributes, territory, embedding, *keys = msgpack.unpackb(value)
@@ -164,7 +164,7 @@ def _key(user_id: str) -> bytes:
 
 @contextmanager
 def _unavailable() -> Iterator[None]:
-    """LMDB's errors (disk, readers, closed) as StoreUnavailable."""
+    """Raise LMDB's errors (disk, readers, closed) as StoreUnavailable."""
     try:
         yield
     except lmdb.Error as error:

@@ -1,7 +1,7 @@
-"""From a lake to the online store, bucket by bucket: memory holds some buckets, whatever the number of users.
+"""From a lake to the online store, bucket by bucket: only some are in memory, however many users there are.
 
 1. read one bucket's users with their whole histories     Ray tasks
-2. store them, replacing what was stored of them          in the tasks (Redis), or here (a folder of this machine)
+2. store them, replacing what was stored before           in the tasks (Redis), or here (a folder of this machine)
 """
 
 import asyncio
@@ -25,9 +25,9 @@ Counts = dict[str, int]
 
 
 def load_store(config: StoreLoadConfig, progress: ProgressCallback | None = None) -> dict[str, int]:
-    """Store every user of the lake; users stored before and not in the lake stay as they are.
+    """Store every user of the lake; stored users that are not in the lake stay as they are.
 
-    Events that the store took since the lake was built are replaced too.
+    Events appended since the lake was built are lost.
 
     Returns:
         `users`, `events` (stored), `users_without_events`, `users_with_embedding`.
@@ -49,7 +49,7 @@ def load_store(config: StoreLoadConfig, progress: ProgressCallback | None = None
 
 
 def bucket_states(index: int, lake: Lake, title_ids: pa.Array, max_events: int) -> States:
-    """Users of one bucket with their last events in time order; events of one moment in the lake's order."""
+    """Users of one bucket with their last events in time order; simultaneous events keep the lake's order."""
     names = list(lake.manifest.attributes)
     embedded = lake.manifest.embeddings.user_width > 0
     rows = Bucket.read(lake, index, title_ids, (*names, "embedding") if embedded else tuple(names))
@@ -115,7 +115,7 @@ def _put(store: Store, states: States) -> Counts:
 
 
 async def _ping(config: StoreLoadConfig) -> None:
-    """Tell a store that cannot be reached before any work starts."""
+    """Raise StoreUnavailable before any work starts."""
     store = open_store(config.store)
     try:
         await store.ping()

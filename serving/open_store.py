@@ -1,4 +1,4 @@
-"""The online store at an url, in a folder of one machine (LMDB) or in Redis.
+"""The online store at a URL, in a folder of one machine (LMDB) or in Redis.
 
 | url | store |
 |---|---|
@@ -14,11 +14,11 @@ def open_store(url: str, *, expire_s: float | None = None, timeout_s: float = TI
     """The store at `url`, see above. Redis is not contacted before the first call; a missing folder is created.
 
     Args:
-        expire_s: users are forgotten so long after their last `put_many` or `append`; None = never.
+        expire_s: seconds after the last `put_many` or `append` until a user is forgotten; None = never.
         timeout_s: for Redis; see TIMEOUT_S.
 
     Raises:
-        UserError: an url that is neither, or a folder that cannot be opened.
+        UserError: a URL that is neither, or a folder that cannot be opened.
     """
     if is_folder(url):
         from serving.lmdb_store import LmdbStore

@@ -1,4 +1,4 @@
-"""Which bundle is live: a small file, exchanged atomically, with the bundles that were live before."""
+"""Which bundle is live: a small file, replaced atomically, that also lists the bundles that were live before."""
 
 from datetime import UTC, datetime
 
@@ -31,7 +31,7 @@ def is_pointer(uri: str) -> bool:
 
 
 def read_pointer(uri: str) -> Pointer:
-    """Raises UserError where there is none, or a damaged one."""
+    """Raises UserError if there is none or it is damaged."""
     try:
         return Pointer.model_validate(read_json(uri))
     except FileNotFoundError as error:
@@ -42,11 +42,11 @@ def read_pointer(uri: str) -> Pointer:
 
 
 def move_pointer(uri: str, bundle: Bundle, anew: bool = False) -> Pointer:
-    """Make a bundle the live one; where `anew`, a damaged pointer is as good as none, else it raises UserError."""
+    """Make a bundle the live one; a damaged pointer is overwritten if `anew`, else it raises UserError."""
     previous: list[str] = []
     try:
         before = read_pointer(uri)
-        same = before.bundle == bundle.uri  # then there is nothing to go back to, even where it was made again
+        same = before.bundle == bundle.uri  # then nothing to go back to is added, even if it was made again
         previous = before.previous if same else [before.bundle, *before.previous]
     except UserError:
         if exists(uri) and not anew:
@@ -55,12 +55,12 @@ def move_pointer(uri: str, bundle: Bundle, anew: bool = False) -> Pointer:
 
 
 def move_back(uri: str) -> Pointer:
-    """Make the bundle live that was so before; UserError where there is none, or it cannot be loaded."""
+    """Make the previous bundle live again; UserError if there is none or it cannot be loaded."""
     before = read_pointer(uri)
     if not before.previous:
         raise UserError(f"pointer {uri!r}: no bundle was live before {before.version}: nothing to go back to")
     bundle = Bundle.open(before.previous[0])
-    Engine(bundle)  # every file is there, whole, and fits the others
+    Engine(bundle)  # checks that every file is there, whole, and fits the others
     return _write(uri, bundle, before.previous[1:])
 
 

@@ -10,13 +10,13 @@ from serving.pointer import Pointer, move_pointer, read_pointer
 
 
 def promote(config: PromoteConfig) -> tuple[Pointer, list[Gate]]:
-    """Make a bundle the live one, once it can be loaded and its gates hold.
+    """Make a bundle the live one, if it can be loaded and its gates hold.
 
     Raises:
         UserError: a damaged bundle, or gates that fail; the pointer stays as it was.
     """
     bundle = Bundle.open(config.bundle)
-    Engine(bundle)  # every file is there, whole, and fits the others
+    Engine(bundle)  # checks that every file is there, whole, and fits the others
     against_live = config.gates.against_live
     live = _live(config.pointer) if against_live and exists(config.pointer) else None
     found = check_gates(bundle.manifest, live, config.gates)

@@ -1,21 +1,21 @@
-"""What stands in each of Ray Serve's HTTP proxies: a replica that dies with a request costs its caller a moment.
+"""A middleware of Ray Serve's HTTP proxies: when a replica dies, its requests are answered by another one.
 
-Serve itself repeats a request that its replica never began, and answers 500 to one whose replica died with it. Here
-that one is sent to another replica, once, when it only reads or has an Idempotency-Key; else it is answered 503 with
-Retry-After. Serve's own 503 becomes a `Problem` with Retry-After too.
+Serve itself retries a request that its replica never began, but answers 500 if the replica died while working on it.
+Here such a request is sent to another replica, once, if it only reads or has an Idempotency-Key; otherwise it is
+answered 503 with Retry-After. Serve's own 503 becomes a `Problem` with Retry-After too.
 
-A proxy answers 503 by itself, at once, when `MTREC_MAX_AT_PROXY` requests are under way (128, or what that variable of
-its environment says): it is one process, which passes on some hundreds a second, so this bounds how long the others
-wait. To refuse them in the replicas or in Serve's queue costs as much as to answer them.
+The middleware also bounds how long requests wait at the proxy, a single process that passes on some hundreds a second:
+while `MTREC_MAX_AT_PROXY` requests are under way (an environment variable of the proxy, 128 if unset), it answers any
+other at once with 503. Refusing them later, in the replicas or in Serve's queue, costs as much as answering them.
 
-A short body travels with its request's scope, so that the replica need not wait until it has asked the proxy for it,
-and ask again for what comes behind it: the two calls cost more than the forward. A body that is slow to come is left to
-the replica, which looks at the caller's key first.
+A short body travels in its request's scope. Otherwise the replica would ask the proxy for the body, and then for what
+follows it, and these two calls cost more than the forward. A body that arrives slowly is left to the replica, which
+checks the caller's key first.
 
-Proxies take their middlewares from `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in their own environment: `mtrec serve`
-sets it for the Ray that it starts; on a cluster it stands before `ray start`. With `RAY_SERVE_ENABLE_HA_PROXY=1` the
-replicas themselves would put these before their own HTTP server, where there is no other replica to send a request to
-and no proxy to relieve, so there are none.
+Proxies find their middlewares by `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in their own environment. `mtrec serve`
+sets it for the Ray that it starts; on a cluster, set it before `ray start`. With `RAY_SERVE_ENABLE_HA_PROXY=1` the
+middlewares would run in the replicas, where there is no other replica to turn to and no proxy to relieve, so then there
+are none.
 """
 
 import asyncio
@@ -33,28 +33,28 @@ VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 HEALTH = ("/healthz", "/readyz")
 READY_VARIABLE = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
 READY_S = 20
-"""Serve asks a new proxy three times whether it is ready and then kills it; 60 s are what it waits for one in all."""
+"""Serve asks a new proxy three times whether it is ready, then kills it: this gives it 60 s in all."""
 LIMIT_VARIABLE = "MTREC_MAX_AT_PROXY"
 MAX_AT_PROXY = 128
 TOO_MANY = "too many requests at once: try again"
 ONLY_READ = {"GET", "HEAD", "POST"}
-"""Methods of this API that change nothing; what is put may have been stored before the replica died."""
+"""Methods of this API that change nothing; a PUT may have been stored before the replica died."""
 MAX_KEPT_BYTES = 4_000_000
-"""Longer bodies are not kept to be sent again."""
+"""Longer bodies are not kept, so they cannot be sent again."""
 MAX_IN_SCOPE_BYTES = 100_000
-"""Longer bodies, or of a length that is not told, are asked for by the replica."""
+"""The replica asks for longer bodies, and for those of unknown length."""
 BODY_WITHIN_S = 1.0
-"""So are those that are not there by then."""
+"""It also asks for those that have not arrived by then."""
 
 
 def configure_proxy_env() -> None:
-    """Let the proxies of a Ray started afterwards use `middlewares`, and leave them time to start on a busy machine."""
+    """Let the proxies of a Ray started later use `middlewares`, and give them time to start on a busy machine."""
     os.environ.setdefault(VARIABLE, "serving.proxy:middlewares")
     os.environ.setdefault(READY_VARIABLE, str(READY_S))
 
 
 def middlewares() -> list[Middleware]:
-    """What the variable names, none behind HAProxy; UserError where the limit is no number."""
+    """What the variable names, none behind HAProxy; UserError if the limit is not a number."""
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
         return []
     limit = os.environ.get(LIMIT_VARIABLE, str(MAX_AT_PROXY))
@@ -67,12 +67,12 @@ def middlewares() -> list[Middleware]:
 
 
 class RetryOnReplicaDeath:
-    """Wraps the proxy, which ends without an answer when a replica died with a request, and when its caller left.
+    """Wraps the proxy, which ends without an answer when a replica died, and when the caller left.
 
     Args:
         app: the proxy.
-        limit: requests under way at once, beside those for health.
-        count: called with `repeated` or `refused` for each lost request, with `too many` for one above the limit.
+        limit: most requests under way at once, apart from health checks.
+        count: called with `repeated` or `refused` for each lost request, and with `too many` above the limit.
     """
 
     def __init__(self, app: App, limit: int, count: Callable[[str], None]) -> None:
@@ -115,7 +115,7 @@ class RetryOnReplicaDeath:
         await lost.answer()(scope, request.receive, send)
 
     async def _answered(self, scope: Scope, request: "Request", send: Send) -> bool:
-        """Whether an answer went out; its head waits for its body, which may never come."""
+        """Whether an answer was sent; its head is held back until its body, which may never come."""
         head: Message | None = None
         begun = busy = False
 
@@ -142,7 +142,7 @@ def _is_serves_own_refusal(head: Message) -> bool:
 
 
 class Request:
-    """A request's messages, kept to be received again."""
+    """A request's messages, kept so that they can be received again."""
 
     def __init__(self, receive: Receive) -> None:
         self._receive, self._kept, self._next, self._bytes = receive, list[Message](), 0, 0
@@ -158,7 +158,7 @@ class Request:
         self._next = 0
 
     async def body(self, within_s: float) -> bytes | None:
-        """All of it, None where it does not come in time; `receive` gives again what came, and then the rest."""
+        """The whole body, None if it does not come in time; `receive` then starts again from the first message."""
         parts, more = list[bytes](), True
         try:
             async with asyncio.timeout(within_s):

@@ -1,4 +1,4 @@
-"""From requests to queries of an engine: names become indices, and what cannot be served is refused by name."""
+"""Turns requests into queries of an engine: names become indices, and what cannot be served is refused."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from serving.schemas import PropensityRequest, RecommendRequest
 from serving.store import UserState
 
 MAX_EMBEDDING = 65504.0
-"""Largest float16, as which embeddings are stored: no sum of such numbers overflows."""
+"""Largest float16, the type that embeddings are stored in: sums of such numbers do not overflow."""
 
 
 @dataclass(frozen=True)
 class Resolved:
-    """A checked request; without `query` the territory's popular titles answer it, for `reason`."""
+    """A checked request; without a `query`, it is answered with popular titles of the territory, for `reason`."""
 
     request: RecommendRequest
     combination: Combination
@@ -29,7 +29,7 @@ class Resolved:
 
 
 def check(engine: Engine, request: RecommendRequest, store: bool, place: str) -> tuple[Combination, int]:
-    """The combination and the territory of a request, before anything is looked up; `place` goes before field names."""
+    """Combination and territory of a request, checked without the store; `place` is a prefix of field names."""
     if request.user_id is not None and not store:
         raise Refused(f"{place}user_id", "this endpoint has no online store: send a history")
     if request.k > len(engine.catalogue.ids):
@@ -52,14 +52,14 @@ def resolve(
     state: UserState | None,
     reason: str | None = None,
 ) -> Resolved:
-    """A checked request with its user's state; None where the store has none or, with a `reason`, could not say."""
+    """Join a checked request and its user's state: None if unknown or, with a `reason`, if the store is away."""
     known = state or UserState()
     titles = request.history if request.history is not None else known.history
     values = request.attributes if request.history is not None else known.attributes
     row_of = engine.catalogue.row_of
     rows = tuple(row_of[title] for title in titles if title in row_of)
     if request.user_id is None:
-        reason = None  # whatever the store says of other requests of a batch
+        reason = None  # the store does not matter to it, only to other requests of its batch
     elif state is None:
         reason = reason or "unknown user"
     if reason is None and not rows:

@@ -3,11 +3,11 @@
 | key | value |
 |---|---|
 | `mtrec:history:<user id>` | list of title ids, oldest first |
-| `mtrec:profile:<user id>` | msgpack of (attributes, territory, embedding); none where a user was only appended to |
-| `mtrec:appends:<user id>` | list of the keys of the last appends that had one |
+| `mtrec:profile:<user id>` | msgpack of (attributes, territory, embedding); none if a user was only appended to |
+| `mtrec:appends:<user id>` | list of the last appends' keys, see `Store.append` |
 
-The three expire together. Give this Redis (6.0.6 or newer) no `allkeys-...` eviction: it could drop a profile and leave
-its history.
+The three expire together. Do not give this Redis (6.0.6 or newer) an `allkeys-...` eviction policy: it could drop a
+profile and keep the history.
 """
 
 import asyncio
@@ -46,15 +46,15 @@ return redis.call('LLEN', KEYS[1])
 """
 """KEYS: history, profile, appends; ARGV: the append's key or nothing, time to live or 0, titles."""
 MAX_CONNECTIONS = 64
-"""Of one event loop; further calls wait for one, at most the timeout."""
+"""Per event loop; further calls wait for a free one, at most the timeout."""
 LOAD_TIMEOUT_S = 10.0
 LOAD_RETRIES = 3
-"""A bulk load may repeat a batch: storing twice is storing once."""
+"""A bulk load may repeat a batch: storing it twice changes nothing."""
 BATCH_ITEMS = 20_000
-"""Users and titles per transaction of a bulk load: Redis answers nobody else meanwhile, some 10 ms."""
+"""Users and titles per transaction of a bulk load, during which Redis answers nobody else for about 10 ms."""
 SCAN_COUNT, SAMPLE_SCANS = 1000, 100
 NOT_NOW = (redis.RedisError, OSError)
-"""Errors of a server that is away, starting, full, failing over, not allowing it, or holding something else."""
+"""Errors of a server that is away, starting, full or failing over, denies a command, or holds other types of values."""
 
 
 class RedisStore:
@@ -129,7 +129,7 @@ class RedisStore:
         self._loop = self._loop_client = None
 
     def _client(self) -> redis.asyncio.Redis:
-        """The client of the running event loop; one of a loop before it went with that loop."""
+        """The client of the running event loop; a client of an earlier loop has ended with it."""
         loop = asyncio.get_running_loop()
         if self._loop_client is None or self._loop is not loop:
             pool = redis.asyncio.BlockingConnectionPool.from_url(
@@ -139,13 +139,13 @@ class RedisStore:
                 socket_timeout=self._timeout_s,
                 socket_connect_timeout=self._timeout_s,
                 retry=AsyncRetry(NoBackoff(), 0),  # the endpoint degrades at once, and an append never counts twice
-                maint_notifications_config=MaintNotificationsConfig(enabled=False),  # with them, dead connections pass
+                maint_notifications_config=MaintNotificationsConfig(enabled=False),  # with them, dead ones seem alive
             )
             self._loop, self._loop_client = loop, redis.asyncio.Redis.from_pool(pool)
         return self._loop_client
 
     def _put(self, pipeline: Any, user_id: str, state: UserState) -> None:
-        """Add the commands of one user, which replace all that was stored of them."""
+        """Add the commands that replace all that is stored of one user."""
         history, titles = HISTORY + user_id, state.history[-MAX_STORED_EVENTS:]
         profile = msgpack.packb((state.attributes, state.territory, state.embedding))
         pipeline.set(PROFILE + user_id, profile, px=self._expire_ms)
@@ -164,7 +164,7 @@ class RedisStore:
         try:
             yield
         except NOT_NOW as error:
-            text = str(error).rpartition(" of pipeline caused error: ")[2]  # before it stands the command, a history
+            text = str(error).rpartition(" of pipeline caused error: ")[2]  # what stands before may hold a history
             raise StoreUnavailable(f"Redis at {self._place}: {text}") from error
 
 

@@ -1,4 +1,4 @@
-"""What requests and answers look like; FastAPI makes the OpenAPI document of it.
+"""What requests and answers look like; FastAPI derives the OpenAPI document from it.
 
 Bounds that depend on the loaded bundle (territories, attributes, titles) are checked by `serving.queries`. Where a
 body could hold any number of faults, only the first is looked for: to name a million of them took seven seconds.
@@ -42,7 +42,7 @@ class RecommendRequest(Request):
     history: Annotated[list[Id], Field(min_length=1, max_length=MAX_HISTORY)] | None = None
     """Title ids, oldest first; or give `user_id`."""
     attributes: dict[str, str] = Field(default={}, fail_fast=True)
-    """Values of the history's owner, as `{"gender": "F"}`: hiding an attribute works best with its value known."""
+    """Attribute values of the history's owner, as `{"gender": "F"}`: what is known is hidden best."""
     territory: Id
     """Where the titles are to be offered."""
     ignore: list[str] = Field(default=[], fail_fast=True)
@@ -62,7 +62,7 @@ class RecommendRequest(Request):
 
 
 class RecommendBatch(Request):
-    """Many requests in one call; a fault in one refuses the call and names its place."""
+    """Many requests in one call; a fault in one refuses the whole call, and the answer says in which."""
 
     requests: list[RecommendRequest] = Field(min_length=1, max_length=MAX_BATCH, fail_fast=True)
     """At most 50,000 titles by the sum of their `k`."""
@@ -97,7 +97,7 @@ class Recommendation(BaseModel):
     unknown_titles: int = 0
     """Titles of the history that the catalogue lacks; they were left out."""
     unknown_values: list[str] = []
-    """Ignored attributes whose value is not known for this user: hidden as far as that goes."""
+    """Ignored attributes whose value is not known for this user, so they may be hidden less well."""
     bundle_version: str
 
 
@@ -159,7 +159,7 @@ class EventsStored(BaseModel):
 
 
 class CombinationInfo(BaseModel):
-    """One setting of the switches."""
+    """One combination of attributes that can be ignored."""
 
     model_config = ConfigDict(use_attribute_docstrings=True)
 
@@ -168,11 +168,11 @@ class CombinationInfo(BaseModel):
     metrics: dict[str, float] = {}
     """Accuracy with intervals, as the audit measured it: `ndcg@10`, `ndcg@10_low`, `ndcg@10_high`, ..."""
     audit: dict[str, dict[str, bool | float | int | str | None]] = {}
-    """Attribute -> what the best attacker reads of it: `balanced_accuracy`, `auc`, `null_low`, `null_high`, ..."""
+    """Attribute -> how well the best attacker tells it: `balanced_accuracy`, `auc`, `null_low`, `null_high`, ..."""
 
 
 class Combinations(BaseModel):
-    """What can be switched."""
+    """What requests can ask for."""
 
     bundle_version: str
     attributes: dict[str, list[str]]
@@ -186,6 +186,6 @@ class Problem(BaseModel):
     model_config = ConfigDict(use_attribute_docstrings=True)
 
     field: str | None
-    """Where in the request, as `requests[3].ignore`."""
+    """Where in the request, such as `requests[3].ignore`."""
     message: str
-    """What is wrong and how to mend it."""
+    """What is wrong and how to fix it."""

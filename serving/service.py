@@ -16,7 +16,7 @@ from serving.telemetry import Telemetry
 Answer = dict[str, Any]
 """JSON; its shape is the class in `serving.schemas` that each route names."""
 ANSWERS_AT_ONCE = 64
-"""Answers of a batch written before others have their turn."""
+"""Answers of a batch that are written before other requests get a turn."""
 
 
 class Service:
@@ -30,7 +30,7 @@ class Service:
         """Recommendations, in order.
 
         Raises:
-            Refused: the first request that cannot be served, by its place where there are `many`.
+            Refused: the first request that cannot be served, with its place if there are `many`.
         """
         engine = self.live.engine
         places = [f"requests[{place}]." if many else "" for place in range(len(requests))]
@@ -73,13 +73,13 @@ class Service:
         }
 
     async def append(self, user_id: str, request: EventsRequest, key: str | None) -> Answer:
-        """Remember what a user watched, once for each `key`; raises Refused without a store or its answer."""
+        """Store what a user watched, once per `key`; raises Refused if there is no store or it does not answer."""
         titles = [event.title_id for event in request.events]
         known = [title for title in titles if title in self.live.engine.catalogue.row_of]
         if self.store is None:
             raise Refused(None, "this endpoint has no online store: start it with --store", 404)
         if not known:
-            raise Refused("events", "no title of these is in the catalogue: nothing was stored")
+            raise Refused("events", "none of these titles is in the catalogue: nothing was stored")
         try:
             length = await self.store.append(user_id, known, key)
         except StoreUnavailable as error:
@@ -87,7 +87,7 @@ class Service:
         return {"stored": len(known), "unknown_titles": len(titles) - len(known), "history_length": length}
 
     def combinations(self) -> Answer:
-        """What can be switched, with the audit's figures; the backbone first."""
+        """What requests can ask for, with the audit's figures; the backbone first."""
         manifest = self.live.engine.manifest
         return {
             "bundle_version": manifest.version,
@@ -115,7 +115,7 @@ class Service:
         return {"users": users, "titles": [{"title_id": title, "name": name} for title, name in pairs]}
 
     async def _states(self, user_ids: list[str]) -> tuple[dict[str, UserState], str | None]:
-        """The states there are, and why there is none."""
+        """The states found, and the reason if the store could not be reached."""
         if not user_ids or self.store is None:
             return {}, None
         wanted = list(dict.fromkeys(user_ids))

@@ -6,15 +6,15 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 MAX_STORED_EVENTS = 1000
-"""Longest history kept; older titles fall off at its front."""
+"""Longest history kept; the oldest titles are dropped."""
 MAX_APPEND_KEYS = 16
-"""Appends of a user that are known again by their key, the last ones."""
+"""Last appends of a user whose keys are kept, so that repeating one does not store it twice."""
 TIMEOUT_S = 0.25
 """Longest wait for a connection and for each answer: an endpoint without user state still answers within a second."""
 
 
 class StoreUnavailable(Exception):
-    """The store cannot be reached now; it may be later, without anything to do here."""
+    """The store cannot be reached now, but may be later without any action here."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class Store(Protocol):
     async def append(self, user_id: str, title_ids: Sequence[str], key: str | None = None) -> int:
         """Put titles, oldest first, behind a user's history and return its new length; a missing user is created.
 
-        Atomic: of two appends at once, in any two processes, none is lost. Where users expire, this one's time starts
-        again. It is not repeated by itself when its answer is lost. Repeated with its `key` it changes nothing more, as
-        long as that is among the user's last `MAX_APPEND_KEYS`.
+        Atomic: of two appends at once, in any two processes, none is lost. If users expire, this one's time starts
+        anew. The store never retries an append whose answer was lost. The caller may repeat it with the same `key`,
+        which then changes nothing, as long as it is among the user's last `MAX_APPEND_KEYS`.
         """
         ...
 
@@ -59,15 +59,15 @@ class Store(Protocol):
         ...
 
     async def ping(self) -> None:
-        """Nothing, when the store can be reached."""
+        """Returns if the store can be reached."""
         ...
 
     async def sample(self, count: int) -> list[str]:
-        """Ids of up to `count` users who have a history, any: to show, not to compute from."""
+        """Ids of up to `count` users with a history: arbitrary ones, to show as examples."""
         ...
 
     async def close(self) -> None:
-        """Give back files and connections; the store is of no use afterwards."""
+        """Close files and connections; the store cannot be used afterwards."""
         ...
 
 

@@ -1,13 +1,12 @@
 """Figures of the endpoint for Prometheus, through Ray: no value of a request is ever a label.
 
-Histograms are counted here and told to Ray once a second, as counters with a histogram's labels. Ray adds `_total` to a
-counter's name, so quantiles are asked for by
+Histograms are counted here and reported to Ray once a second, as counters with a histogram's labels. Ray adds `_total`
+to a counter's name, so the query for a quantile is
 
     histogram_quantile(0.99, sum by (stage, le) (rate(ray_mtrec_stage_latency_ms_bucket_total[5m])))
 
-and `_sum_total` over `_count_total` is the mean. A bucket appears with the first value in it. Ray's own histogram, told
-of each request, took 16% of a replica's event loop behind HAProxy, and its sums are of the buckets' middles, not of
-what was observed.
+and `_sum_total` over `_count_total` is the mean. A bucket appears with its first value. Ray's own histogram, updated at
+each request, took 16% of a replica's event loop behind HAProxy, and it sums the buckets' middles, not the values.
 """
 
 import asyncio
@@ -29,7 +28,7 @@ TELL_EVERY_S = 1.0
 
 @dataclass
 class Counts:
-    """What one stage was observed to take since Ray was told."""
+    """Observations of one stage since the last report."""
 
     buckets: list[int]
     total: float = 0.0
@@ -53,7 +52,7 @@ class Tally:
         self.waiting: dict[str, Counts] = {}
 
     def observe(self, value: float, stage: str) -> None:
-        """Count a value, told to Ray later."""
+        """Count a value; Ray is told later."""
         if stage not in self.waiting:
             self.waiting[stage] = Counts([0] * len(self.labels))
         counts = self.waiting[stage]
@@ -61,11 +60,11 @@ class Tally:
         counts.total += value
 
     def tell(self) -> None:
-        """To Ray, all that was observed since the last time."""
+        """Report to Ray all that was observed since the last report."""
         waiting, self.waiting = self.waiting, {}
         for stage, counts in waiting.items():
             for label, below in zip(self.labels, accumulate(counts.buckets), strict=True):
-                if below:  # Ray refuses a rise of nothing
+                if below:  # Ray refuses to add 0
                     self.buckets.inc(below, {"stage": stage, "le": label})
             self.count.inc(sum(counts.buckets), {"stage": stage})
             if counts.total > 0:
@@ -79,7 +78,7 @@ class Telemetry:
         self.latency = Tally("mtrec_stage_latency_ms", "Time in a stage.", LATENCY_MS)
         self.batch_size = Tally("mtrec_batch_size", "Users of a forward.", SIZES)
         self.mixture = Tally("mtrec_batch_combinations", "Combinations of a forward.", SIZES)
-        self.errors = Counter("mtrec_errors", "Answers that are no success, by kind.", tag_keys=("kind",))
+        self.errors = Counter("mtrec_errors", "Answers other than success, by kind.", tag_keys=("kind",))
         self.degraded = Counter("mtrec_popularity_answers", "Answers by popularity, by reason.", tag_keys=("reason",))
         self.live = Gauge("mtrec_live_bundle", "1 for the bundle in use.", tag_keys=("version",))
 

@@ -1,4 +1,4 @@
-"""A bundle: one folder with everything that serving needs, safetensors, Parquet and JSON alone.
+"""A bundle: one folder with everything that serving needs, in safetensors, Parquet and JSON only.
 
 BUNDLE/manifest.json             what is in it, with figures, audit, and a SHA-256 of every file; written last
 BUNDLE/backbone.safetensors      the sequential backbone
@@ -36,7 +36,7 @@ FORMAT_VERSION = 3
 MANIFEST_FILE, BACKBONE_FILE, ELIMINATORS_FILE = "manifest.json", "backbone.safetensors", "eliminators.safetensors"
 POPULAR_FILE, TITLES_FILE, PROPENSITY_FILE = "popular.safetensors", "titles.parquet", "propensity.safetensors"
 Figure = bool | float | int | str | None
-"""Of an audit: counts, names and figures; null where nothing could be told."""
+"""A value of an audit: a count, a name or a figure; null if it could not be measured."""
 
 
 class EvaluationProtocol(BaseModel):
@@ -45,9 +45,9 @@ class EvaluationProtocol(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     num_negatives: int | None
-    """Titles that each user's were scored against; None: all that it could discover."""
+    """Titles that each user's positives were ranked among; None: all that the user could discover."""
     users: str
-    """Whom it was measured on: held_out, trained or validation."""
+    """Users that it was measured on: held_out, trained or validation."""
 
     def __str__(self) -> str:
         among = "all titles" if self.num_negatives is None else f"{self.num_negatives} negatives"
@@ -64,7 +64,7 @@ class PropensityPart(BaseModel):
     group_of_territory: list[int]
     metrics: dict[str, float]
     protocol: EvaluationProtocol | None = None
-    """Of `pr_auc/*` among the metrics; None where they lack it."""
+    """How the `pr_auc/*` of the metrics were measured; None if there are none."""
 
 
 class BundleManifest(BaseModel):
@@ -89,7 +89,7 @@ class BundleManifest(BaseModel):
     metrics: dict[str, dict[str, float]]
     """Combination (`none` = backbone) -> accuracy with intervals."""
     audit: dict[str, dict[str, dict[str, Figure]]]
-    """Combination -> attribute -> what the best attacker reads."""
+    """Combination -> attribute -> how well the best attacker tells it."""
     propensity: PropensityPart | None = None
     config: dict[str, Any]
     """Settings of the runs that the weights come from."""
@@ -104,14 +104,14 @@ def manifest_hash(document: dict[str, Any]) -> str:
 
 
 class Bundle:
-    """An opened bundle; weights are read when they are asked for, each checked against its hash."""
+    """An opened bundle; each file is read when it is asked for, and checked against its hash."""
 
     def __init__(self, uri: str, manifest: BundleManifest) -> None:
         self.uri, self.manifest = uri, manifest
 
     @staticmethod
     def open(uri: str) -> "Bundle":
-        """Raises UserError where there is no bundle, one of another format, or a manifest that was changed."""
+        """Raises UserError if there is no bundle, it has another format, or its manifest was changed."""
         try:
             document = read_json(join(uri, MANIFEST_FILE))
             if isinstance(document, dict) and document.get("format_version") != FORMAT_VERSION:
@@ -170,7 +170,7 @@ class Bundle:
 
     @contextmanager
     def _reading(self, name: str) -> Iterator[None]:
-        """Errors of a file that is whole and yet not what the manifest says, as UserError."""
+        """Raise errors of a file that is whole but not what the manifest says as UserError."""
         try:
             yield
         except UserError:

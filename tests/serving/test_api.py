@@ -440,7 +440,7 @@ def test_no_value_of_a_request_reaches_a_log(bundle, caplog, monkeypatch):
         monkeypatch.setattr("serving.engine.Engine.recommend", broken)
         failed = client.post("/v1/recommend", json=HISTORY)
     assert failed.status_code == 500
-    assert failed.json() == {"field": None, "message": "our fault; it was counted"}
+    assert failed.json() == {"field": None, "message": "an error on our side; it was counted"}
     ours = [record.getMessage() for record in caplog.records if record.name.startswith(("serving", "mtrec"))]
     assert ours == ["a request failed: RuntimeError"]
     assert not [record for record in caplog.records if "t01" in logging.Formatter().format(record)]

@@ -121,7 +121,7 @@ def test_prometheus_finds_the_figures_where_the_log_says(endpoint, folder):
 
 def test_a_port_that_is_taken_is_refused(endpoint):
     taken = ServeConfig(bundle="bundle", port=httpx.URL(endpoint).port or 0)
-    with pytest.raises(UserError, match=f"port {taken.port} of host '127.0.0.1': Address already in use; end what"):
+    with pytest.raises(UserError, match=f"port {taken.port} of host '127.0.0.1': Address already in use; stop what"):
         check_port(taken)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -222,7 +222,7 @@ def test_what_may_pass_is_tried_again_and_nothing_ends_the_following(tmp_path, p
 
 def test_a_bundle_made_again_in_its_place_is_served_once_it_is_promoted(tmp_path, pointer):
     def refuse() -> None:
-        with pytest.raises(UserError, match="is version v1, promoted was v0: promote it again"):
+        with pytest.raises(UserError, match="is version v1, but v0 was promoted: promote it again"):
             LiveEngine(str(pointer), 1.0)
 
     told: Told = []
@@ -264,7 +264,7 @@ def test_another_address_than_this_machines_needs_keys(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="holds no key"):
         api_keys(ServeConfig(bundle="b", api_key_file=str(file)))
     file.write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match="is no text"):
+    with pytest.raises(UserError, match="is not text"):
         api_keys(ServeConfig(bundle="b", api_key_file=str(file)))
     monkeypatch.setenv("MTREC_API_KEYS", "three, four")
     assert api_keys(open_) == ("three", "four")

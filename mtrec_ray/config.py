@@ -45,7 +45,7 @@ def load_config(
 
 
 def validate_config(model: type[ConfigT], document: dict[str, Any]) -> ConfigT:
-    """`document` as a `model`; a misfit is a UserError that names the dotted key, the value and the mend."""
+    """`document` as a `model`; a misfit is a UserError that names the dotted key, the value and the fix."""
     try:
         return model.model_validate(document)
     except ValidationError as error:

@@ -1,8 +1,8 @@
-"""What a user can mend, kept apart from what is our own fault."""
+"""What a user can fix, kept apart from what is our own fault."""
 
 
 class UserError(ValueError):
-    """The user's mistake: the message names the offending value and the mend; the command ends with code 2."""
+    """The user's mistake: the message names the offending value and the fix; the command ends with code 2."""
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:

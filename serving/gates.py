@@ -73,14 +73,14 @@ def _pr_auc(new: BundleManifest, live: BundleManifest | None, gates: GatesConfig
     if old is None or before is None:
         return []
     if part is None or "pr_auc/mean" not in part.metrics:
-        mend = "the live bundle has one: `mtrec bundle --propensity RUN --evaluation DIR`"
-        return [Gate("pr_auc", False, mend)]
+        fix = "the live bundle has one: `mtrec bundle --propensity RUN --evaluation DIR`"
+        return [Gate("pr_auc", False, fix)]
     if part.protocol != old.protocol:
-        mend = "evaluate the run as that one was, or `--set gates.against_live=false` compares with no live bundle"
-        return [Gate("pr_auc", False, f"measured {part.protocol}, the live bundle's {old.protocol}: {mend}")]
+        fix = "evaluate the run as that one was, or `--set gates.against_live=false` compares with no live bundle"
+        return [Gate("pr_auc", False, f"measured {part.protocol}, the live bundle's {old.protocol}: {fix}")]
     value, low, high = (part.metrics.get(f"pr_auc/mean{end}") for end in ("", "_low", "_high"))
     if low is None or high is None:
-        mend = "evaluate it on more users: `mtrec evaluate propensity RUN --out DIR`"
-        return [Gate("pr_auc", False, f"{value:.4f} has no interval, for too few positives: {mend}")]
+        fix = "evaluate it on more users: `mtrec evaluate propensity RUN --out DIR`"
+        return [Gate("pr_auc", False, f"{value:.4f} has no interval, for too few positives: {fix}")]
     text = f"{value:.4f} ({low:.4f} to {high:.4f}), live {before:.4f}"
     return [Gate("pr_auc", high >= gates.pr_auc_share * before, text)]

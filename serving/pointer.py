@@ -37,8 +37,8 @@ def read_pointer(uri: str) -> Pointer:
     except FileNotFoundError as error:
         raise UserError(f"no pointer at {uri!r}: `mtrec promote BUNDLE --pointer {uri}` makes one") from error
     except (ValidationError, ValueError) as error:
-        mend = f"`mtrec promote BUNDLE --pointer {uri} --set gates.against_live=false` writes it anew"
-        raise UserError(f"pointer {uri!r} is damaged: {mend}") from error
+        fix = f"`mtrec promote BUNDLE --pointer {uri} --set gates.against_live=false` writes it anew"
+        raise UserError(f"pointer {uri!r} is damaged: {fix}") from error
 
 
 def move_pointer(uri: str, bundle: Bundle, anew: bool = False) -> Pointer:

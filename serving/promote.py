@@ -30,13 +30,13 @@ def promote(config: PromoteConfig) -> tuple[Pointer, list[Gate]]:
 
 
 def _live(pointer: str) -> BundleManifest:
-    mend = "`--set gates.against_live=false` promotes without it"
+    fix = "`--set gates.against_live=false` promotes without it"
     named = read_pointer(pointer)
     try:
         manifest = Bundle.open(named.bundle).manifest
     except UserError as error:
-        raise UserError(f"the live bundle: {error}; {mend}") from error
+        raise UserError(f"the live bundle: {error}; {fix}") from error
     if manifest.version != named.version:
         what = f"bundle {named.bundle!r} was made again since it was promoted (was {named.version})"
-        raise UserError(f"{what}, so what is live has no figures to compare with; {mend}")
+        raise UserError(f"{what}, so what is live has no figures to compare with; {fix}")
     return manifest

@@ -110,8 +110,8 @@ class RetryOnReplicaDeath:
             if await self._answered(scope, request, send) or request.left:
                 return
         self.count("refused")
-        mend = "try again" if scope["method"] in ONLY_READ else MAYBE_STORED
-        lost = Refused(None, f"the replica ended before it answered: {mend}", 503)
+        fix = "try again" if scope["method"] in ONLY_READ else MAYBE_STORED
+        lost = Refused(None, f"the replica ended before it answered: {fix}", 503)
         await lost.answer()(scope, request.receive, send)
 
     async def _answered(self, scope: Scope, request: "Request", send: Send) -> bool:

@@ -88,8 +88,8 @@ def propensity_inputs(
 ) -> tuple[np.ndarray, int, list[int] | None]:
     """(embedding, territory, titles) of a checked request."""
     if engine.two_tower is None:
-        mend = "this bundle has no propensity model: `mtrec bundle --propensity RUN` makes one that has"
-        raise Refused(None, mend, 404)
+        fix = "this bundle has no propensity model: `mtrec bundle --propensity RUN` makes one that has"
+        raise Refused(None, fix, 404)
     width, row_of = engine.two_tower.config.user_width, engine.catalogue.row_of
     territory = _territory(engine, request.territory, "")
     if request.k > len(row_of):

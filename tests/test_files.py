@@ -1,4 +1,4 @@
-"""Small files: whole or not at all, and places that cannot be opened are the user's to mend."""
+"""Small files: whole or not at all, and places that cannot be opened are the user's to fix."""
 
 from pathlib import Path
 from unittest.mock import Mock

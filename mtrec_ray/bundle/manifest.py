@@ -176,8 +176,8 @@ class Bundle:
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-            mend = "make it again with `mtrec bundle`"
-            raise UserError(f"bundle {self.uri!r}: {name} does not fit {MANIFEST_FILE}: {error!r}: {mend}") from error
+            fix = "make it again with `mtrec bundle`"
+            raise UserError(f"bundle {self.uri!r}: {name} does not fit {MANIFEST_FILE}: {error!r}: {fix}") from error
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         return safetensors.torch.load(self._content(name))

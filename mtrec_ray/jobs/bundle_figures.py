@@ -67,19 +67,19 @@ def evaluated(run: PropensityRecord, evaluation: str | None) -> tuple[dict[str, 
     """
     if evaluation is None:
         return {}, None
-    mend = "`mtrec evaluate propensity RUN --out DIR`"
+    fix = "`mtrec evaluate propensity RUN --out DIR`"
     try:
         flat = read_json(join(absolute(evaluation), "metrics.json"))
     except FileNotFoundError as error:
-        raise UserError(f"no evaluation at {evaluation!r}: metrics.json is missing; {mend} makes one") from error
+        raise UserError(f"no evaluation at {evaluation!r}: metrics.json is missing; {fix} makes one") from error
     if not {"runs", "protocol"} <= flat.keys():
-        raise UserError(f"evaluation {evaluation!r} does not say which weights it is of: evaluate again with {mend}")
+        raise UserError(f"evaluation {evaluation!r} does not say which weights it is of: evaluate again with {fix}")
     own, runs = propensity_hash(run), flat["runs"]
     variants = [of["variant"] for of in runs.values() if of["weights_hash"] == own]
     if not variants:
         raise UserError(
             f"evaluation {evaluation!r} is of {', '.join(runs)}, of other weights than run {run.uri!r}: evaluate this "
-            f"run with {mend}"
+            f"run with {fix}"
         )
     first = next(iter(runs.values()))["variant"]
     prefix = "" if variants[0] == first else f"{variants[0]}/"

@@ -38,11 +38,11 @@ def test_one_reader_runs_one_task_at_a_time(tmp_path: Path):
 
 def test_errors_of_the_user_and_of_the_disk_come_as_they_were():
     def fail(what: str) -> None:
-        raise UserError("mend this") if what == "user" else OSError(errno.ENOSPC, "full", "file")
+        raise UserError("fix this") if what == "user" else OSError(errno.ENOSPC, "full", "file")
 
     with pytest.raises(UserError) as mistake:
         list(map_tasks(fail, ["user"]))
-    assert (type(mistake.value), str(mistake.value)) == (UserError, "mend this")
+    assert (type(mistake.value), str(mistake.value)) == (UserError, "fix this")
     with pytest.raises(OSError, match="full") as full:
         list(map_tasks(fail, ["disk"]))
     assert (full.value.errno, full.value.filename) == (errno.ENOSPC, "file")

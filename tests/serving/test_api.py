@@ -1,4 +1,4 @@
-"""The API without Ray Serve: answers, refusals with a field and a mend, keys, limits, the store and what it knows."""
+"""The API without Ray Serve: answers, refusals with a field and a fix, keys, limits, the store and what it knows."""
 
 import asyncio
 import json
@@ -149,7 +149,7 @@ def test_a_batch_equals_its_requests(client):
         ({**HISTORY, "attributes": {"race": "X"}}, 422, "attributes", "no attribute 'race'"),
     ],
 )
-def test_what_is_refused_names_the_field_and_the_mend(client, request_, status, field, says):
+def test_what_is_refused_names_the_field_and_the_fix(client, request_, status, field, says):
     answer = client.post("/v1/recommend", json=request_)
     assert answer.status_code == status
     assert answer.json()["field"] == field

@@ -77,8 +77,8 @@ def test_what_cannot_be_asked_again_is_refused_for_now(method, deaths, size, cou
     client, counts = through(Proxy(deaths))
     answer = client.request(method, "/", content=b"x" * size)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    mend = "it may have been stored: send it again with the same Idempotency-Key" if method == "PUT" else "try again"
-    assert answer.json() == {"field": None, "message": f"the replica ended before it answered: {mend}"}
+    fix = "it may have been stored: send it again with the same Idempotency-Key" if method == "PUT" else "try again"
+    assert answer.json() == {"field": None, "message": f"the replica ended before it answered: {fix}"}
     assert counts == counted
 
 

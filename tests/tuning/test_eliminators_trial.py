@@ -129,7 +129,7 @@ class TestFigures:
         assert min(half.auc.value for half in one._attack(vectors, users, "gender")) > 0.9
 
     @pytest.mark.parametrize(
-        ("settings", "mend"),
+        ("settings", "fix"),
         [
             ({}, "the lake has too few"),
             ({"buckets": 1}, "read more than buckets = 1"),
@@ -137,11 +137,11 @@ class TestFigures:
             ({"buckets": 1, "optim": {"validation_users": 20}}, "raise base.optim.validation_users = 20"),
         ],
     )
-    def test_too_few_users_to_attack_are_said_and_what_would_give_more(self, backbone, settings, mend):
+    def test_too_few_users_to_attack_are_said_and_what_would_give_more(self, backbone, settings, fix):
         one = trial(backbone, **settings)
         users = one._open_users()
         few = users.only(np.arange(len(users)) < 12)
-        says = rf"half of the users open to training: attribute 'gender': .* too few .*; {mend}"
+        says = rf"half of the users open to training: attribute 'gender': .* too few .*; {fix}"
         with pytest.raises(UserError, match=says):
             one._attack(torch.zeros(len(few), 4), few, "gender")
 

@@ -78,7 +78,7 @@ def test_evidence_is_gathered_once_and_only_when_it_is_asked_for():
 
 
 @pytest.mark.parametrize(
-    ("name", "mend"),
+    ("name", "fix"),
     [
         ("tase:4", "unknown partition 'tase:4': choose one, each, regions, volume"),
         ("", "unknown partition ''"),
@@ -94,10 +94,10 @@ def test_evidence_is_gathered_once_and_only_when_it_is_asked_for():
         ("one:3", "'one:3' is not of the form one"),
     ],
 )
-def test_a_wrong_name_is_told_with_the_mend(name, mend):
+def test_a_wrong_name_is_told_with_the_fix(name, fix):
     with pytest.raises(UserError) as caught:
         PartitionSpec.parse(name, 8)
-    assert mend in str(caught.value)
+    assert fix in str(caught.value)
 
 
 def test_a_name_is_parsed_into_its_numbers():

@@ -32,7 +32,7 @@ from mtrec_ray.training.propensity import new_run
 from mtrec_ray.training.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity_loop import Trainee, make_trainee
 from tuning.clustering import Evidence
-from tuning.data import Remembered, TrialData
+from tuning.data import TrialCache, TrialData
 
 CHECKPOINTS = (0.01, 0.02)
 """Shares of a training run after which gradients are looked at."""
@@ -135,11 +135,11 @@ def gradient_evidence(config: PropensityConfig, data: TrialData) -> Evidence:
         config: a baseline's settings.
         data: what is read, at least two buckets.
     """
-    record, remembered = new_run(config, data.lake, data.calendar), Remembered()
+    record, cache = new_run(config, data.lake, data.calendar), TrialCache()
     trained = max(2, math.ceil(CHECKPOINTS[-1] * config.optim.epochs * len(data.buckets)))  # each is gone through once
-    plan = remembered.plan(replace(data, buckets=data.buckets[:trained]), config.sample)
+    plan = cache.plan(replace(data, buckets=data.buckets[:trained]), config.sample)
     trainee = make_trainee(record, data.lake, torch.device("cpu"), 1)
-    checkpoints = _train_to(trainee, config, data, plan, remembered)
+    checkpoints = _train_to(trainee, config, data, plan, cache)
     width, d = min(SKETCH_WIDTH, config.model.d), config.model.d
     generator = torch.Generator().manual_seed(config.seed)
     left, right = (torch.randn(d, width, generator=generator) / width**0.5 for _ in range(2))
@@ -183,7 +183,7 @@ def expected_pairs(rows: StepRows, rate: float, offer_mask: np.ndarray) -> np.nd
 
 
 def _train_to(
-    trainee: Trainee, config: PropensityConfig, data: TrialData, plan: PairPlan, remembered: Remembered
+    trainee: Trainee, config: PropensityConfig, data: TrialData, plan: PairPlan, cache: TrialCache
 ) -> list[dict[str, Tensor]]:
     """Weights at each checkpoint of a run that is left after the last one.
 
@@ -194,7 +194,7 @@ def _train_to(
     schedule = plan.schedule((epochs,), config.optim.batch_pairs, config.optim.lanes, config.seed)
     ends = [max(1, round(share * schedule.num_steps)) for share in CHECKPOINTS]
     checkpoints = []
-    batches = training_batches(data.lake, plan, schedule, 0, 1, stream=remembered.stream)
+    batches = training_batches(data.lake, plan, schedule, 0, 1, stream=cache.stream)
     for rows in islice(batches, ends[-1]):
         trainee.step(rows, schedule.phase_progress(rows.step))
         if rows.step + 1 in ends:

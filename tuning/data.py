@@ -113,7 +113,7 @@ def validation_chunks(
         yield from scoring_chunks(bucket, np.flatnonzero(chosen), catalogue, fixed, data.validation)
 
 
-class Remembered:
+class TrialCache:
     """What trials of one process share of the last few samples: plans, the sampled buckets' pairs, validation users.
 
     Trials that differ in the model or the optimiser alone read the lake once. Memory is that of the sample.

@@ -19,7 +19,7 @@ from mtrec_ray.files import absolute
 from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
 from mtrec_ray.training.eliminators_config import EliminatorsConfig, parse_combinations
 from tuning.config import EliminatorsSearchConfig
-from tuning.data import Remembered, first_buckets
+from tuning.data import TrialCache, first_buckets
 from tuning.eliminators_trial import EliminatorsTrial
 from tuning.results import SearchResult, TrialRow, collect
 from tuning.search import Goal, Prepared, check_name, confirm, record_search, run, search_uri, trials_at_once
@@ -199,7 +199,7 @@ def choose(rows: list[TrialRow], keep_share: float) -> TrialRow:
 
 
 def _backbone_figures(plan: Plan) -> dict[str, float]:
-    return EliminatorsTrial(plan, Remembered()).backbone_figures()
+    return EliminatorsTrial(plan, TrialCache()).backbone_figures()
 
 
 def _base(config: EliminatorsSearchConfig) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from mtrec_ray.training.eliminators import make_packs
 from mtrec_ray.training.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
 from mtrec_ray.training.pack_trainee import PREFIXES, make_pack_trainee
-from tuning.data import Remembered, first_buckets, map_here
+from tuning.data import TrialCache, first_buckets, map_here
 from tuning.trial import Plan
 
 NUM_BOOTSTRAP = 200
@@ -65,12 +65,12 @@ class EliminatorsTrial:
 
     num_looks = 1
 
-    def __init__(self, plan: Plan, remembered: Remembered) -> None:
+    def __init__(self, plan: Plan, cache: TrialCache) -> None:
         """`plan` holds `config`, and of the search `buckets` and `num_permutations`."""
         self.plan, self.looks_done = plan, 0
         self.config = EliminatorsConfig.model_validate(plan["config"])
         self.source = BackboneRecord.load(self.config.backbone)
-        self.lake, self.remembered = self.source.open_lake(), remembered
+        self.lake, self.cache = self.source.open_lake(), cache
         self.buckets = first_buckets(self.lake, plan["buckets"])
         expected = self.lake.manifest.counts["users"] * len(self.buckets) / self.lake.manifest.num_buckets
         self.fraction = min(1.0, self.config.optim.validation_users / max(1.0, expected))
@@ -152,7 +152,7 @@ class EliminatorsTrial:
         trainee = make_pack_trainee(record, pack, backbone, plan, torch.device("cpu"), users, 0, 1)
         trainee.begin(seen, users, 0, 1)
         look_every = optim.evaluate_every * schedule.steps_per_epoch[0]
-        for batch in window_batches(lake, plan, schedule, 0, 1, stream=self.remembered.windows):
+        for batch in window_batches(lake, plan, schedule, 0, 1, stream=self.cache.windows):
             trainee.step(batch, 0)
             if trainee.next_step % look_every == 0 or trainee.next_step == schedule.num_steps:
                 trainee.fit_transport(seen, 0, 1)

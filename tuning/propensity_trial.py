@@ -22,7 +22,7 @@ from mtrec_ray.training.propensity_loop import make_trainee
 from mtrec_ray.training.propensity_run import schedule_of
 from mtrec_ray.training.record import check_lake
 from mtrec_ray.training.worker import RunningMean
-from tuning.data import Remembered, TrialData, trial_data
+from tuning.data import TrialCache, TrialData, trial_data
 from tuning.trial import Plan
 
 MEASURES = ("pr_auc", "ndcg@10")
@@ -44,22 +44,22 @@ class PropensityTrial:
         validation_users: int,
         rank: int,
         world_size: int,
-        remembered: Remembered,
+        cache: TrialCache,
     ) -> None:
         self.config, self.data, self.num_looks, self.looks_done = config, data, num_looks, 0
         self.rank, self.world_size, self.num_bootstrap = rank, world_size, num_bootstrap
         self.record = new_run(config, data.lake, data.calendar)
-        self.remembered = remembered
-        self.plan = remembered.plan(data, config.sample)
+        self.cache = cache
+        self.plan = cache.plan(data, config.sample)
         self.schedule = schedule_of(self.record, self.plan)
         self.trainee = make_trainee(self.record, data.lake, torch.device("cpu"), world_size)
         self.next_step, self.mean_loss, self.step_s = 0, RunningMean(), 0.0
         self._batches: Iterator[StepRows] | None = None
         own_buckets = data.buckets[rank::world_size]
-        self._chunks = remembered.validation(data, config.sample, own_buckets, validation_users)
+        self._chunks = cache.validation(data, config.sample, own_buckets, validation_users)
 
     @staticmethod
-    def of(plan: Plan, rank: int, world_size: int, remembered: Remembered) -> "PropensityTrial":
+    def of(plan: Plan, rank: int, world_size: int, cache: TrialCache) -> "PropensityTrial":
         """The trial of a plan with `config`, and of the search `lake_hash`, `buckets`, `validation_days` and `_users`,
         `looks` and `num_bootstrap`; UserError where the lake is another one by now."""
         config = PropensityConfig.model_validate(plan["config"])
@@ -67,7 +67,7 @@ class PropensityTrial:
         check_lake(lake, plan["lake_hash"], config.name)
         data = trial_data(lake, resolve_calendar(lake, config.window), plan["buckets"], plan["validation_days"])
         numbers = (plan["looks"], plan["num_bootstrap"], plan["validation_users"])
-        return PropensityTrial(config, data, *numbers, rank, world_size, remembered)
+        return PropensityTrial(config, data, *numbers, rank, world_size, cache)
 
     def advance(self) -> dict[str, float]:
         """Train to the next look; returns `METRICS` with their bounds, the mean loss, and where the time went."""
@@ -76,9 +76,7 @@ class PropensityTrial:
         self.trainee.model.train()
         if self._batches is None:
             share = (self.rank, self.world_size, self.next_step)
-            self._batches = training_batches(
-                self.data.lake, self.plan, self.schedule, *share, stream=self.remembered.stream
-            )
+            self._batches = training_batches(self.data.lake, self.plan, self.schedule, *share, stream=self.cache.stream)
         while self.next_step < end:
             rows = next(self._batches)
             started = time.monotonic()

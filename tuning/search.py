@@ -35,7 +35,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists, join, read_file, read_json, write_file, write_json
 from mtrec_ray.lake.cluster import cluster_resources, joins_cluster
 from tuning.config import SearchConfig
-from tuning.data import Remembered
+from tuning.data import TrialCache
 from tuning.kinds import make_trial
 from tuning.space import GROUPS, Space
 from tuning.trainable import MakePlan, TrialProcess
@@ -156,7 +156,7 @@ def run(
     trainable, folder = _trainable(config, prepared), join(search_uri(config), TUNE)
     if resume and tune.Tuner.can_restore(folder):
         restored = tune.Tuner.restore(folder, trainable=trainable, resume_unfinished=True, resume_errored=True)
-        return _with_the_dead(restored.fit(), config, trainable, folder)
+        return _retry_failed(restored.fit(), config, trainable, folder)
     metrics, modes = [goal.metric for goal in prepared.goals], [goal.mode for goal in prepared.goals]
     queue = [*prepared.starts, *(params for params in prepared.first if params not in prepared.starts)]
     single = len(metrics) == 1
@@ -187,10 +187,10 @@ def run(
             verbose=0,
         ),
     )
-    return _with_the_dead(tuner.fit(), config, trainable, folder)
+    return _retry_failed(tuner.fit(), config, trainable, folder)
 
 
-def _with_the_dead(grid: tune.ResultGrid, config: SearchConfig, trainable: Any, folder: str) -> tune.ResultGrid:
+def _retry_failed(grid: tune.ResultGrid, config: SearchConfig, trainable: Any, folder: str) -> tune.ResultGrid:
     """The grid after failed trials had another try, from their last look.
 
     Tune counts a process that dies between its step and its save as two failures, and gives up at the second.
@@ -224,7 +224,7 @@ def confirm(
 
 
 def _train_to_end(plan: Plan) -> dict[str, float]:
-    trial = make_trial(plan, Remembered())
+    trial = make_trial(plan, TrialCache())
     metrics: dict[str, float] = {}
     while trial.looks_done < trial.num_looks:
         metrics = trial.advance()
@@ -303,7 +303,7 @@ class _Progress(tune.Callback):
         self._show(trials, trial)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        logger.warning("trial %s failed and is left out: %s", trial.trial_id, trial.config)
+        logger.warning("trial %s failed: %s", trial.trial_id, trial.config)
         self._show(trials, trial)
 
     def _show(self, trials: list[Any], ending: Any) -> None:

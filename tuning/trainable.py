@@ -15,7 +15,7 @@ import ray
 import torch
 from ray import tune
 
-from tuning.data import Remembered
+from tuning.data import TrialCache
 from tuning.kinds import make_trial
 from tuning.trial import Plan, Trial
 
@@ -27,7 +27,7 @@ class Worker:
     """One rank of a trial; all ranks go through the same calls."""
 
     def __init__(self, rank: int, world_size: int) -> None:
-        self.rank, self.world_size, self.remembered = rank, world_size, Remembered()
+        self.rank, self.world_size, self.cache = rank, world_size, TrialCache()
         self.trial: Trial  # from `begin` on
 
     def join(self, address: str) -> None:
@@ -38,7 +38,7 @@ class Worker:
 
     def begin(self, plan: Plan) -> None:
         """The next trial."""
-        self.trial = make_trial(plan, self.remembered, self.rank, self.world_size)
+        self.trial = make_trial(plan, self.cache, self.rank, self.world_size)
 
     def advance(self) -> dict[str, float]:
         """To the next look; the figures are the same on every rank."""

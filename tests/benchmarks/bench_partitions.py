@@ -32,7 +32,7 @@ from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.groups import make_groups
 from mtrec_ray.training.propensity_config import PropensityConfig
 from tuning.affinity import gradient_evidence
-from tuning.data import Remembered, trial_data
+from tuning.data import TrialCache, trial_data
 from tuning.partitions import at_random
 from tuning.propensity_trial import PropensityTrial
 
@@ -66,7 +66,7 @@ def affinity_cost(lake: Lake) -> dict[str, float]:
     groups = evidence.clusters(4)
     affinity_s = time.process_time() - began
     began = time.process_time()
-    trial = PropensityTrial(config, data, 1, 10, 100, 0, 1, Remembered())
+    trial = PropensityTrial(config, data, 1, 10, 100, 0, 1, TrialCache())
     trial.advance()
     return {
         "affinity_share_of_a_run": affinity_s / (time.process_time() - began),
@@ -110,7 +110,7 @@ def figures_of_test_users(lake: Lake, folder: Path, num_random: int, seed: int) 
         partitions[f"random {draw}"] = str(file)
     usual = validate_config(PropensityConfig, {"lake": lake.uri, "name": "x"}).sample
     tested = {"test_fraction": 0.0, "validation_fraction": usual.test_fraction}  # the same users by the same hash
-    figures, remembered = {}, Remembered()
+    figures, remembered = {}, TrialCache()
     for name, groups in partitions.items():
         document = {"lake": lake.uri, "name": "tested", "seed": seed, "model": {"groups": groups}, "sample": tested}
         config = validate_config(PropensityConfig, document)

@@ -25,7 +25,7 @@ from mtrec_ray.training.propensity_config import PropensityConfig
 from tests.steps.cases import NUM_TITLES, TITLE_WIDTH, USER_WIDTH, D, make_model
 from tests.tuning.conftest import build_here, small_config
 from tuning.affinity import GradientSums, Negatives, add_gradients, expected_pairs, gradient_evidence, positives
-from tuning.data import Remembered, TrialData
+from tuning.data import TrialCache, TrialData
 
 NUM_TERRITORIES, NUM_USERS = 4, 24
 IDENTITY = torch.eye(D, dtype=torch.float64)
@@ -194,7 +194,7 @@ def test_centring_takes_the_mean_activation_of_all_rows_from_each_row():
 def plan_and_data(lake: Lake) -> tuple[PairPlan, TrialData]:
     calendar = lake.manifest.calendar
     data = TrialData(lake, calendar, (0, 1, 2, 3), calendar.day_bounds(0), held_back=False)
-    return Remembered().plan(data, small_config(lake).sample), data
+    return TrialCache().plan(data, small_config(lake).sample), data
 
 
 def test_all_positives_of_the_sample_are_looked_at(trial_lake):

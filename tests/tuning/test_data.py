@@ -16,7 +16,7 @@ from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import StepRows, read_pairs, training_batches
 from mtrec_ray.streams.sampling import VALIDATION, split_of
 from mtrec_ray.streams.scored_users import FixedCandidates
-from tuning.data import Remembered, TrialData, trial_data, validation_chunks
+from tuning.data import TrialCache, TrialData, trial_data, validation_chunks
 
 SAMPLE = SampleConfig(validation_fraction=0.3, alpha=4.0)
 
@@ -124,15 +124,15 @@ def test_lists_of_candidates_hold_on_the_test_days_that_they_are_made_for(trial_
 
 def test_remembered_validation_users_are_the_same_in_one_chunk_a_territory(trial_lake):
     data = trial_data(trial_lake, calendar_of(trial_lake), None, 7)
-    remembered = Remembered()
-    chunks = remembered.validation(data, SAMPLE, data.buckets, 400)
+    cache = TrialCache()
+    chunks = cache.validation(data, SAMPLE, data.buckets, 400)
     assert len({chunk.territory for chunk in chunks}) == len(chunks)
     plain = list(validation_chunks(data, SAMPLE, data.buckets, 400))
     assert len(plain) > len(chunks)
     assert sum(chunk.labels.sum() for chunk in plain) == sum(chunk.labels.sum() for chunk in chunks) > 0
     assert {key for chunk in plain for key in chunk.keys} == {key for chunk in chunks for key in chunk.keys}
-    assert remembered.validation(data, SAMPLE, data.buckets, 400) is chunks
-    assert remembered.validation(data, SAMPLE, data.buckets, 100) is not chunks
+    assert cache.validation(data, SAMPLE, data.buckets, 400) is chunks
+    assert cache.validation(data, SAMPLE, data.buckets, 100) is not chunks
 
 
 class CountedReads:
@@ -153,24 +153,24 @@ def reads(monkeypatch) -> CountedReads:
     return counted
 
 
-def batches(data: TrialData, remembered: Remembered, sample: SampleConfig, seed: int, stream=None) -> list[StepRows]:
-    plan = remembered.plan(data, sample)
+def batches(data: TrialData, cache: TrialCache, sample: SampleConfig, seed: int, stream=None) -> list[StepRows]:
+    plan = cache.plan(data, sample)
     schedule = plan.schedule((2,), batch_pairs=2048, lanes=2, seed=seed)
-    return list(training_batches(data.lake, plan, schedule, 0, 1, stream=stream or remembered.stream))
+    return list(training_batches(data.lake, plan, schedule, 0, 1, stream=stream or cache.stream))
 
 
 def test_two_trials_of_two_epochs_read_each_bucket_once(trial_lake, reads):
-    data, remembered = trial_data(trial_lake, calendar_of(trial_lake), 3, 7), Remembered()
+    data, cache = trial_data(trial_lake, calendar_of(trial_lake), 3, 7), TrialCache()
     for seed in (0, 1):
-        assert batches(data, remembered, SAMPLE, seed)
+        assert batches(data, cache, SAMPLE, seed)
     assert sorted(reads.buckets) == [0, 1, 2]
 
 
 def test_remembered_batches_are_those_that_are_read_here(trial_lake):
-    data, remembered = trial_data(trial_lake, calendar_of(trial_lake), None, 7), Remembered()
+    data, cache = trial_data(trial_lake, calendar_of(trial_lake), None, 7), TrialCache()
     for seed in (0, 1):
-        plain = batches(data, Remembered(), SAMPLE, seed, stream=read_here)
-        again = batches(data, remembered, SAMPLE, seed)
+        plain = batches(data, TrialCache(), SAMPLE, seed, stream=read_here)
+        again = batches(data, cache, SAMPLE, seed)
         assert len(plain) == len(again) > 5
         for one, other in zip(plain, again, strict=True):
             for before, after in zip(astuple(one), astuple(other), strict=True):
@@ -178,18 +178,18 @@ def test_remembered_batches_are_those_that_are_read_here(trial_lake):
 
 
 def test_the_pairs_of_the_last_two_samples_are_remembered(trial_lake, reads):
-    data, remembered = trial_data(trial_lake, calendar_of(trial_lake), 1, 7), Remembered(num_samples=2)
+    data, cache = trial_data(trial_lake, calendar_of(trial_lake), 1, 7), TrialCache(num_samples=2)
     samples = [SAMPLE.model_copy(update={"alpha": alpha}) for alpha in (1.0, 2.0, 3.0)]
     for sample in (samples[0], samples[1], samples[0], samples[1]):
-        batches(data, remembered, sample, seed=0)
+        batches(data, cache, sample, seed=0)
     assert len(reads.buckets) == 2
     for sample in (samples[2], samples[1], samples[0]):  # the third pushed the first out
-        batches(data, remembered, sample, seed=0)
+        batches(data, cache, sample, seed=0)
     assert len(reads.buckets) == 4
 
 
 def test_no_pair_of_a_held_back_day_is_trained_on(trial_lake):
     data = trial_data(trial_lake, calendar_of(trial_lake), None, 7)
-    plan = Remembered().plan(data, SAMPLE)
+    plan = TrialCache().plan(data, SAMPLE)
     assert plan.phases[0].end == data.validation[0]
     assert len(plan.phases) == 1

@@ -15,7 +15,7 @@ from mtrec_ray.streams.sequences import SequenceConfig, Sequences, is_attacked
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from tests.tuning.conftest import fair_search
 from tuning import eliminators_trial
-from tuning.data import Remembered
+from tuning.data import TrialCache
 from tuning.eliminators_search import EliminatorsPlans
 from tuning.eliminators_trial import METRICS, EliminatorsTrial
 from tuning.space import Space
@@ -25,7 +25,7 @@ def trial(backbone: BackboneRecord, buckets: int | None = None, **settings: Any)
     config = fair_search(backbone)
     base = config.base | {"backbone": backbone.uri, "name": "t", "combinations": config.combinations} | settings
     plans = EliminatorsPlans(base, Space(), {"buckets": buckets, "num_permutations": 2})
-    return EliminatorsTrial(plans({}), Remembered())
+    return EliminatorsTrial(plans({}), TrialCache())
 
 
 class TestHalves:

@@ -20,7 +20,7 @@ from mtrec_ray.training.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity_loop import make_trainee
 from mtrec_ray.training.propensity_run import schedule_of
 from tests.tuning.conftest import small_config
-from tuning.data import Remembered, map_here, trial_data
+from tuning.data import TrialCache, map_here, trial_data
 from tuning.kinds import make_trial
 from tuning.propensity_trial import METRICS, PropensityTrial, _mean, summary
 from tuning.trial import Plan
@@ -40,8 +40,8 @@ def plan_of(config: PropensityConfig, **changes) -> Plan:
     return {"kind": "propensity", "config": config.model_dump(mode="json"), **settings, **changes}
 
 
-def trial_of(lake: Lake, remembered: Remembered | None = None, **changes) -> PropensityTrial:
-    trial = make_trial(plan_of(small_config(lake), **changes), remembered or Remembered())
+def trial_of(lake: Lake, cache: TrialCache | None = None, **changes) -> PropensityTrial:
+    trial = make_trial(plan_of(small_config(lake), **changes), cache or TrialCache())
     assert isinstance(trial, PropensityTrial)
     return trial
 
@@ -109,26 +109,26 @@ def test_a_trial_that_goes_on_from_its_first_look_ends_as_a_straight_one(trial_l
 
 def test_a_trial_of_more_looks_than_steps_goes_on_where_it_was(trial_lake, tmp_path):
     config = small_config(trial_lake, optim={"epochs": 1, "batch_pairs": 10_000})
-    looks, trial = 7, PropensityTrial.of(plan_of(config, looks=7), 0, 1, Remembered())
+    looks, trial = 7, PropensityTrial.of(plan_of(config, looks=7), 0, 1, TrialCache())
     assert trial.schedule.num_steps < looks
     for done in range(1, looks):
         trial.advance()
         trial.save(tmp_path)
-        resumed = PropensityTrial.of(plan_of(config, looks=7), 0, 1, trial.remembered)
+        resumed = PropensityTrial.of(plan_of(config, looks=7), 0, 1, trial.cache)
         resumed.load(tmp_path)
         assert resumed.looks_done == done
 
 
 def test_what_trials_share_changes_none_of_them(trial_lake):
-    remembered = Remembered()
-    together = [finish(trial_of(trial_lake, remembered)) for _ in range(2)]
+    cache = TrialCache()
+    together = [finish(trial_of(trial_lake, cache)) for _ in range(2)]
     assert together[0] == together[1] == finish(trial_of(trial_lake))
 
 
 @pytest.mark.parametrize("model", [{"kind": "baseline"}, {"model": {"group_block": "shift", "groups": "each"}}])
 def test_a_trial_ends_in_the_weights_that_its_config_is_trained_to(trial_lake, model):
     config = small_config(trial_lake, **model)
-    trial = PropensityTrial.of(plan_of(config), 0, 1, Remembered())
+    trial = PropensityTrial.of(plan_of(config), 0, 1, TrialCache())
     finish(trial)
     data = trial_data(trial_lake, resolve_calendar(trial_lake, config.window), None, 7)
     record = new_run(config, data.lake, data.calendar)

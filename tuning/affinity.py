@@ -10,7 +10,9 @@ with v the title vectors, h the user tower's hidden activations, A and B random 
 what travels is k^2 numbers a territory. **Centring h** is what makes it work: the mean activation carries how popular
 titles are in a territory, a large and noisy part that hides who shares a taste. On synthetic lakes with planted groups
 (24 to 60 territories, the smallest with 70 users) the uncentred gradient found them with an adjusted Rand index of
-0.3 to 0.8, the centred one with 1.0, a dozen steps into training.
+0.3 to 0.8, the centred one with 1.0, a dozen steps into training. A run of 100 steps or less is looked at after one or
+two, which is too early (an index of 0.3 and 0.6 on two lakes; 1.0 and 0.9 after 20 to 40% of the run, at many times the
+cost): taste clusters find the groups of so small a lake.
 
 No negatives are drawn to look at: their part of the sum is replaced by its expectation, a product of all users with
 all titles, which is less work than drawing and gathering them.

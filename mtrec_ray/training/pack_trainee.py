@@ -2,8 +2,8 @@
 
 What is kept is decided for each combination alone, so a pack's outcome is that of its members: at each look at the
 validation event, the weights of those whose NDCG@10 has not fallen below a bar, which is a share of the backbone's and
-lower where the backbone tells more of what is hidden. The map behind the last layer is used as far as it stays above
-the bar by itself.
+lower where the backbone tells more of what is hidden; below it, those that are more accurate than what is kept (a
+filter begins as a random layer). The map behind the last layer is used as far as it stays above the bar by itself.
 """
 
 from collections.abc import Mapping, Sequence
@@ -100,16 +100,19 @@ class PackTrainee:
         """Before the first step: fit the maps to `seen`, bound them by the accuracy of `users`, keep what is there."""
         self.fit_transport(seen, rank, world_size)
         self._bound_share(users)
+        for combination, ndcg in zip(self.game.average.module.combinations, self._validate(users), strict=True):
+            self.figures[figure_name("val/ndcg", combination)] = ndcg
         self.kept = {name: value.detach().clone() for name, value in self.candidate.own_parameters().items()}
 
     def look(self, users: HeldOutUsers) -> None:
         """Validate the running mean and keep the combinations that are accurate enough."""
         average = self.game.average.module
         for k, (combination, ndcg) in enumerate(zip(average.combinations, self._validate(users), strict=True)):
-            if ndcg < self.bars[combination]:
+            name = figure_name("val/ndcg", combination)
+            if not (ndcg >= self.bars[combination] or ndcg > self.figures[name]):  # NaN is neither
                 continue
             keep(self.kept, average.own_parameters(), None if len(average.combinations) == 1 else k)
-            self.figures[figure_name("val/ndcg", combination)] = ndcg
+            self.figures[name] = ndcg
             self.figures[figure_name("step", combination)] = float(self.next_step)
 
     def _bound_share(self, users: HeldOutUsers) -> None:

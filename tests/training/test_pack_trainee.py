@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrec_ray.combinations import Combination
+from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.config import validate_config
 from mtrec_ray.models.discriminators import value_weights
 from mtrec_ray.models.eliminators import EliminatorPack
@@ -126,7 +126,8 @@ def test_the_bar_of_a_combination_is_that_of_what_is_told_most(monkeypatch):
 
 
 def set_weights(trainee: PackTrainee) -> None:
-    """All own weights: 1 in the average, 2 in what is trained, 0 in what is kept so far."""
+    """All own weights: 1 in the average, 2 in what is trained, 0 in what is kept so far, which is accurate."""
+    trainee.figures |= {f"val/ndcg/{combination_name(combination)}": 1.0 for combination in trainee.bars}
     live, average = trainee.candidate.own_parameters(), trainee.game.average.module.own_parameters()
     with torch.no_grad():
         for name, parameter in live.items():
@@ -147,9 +148,32 @@ def test_a_look_keeps_the_average_of_the_combinations_above_their_bars(monkeypat
     for name, tensor in trainee.kept.items():
         assert tensor[0].unique().tolist() == [float(above)], name
         assert tensor[1].unique().tolist() == [1.0], name
-    assert trainee.figures.get("val/ndcg/gender") == (ndcg[0] if above else None)
+    assert trainee.figures["val/ndcg/gender"] == (ndcg[0] if above else 1.0)
     assert trainee.figures["val/ndcg/gender+age"] == 1.0
     assert [trainee.figures[f"step/{name}"] for name in ("gender", "gender+age")] == [7.0 * above, 7.0]
+
+
+def test_below_its_bar_what_is_more_accurate_is_kept(monkeypatch):
+    """A filter begins as a random layer; that must not be what is left of it."""
+    trainee, users = (
+        make_trainee(make_users(), method="filter", transport={}, pack=[("gender",), ("age",)]),
+        make_users(),
+    )
+    looks = iter([[0.05, 0.05], [0.04, 0.3], [0.3, float("nan")], [0.2, 0.31]])
+    monkeypatch.setattr(trainee, "_validate", lambda users: next(looks))
+    trainee.bars = dict.fromkeys(trainee.bars, 0.5)
+    trainee.begin(prefixes_of(users), users, 0, 1)
+    kept = []
+    for step in (1, 2, 3):
+        trainee.next_step = step
+        with torch.no_grad():
+            for parameter in trainee.game.average.module.own_parameters().values():
+                parameter.fill_(step)
+        trainee.look(users)
+        kept.append([trainee.figures[f"step/{name}"] for name in ("gender", "age")])
+    assert kept == [[0, 1], [2, 1], [2, 3]]
+    assert [trainee.kept["inner"][k].unique().tolist() for k in range(2)] == [[2.0], [3.0]]
+    assert [trainee.figures[f"val/ndcg/{name}"] for name in ("gender", "age")] == [0.3, 0.31]
 
 
 @pytest.mark.parametrize("above", [True, False])

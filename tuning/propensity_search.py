@@ -39,6 +39,7 @@ from tuning.space import (
     check_base,
     check_values,
     checked_starts,
+    moves_of,
     parse_partitions,
     parse_space,
     usual_settings,
@@ -84,7 +85,7 @@ class PropensityPlans:
         if GROUPS not in params or GROUPS in self.space.choices:
             return None
         index = {name: number for number, name in enumerate(self.territories)}
-        moves = [(index[territory], index[host]) for territory, host in self.space.moves_of(params)]
+        moves = [(index[territory], index[host]) for territory, host in moves_of(params)]
         return with_moves(self.partitions[params[GROUPS]], moves)
 
     def settings(self, params: dict[str, Any]) -> dict[str, Any]:

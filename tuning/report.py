@@ -8,7 +8,7 @@ from mtrec_ray.lake.manifest import Lake
 from tuning.clustering import Evidence
 from tuning.partitions import Partition
 from tuning.results import DONE, SearchResult, TrialRow
-from tuning.space import GROUPS
+from tuning.space import GROUPS, moves_of
 
 MAX_NAMES = 12
 NUM_TITLES = 3
@@ -138,10 +138,6 @@ def _text(row: TrialRow, key: str) -> str:
     """A setting of a trial; a partition with the moves made in it, as in `taste:4, T001 to T007`."""
     value = row.params.get(key)
     if key == GROUPS:
-        moves = [(row.params[f"move.{n}"], row.params[f"move.{n}.joins"]) for n in _numbers(row)]
-        return ", ".join([str(value), *(f"{territory} to {host}" for territory, host in moves if territory != host)])
+        moves = (f"{territory} to {host}" for territory, host in moves_of(row.params) if territory != host)
+        return ", ".join([str(value), *moves])
     return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _numbers(row: TrialRow) -> range:
-    return range(1, 1 + int(row.params.get("moves", 0)))

@@ -114,10 +114,11 @@ class Space:
         """Dotted keys and values of a trial, without the partition."""
         return {key: value for key, value in params.items() if key in self.ranges or key in self.choices}
 
-    def moves_of(self, params: dict[str, Any]) -> list[tuple[str, str]]:
-        """(territory, whose group it joins) of a trial, in turn."""
-        numbers = range(1, 1 + int(params.get("moves", 0)))
-        return [(params[f"move.{n}"], params[f"move.{n}.joins"]) for n in numbers]
+
+def moves_of(params: dict[str, Any]) -> list[tuple[str, str]]:
+    """(territory, whose group it joins) of a trial, in turn."""
+    numbers = range(1, 1 + int(params.get("moves", 0)))
+    return [(params[f"move.{n}"], params[f"move.{n}.joins"]) for n in numbers]
 
 
 def parse_space(document: dict[str, Any], model: type[Config], fixed: Iterable[str]) -> tuple[Space, dict[str, Any]]:

@@ -29,8 +29,8 @@ def serve(
     store: Annotated[
         str | None, typer.Option("--store", metavar="STORE", help="Online store: a folder or redis://HOST.")
     ] = None,
-    host: Annotated[str | None, typer.Option("--host", help="Address to listen at.")] = None,
-    port: Annotated[int | None, typer.Option("--port", help="Port to listen at.")] = None,
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port to listen on.")] = None,
     config_file: ConfigFile = None,
     settings: Settings = None,
     show_config: PrintConfig = False,

@@ -20,6 +20,7 @@ from tuning.space import (
     check_base,
     check_values,
     checked_starts,
+    moves_of,
     parse_partitions,
     parse_space,
     usual_settings,
@@ -110,7 +111,7 @@ def test_partitions_are_drawn_with_their_moves():
     for _ in range(30):
         trial = study.ask()
         space.suggest(trial)
-        moves = space.moves_of(trial.params)
+        moves = moves_of(trial.params)
         assert len(moves) == trial.params["moves"]
         assert {name for move in moves for name in move} <= {"a", "b", "c"}
         assert trial.params["model.groups"] in ("one", "regions")
@@ -122,9 +123,9 @@ def test_partitions_are_drawn_with_their_moves():
 
 def test_moves_are_read_in_turn_and_those_beyond_their_number_are_left():
     params = {"model.groups": "one", "moves": 2, "move.1": "a", "move.1.joins": "b", "move.2": "c", "move.2.joins": "a"}
-    assert Space().moves_of(params) == [("a", "b"), ("c", "a")]
-    assert Space().moves_of(params | {"moves": 1}) == [("a", "b")]
-    assert Space().moves_of({"model.groups": "one"}) == []
+    assert moves_of(params) == [("a", "b"), ("c", "a")]
+    assert moves_of(params | {"moves": 1}) == [("a", "b")]
+    assert moves_of({"model.groups": "one"}) == []
 
 
 def test_usual_settings_are_those_of_base_or_the_middle_of_the_range():

@@ -67,7 +67,7 @@ def test_attributes_that_would_share_a_figure_s_key_are_refused(service, tmp_pat
     """`ndcg@10/income_low` would be the figure of hiding `income_low` and the low bound of hiding `income`."""
     columns = dict.fromkeys(names, "gender")
     source = service.source(attributes={name: ["f", "m"] for name in names}, user_columns=columns)
-    with pytest.raises(UserError, match="bound of the figures of"):
+    with pytest.raises(UserError, match="is named like a bound of"):
         build_lake(source, str(tmp_path / "lake"), FOUR)
     assert not (tmp_path / "lake").exists()
 

@@ -15,7 +15,7 @@ ProgressCallback = Callable[[str, int, int], None]
 
 
 def stdout_console() -> Console:
-    """It prints sign by sign: a title may be called `[REC]` or `[/b]`, which rich's markup would drop or trip over."""
+    """Prints names as they are: rich's markup would drop a title called `[REC]` and fail on one called `[/b]`."""
     return Console(markup=False, emoji=False)
 
 

@@ -12,8 +12,20 @@ from ray.exceptions import RayTaskError
 from ray.train import WorkerGroupError
 
 from mtrec_ray.errors import UserError
+from mtrec_ray.streams.sequences import SequenceConfig
+from mtrec_ray.streams.windows import WindowPlan
 from mtrec_ray.training import eliminators
 
+PLAN = WindowPlan(
+    lake_hash="",
+    sequences=SequenceConfig(attacked_fraction=0.25),
+    length=20,
+    without_attacked=True,
+    users=90,
+    positions=900,
+    windows_per_bucket=[90],
+    value_counts=[[40, 50], [35, 37]],
+)
 DRIVER = """
 import json, sys, threading, time
 from types import SimpleNamespace
@@ -129,3 +141,11 @@ def test_a_users_mistake_is_not_tried_again_and_stays_one(train, raised_in):
     assert begun == ["a", "b"]
     assert isinstance(error, UserError)
     assert str(error) == str(mistake)
+
+
+def test_an_attribute_that_few_attackers_users_have_is_told_before_training(caplog):
+    """With a quarter kept for attackers 90 users open to training stand beside 30 attacked, 72 beside 24."""
+    attributes = {"gender": ["f", "m"], "age": ["18", "25"]}
+    eliminators._check_values(SimpleNamespace(attributes=attributes, combinations=[("gender", "age")]), PLAN)  # pyright: ignore[reportArgumentType]
+    (told,) = caplog.messages
+    assert told.startswith("attribute age: about 24 of the users kept for attackers have a known value")

@@ -138,6 +138,10 @@ def test_a_trial_ends_in_the_weights_that_its_config_is_trained_to(trial_lake, m
     for rows in training_batches(data.lake, plan, schedule, 0, 1, stream=read_here):
         trainee.step(rows, schedule.phase_progress(rows.step))
     assert_same_weights(trial, trainee.model.state_dict())
+    left = 1 - schedule.phase_progress(schedule.num_steps - 1)
+    assert 0 < left < 0.5
+    for group in trial.trainee.optimizer.param_groups:
+        assert group["lr"] == pytest.approx(left * group["first_lr"])
 
 
 def test_a_lake_that_was_built_anew_is_refused(trial_lake):

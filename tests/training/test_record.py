@@ -1,0 +1,60 @@
+"""When a run's name is taken: by other groups of territories, by eliminators of another backbone."""
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from mtrec_ray.config import validate_config
+from mtrec_ray.errors import UserError
+from mtrec_ray.streams.groups import Groups
+from mtrec_ray.training.eliminators_config import EliminatorsConfig
+from mtrec_ray.training.eliminators_run import EliminatorsRecord
+from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.training.propensity_run import PropensityRecord
+
+
+def propensity(runs: Path, of_territory: list[int]) -> PropensityRecord:
+    return PropensityRecord(
+        status="training",
+        config=validate_config(PropensityConfig, {"lake": "lake", "name": "run", "runs": str(runs)}),
+        lake_hash="a",
+        groups=Groups(names=["x", "y"], of_territory=of_territory),
+        model={},
+        learning_rates=(1e-3, 1e-3, 1e-3),
+        num_steps=1,
+    )
+
+
+def eliminators(
+    runs: Path, backbone_hash: str, status: Literal["training", "done"] = "training", **settings: int
+) -> EliminatorsRecord:
+    document = {"backbone": "bb", "name": "run", "runs": str(runs)} | settings
+    return EliminatorsRecord(
+        status=status,
+        config=validate_config(EliminatorsConfig, document),
+        lake_hash="a",
+        backbone_hash=backbone_hash,
+        attributes={"gender": ["f", "m"]},
+        packs={"pack000": [("gender",)]},
+    )
+
+
+def test_other_groups_of_territories_are_another_run(tmp_path):
+    propensity(tmp_path, [0, 1]).save()
+    with pytest.raises(UserError, match="run 'run' was begun with other territory groups: choose another name"):
+        propensity(tmp_path, [1, 0]).or_begun()
+    assert propensity(tmp_path, [0, 1]).or_begun() == propensity(tmp_path, [0, 1])
+
+
+def test_another_backbone_is_another_run(tmp_path):
+    eliminators(tmp_path, "b").save()
+    with pytest.raises(UserError, match=r"was begun on another state of its backbone \(hash b, now c\)"):
+        eliminators(tmp_path, "c").or_begun()
+
+
+@pytest.mark.parametrize("status", ["training", "done"])
+def test_an_unfinished_run_goes_on_with_the_new_jobs_and_a_finished_one_stays(tmp_path, status):
+    eliminators(tmp_path, "b", status, retries=1).save()
+    found = eliminators(tmp_path, "b", retries=3).or_begun()
+    assert (found.status, found.config.retries) == (status, 1 if status == "done" else 3)

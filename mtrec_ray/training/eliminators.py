@@ -29,7 +29,7 @@ from mtrec_ray.training.eliminators_run import (
     pack_uri,
     weights_uri,
 )
-from mtrec_ray.training.fit import check_resources, fit, in_background
+from mtrec_ray.training.fit import POLL_S, check_resources, fit, in_background
 from mtrec_ray.training.record import save_plan
 from mtrec_ray.training.runner_config import RunnerConfig
 from mtrec_ray.training.weights import load_figures
@@ -163,7 +163,7 @@ def _train_packs(record: EliminatorsRecord, at_once: int, progress: ProgressCall
             pack = waiting.pop(0)
             running[in_background(partial(_train_pack, record, pack, progress))] = pack
             attempts[pack] += 1
-        for ended in wait(running, return_when=FIRST_COMPLETED).done:
+        for ended in wait(running, timeout=POLL_S, return_when=FIRST_COMPLETED).done:
             pack, error = running.pop(ended), ended.exception()
             failed.pop(pack, None)
             if error is None:

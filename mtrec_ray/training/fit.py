@@ -3,7 +3,7 @@
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -74,7 +74,10 @@ def fit(
         ),
     )
     with _watch(board, num_steps, progress):
-        result = in_background(trainer.fit).result()  # in the main thread it would take ctrl-c for itself
+        outcome = in_background(trainer.fit)  # in the main thread it would take ctrl-c for itself
+        while not wait([outcome], timeout=POLL_S).done:
+            pass
+        result = outcome.result()
     return {key: float(value) for key, value in (result.metrics or {}).items() if isinstance(value, int | float)}
 
 
@@ -82,6 +85,8 @@ def in_background(work: Callable[[], Result]) -> Future[Result]:
     """What `work()` will have returned or raised; it waits for Ray in a thread that nobody has to wait for.
 
     The thread is a daemon, unlike an executor's: an interrupt ends the command, and with it Ray's session and `work`.
+    Wait for it `POLL_S` at a time: the system may give a ctrl-c to any thread, and then the main one hears it only when
+    it wakes.
     """
     outcome: Future[Result] = Future()
 

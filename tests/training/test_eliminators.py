@@ -27,7 +27,7 @@ PLAN = WindowPlan(
     value_counts=[[40, 50], [35, 37]],
 )
 DRIVER = """
-import json, sys, threading, time
+import json, signal, sys, threading, time
 from types import SimpleNamespace
 
 import typer
@@ -41,6 +41,9 @@ def train_pack(record, pack, progress):
     begun.append(pack)
     sys.stdout.write(f"begun {pack}\\n")  # in one piece: two threads write
     sys.stdout.flush()
+    if sys.argv[0] == "another thread" and pack == "pack001":
+        time.sleep(0.5)  # until the main thread waits
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
     may_fail.wait()
     raise RuntimeError("Ray's session is over")
 
@@ -72,7 +75,8 @@ def interrupted(argument: str) -> tuple[int, dict, list[str]]:
         try:
             begun = {driver.stdout.readline().strip() for _ in range(2)}
             assert begun == {"begun pack000", "begun pack001"}
-            driver.send_signal(signal.SIGINT)
+            if argument != "another thread":
+                driver.send_signal(signal.SIGINT)
             out, err = driver.communicate(timeout=60)
         finally:
             driver.kill()
@@ -81,8 +85,10 @@ def interrupted(argument: str) -> tuple[int, dict, list[str]]:
     return driver.returncode, said, packs
 
 
-def test_an_interrupt_ends_the_command_while_packs_still_run():
-    code, said, begun = interrupted("leave them")
+@pytest.mark.parametrize("argument", ["leave them", "another thread"])
+def test_an_interrupt_ends_the_command_while_packs_still_run(argument):
+    """Also one that the system gives to another thread than the one that waits."""
+    code, said, begun = interrupted(argument)
     assert (code, said["exit_code"]) == (130, 130)
     assert sorted(begun) == ["pack000", "pack001"]
 

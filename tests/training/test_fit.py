@@ -1,6 +1,8 @@
 """What the driver of a run does around Ray Train, which is played here."""
 
+import signal
 import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -32,6 +34,20 @@ def play(monkeypatch):
 
 def test_ctrl_c_stays_the_commands(play):
     assert play(lambda: None) == {"step": 3.0, "in_main": 0.0}
+
+
+def test_ctrl_c_is_heard_where_another_thread_was_given_it(play):
+    gave_up = []
+
+    def loop() -> None:
+        time.sleep(0.5)  # until the main thread waits
+        signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+        time.sleep(10)
+        gave_up.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        play(loop)
+    assert not gave_up
 
 
 def test_what_ends_the_run_is_raised_as_it_was(play):

@@ -77,6 +77,7 @@ def test_the_last_of_two_settings_wins_and_values_are_yaml():
         ("sead=1", "unknown setting 'sead'; did you mean 'seed'"),
         ("optim.lr=fast", "setting 'optim.lr' = 'fast'"),
         ("optim.lr=-1", "setting 'optim.lr' = -1"),
+        ("optim.lr=.inf", "setting 'optim.lr' = inf: Input should be a finite number"),
         ("seed=1.5", "setting 'seed' = 1.5"),
         ("optim=3", "setting 'optim' = 3"),
         ("sample.alpha=many", "setting 'sample.alpha' = 'many'"),

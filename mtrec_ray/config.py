@@ -3,10 +3,10 @@
 import difflib
 import types
 from collections.abc import Iterator
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from mtrec_ray.errors import UserError
@@ -21,6 +21,8 @@ class Config(BaseModel):
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What torch, numpy and Optuna all take."""
 
 
 def load_config(

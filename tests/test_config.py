@@ -79,6 +79,8 @@ def test_the_last_of_two_settings_wins_and_values_are_yaml():
         ("optim.lr=-1", "setting 'optim.lr' = -1"),
         ("optim.lr=.inf", "setting 'optim.lr' = inf: Input should be a finite number"),
         ("seed=1.5", "setting 'seed' = 1.5"),
+        ("seed=-1", "setting 'seed' = -1: Input should be greater than or equal to 0"),
+        ("seed=4294967296", "setting 'seed' = 4294967296: Input should be less than 4294967296"),
         ("optim=3", "setting 'optim' = 3"),
         ("sample.alpha=many", "setting 'sample.alpha' = 'many'"),
         ("sample.alpha=-1", "sample.alpha = -1.0 must be above 0"),

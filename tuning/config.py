@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import Field
 
-from mtrec_ray.config import Config
+from mtrec_ray.config import Config, Seed
 from mtrec_ray.lake.window import WindowConfig
 from mtrec_ray.streams.config import SampleConfig
 
@@ -16,7 +16,7 @@ class SearchConfig(Config):
     """Name of the search (letters, digits and . _ + -)."""
     searches: str = "searches"
     """Folder or URI that holds the searches."""
-    seed: int = 0
+    seed: Seed = 0
     """Of the sampler, and of every trial's weights and batches."""
     base: dict[str, Any] = {}
     """Settings that all trials share, as `mtrec train` takes them."""
@@ -90,7 +90,7 @@ class PartitionConfig(Config):
     """File or URI for the groups, as `mtrec train propensity --groups` reads them."""
     buckets: int | None = Field(default=None, ge=1)
     """Buckets that are read, each a random sample of the users; null reads all."""
-    seed: int = 0
+    seed: Seed = 0
     """Of random partitions, clusterings, and the short run behind gradient affinity."""
     sample: SampleConfig = SampleConfig()
     """Whose discoveries count; test users' never do. For groups that a search shall compare with others, leave out whom

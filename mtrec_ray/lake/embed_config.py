@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mtrec_ray.config import Config
+from mtrec_ray.config import Config, Seed
 from mtrec_ray.lake.window import WindowConfig
 
 
@@ -26,7 +26,7 @@ class InteractionConfig(Config):
     """A title's vector is its row of V S^p, a user's its history times V S^(p - 1)."""
     folds: int = Field(default=3, ge=0)
     """Cross-fitted vectors per user: the k-th leaves out fold k's titles and is trained on with just them; 0 = none."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the decomposition and of the folds."""
 
     @model_validator(mode="after")

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mtrec_ray.config import Config
+from mtrec_ray.config import Config, Seed
 from mtrec_ray.streams.sequences import SequenceConfig
 from mtrec_ray.training.runner_config import RunnerConfig, check_lanes
 
@@ -65,7 +65,7 @@ class BackboneConfig(Config):
     """Name of the run (letters, digits and . _ + -); the same name goes on where it was stopped."""
     runs: str = "runs"
     """Folder or URI that holds the runs."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the weights, of the order of windows, of negatives and dropout."""
     model: SequentialModelConfig = SequentialModelConfig()
     sequences: SequenceConfig = SequenceConfig()

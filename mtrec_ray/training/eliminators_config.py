@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mtrec_ray.combinations import Combination, combination_name
-from mtrec_ray.config import Config
+from mtrec_ray.config import Config, Seed
 from mtrec_ray.errors import UserError
 from mtrec_ray.training.runner_config import RunnerConfig, check_lanes
 
@@ -104,7 +104,7 @@ class EliminatorsConfig(Config):
     """Name of the run (letters, digits and . _ + -); the same name goes on where it was stopped."""
     runs: str = "runs"
     """Folder or URI that holds the runs."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the weights, of the order of windows, of negatives and of what the adversary sees."""
     combinations: str = "all"
     """`all`, or combinations by comma, their attributes by plus: gender+age,occupation."""

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from mtrec_ray.config import Config
+from mtrec_ray.config import Config, Seed
 from mtrec_ray.lake.window import WindowConfig
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.training.runner_config import RunnerConfig, check_lanes
@@ -74,7 +74,7 @@ class PropensityConfig(Config):
     """Folder or URI that holds the runs."""
     kind: Literal["baseline", "mtl"] = "mtl"
     """`baseline` is one global model, `mtl` has a block per territory group."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the weights and of the order of batches."""
     incremental: bool = False
     """After the window, train on each evaluation day in turn; a day is evaluated before it is trained on (paper A)."""

@@ -24,6 +24,9 @@ MapTasks = Callable[..., Iterator[tuple[Any, Any]]]
 CANCEL_TIMEOUT_S = 10.0
 _start: Callable[[], None] | None = None
 """Starts Ray for the enclosing session."""
+asking = threading.Lock()
+"""Held by threads beside the main one for each question to Ray: one that asks while the session ends would end the
+process with code 1 and leave Ray's own behind."""
 
 
 @contextmanager
@@ -41,7 +44,8 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     finally:
         _start = outer
         if ray.is_initialized() and not had_ray:
-            ray.shutdown()
+            with asking:
+                ray.shutdown()
 
 
 def need_ray() -> None:

@@ -9,11 +9,12 @@ from typing import Any, TypeVar
 
 import ray
 import ray.train
+from ray.exceptions import GetTimeoutError
 from ray.train.torch import TorchTrainer
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.cluster import cluster_resources, joins_cluster, need_ray
+from mtrec_ray.lake.cluster import asking, cluster_resources, joins_cluster, need_ray
 from mtrec_ray.training.runner_config import RunnerConfig
 
 POLL_S = 1.0
@@ -129,12 +130,13 @@ def _watch(board: Any, num_steps: int, progress: ProgressCallback | None) -> Ite
 
     def poll() -> None:
         while not stop.wait(POLL_S):
-            try:
-                step: Any = ray.get(board.get.remote())
-            except Exception:
-                if ray.is_initialized():
-                    raise
-                return  # an interrupt has ended Ray's session
+            with asking:
+                if not ray.is_initialized():
+                    return  # an interrupt has ended Ray's session
+                try:
+                    step: Any = ray.get(board.get.remote(), timeout=POLL_S)
+                except GetTimeoutError:
+                    continue  # an interrupt waits for the answer
             progress("training steps", step, num_steps)
 
     thread = threading.Thread(target=poll, daemon=True)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mtrec_ray.lake.cluster import ray_session
 from mtrec_ray.training import fit as fit_module
 from mtrec_ray.training.fit import fit, in_background
 from mtrec_ray.training.runner_config import RunnerConfig
@@ -62,17 +63,47 @@ def test_what_ends_the_run_is_raised_as_it_was(play):
 def test_a_progress_bar_ends_without_a_word_where_ray_has_ended(monkeypatch, there_is_ray):
     told, ended = [], threading.Event()
 
-    def get() -> None:
+    def is_initialized() -> bool:
         ended.set()
+        return there_is_ray
+
+    def get() -> None:
         raise AttributeError("no core worker")
 
     monkeypatch.setattr(fit_module, "POLL_S", 0.01)
-    monkeypatch.setattr(fit_module.ray, "is_initialized", lambda: there_is_ray)
+    monkeypatch.setattr(fit_module.ray, "is_initialized", is_initialized)
     monkeypatch.setattr(threading, "excepthook", lambda error: told.append(error.exc_type))
     board = SimpleNamespace(get=SimpleNamespace(remote=get))
     with fit_module._watch(board, 3, lambda *_: None):
         assert ended.wait(30)
     assert told == ([AttributeError] if there_is_ray else [])
+
+
+def test_a_session_ends_between_two_questions_of_a_progress_bar(monkeypatch):
+    happened, asked, up = [], threading.Event(), []
+
+    def get(*_: Any, **__: Any) -> int:
+        asked.set()
+        time.sleep(0.3)
+        happened.append("answered")
+        return 1
+
+    def shutdown() -> None:
+        happened.append("ended")
+        up.clear()
+
+    monkeypatch.setattr(fit_module, "POLL_S", 0.01)
+    for name, played in (("is_initialized", lambda: bool(up)), ("get", get), ("shutdown", shutdown)):
+        monkeypatch.setattr(fit_module.ray, name, played)
+    board = SimpleNamespace(get=SimpleNamespace(remote=lambda: None))
+    with ray_session():
+        up.append(True)
+        watch = fit_module._watch(board, 3, lambda *_: None)
+        watch.__enter__()  # as in the thread of a pack, which an interrupt does not end
+        assert asked.wait(30)
+    watch.__exit__(None, None, None)
+    assert happened == ["answered"] * (len(happened) - 1) + ["ended"]
+    assert len(happened) > 1
 
 
 def test_an_exit_in_the_background_is_not_waited_for_in_vain():

@@ -39,7 +39,7 @@ from mtrec_ray.evaluation.batched_logistic import (
 )
 
 MAX_CELLS = 2**25
-"""Logits held at once by the logistic attacker; labelings beyond it are solved in turn."""
+"""Logits or coefficients held at once by the logistic attacker; labelings beyond it are solved in turn."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,14 @@ def logistic_scores(data: AttackData) -> Scores:
     """Multinomial logistic regression, dense or sparse inputs; the L2 strength with the best validation loss."""
     dense = isinstance(data.train, np.ndarray)
     basis = np.linalg.eigh(data.train.T @ data.train)[1] if dense else None  # principal axes: same model, fewer steps
-    train, validation, test = (with_intercept(x, basis) for x in (data.train, data.validation, data.test))
+    parts = [data.train, data.validation, data.test]
+    if not dense:  # what no train row has gets no coefficient: most of a large catalogue
+        there = np.unique(data.train.indices)
+        parts = [part[:, there] for part in parts]
+    train, validation, test = (with_intercept(part, basis) for part in parts)
     columns = len(L2_STRENGTHS) * data.num_values
-    step = max(1, MAX_CELLS // (columns * max(x.shape[0] for x in (train, validation, test))))
-    parts = []
+    step = max(1, MAX_CELLS // (columns * max(train.shape[1], *(x.shape[0] for x in (train, validation, test)))))
+    scored = []
     for begin in range(0, len(data.train_labels), step):
         chunk = slice(begin, begin + step)
         coefficients = fit_logistic(train, data.train_labels[chunk], data.num_values)  # (d + 1, P, K, A)
@@ -89,8 +93,8 @@ def logistic_scores(data: AttackData) -> Scores:
         best = balanced_log_loss(on_validation, data.validation_labels[chunk]).argmin(axis=1)
         rows = np.arange(len(best))
         chosen = coefficients[:, rows, best][:, :, None]  # (d + 1, P, 1, A)
-        parts.append(Scores(on_validation[rows, best], log_probabilities(test, chosen)[:, 0]))
-    return Scores(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        scored.append(Scores(on_validation[rows, best], log_probabilities(test, chosen)[:, 0]))
+    return Scores(*(np.concatenate(part) for part in zip(*scored, strict=True)))
 
 
 def mlp_scores(data: AttackData, hidden: tuple[int, ...], max_steps: int = 800, patience_steps: int = 32) -> Scores:

@@ -58,14 +58,16 @@ def naive_bayes_scores(data: AttackData) -> Scores:
     """Multinomial naive Bayes with even priors (McCallum & Nigam 1998); the smoothing with the best validation loss."""
     on_value = (data.train_labels[:, None] == np.arange(data.num_values)[:, None]).astype(np.float32)  # (P, A, n)
     shape = on_value.shape[:2]
-    counts = np.asarray(data.train.T @ on_value.reshape(-1, on_value.shape[2]).T).T  # (P * A, T)
     overall = np.asarray(data.train.sum(axis=0)).ravel() + 1.0
     prior = len(overall) * overall / overall.sum()
+    there = np.unique(np.concatenate([x.indices for x in (data.train, data.validation, data.test)]))  # (S,) of T titles
+    train, validation, test = (x[:, there] for x in (data.train, data.validation, data.test))
+    counts = np.asarray(train.T @ on_value.reshape(-1, on_value.shape[2]).T).T  # (P * A, S)
     candidates = []
     for smoothing in SMOOTHING:
-        smoothed = counts + smoothing * prior
-        log_odds = np.log(smoothed / smoothed.sum(axis=1, keepdims=True)).T.astype(np.float32)  # (T, P * A)
-        parts = ((part @ log_odds).reshape(-1, *shape) for part in (data.validation, data.test))
+        total = counts.sum(axis=1, keepdims=True) + smoothing * len(overall)  # the other titles' share too
+        log_odds = np.log((counts + smoothing * prior[there]) / total).T.astype(np.float32)  # (S, P * A)
+        parts = ((part @ log_odds).reshape(-1, *shape) for part in (validation, test))
         candidates.append(Scores(*(log_softmax(part, axis=-1).transpose(1, 0, 2) for part in parts)))
     losses = [balanced_log_loss(found.validation, data.validation_labels) for found in candidates]  # (3, P)
     best, rows = np.argmin(losses, axis=0), np.arange(shape[0])

@@ -1,5 +1,7 @@
 """Attackers: each learns what it should, logistic regression is scikit-learn's, labelings do not touch each other."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from scipy.sparse import csr_matrix
@@ -8,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from mtrec_ray.evaluation import attackers
 from mtrec_ray.evaluation.attackers import VECTOR_ATTACKERS, AttackData, balanced_log_loss
 from mtrec_ray.evaluation.batched_logistic import L2_STRENGTHS, class_weights, fit_logistic, with_intercept
-from mtrec_ray.evaluation.list_attack import naive_bayes_scores
+from mtrec_ray.evaluation.list_attack import LIST_ATTACKERS, bag_of_titles, naive_bayes_scores
 
 
 def problem(labels_of, num_values=2, sizes=(300, 100, 200), seed=0, num_permuted=2):
@@ -92,6 +94,18 @@ def test_memory_chunks_change_nothing(monkeypatch):
     whole = attackers.logistic_scores(data)
     monkeypatch.setattr(attackers, "MAX_CELLS", 1)
     np.testing.assert_allclose(attackers.logistic_scores(data).test, whole.test, atol=2e-2)
+
+
+@pytest.mark.parametrize("name", LIST_ATTACKERS)
+def test_titles_that_no_list_has_take_no_memory(name):
+    rng, num_titles = np.random.default_rng(0), 200_000
+    bags = [bag_of_titles(rng.integers(0, 50, (40, 3)), num_titles) for _ in range(3)]
+    labels = rng.integers(0, 4, (3, 40))
+    tracemalloc.start()
+    LIST_ATTACKERS[name](AttackData(*bags, labels, labels, 4))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 8 * 8 * num_titles  # a number or two a title, not one for each labeling and value
 
 
 def test_class_weights_and_balanced_loss_by_hand():

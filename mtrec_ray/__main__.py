@@ -28,13 +28,14 @@ def main() -> None:
 
 def explain(error: BaseException) -> tuple[int, str]:
     """Exit code and message: 2 where a UserError, on whatever machine it was raised, or a full disk is the cause."""
-    from mtrec_ray.errors import find_user_error
+    from mtrec_ray.errors import causes, find_user_error
 
     mistake = find_user_error(error)
     if mistake is not None:
         return 2, str(mistake)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return 2, str(error)
+    for one in causes(error):  # a worker's checkpoint too
+        if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
+            return 2, str(one) if one.filename else f"{one}: free some room, then start the same command again"
     return 1, f"{type(error).__name__}: {error}"
 
 

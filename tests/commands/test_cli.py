@@ -263,3 +263,7 @@ def test_the_cause_of_an_error_decides_whose_it_is():
     assert explain(OSError(5, "input/output error"))[0] == 1
     full = OSError(28, "No space left on device", "/runs/bb/run.json")
     assert explain(full) == (2, "[Errno 28] No space left on device: '/runs/bb/run.json'")
+    lost = RuntimeError("training failed")  # as Ray Train tells of a worker's checkpoint
+    lost.worker_failures = {0: OSError(28, "No space left on device")}  # pyright: ignore[reportAttributeAccessIssue]
+    code, message = explain(lost)
+    assert (code, message.split(": ")[0]) == (2, "[Errno 28] No space left on device")

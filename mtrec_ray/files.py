@@ -10,6 +10,8 @@ import pyarrow.fs as pafs
 
 from mtrec_ray.errors import UserError
 
+WRITABLE = ".writable"
+"""A file that `check_writable` makes for a moment."""
 PART = ".part"
 """Ending of a file that is being written; one that stays was left by a killed process."""
 
@@ -66,9 +68,9 @@ def check_writable(folder: str) -> None:
     fs, path = resolve(folder)
     try:
         fs.create_dir(path, recursive=True)
-        with fs.open_output_stream(f"{path}/.writable"):
+        with fs.open_output_stream(f"{path}/{WRITABLE}"):
             pass
-        fs.delete_file(f"{path}/.writable")
+        fs.delete_file(f"{path}/{WRITABLE}")
     except OSError as error:
         raise UserError(f"cannot write to {folder!r}: {error}") from error
 

@@ -7,6 +7,7 @@ import logging
 from datetime import UTC, datetime
 
 import numpy as np
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
@@ -25,7 +26,18 @@ from mtrec_ray.bundle.manifest import (
 )
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, check_writable, exists, join, read_json, remove_file, write_file, write_json
+from mtrec_ray.files import (
+    WRITABLE,
+    absolute,
+    check_writable,
+    exists,
+    join,
+    read_json,
+    remove_file,
+    resolve,
+    write_file,
+    write_json,
+)
 from mtrec_ray.jobs.bundle_config import BundleConfig
 from mtrec_ray.jobs.bundle_figures import audited, evaluated
 from mtrec_ray.lake.bucket import Bucket
@@ -54,7 +66,7 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
 
     Raises:
         UserError: unfinished runs; runs, audit or evaluation that do not belong together; a place that cannot be
-            written to; or, unless `again`, a bundle that is there already.
+            written to or that holds anything else; or, unless `again`, a bundle that is there already.
     """
     out, record = absolute(config.out), EliminatorsRecord.load_done(config.run)
     source = record.source()
@@ -63,6 +75,7 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
         raise UserError(f"run {config.run!r} holds {record.config.method} models: a bundle serves eliminators")
     if exists(join(out, MANIFEST_FILE)) and not again:
         raise UserError(f"{config.out!r} is a bundle already: choose another --out")
+    _check_nothing_else(out)
     metrics, audit = audited(record, config.audit)
     part, files = _propensity(config, lake)
     backbone = load_backbone(source, record.backbone_hash)
@@ -108,6 +121,16 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
     document["files"][MANIFEST_FILE] = manifest_hash(document)
     write_json(join(out, MANIFEST_FILE), document)
     return Bundle.open(out)
+
+
+def _check_nothing_else(out: str) -> None:
+    """UserError where a folder holds more than a bundle, or what is left of writing one."""
+    fs, path = resolve(out)
+    found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    names = (BACKBONE_FILE, ELIMINATORS_FILE, MANIFEST_FILE, POPULAR_FILE, PROPENSITY_FILE, TITLES_FILE, WRITABLE)
+    other = sorted(info.base_name for info in found if not info.base_name.startswith(names))
+    if other:
+        raise UserError(f"{out!r} holds {other[0]!r}, which is no part of a bundle: choose another --out")
 
 
 def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -141,6 +141,13 @@ def test_the_manifest_is_written_last(lake, eliminators, tmp_path, monkeypatch):
     assert written[-1] == MANIFEST_FILE
 
 
+def test_a_folder_that_holds_anything_else_is_left_alone(lake, eliminators):
+    before = sorted(Path(lake.uri).iterdir())
+    with pytest.raises(UserError, match=r"which is no part of a bundle: choose another --out"):
+        bundle(eliminators, Path(lake.uri))
+    assert sorted(Path(lake.uri).iterdir()) == before
+
+
 def test_a_bundle_made_again_is_kept_until_its_content_changes(eliminators, tmp_path, monkeypatch, caplog):
     def make(auc: float) -> BundleManifest:
         audit = write_audit(eliminators, tmp_path / "audit", auc)

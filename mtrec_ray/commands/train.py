@@ -169,8 +169,7 @@ def eliminators(
         from mtrec_ray.training.eliminators import train_eliminators
 
         record = train_eliminators(config, progress)
-        facts = {"method": config.method, "jobs": str(len(record.packs))} | _rounded(record.metrics)
-        return {"run": record.uri, **record.metrics}, [_fact_table(record.uri, facts)]
+        return {"run": record.uri, **record.metrics}, [combination_table(record)]
 
     run_job(job, as_json, num_cpus=math.ceil(config.runner.workers * config.runner.cpus_per_worker))
 
@@ -185,6 +184,19 @@ def _summary(record) -> JobResult:
     }
     table = _fact_table(record.uri, facts | _rounded(record.metrics))
     return {"run": record.uri, "num_steps": record.num_steps, **record.metrics}, [table]
+
+
+def combination_table(record) -> Table:
+    """What each combination of a run of eliminators came to."""
+    from mtrec_ray.combinations import NONE, combination_name
+    from mtrec_ray.training.eliminators_run import COMBINATION_FIGURES
+
+    title = f"Run {record.uri}: {record.config.method}, jobs: {len(record.packs)}"
+    table = Table("ignoring", *(heading for heading, _ in COMBINATION_FIGURES.values()), title=title)
+    for name in (NONE, *map(combination_name, record.combinations)):
+        found = [(record.metrics.get(f"{figure}/{name}"), form) for figure, (_, form) in COMBINATION_FIGURES.items()]
+        table.add_row(name, *("" if value is None else format(value, form) for value, form in found))
+    return table
 
 
 def _rounded(metrics: dict[str, float]) -> dict[str, str]:

@@ -23,6 +23,7 @@ from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
 from mtrec_ray.training.eliminators_config import EliminatorOptimConfig, EliminatorsConfig, parse_combinations
 from mtrec_ray.training.eliminators_loop import pack_loop_per_worker
 from mtrec_ray.training.eliminators_run import (
+    COMBINATION_FIGURES,
     EliminatorsRecord,
     figure_name,
     is_done,
@@ -125,18 +126,23 @@ def _check_values(record: EliminatorsRecord, plan: WindowPlan) -> None:
 
 def _warn_of_bars(record: EliminatorsRecord, figures: dict[str, float]) -> None:
     for combination in record.combinations:
-        step = figures[figure_name("step", combination)]
-        if (
-            step
-            and figures[figure_name("val/ndcg", combination)] >= figures[figure_name("val/ndcg_least", combination)]
-        ):
+        told = {name: figures.get(figure_name(name, combination), 0.0) for name in COMBINATION_FIGURES}
+        if told["share"] < told["share_confirmed"]:
+            logger.warning(
+                "combination %s hides less than it could: its bar (val/ndcg_least) lets %g of its map be used, other "
+                "users confirm %g; lower optim.keep_share or raise optim.price if hiding more is worth its cost",
+                combination_name(combination),
+                told["share"],
+                told["share_confirmed"],
+            )
+        if told["step"] and told["val/ndcg"] >= told["val/ndcg_least"]:
             continue
-        what = f"what was most accurate is kept, of step {step:.0f}" if step else "it is as before the first step"
+        what = f"what was most accurate is kept, of step {told['step']:.0f}"
         logger.warning(
             "combination %s: its NDCG@10 was below its bar (val/ndcg_least) at every look, so %s (an eliminator's map "
             "is fitted by then); lower optim.keep_share, adversary.weight or .generator_lr",
             combination_name(combination),
-            what,
+            what if told["step"] else "it is as before the first step",
         )
 
 

@@ -25,6 +25,14 @@ from mtrec_ray.training.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.record import RUN, Record
 
 WEIGHTS = "eliminators.safetensors"
+COMBINATION_FIGURES = {
+    "val/ndcg": ("NDCG@10, validation event", ".4f"),
+    "val/ndcg_least": ("its bar", ".4f"),
+    "share": ("map used", "g"),
+    "share_confirmed": ("confirmed by other users", "g"),
+    "step": ("of step", ".0f"),
+}
+"""Figures of each combination, those of shares where there is a map: heading in tables, format."""
 
 
 class EliminatorsRecord(Record):

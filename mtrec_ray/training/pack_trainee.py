@@ -99,7 +99,9 @@ class PackTrainee:
     def begin(self, seen: Prefixes, users: HeldOutUsers, rank: int, world_size: int) -> None:
         """Before the first step: fit the maps to `seen`, bound them by the accuracy of `users`, keep what is there."""
         self.fit_transport(seen, rank, world_size)
+        self._tell_shares("share_confirmed")
         self._bound_share(users)
+        self._tell_shares("share")
         for combination, ndcg in zip(self.game.average.module.combinations, self._validate(users), strict=True):
             self.figures[figure_name("val/ndcg", combination)] = ndcg
         self.kept = {name: value.detach().clone() for name, value in self.candidate.own_parameters().items()}
@@ -127,6 +129,14 @@ class PackTrainee:
             if not costly.any():
                 break
             share.copy_(torch.where(costly, share.clamp(max=lower), share))
+
+    def _tell_shares(self, name: str) -> None:
+        """A figure of each combination: the share of its map that is used."""
+        average = self.game.average.module
+        if not isinstance(average, Eliminated) or not average.pack.config.transport_units:
+            return
+        for combination, share in zip(average.combinations, average.pack.transport_share.flatten(), strict=True):
+            self.figures[figure_name(name, combination)] = float(share)
 
     def _validate(self, users: HeldOutUsers) -> list[float]:
         """NDCG@10 of each combination's running mean, over the users of all workers."""

@@ -2,9 +2,10 @@
 
     python tests/benchmarks/bench_memory.py [--users 50000 500000] [--json]
 
-Each job runs as a user would start it. Buckets hold the same number of users in every lake, and training and evaluation
-take the same number of users, so that what is left to grow would grow with the users alone. Memory is the unique set
-size (what would be free if the process ended), read 5 times a second; Ray's shared object store is in none of it.
+Each job runs as a user would start it. Buckets hold the same number of users in every lake. A propensity model, its
+evaluation, validation and the audit take the same number of users; a backbone and eliminators train on all of them.
+Memory is the unique set size (what would be free if the process ended), read 5 times a second; Ray's shared object
+store is in none of it.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-USERS_PER_BUCKET, TRAINED_USERS = 2_500, 5_000
+USERS_PER_BUCKET, TRAINED_USERS, VALIDATED_USERS = 2_500, 5_000, 2_000
 MIB = 2**20
 
 
@@ -29,11 +30,16 @@ def jobs(num_users: int, folder: Path) -> dict[str, list[str]]:
     sample = [f"sample.random_fraction={TRAINED_USERS / num_users}", "sample.active_fraction=0", "model.d=64"]
     sample += [f"sample.test_fraction={min(0.2, TRAINED_USERS / num_users)}"]
     lake, runs = str(folder / "lake"), str(folder / "runs")
+    passes = _sets(["optim.epochs=1", "optim.batch_windows=256", f"optim.validation_users={VALIDATED_USERS}"])
+    fits = [*passes, *_sets(["transport.passes=4", "transport.later_passes=1"])]
     shape = [f"source.users={num_users}", f"build.num_buckets={num_users // USERS_PER_BUCKET}", "source.user_width=32"]
     return {
         "lake build": ["lake", "build", "synthetic", "--out", lake, *_sets(shape)],
         "train": ["train", "propensity", "--lake", lake, "--runs", runs, "--name", "r", *_sets(sample)],
         "evaluate": ["evaluate", "propensity", f"{runs}/r", *_sets(["num_bootstrap=20"])],
+        "backbone": ["train", "backbone", "--lake", lake, "--runs", runs, "--name", "bb", *passes],
+        "eliminators": ["train", "eliminators", "--backbone", f"{runs}/bb", "--runs", runs, "--name", "el", *fits],
+        "audit": ["audit", f"{runs}/el", *_sets([f"max_users={TRAINED_USERS}", "num_permutations=2"])],
     }
 
 

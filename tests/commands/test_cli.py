@@ -10,7 +10,10 @@ import pytest
 import yaml
 
 from mtrec_ray.__main__ import explain, main
+from mtrec_ray.commands.train import combination_table
 from mtrec_ray.errors import UserError
+from mtrec_ray.training.eliminators_config import EliminatorsConfig
+from mtrec_ray.training.eliminators_run import EliminatorsRecord
 from tests.streams.lakes import random_rows, write_lake
 
 BUILD = ["lake", "build", "synthetic"]
@@ -152,6 +155,25 @@ def test_a_run_of_another_kind_or_version_is_called_what_it_is(run, tmp_path):
     record.write_text(json.dumps({"kind": "eliminators", "status": "over"}))
     code, _, err = run("audit", "runs/r")
     assert (code, "was written by another version (status: Input should be 'training' or 'done'" in err) == (2, True)
+
+
+def test_eliminators_are_told_combination_by_combination():
+    figures = {"val/ndcg": 0.41, "val/ndcg_least": 0.4, "share": 0.5, "share_confirmed": 1.0, "step": 90.0}
+    record = EliminatorsRecord(
+        status="done",
+        config=EliminatorsConfig(backbone="bb", name="el", runs="runs"),
+        lake_hash="",
+        backbone_hash="",
+        attributes={"gender": ["F", "M"], "age": ["1", "2"]},
+        packs={"pack000": [("gender",)], "pack001": [("gender", "age")]},
+        metrics={"val/ndcg/none": 0.42} | {f"{name}/gender+age": value for name, value in figures.items()},
+    )
+    table = combination_table(record)
+    rows = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert rows[0] == ("none", "0.4200", "", "", "", "")
+    assert rows[1][0] == "gender"
+    assert rows[2] == ("gender+age", "0.4100", "0.4000", "0.5", "1", "90")
+    assert table.title == "Run runs/el: eliminator, jobs: 2"
 
 
 def test_the_resolved_config_is_yaml_that_config_reads_back(run, tmp_path):

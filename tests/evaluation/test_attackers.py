@@ -99,10 +99,10 @@ def test_memory_chunks_change_nothing(monkeypatch):
 @pytest.mark.parametrize("name", LIST_ATTACKERS)
 def test_titles_that_no_list_has_take_no_memory(name):
     rng, num_titles = np.random.default_rng(0), 200_000
-    bags = [bag_of_titles(rng.integers(0, 50, (40, 3)), num_titles) for _ in range(3)]
+    train, validation, test = (bag_of_titles(rng.integers(0, 50, (40, 3)), num_titles) for _ in range(3))
     labels = rng.integers(0, 4, (3, 40))
     tracemalloc.start()
-    LIST_ATTACKERS[name](AttackData(*bags, labels, labels, 4))
+    LIST_ATTACKERS[name](AttackData(train, validation, test, labels, labels, 4))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 * 8 * num_titles  # a number or two a title, not one for each labeling and value

@@ -16,6 +16,7 @@ import ray.train
 import ray.train.torch
 import torch
 
+from mtrec_ray.combinations import combination_name
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.jobs.audit import audit
@@ -243,7 +244,7 @@ def test_nothing_of_a_pack_sees_the_attackers_users(lake, source, one_worker, mo
 
 @pytest.mark.parametrize(("told", "share"), [(0.5, 0.25), (1.0, 1.0)])
 def test_a_map_is_used_as_far_as_it_keeps_enough_accuracy(
-    source, one_worker, monkeypatch, tmp_path, told: float, share: float
+    source, one_worker, monkeypatch, tmp_path, caplog, told: float, share: float
 ):
     """The first combination's NDCG@10 is told to be the backbone's at a share of a quarter, the second's always.
 
@@ -272,6 +273,13 @@ def test_a_map_is_used_as_far_as_it_keeps_enough_accuracy(
     )
     (candidate,) = load_candidates(run, load_backbone(source))
     assert candidate.own_parameters()["pack.transport_share"].flatten().tolist() == [share, 1.0]
+    first, second = (combination_name(combination) for combination in run.combinations)
+    assert [run.metrics[f"share/{name}"] for name in (first, second)] == [share, 1.0]
+    assert [run.metrics[f"share_confirmed/{name}"] for name in (first, second)] == [1.0, 1.0]
+    bounded = [message for message in caplog.messages if "hides less than it could" in message]
+    assert len(bounded) == (share < 1)
+    assert all(message.startswith(f"combination {first} ") for message in bounded)
+    assert all(f"lets {share:g} of its map be used, other users confirm 1;" in message for message in bounded)
 
 
 def test_a_pack_that_fails_is_tried_again_and_redone_alone_to_the_same_weights(

@@ -4,7 +4,7 @@ import math
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from mtrec_ray.commands.options import (
     AsJson,
@@ -192,7 +192,8 @@ def combination_table(record) -> Table:
     from mtrec_ray.training.eliminators_run import COMBINATION_FIGURES
 
     title = f"Run {record.uri}: {record.config.method}, jobs: {len(record.packs)}"
-    table = Table("ignoring", *(heading for heading, _ in COMBINATION_FIGURES.values()), title=title)
+    headings = [heading for heading, _ in COMBINATION_FIGURES.values()]
+    table = Table(Column("ignoring", overflow="fold"), *headings, title=title)
     for name in (NONE, *map(combination_name, record.combinations)):
         found = [(record.metrics.get(f"{figure}/{name}"), form) for figure, (_, form) in COMBINATION_FIGURES.items()]
         table.add_row(name, *("" if value is None else format(value, form) for value, form in found))

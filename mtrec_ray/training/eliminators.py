@@ -23,9 +23,7 @@ from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
 from mtrec_ray.training.eliminators_config import EliminatorOptimConfig, EliminatorsConfig, parse_combinations
 from mtrec_ray.training.eliminators_loop import pack_loop_per_worker
 from mtrec_ray.training.eliminators_run import (
-    COMBINATION_FIGURES,
     EliminatorsRecord,
-    figure_name,
     is_done,
     pack_uri,
     weights_uri,
@@ -126,23 +124,25 @@ def _check_values(record: EliminatorsRecord, plan: WindowPlan) -> None:
 
 def _warn_of_bars(record: EliminatorsRecord, figures: dict[str, float]) -> None:
     for combination in record.combinations:
-        told = {name: figures.get(figure_name(name, combination), 0.0) for name in COMBINATION_FIGURES}
-        if told["share"] < told["share_confirmed"]:
+        name = combination_name(combination)
+        ndcg, bar, step = (figures[f"{figure}/{name}"] for figure in ("val/ndcg", "val/ndcg_least", "step"))
+        used, confirmed = (figures.get(f"{figure}/{name}", 1.0) for figure in ("share", "share_confirmed"))  # no map: 1
+        if used < confirmed:
             logger.warning(
                 "combination %s hides less than it could: its bar (val/ndcg_least) lets %g of its map be used, other "
                 "users confirm %g; lower optim.keep_share or raise optim.price if hiding more is worth its cost",
-                combination_name(combination),
-                told["share"],
-                told["share_confirmed"],
+                name,
+                used,
+                confirmed,
             )
-        if told["step"] and told["val/ndcg"] >= told["val/ndcg_least"]:
+        if step and ndcg >= bar:
             continue
-        what = f"what was most accurate is kept, of step {told['step']:.0f}"
+        what = f"what was most accurate is kept, of step {step:.0f}" if step else "it is as before the first step"
         logger.warning(
             "combination %s: its NDCG@10 was below its bar (val/ndcg_least) at every look, so %s (an eliminator's map "
             "is fitted by then); lower optim.keep_share, adversary.weight or .generator_lr",
-            combination_name(combination),
-            what if told["step"] else "it is as before the first step",
+            name,
+            what,
         )
 
 

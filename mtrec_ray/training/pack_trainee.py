@@ -8,6 +8,7 @@ filter begins as a random layer). The map behind the last layer is used as far a
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ class PackTrainee:
         maps of the first worker, for unlike machines round differently.
         """
         average, config = self.game.average.module, self.record.config
-        if not isinstance(average, Eliminated) or not average.pack.config.transport_units:
+        if not _has_map(average):
             return
         history, values = (torch.from_numpy(a).to(self.device) for a in (seen.history, seen.attribute_index))
         user = torch.from_numpy(seen.keys.view(np.int64)).to(self.device)
@@ -120,7 +121,7 @@ class PackTrainee:
     def _bound_share(self, users: HeldOutUsers) -> None:
         """Use less of each map until it stays above its bar by itself."""
         average = self.game.average.module
-        if not isinstance(average, Eliminated) or not average.pack.config.transport_units:
+        if not _has_map(average):
             return
         share = average.pack.transport_share[:, 0, 0]  # (K,) a view
         for lower in reversed(SHARES[:-1]):
@@ -133,7 +134,7 @@ class PackTrainee:
     def _tell_shares(self, name: str) -> None:
         """A figure of each combination: the share of its map that is used."""
         average = self.game.average.module
-        if not isinstance(average, Eliminated) or not average.pack.config.transport_units:
+        if not _has_map(average):
             return
         for combination, share in zip(average.combinations, average.pack.transport_share.flatten(), strict=True):
             self.figures[figure_name(name, combination)] = float(share)
@@ -146,6 +147,10 @@ class PackTrainee:
         metrics = stacked_metrics(users, vectors, average.backbone.title_vectors())
         means = (mean_over_workers(one.means(), len(users), self.game.all_reduce, self.device) for one in metrics)
         return [one["ndcg"] for one in means]
+
+
+def _has_map(candidate: Candidate) -> TypeGuard[Eliminated]:
+    return isinstance(candidate, Eliminated) and candidate.pack.config.transport_units > 0
 
 
 def make_pack_trainee(

@@ -13,11 +13,11 @@ from fastapi.responses import FileResponse
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 
-from serving.answers import Refused, json_answer, refused_of
-from serving.config import LimitsConfig
-from serving.fast_path import RecommendFastPath
-from serving.guard import PAGE_FILES, Guard
-from serving.schemas import (
+from mtrec_ray.serving.answers import Refused, json_answer, refused_of
+from mtrec_ray.serving.config import LimitsConfig
+from mtrec_ray.serving.fast_path import RecommendFastPath
+from mtrec_ray.serving.guard import PAGE_FILES, Guard
+from mtrec_ray.serving.schemas import (
     Combinations,
     EventsRequest,
     EventsStored,
@@ -29,8 +29,8 @@ from serving.schemas import (
     RecommendBatch,
     RecommendRequest,
 )
-from serving.service import Service
-from serving.store import StoreUnavailable
+from mtrec_ray.serving.service import Service
+from mtrec_ray.serving.store import StoreUnavailable
 
 PAGE = Path(__file__).parent / "page"
 PAGE_HEADERS = {

@@ -10,7 +10,7 @@ each (combination, values) requested so far. Neither depends on a history.
 import torch
 from torch import Tensor
 
-from mtrec_ray.models.eliminators import EliminatorPack, PackRows
+from mtrec_ray.models.eliminators import GatheredEliminators, StackedEliminators
 from mtrec_ray.models.sequential import SequentialBackbone
 
 Key = tuple[int, ...]
@@ -25,7 +25,7 @@ class EliminatorBank:
             27 MB per layer.
     """
 
-    def __init__(self, backbone: SequentialBackbone, pack: EliminatorPack, capacity: int = 4096) -> None:
+    def __init__(self, backbone: SequentialBackbone, pack: StackedEliminators, capacity: int = 4096) -> None:
         self.backbone, self.pack, self.capacity = backbone, pack, capacity
         self.of_combination = Table(pack.shared())
         unknown = [-1] * len(pack.attributes)
@@ -34,7 +34,7 @@ class EliminatorBank:
         self.place: dict[Key, int] = {key: place for place, key in enumerate(keys)}
         self.no_prompts = pack.prompts[:0], torch.arange(0)  # the second table holds them
 
-    def gather(self, keys: list[Key]) -> PackRows:
+    def gather(self, keys: list[Key]) -> GatheredEliminators:
         """B keys -> one eliminator a row."""
         missing = list(dict.fromkeys(key for key in keys if key not in self.place))
         if missing and len(self.place) + len(missing) > self.capacity:
@@ -46,7 +46,7 @@ class EliminatorBank:
         combination, place = torch.tensor([(key[0], self.place[key]) for key in keys]).unbind(1)
         gain, *prompts = self.of_key.rows(place)
         shared = self.of_combination.rows(combination)
-        return PackRows(*self.no_prompts, *shared, transport_gain=gain, cached_prompts=tuple(prompts))
+        return GatheredEliminators(*self.no_prompts, *shared, transport_gain=gain, cached_prompts=tuple(prompts))
 
     @torch.inference_mode()
     def _parts(self, keys: list[Key]) -> tuple[Tensor, ...]:

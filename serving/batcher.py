@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import NamedTuple
 
-from serving.engine import Engine, Query, Ranked
+from mtrec_ray.serving.engine import Engine, Query, Ranked
 
 SEVERAL = 4
 LINGER_S = 0.004

@@ -14,14 +14,14 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists
 from mtrec_ray.process import prepare_process
-from serving.answers import RETRY_AFTER_S
-from serving.api import build_api
-from serving.config import ServeConfig, api_keys
-from serving.live import LiveEngine
-from serving.open_store import open_store
-from serving.service import Service
-from serving.store import is_folder
-from serving.telemetry import Telemetry
+from mtrec_ray.serving.answers import RETRY_AFTER_S
+from mtrec_ray.serving.api import build_api
+from mtrec_ray.serving.config import ServeConfig, api_keys
+from mtrec_ray.serving.live import LiveEngine
+from mtrec_ray.serving.open_store import open_store
+from mtrec_ray.serving.service import Service
+from mtrec_ray.serving.store import is_folder
+from mtrec_ray.serving.telemetry import Telemetry
 
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 """No log gets the path of a request: it can hold a user's id."""
@@ -52,7 +52,7 @@ class Endpoint:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """What `import_path: serving.endpoint:build` in serve.yaml calls with its `args`, the settings of `ServeConfig`.
+    """What serve.yaml calls with its `args`, the settings of `ServeConfig`.
 
     Raises:
         UserError: settings that do not fit, no API key where one is needed, or an embedded store that does not exist.

@@ -16,8 +16,8 @@ from torch import Tensor
 from mtrec_ray.bundle.manifest import Bundle
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.combinations import Combination
-from serving.bank import EliminatorBank
-from serving.catalogue import ServedCatalogue
+from mtrec_ray.serving.bank import EliminatorBank
+from mtrec_ray.serving.catalogue import ServedCatalogue
 
 MAX_CELLS = 8_000_000
 """Most rows x titles scored at once: bounds the memory of a large batch on a large catalogue."""

@@ -8,10 +8,10 @@ since that proxy sets the pace, and its 99th percentile was a fifth longer with 
 
 from pydantic import ValidationError
 
-from serving.answers import json_answer
-from serving.guard import READ_HERE, App, Receive, Scope, Send
-from serving.schemas import RecommendRequest
-from serving.service import Service
+from mtrec_ray.serving.answers import json_answer
+from mtrec_ray.serving.guard import READ_HERE, App, Receive, Scope, Send
+from mtrec_ray.serving.schemas import RecommendRequest
+from mtrec_ray.serving.service import Service
 
 PATH = "/v1/recommend"
 KINDS = ([b"application/json"], [b"application/json; charset=utf-8"], [b"application/json;charset=utf-8"])

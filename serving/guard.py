@@ -9,8 +9,8 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from serving.answers import Refused, refused_of
-from serving.config import LimitsConfig
+from mtrec_ray.serving.answers import Refused, refused_of
+from mtrec_ray.serving.config import LimitsConfig
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]

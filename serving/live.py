@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from mtrec_ray.bundle.manifest import Bundle
 from mtrec_ray.errors import UserError
-from serving.engine import Engine
-from serving.pointer import Pointer, is_pointer, read_pointer
+from mtrec_ray.serving.engine import Engine
+from mtrec_ray.serving.pointer import Pointer, is_pointer, read_pointer
 
 logger = logging.getLogger(__name__)
 

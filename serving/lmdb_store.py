@@ -19,7 +19,7 @@ import lmdb
 import msgpack
 
 from mtrec_ray.errors import UserError
-from serving.store import MAX_APPEND_KEYS, MAX_STORED_EVENTS, StoreUnavailable, UserState
+from mtrec_ray.serving.store import MAX_APPEND_KEYS, MAX_STORED_EVENTS, StoreUnavailable, UserState
 
 MAP_BYTES = 1 << 30
 """Size of a new map: address space, not disk. It doubles when full."""

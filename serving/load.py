@@ -16,9 +16,9 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
-from serving.load_config import StoreLoadConfig
-from serving.open_store import open_store
-from serving.store import Store, StoreUnavailable, UserState, is_folder
+from mtrec_ray.serving.load_config import StoreLoadConfig
+from mtrec_ray.serving.open_store import open_store
+from mtrec_ray.serving.store import Store, StoreUnavailable, UserState, is_folder
 
 States = list[tuple[str, UserState]]
 Counts = dict[str, int]

@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from mtrec_ray.config import Config
-from serving.store import MAX_STORED_EVENTS
+from mtrec_ray.serving.store import MAX_STORED_EVENTS
 
 
 class StoreLoadConfig(Config):

@@ -7,7 +7,7 @@
 """
 
 from mtrec_ray.errors import UserError
-from serving.store import TIMEOUT_S, Store, is_folder, without_password
+from mtrec_ray.serving.store import TIMEOUT_S, Store, is_folder, without_password
 
 
 def open_store(url: str, *, expire_s: float | None = None, timeout_s: float = TIMEOUT_S) -> Store:
@@ -21,11 +21,11 @@ def open_store(url: str, *, expire_s: float | None = None, timeout_s: float = TI
         UserError: a URL that is neither, or a folder that cannot be opened.
     """
     if is_folder(url):
-        from serving.lmdb_store import LmdbStore
+        from mtrec_ray.serving.lmdb_store import LmdbStore
 
         return LmdbStore(url, expire_s=expire_s)
     if url.split("://")[0] in ("redis", "rediss"):
-        from serving.redis_store import RedisStore
+        from mtrec_ray.serving.redis_store import RedisStore
 
         return RedisStore(url, expire_s=expire_s, timeout_s=timeout_s)
     raise UserError(f"store {without_password(url)!r}: give redis://host:port/db, rediss://... or a local folder")

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mtrec_ray.bundle.manifest import Bundle
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists, read_json, write_file
-from serving.engine import Engine
+from mtrec_ray.serving.engine import Engine
 
 MAX_PREVIOUS = 20
 

@@ -3,10 +3,10 @@
 from mtrec_ray.bundle.manifest import Bundle, BundleManifest
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import exists
-from serving.engine import Engine
-from serving.gates import Gate, check_gates
-from serving.gates_config import PromoteConfig
-from serving.pointer import Pointer, move_pointer, read_pointer
+from mtrec_ray.serving.engine import Engine
+from mtrec_ray.serving.gates import Gate, check_gates
+from mtrec_ray.serving.gates_config import PromoteConfig
+from mtrec_ray.serving.pointer import Pointer, move_pointer, read_pointer
 
 
 def promote(config: PromoteConfig) -> tuple[Pointer, list[Gate]]:

@@ -26,8 +26,8 @@ from ray.util.metrics import Counter
 from starlette.middleware import Middleware
 
 from mtrec_ray.errors import UserError
-from serving.answers import MAYBE_STORED, Refused
-from serving.guard import BODY, App, Message, Receive, Scope, Send
+from mtrec_ray.serving.answers import MAYBE_STORED, Refused
+from mtrec_ray.serving.guard import BODY, App, Message, Receive, Scope, Send
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 HEALTH = ("/healthz", "/readyz")
@@ -49,7 +49,7 @@ BODY_WITHIN_S = 1.0
 
 def configure_proxy_env() -> None:
     """Let the proxies of a Ray started later use `middlewares`, and give them time to start on a busy machine."""
-    os.environ.setdefault(VARIABLE, "serving.proxy:middlewares")
+    os.environ.setdefault(VARIABLE, "mtrec_ray.serving.proxy:middlewares")
     os.environ.setdefault(READY_VARIABLE, str(READY_S))
 
 

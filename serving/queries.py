@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mtrec_ray.combinations import Combination, combination_name
-from serving.answers import Refused
-from serving.engine import Engine, Query
-from serving.schemas import PropensityRequest, RecommendRequest
-from serving.store import UserState
+from mtrec_ray.serving.answers import Refused
+from mtrec_ray.serving.engine import Engine, Query
+from mtrec_ray.serving.schemas import PropensityRequest, RecommendRequest
+from mtrec_ray.serving.store import UserState
 
 MAX_EMBEDDING = 65504.0
 """Largest float16, the type that embeddings are stored in: sums of such numbers do not overflow."""

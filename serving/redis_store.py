@@ -26,7 +26,14 @@ from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from mtrec_ray.errors import UserError
-from serving.store import MAX_APPEND_KEYS, MAX_STORED_EVENTS, TIMEOUT_S, StoreUnavailable, UserState, without_password
+from mtrec_ray.serving.store import (
+    MAX_APPEND_KEYS,
+    MAX_STORED_EVENTS,
+    TIMEOUT_S,
+    StoreUnavailable,
+    UserState,
+    without_password,
+)
 
 HISTORY, PROFILE, APPENDS = "mtrec:history:", "mtrec:profile:", "mtrec:appends:"
 APPEND = f"""

@@ -4,14 +4,14 @@ import asyncio
 from typing import Any
 
 from mtrec_ray.combinations import combination_name
-from serving.answers import MAYBE_STORED, Refused
-from serving.batcher import Batcher
-from serving.engine import Engine, Ranked
-from serving.live import LiveEngine
-from serving.queries import Resolved, check, propensity_inputs, resolve
-from serving.schemas import EventsRequest, PropensityRequest, RecommendRequest
-from serving.store import Store, StoreUnavailable, UserState
-from serving.telemetry import Telemetry
+from mtrec_ray.serving.answers import MAYBE_STORED, Refused
+from mtrec_ray.serving.batcher import Batcher
+from mtrec_ray.serving.engine import Engine, Ranked
+from mtrec_ray.serving.live import LiveEngine
+from mtrec_ray.serving.queries import Resolved, check, propensity_inputs, resolve
+from mtrec_ray.serving.schemas import EventsRequest, PropensityRequest, RecommendRequest
+from mtrec_ray.serving.store import Store, StoreUnavailable, UserState
+from mtrec_ray.serving.telemetry import Telemetry
 
 Answer = dict[str, Any]
 """JSON; its shape is the class in `serving.schemas` that each route names."""

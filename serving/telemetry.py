@@ -19,7 +19,7 @@ from itertools import accumulate
 
 from ray.util.metrics import Counter, Gauge
 
-from serving.engine import Query
+from mtrec_ray.serving.engine import Query
 
 LATENCY_MS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)

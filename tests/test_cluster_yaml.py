@@ -28,10 +28,10 @@ def test_nodes_get_what_the_package_depends_on():
 
 
 def test_the_proxies_of_every_node_find_the_package_and_its_middlewares():
-    from serving import proxy
+    from mtrec_ray.serving import proxy
 
     config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
     (folder,) = config["file_mounts"]
     assert f"pip install --no-deps {folder}" in config["setup_commands"]
     for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
-        assert f"{proxy.VARIABLE}=serving.proxy:middlewares ray start" in commands[-1]
+        assert f"{proxy.VARIABLE}=mtrec_ray.serving.proxy:middlewares ray start" in commands[-1]

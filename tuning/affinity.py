@@ -33,8 +33,8 @@ from mtrec_ray.streams.reader import StepRows, read_pairs, training_batches
 from mtrec_ray.training.propensity import new_run
 from mtrec_ray.training.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity_loop import Trainee, make_trainee
-from tuning.clustering import Evidence
-from tuning.data import TrialCache, TrialData
+from mtrec_ray.tuning.clustering import Evidence
+from mtrec_ray.tuning.data import TrialCache, TrialData
 
 CHECKPOINTS = (0.01, 0.02)
 """Shares of a training run after which gradients are looked at."""
@@ -145,9 +145,9 @@ def gradient_evidence(config: PropensityConfig, data: TrialData) -> Evidence:
     width, d = min(SKETCH_WIDTH, config.model.d), config.model.d
     generator = torch.Generator().manual_seed(config.seed)
     left, right = (torch.randn(d, width, generator=generator) / width**0.5 for _ in range(2))
-    phase = plan.phases[0]
-    mask = Catalogue.of(data.lake, phase.start, phase.end).offer_mask
-    negatives = Negatives.expected(phase.negative_rate / phase.num_folds, mask, generator)
+    period = plan.periods[0]
+    mask = Catalogue.of(data.lake, period.start, period.end).offer_mask
+    negatives = Negatives.expected(period.negative_rate / period.num_folds, mask, generator)
     models = [_at(trainee.model, weights) for weights in checkpoints]
     titles = [model.title_vectors(trainee.catalogue) for model in models]
     sums = [[GradientSums.zeros(len(mask), width) for _ in models] for _ in range(2)]
@@ -198,7 +198,7 @@ def _train_to(
     checkpoints = []
     batches = training_batches(data.lake, plan, schedule, 0, 1, stream=cache.stream)
     for rows in islice(batches, ends[-1]):
-        trainee.step(rows, schedule.phase_progress(rows.step))
+        trainee.step(rows, schedule.period_progress(rows.step))
         if rows.step + 1 in ends:
             checkpoints.append({name: value.clone() for name, value in trainee.model.state_dict().items()})
     return checkpoints
@@ -206,14 +206,14 @@ def _train_to(
 
 def positives(bucket: int, data: TrialData, plan: PairPlan) -> StepRows:
     """Every positive of a bucket's sampled users, as one step; a row has at least one."""
-    phase = plan.phases[0].model_copy(update={"negative_rate": 0.0})
-    found = read_pairs(0, bucket, data.lake, plan.model_copy(update={"phases": [phase]}))
+    period = plan.periods[0].model_copy(update={"negative_rate": 0.0})
+    found = read_pairs(0, bucket, data.lake, plan.model_copy(update={"periods": [period]}))
     by_slot = np.argsort(found.slot_of_pair, kind="stable")
     slots, counts = np.unique(found.slot_of_pair, return_counts=True)
-    users = found.rows[slots // phase.num_folds]
+    users = found.rows[slots // period.num_folds]
     return StepRows(
         step=0,
-        embedding=found.vectors[users, slots % phase.num_folds],
+        embedding=found.vectors[users, slots % period.num_folds],
         territory=found.bucket.territory[users],
         offsets=np.concatenate([[0], counts.cumsum()]),
         title_index=found.pairs.title_index[by_slot],

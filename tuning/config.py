@@ -71,7 +71,7 @@ class EliminatorsSearchConfig(SearchConfig):
     """Folder or URI of the backbone's run."""
     combinations: str = "all"
     """Combinations, as in `mtrec train eliminators`."""
-    keep_share: float = Field(default=0.98, gt=0, le=1)
+    min_ndcg_ratio: float = Field(default=0.98, gt=0, le=1)
     """The choice: of all trials that keep this share of the backbone's NDCG@10, the one that leaks least."""
     shared: bool = True
     """One configuration for all combinations; false: a search of its own for each, one after another."""

@@ -16,6 +16,7 @@ from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
+from mtrec_ray.streams.crops import read_users
 from mtrec_ray.streams.ordered import read_here
 from mtrec_ray.streams.plan import PairPlan, make_plan
 from mtrec_ray.streams.reader import BucketPairs, read_pairs
@@ -23,7 +24,6 @@ from mtrec_ray.streams.sampling import VALIDATION, split_of
 from mtrec_ray.streams.schedule import Segment
 from mtrec_ray.streams.scored_users import FixedCandidates, ScoringChunk, scoring_chunks
 from mtrec_ray.streams.sequences import SequenceConfig, Sequences
-from mtrec_ray.streams.windows import read_users
 
 AUTO_DAYS = 7
 """Days held back unless told otherwise: a week has every weekday once."""
@@ -158,23 +158,23 @@ class TrialCache:
         key = next(key for key, plan in self._plans.items() if plan is shared["plan"])
         known = self._pairs[key]
 
-        def read(phase: int, bucket: int, lake: Lake, plan: PairPlan) -> BucketPairs:
-            if (phase, bucket) not in known:
-                known[phase, bucket] = read_pairs(phase, bucket, lake, plan)
-            return known[phase, bucket]
+        def read(period: int, bucket: int, lake: Lake, plan: PairPlan) -> BucketPairs:
+            if (period, bucket) not in known:
+                known[period, bucket] = read_pairs(period, bucket, lake, plan)
+            return known[period, bucket]
 
         return read_here(read_segment, segments, num_blocks, read=read, **shared)
 
-    def windows(self, read_windows: Any, segments: list[Segment], num_blocks: int, **shared: Any) -> Iterator[pa.Table]:
+    def windows(self, read_crops: Any, segments: list[Segment], num_blocks: int, **shared: Any) -> Iterator[pa.Table]:
         """`read_here` for windows, each bucket's histories read once for all epochs and trials."""
 
-        def read(lake: Lake, bucket: int, config: SequenceConfig, without_attacked: bool) -> Sequences:
-            key = (lake.manifest.lake_hash, bucket, f"{config} {without_attacked}")
+        def read(lake: Lake, bucket: int, config: SequenceConfig, train_split_only: bool) -> Sequences:
+            key = (lake.manifest.lake_hash, bucket, f"{config} {train_split_only}")
             if key not in self._users:
-                self._users[key] = read_users(lake, bucket, config, without_attacked)
+                self._users[key] = read_users(lake, bucket, config, train_split_only)
             return self._users[key]
 
-        return read_here(read_windows, segments, num_blocks, read=read, **shared)
+        return read_here(read_crops, segments, num_blocks, read=read, **shared)
 
 
 def map_here(

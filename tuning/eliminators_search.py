@@ -1,6 +1,6 @@
 """`mtrec search eliminators`: lambda, prompts, adapters and discriminators, leakage against accuracy.
 
-The two goals give a front; one point of it is chosen by a stated rule: of all trials that keep `keep_share` of the
+The two goals give a front; one point of it is chosen by a stated rule: of all trials that keep `min_ndcg_ratio` of the
 backbone's NDCG@10, the one that leaks least, and of those that leak nothing the most accurate (where none keeps it, the
 most accurate of all, and a note says so).
 """
@@ -18,13 +18,21 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute
 from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
 from mtrec_ray.training.eliminators_config import EliminatorsConfig, parse_combinations
-from tuning.config import EliminatorsSearchConfig
-from tuning.data import TrialCache, first_buckets
-from tuning.eliminators_trial import EliminatorsTrial
-from tuning.results import SearchResult, TrialRow, collect
-from tuning.search import Goal, Prepared, check_name, confirm, record_search, run, search_uri, trials_at_once
-from tuning.space import Space, check_base, check_values, checked_starts, parse_space, usual_settings, with_settings
-from tuning.trial import Plan
+from mtrec_ray.tuning.config import EliminatorsSearchConfig
+from mtrec_ray.tuning.data import TrialCache, first_buckets
+from mtrec_ray.tuning.eliminators_trial import EliminatorsTrial
+from mtrec_ray.tuning.results import SearchResult, TrialRow, collect
+from mtrec_ray.tuning.search import Goal, Prepared, check_name, confirm, record_search, run, search_uri, trials_at_once
+from mtrec_ray.tuning.space import (
+    Space,
+    check_base,
+    check_values,
+    checked_starts,
+    parse_space,
+    usual_settings,
+    with_settings,
+)
+from mtrec_ray.tuning.trial import TrialSpec
 
 FIXED = (
     "backbone",
@@ -46,16 +54,15 @@ TAKEN = {
     "name": "the search's name",
     "seed": "seed",
     "combinations": "combinations",
-    "optim.keep_share": "keep_share of the search",
-    "optim.price": "keep_share of the search",
+    "optim.min_ndcg_ratio": "min_ndcg_ratio of the search",
+    "optim.leakage_budget": "min_ndcg_ratio of the search",
     "runner.cpus_per_worker": "cpus_per_worker of the search",
 }
 """Keys that the search sets, and by what."""
 LEAKAGE, ACCURACY = "leakage/mean", "ndcg@10/mean"
 SHARE = "ndcg_share/mean"
 KEEP_ALL = 1e-6
-"""`optim.keep_share` of every trial, and of what is trained by its result: the search decides what accuracy is worth,
-not each trial for itself, so no map and no weights are held back by a bar."""
+"""`optim.min_ndcg_ratio` of every trial and of its result: the search decides what accuracy is worth."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +73,15 @@ class EliminatorsPlans:
     space: Space
     data: dict[str, Any]
     """What else a trial's plan holds."""
-    aside: dict[str, Any] = field(default_factory=dict)
+    trial_overrides: dict[str, Any] = field(default_factory=dict)
     """Dotted settings of trials alone."""
 
     def settings(self, params: dict[str, Any]) -> dict[str, Any]:
         """The document that `mtrec train eliminators --config` reads."""
         return with_settings(self.base, self.space.settings(params))
 
-    def __call__(self, params: dict[str, Any]) -> Plan:
-        config = validate_config(EliminatorsConfig, with_settings(self.settings(params), self.aside))
+    def __call__(self, params: dict[str, Any]) -> TrialSpec:
+        config = validate_config(EliminatorsConfig, with_settings(self.settings(params), self.trial_overrides))
         return {"kind": "eliminators", "config": config.model_dump(mode="json"), **self.data}
 
 
@@ -89,12 +96,15 @@ def search_eliminators(
     config = config.model_copy(update={"backbone": absolute(config.backbone)})
     source, space = check(config)
     trials_at_once(config)
-    stands_on = {f"lake {source.config.lake!r}": source.lake_hash, f"backbone {source.uri!r}": backbone_hash(source)}
-    check_name(config, stands_on, resume)
+    inputs = {
+        f"lake {source.config.lake!r}": source.lake_hash,
+        f"backbone {source.uri!r}": backbone_hash(source),
+    }
+    check_name(config, inputs, resume)
     each = [_Search.prepare(one, space) for one in _apart(config, source)]
     task = ray.remote(num_cpus=config.cpus_per_worker)(_backbone_figures)
     untouched = ray.get([task.remote(one.plans(one.prepared.first[0])) for one in each])  # too few users are told here
-    record_search(config, stands_on)
+    record_search(config, inputs)
     return [one.to_end(figures, resume, progress) for one, figures in zip(each, untouched, strict=True)]
 
 
@@ -107,19 +117,19 @@ def check(config: EliminatorsSearchConfig) -> tuple[BackboneRecord, Space]:
         )
     source = BackboneRecord.load_done(config.backbone)
     lake = source.open_lake()
-    half = source.config.sequences.open_half
+    half = source.config.sequences.train_half
     if half != "both":
         raise UserError(
-            f"backbone {config.backbone!r} has sequences.open_half = {half!r}; trials halve the open users themselves: "
+            f"backbone {config.backbone!r} has sequences.train_half = {half!r}; trials halve the train split: "
             "train one without it"
         )
     first_buckets(lake, config.buckets)
     parse_combinations(config.combinations, source.attributes)
     space, groups = parse_space(config.space, EliminatorsConfig, FIXED)
     assert not groups, "model.groups is no key of eliminators"
-    for key in ("optim.keep_share", "optim.price"):
+    for key in ("optim.min_ndcg_ratio", "optim.leakage_budget"):
         if key in config.space:
-            raise UserError(f"space: {key} has no say in a search; the rule of its choice is keep_share")
+            raise UserError(f"space: {key} has no say in a search; the rule of its choice is min_ndcg_ratio")
     check_base(config.base, TAKEN)
     base = _base(config)
     _check_read(config, validate_config(EliminatorsConfig, base))
@@ -163,7 +173,7 @@ class _Search:
         prepared = Prepared(
             space=space,
             goals=(Goal(LEAKAGE, "min"), Goal(ACCURACY, "max")),
-            make_plan=plans,
+            make_trial_spec=plans,
             first=[usual_settings(space, EliminatorsConfig, base)],
             starts=checked_starts(space, config.warm_start),
         )
@@ -176,32 +186,32 @@ class _Search:
         says = ", ".join(f"{goal.metric} {untouched[goal.metric]:.4f}" for goal in prepared.goals)
         notes = [
             f"the backbone itself: {says}",
-            f"chosen: least leakage of those that keep {config.keep_share:g} of the backbone's NDCG@10",
+            f"chosen: least leakage of those that keep {config.min_ndcg_ratio:g} of the backbone's NDCG@10",
             "cross-fitted on the users open to training; no user of an audit was seen",
         ]
 
         def choose_and_say(rows: list[TrialRow]) -> TrialRow:
-            chosen = choose(rows, config.keep_share)
-            if chosen.metrics[SHARE] < config.keep_share:
-                notes.append(f"NO trial kept {config.keep_share:g}: the most accurate one is taken")
+            chosen = choose(rows, config.min_ndcg_ratio)
+            if chosen.metrics[SHARE] < config.min_ndcg_ratio:
+                notes.append(f"NO trial kept {config.min_ndcg_ratio:g}: the most accurate one is taken")
             return chosen
 
         again = partial(confirm, config, prepared, progress)
         return collect(search_uri(config), grid, prepared, self.plans.settings, notes, again, choose_and_say)
 
 
-def choose(rows: list[TrialRow], keep_share: float) -> TrialRow:
-    """The rule: of those that keep `keep_share`, the one that leaks least; where none keeps it, the most accurate."""
-    kept = [row for row in rows if row.metrics[SHARE] >= keep_share]
+def choose(rows: list[TrialRow], min_ndcg_ratio: float) -> TrialRow:
+    """Of those that keep `min_ndcg_ratio` the one that leaks least; where none keeps it, the most accurate."""
+    kept = [row for row in rows if row.metrics[SHARE] >= min_ndcg_ratio]
     if not kept:
         return max(rows, key=lambda row: (row.metrics[ACCURACY], -row.metrics[LEAKAGE]))
     return min(kept, key=lambda row: (row.metrics[LEAKAGE], -row.metrics[ACCURACY]))
 
 
-def _backbone_figures(plan: Plan) -> dict[str, float]:
+def _backbone_figures(plan: TrialSpec) -> dict[str, float]:
     return EliminatorsTrial(plan, TrialCache()).backbone_figures()
 
 
 def _base(config: EliminatorsSearchConfig) -> dict[str, Any]:
     named = {"backbone": config.backbone, "name": f"{config.name}-best", "combinations": config.combinations}
-    return with_settings(config.base | named | {"seed": config.seed}, {"optim.keep_share": KEEP_ALL})
+    return with_settings(config.base | named | {"seed": config.seed}, {"optim.min_ndcg_ratio": KEEP_ALL})

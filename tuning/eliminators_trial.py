@@ -23,20 +23,20 @@ from mtrec_ray.evaluation.audit import Attribute, AuditSettings, audit_vectors
 from mtrec_ray.evaluation.audit_result import AuditResult
 from mtrec_ray.evaluation.bootstrap import poisson_weights
 from mtrec_ray.evaluation.intervals import interval
-from mtrec_ray.models.candidates import Candidate
+from mtrec_ray.models.fairness_methods import FairnessMethod
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.process import prepare_process
+from mtrec_ray.streams.crops import make_sequence_plan, sequence_batches
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out, read_prefixes
-from mtrec_ray.streams.sequences import VALIDATION_EVENT, SequenceConfig, is_attacked
-from mtrec_ray.streams.windows import make_window_plan, window_batches
+from mtrec_ray.streams.sequences import VALIDATION_EVENT, SequenceConfig, in_audit_split
 from mtrec_ray.training.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators import make_packs
 from mtrec_ray.training.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
 from mtrec_ray.training.pack_trainee import PREFIXES, make_pack_trainee
-from tuning.data import TrialCache, first_buckets, map_here
-from tuning.trial import Plan
+from mtrec_ray.tuning.data import TrialCache, first_buckets, map_here
+from mtrec_ray.tuning.trial import TrialSpec
 
 NUM_BOOTSTRAP = 200
 Half = Literal["lower", "upper"]
@@ -63,11 +63,11 @@ class Represented:
 class EliminatorsTrial:
     """A pack of combinations under one configuration. It looks once, at its end: two goals cannot stop it early."""
 
-    num_looks = 1
+    num_validations = 1
 
-    def __init__(self, plan: Plan, cache: TrialCache) -> None:
+    def __init__(self, plan: TrialSpec, cache: TrialCache) -> None:
         """`plan` holds `config`, and of the search `buckets` and `num_permutations`."""
-        self.plan, self.looks_done = plan, 0
+        self.plan, self.validations_done = plan, 0
         self.config = EliminatorsConfig.model_validate(plan["config"])
         self.source = BackboneRecord.load(self.config.backbone)
         self.lake, self.cache = self.source.open_lake(), cache
@@ -78,14 +78,14 @@ class EliminatorsTrial:
 
     def advance(self) -> dict[str, float]:
         """Train to the end, then attack; returns `METRICS` with bounds, and each combination's own figures."""
-        backbone, users = load_backbone(self.source), self._open_users()
+        backbone, users = load_backbone(self.source), self._train_split_users()
         figures = self._measure(backbone, users, self._train(backbone, users))
-        self.looks_done = 1
+        self.validations_done = 1
         return figures
 
     def backbone_figures(self) -> dict[str, float]:
         """The same figures of the backbone, which hides nothing, under every combination."""
-        backbone, users = load_backbone(self.source), self._open_users()
+        backbone, users = load_backbone(self.source), self._train_split_users()
         chosen = [combination for pack in self._record().packs.values() for combination in pack]
         return self._measure(backbone, users, dict.fromkeys(chosen, _as_is(backbone, users)))
 
@@ -108,16 +108,16 @@ class EliminatorsTrial:
 
     def save(self, folder: Path) -> None:
         """Nothing is left to do after the only look."""
-        (folder / "progress.json").write_text(json.dumps({"looks_done": self.looks_done}))
+        (folder / "progress.json").write_text(json.dumps({"validations_done": self.validations_done}))
 
     def load(self, folder: Path) -> None:
-        self.looks_done = json.loads((folder / "progress.json").read_text())["looks_done"]
+        self.validations_done = json.loads((folder / "progress.json").read_text())["validations_done"]
 
-    def _open_users(self) -> HeldOutUsers:
+    def _train_split_users(self) -> HeldOutUsers:
         """Users whom no audit attacks, with their validation event."""
         sequences, length = self.source.config.sequences, self.source.config.model.history
         users = read_held_out(self.lake, sequences, VALIDATION_EVENT, length, self.buckets, self.fraction)
-        return users.only(~users.attacked)
+        return users.only(~users.audit_split)
 
     def _train(self, backbone: SequentialBackbone, users: HeldOutUsers) -> dict[Combination, Represented]:
         """All users under each combination, by eliminators that were trained on the other half."""
@@ -125,7 +125,7 @@ class EliminatorsTrial:
         record, found = self._record(), {}
         for half in HALVES:
             sequences = self._sequences(half)
-            unseen = is_attacked(users.keys, sequences)
+            unseen = in_audit_split(users.keys, sequences)
             for pack, combinations in record.packs.items():
                 trained = self._train_pack(record, pack, backbone, users.only(~unseen), sequences)
                 vectors = vectors_in_chunks(trained.user_vectors, history[unseen], values[unseen])  # (K, U', d)
@@ -142,17 +142,19 @@ class EliminatorsTrial:
         backbone: SequentialBackbone,
         users: HeldOutUsers,
         sequences: SequenceConfig,
-    ) -> Candidate:
+    ) -> FairnessMethod:
         """What `mtrec train eliminators` makes of a pack, its weights averaged to the last step."""
         lake, optim, length = self.lake, self.config.optim, self.source.config.model.history
-        plan = make_window_plan(lake, sequences, length, without_attacked=True, buckets=self.buckets, map_over=map_here)
-        schedule = plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, self.config.seed)
-        fraction = plan.validation_share(optim.validation_users)
+        plan = make_sequence_plan(
+            lake, sequences, length, train_split_only=True, buckets=self.buckets, map_over=map_here
+        )
+        schedule = plan.schedule(optim.epochs, optim.batch_crops, optim.lanes, self.config.seed)
+        fraction = plan.validation_fraction_of(optim.validation_users)
         seen = read_prefixes(lake, sequences, length, self.buckets, fraction, PREFIXES)
         trainee = make_pack_trainee(record, pack, backbone, plan, torch.device("cpu"), users, 0, 1)
         trainee.begin(seen, users, 0, 1)
         look_every = optim.evaluate_every * schedule.steps_per_epoch[0]
-        for batch in window_batches(lake, plan, schedule, 0, 1, stream=self.cache.windows):
+        for batch in sequence_batches(lake, plan, schedule, 0, 1, stream=self.cache.windows):
             trainee.step(batch, 0)
             if trainee.next_step % look_every == 0 or trainee.next_step == schedule.num_steps:
                 trainee.fit_transport(seen, 0, 1)
@@ -170,7 +172,7 @@ class EliminatorsTrial:
 
     def _sequences(self, half: Half) -> SequenceConfig:
         """Streams in which the other half counts as attacked."""
-        return self.source.config.sequences.model_copy(update={"open_half": half})
+        return self.source.config.sequences.model_copy(update={"train_half": half})
 
     def _attack(self, vectors: Tensor, users: HeldOutUsers, attribute: str) -> list[AuditResult]:
         """What each half shows by itself; UserError where it has too few users."""
@@ -178,7 +180,7 @@ class EliminatorsTrial:
         settings = AuditSettings(num_permutations=self.plan["num_permutations"], num_bootstrap=NUM_BOOTSTRAP)
         found = []
         for half in HALVES:
-            unseen = is_attacked(users.keys, self._sequences(half))
+            unseen = in_audit_split(users.keys, self._sequences(half))
             of, keys = Attribute(users.attribute_index[unseen, place], size), users.keys[unseen]
             try:
                 results = audit_vectors({"vectors": vectors[unseen].numpy()}, {attribute: of}, keys, settings)

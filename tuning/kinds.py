@@ -1,15 +1,15 @@
 """The kinds of trials."""
 
-from tuning.data import TrialCache
-from tuning.trial import Plan, Trial
+from mtrec_ray.tuning.data import TrialCache
+from mtrec_ray.tuning.trial import Trial, TrialSpec
 
 
-def make_trial(plan: Plan, cache: TrialCache, rank: int = 0, world_size: int = 1) -> Trial:
+def make_trial(plan: TrialSpec, cache: TrialCache, rank: int = 0, world_size: int = 1) -> Trial:
     """The trial of a plan; what it reads may be kept for the next trial of this process."""
     if plan["kind"] == "propensity":
-        from tuning.propensity_trial import PropensityTrial
+        from mtrec_ray.tuning.propensity_trial import PropensityTrial
 
         return PropensityTrial.of(plan, rank, world_size, cache)
-    from tuning.eliminators_trial import EliminatorsTrial
+    from mtrec_ray.tuning.eliminators_trial import EliminatorsTrial
 
     return EliminatorsTrial(plan, cache)

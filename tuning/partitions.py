@@ -1,4 +1,4 @@
-"""Candidate partitions of the territories into groups, by name: `one`, `regions`, `taste:4`, `random:4:2`, ...
+"""FairnessMethod partitions of the territories into groups, by name: `one`, `regions`, `taste:4`, `random:4:2`, ...
 
 | name | groups |
 |---|---|
@@ -20,7 +20,7 @@ import numpy as np
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Manifest
 from mtrec_ray.streams.groups import make_groups
-from tuning.clustering import Evidence, renumbered
+from mtrec_ray.tuning.clustering import Evidence, renumbered
 
 PLAIN = ("one", "each", "regions")
 KINDS = (*PLAIN, "volume", "taste", "affinity", "random")

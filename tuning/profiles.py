@@ -12,7 +12,7 @@ from mtrec_ray.lake.cluster import MapTasks
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
-from tuning.clustering import Evidence
+from mtrec_ray.tuning.clustering import Evidence
 
 SMOOTHING = 100.0
 """Discoveries that a territory's profile is smoothed with, spread as everybody's are."""

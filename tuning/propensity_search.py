@@ -24,15 +24,25 @@ from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.groups import make_groups
 from mtrec_ray.training.propensity import new_run
 from mtrec_ray.training.propensity_config import PropensityConfig
-from tuning.affinity import gradient_evidence
-from tuning.config import PropensitySearchConfig
-from tuning.data import TrialData, map_here, trial_data
-from tuning.partitions import PLAIN, Partition, PartitionMaker, PartitionSpec, with_moves
-from tuning.profiles import count_discoveries, taste_evidence
-from tuning.propensity_trial import METRICS
-from tuning.results import SearchResult, collect
-from tuning.search import Goal, Prepared, check_name, confirm, is_begun, record_search, run, search_uri, trials_at_once
-from tuning.space import (
+from mtrec_ray.tuning.affinity import gradient_evidence
+from mtrec_ray.tuning.config import PropensitySearchConfig
+from mtrec_ray.tuning.data import TrialData, map_here, trial_data
+from mtrec_ray.tuning.partitions import PLAIN, Partition, PartitionMaker, PartitionSpec, with_moves
+from mtrec_ray.tuning.profiles import count_discoveries, taste_evidence
+from mtrec_ray.tuning.propensity_trial import METRICS
+from mtrec_ray.tuning.results import SearchResult, collect
+from mtrec_ray.tuning.search import (
+    Goal,
+    Prepared,
+    check_name,
+    confirm,
+    is_started,
+    record_search,
+    run,
+    search_uri,
+    trials_at_once,
+)
+from mtrec_ray.tuning.space import (
     GROUPS,
     PartitionSpace,
     Space,
@@ -45,7 +55,7 @@ from tuning.space import (
     usual_settings,
     with_settings,
 )
-from tuning.trial import Plan
+from mtrec_ray.tuning.trial import TrialSpec
 
 FIXED = (
     "lake", "name", "runs", "seed", "incremental", "runner.", "window.",
@@ -77,7 +87,7 @@ class PropensityPlans:
     """Where groups files are written, named by what they hold."""
     data: dict[str, Any]
     """What else a trial's plan holds."""
-    aside: dict[str, Any]
+    trial_overrides: dict[str, Any]
     """Dotted settings of trials alone, which `mtrec train` must not have."""
 
     def partition(self, params: dict[str, Any]) -> Partition | None:
@@ -96,8 +106,8 @@ class PropensityPlans:
             settings[GROUPS] = self._groups_file(partition)
         return with_settings(self.base, settings)
 
-    def __call__(self, params: dict[str, Any]) -> Plan:
-        config = validate_config(PropensityConfig, with_settings(self.settings(params), self.aside))
+    def __call__(self, params: dict[str, Any]) -> TrialSpec:
+        config = validate_config(PropensityConfig, with_settings(self.settings(params), self.trial_overrides))
         return {"kind": "propensity", "config": config.model_dump(mode="json"), **self.data}
 
     def _groups_file(self, partition: Partition) -> str:
@@ -119,13 +129,13 @@ def search_propensity(
     config = config.model_copy(update={"lake": absolute(config.lake)})
     data, base, space, seeds = check(config)
     trials_at_once(config)
-    stands_on = {f"lake {config.lake!r}": data.lake.manifest.lake_hash} | _groups_files(base, space, data.lake)
-    check_name(config, stands_on, resume)
+    inputs = {f"lake {config.lake!r}": data.lake.manifest.lake_hash} | _groups_files(base, space, data.lake)
+    check_name(config, inputs, resume)
     discoveries, partitions = _partitions(config, data, base, seeds, progress)
     movable = _largest(data.lake, discoveries, config)
     space = replace(space, movable=movable, moves=space.moves if len(movable) > 1 else 0)
     starts = checked_starts(space, config.warm_start)
-    record_search(config, stands_on)
+    record_search(config, inputs)
     plans = PropensityPlans(
         base=base,
         space=space,
@@ -140,16 +150,16 @@ def search_propensity(
             "num_bootstrap": config.num_bootstrap,
             "validation_users": config.validation_users,
         },
-        aside=_aside(config),
+        trial_overrides=_trial_overrides(config),
     )
     prepared = Prepared(
         space=space,
         goals=(Goal(config.metric, "max"),),
-        make_plan=plans,
+        make_trial_spec=plans,
         first=_first(space, base),
         starts=starts,
         num_groups={name: len(partition.group_names) for name, partition in partitions.items()},
-        num_looks=config.looks,
+        num_validations=config.looks,
         reduction_factor=config.reduction_factor if config.early_stop else None,
     )
     grid = run(config, prepared, resume, progress)
@@ -169,7 +179,7 @@ def check(config: PropensitySearchConfig) -> tuple[TrialData, dict[str, Any], Sp
     check_base(config.base, TAKEN | ({GROUPS: f"space: {GROUPS}"} if groups else {}))
     base = config.base | {"lake": config.lake, "name": f"{config.name}-best", "seed": config.seed}
     resolved = validate_config(PropensityConfig, base)
-    trained = with_settings(base, _aside(config))  # what trials are made of
+    trained = with_settings(base, _trial_overrides(config))  # what trials are made of
     if groups and resolved.kind != "mtl":
         raise UserError(f"space: {GROUPS} has no effect on a baseline: drop it, or drop base.kind")
     if resolved.incremental:
@@ -243,8 +253,10 @@ def _partitions(
     if not seeds:
         return [], {}
     uri = join(search_uri(config), "partitions", "seeds.json")
-    if not is_begun(config):
-        maker = partition_maker(validate_config(PropensityConfig, with_settings(base, _aside(config))), data, progress)
+    if not is_started(config):
+        maker = partition_maker(
+            validate_config(PropensityConfig, with_settings(base, _trial_overrides(config))), data, progress
+        )
         made = [maker.make(name) for name in seeds]
         partitions = {p.name: {"names": p.group_names, "group": p.group} for p in made}
         write_json(uri, {"discoveries": maker.volume.tolist(), "partitions": partitions})
@@ -255,7 +267,7 @@ def _partitions(
     return document["discoveries"], partitions
 
 
-def _aside(config: PropensitySearchConfig) -> dict[str, Any]:
+def _trial_overrides(config: PropensitySearchConfig) -> dict[str, Any]:
     return {
         "sample.validation_fraction": config.validation_fraction,
         "runner.cpus_per_worker": config.cpus_per_worker,

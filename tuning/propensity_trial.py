@@ -22,8 +22,8 @@ from mtrec_ray.training.propensity_loop import make_trainee
 from mtrec_ray.training.propensity_run import schedule_of
 from mtrec_ray.training.record import check_lake
 from mtrec_ray.training.worker import RunningMean
-from tuning.data import TrialCache, TrialData, trial_data
-from tuning.trial import Plan
+from mtrec_ray.tuning.data import TrialCache, TrialData, trial_data
+from mtrec_ray.tuning.trial import TrialSpec
 
 MEASURES = ("pr_auc", "ndcg@10")
 MEANS = ("all", "mean", "weighted")
@@ -39,14 +39,14 @@ class PropensityTrial:
         self,
         config: PropensityConfig,
         data: TrialData,
-        num_looks: int,
+        num_validations: int,
         num_bootstrap: int,
         validation_users: int,
         rank: int,
         world_size: int,
         cache: TrialCache,
     ) -> None:
-        self.config, self.data, self.num_looks, self.looks_done = config, data, num_looks, 0
+        self.config, self.data, self.num_validations, self.validations_done = config, data, num_validations, 0
         self.rank, self.world_size, self.num_bootstrap = rank, world_size, num_bootstrap
         self.record = new_run(config, data.lake, data.calendar)
         self.cache = cache
@@ -59,7 +59,7 @@ class PropensityTrial:
         self._chunks = cache.validation(data, config.sample, own_buckets, validation_users)
 
     @staticmethod
-    def of(plan: Plan, rank: int, world_size: int, cache: TrialCache) -> "PropensityTrial":
+    def of(plan: TrialSpec, rank: int, world_size: int, cache: TrialCache) -> "PropensityTrial":
         """The trial of a plan with `config`, and of the search `lake_hash`, `buckets`, `validation_days` and `_users`,
         `looks` and `num_bootstrap`; UserError where the lake is another one by now."""
         config = PropensityConfig.model_validate(plan["config"])
@@ -72,7 +72,7 @@ class PropensityTrial:
     def advance(self) -> dict[str, float]:
         """Train to the next look; returns `METRICS` with their bounds, the mean loss, and where the time went."""
         began, step_s = time.monotonic(), self.step_s
-        end = round((self.looks_done + 1) / self.num_looks * self.schedule.num_steps)
+        end = round((self.validations_done + 1) / self.num_validations * self.schedule.num_steps)
         self.trainee.model.train()
         if self._batches is None:
             share = (self.rank, self.world_size, self.next_step)
@@ -80,12 +80,12 @@ class PropensityTrial:
         while self.next_step < end:
             rows = next(self._batches)
             started = time.monotonic()
-            self.mean_loss.add(self.trainee.step(rows, self.schedule.phase_progress(rows.step)))
+            self.mean_loss.add(self.trainee.step(rows, self.schedule.period_progress(rows.step)))
             self.step_s += time.monotonic() - started
             self.next_step = rows.step + 1
         trained = time.monotonic()
         metrics = summary(self._validate())
-        self.looks_done += 1
+        self.validations_done += 1
         return metrics | {
             "train/loss": self.mean_loss.mean(),
             "steps_s": self.step_s - step_s,
@@ -96,12 +96,12 @@ class PropensityTrial:
     def save(self, folder: Path) -> None:
         position = Position(self.next_step, float(self.mean_loss.total), self.mean_loss.count)
         save_checkpoint(folder, self.trainee.model, self.trainee.optimizer, position, dump_yaml(self.config))
-        (folder / "progress.json").write_text(json.dumps({"looks_done": self.looks_done}))
+        (folder / "progress.json").write_text(json.dumps({"validations_done": self.validations_done}))
 
     def load(self, folder: Path) -> None:
         position = load_checkpoint(folder, self.trainee.model, self.trainee.optimizer)
         self.next_step, self.mean_loss = position.next_step, RunningMean(position.loss_sum, position.loss_count)
-        self.looks_done = json.loads((folder / "progress.json").read_text())["looks_done"]
+        self.validations_done = json.loads((folder / "progress.json").read_text())["validations_done"]
         self._batches = None
 
     def _validate(self) -> EvaluationResult:

@@ -5,10 +5,10 @@ import pyarrow.compute as pc
 from rich.table import Table
 
 from mtrec_ray.lake.manifest import Lake
-from tuning.clustering import Evidence
-from tuning.partitions import Partition
-from tuning.results import DONE, SearchResult, TrialRow
-from tuning.space import GROUPS, moves_of
+from mtrec_ray.tuning.clustering import Evidence
+from mtrec_ray.tuning.partitions import Partition
+from mtrec_ray.tuning.results import DONE, SearchResult, TrialRow
+from mtrec_ray.tuning.space import GROUPS, moves_of
 
 MAX_NAMES = 12
 NUM_TITLES = 3

@@ -11,9 +11,9 @@ import yaml
 from ray import tune
 
 from mtrec_ray.files import join, write_file, write_json
-from tuning.plots import plots_page
-from tuning.search import Prepared
-from tuning.trainable import is_there
+from mtrec_ray.tuning.plots import plots_page
+from mtrec_ray.tuning.search import Prepared
+from mtrec_ray.tuning.trainable import is_there
 
 Settings = Callable[[dict[str, Any]], dict[str, Any]]
 Confirm = Callable[[dict[str, Any]], list[dict[str, float]]]
@@ -96,7 +96,7 @@ def collect(
     Raises:
         NothingFound: no trial came to its end with a figure.
     """
-    rows = [_row(result, prepared.num_looks) for result in grid]
+    rows = [_row(result, prepared.num_validations) for result in grid]
     whole = [row for row in rows if row.status == DONE and all(_known(row, goal.metric) for goal in prepared.goals)]
     if not whole:
         errors = [(str(error).strip() or type(error).__name__).splitlines()[-1] for error in grid.errors]
@@ -163,11 +163,11 @@ def pareto_front(rows: list[TrialRow], prepared: Prepared) -> list[TrialRow]:
     return [front[key] for key in sorted(front)]
 
 
-def _row(result: Any, num_looks: int) -> TrialRow:
+def _row(result: Any, num_validations: int) -> TrialRow:
     metrics = {k: float(v) for k, v in (result.metrics or {}).items() if isinstance(v, int | float)}
     history = result.metrics_dataframe
     looks = [] if history is None else history.drop_duplicates("training_iteration", keep="last").to_dict("records")
-    done = metrics.get("training_iteration", 0) >= num_looks
+    done = metrics.get("training_iteration", 0) >= num_validations
     status = FAILED if result.error else DONE if done else STOPPED
     trial_id = (result.metrics or {}).get("trial_id") or str(result.path).rsplit("/", 1)[-1]
     return TrialRow(str(trial_id), status, dict(result.config or {}), _own(metrics), looks)

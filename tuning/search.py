@@ -7,7 +7,7 @@
 5. `tuning.results`:          trials.csv, best-config.yaml and plots, from the trials' own reports
 
 searches/NAME/search.yaml        the settings, as they were given
-searches/NAME/stands-on.json     content hashes of the lake, and of the backbone
+searches/NAME/inputs.json     content hashes of the lake, and of the backbone
 searches/NAME/tune/              Ray Tune's own state (its pickles are read on --resume: resume only your own searches)
 searches/NAME/partitions/        groups files of the partitions that trials used
 searches/NAME/confirmed.json     figures of the chosen configuration with fresh seeds
@@ -34,16 +34,16 @@ from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists, join, read_file, read_json, write_file, write_json
 from mtrec_ray.lake.cluster import cluster_resources, joins_cluster
-from tuning.config import SearchConfig
-from tuning.data import TrialCache
-from tuning.kinds import make_trial
-from tuning.space import GROUPS, Space
-from tuning.trainable import MakePlan, TrialProcess
-from tuning.trial import Plan
+from mtrec_ray.tuning.config import SearchConfig
+from mtrec_ray.tuning.data import TrialCache
+from mtrec_ray.tuning.kinds import make_trial
+from mtrec_ray.tuning.space import GROUPS, Space
+from mtrec_ray.tuning.trainable import MakeTrialSpec, TrialProcess
+from mtrec_ray.tuning.trial import TrialSpec
 
 logger = logging.getLogger(__name__)
 
-TUNE, SETTINGS, STANDS_ON, CONFIRMED = "tune", "search.yaml", "stands-on.json", "confirmed.json"
+TUNE, SETTINGS, INPUTS, CONFIRMED = "tune", "search.yaml", "inputs.json", "confirmed.json"
 FRESH_SEEDS = 1_000
 NUM_RANDOM = 8
 """Trials, first ones included, before the sampler proposes by what it has learned."""
@@ -66,14 +66,14 @@ class Prepared:
 
     space: Space
     goals: tuple[Goal, ...]
-    make_plan: MakePlan
+    make_trial_spec: MakeTrialSpec
     first: list[dict[str, Any]]
     """Parameters that are tried before the sampler proposes, all else alike."""
     starts: list[dict[str, Any]] = field(default_factory=list)
     """Checked warm starts, tried before these."""
     num_groups: dict[str, int] = field(default_factory=dict)
     """Groups of each candidate partition."""
-    num_looks: int = 1
+    num_validations: int = 1
     reduction_factor: int | None = None
     """Of ASHA; None: every trial goes to its end."""
 
@@ -82,20 +82,20 @@ def search_uri(config: SearchConfig) -> str:
     return join(absolute(config.searches), config.name)
 
 
-def is_begun(config: SearchConfig) -> bool:
+def is_started(config: SearchConfig) -> bool:
     return exists(join(search_uri(config), SETTINGS))
 
 
-def check_name(config: SearchConfig, stands_on: dict[str, str], resume: bool) -> None:
+def check_name(config: SearchConfig, inputs: dict[str, str], resume: bool) -> None:
     """UserError where the name is taken, or there is nothing to resume.
 
     Args:
         config: of the search.
-        stands_on: name -> content hash of what the trials' figures depend on beside the settings.
+        inputs: name -> content hash of what the trials' figures depend on beside the settings.
         resume: whether a stopped search is to be gone on with.
     """
     uri = search_uri(config)
-    if not is_begun(config):
+    if not is_started(config):
         if resume:
             raise UserError(f"--resume: there is no search {uri!r}; start it without --resume")
         return
@@ -106,15 +106,15 @@ def check_name(config: SearchConfig, stands_on: dict[str, str], resume: bool) ->
         if before.get(key) != now[key] and key != "searches":  # which may be written in many ways
             what = f"{key} = {before.get(key)!r} (now {now[key]!r})"
             raise UserError(f"search {config.name!r} was begun with other settings: {what}: choose another name")
-    known = read_json(join(uri, STANDS_ON))
-    changed = [name for name, state in stands_on.items() if known.get(name) != state]
+    known = read_json(join(uri, INPUTS))
+    changed = [name for name, state in inputs.items() if known.get(name) != state]
     if changed:
         raise UserError(f"search {config.name!r} was begun on another state of {changed[0]}: choose another name")
 
 
-def record_search(config: SearchConfig, stands_on: dict[str, str]) -> None:
+def record_search(config: SearchConfig, inputs: dict[str, str]) -> None:
     """Write what `check_name` compares."""
-    write_json(join(search_uri(config), STANDS_ON), stands_on)
+    write_json(join(search_uri(config), INPUTS), inputs)
     write_file(join(search_uri(config), SETTINGS), dump_yaml(config).encode())
 
 
@@ -209,7 +209,7 @@ def confirm(
     figures = known["figures"] if known.get("params") == params else []
     plans = []
     for number in range(1 + len(figures), 1 + config.confirm):
-        plan = prepared.make_plan(params)
+        plan = prepared.make_trial_spec(params)
         plans.append(plan | {"config": plan["config"] | {"seed": config.seed + FRESH_SEEDS + number}})
     if not plans:
         return figures
@@ -223,10 +223,10 @@ def confirm(
     return figures
 
 
-def _train_to_end(plan: Plan) -> dict[str, float]:
+def _train_to_end(plan: TrialSpec) -> dict[str, float]:
     trial = make_trial(plan, TrialCache())
     metrics: dict[str, float] = {}
-    while trial.looks_done < trial.num_looks:
+    while trial.validations_done < trial.num_validations:
         metrics = trial.advance()
     return metrics
 
@@ -234,14 +234,14 @@ def _train_to_end(plan: Plan) -> dict[str, float]:
 def _trainable(config: SearchConfig, prepared: Prepared) -> Any:
     """What Tune starts for a trial, with all that it holds."""
     shares = {"workers": config.workers, "cpus": config.cpus_per_worker}
-    trainable = tune.with_parameters(TrialProcess, make_plan=prepared.make_plan, **shares)
+    trainable = tune.with_parameters(TrialProcess, make_trial_spec=prepared.make_trial_spec, **shares)
     return tune.with_resources(
         trainable, tune.PlacementGroupFactory([{"CPU": config.cpus_per_worker}] * config.workers)
     )
 
 
 def _scheduler(prepared: Prepared) -> Any:
-    if prepared.reduction_factor is None or prepared.num_looks == 1:
+    if prepared.reduction_factor is None or prepared.num_validations == 1:
         return FIFOScheduler()
     (goal,) = prepared.goals
     return _SparingASHA(
@@ -249,7 +249,7 @@ def _scheduler(prepared: Prepared) -> Any:
         time_attr="training_iteration",
         metric=goal.metric,
         mode=goal.mode,
-        max_t=prepared.num_looks,
+        max_t=prepared.num_validations,
         grace_period=1,
         reduction_factor=prepared.reduction_factor,
     )

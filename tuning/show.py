@@ -16,11 +16,11 @@ from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.counting import count_users
 from mtrec_ray.streams.groups import make_groups
 from mtrec_ray.training.propensity_config import PropensityConfig
-from tuning.config import PartitionConfig
-from tuning.data import TrialData, first_buckets
-from tuning.partitions import KINDS, Partition, PartitionSpec
-from tuning.propensity_search import partition_maker
-from tuning.report import partition_table
+from mtrec_ray.tuning.config import PartitionConfig
+from mtrec_ray.tuning.data import TrialData, first_buckets
+from mtrec_ray.tuning.partitions import KINDS, Partition, PartitionSpec
+from mtrec_ray.tuning.propensity_search import partition_maker
+from mtrec_ray.tuning.report import partition_table
 
 
 def show_partition(

@@ -22,7 +22,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from mtrec_ray.config import Config, ConfigT, assign, fields_of, validate_config
 from mtrec_ray.errors import UserError
-from tuning.partitions import PartitionSpec
+from mtrec_ray.tuning.partitions import PartitionSpec
 
 GROUPS = "model.groups"
 MAX_CHECKED = 4096

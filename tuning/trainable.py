@@ -15,11 +15,11 @@ import ray
 import torch
 from ray import tune
 
-from tuning.data import TrialCache
-from tuning.kinds import make_trial
-from tuning.trial import Plan, Trial
+from mtrec_ray.tuning.data import TrialCache
+from mtrec_ray.tuning.kinds import make_trial
+from mtrec_ray.tuning.trial import Trial, TrialSpec
 
-MakePlan = Callable[[dict[str, Any]], Plan]
+MakeTrialSpec = Callable[[dict[str, Any]], TrialSpec]
 """A trial's drawn parameters -> its plan."""
 
 
@@ -36,7 +36,7 @@ class Worker:
             "gloo", init_method=f"tcp://{address}", rank=self.rank, world_size=self.world_size
         )
 
-    def begin(self, plan: Plan) -> None:
+    def begin(self, plan: TrialSpec) -> None:
         """The next trial."""
         self.trial = make_trial(plan, self.cache, self.rank, self.world_size)
 
@@ -55,9 +55,9 @@ class Worker:
 class TrialProcess(tune.Trainable):
     """Rank 0 of trial after trial."""
 
-    def setup(self, config: dict[str, Any], *, make_plan: MakePlan, workers: int, cpus: float) -> None:  # pyright: ignore
+    def setup(self, config: dict[str, Any], *, make_trial_spec: MakeTrialSpec, workers: int, cpus: float) -> None:  # pyright: ignore
         """`tune.with_parameters` gives what follows the trial's parameters; `cpus` are each worker's."""
-        self.make_plan, self.own = make_plan, Worker(0, workers)
+        self.make_trial_spec, self.own = make_trial_spec, Worker(0, workers)
         peer = ray.remote(num_cpus=cpus)(Worker)
         self.peers = [peer.remote(rank, workers) for rank in range(1, workers)]
         if self.peers:
@@ -72,7 +72,7 @@ class TrialProcess(tune.Trainable):
         metrics = self.own.advance()
         ray.get(advanced)
         trial = self.own.trial
-        return {**metrics, "done": trial.looks_done == trial.num_looks}
+        return {**metrics, "done": trial.validations_done == trial.num_validations}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         self.own.trial.save(Path(checkpoint_dir))
@@ -103,7 +103,7 @@ class TrialProcess(tune.Trainable):
             torch.distributed.destroy_process_group()
 
     def _begin(self, config: dict[str, Any]) -> None:
-        plan = self.make_plan(config)
+        plan = self.make_trial_spec(config)
         begun = [peer.begin.remote(plan) for peer in self.peers]
         self.own.begin(plan)
         ray.get(begun)

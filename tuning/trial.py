@@ -3,15 +3,15 @@
 from pathlib import Path
 from typing import Any, Protocol
 
-Plan = dict[str, Any]
+TrialSpec = dict[str, Any]
 """Plain data that makes a trial anew in any process: `kind`, `config` (the job's settings) and what that kind needs."""
 
 
 class Trial(Protocol):
     """One configuration on its way."""
 
-    num_looks: int
-    looks_done: int
+    num_validations: int
+    validations_done: int
 
     def advance(self) -> dict[str, float]:
         """Train to the next look and validate."""

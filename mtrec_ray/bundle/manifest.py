@@ -28,7 +28,7 @@ from torch import Tensor
 from mtrec_ray.combinations import Combination
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, join, read_file, read_json
-from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
+from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 
@@ -135,11 +135,11 @@ class Bundle:
             model.load_state_dict(self._tensors(BACKBONE_FILE))
         return model.eval().requires_grad_(False)
 
-    def eliminators(self) -> EliminatorPack:
+    def eliminators(self) -> StackedEliminators:
         """All combinations, stacked."""
         shape = self.manifest.backbone
         with self._reading(ELIMINATORS_FILE):
-            pack = EliminatorPack(
+            pack = StackedEliminators(
                 EliminatorConfig(**self.manifest.eliminators),
                 {name: len(values) for name, values in self.manifest.attributes.items()},
                 self.manifest.combinations,

@@ -46,21 +46,21 @@ def show(
 
 def pairs_table(territories: list[str], plan) -> JobResult:
     """Paper A's table 1 of a plan."""
-    phase = plan.phases[0]
+    period = plan.periods[0]
     columns = {
         "users": plan.users,
         "training users": plan.training_users,
         "active users": plan.active_users,
         "random sample": plan.random_users,
         "added": plan.added_users,
-        "positives": phase.positives,
-        "negatives": [round(phase.negative_rate * eligible) for eligible in phase.eligible],
+        "positives": period.positives,
+        "negatives": [round(period.negative_rate * eligible) for eligible in period.eligible],
     }
     what = "active users" if plan.sample.upsample == "active" else "random users with as many positives"
     table = Table(
-        title=f"Pairs of {phase.start:%Y-%m-%d} to {phase.end:%Y-%m-%d}: alpha {phase.alpha:g}, added = {what}",
+        title=f"Pairs of {period.start:%Y-%m-%d} to {period.end:%Y-%m-%d}: alpha {period.alpha:g}, added = {what}",
         caption="negatives: expected; each eligible (user, title) is drawn with "
-        f"probability {phase.negative_rate:.3g}. "
+        f"probability {period.negative_rate:.3g}. "
         f"{plan.not_offered_positives:,} discoveries of titles not offered left out.",
     )
     table.add_column("territory")
@@ -76,4 +76,4 @@ def pairs_table(territories: list[str], plan) -> JobResult:
         for index, territory in enumerate(territories)
     }
     totals = {f"{name.replace(' ', '_')}/all": sum(values) for name, values in columns.items()}
-    return {"alpha": phase.alpha, "negative_rate": phase.negative_rate} | totals | document, [table]
+    return {"alpha": period.alpha, "negative_rate": period.negative_rate} | totals | document, [table]

@@ -24,7 +24,7 @@ def partition() -> None:
     """Partitions of the territories."""
 
 
-@app.command("show", cls=with_settings(("tuning.config:PartitionConfig", "")))
+@app.command("show", cls=with_settings(("mtrec_ray.tuning.config:PartitionConfig", "")))
 def show(
     partition: Annotated[
         str | None,
@@ -44,13 +44,13 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Show the groups of a partition with their territories, sizes, and what holds them together."""
-    from tuning.config import PartitionConfig
+    from mtrec_ray.tuning.config import PartitionConfig
 
     flags = {"lake": lake, "partition": partition, "out": out}
     config = resolved(PartitionConfig, config_file, settings, show_config, flags)
 
     def job(progress: ProgressCallback) -> JobResult:
-        from tuning.show import show_partition
+        from mtrec_ray.tuning.show import show_partition
 
         return show_partition(config, progress)
 

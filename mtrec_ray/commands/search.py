@@ -37,7 +37,7 @@ def search() -> None:
     """Search settings."""
 
 
-@app.command("propensity", cls=with_settings(("tuning.config:PropensitySearchConfig", "")))
+@app.command("propensity", cls=with_settings(("mtrec_ray.tuning.config:PropensitySearchConfig", "")))
 def propensity(
     lake: Annotated[str | None, typer.Option("--lake", metavar="LAKE", help="Folder or URI of the lake.")] = None,
     name: Name = None,
@@ -53,14 +53,14 @@ def propensity(
     as_json: AsJson = False,
 ) -> None:
     """Search a propensity model's settings and group partition; writes a best-config.yaml that `mtrec train` takes."""
-    from tuning.config import PropensitySearchConfig
+    from mtrec_ray.tuning.config import PropensitySearchConfig
 
     flags = {"lake": lake} | _common(name, trials, trials_at_once, workers, seed, searches)
     config = resolved(PropensitySearchConfig, config_file, settings, show_config, flags)
 
     def job(progress: ProgressCallback) -> JobResult:
-        from tuning.propensity_search import search_propensity
-        from tuning.report import search_tables
+        from mtrec_ray.tuning.propensity_search import search_propensity
+        from mtrec_ray.tuning.report import search_tables
 
         result = search_propensity(config, resume, progress)
         return result.flat(), list(search_tables(result))
@@ -68,7 +68,7 @@ def propensity(
     run_job(job, as_json)
 
 
-@app.command("eliminators", cls=with_settings(("tuning.config:EliminatorsSearchConfig", "")))
+@app.command("eliminators", cls=with_settings(("mtrec_ray.tuning.config:EliminatorsSearchConfig", "")))
 def eliminators(
     backbone: Annotated[
         str | None, typer.Option("--backbone", metavar="RUN", help="Folder or URI of the backbone's run.")
@@ -88,15 +88,15 @@ def eliminators(
     as_json: AsJson = False,
 ) -> None:
     """Search lambda, prompts, adapters and discriminators: a front of leakage against accuracy, and a choice of it."""
-    from tuning.config import EliminatorsSearchConfig
+    from mtrec_ray.tuning.config import EliminatorsSearchConfig
 
     flags = {"backbone": backbone, "combinations": combinations}
     flags |= _common(name, trials, trials_at_once, None, seed, searches)
     config = resolved(EliminatorsSearchConfig, config_file, settings, show_config, flags)
 
     def job(progress: ProgressCallback) -> JobResult:
-        from tuning.eliminators_search import search_eliminators
-        from tuning.report import search_tables
+        from mtrec_ray.tuning.eliminators_search import search_eliminators
+        from mtrec_ray.tuning.report import search_tables
 
         results = search_eliminators(config, resume, progress)
         tables: list[Any] = [table for result in results for table in search_tables(result)]

@@ -17,8 +17,8 @@ from mtrec_ray.commands.options import (
 )
 from mtrec_ray.console import ProgressCallback
 
-SERVE_HELP = with_settings(("serving.config:ServeConfig", ""))
-PROMOTE_HELP = with_settings(("serving.gates_config:PromoteConfig", ""))
+SERVE_HELP = with_settings(("mtrec_ray.serving.config:ServeConfig", ""))
+PROMOTE_HELP = with_settings(("mtrec_ray.serving.gates_config:PromoteConfig", ""))
 PointerFile = Annotated[
     str | None, typer.Option("--pointer", metavar="FILE", help="Pointer that endpoints follow, a .json file or URI.")
 ]
@@ -36,7 +36,7 @@ def serve(
     show_config: PrintConfig = False,
 ) -> None:
     """Serve a bundle on this machine until interrupted; `serving/serve.yaml` does so on a cluster."""
-    from serving.config import ServeConfig, api_keys, check_port
+    from mtrec_ray.serving.config import ServeConfig, api_keys, check_port
 
     flags = {"bundle": bundle, "store": store, "host": host, "port": port}
     config = resolved(ServeConfig, config_file, settings, show_config, flags)
@@ -52,14 +52,14 @@ def serve(
         )
 
     check_port(config)
-    from serving import proxy
-    from serving.live import LiveEngine
+    from mtrec_ray.serving import proxy
+    from mtrec_ray.serving.live import LiveEngine
 
     version = LiveEngine(config.bundle, config.poll_s).engine.version  # a mistake is said before anything starts
     proxy.configure_proxy_env()
     with ray_session():
         need_ray()
-        from serving.endpoint import run, wait_for_the_end
+        from mtrec_ray.serving.endpoint import run, wait_for_the_end
 
         run(config)
         typer.echo(
@@ -80,12 +80,12 @@ def promote(
     as_json: AsJson = False,
 ) -> None:
     """Make a bundle the live one, if its gates hold; endpoints that follow the pointer take it up by themselves."""
-    from serving.gates_config import PromoteConfig
+    from mtrec_ray.serving.gates_config import PromoteConfig
 
     config = resolved(PromoteConfig, config_file, settings, show_config, {"bundle": bundle, "pointer": pointer})
 
     def job(_: ProgressCallback) -> JobResult:
-        from serving.promote import promote as do
+        from mtrec_ray.serving.promote import promote as do
 
         moved, gates = do(config)
         table = Table("gate", "found", title=f"Bundle {moved.version} is live by {config.pointer}")
@@ -103,7 +103,7 @@ def rollback(
     """Make the bundle live that was so before the last promotion."""
 
     def job(_: ProgressCallback) -> JobResult:
-        from serving.pointer import move_back
+        from mtrec_ray.serving.pointer import move_back
 
         moved = move_back(pointer)
         says = f"bundle {moved.version} ({moved.bundle}) is live again by {pointer}"

@@ -20,7 +20,7 @@ from mtrec_ray.console import ProgressCallback
 app = typer.Typer(help="The online store of serving.", no_args_is_help=True)
 
 
-@app.command("load", cls=with_settings(("serving.load_config:StoreLoadConfig", "")))
+@app.command("load", cls=with_settings(("mtrec_ray.serving.load_config:StoreLoadConfig", "")))
 def load(
     lake: Annotated[str | None, typer.Argument(metavar="[LAKE]", help="Folder or URI of the lake.")] = None,
     store: Annotated[
@@ -32,13 +32,13 @@ def load(
     as_json: AsJson = False,
 ) -> None:
     """Store every user of a lake with history, attributes, territory and embedding; again replaces, never doubles."""
-    from serving.load_config import StoreLoadConfig
+    from mtrec_ray.serving.load_config import StoreLoadConfig
 
     config = resolved(StoreLoadConfig, config_file, settings, show_config, {"lake": lake, "store": store})
 
     def job(progress: ProgressCallback) -> JobResult:
-        from serving.load import load_store
-        from serving.store import without_password
+        from mtrec_ray.serving.load import load_store
+        from mtrec_ray.serving.store import without_password
 
         counts, place = load_store(config, progress), without_password(config.store)
         table = Table(title=f"Store {place}", show_header=False)

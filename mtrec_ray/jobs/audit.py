@@ -24,14 +24,14 @@ from mtrec_ray.files import check_writable
 from mtrec_ray.jobs.audit_config import AuditConfig
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.models.candidates import Candidate, Filtered
+from mtrec_ray.models.fairness_methods import FairnessMethod, FilterMethod
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out
 from mtrec_ray.streams.sequences import TEST_EVENT, SequenceConfig
 from mtrec_ray.training.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.training.backbone_run import load_backbone
-from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_candidates
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
 
 logger = logging.getLogger(__name__)
 
@@ -92,14 +92,14 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
         seed=config.seed,
     )
     users = _read_users(lake, source.config.sequences, source.config.model.history, config.max_users, progress)
-    attacked = users.only(users.attacked)
+    attacked = users.only(users.audit_split)
     attributes = _attributes(records, attacked, settings)
     if config.out:
         check_writable(config.out)
     offered = Catalogue.of(lake, *lake.manifest.calendar.day_bounds(0)).offer_mask
     represented = _represent(records, backbone, users, offered, progress)
-    vectors = {name: one.vectors[users.attacked] for name, one in represented.items()}
-    lists = {name: one.lists[users.attacked] for name, one in represented.items()} if config.lists else {}
+    vectors = {name: one.vectors[users.audit_split] for name, one in represented.items()}
+    lists = {name: one.lists[users.audit_split] for name, one in represented.items()} if config.lists else {}
     pairs = [
         (kind, name, attribute)
         for kind, found in (("vectors", vectors), ("lists", lists))
@@ -186,7 +186,7 @@ def _attributes(records: list[EliminatorsRecord], users: HeldOutUsers, settings:
             check_users(name, attribute, users.keys, len(users), settings)
         except ValueError as error:
             if name in hidden:
-                fix = "keep more users for attackers (sequences.attacked_fraction), or train without this attribute"
+                fix = "keep more users for attackers (sequences.audit_fraction), or train without this attribute"
                 raise UserError(f"{error}: {fix}") from error
             logger.warning("%s is not attacked: %s", name, error)
             continue
@@ -207,11 +207,11 @@ def _represent(
     found = {NONE: _one((), users, vectors, backbone.title_vectors(), offered)}
     for number, record in enumerate(records):
         prefix = "" if number == 0 else f"{record.config.name}/"
-        for candidate in _candidates(record, backbone, records[0].combinations):
-            vectors = vectors_in_chunks(candidate.user_vectors, history, values)  # (K, U, d)
-            for k, combination in enumerate(candidate.combinations):
+        for method in _candidates(record, backbone, records[0].combinations):
+            vectors = vectors_in_chunks(method.user_vectors, history, values)  # (K, U, d)
+            for k, combination in enumerate(method.combinations):
                 name = prefix + combination_name(combination)
-                found[name] = _one(combination, users, vectors[k], candidate.backbone.title_vectors(), offered)
+                found[name] = _one(combination, users, vectors[k], method.backbone.title_vectors(), offered)
         if progress:
             progress("representing users", number + 1, len(records))
     return found
@@ -219,12 +219,12 @@ def _represent(
 
 def _candidates(
     record: EliminatorsRecord, backbone: SequentialBackbone, combinations: list[tuple[str, ...]]
-) -> list[Candidate]:
-    candidates = load_candidates(record, backbone)
-    for candidate in candidates:
-        if isinstance(candidate, Filtered):  # trained one by one, used for any combination
-            candidate.for_combinations([c for c in combinations if set(c) <= set(candidate.attributes)])
-    return candidates
+) -> list[FairnessMethod]:
+    methods = load_methods(record, backbone)
+    for method in methods:
+        if isinstance(method, FilterMethod):  # trained one by one, used for any combination
+            method.for_combinations([c for c in combinations if set(c) <= set(method.attributes)])
+    return methods
 
 
 def _one(
@@ -247,4 +247,4 @@ def _one(
 
 def _num_parameters(records: list[EliminatorsRecord], backbone: SequentialBackbone) -> dict[str, int]:
     counts = {"backbone": sum(parameter.numel() for parameter in backbone.parameters())}
-    return counts | {record.config.name: load_candidates(record, backbone)[0].num_parameters() for record in records}
+    return counts | {record.config.name: load_methods(record, backbone)[0].num_parameters() for record in records}

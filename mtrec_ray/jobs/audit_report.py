@@ -72,7 +72,7 @@ def _flat(
     audit: Audit, accuracy: dict[str, dict[str, Interval]], gaps: dict[str, dict[str, GroupGaps | None]]
 ) -> dict[str, Any]:
     flat: dict[str, Any] = {"run": audit.record.uri, "weights_hash": weights_hash(audit.record)}
-    flat |= {"num_users": len(audit.users), "num_attacked_users": int(audit.users.attacked.sum())}
+    flat |= {"num_users": len(audit.users), "num_audit_users": int(audit.users.audit_split.sum())}
     for prefix, results in (("audit", audit.from_vectors), ("list_audit", audit.from_lists)):
         for (name, attribute), result in results.items():
             flat |= {f"{prefix}/{name}/{attribute}/{key}": value for key, value in result.flat().items()}
@@ -91,7 +91,7 @@ def _flat(
 
 def _leak_table(audit: Audit, accuracy: dict[str, dict[str, Interval]], results: dict, what: str) -> Table:
     table = Table(
-        title=f"Best attacker's balanced accuracy on {what}, {audit.users.attacked.sum():,} users (95% of the null)",
+        title=f"Best attacker's balanced accuracy on {what}, {audit.users.audit_split.sum():,} users (95% of the null)",
         caption="*: to be hidden; ! reads more than the null allows (one in twenty does by chance); ? too few users",
     )
     table.add_column("combination")

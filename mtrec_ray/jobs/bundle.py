@@ -43,11 +43,11 @@ from mtrec_ray.jobs.bundle_figures import audited, evaluated
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.models.candidates import Eliminated
+from mtrec_ray.models.fairness_methods import EliminatorMethod
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.training.backbone_run import load_backbone
-from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_candidates
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
 from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot
 from mtrec_ray.training.record import load_plan
 
@@ -79,8 +79,8 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
     metrics, audit = audited(record, config.audit)
     part, files = _propensity(config, lake)
     backbone = load_backbone(source, record.backbone_hash)
-    (candidate,) = load_candidates(record, backbone)
-    assert isinstance(candidate, Eliminated)
+    (candidate,) = load_methods(record, backbone)
+    assert isinstance(candidate, EliminatorMethod)
     check_writable(out)
     files |= {
         BACKBONE_FILE: safetensors.torch.save(_plain(backbone.state_dict())),
@@ -146,7 +146,7 @@ def _propensity(config: BundleConfig, lake: Lake) -> tuple[PropensityPart | None
     run = PropensityRecord.load_done(uri)
     if run.lake_hash != lake.manifest.lake_hash:
         raise UserError(f"run {uri!r} was trained on another lake than the backbone: train both on one lake")
-    model = load_snapshot(run, load_plan(run.uri, PairPlan).phases[-1].day)
+    model = load_snapshot(run, load_plan(run.uri, PairPlan).periods[-1].day)
     metrics, protocol = evaluated(run, config.evaluation)
     part = PropensityPart(
         model=run.model,

@@ -199,10 +199,10 @@ def _run_entries(lake: Lake, records: list[PropensityRecord], plans: list[PairPl
     """One scorer for each snapshot, whatever the number of days that it is scored on."""
     embeddings, entries = lake.title_embeddings(), []
     for record, plan in zip(records, plans, strict=True):
-        trained = {day: plan.phases[min(day, len(plan.phases)) - 1].day for day in days}
+        trained = {day: plan.periods[min(day, len(plan.periods)) - 1].day for day in days}
         scorers = {
-            phase: PropensityScorer(load_snapshot(record, phase), embeddings, record.groups.of_territory)
-            for phase in sorted(set(trained.values()))
+            period: PropensityScorer(load_snapshot(record, period), embeddings, record.groups.of_territory)
+            for period in sorted(set(trained.values()))
         }
         entries += [Entry(record.config.name, day, scorers[trained[day]], plan) for day in days]
     return entries

@@ -109,12 +109,12 @@ def _check_against_lake(steps: QuickstartSteps, lake: Lake, with_fairness: bool)
     """UserError for what would otherwise be told after hours: settings that do not fit the lake, cluster or runs."""
     for training in steps.trainings:
         calendar = resolve_calendar(lake, training.window)
-        new_run(training, lake, calendar).or_begun()
+        new_run(training, lake, calendar).resume_or_new()
         days_and_cohorts(steps.evaluation, lake, calendar, training.sample)
     for runner in steps.runners if with_fairness else steps.runners[:1]:
         check_resources(runner)
     if with_fairness:
-        new_backbone(steps.backbone, lake).or_begun()
+        new_backbone(steps.backbone, lake).resume_or_new()
         make_packs(steps.eliminators, lake.manifest.attributes)
 
 

@@ -72,33 +72,33 @@ class Bucket:
 
     def known_pairs(self, start: datetime, end: datetime) -> np.ndarray:
         """Sorted unique `pair_code`s that are no negatives of [start, end): seen since the first of start's month."""
-        seen = (self.event_time >= month_start(start)) & (self.event_time < moment(end))
+        seen = (self.event_time >= month_start(start)) & (self.event_time < to_datetime64(end))
         return np.unique(pair_code(self.event_user[seen], self.event_title[seen]))
 
     def has_events_before(self, when: datetime) -> np.ndarray:
         """(N,) bool: at least one event before `when`."""
-        earlier = self.event_user[self.event_time < moment(when)]
+        earlier = self.event_user[self.event_time < to_datetime64(when)]
         return np.bincount(earlier, minlength=len(self.keys)) > 0
 
     def active(self, start: datetime, end: datetime, active_days: int) -> np.ndarray:
         """(N,) bool: at least one event in the last `active_days` of [start, end)."""
-        since = max(moment(start), moment(end) - np.timedelta64(active_days, "D"))
-        recent = (self.event_time >= since) & (self.event_time < moment(end))
+        since = max(to_datetime64(start), to_datetime64(end) - np.timedelta64(active_days, "D"))
+        recent = (self.event_time >= since) & (self.event_time < to_datetime64(end))
         return np.bincount(self.event_user[recent], minlength=len(self.keys)) > 0
 
 
 def within(times: np.ndarray, start: datetime, end: datetime) -> np.ndarray:
-    return (times >= moment(start)) & (times < moment(end))
+    return (times >= to_datetime64(start)) & (times < to_datetime64(end))
 
 
-def moment(when: datetime) -> np.datetime64:
+def to_datetime64(when: datetime) -> np.datetime64:
     """A UTC datetime as numpy's naive datetime64[us]."""
     return np.datetime64(when.replace(tzinfo=None), "us")
 
 
 def month_start(when: datetime) -> np.datetime64:
     """The first moment of a UTC datetime's calendar month."""
-    return moment(when).astype("datetime64[M]").astype("datetime64[us]")
+    return to_datetime64(when).astype("datetime64[M]").astype("datetime64[us]")
 
 
 def pair_code(user_row: np.ndarray, title_index: np.ndarray) -> np.ndarray:

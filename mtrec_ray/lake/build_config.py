@@ -14,7 +14,7 @@ class BuildOptions(Config):
     """Buckets of users and events; a reader holds one at a time. null = as many as keep a bucket within 40,000 users,
     at least 16."""
     on_bad_rows: Literal["error", "quarantine"] = "error"
-    """error: stop with the totals and the first offending rows; quarantine: put bad rows aside, counted in
+    """error: stop with the totals and the first offending rows; quarantine: put bad rows trial_overrides, counted in
     lake.json."""
     overwrite: bool = False
     """Replace a lake that is there already, in one step."""

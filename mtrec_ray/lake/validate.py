@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.epochs import AFTER_LAST_MOMENT, FIRST_MOMENT
+from mtrec_ray.sources.epochs import AFTER_LAST_TIMESTAMP, FIRST_TIMESTAMP
 from mtrec_ray.sources.source import PROMOTION
 
 NUM_SHOWN = 3
@@ -43,7 +43,7 @@ class BadRowsError(UserError):
 
     def __init__(self, bad: BadRows):
         self.totals = {reason: total for reason, (total, _) in sorted(bad.items())}
-        lines = [f"{sum(self.totals.values())} rows cannot enter the lake (--on-bad-rows quarantine puts them aside):"]
+        lines = [f"{sum(self.totals.values())} rows cannot enter the lake (--on-bad-rows quarantine sets them aside):"]
         for reason, (total, shown) in sorted(bad.items()):
             lines.append(f"  {reason}: {total} rows, first {'; '.join(shown)}")
         super().__init__("\n".join(lines))
@@ -182,7 +182,7 @@ def _blank(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def _unbelievable(moments: pa.ChunkedArray) -> np.ndarray:
-    first, after = (pa.scalar(moment, moments.type) for moment in (FIRST_MOMENT, AFTER_LAST_MOMENT))
+    first, after = (pa.scalar(moment, moments.type) for moment in (FIRST_TIMESTAMP, AFTER_LAST_TIMESTAMP))
     return _mask(pc.or_(pc.less(moments, first), pc.greater_equal(moments, after)))
 
 

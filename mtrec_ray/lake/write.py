@@ -196,7 +196,7 @@ def _exchange(first: str, second: str) -> None:
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 and renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0:
         return
-    aside = f"{first}-replaced"
-    os.rename(second, aside)
+    replaced = f"{first}-replaced"
+    os.rename(second, replaced)
     os.rename(first, second)
-    os.rename(aside, first)
+    os.rename(replaced, first)

@@ -38,7 +38,7 @@ class EliminatorConfig:
     adapter_width: int = 8  # r; 0 leaves the adapters out
     transport_units: int = 16  # h of the map behind the last layer (transport.py); 0 leaves it out
     prompt_std: float = 0.02  # of the normal draws prompts start from: 0.3 already costs the backbone 8% of its NDCG
-    initial_gate: float = -4.0  # see `EliminatorPack.init_weights`
+    initial_gate: float = -4.0  # see `StackedEliminators.init_weights`
     personal_decay: float = 3e-3  # share a personal prompt loses each step, see the file's legend
 
     def __post_init__(self) -> None:
@@ -46,7 +46,7 @@ class EliminatorConfig:
             raise ValueError("an eliminator needs a prompt, a personal prompt or adapters; all three are left out")
 
 
-class EliminatorPack(nn.Module):
+class StackedEliminators(nn.Module):
     """Parameters of K combinations, stacked.
 
     Args:
@@ -85,7 +85,7 @@ class EliminatorPack(nn.Module):
         self.transport_bias = nn.Parameter(torch.empty(num, 1, units), requires_grad=False)
         self.transport_gain = nn.Parameter(torch.empty(num, rows, units), requires_grad=False)
         self.transport_outer = nn.Parameter(torch.empty(num, units, width), requires_grad=False)
-        self.transport_share = nn.Parameter(torch.empty(num, 1, 1 if units else 0), requires_grad=False)
+        self.transport_strength = nn.Parameter(torch.empty(num, 1, 1 if units else 0), requires_grad=False)
         starts = [sum(counts[:a]) for a in range(len(counts))]
         unknown = [count - 1 for count in counts]
         self.register_buffer("value_starts", torch.tensor(starts, dtype=torch.int64), persistent=False)
@@ -121,7 +121,7 @@ class EliminatorPack(nn.Module):
             bias=self.transport_bias,
             gain=self.transport_gain,
             outer=self.transport_outer,
-            share=self.transport_share,
+            strength=self.transport_strength,
         )
 
     def fit_transport(
@@ -135,7 +135,7 @@ class EliminatorPack(nn.Module):
         weight: float,
         steps: int,
         seed: int,
-        find_share: bool,
+        find_strength: bool,
     ) -> None:
         """Make the selected values' users alike from now on, going on from the maps that are there.
 
@@ -145,7 +145,7 @@ class EliminatorPack(nn.Module):
             user: (V,) int64.
             fold: (V,) of the user.
             titles: (N, d) vectors of the catalogue.
-            weight, steps, seed, find_share: see `transport.fit`.
+            weight, steps, seed, find_strength: see `transport.fit`.
         """
         selected = [[name in chosen for name in self.attributes] for chosen in self.combinations]
         movable = [
@@ -167,7 +167,7 @@ class EliminatorPack(nn.Module):
             titles=titles,
             weight=weight,
         )
-        self._set_transport(fit(hidden, self.transport, fold, steps, seed, find_share=find_share))
+        self._set_transport(fit(hidden, self.transport, fold, steps, seed, find_strength=find_strength))
 
     @torch.no_grad()
     def _set_transport(self, transport: Transport) -> None:
@@ -179,16 +179,16 @@ class EliminatorPack(nn.Module):
         """One step's pull of the personal prompts towards zero, apart from the optimizer's own scaling."""
         self.personal.mul_(1 - self.config.personal_decay)
 
-    def for_all(self, attribute_index: Tensor) -> "PackRows":
+    def for_all(self, attribute_index: Tensor) -> "GatheredEliminators":
         """(B, m) users' values, -1 unknown -> every combination for each of them: G = K."""
         table = torch.cat([self.prompts, self.personal], 1)  # (K, R, d)
-        gain = self.transport_gain[:, self._value_rows(attribute_index)].sum(2) * self.transport_share  # (K, B, h)
-        return PackRows(table, self._prompt_rows(attribute_index)[None], *self.shared(), transport_gain=gain)
+        gain = self.transport_gain[:, self._value_rows(attribute_index)].sum(2) * self.transport_strength  # (K, B, h)
+        return GatheredEliminators(table, self._prompt_rows(attribute_index)[None], *self.shared(), transport_gain=gain)
 
     @torch.no_grad()
-    def with_identity(self) -> "EliminatorPack":
+    def with_identity(self) -> "StackedEliminators":
         """The same pack with one combination more, of no attribute, that leaves the backbone as it is."""
-        wider = EliminatorPack(
+        wider = StackedEliminators(
             self.config,
             self.attributes,
             [*self.combinations, ()],
@@ -200,18 +200,18 @@ class EliminatorPack(nn.Module):
             parameter[-1] = -torch.inf if name == "gate" else 0
         return wider.to(self.prompts.device).eval().requires_grad_(False)
 
-    def for_rows(self, combination_index: Tensor, attribute_index: Tensor) -> "PackRows":
+    def for_rows(self, combination_index: Tensor, attribute_index: Tensor) -> "GatheredEliminators":
         """(B,) each row's combination, (B, m) its values -> one eliminator a row: G = B rows of one history."""
         rows = self._prompt_rows(attribute_index)  # (B, P)
         table = torch.cat([self.prompts, self.personal], 1)[combination_index[:, None], rows]  # (B, P, d)
         own = torch.arange(table.shape[1], device=table.device).expand(1, 1, -1)
         gain = self.transport_gain[combination_index[:, None], self._value_rows(attribute_index)].sum(1)  # (B, h)
-        gain = gain[:, None] * self.transport_share[combination_index]  # (B, 1, h)
+        gain = gain[:, None] * self.transport_strength[combination_index]  # (B, 1, h)
         shared = (parameter[combination_index] for parameter in self.shared())
-        return PackRows(table, own, *shared, transport_gain=gain)
+        return GatheredEliminators(table, own, *shared, transport_gain=gain)
 
     def shared(self) -> tuple[Tensor, ...]:
-        """What does not depend on the users, in `PackRows`' order."""
+        """What does not depend on the users, in `GatheredEliminators`' order."""
         adapters = (self.down, self.up, self.norm_scale, self.norm_shift)
         return self.gate, *adapters, self.transport_inner, self.transport_bias, self.transport_outer
 
@@ -228,7 +228,7 @@ class EliminatorPack(nn.Module):
 
 
 @dataclass(frozen=True)
-class PackRows:
+class GatheredEliminators:
     """Eliminators laid out for one forward (`sequential.EliminatorRows`).
 
     Table and index of the prompts are empty where `cached_prompts` stand in their place.
@@ -266,7 +266,7 @@ class PackRows:
         units = (units.unflatten(1, hidden.shape[1:3]) * self.transport_gain[:, :, None]).flatten(1, 2)
         return torch.baddbmm(rows, units, self.transport_outer, alpha=-1).view_as(hidden)
 
-    def without_transport(self) -> "PackRows":
+    def without_transport(self) -> "GatheredEliminators":
         """The same rows, their vectors left where the last layer put them."""
         return replace(self, transport_inner=self.transport_inner[..., :0])
 

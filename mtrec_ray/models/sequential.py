@@ -45,7 +45,7 @@ class SequentialConfig:
 
 
 class EliminatorRows(Protocol):
-    """What the backbone asks of eliminators gathered for `G` groups of rows (see `eliminators.PackRows`)."""
+    """What the backbone asks of eliminators gathered for `G` groups of rows (see `eliminators.GatheredEliminators`)."""
 
     @property
     def prompt_table(self) -> Tensor:

@@ -43,7 +43,7 @@ LEAST_BATCHES, MOST_BATCHES = 5, 100
 """Batches that a pass counts as: so few users need more passes, so many fewer."""
 NUM_CHECKS = 16
 """Batches of a held-out fold that a share is judged by."""
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 WIDTHS = (1, 2, 4, 8)
 """Kernels exp(-width * squared distance / (2 * mean squared distance)): each is a square of the one before."""
 RIDGE = 0.3
@@ -59,12 +59,12 @@ class Transport:
     bias: Tensor  # (K, 1, h) b
     gain: Tensor  # (K, R, h) g
     outer: Tensor  # (K, h, d) U
-    share: Tensor  # (K, 1, 1)
+    strength: Tensor  # (K, 1, 1)
 
     def __call__(self, vectors: Tensor, rows: Tensor, blur: Tensor | float = 0.0) -> Tensor:
         """(K, S, d) vectors, (S, m) their rows of `gain` -> (K, S, d); `blur` is added to what the units read."""
         units = torch.baddbmm(self.bias, vectors + blur, self.inner).relu() * self.gain[:, rows].sum(2)  # (K, S, h)
-        return vectors - self.share * (units @ self.outer)
+        return vectors - self.strength * (units @ self.outer)
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ class Hidden:
         )
 
 
-def fit(hidden: Hidden, start: Transport, fold: Tensor, steps: int, seed: int, *, find_share: bool) -> Transport:
+def fit(hidden: Hidden, start: Transport, fold: Tensor, steps: int, seed: int, *, find_strength: bool) -> Transport:
     """The map after `steps` of Adam from `start`; every combination as if it were alone.
 
     Args:
@@ -102,13 +102,13 @@ def fit(hidden: Hidden, start: Transport, fold: Tensor, steps: int, seed: int, *
         fold: (V,) in 0..FOLDS - 1, the same for all vectors of a user.
         steps: of Adam, the rate falling to zero; a third of them for each fold.
         seed: of the batches.
-        find_share: whether the share is found anew, or is `start`'s.
+        find_strength: whether the share is found anew, or is `start`'s.
     """
     mean = hidden.vectors.mean(1, keepdim=True)  # (K, 1, d)
     scale = (hidden.vectors - mean).square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-6)  # (K, 1, 1)
     hidden = replace(hidden, vectors=(hidden.vectors - mean) / scale)
     start = replace(start, inner=start.inner * scale, bias=start.bias + mean @ start.inner, outer=start.outer / scale)
-    share = _confirmed(hidden, start, fold, -(-steps // 3), seed) if find_share else start.share
+    share = _confirmed(hidden, start, fold, -(-steps // 3), seed) if find_strength else start.strength
     found = _descend(hidden, start, steps, seed)
     inner = found.inner / scale
     return Transport(inner, found.bias - mean @ inner, found.gain, found.outer * scale, share)
@@ -130,7 +130,7 @@ def untrained(num: int, num_rows: int, width: int, units: int, generators: Seque
         bias=drawn(0.5, 1, units),
         gain=torch.zeros(num, num_rows, units),
         outer=drawn(0.1, units, width),
-        share=torch.zeros(num, 1, 1),
+        strength=torch.zeros(num, 1, 1),
     )
 
 
@@ -139,7 +139,7 @@ def _descend(hidden: Hidden, start: Transport, steps: int, seed: int) -> Transpo
     terms, generator = _Terms(hidden), torch.Generator().manual_seed(seed)
     names = ("inner", "bias", "gain", "outer")
     tensors = [getattr(start, name).clone().requires_grad_() for name in names]
-    moved = replace(start, **dict(zip(names, tensors, strict=True)), share=torch.ones_like(start.share))
+    moved = replace(start, **dict(zip(names, tensors, strict=True)), strength=torch.ones_like(start.strength))
     moved.gain.register_hook(lambda gradient: gradient * hidden.movable)
     optimizer = torch.optim.Adam(tensors, lr=LEARNING_RATE, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
@@ -156,7 +156,7 @@ def _descend(hidden: Hidden, start: Transport, steps: int, seed: int) -> Transpo
 @torch.no_grad()
 def _confirmed(hidden: Hidden, start: Transport, fold: Tensor, steps: int, seed: int) -> Tensor:
     """(K, 1, 1) the share of the map that serves users of the other folds best."""
-    objective = torch.zeros(len(SHARES), len(hidden.vectors), device=hidden.vectors.device)  # (shares, K)
+    objective = torch.zeros(len(STRENGTHS), len(hidden.vectors), device=hidden.vectors.device)  # (shares, K)
     for held_out in range(FOLDS):
         theirs, others = (fold == held_out).nonzero()[:, 0], (fold != held_out).nonzero()[:, 0]
         if not len(theirs) or not len(others):
@@ -167,9 +167,9 @@ def _confirmed(hidden: Hidden, start: Transport, fold: Tensor, steps: int, seed:
         for _ in range(NUM_CHECKS):
             batch = hidden.only(terms.draw(generator))
             whole = found(batch.vectors, batch.rows)
-            for number, share in enumerate(SHARES):
+            for number, share in enumerate(STRENGTHS):
                 objective[number] += terms(batch, torch.lerp(batch.vectors, whole, share))
-    return torch.tensor(SHARES, device=objective.device)[objective.argmin(0)][:, None, None]
+    return torch.tensor(STRENGTHS, device=objective.device)[objective.argmin(0)][:, None, None]
 
 
 class _Terms:

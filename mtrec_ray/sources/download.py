@@ -88,15 +88,15 @@ def unpack(archive: Path, wanted: tuple[str, ...], folder: Path) -> None:
         UserError: no zip archive, or it does not hold them.
     """
     try:
-        with zipfile.ZipFile(archive) as packed, tempfile.TemporaryDirectory(dir=folder) as aside:
+        with zipfile.ZipFile(archive) as packed, tempfile.TemporaryDirectory(dir=folder) as trial_overrides:
             members = {Path(name).name: name for name in packed.namelist()}
             missing = [name for name in wanted if name not in members]
             if missing:
                 raise UserError(f"{archive} does not hold {missing[0]!r}: is it the right archive?")
             for name in wanted:
-                with packed.open(members[name]) as source, open(Path(aside) / name, "wb") as target:
+                with packed.open(members[name]) as source, open(Path(trial_overrides) / name, "wb") as target:
                     shutil.copyfileobj(source, target)
             for name in wanted:
-                os.replace(Path(aside) / name, folder / name)
+                os.replace(Path(trial_overrides) / name, folder / name)
     except zipfile.BadZipFile as error:
         raise UserError(f"{archive} is no zip archive: {error}") from error

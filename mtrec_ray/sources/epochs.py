@@ -8,9 +8,9 @@ import pyarrow as pa
 from mtrec_ray.errors import UserError
 
 TIMESTAMP = pa.timestamp("us", tz="UTC")
-FIRST_MOMENT = datetime(1970, 1, 1, tzinfo=UTC)
-AFTER_LAST_MOMENT = datetime(2200, 1, 1, tzinfo=UTC)
-"""Moments from `FIRST_MOMENT` up to this one are believable; a lake accepts no others."""
+FIRST_TIMESTAMP = datetime(1970, 1, 1, tzinfo=UTC)
+AFTER_LAST_TIMESTAMP = datetime(2200, 1, 1, tzinfo=UTC)
+"""Moments from `FIRST_TIMESTAMP` up to this one are believable; a lake accepts no others."""
 TICKS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _FIRST_US = -62_135_596_800_000_000
 """0001-01-01, the first moment that Python can name."""

@@ -18,7 +18,7 @@ from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources.calendar import Calendar, Territory, proposed_calendar
 from mtrec_ray.sources.download import download, unpack
-from mtrec_ray.sources.epochs import AFTER_LAST_MOMENT, timestamps_from_epoch
+from mtrec_ray.sources.epochs import AFTER_LAST_TIMESTAMP, timestamps_from_epoch
 from mtrec_ray.sources.movielens_files import FORMS, OCCUPATIONS, GroupLens1M, GroupLens100K, MovieLensFiles, detect
 from mtrec_ray.sources.source import Part, Source, SourceFacts, local_folder, raw_folder
 
@@ -118,7 +118,7 @@ class MovieLensSource(Source):
         return [partial(_read_events, self.files, self.config.min_rating)]
 
     def _calendar(self) -> Calendar:
-        moments = [m for m in self.files.read_ratings().epoch_s if 0 <= m < AFTER_LAST_MOMENT.timestamp()]
+        moments = [m for m in self.files.read_ratings().epoch_s if 0 <= m < AFTER_LAST_TIMESTAMP.timestamp()]
         if not moments:
             raise UserError(f"no rating in {str(self.files.folder)!r} has a believable timestamp (seconds since 1970)")
         first, last = (datetime.fromtimestamp(moment, UTC) for moment in (min(moments), max(moments)))

@@ -14,7 +14,7 @@ from pydantic import Field
 from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources.calendar import Calendar, Territory, proposed_calendar
-from mtrec_ray.sources.epochs import AFTER_LAST_MOMENT, FIRST_MOMENT, TIMESTAMP, to_utc_micros
+from mtrec_ray.sources.epochs import AFTER_LAST_TIMESTAMP, FIRST_TIMESTAMP, TIMESTAMP, to_utc_micros
 from mtrec_ray.sources.parquet_files import Chunk, list_chunks, read_chunk
 from mtrec_ray.sources.source import PROMOTION, Part, Source, SourceFacts, map_columns
 
@@ -150,13 +150,13 @@ class ParquetSource(Source):
     def _calendar(self) -> Calendar:
         config = self.config
         start, end = config.window_start, config.window_end
-        first, last = (start, end) if start and end else self._first_and_last_moment()
+        first, last = (start, end) if start and end else self._first_and_last_timestamp()
         fix = "set window_start and window_end"
         return proposed_calendar(first, last, config.day_s, config.num_evaluation_days, fix, start, end)
 
-    def _first_and_last_moment(self) -> tuple[datetime, datetime]:
+    def _first_and_last_timestamp(self) -> tuple[datetime, datetime]:
         """Of the believable moments: one pass over the timestamps."""
-        low, high = (pa.scalar(moment, TIMESTAMP) for moment in (FIRST_MOMENT, AFTER_LAST_MOMENT))
+        low, high = (pa.scalar(moment, TIMESTAMP) for moment in (FIRST_TIMESTAMP, AFTER_LAST_TIMESTAMP))
         seen = []
         for chunk in self.chunks["events"]:
             moments = self._read("events", chunk, only="timestamp")["timestamp"]

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix, user_keys
-from mtrec_ray.sources.epochs import AFTER_LAST_MOMENT
+from mtrec_ray.sources.epochs import AFTER_LAST_TIMESTAMP
 from mtrec_ray.sources.rechorus_attributes import UNKNOWN, Attribute
 from mtrec_ray.sources.rechorus_files import Piece
 
@@ -47,7 +47,7 @@ class Scan:
         """A piece's titles and times, and which of its rows are events."""
         self.kept_rows.append(None if kept.all() else np.packbits(kept))
         self.title_ids |= set(pc.unique(title_ids.filter(pa.array(kept))).to_pylist()) - {""}
-        believable = seconds[kept & (seconds >= 0) & (seconds < AFTER_LAST_MOMENT.timestamp())]
+        believable = seconds[kept & (seconds >= 0) & (seconds < AFTER_LAST_TIMESTAMP.timestamp())]
         if len(believable):
             self.first_s, self.last_s = min(self.first_s, believable.min()), max(self.last_s, believable.max())
 

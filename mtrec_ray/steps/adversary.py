@@ -5,10 +5,10 @@ adversary sees, `M` negatives, `m` attributes, `A` values of the widest attribut
 
 A step takes one batch of windows through all combinations:
 
-1. the candidate's forward, the frozen backbone with every eliminator: a vector for each column
+1. the method's forward, the frozen backbone with every eliminator: a vector for each column
 2. what the adversary sees: each window's last vector and a few random ones, since any prefix may be a user's history
 3. the discriminators learn on those vectors, detached
-4. the generator's loss, BPR - lambda * sum of cross entropies (eq. 5), reaches the candidate's own parameters alone
+4. the generator's loss, BPR - lambda * sum of cross entropies (eq. 5), reaches the method's own parameters alone
 5. the average that is kept moves a little
 
 Losses are summed over combinations and share no parameter, and both optimizers work element by element, so a pack is
@@ -37,8 +37,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mtrec_ray.models.candidates import Candidate
 from mtrec_ray.models.discriminators import Discriminators
+from mtrec_ray.models.fairness_methods import FairnessMethod
 from mtrec_ray.models.running_average import RunningAverage
 from mtrec_ray.steps.pretraining import Positions, bpr_losses, sum_gradients
 from mtrec_ray.steps.towers import AllReduce
@@ -64,7 +64,7 @@ class GameSettings:
 
 
 class AdversaryGame:
-    """A candidate, its discriminators, their optimizers and the average that is kept.
+    """A method, its discriminators, their optimizers and the average that is kept.
 
     Args:
         weights: (m, A) of `value_weights` over the users whose labels may be seen.
@@ -73,19 +73,19 @@ class AdversaryGame:
 
     def __init__(
         self,
-        candidate: Candidate,
+        method: FairnessMethod,
         discriminators: Discriminators,
         weights: Tensor,
         config: GameSettings,
         all_reduce: AllReduce | None = None,
     ) -> None:
         self.all_reduce = all_reduce
-        self.candidate = candidate
+        self.method = method
         self.discriminators = discriminators
         self.weights = weights
         self.config = config
-        self.average = RunningAverage(candidate, config.average)
-        tuned = [parameter for parameter in candidate.parameters() if parameter.requires_grad]
+        self.average = RunningAverage(method, config.average)
+        tuned = [parameter for parameter in method.parameters() if parameter.requires_grad]
         self.generator_optimizer = torch.optim.RMSprop(tuned, lr=config.generator_lr, weight_decay=config.l2)
         self.discriminator_optimizer = torch.optim.RMSprop(
             discriminators.parameters(), lr=config.discriminator_lr, weight_decay=config.l2
@@ -99,12 +99,12 @@ class AdversaryGame:
 
         What the adversary sees of this worker's windows is drawn from torch's own generator.
         """
-        flat = self.candidate(positions.history, attribute_index).flatten(1, 2)  # (K, B T, d)
+        flat = self.method(positions.history, attribute_index).flatten(1, 2)  # (K, B T, d)
         columns, window = adversary_columns(positions, self.config.columns)
         seen, values = flat[:, columns], attribute_index[window]  # (K, S, d), (S, m)
         for _ in range(self.config.discriminator_steps):
             losses = self._discriminator_step(seen.detach(), values)
-        bpr = mean_bpr(self.candidate, flat, positions, negatives, self.all_reduce)
+        bpr = mean_bpr(self.method, flat, positions, negatives, self.all_reduce)
         self._generator_step(bpr, seen, values)
         return self._total(bpr.detach()), self._total(losses)
 
@@ -127,8 +127,8 @@ class AdversaryGame:
         self._sum_gradients(self.generator_optimizer)
         self.generator_optimizer.step()
         self.discriminators.requires_grad_(True)
-        self.candidate.after_step()
-        self.average.update(self.candidate)
+        self.method.after_step()
+        self.average.update(self.method)
 
     def state(self) -> dict[str, Tensor]:
         """Tuned weights, their average, discriminators, both optimizers' states; not the count of steps."""
@@ -155,10 +155,10 @@ class AdversaryGame:
                     }
 
     def _parts(self) -> list[tuple[str, Mapping[str, Tensor], torch.optim.Optimizer | None]]:
-        own = self.candidate.own_parameters()
+        own = self.method.own_parameters()
         average = self.average.module.own_parameters().items()
         return [
-            ("candidate", own, self.generator_optimizer),
+            ("method", own, self.generator_optimizer),
             ("average", {name: value for name, value in average if value is not own[name]}, None),  # shared: once
             ("discriminators", dict(self.discriminators.named_parameters()), self.discriminator_optimizer),
         ]
@@ -172,11 +172,11 @@ class AdversaryGame:
 
 
 def mean_bpr(
-    candidate: Candidate, vectors: Tensor, positions: Positions, negatives: Tensor, all_reduce: AllReduce | None
+    method: FairnessMethod, vectors: Tensor, positions: Positions, negatives: Tensor, all_reduce: AllReduce | None
 ) -> Tensor:
     """(K, B T, d) vectors -> (K,) this worker's share of the mean BPR over all positions of the global batch."""
     targets = positions.targets.flatten()  # (B T,)
-    each = bpr_losses(candidate.backbone, vectors, targets.clamp(min=0), negatives)  # (K, B T)
+    each = bpr_losses(method.backbone, vectors, targets.clamp(min=0), negatives)  # (K, B T)
     has_target = (targets >= 0).to(each.dtype)
     count = has_target.sum()
     return each @ has_target / (all_reduce(count) if all_reduce else count).clamp(min=1)

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 import numpy as np
 
-from mtrec_ray.lake.bucket import Bucket, moment, user_and_title
+from mtrec_ray.lake.bucket import Bucket, to_datetime64, user_and_title
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
@@ -36,7 +36,7 @@ class UserCounts:
 
 
 @dataclass(frozen=True)
-class Phase:
+class Period:
     """A stretch of training and what is offered in it."""
 
     start: datetime
@@ -53,11 +53,11 @@ class PairCounts:
     added: np.ndarray
     """(territories,) of them in the added set."""
     positives: np.ndarray
-    """(phases, territories)."""
+    """(periods, territories)."""
     eligible: np.ndarray
-    """(phases, territories) pairs that could become negatives."""
+    """(periods, territories) pairs that could become negatives."""
     user_days: np.ndarray
-    """(phases,) distinct (user, day) with a positive."""
+    """(periods,) distinct (user, day) with a positive."""
     last_day: int
     """Positives of the window's last day."""
     last_day_cold: int
@@ -97,18 +97,18 @@ def count_pairs(
     sample: SampleConfig,
     calendar: Calendar,
     rates: np.ndarray,
-    phases: list[Phase],
+    periods: list[Period],
 ) -> PairCounts:
     """Pass 2 over one bucket, with the added set's rates of pass 1."""
-    bucket = Bucket.read(lake, bucket_index, phases[0].catalogue.title_ids)
+    bucket = Bucket.read(lake, bucket_index, periods[0].catalogue.title_ids)
     rows, added = sampled_users(bucket, sample, calendar, rates)
     sampled = np.zeros(len(bucket.keys), dtype=bool)
     sampled[rows] = True
     num_territories = len(rates)
-    counted = [_count_phase(bucket, sampled, phase, calendar, num_territories) for phase in phases]
-    found = bucket.event_user[bucket.discoveries(phases[0].start, phases[0].end)]
-    last_day = phases[0].end - timedelta(seconds=calendar.day_s)
-    last_day_users = bucket.event_user[bucket.discoveries(last_day, phases[0].end, phases[0].catalogue.offer_mask)]
+    counted = [_count_period(bucket, sampled, period, calendar, num_territories) for period in periods]
+    found = bucket.event_user[bucket.discoveries(periods[0].start, periods[0].end)]
+    last_day = periods[0].end - timedelta(seconds=calendar.day_s)
+    last_day_users = bucket.event_user[bucket.discoveries(last_day, periods[0].end, periods[0].catalogue.offer_mask)]
     last_day_users = last_day_users[sampled[last_day_users]]
     return PairCounts(
         sampled=len(rows),
@@ -122,19 +122,19 @@ def count_pairs(
     )
 
 
-def _count_phase(
-    bucket: Bucket, sampled: np.ndarray, phase: Phase, calendar: Calendar, num_territories: int
+def _count_period(
+    bucket: Bucket, sampled: np.ndarray, period: Period, calendar: Calendar, num_territories: int
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    offers, mask = phase.catalogue.offers, phase.catalogue.offer_mask
-    events = bucket.discoveries(phase.start, phase.end, mask)
+    offers, mask = period.catalogue.offers, period.catalogue.offer_mask
+    events = bucket.discoveries(period.start, period.end, mask)
     events = events[sampled[bucket.event_user[events]]]
     users = bucket.event_user[events]
     positives = np.bincount(bucket.territory[users], minlength=num_territories)
-    known_user, known_title = user_and_title(bucket.known_pairs(phase.start, phase.end))
+    known_user, known_title = user_and_title(bucket.known_pairs(period.start, period.end))
     known_user = known_user[sampled[known_user] & mask[bucket.territory[known_user], known_title]]
     offered = np.array([len(offer) for offer in offers])
     eligible = offered * np.bincount(bucket.territory[sampled], minlength=num_territories)
     eligible = eligible - np.bincount(bucket.territory[known_user], minlength=num_territories)
-    day = (bucket.event_time[events] - moment(phase.start)) // np.timedelta64(calendar.day_s, "s")
+    day = (bucket.event_time[events] - to_datetime64(period.start)) // np.timedelta64(calendar.day_s, "s")
     user_days = len(np.unique(np.stack([users, day.astype(np.int64)]), axis=1).T)
     return positives, eligible, user_days

@@ -10,7 +10,7 @@ import numpy as np
 
 from mtrec_ray.hashing import uniforms
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.streams.sequences import VALIDATION_EVENT, SequenceConfig, Sequences, is_attacked, left_aligned
+from mtrec_ray.streams.sequences import VALIDATION_EVENT, SequenceConfig, Sequences, in_audit_split, left_aligned
 
 MAX_CELLS = 4_000_000
 """Users x titles of a chunk."""
@@ -26,7 +26,7 @@ class HeldOutUsers:
     """(U,) int32."""
     attribute_index: np.ndarray
     """(U, m) int64, -1 = unknown."""
-    attacked: np.ndarray
+    audit_split: np.ndarray
     """(U,) bool: only attackers see the attribute values."""
     history: np.ndarray
     """(U, L) int64 titles before the event, oldest first, -1 behind them."""
@@ -82,14 +82,14 @@ def read_held_out(
     return HeldOutUsers.concatenate(parts)
 
 
-def sample_lots(keys: np.ndarray, config: SequenceConfig) -> np.ndarray:
+def sampling_hash(keys: np.ndarray, config: SequenceConfig) -> np.ndarray:
     """(U,) in [0, 1): users whose lot lies below a share are a sample of that share."""
     return uniforms(keys, "held out sample", config.split_seed)
 
 
 @dataclass(frozen=True)
 class Prefixes:
-    """Histories, each as it was at several moments, of users whose attribute values may be seen."""
+    """Histories, each as it was at several points in time, of users whose attribute values may be seen."""
 
     keys: np.ndarray
     """(V,) uint64 whose."""
@@ -102,7 +102,7 @@ class Prefixes:
 def read_prefixes(
     lake: Lake, config: SequenceConfig, length: int, buckets: Iterable[int], fraction: float, per_user: int
 ) -> Prefixes:
-    """The history before the validation event and at `per_user` - 1 moments drawn by hash, without held-out events."""
+    """The history before the validation event and at `per_user` - 1 points drawn by hash, without held-out events."""
     parts = [_read_prefixes(lake, config, length, bucket, fraction, per_user) for bucket in buckets]
     parts = parts or [_read_prefixes(lake, config, length, 0, 0.0, per_user)]
     return Prefixes(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Prefixes)})
@@ -112,12 +112,12 @@ def _read_prefixes(
     lake: Lake, config: SequenceConfig, length: int, bucket: int, fraction: float, per_user: int
 ) -> Prefixes:
     sequences = Sequences.read(lake, bucket, config)
-    drawn = sample_lots(sequences.keys, config) < fraction
-    sequences = sequences.only(drawn & ~is_attacked(sequences.keys, config))
+    drawn = sampling_hash(sequences.keys, config) < fraction
+    sequences = sequences.only(drawn & ~in_audit_split(sequences.keys, config))
     starts, whole = sequences.offsets[:-1], np.diff(sequences.offsets) - VALIDATION_EVENT  # (U,)
     histories = []
-    for moment in range(per_user):
-        place = uniforms(sequences.keys, "prefix", config.split_seed, moment) if moment else np.ones(len(whole))
+    for number in range(per_user):
+        place = uniforms(sequences.keys, "prefix", config.split_seed, number) if number else np.ones(len(whole))
         least = np.minimum(length, whole)
         ends = starts + least + np.floor(place * (whole - least)).astype(np.int64)
         first = np.maximum(ends - length, starts)
@@ -133,14 +133,14 @@ def _read_bucket(
     lake: Lake, config: SequenceConfig, held_out: int, length: int, bucket: int, fraction: float
 ) -> HeldOutUsers:
     sequences = Sequences.read(lake, bucket, config)
-    sequences = sequences.only(sample_lots(sequences.keys, config) < fraction)
+    sequences = sequences.only(sampling_hash(sequences.keys, config) < fraction)
     is_other = np.ones(len(sequences.title_index), dtype=bool)
     is_other[sequences.offsets[1:] - held_out] = False
     return HeldOutUsers(
         keys=sequences.keys,
         territory=sequences.territory,
         attribute_index=sequences.attribute_index.astype(np.int64),
-        attacked=is_attacked(sequences.keys, config),
+        audit_split=in_audit_split(sequences.keys, config),
         history=sequences.history_before(held_out, length),
         target=sequences.held_out_title(held_out).astype(np.int64),
         other_titles=sequences.title_index[is_other].astype(np.int64),

@@ -1,7 +1,7 @@
 """Labelled pairs of one bucket: first-time positives, and alpha times as many negatives on average (paper A, 3.2, 4.1).
 
 Paper A takes exactly alpha times as many negatives as positives and does not say how they are drawn. Here each eligible
-(user, title) becomes a negative by a draw of its own, at one rate for the whole phase (`PhasePlan.negative_rate`). As
+(user, title) becomes a negative by a draw of its own, at one rate for the whole period (`PeriodPlan.negative_rate`). As
 without replacement, no pair comes twice; the total is right only on average, with a standard deviation below its square
 root. In return each draw is a hash of the user and the seed: a bucket needs one number from the others, and a user's
 negatives are the same for any number of readers, workers and buckets. An exact total would need a draw over the pairs
@@ -40,15 +40,15 @@ def labelled_pairs(
     negative_rate: float,
     salt: int,
 ) -> Pairs:
-    """Positives and negatives of the sampled users for one phase.
+    """Positives and negatives of the sampled users for one period.
 
     Args:
         bucket: the bucket.
         rows: (S,) sampled users.
         catalogue: offered and promoted titles.
-        bounds: [start, end) of the phase: the window or one day.
+        bounds: [start, end) of the period: the window or one day.
         negative_rate: share of a user's eligible titles that become negatives.
-        salt: seed of the negatives; another one for each phase.
+        salt: seed of the negatives; another one for each period.
     """
     sampled = np.zeros(len(bucket.keys), dtype=bool)
     sampled[rows] = True

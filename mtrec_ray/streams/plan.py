@@ -1,7 +1,7 @@
 """The plan of a run's pair streams: two counting passes over the lake, after which every reader decides by itself.
 
 1. `count_users`: users, random sample, active users per territory -> sampling rates of the added set.
-2. `count_pairs`: positives and eligible negatives of the sample in each phase -> the rate at which eligible pairs
+2. `count_pairs`: positives and eligible negatives of the sample in each period -> the rate at which eligible pairs
    become negatives: alpha times as many as positives on average (see `pairs`).
 
 Results are sums over buckets: memory is that of one bucket per reader plus one number per territory.
@@ -20,7 +20,7 @@ from mtrec_ray.lake.cluster import MapTasks, map_tasks
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
-from mtrec_ray.streams.counting import PairCounts, Phase, UserCounts, count_pairs, count_users
+from mtrec_ray.streams.counting import PairCounts, Period, UserCounts, count_pairs, count_users
 from mtrec_ray.streams.sampling import adaptive_rates
 from mtrec_ray.streams.schedule import Schedule
 
@@ -31,7 +31,7 @@ class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class PhasePlan(_Frozen):
+class PeriodPlan(_Frozen):
     """One stretch of training: the window (day 0) or an evaluation day."""
 
     day: int
@@ -51,7 +51,7 @@ class PhasePlan(_Frozen):
 
     @property
     def mean_pairs(self) -> float:
-        """Expected labelled pairs of the phase."""
+        """Expected labelled pairs of the period."""
         return sum(self.positives) + self.negative_rate * sum(self.eligible)
 
 
@@ -69,17 +69,17 @@ class PairPlan(_Frozen):
     active_users: list[int]
     added_rates: list[float]
     sampled_per_bucket: list[int]
-    phases: list[PhasePlan]
+    periods: list[PeriodPlan]
     not_offered_positives: int
     """Discoveries of the window left out because the title is not offered (or promoted) in the user's territory."""
 
     def schedule(self, epochs: tuple[int, ...], batch_pairs: int, lanes: int, seed: int) -> Schedule:
-        """Steps of `batch_pairs` pairs on average for so many epochs of each phase."""
+        """Steps of `batch_pairs` pairs on average for so many epochs of each period."""
         return Schedule(
             slots_per_bucket=tuple(
-                tuple(n * phase.num_folds for n in self.sampled_per_bucket) for phase in self.phases
+                tuple(n * period.num_folds for n in self.sampled_per_bucket) for period in self.periods
             ),
-            steps_per_epoch=tuple(max(1, round(phase.mean_pairs / batch_pairs)) for phase in self.phases),
+            steps_per_epoch=tuple(max(1, round(period.mean_pairs / batch_pairs)) for period in self.periods),
             epochs=epochs,
             seed=seed,
             lanes=lanes,
@@ -90,7 +90,7 @@ def make_plan(
     lake: Lake,
     sample: SampleConfig,
     calendar: Calendar,
-    num_phases: int = 1,
+    num_periods: int = 1,
     progress: ProgressCallback | None = None,
     buckets: Sequence[int] | None = None,
     map_over: MapTasks = map_tasks,
@@ -101,7 +101,7 @@ def make_plan(
         lake: the lake.
         sample: who and which pairs.
         calendar: window and days.
-        num_phases: 1 for the window alone; 1 + n also trains on the first n evaluation days.
+        num_periods: 1 for the window alone; 1 + n also trains on the first n evaluation days.
         progress: told of each finished bucket.
         buckets: those to read; None is all. Each is a random sample of the users.
         map_over: what runs a task on each bucket.
@@ -111,16 +111,16 @@ def make_plan(
     """
     check_sample(lake, sample)
     buckets = range(lake.manifest.num_buckets) if buckets is None else buckets
-    catalogues = [Catalogue.of(lake, *calendar.day_bounds(day)) for day in range(num_phases)]
+    catalogues = [Catalogue.of(lake, *calendar.day_bounds(day)) for day in range(num_periods)]
     shared = (lake, sample, calendar)
     passes = map_over(count_users, buckets, *shared, catalogues[0], stage="counting users", progress=progress)
     users = UserCounts.total(counts for _, counts in passes)
     rates = added_rates(users, sample)
-    phases = [Phase(*calendar.day_bounds(day), catalogues[day]) for day in range(num_phases)]
-    pairs = map_over(count_pairs, buckets, *shared, rates, phases, stage="counting pairs", progress=progress)
+    periods = [Period(*calendar.day_bounds(day), catalogues[day]) for day in range(num_periods)]
+    pairs = map_over(count_pairs, buckets, *shared, rates, periods, stage="counting pairs", progress=progress)
     per_bucket = dict(pairs)
     counts = list(per_bucket.values())
-    planned = [_plan_phase(day, phase, counts, sample, calendar) for day, phase in enumerate(phases)]
+    planned = [_plan_period(day, period, counts, sample, calendar) for day, period in enumerate(periods)]
     window_rows = {
         "num_folds": max(1, lake.manifest.embeddings.num_folds),
         "cold_fraction": _cold_fraction(lake, sample, calendar, counts),
@@ -138,7 +138,7 @@ def make_plan(
         sampled_per_bucket=[
             per_bucket[bucket].sampled if bucket in per_bucket else 0 for bucket in range(lake.manifest.num_buckets)
         ],
-        phases=[planned[0].model_copy(update=window_rows), *planned[1:]],
+        periods=[planned[0].model_copy(update=window_rows), *planned[1:]],
         not_offered_positives=sum(part.not_offered for part in counts),
     )
 
@@ -177,23 +177,23 @@ def _cold_fraction(lake: Lake, sample: SampleConfig, calendar: Calendar, counts:
     return min(0.5, sum(c.last_day_cold for c in counts) / max(1, sum(c.last_day for c in counts)))
 
 
-def _plan_phase(
+def _plan_period(
     day: int,
-    phase: Phase,
+    period: Period,
     counts: list[PairCounts],
     sample: SampleConfig,
     calendar: Calendar,
-) -> PhasePlan:
+) -> PeriodPlan:
     positives = np.sum([c.positives[day] for c in counts], axis=0)
     eligible = np.sum([c.eligible[day] for c in counts], axis=0)
     if positives.sum() == 0 or eligible.sum() == 0:
         what = "positives" if positives.sum() == 0 else "eligible negatives"
         raise UserError(
-            f"no {what} for the sampled users in [{phase.start}, {phase.end}): widen the window or the sample"
+            f"no {what} for the sampled users in [{period.start}, {period.end}): widen the window or the sample"
         )
     alpha = sample.alpha
     if alpha == "auto":
-        num_days = max(1.0, (phase.end - phase.start).total_seconds() / calendar.day_s)
+        num_days = max(1.0, (period.end - period.start).total_seconds() / calendar.day_s)
         alpha = sum(c.sampled for c in counts) * num_days / sum(c.user_days[day] for c in counts)
     wanted = alpha * positives.sum() / eligible.sum()
     if wanted > 1:
@@ -202,10 +202,10 @@ def _plan_phase(
             alpha,
             eligible.sum(),
         )
-    return PhasePlan(
+    return PeriodPlan(
         day=day,
-        start=phase.start,
-        end=phase.end,
+        start=period.start,
+        end=period.end,
         alpha=float(alpha),
         negative_rate=float(min(1.0, wanted)),
         positives=positives.tolist(),

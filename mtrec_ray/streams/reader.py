@@ -46,7 +46,7 @@ class StepRows:
 
 @dataclass(frozen=True)
 class BucketPairs:
-    """One bucket's sampled users with their labelled pairs in one phase: what all its epochs have in common."""
+    """One bucket's sampled users with their labelled pairs in one period: what all its epochs have in common."""
 
     bucket: Bucket
     rows: np.ndarray
@@ -61,16 +61,16 @@ class BucketPairs:
 ReadPairs = Callable[[int, int, Lake, PairPlan], BucketPairs]
 
 
-def read_pairs(phase_index: int, bucket_index: int, lake: Lake, plan: PairPlan) -> BucketPairs:
+def read_pairs(period_index: int, bucket_index: int, lake: Lake, plan: PairPlan) -> BucketPairs:
     """Read a bucket, sample its users and draw its pairs."""
-    phase = plan.phases[phase_index]
-    folds = phase.num_folds
+    period = plan.periods[period_index]
+    folds = period.num_folds
     column = "fold_embeddings" if folds > 1 else "embedding"
-    catalogue = Catalogue.of(lake, phase.start, phase.end)
+    catalogue = Catalogue.of(lake, period.start, period.end)
     bucket = Bucket.read(lake, bucket_index, catalogue.title_ids, (column,))
     rows, _ = sampled_users(bucket, plan.sample, plan.calendar, np.array(plan.added_rates))
-    salt = int(mix(np.array([plan.sample.seed], dtype=np.uint64), "phase", phase.day)[0])
-    pairs = labelled_pairs(bucket, rows, catalogue, (phase.start, phase.end), phase.negative_rate, salt)
+    salt = int(mix(np.array([plan.sample.seed], dtype=np.uint64), "phase", period.day)[0])
+    pairs = labelled_pairs(bucket, rows, catalogue, (period.start, period.end), period.negative_rate, salt)
     slot_of_pair = _slots(bucket, rows, pairs, folds, lake.manifest.embeddings)
     vectors = fixed_width_matrix(bucket.users[column]).reshape(len(bucket.keys), folds, -1)
     return BucketPairs(bucket, rows, pairs, slot_of_pair, vectors)
@@ -84,9 +84,9 @@ def read_segment(
     Columns: `lane`, `step`, `territory` int32, `title_index` list<int32>, `label` list<bool>, `embedding`
     FixedSizeBinary. `read` may cache `read_pairs`.
     """
-    phase = plan.phases[segment.phase]
-    folds = phase.num_folds
-    found = read(segment.phase, segment.bucket, lake, plan)
+    period = plan.periods[segment.period]
+    folds = period.num_folds
+    found = read(segment.period, segment.bucket, lake, plan)
     bucket, rows = found.bucket, found.rows
     order = _slot_order(bucket, rows, folds, segment, seed)
     wanted = np.arange(segment.start, segment.stop)
@@ -97,10 +97,10 @@ def read_segment(
     slots = order[wanted][used]
     offsets = np.concatenate([[0], np.cumsum(np.diff(offsets)[used])])
     vectors = found.vectors[rows[slots // folds], slots % folds]  # (S, user_width)
-    if phase.cold_fraction:
+    if period.cold_fraction:
         fold = (slots % folds).astype(np.uint64)
         draws = uniforms(bucket.keys[rows[slots // folds]], "cold", seed, segment.epoch, fold)
-        vectors[draws < phase.cold_fraction, -lake.manifest.embeddings.interaction_width :] = 0
+        vectors[draws < period.cold_fraction, -lake.manifest.embeddings.interaction_width :] = 0
     return pa.table(
         {
             "lane": np.full(len(slots), segment.lane, dtype=np.int32),
@@ -148,7 +148,7 @@ def _slots(bucket: Bucket, rows: np.ndarray, pairs: Pairs, folds: int, embedding
 def _slot_order(bucket: Bucket, rows: np.ndarray, folds: int, segment: Segment, seed: int) -> np.ndarray:
     """(S * folds,) slots in the order of this epoch."""
     fold = np.arange(folds, dtype=np.uint64)
-    draws = mix(bucket.keys[rows, None], "slot order", seed, segment.phase, segment.epoch, fold)
+    draws = mix(bucket.keys[rows, None], "slot order", seed, segment.period, segment.epoch, fold)
     return np.argsort(draws.ravel(), kind="stable")
 
 

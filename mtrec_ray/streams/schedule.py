@@ -19,7 +19,7 @@ from mtrec_ray.hashing import mix
 class Segment:
     """Consecutive slots of one bucket in one epoch that belong to one lane."""
 
-    phase: int
+    period: int
     epoch: int
     bucket: int
     lane: int
@@ -50,31 +50,31 @@ class Segment:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Steps of every epoch of every phase."""
+    """Steps of every epoch of every period."""
 
     slots_per_bucket: tuple[tuple[int, ...], ...]
-    """Slots of each bucket, for each phase."""
+    """Slots of each bucket, for each period."""
     steps_per_epoch: tuple[int, ...]
-    """Steps of an epoch of each phase."""
+    """Steps of an epoch of each period."""
     epochs: tuple[int, ...]
-    """Epochs of each phase."""
+    """Epochs of each period."""
     seed: int
     lanes: int
 
     @property
     def num_steps(self) -> int:
-        return self.phase_ends()[-1]
+        return self.period_ends()[-1]
 
-    def phase_ends(self) -> list[int]:
-        """Global step after the last step of each phase."""
+    def period_ends(self) -> list[int]:
+        """Global step after the last step of each period."""
         return np.cumsum(
             [epochs * steps for epochs, steps in zip(self.epochs, self.steps_per_epoch, strict=True)]
         ).tolist()
 
-    def phase_progress(self, step: int) -> float:
-        """Share in [0, 1) of its phase's steps that come before this global step."""
+    def period_progress(self, step: int) -> float:
+        """Share in [0, 1) of its period's steps that come before this global step."""
         begin = 0
-        for end in self.phase_ends():
+        for end in self.period_ends():
             if step < end:
                 return (step - begin) / (end - begin)
             begin = end
@@ -87,15 +87,15 @@ class Schedule:
 
     def _all_segments(self) -> Iterator[Segment]:
         first_step = 0
-        for phase, epochs in enumerate(self.epochs):
+        for period, epochs in enumerate(self.epochs):
             for epoch in range(epochs):
-                yield from self._epoch_segments(phase, epoch, first_step)
-                first_step += self.steps_per_epoch[phase]
+                yield from self._epoch_segments(period, epoch, first_step)
+                first_step += self.steps_per_epoch[period]
 
-    def _epoch_segments(self, phase: int, epoch: int, first_step: int) -> Iterator[Segment]:
-        slots = np.array(self.slots_per_bucket[phase])
+    def _epoch_segments(self, period: int, epoch: int, first_step: int) -> Iterator[Segment]:
+        slots = np.array(self.slots_per_bucket[period])
         order = np.argsort(
-            mix(np.arange(len(slots), dtype=np.uint64), "bucket order", self.seed, phase, epoch),
+            mix(np.arange(len(slots), dtype=np.uint64), "bucket order", self.seed, period, epoch),
             kind="stable",
         )
         ends = np.cumsum(slots[order])
@@ -106,7 +106,7 @@ class Schedule:
                 start, stop = max(cuts[lane], bucket_start), min(cuts[lane + 1], end)
                 if start < stop:
                     yield Segment(
-                        phase=phase,
+                        period=period,
                         epoch=epoch,
                         bucket=bucket,
                         lane=lane,
@@ -115,7 +115,7 @@ class Schedule:
                         first_position=start - cuts[lane],
                         lane_length=cuts[lane + 1] - cuts[lane],
                         first_step=first_step,
-                        num_steps=self.steps_per_epoch[phase],
+                        num_steps=self.steps_per_epoch[period],
                     )
 
 

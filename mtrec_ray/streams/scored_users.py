@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.hashing import mix
-from mtrec_ray.lake.bucket import Bucket, moment, month_start
+from mtrec_ray.lake.bucket import Bucket, month_start, to_datetime64
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.catalogue import Catalogue
 
@@ -87,7 +87,7 @@ class ScoringChunk:
 
 @dataclass(frozen=True)
 class FixedCandidates:
-    """Candidate lists of some of a bucket's users, by user id."""
+    """FairnessMethod lists of some of a bucket's users, by user id."""
 
     user_ids: pa.Array
     title_ids: pa.Array
@@ -120,7 +120,7 @@ def scoring_chunks(
     """
     events = bucket.discoveries(*bounds)
     positive_cells = bucket.event_user[events], bucket.event_title[events]
-    earlier = (bucket.event_time >= month_start(bounds[0])) & (bucket.event_time < moment(bounds[0]))
+    earlier = (bucket.event_time >= month_start(bounds[0])) & (bucket.event_time < to_datetime64(bounds[0]))
     seen_cells = bucket.event_user[earlier], bucket.event_title[earlier]
     fixed_cells = _fixed_cells(bucket, catalogue, fixed)
     has_fixed = np.zeros(len(bucket.keys), dtype=bool)

@@ -30,7 +30,7 @@ class SequenceConfig(Config):
 
     min_events: int = Field(default=10, ge=4)
     """Users with fewer events are left out (paper B, 3.1)."""
-    attacked_fraction: float = Field(default=0.3, gt=0, lt=1)
+    audit_fraction: float = Field(default=0.3, gt=0, lt=1)
     """Share of users kept for attackers: no eliminator and no discriminator is trained on them or sees their values. An
     eliminator trained on few users hides little, an audit of few users has wide intervals. Of 3,250 users of a strongly
     planted gender: best attackers' AUC 0.60 and 0.64 (two lakes) with 0.5, 0.57 and 0.59 with 0.33, 0.54 and 0.55 with
@@ -38,8 +38,8 @@ class SequenceConfig(Config):
     split_seed: int = 0
     """Seed of that split; keep it the same for all runs that are compared, or trained-on users are attacked."""
     ties: Literal["drawn", "stored"] = "drawn"
-    """Order of events of one moment in training: drawn anew each epoch, or the lake's where it means something."""
-    open_half: Literal["both", "lower", "upper"] = "both"
+    """Order of events of one timestamp in training: drawn anew each epoch, or the lake's where it means something."""
+    train_half: Literal["both", "lower", "upper"] = "both"
     """Which half of the other users is trained on; the rest counts as attacked too (searches cross-fit with it)."""
 
 
@@ -54,7 +54,7 @@ class Sequences:
     attribute_index: np.ndarray
     """(U, m) int16 index of each declared value, -1 = unknown."""
     title_index: np.ndarray
-    """(E,) int32, in time order within a user; events of one moment in the lake's order."""
+    """(E,) int32, in time order within a user; events of one timestamp in the lake's order."""
     timestamp: np.ndarray
     """(E,) datetime64[us]."""
     offsets: np.ndarray
@@ -88,7 +88,7 @@ class Sequences:
         return np.diff(self.offsets) - 1 - NUM_HELD_OUT
 
     @property
-    def moment(self) -> np.ndarray:
+    def tie_group(self) -> np.ndarray:
         """(E,) int64, equal for neighbours of one timestamp and growing with time within a user."""
         return np.cumsum(np.diff(self.timestamp, prepend=self.timestamp[:1]) != np.timedelta64(0))
 
@@ -121,12 +121,12 @@ class Sequences:
         return self.title_index[self.offsets[1:] - held_out]
 
 
-def is_attacked(keys: np.ndarray, config: SequenceConfig) -> np.ndarray:
+def in_audit_split(keys: np.ndarray, config: SequenceConfig) -> np.ndarray:
     """(N,) bool: users whose attribute values only attackers see."""
-    draws, fraction = uniforms(keys, "attacked", config.split_seed), config.attacked_fraction
+    draws, fraction = uniforms(keys, "attacked", config.split_seed), config.audit_fraction
     attacked = draws < fraction
-    if config.open_half != "both":
-        attacked |= (draws < (1 + fraction) / 2) != (config.open_half == "lower")
+    if config.train_half != "both":
+        attacked |= (draws < (1 + fraction) / 2) != (config.train_half == "lower")
     return attacked
 
 

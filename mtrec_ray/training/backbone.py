@@ -11,7 +11,7 @@ from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, check_writable, join
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.streams.windows import make_window_plan
+from mtrec_ray.streams.crops import make_sequence_plan
 from mtrec_ray.training.backbone_config import BackboneConfig
 from mtrec_ray.training.backbone_loop import backbone_loop_per_worker
 from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord, schedule_of
@@ -29,14 +29,16 @@ def train_backbone(config: BackboneConfig, progress: ProgressCallback | None = N
     """
     config = config.model_copy(update={"lake": absolute(config.lake), "runs": absolute(config.runs)})
     lake = Lake.open(config.lake)
-    record = new_run(config, lake).or_begun()
+    record = new_run(config, lake).resume_or_new()
     if record.status == "done":
-        return record.stands_on(lake=config.lake)
+        return record.relocate_inputs(lake=config.lake)
     check_writable(config.runs)
     check_resources(config.runner)
     if not record.num_steps:  # planned before it is recorded: what fails here leaves no run behind
-        plan = make_window_plan(lake, config.sequences, config.model.history, without_attacked=False, progress=progress)
-        plan.validation_share(config.optim.validation_users)
+        plan = make_sequence_plan(
+            lake, config.sequences, config.model.history, train_split_only=False, progress=progress
+        )
+        plan.validation_fraction_of(config.optim.validation_users)
         save_plan(record.uri, plan)
         record = record.model_copy(update={"num_steps": schedule_of(record, plan).num_steps})
         record.save()

@@ -33,7 +33,7 @@ class BackboneOptimConfig(Config):
     """Learning rate."""
     weight_decay: float = Field(default=0.0, ge=0)
     """L2 penalty of Adam."""
-    batch_windows: int = Field(default=64, ge=1)
+    batch_crops: int = Field(default=64, ge=1)
     """Windows of a global batch on average, over all workers, those counted that an epoch's cut leaves empty: a half
     where histories are much shorter than model.history, few where they are long."""
     num_negatives: int = Field(default=128, ge=1)

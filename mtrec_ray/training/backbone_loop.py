@@ -20,9 +20,9 @@ from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.process import prepare_process
 from mtrec_ray.steps.pretraining import positions_of, pretraining_step
 from mtrec_ray.steps.towers import AllReduce
+from mtrec_ray.streams.crops import SequenceBatch, SequencePlan, sequence_batches
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out
 from mtrec_ray.streams.sequences import VALIDATION_EVENT
-from mtrec_ray.streams.windows import WindowBatch, WindowPlan, window_batches
 from mtrec_ray.training.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord, schedule_of
 from mtrec_ray.training.checkpoint import load_state, save_state
@@ -64,7 +64,7 @@ class BackboneTrainee:
     record: BackboneRecord
     all_reduce: AllReduce | None
 
-    def step(self, batch: WindowBatch, rank: int) -> Tensor:
+    def step(self, batch: SequenceBatch, rank: int) -> Tensor:
         """Train on one worker's share of a global batch; returns the global loss."""
         optim, device = self.record.config.optim, self.model.positions.device
         seed_step(self.record.config.seed, batch.step)
@@ -93,12 +93,12 @@ def backbone_loop_per_worker(settings: dict[str, Any]) -> None:
     record = BackboneRecord.model_validate_json(settings["record"])
     optim, context = record.config.optim, ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
-    lake, plan = record.open_lake(), load_plan(record.uri, WindowPlan)
+    lake, plan = record.open_lake(), load_plan(record.uri, SequencePlan)
     schedule = schedule_of(record, plan)
     trainee = make_trainee(record, ray.train.torch.get_device(), world_size)
     progress = _restore(trainee)
     buckets = range(rank, lake.manifest.num_buckets, world_size)
-    fraction = plan.validation_share(optim.validation_users)
+    fraction = plan.validation_fraction_of(optim.validation_users)
     users = read_held_out(lake, plan.sequences, VALIDATION_EVENT, plan.length, buckets, fraction)
     look_every = optim.evaluate_every * schedule.steps_per_epoch[0]
 
@@ -106,7 +106,7 @@ def backbone_loop_per_worker(settings: dict[str, Any]) -> None:
     mean_loss = RunningMean(progress.loss_total, progress.loss_count)
     save_due = Clock(record.config.runner.checkpoint_every_s, world_size, trainee.model.positions.device)
     from_step = schedule.num_steps if progress.stopped else progress.next_step
-    for batch in window_batches(lake, plan, schedule, rank, world_size, from_step):
+    for batch in sequence_batches(lake, plan, schedule, rank, world_size, from_step):
         trainee.model.train()
         mean_loss.add(trainee.step(batch, rank))
         progress.next_step = batch.step + 1

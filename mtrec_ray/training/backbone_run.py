@@ -14,8 +14,8 @@ import safetensors.torch
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, read_file
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.streams.crops import SequencePlan
 from mtrec_ray.streams.schedule import Schedule
-from mtrec_ray.streams.windows import WindowPlan
 from mtrec_ray.training.backbone_config import BackboneConfig
 from mtrec_ray.training.record import Record
 
@@ -37,10 +37,10 @@ class BackboneRecord(Record):
         return SequentialConfig(num_titles=self.num_titles, **self.config.model.model_dump())
 
 
-def schedule_of(record: BackboneRecord, plan: WindowPlan) -> Schedule:
+def schedule_of(record: BackboneRecord, plan: SequencePlan) -> Schedule:
     """Every step of the run, if nothing stops it early."""
     optim = record.config.optim
-    return plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, record.config.seed)
+    return plan.schedule(optim.epochs, optim.batch_crops, optim.lanes, record.config.seed)
 
 
 def backbone_hash(record: BackboneRecord) -> str:

@@ -20,7 +20,7 @@ class Position:
     next_step: int
     """Global step to go on with."""
     loss_sum: float
-    """Sum of the phase's losses so far, over `loss_count` steps."""
+    """Sum of the period's losses so far, over `loss_count` steps."""
     loss_count: int
 
 

@@ -18,7 +18,7 @@ from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError, find_user_error
 from mtrec_ray.files import absolute, check_writable, join, write_json
 from mtrec_ray.lake.cluster import cluster_resources, joins_cluster
-from mtrec_ray.streams.windows import WindowPlan, make_window_plan
+from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan
 from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
 from mtrec_ray.training.eliminators_config import EliminatorOptimConfig, EliminatorsConfig, parse_combinations
 from mtrec_ray.training.eliminators_loop import pack_loop_per_worker
@@ -55,19 +55,19 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
     config = config.model_copy(update={"backbone": absolute(config.backbone), "runs": absolute(config.runs)})
     backbone = BackboneRecord.load_done(config.backbone)
     lake = backbone.open_lake()
-    record = _new_run(config, backbone).or_begun()
+    record = _new_run(config, backbone).resume_or_new()
     if record.status == "done":
-        return record.stands_on(backbone=config.backbone)
+        return record.relocate_inputs(backbone=config.backbone)
     check_writable(config.runs)
     at_once = _jobs_at_once(config)
     if not record.steps_per_pack:  # planned before it is recorded: what fails here leaves no run behind
         sequences, length = backbone.config.sequences, backbone.config.model.history
-        plan = make_window_plan(lake, sequences, length, without_attacked=True, progress=progress)
+        plan = make_sequence_plan(lake, sequences, length, train_split_only=True, progress=progress)
         _check_values(record, plan)
         optim = config.optim
-        plan.validation_share(optim.validation_users)
+        plan.validation_fraction_of(optim.validation_users)
         save_plan(record.uri, plan)
-        schedule = plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, config.seed)
+        schedule = plan.schedule(optim.epochs, optim.batch_crops, optim.lanes, config.seed)
         record = record.model_copy(update={"steps_per_pack": schedule.num_steps})
         record.save()
     _train_packs(record, at_once, progress)
@@ -101,9 +101,9 @@ def _new_run(config: EliminatorsConfig, backbone: BackboneRecord) -> Eliminators
     )
 
 
-def _check_values(record: EliminatorsRecord, plan: WindowPlan) -> None:
+def _check_values(record: EliminatorsRecord, plan: SequencePlan) -> None:
     """Attributes that are to be hidden must differ between the users whose values may be seen, and be attackable."""
-    kept = plan.sequences.attacked_fraction
+    kept = plan.sequences.audit_fraction
     counts = dict(zip(record.attributes, plan.value_counts, strict=True))
     for name in {name for combination in record.combinations for name in combination}:
         seen = [value for value, count in zip(record.attributes[name], counts[name], strict=True) if count]
@@ -116,7 +116,7 @@ def _check_values(record: EliminatorsRecord, plan: WindowPlan) -> None:
         if attacked < LEAST_ATTACKED:
             logger.warning(
                 "attribute %s: about %.0f of the users kept for attackers have a known value; an audit may refuse so "
-                "few: leave it out of combinations, or raise sequences.attacked_fraction of the backbone",
+                "few: leave it out of combinations, or raise sequences.audit_fraction of the backbone",
                 name,
                 attacked,
             )
@@ -125,12 +125,14 @@ def _check_values(record: EliminatorsRecord, plan: WindowPlan) -> None:
 def _warn_of_bars(record: EliminatorsRecord, figures: dict[str, float]) -> None:
     for combination in record.combinations:
         name = combination_name(combination)
-        ndcg, bar, step = (figures[f"{figure}/{name}"] for figure in ("val/ndcg", "val/ndcg_least", "step"))
-        used, confirmed = (figures.get(f"{figure}/{name}", 1.0) for figure in ("share", "share_confirmed"))  # no map: 1
+        ndcg, bar, step = (figures[f"{figure}/{name}"] for figure in ("val/ndcg", "val/ndcg_floor", "step"))
+        used, confirmed = (
+            figures.get(f"{figure}/{name}", 1.0) for figure in ("strength", "strength_confirmed")
+        )  # no map: 1
         if used < confirmed:
             logger.warning(
-                "combination %s hides less than it could: its bar (val/ndcg_least) lets %g of its map be used, other "
-                "users confirm %g; lower optim.keep_share or raise optim.price if hiding more is worth its cost",
+                "combination %s: transport strength limited to %g by the accuracy floor; cross-validation supports "
+                "%g; lower optim.min_ndcg_ratio or raise optim.leakage_budget to hide more",
                 name,
                 used,
                 confirmed,
@@ -139,8 +141,8 @@ def _warn_of_bars(record: EliminatorsRecord, figures: dict[str, float]) -> None:
             continue
         what = f"what was most accurate is kept, of step {step:.0f}" if step else "it is as before the first step"
         logger.warning(
-            "combination %s: its NDCG@10 was below its bar (val/ndcg_least) at every look, so %s (an eliminator's map "
-            "is fitted by then); lower optim.keep_share, adversary.weight or .generator_lr",
+            "combination %s: its NDCG@10 was below its bar (val/ndcg_floor) at every look, so %s (an eliminator's map "
+            "is fitted by then); lower optim.min_ndcg_ratio, adversary.weight or .generator_lr",
             name,
             what,
         )

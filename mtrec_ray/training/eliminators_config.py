@@ -73,7 +73,7 @@ class TransportConfig(Config):
 class EliminatorOptimConfig(Config):
     """Batches (paper B: of 256), length and choice of an eliminator's weights (ours)."""
 
-    batch_windows: int = Field(default=64, ge=1)
+    batch_crops: int = Field(default=64, ge=1)
     """Windows of a global batch on average, over all workers, those counted that an epoch's cut leaves empty: a half
     where histories are much shorter than the backbone's model.history, few where they are long."""
     num_negatives: int = Field(default=16, ge=1)
@@ -84,12 +84,12 @@ class EliminatorOptimConfig(Config):
     """Passes over the positions of the users whose attribute values may be seen; longer hid no more."""
     evaluate_every: int = Field(default=2, ge=1)
     """Epochs between two looks at the validation event."""
-    keep_share: float = Field(default=0.985, gt=0, le=1)
+    min_ndcg_ratio: float = Field(default=0.985, gt=0, le=1)
     """Share of the backbone's validation NDCG@10 that is kept: as much of a map is used as keeps it by itself, and the
     last weights that keep it are taken."""
-    price: float = Field(default=0.3, ge=0, le=1)
-    """Hiding an attribute may cost price (2 AUC - 1)^2 of NDCG@10 where that is more than keep_share allows; the AUC is
-    that of planes that tell it from the backbone, for what tastes show plainly costs more to hide."""
+    leakage_budget: float = Field(default=0.3, ge=0, le=1)
+    """Hiding an attribute may cost leakage_budget * (2 AUC - 1)^2 of NDCG@10 where min_ndcg_ratio allows less; AUC:
+    of a linear probe of the backbone. What tastes show plainly costs more to hide."""
     validation_users: int = Field(default=10_000, ge=1)
     """Users, drawn by hash, whose validation event is looked at."""
     lanes: int = Field(default=8, ge=1)

@@ -10,9 +10,9 @@ import ray.train.torch
 import safetensors.torch
 
 from mtrec_ray.config import dump_yaml
+from mtrec_ray.streams.crops import SequencePlan, sequence_batches
 from mtrec_ray.streams.held_out import read_held_out, read_prefixes
 from mtrec_ray.streams.sequences import VALIDATION_EVENT
-from mtrec_ray.streams.windows import WindowPlan, window_batches
 from mtrec_ray.training.backbone_run import load_backbone
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, weights_uri
 from mtrec_ray.training.pack_trainee import PREFIXES, PackTrainee, make_pack_trainee
@@ -33,12 +33,12 @@ def pack_loop_per_worker(settings: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     source = record.source()
     backbone = load_backbone(source, record.backbone_hash)
-    lake, plan = record.open_lake(source.config.lake), load_plan(record.uri, WindowPlan)
-    schedule = plan.schedule(optim.epochs, optim.batch_windows, optim.lanes, record.config.seed)
+    lake, plan = record.open_lake(source.config.lake), load_plan(record.uri, SequencePlan)
+    schedule = plan.schedule(optim.epochs, optim.batch_crops, optim.lanes, record.config.seed)
     buckets = range(rank, lake.manifest.num_buckets, world_size)
-    fraction = plan.validation_share(optim.validation_users)
+    fraction = plan.validation_fraction_of(optim.validation_users)
     users = read_held_out(lake, plan.sequences, VALIDATION_EVENT, plan.length, buckets, fraction)
-    users = users.only(~users.attacked)
+    users = users.only(~users.audit_split)
     seen = read_prefixes(lake, plan.sequences, plan.length, buckets, fraction, PREFIXES)
     device = ray.train.torch.get_device()
     trainee = make_pack_trainee(record, pack, backbone, plan, device, users, rank, world_size)
@@ -49,7 +49,7 @@ def pack_loop_per_worker(settings: dict[str, Any]) -> None:
 
     # Train and look
     save_due = Clock(record.config.runner.checkpoint_every_s, world_size, device)
-    for batch in window_batches(lake, plan, schedule, rank, world_size, trainee.next_step):
+    for batch in sequence_batches(lake, plan, schedule, rank, world_size, trainee.next_step):
         trainee.step(batch, rank)
         if rank == 0 and trainee.next_step % CHECK_CLOCK_EVERY == 0:
             settings["board"].put.remote(trainee.next_step)

@@ -17,8 +17,8 @@ from torch import Tensor
 from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import exists, join, read_file
-from mtrec_ray.models.candidates import Candidate, Eliminated, Filtered, FineTuned
-from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
+from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
+from mtrec_ray.models.fairness_methods import EliminatorMethod, FairnessMethod, FilterMethod, FineTuningMethod
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.training.eliminators_config import EliminatorsConfig
@@ -27,9 +27,9 @@ from mtrec_ray.training.record import RUN, Record
 WEIGHTS = "eliminators.safetensors"
 COMBINATION_FIGURES = {
     "val/ndcg": ("NDCG@10, validation event", ".4f"),
-    "val/ndcg_least": ("its bar", ".4f"),
-    "share": ("map used", "g"),
-    "share_confirmed": ("confirmed by other users", "g"),
+    "val/ndcg_floor": ("its bar", ".4f"),
+    "strength": ("map used", "g"),
+    "strength_confirmed": ("confirmed by other users", "g"),
     "step": ("of step", ".0f"),
 }
 """Figures of each combination, those of shares where there is a map: heading in tables, format."""
@@ -66,19 +66,19 @@ class EliminatorsRecord(Record):
         self._check_state(new, "backbone", self.backbone_hash, new.backbone_hash)
 
 
-def make_candidate(record: EliminatorsRecord, backbone: SequentialBackbone, chosen: list[Combination]) -> Candidate:
+def make_method(record: EliminatorsRecord, backbone: SequentialBackbone, chosen: list[Combination]) -> FairnessMethod:
     """What trains some combinations, as it starts: drawn by the run's seed and each combination's name alone."""
     config, sizes = record.config, {name: len(values) for name, values in record.attributes.items()}
     if config.method == "fine_tuning":
-        return FineTuned(backbone, chosen[0])
+        return FineTuningMethod(backbone, chosen[0])
     if config.method == "filter":
-        filtered = Filtered(backbone, {name: sizes[name] for (name,) in chosen})
+        filtered = FilterMethod(backbone, {name: sizes[name] for (name,) in chosen})
         filtered.init_weights(config.seed)
         return filtered
     shape = EliminatorConfig(**config.shape.model_dump())
-    pack = EliminatorPack(shape, sizes, chosen, width=backbone.config.width, num_layers=backbone.config.num_layers)
+    pack = StackedEliminators(shape, sizes, chosen, width=backbone.config.width, num_layers=backbone.config.num_layers)
     pack.init_weights(config.seed)
-    return Eliminated(backbone, pack)
+    return EliminatorMethod(backbone, pack)
 
 
 def pack_uri(record: EliminatorsRecord, pack: str) -> str:
@@ -110,7 +110,7 @@ def is_done(record: EliminatorsRecord, pack: str) -> bool:
     return exists(join(pack_uri(record, pack), "done.json"))
 
 
-def load_candidates(record: EliminatorsRecord, backbone: SequentialBackbone) -> list[Candidate]:
+def load_methods(record: EliminatorsRecord, backbone: SequentialBackbone) -> list[FairnessMethod]:
     """All trained combinations, ready for inference: packs of one kind merged into one where they can be stacked."""
     parts = [load_pack(record, pack) for pack in record.packs]
     if record.config.method == "fine_tuning":
@@ -118,15 +118,15 @@ def load_candidates(record: EliminatorsRecord, backbone: SequentialBackbone) -> 
     else:
         merged = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         packs = [(record.combinations, merged)]
-    candidates = []
+    methods = []
     for chosen, tensors in packs:
-        candidate = make_candidate(record, backbone, chosen)
-        if tensors.keys() != candidate.own_parameters().keys():
-            odd = ", ".join(sorted(tensors.keys() ^ candidate.own_parameters().keys()))
+        method = make_method(record, backbone, chosen)
+        if tensors.keys() != method.own_parameters().keys():
+            odd = ", ".join(sorted(tensors.keys() ^ method.own_parameters().keys()))
             raise UserError(f"run {record.uri!r} was written by another version (weights {odd}): train again")
-        candidate.load_state_dict(tensors, strict=False)  # the backbone is there
-        candidates.append(candidate.eval().requires_grad_(False))
-    return candidates
+        method.load_state_dict(tensors, strict=False)  # the backbone is there
+        methods.append(method.eval().requires_grad_(False))
+    return methods
 
 
 def figure_name(name: str, combination: Combination) -> str:

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 @ray.remote(num_cpus=0)
-class ProgressBoard:
+class ProgressActor:
     """Where rank 0 leaves the global step for the driver's progress bar."""
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ def fit(
     """Run `loop` on every worker to its end and return the numbers it reported last.
 
     Args:
-        loop: takes `settings` and in them `board`, the `ProgressBoard` for rank 0's step.
+        loop: takes `settings` and in them `board`, the `ProgressActor` for rank 0's step.
         settings: plain data.
         runs: folder or URI; Ray Train keeps its checkpoints in its subfolder `name`, and goes on from them.
         name: of the run.
@@ -58,7 +58,7 @@ def fit(
         progress: told of steps.
     """
     need_ray()
-    board = ProgressBoard.remote()
+    board = ProgressActor.remote()
     trainer = TorchTrainer(
         loop,
         train_loop_config=settings | {"board": board},

@@ -16,19 +16,19 @@ from torch import Tensor
 
 from mtrec_ray.combinations import NONE, Combination
 from mtrec_ray.hashing import mix
-from mtrec_ray.models.candidates import Candidate, Eliminated
 from mtrec_ray.models.discriminators import Discriminators, value_weights
+from mtrec_ray.models.fairness_methods import EliminatorMethod, FairnessMethod
 from mtrec_ray.models.sequential import SequentialBackbone
-from mtrec_ray.models.transport import FOLDS, SHARES, num_steps
+from mtrec_ray.models.transport import FOLDS, STRENGTHS, num_steps
 from mtrec_ray.process import prepare_process
 from mtrec_ray.steps.adversary import AdversaryGame, GameSettings
 from mtrec_ray.steps.pretraining import positions_of
 from mtrec_ray.steps.towers import AllReduce
+from mtrec_ray.streams.crops import SequenceBatch, SequencePlan
 from mtrec_ray.streams.held_out import HeldOutUsers, Prefixes
-from mtrec_ray.streams.windows import WindowBatch, WindowPlan
 from mtrec_ray.training.accuracy import held_out_metrics, stacked_metrics, vectors_in_chunks
-from mtrec_ray.training.eliminators_run import EliminatorsRecord, figure_name, make_candidate
-from mtrec_ray.training.readable import advantages
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, figure_name, make_method
+from mtrec_ray.training.probe_leakage import probe_leakage
 from mtrec_ray.training.worker import all_reduce, gather_rows, mean_over_workers, seed_step
 
 PREFIXES = 8
@@ -49,19 +49,19 @@ class PackTrainee:
     next_step: int = 0
 
     @property
-    def candidate(self) -> Candidate:
-        return self.game.candidate
+    def method(self) -> FairnessMethod:
+        return self.game.method
 
-    def step(self, batch: WindowBatch, rank: int) -> None:
+    def step(self, batch: SequenceBatch, rank: int) -> None:
         """Train on one worker's share of a global batch."""
         optim, seed = self.record.config.optim, self.record.config.seed
         seed_step(seed, batch.step)
-        negatives = torch.randint(self.candidate.backbone.config.num_titles, (optim.num_negatives,)).to(self.device)
+        negatives = torch.randint(self.method.backbone.config.num_titles, (optim.num_negatives,)).to(self.device)
         seed_step(seed, batch.step, rank)
         history, targets, values = (
             torch.from_numpy(array).to(self.device) for array in (batch.history, batch.targets, batch.attribute_index)
         )
-        positions = positions_of(self.candidate.backbone, history, targets, optim.mask_share)
+        positions = positions_of(self.method.backbone, history, targets, optim.mask_share)
         self.game.step(positions, values, negatives)
         self.next_step = batch.step + 1
 
@@ -91,7 +91,7 @@ class PackTrainee:
             weight=config.transport.weight,
             steps=num_steps(config.transport.passes if first else config.transport.later_passes, len(user)),
             seed=config.seed + self.next_step,
-            find_share=first,
+            find_strength=first,
         )
         if world_size > 1:
             for tensor in vars(average.pack.transport).values():
@@ -100,12 +100,12 @@ class PackTrainee:
     def begin(self, seen: Prefixes, users: HeldOutUsers, rank: int, world_size: int) -> None:
         """Before the first step: fit the maps to `seen`, bound them by the accuracy of `users`, keep what is there."""
         self.fit_transport(seen, rank, world_size)
-        self._tell_shares("share_confirmed")
-        self._bound_share(users)
-        self._tell_shares("share")
+        self._record_strengths("strength_confirmed")
+        self._bound_strength(users)
+        self._record_strengths("strength")
         for combination, ndcg in zip(self.game.average.module.combinations, self._validate(users), strict=True):
             self.figures[figure_name("val/ndcg", combination)] = ndcg
-        self.kept = {name: value.detach().clone() for name, value in self.candidate.own_parameters().items()}
+        self.kept = {name: value.detach().clone() for name, value in self.method.own_parameters().items()}
 
     def look(self, users: HeldOutUsers) -> None:
         """Validate the running mean and keep the combinations that are accurate enough."""
@@ -118,25 +118,25 @@ class PackTrainee:
             self.figures[name] = ndcg
             self.figures[figure_name("step", combination)] = float(self.next_step)
 
-    def _bound_share(self, users: HeldOutUsers) -> None:
+    def _bound_strength(self, users: HeldOutUsers) -> None:
         """Use less of each map until it stays above its bar by itself."""
         average = self.game.average.module
         if not _has_map(average):
             return
-        share = average.pack.transport_share[:, 0, 0]  # (K,) a view
-        for lower in reversed(SHARES[:-1]):
+        share = average.pack.transport_strength[:, 0, 0]  # (K,) a view
+        for lower in reversed(STRENGTHS[:-1]):
             measured = zip(average.combinations, self._validate(users), strict=True)
             costly = torch.tensor([ndcg < self.bars[combination] for combination, ndcg in measured], device=self.device)
             if not costly.any():
                 break
             share.copy_(torch.where(costly, share.clamp(max=lower), share))
 
-    def _tell_shares(self, name: str) -> None:
+    def _record_strengths(self, name: str) -> None:
         """A figure of each combination: the share of its map that is used."""
         average = self.game.average.module
         if not _has_map(average):
             return
-        for combination, share in zip(average.combinations, average.pack.transport_share.flatten(), strict=True):
+        for combination, share in zip(average.combinations, average.pack.transport_strength.flatten(), strict=True):
             self.figures[figure_name(name, combination)] = float(share)
 
     def _validate(self, users: HeldOutUsers) -> list[float]:
@@ -149,15 +149,15 @@ class PackTrainee:
         return [one["ndcg"] for one in means]
 
 
-def _has_map(candidate: Candidate) -> TypeGuard[Eliminated]:
-    return isinstance(candidate, Eliminated) and candidate.pack.config.transport_units > 0
+def _has_map(method: FairnessMethod) -> TypeGuard[EliminatorMethod]:
+    return isinstance(method, EliminatorMethod) and method.pack.config.transport_units > 0
 
 
 def make_pack_trainee(
     record: EliminatorsRecord,
     pack: str,
     backbone: SequentialBackbone,
-    plan: WindowPlan,
+    plan: SequencePlan,
     device: torch.device,
     users: HeldOutUsers,
     rank: int,
@@ -172,15 +172,15 @@ def make_pack_trainee(
     vectors = vectors_in_chunks(backbone.user_vectors, history)
     means = held_out_metrics(users, vectors, backbone.title_vectors()).means()
     means = mean_over_workers(means, len(users), reduce, device)
-    candidate = make_candidate(record, backbone, record.packs[pack]).to(device)
+    method = make_method(record, backbone, record.packs[pack]).to(device)
     sizes = {name: len(values) for name, values in record.attributes.items()}
     adversary = config.adversary
     discriminators = Discriminators(
-        sizes, candidate.combinations, width=backbone.config.width, hidden=adversary.discriminator_width
+        sizes, method.combinations, width=backbone.config.width, hidden=adversary.discriminator_width
     )
     discriminators.init_weights(config.seed)
     game = AdversaryGame(
-        candidate,
+        method,
         discriminators.to(device),
         value_weights(plan.value_counts, power=adversary.class_power).to(device),
         GameSettings(
@@ -194,10 +194,10 @@ def make_pack_trainee(
         ),
         reduce,
     )
-    bars = _bars(record, candidate.combinations, means["ndcg"], vectors, users, rank, world_size)
+    bars = _bars(record, method.combinations, means["ndcg"], vectors, users, rank, world_size)
     figures = {f"val/ndcg/{NONE}": means["ndcg"]}
-    figures |= {figure_name("val/ndcg_least", combination): bar for combination, bar in bars.items()}
-    figures |= {figure_name("step", combination): 0.0 for combination in candidate.combinations}
+    figures |= {figure_name("val/ndcg_floor", combination): bar for combination, bar in bars.items()}
+    figures |= {figure_name("step", combination): 0.0 for combination in method.combinations}
     return PackTrainee(record, game, {}, figures, bars, device)
 
 
@@ -214,9 +214,11 @@ def _bars(
     optim, sizes = record.config.optim, {name: len(values) for name, values in record.attributes.items()}
     values, keys = (torch.from_numpy(a).to(vectors.device) for a in (users.attribute_index, users.keys.view(np.int64)))
     vectors, values, keys = (gather_rows(rows, rank, world_size) for rows in (vectors, values, keys))
-    told = advantages(vectors, values, keys.cpu().numpy().view(np.uint64), sizes)
+    told = probe_leakage(vectors, values, keys.cpu().numpy().view(np.uint64), sizes)
     most = {combination: max(told[name] for name in combination) for combination in combinations}
-    return {c: min(optim.keep_share, 1 - optim.price * told**2) * backbone_ndcg for c, told in most.items()}
+    return {
+        c: min(optim.min_ndcg_ratio, 1 - optim.leakage_budget * told**2) * backbone_ndcg for c, told in most.items()
+    }
 
 
 def keep(kept: Mapping[str, Tensor], newest: Mapping[str, Tensor], combination: int | None) -> None:

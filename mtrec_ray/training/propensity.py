@@ -42,16 +42,16 @@ def train_propensity(config: PropensityConfig, progress: ProgressCallback | None
     config = config.model_copy(update={"lake": absolute(config.lake), "runs": absolute(config.runs)})
     lake = Lake.open(config.lake)
     calendar = resolve_calendar(lake, config.window)
-    record = new_run(config, lake, calendar).or_begun()
+    record = new_run(config, lake, calendar).resume_or_new()
     if config.kind == "mtl" and len(record.groups.names) == 1 < len(record.groups.of_territory):
         logger.warning("model.groups = %r is one group, so all territories share one block", config.model.groups)
     if record.status == "done":
-        return record.stands_on(lake=config.lake)
+        return record.relocate_inputs(lake=config.lake)
     check_writable(config.runs)
     check_resources(config.runner)
     if not record.num_steps:  # planned before it is recorded: what fails here leaves no run behind
-        num_phases = calendar.num_evaluation_days if config.incremental else 1
-        plan = make_plan(lake, config.sample, calendar, num_phases, progress)
+        num_periods = calendar.num_evaluation_days if config.incremental else 1
+        plan = make_plan(lake, config.sample, calendar, num_periods, progress)
         save_plan(record.uri, plan)
         record = record.model_copy(update={"num_steps": schedule_of(record, plan).num_steps})
         record.save()

@@ -30,9 +30,9 @@ class OptimConfig(Config):
     """Adam on batches of whole users (paper A, 4.2)."""
 
     lr: float | None = Field(default=None, gt=0)
-    """Learning rate at each phase's first step; null: 1e-3 (paper A), or 1e-4 on a lake with interaction vectors."""
+    """Learning rate at each period's first step; null: 1e-3 (paper A), or 1e-4 on a lake with interaction vectors."""
     decay: Literal["none", "linear"] = "linear"
-    """`linear`: the learning rate falls to zero over each phase; `none`: it stays (paper A)."""
+    """`linear`: the learning rate falls to zero over each period; `none`: it stays (paper A)."""
     block_lr: float | None = Field(default=None, gt=0)
     """Learning rate of the group blocks' matrices; null: `lr`."""
     block_vector_lr: float | None = Field(default=None, gt=0)

@@ -52,7 +52,7 @@ class Trainee:
 
         Args:
             rows: of this worker.
-            progress: in [0, 1), the share of the phase that is over.
+            progress: in [0, 1), the share of the period that is over.
         """
         share = 1.0 - progress if self.decay == "linear" else 1.0
         for group in self.optimizer.param_groups:
@@ -91,17 +91,17 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
 
     # Train
     save_due = Clock(config.runner.checkpoint_every_s, world_size, trainee.catalogue.device)
-    phase_ends = schedule.phase_ends()
+    period_ends = schedule.period_ends()
     for rows in training_batches(lake, plan, schedule, rank, world_size, from_step=step):
-        if rows.step in phase_ends:
+        if rows.step in period_ends:
             mean_loss = RunningMean()
-        mean_loss.add(trainee.step(rows, schedule.phase_progress(rows.step)))
+        mean_loss.add(trainee.step(rows, schedule.period_progress(rows.step)))
         step = rows.step + 1
         if rank == 0 and step % CHECK_CLOCK_EVERY == 0:
             settings["board"].put.remote(step)
-        if step in phase_ends:
+        if step in period_ends:
             if rank == 0:
-                save_snapshot(record.uri, plan.phases[phase_ends.index(step)].day, trainee.model)
+                save_snapshot(record.uri, plan.periods[period_ends.index(step)].day, trainee.model)
             _report(trainee, record, step, mean_loss, rank)
         elif save_due(step):
             _report(trainee, record, step, mean_loss, rank)
@@ -145,7 +145,7 @@ def make_optimizer(model: TwoTower, rates: tuple[float, float, float], weight_de
 
 
 def _restore(trainee: Trainee) -> tuple[int, RunningMean]:
-    """Global step to go on with, and the loss of its phase so far."""
+    """Global step to go on with, and the loss of its period so far."""
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         return 0, RunningMean()

@@ -30,7 +30,7 @@ class PropensityRecord(Record):
     model: dict[str, Any]
     """Fields of `TwoTowerConfig`."""
     learning_rates: tuple[float, float, float]
-    """Of the towers, of the group block's matrices and of its vectors, at a phase's first step."""
+    """Of the towers, of the group block's matrices and of its vectors, at a period's first step."""
     num_steps: int
 
     def two_tower_config(self) -> TwoTowerConfig:
@@ -45,7 +45,7 @@ class PropensityRecord(Record):
 def schedule_of(record: PropensityRecord, plan: PairPlan) -> Schedule:
     """Every step of the run."""
     optim = record.config.optim
-    epochs = (optim.epochs, *[optim.day_epochs] * (len(plan.phases) - 1))
+    epochs = (optim.epochs, *[optim.day_epochs] * (len(plan.periods) - 1))
     return plan.schedule(epochs, optim.batch_pairs, optim.lanes, record.config.seed)
 
 
@@ -54,7 +54,7 @@ def snapshot_uri(uri: str, day: int) -> str:
 
 
 def save_snapshot(uri: str, day: int, model: TwoTower) -> None:
-    """Weights and running statistics after the phase of `day`."""
+    """Weights and running statistics after the period of `day`."""
     write_file(
         snapshot_uri(uri, day),
         safetensors.torch.save({k: v.contiguous().cpu() for k, v in model.state_dict().items()}),
@@ -62,7 +62,7 @@ def save_snapshot(uri: str, day: int, model: TwoTower) -> None:
 
 
 def load_snapshot(record: PropensityRecord, day: int) -> TwoTower:
-    """The model after the phase of `day`, on the CPU, ready for inference."""
+    """The model after the period of `day`, on the CPU, ready for inference."""
     content, model = _weights(record, day), TwoTower(record.two_tower_config())
     try:
         model.load_state_dict(safetensors.torch.load(content))
@@ -72,10 +72,10 @@ def load_snapshot(record: PropensityRecord, day: int) -> TwoTower:
 
 
 def weights_hash(record: PropensityRecord) -> str:
-    """SHA-256 over the weights after each phase: what an evaluation is of."""
+    """SHA-256 over the weights after each period: what an evaluation is of."""
     digest = hashlib.sha256()
-    for phase in load_plan(record.uri, PairPlan).phases:
-        digest.update(_weights(record, phase.day))
+    for period in load_plan(record.uri, PairPlan).periods:
+        digest.update(_weights(record, period.day))
     return digest.hexdigest()
 
 

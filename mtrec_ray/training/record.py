@@ -66,7 +66,7 @@ class Record(BaseModel):
             raise UserError(f"run {uri!r} is not finished: start `mtrec train {record.kind}` with the same name again")
         return record
 
-    def or_begun(self) -> Self:
+    def resume_or_new(self) -> Self:
         """This new record, or what the run of its name has come to; UserError where that is another run."""
         if not exists(join(self.uri, RUN)):
             return self
@@ -74,7 +74,7 @@ class Record(BaseModel):
         old.check_same(self)
         return old if old.status == "done" else old.model_copy(update={"config": self.config})
 
-    def stands_on(self, **places: str) -> Self:
+    def relocate_inputs(self, **places: str) -> Self:
         """A finished run's record with the place that its `lake` or `backbone` has now, saved where that was moved."""
         moved = self.config.model_copy(update=places)
         if moved == self.config:

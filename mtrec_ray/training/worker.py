@@ -74,7 +74,7 @@ class Clock:
 
 
 class RunningMean:
-    """Mean of a phase's losses, in float64 and without a device sync per step."""
+    """Mean of a period's losses, in float64 and without a device sync per step."""
 
     def __init__(self, total: float = 0.0, count: int = 0) -> None:
         self.total: Tensor | float = total

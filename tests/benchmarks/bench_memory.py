@@ -30,7 +30,7 @@ def jobs(num_users: int, folder: Path) -> dict[str, list[str]]:
     sample = [f"sample.random_fraction={TRAINED_USERS / num_users}", "sample.active_fraction=0", "model.d=64"]
     sample += [f"sample.test_fraction={min(0.2, TRAINED_USERS / num_users)}"]
     lake, runs = str(folder / "lake"), str(folder / "runs")
-    passes = _sets(["optim.epochs=1", "optim.batch_windows=256", f"optim.validation_users={VALIDATED_USERS}"])
+    passes = _sets(["optim.epochs=1", "optim.batch_crops=256", f"optim.validation_users={VALIDATED_USERS}"])
     fits = [*passes, *_sets(["transport.passes=4", "transport.later_passes=1"])]
     shape = [f"source.users={num_users}", f"build.num_buckets={num_users // USERS_PER_BUCKET}", "source.user_width=32"]
     return {

@@ -31,10 +31,10 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.groups import make_groups
 from mtrec_ray.training.propensity_config import PropensityConfig
-from tuning.affinity import gradient_evidence
-from tuning.data import TrialCache, trial_data
-from tuning.partitions import at_random
-from tuning.propensity_trial import PropensityTrial
+from mtrec_ray.tuning.affinity import gradient_evidence
+from mtrec_ray.tuning.data import TrialCache, trial_data
+from mtrec_ray.tuning.partitions import at_random
+from mtrec_ray.tuning.propensity_trial import PropensityTrial
 
 METRIC = "pr_auc/weighted"
 SPACE = {"model.groups": {"partitions": ["one", "regions", "volume:4", "taste:4", "affinity:4"], "random": 3}}

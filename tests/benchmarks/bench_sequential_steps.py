@@ -27,9 +27,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mtrec_ray.combinations import Combination
-from mtrec_ray.models.candidates import Eliminated
 from mtrec_ray.models.discriminators import Discriminators, value_weights
-from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
+from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
+from mtrec_ray.models.fairness_methods import EliminatorMethod
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.process import prepare_process
 from mtrec_ray.steps.adversary import AdversaryGame, GameSettings
@@ -119,7 +119,7 @@ def pretraining_loop(batch: Batch, sparing: bool) -> Callable[[], object]:
     return work
 
 
-class OnePosition(Eliminated):
+class OnePosition(EliminatorMethod):
     """An eliminator asked for one position a row: T is 1."""
 
     def forward(self, history: Tensor, attribute_index: Tensor) -> Tensor:
@@ -127,15 +127,15 @@ class OnePosition(Eliminated):
         return torch.stack([last_of_all(one, history) for one in vectors])[:, :, None]
 
 
-class OnePositionSparing(Eliminated):
+class OnePositionSparing(EliminatorMethod):
     """The same without computing columns that nobody reads."""
 
     def forward(self, history: Tensor, attribute_index: Tensor) -> Tensor:
         return self.user_vectors(history, attribute_index)[:, :, None]
 
 
-def make_game(candidate: type[Eliminated], combinations: list[Combination]) -> AdversaryGame:
-    pack = EliminatorPack(EliminatorConfig(), ATTRIBUTES, combinations, width=WIDTH, num_layers=1)
+def make_game(candidate: type[EliminatorMethod], combinations: list[Combination]) -> AdversaryGame:
+    pack = StackedEliminators(EliminatorConfig(), ATTRIBUTES, combinations, width=WIDTH, num_layers=1)
     pack.init_weights(0)
     discriminators = Discriminators(ATTRIBUTES, combinations, width=WIDTH, hidden=64)
     discriminators.init_weights(0)
@@ -145,11 +145,11 @@ def make_game(candidate: type[Eliminated], combinations: list[Combination]) -> A
 
 def tuning(batch: Batch, combinations: list[Combination]) -> Callable[[], object]:
     """One step of the game on all windows."""
-    game, positions = make_game(Eliminated, combinations), Positions(batch.history, batch.targets)
+    game, positions = make_game(EliminatorMethod, combinations), Positions(batch.history, batch.targets)
     return lambda: game.step(positions, batch.values, batch.negatives)
 
 
-def tuning_loop(batch: Batch, candidate: type[Eliminated]) -> Callable[[], object]:
+def tuning_loop(batch: Batch, candidate: type[EliminatorMethod]) -> Callable[[], object]:
     """The same positions one per forward, by the same step."""
     game, parts = make_game(candidate, ONE), one_by_one(batch)
 

@@ -29,13 +29,13 @@ def main(
 ) -> None:
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1" if haproxy else "0"
     if middleware:
-        from serving import proxy
+        from mtrec_ray.serving import proxy
 
         proxy.configure_proxy_env()
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     from mtrec_ray.bundle.manifest import Bundle
     from mtrec_ray.process import prepare_process
-    from serving.engine import Engine
+    from mtrec_ray.serving.engine import Engine
 
     prepare_process(cpus=1)  # as a replica does
     engine = Engine(Bundle.open(bundle))
@@ -45,7 +45,7 @@ def main(
 
 
 def queries(engine: Any, combinations: list[int], count: int = ROWS) -> list[Any]:
-    from serving.engine import Query
+    from mtrec_ray.serving.engine import Query
 
     rng, sizes = np.random.default_rng(0), [len(values) for values in engine.manifest.attributes.values()]
     titles = len(engine.catalogue.ids)
@@ -112,8 +112,8 @@ def bench_http(engine: Any, bundle: str, seconds: float) -> None:
     from fastapi import FastAPI
     from ray import serve
 
-    from serving.config import ServeConfig
-    from serving.endpoint import QUIET, build
+    from mtrec_ray.serving.config import ServeConfig
+    from mtrec_ray.serving.endpoint import QUIET, build
 
     ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False, logging_level=40)
     serve.start(http_options={"host": "127.0.0.1", "port": 8400}, logging_config=QUIET)

@@ -158,7 +158,7 @@ def test_a_run_of_another_kind_or_version_is_called_what_it_is(run, tmp_path):
 
 
 def test_eliminators_are_told_combination_by_combination():
-    figures = {"val/ndcg": 0.41, "val/ndcg_least": 0.4, "share": 0.5, "share_confirmed": 1.0, "step": 90.0}
+    figures = {"val/ndcg": 0.41, "val/ndcg_floor": 0.4, "strength": 0.5, "strength_confirmed": 1.0, "step": 90.0}
     record = EliminatorsRecord(
         status="done",
         config=EliminatorsConfig(backbone="bb", name="el", runs="runs"),

@@ -19,7 +19,7 @@ from mtrec_ray.streams.held_out import read_held_out
 from mtrec_ray.streams.sequences import TEST_EVENT
 from mtrec_ray.training.accuracy import vectors_in_chunks
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
-from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_candidates
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
 from tests.jobs.untrained import write_backbone, write_eliminators
 from tests.tuning.conftest import build_here
 
@@ -77,7 +77,7 @@ def test_weights_that_lack_a_part_are_refused(backbone, eliminators, tmp_path):
     tensors = safetensors.torch.load_file(weights)
     safetensors.torch.save_file({name: one for name, one in tensors.items() if name != "pack.gate"}, weights)
     with pytest.raises(UserError, match=r"was written by another version \(weights pack\.gate\): train again"):
-        load_candidates(EliminatorsRecord.load(str(other)), load_backbone(backbone))
+        load_methods(EliminatorsRecord.load(str(other)), load_backbone(backbone))
 
 
 def test_another_state_of_the_lake_is_refused(eliminators, tmp_path):

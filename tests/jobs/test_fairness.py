@@ -28,13 +28,13 @@ from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.streams.catalogue import Catalogue
-from mtrec_ray.streams.sequences import TEST_EVENT, Sequences, is_attacked
+from mtrec_ray.streams.sequences import TEST_EVENT, Sequences, in_audit_split
 from mtrec_ray.training.backbone import train_backbone
 from mtrec_ray.training.backbone_config import BackboneConfig
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators import train_eliminators
 from mtrec_ray.training.eliminators_config import EliminatorsConfig
-from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_candidates
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
 from mtrec_ray.training.weights import save_weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -108,22 +108,22 @@ def test_a_finished_run_is_given_back_and_another_run_of_its_name_refused(folder
 def test_every_combination_is_trained_and_the_backbone_left_alone(folder, backbone, eliminators):
     assert eliminators.status == "done"
     assert eliminators.packs == {"pack000": [("gender",), ("age",), ("gender", "age")]}
-    (candidate,) = load_candidates(eliminators, load_backbone(backbone))
-    assert candidate.combinations == (("gender",), ("age",), ("gender", "age"))
-    before, after = load_backbone(backbone).state_dict(), candidate.backbone.state_dict()
+    (method,) = load_methods(eliminators, load_backbone(backbone))
+    assert method.combinations == (("gender",), ("age",), ("gender", "age"))
+    before, after = load_backbone(backbone).state_dict(), method.backbone.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     history, values = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[0, 1, -1]])
-    vectors = candidate.user_vectors(history, values)  # (K, 1, d)
+    vectors = method.user_vectors(history, values)  # (K, 1, d)
     plain = load_backbone(backbone).user_vectors(history)
     assert all(not torch.allclose(vector, plain, atol=1e-4) for vector in vectors)
 
 
 def test_attackers_users_are_those_that_no_eliminator_saw(folder, eliminators, audited):
     found, flat = audited
-    assert json.loads((folder / "runs" / "eliminators" / "plan.json").read_text())["without_attacked"] is True
+    assert json.loads((folder / "runs" / "eliminators" / "plan.json").read_text())["train_split_only"] is True
     config = BackboneRecord.load(eliminators.config.backbone).config.sequences
-    assert (found.users.attacked == is_attacked(found.users.keys, config)).all()
-    assert flat["num_attacked_users"] == found.users.attacked.sum() < flat["num_users"]
+    assert (found.users.audit_split == in_audit_split(found.users.keys, config)).all()
+    assert flat["num_audit_users"] == found.users.audit_split.sum() < flat["num_users"]
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ class Attacked:
     def of(source: BackboneRecord) -> "Attacked":
         lake, config = Lake.open(source.config.lake), source.config.sequences
         parts = [Sequences.read(lake, bucket, config) for bucket in range(lake.manifest.num_buckets)]
-        return Attacked([part.only(is_attacked(part.keys, config)) for part in parts])
+        return Attacked([part.only(in_audit_split(part.keys, config)) for part in parts])
 
     def all(self, of: Callable[[Sequences], np.ndarray]) -> np.ndarray:
         return np.concatenate([of(part) for part in self.parts])
@@ -177,11 +177,11 @@ def test_attackers_are_given_users_that_no_eliminator_saw_before_their_last_even
         np.testing.assert_array_equal(attacks["attributes"][name].values, values[:, a])
     history = torch.from_numpy(users.all(lambda part: part.history_before(TEST_EVENT, length)))
     model = load_backbone(backbone)
-    (candidate,) = load_candidates(eliminators, model)
-    vectors = [model.user_vectors(history), *candidate.user_vectors(history, torch.from_numpy(values))]
+    (method,) = load_methods(eliminators, model)
+    vectors = [model.user_vectors(history), *method.user_vectors(history, torch.from_numpy(values))]
     for name, of in zip(["none", *COMBINATIONS], vectors, strict=True):
         np.testing.assert_allclose(attacks["vectors"][name], of.numpy(), atol=1e-5)
-    audited_users = attacks["audit"].users.only(attacks["audit"].users.attacked)
+    audited_users = attacks["audit"].users.only(attacks["audit"].users.audit_split)
     np.testing.assert_array_equal(audited_users.target, users.all(lambda part: part.held_out_title(TEST_EVENT)))
 
 
@@ -223,8 +223,8 @@ def test_settings_of_an_audit_reach_its_attackers_and_compared_runs_stand_beside
         for name in names
         for attribute in ("gender", "age", "occupation")
     }
-    (candidate,) = load_candidates(eliminators, load_backbone(BackboneRecord.load(eliminators.config.backbone)))
-    own = sum(parameter.numel() for parameter in candidate.own_parameters().values())
+    (method,) = load_methods(eliminators, load_backbone(BackboneRecord.load(eliminators.config.backbone)))
+    own = sum(parameter.numel() for parameter in method.own_parameters().values())
     counts = attacks["audit"].num_parameters
     assert counts["eliminators"] == counts["twin"] == own // 3
 
@@ -239,7 +239,7 @@ def test_an_audit_that_could_not_be_written_is_refused_before_it_begins(eliminat
 
 
 def test_an_attribute_that_cannot_be_attacked_is_left_out_unless_it_is_to_be_hidden(eliminators, audited, caplog):
-    users = audited[0].users.only(audited[0].users.attacked)
+    users = audited[0].users.only(audited[0].users.audit_split)
     everybody_alike = users.attribute_index.copy()
     everybody_alike[:, 2] = 0
     found = _attributes([eliminators], replace(users, attribute_index=everybody_alike), AuditSettings())
@@ -306,10 +306,10 @@ def test_a_bundle_holds_what_the_runs_hold(folder, eliminators, audited, tmp_pat
     assert bundle.manifest.combinations == [("gender",), ("age",), ("gender", "age")]
     assert bundle.manifest.metrics["none"]["ndcg@10"] == audited[1]["ndcg@10/none"]
     assert bundle.manifest.audit["age"]["gender"]["null_high"] == audited[1]["audit/age/gender/null_high"]
-    (candidate,) = load_candidates(eliminators, load_backbone(BackboneRecord.load(eliminators.config.backbone)))
+    (method,) = load_methods(eliminators, load_backbone(BackboneRecord.load(eliminators.config.backbone)))
     history, values = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[0, 1, -1]])
     served = bundle.backbone().user_vectors(history, eliminators=bundle.eliminators().for_all(values))
-    assert torch.equal(served, candidate.user_vectors(history, values))
+    assert torch.equal(served, method.user_vectors(history, values))
     for offered in bundle.popular():
         titles = offered[offered >= 0]
         assert len(titles) == len(np.unique(titles)) > 40

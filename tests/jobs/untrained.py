@@ -19,7 +19,7 @@ from mtrec_ray.training.backbone_config import BackboneConfig
 from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord, backbone_hash, load_backbone
 from mtrec_ray.training.eliminators import make_packs
 from mtrec_ray.training.eliminators_config import EliminatorsConfig
-from mtrec_ray.training.eliminators_run import EliminatorsRecord, make_candidate, weights_hash, weights_uri
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, make_method, weights_hash, weights_uri
 from mtrec_ray.training.propensity import new_run
 from mtrec_ray.training.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity_run import save_snapshot
@@ -69,7 +69,7 @@ def write_eliminators(
         steps_per_pack=1,
     )
     for pack, chosen in record.packs.items():
-        candidate = make_candidate(record, load_backbone(backbone), chosen)
+        candidate = make_method(record, load_backbone(backbone), chosen)
         save_weights(weights_uri(record, pack), dict(candidate.own_parameters()), {})
     record.save()
     return record

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrec_ray.combinations import Combination
-from mtrec_ray.models.candidates import Eliminated, Filtered, FineTuned
-from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
+from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
+from mtrec_ray.models.fairness_methods import EliminatorMethod, FilterMethod, FineTuningMethod
 from mtrec_ray.models.sequential import Layer, SequentialBackbone, SequentialConfig
 
 Kind = Literal["sasrec", "bert4rec"]
@@ -52,14 +52,16 @@ def make_backbone(kind: Kind, layers: int = LAYERS) -> SequentialBackbone:
     return backbone.eval()
 
 
-def make_pack(shape: str = "whole", combinations: list[Combination] = COMBINATIONS, seed: int = 7) -> EliminatorPack:
+def make_pack(
+    shape: str = "whole", combinations: list[Combination] = COMBINATIONS, seed: int = 7
+) -> StackedEliminators:
     """As it starts, float64."""
-    pack = EliminatorPack(SHAPES[shape], ATTRIBUTES, combinations, width=D, num_layers=LAYERS).double()
+    pack = StackedEliminators(SHAPES[shape], ATTRIBUTES, combinations, width=D, num_layers=LAYERS).double()
     pack.init_weights(seed)
     return pack
 
 
-def moved_pack(shape: str = "whole") -> EliminatorPack:
+def moved_pack(shape: str = "whole") -> StackedEliminators:
     pack = make_pack(shape)
     perturbed(pack, 2)
     return pack
@@ -69,7 +71,7 @@ def close(one: Tensor, other: Tensor) -> None:
     torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
-def literal(backbone: SequentialBackbone, pack: EliminatorPack, k: int, history: Tensor, values: Tensor) -> Tensor:
+def literal(backbone: SequentialBackbone, pack: StackedEliminators, k: int, history: Tensor, values: Tensor) -> Tensor:
     """(T,) real titles -> (T, d): prompts and history in one sequence, one softmax over both, adapters of eq. (2)."""
     rows = [pack.prompts[k]]
     if pack.config.personal_prompt:
@@ -108,14 +110,14 @@ def literal(backbone: SequentialBackbone, pack: EliminatorPack, k: int, history:
     return literal_transport(pack, k, hidden[num:], values)
 
 
-def literal_transport(pack: EliminatorPack, k: int, vectors: Tensor, values: Tensor) -> Tensor:
+def literal_transport(pack: StackedEliminators, k: int, vectors: Tensor, values: Tensor) -> Tensor:
     """(T, d), (m,) one user's values -> (T, d)."""
     gain, start = torch.zeros(pack.config.transport_units, dtype=torch.float64), 0
     for value, size in zip(values.tolist(), ATTRIBUTES.values(), strict=True):
         gain += pack.transport_gain[k, start + (size if value < 0 else value)]
         start += size + 1
     units = F.relu(vectors @ pack.transport_inner[k] + pack.transport_bias[k]) * gain
-    return vectors - pack.transport_share[k].item() * units @ pack.transport_outer[k]
+    return vectors - pack.transport_strength[k].item() * units @ pack.transport_outer[k]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -144,10 +146,10 @@ def test_user_vectors_are_read_behind_the_last_event(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_filler_and_company_do_not_change_a_vector(kind):
-    candidate = Eliminated(make_backbone(kind), moved_pack())
-    together = candidate.user_vectors(HISTORIES, VALUES)  # (K, B, d)
+    method = EliminatorMethod(make_backbone(kind), moved_pack())
+    together = method.user_vectors(HISTORIES, VALUES)  # (K, B, d)
     for user, history in enumerate(HISTORIES):
-        alone = candidate.user_vectors(history[history >= 0][None], VALUES[user : user + 1])
+        alone = method.user_vectors(history[history >= 0][None], VALUES[user : user + 1])
         close(alone[:, 0], together[:, user])
 
 
@@ -170,12 +172,12 @@ def test_a_mixed_batch_equals_each_row_under_its_own_combination(kind, shape):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_pack_equals_its_members(kind):
     backbone = make_backbone(kind)
-    together = Eliminated(backbone, make_pack()).user_vectors(HISTORIES, VALUES)
+    together = EliminatorMethod(backbone, make_pack()).user_vectors(HISTORIES, VALUES)
     for k, combination in enumerate(COMBINATIONS):
         alone = make_pack(combinations=[combination])
         for name, parameter in alone.named_parameters():
             assert torch.equal(parameter[0], make_pack().get_parameter(name)[k]), name
-        close(Eliminated(backbone, alone).user_vectors(HISTORIES, VALUES)[0], together[k])
+        close(EliminatorMethod(backbone, alone).user_vectors(HISTORIES, VALUES)[0], together[k])
 
 
 def test_adapters_start_at_the_identity():
@@ -186,26 +188,26 @@ def test_adapters_start_at_the_identity():
 
 
 def test_personal_prompts_follow_the_users_values_and_unknown_has_its_own():
-    candidate = Eliminated(make_backbone("sasrec"), moved_pack())
+    method = EliminatorMethod(make_backbone("sasrec"), moved_pack())
     same_history = HISTORIES[1:2].expand(4, -1)
     values = torch.tensor([[0, 0, 0], [1, 0, 0], [-1, 0, 0], [0, 0, 0]])
-    vectors = candidate.user_vectors(same_history, values)  # (K, 4, d)
+    vectors = method.user_vectors(same_history, values)  # (K, 4, d)
     close(vectors[:, 0], vectors[:, 3])
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert (vectors[:, one] - vectors[:, other]).abs().amax(-1).min() > 1e-4
     pack = moved_pack("without personal")
-    without = Eliminated(make_backbone("sasrec"), pack).vectors_before_transport(same_history, values)
+    without = EliminatorMethod(make_backbone("sasrec"), pack).vectors_before_transport(same_history, values)
     close(without[:, 0], without[:, 1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_gradient_reaches_every_part_and_not_the_backbone(kind, shape):
-    candidate = Eliminated(make_backbone(kind), moved_pack(shape))
+    method = EliminatorMethod(make_backbone(kind), moved_pack(shape))
     values = torch.tensor([[0, 2, 1], [-1, 1, -1], [1, -1, 3], [0, 0, 0], [0, 0, 2]])  # every value occurs
     histories = HISTORIES[[0, 1, 1, 1, 1]]
-    candidate(histories, values).pow(3).sum().backward()
-    for name, parameter in candidate.pack.named_parameters():
+    method(histories, values).pow(3).sum().backward()
+    for name, parameter in method.pack.named_parameters():
         if not parameter.numel() or (name == "gate" and shape == "adapters alone"):
             continue  # a part left out, and what acts on it
         if name.startswith("transport_"):
@@ -213,7 +215,7 @@ def test_gradient_reaches_every_part_and_not_the_backbone(kind, shape):
             continue
         assert parameter.grad is not None, name
         assert (parameter.grad[..., None].flatten(2).abs().sum(-1) > 0).all(), name  # each row of each combination
-    assert all(not p.requires_grad and p.grad is None for p in candidate.backbone.parameters())
+    assert all(not p.requires_grad and p.grad is None for p in method.backbone.parameters())
 
 
 def test_same_seed_same_numbers():
@@ -230,22 +232,24 @@ def test_state_round_trip():
     loaded.load_state_dict(pack.state_dict())
     backbone = make_backbone("bert4rec")
     assert torch.equal(
-        Eliminated(backbone, loaded).user_vectors(HISTORIES, VALUES),
-        Eliminated(backbone, pack).user_vectors(HISTORIES, VALUES),
+        EliminatorMethod(backbone, loaded).user_vectors(HISTORIES, VALUES),
+        EliminatorMethod(backbone, pack).user_vectors(HISTORIES, VALUES),
     )
 
 
 def test_number_of_parameters_counts_one_eliminator():
     """10 prompts, 2 + 1 and 3 + 1 personal rows of 64; two adapters of 64 x 8 twice and a norm of 2 x 8; a gate; a
     map of 16 units in and out of 64, their biases, a gain for each of 7 values, and its share."""
-    pack = EliminatorPack(EliminatorConfig(), {"gender": 2, "age": 3}, [("gender",), ("age",)], width=64, num_layers=1)
-    found = Eliminated(make_backbone("sasrec"), pack).num_parameters()
+    pack = StackedEliminators(
+        EliminatorConfig(), {"gender": 2, "age": 3}, [("gender",), ("age",)], width=64, num_layers=1
+    )
+    found = EliminatorMethod(make_backbone("sasrec"), pack).num_parameters()
     assert found == (10 + 3 + 4) * 64 + 2 * (2 * 64 * 8 + 2 * 8) + 1 + 2 * 64 * 16 + 16 + 7 * 16 + 1
 
 
 def test_shrinking_takes_a_share_of_the_personal_prompts_alone():
     pack, before = moved_pack(), moved_pack()
-    Eliminated(make_backbone("sasrec"), pack).after_step()
+    EliminatorMethod(make_backbone("sasrec"), pack).after_step()
     for name, parameter in pack.named_parameters():
         close(parameter, before.get_parameter(name) * (0.997 if name == "personal" else 1))
 
@@ -257,7 +261,7 @@ def test_an_eliminator_without_any_part_is_refused():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_combination_of_filters_is_the_mean_of_its_filters(kind):
-    filtered = Filtered(make_backbone(kind).float(), ATTRIBUTES)
+    filtered = FilterMethod(make_backbone(kind).float(), ATTRIBUTES)
     filtered.init_weights(0)
     single = filtered.user_vectors(HISTORIES, VALUES)  # (m, B, d)
     assert filtered(HISTORIES, VALUES).shape == (3, 3, L, D)
@@ -268,7 +272,7 @@ def test_a_combination_of_filters_is_the_mean_of_its_filters(kind):
 
 
 def test_filters_of_one_attribute_ignore_the_others():
-    one, all_of_them = (Filtered(make_backbone("sasrec").float(), names) for names in ({"age": 3}, ATTRIBUTES))
+    one, all_of_them = (FilterMethod(make_backbone("sasrec").float(), names) for names in ({"age": 3}, ATTRIBUTES))
     for filtered in (one, all_of_them):
         filtered.init_weights(0)
     torch.testing.assert_close(one.user_vectors(HISTORIES, VALUES)[0], all_of_them.user_vectors(HISTORIES, VALUES)[1])
@@ -276,7 +280,7 @@ def test_filters_of_one_attribute_ignore_the_others():
 
 def test_fine_tuning_starts_as_a_copy_of_its_own():
     backbone = make_backbone("sasrec")
-    candidate = FineTuned(backbone, ("gender",))
-    close(candidate.user_vectors(HISTORIES, VALUES)[0], backbone.user_vectors(HISTORIES))
-    own = {id(parameter) for parameter in candidate.parameters()}
+    method = FineTuningMethod(backbone, ("gender",))
+    close(method.user_vectors(HISTORIES, VALUES)[0], backbone.user_vectors(HISTORIES))
+    own = {id(parameter) for parameter in method.parameters()}
     assert not own & {id(parameter) for parameter in backbone.parameters()}

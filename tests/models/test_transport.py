@@ -9,21 +9,21 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 
-from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
+from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
 from mtrec_ray.models.transport import BATCH, FOLDS, WIDTHS, Dependence, num_steps, pair_weights
 
 V, D, USERS = 4000, 8, 1000
 ATTRIBUTES = {"gender": 2, "age": 3}
-FIT = {"weight": 100.0, "steps": 300, "seed": 0, "find_share": True}
+FIT = {"weight": 100.0, "steps": 300, "seed": 0, "find_strength": True}
 
 
-def make_pack(combinations: list[tuple[str, ...]]) -> EliminatorPack:
-    pack = EliminatorPack(EliminatorConfig(), ATTRIBUTES, combinations, width=D, num_layers=1)
+def make_pack(combinations: list[tuple[str, ...]]) -> StackedEliminators:
+    pack = StackedEliminators(EliminatorConfig(), ATTRIBUTES, combinations, width=D, num_layers=1)
     pack.init_weights(0)
     return pack
 
 
-def moved(pack: EliminatorPack, vectors: Tensor, values: Tensor) -> Tensor:
+def moved(pack: StackedEliminators, vectors: Tensor, values: Tensor) -> Tensor:
     """(V, d) vectors, the same for each combination -> (K, V, d)."""
     hidden = vectors.expand(len(pack.combinations), -1, -1)[:, :, None]
     return pack.for_all(values).finish(hidden)[:, :, 0].detach()
@@ -57,7 +57,7 @@ def planted(generator, user, values) -> Tensor:
     return vectors
 
 
-def fit(pack: EliminatorPack, vectors: Tensor, values: Tensor, user: Tensor, **settings: object) -> None:
+def fit(pack: StackedEliminators, vectors: Tensor, values: Tensor, user: Tensor, **settings: object) -> None:
     stacked = vectors.expand(len(pack.combinations), -1, -1)
     pack.fit_transport(stacked, values, user, user % FOLDS, torch.eye(D), **(FIT | settings))  # pyright: ignore[reportArgumentType]
 
@@ -101,7 +101,7 @@ def test_noise_is_left_alone(generator, values, user):
     vectors = torch.randn(V, D, generator=generator)
     pack = make_pack([("age",)])
     fit(pack, vectors, values, user)
-    assert pack.transport_share.item() <= 0.5
+    assert pack.transport_strength.item() <= 0.5
     (after,) = moved(pack, vectors, values)
     assert (after - vectors).norm(dim=1).mean() < 0.15 * vectors.norm(dim=1).mean()
 
@@ -111,7 +111,7 @@ def test_a_combination_is_fitted_as_if_it_were_alone(planted, values, user):
     fit(together, planted, values, user, steps=20)
     alone = make_pack([("gender", "age")])
     fit(alone, planted, values, user, steps=20)
-    assert torch.equal(together.transport_share[1], alone.transport_share[0])
+    assert torch.equal(together.transport_strength[1], alone.transport_strength[0])
     torch.testing.assert_close(
         moved(together, planted, values)[1], moved(alone, planted, values)[0], rtol=1e-4, atol=1e-4
     )
@@ -120,9 +120,9 @@ def test_a_combination_is_fitted_as_if_it_were_alone(planted, values, user):
 def test_fitting_goes_on_from_the_maps_that_are_there(planted, values, user):
     pack = make_pack([("gender",)])
     fit(pack, planted, values, user)
-    share, before = pack.transport_share.clone(), moved(pack, planted, values)
-    fit(pack, planted, values, user, steps=1, find_share=False)
-    assert torch.equal(pack.transport_share, share)
+    share, before = pack.transport_strength.clone(), moved(pack, planted, values)
+    fit(pack, planted, values, user, steps=1, find_strength=False)
+    assert torch.equal(pack.transport_strength, share)
     torch.testing.assert_close(moved(pack, planted, values), before, rtol=0, atol=0.2)
 
 

@@ -25,7 +25,7 @@ from mtrec_ray.bundle.manifest import (
 )
 from mtrec_ray.columns import fixed_width_column
 from mtrec_ray.combinations import NONE, Combination, combination_name
-from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
+from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 
@@ -76,7 +76,7 @@ def write_bundle(
     shape = SequentialConfig(NUM_TITLES, history=HISTORY, width=WIDTH, num_layers=LAYERS, num_heads=2, dropout=0.0)
     backbone = SequentialBackbone(shape)
     backbone.init_weights(torch.Generator().manual_seed(seed))
-    pack = EliminatorPack(
+    pack = StackedEliminators(
         EliminatorConfig(num_prompts=3, adapter_width=4),
         {name: len(values) for name, values in ATTRIBUTES.items()},
         combinations,

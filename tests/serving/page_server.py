@@ -13,8 +13,8 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-import serving
-from serving.schemas import (
+import mtrec_ray.serving as serving
+from mtrec_ray.serving.schemas import (
     CombinationInfo,
     Combinations,
     Problem,

@@ -12,12 +12,12 @@ import redis
 from pydantic import ValidationError
 from starlette.testclient import TestClient
 
-from serving.api import build_api
-from serving.config import LimitsConfig
-from serving.guard import OPEN, Message
-from serving.live import LiveEngine
-from serving.open_store import open_store
-from serving.schemas import (
+from mtrec_ray.serving.api import build_api
+from mtrec_ray.serving.config import LimitsConfig
+from mtrec_ray.serving.guard import OPEN, Message
+from mtrec_ray.serving.live import LiveEngine
+from mtrec_ray.serving.open_store import open_store
+from mtrec_ray.serving.schemas import (
     Combinations,
     Propensities,
     PropensityRequest,
@@ -26,9 +26,9 @@ from serving.schemas import (
     RecommendRequest,
     Request,
 )
-from serving.service import Service
-from serving.store import Store, StoreUnavailable, UserState
-from serving.telemetry import Telemetry
+from mtrec_ray.serving.service import Service
+from mtrec_ray.serving.store import Store, StoreUnavailable, UserState
+from mtrec_ray.serving.telemetry import Telemetry
 from tests.serving.bundles import NUM_TITLES, SOUTH_ONLY, TITLE_IDS, USER_WIDTH, write_bundle
 
 HISTORY = {"history": ["t01", "t02", "t03"], "territory": "north"}
@@ -437,11 +437,11 @@ def test_no_value_of_a_request_reaches_a_log(bundle, caplog, monkeypatch):
     with caplog.at_level(logging.DEBUG), client_of(bundle, None) as client:
         client.post("/v1/recommend", json={**HISTORY, "attributes": {"gender": "F"}, "ignore": ["gender"]})
         client.post("/v1/recommend", json={**HISTORY, "attributes": {"gender": "t0815"}})
-        monkeypatch.setattr("serving.engine.Engine.recommend", broken)
+        monkeypatch.setattr("mtrec_ray.serving.engine.Engine.recommend", broken)
         failed = client.post("/v1/recommend", json=HISTORY)
     assert failed.status_code == 500
     assert failed.json() == {"field": None, "message": "an error on our side; it was counted"}
-    ours = [record.getMessage() for record in caplog.records if record.name.startswith(("serving", "mtrec"))]
+    ours = [record.getMessage() for record in caplog.records if record.name.startswith("mtrec")]
     assert ours == ["a request failed: RuntimeError"]
     assert not [record for record in caplog.records if "t01" in logging.Formatter().format(record)]
 

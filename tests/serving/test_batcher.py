@@ -5,9 +5,9 @@ import asyncio
 import pytest
 
 from mtrec_ray.bundle.manifest import Bundle
-from serving import batcher
-from serving.batcher import Batcher
-from serving.engine import Engine, Query
+from mtrec_ray.serving import batcher
+from mtrec_ray.serving.batcher import Batcher
+from mtrec_ray.serving.engine import Engine, Query
 from tests.serving.bundles import write_bundle
 
 

@@ -21,11 +21,11 @@ import pytest
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
-from serving.config import ServeConfig, check_port
-from serving.gates_config import PromoteConfig
-from serving.open_store import open_store
-from serving.promote import promote
-from serving.store import UserState
+from mtrec_ray.serving.config import ServeConfig, check_port
+from mtrec_ray.serving.gates_config import PromoteConfig
+from mtrec_ray.serving.open_store import open_store
+from mtrec_ray.serving.promote import promote
+from mtrec_ray.serving.store import UserState
 from tests.serving.bundles import write_bundle
 
 pytestmark = pytest.mark.ray

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from mtrec_ray.bundle.manifest import Bundle
-from mtrec_ray.models.eliminators import EliminatorPack
-from serving import engine as engine_module
-from serving.engine import Engine, Query
+from mtrec_ray.models.eliminators import StackedEliminators
+from mtrec_ray.serving import engine as engine_module
+from mtrec_ray.serving.engine import Engine, Query
 from tests.serving.bundles import HISTORY, NUM_TITLES, SOUTH_ONLY, TITLE_IDS, USER_WIDTH, write_bundle
 
 
@@ -42,7 +42,7 @@ def alone(bundle: Bundle, engine: Engine, query: Query) -> torch.Tensor:
     combination = list(engine.combinations)[query.combination]
     if not combination:
         return backbone.user_vectors(history)[0]
-    pack = EliminatorPack(
+    pack = StackedEliminators(
         whole.config, whole.attributes, [combination], width=whole.prompts.shape[-1], num_layers=whole.gate.shape[-1]
     )
     place = whole.combinations.index(combination)

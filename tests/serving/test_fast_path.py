@@ -5,15 +5,15 @@ from typing import Any, NamedTuple
 import pytest
 from starlette.testclient import TestClient
 
-from serving import fast_path, guard
-from serving.api import build_api
-from serving.config import LimitsConfig
-from serving.engine import Engine
-from serving.live import LiveEngine
-from serving.open_store import open_store
-from serving.service import Service
-from serving.store import UserState
-from serving.telemetry import Telemetry
+from mtrec_ray.serving import fast_path, guard
+from mtrec_ray.serving.api import build_api
+from mtrec_ray.serving.config import LimitsConfig
+from mtrec_ray.serving.engine import Engine
+from mtrec_ray.serving.live import LiveEngine
+from mtrec_ray.serving.open_store import open_store
+from mtrec_ray.serving.service import Service
+from mtrec_ray.serving.store import UserState
+from mtrec_ray.serving.telemetry import Telemetry
 from tests.serving.bundles import write_bundle
 
 WORDS = {"content-type": "application/json"}

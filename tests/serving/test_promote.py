@@ -11,18 +11,18 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-import serving
+import mtrec_ray.serving as serving
 from mtrec_ray.bundle.manifest import Bundle
 from mtrec_ray.commands.serve import rollback, serve
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
-from serving.config import ServeConfig, api_keys
-from serving.endpoint import build
-from serving.engine import Engine
-from serving.gates_config import PromoteConfig
-from serving.live import LiveEngine
-from serving.pointer import is_pointer, move_back, move_pointer, read_pointer
-from serving.promote import promote
+from mtrec_ray.serving.config import ServeConfig, api_keys
+from mtrec_ray.serving.endpoint import build
+from mtrec_ray.serving.engine import Engine
+from mtrec_ray.serving.gates_config import PromoteConfig
+from mtrec_ray.serving.live import LiveEngine
+from mtrec_ray.serving.pointer import is_pointer, move_back, move_pointer, read_pointer
+from mtrec_ray.serving.promote import promote
 from tests.serving.bundles import write_bundle, write_manifest
 
 
@@ -210,7 +210,7 @@ def test_what_may_pass_is_tried_again_and_nothing_ends_the_following(tmp_path, p
             raise error("away")
         return Engine(bundle)
 
-    monkeypatch.setattr("serving.live.Engine", engine)
+    monkeypatch.setattr("mtrec_ray.serving.live.Engine", engine)
     second = write_bundle(tmp_path / "second", 1)
     told: Told = []
     expected: Told = [("v0", None), ("v1", "v0")][: 1 + (tries == 3)]
@@ -274,7 +274,7 @@ def test_the_clusters_file_is_one_that_serve_reads_and_asks_for_keys(monkeypatch
     monkeypatch.delenv("MTREC_API_KEYS", raising=False)
     document = yaml.safe_load((Path(serving.__file__).parent / "serve.yaml").read_text())
     schema = ServeDeploySchema.model_validate(document)
-    assert schema.applications[0].import_path == "serving.endpoint:build"
+    assert schema.applications[0].import_path == "mtrec_ray.serving.endpoint:build"
     args = {**schema.applications[0].args, "store": None, "api_key_file": None}
     with pytest.raises(UserError, match="can be reached from elsewhere"):
         build(args)

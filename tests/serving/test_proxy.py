@@ -9,11 +9,11 @@ import pytest
 from starlette.testclient import TestClient
 
 from mtrec_ray.errors import UserError
-from serving import proxy
-from serving.config import LimitsConfig
-from serving.endpoint import build
-from serving.guard import BODY, Guard, Message, Receive, Scope, Send
-from serving.proxy import RetryOnReplicaDeath, middlewares
+from mtrec_ray.serving import proxy
+from mtrec_ray.serving.config import LimitsConfig
+from mtrec_ray.serving.endpoint import build
+from mtrec_ray.serving.guard import BODY, Guard, Message, Receive, Scope, Send
+from mtrec_ray.serving.proxy import RetryOnReplicaDeath, middlewares
 
 OK = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
 FULL = {"type": "http.response.start", "status": 503, "headers": [(b"content-type", b"text/plain; charset=utf-8")]}
@@ -136,7 +136,7 @@ def test_the_proxies_find_it_by_its_name(monkeypatch):
     for variable in (proxy.VARIABLE, proxy.READY_VARIABLE):
         monkeypatch.delenv(variable, raising=False)
     proxy.configure_proxy_env()
-    assert proxy.os.environ.pop(proxy.VARIABLE) == "serving.proxy:middlewares"
+    assert proxy.os.environ.pop(proxy.VARIABLE) == "mtrec_ray.serving.proxy:middlewares"
     assert proxy.os.environ.pop(proxy.READY_VARIABLE) == "20"
     assert [one.cls for one in middlewares()] == [RetryOnReplicaDeath]
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from mtrec_ray.errors import UserError
-from serving.lmdb_store import LmdbStore
-from serving.open_store import open_store
-from serving.redis_store import RedisStore
-from serving.store import (
+from mtrec_ray.serving.lmdb_store import LmdbStore
+from mtrec_ray.serving.open_store import open_store
+from mtrec_ray.serving.redis_store import RedisStore
+from mtrec_ray.serving.store import (
     MAX_APPEND_KEYS,
     MAX_STORED_EVENTS,
     Store,

@@ -6,12 +6,12 @@ from collections import defaultdict
 import pytest
 from starlette.testclient import TestClient
 
-from serving import telemetry
-from serving.api import build_api
-from serving.config import LimitsConfig
-from serving.live import LiveEngine
-from serving.service import Service
-from serving.telemetry import Tally, Telemetry
+from mtrec_ray.serving import telemetry
+from mtrec_ray.serving.api import build_api
+from mtrec_ray.serving.config import LimitsConfig
+from mtrec_ray.serving.live import LiveEngine
+from mtrec_ray.serving.service import Service
+from mtrec_ray.serving.telemetry import Tally, Telemetry
 from tests.benchmarks.endpoint_process import wait_for
 from tests.serving.bundles import write_bundle
 

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtrec_ray.combinations import Combination
-from mtrec_ray.models.candidates import Candidate, Eliminated, Filtered, FineTuned
 from mtrec_ray.models.discriminators import Discriminators, value_weights
-from mtrec_ray.models.eliminators import EliminatorConfig, EliminatorPack
+from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
+from mtrec_ray.models.fairness_methods import EliminatorMethod, FairnessMethod, FilterMethod, FineTuningMethod
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.steps.adversary import AdversaryGame, GameSettings, adversary_columns
 from mtrec_ray.steps.pretraining import Positions, positions_of
@@ -68,16 +68,16 @@ def make_backbone(kind: Kind) -> SequentialBackbone:
     return backbone
 
 
-def make_candidate(kind: Kind, method: str, combinations: list[Combination], seed: int) -> Candidate:
+def make_method(kind: Kind, method: str, combinations: list[Combination], seed: int) -> FairnessMethod:
     if method == "fine_tuning":
-        return FineTuned(make_backbone(kind), combinations[-1])
+        return FineTuningMethod(make_backbone(kind), combinations[-1])
     if method == "filter":
-        filtered = Filtered(make_backbone(kind).float(), {name: ATTRIBUTES[name] for (name,) in SINGLE})
+        filtered = FilterMethod(make_backbone(kind).float(), {name: ATTRIBUTES[name] for (name,) in SINGLE})
         filtered.init_weights(seed)
         return filtered
-    pack = EliminatorPack(EliminatorConfig(4, True, 3), ATTRIBUTES, combinations, width=D, num_layers=2).double()
+    pack = StackedEliminators(EliminatorConfig(4, True, 3), ATTRIBUTES, combinations, width=D, num_layers=2).double()
     pack.init_weights(seed)
-    return Eliminated(make_backbone(kind), pack)
+    return EliminatorMethod(make_backbone(kind), pack)
 
 
 def make_game(
@@ -88,10 +88,10 @@ def make_game(
     seed: int = 7,
     all_reduce: AllReduce | None = None,
 ) -> AdversaryGame:
-    candidate = make_candidate(kind, method, combinations, seed)
-    discriminators = Discriminators(ATTRIBUTES, candidate.combinations, width=D, hidden=8)
-    discriminators.to(candidate.backbone.positions.dtype).init_weights(seed)
-    return AdversaryGame(candidate, discriminators, WEIGHTS, settings, all_reduce)
+    trained = make_method(kind, method, combinations, seed)
+    discriminators = Discriminators(ATTRIBUTES, trained.combinations, width=D, hidden=8)
+    discriminators.to(trained.backbone.positions.dtype).init_weights(seed)
+    return AdversaryGame(trained, discriminators, WEIGHTS, settings, all_reduce)
 
 
 def make_batch(backbone: SequentialBackbone, step: int) -> Batch:
@@ -109,13 +109,13 @@ def train(game: AdversaryGame, steps: range) -> list[Tensor]:
     """What each step returns, one behind the other."""
     returned = []
     for number in steps:
-        batch = make_batch(game.candidate.backbone, number)
+        batch = make_batch(game.method.backbone, number)
         returned.append(torch.cat(game.step(batch.positions, batch.values, batch.negatives)))
     return returned
 
 
-def tuned(candidate: Candidate) -> dict[str, Tensor]:
-    return {name: parameter for name, parameter in candidate.named_parameters() if parameter.requires_grad}
+def tuned(method: FairnessMethod) -> dict[str, Tensor]:
+    return {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
 
 
 def close(one: Tensor, other: Tensor, name: str = "") -> None:
@@ -125,7 +125,7 @@ def close(one: Tensor, other: Tensor, name: str = "") -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_shapes_and_dtypes(kind):
     game = make_game(kind)
-    batch = make_batch(game.candidate.backbone, 0)
+    batch = make_batch(game.method.backbone, 0)
     bpr, entropies = game.step(batch.positions, batch.values, batch.negatives)
     assert bpr.shape == (7,)
     assert entropies.shape == (12,)  # 3 single attributes, 3 pairs, 1 triple
@@ -137,14 +137,14 @@ def test_shapes_and_dtypes(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["eliminator", "fine_tuning"])
 def test_gradients_are_those_of_equation_5(kind, method):
-    """Discriminators learn from their cross entropies alone; the candidate from BPR less lambda times those after."""
+    """Discriminators learn from their cross entropies alone; the method from BPR less lambda times those after."""
     game = make_game(kind, method=method, settings=replace(ALL_COLUMNS, weight=0.7))
-    candidate, before = copy.deepcopy(game.candidate), copy.deepcopy(game.discriminators)
-    batch = make_batch(candidate.backbone, 0)
+    method, before = copy.deepcopy(game.method), copy.deepcopy(game.discriminators)
+    batch = make_batch(method.backbone, 0)
     returned_bpr, returned_entropies = game.step(batch.positions, batch.values, batch.negatives)
 
     targets, rows = batch.positions.targets, batch.positions.rows
-    vectors = candidate(batch.positions.history, batch.values)  # (K, B, T, d)
+    vectors = method(batch.positions.history, batch.values)  # (K, B, T, d)
     seen, labels = vectors.flatten(1, 2)[:, rows], batch.values.repeat_interleave(targets.shape[1], 0)[rows]
     entropies = before.losses(seen.detach(), labels, WEIGHTS)
     close(returned_entropies, entropies.detach())
@@ -153,14 +153,14 @@ def test_gradients_are_those_of_equation_5(kind, method):
         assert parameter.grad is not None, name
         close(parameter.grad, gradient, name)
 
-    titles, after = candidate.backbone.titles, copy.deepcopy(game.discriminators).requires_grad_(False)
+    titles, after = method.backbone.titles, copy.deepcopy(game.discriminators).requires_grad_(False)
     scores = seen @ titles(batch.negatives).t() - (seen * titles(targets.flatten()[rows])).sum(-1, keepdim=True)
     bpr = F.softplus(scores).mean((1, 2))
     close(returned_bpr, bpr.detach())
     loss = (bpr.sum() - 0.7 * after.losses(seen, labels, WEIGHTS).sum()).double()
-    parameters = tuned(candidate)
+    parameters = tuned(method)
     expected = torch.autograd.grad(loss, list(parameters.values()))
-    for gradient, (name, parameter) in zip(expected, tuned(game.candidate).items(), strict=True):
+    for gradient, (name, parameter) in zip(expected, tuned(game.method).items(), strict=True):
         assert parameter.grad is not None, name
         close(parameter.grad, gradient, name)
 
@@ -169,20 +169,20 @@ def test_gradients_are_those_of_equation_5(kind, method):
 def test_backbone_stays_bit_identical(kind):
     game = make_game(kind)
     train(game, range(6))
-    before, after = make_backbone(kind).state_dict(), game.candidate.backbone.state_dict()
+    before, after = make_backbone(kind).state_dict(), game.method.backbone.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
-    assert all(not p.requires_grad and p.grad is None for p in game.candidate.backbone.parameters())
-    assert game.average.module.backbone.titles.weight is game.candidate.backbone.titles.weight  # shared, not averaged
+    assert all(not p.requires_grad and p.grad is None for p in game.method.backbone.parameters())
+    assert game.average.module.backbone.titles.weight is game.method.backbone.titles.weight  # shared, not averaged
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_gradient_reaches_every_part_of_every_eliminator(kind):
     """The second step's: adapters start at the identity, which hides what is in front of them."""
     game = make_game(kind)
-    start = {name: parameter.detach().clone() for name, parameter in tuned(game.candidate).items()}
+    start = {name: parameter.detach().clone() for name, parameter in tuned(game.method).items()}
     train(game, range(2))
     assert all(name.startswith("pack.") for name in start)
-    for name, parameter in tuned(game.candidate).items():
+    for name, parameter in tuned(game.method).items():
         assert parameter.grad is not None, name
         assert (parameter.grad[..., None].flatten(2).abs().sum(-1) > 0).all(), name  # each row of each combination
         assert not torch.equal(parameter, start[name]), name
@@ -202,7 +202,7 @@ def test_a_pack_equals_its_members_trained_one_by_one(kind):
         stop = start + len(combination)
         for of_pack, of_member in zip(returned, train(alone, range(5)), strict=True):
             close(of_pack[[k, *range(7 + start, 7 + stop)]], of_member)
-        for pack, member in ((together.candidate, alone.candidate), (together.average.module, alone.average.module)):
+        for pack, member in ((together.method, alone.method), (together.average.module, alone.average.module)):
             for name, parameter in member.named_parameters():
                 if name.startswith("pack."):
                     close(pack.get_parameter(name)[k], parameter[0], name)
@@ -218,7 +218,7 @@ def test_two_workers_train_as_one(kind, cut):
     returned = train(whole, range(3))
     lock_step = LockStep(2)
     games = [make_game(kind, settings=ALL_COLUMNS, all_reduce=lock_step.reducer(rank)) for rank in range(2)]
-    batches = [make_batch(whole.candidate.backbone, step) for step in range(3)]
+    batches = [make_batch(whole.method.backbone, step) for step in range(3)]
 
     def work(game: AdversaryGame, rows: slice) -> list[Tensor]:
         parts = [batch.part(rows) for batch in batches]
@@ -236,7 +236,7 @@ def test_two_workers_train_as_one(kind, cut):
 def test_users_of_unknown_values_count_in_accuracy_alone():
     """Cross entropies stay when they change; BPR does not."""
     game, other = (make_game("sasrec", settings=ALL_COLUMNS) for _ in range(2))
-    batch = make_batch(game.candidate.backbone, 0)
+    batch = make_batch(game.method.backbone, 0)
     values = batch.values.clone()
     values[3] = -1
     history = batch.positions.history.clone()
@@ -255,7 +255,7 @@ def test_nobody_known_trains_for_accuracy_alone():
         game = make_game("sasrec", settings=replace(ALL_COLUMNS, weight=weight))
         _, entropies = game.step(batch.positions, torch.full_like(batch.values, -1), batch.negatives)
         assert (entropies == 0).all()
-        states.append(tuned(game.candidate))
+        states.append(tuned(game.method))
     for name, parameter in states[0].items():
         assert parameter.isfinite().all(), name
         close(parameter, states[1][name], name)
@@ -266,7 +266,7 @@ def test_overfits_one_batch(kind):
     """With lambda 0 the eliminator fits its targets, and the discriminators the users whom nothing hides."""
     settings = replace(SETTINGS, weight=0.0, generator_lr=3e-3, discriminator_lr=1e-2, discriminator_steps=2)
     game = make_game(kind, [("gender", "age")], settings=settings)
-    batch = make_batch(game.candidate.backbone, 0)
+    batch = make_batch(game.method.backbone, 0)
     returned = []
     for _ in range(70):
         torch.manual_seed(0)
@@ -279,7 +279,7 @@ def test_hiding_works_against_the_discriminators():
     losses = []
     for weight in (0.0, 3.0):
         game = make_game("sasrec", [("gender",)], settings=replace(SETTINGS, weight=weight, discriminator_lr=1e-2))
-        batch = make_batch(game.candidate.backbone, 0)
+        batch = make_batch(game.method.backbone, 0)
         for _ in range(50):
             torch.manual_seed(0)
             _, entropies = game.step(batch.positions, batch.values, batch.negatives)
@@ -322,11 +322,11 @@ def test_state_before_the_first_step_loads():
 @pytest.mark.parametrize("kind", KINDS)
 def test_baselines_train_by_the_same_step(kind, method):
     game = make_game(kind, method=method)
-    before = {name: parameter.detach().clone() for name, parameter in game.candidate.named_parameters()}
+    before = {name: parameter.detach().clone() for name, parameter in game.method.named_parameters()}
     returned = train(game, range(3))
     num, pairs = (3, 3) if method == "filter" else (1, 3)
     assert returned[0].shape == (num + pairs,)
-    for name, parameter in game.candidate.named_parameters():
+    for name, parameter in game.method.named_parameters():
         if name.startswith("backbone.") and method == "filter":
             assert parameter.grad is None, name
             assert torch.equal(parameter, before[name]), name
@@ -335,17 +335,17 @@ def test_baselines_train_by_the_same_step(kind, method):
             assert parameter.grad.abs().sum() > 0, name
             assert not torch.equal(parameter, before[name]), name
     averages = dict(game.average.module.named_parameters())
-    assert all(not torch.equal(averages[name], p) for name, p in tuned(game.candidate).items())
+    assert all(not torch.equal(averages[name], p) for name, p in tuned(game.method).items())
 
 
 def test_the_kept_average_follows_the_tuned_weights():
     """Step 1 keeps 1/11 of the start, step 2 keeps 2/12 of the average before."""
     game = make_game("sasrec")
-    expected = {name: parameter.detach().clone() for name, parameter in tuned(game.candidate).items()}
+    expected = {name: parameter.detach().clone() for name, parameter in tuned(game.method).items()}
     for number in (1, 2):
         train(game, range(number, number + 1))
         decay = number / (number + 10)
-        for name, parameter in tuned(game.candidate).items():
+        for name, parameter in tuned(game.method).items():
             expected[name] = decay * expected[name] + (1 - decay) * parameter.detach()
             close(game.average.module.get_parameter(name), expected[name], name)
 

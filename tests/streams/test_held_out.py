@@ -8,7 +8,7 @@ from mtrec_ray.hashing import user_keys
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams import held_out
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out, read_prefixes
-from mtrec_ray.streams.sequences import TEST_EVENT, VALIDATION_EVENT, SequenceConfig, is_attacked
+from mtrec_ray.streams.sequences import TEST_EVENT, VALIDATION_EVENT, SequenceConfig, in_audit_split
 from tests.streams.lakes import day, event_table, title_table, write_lake
 
 CONFIG = SequenceConfig(min_events=5)
@@ -80,8 +80,8 @@ def test_columns_and_types(lake):
     assert {users.history.dtype, users.target.dtype, users.other_titles.dtype} == {np.dtype(np.int64)}
     assert users.territory.tolist() == [1 - number % 2 for number in numbers]
     assert users.attribute_index.tolist() == [[[0, 1, -1][number % 3]] for number in numbers]
-    assert users.attacked.tolist() == is_attacked(users.keys, CONFIG).tolist()
-    assert 0 < users.attacked.sum() < 21
+    assert users.audit_split.tolist() == in_audit_split(users.keys, CONFIG).tolist()
+    assert 0 < users.audit_split.sum() < 21
 
 
 def test_buckets_add_up_and_none_is_nobody(lake):
@@ -103,10 +103,10 @@ def test_a_share_of_the_users_is_the_same_each_time_and_grows_with_the_share(lak
 
 def test_only_some_users_with_all_that_is_theirs(lake):
     users = read(lake)
-    chosen = users.attacked
+    chosen = users.audit_split
     some = users.only(chosen)
     assert len(some) == chosen.sum()
-    for name in ("keys", "territory", "attribute_index", "attacked", "history", "target", "other_counts"):
+    for name in ("keys", "territory", "attribute_index", "audit_split", "history", "target", "other_counts"):
         assert np.array_equal(getattr(some, name), getattr(users, name)[chosen]), name
     expected = [titles for titles, wanted in zip(other_titles(users), chosen, strict=True) if wanted]
     assert other_titles(some) == expected
@@ -125,7 +125,7 @@ def test_a_held_out_title_watched_before_stays_seen():
         keys=np.array([1], dtype=np.uint64),
         territory=np.zeros(1, dtype=np.int32),
         attribute_index=np.zeros((1, 0), dtype=np.int64),
-        attacked=np.zeros(1, dtype=bool),
+        audit_split=np.zeros(1, dtype=bool),
         history=np.array([[3, 2]]),
         target=np.array([3]),
         other_titles=np.array([3, 2, 3]),
@@ -152,7 +152,7 @@ def test_chunks_are_bounded_and_cover_every_user_once(lake, monkeypatch, cells):
 def test_prefixes_are_whole_histories_of_users_who_are_not_attacked_without_what_is_held_out(lake):
     found = read_prefixes(lake, CONFIG, LENGTH, range(NUM_BUCKETS), 1.0, 3)
     users = read(lake, VALIDATION_EVENT)
-    allowed = set(users.keys[~users.attacked].tolist())
+    allowed = set(users.keys[~users.audit_split].tolist())
     assert set(found.keys.tolist()) == allowed
     assert len(found.keys) == 3 * len(allowed)
     whole = {int(key): users.history[row] for row, key in enumerate(users.keys)}

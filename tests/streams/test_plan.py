@@ -63,14 +63,14 @@ def test_who_was_active_before_the_window_alone_is_not(tmp_path):
 
 @pytest.mark.parametrize("alpha", [0.5, 2.0])
 def test_alpha_is_the_ratio_of_negatives_to_positives(lake, alpha):
-    phase = make_plan(lake, SampleConfig(alpha=alpha), CALENDAR).phases[0]
-    assert phase.negative_rate * sum(phase.eligible) == pytest.approx(alpha * sum(phase.positives))
+    period = make_plan(lake, SampleConfig(alpha=alpha), CALENDAR).periods[0]
+    assert period.negative_rate * sum(period.eligible) == pytest.approx(alpha * sum(period.positives))
 
 
 def test_alpha_auto_is_sampled_users_over_users_with_a_positive_on_a_mean_day(lake):
     plan = make_plan(lake, SampleConfig(alpha="auto", random_fraction=1.0, active_fraction=0), CALENDAR)
     # 70% of the users watch 6 times in 90 days: nearly each event is a (user, day) of its own
-    assert plan.phases[0].alpha == pytest.approx(90 / (0.7 * 6), rel=0.15)
+    assert plan.periods[0].alpha == pytest.approx(90 / (0.7 * 6), rel=0.15)
 
 
 def test_cold_fraction_is_the_share_of_the_last_days_discoveries_that_new_users_make(lake):
@@ -78,15 +78,15 @@ def test_cold_fraction_is_the_share_of_the_last_days_discoveries_that_new_users_
     lake = Lake(lake.uri, lake.manifest.model_copy(update={"embeddings": embeddings}))
     sample = SampleConfig(random_fraction=1.0, active_fraction=0)
     month = CALENDAR.model_copy(update={"day_s": 30 * 86_400})
-    assert make_plan(lake, sample, CALENDAR).phases[0].cold_fraction < 0.05  # nearly everybody was there before
+    assert make_plan(lake, sample, CALENDAR).periods[0].cold_fraction < 0.05  # nearly everybody was there before
     last_day = CALENDAR.window_end - timedelta(days=30)
     events = lake.read("events").filter(pc.field("timestamp") < CALENDAR.window_end)
     first = events.group_by("user_id").aggregate([("timestamp", "min")])
     new = first.filter(pc.field("timestamp_min") >= last_day)["user_id"]
     late = events.filter(pc.field("timestamp") >= last_day)
     expected = pc.mean(pc.is_in(late["user_id"], new)).as_py()
-    assert make_plan(lake, sample, month).phases[0].cold_fraction == pytest.approx(expected, abs=0.02)
-    assert make_plan(lake, sample, month.model_copy(update={"ordered": False})).phases[0].cold_fraction == 0
+    assert make_plan(lake, sample, month).periods[0].cold_fraction == pytest.approx(expected, abs=0.02)
+    assert make_plan(lake, sample, month.model_copy(update={"ordered": False})).periods[0].cold_fraction == 0
 
 
 def test_a_cold_fraction_without_interaction_vectors_is_refused(lake):
@@ -106,7 +106,7 @@ def test_tau_zero_adds_as_many_users_in_each_territory(lake):
 def test_control_brings_as_many_positives_as_the_active_set(lake):
     active = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5), CALENDAR)
     control = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5, upsample="control"), CALENDAR)
-    assert sum(control.phases[0].positives) == pytest.approx(sum(active.phases[0].positives), rel=0.06)
+    assert sum(control.periods[0].positives) == pytest.approx(sum(active.periods[0].positives), rel=0.06)
     assert sum(control.added_users) > 1.1 * sum(active.added_users)
 
 
@@ -115,8 +115,8 @@ def test_no_upsampling_without_active_fraction(lake):
 
 
 def test_each_later_day_is_a_phase_with_its_own_positives(lake):
-    plan = make_plan(lake, SampleConfig(random_fraction=1.0, active_fraction=0), CALENDAR, num_phases=2)
-    window, first_day = plan.phases
+    plan = make_plan(lake, SampleConfig(random_fraction=1.0, active_fraction=0), CALENDAR, num_periods=2)
+    window, first_day = plan.periods
     assert (first_day.day, first_day.start) == (1, CALENDAR.window_end)
     assert 0 < sum(first_day.positives) < sum(window.positives)
     assert sum(first_day.positives) == pytest.approx(0.2 * sum(plan.training_users), rel=0.15)

@@ -30,9 +30,9 @@ def plan_of(lake, seed=0):
         rows = Bucket.read(lake, bucket, lake.titles["title_id"].combine_chunks())
         counts.append(len(sampled_users(rows, sample, CALENDAR, np.zeros(2))[0]))
     base = make_plan(counts, 1)
-    phase = base.phases[0].model_copy(update={"negative_rate": NEGATIVE_RATE, "positives": [900], "eligible": [5000]})
+    period = base.periods[0].model_copy(update={"negative_rate": NEGATIVE_RATE, "positives": [900], "eligible": [5000]})
     return base.model_copy(
-        update={"sample": sample, "phases": [phase], "added_rates": [0.0, 0.0], "lake_hash": lake.manifest.lake_hash}
+        update={"sample": sample, "periods": [period], "added_rates": [0.0, 0.0], "lake_hash": lake.manifest.lake_hash}
     )
 
 
@@ -100,8 +100,8 @@ def test_cold_rows_lose_their_vector_and_keep_their_pairs(random_lake):
     embeddings = random_lake.manifest.embeddings.model_copy(update={"interaction_width": 4})
     lake = Lake(random_lake.uri, random_lake.manifest.model_copy(update={"embeddings": embeddings}))
     warm = plan_of(lake)
-    phase = warm.phases[0].model_copy(update={"cold_fraction": 0.3})
-    cold = warm.model_copy(update={"phases": [phase]})
+    period = warm.periods[0].model_copy(update={"cold_fraction": 0.3})
+    cold = warm.model_copy(update={"periods": [period]})
     empty = []
     for before, after in zip(read_steps(lake, warm), read_steps(lake, cold), strict=True):
         is_empty = ~after.embedding.any(axis=1)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtrec_ray.streams.config import SampleConfig
-from mtrec_ray.streams.plan import PairPlan, PhasePlan
+from mtrec_ray.streams.plan import PairPlan, PeriodPlan
 from mtrec_ray.streams.schedule import Schedule, lanes_of_worker
 from tests.streams.lakes import CALENDAR
 
@@ -17,9 +17,9 @@ def make_schedule(per_bucket, pairs, *, lanes=4, epochs=(2,), folds=1, batch_pai
     return make_plan(per_bucket, pairs, len(epochs), folds).schedule(epochs, batch_pairs, lanes, seed=0)
 
 
-def make_plan(per_bucket, pairs, num_phases=1, folds=1) -> PairPlan:
-    phases = [
-        PhasePlan(
+def make_plan(per_bucket, pairs, num_periods=1, folds=1) -> PairPlan:
+    periods = [
+        PeriodPlan(
             day=day,
             start=CALENDAR.day_bounds(day)[0],
             end=CALENDAR.day_bounds(day)[1],
@@ -29,7 +29,7 @@ def make_plan(per_bucket, pairs, num_phases=1, folds=1) -> PairPlan:
             eligible=[1],
             num_folds=folds if day == 0 else 1,
         )
-        for day in range(num_phases)
+        for day in range(num_periods)
     ]
     return PairPlan(
         lake_hash="",
@@ -42,7 +42,7 @@ def make_plan(per_bucket, pairs, num_phases=1, folds=1) -> PairPlan:
         active_users=[0],
         added_rates=[0.0],
         sampled_per_bucket=per_bucket,
-        phases=phases,
+        periods=periods,
         not_offered_positives=0,
     )
 
@@ -52,7 +52,7 @@ def slots_by_step(schedule, lanes, from_step=0):
     for s in schedule.segments(lanes, from_step):
         slots = np.arange(s.start, s.stop)
         found.update(
-            (int(step), s.phase, s.epoch, s.bucket, int(slot))
+            (int(step), s.period, s.epoch, s.bucket, int(slot))
             for step, slot in zip(s.steps(slots), slots, strict=True)
             if step >= from_step
         )
@@ -98,10 +98,10 @@ def test_going_on_from_a_step_reads_what_was_left(from_step):
 
 def test_epochs_differ_in_order_and_phases_follow_each_other():
     schedule = make_schedule([10, 10, 10, 10], 400, epochs=(2, 1), lanes=1)
-    assert schedule.phase_ends() == [8, 12]
+    assert schedule.period_ends() == [8, 12]
     orders = {}
     for segment in schedule.segments({0}):
-        orders.setdefault((segment.phase, segment.epoch), []).append(segment.bucket)
+        orders.setdefault((segment.period, segment.epoch), []).append(segment.bucket)
     assert orders[0, 0] != orders[0, 1] or orders[0, 0] != orders[1, 0]
     assert all(sorted(order) == [0, 1, 2, 3] for order in orders.values())
 

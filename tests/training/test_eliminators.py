@@ -12,18 +12,18 @@ from ray.exceptions import RayTaskError
 from ray.train import WorkerGroupError
 
 from mtrec_ray.errors import UserError
+from mtrec_ray.streams.crops import SequencePlan
 from mtrec_ray.streams.sequences import SequenceConfig
-from mtrec_ray.streams.windows import WindowPlan
 from mtrec_ray.training import eliminators
 
-PLAN = WindowPlan(
+PLAN = SequencePlan(
     lake_hash="",
-    sequences=SequenceConfig(attacked_fraction=0.25),
+    sequences=SequenceConfig(audit_fraction=0.25),
     length=20,
-    without_attacked=True,
+    train_split_only=True,
     users=90,
     positions=900,
-    windows_per_bucket=[90],
+    crops_per_bucket=[90],
     value_counts=[[40, 50], [35, 37]],
 )
 DRIVER = """

@@ -28,7 +28,7 @@ class Trainer:
 @pytest.fixture
 def play(monkeypatch):
     monkeypatch.setattr(fit_module, "TorchTrainer", Trainer)
-    monkeypatch.setattr(fit_module, "ProgressBoard", SimpleNamespace(remote=lambda: None))
+    monkeypatch.setattr(fit_module, "ProgressActor", SimpleNamespace(remote=lambda: None))
     monkeypatch.setattr(fit_module, "need_ray", lambda: None)
     return lambda loop: fit(loop, {}, "runs", "name", RunnerConfig(), num_steps=3, progress=None)
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.config import validate_config
 from mtrec_ray.models.discriminators import value_weights
-from mtrec_ray.models.eliminators import EliminatorPack
+from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.steps.adversary import GameSettings
+from mtrec_ray.streams.crops import SequencePlan
 from mtrec_ray.streams.held_out import HeldOutUsers, Prefixes
 from mtrec_ray.streams.sequences import SequenceConfig
-from mtrec_ray.streams.windows import WindowPlan
 from mtrec_ray.training import pack_trainee, worker
 from mtrec_ray.training.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
@@ -42,7 +42,7 @@ def make_users() -> HeldOutUsers:
         keys=rng.integers(0, 2**63, U).astype(np.uint64),
         territory=np.zeros(U, dtype=np.int32),
         attribute_index=values,
-        attacked=np.zeros(U, dtype=bool),
+        audit_split=np.zeros(U, dtype=bool),
         history=watched[:, :L],
         target=watched[:, L],
         other_titles=np.delete(watched, L, axis=1).ravel(),
@@ -75,14 +75,14 @@ def make_trainee(
     backbone = SequentialBackbone(SequentialConfig(NUM_TITLES, history=L, width=D))
     backbone.init_weights(torch.Generator().manual_seed(0))
     backbone.eval().requires_grad_(False)
-    plan = WindowPlan(
+    plan = SequencePlan(
         lake_hash="",
         sequences=SequenceConfig(),
         length=L,
-        without_attacked=True,
+        train_split_only=True,
         users=U,
         positions=U * L,
-        windows_per_bucket=[U],
+        crops_per_bucket=[U],
         value_counts=VALUE_COUNTS,
     )
     device = torch.device("cpu")
@@ -116,9 +116,9 @@ def test_the_game_is_played_by_the_configs_rules():
 
 
 def test_the_bar_of_a_combination_is_that_of_what_is_told_most(monkeypatch):
-    monkeypatch.setattr(pack_trainee, "advantages", lambda *_: {"gender": 0.9, "age": 0.1})
+    monkeypatch.setattr(pack_trainee, "probe_leakage", lambda *_: {"gender": 0.9, "age": 0.1})
     pack: list[Combination] = [("gender",), ("age",), ("gender", "age")]
-    trainee = make_trainee(make_users(), pack=pack, optim={"keep_share": 0.95, "price": 0.5})
+    trainee = make_trainee(make_users(), pack=pack, optim={"min_ndcg_ratio": 0.95, "leakage_budget": 0.5})
     backbone = trainee.figures["val/ndcg/none"]
     assert backbone > 0
     expected = [1 - 0.5 * 0.9**2, 0.95, 1 - 0.5 * 0.9**2]
@@ -128,7 +128,7 @@ def test_the_bar_of_a_combination_is_that_of_what_is_told_most(monkeypatch):
 def set_weights(trainee: PackTrainee) -> None:
     """All own weights: 1 in the average, 2 in what is trained, 0 in what is kept so far, which is accurate."""
     trainee.figures |= {f"val/ndcg/{combination_name(combination)}": 1.0 for combination in trainee.bars}
-    live, average = trainee.candidate.own_parameters(), trainee.game.average.module.own_parameters()
+    live, average = trainee.method.own_parameters(), trainee.game.average.module.own_parameters()
     with torch.no_grad():
         for name, parameter in live.items():
             parameter.fill_(2.0)
@@ -193,7 +193,7 @@ def test_all_histories_of_a_user_are_in_one_fold_of_the_map(monkeypatch):
             folds.setdefault(one, set()).add(its_fold)
 
     users = make_users()
-    monkeypatch.setattr(EliminatorPack, "fit_transport", fit)
+    monkeypatch.setattr(StackedEliminators, "fit_transport", fit)
     make_trainee(users).fit_transport(prefixes_of(users), 0, 1)
     assert len(folds) == U
     assert {len(of_user) for of_user in folds.values()} == {1}
@@ -238,7 +238,7 @@ def test_two_workers_fit_validate_and_keep_as_one(in_lock_step):
 
     alone = train(users, 0, 1)
     assert alone.figures["val/ndcg/gender"] > 0
-    before = make_trainee(users).candidate.own_parameters()
+    before = make_trainee(users).method.own_parameters()
     assert any(not torch.allclose(tensor, before[name]) for name, tensor in alone.kept.items())
     for one in in_lock_step(lambda rank: train(parts[rank], rank, 2)):
         assert one.figures == pytest.approx(alone.figures, rel=1e-4)
@@ -250,7 +250,7 @@ def test_two_workers_fit_validate_and_keep_as_one(in_lock_step):
 def test_two_workers_set_the_same_bars_as_one(in_lock_step):
     users = make_users()
     parts = [users.only(np.arange(U) % 3 == 0), users.only(np.arange(U) % 3 > 0)]
-    optim = {"keep_share": 1.0, "price": 1.0}
+    optim = {"min_ndcg_ratio": 1.0, "leakage_budget": 1.0}
     alone = make_trainee(users, optim=optim)
     assert alone.bars[PAIR[0]] < 0.99 * alone.figures["val/ndcg/none"]  # gender is told
     for one in in_lock_step(lambda rank: make_trainee(parts[rank], rank, 2, optim=optim)):

@@ -43,18 +43,18 @@ def eliminators(
 def test_other_groups_of_territories_are_another_run(tmp_path):
     propensity(tmp_path, [0, 1]).save()
     with pytest.raises(UserError, match="run 'run' was begun with other territory groups: choose another name"):
-        propensity(tmp_path, [1, 0]).or_begun()
-    assert propensity(tmp_path, [0, 1]).or_begun() == propensity(tmp_path, [0, 1])
+        propensity(tmp_path, [1, 0]).resume_or_new()
+    assert propensity(tmp_path, [0, 1]).resume_or_new() == propensity(tmp_path, [0, 1])
 
 
 def test_another_backbone_is_another_run(tmp_path):
     eliminators(tmp_path, "b").save()
     with pytest.raises(UserError, match=r"was begun on another state of its backbone \(hash b, now c\)"):
-        eliminators(tmp_path, "c").or_begun()
+        eliminators(tmp_path, "c").resume_or_new()
 
 
 @pytest.mark.parametrize("status", ["training", "done"])
 def test_an_unfinished_run_goes_on_with_the_new_jobs_and_a_finished_one_stays(tmp_path, status):
     eliminators(tmp_path, "b", status, retries=1).save()
-    found = eliminators(tmp_path, "b", retries=3).or_begun()
+    found = eliminators(tmp_path, "b", retries=3).resume_or_new()
     assert (found.status, found.config.retries) == (status, 1 if status == "done" else 3)

@@ -24,18 +24,18 @@ from mtrec_ray.jobs.audit_config import AuditConfig
 from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.bundle_config import BundleConfig
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.models.eliminators import EliminatorPack
+from mtrec_ray.models.eliminators import StackedEliminators
+from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, read_users, sequence_batches
 from mtrec_ray.streams.ordered import read_here
-from mtrec_ray.streams.sequences import SequenceConfig, Sequences, is_attacked
-from mtrec_ray.streams.windows import WindowPlan, make_window_plan, read_users, window_batches
+from mtrec_ray.streams.sequences import SequenceConfig, Sequences, in_audit_split
 from mtrec_ray.training import backbone, backbone_loop, eliminators, eliminators_loop, pack_trainee
 from mtrec_ray.training.backbone_config import BackboneConfig
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators_config import EliminatorsConfig
-from mtrec_ray.training.eliminators_run import EliminatorsRecord, is_done, load_candidates, weights_uri
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, is_done, load_methods, weights_uri
 from mtrec_ray.training.pack_trainee import PackTrainee
+from mtrec_ray.tuning.data import map_here
 from tests.tuning.conftest import build_here
-from tuning.data import map_here
 
 BUCKETS = 3
 
@@ -98,8 +98,8 @@ def one_worker(monkeypatch) -> Callable[..., OneWorker]:
         for driver, loop in ((backbone, backbone_loop), (eliminators, eliminators_loop)):
             monkeypatch.setattr(driver, "fit", worker.fit)
             monkeypatch.setattr(driver, "check_resources", lambda runner: None)
-            monkeypatch.setattr(driver, "make_window_plan", partial(make_window_plan, map_over=map_here))
-            monkeypatch.setattr(loop, "window_batches", partial(window_batches, stream=read_here))
+            monkeypatch.setattr(driver, "make_sequence_plan", partial(make_sequence_plan, map_over=map_here))
+            monkeypatch.setattr(loop, "sequence_batches", partial(sequence_batches, stream=read_here))
         monkeypatch.setattr(eliminators, "jobs_that_fit", lambda runner: 1)
         return worker
 
@@ -112,7 +112,7 @@ def backbone_config(lake: Lake, runs: Path, **settings: Any) -> BackboneConfig:
         "runs": str(runs),
         "name": "backbone",
         "model": {"width": 16},
-        "optim": {"epochs": 4, "evaluate_every": 2, "lanes": 2, "batch_windows": 16},
+        "optim": {"epochs": 4, "evaluate_every": 2, "lanes": 2, "batch_crops": 16},
         "runner": {"checkpoint_every_s": 0},
     }
     return validate_config(BackboneConfig, document | settings)
@@ -124,7 +124,7 @@ def eliminators_config(source: BackboneRecord, runs: Path, **settings: Any) -> E
         "runs": str(runs),
         "name": "eliminators",
         "combinations": "gender,gender+age",
-        "optim": {"epochs": 4, "lanes": 2, "batch_windows": 16, "keep_share": 0.5},
+        "optim": {"epochs": 4, "lanes": 2, "batch_crops": 16, "min_ndcg_ratio": 0.5},
         "transport": {"passes": 4, "later_passes": 2},
         "runner": {"checkpoint_every_s": 0},
     }
@@ -217,8 +217,8 @@ def test_nothing_of_a_pack_sees_the_attackers_users(lake, source, one_worker, mo
     one_worker(tmp_path / "watched")
     seen: dict[str, list[np.ndarray]] = {"windows": [], "prefixes": [], "looks": []}
 
-    def read(lake: Lake, bucket: int, config: SequenceConfig, without_attacked: bool) -> Sequences:
-        found = read_users(lake, bucket, config, without_attacked)
+    def read(lake: Lake, bucket: int, config: SequenceConfig, train_split_only: bool) -> Sequences:
+        found = read_users(lake, bucket, config, train_split_only)
         seen["windows"].append(found.keys)
         return found
 
@@ -231,55 +231,53 @@ def test_nothing_of_a_pack_sees_the_attackers_users(lake, source, one_worker, mo
         return stacked_metrics(users, *vectors)
 
     stream = partial(read_here, read=read)
-    monkeypatch.setattr(eliminators_loop, "window_batches", partial(window_batches, stream=stream))
+    monkeypatch.setattr(eliminators_loop, "sequence_batches", partial(sequence_batches, stream=stream))
     monkeypatch.setattr(PackTrainee, "fit_transport", match)
     monkeypatch.setattr(pack_trainee, "stacked_metrics", measure)
     eliminators.train_eliminators(eliminators_config(source, tmp_path / "watched"))
     everybody = np.concatenate([Sequences.read(lake, b, source.config.sequences).keys for b in range(BUCKETS)])
-    open_users = set(everybody[~is_attacked(everybody, source.config.sequences)].tolist())
+    open_users = set(everybody[~in_audit_split(everybody, source.config.sequences)].tolist())
     assert 0 < len(open_users) < len(everybody)
     for where, keys in seen.items():
         assert set(np.concatenate(keys).tolist()) == open_users, where
 
 
-@pytest.mark.parametrize(("told", "share"), [(0.5, 0.25), (1.0, 1.0)])
+@pytest.mark.parametrize(("told", "strength"), [(0.5, 0.25), (1.0, 1.0)])
 def test_a_map_is_used_as_far_as_it_keeps_enough_accuracy(
-    source, one_worker, monkeypatch, tmp_path, caplog, told: float, share: float
+    source, one_worker, monkeypatch, tmp_path, caplog, told: float, strength: float
 ):
-    """The first combination's NDCG@10 is told to be the backbone's at a share of a quarter, the second's always.
-
-    A gender that the backbone tells half the time may cost what keep_share allows, half of NDCG@10; one that it always
-    tells 0.7 of it.
-    """
+    """The first combination's NDCG@10 is the backbone's up to strength 0.25, the second's at every strength."""
 
     def validate(trainee: PackTrainee, users: Any) -> list[float]:
         average: Any = trainee.game.average.module
-        share = average.pack.transport_share[0].item()
-        return [trainee.figures["val/ndcg/none"] * (1.0 if share <= 0.25 else 0.4), trainee.figures["val/ndcg/none"]]
+        strength = average.pack.transport_strength[0].item()
+        return [trainee.figures["val/ndcg/none"] * (1.0 if strength <= 0.25 else 0.4), trainee.figures["val/ndcg/none"]]
 
-    def share_of_one(pack: Any, *args: Any, fit: Any = EliminatorPack.fit_transport, **settings: Any) -> None:
+    def share_of_one(pack: Any, *args: Any, fit: Any = StackedEliminators.fit_transport, **settings: Any) -> None:
         fit(pack, *args, **settings)
-        if settings["find_share"]:
-            pack.transport_share.fill_(1.0)
+        if settings["find_strength"]:
+            pack.transport_strength.fill_(1.0)
 
     one_worker(tmp_path / "bounded")
     monkeypatch.setattr(PackTrainee, "_validate", validate)
-    monkeypatch.setattr(EliminatorPack, "fit_transport", share_of_one)
-    monkeypatch.setattr(pack_trainee, "advantages", lambda *_: {"gender": told, "age": 0.0})
-    optim = {"epochs": 4, "lanes": 2, "batch_windows": 16, "keep_share": 0.5, "price": 0.7}
+    monkeypatch.setattr(StackedEliminators, "fit_transport", share_of_one)
+    monkeypatch.setattr(pack_trainee, "probe_leakage", lambda *_: {"gender": told, "age": 0.0})
+    optim = {"epochs": 4, "lanes": 2, "batch_crops": 16, "min_ndcg_ratio": 0.5, "leakage_budget": 0.7}
     run = eliminators.train_eliminators(eliminators_config(source, tmp_path / "bounded", optim=optim))
-    assert run.metrics["val/ndcg_least/gender"] == pytest.approx(
+    assert run.metrics["val/ndcg_floor/gender"] == pytest.approx(
         min(0.5, 1 - 0.7 * told**2) * run.metrics["val/ndcg/none"]
     )
-    (candidate,) = load_candidates(run, load_backbone(source))
-    assert candidate.own_parameters()["pack.transport_share"].flatten().tolist() == [share, 1.0]
+    (method,) = load_methods(run, load_backbone(source))
+    assert method.own_parameters()["pack.transport_strength"].flatten().tolist() == [strength, 1.0]
     first, second = (combination_name(combination) for combination in run.combinations)
-    assert [run.metrics[f"share/{name}"] for name in (first, second)] == [share, 1.0]
-    assert [run.metrics[f"share_confirmed/{name}"] for name in (first, second)] == [1.0, 1.0]
-    bounded = [message for message in caplog.messages if "hides less than it could" in message]
-    assert len(bounded) == (share < 1)
-    assert all(message.startswith(f"combination {first} ") for message in bounded)
-    assert all(f"lets {share:g} of its map be used, other users confirm 1;" in message for message in bounded)
+    assert [run.metrics[f"strength/{name}"] for name in (first, second)] == [strength, 1.0]
+    assert [run.metrics[f"strength_confirmed/{name}"] for name in (first, second)] == [1.0, 1.0]
+    bounded = [message for message in caplog.messages if "transport strength limited" in message]
+    assert len(bounded) == (strength < 1)
+    assert all(message.startswith(f"combination {first}:") for message in bounded)
+    assert all(
+        f"limited to {strength:g} by the accuracy floor; cross-validation supports 1;" in message for message in bounded
+    )
 
 
 def test_a_pack_that_fails_is_tried_again_and_redone_alone_to_the_same_weights(
@@ -307,8 +305,8 @@ def test_a_pack_that_fails_is_tried_again_and_redone_alone_to_the_same_weights(
     assert Path(weights_uri(record, "pack001")).stat().st_mtime_ns == untouched
     straight = eliminators.train_eliminators(eliminators_config(source, tmp_path / "straight", pack_size=1))
     assert content(again) == content(straight)
-    (candidate,) = load_candidates(again, load_backbone(source))  # both packs, stacked
-    assert candidate.combinations == (("gender",), ("gender", "age"))
+    (method,) = load_methods(again, load_backbone(source))  # both packs, stacked
+    assert method.combinations == (("gender",), ("gender", "age"))
 
 
 def test_masks_of_a_backbone_that_has_none_are_refused(source, one_worker, tmp_path):
@@ -376,16 +374,16 @@ def test_a_worker_without_validation_users_takes_part(source, one_worker, monkey
     assert eliminators.train_eliminators(eliminators_config(source, tmp_path / "nobody")).status == "done"
 
 
-def plan_whose_validation_needs(lake: Lake, users: int, without_attacked: bool) -> WindowPlan:
+def plan_whose_validation_needs(lake: Lake, users: int, train_split_only: bool) -> SequencePlan:
     """Of a split in which fewer of optim.validation_users would draw nobody."""
     splits = (SequenceConfig(split_seed=seed) for seed in range(100))
-    plans = (make_window_plan(lake, split, 20, without_attacked, map_over=map_here) for split in splits)
-    return next(plan for plan in plans if plan.lowest_lot * plan.users > users - 1)
+    plans = (make_sequence_plan(lake, split, 20, train_split_only, map_over=map_here) for split in splits)
+    return next(plan for plan in plans if plan.min_sampling_hash * plan.users > users - 1)
 
 
 def test_a_backbone_that_nobody_would_validate_is_refused_before_there_is_a_run(lake, one_worker, tmp_path):
     one_worker(tmp_path / "drawn")
-    plan = plan_whose_validation_needs(lake, 2, without_attacked=False)
+    plan = plan_whose_validation_needs(lake, 2, train_split_only=False)
     config = backbone_config(
         lake, tmp_path, sequences=plan.sequences.model_dump(), optim={"validation_users": 1, "epochs": 1}
     )
@@ -396,7 +394,7 @@ def test_a_backbone_that_nobody_would_validate_is_refused_before_there_is_a_run(
 
 def test_eliminators_that_nobody_would_validate_are_refused_and_the_mend_holds(lake, one_worker, tmp_path):
     one_worker(tmp_path / "drawn")
-    plan, optim = plan_whose_validation_needs(lake, 3, without_attacked=True), {"epochs": 1, "batch_windows": 16}
+    plan, optim = plan_whose_validation_needs(lake, 3, train_split_only=True), {"epochs": 1, "batch_crops": 16}
     source = backbone.train_backbone(
         backbone_config(lake, tmp_path, sequences=plan.sequences.model_dump(), optim=optim)
     )

@@ -13,9 +13,9 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.tuning.config import EliminatorsSearchConfig
+from mtrec_ray.tuning.data import map_here
 from tests.jobs.untrained import write_backbone
-from tuning.config import EliminatorsSearchConfig
-from tuning.data import map_here
 
 
 def build_here(folder: Path, num_buckets: int, **settings: Any) -> Lake:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 
-import tuning.affinity
+import mtrec_ray.tuning.affinity
 from mtrec_ray.config import validate_config
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.two_tower import TwoTower
@@ -22,10 +22,17 @@ from mtrec_ray.streams.pairs import Pairs
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import BucketPairs, StepRows
 from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.tuning.affinity import (
+    GradientSums,
+    Negatives,
+    add_gradients,
+    expected_pairs,
+    gradient_evidence,
+    positives,
+)
+from mtrec_ray.tuning.data import TrialCache, TrialData
 from tests.steps.cases import NUM_TITLES, TITLE_WIDTH, USER_WIDTH, D, make_model
 from tests.tuning.conftest import build_here, small_config
-from tuning.affinity import GradientSums, Negatives, add_gradients, expected_pairs, gradient_evidence, positives
-from tuning.data import TrialCache, TrialData
 
 NUM_TERRITORIES, NUM_USERS = 4, 24
 IDENTITY = torch.eye(D, dtype=torch.float64)
@@ -113,7 +120,7 @@ def autograd_gradient(model: TwoTower, rows: StepRows, territory: int, rate: flo
 
 @pytest.mark.parametrize(("rate", "max_titles"), [(0.0, 1000), (0.3, 1000), (0.3, 5)])
 def test_the_sums_are_autograds_gradient_of_each_territory(rate, max_titles, monkeypatch):
-    monkeypatch.setattr(tuning.affinity, "MAX_TITLES", max_titles)
+    monkeypatch.setattr(mtrec_ray.tuning.affinity, "MAX_TITLES", max_titles)
     model, rows = model_after_some_steps(), make_rows()
     sums = summed(model, [rows], rate=rate)
     for territory in range(NUM_TERRITORIES - 1):
@@ -204,16 +211,16 @@ def test_all_positives_of_the_sample_are_looked_at(trial_lake):
         rows = positives(bucket, data, plan)
         assert rows.label.all()
         counts += np.bincount(rows.territory, weights=np.diff(rows.offsets), minlength=len(counts)).astype(int)
-    assert counts.tolist() == plan.phases[0].positives
+    assert counts.tolist() == plan.periods[0].positives
 
 
 def test_a_positive_is_looked_at_with_the_embedding_of_its_fold(trial_lake, monkeypatch):
     plan, data = plan_and_data(trial_lake)
-    plan = plan.model_copy(update={"phases": [plan.phases[0].model_copy(update={"num_folds": 2})]})
+    plan = plan.model_copy(update={"periods": [plan.periods[0].model_copy(update={"num_folds": 2})]})
     territory, sampled, vectors = np.array([0, 1, 2]), np.array([0, 2]), np.arange(12.0).reshape(3, 2, 2)
     pairs = Pairs(np.array([0, 0, 2]), np.array([5, 6, 7]), np.ones(3, dtype=bool))
     found = BucketPairs(SimpleNamespace(territory=territory), sampled, pairs, np.array([1, 0, 3]), vectors)  # pyright: ignore
-    monkeypatch.setattr(tuning.affinity, "read_pairs", lambda *_: found)
+    monkeypatch.setattr(mtrec_ray.tuning.affinity, "read_pairs", lambda *_: found)
     rows = positives(0, data, plan)
     assert rows.embedding.tolist() == [vectors[0, 0].tolist(), vectors[0, 1].tolist(), vectors[2, 1].tolist()]
     assert rows.territory.tolist() == [0, 0, 2]

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
-from tuning.clustering import SLACK, Evidence, _Climber, balanced_clusters, gain, renumbered
+from mtrec_ray.tuning.clustering import SLACK, Evidence, _Climber, balanced_clusters, gain, renumbered
 
 
 def planted(seed: int, num_territories: int = 24, num_groups: int = 4, width: int = 12) -> tuple[Evidence, np.ndarray]:

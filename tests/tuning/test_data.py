@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-import tuning.data
+import mtrec_ray.tuning.data
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.config import SampleConfig
@@ -16,7 +16,7 @@ from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import StepRows, read_pairs, training_batches
 from mtrec_ray.streams.sampling import VALIDATION, split_of
 from mtrec_ray.streams.scored_users import FixedCandidates
-from tuning.data import TrialCache, TrialData, trial_data, validation_chunks
+from mtrec_ray.tuning.data import TrialCache, TrialData, trial_data, validation_chunks
 
 SAMPLE = SampleConfig(validation_fraction=0.3, alpha=4.0)
 
@@ -141,15 +141,15 @@ class CountedReads:
     def __init__(self) -> None:
         self.buckets: list[int] = []
 
-    def __call__(self, phase: int, bucket: int, lake: Lake, plan: PairPlan):
+    def __call__(self, period: int, bucket: int, lake: Lake, plan: PairPlan):
         self.buckets.append(bucket)
-        return read_pairs(phase, bucket, lake, plan)
+        return read_pairs(period, bucket, lake, plan)
 
 
 @pytest.fixture
 def reads(monkeypatch) -> CountedReads:
     counted = CountedReads()
-    monkeypatch.setattr(tuning.data, "read_pairs", counted)
+    monkeypatch.setattr(mtrec_ray.tuning.data, "read_pairs", counted)
     return counted
 
 
@@ -191,5 +191,5 @@ def test_the_pairs_of_the_last_two_samples_are_remembered(trial_lake, reads):
 def test_no_pair_of_a_held_back_day_is_trained_on(trial_lake):
     data = trial_data(trial_lake, calendar_of(trial_lake), None, 7)
     plan = TrialCache().plan(data, SAMPLE)
-    assert plan.phases[0].end == data.validation[0]
-    assert len(plan.phases) == 1
+    assert plan.periods[0].end == data.validation[0]
+    assert len(plan.periods) == 1

@@ -11,16 +11,16 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import read_json
 from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.training.eliminators_config import EliminatorsConfig
+from mtrec_ray.tuning.config import EliminatorsSearchConfig
+from mtrec_ray.tuning.eliminators_search import check, choose, search_eliminators
+from mtrec_ray.tuning.results import DONE, SearchResult, TrialRow
+from mtrec_ray.tuning.search import Goal, Prepared, confirm
+from mtrec_ray.tuning.space import Space
 from tests.tuning.conftest import fair_search
-from tuning.config import EliminatorsSearchConfig
-from tuning.eliminators_search import check, choose, search_eliminators
-from tuning.results import DONE, SearchResult, TrialRow
-from tuning.search import Goal, Prepared, confirm
-from tuning.space import Space
 
 
 @pytest.mark.parametrize(
-    ("keep_share", "chosen"),
+    ("min_ndcg_ratio", "chosen"),
     [
         (0.9, "leaks least"),
         (0.98, "as little"),  # beside one that leaks as little, and one that leaks more and is better still
@@ -28,7 +28,7 @@ from tuning.space import Space
         (1.1, "best"),  # none keeps it
     ],
 )
-def test_the_choice_leaks_least_of_those_that_keep_their_accuracy(keep_share, chosen):
+def test_the_choice_leaks_least_of_those_that_keep_their_accuracy(min_ndcg_ratio, chosen):
     figures = {
         "as little, dearer": (0.01, 0.980),
         "as little": (0.01, 0.990),
@@ -39,8 +39,8 @@ def test_the_choice_leaks_least_of_those_that_keep_their_accuracy(keep_share, ch
         TrialRow(name, DONE, {}, {"leakage/mean": leakage, "ndcg_share/mean": share, "ndcg@10/mean": share / 2}, [])
         for name, (leakage, share) in figures.items()
     ]
-    assert choose(rows, keep_share).trial_id == chosen
-    assert choose(rows[::-1], keep_share).trial_id == chosen
+    assert choose(rows, min_ndcg_ratio).trial_id == chosen
+    assert choose(rows[::-1], min_ndcg_ratio).trial_id == chosen
 
 
 class TestRefusals:
@@ -50,10 +50,10 @@ class TestRefusals:
             ({"workers": 2}, "trains in one process"),
             ({"combinations": "gender,shoe"}, "no attribute 'shoe'"),
             ({"buckets": 3}, "buckets = 3: the lake has 2"),
-            ({"base": {"optim": {"keep_share": 0.9}}}, "decided by keep_share of the search"),
-            ({"space": {"optim.keep_share": [0.5]}}, "space: optim.keep_share has no say"),
-            ({"base": {"optim": {"price": 0.1}}}, "decided by keep_share of the search"),
-            ({"space": {"optim.price": [0.5]}}, "space: optim.price has no say"),
+            ({"base": {"optim": {"min_ndcg_ratio": 0.9}}}, "decided by min_ndcg_ratio of the search"),
+            ({"space": {"optim.min_ndcg_ratio": [0.5]}}, "space: optim.min_ndcg_ratio has no say"),
+            ({"base": {"optim": {"leakage_budget": 0.1}}}, "decided by min_ndcg_ratio of the search"),
+            ({"space": {"optim.leakage_budget": [0.5]}}, "space: optim.leakage_budget has no say"),
             ({"space": {"adversary.wait": [1]}}, "adversary.wait"),
             ({"space": {"shape.num_prompts": {"low": -3, "high": 4}}}, "shape.num_prompts"),
             ({"space": {"combinations": ["gender"]}}, "one for all"),
@@ -88,11 +88,11 @@ class TestRefusals:
         check(fair_search(backbone, base={"method": "filter"}))
 
     def test_a_backbone_of_half_the_open_users(self, backbone, tmp_path: Path):
-        sequences = backbone.config.sequences.model_copy(update={"open_half": "lower"})
+        sequences = backbone.config.sequences.model_copy(update={"train_half": "lower"})
         config = backbone.config.model_copy(update={"runs": str(tmp_path), "sequences": sequences})
         half = backbone.model_copy(update={"config": config})
         half.save()
-        with pytest.raises(UserError, match=r"sequences\.open_half = 'lower'"):
+        with pytest.raises(UserError, match=r"sequences\.train_half = 'lower'"):
             check(fair_search(half))
 
     def test_an_unfinished_backbone(self, backbone, tmp_path: Path):
@@ -168,7 +168,7 @@ class TestEachCombinationByItself:
             ({"shared": True}, True, r"shared = False \(now True\): choose another name"),
             ({"shared": True}, False, "begun before"),
             ({"combinations": "age"}, True, r"combinations = 'gender,age' \(now 'age'\)"),
-            ({"keep_share": 0.9}, True, r"keep_share = 0.98 \(now 0.9\)"),
+            ({"min_ndcg_ratio": 0.9}, True, r"min_ndcg_ratio = 0.98 \(now 0.9\)"),
             ({"name": "other"}, True, "no search"),
         ],
     )

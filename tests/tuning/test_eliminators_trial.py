@@ -9,16 +9,16 @@ import torch
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.streams import windows
+from mtrec_ray.streams import crops
 from mtrec_ray.streams.held_out import HeldOutUsers
-from mtrec_ray.streams.sequences import SequenceConfig, Sequences, is_attacked
+from mtrec_ray.streams.sequences import SequenceConfig, Sequences, in_audit_split
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
+from mtrec_ray.tuning import eliminators_trial
+from mtrec_ray.tuning.data import TrialCache
+from mtrec_ray.tuning.eliminators_search import EliminatorsPlans
+from mtrec_ray.tuning.eliminators_trial import METRICS, EliminatorsTrial
+from mtrec_ray.tuning.space import Space
 from tests.tuning.conftest import fair_search
-from tuning import eliminators_trial
-from tuning.data import TrialCache
-from tuning.eliminators_search import EliminatorsPlans
-from tuning.eliminators_trial import METRICS, EliminatorsTrial
-from tuning.space import Space
 
 
 def trial(backbone: BackboneRecord, buckets: int | None = None, **settings: Any) -> EliminatorsTrial:
@@ -31,31 +31,31 @@ def trial(backbone: BackboneRecord, buckets: int | None = None, **settings: Any)
 class TestHalves:
     def test_the_halves_of_the_open_users_are_disjoint_and_whole_and_hold_no_attacked_user(self):
         keys = np.random.default_rng(0).integers(0, 2**63, 5000).astype(np.uint64)
-        split = SequenceConfig(attacked_fraction=0.4)
-        audited = is_attacked(keys, split)
-        lower = ~is_attacked(keys, split.model_copy(update={"open_half": "lower"}))
-        upper = ~is_attacked(keys, split.model_copy(update={"open_half": "upper"}))
+        split = SequenceConfig(audit_fraction=0.4)
+        audited = in_audit_split(keys, split)
+        lower = ~in_audit_split(keys, split.model_copy(update={"train_half": "lower"}))
+        upper = ~in_audit_split(keys, split.model_copy(update={"train_half": "upper"}))
         assert not (lower & upper).any()
         np.testing.assert_array_equal(lower | upper, ~audited)
         assert lower.sum() == pytest.approx(1500, rel=0.1)
 
     def test_no_half_is_trained_on_users_of_an_audit_or_of_its_own_attackers(self, backbone, monkeypatch):
         read: dict[str, list[np.ndarray]] = {"lower": [], "upper": []}
-        original, original_prefixes = windows.read_users, eliminators_trial.read_prefixes
+        original, original_prefixes = crops.read_users, eliminators_trial.read_prefixes
 
-        def watched(lake: Lake, bucket: int, config: SequenceConfig, without_attacked: bool):
-            found = original(lake, bucket, config, without_attacked)
-            assert without_attacked
-            read[config.open_half].append(found.keys)
+        def watched(lake: Lake, bucket: int, config: SequenceConfig, train_split_only: bool):
+            found = original(lake, bucket, config, train_split_only)
+            assert train_split_only
+            read[config.train_half].append(found.keys)
             return found
 
         def watched_prefixes(lake: Lake, config: SequenceConfig, *arguments: Any):
             found = original_prefixes(lake, config, *arguments)
-            read[config.open_half].append(found.keys)
+            read[config.train_half].append(found.keys)
             return found
 
         monkeypatch.setattr(eliminators_trial, "read_prefixes", watched_prefixes)
-        monkeypatch.setattr(windows, "read_users", watched)
+        monkeypatch.setattr(crops, "read_users", watched)
         monkeypatch.setattr("tuning.data.read_users", watched)
         trial(backbone).advance()
         lower, upper = (np.unique(np.concatenate(read[half])) for half in ("lower", "upper"))
@@ -63,22 +63,22 @@ class TestHalves:
         assert len(upper)
         assert not np.intersect1d(lower, upper).size
         for keys in (lower, upper):
-            assert not is_attacked(keys, backbone.config.sequences).any()
+            assert not in_audit_split(keys, backbone.config.sequences).any()
 
     def test_each_half_is_represented_by_what_the_other_one_trained(self, backbone, monkeypatch):
         number = {"lower": 1.0, "upper": 2.0}
 
         def trained(one, record, pack, model, users: HeldOutUsers, sequences: SequenceConfig) -> SimpleNamespace:
             assert len(users)
-            assert not is_attacked(users.keys, sequences).any()
+            assert not in_audit_split(users.keys, sequences).any()
             shape = len(record.packs[pack]), 1, backbone.config.model.width
-            vectors = torch.full(shape, number[sequences.open_half])
+            vectors = torch.full(shape, number[sequences.train_half])
             return SimpleNamespace(backbone=model, user_vectors=lambda history, _: vectors.expand(-1, len(history), -1))
 
         monkeypatch.setattr(EliminatorsTrial, "_train_pack", trained)
         one = trial(backbone)
-        users = one._open_users()
-        lower = ~is_attacked(users.keys, one._sequences("lower"))
+        users = one._train_split_users()
+        lower = ~in_audit_split(users.keys, one._sequences("lower"))
         found = one._train(load_backbone(backbone), users)
         assert [len(combination) for combination in found] == [1, 2]
         for represented in found.values():
@@ -121,8 +121,8 @@ class TestFigures:
 
     def test_what_two_eliminators_leave_with_opposite_signs_is_read_in_each_half(self, backbone):
         one = trial(backbone)
-        users, gender = one._open_users(), list(backbone.attributes).index("gender")
-        lower = is_attacked(users.keys, one._sequences("lower"))
+        users, gender = one._train_split_users(), list(backbone.attributes).index("gender")
+        lower = in_audit_split(users.keys, one._sequences("lower"))
         left = np.where(lower, 1, -1) * (2 * users.attribute_index[:, gender] - 1)
         vectors = torch.randn(len(users), 4, generator=torch.Generator().manual_seed(0))
         vectors[:, 0] += torch.from_numpy(2 * left)
@@ -139,7 +139,7 @@ class TestFigures:
     )
     def test_too_few_users_to_attack_are_said_and_what_would_give_more(self, backbone, settings, fix):
         one = trial(backbone, **settings)
-        users = one._open_users()
+        users = one._train_split_users()
         few = users.only(np.arange(len(users)) < 12)
         says = rf"half of the users open to training: attribute 'gender': .* too few .*; {fix}"
         with pytest.raises(UserError, match=says):
@@ -147,11 +147,11 @@ class TestFigures:
 
     def test_a_saved_trial_has_nothing_left_to_do(self, backbone, tmp_path):
         one = trial(backbone)
-        one.looks_done = 1
+        one.validations_done = 1
         one.save(tmp_path)
         other = trial(backbone)
         other.load(tmp_path)
-        assert other.looks_done == other.num_looks
+        assert other.validations_done == other.num_validations
 
 
 def test_threads_are_those_of_the_worker(backbone):

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Manifest, Territory
 from mtrec_ray.streams.groups import make_groups
+from mtrec_ray.tuning.clustering import Evidence
+from mtrec_ray.tuning.partitions import Partition, PartitionMaker, PartitionSpec, at_random, by_volume, with_moves
 from tests.streams.lakes import CALENDAR
-from tuning.clustering import Evidence
-from tuning.partitions import Partition, PartitionMaker, PartitionSpec, at_random, by_volume, with_moves
 
 NAMES = [f"T{number}" for number in range(8)]
 MANIFEST = Manifest(

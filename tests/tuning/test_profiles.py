@@ -10,9 +10,9 @@ from mtrec_ray.hashing import bucket_of, user_keys
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.sampling import TRAIN, split_of
+from mtrec_ray.tuning.data import map_here
+from mtrec_ray.tuning.profiles import count_discoveries, taste_evidence
 from tests.streams.lakes import CALENDAR, day, event_table, title_table, write_lake
-from tuning.data import map_here
-from tuning.profiles import count_discoveries, taste_evidence
 
 SAMPLE = SampleConfig(test_fraction=0.3, validation_fraction=0.3)
 USERS = [f"u{number}" for number in range(80)]

@@ -12,15 +12,15 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.training.propensity_config import PropensityConfig
-from tuning import propensity_search
-from tuning.clustering import Evidence
-from tuning.config import PropensitySearchConfig
-from tuning.data import map_here
-from tuning.partitions import Partition
-from tuning.profiles import count_discoveries
-from tuning.propensity_search import PropensityPlans, check, search_propensity
-from tuning.search import Goal
-from tuning.space import GROUPS, Space
+from mtrec_ray.tuning import propensity_search
+from mtrec_ray.tuning.clustering import Evidence
+from mtrec_ray.tuning.config import PropensitySearchConfig
+from mtrec_ray.tuning.data import map_here
+from mtrec_ray.tuning.partitions import Partition
+from mtrec_ray.tuning.profiles import count_discoveries
+from mtrec_ray.tuning.propensity_search import PropensityPlans, check, search_propensity
+from mtrec_ray.tuning.search import Goal
+from mtrec_ray.tuning.space import GROUPS, Space
 
 TERRITORIES = ["T001", "T002", "T003", "T004"]
 HALVES = Partition("taste:2", ("group1", "group2"), (0, 1, 0, 1))
@@ -145,7 +145,7 @@ class TestWhatIsHandedOn:
         assert [params[GROUPS] for params in prepared.first] == ["one", "affinity:2", "random:2:0"]
         assert {params["moves"] for params in prepared.first} == {0}
         assert prepared.num_groups == {"one": 1, "affinity:2": 2, "random:2:0": 2}
-        assert (prepared.num_looks, prepared.reduction_factor) == (3, 4)
+        assert (prepared.num_validations, prepared.reduction_factor) == (3, 4)
 
     def test_the_largest_territories_may_move(self, begun):
         calendar = begun["lake"].manifest.calendar
@@ -157,7 +157,7 @@ class TestWhatIsHandedOn:
         assert begun["run"][1].space.movable == tuple(names[territory] for territory in largest)
 
     def test_a_trial_is_told_what_the_search_was(self, begun):
-        plan = begun["run"][1].make_plan(begun["run"][1].first[1])
+        plan = begun["run"][1].make_trial_spec(begun["run"][1].first[1])
         for key in ("validation_days", "validation_users", "num_bootstrap", "looks", "buckets"):
             assert plan[key] == begun["settings"][key]
         assert plan["lake_hash"] == begun["lake"].manifest.lake_hash
@@ -199,7 +199,7 @@ class TestWhatASearchStandsOn:
             search_propensity(recorded, resume=True)
 
     def test_another_lake_is_noticed(self, recorded, tmp_path):
-        known = tmp_path / "searches" / "s" / "stands-on.json"
+        known = tmp_path / "searches" / "s" / "inputs.json"
         document = json.loads(known.read_text())
         (lake,) = [name for name in document if name.startswith("lake")]
         known.write_text(json.dumps(document | {lake: "0" * 16}))
@@ -209,8 +209,8 @@ class TestWhatASearchStandsOn:
 
 def plans(folder: str, space: Space, partitions: dict[str, Partition]) -> PropensityPlans:
     base = {"lake": "lake", "name": "s-best", "sample": {"tau": 0.5}}
-    aside = {"sample.validation_fraction": 0.25}
-    return PropensityPlans(base, space, partitions, TERRITORIES, folder, {"looks": 3}, aside)
+    trial_overrides = {"sample.validation_fraction": 0.25}
+    return PropensityPlans(base, space, partitions, TERRITORIES, folder, {"looks": 3}, trial_overrides)
 
 
 def test_a_trials_partition_is_a_groups_file_with_its_moves_made(tmp_path):

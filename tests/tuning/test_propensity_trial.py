@@ -19,16 +19,16 @@ from mtrec_ray.training.propensity import new_run
 from mtrec_ray.training.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity_loop import make_trainee
 from mtrec_ray.training.propensity_run import schedule_of
+from mtrec_ray.tuning.data import TrialCache, map_here, trial_data
+from mtrec_ray.tuning.kinds import make_trial
+from mtrec_ray.tuning.propensity_trial import METRICS, PropensityTrial, _mean, summary
+from mtrec_ray.tuning.trial import TrialSpec
 from tests.tuning.conftest import small_config
-from tuning.data import TrialCache, map_here, trial_data
-from tuning.kinds import make_trial
-from tuning.propensity_trial import METRICS, PropensityTrial, _mean, summary
-from tuning.trial import Plan
 
 TIMES = {"steps_s", "reading_s", "validating_s"}
 
 
-def plan_of(config: PropensityConfig, **changes) -> Plan:
+def plan_of(config: PropensityConfig, **changes) -> TrialSpec:
     settings = {
         "lake_hash": Lake.open(config.lake).manifest.lake_hash,
         "buckets": None,
@@ -49,7 +49,7 @@ def trial_of(lake: Lake, cache: TrialCache | None = None, **changes) -> Propensi
 def finish(trial: PropensityTrial) -> list[dict[str, float]]:
     """Metrics of the looks that are left, without times."""
     looks = []
-    while trial.looks_done < trial.num_looks:
+    while trial.validations_done < trial.num_validations:
         looks.append({key: value for key, value in trial.advance().items() if key not in TIMES})
     return looks
 
@@ -102,7 +102,7 @@ def test_a_trial_that_goes_on_from_its_first_look_ends_as_a_straight_one(trial_l
     stopped.save(tmp_path)
     resumed = trial_of(trial_lake)
     resumed.load(tmp_path)
-    assert resumed.looks_done == 1
+    assert resumed.validations_done == 1
     assert finish(resumed) == looks[1:]
     assert_same_weights(resumed, straight.trainee.model.state_dict())
 
@@ -116,7 +116,7 @@ def test_a_trial_of_more_looks_than_steps_goes_on_where_it_was(trial_lake, tmp_p
         trial.save(tmp_path)
         resumed = PropensityTrial.of(plan_of(config, looks=7), 0, 1, trial.cache)
         resumed.load(tmp_path)
-        assert resumed.looks_done == done
+        assert resumed.validations_done == done
 
 
 def test_what_trials_share_changes_none_of_them(trial_lake):
@@ -136,9 +136,9 @@ def test_a_trial_ends_in_the_weights_that_its_config_is_trained_to(trial_lake, m
     schedule = schedule_of(record, plan)
     trainee = make_trainee(record, data.lake, torch.device("cpu"), 1)
     for rows in training_batches(data.lake, plan, schedule, 0, 1, stream=read_here):
-        trainee.step(rows, schedule.phase_progress(rows.step))
+        trainee.step(rows, schedule.period_progress(rows.step))
     assert_same_weights(trial, trainee.model.state_dict())
-    left = 1 - schedule.phase_progress(schedule.num_steps - 1)
+    left = 1 - schedule.period_progress(schedule.num_steps - 1)
     assert 0 < left < 0.5
     for group in trial.trainee.optimizer.param_groups:
         assert group["lr"] == pytest.approx(left * group["first_lr"])

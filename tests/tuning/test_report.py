@@ -13,12 +13,12 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from tuning.clustering import Evidence
-from tuning.partitions import Partition
-from tuning.report import in_and_out, most_lifted, partition_table, search_tables
-from tuning.results import DONE, SearchResult, TrialRow
-from tuning.search import Goal, Prepared
-from tuning.space import GROUPS, Space
+from mtrec_ray.tuning.clustering import Evidence
+from mtrec_ray.tuning.partitions import Partition
+from mtrec_ray.tuning.report import in_and_out, most_lifted, partition_table, search_tables
+from mtrec_ray.tuning.results import DONE, SearchResult, TrialRow
+from mtrec_ray.tuning.search import Goal, Prepared
+from mtrec_ray.tuning.space import GROUPS, Space
 
 METRIC = "pr_auc/weighted"
 LR = "optim.lr"

@@ -13,12 +13,22 @@ import pandas as pd
 import pytest
 import yaml
 
-import tuning.plots
+import mtrec_ray.tuning.plots
 from mtrec_ray.training.propensity_config import PropensityConfig
-from tuning.plots import BY_GOAL, plots_page
-from tuning.results import DONE, FAILED, STOPPED, NothingFound, SearchResult, TrialRow, collect, pareto_front, study_of
-from tuning.search import Goal, Prepared
-from tuning.space import Space, parse_space
+from mtrec_ray.tuning.plots import BY_GOAL, plots_page
+from mtrec_ray.tuning.results import (
+    DONE,
+    FAILED,
+    STOPPED,
+    NothingFound,
+    SearchResult,
+    TrialRow,
+    collect,
+    pareto_front,
+    study_of,
+)
+from mtrec_ray.tuning.search import Goal, Prepared
+from mtrec_ray.tuning.space import Space, parse_space
 
 LOOKS = 2
 SPACE, _ = parse_space(
@@ -29,7 +39,7 @@ SPACE, _ = parse_space(
 
 
 def prepared(*goals: Goal, space: Space = SPACE) -> Prepared:
-    return Prepared(space=space, goals=goals, make_plan=lambda params: params, first=[], num_looks=LOOKS)
+    return Prepared(space=space, goals=goals, make_trial_spec=lambda params: params, first=[], num_validations=LOOKS)
 
 
 ONE, TWO = Goal("pr_auc/weighted", "max"), Goal("leakage/mean", "min")
@@ -241,7 +251,7 @@ def test_importance_is_for_low_values_of_a_goal_that_is_minimised_and_high_ones_
     def remember(study: optuna.Study, target: Callable[[Any], float], target_name: str) -> None:
         targets[target_name] = [target(trial) for trial in study.trials]
 
-    monkeypatch.setattr(tuning.plots, "BY_GOAL", {"Importance": remember})
+    monkeypatch.setattr(mtrec_ray.tuning.plots, "BY_GOAL", {"Importance": remember})
     study = two_goals()
     plots_page(study, [TWO.metric, ONE.metric])
     assert targets == {TWO.metric: [0.3, 0.1], ONE.metric: [-0.9, -0.5]}

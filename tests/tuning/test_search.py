@@ -9,14 +9,14 @@ import pyarrow.fs as pafs
 import pytest
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
-from tuning.search import SHOWN, Goal, Prepared, _Progress, _scheduler
-from tuning.space import GROUPS, Space
+from mtrec_ray.tuning.search import SHOWN, Goal, Prepared, _Progress, _scheduler
+from mtrec_ray.tuning.space import GROUPS, Space
 
 CANDIDATES = [{"optim.lr": 1e-3, GROUPS: name, "moves": 0} for name in ("one", "regions")]
 
 
 def scheduler(**changes: Any) -> Any:
-    settings = {"num_looks": 4, "reduction_factor": 2, "first": CANDIDATES} | changes
+    settings = {"num_validations": 4, "reduction_factor": 2, "first": CANDIDATES} | changes
     return _scheduler(Prepared(Space(), (Goal("pr_auc/all", "max"),), lambda params: params, **settings))
 
 
@@ -45,7 +45,7 @@ def test_a_weak_trial_that_is_no_candidate_as_it_is_ends(change):
 
 def test_without_early_stopping_or_looks_every_trial_goes_to_its_end():
     assert type(scheduler(reduction_factor=None)) is FIFOScheduler
-    assert type(scheduler(num_looks=1)) is FIFOScheduler
+    assert type(scheduler(num_validations=1)) is FIFOScheduler
 
 
 def test_a_resumed_search_stops_by_what_its_trials_reported_before(tmp_path):

@@ -21,10 +21,10 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.groups import make_groups
 from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.tuning.config import PropensitySearchConfig
+from mtrec_ray.tuning.propensity_search import search_propensity
+from mtrec_ray.tuning.results import SearchResult
 from tests.tuning.conftest import build_here
-from tuning.config import PropensitySearchConfig
-from tuning.propensity_search import search_propensity
-from tuning.results import SearchResult
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

@@ -8,10 +8,10 @@ import yaml
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.groups import make_groups
-from tuning import show
-from tuning.config import PartitionConfig
-from tuning.data import map_here
-from tuning.show import show_partition
+from mtrec_ray.tuning import show
+from mtrec_ray.tuning.config import PartitionConfig
+from mtrec_ray.tuning.data import map_here
+from mtrec_ray.tuning.show import show_partition
 
 
 @pytest.fixture(autouse=True)

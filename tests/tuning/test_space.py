@@ -13,8 +13,8 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.training.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.propensity_config import PropensityConfig
-from tuning.propensity_search import FIXED
-from tuning.space import (
+from mtrec_ray.tuning.propensity_search import FIXED
+from mtrec_ray.tuning.space import (
     Range,
     Space,
     check_base,
@@ -222,15 +222,15 @@ def test_a_plain_value_is_no_section():
         with_settings({"optim": 3}, {"optim.lr": 1.0})
 
 
-@pytest.mark.parametrize("base", [{"seed": 3}, {"optim": {"keep_share": 0.9}}])
+@pytest.mark.parametrize("base", [{"seed": 3}, {"optim": {"min_ndcg_ratio": 0.9}}])
 def test_a_base_that_sets_what_the_search_decides(base):
-    with pytest.raises(UserError, match=r"base: (seed = 3|optim\.keep_share = 0\.9) has no effect"):
-        check_base(base, {"seed": "seed", "optim.keep_share": "keep_share of the search"})
+    with pytest.raises(UserError, match=r"base: (seed = 3|optim\.min_ndcg_ratio = 0\.9) has no effect"):
+        check_base(base, {"seed": "seed", "optim.min_ndcg_ratio": "min_ndcg_ratio of the search"})
 
 
 @pytest.mark.parametrize("base", [{}, {"optim": 3}, {"optim": {"lr": 1.0}}, {"optim": None}])
 def test_a_base_that_leaves_it_alone(base):
-    check_base(base, {"seed": "seed", "optim.keep_share": "keep_share of the search"})
+    check_base(base, {"seed": "seed", "optim.min_ndcg_ratio": "min_ndcg_ratio of the search"})
 
 
 STARTED = Space(

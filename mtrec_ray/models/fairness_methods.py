@@ -2,7 +2,7 @@
 
 Legend: `K` combinations, `m` attributes, `B` rows, `T` columns, `d` width.
 
-A candidate is a module whose trainable parameters are what the game may move: an eliminator pack on the frozen backbone
+A method is a module whose trainable parameters are what the game may move: an eliminator pack on the frozen backbone
 (paper B; its ablations are settings of the pack), a filter per attribute behind the frozen backbone (Li et al. 2021),
 or a copy of the whole backbone (full fine-tuning, one combination).
 """
@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrec_ray.combinations import Combination
-from mtrec_ray.models.eliminators import EliminatorPack, combination_generator
+from mtrec_ray.models.eliminators import StackedEliminators, combination_generator
 from mtrec_ray.models.sequential import SequentialBackbone
 
 
-class Candidate(nn.Module):
-    """What training and audit ask of every candidate."""
+class FairnessMethod(nn.Module):
+    """What training and audit ask of every method."""
 
     backbone: SequentialBackbone
     combinations: tuple[Combination, ...]
@@ -37,7 +37,7 @@ class Candidate(nn.Module):
         """Called after each optimizer step."""
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
-        """What the candidate adds to the frozen backbone, by name."""
+        """What the method adds to the frozen backbone, by name."""
         return {name: value for name, value in self.named_parameters() if not name.startswith("backbone.")}
 
     def num_parameters(self) -> int:
@@ -45,10 +45,10 @@ class Candidate(nn.Module):
         return sum(parameter[0].numel() for parameter in self.own_parameters().values())
 
 
-class Eliminated(Candidate):
+class EliminatorMethod(FairnessMethod):
     """A pack of eliminators on the frozen backbone."""
 
-    def __init__(self, backbone: SequentialBackbone, pack: EliminatorPack) -> None:
+    def __init__(self, backbone: SequentialBackbone, pack: StackedEliminators) -> None:
         super().__init__()
         self.backbone = backbone.eval().requires_grad_(False)
         self.pack = pack
@@ -68,7 +68,7 @@ class Eliminated(Candidate):
         self.pack.shrink_personal()
 
 
-class Filtered(Candidate):
+class FilterMethod(FairnessMethod):
     """A two-layer filter per attribute behind the frozen backbone; a combination is the mean of its filters' outputs.
 
     Li et al. (SIGIR 2021), their separate method, as paper B compares it: trained for the single attributes, used for
@@ -119,7 +119,7 @@ class Filtered(Candidate):
         return torch.einsum("km,mnd->knd", self.shares, filtered).unflatten(1, vectors.shape[:-1])
 
 
-class FineTuned(Candidate):
+class FineTuningMethod(FairnessMethod):
     """A copy of the whole backbone for one combination: 2^m - 1 full models, the bound on what tuning can reach."""
 
     def __init__(self, backbone: SequentialBackbone, combination: Combination) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtrec_ray.training.readable import advantages
+from mtrec_ray.training.probe_leakage import probe_leakage
 
 U = 400
 NUM_VALUES = {"gender": 2, "age": 3}
@@ -18,7 +18,7 @@ def told(shift: float, known: int = U) -> dict[str, float]:
     vectors[:, 3] += shift * values[:, 0]
     values[known:] = -1
     keys = np.random.default_rng(0).integers(0, 2**63, U).astype(np.uint64)
-    return advantages(vectors, values, keys, NUM_VALUES)
+    return probe_leakage(vectors, values, keys, NUM_VALUES)
 
 
 def test_what_was_planted_is_told_and_noise_is_not():
@@ -36,4 +36,4 @@ def test_of_hardly_anybody_nothing_is_told(known):
 def test_vectors_that_are_all_alike_tell_nothing():
     keys = np.arange(40, dtype=np.uint64)
     values = torch.arange(40)[:, None] % 2
-    assert advantages(torch.ones(40, 8), values, keys, {"gender": 2}) == {"gender": 0.0}
+    assert probe_leakage(torch.ones(40, 8), values, keys, {"gender": 2}) == {"gender": 0.0}

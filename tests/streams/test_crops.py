@@ -10,19 +10,19 @@ import pytest
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import user_keys
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.streams.held_out import sample_lots
-from mtrec_ray.streams.ordered import rows_by_step
-from mtrec_ray.streams.schedule import Schedule, lanes_of_worker
-from mtrec_ray.streams.sequences import TEST_EVENT, VALIDATION_EVENT, SequenceConfig, Sequences, is_attacked
-from mtrec_ray.streams.windows import (
-    WindowBatch,
-    WindowPlan,
+from mtrec_ray.streams.crops import (
+    SequenceBatch,
+    SequencePlan,
     collate,
     in_any_order,
-    make_window_plan,
-    read_windows,
+    make_sequence_plan,
+    read_crops,
     slots_of,
 )
+from mtrec_ray.streams.held_out import sampling_hash
+from mtrec_ray.streams.ordered import rows_by_step
+from mtrec_ray.streams.schedule import Schedule, lanes_of_worker
+from mtrec_ray.streams.sequences import TEST_EVENT, VALIDATION_EVENT, SequenceConfig, Sequences, in_audit_split
 from tests.streams.lakes import day, event_table, title_table, write_lake
 
 LENGTH = 5
@@ -57,38 +57,40 @@ def lake(tmp_path_factory) -> Lake:
     return Lake(lake.uri, manifest)
 
 
-def plan_of(lake: Lake, without_attacked: bool = False) -> WindowPlan:
+def plan_of(lake: Lake, train_split_only: bool = False) -> SequencePlan:
     """Counted without Ray."""
     windows = []
     for bucket in range(lake.manifest.num_buckets):
         sequences = Sequences.read(lake, bucket, CONFIG)
-        kept = sequences.only(~is_attacked(sequences.keys, CONFIG)) if without_attacked else sequences
+        kept = sequences.only(~in_audit_split(sequences.keys, CONFIG)) if train_split_only else sequences
         windows.append(len(slots_of(kept, LENGTH)[0]))
-    return WindowPlan(
+    return SequencePlan(
         lake_hash="",
         sequences=CONFIG,
         length=LENGTH,
-        without_attacked=without_attacked,
+        train_split_only=train_split_only,
         users=1,
         positions=1,
-        windows_per_bucket=windows,
+        crops_per_bucket=windows,
         value_counts=[[0, 0]],
     )
 
 
-def schedule_of(plan: WindowPlan) -> Schedule:
-    return plan.schedule(epochs=3, batch_windows=20, lanes=4, seed=1)
+def schedule_of(plan: SequencePlan) -> Schedule:
+    return plan.schedule(epochs=3, batch_crops=20, lanes=4, seed=1)
 
 
-def read(lake: Lake, plan: WindowPlan, rank: int = 0, num_workers: int = 1, from_step: int = 0) -> list[WindowBatch]:
+def read(
+    lake: Lake, plan: SequencePlan, rank: int = 0, num_workers: int = 1, from_step: int = 0
+) -> list[SequenceBatch]:
     schedule = schedule_of(plan)
     lanes = lanes_of_worker(rank, num_workers, schedule.lanes)
-    blocks = (read_windows(s, lake, plan, from_step, schedule.seed) for s in schedule.segments(lanes, from_step))
+    blocks = (read_crops(s, lake, plan, from_step, schedule.seed) for s in schedule.segments(lanes, from_step))
     steps = range(from_step, schedule.num_steps)
     return [collate(step, tables, LENGTH, 1) for step, tables in rows_by_step(blocks, lanes, steps)]
 
 
-def positions(batches: list[WindowBatch]) -> Counter:
+def positions(batches: list[SequenceBatch]) -> Counter:
     """(title, the title that follows) of every position; each pair belongs to one place of each user that has it."""
     return Counter(
         (int(title), int(target))
@@ -115,30 +117,30 @@ def test_every_position_comes_once_an_epoch_and_held_out_events_never(lake):
         assert positions(batches[epoch * steps : (epoch + 1) * steps]) == expected(long_enough)
 
 
-@pytest.mark.parametrize("without_attacked", [True, False])
-def test_a_plan_counts_the_users_that_are_trained_on_and_no_other(lake, without_attacked):
+@pytest.mark.parametrize("train_split_only", [True, False])
+def test_a_plan_counts_the_users_that_are_trained_on_and_no_other(lake, train_split_only):
     def map_here(function, buckets, *shared, **_):
         return ((bucket, function(bucket, *shared)) for bucket in buckets)
 
     keys = {number: user_keys([user]) for user, number in LENGTHS.items() if number >= CONFIG.min_events}
-    attacked = {number for number, key in keys.items() if is_attacked(key, CONFIG)[0]}
-    trained_on = [number for number in keys if not (without_attacked and number in attacked)]
+    attacked = {number for number, key in keys.items() if in_audit_split(key, CONFIG)[0]}
+    trained_on = [number for number in keys if not (train_split_only and number in attacked)]
     assert 0 < len(attacked) < len(keys)
-    plan = make_window_plan(lake, CONFIG, LENGTH, without_attacked, map_over=map_here)
+    plan = make_sequence_plan(lake, CONFIG, LENGTH, train_split_only, map_over=map_here)
     assert plan.users == len(trained_on)
     assert plan.positions == sum(number - 3 for number in trained_on)
     assert plan.value_counts == [[sum(number % 3 == value for number in trained_on) for value in (0, 1)]]
-    lots = [sample_lots(keys[number], CONFIG)[0] for number in trained_on]
-    assert plan.lowest_lot == min(lots)
+    lots = [sampling_hash(keys[number], CONFIG)[0] for number in trained_on]
+    assert plan.min_sampling_hash == min(lots)
     least = next(users for users in range(1, 100) if min(lots) < users / len(trained_on))
-    assert plan.validation_share(least) == min(1.0, least / len(trained_on))
+    assert plan.validation_fraction_of(least) == min(1.0, least / len(trained_on))
     with pytest.raises(UserError, match=rf"optim.validation_users = 0 draws none .* make it {least} or more"):
-        plan.validation_share(0)
+        plan.validation_fraction_of(0)
 
 
 def test_a_plan_that_an_older_run_wrote_is_read(lake):
     plan = plan_of(lake)
-    assert WindowPlan.model_validate(plan.model_dump(exclude={"lowest_lot"}) | {"short_users": 3}) == plan
+    assert SequencePlan.model_validate(plan.model_dump(exclude={"min_sampling_hash"}) | {"short_users": 3}) == plan
 
 
 def test_windows_are_consecutive_events_with_their_users_values(lake):
@@ -191,11 +193,11 @@ def test_attacked_users_are_left_out(lake):
     keys = user_keys(list(LENGTHS))
     free = {
         user: number
-        for (user, number), attacked in zip(LENGTHS.items(), is_attacked(keys, CONFIG), strict=True)
+        for (user, number), attacked in zip(LENGTHS.items(), in_audit_split(keys, CONFIG), strict=True)
         if not attacked and number >= CONFIG.min_events
     }
     assert 5 < len(free) < 22
-    plan = plan_of(lake, without_attacked=True)
+    plan = plan_of(lake, train_split_only=True)
     steps = schedule_of(plan).steps_per_epoch[0]
     assert positions(read(lake, plan)[:steps]) == expected(free)
 

@@ -16,7 +16,7 @@ RIDGES = np.logspace(-3, 2, 6)
 """Penalties tried, per user and per mean variance of the vectors."""
 
 
-def advantages(vectors: Tensor, values: Tensor, keys: np.ndarray, num_values: Mapping[str, int]) -> dict[str, float]:
+def probe_leakage(vectors: Tensor, values: Tensor, keys: np.ndarray, num_values: Mapping[str, int]) -> dict[str, float]:
     """2 AUC - 1 of planes that are fitted to the other folds' users, macro AUC over values; 0 at chance or below.
 
     Args:
@@ -28,11 +28,11 @@ def advantages(vectors: Tensor, values: Tensor, keys: np.ndarray, num_values: Ma
     fold, found = (mix(keys, "readable") % np.uint64(FOLDS)).astype(np.int64), {}
     for (name, size), column in zip(num_values.items(), values.cpu().t(), strict=True):
         known = column >= 0
-        found[name] = _advantage(vectors[known].cpu(), column[known], fold[known.numpy()], size)
+        found[name] = _attribute_leakage(vectors[known].cpu(), column[known], fold[known.numpy()], size)
     return found
 
 
-def _advantage(vectors: Tensor, values: Tensor, fold: np.ndarray, num_values: int) -> float:
+def _attribute_leakage(vectors: Tensor, values: Tensor, fold: np.ndarray, num_values: int) -> float:
     """Of one attribute that all these users have a value of; 0 where they are too few to be told apart."""
     if len(np.unique(fold)) < 2 or len(values.unique()) < 2:
         return 0.0

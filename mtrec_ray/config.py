@@ -20,6 +20,11 @@ class Config(BaseModel):
     )
 
 
+def advanced(default: Any, **constraints: Any) -> Any:
+    """A setting that few need: `--help` leaves it out, `--help-all` shows it."""
+    return Field(default=default, json_schema_extra={"advanced": True}, **constraints)
+
+
 ConfigT = TypeVar("ConfigT", bound=Config)
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What torch, numpy and Optuna all take."""

@@ -5,13 +5,33 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 ProgressCallback = Callable[[str, int, int], None]
 """(what is being done, how many are done, how many there are)."""
+
+
+class JobResult(Protocol):
+    """What every job returns."""
+
+    @property
+    def metrics(self) -> "pd.DataFrame":
+        """Tidy figures: one row an observation."""
+        ...
+
+    def document(self) -> dict[str, Any]:
+        """A nested, versioned document that `--json` prints."""
+        ...
+
+    def tables(self) -> list[RenderableType]:
+        """What a person reads at the end."""
+        ...
 
 
 def stdout_console() -> Console:

@@ -21,12 +21,13 @@ MAY_IMPORT = {
     "sources": set(),
     "lake": {"sources"},
     "streams": {"lake"},
-    "training": {"models", "steps", "lake", "streams", "evaluation"},
+    "trainers": {"models", "steps", "lake", "streams", "evaluation"},
+    "training": {"trainers", "models", "steps", "lake", "streams", "evaluation"},
     "bundle": {"models"},
-    "jobs": {"sources", "lake", "streams", "models", "steps", "training", "evaluation", "bundle"},
-    "tuning": {"lake", "streams", "models", "steps", "training", "evaluation", "jobs"},
+    "jobs": {"sources", "lake", "streams", "models", "steps", "trainers", "training", "evaluation", "bundle"},
+    "tuning": {"lake", "streams", "models", "steps", "trainers", "training", "evaluation", "jobs"},
     "serving": {"bundle", "models", "lake", "streams"},
-    "commands": {"sources", "lake", "streams", "training", "jobs", "tuning", "serving"},
+    "commands": {"sources", "lake", "streams", "trainers", "training", "jobs", "tuning", "serving"},
 }
 """Room -> other rooms that it may import."""
 

@@ -18,9 +18,9 @@ from mtrec_ray.sources.rechorus import ReChorusConfig
 from mtrec_ray.sources.synthetic_config import SyntheticConfig
 from mtrec_ray.sources.xmarket import XMarketConfig
 from mtrec_ray.streams.config import PairsConfig
-from mtrec_ray.training.backbone_config import BackboneConfig
-from mtrec_ray.training.eliminators_config import EliminatorsConfig
-from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.trainers.backbone_config import BackboneConfig
+from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 
 EVERY_CONFIG = [
     PropensityConfig,

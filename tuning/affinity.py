@@ -30,8 +30,8 @@ from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import StepRows, read_pairs, training_batches
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity import new_run
-from mtrec_ray.training.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity_loop import Trainee, make_trainee
 from mtrec_ray.tuning.clustering import Evidence
 from mtrec_ray.tuning.data import TrialCache, TrialData

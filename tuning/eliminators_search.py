@@ -16,8 +16,8 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute
+from mtrec_ray.trainers.eliminators_config import EliminatorsConfig, parse_combinations
 from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
-from mtrec_ray.training.eliminators_config import EliminatorsConfig, parse_combinations
 from mtrec_ray.tuning.config import EliminatorsSearchConfig
 from mtrec_ray.tuning.data import TrialCache, first_buckets
 from mtrec_ray.tuning.eliminators_trial import EliminatorsTrial

@@ -29,10 +29,10 @@ from mtrec_ray.process import prepare_process
 from mtrec_ray.streams.crops import make_sequence_plan, sequence_batches
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out, read_prefixes
 from mtrec_ray.streams.sequences import VALIDATION_EVENT, SequenceConfig, in_audit_split
-from mtrec_ray.training.accuracy import held_out_metrics, vectors_in_chunks
+from mtrec_ray.trainers.accuracy import held_out_metrics, vectors_in_chunks
+from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators import make_packs
-from mtrec_ray.training.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
 from mtrec_ray.training.pack_trainee import PREFIXES, make_pack_trainee
 from mtrec_ray.tuning.data import TrialCache, first_buckets, map_here

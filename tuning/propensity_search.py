@@ -22,8 +22,8 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.groups import make_groups
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity import new_run
-from mtrec_ray.training.propensity_config import PropensityConfig
 from mtrec_ray.tuning.affinity import gradient_evidence
 from mtrec_ray.tuning.config import PropensitySearchConfig
 from mtrec_ray.tuning.data import TrialData, map_here, trial_data

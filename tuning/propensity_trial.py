@@ -15,13 +15,13 @@ from mtrec_ray.jobs.scorers import PropensityScorer
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.reader import StepRows, training_batches
+from mtrec_ray.trainers.propensity_config import PropensityConfig
+from mtrec_ray.trainers.workers import RunningMean
 from mtrec_ray.training.checkpoint import Position, load_checkpoint, save_checkpoint
 from mtrec_ray.training.propensity import new_run
-from mtrec_ray.training.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity_loop import make_trainee
 from mtrec_ray.training.propensity_run import schedule_of
 from mtrec_ray.training.record import check_lake
-from mtrec_ray.training.worker import RunningMean
 from mtrec_ray.tuning.data import TrialCache, TrialData, trial_data
 from mtrec_ray.tuning.trial import TrialSpec
 

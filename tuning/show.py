@@ -15,7 +15,7 @@ from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.counting import count_users
 from mtrec_ray.streams.groups import make_groups
-from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.config import PartitionConfig
 from mtrec_ray.tuning.data import TrialData, first_buckets
 from mtrec_ray.tuning.partitions import KINDS, Partition, PartitionSpec

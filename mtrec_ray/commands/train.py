@@ -26,7 +26,7 @@ def train() -> None:
     """Train models."""
 
 
-@app.command("propensity", cls=with_settings(("mtrec_ray.training.propensity_config:PropensityConfig", "")))
+@app.command("propensity", cls=with_settings(("mtrec_ray.trainers.propensity_config:PropensityConfig", "")))
 def propensity(
     lake: Annotated[str | None, typer.Option("--lake", metavar="LAKE", help="Folder or URI of the lake.")] = None,
     name: Annotated[
@@ -54,7 +54,7 @@ def propensity(
     as_json: AsJson = False,
 ) -> None:
     """Train a propensity model (paper A); start it again with the same name and it goes on where it was stopped."""
-    from mtrec_ray.training.propensity_config import PropensityConfig
+    from mtrec_ray.trainers.propensity_config import PropensityConfig
 
     flags = {
         "lake": lake,
@@ -78,7 +78,7 @@ def propensity(
     run_job(job, as_json, num_cpus=math.ceil(config.runner.workers * config.runner.cpus_per_worker))
 
 
-@app.command("backbone", cls=with_settings(("mtrec_ray.training.backbone_config:BackboneConfig", "")))
+@app.command("backbone", cls=with_settings(("mtrec_ray.trainers.backbone_config:BackboneConfig", "")))
 def backbone(
     lake: Annotated[str | None, typer.Option("--lake", metavar="LAKE", help="Folder or URI of the lake.")] = None,
     name: Annotated[
@@ -99,7 +99,7 @@ def backbone(
     as_json: AsJson = False,
 ) -> None:
     """Train a sequential backbone (paper B); start it again with the same name and it goes on where it was stopped."""
-    from mtrec_ray.training.backbone_config import BackboneConfig
+    from mtrec_ray.trainers.backbone_config import BackboneConfig
 
     flags = {
         "lake": lake,
@@ -122,7 +122,7 @@ def backbone(
     run_job(job, as_json, num_cpus=math.ceil(config.runner.workers * config.runner.cpus_per_worker))
 
 
-@app.command("eliminators", cls=with_settings(("mtrec_ray.training.eliminators_config:EliminatorsConfig", "")))
+@app.command("eliminators", cls=with_settings(("mtrec_ray.trainers.eliminators_config:EliminatorsConfig", "")))
 def eliminators(
     backbone: Annotated[
         str | None, typer.Option("--backbone", metavar="RUN", help="Folder or URI of the backbone's run.")
@@ -150,7 +150,7 @@ def eliminators(
     as_json: AsJson = False,
 ) -> None:
     """Train eliminators of a backbone (paper B) as parallel jobs; the same name goes on with what is unfinished."""
-    from mtrec_ray.training.eliminators_config import EliminatorsConfig
+    from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 
     flags = {
         "backbone": backbone,

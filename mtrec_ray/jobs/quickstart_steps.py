@@ -9,10 +9,10 @@ from mtrec_ray.jobs.audit_config import AuditConfig
 from mtrec_ray.jobs.evaluate_config import EvaluateConfig
 from mtrec_ray.jobs.quickstart_config import BASELINE, VARIANTS, QuickstartConfig, merged
 from mtrec_ray.lake.embed_config import EmbedConfig
-from mtrec_ray.training.backbone_config import BackboneConfig
-from mtrec_ray.training.eliminators_config import EliminatorsConfig
-from mtrec_ray.training.propensity_config import PropensityConfig
-from mtrec_ray.training.runner_config import RunnerConfig
+from mtrec_ray.trainers.backbone_config import BackboneConfig
+from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
+from mtrec_ray.trainers.propensity_config import PropensityConfig
+from mtrec_ray.trainers.runner_config import RunnerConfig
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, check_writable, join
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.crops import make_sequence_plan
-from mtrec_ray.training.backbone_config import BackboneConfig
+from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.training.backbone_loop import backbone_loop_per_worker
 from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord, schedule_of
 from mtrec_ray.training.fit import check_resources, fit

@@ -23,12 +23,8 @@ from mtrec_ray.steps.towers import AllReduce
 from mtrec_ray.streams.crops import SequenceBatch, SequencePlan, sequence_batches
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out
 from mtrec_ray.streams.sequences import VALIDATION_EVENT
-from mtrec_ray.training.accuracy import held_out_metrics, vectors_in_chunks
-from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord, schedule_of
-from mtrec_ray.training.checkpoint import load_state, save_state
-from mtrec_ray.training.record import load_plan
-from mtrec_ray.training.weights import save_weights
-from mtrec_ray.training.worker import (
+from mtrec_ray.trainers.accuracy import held_out_metrics, vectors_in_chunks
+from mtrec_ray.trainers.workers import (
     CHECK_CLOCK_EVERY,
     Clock,
     RunningMean,
@@ -36,6 +32,10 @@ from mtrec_ray.training.worker import (
     mean_over_workers,
     seed_step,
 )
+from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord, schedule_of
+from mtrec_ray.training.checkpoint import load_state, save_state
+from mtrec_ray.training.record import load_plan
+from mtrec_ray.training.weights import save_weights
 
 
 @dataclass

@@ -16,7 +16,7 @@ from mtrec_ray.files import join, read_file
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.streams.crops import SequencePlan
 from mtrec_ray.streams.schedule import Schedule
-from mtrec_ray.training.backbone_config import BackboneConfig
+from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.training.record import Record
 
 WEIGHTS = "backbone.safetensors"

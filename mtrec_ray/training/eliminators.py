@@ -19,8 +19,9 @@ from mtrec_ray.errors import UserError, find_user_error
 from mtrec_ray.files import absolute, check_writable, join, write_json
 from mtrec_ray.lake.cluster import cluster_resources, joins_cluster
 from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan
+from mtrec_ray.trainers.eliminators_config import EliminatorOptimConfig, EliminatorsConfig, parse_combinations
+from mtrec_ray.trainers.runner_config import RunnerConfig
 from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
-from mtrec_ray.training.eliminators_config import EliminatorOptimConfig, EliminatorsConfig, parse_combinations
 from mtrec_ray.training.eliminators_loop import pack_loop_per_worker
 from mtrec_ray.training.eliminators_run import (
     EliminatorsRecord,
@@ -30,7 +31,6 @@ from mtrec_ray.training.eliminators_run import (
 )
 from mtrec_ray.training.fit import POLL_S, check_resources, fit, in_background
 from mtrec_ray.training.record import save_plan
-from mtrec_ray.training.runner_config import RunnerConfig
 from mtrec_ray.training.weights import load_figures
 
 logger = logging.getLogger(__name__)

@@ -13,12 +13,12 @@ from mtrec_ray.config import dump_yaml
 from mtrec_ray.streams.crops import SequencePlan, sequence_batches
 from mtrec_ray.streams.held_out import read_held_out, read_prefixes
 from mtrec_ray.streams.sequences import VALIDATION_EVENT
+from mtrec_ray.trainers.workers import CHECK_CLOCK_EVERY, Clock
 from mtrec_ray.training.backbone_run import load_backbone
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, weights_uri
 from mtrec_ray.training.pack_trainee import PREFIXES, PackTrainee, make_pack_trainee
 from mtrec_ray.training.record import load_plan
 from mtrec_ray.training.weights import save_weights
-from mtrec_ray.training.worker import CHECK_CLOCK_EVERY, Clock
 
 
 def pack_loop_per_worker(settings: dict[str, Any]) -> None:

@@ -20,8 +20,8 @@ from mtrec_ray.files import exists, join, read_file
 from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
 from mtrec_ray.models.fairness_methods import EliminatorMethod, FairnessMethod, FilterMethod, FineTuningMethod
 from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.backbone_run import BackboneRecord
-from mtrec_ray.training.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.record import RUN, Record
 
 WEIGHTS = "eliminators.safetensors"

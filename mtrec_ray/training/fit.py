@@ -15,7 +15,7 @@ from ray.train.torch import TorchTrainer
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.cluster import asking, cluster_resources, joins_cluster, need_ray
-from mtrec_ray.training.runner_config import RunnerConfig
+from mtrec_ray.trainers.runner_config import RunnerConfig
 
 POLL_S = 1.0
 Result = TypeVar("Result")

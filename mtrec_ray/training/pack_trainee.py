@@ -26,10 +26,10 @@ from mtrec_ray.steps.pretraining import positions_of
 from mtrec_ray.steps.towers import AllReduce
 from mtrec_ray.streams.crops import SequenceBatch, SequencePlan
 from mtrec_ray.streams.held_out import HeldOutUsers, Prefixes
-from mtrec_ray.training.accuracy import held_out_metrics, stacked_metrics, vectors_in_chunks
+from mtrec_ray.trainers.accuracy import held_out_metrics, stacked_metrics, vectors_in_chunks
+from mtrec_ray.trainers.probe_leakage import probe_leakage
+from mtrec_ray.trainers.workers import all_reduce, gather_rows, mean_over_workers, seed_step
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, figure_name, make_method
-from mtrec_ray.training.probe_leakage import probe_leakage
-from mtrec_ray.training.worker import all_reduce, gather_rows, mean_over_workers, seed_step
 
 PREFIXES = 8
 """Histories of each user that the transport is fitted on."""

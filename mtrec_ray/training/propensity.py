@@ -19,8 +19,8 @@ from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.models.two_tower import TwoTowerConfig
 from mtrec_ray.streams.groups import make_groups
 from mtrec_ray.streams.plan import check_sample, make_plan
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.fit import check_resources, fit
-from mtrec_ray.training.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity_loop import train_loop_per_worker
 from mtrec_ray.training.propensity_run import PropensityRecord, schedule_of
 from mtrec_ray.training.record import save_plan

@@ -21,15 +21,15 @@ from mtrec_ray.steps.precision import use_fast_matmul
 from mtrec_ray.steps.propensity import AllReduce, train_step
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import StepRows, training_batches
-from mtrec_ray.training.checkpoint import Position, load_checkpoint, save_checkpoint
-from mtrec_ray.training.propensity_run import PropensityRecord, save_snapshot, schedule_of
-from mtrec_ray.training.record import load_plan
-from mtrec_ray.training.worker import (
+from mtrec_ray.trainers.workers import (
     CHECK_CLOCK_EVERY,
     Clock,
     RunningMean,
     all_reduce,
 )
+from mtrec_ray.training.checkpoint import Position, load_checkpoint, save_checkpoint
+from mtrec_ray.training.propensity_run import PropensityRecord, save_snapshot, schedule_of
+from mtrec_ray.training.record import load_plan
 
 
 @dataclass

@@ -17,7 +17,7 @@ from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 from mtrec_ray.streams.groups import Groups
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.schedule import Schedule
-from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.record import Record, load_plan
 
 

@@ -30,7 +30,7 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.groups import make_groups
-from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.affinity import gradient_evidence
 from mtrec_ray.tuning.data import TrialCache, trial_data
 from mtrec_ray.tuning.partitions import at_random

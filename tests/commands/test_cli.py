@@ -12,7 +12,7 @@ import yaml
 from mtrec_ray.__main__ import explain, main
 from mtrec_ray.commands.train import combination_table
 from mtrec_ray.errors import UserError
-from mtrec_ray.training.eliminators_config import EliminatorsConfig
+from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
 from tests.streams.lakes import random_rows, write_lake
 

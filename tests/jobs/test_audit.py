@@ -17,7 +17,7 @@ from mtrec_ray.jobs.audit_config import AuditConfig
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.held_out import read_held_out
 from mtrec_ray.streams.sequences import TEST_EVENT
-from mtrec_ray.training.accuracy import vectors_in_chunks
+from mtrec_ray.trainers.accuracy import vectors_in_chunks
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
 from tests.jobs.untrained import write_backbone, write_eliminators

@@ -19,9 +19,9 @@ from mtrec_ray.jobs.quickstart_config import QuickstartConfig
 from mtrec_ray.jobs.quickstart_steps import training_configs
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.two_tower import TwoTower
-from mtrec_ray.training.backbone_config import BackboneConfig
+from mtrec_ray.trainers.backbone_config import BackboneConfig
+from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.backbone_run import BackboneRecord
-from mtrec_ray.training.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
 from mtrec_ray.training.propensity_run import PropensityRecord, save_snapshot
 from tests.jobs.untrained import write_audit, write_backbone, write_eliminators

@@ -5,7 +5,7 @@ import pytest
 from mtrec_ray.config import validate_config
 from mtrec_ray.jobs.report import variant_names
 from mtrec_ray.streams.groups import Groups
-from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity_run import PropensityRecord
 
 

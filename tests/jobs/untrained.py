@@ -14,14 +14,14 @@ from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.streams.plan import make_plan
+from mtrec_ray.trainers.backbone_config import BackboneConfig
+from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.backbone import new_run as new_backbone
-from mtrec_ray.training.backbone_config import BackboneConfig
 from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord, backbone_hash, load_backbone
 from mtrec_ray.training.eliminators import make_packs
-from mtrec_ray.training.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, make_method, weights_hash, weights_uri
 from mtrec_ray.training.propensity import new_run
-from mtrec_ray.training.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity_run import save_snapshot
 from mtrec_ray.training.record import save_plan
 from mtrec_ray.training.weights import save_weights

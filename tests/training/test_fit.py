@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from mtrec_ray.lake.cluster import ray_session
+from mtrec_ray.trainers.runner_config import RunnerConfig
 from mtrec_ray.training import fit as fit_module
 from mtrec_ray.training.fit import fit, in_background
-from mtrec_ray.training.runner_config import RunnerConfig
 
 
 class Trainer:

@@ -19,8 +19,9 @@ from mtrec_ray.steps.adversary import GameSettings
 from mtrec_ray.streams.crops import SequencePlan
 from mtrec_ray.streams.held_out import HeldOutUsers, Prefixes
 from mtrec_ray.streams.sequences import SequenceConfig
-from mtrec_ray.training import pack_trainee, worker
-from mtrec_ray.training.eliminators_config import EliminatorsConfig
+from mtrec_ray.trainers import workers
+from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
+from mtrec_ray.training import pack_trainee
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
 from mtrec_ray.training.pack_trainee import PackTrainee, make_pack_trainee
 from tests.steps.cases import LockStep
@@ -214,7 +215,7 @@ def in_lock_step(monkeypatch) -> Callable[[Callable[[int], PackTrainee]], list[P
             here.reducer = lock_step.reducer(rank)
             return work(rank)
 
-        for module in (worker, pack_trainee):
+        for module in (workers, pack_trainee):
             monkeypatch.setattr(module, "all_reduce", all_reduce)
         with ThreadPoolExecutor(2) as pool:
             return list(pool.map(work_here, range(2)))

@@ -8,9 +8,9 @@ import pytest
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.streams.groups import Groups
-from mtrec_ray.training.eliminators_config import EliminatorsConfig
+from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
-from mtrec_ray.training.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity_run import PropensityRecord
 
 

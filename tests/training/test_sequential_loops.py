@@ -28,10 +28,10 @@ from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, read_users, sequence_batches
 from mtrec_ray.streams.ordered import read_here
 from mtrec_ray.streams.sequences import SequenceConfig, Sequences, in_audit_split
+from mtrec_ray.trainers.backbone_config import BackboneConfig
+from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training import backbone, backbone_loop, eliminators, eliminators_loop, pack_trainee
-from mtrec_ray.training.backbone_config import BackboneConfig
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
-from mtrec_ray.training.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, is_done, load_methods, weights_uri
 from mtrec_ray.training.pack_trainee import PackTrainee
 from mtrec_ray.tuning.data import map_here

@@ -11,8 +11,8 @@ from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources.registry import make_source
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.backbone_run import BackboneRecord
-from mtrec_ray.training.propensity_config import PropensityConfig
 from mtrec_ray.tuning.config import EliminatorsSearchConfig
 from mtrec_ray.tuning.data import map_here
 from tests.jobs.untrained import write_backbone

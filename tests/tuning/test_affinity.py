@@ -21,7 +21,7 @@ from mtrec_ray.sources.registry import make_source
 from mtrec_ray.streams.pairs import Pairs
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import BucketPairs, StepRows
-from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.affinity import (
     GradientSums,
     Negatives,

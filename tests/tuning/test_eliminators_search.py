@@ -9,8 +9,8 @@ import pytest
 from mtrec_ray.config import load_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import read_json
+from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.backbone_run import BackboneRecord
-from mtrec_ray.training.eliminators_config import EliminatorsConfig
 from mtrec_ray.tuning.config import EliminatorsSearchConfig
 from mtrec_ray.tuning.eliminators_search import check, choose, search_eliminators
 from mtrec_ray.tuning.results import DONE, SearchResult, TrialRow

@@ -11,7 +11,7 @@ import yaml
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.streams.config import SampleConfig
-from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning import propensity_search
 from mtrec_ray.tuning.clustering import Evidence
 from mtrec_ray.tuning.config import PropensitySearchConfig

@@ -15,8 +15,8 @@ from mtrec_ray.streams.plan import make_plan
 from mtrec_ray.streams.reader import training_batches
 from mtrec_ray.streams.sampling import VALIDATION, split_of
 from mtrec_ray.streams.scored_users import ScoringChunk
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity import new_run
-from mtrec_ray.training.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity_loop import make_trainee
 from mtrec_ray.training.propensity_run import schedule_of
 from mtrec_ray.tuning.data import TrialCache, map_here, trial_data

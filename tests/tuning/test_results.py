@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 import mtrec_ray.tuning.plots
-from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.plots import BY_GOAL, plots_page
 from mtrec_ray.tuning.results import (
     DONE,

@@ -20,7 +20,7 @@ from mtrec_ray.config import load_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.groups import make_groups
-from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.config import PropensitySearchConfig
 from mtrec_ray.tuning.propensity_search import search_propensity
 from mtrec_ray.tuning.results import SearchResult

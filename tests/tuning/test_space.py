@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
-from mtrec_ray.training.eliminators_config import EliminatorsConfig
-from mtrec_ray.training.propensity_config import PropensityConfig
+from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.propensity_search import FIXED
 from mtrec_ray.tuning.space import (
     Range,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from mtrec_ray.training.probe_leakage import probe_leakage
+from mtrec_ray.trainers.probe_leakage import probe_leakage
 
 U = 400
 NUM_VALUES = {"gender": 2, "age": 3}

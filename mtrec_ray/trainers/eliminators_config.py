@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.config import Config, Seed
 from mtrec_ray.errors import UserError
-from mtrec_ray.training.runner_config import RunnerConfig, check_lanes
+from mtrec_ray.trainers.runner_config import RunnerConfig, check_lanes
 
 MAX_ATTRIBUTES_FOR_ALL = 12
 

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from mtrec_ray.config import Config, Seed
 from mtrec_ray.lake.window import WindowConfig
 from mtrec_ray.streams.config import SampleConfig
-from mtrec_ray.training.runner_config import RunnerConfig, check_lanes
+from mtrec_ray.trainers.runner_config import RunnerConfig, check_lanes
 
 
 class ModelConfig(Config):

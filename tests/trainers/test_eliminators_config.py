@@ -4,7 +4,7 @@ import pytest
 
 from mtrec_ray.combinations import combination_name
 from mtrec_ray.errors import UserError
-from mtrec_ray.training.eliminators_config import parse_combinations
+from mtrec_ray.trainers.eliminators_config import parse_combinations
 
 ATTRIBUTES = {"gender": ["F", "M"], "age": ["18", "25", "35"], "occupation": ["artist", "doctor"]}
 

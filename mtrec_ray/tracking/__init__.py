@@ -1,0 +1,1 @@
+"""What a training run measures while it trains: a JSONL file, TensorBoard events, MLflow."""

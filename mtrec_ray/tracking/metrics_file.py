@@ -1,0 +1,54 @@
+"""metrics.jsonl: one JSON object a line, with `step`, `seconds`, `time` and the figures of that step."""
+
+import json
+import math
+from typing import TYPE_CHECKING, Any
+
+from mtrec_ray.files import join, read_file, write_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRICS = "metrics.jsonl"
+KEYS = ("step", "seconds", "time")
+"""Of each line; all others are figures."""
+
+
+def read_metrics(uri: str) -> list[dict[str, Any]]:
+    """Lines of the run folder `uri`; none without a file. Skips lines cut by a killed process."""
+    try:
+        lines = read_file(join(uri, METRICS)).splitlines()
+    except FileNotFoundError:
+        return []
+    rows = map(_decode, lines)
+    return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
+
+
+def metrics_frame(uri: str) -> "pd.DataFrame":
+    """Tidy table of a run folder: step, seconds, time, metric, value; one row a figure."""
+    import pandas as pd
+
+    rows = read_metrics(uri) or [dict.fromkeys(KEYS)]
+    return pd.DataFrame(rows).melt(KEYS, var_name="metric").dropna(subset="value", ignore_index=True)
+
+
+def keep_until(uri: str, step: int) -> list[dict[str, Any]]:
+    """Remove lines of later steps, all if `step` is 0; returns those that stay."""
+    rows = read_metrics(uri)
+    kept = [row for row in rows if row["step"] <= step] if step else []
+    if rows:
+        write_file(join(uri, METRICS), b"".join(map(encode, kept)))
+    return kept
+
+
+def encode(row: dict[str, Any]) -> bytes:
+    """One line; NaN and infinity, which JSON lacks, become null."""
+    finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
+    return json.dumps(finite).encode() + b"\n"
+
+
+def _decode(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None

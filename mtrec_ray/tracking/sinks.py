@@ -1,0 +1,102 @@
+"""Targets of a tracker besides metrics.jsonl: TensorBoard, MLflow, object storage."""
+
+import os
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import pyarrow.fs as pafs
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
+
+COPY_EVERY_S = 30.0
+EXPERIMENT = "mtrec_ray"
+"""MLflow experiment, unless MLFLOW_EXPERIMENT_NAME names one."""
+RUN_TAG = "mtrec_ray.run"
+"""MLflow tag with the run's URI: a resumed run continues the newest MLflow run that has it."""
+
+
+class Row(NamedTuple):
+    """Figures of one step."""
+
+    step: int
+    time_s: float
+    figures: dict[str, float]
+
+
+class TensorBoard:
+    """One event a row. Not `SummaryWriter`, which blocks training once its thread met a full disk."""
+
+    def __init__(self, folder: str, purge_step: int) -> None:
+        os.makedirs(folder, exist_ok=True)
+        self._writer = EventsWriter(os.path.join(folder, "events"), f".{uuid.uuid4().hex[:8]}")
+        start: Any = SessionLog(status=SessionLog.START)
+        self._writer.write_event(Event(wall_time=time.time(), step=purge_step, session_log=start))
+
+    def write(self, rows: list[Row]) -> None:
+        for row in rows:
+            values = [Summary.Value(tag=name, simple_value=value) for name, value in row.figures.items()]
+            self._writer.write_event(Event(wall_time=row.time_s, step=row.step, summary=Summary(value=values)))
+        self._writer.flush()
+
+    def close(self, failed: bool) -> None:
+        self._writer.close()
+
+
+class MLflow:
+    """One MLflow run for each run, also over resumes; `params` are its parameters."""
+
+    def __init__(self, server: str, run_uri: str, run_name: str, params: Mapping[str, Any], resume: bool) -> None:
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        import mlflow  # optional, and slow to import
+
+        self._client, self._entities = mlflow.MlflowClient(server), mlflow.entities
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+        experiment = self._client.get_experiment_by_name(name)
+        number = experiment.experiment_id if experiment else self._client.create_experiment(name)
+        same = f"tags.`{RUN_TAG}` = '{run_uri}'"
+        earlier = self._client.search_runs([number], same, order_by=["attributes.start_time DESC"]) if resume else []
+        if earlier:
+            self._id = earlier[0].info.run_id
+            self._client.update_run(self._id, status="RUNNING")
+            return
+        self._id = self._client.create_run(number, run_name=run_name, tags={RUN_TAG: run_uri}).info.run_id
+        texts = [self._entities.Param(_allowed(key), str(value)[:6000]) for key, value in params.items()]
+        for first in range(0, len(texts), 100):  # the most that MLflow takes at once
+            self._client.log_batch(self._id, params=texts[first : first + 100])
+
+    def write(self, rows: list[Row]) -> None:
+        metrics = [
+            self._entities.Metric(_allowed(name), value, int(1000 * row.time_s), row.step)
+            for row in rows
+            for name, value in row.figures.items()
+        ]
+        for first in range(0, len(metrics), 1000):
+            self._client.log_batch(self._id, metrics=metrics[first : first + 1000])
+
+    def close(self, failed: bool) -> None:
+        self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")
+
+
+class FolderCopy:
+    """Copies a folder to object storage every `COPY_EVERY_S`; a row `True` asks for a copy at once."""
+
+    def __init__(self, folder: str, filesystem: pafs.FileSystem, path: str) -> None:
+        self._folder, self._filesystem, self._path = folder, filesystem, path
+        self._next_s = time.monotonic() + COPY_EVERY_S
+
+    def write(self, rows: list[bool]) -> None:
+        if any(rows) or time.monotonic() >= self._next_s:
+            pafs.copy_files(self._folder, self._path, pafs.LocalFileSystem(), self._filesystem)
+            self._next_s = time.monotonic() + COPY_EVERY_S
+
+    def close(self, failed: bool) -> None:
+        self.write([True])
+
+
+def _allowed(name: str) -> str:
+    """MLflow takes fewer characters: `val/ndcg@10` -> `val/ndcg_10`."""
+    return "".join(c if c.isalnum() or c in "_-. :/" else "_" for c in name)

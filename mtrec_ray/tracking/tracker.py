@@ -1,0 +1,116 @@
+"""What rank 0 of a training run reports its figures to."""
+
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Literal, Self
+
+import pyarrow.fs as pafs
+
+from mtrec_ray.files import absolute, resolve
+from mtrec_ray.tracking.background import Background
+from mtrec_ray.tracking.config import TrackingConfig
+from mtrec_ray.tracking.metrics_file import METRICS, encode, keep_until
+from mtrec_ray.tracking.sinks import FolderCopy, MLflow, Row, TensorBoard
+
+TENSORBOARD = "tensorboard"
+
+logger = logging.getLogger(__name__)
+
+
+class Tracker:
+    """Writes figures to metrics.jsonl, TensorBoard and MLflow. Never raises; only `close` waits.
+
+    metrics.jsonl grows line by line, so a killed run leaves all that it measured; the others follow in threads. A run
+    on object storage writes to a temporary folder that is copied every 30 s and after each validation.
+
+    Args:
+        uri: the run's folder.
+        config: section `tracking` of the run's settings.
+        run_name: name of the MLflow run.
+        params: flat settings, parameters of the MLflow run.
+        resume_step: step of the checkpoint that training resumes from; figures of later steps are dropped, so log the
+            figures of a step before its checkpoint.
+    """
+
+    def __init__(
+        self, uri: str, config: TrackingConfig, *, run_name: str, params: Mapping[str, Any], resume_step: int = 0
+    ) -> None:
+        self._warned, self._line_start, self._earlier_s = False, b"", 0.0
+        self._temporary, self._copy = None, None
+        filesystem, path = resolve(uri)
+        folder = path
+        if not isinstance(filesystem, pafs.LocalFileSystem):
+            self._temporary = tempfile.TemporaryDirectory(prefix="mtrec-tracking-")
+            folder = self._temporary.name
+        self._file = os.path.join(folder, METRICS)
+        try:
+            os.makedirs(folder, exist_ok=True)
+            kept = keep_until(uri, resume_step)
+            self._earlier_s = float(kept[-1]["seconds"]) if kept else 0.0
+            if self._temporary:
+                self._append(b"".join(map(encode, kept)))
+                self._copy = Background(uri, lambda: FolderCopy(folder, filesystem, path))
+        except Exception as error:
+            self._warn(error)
+        self._start_s = time.monotonic()
+        events, purge_step = os.path.join(folder, TENSORBOARD), resume_step + 1 if resume_step else 0
+        self._sinks = [Background("TensorBoard", lambda: TensorBoard(events, purge_step))]
+        if server := config.mlflow_uri:
+            mlflow = lambda: MLflow(server, absolute(uri), run_name, params, resume_step > 0)  # noqa: E731
+            self._sinks.append(Background(f"MLflow at {server}", mlflow))
+
+    def log(self, step: int, figures: Mapping[str, float], *, kind: Literal["train", "validation"] = "train") -> None:
+        """Record the figures of a step.
+
+        Args:
+            step: of the whole run.
+            figures: by their full name, e.g. train/loss, train/lr, train/examples_per_s, val/ndcg@10.
+            kind: `validation` is copied to object storage at once.
+        """
+        try:
+            row = Row(int(step), time.time(), {name: float(value) for name, value in figures.items()})
+            seconds = round(self._earlier_s + time.monotonic() - self._start_s, 3)
+            when = datetime.fromtimestamp(row.time_s, UTC).isoformat(timespec="milliseconds")
+            for sink in self._sinks:
+                sink.put(row)
+            self._append(encode({"step": row.step, "seconds": seconds, "time": when} | row.figures))
+        except Exception as error:
+            self._warn(error)
+        if self._copy:
+            self._copy.put(kind == "validation")
+
+    def flush(self) -> None:
+        """Ask for a copy to object storage now, without waiting for it."""
+        if self._copy:
+            self._copy.put(True)
+
+    def close(self, failed: bool = False) -> None:
+        """Finish all targets, object storage last; waits at most `CLOSE_TIMEOUT_S` for each."""
+        for sink in [*self._sinks, *([self._copy] if self._copy else [])]:
+            sink.close(failed)
+        self._sinks, self._copy = [], None
+        if self._temporary:
+            self._temporary.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(failed=kind is not None)
+
+    def _append(self, lines: bytes) -> None:
+        """Open, append, close: other machines of a shared file system then see the lines."""
+        lines, self._line_start = self._line_start + lines, b"\n"  # after a line that failed midway
+        with open(self._file, "ab", buffering=0) as file:
+            if file.write(lines) < len(lines):
+                raise OSError(f"disk full: {self._file}")
+        self._line_start = b""
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            logger.warning("%s: tracking failed, training continues: %s", self._file, error)
+        self._warned = True

@@ -114,6 +114,14 @@ def test_the_help_of_a_build_loads_no_ray():
     assert done.stdout.splitlines()[-1] == "False"
 
 
+def test_batches_and_plans_are_defined_without_ray():
+    names = ["reader", "crops", "held_out", "plan", "schedule"]
+    program = f"import importlib, sys\nsys.modules['ray'] = None\nfor name in {names!r}:\n" + (
+        "    importlib.import_module(f'mtrec_ray.streams.{name}')"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=240)
+
+
 def test_importing_any_module_starts_nothing():
     """No Ray, no folder, no logging set-up: everything waits for a call."""
     files = [*PACKAGE.glob("*.py"), *PACKAGE.glob("*/*.py")]

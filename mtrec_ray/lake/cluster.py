@@ -1,4 +1,7 @@
-"""Starts Ray quietly, on the cluster if there is one and locally otherwise, and runs a job's tasks."""
+"""Starts Ray quietly, on the cluster if there is one and locally otherwise, and runs a job's tasks.
+
+Functions import Ray when they are called: modules that only pass `map_tasks` on load without Ray.
+"""
 
 import itertools
 import logging
@@ -8,13 +11,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
-
-import ray
-from ray.exceptions import RayTaskError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
+
+if TYPE_CHECKING:
+    import ray
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -37,6 +40,8 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
     changes nothing; else it starts a local one with one logical CPU more than the `num_cpus` that training workers
     hold, because Ray Data waits forever, without a word, when workers hold every CPU.
     """
+    import ray
+
     global _start
     had_ray, outer, _start = ray.is_initialized(), _start, partial(_start_ray, num_cpus)
     try:
@@ -50,12 +55,16 @@ def ray_session(num_cpus: int | None = None) -> Iterator[None]:
 
 def need_ray() -> None:
     """Start Ray for the enclosing session, unless it is running."""
+    import ray
+
     if not ray.is_initialized() and _start is not None:
         _start()
     _quiet_ray_data()
 
 
 def _start_ray(num_cpus: int | None) -> None:
+    import ray
+
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     if joins_cluster():
         ray.init(logging_level=logging.ERROR, log_to_driver=False)
@@ -90,6 +99,8 @@ def joins_cluster() -> bool:
 
 
 def _quiet_ray_data() -> None:
+    import ray
+
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -98,12 +109,16 @@ def _quiet_ray_data() -> None:
 
 def cluster_resources() -> Mapping[str, float]:
     """Resources of the cluster: `CPU` (logical), `GPU` and others."""
+    import ray
+
     need_ray()
     return ray.cluster_resources()
 
 
 def metrics_url() -> str:
     """Address of one node's Prometheus metrics; a local Ray has only this node."""
+    import ray
+
     need_ray()
     node = ray.nodes()[0]
     return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
@@ -130,6 +145,8 @@ def map_tasks(
     Raises:
         UserError, OSError: the first that a task raised, unwrapped; other errors come wrapped by Ray.
     """
+    import ray
+
     need_ray()
     references = [ray.put(value) for value in shared]
     task = ray.remote(max_retries=3)(function)
@@ -151,7 +168,10 @@ def map_tasks(
         _cancel(list(running))
 
 
-def _result(reference: ray.ObjectRef) -> Any:
+def _result(reference: "ray.ObjectRef") -> Any:
+    import ray
+    from ray.exceptions import RayTaskError
+
     try:
         return ray.get(reference)
     except RayTaskError as error:
@@ -160,8 +180,10 @@ def _result(reference: ray.ObjectRef) -> Any:
         raise
 
 
-def _cancel(references: list[ray.ObjectRef]) -> None:
+def _cancel(references: "list[ray.ObjectRef]") -> None:
     """End tasks and wait for their end, so that none writes into what the driver removes next."""
+    import ray
+
     for reference in references:
         ray.cancel(reference)
     if references:

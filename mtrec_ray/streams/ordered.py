@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from mtrec_ray.streams.schedule import Segment
 
@@ -20,7 +19,9 @@ StreamSegments = Callable[..., Iterator[pa.Table]]
 def stream_segments(
     read_segment: ReadSegment, segments: list[Segment], num_blocks: int, **shared: Any
 ) -> Iterator[pa.Table]:
-    """Blocks of rows in the order of the segments, read by `num_blocks` tasks."""
+    """Blocks of rows in the order of the segments, read by `num_blocks` Ray Data tasks."""
+    import ray
+
     if not segments:
         return
     context = ray.data.DataContext.get_current()

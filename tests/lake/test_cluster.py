@@ -8,9 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+import ray
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake import cluster
 from mtrec_ray.lake.cluster import map_tasks, need_ray, ray_session, workers_heed_interrupts
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -87,9 +87,9 @@ def test_ray_is_started_when_it_is_first_needed_and_ended_with_its_session(monke
         running.append(1)
         told.append(num_cpus)
 
-    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: bool(running))
-    monkeypatch.setattr(cluster.ray, "init", init)
-    monkeypatch.setattr(cluster.ray, "shutdown", running.clear)
+    monkeypatch.setattr(ray, "is_initialized", lambda: bool(running))
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", running.clear)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     with ray_session(num_cpus=6):
         assert not running

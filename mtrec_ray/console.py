@@ -1,20 +1,28 @@
-"""What a person sees: progress on stderr, one table at the end, or exactly one JSON object on stdout."""
+"""Output of a command: progress on stderr, then tables, or exactly one JSON object, on stdout."""
 
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
     import pandas as pd
 
-ProgressCallback = Callable[[str, int, int], None]
-"""(what is being done, how many are done, how many there are)."""
+LINE_EVERY_S = 30.0
+"""Time between two progress lines of a stage where stderr is no terminal."""
+
+
+class ProgressCallback(Protocol):
+    """Takes the progress of a stage: its name, units done, units in all (0 = unknown), e.g. "loss 0.1234"."""
+
+    def __call__(self, stage: str, done: int, total: int, note: str = "", /) -> None: ...
 
 
 class JobResult(Protocol):
@@ -35,7 +43,7 @@ class JobResult(Protocol):
 
 
 def stdout_console() -> Console:
-    """Prints names as they are: rich's markup would drop a title called `[REC]` and fail on one called `[/b]`."""
+    """Prints text as it is: with markup, rich drops a title `[REC]` and fails on `[/b]`."""
     return Console(markup=False, emoji=False)
 
 
@@ -45,23 +53,50 @@ def stderr_console() -> Console:
 
 @contextmanager
 def progress_bars() -> Iterator[ProgressCallback]:
-    """A callback that draws one bar per kind of work on stderr while the block runs."""
+    """A callback that draws a bar for each stage, or prints lines if stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield _progress_lines()
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=stderr_console()) as progress:
-        tasks: dict[str, Any] = {}
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=stderr_console()) as progress:
+        tasks: dict[str, TaskID] = {}
 
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(what, total=total)
-            progress.update(tasks[what], completed=done, total=total)
+        def show(stage: str, done: int, total: int, note: str = "", /) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage, total=total, note=note)
+            progress.update(tasks[stage], completed=done, total=total, note=note)
 
         yield show
 
 
+def _progress_lines() -> ProgressCallback:
+    """Prints a line at the start and end of a stage, and every `LINE_EVERY_S` between."""
+    first: dict[str, tuple[float, int]] = {}  # time, units done
+    last: dict[str, tuple[float, int]] = {}  # time printed, units done
+
+    def show(stage: str, done: int, total: int, note: str = "", /) -> None:
+        now = time.monotonic()
+        printed_s, before = last.get(stage, (-math.inf, sys.maxsize))
+        if starts := done < before:  # or starts again
+            first[stage] = (now, done)
+        if not (starts or done >= total > before or now - printed_s >= LINE_EVERY_S):
+            last[stage] = (printed_s, done)
+            return
+        last[stage] = (now, done)
+        parts = [f"{done:,} of {total:,} ({done / total:.0%})" if total else f"{done:,}", note]
+        if done > first[stage][1]:
+            rate = (done - first[stage][1]) / max(now - first[stage][0], 1e-9)
+            parts.insert(1, f"{rate:,.{2 if rate < 10 else 0}f} per s")
+            parts += [f"{timedelta(seconds=round((total - done) / rate))} left"] if done < total else []
+        print(f"{datetime.now():%H:%M:%S} {stage}: {', '.join(filter(None, parts))}", file=sys.stderr, flush=True)
+
+    return show
+
+
 def print_result(document: dict[str, Any], tables: list[RenderableType], as_json: bool) -> None:
-    """The end of every job: tables for a person, or one JSON object (NaN as null) for a machine."""
+    """Print a job's result: tables, or one JSON object (NaN as null)."""
     if as_json:
-        sys.stdout.write(json.dumps(_without_nan(document)) + "\n")  # whole, or nothing if something is no JSON
+        sys.stdout.write(json.dumps(_without_nan(document)) + "\n")  # nothing if a value is no JSON
         return
     console = stdout_console()
     for table in tables:
@@ -73,6 +108,4 @@ def _without_nan(value: Any) -> Any:
         return {key: _without_nan(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
         return [_without_nan(inner) for inner in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -119,4 +119,4 @@ def _check_against_lake(steps: QuickstartSteps, lake: Lake, with_fairness: bool)
 
 
 def _named(progress: ProgressCallback | None, name: str) -> ProgressCallback | None:
-    return (lambda what, done, total: progress(f"{name}: {what}", done, total)) if progress else None
+    return (lambda stage, *counts: progress(f"{name}: {stage}", *counts)) if progress else None

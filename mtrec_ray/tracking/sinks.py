@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
 from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 COPY_EVERY_S = 30.0
 EXPERIMENT = "mtrec_ray"
@@ -32,7 +32,7 @@ class TensorBoard:
     def __init__(self, folder: str, purge_step: int) -> None:
         os.makedirs(folder, exist_ok=True)
         self._writer = EventsWriter(os.path.join(folder, "events"), f".{uuid.uuid4().hex[:8]}")
-        start: Any = SessionLog(status=SessionLog.START)
+        start = SessionLog(status=SessionLog.START)
         self._writer.write_event(Event(wall_time=time.time(), step=purge_step, session_log=start))
 
     def write(self, rows: list[Row]) -> None:
@@ -51,7 +51,7 @@ class MLflow:
     def __init__(self, server: str, run_uri: str, run_name: str, params: Mapping[str, Any], resume: bool) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        import mlflow  # optional, and slow to import
+        import mlflow.entities  # optional, and slow to import
 
         self._client, self._entities = mlflow.MlflowClient(server), mlflow.entities
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)

@@ -9,7 +9,6 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
 
@@ -196,9 +195,9 @@ def _train_packs(record: EliminatorsRecord, at_once: int, progress: ProgressCall
 def _train_pack(record: EliminatorsRecord, pack: str, progress: ProgressCallback | None) -> None:
     names = ", ".join(map(combination_name, record.packs[pack]))
     label = f"{pack} ({names if len(names) < 40 else f'{len(record.packs[pack])} combinations'})"
-    show: Callable[[str, int, int], None] | None = None
+    show: ProgressCallback | None = None
     if progress:
-        show = lambda _, done, total: progress(label, done, total)  # noqa: E731
+        show = lambda _, *counts: progress(label, *counts)  # noqa: E731
     settings = {"record": record.model_dump_json(), "pack": pack}
     runner = record.config.runner
     fit(pack_loop_per_worker, settings, join(record.uri, "packs"), pack, runner, record.steps_per_pack, show)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pyarrow.fs as pafs
 import pytest
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.tracking import background, config, metrics_file, tracker

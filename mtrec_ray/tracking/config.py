@@ -8,8 +8,6 @@ from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute
 
-SQLITE = "sqlite:///"
-
 
 class TrackingConfig(Config):
     """Where figures go, in addition to metrics.jsonl and tensorboard/ in the run's folder."""
@@ -21,7 +19,7 @@ class TrackingConfig(Config):
     @classmethod
     def _absolute(cls, uri: str | None) -> str | None:
         """Workers run in other folders."""
-        prefix = SQLITE if uri and uri.startswith(SQLITE) else ""
+        prefix = "sqlite:///" if uri and uri.startswith("sqlite:///") else ""
         return uri and prefix + absolute(uri.removeprefix(prefix))
 
 

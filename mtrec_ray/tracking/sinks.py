@@ -12,10 +12,6 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
 COPY_EVERY_S = 30.0
-EXPERIMENT = "mtrec_ray"
-"""MLflow experiment, unless MLFLOW_EXPERIMENT_NAME names one."""
-RUN_TAG = "mtrec_ray.run"
-"""MLflow tag with the run's URI: a resumed run continues the newest MLflow run that has it."""
 
 
 class Row(NamedTuple):
@@ -46,36 +42,31 @@ class TensorBoard:
 
 
 class MLflow:
-    """One MLflow run for each run, also over resumes; `params` are its parameters."""
+    """One MLflow run for each run: a tag with the run's URI finds it on resume."""
 
     def __init__(self, server: str, run_uri: str, run_name: str, params: Mapping[str, Any], resume: bool) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         import mlflow.entities  # optional, and slow to import
 
-        self._client, self._entities = mlflow.MlflowClient(server), mlflow.entities
-        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", EXPERIMENT)
+        self._client, self._metric = mlflow.MlflowClient(server), mlflow.entities.Metric
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "mtrec_ray")
         experiment = self._client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else self._client.create_experiment(name)
-        same = f"tags.`{RUN_TAG}` = '{run_uri}'"
-        earlier = self._client.search_runs([number], same, order_by=["attributes.start_time DESC"]) if resume else []
-        if earlier:
-            self._id = earlier[0].info.run_id
+        same, newest_first = f"tags.`mtrec_ray.run` = '{run_uri}'", ["attributes.start_time DESC"]
+        if resume and (found := self._client.search_runs([number], same, order_by=newest_first)):
+            self._id = found[0].info.run_id
             self._client.update_run(self._id, status="RUNNING")
             return
-        self._id = self._client.create_run(number, run_name=run_name, tags={RUN_TAG: run_uri}).info.run_id
-        texts = [self._entities.Param(_allowed(key), str(value)[:6000]) for key, value in params.items()]
-        for first in range(0, len(texts), 100):  # the most that MLflow takes at once
-            self._client.log_batch(self._id, params=texts[first : first + 100])
+        self._id = self._client.create_run(number, run_name=run_name, tags={"mtrec_ray.run": run_uri}).info.run_id
+        for key, value in params.items():
+            self._client.log_param(self._id, _allowed(key), str(value)[:6000])  # the longest that MLflow takes
 
     def write(self, rows: list[Row]) -> None:
-        metrics = [
-            self._entities.Metric(_allowed(name), value, int(1000 * row.time_s), row.step)
-            for row in rows
-            for name, value in row.figures.items()
-        ]
-        for first in range(0, len(metrics), 1000):
-            self._client.log_batch(self._id, metrics=metrics[first : first + 1000])
+        for row in rows:
+            time_ms = int(1000 * row.time_s)
+            metrics = [self._metric(_allowed(name), value, time_ms, row.step) for name, value in row.figures.items()]
+            self._client.log_batch(self._id, metrics=metrics)
 
     def close(self, failed: bool) -> None:
         self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")

@@ -5,8 +5,9 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import pyarrow.fs as pafs
 
@@ -21,7 +22,7 @@ TENSORBOARD = "tensorboard"
 logger = logging.getLogger(__name__)
 
 
-class Tracker:
+class Tracker(AbstractContextManager):
     """Writes figures to metrics.jsonl, TensorBoard and MLflow. Never raises; only `close` waits.
 
     metrics.jsonl grows line by line, so a killed run leaves all that it measured; the others follow in threads. A run
@@ -30,8 +31,7 @@ class Tracker:
     Args:
         uri: the run's folder.
         config: section `tracking` of the run's settings.
-        run_name: name of the MLflow run.
-        params: flat settings, parameters of the MLflow run.
+        run_name, params: name and parameters (flat settings) of the MLflow run.
         resume_step: step of the checkpoint that training resumes from; figures of later steps are dropped, so log the
             figures of a step before its checkpoint.
     """
@@ -64,13 +64,7 @@ class Tracker:
             self._sinks.append(Background(f"MLflow at {server}", mlflow))
 
     def log(self, step: int, figures: Mapping[str, float], *, kind: Literal["train", "validation"] = "train") -> None:
-        """Record the figures of a step.
-
-        Args:
-            step: of the whole run.
-            figures: by their full name, e.g. train/loss, train/lr, train/examples_per_s, val/ndcg@10.
-            kind: `validation` is copied to object storage at once.
-        """
+        """Record figures, by full name (train/loss, val/ndcg@10), of a step of the whole run."""
         try:
             row = Row(int(step), time.time(), {name: float(value) for name, value in figures.items()})
             seconds = round(self._earlier_s + time.monotonic() - self._start_s, 3)
@@ -95,9 +89,6 @@ class Tracker:
         self._sinks, self._copy = [], None
         if self._temporary:
             self._temporary.cleanup()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.close(failed=kind is not None)

@@ -22,7 +22,7 @@ TENSORBOARD = "tensorboard"
 logger = logging.getLogger(__name__)
 
 
-class Tracker(AbstractContextManager):
+class Tracker(AbstractContextManager["Tracker"]):
     """Writes figures to metrics.jsonl, TensorBoard and MLflow. Never raises; only `close` waits.
 
     metrics.jsonl grows line by line, so a killed run leaves all that it measured; the others follow in threads. A run

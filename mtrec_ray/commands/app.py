@@ -2,7 +2,20 @@
 
 import typer
 
-from mtrec_ray.commands import audit, bundle, evaluate, lake, pairs, partition, quickstart, search, serve, store, train
+from mtrec_ray.commands import (
+    audit,
+    bundle,
+    evaluate,
+    lake,
+    pairs,
+    partition,
+    quickstart,
+    runs,
+    search,
+    serve,
+    store,
+    train,
+)
 
 app = typer.Typer(
     name="mtrec",
@@ -14,6 +27,7 @@ app = typer.Typer(
 app.add_typer(lake.app, name="lake")
 app.add_typer(pairs.app, name="pairs")
 app.add_typer(train.app, name="train")
+app.add_typer(runs.app, name="runs")
 app.add_typer(evaluate.app, name="evaluate")
 app.add_typer(search.app, name="search")
 app.add_typer(partition.app, name="partition")

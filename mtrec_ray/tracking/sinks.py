@@ -11,6 +11,8 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
+from mtrec_ray.tracking.metrics_file import flatten
+
 COPY_EVERY_S = 30.0
 
 
@@ -59,7 +61,7 @@ class MLflow:
             self._client.update_run(self._id, status="RUNNING")
             return
         self._id = self._client.create_run(number, run_name=run_name, tags={"mtrec_ray.run": run_uri}).info.run_id
-        for key, value in params.items():
+        for key, value in flatten(params).items():
             self._client.log_param(self._id, _allowed(key), str(value)[:6000])  # the longest that MLflow takes
 
     def write(self, rows: list[Row]) -> None:

@@ -31,7 +31,7 @@ class Tracker(AbstractContextManager["Tracker"]):
     Args:
         uri: the run's folder.
         config: section `tracking` of the run's settings.
-        run_name, params: name and parameters (flat settings) of the MLflow run.
+        run_name, params: name and parameters (settings) of the MLflow run.
         resume_step: step of the checkpoint that training resumes from; figures of later steps are dropped, so log the
             figures of a step before its checkpoint.
     """

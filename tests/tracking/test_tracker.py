@@ -160,7 +160,7 @@ def test_training_goes_on_without_a_reachable_mlflow_server(tmp_path, caplog):
 def test_mlflow_has_parameters_and_figures_of_a_resumed_run_once(tmp_path):
     mlflow = pytest.importorskip("mlflow", reason="needs the extra `mlflow`")
     server = f"sqlite:///{tmp_path}/mlflow.db"
-    params = {f"section.key_{number}": number for number in range(120)}
+    params = {"section": {f"key_{number}": number for number in range(120)}}
     with suppress(InterruptedError), track(tmp_path / "run", mlflow_uri=server, params=params) as run:
         log_steps(run, 1, 2)
         raise InterruptedError
@@ -171,7 +171,7 @@ def test_mlflow_has_parameters_and_figures_of_a_resumed_run_once(tmp_path):
         run.log(3, {"val/ndcg@10": 0.5}, kind="validation")
     (found,) = client.search_runs(["1"])
     assert (found.info.run_id, found.info.status, found.info.run_name) == (failed.info.run_id, "FINISHED", "run")
-    assert found.data.params == {key: str(value) for key, value in params.items()}
+    assert found.data.params == {f"section.key_{number}": str(number) for number in range(120)}
     assert [(m.step, m.value) for m in client.get_metric_history(found.info.run_id, "train/loss")] == [(1, 1), (2, 0.5)]
     assert found.data.metrics["val/ndcg_10"] == 0.5
 

@@ -1,0 +1,225 @@
+"""What a folder of runs holds: read from run.json and metrics.jsonl, without Ray."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from operator import itemgetter
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.fs as pafs
+from pydantic import BaseModel, ValidationError
+from rich.console import RenderableType
+from rich.table import Column, Table
+
+from mtrec_ray.config import Config
+from mtrec_ray.console import ProgressCallback
+from mtrec_ray.errors import UserError
+from mtrec_ray.files import join, parent, read_json, resolve
+from mtrec_ray.tracking.metrics_file import KEYS, flatten, read_metrics
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+COLUMNS = ("name", "kind", "status", "step", "last metric", "from", "seed", "figures")
+MAIN_FIGURES = ("val/pr_auc/weighted", "val/ndcg", "train/loss")
+BLOCKS, SPARKLINE_WIDTH = "▁▂▃▄▅▆▇█", 60
+
+
+class ListRunsConfig(Config):
+    """Which runs to list."""
+
+    runs: str = "runs"
+    """Folder or URI that holds runs."""
+
+
+class ShowRunConfig(ListRunsConfig):
+    """Which run to show."""
+
+    run: str
+    """Name of a run, or its folder or URI."""
+
+
+class StoredRun(BaseModel):
+    """What run.json has in all kinds and versions; other keys are ignored."""
+
+    kind: str
+    status: str
+    config: dict[str, Any]
+    lake_hash: str = ""
+    backbone_hash: str = ""
+    num_steps: int = 0
+    steps_per_pack: int = 0
+    packs: dict[str, Any] = {}
+
+
+class RunView:
+    """A run and its figures; UserError if the folder `uri` holds none."""
+
+    def __init__(self, uri: str) -> None:
+        self.uri, self.name = uri, parent(uri)[1]
+        try:
+            self.stored = StoredRun.model_validate(read_json(join(uri, "run.json")))
+            packs = {pack: join(uri, "packs", pack) for pack in self.stored.packs} or {"": uri}
+            self.rows = {pack: read_metrics(folder) for pack, folder in packs.items()}
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise UserError(f"{uri!r}: run.json: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        except OSError as error:
+            raise UserError(f"{uri!r} has no readable run.json") from error
+
+    @cached_property
+    def series(self) -> dict[str, list[tuple[int, float]]]:
+        """Metric -> its (step, value) in order, pack after pack."""
+        found: dict[str, list[tuple[int, float]]] = {}
+        for row in [row for rows in self.rows.values() for row in rows]:
+            for metric, value in row.items():
+                if metric not in KEYS and isinstance(value, int | float):
+                    found.setdefault(metric, []).append((row["step"], value))
+        return found
+
+    @property
+    def metrics(self) -> "pd.DataFrame":
+        """All figures: columns run, metric, step, value."""
+        import pandas as pd
+
+        rows = [(self.name, metric, *point) for metric, points in self.series.items() for point in points]
+        return pd.DataFrame(rows, columns=["run", "metric", "step", "value"])
+
+    def summary(self) -> dict[str, Any]:
+        """State, input and the last value of each metric; steps are summed over packs."""
+        stored, last = self.stored, [rows[-1] for rows in self.rows.values() if rows]
+        source = "backbone" if stored.backbone_hash else "lake"
+        return {
+            "name": self.name,
+            "kind": stored.kind,
+            "status": "done" if stored.status == "done" else "unfinished",
+            "step": sum(row["step"] for row in last),
+            "num_steps": stored.num_steps or stored.steps_per_pack * len(stored.packs),
+            "last_metric": max((str(row.get("time")) for row in last), default=None),
+            "source": source,
+            "source_uri": stored.config.get(source),
+            "source_hash": stored.backbone_hash or stored.lake_hash,
+            "seed": stored.config.get("seed"),
+            "figures": {metric: points[-1][1] for metric, points in self.series.items()},
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """Settings that differ from their defaults, by dotted key."""
+        kind = self.stored.kind
+        try:
+            model = resolve_name(f"mtrec_ray.trainers.{kind}_config:{kind.capitalize()}Config")
+        except (ImportError, AttributeError, ValueError):  # a kind of another version
+            return flatten(self.stored.config)
+        defaults = flatten(model.model_construct().model_dump(mode="json"))
+        return {k: v for k, v in flatten(self.stored.config).items() if k not in defaults or defaults[k] != v}
+
+    def validations(self) -> list[dict[str, Any]]:
+        """Last and best value of each validation metric; higher is better for all."""
+        chosen = [m for m in self.series if m.startswith("val/") and not m.endswith(("_low", "_high"))]
+        points = {metric: (self.series[metric][-1], max(self.series[metric], key=itemgetter(1))) for metric in chosen}
+        return [
+            {"metric": metric, "last": last, "step": step, "best": best, "best_step": best_step}
+            for metric, ((step, last), (best_step, best)) in points.items()
+        ]
+
+    def files(self) -> dict[str, int | None]:
+        """Name -> bytes, None for a folder."""
+        filesystem, path = resolve(self.uri)
+        return {info.base_name: info.size for info in filesystem.get_file_info(pafs.FileSelector(path))}
+
+    def document(self) -> dict[str, Any]:
+        details = {"settings": self.settings(), "validations": self.validations(), "files": self.files()}
+        return {"version": 1, "run": self.uri} | self.summary() | details | {"series": self.series}
+
+    def tables(self) -> list[RenderableType]:
+        """Facts, validations, changed settings."""
+        facts = list(zip(COLUMNS, _cells(self.summary()), strict=True))
+        for pack, rows in self.rows.items():
+            losses = [row["train/loss"] for row in rows if isinstance(row.get("train/loss"), int | float)]
+            facts += [(f"loss {pack}", f"{losses[0]:.4f} {sparkline(losses)} {losses[-1]:.4f}")] if losses else []
+        sizes = (f"{name}/" if size is None else f"{name} {size:,} B" for name, size in sorted(self.files().items()))
+        validations = [found.values() for found in self.validations()]
+        return [
+            _table(f"Run {self.uri}", ("", ""), [*facts, ("files", ", ".join(sizes))]),
+            _table("Validation", ("metric", "last", "at step", "best", "at step"), validations),
+            _table("Settings that differ from their defaults", ("setting", "value"), self.settings().items()),
+        ]
+
+
+@dataclass(frozen=True)
+class RunList:
+    """Runs of a folder, and a line for each other folder in it."""
+
+    uri: str
+    runs: list[RunView]
+    skipped: list[str]
+
+    @property
+    def metrics(self) -> "pd.DataFrame":
+        """The last value of each metric: columns run, metric, step, value."""
+        import pandas as pd
+
+        rows = [(run.name, metric, *points[-1]) for run in self.runs for metric, points in run.series.items()]
+        return pd.DataFrame(rows, columns=["run", "metric", "step", "value"])
+
+    def document(self) -> dict[str, Any]:
+        runs = [run.summary() for run in self.runs]
+        return {"version": 1, "folder": self.uri, "runs": runs, "skipped": self.skipped}
+
+    def tables(self) -> list[RenderableType]:
+        rows = [_cells(run.summary()) for run in self.runs]
+        return [_table(f"Runs in {self.uri}", COLUMNS, rows), *(f"no run: {line}" for line in self.skipped)]
+
+
+def list_runs(config: ListRunsConfig, progress: ProgressCallback | None = None) -> RunList:
+    """Runs of a folder, by name; UserError if there is no folder."""
+    filesystem, path = resolve(config.runs)
+    try:
+        found = filesystem.get_file_info(pafs.FileSelector(path))
+    except OSError as error:
+        raise UserError(f"no folder {config.runs!r}: name the one that holds the runs") from error
+    result = RunList(config.runs, [], [])
+    for name in sorted(info.base_name for info in found if info.type == pafs.FileType.Directory):
+        try:
+            result.runs.append(RunView(join(config.runs, name)))
+        except UserError as error:
+            result.skipped.append(str(error))
+    return result
+
+
+def show_run(config: ShowRunConfig, progress: ProgressCallback | None = None) -> RunView:
+    """A run by name or place; UserError if there is none."""
+    return RunView(config.run if "/" in config.run else join(config.runs, config.run))
+
+
+def sparkline(values: list[float]) -> str:
+    """Values as at most `SPARKLINE_WIDTH` blocks, each the mean of its part."""
+    width = min(SPARKLINE_WIDTH, len(values))
+    parts = [values[i * len(values) // width : (i + 1) * len(values) // width] for i in range(width)]
+    means = [sum(part) / len(part) for part in parts]
+    low, span = min(means), max(means) - min(means) or 1.0
+    return "".join(BLOCKS[round((mean - low) / span * (len(BLOCKS) - 1))] for mean in means)
+
+
+def _cells(summary: dict[str, Any]) -> list[str]:
+    """A summary under `COLUMNS`; `val/ndcg 0.31-0.35` if several combinations have one."""
+    shown = []
+    for main in MAIN_FIGURES:
+        found = [value for name, value in summary["figures"].items() if f"{name}/".startswith(f"{main}/")]
+        if found:
+            shown.append(f"{main} {'-'.join(dict.fromkeys(f'{end:.4f}' for end in (min(found), max(found))))}")
+    facts = {
+        "step": f"{summary['step']:,}" + (f" of {summary['num_steps']:,}" if summary["num_steps"] else ""),
+        "last metric": (summary["last_metric"] or "-")[:19].replace("T", " "),
+        "from": f"{summary['source']} {summary['source_uri']} ({summary['source_hash'][:8]})",
+        "figures": ", ".join(shown),
+    }
+    return [str((summary | facts)[column]) for column in COLUMNS]
+
+
+def _table(title: str, columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> Table:
+    table = Table(*(Column(column, overflow="fold") for column in columns), title=title, show_header=any(columns))
+    for row in rows:
+        table.add_row(*(f"{cell:,.4f}" if isinstance(cell, float) else str(cell) for cell in row))
+    return table

@@ -10,7 +10,7 @@ MAX_WAITING = 10_000
 """Rows that wait for a target; beyond that the oldest are dropped."""
 RETRY_S = 5.0
 """Pause after an error."""
-CLOSE_TIMEOUT_S = 15.0
+CLOSE_TIMEOUT_S = 30.0
 """Longest wait for a target at the end of training."""
 
 logger = logging.getLogger(__name__)

@@ -49,9 +49,10 @@ class MLflow:
     def __init__(self, server: str, run_uri: str, run_name: str, params: Mapping[str, Any], resume: bool) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        import mlflow.entities  # optional, and slow to import
+        from mlflow import MlflowClient  # optional, and slow to import
+        from mlflow.entities import Metric, Param
 
-        self._client, self._metric = mlflow.MlflowClient(server), mlflow.entities.Metric
+        self._client, self._metric = MlflowClient(server), Metric
         name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "mtrec_ray")
         experiment = self._client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else self._client.create_experiment(name)
@@ -61,8 +62,9 @@ class MLflow:
             self._client.update_run(self._id, status="RUNNING")
             return
         self._id = self._client.create_run(number, run_name=run_name, tags={"mtrec_ray.run": run_uri}).info.run_id
-        for key, value in flatten(params).items():
-            self._client.log_param(self._id, _allowed(key), str(value)[:6000])  # the longest that MLflow takes
+        texts = [Param(_allowed(key), str(value)[:6000]) for key, value in flatten(params).items()]
+        for first in range(0, len(texts), 100):  # the most that MLflow takes at once
+            self._client.log_batch(self._id, params=texts[first : first + 100])
 
     def write(self, rows: list[Row]) -> None:
         for row in rows:

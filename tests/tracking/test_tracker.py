@@ -157,14 +157,21 @@ def test_training_goes_on_without_a_reachable_mlflow_server(tmp_path, caplog):
     assert [NOBODY in record.getMessage() for record in caplog.records if record.name.startswith("mtrec")] == [True]
 
 
-def test_mlflow_has_parameters_and_figures_of_a_resumed_run_once(tmp_path):
+@pytest.fixture
+def mlflow_server(tmp_path, monkeypatch):
+    """URI and client of a SQLite store."""
     mlflow = pytest.importorskip("mlflow", reason="needs the extra `mlflow`")
-    server = f"sqlite:///{tmp_path}/mlflow.db"
+    monkeypatch.setattr(background, "CLOSE_TIMEOUT_S", 240)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    return uri, mlflow.MlflowClient(uri)
+
+
+def test_mlflow_has_parameters_and_figures_of_a_resumed_run_once(tmp_path, mlflow_server):
+    server, client = mlflow_server
     params = {"section": {f"key_{number}": number for number in range(120)}}
     with suppress(InterruptedError), track(tmp_path / "run", mlflow_uri=server, params=params) as run:
         log_steps(run, 1, 2)
         raise InterruptedError
-    client = mlflow.MlflowClient(server)
     (failed,) = client.search_runs(["1"])
     assert failed.info.status == "FAILED"
     with track(tmp_path / "run", resume_step=2, mlflow_uri=server, params={"other": 1}) as run:
@@ -176,12 +183,11 @@ def test_mlflow_has_parameters_and_figures_of_a_resumed_run_once(tmp_path):
     assert found.data.metrics["val/ndcg_10"] == 0.5
 
 
-def test_a_run_that_starts_again_is_a_new_mlflow_run(tmp_path):
-    mlflow = pytest.importorskip("mlflow", reason="needs the extra `mlflow`")
-    server = f"sqlite:///{tmp_path}/mlflow.db"
+def test_a_run_that_starts_again_is_a_new_mlflow_run(tmp_path, mlflow_server):
+    server, client = mlflow_server
     for _ in range(2):
         track(tmp_path / "run", mlflow_uri=server).close()
-    assert len(mlflow.MlflowClient(server).search_runs(["1"])) == 2
+    assert len(client.search_runs(["1"])) == 2
 
 
 def test_mlflow_that_is_not_installed_is_an_error_before_training(monkeypatch):

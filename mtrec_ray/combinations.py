@@ -1,11 +1,11 @@
-"""Combinations of sensitive attributes: what is hidden together, and how that is written."""
+"""Combinations of sensitive attributes, which one eliminator hides together."""
 
 Combination = tuple[str, ...]
-"""Attributes in the lake's order."""
+"""Attributes in the lake's order; the empty one is the backbone itself."""
 NONE = "none"
-"""How the combination of no attribute, the backbone itself, is written."""
+"""Name of the empty combination."""
 
 
 def combination_name(combination: Combination) -> str:
-    """Attributes joined by plus: `gender+age`; the empty one is `NONE`."""
+    """Attributes joined by plus, such as `gender+age`."""
     return "+".join(combination) or NONE

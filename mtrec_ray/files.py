@@ -1,4 +1,4 @@
-"""Small files on any `pyarrow.fs` filesystem, written whole or not at all."""
+"""Small files on any `pyarrow.fs` filesystem, written completely or not at all."""
 
 import json
 import os
@@ -11,13 +11,13 @@ import pyarrow.fs as pafs
 from mtrec_ray.errors import UserError
 
 WRITABLE = ".writable"
-"""A file that `check_writable` makes for a moment."""
+"""Name of the file that `check_writable` creates and removes."""
 PART = ".part"
-"""Ending of a file that is being written; one that stays was left by a killed process."""
+"""Suffix of a file while it is written; a killed process leaves it."""
 
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Filesystem and path of a local path or `pyarrow.fs` URI (`s3://`, `gs://`, `hdfs://`, `file://`)."""
+    """Filesystem and path of a local path or URI (`s3://`, `gs://`, `hdfs://`, `file://`)."""
     try:
         if "://" in str(uri):
             return pafs.FileSystem.from_uri(str(uri))
@@ -27,20 +27,20 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 def absolute(uri: str) -> str:
-    """The URI itself, or the absolute form of a local path: what may travel to another process."""
+    """A URI unchanged, a local path made absolute, so that other processes find it."""
     return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
 def join(uri: str, *parts: str) -> str:
-    """A place below `uri`, whose options (`?endpoint_override=...`) stay at the end."""
-    place, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
-    return "/".join([place.rstrip("/"), *parts]) + mark + options
+    """A path below `uri`; its options (`?endpoint_override=...`) stay at the end."""
+    path, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    return "/".join([path.rstrip("/"), *parts]) + mark + options
 
 
 def parent(uri: str) -> tuple[str, str]:
-    """The folder that holds `uri`, and its last name."""
-    place, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
-    folder, _, name = place.rstrip("/").rpartition("/")
+    """Folder and name of `uri`."""
+    path, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    folder, _, name = path.rstrip("/").rpartition("/")
     return folder + mark + options, name
 
 
@@ -50,41 +50,38 @@ def exists(uri: str) -> bool:
 
 
 def read_file(uri: str) -> bytes:
-    """Raises FileNotFoundError where there is none."""
+    """Content of a file; FileNotFoundError if there is none."""
     fs, path = resolve(uri)
     with fs.open_input_stream(path) as stream:
         return stream.read()
 
 
 def write_file(uri: str, data: bytes) -> None:
-    """`write_whole`, after making the folder."""
+    """`write_atomic`, after creating the folder."""
     fs, path = resolve(uri)
     fs.create_dir(path.rsplit("/", 1)[0], recursive=True)
-    write_whole(fs, path, data)
+    write_atomic(fs, path, data)
 
 
 def check_writable(folder: str) -> None:
-    """UserError where nothing can be written below a folder, which is made if it is not there."""
-    fs, path = resolve(folder)
+    """Create a folder if needed; UserError if it cannot be written to."""
     try:
-        fs.create_dir(path, recursive=True)
-        with fs.open_output_stream(f"{path}/{WRITABLE}"):
-            pass
-        fs.delete_file(f"{path}/{WRITABLE}")
+        write_file(join(folder, WRITABLE), b"")
+        remove_file(join(folder, WRITABLE))
     except OSError as error:
         raise UserError(f"cannot write to {folder!r}: {error}") from error
 
 
 def remove_file(uri: str) -> None:
-    """Raises FileNotFoundError where there is none."""
+    """Remove a file; FileNotFoundError if there is none."""
     fs, path = resolve(uri)
     fs.delete_file(path)
 
 
-def write_whole(fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
-    """Write beside and rename (local), or in one put (object storage, where a put is atomic).
+def write_atomic(fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
+    """Write a part and rename it; on object storage one put, which is atomic there.
 
-    An error of the file system names `path`, which pyarrow's own do not.
+    Errors name `path`, which pyarrow's do not.
     """
     local = isinstance(fs, pafs.LocalFileSystem)
     target = f"{path}.{uuid.uuid4().hex}{PART}" if local else path
@@ -102,7 +99,7 @@ def write_whole(fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None
 
 
 def read_json(uri: str) -> Any:
-    """Raises FileNotFoundError where there is none, UserError where it is no JSON."""
+    """FileNotFoundError if there is no file, UserError if it is not JSON."""
     try:
         return json.loads(read_file(uri))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""Seeded, stateless randomness: every decision about a user is a hash of its id, in any order, reader or bucket."""
+"""Stateless randomness: hashes of ids, the same in any order, process and bucket."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,20 +10,20 @@ Salt = int | str
 
 
 def user_keys(user_ids: Iterable[str] | np.ndarray) -> np.ndarray:
-    """Stable 64-bit key of each user id (SipHash as in `pandas.util.hash_array`); (N,) strings -> (N,) uint64."""
+    """SipHash of each user id (`pandas.util.hash_array`): (N,) strings -> (N,) uint64."""
     ids = np.asarray(user_ids, dtype=object)
     return pd.util.hash_array(ids, categorize=False)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def bucket_of(keys: np.ndarray, num_buckets: int) -> np.ndarray:
-    """Lake bucket of each user key: (N,) uint64 -> (N,) int32 in [0, num_buckets)."""
+    """Lake bucket of each user key: (N,) uint64 -> (N,) int32 below `num_buckets`."""
     return (mix(keys, "bucket") % np.uint64(num_buckets)).astype(np.int32)
 
 
 def mix(keys: np.ndarray, *salts: Salt | np.ndarray) -> np.ndarray:
-    """Fresh 64-bit hash of `keys` for each sequence of salts (SplitMix64 finaliser, Steele et al. 2014).
+    """64-bit hash of `keys` with salts (SplitMix64 finaliser, Steele et al. 2014).
 
-    A salt is an int, a string, or a uint64 array that broadcasts against `keys` (a counter, another key).
+    A salt is an int, a string, or a uint64 array that broadcasts against `keys`.
     """
     state = np.asarray(keys, dtype=np.uint64)
     for salt in salts:
@@ -32,7 +32,7 @@ def mix(keys: np.ndarray, *salts: Salt | np.ndarray) -> np.ndarray:
 
 
 def uniforms(keys: np.ndarray, *salts: Salt | np.ndarray) -> np.ndarray:
-    """Uniform numbers in [0, 1) with 53 random bits, one for each broadcast element of keys and salts; float64."""
+    """Uniform float64 in [0, 1) from the upper 53 bits of `mix`."""
     return (mix(keys, *salts) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 

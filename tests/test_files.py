@@ -1,4 +1,4 @@
-"""Small files: whole or not at all, and places that cannot be opened are the user's to fix."""
+"""Small files are written completely or not at all; bad addresses are UserErrors."""
 
 from pathlib import Path
 from unittest.mock import Mock
@@ -15,13 +15,13 @@ from mtrec_ray.files import (
     read_json,
     remove_file,
     resolve,
+    write_atomic,
     write_file,
     write_json,
-    write_whole,
 )
 
 
-def test_a_written_file_is_read_back_and_leaves_nothing_beside_it(tmp_path):
+def test_a_written_file_is_read_back_and_leaves_no_part(tmp_path):
     uri = f"{tmp_path}/new/folder/file.json"
     write_json(uri, {"a": [1, None]})
     assert read_json(uri) == {"a": [1, None]}
@@ -55,17 +55,17 @@ def test_a_full_disk_names_the_file(tmp_path):
     full = OSError(28, "Error writing bytes to file")
     fs = Mock(spec=pafs.FileSystem, open_output_stream=Mock(side_effect=full))
     with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/file'"):
-        write_whole(fs, f"{tmp_path}/file", b"content")
+        write_atomic(fs, f"{tmp_path}/file", b"content")
 
 
 def test_a_failed_rename_leaves_no_part(tmp_path):
-    (tmp_path / "file" / "in the way").mkdir(parents=True)
+    (tmp_path / "file" / "child").mkdir(parents=True)
     with pytest.raises(OSError, match="file"):
         write_file(f"{tmp_path}/file", b"new")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_file_uri_and_a_path_are_the_same_place(tmp_path):
+def test_a_file_uri_and_a_path_are_the_same_file(tmp_path):
     write_file(f"file://{tmp_path}/file", b"content")
     assert read_file(f"{tmp_path}/file") == b"content"
     assert exists(f"file://{tmp_path}/file")
@@ -73,7 +73,7 @@ def test_a_file_uri_and_a_path_are_the_same_place(tmp_path):
 
 
 @pytest.mark.parametrize("uri", ["ftp://host/lake", "nonsense://", "s3://bucket/lake?no_such_option=1", "://"])
-def test_an_address_that_cannot_be_opened_is_the_users_mistake(uri):
+def test_an_address_that_cannot_be_opened_is_a_user_error(uri):
     with pytest.raises(UserError, match="cannot open"):
         resolve(uri)
 

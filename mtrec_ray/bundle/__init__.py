@@ -1,1 +1,1 @@
-"""What serving loads: frozen weights and what is known of them; nothing in it is unpickled."""
+"""What serving loads: frozen weights and their metrics; nothing is unpickled."""

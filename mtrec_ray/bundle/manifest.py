@@ -13,17 +13,17 @@ A folder without `manifest.json` is no bundle, so a build that was killed leaves
 import hashlib
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors
 import safetensors.torch
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
+from torch import Tensor, nn
 
 from mtrec_ray.combinations import Combination
 from mtrec_ray.errors import UserError
@@ -35,6 +35,8 @@ from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 FORMAT_VERSION = 3
 MANIFEST_FILE, BACKBONE_FILE, ELIMINATORS_FILE = "manifest.json", "backbone.safetensors", "eliminators.safetensors"
 POPULAR_FILE, TITLES_FILE, PROPENSITY_FILE = "popular.safetensors", "titles.parquet", "propensity.safetensors"
+REMAKE = "make it again with `mtrec bundle`"
+Model = TypeVar("Model", bound=nn.Module)
 Figure = bool | float | int | str | None
 """A value of an audit: a count, a name or a figure; null if it could not be measured."""
 
@@ -104,24 +106,24 @@ def manifest_hash(document: dict[str, Any]) -> str:
 
 
 class Bundle:
-    """An opened bundle; each file is read when it is asked for, and checked against its hash."""
+    """An opened bundle; a file is read and checked against its hash when it is needed."""
 
     def __init__(self, uri: str, manifest: BundleManifest) -> None:
         self.uri, self.manifest = uri, manifest
 
     @staticmethod
     def open(uri: str) -> "Bundle":
-        """Raises UserError if there is no bundle, it has another format, or its manifest was changed."""
+        """UserError if there is no bundle, it has another format, or its manifest was changed."""
         try:
             document = read_json(join(uri, MANIFEST_FILE))
             if isinstance(document, dict) and document.get("format_version") != FORMAT_VERSION:
                 raise UserError(
-                    f"bundle {uri!r} has format version {document.get('format_version')!r}, this program reads "
-                    f"{FORMAT_VERSION}: make it again with `mtrec bundle`"
+                    f"bundle {uri!r} has format version {document.get('format_version')!r}, this mtrec_ray reads "
+                    f"{FORMAT_VERSION}: {REMAKE}"
                 )
             manifest = BundleManifest.model_validate(document)
             if manifest.files.get(MANIFEST_FILE) != manifest_hash(document):
-                raise UserError(f"bundle {uri!r}: {MANIFEST_FILE} was changed: make it again with `mtrec bundle`")
+                raise UserError(f"bundle {uri!r}: {MANIFEST_FILE} was changed: {REMAKE}")
             return Bundle(absolute(uri), manifest)
         except FileNotFoundError as error:
             raise UserError(f"no bundle at {uri!r}: {MANIFEST_FILE} is missing; `mtrec bundle` makes one") from error
@@ -130,54 +132,53 @@ class Bundle:
 
     def backbone(self) -> SequentialBackbone:
         """The frozen backbone."""
-        with self._reading(BACKBONE_FILE):
-            model = SequentialBackbone(SequentialConfig(**self.manifest.backbone))
-            model.load_state_dict(self._tensors(BACKBONE_FILE))
-        return model.eval().requires_grad_(False)
+        return self._load(BACKBONE_FILE, lambda: SequentialBackbone(SequentialConfig(**self.manifest.backbone)))
 
     def eliminators(self) -> StackedEliminators:
-        """All combinations, stacked."""
-        shape = self.manifest.backbone
-        with self._reading(ELIMINATORS_FILE):
-            pack = StackedEliminators(
-                EliminatorConfig(**self.manifest.eliminators),
-                {name: len(values) for name, values in self.manifest.attributes.items()},
-                self.manifest.combinations,
-                width=shape["width"],
-                num_layers=shape["num_layers"],
-            )
-            pack.load_state_dict(self._tensors(ELIMINATORS_FILE))
-        return pack.eval().requires_grad_(False)
+        """The eliminators of all combinations."""
+        manifest = self.manifest
+        sizes = {name: len(values) for name, values in manifest.attributes.items()}
+        return self._load(
+            ELIMINATORS_FILE,
+            lambda: StackedEliminators(
+                EliminatorConfig(**manifest.eliminators),
+                sizes,
+                manifest.combinations,
+                width=manifest.backbone["width"],
+                num_layers=manifest.backbone["num_layers"],
+            ),
+        )
 
     def propensity(self) -> TwoTower | None:
-        """The multi-task model, None where the bundle has none."""
-        if self.manifest.propensity is None:
-            return None
-        with self._reading(PROPENSITY_FILE):
-            model = TwoTower(TwoTowerConfig(**self.manifest.propensity.model))
-            model.load_state_dict(self._tensors(PROPENSITY_FILE))
-        return model.eval().requires_grad_(False)
+        """The multi-task model, if the bundle has one."""
+        part = self.manifest.propensity
+        return self._load(PROPENSITY_FILE, lambda: TwoTower(TwoTowerConfig(**part.model))) if part else None
 
     def popular(self) -> Tensor:
-        """(territories, 1000) int32 titles by discoveries, most first, -1 where no more are offered."""
-        with self._reading(POPULAR_FILE):
+        """(territories, 1000) int32 titles, most discovered first; -1 where fewer are offered."""
+        with self._checking(POPULAR_FILE):
             return self._tensors(POPULAR_FILE)["popular"]
 
     def titles(self) -> pa.Table:
         """The catalogue, in the order of every tensor."""
-        with self._reading(TITLES_FILE):
+        with self._checking(TITLES_FILE):
             return pq.read_table(io.BytesIO(self._content(TITLES_FILE)))
 
+    def _load(self, name: str, make: Callable[[], Model]) -> Model:
+        with self._checking(name):
+            model = make()
+            model.load_state_dict(self._tensors(name))
+        return model.eval().requires_grad_(False)
+
     @contextmanager
-    def _reading(self, name: str) -> Iterator[None]:
-        """Raise errors of a file that is whole but not what the manifest says as UserError."""
+    def _checking(self, name: str) -> Iterator[None]:
+        """UserError if an undamaged file does not fit the manifest."""
         try:
             yield
         except UserError:
             raise
         except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-            fix = "make it again with `mtrec bundle`"
-            raise UserError(f"bundle {self.uri!r}: {name} does not fit {MANIFEST_FILE}: {error!r}: {fix}") from error
+            raise UserError(f"bundle {self.uri!r}: {name} does not fit {MANIFEST_FILE}: {error!r}: {REMAKE}") from error
 
     def _tensors(self, name: str) -> dict[str, Tensor]:
         return safetensors.torch.load(self._content(name))
@@ -186,7 +187,7 @@ class Bundle:
         try:
             content = read_file(join(self.uri, name))
         except FileNotFoundError as error:
-            raise UserError(f"bundle {self.uri!r} lacks {name}: make it again with `mtrec bundle`") from error
+            raise UserError(f"bundle {self.uri!r} lacks {name}: {REMAKE}") from error
         if hashlib.sha256(content).hexdigest() != self.manifest.files[name]:
-            raise UserError(f"bundle {self.uri!r}: {name} is damaged or was changed: make it again with `mtrec bundle`")
+            raise UserError(f"bundle {self.uri!r}: {name} is damaged or was changed: {REMAKE}")
         return content

@@ -22,7 +22,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import PART, write_whole
+from mtrec_ray.files import PART, write_atomic
 from mtrec_ray.lake.manifest import MANIFEST_NAME, LakeFile, Manifest, resolve
 
 LOCK_NAME = ".lock"
@@ -37,7 +37,7 @@ def write_parquet(fs: pafs.FileSystem, root: str, folder: str, table: pa.Table, 
     data = sink.getvalue()
     digest = hashlib.sha256(data).hexdigest()
     path = f"{folder}/part-{digest[:16]}.parquet"
-    write_whole(fs, f"{root}/{path}", data)  # never in place: a file of a committed lake may have this very name
+    write_atomic(fs, f"{root}/{path}", data)  # never in place: a file of a committed lake may have this very name
     return LakeFile(path=path, rows=table.num_rows, sha256=digest)
 
 

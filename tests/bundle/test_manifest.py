@@ -1,4 +1,4 @@
-"""What a bundle refuses to be opened or loaded for."""
+"""Bundles that cannot be opened or loaded are UserErrors."""
 
 import json
 
@@ -9,7 +9,7 @@ from mtrec_ray.errors import UserError
 from tests.serving.bundles import write_bundle, write_manifest
 
 
-def test_a_manifest_that_was_changed_is_refused(tmp_path):
+def test_a_changed_manifest_is_a_user_error(tmp_path):
     folder = write_bundle(tmp_path / "bundle")
     document = json.loads((folder / "manifest.json").read_text())
     document["combinations"][:2] = document["combinations"][1::-1]  # gender's eliminator would serve age
@@ -27,7 +27,7 @@ def test_a_manifest_that_was_changed_is_refused(tmp_path):
         ({"propensity": {"model": {"d": 3}, "group_of_territory": [0, 1], "metrics": {}}}, "propensity"),
     ],
 )
-def test_a_manifest_that_does_not_fit_its_files_is_the_users_mistake(tmp_path, changes, name):
+def test_a_manifest_that_does_not_fit_its_files_is_a_user_error(tmp_path, changes, name):
     folder = write_bundle(tmp_path / "bundle")
     write_manifest(folder, json.loads((folder / "manifest.json").read_text()) | changes)
     bundle = Bundle.open(str(folder))

@@ -128,12 +128,12 @@ def test_an_audit_keeps_its_figures_and_their_types(eliminators, tmp_path):
 def test_the_manifest_is_written_last(lake, eliminators, tmp_path, monkeypatch):
     written: list[str] = []
 
-    def write(fs: pafs.FileSystem, path: str, data: bytes, really: Any = files.write_whole) -> None:
+    def write(fs: pafs.FileSystem, path: str, data: bytes, really: Any = files.write_atomic) -> None:
         written.append(Path(path).name)
         really(fs, path, data)
 
     run = write_run(lake, tmp_path, "mtl", 0)
-    monkeypatch.setattr(files, "write_whole", write)
+    monkeypatch.setattr(files, "write_atomic", write)
     bundle(eliminators, tmp_path / "bundle", propensity=run)
     assert sorted(written) == sorted(
         [BACKBONE_FILE, ELIMINATORS_FILE, POPULAR_FILE, PROPENSITY_FILE, TITLES_FILE, MANIFEST_FILE]

@@ -1,4 +1,4 @@
-"""How answers go out: JSON, and each refusal and fault as a `Problem`."""
+"""HTTP answers: JSON, and each refusal or failure as a `Problem`."""
 
 import logging
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
-MAYBE_STORED = "it may have been stored: send it again with the same Idempotency-Key"
+MAYBE_STORED = "the events may have been stored: send them again with the same Idempotency-Key"
 HEADERS = {
     401: {"www-authenticate": "Bearer"},
     429: {"retry-after": str(RETRY_AFTER_S)},
@@ -25,10 +25,9 @@ class Refused(Exception):
     """A request that is not served; becomes a 4xx or 5xx answer.
 
     Args:
-        field: where in the request, None where nowhere in particular.
+        field: where in the request; None if nowhere in particular.
         message: what is wrong and how to fix it.
-        status: HTTP status.
-        headers: beside those of the status.
+        headers: in addition to those of the status.
     """
 
     def __init__(
@@ -43,7 +42,7 @@ class Refused(Exception):
 
 
 def refused_of(error: Exception) -> Refused:
-    """What the caller is told of an error; no stack trace and no value of the request is sent or logged."""
+    """What the caller learns of an error; no stack trace and no value of the request is sent or logged."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, HTTPException):
@@ -51,16 +50,16 @@ def refused_of(error: Exception) -> Refused:
     if isinstance(error, RequestValidationError):
         return _invalid(error.errors()[0])
     logger.error("a request failed: %s", type(error).__name__)
-    return Refused(None, "an error on our side; it was counted", 500)
+    return Refused(None, "internal error", 500)
 
 
-def _invalid(first: Mapping[str, Any]) -> Refused:
-    if first["type"] == "json_invalid":
-        return Refused(None, f"the body is not JSON: {first['ctx']['error']}", 400)
-    if isinstance(first["input"], bytes):  # FastAPI read no JSON
+def _invalid(problem: Mapping[str, Any]) -> Refused:
+    if problem["type"] == "json_invalid":
+        return Refused(None, f"the body is not JSON: {problem['ctx']['error']}", 400)
+    if isinstance(problem["input"], bytes):  # FastAPI did not parse the body
         return Refused(None, "send the header content-type: application/json")
-    field = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in first["loc"][1:]).lstrip(".")
-    return Refused(field or None, first["msg"])
+    field = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem["loc"][1:]).lstrip(".")
+    return Refused(field or None, problem["msg"])
 
 
 def json_answer(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

@@ -1,8 +1,8 @@
-"""The routes, the page and the API's documents."""
+"""The ASGI app of a replica: routes, API documentation and the page."""
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,38 +39,32 @@ PAGE_HEADERS = {
     "referrer-policy": "no-referrer",
 }
 READY = (
-    "Requests are answered. `store` is null (none is configured), `reachable`, or `unavailable`: while it is, "
-    "requests with a user id are answered with popular titles."
+    "Requests are answered. `store` is null (none is configured), `reachable` or `unavailable`: then requests "
+    "with a user id are answered with popular titles."
 )
-FAULTS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem, "description": text}
-    for status, text in {
-        400: "The body is not JSON.",
-        401: "No valid API key was sent.",
-        404: "Not found.",
-        413: "The body is too long.",
-        422: "A field is not valid; the message says how to fix it.",
-        429: "Too many requests with this API key.",
-        503: "Too busy; try again after the seconds that Retry-After names.",
-    }.items()
+REFUSALS = {
+    400: "The body is not JSON.",
+    401: "No valid API key was sent.",
+    404: "Not found.",
+    413: "The body is too long.",
+    422: "A field is not valid; the message says how to fix it.",
+    429: "Too many requests with this API key.",
+    503: "Too busy; try again after the seconds in Retry-After.",
 }
 
 
 def build_api(service: Service, keys: tuple[str, ...], limits: LimitsConfig) -> Any:
-    """The whole ASGI app of a replica."""
+    """The ASGI app of a replica."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         telemetry = service.telemetry
-        beside = [
-            asyncio.create_task(service.live.follow(telemetry.serving)),
-            asyncio.create_task(telemetry.keep_telling()),
-        ]
+        coroutines = (service.live.follow(telemetry.bundle), telemetry.keep_reporting())
+        tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
         yield
-        for task in beside:
+        for task in tasks:
             task.cancel()
-            with suppress(asyncio.CancelledError):
-                await task
+        await asyncio.gather(*tasks, return_exceptions=True)
         if service.store is not None:
             await service.store.close()
 
@@ -80,8 +74,13 @@ def build_api(service: Service, keys: tuple[str, ...], limits: LimitsConfig) -> 
         version=service.live.engine.version,
         lifespan=lifespan,
     )
-    _add_routes(app, service, examples=not keys)
+    _add_routes(app, service)
     _add_page(app)
+    if not keys:
+
+        @app.get("/v1/examples", include_in_schema=False)
+        async def examples() -> Response:
+            return json_answer(await service.examples())
 
     async def refuse(_: Request, error: Exception) -> Response:
         refused = refused_of(error)
@@ -93,31 +92,37 @@ def build_api(service: Service, keys: tuple[str, ...], limits: LimitsConfig) -> 
     return Guard(RecommendFastPath(app, service), keys, limits, service.telemetry.error)
 
 
-def _add_routes(app: FastAPI, service: Service, examples: bool) -> None:
-    @app.post("/v1/recommend", responses={200: {"model": Recommendation}, **FAULTS})
+def _answers(model: Any) -> dict[int | str, dict[str, Any]]:
+    """The answers of a route, for the OpenAPI document."""
+    refusals = {status: {"model": Problem, "description": text} for status, text in REFUSALS.items()}
+    return {200: {"model": model}, **refusals}
+
+
+def _add_routes(app: FastAPI, service: Service) -> None:
+    @app.post("/v1/recommend", responses=_answers(Recommendation))
     async def recommend(request: RecommendRequest) -> Response:
         """Titles for one user or one history."""
         with service.telemetry.stage("recommend"):
             (answer,) = await service.recommend([request], many=False)
         return json_answer(answer)
 
-    @app.post("/v1/recommend:batch", responses={200: {"model": RecommendationBatch}, **FAULTS})
+    @app.post("/v1/recommend:batch", responses=_answers(RecommendationBatch))
     async def recommend_batch(batch: RecommendBatch) -> Response:
         """Up to 1,000 requests in one call, answered in order."""
         with service.telemetry.stage("recommend:batch"):
             return json_answer({"responses": await service.recommend(batch.requests, many=True)})
 
-    @app.post("/v1/propensity", responses={200: {"model": Propensities}, **FAULTS})
+    @app.post("/v1/propensity", responses=_answers(Propensities))
     async def propensity(request: PropensityRequest) -> Response:
-        """First-discovery propensities by the block of the territory's group."""
+        """First-discovery propensities, by the block of the territory's group."""
         return json_answer(await service.propensities(request))
 
-    @app.get("/v1/combinations", responses={200: {"model": Combinations}, **FAULTS})
+    @app.get("/v1/combinations", responses=_answers(Combinations))
     async def combinations() -> Response:
-        """The combinations of attributes that can be ignored, with the audit's figures for each."""
+        """The combinations of attributes that can be ignored, with accuracy and audit of each."""
         return json_answer(service.combinations())
 
-    @app.put("/v1/users/{user_id:path}/events", responses={200: {"model": EventsStored}, **FAULTS})
+    @app.put("/v1/users/{user_id:path}/events", responses=_answers(EventsStored))
     async def append(
         user_id: Annotated[str, InPath(min_length=1, max_length=256)],
         request: EventsRequest,
@@ -125,16 +130,10 @@ def _add_routes(app: FastAPI, service: Service, examples: bool) -> None:
     ) -> Response:
         """Store what a user watched; the next recommendation takes it into account.
 
-        Send a new `Idempotency-Key` with each call: after an error, the call can then be repeated with the same key
-        without storing the events twice.
+        Send a new `Idempotency-Key` with each call: after an error, the call can be repeated with the same key without
+        storing the events twice.
         """
         return json_answer(await service.append(user_id, request, idempotency_key))
-
-    if examples:
-
-        @app.get("/v1/examples", include_in_schema=False)
-        async def some_examples() -> Response:
-            return json_answer(await service.examples())
 
     @app.get("/healthz", responses={200: {"description": "The process answers."}})
     async def healthz() -> Response:

@@ -1,10 +1,10 @@
-"""Gathers the eliminators of a batch, in which each row has its own: one fetch from each of two tables.
+"""Gathers the eliminators of a batch, in which each row has its own, with one fetch from each of two tables.
 
 Legend: `B` rows, `m` attributes.
 
-One table holds what depends on the combination alone and is filled at the start. The other holds what also depends on
-the user's attribute values (the transport's gains, and the prompts' keys and values in each layer), with one row for
-each (combination, values) requested so far. Neither depends on a history.
+One table holds what depends on the combination alone and is complete from the start. The other holds what also depends
+on the user's attribute values (the transport's gains, and the prompts' keys and values of each layer): one row per
+requested (combination, values). Neither depends on a history.
 """
 
 import torch
@@ -21,8 +21,8 @@ class EliminatorBank:
     """Gathers the eliminators of a batch.
 
     Args:
-        capacity: most keys kept; when it is exceeded, the table is cleared. 4,096 keys with 13 prompts of width 64 take
-            27 MB per layer.
+        capacity: maximum keys; beyond it, the second table is cleared. 4,096 keys with 13 prompts of width 64 take 27
+            MB per layer.
     """
 
     def __init__(self, backbone: SequentialBackbone, pack: StackedEliminators, capacity: int = 4096) -> None:
@@ -31,20 +31,20 @@ class EliminatorBank:
         unknown = [-1] * len(pack.attributes)
         keys: list[Key] = [(combination, *unknown) for combination in range(len(pack.combinations))]
         self.of_key = Table(self._parts(keys))
-        self.place: dict[Key, int] = {key: place for place, key in enumerate(keys)}
+        self.row_of: dict[Key, int] = {key: row for row, key in enumerate(keys)}
         self.no_prompts = pack.prompts[:0], torch.arange(0)  # the second table holds them
 
     def gather(self, keys: list[Key]) -> GatheredEliminators:
-        """B keys -> one eliminator a row."""
-        missing = list(dict.fromkeys(key for key in keys if key not in self.place))
-        if missing and len(self.place) + len(missing) > self.capacity:
+        """B keys -> one eliminator per row."""
+        missing = list(dict.fromkeys(key for key in keys if key not in self.row_of))
+        if missing and len(self.row_of) + len(missing) > self.capacity:
             self.of_key.clear()
-            self.place, missing = {}, list(dict.fromkeys(keys))
+            self.row_of, missing = {}, list(dict.fromkeys(keys))
         if missing:
             self.of_key.append(self._parts(missing))
-            self.place.update((key, place) for place, key in enumerate(missing, len(self.place)))
-        combination, place = torch.tensor([(key[0], self.place[key]) for key in keys]).unbind(1)
-        gain, *prompts = self.of_key.rows(place)
+            self.row_of.update((key, row) for row, key in enumerate(missing, len(self.row_of)))
+        combination, row = torch.tensor([(key[0], self.row_of[key]) for key in keys]).unbind(1)
+        gain, *prompts = self.of_key.rows(row)
         shared = self.of_combination.rows(combination)
         return GatheredEliminators(*self.no_prompts, *shared, transport_gain=gain, cached_prompts=tuple(prompts))
 
@@ -56,7 +56,7 @@ class EliminatorBank:
 
 
 class Table:
-    """Tensors of equal length, side by side in one matrix: fetching them singly took a tenth of a small batch's time.
+    """Tensors of equal length in one matrix: fetching them singly took a tenth of a small batch's time.
 
     Args:
         parts: (length, ...) each.
@@ -65,19 +65,19 @@ class Table:
     def __init__(self, parts: tuple[Tensor, ...]) -> None:
         self.shapes = [part.shape[1:] for part in parts]
         self.widths = [shape.numel() for shape in self.shapes]
-        self.matrix = _side_by_side(parts)
+        self.matrix = _concatenate(parts)
 
     def clear(self) -> None:
         self.matrix = self.matrix[:0]
 
     def append(self, parts: tuple[Tensor, ...]) -> None:
-        self.matrix = torch.cat([self.matrix, _side_by_side(parts)])
+        self.matrix = torch.cat([self.matrix, _concatenate(parts)])
 
-    def rows(self, places: Tensor) -> list[Tensor]:
+    def rows(self, rows: Tensor) -> list[Tensor]:
         """(B,) -> (B, ...) of each part."""
-        fetched = self.matrix.index_select(0, places).split(self.widths, 1)
-        return [part.view(len(places), *shape) for part, shape in zip(fetched, self.shapes, strict=True)]
+        fetched = self.matrix.index_select(0, rows).split(self.widths, 1)
+        return [part.view(len(rows), *shape) for part, shape in zip(fetched, self.shapes, strict=True)]
 
 
-def _side_by_side(parts: tuple[Tensor, ...]) -> Tensor:
+def _concatenate(parts: tuple[Tensor, ...]) -> Tensor:
     return torch.cat([part.flatten(1) for part in parts], 1)

@@ -18,13 +18,12 @@ from mtrec_ray.serving.answers import RETRY_AFTER_S
 from mtrec_ray.serving.api import build_api
 from mtrec_ray.serving.config import ServeConfig, api_keys
 from mtrec_ray.serving.live import LiveEngine
-from mtrec_ray.serving.open_store import open_store
 from mtrec_ray.serving.service import Service
-from mtrec_ray.serving.store import is_folder
+from mtrec_ray.serving.store import is_folder, open_store
 from mtrec_ray.serving.telemetry import Telemetry
 
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
-"""No log gets the path of a request: it can hold a user's id."""
+"""No log contains the path of a request: it may contain a user id."""
 
 
 @serve.deployment
@@ -44,66 +43,58 @@ class Endpoint:
     def __serve_build_asgi_app__(self) -> Any:
         config = self.config
         store = None if config.store is None else open_store(config.store, expire_s=config.expire_s)
-        live = LiveEngine(config.bundle, config.poll_s)
-        app = build_api(Service(live, store, Telemetry(), config.limits.batch_rows), self.keys, config.limits)
+        service = Service(LiveEngine(config.bundle, config.poll_s), store, Telemetry(), config.limits.batch_rows)
+        app = build_api(service, self.keys, config.limits)
         gc.collect()
-        gc.freeze()  # the collector skips what is loaded by now, which took it 150 ms, once in a thousand requests
+        gc.freeze()  # the collector skips what is loaded: it took 150 ms once in a thousand requests
         return app
 
 
 def build(args: dict[str, Any]) -> Application:
-    """What serve.yaml calls with its `args`, the settings of `ServeConfig`.
+    """The application that serve.yaml names; `args` are the settings of `ServeConfig` except port.
 
     Raises:
         UserError: settings that do not fit, no API key where one is needed, or an embedded store that does not exist.
     """
     if "port" in args:
         raise UserError(f"port {args['port']!r} has no effect here: set http_options.port")
-    config = validate_config(ServeConfig, {"host": "0.0.0.0", **args})  # needs API keys unless the config says loopback
-    keys = api_keys(config)
+    config = validate_config(ServeConfig, {"host": "0.0.0.0", **args})  # needs API keys unless args say loopback
+    keys, scale = api_keys(config), config.scale
     if config.store is not None and is_folder(config.store) and not exists(config.store):
         raise UserError(f"no online store at {config.store!r}: `mtrec store load LAKE --store {config.store}` makes it")
-    placed = config.model_copy(
-        update={
-            "bundle": absolute(config.bundle),
-            "store": absolute(config.store) if config.store else None,
-        }
-    )
-    scale = config.scale
-    autoscaling = {
-        "min_replicas": scale.min_replicas,
-        "max_replicas": scale.max_replicas,
-        "initial_replicas": max(scale.min_replicas, 1),
-        "target_ongoing_requests": scale.target_ongoing_requests,
-        "upscale_delay_s": scale.upscale_delay_s,
-        "downscale_delay_s": scale.downscale_delay_s,
-    }
+    paths = {"bundle": absolute(config.bundle), "store": absolute(config.store) if config.store else None}
     deployment = Endpoint.options(
-        autoscaling_config=autoscaling,
-        max_ongoing_requests=2
-        * config.limits.max_in_flight,  # so that the guard refuses first: Serve's queue polls, which is expensive
+        autoscaling_config={
+            "min_replicas": scale.min_replicas,
+            "max_replicas": scale.max_replicas,
+            "initial_replicas": max(scale.min_replicas, 1),
+            "target_ongoing_requests": scale.target_ongoing_requests,
+            "upscale_delay_s": scale.upscale_delay_s,
+            "downscale_delay_s": scale.downscale_delay_s,
+        },
+        max_ongoing_requests=2 * config.limits.max_in_flight,  # the guard refuses first: Serve's queue is expensive
         max_queued_requests=config.limits.max_queued,
         backpressure_config=BackpressureConfig(retry_after_s=RETRY_AFTER_S),
         ray_actor_options={"num_cpus": scale.num_cpus},
         logging_config=QUIET,
     )
-    return deployment.bind(placed.model_dump(mode="json"), keys)
+    return deployment.bind(config.model_copy(update=paths).model_dump(mode="json"), keys)
 
 
-def run(config: ServeConfig) -> None:
-    """Start the endpoint on the Ray that is running, and return once it answers."""
+def start_endpoint(config: ServeConfig) -> None:
+    """Start the endpoint on the running Ray, and return once it answers."""
     application = build(config.model_dump(mode="json", exclude={"port"}))
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it warns of options that are applied all the same
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it warns of options that it applies all the same
     options = {"host": config.host, "port": config.port, "access_log": False}
     serve.start(http_options=options, logging_config=QUIET)
     serve.run(application, name="mtrec", route_prefix="/", logging_config=QUIET)
 
 
-def wait_for_the_end() -> None:
+def wait_for_signal() -> None:
     """Wait for SIGINT or SIGTERM, then shut the endpoint down."""
-    ended = threading.Event()
+    received = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    while not ended.wait(timeout=1.0):
+        signal.signal(number, lambda *_: received.set())
+    while not received.wait(timeout=1.0):
         pass
     serve.shutdown()

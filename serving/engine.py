@@ -1,9 +1,8 @@
-"""One bundle, loaded: answers a batch whose rows each have their own combination in one forward.
+"""One loaded bundle, which answers a batch in one forward although each row has its own combination.
 
-Legend: `B` rows, `L` history length, `N` titles, `m` attributes, `d` width.
+Legend: `B` rows, `L` history length, `N` titles, `T` territories, `m` attributes, `d` width.
 
-The backbone alone counts as one more combination, of no attribute, whose gate shuts off the prompts: so a batch is
-never split.
+The backbone alone is one more combination, of no attribute, whose gate closes the prompts, so a batch is never split.
 """
 
 from dataclasses import dataclass
@@ -16,16 +15,16 @@ from torch import Tensor
 from mtrec_ray.bundle.manifest import Bundle
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.combinations import Combination
+from mtrec_ray.lake.offers import offered_in
 from mtrec_ray.serving.bank import EliminatorBank
-from mtrec_ray.serving.catalogue import ServedCatalogue
 
 MAX_CELLS = 8_000_000
-"""Most rows x titles scored at once: bounds the memory of a large batch on a large catalogue."""
+"""Maximum rows x titles scored at once, which bounds the memory of a large batch on a large catalogue."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """One request as rows and indices; `serving.queries` makes and checks them."""
+    """One request as indices; `serving.queries` makes and checks them."""
 
     history: tuple[int, ...]
     """Titles, oldest first, at least one; the last L are read."""
@@ -47,6 +46,20 @@ class Ranked:
     scores: list[float]
 
 
+@dataclass(frozen=True)
+class Catalogue:
+    """Titles, by their row in the tensors, and where they are offered."""
+
+    ids: list[str]
+    names: list[str]
+    row_of: dict[str, int]
+    territory_of: dict[str, int]
+    unavailable: Tensor
+    """(T, N) bool: not offered in the territory."""
+    everywhere: bool
+    """All titles are offered in all territories."""
+
+
 class Engine:
     """Everything that a replica needs of one bundle: weights and catalogue, nothing that grows with the users."""
 
@@ -54,17 +67,26 @@ class Engine:
         self.manifest = bundle.manifest
         self.backbone = bundle.backbone().remember_titles()
         self.pack = bundle.eliminators().with_identity()
-        self.combinations: dict[Combination, int] = {c: place for place, c in enumerate(self.pack.combinations)}
+        self.combinations: dict[Combination, int] = {c: index for index, c in enumerate(self.pack.combinations)}
         self.bank = EliminatorBank(self.backbone, self.pack)
         titles = bundle.titles()
-        self.catalogue = ServedCatalogue.of(bundle, titles)
+        ids, territories = titles["title_id"].to_pylist(), self.manifest.territories
+        offered = offered_in(titles, territories)  # (T, N)
+        self.catalogue = Catalogue(
+            ids=ids,
+            names=[name or title_id for name, title_id in zip(titles["name"].to_pylist(), ids, strict=True)],
+            row_of={title_id: row for row, title_id in enumerate(ids)},
+            territory_of={name: row for row, name in enumerate(territories)},
+            unavailable=torch.from_numpy(~offered),
+            everywhere=bool(offered.all()),
+        )
         self.title_vectors = self.backbone.title_vectors().t().contiguous()  # (d, N)
         self.popular = bundle.popular().tolist()
         self.two_tower = bundle.propensity()
         if self.two_tower is not None:
             features = torch.from_numpy(fixed_width_matrix(titles["embedding"]).copy())
             with torch.inference_mode():
-                self.discovery_vectors = self.two_tower.title_vectors(features)  # (N, d)
+                self.propensity_vectors = self.two_tower.title_vectors(features)  # (N, d)
 
     @property
     def version(self) -> str:
@@ -91,7 +113,7 @@ class Engine:
     def _rank(self, queries: list[Query]) -> list[Ranked]:
         scores = self.user_vectors(queries) @ self.title_vectors  # (B, N)
         if not self.catalogue.everywhere:
-            scores.masked_fill_(self.catalogue.elsewhere[torch.tensor([q.territory for q in queries])], -torch.inf)
+            scores.masked_fill_(self.catalogue.unavailable[torch.tensor([q.territory for q in queries])], -torch.inf)
         rows = np.repeat(np.arange(len(queries)), [len(q.exclude) for q in queries])
         if len(rows):
             columns = np.fromiter(chain.from_iterable(q.exclude for q in queries), dtype=np.int64, count=len(rows))
@@ -101,24 +123,22 @@ class Engine:
         return [_cut(t, s, query.k) for t, s, query in zip(titles, best, queries, strict=True)]
 
     def most_popular(self, territory: int, k: int, exclude: frozenset[int] = frozenset()) -> list[int]:
-        """Titles by discoveries in a territory, for users without a history."""
+        """Titles by first-time discoveries in a territory, for users without a history."""
         return [title for title in self.popular[territory] if title >= 0 and title not in exclude][:k]
 
     @torch.inference_mode()
     def propensities(self, embedding: np.ndarray, territory: int, titles: list[int] | None, k: int) -> Ranked:
-        """First-discovery propensities of one user, (user width,) embedding, by the block of the territory's group."""
+        """First-discovery propensities of one user, by its embedding (user width,) and its territory's block."""
         part, model = self.manifest.propensity, self.two_tower
         assert part is not None
         assert model is not None
         group = torch.tensor([part.group_of_territory[territory]])
         user = model.user_vectors(torch.from_numpy(embedding)[None], group)  # (1, d)
         if titles is not None:
-            logits = model.logits(user, self.discovery_vectors[torch.tensor(titles)])[0]
+            logits = model.logits(user, self.propensity_vectors[torch.tensor(titles)])[0]
             return Ranked(titles, logits.sigmoid().tolist())
-        logits = model.logits(user, self.discovery_vectors)[0].masked_fill_(
-            self.catalogue.elsewhere[territory], -torch.inf
-        )
-        best, rows = logits.topk(min(k, len(logits)))
+        logits = model.logits(user, self.propensity_vectors)[0]
+        best, rows = logits.masked_fill_(self.catalogue.unavailable[territory], -torch.inf).topk(min(k, len(logits)))
         offered = _cut(rows.tolist(), best.tolist(), k).titles
         return Ranked(offered, best[: len(offered)].sigmoid().tolist())
 

@@ -1,4 +1,4 @@
-"""What stands between a new bundle and its users: NDCG, leakage and PR-AUC, each with its interval."""
+"""Gates: conditions on NDCG, leakage and PR-AUC that a bundle must pass before it goes live."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,64 +10,70 @@ from mtrec_ray.serving.gates_config import GatesConfig
 
 @dataclass(frozen=True)
 class Gate:
-    """One condition and whether it holds."""
+    """One condition."""
 
     name: str
-    holds: bool
-    found: str
+    passed: bool
+    measured: str
+    combination: str | None = None
+    attribute: str | None = None
+
+    @property
+    def label(self) -> str:
+        return "/".join(part for part in (self.name, self.combination, self.attribute) if part is not None)
 
 
-def check_gates(new: BundleManifest, live: BundleManifest | None, gates: GatesConfig) -> list[Gate]:
-    """All conditions; what needs a live bundle is left out where there is none."""
-    found = [] if live is None else [_switches(new, live)]
+def check_gates(new: BundleManifest, live: BundleManifest | None, config: GatesConfig) -> list[Gate]:
+    """Check every condition; without a live bundle, the comparisons with it are left out."""
+    gates = [] if live is None else [_coverage(new, live)]
     if not new.audit:
-        found += [Gate("audit", not gates.audit, "the bundle was made without one: `mtrec bundle --audit DIR`")]
-    found += [_ndcg(name, figures, live, gates) for name, figures in new.metrics.items()]
+        gates.append(Gate("audit", not config.audit, "the bundle has no audit: `mtrec bundle --audit DIR`"))
+    gates += [_ndcg(name, metrics, live, config) for name, metrics in new.metrics.items()]
     for combination in new.combinations if new.audit else []:
         name = combination_name(combination)
-        found += [_leak(name, attribute, new.audit[name][attribute], gates) for attribute in combination]
-    return found + _pr_auc(new, live, gates)
+        gates += [_leak(name, attribute, new.audit[name][attribute], config) for attribute in combination]
+    return gates + _pr_auc(new, live, config)
 
 
-def _switches(new: BundleManifest, live: BundleManifest) -> Gate:
-    """Every combination, attribute and territory of the live bundle must be in the new one."""
-    there = {frozenset(combination) for combination in new.combinations}
-    lost = [f"combination {combination_name(c)}" for c in live.combinations if frozenset(c) not in there]
+def _coverage(new: BundleManifest, live: BundleManifest) -> Gate:
+    """The new bundle must have every combination, attribute and territory of the live one."""
+    combinations = {frozenset(combination) for combination in new.combinations}
+    lost = [f"combination {combination_name(c)}" for c in live.combinations if frozenset(c) not in combinations]
     lost += [f"attribute {name}" for name in live.attributes if name not in new.attributes]
     lost += [f"territory {name}" for name in live.territories if name not in new.territories]
-    found = f"without {', '.join(lost)}: `--set gates.against_live=false` lets them go"
-    return Gate("combinations", not lost, found if lost else "all that the live bundle has, its territories too")
+    measured = (
+        f"without {', '.join(lost)}: `--set gates.against_live=false` accepts that" if lost else "all of the live"
+    )
+    return Gate("combinations", not lost, measured)
 
 
-def _ndcg(name: str, figures: dict[str, float], live: BundleManifest | None, gates: GatesConfig) -> Gate:
-    value, low, high = (figures[f"ndcg@10{end}"] for end in ("", "_low", "_high"))
-    before = live.metrics.get(name, {}).get("ndcg@10") if live else None
-    wanted = 0.0 if before is None else gates.ndcg_share * before
-    text = f"{value:.4f} ({low:.4f} to {high:.4f})"
-    if before is not None:
-        text += f", live {before:.4f}"
-    return Gate(f"ndcg@10/{name}", high >= wanted and low >= gates.min_ndcg, text)
+def _ndcg(combination: str, metrics: dict[str, float], live: BundleManifest | None, config: GatesConfig) -> Gate:
+    value, low, high = (metrics[f"ndcg@10{end}"] for end in ("", "_low", "_high"))
+    before = live.metrics.get(combination, {}).get("ndcg@10") if live else None
+    measured = f"{value:.4f} ({low:.4f} to {high:.4f})" + ("" if before is None else f", live {before:.4f}")
+    passed = high >= config.ndcg_ratio * (before or 0.0) and low >= config.min_ndcg
+    return Gate("ndcg@10", passed, measured, combination)
 
 
-def _leak(combination: str, attribute: str, figures: dict[str, Any], gates: GatesConfig) -> Gate:
-    """Balanced accuracy and AUC against their nulls, judged as in the audit's `readable`."""
-    texts, holds = [], True
-    for figure, null, bound in (
-        ("balanced_accuracy", "null_high", gates.max_leak),
-        ("auc", "auc_null_high", gates.max_auc_leak),
+def _leak(combination: str, attribute: str, metrics: dict[str, Any], config: GatesConfig) -> Gate:
+    """Balanced accuracy and AUC of the best attacker against their null intervals, as the audit judges them."""
+    measured, passed = [], True
+    for metric, null, limit in (
+        ("balanced_accuracy", "null_high", config.max_leak),
+        ("auc", "auc_null_high", config.max_auc_leak),
     ):
-        value, low, high, top = (float(figures[key]) for key in (figure, f"{figure}_low", f"{figure}_high", null))
-        texts.append(f"{figure.replace('_', ' ')} {value:.3f} ({low:.3f} to {high:.3f}), null up to {top:.3f}")
-        holds = holds and value <= top + bound and top < 1
+        value, low, high, top = (float(metrics[key]) for key in (metric, f"{metric}_low", f"{metric}_high", null))
+        measured.append(f"{metric.replace('_', ' ')} {value:.3f} ({low:.3f} to {high:.3f}), null up to {top:.3f}")
+        passed = passed and value <= top + limit and top < 1
         if not top < 1:
-            texts.append("too few users to tell")
-    if (permutations := int(figures.get("num_permutations", 0))) < gates.min_permutations:
-        texts.append(f"a null of {permutations} permutations: `mtrec audit --set num_permutations=20`")
-        holds = False
-    return Gate(f"leak/{combination}/{attribute}", holds, "; ".join(texts))
+            measured.append("too few users to decide")
+    if (permutations := int(metrics.get("num_permutations", 0))) < config.min_permutations:
+        measured.append(f"only {permutations} permutations: `mtrec audit --set num_permutations=20`")
+        passed = False
+    return Gate("leak", passed, "; ".join(measured), combination, attribute)
 
 
-def _pr_auc(new: BundleManifest, live: BundleManifest | None, gates: GatesConfig) -> list[Gate]:
+def _pr_auc(new: BundleManifest, live: BundleManifest | None, config: GatesConfig) -> list[Gate]:
     part, old = new.propensity, live and live.propensity
     before = old.metrics.get("pr_auc/mean") if old else None
     if old is None or before is None:
@@ -76,11 +82,11 @@ def _pr_auc(new: BundleManifest, live: BundleManifest | None, gates: GatesConfig
         fix = "the live bundle has one: `mtrec bundle --propensity RUN --evaluation DIR`"
         return [Gate("pr_auc", False, fix)]
     if part.protocol != old.protocol:
-        fix = "evaluate the run as that one was, or `--set gates.against_live=false` compares with no live bundle"
+        fix = "evaluate both the same way, or skip the comparison with `--set gates.against_live=false`"
         return [Gate("pr_auc", False, f"measured {part.protocol}, the live bundle's {old.protocol}: {fix}")]
     value, low, high = (part.metrics.get(f"pr_auc/mean{end}") for end in ("", "_low", "_high"))
     if low is None or high is None:
         fix = "evaluate it on more users: `mtrec evaluate propensity RUN --out DIR`"
-        return [Gate("pr_auc", False, f"{value:.4f} has no interval, for too few positives: {fix}")]
-    text = f"{value:.4f} ({low:.4f} to {high:.4f}), live {before:.4f}"
-    return [Gate("pr_auc", high >= gates.pr_auc_share * before, text)]
+        return [Gate("pr_auc", False, f"{value:.4f} has no interval, because positives are too few: {fix}")]
+    measured = f"{value:.4f} ({low:.4f} to {high:.4f}), live {before:.4f}"
+    return [Gate("pr_auc", high >= config.pr_auc_ratio * before, measured)]

@@ -13,14 +13,14 @@ logger = logging.getLogger(__name__)
 
 
 class LiveEngine:
-    """`engine` is the newest that could be loaded; a request keeps the one it began with.
+    """`engine` is the newest that could be loaded; a request keeps the engine it started with.
 
     Args:
         uri: a bundle, or a pointer (ends in .json).
-        poll_s: seconds between two looks at the pointer.
+        poll_s: seconds between two reads of the pointer.
 
     Raises:
-        UserError: no such bundle or pointer, a damaged one, or a bundle that is not the one that was promoted.
+        UserError: the bundle or pointer is missing or damaged, or the bundle is not the one that was promoted.
     """
 
     def __init__(self, uri: str, poll_s: float) -> None:
@@ -28,32 +28,32 @@ class LiveEngine:
         self.pointer = read_pointer(uri) if is_pointer(uri) else None
         self.engine = _load(self.pointer) if self.pointer else Engine(Bundle.open(uri))
 
-    async def follow(self, tell: Callable[[str, str | None], None]) -> None:
-        """Follow the pointer until cancelled; where a bundle cannot be loaded, the one in use stays.
+    async def follow(self, on_change: Callable[[str, str | None], None]) -> None:
+        """Follow the pointer until cancelled; if a bundle cannot be loaded, the engine in use stays.
 
         Args:
-            tell: called with the version in use and the one before it, None at first.
+            on_change: called with the version in use and the one before it, None at first.
         """
-        tell(self.engine.version, None)
+        on_change(self.engine.version, None)
         seen = self.pointer
         while self.pointer is not None:
             await asyncio.sleep(self.poll_s)
             try:
-                found = await asyncio.to_thread(read_pointer, self.uri)
-                if found == seen:
+                pointer = await asyncio.to_thread(read_pointer, self.uri)
+                if pointer == seen:
                     continue
-                seen = found  # a bundle that cannot be loaded is not tried again until the pointer moves
-                if (found.bundle, found.version) != (self.pointer.bundle, self.pointer.version):
+                seen = pointer  # a bundle that cannot be loaded is not tried again until the pointer moves
+                if (pointer.bundle, pointer.version) != (self.pointer.bundle, self.pointer.version):
                     before = self.engine.version
-                    self.engine = await asyncio.to_thread(_load, found)
-                    self.pointer = found
-                    tell(self.engine.version, before)
+                    self.engine = await asyncio.to_thread(_load, pointer)
+                    self.pointer = pointer
+                    on_change(self.engine.version, before)
                     logger.info("now serving bundle %s", self.engine.version)
             except Exception as error:
                 if isinstance(error, OSError):
-                    seen = self.pointer  # tried again: the network may come back
-                what = f"{type(error).__name__}: {error}"
-                logger.error("the pointer's bundle cannot be loaded, bundle %s stays: %s", self.engine.version, what)
+                    seen = self.pointer  # tried again: the network may recover
+                reason = f"{type(error).__name__}: {error}"
+                logger.error("cannot load the pointer's bundle, bundle %s stays: %s", self.engine.version, reason)
 
 
 def _load(pointer: Pointer) -> Engine:

@@ -1,15 +1,19 @@
-"""From a lake to the online store, bucket by bucket: only some are in memory, however many users there are.
+"""`mtrec store load`: copy a lake's users into the online store, bucket by bucket, so that memory stays bounded.
 
-1. read one bucket's users with their whole histories     Ray tasks
-2. store them, replacing what was stored before           in the tasks (Redis), or here (a folder of this machine)
+1. read one bucket's users with their histories           Ray tasks
+2. store them, replacing what was stored before           in the tasks (Redis) or in this process (local folder)
 """
 
 import asyncio
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+from rich.console import RenderableType
+from rich.table import Table
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
@@ -17,35 +21,55 @@ from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.serving.load_config import StoreLoadConfig
-from mtrec_ray.serving.open_store import open_store
-from mtrec_ray.serving.store import Store, StoreUnavailable, UserState, is_folder
+from mtrec_ray.serving.store import Store, StoreUnavailable, UserState, is_folder, open_store, without_password
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 States = list[tuple[str, UserState]]
-Counts = dict[str, int]
 
 
-def load_store(config: StoreLoadConfig, progress: ProgressCallback | None = None) -> dict[str, int]:
+@dataclass(frozen=True)
+class LoadResult:
+    """What was stored: `users`, `events`, `users_without_events`, `users_with_embedding`."""
+
+    store: str
+    counts: dict[str, int]
+
+    @property
+    def metrics(self) -> "pd.DataFrame":
+        """One row per count."""
+        import pandas as pd
+
+        return pd.DataFrame(list(self.counts.items()), columns=["metric", "value"])
+
+    def document(self) -> dict[str, Any]:
+        return {"version": 1, "store": self.store, **self.counts}
+
+    def tables(self) -> list[RenderableType]:
+        table = Table(title=f"Store {self.store}", show_header=False)
+        for name, count in self.counts.items():
+            table.add_row(name.replace("_", " "), f"{count:,}")
+        return [table]
+
+
+def load_store(config: StoreLoadConfig, progress: ProgressCallback | None = None) -> LoadResult:
     """Store every user of the lake; stored users that are not in the lake stay as they are.
 
-    Events appended since the lake was built are lost.
-
-    Returns:
-        `users`, `events` (stored), `users_without_events`, `users_with_embedding`.
+    Events that were appended after the lake was built are lost.
 
     Raises:
-        UserError: no lake, a wrong url, or a store that cannot be reached.
+        UserError: no lake, a wrong URL, or a store that cannot be reached.
     """
     lake = Lake.open(config.lake)
-    title_ids = lake.titles["title_id"].combine_chunks()
     counts = Counter[str]()
-    load = _into_folder if is_folder(config.store) else _by_tasks
     try:
-        asyncio.run(_ping(config))
-        for stored in load(config, lake, title_ids, progress):
+        asyncio.run(_ping(config.store))  # before any work starts
+        for stored in _load_buckets(config, lake, progress):
             counts.update(stored)
     except StoreUnavailable as error:
         raise UserError(str(error)) from error
-    return dict(counts)
+    return LoadResult(without_password(config.store), dict(counts))
 
 
 def bucket_states(index: int, lake: Lake, title_ids: pa.Array, max_events: int) -> States:
@@ -53,7 +77,7 @@ def bucket_states(index: int, lake: Lake, title_ids: pa.Array, max_events: int) 
     names = list(lake.manifest.attributes)
     embedded = lake.manifest.embeddings.user_width > 0
     rows = Bucket.read(lake, index, title_ids, (*names, "embedding") if embedded else tuple(names))
-    order = np.lexsort((rows.event_time, rows.event_user))  # stable: ties stay as they are stored
+    order = np.lexsort((rows.event_time, rows.event_user))  # stable, so ties keep their stored order
     ends = np.cumsum(np.bincount(rows.event_user, minlength=len(rows.keys)))
     starts = np.maximum(ends - max_events, np.concatenate([[0], ends[:-1]]))
     catalogue = title_ids.to_pylist()
@@ -73,39 +97,31 @@ def bucket_states(index: int, lake: Lake, title_ids: pa.Array, max_events: int) 
     ]
 
 
-def _by_tasks(
-    config: StoreLoadConfig, lake: Lake, title_ids: pa.Array, progress: ProgressCallback | None
-) -> Iterator[Counts]:
-    """Tasks of all machines read and store; yields what each bucket held."""
-    buckets = range(lake.manifest.num_buckets)
-    shared = (lake, title_ids, config)
-    for _, stored in map_tasks(_load_bucket, buckets, *shared, stage="loading users", progress=progress):
-        yield stored
-
-
-def _into_folder(
-    config: StoreLoadConfig, lake: Lake, title_ids: pa.Array, progress: ProgressCallback | None
-) -> Iterator[Counts]:
-    """Tasks read and this process stores: on a cluster each task would fill a folder of its own machine."""
-    buckets = range(lake.manifest.num_buckets)
-    shared = (lake, title_ids, config.max_events)
-    store = open_store(config.store, expire_s=config.expire_s)
+def _load_buckets(config: StoreLoadConfig, lake: Lake, progress: ProgressCallback | None) -> Iterator[dict[str, int]]:
+    """Counts of each stored bucket."""
+    buckets, title_ids = range(lake.manifest.num_buckets), lake.titles["title_id"].combine_chunks()
+    options: dict[str, Any] = {"stage": "loading users", "progress": progress}
+    if not is_folder(config.store):
+        for _, counts in map_tasks(_load_bucket, buckets, lake, title_ids, config, **options):
+            yield counts
+        return
+    store = open_store(config.store, expire_s=config.expire_s)  # here: on a cluster, tasks see other machines' folders
     try:
-        for _, states in map_tasks(bucket_states, buckets, *shared, stage="loading users", progress=progress):
+        for _, states in map_tasks(bucket_states, buckets, lake, title_ids, config.max_events, **options):
             yield _put(store, states)
     finally:
         asyncio.run(store.close())
 
 
-def _load_bucket(index: int, lake: Lake, title_ids: pa.Array, config: StoreLoadConfig) -> Counts:
+def _load_bucket(index: int, lake: Lake, title_ids: pa.Array, config: StoreLoadConfig) -> dict[str, int]:
     store = open_store(config.store, expire_s=config.expire_s)
     try:
         return _put(store, bucket_states(index, lake, title_ids, config.max_events))
     except StoreUnavailable as error:
-        raise UserError(str(error)) from error  # Ray brings a UserError back as it is
+        raise UserError(str(error)) from error  # Ray passes on a UserError as it is
 
 
-def _put(store: Store, states: States) -> Counts:
+def _put(store: Store, states: States) -> dict[str, int]:
     return {
         "users": store.put_many(states),
         "events": sum(len(state.history) for _, state in states),
@@ -114,9 +130,8 @@ def _put(store: Store, states: States) -> Counts:
     }
 
 
-async def _ping(config: StoreLoadConfig) -> None:
-    """Raise StoreUnavailable before any work starts."""
-    store = open_store(config.store)
+async def _ping(url: str) -> None:
+    store = open_store(url)
     try:
         await store.ping()
     finally:

@@ -14,6 +14,6 @@ class StoreLoadConfig(Config):
     store: str
     """redis://host:port/db, rediss://..., or a local folder, which is created."""
     expire_s: float | None = Field(default=None, gt=0)
-    """Seconds after a user's load or last event until the store forgets the user; null = never."""
+    """Seconds after a user's load or last event until the store forgets the user; null: never."""
     max_events: int = Field(default=MAX_STORED_EVENTS, ge=1, le=MAX_STORED_EVENTS)
-    """Most recent events kept of each user."""
+    """Most recent events stored per user."""

@@ -1,8 +1,8 @@
-"""Which bundle is live: a small file, replaced atomically, that also lists the bundles that were live before."""
+"""The pointer: a small file, replaced atomically, that names the live bundle and those live before it."""
 
 from datetime import UTC, datetime
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from mtrec_ray.bundle.manifest import Bundle
 from mtrec_ray.errors import UserError
@@ -22,34 +22,34 @@ class Pointer(BaseModel):
     version: str
     moved_at: datetime
     previous: list[str] = []
-    """URIs of bundles that were live before, newest first."""
+    """URIs of the bundles that were live before, newest first."""
 
 
 def is_pointer(uri: str) -> bool:
-    place = uri.partition("?")[0] if "://" in uri else uri  # options of a URI come after its name
-    return place.endswith(".json")
+    path = uri.partition("?")[0] if "://" in uri else uri  # a URI may end in options
+    return path.endswith(".json")
 
 
 def read_pointer(uri: str) -> Pointer:
-    """Raises UserError if there is none or it is damaged."""
+    """Read a pointer; UserError if it is missing or damaged."""
     try:
         return Pointer.model_validate(read_json(uri))
     except FileNotFoundError as error:
         raise UserError(f"no pointer at {uri!r}: `mtrec promote BUNDLE --pointer {uri}` makes one") from error
-    except (ValidationError, ValueError) as error:
-        fix = f"`mtrec promote BUNDLE --pointer {uri} --set gates.against_live=false` writes it anew"
+    except ValueError as error:
+        fix = f"`mtrec promote BUNDLE --pointer {uri} --set gates.against_live=false` overwrites it"
         raise UserError(f"pointer {uri!r} is damaged: {fix}") from error
 
 
-def move_pointer(uri: str, bundle: Bundle, anew: bool = False) -> Pointer:
-    """Make a bundle the live one; a damaged pointer is overwritten if `anew`, else it raises UserError."""
+def move_pointer(uri: str, bundle: Bundle, overwrite_damaged: bool = False) -> Pointer:
+    """Make `bundle` the live one; UserError for a damaged pointer unless it may be overwritten."""
     previous: list[str] = []
     try:
         before = read_pointer(uri)
-        same = before.bundle == bundle.uri  # then nothing to go back to is added, even if it was made again
+        same = before.bundle == bundle.uri  # a rebuilt bundle must not be its own predecessor
         previous = before.previous if same else [before.bundle, *before.previous]
     except UserError:
-        if exists(uri) and not anew:
+        if exists(uri) and not overwrite_damaged:
             raise
     return _write(uri, bundle, previous)
 
@@ -58,9 +58,11 @@ def move_back(uri: str) -> Pointer:
     """Make the previous bundle live again; UserError if there is none or it cannot be loaded."""
     before = read_pointer(uri)
     if not before.previous:
-        raise UserError(f"pointer {uri!r}: no bundle was live before {before.version}: nothing to go back to")
+        raise UserError(
+            f"pointer {uri!r}: no bundle was live before {before.version}, so there is nothing to roll back"
+        )
     bundle = Bundle.open(before.previous[0])
-    Engine(bundle)  # checks that every file is there, whole, and fits the others
+    Engine(bundle)  # loads and checks every file
     return _write(uri, bundle, before.previous[1:])
 
 

@@ -4,10 +4,10 @@
 |---|---|
 | `mtrec:history:<user id>` | list of title ids, oldest first |
 | `mtrec:profile:<user id>` | msgpack of (attributes, territory, embedding); none if a user was only appended to |
-| `mtrec:appends:<user id>` | list of the last appends' keys, see `Store.append` |
+| `mtrec:appends:<user id>` | list of the idempotency keys of the last appends |
 
-The three expire together. Do not give this Redis (6.0.6 or newer) an `allkeys-...` eviction policy: it could drop a
-profile and keep the history.
+The three expire together. Redis 6.0.6 or newer; an `allkeys-...` eviction policy could drop a profile and leave its
+history.
 """
 
 import asyncio
@@ -51,35 +51,32 @@ if #ARGV > 2 and not (key ~= '' and redis.call('LPOS', KEYS[3], key)) then
 end
 return redis.call('LLEN', KEYS[1])
 """
-"""KEYS: history, profile, appends; ARGV: the append's key or nothing, time to live or 0, titles."""
+"""KEYS: history, profile, appends; ARGV: idempotency key or "", milliseconds to live or 0, titles."""
 MAX_CONNECTIONS = 64
 """Per event loop; further calls wait for a free one, at most the timeout."""
-LOAD_TIMEOUT_S = 10.0
-LOAD_RETRIES = 3
-"""A bulk load may repeat a batch: storing it twice changes nothing."""
+LOAD_TIMEOUT_S, LOAD_RETRIES = 10.0, 3
+"""Of `put_many`, which may repeat a batch: storing it twice changes nothing."""
 BATCH_ITEMS = 20_000
-"""Users and titles per transaction of a bulk load, during which Redis answers nobody else for about 10 ms."""
+"""Users and titles per transaction of `put_many`, which blocks Redis for about 10 ms."""
 SCAN_COUNT, SAMPLE_SCANS = 1000, 100
-NOT_NOW = (redis.RedisError, OSError)
-"""Errors of a server that is away, starting, full or failing over, denies a command, or holds other types of values."""
 
 
 class RedisStore:
-    """See `serving.store.Store`. Connections belong to an event loop and are made at the first call in it."""
+    """See `serving.store.Store`. Connections belong to an event loop and are opened by the first call in it."""
 
     def __init__(self, url: str, *, expire_s: float | None = None, timeout_s: float = TIMEOUT_S) -> None:
-        self._url, self._place = url, without_password(url)
+        self._url, self._shown_url = url, without_password(url)
         self._expire_ms = None if expire_s is None else max(1, round(1000 * expire_s))
         self._timeout_s = timeout_s
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_client: redis.asyncio.Redis | None = None
         try:
-            database = urlsplit(self._place).path.strip("/")
+            database = urlsplit(self._shown_url).path.strip("/")
             if database and not database.isdigit():
                 raise ValueError(f"{database!r} is no database number")
-            redis.ConnectionPool.from_url(url).make_connection()  # reads the whole url, connects to nothing
+            redis.ConnectionPool.from_url(url).make_connection()  # parses the URL without connecting
         except (ValueError, TypeError) as error:
-            raise UserError(f"store {self._place!r}: {error}") from error
+            raise UserError(f"store {self._shown_url!r}: {error}") from error
 
     async def get(self, user_ids: Sequence[str]) -> list[UserState | None]:
         with self._unavailable():
@@ -96,23 +93,17 @@ class RedisStore:
             return await self._client().eval(APPEND, 3, *places, key or "", self._expire_ms or 0, *title_ids)
 
     def put_many(self, states: Iterable[tuple[str, UserState]]) -> int:
-        stored = waiting = 0
-        retry = Retry(ExponentialBackoff(cap=1.0, base=0.05), LOAD_RETRIES)
-        timeout_s = max(self._timeout_s, LOAD_TIMEOUT_S)
-        with (
-            redis.Redis.from_url(
-                self._url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=retry
-            ) as client,
-            client.pipeline(transaction=True) as pipeline,
-        ):
+        stored = pending = 0
+        options: Any = {"socket_timeout": LOAD_TIMEOUT_S, "socket_connect_timeout": LOAD_TIMEOUT_S}
+        options["retry"] = Retry(ExponentialBackoff(cap=1.0, base=0.05), LOAD_RETRIES)
+        with self._unavailable(), redis.Redis.from_url(self._url, **options) as client, client.pipeline() as pipeline:
             for user_id, state in states:
                 self._put(pipeline, user_id, state)
-                stored += 1
-                waiting += 1 + len(state.history)
-                if waiting >= BATCH_ITEMS:
-                    self._execute(pipeline)
-                    waiting = 0
-            self._execute(pipeline)
+                stored, pending = stored + 1, pending + 1 + len(state.history)
+                if pending >= BATCH_ITEMS:
+                    pipeline.execute()
+                    pending = 0
+            pipeline.execute()
         return stored
 
     async def ping(self) -> None:
@@ -120,7 +111,7 @@ class RedisStore:
             await self._client().execute_command("PING")
 
     async def sample(self, count: int) -> list[str]:
-        found: dict[str, None] = {}  # a scan may name a key twice
+        found: dict[str, None] = {}  # a scan may return a key twice
         cursor = 0
         with self._unavailable():
             for _ in range(SAMPLE_SCANS):
@@ -136,7 +127,7 @@ class RedisStore:
         self._loop = self._loop_client = None
 
     def _client(self) -> redis.asyncio.Redis:
-        """The client of the running event loop; a client of an earlier loop has ended with it."""
+        """The client of the running event loop."""
         loop = asyncio.get_running_loop()
         if self._loop_client is None or self._loop is not loop:
             pool = redis.asyncio.BlockingConnectionPool.from_url(
@@ -145,14 +136,14 @@ class RedisStore:
                 timeout=self._timeout_s,
                 socket_timeout=self._timeout_s,
                 socket_connect_timeout=self._timeout_s,
-                retry=AsyncRetry(NoBackoff(), 0),  # the endpoint degrades at once, and an append never counts twice
-                maint_notifications_config=MaintNotificationsConfig(enabled=False),  # with them, dead ones seem alive
+                retry=AsyncRetry(NoBackoff(), 0),  # the endpoint degrades at once, and no append is stored twice
+                maint_notifications_config=MaintNotificationsConfig(enabled=False),  # they hide dead connections
             )
             self._loop, self._loop_client = loop, redis.asyncio.Redis.from_pool(pool)
         return self._loop_client
 
     def _put(self, pipeline: Any, user_id: str, state: UserState) -> None:
-        """Add the commands that replace all that is stored of one user."""
+        """Add the commands that replace the state of one user."""
         history, titles = HISTORY + user_id, state.history[-MAX_STORED_EVENTS:]
         profile = msgpack.packb((state.attributes, state.territory, state.embedding))
         pipeline.set(PROFILE + user_id, profile, px=self._expire_ms)
@@ -162,17 +153,13 @@ class RedisStore:
             if self._expire_ms:
                 pipeline.pexpire(history, self._expire_ms)
 
-    def _execute(self, pipeline: Any) -> None:
-        with self._unavailable():
-            pipeline.execute()
-
     @contextmanager
     def _unavailable(self) -> Iterator[None]:
         try:
             yield
-        except NOT_NOW as error:
-            text = str(error).rpartition(" of pipeline caused error: ")[2]  # what stands before may hold a history
-            raise StoreUnavailable(f"Redis at {self._place}: {text}") from error
+        except (redis.RedisError, OSError) as error:  # away, starting, full, failing over, or a denied command
+            text = str(error).rpartition(" of pipeline caused error: ")[2]  # the part before may contain a history
+            raise StoreUnavailable(f"Redis at {self._shown_url}: {text}") from error
 
 
 def _text(value: bytes | str) -> str:

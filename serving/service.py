@@ -8,15 +8,16 @@ from mtrec_ray.serving.answers import MAYBE_STORED, Refused
 from mtrec_ray.serving.batcher import Batcher
 from mtrec_ray.serving.engine import Engine, Ranked
 from mtrec_ray.serving.live import LiveEngine
-from mtrec_ray.serving.queries import Resolved, check, propensity_inputs, resolve
+from mtrec_ray.serving.queries import PreparedRequest, check_request, prepare_request, propensity_inputs
 from mtrec_ray.serving.schemas import EventsRequest, PropensityRequest, RecommendRequest
 from mtrec_ray.serving.store import Store, StoreUnavailable, UserState
 from mtrec_ray.serving.telemetry import Telemetry
 
 Answer = dict[str, Any]
-"""JSON; its shape is the class in `serving.schemas` that each route names."""
+"""JSON with the fields of the class in `serving.schemas` that the route names."""
 ANSWERS_AT_ONCE = 64
 """Answers of a batch that are written before other requests get a turn."""
+EXAMPLE_USERS, EXAMPLE_TITLES = 8, 2000
 
 
 class Service:
@@ -30,41 +31,42 @@ class Service:
         """Recommendations, in order.
 
         Raises:
-            Refused: the first request that cannot be served, with its place if there are `many`.
+            Refused: the first request that cannot be served, with its index if there are `many`.
         """
-        engine = self.live.engine
-        places = [f"requests[{place}]." if many else "" for place in range(len(requests))]
-        store = self.store is not None
-        checked = [check(engine, request, store, place) for request, place in zip(requests, places, strict=True)]
-        states, reason = await self._states([r.user_id for r in requests if r.user_id is not None])
-        resolved = [
-            resolve(engine, request, *settings, states.get(request.user_id or ""), reason)
-            for request, settings in zip(requests, checked, strict=True)
+        engine, has_store = self.live.engine, self.store is not None
+        checked = [
+            check_request(engine, request, has_store, f"requests[{index}]." if many else "")
+            for index, request in enumerate(requests)
+        ]
+        states, store_error = await self._states([r.user_id for r in requests if r.user_id is not None])
+        prepared = [
+            prepare_request(engine, request, *indices, states.get(request.user_id or ""), store_error)
+            for request, indices in zip(requests, checked, strict=True)
         ]
         with self.telemetry.stage("model"):
-            ranked = iter(await self.batcher.run(engine, [r.query for r in resolved if r.query is not None]))
+            queries = [one.query for one in prepared if one.query is not None]
+            ranked = iter(await self.batcher.recommend(engine, queries))
         answers = []
-        for place, one in enumerate(resolved, 1):
+        for number, one in enumerate(prepared, 1):
             answers.append(self._answer(engine, one, next(ranked) if one.query is not None else None))
-            if place % ANSWERS_AT_ONCE == 0:
+            if number % ANSWERS_AT_ONCE == 0:
                 await asyncio.sleep(0)
         return answers
 
     async def propensities(self, request: PropensityRequest) -> Answer:
-        """Raises Refused."""
+        """Propensities of one user; raises Refused."""
         engine, state = self.live.engine, None
         if request.user_id is not None:
             if self.store is None:
-                raise Refused("user_id", "this endpoint has no online store: give an embedding")
-            states, reason = await self._states([request.user_id])
-            if reason is not None:
+                raise Refused("user_id", "this endpoint has no online store: send an embedding")
+            states, store_error = await self._states([request.user_id])
+            if store_error is not None:
                 raise Refused(None, "the online store cannot be reached: try again", 503)
             state = states.get(request.user_id)
         inputs = propensity_inputs(engine, request, state)
-        territory = inputs[1]
         with self.telemetry.stage("propensity"):
             ranked = engine.propensities(*inputs, request.k)
-        part = engine.manifest.propensity
+        part, territory = engine.manifest.propensity, inputs[1]
         assert part is not None
         return {
             "titles": _titles(engine, ranked.titles, ranked.scores, "propensity"),
@@ -73,7 +75,7 @@ class Service:
         }
 
     async def append(self, user_id: str, request: EventsRequest, key: str | None) -> Answer:
-        """Store what a user watched, once per `key`; raises Refused if there is no store or it does not answer."""
+        """Store what a user watched, once per idempotency `key`; Refused if there is no store or it does not answer."""
         titles = [event.title_id for event in request.events]
         known = [title for title in titles if title in self.live.engine.catalogue.row_of]
         if self.store is None:
@@ -87,7 +89,7 @@ class Service:
         return {"stored": len(known), "unknown_titles": len(titles) - len(known), "history_length": length}
 
     def combinations(self) -> Answer:
-        """What requests can ask for, with the audit's figures; the backbone first."""
+        """What requests can ask for, with metrics and audit of each combination; the backbone first."""
         manifest = self.live.engine.manifest
         return {
             "bundle_version": manifest.version,
@@ -105,35 +107,35 @@ class Service:
         }
 
     async def examples(self) -> Answer:
-        """Some users and titles, for the page of an endpoint that only this machine reaches."""
+        """Some users and titles, for the page of an endpoint that only this machine can reach."""
         catalogue = self.live.engine.catalogue
         try:
-            users = await self.store.sample(8) if self.store is not None else []
+            users = await self.store.sample(EXAMPLE_USERS) if self.store is not None else []
         except StoreUnavailable:
-            users = []  # examples are a convenience; the page works without
-        pairs = zip(catalogue.ids[:2000], catalogue.names[:2000], strict=True)
+            users = []  # the page works without examples
+        pairs = zip(catalogue.ids[:EXAMPLE_TITLES], catalogue.names[:EXAMPLE_TITLES], strict=True)
         return {"users": users, "titles": [{"title_id": title, "name": name} for title, name in pairs]}
 
     async def _states(self, user_ids: list[str]) -> tuple[dict[str, UserState], str | None]:
-        """The states found, and the reason if the store could not be reached."""
+        """States of known users, and the reason if the store could not be reached."""
         if not user_ids or self.store is None:
             return {}, None
-        wanted = list(dict.fromkeys(user_ids))
+        unique = list(dict.fromkeys(user_ids))
         try:
             with self.telemetry.stage("store"):
-                found = await self.store.get(wanted)
+                states = await self.store.get(unique)
         except StoreUnavailable:
             self.telemetry.error("store unavailable")
             return {}, "store unavailable"
-        return {user: state for user, state in zip(wanted, found, strict=True) if state is not None}, None
+        return {user: state for user, state in zip(unique, states, strict=True) if state is not None}, None
 
-    def _answer(self, engine: Engine, one: Resolved, ranked: Ranked | None) -> Answer:
+    def _answer(self, engine: Engine, one: PreparedRequest, ranked: Ranked | None) -> Answer:
         if ranked is not None:
             titles = _titles(engine, ranked.titles, ranked.scores, "score")
         else:
             self.telemetry.popularity(one.reason or "")
             rows = engine.most_popular(one.territory, one.request.k, one.exclude)
-            titles = _titles(engine, rows, [1.0 / place for place in range(1, len(rows) + 1)], "score")
+            titles = _titles(engine, rows, [1.0 / rank for rank in range(1, len(rows) + 1)], "score")
         return {
             "titles": titles,
             "combination": combination_name(one.combination),

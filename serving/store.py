@@ -1,20 +1,22 @@
-"""The online store's contract: what serving knows of each user, and how it asks for it."""
+"""The online store: what serving knows of each user, in a folder of one machine or in Redis."""
 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from mtrec_ray.errors import UserError
+
 MAX_STORED_EVENTS = 1000
-"""Longest history kept; the oldest titles are dropped."""
+"""Maximum stored history; the oldest titles are dropped."""
 MAX_APPEND_KEYS = 16
-"""Last appends of a user whose keys are kept, so that repeating one does not store it twice."""
+"""Stored idempotency keys of a user's last appends."""
 TIMEOUT_S = 0.25
-"""Longest wait for a connection and for each answer: an endpoint without user state still answers within a second."""
+"""Maximum wait for a connection and for each reply; without user state, an answer still takes less than a second."""
 
 
 class StoreUnavailable(Exception):
-    """The store cannot be reached now, but may be later without any action here."""
+    """The store cannot be reached at present."""
 
 
 @dataclass(frozen=True)
@@ -24,58 +26,72 @@ class UserState:
     history: tuple[str, ...] = ()
     """Title ids, oldest first, the most recent `MAX_STORED_EVENTS`."""
     attributes: dict[str, str] = field(default_factory=dict)
-    """Values of the sensitive attributes, known ones only."""
+    """Known values of the sensitive attributes."""
     territory: str | None = None
     embedding: bytes = b""
-    """float16, little-endian; empty where there is none."""
+    """float16, little-endian; empty if there is none."""
 
 
 class Store(Protocol):
-    """User states by user id; `get`, `append`, `ping` and `sample` are called in an event loop and do not block it."""
+    """User states by user id; the coroutines do not block the event loop.
+
+    All methods raise StoreUnavailable if the store cannot be reached.
+    """
 
     async def get(self, user_ids: Sequence[str]) -> list[UserState | None]:
-        """States in the order asked for, in one round trip; None = never stored, or expired.
-
-        Raises:
-            StoreUnavailable: the store cannot be reached; so do `append`, `ping` and `sample`.
-        """
+        """States in the requested order, in one round trip; None = never stored, or expired."""
         ...
 
     async def append(self, user_id: str, title_ids: Sequence[str], key: str | None = None) -> int:
-        """Put titles, oldest first, behind a user's history and return its new length; a missing user is created.
+        """Append titles, oldest first, to a user's history and return its length; a missing user is created.
 
-        Atomic: of two appends at once, in any two processes, none is lost. If users expire, this one's time starts
-        anew. The store never retries an append whose answer was lost. The caller may repeat it with the same `key`,
-        which then changes nothing, as long as it is among the user's last `MAX_APPEND_KEYS`.
+        Atomic across processes. If users expire, this one's time restarts. The store never retries an append whose
+        reply was lost; the caller may repeat it with the same idempotency `key`, which then changes nothing as long as
+        it is among the user's last `MAX_APPEND_KEYS`.
         """
         ...
 
     def put_many(self, states: Iterable[tuple[str, UserState]]) -> int:
-        """Store many users, replacing what was stored of them, and return how many. Blocks: for loading, in batches.
-
-        Raises:
-            StoreUnavailable: the store cannot be reached; the batches before are stored.
-        """
+        """Store many users, replacing their state, and return their number; blocks, in batches that stay on errors."""
         ...
 
-    async def ping(self) -> None:
-        """Returns if the store can be reached."""
-        ...
+    async def ping(self) -> None: ...
 
     async def sample(self, count: int) -> list[str]:
-        """Ids of up to `count` users with a history: arbitrary ones, to show as examples."""
+        """Ids of up to `count` arbitrary users with a history, as examples."""
         ...
 
-    async def close(self) -> None:
-        """Close files and connections; the store cannot be used afterwards."""
-        ...
+    async def close(self) -> None: ...
+
+
+def open_store(url: str, *, expire_s: float | None = None, timeout_s: float = TIMEOUT_S) -> Store:
+    """Open the store at `redis://[user:password@]host[:port][/db]`, `rediss://...` (TLS) or in a local folder (LMDB).
+
+    Redis is not contacted before the first call; a missing folder is created.
+
+    Args:
+        expire_s: seconds after the last `put_many` or `append` until a user is forgotten; None = never.
+        timeout_s: for Redis.
+
+    Raises:
+        UserError: a URL of another kind, or a folder that cannot be opened.
+    """
+    if is_folder(url):
+        from mtrec_ray.serving.lmdb_store import LmdbStore
+
+        return LmdbStore(url, expire_s=expire_s)
+    if url.split("://")[0] in ("redis", "rediss"):
+        from mtrec_ray.serving.redis_store import RedisStore
+
+        return RedisStore(url, expire_s=expire_s, timeout_s=timeout_s)
+    raise UserError(f"store {without_password(url)!r}: give redis://host:port/db, rediss://... or a local folder")
 
 
 def is_folder(url: str) -> bool:
-    """True where `url` names a folder of this machine, which other machines do not see."""
+    """Whether `url` is a folder of this machine, which other machines do not see."""
     return bool(url) and "://" not in url
 
 
 def without_password(url: str) -> str:
-    """`url` as it may be shown: no user, no password, no options."""
+    """`url` without user, password and options, for messages."""
     return re.sub(r"(?<=://).*@", "", url).partition("?")[0]

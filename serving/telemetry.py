@@ -1,12 +1,11 @@
-"""Figures of the endpoint for Prometheus, through Ray: no value of a request is ever a label.
+"""Prometheus metrics of the endpoint, through Ray; no value of a request is ever a label.
 
-Histograms are counted here and reported to Ray once a second, as counters with a histogram's labels. Ray adds `_total`
-to a counter's name, so the query for a quantile is
+Histograms are counted in the replica and reported to Ray once a second, as counters with a histogram's labels: Ray's
+own histogram took 16% of a replica's event loop behind HAProxy. Ray appends `_total` to a counter's name, so
 
     histogram_quantile(0.99, sum by (stage, le) (rate(ray_mtrec_stage_latency_ms_bucket_total[5m])))
 
-and `_sum_total` over `_count_total` is the mean. A bucket appears with its first value. Ray's own histogram, updated at
-each request, took 16% of a replica's event loop behind HAProxy, and it sums the buckets' middles, not the values.
+is a quantile, and `_sum_total` divided by `_count_total` the mean.
 """
 
 import asyncio
@@ -23,25 +22,19 @@ from mtrec_ray.serving.engine import Query
 
 LATENCY_MS = (0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 5000)
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
-TELL_EVERY_S = 1.0
+REPORT_EVERY_S = 1.0
 
 
 @dataclass
-class Counts:
+class Observations:
     """Observations of one stage since the last report."""
 
     buckets: list[int]
     total: float = 0.0
 
 
-class Tally:
-    """A histogram for each stage.
-
-    Args:
-        name: of the histogram.
-        description: of what is observed.
-        bounds: upper bounds of the buckets but the last, ascending.
-    """
+class BufferedHistogram:
+    """A histogram per stage, with ascending upper bounds of all buckets but the last."""
 
     def __init__(self, name: str, description: str, bounds: tuple[float, ...]) -> None:
         self.bounds = bounds
@@ -49,42 +42,41 @@ class Tally:
         self.buckets = Counter(f"{name}_bucket", description, ("stage", "le"))
         self.sum = Counter(f"{name}_sum", description, ("stage",))
         self.count = Counter(f"{name}_count", description, ("stage",))
-        self.waiting: dict[str, Counts] = {}
+        self.pending: dict[str, Observations] = {}
 
     def observe(self, value: float, stage: str) -> None:
-        """Count a value; Ray is told later."""
-        if stage not in self.waiting:
-            self.waiting[stage] = Counts([0] * len(self.labels))
-        counts = self.waiting[stage]
-        counts.buckets[bisect_left(self.bounds, value)] += 1
-        counts.total += value
+        if stage not in self.pending:
+            self.pending[stage] = Observations([0] * len(self.labels))
+        observations = self.pending[stage]
+        observations.buckets[bisect_left(self.bounds, value)] += 1
+        observations.total += value
 
-    def tell(self) -> None:
-        """Report to Ray all that was observed since the last report."""
-        waiting, self.waiting = self.waiting, {}
-        for stage, counts in waiting.items():
-            for label, below in zip(self.labels, accumulate(counts.buckets), strict=True):
-                if below:  # Ray refuses to add 0
-                    self.buckets.inc(below, {"stage": stage, "le": label})
-            self.count.inc(sum(counts.buckets), {"stage": stage})
-            if counts.total > 0:
-                self.sum.inc(counts.total, {"stage": stage})
+    def report(self) -> None:
+        """Report to Ray what was observed since the last report."""
+        pending, self.pending = self.pending, {}
+        for stage, observations in pending.items():
+            for label, count in zip(self.labels, accumulate(observations.buckets), strict=True):
+                if count:  # Ray rejects 0
+                    self.buckets.inc(count, {"stage": stage, "le": label})
+            self.count.inc(sum(observations.buckets), {"stage": stage})
+            if observations.total > 0:
+                self.sum.inc(observations.total, {"stage": stage})
 
 
 class Telemetry:
     """Counters and histograms of one replica."""
 
     def __init__(self) -> None:
-        self.latency = Tally("mtrec_stage_latency_ms", "Time in a stage.", LATENCY_MS)
-        self.batch_size = Tally("mtrec_batch_size", "Users of a forward.", SIZES)
-        self.mixture = Tally("mtrec_batch_combinations", "Combinations of a forward.", SIZES)
+        self.latency = BufferedHistogram("mtrec_stage_latency_ms", "Time in a stage.", LATENCY_MS)
+        self.batch_size = BufferedHistogram("mtrec_batch_size", "Users of a forward.", SIZES)
+        self.mixture = BufferedHistogram("mtrec_batch_combinations", "Combinations of a forward.", SIZES)
         self.errors = Counter("mtrec_errors", "Answers other than success, by kind.", tag_keys=("kind",))
         self.degraded = Counter("mtrec_popularity_answers", "Answers by popularity, by reason.", tag_keys=("reason",))
         self.live = Gauge("mtrec_live_bundle", "1 for the bundle in use.", tag_keys=("version",))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Times a stage."""
+        """Time a stage."""
         start = time.perf_counter()
         try:
             yield
@@ -101,20 +93,20 @@ class Telemetry:
     def popularity(self, reason: str) -> None:
         self.degraded.inc(1, {"reason": reason})
 
-    def serving(self, version: str, before: str | None) -> None:
+    def bundle(self, version: str, before: str | None) -> None:
         if before is not None:
             self.live.set(0, {"version": before})
         self.live.set(1, {"version": version})
 
-    async def keep_telling(self) -> None:
-        """Tell Ray what the histograms hold, each second until cancelled and once more."""
+    async def keep_reporting(self) -> None:
+        """Report the histograms to Ray every second until cancelled, and once more."""
         try:
             while True:
-                await asyncio.sleep(TELL_EVERY_S)
-                self.tell()
+                await asyncio.sleep(REPORT_EVERY_S)
+                self.report()
         finally:
-            self.tell()
+            self.report()
 
-    def tell(self) -> None:
-        for tally in (self.latency, self.batch_size, self.mixture):
-            tally.tell()
+    def report(self) -> None:
+        for histogram in (self.latency, self.batch_size, self.mixture):
+            histogram.report()

@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from mtrec_ray.commands.options import (
     AsJson,
@@ -59,16 +58,16 @@ def serve(
     proxy.configure_proxy_env()
     with ray_session():
         need_ray()
-        from mtrec_ray.serving.endpoint import run, wait_for_the_end
+        from mtrec_ray.serving.endpoint import start_endpoint, wait_for_signal
 
-        run(config)
+        start_endpoint(config)
         typer.echo(
             f"serving bundle {version} at http://{config.host}:{config.port}"
             f" ({'API keys needed' if keys else 'no API key needed on this machine'}; ctrl-c ends it)\n"
             f"metrics for Prometheus, ray_mtrec_*, at {metrics_url()}",
             err=True,
         )
-        wait_for_the_end()
+        wait_for_signal()
 
 
 def promote(
@@ -85,13 +84,10 @@ def promote(
     config = resolved(PromoteConfig, config_file, settings, show_config, {"bundle": bundle, "pointer": pointer})
 
     def job(_: ProgressCallback) -> JobResult:
-        from mtrec_ray.serving.promote import promote as do
+        from mtrec_ray.serving.promote import promote
 
-        moved, gates = do(config)
-        table = Table("gate", "found", title=f"Bundle {moved.version} is live by {config.pointer}")
-        for gate in gates:
-            table.add_row(gate.name, gate.found)
-        return {"pointer": config.pointer, "version": moved.version, "num_gates": len(gates)}, [table]
+        result = promote(config)
+        return result.document(), result.tables()
 
     run_job(job, as_json, ray=False)
 
@@ -103,10 +99,10 @@ def rollback(
     """Make the bundle live that was so before the last promotion."""
 
     def job(_: ProgressCallback) -> JobResult:
-        from mtrec_ray.serving.pointer import move_back
+        from mtrec_ray.serving.gates_config import RollbackConfig
+        from mtrec_ray.serving.promote import rollback
 
-        moved = move_back(pointer)
-        says = f"bundle {moved.version} ({moved.bundle}) is live again by {pointer}"
-        return {"pointer": pointer, "version": moved.version, "bundle": moved.bundle}, [says]
+        result = rollback(RollbackConfig(pointer=pointer))
+        return result.document(), result.tables()
 
     run_job(job, as_json, ray=False)

@@ -3,7 +3,6 @@
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from mtrec_ray.commands.options import (
     AsJson,
@@ -38,12 +37,8 @@ def load(
 
     def job(progress: ProgressCallback) -> JobResult:
         from mtrec_ray.serving.load import load_store
-        from mtrec_ray.serving.store import without_password
 
-        counts, place = load_store(config, progress), without_password(config.store)
-        table = Table(title=f"Store {place}", show_header=False)
-        for name, count in counts.items():
-            table.add_row(name.replace("_", " "), f"{count:,}")
-        return {"store": place, **counts}, [table]
+        result = load_store(config, progress)
+        return result.document(), result.tables()
 
     run_job(job, as_json)

@@ -24,9 +24,8 @@ from typing import Annotated, Any
 import typer
 
 from mtrec_ray.bundle.manifest import Bundle
-from mtrec_ray.serving.open_store import open_store
 from mtrec_ray.serving.pointer import move_pointer
-from mtrec_ray.serving.store import UserState
+from mtrec_ray.serving.store import UserState, open_store
 from tests.benchmarks.endpoint_process import EndpointProcess, wait_for
 from tests.benchmarks.steady_load import Seen, closed_loop, figures, latencies, mixed, of_users, open_loop
 from tests.serving.bundles import TITLE_IDS, write_bundle

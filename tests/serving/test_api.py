@@ -14,9 +14,8 @@ from starlette.testclient import TestClient
 
 from mtrec_ray.serving.api import build_api
 from mtrec_ray.serving.config import LimitsConfig
-from mtrec_ray.serving.guard import OPEN, Message
+from mtrec_ray.serving.guard import PUBLIC, Message
 from mtrec_ray.serving.live import LiveEngine
-from mtrec_ray.serving.open_store import open_store
 from mtrec_ray.serving.schemas import (
     Combinations,
     Propensities,
@@ -24,10 +23,10 @@ from mtrec_ray.serving.schemas import (
     Recommendation,
     RecommendBatch,
     RecommendRequest,
-    Request,
+    RequestBody,
 )
 from mtrec_ray.serving.service import Service
-from mtrec_ray.serving.store import Store, StoreUnavailable, UserState
+from mtrec_ray.serving.store import Store, StoreUnavailable, UserState, open_store
 from mtrec_ray.serving.telemetry import Telemetry
 from tests.serving.bundles import NUM_TITLES, SOUTH_ONLY, TITLE_IDS, USER_WIDTH, write_bundle
 
@@ -134,13 +133,13 @@ def test_a_batch_equals_its_requests(client):
 @pytest.mark.parametrize(
     ("request_", "status", "field", "says"),
     [
-        ({"territory": "north"}, 422, None, "one of the two"),
-        ({**HISTORY, "user_id": "ann"}, 422, None, "one of the two"),
+        ({"territory": "north"}, 422, None, "either user_id or history"),
+        ({**HISTORY, "user_id": "ann"}, 422, None, "either user_id or history"),
         ({"user_id": "ann", "territory": "north", "attributes": {"gender": "F"}}, 422, None, "leave attributes out"),
         ({"history": [], "territory": "north"}, 422, "history", "at least 1"),
         ({"history": ["t01"] * 10_000, "territory": "north"}, 422, "history", "at most 1000"),
         ({**HISTORY, "territory": "west"}, 422, "territory", "no territory 'west'"),
-        ({**HISTORY, "ignore": ["gender", "race"]}, 422, "ignore[1]", "there are gender, age"),
+        ({**HISTORY, "ignore": ["gender", "race"]}, 422, "ignore[1]", "choose from gender, age"),
         ({**HISTORY, "ignroe": ["gender"]}, 422, "ignroe", "not permitted"),
         ({**HISTORY, "k": 0}, 422, "k", "greater than or equal to 1"),
         ({**HISTORY, "k": NUM_TITLES + 1}, 422, "k", "40 titles"),
@@ -169,7 +168,7 @@ def test_what_is_refused_names_the_field_and_the_fix(client, request_, status, f
         (RecommendBatch, {"requests": [HISTORY, {**HISTORY, "b": 1, "a": 1}, {"c": 1}]}, ("requests", 1, "b")),
     ],
 )
-def test_of_many_faults_one_is_looked_for(kind: type[Request], request_, at):
+def test_of_many_faults_one_is_looked_for(kind: type[RequestBody], request_, at):
     with pytest.raises(ValidationError) as refused:
         kind.model_validate(request_)
     assert [error["loc"] for error in refused.value.errors()] == [at]
@@ -211,14 +210,14 @@ def test_a_store_that_is_asked_for_and_not_there_is_named_by_its_place(bundle):
     assert client.post("/v1/recommend", json=request_).json()["field"] == "user_id"
     propensity = client.post("/v1/propensity", json=request_)
     assert (propensity.status_code, propensity.json()["field"]) == (422, "user_id")
-    assert propensity.json()["message"].endswith("give an embedding")
+    assert propensity.json()["message"].endswith("send an embedding")
 
 
 def test_a_combination_that_was_not_trained_is_never_replaced(tmp_path):
     client = client_of(str(write_bundle(tmp_path / "bundle", combinations=[("gender",), ("age",)])), None)
     answer = client.post("/v1/recommend", json={**HISTORY, "ignore": ["age", "gender"]})
     assert (answer.status_code, answer.json()["field"]) == (422, "ignore")
-    assert answer.json()["message"] == "nothing was trained to ignore gender+age; there are gender, age"
+    assert answer.json()["message"] == "no eliminator was trained for gender+age; choose from gender, age"
 
 
 @pytest.mark.parametrize("body", [b"{", b"[]", b"null", b"\xff\xfe", b'{"history": "t01"}', b'{"territory": NaN}'])
@@ -328,7 +327,7 @@ def test_without_its_store_the_endpoint_degrades_and_says_so(bundle):
         assert [one["reason"] for one in mixed] == [None, "store unavailable"]
         refused = client.put("/v1/users/ann/events", json={"events": [{"title_id": "t01"}]})
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-        assert refused.json()["message"].endswith("send it again with the same Idempotency-Key")
+        assert refused.json()["message"].endswith("send them again with the same Idempotency-Key")
         ready = client.get("/readyz")
         assert (ready.status_code, ready.json()["store"]) == (200, "unavailable")
         assert client.get("/healthz").status_code == 200
@@ -358,7 +357,7 @@ def test_everything_but_the_page_and_health_is_guarded_behind_any_prefix(bundle,
     client = client_of(bundle, None, keys=("secret",), root_path=root_path)
     for path in ("/v1/recommend", "/v1/recommend:batch", "/v1/propensity", "/v2", "/page/other", "/healthz/x"):
         assert client.post(root_path + path, json=HISTORY).status_code == 401, path
-    for path in OPEN - {""}:
+    for path in PUBLIC - {""}:
         assert client.get(root_path + path).status_code in (200, 204), path
     sent = {"x-api-key": "secret"}
     assert client.post(f"{root_path}/v1/recommend", json=HISTORY, headers=sent).status_code == 200
@@ -440,7 +439,7 @@ def test_no_value_of_a_request_reaches_a_log(bundle, caplog, monkeypatch):
         monkeypatch.setattr("mtrec_ray.serving.engine.Engine.recommend", broken)
         failed = client.post("/v1/recommend", json=HISTORY)
     assert failed.status_code == 500
-    assert failed.json() == {"field": None, "message": "an error on our side; it was counted"}
+    assert failed.json() == {"field": None, "message": "internal error"}
     ours = [record.getMessage() for record in caplog.records if record.name.startswith("mtrec")]
     assert ours == ["a request failed: RuntimeError"]
     assert not [record for record in caplog.records if "t01" in logging.Formatter().format(record)]

@@ -25,7 +25,7 @@ def batches_of(engine: Engine, calls: list[tuple[float, int]]) -> list[int]:
 
         async def call(delay: float, count: int) -> None:
             await asyncio.sleep(delay)
-            assert len(await collected.run(engine, queries(count))) == count
+            assert len(await collected.recommend(engine, queries(count))) == count
 
         async with asyncio.timeout(20):
             await asyncio.gather(*(call(*one) for one in calls))
@@ -44,8 +44,8 @@ CROWD = [(0.0, 1)] * 5
 @pytest.fixture
 def slow_clock(monkeypatch) -> None:
     """What is waited for is waited for beyond the test's own end; what is remembered is so until then."""
-    monkeypatch.setattr(batcher, "LINGER_S", 60.0)
-    monkeypatch.setattr(batcher, "LATELY_S", 60.0)
+    monkeypatch.setattr(batcher, "MAX_WAIT_S", 60.0)
+    monkeypatch.setattr(batcher, "RECENT_S", 60.0)
 
 
 def test_lone_queries_wait_for_as_many_as_met_lately(engine, slow_clock):
@@ -55,19 +55,19 @@ def test_lone_queries_wait_for_as_many_as_met_lately(engine, slow_clock):
 def test_a_wait_that_ended_early_leaves_no_timer(engine, slow_clock):
     async def run() -> bool:
         collected = Batcher(8, lambda _: None)
-        await asyncio.gather(*(collected.run(engine, queries(1)) for _ in range(5)))
-        first = asyncio.create_task(collected.run(engine, queries(1)))
+        await asyncio.gather(*(collected.recommend(engine, queries(1)) for _ in range(5)))
+        first = asyncio.create_task(collected.recommend(engine, queries(1)))
         await asyncio.sleep(0.01)
-        timer = collected.later
+        timer = collected.timer
         assert timer is not None
-        await asyncio.gather(first, *(collected.run(engine, queries(1)) for _ in range(4)))
+        await asyncio.gather(first, *(collected.recommend(engine, queries(1)) for _ in range(4)))
         return timer.cancelled()
 
     assert asyncio.run(run())
 
 
 def test_they_wait_no_longer_than_that(engine, slow_clock, monkeypatch):
-    monkeypatch.setattr(batcher, "LINGER_S", 1.0)
+    monkeypatch.setattr(batcher, "MAX_WAIT_S", 1.0)
     assert batches_of(engine, [*CROWD, (0.1, 1), (0.12, 1), (0.14, 1)]) == [5, 3]
 
 
@@ -84,7 +84,7 @@ def test_nobody_waits_where_few_met_or_came_with_many_queries(engine, slow_clock
 
 
 def test_those_who_met_long_ago_are_not_waited_for(engine, slow_clock, monkeypatch):
-    monkeypatch.setattr(batcher, "LATELY_S", 0.05)
+    monkeypatch.setattr(batcher, "RECENT_S", 0.05)
     assert batches_of(engine, [*CROWD, (0.3, 1), (0.5, 1)]) == [5, 1, 1]
 
 
@@ -92,13 +92,13 @@ def test_a_caller_that_leaves_while_waiting_leaves_the_others_their_answers(engi
     async def run() -> list[int]:
         forwards: list[int] = []
         collected = Batcher(8, lambda asked: forwards.append(len(asked)))
-        await asyncio.gather(*(collected.run(engine, queries(1)) for _ in range(5)))
-        waiting = [asyncio.create_task(collected.run(engine, queries(1))) for _ in range(3)]
+        await asyncio.gather(*(collected.recommend(engine, queries(1)) for _ in range(5)))
+        waiting = [asyncio.create_task(collected.recommend(engine, queries(1))) for _ in range(3)]
         await asyncio.sleep(0.01)
         waiting[0].cancel()
         await asyncio.sleep(0.01)
         async with asyncio.timeout(20):
-            await asyncio.gather(*waiting[1:], *(collected.run(engine, queries(1)) for _ in range(2)))
+            await asyncio.gather(*waiting[1:], *(collected.recommend(engine, queries(1)) for _ in range(2)))
         return forwards
 
     assert asyncio.run(run()) == [5, 4]
@@ -109,9 +109,11 @@ def test_a_forward_is_of_one_engine(engine, slow_clock, tmp_path):
 
     async def run() -> list[list[int]]:
         collected = Batcher(8, lambda _: None)
-        await asyncio.gather(*(collected.run(engine, queries(1)) for _ in range(4)))
+        await asyncio.gather(*(collected.recommend(engine, queries(1)) for _ in range(4)))
         async with asyncio.timeout(20):
-            found = await asyncio.gather(*(collected.run(one, queries(1)) for one in (engine, engine, other, engine)))
+            found = await asyncio.gather(
+                *(collected.recommend(one, queries(1)) for one in (engine, engine, other, engine))
+            )
         return [ranked.titles for (ranked,) in found]
 
     (mine,), (theirs,) = engine.recommend(queries(1)), other.recommend(queries(1))

@@ -61,12 +61,12 @@ def test_the_cache_changes_nothing_even_when_it_overflows(bundle, engine):
     queries = every_case()
     first = engine.user_vectors(queries)
     assert torch.equal(engine.user_vectors(queries), first)
-    assert len(engine.bank.place) == len({(query.combination, *query.values) for query in queries})
+    assert len(engine.bank.row_of) == len({(query.combination, *query.values) for query in queries})
     engine, kept = Engine(bundle), []
     engine.bank.capacity = 20
     for start in range(0, len(queries), 6):
         torch.testing.assert_close(engine.user_vectors(queries[start : start + 6]), first[start : start + 6])
-        kept.append(len(engine.bank.place))
+        kept.append(len(engine.bank.row_of))
         assert kept[-1] == len(engine.bank.of_key.matrix) <= 20
     assert kept[0] < kept[2] > kept[3]  # begun anew more than once
 
@@ -125,7 +125,7 @@ def test_propensities_use_the_territorys_block(engine):
     north, south = (engine.propensities(embedding, territory, [0, 1, 2], 3) for territory in (0, 1))
     model = engine.two_tower
     user = model.user_vectors(torch.from_numpy(embedding)[None], torch.tensor([1]))
-    expected = model.logits(user, engine.discovery_vectors[:3])[0].sigmoid()
+    expected = model.logits(user, engine.propensity_vectors[:3])[0].sigmoid()
     torch.testing.assert_close(torch.tensor(south.scores), expected)
     assert north.scores != south.scores
     best = engine.propensities(embedding, 0, None, NUM_TITLES)

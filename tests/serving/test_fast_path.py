@@ -10,9 +10,8 @@ from mtrec_ray.serving.api import build_api
 from mtrec_ray.serving.config import LimitsConfig
 from mtrec_ray.serving.engine import Engine
 from mtrec_ray.serving.live import LiveEngine
-from mtrec_ray.serving.open_store import open_store
 from mtrec_ray.serving.service import Service
-from mtrec_ray.serving.store import UserState
+from mtrec_ray.serving.store import UserState, open_store
 from mtrec_ray.serving.telemetry import Telemetry
 from tests.serving.bundles import write_bundle
 
@@ -57,9 +56,9 @@ def both_ways(service, api, monkeypatch) -> Any:
                 counted: list[str] = []
                 patch.setattr(service.telemetry, "error", counted.append)
                 patch.setattr(api, "count_error", counted.append)
-                patch.setattr(service.telemetry.latency, "waiting", {})
+                patch.setattr(service.telemetry.latency, "pending", {})
                 if closed:
-                    patch.setattr(fast_path, "_is_ours", lambda _: False)
+                    patch.setattr(fast_path, "_is_recommend", lambda _: False)
                 route = api.app.app
 
                 async def watched(*asgi: Any, route: Any = route, closed: bool = closed) -> None:
@@ -69,7 +68,7 @@ def both_ways(service, api, monkeypatch) -> Any:
                 patch.setattr(api.app, "app", watched)
                 client = TestClient(api, root_path=root_path, raise_server_exceptions=False)
                 answer = client.request(method, f"{root_path}/v1/recommend", content=body, headers=headers)
-                stages = {name: sum(counts.buckets) for name, counts in service.telemetry.latency.waiting.items()}
+                stages = {name: sum(counts.buckets) for name, counts in service.telemetry.latency.pending.items()}
             seen.append(Seen(answer.status_code, answer.content, dict(answer.headers), counted, stages))
         return seen[0], seen[1], False not in passed_on
 
@@ -122,7 +121,7 @@ def test_what_a_proxy_read_takes_the_longer_way(both_ways, api, monkeypatch):
     behind = api._body
 
     async def brought(scope: Any, receive: Any) -> bytes:
-        scope["extensions"] = {guard.BODY: b'{"history": ["t01"], "territory": "north"}'}
+        scope["extensions"] = {guard.PROXY_BODY: b'{"history": ["t01"], "territory": "north"}'}
         return await behind(scope, receive)
 
     monkeypatch.setattr(api, "_body", brought)

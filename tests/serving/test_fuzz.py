@@ -9,8 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import openapi
 
-from mtrec_ray.serving.open_store import open_store
-from mtrec_ray.serving.store import UserState
+from mtrec_ray.serving.store import UserState, open_store
 from tests.serving.bundles import USER_WIDTH, write_bundle
 from tests.serving.test_api import client_of
 

@@ -16,8 +16,7 @@ from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.serving.load import load_store
 from mtrec_ray.serving.load_config import StoreLoadConfig
-from mtrec_ray.serving.open_store import open_store
-from mtrec_ray.serving.store import UserState
+from mtrec_ray.serving.store import UserState, open_store
 from mtrec_ray.sources.registry import make_source
 from tests.streams.lakes import day, event_table, title_table, write_lake
 
@@ -71,7 +70,7 @@ def test_the_store_holds_what_the_lake_holds_and_loading_twice_replaces(lake, ki
     url = str(tmp_path / "store") if kind == "folder" else request.getfixturevalue("redis_server").url
     expected = states_of(lake, 1000)
     shown: list[tuple[str, int, int]] = []
-    counts = load_store(StoreLoadConfig(lake=lake.uri, store=url), lambda *step: shown.append(step))
+    counts = load_store(StoreLoadConfig(lake=lake.uri, store=url), lambda *step: shown.append(step)).counts
     assert stored(url, list(expected)) == expected
     assert counts == {
         "users": 300,
@@ -83,7 +82,7 @@ def test_the_store_holds_what_the_lake_holds_and_loading_twice_replaces(lake, ki
     assert shown[-1][1:] == (lake.manifest.num_buckets,) * 2
 
     last = states_of(lake, 3)
-    again = load_store(StoreLoadConfig(lake=lake.uri, store=url, max_events=3))
+    again = load_store(StoreLoadConfig(lake=lake.uri, store=url, max_events=3)).counts
     assert stored(url, list(last)) == last
     assert again["events"] == sum(len(state.history) for state in last.values())
 
@@ -105,7 +104,7 @@ def test_ties_keep_the_lakes_order_and_a_lake_may_lack_embeddings(ray_cluster, t
     rows = [("anna", "t2", noon), ("anna", "t0", noon), ("anna", "t1", day(1, 1)), ("carl", "t2", noon)]
     titles = title_table({"t0": [], "t1": [], "t2": []})
     lake = write_lake(tmp_path / "lake", users, event_table(rows), titles, num_buckets=2, embedded=False)
-    counts = load_store(StoreLoadConfig(lake=lake.uri, store=str(tmp_path / "store")))
+    counts = load_store(StoreLoadConfig(lake=lake.uri, store=str(tmp_path / "store"))).counts
     assert counts == {"users": 3, "events": 4, "users_without_events": 1, "users_with_embedding": 0}
     assert stored(str(tmp_path / "store"), ["anna", "bob", "carl"]) == {
         "anna": UserState(("t1", "t2", "t0"), {}, "north"),

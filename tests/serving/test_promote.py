@@ -43,10 +43,10 @@ def pointer(tmp_path):
 
 
 def test_a_bundle_as_good_as_the_live_one_takes_its_place(tmp_path, pointer):
-    moved, gates = promote(config(write_bundle(tmp_path / "second", 1, ndcg=0.395), pointer))
-    assert moved.version == read_pointer(str(pointer)).version == "v1"
-    assert moved.previous == [str(tmp_path / "first")]
-    assert [gate.name for gate in gates] == [
+    result = promote(config(write_bundle(tmp_path / "second", 1, ndcg=0.395), pointer))
+    assert result.pointer.version == read_pointer(str(pointer)).version == "v1"
+    assert result.pointer.previous == [str(tmp_path / "first")]
+    assert [gate.label for gate in result.gates] == [
         "combinations",
         *("ndcg@10/none", "ndcg@10/gender", "ndcg@10/age", "ndcg@10/gender+age"),
         *("leak/gender/gender", "leak/age/age", "leak/gender+age/gender", "leak/gender+age/age"),
@@ -60,10 +60,10 @@ def test_a_bundle_as_good_as_the_live_one_takes_its_place(tmp_path, pointer):
         ({"ndcg": 0.3}, {}, "ndcg@10/none: 0.3000 (0.2900 to 0.3100), live 0.4000"),
         ({"ndcg": 0.4}, {"min_ndcg": 0.395}, "ndcg@10/gender"),
         ({"leak": 0.57}, {}, "leak/gender+age/age: balanced accuracy 0.570 (0.550 to 0.590), null up to 0.540"),
-        ({"permutations": 3}, {}, "a null of 3 permutations: `mtrec audit --set num_permutations=20`"),
+        ({"permutations": 3}, {}, "only 3 permutations: `mtrec audit --set num_permutations=20`"),
         ({"auc": 0.61}, {}, "null up to 0.540; auc 0.610 (0.590 to 0.630), null up to 0.550"),
         ({"pr_auc": 0.05}, {}, "pr_auc: 0.0500"),
-        ({"pr_auc": 0.05, "audit": {}, "metrics": {}}, {"audit": False}, "1 of 3 gates fail:\npr_auc: 0.0500"),
+        ({"pr_auc": 0.05, "audit": {}, "metrics": {}}, {"audit": False}, "1 of 3 gates failed:\npr_auc: 0.0500"),
         ({"combinations": [("gender",)]}, {}, "combinations: without combination age, combination gender+age: `"),
         ({"territories": ["north"]}, {}, "combinations: without territory south: `"),
         ({"pr_auc": None}, {}, "pr_auc: the live bundle has one"),
@@ -76,14 +76,14 @@ def test_a_bundle_as_good_as_the_live_one_takes_its_place(tmp_path, pointer):
             {"pr_auc": 0.9, "users": "validation"},
             {},
             "pr_auc: measured against all titles on validation users, the live bundle's against all titles on held_out "
-            "users: evaluate the run as that one was",
+            "users: evaluate both the same way",
         ),
-        ({"audit": {}, "metrics": {}}, {}, "audit: the bundle was made without one"),
+        ({"audit": {}, "metrics": {}}, {}, "audit: the bundle has no audit"),
     ],
 )
 def test_a_failing_gate_is_named_and_the_pointer_stays(tmp_path, pointer, bundle, gates, failing):
     before = pointer.read_bytes()
-    with pytest.raises(UserError, match="bundle v1 stays out") as refused:
+    with pytest.raises(UserError, match="bundle v1 is not promoted") as refused:
         promote(config(write_bundle(tmp_path / "second", 1, **bundle), pointer, **gates))
     assert failing in str(refused.value)
     assert pointer.read_bytes() == before
@@ -95,14 +95,16 @@ def test_a_pr_auc_without_its_interval_does_not_pass_and_is_compared_with(tmp_pa
     figures = document["propensity"]["metrics"]
     del figures["pr_auc/mean_low"], figures["pr_auc/mean_high"]
     write_manifest(less, document)
-    with pytest.raises(UserError, match=r"pr_auc: 0\.1000 has no interval, for too few positives: evaluate it on more"):
+    with pytest.raises(
+        UserError, match=r"pr_auc: 0\.1000 has no interval, because positives are too few: evaluate it on more"
+    ):
         promote(config(less, pointer))
     promote(config(less, pointer, against_live=False))
-    assert promote(config(write_bundle(tmp_path / "second", 2), pointer))[0].version == "v2"
+    assert promote(config(write_bundle(tmp_path / "second", 2), pointer)).pointer.version == "v2"
 
 
 def test_looser_gates_let_it_through(tmp_path, pointer):
-    promote(config(write_bundle(tmp_path / "second", 1, ndcg=0.3, leak=0.57), pointer, ndcg_share=0.5, max_leak=0.1))
+    promote(config(write_bundle(tmp_path / "second", 1, ndcg=0.3, leak=0.57), pointer, ndcg_ratio=0.5, max_leak=0.1))
     assert read_pointer(str(pointer)).version == "v1"
 
 
@@ -111,7 +113,7 @@ def test_looser_gates_let_it_through(tmp_path, pointer):
     [
         (lambda pointer: pointer.write_text("{"), "is damaged"),
         (lambda pointer: shutil.rmtree(pointer.parent / "first"), "the live bundle: no bundle at"),
-        (lambda pointer: make_again(pointer.parent / "first"), r"was made again since it was promoted \(was v0\)"),
+        (lambda pointer: make_again(pointer.parent / "first"), r"was rebuilt after its promotion \(then v0\)"),
     ],
     ids=["a damaged pointer", "a lost bundle", "a bundle made again"],
 )
@@ -120,9 +122,9 @@ def test_what_is_live_and_cannot_be_read_can_be_left(tmp_path, pointer, lose, sa
     lose(pointer)
     with pytest.raises(UserError, match=f"{says}.*--set gates.against_live=false"):
         promote(config(second, pointer))
-    moved, gates = promote(config(second, pointer, against_live=False))
-    assert moved.version == read_pointer(str(pointer)).version == "v1"
-    assert "combinations" not in {gate.name for gate in gates}
+    result = promote(config(second, pointer, against_live=False))
+    assert result.pointer.version == read_pointer(str(pointer)).version == "v1"
+    assert "combinations" not in {gate.label for gate in result.gates}
 
 
 def test_switches_can_be_let_go_and_brought_back(tmp_path, pointer):
@@ -137,7 +139,7 @@ def test_back_and_back_again_until_there_is_nothing_before(tmp_path, pointer):
         for _ in range(2):  # twice is once
             promote(config(folder, pointer))
     assert [move_back(str(pointer)).version, move_back(str(pointer)).version] == ["v1", "v0"]
-    with pytest.raises(UserError, match="nothing to go back to"):
+    with pytest.raises(UserError, match="nothing to roll back"):
         move_back(str(pointer))
 
 
@@ -230,7 +232,7 @@ def test_a_bundle_made_again_in_its_place_is_served_once_it_is_promoted(tmp_path
     promoted = (lambda: promote(config(first, pointer, against_live=False)), lambda: len(told) == 2)
     follow(pointer, told, (lambda: make_again(first), lambda: True), (refuse, lambda: True), promoted)
     assert told == [("v0", None), ("v1", "v0")]
-    with pytest.raises(UserError, match="nothing to go back to"):
+    with pytest.raises(UserError, match="nothing to roll back"):
         move_back(str(pointer))
 
 
@@ -255,13 +257,13 @@ def test_another_address_than_this_machines_needs_keys(tmp_path, monkeypatch):
     monkeypatch.delenv("MTREC_API_KEYS", raising=False)
     open_, local = (ServeConfig(bundle="b", host=host) for host in ("0.0.0.0", "127.0.0.1"))
     assert api_keys(local) == ()
-    with pytest.raises(UserError, match="can be reached from elsewhere"):
+    with pytest.raises(UserError, match="can be reached from other machines"):
         api_keys(open_)
     file = tmp_path / "keys"
     file.write_text("one\n\n two \n")
     assert api_keys(ServeConfig(bundle="b", host="0.0.0.0", api_key_file=str(file))) == ("one", "two")
     file.write_text("\n")
-    with pytest.raises(UserError, match="holds no key"):
+    with pytest.raises(UserError, match="contains no key"):
         api_keys(ServeConfig(bundle="b", api_key_file=str(file)))
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(UserError, match="is not text"):
@@ -276,7 +278,7 @@ def test_the_clusters_file_is_one_that_serve_reads_and_asks_for_keys(monkeypatch
     schema = ServeDeploySchema.model_validate(document)
     assert schema.applications[0].import_path == "mtrec_ray.serving.endpoint:build"
     args = {**schema.applications[0].args, "store": None, "api_key_file": None}
-    with pytest.raises(UserError, match="can be reached from elsewhere"):
+    with pytest.raises(UserError, match="can be reached from other machines"):
         build(args)
     with pytest.raises(UserError, match=r"port 9000 has no effect here: set http_options\.port"):
         build({**args, "port": 9000})

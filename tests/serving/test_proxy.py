@@ -12,7 +12,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.serving import proxy
 from mtrec_ray.serving.config import LimitsConfig
 from mtrec_ray.serving.endpoint import build
-from mtrec_ray.serving.guard import BODY, Guard, Message, Receive, Scope, Send
+from mtrec_ray.serving.guard import PROXY_BODY, Guard, Message, Receive, Scope, Send
 from mtrec_ray.serving.proxy import RetryOnReplicaDeath, middlewares
 
 OK = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
@@ -69,7 +69,7 @@ def test_a_lost_question_is_asked_again_as_it_was(head):
     [
         ("POST", 2, 1, {"repeated": 1, "refused": 1}),
         ("PUT", 1, 1, {"refused": 1}),
-        ("POST", 1, proxy.MAX_KEPT_BYTES + 1, {"refused": 1}),
+        ("POST", 1, proxy.MAX_BUFFERED_BYTES + 1, {"refused": 1}),
     ],
     ids=["lost twice", "may have been stored", "too long to keep"],
 )
@@ -77,8 +77,12 @@ def test_what_cannot_be_asked_again_is_refused_for_now(method, deaths, size, cou
     client, counts = through(Proxy(deaths))
     answer = client.request(method, "/", content=b"x" * size)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    fix = "it may have been stored: send it again with the same Idempotency-Key" if method == "PUT" else "try again"
-    assert answer.json() == {"field": None, "message": f"the replica ended before it answered: {fix}"}
+    fix = (
+        "the events may have been stored: send them again with the same Idempotency-Key"
+        if method == "PUT"
+        else "try again"
+    )
+    assert answer.json() == {"field": None, "message": f"the replica died before it answered: {fix}"}
     assert counts == counted
 
 
@@ -115,14 +119,14 @@ def test_above_the_limit_only_health_is_asked():
     app = Proxy(0)
     again = RetryOnReplicaDeath(app, 1, lambda outcome: counts.update([outcome]))
     client, counts = TestClient(again), Counter[str]()
-    again.under_way = 1
+    again.in_flight = 1
     answer = client.post("/v1/recommend", content=b"x")
     assert (answer.status_code, answer.headers["retry-after"], answer.json()["field"]) == (503, "1", None)
     assert client.post("/mtrec/v1/recommend", content=b"x").status_code == 503
     assert client.get("/healthz").status_code == client.get("/mtrec/readyz").status_code == 200
-    again.under_way = 0
+    again.in_flight = 0
     assert client.post("/v1/recommend", content=b"x").status_code == 200
-    assert (again.under_way, counts) == (0, {"too many": 2})
+    assert (again.in_flight, counts) == (0, {"too many": 2})
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "many"])
@@ -167,7 +171,7 @@ def test_a_short_body_travels_with_its_scope_and_can_be_received_too(content, in
     client, _ = through(app)
     answer = client.post("/v1/recommend", content=content)
     assert answer.content == (content if isinstance(content, bytes) else b"parts")
-    assert [scope.get("extensions", {}).get(BODY) for scope in app.scopes] == [in_scope] * 2
+    assert [scope.get("extensions", {}).get(PROXY_BODY) for scope in app.scopes] == [in_scope] * 2
 
 
 def received_with(messages: list[Message], then: Message | None) -> tuple[Proxy, RetryOnReplicaDeath, list[Message]]:
@@ -199,22 +203,22 @@ def received_with(messages: list[Message], then: Message | None) -> tuple[Proxy,
 def test_half_a_body_whose_caller_left_is_nobodys():
     half: Message = {"type": "http.request", "body": b"first", "more_body": True}
     app, again, sent = received_with([half], {"type": "http.disconnect"})
-    assert (app.scopes, sent, again.under_way) == ([], [], 0)
+    assert (app.scopes, sent, again.in_flight) == ([], [], 0)
 
 
 def test_a_slow_body_is_left_to_the_replica_whole(monkeypatch):
     monkeypatch.setattr(proxy, "BODY_WITHIN_S", 0.05)
     half: Message = {"type": "http.request", "body": b"first", "more_body": True}
     app, again, _ = received_with([half], None)
-    assert [BODY in (scope.get("extensions") or {}) for scope in app.scopes] == [
+    assert [PROXY_BODY in (scope.get("extensions") or {}) for scope in app.scopes] == [
         False
     ]  # the replica refuses it or waits
-    assert again.under_way == 0
+    assert again.in_flight == 0
 
     async def late() -> list[Message]:
         came: asyncio.Queue[Message] = asyncio.Queue()
         came.put_nowait(half)
-        request = proxy.Request(came.get)
+        request = proxy.BufferedRequest(came.get)
         assert await request.body(0.01) is None
         came.put_nowait({"type": "http.request", "body": b"second", "more_body": False})
         return [await request.receive(), await request.receive()]

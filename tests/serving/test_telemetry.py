@@ -11,7 +11,7 @@ from mtrec_ray.serving.api import build_api
 from mtrec_ray.serving.config import LimitsConfig
 from mtrec_ray.serving.live import LiveEngine
 from mtrec_ray.serving.service import Service
-from mtrec_ray.serving.telemetry import Tally, Telemetry
+from mtrec_ray.serving.telemetry import BufferedHistogram, Telemetry
 from tests.benchmarks.endpoint_process import wait_for
 from tests.serving.bundles import write_bundle
 
@@ -37,11 +37,11 @@ def told(monkeypatch) -> dict[tuple[str, ...], float]:
 
 
 def test_buckets_are_cumulative_and_sums_exact(told):
-    tally = Tally("t", "Some.", (0.5, 1, 5))
+    tally = BufferedHistogram("t", "Some.", (0.5, 1, 5))
     for value in VALUES:
         tally.observe(value, "model")
     assert not told
-    tally.tell()
+    tally.report()
     buckets = {"0.5": 2, "1": 3, "5": 5, "+Inf": 6}
     assert {key[2]: by for key, by in told.items() if key[0] == "t_bucket"} == buckets
     assert told["t_count", "model"] == 6
@@ -49,20 +49,20 @@ def test_buckets_are_cumulative_and_sums_exact(told):
 
 
 def test_nothing_is_told_twice_and_stages_apart(told):
-    tally = Tally("t", "Some.", (0.5, 1, 5))
+    tally = BufferedHistogram("t", "Some.", (0.5, 1, 5))
     for value in VALUES:
         tally.observe(value, "store")
-        tally.tell()
+        tally.report()
     tally.observe(0.0, "model")
-    tally.tell()
-    tally.tell()
+    tally.report()
+    tally.report()
     assert (told["t_count", "store"], told["t_count", "model"]) == (6, 1)
     assert told["t_bucket", "store", "+Inf"] == 6
     assert told["t_bucket", "store", "0.5"] == 2
 
 
 def test_an_endpoint_tells_again_and_again(told, monkeypatch, tmp_path):
-    monkeypatch.setattr(telemetry, "TELL_EVERY_S", 0.01)
+    monkeypatch.setattr(telemetry, "REPORT_EVERY_S", 0.01)
     service = Service(LiveEngine(str(write_bundle(tmp_path / "bundle")), 1.0), None, Telemetry(), batch_rows=8)
     with TestClient(build_api(service, (), LimitsConfig())) as client:
         for asked in (1, 2):
@@ -73,7 +73,7 @@ def test_an_endpoint_tells_again_and_again(told, monkeypatch, tmp_path):
 def test_the_last_second_is_told_too(told):
     async def run() -> None:
         figures = Telemetry()
-        telling = asyncio.create_task(figures.keep_telling())
+        telling = asyncio.create_task(figures.keep_reporting())
         await asyncio.sleep(0)
         with figures.stage("recommend"):
             pass

@@ -89,7 +89,7 @@ class RunView:
     def summary(self) -> dict[str, Any]:
         """State, input and the last value of each metric; steps are summed over packs."""
         stored, last = self.stored, [rows[-1] for rows in self.rows.values() if rows]
-        source = "backbone" if stored.backbone_hash else "lake"
+        source, digest = ("backbone", stored.backbone_hash) if stored.backbone_hash else ("lake", stored.lake_hash)
         return {
             "name": self.name,
             "kind": stored.kind,
@@ -97,9 +97,7 @@ class RunView:
             "step": sum(row["step"] for row in last),
             "num_steps": stored.num_steps or stored.steps_per_pack * len(stored.packs),
             "last_metric": max((str(row.get("time")) for row in last), default=None),
-            "source": source,
-            "source_uri": stored.config.get(source),
-            "source_hash": stored.backbone_hash or stored.lake_hash,
+            "from": f"{source} {stored.config.get(source)} ({digest[:8]})",
             "seed": stored.config.get("seed"),
             "figures": {metric: points[-1][1] for metric, points in self.series.items()},
         }
@@ -116,12 +114,12 @@ class RunView:
 
     def validations(self) -> list[dict[str, Any]]:
         """Last and best value of each validation metric; higher is better for all."""
-        chosen = [m for m in self.series if m.startswith("val/") and not m.endswith(("_low", "_high"))]
-        points = {metric: (self.series[metric][-1], max(self.series[metric], key=itemgetter(1))) for metric in chosen}
-        return [
-            {"metric": metric, "last": last, "step": step, "best": best, "best_step": best_step}
-            for metric, ((step, last), (best_step, best)) in points.items()
-        ]
+        found = []
+        for metric, points in self.series.items():
+            if metric.startswith("val/") and not metric.endswith(("_low", "_high")):
+                (step, last), (best_step, best) = points[-1], max(points, key=itemgetter(1))
+                found.append({"metric": metric, "last": last, "step": step, "best": best, "best_step": best_step})
+        return found
 
     def files(self) -> dict[str, int | None]:
         """Name -> bytes, None for a folder."""
@@ -212,7 +210,6 @@ def _cells(summary: dict[str, Any]) -> list[str]:
     facts = {
         "step": f"{summary['step']:,}" + (f" of {summary['num_steps']:,}" if summary["num_steps"] else ""),
         "last metric": (summary["last_metric"] or "-")[:19].replace("T", " "),
-        "from": f"{summary['source']} {summary['source_uri']} ({summary['source_hash'][:8]})",
         "figures": ", ".join(shown),
     }
     return [str((summary | facts)[column]) for column in COLUMNS]

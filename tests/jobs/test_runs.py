@@ -66,9 +66,7 @@ def test_list_has_state_input_and_figures_of_each_run(runs):
         "step": 30,
         "num_steps": 30,
         "last_metric": "2026-02-03T04:05:06.789+00:00",
-        "source": "lake",
-        "source_uri": "lakes/a",
-        "source_hash": "1a2b3c4d5e6f",
+        "from": "lake lakes/a (1a2b3c4d)",
         "seed": 3,
         "figures": {"val/ndcg": 0.3, "train/loss": 1 / 30},
     }
@@ -77,7 +75,7 @@ def test_list_has_state_input_and_figures_of_each_run(runs):
 
 def test_list_sums_steps_over_packs(runs):
     found = listed(runs)["hidden"]
-    assert (found["step"], found["num_steps"], found["source_uri"]) == (12, 16, "runs/done")
+    assert (found["step"], found["num_steps"], found["from"]) == (12, 16, "backbone runs/done (ffff0000)")
 
 
 def test_list_prints_a_row_for_each_run(runs, capsys):

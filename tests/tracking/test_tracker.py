@@ -146,7 +146,7 @@ def test_tensorboard_has_the_figures_and_purges_on_resume(tmp_path):
     assert [event.step for event in events if event.HasField("session_log")] == [0, 2]
 
 
-def test_training_goes_on_without_a_reachable_mlflow_server(tmp_path, caplog):
+def test_training_continues_without_a_reachable_mlflow_server(tmp_path, caplog):
     pytest.importorskip("mlflow", reason="needs the extra `mlflow`")
     started = time.monotonic()
     with track(tmp_path, mlflow_uri=NOBODY) as run:

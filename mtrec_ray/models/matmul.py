@@ -3,11 +3,14 @@
 import torch
 from torch import Tensor
 
+DType = torch.dtype | None
+"""Type that the inputs of matrix products are rounded to; None rounds nothing."""
 
-def matmul(a: Tensor, b: Tensor, *, out: Tensor | None = None, compute_dtype: torch.dtype | None = None) -> Tensor:
+
+def matmul(a: Tensor, b: Tensor, compute_dtype: DType = None, *, out: Tensor | None = None) -> Tensor:
     """Product of (n, k) and (k, m) in a's dtype -> (n, m), written to `out` where given.
 
-    `compute_dtype` (for example bfloat16) rounds both inputs and the result; None computes in a's own dtype.
+    `compute_dtype` (for example bfloat16) rounds both inputs and the result.
     """
     if compute_dtype is None or compute_dtype == a.dtype:
         return torch.mm(a, b, out=out)

@@ -8,8 +8,8 @@ Legend: `U` user rows, `T` title rows, `N` rows of either, `d` width, `G` territ
 * `final_activation: relu` with `final_batch_norm` is paper A taken literally: batch normalisation and ReLU after every
   layer, a plain dot product, no bias; the defaults were better on validation users
 
-The modules hold parameters and an inference forward without autograd; the exact training step, with its own
-backward, is `mtrec_ray.steps.propensity`.
+Training and inference share one forward: given `PairCounts`, batch normalisation takes the statistics of the batch,
+else the running ones.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from mtrec_ray.models.batch_norm import PairBatchNorm
+from mtrec_ray.models.batch_norm import PairBatchNorm, PairCounts
+from mtrec_ray.models.group_block_names import GroupBlockName
 from mtrec_ray.models.group_blocks import GROUP_BLOCKS
-from mtrec_ray.models.matmul import matmul
+from mtrec_ray.models.matmul import DType, matmul
 
-GroupBlockName = Literal["none", "dense", "shift", "film", "low_rank"]
 FinalActivation = Literal["none", "relu"]
 
 
@@ -35,7 +35,7 @@ class TwoTowerConfig:
     title_width: int  # numbers per title embedding
     d: int = 512  # width of every layer (paper A)
     num_groups: int = 1  # territory groups, read by the group block alone
-    group_block: GroupBlockName = "none"  # none = the baseline model
+    group_block: GroupBlockName | Literal["none"] = "none"  # none = the baseline model
     final_activation: FinalActivation = "none"  # relu collapses on real data: every propensity is at least 1/2
     final_batch_norm: bool = (
         False  # batch normalisation on each tower's last layer; False was better on validation users
@@ -49,9 +49,9 @@ class TwoTowerConfig:
                 raise ValueError(f"{name} = {getattr(self, name)}: must be at least 1")
         if not 0 <= self.aligned_width <= min(self.user_width, self.title_width):
             raise ValueError(f"aligned_width = {self.aligned_width}: must lie in both embeddings")
-        for name, values in (("group_block", GroupBlockName), ("final_activation", FinalActivation)):
-            if getattr(self, name) not in get_args(values):
-                raise ValueError(f"{name} = {getattr(self, name)!r}: choose one of {', '.join(get_args(values))}")
+        for name, values in (("group_block", ("none", *GROUP_BLOCKS)), ("final_activation", get_args(FinalActivation))):
+            if getattr(self, name) not in values:
+                raise ValueError(f"{name} = {getattr(self, name)!r}: choose one of {', '.join(values)}")
         if self.group_block == "none" and self.num_groups > 1:
             raise ValueError(f"num_groups = {self.num_groups} without effect: set group_block, or num_groups = 1")
 
@@ -76,14 +76,14 @@ class TowerLayer(nn.Module):
         if self.bias is not None:
             self.bias.uniform_(-bound, bound, generator=generator)
 
-    def forward(self, rows: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
+    def forward(self, rows: Tensor, counts: PairCounts | None = None, compute_dtype: DType = None) -> Tensor:
         """(N, width_in) -> (N, width_out)."""
-        rows = matmul(rows, self.weight.t(), compute_dtype=compute_dtype)
+        rows = matmul(rows, self.weight.t(), compute_dtype)
         if self.norm is not None:
-            rows = self.norm(rows)
+            return self.norm(rows, counts, relu=self.relu)
         if self.bias is not None:
-            rows = rows + self.bias
-        return rows.relu() if self.relu else rows
+            rows = rows.add_(self.bias)
+        return rows.relu_() if self.relu else rows
 
 
 class Tower(nn.Module):
@@ -100,10 +100,10 @@ class Tower(nn.Module):
         """First and last layer."""
         return self.first, self.last
 
-    def forward(self, features: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
-        """(N, width_in) of any float dtype -> (N, d)."""
-        rows = self.first(features.to(self.first.weight.dtype), compute_dtype)
-        return self.last(rows, compute_dtype)
+    def forward(self, features: Tensor, counts: PairCounts | None = None, compute_dtype: DType = None) -> Tensor:
+        """(N, width_in) of any float dtype -> (N, d); the pairs of each row while training, see `PairBatchNorm`."""
+        rows = self.first(features.to(self.first.weight.dtype), counts, compute_dtype)
+        return self.last(rows, counts, compute_dtype)
 
 
 class TwoTower(nn.Module):
@@ -114,8 +114,9 @@ class TwoTower(nn.Module):
         self.config = config
         self.user_tower = Tower(config.user_width, config)
         self.title_tower = Tower(config.title_width, config)
-        block = GROUP_BLOCKS.get(config.group_block)
-        self.group_block = block(config.num_groups, config.d) if block else None
+        self.group_block = None
+        if config.group_block != "none":
+            self.group_block = GROUP_BLOCKS[config.group_block](config.num_groups, config.d)
         literal = config.final_activation == "relu"
         self.scale = 1.0 if literal else config.d**-0.5
         self.bias = None if literal else nn.Parameter(torch.empty(()))
@@ -157,46 +158,37 @@ class TwoTower(nn.Module):
         """The group block's parameters, for a learning rate of their own; empty for the baseline."""
         return [] if self.group_block is None else list(self.group_block.parameters())
 
+    def apply_block(self, users: Tensor, offsets: Sequence[int], compute_dtype: DType = None) -> Tensor:
+        """(U, d) user tower outputs sorted by group, (G + 1) row offsets -> (U, d) user vectors."""
+        if self.group_block is None:
+            return users
+        users = self.group_block(users, offsets, compute_dtype)
+        return users.relu() if self.config.final_activation == "relu" else users
+
+    def head(self, dots: Tensor) -> Tensor:
+        """Dot products of user and title vectors -> logits."""
+        return dots * self.scale if self.bias is None else torch.add(self.bias, dots, alpha=self.scale)
+
     @torch.no_grad()
-    def user_vectors(self, features: Tensor, group_index: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
+    def user_vectors(self, features: Tensor, group_index: Tensor, compute_dtype: DType = None) -> Tensor:
         """(U, user_width) features in any order, (U,) int64 group of each row -> (U, d), after the group block."""
-        users = self.user_tower(features, compute_dtype)  # (U, d)
+        users = self.user_tower(features, compute_dtype=compute_dtype)  # (U, d)
         if self.group_block is None:
             return users
         order = torch.argsort(group_index, stable=True)
         counts = torch.bincount(group_index, minlength=self.config.num_groups)
-        offsets = [0, *counts.cumsum(0).tolist()]
-        in_order = self.apply_block(users[order], offsets, compute_dtype=compute_dtype)
+        in_order = self.apply_block(users[order], [0, *counts.cumsum(0).tolist()], compute_dtype)
         return torch.empty_like(users).index_copy_(0, order, in_order)
 
     @torch.no_grad()
-    def apply_block(
-        self,
-        users: Tensor,
-        offsets: Sequence[int],
-        *,
-        out: Tensor | None = None,
-        compute_dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        """(U, d) tower outputs sorted by group, (G + 1) row offsets -> (U, d) user vectors, in `out` where given.
-
-        Without a group block these are `users` themselves.
-        """
-        if self.group_block is None:
-            return users
-        users = self.group_block(users, offsets, out=out, compute_dtype=compute_dtype)
-        return users.relu_() if self.config.final_activation == "relu" else users
-
-    @torch.no_grad()
-    def title_vectors(self, features: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
+    def title_vectors(self, features: Tensor, compute_dtype: DType = None) -> Tensor:
         """(T, title_width) features -> (T, d)."""
-        return self.title_tower(features, compute_dtype)
+        return self.title_tower(features, compute_dtype=compute_dtype)
 
     @torch.no_grad()
-    def logits(self, users: Tensor, titles: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
+    def logits(self, users: Tensor, titles: Tensor, compute_dtype: DType = None) -> Tensor:
         """(U, d) user vectors, (T, d) title vectors -> (U, T); the propensity is their sigmoid."""
-        scores = matmul(users, titles.t(), compute_dtype=compute_dtype).mul_(self.scale)  # (U, T)
-        return scores if self.bias is None else scores.add_(self.bias)
+        return self.head(matmul(users, titles.t(), compute_dtype))
 
 
 def _orthogonal(rows: int, columns: int, generator: torch.Generator) -> Tensor:

@@ -37,11 +37,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from mtrec_ray.all_reduce import AllReduce, sum_gradients
 from mtrec_ray.models.discriminators import Discriminators
 from mtrec_ray.models.fairness_methods import FairnessMethod
 from mtrec_ray.models.running_average import RunningAverage
-from mtrec_ray.steps.pretraining import Positions, bpr_losses, sum_gradients
-from mtrec_ray.steps.towers import AllReduce
+from mtrec_ray.steps.pretraining import Positions, bpr_losses
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,16 @@ class PairBatch:
         """(U + 1,) int64: pairs of user row u are user_offsets[u]:user_offsets[u + 1]."""
         return _row_offsets(self.user_rows, self.user_features.shape[0])
 
+    @property
+    def pairs_per_user(self) -> Tensor:
+        """(U,) in the dtype of the labels."""
+        return self.user_offsets.diff().to(self.labels.dtype)
+
+    @property
+    def pairs_per_title(self) -> Tensor:
+        """(T,) in the dtype of the labels."""
+        return self.title_offsets.diff().to(self.labels.dtype)
+
     @cached_property
     def title_order(self) -> Tensor:
         """(P,) int64: the pairs sorted by title row, ties in pair order."""

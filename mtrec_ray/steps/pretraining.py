@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtrec_ray.all_reduce import AllReduce, sum_gradients
 from mtrec_ray.models.sequential import SequentialBackbone
-from mtrec_ray.steps.towers import AllReduce
 
 
 @dataclass(frozen=True)
@@ -88,11 +88,3 @@ def bpr_losses(backbone: SequentialBackbone, vectors: Tensor, targets: Tensor, n
     positive_scores = (vectors * backbone.titles(targets)).sum(-1, keepdim=True)  # (..., N, 1)
     negative_scores = vectors @ backbone.titles(negatives).t()  # (..., N, M)
     return F.softplus(negative_scores - positive_scores).mean(-1)
-
-
-def sum_gradients(parameters: list[torch.nn.Parameter], all_reduce: AllReduce) -> None:
-    """Replace each gradient by its sum over the workers, in one message."""
-    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = all_reduce(torch.cat([gradient.flatten() for gradient in gradients]))
-    for parameter, part in zip(parameters, flat.split([g.numel() for g in gradients]), strict=True):
-        parameter.grad = part.view_as(parameter)

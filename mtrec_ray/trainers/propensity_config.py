@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from mtrec_ray.config import Config, Seed
 from mtrec_ray.lake.window import WindowConfig
+from mtrec_ray.models.group_block_names import GroupBlockName
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.trainers.runner_config import RunnerConfig, check_lanes
 
@@ -15,7 +16,7 @@ class ModelConfig(Config):
 
     d: int = Field(default=512, ge=1)
     """Width of every layer."""
-    group_block: Literal["dense", "shift", "film", "low_rank"] | None = None
+    group_block: GroupBlockName | None = None
     """Block of a territory group on top of the user tower; `dense` (paper A) is mtl's default, null a baseline's."""
     groups: str | None = None
     """Territory groups: one, each, regions (paper A's; mtl's default), or path or URI of YAML lists by group name."""

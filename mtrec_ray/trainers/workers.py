@@ -6,9 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtrec_ray.all_reduce import AllReduce
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix
-from mtrec_ray.steps.towers import AllReduce
 
 CHECK_CLOCK_EVERY = 10
 """Steps between looks at the clock, which all workers take together."""

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from mtrec_ray.all_reduce import AllReduce
 from mtrec_ray.config import dump_yaml
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
 from mtrec_ray.files import join
@@ -19,7 +20,6 @@ from mtrec_ray.models.running_average import RunningAverage
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.process import prepare_process
 from mtrec_ray.steps.pretraining import positions_of, pretraining_step
-from mtrec_ray.steps.towers import AllReduce
 from mtrec_ray.streams.crops import SequenceBatch, SequencePlan, sequence_batches
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out
 from mtrec_ray.streams.sequences import VALIDATION_EVENT

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtrec_ray.all_reduce import AllReduce
 from mtrec_ray.combinations import NONE, Combination
 from mtrec_ray.hashing import mix
 from mtrec_ray.models.discriminators import Discriminators, value_weights
@@ -23,7 +24,6 @@ from mtrec_ray.models.transport import FOLDS, STRENGTHS, num_steps
 from mtrec_ray.process import prepare_process
 from mtrec_ray.steps.adversary import AdversaryGame, GameSettings
 from mtrec_ray.steps.pretraining import positions_of
-from mtrec_ray.steps.towers import AllReduce
 from mtrec_ray.streams.crops import SequenceBatch, SequencePlan
 from mtrec_ray.streams.held_out import HeldOutUsers, Prefixes
 from mtrec_ray.trainers.accuracy import held_out_metrics, stacked_metrics, vectors_in_chunks

@@ -12,13 +12,14 @@ import ray.train.torch
 import torch
 from torch import Tensor
 
+from mtrec_ray.all_reduce import AllReduce
 from mtrec_ray.config import dump_yaml
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.process import prepare_process
 from mtrec_ray.steps.batch import make_pair_batch
 from mtrec_ray.steps.precision import use_fast_matmul
-from mtrec_ray.steps.propensity import AllReduce, train_step
+from mtrec_ray.steps.propensity import train_step
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import StepRows, training_batches
 from mtrec_ray.trainers.workers import (

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from mtrec_ray.all_reduce import AllReduce
 from mtrec_ray.models.group_blocks import GROUP_BLOCKS
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 from mtrec_ray.steps.batch import PairBatch, make_pair_batch
-from mtrec_ray.steps.propensity import AllReduce
 
 USER_WIDTH, TITLE_WIDTH, NUM_TITLES, NUM_GROUPS, D = 6, 7, 9, 3, 8
 BLOCKS = ("none", *GROUP_BLOCKS)
@@ -63,11 +63,11 @@ def make_batch(users: dict[str, np.ndarray], dtype: torch.dtype = torch.float64)
 
 def split_users(users: dict[str, np.ndarray], parts: list[slice]) -> list[dict[str, np.ndarray]]:
     """Each worker's users and their pairs."""
-    shares = []
+    workers = []
     for part in parts:
         offsets = users["offsets"][part.start : part.stop + 1]
         pairs = slice(offsets[0], offsets[-1])
-        shares.append(
+        workers.append(
             {
                 "user_features": users["user_features"][part],
                 "user_group": users["user_group"][part],
@@ -76,7 +76,7 @@ def split_users(users: dict[str, np.ndarray], parts: list[slice]) -> list[dict[s
                 "labels": users["labels"][pairs],
             }
         )
-    return shares
+    return workers
 
 
 class LockStep:
@@ -88,7 +88,7 @@ class LockStep:
         self.num_calls = 0
 
     def reducer(self, rank: int) -> AllReduce:
-        """The callable that worker `rank` hands to the step."""
+        """The callable that worker `rank` passes to the step."""
 
         def all_reduce(tensor: Tensor) -> Tensor:
             self.parts[rank] = tensor.clone()

@@ -60,7 +60,7 @@ class PairByPair(nn.Module):
 
 
 def deduplicated_loss(model: TwoTower, batch: PairBatch, *, dense: bool) -> Tensor:
-    """The same loss under autograd with each distinct row once: what automatic differentiation can reach."""
+    """The same loss with each distinct row once, of torch's own operations."""
     users = _distinct_rows(model.user_tower, batch.user_features, batch.user_offsets.diff())  # (U, d)
     titles = _distinct_rows(model.title_tower, batch.title_features, batch.title_offsets.diff())  # (T, d)
     if model.group_block is not None:
@@ -77,12 +77,12 @@ def deduplicated_loss(model: TwoTower, batch: PairBatch, *, dense: bool) -> Tens
 
 
 def _distinct_rows(tower: Tower, rows: Tensor, num_pairs: Tensor) -> Tensor:
-    share = num_pairs.to(rows.dtype) / num_pairs.sum()  # (N,)
+    fraction = num_pairs.to(rows.dtype) / num_pairs.sum()  # (N,)
     for layer in tower.layers:
         rows = F.linear(rows, layer.weight, layer.bias)
         if layer.norm is not None:
-            centred = rows - share @ rows
-            variance = share @ centred.square()  # (d,)
+            centred = rows - fraction @ rows
+            variance = fraction @ centred.square()  # (d,)
             rows = centred * (layer.norm.weight * torch.rsqrt(variance + layer.norm.eps)) + layer.norm.bias
         if layer.relu:
             rows = rows.relu()
@@ -94,7 +94,7 @@ def _group_sizes(batch: PairBatch) -> list[int]:
 
 
 def group_part(model: TwoTower, users: Tensor, group: int) -> Tensor:
-    """Group `group`'s part of the block on any rows, written as the block's formula says."""
+    """Group `group`'s part of the block on any rows, written as the block's formula."""
     block = {} if model.group_block is None else dict(model.group_block.named_parameters())
     match model.config.group_block:
         case "dense":

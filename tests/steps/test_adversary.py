@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mtrec_ray.all_reduce import AllReduce
 from mtrec_ray.combinations import Combination
 from mtrec_ray.models.discriminators import Discriminators, value_weights
 from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
@@ -18,7 +19,6 @@ from mtrec_ray.models.fairness_methods import EliminatorMethod, FairnessMethod, 
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.steps.adversary import AdversaryGame, GameSettings, adversary_columns
 from mtrec_ray.steps.pretraining import Positions, positions_of
-from mtrec_ray.steps.towers import AllReduce
 from tests.steps.cases import LockStep
 
 Kind = Literal["sasrec", "bert4rec"]

@@ -1,28 +1,32 @@
 """Several workers on parts of a batch equal one worker on the whole."""
 
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
 
+from mtrec_ray.all_reduce import AllReduce
 from mtrec_ray.models.two_tower import TwoTower
-from mtrec_ray.steps.propensity import AllReduce, loss_and_gradients, train_step
+from mtrec_ray.steps.propensity import loss_and_gradients, train_step
 from tests.steps.cases import BLOCKS, LockStep, gradients, make_batch, make_model, make_users, split_users
 
 USERS = make_users(0, np.array([3, 0, 5, 2, 1, 0, 4, 3, 2, 6]), np.array([2, 0, 1, 2, 0, 1, 0, 2, 2, 1]))
 HALVES = [slice(0, 4), slice(4, 10)]
-ONE_EMPTY = [slice(0, 10), slice(10, 10), slice(10, 10)]
+ONE_EMPTY = [slice(0, 10), slice(10, 10)]
 
 
 def run_workers(parts: list[slice], **settings):
     """One step of every worker in its own thread; their models, losses and the number of calls between them."""
     lock_step = LockStep(len(parts))
-    shares = split_users(USERS, parts)
+    users = split_users(USERS, parts)
     models = [make_model(**settings) for _ in parts]
 
     def work(rank: int) -> float:
-        batch = make_batch(shares[rank])
+        batch = make_batch(users[rank])
         return loss_and_gradients(models[rank], batch, all_reduce=lock_step.reducer(rank)).item()
 
     with ThreadPoolExecutor(len(parts)) as pool:
@@ -32,13 +36,14 @@ def run_workers(parts: list[slice], **settings):
 
 @pytest.mark.parametrize("final_batch_norm", [True, False])
 @pytest.mark.parametrize("group_block", BLOCKS)
-@pytest.mark.parametrize("parts", [HALVES, ONE_EMPTY], ids=["halves", "two workers without rows"])
+@pytest.mark.parametrize("parts", [HALVES, [*ONE_EMPTY, slice(10, 10)]], ids=["halves", "two workers without rows"])
 def test_workers_equal_one(parts, group_block, final_batch_norm):
     settings = {"group_block": group_block, "final_batch_norm": final_batch_norm}
     whole = make_model(**settings)
     loss = loss_and_gradients(whole, make_batch(USERS)).item()
     models, losses, num_calls = run_workers(parts, **settings)
-    assert num_calls == (5 if final_batch_norm else 3)
+    num_norms = 4 if final_batch_norm else 2
+    assert num_calls == 1 + 2 * num_norms + 1  # the number of pairs, statistics in both directions, gradients
     for model, worker_loss in zip(models, losses, strict=True):
         assert worker_loss == pytest.approx(loss, rel=1e-12)
         for name, gradient in gradients(model).items():
@@ -47,8 +52,8 @@ def test_workers_equal_one(parts, group_block, final_batch_norm):
             torch.testing.assert_close(buffer, expected, rtol=1e-12, atol=1e-14)
 
 
-def test_nobody_has_rows():
-    """Loss 0, gradients 0, running statistics as they were."""
+def test_no_worker_has_rows():
+    """Loss 0, gradients 0, running statistics unchanged."""
     models, losses, _ = run_workers([slice(10, 10), slice(10, 10)], group_block="dense")
     before = make_model(group_block="dense")
     assert losses == [0, 0]
@@ -57,20 +62,30 @@ def test_nobody_has_rows():
         assert all(torch.equal(a, b) for a, b in zip(model.buffers(), before.buffers(), strict=True))
 
 
-def test_several_steps_train_as_one():
-    """Both workers keep the same parameters, those of one worker."""
-    whole = make_model(group_block="dense")
-    train(whole, USERS, None)
-    lock_step = LockStep(2)
-    models = [make_model(group_block="dense") for _ in range(2)]
-    with ThreadPoolExecutor(2) as pool:
-        list(pool.map(train, models, split_users(USERS, HALVES), [lock_step.reducer(0), lock_step.reducer(1)]))
-    for model in models:
-        for name, value in model.state_dict().items():
-            torch.testing.assert_close(value, whole.state_dict()[name], rtol=1e-9, atol=1e-12, msg=name)
+def test_gloo_processes_train_as_one(tmp_path):
+    """Two processes, after three steps on halves and three where one has no rows, have the one worker's parameters."""
+    expected = train(USERS, USERS, None)
+    spawn(gloo_worker, (tmp_path,), nprocs=2)
+    for rank in range(2):
+        for name, value in torch.load(tmp_path / f"{rank}.pt").items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
-def train(model: TwoTower, users: dict[str, np.ndarray], all_reduce: AllReduce | None) -> None:
+def gloo_worker(rank: int, folder: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+
+    def all_reduce(tensor: Tensor) -> Tensor:
+        torch.distributed.all_reduce(tensor)
+        return tensor
+
+    state = train(split_users(USERS, HALVES)[rank], split_users(USERS, ONE_EMPTY)[rank], all_reduce)
+    torch.save(state, folder / f"{rank}.pt")
+
+
+def train(first: dict[str, np.ndarray], then: dict[str, np.ndarray], all_reduce: AllReduce | None) -> dict[str, Tensor]:
+    """State after three steps on each batch."""
+    model: TwoTower = make_model(group_block="dense")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    for _ in range(3):
+    for users in [first] * 3 + [then] * 3:
         train_step(model, optimizer, make_batch(users), all_reduce=all_reduce)
+    return model.state_dict()

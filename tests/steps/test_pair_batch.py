@@ -48,7 +48,7 @@ def test_empty():
 
 
 @given(seed=st.integers(0, 2**32 - 1), num_users=st.integers(0, 30))
-def test_every_pair_keeps_its_user_title_and_label(seed, num_users):
+def test_pairs_have_their_own_user_title_and_label(seed, num_users):
     rng = np.random.default_rng(seed)
     offsets = np.concatenate([[0], rng.integers(0, 4, num_users).cumsum()])
     groups, titles = rng.integers(0, 3, num_users), rng.integers(0, 10, offsets[-1])
@@ -75,7 +75,7 @@ def test_every_pair_keeps_its_user_title_and_label(seed, num_users):
         ({"labels": [1]}, "1 labels"),
     ],
 )
-def test_bad_input_is_named(change, message):
+def test_bad_input_raises(change, message):
     good = {"users": [1, 2], "groups": [0, 1], "offsets": [0, 1, 3], "titles": [1, 2, 3], "labels": [1, 0, 0]}
     with pytest.raises(ValueError, match=message):
         make(**{**good, **change})

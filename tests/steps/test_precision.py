@@ -13,7 +13,7 @@ def _restore():
     torch.set_float32_matmul_precision(before)
 
 
-def test_what_it_says_is_what_is_set(monkeypatch):
+def test_result_equals_the_process_setting(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     torch.set_float32_matmul_precision("highest")
     taken = precision.use_fast_matmul()
@@ -21,7 +21,7 @@ def test_what_it_says_is_what_is_set(monkeypatch):
     assert precision.matmul_error() <= precision.MAX_RELATIVE_ERROR
 
 
-def test_a_processor_that_rounds_keeps_its_setting(monkeypatch):
+def test_setting_is_restored_where_products_are_rounded(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(precision, "matmul_error", lambda: 2e-3)
     torch.set_float32_matmul_precision("highest")
@@ -29,7 +29,7 @@ def test_a_processor_that_rounds_keeps_its_setting(monkeypatch):
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_cuda_is_left_alone(monkeypatch):
+def test_no_change_with_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     torch.set_float32_matmul_precision("highest")
     assert not precision.use_fast_matmul()

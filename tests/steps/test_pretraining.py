@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from mtrec_ray.all_reduce import AllReduce
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.steps.pretraining import Positions, bpr_losses, positions_of, pretraining_step
-from mtrec_ray.steps.towers import AllReduce
 from tests.steps.cases import LockStep, gradients
 
 Kind = Literal["sasrec", "bert4rec"]

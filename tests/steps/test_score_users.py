@@ -14,7 +14,7 @@ def make_features() -> tuple[torch.Tensor, torch.Tensor]:
     return users, torch.randn(NUM_TITLES, TITLE_WIDTH, generator=generator, dtype=torch.float64)
 
 
-def test_each_user_meets_the_part_of_its_group():
+def test_users_pass_through_the_part_of_their_group():
     users, titles = make_features()
     for block in BLOCKS:
         model = make_model(group_block=block)

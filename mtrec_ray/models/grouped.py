@@ -1,0 +1,86 @@
+"""Differentiable operations on rows sorted by group, each group with parameters of its own.
+
+Legend: `U` rows, `G` groups; rows `offsets[g]:offsets[g + 1]` belong to group g.
+Each operation writes all groups into one tensor; autograd alone would copy all rows to split and to join the groups.
+"""
+
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from mtrec_ray.models.matmul import DType, matmul
+
+Offsets = Sequence[int]  # (G + 1,) on the host
+
+
+def grouped_linear(
+    rows: Tensor, weight: Tensor, bias: Tensor | None, offsets: Offsets, compute_dtype: DType = None
+) -> Tensor:
+    """A dense layer per group: rows `offsets[g]:offsets[g + 1]` are multiplied with group g's matrix alone.
+
+    Args:
+        rows: (U, k) sorted by group.
+        weight: (G, m, k), as `nn.Linear` of each group.
+        bias: (G, m).
+        offsets: (G + 1,) on the host.
+
+    Returns (U, m).
+    """
+    return _GroupedLinear.apply(rows, weight, bias, offsets, compute_dtype)
+
+
+class _GroupedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, offsets: Offsets, compute_dtype: DType
+    ) -> Tensor:
+        ctx.save_for_backward(rows, weight)
+        ctx.offsets, ctx.compute_dtype, ctx.has_bias = offsets, compute_dtype, bias is not None
+        outputs = rows.new_empty(len(rows), weight.shape[1])
+        for g, group in _group_rows(offsets):
+            matmul(rows[group], weight[g].t(), compute_dtype, out=outputs[group])
+            if bias is not None:
+                outputs[group] += bias[g]
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight = ctx.saved_tensors
+        row_gradient, weight_gradient = torch.empty_like(rows), torch.empty_like(weight)
+        bias_gradient = weight.new_empty(weight.shape[:2]) if ctx.has_bias else None
+        for g, group in _group_rows(ctx.offsets):
+            gradient = output_gradient[group]
+            matmul(gradient, weight[g], ctx.compute_dtype, out=row_gradient[group])
+            matmul(gradient.t(), rows[group], ctx.compute_dtype, out=weight_gradient[g])
+            if bias_gradient is not None:
+                torch.sum(gradient, 0, out=bias_gradient[g])
+        return row_gradient, weight_gradient, bias_gradient, None, None
+
+
+def repeat_by_group(vectors: Tensor, offsets: Offsets) -> Tensor:
+    """Repeat each group's vector for its rows: (G, d) -> (U, d)."""
+    return _RepeatByGroup.apply(vectors, offsets)
+
+
+class _RepeatByGroup(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, offsets: Offsets) -> Tensor:
+        ctx.offsets = offsets
+        outputs = vectors.new_empty(offsets[-1], vectors.shape[1])
+        for g, group in _group_rows(offsets):
+            outputs[group] = vectors[g]
+        return outputs
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, ...]:
+        return torch.stack([output_gradient[group].sum(0) for _, group in _group_rows(ctx.offsets)]), None
+
+
+def _group_rows(offsets: Offsets) -> Iterator[tuple[int, slice]]:
+    return enumerate(slice(start, stop) for start, stop in pairwise(offsets))

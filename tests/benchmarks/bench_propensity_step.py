@@ -1,14 +1,15 @@
 """Speed of one two-tower training step against the pair-by-pair model and against the FLOP floor, in one run.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/bench_propensity_step.py [--json] [--repeats N] [--dtype bfloat16]
+    OMP_NUM_THREADS=1 python tests/benchmarks/bench_propensity_step.py [--against CHECKOUT] [--block film] ...
 
 The floor is the floating point operations that must be done (each tower row once, a block for its own rows, pairs
 alone, no gradient of the features) over the best rate this machine reached on these very products in this run.
-Ways and bare products are interleaved and medians taken, so that a busy neighbour slows all of them alike.
+All variants and bare products take turns and medians are reported, so a busy machine slows all of them alike.
+`--against` adds the step of another checkout to the same run, for example of `git worktree add /tmp/before COMMIT`.
 """
 
 import argparse
-import json
+import importlib
 import platform
 import statistics
 import subprocess
@@ -17,6 +18,8 @@ import time
 from collections.abc import Callable
 from datetime import date
 from pathlib import Path
+from types import ModuleType
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,23 +27,49 @@ from rich.console import Console
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
-from mtrec_ray.steps.batch import PairBatch, make_pair_batch
+from mtrec_ray.models import two_tower
+from mtrec_ray.models.group_blocks import GROUP_BLOCKS
+from mtrec_ray.process import prepare_process
+from mtrec_ray.steps import batch as pair_batch
+from mtrec_ray.steps import propensity
+from mtrec_ray.steps.batch import PairBatch
 from mtrec_ray.steps.precision import use_fast_matmul
-from mtrec_ray.steps.propensity import loss_and_gradients
 from tests.steps.reference import PairByPair, deduplicated_loss
 
 NUM_TITLES, TITLE_WIDTH, USER_WIDTH, D, NUM_GROUPS = 500, 800, 512, 512, 4
-ADAM = "Adam alone, fused"
+ADAM, STEP, OTHER_STEP = "Adam alone, fused", "the step", "the step of the other checkout"
 SETTINGS = {"grouped": (745, 11), "distinct": (8192, 1)}  # users, pairs of each
 
 
-def make_batch(setting: str, device: str) -> PairBatch:
+class Code(NamedTuple):
+    """The modules of one checkout."""
+
+    two_tower: ModuleType
+    batch: ModuleType
+    propensity: ModuleType
+
+
+HERE = Code(two_tower, pair_batch, propensity)
+
+
+def load_code(checkout: str) -> Code:
+    """Import the step of another checkout beside this one's."""
+    own = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "mtrec_ray"}
+    sys.path.insert(0, str(Path(checkout).resolve()))
+    names = ("models.two_tower", "steps.batch", "steps.propensity")
+    code = Code(*[importlib.import_module(f"mtrec_ray.{name}") for name in names])
+    sys.path.pop(0)
+    assert str(code.propensity.__file__).startswith(str(Path(checkout).resolve())), code.propensity.__file__
+    sys.modules.update(own)
+    return code
+
+
+def make_batch(setting: str, device: str, code: Code = HERE) -> PairBatch:
     """8192 pairs (8195 when grouped) of random users and titles in four equal groups."""
     num_users, pairs_each = SETTINGS[setting]
     rng = np.random.default_rng(0)
     num_pairs = num_users * pairs_each
-    return make_pair_batch(
+    return code.batch.make_pair_batch(
         rng.standard_normal((num_users, USER_WIDTH)).astype(np.float16),
         rng.integers(0, NUM_GROUPS, num_users),
         np.arange(num_users + 1) * pairs_each,
@@ -52,10 +81,9 @@ def make_batch(setting: str, device: str) -> PairBatch:
     )
 
 
-def products(batch: PairBatch) -> list[tuple[tuple[int, int, int], int]]:
+def products(batch: PairBatch, block: str) -> list[tuple[tuple[int, int, int], int]]:
     """((n, k, m), times) of every matrix product that must be done, forward and backward."""
     users, titles = batch.user_features.shape[0], batch.title_features.shape[0]
-    sizes = np.diff(batch.group_offsets).tolist()
     towers = [
         ((users, USER_WIDTH, D), 1),  # first layer
         ((USER_WIDTH, users, D), 1),  # its weight gradient
@@ -66,19 +94,20 @@ def products(batch: PairBatch) -> list[tuple[tuple[int, int, int], int]]:
         ((titles, D, D), 2),
         ((D, titles, D), 1),
     ]
+    sizes = np.diff(batch.group_offsets).tolist() if block == "dense" else []  # the other blocks cost next to nothing
     return towers + [part for size in sizes for part in (((size, D, D), 2), ((D, size, D), 1))]
 
 
-def flops_of(batch: PairBatch) -> float:
+def flops_of(batch: PairBatch, block: str) -> float:
     """Operations that must be done in one step."""
-    matrix = sum(2.0 * n * k * m * times for (n, k, m), times in products(batch))
+    matrix = sum(2.0 * n * k * m * times for (n, k, m), times in products(batch, block))
     return matrix + 3 * 2.0 * batch.num_pairs * D
 
 
-def make_products(batch: PairBatch, device: str) -> dict[str, tuple[float, Callable[[], object]]]:
+def make_products(batch: PairBatch, block: str, device: str) -> dict[str, tuple[float, Callable[[], object]]]:
     """Each distinct product of the step by name: its operations and the call."""
     calls = {}
-    for n, k, m in dict.fromkeys(shape for shape, _ in products(batch)):
+    for n, k, m in dict.fromkeys(shape for shape, _ in products(batch, block)):
         a, b, out = torch.randn(n, k, device=device), torch.randn(k, m, device=device), torch.empty(n, m, device=device)
         calls[f"{n} x {k} x {m}"] = (2.0 * n * k * m, lambda a=a, b=b, out=out: torch.mm(a, b, out=out))
     return calls
@@ -97,46 +126,56 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def make_ways(batch: PairBatch, device: str, dtypes: list[torch.dtype]) -> dict[str, Callable[[], object]]:
-    """Each way to compute loss and gradients, and the optimizer alone; 'stock' runs without the fast path."""
-    config = TwoTowerConfig(USER_WIDTH, TITLE_WIDTH, d=D, num_groups=NUM_GROUPS, group_block="dense")
-    model = TwoTower(config).to(device)
+def make_model(code: Code, block: str, device: str) -> two_tower.TwoTower:
+    """The same weights whatever the checkout."""
+    num_groups = 1 if block == "none" else NUM_GROUPS
+    config = code.two_tower.TwoTowerConfig(USER_WIDTH, TITLE_WIDTH, d=D, num_groups=num_groups, group_block=block)
+    model = code.two_tower.TwoTower(config).to(device)
     model.init_weights(torch.Generator(device).manual_seed(0))
+    return model
+
+
+def make_variants(
+    setting: str, block: str, device: str, dtypes: list[torch.dtype], other: Code | None
+) -> dict[str, Callable[[], object]]:
+    """Each variant that computes loss and gradients, and the optimizer alone; 'stock' runs without the fast path."""
+    batch, model = make_batch(setting, device), make_model(HERE, block, device)
     plain = PairByPair(model)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.0, fused=True)
     dense = batch.user_features.shape[0] < batch.num_pairs  # what autograd does faster
 
     def autograd(loss: Callable[[], torch.Tensor]) -> Callable[[], object]:
         def work() -> None:
-            for parameter in model.parameters():
-                parameter.grad = None
+            model.zero_grad(set_to_none=True)
             loss().backward()
 
         return work
 
-    return {
+    variants = {
         "pair by pair, stock": autograd(lambda: plain(batch)),
-        "pair by pair": autograd(lambda: plain(batch)),
-        "de-duplicated, autograd": autograd(lambda: deduplicated_loss(model, batch, dense=dense)),
-        "de-duplicated, hand-scheduled": lambda: loss_and_gradients(model, batch),
-        **{
-            f"hand-scheduled, {str(dtype).removeprefix('torch.')}": lambda dtype=dtype: loss_and_gradients(
-                model, batch, compute_dtype=dtype
-            )
-            for dtype in dtypes
-        },
-        ADAM: optimizer.step,
+        "distinct rows, torch's operations": autograd(lambda: deduplicated_loss(model, batch, dense=dense)),
+        STEP: lambda: propensity.loss_and_gradients(model, batch),
     }
+    for dtype in dtypes:
+        name = f"{STEP}, {str(dtype).removeprefix('torch.')}"
+        variants[name] = lambda dtype=dtype: propensity.loss_and_gradients(model, batch, compute_dtype=dtype)
+    if other is not None:
+        other_batch, other_model = make_batch(setting, device, other), make_model(other, block, device)
+        variants[OTHER_STEP] = lambda: other.propensity.loss_and_gradients(other_model, other_batch)
+    return variants | {ADAM: optimizer.step}
 
 
-def measure(setting: str, device: str, dtypes: list[torch.dtype], repeats: int, fast: str) -> dict:
-    """Medians of all ways and of the bare products, interleaved; the rate is the best product's."""
+def measure(
+    setting: str, block: str, device: str, dtypes: list[torch.dtype], repeats: int, fast: str, other: Code | None
+) -> dict:
+    """Medians of all variants and of the bare products, which take turns; the rate is the best product's."""
     batch = make_batch(setting, device)
-    ways, bare = make_ways(batch, device, dtypes), make_products(batch, device)
-    calls = {**ways, **{name: call for name, (_, call) in bare.items()}}
+    variants = make_variants(setting, block, device, dtypes, other)
+    bare = make_products(batch, block, device)
+    calls = {**variants, **{name: call for name, (_, call) in bare.items()}}
     times: dict[str, list[float]] = {name: [] for name in calls}
     for repeat in range(repeats + 1):
-        for name, call in calls.items():
+        for name, call in list(calls.items())[:: 1 if repeat % 2 else -1]:
             torch.set_float32_matmul_precision("highest" if "stock" in name else fast)
             elapsed = seconds(call)
             if repeat:  # the first round warms up
@@ -146,21 +185,23 @@ def measure(setting: str, device: str, dtypes: list[torch.dtype], repeats: int, 
     return {
         "setting": setting,
         "pairs": batch.num_pairs,
-        "flops": flops_of(batch),
+        "flops": flops_of(batch, block),
         "matmul_flops_per_s": rates,
-        "floor_s": flops_of(batch) / max(rates.values()),
+        "floor_s": flops_of(batch, block) / max(rates.values()),
         "adam_s": medians[ADAM],
-        "step_s": {name: medians[name] for name in ways if name != ADAM},
+        "step_s": {name: medians[name] for name in variants if name != ADAM},
     }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of one two-tower training step.")
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--dtype", action="append", default=[], help="further type of the products, e.g. bfloat16")
+    parser.add_argument("--block", choices=("none", *GROUP_BLOCKS), default="dense", help="group block")
+    parser.add_argument("--against", metavar="CHECKOUT", help="another checkout, whose step is measured as well")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    prepare_process(1)  # as training does
+    other = load_code(arguments.against) if arguments.against else None
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtypes = [getattr(torch, name) for name in arguments.dtype or (["bfloat16"] if device == "cuda" else [])]
     fast = "medium" if use_fast_matmul() else torch.get_float32_matmul_precision()
@@ -172,12 +213,11 @@ def main() -> None:
         "commit": commit(),
         "command": " ".join(["python", *sys.argv]),
         "fast_matmul": fast == "medium",
-        "settings": [measure(setting, device, dtypes, arguments.repeats, fast) for setting in SETTINGS],
+        "settings": [
+            measure(setting, arguments.block, device, dtypes, arguments.repeats, fast, other) for setting in SETTINGS
+        ],
     }
-    if arguments.json:
-        print(json.dumps(report))
-    else:
-        show(report)
+    show(report)
 
 
 def show(report: dict) -> None:
@@ -186,17 +226,17 @@ def show(report: dict) -> None:
         title=f"{report['machine']}, {report['date']}, torch {report['torch']}, commit {report['commit']}",
         caption=f"{report['command']}; fast path {'on' if report['fast_matmul'] else 'off'}",
     )
-    for column in ("users", "way", "ms", "pairs/s", "x stock", "of floor", "+ Adam ms", "x stock", "of floor"):
-        table.add_column(column, justify="left" if column in ("users", "way") else "right")
+    for column in ("users", "variant", "ms", "pairs/s", "x step", "of floor", "+ Adam ms", "x step", "of floor"):
+        table.add_column(column, justify="left" if column in ("users", "variant") else "right")
     for result in report["settings"]:
         steps, adam, floor = result["step_s"], result["adam_s"], result["floor_s"]
-        stock = steps["pair by pair, stock"]
+        step = steps[STEP]
         rate = max(result["matmul_flops_per_s"].values()) / 1e9
         rows = {**steps, f"floor: {result['flops'] / 1e9:.2f} GFLOP at {rate:.0f} GFLOP/s": floor}
         for name, value in rows.items():
             after = [
                 f"{(value + adam) * 1e3:.1f}",
-                f"{(stock + adam) / (value + adam):.1f}",
+                f"{(value + adam) / (step + adam):.2f}",
                 f"{floor / (value + adam):.0%}",
             ]
             table.add_row(
@@ -204,7 +244,7 @@ def show(report: dict) -> None:
                 name,
                 f"{value * 1e3:.1f}",
                 f"{result['pairs'] / value:,.0f}",
-                f"{stock / value:.1f}",
+                f"{value / step:.2f}",
                 f"{floor / value:.0%}",
                 *(after if name in steps else ["", "", ""]),
             )

@@ -1,1 +1,50 @@
-"""mtrec_ray: multi-territory propensity models and selective fairness for video recommendation, on Ray."""
+"""mtrec_ray: multi-territory propensity models and selective fairness for video recommendation, on Ray.
+
+Every job is a function, as in `mtrec_ray.train_propensity(lake="lake", name="mtl")`; see `mtrec_ray.api`.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtrec_ray.api import (  # noqa: F401
+        audit,
+        build_lake,
+        check_lake,
+        embed_lake,
+        evaluate,
+        list_runs,
+        load_store,
+        make_bundle,
+        promote,
+        quickstart,
+        rollback,
+        search_eliminators,
+        search_propensity,
+        serve,
+        show_lake,
+        show_pairs,
+        show_partition,
+        show_run,
+        train_backbone,
+        train_eliminators,
+        train_propensity,
+    )
+
+JOBS = (  # noqa: SIM905
+    "audit build_lake check_lake embed_lake evaluate list_runs load_store make_bundle promote quickstart "
+    "rollback search_eliminators search_propensity serve show_lake show_pairs show_partition show_run "
+    "train_backbone train_eliminators train_propensity"
+).split()
+
+
+def __getattr__(name: str) -> Any:
+    """Import the jobs at their first use: `import mtrec_ray` alone takes no time."""
+    if name not in JOBS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mtrec_ray import api
+
+    return getattr(api, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *JOBS})

@@ -1,4 +1,4 @@
-"""The `mtrec` command: exit code 0 done, 2 the user's mistake, 1 ours, 130 interrupted."""
+"""The `mtrec` command: exit code 0 done, 2 the user's mistake, 1 a bug or a failing machine, 130 interrupted."""
 
 import errno
 import json
@@ -7,15 +7,23 @@ import os
 import sys
 import traceback
 
+import click
 
-def main() -> None:
-    """Entry point of `mtrec` and `python -m mtrec_ray`."""
+INTERRUPTED = 130
+"""Exit code after ctrl-c, as shells have it."""
+
+
+def main(command: click.Command | None = None) -> None:
+    """Entry point of `mtrec` and `python -m mtrec_ray`; ends the process unless all went well."""
     os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # or a thread that outlives its Ray would start another
     from mtrec_ray.commands.app import app
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
-        app()
+        (command or app).main(prog_name="mtrec", standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help() if error.ctx else error.message)
+        sys.exit(error.exit_code)
     except Exception as error:
         code, message = explain(error)
         if code == 1:
@@ -30,6 +38,10 @@ def explain(error: BaseException) -> tuple[int, str]:
     """Exit code and message: 2 where a UserError, on whatever machine it was raised, or a full disk is the cause."""
     from mtrec_ray.errors import causes, find_user_error
 
+    if isinstance(error, click.UsageError):
+        return 2, error.format_message() + (f" (see `{error.ctx.command_path} --help`)" if error.ctx else "")
+    if isinstance(error, click.Abort):  # click's for ctrl-c
+        return INTERRUPTED, "interrupted; the same command, a search with --resume, resumes from what is saved"
     mistake = find_user_error(error)
     if mistake is not None:
         return 2, str(mistake)

@@ -2,8 +2,9 @@
 
 import difflib
 import types
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,6 +20,11 @@ class Config(BaseModel):
         frozen=True, extra="forbid", use_attribute_docstrings=True, validate_default=True, allow_inf_nan=False
     )
 
+    @classmethod
+    def concrete(cls, document: Mapping[str, Any]) -> "type[Config]":
+        """The class that validates `document`, where a setting such as the data source decides which others exist."""
+        return cls
+
 
 def advanced(default: Any, **constraints: Any) -> Any:
     """A setting that few need: `--help` leaves it out, `--help-all` shows it."""
@@ -28,10 +34,59 @@ def advanced(default: Any, **constraints: Any) -> Any:
 ConfigT = TypeVar("ConfigT", bound=Config)
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What torch, numpy and Optuna all take."""
+MAX_LIMIT = 2**31
+"""Larger upper limits are not worth showing."""
+SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a config class, as help shows it."""
+
+    key: str
+    """Dotted."""
+    field: FieldInfo
+    section: type[BaseModel]
+    """Class that defines it."""
+    advanced: bool
+
+    @property
+    def type_name(self) -> str:
+        return _type_name(self.field.annotation)
+
+    @property
+    def default(self) -> str:
+        """As YAML on one line."""
+        if self.field.is_required():
+            return "required"
+        value = self.field.get_default(call_default_factory=True)
+        return yaml.safe_dump(value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+
+    @property
+    def meaning(self) -> str:
+        return " ".join((self.field.description or "").split())
+
+    @property
+    def choices(self) -> list[str]:
+        """Words that the setting takes, alone or beside a number; empty if it takes any."""
+        literals = (node for node in _nodes(self.field.annotation) if get_origin(node) is Literal)
+        return [str(value) for literal in literals for value in get_args(literal)]
+
+    @property
+    def values(self) -> str:
+        """Allowed values in short, as in `a|b|c`, `>=1` or `0..<1|auto`; empty if nothing is to be said."""
+        nodes = list(_nodes(self.field.annotation))
+        inner = [constraint for node in nodes if isinstance(node, FieldInfo) for constraint in node.metadata]
+        number = _range([*self.field.metadata, *inner]) or ("number" if self.choices and float in nodes else "")
+        return "|".join([*([number] if number else []), *self.choices])
 
 
 def load_config(
-    model: type[ConfigT], path: str | None, settings: list[str], flags: dict[str, Any] | None = None
+    model: type[ConfigT],
+    path: str | None,
+    settings: Sequence[str],
+    flags: Mapping[str, Any] | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> ConfigT:
     """Resolve a job's settings.
 
@@ -40,6 +95,7 @@ def load_config(
         path: YAML file, or None.
         settings: `dotted.key=value` texts; values are read as YAML.
         flags: dotted keys given by options of their own; None = not given.
+        options: dotted key -> its option, for the message about one that is missing.
 
     Raises:
         UserError: unreadable file, unknown key, or a value that does not fit; the message names the key.
@@ -50,18 +106,25 @@ def load_config(
     for key, value in (flags or {}).items():
         if value is not None:
             assign(document, key, value)
-    return validate_config(model, document)
+    return validate_config(model, document, lambda key: (options or {}).get(key, f"--set {key}=..."))
 
 
-def validate_config(model: type[ConfigT], document: dict[str, Any]) -> ConfigT:
-    """`document` as a `model`; a misfit is a UserError that names the dotted key, the value and the fix."""
+def validate_config(
+    model: type[ConfigT], document: dict[str, Any], option_of: Callable[[str], str] | None = None
+) -> ConfigT:
+    """`document` as a `model`; a misfit is a UserError that names the dotted key, the value and the fix.
+
+    `option_of` names the option that gives a setting on the command line.
+    """
+    concrete = cast(type[ConfigT], model.concrete(document))
     try:
-        return model.model_validate(document)
+        return concrete.model_validate(document)
     except ValidationError as error:
         problems: dict[str, list[Any]] = {}
         for problem in error.errors():
-            problems.setdefault(_key_of(model, problem["loc"]), []).append(problem)
-        raise UserError("\n".join(_explain(model, key, found) for key, found in problems.items())) from error
+            problems.setdefault(_key_of(concrete, problem["loc"]), []).append(problem)
+        lines = (_explain(concrete, key, found, option_of) for key, found in problems.items())
+        raise UserError("\n".join(lines)) from error
 
 
 def dump_yaml(config: BaseModel) -> str:
@@ -69,19 +132,15 @@ def dump_yaml(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
-def fields_of(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, str, str, str]]:
-    """(dotted key, type, default, help) of every setting, depth first."""
+def settings_of(model: type[BaseModel], prefix: str = "", hidden: bool = False) -> Iterator[Setting]:
+    """Every setting, depth first; `hidden`: as if all were advanced."""
     for name, field in model.model_fields.items():
-        inner = field.annotation
+        inner, extra = field.annotation, field.json_schema_extra
+        is_advanced = hidden or (isinstance(extra, dict) and bool(extra.get("advanced")))
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from fields_of(inner, f"{prefix}{name}.")
+            yield from settings_of(inner, f"{prefix}{name}.", is_advanced)
         else:
-            yield (
-                f"{prefix}{name}",
-                _type_name(inner),
-                _default_text(field),
-                " ".join((field.description or "").split()),
-            )
+            yield Setting(f"{prefix}{name}", field, model, is_advanced)
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -123,7 +182,7 @@ def assign(document: dict[str, Any], key: str, value: Any) -> None:
 
 def _key_of(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
     """Dotted key of a problem; pydantic appends the member of a union that it tried, which is left out here."""
-    known = {name for name, *_ in fields_of(model)}
+    known = {setting.key for setting in settings_of(model)}
     for length in range(1, len(location)):
         key = ".".join(map(str, location[:length]))
         if key in known:
@@ -131,11 +190,11 @@ def _key_of(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
     return ".".join(map(str, location))
 
 
-def _explain(model: type[BaseModel], key: str, problems: list[Any]) -> str:
+def _explain(model: type[BaseModel], key: str, problems: list[Any], option_of: Callable[[str], str] | None) -> str:
     """One line for all that pydantic says of a key."""
     kind = problems[0]["type"]
     if kind == "extra_forbidden":
-        known = [name for name, *_ in fields_of(model)]
+        known = [setting.key for setting in settings_of(model)]
         if key in known:
             section, _, setting = key.rpartition(".")
             return (
@@ -146,15 +205,24 @@ def _explain(model: type[BaseModel], key: str, problems: list[Any]) -> str:
         ]
         return f"unknown setting {key!r}" + (f"; did you mean {close[0]!r}?" if close else "; see --help for the list")
     if kind == "missing":
-        return f"setting {key!r} is required: give it with --set {key}=..."
+        return f"setting {key!r} is required" + (f": give it with {option_of(key)}" if option_of else "")
     message = ", or ".join(problem["msg"].removeprefix("Value error, ") for problem in problems)
     return f"setting {key!r} = {problems[0]['input']!r}: {message}" if key else message
+
+
+def _nodes(annotation: Any) -> Iterator[Any]:
+    """An annotation and everything inside it; a Literal is one node."""
+    yield annotation
+    for argument in () if get_origin(annotation) is Literal else get_args(annotation):
+        yield from _nodes(argument)
 
 
 def _type_name(annotation: Any) -> str:
     origin = get_origin(annotation)
     if origin is Literal:
         return " | ".join(str(value) for value in get_args(annotation))
+    if origin is Annotated:
+        return _type_name(get_args(annotation)[0])
     if origin in (Union, types.UnionType):
         return " | ".join(_type_name(argument) for argument in get_args(annotation))
     if annotation is type(None):
@@ -162,12 +230,10 @@ def _type_name(annotation: Any) -> str:
     return str(annotation).replace("typing.", "") if origin else getattr(annotation, "__name__", str(annotation))
 
 
-def _default_text(field: FieldInfo) -> str:
-    if field.is_required():
-        return "(required)"
-    value = field.get_default(call_default_factory=True)
-    return (
-        yaml.safe_dump(value, default_flow_style=True).removesuffix("...\n").strip()
-        if not isinstance(value, BaseModel)
-        else ""
-    )
+def _range(constraints: list[Any]) -> str:
+    limits = {name: value for c in constraints for name in SIGNS if (value := getattr(c, name, None)) is not None}
+    limits = {name: value for name, value in limits.items() if value < MAX_LIMIT}
+    low, high = limits.get("gt", limits.get("ge")), limits.get("lt", limits.get("le"))
+    if low is None or high is None:
+        return "".join(f"{SIGNS[name]}{value:g}" for name, value in limits.items())
+    return f"{'>' * ('gt' in limits)}{low:g}..{'<' * ('lt' in limits)}{high:g}"

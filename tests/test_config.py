@@ -4,13 +4,13 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from mtrec_ray.config import Config, dump_yaml, fields_of, load_config, validate_config
+from mtrec_ray.config import Config, advanced, dump_yaml, load_config, settings_of, validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.jobs.audit_config import AuditConfig
 from mtrec_ray.jobs.bundle_config import BundleConfig
 from mtrec_ray.jobs.evaluate_config import EvaluateConfig
+from mtrec_ray.jobs.lakes import LakeBuildConfig
 from mtrec_ray.jobs.quickstart_config import QuickstartConfig
-from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.lake.embed_config import EmbedConfig
 from mtrec_ray.sources.movielens import MovieLensConfig
 from mtrec_ray.sources.parquet import ParquetConfig
@@ -37,7 +37,7 @@ EVERY_CONFIG = [
     EliminatorsConfig,
     AuditConfig,
     BundleConfig,
-    BuildOptions,
+    LakeBuildConfig,
 ]
 NEEDED = ["lake=lake", "name=run"]
 
@@ -111,8 +111,12 @@ def test_a_section_below_a_plain_value_is_refused(yaml_file):
 
 
 def test_required_settings_are_asked_for():
-    with pytest.raises(UserError, match="setting 'lake' is required"):
-        load_config(PropensityConfig, None, [])
+    with pytest.raises(
+        UserError, match=r"'lake' is required: give it with --lake\n.*'name' .*: give it with --set name="
+    ):
+        load_config(PropensityConfig, None, [], options={"lake": "--lake"})
+    with pytest.raises(UserError, match=r"'lake' is required$"):
+        validate_config(PropensityConfig, {"name": "run"})
 
 
 @pytest.mark.parametrize(
@@ -172,9 +176,9 @@ def test_the_resolved_config_is_read_back_equal(yaml_file, kind):
 
 @pytest.mark.parametrize("model", EVERY_CONFIG, ids=lambda model: model.__name__)
 def test_every_setting_has_a_key_a_type_and_a_sentence(model):
-    rows = list(fields_of(model, "x."))
-    assert {key for key, *_ in rows} == {f"x.{key}" for key in leaf_keys(model)}
-    assert [key for key, kind, default, meaning in rows if not (kind and default and len(meaning) > 5)] == []
+    rows = list(settings_of(model, "x."))
+    assert {row.key for row in rows} == {f"x.{key}" for key in leaf_keys(model)}
+    assert [row.key for row in rows if not (row.type_name and row.default and len(row.meaning) > 5)] == []
     assert model.__doc__
 
 
@@ -193,13 +197,32 @@ def leaf_keys(model: type[BaseModel]) -> list[str]:
     return list(walk(schema, ""))
 
 
-def test_the_help_shows_types_and_defaults_as_they_are_written():
-    rows = {key: (kind, default) for key, kind, default, _ in fields_of(PropensityConfig)}
-    assert rows["lake"] == ("str", "(required)")
-    assert rows["optim.batch_pairs"] == ("int", "8192")
-    assert rows["incremental"] == ("bool", "false")
-    assert rows["kind"] == ("baseline | mtl", "mtl")
-    assert rows["window.start"] == ("datetime | null", "null")
+def test_types_defaults_and_values_of_settings_are_short():
+    rows = {row.key: (row.type_name, row.default, row.values) for row in settings_of(PropensityConfig)}
+    assert rows["lake"] == ("str", "required", "")
+    assert rows["optim.batch_pairs"] == ("int", "8192", ">=1")
+    assert rows["incremental"] == ("bool", "false", "")
+    assert rows["kind"] == ("baseline | mtl", "mtl", "baseline|mtl")
+    assert rows["window.start"] == ("datetime | null", "null", "")
+    assert rows["sample.test_fraction"] == ("float", "0.2", "0..<1")
+    assert rows["sample.alpha"] == ("float | auto", "10.0", "number|auto")
+    assert rows["sample.cold_fraction"] == ("float | auto", "auto", "0..<1|auto")
+    assert rows["seed"] == ("int", "0", ">=0")
+
+
+def test_settings_and_whole_sections_can_be_advanced():
+    class Inner(Config):
+        depth: int = 1
+
+    class Outer(Config):
+        plain: int = 1
+        rare: int = advanced(2, ge=1)
+        inner: Inner = Inner()
+        tuned: Inner = advanced(Inner())
+
+    assert [row.key for row in settings_of(Outer) if row.advanced] == ["rare", "tuned.depth"]
+    with pytest.raises(UserError, match="setting 'rare' = 0"):
+        validate_config(Outer, {"rare": 0})
 
 
 def test_a_config_cannot_be_changed():

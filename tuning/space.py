@@ -20,7 +20,7 @@ from typing import Any
 import optuna
 from pydantic import Field, ValidationError, model_validator
 
-from mtrec_ray.config import Config, ConfigT, assign, fields_of, validate_config
+from mtrec_ray.config import Config, ConfigT, assign, settings_of, validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.tuning.partitions import PartitionSpec
 
@@ -137,7 +137,7 @@ def parse_space(document: dict[str, Any], model: type[Config], fixed: Iterable[s
     """
     if not document:
         raise UserError("space is empty: name at least one key to search over, see the README for an example")
-    types = {key: kind for key, kind, _, _ in fields_of(model)}
+    types = {setting.key: setting.type_name for setting in settings_of(model)}
     ranges, choices, groups, whole = {}, {}, {}, set()
     for key, values in document.items():
         if key not in types:

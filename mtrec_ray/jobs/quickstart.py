@@ -1,35 +1,32 @@
-"""`mtrec quickstart`: from raw files to gain table and bundle in one command, every step as its own command does it.
+"""`mtrec quickstart`: raw files to gain table and bundle in one command; each step does what its own command does.
 
 1. build the lake      2. embed it, if its source brings no vectors
 3. train each variant  4. evaluate all of them on the same users
 5. train a backbone    6. train an eliminator for every combination of attributes
 7. audit them          8. bundle them with a multi-task model
 
-Steps 1 to 3, 5 and 6 are skipped when a former start has finished them, so a killed quickstart goes on; the others read
-what is there, and the bundle is made again where that changed it.
+A stopped quickstart resumes: steps 1 to 3, 5 and 6 are skipped once they are done, the others run again, and the bundle
+is replaced only if that changed it.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 
-from mtrec_ray.config import validate_config
-from mtrec_ray.console import ProgressCallback, stderr_console
+from mtrec_ray.console import JobResult, ProgressCallback, stderr_console
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import exists, join, read_json, write_json
 from mtrec_ray.jobs.audit import audit
-from mtrec_ray.jobs.audit_report import show_audit
 from mtrec_ray.jobs.bundle import make_bundle
-from mtrec_ray.jobs.bundle_config import BundleConfig
 from mtrec_ray.jobs.evaluate import days_and_cohorts, evaluate_propensity
 from mtrec_ray.jobs.quickstart_config import QuickstartConfig
 from mtrec_ray.jobs.quickstart_steps import QuickstartSteps, make_steps
-from mtrec_ray.jobs.report import show_report
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.embed import embed_lake
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake
 from mtrec_ray.lake.window import resolve_calendar
+from mtrec_ray.shims import shimmed
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.training.backbone import new_run as new_backbone
 from mtrec_ray.training.backbone import train_backbone
@@ -37,21 +34,44 @@ from mtrec_ray.training.eliminators import make_packs, train_eliminators
 from mtrec_ray.training.fit import check_resources
 from mtrec_ray.training.propensity import new_run, train_propensity
 
-Report = tuple[dict[str, Any], list[RenderableType]]
-"""Flat figures and tables."""
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+VERSION = 2
+"""Of quickstart.json."""
 
 
 @dataclass(frozen=True)
-class Quickstart:
-    """What came of it; the last two are None where the lake has no sensitive attribute."""
+class QuickstartResult:
+    """Gains, and what followed where the lake has sensitive attributes."""
 
-    gains: Report
-    audit: Report | None
+    gains: JobResult
+    audit: JobResult | None
     bundle: str | None
     """URI."""
 
+    @property
+    def parts(self) -> dict[str, JobResult]:
+        return {"evaluation": self.gains} | ({} if self.audit is None else {"audit": self.audit})
 
-def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = None) -> Quickstart:
+    @property
+    def metrics(self) -> "pd.DataFrame":
+        """Rows of the evaluation and of the audit, told apart by `job`."""
+        import pandas as pd
+
+        return pd.concat([part.metrics.assign(job=name) for name, part in self.parts.items()], ignore_index=True)
+
+    def document(self) -> dict[str, Any]:
+        """The documents of the evaluation and of the audit, and where the bundle is."""
+        return {"version": 1, "bundle": self.bundle} | {name: part.document() for name, part in self.parts.items()}
+
+    def tables(self) -> list[RenderableType]:
+        """The gain tables, then those of the audit."""
+        return [table for part in self.parts.values() for table in part.tables()]
+
+
+def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = None) -> QuickstartResult:
     """Build, embed, train every variant for every seed, evaluate; then hide every combination of attributes, and audit.
 
     Raises:
@@ -64,49 +84,46 @@ def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = Non
     _check_against_lake(steps, lake, with_fairness)
     for training in steps.trainings:
         train_propensity(training, _named(progress, training.name))
-    report = join(steps.folder, "report")
-    gains = show_report(evaluate_propensity(steps.evaluation, progress), report)
+    gains = shimmed(":evaluate_propensity", steps.evaluation, evaluate_propensity(steps.evaluation, progress))
     if not with_fairness:
-        return Quickstart(gains, None, None)
-    for table in gains[1]:
+        return QuickstartResult(gains, None, None)
+    for table in gains.tables():
         stderr_console().print(table)  # the end, where results are printed, is as far away again
     train_backbone(steps.backbone, _named(progress, "backbone"))
     train_eliminators(steps.eliminators, progress)
-    auditing, folder = steps.audit, join(steps.folder, "audit")
-    audited = show_audit(audit(auditing, progress), folder, auditing.num_bootstrap, auditing.seed)
-    bundle = {"run": auditing.run, "audit": folder, "out": join(steps.folder, "bundle")}
-    multi_task = [uri for uri, t in zip(steps.evaluation.runs, steps.trainings, strict=True) if t.kind == "mtl"]
-    bundle |= {"propensity": multi_task[0], "evaluation": report} if multi_task else {}
-    make_bundle(validate_config(BundleConfig, bundle), progress, again=True)
-    return Quickstart(gains, audited, bundle["out"])
+    audited = shimmed(":audit", steps.audit, audit(steps.audit, progress))
+    make_bundle(steps.bundle, progress, again=True)
+    return QuickstartResult(gains, audited, steps.bundle.out)
 
 
 def _make_lake(config: QuickstartConfig, steps: QuickstartSteps, progress: ProgressCallback | None) -> Lake:
-    """The lake with its embeddings, made as far as no former start did."""
-    there = exists(join(steps.lake, MANIFEST_NAME))
-    embedded = there and Lake.open(steps.lake).manifest.embeddings.user_width > 0
-    source = None if there else make_source(config.source, config.lake, config.raw)  # wrong ones leave no trace
-    _same_settings(config, steps.folder, ["source", "raw", "lake"] * there + ["embed"] * embedded)
+    """The lake with its embeddings; what an earlier start made is kept."""
+    built = exists(join(steps.lake, MANIFEST_NAME))
+    embedded = built and Lake.open(steps.lake).manifest.embeddings.user_width > 0
+    source = None if built else make_source(config.dataset, steps.build.source, config.raw)  # wrong ones leave no trace
+    _same_settings(config, steps.folder, ["dataset", "raw", "source", "build"] * built + ["embed"] * embedded)
     if source is not None:
-        build_lake(source, steps.lake, progress=progress)
+        build_lake(source, steps.lake, steps.build.build, progress=progress)
     if not Lake.open(steps.lake).manifest.embeddings.user_width:
         embed_lake(steps.embed, progress)
     return Lake.open(steps.lake)
 
 
 def _same_settings(config: QuickstartConfig, folder: str, used: list[str]) -> None:
-    """Remember what the lake is made of; UserError where it is made already and `used` settings are others now."""
-    made_of = config.model_dump(mode="json", include={"source", "raw", "lake", "embed"})
+    """Record what the lake is made from; UserError where `used` settings differ from those it was made from."""
+    made_from = config.model_dump(mode="json", include={"dataset", "raw", "source", "build", "embed"})
     uri = join(folder, "quickstart.json")
-    former = read_json(uri) if exists(uri) else made_of
-    changed = [f"{key} = {former.get(key)!r} (now {made_of[key]!r})" for key in used if former.get(key) != made_of[key]]
+    former = read_json(uri) if exists(uri) else {"version": VERSION} | made_from
+    if former.get("version") != VERSION:
+        raise UserError(f"{uri!r} has version {former.get('version', 1)}, not {VERSION}: choose another --out")
+    changed = [f"{key} = {former[key]!r} (now {made_from[key]!r})" for key in used if former[key] != made_from[key]]
     if changed:
         raise UserError(f"{folder!r} holds a quickstart with {'; '.join(changed)}: choose another --out")
-    write_json(uri, made_of)
+    write_json(uri, {"version": VERSION} | made_from)
 
 
 def _check_against_lake(steps: QuickstartSteps, lake: Lake, with_fairness: bool) -> None:
-    """UserError for what would otherwise be told after hours: settings that do not fit the lake, cluster or runs."""
+    """UserError for settings that do not fit the lake, the cluster or existing runs, which would show after hours."""
     for training in steps.trainings:
         calendar = resolve_calendar(lake, training.window)
         new_run(training, lake, calendar).resume_or_new()

@@ -46,6 +46,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 """What a source changes in the defaults."""
 
 TAKEN = {
+    "build": {"overwrite"},
     "embed": {"lake"},
     "train": {"lake", "runs", "name", "kind", "seed"},
     "evaluate": {"runs", "out"},
@@ -53,7 +54,7 @@ TAKEN = {
     "eliminators": {"backbone", "runs", "name", "seed"},
     "audit": {"run", "out"},
 }
-"""Settings of each section that the quickstart sets itself."""
+"""Settings of each section that the quickstart decides itself."""
 
 VariantName = Literal[
     "baseline",
@@ -66,28 +67,30 @@ VariantName = Literal[
 
 
 class QuickstartConfig(Config):
-    """One pass from raw files to the gain table."""
+    """Everything from raw files to gains, audit and bundle."""
 
-    source: SourceName = "synthetic"
+    dataset: SourceName = "synthetic"
     """Where the raw data comes from."""
     raw: str | None = None
     """Folder of the raw files, with parquet also a URI; synthetic has none."""
     out: str = "quickstart"
-    """Folder that gets the lake, the runs and the report; started again, it goes on where it was stopped."""
+    """Folder of the lake, the runs and the report; started again with the same folder, it resumes."""
     seeds: int = Field(default=1, ge=1)
-    """Seeds of sample, weights and order; figures are means over them, paired."""
+    """Seeds of sample, weights and order; figures are paired means over them."""
     variants: list[VariantName] = ["baseline", "baseline+upsampling", "mtl+upsampling", "mtl-slow+upsampling"]
-    """What is trained beside the baseline."""
-    lake: dict[str, Any] = {}
-    """Settings of the source, see `mtrec lake build --help`."""
+    """Variants to compare with the baseline."""
+    source: dict[str, Any] = {}
+    """Settings of the data source, as `mtrec lake build SOURCE --help` lists them."""
+    build: dict[str, Any] = {}
+    """Settings of the build, as `mtrec lake build --help` lists them."""
     embed: dict[str, Any] = {}
-    """Settings of `mtrec lake embed`; text.model is null unless given, so that a first run downloads nothing."""
+    """Settings of `mtrec lake embed`; text.model is null by default, so that nothing is downloaded."""
     train: dict[str, Any] = {}
     """Settings of `mtrec train propensity`, for all variants."""
     evaluate: dict[str, Any] = {}
     """Settings of `mtrec evaluate propensity`."""
     fairness: bool = True
-    """Go on with backbone, eliminators, audit and bundle, where the lake has sensitive attributes."""
+    """Also make backbone, eliminators, audit and bundle, if the lake has sensitive attributes."""
     backbone: dict[str, Any] = {}
     """Settings of `mtrec train backbone`."""
     eliminators: dict[str, Any] = {}
@@ -95,13 +98,24 @@ class QuickstartConfig(Config):
     audit: dict[str, Any] = {}
     """Settings of `mtrec audit`."""
 
+    @property
+    def num_cpus(self) -> int:
+        """Logical CPUs that the workers of the largest training hold."""
+        from mtrec_ray.jobs.quickstart_steps import make_steps
+
+        return make_steps(self).num_cpus
+
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, document: Any) -> Any:
         if not isinstance(document, dict):
             return document
-        preset = PRESETS.get(document.get("source", "synthetic"), {})
-        sections = {"lake": {}, "embed": {"text": {"model": None}}, "train": {}, "evaluate": {}}
+        if "lake" in document:
+            raise ValueError("section 'lake' is called 'source' now: write source.users for lake.users")
+        if isinstance(document.get("source"), str):
+            raise ValueError(f"source = {document['source']!r} is called dataset now: source holds its settings")
+        preset = PRESETS.get(document.get("dataset", "synthetic"), {})
+        sections = {"source": {}, "build": {}, "embed": {"text": {"model": None}}, "train": {}, "evaluate": {}}
         sections |= {"backbone": {}, "eliminators": {}, "audit": {}}
         for name, default in sections.items():
             if not isinstance(document.get(name, {}), dict):

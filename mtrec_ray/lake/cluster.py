@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,24 +34,30 @@ process with code 1 and leave Ray's own behind."""
 
 
 @contextmanager
-def ray_session(num_cpus: int | None = None) -> Iterator[None]:
+def ray_session(num_cpus: int | None = None, keep: bool = False) -> Iterator[None]:
     """Ray for the length of a job; the first `need_ray` starts it, so most mistakes are reported without starting it.
 
     Inside `ray job submit`, or with RAY_ADDRESS set, it joins that cluster; in a process that has Ray already it
     changes nothing; else it starts a local one with one logical CPU more than the `num_cpus` that training workers
-    hold, because Ray Data waits forever, without a word, when workers hold every CPU.
+    hold, because Ray Data waits forever, without a word, when workers hold every CPU. With `keep` a Ray that the
+    block starts outlives it, until the session around it or the process ends.
     """
-    import ray
-
     global _start
-    had_ray, outer, _start = ray.is_initialized(), _start, partial(_start_ray, num_cpus)
+    had_ray, outer, _start = _is_running(), _start, partial(_start_ray, num_cpus)
     try:
         yield
     finally:
         _start = outer
-        if ray.is_initialized() and not had_ray:
+        if _is_running() and not had_ray and not keep:
+            import ray
+
             with asking:
                 ray.shutdown()
+
+
+def _is_running() -> bool:
+    """Whether this process has a Ray session; does not import Ray, as jobs that need none run without it."""
+    return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
 def need_ray() -> None:

@@ -49,5 +49,7 @@ class SampleConfig(Config):
 class PairsConfig(Config):
     """What `mtrec pairs show` counts."""
 
+    lake: str
+    """Folder or URI of the lake."""
     sample: SampleConfig = SampleConfig()
     window: WindowConfig = WindowConfig()

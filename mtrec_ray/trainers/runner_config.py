@@ -1,5 +1,7 @@
 """Workers of a run, the same settings for every kind of run."""
 
+import math
+
 from pydantic import Field
 
 from mtrec_ray.config import Config
@@ -20,6 +22,11 @@ class RunnerConfig(Config):
     checkpoint_every_s: float = Field(default=60.0, ge=0)
     """Seconds between checkpoints, by a clock that is read every ten steps. A failure costs at most this and ten steps,
     and what was under way of a fit of eliminators' maps or a look at the validation event."""
+
+    @property
+    def num_cpus(self) -> int:
+        """Logical CPUs that the workers hold together."""
+        return math.ceil(self.workers * self.cpus_per_worker)
 
 
 def check_lanes(runner: RunnerConfig, lanes: int) -> None:

@@ -54,9 +54,9 @@ class TestTrainings:
 
 class TestWhatTheLakeIsMadeOf:
     def test_it_may_change_until_it_was_used(self, tmp_path):
-        folder, made = str(tmp_path), ["source", "raw", "lake"]
-        _same_settings(config(source="movielens", raw="wrong"), folder, [])
-        right = config(source="movielens", raw="right", embed={"interactions": {"width": 4}})
+        folder, made = str(tmp_path), ["dataset", "raw", "source", "build"]
+        _same_settings(config(dataset="movielens", raw="wrong"), folder, [])
+        right = config(dataset="movielens", raw="right", embed={"interactions": {"width": 4}})
         _same_settings(right, folder, [])
         other = right.model_copy(update={"embed": {"interactions": {"width": 8}}})
         with pytest.raises(UserError, match=r"with embed = .*'width': 4.* \(now .*'width': 8.*choose another --out"):
@@ -64,11 +64,11 @@ class TestWhatTheLakeIsMadeOf:
         _same_settings(other, folder, made)
         _same_settings(other, folder, [*made, "embed"])
         with pytest.raises(UserError, match=r"with raw = 'right' \(now None\)"):
-            _same_settings(config(source="movielens", embed=other.embed), folder, made)
+            _same_settings(config(dataset="movielens", embed=other.embed), folder, made)
 
     def test_raw_files_that_are_not_there_leave_no_trace(self, tmp_path):
         with pytest.raises(UserError, match="is not a folder"):
-            quickstart(config(source="movielens", raw=str(tmp_path / "typo"), out=str(tmp_path / "out")))
+            quickstart(config(dataset="movielens", raw=str(tmp_path / "typo"), out=str(tmp_path / "out")))
         assert list(tmp_path.iterdir()) == []
 
 
@@ -81,7 +81,7 @@ def start(folder: Path, **settings: Any):
     document = {
         "out": str(folder),
         "variants": ["mtl+upsampling"],
-        "lake": LAKE,
+        "source": LAKE,
         "train": {"model": {"d": 8}, "optim": {"epochs": 1}},
         "evaluate": {"num_bootstrap": 10},
     }
@@ -107,14 +107,12 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     def train_eliminators(settings: EliminatorsConfig, *_: Any) -> None:
         write_eliminators(BackboneRecord.load(settings.backbone), Path(settings.runs))
 
-    def show_audit(settings: AuditConfig, folder: str, *_: Any) -> tuple[dict[str, Any], list[Any]]:
-        write_audit(EliminatorsRecord.load(settings.run), Path(folder), auc=settings.seed / 10)
-        return {}, []
+    def audit(settings: AuditConfig, *_: Any) -> None:
+        write_audit(EliminatorsRecord.load(settings.run), Path(str(settings.out)), auc=settings.seed / 10)
 
     monkeypatch.setattr(TestStarts.FIT, untrained)
-    for made in (train_backbone, train_eliminators, show_audit):
+    for made in (train_backbone, train_eliminators, audit):
         monkeypatch.setattr(f"mtrec_ray.jobs.quickstart.{made.__name__}", made)
-    monkeypatch.setattr("mtrec_ray.jobs.quickstart.audit", lambda settings, *_: settings)
 
 
 @pytest.mark.ray
@@ -147,8 +145,8 @@ class TestStarts:
         first = start(folder, fairness=False)
         monkeypatch.setattr(self.FIT, None)
         second = start(folder, fairness=False)
-        assert first.gains[0] == second.gains[0]
-        assert "gain/mtl+upsampling/all" in first.gains[0]
+        assert first.document() == second.document()
+        assert "gain/mtl+upsampling/all" in first.gains.document()
         assert first.audit is first.bundle is None
 
     def test_the_gain_table_is_there_when_the_rest_fails(self, folder, monkeypatch, capsys):
@@ -165,7 +163,7 @@ class TestStarts:
         done = start(folder)
         part = Bundle.open(str(done.bundle)).manifest.propensity
         assert part is not None
-        assert part.metrics["pr_auc/mean"] == done.gains[0]["mtl+upsampling/pr_auc/mean"]
+        assert part.metrics["pr_auc/mean"] == done.gains.document()["mtl+upsampling/pr_auc/mean"]
         assert part.protocol == EvaluationProtocol(num_negatives=None, users="held_out")
 
     def test_a_second_start_makes_the_bundle_again_where_its_audit_changed(self, folder, monkeypatch):

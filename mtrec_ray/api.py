@@ -1,0 +1,299 @@
+"""Every job as a Python function, for notebooks and scripts; the commands of `mtrec` call the same functions.
+
+    import mtrec_ray as mt
+    mt.build_lake(dataset="synthetic", out="lake", source={"users": 2000})
+    run = mt.train_propensity(lake="lake", name="mtl", optim={"epochs": 2}, progress=True)
+    run.metrics
+
+A job takes a config object, or keyword settings: what a file for `--config` holds, checked alike (UserError). It uses
+this process's Ray session, or starts a local one that stays for the next call. `progress=True` draws bars on stderr.
+
+`@job` names the config class and the function that does the work; they are imported at the first call.
+"""
+
+import inspect
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import wraps
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+from mtrec_ray.config import Config, validate_config
+
+if TYPE_CHECKING:
+    from mtrec_ray.console import JobResult, ProgressCallback
+    from mtrec_ray.jobs.audit_config import AuditConfig
+    from mtrec_ray.jobs.bundle_config import BundleConfig
+    from mtrec_ray.jobs.evaluate_config import EvaluateConfig
+    from mtrec_ray.jobs.lakes import LakeBuildConfig, LakeConfig
+    from mtrec_ray.jobs.quickstart_config import QuickstartConfig
+    from mtrec_ray.jobs.runs import ListRunsConfig, ShowRunConfig
+    from mtrec_ray.lake.embed_config import EmbedConfig
+    from mtrec_ray.serving.config import ServeConfig
+    from mtrec_ray.serving.gates_config import PromoteConfig, RollbackConfig
+    from mtrec_ray.serving.load_config import StoreLoadConfig
+    from mtrec_ray.streams.config import PairsConfig
+    from mtrec_ray.trainers.backbone_config import BackboneConfig
+    from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
+    from mtrec_ray.trainers.propensity_config import PropensityConfig
+    from mtrec_ray.tuning.config import EliminatorsSearchConfig, PartitionConfig, PropensitySearchConfig
+
+Progress: TypeAlias = "bool | ProgressCallback"
+JobFunction = TypeVar("JobFunction", bound=Callable[..., Any])
+_CONFIGS: dict[str, str] = {}
+
+
+def job(config: str, run: str) -> Callable[[JobFunction], JobFunction]:
+    """Give a function without a body the job `run(config, progress=...)`; both are named as `module:name`.
+
+    Keyword arguments of the function other than `progress` and settings are passed to `run`.
+    """
+
+    def decorate(function: JobFunction) -> JobFunction:
+        name = function.__name__
+        _CONFIGS[name] = config
+        keywords = set(inspect.signature(function).parameters) - {"config", "progress", "settings"}
+
+        @wraps(function)
+        def call(config: Config | None = None, *, progress: Progress = False, **settings: Any) -> Any:
+            extra = {key: settings.pop(key) for key in keywords & set(settings)}
+            if config is None:
+                config = validate_config(config_class(name), settings)
+            elif settings or not isinstance(config, config_class(name)):
+                raise TypeError(f"{name} takes one {config_class(name).__name__}, or keyword settings")
+            return _run(run, config, extra, progress)
+
+        return call  # pyright: ignore[reportReturnType]
+
+    return decorate
+
+
+def config_class(name: str) -> type[Config]:
+    """The config class of a job by its function's name."""
+    return resolve_name(_CONFIGS[name])
+
+
+def _run(path: str, config: Config, extra: dict[str, Any], progress: Progress) -> Any:
+    from mtrec_ray.console import progress_bars
+    from mtrec_ray.lake.cluster import ray_session
+    from mtrec_ray.shims import shimmed
+
+    num_cpus = getattr(getattr(config, "runner", config), "num_cpus", None)
+    bars = progress_bars() if progress is True else nullcontext(progress or None)
+    with ray_session(num_cpus, keep=True), bars as callback:
+        return shimmed(path, config, resolve_name(path)(config, **extra, progress=callback))
+
+
+@job("mtrec_ray.jobs.lakes:LakeBuildConfig", "mtrec_ray.jobs.lakes:build_from_source")
+def build_lake(config: "LakeBuildConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+    """Build a lake from raw files: it exists complete or not at all.
+
+    >>> mt.build_lake(dataset="movielens", raw="ml-1m", out="lake", download=True)
+    """
+
+
+@job("mtrec_ray.jobs.lakes:LakeConfig", "mtrec_ray.shims:check")
+def check_lake(config: "LakeConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+    """Verify a lake: hashes, counts, schema, buckets and references.
+
+    A damaged lake is a UserError (exit code 2).
+
+    >>> mt.check_lake(lake="lake")
+    """
+
+
+@job("mtrec_ray.jobs.lakes:LakeConfig", "mtrec_ray.shims:show")
+def show_lake(config: "LakeConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+    """Show what a lake holds, territory by territory.
+
+    >>> mt.show_lake(lake="lake").metrics
+    """
+
+
+@job("mtrec_ray.lake.embed_config:EmbedConfig", "mtrec_ray.lake.embed:embed_lake")
+def embed_lake(config: "EmbedConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+    """Compute user and title vectors of a lake that has none.
+
+    Only events of the training window are used.
+
+    >>> mt.embed_lake(lake="lake", text={"model": None}, interactions={"width": 64})
+    """
+
+
+@job("mtrec_ray.streams.config:PairsConfig", "mtrec_ray.shims:show_pairs")
+def show_pairs(config: "PairsConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+    """Count users, positives and negatives (paper A, table 1).
+
+    For the given sample settings, by territory, with the active users that upsampling adds.
+
+    >>> mt.show_pairs(lake="lake", sample={"tau": 0.5}).metrics
+    """
+
+
+@job("mtrec_ray.trainers.propensity_config:PropensityConfig", "mtrec_ray.training.propensity:train_propensity")
+def train_propensity(
+    config: "PropensityConfig | None" = None, *, progress: Progress = False, **settings: Any
+) -> "JobResult":
+    """Train a propensity model (paper A).
+
+    A stopped run resumes when it is started again with the same name.
+
+    >>> mt.train_propensity(lake="lake", name="mtl", kind="mtl", optim={"epochs": 2})
+    """
+
+
+@job("mtrec_ray.trainers.backbone_config:BackboneConfig", "mtrec_ray.training.backbone:train_backbone")
+def train_backbone(
+    config: "BackboneConfig | None" = None, *, progress: Progress = False, **settings: Any
+) -> "JobResult":
+    """Train a sequential backbone (paper B).
+
+    A stopped run resumes when it is started again with the same name.
+
+    >>> mt.train_backbone(lake="lake", name="bb", model={"kind": "sasrec"})
+    """
+
+
+@job("mtrec_ray.trainers.eliminators_config:EliminatorsConfig", "mtrec_ray.training.eliminators:train_eliminators")
+def train_eliminators(
+    config: "EliminatorsConfig | None" = None, *, progress: Progress = False, **settings: Any
+) -> "JobResult":
+    """Train a backbone's eliminators (paper B).
+
+    Combinations are trained in parallel jobs; the same name resumes what is unfinished.
+
+    >>> mt.train_eliminators(backbone="runs/bb", name="el", combinations="gender,gender+age")
+    """
+
+
+@job("mtrec_ray.jobs.runs:ListRunsConfig", "mtrec_ray.jobs.runs:list_runs")
+def list_runs(config: "ListRunsConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+    """List the runs of a folder: state, input, figures.
+
+    >>> mt.list_runs(runs="runs").metrics
+    """
+
+
+@job("mtrec_ray.jobs.runs:ShowRunConfig", "mtrec_ray.jobs.runs:show_run")
+def show_run(config: "ShowRunConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+    """Show a run: settings, validations, loss over its steps, files.
+
+    >>> mt.show_run(run="mtl")
+    """
+
+
+@job("mtrec_ray.jobs.evaluate_config:EvaluateConfig", "mtrec_ray.jobs.evaluate:evaluate_propensity")
+def evaluate(config: "EvaluateConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+    """Evaluate propensity runs: PR-AUC and gains (paper A).
+
+    By territory and title, with 95% intervals; gains are over the first run (tables 2 and 3).
+
+    >>> mt.evaluate(runs=["runs/base", "runs/mtl"], out="report").metrics
+    """
+
+
+@job("mtrec_ray.jobs.audit_config:AuditConfig", "mtrec_ray.jobs.audit:audit")
+def audit(config: "AuditConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+    """Measure what eliminators hide, what still leaks, and the cost.
+
+    Attackers are trained and tested on users that the eliminators never saw.
+
+    >>> mt.audit(run="runs/el", out="audit").metrics
+    """
+
+
+@job("mtrec_ray.jobs.bundle_config:BundleConfig", "mtrec_ray.jobs.bundle:make_bundle")
+def make_bundle(config: "BundleConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+    """Bundle runs and their audit for serving.
+
+    A bundle holds safetensors, Parquet and JSON; nothing in it is unpickled.
+
+    >>> mt.make_bundle(run="runs/el", audit="audit", out="bundle")
+    """
+
+
+@job("mtrec_ray.tuning.config:PropensitySearchConfig", "mtrec_ray.tuning.propensity_search:search_propensity")
+def search_propensity(
+    config: "PropensitySearchConfig | None" = None, *, resume: bool = False, progress: Progress = False, **settings: Any
+) -> "JobResult":
+    """Search a propensity model's settings and territory groups.
+
+    Writes best-config.yaml, which `mtrec train propensity --config` reads. `resume` continues a stopped search; it
+    reads Ray Tune's pickles, so only resume searches of your own.
+
+    >>> mt.search_propensity(lake="lake", name="s", space={"optim.lr": {"low": 1e-4, "high": 1e-2, "log": True}})
+    """
+
+
+@job("mtrec_ray.tuning.config:EliminatorsSearchConfig", "mtrec_ray.tuning.eliminators_search:search_eliminators")
+def search_eliminators(
+    config: "EliminatorsSearchConfig | None" = None,
+    *,
+    resume: bool = False,
+    progress: Progress = False,
+    **settings: Any,
+) -> "JobResult":
+    """Search lambda and the parts of eliminators.
+
+    The result is a front of leakage against accuracy, and a choice from it. `resume` continues a stopped search.
+
+    >>> mt.search_eliminators(backbone="runs/bb", name="l", space={"adversary.weight": [0.03, 0.1, 0.3]})
+    """
+
+
+@job("mtrec_ray.tuning.config:PartitionConfig", "mtrec_ray.tuning.show:show_partition")
+def show_partition(
+    config: "PartitionConfig | None" = None, *, progress: Progress = False, **settings: Any
+) -> "JobResult":
+    """Show the groups of a partition: territories, sizes, evidence.
+
+    >>> mt.show_partition(lake="lake", partition="taste:4")
+    """
+
+
+@job("mtrec_ray.serving.load_config:StoreLoadConfig", "mtrec_ray.serving.load:load_store")
+def load_store(config: "StoreLoadConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+    """Load a lake's users into the online store.
+
+    With history, attributes, territory and embedding; loading again replaces them.
+
+    >>> mt.load_store(lake="lake", store="redis://localhost:6379/0")
+    """
+
+
+@job("mtrec_ray.serving.config:ServeConfig", "mtrec_ray.commands.serve:serve")
+def serve(config: "ServeConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+    """Serve a bundle on this machine until interrupted.
+
+    `serving/serve.yaml` serves on a cluster.
+
+    >>> mt.serve(bundle="bundle", store="store")
+    """
+
+
+@job("mtrec_ray.serving.gates_config:PromoteConfig", "mtrec_ray.serving.promote:promote")
+def promote(config: "PromoteConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+    """Make a bundle the live one if it passes its gates.
+
+    Endpoints that follow the pointer load it by themselves.
+
+    >>> mt.promote(bundle="bundle", pointer="live.json", gates={"max_leak": 0.03})
+    """
+
+
+@job("mtrec_ray.serving.gates_config:RollbackConfig", "mtrec_ray.serving.promote:rollback")
+def rollback(config: "RollbackConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+    """Make the bundle live that was so before the last promotion.
+
+    >>> mt.rollback(pointer="live.json")
+    """
+
+
+@job("mtrec_ray.jobs.quickstart_config:QuickstartConfig", "mtrec_ray.jobs.quickstart:quickstart")
+def quickstart(config: "QuickstartConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+    """Run everything: raw files to gains, audit and bundle.
+
+    A stopped quickstart resumes when it is started again with the same folder.
+
+    >>> mt.quickstart(dataset="synthetic", out="quickstart", seeds=1)
+    """

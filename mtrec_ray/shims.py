@@ -1,0 +1,244 @@
+"""Results of jobs that do not return a JobResult yet."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from rich.table import Column, Table
+
+
+@dataclass
+class FlatResult:
+    flat: dict[str, Any]
+    shown: list[Any]
+
+    @property
+    def metrics(self) -> Any:
+        import pandas as pd
+
+        return pd.DataFrame(list(self.flat.items()), columns=["name", "value"])
+
+    def document(self) -> dict[str, Any]:
+        return {"version": 1, **self.flat}
+
+    def tables(self) -> list[Any]:
+        return self.shown
+
+
+def shimmed(run: str, config: Any, result: Any) -> Any:
+    """`result` as a JobResult."""
+    if result is None or hasattr(result, "tables"):
+        return result
+    name = run.rpartition(":")[2]
+    return FlatResult(*globals()[f"_{name}"](config, result))
+
+
+def _build_from_source(config: Any, manifest: Any) -> Any:
+    return _summary(config.out, manifest)
+
+
+def _embed_lake(config: Any, manifest: Any) -> Any:
+    return _summary(config.lake, manifest)
+
+
+def check(config: Any, progress: Any = None) -> Any:
+    from mtrec_ray.errors import UserError
+    from mtrec_ray.lake import check
+
+    lake = config.lake
+    report = check.check_lake(lake, progress)
+    if report.problems:
+        raise UserError(f"lake {lake!r} is damaged, build it again:\n" + "\n".join(map(str, report.problems[:20])))
+    return FlatResult({"lake": lake, "ok": True, **report.as_dict()}, [f"lake {lake} is whole: {report.summary()}"])
+
+
+def show(config: Any, progress: Any = None) -> Any:
+    from mtrec_ray.lake.describe import describe_lake
+    from mtrec_ray.lake.manifest import Lake
+
+    manifest = Lake.open(config.lake).manifest
+    rows = [row.as_dict() for row in describe_lake(config.lake, progress=progress)]
+    document, tables = _summary(config.lake, manifest)
+    table = Table(title="Territories")
+    for name in rows[0]:
+        table.add_column(name.replace("_", " "), justify="left" if name in ("territory", "region") else "right")
+    for row in rows:
+        table.add_row(*map(_cell, row.values()))
+    return FlatResult(document | {"territories": rows}, [*tables, table])
+
+
+def _cell(value: str | int | float) -> str:
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int):
+        return f"{value:,}"
+    return "-" if math.isnan(value) else f"{value:,.3f}"
+
+
+def _summary(uri: str, manifest: Any) -> Any:
+    embeddings = manifest.embeddings
+    calendar = manifest.calendar
+    table = Table(title=f"Lake {uri}", show_header=False)
+    facts = {
+        "source": manifest.source,
+        **{name: f"{count:,}" for name, count in manifest.counts.items()},
+        "territories": f"{len(manifest.territories)} in {len({t.region for t in manifest.territories})} regions",
+        "attributes": ", ".join(f"{name} ({len(values)})" for name, values in manifest.attributes.items()) or "none",
+        "window": f"{calendar.window_start:%Y-%m-%d %H:%M} to {calendar.window_end:%Y-%m-%d %H:%M} UTC",
+        "evaluation": f"{calendar.num_evaluation_days} days of {calendar.day_s / 86400:g} d",
+        "embeddings": f"user {embeddings.user_width}, title {embeddings.title_width}"
+        if embeddings.user_width
+        else "none yet",
+        "buckets": str(manifest.num_buckets),
+        "quarantined": ", ".join(f"{reason}: {count:,}" for reason, count in manifest.quarantined.items()) or "none",
+        "hash": manifest.lake_hash[:16],
+    }
+    for name, value in facts.items():
+        table.add_row(name, value)
+    for note in manifest.notes:
+        table.add_row("note", note)
+    document = {
+        "lake": uri,
+        "source": manifest.source,
+        "counts": manifest.counts,
+        "quarantined": manifest.quarantined,
+        "num_buckets": manifest.num_buckets,
+        "embeddings": embeddings.model_dump(mode="json"),
+        "lake_hash": manifest.lake_hash,
+        "content_hashes": manifest.content_hashes,
+        "notes": manifest.notes,
+    }
+    return document, [table]
+
+
+def show_pairs(config: Any, progress: Any = None) -> Any:
+    from mtrec_ray.lake.manifest import Lake
+    from mtrec_ray.lake.window import resolve_calendar
+    from mtrec_ray.streams.plan import make_plan
+
+    opened = Lake.open(config.lake)
+    plan = make_plan(opened, config.sample, resolve_calendar(opened, config.window), progress=progress)
+    return FlatResult(*pairs_table(opened.territory_names(), plan))
+
+
+def pairs_table(territories: list[str], plan) -> Any:
+    """Paper A's table 1 of a plan."""
+    period = plan.periods[0]
+    columns = {
+        "users": plan.users,
+        "training users": plan.training_users,
+        "active users": plan.active_users,
+        "random sample": plan.random_users,
+        "added": plan.added_users,
+        "positives": period.positives,
+        "negatives": [round(period.negative_rate * eligible) for eligible in period.eligible],
+    }
+    what = "active users" if plan.sample.upsample == "active" else "random users with as many positives"
+    table = Table(
+        title=f"Pairs of {period.start:%Y-%m-%d} to {period.end:%Y-%m-%d}: alpha {period.alpha:g}, added = {what}",
+        caption="negatives: expected; each eligible (user, title) is drawn with "
+        f"probability {period.negative_rate:.3g}. "
+        f"{plan.not_offered_positives:,} discoveries of titles not offered left out.",
+    )
+    table.add_column("territory")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for index, territory in enumerate(territories):
+        table.add_row(territory, *(f"{values[index]:,}" for values in columns.values()))
+    table.add_section()
+    table.add_row("all", *(f"{sum(values):,}" for values in columns.values()))
+    document = {
+        f"{name.replace(' ', '_')}/{territory}": values[index]
+        for name, values in columns.items()
+        for index, territory in enumerate(territories)
+    }
+    totals = {f"{name.replace(' ', '_')}/all": sum(values) for name, values in columns.items()}
+    return {"alpha": period.alpha, "negative_rate": period.negative_rate} | totals | document, [table]
+
+
+def _train_propensity(_: Any, record: Any) -> Any:
+    facts = {
+        "model": record.config.kind,
+        "groups": f"{len(record.groups.names)} ({record.config.model.group_block})"
+        if record.config.kind == "mtl"
+        else "none",
+        "steps": f"{record.num_steps:,}",
+    }
+    table = _fact_table(record.uri, facts | _rounded(record.metrics))
+    return {"run": record.uri, "num_steps": record.num_steps, **record.metrics}, [table]
+
+
+def _train_backbone(config: Any, record: Any) -> Any:
+    facts = {"kind": config.model.kind} | _rounded(record.metrics)
+    return {"run": record.uri, **record.metrics}, [_fact_table(record.uri, facts)]
+
+
+def _train_eliminators(_: Any, record: Any) -> Any:
+    return {"run": record.uri, **record.metrics}, [combination_table(record)]
+
+
+def combination_table(record) -> Table:
+    """What each combination of a run of eliminators came to."""
+    from mtrec_ray.combinations import NONE, combination_name
+    from mtrec_ray.training.eliminators_run import COMBINATION_FIGURES
+
+    title = f"Run {record.uri}: {record.config.method}, jobs: {len(record.packs)}"
+    headings = [heading for heading, _ in COMBINATION_FIGURES.values()]
+    table = Table(Column("ignoring", overflow="fold"), *headings, title=title)
+    for name in (NONE, *map(combination_name, record.combinations)):
+        found = [(record.metrics.get(f"{figure}/{name}"), form) for figure, (_, form) in COMBINATION_FIGURES.items()]
+        table.add_row(name, *("" if value is None else format(value, form) for value, form in found))
+    return table
+
+
+def _rounded(metrics: dict[str, float]) -> dict[str, str]:
+    return {name: f"{value:.5g}" for name, value in metrics.items() if name != "step"}
+
+
+def _fact_table(title: str, facts: dict[str, str]) -> Table:
+    table = Table(title=f"Run {title}", show_header=False)
+    for key, value in facts.items():
+        table.add_row(key, value)
+    return table
+
+
+def _evaluate_propensity(config: Any, evaluation: Any) -> Any:
+    from mtrec_ray.jobs.report import show_report
+
+    return show_report(evaluation, config.out)
+
+
+def _audit(config: Any, audited: Any) -> Any:
+    from mtrec_ray.jobs.audit_report import show_audit
+
+    return show_audit(audited, config.out, config.num_bootstrap, config.seed)
+
+
+def _make_bundle(_: Any, made: Any) -> Any:
+    manifest = made.manifest
+    table = Table(title=f"Bundle {made.uri}", show_header=False)
+    table.add_row("version", manifest.version)
+    table.add_row("combinations", f"{len(manifest.combinations)}")
+    table.add_row("audited", "yes" if manifest.audit else "no")
+    table.add_row("propensity model", "yes" if manifest.propensity else "no")
+    facts = {"num_combinations": len(manifest.combinations), "audited": bool(manifest.audit)}
+    return {"bundle": made.uri, "version": manifest.version, **facts}, [table]
+
+
+def _search_propensity(_: Any, result: Any) -> Any:
+    from mtrec_ray.tuning.report import search_tables
+
+    return result.flat(), list(search_tables(result))
+
+
+def _search_eliminators(config: Any, results: Any) -> Any:
+    from mtrec_ray.tuning.report import search_tables
+
+    tables: list[Any] = [table for result in results for table in search_tables(result)]
+    if config.shared:
+        return results[0].flat(), tables
+    return {result.uri.rsplit("/", 1)[-1]: result.flat() for result in results}, tables
+
+
+def _show_partition(_: Any, result: Any) -> Any:
+    return result

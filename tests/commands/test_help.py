@@ -1,0 +1,66 @@
+"""`--help`: every setting that is not advanced, in few enough lines, legible on narrow and wide terminals."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from mtrec_ray.commands.app import COMMANDS, app
+from mtrec_ray.commands.command import JobCommand
+from mtrec_ray.config import Setting, settings_of
+from mtrec_ray.sources.registry import SOURCES
+
+MAX_SETTINGS = 15
+MANY = {"lake embed", "pairs show", "train propensity", "train backbone", "train eliminators", "search propensity"}
+MANY |= {"search eliminators", "partition show", "serve", "lake build synthetic", "lake build rechorus"}
+MANY |= {"lake build parquet"}
+INVOCATIONS = [*COMMANDS, *(f"lake build {source}" for source in SOURCES)]
+
+
+def command_of(invocation: str) -> JobCommand:
+    return COMMANDS.get(invocation) or COMMANDS["lake build"]
+
+
+def settings(invocation: str) -> Iterator[Setting]:
+    model, source = command_of(invocation).model, invocation.partition("lake build ")[2]
+    return settings_of(model.concrete({"dataset": source}) if source else model)
+
+
+def help_of(invocation: str, option: str, capsys: pytest.CaptureFixture[str]) -> str:
+    app.main([*invocation.split(), option], prog_name="mtrec", standalone_mode=False)
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "invocation", [pytest.param(i, marks=pytest.mark.xfail(i in MANY, reason="to be sorted")) for i in INVOCATIONS]
+)
+def test_help_shows_few_settings(invocation):
+    assert len([setting.key for setting in settings(invocation) if not setting.advanced]) <= MAX_SETTINGS
+
+
+@pytest.mark.parametrize("columns", [60, 80, 200])
+@pytest.mark.parametrize("invocation", ["", "lake", *INVOCATIONS])
+def test_help_fits_the_terminal_and_shows_no_python(invocation, columns, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = help_of(invocation, "--help", capsys).splitlines()
+    assert [line for line in lines if len(line) > columns] == []
+    assert not {"Annotated", "FieldInfo", "Literal["} & set(re.findall(r"\w+\[?", "\n".join(lines)))
+
+
+@pytest.mark.parametrize("invocation", [name for name in INVOCATIONS if "help_all" in command_of(name).common])
+def test_help_names_settings_and_help_all_the_advanced_ones_too(invocation, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "120")
+    found = list(settings(invocation))
+    words = [set(re.findall(r"[\w.]+", help_of(invocation, option, capsys))) for option in ("--help", "--help-all")]
+    positional = {key for word, key in command_of(invocation).keys.items() if word.isupper()}
+    keys = {setting.key: setting.advanced for setting in found if setting.key not in positional}
+    assert {key for key, is_advanced in keys.items() if not is_advanced} <= words[0]
+    assert set(keys) <= words[1]
+
+
+def test_a_source_shows_its_own_settings_alone(capsys):
+    assert "source.min_interactions (3)" in help_of("lake build xmarket", "--help", capsys)
+    everything = help_of("lake build", "--help", capsys)
+    assert "source.min_interactions" not in everything
+    assert re.search(r"\n  rechorus +How ReChorus files become a lake", everything)
+    assert "build.readers (null)" in everything

@@ -122,9 +122,10 @@ class Engine:
         best, titles = (part.tolist() for part in scores.topk(k))
         return [_cut(t, s, query.k) for t, s, query in zip(titles, best, queries, strict=True)]
 
-    def most_popular(self, territory: int, k: int, exclude: frozenset[int] = frozenset()) -> list[int]:
-        """Titles by first-time discoveries in a territory, for users without a history."""
-        return [title for title in self.popular[territory] if title >= 0 and title not in exclude][:k]
+    def most_popular(self, territory: int, k: int, exclude: frozenset[int] = frozenset()) -> Ranked:
+        """Titles by first-time discoveries in a territory, for users without a history; scored by 1 / rank."""
+        titles = [title for title in self.popular[territory] if title >= 0 and title not in exclude][:k]
+        return Ranked(titles, [1.0 / rank for rank in range(1, len(titles) + 1)])
 
     @torch.inference_mode()
     def propensities(self, embedding: np.ndarray, territory: int, titles: list[int] | None, k: int) -> Ranked:

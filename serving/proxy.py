@@ -1,23 +1,22 @@
 """Middleware of Ray Serve's HTTP proxies: a request whose replica dies is answered by another replica.
 
-Serve itself retries a request that its replica never started, but answers 500 if the replica died during the work. Here
-such a request is sent to another replica once, if it only reads or has an Idempotency-Key; any other gets 503 with
-Retry-After. Serve's own 503 becomes a `Problem` with Retry-After.
+Serve retries a request that its replica never started, but answers 500 if the replica died during the work. Here such a
+request is sent again once, if it only reads or has an Idempotency-Key; any other gets 503 with Retry-After.
 
-The middleware also limits the requests in flight at the proxy, a single process that forwards some hundreds per second:
-above the limit it answers 503 at once. Refusing later, in Serve's queue or in the replicas, costs as much as answering.
+The middleware also limits the requests in flight at the proxy, a single process that forwards some hundreds per second.
+Above the limit it answers 503 at once: refusing in Serve's queue or in the replicas costs as much as answering.
 
 A short body travels in its request's scope: otherwise the replica calls the proxy for the body and for what follows it,
 which costs more than the forward. A body that arrives slowly is left to the replica, which checks the API key first.
 
-Proxies find the middleware by `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in their own environment. `mtrec serve` sets
-it; on a cluster, set it before `ray start`. With `RAY_SERVE_ENABLE_HA_PROXY=1` middlewares would run in the replicas,
-where they have no use, so there are none.
+Proxies find the middleware by `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in their own environment: `mtrec serve` sets
+it; on a cluster, set it before `ray start`. Behind HAProxy it would run in the replicas, without use.
 """
 
 import asyncio
 import os
 from collections.abc import Callable
+from contextlib import suppress
 
 from ray.util.metrics import Counter
 from starlette.middleware import Middleware
@@ -38,11 +37,10 @@ TOO_MANY = "too many requests at once: try again"
 READ_ONLY = {"GET", "HEAD", "POST"}
 """Methods of this API that change nothing; a PUT may have been stored before the replica died."""
 MAX_BUFFERED_BYTES = 4_000_000
-"""Longer bodies cannot be sent again."""
+BUFFER_WITHIN_S = 1.0
+"""Requests with longer bodies, and those that take longer to arrive, cannot be sent again."""
 MAX_IN_SCOPE_BYTES = 100_000
-"""Longer bodies, and those of unknown length, are left to the replica."""
-BODY_WITHIN_S = 1.0
-"""Bodies that take longer to arrive are left to the replica too."""
+"""Longer bodies, and those of unknown length, are received by the replica."""
 
 
 def configure_proxy_env() -> None:
@@ -91,13 +89,12 @@ class RetryOnReplicaDeath:
             self.in_flight -= 1
 
     async def _forward(self, scope: Scope, request: "BufferedRequest", send: Send) -> None:
+        await request.buffer()
         length = dict(scope["headers"]).get(b"content-length", b"")
-        if length.isdigit() and 0 < int(length) <= MAX_IN_SCOPE_BYTES:
-            body = await request.body(BODY_WITHIN_S)
-            if request.disconnected:
-                return
-            if body is not None:
-                scope = {**scope, "extensions": {**(scope.get("extensions") or {}), PROXY_BODY: body}}
+        if request.complete and length.isdigit() and 0 < int(length) <= MAX_IN_SCOPE_BYTES:
+            scope = {**scope, "extensions": {**(scope.get("extensions") or {}), PROXY_BODY: request.body()}}
+        if request.disconnected:
+            return
         if await self._answered(scope, request, send) or request.disconnected:
             return
         keyed = any(name == b"idempotency-key" for name, _ in scope["headers"])
@@ -139,45 +136,35 @@ def _is_own_refusal_of_serve(head: Message) -> bool:
 
 
 class BufferedRequest:
-    """A request's messages, kept so that they can be received again."""
+    """A request's messages, kept so that they can be received again if they are `complete`."""
 
     def __init__(self, receive: Receive) -> None:
-        self._receive, self._messages, self._next, self._bytes = receive, list[Message](), 0, 0
-        self.disconnected = False
+        self._receive, self._messages, self._next = receive, list[Message](), 0
+        self.complete = self.disconnected = False
 
-    @property
-    def complete(self) -> bool:
-        """Everything received so far can be received again."""
-        return self._bytes <= MAX_BUFFERED_BYTES
+    async def buffer(self) -> None:
+        """Receive the whole body, unless it is too long or too slow."""
+        size = 0
+        with suppress(TimeoutError):
+            async with asyncio.timeout(BUFFER_WITHIN_S):
+                while not (self.complete or self.disconnected) and size <= MAX_BUFFERED_BYTES:
+                    self._messages.append(message := await self._live_receive())
+                    size += len(message.get("body", b""))
+                    self.complete = size <= MAX_BUFFERED_BYTES and not message.get("more_body", False)
+
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self._messages)
 
     def rewind(self) -> None:
         self._next = 0
 
-    async def body(self, within_s: float) -> bytes | None:
-        """The whole body, None if it does not arrive in time; `receive` then restarts from the first message."""
-        parts, more = list[bytes](), True
-        try:
-            async with asyncio.timeout(within_s):
-                while more and not self.disconnected:
-                    message = await self.receive()
-                    parts.append(message.get("body", b""))
-                    more = message.get("more_body", False)
-        except TimeoutError:
-            return None
-        finally:
-            self.rewind()
-        return b"".join(parts)
-
     async def receive(self) -> Message:
-        if self._next < len(self._messages):
-            self._next += 1
-            return self._messages[self._next - 1]
+        if self._next == len(self._messages):
+            return await self._live_receive()
+        self._next += 1
+        return self._messages[self._next - 1]
+
+    async def _live_receive(self) -> Message:
         message = await self._receive()
-        if message["type"] == "http.disconnect":
-            self.disconnected = True
-            return message
-        self._bytes += len(message.get("body", b""))
-        if self.complete:
-            self._messages.append(message)
-            self._next += 1
+        self.disconnected |= message["type"] == "http.disconnect"
         return message

@@ -1,31 +1,17 @@
-"""Turns requests into queries of an engine: names become indices, and what cannot be served is refused."""
+"""From requests to an engine's queries: names become indices, and what cannot be served is refused."""
 
-from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.serving.answers import Refused
-from mtrec_ray.serving.engine import Engine, Query
+from mtrec_ray.serving.engine import Engine, Query, Ranked
 from mtrec_ray.serving.schemas import PropensityRequest, RecommendRequest
 from mtrec_ray.serving.store import UserState
 
 MAX_EMBEDDING = 65504.0
 """Largest float16, the stored type of embeddings: sums of such numbers do not overflow."""
-
-
-@dataclass(frozen=True)
-class PreparedRequest:
-    """A valid request; without a `query` it is answered with the territory's popular titles, for `reason`."""
-
-    request: RecommendRequest
-    combination: Combination
-    territory: int
-    query: Query | None
-    exclude: frozenset[int]
-    reason: str | None
-    unknown_titles: int
-    unknown_values: list[str]
 
 
 def check_request(
@@ -45,41 +31,55 @@ def check_request(
     return _combination(engine, request.ignore, prefix), _territory(engine, request.territory, prefix)
 
 
-def prepare_request(
+def prepare_answer(
     engine: Engine,
     request: RecommendRequest,
     combination: Combination,
     territory: int,
     state: UserState | None,
     store_error: str | None = None,
-) -> PreparedRequest:
-    """Combine a checked request with its user's state: None if unknown, or if there is a `store_error`."""
+) -> tuple[Query | None, dict[str, Any]]:
+    """A checked request's query, and its answer, whose `titles` are the query's or, without a query, popular ones.
+
+    `state` is the user's: None if unknown, or if there is a `store_error`.
+    """
     known = state or UserState()
-    titles = request.history if request.history is not None else known.history
+    history = request.history if request.history is not None else known.history
     values = request.attributes if request.history is not None else known.attributes
     row_of = engine.catalogue.row_of
-    rows = tuple(row_of[title] for title in titles if title in row_of)
+    titles = tuple(row_of[title] for title in history if title in row_of)
     reason = None
     if request.user_id is not None and state is None:
         reason = store_error or "unknown user"
-    elif not rows:
+    elif not titles:
         reason = "no known title in the history"
-    declared = engine.manifest.attributes
-    index = tuple(all_.index(values[name]) if values.get(name) in all_ else -1 for name, all_ in declared.items())
-    exclude = frozenset(rows) if request.exclude_seen else frozenset()
-    query = None
+    indices = {
+        name: declared.index(values[name]) if values.get(name) in declared else -1
+        for name, declared in engine.manifest.attributes.items()
+    }
+    exclude = frozenset(titles) if request.exclude_seen else frozenset()
+    query, popular = None, Ranked([], [])
     if reason is None:
-        query = Query(rows, index, engine.combinations[combination], territory, request.k, tuple(exclude))
-    return PreparedRequest(
-        request=request,
-        combination=combination,
-        territory=territory,
-        query=query,
-        exclude=exclude,
-        reason=reason,
-        unknown_titles=len(titles) - len(rows),
-        unknown_values=[name for name, value in zip(declared, index, strict=True) if value < 0 and name in combination],
-    )
+        number = engine.combinations[combination]
+        query = Query(titles, tuple(indices.values()), number, territory, request.k, tuple(exclude))
+    else:
+        popular = engine.most_popular(territory, request.k, exclude)
+    return query, {
+        "titles": named_titles(engine, popular, "score"),
+        "combination": combination_name(combination),
+        "source": "model" if reason is None else "popularity",
+        "reason": reason,
+        "unknown_titles": len(history) - len(titles),
+        "unknown_values": [name for name in combination if indices[name] < 0],
+        "bundle_version": engine.version,
+    }
+
+
+def named_titles(engine: Engine, ranked: Ranked, score: str) -> list[dict[str, Any]]:
+    """Titles as answers list them; `score` names the field of the score."""
+    ids, names = engine.catalogue.ids, engine.catalogue.names
+    pairs = zip(ranked.titles, ranked.scores, strict=True)
+    return [{"title_id": ids[title], "name": names[title], score: value} for title, value in pairs]
 
 
 def propensity_inputs(

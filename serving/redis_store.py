@@ -10,7 +10,6 @@ The three expire together. Redis 6.0.6 or newer; an `allkeys-...` eviction polic
 history.
 """
 
-import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -53,7 +52,7 @@ return redis.call('LLEN', KEYS[1])
 """
 """KEYS: history, profile, appends; ARGV: idempotency key or "", milliseconds to live or 0, titles."""
 MAX_CONNECTIONS = 64
-"""Per event loop; further calls wait for a free one, at most the timeout."""
+"""Further calls wait for a free one, at most the timeout."""
 LOAD_TIMEOUT_S, LOAD_RETRIES = 10.0, 3
 """Of `put_many`, which may repeat a batch: storing it twice changes nothing."""
 BATCH_ITEMS = 20_000
@@ -62,25 +61,32 @@ SCAN_COUNT, SAMPLE_SCANS = 1000, 100
 
 
 class RedisStore:
-    """See `serving.store.Store`. Connections belong to an event loop and are opened by the first call in it."""
+    """See `serving.store.Store`. Connections are opened by the first call and stay in its event loop."""
 
     def __init__(self, url: str, *, expire_s: float | None = None, timeout_s: float = TIMEOUT_S) -> None:
         self._url, self._shown_url = url, without_password(url)
         self._expire_ms = None if expire_s is None else max(1, round(1000 * expire_s))
-        self._timeout_s = timeout_s
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._loop_client: redis.asyncio.Redis | None = None
         try:
             database = urlsplit(self._shown_url).path.strip("/")
             if database and not database.isdigit():
                 raise ValueError(f"{database!r} is no database number")
-            redis.ConnectionPool.from_url(url).make_connection()  # parses the URL without connecting
+            pool = redis.asyncio.BlockingConnectionPool.from_url(
+                url,
+                max_connections=MAX_CONNECTIONS,
+                timeout=timeout_s,
+                socket_timeout=timeout_s,
+                socket_connect_timeout=timeout_s,
+                retry=AsyncRetry(NoBackoff(), 0),  # the endpoint degrades at once, and no append is stored twice
+                maint_notifications_config=MaintNotificationsConfig(enabled=False),  # they hide dead connections
+            )
+            redis.ConnectionPool.from_url(url).make_connection()  # checks the URL's options without connecting
         except (ValueError, TypeError) as error:
             raise UserError(f"store {self._shown_url!r}: {error}") from error
+        self._client = redis.asyncio.Redis.from_pool(pool)
 
     async def get(self, user_ids: Sequence[str]) -> list[UserState | None]:
         with self._unavailable():
-            async with self._client().pipeline(transaction=False) as pipeline:
+            async with self._client.pipeline(transaction=False) as pipeline:
                 for user_id in user_ids:
                     pipeline.get(PROFILE + user_id)
                     pipeline.lrange(HISTORY + user_id, -MAX_STORED_EVENTS, -1)
@@ -88,9 +94,9 @@ class RedisStore:
         return [_state(profile, titles) for profile, titles in zip(replies[::2], replies[1::2], strict=True)]
 
     async def append(self, user_id: str, title_ids: Sequence[str], key: str | None = None) -> int:
-        places = [kind + user_id for kind in (HISTORY, PROFILE, APPENDS)]
+        keys = [prefix + user_id for prefix in (HISTORY, PROFILE, APPENDS)]
         with self._unavailable():
-            return await self._client().eval(APPEND, 3, *places, key or "", self._expire_ms or 0, *title_ids)
+            return await self._client.eval(APPEND, 3, *keys, key or "", self._expire_ms or 0, *title_ids)
 
     def put_many(self, states: Iterable[tuple[str, UserState]]) -> int:
         stored = pending = 0
@@ -108,39 +114,21 @@ class RedisStore:
 
     async def ping(self) -> None:
         with self._unavailable():
-            await self._client().execute_command("PING")
+            await self._client.execute_command("PING")
 
     async def sample(self, count: int) -> list[str]:
-        found: dict[str, None] = {}  # a scan may return a key twice
+        users: dict[str, None] = {}  # a scan may return a key twice
         cursor = 0
         with self._unavailable():
             for _ in range(SAMPLE_SCANS):
-                cursor, keys = await self._client().scan(cursor, match=HISTORY + "*", count=SCAN_COUNT)
-                found.update(dict.fromkeys(_text(key).removeprefix(HISTORY) for key in keys))
-                if cursor == 0 or len(found) >= count:
+                cursor, keys = await self._client.scan(cursor, match=HISTORY + "*", count=SCAN_COUNT)
+                users.update(dict.fromkeys(_text(key).removeprefix(HISTORY) for key in keys))
+                if cursor == 0 or len(users) >= count:
                     break
-        return list(islice(found, count))
+        return list(islice(users, count))
 
     async def close(self) -> None:
-        if self._loop_client is not None and self._loop is asyncio.get_running_loop():
-            await self._loop_client.aclose()
-        self._loop = self._loop_client = None
-
-    def _client(self) -> redis.asyncio.Redis:
-        """The client of the running event loop."""
-        loop = asyncio.get_running_loop()
-        if self._loop_client is None or self._loop is not loop:
-            pool = redis.asyncio.BlockingConnectionPool.from_url(
-                self._url,
-                max_connections=MAX_CONNECTIONS,
-                timeout=self._timeout_s,
-                socket_timeout=self._timeout_s,
-                socket_connect_timeout=self._timeout_s,
-                retry=AsyncRetry(NoBackoff(), 0),  # the endpoint degrades at once, and no append is stored twice
-                maint_notifications_config=MaintNotificationsConfig(enabled=False),  # they hide dead connections
-            )
-            self._loop, self._loop_client = loop, redis.asyncio.Redis.from_pool(pool)
-        return self._loop_client
+        await self._client.aclose()
 
     def _put(self, pipeline: Any, user_id: str, state: UserState) -> None:
         """Add the commands that replace the state of one user."""

@@ -6,9 +6,8 @@ from typing import Any
 from mtrec_ray.combinations import combination_name
 from mtrec_ray.serving.answers import MAYBE_STORED, Refused
 from mtrec_ray.serving.batcher import Batcher
-from mtrec_ray.serving.engine import Engine, Ranked
 from mtrec_ray.serving.live import LiveEngine
-from mtrec_ray.serving.queries import PreparedRequest, check_request, prepare_request, propensity_inputs
+from mtrec_ray.serving.queries import check_request, named_titles, prepare_answer, propensity_inputs
 from mtrec_ray.serving.schemas import EventsRequest, PropensityRequest, RecommendRequest
 from mtrec_ray.serving.store import Store, StoreUnavailable, UserState
 from mtrec_ray.serving.telemetry import Telemetry
@@ -40,18 +39,20 @@ class Service:
         ]
         states, store_error = await self._states([r.user_id for r in requests if r.user_id is not None])
         prepared = [
-            prepare_request(engine, request, *indices, states.get(request.user_id or ""), store_error)
+            prepare_answer(engine, request, *indices, states.get(request.user_id or ""), store_error)
             for request, indices in zip(requests, checked, strict=True)
         ]
         with self.telemetry.stage("model"):
-            queries = [one.query for one in prepared if one.query is not None]
+            queries = [query for query, _ in prepared if query is not None]
             ranked = iter(await self.batcher.recommend(engine, queries))
-        answers = []
-        for number, one in enumerate(prepared, 1):
-            answers.append(self._answer(engine, one, next(ranked) if one.query is not None else None))
+        for number, (query, answer) in enumerate(prepared, 1):
+            if query is not None:
+                answer["titles"] = named_titles(engine, next(ranked), "score")
+            else:
+                self.telemetry.popularity(answer["reason"])
             if number % ANSWERS_AT_ONCE == 0:
                 await asyncio.sleep(0)
-        return answers
+        return [answer for _, answer in prepared]
 
     async def propensities(self, request: PropensityRequest) -> Answer:
         """Propensities of one user; raises Refused."""
@@ -69,7 +70,7 @@ class Service:
         part, territory = engine.manifest.propensity, inputs[1]
         assert part is not None
         return {
-            "titles": _titles(engine, ranked.titles, ranked.scores, "propensity"),
+            "titles": named_titles(engine, ranked, "propensity"),
             "group": part.group_of_territory[territory],
             "bundle_version": engine.version,
         }
@@ -128,25 +129,3 @@ class Service:
             self.telemetry.error("store unavailable")
             return {}, "store unavailable"
         return {user: state for user, state in zip(unique, states, strict=True) if state is not None}, None
-
-    def _answer(self, engine: Engine, one: PreparedRequest, ranked: Ranked | None) -> Answer:
-        if ranked is not None:
-            titles = _titles(engine, ranked.titles, ranked.scores, "score")
-        else:
-            self.telemetry.popularity(one.reason or "")
-            rows = engine.most_popular(one.territory, one.request.k, one.exclude)
-            titles = _titles(engine, rows, [1.0 / rank for rank in range(1, len(rows) + 1)], "score")
-        return {
-            "titles": titles,
-            "combination": combination_name(one.combination),
-            "source": "model" if ranked is not None else "popularity",
-            "reason": one.reason,
-            "unknown_titles": one.unknown_titles,
-            "unknown_values": one.unknown_values,
-            "bundle_version": engine.version,
-        }
-
-
-def _titles(engine: Engine, rows: list[int], scores: list[float], score: str) -> list[Answer]:
-    ids, names = engine.catalogue.ids, engine.catalogue.names
-    return [{"title_id": ids[r], "name": names[r], score: s} for r, s in zip(rows, scores, strict=True)]

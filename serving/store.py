@@ -33,10 +33,7 @@ class UserState:
 
 
 class Store(Protocol):
-    """User states by user id; the coroutines do not block the event loop.
-
-    All methods raise StoreUnavailable if the store cannot be reached.
-    """
+    """User states by user id, for one event loop; all methods raise StoreUnavailable if the store cannot be reached."""
 
     async def get(self, user_ids: Sequence[str]) -> list[UserState | None]:
         """States in the requested order, in one round trip; None = never stored, or expired."""

@@ -115,9 +115,9 @@ def test_a_large_batch_is_scored_in_parts(engine, monkeypatch):
 
 
 def test_popular_titles_end_where_there_are_no_more(engine):
-    assert engine.most_popular(0, 3) == [10, 11, 12]
-    assert engine.most_popular(0, 100) == list(range(10, 18))
-    assert engine.most_popular(1, 3, frozenset({3, 5})) == [4, 6, 7]
+    assert engine.most_popular(0, 3).titles == [10, 11, 12]
+    assert engine.most_popular(0, 100).titles == list(range(10, 18))
+    assert engine.most_popular(1, 3, frozenset({3, 5})).titles == [4, 6, 7]
 
 
 def test_propensities_use_the_territorys_block(engine):

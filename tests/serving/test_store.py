@@ -248,13 +248,6 @@ def test_appends_at_once_in_one_event_loop_lose_nothing(url):
     assert sorted(using(url, work)) == list(range(1, 41))
 
 
-def test_one_store_serves_one_event_loop_after_another(url):
-    store = open_store(url, timeout_s=5.0)
-    store.put_many([("anna", ANNA)])
-    assert [asyncio.run(store.get(["anna"])) for _ in range(2)] == [[ANNA], [ANNA]]
-    asyncio.run(store.close())
-
-
 @pytest.mark.parametrize(
     ("url", "named"),
     [

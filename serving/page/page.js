@@ -1,36 +1,32 @@
-// Asks for the same recommendations twice in one batch, as is and with the switches, and shows what moved.
-// Data enters the document as text alone; an answer that a later question has overtaken is dropped.
+// Sends the same request twice in one batch, as is and with the switches, and shows the differences.
+// Data enters the document as text only; an answer to an outdated request is dropped.
 
 const DEBOUNCE_MS = 250;
-const LONGEST_RETRY_S = 30;
+const MAX_RETRY_S = 30;
 const SHOWN_EXAMPLES = 6;
-
-const language = document.documentElement.lang;
-const decimals = (places) => new Intl.NumberFormat(language, { maximumFractionDigits: places });
-const thousandths = new Intl.NumberFormat(language, { minimumFractionDigits: 3, maximumFractionDigits: 3 });
-const percent = new Intl.NumberFormat(language, { style: "percent", maximumFractionDigits: 0 });
-const seconds = new Intl.NumberFormat(language, { style: "unit", unit: "second", unitDisplay: "long" });
-const both = new Intl.ListFormat(language, { type: "conjunction" });
-const plural = new Intl.PluralRules(language);
-
+const CANNOT_BE_SERVED = "No recommendations: one of your choices cannot be served.";
 const REASONS = {
-  "unknown user": "nobody with this id is known",
+  "unknown user": "this user id is unknown",
   "no known title in the history": "none of these titles is in the catalogue",
-  "store unavailable": "the store of users cannot be reached right now",
+  "store unavailable": "the user store cannot be reached at the moment",
 };
 
-const UNSERVED = "No recommendations yet: one of your choices cannot be served.";
+const language = document.documentElement.lang;
+const decimals = (value, places = 0) =>
+  value.toLocaleString(language, { minimumFractionDigits: places, maximumFractionDigits: places });
+const percent = (ratio) => ratio.toLocaleString(language, { style: "percent" });
 
 const byId = (id) => document.getElementById(id);
-const state = { key: null, catalogue: null, examples: { users: [], titles: [] }, meant: new Map(), watched: [] };
-const asking = { newest: null, timer: 0 };
+const state = { key: null, catalogue: null, examples: { users: [], titles: [] }, titlesByText: new Map(), watched: [] };
+const pending = { request: null, timer: 0 };
 
-// ---- Words and elements
+// ---- Text and elements
 
 const words = (name) => name.replaceAll("_", " ");
 const capital = (text) => text.charAt(0).toLocaleUpperCase(language) + text.slice(1);
-const listed = (names) => both.format(names.map(words));
-const titles = (count) => `${decimals(0).format(count)} ${plural.select(count) === "one" ? "title" : "titles"}`;
+const lowerCase = (text) => text.toLocaleLowerCase(language);
+const listed = (names) => new Intl.ListFormat(language).format(names.map(words));
+const titleCount = (count) => `${count} ${count === 1 ? "title" : "titles"}`;
 
 function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);
@@ -38,34 +34,16 @@ function element(tag, properties = {}, ...children) {
   return made;
 }
 
-function button(text, onclick, properties = {}) {
-  const made = element("button", { type: "button", ...properties }, text);
-  made.addEventListener("click", onclick);
-  return made;
-}
+const button = (text, onclick) => element("button", { type: "button", onclick }, text);
+const items = (texts, draw = (text) => text) => texts.map((text) => element("li", {}, draw(text)));
 
 // ---- The API
 
 class Refusal extends Error {
   constructor(status, field, message) {
     super(message);
-    this.status = status;
-    this.field = field;
+    Object.assign(this, { status, field });
   }
-}
-
-function retryAfterS(response) {
-  const header = response.headers.get("Retry-After");
-  if (![429, 503].includes(response.status) || !header) return null;
-  const wait = Number.isNaN(Number(header)) ? (Date.parse(header) - Date.now()) / 1000 : Number(header);
-  return wait <= LONGEST_RETRY_S ? Math.max(wait, 0) : null;
-}
-
-function pause(wait_s, signal) {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(resolve, wait_s * 1000);
-    signal?.addEventListener("abort", () => (clearTimeout(timer), reject(signal.reason)), { once: true });
-  });
 }
 
 async function call(path, { body, signal, retry = true } = {}) {
@@ -74,10 +52,10 @@ async function call(path, { body, signal, retry = true } = {}) {
   if (state.key) headers.Authorization = `Bearer ${state.key}`;
   const options = { method: body ? "POST" : "GET", headers, body: body && JSON.stringify(body), cache: "no-store" };
   const response = await fetch(path, { ...options, signal });
-  const wait_s = retryAfterS(response);
-  if (retry && wait_s !== null) {
-    say(`The service is busy; asking again in ${seconds.format(Math.ceil(wait_s))}.`);
-    await pause(wait_s, signal);
+  const wait = Number(response.headers.get("Retry-After") ?? NaN);
+  if (retry && [429, 503].includes(response.status) && wait <= MAX_RETRY_S) {
+    summarise(`The service is busy; trying again in ${decimals(wait)} s.`);
+    await new Promise((resolve) => setTimeout(resolve, wait * 1000));
     return call(path, { body, signal, retry: false });
   }
   if (response.ok) return response.json();
@@ -85,7 +63,7 @@ async function call(path, { body, signal, retry = true } = {}) {
   throw new Refusal(response.status, problem.field, problem.message || `The service answered ${response.status}.`);
 }
 
-// ---- Starting
+// ---- Start
 
 async function start() {
   clearProblems();
@@ -93,9 +71,9 @@ async function start() {
     const [catalogue, examples] = await Promise.all([call("v1/combinations"), call("v1/examples").catch(noExamples)]);
     state.examples = examples;
     drawExamples();
-    useCatalogue(catalogue, firstSetting(catalogue));
+    useCatalogue(catalogue, catalogue.combinations.find(({ ignore }) => ignore.length > 0)?.ignore ?? []);
     acceptKey();
-    ask();
+    recommend();
   } catch (error) {
     showError(error, start);
   }
@@ -106,87 +84,80 @@ function noExamples(error) {
   return { users: [], titles: [] };
 }
 
-const firstSetting = (catalogue) => catalogue.combinations.find(({ ignore }) => ignore.length > 0)?.ignore ?? [];
-
 function useCatalogue(catalogue, ignored) {
-  const chosen = byId("territory").value;
-  const told = readAttributes();
+  const territory = byId("territory").value;
+  const known = readAttributes();
   state.catalogue = catalogue;
   byId("territory").replaceChildren(...catalogue.territories.map((name) => new Option(name)));
-  if (catalogue.territories.includes(chosen)) byId("territory").value = chosen;
+  if (catalogue.territories.includes(territory)) byId("territory").value = territory;
   const names = Object.keys(catalogue.attributes);
   byId("switches").querySelector(".row").replaceChildren(...names.map((name) => drawSwitch(name, ignored)));
-  byId("attributes").querySelector(".selects").replaceChildren(...names.map((name) => drawSelect(name, told[name])));
+  byId("attributes").querySelector(".selects").replaceChildren(...names.map((name) => drawSelect(name, known[name])));
   byId("version").textContent = `Model version ${catalogue.bundle_version}`;
   drawAudit();
 }
 
 function drawSwitch(name, ignored) {
-  const input = element("input", { type: "checkbox", value: name, checked: ignored.includes(name) });
-  input.setAttribute("role", "switch");
+  const input = element("input", { type: "checkbox", role: "switch", value: name, checked: ignored.includes(name) });
   return element("label", { className: "switch" }, input, element("span", {}, capital(words(name))));
 }
 
-function drawSelect(name, chosen = "") {
-  const values = state.catalogue.attributes[name].map((value) => new Option(value));
-  const select = element("select", { name }, new Option("Not told", ""), ...values);
-  select.value = chosen;
-  if (select.selectedIndex < 0) select.value = "";
-  return element("label", {}, capital(words(name)), select);
+function drawSelect(name, known) {
+  const values = state.catalogue.attributes[name];
+  const options = values.map((value) => new Option(value, value, false, value === known));
+  return element("label", {}, capital(words(name)), element("select", { name }, new Option("Unknown", ""), ...options));
 }
 
 function drawExamples() {
-  const { users, titles: known } = state.examples;
+  const { users, titles } = state.examples;
   const pick = (user) => () => ((byId("user").value = user), changed());
-  const items = users.slice(0, SHOWN_EXAMPLES).map((user) => element("li", {}, button(user, pick(user))));
-  byId("examples").querySelector("ul").replaceChildren(...items);
+  byId("examples").querySelector("ul").replaceChildren(
+    ...items(users.slice(0, SHOWN_EXAMPLES), (user) => button(user, pick(user))),
+  );
   byId("examples").hidden = users.length === 0;
-  const labels = labelTitles(known);
-  state.meant = new Map(known.flatMap((one, place) => [[one.title_id, one], [folded(labels[place]), one]]));
-  byId("titles").replaceChildren(...known.map(({ title_id }, place) => new Option(title_id, labels[place])));
+  const labels = titleLabels(titles);
+  state.titlesByText = new Map(titles.flatMap((one, i) => [[one.title_id, one], [lowerCase(labels[i]), one]]));
+  byId("titles").replaceChildren(...titles.map(({ title_id }, i) => new Option(title_id, labels[i])));
   if (!byId("user").value && users.length > 0) byId("user").value = users[0];
   drawWatched();
 }
 
 // ---- The history
 
-const folded = (text) => text.toLocaleLowerCase(language);
-
-/** What stands for each title in the suggestions: its name, with its id where another has the same name. */
-function labelTitles(known) {
+/** Each title's name, with its id if another title has the same name. */
+function titleLabels(titles) {
   const counts = new Map();
-  for (const { name } of known) counts.set(folded(name), (counts.get(folded(name)) ?? 0) + 1);
-  return known.map(({ title_id, name }) => (counts.get(folded(name)) > 1 ? `${name} (${title_id})` : name));
+  for (const { name } of titles) counts.set(lowerCase(name), (counts.get(lowerCase(name)) ?? 0) + 1);
+  return titles.map(({ title_id, name }) => (counts.get(lowerCase(name)) > 1 ? `${name} (${title_id})` : name));
 }
 
-/** The example title that is meant, else what was typed, taken for a title id. */
-function findTitle(typed) {
-  return state.meant.get(typed) ?? state.meant.get(folded(typed)) ?? { title_id: typed, name: typed };
-}
+/** The example title of this id or label; otherwise the text itself is the title id. */
+const findTitle = (text) =>
+  state.titlesByText.get(text) ?? state.titlesByText.get(lowerCase(text)) ?? { title_id: text, name: text };
 
 function addTitles(text) {
-  const typed = text.split("\n").map((line) => line.trim()).filter(Boolean);
-  state.watched.push(...typed.map(findTitle));
+  const lines = text.split("\n").map((line) => line.trim()).filter(Boolean);
+  state.watched.push(...lines.map(findTitle));
   byId("title").value = "";
   drawWatched();
-  if (typed.length > 0) changed();
+  if (lines.length > 0) changed();
 }
 
-function removeTitle(place) {
-  state.watched.splice(place, 1);
+function removeTitle(index) {
+  state.watched.splice(index, 1);
   drawWatched();
-  const left = byId("watched").querySelectorAll("button");
-  (left[Math.min(place, left.length - 1)] ?? byId("title")).focus();
+  const buttons = byId("watched").querySelectorAll("button");
+  (buttons[Math.min(index, buttons.length - 1)] ?? byId("title")).focus();
   changed();
 }
 
 function drawWatched() {
-  const items = state.watched.map(({ name }, place) => {
-    const remove = button("×", () => removeTitle(place));
-    remove.setAttribute("aria-label", `Remove ${name}`);
+  const rows = state.watched.map(({ name }, index) => {
+    const remove = button("×", () => removeTitle(index));
+    remove.ariaLabel = `Remove ${name}`;
     return element("li", {}, element("span", {}, name), remove);
   });
-  byId("watched").replaceChildren(...items);
+  byId("watched").replaceChildren(...rows);
   byId("fill").hidden = state.watched.length > 0 || state.examples.titles.length === 0;
 }
 
@@ -197,7 +168,7 @@ function fillExample() {
   changed();
 }
 
-// ---- The question
+// ---- The request
 
 const byHistory = () => document.querySelector("input[name=who]:checked").value === "history";
 const switchedOn = () => [...byId("switches").querySelectorAll("input:checked")].map((input) => input.value);
@@ -207,65 +178,65 @@ function readAttributes() {
   return Object.fromEntries(selects.map((select) => [select.name, select.value]));
 }
 
-/** The request as is, or null where something is still to be said. */
+/** The request as is, or null if something is missing. */
 function readRequest() {
-  const k = byId("k").valueAsNumber;
-  if (!Number.isInteger(k) || !byId("k").validity.valid) {
-    showProblem("k", `Give a whole number of titles from ${byId("k").min} to ${byId("k").max}.`);
+  const { valueAsNumber: k, validity, min, max } = byId("k");
+  if (!Number.isInteger(k) || !validity.valid) {
+    showProblem("k", `Give a whole number of titles from ${min} to ${max}.`);
     return null;
   }
-  const offer = { territory: byId("territory").value, k, exclude_seen: byId("exclude-seen").checked, ignore: [] };
+  const common = { territory: byId("territory").value, k, exclude_seen: byId("exclude-seen").checked, ignore: [] };
   if (byHistory()) {
     const history = state.watched.map((title) => title.title_id);
-    return history.length > 0 ? { history, attributes: readAttributes(), ...offer } : null;
+    return history.length > 0 ? { history, attributes: readAttributes(), ...common } : null;
   }
   const user_id = byId("user").value.trim();
-  return user_id ? { user_id, ...offer } : null;
+  return user_id ? { user_id, ...common } : null;
 }
 
 function findCombination(ignored) {
-  const wanted = new Set(ignored);
-  return state.catalogue.combinations.find(
-    ({ ignore }) => ignore.length === wanted.size && ignore.every((name) => wanted.has(name)),
-  );
+  const same = ({ ignore }) => ignore.length === ignored.length && ignore.every((name) => ignored.includes(name));
+  return state.catalogue.combinations.find(same);
+}
+
+function cancel() {
+  pending.request?.abort();
+  pending.request = null;
+  clearTimeout(pending.timer);
 }
 
 function changed() {
-  asking.newest?.abort();
-  asking.newest = null;
-  clearTimeout(asking.timer);
+  cancel();
   if (!state.catalogue) return;
   drawAudit();
-  byId("outcome").setAttribute("aria-busy", "true");
-  asking.timer = setTimeout(ask, DEBOUNCE_MS);
+  byId("outcome").ariaBusy = "true";
+  pending.timer = setTimeout(recommend, DEBOUNCE_MS);
 }
 
-async function ask() {
-  asking.newest?.abort();
-  const mine = (asking.newest = new AbortController());
-  clearTimeout(asking.timer);
+async function recommend() {
+  cancel();
+  const mine = (pending.request = new AbortController());
   clearProblems();
   const asIs = readRequest();
   const ignored = switchedOn();
-  const exists = ignored.length === 0 || findCombination(ignored) !== undefined;
   try {
-    if (asIs === null) return invite();
-    byId("outcome").setAttribute("aria-busy", "true");
-    const requests = exists ? [asIs, { ...asIs, ignore: ignored }] : [asIs];
+    if (asIs === null) return askForInput();
+    byId("outcome").ariaBusy = "true";
+    const requests = findCombination(ignored) ? [asIs, { ...asIs, ignore: ignored }] : [asIs];
     const { responses } = await call("v1/recommend:batch", { body: { requests }, signal: mine.signal });
     await followVersion(responses[0].bundle_version, ignored, mine.signal);
-    if (mine !== asking.newest) return;
+    if (mine !== pending.request) return;
     checkServed(responses, ignored);
     acceptKey();
     drawAnswer(asIs, responses, ignored);
   } catch (error) {
-    if (mine === asking.newest) showError(error, ask);
+    if (mine === pending.request) showError(error, recommend);
   } finally {
-    if (mine === asking.newest) byId("outcome").removeAttribute("aria-busy");
+    if (mine === pending.request) byId("outcome").ariaBusy = null;
   }
 }
 
-/** Another bundle was promoted meanwhile: its switches and figures replace those on the page. */
+/** Show the switches and the audit of a bundle that was promoted meanwhile. */
 async function followVersion(version, ignored, signal) {
   if (version === state.catalogue.bundle_version) return;
   const catalogue = await call("v1/combinations", { signal });
@@ -273,9 +244,9 @@ async function followVersion(version, ignored, signal) {
 }
 
 function checkServed(responses, ignored) {
-  const wanted = [undefined, ignored.length > 0 ? findCombination(ignored)?.name : undefined];
-  responses.forEach(({ source, combination }, place) => {
-    if (source === "model" && combination !== (wanted[place] ?? "none")) {
+  const expected = ["none", findCombination(ignored)?.name];
+  responses.forEach(({ source, combination }, i) => {
+    if (source === "model" && combination !== expected[i]) {
       throw new Refusal(500, "ignore", `The service answered for another setting (${combination}); it is not shown.`);
     }
   });
@@ -308,14 +279,14 @@ function showError(error, again) {
   if (!refused) console.warn(error);
   const field = refused ? fieldOf(error.field) : "general";
   showProblem(field, refused ? error.message : "The service cannot be reached.");
-  if (field !== "general") say(UNSERVED);
+  if (field !== "general") summarise(CANNOT_BE_SERVED);
   else byId("problem-general").append(" ", button("Try again", again));
 }
 
 function askForKey() {
   byId("key-form").hidden = false;
-  showProblem("key", state.key ? "This key was not accepted." : "This service answers only with an API key.");
-  say("An API key is needed before anything can be shown.");
+  showProblem("key", state.key ? "This key was not accepted." : "This service requires an API key.");
+  summarise("Enter an API key to see recommendations.");
   byId("key").focus();
 }
 
@@ -326,81 +297,77 @@ function acceptKey() {
 
 // ---- The answer
 
-const say = (sentence) => (byId("summary").textContent = sentence);
+const summarise = (sentence) => (byId("summary").textContent = sentence);
 
 function clearOutcome(sentence) {
-  say(sentence);
+  summarise(sentence);
   byId("notices").replaceChildren();
   byId("lists").hidden = true;
   byId("dropped").hidden = true;
 }
 
-function invite() {
-  if (byId("k").getAttribute("aria-invalid")) return clearOutcome(UNSERVED);
-  clearOutcome(byHistory() ? "Add what was watched to see recommendations." : "Give a user id to see recommendations.");
+function askForInput() {
+  if (byId("k").getAttribute("aria-invalid")) return clearOutcome(CANNOT_BE_SERVED);
+  clearOutcome(byHistory() ? "Add watched titles to see recommendations." : "Give a user id to see recommendations.");
 }
 
-/** Titles with what moved: places risen since `before`, or null for a new one. */
+/** Ranks that each title gained since `before`, null if it is new, and the titles that are gone. */
 function compare(before, after) {
-  const places = new Map(before.map(({ title_id }, place) => [title_id, place]));
-  const moves = after.map(({ title_id }, place) => (places.has(title_id) ? places.get(title_id) - place : null));
-  const kept = new Set(after.map(({ title_id }) => title_id));
-  return { moves, dropped: before.filter(({ title_id }) => !kept.has(title_id)) };
+  const ranks = new Map(before.map(({ title_id }, rank) => [title_id, rank]));
+  const moves = after.map(({ title_id }, rank) => (ranks.has(title_id) ? ranks.get(title_id) - rank : null));
+  const remaining = new Set(after.map(({ title_id }) => title_id));
+  return { moves, dropped: before.filter(({ title_id }) => !remaining.has(title_id)) };
 }
 
 function drawMove(move) {
   const kind = move === null ? "new" : move > 0 ? "up" : move < 0 ? "down" : "same";
-  const text = move ? `${kind} ${decimals(0).format(Math.abs(move))}` : kind;
-  return element("span", { className: `move ${kind}` }, text);
+  return element("span", { className: `move ${kind}` }, move ? `${kind} ${Math.abs(move)}` : kind);
 }
 
-function drawTitles(list, recommended, moves) {
-  const items = recommended.map(({ name }, place) => {
-    const item = element("li", {}, element("span", { className: "name" }, name));
-    if (moves) item.append(" ", drawMove(moves[place]));
-    return item;
+function drawTitles(id, titles, moves) {
+  const rows = titles.map(({ name }, i) => {
+    const row = element("li", {}, element("span", { className: "name" }, name));
+    if (moves) row.append(" ", drawMove(moves[i]));
+    return row;
   });
-  list.replaceChildren(...items);
+  byId(id).replaceChildren(...rows);
 }
 
 function drawAnswer(request, [asIs, ignoring], ignored) {
   const { moves, dropped } = compare(asIs.titles, ignoring?.titles ?? asIs.titles);
   byId("lists").hidden = false;
   byId("ignoring-title").textContent = `Ignoring ${ignored.length > 0 ? listed(ignored) : "nothing"}`;
-  drawTitles(byId("as-is"), asIs.titles);
-  drawTitles(byId("ignoring"), ignoring?.titles ?? [], moves);
+  drawTitles("as-is", asIs.titles);
+  drawTitles("ignoring", ignoring?.titles ?? [], moves);
   byId("missing").hidden = ignoring !== undefined;
   if (!ignoring) drawMissing(ignored);
   byId("dropped").hidden = dropped.length === 0;
-  byId("dropped").querySelector("ul").replaceChildren(...dropped.map(({ name }) => element("li", {}, name)));
-  say(ignoring ? summarise(moves, ignored) : missingSentence(ignored));
-  byId("notices").replaceChildren(...notices(request, asIs, ignoring).map((text) => element("li", {}, text)));
+  byId("dropped").querySelector("ul").replaceChildren(...items(dropped.map(({ name }) => name)));
+  summarise(ignoring ? changeSentence(moves, ignored) : missingSentence(ignored));
+  byId("notices").replaceChildren(...items(notices(request, asIs, ignoring)));
 }
 
-function summarise(moves, ignored) {
-  const fresh = moves.filter((move) => move === null).length;
+function changeSentence(moves, ignored) {
+  const changes = moves.filter((move) => move === null).length;
   const moved = moves.filter(Boolean).length;
-  if (moves.length === 0) return "No title can be offered here.";
+  if (moves.length === 0) return "No title is offered here.";
   if (ignored.length === 0) return "Nothing is ignored, so both lists are the same.";
-  if (fresh + moved === 0) return `Ignoring ${listed(ignored)} changes nothing here: same titles, same order.`;
-  const changedTitles = `${decimals(0).format(fresh)} of ${titles(moves.length)} changed`;
-  const stayed = moves.length - fresh - moved;
-  return `${changedTitles}, ${decimals(0).format(moved)} moved, ${decimals(0).format(stayed)} stayed in place.`;
+  if (changes + moved === 0) return `Ignoring ${listed(ignored)} changes nothing here: same titles, same order.`;
+  const stayed = moves.length - changes - moved;
+  return `${changes} of ${titleCount(moves.length)} changed, ${moved} moved, ${stayed} stayed in place.`;
 }
 
 function missingSentence(ignored) {
-  const together = ignored.length > 1 ? " together" : "";
-  return `There is no setting that ignores ${listed(ignored)}${together}.`;
+  return `There is no setting that ignores ${listed(ignored)}${ignored.length > 1 ? " together" : ""}.`;
 }
 
 function drawMissing(ignored) {
   const settings = state.catalogue.combinations.map(({ ignore }) => ignore).filter((ignore) => ignore.length > 0);
-  const items = settings.map((ignore) => element("li", {}, button(capital(listed(ignore)), () => setSwitches(ignore))));
-  const offer = settings.length > 0 ? "What there is:" : "This model has no such settings.";
+  const choices = items(settings, (ignore) => button(capital(listed(ignore)), () => setSwitches(ignore)));
   byId("missing").replaceChildren(
-    element("p", {}, missingSentence(ignored), " Nothing else is shown in its place."),
-    element("p", {}, offer),
-    element("ul", { className: "settings", role: "list" }, ...items),
+    element("p", {}, missingSentence(ignored), " No other setting is shown instead."),
+    element("p", {}, settings.length > 0 ? "Available settings:" : "This model has no such settings."),
+    element("ul", { className: "settings", role: "list" }, ...choices),
   );
 }
 
@@ -412,23 +379,21 @@ function setSwitches(ignored) {
 }
 
 function notices(request, asIs, ignoring) {
-  const found = [];
+  const texts = [];
   const popular = [asIs, ignoring].find((answer) => answer?.source === "popularity");
   if (popular) {
-    const why = REASONS[popular.reason] ?? popular.reason;
-    found.push(
-      `These are the most watched titles of ${request.territory}, the same for everybody` +
-        `${why ? `: ${why}` : ""}. The switches make no difference to them.`,
+    const reason = REASONS[popular.reason] ?? popular.reason;
+    texts.push(
+      `These are the most popular titles of ${request.territory}, the same for all users` +
+        `${reason ? `: ${reason}` : ""}. The switches do not change them.`,
     );
   }
-  if (asIs.unknown_titles > 0) {
-    found.push(`Left out, being in no catalogue: ${titles(asIs.unknown_titles)} of the history.`);
-  }
+  if (asIs.unknown_titles > 0) texts.push(`Skipped: ${titleCount(asIs.unknown_titles)} not in the catalogue.`);
   for (const name of ignoring?.unknown_values ?? []) {
-    const hint = request.history ? ` Say it under “Known about them” to hide it better.` : "";
-    found.push(`The ${words(name)} of this person is not known, so it is hidden only as far as that goes.${hint}`);
+    const hint = request.history ? ` Choose it under “Known attributes” to hide it better.` : "";
+    texts.push(`The ${words(name)} of this user is unknown, so it may be hidden less well.${hint}`);
   }
-  return found;
+  return texts;
 }
 
 // ---- The audit
@@ -436,140 +401,140 @@ function notices(request, asIs, ignoring) {
 function drawAudit() {
   const ignored = switchedOn();
   const combination = findCombination(ignored);
-  const reference = findCombination([]);
+  const backbone = findCombination([]);
   const names = Object.keys(state.catalogue.attributes);
-  byId("audit").hidden = ignored.length > 0 && !combination;
-  const read = names.map((name) => reading(name, combination?.audit?.[name]));
-  byId("accuracy").textContent = accuracySentence(ignored, combination?.metrics, reference?.metrics);
-  byId("readings").replaceChildren(...read.map((one, place) => drawReading(names[place], one, ignored)));
-  byId("meter-key").hidden = read.every((one) => one === null);
-  byId("figures").replaceChildren(...figures(names, combination, reference).map((text) => element("li", {}, text)));
+  byId("audit").hidden = !combination;
+  const results = names.map((name) => auditResult(name, combination?.audit?.[name]));
+  byId("accuracy").textContent = accuracySentence(ignored, combination?.metrics, backbone?.metrics);
+  byId("readings").replaceChildren(...results.map((result, i) => drawResult(names[i], result, ignored)));
+  byId("meter-key").hidden = results.every((result) => result === null);
+  byId("figures").replaceChildren(...items(figures(names, combination, backbone)));
 }
 
-/** Figures of one attribute with what follows from them; null where it was not audited. */
-function reading(name, audit) {
+/** Metrics of one attribute with conclusions; null if it was not audited. */
+function auditResult(name, audit) {
   if (!Number.isFinite(audit?.balanced_accuracy)) return null;
   const chance = Number.isFinite(audit.chance) ? audit.chance : 1 / state.catalogue.attributes[name].length;
   const { balanced_accuracy: value, null_low: low, null_high: high } = audit;
   const bounded = Number.isFinite(low) && Number.isFinite(high);
-  return { ...audit, value, chance, bounded, beyond: bounded && value > high, trace: audit.auc > audit.auc_null_high };
+  return { ...audit, value, chance, bounded, leaks: bounded && value > high, traces: audit.auc > audit.auc_null_high };
 }
 
-function guessSentence(name, one) {
-  const near = Math.round(one.value * 100) === Math.round(one.null_high * 100) && one.value !== one.null_high;
-  const of100 = (share) => decimals(near ? 1 : 0).format(share * 100);
-  const chance = one.bounded ? ` (${of100(one.null_low)} to ${of100(one.null_high)} is chance)` : "";
-  return `guesses ${name} right ${of100(one.value)} of 100 times; blind guessing gets ${of100(one.chance)}${chance}.`;
+function guessSentence(name, { value, chance, bounded, null_low: low, null_high: high }) {
+  const near = Math.round(value * 100) === Math.round(high * 100) && value !== high;
+  const of100 = (ratio) => decimals(ratio * 100, near ? 1 : 0);
+  const range = bounded ? ` (${of100(low)} to ${of100(high)} is chance)` : "";
+  return `guesses ${name} correctly ${of100(value)} of 100 times; random guessing ${of100(chance)}${range}.`;
 }
 
-/** Badge, its look and the sentences for one attribute. */
-function verdict(name, one, isIgnored) {
-  if (one === null) return ["Not audited", "unsure", `${capital(name)} was not audited for this setting.`];
-  const guess = guessSentence(name, one);
+/** Badge text, badge class and explanation for one attribute. */
+function verdict(name, result, isIgnored) {
+  if (result === null) return ["Not audited", "unknown", `${capital(name)} was not audited for this setting.`];
+  const { bounded, leaks, traces, auc, auc_null_high: high } = result;
+  const guess = guessSentence(name, result);
   if (!isIgnored) {
-    const even = one.bounded && !one.beyond && !one.trace ? " Even so, that is no better than chance." : "";
-    return ["Not hidden", "open", `${capital(name)} is not hidden: an attacker ${guess}${even}`];
+    const even = bounded && !leaks && !traces ? " Even so, that is no better than chance." : "";
+    return ["Not hidden", "unknown", `${capital(name)} is not hidden: an attacker ${guess}${even}`];
   }
   const attack = `A strong attacker who sees only the hidden profile ${guess}`;
-  if (!one.bounded) return ["Chance not measured", "unsure", attack];
-  if (one.beyond) return ["Still readable", "leak", `${attack} That beats chance: some of it can still be read.`];
-  if (one.trace) {
-    const auc = `AUC ${decimals(2).format(one.auc)}, where chance reaches ${decimals(2).format(one.auc_null_high)}`;
-    return ["A trace is left", "leak", `${attack} Yet its guesses lean the right way beyond chance (${auc}).`];
+  if (!bounded) return ["Chance not measured", "unknown", attack];
+  if (leaks) return ["Leaks", "leaks", `${attack} That is better than chance: the attribute still leaks.`];
+  if (traces) {
+    const range = `AUC ${decimals(auc, 2)}, chance reaches ${decimals(high, 2)}`;
+    return ["Leaks slightly", "leaks", `${attack} Yet its scores rank users better than chance (${range}).`];
   }
-  return ["At chance level", "safe", `${attack} That is no better than chance.`];
+  return ["At chance level", "hidden-well", `${attack} That is no better than chance.`];
 }
 
-function drawReading(attribute, one, ignored) {
+function drawResult(attribute, result, ignored) {
   const name = words(attribute);
-  const [badge, look, sentence] = verdict(name, one, ignored.includes(attribute));
-  const heading = element("h3", {}, capital(name), " ", element("span", { className: `badge ${look}` }, badge));
-  const item = element("li", {}, heading, element("p", {}, sentence));
-  if (one !== null) heading.after(drawMeter(one, look));
-  return item;
+  const [badge, kind, sentence] = verdict(name, result, ignored.includes(attribute));
+  const heading = element("h3", {}, capital(name), " ", element("span", { className: `badge ${kind}` }, badge));
+  return element("li", {}, heading, ...(result ? [drawMeter(result, kind)] : []), element("p", {}, sentence));
 }
 
-function drawMeter(one, look) {
-  const draw = (tag, attributes) => {
+function drawMeter({ value, chance, bounded, null_low: low, null_high: high }, kind) {
+  const draw = (tag, attributes, ...children) => {
     const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+    for (const [name, text] of Object.entries(attributes)) made.setAttribute(name, text);
+    made.append(...children);
     return made;
   };
-  const at = (share) => `${(share * 100).toFixed(2)}%`;
-  const svg = draw("svg", { class: `meter ${look}`, "aria-hidden": "true", focusable: "false" });
-  svg.append(draw("rect", { class: "scale", x: 0, y: 9, width: "100%", height: 6, rx: 3 }));
-  if (one.bounded) {
-    const width = at(one.null_high - one.null_low);
-    svg.append(draw("rect", { class: "band", x: at(one.null_low), y: 6, width, height: 12, rx: 3 }));
-  }
-  svg.append(draw("line", { class: "chance", x1: at(one.chance), x2: at(one.chance), y1: 2, y2: 22 }));
-  svg.append(draw("circle", { class: "guess", cx: at(one.value), cy: 12, r: 6 }));
-  return svg;
+  const at = (ratio) => `${(ratio * 100).toFixed(2)}%`;
+  return draw(
+    "svg",
+    { class: `meter ${kind}`, "aria-hidden": "true", focusable: "false" },
+    draw("rect", { class: "scale", x: 0, y: 9, width: "100%", height: 6, rx: 3 }),
+    ...(bounded ? [draw("rect", { class: "band", x: at(low), y: 6, width: at(high - low), height: 12, rx: 3 })] : []),
+    draw("line", { class: "chance", x1: at(chance), x2: at(chance), y1: 2, y2: 22 }),
+    draw("circle", { class: "guess", cx: at(value), cy: 12, r: 6 }),
+  );
 }
 
-function accuracySentence(ignored, metrics, reference) {
-  if (ignored.length === 0) return "Nothing is ignored. Switch something off to see how well it hides.";
-  const share = metrics?.["ndcg@10"] / reference?.["ndcg@10"];
-  if (!Number.isFinite(share)) return "How accurate the recommendations stay was not audited.";
-  const rounded = Math.round(share * 100);
+function accuracySentence(ignored, metrics, backbone) {
+  if (ignored.length === 0) return "Nothing is ignored. Switch an attribute off to see how well it is hidden.";
+  const ratio = metrics?.["ndcg@10"] / backbone?.["ndcg@10"];
+  if (!Number.isFinite(ratio)) return "The accuracy of this setting was not audited.";
+  const rounded = Math.round(ratio * 100);
   if (rounded === 100) return "Recommendations stay as accurate as before.";
-  if (rounded > 100) return `Recommendations stay as accurate as before (measured: ${percent.format(share)}).`;
-  return `Recommendations ${rounded >= 95 ? "stay" : "are only"} ${percent.format(share)} as accurate.`;
+  if (rounded > 100) return `Recommendations stay as accurate as before (measured: ${percent(ratio)}).`;
+  return `Recommendations ${rounded >= 95 ? "stay" : "are only"} ${percent(ratio)} as accurate.`;
 }
 
-function figures(names, combination, reference) {
-  const found = [];
-  const within = (of, key) => {
-    const [value, low, high] = [key, `${key}_low`, `${key}_high`].map((one) => thousandths.format(of[one]));
-    return Number.isFinite(of[`${key}_low`]) ? `${value} (95%: ${low} to ${high})` : value;
+function figures(names, combination, backbone) {
+  const interval = (metrics, key) => {
+    const values = [key, `${key}_low`, `${key}_high`].map((name) => metrics[name]);
+    if (!values.every(Number.isFinite)) return decimals(values[0], 3);
+    const [value, low, high] = values.map((one) => decimals(one, 3));
+    return `${value} (95%: ${low} to ${high})`;
   };
-  for (const [title, metrics] of [["as is", reference?.metrics], ["with the switches", combination?.metrics]]) {
-    if (Number.isFinite(metrics?.["ndcg@10"])) found.push(`NDCG@10 ${title}: ${within(metrics, "ndcg@10")}`);
-  }
-  for (const name of names) {
-    const audit = combination?.audit?.[name];
-    if (!Number.isFinite(audit?.balanced_accuracy)) continue;
+  const ndcg = [["as is", backbone?.metrics], ["with the switches", combination?.metrics]]
+    .filter(([, metrics]) => Number.isFinite(metrics?.["ndcg@10"]))
+    .map(([label, metrics]) => `NDCG@10 ${label}: ${interval(metrics, "ndcg@10")}`);
+  const audited = names.filter((name) => Number.isFinite(combination?.audit?.[name]?.balanced_accuracy));
+  const guesses = audited.map((name) => {
+    const audit = combination.audit[name];
     const attacker = audit.attacker ? `, best attacker: ${audit.attacker}` : "";
-    const users = audit.num_users ? `, ${decimals(0).format(audit.num_users)} users` : "";
-    found.push(`${capital(words(name))}: guessed right ${within(audit, "balanced_accuracy")}${attacker}${users}`);
-  }
-  return found;
+    const users = audit.num_users ? `, ${decimals(audit.num_users)} users` : "";
+    return `${capital(words(name))}: guessed correctly ${interval(audit, "balanced_accuracy")}${attacker}${users}`;
+  });
+  return [...ndcg, ...guesses];
 }
 
 // ---- Events
 
-byId("ask").addEventListener("input", (event) => event.target.id !== "title" && changed());
-byId("ask").addEventListener("submit", (event) => {
+byId("ask").oninput = ({ target }) => target.id !== "title" && changed();
+byId("ask").onsubmit = (event) => {
   event.preventDefault();
-  if (state.catalogue) ask();
-});
+  if (state.catalogue) recommend();
+};
 for (const radio of document.querySelectorAll("input[name=who]")) {
-  radio.addEventListener("change", () => {
+  radio.onchange = () => {
     byId("user-pane").hidden = byHistory();
     byId("history-pane").hidden = !byHistory();
-  });
+  };
 }
-byId("add").addEventListener("click", () => {
+byId("add").onclick = () => {
   addTitles(byId("title").value);
   byId("title").focus();
-});
-byId("fill").addEventListener("click", fillExample);
-byId("title").addEventListener("keydown", (event) => {
+};
+byId("fill").onclick = fillExample;
+byId("title").onkeydown = (event) => {
   if (event.key !== "Enter" || event.isComposing) return;
   event.preventDefault();
   addTitles(byId("title").value);
-});
-byId("title").addEventListener("paste", (event) => {
+};
+byId("title").onpaste = (event) => {
   const text = event.clipboardData.getData("text/plain");
   if (!text.includes("\n")) return;
   event.preventDefault();
   addTitles(text);
-});
-byId("key-form").addEventListener("submit", (event) => {
+};
+byId("key-form").onsubmit = (event) => {
   event.preventDefault();
   state.key = byId("key").value.trim();
-  if (state.catalogue) ask();
+  if (state.catalogue) recommend();
   else start();
-});
+};
 
 start();

@@ -137,17 +137,17 @@ def test_the_audit_in_words(visit: Visit):
     page = visit()
     expect(page.locator("#accuracy")).to_have_text("Recommendations stay 98% as accurate.")
     expect(reading(page, "Gender")).to_contain_text(
-        "A strong attacker who sees only the hidden profile guesses gender right 52 of 100 times; "
-        "blind guessing gets 50 (47 to 53 is chance). That is no better than chance."
+        "A strong attacker who sees only the hidden profile guesses gender correctly 52 of 100 times; "
+        "random guessing 50 (47 to 53 is chance). That is no better than chance."
     )
-    expect(reading(page, "Age")).to_contain_text("Age is not hidden: an attacker guesses age right 55 of 100 times;")
-    expect(reading(page, "Age")).to_contain_text("blind guessing gets 33 (29 to 38 is chance)")
+    expect(reading(page, "Age")).to_contain_text("Age is not hidden: an attacker guesses age correctly 55 of 100 times;")
+    expect(reading(page, "Age")).to_contain_text("random guessing 33 (29 to 38 is chance)")
     expect(reading(page, "Home country")).to_contain_text("not audited")
     switch(page, "Gender").uncheck()
     switch(page, "Age").check()
     expect(page.locator("#accuracy")).to_have_text("Recommendations stay as accurate as before.")
-    expect(reading(page, "Age")).to_contain_text("That beats chance")
-    expect(reading(page, "Gender")).to_contain_text("Gender is not hidden: an attacker guesses gender right 71 of 100")
+    expect(reading(page, "Age")).to_contain_text("That is better than chance")
+    expect(reading(page, "Gender")).to_contain_text("Gender is not hidden: an attacker guesses gender correctly 71 of 100")
 
 
 def test_the_keyboard_alone_flips_a_switch(visit: Visit):
@@ -171,17 +171,17 @@ def test_the_keyboard_alone_flips_a_switch(visit: Visit):
 
 def test_a_history_typed_by_keyboard(visit: Visit, api: ScriptedApi):
     page = visit()
-    page.get_by_role("radio", name="User").focus()
+    page.get_by_role("radio", name="Stored user").focus()
     page.keyboard.press("ArrowRight")
-    expect(page.locator("#summary")).to_have_text("Add what was watched to see recommendations.")
+    expect(page.locator("#summary")).to_have_text("Add watched titles to see recommendations.")
     tab_to(page, page.locator("#title"))
     for typed in ("paper lanterns", "t04", "no such title"):
         page.keyboard.type(typed)
         page.keyboard.press("Enter")
     expect(page.locator("#watched li span")).to_have_text(["Paper Lanterns", "Salt Road", "no such title"])
     expect(shown(page, "ignoring")).to_have_text(names("gender"))
-    expect(page.locator("#notices")).to_contain_text("Left out, being in no catalogue: 1 title of the history.")
-    expect(page.locator("#notices")).to_contain_text("The gender of this person is not known, so it is hidden only")
+    expect(page.locator("#notices")).to_contain_text("Skipped: 1 title not in the catalogue.")
+    expect(page.locator("#notices")).to_contain_text("The gender of this user is unknown, so it may be hidden less well.")
     page.get_by_label("Gender").and_(page.locator("select")).select_option("female")
     page.get_by_role("button", name="Remove no such title").press("Enter")
     expect(page.get_by_role("button", name="Remove Salt Road")).to_be_focused()
@@ -192,7 +192,7 @@ def test_a_history_typed_by_keyboard(visit: Visit, api: ScriptedApi):
 
 def test_many_lines_pasted_are_many_titles(visit: Visit):
     page = visit()
-    page.get_by_role("radio", name="Newcomer").check()
+    page.get_by_role("radio", name="New user").check()
     page.locator("#title").evaluate("""one => {
       const clipboardData = new DataTransfer();
       clipboardData.setData("text/plain", "t01\\nSalt Road\\n\\n");
@@ -263,7 +263,7 @@ def test_a_busy_service_is_asked_once_more(visit: Visit, api: ScriptedApi):
     expect(shown(page, "ignoring")).to_have_text(names("gender"))
     api.busy = 1
     switch(page, "Age").check()
-    expect(page.locator("#summary")).to_have_text("The service is busy; asking again in 1 second.")
+    expect(page.locator("#summary")).to_have_text("The service is busy; trying again in 1 s.")
     expect(shown(page, "ignoring")).to_have_text(names("gender+age"))
     api.busy = 2
     switch(page, "Age").uncheck()
@@ -298,7 +298,7 @@ def test_the_api_key_is_asked_for_and_kept_in_memory_alone(visit: Visit, api: Sc
     page = visit()
     key = page.get_by_label("API key")
     expect(key).to_be_focused()
-    expect(page.locator("#problem-key")).to_have_text("This service answers only with an API key.")
+    expect(page.locator("#problem-key")).to_have_text("This service requires an API key.")
     key.fill("wrong")
     key.press("Enter")
     expect(page.locator("#problem-key")).to_have_text("This key was not accepted.")
@@ -317,8 +317,8 @@ def test_popular_titles_are_called_that(visit: Visit):
     page = visit()
     page.get_by_label("User id").fill("a stranger")
     expect(page.locator("#notices li")).to_have_text(
-        "These are the most watched titles of T001, the same for everybody: nobody with this id is known. "
-        "The switches make no difference to them."
+        "These are the most popular titles of T001, the same for all users: this user id is unknown. "
+        "The switches do not change them."
     )
     expect(shown(page, "ignoring")).to_have_text(names("none"))
     page.get_by_role("button", name="grace").click()
@@ -384,7 +384,7 @@ def test_a_phone_needs_no_sideways_scrolling(visit: Visit, text: str):
     assert lists[1]["y"] >= lists[0]["y"] + lists[0]["height"]
     page.locator("details").evaluate("one => (one.open = true)")
     switch(page, "Home country").check()
-    page.get_by_role("radio", name="Newcomer").check()
+    page.get_by_role("radio", name="New user").check()
     page.get_by_role("button", name="Fill in an example").click()
     expect(page.locator("#missing")).to_be_visible()
     assert fits(page)

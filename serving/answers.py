@@ -13,32 +13,22 @@ logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
 MAYBE_STORED = "the events may have been stored: send them again with the same Idempotency-Key"
-HEADERS = {
-    401: {"www-authenticate": "Bearer"},
-    429: {"retry-after": str(RETRY_AFTER_S)},
-    503: {"retry-after": str(RETRY_AFTER_S)},
-}
-"""Of refusals, by status."""
+_RETRY = {"retry-after": str(RETRY_AFTER_S)}
+HEADERS = {401: {"www-authenticate": "Bearer"}, 429: _RETRY, 503: _RETRY}
 
 
 class Refused(Exception):
-    """A request that is not served; becomes a 4xx or 5xx answer.
-
-    Args:
-        field: where in the request; None if nowhere in particular.
-        message: what is wrong and how to fix it.
-        headers: in addition to those of the status.
-    """
+    """A request that is not served; becomes a 4xx or 5xx answer with the fields of `Problem`."""
 
     def __init__(
         self, field: str | None, message: str, status: int = 422, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(message)
-        self.field, self.message, self.status, self.headers = field, message, status, headers or {}
+        self.field, self.message, self.status = field, message, status
+        self.headers = {**(headers or {}), **HEADERS.get(status, {})}
 
     def answer(self) -> Response:
-        document = {"field": self.field, "message": self.message}
-        return json_answer(document, self.status, {**self.headers, **HEADERS.get(self.status, {})})
+        return json_answer({"field": self.field, "message": self.message}, self.status, self.headers)
 
 
 def refused_of(error: Exception) -> Refused:

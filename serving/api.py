@@ -75,7 +75,7 @@ def build_api(service: Service, keys: tuple[str, ...], limits: LimitsConfig) -> 
         lifespan=lifespan,
     )
     _add_routes(app, service)
-    _add_page(app)
+    add_page(app)
     if not keys:
 
         @app.get("/v1/examples", include_in_schema=False)
@@ -151,7 +151,7 @@ def _add_routes(app: FastAPI, service: Service) -> None:
         return json_answer({"status": "ready", "bundle_version": service.live.engine.version, "store": store})
 
 
-def _add_page(app: FastAPI) -> None:
+def add_page(app: FastAPI) -> None:
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
         return FileResponse(PAGE / "index.html", media_type="text/html", headers=PAGE_HEADERS)

@@ -20,9 +20,7 @@ Key = tuple[int, ...]
 class EliminatorBank:
     """Gathers the eliminators of a batch.
 
-    Args:
-        capacity: maximum keys; beyond it, the second table is cleared. 4,096 keys with 13 prompts of width 64 take 27
-            MB per layer.
+    Beyond `capacity` keys the second table is cleared; 4,096 keys with 13 prompts of width 64 take 27 MB per layer.
     """
 
     def __init__(self, backbone: SequentialBackbone, pack: StackedEliminators, capacity: int = 4096) -> None:
@@ -38,7 +36,7 @@ class EliminatorBank:
         """B keys -> one eliminator per row."""
         missing = list(dict.fromkeys(key for key in keys if key not in self.row_of))
         if missing and len(self.row_of) + len(missing) > self.capacity:
-            self.of_key.clear()
+            self.of_key.matrix = self.of_key.matrix[:0]
             self.row_of, missing = {}, list(dict.fromkeys(keys))
         if missing:
             self.of_key.append(self._parts(missing))
@@ -56,19 +54,12 @@ class EliminatorBank:
 
 
 class Table:
-    """Tensors of equal length in one matrix: fetching them singly took a tenth of a small batch's time.
-
-    Args:
-        parts: (length, ...) each.
-    """
+    """Tensors (length, ...) in one matrix: fetching them singly took a tenth of a small batch's time."""
 
     def __init__(self, parts: tuple[Tensor, ...]) -> None:
         self.shapes = [part.shape[1:] for part in parts]
         self.widths = [shape.numel() for shape in self.shapes]
         self.matrix = _concatenate(parts)
-
-    def clear(self) -> None:
-        self.matrix = self.matrix[:0]
 
     def append(self, parts: tuple[Tensor, ...]) -> None:
         self.matrix = torch.cat([self.matrix, _concatenate(parts)])

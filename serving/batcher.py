@@ -11,31 +11,24 @@ from typing import NamedTuple
 
 from mtrec_ray.serving.engine import Engine, Query, Ranked
 
-CROWD = 4
-"""Single queries in a recent forward from which on a single query waits for others."""
-MAX_WAIT_S = 0.004
-RECENT_S = 0.1
+CROWD, MAX_WAIT_S, RECENT_S = 4, 0.004, 0.1
+"""See `Batcher`."""
 
 
 class Waiting(NamedTuple):
-    """A query that waits for its forward."""
+    """A query that waits for its forward; `single`: the only query of its call."""
 
     engine: Engine
     query: Query
     answer: "asyncio.Future[Ranked]"
     single: bool
-    """The only query of its call."""
 
 
 class Batcher:
     """Collects queries while the event loop is busy and answers up to `max_rows` of them in one forward.
 
     Under light load a query is answered at once. If a forward of the last `RECENT_S` had `CROWD` or more single
-    queries, a single query waits for as many, but at most `MAX_WAIT_S`.
-
-    Args:
-        max_rows: maximum users of one forward.
-        observe: called with each batch's queries before its forward.
+    queries, a single query waits for as many, but at most `MAX_WAIT_S`. Calls `observe` with every forward's queries.
     """
 
     def __init__(self, max_rows: int, observe: Callable[[list[Query]], None]) -> None:

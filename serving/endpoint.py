@@ -29,12 +29,7 @@ QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 @serve.deployment
 @serve.ingress()
 class Endpoint:
-    """One replica.
-
-    Args:
-        config: `ServeConfig` as plain data.
-        keys: accepted API keys.
-    """
+    """One replica; `config` is a `ServeConfig` as plain data."""
 
     def __init__(self, config: dict[str, Any], keys: tuple[str, ...]) -> None:
         prepare_process(cpus=1)

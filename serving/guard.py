@@ -34,10 +34,7 @@ GUARD_BODY = "mtrec.read"
 
 
 class TokenBucket:
-    """`rate` requests per second on average, `burst` at once.
-
-    Written here because the in-memory limiters of the package `limits` took 5 to 10 microseconds per request, not 0.5.
-    """
+    """`rate` requests per second, `burst` at once: 0.5 microseconds; in-memory limiters of `limits` took 5 to 10."""
 
     def __init__(self, rate: float, burst: int) -> None:
         self.rate, self.burst = rate, burst
@@ -53,13 +50,10 @@ class TokenBucket:
 
 
 class Guard:
-    """Wraps an ASGI app.
+    """Wraps an ASGI app; `in_flight` counts guarded requests from admission to the end of the answer.
 
-    Args:
-        app: the app behind the guard.
-        keys: accepted API keys; without any, every caller is admitted, which the config allows only on loopback.
-        limits: sizes and rates; `in_flight` counts guarded requests from admission to the end of the answer.
-        count_error: called with the status of each refusal.
+    Without `keys` every caller is admitted, which the config allows only on loopback. Calls `count_error` with the
+    status of each refusal.
     """
 
     def __init__(

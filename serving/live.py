@@ -15,12 +15,8 @@ logger = logging.getLogger(__name__)
 class LiveEngine:
     """`engine` is the newest that could be loaded; a request keeps the engine it started with.
 
-    Args:
-        uri: a bundle, or a pointer (ends in .json).
-        poll_s: seconds between two reads of the pointer.
-
-    Raises:
-        UserError: the bundle or pointer is missing or damaged, or the bundle is not the one that was promoted.
+    `uri` names a bundle or a pointer, which is read every `poll_s` seconds. UserError if either is missing or damaged,
+    or if the bundle is not the one that was promoted.
     """
 
     def __init__(self, uri: str, poll_s: float) -> None:
@@ -31,8 +27,7 @@ class LiveEngine:
     async def follow(self, on_change: Callable[[str, str | None], None]) -> None:
         """Follow the pointer until cancelled; if a bundle cannot be loaded, the engine in use stays.
 
-        Args:
-            on_change: called with the version in use and the one before it, None at first.
+        Calls `on_change` with the version in use and the one before it, None at first.
         """
         on_change(self.engine.version, None)
         seen = self.pointer
@@ -44,11 +39,9 @@ class LiveEngine:
                     continue
                 seen = pointer  # a bundle that cannot be loaded is not tried again until the pointer moves
                 if (pointer.bundle, pointer.version) != (self.pointer.bundle, self.pointer.version):
-                    before = self.engine.version
-                    self.engine = await asyncio.to_thread(_load, pointer)
+                    before, self.engine = self.engine.version, await asyncio.to_thread(_load, pointer)
                     self.pointer = pointer
                     on_change(self.engine.version, before)
-                    logger.info("now serving bundle %s", self.engine.version)
             except Exception as error:
                 if isinstance(error, OSError):
                     seen = self.pointer  # tried again: the network may recover

@@ -10,9 +10,10 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from threading import Lock
+from typing import NamedTuple, cast
 
 import lmdb
 import msgpack
@@ -90,7 +91,7 @@ class LmdbStore:
                 return len(record.state.history)
             history = (*record.state.history, *title_ids)[-MAX_STORED_EVENTS:]
             expires_at = now + self._expire_s if self._expire_s else record.expires_at
-            keys = record.append_keys if key is None else (*record.append_keys, key)[-MAX_APPEND_KEYS:]
+            keys = record.append_keys if key is None else [*record.append_keys, key][-MAX_APPEND_KEYS:]
             transaction.put(place, _Record(user_id, expires_at, replace(record.state, history=history), keys).encode())
             return len(history)
 
@@ -104,16 +105,15 @@ class LmdbStore:
             raise StoreUnavailable(f"LMDB: {error}") from error
 
 
-@dataclass(frozen=True)
-class _Record:
-    """One stored value."""
+class _Record(NamedTuple):
+    """One stored value: a msgpack list of the fields, in which the keys of the last appends come last."""
 
     user_id: str
     """Stored too, because the key may be only its hash."""
     expires_at: float | None
     """Seconds since 1970; None = never."""
     state: UserState
-    append_keys: tuple[str, ...] = ()
+    append_keys: Sequence[str] = ()
 
     @staticmethod
     def live(value: bytes | None, now: float) -> "_Record | None":
@@ -123,13 +123,12 @@ class _Record:
         user_id, expires_at, history, attributes, territory, embedding, *keys = msgpack.unpackb(value)
         if expires_at is not None and expires_at <= now:
             return None
-        return _Record(user_id, expires_at, UserState(tuple(history), attributes, territory, embedding), tuple(keys))
+        return _Record(user_id, expires_at, UserState(tuple(history), attributes, territory, embedding), keys)
 
     def encode(self) -> bytes:
-        state = self.state
-        history = state.history[-MAX_STORED_EVENTS:]
-        fields = (self.user_id, self.expires_at, history, state.attributes, state.territory, state.embedding)
-        return msgpack.packb(fields + self.append_keys)  # pyright: ignore[reportReturnType]
+        history = self.state.history[-MAX_STORED_EVENTS:]
+        state = (history, self.state.attributes, self.state.territory, self.state.embedding)
+        return cast(bytes, msgpack.packb((self.user_id, self.expires_at, *state, *self.append_keys)))
 
 
 def _key(user_id: str) -> bytes:

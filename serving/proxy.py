@@ -64,10 +64,8 @@ def middlewares() -> list[Middleware]:
 class RetryOnReplicaDeath:
     """Wraps the proxy, which returns without an answer if a replica died, and if the caller disconnected.
 
-    Args:
-        app: the proxy.
-        limit: maximum requests in flight, not counting health checks.
-        count: called with `repeated` or `refused` for each lost request, and with `too many` above the limit.
+    At most `limit` requests are in flight, not counting health checks. Calls `count` with `repeated` or `refused` for
+    each lost request, and with `too many` above the limit.
     """
 
     def __init__(self, app: App, limit: int, count: Callable[[str], None]) -> None:

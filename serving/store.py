@@ -64,14 +64,8 @@ class Store(Protocol):
 def open_store(url: str, *, expire_s: float | None = None, timeout_s: float = TIMEOUT_S) -> Store:
     """Open the store at `redis://[user:password@]host[:port][/db]`, `rediss://...` (TLS) or in a local folder (LMDB).
 
-    Redis is not contacted before the first call; a missing folder is created.
-
-    Args:
-        expire_s: seconds after the last `put_many` or `append` until a user is forgotten; None = never.
-        timeout_s: for Redis.
-
-    Raises:
-        UserError: a URL of another kind, or a folder that cannot be opened.
+    Redis is not contacted before the first call; a missing folder is created. A user is forgotten `expire_s` seconds
+    after the last `put_many` or `append`, None = never. UserError for another URL or a folder that cannot be opened.
     """
     if is_folder(url):
         from mtrec_ray.serving.lmdb_store import LmdbStore

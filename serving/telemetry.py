@@ -13,7 +13,6 @@ import time
 from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import accumulate
 
 from ray.util.metrics import Counter, Gauge
@@ -25,14 +24,6 @@ SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
 REPORT_EVERY_S = 1.0
 
 
-@dataclass
-class Observations:
-    """Observations of one stage since the last report."""
-
-    buckets: list[int]
-    total: float = 0.0
-
-
 class BufferedHistogram:
     """A histogram per stage, with ascending upper bounds of all buckets but the last."""
 
@@ -42,25 +33,25 @@ class BufferedHistogram:
         self.buckets = Counter(f"{name}_bucket", description, ("stage", "le"))
         self.sum = Counter(f"{name}_sum", description, ("stage",))
         self.count = Counter(f"{name}_count", description, ("stage",))
-        self.pending: dict[str, Observations] = {}
+        self.pending: dict[str, list[float]] = {}
+        """Stage -> observations per bucket, then their sum, since the last report."""
 
     def observe(self, value: float, stage: str) -> None:
         if stage not in self.pending:
-            self.pending[stage] = Observations([0] * len(self.labels))
-        observations = self.pending[stage]
-        observations.buckets[bisect_left(self.bounds, value)] += 1
-        observations.total += value
+            self.pending[stage] = [0] * len(self.labels) + [0.0]
+        self.pending[stage][bisect_left(self.bounds, value)] += 1
+        self.pending[stage][-1] += value
 
     def report(self) -> None:
         """Report to Ray what was observed since the last report."""
         pending, self.pending = self.pending, {}
-        for stage, observations in pending.items():
-            for label, count in zip(self.labels, accumulate(observations.buckets), strict=True):
+        for stage, (*buckets, total) in pending.items():
+            for label, count in zip(self.labels, accumulate(buckets), strict=True):
                 if count:  # Ray rejects 0
                     self.buckets.inc(count, {"stage": stage, "le": label})
-            self.count.inc(sum(observations.buckets), {"stage": stage})
-            if observations.total > 0:
-                self.sum.inc(observations.total, {"stage": stage})
+            self.count.inc(sum(buckets), {"stage": stage})
+            if total > 0:
+                self.sum.inc(total, {"stage": stage})
 
 
 class Telemetry:

@@ -68,8 +68,9 @@ async function call(path, { body, signal, retry = true } = {}) {
 async function start() {
   clearProblems();
   try {
-    const [catalogue, examples] = await Promise.all([call("v1/combinations"), call("v1/examples").catch(noExamples)]);
-    state.examples = examples;
+    const examples = call("v1/examples").catch(() => state.examples);
+    const catalogue = await call("v1/combinations");
+    state.examples = await examples;
     drawExamples();
     useCatalogue(catalogue, catalogue.combinations.find(({ ignore }) => ignore.length > 0)?.ignore ?? []);
     acceptKey();
@@ -77,11 +78,6 @@ async function start() {
   } catch (error) {
     showError(error, start);
   }
-}
-
-function noExamples(error) {
-  if (error.status === 401) throw error;
-  return { users: [], titles: [] };
 }
 
 function useCatalogue(catalogue, ignored) {
@@ -453,32 +449,20 @@ function drawResult(attribute, result, ignored) {
   return element("li", {}, heading, ...(result ? [drawMeter(result, kind)] : []), element("p", {}, sentence));
 }
 
-function drawMeter({ value, chance, bounded, null_low: low, null_high: high }, kind) {
-  const draw = (tag, attributes, ...children) => {
-    const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
-    for (const [name, text] of Object.entries(attributes)) made.setAttribute(name, text);
-    made.append(...children);
-    return made;
-  };
-  const at = (ratio) => `${(ratio * 100).toFixed(2)}%`;
-  return draw(
-    "svg",
-    { class: `meter ${kind}`, "aria-hidden": "true", focusable: "false" },
-    draw("rect", { class: "scale", x: 0, y: 9, width: "100%", height: 6, rx: 3 }),
-    ...(bounded ? [draw("rect", { class: "band", x: at(low), y: 6, width: at(high - low), height: 12, rx: 3 })] : []),
-    draw("line", { class: "chance", x1: at(chance), x2: at(chance), y1: 2, y2: 22 }),
-    draw("circle", { class: "guess", cx: at(value), cy: 12, r: 6 }),
-  );
+/** A scale from 0 to 1, drawn by the style sheet. */
+function drawMeter({ value, chance, null_low: low, null_high: high }, kind) {
+  const meter = element("div", { className: `meter ${kind}`, ariaHidden: "true" });
+  const positions = { value, chance, low: low ?? chance, high: high ?? chance };
+  for (const [name, position] of Object.entries(positions)) meter.style.setProperty(`--${name}`, position);
+  return meter;
 }
 
 function accuracySentence(ignored, metrics, backbone) {
   if (ignored.length === 0) return "Nothing is ignored. Switch an attribute off to see how well it is hidden.";
   const ratio = metrics?.["ndcg@10"] / backbone?.["ndcg@10"];
   if (!Number.isFinite(ratio)) return "The accuracy of this setting was not audited.";
-  const rounded = Math.round(ratio * 100);
-  if (rounded === 100) return "Recommendations stay as accurate as before.";
-  if (rounded > 100) return `Recommendations stay as accurate as before (measured: ${percent(ratio)}).`;
-  return `Recommendations ${rounded >= 95 ? "stay" : "are only"} ${percent(ratio)} as accurate.`;
+  if (ratio >= 0.995) return `Recommendations stay as accurate as before (${percent(ratio)}).`;
+  return `Recommendations ${ratio >= 0.945 ? "stay" : "are only"} ${percent(ratio)} as accurate.`;
 }
 
 function figures(names, combination, backbone) {

@@ -145,7 +145,7 @@ def test_the_audit_in_words(visit: Visit):
     expect(reading(page, "Home country")).to_contain_text("not audited")
     switch(page, "Gender").uncheck()
     switch(page, "Age").check()
-    expect(page.locator("#accuracy")).to_have_text("Recommendations stay as accurate as before.")
+    expect(page.locator("#accuracy")).to_have_text("Recommendations stay as accurate as before (100%).")
     expect(reading(page, "Age")).to_contain_text("That is better than chance")
     expect(reading(page, "Gender")).to_contain_text("Gender is not hidden: an attacker guesses gender correctly 71 of 100")
 

@@ -1,4 +1,4 @@
-"""A real Redis server of our own, on a free port."""
+"""A bundle for all tests, and a real Redis server on a free port."""
 
 import shutil
 import socket
@@ -10,16 +10,27 @@ from pathlib import Path
 import pytest
 import redis
 
+from tests.serving.bundles import write_bundle
+
 START_TIMEOUT_S = 20.0
 
 
+@pytest.fixture(scope="session")
+def bundle_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_bundle(tmp_path_factory.mktemp("serving") / "bundle"))
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 class RedisServer:
-    """One `redis-server` process that keeps nothing on disk: after `stop` and `start` it is empty, at the same url."""
+    """A `redis-server` process without persistence: after `stop` and `start` it is empty, at the same URL."""
 
     def __init__(self, program: str, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port: int = free.getsockname()[1]
+        self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._command = [program, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder)]
         self._command += ["--save", "", "--appendonly", "no"]
@@ -27,7 +38,6 @@ class RedisServer:
 
     @property
     def client(self) -> redis.Redis:
-        """A plain client, to look into the server."""
         return redis.Redis(port=self.port)
 
     @property
@@ -36,7 +46,7 @@ class RedisServer:
         return self._process
 
     def start(self) -> None:
-        """Returns when it answers."""
+        """Start the server and wait until it answers."""
         self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + START_TIMEOUT_S
         while True:
@@ -48,14 +58,12 @@ class RedisServer:
                 time.sleep(0.05)
 
     def stop(self) -> None:
-        """Returns when it is gone."""
         self.process.kill()
         self.process.wait()
 
 
 @pytest.fixture(scope="module")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    """A running server; `redis_server.url` is what `open_store` takes."""
     program = shutil.which("redis-server")
     if program is None:
         pytest.skip("redis-server is not installed (Debian: apt-get install redis-server)")

@@ -140,14 +140,18 @@ def test_the_audit_in_words(visit: Visit):
         "A strong attacker who sees only the hidden profile guesses gender correctly 52 of 100 times; "
         "random guessing 50 (47 to 53 is chance). That is no better than chance."
     )
-    expect(reading(page, "Age")).to_contain_text("Age is not hidden: an attacker guesses age correctly 55 of 100 times;")
+    expect(reading(page, "Age")).to_contain_text(
+        "Age is not hidden: an attacker guesses age correctly 55 of 100 times;"
+    )
     expect(reading(page, "Age")).to_contain_text("random guessing 33 (29 to 38 is chance)")
     expect(reading(page, "Home country")).to_contain_text("not audited")
     switch(page, "Gender").uncheck()
     switch(page, "Age").check()
     expect(page.locator("#accuracy")).to_have_text("Recommendations stay as accurate as before (100%).")
     expect(reading(page, "Age")).to_contain_text("That is better than chance")
-    expect(reading(page, "Gender")).to_contain_text("Gender is not hidden: an attacker guesses gender correctly 71 of 100")
+    expect(reading(page, "Gender")).to_contain_text(
+        "Gender is not hidden: an attacker guesses gender correctly 71 of 100"
+    )
 
 
 def test_the_keyboard_alone_flips_a_switch(visit: Visit):
@@ -181,7 +185,9 @@ def test_a_history_typed_by_keyboard(visit: Visit, api: ScriptedApi):
     expect(page.locator("#watched li span")).to_have_text(["Paper Lanterns", "Salt Road", "no such title"])
     expect(shown(page, "ignoring")).to_have_text(names("gender"))
     expect(page.locator("#notices")).to_contain_text("Skipped: 1 title not in the catalogue.")
-    expect(page.locator("#notices")).to_contain_text("The gender of this user is unknown, so it may be hidden less well.")
+    expect(page.locator("#notices")).to_contain_text(
+        "The gender of this user is unknown, so it may be hidden less well."
+    )
     page.get_by_label("Gender").and_(page.locator("select")).select_option("female")
     page.get_by_role("button", name="Remove no such title").press("Enter")
     expect(page.get_by_role("button", name="Remove Salt Road")).to_be_focused()

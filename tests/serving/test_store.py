@@ -1,4 +1,4 @@
-"""One contract for both stores, and what each has of its own: a map that grows, a server that goes away."""
+"""One contract for both stores, and the properties of each: a folder shared by processes, a server that fails."""
 
 import asyncio
 import multiprocessing
@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import lmdb
 import msgpack
@@ -31,8 +31,9 @@ Result = TypeVar("Result")
 
 EMBEDDING = np.array([0.5, -2.0, 65504.0], dtype="<f2").tobytes()
 ANNA = UserState(("t1", "t2", "t1"), {"gender": "F", "age": "25-34"}, "US", EMBEDDING)
-BARE = UserState()
+EMPTY = UserState()
 EXPIRE_S = 0.8
+EXPIRED_S = 1.2 * EXPIRE_S
 
 
 @pytest.fixture(params=["lmdb", "redis"])
@@ -69,48 +70,35 @@ def append(url: str, user_id: str, *title_ids: str) -> int:
 
 def put(url: str, states: dict[str, UserState], expire_s: float | None = None) -> int:
     async def work(store: Store) -> int:
+        await store.ping()
         return store.put_many(states.items())
 
     return using(url, work, expire_s)
 
 
-def test_what_is_put_is_got_in_the_order_asked_for(url):
-    assert put(url, {"anna": ANNA, "bare": BARE}) == 2
-    assert get(url, "bare", "nobody", "anna", "bare") == [BARE, None, ANNA, BARE]
+def test_get_returns_what_was_put_in_the_requested_order(url):
+    assert put(url, {"anna": ANNA, "empty": EMPTY}) == 2
+    assert get(url, "empty", "nobody", "anna", "empty") == [EMPTY, None, ANNA, EMPTY]
     assert get(url) == []
 
 
-def test_the_store_outlives_its_process_and_pings(url):
-    put(url, {"anna": ANNA})
-    using(url, lambda store: store.ping())
-    assert get(url, "anna") == [ANNA]
-
-
-def test_putting_again_replaces_everything(url):
+def test_put_replaces_the_whole_state(url):
     put(url, {"anna": ANNA, "other": ANNA})
     put(url, {"anna": UserState(("t9",))})
-    put(url, {"other": BARE})
-    assert get(url, "anna", "other") == [UserState(("t9",)), BARE]
+    put(url, {"other": EMPTY})
+    assert get(url, "anna", "other") == [UserState(("t9",)), EMPTY]
 
 
-def test_append_extends_creates_and_returns_the_length(url):
+def test_append_extends_or_creates_and_returns_the_length(url):
     put(url, {"anna": ANNA})
     assert append(url, "anna", "t5", "t6") == 5
-    assert append(url, "new", "t7") == 1
-    assert append(url, "new", "t7") == 2
-    anna, new = get(url, "anna", "new")
-    assert anna == UserState(("t1", "t2", "t1", "t5", "t6"), ANNA.attributes, "US", EMBEDDING)
-    assert new == UserState(("t7", "t7"))
+    assert [append(url, "new", "t7"), append(url, "new", "t7")] == [1, 2]
+    assert [append(url, "anna"), append(url, "nobody")] == [5, 0]
+    extended = UserState(("t1", "t2", "t1", "t5", "t6"), ANNA.attributes, "US", EMBEDDING)
+    assert get(url, "anna", "new", "nobody") == [extended, UserState(("t7", "t7")), None]
 
 
-def test_appending_nothing_changes_nothing(url):
-    put(url, {"anna": ANNA})
-    assert append(url, "anna") == 3
-    assert append(url, "nobody") == 0
-    assert get(url, "anna", "nobody") == [ANNA, None]
-
-
-def test_an_append_with_a_key_is_stored_once(url):
+def test_append_with_a_repeated_key_is_stored_once(url):
     async def work(store: Store) -> list[int]:
         store.put_many([("anna", ANNA)])
         keys = ["a", "a", None, None, "b", "a"]
@@ -123,14 +111,13 @@ def test_an_append_with_a_key_is_stored_once(url):
         return [*lengths, await store.append("anna", ["t5"], "a")]
 
     assert using(url, work) == [4, 4, 5, 6, 7, 7, 2, 2, 23, 23, 24, 4]
-    (anna,) = get(url, "anna")
-    assert anna == UserState(("t1", "t2", "t1", "t5"), ANNA.attributes, "US", EMBEDDING)
+    assert get(url, "anna") == [UserState(("t1", "t2", "t1", "t5"), ANNA.attributes, "US", EMBEDDING)]
 
 
-def test_repeats_at_once_are_stored_once_and_keys_expire_with_their_user(url):
+def test_concurrent_repeats_are_stored_once_and_keys_expire_with_their_user(url):
     async def work(store: Store) -> list[int]:
         lengths = await asyncio.gather(*(store.append("anna", ["t1"], "a") for _ in range(10)))
-        await asyncio.sleep(1.2 * EXPIRE_S)
+        await asyncio.sleep(EXPIRED_S)
         return [*lengths, await store.append("anna", ["t1"], "a")]
 
     assert using(url, work, EXPIRE_S) == [1] * 11
@@ -139,11 +126,9 @@ def test_repeats_at_once_are_stored_once_and_keys_expire_with_their_user(url):
 def test_histories_keep_their_last_titles(url):
     titles = tuple(f"title-{i}" for i in range(MAX_STORED_EVENTS + 5))
     put(url, {"long": UserState(titles), "full": UserState(titles[:MAX_STORED_EVENTS])})
-    assert append(url, "full", "x", "y") == MAX_STORED_EVENTS
-    assert append(url, "flood", *titles) == MAX_STORED_EVENTS
-    long, full, flood = get(url, "long", "full", "flood")
-    assert long == flood == UserState(titles[5:])
-    assert full == UserState((*titles[2:MAX_STORED_EVENTS], "x", "y"))
+    assert append(url, "full", "x", "y") == append(url, "flood", *titles) == MAX_STORED_EVENTS
+    full = UserState((*titles[2:MAX_STORED_EVENTS], "x", "y"))
+    assert get(url, "long", "flood", "full") == [UserState(titles[5:]), UserState(titles[5:]), full]
 
 
 @pytest.mark.parametrize(
@@ -151,9 +136,8 @@ def test_histories_keep_their_last_titles(url):
 )
 def test_any_text_is_a_user_id_and_a_title_id(url, user_id):
     near = user_id + "x"
-    put(url, {user_id: ANNA, near: BARE})
-    assert append(url, user_id, "タイトル", "t\x00\n") == 5
-    assert append(url, near, "t") == 1
+    put(url, {user_id: ANNA, near: EMPTY})
+    assert [append(url, user_id, "タイトル", "t\x00\n"), append(url, near, "t")] == [5, 1]
     mine, other = get(url, user_id, near)
     assert mine is not None
     assert mine.history == ("t1", "t2", "t1", "タイトル", "t\x00\n")
@@ -169,20 +153,20 @@ def test_many_users_are_put_in_several_batches(url):
     assert get(url, *states) == list(states.values())
 
 
-def test_sample_names_users_with_a_history_once(url):
-    put(url, {f"u{i}": ANNA if i % 2 else BARE for i in range(100)})
+def test_sample_returns_users_with_a_history_once(url):
+    put(url, {f"u{i}": ANNA if i % 2 else EMPTY for i in range(100)})
     few = using(url, lambda store: store.sample(7))
     assert len(few) == len(set(few)) == 7
     assert all(int(user_id[1:]) % 2 for user_id in few)
     assert sorted(using(url, lambda store: store.sample(1000))) == sorted(f"u{i}" for i in range(1, 100, 2))
 
 
-def test_users_expire_and_come_back_empty(url):
+def test_expired_users_are_empty_when_they_return(url):
     async def work(store: Store) -> list[UserState | None]:
         store.put_many([("anna", ANNA)])
         assert await store.append("new", ["t1"]) == 1
         before = await store.get(["anna", "new"])
-        await asyncio.sleep(1.2 * EXPIRE_S)
+        await asyncio.sleep(EXPIRED_S)
         assert await store.sample(5) == []
         assert await store.append("anna", ["t9"]) == 1
         return [*before, *await store.get(["anna", "new"])]
@@ -190,7 +174,7 @@ def test_users_expire_and_come_back_empty(url):
     assert using(url, work, EXPIRE_S) == [ANNA, UserState(("t1",)), UserState(("t9",)), None]
 
 
-def test_an_append_starts_the_time_again_and_without_expiry_keeps_it(url):
+def test_append_restarts_the_time_and_without_expiry_keeps_it(url):
     async def work(store: Store) -> None:
         store.put_many([("appended", ANNA), ("left", ANNA)])
         for _ in range(2):
@@ -203,14 +187,14 @@ def test_an_append_starts_the_time_again_and_without_expiry_keeps_it(url):
 
     using(url, work, EXPIRE_S)
     append(url, "appended", "t9")  # by a store without expiry
-    time.sleep(1.2 * EXPIRE_S)
+    time.sleep(EXPIRED_S)
     assert get(url, "appended") == [None]
 
 
-def test_putting_without_expiry_ends_an_expiry(url):
-    put(url, {"anna": BARE}, EXPIRE_S)
+def test_put_without_expiry_ends_an_expiry(url):
+    put(url, {"anna": EMPTY}, EXPIRE_S)
     put(url, {"anna": ANNA})
-    time.sleep(1.2 * EXPIRE_S)
+    time.sleep(EXPIRED_S)
     assert get(url, "anna") == [ANNA]
 
 
@@ -235,13 +219,13 @@ def test_appends_of_several_processes_lose_nothing(url):
     assert [process.exitcode for process in processes] == [0, 0, 0]
     (state,) = get(url, "shared")
     assert state is not None
-    for name in names:  # each one's titles are all there, in its order, and pairs were never torn apart
+    for name in names:  # complete, in order, and pairs stay together
         own = [title for title in state.history if title.startswith(name)]
         assert own == [title for i in range(count) for title in (f"{name}-{i}", f"{name}-{i}b")]
     assert all(one + "b" == two for one, two in zip(state.history[::2], state.history[1::2], strict=True))
 
 
-def test_appends_at_once_in_one_event_loop_lose_nothing(url):
+def test_concurrent_appends_in_one_event_loop_lose_nothing(url):
     async def work(store: Store) -> list[int]:
         return list(await asyncio.gather(*(store.append("anna", [f"t{i}"]) for i in range(40))))
 
@@ -259,13 +243,13 @@ def test_appends_at_once_in_one_event_loop_lose_nothing(url):
         ("/dev/null/store", "'/dev/null/store' cannot be opened"),
     ],
 )
-def test_a_wrong_url_is_named_without_its_password(url, named):
+def test_wrong_url_is_named_without_its_password(url, named):
     with pytest.raises(UserError, match=named) as caught:
         open_store(url)
     assert "secret" not in str(caught.value)
 
 
-def test_what_is_shown_of_a_url():
+def test_shown_url_has_no_user_password_or_options():
     assert without_password("rediss://me:p@ss@host:1/2?password=secret") == "rediss://host:1/2"
     assert without_password("some/folder@home") == "some/folder@home"
 
@@ -273,18 +257,20 @@ def test_what_is_shown_of_a_url():
 # LMDB
 
 
-def test_a_record_from_before_there_were_keys_is_read_and_appended_to(tmp_path):
+def test_lmdb_reads_and_extends_records_without_append_keys(tmp_path):
     with lmdb.open(str(tmp_path)) as env, env.begin(write=True) as transaction:
         old = ("anna", None, ANNA.history, ANNA.attributes, ANNA.territory, ANNA.embedding)
         transaction.put(b"anna", cast(bytes, msgpack.packb(old)))
-    assert get(str(tmp_path), "anna") == [ANNA]
-    lengths = [
-        using(str(tmp_path), lambda store, key=key: store.append("anna", ["t5"], key)) for key in (None, "a", "a")
+    url = str(tmp_path)
+    assert get(url, "anna") == [ANNA]
+    assert [using(url, lambda store, key=key: store.append("anna", ["t5"], key)) for key in (None, "a", "a")] == [
+        4,
+        5,
+        5,
     ]
-    assert lengths == [4, 5, 5]
 
 
-def test_a_closed_folder_is_unavailable_and_can_be_opened_again(tmp_path):
+def test_lmdb_closed_folder_is_unavailable_and_can_be_reopened(tmp_path):
     store = LmdbStore(str(tmp_path))
     store.put_many([("anna", ANNA)])
     asyncio.run(store.close())
@@ -293,14 +279,14 @@ def test_a_closed_folder_is_unavailable_and_can_be_opened_again(tmp_path):
     assert get(str(tmp_path), "anna") == [ANNA]
 
 
-def test_reads_continue_during_writes(tmp_path):
+def test_lmdb_reads_continue_during_writes(tmp_path):
     store = LmdbStore(str(tmp_path))
-    state = UserState(embedding=bytes(2048))
     store.put_many([("anna", ANNA)])
 
     async def work() -> int:
         appends = [asyncio.create_task(store.append(f"u{i}", ["t" * 2000])) for i in range(200)]
-        loading = asyncio.create_task(asyncio.to_thread(store.put_many, [(f"v{i}", state) for i in range(2000)]))
+        states = [(f"v{i}", UserState(embedding=bytes(2048))) for i in range(2000)]
+        loading = asyncio.create_task(asyncio.to_thread(store.put_many, states))
         reads = 0
         while not (loading.done() and all(task.done() for task in appends)):
             assert await store.get(["anna"]) == [ANNA]
@@ -309,21 +295,21 @@ def test_reads_continue_during_writes(tmp_path):
         return reads
 
     assert asyncio.run(work()) > 1
-    assert asyncio.run(store.get(["v1999"])) == [state]
+    assert asyncio.run(store.get(["v1999"])) == [UserState(embedding=bytes(2048))]
     asyncio.run(store.close())
 
 
 # Redis
 
 
-def test_many_users_are_one_round_trip(redis_server):
+def test_redis_gets_many_users_in_one_round_trip(redis_server):
     """The server reads once for all commands of a call."""
     redis_server.client.flushall()
     put(redis_server.url, {f"u{i}": ANNA for i in range(50)})
-    looking = redis_server.client
+    client = redis_server.client
 
     def reads_and_calls() -> tuple[int, int, int]:
-        stats, calls = looking.info("stats"), looking.info("commandstats")
+        stats, calls = client.info("stats"), client.info("commandstats")
         times = [calls.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("get", "lrange")]
         return stats["total_reads_processed"], *times
 
@@ -331,62 +317,41 @@ def test_many_users_are_one_round_trip(redis_server):
         await store.ping()  # connects
         before = reads_and_calls()
         assert await store.get([f"u{i}" for i in range(50)]) == [ANNA] * 50
-        after = reads_and_calls()
-        reads, gets, ranges = np.subtract(after, before)
-        assert (gets, ranges) == (50, 50)
-        assert reads == 1 + 2  # and the two INFO between the counts
+        reads, gets, ranges = np.subtract(reads_and_calls(), before)
+        assert (reads, gets, ranges) == (1 + 2, 50, 50)  # with the two INFO between the counts
 
     using(redis_server.url, work)
 
 
-def test_a_server_that_stops_is_unavailable_at_once_and_found_again(redis_server):
-    async def work(store: RedisStore) -> None:
+async def unavailable(*calls: Awaitable[Any], match: str = "Redis at") -> list[str]:
+    """Messages of calls that all must raise StoreUnavailable."""
+    messages = []
+    for call in calls:
+        with pytest.raises(StoreUnavailable, match=match) as caught:
+            await call
+        messages.append(str(caught.value))
+    return messages
+
+
+def test_redis_that_stops_is_unavailable_at_once_and_used_again_after_its_start(redis_server):
+    async def work(store: Store) -> None:
         await asyncio.gather(*(store.append("anna", ["t1"]) for _ in range(10)))  # several connections
         redis_server.stop()
-        started = time.monotonic()
-        for call in (store.get(["anna"]), store.append("anna", ["t2"]), store.ping(), store.sample(1)):
-            with pytest.raises(StoreUnavailable, match=f"Redis at {redis_server.url}"):
-                await call
-        assert time.monotonic() - started < 5.0
+        start = time.monotonic()
+        calls = store.get(["anna"]), store.append("anna", ["t2"]), store.ping(), store.sample(1)
+        await unavailable(*calls, match=f"Redis at {redis_server.url}")
+        assert time.monotonic() - start < 5.0
+        with pytest.raises(StoreUnavailable):
+            store.put_many([("anna", ANNA)])
         await asyncio.to_thread(redis_server.start)
         assert await asyncio.gather(*(store.get(["anna"]) for _ in range(10))) == [[None]] * 10
         assert await store.append("anna", ["t3"]) == 1
+        assert store.put_many([("anna", ANNA)]) == 1
 
-    store = RedisStore(redis_server.url, timeout_s=5.0)
-    asyncio.run(work(store))
-    redis_server.stop()
-    with pytest.raises(StoreUnavailable):
-        store.put_many([("anna", ANNA)])
-    redis_server.start()
-    assert store.put_many([("anna", ANNA)]) == 1
+    using(redis_server.url, work)
 
 
-def test_any_error_of_the_server_is_unavailable_and_names_no_history(redis_server):
-    async def work(store: Store) -> list[StoreUnavailable]:
-        found = []
-        calls = [lambda: store.get(["anna"]), lambda: store.append("anna", ["title-1"])]
-        for call in calls:
-            with pytest.raises(StoreUnavailable) as caught:
-                await call()
-            found.append(caught.value)
-        with pytest.raises(StoreUnavailable) as caught:
-            store.put_many([("bob", UserState(("title-1",)))])
-        return [*found, caught.value]
-
-    client = redis_server.client
-    client.flushall()
-    client.set("mtrec:history:anna", "no list")
-    client.execute_command("ACL", "SETUSER", "default", "-SET", "-set")
-    try:
-        errors = using(redis_server.url, work)
-    finally:
-        client.execute_command("ACL", "SETUSER", "default", "+@all")
-        client.flushall()
-    assert ["WRONGTYPE" in str(error) for error in errors] == [True, True, False]
-    assert not [error for error in errors for value in ("anna", "bob", "title-1") if value in str(error)]
-
-
-def test_connections_lost_while_idle_cost_no_request(redis_server):
+def test_redis_connections_lost_while_idle_fail_no_request(redis_server):
     async def work(store: Store) -> None:
         await asyncio.gather(*(store.append("anna", ["t1"]) for _ in range(10)))
         redis_server.stop()
@@ -396,33 +361,55 @@ def test_connections_lost_while_idle_cost_no_request(redis_server):
     using(redis_server.url, work)
 
 
-def test_a_server_that_hangs_is_waited_for_no_longer_than_the_timeout(redis_server):
+def test_redis_errors_are_unavailable_and_contain_no_history(redis_server):
+    async def work(store: Store) -> list[str]:
+        messages = await unavailable(store.get(["anna"]), store.append("anna", ["title-1"]))
+        with pytest.raises(StoreUnavailable) as caught:
+            store.put_many([("bob", UserState(("title-1",)))])
+        return [*messages, str(caught.value)]
+
+    client = redis_server.client
+    client.flushall()
+    client.set("mtrec:history:anna", "no list")
+    client.execute_command("ACL", "SETUSER", "default", "-SET", "-set")
+    try:
+        messages = using(redis_server.url, work)
+    finally:
+        client.execute_command("ACL", "SETUSER", "default", "+@all")
+        client.flushall()
+    assert ["WRONGTYPE" in message for message in messages] == [True, True, False]
+    assert not [message for message in messages for value in ("anna", "bob", "title-1") if value in message]
+
+
+def test_redis_that_hangs_is_waited_for_no_longer_than_the_timeout(redis_server):
     async def work(store: RedisStore) -> None:
         await store.ping()
         redis_server.process.send_signal(signal.SIGSTOP)
         try:
-            started = time.monotonic()
-            for call in (store.get(["anna"]), store.append("anna", ["t1"]), store.ping()):
-                with pytest.raises(StoreUnavailable):
-                    await call
-            assert time.monotonic() - started < 10.0
+            start = time.monotonic()
+            await unavailable(store.get(["anna"]), store.append("anna", ["t1"]), store.ping())
+            assert time.monotonic() - start < 10.0
         finally:
             redis_server.process.send_signal(signal.SIGCONT)
-        while True:  # it has to answer those who went away first
+        while True:  # it first answers those who left
             try:
                 await store.ping()
                 return
             except StoreUnavailable:
                 await asyncio.sleep(0.05)
 
-    asyncio.run(work(RedisStore(redis_server.url)))
+    async def run() -> None:
+        await work(RedisStore(redis_server.url))
+
+    asyncio.run(run())
 
 
-def test_keys_are_ours_and_carry_no_expiry_by_default(redis_server):
-    redis_server.client.flushall()
-    redis_server.client.set("other", "untouched")
-    put(redis_server.url, {"anna": ANNA, "bare": BARE})
-    keys = {key.decode() for key in redis_server.client.scan_iter()}
-    assert keys == {"other", "mtrec:profile:anna", "mtrec:history:anna", "mtrec:profile:bare"}
-    assert {redis_server.client.ttl(key) for key in keys} == {-1}
+def test_redis_keys_have_our_prefix_and_no_expiry_by_default(redis_server):
+    client = redis_server.client
+    client.flushall()
+    client.set("other", "untouched")
+    put(redis_server.url, {"anna": ANNA, "empty": EMPTY})
+    keys = {key.decode() for key in client.scan_iter()}
+    assert keys == {"other", "mtrec:profile:anna", "mtrec:history:anna", "mtrec:profile:empty"}
+    assert {client.ttl(key) for key in keys} == {-1}
     assert using(redis_server.url, lambda store: store.sample(5)) == ["anna"]

@@ -1,4 +1,4 @@
-"""One forward for a mixed batch: equal to each request alone under its own eliminator, bounded to what is offered."""
+"""One forward for a mixed batch: equal to each request alone under its own eliminator, limited to offered titles."""
 
 import itertools
 
@@ -12,10 +12,12 @@ from mtrec_ray.serving import engine as engine_module
 from mtrec_ray.serving.engine import Engine, Query
 from tests.serving.bundles import HISTORY, NUM_TITLES, SOUTH_ONLY, TITLE_IDS, USER_WIDTH, write_bundle
 
+IN_NORTH = NUM_TITLES - len(SOUTH_ONLY)
+
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> Bundle:
-    return Bundle.open(str(write_bundle(tmp_path_factory.mktemp("engine") / "bundle")))
+def bundle(bundle_uri) -> Bundle:
+    return Bundle.open(bundle_uri)
 
 
 @pytest.fixture
@@ -23,65 +25,62 @@ def engine(bundle) -> Engine:
     return Engine(bundle)
 
 
-def every_case() -> list[Query]:
+@pytest.fixture(scope="module")
+def queries() -> list[Query]:
     """All combinations with all values, unknown ones too, short and long histories, shuffled."""
     rng = np.random.default_rng(0)
+    values = itertools.product((-1, 0, 1), (-1, 0, 1, 2))
     cases = [
-        Query(tuple(rng.integers(0, NUM_TITLES, 1 + place % 9).tolist()), values, combination, place % 2, 5)
-        for place, (combination, values) in enumerate(
-            itertools.product(range(4), itertools.product((-1, 0, 1), (-1, 0, 1, 2)))
-        )
+        Query(tuple(rng.integers(0, NUM_TITLES, 1 + index % 9).tolist()), values, combination, index % 2, 5)
+        for index, (combination, values) in enumerate(itertools.product(range(4), values))
     ]
-    return [cases[place] for place in rng.permutation(len(cases))]
+    return [cases[index] for index in rng.permutation(len(cases))]
 
 
 def alone(bundle: Bundle, engine: Engine, query: Query) -> torch.Tensor:
-    """(d,) by the backbone and the one eliminator, nothing stacked, nothing cached."""
-    backbone, whole = bundle.backbone(), bundle.eliminators()
+    """(d,) by the backbone and the one eliminator, without stacking or caching."""
+    backbone, stacked = bundle.backbone(), bundle.eliminators()
     history = torch.tensor([query.history[-HISTORY:]])
     combination = list(engine.combinations)[query.combination]
     if not combination:
         return backbone.user_vectors(history)[0]
-    pack = StackedEliminators(
-        whole.config, whole.attributes, [combination], width=whole.prompts.shape[-1], num_layers=whole.gate.shape[-1]
-    )
-    place = whole.combinations.index(combination)
-    pack.load_state_dict({name: value[place : place + 1] for name, value in whole.state_dict().items()})
-    return backbone.user_vectors(history, eliminators=pack.for_all(torch.tensor([query.values])))[0, 0]
+    width, num_layers = stacked.prompts.shape[-1], stacked.gate.shape[-1]
+    one = StackedEliminators(stacked.config, stacked.attributes, [combination], width=width, num_layers=num_layers)
+    index = stacked.combinations.index(combination)
+    one.load_state_dict({name: value[index : index + 1] for name, value in stacked.state_dict().items()})
+    return backbone.user_vectors(history, eliminators=one.for_all(torch.tensor([query.values])))[0, 0]
 
 
-def test_a_mixed_batch_equals_each_request_alone(bundle, engine):
-    queries = every_case()
-    vectors = engine.user_vectors(queries)
-    for query, vector in zip(queries, vectors, strict=True):
+def test_mixed_batch_equals_each_request_alone(bundle, engine, queries):
+    for query, vector in zip(queries, engine.user_vectors(queries), strict=True):
         torch.testing.assert_close(vector, alone(bundle, engine, query), rtol=1e-4, atol=1e-5)
 
 
-def test_the_cache_changes_nothing_even_when_it_overflows(bundle, engine):
-    queries = every_case()
+def test_cache_changes_nothing_even_when_it_overflows(bundle, engine, queries):
     first = engine.user_vectors(queries)
     assert torch.equal(engine.user_vectors(queries), first)
     assert len(engine.bank.row_of) == len({(query.combination, *query.values) for query in queries})
-    engine, kept = Engine(bundle), []
+    engine, sizes = Engine(bundle), []
     engine.bank.capacity = 20
     for start in range(0, len(queries), 6):
         torch.testing.assert_close(engine.user_vectors(queries[start : start + 6]), first[start : start + 6])
-        kept.append(len(engine.bank.row_of))
-        assert kept[-1] == len(engine.bank.of_key.matrix) <= 20
-    assert kept[0] < kept[2] > kept[3]  # begun anew more than once
+        sizes.append(len(engine.bank.row_of))
+        assert sizes[-1] == len(engine.bank.of_key.matrix) <= 20
+    assert sizes[0] < sizes[2] > sizes[3]  # cleared more than once
 
 
-def test_what_is_offered_somewhere_alone_is_offered_nowhere_else(tmp_path):
-    for offered, elsewhere in (({}, [[], []]), ({"t05": ["south"]}, [[5], []]), ({"t07": ["north"]}, [[], [7]])):
-        engine = Engine(Bundle.open(str(write_bundle(tmp_path / "-".join(["only", *offered]), offered=offered))))
-        assert engine.catalogue.everywhere == (not offered)
-        for territory, missing in enumerate(elsewhere):
-            (found,) = engine.recommend([Query((1, 2), (0, 0), 0, territory, NUM_TITLES)])
-            assert set(range(NUM_TITLES)) - set(found.titles) == set(missing)
+@pytest.mark.parametrize(
+    ("offered", "unavailable"), [({}, [[], []]), ({"t05": ["south"]}, [[5], []]), ({"t07": ["north"]}, [[], [7]])]
+)
+def test_titles_are_recommended_only_where_they_are_offered(tmp_path, offered, unavailable):
+    engine = Engine(Bundle.open(str(write_bundle(tmp_path / "bundle", offered=offered))))
+    assert engine.catalogue.everywhere == (not offered)
+    for territory, missing in enumerate(unavailable):
+        (ranked,) = engine.recommend([Query((1, 2), (0, 0), 0, territory, NUM_TITLES)])
+        assert set(range(NUM_TITLES)) - set(ranked.titles) == set(missing)
 
 
-def test_answers_are_the_best_offered_titles_in_order(engine):
-    queries = every_case()
+def test_answers_are_the_best_offered_titles_in_order(engine, queries):
     scores = engine.user_vectors(queries) @ engine.title_vectors
     not_in_north = [TITLE_IDS.index(title) for title in SOUTH_ONLY]
     for query, row, ranked in zip(queries, scores, engine.recommend(queries), strict=True):
@@ -91,27 +90,25 @@ def test_answers_are_the_best_offered_titles_in_order(engine):
         assert ranked.scores == sorted(ranked.scores, reverse=True)
 
 
-def test_k_and_what_is_left_out_are_each_requests_own(engine):
+def test_k_and_excluded_titles_belong_to_each_request(engine):
     everything = tuple(range(NUM_TITLES))
-    few, none, all_of_them = engine.recommend(
+    few, none, all_offered = engine.recommend(
         [
             Query((1, 2), (0, 0), 0, 1, 3, exclude=everything[5:]),
             Query((1, 2), (0, 0), 1, 1, 3, exclude=everything),
             Query((1, 2), (0, 0), 2, 0, NUM_TITLES),
         ]
     )
-    assert sorted([*few.titles, *few.titles])[::2] == sorted(few.titles)
-    assert len(few.titles) == 3
+    assert len(few.titles) == len(set(few.titles)) == 3
     assert set(few.titles) <= set(range(5))
     assert none.titles == none.scores == []
-    assert len(all_of_them.titles) == NUM_TITLES - len(SOUTH_ONLY)
+    assert len(all_offered.titles) == IN_NORTH
 
 
-def test_a_large_batch_is_scored_in_parts(engine, monkeypatch):
-    queries = every_case()
-    whole = engine.recommend(queries)
+def test_large_batch_is_scored_in_parts(engine, queries, monkeypatch):
+    expected = engine.recommend(queries)
     monkeypatch.setattr(engine_module, "MAX_CELLS", 7 * NUM_TITLES)
-    assert [ranked.titles for ranked in engine.recommend(queries)] == [ranked.titles for ranked in whole]
+    assert [ranked.titles for ranked in engine.recommend(queries)] == [ranked.titles for ranked in expected]
 
 
 def test_popular_titles_end_where_there_are_no_more(engine):
@@ -120,21 +117,20 @@ def test_popular_titles_end_where_there_are_no_more(engine):
     assert engine.most_popular(1, 3, frozenset({3, 5})).titles == [4, 6, 7]
 
 
-def test_propensities_use_the_territorys_block(engine):
+def test_propensities_use_the_block_of_the_territory(engine):
     embedding = np.random.default_rng(1).standard_normal(USER_WIDTH).astype(np.float32)
     north, south = (engine.propensities(embedding, territory, [0, 1, 2], 3) for territory in (0, 1))
-    model = engine.two_tower
-    user = model.user_vectors(torch.from_numpy(embedding)[None], torch.tensor([1]))
-    expected = model.logits(user, engine.propensity_vectors[:3])[0].sigmoid()
+    user = engine.two_tower.user_vectors(torch.from_numpy(embedding)[None], torch.tensor([1]))
+    expected = engine.two_tower.logits(user, engine.propensity_vectors[:3])[0].sigmoid()
     torch.testing.assert_close(torch.tensor(south.scores), expected)
     assert north.scores != south.scores
     best = engine.propensities(embedding, 0, None, NUM_TITLES)
-    assert len(best.titles) == NUM_TITLES - len(SOUTH_ONLY)
+    assert len(best.titles) == IN_NORTH
     assert best.scores == sorted(best.scores, reverse=True)
     assert all(0 < score < 1 for score in best.scores)
 
 
-def test_a_title_that_is_as_good_as_impossible_is_still_offered(engine, monkeypatch):
+def test_title_of_propensity_zero_is_still_offered(engine, monkeypatch):
     monkeypatch.setattr(engine.two_tower, "logits", lambda *_: torch.full((1, NUM_TITLES), -200.0))
     found = engine.propensities(np.ones(USER_WIDTH, dtype=np.float32), 0, None, NUM_TITLES)
-    assert found.scores == [0.0] * (NUM_TITLES - len(SOUTH_ONLY))
+    assert found.scores == [0.0] * IN_NORTH

@@ -1,4 +1,4 @@
-"""What becomes of requests whose replica dies with them, with a proxy that ends as Serve's does."""
+"""Requests whose replica dies, with a proxy that ends as Serve's does."""
 
 import asyncio
 from collections import Counter
@@ -20,7 +20,7 @@ FULL = {"type": "http.response.start", "status": 503, "headers": [(b"content-typ
 
 
 class Proxy:
-    """Ends `deaths` times without an answer, after the head where `head`, then answers with the body it got."""
+    """Returns without an answer `deaths` times, after the head if `head`; then answers with the body it received."""
 
     def __init__(self, deaths: int, head: bool = False, answer: dict[str, Any] = OK) -> None:
         self.deaths, self.head, self.answer = deaths, head, answer
@@ -28,7 +28,7 @@ class Proxy:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.scopes.append(scope)
-        scope["headers"].append((b"x-request-id", b"1"))  # as the proxy does
+        scope["headers"].append((b"x-request-id", b"1"))  # as Serve's proxy does
         body = await body_of(receive)
         if len(self.scopes) <= self.deaths:
             if self.head:
@@ -39,14 +39,12 @@ class Proxy:
 
 
 async def body_of(receive: Receive) -> bytes:
-    parts = []
-    while True:
+    body, more = b"", True
+    while more:
         message = await receive()
-        if message["type"] == "http.disconnect":
-            return b""
-        parts.append(message.get("body", b""))
-        if not message.get("more_body", False):
-            return b"".join(parts)
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    return body
 
 
 def through(app: Proxy) -> tuple[TestClient, Counter[str]]:
@@ -55,7 +53,7 @@ def through(app: Proxy) -> tuple[TestClient, Counter[str]]:
 
 
 @pytest.mark.parametrize("head", [False, True])
-def test_a_lost_question_is_asked_again_as_it_was(head):
+def test_lost_read_is_sent_again_unchanged(head):
     app = Proxy(1, head)
     client, counts = through(app)
     answer = client.post("/v1/recommend", content=iter([b"par", b"ts"]))
@@ -71,41 +69,25 @@ def test_a_lost_question_is_asked_again_as_it_was(head):
         ("PUT", 1, 1, {"refused": 1}),
         ("POST", 1, proxy.MAX_BUFFERED_BYTES + 1, {"refused": 1}),
     ],
-    ids=["lost twice", "may have been stored", "too long to keep"],
+    ids=["lost twice", "may have been stored", "too long to buffer"],
 )
-def test_what_cannot_be_asked_again_is_refused_for_now(method, deaths, size, counted):
+def test_request_that_cannot_be_repeated_gets_503(method, deaths, size, counted):
     client, counts = through(Proxy(deaths))
     answer = client.request(method, "/", content=b"x" * size)
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    fix = (
-        "the events may have been stored: send them again with the same Idempotency-Key"
-        if method == "PUT"
-        else "try again"
-    )
+    stored = "the events may have been stored: send them again with the same Idempotency-Key"
+    fix = stored if method == "PUT" else "try again"
     assert answer.json() == {"field": None, "message": f"the replica died before it answered: {fix}"}
     assert counts == counted
 
 
-def test_events_with_a_key_are_sent_again():
+def test_events_with_an_idempotency_key_are_sent_again():
     client, counts = through(Proxy(1))
     answer = client.put("/v1/users/ann/events", content=b"x", headers={"Idempotency-Key": "one"})
     assert (answer.status_code, counts) == (200, {"repeated": 1})
 
 
-def test_nothing_is_asked_again_or_said_when_the_caller_left():
-    async def gone() -> Message:
-        return {"type": "http.disconnect"}
-
-    async def send(message: Message) -> None:
-        raise AssertionError(message)
-
-    app = Proxy(9)
-    scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": []}
-    asyncio.run(RetryOnReplicaDeath(app, 1, lambda _: pytest.fail("counted"))(scope, gone, send))
-    assert app.scopes == []
-
-
-def test_serves_own_refusal_becomes_a_problem_and_ours_stays():
+def test_own_refusal_of_serve_becomes_a_problem_and_ours_stays():
     client, counts = through(Proxy(0, answer=FULL))
     answer = client.post("/", content=b"dropped due to backpressure")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
@@ -115,42 +97,39 @@ def test_serves_own_refusal_becomes_a_problem_and_ours_stays():
     assert not counts
 
 
-def test_above_the_limit_only_health_is_asked():
-    app = Proxy(0)
-    again = RetryOnReplicaDeath(app, 1, lambda outcome: counts.update([outcome]))
-    client, counts = TestClient(again), Counter[str]()
-    again.in_flight = 1
+def test_above_the_limit_only_health_checks_are_forwarded():
+    counts = Counter[str]()
+    retry = RetryOnReplicaDeath(Proxy(0), 1, lambda outcome: counts.update([outcome]))
+    client = TestClient(retry)
+    retry.in_flight = 1
     answer = client.post("/v1/recommend", content=b"x")
     assert (answer.status_code, answer.headers["retry-after"], answer.json()["field"]) == (503, "1", None)
     assert client.post("/mtrec/v1/recommend", content=b"x").status_code == 503
     assert client.get("/healthz").status_code == client.get("/mtrec/readyz").status_code == 200
-    again.in_flight = 0
+    retry.in_flight = 0
     assert client.post("/v1/recommend", content=b"x").status_code == 200
-    assert (again.in_flight, counts) == (0, {"too many": 2})
+    assert (retry.in_flight, counts) == (0, {"too many": 2})
 
 
 @pytest.mark.parametrize("limit", ["0", "-1", "many"])
-def test_a_limit_that_is_none_is_named(monkeypatch, limit):
+def test_wrong_limit_is_named(monkeypatch, limit):
     monkeypatch.setenv(proxy.LIMIT_VARIABLE, limit)
     with pytest.raises(UserError, match=f"MTREC_MAX_AT_PROXY is '{limit}'"):
         middlewares()
 
 
-def test_the_proxies_find_it_by_its_name(monkeypatch):
+def test_environment_names_the_middleware_but_not_behind_haproxy(monkeypatch):
     for variable in (proxy.VARIABLE, proxy.READY_VARIABLE):
         monkeypatch.delenv(variable, raising=False)
     proxy.configure_proxy_env()
     assert proxy.os.environ.pop(proxy.VARIABLE) == "mtrec_ray.serving.proxy:middlewares"
     assert proxy.os.environ.pop(proxy.READY_VARIABLE) == "20"
     assert [one.cls for one in middlewares()] == [RetryOnReplicaDeath]
-
-
-def test_replicas_that_haproxy_asks_have_none(monkeypatch):
     monkeypatch.setenv("RAY_SERVE_ENABLE_HA_PROXY", "1")
     assert middlewares() == []
 
 
-def test_the_queue_is_bounded_and_its_refusals_say_when_to_return():
+def test_queue_of_serve_is_limited_and_its_refusals_have_retry_after():
     application = build({"bundle": "b", "host": "127.0.0.1", "limits": {"max_queued": 7}})
     deployment = application._bound_deployment
     assert (deployment.max_queued_requests, deployment.backpressure_config.retry_after_s) == (7, 1)
@@ -164,9 +143,9 @@ def test_the_queue_is_bounded_and_its_refusals_say_when_to_return():
         (b"p" * (proxy.MAX_IN_SCOPE_BYTES + 1), None),
         (b"", None),
     ],
-    ids=["short", "of no told length", "long", "none"],
+    ids=["short", "of unknown length", "long", "none"],
 )
-def test_a_short_body_travels_with_its_scope_and_can_be_received_too(content, in_scope):
+def test_short_body_is_in_the_scope_and_can_be_received_too(content, in_scope):
     app = Proxy(1)
     client, _ = through(app)
     answer = client.post("/v1/recommend", content=content)
@@ -174,74 +153,64 @@ def test_a_short_body_travels_with_its_scope_and_can_be_received_too(content, in
     assert [scope.get("extensions", {}).get(PROXY_BODY) for scope in app.scopes] == [in_scope] * 2
 
 
-def received_with(messages: list[Message], then: Message | None) -> tuple[Proxy, RetryOnReplicaDeath, list[Message]]:
-    """A request that tells of 10 bytes and sends these messages, then that one or nothing more; what was answered."""
-    app, sent = Proxy(0), list[Message]()
-    again = RetryOnReplicaDeath(app, 1, lambda _: pytest.fail("counted"))
+FIRST: Message = {"type": "http.request", "body": b"first", "more_body": True}
+SECOND: Message = {"type": "http.request", "body": b"second", "more_body": False}
 
+
+@pytest.mark.parametrize("messages", [[], [FIRST]], ids=["before the body", "within the body"])
+def test_request_of_a_disconnected_caller_is_neither_forwarded_nor_answered(messages):
     async def receive() -> Message:
-        if messages:
-            return messages.pop(0)
-        if then is None:
-            await asyncio.sleep(3600)
-        assert then is not None
-        return then
+        return messages.pop(0) if messages else {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
-        sent.append(message)
+        raise AssertionError(message)
+
+    app = Proxy(9)
+    retry = RetryOnReplicaDeath(app, 1, lambda _: pytest.fail("counted"))
+    scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-length", b"11")]}
+    asyncio.run(retry(scope, receive, send))
+    assert (app.scopes, retry.in_flight) == ([], 0)
+
+
+def test_slow_body_is_received_by_the_replica(monkeypatch):
+    monkeypatch.setattr(proxy, "BUFFER_WITHIN_S", 0.05)
+    app = Proxy(0)
+    retry = RetryOnReplicaDeath(app, 1, lambda _: pytest.fail("counted"))
+    sent: list[Message] = []
 
     async def run() -> None:
-        scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-length", b"10")]}
+        messages: asyncio.Queue[Message] = asyncio.Queue()
+        messages.put_nowait(FIRST)
+
+        async def send(message: Message) -> None:
+            sent.append(message)
+
+        scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-length", b"11")]}
+        request = asyncio.create_task(retry(scope, messages.get, send))
         with suppress(TimeoutError):
-            async with asyncio.timeout(0.5):
-                await again(scope, receive, send)
+            await asyncio.wait_for(asyncio.shield(request), 0.5)
+        assert [PROXY_BODY in (scope.get("extensions") or {}) for scope in app.scopes] == [False]
+        messages.put_nowait(SECOND)
+        await request
 
     asyncio.run(run())
-    return app, again, sent
-
-
-def test_half_a_body_whose_caller_left_is_nobodys():
-    half: Message = {"type": "http.request", "body": b"first", "more_body": True}
-    app, again, sent = received_with([half], {"type": "http.disconnect"})
-    assert (app.scopes, sent, again.in_flight) == ([], [], 0)
-
-
-def test_a_slow_body_is_left_to_the_replica_whole(monkeypatch):
-    monkeypatch.setattr(proxy, "BUFFER_WITHIN_S", 0.05)
-    half: Message = {"type": "http.request", "body": b"first", "more_body": True}
-    app, again, _ = received_with([half], None)
-    assert [PROXY_BODY in (scope.get("extensions") or {}) for scope in app.scopes] == [
-        False
-    ]  # the replica refuses it or waits
-    assert again.in_flight == 0
-
-    async def late() -> list[Message]:
-        came: asyncio.Queue[Message] = asyncio.Queue()
-        came.put_nowait(half)
-        request = proxy.BufferedRequest(came.get)
-        await request.buffer()
-        assert not request.complete
-        came.put_nowait({"type": "http.request", "body": b"second", "more_body": False})
-        return [await request.receive(), await request.receive()]
-
-    assert [message["body"] for message in asyncio.run(late())] == [b"first", b"second"]
+    assert (sent[-1]["body"], retry.in_flight) == (b"firstsecond", 0)
 
 
 @pytest.mark.parametrize(("limit", "status"), [(5, 200), (4, 413)])
-def test_a_replica_asks_for_no_body_that_came_with_its_scope(limit, status):
+def test_guard_takes_a_body_from_the_scope(limit, status):
     async def replica(scope: Scope, receive: Receive, send: Send) -> None:
         await send(OK)
         await send({"type": "http.response.body", "body": await body_of(receive)})
 
-    async def serves_proxy(scope: Scope, receive: Receive, send: Send) -> None:
+    async def proxy_of_serve(scope: Scope, receive: Receive, send: Send) -> None:
         async def never() -> Message:
             raise AssertionError("asked for the body")
 
         guard = Guard(replica, (), LimitsConfig(max_body_bytes=limit), lambda kind: None)
         await guard({**scope, "path": "/v1/recommend"}, never, send)
 
-    answer = TestClient(RetryOnReplicaDeath(serves_proxy, 1, lambda outcome: None)).post(
-        "/v1/recommend", content=b"parts"
-    )
+    client = TestClient(RetryOnReplicaDeath(proxy_of_serve, 1, lambda outcome: None))
+    answer = client.post("/v1/recommend", content=b"parts")
     assert answer.status_code == status
     assert status != 200 or answer.content == b"parts"

@@ -29,9 +29,7 @@ if TYPE_CHECKING:
     from mtrec_ray.jobs.quickstart_config import QuickstartConfig
     from mtrec_ray.jobs.runs import ListRunsConfig, ShowRunConfig
     from mtrec_ray.lake.embed_config import EmbedConfig
-    from mtrec_ray.serving.config import ServeConfig
-    from mtrec_ray.serving.gates_config import PromoteConfig, RollbackConfig
-    from mtrec_ray.serving.load_config import StoreLoadConfig
+    from mtrec_ray.serving.config import PromoteConfig, RollbackConfig, ServeConfig, StoreLoadConfig
     from mtrec_ray.streams.config import PairsConfig
     from mtrec_ray.trainers.backbone_config import BackboneConfig
     from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
@@ -251,7 +249,7 @@ def show_partition(
     """
 
 
-@job("mtrec_ray.serving.load_config:StoreLoadConfig", "mtrec_ray.serving.load:load_store")
+@job("mtrec_ray.serving.config:StoreLoadConfig", "mtrec_ray.serving.load:load_store")
 def load_store(config: "StoreLoadConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
     """Load a lake's users into the online store.
 
@@ -271,7 +269,7 @@ def serve(config: "ServeConfig | None" = None, *, progress: Progress = False, **
     """
 
 
-@job("mtrec_ray.serving.gates_config:PromoteConfig", "mtrec_ray.serving.promote:promote")
+@job("mtrec_ray.serving.config:PromoteConfig", "mtrec_ray.serving.promote:promote")
 def promote(config: "PromoteConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
     """Make a bundle the live one if it passes its gates.
 
@@ -281,7 +279,7 @@ def promote(config: "PromoteConfig | None" = None, *, progress: Progress = False
     """
 
 
-@job("mtrec_ray.serving.gates_config:RollbackConfig", "mtrec_ray.serving.promote:rollback")
+@job("mtrec_ray.serving.config:RollbackConfig", "mtrec_ray.serving.promote:rollback")
 def rollback(config: "RollbackConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
     """Make the bundle live that was so before the last promotion.
 

@@ -1,4 +1,4 @@
-"""Settings of `mtrec serve` and of the `args` in serve.yaml."""
+"""Settings of `mtrec serve` (also the `args` in serve.yaml), `promote`, `rollback` and `store load`."""
 
 import ipaddress
 import os
@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from mtrec_ray.config import Config, advanced
 from mtrec_ray.errors import UserError
+from mtrec_ray.serving.store import MAX_STORED_EVENTS
 
 KEY_VARIABLE = "MTREC_API_KEYS"
 
@@ -71,6 +72,55 @@ class ServeConfig(Config):
     """Seconds between two reads of the pointer."""
     limits: LimitsConfig = LimitsConfig()
     scale: ScaleConfig = ScaleConfig()
+
+
+class GatesConfig(Config):
+    """Conditions for a bundle to go live; a metric counts as worse only if its whole interval is worse."""
+
+    ndcg_ratio: float = Field(default=0.97, gt=0)
+    """Minimum NDCG@10 of each combination relative to the live bundle, reached by the interval's upper end."""
+    min_ndcg: float = Field(default=0.0, ge=0)
+    """Minimum NDCG@10 of each combination, reached by the interval's lower end."""
+    pr_auc_ratio: float = Field(default=0.97, gt=0)
+    """Like `ndcg_ratio`, for the mean PR-AUC of the propensity model; both must be measured on the same protocol."""
+    max_leak: float = Field(default=0.02, ge=0)
+    """Largest excess of the best attacker's balanced accuracy over its null interval, per ignored attribute."""
+    max_auc_leak: float = Field(default=0.05, ge=0)
+    """Like `max_leak`, for AUC; larger, because choosing the best attacker alone moves an AUC by 0.02."""
+    min_permutations: int = Field(default=8, ge=2)
+    """Minimum permutations behind each null interval; with fewer, the interval is too wide."""
+    audit: bool = True
+    """Require an audit."""
+    against_live: bool = True
+    """Compare with the live bundle; false for a damaged pointer, a lost live bundle or dropped combinations."""
+
+
+class RollbackConfig(Config):
+    """The pointer to move back."""
+
+    pointer: str
+    """Pointer that endpoints follow: a file or URI that ends in .json."""
+
+
+class PromoteConfig(RollbackConfig):
+    """A bundle, and the pointer to move to it."""
+
+    bundle: str
+    """Folder or URI of the bundle."""
+    gates: GatesConfig = GatesConfig()
+
+
+class StoreLoadConfig(Config):
+    """One load of a lake's users into an online store."""
+
+    lake: str
+    """Folder or URI of the lake."""
+    store: str
+    """redis://host:port/db, rediss://..., or a local folder, which is created."""
+    expire_s: float | None = Field(default=None, gt=0)
+    """Seconds after a user's load or last event until the store forgets the user; null: never."""
+    max_events: int = Field(default=MAX_STORED_EVENTS, ge=1, le=MAX_STORED_EVENTS)
+    """Most recent events stored per user."""
 
 
 def api_keys(config: ServeConfig) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from typing import Any
 
 from mtrec_ray.bundle.manifest import BundleManifest
 from mtrec_ray.combinations import combination_name
-from mtrec_ray.serving.gates_config import GatesConfig
+from mtrec_ray.serving.config import GatesConfig
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.serving.load_config import StoreLoadConfig
+from mtrec_ray.serving.config import StoreLoadConfig
 from mtrec_ray.serving.store import Store, StoreUnavailable, UserState, is_folder, open_store, without_password
 
 if TYPE_CHECKING:

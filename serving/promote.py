@@ -10,9 +10,9 @@ from mtrec_ray.bundle.manifest import Bundle, BundleManifest
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import exists
+from mtrec_ray.serving.config import PromoteConfig, RollbackConfig
 from mtrec_ray.serving.engine import Engine
 from mtrec_ray.serving.gates import Gate, check_gates
-from mtrec_ray.serving.gates_config import PromoteConfig, RollbackConfig
 from mtrec_ray.serving.pointer import Pointer, move_back, move_pointer, read_pointer
 
 if TYPE_CHECKING:

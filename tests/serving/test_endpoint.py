@@ -21,8 +21,7 @@ import pytest
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
-from mtrec_ray.serving.config import ServeConfig, check_port
-from mtrec_ray.serving.gates_config import PromoteConfig
+from mtrec_ray.serving.config import PromoteConfig, ServeConfig, check_port
 from mtrec_ray.serving.promote import promote
 from mtrec_ray.serving.store import UserState, open_store
 from tests.serving.bundles import write_bundle

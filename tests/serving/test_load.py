@@ -14,8 +14,8 @@ from mtrec_ray.__main__ import main
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.serving.config import StoreLoadConfig
 from mtrec_ray.serving.load import load_store
-from mtrec_ray.serving.load_config import StoreLoadConfig
 from mtrec_ray.serving.store import UserState, open_store
 from mtrec_ray.sources.registry import make_source
 from tests.streams.lakes import day, event_table, title_table, write_lake

@@ -17,10 +17,9 @@ from mtrec_ray.bundle.manifest import Bundle
 from mtrec_ray.commands.serve import serve
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
-from mtrec_ray.serving.config import ServeConfig, api_keys
+from mtrec_ray.serving.config import PromoteConfig, ServeConfig, api_keys
 from mtrec_ray.serving.endpoint import build
 from mtrec_ray.serving.engine import Engine
-from mtrec_ray.serving.gates_config import PromoteConfig
 from mtrec_ray.serving.live import LiveEngine
 from mtrec_ray.serving.pointer import is_pointer, move_back, move_pointer, read_pointer
 from mtrec_ray.serving.promote import promote

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from rich.table import Column, Table
+from rich.table import Table
 
 
 @dataclass
@@ -154,52 +154,6 @@ def pairs_table(territories: list[str], plan) -> Any:
     }
     totals = {f"{name.replace(' ', '_')}/all": sum(values) for name, values in columns.items()}
     return {"alpha": period.alpha, "negative_rate": period.negative_rate} | totals | document, [table]
-
-
-def _train_propensity(_: Any, record: Any) -> Any:
-    facts = {
-        "model": record.config.kind,
-        "groups": f"{len(record.groups.names)} ({record.config.model.group_block})"
-        if record.config.kind == "mtl"
-        else "none",
-        "steps": f"{record.num_steps:,}",
-    }
-    table = _fact_table(record.uri, facts | _rounded(record.metrics))
-    return {"run": record.uri, "num_steps": record.num_steps, **record.metrics}, [table]
-
-
-def _train_backbone(config: Any, record: Any) -> Any:
-    facts = {"kind": config.model.kind} | _rounded(record.metrics)
-    return {"run": record.uri, **record.metrics}, [_fact_table(record.uri, facts)]
-
-
-def _train_eliminators(_: Any, record: Any) -> Any:
-    return {"run": record.uri, **record.metrics}, [combination_table(record)]
-
-
-def combination_table(record) -> Table:
-    """What each combination of a run of eliminators came to."""
-    from mtrec_ray.combinations import NONE, combination_name
-    from mtrec_ray.training.eliminators_run import COMBINATION_FIGURES
-
-    title = f"Run {record.uri}: {record.config.method}, jobs: {len(record.packs)}"
-    headings = [heading for heading, _ in COMBINATION_FIGURES.values()]
-    table = Table(Column("ignoring", overflow="fold"), *headings, title=title)
-    for name in (NONE, *map(combination_name, record.combinations)):
-        found = [(record.metrics.get(f"{figure}/{name}"), form) for figure, (_, form) in COMBINATION_FIGURES.items()]
-        table.add_row(name, *("" if value is None else format(value, form) for value, form in found))
-    return table
-
-
-def _rounded(metrics: dict[str, float]) -> dict[str, str]:
-    return {name: f"{value:.5g}" for name, value in metrics.items() if name != "step"}
-
-
-def _fact_table(title: str, facts: dict[str, str]) -> Table:
-    table = Table(title=f"Run {title}", show_header=False)
-    for key, value in facts.items():
-        table.add_row(key, value)
-    return table
 
 
 def _evaluate_propensity(config: Any, evaluation: Any) -> Any:

@@ -153,10 +153,10 @@ def test_passes_over_days_that_are_not_trained_on_are_refused():
 
 
 def test_masks_of_a_backbone_that_has_none_are_refused():
-    document = {"lake": "lake", "name": "bb", "optim": {"mask_share": 0.2}}
-    with pytest.raises(UserError, match=r"optim\.mask_share has no effect on sasrec"):
+    document = {"lake": "lake", "name": "bb", "optim": {"mask_fraction": 0.2}}
+    with pytest.raises(UserError, match=r"optim\.mask_fraction has no effect on sasrec"):
         validate_config(BackboneConfig, document)
-    assert validate_config(BackboneConfig, document | {"model": {"kind": "bert4rec"}}).optim.mask_share == 0.2
+    assert validate_config(BackboneConfig, document | {"model": {"kind": "bert4rec"}}).optim.mask_fraction == 0.2
 
 
 def test_mtl_has_the_papers_block_and_regions_unless_told():

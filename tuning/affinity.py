@@ -20,7 +20,6 @@ all titles, which is less work than drawing and gathering them.
 
 import math
 from dataclasses import dataclass, replace
-from itertools import islice
 
 import numpy as np
 import torch
@@ -30,9 +29,11 @@ from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import StepRows, read_pairs, training_batches
+from mtrec_ray.trainers.propensity import PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.training.propensity import new_run
-from mtrec_ray.training.propensity_loop import Trainee, make_trainee
+from mtrec_ray.trainers.workers import Workers
+from mtrec_ray.training.propensity import new_propensity_run, propensity_data
+from mtrec_ray.training.propensity_run import PropensityRecord
 from mtrec_ray.tuning.clustering import Evidence
 from mtrec_ray.tuning.data import TrialCache, TrialData
 
@@ -137,19 +138,19 @@ def gradient_evidence(config: PropensityConfig, data: TrialData) -> Evidence:
         config: a baseline's settings.
         data: what is read, at least two buckets.
     """
-    record, cache = new_run(config, data.lake, data.calendar), TrialCache()
+    record, cache = new_propensity_run(config, data.lake, data.calendar), TrialCache()
     trained = max(2, math.ceil(CHECKPOINTS[-1] * config.optim.epochs * len(data.buckets)))  # each is gone through once
     plan = cache.plan(replace(data, buckets=data.buckets[:trained]), config.sample)
-    trainee = make_trainee(record, data.lake, torch.device("cpu"), 1)
-    checkpoints = _train_to(trainee, config, data, plan, cache)
+    checkpoints = _weights_at_checkpoints(record, data, plan, cache)
     width, d = min(SKETCH_WIDTH, config.model.d), config.model.d
     generator = torch.Generator().manual_seed(config.seed)
     left, right = (torch.randn(d, width, generator=generator) / width**0.5 for _ in range(2))
     period = plan.periods[0]
     mask = Catalogue.of(data.lake, period.start, period.end).offer_mask
     negatives = Negatives.expected(period.negative_rate / period.num_folds, mask, generator)
-    models = [_at(trainee.model, weights) for weights in checkpoints]
-    titles = [model.title_vectors(trainee.catalogue) for model in models]
+    models = [_model_of(record, weights) for weights in checkpoints]
+    embeddings = torch.from_numpy(data.lake.title_embeddings().copy())
+    titles = [model.title_vectors(embeddings) for model in models]
     sums = [[GradientSums.zeros(len(mask), width) for _ in models] for _ in range(2)]
     pairs = np.zeros((2, len(mask)))
     for number, bucket in enumerate(data.buckets[: max(2, len(data.buckets) // 2)]):
@@ -184,23 +185,24 @@ def expected_pairs(rows: StepRows, rate: float, offer_mask: np.ndarray) -> np.nd
     return np.bincount(rows.territory, weights=expected, minlength=len(offer_mask))
 
 
-def _train_to(
-    trainee: Trainee, config: PropensityConfig, data: TrialData, plan: PairPlan, cache: TrialCache
+def _weights_at_checkpoints(
+    record: PropensityRecord, data: TrialData, plan: PairPlan, cache: TrialCache
 ) -> list[dict[str, Tensor]]:
-    """Weights at each checkpoint of a run that is left after the last one.
+    """Weights at each checkpoint of a run that stops after the last one.
 
-    The run is as long as one on all buckets of the sample would be, of which the plan knows a few.
+    The run is as long as one on all buckets of the sample, of which the plan covers a few.
     """
+    optim = record.config.optim
     planned = sum(sampled > 0 for sampled in plan.sampled_per_bucket)
-    epochs = max(1, round(config.optim.epochs * len(data.buckets) / planned))
-    schedule = plan.schedule((epochs,), config.optim.batch_pairs, config.optim.lanes, config.seed)
-    ends = [max(1, round(share * schedule.num_steps)) for share in CHECKPOINTS]
-    checkpoints = []
+    epochs = max(1, round(optim.epochs * len(data.buckets) / planned))
+    schedule = plan.schedule((epochs,), optim.batch_pairs, optim.lanes, record.config.seed)
+    trained_on = propensity_data(record, data.lake, plan, schedule, Workers())
+    trainer = PropensityTrainer(record.config, replace(trained_on, validate_at=frozenset()))
     batches = training_batches(data.lake, plan, schedule, 0, 1, stream=cache.stream)
-    for rows in islice(batches, ends[-1]):
-        trainee.step(rows, schedule.period_progress(rows.step))
-        if rows.step + 1 in ends:
-            checkpoints.append({name: value.clone() for name, value in trainee.model.state_dict().items()})
+    checkpoints = []
+    for fraction in CHECKPOINTS:
+        trainer.run(batches, until=max(1, round(fraction * schedule.num_steps)))
+        checkpoints.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
     return checkpoints
 
 
@@ -221,7 +223,7 @@ def positives(bucket: int, data: TrialData, plan: PairPlan) -> StepRows:
     )
 
 
-def _at(model: TwoTower, weights: dict[str, Tensor]) -> TwoTower:
-    copy = TwoTower(model.config)
-    copy.load_state_dict(weights)
-    return copy.eval()
+def _model_of(record: PropensityRecord, weights: dict[str, Tensor]) -> TwoTower:
+    model = TwoTower(record.two_tower_config())
+    model.load_state_dict(weights)
+    return model.eval()

@@ -6,24 +6,20 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.hashing import uniforms
-from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.manifest import Calendar, Lake
-from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.crops import read_users
 from mtrec_ray.streams.ordered import read_here
 from mtrec_ray.streams.plan import PairPlan, make_plan
 from mtrec_ray.streams.reader import BucketPairs, read_pairs
-from mtrec_ray.streams.sampling import VALIDATION, split_of
 from mtrec_ray.streams.schedule import Segment
-from mtrec_ray.streams.scored_users import FixedCandidates, ScoringChunk, scoring_chunks
+from mtrec_ray.streams.scored_users import ScoringChunk
 from mtrec_ray.streams.sequences import SequenceConfig, Sequences
+from mtrec_ray.streams.validation_users import by_territory, validation_chunks, validation_sampling_fraction
 
 AUTO_DAYS = 7
 """Days held back unless told otherwise: a week has every weekday once."""
@@ -96,21 +92,13 @@ def _why_not(lake: Lake, calendar: Calendar, days: int) -> str | None:
     return None
 
 
-def validation_chunks(
+def trial_validation_chunks(
     data: TrialData, sample: SampleConfig, buckets: Sequence[int], max_users: int
 ) -> Iterator[ScoringChunk]:
-    """Validation users of some buckets, at most about `max_users` in all buckets, with all that they could discover.
-
-    A source's candidate lists are of its test days: who is validated on other days chooses from all that is offered.
-    """
-    catalogue = Catalogue.of(data.lake, *data.validation)
-    expected = sample.validation_fraction * data.lake.manifest.counts["users"] * len(data.buckets)
-    share = max_users * data.lake.manifest.num_buckets / max(1.0, expected)
-    for index in buckets:
-        bucket = Bucket.read(data.lake, index, catalogue.title_ids, ("embedding",))
-        chosen = (split_of(bucket.keys, sample) == VALIDATION) & (uniforms(bucket.keys, "validated in trials") < share)
-        fixed = None if data.held_back else FixedCandidates.of(data.lake, index)
-        yield from scoring_chunks(bucket, np.flatnonzero(chosen), catalogue, fixed, data.validation)
+    """Validation users of some buckets, at most about `max_users` in all of the trial's buckets."""
+    fraction = validation_sampling_fraction(data.lake, sample, len(data.buckets), max_users)
+    fixed = not data.held_back
+    return validation_chunks(data.lake, sample, data.validation, buckets, fraction=fraction, fixed_candidates=fixed)
 
 
 class TrialCache:
@@ -143,14 +131,11 @@ class TrialCache:
     def validation(
         self, data: TrialData, sample: SampleConfig, buckets: Sequence[int], max_users: int
     ) -> list[ScoringChunk]:
-        """`validation_chunks`, those of a territory in one."""
+        """`trial_validation_chunks`, those of a territory in one."""
         split = (sample.split_seed, sample.test_fraction, sample.validation_fraction)
         key = f"{data.lake.uri} {data.lake.manifest.lake_hash} {data.validation} {buckets} {split} {max_users}"
         if key not in self._chunks:
-            by_territory: dict[int, list[ScoringChunk]] = {}
-            for chunk in validation_chunks(data, sample, buckets, max_users):
-                by_territory.setdefault(chunk.territory, []).append(chunk)
-            self._chunks = {key: [ScoringChunk.concatenate(chunks) for chunks in by_territory.values()]}
+            self._chunks = {key: by_territory(trial_validation_chunks(data, sample, buckets, max_users))}
         return self._chunks[key]
 
     def stream(self, read_segment: Any, segments: list[Segment], num_blocks: int, **shared: Any) -> Iterator[pa.Table]:
@@ -165,8 +150,8 @@ class TrialCache:
 
         return read_here(read_segment, segments, num_blocks, read=read, **shared)
 
-    def windows(self, read_crops: Any, segments: list[Segment], num_blocks: int, **shared: Any) -> Iterator[pa.Table]:
-        """`read_here` for windows, each bucket's histories read once for all epochs and trials."""
+    def crops(self, read_crops: Any, segments: list[Segment], num_blocks: int, **shared: Any) -> Iterator[pa.Table]:
+        """`read_here` for crops, each bucket's histories read once for all epochs and trials."""
 
         def read(lake: Lake, bucket: int, config: SequenceConfig, train_split_only: bool) -> Sequences:
             key = (lake.manifest.lake_hash, bucket, f"{config} {train_split_only}")

@@ -30,11 +30,11 @@ from mtrec_ray.streams.crops import make_sequence_plan, sequence_batches
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out, read_prefixes
 from mtrec_ray.streams.sequences import VALIDATION_EVENT, SequenceConfig, in_audit_split
 from mtrec_ray.trainers.accuracy import held_out_metrics, vectors_in_chunks
+from mtrec_ray.trainers.eliminators import PREFIXES_PER_USER, EliminatorData, EliminatorTrainer
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators import make_packs
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
-from mtrec_ray.training.pack_trainee import PREFIXES, make_pack_trainee
 from mtrec_ray.tuning.data import TrialCache, first_buckets, map_here
 from mtrec_ray.tuning.trial import TrialSpec
 
@@ -150,15 +150,17 @@ class EliminatorsTrial:
         )
         schedule = plan.schedule(optim.epochs, optim.batch_crops, optim.lanes, self.config.seed)
         fraction = plan.validation_fraction_of(optim.validation_users)
-        seen = read_prefixes(lake, sequences, length, self.buckets, fraction, PREFIXES)
-        trainee = make_pack_trainee(record, pack, backbone, plan, torch.device("cpu"), users, 0, 1)
-        trainee.begin(seen, users, 0, 1)
-        look_every = optim.evaluate_every * schedule.steps_per_epoch[0]
-        for batch in sequence_batches(lake, plan, schedule, 0, 1, stream=self.cache.windows):
-            trainee.step(batch, 0)
-            if trainee.next_step % look_every == 0 or trainee.next_step == schedule.num_steps:
-                trainee.fit_transport(seen, 0, 1)
-        return trainee.game.average.module
+        data = EliminatorData(
+            backbone=backbone,
+            attributes=record.attributes,
+            value_counts=plan.value_counts,
+            schedule=schedule,
+            users=users,
+            prefixes=read_prefixes(lake, sequences, length, self.buckets, fraction, PREFIXES_PER_USER),
+        )
+        trainer = EliminatorTrainer(self.config, record.packs[pack], data)
+        trainer.run(sequence_batches(lake, plan, schedule, 0, 1, stream=self.cache.crops))
+        return trainer.averaged
 
     def _record(self) -> EliminatorsRecord:
         return EliminatorsRecord(

@@ -1,5 +1,6 @@
 """The kinds of trials."""
 
+from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.tuning.data import TrialCache
 from mtrec_ray.tuning.trial import Trial, TrialSpec
 
@@ -9,7 +10,7 @@ def make_trial(plan: TrialSpec, cache: TrialCache, rank: int = 0, world_size: in
     if plan["kind"] == "propensity":
         from mtrec_ray.tuning.propensity_trial import PropensityTrial
 
-        return PropensityTrial.of(plan, rank, world_size, cache)
+        return PropensityTrial.of(plan, Workers(rank, world_size), cache)
     from mtrec_ray.tuning.eliminators_trial import EliminatorsTrial
 
     return EliminatorsTrial(plan, cache)

@@ -23,13 +23,13 @@ from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.groups import make_groups
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.training.propensity import new_run
+from mtrec_ray.trainers.propensity_validation import METRICS
+from mtrec_ray.training.propensity import new_propensity_run
 from mtrec_ray.tuning.affinity import gradient_evidence
 from mtrec_ray.tuning.config import PropensitySearchConfig
 from mtrec_ray.tuning.data import TrialData, map_here, trial_data
 from mtrec_ray.tuning.partitions import PLAIN, Partition, PartitionMaker, PartitionSpec, with_moves
 from mtrec_ray.tuning.profiles import count_discoveries, taste_evidence
-from mtrec_ray.tuning.propensity_trial import METRICS
 from mtrec_ray.tuning.results import SearchResult, collect
 from mtrec_ray.tuning.search import (
     Goal,
@@ -207,7 +207,7 @@ def check(config: PropensitySearchConfig) -> tuple[TrialData, dict[str, Any], Sp
 
 def _check_fits(config: PropensityConfig, data: TrialData) -> None:
     """UserError where a trial of these settings could not begin, or would have next to nobody to learn from."""
-    new_run(config, data.lake, data.calendar)
+    new_propensity_run(config, data.lake, data.calendar)
     sample, manifest = config.sample, data.lake.manifest
     users = manifest.counts["users"] * len(data.buckets) / manifest.num_buckets
     trained = (1 - sample.test_fraction - sample.validation_fraction) * sample.random_fraction

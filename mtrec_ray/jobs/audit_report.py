@@ -13,7 +13,7 @@ from mtrec_ray.evaluation.bootstrap import poisson_weights
 from mtrec_ray.evaluation.intervals import Interval, interval
 from mtrec_ray.files import join, write_file, write_json
 from mtrec_ray.jobs.audit import Audit
-from mtrec_ray.training.eliminators_run import weights_hash
+from mtrec_ray.training.eliminators_run import eliminators_hash
 
 ACCURACY = {
     "ndcg@10": "ndcg",
@@ -71,7 +71,7 @@ def _gaps(audit: Audit, name: str, num_bootstrap: int, seed: int) -> dict[str, G
 def _flat(
     audit: Audit, accuracy: dict[str, dict[str, Interval]], gaps: dict[str, dict[str, GroupGaps | None]]
 ) -> dict[str, Any]:
-    flat: dict[str, Any] = {"run": audit.record.uri, "weights_hash": weights_hash(audit.record)}
+    flat: dict[str, Any] = {"run": audit.record.uri, "weights_hash": eliminators_hash(audit.record)}
     flat |= {"num_users": len(audit.users), "num_audit_users": int(audit.users.audit_split.sum())}
     for prefix, results in (("audit", audit.from_vectors), ("list_audit", audit.from_lists)):
         for (name, attribute), result in results.items():

@@ -151,7 +151,7 @@ def _propensity(config: BundleConfig, lake: Lake) -> tuple[PropensityPart | None
     part = PropensityPart(
         model=run.model,
         group_of_territory=list(run.groups.of_territory),
-        metrics=run.metrics | metrics,
+        metrics=list(run.figures.values())[-1] | metrics,
         protocol=protocol,
     )
     return part, {PROPENSITY_FILE: safetensors.torch.save(_plain(model.state_dict()))}

@@ -9,9 +9,8 @@ from mtrec_ray.combinations import NONE, combination_name
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, join, read_json
 from mtrec_ray.jobs.audit_report import ACCURACY
-from mtrec_ray.training.eliminators_run import EliminatorsRecord, weights_hash
-from mtrec_ray.training.propensity_run import PropensityRecord
-from mtrec_ray.training.propensity_run import weights_hash as propensity_hash
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, eliminators_hash
+from mtrec_ray.training.propensity_run import PropensityRecord, snapshots_hash
 
 
 def audited(record: EliminatorsRecord, audit: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -28,7 +27,7 @@ def audited(record: EliminatorsRecord, audit: str | None) -> tuple[dict[str, Any
         raise UserError(
             f"no audit at {audit!r}: audit.json is missing; `mtrec audit RUN --out DIR` makes one"
         ) from error
-    if flat.get("weights_hash") != weights_hash(record):
+    if flat.get("weights_hash") != eliminators_hash(record):
         raise UserError(f"audit {audit!r} is of other weights than run {record.uri!r}: audit this run")
     names = [NONE, *map(combination_name, record.combinations)]
     keys = [f"{key}{end}" for key in ACCURACY for end in ("", "_low", "_high")]
@@ -74,7 +73,7 @@ def evaluated(run: PropensityRecord, evaluation: str | None) -> tuple[dict[str, 
         raise UserError(f"no evaluation at {evaluation!r}: metrics.json is missing; {fix} makes one") from error
     if not {"runs", "protocol"} <= flat.keys():
         raise UserError(f"evaluation {evaluation!r} does not say which weights it is of: evaluate again with {fix}")
-    own, runs = propensity_hash(run), flat["runs"]
+    own, runs = snapshots_hash(run), flat["runs"]
     variants = [of["variant"] for of in runs.values() if of["weights_hash"] == own]
     if not variants:
         raise UserError(

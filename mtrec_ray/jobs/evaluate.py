@@ -19,14 +19,15 @@ from mtrec_ray.evaluation.popularity_bias import TitleHistory
 from mtrec_ray.evaluation.report import MACRO, POOLED
 from mtrec_ray.evaluation.state import EvaluationResult, EvaluationSettings, EvaluationState
 from mtrec_ray.jobs.evaluate_config import EvaluateConfig
-from mtrec_ray.jobs.scorers import InteractionScorer, PopularityScorer, PropensityScorer, Scorer
+from mtrec_ray.jobs.scorers import InteractionScorer, PopularityScorer, Scorer
 from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED, Entry, count_bucket, score_shard
 from mtrec_ray.lake.cluster import map_tasks, total_cpus
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.plan import PairPlan
-from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot, weights_hash
+from mtrec_ray.trainers.propensity_validation import PropensityScorer
+from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot, snapshots_hash
 from mtrec_ray.training.record import load_plan
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,7 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
         list_length=config.list_length,
         titles=_reported_titles(day_positives, history.is_local, config.num_titles),
     )
-    weights = {record.config.name: weights_hash(record) for record in records}
+    weights = {record.config.name: snapshots_hash(record) for record in records}
     entries = _run_entries(lake, records, plans, days)
     scorers = _references(lake, records, history) if config.references else {}
     for name, scorer in scorers.items():

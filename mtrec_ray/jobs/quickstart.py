@@ -28,11 +28,10 @@ from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.shims import shimmed
 from mtrec_ray.sources.registry import make_source
-from mtrec_ray.training.backbone import new_run as new_backbone
-from mtrec_ray.training.backbone import train_backbone
+from mtrec_ray.training.backbone import new_backbone_run, train_backbone
 from mtrec_ray.training.eliminators import make_packs, train_eliminators
 from mtrec_ray.training.fit import check_resources
-from mtrec_ray.training.propensity import new_run, train_propensity
+from mtrec_ray.training.propensity import new_propensity_run, train_propensity
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -126,12 +125,12 @@ def _check_against_lake(steps: QuickstartSteps, lake: Lake, with_fairness: bool)
     """UserError for settings that do not fit the lake, the cluster or existing runs, which would show after hours."""
     for training in steps.trainings:
         calendar = resolve_calendar(lake, training.window)
-        new_run(training, lake, calendar).resume_or_new()
+        new_propensity_run(training, lake, calendar).resume_or_new()
         days_and_cohorts(steps.evaluation, lake, calendar, training.sample)
     for runner in steps.runners if with_fairness else steps.runners[:1]:
         check_resources(runner)
     if with_fairness:
-        new_backbone(steps.backbone, lake).resume_or_new()
+        new_backbone_run(steps.backbone, lake).resume_or_new()
         make_packs(steps.eliminators, lake.manifest.attributes)
 
 

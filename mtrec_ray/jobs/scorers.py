@@ -3,9 +3,7 @@
 from typing import Protocol
 
 import numpy as np
-import torch
 
-from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.streams.scored_users import ScoringChunk
 
 
@@ -15,23 +13,6 @@ class Scorer(Protocol):
     def score(self, chunk: ScoringChunk) -> np.ndarray:
         """(U, T) float32 logits."""
         ...
-
-
-class PropensityScorer:
-    """A two-tower model at one point of its training."""
-
-    def __init__(self, model: TwoTower, title_embeddings: np.ndarray, group_of_territory: list[int]) -> None:
-        self.model = model.eval()
-        self.titles = model.title_vectors(torch.from_numpy(title_embeddings.astype(np.float32)))  # (titles, d)
-        self.group_of_territory = group_of_territory
-
-    def score(self, chunk: ScoringChunk) -> np.ndarray:
-        users = torch.from_numpy(chunk.embedding.astype(np.float32))
-        num_groups = self.model.config.num_groups
-        group = self.group_of_territory[chunk.territory] if num_groups > 1 else 0
-        groups = torch.full((len(users),), group, dtype=torch.int64)
-        titles = self.titles[torch.from_numpy(chunk.title_index.astype(np.int64))]
-        return self.model.logits(self.model.user_vectors(users, groups), titles).numpy()
 
 
 class PopularityScorer:

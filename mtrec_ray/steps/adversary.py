@@ -31,7 +31,6 @@ All lie on one line, on which less leakage costs accuracy, so the plainest stand
 (eliminators.py) and the transport (models/transport.py) are what made a difference.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +40,7 @@ from mtrec_ray.all_reduce import AllReduce, sum_gradients
 from mtrec_ray.models.discriminators import Discriminators
 from mtrec_ray.models.fairness_methods import FairnessMethod
 from mtrec_ray.models.running_average import RunningAverage
+from mtrec_ray.models.training_state import Part
 from mtrec_ray.steps.pretraining import Positions, bpr_losses
 
 
@@ -130,31 +130,8 @@ class AdversaryGame:
         self.method.after_step()
         self.average.update(self.method)
 
-    def state(self) -> dict[str, Tensor]:
-        """Tuned weights, their average, discriminators, both optimizers' states; not the count of steps."""
-        tensors = {}
-        for prefix, parameters, optimizer in self._parts():
-            for name, parameter in parameters.items():
-                tensors[f"{prefix}/{name}"] = parameter.detach().contiguous()
-                for key, value in ({} if optimizer is None else optimizer.state.get(parameter, {})).items():
-                    tensors[f"{prefix}.{key}/{name}"] = torch.as_tensor(value).contiguous()
-        return tensors
-
-    @torch.no_grad()
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Go on from what `state` gave."""
-        for prefix, parameters, optimizer in self._parts():
-            for name, parameter in parameters.items():
-                parameter.copy_(tensors[f"{prefix}/{name}"])
-                found = {k: v for k, v in tensors.items() if k.startswith(f"{prefix}.") and k.endswith(f"/{name}")}
-                if optimizer is not None and found:
-                    state = {key.split("/")[0].removeprefix(f"{prefix}."): value for key, value in found.items()}
-                    optimizer.state[parameter] = {
-                        key: value.clone() if key == "step" else value.to(parameter.device, copy=True)
-                        for key, value in state.items()
-                    }
-
-    def _parts(self) -> list[tuple[str, Mapping[str, Tensor], torch.optim.Optimizer | None]]:
+    def parts(self) -> list[Part]:
+        """Tuned weights, their average, discriminators, with their optimizers."""
         own = self.method.own_parameters()
         average = self.average.module.own_parameters().items()
         return [

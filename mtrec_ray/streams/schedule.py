@@ -71,6 +71,11 @@ class Schedule:
             [epochs * steps for epochs, steps in zip(self.epochs, self.steps_per_epoch, strict=True)]
         ).tolist()
 
+    def epoch_ends(self) -> frozenset[int]:
+        """Global step after the last step of each epoch."""
+        steps = [n for n, epochs in zip(self.steps_per_epoch, self.epochs, strict=True) for _ in range(epochs)]
+        return frozenset(np.cumsum(steps).tolist())
+
     def period_progress(self, step: int) -> float:
         """Share in [0, 1) of its period's steps that come before this global step."""
         begin = 0

@@ -4,60 +4,59 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from mtrec_ray.config import Config, Seed
+from mtrec_ray.config import Config, Seed, advanced
 from mtrec_ray.lake.window import WindowConfig
 from mtrec_ray.models.group_block_names import GroupBlockName
 from mtrec_ray.streams.config import SampleConfig
+from mtrec_ray.tracking.config import TrackingConfig
 from mtrec_ray.trainers.runner_config import RunnerConfig, check_lanes
 
 
 class ModelConfig(Config):
     """Two-tower model (paper A, 3.3 and 4.2)."""
 
-    d: int = Field(default=512, ge=1)
+    d: int = advanced(512, ge=1)
     """Width of every layer."""
-    group_block: GroupBlockName | None = None
-    """Block of a territory group on top of the user tower; `dense` (paper A) is mtl's default, null a baseline's."""
+    group_block: GroupBlockName | None = advanced(None)
+    """Block of a territory group; null: dense (paper A) for mtl, none for a baseline."""
     groups: str | None = None
-    """Territory groups: one, each, regions (paper A's; mtl's default), or path or URI of YAML lists by group name."""
-    final_activation: Literal["none", "relu"] = "none"
-    """`relu` with final_batch_norm is paper A taken literally (no probability below one half); `none`: a linear last
-    layer, a scale and a bias."""
-    final_batch_norm: bool = False
+    """Territory groups: one, each, regions (mtl's default), or a YAML file of groups."""
+    final_activation: Literal["none", "relu"] = advanced("none")
+    """`relu` with final_batch_norm is paper A literally (every propensity is at least 1/2)."""
+    final_batch_norm: bool = advanced(False)
     """Batch normalisation after the last layer of each tower."""
 
 
 class OptimConfig(Config):
-    """Adam on batches of whole users (paper A, 4.2)."""
+    """Adam on batches of users with all their pairs (paper A, 4.2)."""
 
     lr: float | None = Field(default=None, gt=0)
-    """Learning rate at each period's first step; null: 1e-3 (paper A), or 1e-4 on a lake with interaction vectors."""
-    decay: Literal["none", "linear"] = "linear"
-    """`linear`: the learning rate falls to zero over each period; `none`: it stays (paper A)."""
-    block_lr: float | None = Field(default=None, gt=0)
+    """Learning rate; null: 1e-3 (paper A), 1e-4 on a lake with interaction vectors."""
+    decay: Literal["none", "linear"] = advanced("linear")
+    """`linear`: the learning rate falls to zero over each period; `none` (paper A)."""
+    block_lr: float | None = advanced(None, gt=0)
     """Learning rate of the group blocks' matrices; null: `lr`."""
-    block_vector_lr: float | None = Field(default=None, gt=0)
-    """Learning rate of their vectors (shift, scale, bias); null: 3e-3 for shift and film, else that of the matrices."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    """L2 penalty of Adam."""
+    block_vector_lr: float | None = advanced(None, gt=0)
+    """Learning rate of their vectors; null: 3e-3 for shift and film, else `block_lr`."""
     epochs: int = Field(default=3, ge=1)
-    """Passes over the window's pairs."""
-    day_epochs: int = Field(default=1, ge=1)
+    """Passes over the training window's pairs."""
+    day_epochs: int = advanced(1, ge=1)
     """Passes over each later day's pairs with --incremental."""
     batch_pairs: int = Field(default=8192, ge=1)
-    """Pairs of a global batch on average, over all workers."""
-    lanes: int = Field(default=8, ge=1)
-    """Parallel readers of a batch: fixes which users share one, whatever the number of workers (at most so many)."""
-    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Matrix products: `auto` = bfloat16 on GPU, float32 on CPU."""
+    """Mean pairs of a global batch, over all workers."""
+    lanes: int = advanced(8, ge=1)
+    """Parallel readers of a batch, at least as many as workers; part of a run's identity."""
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = advanced("auto")
+    """Type of matrix products; `auto`: bfloat16 on GPU, float32 on CPU."""
+    snapshot: Literal["last", "best"] = advanced("last")
+    """A period's snapshot: its last weights, or those of its best `val/pr_auc/weighted`."""
 
     def learning_rates(self, group_block: str | None, aligned: bool) -> tuple[float, float, float]:
-        """First learning rates of the towers, of the group block's matrices and of its vectors.
+        """First learning rates of the towers, the group block's matrices and its vectors.
 
-        Found on validation users of five real markets: towers that start as the dot product of interaction vectors
-        (`aligned`) unlearn the top of its ranking at a larger rate (PR-AUC over the full catalogue fell by 7% in the
-        largest market at 1e-4, by 12% at 3e-4), while the few numbers of a group's shift do not move in a run's length
-        at the towers' rate.
+        Chosen on validation users of five real markets. Towers that start as the dot product of interaction vectors
+        (`aligned`) lose it at a larger rate: PR-AUC in the largest market fell by 7% at 1e-4, by 12% at 3e-4. A shift's
+        few numbers hardly move within a run at the towers' rate.
         """
         lr = self.lr or (1e-4 if aligned else 1e-3)
         block_lr = self.block_lr or lr
@@ -70,32 +69,32 @@ class PropensityConfig(Config):
     lake: str
     """Folder or URI of the lake."""
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
-    """Name of the run (letters, digits and . _ + -); the same name goes on where it was stopped."""
+    """Name of the run (letters, digits and . _ + -); an unfinished run of that name resumes."""
     runs: str = "runs"
     """Folder or URI that holds the runs."""
     kind: Literal["baseline", "mtl"] = "mtl"
-    """`baseline` is one global model, `mtl` has a block per territory group."""
+    """`baseline`: one global model; `mtl`: a block per territory group."""
     seed: Seed = 0
     """Seed of the weights and of the order of batches."""
     incremental: bool = False
-    """After the window, train on each evaluation day in turn; a day is evaluated before it is trained on (paper A)."""
+    """Also train on each evaluation day, after it was evaluated (paper A)."""
     model: ModelConfig = ModelConfig()
     sample: SampleConfig = SampleConfig()
     window: WindowConfig = WindowConfig()
     optim: OptimConfig = OptimConfig()
     runner: RunnerConfig = RunnerConfig()
+    tracking: TrackingConfig = TrackingConfig()
 
     @model_validator(mode="before")
     @classmethod
     def _mtl_defaults(cls, document: Any) -> Any:
-        if (
-            isinstance(document, dict)
-            and document.get("kind", "mtl") == "mtl"
-            and isinstance(document.get("model", {}), dict)
-        ):
-            given = {key: value for key, value in document.get("model", {}).items() if value is not None}
-            document = document | {"model": {"group_block": "dense", "groups": "regions"} | given}
-        return document
+        if not isinstance(document, dict) or document.get("kind", "mtl") != "mtl":
+            return document
+        model = document.get("model", {})
+        if not isinstance(model, dict):
+            return document
+        given = {key: value for key, value in model.items() if value is not None}
+        return document | {"model": {"group_block": "dense", "groups": "regions"} | given}
 
     @model_validator(mode="after")
     def _contradictions(self) -> "PropensityConfig":
@@ -108,5 +107,7 @@ class PropensityConfig(Config):
                 raise ValueError(f"optim.{key} has no effect on {block or 'a baseline'}: drop it")
         if self.optim.day_epochs != OptimConfig().day_epochs and not self.incremental:
             raise ValueError("optim.day_epochs has no effect without incremental: drop it")
+        if self.optim.snapshot == "best" and not self.sample.validation_fraction:
+            raise ValueError("optim.snapshot = best needs validation users: set sample.validation_fraction, as 0.05")
         check_lanes(self.runner, self.optim.lanes)
         return self

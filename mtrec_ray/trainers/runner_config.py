@@ -1,27 +1,25 @@
-"""Workers of a run, the same settings for every kind of run."""
+"""Workers of a run: the same settings for every model."""
 
 import math
 
 from pydantic import Field
 
-from mtrec_ray.config import Config
+from mtrec_ray.config import Config, advanced
 
 
 class RunnerConfig(Config):
-    """Where and how the run is carried out; changes nothing but speed, up to float error, and in the sequential models
-    up to what every worker draws for itself: dropout, BERT4Rec's masks, which columns the adversary sees."""
+    """Workers; they change speed alone, up to float error and each worker's own dropout and masks."""
 
     workers: int = Field(default=1, ge=1)
     """Data-parallel workers."""
     use_gpu: bool = False
     """One GPU per worker."""
-    cpus_per_worker: float = Field(default=1.0, gt=0)
-    """Logical CPUs a worker holds; one more must stay free for Ray Data."""
-    max_failures: int = Field(default=3, ge=0)
-    """Restarts from the last checkpoint before the run gives up."""
-    checkpoint_every_s: float = Field(default=60.0, ge=0)
-    """Seconds between checkpoints, by a clock that is read every ten steps. A failure costs at most this and ten steps,
-    and what was under way of a fit of eliminators' maps or a look at the validation event."""
+    cpus_per_worker: float = advanced(1.0, gt=0)
+    """Logical CPUs of a worker; one more stays free for Ray Data."""
+    max_failures: int = advanced(3, ge=0)
+    """Restarts from the last checkpoint before the run fails."""
+    checkpoint_every_s: float = advanced(60.0, ge=0)
+    """Seconds between checkpoints; a failure repeats at most these and ten steps."""
 
     @property
     def num_cpus(self) -> int:
@@ -30,6 +28,6 @@ class RunnerConfig(Config):
 
 
 def check_lanes(runner: RunnerConfig, lanes: int) -> None:
-    """ValueError where workers would have no lane to read."""
+    """ValueError where a worker would have no lane to read."""
     if runner.workers > lanes:
         raise ValueError(f"runner.workers = {runner.workers} needs as many optim.lanes (there are {lanes})")

@@ -1,41 +1,45 @@
 """`mtrec train eliminators`: packs of combinations as parallel jobs, from a frozen backbone to one run folder.
 
 1. open backbone and lake, parse the combinations    (errors before any work)
-2. the run of this name, to go on with, or a new one
-3. `plan.json`: a counting pass over the users whose attribute values may be seen
-4. every unfinished pack is a Ray Train run, some at once; an interrupt waits for none of them
-5. a failed pack is started again, then left out: the others go on; a user's mistake lets none begin
+2. the stored run of this name to resume, or a new one
+3. `plan.json`: a counting pass over the train split's users
+4. every unfinished pack is a Ray Train run, some side by side; an interrupt waits for none of them
+5. a failed pack is retried, then left out while the others continue; a user's mistake stops all
 """
 
 import logging
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
+from typing import Any
+
+import torch
 
 from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError, find_user_error
 from mtrec_ray.files import absolute, check_writable, join, write_json
 from mtrec_ray.lake.cluster import cluster_resources, joins_cluster
-from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan
+from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, sequence_batches
+from mtrec_ray.streams.held_out import read_held_out, read_prefixes
+from mtrec_ray.streams.schedule import Schedule
+from mtrec_ray.streams.sequences import VALIDATION_EVENT
+from mtrec_ray.tracking.config import check_tracking
+from mtrec_ray.trainers.eliminators import PREFIXES_PER_USER, EliminatorData, EliminatorTrainer, Figures
 from mtrec_ray.trainers.eliminators_config import EliminatorOptimConfig, EliminatorsConfig, parse_combinations
 from mtrec_ray.trainers.runner_config import RunnerConfig
-from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
-from mtrec_ray.training.eliminators_loop import pack_loop_per_worker
-from mtrec_ray.training.eliminators_run import (
-    EliminatorsRecord,
-    is_done,
-    pack_uri,
-    weights_uri,
-)
+from mtrec_ray.trainers.workers import Workers
+from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash, load_backbone
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, is_done, pack_uri, weights_uri
 from mtrec_ray.training.fit import POLL_S, check_resources, fit, in_background
-from mtrec_ray.training.record import save_plan
+from mtrec_ray.training.loop import Training
+from mtrec_ray.training.record import load_plan, save_plan
 from mtrec_ray.training.weights import load_figures
 
 logger = logging.getLogger(__name__)
 
-LEAST_ATTACKED = 25
-"""Users of a known value whom five folds of attackers are likely to take."""
+MIN_AUDIT_USERS = 25
+"""Users with a known value that five folds of attackers need."""
 
 
 class PacksFailed(RuntimeError):
@@ -43,12 +47,11 @@ class PacksFailed(RuntimeError):
 
 
 def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | None = None) -> EliminatorsRecord:
-    """Train every combination, going on with what is unfinished if the same name was stopped.
+    """Train every combination, resuming unfinished packs if the same name was interrupted.
 
     Raises:
         UserError: settings that do not fit the backbone, its lake, the cluster, or the run of the same name; a
-            place that cannot be written to; or what a pack finds to be the user's mistake, such as a lake changed
-            meanwhile.
+            place that cannot be written to; or a user's mistake that a pack finds, such as a lake changed meanwhile.
         PacksFailed: packs that failed in spite of retries, after all others were done.
     """
     config = config.model_copy(update={"backbone": absolute(config.backbone), "runs": absolute(config.runs)})
@@ -57,24 +60,23 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
     record = _new_run(config, backbone).resume_or_new()
     if record.status == "done":
         return record.relocate_inputs(backbone=config.backbone)
+    check_tracking(config.tracking)
     check_writable(config.runs)
     at_once = _jobs_at_once(config)
     if not record.steps_per_pack:  # planned before it is recorded: what fails here leaves no run behind
         sequences, length = backbone.config.sequences, backbone.config.model.history
         plan = make_sequence_plan(lake, sequences, length, train_split_only=True, progress=progress)
         _check_values(record, plan)
-        optim = config.optim
-        plan.validation_fraction_of(optim.validation_users)
+        plan.validation_fraction_of(config.optim.validation_users)
         save_plan(record.uri, plan)
-        schedule = plan.schedule(optim.epochs, optim.batch_crops, optim.lanes, config.seed)
-        record = record.model_copy(update={"steps_per_pack": schedule.num_steps})
+        record = record.model_copy(update={"steps_per_pack": _schedule(config, plan).num_steps})
         record.save()
     _train_packs(record, at_once, progress)
-    figures = {key: value for pack in record.packs for key, value in load_figures(weights_uri(record, pack)).items()}
-    _warn_of_bars(record, figures)
-    done = record.model_copy(update={"status": "done", "metrics": figures})
-    done.save()
-    return done
+    figures: Figures = {}
+    for pack in record.packs:
+        figures |= load_figures(weights_uri(record, pack))
+    _warn_of_floors(record, figures)
+    return record.finish(figures)
 
 
 def make_packs(config: EliminatorsConfig, attributes: dict[str, list[str]]) -> dict[str, list[Combination]]:
@@ -87,9 +89,36 @@ def make_packs(config: EliminatorsConfig, attributes: dict[str, list[str]]) -> d
     return {f"pack{number:03d}": chosen[start : start + size] for number, start in enumerate(starts)}
 
 
+def make_training(arguments: dict[str, Any], workers: Workers, device: torch.device) -> Training:
+    """One worker's trainer and batches; `arguments` holds `record` (EliminatorsRecord as JSON) and `pack`."""
+    record, pack = EliminatorsRecord.model_validate_json(arguments["record"]), arguments["pack"]
+    config, source = record.config, record.source()
+    lake, plan = record.open_lake(source.config.lake), load_plan(record.uri, SequencePlan)
+    schedule = _schedule(config, plan)
+    buckets = range(workers.rank, lake.manifest.num_buckets, workers.size)
+    fraction = plan.validation_fraction_of(config.optim.validation_users)
+    users = read_held_out(lake, plan.sequences, VALIDATION_EVENT, plan.length, buckets, fraction)
+    data = EliminatorData(
+        backbone=load_backbone(source, record.backbone_hash),
+        attributes=record.attributes,
+        value_counts=plan.value_counts,
+        schedule=schedule,
+        users=users.only(~users.audit_split),
+        prefixes=read_prefixes(lake, plan.sequences, plan.length, buckets, fraction, PREFIXES_PER_USER),
+    )
+    trainer = EliminatorTrainer(config, record.packs[pack], data, device=device, workers=workers)
+    batches = partial(sequence_batches, lake, plan, schedule, workers.rank, workers.size)
+    return Training(trainer, batches, pack_uri(record, pack), f"{config.name} {pack}", config)
+
+
+def _schedule(config: EliminatorsConfig, plan: SequencePlan) -> Schedule:
+    optim = config.optim
+    return plan.schedule(optim.epochs, optim.batch_crops, optim.lanes, config.seed)
+
+
 def _new_run(config: EliminatorsConfig, backbone: BackboneRecord) -> EliminatorsRecord:
-    if backbone.config.model.kind == "sasrec" and config.optim.mask_share != EliminatorOptimConfig().mask_share:
-        raise UserError(f"optim.mask_share has no effect on backbone {config.backbone!r}, a sasrec: drop it")
+    if backbone.config.model.kind == "sasrec" and config.optim.mask_fraction != EliminatorOptimConfig().mask_fraction:
+        raise UserError(f"optim.mask_fraction has no effect on backbone {config.backbone!r}, a sasrec: drop it")
     return EliminatorsRecord(
         status="training",
         config=config,
@@ -101,8 +130,8 @@ def _new_run(config: EliminatorsConfig, backbone: BackboneRecord) -> Eliminators
 
 
 def _check_values(record: EliminatorsRecord, plan: SequencePlan) -> None:
-    """Attributes that are to be hidden must differ between the users whose values may be seen, and be attackable."""
-    kept = plan.sequences.audit_fraction
+    """Attributes to hide must vary within the train split, and should be auditable."""
+    held_out = plan.sequences.audit_fraction
     counts = dict(zip(record.attributes, plan.value_counts, strict=True))
     for name in {name for combination in record.combinations for name in combination}:
         seen = [value for value, count in zip(record.attributes[name], counts[name], strict=True) if count]
@@ -111,44 +140,44 @@ def _check_values(record: EliminatorsRecord, plan: SequencePlan) -> None:
             raise UserError(
                 f"attribute {name!r} has {what} among the {plan.users} users to train on: leave it out of combinations"
             )
-        attacked = sum(counts[name]) * kept / (1 - kept)
-        if attacked < LEAST_ATTACKED:
+        audited = sum(counts[name]) * held_out / (1 - held_out)
+        if audited < MIN_AUDIT_USERS:
             logger.warning(
-                "attribute %s: about %.0f of the users kept for attackers have a known value; an audit may refuse so "
-                "few: leave it out of combinations, or raise sequences.audit_fraction of the backbone",
+                "attribute %s: about %.0f users of the audit split have a known value; an audit may refuse so few: "
+                "leave it out of combinations, or raise sequences.audit_fraction of the backbone",
                 name,
-                attacked,
+                audited,
             )
 
 
-def _warn_of_bars(record: EliminatorsRecord, figures: dict[str, float]) -> None:
-    for combination in record.combinations:
-        name = combination_name(combination)
-        ndcg, bar, step = (figures[f"{figure}/{name}"] for figure in ("val/ndcg", "val/ndcg_floor", "step"))
-        used, confirmed = (
-            figures.get(f"{figure}/{name}", 1.0) for figure in ("strength", "strength_confirmed")
-        )  # no map: 1
-        if used < confirmed:
+def _warn_of_floors(record: EliminatorsRecord, figures: Figures) -> None:
+    """Say where the accuracy floor limits what is hidden, and where it was never reached."""
+    for name in map(combination_name, record.combinations):
+        found = figures[name]
+        strength, confirmed = found.get("strength", 1.0), found.get("strength_confirmed", 1.0)
+        if strength < confirmed:
             logger.warning(
-                "combination %s: transport strength limited to %g by the accuracy floor; cross-validation supports "
-                "%g; lower optim.min_ndcg_ratio or raise optim.leakage_budget to hide more",
+                "combination %s: transport strength limited to %g by the accuracy floor; cross-validation supports %g; "
+                "lower optim.min_ndcg_ratio or raise optim.leakage_budget to hide more",
                 name,
-                used,
+                strength,
                 confirmed,
             )
-        if step and ndcg >= bar:
+        if found["step"] and found["ndcg"] >= found["ndcg_floor"]:
             continue
-        what = f"what was most accurate is kept, of step {step:.0f}" if step else "it is as before the first step"
+        kept = (
+            f"the most accurate weights are kept, of step {found['step']:.0f}" if found["step"] else "it is untrained"
+        )
         logger.warning(
-            "combination %s: its NDCG@10 was below its bar (val/ndcg_floor) at every look, so %s (an eliminator's map "
-            "is fitted by then); lower optim.min_ndcg_ratio, adversary.weight or .generator_lr",
+            "combination %s: its NDCG@10 was below its floor at every validation, so %s (transport: fitted before "
+            "training); lower optim.min_ndcg_ratio, adversary.weight or adversary.generator_lr",
             name,
-            what,
+            kept,
         )
 
 
 def _jobs_at_once(config: EliminatorsConfig) -> int:
-    """How many packs are trained side by side: more than the cluster holds would leave Ray Data no CPU, and hang."""
+    """Packs trained side by side: more than the cluster holds would leave Ray Data no CPU, and hang."""
     check_resources(config.runner)
     fitting = jobs_that_fit(config.runner)
     if config.jobs_at_once is None or config.jobs_at_once <= fitting:
@@ -156,7 +185,7 @@ def _jobs_at_once(config: EliminatorsConfig) -> int:
     message = f"jobs_at_once = {config.jobs_at_once}: the cluster holds {fitting} jobs at once (a CPU stays free)"
     if not joins_cluster():
         raise UserError(f"{message}: lower jobs_at_once or runner.cpus_per_worker")
-    logger.warning("%s, unless it can grow: going on with %d", message, fitting)
+    logger.warning("%s, unless it can grow: continuing with %d", message, fitting)
     return fitting
 
 
@@ -178,7 +207,7 @@ def _train_packs(record: EliminatorsRecord, at_once: int, progress: ProgressCall
             logger.warning("pack %s failed (attempt %d): %s", pack, attempts[pack], error)
             failed[pack] = error
             mistake = mistake or find_user_error(error)
-            if mistake:  # it is in what all packs stand on
+            if mistake:  # it is in the inputs of all packs
                 waiting.clear()
             elif attempts[pack] <= record.config.retries:
                 waiting.insert(0, pack)
@@ -195,19 +224,21 @@ def _train_packs(record: EliminatorsRecord, at_once: int, progress: ProgressCall
 def _train_pack(record: EliminatorsRecord, pack: str, progress: ProgressCallback | None) -> None:
     names = ", ".join(map(combination_name, record.packs[pack]))
     label = f"{pack} ({names if len(names) < 40 else f'{len(record.packs[pack])} combinations'})"
-    show: ProgressCallback | None = None
-    if progress:
-        show = lambda _, *counts: progress(label, *counts)  # noqa: E731
-    settings = {"record": record.model_dump_json(), "pack": pack}
-    runner = record.config.runner
-    fit(pack_loop_per_worker, settings, join(record.uri, "packs"), pack, runner, record.steps_per_pack, show)
+
+    def show(stage: str, done: int, total: int, note: str = "") -> None:
+        if progress:
+            progress(label, done, total, note)
+
+    arguments, runner = {"record": record.model_dump_json(), "pack": pack}, record.config.runner
+    folder, steps = join(record.uri, "packs"), record.steps_per_pack
+    fit(make_training, arguments, folder, pack, runner, steps, show if progress else None)
     write_json(join(pack_uri(record, pack), "done.json"), {"combinations": names})
 
 
 def jobs_that_fit(runner: RunnerConfig) -> int:
-    """Jobs that the cluster holds at once, a CPU left free for Ray Data; one where it has yet to grow."""
-    there = cluster_resources()
-    fitting = (there.get("CPU", 0) - 1) // (runner.workers * runner.cpus_per_worker)
+    """Jobs that the cluster holds at once, one CPU left free for Ray Data; 1 where it has yet to grow."""
+    available = cluster_resources()
+    fitting = (available.get("CPU", 0) - 1) // (runner.workers * runner.cpus_per_worker)
     if runner.use_gpu:
-        fitting = min(fitting, there.get("GPU", 0) // runner.workers)
+        fitting = min(fitting, available.get("GPU", 0) // runner.workers)
     return max(1, int(fitting))

@@ -1,38 +1,41 @@
 """The folder of a run of eliminators.
 
-runs/NAME/run.json                             config, backbone, combinations, packs, figures
-runs/NAME/plan.json                            what its window streams count on
-runs/NAME/packs/PACK/eliminators.safetensors   the kept weights of the pack's combinations, with their figures
-runs/NAME/packs/PACK/done.json                 the pack is finished
-runs/NAME/packs/PACK/checkpoint_*/             Ray Train's checkpoints
+runs/NAME/run.json                                settings, backbone, combinations, packs, figures
+runs/NAME/plan.json                               the plan of its sequence streams
+runs/NAME/packs/PACK/eliminators.safetensors      the kept weights of the pack's combinations, with their figures
+runs/NAME/packs/PACK/done.json                    the pack is finished
+runs/NAME/packs/PACK/metrics.jsonl, tensorboard/  figures over its steps
+runs/NAME/packs/PACK/checkpoint_*/                Ray Train's checkpoints
 """
 
 import hashlib
-from typing import Literal, Self
+from typing import ClassVar, Literal
 
-import safetensors.torch
 import torch
+from rich.console import RenderableType
+from rich.table import Column, Table
 from torch import Tensor
 
-from mtrec_ray.combinations import Combination, combination_name
+from mtrec_ray.combinations import NONE, Combination, combination_name
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import exists, join, read_file
-from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
-from mtrec_ray.models.fairness_methods import EliminatorMethod, FairnessMethod, FilterMethod, FineTuningMethod
+from mtrec_ray.identity import Identity
+from mtrec_ray.models.fairness_methods import FairnessMethod
 from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.trainers.eliminators import WEIGHTS, make_method
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.training.record import RUN, Record
+from mtrec_ray.training.weights import parse_weights, read_weights
 
-WEIGHTS = "eliminators.safetensors"
-COMBINATION_FIGURES = {
-    "val/ndcg": ("NDCG@10, validation event", ".4f"),
-    "val/ndcg_floor": ("its bar", ".4f"),
-    "strength": ("map used", "g"),
-    "strength_confirmed": ("confirmed by other users", "g"),
+FIGURES = {
+    "ndcg": ("NDCG@10, validation event", ".4f"),
+    "ndcg_floor": ("NDCG floor", ".4f"),
+    "strength": ("transport strength", "g"),
+    "strength_confirmed": ("strength confirmed by cross-validation", "g"),
     "step": ("of step", ".0f"),
 }
-"""Figures of each combination, those of shares where there is a map: heading in tables, format."""
+"""Figures of each combination, of strengths where there is a transport: column heading, format."""
 
 
 class EliminatorsRecord(Record):
@@ -47,8 +50,11 @@ class EliminatorsRecord(Record):
     """Name of each job -> the combinations it trains."""
     steps_per_pack: int = 0
 
+    figures_of: ClassVar[str] = "combination"
+
     @property
     def combinations(self) -> list[Combination]:
+        """All that the run trains."""
         return [combination for pack in self.packs.values() for combination in pack]
 
     def source(self) -> BackboneRecord:
@@ -61,24 +67,19 @@ class EliminatorsRecord(Record):
             )
         return BackboneRecord.load(uri)
 
-    def check_same(self, new: Self) -> None:
-        super().check_same(new)
-        self._check_state(new, "backbone", self.backbone_hash, new.backbone_hash)
+    def identity(self) -> Identity:
+        """What decides this run's figures."""
+        base = super().identity()
+        return Identity(base.settings, base.inputs | {"backbone": self.backbone_hash})
 
-
-def make_method(record: EliminatorsRecord, backbone: SequentialBackbone, chosen: list[Combination]) -> FairnessMethod:
-    """What trains some combinations, as it starts: drawn by the run's seed and each combination's name alone."""
-    config, sizes = record.config, {name: len(values) for name, values in record.attributes.items()}
-    if config.method == "fine_tuning":
-        return FineTuningMethod(backbone, chosen[0])
-    if config.method == "filter":
-        filtered = FilterMethod(backbone, {name: sizes[name] for (name,) in chosen})
-        filtered.init_weights(config.seed)
-        return filtered
-    shape = EliminatorConfig(**config.shape.model_dump())
-    pack = StackedEliminators(shape, sizes, chosen, width=backbone.config.width, num_layers=backbone.config.num_layers)
-    pack.init_weights(config.seed)
-    return EliminatorMethod(backbone, pack)
+    def tables(self) -> list[RenderableType]:
+        """A row for each combination."""
+        title = f"Run {self.uri}: {self.config.method}, jobs: {len(self.packs)}"
+        table = Table(Column("ignoring", overflow="fold"), *(heading for heading, _ in FIGURES.values()), title=title)
+        for name in (NONE, *map(combination_name, self.combinations)):
+            found = [(self.figures.get(name, {}).get(figure), form) for figure, (_, form) in FIGURES.items()]
+            table.add_row(name, *("" if value is None else format(value, form) for value, form in found))
+        return [table]
 
 
 def pack_uri(record: EliminatorsRecord, pack: str) -> str:
@@ -90,15 +91,13 @@ def weights_uri(record: EliminatorsRecord, pack: str) -> str:
 
 
 def load_pack(record: EliminatorsRecord, pack: str) -> dict[str, Tensor]:
-    try:
-        return safetensors.torch.load(read_file(weights_uri(record, pack)))
-    except FileNotFoundError as error:
-        raise UserError(f"run {record.uri!r}: pack {pack} is not trained yet: start the same command again") from error
-    except safetensors.SafetensorError as error:
-        raise UserError(f"run {record.uri!r}: the weights of pack {pack} are damaged: {error}") from error
+    """The kept weights of a pack."""
+    missing = f"run {record.uri!r}: pack {pack} is not trained yet: start the same command again"
+    content = read_weights(weights_uri(record, pack), missing)
+    return parse_weights(content, f"run {record.uri!r}: the weights of pack {pack} are damaged")
 
 
-def weights_hash(record: EliminatorsRecord) -> str:
+def eliminators_hash(record: EliminatorsRecord) -> str:
     """SHA-256 over the backbone's and all packs' weights: what an audit is of."""
     digest = hashlib.sha256(record.backbone_hash.encode())
     for pack in record.packs:
@@ -120,14 +119,10 @@ def load_methods(record: EliminatorsRecord, backbone: SequentialBackbone) -> lis
         packs = [(record.combinations, merged)]
     methods = []
     for chosen, tensors in packs:
-        method = make_method(record, backbone, chosen)
+        method = make_method(record.config, record.attributes, backbone, chosen)
         if tensors.keys() != method.own_parameters().keys():
             odd = ", ".join(sorted(tensors.keys() ^ method.own_parameters().keys()))
             raise UserError(f"run {record.uri!r} was written by another version (weights {odd}): train again")
         method.load_state_dict(tensors, strict=False)  # the backbone is there
         methods.append(method.eval().requires_grad_(False))
     return methods
-
-
-def figure_name(name: str, combination: Combination) -> str:
-    return f"{name}/{combination_name(combination)}"

@@ -16,6 +16,7 @@ from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.cluster import asking, cluster_resources, joins_cluster, need_ray
 from mtrec_ray.trainers.runner_config import RunnerConfig
+from mtrec_ray.training.loop import MakeTraining, train_loop_per_worker
 
 POLL_S = 1.0
 Result = TypeVar("Result")
@@ -25,43 +26,43 @@ logger = logging.getLogger(__name__)
 
 @ray.remote(num_cpus=0)
 class ProgressActor:
-    """Where rank 0 leaves the global step for the driver's progress bar."""
+    """Holds rank 0's global step for the driver's progress bar."""
 
     def __init__(self) -> None:
-        self.step = 0
+        self.step, self.note = 0, ""
 
-    def put(self, step: int) -> None:
-        self.step = step
+    def put(self, step: int, note: str = "") -> None:
+        self.step, self.note = step, note
 
-    def get(self) -> int:
-        return self.step
+    def get(self) -> tuple[int, str]:
+        return self.step, self.note
 
 
 def fit(
-    loop: Callable[[dict[str, Any]], None],
-    settings: dict[str, Any],
+    make: MakeTraining,
+    arguments: dict[str, Any],
     runs: str,
     name: str,
     runner: RunnerConfig,
     num_steps: int,
     progress: ProgressCallback | None,
-) -> dict[str, float]:
-    """Run `loop` on every worker to its end and return the numbers it reported last.
+) -> None:
+    """Train one model on Ray Train to its end, from its last checkpoint if there is one.
 
     Args:
-        loop: takes `settings` and in them `board`, the `ProgressActor` for rank 0's step.
-        settings: plain data.
-        runs: folder or URI; Ray Train keeps its checkpoints in its subfolder `name`, and goes on from them.
+        make: makes each worker's training from `arguments`.
+        arguments: plain data.
+        runs: folder or URI; Ray Train keeps its checkpoints in its subfolder `name`.
         name: of the run.
-        runner: workers and what each holds.
+        runner: workers and their resources.
         num_steps: for the progress bar.
-        progress: told of steps.
+        progress: receives the step.
     """
     need_ray()
-    board = ProgressActor.remote()
+    actor = ProgressActor.remote()
     trainer = TorchTrainer(
-        loop,
-        train_loop_config=settings | {"board": board},
+        train_loop_per_worker,
+        train_loop_config={"make": make, "arguments": arguments, "progress": actor},
         scaling_config=ray.train.ScalingConfig(
             num_workers=runner.workers,
             use_gpu=runner.use_gpu,
@@ -74,20 +75,18 @@ def fit(
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    with _watch(board, num_steps, progress):
+    with _watch(actor, num_steps, progress):
         outcome = in_background(trainer.fit)  # in the main thread it would take ctrl-c for itself
         while not wait([outcome], timeout=POLL_S).done:
             pass
-        result = outcome.result()
-    return {key: float(value) for key, value in (result.metrics or {}).items() if isinstance(value, int | float)}
+        outcome.result()
 
 
 def in_background(work: Callable[[], Result]) -> Future[Result]:
-    """What `work()` will have returned or raised; it waits for Ray in a thread that nobody has to wait for.
+    """Run `work()` in a daemon thread; the future holds what it returned or raised.
 
-    The thread is a daemon, unlike an executor's: an interrupt ends the command, and with it Ray's session and `work`.
-    Wait for it `POLL_S` at a time: the system may give a ctrl-c to any thread, and then the main one hears it only when
-    it wakes.
+    A daemon, unlike an executor's thread, does not keep an interrupted command alive. Wait for the future `POLL_S` at a
+    time: the system may deliver ctrl-c to any thread, and the main thread only handles it when it wakes.
     """
     outcome: Future[Result] = Future()
 
@@ -102,26 +101,27 @@ def in_background(work: Callable[[], Result]) -> Future[Result]:
 
 
 def check_resources(runner: RunnerConfig) -> None:
-    """UserError where the workers could never start: Ray would wait for them without a word.
+    """UserError where the workers could never start, since Ray would wait for them silently.
 
-    A cluster that scales itself may not have its nodes yet, so there it is a warning.
+    An autoscaling cluster may not have its nodes yet, so there it is a warning.
     """
-    there = cluster_resources()
+    available = cluster_resources()
     gpus = runner.workers if runner.use_gpu else 0
     needed = {"CPU": runner.workers * runner.cpus_per_worker + 1, "GPU": float(gpus)}
     for kind, amount in needed.items():
-        if amount > there.get(kind, 0.0):
-            message = (
-                f"runner.workers = {runner.workers} needs {amount:g} logical {kind}s (a CPU stays free for Ray Data), "
-                f"the cluster has {there.get(kind, 0.0):g}: lower runner.workers or runner.cpus_per_worker"
-            )
-            if not joins_cluster():
-                raise UserError(message)
-            logger.warning("%s, unless it can grow", message)
+        if amount <= available.get(kind, 0.0):
+            continue
+        message = (
+            f"runner.workers = {runner.workers} needs {amount:g} logical {kind}s (one CPU stays free for Ray Data), "
+            f"the cluster has {available.get(kind, 0.0):g}: lower runner.workers or runner.cpus_per_worker"
+        )
+        if not joins_cluster():
+            raise UserError(message)
+        logger.warning("%s, unless it can grow", message)
 
 
 @contextmanager
-def _watch(board: Any, num_steps: int, progress: ProgressCallback | None) -> Iterator[None]:
+def _watch(actor: Any, num_steps: int, progress: ProgressCallback | None) -> Iterator[None]:
     """Show rank 0's step while the block runs."""
     if progress is None:
         yield
@@ -134,10 +134,11 @@ def _watch(board: Any, num_steps: int, progress: ProgressCallback | None) -> Ite
                 if not ray.is_initialized():
                     return  # an interrupt has ended Ray's session
                 try:
-                    step: Any = ray.get(board.get.remote(), timeout=POLL_S)
+                    answer: Any = ray.get(actor.get.remote(), timeout=POLL_S)
                 except GetTimeoutError:
-                    continue  # an interrupt waits for the answer
-            progress("training steps", step, num_steps)
+                    continue
+            step, note = answer
+            progress("training steps", step, num_steps, note)
 
     thread = threading.Thread(target=poll, daemon=True)
     thread.start()

@@ -84,7 +84,7 @@ def test_another_state_of_the_lake_is_refused(eliminators, tmp_path):
     other = Path(shutil.copytree(eliminators.uri, tmp_path / "other"))
     document = json.loads((other / "run.json").read_text())
     (other / "run.json").write_text(json.dumps(document | {"lake_hash": "0" * 64}))
-    with pytest.raises(UserError, match="was changed since run 'other' was begun on it: train again"):
+    with pytest.raises(UserError, match="has changed since run 'other' was started: train under another name"):
         job.audit(validate_config(AuditConfig, {"run": str(other)}))
 
 

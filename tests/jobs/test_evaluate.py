@@ -27,7 +27,7 @@ from mtrec_ray.lake.manifest import Lake, Territory
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.sampling import TEST, split_of
-from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot, weights_hash
+from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot, snapshots_hash
 from tests.jobs.untrained import write_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -174,7 +174,7 @@ def test_a_report_says_which_weights_its_figures_are_of_and_how_they_were_measur
         evaluation.weights, "random"
     )
     hashes = [run["weights_hash"] for run in [*document["runs"].values(), *alone["runs"].values()]]
-    assert hashes == [weights_hash(PropensityRecord.load(uri)) for uri in [*runs, other]]
+    assert hashes == [snapshots_hash(PropensityRecord.load(uri)) for uri in [*runs, other]]
     assert len(set(hashes)) == 3
 
 

@@ -23,7 +23,8 @@ from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
-from mtrec_ray.training.propensity_run import PropensityRecord, save_snapshot
+from mtrec_ray.training.propensity_run import PropensityRecord, snapshot_uri
+from mtrec_ray.training.weights import save_weights
 from tests.jobs.untrained import write_audit, write_backbone, write_eliminators
 
 LAKE = {"users": 500, "territories": 4, "titles": 30, "user_width": 8, "title_width": 8, "num_evaluation_days": 1}
@@ -88,13 +89,12 @@ def start(folder: Path, **settings: Any):
     return quickstart(config(**document | settings))
 
 
-def untrained(loop, settings, runs, name, *others) -> dict[str, float]:
+def untrained(make, arguments, *others) -> None:
     """In place of `fit`, which takes 20 s."""
-    record = PropensityRecord.model_validate_json(settings["record"])
+    record = PropensityRecord.model_validate_json(arguments["record"])
     model = TwoTower(record.two_tower_config())
     model.init_weights(torch.Generator().manual_seed(record.config.seed))
-    save_snapshot(record.uri, 0, model)
-    return {}
+    save_weights(snapshot_uri(record.uri, 0), model.state_dict(), {})
 
 
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,15 +14,17 @@ from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.streams.plan import make_plan
+from mtrec_ray.trainers.backbone import WEIGHTS
 from mtrec_ray.trainers.backbone_config import BackboneConfig
+from mtrec_ray.trainers.eliminators import make_method
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.training.backbone import new_run as new_backbone
-from mtrec_ray.training.backbone_run import WEIGHTS, BackboneRecord, backbone_hash, load_backbone
+from mtrec_ray.training.backbone import new_backbone_run
+from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash, load_backbone
 from mtrec_ray.training.eliminators import make_packs
-from mtrec_ray.training.eliminators_run import EliminatorsRecord, make_method, weights_hash, weights_uri
-from mtrec_ray.training.propensity import new_run
-from mtrec_ray.training.propensity_run import save_snapshot
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, eliminators_hash, weights_uri
+from mtrec_ray.training.propensity import new_propensity_run
+from mtrec_ray.training.propensity_run import snapshot_uri
 from mtrec_ray.training.record import save_plan
 from mtrec_ray.training.weights import save_weights
 
@@ -32,19 +34,19 @@ def write_run(lake: Lake, runs: Path, name: str, seed: int, **settings: Any) -> 
     document = {"lake": lake.uri, "runs": str(runs), "name": name, "seed": seed, "model": {"d": 16}} | settings
     config = validate_config(PropensityConfig, document)
     calendar = resolve_calendar(lake, config.window)
-    record = new_run(config, lake, calendar)
+    record = new_propensity_run(config, lake, calendar)
     save_plan(record.uri, make_plan(lake, config.sample, calendar))
     model = TwoTower(record.two_tower_config())
     model.init_weights(torch.Generator().manual_seed(seed))
-    save_snapshot(record.uri, 0, model)
-    record.model_copy(update={"status": "done", "num_steps": 1}).save()
+    save_weights(snapshot_uri(record.uri, 0), model.state_dict(), {})
+    record.model_copy(update={"num_steps": 1}).finish({"day_0": {}})
     return record.uri
 
 
 def write_backbone(lake: Lake, runs: Path, **settings: Any) -> BackboneRecord:
     """A finished backbone of that name."""
     document = {"lake": lake.uri, "runs": str(runs), "name": "backbone", "model": {"width": 16}} | settings
-    record = new_backbone(validate_config(BackboneConfig, document), lake)
+    record = new_backbone_run(validate_config(BackboneConfig, document), lake)
     model = SequentialBackbone(record.sequential_config())
     model.init_weights(torch.Generator().manual_seed(record.config.seed))
     save_weights(f"{record.uri}/{WEIGHTS}", model.state_dict(), {})
@@ -69,15 +71,15 @@ def write_eliminators(
         steps_per_pack=1,
     )
     for pack, chosen in record.packs.items():
-        candidate = make_method(record, load_backbone(backbone), chosen)
-        save_weights(weights_uri(record, pack), dict(candidate.own_parameters()), {})
+        method = make_method(config, record.attributes, load_backbone(backbone), chosen)
+        save_weights(weights_uri(record, pack), dict(method.own_parameters()), {})
     record.save()
     return record
 
 
 def write_audit(record: EliminatorsRecord, folder: Path, auc: float = 0.5) -> str:
     """An audit of the run with the figures that a bundle looks for, all of them alike."""
-    flat: dict[str, Any] = {"weights_hash": weights_hash(record)}
+    flat: dict[str, Any] = {"weights_hash": eliminators_hash(record)}
     for name in ["none", *map(combination_name, record.combinations)]:
         flat |= {f"{key}/{name}{end}": 0.5 for key in ACCURACY for end in ("", "_low", "_high")}
         for attribute in record.attributes:

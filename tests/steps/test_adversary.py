@@ -17,6 +17,7 @@ from mtrec_ray.models.discriminators import Discriminators, value_weights
 from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
 from mtrec_ray.models.fairness_methods import EliminatorMethod, FairnessMethod, FilterMethod, FineTuningMethod
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.models.training_state import collect_state, restore_state
 from mtrec_ray.steps.adversary import AdversaryGame, GameSettings, adversary_columns
 from mtrec_ray.steps.pretraining import Positions, positions_of
 from tests.steps.cases import LockStep
@@ -229,8 +230,8 @@ def test_two_workers_train_as_one(kind, cut):
     for game, its_returned in zip(games, of_workers, strict=True):
         for one, other in zip(its_returned, returned, strict=True):
             close(one, other)
-        for name, tensor in game.state().items():
-            close(tensor, whole.state()[name], name)
+        for name, tensor in collect_state(game.parts()).items():
+            close(tensor, collect_state(whole.parts())[name], name)
 
 
 def test_users_of_unknown_values_count_in_accuracy_alone():
@@ -293,27 +294,29 @@ def test_same_seed_same_numbers(kind):
     returned = [train(game, range(3)) for game in (one, same, other)]
     assert all(torch.equal(a, b) for a, b in zip(returned[0], returned[1], strict=True))
     assert not torch.equal(returned[0][0], returned[2][0])
-    assert all(torch.equal(tensor, same.state()[name]) for name, tensor in one.state().items())
+    assert all(
+        torch.equal(tensor, collect_state(same.parts())[name]) for name, tensor in collect_state(one.parts()).items()
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_state_round_trip_goes_on_to_the_same_numbers(method, tmp_path):
     straight = make_game("bert4rec", method=method)
     train(straight, range(3))
-    safetensors.torch.save_file(straight.state(), tmp_path / "game.safetensors")
+    safetensors.torch.save_file(collect_state(straight.parts()), tmp_path / "game.safetensors")
     resumed = make_game("bert4rec", method=method, seed=8)
-    resumed.load_state(safetensors.torch.load_file(tmp_path / "game.safetensors"))
+    restore_state(resumed.parts(), safetensors.torch.load_file(tmp_path / "game.safetensors"))
     resumed.average.steps = straight.average.steps
     for one, other in zip(train(straight, range(3, 6)), train(resumed, range(3, 6)), strict=True):
         assert torch.equal(one, other)
-    state = resumed.state()
-    assert state.keys() == straight.state().keys()
-    assert all(torch.equal(tensor, state[name]) for name, tensor in straight.state().items())
+    state = collect_state(resumed.parts())
+    assert state.keys() == collect_state(straight.parts()).keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in collect_state(straight.parts()).items())
 
 
 def test_state_before_the_first_step_loads():
     game = make_game("sasrec")
-    game.load_state(game.state())
+    restore_state(game.parts(), collect_state(game.parts()))
     for one, other in zip(train(game, range(2)), train(make_game("sasrec"), range(2)), strict=True):
         assert torch.equal(one, other)
 

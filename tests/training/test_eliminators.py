@@ -151,9 +151,9 @@ def test_a_users_mistake_is_not_tried_again_and_stays_one(train, raised_in):
     assert str(error) == str(mistake)
 
 
-def test_an_attribute_that_few_attackers_users_have_is_told_before_training(caplog):
-    """With a quarter kept for attackers 90 users open to training stand beside 30 attacked, 72 beside 24."""
+def test_attribute_of_few_audit_users_gives_a_warning(caplog):
+    """With a quarter in the audit split, 90 users of the train split mean 30 audited, 72 mean 24."""
     attributes = {"gender": ["f", "m"], "age": ["18", "25"]}
     eliminators._check_values(SimpleNamespace(attributes=attributes, combinations=[("gender", "age")]), PLAN)  # pyright: ignore[reportArgumentType]
-    (told,) = caplog.messages
-    assert told.startswith("attribute age: about 24 of the users kept for attackers have a known value")
+    (warning,) = caplog.messages
+    assert warning.startswith("attribute age: about 24 users of the audit split have a known value")

@@ -17,12 +17,11 @@ from mtrec_ray.training.fit import fit, in_background
 class Trainer:
     """Ray's, which takes SIGINT for itself where it runs in the main thread."""
 
-    def __init__(self, loop: Any, **_: Any) -> None:
-        self.loop = loop
+    def __init__(self, loop: Any, *, train_loop_config: dict[str, Any], **_: Any) -> None:
+        self.make = train_loop_config["make"]
 
-    def fit(self) -> SimpleNamespace:
-        self.loop()
-        return SimpleNamespace(metrics={"step": 3, "in_main": threading.current_thread() is threading.main_thread()})
+    def fit(self) -> None:
+        self.make()
 
 
 @pytest.fixture
@@ -30,11 +29,14 @@ def play(monkeypatch):
     monkeypatch.setattr(fit_module, "TorchTrainer", Trainer)
     monkeypatch.setattr(fit_module, "ProgressActor", SimpleNamespace(remote=lambda: None))
     monkeypatch.setattr(fit_module, "need_ray", lambda: None)
-    return lambda loop: fit(loop, {}, "runs", "name", RunnerConfig(), num_steps=3, progress=None)
+    return lambda make: fit(make, {}, "runs", "name", RunnerConfig(), num_steps=3, progress=None)
 
 
-def test_ctrl_c_stays_the_commands(play):
-    assert play(lambda: None) == {"step": 3.0, "in_main": 0.0}
+def test_ray_train_runs_outside_the_main_thread(play):
+    """Which thus keeps ctrl-c for the command."""
+    threads = []
+    play(lambda: threads.append(threading.current_thread()))
+    assert threads != [threading.main_thread()]
 
 
 def test_ctrl_c_is_heard_where_another_thread_was_given_it(play):
@@ -86,7 +88,7 @@ def test_a_session_ends_between_two_questions_of_a_progress_bar(monkeypatch):
         asked.set()
         time.sleep(0.3)
         happened.append("answered")
-        return 1
+        return 1, ""
 
     def shutdown() -> None:
         happened.append("ended")

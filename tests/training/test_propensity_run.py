@@ -46,7 +46,7 @@ def wait_for_checkpoint(folder: str, timeout_s: float = 300) -> None:
     """Until the run has committed a checkpoint but has not ended."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        if any(p.name == "position.json" for p in Path(folder).glob("checkpoint_*/*")):
+        if any(p.name == "progress.json" for p in Path(folder).glob("checkpoint_*/*")):
             return
         time.sleep(0.05)
     raise TimeoutError(f"no checkpoint in {folder} after {timeout_s} s")
@@ -74,7 +74,7 @@ def worker_pids() -> list[int]:
 def test_a_run_ends_with_a_snapshot_of_each_phase(straight):
     assert straight.status == "done"
     assert list(snapshots(straight)) == ["day_0", "day_1"]
-    assert straight.metrics["train/loss"] < 0.48  # a constant prediction with 4 negatives a positive: 0.50
+    assert straight.figures["day_1"]["train/loss"] < 0.48  # a constant prediction with 4 negatives a positive: 0.50
 
 
 def test_the_multi_task_model_beats_the_baseline_in_every_group(straight, planted_lake, runs):
@@ -168,5 +168,5 @@ def test_a_multi_task_run_of_one_group_is_told_that_it_has_one(planted_lake, run
     changes = {"kind": "mtl", "model": {"groups": groups}, "runner": {"workers": 4}}
     with pytest.raises(UserError, match="logical CPUs"):  # told before that, and before any work
         train_propensity(run_config(planted_lake, runs, "single", **changes))
-    says = "model.groups = 'one' is one group, so all territories share one block"
+    says = "model.groups = 'one' is one group: all territories use the same block"
     assert [message for message in caplog.messages if "is one group" in message] == [says] * warned

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from rich.table import Table
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
@@ -42,14 +43,14 @@ def eliminators(
 
 def test_other_groups_of_territories_are_another_run(tmp_path):
     propensity(tmp_path, [0, 1]).save()
-    with pytest.raises(UserError, match="run 'run' was begun with other territory groups: choose another name"):
+    with pytest.raises(UserError, match="run 'run' was started on another state of its territory groups"):
         propensity(tmp_path, [1, 0]).resume_or_new()
     assert propensity(tmp_path, [0, 1]).resume_or_new() == propensity(tmp_path, [0, 1])
 
 
 def test_another_backbone_is_another_run(tmp_path):
     eliminators(tmp_path, "b").save()
-    with pytest.raises(UserError, match=r"was begun on another state of its backbone \(hash b, now c\)"):
+    with pytest.raises(UserError, match=r"was started on another state of its backbone \(hash b, now c\)"):
         eliminators(tmp_path, "c").resume_or_new()
 
 
@@ -58,3 +59,23 @@ def test_an_unfinished_run_goes_on_with_the_new_jobs_and_a_finished_one_stays(tm
     eliminators(tmp_path, "b", status, retries=1).save()
     found = eliminators(tmp_path, "b", retries=3).resume_or_new()
     assert (found.status, found.config.retries) == (status, 1 if status == "done" else 3)
+
+
+def test_the_table_of_eliminators_has_a_row_for_each_combination():
+    figures = {"ndcg": 0.41, "ndcg_floor": 0.4, "strength": 0.5, "strength_confirmed": 1.0, "step": 90.0}
+    record = EliminatorsRecord(
+        status="done",
+        config=EliminatorsConfig(backbone="bb", name="el", runs="runs"),
+        lake_hash="",
+        backbone_hash="",
+        attributes={"gender": ["F", "M"], "age": ["1", "2"]},
+        packs={"pack000": [("gender",)], "pack001": [("gender", "age")]},
+        figures={"none": {"ndcg": 0.42}, "gender+age": figures},
+    )
+    (table,) = record.tables()
+    assert isinstance(table, Table)
+    rows = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert rows[0] == ("none", "0.4200", "", "", "", "")
+    assert rows[1][0] == "gender"
+    assert rows[2] == ("gender+age", "0.4100", "0.4000", "0.5", "1", "90")
+    assert table.title == "Run runs/el: eliminator, jobs: 2"

@@ -16,7 +16,7 @@ from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import StepRows, read_pairs, training_batches
 from mtrec_ray.streams.sampling import VALIDATION, split_of
 from mtrec_ray.streams.scored_users import FixedCandidates
-from mtrec_ray.tuning.data import TrialCache, TrialData, trial_data, validation_chunks
+from mtrec_ray.tuning.data import TrialCache, TrialData, trial_data, trial_validation_chunks
 
 SAMPLE = SampleConfig(validation_fraction=0.3, alpha=4.0)
 
@@ -92,22 +92,22 @@ def test_a_window_too_short_for_seven_days_is_validated_after_it(trial_lake):
 
 def test_only_validation_users_are_scored_and_at_most_about_so_many(trial_lake):
     data = trial_data(trial_lake, calendar_of(trial_lake), None, 7)
-    everybody = list(validation_chunks(data, SAMPLE, data.buckets, 100_000))
+    everybody = list(trial_validation_chunks(data, SAMPLE, data.buckets, 100_000))
     keys = np.concatenate([chunk.keys for chunk in everybody])
     assert (split_of(keys, SAMPLE) == VALIDATION).all()
     assert len(np.unique(keys)) == len(keys) == pytest.approx(0.3 * 1600, rel=0.15)
-    some = np.concatenate([chunk.keys for chunk in validation_chunks(data, SAMPLE, data.buckets, 150)])
+    some = np.concatenate([chunk.keys for chunk in trial_validation_chunks(data, SAMPLE, data.buckets, 150)])
     assert set(some) < set(keys)
     assert len(some) == pytest.approx(150, rel=0.3)
     fewer = trial_data(trial_lake, calendar_of(trial_lake), 2, 7)
-    some = np.concatenate([chunk.keys for chunk in validation_chunks(fewer, SAMPLE, fewer.buckets, 150)])
+    some = np.concatenate([chunk.keys for chunk in trial_validation_chunks(fewer, SAMPLE, fewer.buckets, 150)])
     assert len(some) == pytest.approx(150, rel=0.3)
 
 
 @pytest.mark.parametrize(("days", "listed"), [(7, False), (0, True)])
 def test_lists_of_candidates_hold_on_the_test_days_that_they_are_made_for(trial_lake, monkeypatch, days, listed):
     data = trial_data(trial_lake, calendar_of(trial_lake), None, days)
-    offered = [chunk.candidates.sum(axis=1) for chunk in validation_chunks(data, SAMPLE, data.buckets, 400)]
+    offered = [chunk.candidates.sum(axis=1) for chunk in trial_validation_chunks(data, SAMPLE, data.buckets, 400)]
 
     def lists(lake: Lake, bucket: int) -> FixedCandidates:
         users = lake.read("users", bucket)["user_id"].combine_chunks()
@@ -115,7 +115,7 @@ def test_lists_of_candidates_hold_on_the_test_days_that_they_are_made_for(trial_
         return FixedCandidates(users, pa.array([two] * len(users)))
 
     monkeypatch.setattr(FixedCandidates, "of", lists)
-    chosen = [chunk.candidates.sum(axis=1) for chunk in validation_chunks(data, SAMPLE, data.buckets, 400)]
+    chosen = [chunk.candidates.sum(axis=1) for chunk in trial_validation_chunks(data, SAMPLE, data.buckets, 400)]
     if listed:
         assert np.concatenate(chosen).max() <= 2 < np.concatenate(offered).min()
     else:
@@ -127,7 +127,7 @@ def test_remembered_validation_users_are_the_same_in_one_chunk_a_territory(trial
     cache = TrialCache()
     chunks = cache.validation(data, SAMPLE, data.buckets, 400)
     assert len({chunk.territory for chunk in chunks}) == len(chunks)
-    plain = list(validation_chunks(data, SAMPLE, data.buckets, 400))
+    plain = list(trial_validation_chunks(data, SAMPLE, data.buckets, 400))
     assert len(plain) > len(chunks)
     assert sum(chunk.labels.sum() for chunk in plain) == sum(chunk.labels.sum() for chunk in chunks) > 0
     assert {key for chunk in plain for key in chunk.keys} == {key for chunk in chunks for key in chunk.keys}

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.jobs.scorers import PropensityScorer
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.ordered import read_here
@@ -15,13 +14,15 @@ from mtrec_ray.streams.plan import make_plan
 from mtrec_ray.streams.reader import training_batches
 from mtrec_ray.streams.sampling import VALIDATION, split_of
 from mtrec_ray.streams.scored_users import ScoringChunk
+from mtrec_ray.trainers.propensity import PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.training.propensity import new_run
-from mtrec_ray.training.propensity_loop import make_trainee
-from mtrec_ray.training.propensity_run import schedule_of
+from mtrec_ray.trainers.propensity_validation import METRICS, PropensityScorer, _mean, summarise
+from mtrec_ray.trainers.workers import Workers
+from mtrec_ray.training.propensity import new_propensity_run, propensity_data
+from mtrec_ray.training.propensity_run import make_schedule
 from mtrec_ray.tuning.data import TrialCache, map_here, trial_data
 from mtrec_ray.tuning.kinds import make_trial
-from mtrec_ray.tuning.propensity_trial import METRICS, PropensityTrial, _mean, summary
+from mtrec_ray.tuning.propensity_trial import PropensityTrial
 from mtrec_ray.tuning.trial import TrialSpec
 from tests.tuning.conftest import small_config
 
@@ -55,7 +56,7 @@ def finish(trial: PropensityTrial) -> list[dict[str, float]]:
 
 
 def assert_same_weights(one: PropensityTrial, other: dict[str, torch.Tensor]) -> None:
-    weights = one.trainee.model.state_dict()
+    weights = one.trainer.model.state_dict()
     assert weights.keys() == other.keys()
     for name, value in weights.items():
         assert torch.equal(value, other[name]), name
@@ -70,7 +71,7 @@ def test_each_look_reports_the_metrics_with_bounds(trial_lake):
         for key in METRICS:
             assert 0 <= look[f"{key}_low"] <= look[key] <= look[f"{key}_high"] <= 1
     assert looks[-1]["train/loss"] < looks[0]["train/loss"]
-    assert trial.next_step == trial.schedule.num_steps
+    assert trial.trainer.next_step == trial.schedule.num_steps
 
 
 def test_a_look_times_its_parts(trial_lake):
@@ -104,17 +105,17 @@ def test_a_trial_that_goes_on_from_its_first_look_ends_as_a_straight_one(trial_l
     resumed.load(tmp_path)
     assert resumed.validations_done == 1
     assert finish(resumed) == looks[1:]
-    assert_same_weights(resumed, straight.trainee.model.state_dict())
+    assert_same_weights(resumed, straight.trainer.model.state_dict())
 
 
 def test_a_trial_of_more_looks_than_steps_goes_on_where_it_was(trial_lake, tmp_path):
     config = small_config(trial_lake, optim={"epochs": 1, "batch_pairs": 10_000})
-    looks, trial = 7, PropensityTrial.of(plan_of(config, looks=7), 0, 1, TrialCache())
+    looks, trial = 7, PropensityTrial.of(plan_of(config, looks=7), Workers(), TrialCache())
     assert trial.schedule.num_steps < looks
     for done in range(1, looks):
         trial.advance()
         trial.save(tmp_path)
-        resumed = PropensityTrial.of(plan_of(config, looks=7), 0, 1, trial.cache)
+        resumed = PropensityTrial.of(plan_of(config, looks=7), Workers(), trial.cache)
         resumed.load(tmp_path)
         assert resumed.validations_done == done
 
@@ -128,24 +129,23 @@ def test_what_trials_share_changes_none_of_them(trial_lake):
 @pytest.mark.parametrize("model", [{"kind": "baseline"}, {"model": {"group_block": "shift", "groups": "each"}}])
 def test_a_trial_ends_in_the_weights_that_its_config_is_trained_to(trial_lake, model):
     config = small_config(trial_lake, **model)
-    trial = PropensityTrial.of(plan_of(config), 0, 1, TrialCache())
+    trial = PropensityTrial.of(plan_of(config), Workers(), TrialCache())
     finish(trial)
     data = trial_data(trial_lake, resolve_calendar(trial_lake, config.window), None, 7)
-    record = new_run(config, data.lake, data.calendar)
+    record = new_propensity_run(config, data.lake, data.calendar)
     plan = make_plan(data.lake, config.sample, data.calendar, map_over=map_here)
-    schedule = schedule_of(record, plan)
-    trainee = make_trainee(record, data.lake, torch.device("cpu"), 1)
-    for rows in training_batches(data.lake, plan, schedule, 0, 1, stream=read_here):
-        trainee.step(rows, schedule.period_progress(rows.step))
-    assert_same_weights(trial, trainee.model.state_dict())
+    schedule = make_schedule(record, plan)
+    trainer = PropensityTrainer(config, propensity_data(record, data.lake, plan, schedule, Workers()))
+    trainer.run(training_batches(data.lake, plan, schedule, 0, 1, stream=read_here))
+    assert_same_weights(trial, trainer.model.state_dict())
     left = 1 - schedule.period_progress(schedule.num_steps - 1)
     assert 0 < left < 0.5
-    for group in trial.trainee.optimizer.param_groups:
+    for group in trial.trainer.optimizer.param_groups:
         assert group["lr"] == pytest.approx(left * group["first_lr"])
 
 
 def test_a_lake_that_was_built_anew_is_refused(trial_lake):
-    with pytest.raises(UserError, match="was changed since run 'small' was begun on it"):
+    with pytest.raises(UserError, match="has changed since run 'small' was started"):
         trial_of(trial_lake, lake_hash="0" * 16)
 
 
@@ -154,7 +154,7 @@ def test_each_metric_is_of_its_measure_and_its_mean():
     result = SimpleNamespace(
         pr_auc=np.array([[0.1], [0.3], [0.5]]), ranking=ranking, num_positives=np.array([30, 10, 40])
     )
-    found = summary(result)  # pyright: ignore[reportArgumentType]
+    found = summarise(result)  # pyright: ignore[reportArgumentType]
     assert {key: found[key] for key in METRICS} == pytest.approx(
         {
             "pr_auc/all": 0.5,

@@ -1,4 +1,4 @@
-"""Backbones and packs that are killed and go on, in this process: what Ray Train does for one worker is played here."""
+"""Backbones and packs that are killed and resumed, in this process: Ray Train with one worker is simulated."""
 
 import json
 import re
@@ -28,12 +28,15 @@ from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, read_users, sequence_batches
 from mtrec_ray.streams.ordered import read_here
 from mtrec_ray.streams.sequences import SequenceConfig, Sequences, in_audit_split
+from mtrec_ray.trainers import eliminators as eliminators_trainer
 from mtrec_ray.trainers.backbone_config import BackboneConfig
+from mtrec_ray.trainers.eliminators import EliminatorTrainer
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
-from mtrec_ray.training import backbone, backbone_loop, eliminators, eliminators_loop, pack_trainee
+from mtrec_ray.trainers.workers import Workers
+from mtrec_ray.training import backbone, eliminators
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, is_done, load_methods, weights_uri
-from mtrec_ray.training.pack_trainee import PackTrainee
+from mtrec_ray.training.loop import MakeTraining, train_loop_per_worker
 from mtrec_ray.tuning.data import map_here
 from tests.tuning.conftest import build_here
 
@@ -68,14 +71,14 @@ class OneWorker:
     def get_checkpoint(self) -> ray.train.Checkpoint | None:
         return self.latest and ray.train.Checkpoint.from_directory(self.latest)
 
-    def fit(self, loop: Callable[[dict[str, Any]], None], settings: dict[str, Any], *_: Any) -> dict[str, float]:
+    def fit(self, make: MakeTraining, arguments: dict[str, Any], *_: Any) -> None:
         self.latest = None
-        board = SimpleNamespace(put=SimpleNamespace(remote=lambda step: None))
+        actor = SimpleNamespace(put=SimpleNamespace(remote=lambda step, note: None))
         while True:
             self.starts += 1
             try:
-                loop(settings | {"board": board})
-                return {}
+                train_loop_per_worker({"make": make, "arguments": arguments, "progress": actor})
+                return
             except Killed:
                 continue
 
@@ -95,11 +98,11 @@ def one_worker(monkeypatch) -> Callable[..., OneWorker]:
         monkeypatch.setattr(ray.train, "get_checkpoint", worker.get_checkpoint)
         monkeypatch.setattr(ray.train, "report", worker.report)
         monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
-        for driver, loop in ((backbone, backbone_loop), (eliminators, eliminators_loop)):
+        for driver in (backbone, eliminators):
             monkeypatch.setattr(driver, "fit", worker.fit)
             monkeypatch.setattr(driver, "check_resources", lambda runner: None)
             monkeypatch.setattr(driver, "make_sequence_plan", partial(make_sequence_plan, map_over=map_here))
-            monkeypatch.setattr(loop, "sequence_batches", partial(sequence_batches, stream=read_here))
+            monkeypatch.setattr(driver, "sequence_batches", partial(sequence_batches, stream=read_here))
         monkeypatch.setattr(eliminators, "jobs_that_fit", lambda runner: 1)
         return worker
 
@@ -150,7 +153,7 @@ def test_a_killed_backbone_ends_in_the_same_weights_and_figures(lake, source, on
     worker = one_worker(tmp_path / "killed", 1, 2, 3)
     killed = backbone.train_backbone(backbone_config(lake, tmp_path / "again"))
     assert worker.starts == 4
-    assert killed.metrics == source.metrics
+    assert killed.figures == source.figures
     assert content(killed) == content(source)
 
 
@@ -160,41 +163,41 @@ def test_a_killed_pack_ends_in_the_same_weights_and_figures(source, one_worker, 
         worker = one_worker(runs, *killed_at)
         records.append(eliminators.train_eliminators(eliminators_config(source, runs)))
         assert worker.starts == 1 + len(killed_at)
-    assert records[0].metrics == records[1].metrics
-    assert records[0].metrics["step/gender"] > 0
+    assert records[0].figures == records[1].figures
+    assert records[0].figures["gender"]["step"] > 0
     assert content(records[0]) == content(records[1])
 
 
 def test_maps_fitted_before_the_first_step_are_not_fitted_again(source, one_worker, monkeypatch, tmp_path):
-    begun = []
+    started = []
 
-    def begin(trainee: PackTrainee, *args: Any, begin: Any = PackTrainee.begin) -> None:
-        begun.append(trainee.next_step)
-        begin(trainee, *args)
+    def start(trainer: EliminatorTrainer, start: Any = EliminatorTrainer.start) -> bool:
+        started.append(trainer.next_step)
+        return start(trainer)
 
-    def step(trainee: PackTrainee, *args: Any, step: Any = PackTrainee.step) -> None:
+    def step(trainer: EliminatorTrainer, *args: Any, step: Any = EliminatorTrainer.train_step) -> Any:
         if worker.starts == 1:
             raise Killed
-        step(trainee, *args)
+        return step(trainer, *args)
 
     worker = one_worker(tmp_path / "killed")
-    monkeypatch.setattr(PackTrainee, "begin", begin)
-    monkeypatch.setattr(PackTrainee, "step", step)
+    monkeypatch.setattr(EliminatorTrainer, "start", start)
+    monkeypatch.setattr(EliminatorTrainer, "train_step", step)
     eliminators.train_eliminators(eliminators_config(source, tmp_path / "killed"))
-    assert (worker.starts, begun) == (2, [0])
+    assert (worker.starts, started) == (2, [0])
 
 
-def test_what_the_first_look_kept_outlives_a_kill(source, one_worker, monkeypatch, tmp_path):
-    """Of a pack of two, gender passes its bar at the first look alone, gender+age at none."""
-    first_look = []
+def test_weights_kept_at_the_first_validation_outlive_a_kill(source, one_worker, monkeypatch, tmp_path):
+    """Of a pack of two, gender holds its floor at the first validation alone, gender+age at none."""
+    first = []
 
-    def validate(trainee: PackTrainee, users: Any) -> list[float]:
-        if trainee.next_step and not first_look:
-            first_look.append(trainee.next_step)
-        passes = [trainee.next_step in (0, *first_look), trainee.next_step == 0]
-        return [trainee.figures["val/ndcg/none"] * passed for passed in passes]
+    def validate(trainer: EliminatorTrainer) -> list[float]:
+        if trainer.next_step and not first:
+            first.append(trainer.next_step)
+        holds = [trainer.next_step in (0, *first), trainer.next_step == 0]
+        return [trainer.figures["none"]["ndcg"] * held for held in holds]
 
-    monkeypatch.setattr(PackTrainee, "_validate", validate)
+    monkeypatch.setattr(EliminatorTrainer, "validate", validate)
     ends, records, killed_at = [], [], []
     for runs in (tmp_path / "straight", tmp_path / "killed"):
         worker = one_worker(runs, *killed_at)
@@ -203,75 +206,75 @@ def test_what_the_first_look_kept_outlives_a_kill(source, one_worker, monkeypatc
         assert worker.latest is not None
         ends.append({path.name: path.read_bytes() for path in worker.latest.iterdir() if path.name != "config.yaml"})
         steps = {n: progress_at(runs / f"checkpoint{n}") for n in range(1, worker.reports + 1)}
-        killed_at = [n for n, step in steps.items() if first_look[0] < step < records[0].steps_per_pack]
+        killed_at = [n for n, step in steps.items() if first[0] < step < records[0].steps_per_pack]
     assert killed_at
     for record in records:
-        assert [record.metrics[f"step/{name}"] for name in ("gender", "gender+age")] == [first_look[0], 0.0]
-        assert record.metrics["val/ndcg/gender"] == record.metrics["val/ndcg/none"]
-    assert records[0].metrics == records[1].metrics
+        assert [record.figures[name]["step"] for name in ("gender", "gender+age")] == [first[0], 0.0]
+        assert record.figures["gender"]["ndcg"] == record.figures["none"]["ndcg"]
+    assert records[0].figures == records[1].figures
     assert content(records[0]) == content(records[1])
     assert ends[0] == ends[1]  # the live weights, their average and the discriminators too
 
 
-def test_nothing_of_a_pack_sees_the_attackers_users(lake, source, one_worker, monkeypatch, tmp_path):
+def test_a_pack_sees_the_train_split_alone(lake, source, one_worker, monkeypatch, tmp_path):
     one_worker(tmp_path / "watched")
-    seen: dict[str, list[np.ndarray]] = {"windows": [], "prefixes": [], "looks": []}
+    seen: dict[str, list[np.ndarray]] = {"crops": [], "prefixes": [], "validation": []}
 
     def read(lake: Lake, bucket: int, config: SequenceConfig, train_split_only: bool) -> Sequences:
         found = read_users(lake, bucket, config, train_split_only)
-        seen["windows"].append(found.keys)
+        seen["crops"].append(found.keys)
         return found
 
-    def match(trainee: Any, prefixes: Any, *rest: Any, fit_transport: Any = PackTrainee.fit_transport) -> None:
-        seen["prefixes"].append(prefixes.keys)
-        fit_transport(trainee, prefixes, *rest)
+    def fit_transport(trainer: EliminatorTrainer, fit: Any = EliminatorTrainer.fit_transport) -> None:
+        seen["prefixes"].append(trainer.data.prefixes.keys)
+        fit(trainer)
 
-    def measure(users: Any, *vectors: Any, stacked_metrics: Any = pack_trainee.stacked_metrics) -> Any:
-        seen["looks"].append(users.keys)
+    def measure(users: Any, *vectors: Any, stacked_metrics: Any = eliminators_trainer.stacked_metrics) -> Any:
+        seen["validation"].append(users.keys)
         return stacked_metrics(users, *vectors)
 
     stream = partial(read_here, read=read)
-    monkeypatch.setattr(eliminators_loop, "sequence_batches", partial(sequence_batches, stream=stream))
-    monkeypatch.setattr(PackTrainee, "fit_transport", match)
-    monkeypatch.setattr(pack_trainee, "stacked_metrics", measure)
+    monkeypatch.setattr(eliminators, "sequence_batches", partial(sequence_batches, stream=stream))
+    monkeypatch.setattr(EliminatorTrainer, "fit_transport", fit_transport)
+    monkeypatch.setattr(eliminators_trainer, "stacked_metrics", measure)
     eliminators.train_eliminators(eliminators_config(source, tmp_path / "watched"))
     everybody = np.concatenate([Sequences.read(lake, b, source.config.sequences).keys for b in range(BUCKETS)])
-    open_users = set(everybody[~in_audit_split(everybody, source.config.sequences)].tolist())
-    assert 0 < len(open_users) < len(everybody)
+    train_split = set(everybody[~in_audit_split(everybody, source.config.sequences)].tolist())
+    assert 0 < len(train_split) < len(everybody)
     for where, keys in seen.items():
-        assert set(np.concatenate(keys).tolist()) == open_users, where
+        assert set(np.concatenate(keys).tolist()) == train_split, where
 
 
-@pytest.mark.parametrize(("told", "strength"), [(0.5, 0.25), (1.0, 1.0)])
+@pytest.mark.parametrize(("leakage", "strength"), [(0.5, 0.25), (1.0, 1.0)])
 def test_a_map_is_used_as_far_as_it_keeps_enough_accuracy(
-    source, one_worker, monkeypatch, tmp_path, caplog, told: float, strength: float
+    source, one_worker, monkeypatch, tmp_path, caplog, leakage: float, strength: float
 ):
     """The first combination's NDCG@10 is the backbone's up to strength 0.25, the second's at every strength."""
 
-    def validate(trainee: PackTrainee, users: Any) -> list[float]:
-        average: Any = trainee.game.average.module
-        strength = average.pack.transport_strength[0].item()
-        return [trainee.figures["val/ndcg/none"] * (1.0 if strength <= 0.25 else 0.4), trainee.figures["val/ndcg/none"]]
+    def validate(trainer: EliminatorTrainer) -> list[float]:
+        averaged: Any = trainer.averaged
+        strength, ndcg = averaged.pack.transport_strength[0].item(), trainer.figures["none"]["ndcg"]
+        return [ndcg * (1.0 if strength <= 0.25 else 0.4), ndcg]
 
-    def share_of_one(pack: Any, *args: Any, fit: Any = StackedEliminators.fit_transport, **settings: Any) -> None:
+    def full_strength(pack: Any, *args: Any, fit: Any = StackedEliminators.fit_transport, **settings: Any) -> None:
         fit(pack, *args, **settings)
         if settings["find_strength"]:
             pack.transport_strength.fill_(1.0)
 
     one_worker(tmp_path / "bounded")
-    monkeypatch.setattr(PackTrainee, "_validate", validate)
-    monkeypatch.setattr(StackedEliminators, "fit_transport", share_of_one)
-    monkeypatch.setattr(pack_trainee, "probe_leakage", lambda *_: {"gender": told, "age": 0.0})
+    monkeypatch.setattr(EliminatorTrainer, "validate", validate)
+    monkeypatch.setattr(StackedEliminators, "fit_transport", full_strength)
+    monkeypatch.setattr(eliminators_trainer, "probe_leakage", lambda *_: {"gender": leakage, "age": 0.0})
     optim = {"epochs": 4, "lanes": 2, "batch_crops": 16, "min_ndcg_ratio": 0.5, "leakage_budget": 0.7}
     run = eliminators.train_eliminators(eliminators_config(source, tmp_path / "bounded", optim=optim))
-    assert run.metrics["val/ndcg_floor/gender"] == pytest.approx(
-        min(0.5, 1 - 0.7 * told**2) * run.metrics["val/ndcg/none"]
+    assert run.figures["gender"]["ndcg_floor"] == pytest.approx(
+        min(0.5, 1 - 0.7 * leakage**2) * run.figures["none"]["ndcg"]
     )
     (method,) = load_methods(run, load_backbone(source))
     assert method.own_parameters()["pack.transport_strength"].flatten().tolist() == [strength, 1.0]
     first, second = (combination_name(combination) for combination in run.combinations)
-    assert [run.metrics[f"strength/{name}"] for name in (first, second)] == [strength, 1.0]
-    assert [run.metrics[f"strength_confirmed/{name}"] for name in (first, second)] == [1.0, 1.0]
+    assert [run.figures[name]["strength"] for name in (first, second)] == [strength, 1.0]
+    assert [run.figures[name]["strength_confirmed"] for name in (first, second)] == [1.0, 1.0]
     bounded = [message for message in caplog.messages if "transport strength limited" in message]
     assert len(bounded) == (strength < 1)
     assert all(message.startswith(f"combination {first}:") for message in bounded)
@@ -285,11 +288,11 @@ def test_a_pack_that_fails_is_tried_again_and_redone_alone_to_the_same_weights(
 ):
     worker, tried = one_worker(tmp_path / "failing"), []
 
-    def fit(loop: Any, settings: dict[str, Any], *rest: Any) -> dict[str, float]:
-        tried.append(settings["pack"])
-        if settings["pack"] == "pack000":
+    def fit(make: MakeTraining, arguments: dict[str, Any], *rest: Any) -> None:
+        tried.append(arguments["pack"])
+        if arguments["pack"] == "pack000":
             raise RuntimeError("no room")
-        return worker.fit(loop, settings, *rest)
+        worker.fit(make, arguments, *rest)
 
     monkeypatch.setattr(eliminators, "fit", fit)
     config = eliminators_config(source, tmp_path / "failing", pack_size=1, retries=1)
@@ -311,8 +314,8 @@ def test_a_pack_that_fails_is_tried_again_and_redone_alone_to_the_same_weights(
 
 def test_masks_of_a_backbone_that_has_none_are_refused(source, one_worker, tmp_path):
     one_worker(tmp_path)
-    with pytest.raises(UserError, match=r"optim\.mask_share has no effect on backbone .*, a sasrec: drop it"):
-        eliminators.train_eliminators(eliminators_config(source, tmp_path, optim={"mask_share": 0.2}))
+    with pytest.raises(UserError, match=r"optim\.mask_fraction has no effect on backbone .*, a sasrec: drop it"):
+        eliminators.train_eliminators(eliminators_config(source, tmp_path, optim={"mask_fraction": 0.2}))
 
 
 def test_more_jobs_at_once_than_the_machine_holds_are_refused(source, one_worker, tmp_path):
@@ -359,17 +362,17 @@ def test_finished_runs_are_told_by_their_commands_where_what_they_stand_on_was_m
     source = BackboneRecord.load(str(places / "runs" / "backbone"))
     assert source.config.lake == moved_lake.uri
     again = eliminators.train_eliminators(eliminators_config(source, places / "runs"))
-    assert again.metrics == run.metrics
+    assert again.figures == run.figures
     found = EliminatorsRecord.load(again.uri).source()
     assert (found.uri, found.config.lake) == (source.uri, moved_lake.uri)
 
 
 def test_a_worker_without_validation_users_takes_part(source, one_worker, monkeypatch, tmp_path):
     one_worker(tmp_path / "nobody")
-    monkeypatch.setattr(pack_trainee, "mean_over_workers", lambda means, count, *_: dict.fromkeys(means, 0.5))
-    read_held_out = eliminators_loop.read_held_out
+    monkeypatch.setattr(Workers, "mean", lambda self, means, *_: dict.fromkeys(means, 0.5))
+    read_held_out = eliminators.read_held_out
     monkeypatch.setattr(
-        eliminators_loop, "read_held_out", lambda *args: (u := read_held_out(*args)).only(np.zeros(len(u), dtype=bool))
+        eliminators, "read_held_out", lambda *args: (u := read_held_out(*args)).only(np.zeros(len(u), dtype=bool))
     )
     assert eliminators.train_eliminators(eliminators_config(source, tmp_path / "nobody")).status == "done"
 
@@ -408,9 +411,9 @@ def test_eliminators_that_nobody_would_validate_are_refused_and_the_mend_holds(l
 
 def test_a_run_that_nobody_validates_is_refused_with_the_mend(source, lake, one_worker, monkeypatch, tmp_path):
     one_worker(tmp_path / "nobody")
-    read_held_out = backbone_loop.read_held_out
+    read_held_out = backbone.read_held_out
     monkeypatch.setattr(
-        backbone_loop, "read_held_out", lambda *args: (u := read_held_out(*args)).only(np.zeros(len(u), dtype=bool))
+        backbone, "read_held_out", lambda *args: (u := read_held_out(*args)).only(np.zeros(len(u), dtype=bool))
     )
     with pytest.raises(UserError, match=r"no user was drawn for validation: raise optim.validation_users"):
         backbone.train_backbone(backbone_config(lake, tmp_path / "nobody"))

@@ -1,0 +1,112 @@
+"""The trainer of a sequential backbone (paper B, 2.2): Adam, BPR, averaged weights, early stopping."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mtrec_ray.evaluation.next_title import NextTitleMetrics
+from mtrec_ray.models.running_average import RunningAverage
+from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.models.training_state import Part
+from mtrec_ray.process import prepare_process
+from mtrec_ray.steps.pretraining import positions_of, pretraining_step
+from mtrec_ray.streams.crops import SequenceBatch
+from mtrec_ray.streams.held_out import HeldOutUsers
+from mtrec_ray.streams.schedule import Schedule
+from mtrec_ray.trainers.accuracy import held_out_metrics, vectors_in_chunks
+from mtrec_ray.trainers.backbone_config import BackboneConfig
+from mtrec_ray.trainers.trainer import RunningMean, Trainer, Weights
+from mtrec_ray.trainers.workers import Workers, seed_step
+
+WEIGHTS = "backbone.safetensors"
+
+
+@dataclass(frozen=True)
+class BackboneData:
+    """What a backbone is trained on, beside its batches."""
+
+    num_titles: int
+    schedule: Schedule
+    users: HeldOutUsers
+    """This worker's part of the users whose validation event is predicted."""
+
+
+class BackboneTrainer(Trainer[SequenceBatch]):
+    """Trains one backbone; the weights with the best validation NDCG@10 are its output."""
+
+    def __init__(
+        self,
+        config: BackboneConfig,
+        data: BackboneData,
+        *,
+        device: torch.device | str = "cpu",
+        workers: Workers | None = None,
+    ) -> None:
+        super().__init__(data.schedule.num_steps, torch.device(device), workers or Workers())
+        prepare_process(config.runner.cpus_per_worker)
+        self.config, self.data = config, data
+        self.steps_per_epoch = data.schedule.steps_per_epoch[0]
+        self.best, self.best_epoch = -1.0, 0
+        self.model = SequentialBackbone(SequentialConfig(data.num_titles, **config.model.model_dump()))
+        self.model.init_weights(torch.Generator().manual_seed(config.seed))
+        self.model.to(self.device).train()
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.optim.lr, fused=True)
+        self.average = RunningAverage(self.model, config.optim.averaging)
+
+    def train_step(self, batch: SequenceBatch) -> Tensor:
+        optim, seed = self.config.optim, self.config.seed
+        seed_step(seed, batch.step)
+        negatives = torch.randint(self.data.num_titles, (optim.num_negatives,)).to(self.device)
+        seed_step(seed, batch.step, self.workers.rank)
+        history, targets = (torch.from_numpy(a).to(self.device) for a in (batch.history, batch.targets))
+        positions = positions_of(self.model, history, targets, optim.mask_fraction)
+        loss = pretraining_step(self.model, self.optimizer, positions, negatives, self.workers.all_reduce)
+        self.average.update(self.model)
+        return loss
+
+    def num_examples(self, batch: SequenceBatch) -> int:
+        return int((batch.targets >= 0).sum())
+
+    def learning_rate(self) -> float:
+        return self.config.optim.lr
+
+    def is_milestone(self) -> bool:
+        every = self.config.optim.evaluate_every * self.steps_per_epoch
+        return self.next_step % every == 0 or self.next_step == self.num_steps
+
+    def reach_milestone(self) -> dict[str, float]:
+        """Validate the running mean of the weights, keep the best, stop when nothing improves."""
+        optim, epoch = self.config.optim, self.next_step // self.steps_per_epoch
+        means = self.workers.mean(self.validate().means(), len(self.data.users), self.device)
+        figures = {f"val/{name}": value for name, value in means.items()}
+        figures |= {"train/loss": self.mean_loss.mean(), "epoch": float(epoch)}
+        self.mean_loss = RunningMean()
+        if figures["val/ndcg"] > self.best:
+            self.best, self.best_epoch = figures["val/ndcg"], epoch
+            self.outputs[WEIGHTS] = Weights(
+                {n: t.clone() for n, t in self.average.module.state_dict().items()}, figures
+            )
+        elif epoch - self.best_epoch >= optim.patience * optim.evaluate_every:
+            self.stopped = True
+        return figures
+
+    def validate(self) -> NextTitleMetrics:
+        """Figures of the averaged weights on the validation event of this worker's users."""
+        history = torch.from_numpy(self.data.users.history).to(self.device)
+        vectors = vectors_in_chunks(self.average.module.user_vectors, history)
+        return held_out_metrics(self.data.users, vectors, self.average.module.title_vectors())
+
+    def parts(self) -> list[Part]:
+        return [
+            ("model", self.model.state_dict(keep_vars=True), self.optimizer),
+            ("average", self.average.module.state_dict(keep_vars=True), None),
+        ]
+
+    def progress(self) -> dict[str, Any]:
+        return {"best": self.best, "best_epoch": self.best_epoch}
+
+    def load_progress(self, progress: dict[str, Any]) -> None:
+        self.best, self.best_epoch = progress["best"], progress["best_epoch"]
+        self.average.steps = self.next_step

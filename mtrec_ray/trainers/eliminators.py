@@ -1,0 +1,307 @@
+"""The trainer of one pack of eliminators: adversarial steps, the transport, and which weights are kept.
+
+What is kept is decided combination by combination, so a pack's outcome is that of its members. At each validation the
+weights are kept whose NDCG@10 is at or above their floor: a fraction of the backbone's, lower where the backbone leaks
+more of what is to be hidden. Below the floor, more accurate weights replace less accurate ones (a filter starts as a
+random layer). The transport is used at the largest strength at which it stays above the floor by itself.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtrec_ray.combinations import NONE, Combination, combination_name
+from mtrec_ray.hashing import mix
+from mtrec_ray.models.discriminators import Discriminators, value_weights
+from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
+from mtrec_ray.models.fairness_methods import EliminatorMethod, FairnessMethod, FilterMethod, FineTuningMethod
+from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.models.training_state import Part
+from mtrec_ray.models.transport import FOLDS, STRENGTHS, num_steps
+from mtrec_ray.process import prepare_process
+from mtrec_ray.steps.adversary import AdversaryGame, GameSettings
+from mtrec_ray.steps.pretraining import positions_of
+from mtrec_ray.streams.crops import SequenceBatch
+from mtrec_ray.streams.held_out import HeldOutUsers, Prefixes
+from mtrec_ray.streams.schedule import Schedule
+from mtrec_ray.trainers.accuracy import held_out_metrics, stacked_metrics, vectors_in_chunks
+from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
+from mtrec_ray.trainers.probe_leakage import probe_leakage
+from mtrec_ray.trainers.trainer import RunningMean, Trainer, Weights
+from mtrec_ray.trainers.workers import Workers, seed_step
+
+WEIGHTS = "eliminators.safetensors"
+PREFIXES_PER_USER = 8
+"""Histories of each user that the transport is fitted to."""
+DISCRIMINATOR_STEPS, ADVERSARY_COLUMNS, CLASS_POWER = 1, 2, 0.5
+"""Attack AUC on MovieLens-100K 0.542; 3 steps 0.545; 1 or 8 columns 0.540, 0.542; powers 0, 1: 0.544, 0.541."""
+L2 = 1e-6
+"""L2 penalty of both optimizers (paper B)."""
+
+Figures = dict[str, dict[str, float]]
+"""Combination -> its `ndcg` on the validation event, `ndcg_floor`, `strength`, `strength_confirmed`, and `step`."""
+
+
+@dataclass(frozen=True)
+class EliminatorData:
+    """What a pack of eliminators is trained on, beside its batches."""
+
+    backbone: SequentialBackbone
+    attributes: dict[str, list[str]]
+    """Sensitive attributes with their values, in the lake's order."""
+    value_counts: list[list[int]]
+    """Users of the train split with each value, for each attribute."""
+    schedule: Schedule
+    users: HeldOutUsers
+    """This worker's part of the train split's users whose validation event is predicted."""
+    prefixes: Prefixes
+    """This worker's part of the histories that the transport is fitted to."""
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Number of values of each attribute."""
+        return {name: len(values) for name, values in self.attributes.items()}
+
+
+class EliminatorTrainer(Trainer[SequenceBatch]):
+    """Trains some combinations together; the weights it keeps are its output at the end."""
+
+    def __init__(
+        self,
+        config: EliminatorsConfig,
+        combinations: Sequence[Combination],
+        data: EliminatorData,
+        *,
+        device: torch.device | str = "cpu",
+        workers: Workers | None = None,
+    ) -> None:
+        super().__init__(data.schedule.num_steps, torch.device(device), workers or Workers())
+        prepare_process(config.runner.cpus_per_worker)
+        self.config, self.data = config, data
+        data.backbone.to(self.device)
+        method = make_method(config, data.attributes, data.backbone, combinations).to(self.device)
+        self.game = make_game(config, data, method, self.workers)
+        self.kept = {name: value.detach().clone() for name, value in method.own_parameters().items()}
+        vectors, ndcg = self._backbone_vectors()
+        self.ndcg_floors = self._ndcg_floors(vectors, ndcg)
+        self.figures: Figures = {NONE: {"ndcg": ndcg}}
+        for combination, floor in self.ndcg_floors.items():
+            self.figures[combination_name(combination)] = {"ndcg_floor": floor, "step": 0.0}
+
+    @property
+    def method(self) -> FairnessMethod:
+        """What is trained."""
+        return self.game.method
+
+    @property
+    def averaged(self) -> FairnessMethod:
+        """Its averaged weights, which are validated and kept."""
+        return self.game.average.module
+
+    def start(self) -> bool:
+        """Fit the transport, limit its strength by the NDCG floor, and keep what there is."""
+        self.fit_transport()
+        self._record_strengths("strength_confirmed")
+        self._limit_strengths()
+        self._record_strengths("strength")
+        for combination, ndcg in zip(self.averaged.combinations, self.validate(), strict=True):
+            self.figures[combination_name(combination)]["ndcg"] = ndcg
+        copy_kept(self.kept, self.method.own_parameters(), None)
+        return True
+
+    def train_step(self, batch: SequenceBatch) -> Tensor:
+        optim, seed, backbone = self.config.optim, self.config.seed, self.method.backbone
+        seed_step(seed, batch.step)
+        negatives = torch.randint(backbone.config.num_titles, (optim.num_negatives,)).to(self.device)
+        seed_step(seed, batch.step, self.workers.rank)
+        history, targets, values = (
+            torch.from_numpy(array).to(self.device) for array in (batch.history, batch.targets, batch.attribute_index)
+        )
+        bpr, _ = self.game.step(positions_of(backbone, history, targets, optim.mask_fraction), values, negatives)
+        return bpr.mean()
+
+    def num_examples(self, batch: SequenceBatch) -> int:
+        return int((batch.targets >= 0).sum())
+
+    def learning_rate(self) -> float:
+        return self.config.adversary.generator_lr
+
+    def is_milestone(self) -> bool:
+        every = self.config.optim.evaluate_every * self.data.schedule.steps_per_epoch[0]
+        return self.next_step % every == 0 or self.next_step == self.num_steps
+
+    def reach_milestone(self) -> dict[str, float]:
+        """Fit the transport again, validate, and keep the combinations that are accurate enough."""
+        self.fit_transport()
+        logged = {"train/loss": self.mean_loss.mean()}
+        self.mean_loss = RunningMean()
+        for combination, ndcg in self.keep_accurate().items():
+            logged[f"val/ndcg/{combination_name(combination)}"] = ndcg
+        if self.next_step == self.num_steps:
+            self.outputs[WEIGHTS] = Weights(self.kept, self.figures)
+        return logged
+
+    def keep_accurate(self) -> dict[Combination, float]:
+        """Validate, and keep what holds its floor or is more accurate than what is kept; returns NDCG@10."""
+        combinations = self.averaged.combinations
+        measured = dict(zip(combinations, self.validate(), strict=True))
+        for index, (combination, ndcg) in enumerate(measured.items()):
+            figures = self.figures[combination_name(combination)]
+            if not (ndcg >= self.ndcg_floors[combination] or ndcg > figures["ndcg"]):  # NaN is neither
+                continue
+            copy_kept(self.kept, self.averaged.own_parameters(), None if len(combinations) == 1 else index)
+            figures |= {"ndcg": ndcg, "step": float(self.next_step)}
+        return measured
+
+    def fit_transport(self) -> None:
+        """Fit the maps, which live and averaged weights share, to the users of all workers.
+
+        Rows are sorted by user, so the number of workers changes nothing; all take the first worker's result, since
+        different machines round differently.
+        """
+        averaged, config, workers = self.averaged, self.config, self.workers
+        if not has_transport(averaged):
+            return
+        prefixes, first = self.data.prefixes, self.next_step == 0
+        history, values = (torch.from_numpy(a).to(self.device) for a in (prefixes.history, prefixes.attribute_index))
+        user = torch.from_numpy(prefixes.keys.view(np.int64)).to(self.device)
+        vectors = vectors_in_chunks(averaged.vectors_before_transport, history, values)  # (K, V, d)
+        vectors, values, user = (workers.gather_rows(rows) for rows in (vectors.transpose(0, 1), values, user))
+        order = user.argsort(stable=True)
+        vectors, values, user = vectors[order], values[order], user[order]
+        fold = mix(user.cpu().numpy().view(np.uint64), "transport", config.seed) % np.uint64(FOLDS)
+        averaged.pack.fit_transport(
+            vectors.transpose(0, 1).contiguous(),
+            values,
+            user,
+            torch.from_numpy(fold.astype(np.int64)).to(self.device),
+            averaged.backbone.title_vectors(),
+            weight=config.transport.weight,
+            steps=num_steps(config.transport.passes if first else config.transport.later_passes, len(user)),
+            seed=config.seed + self.next_step,
+            find_strength=first,
+        )
+        if workers.size > 1:
+            for tensor in vars(averaged.pack.transport).values():
+                workers.sum(tensor if workers.rank == 0 else tensor.zero_())
+
+    def validate(self) -> list[float]:
+        """NDCG@10 of each combination's averaged weights, over the users of all workers."""
+        users = self.data.users
+        history, values = (torch.from_numpy(a).to(self.device) for a in (users.history, users.attribute_index))
+        vectors = vectors_in_chunks(self.averaged.user_vectors, history, values)  # (K, U, d)
+        metrics = stacked_metrics(users, vectors, self.averaged.backbone.title_vectors())
+        return [self.workers.mean(one.means(), len(users), self.device)["ndcg"] for one in metrics]
+
+    def parts(self) -> list[Part]:
+        return [*self.game.parts(), ("kept", self.kept, None)]
+
+    def progress(self) -> dict[str, Any]:
+        return {"figures": self.figures}
+
+    def load_progress(self, progress: dict[str, Any]) -> None:
+        self.figures = progress["figures"]
+        self.game.average.steps = self.next_step
+
+    def _limit_strengths(self) -> None:
+        """Lower each transport's strength until it holds its NDCG floor by itself."""
+        averaged = self.averaged
+        if not has_transport(averaged):
+            return
+        strength = averaged.pack.transport_strength[:, 0, 0]  # (K,) a view
+        for lower in reversed(STRENGTHS[:-1]):
+            measured = zip(averaged.combinations, self.validate(), strict=True)
+            below = torch.tensor([ndcg < self.ndcg_floors[c] for c, ndcg in measured], device=self.device)
+            if not below.any():
+                break
+            strength.copy_(torch.where(below, strength.clamp(max=lower), strength))
+
+    def _record_strengths(self, name: str) -> None:
+        if not has_transport(self.averaged):
+            return
+        strengths = self.averaged.pack.transport_strength.flatten()
+        for combination, strength in zip(self.averaged.combinations, strengths, strict=True):
+            self.figures[combination_name(combination)][name] = float(strength)
+
+    def _backbone_vectors(self) -> tuple[Tensor, float]:
+        """(U, d) vectors of the backbone itself, and its NDCG@10 over the users of all workers."""
+        users, backbone = self.data.users, self.data.backbone
+        vectors = vectors_in_chunks(backbone.user_vectors, torch.from_numpy(users.history).to(self.device))
+        means = held_out_metrics(users, vectors, backbone.title_vectors()).means()
+        return vectors, self.workers.mean(means, len(users), self.device)["ndcg"]
+
+    def _ndcg_floors(self, vectors: Tensor, backbone_ndcg: float) -> dict[Combination, float]:
+        """Minimum NDCG@10 of each combination, from what the backbone's vectors leak of its attributes."""
+        users, optim = self.data.users, self.config.optim
+        values, keys = (torch.from_numpy(a).to(self.device) for a in (users.attribute_index, users.keys.view(np.int64)))
+        vectors, values, keys = (self.workers.gather_rows(rows) for rows in (vectors, values, keys))
+        leakage = probe_leakage(vectors, values, keys.cpu().numpy().view(np.uint64), self.data.sizes)
+        floors = {}
+        for combination in self.method.combinations:
+            most = max(leakage[name] for name in combination)
+            floors[combination] = min(optim.min_ndcg_ratio, 1 - optim.leakage_budget * most**2) * backbone_ndcg
+        return floors
+
+
+def make_method(
+    config: EliminatorsConfig,
+    attributes: Mapping[str, Sequence[str]],
+    backbone: SequentialBackbone,
+    combinations: Sequence[Combination],
+) -> FairnessMethod:
+    """Untrained weights of some combinations, drawn by the seed and each combination's name alone."""
+    sizes = {name: len(values) for name, values in attributes.items()}
+    if config.method == "fine_tuning":
+        return FineTuningMethod(backbone, combinations[0])
+    if config.method == "filter":
+        filters = FilterMethod(backbone, {name: sizes[name] for (name,) in combinations})
+        filters.init_weights(config.seed)
+        return filters
+    shape, model = EliminatorConfig(**config.shape.model_dump()), backbone.config
+    pack = StackedEliminators(shape, sizes, combinations, width=model.width, num_layers=model.num_layers)
+    pack.init_weights(config.seed)
+    return EliminatorMethod(backbone, pack)
+
+
+def make_game(
+    config: EliminatorsConfig, data: EliminatorData, method: FairnessMethod, workers: Workers
+) -> AdversaryGame:
+    """The method, its discriminators and their optimizers before the first step."""
+    adversary, width = config.adversary, data.backbone.config.width
+    discriminators = Discriminators(data.sizes, method.combinations, width=width, hidden=adversary.discriminator_width)
+    discriminators.init_weights(config.seed)
+    device = next(method.parameters()).device
+    return AdversaryGame(
+        method,
+        discriminators.to(device),
+        value_weights(data.value_counts, power=CLASS_POWER).to(device),
+        GameSettings(
+            weight=adversary.weight,
+            discriminator_steps=DISCRIMINATOR_STEPS,
+            columns=ADVERSARY_COLUMNS,
+            generator_lr=adversary.generator_lr,
+            discriminator_lr=adversary.discriminator_lr,
+            l2=L2,
+            average=adversary.averaging,
+        ),
+        workers.all_reduce,
+    )
+
+
+def has_transport(method: FairnessMethod) -> TypeGuard[EliminatorMethod]:
+    """Whether a method is a pack of eliminators with a transport."""
+    return isinstance(method, EliminatorMethod) and method.pack.config.transport_units > 0
+
+
+@torch.no_grad()
+def copy_kept(kept: Mapping[str, Tensor], newest: Mapping[str, Tensor], combination: int | None) -> None:
+    """Copy one combination's part of each stacked tensor, or everything where there is only one."""
+    for name, tensor in kept.items():
+        if combination is None:
+            tensor.copy_(newest[name])
+        else:
+            tensor[combination].copy_(newest[name][combination])

@@ -1,0 +1,173 @@
+"""The trainer of a propensity model (paper A, 4.2): Adam on exact de-duplicated steps, period by period."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mtrec_ray.evaluation.state import EvaluationSettings
+from mtrec_ray.models.training_state import Part
+from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
+from mtrec_ray.process import prepare_process
+from mtrec_ray.steps.batch import make_pair_batch
+from mtrec_ray.steps.precision import use_fast_matmul
+from mtrec_ray.steps.propensity import train_step
+from mtrec_ray.streams.reader import StepRows
+from mtrec_ray.streams.schedule import Schedule
+from mtrec_ray.streams.scored_users import ScoringChunk
+from mtrec_ray.trainers.propensity_config import PropensityConfig
+from mtrec_ray.trainers.propensity_validation import PropensityScorer, evaluate_chunks, summarise
+from mtrec_ray.trainers.trainer import RunningMean, Trainer, Weights
+from mtrec_ray.trainers.workers import Workers
+
+BEST_METRIC = "val/pr_auc/weighted"
+"""What decides the best snapshot."""
+
+
+@dataclass(frozen=True)
+class PropensityData:
+    """What a propensity model is trained on, beside its batches."""
+
+    model: TwoTowerConfig
+    learning_rates: tuple[float, float, float]
+    """First ones of the towers, the group block's matrices and its vectors."""
+    group_of_territory: list[int]
+    titles: np.ndarray
+    """(titles, title_width) float16 embeddings."""
+    schedule: Schedule
+    days: tuple[int, ...]
+    """Evaluation day of each period, 0 for the training window."""
+    validate_at: frozenset[int] = frozenset()
+    """Numbers of finished steps after which validation users are scored."""
+    validation_users: Callable[[int], Sequence[ScoringChunk]] = field(default=lambda period: ())
+    """Period -> this worker's validation users on the days after it."""
+    num_bootstrap: int = 0
+    """Replicates behind the intervals of validation figures."""
+
+
+class PropensityTrainer(Trainer[StepRows]):
+    """Trains one two-tower model; its weights after each period are its outputs."""
+
+    def __init__(
+        self,
+        config: PropensityConfig,
+        data: PropensityData,
+        *,
+        device: torch.device | str = "cpu",
+        workers: Workers | None = None,
+    ) -> None:
+        super().__init__(data.schedule.num_steps, torch.device(device), workers or Workers())
+        prepare_process(config.runner.cpus_per_worker)
+        use_fast_matmul()
+        self.config, self.data = config, data
+        self.model = TwoTower(data.model)
+        self.model.init_weights(torch.Generator().manual_seed(config.seed))
+        self.model.to(self.device).train()
+        self.optimizer = make_optimizer(self.model, data.learning_rates)
+        self.titles = torch.from_numpy(data.titles.copy()).to(self.device)
+        self.group_of_territory = np.array(data.group_of_territory, dtype=np.int64)
+        dtype = config.optim.compute_dtype
+        rounds = dtype == "bfloat16" or (dtype == "auto" and self.device.type == "cuda")
+        self.compute_dtype = torch.bfloat16 if rounds else None
+        self.best = -math.inf
+        best = self.model.state_dict() if config.optim.snapshot == "best" else {}
+        self.best_weights = {name: tensor.clone() for name, tensor in best.items()}
+
+    def train_step(self, batch: StepRows) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["first_lr"] * self._decay()
+        pairs = make_pair_batch(
+            batch.embedding,
+            self.group_of_territory[batch.territory],
+            batch.offsets,
+            batch.title_index,
+            batch.label,
+            self.titles,
+            num_groups=self.model.config.num_groups,
+            device=self.device,
+        )
+        return train_step(
+            self.model,
+            self.optimizer,
+            pairs,
+            all_reduce=self.workers.all_reduce,
+            compute_dtype=self.compute_dtype,
+        )
+
+    def num_examples(self, batch: StepRows) -> int:
+        return len(batch.label)
+
+    def learning_rate(self) -> float:
+        return self.optimizer.param_groups[0]["lr"]
+
+    def is_milestone(self) -> bool:
+        return self.next_step in self.data.validate_at or self.next_step in self.data.schedule.period_ends()
+
+    def reach_milestone(self) -> dict[str, float]:
+        """Validate where that is due; at a period's end put its snapshot in `outputs`."""
+        ends = self.data.schedule.period_ends()
+        period = next(number for number, end in enumerate(ends) if self.next_step <= end)
+        figures = {"train/loss": self.mean_loss.mean()}
+        if self.next_step in self.data.validate_at:
+            figures |= self.validate(period)
+            if self.best_weights and figures[BEST_METRIC] > self.best:  # NaN is not
+                self.best = figures[BEST_METRIC]
+                for name, tensor in self.model.state_dict().items():
+                    self.best_weights[name].copy_(tensor)
+        if self.next_step == ends[period]:
+            if self.best_weights and self.best > -math.inf:
+                self.model.load_state_dict(self.best_weights)
+            weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
+            self.outputs[snapshot_file(self.data.days[period])] = Weights(weights, figures)
+            self.mean_loss, self.best = RunningMean(), -math.inf
+        return figures
+
+    def validate(self, period: int = 0) -> dict[str, float]:
+        """`val/` figures of the validation users of all workers, each with `_low` and `_high`."""
+        settings = EvaluationSettings(
+            num_territories=len(self.group_of_territory),
+            num_titles=len(self.titles),
+            num_bootstrap=self.data.num_bootstrap,
+        )
+        scorer = PropensityScorer(self.model, self.data.titles, self.data.group_of_territory)
+        result = evaluate_chunks(scorer, self.data.validation_users(period), settings, self.workers)
+        self.model.train()
+        return {f"val/{name}": value for name, value in summarise(result).items()}
+
+    def parts(self) -> list[Part]:
+        return [
+            ("model", self.model.state_dict(keep_vars=True), self.optimizer),
+            ("best", self.best_weights, None),
+        ]
+
+    def progress(self) -> dict[str, Any]:
+        return {"best": self.best if math.isfinite(self.best) else None}
+
+    def load_progress(self, progress: dict[str, Any]) -> None:
+        self.best = -math.inf if progress["best"] is None else progress["best"]
+
+    def _decay(self) -> float:
+        if self.config.optim.decay == "none":
+            return 1.0
+        return 1.0 - self.data.schedule.period_progress(self.next_step)
+
+
+def make_optimizer(model: TwoTower, rates: tuple[float, float, float]) -> torch.optim.Optimizer:
+    """Adam (paper A, 4.2), with learning rates of their own for the group block's matrices and vectors."""
+    block = model.block_parameters()
+    parts = (
+        model.tower_parameters(),
+        [parameter for parameter in block if parameter.dim() > 2],  # (G, d, d) matrices
+        [parameter for parameter in block if parameter.dim() == 2],  # (G, d) vectors
+    )
+    groups = [{"params": part, "first_lr": rate} for part, rate in zip(parts, rates, strict=True) if part]
+    return torch.optim.Adam(groups, lr=rates[0], fused=True)
+
+
+def snapshot_file(day: int) -> str:
+    """Where a run's folder holds the weights after the period of `day`."""
+    return f"snapshots/day_{day}/model.safetensors"

@@ -1,0 +1,223 @@
+"""A pack of eliminators in training, without a lake or Ray: settings, kept weights, two workers against one."""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from mtrec_ray.combinations import Combination, combination_name
+from mtrec_ray.config import validate_config
+from mtrec_ray.models.discriminators import value_weights
+from mtrec_ray.models.eliminators import StackedEliminators
+from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.steps.adversary import GameSettings
+from mtrec_ray.streams.held_out import HeldOutUsers, Prefixes
+from mtrec_ray.streams.schedule import Schedule
+from mtrec_ray.trainers import eliminators
+from mtrec_ray.trainers.eliminators import EliminatorData, EliminatorTrainer
+from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
+from mtrec_ray.trainers.workers import Workers
+from tests.steps.cases import LockStep
+
+U, L, D, NUM_TITLES, PER_USER = 60, 6, 16, 40, 3
+ATTRIBUTES = {"gender": ["F", "M"], "age": ["18", "25", "35"]}
+VALUE_COUNTS = [[9, 4], [1, 16, 4]]
+PAIR: list[Combination] = [("gender",), ("gender", "age")]
+
+
+def make_users() -> HeldOutUsers:
+    """Women and men watch from two halves of the catalogue more often than not, and each has watched ten titles."""
+    rng = np.random.default_rng(0)
+    values = np.stack([rng.integers(0, len(names), U) for names in ATTRIBUTES.values()], 1)
+    watched = np.stack([rng.permutation(NUM_TITLES)[:10] for _ in range(U)])
+    half = np.where(rng.random(watched.shape) < 0.8, values[:, :1], rng.integers(0, 2, watched.shape))
+    watched = watched // 2 + half * (NUM_TITLES // 2)
+    return HeldOutUsers(
+        keys=rng.integers(0, 2**63, U).astype(np.uint64),
+        territory=np.zeros(U, dtype=np.int32),
+        attribute_index=values,
+        audit_split=np.zeros(U, dtype=bool),
+        history=watched[:, :L],
+        target=watched[:, L],
+        other_titles=np.delete(watched, L, axis=1).ravel(),
+        other_counts=np.full(U, 9),
+    )
+
+
+def prefixes_of(users: HeldOutUsers) -> Prefixes:
+    """Histories that lack their last events, as `read_prefixes` gives them."""
+    histories = [np.where(np.arange(L) < L - cut, users.history, -1) for cut in range(PER_USER)]
+    return Prefixes(
+        keys=np.tile(users.keys, PER_USER),
+        attribute_index=np.tile(users.attribute_index, (PER_USER, 1)),
+        history=np.concatenate(histories),
+    )
+
+
+def make_trainer(
+    users: HeldOutUsers, workers: Workers | None = None, pack: list[Combination] = PAIR, **settings: Any
+) -> EliminatorTrainer:
+    document = {"backbone": "bb", "name": "el", "transport": {"passes": 4, "later_passes": 2}}
+    backbone = SequentialBackbone(SequentialConfig(NUM_TITLES, history=L, width=D))
+    backbone.init_weights(torch.Generator().manual_seed(0))
+    data = EliminatorData(
+        backbone=backbone.eval().requires_grad_(False),
+        attributes=ATTRIBUTES,
+        value_counts=VALUE_COUNTS,
+        schedule=Schedule(((U,),), (4,), (2,), seed=0, lanes=1),
+        users=users,
+        prefixes=prefixes_of(users),
+    )
+    return EliminatorTrainer(validate_config(EliminatorsConfig, document | settings), pack, data, workers=workers)
+
+
+def test_the_game_takes_the_settings():
+    adversary = {
+        "weight": 0.7,
+        "discriminator_width": 24,
+        "generator_lr": 1e-4,
+        "discriminator_lr": 5e-3,
+        "averaging": 0.9,
+    }
+    game = make_trainer(make_users(), adversary=adversary).game
+    assert game.config == GameSettings(
+        weight=0.7,
+        discriminator_steps=1,
+        columns=2,
+        generator_lr=1e-4,
+        discriminator_lr=5e-3,
+        l2=1e-6,
+        average=0.9,
+    )
+    assert torch.equal(game.weights, value_weights(VALUE_COUNTS, power=0.5))
+    assert 24 in {size for tensor in game.discriminators.parameters() for size in tensor.shape}
+
+
+def test_the_ndcg_floor_of_a_combination_is_that_of_its_most_leaked_attribute(monkeypatch):
+    monkeypatch.setattr(eliminators, "probe_leakage", lambda *_: {"gender": 0.9, "age": 0.1})
+    pack: list[Combination] = [("gender",), ("age",), ("gender", "age")]
+    trainer = make_trainer(make_users(), pack=pack, optim={"min_ndcg_ratio": 0.95, "leakage_budget": 0.5})
+    backbone = trainer.figures["none"]["ndcg"]
+    assert backbone > 0
+    expected = [1 - 0.5 * 0.9**2, 0.95, 1 - 0.5 * 0.9**2]
+    assert [trainer.ndcg_floors[combination] / backbone for combination in pack] == pytest.approx(expected)
+
+
+def set_weights(trainer: EliminatorTrainer) -> None:
+    """All own weights: 1 in the average, 2 in what is trained, 0 in what is kept so far, which is accurate."""
+    for combination in trainer.ndcg_floors:
+        trainer.figures[combination_name(combination)]["ndcg"] = 1.0
+    live, average = trainer.method.own_parameters(), trainer.averaged.own_parameters()
+    with torch.no_grad():
+        for name, parameter in live.items():
+            parameter.fill_(2.0)
+            if average[name] is not parameter:
+                average[name].fill_(1.0)
+    trainer.kept = {name: torch.zeros_like(parameter) for name, parameter in live.items() if parameter.requires_grad}
+
+
+@pytest.mark.parametrize("above", [True, False])
+def test_validation_keeps_the_averages_at_or_above_their_floor(monkeypatch, above):
+    trainer = make_trainer(make_users())
+    set_weights(trainer)
+    trainer.next_step = 7
+    ndcg = [trainer.ndcg_floors[PAIR[0]] - (0.0 if above else 1e-9), 1.0]
+    monkeypatch.setattr(trainer, "validate", lambda: ndcg)
+    trainer.keep_accurate()
+    for name, tensor in trainer.kept.items():
+        assert tensor[0].unique().tolist() == [float(above)], name
+        assert tensor[1].unique().tolist() == [1.0], name
+    assert trainer.figures["gender"]["ndcg"] == (ndcg[0] if above else 1.0)
+    assert trainer.figures["gender+age"]["ndcg"] == 1.0
+    assert [trainer.figures[name]["step"] for name in ("gender", "gender+age")] == [7.0 * above, 7.0]
+
+
+def test_below_the_floor_the_more_accurate_weights_are_kept(monkeypatch):
+    """A filter starts as a random layer, which must not be its result."""
+    trainer = make_trainer(make_users(), method="filter", transport={}, pack=[("gender",), ("age",)])
+    measured = iter([[0.05, 0.05], [0.04, 0.3], [0.3, float("nan")], [0.2, 0.31]])
+    monkeypatch.setattr(trainer, "validate", lambda: next(measured))
+    trainer.ndcg_floors = dict.fromkeys(trainer.ndcg_floors, 0.5)
+    trainer.start()
+    kept = []
+    for step in (1, 2, 3):
+        trainer.next_step = step
+        with torch.no_grad():
+            for parameter in trainer.averaged.own_parameters().values():
+                parameter.fill_(step)
+        trainer.keep_accurate()
+        kept.append([trainer.figures[name]["step"] for name in ("gender", "age")])
+    assert kept == [[0, 1], [2, 1], [2, 3]]
+    assert [trainer.kept["inner"][k].unique().tolist() for k in range(2)] == [[2.0], [3.0]]
+    assert [trainer.figures[name]["ndcg"] for name in ("gender", "age")] == [0.3, 0.31]
+
+
+@pytest.mark.parametrize("above", [True, False])
+def test_a_combination_alone_is_kept_or_not_by_the_same_rule(monkeypatch, above):
+    trainer = make_trainer(make_users(), pack=PAIR[:1], method="fine_tuning", transport={})
+    set_weights(trainer)
+    monkeypatch.setattr(trainer, "validate", lambda: [trainer.ndcg_floors[PAIR[0]] - (0.0 if above else 1e-9)])
+    trainer.keep_accurate()
+    assert {value for tensor in trainer.kept.values() for value in tensor.unique().tolist()} == {float(above)}
+
+
+def test_all_histories_of_a_user_are_in_one_fold_of_the_map(monkeypatch):
+    folds: dict[int, set[int]] = {}
+
+    def fit(pack: Any, vectors: Tensor, values: Tensor, user: Tensor, fold: Tensor, *_: Any, **__: Any) -> None:
+        for one, its_fold in zip(user.tolist(), fold.tolist(), strict=True):
+            folds.setdefault(one, set()).add(its_fold)
+
+    users = make_users()
+    monkeypatch.setattr(StackedEliminators, "fit_transport", fit)
+    make_trainer(users).fit_transport()
+    assert len(folds) == U
+    assert {len(of_user) for of_user in folds.values()} == {1}
+    assert len(set.union(*folds.values())) > 1
+
+
+def in_lock_step(work: Callable[[Workers], EliminatorTrainer]) -> list[EliminatorTrainer]:
+    """Run `work` for two workers that are threads and sum over each other."""
+    lock_step = LockStep(2)
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(lambda rank: work(Workers(rank, 2, lock_step.reducer(rank))), range(2)))
+
+
+def test_two_workers_fit_validate_and_keep_as_one():
+    """One has a third of the users; the second combination's floor is out of reach at the validation."""
+    users = make_users()
+    parts = [users.only(np.arange(U) % 3 == 0), users.only(np.arange(U) % 3 > 0)]
+
+    def train(users: HeldOutUsers, workers: Workers | None) -> EliminatorTrainer:
+        trainer = make_trainer(users, workers)
+        trainer.ndcg_floors = dict.fromkeys(trainer.ndcg_floors, 0.0)
+        trainer.start()
+        trainer.next_step, trainer.ndcg_floors[PAIR[1]] = 5, 1.0
+        trainer.fit_transport()
+        trainer.keep_accurate()
+        return trainer
+
+    alone = train(users, None)
+    assert alone.figures["gender"]["ndcg"] > 0
+    before = make_trainer(users).method.own_parameters()
+    assert any(not torch.allclose(tensor, before[name]) for name, tensor in alone.kept.items())
+    for one in in_lock_step(lambda workers: train(parts[workers.rank], workers)):
+        for name, figures in alone.figures.items():
+            assert one.figures[name] == pytest.approx(figures, rel=1e-4)
+        assert one.kept.keys() == alone.kept.keys()
+        for name, tensor in one.kept.items():
+            torch.testing.assert_close(tensor, alone.kept[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_two_workers_set_the_same_floors_as_one():
+    users = make_users()
+    parts = [users.only(np.arange(U) % 3 == 0), users.only(np.arange(U) % 3 > 0)]
+    optim = {"min_ndcg_ratio": 1.0, "leakage_budget": 1.0}
+    alone = make_trainer(users, optim=optim)
+    assert alone.ndcg_floors[PAIR[0]] < 0.99 * alone.figures["none"]["ndcg"]  # gender leaks
+    for one in in_lock_step(lambda workers: make_trainer(parts[workers.rank], workers, optim=optim)):
+        assert one.ndcg_floors == pytest.approx(alone.ndcg_floors, rel=1e-6)

@@ -1,4 +1,4 @@
-"""The fast path of recommendations against FastAPI's."""
+"""The fast path of recommendations answers as FastAPI's route does."""
 
 from typing import Any, NamedTuple
 
@@ -13,21 +13,16 @@ from mtrec_ray.serving.live import LiveEngine
 from mtrec_ray.serving.service import Service
 from mtrec_ray.serving.store import UserState, open_store
 from mtrec_ray.serving.telemetry import Telemetry
-from tests.serving.bundles import write_bundle
 
-WORDS = {"content-type": "application/json"}
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory) -> str:
-    return str(write_bundle(tmp_path_factory.mktemp("fast") / "bundle"))
+BODY = b'{"history": ["t01"], "territory": "north"}'
+JSON = {"content-type": "application/json"}
 
 
 @pytest.fixture(scope="module")
-def service(bundle, tmp_path_factory) -> Service:
-    store = open_store(str(tmp_path_factory.mktemp("fast store") / "store"))
+def service(bundle_uri, tmp_path_factory) -> Service:
+    store = open_store(str(tmp_path_factory.mktemp("fast") / "store"))
     store.put_many([("ann", UserState(("t01", "gone"), {"gender": "F"}, "north", b""))])
-    return Service(LiveEngine(bundle, 1.0), store, Telemetry(), batch_rows=8)
+    return Service(LiveEngine(bundle_uri, 1.0), store, Telemetry(), batch_rows=8)
 
 
 @pytest.fixture(scope="module")
@@ -36,21 +31,21 @@ def api(service) -> Any:
 
 
 class Seen(NamedTuple):
-    """What an answer's reader and Prometheus see of it."""
+    """What a caller and Prometheus see of an answer."""
 
     status: int
     body: bytes
     headers: dict[str, str]
     counted: list[str]
-    stages: dict[str, int]
+    stages: dict[str, float]
 
 
 @pytest.fixture
 def both_ways(service, api, monkeypatch) -> Any:
-    """Asks twice, the second time with the fast path closed; says whether the first answer came by it."""
+    """Sends a request with and without the fast path; the third value tells whether the first answer came by it."""
 
-    def ask(body: bytes, method: str = "POST", root_path: str = "", headers: Any = WORDS) -> tuple[Seen, Seen, bool]:
-        seen, passed_on = [], []
+    def send(body: bytes, method: str = "POST", root_path: str = "", headers: Any = JSON) -> tuple[Seen, Seen, bool]:
+        seen, routed = [], []
         for closed in (False, True):
             with monkeypatch.context() as patch:
                 counted: list[str] = []
@@ -62,7 +57,7 @@ def both_ways(service, api, monkeypatch) -> Any:
                 route = api.app.app
 
                 async def watched(*asgi: Any, route: Any = route, closed: bool = closed) -> None:
-                    passed_on.append(closed)
+                    routed.append(closed)
                     await route(*asgi)
 
                 patch.setattr(api.app, "app", watched)
@@ -70,9 +65,9 @@ def both_ways(service, api, monkeypatch) -> Any:
                 answer = client.request(method, f"{root_path}/v1/recommend", content=body, headers=headers)
                 stages = {name: sum(counts[:-1]) for name, counts in service.telemetry.latency.pending.items()}
             seen.append(Seen(answer.status_code, answer.content, dict(answer.headers), counted, stages))
-        return seen[0], seen[1], False not in passed_on
+        return seen[0], seen[1], False not in routed
 
-    return ask
+    return send
 
 
 @pytest.mark.parametrize(
@@ -91,55 +86,55 @@ def both_ways(service, api, monkeypatch) -> Any:
         (b'{"history": ["t01"], "territory": "north", "k": 0}', False),
         (b'{"history": ["t01"]', False),
         (b"", False),
+        (BODY[:-1] + b" " * fast_path.MAX_BYTES + b"}", False),
     ],
 )
-def test_both_ways_answer_alike(both_ways, body, fast):
-    first, second, by_the_fast_path = both_ways(body)
-    assert by_the_fast_path == fast
+def test_answers_are_equal_and_invalid_or_long_bodies_take_the_route(both_ways, body, fast):
+    first, second, by_fast_path = both_ways(body)
+    assert by_fast_path == fast
     assert first == second
-    assert ("recommend" in first.stages) == fast  # refused before the route
+    assert ("recommend" in first.stages) == (fast or len(body) > fast_path.MAX_BYTES)
     assert (first.status == 200) == (not first.counted)
 
 
-def test_what_is_not_plain_is_left_to_the_route(both_ways):
-    body, twice = b'{"history": ["t01"], "territory": "north"}', [("content-type", "application/json")] * 2
-    for asked, status, fast in (
+@pytest.mark.parametrize(
+    ("request_", "status", "fast"),
+    [
         ({"headers": {"content-type": "application/json; charset=UTF-8"}}, 200, True),
         ({"headers": {"content-type": "text/plain"}}, 422, False),
-        ({"headers": twice}, 200, False),
+        ({"headers": [("content-type", "application/json")] * 2}, 200, False),
         ({"method": "PUT"}, 405, False),
         ({"root_path": "/under"}, 200, True),
-    ):
-        first, second, by_the_fast_path = both_ways(body, **asked)
-        assert (by_the_fast_path, first.status) == (fast, status), asked
-        assert first == second
-    long = b'{"history": ["t01"], "territory": "north"' + b" " * fast_path.MAX_BYTES + b"}"
-    assert both_ways(long)[2] is False
+    ],
+)
+def test_other_types_and_methods_take_the_route(both_ways, request_, status, fast):
+    first, second, by_fast_path = both_ways(BODY, **request_)
+    assert (by_fast_path, first.status, first) == (fast, status, second)
 
 
-def test_what_a_proxy_read_takes_the_longer_way(both_ways, api, monkeypatch):
+def test_body_read_by_the_proxy_takes_the_route(both_ways, api, monkeypatch):
     behind = api._body
 
-    async def brought(scope: Any, receive: Any) -> bytes:
-        scope["extensions"] = {guard.PROXY_BODY: b'{"history": ["t01"], "territory": "north"}'}
+    async def from_proxy(scope: Any, receive: Any) -> bytes:
+        scope["extensions"] = {guard.PROXY_BODY: BODY}
         return await behind(scope, receive)
 
-    monkeypatch.setattr(api, "_body", brought)
-    first, second, by_the_fast_path = both_ways(b"")
-    assert (by_the_fast_path, first.status, first) == (False, 200, second)
+    monkeypatch.setattr(api, "_body", from_proxy)
+    first, second, by_fast_path = both_ways(b"")
+    assert (by_fast_path, first.status, first) == (False, 200, second)
 
 
-def test_a_failing_model_is_answered_counted_and_named_alike_and_tried_once(both_ways, monkeypatch, caplog):
-    asked = []
+def test_failing_model_is_counted_and_logged_alike_and_tried_once(both_ways, monkeypatch, caplog):
+    calls = []
 
     def fail(*_: object) -> None:
-        asked.append(1)
+        calls.append(1)
         raise RuntimeError("t01 in a message")
 
     monkeypatch.setattr(Engine, "recommend", fail)
-    first, second, by_the_fast_path = both_ways(b'{"history": ["t01"], "territory": "north"}')
-    assert by_the_fast_path
+    first, second, by_fast_path = both_ways(BODY)
+    assert by_fast_path
     assert first == second
-    assert (first.status, first.counted, len(asked)) == (500, ["500"], 2)
+    assert (first.status, first.counted, len(calls)) == (500, ["500"], 2)
     assert [record.getMessage() for record in caplog.records] == ["a request failed: RuntimeError"] * 2
     assert b"t01" not in first.body

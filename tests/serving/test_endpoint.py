@@ -1,14 +1,7 @@
-"""The endpoint as a newcomer starts it: `mtrec serve`, its page in a browser, a promotion under load, and its end."""
+"""`mtrec serve` in a process: answers, its page in a browser, a promotion under load, overload and its end."""
 
 import asyncio
-import os
-import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,22 +12,23 @@ import lmdb
 import msgpack
 import pytest
 
-from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.serving.config import PromoteConfig, ServeConfig, check_port
 from mtrec_ray.serving.promote import promote
 from mtrec_ray.serving.store import UserState, open_store
+from tests.benchmarks.endpoint_process import EndpointProcess, wait_for
 from tests.serving.bundles import write_bundle
+from tests.serving.conftest import free_port
 
 pytestmark = pytest.mark.ray
 
 REQUEST = {"user_id": "ann-0815", "territory": "north", "ignore": ["gender"]}
-READY_S = 300  # a replica imports torch, and the machine may be busy
-MAX_AT_PROXY = 16  # a few callers stay below it, though a place is free only a moment after its answer
+MAX_AT_PROXY = 16
+"""A few callers stay below it, although Serve frees a place only some time after its answer."""
 
 
 def promote_to(bundle: Path, pointer: Path) -> None:
-    promote(validate_config(PromoteConfig, {"bundle": str(bundle), "pointer": str(pointer)}))
+    promote(PromoteConfig(bundle=str(bundle), pointer=str(pointer)))
 
 
 @pytest.fixture(scope="module")
@@ -51,51 +45,24 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def endpoint(folder) -> Iterator[str]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mtrec_ray", "serve", str(folder / "live.json"), "--store", str(folder / "store")]
-    command += ["--port", str(port), "--set", "poll_s=0.2"]
-    env = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    env |= {"RAY_AUTH_MODE": "disabled", "MTREC_MAX_AT_PROXY": str(MAX_AT_PROXY)}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, env=env)
-    url = f"http://127.0.0.1:{port}"
-    try:
-        wait_until_ready(url, process, folder / "log")
-        yield url
-    finally:
-        process.send_signal(signal.SIGINT)
-        ended = process.wait(timeout=120)
-    assert ended == 0
-    logs = max(Path("/tmp/ray").glob(f"session_*_{process.pid}/logs"))  # the last: an earlier process had this pid too
-    written = [folder / "log", *(file for file in logs.rglob("*") if file.is_file())]
-    assert any(file.is_relative_to(logs / "serve") for file in written)
-    for value in (
-        "ann-0815",
-        "eve-0815",
-        "t01",
-        "Request failed.",
-    ):  # the last: Ray, before an error's text
-        assert not [file for file in written if value in file.read_text(errors="replace")], value
+def endpoint(folder) -> Iterator[EndpointProcess]:
+    """Afterwards its exit code is 0 and no log contains a value of a request."""
+    settings = [f"store={folder / 'store'}", "poll_s=0.2"]
+    with EndpointProcess(
+        folder / "live.json", settings, folder / "log", {"MTREC_MAX_AT_PROXY": str(MAX_AT_PROXY)}
+    ) as endpoint:
+        yield endpoint
+    assert endpoint.process.returncode == 0
+    sessions = Path("/tmp/ray").glob(f"session_*_{endpoint.process.pid}/logs")
+    logs = max(sessions)  # the last, as an earlier process may have had this pid
+    files = [folder / "log", *(file for file in logs.rglob("*") if file.is_file())]
+    assert any(file.is_relative_to(logs / "serve") for file in files)
+    for text in ("ann-0815", "eve-0815", "t01", "Request failed."):  # Ray writes the last before an error's text
+        assert not [file for file in files if text in file.read_text(errors="replace")], text
 
 
-def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + READY_S
-    while time.monotonic() < until:
-        assert process.poll() is None, log.read_text()
-        try:
-            if httpx.get(f"{url}/readyz").status_code == 200 and "serving bundle" in log.read_text():
-                return  # and a signal ends it in order
-        except httpx.TransportError:
-            pass  # not listening yet
-        time.sleep(0.5)
-    pytest.fail(log.read_text())
-
-
-def test_it_answers_with_its_documents_and_its_store(endpoint):
-    with httpx.Client(base_url=endpoint) as client:
+def test_endpoint_answers_from_its_store_and_documents_its_api(endpoint):
+    with httpx.Client(base_url=endpoint.url) as client:
         answer = client.post("/v1/recommend", json=REQUEST).json()
         assert (answer["source"], answer["combination"], answer["bundle_version"]) == ("model", "gender", "v0")
         assert client.put("/v1/users/eve-0815/events", json={"events": [{"title_id": "t03"}]}).status_code == 200
@@ -106,29 +73,22 @@ def test_it_answers_with_its_documents_and_its_store(endpoint):
         assert {"/v1/recommend", "/v1/recommend:batch", "/v1/propensity", "/v1/combinations"} <= set(paths)
 
 
-def test_prometheus_finds_the_figures_where_the_log_says(endpoint, folder):
-    assert httpx.post(f"{endpoint}/v1/recommend", json=REQUEST).status_code == 200
-    (place,) = re.findall(r"http://\S+/metrics", (folder / "log").read_text())
-    until = time.monotonic() + 30  # told once a second, and gathered every few seconds
-    while 'stage="recommend"' not in (figures := httpx.get(place).text):
-        assert time.monotonic() < until
-        time.sleep(0.5)
-    assert "ray_mtrec_stage_latency_ms_bucket_total" in figures
-    assert "ann-0815" not in figures
+def test_prometheus_reads_metrics_without_user_ids(endpoint):
+    assert httpx.post(f"{endpoint.url}/v1/recommend", json=REQUEST).status_code == 200
+    wait_for(lambda: 'stage="recommend"' in endpoint.metrics(), 30)  # Ray gathers them every few seconds
+    assert "ray_mtrec_stage_latency_ms_bucket_total" in endpoint.metrics()
+    assert "ann-0815" not in endpoint.metrics()
 
 
-def test_a_port_that_is_taken_is_refused(endpoint):
-    taken = ServeConfig(bundle="bundle", port=httpx.URL(endpoint).port or 0)
-    with pytest.raises(UserError, match=f"port {taken.port} of host '127.0.0.1': Address already in use; stop what"):
+def test_taken_port_is_refused(endpoint):
+    taken = ServeConfig(bundle="bundle", port=httpx.URL(endpoint.url).port or 0)
+    with pytest.raises(UserError, match=f"port {taken.port} of host '127.0.0.1': Address already in use; stop the"):
         check_port(taken)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    check_port(taken.model_copy(update={"port": port}))
+    check_port(taken.model_copy(update={"port": free_port()}))
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium: apt-get install chromium")
-def test_the_page_shows_what_the_switches_do(endpoint):
+def test_page_shows_what_the_switches_do(endpoint):
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
@@ -136,14 +96,13 @@ def test_the_page_shows_what_the_switches_do(endpoint):
         problems: list[str] = []
         page.on("console", lambda message: problems.append(message.text) if message.type == "error" else None)
         page.on("pageerror", lambda error: problems.append(str(error)))
-        page.goto(endpoint)
+        page.goto(endpoint.url)
         switch = page.get_by_role("switch").first
         switch.wait_for()
         page.get_by_role("button", name="ann-0815").click()
         page.locator("#ignoring li").first.wait_for()
-        assert page.locator("#ignoring-title").inner_text() == "Ignoring gender"  # the first is on from the start
-        switch.focus()
-        page.keyboard.press("Space")
+        assert page.locator("#ignoring-title").inner_text() == "Ignoring gender"  # on from the start
+        switch.press("Space")
         page.locator("#ignoring-title", has_text="Ignoring nothing").wait_for()
         page.get_by_role("switch").nth(1).press("Space")
         page.locator("#ignoring-title", has_text="Ignoring age").wait_for()
@@ -152,43 +111,38 @@ def test_the_page_shows_what_the_switches_do(endpoint):
     assert not problems
 
 
-def test_a_promotion_under_load_fails_no_request(endpoint, folder):
+def test_promotion_under_load_fails_no_request(endpoint, folder):
     async def load() -> Counter[tuple[int, str]]:
         seen: Counter[tuple[int, str]] = Counter()
         done = asyncio.Event()
 
-        async def ask(client: httpx.AsyncClient) -> None:
+        async def send(client: httpx.AsyncClient) -> None:
             while not done.is_set():
                 answer = await client.post("/v1/recommend", json=REQUEST)
-                says = answer.json()
-                seen[answer.status_code, says.get("bundle_version") or says["message"]] += 1
+                document = answer.json()
+                seen[answer.status_code, document.get("bundle_version") or document["message"]] += 1
 
-        async with httpx.AsyncClient(base_url=endpoint, timeout=30) as client:
-            asking = [asyncio.create_task(ask(client)) for _ in range(4)]
+        async with httpx.AsyncClient(base_url=endpoint.url, timeout=30) as client:
+            sending = [asyncio.create_task(send(client)) for _ in range(4)]
             await asyncio.sleep(1)
             await asyncio.to_thread(promote_to, folder / "second", folder / "live.json")
-            for _ in range(100):
-                await asyncio.sleep(0.2)
-                if seen[200, "v1"] > 20:
-                    break
+            await asyncio.to_thread(wait_for, lambda: seen[200, "v1"] > 20, 20)
             done.set()
-            await asyncio.gather(*asking)
+            await asyncio.gather(*sending)
         return seen
 
-    seen = asyncio.run(load())
-    assert set(seen) == {(200, "v0"), (200, "v1")}
+    assert set(asyncio.run(load())) == {(200, "v0"), (200, "v1")}
 
 
-def test_what_the_proxy_cannot_pass_on_is_refused_at_once_and_not_for_long(endpoint):
-    async def ask_at_once(count: int) -> list[httpx.Response]:
-        async with httpx.AsyncClient(base_url=endpoint, timeout=30) as client:
+def test_requests_above_the_limit_of_the_proxy_are_refused_at_once(endpoint):
+    async def send_at_once(count: int) -> list[httpx.Response]:
+        async with httpx.AsyncClient(base_url=endpoint.url, timeout=30) as client:
             return await asyncio.gather(*(client.post("/v1/recommend", json=REQUEST) for _ in range(count)))
 
-    answers = asyncio.run(ask_at_once(10 * MAX_AT_PROXY))
+    answers = asyncio.run(send_at_once(10 * MAX_AT_PROXY))
     refused = [answer for answer in answers if answer.status_code != 200]
     assert 0 < len(refused) < len(answers)
     assert {(answer.status_code, answer.headers["retry-after"]) for answer in refused} == {(503, "1")}
     assert {answer.json()["message"] for answer in refused} == {"too many requests at once: try again"}
-    until = time.monotonic() + 5  # a place is free when Ray has done with its request, a moment after the answer
-    while (seen := {answer.status_code for answer in asyncio.run(ask_at_once(MAX_AT_PROXY // 2))}) != {200}:
-        assert time.monotonic() < until, seen
+    few = MAX_AT_PROXY // 2
+    wait_for(lambda: {answer.status_code for answer in asyncio.run(send_at_once(few))} == {200}, 5)

@@ -1,10 +1,9 @@
-"""A lake's users in the store: every user, every event, in time order; and the command around it."""
+"""A lake's users in the store: every user, every event, in time order; and the command."""
 
 import asyncio
 import json
 import sys
 from datetime import datetime
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -44,19 +43,18 @@ def stored(url: str, user_ids: list[str]) -> dict[str, UserState | None]:
 
 
 def states_of(lake: Lake, max_events: int) -> dict[str, UserState]:
-    """Slowly, from the tables themselves."""
+    """Slow reference, from the tables."""
     histories: dict[str, list[tuple[datetime, str]]] = {}
     users: list[dict] = []
     for bucket in range(lake.manifest.num_buckets):
         users += lake.read("users", bucket).to_pylist()
         for event in lake.read("events", bucket).to_pylist():
             histories.setdefault(event["user_id"], []).append((event["timestamp"], event["title_id"]))
+    for events in histories.values():
+        events.sort(key=lambda event: event[0])  # stable
     return {
         user["user_id"]: UserState(
-            history=tuple(
-                title
-                for _, title in sorted(histories.get(user["user_id"], []), key=lambda event: event[0])  # stable
-            )[-max_events:],
+            history=tuple(title for _, title in histories.get(user["user_id"], []))[-max_events:],
             attributes={name: user[name] for name in lake.manifest.attributes if user[name] is not None},
             territory=user["territory"],
             embedding=user.get("embedding", b""),
@@ -66,29 +64,30 @@ def states_of(lake: Lake, max_events: int) -> dict[str, UserState]:
 
 
 @pytest.mark.parametrize("kind", ["folder", "redis"])
-def test_the_store_holds_what_the_lake_holds_and_loading_twice_replaces(lake, kind, tmp_path, request):
+def test_store_equals_the_lake_and_loading_again_replaces(lake, kind, tmp_path, request):
     url = str(tmp_path / "store") if kind == "folder" else request.getfixturevalue("redis_server").url
     expected = states_of(lake, 1000)
-    shown: list[tuple[str, int, int]] = []
-    counts = load_store(StoreLoadConfig(lake=lake.uri, store=url), lambda *step: shown.append(step)).counts
+    steps: list[tuple] = []
+    result = load_store(StoreLoadConfig(lake=lake.uri, store=url), lambda *step: steps.append(step))
     assert stored(url, list(expected)) == expected
-    assert counts == {
+    assert result.counts == {
         "users": 300,
         "events": lake.manifest.counts["events"],
         "users_without_events": sum(not state.history for state in expected.values()),
         "users_with_embedding": 300,
     }
-    assert counts["users_without_events"] > 0
-    assert shown[-1][1:] == (lake.manifest.num_buckets,) * 2
+    assert result.counts["users_without_events"] > 0
+    assert result.metrics.set_index("metric")["value"].to_dict() == result.counts
+    assert steps[-1][1:3] == (lake.manifest.num_buckets,) * 2
 
     last = states_of(lake, 3)
-    again = load_store(StoreLoadConfig(lake=lake.uri, store=url, max_events=3)).counts
+    again = load_store(StoreLoadConfig(lake=lake.uri, store=url, max_events=3))
     assert stored(url, list(last)) == last
-    assert again["events"] == sum(len(state.history) for state in last.values())
+    assert again.counts["events"] == sum(len(state.history) for state in last.values())
 
 
-def test_attributes_and_embeddings_of_the_lake(lake, tmp_path):
-    """What the comparison above cannot see, as it reads the same tables."""
+def test_attributes_and_embeddings_are_those_of_the_lake(lake, tmp_path):
+    """Which the comparison above cannot see, as it reads the same tables."""
     load_store(StoreLoadConfig(lake=lake.uri, store=str(tmp_path)))
     states = [state for state in stored(str(tmp_path), list(states_of(lake, 1))).values() if state]
     assert {len(np.frombuffer(state.embedding, "<f2")) for state in states} == {8}
@@ -98,14 +97,14 @@ def test_attributes_and_embeddings_of_the_lake(lake, tmp_path):
         assert set(known) <= set(values)
 
 
-def test_ties_keep_the_lakes_order_and_a_lake_may_lack_embeddings(ray_cluster, tmp_path):
+def test_ties_keep_the_order_of_the_lake_and_embeddings_are_optional(ray_cluster, tmp_path):
     users = pa.table({"user_id": ["anna", "bob", "carl"], "territory": ["north", "south", "north"]})
     noon = day(2, 1)
     rows = [("anna", "t2", noon), ("anna", "t0", noon), ("anna", "t1", day(1, 1)), ("carl", "t2", noon)]
     titles = title_table({"t0": [], "t1": [], "t2": []})
     lake = write_lake(tmp_path / "lake", users, event_table(rows), titles, num_buckets=2, embedded=False)
-    counts = load_store(StoreLoadConfig(lake=lake.uri, store=str(tmp_path / "store"))).counts
-    assert counts == {"users": 3, "events": 4, "users_without_events": 1, "users_with_embedding": 0}
+    result = load_store(StoreLoadConfig(lake=lake.uri, store=str(tmp_path / "store")))
+    assert result.counts == {"users": 3, "events": 4, "users_without_events": 1, "users_with_embedding": 0}
     assert stored(str(tmp_path / "store"), ["anna", "bob", "carl"]) == {
         "anna": UserState(("t1", "t2", "t0"), {}, "north"),
         "bob": UserState((), {}, "south"),
@@ -113,12 +112,12 @@ def test_ties_keep_the_lakes_order_and_a_lake_may_lack_embeddings(ray_cluster, t
     }
 
 
-def test_a_store_that_cannot_be_reached_is_the_users_mistake(lake):
+def test_unreachable_store_is_a_user_error(lake):
     with pytest.raises(UserError, match=r"Redis at redis://127\.0\.0\.1:1/0: Error 111"):
         load_store(StoreLoadConfig(lake=lake.uri, store="redis://me:secret@127.0.0.1:1/0"))
 
 
-def test_the_command(lake, tmp_path, monkeypatch, capsys):
+def test_command_loads_and_reports(lake, tmp_path, monkeypatch, capsys):
     def run(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["mtrec", "store", "load", *arguments])
         with pytest.raises(SystemExit) as stop:
@@ -126,9 +125,9 @@ def test_the_command(lake, tmp_path, monkeypatch, capsys):
         assert not stop.value.code
         return capsys.readouterr().out
 
-    url = str(Path(tmp_path / "store"))
+    url = str(tmp_path / "store")
     document = json.loads(run(lake.uri, "--store", url, "--set", "max_events=5", "--json"))
-    assert (document["store"], document["users"]) == (url, 300)
+    assert (document["version"], document["store"], document["users"]) == (1, url, 300)
     assert "max_events: 5" in run(lake.uri, "--store", url, "--set", "max_events=5", "--print-config")
     assert " max_events " in run("--help")
     assert "users without events" in run(lake.uri, "--store", url)

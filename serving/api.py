@@ -47,7 +47,7 @@ REFUSALS = {
     401: "No valid API key was sent.",
     404: "Not found.",
     413: "The body is too long.",
-    422: "A field is not valid; the message says how to fix it.",
+    422: "A field is not valid; the message names the fix.",
     429: "Too many requests with this API key.",
     503: "Too busy; try again after the seconds in Retry-After.",
 }

@@ -151,7 +151,7 @@ def api_keys(config: ServeConfig) -> tuple[str, ...]:
 
 
 def check_port(config: ServeConfig) -> None:
-    """Raise UserError if the port is taken: Ray's proxy would share it, and each listener get some requests."""
+    """Raise UserError if the port is taken: Ray's proxy would also listen on it, and each get some of the requests."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         with socket.socket(family) as listener:

@@ -53,7 +53,7 @@ def build(args: dict[str, Any]) -> Application:
     """
     if "port" in args:
         raise UserError(f"port {args['port']!r} has no effect here: set http_options.port")
-    config = validate_config(ServeConfig, {"host": "0.0.0.0", **args})  # needs API keys unless args say loopback
+    config = validate_config(ServeConfig, {"host": "0.0.0.0", **args})  # needs API keys unless args name loopback
     keys, scale = api_keys(config), config.scale
     if config.store is not None and is_folder(config.store) and not exists(config.store):
         raise UserError(f"no online store at {config.store!r}: `mtrec store load LAKE --store {config.store}` makes it")

@@ -47,7 +47,7 @@ class Ranked:
 
 
 @dataclass(frozen=True)
-class Catalogue:
+class ServedCatalogue:
     """Titles, by their row in the tensors, and where they are offered."""
 
     ids: list[str]
@@ -72,7 +72,7 @@ class Engine:
         titles = bundle.titles()
         ids, territories = titles["title_id"].to_pylist(), self.manifest.territories
         offered = offered_in(titles, territories)  # (T, N)
-        self.catalogue = Catalogue(
+        self.catalogue = ServedCatalogue(
             ids=ids,
             names=[name or title_id for name, title_id in zip(titles["name"].to_pylist(), ids, strict=True)],
             row_of={title_id: row for row, title_id in enumerate(ids)},

@@ -84,15 +84,17 @@ class LmdbStore:
             self._env.close()
 
     def _append(self, user_id: str, title_ids: Sequence[str], key: str | None) -> int:
-        now, place = time.time(), _key(user_id)
+        now, user_key = time.time(), _key(user_id)
         with self._writing, self._transaction(write=True) as transaction:
-            record = _Record.live(transaction.get(place), now) or _Record(user_id, None, UserState())
+            record = _Record.live(transaction.get(user_key), now) or _Record(user_id, None, UserState())
             if not title_ids or key in record.append_keys:
                 return len(record.state.history)
             history = (*record.state.history, *title_ids)[-MAX_STORED_EVENTS:]
             expires_at = now + self._expire_s if self._expire_s else record.expires_at
             keys = record.append_keys if key is None else [*record.append_keys, key][-MAX_APPEND_KEYS:]
-            transaction.put(place, _Record(user_id, expires_at, replace(record.state, history=history), keys).encode())
+            transaction.put(
+                user_key, _Record(user_id, expires_at, replace(record.state, history=history), keys).encode()
+            )
             return len(history)
 
     @contextmanager

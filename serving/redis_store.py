@@ -44,8 +44,8 @@ if #ARGV > 2 and not (key ~= '' and redis.call('LPOS', KEYS[3], key)) then
         redis.call('RPUSH', KEYS[3], key)
         redis.call('LTRIM', KEYS[3], -{MAX_APPEND_KEYS}, -1)
     end
-    for place = 1, expire_ms > 0 and 3 or 0 do
-        redis.call('PEXPIRE', KEYS[place], expire_ms)
+    for i = 1, expire_ms > 0 and 3 or 0 do
+        redis.call('PEXPIRE', KEYS[i], expire_ms)
     end
 end
 return redis.call('LLEN', KEYS[1])

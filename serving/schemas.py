@@ -136,7 +136,7 @@ class Propensities(AnswerBody):
 
     titles: list[TitlePropensity]
     group: int
-    """Territory group whose block was used."""
+    """Index of the territory group."""
     bundle_version: str
 
 

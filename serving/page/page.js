@@ -8,7 +8,7 @@ const CANNOT_BE_SERVED = "No recommendations: one of your choices cannot be serv
 const REASONS = {
   "unknown user": "this user id is unknown",
   "no known title in the history": "none of these titles is in the catalogue",
-  "store unavailable": "the user store cannot be reached at the moment",
+  "store unavailable": "the user store cannot be reached now",
 };
 
 const language = document.documentElement.lang;
@@ -261,7 +261,7 @@ function clearProblems() {
   document.querySelectorAll("[aria-invalid]").forEach((control) => control.removeAttribute("aria-invalid"));
 }
 
-/** `requests[1].ignore[0]` -> `ignore`; `general` for what has no place on the page. */
+/** `requests[1].ignore[0]` -> `ignore`; `general` for fields that are not on the page. */
 function fieldOf(path) {
   const name = /^(?:body\.)?(?:requests\[?\.?\d+\]?\.)?([a-z_]+)/.exec(path ?? "")?.[1];
   const slot = name && name !== "key" ? byId(`problem-${name}`) : null;

@@ -1,4 +1,4 @@
-"""Serving: mixed batches against split ones, a large catalogue, and HTTP against an empty app in the same run.
+"""Serving: mixed against split batches, a large catalogue, and HTTP against an empty app in the same run.
 
     python tests/benchmarks/bench_serving.py BUNDLE [--seconds 10] [--haproxy | --no-middleware]
 
@@ -25,7 +25,9 @@ def main(
     bundle: str,
     seconds: Annotated[float, typer.Option(help="Length of each HTTP measurement.")] = 10.0,
     haproxy: Annotated[bool, typer.Option(help="Ray Serve's HAProxy ingress.")] = False,
-    middleware: Annotated[bool, typer.Option(help="`serving.proxy` before both apps, as `mtrec serve` has it.")] = True,
+    middleware: Annotated[
+        bool, typer.Option(help="`serving.proxy` in front of both apps, as in `mtrec serve`.")
+    ] = True,
 ) -> None:
     os.environ["RAY_SERVE_ENABLE_HA_PROXY"] = "1" if haproxy else "0"
     if middleware:
@@ -63,7 +65,7 @@ def queries(engine: Any, combinations: list[int], count: int = ROWS) -> list[Any
 
 
 def median_ms(*runs: Callable[[], object]) -> list[float]:
-    """Of each, the repetitions interleaved so that all see the same machine."""
+    """Median of each, with interleaved repetitions, so that all see the same load of the machine."""
     times: list[list[float]] = [[] for _ in runs]
     for repeat in range(REPEATS + 5):
         for run, found in zip(runs, times, strict=True):

@@ -1,8 +1,8 @@
-"""Faults under load: replicas killed, a promotion, too many requests, autoscaling, a store that goes and comes back.
+"""Faults under load: replicas killed, a promotion, too many requests, autoscaling, a Redis that stops and restarts.
 
     python -m tests.benchmarks.bench_serving_faults [--only kills,promotion,...] [--minutes 10] [--rate 30]
 
-Each section starts `mtrec serve` with a small bundle and asks it from this process; needs redis-server for `redis`.
+Each section starts `mtrec serve` with a small bundle; its client is this process. `redis` needs redis-server.
 """
 
 import asyncio
@@ -41,7 +41,7 @@ Figures = dict[str, Any]
 
 @dataclass(frozen=True)
 class Options:
-    """What all sections share; `folder` is theirs to write in."""
+    """Of all sections, which write in `folder`."""
 
     folder: Path
     minutes: float
@@ -50,7 +50,7 @@ class Options:
 
 async def kills(options: Options) -> Figures:
     """One of two replicas killed with kill -9 every minute, the older one each time."""
-    back_s, moments = [], []
+    back_s, kill_times = [], []
     async with _endpoint(options, *TWO) as endpoint:
         async with open_loop(endpoint.url, mixed(USERS), options.rate) as seen:
             await asyncio.sleep(WARM_UP_S)
@@ -58,15 +58,15 @@ async def kills(options: Options) -> Figures:
             for number in range(max(1, round(options.minutes))):
                 await _sleep_until(start + number * MINUTE_S + 10)
                 before = endpoint.replicas()
-                moments.append(time.monotonic())
+                kill_times.append(time.monotonic())
                 os.kill(before[0].pid, signal.SIGKILL)
                 back_s.append(await _until(lambda: _replaced(endpoint, before)))  # noqa: B023
                 await _sleep_until(start + (number + 1) * MINUTE_S)
         counters = _counters(endpoint, "interventions")
     measured = [one for one in seen if one.at >= start]
-    after = [one for one in measured if any(0 <= one.at - moment < 10 for moment in moments) and not one.failed]
+    after = [one for one in measured if any(0 <= one.at - at < 10 for at in kill_times) and not one.failed]
     return {
-        "kills": len(moments),
+        "kills": len(kill_times),
         **figures(measured),
         **latencies(after, "10_s_after_"),
         "second_replica_back_s": [round(seconds, 1) for seconds in back_s],
@@ -75,7 +75,7 @@ async def kills(options: Options) -> Figures:
 
 
 async def promotion(options: Options) -> Figures:
-    """Another bundle made live by `mtrec promote` in mid-load, on two replicas."""
+    """Another bundle promoted during the load, on two replicas."""
     second = write_bundle(options.folder / "second", 1)
     async with _endpoint(options, *TWO) as endpoint, open_loop(endpoint.url, of_users(USERS), options.rate) as seen:
         await asyncio.sleep(WARM_UP_S + 10)
@@ -96,7 +96,7 @@ async def promotion(options: Options) -> Figures:
 
 
 async def overload(options: Options) -> Figures:
-    """Ten times as many callers as the proxy lets in."""
+    """Ten times as many callers as the proxy admits."""
     let_in = 24
     callers = 10 * let_in
     async with _endpoint(options, *TWO, MTREC_MAX_AT_PROXY=str(let_in)) as endpoint:
@@ -142,7 +142,7 @@ async def autoscale(options: Options) -> Figures:
 
 
 async def redis(options: Options) -> Figures:
-    """Redis killed under load, started again after 20 seconds, its users loaded again."""
+    """Redis killed under load, restarted empty after 20 seconds, users loaded again."""
     program = shutil.which("redis-server")
     if program is None:
         raise SystemExit("redis-server is not installed")
@@ -179,7 +179,7 @@ async def redis(options: Options) -> Figures:
 
 
 async def metrics(options: Options) -> Figures:
-    """Our figures at the node's Prometheus endpoint."""
+    """Our metrics at the node's Prometheus endpoint."""
     async with _endpoint(options) as endpoint:
         async with open_loop(endpoint.url, mixed(USERS), options.rate) as seen:
             await asyncio.sleep(5)
@@ -242,12 +242,12 @@ def _after_warm_up(seen: list[Seen]) -> list[Seen]:
 
 
 def _replaced(endpoint: EndpointProcess, before: list[Any]) -> bool:
-    """Another process than those before runs, and Serve sends requests to two."""
+    """A new replica process runs, and Serve sends requests to two."""
     return bool({one.pid for one in endpoint.replicas()} - {one.pid for one in before}) and endpoint.running() == 2
 
 
 def _counters(endpoint: EndpointProcess, part: str) -> Figures:
-    """Sums of our counters and histograms whose names hold `part`, by their outcomes."""
+    """Sums of our counters and histograms with `part` in their name, by outcome."""
     found: dict[str, float] = {}
     for line in endpoint.metrics().splitlines():
         name = line.partition("{")[0].removeprefix("ray_")
@@ -262,8 +262,8 @@ async def _until(holds: Callable[[], bool]) -> float:
     return await asyncio.to_thread(wait_for, holds, 180.0)
 
 
-async def _sleep_until(moment: float) -> None:
-    await asyncio.sleep(max(0.0, moment - time.monotonic()))
+async def _sleep_until(deadline: float) -> None:
+    await asyncio.sleep(max(0.0, deadline - time.monotonic()))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A client that keeps asking over keep-alive connections, repeats once what failed, and tells what it saw."""
+"""A client that sends requests over keep-alive connections, repeats failed ones once, and records the answers."""
 
 import asyncio
 import itertools
@@ -26,7 +26,7 @@ class Seen:
     at: float
     """When it was due, monotonic seconds."""
     ms: float = 0.0
-    """From when it was due, so that a stalled endpoint is not asked less and looks no better."""
+    """From when it was due, so that a stalled endpoint does not seem faster."""
     status: int | str = ""
     """Or the name of the error that no answer came with."""
     retryable: bool = False
@@ -73,7 +73,7 @@ async def session_to(url: str, connections: int) -> AsyncIterator[aiohttp.Client
 
 @asynccontextmanager
 async def open_loop(url: str, requests: Iterator[Asked], rate: float) -> AsyncIterator[list[Seen]]:
-    """`rate` requests a second inside the context, whatever the answers; the list is whole after it."""
+    """`rate` requests per second inside the context; the list is complete after it."""
     seen: list[Seen] = []
     done = asyncio.Event()
 
@@ -100,7 +100,7 @@ async def open_loop(url: str, requests: Iterator[Asked], rate: float) -> AsyncIt
 
 @asynccontextmanager
 async def closed_loop(url: str, requests: Iterator[Asked], connections: int) -> AsyncIterator[list[Seen]]:
-    """So many callers inside the context, each with one request at a time, waiting as told where it was refused."""
+    """Callers with one request at a time each inside the context; they wait after a refusal."""
     seen: list[Seen] = []
     done = asyncio.Event()
 

@@ -42,7 +42,7 @@ class Seen(NamedTuple):
 
 @pytest.fixture
 def both_ways(service, api, monkeypatch) -> Any:
-    """Sends a request with and without the fast path; the third value tells whether the first answer came by it."""
+    """Sends a request with and without the fast path; the third value is whether the first answer came by it."""
 
     def send(body: bytes, method: str = "POST", root_path: str = "", headers: Any = JSON) -> tuple[Seen, Seen, bool]:
         seen, routed = [], []

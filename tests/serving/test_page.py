@@ -74,7 +74,7 @@ def visit(browser: Browser, page_url: str) -> Iterator[Visit]:
         page.set_default_timeout(WAIT_MS)
         page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
         page.on("pageerror", lambda error: errors.append(str(error)))
-        page.on("console", lambda said: errors.append(said.text) if said.type == "error" else None)
+        page.on("console", lambda line: errors.append(line.text) if line.type == "error" else None)
         page.add_init_script(script)
         page.goto(page_url)
         return page

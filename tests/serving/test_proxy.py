@@ -1,4 +1,4 @@
-"""Requests whose replica dies, with a proxy that ends as Serve's does."""
+"""Requests of a replica that dies, with a proxy that ends as Serve's does."""
 
 import asyncio
 from collections import Counter

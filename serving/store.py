@@ -42,9 +42,9 @@ class Store(Protocol):
     async def append(self, user_id: str, title_ids: Sequence[str], key: str | None = None) -> int:
         """Append titles, oldest first, to a user's history and return its length; a missing user is created.
 
-        Atomic across processes. If users expire, this one's time restarts. The store never retries an append;
-        after a lost reply the caller may repeat it with the same idempotency `key`, which then changes nothing as long as
-        it is among the user's last `MAX_APPEND_KEYS`.
+        Atomic across processes. If users expire, this one's time restarts. The store never retries an append. After a
+        lost reply the caller may repeat it with the same idempotency `key`, which then changes nothing as long as it is
+        among the user's last `MAX_APPEND_KEYS`.
         """
         ...
 

@@ -1,37 +1,31 @@
-"""The page's files and a scripted API over HTTP in this process, to provoke what a real model does seldom.
+"""The page with a scripted API in this process, to provoke what a real model seldom does.
 
-Requests are read and answers are built with `serving.schemas`, so that the script cannot drift from the API.
+Requests and answers have the types of `serving.schemas`, so that the script cannot differ from the API.
 """
 
-import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from typing import Any
 
-from pydantic import ValidationError
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
 
-import mtrec_ray.serving as serving
+from mtrec_ray.serving.answers import Refused, refused_of
+from mtrec_ray.serving.api import add_page
 from mtrec_ray.serving.schemas import (
     CombinationInfo,
     Combinations,
-    Problem,
     Recommendation,
     RecommendationBatch,
     RecommendBatch,
     RecommendRequest,
     ScoredTitle,
 )
-
-PAGE = Path(serving.__file__).parent / "page"
-FILES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page/page.js": ("page.js", "text/javascript; charset=utf-8"),
-}
-CSP = "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 
 NAMES = {
     "t01": "The Long Harbour",
@@ -51,7 +45,7 @@ NAMES = {
 }
 USERS = ["ada", "grace", "alan"]
 SLOW, OWN_TITLE = "slow", "t14"
-"""A user not among the examples, and the title that they alone get, first in their list."""
+"""A user that is no example, and the title that only this user gets, first in the list."""
 RANKINGS = {
     "none": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
     "gender": (1, 5, 2, 3, 11, 4, 7, 12, 8, 9),
@@ -95,58 +89,33 @@ def combinations() -> Combinations:
     )
 
 
-class Refused(Exception):
-    """Becomes the answer's status and `Problem`."""
-
-    def __init__(self, status: int, field: str | None, message: str) -> None:
-        super().__init__(message)
-        self.status, self.field, self.message = status, field, message
-
-
 @dataclass
 class ScriptedApi:
-    """A recommender that knows ten users, with faults to set; `batches` is what it was asked."""
+    """A recommender with faults to set; `batches` are the requests it received."""
 
     api_key: str | None = None
     busy: int = 0
-    """How many of the next requests are answered by 503."""
+    """Number of next requests that get 503."""
     retry_after: str = "1"
     examples: bool = True
     version: str = VERSION
     served_as: str | None = None
-    """A combination named in the answers instead of the one asked for."""
+    """A combination named in the answers instead of the requested one."""
     withdrawn: str | None = None
-    """A combination that is listed and yet refused."""
+    """A combination that is listed but refused."""
     waits: dict[str, threading.Event] = field(default_factory=dict)
-    """User -> what must happen before their answer is sent."""
+    """User -> event to wait for before the answer."""
     batches: list[RecommendBatch] = field(default_factory=list)
 
-    def answer(self, path: str, body: bytes) -> str:
-        """JSON of the answer; raises Refused."""
-        if path == "/v1/combinations":
-            return combinations().model_copy(update={"bundle_version": self.version}).model_dump_json()
-        if path == "/v1/examples" and self.examples:
-            titles = [{"title_id": title_id, "name": name} for title_id, name in NAMES.items()]
-            return json.dumps({"users": USERS, "titles": titles})
-        if path != "/v1/recommend:batch":
-            raise Refused(404, None, f"nothing at {path}")
-        try:
-            batch = RecommendBatch.model_validate_json(body)
-        except ValidationError as error:
-            raise Refused(422, ".".join(map(str, error.errors()[0]["loc"])), error.errors()[0]["msg"]) from error
-        self.batches.append(batch)
-        found = [self.recommend(request, place) for place, request in enumerate(batch.requests)]
-        return RecommendationBatch(responses=found).model_dump_json()
-
-    def recommend(self, request: RecommendRequest, place: int) -> Recommendation:
+    def recommend(self, request: RecommendRequest, index: int) -> Recommendation:
         if request.user_id in self.waits:
-            assert self.waits[request.user_id].wait(timeout=20), f"nobody let {request.user_id} go"
+            assert self.waits[request.user_id].wait(timeout=20), f"{request.user_id} waited too long"
         if request.territory == "closed":
-            raise Refused(422, f"requests[{place}].territory", "territory 'closed' is unknown; known: T001, T002")
+            raise Refused(f"requests[{index}].territory", "no territory 'closed'; choose from T001, T002")
         known = request.user_id in (*USERS, SLOW) or any(t in NAMES for t in request.history or [])
         name = "+".join(request.ignore) or "none"
         if name not in RANKINGS or name == self.withdrawn:
-            raise Refused(422, f"requests[{place}].ignore", f"nothing was trained to ignore {name}; there is gender")
+            raise Refused(f"requests[{index}].ignore", f"no eliminator was trained for {name}; choose from gender")
         own = [OWN_TITLE] if request.user_id == SLOW else []
         ids = own + [f"t{number:02}" for number in RANKINGS[name if known else "none"]]
         return Recommendation(
@@ -160,66 +129,55 @@ class ScriptedApi:
         )
 
 
-def _handler(api: ScriptedApi) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+def app_of(api: ScriptedApi) -> FastAPI:
+    """The page with the scripted API, which answers errors as the real one does."""
+    app = FastAPI()
+    add_page(app)
 
-        def do_GET(self) -> None:
-            if self.path in FILES:
-                name, kind = FILES[self.path]
-                self.reply(200, kind, (PAGE / name).read_bytes(), {"Content-Security-Policy": CSP})
-            elif self.path == "/favicon.ico":
-                self.reply(204, "image/x-icon", b"", {})
-            else:
-                self.api_reply(b"")
+    @app.middleware("http")
+    async def admit(request: Request, call_next: Any) -> Response:
+        if request.url.path.startswith("/v1/"):
+            if api.api_key and request.headers.get("authorization") != f"Bearer {api.api_key}":
+                return Refused(None, "an API key is needed", 401).answer()
+            if api.busy > 0:
+                api.busy -= 1
+                return Response('{"message": "too many requests wait"}', 503, {"retry-after": api.retry_after})
+        return await call_next(request)
 
-        def do_POST(self) -> None:
-            self.api_reply(self.rfile.read(int(self.headers["Content-Length"])))
+    @app.exception_handler(Refused)
+    @app.exception_handler(HTTPException)
+    @app.exception_handler(RequestValidationError)
+    async def refuse(_: Request, error: Exception) -> Response:
+        return refused_of(error).answer()
 
-        def api_reply(self, body: bytes) -> None:
-            headers = {}
-            try:
-                if api.api_key and self.headers.get("Authorization") != f"Bearer {api.api_key}":
-                    headers["WWW-Authenticate"] = "Bearer"
-                    raise Refused(401, None, "an API key is needed")
-                if api.busy > 0:
-                    api.busy -= 1
-                    headers["Retry-After"] = api.retry_after
-                    raise Refused(503, None, "too many requests wait")
-                status, text = 200, api.answer(self.path, body)
-            except Refused as refused:
-                status, text = refused.status, Problem(field=refused.field, message=refused.message).model_dump_json()
-            self.reply(status, "application/json", text.encode(), headers)
+    @app.get("/v1/combinations")
+    def list_combinations() -> Combinations:
+        return combinations().model_copy(update={"bundle_version": api.version})
 
-        def reply(self, status: int, kind: str, body: bytes, headers: dict[str, str]) -> None:
-            self.send_response(status)
-            for name, value in {"Content-Type": kind, "Content-Length": str(len(body)), **headers}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(body)
+    @app.get("/v1/examples")
+    def examples() -> dict[str, Any]:
+        if not api.examples:
+            raise HTTPException(404)
+        return {"users": USERS, "titles": [{"title_id": title_id, "name": name} for title_id, name in NAMES.items()]}
 
-        def handle(self) -> None:
-            try:
-                super().handle()
-            except ConnectionError:
-                return  # the page gave up an overtaken question
+    @app.post("/v1/recommend:batch")
+    def recommend(batch: RecommendBatch) -> RecommendationBatch:
+        api.batches.append(batch)
+        return RecommendationBatch(responses=[api.recommend(one, index) for index, one in enumerate(batch.requests)])
 
-        def log_message(self, format: str, *args: object) -> None:
-            return
-
-    return Handler
+    return app
 
 
 @contextmanager
 def serve(api: ScriptedApi) -> Iterator[str]:
-    """The base url, while the block runs."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(api))
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+    """The base URL, while the block runs."""
+    server = uvicorn.Server(uvicorn.Config(app_of(api), port=0, log_level="error", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run)
     thread.start()
+    while not server.started:
+        time.sleep(0.01)
     try:
-        yield f"http://127.0.0.1:{server.server_address[1]}"
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     finally:
-        server.shutdown()
-        server.server_close()
+        server.should_exit = True
         thread.join()

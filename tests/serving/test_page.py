@@ -1,9 +1,9 @@
-"""The page in a real Chromium: what a customer sees, by keyboard, on a phone, and when the API refuses."""
+"""The page in Chromium: lists and audit, keyboard, phone, and refusals of the API."""
 
 import shutil
 import threading
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import pytest
@@ -37,7 +37,7 @@ TEXT_CONTRASTS = """() => {
     return [(Math.max(...pair) + 0.05) / (Math.min(...pair) + 0.05), one.textContent.trim()];
   });
 }"""
-"""Contrast (WCAG 2.2, 1.4.3) of each visible text with the nearest opaque ground behind it."""
+"""Contrast (WCAG 2.2, 1.4.3) of each visible text with the nearest opaque background."""
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def page_url(api: ScriptedApi) -> Iterator[str]:
 
 @pytest.fixture
 def visit(browser: Browser, page_url: str) -> Iterator[Visit]:
-    """Opens the page; afterwards no visit may have asked another host or left an error in the console."""
+    """Opens the page; afterwards no visit may have called another host or left an error in the console."""
     contexts, hosts, errors = [], set(), []
 
     def open_page(
@@ -103,7 +103,7 @@ def reading(page: Page, attribute: str) -> Locator:
 
 
 def tab_to(page: Page, target: Locator) -> None:
-    """By the Tab key alone, and the focus must be seen."""
+    """With the Tab key; the focus must be visible."""
     for _ in range(40):
         if target.evaluate("one => one === document.activeElement"):
             assert target.evaluate("one => getComputedStyle(one).outlineStyle") == "solid"
@@ -112,11 +112,15 @@ def tab_to(page: Page, target: Locator) -> None:
     raise AssertionError(f"the Tab key does not reach {target}")
 
 
+def boxes(page: Page) -> list[Any]:
+    return [page.locator(f"#{one}").bounding_box() for one in ("as-is", "ignoring")]
+
+
 def fits(page: Page) -> bool:
     return page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
-def test_both_lists_and_what_moved(visit: Visit, api: ScriptedApi):
+def test_lists_show_what_moved(visit: Visit, api: ScriptedApi):
     page = visit()
     expect(shown(page, "as-is")).to_have_text(names("none"))
     expect(shown(page, "ignoring")).to_have_text(names("gender"))
@@ -133,7 +137,7 @@ def test_both_lists_and_what_moved(visit: Visit, api: ScriptedApi):
     assert batch.requests[0].model_copy(update={"ignore": ["gender"]}) == batch.requests[1]
 
 
-def test_the_audit_in_words(visit: Visit):
+def test_audit_is_explained(visit: Visit):
     page = visit()
     expect(page.locator("#accuracy")).to_have_text("Recommendations stay 98% as accurate.")
     expect(reading(page, "Gender")).to_contain_text(
@@ -154,7 +158,7 @@ def test_the_audit_in_words(visit: Visit):
     )
 
 
-def test_the_keyboard_alone_flips_a_switch(visit: Visit):
+def test_keyboard_flips_switches(visit: Visit):
     page = visit()
     expect(shown(page, "ignoring")).to_have_text(names("gender"))
     tab_to(page, switch(page, "Age"))
@@ -173,7 +177,7 @@ def test_the_keyboard_alone_flips_a_switch(visit: Visit):
     expect(page.locator("#summary")).to_have_text("Nothing is ignored, so both lists are the same.")
 
 
-def test_a_history_typed_by_keyboard(visit: Visit, api: ScriptedApi):
+def test_keyboard_enters_a_history(visit: Visit, api: ScriptedApi):
     page = visit()
     page.get_by_role("radio", name="Stored user").focus()
     page.keyboard.press("ArrowRight")
@@ -196,7 +200,7 @@ def test_a_history_typed_by_keyboard(visit: Visit, api: ScriptedApi):
     assert (asked.user_id, asked.history, asked.attributes) == (None, ["t02", "t04"], {"gender": "female"})
 
 
-def test_many_lines_pasted_are_many_titles(visit: Visit):
+def test_pasted_lines_are_titles(visit: Visit):
     page = visit()
     page.get_by_role("radio", name="New user").check()
     page.locator("#title").evaluate("""one => {
@@ -207,7 +211,7 @@ def test_many_lines_pasted_are_many_titles(visit: Visit):
     expect(page.locator("#watched li span")).to_have_text([NAMES["t01"], NAMES["t04"]])
 
 
-def test_a_setting_that_does_not_exist_is_named_and_never_replaced(visit: Visit, api: ScriptedApi):
+def test_missing_combination_is_named_and_never_replaced(visit: Visit, api: ScriptedApi):
     page = visit()
     expect(shown(page, "ignoring")).to_have_text(names("gender"))
     switch(page, "Home country").check()
@@ -224,11 +228,11 @@ def test_a_setting_that_does_not_exist_is_named_and_never_replaced(visit: Visit,
     expect(switch(page, "Home country")).not_to_be_checked()
 
 
-def test_a_refusal_stands_beside_its_field(visit: Visit):
+def test_refusal_is_shown_at_its_field(visit: Visit):
     page = visit()
     territory = page.get_by_label("Territory")
     territory.select_option("closed")
-    expect(page.locator("#problem-territory")).to_contain_text("territory 'closed' is unknown; known: T001, T002")
+    expect(page.locator("#problem-territory")).to_contain_text("no territory 'closed'; choose from T001, T002")
     expect(page.locator("#problem-territory")).to_have_attribute("aria-live", "polite")
     expect(territory).to_have_attribute("aria-invalid", "true")
     expect(page.locator("#lists")).to_be_hidden()
@@ -238,16 +242,16 @@ def test_a_refusal_stands_beside_its_field(visit: Visit):
     expect(page.locator("[aria-invalid]")).to_have_count(0)
 
 
-def test_a_refused_combination_stands_beside_the_switches(visit: Visit, api: ScriptedApi):
+def test_refused_combination_is_shown_at_the_switches(visit: Visit, api: ScriptedApi):
     api.withdrawn = "age"
     page = visit()
     switch(page, "Gender").uncheck()
     switch(page, "Age").check()
-    expect(page.locator("#problem-ignore")).to_contain_text("nothing was trained to ignore age")
+    expect(page.locator("#problem-ignore")).to_contain_text("no eliminator was trained for age")
     expect(page.locator("#lists")).to_be_hidden()
 
 
-def test_an_answer_for_another_setting_is_not_shown(visit: Visit, api: ScriptedApi):
+def test_answer_for_another_combination_is_not_shown(visit: Visit, api: ScriptedApi):
     api.served_as = "none"
     page = visit()
     expect(page.locator("#problem-ignore")).to_contain_text("The service answered for another setting (none)")
@@ -255,7 +259,7 @@ def test_an_answer_for_another_setting_is_not_shown(visit: Visit, api: ScriptedA
 
 
 @pytest.mark.parametrize("k", ["0", "101", "2.5", ""])
-def test_a_count_of_titles_out_of_range_is_not_sent(visit: Visit, api: ScriptedApi, k: str):
+def test_number_of_titles_out_of_range_is_not_sent(visit: Visit, api: ScriptedApi, k: str):
     page = visit()
     expect(shown(page, "as-is")).to_have_count(10)
     page.locator("#k").fill(k)
@@ -264,7 +268,7 @@ def test_a_count_of_titles_out_of_range_is_not_sent(visit: Visit, api: ScriptedA
     assert len(api.batches) == 1
 
 
-def test_a_busy_service_is_asked_once_more(visit: Visit, api: ScriptedApi):
+def test_busy_service_is_tried_once_more(visit: Visit, api: ScriptedApi):
     page = visit()
     expect(shown(page, "ignoring")).to_have_text(names("gender"))
     api.busy = 1
@@ -280,7 +284,7 @@ def test_a_busy_service_is_asked_once_more(visit: Visit, api: ScriptedApi):
     expect(shown(page, "ignoring")).to_have_text(names("gender"))
 
 
-def test_a_service_that_asks_to_wait_long_is_not_asked_again_by_itself(visit: Visit, api: ScriptedApi):
+def test_long_retry_after_is_not_awaited(visit: Visit, api: ScriptedApi):
     page = visit()
     expect(shown(page, "as-is")).to_have_count(10)
     api.busy, api.retry_after = 1, "3600"
@@ -288,7 +292,7 @@ def test_a_service_that_asks_to_wait_long_is_not_asked_again_by_itself(visit: Vi
     expect(page.get_by_role("button", name="Try again")).to_be_visible()
 
 
-def test_an_unreachable_service_is_said(visit: Visit):
+def test_unreachable_service_is_reported(visit: Visit):
     page = visit()
     expect(shown(page, "as-is")).to_have_count(10)
     page.route("**/v1/recommend:batch", lambda route: route.abort())
@@ -299,7 +303,7 @@ def test_an_unreachable_service_is_said(visit: Visit):
     expect(shown(page, "ignoring")).to_have_text(names("gender+age"))
 
 
-def test_the_api_key_is_asked_for_and_kept_in_memory_alone(visit: Visit, api: ScriptedApi):
+def test_api_key_is_requested_and_stays_in_memory(visit: Visit, api: ScriptedApi):
     api.api_key = "open sesame"
     page = visit()
     key = page.get_by_label("API key")
@@ -319,7 +323,7 @@ def test_the_api_key_is_asked_for_and_kept_in_memory_alone(visit: Visit, api: Sc
     expect(page.locator("#problem-key")).to_have_text("This key was not accepted.")
 
 
-def test_popular_titles_are_called_that(visit: Visit):
+def test_popular_titles_are_named(visit: Visit):
     page = visit()
     page.get_by_label("User id").fill("a stranger")
     expect(page.locator("#notices li")).to_have_text(
@@ -332,7 +336,7 @@ def test_popular_titles_are_called_that(visit: Visit):
     expect(shown(page, "ignoring")).to_have_text(names("gender"))
 
 
-def test_without_examples_the_page_asks_for_a_user(visit: Visit, api: ScriptedApi):
+def test_without_examples_the_page_asks_for_a_user_id(visit: Visit, api: ScriptedApi):
     api.examples = False
     page = visit()
     expect(page.locator("#summary")).to_have_text("Give a user id to see recommendations.")
@@ -341,7 +345,7 @@ def test_without_examples_the_page_asks_for_a_user(visit: Visit, api: ScriptedAp
     expect(shown(page, "as-is")).to_have_text(names("none"))
 
 
-def test_a_promoted_bundle_brings_its_own_figures(visit: Visit, api: ScriptedApi):
+def test_promoted_bundle_replaces_the_catalogue(visit: Visit, api: ScriptedApi):
     page = visit()
     expect(page.locator("#version")).to_have_text("Model version bundle-1")
     api.version = "bundle-2"
@@ -353,8 +357,8 @@ def test_a_promoted_bundle_brings_its_own_figures(visit: Visit, api: ScriptedApi
 
 
 @pytest.mark.parametrize("script", ["", "AbortController.prototype.abort = () => undefined"], ids=["aborts", "cannot"])
-def test_an_overtaken_answer_is_dropped(visit: Visit, api: ScriptedApi, script: str):
-    go_on = api.waits[SLOW] = threading.Event()
+def test_outdated_answer_is_dropped(visit: Visit, api: ScriptedApi, script: str):
+    release = api.waits[SLOW] = threading.Event()
     page = visit(script=script)
     expect(shown(page, "as-is")).to_have_text(names("none"))
     with page.expect_request(lambda request: SLOW in (request.post_data or "")):
@@ -364,14 +368,14 @@ def test_an_overtaken_answer_is_dropped(visit: Visit, api: ScriptedApi, script: 
     expect(shown(page, "as-is")).to_have_text(names("none")[:3])
     if script:
         with page.expect_response(lambda response: SLOW in (response.request.post_data or "")) as late:
-            go_on.set()
+            release.set()
         late.value.finished()
-    go_on.set()
+    release.set()
     page.wait_for_timeout(300)
     expect(shown(page, "as-is")).to_have_text(names("none")[:3])
 
 
-def test_names_are_text_and_never_markup(visit: Visit):
+def test_names_are_text_not_markup(visit: Visit):
     page = visit()
     page.get_by_label("User id").fill(SLOW)
     expect(shown(page, "as-is").first).to_have_text(NAMES[OWN_TITLE])
@@ -379,15 +383,13 @@ def test_names_are_text_and_never_markup(visit: Visit):
 
 
 @pytest.mark.parametrize("text", ["100%", "200%"])
-def test_a_phone_needs_no_sideways_scrolling(visit: Visit, text: str):
+def test_phone_needs_no_horizontal_scrolling(visit: Visit, text: str):
     page = visit(width=360, height=800)
     page.evaluate("size => (document.documentElement.style.fontSize = size)", text)
     expect(shown(page, "ignoring")).to_have_text(names("gender"))
     assert fits(page)
-    lists = [page.locator(f"#{one}").bounding_box() for one in ("as-is", "ignoring")]
-    assert lists[0] is not None
-    assert lists[1] is not None
-    assert lists[1]["y"] >= lists[0]["y"] + lists[0]["height"]
+    first, second = boxes(page)
+    assert second["y"] >= first["y"] + first["height"]
     page.locator("details").evaluate("one => (one.open = true)")
     switch(page, "Home country").check()
     page.get_by_role("radio", name="New user").check()
@@ -396,19 +398,17 @@ def test_a_phone_needs_no_sideways_scrolling(visit: Visit, text: str):
     assert fits(page)
 
 
-def test_a_desktop_shows_the_lists_side_by_side_also_with_large_text(visit: Visit):
+def test_desktop_shows_the_lists_side_by_side(visit: Visit):
     page = visit()
     expect(shown(page, "ignoring")).to_have_text(names("gender"))
-    lists = [page.locator(f"#{one}").bounding_box() for one in ("as-is", "ignoring")]
-    assert lists[0] is not None
-    assert lists[1] is not None
-    assert lists[0]["y"] == lists[1]["y"]
+    first, second = boxes(page)
+    assert first["y"] == second["y"]
     page.evaluate("document.documentElement.style.fontSize = '200%'")
     assert fits(page)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_contrast_is_enough_in_both_schemes(visit: Visit, scheme: Literal["light", "dark"]):
+def test_contrast_suffices_in_both_schemes(visit: Visit, scheme: Literal["light", "dark"]):
     page = visit(scheme=scheme)
     page.get_by_label("User id").fill("a stranger")
     expect(page.locator("#notices li")).to_have_count(1)
@@ -423,7 +423,7 @@ def test_contrast_is_enough_in_both_schemes(visit: Visit, scheme: Literal["light
     assert [one for one in page.evaluate(TEXT_CONTRASTS) if one[0] < 4.5] == []
 
 
-def test_nothing_moves_for_those_who_want_it_still(visit: Visit):
+def test_reduced_motion_has_no_transitions(visit: Visit):
     page = visit()
     page.emulate_media(reduced_motion="reduce")
     assert switch(page, "Gender").evaluate("one => getComputedStyle(one).transitionDuration") in ("0s", "")

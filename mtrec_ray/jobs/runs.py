@@ -16,7 +16,8 @@ from mtrec_ray.config import Config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, parent, read_json, resolve
-from mtrec_ray.tracking.metrics_file import KEYS, flatten, read_metrics
+from mtrec_ray.identity import flatten
+from mtrec_ray.tracking.metrics_file import KEYS, read_metrics
 
 if TYPE_CHECKING:
     import pandas as pd

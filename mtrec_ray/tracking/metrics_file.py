@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from mtrec_ray.files import join, read_file, write_file
@@ -46,14 +45,6 @@ def encode(row: dict[str, Any]) -> bytes:
     """One line; NaN and infinity, which JSON lacks, become null."""
     finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
     return json.dumps(finite).encode() + b"\n"
-
-
-def flatten(document: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested document by dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in document.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _decode(line: bytes) -> Any:

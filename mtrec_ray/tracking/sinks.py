@@ -3,7 +3,6 @@
 import os
 import time
 import uuid
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import pyarrow.fs as pafs
@@ -11,7 +10,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue]
 
-from mtrec_ray.tracking.metrics_file import flatten
+from mtrec_ray.identity import flatten
 
 COPY_EVERY_S = 30.0
 
@@ -46,7 +45,7 @@ class TensorBoard:
 class MLflow:
     """One MLflow run for each run: a tag with the run's URI finds it on resume."""
 
-    def __init__(self, server: str, run_uri: str, run_name: str, params: Mapping[str, Any], resume: bool) -> None:
+    def __init__(self, server: str, run_uri: str, run_name: str, params: dict[str, Any], resume: bool) -> None:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "5")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         from mlflow import MlflowClient  # optional, and slow to import

@@ -37,7 +37,7 @@ class Tracker(AbstractContextManager["Tracker"]):
     """
 
     def __init__(
-        self, uri: str, config: TrackingConfig, *, run_name: str, params: Mapping[str, Any], resume_step: int = 0
+        self, uri: str, config: TrackingConfig, *, run_name: str, params: dict[str, Any], resume_step: int = 0
     ) -> None:
         self._warned, self._line_start, self._earlier_s = False, b"", 0.0
         self._temporary, self._copy = None, None

@@ -113,6 +113,7 @@ class Reporter:
             self.tracker.flush()
 
     def close(self) -> None:
-        """Finish the tracking."""
+        """Finish the tracking; training that ended early has failed."""
         if self.tracker:
-            self.tracker.close()
+            done = self.trainer.stopped or self.trainer.next_step == self.trainer.num_steps
+            self.tracker.close(failed=not done)

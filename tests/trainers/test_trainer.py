@@ -1,0 +1,111 @@
+"""What all trainers promise: resume to the same bits, callbacks, outputs, and no Ray."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from mtrec_ray.models.training_state import collect_state
+from mtrec_ray.training.checkpoint import load_checkpoint, save_checkpoint
+from tests.trainers.small import MAKERS, STEPS_PER_EPOCH, backbone, propensity
+
+WITHOUT_RAY = """
+import sys
+sys.modules["ray"] = None
+from tests.trainers.small import MAKERS
+for name, make in MAKERS.items():
+    trainer, batches = make()
+    trainer.run(batches(0))
+    print(name, trainer.next_step, sorted(trainer.take_outputs()))
+"""
+
+
+def test_trainers_train_where_ray_cannot_be_imported():
+    done = subprocess.run([sys.executable, "-c", WITHOUT_RAY], capture_output=True, text=True, timeout=240)
+    assert done.stdout.splitlines() == [
+        "propensity 9 ['snapshots/day_0/model.safetensors', 'snapshots/day_1/model.safetensors']",
+        "backbone 12 ['backbone.safetensors']",
+        "eliminators 12 ['eliminators.safetensors']",
+    ], done.stderr
+
+
+@pytest.mark.parametrize("stop", [1, STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH, 8])
+@pytest.mark.parametrize("name", MAKERS)
+def test_resumed_training_equals_straight_training(name, stop, tmp_path):
+    straight, batches = MAKERS[name]()
+    straight.run(batches(0))
+    stopped, batches = MAKERS[name]()
+    stopped.run(batches(0), until=stop)
+    save_checkpoint(tmp_path, stopped.state_dict(), stopped.config)
+    resumed, batches = MAKERS[name](seed=1)
+    resumed.config = stopped.config  # weights and all else come from the checkpoint
+    resumed.load_state_dict(load_checkpoint(tmp_path))
+    assert resumed.next_step == stop
+    resumed.run(batches(stop))
+    first, second = collect_state(straight.parts()), collect_state(resumed.parts())
+    assert first.keys() == second.keys()
+    assert all(torch.equal(tensor, second[key]) for key, tensor in first.items())
+    assert straight.progress() == resumed.progress()
+
+
+@pytest.mark.parametrize(("name", "validations", "checkpoints"), [("propensity", 2, 2), ("backbone", 2, 2)])
+def test_callbacks_are_called_at_milestones(name, validations, checkpoints):
+    trainer, batches = MAKERS[name]()
+    steps, figures, saved = [], [], []
+    trainer.run(
+        batches(0),
+        on_step=lambda: steps.append(trainer.next_step),
+        on_validate=figures.append,
+        on_checkpoint=lambda: saved.append(trainer.next_step),
+    )
+    assert steps == list(range(1, trainer.num_steps + 1))
+    assert (len(figures), len(saved)) == (validations, checkpoints)
+    assert all(one["train/loss"] > 0 for one in figures)
+
+
+def test_checkpoints_by_the_clock_come_every_ten_steps_at_most():
+    trainer, batches = backbone(optim={"epochs": 10, "evaluate_every": 10})
+    saved = []
+    trainer.run(batches(0), on_checkpoint=lambda: saved.append(trainer.next_step), checkpoint_every_s=0)
+    assert saved == [10, 20, 30]
+
+
+def test_backbone_stops_when_validation_does_not_improve(monkeypatch):
+    trainer, batches = backbone(optim={"epochs": 20, "evaluate_every": 2, "patience": 2})
+    ndcgs = iter([0.3, 0.2, 0.25, 0.9])
+    monkeypatch.setattr(type(trainer.workers), "mean", lambda *_: {"ndcg": next(ndcgs)})
+    trainer.run(batches(0))
+    assert trainer.stopped
+    assert trainer.next_step == 6 * STEPS_PER_EPOCH
+    assert trainer.take_outputs()["backbone.safetensors"].figures["val/ndcg"] == 0.3
+
+
+@pytest.mark.parametrize("snapshot", ["last", "best"])
+def test_snapshot_is_the_last_or_the_best_of_its_period(snapshot, monkeypatch):
+    trainer, batches = propensity(sample={"validation_fraction": 0.1}, optim={"epochs": 2, "snapshot": snapshot})
+    weighted = iter([0.5, 0.4, 0.3])  # after each epoch of the window, after the day
+    monkeypatch.setattr(trainer, "validate", lambda period: {"val/pr_auc/weighted": next(weighted)})
+    after_first_epoch = {}
+
+    def remember() -> None:
+        if trainer.next_step == STEPS_PER_EPOCH:
+            after_first_epoch.update({n: t.clone() for n, t in trainer.model.state_dict().items()})  # pyright: ignore
+
+    trainer.run(batches(0), on_step=remember)
+    window = trainer.take_outputs()["snapshots/day_0/model.safetensors"].tensors
+    equal = all(torch.equal(tensor, after_first_epoch[name]) for name, tensor in window.items())
+    assert equal == (snapshot == "best")
+
+
+def test_validation_figures_have_bounds_and_change_no_weight():
+    validated, batches = propensity(sample={"validation_fraction": 0.1})
+    figures = []
+    validated.run(batches(0), on_validate=figures.append)
+    assert len(figures) == 3
+    for one in figures:
+        assert one["val/pr_auc/mean_low"] <= one["val/pr_auc/mean"] <= one["val/pr_auc/mean_high"]
+    plain, batches = propensity()
+    plain.run(batches(0))
+    for name, tensor in collect_state(plain.parts()).items():
+        assert torch.equal(tensor, collect_state(validated.parts())[name]), name

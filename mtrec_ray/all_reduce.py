@@ -15,7 +15,7 @@ def single_worker(tensor: Tensor) -> Tensor:
 
 
 def sum_gradients(parameters: Iterable[nn.Parameter], all_reduce: AllReduce, loss: Tensor | None = None) -> Tensor:
-    """Replace each gradient by its sum over the workers, in one message with the loss; returns the summed loss.
+    """Sum gradients and the loss over the workers in one message; returns the summed loss.
 
     A missing gradient counts as zero.
     """

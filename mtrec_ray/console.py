@@ -1,4 +1,4 @@
-"""Output of a command: progress on stderr, then tables, or exactly one JSON object, on stdout."""
+"""Output of a command: progress on stderr; tables, or one JSON object, on stdout."""
 
 import json
 import math

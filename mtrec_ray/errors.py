@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 
 class UserError(ValueError):
-    """The user's mistake: the message names the offending value and the fix; the command ends with code 2."""
+    """The user's mistake: the message names the value and the fix; exit code 2."""
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

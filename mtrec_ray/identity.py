@@ -1,4 +1,4 @@
-"""Is this the same run? One answer for trainings and searches that are started again under a name."""
+"""Is this the same run? One answer for trainings and searches started again by name."""
 
 from dataclasses import dataclass, field
 from typing import Any

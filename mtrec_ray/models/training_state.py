@@ -1,4 +1,4 @@
-"""Tensors that training moves, with their optimizers' state, as one flat dictionary and back."""
+"""Trained tensors and their optimizers' state, as one flat dictionary and back."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,7 +10,7 @@ Part = tuple[str, Mapping[str, Tensor], torch.optim.Optimizer | None]
 
 
 def collect_state(parts: Sequence[Part]) -> dict[str, Tensor]:
-    """Tensors as `part/name` and their optimizer's state as `part.slot/name`; views of the live ones."""
+    """Views of tensors as `part/name`, of their optimizer's state as `part.slot/name`."""
     state = {}
     for part, tensors, optimizer in parts:
         for name, tensor in tensors.items():

@@ -1,1 +1,1 @@
-"""Trainers of the three models: plain torch, no Ray, the same in a run, a trial and a notebook."""
+"""Trainers of the three models, without Ray: for runs, trials and notebooks alike."""

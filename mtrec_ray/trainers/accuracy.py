@@ -25,7 +25,7 @@ def held_out_metrics(users: HeldOutUsers, user_vectors: Tensor, title_vectors: T
 
 
 def stacked_metrics(users: HeldOutUsers, user_vectors: Tensor, title_vectors: Tensor) -> list[NextTitleMetrics]:
-    """The same for each of K models with vectors (K, U, d): what is drawn for a user is drawn once."""
+    """The same for each of K models with vectors (K, U, d), on the same negatives."""
     nobody = np.zeros((0, len(title_vectors)), dtype=np.float32)
     none_drawn = draw_negatives(users.target[:0], nobody > 0, users.keys[:0])
     parts = [[next_title_metrics(nobody, users.target[:0], none_drawn)] for _ in user_vectors]
@@ -39,6 +39,6 @@ def stacked_metrics(users: HeldOutUsers, user_vectors: Tensor, title_vectors: Te
 
 @torch.no_grad()
 def vectors_in_chunks(vectors_of: Callable[..., Tensor], *inputs: Tensor, size: int = 1024) -> Tensor:
-    """`vectors_of`, from U rows of each input to (..., U, d), called on a bounded number of rows at a time."""
+    """`vectors_of` U rows of each input -> (..., U, d), a bounded number of rows at a time."""
     parts = zip(*(rows.split(size) for rows in inputs), strict=True)
     return torch.cat([vectors_of(*part) for part in parts], dim=-2)

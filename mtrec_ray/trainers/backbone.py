@@ -1,4 +1,4 @@
-"""The trainer of a sequential backbone (paper B, 2.2): Adam, BPR, averaged weights, early stopping."""
+"""Trainer of a sequential backbone (paper B, 2.2): BPR, averaging, early stopping."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -1,4 +1,4 @@
-"""The trainer of one pack of eliminators: adversarial steps, the transport, and which weights are kept.
+"""Trainer of one pack of eliminators: adversarial steps, transport, and what is kept.
 
 What is kept is decided combination by combination, so a pack's outcome is that of its members. At each validation the
 weights are kept whose NDCG@10 is at or above their floor: a fraction of the backbone's, lower where the backbone leaks
@@ -146,7 +146,7 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         return logged
 
     def keep_accurate(self) -> dict[Combination, float]:
-        """Validate, and keep what holds its floor or is more accurate than what is kept; returns NDCG@10."""
+        """Validate, keep what holds its floor or is more accurate than before; NDCG@10 of each."""
         combinations = self.averaged.combinations
         measured = dict(zip(combinations, self.validate(), strict=True))
         for index, (combination, ndcg) in enumerate(measured.items()):
@@ -235,7 +235,7 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         return vectors, self.workers.mean(means, len(users), self.device)["ndcg"]
 
     def _ndcg_floors(self, vectors: Tensor, backbone_ndcg: float) -> dict[Combination, float]:
-        """Minimum NDCG@10 of each combination, from what the backbone's vectors leak of its attributes."""
+        """Minimum NDCG@10 of each combination, from what the backbone leaks of its attributes."""
         users, optim = self.data.users, self.config.optim
         values, keys = (torch.from_numpy(a).to(self.device) for a in (users.attribute_index, users.keys.view(np.int64)))
         vectors, values, keys = (self.workers.gather_rows(rows) for rows in (vectors, values, keys))
@@ -253,7 +253,7 @@ def make_method(
     backbone: SequentialBackbone,
     combinations: Sequence[Combination],
 ) -> FairnessMethod:
-    """Untrained weights of some combinations, drawn by the seed and each combination's name alone."""
+    """Untrained weights of some combinations, drawn by seed and combination name alone."""
     sizes = {name: len(values) for name, values in attributes.items()}
     if config.method == "fine_tuning":
         return FineTuningMethod(backbone, combinations[0])
@@ -299,7 +299,7 @@ def has_transport(method: FairnessMethod) -> TypeGuard[EliminatorMethod]:
 
 @torch.no_grad()
 def copy_kept(kept: Mapping[str, Tensor], newest: Mapping[str, Tensor], combination: int | None) -> None:
-    """Copy one combination's part of each stacked tensor, or everything where there is only one."""
+    """Copy one combination's part of each stacked tensor, or all of it for None."""
     for name, tensor in kept.items():
         if combination is None:
             tensor.copy_(newest[name])

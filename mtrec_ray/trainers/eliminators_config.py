@@ -16,7 +16,7 @@ MAX_ATTRIBUTES_FOR_ALL = 12
 
 
 class EliminatorShapeConfig(Config):
-    """Parts of an eliminator (paper B, 2.3; the transport is ours); leaving one out is an ablation."""
+    """Parts of an eliminator (paper B, 2.3; the transport is ours), for ablations."""
 
     num_prompts: int = advanced(10, ge=0)
     """Prompt vectors in front of the history; 0 leaves them out."""

@@ -1,4 +1,4 @@
-"""How well a plane tells each attribute from the frozen backbone: what hiding it may cost follows from this."""
+"""How much a linear probe reads of each attribute in the backbone's vectors."""
 
 from collections.abc import Mapping
 
@@ -17,7 +17,7 @@ RIDGES = np.logspace(-3, 2, 6)
 
 
 def probe_leakage(vectors: Tensor, values: Tensor, keys: np.ndarray, num_values: Mapping[str, int]) -> dict[str, float]:
-    """2 AUC - 1 of planes that are fitted to the other folds' users, macro AUC over values; 0 at chance or below.
+    """2 AUC - 1 of cross-fitted ridge probes, macro over values; 0 at chance or below.
 
     Args:
         vectors: (U, d) of users whose values may be seen.
@@ -33,7 +33,7 @@ def probe_leakage(vectors: Tensor, values: Tensor, keys: np.ndarray, num_values:
 
 
 def _attribute_leakage(vectors: Tensor, values: Tensor, fold: np.ndarray, num_values: int) -> float:
-    """Of one attribute that all these users have a value of; 0 where they are too few to be told apart."""
+    """Of one attribute that all these users have; 0 where they are too few."""
     if len(np.unique(fold)) < 2 or len(values.unique()) < 2:
         return 0.0
     ridges = RIDGES * len(vectors) * max(float(vectors.var(0).mean()), 1e-12)

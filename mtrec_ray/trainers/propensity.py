@@ -1,4 +1,4 @@
-"""The trainer of a propensity model (paper A, 4.2): Adam on exact de-duplicated steps, period by period."""
+"""Trainer of a propensity model (paper A, 4.2): Adam, period by period."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -157,7 +157,7 @@ class PropensityTrainer(Trainer[StepRows]):
 
 
 def make_optimizer(model: TwoTower, rates: tuple[float, float, float]) -> torch.optim.Optimizer:
-    """Adam (paper A, 4.2), with learning rates of their own for the group block's matrices and vectors."""
+    """Adam (paper A, 4.2), with separate rates for the group block's matrices and vectors."""
     block = model.block_parameters()
     parts = (
         model.tower_parameters(),

@@ -57,7 +57,7 @@ def evaluate_chunks(
 
 
 def summarise(result: EvaluationResult) -> dict[str, float]:
-    """`METRICS` of a result, each with `_low` and `_high`; NaN where no territory has a positive."""
+    """`METRICS` of a result with `_low` and `_high`; NaN without any positive."""
     figures = {}
     for measure in MEASURES:
         rows = result.pr_auc if measure == "pr_auc" else result.ranking[measure]  # (G + 1, R)

@@ -8,7 +8,7 @@ from mtrec_ray.config import Config, advanced
 
 
 class RunnerConfig(Config):
-    """Workers; they change speed alone, up to float error and each worker's own dropout and masks."""
+    """Workers; they affect speed only, up to float error and each worker's own dropout."""
 
     workers: int = Field(default=1, ge=1)
     """Data-parallel workers."""

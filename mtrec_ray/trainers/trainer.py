@@ -105,7 +105,7 @@ class Trainer(ABC, Generic[Batch]):
 
     @abstractmethod
     def reach_milestone(self) -> dict[str, float]:
-        """Validate, keep what is best, and put finished weights in `outputs`; returns flat figures."""
+        """Validate, keep the best, put finished weights in `outputs`; returns flat figures."""
 
     @abstractmethod
     def parts(self) -> list[Part]:

@@ -64,5 +64,5 @@ class Workers:
 
 
 def seed_step(seed: int, *place: int) -> None:
-    """Seed torch by the run's seed and a place (step, rank), so that a resumed run repeats its draws."""
+    """Seed torch by the run's seed and a place (step, rank): a resumed run repeats its draws."""
     torch.manual_seed(int(mix(np.array([seed], dtype=np.uint64), "step", *place)[0]) >> 1)

@@ -1,1 +1,1 @@
-"""Ray Train runs of propensity models, backbones and packs of eliminators; what they leave behind."""
+"""Ray Train runs of the three models, and their folders."""

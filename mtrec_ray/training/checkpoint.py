@@ -1,4 +1,4 @@
-"""The one format of checkpoints: tensors as safetensors, the rest as JSON, the settings as YAML."""
+"""The format of checkpoints: tensors as safetensors, the rest as JSON, settings as YAML."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""`mtrec train eliminators`: packs of combinations as parallel jobs, from a frozen backbone to one run folder.
+"""`mtrec train eliminators`: packs of combinations as parallel jobs, in one run folder.
 
 1. open backbone and lake, parse the combinations    (errors before any work)
 2. the stored run of this name to resume, or a new one
@@ -90,7 +90,7 @@ def make_packs(config: EliminatorsConfig, attributes: dict[str, list[str]]) -> d
 
 
 def make_training(arguments: dict[str, Any], workers: Workers, device: torch.device) -> Training:
-    """One worker's trainer and batches; `arguments` holds `record` (EliminatorsRecord as JSON) and `pack`."""
+    """One worker's trainer and batches; `arguments` holds `record` (as JSON) and `pack`."""
     record, pack = EliminatorsRecord.model_validate_json(arguments["record"]), arguments["pack"]
     config, source = record.config, record.source()
     lake, plan = record.open_lake(source.config.lake), load_plan(record.uri, SequencePlan)
@@ -177,7 +177,7 @@ def _warn_of_floors(record: EliminatorsRecord, figures: Figures) -> None:
 
 
 def _jobs_at_once(config: EliminatorsConfig) -> int:
-    """Packs trained side by side: more than the cluster holds would leave Ray Data no CPU, and hang."""
+    """Packs trained side by side; more than fit would leave Ray Data no CPU, and hang."""
     check_resources(config.runner)
     fitting = jobs_that_fit(config.runner)
     if config.jobs_at_once is None or config.jobs_at_once <= fitting:
@@ -236,7 +236,7 @@ def _train_pack(record: EliminatorsRecord, pack: str, progress: ProgressCallback
 
 
 def jobs_that_fit(runner: RunnerConfig) -> int:
-    """Jobs that the cluster holds at once, one CPU left free for Ray Data; 1 where it has yet to grow."""
+    """Jobs that the cluster holds at once, with one CPU free for Ray Data; at least 1."""
     available = cluster_resources()
     fitting = (available.get("CPU", 0) - 1) // (runner.workers * runner.cpus_per_worker)
     if runner.use_gpu:

@@ -110,7 +110,7 @@ def is_done(record: EliminatorsRecord, pack: str) -> bool:
 
 
 def load_methods(record: EliminatorsRecord, backbone: SequentialBackbone) -> list[FairnessMethod]:
-    """All trained combinations, ready for inference: packs of one kind merged into one where they can be stacked."""
+    """All trained combinations, ready for inference, in one stacked pack where possible."""
     parts = [load_pack(record, pack) for pack in record.packs]
     if record.config.method == "fine_tuning":
         packs = [(record.packs[name], tensors) for name, tensors in zip(record.packs, parts, strict=True)]

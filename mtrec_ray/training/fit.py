@@ -1,4 +1,4 @@
-"""One Ray Train run: resources checked, workers started, restarted from the last checkpoint, and watched."""
+"""One Ray Train run: resources, workers, restarts from the last checkpoint, progress."""
 
 import logging
 import threading

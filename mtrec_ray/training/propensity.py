@@ -81,7 +81,7 @@ def train_propensity(config: PropensityConfig, progress: ProgressCallback | None
 
 
 def new_propensity_run(config: PropensityConfig, lake: Lake, calendar: Calendar) -> PropensityRecord:
-    """The record of a run that has not started; UserError where its settings do not fit the lake."""
+    """The record of a new run; UserError where its settings do not fit the lake."""
     embeddings = lake.manifest.embeddings
     if not (embeddings.user_width and embeddings.title_width):
         raise UserError(f"lake {config.lake!r} has no embeddings: run `mtrec lake embed {config.lake}` first")
@@ -133,7 +133,7 @@ def make_training(arguments: dict[str, Any], workers: Workers, device: torch.dev
 def propensity_data(
     record: PropensityRecord, lake: Lake, plan: PairPlan, schedule: Schedule, workers: Workers
 ) -> PropensityData:
-    """What the trainer is built from; validation users are scored after each epoch, on the day that follows."""
+    """What the trainer is built from; it validates after each epoch, on the next day."""
     sample, calendar = record.config.sample, plan.calendar
     buckets = range(workers.rank, lake.manifest.num_buckets, workers.size)
     fraction = validation_sampling_fraction(lake, sample, lake.manifest.num_buckets, MAX_VALIDATION_USERS)

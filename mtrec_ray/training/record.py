@@ -1,4 +1,4 @@
-"""What every run has: `run.json`, its settings, state and figures, and `plan.json`, what its streams count on."""
+"""What every run has: `run.json` (settings, state, figures) and `plan.json`."""
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
@@ -106,7 +106,7 @@ class Record(BaseModel):
         return record
 
     def resume_or_new(self) -> Self:
-        """The stored run of this name to resume, or this new record; UserError where that is another run."""
+        """The stored run of this name, or this new record; UserError if that is another run."""
         if not exists(join(self.uri, RUN)):
             return self
         old = self.load(self.uri)
@@ -120,7 +120,7 @@ class Record(BaseModel):
         return done
 
     def relocate_inputs(self, **places: str) -> Self:
-        """This record with the present place of its `lake` or `backbone`, saved where that was moved."""
+        """This record with its `lake` or `backbone` where they are now, saved if they moved."""
         moved = self.config.model_copy(update=places)
         if moved == self.config:
             return self

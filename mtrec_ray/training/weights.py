@@ -1,4 +1,4 @@
-"""Weights with the figures they reached, in one safetensors file, so that they always belong together."""
+"""Weights and the figures they reached, in one safetensors file."""
 
 import json
 from typing import Any
@@ -33,7 +33,7 @@ def read_weights(uri: str, missing: str) -> bytes:
 
 
 def parse_weights(content: bytes, damaged: str) -> dict[str, Tensor]:
-    """Tensors of a file's content; UserError that begins with the text `damaged` where they cannot be read."""
+    """Tensors of a file's content; UserError that begins with `damaged` if unreadable."""
     try:
         return safetensors.torch.load(content)
     except safetensors.SafetensorError as error:
@@ -41,7 +41,7 @@ def parse_weights(content: bytes, damaged: str) -> dict[str, Tensor]:
 
 
 def fill_module(module: nn.Module, content: bytes, damaged: str) -> None:
-    """Load a file's content into a module; UserError that begins with `damaged` where it does not fit."""
+    """Load a file's content into a module; UserError that begins with `damaged` if unfit."""
     try:
         module.load_state_dict(parse_weights(content, damaged))
     except RuntimeError as error:

@@ -90,12 +90,14 @@ class Reporter:
         if self.tracker and step % self.log_every == 0:
             self.tracker.log(step, self.trainer.meter.take() | {"train/lr": self.trainer.learning_rate()})
         if self.first and (step % CHECK_CLOCK_EVERY == 0 or step == self.trainer.num_steps):
-            self.progress.put.remote(step, f"loss {self.trainer.mean_loss.mean():.4g}")
+            mean = self.trainer.mean_loss
+            self.progress.put.remote(step, f"loss {mean.mean():.4g}" if mean.count else "")
 
     def validated(self, figures: dict[str, float]) -> None:
-        """Log a milestone's figures, then write the weights that are finished."""
-        if self.tracker:
-            self.tracker.log(self.trainer.next_step, figures, kind="validation")
+        """Log a milestone's validation figures, then write the weights that are finished."""
+        validation = {name: value for name, value in figures.items() if name.startswith("val/")}
+        if self.tracker and validation:
+            self.tracker.log(self.trainer.next_step, validation, kind="validation")
         for file, weights in self.trainer.take_outputs().items():
             if self.first:
                 save_weights(join(self.training.uri, file), weights.tensors, weights.figures)

@@ -37,8 +37,8 @@ class GroupBlock(nn.Module):
 class DenseBlock(GroupBlock):
     """Paper A's block: one dense layer per group, y = W_g x + b_g.
 
-    It starts at the identity, so training departs from the baseline: a random start, which the paper does not rule out,
-    lost half of the PR-AUC on validation users where the towers start from interaction vectors.
+    It starts at the identity, as the baseline model. A random start, which the paper permits, lost half of the PR-AUC
+    on validation users where the towers start from interaction vectors.
     """
 
     def __init__(self, num_groups: int, width: int) -> None:
@@ -58,8 +58,7 @@ class DenseBlock(GroupBlock):
 class ShiftBlock(GroupBlock):
     """One vector per group added to the user's: y = x + t_g.
 
-    Its part of the logit, t_g . title / sqrt(d), does not depend on the user: a bias of the group for each title,
-    through the title's vector and so shared between titles that are alike.
+    It adds t_g . title / sqrt(d) to the logit: a bias of the group for each title, alike for similar titles.
     """
 
     def __init__(self, num_groups: int, width: int) -> None:

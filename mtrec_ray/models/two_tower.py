@@ -37,11 +37,9 @@ class TwoTowerConfig:
     num_groups: int = 1  # territory groups, read by the group block alone
     group_block: GroupBlockName | Literal["none"] = "none"  # none = the baseline model
     final_activation: FinalActivation = "none"  # relu collapses on real data: every propensity is at least 1/2
-    final_batch_norm: bool = (
-        False  # batch normalisation on each tower's last layer; False was better on validation users
-    )
+    final_batch_norm: bool = False  # on each tower's last layer; False was better on validation users
     aligned_width: int = 0  # last columns of both embeddings that lie in one space, see `TwoTower.init_weights`
-    initial_bias: float = 0.0  # of the logit: the log odds of a positive, so that training need not find them first
+    initial_bias: float = 0.0  # of the logit: the log odds of a positive, so training need not learn them
 
     def __post_init__(self) -> None:
         for name in ("user_width", "title_width", "d", "num_groups"):
@@ -127,8 +125,8 @@ class TwoTower(nn.Module):
 
         With `aligned_width` both towers start as one linear map of their last `aligned_width` columns ("looks linear",
         Balduzzi et al. 2017): first layer [Q; -Q], last layer [A, -A], Q and A orthogonal, so the first logit is the
-        dot product of the two (normalised) vectors and training starts from what they know already. On validation
-        users this raised the PR-AUC by a fifth over independent towers, which overfit before they find the product.
+        dot product of the two (normalised) vectors. On validation users this raised the PR-AUC by a fifth over
+        independent towers, which overfit before they learn that product.
         """
         for layer in (*self.user_tower.layers, *self.title_tower.layers):
             layer.init_weights(generator)

@@ -1,4 +1,4 @@
-"""One batch of (user, title, label) pairs without repetition: each user's and each title's features once.
+"""One batch of (user, title, label) pairs that holds each user's and each title's features once.
 
 Legend: `U` users, `T` distinct titles, `P` pairs, `G` territory groups, `C` titles of the catalogue.
 """
@@ -65,15 +65,15 @@ def make_pair_batch(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> PairBatch:
-    """Sort users by group, find the batch's distinct titles, gather both and cast them once.
+    """Sort users by group, find the distinct titles, gather and cast the features of both.
 
     Args:
         user_features: (U, user_width) float16 or wider, in any order.
         user_group: (U,) integer in [0, num_groups).
-        offsets: (U + 1,) integer; pairs of user u are offsets[u]:offsets[u + 1], none is allowed, U = 0 too.
+        offsets: (U + 1,) integer; pairs of user u are offsets[u]:offsets[u + 1], which may be none; U may be 0.
         title_index: (P,) integer row of the catalogue.
         labels: (P,) 0 or 1.
-        catalogue: (C, title_width) features of all titles, best already on `device`.
+        catalogue: (C, title_width) features of all titles, preferably on `device` already.
 
     Raises ValueError for lengths that disagree and for a group or title out of range.
     """
@@ -100,7 +100,7 @@ def make_pair_batch(
 
 
 def _distinct(index: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted distinct values of `index` in [0, size) and each element's position among them; a count, no sort."""
+    """Sorted distinct values of `index` in [0, size) and each element's position among them; linear time."""
     present = np.bincount(index, minlength=size) > 0
     positions = np.cumsum(present) - 1
     return np.flatnonzero(present), positions[index]
@@ -116,12 +116,13 @@ def _check(user_features, user_group, offsets, title_index, labels, num_groups: 
     num_users = len(user_features)
     if len(user_group) != num_users or len(offsets) != num_users + 1:
         raise ValueError(
-            f"{num_users} users need as many groups ({len(user_group)}) and one offset more ({len(offsets)})"
+            f"{num_users} users need {num_users} groups (got {len(user_group)}) "
+            f"and {num_users + 1} offsets (got {len(offsets)})"
         )
     if offsets[0] != 0 or offsets[-1] != len(title_index) or len(labels) != len(title_index):
         raise ValueError(
-            f"offsets end at {offsets[-1]} from {offsets[0]} for {len(title_index)} titles and {len(labels)} labels"
+            f"offsets run from {offsets[0]} to {offsets[-1]} for {len(title_index)} titles and {len(labels)} labels"
         )
     for name, values, limit in (("group", user_group, num_groups), ("title", title_index, num_titles)):
         if len(values) and not (values.min() >= 0 and values.max() < limit):
-            raise ValueError(f"{name} {values.min()}..{values.max()} out of range: there are {limit}")
+            raise ValueError(f"{name} {values.min()}..{values.max()} out of range: must be in [0, {limit})")

@@ -1,4 +1,4 @@
-"""Faster float32 matrix products on processors where they cost no accuracy."""
+"""Faster float32 matrix products on processors where they lose no accuracy."""
 
 import logging
 
@@ -10,12 +10,11 @@ MAX_RELATIVE_ERROR = 1e-5  # of a float32 product against float64; bfloat16 inpu
 
 
 def use_fast_matmul() -> bool:
-    """Let float32 products on the CPU take oneDNN's path if they stay float32 there; returns whether they do.
+    """Use oneDNN for float32 products on the CPU if they stay float32; returns whether it is used.
 
-    torch reaches that path by `set_float32_matmul_precision("medium")`: twice as fast as the default on some
-    processors, and bfloat16 on others. A probe against float64 tells them apart; where the error is above 1e-5
-    the setting goes back to what it was. The setting is global to the process and also lets CUDA use bfloat16
-    products, so it is left alone where CUDA is present.
+    `set_float32_matmul_precision("medium")` selects oneDNN: twice as fast as the default on some processors, but
+    rounded to bfloat16 on others. A product is compared with float64, and where the error exceeds 1e-5 the setting is
+    restored. It is global to the process and would also let CUDA round to bfloat16, so it never changes with CUDA.
     """
     if torch.cuda.is_available():
         return False
@@ -30,7 +29,7 @@ def use_fast_matmul() -> bool:
 
 
 def matmul_error() -> float:
-    """Relative error (Frobenius norm) of a float32 product against float64, as the process is set now."""
+    """Relative error (Frobenius norm) of a float32 product against float64, with the process's present setting."""
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(512, 512, generator=generator)
     b = torch.randn(512, 512, generator=generator)

@@ -57,7 +57,9 @@ def loss_and_gradients(
     loss = partial_loss(model, batch, all_reduce or single_worker, compute_dtype, dense_scores)
     model.zero_grad(set_to_none=True)
     loss.backward()
-    return loss.detach() if all_reduce is None else sum_gradients(model.parameters(), all_reduce, loss.detach())
+    if all_reduce is None:
+        return loss.detach()
+    return sum_gradients(model.parameters(), all_reduce, loss.detach())
 
 
 def partial_loss(

@@ -1,4 +1,4 @@
-"""`make_pair_batch`: every pair arrives with its own user, title and label; users by group; nothing twice."""
+"""`make_pair_batch`: pairs have their own user, title and label; users are sorted by group; titles are distinct."""
 
 import numpy as np
 import pytest
@@ -68,8 +68,8 @@ def test_pairs_have_their_own_user_title_and_label(seed, num_users):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"groups": [0]}, "as many groups"),
-        ({"offsets": [0, 1, 2]}, "offsets end at 2"),
+        ({"groups": [0]}, "need 2 groups"),
+        ({"offsets": [0, 1, 2]}, "offsets run from 0 to 2"),
         ({"groups": [0, 3]}, r"group 0\.\.3 out of range"),
         ({"titles": [1, 10, 2]}, r"title 1\.\.10 out of range"),
         ({"labels": [1]}, "1 labels"),

@@ -151,7 +151,7 @@ def make_variants(
 
         return work
 
-    variants = {
+    variants: dict[str, Callable[[], object]] = {
         "pair by pair, stock": autograd(lambda: plain(batch)),
         "distinct rows, torch's operations": autograd(lambda: deduplicated_loss(model, batch, dense=dense)),
         STEP: lambda: propensity.loss_and_gradients(model, batch),
@@ -162,7 +162,8 @@ def make_variants(
     if other is not None:
         other_batch, other_model = make_batch(setting, device, other), make_model(other, block, device)
         variants[OTHER_STEP] = lambda: other.propensity.loss_and_gradients(other_model, other_batch)
-    return variants | {ADAM: optimizer.step}
+    variants[ADAM] = optimizer.step
+    return variants
 
 
 def measure(

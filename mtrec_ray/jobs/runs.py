@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow.fs as pafs
 from pydantic import BaseModel, ValidationError
+from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Column, Table
 
@@ -98,7 +99,7 @@ class RunView:
             "step": sum(row["step"] for row in last),
             "num_steps": stored.num_steps or stored.steps_per_pack * len(stored.packs),
             "last_metric": max((str(row.get("time")) for row in last), default=None),
-            "from": f"{source} {stored.config.get(source)} ({digest[:8]})",
+            "from": f"{source} {parent(str(stored.config.get(source)))[1]} ({digest[:8]})",
             "seed": stored.config.get("seed"),
             "figures": {metric: points[-1][1] for metric, points in self.series.items()},
         }
@@ -139,10 +140,11 @@ class RunView:
             facts += [(f"loss {pack}", f"{losses[0]:.4f} {sparkline(losses)} {losses[-1]:.4f}")] if losses else []
         sizes = (f"{name}/" if size is None else f"{name} {size:,} B" for name, size in sorted(self.files().items()))
         validations = [found.values() for found in self.validations()]
+        settings = [(key, str(value)) for key, value in self.settings().items()]
         return [
             _table(f"Run {self.uri}", ("", ""), [*facts, ("files", ", ".join(sizes))]),
             _table("Validation", ("metric", "last", "at step", "best", "at step"), validations),
-            _table("Settings that differ from their defaults", ("setting", "value"), self.settings().items()),
+            _table("Settings that differ from their defaults", ("setting", "value"), settings),
         ]
 
 
@@ -210,14 +212,15 @@ def _cells(summary: dict[str, Any]) -> list[str]:
             shown.append(f"{main} {'-'.join(dict.fromkeys(f'{end:.4f}' for end in (min(found), max(found))))}")
     facts = {
         "step": f"{summary['step']:,}" + (f" of {summary['num_steps']:,}" if summary["num_steps"] else ""),
-        "last metric": (summary["last_metric"] or "-")[:19].replace("T", " "),
-        "figures": ", ".join(shown),
+        "last metric": (summary["last_metric"] or "-")[:16].replace("T", " "),
+        "figures": "\n".join(shown),
     }
     return [str((summary | facts)[column]) for column in COLUMNS]
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> Table:
-    table = Table(*(Column(column, overflow="fold") for column in columns), title=title, show_header=any(columns))
+    headings = (Column(column, overflow="fold") for column in columns)
+    table = Table(*headings, title=title, box=SIMPLE_HEAD, show_header=any(columns), pad_edge=False, padding=0)
     for row in rows:
         table.add_row(*(f"{cell:,.4f}" if isinstance(cell, float) else str(cell) for cell in row))
     return table

@@ -14,7 +14,7 @@ from mtrec_ray.tracking.metrics_file import METRICS, encode
 
 def write_run(folder, *rows: dict, pack: str = "", **fields) -> None:
     document = {"format_version": 2, "kind": "backbone", "status": "training", "lake_hash": "1a2b3c4d5e6f"}
-    document["config"] = {"name": "old", "lake": "lakes/a", "seed": 3, "optim": {"lr": 0.5, "num_negatives": 128}}
+    document["config"] = {"name": "old", "lake": "lakes/a", "seed": 3, "optim": {"lr": 1e-5, "num_negatives": 128}}
     write_json(f"{folder}/run.json", document | fields)
     part = f"{folder}/packs/{pack}" if pack else str(folder)
     lines = [{"step": 0, "seconds": 1.0, "time": "2026-02-03T04:05:06.789+00:00"} | row for row in rows]
@@ -66,7 +66,7 @@ def test_list_has_state_input_and_figures_of_each_run(runs):
         "step": 30,
         "num_steps": 30,
         "last_metric": "2026-02-03T04:05:06.789+00:00",
-        "from": "lake lakes/a (1a2b3c4d)",
+        "from": "lake a (1a2b3c4d)",
         "seed": 3,
         "figures": {"val/ndcg": 0.3, "train/loss": 1 / 30},
     }
@@ -75,16 +75,16 @@ def test_list_has_state_input_and_figures_of_each_run(runs):
 
 def test_list_sums_steps_over_packs(runs):
     found = listed(runs)["hidden"]
-    assert (found["step"], found["num_steps"], found["from"]) == (12, 16, "backbone runs/done (ffff0000)")
+    assert (found["step"], found["num_steps"], found["from"]) == (12, 16, "backbone done (ffff0000)")
 
 
 def test_list_prints_a_row_for_each_run(runs, capsys):
     text = printed(list_runs(ListRunsConfig(runs=str(runs))), capsys)
     assert "5 of 30" in text
-    assert "lake lakes/a (1a2b3c4d)" in text
-    assert "backbone runs/done (ffff0000)" in text
+    assert "lake a (1a2b3c4d)" in text
+    assert "backbone done (ffff0000)" in text
     assert "val/ndcg 0.1000-0.3000" in text
-    assert "2026-02-03 04:05:06" in text
+    assert "2026-02-03 04:05" in text
 
 
 def test_metrics_are_tidy(runs):
@@ -135,13 +135,13 @@ def test_a_run_without_metrics_is_listed(tmp_path, capsys):
 def test_show_has_changed_settings_validations_and_files(runs, capsys):
     view = show_run(ShowRunConfig(run="done", runs=str(runs)))
     document = view.document()
-    assert document["settings"] == {"name": "old", "lake": "lakes/a", "seed": 3, "optim.lr": 0.5}
+    assert document["settings"] == {"name": "old", "lake": "lakes/a", "seed": 3, "optim.lr": 1e-5}
     best = {"metric": "val/ndcg", "last": 0.3, "step": 30, "best": 0.4, "best_step": 20}
     assert document["validations"] == [best]
     assert document["files"].keys() == {"run.json", METRICS}
     text = printed(view, capsys)
     assert "0.1000 █▃▁ 0.0333" in text
-    assert "optim.lr" in text
+    assert "1e-05" in text
     assert f"{METRICS} " in text
 
 

@@ -7,7 +7,7 @@ from pydantic import Field
 from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Calendar, Lake
-from mtrec_ray.sources.calendar import utc
+from mtrec_ray.sources.calendar import to_utc
 
 
 class WindowConfig(Config):
@@ -28,7 +28,7 @@ def resolve_calendar(lake: Lake, window: WindowConfig) -> Calendar:
     given = window.model_dump(exclude_none=True)
     for name, field in (("start", "window_start"), ("end", "window_end")):
         if name in given:
-            given[field] = utc(given.pop(name))
+            given[field] = to_utc(given.pop(name))
     calendar = lake.manifest.calendar.model_copy(update=given)
     if calendar.window_start >= calendar.window_end:
         raise UserError(f"window.start {calendar.window_start} is not before window.end {calendar.window_end}")

@@ -1,10 +1,12 @@
-"""Where and when: a source's territories, its training window and the evaluation days behind it."""
+"""Territories, the training window and the evaluation days after it."""
 
 from datetime import UTC, datetime, timedelta
 
 from pydantic import BaseModel
 
 from mtrec_ray.errors import UserError
+
+DAY_S = 86_400
 
 
 class Territory(BaseModel, frozen=True, extra="forbid"):
@@ -14,26 +16,26 @@ class Territory(BaseModel, frozen=True, extra="forbid"):
 
 
 class Calendar(BaseModel, frozen=True, extra="forbid"):
-    """The training window [start, end) and the evaluation days that follow it, as the source proposes them."""
+    """The training window [start, end) and the evaluation days that follow it."""
 
     window_start: datetime
     window_end: datetime
-    """First moment after the window, UTC."""
-    day_s: int = 86_400
-    """Length of one evaluation day in seconds."""
+    """Exclusive, UTC."""
+    day_s: int = DAY_S
+    """Length of an evaluation day in seconds."""
     num_evaluation_days: int = 3
     ordered: bool = True
-    """False: neither order nor time exists inside the window (all its events carry one timestamp)."""
+    """False: all events of the window carry one timestamp, so their order is unknown."""
 
     def day_bounds(self, day: int) -> tuple[datetime, datetime]:
-        """[first, after) moments of a day: 0 is the whole window, 1.. are the evaluation days."""
+        """[start, end) of an evaluation day, counted from 1; 0 is the training window."""
         if day == 0:
             return self.window_start, self.window_end
         length = timedelta(seconds=self.day_s)
         return self.window_end + (day - 1) * length, self.window_end + day * length
 
 
-def proposed_calendar(
+def propose_calendar(
     first: datetime,
     last: datetime,
     day_s: int,
@@ -42,35 +44,32 @@ def proposed_calendar(
     start: datetime | None = None,
     end: datetime | None = None,
 ) -> Calendar:
-    """The calendar of data from the moment `first` to `last`: whole days, the last of them for evaluation.
+    """Make the last `num_evaluation_days` of the data evaluation days, all before is the window.
 
     Args:
-        first: the first event.
-        last: the last one.
-        day_s: length of an evaluation day in seconds.
-        num_evaluation_days: evaluation days at the end of the data.
-        fix: what to do where no window is left, for the error.
-        start: first moment of the window; None = midnight (UTC) before `first`.
-        end: first moment after it; None = the evaluation days end at the midnight after `last`.
+        first: time of the first event.
+        last: time of the last event.
+        fix: what to change where no window is left, for the error.
+        start: start of the window; None = midnight (UTC) before `first`.
+        end: end of the window; None = the evaluation days end at midnight after `last`.
 
     Raises:
         UserError: no window is left.
     """
-    after = _midnight(last) + timedelta(days=1)
-    start = utc(start or _midnight(first))
-    end = utc(end or after - timedelta(seconds=day_s * num_evaluation_days))
+    start = to_utc(start or _midnight(first))
+    end = to_utc(end or _midnight(last) + timedelta(days=1, seconds=-day_s * num_evaluation_days))
     if end <= start:
         raise UserError(
-            f"{num_evaluation_days} evaluation days of {day_s / 86_400:g} days leave no window: it would start at "
-            f"{start} and end at {end}; {fix}"
+            f"{num_evaluation_days} evaluation days of {day_s / DAY_S:g} days leave no training window: it would start "
+            f"at {start} and end at {end}; {fix}"
         )
     return Calendar(window_start=start, window_end=end, day_s=day_s, num_evaluation_days=num_evaluation_days)
 
 
-def _midnight(moment: datetime) -> datetime:
-    return utc(moment).replace(hour=0, minute=0, second=0, microsecond=0)
+def to_utc(time: datetime) -> datetime:
+    """A time in UTC; one without a time zone is taken as UTC."""
+    return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
-def utc(moment: datetime) -> datetime:
-    """The moment in UTC; a naive one is taken as UTC."""
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+def _midnight(time: datetime) -> datetime:
+    return to_utc(time).replace(hour=0, minute=0, second=0, microsecond=0)

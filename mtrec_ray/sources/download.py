@@ -1,102 +1,99 @@
-"""Fetching public archives: resumed where it stopped, checked, and visible under its name only when whole."""
+"""Downloads of public archives: resumed after an interruption, verified, and visible under their name when complete.
+
+Hand-written because `pooch` has no resume: it starts a partial download again from the first byte.
+"""
 
 import hashlib
 import os
-import shutil
-import tempfile
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
+import pyarrow.fs as pafs
+
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
+from mtrec_ray.files import PART, write_whole
 
 CHUNK_BYTES = 1 << 18
 TIMEOUT_S = 60
-ByteProgress = Callable[[int, int | None], None]
-"""(bytes so far, bytes in all or None when the server does not say)."""
 
 
-def download(url: str, checksum: str, out: Path, progress: ByteProgress | None = None) -> Path:
-    """Fetch `url` to `out`, going on from `<out>.part` where an earlier attempt stopped.
+def download_file(
+    url: str, checksum: str, out: Path, stage: str = "downloading", progress: ProgressCallback | None = None
+) -> None:
+    """Download `url` to `out`, resuming from `<out>.part` of an earlier attempt.
 
     Args:
         checksum: `sha256:<hex>` or `md5:<hex>` of the whole file.
+        progress: called with `stage`, the bytes so far, and their total (0 = unknown).
 
     Raises:
-        UserError: the server cannot be reached, the connection broke (the part is kept for the next attempt), or the
-            content is not what the checksum says (the part is removed).
+        UserError: the server cannot be reached or the connection broke (the part stays for the next attempt), or the
+            content does not match the checksum (the part is removed).
     """
-    if out.exists() and _digest(out, checksum) == checksum:
-        return out
-    part = out.with_name(out.name + ".part")
+    if out.exists() and _checksum_of(out, checksum) == checksum:
+        return
+    part = out.with_name(out.name + PART)
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        _fetch(url, part, progress)
-    except (urllib.error.URLError, OSError, EOFError) as error:
-        kept = part.stat().st_size if part.exists() else 0
-        raise UserError(f"{url}: {error}; {kept} bytes are kept in {part}, run it again to continue") from error
-    found = _digest(part, checksum)
+        _fetch(url, part, stage, progress)
+    except (OSError, EOFError) as error:
+        size = part.stat().st_size if part.exists() else 0
+        raise UserError(f"{url}: {error}; {size} bytes are in {part}, run it again to continue") from error
+    found = _checksum_of(part, checksum)
     if found != checksum:
         part.unlink()
         raise UserError(f"{url}: checksum is {found}, should be {checksum}: damaged or changed, so it was removed")
     os.replace(part, out)
-    return out
 
 
-def _fetch(url: str, part: Path, progress: ByteProgress | None) -> None:
-    start = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
+def _fetch(url: str, part: Path, stage: str, progress: ProgressCallback | None) -> None:
+    done = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
     try:
         response = urllib.request.urlopen(request, timeout=TIMEOUT_S)
     except urllib.error.HTTPError as error:
-        if start and error.code == 416:  # nothing left to send: the part is whole, or the checksum will tell
+        if done and error.code == 416:  # nothing left to send
             return
         raise
     with response:
-        resumed = response.status == 206
-        size = int(response.headers["Content-Length"]) if response.headers["Content-Length"] else None
-        total = None if size is None else size + (start if resumed else 0)
-        _copy(response, part, start if resumed else 0, total, progress)
-
-
-def _copy(response, part: Path, start: int, total: int | None, progress: ByteProgress | None) -> None:
-    done = start
-    with part.open("ab" if start else "wb") as file:
-        while chunk := response.read(CHUNK_BYTES):
-            file.write(chunk)
-            done += len(chunk)
-            if progress:
-                progress(done, total)
-    if total is not None and done < total:
+        done = done if response.status == 206 else 0  # a server may ignore the range
+        length = response.headers["Content-Length"]
+        total = done + int(length) if length else 0
+        with part.open("ab" if done else "wb") as file:
+            while chunk := response.read(CHUNK_BYTES):
+                file.write(chunk)
+                done += len(chunk)
+                if progress:
+                    progress(stage, done, total)
+    if done < total:
         raise EOFError(f"the connection broke after {done} of {total} bytes")
 
 
-def _digest(path: Path, checksum: str) -> str:
-    algorithm, _, _ = checksum.partition(":")
+def _checksum_of(path: Path, checksum: str) -> str:
+    """Checksum of a file by the algorithm of `checksum`."""
+    algorithm = checksum.partition(":")[0]
     if algorithm not in ("md5", "sha256"):
         raise UserError(f"checksum {checksum!r} should start with md5: or sha256:")
     with path.open("rb") as file:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
 
 
-def unpack(archive: Path, wanted: tuple[str, ...], folder: Path) -> None:
-    """Move the wanted files of a zip archive, and only these, into `folder`.
+def unpack_files(archive: Path, names: tuple[str, ...], folder: Path) -> None:
+    """Write the files `names` of a zip archive, wherever they are in it, into `folder`.
 
     Raises:
-        UserError: no zip archive, or it does not hold them.
+        UserError: no zip archive, or a file is missing.
     """
     try:
-        with zipfile.ZipFile(archive) as packed, tempfile.TemporaryDirectory(dir=folder) as trial_overrides:
-            members = {Path(name).name: name for name in packed.namelist()}
-            missing = [name for name in wanted if name not in members]
-            if missing:
-                raise UserError(f"{archive} does not hold {missing[0]!r}: is it the right archive?")
-            for name in wanted:
-                with packed.open(members[name]) as source, open(Path(trial_overrides) / name, "wb") as target:
-                    shutil.copyfileobj(source, target)
-            for name in wanted:
-                os.replace(Path(trial_overrides) / name, folder / name)
+        with zipfile.ZipFile(archive) as zipped:
+            members = {PurePosixPath(member).name: member for member in zipped.namelist()}
+            for name in names:
+                if name not in members:
+                    raise UserError(f"{archive} does not hold {name!r}: is it the right archive?")
+            for name in names:
+                write_whole(pafs.LocalFileSystem(), str(folder / name), zipped.read(members[name]))
     except zipfile.BadZipFile as error:
         raise UserError(f"{archive} is no zip archive: {error}") from error

@@ -1,6 +1,6 @@
-"""Epoch numbers to timestamps without ever overflowing: what cannot be a moment stays visible as a bad row."""
+"""Epoch numbers to timestamps without overflow; an impossible time becomes year 1 or 9999, which validation rejects."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import numpy as np
 import pyarrow as pa
@@ -10,16 +10,16 @@ from mtrec_ray.errors import UserError
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 FIRST_TIMESTAMP = datetime(1970, 1, 1, tzinfo=UTC)
 AFTER_LAST_TIMESTAMP = datetime(2200, 1, 1, tzinfo=UTC)
-"""Moments from `FIRST_TIMESTAMP` up to this one are believable; a lake accepts no others."""
+"""A lake accepts timestamps from `FIRST_TIMESTAMP` up to, not including, this one."""
 TICKS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
-_FIRST_US = -62_135_596_800_000_000
-"""0001-01-01, the first moment that Python can name."""
-_LAST_US = 253_402_300_799_000_000
+_MIN_US = -62_135_596_800_000_000
+"""0001-01-01, the first time that Python can represent."""
+_MAX_US = 253_402_300_799_000_000
 """9999-12-31T23:59:59, the last one."""
 
 
 def timestamps_from_epoch(values: np.ndarray, unit: str) -> pa.Array:
-    """Timestamps (us, UTC) of epoch numbers in `unit`; NaN becomes null; years outside 1 to 9999 become the nearer end.
+    """Timestamps (us, UTC) of epoch numbers in `unit`; NaN becomes null, out of range is clipped to years 1 and 9999.
 
     Raises:
         UserError: unknown unit.
@@ -29,44 +29,29 @@ def timestamps_from_epoch(values: np.ndarray, unit: str) -> pa.Array:
     values = np.asarray(values)
     scale = 1_000_000 / TICKS_PER_SECOND[unit]
     approximate = values.astype(np.float64) * scale
-    missing = np.isnan(approximate)
-    inside = (approximate > _FIRST_US) & (approximate < _LAST_US)
-    micros = np.where(approximate > 0, _LAST_US, _FIRST_US).astype(np.int64)
-    micros[inside] = _exact_micros(values[inside], unit)
-    return pa.array(micros, mask=missing).cast(TIMESTAMP)
+    inside = (approximate > _MIN_US) & (approximate < _MAX_US)
+    micros = np.where(approximate > 0, _MAX_US, _MIN_US).astype(np.int64)
+    if values.dtype.kind == "f":
+        micros[inside] = np.round(values[inside] * scale).astype(np.int64)
+    else:  # exact where float64 is not
+        whole = values[inside].astype(np.int64)
+        micros[inside] = whole // 1_000 if unit == "ns" else whole * int(scale)
+    return pa.array(micros, mask=np.isnan(approximate)).cast(TIMESTAMP)
 
 
 def to_utc_micros(column: pa.ChunkedArray | pa.Array, unit: str) -> pa.ChunkedArray | pa.Array:
-    """Any timestamp or number column as timestamps (us, UTC); `unit` is that of plain numbers.
+    """Timestamps (us, UTC) of a column of timestamps, or of epoch numbers in `unit`.
 
     Raises:
-        UserError: the column holds neither timestamps nor numbers.
+        UserError: the column holds neither.
     """
     if pa.types.is_timestamp(column.type):
-        if column.type.unit != "us":
-            return timestamps_from_epoch(_numbers(column.cast(pa.int64())), column.type.unit)
-        return column.cast(TIMESTAMP)
-    if pa.types.is_integer(column.type) or pa.types.is_floating(column.type):
-        return timestamps_from_epoch(_numbers(column), unit)
-    raise UserError(
-        f"timestamps of type {column.type} cannot be read: use a timestamp type, or epoch numbers and their unit"
-    )
-
-
-def epoch_us(moment: datetime) -> int:
-    """Whole microseconds since 1970 of a moment; a naive one is taken as UTC."""
-    moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment
-    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(microseconds=1)
-
-
-def _exact_micros(values: np.ndarray, unit: str) -> np.ndarray:
-    if values.dtype.kind == "f":
-        return np.round(values * (1_000_000 / TICKS_PER_SECOND[unit])).astype(np.int64)
-    whole = values.astype(np.int64)
-    return whole // 1_000 if unit == "ns" else whole * (1_000_000 // TICKS_PER_SECOND[unit])
-
-
-def _numbers(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """Missing values become NaN."""
-    chunked = pa.chunked_array([column]) if isinstance(column, pa.Array) else column
-    return (chunked.cast(pa.float64(), safe=False) if chunked.null_count else chunked).to_numpy()
+        if column.type.unit == "us":
+            return column.cast(TIMESTAMP)
+        unit, column = column.type.unit, column.cast(pa.int64())
+    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+        raise UserError(
+            f"timestamps of type {column.type} cannot be read: use a timestamp type, or epoch numbers and their unit"
+        )
+    numbers = column.cast(pa.float64(), safe=False) if column.null_count else column  # a null becomes NaN
+    return timestamps_from_epoch(np.asarray(numbers), unit)

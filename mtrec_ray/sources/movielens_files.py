@@ -1,6 +1,6 @@
-"""The three forms in which MovieLens comes, read into the same columns.
+"""The three file layouts of MovieLens, read into the same columns.
 
-| form | files |
+| layout | files |
 |---|---|
 | GroupLens 100K | `u.data`, `u.user`, `u.item` (tab and `|`, latin-1) |
 | GroupLens 1M | `ratings.dat`, `users.dat`, `movies.dat` (`::`, latin-1) |
@@ -8,13 +8,11 @@
 """
 
 import re
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.text import read_columns, to_ints
+from mtrec_ray.sources.text import TextTable
 
 OCCUPATIONS = {
     "100K": (
@@ -64,7 +62,7 @@ OCCUPATIONS = {
         "writer",
     ),
 }
-"""By data set; the 1M's numbers are positions."""
+"""By data set; ML-1M stores positions in this list."""
 GENRES_100K = (
     "unknown",
     "Action",
@@ -90,155 +88,121 @@ GENRES_100K = (
 
 
 @dataclass(frozen=True)
-class Users:
-    user_id: list[str]
-    age: list[int]
-    gender: list[str]
-    occupation: list[str]
-    zip_code: list[str]
+class Layout:
+    """One way in which MovieLens is published; all columns have RecBole's names."""
+
+    dataset: str
+    """`100K` or `1M`."""
+    ratings: TextTable
+    users: TextTable
+    films: TextTable
+
+    @property
+    def file_names(self) -> tuple[str, ...]:
+        return self.ratings.name, self.users.name, self.films.name
+
+
+RATINGS = ("user_id", "item_id", "rating", "timestamp")
+GROUPLENS_1M = Layout(
+    "1M",
+    TextTable("ratings.dat", "::", RATINGS, encoding="latin-1"),
+    TextTable("users.dat", "::", ("user_id", "gender", "age", "occupation", "zip_code"), encoding="latin-1"),
+    TextTable("movies.dat", "::", ("item_id", "movie_title", "class"), encoding="latin-1"),
+)
+GROUPLENS_100K = Layout(
+    "100K",
+    TextTable("u.data", "\t", RATINGS),
+    TextTable("u.user", "|", ("user_id", "age", "gender", "occupation", "zip_code"), encoding="latin-1"),
+    TextTable("u.item", "|", ("item_id", "movie_title", "released", "video", "url", *GENRES_100K), encoding="latin-1"),
+)
+RECBOLE_100K = Layout(
+    "100K",
+    TextTable(
+        "ml-100k.inter", "\t", ("user_id:token", "item_id:token", "rating:float", "timestamp:float"), header=True
+    ),
+    TextTable(
+        "ml-100k.user",
+        "\t",
+        ("user_id:token", "age:token", "gender:token", "occupation:token", "zip_code:token"),
+        header=True,
+    ),
+    TextTable(
+        "ml-100k.item",
+        "\t",
+        ("item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq"),
+        header=True,
+    ),
+)
+LAYOUTS = (GROUPLENS_1M, GROUPLENS_100K, RECBOLE_100K)
 
 
 @dataclass(frozen=True)
-class Films:
-    title_id: list[str]
-    name: list[str]
-    year: list[str | None]
-    genres: list[list[str]]
-
-
-@dataclass(frozen=True)
-class Ratings:
-    user_id: list[str]
-    title_id: list[str]
-    rating: list[int]
-    epoch_s: list[int]
-
-
-@dataclass(frozen=True)
-class MovieLensFiles(ABC):
-    """One of the forms, in `folder`. Picklable. Every method raises `UserError` naming file and line."""
+class MovieLensFiles:
+    """MovieLens in one layout. Picklable; every method raises `UserError` naming file and line."""
 
     folder: Path
+    layout: Layout
 
-    dataset: ClassVar[str]
-    """`100K` or `1M`."""
+    def read_users(self) -> dict[str, list]:
+        """`user_id`, `age` in years (100K) or the first year of a band (1M), `gender`, `occupation`, `zip_code`."""
+        table = self.layout.users
+        users: dict[str, list] = dict(table.read(self.folder))
+        users["age"] = table.read_ints(self.folder, users, "age")
+        if self.layout.dataset == "1M":
+            codes, names = table.read_ints(self.folder, users, "occupation"), OCCUPATIONS["1M"]
+            for line, code in enumerate(codes, start=1):
+                if not 0 <= code < len(names):
+                    raise UserError(
+                        f"{self.folder / table.name}, line {line}: occupation is {code}, should be 0 to "
+                        f"{len(names) - 1}: fix the line"
+                    )
+            users["occupation"] = [names[code] for code in codes]
+        return users
 
-    @abstractmethod
-    def read_users(self) -> Users: ...
+    def read_films(self) -> dict[str, list]:
+        """`title_ids`, and of each `name`, `genres` separated by spaces and `decade`; None = unknown."""
+        films = self.layout.films.read(self.folder)
+        names, years = films["movie_title"], films.get("release_year")
+        if years is None:  # `Toy Story (1995)`
+            found = [re.fullmatch(r"(.*?)\s*\((\d{4})\)\s*", name) for name in names]
+            years = [match[2] if match else "" for match in found]
+            names = [match[1] if match else name for match, name in zip(found, names, strict=True)]
+        return {
+            "title_ids": films["item_id"],
+            "name": names,
+            "genres": [" ".join(words) or None for words in _genres(films)],
+            "decade": [f"{year[:3]}0s" if re.fullmatch(r"\d{4}", year) else None for year in years],
+        }
 
-    @abstractmethod
-    def read_films(self) -> Films: ...
-
-    @abstractmethod
-    def read_ratings(self) -> Ratings: ...
-
-
-class RecBole100K(MovieLensFiles):
-    dataset = "100K"
-
-    def read_users(self) -> Users:
-        path = self.folder / "ml-100k.user"
-        names = ["user_id:token", "age:token", "gender:token", "occupation:token", "zip_code:token"]
-        ids, ages, genders, occupations, zips = read_columns(path, "\t", names, header=True)
-        return Users(ids, to_ints(ages, path, "age", header=True), genders, occupations, zips)
-
-    def read_films(self) -> Films:
-        path = self.folder / "ml-100k.item"
-        names = ["item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq"]
-        ids, titles, years, classes = read_columns(path, "\t", names, header=True)
-        return Films(ids, titles, [_year(year) for year in years], [_known(c.split()) for c in classes])
-
-    def read_ratings(self) -> Ratings:
-        path = self.folder / "ml-100k.inter"
-        names = ["user_id:token", "item_id:token", "rating:float", "timestamp:float"]
-        return _ratings(read_columns(path, "\t", names, header=True), path, header=True)
-
-
-class GroupLens100K(MovieLensFiles):
-    dataset = "100K"
-
-    def read_users(self) -> Users:
-        path = self.folder / "u.user"
-        names = ["user_id", "age", "gender", "occupation", "zip_code"]
-        ids, ages, genders, occupations, zips = read_columns(path, "|", names, header=False, encoding="latin-1")
-        return Users(ids, to_ints(ages, path, "age", header=False), genders, occupations, zips)
-
-    def read_films(self) -> Films:
-        names = ["title_id", "name", "released", "video", "url", *GENRES_100K]
-        columns = read_columns(self.folder / "u.item", "|", names, header=False, encoding="latin-1")
-        flags = zip(*columns[5:], strict=True)
-        genres = [_known([g for g, flag in zip(GENRES_100K, row, strict=True) if flag == "1"]) for row in flags]
-        return Films(columns[0], *_names_and_years(columns[1]), genres)
-
-    def read_ratings(self) -> Ratings:
-        path = self.folder / "u.data"
-        names = ["user_id", "title_id", "rating", "timestamp"]
-        return _ratings(read_columns(path, "\t", names, header=False), path, header=False)
+    def read_ratings(self) -> dict[str, list]:
+        """`user_id`, `item_id`, `rating` and `timestamp` in seconds since 1970."""
+        table = self.layout.ratings
+        ratings = table.read(self.folder)
+        return ratings | {name: table.read_ints(self.folder, ratings, name) for name in ("rating", "timestamp")}
 
 
-class GroupLens1M(MovieLensFiles):
-    dataset = "1M"
-
-    def read_users(self) -> Users:
-        path = self.folder / "users.dat"
-        names = ["user_id", "gender", "age", "occupation", "zip_code"]
-        ids, genders, ages, codes, zips = read_columns(path, "::", names, header=False, encoding="latin-1")
-        occupations = to_ints(codes, path, "occupation", header=False)
-        for line, code in enumerate(occupations, start=1):
-            if not 0 <= code < len(OCCUPATIONS["1M"]):
-                raise UserError(f"{path}, line {line}: occupation is {code}, should be 0 to 20: fix the line")
-        names_of = [OCCUPATIONS["1M"][code] for code in occupations]
-        return Users(ids, to_ints(ages, path, "age", header=False), genders, names_of, zips)
-
-    def read_films(self) -> Films:
-        names = ["title_id", "name", "genres"]
-        ids, titles, genres = read_columns(self.folder / "movies.dat", "::", names, header=False, encoding="latin-1")
-        return Films(ids, *_names_and_years(titles), [_known(listed.split("|")) for listed in genres])
-
-    def read_ratings(self) -> Ratings:
-        path = self.folder / "ratings.dat"
-        names = ["user_id", "title_id", "rating", "timestamp"]
-        return _ratings(read_columns(path, "::", names, header=False, encoding="latin-1"), path, header=False)
-
-
-FORMS: dict[type[MovieLensFiles], tuple[str, ...]] = {
-    GroupLens1M: ("ratings.dat", "users.dat", "movies.dat"),
-    GroupLens100K: ("u.data", "u.user", "u.item"),
-    RecBole100K: ("ml-100k.inter", "ml-100k.user", "ml-100k.item"),
-}
-
-
-def detect(folder: Path) -> MovieLensFiles:
-    """The form whose files are in `folder`.
+def detect_layout(folder: Path) -> MovieLensFiles:
+    """The layout whose files are in `folder`.
 
     Raises:
-        UserError: none, or one of the form's three files is missing.
+        UserError: there is none, or one of the layout's three files is missing.
     """
-    for form, names in FORMS.items():
+    for layout in LAYOUTS:
+        names = layout.file_names
         missing = [name for name in names if not (folder / name).is_file()]
         if not missing:
-            return form(folder)
+            return MovieLensFiles(folder, layout)
         if len(missing) < len(names):
-            raise UserError(f"{folder / missing[0]} is missing: MovieLens in this form needs {', '.join(names)}")
-    forms = "; ".join(", ".join(names) for names in FORMS.values())
-    raise UserError(f"no MovieLens in {str(folder)!r}: it should hold one of {forms} (or use --download)")
+            raise UserError(f"{folder / missing[0]} is missing: this layout of MovieLens needs {', '.join(names)}")
+    layouts = "; ".join(", ".join(layout.file_names) for layout in LAYOUTS)
+    raise UserError(f"no MovieLens in {str(folder)!r}: it should hold one of {layouts} (or use --download)")
 
 
-def _ratings(columns: list[list[str]], path: Path, header: bool) -> Ratings:
-    users, titles, ratings, moments = columns
-    return Ratings(users, titles, to_ints(ratings, path, "rating", header), to_ints(moments, path, "timestamp", header))
-
-
-def _names_and_years(titles: list[str]) -> tuple[list[str], list[str | None]]:
-    """`Toy Story (1995)` -> `Toy Story`, `1995`."""
-    found = [re.fullmatch(r"(.*?)\s*\((\d{4})\)\s*", title) for title in titles]
-    names = [match[1] if match else title for match, title in zip(found, titles, strict=True)]
-    return names, [match[2] if match else None for match in found]
-
-
-def _year(text: str) -> str | None:
-    return text if re.fullmatch(r"\d{4}", text) else None
-
-
-def _known(genres: list[str]) -> list[str]:
-    return [genre for genre in genres if genre not in ("unknown", "(no genres listed)")]
+def _genres(films: dict[str, list[str]]) -> list[list[str]]:
+    """Known genres of each film, from one column of words or from 0/1 columns."""
+    if "class" in films:
+        listed = [text.replace("(no genres listed)", "").replace("|", " ").split() for text in films["class"]]
+    else:
+        flags = zip(*(films[genre] for genre in GENRES_100K), strict=True)
+        listed = [[g for g, flag in zip(GENRES_100K, row, strict=True) if flag == "1"] for row in flags]
+    return [[genre for genre in genres if genre != "unknown"] for genres in listed]

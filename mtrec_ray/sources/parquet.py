@@ -1,4 +1,4 @@
-"""The user's own Parquet tables: paths, column names and units mapped in the config."""
+"""The user's own Parquet tables: paths, column names and units are mapped in the config."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at run time
@@ -11,11 +11,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from mtrec_ray.config import Config
+from mtrec_ray.config import Config, advanced
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.calendar import Calendar, Territory, proposed_calendar
+from mtrec_ray.sources.calendar import DAY_S, Calendar, Territory, propose_calendar
 from mtrec_ray.sources.epochs import AFTER_LAST_TIMESTAMP, FIRST_TIMESTAMP, TIMESTAMP, to_utc_micros
-from mtrec_ray.sources.parquet_files import Chunk, list_chunks, read_chunk
+from mtrec_ray.sources.parquet_files import Chunk, list_chunks
 from mtrec_ray.sources.source import PROMOTION, Part, Source, SourceFacts, map_columns
 
 TITLE_TEXTS = ("name", "genres", "synopsis")
@@ -25,21 +25,21 @@ class ParquetConfig(Config):
     """Where the tables are and what their columns are called."""
 
     users: str
-    """Files of the users: path or URI of a file, a folder, or a glob; relative to --raw."""
+    """Files of the users: path or URI of a file, a folder or a glob; relative to --raw."""
     events: str
     """Files of the events."""
     titles: str
     """Files of the titles."""
-    candidates: str | None = None
-    """Files of fixed evaluation candidates; null = there are none."""
+    candidates: str | None = advanced(None)
+    """Files of fixed titles to rank for each user (`user_id`, `title_ids`); null = none."""
     user_columns: dict[str, str] = {}
-    """Canonical name -> yours, for user_id, territory, embedding and the attributes; others keep the canonical name."""
+    """Canonical -> your name of user_id, territory, embedding and the attributes; the default is the canonical name."""
     event_columns: dict[str, str] = {}
     """The same for user_id, title_id, timestamp."""
     title_columns: dict[str, str] = {}
-    """The same for title_id, name, genres, synopsis, territories, promoted_from, promoted_until, embedding and the
-    categoricals. name, genres, synopsis and territories may be absent: then unknown, and offered everywhere."""
-    candidate_columns: dict[str, str] = {}
+    """The same for title_id, the categoricals, embedding, and where you have them: name, genres, synopsis, territories
+    (absent = offered everywhere), promoted_from, promoted_until."""
+    candidate_columns: dict[str, str] = advanced({})
     """The same for user_id, title_ids."""
     attributes: dict[str, list[str] | None] = {}
     """Sensitive attributes with their values; null = the values that occur (one pass over the users)."""
@@ -51,27 +51,27 @@ class ParquetConfig(Config):
     """Width of the titles' embedding column; 0 = there is none."""
     timestamp_unit: Literal["s", "ms", "us", "ns"] = "s"
     """Unit since 1970 of integer timestamps and promotion dates; timestamp columns carry their own."""
-    territories: list[str] | None = None
+    territories: list[str] | None = advanced(None)
     """Territories that may occur; null = those that occur (one pass over the users)."""
-    regions: dict[str, str] = {}
-    """Region of each territory; unnamed ones have the region 'all'."""
-    window_start: datetime | None = None
-    """First moment of the window, UTC; null = day of the first event."""
-    window_end: datetime | None = None
-    """First moment after the window, UTC; null = num_evaluation_days days before the data ends."""
-    day_s: int = Field(default=86_400, ge=1)
+    regions: dict[str, str] = advanced({})
+    """Region of each territory; the default is 'all'."""
+    window_start: datetime | None = advanced(None)
+    """Start of the training window, UTC; null = day of the first event."""
+    window_end: datetime | None = advanced(None)
+    """Exclusive end of the training window, UTC; null = num_evaluation_days days before the data ends."""
+    day_s: int = advanced(DAY_S, ge=1)
     """Length of an evaluation day in seconds."""
     num_evaluation_days: int = Field(default=3, ge=0)
     """Evaluation days after the window."""
-    rows_per_part: int = Field(default=262_144, ge=1)
-    """Rows that a worker reads at a time, row groups kept whole."""
+    rows_per_part: int = advanced(262_144, ge=1)
+    """Most rows that a worker reads at a time; row groups are never split."""
 
 
 class ParquetSource(Source):
     """Reads Parquet files wherever `pyarrow.fs` reaches."""
 
     def __init__(self, config: ParquetConfig, raw: str | None):
-        self.config, self.raw = config, raw
+        self.config = config
         self.chunks: dict[str, list[Chunk]] = {
             table: list_chunks(path, raw, config.rows_per_part)
             for table in ("users", "events", "titles", "candidates")
@@ -82,18 +82,15 @@ class ParquetSource(Source):
     def facts(self) -> SourceFacts:
         config = self.config
         territories = config.territories or self._distinct("territory")
-        declared = {name: values or self._distinct(name) for name, values in config.attributes.items()}
-        strangers = sorted(set(config.regions) - set(territories))
-        if strangers:
-            raise UserError(
-                f"regions names {strangers[0]!r}, which is no territory: there are {', '.join(territories)}"
-            )
+        unknown = sorted(set(config.regions) - set(territories))
+        if unknown:
+            raise UserError(f"regions names {unknown[0]!r}, which is no territory: there are {', '.join(territories)}")
         return SourceFacts(
             name="parquet",
             territories=tuple(Territory(name=n, region=config.regions.get(n, "all")) for n in territories),
-            attributes={name: tuple(values) for name, values in declared.items()},
+            attributes={name: tuple(values or self._distinct(name)) for name, values in config.attributes.items()},
             calendar=self._calendar(),
-            num_users=sum(chunk.rows for chunk in self.chunks["users"]),
+            num_users=sum(chunk.num_rows for chunk in self.chunks["users"]),
             title_categoricals=tuple(config.title_categoricals),
             user_width=config.user_width,
             title_width=config.title_width,
@@ -102,36 +99,38 @@ class ParquetSource(Source):
         )
 
     def titles(self) -> pa.Table:
-        titles = pa.concat_tables(self._read("titles", chunk) for chunk in self.chunks["titles"])
-        absent = {name: pa.nulls(titles.num_rows, pa.string()) for name in TITLE_TEXTS}
-        absent["territories"] = pa.nulls(titles.num_rows, pa.list_(pa.string()))
-        for name, column in absent.items():
+        titles = pa.concat_tables(part() for part in self._parts("titles"))
+        absent = dict.fromkeys(TITLE_TEXTS, pa.string()) | {"territories": pa.list_(pa.string())}
+        for name, kind in absent.items():
             if name not in titles.column_names:
-                titles = titles.append_column(name, column)
+                titles = titles.append_column(name, pa.nulls(titles.num_rows, kind))
         return titles
 
     def user_parts(self) -> list[Part]:
-        return [partial(self._read, "users", chunk) for chunk in self.chunks["users"]]
+        return self._parts("users")
 
     def event_parts(self) -> list[Part]:
-        return [partial(self._read, "events", chunk) for chunk in self.chunks["events"]]
+        return self._parts("events")
 
     def candidate_parts(self) -> list[Part]:
-        return [partial(self._read, "candidates", chunk) for chunk in self.chunks.get("candidates", [])]
+        return self._parts("candidates")
+
+    def _parts(self, table: str) -> list[Part]:
+        return [partial(self._read, table, chunk) for chunk in self.chunks.get(table, [])]
 
     def _read(self, table: str, chunk: Chunk, only: str | None = None) -> pa.Table:
-        """One chunk with canonical column names; `only` one of them, or all."""
-        needed, optional = self._columns(table)
-        rows = read_chunk(chunk, {only: needed[only]} if only else needed, {} if only else optional)
+        """One chunk under canonical column names: all columns, or `only` one."""
+        required, optional = self._columns(table)
+        rows = chunk.read({only: required[only]} if only else required, {} if only else optional)
         for name in {"timestamp", *PROMOTION} & set(rows.column_names):
-            moments = to_utc_micros(rows[name], self.config.timestamp_unit)
-            rows = rows.set_column(rows.column_names.index(name), name, moments)
+            times = to_utc_micros(rows[name], self.config.timestamp_unit)
+            rows = rows.set_column(rows.column_names.index(name), name, times)
         return rows
 
     def _columns(self, table: str) -> tuple[dict[str, str], dict[str, str]]:
-        """(needed, optional) canonical names -> the user's."""
+        """Canonical -> the user's names of the (required, optional) columns."""
         config = self.config
-        needed = {
+        required = {
             "users": ["user_id", "territory", *config.attributes] + ["embedding"] * bool(config.user_width),
             "events": ["user_id", "title_id", "timestamp"],
             "titles": ["title_id", *config.title_categoricals] + ["embedding"] * bool(config.title_width),
@@ -139,7 +138,7 @@ class ParquetSource(Source):
         }[table]
         optional = [*TITLE_TEXTS, "territories", *PROMOTION] if table == "titles" else []
         setting = f"{table[:-1]}_columns"
-        return map_columns(setting, getattr(config, setting), needed, optional)
+        return map_columns(setting, getattr(config, setting), required, optional)
 
     def _distinct(self, column: str) -> list[str]:
         values: set[str] = set()
@@ -152,17 +151,16 @@ class ParquetSource(Source):
         start, end = config.window_start, config.window_end
         first, last = (start, end) if start and end else self._first_and_last_timestamp()
         fix = "set window_start and window_end"
-        return proposed_calendar(first, last, config.day_s, config.num_evaluation_days, fix, start, end)
+        return propose_calendar(first, last, config.day_s, config.num_evaluation_days, fix, start, end)
 
     def _first_and_last_timestamp(self) -> tuple[datetime, datetime]:
-        """Of the believable moments: one pass over the timestamps."""
-        low, high = (pa.scalar(moment, TIMESTAMP) for moment in (FIRST_TIMESTAMP, AFTER_LAST_TIMESTAMP))
-        seen = []
+        """Of the timestamps that a lake accepts; one pass over them."""
+        low, high = (pa.scalar(time, TIMESTAMP) for time in (FIRST_TIMESTAMP, AFTER_LAST_TIMESTAMP))
+        found = []
         for chunk in self.chunks["events"]:
-            moments = self._read("events", chunk, only="timestamp")["timestamp"]
-            moments = moments.filter(pc.and_(pc.greater_equal(moments, low), pc.less(moments, high)))
-            extremes = pc.min_max(moments).as_py()
-            seen += [moment for moment in extremes.values() if moment is not None]
-        if not seen:
-            raise UserError(f"no event of {self.config.events!r} has a believable timestamp: check timestamp_unit")
-        return min(seen), max(seen)
+            times = self._read("events", chunk, only="timestamp")["timestamp"]
+            times = times.filter(pc.and_(pc.greater_equal(times, low), pc.less(times, high)))
+            found += [time for time in pc.min_max(times).as_py().values() if time is not None]
+        if not found:
+            raise UserError(f"no event of {self.config.events!r} has a valid timestamp: check timestamp_unit")
+        return min(found), max(found)

@@ -1,9 +1,8 @@
-"""Finding and reading Parquet files in bounded chunks, with errors that name the file."""
+"""Finds Parquet files and reads them in chunks of bounded size, with errors that name the file."""
 
 import posixpath
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import PurePosixPath
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -13,77 +12,83 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, resolve
 from mtrec_ray.sources.source import find_columns
 
+GLOB_SIGNS = "*?["
+
 
 @dataclass(frozen=True)
 class Chunk:
     """Some row groups of one file. Picklable."""
 
     uri: str
-    """Of the path as configured, or of --raw: names the filesystem."""
+    """Names the filesystem."""
     path: str
-    row_groups: tuple[int, ...]
-    rows: int
+    row_groups: list[int]
+    num_rows: int
+
+    def read(self, required: dict[str, str], optional: dict[str, str]) -> pa.Table:
+        """Read columns, given as canonical -> raw name; optional ones where the file has them.
+
+        Raises:
+            UserError: a required column is missing, or the file is damaged.
+        """
+        file = _open(resolve(self.uri)[0], self.path)
+        columns = find_columns(self.path, file.schema_arrow.names, required, optional, fix="map it in the config")
+        try:
+            rows = file.read_row_groups(self.row_groups, columns=list(dict.fromkeys(columns.values())))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{self.path}: damaged or truncated ({error}): write it again") from error
+        return pa.table({name: rows[raw] for name, raw in columns.items()})
 
 
 def list_chunks(location: str, raw: str | None, rows_per_part: int) -> list[Chunk]:
     """Chunks of all Parquet files at a path, folder or glob, sorted by path.
 
     Args:
-        location: path or URI; a relative path is one in `raw`.
+        location: path or URI; a relative path is below `raw`.
         raw: path or URI of a folder; None = the current one.
-        rows_per_part: rows of a chunk at most, row groups kept whole.
+        rows_per_part: most rows of a chunk; row groups are never split.
 
     Raises:
-        UserError: nothing there, or a file that is no whole Parquet file.
+        UserError: nothing there, or a file is no complete Parquet file.
     """
     if raw is None or "://" in location or location.startswith(("/", "~")):
         uri, inside, shown = location, "", location
-    else:  # joined as paths, not as URIs, where `?` and `[` of a glob mean something else
+    else:  # joined as paths, not as URIs, where `?` and `[` of a glob have other meanings
         uri, inside, shown = raw, location, join(raw, location)
     fs, root = resolve(uri)
-    chunks = []
-    for found in _list_files(fs, posixpath.normpath(posixpath.join(root, inside)), shown):
-        metadata = _open(fs, found).metadata
-        chunks += _group_rows(
-            uri, found, [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)], rows_per_part
-        )
-    return chunks
+    paths = _list_files(fs, posixpath.normpath(posixpath.join(root, inside)), shown)
+    return [chunk for path in paths for chunk in _chunks_of(fs, uri, path, rows_per_part)]
 
 
-def read_chunk(chunk: Chunk, needed: dict[str, str], optional: dict[str, str]) -> pa.Table:
-    """Rows of a chunk; columns are canonical name -> the file's, optional ones where the file has them.
-
-    Raises:
-        UserError: a needed column is missing, or the file is damaged.
-    """
-    file = _open(resolve(chunk.uri)[0], chunk.path)
-    wanted = find_columns(chunk.path, file.schema_arrow.names, needed, optional, fix="map it in the config")
-    try:
-        rows = file.read_row_groups(list(chunk.row_groups), columns=list(dict.fromkeys(wanted.values())))
-    except (pa.ArrowInvalid, OSError) as error:
-        raise UserError(f"{chunk.path}: damaged or truncated ({error}): write it again") from error
-    return pa.table({name: rows[yours] for name, yours in wanted.items()})
-
-
-def _list_files(fs: pafs.FileSystem, path: str, uri: str) -> list[str]:
-    is_glob = any(sign in path for sign in "*?[")
-    base = _fixed_part(path) if is_glob else path
-    info = fs.get_file_info(base)
+def _list_files(fs: pafs.FileSystem, path: str, shown: str) -> list[str]:
+    """Files at a path, folder or glob; `shown` names it in errors."""
+    folder = path
+    while any(sign in folder for sign in GLOB_SIGNS):
+        folder = posixpath.dirname(folder)
+    info = fs.get_file_info(folder)
     if info.is_file:
-        return [base]
+        return [folder]
     if info.type == pafs.FileType.NotFound:
-        raise UserError(f"{uri!r} is missing: check the path and --raw")
-    found = [i.path for i in fs.get_file_info(pafs.FileSelector(base, recursive=True)) if i.is_file]
-    chosen = sorted(p for p in found if (fnmatch(p, path) if is_glob else p.endswith(".parquet")))
+        raise UserError(f"{shown!r} is missing: check the path and --raw")
+    found = [info.path for info in fs.get_file_info(pafs.FileSelector(folder, recursive=True)) if info.is_file]
+    chosen = sorted(p for p in found if (p.endswith(".parquet") if folder == path else fnmatch(p, path)))
     if not chosen:
-        raise UserError(f"{uri!r} names no Parquet file: check the path and --raw")
+        raise UserError(f"{shown!r} names no Parquet file: check the path and --raw")
     return chosen
 
 
-def _fixed_part(pattern: str) -> str:
-    parts = PurePosixPath(pattern).parts
-    fixed = [part for i, part in enumerate(parts) if not any(s in "".join(parts[: i + 1]) for s in "*?[")]
-    return str(PurePosixPath(*fixed)) if fixed else "."
+def _chunks_of(fs: pafs.FileSystem, uri: str, path: str, rows_per_part: int) -> list[Chunk]:
+    """Consecutive row groups of a file, together at most `rows_per_part` rows, at least one group each."""
+    metadata = _open(fs, path).metadata
+    chunks: list[Chunk] = []
+    for group in range(metadata.num_row_groups):
+        size = metadata.row_group(group).num_rows
+        if chunks and chunks[-1].num_rows + size <= rows_per_part:
+            last = chunks.pop()
+            chunks.append(Chunk(uri, path, [*last.row_groups, group], last.num_rows + size))
+        else:
+            chunks.append(Chunk(uri, path, [group], size))
+    return chunks
 
 
 def _open(fs: pafs.FileSystem, path: str) -> pq.ParquetFile:
@@ -93,15 +98,3 @@ def _open(fs: pafs.FileSystem, path: str) -> pq.ParquetFile:
         raise UserError(f"{path} is missing: check the path and --raw") from error
     except pa.ArrowInvalid as error:
         raise UserError(f"{path}: no Parquet file, or truncated ({error}): write it again") from error
-
-
-def _group_rows(uri: str, path: str, sizes: list[int], limit: int) -> list[Chunk]:
-    """Consecutive row groups, together at most `limit` rows, at least one group each."""
-    chunks, groups, rows = [], [], 0
-    for group, size in enumerate(sizes):
-        if groups and rows + size > limit:
-            chunks.append(Chunk(uri, path, tuple(groups), rows))
-            groups, rows = [], 0
-        groups.append(group)
-        rows += size
-    return [*chunks, Chunk(uri, path, tuple(groups), rows)] if groups else chunks

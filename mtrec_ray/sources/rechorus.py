@@ -2,15 +2,13 @@
 
     user_id item_id behavior time gender old power [neg_items]
 
-* Attributes: `gender`, `age` (from `old`) and `power`, those of all of a user's rows together. 0 and empty = unknown.
+* Attributes: `gender`, `age` (from `old`) and `power`, taken from all rows of a user. 0 and empty = unknown.
 * There is no territory: all users are in one, `all`.
-* A row that repeats one of an earlier file is no further event: train.csv may hold dev and test rows too. Events of one
-  moment keep the order of train, dev, test and of their lines, so leave-one-out by time finds the authors' test rows
-  last.
-* The window is all the data: leave-one-out takes each user's last two events, and no date splits them from the rest.
-* `neg_items`, 99 fixed negatives of a dev or test row, are not read. The lake's `candidates` hold one list a user, the
-  positives in it, that a propensity model ranks on evaluation days; these are two lists a user (dev and test), without
-  positives, for a protocol that draws its own negatives and ranks the whole catalogue too.
+* A row that repeats one of an earlier file is no further event: train.csv may hold dev and test rows too. Events with
+  one timestamp keep the order of train, dev, test and of their lines, so that the authors' test rows come last.
+* The window is all the data: leave-one-out takes each user's last two events, and no date separates them.
+* `neg_items`, 99 fixed negatives of a dev or test row, are not read: the lake's `candidates` table holds one list a
+  user, with its positives, for propensity models; the sequential protocol draws its own negatives.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -25,18 +23,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from mtrec_ray.config import Config
+from mtrec_ray.config import Config, advanced
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.calendar import Calendar, Territory, proposed_calendar
+from mtrec_ray.sources.calendar import DAY_S, Calendar, Territory, propose_calendar
 from mtrec_ray.sources.epochs import timestamps_from_epoch
-from mtrec_ray.sources.rechorus_attributes import Attribute, age, gender, power
-from mtrec_ray.sources.rechorus_files import Piece, cut, find_files
-from mtrec_ray.sources.rechorus_scan import Scan, scan_files, to_seconds, unpacked
-from mtrec_ray.sources.source import Part, Source, SourceFacts, map_columns, raw_folder
+from mtrec_ray.sources.rechorus_attributes import AttributeColumn, attribute_column
+from mtrec_ray.sources.rechorus_files import Piece, cut_pieces, find_files
+from mtrec_ray.sources.rechorus_scan import Scan, scan_files, to_seconds, unpack_mask
+from mtrec_ray.sources.source import Part, Source, SourceFacts, make_titles, map_columns, raw_folder
 
 TERRITORY = "all"
-DAY_S = 86_400
 USERS_PER_PART = 65_536
+NUM_BEHAVIORS_SHOWN = 12
 
 
 class ReChorusConfig(Config):
@@ -46,26 +44,26 @@ class ReChorusConfig(Config):
     """Files to read, in the order of time; null = train.csv, dev.csv (val.csv, valid.csv) and test.csv, or without a
     train.csv every *.csv that has the columns."""
     columns: dict[str, str] = {}
-    """Name -> yours, for user_id, item_id, time, behavior, gender, old, power; others keep theirs."""
+    """Canonical -> your name of user_id, item_id, time, behavior, gender, old, power."""
     attributes: list[Literal["gender", "age", "power"]] = ["gender", "age", "power"]
-    """Sensitive attributes that are read, in order; by default gender, age and power."""
+    """Sensitive attributes to read, in order."""
     gender_values: list[str] = Field(default=["male", "female"], min_length=2, max_length=2)
-    """Names of gender 1 and 2; by default male and female, as Alibaba numbers them in AliEC."""
+    """Names of gender 1 and 2; the default follows Alibaba's numbering in AliEC."""
     age_bands: Literal["movielens", "decades", "levels"] = "movielens"
     """movielens: years in the seven bands of MovieLens 1M. decades: in the five of paper B's code, under 10 and over 59
-    unknown. levels: no years, but levels 1 to 9."""
+    unknown. levels: `old` holds levels 1 to 9."""
     behaviors: list[str] | None = Field(default=None, min_length=1)
-    """Behaviours whose rows are events; null = every row is one."""
+    """Behaviours whose rows are events; null = all."""
     day_length_days: int = Field(default=1, ge=1)
-    """Length of one evaluation day in days."""
+    """Length of an evaluation day in days."""
     num_evaluation_days: int = Field(default=0, ge=0)
-    """Evaluation days at the end of the data, for propensity models; 0 = the window is all the data, as leave-one-out
-    needs none."""
-    bytes_per_part: int = Field(default=33_554_432, ge=1)
+    """Evaluation days at the end of the data, for propensity models; 0 = the window is all the data, for
+    leave-one-out."""
+    bytes_per_part: int = advanced(33_554_432, ge=1)
     """Bytes of a file that a worker reads at a time."""
 
     @model_validator(mode="after")
-    def _check(self) -> "ReChorusConfig":
+    def _consistent(self) -> "ReChorusConfig":
         for name in ("attributes", "gender_values", "behaviors", "files"):
             values = getattr(self, name) or ()
             if len(set(values)) < len(values):
@@ -82,13 +80,19 @@ class ReChorusSource(Source):
     def __init__(self, config: ReChorusConfig, raw: str | None):
         self.config = config
         folder = raw_folder("rechorus", raw)
-        self.attributes = [self._attribute(name) for name in config.attributes]
-        needed, optional = self._columns()
+        self.attributes = [attribute_column(name, config.gender_values, config.age_bands) for name in config.attributes]
+        required = ["user_id", "item_id", "time", *(attribute.column for attribute in self.attributes)]
+        needed, optional = map_columns(
+            "columns",
+            config.columns,
+            required + ["behavior"] * bool(config.behaviors),
+            [] if config.behaviors else ["behavior"],
+        )
         self.paths, self.left_out = find_files(folder, config.files, list(needed.values()))
-        self.files = [cut(path, needed, optional, config.bytes_per_part) for path in self.paths]
+        self.files = [cut_pieces(path, needed, optional, config.bytes_per_part) for path in self.paths]
 
     def __getstate__(self) -> dict:
-        """Workers get the paths and facts; what they need of the scan travels with each part."""
+        """Workers get the paths and facts; what they need of the scan is in each part."""
         return {name: value for name, value in self.__dict__.items() if name != "scan"}
 
     @cached_property
@@ -98,61 +102,39 @@ class ReChorusSource(Source):
     @cached_property
     def facts(self) -> SourceFacts:
         calendar = self._calendar()
-        self._refuse_levels_as_years()
+        self._check_ages()
         return SourceFacts(
             name="rechorus",
             territories=(Territory(name=TERRITORY, region=TERRITORY),),
             attributes={attribute.name: attribute.values for attribute in self.attributes},
             calendar=calendar,
             num_users=self.scan.users.num_rows,
-            notes=self._notes(),
+            notes=tuple(self._notes()),
         )
 
     def titles(self) -> pa.Table:
-        """ReChorus says nothing about titles but their ids."""
-        ids = sorted(self.scan.title_ids)
-        unknown = pa.nulls(len(ids), pa.string())
-        return pa.table(
-            {
-                "title_id": pa.array(ids, pa.string()),
-                "name": unknown,
-                "genres": unknown,
-                "synopsis": unknown,
-                "territories": pa.array([[]] * len(ids), pa.list_(pa.string())),
-            }
-        )
+        """Only the ids of titles are known."""
+        return make_titles(sorted(self.scan.title_ids))
 
     def user_parts(self) -> list[Part]:
         users = self.scan.users
         parts = np.split(np.arange(users.num_rows), range(USERS_PER_PART, users.num_rows, USERS_PER_PART))
-        return [partial(_name_users, users.take(pa.array(rows)), tuple(self.attributes)) for rows in parts]
+        return [partial(_name_users, users.take(pa.array(rows)), self.attributes) for rows in parts]
 
     def event_parts(self) -> list[Part]:
         pieces = [piece for pieces in self.files for piece in pieces]
-        return [partial(_read_events, piece, kept) for piece, kept in zip(pieces, self.scan.kept_rows, strict=True)]
-
-    def _attribute(self, name: str) -> Attribute:
-        if name == "age":
-            return age(self.config.age_bands)
-        return gender(self.config.gender_values) if name == "gender" else power()
-
-    def _columns(self) -> tuple[dict[str, str], dict[str, str]]:
-        """(needed, optional) names -> the files'."""
-        needed = ["user_id", "item_id", "time", *(attribute.column for attribute in self.attributes)]
-        optional = ["behavior"]
-        if self.config.behaviors:
-            needed, optional = needed + optional, []
-        return map_columns("columns", self.config.columns, needed, optional)
+        return [partial(_read_events, piece, bits) for piece, bits in zip(pieces, self.scan.event_masks, strict=True)]
 
     def _calendar(self) -> Calendar:
-        found, config = self.scan, self.config
-        if found.first_s > found.last_s:
-            raise UserError(f"{self.paths[0]}: no event has a believable time: `time` should be in seconds since 1970")
-        first, last = (datetime.fromtimestamp(seconds, UTC) for seconds in (found.first_s, found.last_s))
+        scan, config = self.scan, self.config
+        if scan.first_s > scan.last_s:
+            raise UserError(f"{self.paths[0]}: no event has a valid time: `time` should be in seconds since 1970")
+        first, last = (datetime.fromtimestamp(seconds, UTC) for seconds in (scan.first_s, scan.last_s))
         day_s, num_days = config.day_length_days * DAY_S, config.num_evaluation_days
-        return proposed_calendar(first, last, day_s, num_days, fix="choose fewer num_evaluation_days")
+        return propose_calendar(first, last, day_s, num_days, fix="choose fewer num_evaluation_days")
 
-    def _refuse_levels_as_years(self) -> None:
+    def _check_ages(self) -> None:
+        """UserError where `old` seems to hold levels but is read as years."""
         if "age" not in self.config.attributes or self.config.age_bands == "levels":
             return
         highest = pc.max(self.scan.users["age_high"]).as_py()
@@ -162,42 +144,40 @@ class ReChorusSource(Source):
                 "`old` holds levels, set age_bands=levels; if it is unknown, leave age out of attributes"
             )
 
-    def _notes(self) -> tuple[str, ...]:
-        found, names = self.scan, {a.name: a for a in self.attributes}
+    def _notes(self) -> list[str]:
+        scan, config = self.scan, self.config
+        left_out = ", ".join(path.name for path in self.left_out) or "none"
         notes = [
-            f"files read: {', '.join(path.name for path in self.paths)}; CSV files left out: "
-            f"{', '.join(path.name for path in self.left_out) or 'none'}",
+            f"files read: {', '.join(path.name for path in self.paths)}; CSV files left out: {left_out}",
             f"no territory exists: all users are in one, {TERRITORY!r}",
-            f"{found.num_repeated:,} rows that repeat one of an earlier file were left out",
+            f"{scan.num_repeated:,} rows that repeat one of an earlier file were left out",
         ]
         if any("neg_items" in pieces[0].header for pieces in self.files):
             notes.append("the fixed negatives (neg_items) are not read: evaluation draws its own")
-        if not self.config.num_evaluation_days:
+        if not config.num_evaluation_days:
             notes.append("the window is all the data: leave-one-out takes each user's last two events")
-        if "gender" in names:
-            notes.append("gender: {} = 1, {} = 2".format(*self.config.gender_values))
-        if found.behaviors:
-            kept = self.config.behaviors or found.behaviors
-            counts = [f"{n} {c:,}{'' if n in kept else ' (left out)'}" for n, c in found.behaviors.most_common(12)]
+        if "gender" in config.attributes:
+            notes.append("gender: {} = 1, {} = 2".format(*config.gender_values))
+        if scan.behaviors:
+            read = config.behaviors or scan.behaviors
+            counts = [
+                f"{name} {count:,}{'' if name in read else ' (left out)'}"
+                for name, count in scan.behaviors.most_common(NUM_BEHAVIORS_SHOWN)
+            ]
             notes.append(f"rows by behaviour: {', '.join(counts)}")
-        return tuple(notes)
+        return notes
 
 
-def _name_users(users: pa.Table, attributes: tuple[Attribute, ...]) -> pa.Table:
-    columns = {"user_id": users["user_id"], "territory": pa.array([TERRITORY] * users.num_rows, pa.string())}
+def _name_users(users: pa.Table, attributes: list[AttributeColumn]) -> pa.Table:
+    named = users.select(["user_id"]).append_column("territory", pa.array([TERRITORY] * users.num_rows, pa.string()))
     for attribute in attributes:
-        columns[attribute.name] = pa.array(attribute.values, pa.string()).take(users[f"{attribute.name}_low"])
-    return pa.table(columns)
+        values = pa.array(attribute.values, pa.string())
+        named = named.append_column(attribute.name, values.take(users[f"{attribute.name}_low"]))
+    return named
 
 
-def _read_events(piece: Piece, kept_rows: np.ndarray | None) -> pa.Table:
+def _read_events(piece: Piece, bits: np.ndarray | None) -> pa.Table:
     rows = piece.read(["user_id", "item_id", "time"])
-    seconds = to_seconds(rows["time"], piece)
-    events = pa.table(
-        {
-            "user_id": rows["user_id"],
-            "title_id": rows["item_id"],
-            "timestamp": timestamps_from_epoch(seconds, "s"),
-        }
-    )
-    return events.filter(pa.array(unpacked(kept_rows, rows.num_rows)))
+    times = timestamps_from_epoch(to_seconds(rows["time"], piece), "s")
+    events = pa.table({"user_id": rows["user_id"], "title_id": rows["item_id"], "timestamp": times})
+    return events.filter(pa.array(unpack_mask(bits, rows.num_rows)))

@@ -1,12 +1,13 @@
-"""One pass over ReChorus files: who the users are, which titles there are, when, and which rows are no events.
+"""One pass over ReChorus files that finds the users, the titles, the time range and the rows that are no events.
 
-Memory: the users' and titles' ids, one bit a row, and with several files eight bytes a row to recognise a repeated one.
+Memory: the users' and titles' ids, one bit a row, and with several files eight bytes a row to recognise repeated rows.
 """
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at run time
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix, user_keys
 from mtrec_ray.sources.epochs import AFTER_LAST_TIMESTAMP
-from mtrec_ray.sources.rechorus_attributes import UNKNOWN, Attribute
+from mtrec_ray.sources.rechorus_attributes import UNKNOWN, AttributeColumn
 from mtrec_ray.sources.rechorus_files import Piece
 
 NUMBER = r"^-?\d{1,17}(\.\d+)?$"
@@ -24,65 +25,68 @@ NUMBER = r"^-?\d{1,17}(\.\d+)?$"
 
 @dataclass
 class Scan:
-    """What the pass has found."""
+    """What the pass found."""
 
     users: pa.Table
-    """`user_id`, and for each attribute the `<name>_low` and `<name>_high` position among its rows; null = unknown."""
+    """`user_id`, and the smallest and largest known code of each attribute: `<name>_low`, `<name>_high`."""
     title_ids: set[str] = field(default_factory=set)
     first_s: float = np.inf
     last_s: float = -np.inf
     behaviors: Counter = field(default_factory=Counter)
     """Rows of each behaviour."""
-    kept_rows: list[np.ndarray | None] = field(default_factory=list)
+    event_masks: list[np.ndarray | None] = field(default_factory=list)
     """For each piece the rows that are events, as packed bits; None = all."""
     num_repeated: int = 0
 
-    def note_users(self, user_ids: pa.ChunkedArray, codes: dict[str, np.ndarray], wanted: np.ndarray) -> None:
-        """A piece's users. Rows without an id name nobody; the lake's build rejects them."""
-        named = wanted & pc.not_equal(user_ids, "").to_numpy()
-        users = _users_of(user_ids.filter(pa.array(named)), {name: code[named] for name, code in codes.items()})
-        self.users = _merged(pa.concat_tables([self.users, users]))
+    def add_users(self, user_ids: pa.ChunkedArray, codes: dict[str, np.ndarray], mask: np.ndarray) -> None:
+        """Add the users of a piece's rows in `mask`; rows without an id are left for the build to reject."""
+        mask = pa.array(mask & pc.not_equal(user_ids, "").to_numpy())
+        users = _make_users(user_ids, codes).filter(mask)
+        self.users = _merge_rows(pa.concat_tables([self.users, users]))
 
-    def note_events(self, title_ids: pa.ChunkedArray, seconds: np.ndarray, kept: np.ndarray) -> None:
-        """A piece's titles and times, and which of its rows are events."""
-        self.kept_rows.append(None if kept.all() else np.packbits(kept))
-        self.title_ids |= set(pc.unique(title_ids.filter(pa.array(kept))).to_pylist()) - {""}
-        believable = seconds[kept & (seconds >= 0) & (seconds < AFTER_LAST_TIMESTAMP.timestamp())]
-        if len(believable):
-            self.first_s, self.last_s = min(self.first_s, believable.min()), max(self.last_s, believable.max())
+    def add_events(self, title_ids: pa.ChunkedArray, seconds: np.ndarray, mask: np.ndarray) -> None:
+        """Add titles and times of a piece's rows in `mask`, its events."""
+        self.event_masks.append(None if mask.all() else np.packbits(mask))
+        self.title_ids |= set(pc.unique(title_ids.filter(pa.array(mask))).to_pylist()) - {""}
+        valid = seconds[mask & (seconds >= 0) & (seconds < AFTER_LAST_TIMESTAMP.timestamp())]
+        if len(valid):
+            self.first_s, self.last_s = min(self.first_s, valid.min()), max(self.last_s, valid.max())
 
 
-def scan_files(files: list[list[Piece]], attributes: list[Attribute], behaviors: list[str] | None) -> Scan:
+def scan_files(files: list[list[Piece]], attributes: Sequence[AttributeColumn], behaviors: list[str] | None) -> Scan:
     """Read the pieces of every file, in order.
 
-    A row (user, title, time and behaviour) that an earlier file has already is no event; equal rows of one file are
-    several events. `behaviors` names those that are events, None = all.
+    A row (user, title, time and behaviour) that an earlier file has too is no event; equal rows of one file are
+    several events. Rows of other `behaviors` are no events either; None = all are.
 
     Raises:
-        UserError: a damaged line, a value without meaning, or a user whose rows contradict each other.
+        UserError: a damaged line, a value without meaning, or rows of a user that contradict each other.
     """
-    found = Scan(users=_users_of(pa.array([], pa.string()), {a.name: np.zeros(0, np.int8) for a in attributes}))
+    scan = Scan(_make_users(pa.chunked_array([], pa.string()), {a.name: np.zeros(0, np.int8) for a in attributes}))
     identity = ["user_id", "item_id"]
-    identity += ["behavior"] * all("behavior" in dict(piece.columns) for pieces in files for piece in pieces)
+    identity += ["behavior"] * all("behavior" in piece.columns for pieces in files for piece in pieces)
     earlier = np.zeros(0, np.uint64)
     for pieces in files:
         keys = []
         for piece in pieces:
             rows = piece.read()
-            codes = {a.name: a.encode(rows[a.column].combine_chunks(), piece.line) for a in attributes}
+            codes = {a.name: a.encode(rows[a.column], piece.line) for a in attributes}
             seconds = to_seconds(rows["time"], piece)
-            wanted = _wanted(rows, behaviors, found.behaviors)
-            found.note_users(rows["user_id"], codes, wanted)
+            mask = _behavior_mask(rows, behaviors, scan.behaviors)
+            scan.add_users(rows["user_id"], codes, mask)
             if len(files) > 1:
                 keys.append(_row_keys(rows.select(identity), seconds))
-                repeated = wanted & _is_in(keys[-1], earlier)
-                found.num_repeated += int(repeated.sum())
-                wanted &= ~repeated
-            found.note_events(rows["item_id"], seconds, wanted)
+                repeated = mask & _in_sorted(keys[-1], earlier)
+                scan.num_repeated += int(repeated.sum())
+                mask &= ~repeated
+            scan.add_events(rows["item_id"], seconds, mask)
         earlier = np.sort(np.concatenate([earlier, *keys]))
-    _refuse_contradictions(found.users, files, attributes)
-    _refuse_absent(behaviors, found.behaviors)
-    return found
+    _check_contradictions(scan.users, files, attributes)
+    absent = [name for name in behaviors or () if name not in scan.behaviors]
+    if absent:
+        known = ", ".join(sorted(scan.behaviors))
+        raise UserError(f"behaviors names {absent[0]!r}, which never occurs: there are {known}")
+    return scan
 
 
 def to_seconds(texts: pa.ChunkedArray, piece: Piece) -> np.ndarray:
@@ -100,16 +104,15 @@ def to_seconds(texts: pa.ChunkedArray, piece: Piece) -> np.ndarray:
     return texts.cast(pa.float64()).to_numpy()
 
 
-def unpacked(kept_rows: np.ndarray | None, num_rows: int) -> np.ndarray:
-    """(rows,) bool of one piece's `kept_rows`."""
-    return np.ones(num_rows, bool) if kept_rows is None else np.unpackbits(kept_rows, count=num_rows).astype(bool)
+def unpack_mask(bits: np.ndarray | None, num_rows: int) -> np.ndarray:
+    """(rows,) bool of one of `Scan.event_masks`."""
+    return np.ones(num_rows, bool) if bits is None else np.unpackbits(bits, count=num_rows).astype(bool)
 
 
-def _wanted(rows: pa.Table, behaviors: list[str] | None, seen: Counter) -> np.ndarray:
-    """(rows,) bool: of a behaviour that is kept; counts all rows in `seen`."""
+def _behavior_mask(rows: pa.Table, behaviors: list[str] | None, counts: Counter) -> np.ndarray:
+    """(rows,) bool: of one of `behaviors`; adds all rows to `counts`."""
     if "behavior" in rows.column_names:
-        for count in pc.value_counts(rows["behavior"]).to_pylist():
-            seen[count["values"]] += count["counts"]
+        counts.update({found["values"]: found["counts"] for found in pc.value_counts(rows["behavior"]).to_pylist()})
     if behaviors is None:
         return np.ones(rows.num_rows, bool)
     return pc.is_in(rows["behavior"], value_set=pa.array(behaviors)).to_numpy().copy()
@@ -126,56 +129,45 @@ def _text_keys(texts: pa.ChunkedArray) -> np.ndarray:
     return user_keys(found.dictionary.to_numpy(zero_copy_only=False))[found.indices.to_numpy(zero_copy_only=False)]
 
 
-def _is_in(keys: np.ndarray, sorted_keys: np.ndarray) -> np.ndarray:
+def _in_sorted(keys: np.ndarray, sorted_keys: np.ndarray) -> np.ndarray:
     if not len(sorted_keys):
         return np.zeros(len(keys), bool)
-    places = np.minimum(np.searchsorted(sorted_keys, keys), len(sorted_keys) - 1)
-    return sorted_keys[places] == keys
+    return sorted_keys.take(np.searchsorted(sorted_keys, keys), mode="clip") == keys
 
 
-def _users_of(user_ids: pa.Array | pa.ChunkedArray, codes: dict[str, np.ndarray]) -> pa.Table:
+def _make_users(user_ids: pa.ChunkedArray, codes: dict[str, np.ndarray]) -> pa.Table:
+    known = {name: pa.array(code, mask=code == UNKNOWN) for name, code in codes.items()}
+    columns = {f"{name}_{bound}": code for name, code in known.items() for bound in ("low", "high")}
+    return pa.table({"user_id": user_ids} | columns)
+
+
+def _merge_rows(users: pa.Table) -> pa.Table:
     """One row a user."""
-    columns: dict = {"user_id": user_ids}
-    for name, code in codes.items():
-        columns |= dict.fromkeys((f"{name}_low", f"{name}_high"), pa.array(code, mask=code == UNKNOWN))
-    return _merged(pa.table(columns))
-
-
-def _merged(users: pa.Table) -> pa.Table:
     functions = {name: "min" if name.endswith("_low") else "max" for name in users.column_names[1:]}
     merged = users.group_by("user_id").aggregate(list(functions.items()))
     return pa.table({"user_id": merged["user_id"]} | {n: merged[f"{n}_{f}"] for n, f in functions.items()})
 
 
-def _refuse_contradictions(users: pa.Table, files: list[list[Piece]], attributes: list[Attribute]) -> None:
+def _check_contradictions(users: pa.Table, files: list[list[Piece]], attributes: Sequence[AttributeColumn]) -> None:
     for attribute in attributes:
-        low, high = users[f"{attribute.name}_low"], users[f"{attribute.name}_high"]
-        torn = users.filter(pc.not_equal(low, high))
-        if torn.num_rows:
-            user = min(torn["user_id"].to_pylist())
-            one, other = (
-                torn.filter(pc.equal(torn["user_id"], user))[f"{attribute.name}_{b}"] for b in ("low", "high")
-            )
-            shown = [_first_with(files, attribute, user, code[0].as_py()) for code in (one, other)]
+        bounds = [f"{attribute.name}_low", f"{attribute.name}_high"]
+        contradictory = users.filter(pc.not_equal(users[bounds[0]], users[bounds[1]])).sort_by("user_id")
+        if contradictory.num_rows:
+            user = contradictory.slice(0, 1).to_pylist()[0]
+            shown = [_first_row_with(files, attribute, user["user_id"], user[bound]) for bound in bounds]
             raise UserError(
-                f"{torn.num_rows} users contradict themselves in {attribute.name}, first {user!r}: "
+                f"{contradictory.num_rows} users contradict themselves in {attribute.name}, first {user['user_id']!r}: "
                 f"{' and '.join(shown)}: fix the lines, or set {attribute.column} to 0 where it is not known"
             )
 
 
-def _first_with(files: list[list[Piece]], attribute: Attribute, user: str, code: int) -> str:
-    """Where a user's rows first have a value."""
+def _first_row_with(files: list[list[Piece]], attribute: AttributeColumn, user_id: str, code: int) -> str:
+    """The value and line of a user's first row with a code."""
     for piece in (piece for pieces in files for piece in pieces):
         rows = piece.read(["user_id", attribute.column])
-        codes = attribute.encode(rows[attribute.column].combine_chunks(), piece.line)
-        hits = np.flatnonzero(pc.equal(rows["user_id"], user).to_numpy() & (codes == code))
+        codes = attribute.encode(rows[attribute.column], piece.line)
+        hits = np.flatnonzero(pc.equal(rows["user_id"], user_id).to_numpy() & (codes == code))
         if len(hits):
             row = int(hits[0])
             return f"{attribute.column} = {rows[attribute.column][row].as_py()} ({piece.line(row)})"
     raise AssertionError("a value that was read is gone")
-
-
-def _refuse_absent(behaviors: list[str] | None, seen: Counter) -> None:
-    absent = [name for name in behaviors or () if name not in seen]
-    if absent:
-        raise UserError(f"behaviors names {absent[0]!r}, which never occurs: there are {', '.join(sorted(seen))}")

@@ -1,4 +1,4 @@
-"""Sources by name: the one list that the commands, the quickstart and their help read. Imports a source when asked."""
+"""All sources by name; a source is imported when it is used."""
 
 import importlib
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,27 +18,27 @@ SOURCES: dict[str, tuple[str, str]] = {
     "rechorus": ("mtrec_ray.sources.rechorus:ReChorusConfig", "mtrec_ray.sources.rechorus:ReChorusSource"),
     "parquet": ("mtrec_ray.sources.parquet:ParquetConfig", "mtrec_ray.sources.parquet:ParquetSource"),
 }
-"""`module:class` of each source's settings and of its reader, made from (settings, raw)."""
+"""`module:class` of each source's settings and of the source itself."""
 
 
 def make_source(name: str, config: dict[str, Any] | Config | None = None, raw: str | None = None) -> "Source":
-    """The source `name` with its settings, reading the raw files in `raw`.
+    """Create the source `name` with its settings and the folder of its raw files.
 
     Raises:
         UserError: unknown source, wrong setting, or raw files missing or unreadable.
     """
     model = config_class(name)
     settings = config if isinstance(config, Config) else validate_config(model, config or {})
-    return _load(SOURCES[name][1])(settings, raw)
+    return _import(SOURCES[name][1])(settings, raw)
 
 
 def config_class(name: str) -> type[Config]:
-    """The settings of a source; UserError where there is none of this name."""
+    """The settings class of a source; UserError for an unknown name."""
     if name not in SOURCES:
         raise UserError(f"unknown source {name!r}: there are {', '.join(SOURCES)}")
-    return _load(SOURCES[name][0])
+    return _import(SOURCES[name][0])
 
 
-def _load(path: str) -> Any:
+def _import(path: str) -> Any:
     module, name = path.split(":")
     return getattr(importlib.import_module(module), name)

@@ -1,4 +1,4 @@
-"""What every source offers to the lake's build: facts known beforehand, and rows in bounded parts."""
+"""What a source offers to the build of a lake: facts known beforehand, and rows in parts of bounded size."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -12,14 +12,14 @@ from mtrec_ray.files import resolve
 from mtrec_ray.sources.calendar import Calendar, Territory
 
 PROMOTION = ("promoted_from", "promoted_until")
-"""Columns of titles that are not offered all the time; null = without end."""
+"""Columns of titles that are not always offered; null = no limit."""
 Part = Callable[[], pa.Table]
-"""Picklable, without arguments; read in a worker."""
+"""Reads one part in a worker; picklable."""
 
 
 @dataclass(frozen=True)
 class SourceFacts:
-    """What a source declares before a row is read, and rows are validated against. Plain data, picklable."""
+    """What a source declares before a row is read; rows are validated against it. Picklable."""
 
     name: str
     territories: tuple[Territory, ...]
@@ -30,7 +30,7 @@ class SourceFacts:
     """Expected number of users: sets the default bucket count."""
     title_categoricals: tuple[str, ...] = ()
     user_width: int = 0
-    """Width of the user embeddings it brings; 0 = none."""
+    """Width of the user embeddings in the source; 0 = none."""
     title_width: int = 0
     embedding_description: str = ""
     notes: tuple[str, ...] = ()
@@ -39,7 +39,7 @@ class SourceFacts:
 
 
 class Source(ABC):
-    """A raw data set. Picklable; its tables have the lake's canonical column names (see `mtrec_ray.lake.schema`)."""
+    """A raw data set. Picklable; its tables have the column names of `mtrec_ray.lake.schema`."""
 
     @property
     @abstractmethod
@@ -52,70 +52,73 @@ class Source(ABC):
 
     @abstractmethod
     def user_parts(self) -> list[Part]:
-        """Readers of bounded parts of the users, in any order."""
+        """Readers of the users, in any order."""
 
     @abstractmethod
     def event_parts(self) -> list[Part]:
-        """Readers of bounded parts of the events, in any order."""
+        """Readers of the events, in any order."""
 
     def candidate_parts(self) -> list[Part]:
-        """Readers of bounded parts of the fixed evaluation candidates, `user_id` and `title_ids`, in any order."""
+        """Readers of the titles to rank for each user (`user_id`, `title_ids`), where the data set fixes them."""
         return []
 
     def complete_bucket(self, users: pa.Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """The bucket's complete rows, where the parts hold less (a generator makes the rest here)."""
+        """Complete users and events of a bucket; a generator creates here what its parts leave out."""
         return users, events
 
     def truth(self) -> dict[str, pa.Table]:
-        """Small tables of what was planted, by name; none for real data."""
+        """Small tables of planted ground truth by name; none for real data."""
         return {}
 
     def user_truth(self, users: pa.Table) -> pa.Table | None:
-        """What was planted for the users of one bucket, rows as given; None for real data."""
+        """Planted ground truth of the users of one bucket, row by row; None for real data."""
         return None
 
 
+def make_titles(title_ids: list[str], territories: list[list[str]] | None = None, **texts: Sequence) -> pa.Table:
+    """Titles with the `texts` that are known of them, offered in `territories` (None = everywhere)."""
+    known = {name: pa.array(values, pa.string()) for name, values in ({"title_id": title_ids} | texts).items()}
+    unknown = dict.fromkeys(("name", "genres", "synopsis"), pa.nulls(len(title_ids), pa.string()))
+    offered = [[]] * len(title_ids) if territories is None else territories
+    return pa.table(unknown | known | {"territories": pa.array(offered, pa.list_(pa.string()))})
+
+
 def map_columns(
-    setting: str, mapping: dict[str, str], needed: list[str], optional: list[str]
+    setting: str, mapping: dict[str, str], required: list[str], optional: list[str]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """(needed, optional) canonical names -> the user's; an optional column that is mapped is needed.
+    """Canonical -> raw names of the (required, optional) columns; mapping an optional one makes it required.
 
     Raises:
         UserError: `mapping`, the value of `setting`, names a column that is never read.
     """
-    strangers = sorted(set(mapping) - {*needed, *optional})
-    if strangers:
-        raise UserError(
-            f"{setting} maps {strangers[0]!r}, which is never read; there are {', '.join([*needed, *optional])}"
-        )
-    named = [name for name in optional if name in mapping]
-    return {name: mapping.get(name, name) for name in [*needed, *named]}, {n: n for n in optional if n not in mapping}
+    unknown = sorted(set(mapping) - {*required, *optional})
+    if unknown:
+        known = ", ".join([*required, *optional])
+        raise UserError(f"{setting} maps {unknown[0]!r}, which is never read; there are {known}")
+    required = required + [name for name in optional if name in mapping]
+    return {name: mapping.get(name, name) for name in required}, {n: n for n in optional if n not in mapping}
 
 
 def find_columns(
-    where: str, there: Sequence[str], needed: dict[str, str], optional: dict[str, str], fix: str
+    file: str, present: Sequence[str], required: dict[str, str], optional: dict[str, str], fix: str
 ) -> dict[str, str]:
-    """Canonical names -> the file's, of what `map_columns` gave and the file has; UserError where a needed one is not.
+    """Canonical -> raw names of the columns to read, given the `present` columns of a file and `map_columns`.
 
-    Args:
-        where: the file, for the error.
-        there: its columns.
-        needed: canonical names -> the file's.
-        optional: the same.
-        fix: what to do about a missing column, for the error.
+    Raises:
+        UserError: a required column is missing; names the file and the fix.
     """
-    for name, yours in needed.items():
-        if yours not in there:
-            mapped = "" if name == yours else f" (mapped to {name!r})"
-            raise UserError(f"{where}: column {yours!r}{mapped} is missing, there are {', '.join(there)}: {fix}")
-    return needed | {name: yours for name, yours in optional.items() if yours in there}
+    for name, raw in required.items():
+        if raw not in present:
+            mapped = "" if name == raw else f" (mapped to {name!r})"
+            raise UserError(f"{file}: column {raw!r}{mapped} is missing, there are {', '.join(present)}: {fix}")
+    return required | {name: raw for name, raw in optional.items() if raw in present}
 
 
 def raw_folder(source: str, raw: str | None) -> Path:
-    """The folder of raw files, for a source that reads local files only.
+    """The existing local folder of raw files.
 
     Raises:
-        UserError: not given, not there, or a URI of another filesystem.
+        UserError: not given, missing, or a URI of another filesystem.
     """
     if raw is None:
         raise UserError(f"source {source!r} reads raw files: name their folder with --raw DIR")
@@ -126,11 +129,7 @@ def raw_folder(source: str, raw: str | None) -> Path:
 
 
 def local_folder(source: str, raw: str) -> Path:
-    """The folder that a path or `file://` URI names, there or not.
-
-    Raises:
-        UserError: a URI of another filesystem.
-    """
+    """The folder that a path or `file://` URI names, which need not exist; UserError for another filesystem."""
     if "://" in raw and not raw.startswith("file://"):
         raise UserError(f"--raw {raw!r}: source {source!r} reads local files only: copy its files to a local folder")
     return Path(resolve(raw)[1]).resolve()

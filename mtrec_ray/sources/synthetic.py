@@ -1,6 +1,6 @@
-"""The synthetic source: light rows (user ids) are bucketed, and each bucket generates its users and events itself."""
+"""The synthetic source: only user ids are bucketed, then each bucket generates its users and events."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from functools import partial
 
 import numpy as np
@@ -10,9 +10,9 @@ from mtrec_ray.columns import fixed_width_column
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import uniforms
 from mtrec_ray.sources.calendar import Calendar, Territory
-from mtrec_ray.sources.epochs import TIMESTAMP, epoch_us
+from mtrec_ray.sources.epochs import TIMESTAMP
 from mtrec_ray.sources.planted import (
-    ATTRIBUTE_SHARES,
+    ATTRIBUTE_FREQUENCIES,
     GLOBAL,
     TASTE_WIDTH,
     attribute_codes,
@@ -23,16 +23,16 @@ from mtrec_ray.sources.planted import (
     user_taste,
 )
 from mtrec_ray.sources.planted_events import draw_events
-from mtrec_ray.sources.source import Part, Source, SourceFacts
+from mtrec_ray.sources.source import Part, Source, SourceFacts, make_titles
 from mtrec_ray.sources.synthetic_config import REGIONS, SyntheticConfig
 
 USERS_PER_PART = 500_000
 GENRES = ("Drama", "Comedy", "Action", "Romance", "Documentary", "Thriller", "Animation", "Fantasy")
-"""One for each direction of taste; a title carries its two strongest."""
+"""One for each direction of taste; a title has those of its two largest."""
 
 
 class SyntheticSource(Source):
-    """A generated streaming service with planted truth (see `planted`)."""
+    """A generated streaming service with planted ground truth (see `planted`)."""
 
     def __init__(self, config: SyntheticConfig, raw: str | None = None):
         if raw is not None:
@@ -41,15 +41,15 @@ class SyntheticSource(Source):
 
     @property
     def facts(self) -> SourceFacts:
-        config, world = self.config, make_world(self.config)
-        start = _first_moment(config)
+        config, region = self.config, make_world(self.config).region
+        start = datetime.combine(config.first_day, time(), UTC)
         return SourceFacts(
             name="synthetic",
             territories=tuple(
                 Territory(name=name, region=REGIONS[region])
-                for name, region in zip(_territory_names(config), world.region.tolist(), strict=True)
+                for name, region in zip(_territory_names(config), region.tolist(), strict=True)
             ),
-            attributes={name: tuple(shares) for name, shares in ATTRIBUTE_SHARES.items()},
+            attributes={name: tuple(values) for name, values in ATTRIBUTE_FREQUENCIES.items()},
             calendar=Calendar(
                 window_start=start,
                 window_end=start + timedelta(days=config.days),
@@ -59,31 +59,28 @@ class SyntheticSource(Source):
             title_categoricals=("format", "decade"),
             user_width=config.user_width,
             title_width=config.title_width,
-            embedding_description="lifted planted taste with noise; shows neither territory nor group",
-            notes=(f"generated, seed {config.seed}; the planted truth is in truth/",),
+            embedding_description="planted taste with noise; territory and group do not show",
+            notes=(f"generated, seed {config.seed}; the planted ground truth is in truth/",),
         )
 
     def titles(self) -> pa.Table:
         config, world = self.config, make_world(self.config)
-        names, numbers = _territory_names(config), np.arange(config.titles, dtype=np.uint64)
-        genres = [" ".join(_genres(taste)) for taste in world.title_taste]
+        territories, numbers = _territory_names(config), np.arange(config.titles, dtype=np.uint64)
+        genres = [[GENRES[i] for i in np.argsort(-taste, kind="stable")[:2]] for taste in world.title_taste]
         matrix = embeddings(numbers, world.title_taste, world.title_lift, config.embedding_noise, config.seed)
-        return pa.table(
-            {
-                "title_id": _title_ids(config),
-                "name": [f"Title {n}" for n in range(config.titles)],
-                "genres": genres,
-                "synopsis": [f"A story of {' and '.join(g.lower().split())}." for g in genres],
-                "format": np.where(uniforms(numbers, config.seed, "format") < 0.5, "film", "series").tolist(),
-                "decade": [f"{1970 + 10 * int(6 * u)}s" for u in uniforms(numbers, config.seed, "decade")],
-                "territories": [[] if home == GLOBAL else [names[home]] for home in world.home.tolist()],
-                "embedding": fixed_width_column(matrix),
-            }
-        )
+        return make_titles(
+            _title_ids(config),
+            [[] if home == GLOBAL else [territories[home]] for home in world.home.tolist()],
+            name=[f"Title {n}" for n in range(config.titles)],
+            genres=[" ".join(words) for words in genres],
+            synopsis=[f"A story of {' and '.join(words).lower()}." for words in genres],
+            format=np.where(uniforms(numbers, config.seed, "format") < 0.5, "film", "series").tolist(),
+            decade=[f"{1970 + 10 * int(6 * u)}s" for u in uniforms(numbers, config.seed, "decade")],
+        ).append_column("embedding", fixed_width_column(matrix))
 
     def user_parts(self) -> list[Part]:
-        bounds = range(0, self.config.users, USERS_PER_PART)
-        return [partial(_user_ids, start, min(start + USERS_PER_PART, self.config.users)) for start in bounds]
+        starts = range(0, self.config.users, USERS_PER_PART)
+        return [partial(_user_ids, start, min(start + USERS_PER_PART, self.config.users)) for start in starts]
 
     def event_parts(self) -> list[Part]:
         return []
@@ -93,51 +90,46 @@ class SyntheticSource(Source):
         users = users.select(["user_id"]).sort_by("user_id")
         numbers = _user_numbers(users)
         territory, taste = territory_index(world, numbers), user_taste(world, numbers)
-        user_row, title_index, moment_us = draw_events(config, world, numbers, territory, taste)
-        moments = moment_us + epoch_us(_first_moment(config))
+        user_row, title_index, time_us = draw_events(config, world, numbers, territory, taste)
+        start_us = int(self.facts.calendar.window_start.timestamp()) * 1_000_000
         codes = attribute_codes(config, world, numbers, taste)
-        columns = {"user_id": users["user_id"], "territory": _named(_territory_names(config), territory)}
-        for i, (name, shares) in enumerate(ATTRIBUTE_SHARES.items()):
-            columns[name] = _named(list(shares), codes[:, i])
+        users = users.append_column("territory", _take(_territory_names(config), territory))
+        for i, (name, values) in enumerate(ATTRIBUTE_FREQUENCIES.items()):
+            users = users.append_column(name, _take(list(values), codes[:, i]))
         matrix = embeddings(numbers, taste, world.user_lift, config.embedding_noise, config.seed)
-        return pa.table(columns | {"embedding": fixed_width_column(matrix)}), pa.table(
+        events = pa.table(
             {
                 "user_id": users["user_id"].take(pa.array(user_row)),
-                "title_id": _title_ids(config).take(pa.array(title_index)),
-                "timestamp": pa.array(moments).cast(TIMESTAMP),
+                "title_id": _take(_title_ids(config), title_index),
+                "timestamp": pa.array(time_us + start_us).cast(TIMESTAMP),
             }
         )
+        return users.append_column("embedding", fixed_width_column(matrix)), events
 
     def truth(self) -> dict[str, pa.Table]:
-        """`territories`, `titles` and `groups`: group, taste and popularity; M_g row by row with the logits' scale."""
+        """`territories`, `titles` and `groups`: tastes, popularity, and M_g row by row with the scale of the logits."""
         config, world = self.config, make_world(self.config)
-        return {
-            "territories": pa.table(
-                {
-                    "territory": _territory_names(config),
-                    "region": [REGIONS[i] for i in world.region],
-                    "taste_group": world.taste_group,
-                    "user_share": world.territory_share,
-                    "active_share": world.active_share,
-                }
-            ),
-            "titles": pa.table(
-                {
-                    "title_id": _title_ids(config),
-                    "taste": pa.array(list(world.title_taste), pa.list_(pa.float64())),
-                    "popularity": world.popularity,
-                    "is_local": world.home != GLOBAL,
-                }
-            ),
-            "groups": pa.table(
-                {
-                    "taste_group": np.arange(len(REGIONS)),
-                    "matrix": pa.array(list(world.group_matrix.reshape(len(REGIONS), -1)), pa.list_(pa.float64())),
-                    "logit_scale": np.full(len(REGIONS), config.taste_scale / np.sqrt(TASTE_WIDTH)),
-                    "local_boost": np.full(len(REGIONS), config.local_boost),
-                }
-            ),
+        vector = pa.list_(pa.float64())
+        territories = {
+            "territory": _territory_names(config),
+            "region": [REGIONS[i] for i in world.region],
+            "taste_group": world.taste_group,
+            "user_share": world.user_fraction,
+            "active_share": world.active_fraction,
         }
+        titles = {
+            "title_id": _title_ids(config),
+            "taste": pa.array(list(world.title_taste), vector),
+            "popularity": world.popularity,
+            "is_local": world.home != GLOBAL,
+        }
+        groups = {
+            "taste_group": np.arange(len(REGIONS)),
+            "matrix": pa.array(list(world.group_matrix.reshape(len(REGIONS), -1)), vector),
+            "logit_scale": np.full(len(REGIONS), config.taste_scale / np.sqrt(TASTE_WIDTH)),
+            "local_boost": np.full(len(REGIONS), config.local_boost),
+        }
+        return {"territories": pa.table(territories), "titles": pa.table(titles), "groups": pa.table(groups)}
 
     def user_truth(self, users: pa.Table) -> pa.Table:
         """`user_id`, `taste` (z_u), `taste_group`, `is_active`."""
@@ -162,8 +154,8 @@ def _user_numbers(users: pa.Table) -> np.ndarray:
     return np.array([int(user_id[1:]) for user_id in users["user_id"].to_pylist()], dtype=np.uint64)
 
 
-def _title_ids(config: SyntheticConfig) -> pa.Array:
-    return pa.array([f"t{number:06d}" for number in range(config.titles)])
+def _title_ids(config: SyntheticConfig) -> list[str]:
+    return [f"t{number:06d}" for number in range(config.titles)]
 
 
 def _territory_names(config: SyntheticConfig) -> list[str]:
@@ -171,14 +163,6 @@ def _territory_names(config: SyntheticConfig) -> list[str]:
     return [f"T{rank:03d}" for rank in range(1, config.territories + 1)]
 
 
-def _named(names: list[str], codes: np.ndarray) -> pa.Array:
-    """Strings of the codes; -1 becomes null."""
+def _take(names: list[str], codes: np.ndarray) -> pa.Array:
+    """Names by their index; -1 becomes null."""
     return pa.array(names, pa.string()).take(pa.array(codes, mask=codes < 0))
-
-
-def _genres(taste: np.ndarray) -> list[str]:
-    return [GENRES[i] for i in np.argsort(-taste, kind="stable")[:2]]
-
-
-def _first_moment(config: SyntheticConfig) -> datetime:
-    return datetime(config.first_day.year, config.first_day.month, config.first_day.day, tzinfo=UTC)

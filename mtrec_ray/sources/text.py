@@ -1,51 +1,78 @@
-"""Delimited text files with errors that name the file, the line and the fix."""
+"""Delimited text files without quoting, with errors that name the file, the line and the fix."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from mtrec_ray.errors import UserError
 
 
-def read_columns(
-    path: Path, delimiter: str, columns: list[str], header: bool, encoding: str = "utf-8"
-) -> list[list[str]]:
-    """Columns of a delimited file without quoting, in the given order, as strings.
+@dataclass(frozen=True)
+class TextTable:
+    """One delimited file of a known form."""
 
-    Args:
-        columns: with a header, the wanted columns, found by name wherever they stand; without, all columns in order.
+    name: str
+    """Of the file."""
+    delimiter: str
+    columns: tuple[str, ...]
+    """With a header, the wanted columns, in any order of the file; without, all columns in order."""
+    header: bool = False
+    encoding: str = "utf-8"
 
-    Raises:
-        UserError: the file is missing, empty or not in `encoding`, a column is missing, or a line has too few or too
-            many fields.
-    """
-    lines = read_lines(path, encoding)
-    names = lines[0].split(delimiter) if header else columns
-    missing = [name for name in columns if name not in names]
-    if missing:
-        raise UserError(
-            f"{path}, line 1: column {missing[0]!r} is missing, the header is {lines[0]!r}: is it the right file?"
-        )
-    rows = [line.split(delimiter) for line in lines[header:]]
-    for number, row in enumerate(rows, start=1 + header):
-        if len(row) != len(names):
-            raise UserError(_wrong_fields(path, number, len(lines), len(row), len(names), lines[number - 1]))
-    if not rows:
-        raise UserError(f"{path}: there is nothing after the header: is the file truncated?")
-    by_name = dict(zip(names, zip(*rows, strict=True), strict=True))
-    return [list(by_name[name]) for name in columns]
+    def read(self, folder: Path) -> dict[str, list[str]]:
+        """Read the columns as strings, by name; RecBole's type (`user_id:token`) is dropped from the names.
+
+        Raises:
+            UserError: the file is missing, empty or not in `encoding`, a column is missing, or a line has too few or
+                too many fields.
+        """
+        path = folder / self.name
+        lines = _read_lines(path, self.encoding)
+        names = lines[0].split(self.delimiter) if self.header else self.columns
+        missing = [name for name in self.columns if name not in names]
+        if missing:
+            raise UserError(
+                f"{path}, line 1: column {missing[0]!r} is missing, the header is {lines[0]!r}: is it the right file?"
+            )
+        rows = [line.split(self.delimiter) for line in lines[self.header :]]
+        for number, row in enumerate(rows, start=1 + self.header):
+            if len(row) != len(names):
+                truncated = number == len(lines)
+                raise wrong_field_count(f"{path}, line {number}", lines[number - 1], len(row), len(names), truncated)
+        if not rows:
+            raise UserError(f"{path}: there is nothing after the header: is the file truncated?")
+        by_name = dict(zip(names, zip(*rows, strict=True), strict=True))
+        return {name.partition(":")[0]: list(by_name[name]) for name in self.columns}
+
+    def read_ints(self, folder: Path, columns: dict[str, list[str]], name: str) -> list[int]:
+        """Whole numbers of one of the `columns` that were read; `881250949` and `881250949.0` alike.
+
+        Raises:
+            UserError: a value is no whole number; names the line.
+        """
+        numbers = []
+        for line, value in enumerate(columns[name], start=1 + self.header):
+            try:
+                numbers.append(int(value) if value.lstrip("-").isdigit() else _whole(float(value)))
+            except (ValueError, OverflowError) as error:
+                raise UserError(
+                    f"{folder / self.name}, line {line}: {name} is {value!r}, should be a whole number: fix the line"
+                ) from error
+        return numbers
 
 
-def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
-    """Lines of a text file, without their ends.
+def wrong_field_count(where: str, line: str, found: int, expected: int, truncated: bool) -> UserError:
+    """The error of a line with too few or too many fields."""
+    fix = "the file seems truncated: fetch it again" if truncated else "fix or remove the line"
+    return UserError(f"{where}: {found} fields instead of {expected} in {line[:80]!r}: {fix}")
 
-    Raises:
-        UserError: the file is missing, empty, or not in `encoding`.
-    """
+
+def _read_lines(path: Path, encoding: str) -> list[str]:
     try:
         text = path.read_bytes().decode(encoding)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: check --raw") from error
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        line = error.object[: error.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: not {encoding} text: is it the right file, unpacked?") from error
     lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
     if lines == [""]:
@@ -53,33 +80,7 @@ def read_lines(path: Path, encoding: str = "utf-8") -> list[str]:
     return lines
 
 
-def to_ints(values: list[str], path: Path, column: str, header: bool) -> list[int]:
-    """Whole numbers of a column; `881250949` and `881250949.0` alike.
-
-    Raises:
-        UserError: a value is no whole number; names the line.
-    """
-    try:
-        return [int(value) for value in values]
-    except ValueError:
-        pass
-    result = []
-    for number, value in enumerate(values, start=1 + header):
-        try:
-            result.append(int(value) if value.lstrip("-").isdigit() else _whole(float(value)))
-        except (ValueError, OverflowError) as error:
-            raise UserError(
-                f"{path}, line {number}: {column} is {value!r}, should be a whole number: fix the line"
-            ) from error
-    return result
-
-
 def _whole(value: float) -> int:
-    if value != int(value):
+    if not value.is_integer():
         raise ValueError(value)
     return int(value)
-
-
-def _wrong_fields(path: Path, number: int, num_lines: int, found: int, wanted: int, line: str) -> str:
-    cause = "the file seems truncated: fetch it again" if number == num_lines else "fix or remove the line"
-    return f"{path}, line {number}: {found} fields instead of {wanted} in {line[:80]!r}: {cause}"

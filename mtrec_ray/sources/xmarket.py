@@ -1,12 +1,15 @@
 """XMarket (Bonab et al., CIKM 2021), the WSDM Cup 2022 split: one folder per market, users of one market only.
 
-    <market>/train.tsv        userId itemId rating       all interactions, without order or time
-    <market>/valid_qrel.tsv   userId itemId rating       one held-out positive per user (some markets)
-    <market>/valid_run.tsv    userId item,item,...       candidates of each user, the positive among them (some markets)
+    <market>/train.tsv        userId itemId rating    all interactions, without order or time
+    <market>/valid_qrel.tsv   userId itemId rating    one held-out positive per user (some markets)
+    <market>/valid_run.tsv    userId item,item,...    titles to rank for each user, the positive among them (some)
 
-Territory = market. The window is one day, 2022-01-01, that carries every training event at its first moment; the
+Territory = market. The training window is one day, 2022-01-01, and all its events carry its first timestamp; the
 held-out positives are the day after.
 """
+
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute makes its functions at run time
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -17,6 +20,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from mtrec_ray.config import Config
@@ -24,12 +28,11 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import uniforms, user_keys
 from mtrec_ray.sources.calendar import Calendar, Territory
 from mtrec_ray.sources.epochs import TIMESTAMP
-from mtrec_ray.sources.source import Part, Source, SourceFacts, raw_folder
-from mtrec_ray.sources.text import read_columns, to_ints
+from mtrec_ray.sources.source import Part, Source, SourceFacts, make_titles, raw_folder
+from mtrec_ray.sources.text import TextTable
 
 WINDOW_START = datetime(2022, 1, 1, tzinfo=UTC)
 TEST_DAY = WINDOW_START + timedelta(days=1)
-COLUMNS = ["userId", "itemId", "rating"]
 
 
 class XMarketConfig(Config):
@@ -46,15 +49,21 @@ class XMarketConfig(Config):
 
 @dataclass(frozen=True)
 class Market:
-    """One market's files, read."""
+    """The tables of one market."""
 
     name: str
-    train: pd.DataFrame
-    """`user_id`, `title_id`"""
-    held_out: pd.DataFrame
-    """The same columns; empty where there is no test day."""
-    candidates: list[tuple[str, list[str]]]
-    """(user, titles) of each line."""
+    users: pa.Table
+    events: pa.Table
+    """Held-out positives have the timestamp `TEST_DAY`."""
+    candidates: pa.Table
+    """A row for each line of valid_run.tsv."""
+
+    def title_ids(self) -> set[str]:
+        listed = self.candidates["title_ids"].to_pylist()
+        return set(self.events["title_id"].to_pylist()).union(*listed)
+
+    def has_test_day(self) -> bool:
+        return pc.max(self.events["timestamp"]).as_py() == TEST_DAY
 
 
 class XMarketSource(Source):
@@ -82,120 +91,98 @@ class XMarketSource(Source):
             territories=tuple(Territory(name=name, region=name) for name in self.market_names),
             attributes={},
             calendar=Calendar(window_start=WINDOW_START, window_end=TEST_DAY, num_evaluation_days=1, ordered=False),
-            num_users=sum(len(market.train["user_id"].unique()) for market in self.markets),
+            num_users=sum(market.users.num_rows for market in self.markets),
             notes=self._notes(),
             trained_users_are_tested=True,
-            has_candidates=any(market.candidates for market in self.markets),
+            has_candidates=bool(self.candidate_parts()),
         )
 
     def titles(self) -> pa.Table:
-        """Titles are offered in the markets where they occur; XMarket says nothing else about them."""
-        pairs = pd.concat([_occurrences(market) for market in self.markets]).drop_duplicates()
-        offered = pairs.groupby("title_id", sort=True)["territory"].agg(sorted)
-        unknown = pa.nulls(len(offered), pa.string())
-        return pa.table(
-            {
-                "title_id": pa.array(offered.index.to_list(), pa.string()),
-                "name": unknown,
-                "genres": unknown,
-                "synopsis": unknown,
-                "territories": pa.array(offered.to_list(), pa.list_(pa.string())),
-            }
-        )
+        """Titles are offered in the markets where they occur; nothing else is known of them."""
+        offered: dict[str, list[str]] = {}
+        for market in self.markets:
+            for title_id in market.title_ids():
+                offered.setdefault(title_id, []).append(market.name)
+        return make_titles(sorted(offered), [offered[title_id] for title_id in sorted(offered)])
 
     def user_parts(self) -> list[Part]:
-        return [partial(_read_users, self.folder, name, self.config) for name in self.market_names]
+        return self._parts("users", self.market_names)
 
     def event_parts(self) -> list[Part]:
-        return [partial(_read_events, self.folder, name, self.config) for name in self.market_names]
+        return self._parts("events", self.market_names)
 
     def candidate_parts(self) -> list[Part]:
-        chosen = [market.name for market in self.markets if market.candidates]
-        return [partial(_read_candidates, self.folder, name, self.config) for name in chosen]
+        return self._parts("candidates", [market.name for market in self.markets if market.candidates.num_rows])
+
+    def _parts(self, table: str, names: list[str]) -> list[Part]:
+        return [partial(_read_part, table, self.folder, name, self.config) for name in names]
 
     def _notes(self) -> tuple[str, ...]:
-        untested = [market.name for market in self.markets if market.held_out.empty]
-        fixed = [market.name for market in self.markets if market.candidates]
+        config = self.config
         held_out = {
             "qrel": "held-out positives: the published valid_qrel.tsv",
             "validation": f"held-out positives: one training interaction of each user with at least "
-            f"{self.config.min_interactions}, seed {self.config.seed}; valid_qrel.tsv was not read",
-        }[self.config.holdout]
+            f"{config.min_interactions}, seed {config.seed}; valid_qrel.tsv was not read",
+        }[config.holdout]
+        untested = [market.name for market in self.markets if not market.has_test_day()]
+        fixed = [market.name for market in self.markets if market.candidates.num_rows]
         return (
-            "neither order nor time exists inside the window: all its events carry one timestamp",
+            "events of the training window have neither order nor time: all carry one timestamp",
             "test users have training interactions too",
             "every market is a region of its own",
             held_out,
             f"markets without a test day: {', '.join(untested) or 'none'}",
-            f"markets with fixed candidates: {', '.join(fixed) or 'none'}",
+            f"markets with fixed titles to rank: {', '.join(fixed) or 'none'}",
         )
 
 
 def read_market(folder: Path, name: str, config: XMarketConfig) -> Market:
-    """Read one market; with `holdout: validation` neither valid_qrel.tsv nor valid_run.tsv is touched.
+    """Read one market; with `holdout: validation` neither valid_qrel.tsv nor valid_run.tsv is opened.
 
     Raises:
         UserError: a file is missing, truncated, or not in the form above.
     """
-    train = _read_pairs(folder / name / "train.tsv")
+    folder = folder / name
+    train = _read_pairs(folder, "train.tsv")
+    held_out, candidates = train.iloc[:0], {"user_id": [], "title_ids": []}
     if config.holdout == "validation":
         chosen = choose_held_out(train, config.min_interactions, config.seed)
-        return Market(name, train.loc[~chosen], train.loc[chosen], [])
-    qrel, run = folder / name / "valid_qrel.tsv", folder / name / "valid_run.tsv"
-    held_out = _read_pairs(qrel) if qrel.exists() else train.iloc[:0]
-    return Market(name, train, held_out, _read_run(run) if run.exists() else [])
+        train, held_out = train.loc[~chosen], train.loc[chosen]
+    else:
+        if (folder / "valid_qrel.tsv").exists():
+            held_out = _read_pairs(folder, "valid_qrel.tsv")
+        if (folder / "valid_run.tsv").exists():
+            candidates = TextTable("valid_run.tsv", "\t", ("user_id", "title_ids")).read(folder)
+    pairs = pd.concat([train, held_out])
+    users = pairs["user_id"].unique().tolist()
+    times = [WINDOW_START] * len(train) + [TEST_DAY] * len(held_out)
+    listed = [titles.split(",") for titles in candidates["title_ids"]]
+    return Market(
+        name,
+        _table(user_id=users, territory=[name] * len(users)),
+        _table(**pairs.to_dict("list")).append_column("timestamp", pa.array(times, TIMESTAMP)),
+        _table(user_id=candidates["user_id"]).append_column("title_ids", pa.array(listed, pa.list_(pa.string()))),
+    )
 
 
 def choose_held_out(train: pd.DataFrame, min_interactions: int, seed: int) -> np.ndarray:
-    """(rows,) True for one interaction of each user with at least `min_interactions`, that of the smallest hash."""
-    draw = pd.Series(uniforms(user_keys(train["user_id"].to_numpy()), seed, user_keys(train["title_id"].to_numpy())))
+    """(rows,) True for one interaction of each user with at least `min_interactions`: that of the smallest hash."""
     users = train["user_id"].to_numpy()
-    first = draw.groupby(users).transform("idxmin").to_numpy() == np.arange(len(train))
-    enough = draw.groupby(users).transform("size").to_numpy() >= min_interactions
-    return first & enough
+    draw = pd.Series(uniforms(user_keys(users), seed, user_keys(train["title_id"].to_numpy()))).groupby(users)
+    is_first = draw.transform("idxmin").to_numpy() == np.arange(len(train))
+    return is_first & (draw.transform("size").to_numpy() >= min_interactions)
 
 
-def _read_pairs(path: Path) -> pd.DataFrame:
-    users, titles, ratings = read_columns(path, "\t", COLUMNS, header=True)
-    to_ints(ratings, path, "rating", header=True)
-    return pd.DataFrame({"user_id": users, "title_id": titles}, dtype=object)
+def _read_part(table: str, folder: Path, name: str, config: XMarketConfig) -> pa.Table:
+    return getattr(read_market(folder, name, config), table)
 
 
-def _read_run(path: Path) -> list[tuple[str, list[str]]]:
-    users, titles = read_columns(path, "\t", ["userId", "candidates"], header=False)
-    return [(user, listed.split(",")) for user, listed in zip(users, titles, strict=True)]
+def _read_pairs(folder: Path, name: str) -> pd.DataFrame:
+    table = TextTable(name, "\t", ("userId", "itemId", "rating"), header=True)
+    columns = table.read(folder)
+    table.read_ints(folder, columns, "rating")  # ratings are not used, but a damaged line is found
+    return pd.DataFrame({"user_id": columns["userId"], "title_id": columns["itemId"]}, dtype=object)
 
 
-def _read_users(folder: Path, name: str, config: XMarketConfig) -> pa.Table:
-    market = read_market(folder, name, config)
-    users = pd.concat([market.train["user_id"], market.held_out["user_id"]]).unique().tolist()
-    return pa.table({"user_id": pa.array(users, pa.string()), "territory": pa.array([name] * len(users), pa.string())})
-
-
-def _read_events(folder: Path, name: str, config: XMarketConfig) -> pa.Table:
-    market = read_market(folder, name, config)
-    moments = [WINDOW_START] * len(market.train) + [TEST_DAY] * len(market.held_out)
-    rows = pd.concat([market.train, market.held_out])
-    return pa.table(
-        {
-            "user_id": pa.array(rows["user_id"].to_list(), pa.string()),
-            "title_id": pa.array(rows["title_id"].to_list(), pa.string()),
-            "timestamp": pa.array(moments, TIMESTAMP),
-        }
-    )
-
-
-def _read_candidates(folder: Path, name: str, config: XMarketConfig) -> pa.Table:
-    rows = read_market(folder, name, config).candidates
-    return pa.table(
-        {
-            "user_id": pa.array([user for user, _ in rows], pa.string()),
-            "title_ids": pa.array([titles for _, titles in rows], pa.list_(pa.string())),
-        }
-    )
-
-
-def _occurrences(market: Market) -> pd.DataFrame:
-    listed = [title for _, titles in market.candidates for title in titles]
-    titles = {*market.train["title_id"], *market.held_out["title_id"], *listed}
-    return pd.DataFrame({"title_id": sorted(titles), "territory": market.name})
+def _table(**texts: list) -> pa.Table:
+    return pa.table({name: pa.array(values, pa.string()) for name, values in texts.items()})

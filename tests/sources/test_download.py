@@ -1,4 +1,4 @@
-"""Downloads against a local server: whole, interrupted and resumed, damaged."""
+"""Downloads from a local server: complete, interrupted and resumed, damaged."""
 
 import hashlib
 import io
@@ -9,25 +9,25 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.download import download
+from mtrec_ray.sources.download import download_file
 from mtrec_ray.sources.movielens import MovieLensConfig, download_movielens
 
 
 class Server:
-    """Serves `content` at any path, with Range; sends only `break_after` bytes once when that is set."""
+    """Serves `content` at any path, with Range; sends only `break_after` bytes once if that is set."""
 
     def __init__(self):
         self.content = bytes(range(256)) * 4_000
         self.break_after: int | None = None
         self.ranges: list[str | None] = []
-        self.knows_ranges = True
+        self.supports_ranges = True
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self):
-                wanted = self.headers["Range"]
-                outer.ranges.append(wanted)
-                start = int(wanted[6:-1]) if wanted and outer.knows_ranges else 0
+                requested = self.headers["Range"]
+                outer.ranges.append(requested)
+                start = int(requested[6:-1]) if requested and outer.supports_ranges else 0
                 if start >= len(outer.content):
                     self.send_error(416)
                     return
@@ -43,6 +43,13 @@ class Server:
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.http.serve_forever, daemon=True).start()
+
+    def serve_zip(self, *names: str) -> None:
+        packed = io.BytesIO()
+        with zipfile.ZipFile(packed, "w") as archive:
+            for name in names:
+                archive.writestr(name, name)
+        self.content = packed.getvalue()
 
     @property
     def url(self) -> str:
@@ -61,73 +68,71 @@ def server():
     server.http.server_close()
 
 
-def test_whole_file_with_progress(server, tmp_path):
-    seen = []
-    out = download(server.url, server.checksum, tmp_path / "file", lambda *state: seen.append(state))
-    assert out.read_bytes() == server.content
-    assert seen[-1] == (len(server.content), len(server.content))
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "file"
 
 
-@pytest.mark.parametrize("knows_ranges", [True, False])
-def test_interrupted_download_goes_on_where_it_stopped(server, tmp_path, knows_ranges):
-    server.knows_ranges = knows_ranges
+def test_complete_file_with_progress(server, file):
+    calls = []
+    download_file(server.url, server.checksum, file, "stage", progress=lambda *state: calls.append(state))
+    assert file.read_bytes() == server.content
+    assert calls[-1] == ("stage", len(server.content), len(server.content))
+    assert list(file.parent.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("supports_ranges", [True, False])
+def test_interrupted_download_is_resumed(server, file, supports_ranges):
+    server.supports_ranges = supports_ranges
     server.break_after = 300_000
     with pytest.raises(UserError, match="run it again to continue"):
-        download(server.url, server.checksum, tmp_path / "file")
-    assert not (tmp_path / "file").exists()
-    kept = (tmp_path / "file.part").stat().st_size
-    assert 0 < kept <= 300_000
-    download(server.url, server.checksum, tmp_path / "file")
-    assert (tmp_path / "file").read_bytes() == server.content
-    assert server.ranges == [None, f"bytes={kept}-"]
+        download_file(server.url, server.checksum, file)
+    assert not file.exists()
+    received = file.with_name("file.part").stat().st_size
+    assert 0 < received <= 300_000
+    download_file(server.url, server.checksum, file)
+    assert file.read_bytes() == server.content
+    assert server.ranges == [None, f"bytes={received}-"]
 
 
-def test_part_that_is_whole_already(server, tmp_path):
-    (tmp_path / "file.part").write_bytes(server.content)
-    download(server.url, server.checksum, tmp_path / "file")
-    assert (tmp_path / "file").read_bytes() == server.content
+def test_complete_part_becomes_the_file(server, file):
+    file.with_name("file.part").write_bytes(server.content)
+    download_file(server.url, server.checksum, file)
+    assert file.read_bytes() == server.content
 
 
-def test_file_that_is_there_is_not_fetched_again(server, tmp_path):
-    (tmp_path / "file").write_bytes(server.content)
-    download(server.url, server.checksum, tmp_path / "file")
+def test_existing_file_is_not_downloaded_again(server, file):
+    file.write_bytes(server.content)
+    download_file(server.url, server.checksum, file)
     assert server.ranges == []
 
 
-def test_damaged_content_is_removed(server, tmp_path):
-    (tmp_path / "file.part").write_bytes(b"wrong" * 100)
+def test_damaged_content_is_removed(server, file):
+    file.with_name("file.part").write_bytes(b"wrong" * 100)
     with pytest.raises(UserError, match="checksum is sha256"):
-        download(server.url, server.checksum, tmp_path / "file")
-    assert list(tmp_path.iterdir()) == []
+        download_file(server.url, server.checksum, file)
+    assert list(file.parent.iterdir()) == []
 
 
-def test_unreachable_server_and_unknown_checksum(server, tmp_path):
+def test_unreachable_server_and_unknown_checksum_are_errors(server, file):
     with pytest.raises(UserError, match="run it again"):
-        download("http://127.0.0.1:9/x", server.checksum, tmp_path / "file")
+        download_file("http://127.0.0.1:9/x", server.checksum, file)
     with pytest.raises(UserError, match="should start with md5: or sha256:"):
-        download(server.url, "crc:1", tmp_path / "file")
+        download_file(server.url, "crc:1", file)
 
 
-def test_movielens_is_unpacked(server, tmp_path):
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for name in ("ratings.dat", "users.dat", "movies.dat", "../README"):
-            archive.writestr(f"ml-1m/{name}", name)
-    server.content = packed.getvalue()
+def test_only_the_needed_files_of_movielens_are_unpacked_once(server, tmp_path):
+    server.serve_zip("ml-1m/ratings.dat", "ml-1m/users.dat", "ml-1m/movies.dat", "ml-1m/../README")
     config = MovieLensConfig(dataset="ml-1m", url=server.url, checksum=server.checksum)
-    download_movielens(config, str(tmp_path / "raw"))
-    assert (tmp_path / "raw" / "users.dat").read_text() == "users.dat"
-    assert not (tmp_path / "README").exists()
-    download_movielens(config, str(tmp_path / "raw"))
+    for _ in range(2):
+        download_movielens(config, str(tmp_path / "raw"))
+    assert (tmp_path / "raw" / "users.dat").read_text() == "ml-1m/users.dat"
+    assert {path.name for path in tmp_path.rglob("*")} == {"raw", "ml-1m.zip", "ratings.dat", "users.dat", "movies.dat"}
     assert len(server.ranges) == 1
 
 
-def test_archive_without_the_files(server, tmp_path):
-    packed = io.BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        archive.writestr("other.txt", "")
-    server.content = packed.getvalue()
+def test_archive_without_the_files_and_url_without_checksum_are_errors(server, tmp_path):
+    server.serve_zip("other.txt")
     with pytest.raises(UserError, match=r"does not hold 'u\.data'"):
         download_movielens(MovieLensConfig(url=server.url, checksum=server.checksum), str(tmp_path))
     with pytest.raises(UserError, match="needs its checksum"):

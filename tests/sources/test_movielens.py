@@ -1,14 +1,13 @@
-"""MovieLens in its three forms, and files that are not as they should be."""
+"""MovieLens in its three layouts, and damaged files."""
 
 from pathlib import Path
 
 import pytest
 
 from mtrec_ray.errors import UserError
+from mtrec_ray.sources.calendar import DAY_S
 from mtrec_ray.sources.movielens import age_band, territory_of
 from mtrec_ray.sources.registry import make_source
-
-DAY_S = 86_400
 
 
 def _write_1m(folder: Path) -> Path:
@@ -35,16 +34,20 @@ def _write_recbole(folder: Path) -> Path:
     )
     (folder / "ml-100k.item").write_text(
         "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq\n"
-        "1\tToy Story\t1995\tAnimation Comedy\n"
+        "1\tToy Story\t1995\tAnimation Children's Comedy\n"
     )
     (folder / "ml-100k.inter").write_text(
-        f"user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t1\t3\t0\n1\t1\t4\t{90 * DAY_S}\n"
+        f"user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t1\t3\t0\n1\t1\t4\t{90 * DAY_S}.0\n"
     )
     return folder
 
 
+def _source(folder: Path, **config):
+    return make_source("movielens", config, str(folder))
+
+
 def test_1m(tmp_path):
-    source = make_source("movielens", {}, str(_write_1m(tmp_path)))
+    source = _source(_write_1m(tmp_path))
     (users,), (events,) = ([part() for part in parts] for parts in (source.user_parts(), source.event_parts()))
     assert users.to_pylist()[0] == {
         "user_id": "1",
@@ -56,46 +59,52 @@ def test_1m(tmp_path):
     assert users["territory"][1].as_py() == "zip-other"
     assert source.titles()["name"].to_pylist() == ["Toy Story", "Misérables, Les"]
     assert source.titles()["decade"].to_pylist() == ["1990s", "1990s"]
-    assert source.titles()["genres"][0].as_py() == "Animation Children's Comedy"
     assert events.num_rows == 3
     calendar = source.facts.calendar
     assert (calendar.window_end - calendar.window_start).days == 100 - 84
     assert calendar.day_bounds(3)[1] > events["timestamp"][2].as_py() >= calendar.day_bounds(3)[0]
 
 
-def test_low_ratings_can_be_left_out(tmp_path):
-    source = make_source("movielens", {"min_rating": 4}, str(_write_1m(tmp_path)))
-    assert source.event_parts()[0]()["title_id"].to_pylist() == ["1", "2"]
+@pytest.mark.parametrize("write", [_write_1m, _write_100k, _write_recbole])
+def test_every_layout_gives_the_same_title(tmp_path, write):
+    film = _source(write(tmp_path)).titles().to_pylist()[0]
+    assert film == {
+        "title_id": "1",
+        "name": "Toy Story",
+        "genres": "Animation Children's Comedy",
+        "synopsis": None,
+        "decade": "1990s",
+        "territories": [],
+    }
 
 
 @pytest.mark.parametrize("write", [_write_100k, _write_recbole])
-def test_100k(tmp_path, write):
-    source = make_source("movielens", {}, str(write(tmp_path)))
+def test_users_of_100k(tmp_path, write):
+    source = _source(write(tmp_path))
     row = source.user_parts()[0]().to_pylist()[0]
     assert row == {"user_id": "1", "territory": "zip-8", "gender": "M", "age": "18-24", "occupation": "technician"}
     assert row["occupation"] in source.facts.attributes["occupation"]
-    film = source.titles().to_pylist()[0]
-    assert film["name"] == "Toy Story"
-    assert film["genres"].startswith("Animation")
-    assert film["decade"] == "1990s"
+
+
+def test_low_ratings_can_be_left_out(tmp_path):
+    source = _source(_write_1m(tmp_path), min_rating=4)
+    assert source.event_parts()[0]()["title_id"].to_pylist() == ["1", "2"]
 
 
 @pytest.mark.parametrize(
-    ("age", "band"), [(1, "Under 18"), (17, "Under 18"), (18, "18-24"), (49, "45-49"), (90, "56+")]
+    ("age", "band"), [(-3, "-3"), (1, "Under 18"), (17, "Under 18"), (18, "18-24"), (49, "45-49"), (90, "56+")]
 )
 def test_age_bands(age, band):
     assert age_band(age) == band
 
 
-def test_what_cannot_be_is_left_for_validation_to_name(tmp_path):
-    folder = _write_1m(tmp_path)
-    before = make_source("movielens", {}, str(folder)).facts.calendar
-    with (folder / "ratings.dat").open("a") as file:
+def test_impossible_timestamps_reach_validation_and_leave_the_calendar_alone(tmp_path):
+    calendar = _source(_write_1m(tmp_path)).facts.calendar
+    with (tmp_path / "ratings.dat").open("a") as file:
         file.write(f"1::2::5::{10**30}\n1::2::5::-5\n")
-    source = make_source("movielens", {}, str(folder))
-    assert source.facts.calendar == before
-    assert [moment.year for moment in source.event_parts()[0]()["timestamp"].to_pylist()[3:]] == [9999, 1969]
-    assert age_band(-3) == "-3"
+    source = _source(tmp_path)
+    assert source.facts.calendar == calendar
+    assert [time.year for time in source.event_parts()[0]()["timestamp"].to_pylist()[3:]] == [9999, 1969]
 
 
 def test_territories():
@@ -110,32 +119,29 @@ def test_territories():
         ("ratings.dat", b"1::1::5::8640000\n1::2::1", r"ratings\.dat, line 2: 3 fields instead of 4 .* truncated"),
         ("ratings.dat", b"1::1::5\n1::2::1::5\n", r"ratings\.dat, line 1: 3 fields .* fix"),
         ("ratings.dat", b"1::1::good::864\n", r"ratings\.dat, line 1: rating is 'good'"),
-        ("users.dat", b"1::F::1::99::48067\n", r"users\.dat, line 1: occupation is 99"),
+        ("ratings.dat", b"1::1::5::1\n1::1::4.5::864\n", r"ratings\.dat, line 2: rating is '4\.5'"),
+        ("users.dat", b"1::F::1::99::48067\n", r"users\.dat, line 1: occupation is 99, should be 0 to 20"),
     ],
 )
-def test_damaged_files_are_named_with_line_and_mend(tmp_path, name, content, message):
+def test_damaged_file_error_names_line_and_fix(tmp_path, name, content, message):
     path = _write_1m(tmp_path) / name
     path.unlink() if content is None else path.write_bytes(content)
     with pytest.raises(UserError, match=message):
-        _ = make_source("movielens", {}, str(tmp_path)).facts
+        _ = _source(tmp_path).facts
 
 
-def test_wrong_header_is_named(tmp_path):
+def test_wrong_header_is_an_error(tmp_path):
     path = _write_recbole(tmp_path) / "ml-100k.user"
     path.write_text(path.read_text().replace("gender:token", "sex:token"))
     with pytest.raises(UserError, match=r"ml-100k\.user, line 1: column 'gender:token' is missing"):
-        _ = make_source("movielens", {}, str(tmp_path)).facts
+        _ = _source(tmp_path).facts
 
 
-def test_too_short_data_for_the_evaluation_days(tmp_path):
+def test_too_short_data_for_the_evaluation_days_is_an_error(tmp_path):
     with pytest.raises(UserError, match="day_length_days"):
-        _ = make_source("movielens", {"day_length_days": 60}, str(_write_1m(tmp_path))).facts
+        _ = _source(_write_1m(tmp_path), day_length_days=60).facts
 
 
-def test_missing_folder_and_empty_folder(tmp_path):
-    with pytest.raises(UserError, match="--raw DIR"):
-        make_source("movielens", {})
-    with pytest.raises(UserError, match="is not a folder"):
-        make_source("movielens", {}, str(tmp_path / "no"))
+def test_empty_folder_is_an_error(tmp_path):
     with pytest.raises(UserError, match="no MovieLens in"):
-        make_source("movielens", {}, str(tmp_path))
+        _source(tmp_path)

@@ -1,4 +1,4 @@
-"""The user's own tables: names, units and values as the config says, and files that are damaged."""
+"""The user's own tables: mapped names, units and values, and damaged files."""
 
 from datetime import UTC, datetime
 
@@ -17,8 +17,8 @@ def raw(tmp_path):
     pq.write_table(users.slice(0, 2), tmp_path / "users" / "1.parquet")
     pq.write_table(users.slice(2), tmp_path / "users" / "2.parquet")
     first_ms = int(datetime(2024, 1, 1, 5, tzinfo=UTC).timestamp()) * 1000
-    moments = [first_ms, first_ms + 4 * 86_400_000]
-    pq.write_table(pa.table({"uid": ["u1", "u2"], "tid": ["t", "t"], "at": moments}), tmp_path / "e.parquet")
+    times = [first_ms, first_ms + 4 * 86_400_000]
+    pq.write_table(pa.table({"uid": ["u1", "u2"], "tid": ["t", "t"], "at": times}), tmp_path / "e.parquet")
     pq.write_table(pa.table({"tid": ["t"], "title": ["A film"], "kind": ["film"]}), tmp_path / "titles.parquet")
     return tmp_path
 
@@ -52,7 +52,7 @@ def test_columns_are_mapped_and_values_discovered(raw):
 
 @pytest.mark.parametrize("users", ["users", "users/*.parquet", "users/?.parquet", "users/[12].parquet", "./users/"])
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_the_folder_of_the_raw_files_may_be_a_uri(raw, scheme, users):
+def test_raw_folder_may_be_a_path_or_uri(raw, scheme, users):
     source = make_source("parquet", CONFIG | {"users": users}, f"{scheme}{raw}/")
     assert sorted(user for part in source.user_parts() for user in part()["user_id"].to_pylist()) == ["u1", "u2", "u3"]
     assert source.facts.num_users == 3
@@ -67,7 +67,7 @@ def test_the_last_days_are_the_evaluation_days(raw):
     assert calendar.window_end == datetime(2024, 1, 4, tzinfo=UTC)
 
 
-def test_given_calendar_is_taken(raw):
+def test_configured_calendar_is_used(raw):
     config = CONFIG | {"window_start": "2024-01-02", "window_end": "2024-01-03T00:00:00+01:00"}
     calendar = make_source("parquet", config, str(raw)).facts.calendar
     assert calendar.window_end == datetime(2024, 1, 2, 23, tzinfo=UTC)
@@ -86,7 +86,7 @@ def test_given_calendar_is_taken(raw):
         ({"num_evaluation_days": 9}, "set window_start and window_end"),
     ],
 )
-def test_mistakes_are_named(raw, change, message):
+def test_wrong_setting_is_an_error(raw, change, message):
     with pytest.raises(UserError, match=message):
         _read_all(make_source("parquet", CONFIG | change, str(raw)))
 
@@ -95,7 +95,7 @@ def _read_all(source) -> list:
     return [source.facts, source.titles(), *(part() for part in source.user_parts())]
 
 
-def test_truncated_file_is_named(raw):
+def test_truncated_file_is_an_error(raw):
     path = raw / "e.parquet"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(UserError, match=r"e\.parquet: no Parquet file, or truncated"):
@@ -112,10 +112,10 @@ def test_row_groups_are_read_in_bounded_parts(raw):
 
 
 def test_promotion_dates_have_the_unit_of_the_timestamps(raw):
-    moment = datetime(2024, 1, 1, tzinfo=UTC)
-    titles = {"tid": ["t"], "title": ["A film"], "kind": ["film"], "promoted_from": [int(moment.timestamp()) * 1000]}
+    time = datetime(2024, 1, 1, tzinfo=UTC)
+    titles = {"tid": ["t"], "title": ["A film"], "kind": ["film"], "promoted_from": [int(time.timestamp()) * 1000]}
     pq.write_table(pa.table(titles), raw / "titles.parquet")
-    assert make_source("parquet", CONFIG, str(raw)).titles()["promoted_from"].to_pylist() == [moment]
+    assert make_source("parquet", CONFIG, str(raw)).titles()["promoted_from"].to_pylist() == [time]
 
 
 def test_candidates_are_read_in_bounded_parts(raw):

@@ -1,4 +1,4 @@
-"""ReChorus files of paper B: attributes named, repeated rows once, small pieces equal to one, and damage named."""
+"""ReChorus files of paper B: attributes, repeated rows, pieces of any size, and damaged files."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,7 +9,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.check import check_lake
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.sources.rechorus_attributes import age
+from mtrec_ray.sources.rechorus_attributes import attribute_column
 from mtrec_ray.sources.registry import make_source
 
 HEADER = "user_id\titem_id\tbehavior\ttime\tgender\told\tpower"
@@ -24,6 +24,9 @@ DEV = [f"1\t11\tpv\t{11 * DAY_S}\t1\t23\t5\t[12, 13]", f"2\t12\tpv\t{12 * DAY_S}
 TEST = [f"1\t10\tpv\t{11 * DAY_S}\t1\t23\t5\t[11, 13]"]
 
 
+WITH_NEGATIVES = f"{HEADER}\tneg_items"
+
+
 def _write(path: Path, lines: list[str], header: str = HEADER) -> None:
     path.write_text("\n".join([header, *lines]) + "\n")
 
@@ -33,8 +36,8 @@ def raw(tmp_path: Path) -> Path:
     folder = tmp_path / "raw"
     folder.mkdir()
     _write(folder / "train.csv", TRAIN)
-    _write(folder / "dev.csv", DEV, f"{HEADER}\tneg_items")
-    _write(folder / "test.csv", TEST, f"{HEADER}\tneg_items")
+    _write(folder / "dev.csv", DEV, WITH_NEGATIVES)
+    _write(folder / "test.csv", TEST, WITH_NEGATIVES)
     return folder
 
 
@@ -67,17 +70,17 @@ def test_rows_become_users_titles_and_events(raw):
     assert not facts.has_candidates
 
 
-def test_events_of_one_moment_keep_the_order_of_train_dev_and_test(raw):
+def test_events_with_one_timestamp_keep_the_order_of_train_dev_and_test(raw):
     assert [title for user, title, _ in _events(_source(raw)) if user == "1"] == ["10", "12", "11", "10"]
 
 
-def test_the_window_is_all_the_data_unless_evaluation_days_are_wanted(raw):
+def test_window_is_all_the_data_without_evaluation_days(raw):
     calendar = _source(raw).facts.calendar
     assert (calendar.window_start, calendar.num_evaluation_days) == (datetime(1970, 1, 11, tzinfo=UTC), 0)
     assert calendar.window_end == datetime(1970, 1, 14, tzinfo=UTC)
     calendar = _source(raw, num_evaluation_days=2).facts.calendar
     assert calendar.window_end == datetime(1970, 1, 12, tzinfo=UTC)
-    with pytest.raises(UserError, match=r"3 evaluation days of 1 days leave no window.*num_evaluation_days"):
+    with pytest.raises(UserError, match=r"3 evaluation days of 1 days leave no training window.*num_evaluation_days"):
         _ = _source(raw, num_evaluation_days=3).facts
 
 
@@ -94,7 +97,7 @@ def test_equal_rows_of_one_file_are_several_events(raw):
     assert _events(_source(raw)).count(("1", "10", 10 * DAY_S)) == 2
 
 
-def test_an_equal_row_of_another_behaviour_is_no_repetition(raw):
+def test_equal_rows_of_different_behaviour_are_several_events(raw):
     _write(raw / "dev.csv", [TRAIN[0].replace("pv", "buy")])
     assert _events(_source(raw)).count(("1", "10", 10 * DAY_S)) == 2
     _write(raw / "dev.csv", [TRAIN[0].replace("pv\t", "")], HEADER.replace("behavior\t", ""))
@@ -125,7 +128,7 @@ def test_behaviors_choose_what_is_an_event(raw):
         _ = _source(raw, behaviors=["cart"]).facts
 
 
-def test_usual_names_are_read_and_others_left_out_and_told(raw):
+def test_only_usual_names_are_read(raw):
     _write(raw / "trainc.csv", ["99\t99\tpv\t1\t1\t23\t5"])
     (raw / "item_meta.csv").write_text("item_id\ti_category\n10\t1\n")
     source = _source(raw)
@@ -135,7 +138,7 @@ def test_usual_names_are_read_and_others_left_out_and_told(raw):
     )
 
 
-def test_without_a_train_file_every_file_with_the_columns_is_read(raw):
+def test_every_file_with_the_columns_is_read_without_a_train_file(raw):
     for old, new in (("train", "z_train1"), ("dev", "dev1"), ("test", "a_test")):
         (raw / f"{old}.csv").rename(raw / f"{new}.csv")
     (raw / "item_meta.csv").write_text("item_id\ti_category\n10\t1\n")
@@ -152,7 +155,7 @@ def test_one_file_of_any_name(tmp_path):
 
 
 def test_other_columns_names_and_levels(tmp_path):
-    """As the authors' AliEC reader has them: no power, and levels in `age`."""
+    """As in the authors' AliEC reader: no power, and levels in `age`."""
     _write(tmp_path / "train.csv", ["1\t10\t1\t2\t6", "2\t10\t2\t1\t0"], "user_id\titem_id\ttime\tgender\tage")
     config = {"attributes": ["gender", "age"], "columns": {"old": "age"}, "age_bands": "levels"}
     source = _source(tmp_path, **config, gender_values=["m", "f"])
@@ -172,25 +175,25 @@ def test_other_columns_names_and_levels(tmp_path):
     ],
 )
 def test_age_bands(bands, years, expected):
-    attribute = age(bands)
+    attribute = attribute_column("age", ["m", "f"], bands)
     codes = [attribute.codes[year] for year in years]
     assert [attribute.values[code] if code >= 0 else None for code in codes] == expected
 
 
-def test_a_value_that_some_rows_miss_is_taken_from_the_others(raw):
-    _write(raw / "test.csv", [f"3\t11\tpv\t{12 * DAY_S}\t2\t0\t1\t[]"], f"{HEADER}\tneg_items")
+def test_missing_value_is_taken_from_other_rows(raw):
+    _write(raw / "test.csv", [f"3\t11\tpv\t{12 * DAY_S}\t2\t0\t1\t[]"], WITH_NEGATIVES)
     assert _users(_source(raw))["3"] == {"territory": "all", "gender": "female", "age": None, "power": "1"}
 
 
 @pytest.mark.parametrize("bytes_per_part", [20, 1_000_000])
-def test_a_user_that_contradicts_itself_is_named_with_both_lines(raw, bytes_per_part):
-    _write(raw / "dev.csv", [DEV[0], DEV[1].replace("\t2\t67", "\t1\t67")], f"{HEADER}\tneg_items")
+def test_contradiction_error_names_user_and_both_lines(raw, bytes_per_part):
+    _write(raw / "dev.csv", [DEV[0], DEV[1].replace("\t2\t67", "\t1\t67")], WITH_NEGATIVES)
     lines = r"gender = 1 \(.*dev\.csv, line 3\) and gender = 2 \(.*train\.csv, line 3\): fix"
     with pytest.raises(UserError, match=rf"1 users contradict .* gender, first '2': {lines}"):
         _ = _source(raw, bytes_per_part=bytes_per_part).facts
 
 
-def test_a_repeated_row_may_not_contradict_the_first_one(raw):
+def test_contradiction_of_a_repeated_row_is_an_error(raw):
     _write(raw / "dev.csv", [TRAIN[0].replace("\t5", "\t6")])
     with pytest.raises(UserError, match=r"power = 5 \(.*train\.csv, line 2\) and power = 6 \(.*dev\.csv, line 2\)"):
         _ = _source(raw).facts
@@ -203,7 +206,7 @@ def test_ages_of_one_band_do_not_contradict_each_other(raw):
         _ = _source(raw).facts
 
 
-def test_rows_without_an_id_are_left_to_the_build(raw):
+def test_rows_without_an_id_reach_validation(raw):
     _write(raw / "dev.csv", ["\t10\tpv\t5\t1\t23\t5", "1\t\tpv\t5\t1\t23\t5"])
     source = _source(raw)
     assert set(_users(source)) == {"1", "2", "3"}
@@ -229,7 +232,7 @@ def test_rows_without_an_id_are_left_to_the_build(raw):
         ("\n" + TRAIN[0], r"line 6: time is '', .* fix the line"),
     ],
 )
-def test_bad_lines_are_named_with_value_and_mend(raw, line, message, bytes_per_part):
+def test_bad_line_error_names_value_and_fix(raw, line, message, bytes_per_part):
     _write(raw / "train.csv", [*TRAIN, line])
     with pytest.raises(UserError, match=rf"train\.csv, {message}"):
         _ = _source(raw, bytes_per_part=bytes_per_part).facts
@@ -247,10 +250,10 @@ def test_bad_lines_are_named_with_value_and_mend(raw, line, message, bytes_per_p
         (HEADER.replace("\t", ",").encode() + b"\n1", r"line 1: column 'user_id' is missing.*should be tab separated"),
         (HEADER.encode() + b"\n\xff\xfe\t10\tpv\t5\t1\t23\t5\n", r"line 2: not utf-8 text"),
         (b"\xff\xfe\n", r"line 1: not utf-8 text"),
-        (HEADER.encode() + b"\n1\t10\tpv\t1511544070000\t1\t23\t5\n", r"no event has a believable time"),
+        (HEADER.encode() + b"\n1\t10\tpv\t1511544070000\t1\t23\t5\n", r"no event has a valid time"),
     ],
 )
-def test_damaged_files_are_named(tmp_path, content, message):
+def test_damaged_file_is_an_error(tmp_path, content, message):
     (tmp_path / "train.csv").write_bytes(content)
     with pytest.raises(UserError, match=message):
         _ = _source(tmp_path).facts
@@ -270,22 +273,18 @@ def test_damaged_files_are_named(tmp_path, content, message):
         ({"behaviors": []}, "behaviors"),
     ],
 )
-def test_wrong_settings_are_named(raw, config, message):
+def test_wrong_setting_is_an_error(raw, config, message):
     with pytest.raises(UserError, match=message):
         _source(raw, **config)
 
 
-def test_missing_folder_and_folder_without_files(tmp_path):
-    with pytest.raises(UserError, match="--raw DIR"):
-        make_source("rechorus", {})
-    with pytest.raises(UserError, match="is not a folder"):
-        _source(tmp_path / "no")
+def test_folder_without_files_is_an_error(tmp_path):
     with pytest.raises(UserError, match=r"no \*\.csv in .*train\.csv, dev\.csv and test\.csv"):
         _source(tmp_path)
 
 
 @pytest.mark.ray
-def test_lake(ray_cluster, raw, tmp_path):
+def test_lake_is_valid_and_ordered(ray_cluster, raw, tmp_path):
     source = _source(raw, bytes_per_part=50)
     manifest = build_lake(source, str(tmp_path / "lake"))
     assert manifest.counts == {"users": 3, "events": 7, "titles": 3}

@@ -1,4 +1,4 @@
-"""The list of sources: what the commands and the quickstart show is what can be made."""
+"""The list of sources."""
 
 from typing import get_args
 
@@ -6,6 +6,6 @@ from mtrec_ray.config import Config
 from mtrec_ray.sources.registry import SOURCES, SourceName, config_class
 
 
-def test_every_named_source_has_its_line():
+def test_every_source_name_is_registered():
     assert tuple(SOURCES) == get_args(SourceName)
     assert all(issubclass(config_class(name), Config) for name in SOURCES)

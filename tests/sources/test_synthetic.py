@@ -1,7 +1,9 @@
-"""The planted world: shares, tastes and correlations are really in the generated rows."""
+"""The planted world: frequencies, tastes and correlations are those of the generated rows."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at run time
+
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +27,7 @@ def _generate(config: SyntheticConfig) -> tuple[SyntheticSource, pa.Table, pa.Ta
     return source, *source.complete_bucket(light, pa.table({}))
 
 
-def _numbers(users: pa.Table) -> np.ndarray:
-    return np.array([int(user_id[1:]) for user_id in users["user_id"].to_pylist()], np.uint64)
-
-
-def test_a_user_is_the_same_alone_and_among_others():
+def test_user_does_not_depend_on_other_users():
     source, users, events = _generate(CONFIG)
     some = users.select(["user_id"]).slice(1_234, 17)
     few_users, few_events = source.complete_bucket(some, pa.table({}))
@@ -43,7 +41,7 @@ def test_titles_and_users_differ_with_the_seed():
     assert not first["territory"].equals(second["territory"])
 
 
-def test_sizes_are_heavy_tailed_and_active_shares_as_planted():
+def test_territory_sizes_and_active_fractions_are_as_planted():
     source, users, events = _generate(CONFIG)
     truth = source.truth()["territories"].to_pylist()
     end = source.facts.calendar.window_end
@@ -53,12 +51,12 @@ def test_sizes_are_heavy_tailed_and_active_shares_as_planted():
     for row in truth:
         members = users.filter(pc.equal(users["territory"], row["territory"]))["user_id"].to_pylist()
         assert len(members) / 6_000 == pytest.approx(row["user_share"], abs=0.02)
-        share = np.mean([user_id in active for user_id in members])
-        assert share == pytest.approx(row["active_share"], abs=4 * np.sqrt(0.25 / len(members)))
+        fraction = np.mean([user_id in active for user_id in members])
+        assert fraction == pytest.approx(row["active_share"], abs=4 * np.sqrt(0.25 / len(members)))
     assert set(source.user_truth(users).filter(pc.field("is_active"))["user_id"].to_pylist()) == active
 
 
-def test_inactive_users_watch_nothing_late_in_a_longer_window():
+def test_only_active_users_have_events_late_in_a_longer_window():
     source, users, events = _generate(CONFIG.model_copy(update={"days": 120, "active_days": 30}))
     truth = source.user_truth(users)
     calendar = source.facts.calendar
@@ -81,10 +79,10 @@ def test_events_are_of_offered_titles_and_inside_the_calendar():
         assert calendar.window_start <= row["timestamp"] < calendar.day_bounds(3)[1]
 
 
-def test_own_groups_taste_explains_the_events_better_than_any_common_one():
+def test_group_taste_explains_the_events_better_than_a_common_one():
     source, users, events = _generate(CONFIG)
     world = make_world(CONFIG)
-    numbers = _numbers(users)
+    numbers = np.arange(users.num_rows, dtype=np.uint64)
     territory, taste = territory_index(world, numbers), user_taste(world, numbers)
     own = title_logits(CONFIG, world, territory, taste)
     common = np.mean([_logits_as(world, group, territory, taste) for group in range(4)], axis=0)
@@ -100,8 +98,6 @@ def test_own_groups_taste_explains_the_events_better_than_any_common_one():
 
 def _logits_as(world, group: int, territory: np.ndarray, taste: np.ndarray) -> np.ndarray:
     """Logits if every territory had the taste of `group`."""
-    from dataclasses import replace
-
     same = replace(world, taste_group=np.full_like(world.taste_group, group))
     return title_logits(CONFIG, same, territory, taste)
 
@@ -130,8 +126,8 @@ def test_attributes_follow_the_taste_and_some_are_unknown():
         codes = pc.index_in(users[name], value_set=pa.array(values)).to_pylist()
         known = np.array([code is not None for code in codes])
         assert known.mean() == pytest.approx(0.9, abs=0.02)
-        told = (taste @ world.attribute_direction[i])[known]
-        assert np.corrcoef(told, [code for code in codes if code is not None])[0, 1] > 0.4
+        along = (taste @ world.attribute_direction[i])[known]
+        assert np.corrcoef(along, [code for code in codes if code is not None])[0, 1] > 0.4
 
 
 def test_shuffled_groups_are_balanced_and_not_the_regions():
@@ -140,12 +136,15 @@ def test_shuffled_groups_are_balanced_and_not_the_regions():
     assert (world.taste_group != world.region).any()
 
 
-def test_settings_that_contradict_or_do_not_exist_are_refused():
-    with pytest.raises(UserError, match="active_share_low"):
-        make_source("synthetic", {"active_share_low": 0.9, "active_share_high": 0.1})
-    with pytest.raises(UserError, match="colour"):
-        make_source("synthetic", {"colour": 1})
-    with pytest.raises(UserError, match="reads no raw files"):
-        make_source("synthetic", {}, raw="/somewhere")
-    with pytest.raises(UserError, match="unknown source 'netflix'"):
-        make_source("netflix", {})
+@pytest.mark.parametrize(
+    ("source", "config", "raw", "message"),
+    [
+        ("synthetic", {"active_share_low": 0.9, "active_share_high": 0.1}, None, "active_share_low"),
+        ("synthetic", {"colour": 1}, None, "colour"),
+        ("synthetic", {}, "/somewhere", "reads no raw files"),
+        ("netflix", {}, None, "unknown source 'netflix'"),
+    ],
+)
+def test_contradictory_and_unknown_settings_are_errors(source, config, raw, message):
+    with pytest.raises(UserError, match=message):
+        make_source(source, config, raw)

@@ -1,4 +1,4 @@
-"""XMarket: held-out positives, candidates, offers, and a validation split that never sees the test."""
+"""XMarket: held-out positives, titles to rank, offers, and a validation split that never reads the test."""
 
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def test_published_positives_are_the_day_after(raw):
     assert "markets without a test day: b" in source.facts.notes
 
 
-def test_each_line_of_candidates_is_a_row_for_validation_to_judge(raw):
+def test_each_line_of_candidates_is_a_row(raw):
     with (raw / "a/valid_run.tsv").open("a") as file:
         file.write("a1\tp2\n")
     rows = _candidates(make_source("xmarket", {}, str(raw)))
@@ -86,12 +86,12 @@ def test_validation_choice_follows_the_seed(raw):
         (HEADER + "a1\tp1\tx\n", "line 2: rating is 'x'"),
     ],
 )
-def test_damaged_files_are_named(raw, content, message):
+def test_damaged_file_error_names_file_and_line(raw, content, message):
     (raw / "a/train.tsv").write_text(content)
     with pytest.raises(UserError, match=rf"train\.tsv.*{message}"):
         _ = make_source("xmarket", {}, str(raw)).facts
 
 
-def test_folder_without_markets(tmp_path):
+def test_folder_without_markets_is_an_error(tmp_path):
     with pytest.raises(UserError, match="has no market"):
         make_source("xmarket", {}, str(tmp_path))

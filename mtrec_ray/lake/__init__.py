@@ -1,1 +1,1 @@
-"""The lake: validated, bucketed Parquet tables that every later room reads."""
+"""The lake: validated, bucketed Parquet tables that training, evaluation and serving read."""

@@ -33,7 +33,7 @@ class Bucket:
     event_time: np.ndarray
     """(E,) datetime64[us], UTC."""
     users: pa.Table
-    """The user columns that were asked for."""
+    """The requested user columns."""
 
     @staticmethod
     def read(lake: Lake, bucket: int, title_ids: pa.Array, user_columns: tuple[str, ...] = ()) -> "Bucket":
@@ -49,14 +49,14 @@ class Bucket:
         )
 
     @cached_property
-    def first_times(self) -> np.ndarray:
+    def first_discoveries(self) -> np.ndarray:
         """(F,) event rows that are their user's first event of the title within a calendar month, by user and title."""
         month = self.event_time.astype("datetime64[M]").astype(np.int64)
         order = np.lexsort((self.event_time, month, self.event_title, self.event_user))
-        sorted_columns = [column[order] for column in (self.event_user, self.event_title, month)]
         is_first = np.ones(len(order), dtype=bool)
         if len(order):
-            is_first[1:] = np.any([column[1:] != column[:-1] for column in sorted_columns], axis=0)
+            columns = [column[order] for column in (self.event_user, self.event_title, month)]
+            is_first[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
         return order[is_first]
 
     def discoveries(self, start: datetime, end: datetime, offer_mask: np.ndarray | None = None) -> np.ndarray:
@@ -64,41 +64,44 @@ class Bucket:
 
         `offer_mask` (territories, T) leaves out titles that are not offered in the user's territory.
         """
-        rows = self.first_times
+        rows = self.first_discoveries
         rows = rows[within(self.event_time[rows], start, end)]
         if offer_mask is None:
             return rows
         return rows[offer_mask[self.territory[self.event_user[rows]], self.event_title[rows]]]
 
     def known_pairs(self, start: datetime, end: datetime) -> np.ndarray:
-        """Sorted unique `pair_code`s that are no negatives of [start, end): seen since the first of start's month."""
+        """Sorted unique `pair_code`s with an event since the month of `start`, which are no negatives."""
         seen = (self.event_time >= month_start(start)) & (self.event_time < to_datetime64(end))
         return np.unique(pair_code(self.event_user[seen], self.event_title[seen]))
 
-    def has_events_before(self, when: datetime) -> np.ndarray:
-        """(N,) bool: at least one event before `when`."""
-        earlier = self.event_user[self.event_time < to_datetime64(when)]
-        return np.bincount(earlier, minlength=len(self.keys)) > 0
+    def has_events_before(self, time: datetime) -> np.ndarray:
+        """(N,) bool: at least one event before `time`."""
+        return self._users_with(self.event_time < to_datetime64(time))
 
     def active(self, start: datetime, end: datetime, active_days: int) -> np.ndarray:
         """(N,) bool: at least one event in the last `active_days` of [start, end)."""
         since = max(to_datetime64(start), to_datetime64(end) - np.timedelta64(active_days, "D"))
-        recent = (self.event_time >= since) & (self.event_time < to_datetime64(end))
-        return np.bincount(self.event_user[recent], minlength=len(self.keys)) > 0
+        return self._users_with((self.event_time >= since) & (self.event_time < to_datetime64(end)))
+
+    def _users_with(self, events: np.ndarray) -> np.ndarray:
+        """(N,) bool: at least one of the events in a mask (E,)."""
+        return np.bincount(self.event_user[events], minlength=len(self.keys)) > 0
 
 
 def within(times: np.ndarray, start: datetime, end: datetime) -> np.ndarray:
+    """Mask of times in [start, end)."""
     return (times >= to_datetime64(start)) & (times < to_datetime64(end))
 
 
-def to_datetime64(when: datetime) -> np.datetime64:
+def to_datetime64(time: datetime) -> np.datetime64:
     """A UTC datetime as numpy's naive datetime64[us]."""
-    return np.datetime64(when.replace(tzinfo=None), "us")
+    return np.datetime64(time.replace(tzinfo=None), "us")
 
 
-def month_start(when: datetime) -> np.datetime64:
-    """The first moment of a UTC datetime's calendar month."""
-    return to_datetime64(when).astype("datetime64[M]").astype("datetime64[us]")
+def month_start(time: datetime) -> np.datetime64:
+    """Start of a UTC datetime's calendar month."""
+    return to_datetime64(time).astype("datetime64[M]").astype("datetime64[us]")
 
 
 def pair_code(user_row: np.ndarray, title_index: np.ndarray) -> np.ndarray:

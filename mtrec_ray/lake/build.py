@@ -1,9 +1,9 @@
 """From a source to a lake.
 
 1. titles: read, validated and written by the driver; a title's row is its index everywhere;
-2. stage: every raw part becomes one file with a record batch per bucket (one Ray task a part);
+2. staging: every raw part becomes one file with a record batch per bucket (one Ray task a part);
 3. buckets: each is joined, validated, sorted, written and hashed (one Ray task a bucket);
-4. commit: `lake.json` last, one rename. A failure before that leaves nothing behind.
+4. commit: `lake.json` is written last. A failure before that leaves nothing behind.
 """
 
 from collections.abc import Collection
@@ -16,9 +16,10 @@ from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Embeddings, LakeFile, Manifest, bucket_folder
 from mtrec_ray.lake.scatter import BuildPlan, build_bucket, stage_part
-from mtrec_ray.lake.schema import conform, final_embeddings
-from mtrec_ray.lake.validate import BadRows, BadRowsError, Rules, merge, split_titles, summarize
-from mtrec_ray.lake.write import STAGING, BuildSite, writing_failed
+from mtrec_ray.lake.schema import conform, stored_embeddings
+from mtrec_ray.lake.summary import LakeSummary
+from mtrec_ray.lake.validate import BadRows, BadRowsError, Rules, merge_bad_rows, split_titles, summarize
+from mtrec_ray.lake.write import STAGING, BuildSite, write_failure, write_parquet
 from mtrec_ray.sources.source import Source, SourceFacts
 
 USERS_PER_BUCKET = 40_000
@@ -27,7 +28,7 @@ MIN_BUCKETS = 16
 
 def build_lake(
     source: Source, out: str, options: BuildOptions | None = None, progress: ProgressCallback | None = None
-) -> Manifest:
+) -> LakeSummary:
     """Build a lake at `out`, a local path or URI. Ray must be initialised; nodes must share `out`.
 
     The files are byte for byte the same whatever the number of readers, CPUs and the order of raw rows.
@@ -42,48 +43,44 @@ def build_lake(
     except OSError as error:
         raise UserError(f"cannot write a lake at {out!r}: {error}") from error
     try:
-        manifest = _build(source, site, options, progress)
+        manifest = _write_tables(source, site, options, progress)
         site.commit(manifest)
     except BaseException as error:
         site.abandon()
         if isinstance(error, OSError):
-            raise writing_failed(error, f"building the lake {out!r}") from error
+            raise write_failure(error, f"building the lake {out!r}") from error
         raise
-    return manifest
+    return LakeSummary(out, manifest)
 
 
-def _build(source: Source, site: BuildSite, options: BuildOptions, progress: ProgressCallback | None) -> Manifest:
-    facts = source.facts
+def _write_tables(
+    source: Source, site: BuildSite, options: BuildOptions, progress: ProgressCallback | None
+) -> Manifest:
+    facts, truth = source.facts, source.truth()
+    _check_attribute_names(facts.attributes)
     num_buckets = options.num_buckets or max(MIN_BUCKETS, -(-facts.num_users // USERS_PER_BUCKET))
-    rules = _rules(facts)
-    site.make_folders([STAGING, "titles", "quarantine/titles", *(["truth"] if source.truth() else [])])
+    territories = frozenset(territory.name for territory in facts.territories)
+    rules = Rules(territories, facts.attributes, facts.user_width, facts.title_width)
     titles, bad_titles = split_titles(conform("titles", source.titles(), facts), rules)
     plan = BuildPlan(site.uri, source, num_buckets, rules, titles["title_id"].combine_chunks(), _parts(source))
-    _make_bucket_folders(site, plan, with_truth=bool(source.truth()))
+    _make_folders(site, plan, list(truth))
     limit = options.readers
     list(map_tasks(stage_part, range(len(plan.parts)), plan, stage="staging", progress=progress, limit=limit))
     tasks = map_tasks(build_bucket, range(num_buckets), plan, stage="buckets", progress=progress, limit=limit)
     buckets = [built for _, built in tasks]
-    bad = merge([summarize("titles", bad_titles), *(rejected for _, rejected in buckets)])
+    bad = merge_bad_rows([summarize("titles", bad_titles), *(rejected for _, rejected in buckets)])
     if bad and options.on_bad_rows == "error":
         raise BadRowsError(bad)
-    files = {"titles": [_write_titles(site, titles, bad_titles, facts.title_width)]}
+    files = {"titles": [_write_titles(site.uri, titles, bad_titles, facts.title_width)]}
     for name in plan.tables:
         files[name] = sorted((written[name] for written, _ in buckets), key=lambda file: file.path)
-    for name, table in source.truth().items():
-        site.make_folders([f"truth/{name}"])
-        site.write(f"truth/{name}", table)
-    return _manifest(facts, num_buckets, files, bad)
-
-
-def _rules(facts: SourceFacts) -> Rules:
-    _check_attribute_names(facts.attributes)
-    names = frozenset(territory.name for territory in facts.territories)
-    return Rules(names, facts.attributes, facts.user_width, facts.title_width)
+    for name, table in truth.items():
+        write_parquet(site.uri, f"truth/{name}", table)
+    return _make_manifest(facts, num_buckets, files, bad)
 
 
 def _check_attribute_names(attributes: Collection[str]) -> None:
-    """UserError where combinations, or the keys of their figures, could not tell the attributes apart."""
+    """UserError where the names of combinations, or of their figures, would be ambiguous."""
     for name in attributes:
         if name in ("none", "all", "") or set(name) & set("+,/") or name != name.strip():
             raise UserError(
@@ -106,23 +103,23 @@ def _parts(source: Source) -> tuple:
     return (*users, *events, *(("candidates", part) for part in source.candidate_parts()))
 
 
-def _make_bucket_folders(site: BuildSite, plan: BuildPlan, with_truth: bool) -> None:
-    tables = plan.tables + (["truth/users"] if with_truth else [])
-    site.make_folders([f"quarantine/{name}" for name in plan.tables])
-    site.make_folders([bucket_folder(name, bucket) for name in tables for bucket in range(plan.num_buckets)])
+def _make_folders(site: BuildSite, plan: BuildPlan, truth: list[str]) -> None:
+    site.make_folders([STAGING, "titles", *(f"quarantine/{name}" for name in ["titles", *plan.tables])])
+    site.make_folders([f"truth/{name}" for name in truth])
+    bucketed = plan.tables + ["truth/users"] * bool(truth)
+    site.make_folders([bucket_folder(name, bucket) for name in bucketed for bucket in range(plan.num_buckets)])
 
 
-def _write_titles(site: BuildSite, titles: pa.Table, bad: pa.Table, width: int) -> LakeFile:
+def _write_titles(uri: str, titles: pa.Table, bad: pa.Table, width: int) -> LakeFile:
     if width:
-        titles = titles.drop_columns("embedding").append_column(
-            "embedding", final_embeddings(titles["embedding"], width)
-        )
+        embeddings = stored_embeddings(titles["embedding"], width)
+        titles = titles.drop_columns("embedding").append_column("embedding", embeddings)
     if bad.num_rows:
-        site.write("quarantine/titles", bad)
-    return site.write("titles", titles)
+        write_parquet(uri, "quarantine/titles", bad)
+    return write_parquet(uri, "titles", titles)
 
 
-def _manifest(facts: SourceFacts, num_buckets: int, files: dict[str, list[LakeFile]], bad: BadRows) -> Manifest:
+def _make_manifest(facts: SourceFacts, num_buckets: int, files: dict[str, list[LakeFile]], bad: BadRows) -> Manifest:
     return Manifest(
         source=facts.name,
         notes=list(facts.notes),

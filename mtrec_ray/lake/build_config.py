@@ -1,10 +1,10 @@
-"""Settings of `mtrec lake build`, whatever the source."""
+"""Settings of `mtrec lake build` that every source has."""
 
 from typing import Literal
 
 from pydantic import Field
 
-from mtrec_ray.config import Config
+from mtrec_ray.config import Config, advanced
 
 
 class BuildOptions(Config):
@@ -14,9 +14,8 @@ class BuildOptions(Config):
     """Buckets of users and events; a reader holds one at a time. null = as many as keep a bucket within 40,000 users,
     at least 16."""
     on_bad_rows: Literal["error", "quarantine"] = "error"
-    """error: stop with the totals and the first offending rows; quarantine: put bad rows trial_overrides, counted in
-    lake.json."""
+    """error: stop with the totals and the first rejected rows; quarantine: write them to quarantine/ and count them."""
     overwrite: bool = False
-    """Replace a lake that is there already, in one step."""
-    readers: int | None = Field(default=None, ge=1)
-    """Tasks at a time; null = one for each CPU of the cluster."""
+    """Replace an existing lake, atomically."""
+    readers: int | None = advanced(None, ge=1)
+    """Most tasks at a time; null = two per CPU of the cluster."""

@@ -1,10 +1,10 @@
-"""`mtrec lake embed`: representations for a lake whose source brings none (paper A takes them from upstream models).
+"""`mtrec lake embed`: embeddings for a lake whose source has none (paper A takes them from upstream models).
 
-1. count and decompose who discovered what in the training window   (`interactions`, bucket tasks; no test day)
-2. title text through a transformer                                  (`text`, Ray Data)
+1. count and decompose the discoveries of the training window, no test day included (`interactions`, bucket tasks)
+2. title text through a transformer (`text`, Ray Data)
 3. the most frequent values of the categorical columns
 4. new users files with `embedding` and `fold_embeddings`, a new titles file
-5. commit: `lake.json` names the new files, then the old ones go
+5. commit: `lake.json` names the new files, then the old ones are removed
 
 A title's vector is [text | categories | interactions], a user's is [interactions]; text and interactions are scaled to
 unit mean square, categories are 0 or 1.
@@ -12,20 +12,19 @@ unit mean square, categories are 0 or 1.
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from datetime import datetime
 
 import numpy as np
-import pyarrow.fs as pafs
 import scipy.sparse as sp
 
 from mtrec_ray.columns import fixed_width_column
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import join, resolve, write_file
+from mtrec_ray.files import join, remove_file, write_file
 from mtrec_ray.lake.bucket import Bucket, within
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.embed_config import EmbedConfig, InteractionConfig
 from mtrec_ray.lake.interactions import (
+    Bounds,
     InteractionSpace,
     fit_space,
     fold_vectors,
@@ -34,24 +33,20 @@ from mtrec_ray.lake.interactions import (
     user_vectors,
 )
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Embeddings, Lake, LakeFile, Manifest, bucket_folder
+from mtrec_ray.lake.summary import LakeSummary
 from mtrec_ray.lake.text import encode_texts, title_texts
 from mtrec_ray.lake.window import resolve_calendar
-from mtrec_ray.lake.write import write_parquet, writing_failed
+from mtrec_ray.lake.write import list_files, write_failure, write_parquet
 
-Bounds = tuple[datetime, datetime]
-Part = tuple[sp.csr_matrix, np.ndarray, int]
+Counts = tuple[sp.csr_matrix, np.ndarray, int]
 """Title x title matrix, users of each title, users with a history."""
 
 
-def embed_lake(config: EmbedConfig, progress: ProgressCallback | None = None) -> Manifest:
-    """Compute and commit the embeddings of a lake from its training window; no event outside the window counts.
-
-    Args:
-        config: what to compute.
-        progress: told of finished buckets.
+def embed_lake(config: EmbedConfig, progress: ProgressCallback | None = None) -> LakeSummary:
+    """Compute and commit the embeddings of a lake from the events of its training window alone.
 
     Raises:
-        UserError: the lake has embeddings already, holds no event in the window, nothing would be computed, or the
+        UserError: the lake has embeddings already, holds no event in the window, users would have no vector, or the
             files cannot be written.
     """
     lake = Lake.open(config.lake)
@@ -65,33 +60,35 @@ def embed_lake(config: EmbedConfig, progress: ProgressCallback | None = None) ->
         manifest = _write_embeddings(lake, config, bounds, progress)
         write_file(join(lake.uri, MANIFEST_NAME), manifest.model_dump_json(indent=1).encode())
     except OSError as error:
-        raise writing_failed(error, f"embedding the lake {config.lake!r}") from error
+        raise write_failure(error, f"embedding the lake {config.lake!r}") from error
     finally:
         _remove_unlisted(lake.uri)
-    return manifest
+    return LakeSummary(config.lake, manifest)
 
 
 def _write_embeddings(lake: Lake, config: EmbedConfig, bounds: Bounds, progress: ProgressCallback | None) -> Manifest:
-    """Write the new files beside the old ones; the manifest that would make them the lake's."""
-    space = _interaction_space(lake, config.interactions, bounds, progress)
-    titles, parts = _title_matrix(lake, config, space)
-    fs, root = resolve(lake.uri)
-    title_file = write_parquet(fs, root, "titles", lake.titles.append_column("embedding", fixed_width_column(titles)))
-    num_buckets = lake.manifest.num_buckets
-    arguments = (lake, space, bounds, config.interactions)
-    users = dict(map_tasks(_embed_bucket, range(num_buckets), *arguments, stage="writing users", progress=progress))
+    """Write the new files beside the old ones; returns the manifest that lists them."""
+    interactions = config.interactions
+    space = _interaction_space(lake, interactions, bounds, progress)
+    titles, blocks = _title_matrix(lake, config, space)
+    title_file = write_parquet(lake.uri, "titles", lake.titles.append_column("embedding", fixed_width_column(titles)))
+    buckets = range(lake.manifest.num_buckets)
+    tasks = map_tasks(
+        _embed_bucket, buckets, lake, space, bounds, interactions, stage="writing users", progress=progress
+    )
+    users = dict(tasks)
     embeddings = Embeddings(
-        user_width=config.interactions.width,
+        user_width=interactions.width,
         title_width=titles.shape[1],
-        interaction_width=config.interactions.width,
-        num_folds=config.interactions.folds,
-        fold_seed=config.interactions.seed,
+        interaction_width=interactions.width,
+        num_folds=interactions.folds,
+        fold_seed=interactions.seed,
         window_start=bounds[0],
         window_end=bounds[1],
-        description=f"titles: {' | '.join(parts)}; users: interactions",
+        description=f"titles: {' | '.join(blocks)}; users: interactions",
     )
-    files = {"users": [users[bucket] for bucket in range(num_buckets)], "titles": [title_file]}
-    return lake.manifest.model_copy(update={"embeddings": embeddings, "files": lake.manifest.files | files})
+    files = lake.manifest.files | {"users": [users[bucket] for bucket in buckets], "titles": [title_file]}
+    return lake.manifest.model_copy(update={"embeddings": embeddings, "files": files})
 
 
 def _interaction_space(
@@ -99,9 +96,9 @@ def _interaction_space(
 ) -> InteractionSpace:
     num_titles = lake.titles.num_rows
     gram, title_users, num_users = sp.csr_matrix((num_titles, num_titles)), np.zeros(num_titles), 0
-    buckets = range(lake.manifest.num_buckets)
     arguments = (lake, bounds, config.user_power)
-    parts = map_tasks(_count_bucket, buckets, *arguments, stage="reading histories", progress=progress)
+    buckets = range(lake.manifest.num_buckets)
+    parts = map_tasks(_count_histories, buckets, *arguments, stage="reading histories", progress=progress)
     for bucket_gram, bucket_titles, bucket_users in _in_order(parts):
         gram, title_users, num_users = gram + bucket_gram, title_users + bucket_titles, num_users + bucket_users
     if title_users.sum() == 0:
@@ -111,9 +108,9 @@ def _interaction_space(
     return fit_space(sp.csr_matrix(gram), title_users, num_users, config)
 
 
-def _in_order(parts: Iterable[tuple[int, Part]]) -> Iterator[Part]:
+def _in_order(parts: Iterable[tuple[int, Counts]]) -> Iterator[Counts]:
     """Results in the order of their buckets, so that a float sum is the same at every run; few have to wait."""
-    waiting: dict[int, Part] = {}
+    waiting: dict[int, Counts] = {}
     expected = 0
     for index, part in parts:
         waiting[index] = part
@@ -122,11 +119,9 @@ def _in_order(parts: Iterable[tuple[int, Part]]) -> Iterator[Part]:
             expected += 1
 
 
-def _count_bucket(index: int, lake: Lake, bounds: Bounds, user_power: float) -> Part:
+def _count_histories(index: int, lake: Lake, bounds: Bounds, user_power: float) -> Counts:
     bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())
-    events = np.flatnonzero(within(bucket.event_time, *bounds))
-    shape = (len(bucket.keys), lake.titles.num_rows)
-    history = history_matrix(bucket.event_user[events], bucket.event_title[events], shape)
+    history = history_matrix(bucket, np.flatnonzero(within(bucket.event_time, *bounds)), lake.titles.num_rows)
     scaled = scale_rows(history, user_power)
     num_users = int((np.diff(history.indptr) > 0).sum())
     return sp.csr_matrix(scaled.T @ scaled), np.asarray(history.sum(axis=0)).ravel(), num_users
@@ -143,12 +138,11 @@ def _embed_bucket(
     if config.folds:
         folds = fold_vectors(bucket, bounds, space, config.folds, config.seed)
         users = users.append_column("fold_embeddings", fixed_width_column(folds.reshape(len(folds), -1)))
-    fs, root = resolve(lake.uri)
-    return write_parquet(fs, root, bucket_folder("users", index), users, compression="none")
+    return write_parquet(lake.uri, bucket_folder("users", index), users, compression="none")
 
 
 def _title_matrix(lake: Lake, config: EmbedConfig, space: InteractionSpace) -> tuple[np.ndarray, list[str]]:
-    """(T, title_width) float32 and the names of its parts."""
+    """(T, title_width) float32 and the names of its blocks of columns."""
     blocks, names = [], []
     texts = title_texts(lake.titles)
     if config.text.model and any(texts):
@@ -156,24 +150,25 @@ def _title_matrix(lake: Lake, config: EmbedConfig, space: InteractionSpace) -> t
         blocks.append(encoded / np.sqrt(np.square(encoded[encoded.any(axis=1)]).mean()))
         names.append(f"text ({config.text.model})")
     categories = _categories(lake, config.max_categories)
-    if categories.shape[1]:
-        blocks.append(categories)
+    if categories:
+        blocks.append(np.array(categories, dtype=np.float32).T)
         names.append("categories")
     return np.concatenate([*blocks, space.title_vectors], axis=1), [*names, "interactions"]
 
 
-def _categories(lake: Lake, limit: int) -> np.ndarray:
-    """(T, columns) 0/1: the most frequent genres and values of each categorical column.
+def _categories(lake: Lake, limit: int) -> list[list[float]]:
+    """(columns, T) 0/1: the most frequent genres and values of each categorical column.
 
     Where a title is offered is not a feature: a source may know an offer only from its test days.
     """
     columns = []
     for name in ("genres", *lake.manifest.title_categoricals):
-        values = [_words(value) if name == "genres" else [value] for value in lake.titles[name].to_pylist()]
-        counts = Counter(word for words in values for word in words if word)
-        kept = [word for word, _ in sorted(counts.items(), key=lambda item: (-item[1], item[0]))[:limit]]
-        columns += [[float(word in words) for words in values] for word in kept]
-    return np.array(columns, dtype=np.float32).T if columns else np.zeros((lake.titles.num_rows, 0), dtype=np.float32)
+        texts = lake.titles[name].to_pylist()
+        values = [_words(text) if name == "genres" else [text] for text in texts]
+        counts = Counter(value for listed in values for value in listed if value)
+        frequent = sorted(counts, key=lambda value: (-counts[value], value))[:limit]
+        columns += [[float(value in listed) for listed in values] for value in frequent]
+    return columns
 
 
 def _words(genres: str | None) -> list[str]:
@@ -181,10 +176,8 @@ def _words(genres: str | None) -> list[str]:
 
 
 def _remove_unlisted(uri: str) -> None:
-    """Remove the files that the lake no longer lists: the replaced ones, or those of an embed that failed."""
-    fs, root = resolve(uri)
-    listed = {file.path for files in Lake.open(uri).manifest.files.values() for file in files}
-    for table in ("users", "titles"):
-        for info in fs.get_file_info(pafs.FileSelector(f"{root}/{table}", recursive=True)):
-            if info.is_file and info.path[len(root) + 1 :] not in listed:
-                fs.delete_file(info.path)
+    """Remove users and titles files that the lake no longer lists: replaced ones, or those of an embed that failed."""
+    listed = Lake.open(uri).manifest.listed_paths()
+    for path in list_files(uri):
+        if path.startswith(("users/", "titles/")) and path not in listed:
+            remove_file(join(uri, path))

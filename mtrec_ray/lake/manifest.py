@@ -1,7 +1,7 @@
-"""`lake.json` and the only way to read a lake.
+"""`lake.json`, and `Lake`, the only way to read a lake.
 
 A lake is a folder (any `pyarrow.fs` URI) of Parquet files and one `lake.json` that lists them with their SHA-256.
-Only listed files exist for a reader: replacing `lake.json` is what commits a build or a new set of embeddings.
+Readers see listed files only: replacing `lake.json` is what commits a build or a new set of embeddings.
 """
 
 import hashlib
@@ -15,22 +15,18 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, resolve
+from mtrec_ray.files import absolute, join, read_json, resolve
 from mtrec_ray.sources.calendar import Calendar, Territory
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "lake.json"
 
 
-class _Frozen(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class LakeFile(_Frozen):
+class LakeFile(BaseModel, frozen=True, extra="forbid"):
     """One Parquet file, its path relative to the lake."""
 
     path: str
@@ -38,29 +34,29 @@ class LakeFile(_Frozen):
     sha256: str
 
 
-class Embeddings(_Frozen):
-    """What the embedding columns hold; width 0 = the lake has none yet."""
+class Embeddings(BaseModel, frozen=True, extra="forbid"):
+    """What the embedding columns hold; width 0 = there are none yet."""
 
     user_width: int = 0
     title_width: int = 0
     interaction_width: int = 0
-    """The last columns of a title's vector that live in the space of the user's vector; 0 = none do."""
+    """Last columns of a title's vector that are in the space of the users' vectors; 0 = none."""
     num_folds: int = 0
-    """K > 0: users also carry K cross-fitted vectors, the k-th computed without the titles of fold k."""
+    """K > 0: users also have K cross-fitted vectors, the k-th computed without the titles of fold k."""
     fold_seed: int = 0
     window_start: datetime | None = None
-    """The events that the vectors were computed from; None where the source brought them."""
+    """Bounds of the events that the vectors were computed from; None = the vectors are the source's."""
     window_end: datetime | None = None
     description: str = ""
 
 
-class Manifest(_Frozen):
+class Manifest(BaseModel, frozen=True, extra="forbid"):
     """The content of `lake.json`."""
 
     format_version: int = FORMAT_VERSION
     source: str
     notes: list[str] = []
-    """What a reader of figures from this lake must know."""
+    """What to know when interpreting figures from this lake."""
     num_buckets: int
     territories: list[Territory]
     attributes: dict[str, list[str]]
@@ -70,11 +66,11 @@ class Manifest(_Frozen):
     calendar: Calendar
     embeddings: Embeddings = Embeddings()
     trained_users_are_tested: bool = False
-    """True: figures for users the model was trained on are reported beside those of held-out users."""
+    """True: figures of users in the training set are reported beside those of held-out users."""
     counts: dict[str, int]
     """Rows of each table."""
     quarantined: dict[str, int] = {}
-    """Rows put aside by reason, `table/reason`."""
+    """Rejected rows by `table/reason`."""
     files: dict[str, list[LakeFile]]
     """Table (`users`, `events`, `titles`, optional `candidates`) -> its files, sorted by path."""
 
@@ -88,15 +84,26 @@ class Manifest(_Frozen):
 
     @property
     def lake_hash(self) -> str:
-        """Identity of everything that decides a run's result; checkpoints record it.
+        """Identity of all that decides the result of a run; checkpoints record it.
 
-        The tables' content, and what readers take from `lake.json` itself: calendar, territories with their regions,
-        attributes in their order with their values, what the embeddings are, counts. What only people read is left out.
+        Covers the content of the tables and all fields of `lake.json` that readers use; source, notes, quarantined
+        rows and the description of embeddings are for people only and left out.
         """
         left_out = {"source": True, "notes": True, "quarantined": True, "files": True, "embeddings": {"description"}}
         facts = self.model_dump(mode="json", exclude=left_out)
         facts |= {"attributes": list(self.attributes.items()), "content": self.content_hashes}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def listed_paths(self) -> set[str]:
+        """Paths of all files of the lake, `lake.json` included."""
+        return {file.path for files in self.files.values() for file in files} | {MANIFEST_NAME}
+
+    def bucket_files(self, table: str, bucket: int | None = None) -> list[LakeFile]:
+        """Files of a whole table, or of one bucket of it."""
+        files = self.files.get(table, [])
+        if bucket is None:
+            return files
+        return [file for file in files if file.path.startswith(bucket_folder(table, bucket) + "/")]
 
 
 @dataclass(frozen=True)
@@ -111,52 +118,43 @@ class Lake:
         """Read `lake.json`.
 
         Raises:
-            UserError: no lake there, an unreadable manifest, or another format version.
+            UserError: no lake there, a damaged manifest, or another format version.
         """
-        fs, root = resolve(uri)
         try:
-            with fs.open_input_stream(f"{root}/{MANIFEST_NAME}") as stream:
-                text = stream.read()
+            document = read_json(join(str(uri), MANIFEST_NAME))
         except FileNotFoundError as error:
             raise UserError(
                 f"no lake at {uri!r}: {MANIFEST_NAME} is missing; build one with `mtrec lake build`"
             ) from error
-        try:
-            manifest = Manifest.model_validate_json(text)
-        except ValidationError as error:
-            version = _format_version(text)
-            if version not in (None, FORMAT_VERSION):
-                raise UserError(
-                    f"lake {uri!r} has format version {version!r}, this program reads {FORMAT_VERSION}: build it again"
-                ) from error
-            raise UserError(f"lake {uri!r}: {MANIFEST_NAME} is damaged: {error}") from error
-        if manifest.format_version != FORMAT_VERSION:
+        version = document.get("format_version", FORMAT_VERSION) if isinstance(document, dict) else FORMAT_VERSION
+        if version != FORMAT_VERSION:
             raise UserError(
-                f"lake {uri!r} has format version {manifest.format_version}, this program reads {FORMAT_VERSION}: "
-                "build it again"
+                f"lake {uri!r} has format version {version!r}, this program reads {FORMAT_VERSION}: build it again"
             )
-        return Lake(absolute(str(uri)), manifest)
+        try:
+            return Lake(absolute(str(uri)), Manifest.model_validate(document))
+        except ValidationError as error:
+            raise UserError(f"lake {uri!r}: {MANIFEST_NAME} is damaged: {error}") from error
 
     def read(self, table: str, bucket: int | None = None, columns: list[str] | None = None) -> pa.Table:
-        """One whole table (`titles`, `candidates`) or one bucket of `users` or `events`, rows in stored order."""
-        fs, root = resolve(self.uri)
-        wanted = None if bucket is None else bucket_folder(table, bucket) + "/"
-        paths = [f.path for f in self.manifest.files.get(table, []) if wanted is None or f.path.startswith(wanted)]
-        if not paths:
+        """One whole table, or one bucket of it, rows in stored order."""
+        files = self.manifest.bucket_files(table, bucket)
+        if not files:
             raise UserError(
                 f"lake {self.uri!r} has no table {table!r}" + ("" if bucket is None else f", bucket {bucket}")
             )
         parts = []
-        for path in paths:
-            with self._damage_named(path), fs.open_input_file(f"{root}/{path}") as file:
-                parts.append(pq.ParquetFile(file).read(columns=columns))
+        for file in files:
+            with self._parquet(file) as parquet:
+                parts.append(parquet.read(columns=columns))
         return pa.concat_tables(parts).combine_chunks()
 
     @cached_property
     def titles(self) -> pa.Table:
-        """The titles table without embeddings, sorted by `title_id`: a title's row is its index everywhere."""
-        names = [n for n in self._schema_names("titles") if n != "embedding"]
-        return self.read("titles", columns=names)
+        """The titles without embeddings, sorted by `title_id`: a title's row is its index everywhere."""
+        with self._parquet(self.manifest.files["titles"][0]) as parquet:
+            names = parquet.schema_arrow.names
+        return self.read("titles", columns=[name for name in names if name != "embedding"])
 
     def title_embeddings(self) -> np.ndarray:
         """(titles, title_width) float16, rows as in `titles`."""
@@ -165,30 +163,17 @@ class Lake:
     def territory_names(self) -> list[str]:
         return [t.name for t in self.manifest.territories]
 
-    def _schema_names(self, table: str) -> list[str]:
-        fs, root = resolve(self.uri)
-        path = self.manifest.files[table][0].path
-        with self._damage_named(path), fs.open_input_file(f"{root}/{path}") as file:
-            return pq.read_schema(file).names
-
     @contextmanager
-    def _damage_named(self, path: str) -> Iterator[None]:
+    def _parquet(self, file: LakeFile) -> Iterator[pq.ParquetFile]:
+        fs, root = resolve(self.uri)
         try:
-            yield
+            with fs.open_input_file(f"{root}/{file.path}") as stream:
+                yield pq.ParquetFile(stream)
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(
-                f"lake {self.uri!r} is damaged at {path}: {error}; `mtrec lake check` lists it all"
+                f"lake {self.uri!r} is damaged at {file.path}: {error}; `mtrec lake check` lists all damage"
             ) from error
 
 
 def bucket_folder(table: str, bucket: int) -> str:
     return f"{table}/bucket={bucket:05d}"
-
-
-def _format_version(text: bytes) -> object:
-    """None where it says none, as in a truncated file."""
-    try:
-        document = json.loads(text)
-    except ValueError:
-        return None
-    return document.get("format_version") if isinstance(document, dict) else None

@@ -1,11 +1,11 @@
-"""Canonical columns of the lake's tables, and the one way to bring a table to them.
+"""Canonical columns of the lake's tables, and the conversion of raw tables to them.
 
 | table | columns |
 |---|---|
 | `users` | `user_id`, `territory`, one nullable string per attribute, optional `embedding` |
 | `events` | `user_id`, `title_id`, `timestamp` (us, UTC) |
 | `titles` | `title_id`, `name`, `genres`, `synopsis`, categoricals, `territories` (empty = everywhere), optional |
-| | `promoted_from` and `promoted_until` (null = without end), optional `embedding` |
+| | `promoted_from` and `promoted_until` (null = no limit), optional `embedding` |
 | `candidates` | `user_id`, `title_ids` |
 """
 
@@ -32,24 +32,23 @@ def required_columns(table: str, attributes: list[str], title_categoricals: list
 
 
 def conform(table: str, rows: pa.Table, facts: SourceFacts, partial: bool = False) -> pa.Table:
-    """Rows with canonical columns, types and order; unknown columns are left behind, embeddings become `binary`.
+    """Rows with canonical columns, types and order; other columns are dropped, embeddings become `binary`.
 
     Args:
-        partial: columns may still be missing (light rows that `complete_bucket` fills).
+        partial: columns may still be missing, for `complete_bucket` to fill.
 
     Raises:
         UserError: a column is missing or of a type that cannot be converted.
     """
-    wanted = required_columns(table, list(facts.attributes), list(facts.title_categoricals))
-    missing = [name for name in wanted if name not in rows.column_names]
+    required, width = _columns_and_width(table, facts)
+    missing = [name for name in required if name not in rows.column_names]
     if missing and not partial:
         raise UserError(f"{table}: column {missing[0]!r} is missing; there are {', '.join(rows.column_names)}")
-    columns = {name: _convert(table, name, rows[name], wanted[name]) for name in wanted if name not in missing}
+    columns = {name: _convert(table, name, rows[name], required[name]) for name in required if name not in missing}
     if table == "titles" and any(name in rows.column_names for name in PROMOTION):
         for name in PROMOTION:
-            given = rows[name] if name in rows.column_names else pa.nulls(rows.num_rows, TIMESTAMP)
-            columns[name] = to_utc_micros(given, "s")
-    width = {"users": facts.user_width, "titles": facts.title_width}.get(table, 0)
+            times = rows[name] if name in rows.column_names else pa.nulls(rows.num_rows, TIMESTAMP)
+            columns[name] = to_utc_micros(times, "s")
     if width and "embedding" in rows.column_names:
         columns["embedding"] = embedding_bytes(rows["embedding"])
     elif width and not partial:
@@ -57,8 +56,14 @@ def conform(table: str, rows: pa.Table, facts: SourceFacts, partial: bool = Fals
     return pa.table(columns)
 
 
+def empty_table(table: str, facts: SourceFacts) -> pa.Table:
+    """No rows, canonical columns."""
+    columns, width = _columns_and_width(table, facts)
+    return pa.schema(list((columns | ({"embedding": pa.binary()} if width else {})).items())).empty_table()
+
+
 def embedding_bytes(column: pa.ChunkedArray) -> pa.Array:
-    """Embeddings of any layout as little-endian float16 bytes, so that a wrong width or a NaN of one row stays visible.
+    """Embeddings of any layout as little-endian float16 bytes; a wrong width or a NaN in one row is preserved.
 
     Lists of numbers and fixed-size lists are cast to float16; (fixed-size) binary is taken as float16 bytes already.
     """
@@ -66,46 +71,37 @@ def embedding_bytes(column: pa.ChunkedArray) -> pa.Array:
     kind = array.type
     if pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_large_binary(kind):
         return array.cast(pa.binary())
-    if pa.types.is_fixed_size_list(kind):
-        array = array.cast(pa.list_(kind.value_type))
-    if not (pa.types.is_list(array.type) or pa.types.is_large_list(array.type)):
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
         raise UserError(f"embeddings of type {kind} cannot be read: use a list of numbers or float16 bytes")
-    return _bytes_of_lists(array)
+    array = array.cast(pa.list_(kind.value_type))
+    numbers = array.flatten().to_numpy(zero_copy_only=False)
+    with np.errstate(over="ignore"):
+        data = np.ascontiguousarray(numbers, dtype=np.float16).tobytes()
+    lengths = np.asarray(array.value_lengths().fill_null(0), dtype=np.int32)
+    offsets = np.concatenate([[0], np.cumsum(2 * lengths)]).astype(np.int32)
+    validity = np.packbits(np.asarray(array.is_valid()), bitorder="little")
+    return pa.Array.from_buffers(pa.binary(), len(array), [pa.py_buffer(part) for part in (validity, offsets, data)])
 
 
-def final_embeddings(column: pa.ChunkedArray, width: int) -> pa.Array:
-    """`binary` rows that are known to be of the right width -> FixedSizeBinary(2 * width), the stored layout."""
-    return pa.concat_arrays(
-        [chunk.cast(pa.binary(2 * width)) for chunk in column.chunks] or [pa.array([], pa.binary(2 * width))]
-    )
+def stored_embeddings(column: pa.ChunkedArray, width: int) -> pa.Array:
+    """`binary` rows, all of the right width, as FixedSizeBinary(2 * width), the stored layout."""
+    kind = pa.binary(2 * width)
+    return pa.concat_arrays([chunk.cast(kind) for chunk in column.chunks] or [pa.array([], kind)])
 
 
-def empty(table: str, facts: SourceFacts) -> pa.Table:
-    """No rows, canonical columns."""
-    wanted = required_columns(table, list(facts.attributes), list(facts.title_categoricals))
-    width = {"users": facts.user_width, "titles": facts.title_width}.get(table, 0)
-    fields = wanted | ({"embedding": pa.binary()} if width else {})
-    return pa.schema(list(fields.items())).empty_table()
+def _columns_and_width(table: str, facts: SourceFacts) -> tuple[dict[str, pa.DataType], int]:
+    """Required columns, and the declared width of the embeddings."""
+    columns = required_columns(table, list(facts.attributes), list(facts.title_categoricals))
+    return columns, {"users": facts.user_width, "titles": facts.title_width}.get(table, 0)
 
 
-def _convert(table: str, name: str, column: pa.ChunkedArray, wanted: pa.DataType) -> pa.ChunkedArray | pa.Array:
+def _convert(table: str, name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Array:
     try:
-        if wanted == TIMESTAMP:
+        if kind == TIMESTAMP:
             return to_utc_micros(column, "s")
-        rows = column.cast(wanted)
+        rows = column.cast(kind)
         if name == "territories":
             return pa.array([sorted(names or [], key=lambda s: s or "") for names in rows.to_pylist()], STRINGS)
         return rows
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError) as error:
-        raise UserError(f"{table}: column {name!r} of type {column.type} cannot become {wanted}: {error}") from error
-
-
-def _bytes_of_lists(array: pa.Array) -> pa.Array:
-    array = array.cast(pa.list_(array.type.value_type))
-    numbers = array.flatten().to_numpy(zero_copy_only=False)
-    with np.errstate(over="ignore"):
-        data = pa.py_buffer(np.ascontiguousarray(numbers, dtype=np.float16).tobytes())
-    lengths = np.asarray(array.value_lengths().fill_null(0), dtype=np.int32)
-    offsets = np.concatenate([[0], np.cumsum(2 * lengths)]).astype(np.int32)
-    validity = np.packbits(np.asarray(array.is_valid()), bitorder="little")
-    return pa.Array.from_buffers(pa.binary(), len(array), [pa.py_buffer(validity), pa.py_buffer(offsets), data])
+        raise UserError(f"{table}: column {name!r} of type {column.type} cannot become {kind}: {error}") from error

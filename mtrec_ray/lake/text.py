@@ -21,7 +21,7 @@ def title_texts(titles: pa.Table) -> list[str]:
 
 
 def encode_texts(texts: list[str], config: TextConfig) -> np.ndarray:
-    """(titles, width) float32, zeros for empty texts; batches run as Ray Data tasks on actors that hold the model.
+    """(titles, width) float32, zeros for empty texts; batches run as Ray Data tasks on an actor that holds the model.
 
     Raises:
         UserError: the model cannot be loaded, or there is no such device.
@@ -31,9 +31,9 @@ def encode_texts(texts: list[str], config: TextConfig) -> np.ndarray:
         if not joins_cluster():
             raise UserError(message)
         logger.warning("%s, unless the cluster can add one", message)
-    width = int(load_encoder(config)[1].config.hidden_size)  # fails here first: an actor's error says little
-    filled = [index for index, text in enumerate(texts) if text]
-    rows = pa.table({"index": pa.array(filled, pa.int64()), "text": pa.array([texts[i] for i in filled], pa.string())})
+    width = int(load_encoder(config)[1].config.hidden_size)  # fails here first: an actor's error is hard to read
+    index = [i for i, text in enumerate(texts) if text]
+    rows = pa.table({"index": pa.array(index, pa.int64()), "text": pa.array([texts[i] for i in index], pa.string())})
     need_ray()
     encoded = ray.data.from_arrow(rows).map_batches(
         TextEncoder,
@@ -74,11 +74,11 @@ class TextEncoder:
 
 
 def load_encoder(config: TextConfig) -> tuple[Any, Any]:
-    """Tokenizer and encoder of a Hugging Face name or local folder; raises UserError where they cannot be loaded."""
+    """Tokenizer and encoder of a Hugging Face name or local folder; UserError where they cannot be loaded."""
     from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
 
-    assert config.model is not None, "titles without a text model are not encoded"
+    assert config.model is not None
     try:
         return AutoTokenizer.from_pretrained(config.model), AutoModel.from_pretrained(config.model)
     except (OSError, ValueError, SafetensorError) as error:

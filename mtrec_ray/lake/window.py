@@ -1,4 +1,4 @@
-"""The training window and the days after it, as the source proposes and the user changes them."""
+"""The training window and evaluation days: the source's proposal with the user's changes."""
 
 from datetime import datetime
 
@@ -11,12 +11,12 @@ from mtrec_ray.sources.calendar import to_utc
 
 
 class WindowConfig(Config):
-    """The training window and the days after it; null takes what the lake's source proposes."""
+    """The training window and the evaluation days after it; null = as the lake's source proposes."""
 
     start: datetime | None = None
-    """First moment of the window, UTC."""
+    """Start of the window, UTC."""
     end: datetime | None = None
-    """First moment after the window, UTC."""
+    """Exclusive end of the window, UTC."""
     day_s: int | None = Field(default=None, gt=0)
     """Length of an evaluation day in seconds."""
     num_evaluation_days: int | None = Field(default=None, ge=0)
@@ -24,12 +24,11 @@ class WindowConfig(Config):
 
 
 def resolve_calendar(lake: Lake, window: WindowConfig) -> Calendar:
-    """The source's calendar with the user's changes."""
-    given = window.model_dump(exclude_none=True)
-    for name, field in (("start", "window_start"), ("end", "window_end")):
-        if name in given:
-            given[field] = to_utc(given.pop(name))
-    calendar = lake.manifest.calendar.model_copy(update=given)
+    """The source's calendar with the user's changes; UserError where no window is left."""
+    changes = window.model_dump(exclude_none=True)
+    for name in {"start", "end"} & changes.keys():
+        changes[f"window_{name}"] = to_utc(changes.pop(name))
+    calendar = lake.manifest.calendar.model_copy(update=changes)
     if calendar.window_start >= calendar.window_end:
         raise UserError(f"window.start {calendar.window_start} is not before window.end {calendar.window_end}")
     return calendar

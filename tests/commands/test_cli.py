@@ -112,7 +112,7 @@ def test_an_interrupted_job_says_so(run, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mtrec_ray.lake.check.check_lake", interrupt)
+    monkeypatch.setattr("mtrec_ray.lake.verify.verify_lake", interrupt)
     code, out, err = run("lake", "check", "lake")
     assert (code, out) == (130, "")
     assert "resumes from what is saved" in err

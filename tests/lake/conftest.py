@@ -1,4 +1,4 @@
-"""A tiny service in Parquet files, as a user brings it (40 users, 6 titles, 200 events), and a small text model."""
+"""A tiny service in Parquet files (40 users, 6 titles, 200 events) and a small text model."""
 
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
@@ -14,7 +14,7 @@ START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 class Service:
-    """Rows to spoil before they are written: `users`, `events`, `titles`, as lists of dicts."""
+    """Rows that a test may change before they are written: `users`, `events`, `titles`, as lists of dicts."""
 
     def __init__(self, folder: Path):
         self.folder = folder

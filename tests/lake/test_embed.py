@@ -1,4 +1,4 @@
-"""Representations: a plain dense SVD says the same, folds leave out theirs, no test day enters."""
+"""Embeddings equal a dense SVD, folds leave out their titles, no test day has an influence."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at run time
@@ -15,12 +15,12 @@ import scipy.sparse as sp
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix, user_keys
-from mtrec_ray.lake.check import check_lake
 from mtrec_ray.lake.embed import embed_lake
 from mtrec_ray.lake.embed_config import EmbedConfig, InteractionConfig, TextConfig
 from mtrec_ray.lake.interactions import InteractionSpace, fit_space, scale_rows
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.text import encode_texts
+from mtrec_ray.lake.verify import verify_lake
 from tests.streams.lakes import CALENDAR, day, event_table, random_rows, title_table, write_lake
 
 on_ray = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -91,7 +91,7 @@ def embedded(ray_cluster, tmp_path_factory) -> Lake:
 class TestInteractions:
     pytestmark = on_ray
 
-    def test_vectors_are_those_of_a_dense_svd(self, embedded):
+    def test_vectors_equal_a_dense_svd(self, embedded):
         config, history = InteractionConfig.model_validate(INTERACTIONS), histories(embedded)
         matrix = np.stack(list(history.values()))
         titles, projection = dense_space(matrix, config)
@@ -123,14 +123,14 @@ class TestInteractions:
             assert_half_close(found, wanted)
 
     @pytest.mark.parametrize("num_buckets", [1, 7])
-    def test_the_number_of_buckets_changes_no_vector(self, embedded, tmp_path, num_buckets):
+    def test_vectors_do_not_depend_on_the_number_of_buckets(self, embedded, tmp_path, num_buckets):
         other = embed(bare_lake(tmp_path / "lake", num_buckets))
         for column in ("embedding", "fold_embeddings"):
             one, two = vectors_of(embedded, column), vectors_of(other, column)
             assert_half_close(np.stack([two[u] for u in one]), np.stack(list(one.values())))
         assert_half_close(other.title_embeddings(), embedded.title_embeddings())
 
-    def test_nothing_outside_the_window_enters(self, embedded, tmp_path):
+    def test_events_outside_the_window_have_no_influence(self, embedded, tmp_path):
         later = [(f"u{n}", f"t{n % 30:02d}", day(4, 1 + n % 2)) for n in range(200)]
         before = [(f"u{n}", "t05", day(1, 1).replace(year=2021)) for n in range(50)]
         other = embed(bare_lake(tmp_path / "lake", events=event_table(later + before)))
@@ -138,8 +138,7 @@ class TestInteractions:
         for table in ("users", "titles"):
             assert other.manifest.content_hashes[table] == embedded.manifest.content_hashes[table], table
 
-    def test_an_earlier_end_of_the_window_leaves_out_what_follows(self, embedded, tmp_path):
-        """As if the events of March were not in the lake."""
+    def test_earlier_end_of_the_window_equals_a_lake_without_later_events(self, embedded, tmp_path):
         users, events, titles = random_rows()
         early = events.filter(pc.less(events["timestamp"], pa.scalar(day(3, 1, 0))))
         short = embed(bare_lake(tmp_path / "whole"), window={"end": "2022-03-01"})
@@ -147,7 +146,7 @@ class TestInteractions:
         assert short.manifest.content_hashes["users"] == without.manifest.content_hashes["users"]
         assert short.manifest.content_hashes["users"] != embedded.manifest.content_hashes["users"]
 
-    def test_a_catalogue_smaller_than_the_width_is_padded_with_zeros(self, tmp_path):
+    def test_catalogue_smaller_than_the_width_gives_zero_columns(self, tmp_path):
         lake = embed(bare_lake(tmp_path / "lake"), interactions=INTERACTIONS | {"width": 40})
         titles, users = lake.title_embeddings()[:, -40:], np.stack(list(vectors_of(lake).values()))
         assert lake.manifest.embeddings.user_width == lake.manifest.embeddings.interaction_width == 40
@@ -156,43 +155,43 @@ class TestInteractions:
         assert not titles[:, 30:].any()
         assert not users[:, 30:].any()
 
-    def test_the_lake_is_whole_afterwards_and_says_what_it_holds(self, embedded):
-        found, report = embedded.manifest.embeddings, check_lake(embedded.uri)
-        assert report.problems == report.leftovers == []
+    def test_embedded_lake_is_valid_and_records_its_embeddings(self, embedded):
+        found, report = embedded.manifest.embeddings, verify_lake(embedded.uri)
+        assert report.problems == report.unlisted == []
         assert (found.user_width, found.interaction_width, found.num_folds, found.fold_seed) == (WIDTH, WIDTH, FOLDS, 4)
         assert found.title_width == embedded.title_embeddings().shape[1]
         assert found.description.startswith("titles: interactions; users: interactions")
 
-    def test_without_folds_there_is_no_fold_column(self, tmp_path):
+    def test_no_fold_column_without_folds(self, tmp_path):
         lake = embed(bare_lake(tmp_path / "lake"), interactions=INTERACTIONS | {"folds": 0})
         assert lake.manifest.embeddings.num_folds == 0
         assert "fold_embeddings" not in lake.read("users").column_names
 
 
-class TestRefusals:
+class TestErrors:
     pytestmark = on_ray
 
-    def test_embeddings_are_replaced_only_when_told(self, tmp_path):
+    def test_embeddings_are_replaced_only_with_overwrite(self, tmp_path):
         lake = embed(bare_lake(tmp_path / "lake"))
         with pytest.raises(UserError, match="has embeddings already: replace them with --set overwrite=true"):
             embed(lake)
         other = embed(lake, interactions=INTERACTIONS | {"width": 3, "folds": 2}, overwrite=True)
         assert other.manifest.embeddings.user_width == 3
-        report = check_lake(other.uri)
-        assert report.problems == report.leftovers == []
+        report = verify_lake(other.uri)
+        assert report.problems == report.unlisted == []
         again = embed(other, overwrite=True)
         assert again.manifest == lake.manifest
 
-    def test_a_window_without_events_is_refused(self, tmp_path):
+    def test_window_without_events_is_an_error(self, tmp_path):
         lake = bare_lake(tmp_path / "lake")
         with pytest.raises(UserError, match=r"no event in .*set window\.start and window\.end"):
             embed(lake, window={"start": "2020-01-01", "end": "2020-02-01"})
 
-    def test_a_width_of_zero_is_refused(self, tmp_path):
+    def test_width_of_zero_is_an_error(self, tmp_path):
         with pytest.raises(UserError, match=r"interactions\.width = 0 leaves users without any vector"):
             embed(bare_lake(tmp_path / "lake"), interactions={"width": 0})
 
-    def test_a_failure_in_the_middle_leaves_the_lake_as_it_was(self, tmp_path, monkeypatch):
+    def test_failure_midway_leaves_the_lake_unchanged(self, tmp_path, monkeypatch):
         lake = bare_lake(tmp_path / "lake")
         before = (tmp_path / "lake" / "lake.json").read_bytes()
         from mtrec_ray.lake.embed import _embed_bucket as real
@@ -206,14 +205,14 @@ class TestRefusals:
         with pytest.raises(UserError, match=r"embedding the lake .* failed: no space left"):
             embed(lake)
         assert (tmp_path / "lake" / "lake.json").read_bytes() == before
-        assert check_lake(lake.uri).problems == []
+        assert verify_lake(lake.uri).problems == []
         assert "embedding" not in Lake.open(lake.uri).read("users").column_names
         monkeypatch.undo()
         embed(lake)
-        assert check_lake(lake.uri).leftovers == []
+        assert verify_lake(lake.uri).unlisted == []
 
-    def test_a_write_that_breaks_off_spares_the_file_of_that_name(self, tmp_path, monkeypatch):
-        """The same embeddings again have the same names: those of the lake that is there."""
+    def test_interrupted_write_leaves_the_existing_file_of_the_same_name(self, tmp_path, monkeypatch):
+        """Equal embeddings have files of equal names."""
         lake = embed(bare_lake(tmp_path / "lake"))
         from mtrec_ray.lake.embed import _embed_bucket as real
 
@@ -230,10 +229,10 @@ class TestRefusals:
         monkeypatch.setattr("mtrec_ray.lake.embed._embed_bucket", short_of_space)
         with pytest.raises(UserError, match=r"failed: .*File too large"):
             embed(lake, overwrite=True)
-        report = check_lake(lake.uri)
-        assert report.problems == report.leftovers == []
+        report = verify_lake(lake.uri)
+        assert report.problems == report.unlisted == []
 
-    def test_a_text_model_that_cannot_be_loaded_is_named_with_the_mend(self, tmp_path):
+    def test_unloadable_text_model_is_an_error(self, tmp_path):
         lake = bare_lake(tmp_path / "lake")
         before = sorted(path.name for path in (tmp_path / "lake").rglob("*"))
         with pytest.raises(UserError, match=r"text model '/nowhere/model' cannot be loaded.*--set text\.model=null"):
@@ -242,7 +241,7 @@ class TestRefusals:
 
 
 class TestSpace:
-    """The decomposition alone, without a lake."""
+    """The decomposition without a lake."""
 
     HISTORY = np.random.default_rng(3).random((50, 12)) < np.linspace(0.1, 0.6, 12)
 
@@ -256,18 +255,18 @@ class TestSpace:
     @pytest.mark.parametrize("title_power", [0.0, 0.5, 1.0])
     @pytest.mark.parametrize("user_power", [0.0, 0.5])
     @pytest.mark.parametrize("singular_power", [0.0, 0.5, 1.0])
-    def test_all_powers_do_as_in_a_dense_svd(self, title_power, user_power, singular_power):
+    def test_all_powers_equal_a_dense_svd(self, title_power, user_power, singular_power):
         space, config = self.fit(title_power=title_power, user_power=user_power, singular_power=singular_power)
         titles, projection = dense_space(self.HISTORY.astype(np.float64), config)
         np.testing.assert_allclose(space.title_vectors, same_signs(space.title_vectors, titles), atol=1e-4)
         np.testing.assert_allclose(space.projection, same_signs(space.projection, projection), atol=1e-4)
 
-    def test_the_same_at_every_run(self):
+    def test_space_is_deterministic(self):
         one, two = self.fit()[0], self.fit()[0]
         assert np.array_equal(one.title_vectors, two.title_vectors)
 
-    def test_directions_without_any_history_are_zero_not_noise(self, monkeypatch):
-        """Titles that are always watched together leave nothing for further columns."""
+    def test_directions_without_history_are_zero(self, monkeypatch):
+        """Titles that are always watched together span two directions only."""
         twins = np.zeros((40, 12), dtype=bool)
         twins[:20, :6] = twins[20:, 6:] = True
         monkeypatch.setattr(self.__class__, "HISTORY", twins)
@@ -278,7 +277,7 @@ class TestSpace:
 
 
 @pytest.mark.ray
-def test_a_title_holds_text_categories_and_interactions(ray_cluster, minilm, tmp_path):
+def test_title_vector_is_text_categories_and_interactions(ray_cluster, minilm, tmp_path):
     users = pa.table({"user_id": ["a", "b", "c"], "territory": ["north", "south", "south"]})
     titles = title_table({"t0": [], "t1": ["north"], "t2": []})
     titles = titles.set_column(2, "genres", pa.array(["Crime|Drama", "Crime", None]))

@@ -1,4 +1,4 @@
-"""The lake's hash: it changes with all that decides a run's result, and with nothing else."""
+"""The lake's hash changes with all that decides a run's result and with nothing else; damaged lakes are errors."""
 
 import json
 import os
@@ -42,17 +42,17 @@ MANIFEST = Manifest(
 
 def _set(*path: str | int, to: Any) -> Callable[[dict], None]:
     def edit(document: dict) -> None:
-        place: Any = document
+        parent: Any = document
         for key in path[:-1]:
-            place = place[key]
-        assert place[path[-1]] != to
-        place[path[-1]] = to
+            parent = parent[key]
+        assert parent[path[-1]] != to
+        parent[path[-1]] = to
 
     return edit
 
 
 def _reverse(key: str) -> Callable[[dict], None]:
-    """Write a mapping's keys in the other order."""
+    """Reverse the order of a mapping's keys."""
     return lambda document: document.update({key: dict(reversed(document[key].items()))})
 
 
@@ -80,7 +80,7 @@ DECIDES = {
     "counts": _set("counts", "users", to=5),
     "tested users": _set("trained_users_are_tested", to=True),
 }
-ONLY_TOLD = {
+DESCRIPTIVE = {
     "source": _set("source", to="elsewhere"),
     "notes": _set("notes", to=[]),
     "quarantined": _set("quarantined", to={}),
@@ -98,22 +98,22 @@ def _write(folder: Path, edit: Callable[[dict], None] = lambda document: None) -
 
 
 @pytest.mark.parametrize("edit", DECIDES.values(), ids=DECIDES.keys())
-def test_an_edit_of_what_decides_a_run_changes_the_hash(edit, tmp_path):
+def test_hash_changes_with_what_decides_a_run(edit, tmp_path):
     assert Lake.open(_write(tmp_path, edit)).manifest.lake_hash != MANIFEST.lake_hash
 
 
-@pytest.mark.parametrize("edit", ONLY_TOLD.values(), ids=ONLY_TOLD.keys())
-def test_an_edit_of_what_is_only_told_does_not(edit, tmp_path):
+@pytest.mark.parametrize("edit", DESCRIPTIVE.values(), ids=DESCRIPTIVE.keys())
+def test_hash_does_not_change_with_what_only_people_read(edit, tmp_path):
     assert Lake.open(_write(tmp_path, edit)).manifest.lake_hash == MANIFEST.lake_hash
 
 
-def test_every_edit_has_a_hash_of_its_own(tmp_path):
+def test_every_edit_has_a_different_hash(tmp_path):
     hashes = {Lake.open(_write(tmp_path, edit)).manifest.lake_hash for edit in DECIDES.values()}
     assert len(hashes) == len(DECIDES)
 
 
 @pytest.mark.parametrize("seed", ["0", "1"])
-def test_another_process_finds_the_same_hash(seed, tmp_path):
+def test_hash_is_the_same_in_another_process(seed, tmp_path):
     code = "import sys; from mtrec_ray.lake.manifest import Lake; print(Lake.open(sys.argv[1]).manifest.lake_hash)"
     found = subprocess.run(
         [sys.executable, "-c", code, _write(tmp_path)],
@@ -125,21 +125,26 @@ def test_another_process_finds_the_same_hash(seed, tmp_path):
     assert found.stdout.strip() == MANIFEST.lake_hash
 
 
-def test_a_truncated_manifest_is_damaged_and_no_other_version(tmp_path):
-    _write(tmp_path)
-    path = tmp_path / "lake.json"
-    path.write_bytes(path.read_bytes()[:200])
-    with pytest.raises(UserError, match=r"lake\.json is damaged"):
-        Lake.open(str(tmp_path))
-    path.write_text('{"format_version": 2}')
-    with pytest.raises(UserError, match=r"has format version 2, this program reads 1: build it again"):
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (MANIFEST.model_dump_json()[:200], r"lake\.json' is damaged"),
+        ('{"format_version": 1}', r"lake\.json is damaged"),
+        ("[]", r"lake\.json is damaged"),
+        ('{"format_version": 2}', "has format version 2, this program reads 1: build it again"),
+        ('{"format_version": 0, "source": "old"}', "has format version 0, this program reads 1: build it again"),
+    ],
+)
+def test_damaged_manifest_and_other_version_are_errors(text, message, tmp_path):
+    (tmp_path / "lake.json").write_text(text)
+    with pytest.raises(UserError, match=message):
         Lake.open(str(tmp_path))
 
 
-@pytest.mark.parametrize("left", [None, b"", b"PAR1 half"], ids=["missing", "empty", "truncated"])
-def test_a_titles_file_that_cannot_be_read_is_named(left, tmp_path):
+@pytest.mark.parametrize("content", [None, b"", b"PAR1 half"], ids=["missing", "empty", "truncated"])
+def test_unreadable_titles_error_names_the_file(content, tmp_path):
     (tmp_path / "titles").mkdir()
-    if left is not None:
-        (tmp_path / "titles" / "3.parquet").write_bytes(left)
-    with pytest.raises(UserError, match=r"is damaged at titles/3\.parquet.*`mtrec lake check` lists it all"):
+    if content is not None:
+        (tmp_path / "titles" / "3.parquet").write_bytes(content)
+    with pytest.raises(UserError, match=r"is damaged at titles/3\.parquet.*`mtrec lake check` lists all damage"):
         _ = Lake.open(_write(tmp_path)).titles

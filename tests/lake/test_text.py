@@ -1,4 +1,4 @@
-"""Title texts: similar ones are close, padding does not matter, a model that cannot be loaded is named."""
+"""Title texts: similar ones are close, padding does not matter, an unloadable model is an error."""
 
 import shutil
 
@@ -40,13 +40,13 @@ def test_padding_does_not_matter(encoder):
     np.testing.assert_allclose(padded, alone, atol=1e-4)
 
 
-def test_text_beyond_the_limit_is_cut(minilm):
+def test_text_beyond_the_limit_is_truncated(minilm):
     short = TextEncoder(TextConfig(model=minilm, max_tokens=8).model_dump())
     long, longer = "one two three four five six seven", "one two three four five six seven eight nine ten"
     np.testing.assert_allclose(encoded(short, long), encoded(short, longer), atol=1e-5)
 
 
-def test_a_text_is_name_genres_and_synopsis_as_far_as_there():
+def test_text_is_name_genres_and_synopsis():
     titles = pa.table({"name": ["A", None, None], "genres": ["Drama", "Crime", None], "synopsis": ["S", None, None]})
     assert title_texts(titles) == ["A. Drama. S", "Crime", ""]
 
@@ -61,7 +61,7 @@ def test_batches_keep_their_order_and_empty_texts_are_zero(ray_cluster, encoder,
 
 
 @pytest.mark.parametrize("weights", [None, b"half"], ids=["missing", "truncated"])
-def test_a_text_model_without_its_weights_is_named_with_the_mend(minilm, tmp_path, weights):
+def test_text_model_without_weights_is_an_error(minilm, tmp_path, weights):
     shutil.copytree(minilm, tmp_path / "model", ignore=shutil.ignore_patterns("*.safetensors"))
     if weights:
         (tmp_path / "model" / "model.safetensors").write_bytes(weights)
@@ -69,7 +69,7 @@ def test_a_text_model_without_its_weights_is_named_with_the_mend(minilm, tmp_pat
         encode_texts(["a film"], TextConfig(model=str(tmp_path / "model")))
 
 
-def test_a_gpu_that_is_not_there_is_not_waited_for(monkeypatch):
+def test_missing_gpu_is_an_error(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
     with pytest.raises(UserError, match=r"text\.device = cuda needs a GPU"):

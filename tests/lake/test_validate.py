@@ -1,4 +1,4 @@
-"""Rules of rows, without a cluster."""
+"""Validation of rows, without a cluster."""
 
 from datetime import UTC, datetime
 
@@ -11,12 +11,12 @@ from hypothesis import strategies as st
 from mtrec_ray.columns import fixed_width_column, fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Calendar
-from mtrec_ray.lake.scatter import whole_batch
-from mtrec_ray.lake.schema import conform, embedding_bytes, final_embeddings
+from mtrec_ray.lake.scatter import to_batch
+from mtrec_ray.lake.schema import conform, embedding_bytes, stored_embeddings
 from mtrec_ray.lake.validate import (
     Rules,
     embedding_problems,
-    merge,
+    merge_bad_rows,
     split_candidates,
     split_events,
     split_titles,
@@ -38,7 +38,7 @@ def _users(*rows: tuple) -> pa.Table:
 
 
 @given(st.permutations([("a", "NO", "f"), ("a", "NO", None), ("a", "SE", "f"), ("b", "NO", "m"), ("a", "XX", "f")]))
-def test_the_kept_duplicate_does_not_depend_on_the_order(rows):
+def test_accepted_duplicate_does_not_depend_on_the_order(rows):
     good, bad = split_users(_users(*rows), RULES)
     assert good.to_pylist() == _users(("a", "NO", "f"), ("b", "NO", "m")).to_pylist()
     assert sorted(bad["reason"].to_pylist()) == ["duplicate_user", "duplicate_user", "unknown_territory"]
@@ -53,7 +53,7 @@ def test_the_kept_duplicate_does_not_depend_on_the_order(rows):
         )
     )
 )
-def test_every_row_is_either_accepted_or_has_one_reason(rows):
+def test_every_row_is_accepted_or_has_one_reason(rows):
     good, bad = split_users(_users(*rows), RULES)
     assert good.num_rows + bad.num_rows == len(rows)
     ids = good["user_id"].to_pylist()
@@ -65,13 +65,12 @@ def test_every_row_is_either_accepted_or_has_one_reason(rows):
     assert sum(total for total, _ in summarize("users", bad).values()) == bad.num_rows
 
 
-def test_equal_events_are_kept_and_null_moments_are_not():
-    moment = datetime(2024, 1, 1, tzinfo=UTC)
+def test_equal_events_are_accepted_and_null_timestamps_are_not():
     events = pa.table(
         {
             "user_id": ["a", "a", "a"],
             "title_id": ["t", "t", "t"],
-            "timestamp": pa.array([moment, moment, None], TIMESTAMP),
+            "timestamp": pa.array([DAY, DAY, None], TIMESTAMP),
         }
     )
     good, bad = split_events(events, pa.array(["a"]), pa.array(["t"]))
@@ -79,9 +78,8 @@ def test_equal_events_are_kept_and_null_moments_are_not():
     assert bad["reason"].to_pylist() == ["null_timestamp"]
 
 
-def test_events_of_one_moment_keep_the_order_of_the_source():
-    moment = datetime(2024, 1, 1, tzinfo=UTC)
-    times = [moment.replace(day=2), moment, moment, moment]
+def test_events_with_one_timestamp_keep_the_order_of_the_source():
+    times = [DAY.replace(day=2), DAY, DAY, DAY]
     events = pa.table({"user_id": ["a"] * 4, "title_id": ["t", "z", "b", "m"], "timestamp": pa.array(times, TIMESTAMP)})
     good, _ = split_events(events, pa.array(["a"]), pa.array(["b", "m", "t", "z"]))
     assert good["title_id"].to_pylist() == ["z", "b", "m", "t"]
@@ -103,8 +101,8 @@ def test_one_unknown_title_rejects_its_candidates():
     }
 
 
-def test_promotion_that_ends_before_it_starts_or_is_in_no_believable_year():
-    first, second = datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 1, 2, tzinfo=UTC)
+def test_promotion_out_of_order_or_range_is_rejected():
+    first, second = DAY, DAY.replace(day=2)
     early, late = first.replace(year=1969), first.replace(year=9999)
     titles = pa.table(
         {
@@ -119,14 +117,14 @@ def test_promotion_that_ends_before_it_starts_or_is_in_no_believable_year():
     assert bad["reason"].to_pylist() == ["promotion_ends_before_start", *["promotion_out_of_range"] * 2]
 
 
-def test_territories_that_are_no_lists_are_refused():
+def test_territories_that_are_no_lists_are_an_error():
     facts = SourceFacts("by hand", (), {}, Calendar(window_start=DAY, window_end=DAY), num_users=1)
     text = ["title_id", "name", "genres", "synopsis"]
     with pytest.raises(UserError, match="column 'territories' of type string cannot become list<"):
         conform("titles", pa.table({name: ["NO"] for name in [*text, "territories"]}), facts)
 
 
-def test_rows_of_more_than_one_batch_are_refused_not_lost():
+def test_rows_of_more_than_one_batch_are_an_error():
     class TooLarge:
         """Above 2 GiB of text, where `combine_chunks` leaves several."""
 
@@ -136,8 +134,8 @@ def test_rows_of_more_than_one_batch_are_refused_not_lost():
             return pa.table({"user_id": pa.chunked_array([["a"], ["b"]])})
 
     with pytest.raises(UserError, match=r"2 raw rows hold more than 2 GiB in a column"):
-        whole_batch(TooLarge())  # pyright: ignore[reportArgumentType]
-    assert whole_batch(TooLarge().combine_chunks()).num_rows == 2
+        to_batch(TooLarge())  # pyright: ignore[reportArgumentType]
+    assert to_batch(TooLarge().combine_chunks()).num_rows == 2
 
 
 @pytest.mark.parametrize(
@@ -152,7 +150,7 @@ def test_rows_of_more_than_one_batch_are_refused_not_lost():
 )
 def test_embeddings_of_any_layout(column):
     for layout in (pa.chunked_array([column]), pa.chunked_array([column.slice(0, 1), column.slice(1)])):
-        stored = final_embeddings(pa.chunked_array([embedding_bytes(layout)]), 2)
+        stored = stored_embeddings(pa.chunked_array([embedding_bytes(layout)]), 2)
         assert fixed_width_matrix(stored).tolist() == [[1, 2], [3, 4]]
 
 
@@ -165,15 +163,19 @@ def test_embedding_problems_by_row():
     assert problems["embedding_not_finite"] == [3, 4]
 
 
-def test_embeddings_of_text_are_refused():
+def test_embeddings_of_text_are_an_error():
     with pytest.raises(UserError, match="string"):
         embedding_bytes(pa.chunked_array([pa.array(["1 2"])]))
 
 
-def test_merged_totals_show_the_same_first_rows_in_any_order():
+def test_merged_totals_do_not_depend_on_the_order():
     parts = [
         {"users/x": (5, ["c", "d"])},
         {"users/x": (1, ["a"]), "events/y": (2, ["q"])},
         {"users/x": (2, ["b", "e"])},
     ]
-    assert merge(parts) == merge(parts[::-1]) == {"users/x": (8, ["a", "b", "c"]), "events/y": (2, ["q"])}
+    assert (
+        merge_bad_rows(parts)
+        == merge_bad_rows(parts[::-1])
+        == {"users/x": (8, ["a", "b", "c"]), "events/y": (2, ["q"])}
+    )

@@ -7,8 +7,8 @@ import pytest
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.build import build_lake
-from mtrec_ray.lake.check import check_lake
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.lake.verify import verify_lake
 from mtrec_ray.sources.rechorus_attributes import attribute_column
 from mtrec_ray.sources.registry import make_source
 
@@ -286,10 +286,10 @@ def test_folder_without_files_is_an_error(tmp_path):
 @pytest.mark.ray
 def test_lake_is_valid_and_ordered(ray_cluster, raw, tmp_path):
     source = _source(raw, bytes_per_part=50)
-    manifest = build_lake(source, str(tmp_path / "lake"))
+    manifest = build_lake(source, str(tmp_path / "lake")).manifest
     assert manifest.counts == {"users": 3, "events": 7, "titles": 3}
     assert "no territory exists: all users are in one, 'all'" in manifest.notes
-    assert not check_lake(str(tmp_path / "lake")).problems
+    assert not verify_lake(str(tmp_path / "lake")).problems
     lake = Lake.open(str(tmp_path / "lake"))
     events = [row for bucket in range(manifest.num_buckets) for row in lake.read("events", bucket).to_pylist()]
     assert [row["title_id"] for row in events if row["user_id"] == "1"] == ["10", "12", "11", "10"]

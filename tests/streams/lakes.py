@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from mtrec_ray.columns import fixed_width_column
 from mtrec_ray.files import write_file
@@ -22,7 +21,7 @@ def write_lake(
     folder: Path, users: pa.Table, events: pa.Table, titles: pa.Table, num_buckets: int, embedded: bool = True
 ) -> Lake:
     """A lake of the given rows, without the build's validation; users carry a random embedding of width 4, or none."""
-    fs, files = pafs.LocalFileSystem(), {"users": [], "events": [], "titles": []}
+    files = {"users": [], "events": [], "titles": []}
     keys = user_keys(users["user_id"].to_numpy(zero_copy_only=False))
     if embedded:
         noise = np.random.default_rng(0).standard_normal((len(keys), 4))
@@ -33,9 +32,9 @@ def write_lake(
         for bucket in range(num_buckets):
             (folder / bucket_folder(table, bucket)).mkdir(parents=True)
             part = rows.filter(buckets == bucket).sort_by("user_id")
-            files[table].append(write_parquet(fs, str(folder), bucket_folder(table, bucket), part))
+            files[table].append(write_parquet(str(folder), bucket_folder(table, bucket), part))
     (folder / "titles").mkdir()
-    files["titles"].append(write_parquet(fs, str(folder), "titles", titles))
+    files["titles"].append(write_parquet(str(folder), "titles", titles))
     manifest = Manifest(
         source="by hand",
         num_buckets=num_buckets,

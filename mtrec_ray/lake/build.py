@@ -18,7 +18,7 @@ from mtrec_ray.lake.manifest import Embeddings, LakeFile, Manifest, bucket_folde
 from mtrec_ray.lake.scatter import BuildPlan, build_bucket, stage_part
 from mtrec_ray.lake.schema import conform, stored_embeddings
 from mtrec_ray.lake.summary import LakeSummary
-from mtrec_ray.lake.validate import BadRows, BadRowsError, Rules, merge_bad_rows, split_titles, summarize
+from mtrec_ray.lake.validate import BadRows, BadRowsError, merge_bad_rows, split_titles, summarize
 from mtrec_ray.lake.write import STAGING, BuildSite, write_failure, write_parquet
 from mtrec_ray.sources.source import Source, SourceFacts
 
@@ -59,10 +59,8 @@ def _write_tables(
     facts, truth = source.facts, source.truth()
     _check_attribute_names(facts.attributes)
     num_buckets = options.num_buckets or max(MIN_BUCKETS, -(-facts.num_users // USERS_PER_BUCKET))
-    territories = frozenset(territory.name for territory in facts.territories)
-    rules = Rules(territories, facts.attributes, facts.user_width, facts.title_width)
-    titles, bad_titles = split_titles(conform("titles", source.titles(), facts), rules)
-    plan = BuildPlan(site.uri, source, num_buckets, rules, titles["title_id"].combine_chunks(), _parts(source))
+    titles, bad_titles = split_titles(conform("titles", source.titles(), facts), facts)
+    plan = BuildPlan(site.uri, source, num_buckets, titles["title_id"].combine_chunks(), _parts(source))
     _make_folders(site, plan, list(truth))
     limit = options.readers
     list(map_tasks(stage_part, range(len(plan.parts)), plan, stage="staging", progress=progress, limit=limit))

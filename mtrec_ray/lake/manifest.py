@@ -21,6 +21,7 @@ from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, join, read_json, resolve
 from mtrec_ray.sources.calendar import Calendar, Territory
+from mtrec_ray.sources.source import SourceFacts
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "lake.json"
@@ -93,6 +94,20 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
         facts = self.model_dump(mode="json", exclude=left_out)
         facts |= {"attributes": list(self.attributes.items()), "content": self.content_hashes}
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def facts(self) -> SourceFacts:
+        """What rows are validated against."""
+        return SourceFacts(
+            name=self.source,
+            territories=tuple(self.territories),
+            attributes={name: tuple(values) for name, values in self.attributes.items()},
+            calendar=self.calendar,
+            num_users=self.counts.get("users", 0),
+            title_categoricals=tuple(self.title_categoricals),
+            user_width=self.embeddings.user_width,
+            title_width=self.embeddings.title_width,
+        )
 
     def listed_paths(self) -> set[str]:
         """Paths of all files of the lake, `lake.json` included."""

@@ -18,7 +18,6 @@ from mtrec_ray.lake.manifest import LakeFile, bucket_folder
 from mtrec_ray.lake.schema import conform, empty_table, stored_embeddings
 from mtrec_ray.lake.validate import (
     BadRows,
-    Rules,
     merge_bad_rows,
     split_candidates,
     split_events,
@@ -36,7 +35,6 @@ class BuildPlan:
     uri: str
     source: Source
     num_buckets: int
-    rules: Rules
     title_ids: pa.Array
     """Accepted titles."""
     parts: tuple[tuple[str, Part], ...]
@@ -71,7 +69,7 @@ def build_bucket(bucket: int, plan: BuildPlan) -> tuple[dict[str, LakeFile], Bad
     facts, source = plan.source.facts, plan.source
     users, events = source.complete_bucket(_staged_rows(plan, "users", bucket), _staged_rows(plan, "events", bucket))
     accepted, rejected = {}, {}
-    accepted["users"], rejected["users"] = split_users(conform("users", users, facts), plan.rules)
+    accepted["users"], rejected["users"] = split_users(conform("users", users, facts), facts)
     ids = accepted["users"]["user_id"].combine_chunks(), plan.title_ids
     accepted["events"], rejected["events"] = split_events(conform("events", events, facts), *ids)
     if facts.has_candidates:
@@ -101,7 +99,7 @@ def to_batch(rows: pa.Table) -> pa.RecordBatch:
 def _write_bucket(plan: BuildPlan, name: str, bucket: int, rows: pa.Table) -> LakeFile:
     """Users are not compressed: training reads their embeddings all the time."""
     if "embedding" in rows.column_names:
-        column = stored_embeddings(rows["embedding"], plan.rules.user_width)
+        column = stored_embeddings(rows["embedding"], plan.source.facts.user_width)
         rows = rows.set_column(rows.column_names.index("embedding"), "embedding", column)
     compression = "none" if name == "users" else "zstd"
     return write_parquet(plan.uri, bucket_folder(name, bucket), rows.combine_chunks(), compression)

@@ -17,18 +17,25 @@ from mtrec_ray.sources.epochs import TIMESTAMP, to_utc_micros
 from mtrec_ray.sources.source import PROMOTION, SourceFacts
 
 STRINGS = pa.list_(pa.string())
+OPTIONAL_OF_TITLES = ("name", "genres", "synopsis", "territories")
+"""Null where a source does not have them."""
 
 
-def required_columns(table: str, attributes: list[str], title_categoricals: list[str]) -> dict[str, pa.DataType]:
-    """Name and type of each column that `table` must have, in stored order."""
+def required_columns(table: str, facts: SourceFacts) -> dict[str, pa.DataType]:
+    """Name and type of each column that `table` must have beside embeddings, in stored order."""
     string = pa.string()
     return {
-        "users": {"user_id": string, "territory": string} | dict.fromkeys(attributes, string),
+        "users": dict.fromkeys(["user_id", "territory", *facts.attributes], string),
         "events": {"user_id": string, "title_id": string, "timestamp": TIMESTAMP},
-        "titles": dict.fromkeys(["title_id", "name", "genres", "synopsis", *title_categoricals], string)
+        "titles": dict.fromkeys(["title_id", "name", "genres", "synopsis", *facts.title_categoricals], string)
         | {"territories": STRINGS},
         "candidates": {"user_id": string, "title_ids": STRINGS},
     }[table]
+
+
+def embedding_width(table: str, facts: SourceFacts) -> int:
+    """Declared width of the table's embeddings; 0 = none."""
+    return {"users": facts.user_width, "titles": facts.title_width}.get(table, 0)
 
 
 def conform(table: str, rows: pa.Table, facts: SourceFacts, partial: bool = False) -> pa.Table:
@@ -40,11 +47,15 @@ def conform(table: str, rows: pa.Table, facts: SourceFacts, partial: bool = Fals
     Raises:
         UserError: a column is missing or of a type that cannot be converted.
     """
-    required, width = _columns_and_width(table, facts)
-    missing = [name for name in required if name not in rows.column_names]
-    if missing and not partial:
-        raise UserError(f"{table}: column {missing[0]!r} is missing; there are {', '.join(rows.column_names)}")
-    columns = {name: _convert(table, name, rows[name], required[name]) for name in required if name not in missing}
+    required, width = required_columns(table, facts), embedding_width(table, facts)
+    columns = {}
+    for name, kind in required.items():
+        if name in rows.column_names:
+            columns[name] = _convert(table, name, rows[name], kind)
+        elif table == "titles" and name in OPTIONAL_OF_TITLES:
+            columns[name] = _convert(table, name, pa.nulls(rows.num_rows, kind), kind)
+        elif not partial:
+            raise UserError(f"{table}: column {name!r} is missing; there are {', '.join(rows.column_names)}")
     if table == "titles" and any(name in rows.column_names for name in PROMOTION):
         for name in PROMOTION:
             times = rows[name] if name in rows.column_names else pa.nulls(rows.num_rows, TIMESTAMP)
@@ -58,8 +69,9 @@ def conform(table: str, rows: pa.Table, facts: SourceFacts, partial: bool = Fals
 
 def empty_table(table: str, facts: SourceFacts) -> pa.Table:
     """No rows, canonical columns."""
-    columns, width = _columns_and_width(table, facts)
-    return pa.schema(list((columns | ({"embedding": pa.binary()} if width else {})).items())).empty_table()
+    fields = list(required_columns(table, facts).items())
+    fields += [("embedding", pa.binary())] * bool(embedding_width(table, facts))
+    return pa.schema(fields).empty_table()
 
 
 def embedding_bytes(column: pa.ChunkedArray) -> pa.Array:
@@ -89,13 +101,9 @@ def stored_embeddings(column: pa.ChunkedArray, width: int) -> pa.Array:
     return pa.concat_arrays([chunk.cast(kind) for chunk in column.chunks] or [pa.array([], kind)])
 
 
-def _columns_and_width(table: str, facts: SourceFacts) -> tuple[dict[str, pa.DataType], int]:
-    """Required columns, and the declared width of the embeddings."""
-    columns = required_columns(table, list(facts.attributes), list(facts.title_categoricals))
-    return columns, {"users": facts.user_width, "titles": facts.title_width}.get(table, 0)
-
-
-def _convert(table: str, name: str, column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray | pa.Array:
+def _convert(
+    table: str, name: str, column: pa.ChunkedArray | pa.Array, kind: pa.DataType
+) -> pa.ChunkedArray | pa.Array:
     try:
         if kind == TIMESTAMP:
             return to_utc_micros(column, "s")

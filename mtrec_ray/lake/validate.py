@@ -10,7 +10,6 @@ rejected too. Two equal events (same user, title and timestamp) are two valid ev
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +19,7 @@ from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.schema import stored_embeddings
 from mtrec_ray.sources.epochs import AFTER_LAST_TIMESTAMP, FIRST_TIMESTAMP
-from mtrec_ray.sources.source import PROMOTION
+from mtrec_ray.sources.source import PROMOTION, SourceFacts
 
 NUM_SHOWN = 3
 """Rejected rows that an error shows for each reason."""
@@ -29,16 +28,6 @@ Problems = list[tuple[str, np.ndarray]]
 """(reason, (rows,) bool); the first of a row's reasons counts."""
 BadRows = dict[str, tuple[int, list[str]]]
 """`table/reason` -> total, and the first rejected rows as JSON."""
-
-
-@dataclass(frozen=True)
-class Rules:
-    """What rows are validated against. Picklable."""
-
-    territories: frozenset[str]
-    attributes: dict[str, tuple[str, ...]]
-    user_width: int
-    title_width: int
 
 
 class BadRowsError(UserError):
@@ -54,34 +43,34 @@ class BadRowsError(UserError):
         super().__init__("\n".join(lines))
 
 
-def split_users(users: pa.Table, rules: Rules) -> tuple[pa.Table, pa.Table]:
+def split_users(users: pa.Table, facts: SourceFacts) -> tuple[pa.Table, pa.Table]:
     """(accepted, rejected) rows, both sorted by `user_id`; rejected ones have a `reason` column."""
     problems = [
         ("null_user_id", _blank(users["user_id"])),
         ("no_territory", _blank(users["territory"])),
-        ("unknown_territory", _outside(users["territory"], rules.territories)),
+        ("unknown_territory", _outside(users["territory"], _names(facts))),
     ]
-    for name, values in rules.attributes.items():
+    for name, values in facts.attributes.items():
         undeclared = _outside(users[name], values) & ~users[name].is_null().to_numpy()
         problems.append(("undeclared_attribute_value", undeclared))
-    if rules.user_width:
-        problems += embedding_problems(users["embedding"], rules.user_width)
+    if facts.user_width:
+        problems += embedding_problems(users["embedding"], facts.user_width)
     return _split_unique(users, problems, "user_id", "duplicate_user")
 
 
-def split_titles(titles: pa.Table, rules: Rules) -> tuple[pa.Table, pa.Table]:
+def split_titles(titles: pa.Table, facts: SourceFacts) -> tuple[pa.Table, pa.Table]:
     """(accepted, rejected) rows, both sorted by `title_id`; rejected ones have a `reason` column."""
-    offered = titles["territories"].to_pylist()
+    names, offered = _names(facts), titles["territories"].to_pylist()
     problems = [
         ("null_title_id", _blank(titles["title_id"])),
-        ("unknown_territory", np.array([not rules.territories.issuperset(names) for names in offered], bool)),
+        ("unknown_territory", np.array([not names.issuperset(listed) for listed in offered], bool)),
     ]
     if PROMOTION[0] in titles.column_names:
         start, end = (titles[name] for name in PROMOTION)
         problems.append(("promotion_out_of_range", _out_of_range(start) | _out_of_range(end)))
         problems.append(("promotion_ends_before_start", _mask(pc.less(end, start))))
-    if rules.title_width:
-        problems += embedding_problems(titles["embedding"], rules.title_width)
+    if facts.title_width:
+        problems += embedding_problems(titles["embedding"], facts.title_width)
     return _split_unique(titles, problems, "title_id", "duplicate_title")
 
 
@@ -171,6 +160,10 @@ def _content_order(rows: pa.Table, key: str) -> pa.Array:
         for name in rows.column_names
     }
     return pc.sort_indices(pa.table(sortable), sort_keys=keys)
+
+
+def _names(facts: SourceFacts) -> set[str]:
+    return {territory.name for territory in facts.territories}
 
 
 def _outside(column: pa.ChunkedArray, allowed: Iterable[str] | pa.Array) -> np.ndarray:

@@ -19,10 +19,9 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, read_file
 from mtrec_ray.hashing import bucket_of, user_keys
 from mtrec_ray.lake.cluster import map_tasks
-from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake, LakeFile, Manifest
-from mtrec_ray.lake.schema import required_columns
+from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake, Manifest
+from mtrec_ray.lake.schema import embedding_width, required_columns
 from mtrec_ray.lake.validate import (
-    Rules,
     embedding_problems,
     split_candidates,
     split_events,
@@ -81,102 +80,86 @@ def verify_lake(uri: str, progress: ProgressCallback | None = None) -> LakeVerif
     Raises:
         UserError: no lake there, or its `lake.json` cannot be read.
     """
-    lake = Lake.open(uri)
-    files = lake.manifest.files
-    titles, problems = _read_table(lake, "titles", files.get("titles", []))
+    lake, paths = Lake.open(uri), sorted(list_files(uri))
+    manifest, problems = lake.manifest, []
+    titles = _read_table(lake, "titles", None, problems)
     if titles is not None:  # buckets are validated against the titles
-        problems += _rejected("titles", "titles", split_titles(titles, _rules(lake.manifest))[1])
+        problems += _rejections("titles", "titles", split_titles(titles, manifest.facts)[1])
         problems += _check_sorted("titles", titles["title_id"])
-        buckets = range(lake.manifest.num_buckets)
-        found = dict(map_tasks(verify_bucket, buckets, lake, stage="checking", progress=progress))
-        problems += [problem for bucket in buckets for problem in found[bucket]]
-    paths = sorted(list_files(uri))
-    num_rows = {name: sum(file.rows for file in listed) for name, listed in files.items()}
-    for name, rows in num_rows.items():
-        if lake.manifest.counts.get(name) != rows:
-            problems.append(f"{name}: counts are {lake.manifest.counts.get(name)}, its files have {rows} rows")
+        tasks = map_tasks(verify_bucket, range(manifest.num_buckets), lake, stage="checking", progress=progress)
+        problems += [problem for _, found in sorted(tasks) for problem in found]
+    num_rows = {name: sum(file.rows for file in files) for name, files in manifest.files.items()}
+    if num_rows != manifest.counts:
+        problems.append(f"counts are {manifest.counts}, but the files have {num_rows} rows")
     problems += _check_quarantine(lake, [path for path in paths if path.startswith("quarantine/")])
-    listed = lake.manifest.listed_paths()
+    listed = manifest.listed_paths()
     unlisted = [path for path in paths if path not in listed and not path.startswith(UNLISTED_FOLDERS)]
-    num_files = {name: len(listed) for name, listed in files.items()}
-    return LakeVerification(uri, lake.manifest.lake_hash, num_files, num_rows, problems, unlisted)
+    num_files = {name: len(files) for name, files in manifest.files.items()}
+    return LakeVerification(uri, manifest.lake_hash, num_files, num_rows, problems, unlisted)
 
 
 def verify_bucket(bucket: int, lake: Lake) -> list[str]:
     """Problems of one bucket of users, events and candidates."""
-    tables, problems = {}, []
-    for name in ("users", "events", "candidates"):
-        if name in lake.manifest.files:
-            tables[name], found = _read_table(lake, name, lake.manifest.bucket_files(name, bucket))
-            problems += found
-    if any(table is None for table in tables.values()):
+    problems: list[str] = []
+    names = [name for name in ("users", "events", "candidates") if name in lake.manifest.files]
+    tables = {name: _read_table(lake, name, bucket, problems) for name in names}
+    if problems:
         return problems
-    user_ids, title_ids = (rows.combine_chunks() for rows in (tables["users"]["user_id"], lake.titles["title_id"]))
-    splits = {"users": split_users(tables["users"], _rules(lake.manifest))}
-    splits["events"] = split_events(tables["events"], user_ids, title_ids)
+    ids = tables["users"]["user_id"].combine_chunks(), lake.titles["title_id"].combine_chunks()
+    rejected = {
+        "users": split_users(tables["users"], lake.manifest.facts)[1],
+        "events": split_events(tables["events"], *ids)[1],
+    }
     if "candidates" in tables:
-        splits["candidates"] = split_candidates(tables["candidates"], user_ids, title_ids)
-    for name, (_, rejected) in splits.items():
-        problems += _rejected(f"bucket {bucket}", name, rejected)
-    return problems + _check_order(tables, bucket, lake.manifest.num_buckets)
+        rejected["candidates"] = split_candidates(tables["candidates"], *ids)[1]
+    for name, rows in tables.items():
+        where, user_ids = f"{name}, bucket {bucket}", rows["user_id"].to_numpy()
+        problems += _rejections(where, name, rejected[name])
+        misplaced = int((bucket_of(user_keys(user_ids), lake.manifest.num_buckets) != bucket).sum())
+        if misplaced:
+            problems.append(f"{where}: {misplaced} rows belong to another bucket")
+        problems += _check_sorted(where, rows["user_id"])
+    return problems
 
 
-def _read_table(lake: Lake, name: str, files: list[LakeFile]) -> tuple[pa.Table | None, list[str]]:
-    """The rows, None where they cannot be used, and problems of hash, rows and schema."""
-    problems, parts = [], []
-    for file in files:
+def _read_table(lake: Lake, name: str, bucket: int | None, problems: list[str]) -> Any:
+    """A table or one bucket of it; None where problems of hash, rows or schema, which are added to `problems`."""
+    parts, found = [], []
+    for file in lake.manifest.bucket_files(name, bucket):
         try:
             data = read_file(join(lake.uri, file.path))
         except FileNotFoundError:
-            problems.append(f"{file.path}: is missing")
+            found.append(f"{file.path}: is missing")
             continue
         if sha256(data).hexdigest() != file.sha256:
-            problems.append(f"{file.path}: content differs from {MANIFEST_NAME} (SHA-256)")
+            found.append(f"{file.path}: content differs from {MANIFEST_NAME} (SHA-256)")
             continue
         part = pq.read_table(pa.BufferReader(data))
         if part.num_rows != file.rows:
-            problems.append(f"{file.path}: {part.num_rows} rows, but {file.rows} in {MANIFEST_NAME}")
-        problems += _check_schema(name, part, lake.manifest, file.path)
+            found.append(f"{file.path}: {part.num_rows} rows, but {file.rows} in {MANIFEST_NAME}")
+        found += [f"{file.path}: {problem}" for problem in _check_schema(name, part, lake.manifest)]
         parts.append(part)
-    if not files:
-        problems.append(f"{name}: {MANIFEST_NAME} lists no file")
-    return pa.concat_tables(parts) if parts and not problems else None, problems
+    if not parts and not found:
+        found.append(f"{name}: {MANIFEST_NAME} lists no file" + ("" if bucket is None else f" of bucket {bucket}"))
+    problems += found
+    return None if found else pa.concat_tables(parts)
 
 
-def _check_schema(name: str, rows: pa.Table, manifest: Manifest, path: str) -> list[str]:
-    kinds = required_columns(name, list(manifest.attributes), manifest.title_categoricals)
-    embeddings = manifest.embeddings
-    width = {"users": embeddings.user_width, "titles": embeddings.title_width}.get(name, 0)
-    fold_width = width * embeddings.num_folds if name == "users" else 0
+def _check_schema(name: str, rows: pa.Table, manifest: Manifest) -> list[str]:
+    kinds, width = required_columns(name, manifest.facts), embedding_width(name, manifest.facts)
+    fold_width = width * manifest.embeddings.num_folds if name == "users" else 0
     kinds |= {"embedding": pa.binary(2 * width)} if width else {}
     kinds |= {"fold_embeddings": pa.binary(2 * fold_width)} if fold_width else {}
-    problems = []
-    for column, kind in kinds.items():
-        if column not in rows.column_names:
-            problems.append(f"{path}: column {column!r} is missing")
-        elif rows.schema.field(column).type != kind:
-            problems.append(f"{path}: column {column!r} is {rows.schema.field(column).type}, should be {kind}")
-    if fold_width and not problems:
-        for reason, mask in embedding_problems(rows["fold_embeddings"], fold_width):
-            if mask.any():
-                problems.append(f"{path}: column 'fold_embeddings' has {int(mask.sum())} rows of {reason}")
-    return problems
+    found = {field.name: field.type for field in rows.schema}
+    wrong = [name for name, kind in kinds.items() if found.get(name) != kind]
+    if wrong or not fold_width:
+        return [f"column {name!r} is {found.get(name, 'missing')}, should be {kinds[name]}" for name in wrong]
+    reasons = embedding_problems(rows["fold_embeddings"], fold_width)
+    return [f"column 'fold_embeddings' has {mask.sum()} rows of {reason}" for reason, mask in reasons if mask.any()]
 
 
-def _rejected(where: str, name: str, rejected: pa.Table) -> list[str]:
-    return [f"{where}: {n} rows of {reason}" for reason, (n, _) in summarize(name, rejected).items()]
-
-
-def _check_order(tables: dict, bucket: int, num_buckets: int) -> list[str]:
-    """Every row in its user's bucket, in the stored order."""
-    problems = []
-    for name, rows in tables.items():
-        ids = rows["user_id"].to_numpy()
-        misplaced = int((bucket_of(user_keys(ids), num_buckets) != bucket).sum()) if len(ids) else 0
-        if misplaced:
-            problems.append(f"{name}, bucket {bucket}: {misplaced} rows belong to another bucket")
-        problems += _check_sorted(f"{name}, bucket {bucket}", rows["user_id"])
-    return problems
+def _rejections(where: str, name: str, rejected: pa.Table) -> list[str]:
+    return [f"{where}: {total} rows of {reason}" for reason, (total, _) in summarize(name, rejected).items()]
 
 
 def _check_sorted(where: str, ids: pa.ChunkedArray) -> list[str]:
@@ -190,18 +173,9 @@ def _check_quarantine(lake: Lake, paths: list[str]) -> list[str]:
         rows = pq.read_table(pa.BufferReader(read_file(join(lake.uri, path))), columns=["reason"])
         for row in pc.value_counts(rows["reason"]).to_pylist():
             found[f"{path.split('/')[1]}/{row['values']}"] += row["counts"]
-    listed = lake.manifest.quarantined
+    counts = lake.manifest.quarantined
     return [
-        f"quarantine: {found[reason]} rows of {reason}, but {listed.get(reason, 0)} in {MANIFEST_NAME}"
-        for reason in sorted(found.keys() | listed.keys())
-        if found[reason] != listed.get(reason, 0)
+        f"quarantine: {found[reason]} rows of {reason}, but {counts.get(reason, 0)} in {MANIFEST_NAME}"
+        for reason in sorted(found.keys() | counts.keys())
+        if found[reason] != counts.get(reason, 0)
     ]
-
-
-def _rules(manifest: Manifest) -> Rules:
-    return Rules(
-        frozenset(territory.name for territory in manifest.territories),
-        {name: tuple(values) for name, values in manifest.attributes.items()},
-        manifest.embeddings.user_width,
-        manifest.embeddings.title_width,
-    )

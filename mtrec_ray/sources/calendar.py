@@ -47,11 +47,9 @@ def propose_calendar(
     """Make the last `num_evaluation_days` of the data evaluation days, all before is the window.
 
     Args:
-        first: time of the first event.
-        last: time of the last event.
+        first: time of the first event; the window starts at midnight before it, unless `start` is given.
+        last: time of the last event; the evaluation days end at midnight after it, unless `end` is given.
         fix: what to change where no window is left, for the error.
-        start: start of the window; None = midnight (UTC) before `first`.
-        end: end of the window; None = the evaluation days end at midnight after `last`.
 
     Raises:
         UserError: no window is left.

@@ -10,11 +10,9 @@ import urllib.request
 import zipfile
 from pathlib import Path, PurePosixPath
 
-import pyarrow.fs as pafs
-
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import PART, write_whole
+from mtrec_ray.files import PART, write_file
 
 CHUNK_BYTES = 1 << 18
 TIMEOUT_S = 60
@@ -23,11 +21,7 @@ TIMEOUT_S = 60
 def download_file(
     url: str, checksum: str, out: Path, stage: str = "downloading", progress: ProgressCallback | None = None
 ) -> None:
-    """Download `url` to `out`, resuming from `<out>.part` of an earlier attempt.
-
-    Args:
-        checksum: `sha256:<hex>` or `md5:<hex>` of the whole file.
-        progress: called with `stage`, the bytes so far, and their total (0 = unknown).
+    """Download `url` to `out`, resuming from `<out>.part`; `checksum` is `sha256:<hex>` or `md5:<hex>`.
 
     Raises:
         UserError: the server cannot be reached or the connection broke (the part stays for the next attempt), or the
@@ -82,11 +76,7 @@ def _checksum_of(path: Path, checksum: str) -> str:
 
 
 def unpack_files(archive: Path, names: tuple[str, ...], folder: Path) -> None:
-    """Write the files `names` of a zip archive, wherever they are in it, into `folder`.
-
-    Raises:
-        UserError: no zip archive, or a file is missing.
-    """
+    """Unpack the files `names` of a zip archive, whatever their folder; UserError for another archive."""
     try:
         with zipfile.ZipFile(archive) as zipped:
             members = {PurePosixPath(member).name: member for member in zipped.namelist()}
@@ -94,6 +84,6 @@ def unpack_files(archive: Path, names: tuple[str, ...], folder: Path) -> None:
                 if name not in members:
                     raise UserError(f"{archive} does not hold {name!r}: is it the right archive?")
             for name in names:
-                write_whole(pafs.LocalFileSystem(), str(folder / name), zipped.read(members[name]))
+                write_file(str(folder / name), zipped.read(members[name]))
     except zipfile.BadZipFile as error:
         raise UserError(f"{archive} is no zip archive: {error}") from error

@@ -21,26 +21,18 @@ from mtrec_ray.sources.epochs import AFTER_LAST_TIMESTAMP, timestamps_from_epoch
 from mtrec_ray.sources.movielens_files import (
     GROUPLENS_1M,
     GROUPLENS_100K,
-    OCCUPATIONS,
+    OCCUPATIONS_1M,
     MovieLensFiles,
     detect_layout,
 )
-from mtrec_ray.sources.source import Part, Source, SourceFacts, local_folder, make_titles, raw_folder
+from mtrec_ray.sources.source import Part, Source, SourceFacts, local_folder, raw_folder
 
-REGIONS = {
-    "zip-0": "northeast",
-    "zip-1": "northeast",
-    "zip-2": "south",
-    "zip-3": "south",
-    "zip-4": "midwest",
-    "zip-5": "midwest",
-    "zip-6": "midwest",
-    "zip-7": "south",
-    "zip-8": "west",
-    "zip-9": "west",
-    "zip-other": "abroad",
+REGIONS = {"northeast": "01", "south": "237", "midwest": "456", "west": "89"}
+"""Areas of the United States with the first digits of their zip codes, roughly."""
+TERRITORIES = {f"zip-{digit}": region for region, digits in REGIONS.items() for digit in digits} | {
+    "zip-other": "abroad"
 }
-"""Territories with the area of the United States that they roughly cover."""
+"""Territories with their regions."""
 AGE_BANDS = {0: "Under 18", 18: "18-24", 25: "25-34", 35: "35-44", 45: "45-49", 50: "50-55", 56: "56+"}
 """First year of age of the seven bands of MovieLens 1M."""
 
@@ -78,13 +70,14 @@ class MovieLensSource(Source):
 
     @cached_property
     def facts(self) -> SourceFacts:
-        dataset = self.files.layout.dataset
+        dataset, users = self.files.layout.dataset, self.files.read_users()
+        occupations = OCCUPATIONS_1M if dataset == "1M" else tuple(sorted(set(users["occupation"])))
         return SourceFacts(
             name="movielens",
-            territories=tuple(Territory(name=name, region=region) for name, region in REGIONS.items()),
-            attributes={"gender": ("F", "M"), "age": tuple(AGE_BANDS.values()), "occupation": OCCUPATIONS[dataset]},
+            territories=tuple(Territory(name=name, region=region) for name, region in TERRITORIES.items()),
+            attributes={"gender": ("F", "M"), "age": tuple(AGE_BANDS.values()), "occupation": occupations},
             calendar=self._calendar(),
-            num_users=len(self.files.read_users()["user_id"]),
+            num_users=len(users["user_id"]),
             title_categoricals=("decade",),
             notes=(
                 f"MovieLens {dataset}: for research, cite Harper and Konstan 2015",
@@ -94,7 +87,7 @@ class MovieLensSource(Source):
         )
 
     def titles(self) -> pa.Table:
-        return make_titles(**self.files.read_films())
+        return pa.table(self.files.read_films())
 
     def user_parts(self) -> list[Part]:
         return [partial(_read_users, self.files)]
@@ -113,11 +106,7 @@ class MovieLensSource(Source):
 
 
 def download_movielens(config: MovieLensConfig, raw: str | None, progress: ProgressCallback | None = None) -> None:
-    """Download and unpack the archive of `config.dataset` into the folder `raw`, unless its files are there.
-
-    Raises:
-        UserError: no local folder, a url without its checksum, or as `download_file` and `unpack_files`.
-    """
+    """Download and unpack the archive of `config.dataset` into the folder `raw`, unless its files are there."""
     if raw is None:
         raise UserError("--download needs a folder to fetch MovieLens into: name it with --raw DIR")
     if config.url and not config.checksum:
@@ -135,7 +124,7 @@ def download_movielens(config: MovieLensConfig, raw: str | None, progress: Progr
 def territory_of(zip_code: str) -> str:
     """`zip-` and the first digit, else `zip-other`."""
     name = f"zip-{zip_code[:1]}"
-    return name if name in REGIONS else "zip-other"
+    return name if name in TERRITORIES else "zip-other"
 
 
 def age_band(age: int) -> str:

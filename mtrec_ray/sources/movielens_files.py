@@ -14,55 +14,30 @@ from pathlib import Path
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources.text import TextTable
 
-OCCUPATIONS = {
-    "100K": (
-        "administrator",
-        "artist",
-        "doctor",
-        "educator",
-        "engineer",
-        "entertainment",
-        "executive",
-        "healthcare",
-        "homemaker",
-        "lawyer",
-        "librarian",
-        "marketing",
-        "none",
-        "other",
-        "programmer",
-        "retired",
-        "salesman",
-        "scientist",
-        "student",
-        "technician",
-        "writer",
-    ),
-    "1M": (
-        "other",
-        "academic/educator",
-        "artist",
-        "clerical/admin",
-        "college/grad student",
-        "customer service",
-        "doctor/health care",
-        "executive/managerial",
-        "farmer",
-        "homemaker",
-        "K-12 student",
-        "lawyer",
-        "programmer",
-        "retired",
-        "sales/marketing",
-        "scientist",
-        "self-employed",
-        "technician/engineer",
-        "tradesman/craftsman",
-        "unemployed",
-        "writer",
-    ),
-}
-"""By data set; ML-1M stores positions in this list."""
+OCCUPATIONS_1M = (
+    "other",
+    "academic/educator",
+    "artist",
+    "clerical/admin",
+    "college/grad student",
+    "customer service",
+    "doctor/health care",
+    "executive/managerial",
+    "farmer",
+    "homemaker",
+    "K-12 student",
+    "lawyer",
+    "programmer",
+    "retired",
+    "sales/marketing",
+    "scientist",
+    "self-employed",
+    "technician/engineer",
+    "tradesman/craftsman",
+    "unemployed",
+    "writer",
+)
+"""Occupations by their code in ML-1M."""
 GENRES_100K = (
     "unknown",
     "Action",
@@ -149,7 +124,7 @@ class MovieLensFiles:
         users: dict[str, list] = dict(table.read(self.folder))
         users["age"] = table.read_ints(self.folder, users, "age")
         if self.layout.dataset == "1M":
-            codes, names = table.read_ints(self.folder, users, "occupation"), OCCUPATIONS["1M"]
+            codes, names = table.read_ints(self.folder, users, "occupation"), OCCUPATIONS_1M
             for line, code in enumerate(codes, start=1):
                 if not 0 <= code < len(names):
                     raise UserError(
@@ -160,7 +135,7 @@ class MovieLensFiles:
         return users
 
     def read_films(self) -> dict[str, list]:
-        """`title_ids`, and of each `name`, `genres` separated by spaces and `decade`; None = unknown."""
+        """`title_id`, `name`, `genres` separated by spaces and `decade`; None = unknown."""
         films = self.layout.films.read(self.folder)
         names, years = films["movie_title"], films.get("release_year")
         if years is None:  # `Toy Story (1995)`
@@ -168,7 +143,7 @@ class MovieLensFiles:
             years = [match[2] if match else "" for match in found]
             names = [match[1] if match else name for match, name in zip(found, names, strict=True)]
         return {
-            "title_ids": films["item_id"],
+            "title_id": films["item_id"],
             "name": names,
             "genres": [" ".join(words) or None for words in _genres(films)],
             "decade": [f"{year[:3]}0s" if re.fullmatch(r"\d{4}", year) else None for year in years],

@@ -16,9 +16,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.sources.calendar import DAY_S, Calendar, Territory, propose_calendar
 from mtrec_ray.sources.epochs import AFTER_LAST_TIMESTAMP, FIRST_TIMESTAMP, TIMESTAMP, to_utc_micros
 from mtrec_ray.sources.parquet_files import Chunk, list_chunks
-from mtrec_ray.sources.source import PROMOTION, Part, Source, SourceFacts, map_columns
-
-TITLE_TEXTS = ("name", "genres", "synopsis")
+from mtrec_ray.sources.source import PROMOTION, Part, Source, SourceFacts, pick_columns
 
 
 class ParquetConfig(Config):
@@ -99,12 +97,7 @@ class ParquetSource(Source):
         )
 
     def titles(self) -> pa.Table:
-        titles = pa.concat_tables(part() for part in self._parts("titles"))
-        absent = dict.fromkeys(TITLE_TEXTS, pa.string()) | {"territories": pa.list_(pa.string())}
-        for name, kind in absent.items():
-            if name not in titles.column_names:
-                titles = titles.append_column(name, pa.nulls(titles.num_rows, kind))
-        return titles
+        return pa.concat_tables(part() for part in self._parts("titles"))
 
     def user_parts(self) -> list[Part]:
         return self._parts("users")
@@ -120,15 +113,6 @@ class ParquetSource(Source):
 
     def _read(self, table: str, chunk: Chunk, only: str | None = None) -> pa.Table:
         """One chunk under canonical column names: all columns, or `only` one."""
-        required, optional = self._columns(table)
-        rows = chunk.read({only: required[only]} if only else required, {} if only else optional)
-        for name in {"timestamp", *PROMOTION} & set(rows.column_names):
-            times = to_utc_micros(rows[name], self.config.timestamp_unit)
-            rows = rows.set_column(rows.column_names.index(name), name, times)
-        return rows
-
-    def _columns(self, table: str) -> tuple[dict[str, str], dict[str, str]]:
-        """Canonical -> the user's names of the (required, optional) columns."""
         config = self.config
         required = {
             "users": ["user_id", "territory", *config.attributes] + ["embedding"] * bool(config.user_width),
@@ -136,9 +120,17 @@ class ParquetSource(Source):
             "titles": ["title_id", *config.title_categoricals] + ["embedding"] * bool(config.title_width),
             "candidates": ["user_id", "title_ids"],
         }[table]
-        optional = [*TITLE_TEXTS, "territories", *PROMOTION] if table == "titles" else []
+        optional = ["name", "genres", "synopsis", "territories", *PROMOTION] if table == "titles" else []
         setting = f"{table[:-1]}_columns"
-        return map_columns(setting, getattr(config, setting), required, optional)
+        columns = pick_columns(
+            chunk.path, chunk.open().schema_arrow.names, setting, getattr(config, setting), required, optional
+        )
+        columns = {only: columns[only]} if only else columns
+        raw = chunk.read(list(columns.values()))
+        rows = {name: raw[column] for name, column in columns.items()}
+        for name in {"timestamp", *PROMOTION} & rows.keys():
+            rows[name] = to_utc_micros(rows[name], config.timestamp_unit)
+        return pa.table(rows)
 
     def _distinct(self, column: str) -> list[str]:
         values: set[str] = set()

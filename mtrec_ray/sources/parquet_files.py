@@ -10,7 +10,6 @@ import pyarrow.parquet as pq
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, resolve
-from mtrec_ray.sources.source import find_columns
 
 GLOB_SIGNS = "*?["
 
@@ -25,28 +24,23 @@ class Chunk:
     row_groups: list[int]
     num_rows: int
 
-    def read(self, required: dict[str, str], optional: dict[str, str]) -> pa.Table:
-        """Read columns, given as canonical -> raw name; optional ones where the file has them.
+    def open(self) -> pq.ParquetFile:
+        return _open(resolve(self.uri)[0], self.path)
 
-        Raises:
-            UserError: a required column is missing, or the file is damaged.
-        """
-        file = _open(resolve(self.uri)[0], self.path)
-        columns = find_columns(self.path, file.schema_arrow.names, required, optional, fix="map it in the config")
+    def read(self, columns: list[str]) -> pa.Table:
+        """The chunk's rows; UserError where the file is damaged."""
         try:
-            rows = file.read_row_groups(self.row_groups, columns=list(dict.fromkeys(columns.values())))
+            return self.open().read_row_groups(self.row_groups, columns=list(dict.fromkeys(columns)))
         except (pa.ArrowInvalid, OSError) as error:
             raise UserError(f"{self.path}: damaged or truncated ({error}): write it again") from error
-        return pa.table({name: rows[raw] for name, raw in columns.items()})
 
 
 def list_chunks(location: str, raw: str | None, rows_per_part: int) -> list[Chunk]:
-    """Chunks of all Parquet files at a path, folder or glob, sorted by path.
+    """Chunks of at most `rows_per_part` rows of all Parquet files at a path, folder or glob, sorted by path.
 
     Args:
         location: path or URI; a relative path is below `raw`.
         raw: path or URI of a folder; None = the current one.
-        rows_per_part: most rows of a chunk; row groups are never split.
 
     Raises:
         UserError: nothing there, or a file is no complete Parquet file.

@@ -21,8 +21,8 @@ from mtrec_ray.hashing import Salt, uniforms
 from mtrec_ray.sources.synthetic_config import REGIONS, SyntheticConfig
 
 TASTE_WIDTH = 8
-USERS_PER_CHUNK = 4096
-"""Users whose logits or embeddings are in memory at a time."""
+ROWS_PER_CHUNK = 4096
+"""Rows of logits or embeddings that are in memory in float64 at a time."""
 GLOBAL = -1
 ATTRIBUTE_FREQUENCIES = {
     "gender": {"female": 0.48, "male": 0.52},
@@ -44,7 +44,7 @@ ATTRIBUTE_FREQUENCIES = {
 class World:
     """All planted numbers that are not a single user's."""
 
-    seed: int
+    config: SyntheticConfig
     user_fraction: np.ndarray
     """(T,) fraction of all users, descending."""
     region: np.ndarray
@@ -69,17 +69,46 @@ class World:
     """(attributes, k) orthonormal."""
 
 
+@dataclass(frozen=True)
+class PlantedUsers:
+    """Some users of the world; each is the same whatever the others."""
+
+    numbers: np.ndarray
+    """(N,) uint64."""
+    territory: np.ndarray
+    """(N,) index."""
+    taste: np.ndarray
+    """(N, k) z_u, standard normal."""
+    active: np.ndarray
+    """(N,) bool: has an event in the last `active_days` of the window."""
+
+    @staticmethod
+    def draw(world: World, numbers: np.ndarray) -> "PlantedUsers":
+        seed, ends = world.config.seed, np.cumsum(world.user_fraction)
+        territory = np.searchsorted(ends, uniforms(numbers, seed, "territory"), side="right")
+        territory = np.minimum(territory, len(ends) - 1)
+        taste = normals(numbers[:, None], seed, "taste", _counter(TASTE_WIDTH))
+        return PlantedUsers(
+            numbers, territory, taste, uniforms(numbers, seed, "active") < world.active_fraction[territory]
+        )
+
+    def __getitem__(self, rows: slice) -> "PlantedUsers":
+        return PlantedUsers(self.numbers[rows], self.territory[rows], self.taste[rows], self.active[rows])
+
+
 @lru_cache(maxsize=4)
 def make_world(config: SyntheticConfig) -> World:
     """Draw the world of a config, once in each process."""
     seed, territories, titles = config.seed, config.territories, config.titles
     size = np.arange(1, territories + 1.0) ** -config.size_exponent
-    region = _snake(territories)
+    turn = np.arange(territories) % (2 * len(REGIONS))
+    region = np.minimum(turn, 2 * len(REGIONS) - 1 - turn)  # 0 1 2 3 3 2 1 0 ...: all regions get large and small ones
     low, high = config.active_share_low, config.active_share_high
     is_local = _draw(titles, seed, "local title") < config.local_title_share
     home = np.floor(_draw(titles, seed, "home") * territories).astype(np.int64)
+    directions = _normal_matrix(TASTE_WIDTH, len(ATTRIBUTE_FREQUENCIES), seed, "attributes")
     return World(
-        seed,
+        config,
         user_fraction=size / size.sum(),
         region=region,
         taste_group=region if config.taste_groups == "regions" else _shuffled_groups(territories, seed),
@@ -90,53 +119,47 @@ def make_world(config: SyntheticConfig) -> World:
         group_matrix=_group_matrices(config.group_taste, seed),
         user_lift=_normal_matrix(TASTE_WIDTH, config.user_width, seed, "user lift") / np.sqrt(TASTE_WIDTH),
         title_lift=_normal_matrix(TASTE_WIDTH, config.title_width, seed, "title lift") / np.sqrt(TASTE_WIDTH),
-        attribute_direction=np.linalg.qr(_normal_matrix(TASTE_WIDTH, len(ATTRIBUTE_FREQUENCIES), seed, "attributes"))[
-            0
-        ].T,
+        attribute_direction=np.linalg.qr(directions)[0].T,
     )
 
 
-def territory_index(world: World, numbers: np.ndarray) -> np.ndarray:
-    """(N,) territory of each user number."""
-    ends = np.cumsum(world.user_fraction)
-    drawn = np.searchsorted(ends, uniforms(numbers, world.seed, "territory"), side="right")
-    return np.minimum(drawn, len(ends) - 1)
-
-
-def user_taste(world: World, numbers: np.ndarray) -> np.ndarray:
-    """(N, k) z_u, standard normal."""
-    return normals(numbers[:, None], world.seed, "taste", _counter(TASTE_WIDTH))
-
-
-def is_active(world: World, numbers: np.ndarray, territory: np.ndarray) -> np.ndarray:
-    """(N,) bool: the user has an event in the last `active_days` of the window."""
-    return uniforms(numbers, world.seed, "active") < world.active_fraction[territory]
-
-
-def attribute_codes(config: SyntheticConfig, world: World, numbers: np.ndarray, taste: np.ndarray) -> np.ndarray:
+def attribute_codes(world: World, users: PlantedUsers) -> np.ndarray:
     """(N, attributes) index of each value, -1 = unknown.
 
     The value is given by the quantile of `correlation * (z_u . direction) + sqrt(1 - correlation^2) * noise`.
     """
-    correlation = config.attribute_correlation
-    codes = []
+    seed, correlation, codes = world.config.seed, world.config.attribute_correlation, []
     for i, frequencies in enumerate(ATTRIBUTE_FREQUENCIES.values()):
-        along = sum(taste[:, j] * world.attribute_direction[i, j] for j in range(TASTE_WIDTH))
-        noise = normals(numbers, world.seed, "attribute", i)
+        along = sum(users.taste[:, j] * world.attribute_direction[i, j] for j in range(TASTE_WIDTH))
+        noise = normals(users.numbers, seed, "attribute", i)
         quantile = ndtr(correlation * along + np.sqrt(1 - correlation**2) * noise)
         code = np.searchsorted(np.cumsum(list(frequencies.values()))[:-1], quantile, side="right")
-        unknown = uniforms(numbers, world.seed, "attribute unknown", i) < config.unknown_attribute_share
+        unknown = uniforms(users.numbers, seed, "attribute unknown", i) < world.config.unknown_attribute_share
         codes.append(np.where(unknown, -1, code))
     return np.stack(codes, axis=1)
 
 
-def embeddings(keys: np.ndarray, taste: np.ndarray, lift: np.ndarray, noise: float, seed: int) -> np.ndarray:
-    """(N, width) float16: taste times `lift` plus uniform noise of standard deviation `noise`; hides the territory."""
+def title_logits(world: World, users: PlantedUsers) -> np.ndarray:
+    """(N, n) planted affinity; -inf where the title is not offered in the user's territory."""
+    config, groups = world.config, world.taste_group[users.territory]
+    logits = np.empty((len(groups), len(world.home)))
+    for group in np.unique(groups):
+        mixed = product(world.title_taste, world.group_matrix[group].T)  # (n, k) M_g v_t
+        logits[groups == group] = product(users.taste[groups == group], np.ascontiguousarray(mixed.T))
+    logits *= config.taste_scale / np.sqrt(TASTE_WIDTH)
+    logits += world.popularity + config.local_boost * (world.home != GLOBAL)
+    offered = (world.home == GLOBAL) | (world.home == np.arange(config.territories)[:, None])  # (T, n)
+    logits[~offered[users.territory]] = -np.inf
+    return logits
+
+
+def embeddings(config: SyntheticConfig, keys: np.ndarray, taste: np.ndarray, lift: np.ndarray) -> np.ndarray:
+    """(N, width) float16: taste times `lift` plus uniform noise; the territory does not show."""
     result = np.empty((len(keys), lift.shape[1]), np.float16)
-    for start in range(0, len(keys), USERS_PER_CHUNK):
-        rows = slice(start, start + USERS_PER_CHUNK)
-        drawn = uniforms(keys[rows, None], seed, "embedding", _counter(lift.shape[1])) - 0.5
-        result[rows] = product(taste[rows], lift) + noise * np.sqrt(12) * drawn
+    for start in range(0, len(keys), ROWS_PER_CHUNK):
+        rows = slice(start, start + ROWS_PER_CHUNK)
+        drawn = uniforms(keys[rows, None], config.seed, "embedding", _counter(lift.shape[1])) - 0.5
+        result[rows] = product(taste[rows], lift) + config.embedding_noise * np.sqrt(12) * drawn
     return result
 
 
@@ -158,12 +181,6 @@ def _group_matrices(strength: float, seed: int) -> np.ndarray:
     draws = [_normal_matrix(TASTE_WIDTH, TASTE_WIDTH, seed, f"group {group}") for group in range(len(REGIONS))]
     rotations = np.stack([np.linalg.qr(draw)[0] for draw in draws])
     return np.sqrt(1 - strength) * np.eye(TASTE_WIDTH) + np.sqrt(strength) * rotations
-
-
-def _snake(count: int) -> np.ndarray:
-    """0 1 2 3 3 2 1 0 0 1 ...: each region gets large and small territories."""
-    turn = np.arange(count) % (2 * len(REGIONS))
-    return np.minimum(turn, 2 * len(REGIONS) - 1 - turn)
 
 
 def _shuffled_groups(count: int, seed: int) -> np.ndarray:

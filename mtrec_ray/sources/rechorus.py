@@ -30,7 +30,7 @@ from mtrec_ray.sources.epochs import timestamps_from_epoch
 from mtrec_ray.sources.rechorus_attributes import AttributeColumn, attribute_column
 from mtrec_ray.sources.rechorus_files import Piece, cut_pieces, find_files
 from mtrec_ray.sources.rechorus_scan import Scan, scan_files, to_seconds, unpack_mask
-from mtrec_ray.sources.source import Part, Source, SourceFacts, make_titles, map_columns, raw_folder
+from mtrec_ray.sources.source import Part, Source, SourceFacts, raw_folder
 
 TERRITORY = "all"
 USERS_PER_PART = 65_536
@@ -82,14 +82,10 @@ class ReChorusSource(Source):
         folder = raw_folder("rechorus", raw)
         self.attributes = [attribute_column(name, config.gender_values, config.age_bands) for name in config.attributes]
         required = ["user_id", "item_id", "time", *(attribute.column for attribute in self.attributes)]
-        needed, optional = map_columns(
-            "columns",
-            config.columns,
-            required + ["behavior"] * bool(config.behaviors),
-            [] if config.behaviors else ["behavior"],
-        )
-        self.paths, self.left_out = find_files(folder, config.files, list(needed.values()))
-        self.files = [cut_pieces(path, needed, optional, config.bytes_per_part) for path in self.paths]
+        required += ["behavior"] * bool(config.behaviors)
+        raw_names = [config.columns.get(name, name) for name in required]
+        self.paths, self.left_out = find_files(folder, config.files, raw_names)
+        self.files = [cut_pieces(path, config.columns, required, config.bytes_per_part) for path in self.paths]
 
     def __getstate__(self) -> dict:
         """Workers get the paths and facts; what they need of the scan is in each part."""
@@ -114,7 +110,7 @@ class ReChorusSource(Source):
 
     def titles(self) -> pa.Table:
         """Only the ids of titles are known."""
-        return make_titles(sorted(self.scan.title_ids))
+        return pa.table({"title_id": sorted(self.scan.title_ids)})
 
     def user_parts(self) -> list[Part]:
         users = self.scan.users

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.csv as pacsv
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.source import find_columns
+from mtrec_ray.sources.source import pick_columns
 from mtrec_ray.sources.text import wrong_field_count
 
 USUAL_NAMES = ("train.csv", "dev.csv", "val.csv", "valid.csv", "test.csv")
@@ -106,15 +106,16 @@ def find_files(folder: Path, names: list[str] | None, required: list[str]) -> tu
     return chosen, [path for path in found if path not in chosen]
 
 
-def cut_pieces(path: Path, required: dict[str, str], optional: dict[str, str], bytes_per_part: int) -> list[Piece]:
-    """Pieces of about `bytes_per_part`; columns are given as canonical -> raw name.
+def cut_pieces(path: Path, mapping: dict[str, str], required: list[str], bytes_per_part: int) -> list[Piece]:
+    """Pieces of about `bytes_per_part`; `mapping` is canonical -> raw names of columns.
 
     Raises:
         UserError: a required column is missing, or no row follows the header.
     """
     header = _read_header(path)
-    fix = "the file should be tab separated; `columns` maps other names, `attributes` and `behaviors` leave columns out"
-    columns = find_columns(f"{path}, line 1", header, required, optional, fix)
+    if len(header) == 1:
+        raise UserError(f"{path}, line 1: the only column is {header[0]!r}: the file should be tab separated")
+    columns = pick_columns(f"{path}, line 1", header, "columns", mapping, required, ["behavior"])
     pieces = []
     with path.open("rb") as file:
         file.readline()

@@ -27,10 +27,10 @@ class SourceFacts:
     """Sensitive attributes with their values, in order."""
     calendar: Calendar
     num_users: int
-    """Expected number of users: sets the default bucket count."""
+    """Expected number of users, for the default bucket count."""
     title_categoricals: tuple[str, ...] = ()
     user_width: int = 0
-    """Width of the user embeddings in the source; 0 = none."""
+    """Width of the source's user embeddings; 0 = none."""
     title_width: int = 0
     embedding_description: str = ""
     notes: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class Source(ABC):
 
     @abstractmethod
     def titles(self) -> pa.Table:
-        """All titles, in any order."""
+        """All titles, in any order; `name`, `genres`, `synopsis` and `territories` (everywhere) may be absent."""
 
     @abstractmethod
     def user_parts(self) -> list[Part]:
@@ -75,51 +75,36 @@ class Source(ABC):
         return None
 
 
-def make_titles(title_ids: list[str], territories: list[list[str]] | None = None, **texts: Sequence) -> pa.Table:
-    """Titles with the `texts` that are known of them, offered in `territories` (None = everywhere)."""
-    known = {name: pa.array(values, pa.string()) for name, values in ({"title_id": title_ids} | texts).items()}
-    unknown = dict.fromkeys(("name", "genres", "synopsis"), pa.nulls(len(title_ids), pa.string()))
-    offered = [[]] * len(title_ids) if territories is None else territories
-    return pa.table(unknown | known | {"territories": pa.array(offered, pa.list_(pa.string()))})
-
-
-def map_columns(
-    setting: str, mapping: dict[str, str], required: list[str], optional: list[str]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """Canonical -> raw names of the (required, optional) columns; mapping an optional one makes it required.
-
-    Raises:
-        UserError: `mapping`, the value of `setting`, names a column that is never read.
-    """
-    unknown = sorted(set(mapping) - {*required, *optional})
-    if unknown:
-        known = ", ".join([*required, *optional])
-        raise UserError(f"{setting} maps {unknown[0]!r}, which is never read; there are {known}")
-    required = required + [name for name in optional if name in mapping]
-    return {name: mapping.get(name, name) for name in required}, {n: n for n in optional if n not in mapping}
-
-
-def find_columns(
-    file: str, present: Sequence[str], required: dict[str, str], optional: dict[str, str], fix: str
+def pick_columns(
+    file: str,
+    present: Sequence[str],
+    setting: str,
+    mapping: dict[str, str],
+    required: Sequence[str],
+    optional: Sequence[str] = (),
 ) -> dict[str, str]:
-    """Canonical -> raw names of the columns to read, given the `present` columns of a file and `map_columns`.
+    """Canonical -> raw names of the columns to read from a file that has the columns `present`.
 
     Raises:
-        UserError: a required column is missing; names the file and the fix.
+        UserError: a required column, or one that `mapping` (the value of `setting`) renames, is missing; or `mapping`
+            names a column that is never read.
     """
-    for name, raw in required.items():
-        if raw not in present:
-            mapped = "" if name == raw else f" (mapped to {name!r})"
-            raise UserError(f"{file}: column {raw!r}{mapped} is missing, there are {', '.join(present)}: {fix}")
-    return required | {name: raw for name, raw in optional.items() if raw in present}
+    names = [*required, *optional]
+    unknown = sorted(set(mapping) - set(names))
+    if unknown:
+        raise UserError(f"{setting} maps {unknown[0]!r}, which is never read; there are {', '.join(names)}")
+    raw_names = {name: mapping.get(name, name) for name in names}
+    for name, raw in raw_names.items():
+        if raw not in present and (name in required or name in mapping):
+            mapped = f" (mapped to {name!r})" if name in mapping else ""
+            raise UserError(
+                f"{file}: column {raw!r}{mapped} is missing, there are {', '.join(present)}: map it with `{setting}`"
+            )
+    return {name: raw for name, raw in raw_names.items() if raw in present}
 
 
 def raw_folder(source: str, raw: str | None) -> Path:
-    """The existing local folder of raw files.
-
-    Raises:
-        UserError: not given, missing, or a URI of another filesystem.
-    """
+    """The existing local folder of raw files; UserError if there is none or `raw` is a URI of another filesystem."""
     if raw is None:
         raise UserError(f"source {source!r} reads raw files: name their folder with --raw DIR")
     folder = local_folder(source, raw)

@@ -15,15 +15,14 @@ from mtrec_ray.sources.planted import (
     ATTRIBUTE_FREQUENCIES,
     GLOBAL,
     TASTE_WIDTH,
+    PlantedUsers,
+    World,
     attribute_codes,
     embeddings,
-    is_active,
     make_world,
-    territory_index,
-    user_taste,
 )
 from mtrec_ray.sources.planted_events import draw_events
-from mtrec_ray.sources.source import Part, Source, SourceFacts, make_titles
+from mtrec_ray.sources.source import Part, Source, SourceFacts
 from mtrec_ray.sources.synthetic_config import REGIONS, SyntheticConfig
 
 USERS_PER_PART = 500_000
@@ -40,15 +39,16 @@ class SyntheticSource(Source):
         self.config = config
 
     @property
+    def world(self) -> World:
+        return make_world(self.config)
+
+    @property
     def facts(self) -> SourceFacts:
-        config, region = self.config, make_world(self.config).region
-        start = datetime.combine(config.first_day, time(), UTC)
+        config, start = self.config, datetime.combine(self.config.first_day, time(), UTC)
+        regions = zip(_territory_names(config), self.world.region, strict=True)
         return SourceFacts(
             name="synthetic",
-            territories=tuple(
-                Territory(name=name, region=REGIONS[region])
-                for name, region in zip(_territory_names(config), region.tolist(), strict=True)
-            ),
+            territories=tuple(Territory(name=name, region=REGIONS[region]) for name, region in regions),
             attributes={name: tuple(values) for name, values in ATTRIBUTE_FREQUENCIES.items()},
             calendar=Calendar(
                 window_start=start,
@@ -64,19 +64,22 @@ class SyntheticSource(Source):
         )
 
     def titles(self) -> pa.Table:
-        config, world = self.config, make_world(self.config)
+        config, world = self.config, self.world
         territories, numbers = _territory_names(config), np.arange(config.titles, dtype=np.uint64)
         genres = [[GENRES[i] for i in np.argsort(-taste, kind="stable")[:2]] for taste in world.title_taste]
-        matrix = embeddings(numbers, world.title_taste, world.title_lift, config.embedding_noise, config.seed)
-        return make_titles(
-            _title_ids(config),
-            [[] if home == GLOBAL else [territories[home]] for home in world.home.tolist()],
-            name=[f"Title {n}" for n in range(config.titles)],
-            genres=[" ".join(words) for words in genres],
-            synopsis=[f"A story of {' and '.join(words).lower()}." for words in genres],
-            format=np.where(uniforms(numbers, config.seed, "format") < 0.5, "film", "series").tolist(),
-            decade=[f"{1970 + 10 * int(6 * u)}s" for u in uniforms(numbers, config.seed, "decade")],
-        ).append_column("embedding", fixed_width_column(matrix))
+        matrix = embeddings(config, numbers, world.title_taste, world.title_lift)
+        return pa.table(
+            {
+                "title_id": _title_ids(config),
+                "name": [f"Title {n}" for n in range(config.titles)],
+                "genres": [" ".join(words) for words in genres],
+                "synopsis": [f"A story of {' and '.join(words).lower()}." for words in genres],
+                "format": np.where(uniforms(numbers, config.seed, "format") < 0.5, "film", "series").tolist(),
+                "decade": [f"{1970 + 10 * int(6 * u)}s" for u in uniforms(numbers, config.seed, "decade")],
+                "territories": [[] if home == GLOBAL else [territories[home]] for home in world.home],
+                "embedding": fixed_width_column(matrix),
+            }
+        )
 
     def user_parts(self) -> list[Part]:
         starts = range(0, self.config.users, USERS_PER_PART)
@@ -86,17 +89,11 @@ class SyntheticSource(Source):
         return []
 
     def complete_bucket(self, users: pa.Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
-        config, world = self.config, make_world(self.config)
+        config, world = self.config, self.world
         users = users.select(["user_id"]).sort_by("user_id")
-        numbers = _user_numbers(users)
-        territory, taste = territory_index(world, numbers), user_taste(world, numbers)
-        user_row, title_index, time_us = draw_events(config, world, numbers, territory, taste)
+        planted = self.planted(users)
+        user_row, title_index, time_us = draw_events(world, planted)
         start_us = int(self.facts.calendar.window_start.timestamp()) * 1_000_000
-        codes = attribute_codes(config, world, numbers, taste)
-        users = users.append_column("territory", _take(_territory_names(config), territory))
-        for i, (name, values) in enumerate(ATTRIBUTE_FREQUENCIES.items()):
-            users = users.append_column(name, _take(list(values), codes[:, i]))
-        matrix = embeddings(numbers, taste, world.user_lift, config.embedding_noise, config.seed)
         events = pa.table(
             {
                 "user_id": users["user_id"].take(pa.array(user_row)),
@@ -104,12 +101,20 @@ class SyntheticSource(Source):
                 "timestamp": pa.array(time_us + start_us).cast(TIMESTAMP),
             }
         )
+        users = users.append_column("territory", _take(_territory_names(config), planted.territory))
+        for (name, values), codes in zip(ATTRIBUTE_FREQUENCIES.items(), attribute_codes(world, planted).T, strict=True):
+            users = users.append_column(name, _take(list(values), codes))
+        matrix = embeddings(config, planted.numbers, planted.taste, world.user_lift)
         return users.append_column("embedding", fixed_width_column(matrix)), events
+
+    def planted(self, users: pa.Table) -> PlantedUsers:
+        """The planted numbers of the users of a table."""
+        numbers = [int(user_id[1:]) for user_id in users["user_id"].to_pylist()]
+        return PlantedUsers.draw(self.world, np.array(numbers, dtype=np.uint64))
 
     def truth(self) -> dict[str, pa.Table]:
         """`territories`, `titles` and `groups`: tastes, popularity, and M_g row by row with the scale of the logits."""
-        config, world = self.config, make_world(self.config)
-        vector = pa.list_(pa.float64())
+        config, world, vector = self.config, self.world, pa.list_(pa.float64())
         territories = {
             "territory": _territory_names(config),
             "region": [REGIONS[i] for i in world.region],
@@ -133,25 +138,19 @@ class SyntheticSource(Source):
 
     def user_truth(self, users: pa.Table) -> pa.Table:
         """`user_id`, `taste` (z_u), `taste_group`, `is_active`."""
-        world = make_world(self.config)
-        numbers = _user_numbers(users)
-        territory = territory_index(world, numbers)
+        planted = self.planted(users)
         return pa.table(
             {
                 "user_id": users["user_id"],
-                "taste": pa.array(list(user_taste(world, numbers)), pa.list_(pa.float32())),
-                "taste_group": world.taste_group[territory],
-                "is_active": is_active(world, numbers, territory),
+                "taste": pa.array(list(planted.taste), pa.list_(pa.float32())),
+                "taste_group": self.world.taste_group[planted.territory],
+                "is_active": planted.active,
             }
         )
 
 
 def _user_ids(start: int, stop: int) -> pa.Table:
     return pa.table({"user_id": [f"u{number:08d}" for number in range(start, stop)]})
-
-
-def _user_numbers(users: pa.Table) -> np.ndarray:
-    return np.array([int(user_id[1:]) for user_id in users["user_id"].to_pylist()], dtype=np.uint64)
 
 
 def _title_ids(config: SyntheticConfig) -> list[str]:

@@ -28,7 +28,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import uniforms, user_keys
 from mtrec_ray.sources.calendar import Calendar, Territory
 from mtrec_ray.sources.epochs import TIMESTAMP
-from mtrec_ray.sources.source import Part, Source, SourceFacts, make_titles, raw_folder
+from mtrec_ray.sources.source import Part, Source, SourceFacts, raw_folder
 from mtrec_ray.sources.text import TextTable
 
 WINDOW_START = datetime(2022, 1, 1, tzinfo=UTC)
@@ -103,7 +103,7 @@ class XMarketSource(Source):
         for market in self.markets:
             for title_id in market.title_ids():
                 offered.setdefault(title_id, []).append(market.name)
-        return make_titles(sorted(offered), [offered[title_id] for title_id in sorted(offered)])
+        return pa.table({"title_id": list(offered), "territories": list(offered.values())})
 
     def user_parts(self) -> list[Part]:
         return self._parts("users", self.market_names)
@@ -156,12 +156,11 @@ def read_market(folder: Path, name: str, config: XMarketConfig) -> Market:
     pairs = pd.concat([train, held_out])
     users = pairs["user_id"].unique().tolist()
     times = [WINDOW_START] * len(train) + [TEST_DAY] * len(held_out)
-    listed = [titles.split(",") for titles in candidates["title_ids"]]
     return Market(
         name,
-        _table(user_id=users, territory=[name] * len(users)),
-        _table(**pairs.to_dict("list")).append_column("timestamp", pa.array(times, TIMESTAMP)),
-        _table(user_id=candidates["user_id"]).append_column("title_ids", pa.array(listed, pa.list_(pa.string()))),
+        pa.table({"user_id": users, "territory": [name] * len(users)}),
+        pa.table(pairs.to_dict("list") | {"timestamp": pa.array(times, TIMESTAMP)}),
+        pa.table(candidates | {"title_ids": [listed.split(",") for listed in candidates["title_ids"]]}),
     )
 
 
@@ -182,7 +181,3 @@ def _read_pairs(folder: Path, name: str) -> pd.DataFrame:
     columns = table.read(folder)
     table.read_ints(folder, columns, "rating")  # ratings are not used, but a damaged line is found
     return pd.DataFrame({"user_id": columns["userId"], "title_id": columns["itemId"]}, dtype=object)
-
-
-def _table(**texts: list) -> pa.Table:
-    return pa.table({name: pa.array(values, pa.string()) for name, values in texts.items()})

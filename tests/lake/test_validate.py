@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 from mtrec_ray.columns import fixed_width_column, fixed_width_matrix
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.manifest import Calendar
+from mtrec_ray.lake.manifest import Calendar, Territory
 from mtrec_ray.lake.scatter import to_batch
 from mtrec_ray.lake.schema import conform, embedding_bytes, stored_embeddings
 from mtrec_ray.lake.validate import (
-    Rules,
     embedding_problems,
     merge_bad_rows,
     split_candidates,
@@ -27,7 +26,13 @@ from mtrec_ray.sources.epochs import TIMESTAMP
 from mtrec_ray.sources.source import SourceFacts
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
-RULES = Rules(frozenset({"NO", "SE"}), {"gender": ("f", "m")}, user_width=0, title_width=0)
+FACTS = SourceFacts(
+    "by hand",
+    tuple(Territory(name=name, region="north") for name in ("NO", "SE")),
+    {"gender": ("f", "m")},
+    Calendar(window_start=DAY, window_end=DAY),
+    num_users=1,
+)
 
 
 def _users(*rows: tuple) -> pa.Table:
@@ -39,7 +44,7 @@ def _users(*rows: tuple) -> pa.Table:
 
 @given(st.permutations([("a", "NO", "f"), ("a", "NO", None), ("a", "SE", "f"), ("b", "NO", "m"), ("a", "XX", "f")]))
 def test_accepted_duplicate_does_not_depend_on_the_order(rows):
-    good, bad = split_users(_users(*rows), RULES)
+    good, bad = split_users(_users(*rows), FACTS)
     assert good.to_pylist() == _users(("a", "NO", "f"), ("b", "NO", "m")).to_pylist()
     assert sorted(bad["reason"].to_pylist()) == ["duplicate_user", "duplicate_user", "unknown_territory"]
 
@@ -54,7 +59,7 @@ def test_accepted_duplicate_does_not_depend_on_the_order(rows):
     )
 )
 def test_every_row_is_accepted_or_has_one_reason(rows):
-    good, bad = split_users(_users(*rows), RULES)
+    good, bad = split_users(_users(*rows), FACTS)
     assert good.num_rows + bad.num_rows == len(rows)
     ids = good["user_id"].to_pylist()
     assert ids == sorted(set(ids))
@@ -112,16 +117,19 @@ def test_promotion_out_of_order_or_range_is_rejected():
             "promoted_until": pa.array([second, first, first, None, late], TIMESTAMP),
         }
     )
-    good, bad = split_titles(titles, RULES)
+    good, bad = split_titles(titles, FACTS)
     assert good["title_id"].to_pylist() == ["a", "c"]
     assert bad["reason"].to_pylist() == ["promotion_ends_before_start", *["promotion_out_of_range"] * 2]
 
 
 def test_territories_that_are_no_lists_are_an_error():
-    facts = SourceFacts("by hand", (), {}, Calendar(window_start=DAY, window_end=DAY), num_users=1)
-    text = ["title_id", "name", "genres", "synopsis"]
     with pytest.raises(UserError, match="column 'territories' of type string cannot become list<"):
-        conform("titles", pa.table({name: ["NO"] for name in [*text, "territories"]}), facts)
+        conform("titles", pa.table({"title_id": ["t"], "territories": ["NO"]}), FACTS)
+
+
+def test_absent_texts_of_titles_are_null_and_absent_territories_empty():
+    row = conform("titles", pa.table({"title_id": ["t"]}), FACTS).to_pylist()[0]
+    assert row == {"title_id": "t", "name": None, "genres": None, "synopsis": None, "territories": []}
 
 
 def test_rows_of_more_than_one_batch_are_an_error():

@@ -72,9 +72,7 @@ def test_every_layout_gives_the_same_title(tmp_path, write):
         "title_id": "1",
         "name": "Toy Story",
         "genres": "Animation Children's Comedy",
-        "synopsis": None,
         "decade": "1990s",
-        "territories": [],
     }
 
 

@@ -247,7 +247,10 @@ def test_bad_line_error_names_value_and_fix(raw, line, message, bytes_per_part):
             HEADER.replace("gender", "sex").encode() + b"\n1",
             r"line 1: column 'gender' is missing, there are user_id, item_id",
         ),
-        (HEADER.replace("\t", ",").encode() + b"\n1", r"line 1: column 'user_id' is missing.*should be tab separated"),
+        (
+            HEADER.replace("\t", ",").encode() + b"\n1",
+            r"line 1: the only column is 'user_id,item_id.*should be tab separated",
+        ),
         (HEADER.encode() + b"\n\xff\xfe\t10\tpv\t5\t1\t23\t5\n", r"line 2: not utf-8 text"),
         (b"\xff\xfe\n", r"line 1: not utf-8 text"),
         (HEADER.encode() + b"\n1\t10\tpv\t1511544070000\t1\t23\t5\n", r"no event has a valid time"),

@@ -12,8 +12,7 @@ import pytest
 
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.planted import make_world, territory_index, user_taste
-from mtrec_ray.sources.planted_events import title_logits
+from mtrec_ray.sources.planted import PlantedUsers, World, make_world, title_logits
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.sources.synthetic import SyntheticSource
 from mtrec_ray.sources.synthetic_config import SyntheticConfig
@@ -81,25 +80,22 @@ def test_events_are_of_offered_titles_and_inside_the_calendar():
 
 def test_group_taste_explains_the_events_better_than_a_common_one():
     source, users, events = _generate(CONFIG)
-    world = make_world(CONFIG)
-    numbers = np.arange(users.num_rows, dtype=np.uint64)
-    territory, taste = territory_index(world, numbers), user_taste(world, numbers)
-    own = title_logits(CONFIG, world, territory, taste)
-    common = np.mean([_logits_as(world, group, territory, taste) for group in range(4)], axis=0)
+    world, planted = source.world, source.planted(users)
+    own = title_logits(world, planted)
+    common = np.mean([_logits_as(world, group, planted) for group in range(4)], axis=0)
     user_row = pc.index_in(events["user_id"], value_set=users["user_id"].combine_chunks()).to_numpy()
     title = pc.index_in(events["title_id"], value_set=pc.unique(source.titles()["title_id"])).to_numpy()
     for group in range(4):
-        of_group = world.taste_group[territory][user_row] == group
+        of_group = world.taste_group[planted.territory][user_row] == group
         gain = _log_likelihood(own, user_row[of_group], title[of_group]) - _log_likelihood(
             common, user_row[of_group], title[of_group]
         )
         assert gain > 0.1
 
 
-def _logits_as(world, group: int, territory: np.ndarray, taste: np.ndarray) -> np.ndarray:
+def _logits_as(world: World, group: int, users: PlantedUsers) -> np.ndarray:
     """Logits if every territory had the taste of `group`."""
-    same = replace(world, taste_group=np.full_like(world.taste_group, group))
-    return title_logits(CONFIG, same, territory, taste)
+    return title_logits(replace(world, taste_group=np.full_like(world.taste_group, group)), users)
 
 
 def _log_likelihood(logits: np.ndarray, row: np.ndarray, title: np.ndarray) -> float:

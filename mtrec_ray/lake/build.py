@@ -8,17 +8,15 @@
 
 from collections.abc import Collection
 
-import pyarrow as pa
-
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Embeddings, LakeFile, Manifest, bucket_folder
-from mtrec_ray.lake.scatter import BuildPlan, build_bucket, stage_part
-from mtrec_ray.lake.schema import conform, stored_embeddings
+from mtrec_ray.lake.scatter import BuildPlan, build_bucket, stage_part, write_rows
+from mtrec_ray.lake.schema import conform
 from mtrec_ray.lake.summary import LakeSummary
-from mtrec_ray.lake.validate import BadRows, BadRowsError, merge_bad_rows, split_titles, summarize
+from mtrec_ray.lake.validate import BadRows, BadRowsError, merge_bad_rows, split_rows, summarize
 from mtrec_ray.lake.write import STAGING, BuildSite, write_failure, write_parquet
 from mtrec_ray.sources.source import Source, SourceFacts
 
@@ -59,19 +57,27 @@ def _write_tables(
     facts, truth = source.facts, source.truth()
     _check_attribute_names(facts.attributes)
     num_buckets = options.num_buckets or max(MIN_BUCKETS, -(-facts.num_users // USERS_PER_BUCKET))
-    titles, bad_titles = split_titles(conform("titles", source.titles(), facts), facts)
-    plan = BuildPlan(site.uri, source, num_buckets, titles["title_id"].combine_chunks(), _parts(source))
-    _make_folders(site, plan, list(truth))
+    titles, bad_titles = split_rows("titles", conform("titles", source.titles(), facts), facts)
+    parts = [(table, part) for table in ("users", "events", "candidates") for part in source.parts(table)]
+    if not parts or parts[0][0] != "users":
+        raise UserError(f"source {facts.name!r} has no users")
+    plan = BuildPlan(site.uri, source, num_buckets, titles["title_id"].combine_chunks(), parts)
+    bucketed = plan.tables + ["truth/users"] * bool(truth)
+    site.make_folders([STAGING, "titles", *(f"quarantine/{name}" for name in ["titles", *plan.tables])])
+    site.make_folders([f"truth/{name}" for name in truth])
+    site.make_folders([bucket_folder(name, bucket) for name in bucketed for bucket in range(num_buckets)])
     limit = options.readers
-    list(map_tasks(stage_part, range(len(plan.parts)), plan, stage="staging", progress=progress, limit=limit))
+    list(map_tasks(stage_part, range(len(parts)), plan, stage="staging", progress=progress, limit=limit))
     tasks = map_tasks(build_bucket, range(num_buckets), plan, stage="buckets", progress=progress, limit=limit)
     buckets = [built for _, built in tasks]
     bad = merge_bad_rows([summarize("titles", bad_titles), *(rejected for _, rejected in buckets)])
     if bad and options.on_bad_rows == "error":
         raise BadRowsError(bad)
-    files = {"titles": [_write_titles(site.uri, titles, bad_titles, facts.title_width)]}
+    files = {"titles": [write_rows(site.uri, "titles", "titles", titles, facts)]}
     for name in plan.tables:
         files[name] = sorted((written[name] for written, _ in buckets), key=lambda file: file.path)
+    if bad_titles.num_rows:
+        write_parquet(site.uri, "quarantine/titles", bad_titles)
     for name, table in truth.items():
         write_parquet(site.uri, f"truth/{name}", table)
     return _make_manifest(facts, num_buckets, files, bad)
@@ -91,30 +97,6 @@ def _check_attribute_names(attributes: Collection[str]) -> None:
                 raise UserError(
                     f"attribute {bound!r} is named like a bound of {name!r}, as in ndcg@10/{bound}: rename it"
                 )
-
-
-def _parts(source: Source) -> tuple:
-    users = [("users", part) for part in source.user_parts()]
-    if not users:
-        raise UserError(f"source {source.facts.name!r} has no users")
-    events = [("events", part) for part in source.event_parts()]
-    return (*users, *events, *(("candidates", part) for part in source.candidate_parts()))
-
-
-def _make_folders(site: BuildSite, plan: BuildPlan, truth: list[str]) -> None:
-    site.make_folders([STAGING, "titles", *(f"quarantine/{name}" for name in ["titles", *plan.tables])])
-    site.make_folders([f"truth/{name}" for name in truth])
-    bucketed = plan.tables + ["truth/users"] * bool(truth)
-    site.make_folders([bucket_folder(name, bucket) for name in bucketed for bucket in range(plan.num_buckets)])
-
-
-def _write_titles(uri: str, titles: pa.Table, bad: pa.Table, width: int) -> LakeFile:
-    if width:
-        embeddings = stored_embeddings(titles["embedding"], width)
-        titles = titles.drop_columns("embedding").append_column("embedding", embeddings)
-    if bad.num_rows:
-        write_parquet(uri, "quarantine/titles", bad)
-    return write_parquet(uri, "titles", titles)
 
 
 def _make_manifest(facts: SourceFacts, num_buckets: int, files: dict[str, list[LakeFile]], bad: BadRows) -> Manifest:

@@ -12,13 +12,11 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import ModuleType
+from typing import Any, TypeVar
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-
-if TYPE_CHECKING:
-    import ray
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -29,18 +27,17 @@ CANCEL_TIMEOUT_S = 10.0
 _start: Callable[[], None] | None = None
 """Starts Ray for the enclosing session."""
 asking = threading.Lock()
-"""Held by threads beside the main one for each question to Ray: one that asks while the session ends would end the
-process with code 1 and leave Ray's own behind."""
+"""Held by background threads during each request to Ray: one during the shutdown would end the process with code 1."""
 
 
 @contextmanager
 def ray_session(num_cpus: int | None = None, keep: bool = False) -> Iterator[None]:
     """Ray for the length of a job; the first `need_ray` starts it, so most mistakes are reported without starting it.
 
-    Inside `ray job submit`, or with RAY_ADDRESS set, it joins that cluster; in a process that has Ray already it
-    changes nothing; else it starts a local one with one logical CPU more than the `num_cpus` that training workers
-    hold, because Ray Data waits forever, without a word, when workers hold every CPU. With `keep` a Ray that the
-    block starts outlives it, until the session around it or the process ends.
+    Inside `ray job submit`, or with RAY_ADDRESS set, it joins that cluster; a running Ray is used as it is; else it
+    starts a local one with one logical CPU more than the `num_cpus` of the training workers: if they held every CPU,
+    Ray Data would wait for one forever. With `keep`, a Ray that the block starts outlives it, until the enclosing
+    session or the process ends.
     """
     global _start
     had_ray, outer, _start = _is_running(), _start, partial(_start_ray, num_cpus)
@@ -56,36 +53,39 @@ def ray_session(num_cpus: int | None = None, keep: bool = False) -> Iterator[Non
 
 
 def _is_running() -> bool:
-    """Whether this process has a Ray session; does not import Ray, as jobs that need none run without it."""
+    """True if this process has a Ray session; does not import Ray: some jobs run without it."""
     return "ray" in sys.modules and sys.modules["ray"].is_initialized()
 
 
-def need_ray() -> None:
-    """Start Ray for the enclosing session, unless it is running."""
+def need_ray() -> ModuleType:
+    """Start Ray for the enclosing session, unless it is running; returns the module `ray`."""
     import ray
 
     if not ray.is_initialized() and _start is not None:
         _start()
-    _quiet_ray_data()
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.use_datasource_v2 = False
+    return ray
 
 
 def _start_ray(num_cpus: int | None) -> None:
     import ray
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if joins_cluster():
-        ray.init(logging_level=logging.ERROR, log_to_driver=False)
+        ray.init(**quiet)
         return
     local_cpus = max(os.cpu_count() or 1, 2, num_cpus or 0) + 1
     with workers_heed_interrupts():
-        ray.init(
-            "local", num_cpus=local_cpus, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False
-        )
+        ray.init("local", num_cpus=local_cpus, include_dashboard=False, **quiet)
 
 
 @contextmanager
 def workers_heed_interrupts() -> Iterator[None]:
-    """Make sure that a Ray started in this block can end cancelled tasks, which it does by SIGINT.
+    """Let a Ray started in this block end cancelled tasks, which it does by SIGINT.
 
     A process that a script starts with `&` ignores SIGINT, and Ray's workers would inherit that.
     """
@@ -105,35 +105,20 @@ def joins_cluster() -> bool:
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
-def _quiet_ray_data() -> None:
-    import ray
-
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.use_datasource_v2 = False
-
-
 def cluster_resources() -> Mapping[str, float]:
     """Resources of the cluster: `CPU` (logical), `GPU` and others."""
-    import ray
-
-    need_ray()
-    return ray.cluster_resources()
-
-
-def metrics_url() -> str:
-    """Address of one node's Prometheus metrics; a local Ray has only this node."""
-    import ray
-
-    need_ray()
-    node = ray.nodes()[0]
-    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
+    return need_ray().cluster_resources()
 
 
 def total_cpus() -> float:
     """Logical CPUs of the cluster."""
     return cluster_resources().get("CPU", 0.0)
+
+
+def metrics_url() -> str:
+    """Address of one node's Prometheus metrics; a local Ray has only this node."""
+    node = need_ray().nodes()[0]
+    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
 def map_tasks(
@@ -147,51 +132,36 @@ def map_tasks(
     """Run `function(item, *shared)` for each item as a Ray task and yield (item, result) as they end, in any order.
 
     `shared` is sent once. At most `limit` tasks (None = two per CPU) are in flight, so results do not pile up; Ray runs
-    a lost task again. An error cancels the tasks in flight. `progress` is told of `stage` and the items done.
+    a lost task again. An error cancels the tasks in flight. `progress` gets `stage` and the items done.
 
     Raises:
         UserError, OSError: the first that a task raised, unwrapped; other errors come wrapped by Ray.
     """
-    import ray
-
-    need_ray()
+    ray = need_ray()
     references = [ray.put(value) for value in shared]
     task = ray.remote(max_retries=3)(function)
     waiting, running, done = iter(items), {}, 0
     try:
         while True:
-            room = (limit or max(2, 2 * int(total_cpus()))) - len(running)  # the cluster may grow
-            for item in itertools.islice(waiting, max(0, room)):
-                running[task.remote(item, *references)] = item  # pyright: ignore[reportCallIssue]
+            free = (limit or max(2, 2 * int(total_cpus()))) - len(running)  # the cluster may grow
+            for item in itertools.islice(waiting, max(0, free)):
+                running[task.remote(item, *references)] = item
             if not running:
                 return
             (reference,), _ = ray.wait(list(running), num_returns=1)
-            item, result = running.pop(reference), _result(reference)
+            item = running.pop(reference)
+            try:
+                result = ray.get(reference)
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, UserError | OSError):
+                    raise error.cause from error
+                raise
             done += 1
             if progress:
                 progress(stage, done, len(items))
             yield item, result
-    finally:
-        _cancel(list(running))
-
-
-def _result(reference: "ray.ObjectRef") -> Any:
-    import ray
-    from ray.exceptions import RayTaskError
-
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, UserError | OSError):
-            raise error.cause from error
-        raise
-
-
-def _cancel(references: "list[ray.ObjectRef]") -> None:
-    """End tasks and wait for their end, so that none writes into what the driver removes next."""
-    import ray
-
-    for reference in references:
-        ray.cancel(reference)
-    if references:
-        ray.wait(references, num_returns=len(references), timeout=CANCEL_TIMEOUT_S)
+    finally:  # wait for cancelled tasks to end, so that none writes into what the driver removes next
+        for reference in running:
+            ray.cancel(reference)
+        if running:
+            ray.wait(list(running), num_returns=len(running), timeout=CANCEL_TIMEOUT_S)

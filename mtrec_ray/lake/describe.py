@@ -12,17 +12,14 @@ from mtrec_ray.lake.bucket import Bucket, within
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.offers import offered_in
-from mtrec_ray.lake.summary import LakeDescription, LakeSummary
+from mtrec_ray.lake.summary import LakeSummary
 
 
-def describe_lake(uri: str, active_days: int = 90, progress: ProgressCallback | None = None) -> LakeDescription:
+def describe_lake(uri: str, active_days: int = 90, progress: ProgressCallback | None = None) -> LakeSummary:
     """Count users, events and titles by territory. Ray must be initialised.
 
     Active users have an event in the last `active_days` of the training window; test events are those of the evaluation
     days; local titles are offered in one territory only.
-
-    Raises:
-        UserError: no lake there.
     """
     lake = Lake.open(uri)
     buckets = range(lake.manifest.num_buckets)
@@ -44,7 +41,7 @@ def describe_lake(uri: str, active_days: int = 90, progress: ProgressCallback | 
         }
     )
     rows = rows.sort_values(["users", "territory"], ascending=[False, True], ignore_index=True)
-    return LakeDescription(LakeSummary(uri, lake.manifest), rows)
+    return LakeSummary(uri, lake.manifest, rows)
 
 
 def count_territories(bucket: int, lake: Lake, active_days: int) -> np.ndarray:

@@ -15,17 +15,10 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import resolve
 from mtrec_ray.hashing import bucket_of, user_keys
 from mtrec_ray.lake.manifest import LakeFile, bucket_folder
-from mtrec_ray.lake.schema import conform, empty_table, stored_embeddings
-from mtrec_ray.lake.validate import (
-    BadRows,
-    merge_bad_rows,
-    split_candidates,
-    split_events,
-    split_users,
-    summarize,
-)
+from mtrec_ray.lake.schema import conform, embedding_width, empty_table, stored_embeddings
+from mtrec_ray.lake.validate import BadRows, merge_bad_rows, split_rows, summarize
 from mtrec_ray.lake.write import STAGING, write_parquet
-from mtrec_ray.sources.source import Part, Source
+from mtrec_ray.sources.source import Part, Source, SourceFacts
 
 
 @dataclass(frozen=True)
@@ -37,7 +30,7 @@ class BuildPlan:
     num_buckets: int
     title_ids: pa.Array
     """Accepted titles."""
-    parts: tuple[tuple[str, Part], ...]
+    parts: list[tuple[str, Part]]
     """(table, reader)."""
 
     @property
@@ -66,23 +59,31 @@ def stage_part(index: int, plan: BuildPlan) -> None:
 
 def build_bucket(bucket: int, plan: BuildPlan) -> tuple[dict[str, LakeFile], BadRows]:
     """Validate and write one bucket; returns its file of each table and its rejected rows."""
-    facts, source = plan.source.facts, plan.source
-    users, events = source.complete_bucket(_staged_rows(plan, "users", bucket), _staged_rows(plan, "events", bucket))
-    accepted, rejected = {}, {}
-    accepted["users"], rejected["users"] = split_users(conform("users", users, facts), facts)
-    ids = accepted["users"]["user_id"].combine_chunks(), plan.title_ids
-    accepted["events"], rejected["events"] = split_events(conform("events", events, facts), *ids)
-    if facts.has_candidates:
-        rows = conform("candidates", _staged_rows(plan, "candidates", bucket), facts)
-        accepted["candidates"], rejected["candidates"] = split_candidates(rows, *ids)
-    files = {name: _write_bucket(plan, name, bucket, rows) for name, rows in accepted.items()}
-    for name, rows in rejected.items():
-        if rows.num_rows:
-            write_parquet(plan.uri, f"quarantine/{name}", rows)
-    truth = source.user_truth(accepted["users"])
-    if truth is not None:
-        write_parquet(plan.uri, bucket_folder("truth/users", bucket), truth)
-    return files, merge_bad_rows(summarize(name, rows) for name, rows in rejected.items())
+    facts = plan.source.facts
+    rows = {name: _staged_rows(plan, name, bucket) for name in plan.tables}
+    rows["users"], rows["events"] = plan.source.complete_bucket(rows["users"], rows["events"])
+    files, bad, user_ids = {}, [], None
+    for name in plan.tables:
+        accepted, rejected = split_rows(name, conform(name, rows[name], facts), facts, user_ids, plan.title_ids)
+        if name == "users":
+            user_ids = accepted["user_id"].combine_chunks()
+            truth = plan.source.user_truth(accepted)
+            if truth is not None:
+                write_parquet(plan.uri, bucket_folder("truth/users", bucket), truth)
+        files[name] = write_rows(plan.uri, name, bucket_folder(name, bucket), accepted, facts)
+        if rejected.num_rows:
+            write_parquet(plan.uri, f"quarantine/{name}", rejected)
+        bad.append(summarize(name, rejected))
+    return files, merge_bad_rows(bad)
+
+
+def write_rows(uri: str, table: str, folder: str, rows: pa.Table, facts: SourceFacts) -> LakeFile:
+    """Write accepted rows. Users are not compressed: training reads their embeddings all the time."""
+    width = embedding_width(table, facts)
+    if width:
+        index = rows.schema.get_field_index("embedding")
+        rows = rows.set_column(index, "embedding", stored_embeddings(rows["embedding"], width))
+    return write_parquet(uri, folder, rows.combine_chunks(), "none" if table == "users" else "zstd")
 
 
 def to_batch(rows: pa.Table) -> pa.RecordBatch:
@@ -94,15 +95,6 @@ def to_batch(rows: pa.Table) -> pa.RecordBatch:
             "lower source.rows_per_part, or write smaller row groups"
         )
     return batches[0] if batches else pa.RecordBatch.from_pylist([], rows.schema)
-
-
-def _write_bucket(plan: BuildPlan, name: str, bucket: int, rows: pa.Table) -> LakeFile:
-    """Users are not compressed: training reads their embeddings all the time."""
-    if "embedding" in rows.column_names:
-        column = stored_embeddings(rows["embedding"], plan.source.facts.user_width)
-        rows = rows.set_column(rows.column_names.index("embedding"), "embedding", column)
-    compression = "none" if name == "users" else "zstd"
-    return write_parquet(plan.uri, bucket_folder(name, bucket), rows.combine_chunks(), compression)
 
 
 def _staged_rows(plan: BuildPlan, table: str, bucket: int) -> pa.Table:

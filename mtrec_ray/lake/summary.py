@@ -1,6 +1,5 @@
 """What the jobs of a lake return: figures as a table, a document for programs, tables for people."""
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,24 +15,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LakeSummary:
-    """A committed lake, as `build_lake` and `embed_lake` return it."""
+    """A lake that was built, embedded or described."""
 
     lake: str
     manifest: Manifest
+    territories: "pd.DataFrame | None" = None
+    """Of `describe_lake`: one row per territory, the one with most users first."""
 
     @property
     def metrics(self) -> "pd.DataFrame":
-        """Rows of each `table` by `status`: accepted, or the reason of their rejection."""
+        """`territories`, or the rows of each `table` by `status`: accepted, or the reason of their rejection."""
         import pandas as pd
 
-        manifest = self.manifest
-        rows = [(table, "accepted", count) for table, count in manifest.counts.items()]
-        rows += [(*reason.split("/", 1), count) for reason, count in manifest.quarantined.items()]
+        if self.territories is not None:
+            return self.territories
+        rows = [(table, "accepted", count) for table, count in self.manifest.counts.items()]
+        rows += [(*reason.split("/", 1), count) for reason, count in self.manifest.quarantined.items()]
         return pd.DataFrame(rows, columns=["table", "status", "num_rows"])
 
     def document(self) -> dict[str, Any]:
         manifest = self.manifest
-        return {
+        document = {
             "version": 1,
             "lake": self.lake,
             "source": manifest.source,
@@ -45,21 +47,20 @@ class LakeSummary:
             "content_hashes": manifest.content_hashes,
             "notes": manifest.notes,
         }
+        return document if self.territories is None else document | {"territories": self.territories.to_dict("records")}
 
     def tables(self) -> list[RenderableType]:
         manifest, calendar, embeddings = self.manifest, self.manifest.calendar, self.manifest.embeddings
         regions = {territory.region for territory in manifest.territories}
+        widths = f"user {embeddings.user_width}, title {embeddings.title_width}"
         facts = {
             "source": manifest.source,
             **{name: f"{count:,}" for name, count in manifest.counts.items()},
             "territories": f"{len(manifest.territories)} in {len(regions)} regions",
-            "attributes": ", ".join(f"{name} ({len(values)})" for name, values in manifest.attributes.items())
-            or "none",
+            "attributes": ", ".join(f"{name} ({len(v)})" for name, v in manifest.attributes.items()) or "none",
             "window": f"{calendar.window_start:%Y-%m-%d %H:%M} to {calendar.window_end:%Y-%m-%d %H:%M} UTC",
             "evaluation": f"{calendar.num_evaluation_days} days of {calendar.day_s / DAY_S:g} d",
-            "embeddings": f"user {embeddings.user_width}, title {embeddings.title_width}"
-            if embeddings.user_width
-            else "none yet",
+            "embeddings": widths if embeddings.user_width else "none yet",
             "buckets": str(manifest.num_buckets),
             "quarantined": ", ".join(f"{reason}: {n:,}" for reason, n in manifest.quarantined.items()) or "none",
             "hash": manifest.lake_hash[:16],
@@ -67,36 +68,19 @@ class LakeSummary:
         table = Table(title=f"Lake {self.lake}", show_header=False)
         for name, value in [*facts.items(), *(("note", note) for note in manifest.notes)]:
             table.add_row(name, value)
-        return [table]
+        return [table] if self.territories is None else [table, _territory_table(self.territories)]
 
 
-@dataclass(frozen=True)
-class LakeDescription:
-    """A lake, territory by territory, as `describe_lake` returns it."""
-
-    summary: LakeSummary
-    metrics: "pd.DataFrame"
-    """One row per territory, the one with most users first."""
-
-    @property
-    def manifest(self) -> Manifest:
-        return self.summary.manifest
-
-    def document(self) -> dict[str, Any]:
-        return self.summary.document() | {"territories": self.metrics.to_dict("records")}
-
-    def tables(self) -> list[RenderableType]:
-        table = Table(title="Territories")
-        for name in self.metrics.columns:
-            table.add_column(name.replace("_", " "), justify="left" if name in ("territory", "region") else "right")
-        for row in self.metrics.itertuples(index=False):
-            table.add_row(*map(_cell, row))
-        return [*self.summary.tables(), table]
+def _territory_table(rows: "pd.DataFrame") -> Table:
+    table = Table(title="Territories")
+    for name in rows.columns:
+        table.add_column(name.replace("_", " "), justify="left" if name in ("territory", "region") else "right")
+    for row in rows.itertuples(index=False):
+        table.add_row(*(_cell(value) for value in row))
+    return table
 
 
 def _cell(value: str | int | float) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int):
-        return f"{value:,}"
-    return "-" if math.isnan(value) else f"{value:,.3f}"
+    if isinstance(value, float):
+        return "-" if value != value else f"{value:,.3f}"
+    return f"{value:,}" if isinstance(value, int) else value

@@ -9,7 +9,7 @@ rejected too. Two equal events (same user, title and timestamp) are two valid ev
 # pyarrow.compute makes its functions at run time
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.schema import stored_embeddings
+from mtrec_ray.lake.schema import embedding_width, stored_embeddings
 from mtrec_ray.sources.epochs import AFTER_LAST_TIMESTAMP, FIRST_TIMESTAMP
 from mtrec_ray.sources.source import PROMOTION, SourceFacts
 
@@ -43,68 +43,77 @@ class BadRowsError(UserError):
         super().__init__("\n".join(lines))
 
 
-def split_users(users: pa.Table, facts: SourceFacts) -> tuple[pa.Table, pa.Table]:
-    """(accepted, rejected) rows, both sorted by `user_id`; rejected ones have a `reason` column."""
-    problems = [
-        ("null_user_id", _blank(users["user_id"])),
-        ("no_territory", _blank(users["territory"])),
-        ("unknown_territory", _outside(users["territory"], _names(facts))),
-    ]
-    for name, values in facts.attributes.items():
-        undeclared = _outside(users[name], values) & ~users[name].is_null().to_numpy()
-        problems.append(("undeclared_attribute_value", undeclared))
-    if facts.user_width:
-        problems += embedding_problems(users["embedding"], facts.user_width)
-    return _split_unique(users, problems, "user_id", "duplicate_user")
+def split_rows(
+    table: str,
+    rows: pa.Table,
+    facts: SourceFacts,
+    user_ids: pa.Array | None = None,
+    title_ids: pa.Array | None = None,
+) -> tuple[pa.Table, pa.Table]:
+    """(accepted, rejected) rows of a conformed table, both sorted; rejected ones have a `reason` column.
+
+    Events and candidates need the accepted `user_ids` and `title_ids`. Events with one timestamp keep the order of the
+    source: three in four of MovieLens-100K share their second with another event of their user, and which of them is
+    last decides a leave-one-out test.
+    """
+    problems = [(f"null_{name}", _blank(rows[name])) for name in ("user_id", "title_id") if name in rows.column_names]
+    if table == "users":
+        problems += _user_problems(rows, facts)
+    elif table == "titles":
+        problems += _title_problems(rows, facts)
+    else:
+        assert user_ids is not None
+        assert title_ids is not None
+        problems += _event_problems(rows) if table == "events" else []
+        problems += _reference_problems(rows, user_ids, title_ids)
+    width = embedding_width(table, facts)
+    problems += embedding_problems(rows["embedding"], width) if width else []
+    accepted, rejected = _split(rows, problems)
+    if table == "events":
+        order = [("user_id", "ascending"), ("timestamp", "ascending")]
+        return accepted.sort_by(order), rejected.sort_by(order)
+    key = "title_id" if table == "titles" else "user_id"
+    accepted, rejected = (part.take(_content_order(part, key)) for part in (accepted, rejected))
+    ids = accepted[key].to_numpy()
+    repeated = np.concatenate([[False], ids[1:] == ids[:-1]]) if len(ids) else np.zeros(0, bool)
+    accepted, duplicates = _split(accepted, [("duplicate_title" if table == "titles" else "duplicate_user", repeated)])
+    return accepted, pa.concat_tables([rejected, duplicates])
 
 
-def split_titles(titles: pa.Table, facts: SourceFacts) -> tuple[pa.Table, pa.Table]:
-    """(accepted, rejected) rows, both sorted by `title_id`; rejected ones have a `reason` column."""
-    names, offered = _names(facts), titles["territories"].to_pylist()
-    problems = [
-        ("null_title_id", _blank(titles["title_id"])),
-        ("unknown_territory", np.array([not names.issuperset(listed) for listed in offered], bool)),
+def _user_problems(users: pa.Table, facts: SourceFacts) -> Problems:
+    undeclared = [
+        ("undeclared_attribute_value", _outside(users[name], values) & ~users[name].is_null().to_numpy())
+        for name, values in facts.attributes.items()
     ]
+    unknown = _outside(users["territory"], [territory.name for territory in facts.territories])
+    return [("no_territory", _blank(users["territory"])), ("unknown_territory", unknown), *undeclared]
+
+
+def _title_problems(titles: pa.Table, facts: SourceFacts) -> Problems:
+    names = {territory.name for territory in facts.territories}
+    unknown = [not names.issuperset(listed) for listed in titles["territories"].to_pylist()]
+    problems = [("unknown_territory", np.array(unknown, bool))]
     if PROMOTION[0] in titles.column_names:
         start, end = (titles[name] for name in PROMOTION)
         problems.append(("promotion_out_of_range", _out_of_range(start) | _out_of_range(end)))
         problems.append(("promotion_ends_before_start", _mask(pc.less(end, start))))
-    if facts.title_width:
-        problems += embedding_problems(titles["embedding"], facts.title_width)
-    return _split_unique(titles, problems, "title_id", "duplicate_title")
+    return problems
 
 
-def split_events(events: pa.Table, user_ids: pa.Array, title_ids: pa.Array) -> tuple[pa.Table, pa.Table]:
-    """(accepted, rejected) rows sorted by user and time, given the accepted users and titles.
-
-    Events with one timestamp keep the order of the source (the sort is stable): three in four of MovieLens-100K share
-    their second with another event of their user, and which of them is last decides a leave-one-out test.
-    """
-    problems = [
-        ("null_user_id", _blank(events["user_id"])),
-        ("null_title_id", _blank(events["title_id"])),
-        ("null_timestamp", events["timestamp"].is_null().to_numpy()),
-        ("timestamp_out_of_range", _out_of_range(events["timestamp"])),
-        ("unknown_user", _outside(events["user_id"], user_ids)),
-        ("unknown_title", _outside(events["title_id"], title_ids)),
-    ]
-    accepted, rejected = _split(events, problems)
-    order = [("user_id", "ascending"), ("timestamp", "ascending")]
-    return accepted.sort_by(order), rejected.sort_by(order)
+def _event_problems(events: pa.Table) -> Problems:
+    times = events["timestamp"]
+    return [("null_timestamp", times.is_null().to_numpy()), ("timestamp_out_of_range", _out_of_range(times))]
 
 
-def split_candidates(rows: pa.Table, user_ids: pa.Array, title_ids: pa.Array) -> tuple[pa.Table, pa.Table]:
-    """(accepted, rejected) rows sorted by `user_id`; one unknown title rejects its row."""
+def _reference_problems(rows: pa.Table, user_ids: pa.Array, title_ids: pa.Array) -> Problems:
+    """Unknown users and titles; one unknown title rejects a row of candidates."""
+    unknown_user = ("unknown_user", _outside(rows["user_id"], user_ids))
+    if "title_id" in rows.column_names:
+        return [unknown_user, ("unknown_title", _outside(rows["title_id"], title_ids))]
     lengths = pc.list_value_length(rows["title_ids"]).fill_null(0).to_numpy()
     unknown = _outside(pa.chunked_array(pc.list_flatten(rows["title_ids"]), pa.string()), title_ids)
     num_unknown = np.bincount(np.repeat(np.arange(len(lengths)), lengths)[unknown], minlength=len(lengths))
-    problems = [
-        ("null_user_id", _blank(rows["user_id"])),
-        ("no_candidates", lengths == 0),
-        ("unknown_user", _outside(rows["user_id"], user_ids)),
-        ("unknown_title", num_unknown > 0),
-    ]
-    return _split_unique(rows, problems, "user_id", "duplicate_user")
+    return [("no_candidates", lengths == 0), unknown_user, ("unknown_title", num_unknown > 0)]
 
 
 def embedding_problems(column: pa.ChunkedArray, width: int) -> Problems:
@@ -144,14 +153,6 @@ def _split(rows: pa.Table, problems: Problems) -> tuple[pa.Table, pa.Table]:
     return (rows.filter(pa.array(~bad)) if bad.any() else rows), rejected
 
 
-def _split_unique(rows: pa.Table, problems: Problems, key: str, duplicate: str) -> tuple[pa.Table, pa.Table]:
-    accepted, rejected = (part.take(_content_order(part, key)) for part in _split(rows, problems))
-    ids = accepted[key].to_numpy()
-    repeated = np.concatenate([[False], ids[1:] == ids[:-1]]) if len(ids) else np.zeros(0, bool)
-    unique, duplicates = _split(accepted, [(duplicate, repeated)])
-    return unique, pa.concat_tables([rejected, duplicates])
-
-
 def _content_order(rows: pa.Table, key: str) -> pa.Array:
     """Row order by `key`, ties by all other columns: the same whatever the order of reading."""
     keys = [(key, "ascending")] + [(name, "ascending") for name in rows.column_names if name != key]
@@ -162,14 +163,9 @@ def _content_order(rows: pa.Table, key: str) -> pa.Array:
     return pc.sort_indices(pa.table(sortable), sort_keys=keys)
 
 
-def _names(facts: SourceFacts) -> set[str]:
-    return {territory.name for territory in facts.territories}
-
-
-def _outside(column: pa.ChunkedArray, allowed: Iterable[str] | pa.Array) -> np.ndarray:
+def _outside(column: pa.ChunkedArray, allowed: Sequence[str] | pa.Array) -> np.ndarray:
     """(rows,) bool: not an allowed value; a null is outside too."""
-    values = allowed if isinstance(allowed, pa.Array) else pa.array(sorted(allowed), pa.string())
-    return ~_mask(pc.is_in(column, value_set=values))
+    return ~_mask(pc.is_in(column, value_set=pa.array(allowed, pa.string())))
 
 
 def _blank(column: pa.ChunkedArray) -> np.ndarray:

@@ -21,15 +21,9 @@ from mtrec_ray.hashing import bucket_of, user_keys
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake, Manifest
 from mtrec_ray.lake.schema import embedding_width, required_columns
-from mtrec_ray.lake.validate import (
-    embedding_problems,
-    split_candidates,
-    split_events,
-    split_titles,
-    split_users,
-    summarize,
-)
+from mtrec_ray.lake.validate import embedding_problems, split_rows, summarize
 from mtrec_ray.lake.write import list_files
+from mtrec_ray.sources.source import SourceFacts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,8 +78,7 @@ def verify_lake(uri: str, progress: ProgressCallback | None = None) -> LakeVerif
     manifest, problems = lake.manifest, []
     titles = _read_table(lake, "titles", None, problems)
     if titles is not None:  # buckets are validated against the titles
-        problems += _rejections("titles", "titles", split_titles(titles, manifest.facts)[1])
-        problems += _check_sorted("titles", titles["title_id"])
+        problems += _check_rows("titles", "titles", titles, manifest.facts, "title_id")
         tasks = map_tasks(verify_bucket, range(manifest.num_buckets), lake, stage="checking", progress=progress)
         problems += [problem for _, found in sorted(tasks) for problem in found]
     num_rows = {name: sum(file.rows for file in files) for name, files in manifest.files.items()}
@@ -105,20 +98,14 @@ def verify_bucket(bucket: int, lake: Lake) -> list[str]:
     tables = {name: _read_table(lake, name, bucket, problems) for name in names}
     if problems:
         return problems
+    facts = lake.manifest.facts
     ids = tables["users"]["user_id"].combine_chunks(), lake.titles["title_id"].combine_chunks()
-    rejected = {
-        "users": split_users(tables["users"], lake.manifest.facts)[1],
-        "events": split_events(tables["events"], *ids)[1],
-    }
-    if "candidates" in tables:
-        rejected["candidates"] = split_candidates(tables["candidates"], *ids)[1]
     for name, rows in tables.items():
         where, user_ids = f"{name}, bucket {bucket}", rows["user_id"].to_numpy()
-        problems += _rejections(where, name, rejected[name])
+        problems += _check_rows(where, name, rows, facts, "user_id", *ids)
         misplaced = int((bucket_of(user_keys(user_ids), lake.manifest.num_buckets) != bucket).sum())
         if misplaced:
             problems.append(f"{where}: {misplaced} rows belong to another bucket")
-        problems += _check_sorted(where, rows["user_id"])
     return problems
 
 
@@ -158,13 +145,11 @@ def _check_schema(name: str, rows: pa.Table, manifest: Manifest) -> list[str]:
     return [f"column 'fold_embeddings' has {mask.sum()} rows of {reason}" for reason, mask in reasons if mask.any()]
 
 
-def _rejections(where: str, name: str, rejected: pa.Table) -> list[str]:
-    return [f"{where}: {total} rows of {reason}" for reason, (total, _) in summarize(name, rejected).items()]
-
-
-def _check_sorted(where: str, ids: pa.ChunkedArray) -> list[str]:
-    values = ids.to_numpy()
-    return [] if np.all(values[1:] >= values[:-1]) else [f"{where}: rows are not sorted"]
+def _check_rows(where: str, name: str, rows: pa.Table, facts: SourceFacts, key: str, *ids: pa.Array) -> list[str]:
+    rejected = summarize(name, split_rows(name, rows, facts, *ids)[1])
+    problems = [f"{where}: {total} rows of {reason}" for reason, (total, _) in rejected.items()]
+    values = rows[key].to_numpy()
+    return problems if np.all(values[1:] >= values[:-1]) else [*problems, f"{where}: rows are not sorted"]
 
 
 def _check_quarantine(lake: Lake, paths: list[str]) -> list[str]:

@@ -37,7 +37,7 @@ def write_parquet(uri: str, folder: str, table: pa.Table, compression: str = "zs
     digest = sha256(data).hexdigest()
     path = f"{folder}/part-{digest[:16]}.parquet"
     fs, root = resolve(uri)
-    write_atomic(fs, f"{root}/{path}", data)  # never in place: a committed lake may have a file of this name
+    write_atomic(fs, f"{root}/{path}", data)  # a committed lake may have a file of this name
     return LakeFile(path=path, rows=table.num_rows, sha256=digest)
 
 
@@ -61,31 +61,29 @@ class BuildSite:
 
     out: str
     uri: str
-    """Where workers write files."""
     in_place: bool
     old_paths: frozenset[str] = frozenset()
     """In place: files of the lake that is being replaced."""
     lock: int | None = None
     started_s: float = field(default_factory=time.time)
 
+    def __post_init__(self) -> None:
+        self.fs, self.root = resolve(self.uri)
+
     @staticmethod
     def open(out: str, overwrite: bool) -> "BuildSite":
-        """Prepare a build of `out`.
-
-        Raises:
-            UserError: a lake or anything else exists there, or another build of it is running.
-        """
+        """Prepare a build of `out`; UserError if anything exists there, or another build of it is running."""
         fs, path = resolve(out)
         is_lake = fs.get_file_info(f"{path}/{MANIFEST_NAME}").is_file
         if is_lake and not overwrite:
             raise UserError(f"there is a lake at {out!r} already: choose another --out, or --overwrite it")
-        if not isinstance(fs, pafs.LocalFileSystem):
-            old_paths = frozenset(list_files(out))
-            if old_paths and not is_lake:
-                raise UserError(f"{out!r} is not empty and is no lake: choose another --out, or empty it")
-            return BuildSite(out, out.rstrip("/"), in_place=True, old_paths=old_paths)
-        if not is_lake and os.path.exists(path) and (not os.path.isdir(path) or os.listdir(path)):
+        is_local = isinstance(fs, pafs.LocalFileSystem)
+        old_paths = frozenset() if is_local else frozenset(list_files(out))
+        occupied = os.path.exists(path) and (not os.path.isdir(path) or os.listdir(path)) if is_local else old_paths
+        if occupied and not is_lake:
             raise UserError(f"{out!r} exists and is no lake: choose another --out, or remove it")
+        if not is_local:
+            return BuildSite(out, out.rstrip("/"), in_place=True, old_paths=old_paths)
         _remove_stale_builds(path)
         building = f"{path}.building-{uuid.uuid4().hex[:12]}"
         os.makedirs(building)
@@ -93,30 +91,28 @@ class BuildSite:
 
     def make_folders(self, folders: list[str]) -> None:
         """Create folders before any worker starts: workers never do, so a removed build stays removed."""
-        fs, root = resolve(self.uri)
         for folder in folders:
-            fs.create_dir(f"{root}/{folder}", recursive=True)
+            self.fs.create_dir(f"{self.root}/{folder}", recursive=True)
 
     def commit(self, manifest: Manifest) -> None:
         """Write `lake.json` and make the build visible, replacing an existing lake atomically."""
-        fs, root = resolve(self.uri)
-        _remove_folder(fs, f"{root}/{STAGING}")
-        with fs.open_output_stream(f"{root}/{MANIFEST_NAME}") as stream:
+        _remove_folder(self.fs, f"{self.root}/{STAGING}")
+        with self.fs.open_output_stream(f"{self.root}/{MANIFEST_NAME}") as stream:
             stream.write(manifest.model_dump_json(indent=1).encode())
         if self.in_place:
             old = {path for path, written_s in list_files(self.uri).items() if written_s < self.started_s}
             self._remove_files((self.old_paths & old) - manifest.listed_paths())
             return
-        for path in [f"{root}/{LOCK_NAME}", *glob(f"{escape(root)}/**/*{PART}", recursive=True)]:
+        for path in [f"{self.root}/{LOCK_NAME}", *glob(f"{escape(self.root)}/**/*{PART}", recursive=True)]:
             os.remove(path)
-        for folder, _, _ in os.walk(f"{root}/quarantine", topdown=False):
+        for folder, _, _ in os.walk(f"{self.root}/quarantine", topdown=False):
             if not os.listdir(folder):
                 os.rmdir(folder)
         if os.path.exists(self.out):
-            _exchange(root, self.out)
-            shutil.rmtree(root, ignore_errors=True)
+            _exchange(self.root, self.out)
+            shutil.rmtree(self.root, ignore_errors=True)
         else:
-            os.rename(root, self.out)
+            os.rename(self.root, self.out)
         self._release()
 
     def abandon(self) -> None:
@@ -124,18 +120,14 @@ class BuildSite:
 
         In place, a task that is still running may leave an unlisted file: no reader sees it, `verify_lake` names it.
         """
-        fs, root = resolve(self.uri)
-        if not self.in_place:
-            _remove_folder(fs, root)
-            self._release()
-            return
-        _remove_folder(fs, f"{root}/{STAGING}")
-        self._remove_files(list_files(self.uri).keys() - self.old_paths)
+        _remove_folder(self.fs, f"{self.root}/{STAGING}" if self.in_place else self.root)
+        if self.in_place:
+            self._remove_files(list_files(self.uri).keys() - self.old_paths)
+        self._release()
 
     def _remove_files(self, paths: AbstractSet[str]) -> None:
-        fs, root = resolve(self.uri)
         for path in paths:
-            fs.delete_file(f"{root}/{path}")
+            self.fs.delete_file(f"{self.root}/{path}")
 
     def _release(self) -> None:
         if self.lock is not None:

@@ -16,11 +16,10 @@ class Territory(BaseModel, frozen=True, extra="forbid"):
 
 
 class Calendar(BaseModel, frozen=True, extra="forbid"):
-    """The training window [start, end) and the evaluation days that follow it."""
+    """The training window [start, end) and the evaluation days that follow it, UTC."""
 
     window_start: datetime
     window_end: datetime
-    """Exclusive, UTC."""
     day_s: int = DAY_S
     """Length of an evaluation day in seconds."""
     num_evaluation_days: int = 3
@@ -44,15 +43,13 @@ def propose_calendar(
     start: datetime | None = None,
     end: datetime | None = None,
 ) -> Calendar:
-    """Make the last `num_evaluation_days` of the data evaluation days, all before is the window.
+    """Window and evaluation days of events from `first` to `last`.
 
-    Args:
-        first: time of the first event; the window starts at midnight before it, unless `start` is given.
-        last: time of the last event; the evaluation days end at midnight after it, unless `end` is given.
-        fix: what to change where no window is left, for the error.
+    The window is [start, end); by default it starts at midnight before `first`, and the evaluation days end at midnight
+    after `last`.
 
     Raises:
-        UserError: no window is left.
+        UserError: no window is left; `fix` is what to change.
     """
     start = to_utc(start or _midnight(first))
     end = to_utc(end or _midnight(last) + timedelta(days=1, seconds=-day_s * num_evaluation_days))

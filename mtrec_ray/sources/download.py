@@ -43,6 +43,20 @@ def download_file(
     os.replace(part, out)
 
 
+def unpack_files(archive: Path, names: tuple[str, ...], folder: Path) -> None:
+    """Unpack the files `names` of a zip archive, whatever their folder; UserError for another archive."""
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            members = {PurePosixPath(member).name: member for member in zipped.namelist()}
+            for name in names:
+                if name not in members:
+                    raise UserError(f"{archive} does not hold {name!r}: is it the right archive?")
+            for name in names:
+                write_file(str(folder / name), zipped.read(members[name]))
+    except zipfile.BadZipFile as error:
+        raise UserError(f"{archive} is no zip archive: {error}") from error
+
+
 def _fetch(url: str, part: Path, stage: str, progress: ProgressCallback | None) -> None:
     done = part.stat().st_size if part.exists() else 0
     request = urllib.request.Request(url, headers={"Range": f"bytes={done}-"} if done else {})
@@ -73,17 +87,3 @@ def _checksum_of(path: Path, checksum: str) -> str:
         raise UserError(f"checksum {checksum!r} should start with md5: or sha256:")
     with path.open("rb") as file:
         return f"{algorithm}:{hashlib.file_digest(file, algorithm).hexdigest()}"
-
-
-def unpack_files(archive: Path, names: tuple[str, ...], folder: Path) -> None:
-    """Unpack the files `names` of a zip archive, whatever their folder; UserError for another archive."""
-    try:
-        with zipfile.ZipFile(archive) as zipped:
-            members = {PurePosixPath(member).name: member for member in zipped.namelist()}
-            for name in names:
-                if name not in members:
-                    raise UserError(f"{archive} does not hold {name!r}: is it the right archive?")
-            for name in names:
-                write_file(str(folder / name), zipped.read(members[name]))
-    except zipfile.BadZipFile as error:
-        raise UserError(f"{archive} is no zip archive: {error}") from error

@@ -12,21 +12,14 @@ FIRST_TIMESTAMP = datetime(1970, 1, 1, tzinfo=UTC)
 AFTER_LAST_TIMESTAMP = datetime(2200, 1, 1, tzinfo=UTC)
 """A lake accepts timestamps from `FIRST_TIMESTAMP` up to, not including, this one."""
 TICKS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
-_MIN_US = -62_135_596_800_000_000
-"""0001-01-01, the first time that Python can represent."""
-_MAX_US = 253_402_300_799_000_000
-"""9999-12-31T23:59:59, the last one."""
+_MIN_US, _MAX_US = -62_135_596_800_000_000, 253_402_300_799_000_000
+"""0001-01-01 and 9999-12-31T23:59:59, the bounds of Python's datetime."""
 
 
 def timestamps_from_epoch(values: np.ndarray, unit: str) -> pa.Array:
-    """Timestamps (us, UTC) of epoch numbers in `unit`; NaN becomes null, out of range is clipped to years 1 and 9999.
-
-    Raises:
-        UserError: unknown unit.
-    """
+    """Timestamps (us, UTC) of epoch numbers in `unit`; NaN becomes null, and all else stays within years 1 to 9999."""
     if unit not in TICKS_PER_SECOND:
         raise UserError(f"timestamp unit {unit!r} is not one of {', '.join(TICKS_PER_SECOND)}")
-    values = np.asarray(values)
     scale = 1_000_000 / TICKS_PER_SECOND[unit]
     approximate = values.astype(np.float64) * scale
     inside = (approximate > _MIN_US) & (approximate < _MAX_US)
@@ -40,11 +33,7 @@ def timestamps_from_epoch(values: np.ndarray, unit: str) -> pa.Array:
 
 
 def to_utc_micros(column: pa.ChunkedArray | pa.Array, unit: str) -> pa.ChunkedArray | pa.Array:
-    """Timestamps (us, UTC) of a column of timestamps, or of epoch numbers in `unit`.
-
-    Raises:
-        UserError: the column holds neither.
-    """
+    """Timestamps (us, UTC) of a column of timestamps, or of epoch numbers in `unit`; UserError for other types."""
     if pa.types.is_timestamp(column.type):
         if column.type.unit == "us":
             return column.cast(TIMESTAMP)

@@ -89,11 +89,9 @@ class MovieLensSource(Source):
     def titles(self) -> pa.Table:
         return pa.table(self.files.read_films())
 
-    def user_parts(self) -> list[Part]:
-        return [partial(_read_users, self.files)]
-
-    def event_parts(self) -> list[Part]:
-        return [partial(_read_events, self.files, self.config.min_rating)]
+    def parts(self, table: str) -> list[Part]:
+        read_events = partial(_read_events, self.files, self.config.min_rating)
+        return {"users": [partial(_read_users, self.files)], "events": [read_events]}.get(table, [])
 
     def _calendar(self) -> Calendar:
         times = self.files.read_ratings()["timestamp"]

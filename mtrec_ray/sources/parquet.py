@@ -97,18 +97,9 @@ class ParquetSource(Source):
         )
 
     def titles(self) -> pa.Table:
-        return pa.concat_tables(part() for part in self._parts("titles"))
+        return pa.concat_tables(part() for part in self.parts("titles"))
 
-    def user_parts(self) -> list[Part]:
-        return self._parts("users")
-
-    def event_parts(self) -> list[Part]:
-        return self._parts("events")
-
-    def candidate_parts(self) -> list[Part]:
-        return self._parts("candidates")
-
-    def _parts(self, table: str) -> list[Part]:
+    def parts(self, table: str) -> list[Part]:
         return [partial(self._read, table, chunk) for chunk in self.chunks.get(table, [])]
 
     def _read(self, table: str, chunk: Chunk, only: str | None = None) -> pa.Table:

@@ -112,14 +112,13 @@ class ReChorusSource(Source):
         """Only the ids of titles are known."""
         return pa.table({"title_id": sorted(self.scan.title_ids)})
 
-    def user_parts(self) -> list[Part]:
-        users = self.scan.users
-        parts = np.split(np.arange(users.num_rows), range(USERS_PER_PART, users.num_rows, USERS_PER_PART))
-        return [partial(_name_users, users.take(pa.array(rows)), self.attributes) for rows in parts]
-
-    def event_parts(self) -> list[Part]:
-        pieces = [piece for pieces in self.files for piece in pieces]
-        return [partial(_read_events, piece, bits) for piece, bits in zip(pieces, self.scan.event_masks, strict=True)]
+    def parts(self, table: str) -> list[Part]:
+        scan, pieces = self.scan, [piece for pieces in self.files for piece in pieces]
+        if table == "events":
+            return [partial(_read_events, piece, bits) for piece, bits in zip(pieces, scan.event_masks, strict=True)]
+        num_users = scan.users.num_rows if table == "users" else 0
+        rows = np.split(np.arange(num_users), range(USERS_PER_PART, num_users, USERS_PER_PART)) if num_users else []
+        return [partial(_name_users, scan.users.take(pa.array(part)), self.attributes) for part in rows]
 
     def _calendar(self) -> Calendar:
         scan, config = self.scan, self.config

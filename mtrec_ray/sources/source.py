@@ -51,16 +51,8 @@ class Source(ABC):
         """All titles, in any order; `name`, `genres`, `synopsis` and `territories` (everywhere) may be absent."""
 
     @abstractmethod
-    def user_parts(self) -> list[Part]:
-        """Readers of the users, in any order."""
-
-    @abstractmethod
-    def event_parts(self) -> list[Part]:
-        """Readers of the events, in any order."""
-
-    def candidate_parts(self) -> list[Part]:
-        """Readers of the titles to rank for each user (`user_id`, `title_ids`), where the data set fixes them."""
-        return []
+    def parts(self, table: str) -> list[Part]:
+        """Readers of `users`, `events`, or `candidates` (titles to rank for a user, where the data set fixes them)."""
 
     def complete_bucket(self, users: pa.Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
         """Complete users and events of a bucket; a generator creates here what its parts leave out."""

@@ -81,12 +81,11 @@ class SyntheticSource(Source):
             }
         )
 
-    def user_parts(self) -> list[Part]:
-        starts = range(0, self.config.users, USERS_PER_PART)
-        return [partial(_user_ids, start, min(start + USERS_PER_PART, self.config.users)) for start in starts]
-
-    def event_parts(self) -> list[Part]:
-        return []
+    def parts(self, table: str) -> list[Part]:
+        """The ids of users; `complete_bucket` generates the rest."""
+        num_users = self.config.users if table == "users" else 0
+        starts = range(0, num_users, USERS_PER_PART)
+        return [partial(_user_ids, start, min(start + USERS_PER_PART, num_users)) for start in starts]
 
     def complete_bucket(self, users: pa.Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
         config, world = self.config, self.world

@@ -26,7 +26,7 @@ class TextTable:
                 too many fields.
         """
         path = folder / self.name
-        lines = _read_lines(path, self.encoding)
+        lines = self._lines(path)
         names = lines[0].split(self.delimiter) if self.header else self.columns
         missing = [name for name in self.columns if name not in names]
         if missing:
@@ -44,43 +44,32 @@ class TextTable:
         return {name.partition(":")[0]: list(by_name[name]) for name in self.columns}
 
     def read_ints(self, folder: Path, columns: dict[str, list[str]], name: str) -> list[int]:
-        """Whole numbers of one of the `columns` that were read; `881250949` and `881250949.0` alike.
-
-        Raises:
-            UserError: a value is no whole number; names the line.
-        """
+        """Whole numbers of one of the columns that were read; `3` and `3.0` are the same, others are a UserError."""
         numbers = []
         for line, value in enumerate(columns[name], start=1 + self.header):
-            try:
-                numbers.append(int(value) if value.lstrip("-").isdigit() else _whole(float(value)))
-            except (ValueError, OverflowError) as error:
-                raise UserError(
-                    f"{folder / self.name}, line {line}: {name} is {value!r}, should be a whole number: fix the line"
-                ) from error
+            whole, _, fraction = value.partition(".")
+            if not whole.removeprefix("-").isdecimal() or fraction.strip("0"):
+                where = f"{folder / self.name}, line {line}"
+                raise UserError(f"{where}: {name} is {value!r}, should be a whole number: fix the line")
+            numbers.append(int(whole))
         return numbers
+
+    def _lines(self, path: Path) -> list[str]:
+        try:
+            text = path.read_bytes().decode(self.encoding)
+        except FileNotFoundError as error:
+            raise UserError(f"{path} is missing: check --raw") from error
+        except UnicodeDecodeError as error:
+            line = error.object[: error.start].count(b"\n") + 1
+            raise UserError(
+                f"{path}, line {line}: not {self.encoding} text: is it the right file, unpacked?"
+            ) from error
+        if not text.strip():
+            raise UserError(f"{path} is empty: fetch it again")
+        return text.replace("\r\n", "\n").removesuffix("\n").split("\n")
 
 
 def wrong_field_count(where: str, line: str, found: int, expected: int, truncated: bool) -> UserError:
     """The error of a line with too few or too many fields."""
     fix = "the file seems truncated: fetch it again" if truncated else "fix or remove the line"
     return UserError(f"{where}: {found} fields instead of {expected} in {line[:80]!r}: {fix}")
-
-
-def _read_lines(path: Path, encoding: str) -> list[str]:
-    try:
-        text = path.read_bytes().decode(encoding)
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: check --raw") from error
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise UserError(f"{path}, line {line}: not {encoding} text: is it the right file, unpacked?") from error
-    lines = text.replace("\r\n", "\n").removesuffix("\n").split("\n")
-    if lines == [""]:
-        raise UserError(f"{path} is empty: fetch it again")
-    return lines
-
-
-def _whole(value: float) -> int:
-    if not value.is_integer():
-        raise ValueError(value)
-    return int(value)

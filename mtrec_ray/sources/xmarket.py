@@ -49,7 +49,7 @@ class XMarketConfig(Config):
 
 @dataclass(frozen=True)
 class Market:
-    """The tables of one market."""
+    """The tables of one market; small enough to travel to the workers."""
 
     name: str
     users: pa.Table
@@ -58,12 +58,35 @@ class Market:
     candidates: pa.Table
     """A row for each line of valid_run.tsv."""
 
-    def title_ids(self) -> set[str]:
-        listed = self.candidates["title_ids"].to_pylist()
-        return set(self.events["title_id"].to_pylist()).union(*listed)
+    @staticmethod
+    def read(folder: Path, config: XMarketConfig) -> "Market":
+        """Read one market; with `holdout: validation` neither valid_qrel.tsv nor valid_run.tsv is opened.
 
-    def has_test_day(self) -> bool:
-        return pc.max(self.events["timestamp"]).as_py() == TEST_DAY
+        Raises:
+            UserError: a file is missing, truncated, or not in the form above.
+        """
+        train = _read_pairs(folder, "train.tsv")
+        held_out, candidates = train.iloc[:0], {"user_id": [], "title_ids": []}
+        if config.holdout == "validation":
+            chosen = choose_held_out(train, config.min_interactions, config.seed)
+            train, held_out = train.loc[~chosen], train.loc[chosen]
+        else:
+            if (folder / "valid_qrel.tsv").exists():
+                held_out = _read_pairs(folder, "valid_qrel.tsv")
+            if (folder / "valid_run.tsv").exists():
+                candidates = TextTable("valid_run.tsv", "\t", ("user_id", "title_ids")).read(folder)
+        pairs = pd.concat([train, held_out])
+        users = pairs["user_id"].unique().tolist()
+        times = [WINDOW_START] * len(train) + [TEST_DAY] * len(held_out)
+        return Market(
+            folder.name,
+            pa.table({"user_id": users, "territory": [folder.name] * len(users)}),
+            pa.table(pairs.to_dict("list") | {"timestamp": pa.array(times, TIMESTAMP)}),
+            pa.table(candidates | {"title_ids": [listed.split(",") for listed in candidates["title_ids"]]}),
+        )
+
+    def title_ids(self) -> set[str]:
+        return set(self.events["title_id"].to_pylist()).union(*self.candidates["title_ids"].to_pylist())
 
 
 class XMarketSource(Source):
@@ -71,30 +94,26 @@ class XMarketSource(Source):
 
     def __init__(self, config: XMarketConfig, raw: str | None):
         self.config = config
-        self.folder = raw_folder("xmarket", raw)
-        self.market_names = sorted(path.parent.name for path in self.folder.glob("*/train.tsv"))
-        if not self.market_names:
-            raise UserError(f"{str(self.folder)!r} has no market: each is a folder with a train.tsv")
-
-    def __getstate__(self) -> dict:
-        """Workers get the paths and facts, not the rows."""
-        return {name: value for name, value in self.__dict__.items() if name != "markets"}
+        folder = raw_folder("xmarket", raw)
+        self.folders = sorted(path.parent for path in folder.glob("*/train.tsv"))
+        if not self.folders:
+            raise UserError(f"{str(folder)!r} has no market: each is a folder with a train.tsv")
 
     @cached_property
     def markets(self) -> list[Market]:
-        return [read_market(self.folder, name, self.config) for name in self.market_names]
+        return [Market.read(folder, self.config) for folder in self.folders]
 
     @cached_property
     def facts(self) -> SourceFacts:
         return SourceFacts(
             name="xmarket",
-            territories=tuple(Territory(name=name, region=name) for name in self.market_names),
+            territories=tuple(Territory(name=market.name, region=market.name) for market in self.markets),
             attributes={},
             calendar=Calendar(window_start=WINDOW_START, window_end=TEST_DAY, num_evaluation_days=1, ordered=False),
             num_users=sum(market.users.num_rows for market in self.markets),
             notes=self._notes(),
             trained_users_are_tested=True,
-            has_candidates=bool(self.candidate_parts()),
+            has_candidates=bool(self.parts("candidates")),
         )
 
     def titles(self) -> pa.Table:
@@ -105,63 +124,26 @@ class XMarketSource(Source):
                 offered.setdefault(title_id, []).append(market.name)
         return pa.table({"title_id": list(offered), "territories": list(offered.values())})
 
-    def user_parts(self) -> list[Part]:
-        return self._parts("users", self.market_names)
-
-    def event_parts(self) -> list[Part]:
-        return self._parts("events", self.market_names)
-
-    def candidate_parts(self) -> list[Part]:
-        return self._parts("candidates", [market.name for market in self.markets if market.candidates.num_rows])
-
-    def _parts(self, table: str, names: list[str]) -> list[Part]:
-        return [partial(_read_part, table, self.folder, name, self.config) for name in names]
+    def parts(self, table: str) -> list[Part]:
+        return [partial(getattr, market, table) for market in self.markets if getattr(market, table).num_rows]
 
     def _notes(self) -> tuple[str, ...]:
         config = self.config
         held_out = {
-            "qrel": "held-out positives: the published valid_qrel.tsv",
-            "validation": f"held-out positives: one training interaction of each user with at least "
-            f"{config.min_interactions}, seed {config.seed}; valid_qrel.tsv was not read",
+            "qrel": "the published valid_qrel.tsv",
+            "validation": f"one training interaction of each user with at least {config.min_interactions}, seed "
+            f"{config.seed}; valid_qrel.tsv was not read",
         }[config.holdout]
-        untested = [market.name for market in self.markets if not market.has_test_day()]
+        untested = [market.name for market in self.markets if pc.max(market.events["timestamp"]).as_py() != TEST_DAY]
         fixed = [market.name for market in self.markets if market.candidates.num_rows]
         return (
             "events of the training window have neither order nor time: all carry one timestamp",
             "test users have training interactions too",
             "every market is a region of its own",
-            held_out,
+            f"held-out positives: {held_out}",
             f"markets without a test day: {', '.join(untested) or 'none'}",
             f"markets with fixed titles to rank: {', '.join(fixed) or 'none'}",
         )
-
-
-def read_market(folder: Path, name: str, config: XMarketConfig) -> Market:
-    """Read one market; with `holdout: validation` neither valid_qrel.tsv nor valid_run.tsv is opened.
-
-    Raises:
-        UserError: a file is missing, truncated, or not in the form above.
-    """
-    folder = folder / name
-    train = _read_pairs(folder, "train.tsv")
-    held_out, candidates = train.iloc[:0], {"user_id": [], "title_ids": []}
-    if config.holdout == "validation":
-        chosen = choose_held_out(train, config.min_interactions, config.seed)
-        train, held_out = train.loc[~chosen], train.loc[chosen]
-    else:
-        if (folder / "valid_qrel.tsv").exists():
-            held_out = _read_pairs(folder, "valid_qrel.tsv")
-        if (folder / "valid_run.tsv").exists():
-            candidates = TextTable("valid_run.tsv", "\t", ("user_id", "title_ids")).read(folder)
-    pairs = pd.concat([train, held_out])
-    users = pairs["user_id"].unique().tolist()
-    times = [WINDOW_START] * len(train) + [TEST_DAY] * len(held_out)
-    return Market(
-        name,
-        pa.table({"user_id": users, "territory": [name] * len(users)}),
-        pa.table(pairs.to_dict("list") | {"timestamp": pa.array(times, TIMESTAMP)}),
-        pa.table(candidates | {"title_ids": [listed.split(",") for listed in candidates["title_ids"]]}),
-    )
 
 
 def choose_held_out(train: pd.DataFrame, min_interactions: int, seed: int) -> np.ndarray:
@@ -170,10 +152,6 @@ def choose_held_out(train: pd.DataFrame, min_interactions: int, seed: int) -> np
     draw = pd.Series(uniforms(user_keys(users), seed, user_keys(train["title_id"].to_numpy()))).groupby(users)
     is_first = draw.transform("idxmin").to_numpy() == np.arange(len(train))
     return is_first & (draw.transform("size").to_numpy() >= min_interactions)
-
-
-def _read_part(table: str, folder: Path, name: str, config: XMarketConfig) -> pa.Table:
-    return getattr(read_market(folder, name, config), table)
 
 
 def _read_pairs(folder: Path, name: str) -> pd.DataFrame:

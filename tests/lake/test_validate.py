@@ -16,10 +16,7 @@ from mtrec_ray.lake.schema import conform, embedding_bytes, stored_embeddings
 from mtrec_ray.lake.validate import (
     embedding_problems,
     merge_bad_rows,
-    split_candidates,
-    split_events,
-    split_titles,
-    split_users,
+    split_rows,
     summarize,
 )
 from mtrec_ray.sources.epochs import TIMESTAMP
@@ -44,7 +41,7 @@ def _users(*rows: tuple) -> pa.Table:
 
 @given(st.permutations([("a", "NO", "f"), ("a", "NO", None), ("a", "SE", "f"), ("b", "NO", "m"), ("a", "XX", "f")]))
 def test_accepted_duplicate_does_not_depend_on_the_order(rows):
-    good, bad = split_users(_users(*rows), FACTS)
+    good, bad = split_rows("users", _users(*rows), FACTS)
     assert good.to_pylist() == _users(("a", "NO", "f"), ("b", "NO", "m")).to_pylist()
     assert sorted(bad["reason"].to_pylist()) == ["duplicate_user", "duplicate_user", "unknown_territory"]
 
@@ -59,7 +56,7 @@ def test_accepted_duplicate_does_not_depend_on_the_order(rows):
     )
 )
 def test_every_row_is_accepted_or_has_one_reason(rows):
-    good, bad = split_users(_users(*rows), FACTS)
+    good, bad = split_rows("users", _users(*rows), FACTS)
     assert good.num_rows + bad.num_rows == len(rows)
     ids = good["user_id"].to_pylist()
     assert ids == sorted(set(ids))
@@ -78,7 +75,7 @@ def test_equal_events_are_accepted_and_null_timestamps_are_not():
             "timestamp": pa.array([DAY, DAY, None], TIMESTAMP),
         }
     )
-    good, bad = split_events(events, pa.array(["a"]), pa.array(["t"]))
+    good, bad = split_rows("events", events, FACTS, pa.array(["a"]), pa.array(["t"]))
     assert good.num_rows == 2
     assert bad["reason"].to_pylist() == ["null_timestamp"]
 
@@ -86,7 +83,7 @@ def test_equal_events_are_accepted_and_null_timestamps_are_not():
 def test_events_with_one_timestamp_keep_the_order_of_the_source():
     times = [DAY.replace(day=2), DAY, DAY, DAY]
     events = pa.table({"user_id": ["a"] * 4, "title_id": ["t", "z", "b", "m"], "timestamp": pa.array(times, TIMESTAMP)})
-    good, _ = split_events(events, pa.array(["a"]), pa.array(["b", "m", "t", "z"]))
+    good, _ = split_rows("events", events, FACTS, pa.array(["a"]), pa.array(["b", "m", "t", "z"]))
     assert good["title_id"].to_pylist() == ["z", "b", "m", "t"]
 
 
@@ -97,7 +94,7 @@ def test_one_unknown_title_rejects_its_candidates():
             "title_ids": pa.array([["t"], ["t", "x"], [], ["t"]], pa.list_(pa.string())),
         }
     )
-    good, bad = split_candidates(rows, pa.array(["a", "b", "c"]), pa.array(["t"]))
+    good, bad = split_rows("candidates", rows, FACTS, pa.array(["a", "b", "c"]), pa.array(["t"]))
     assert good["user_id"].to_pylist() == ["a"]
     assert dict(zip(bad["user_id"].to_pylist(), bad["reason"].to_pylist(), strict=True)) == {
         "b": "unknown_title",
@@ -117,7 +114,7 @@ def test_promotion_out_of_order_or_range_is_rejected():
             "promoted_until": pa.array([second, first, first, None, late], TIMESTAMP),
         }
     )
-    good, bad = split_titles(titles, FACTS)
+    good, bad = split_rows("titles", titles, FACTS)
     assert good["title_id"].to_pylist() == ["a", "c"]
     assert bad["reason"].to_pylist() == ["promotion_ends_before_start", *["promotion_out_of_range"] * 2]
 

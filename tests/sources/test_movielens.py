@@ -48,7 +48,7 @@ def _source(folder: Path, **config):
 
 def test_1m(tmp_path):
     source = _source(_write_1m(tmp_path))
-    (users,), (events,) = ([part() for part in parts] for parts in (source.user_parts(), source.event_parts()))
+    (users,), (events,) = ([part() for part in parts] for parts in (source.parts("users"), source.parts("events")))
     assert users.to_pylist()[0] == {
         "user_id": "1",
         "territory": "zip-4",
@@ -79,14 +79,14 @@ def test_every_layout_gives_the_same_title(tmp_path, write):
 @pytest.mark.parametrize("write", [_write_100k, _write_recbole])
 def test_users_of_100k(tmp_path, write):
     source = _source(write(tmp_path))
-    row = source.user_parts()[0]().to_pylist()[0]
+    row = source.parts("users")[0]().to_pylist()[0]
     assert row == {"user_id": "1", "territory": "zip-8", "gender": "M", "age": "18-24", "occupation": "technician"}
     assert row["occupation"] in source.facts.attributes["occupation"]
 
 
 def test_low_ratings_can_be_left_out(tmp_path):
     source = _source(_write_1m(tmp_path), min_rating=4)
-    assert source.event_parts()[0]()["title_id"].to_pylist() == ["1", "2"]
+    assert source.parts("events")[0]()["title_id"].to_pylist() == ["1", "2"]
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_impossible_timestamps_reach_validation_and_leave_the_calendar_alone(tmp
         file.write(f"1::2::5::{10**30}\n1::2::5::-5\n")
     source = _source(tmp_path)
     assert source.facts.calendar == calendar
-    assert [time.year for time in source.event_parts()[0]()["timestamp"].to_pylist()[3:]] == [9999, 1969]
+    assert [time.year for time in source.parts("events")[0]()["timestamp"].to_pylist()[3:]] == [9999, 1969]
 
 
 def test_territories():

@@ -43,8 +43,8 @@ def test_columns_are_mapped_and_values_discovered(raw):
     assert facts.attributes == {"gender": ("f", "m")}
     assert [territory.name for territory in facts.territories] == ["NO", "SE"]
     assert facts.num_users == 3
-    assert len(source.user_parts()) == 2
-    assert source.event_parts()[0]()["timestamp"][0].as_py() == datetime(2024, 1, 1, 5, tzinfo=UTC)
+    assert len(source.parts("users")) == 2
+    assert source.parts("events")[0]()["timestamp"][0].as_py() == datetime(2024, 1, 1, 5, tzinfo=UTC)
     assert source.titles().to_pylist() == [{"title_id": "t", "kind": "film", "name": "A film"}]
 
 
@@ -52,7 +52,11 @@ def test_columns_are_mapped_and_values_discovered(raw):
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_raw_folder_may_be_a_path_or_uri(raw, scheme, users):
     source = make_source("parquet", CONFIG | {"users": users}, f"{scheme}{raw}/")
-    assert sorted(user for part in source.user_parts() for user in part()["user_id"].to_pylist()) == ["u1", "u2", "u3"]
+    assert sorted(user for part in source.parts("users") for user in part()["user_id"].to_pylist()) == [
+        "u1",
+        "u2",
+        "u3",
+    ]
     assert source.facts.num_users == 3
     assert source.titles().num_rows == 1
     with pytest.raises(UserError, match=rf"'{scheme}{raw}/nowhere\.parquet' is missing: check the path and --raw"):
@@ -90,7 +94,7 @@ def test_wrong_setting_is_an_error(raw, change, message):
 
 
 def _read_all(source) -> list:
-    return [source.facts, source.titles(), *(part() for part in source.user_parts())]
+    return [source.facts, source.titles(), *(part() for part in source.parts("users"))]
 
 
 def test_truncated_file_is_an_error(raw):
@@ -106,7 +110,7 @@ def test_row_groups_are_read_in_bounded_parts(raw):
         path.unlink()
     pq.write_table(rows, raw / "users" / "1.parquet", row_group_size=2)
     source = make_source("parquet", CONFIG | {"rows_per_part": 5}, str(raw))
-    assert [part().num_rows for part in source.user_parts()] == [4, 4, 2]
+    assert [part().num_rows for part in source.parts("users")] == [4, 4, 2]
 
 
 def test_promotion_dates_have_the_unit_of_the_timestamps(raw):
@@ -120,4 +124,4 @@ def test_candidates_are_read_in_bounded_parts(raw):
     rows = pa.table({"user_id": ["u1", "u2", "u3"], "title_ids": [["t"], ["t"], ["t"]]})
     pq.write_table(rows, raw / "candidates.parquet", row_group_size=1)
     source = make_source("parquet", CONFIG | {"candidates": "candidates.parquet", "rows_per_part": 2}, str(raw))
-    assert [part().num_rows for part in source.candidate_parts()] == [2, 1]
+    assert [part().num_rows for part in source.parts("candidates")] == [2, 1]

@@ -46,12 +46,12 @@ def _source(raw: Path, **config):
 
 
 def _events(source) -> list[tuple[str, str, int]]:
-    rows = [row for part in source.event_parts() for row in part().to_pylist()]
+    rows = [row for part in source.parts("events") for row in part().to_pylist()]
     return [(row["user_id"], row["title_id"], int(row["timestamp"].timestamp())) for row in rows]
 
 
 def _users(source) -> dict[str, dict]:
-    return {row.pop("user_id"): row for part in source.user_parts() for row in part().to_pylist()}
+    return {row.pop("user_id"): row for part in source.parts("users") for row in part().to_pylist()}
 
 
 def test_rows_become_users_titles_and_events(raw):
@@ -108,7 +108,7 @@ def test_equal_rows_of_different_behaviour_are_several_events(raw):
 def test_small_pieces_read_the_same_as_one(raw, bytes_per_part):
     _write(raw / "train.csv", [*TRAIN, DEV[0].rpartition("\t")[0]])
     small, whole = _source(raw, bytes_per_part=bytes_per_part), _source(raw)
-    assert len(small.event_parts()) > len(whole.event_parts()) == 3
+    assert len(small.parts("events")) > len(whole.parts("events")) == 3
     assert _events(small) == _events(whole)
     assert _users(small) == _users(whole)
     assert small.facts == whole.facts
@@ -176,7 +176,7 @@ def test_other_columns_names_and_levels(tmp_path):
 )
 def test_age_bands(bands, years, expected):
     attribute = attribute_column("age", ["m", "f"], bands)
-    codes = [attribute.codes[year] for year in years]
+    codes = [attribute.codes[year - 1] for year in years]
     assert [attribute.values[code] if code >= 0 else None for code in codes] == expected
 
 

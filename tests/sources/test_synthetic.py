@@ -22,7 +22,7 @@ CONFIG = SyntheticConfig(users=6_000, territories=8, titles=60, user_width=16, t
 
 def _generate(config: SyntheticConfig) -> tuple[SyntheticSource, pa.Table, pa.Table]:
     source = SyntheticSource(config)
-    light = pa.concat_tables(part() for part in source.user_parts())
+    light = pa.concat_tables(part() for part in source.parts("users"))
     return source, *source.complete_bucket(light, pa.table({}))
 
 

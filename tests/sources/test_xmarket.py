@@ -25,11 +25,11 @@ def raw(tmp_path: Path) -> Path:
 
 
 def _events(source) -> list[dict]:
-    return [row for part in source.event_parts() for row in part().to_pylist()]
+    return [row for part in source.parts("events") for row in part().to_pylist()]
 
 
 def _candidates(source) -> list[dict]:
-    return [row for part in source.candidate_parts() for row in part().to_pylist()]
+    return [row for part in source.parts("candidates") for row in part().to_pylist()]
 
 
 def test_published_positives_are_the_day_after(raw):

@@ -50,7 +50,7 @@ class Bucket:
 
     @cached_property
     def first_discoveries(self) -> np.ndarray:
-        """(F,) event rows that are their user's first event of the title within a calendar month, by user and title."""
+        """(F,) event rows: a user's first event of a title in a calendar month, by user and title."""
         month = self.event_time.astype("datetime64[M]").astype(np.int64)
         order = np.lexsort((self.event_time, month, self.event_title, self.event_user))
         is_first = np.ones(len(order), dtype=bool)
@@ -71,7 +71,7 @@ class Bucket:
         return rows[offer_mask[self.territory[self.event_user[rows]], self.event_title[rows]]]
 
     def known_pairs(self, start: datetime, end: datetime) -> np.ndarray:
-        """Sorted unique `pair_code`s with an event since the month of `start`, which are no negatives."""
+        """Sorted `pair_code`s with an event since the month of `start`: they are no negatives."""
         seen = (self.event_time >= month_start(start)) & (self.event_time < to_datetime64(end))
         return np.unique(pair_code(self.event_user[seen], self.event_title[seen]))
 

@@ -27,7 +27,7 @@ MIN_BUCKETS = 16
 def build_lake(
     source: Source, out: str, options: BuildOptions | None = None, progress: ProgressCallback | None = None
 ) -> LakeSummary:
-    """Build a lake at `out`, a local path or URI. Ray must be initialised; nodes must share `out`.
+    """Build a lake at `out`, a local path or URI that all nodes share.
 
     The files are byte for byte the same whatever the number of readers, CPUs and the order of raw rows.
 
@@ -84,19 +84,13 @@ def _write_tables(
 
 
 def _check_attribute_names(attributes: Collection[str]) -> None:
-    """UserError where the names of combinations, or of their figures, would be ambiguous."""
+    """UserError where the names of combinations would be ambiguous."""
     for name in attributes:
         if name in ("none", "all", "") or set(name) & set("+,/") or name != name.strip():
             raise UserError(
                 f"attribute {name!r}: combinations are written as gender+age, all or none, so no attribute may be "
                 "called all or none, have one of + , / in its name, or a space at its ends: rename it"
             )
-    for name in ("none", *attributes):
-        for bound in (f"{name}_low", f"{name}_high"):
-            if bound in attributes:
-                raise UserError(
-                    f"attribute {bound!r} is named like a bound of {name!r}, as in ndcg@10/{bound}: rename it"
-                )
 
 
 def _make_manifest(facts: SourceFacts, num_buckets: int, files: dict[str, list[LakeFile]], bad: BadRows) -> Manifest:

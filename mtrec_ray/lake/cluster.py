@@ -1,4 +1,4 @@
-"""Starts Ray quietly, on the cluster if there is one and locally otherwise, and runs a job's tasks.
+"""Starts Ray quietly, on a cluster or locally, and runs a job's tasks.
 
 Functions import Ray when they are called: modules that only pass `map_tasks` on load without Ray.
 """
@@ -32,7 +32,7 @@ asking = threading.Lock()
 
 @contextmanager
 def ray_session(num_cpus: int | None = None, keep: bool = False) -> Iterator[None]:
-    """Ray for the length of a job; the first `need_ray` starts it, so most mistakes are reported without starting it.
+    """Ray for the length of a job, started by the first `need_ray`.
 
     Inside `ray job submit`, or with RAY_ADDRESS set, it joins that cluster; a running Ray is used as it is; else it
     starts a local one with one logical CPU more than the `num_cpus` of the training workers: if they held every CPU,
@@ -101,7 +101,7 @@ def workers_heed_interrupts() -> Iterator[None]:
 
 
 def joins_cluster() -> bool:
-    """True if Ray runs on an existing cluster, which may grow, and not on one started for this job."""
+    """True if Ray runs on an existing cluster, which may grow."""
     return bool(os.environ.get("RAY_ADDRESS"))
 
 
@@ -129,10 +129,10 @@ def map_tasks(
     progress: ProgressCallback | None = None,
     limit: int | None = None,
 ) -> Iterator[tuple[Item, Result]]:
-    """Run `function(item, *shared)` for each item as a Ray task and yield (item, result) as they end, in any order.
+    """Run `function(item, *shared)` as Ray tasks; yields (item, result) as they end.
 
-    `shared` is sent once. At most `limit` tasks (None = two per CPU) are in flight, so results do not pile up; Ray runs
-    a lost task again. An error cancels the tasks in flight. `progress` gets `stage` and the items done.
+    Results come in any order. `shared` is sent once. At most `limit` tasks (None = two per CPU) are in flight, so that
+    results do not pile up. Ray repeats a lost task, an error cancels the others. `progress` gets the items done.
 
     Raises:
         UserError, OSError: the first that a task raised, unwrapped; other errors come wrapped by Ray.

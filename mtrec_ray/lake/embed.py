@@ -1,4 +1,4 @@
-"""`mtrec lake embed`: embeddings for a lake whose source has none (paper A takes them from upstream models).
+"""`mtrec lake embed`: embeddings for a lake whose source has none.
 
 1. count and decompose the discoveries of the training window, no test day included (`interactions`, bucket tasks)
 2. title text through a transformer (`text`, Ray Data)
@@ -43,7 +43,7 @@ Counts = tuple[sp.csr_matrix, np.ndarray, int]
 
 
 def embed_lake(config: EmbedConfig, progress: ProgressCallback | None = None) -> LakeSummary:
-    """Compute and commit the embeddings of a lake from the events of its training window alone.
+    """Compute and commit embeddings from the events of the training window alone.
 
     Raises:
         UserError: the lake has embeddings already, holds no event in the window, users would have no vector, or the
@@ -109,7 +109,7 @@ def _interaction_space(
 
 
 def _in_order(parts: Iterable[tuple[int, Counts]]) -> Iterator[Counts]:
-    """Results in the order of their buckets, so that a float sum is the same at every run; few have to wait."""
+    """Results in the order of their buckets, so that a float sum is the same at every run."""
     waiting: dict[int, Counts] = {}
     expected = 0
     for index, part in parts:
@@ -176,7 +176,7 @@ def _words(genres: str | None) -> list[str]:
 
 
 def _remove_unlisted(uri: str) -> None:
-    """Remove users and titles files that the lake no longer lists: replaced ones, or those of an embed that failed."""
+    """Remove users and titles files that the lake no longer lists."""
     listed = Lake.open(uri).manifest.listed_paths()
     for path in list_files(uri):
         if path.startswith(("users/", "titles/")) and path not in listed:

@@ -1,4 +1,4 @@
-"""User and title vectors from the discoveries of the window: a truncated SVD with the memory of the catalogue.
+"""User and title vectors: a truncated SVD of the window's discoveries.
 
 The SVD of the scaled user x title matrix X needs only the title x title matrix X'X, a sum over buckets: with its
 eigenvectors V and eigenvalues S^2, a title's vector is its row of V S^p, and a user's is its own row of X times
@@ -88,14 +88,14 @@ def user_vectors(bucket: Bucket, events: np.ndarray, space: InteractionSpace) ->
 
 
 def fold_vectors(bucket: Bucket, bounds: Bounds, space: InteractionSpace, num_folds: int, seed: int) -> np.ndarray:
-    """(N, K, w) float32: the k-th vector of a user leaves out the events whose title is in fold k for that user."""
+    """(N, K, w) float32: a user's k-th vector leaves out the titles of its fold k."""
     events = np.flatnonzero(within(bucket.event_time, *bounds))
     fold = fold_of_pairs(bucket, bounds, bucket.event_user[events], bucket.event_title[events], num_folds, seed)
     return np.stack([user_vectors(bucket, events[fold != k], space) for k in range(num_folds)], axis=1)
 
 
 def _leading_eigenpairs(matrix: sp.csr_matrix, width: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Largest eigenvalues, descending, and their vectors with the largest entry positive: deterministic."""
+    """Largest eigenvalues, descending, and their vectors with the largest entry positive."""
     size, _ = matrix.get_shape()
     if width >= size - 1:
         values, vectors = np.linalg.eigh(matrix.toarray())

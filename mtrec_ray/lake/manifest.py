@@ -123,7 +123,7 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
 
 @dataclass(frozen=True)
 class Lake:
-    """An opened lake: its manifest and its tables, bucket by bucket. Picklable: holds plain data only."""
+    """An opened lake: its manifest and its tables, bucket by bucket. Picklable."""
 
     uri: str
     manifest: Manifest
@@ -166,7 +166,7 @@ class Lake:
 
     @cached_property
     def titles(self) -> pa.Table:
-        """The titles without embeddings, sorted by `title_id`: a title's row is its index everywhere."""
+        """The titles without embeddings; a title's row is its index everywhere."""
         with self._parquet(self.manifest.files["titles"][0]) as parquet:
             names = parquet.schema_arrow.names
         return self.read("titles", columns=[name for name in names if name != "embedding"])

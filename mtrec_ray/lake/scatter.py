@@ -78,7 +78,7 @@ def build_bucket(bucket: int, plan: BuildPlan) -> tuple[dict[str, LakeFile], Bad
 
 
 def write_rows(uri: str, table: str, folder: str, rows: pa.Table, facts: SourceFacts) -> LakeFile:
-    """Write accepted rows. Users are not compressed: training reads their embeddings all the time."""
+    """Write accepted rows; users uncompressed, as training reads them all the time."""
     width = embedding_width(table, facts)
     if width:
         index = rows.schema.get_field_index("embedding")
@@ -87,7 +87,7 @@ def write_rows(uri: str, table: str, folder: str, rows: pa.Table, facts: SourceF
 
 
 def to_batch(rows: pa.Table) -> pa.RecordBatch:
-    """All rows in one batch; UserError where a column has more text than one array holds (2 GiB)."""
+    """All rows in one batch; UserError where a column holds more than 2 GiB."""
     batches = rows.combine_chunks().to_batches()
     if len(batches) > 1:
         raise UserError(

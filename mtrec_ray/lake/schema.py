@@ -39,7 +39,7 @@ def embedding_width(table: str, facts: SourceFacts) -> int:
 
 
 def conform(table: str, rows: pa.Table, facts: SourceFacts, partial: bool = False) -> pa.Table:
-    """Rows with canonical columns, types and order; other columns are dropped, embeddings become `binary`.
+    """Rows with canonical columns, types and order; embeddings become `binary`.
 
     Args:
         partial: columns may still be missing, for `complete_bucket` to fill.
@@ -75,7 +75,7 @@ def empty_table(table: str, facts: SourceFacts) -> pa.Table:
 
 
 def embedding_bytes(column: pa.ChunkedArray) -> pa.Array:
-    """Embeddings of any layout as little-endian float16 bytes; a wrong width or a NaN in one row is preserved.
+    """Embeddings of any layout as little-endian float16 bytes, of whatever width.
 
     Lists of numbers and fixed-size lists are cast to float16; (fixed-size) binary is taken as float16 bytes already.
     """

@@ -1,4 +1,4 @@
-"""What the jobs of a lake return: figures as a table, a document for programs, tables for people."""
+"""The result of the jobs that build, embed and describe a lake."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ class LakeSummary:
 
     @property
     def metrics(self) -> "pd.DataFrame":
-        """`territories`, or the rows of each `table` by `status`: accepted, or the reason of their rejection."""
+        """`territories`, or rows of each table by `status`: accepted, or why rejected."""
         import pandas as pd
 
         if self.territories is not None:

@@ -1,4 +1,4 @@
-"""Title text through a transformer encoder: mean of the last layer's token vectors (paper A, 3.1)."""
+"""Title text through a transformer: mean of the last layer's token vectors (paper A, 3.1)."""
 
 import logging
 from typing import Any
@@ -21,7 +21,7 @@ def title_texts(titles: pa.Table) -> list[str]:
 
 
 def encode_texts(texts: list[str], config: TextConfig) -> np.ndarray:
-    """(titles, width) float32, zeros for empty texts; batches run as Ray Data tasks on an actor that holds the model.
+    """(titles, width) float32, zeros for empty texts; runs on a Ray Data actor.
 
     Raises:
         UserError: the model cannot be loaded, or there is no such device.
@@ -74,7 +74,7 @@ class TextEncoder:
 
 
 def load_encoder(config: TextConfig) -> tuple[Any, Any]:
-    """Tokenizer and encoder of a Hugging Face name or local folder; UserError where they cannot be loaded."""
+    """Tokenizer and encoder of a Hugging Face name or folder; UserError if unloadable."""
     from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
 

@@ -1,4 +1,4 @@
-"""Which rows may enter a lake. Every rejected row has exactly one reason, a stable slug; none is dropped silently.
+"""Which rows may enter a lake; every rejected row has exactly one reason, a stable slug.
 
 Of several users, titles or candidate rows with one id, the first in the order of all their columns is accepted and the
 others are duplicates, so the choice does not depend on the order of reading. Events of a rejected user or title are
@@ -31,7 +31,7 @@ BadRows = dict[str, tuple[int, list[str]]]
 
 
 class BadRowsError(UserError):
-    """Rows that may not enter the lake. `totals` has their number in the whole source by `table/reason`."""
+    """Rows that may not enter the lake; `totals` has their number by `table/reason`."""
 
     def __init__(self, bad: BadRows):
         self.totals = {reason: total for reason, (total, _) in sorted(bad.items())}
@@ -50,7 +50,7 @@ def split_rows(
     user_ids: pa.Array | None = None,
     title_ids: pa.Array | None = None,
 ) -> tuple[pa.Table, pa.Table]:
-    """(accepted, rejected) rows of a conformed table, both sorted; rejected ones have a `reason` column.
+    """(accepted, rejected) rows, both sorted; rejected ones have a `reason` column.
 
     Events and candidates need the accepted `user_ids` and `title_ids`. Events with one timestamp keep the order of the
     source: three in four of MovieLens-100K share their second with another event of their user, and which of them is
@@ -136,7 +136,7 @@ def summarize(table: str, rejected: pa.Table) -> BadRows:
 
 
 def merge_bad_rows(parts: Iterable[BadRows]) -> BadRows:
-    """Totals over all parts, and the first rows by content, so that the order of the parts does not matter."""
+    """Totals and first rows over all parts, whatever their order."""
     merged: BadRows = {}
     for part in parts:
         for reason, (total, shown) in part.items():

@@ -1,4 +1,4 @@
-"""`mtrec lake check`: hashes files, counts rows and validates content again, by the rules of the build."""
+"""`mtrec lake check`: hash files, count rows and validate content again."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at run time
@@ -110,7 +110,7 @@ def verify_bucket(bucket: int, lake: Lake) -> list[str]:
 
 
 def _read_table(lake: Lake, name: str, bucket: int | None, problems: list[str]) -> Any:
-    """A table or one bucket of it; None where problems of hash, rows or schema, which are added to `problems`."""
+    """A table or a bucket of it; None with `problems` of hash, rows or schema."""
     parts, found = [], []
     for file in lake.manifest.bucket_files(name, bucket):
         try:

@@ -11,7 +11,7 @@ from mtrec_ray.sources.calendar import to_utc
 
 
 class WindowConfig(Config):
-    """The training window and the evaluation days after it; null = as the lake's source proposes."""
+    """The training window and the evaluation days after it; null = the source's proposal."""
 
     start: datetime | None = None
     """Start of the window, UTC."""

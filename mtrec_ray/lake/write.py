@@ -29,7 +29,7 @@ STAGING = ".staging"
 
 
 def write_parquet(uri: str, folder: str, table: pa.Table, compression: str = "zstd") -> LakeFile:
-    """Write `folder/part-<first 16 hex digits of its SHA-256>.parquet` in the lake `uri`; the folder must exist."""
+    """Write `folder/part-<16 hex digits of its SHA-256>.parquet`; the folder must exist."""
     sink = pa.BufferOutputStream()
     dictionary = [f.name for f in table.schema if pa.types.is_string(f.type) and not f.name.endswith("_id")]
     pq.write_table(table, sink, compression=compression, use_dictionary=dictionary)  # pyright: ignore[reportArgumentType]
@@ -42,14 +42,14 @@ def write_parquet(uri: str, folder: str, table: pa.Table, compression: str = "zs
 
 
 def list_files(uri: str) -> dict[str, float]:
-    """Paths of all files in a folder, relative to it, and when they were written (seconds since 1970)."""
+    """Relative paths of all files in a folder, and when they were written (Unix time in s)."""
     fs, root = resolve(uri)
     selector = pafs.FileSelector(root, recursive=True, allow_not_found=True)
     return {i.path[len(root) + 1 :]: (i.mtime_ns or 0) / 1e9 for i in fs.get_file_info(selector) if i.is_file}
 
 
 def write_failure(error: OSError, job: str) -> UserError:
-    """The error to raise when `job`, which removes its own files, met an error of the file system."""
+    """The error of a `job` that met an error of the file system and removed its files."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     reason = "no space left on the device" if full else str(error)
     return UserError(f"{job} failed: {reason}. What was written so far is removed.")
@@ -72,7 +72,7 @@ class BuildSite:
 
     @staticmethod
     def open(out: str, overwrite: bool) -> "BuildSite":
-        """Prepare a build of `out`; UserError if anything exists there, or another build of it is running."""
+        """Prepare a build; UserError if `out` exists or another build of it is running."""
         fs, path = resolve(out)
         is_lake = fs.get_file_info(f"{path}/{MANIFEST_NAME}").is_file
         if is_lake and not overwrite:
@@ -90,7 +90,7 @@ class BuildSite:
         return BuildSite(path, building, in_place=False, lock=_lock(building))
 
     def make_folders(self, folders: list[str]) -> None:
-        """Create folders before any worker starts: workers never do, so a removed build stays removed."""
+        """Create folders; workers never do, so a removed build stays removed."""
         for folder in folders:
             self.fs.create_dir(f"{self.root}/{folder}", recursive=True)
 
@@ -171,7 +171,7 @@ def _remove_folder(fs: pafs.FileSystem, path: str) -> None:
 
 
 def _exchange(first: str, second: str) -> None:
-    """Exchange two folders atomically (Linux renameat2); elsewhere by renames, with neither there for an instant."""
+    """Exchange two folders atomically (Linux renameat2); elsewhere by three renames."""
     at_cwd, exchange = -100, 2
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 and renameat2(at_cwd, os.fsencode(first), at_cwd, os.fsencode(second), exchange) == 0:

@@ -1,1 +1,1 @@
-"""Sources: raw data of any origin, brought to the lake's canonical columns part by part (never imports ray)."""
+"""Sources: raw data of any origin, read in parts; never imports ray."""

@@ -1,4 +1,4 @@
-"""Downloads of public archives: resumed after an interruption, verified, and visible under their name when complete.
+"""Downloads of public archives, resumed after an interruption and verified.
 
 Hand-written because `pooch` has no resume: it starts a partial download again from the first byte.
 """
@@ -21,7 +21,7 @@ TIMEOUT_S = 60
 def download_file(
     url: str, checksum: str, out: Path, stage: str = "downloading", progress: ProgressCallback | None = None
 ) -> None:
-    """Download `url` to `out`, resuming from `<out>.part`; `checksum` is `sha256:<hex>` or `md5:<hex>`.
+    """Download `url` to `out`, resuming from `<out>.part`; checksums are `md5:` or `sha256:`.
 
     Raises:
         UserError: the server cannot be reached or the connection broke (the part stays for the next attempt), or the
@@ -44,7 +44,7 @@ def download_file(
 
 
 def unpack_files(archive: Path, names: tuple[str, ...], folder: Path) -> None:
-    """Unpack the files `names` of a zip archive, whatever their folder; UserError for another archive."""
+    """Unpack the files `names` of a zip archive, whatever their folder in it."""
     try:
         with zipfile.ZipFile(archive) as zipped:
             members = {PurePosixPath(member).name: member for member in zipped.namelist()}

@@ -1,4 +1,4 @@
-"""Epoch numbers to timestamps without overflow; an impossible time becomes year 1 or 9999, which validation rejects."""
+"""Epoch numbers to timestamps; impossible ones become year 1 or 9999, to be rejected."""
 
 from datetime import UTC, datetime
 
@@ -17,7 +17,7 @@ _MIN_US, _MAX_US = -62_135_596_800_000_000, 253_402_300_799_000_000
 
 
 def timestamps_from_epoch(values: np.ndarray, unit: str) -> pa.Array:
-    """Timestamps (us, UTC) of epoch numbers in `unit`; NaN becomes null, and all else stays within years 1 to 9999."""
+    """Timestamps (us, UTC) of epoch numbers in `unit`; NaN becomes null, nothing overflows."""
     if unit not in TICKS_PER_SECOND:
         raise UserError(f"timestamp unit {unit!r} is not one of {', '.join(TICKS_PER_SECOND)}")
     scale = 1_000_000 / TICKS_PER_SECOND[unit]
@@ -33,7 +33,7 @@ def timestamps_from_epoch(values: np.ndarray, unit: str) -> pa.Array:
 
 
 def to_utc_micros(column: pa.ChunkedArray | pa.Array, unit: str) -> pa.ChunkedArray | pa.Array:
-    """Timestamps (us, UTC) of a column of timestamps, or of epoch numbers in `unit`; UserError for other types."""
+    """Timestamps (us, UTC) of a column of timestamps, or of epoch numbers in `unit`."""
     if pa.types.is_timestamp(column.type):
         if column.type.unit == "us":
             return column.cast(TIMESTAMP)

@@ -104,7 +104,7 @@ class MovieLensSource(Source):
 
 
 def download_movielens(config: MovieLensConfig, raw: str | None, progress: ProgressCallback | None = None) -> None:
-    """Download and unpack the archive of `config.dataset` into the folder `raw`, unless its files are there."""
+    """Download and unpack `config.dataset` into the folder `raw`, unless it is there."""
     if raw is None:
         raise UserError("--download needs a folder to fetch MovieLens into: name it with --raw DIR")
     if config.url and not config.checksum:
@@ -126,7 +126,7 @@ def territory_of(zip_code: str) -> str:
 
 
 def age_band(age: int) -> str:
-    """The band of an age in years; a negative age is returned as it is, for validation to reject."""
+    """The band of an age in years; a negative age stays as it is, to be rejected."""
     return next((band for first, band in reversed(AGE_BANDS.items()) if age >= first), str(age))
 
 

@@ -38,28 +38,6 @@ OCCUPATIONS_1M = (
     "writer",
 )
 """Occupations by their code in ML-1M."""
-GENRES_100K = (
-    "unknown",
-    "Action",
-    "Adventure",
-    "Animation",
-    "Children's",
-    "Comedy",
-    "Crime",
-    "Documentary",
-    "Drama",
-    "Fantasy",
-    "Film-Noir",
-    "Horror",
-    "Musical",
-    "Mystery",
-    "Romance",
-    "Sci-Fi",
-    "Thriller",
-    "War",
-    "Western",
-)
-"""Flags of `u.item`, in order."""
 
 
 @dataclass(frozen=True)
@@ -77,35 +55,32 @@ class Layout:
         return self.ratings.name, self.users.name, self.films.name
 
 
-RATINGS = ("user_id", "item_id", "rating", "timestamp")
+RATINGS = "user_id item_id rating timestamp"
 GROUPLENS_1M = Layout(
     "1M",
     TextTable("ratings.dat", "::", RATINGS, encoding="latin-1"),
-    TextTable("users.dat", "::", ("user_id", "gender", "age", "occupation", "zip_code"), encoding="latin-1"),
-    TextTable("movies.dat", "::", ("item_id", "movie_title", "class"), encoding="latin-1"),
+    TextTable("users.dat", "::", "user_id gender age occupation zip_code", encoding="latin-1"),
+    TextTable("movies.dat", "::", "item_id movie_title class", encoding="latin-1"),
+)
+FILM_100K = "item_id movie_title released video url"
+GENRES_100K = (
+    "unknown Action Adventure Animation Children's Comedy Crime Documentary Drama Fantasy Film-Noir Horror Musical "
+    "Mystery Romance Sci-Fi Thriller War Western"
 )
 GROUPLENS_100K = Layout(
     "100K",
     TextTable("u.data", "\t", RATINGS),
-    TextTable("u.user", "|", ("user_id", "age", "gender", "occupation", "zip_code"), encoding="latin-1"),
-    TextTable("u.item", "|", ("item_id", "movie_title", "released", "video", "url", *GENRES_100K), encoding="latin-1"),
+    TextTable("u.user", "|", "user_id age gender occupation zip_code", encoding="latin-1"),
+    TextTable("u.item", "|", f"{FILM_100K} {GENRES_100K}", encoding="latin-1"),
 )
 RECBOLE_100K = Layout(
     "100K",
+    TextTable("ml-100k.inter", "\t", "user_id:token item_id:token rating:float timestamp:float", header=True),
     TextTable(
-        "ml-100k.inter", "\t", ("user_id:token", "item_id:token", "rating:float", "timestamp:float"), header=True
+        "ml-100k.user", "\t", "user_id:token age:token gender:token occupation:token zip_code:token", header=True
     ),
     TextTable(
-        "ml-100k.user",
-        "\t",
-        ("user_id:token", "age:token", "gender:token", "occupation:token", "zip_code:token"),
-        header=True,
-    ),
-    TextTable(
-        "ml-100k.item",
-        "\t",
-        ("item_id:token", "movie_title:token_seq", "release_year:token", "class:token_seq"),
-        header=True,
+        "ml-100k.item", "\t", "item_id:token movie_title:token_seq release_year:token class:token_seq", header=True
     ),
 )
 LAYOUTS = (GROUPLENS_1M, GROUPLENS_100K, RECBOLE_100K)
@@ -113,13 +88,13 @@ LAYOUTS = (GROUPLENS_1M, GROUPLENS_100K, RECBOLE_100K)
 
 @dataclass(frozen=True)
 class MovieLensFiles:
-    """MovieLens in one layout. Picklable; every method raises `UserError` naming file and line."""
+    """MovieLens in one layout; methods raise `UserError` with file and line. Picklable."""
 
     folder: Path
     layout: Layout
 
     def read_users(self) -> dict[str, list]:
-        """`user_id`, `age` in years (100K) or the first year of a band (1M), `gender`, `occupation`, `zip_code`."""
+        """`user_id`, `age` (1M: first year of a band), `gender`, `occupation`, `zip_code`."""
         table = self.layout.users
         users: dict[str, list] = dict(table.read(self.folder))
         users["age"] = table.read_ints(self.folder, users, "age")
@@ -157,11 +132,7 @@ class MovieLensFiles:
 
 
 def detect_layout(folder: Path) -> MovieLensFiles:
-    """The layout whose files are in `folder`.
-
-    Raises:
-        UserError: there is none, or one of the layout's three files is missing.
-    """
+    """The layout whose files are in `folder`; UserError if one is missing."""
     for layout in LAYOUTS:
         names = layout.file_names
         missing = [name for name in names if not (folder / name).is_file()]
@@ -174,10 +145,11 @@ def detect_layout(folder: Path) -> MovieLensFiles:
 
 
 def _genres(films: dict[str, list[str]]) -> list[list[str]]:
-    """Known genres of each film, from one column of words or from 0/1 columns."""
+    """Known genres of each film, from one column of words or from a 0/1 column of each genre."""
     if "class" in films:
         listed = [text.replace("(no genres listed)", "").replace("|", " ").split() for text in films["class"]]
     else:
-        flags = zip(*(films[genre] for genre in GENRES_100K), strict=True)
-        listed = [[g for g, flag in zip(GENRES_100K, row, strict=True) if flag == "1"] for row in flags]
+        names = GENRES_100K.split()
+        flags = zip(*(films[name] for name in names), strict=True)
+        listed = [[name for name, flag in zip(names, row, strict=True) if flag == "1"] for row in flags]
     return [[genre for genre in genres if genre != "unknown"] for genres in listed]

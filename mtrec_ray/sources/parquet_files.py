@@ -1,4 +1,4 @@
-"""Finds Parquet files and reads them in chunks of bounded size, with errors that name the file."""
+"""Finds Parquet files and reads them in chunks, with errors that name the file."""
 
 import posixpath
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ class Chunk:
 
 
 def list_chunks(location: str, raw: str | None, rows_per_part: int) -> list[Chunk]:
-    """Chunks of at most `rows_per_part` rows of all Parquet files at a path, folder or glob, sorted by path.
+    """Chunks of all Parquet files at a path, folder or glob, sorted by path.
 
     Args:
         location: path or URI; a relative path is below `raw`.
@@ -72,7 +72,7 @@ def _list_files(fs: pafs.FileSystem, path: str, shown: str) -> list[str]:
 
 
 def _chunks_of(fs: pafs.FileSystem, uri: str, path: str, rows_per_part: int) -> list[Chunk]:
-    """Consecutive row groups of a file, together at most `rows_per_part` rows, at least one group each."""
+    """Consecutive row groups of a file, together at most `rows_per_part` rows."""
     metadata = _open(fs, path).metadata
     chunks: list[Chunk] = []
     for group in range(metadata.num_row_groups):

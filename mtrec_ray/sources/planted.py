@@ -1,4 +1,4 @@
-"""The planted world of the synthetic source: territories, tastes, attributes and embeddings.
+"""The planted world of the synthetic source: territories, tastes, attributes.
 
 Legend: `N` users, `n` titles, `T` territories, `G` taste groups, `k` = 8 taste dimensions.
 
@@ -164,7 +164,7 @@ def embeddings(config: SyntheticConfig, keys: np.ndarray, taste: np.ndarray, lif
 
 
 def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """(N, k) @ (k, m), summed in one fixed order: with BLAS the rounding of a row depends on the other rows."""
+    """(N, k) @ (k, m) in a fixed order: BLAS rounds a row by the rows around it."""
     total = left[:, :1] * right[0]
     for j in range(1, right.shape[0]):
         total += left[:, j : j + 1] * right[j]

@@ -1,4 +1,4 @@
-"""Events of the planted world: how many each user has, when, and of which titles (see `planted`)."""
+"""Events of the planted world: how many, when, and of which titles (see `planted`)."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ DAY_US = 86_400_000_000
 
 
 def draw_events(world: World, users: PlantedUsers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(events,) user row, title index, and microseconds since the window's start, by user and time."""
+    """(events,) user row, title index, microseconds since the window's start; sorted."""
     config, spread = world.config, world.config.activity_spread
     rate = np.exp(spread * normals(users.numbers, config.seed, "rate") - spread**2 / 2) * config.events_per_user
     rate = np.minimum(rate, 40 * config.events_per_user)
@@ -26,7 +26,7 @@ def draw_events(world: World, users: PlantedUsers) -> tuple[np.ndarray, np.ndarr
 
 
 def _window_events(world: World, users: PlantedUsers, rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(events,) user row and microseconds: in the last `active_days`, active users have their first, others none."""
+    """(events,) user row and microseconds; only active users have some in `active_days`."""
     days, active = world.config.days, users.active
     early_days = max(days - world.config.active_days, 0)
     counts = _event_counts(world, users, rate, "window")
@@ -39,7 +39,7 @@ def _window_events(world: World, users: PlantedUsers, rate: np.ndarray) -> tuple
 
 
 def _draw_titles(world: World, users: PlantedUsers, user_row: np.ndarray) -> np.ndarray:
-    """(events,) title index, by exactly inverting each user's cumulative probabilities as 32-bit integers."""
+    """(events,) title index, by inverting cumulative probabilities in 32-bit integers."""
     chance = np.floor(_event_uniforms(world, users, user_row, "title") * 2.0**32).astype(np.uint64)
     title_index = np.empty(len(user_row), np.int64)
     for start in range(0, len(users.numbers), ROWS_PER_CHUNK):

@@ -1,4 +1,4 @@
-"""Paper B's data, CIKM Cup 2019 and AliEC, as its authors' ReChorus files: one tab-separated line an event.
+"""Paper B's data, CIKM Cup 2019 and AliEC, as its authors' ReChorus files.
 
     user_id item_id behavior time gender old power [neg_items]
 
@@ -29,7 +29,7 @@ from mtrec_ray.sources.calendar import DAY_S, Calendar, Territory, propose_calen
 from mtrec_ray.sources.epochs import timestamps_from_epoch
 from mtrec_ray.sources.rechorus_attributes import AttributeColumn, attribute_column
 from mtrec_ray.sources.rechorus_files import Piece, cut_pieces, find_files
-from mtrec_ray.sources.rechorus_scan import Scan, scan_files, to_seconds, unpack_mask
+from mtrec_ray.sources.rechorus_scan import Scan, scan_files
 from mtrec_ray.sources.source import Part, Source, SourceFacts, raw_folder
 
 TERRITORY = "all"
@@ -115,7 +115,7 @@ class ReChorusSource(Source):
     def parts(self, table: str) -> list[Part]:
         scan, pieces = self.scan, [piece for pieces in self.files for piece in pieces]
         if table == "events":
-            return [partial(_read_events, piece, bits) for piece, bits in zip(pieces, scan.event_masks, strict=True)]
+            return [partial(_read_events, piece, mask) for piece, mask in zip(pieces, scan.event_masks, strict=True)]
         num_users = scan.users.num_rows if table == "users" else 0
         rows = np.split(np.arange(num_users), range(USERS_PER_PART, num_users, USERS_PER_PART)) if num_users else []
         return [partial(_name_users, scan.users.take(pa.array(part)), self.attributes) for part in rows]
@@ -171,8 +171,7 @@ def _name_users(users: pa.Table, attributes: list[AttributeColumn]) -> pa.Table:
     return named
 
 
-def _read_events(piece: Piece, bits: np.ndarray | None) -> pa.Table:
-    rows = piece.read(["user_id", "item_id", "time"])
-    times = timestamps_from_epoch(to_seconds(rows["time"], piece), "s")
-    events = pa.table({"user_id": rows["user_id"], "title_id": rows["item_id"], "timestamp": times})
-    return events.filter(pa.array(unpack_mask(bits, rows.num_rows)))
+def _read_events(piece: Piece, mask: np.ndarray) -> pa.Table:
+    rows = piece.read(["user_id", "item_id", "time"]).filter(pa.array(mask))
+    times = timestamps_from_epoch(rows["time"].cast(pa.float64()).to_numpy(), "s")
+    return pa.table({"user_id": rows["user_id"], "title_id": rows["item_id"], "timestamp": times})

@@ -38,7 +38,7 @@ class AttributeColumn:
     """Index into `values` of each number from 1 on, -1 = unknown."""
 
     def encode(self, column: pa.ChunkedArray, line: Callable[[int], str]) -> np.ndarray:
-        """(rows,) int8 index into `values`, -1 = unknown, of a column's texts; `23` and `23.0` are the same.
+        """(rows,) int8 index into `values`, -1 = unknown; `23` and `23.0` are the same.
 
         Raises:
             UserError: a text is no number, or one without meaning; names the line, given by `line(row)`.

@@ -1,4 +1,4 @@
-"""Finds ReChorus files and reads them in pieces of bounded size, with errors that name file and line.
+"""Finds ReChorus files and reads them in pieces, with errors that name the line.
 
 ReChorus (Wang et al., THUwangcy/ReChorus) writes one tab-separated CSV with a header per split, without quoting:
 `train.csv`, `dev.csv`, `test.csv`. Beside them are files of another kind (`item_meta.csv`) and, in paper B's folders,
@@ -41,7 +41,7 @@ class Piece:
         return f"{self.path}, line {before + row + 1}"
 
     def read(self, names: list[str] | None = None) -> pa.Table:
-        """The columns `names` (None = all) under canonical names, as text; an empty field is an empty text.
+        """The columns `names` (None = all) under canonical names, as text without nulls.
 
         Raises:
             UserError: a line has too few or too many fields, or is not UTF-8.

@@ -1,6 +1,6 @@
-"""One pass over ReChorus files that finds the users, the titles, the time range and the rows that are no events.
+"""One pass over ReChorus files: users, titles, time range, and which rows are events.
 
-Memory: the users' and titles' ids, one bit a row, and with several files eight bytes a row to recognise repeated rows.
+Memory: the users' and titles' ids, one byte a row, and with several files eight more to recognise repeated rows.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -34,19 +34,19 @@ class Scan:
     last_s: float = -np.inf
     behaviors: Counter = field(default_factory=Counter)
     """Rows of each behaviour."""
-    event_masks: list[np.ndarray | None] = field(default_factory=list)
-    """For each piece the rows that are events, as packed bits; None = all."""
+    event_masks: list[np.ndarray] = field(default_factory=list)
+    """For each piece (rows,) bool: the row is an event."""
     num_repeated: int = 0
 
     def add_users(self, user_ids: pa.ChunkedArray, codes: dict[str, np.ndarray], mask: np.ndarray) -> None:
-        """Add the users of a piece's rows in `mask`; rows without an id are left for the build to reject."""
+        """Add the users of the rows in `mask`; the build rejects rows without an id."""
         mask = pa.array(mask & pc.not_equal(user_ids, "").to_numpy())
         users = _make_users(user_ids, codes).filter(mask)
         self.users = _merge_rows(pa.concat_tables([self.users, users]))
 
     def add_events(self, title_ids: pa.ChunkedArray, seconds: np.ndarray, mask: np.ndarray) -> None:
         """Add titles and times of a piece's rows in `mask`, its events."""
-        self.event_masks.append(None if mask.all() else np.packbits(mask))
+        self.event_masks.append(mask)
         self.title_ids |= set(pc.unique(title_ids.filter(pa.array(mask))).to_pylist()) - {""}
         valid = seconds[mask & (seconds >= 0) & (seconds < AFTER_LAST_TIMESTAMP.timestamp())]
         if len(valid):
@@ -71,7 +71,7 @@ def scan_files(files: list[list[Piece]], attributes: Sequence[AttributeColumn], 
         for piece in pieces:
             rows = piece.read()
             codes = {a.name: a.encode(rows[a.column], piece.line) for a in attributes}
-            seconds = to_seconds(rows["time"], piece)
+            seconds = _to_seconds(rows["time"], piece)
             mask = _behavior_mask(rows, behaviors, scan.behaviors)
             scan.add_users(rows["user_id"], codes, mask)
             if len(files) > 1:
@@ -89,12 +89,8 @@ def scan_files(files: list[list[Piece]], attributes: Sequence[AttributeColumn], 
     return scan
 
 
-def to_seconds(texts: pa.ChunkedArray, piece: Piece) -> np.ndarray:
-    """(rows,) float64 seconds since 1970.
-
-    Raises:
-        UserError: a text is no number; names the line.
-    """
+def _to_seconds(texts: pa.ChunkedArray, piece: Piece) -> np.ndarray:
+    """(rows,) float64 seconds since 1970; UserError with the line of another text."""
     is_number = pc.match_substring_regex(texts, NUMBER)
     if not pc.all(is_number).as_py():
         row = pc.index(is_number, False).as_py()
@@ -102,11 +98,6 @@ def to_seconds(texts: pa.ChunkedArray, piece: Piece) -> np.ndarray:
             f"{piece.line(row)}: time is {texts[row].as_py()!r}, should be seconds since 1970: fix the line"
         )
     return texts.cast(pa.float64()).to_numpy()
-
-
-def unpack_mask(bits: np.ndarray | None, num_rows: int) -> np.ndarray:
-    """(rows,) bool of one of `Scan.event_masks`."""
-    return np.ones(num_rows, bool) if bits is None else np.unpackbits(bits, count=num_rows).astype(bool)
 
 
 def _behavior_mask(rows: pa.Table, behaviors: list[str] | None, counts: Counter) -> np.ndarray:

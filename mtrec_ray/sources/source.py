@@ -1,4 +1,4 @@
-"""What a source offers to the build of a lake: facts known beforehand, and rows in parts of bounded size."""
+"""What a source offers to a build: facts known beforehand, and rows in parts."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -48,14 +48,14 @@ class Source(ABC):
 
     @abstractmethod
     def titles(self) -> pa.Table:
-        """All titles, in any order; `name`, `genres`, `synopsis` and `territories` (everywhere) may be absent."""
+        """All titles; `name`, `genres`, `synopsis` and `territories` may be absent."""
 
     @abstractmethod
     def parts(self, table: str) -> list[Part]:
-        """Readers of `users`, `events`, or `candidates` (titles to rank for a user, where the data set fixes them)."""
+        """Readers of `users`, `events`, or `candidates` (fixed titles to rank for a user)."""
 
     def complete_bucket(self, users: pa.Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
-        """Complete users and events of a bucket; a generator creates here what its parts leave out."""
+        """Complete users and events of a bucket; a generator creates them here."""
         return users, events
 
     def truth(self) -> dict[str, pa.Table]:
@@ -75,7 +75,7 @@ def pick_columns(
     required: Sequence[str],
     optional: Sequence[str] = (),
 ) -> dict[str, str]:
-    """Canonical -> raw names of the columns to read from a file that has the columns `present`.
+    """Canonical -> raw names of the columns to read from a file with columns `present`.
 
     Raises:
         UserError: a required column, or one that `mapping` (the value of `setting`) renames, is missing; or `mapping`
@@ -96,7 +96,7 @@ def pick_columns(
 
 
 def raw_folder(source: str, raw: str | None) -> Path:
-    """The existing local folder of raw files; UserError if there is none or `raw` is a URI of another filesystem."""
+    """The local folder of raw files; UserError if it does not exist."""
     if raw is None:
         raise UserError(f"source {source!r} reads raw files: name their folder with --raw DIR")
     folder = local_folder(source, raw)
@@ -106,7 +106,7 @@ def raw_folder(source: str, raw: str | None) -> Path:
 
 
 def local_folder(source: str, raw: str) -> Path:
-    """The folder that a path or `file://` URI names, which need not exist; UserError for another filesystem."""
+    """The folder of a path or `file://` URI; UserError for another filesystem."""
     if "://" in raw and not raw.startswith("file://"):
         raise UserError(f"--raw {raw!r}: source {source!r} reads local files only: copy its files to a local folder")
     return Path(resolve(raw)[1]).resolve()

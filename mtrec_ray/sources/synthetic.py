@@ -1,4 +1,4 @@
-"""The synthetic source: only user ids are bucketed, then each bucket generates its users and events."""
+"""The synthetic source: user ids are bucketed, each bucket generates its rows."""
 
 from datetime import UTC, datetime, time, timedelta
 from functools import partial
@@ -112,7 +112,7 @@ class SyntheticSource(Source):
         return PlantedUsers.draw(self.world, np.array(numbers, dtype=np.uint64))
 
     def truth(self) -> dict[str, pa.Table]:
-        """`territories`, `titles` and `groups`: tastes, popularity, and M_g row by row with the scale of the logits."""
+        """`territories`, `titles` and `groups` with their tastes, and the scale of the logits."""
         config, world, vector = self.config, self.world, pa.list_(pa.float64())
         territories = {
             "territory": _territory_names(config),

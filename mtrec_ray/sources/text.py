@@ -1,4 +1,4 @@
-"""Delimited text files without quoting, with errors that name the file, the line and the fix."""
+"""Delimited text files without quoting, with errors that name the line and the fix."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,13 +13,13 @@ class TextTable:
     name: str
     """Of the file."""
     delimiter: str
-    columns: tuple[str, ...]
-    """With a header, the wanted columns, in any order of the file; without, all columns in order."""
+    columns: str
+    """Separated by spaces; with a header, those to read, in any order of the file; without, all columns in order."""
     header: bool = False
     encoding: str = "utf-8"
 
     def read(self, folder: Path) -> dict[str, list[str]]:
-        """Read the columns as strings, by name; RecBole's type (`user_id:token`) is dropped from the names.
+        """Columns as strings by name, without RecBole's type (`user_id:token`).
 
         Raises:
             UserError: the file is missing, empty or not in `encoding`, a column is missing, or a line has too few or
@@ -27,8 +27,9 @@ class TextTable:
         """
         path = folder / self.name
         lines = self._lines(path)
-        names = lines[0].split(self.delimiter) if self.header else self.columns
-        missing = [name for name in self.columns if name not in names]
+        columns = self.columns.split()
+        names = lines[0].split(self.delimiter) if self.header else columns
+        missing = [name for name in columns if name not in names]
         if missing:
             raise UserError(
                 f"{path}, line 1: column {missing[0]!r} is missing, the header is {lines[0]!r}: is it the right file?"
@@ -41,10 +42,10 @@ class TextTable:
         if not rows:
             raise UserError(f"{path}: there is nothing after the header: is the file truncated?")
         by_name = dict(zip(names, zip(*rows, strict=True), strict=True))
-        return {name.partition(":")[0]: list(by_name[name]) for name in self.columns}
+        return {name.partition(":")[0]: list(by_name[name]) for name in columns}
 
     def read_ints(self, folder: Path, columns: dict[str, list[str]], name: str) -> list[int]:
-        """Whole numbers of one of the columns that were read; `3` and `3.0` are the same, others are a UserError."""
+        """Whole numbers (`3` or `3.0`) of a column that was read; UserError with the line."""
         numbers = []
         for line, value in enumerate(columns[name], start=1 + self.header):
             whole, _, fraction = value.partition(".")

@@ -1,11 +1,11 @@
-"""XMarket (Bonab et al., CIKM 2021), the WSDM Cup 2022 split: one folder per market, users of one market only.
+"""XMarket (Bonab et al., CIKM 2021), the WSDM Cup 2022 split: a folder per market.
 
     <market>/train.tsv        userId itemId rating    all interactions, without order or time
     <market>/valid_qrel.tsv   userId itemId rating    one held-out positive per user (some markets)
     <market>/valid_run.tsv    userId item,item,...    titles to rank for each user, the positive among them (some)
 
-Territory = market. The training window is one day, 2022-01-01, and all its events carry its first timestamp; the
-held-out positives are the day after.
+Territory = market; a user is in one market only. The training window is one day, 2022-01-01, and all its events carry
+its first timestamp; the held-out positives are the day after.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -60,7 +60,7 @@ class Market:
 
     @staticmethod
     def read(folder: Path, config: XMarketConfig) -> "Market":
-        """Read one market; with `holdout: validation` neither valid_qrel.tsv nor valid_run.tsv is opened.
+        """Read a market; with `holdout: validation` no file of the test is opened.
 
         Raises:
             UserError: a file is missing, truncated, or not in the form above.
@@ -74,7 +74,7 @@ class Market:
             if (folder / "valid_qrel.tsv").exists():
                 held_out = _read_pairs(folder, "valid_qrel.tsv")
             if (folder / "valid_run.tsv").exists():
-                candidates = TextTable("valid_run.tsv", "\t", ("user_id", "title_ids")).read(folder)
+                candidates = TextTable("valid_run.tsv", "\t", "user_id title_ids").read(folder)
         pairs = pd.concat([train, held_out])
         users = pairs["user_id"].unique().tolist()
         times = [WINDOW_START] * len(train) + [TEST_DAY] * len(held_out)
@@ -147,7 +147,7 @@ class XMarketSource(Source):
 
 
 def choose_held_out(train: pd.DataFrame, min_interactions: int, seed: int) -> np.ndarray:
-    """(rows,) True for one interaction of each user with at least `min_interactions`: that of the smallest hash."""
+    """(rows,) True for one row, that of the smallest hash, of users with enough of them."""
     users = train["user_id"].to_numpy()
     draw = pd.Series(uniforms(user_keys(users), seed, user_keys(train["title_id"].to_numpy()))).groupby(users)
     is_first = draw.transform("idxmin").to_numpy() == np.arange(len(train))
@@ -155,7 +155,7 @@ def choose_held_out(train: pd.DataFrame, min_interactions: int, seed: int) -> np
 
 
 def _read_pairs(folder: Path, name: str) -> pd.DataFrame:
-    table = TextTable(name, "\t", ("userId", "itemId", "rating"), header=True)
+    table = TextTable(name, "\t", "userId itemId rating", header=True)
     columns = table.read(folder)
     table.read_ints(folder, columns, "rating")  # ratings are not used, but a damaged line is found
     return pd.DataFrame({"user_id": columns["userId"], "title_id": columns["itemId"]}, dtype=object)

@@ -14,7 +14,7 @@ START = datetime(2024, 1, 1, tzinfo=UTC)
 
 
 class Service:
-    """Rows that a test may change before they are written: `users`, `events`, `titles`, as lists of dicts."""
+    """`users`, `events` and `titles` that a test may change before they are written."""
 
     def __init__(self, folder: Path):
         self.folder = folder

@@ -1,4 +1,4 @@
-"""Tasks of a job: every result in its place, no more at a time than allowed, the user's errors as they were raised."""
+"""Tasks of a job: results by item, bounded parallelism, unwrapped errors."""
 
 import errno
 import signal
@@ -16,18 +16,18 @@ from mtrec_ray.lake.cluster import map_tasks, need_ray, ray_session, workers_hee
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-def test_each_item_has_its_result_and_progress_counts_to_the_end():
-    told = []
-    tasks = map_tasks(lambda n, m: n * m, range(7), 3, stage="times 3", progress=lambda *state: told.append(state))
+def test_each_item_has_its_result_and_progress():
+    calls = []
+    tasks = map_tasks(lambda n, m: n * m, range(7), 3, stage="times 3", progress=lambda *state: calls.append(state))
     assert dict(tasks) == {n: 3 * n for n in range(7)}
-    assert told == [("times 3", done, 7) for done in range(1, 8)]
+    assert calls == [("times 3", done, 7) for done in range(1, 8)]
 
 
-def test_nothing_to_do():
+def test_no_items_give_no_results():
     assert list(map_tasks(lambda n: n, [])) == []
 
 
-def test_one_reader_runs_one_task_at_a_time(tmp_path: Path):
+def test_limit_of_one_runs_one_task_at_a_time(tmp_path: Path):
     def alone(_: int) -> None:
         (tmp_path / "here").mkdir()
         time.sleep(0.05)
@@ -36,7 +36,7 @@ def test_one_reader_runs_one_task_at_a_time(tmp_path: Path):
     assert len(list(map_tasks(alone, range(4), limit=1))) == 4
 
 
-def test_errors_of_the_user_and_of_the_disk_come_as_they_were():
+def test_user_and_disk_errors_are_unwrapped():
     def fail(what: str) -> None:
         raise UserError("fix this") if what == "user" else OSError(errno.ENOSPC, "full", "file")
 
@@ -48,27 +48,27 @@ def test_errors_of_the_user_and_of_the_disk_come_as_they_were():
     assert (full.value.errno, full.value.filename) == (errno.ENOSPC, "file")
 
 
-def test_after_an_error_no_task_goes_on(tmp_path: Path):
+def test_error_ends_all_tasks(tmp_path: Path):
     def work(n: int) -> None:
         if n == 0:
-            while len(list(tmp_path.glob("* began"))) < 2:
+            while len(list(tmp_path.glob("* started"))) < 2:
                 time.sleep(0.05)
             raise UserError("stop")
-        (tmp_path / f"{n} began").touch()
+        (tmp_path / f"{n} started").touch()
         try:
             for _ in range(1200):  # a task is interrupted between two instructions, not in one
                 time.sleep(0.1)
             (tmp_path / f"{n} ended").touch()
         finally:
-            (tmp_path / f"{n} gone").touch()
+            (tmp_path / f"{n} cleaned").touch()
 
     with pytest.raises(UserError, match="stop"):
         list(map_tasks(work, range(3)))
-    assert len(list(tmp_path.glob("* gone"))) == 2  # before the driver went on
+    assert len(list(tmp_path.glob("* cleaned"))) == 2  # before map_tasks raised
     assert not list(tmp_path.glob("* ended"))
 
 
-def test_workers_heed_interrupts_that_this_process_ignores():
+def test_children_heed_interrupts_that_this_process_ignores():
     asked = [sys.executable, "-c", "import signal; print(signal.getsignal(signal.SIGINT) == signal.SIG_IGN)"]
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -79,13 +79,13 @@ def test_workers_heed_interrupts_that_this_process_ignores():
         signal.signal(signal.SIGINT, before)
 
 
-def test_ray_is_started_when_it_is_first_needed_and_ended_with_its_session(monkeypatch):
+def test_ray_starts_when_first_needed_and_stops_with_its_session(monkeypatch):
     running: list[int] = []
-    told: list[int] = []
+    num_cpus_given: list[int] = []
 
     def init(*_: object, num_cpus: int, **__: object) -> None:
         running.append(1)
-        told.append(num_cpus)
+        num_cpus_given.append(num_cpus)
 
     monkeypatch.setattr(ray, "is_initialized", lambda: bool(running))
     monkeypatch.setattr(ray, "init", init)
@@ -95,11 +95,11 @@ def test_ray_is_started_when_it_is_first_needed_and_ended_with_its_session(monke
         assert not running
         need_ray()
         need_ray()
-        assert (running, told) == ([1], [7])
+        assert (running, num_cpus_given) == ([1], [7])
         with ray_session(num_cpus=1):
             need_ray()
-        assert (running, told) == ([1], [7])
+        assert (running, num_cpus_given) == ([1], [7])
     assert not running
     with ray_session():
         pass
-    assert told == [7]
+    assert num_cpus_given == [7]

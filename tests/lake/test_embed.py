@@ -1,4 +1,4 @@
-"""Embeddings equal a dense SVD, folds leave out their titles, no test day has an influence."""
+"""Embeddings equal a dense SVD, folds leave out titles, no test day has an influence."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at run time
@@ -29,9 +29,9 @@ WIDTH, FOLDS = 6, 3
 INTERACTIONS = {"width": WIDTH, "folds": FOLDS, "title_power": 0.25, "singular_power": 0.5, "seed": 4}
 
 
-def assert_half_close(found: np.ndarray, wanted: np.ndarray) -> None:
+def assert_half_close(found: np.ndarray, expected: np.ndarray) -> None:
     """Vectors are stored as float16 and are near one."""
-    np.testing.assert_allclose(found, wanted, rtol=4e-3, atol=4e-3)
+    np.testing.assert_allclose(found, expected, rtol=4e-3, atol=4e-3)
 
 
 def embed(lake: Lake, **settings) -> Lake:
@@ -63,7 +63,7 @@ def histories(lake: Lake) -> dict[str, np.ndarray]:
 
 
 def dense_space(history: np.ndarray, config: InteractionConfig) -> tuple[np.ndarray, np.ndarray]:
-    """(T, w) title vectors and (T, w) projection of row-scaled histories by `np.linalg.svd`, in float64."""
+    """(T, w) title vectors and (T, w) projection of histories by `np.linalg.svd`."""
     title_users = history.sum(axis=0)
     column = np.maximum(title_users, 1) ** -config.title_power
     left, singular, right = np.linalg.svd(rows_scaled(history, config) * column, full_matrices=False)
@@ -78,9 +78,9 @@ def rows_scaled(history: np.ndarray, config: InteractionConfig) -> np.ndarray:
     return history / np.maximum(history.sum(axis=1, keepdims=True), 1) ** config.user_power
 
 
-def same_signs(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """`wanted` with its columns turned to the side of `found`'s."""
-    return wanted * np.sign((found * wanted).sum(axis=0))
+def same_signs(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """`expected` with the signs of its columns as in `found`."""
+    return expected * np.sign((found * expected).sum(axis=0))
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +118,9 @@ class TestInteractions:
         for k in range(FOLDS):
             reduced = matrix * (fold != k)
             assert reduced.sum() < matrix.sum()
-            wanted = rows_scaled(reduced, config) @ (projection * signs)
+            expected = rows_scaled(reduced, config) @ (projection * signs)
             found = np.stack([stored[user].reshape(FOLDS, WIDTH)[k] for user in history])
-            assert_half_close(found, wanted)
+            assert_half_close(found, expected)
 
     @pytest.mark.parametrize("num_buckets", [1, 7])
     def test_vectors_do_not_depend_on_the_number_of_buckets(self, embedded, tmp_path, num_buckets):
@@ -141,7 +141,7 @@ class TestInteractions:
     def test_earlier_end_of_the_window_equals_a_lake_without_later_events(self, embedded, tmp_path):
         users, events, titles = random_rows()
         early = events.filter(pc.less(events["timestamp"], pa.scalar(day(3, 1, 0))))
-        short = embed(bare_lake(tmp_path / "whole"), window={"end": "2022-03-01"})
+        short = embed(bare_lake(tmp_path / "all"), window={"end": "2022-03-01"})
         without = embed(write_lake(tmp_path / "early", users, early, titles, 4, embedded=False))
         assert short.manifest.content_hashes["users"] == without.manifest.content_hashes["users"]
         assert short.manifest.content_hashes["users"] != embedded.manifest.content_hashes["users"]
@@ -287,7 +287,7 @@ def test_title_vector_is_text_categories_and_interactions(ray_cluster, minilm, t
     vectors = lake.title_embeddings().astype(np.float32)
     text, categories, interactions = np.split(vectors, [384, vectors.shape[1] - 2], axis=1)
     assert categories[:, :2].tolist() == [[1, 1], [1, 0], [0, 0]]
-    wanted = encode_texts(["t0. Crime|Drama", "t1. Crime", "t2"], TextConfig(model=minilm))
-    assert_half_close(text, wanted / np.sqrt(np.square(wanted).mean()))
+    expected = encode_texts(["t0. Crime|Drama", "t1. Crime", "t2"], TextConfig(model=minilm))
+    assert_half_close(text, expected / np.sqrt(np.square(expected).mean()))
     assert interactions.any(axis=1).all()
     assert lake.manifest.embeddings.description.startswith(f"titles: text ({minilm}) | categories | interactions")

@@ -1,4 +1,4 @@
-"""The lake's hash changes with all that decides a run's result and with nothing else; damaged lakes are errors."""
+"""The lake's hash changes with all that decides a run's result; damage is an error."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Title texts: similar ones are close, padding does not matter, an unloadable model is an error."""
+"""Title texts: similar ones are close, padding does not matter, missing models fail."""
 
 import shutil
 

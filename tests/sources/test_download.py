@@ -14,7 +14,7 @@ from mtrec_ray.sources.movielens import MovieLensConfig, download_movielens
 
 
 class Server:
-    """Serves `content` at any path, with Range; sends only `break_after` bytes once if that is set."""
+    """Serves `content` with Range; sends only `break_after` bytes once if that is set."""
 
     def __init__(self):
         self.content = bytes(range(256)) * 4_000

@@ -1,4 +1,4 @@
-"""The folder of raw files: local for all sources but parquet, which reads wherever `pyarrow.fs` reaches."""
+"""The folder of raw files: local for all sources but parquet."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""ReChorus files of paper B: attributes, repeated rows, pieces of any size, and damaged files."""
+"""ReChorus files of paper B: attributes, repeated rows, pieces, damaged files."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -107,11 +107,11 @@ def test_equal_rows_of_different_behaviour_are_several_events(raw):
 @pytest.mark.parametrize("bytes_per_part", [1, 20, 70, 90])
 def test_small_pieces_read_the_same_as_one(raw, bytes_per_part):
     _write(raw / "train.csv", [*TRAIN, DEV[0].rpartition("\t")[0]])
-    small, whole = _source(raw, bytes_per_part=bytes_per_part), _source(raw)
-    assert len(small.parts("events")) > len(whole.parts("events")) == 3
-    assert _events(small) == _events(whole)
-    assert _users(small) == _users(whole)
-    assert small.facts == whole.facts
+    small, large = _source(raw, bytes_per_part=bytes_per_part), _source(raw)
+    assert len(small.parts("events")) > len(large.parts("events")) == 3
+    assert _events(small) == _events(large)
+    assert _users(small) == _users(large)
+    assert small.facts == large.facts
 
 
 def test_last_line_without_end_and_windows_line_ends(raw):

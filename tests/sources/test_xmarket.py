@@ -1,4 +1,4 @@
-"""XMarket: held-out positives, titles to rank, offers, and a validation split that never reads the test."""
+"""XMarket: held-out positives, titles to rank, offers, and the validation split."""
 
 from pathlib import Path
 

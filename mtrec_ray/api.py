@@ -90,7 +90,7 @@ def build_lake(config: "LakeBuildConfig | None" = None, *, progress: Progress = 
     """
 
 
-@job("mtrec_ray.jobs.lakes:LakeConfig", "mtrec_ray.shims:check")
+@job("mtrec_ray.jobs.lakes:LakeConfig", "mtrec_ray.jobs.lakes:verify")
 def check_lake(config: "LakeConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
     """Verify a lake: hashes, counts, schema, buckets and references.
 
@@ -100,7 +100,7 @@ def check_lake(config: "LakeConfig | None" = None, *, progress: Progress = False
     """
 
 
-@job("mtrec_ray.jobs.lakes:LakeConfig", "mtrec_ray.shims:show")
+@job("mtrec_ray.jobs.lakes:LakeConfig", "mtrec_ray.jobs.lakes:describe")
 def show_lake(config: "LakeConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
     """Show what a lake holds, territory by territory.
 

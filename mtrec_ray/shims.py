@@ -1,6 +1,5 @@
 """Results of jobs that do not return a JobResult yet."""
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,84 +30,6 @@ def shimmed(run: str, config: Any, result: Any) -> Any:
         return result
     name = run.rpartition(":")[2]
     return FlatResult(*globals()[f"_{name}"](config, result))
-
-
-def _build_from_source(config: Any, manifest: Any) -> Any:
-    return _summary(config.out, manifest)
-
-
-def _embed_lake(config: Any, manifest: Any) -> Any:
-    return _summary(config.lake, manifest)
-
-
-def check(config: Any, progress: Any = None) -> Any:
-    from mtrec_ray.errors import UserError
-    from mtrec_ray.lake import check
-
-    lake = config.lake
-    report = check.check_lake(lake, progress)
-    if report.problems:
-        raise UserError(f"lake {lake!r} is damaged, build it again:\n" + "\n".join(map(str, report.problems[:20])))
-    return FlatResult({"lake": lake, "ok": True, **report.as_dict()}, [f"lake {lake} is whole: {report.summary()}"])
-
-
-def show(config: Any, progress: Any = None) -> Any:
-    from mtrec_ray.lake.describe import describe_lake
-    from mtrec_ray.lake.manifest import Lake
-
-    manifest = Lake.open(config.lake).manifest
-    rows = [row.as_dict() for row in describe_lake(config.lake, progress=progress)]
-    document, tables = _summary(config.lake, manifest)
-    table = Table(title="Territories")
-    for name in rows[0]:
-        table.add_column(name.replace("_", " "), justify="left" if name in ("territory", "region") else "right")
-    for row in rows:
-        table.add_row(*map(_cell, row.values()))
-    return FlatResult(document | {"territories": rows}, [*tables, table])
-
-
-def _cell(value: str | int | float) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, int):
-        return f"{value:,}"
-    return "-" if math.isnan(value) else f"{value:,.3f}"
-
-
-def _summary(uri: str, manifest: Any) -> Any:
-    embeddings = manifest.embeddings
-    calendar = manifest.calendar
-    table = Table(title=f"Lake {uri}", show_header=False)
-    facts = {
-        "source": manifest.source,
-        **{name: f"{count:,}" for name, count in manifest.counts.items()},
-        "territories": f"{len(manifest.territories)} in {len({t.region for t in manifest.territories})} regions",
-        "attributes": ", ".join(f"{name} ({len(values)})" for name, values in manifest.attributes.items()) or "none",
-        "window": f"{calendar.window_start:%Y-%m-%d %H:%M} to {calendar.window_end:%Y-%m-%d %H:%M} UTC",
-        "evaluation": f"{calendar.num_evaluation_days} days of {calendar.day_s / 86400:g} d",
-        "embeddings": f"user {embeddings.user_width}, title {embeddings.title_width}"
-        if embeddings.user_width
-        else "none yet",
-        "buckets": str(manifest.num_buckets),
-        "quarantined": ", ".join(f"{reason}: {count:,}" for reason, count in manifest.quarantined.items()) or "none",
-        "hash": manifest.lake_hash[:16],
-    }
-    for name, value in facts.items():
-        table.add_row(name, value)
-    for note in manifest.notes:
-        table.add_row("note", note)
-    document = {
-        "lake": uri,
-        "source": manifest.source,
-        "counts": manifest.counts,
-        "quarantined": manifest.quarantined,
-        "num_buckets": manifest.num_buckets,
-        "embeddings": embeddings.model_dump(mode="json"),
-        "lake_hash": manifest.lake_hash,
-        "content_hashes": manifest.content_hashes,
-        "notes": manifest.notes,
-    }
-    return document, [table]
 
 
 def show_pairs(config: Any, progress: Any = None) -> Any:

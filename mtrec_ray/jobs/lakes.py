@@ -1,7 +1,7 @@
 """`mtrec lake build SOURCE`: a lake from the raw files of one data source."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import create_model, model_validator
 
@@ -10,6 +10,10 @@ from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.sources.registry import SourceName, config_class, make_source
+
+if TYPE_CHECKING:
+    from mtrec_ray.lake.summary import LakeSummary
+    from mtrec_ray.lake.verify import LakeVerification
 
 
 class LakeBuildConfig(Config):
@@ -50,7 +54,7 @@ class LakeConfig(Config):
     """Folder or URI of the lake."""
 
 
-def build_from_source(config: LakeBuildConfig, progress: ProgressCallback | None = None) -> Any:
+def build_from_source(config: LakeBuildConfig, progress: ProgressCallback | None = None) -> "LakeSummary":
     """Build a lake from a data source. UserError: raw files or settings that do not fit, or bad rows."""
     from mtrec_ray.lake.build import build_lake
 
@@ -61,3 +65,19 @@ def build_from_source(config: LakeBuildConfig, progress: ProgressCallback | None
 
         download_movielens(config.source, config.raw, progress)
     return build_lake(make_source(config.dataset, config.source, config.raw), config.out, config.build, progress)
+
+
+def verify(config: LakeConfig, progress: ProgressCallback | None = None) -> "LakeVerification":
+    """Verify a lake; UserError where it is damaged."""
+    from mtrec_ray.lake.verify import verify_lake
+
+    result = verify_lake(config.lake, progress)
+    result.raise_problems()
+    return result
+
+
+def describe(config: LakeConfig, progress: ProgressCallback | None = None) -> "LakeSummary":
+    """Describe a lake, territory by territory."""
+    from mtrec_ray.lake.describe import describe_lake
+
+    return describe_lake(config.lake, progress=progress)

@@ -2,15 +2,13 @@
 
 from typing import Literal
 
-from pydantic import Field
-
 from mtrec_ray.config import Config, advanced
 
 
 class BuildOptions(Config):
     """How a lake is built, whatever its source."""
 
-    num_buckets: int | None = Field(default=None, ge=1)
+    num_buckets: int | None = advanced(None, ge=1)
     """Buckets of users and events; a reader holds one at a time. null = as many as keep a bucket within 40,000 users,
     at least 16."""
     on_bad_rows: Literal["error", "quarantine"] = "error"

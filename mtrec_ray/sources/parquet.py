@@ -31,7 +31,7 @@ class ParquetConfig(Config):
     candidates: str | None = advanced(None)
     """Files of fixed titles to rank for each user (`user_id`, `title_ids`); null = none."""
     user_columns: dict[str, str] = {}
-    """Canonical -> your name of user_id, territory, embedding and the attributes; the default is the canonical name."""
+    """Canonical -> your name of user_id, territory, embedding (see user_width) and the attributes."""
     event_columns: dict[str, str] = {}
     """The same for user_id, title_id, timestamp."""
     title_columns: dict[str, str] = {}
@@ -41,11 +41,11 @@ class ParquetConfig(Config):
     """The same for user_id, title_ids."""
     attributes: dict[str, list[str] | None] = {}
     """Sensitive attributes with their values; null = the values that occur (one pass over the users)."""
-    title_categoricals: list[str] = []
+    title_categoricals: list[str] = advanced([])
     """Further categorical columns of the titles."""
-    user_width: int = Field(default=0, ge=0)
+    user_width: int = advanced(0, ge=0)
     """Width of the users' embedding column; 0 = there is none."""
-    title_width: int = Field(default=0, ge=0)
+    title_width: int = advanced(0, ge=0)
     """Width of the titles' embedding column; 0 = there is none."""
     timestamp_unit: Literal["s", "ms", "us", "ns"] = "s"
     """Unit since 1970 of integer timestamps and promotion dates; timestamp columns carry their own."""

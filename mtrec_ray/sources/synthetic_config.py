@@ -27,9 +27,9 @@ class SyntheticConfig(Config):
     """Days after the window."""
     first_day: date = advanced(date(2022, 1, 1))
     """First day of the window, UTC."""
-    user_width: int = Field(default=64, ge=1)
+    user_width: int = advanced(64, ge=1)
     """Width of the user embeddings (paper A: 512)."""
-    title_width: int = Field(default=64, ge=1)
+    title_width: int = advanced(64, ge=1)
     """Width of the title embeddings (paper A: 768 and categoricals)."""
     embedding_noise: float = advanced(0.2, ge=0)
     """Standard deviation of the noise in embeddings; that of the signal is 1."""
@@ -47,7 +47,7 @@ class SyntheticConfig(Config):
     """Largest fraction of active users of a territory."""
     size_exponent: float = advanced(1.0, ge=0)
     """Zipf exponent of the territories' sizes; 0 = all alike, 1 = heavy tail."""
-    local_title_share: float = Field(default=0.3, ge=0, lt=1)
+    local_title_share: float = advanced(0.3, ge=0, lt=1)
     """Fraction of titles offered in one territory only."""
     local_boost: float = advanced(1.0)
     """Logits by which users prefer their local titles."""

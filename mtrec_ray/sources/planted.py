@@ -12,7 +12,6 @@ is the same in whatever bucket, chunk or process it is generated.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 from scipy.special import ndtr, ndtri
@@ -96,9 +95,8 @@ class PlantedUsers:
         return PlantedUsers(self.numbers[rows], self.territory[rows], self.taste[rows], self.active[rows])
 
 
-@lru_cache(maxsize=4)
 def make_world(config: SyntheticConfig) -> World:
-    """Draw the world of a config, once in each process."""
+    """Draw the world of a config."""
     seed, territories, titles = config.seed, config.territories, config.titles
     size = np.arange(1, territories + 1.0) ** -config.size_exponent
     turn = np.arange(territories) % (2 * len(REGIONS))

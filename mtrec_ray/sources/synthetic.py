@@ -1,7 +1,7 @@
 """The synthetic source: user ids are bucketed, each bucket generates its rows."""
 
 from datetime import UTC, datetime, time, timedelta
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import pyarrow as pa
@@ -38,8 +38,9 @@ class SyntheticSource(Source):
             raise UserError("source 'synthetic' is generated and reads no raw files: leave --raw out")
         self.config = config
 
-    @property
+    @cached_property
     def world(self) -> World:
+        """Drawn by the driver; workers get it with the source."""
         return make_world(self.config)
 
     @property

@@ -22,6 +22,7 @@ from mtrec_ray.sources.source import Source, SourceFacts
 
 USERS_PER_BUCKET = 40_000
 MIN_BUCKETS = 16
+TRUTH = "truth/territories"
 
 
 def build_lake(
@@ -62,10 +63,8 @@ def _write_tables(
     if not parts or parts[0][0] != "users":
         raise UserError(f"source {facts.name!r} has no users")
     plan = BuildPlan(site.uri, source, num_buckets, titles["title_id"].combine_chunks(), parts)
-    bucketed = plan.tables + ["truth/users"] * bool(truth)
     site.make_folders([STAGING, "titles", *(f"quarantine/{name}" for name in ["titles", *plan.tables])])
-    site.make_folders([f"truth/{name}" for name in truth])
-    site.make_folders([bucket_folder(name, bucket) for name in bucketed for bucket in range(num_buckets)])
+    site.make_folders([bucket_folder(name, bucket) for name in plan.tables for bucket in range(num_buckets)])
     limit = options.readers
     list(map_tasks(stage_part, range(len(parts)), plan, stage="staging", progress=progress, limit=limit))
     tasks = map_tasks(build_bucket, range(num_buckets), plan, stage="buckets", progress=progress, limit=limit)
@@ -78,8 +77,9 @@ def _write_tables(
         files[name] = sorted((written[name] for written, _ in buckets), key=lambda file: file.path)
     if bad_titles.num_rows:
         write_parquet(site.uri, "quarantine/titles", bad_titles)
-    for name, table in truth.items():
-        write_parquet(site.uri, f"truth/{name}", table)
+    if truth is not None:
+        site.make_folders([TRUTH])
+        write_parquet(site.uri, TRUTH, truth)
     return _make_manifest(facts, num_buckets, files, bad)
 
 

@@ -67,9 +67,6 @@ def build_bucket(bucket: int, plan: BuildPlan) -> tuple[dict[str, LakeFile], Bad
         accepted, rejected = split_rows(name, conform(name, rows[name], facts), facts, user_ids, plan.title_ids)
         if name == "users":
             user_ids = accepted["user_id"].combine_chunks()
-            truth = plan.source.user_truth(accepted)
-            if truth is not None:
-                write_parquet(plan.uri, bucket_folder("truth/users", bucket), truth)
         files[name] = write_rows(plan.uri, name, bucket_folder(name, bucket), accepted, facts)
         if rejected.num_rows:
             write_parquet(plan.uri, f"quarantine/{name}", rejected)

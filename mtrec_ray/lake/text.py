@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.cluster import cluster_resources, joins_cluster, need_ray
@@ -21,7 +20,7 @@ def title_texts(titles: pa.Table) -> list[str]:
 
 
 def encode_texts(texts: list[str], config: TextConfig) -> np.ndarray:
-    """(titles, width) float32, zeros for empty texts; runs on a Ray Data actor.
+    """(titles, width) float32, zeros for empty texts; runs as one Ray task.
 
     Raises:
         UserError: the model cannot be loaded, or there is no such device.
@@ -31,46 +30,31 @@ def encode_texts(texts: list[str], config: TextConfig) -> np.ndarray:
         if not joins_cluster():
             raise UserError(message)
         logger.warning("%s, unless the cluster can add one", message)
-    width = int(load_encoder(config)[1].config.hidden_size)  # fails here first: an actor's error is hard to read
-    index = [i for i, text in enumerate(texts) if text]
-    rows = pa.table({"index": pa.array(index, pa.int64()), "text": pa.array([texts[i] for i in index], pa.string())})
-    need_ray()
-    encoded = ray.data.from_arrow(rows).map_batches(
-        TextEncoder,
-        fn_constructor_kwargs={"config": config.model_dump()},
-        batch_size=config.batch_size,
-        compute=ray.data.ActorPoolStrategy(size=1),
-        num_gpus=1 if config.device == "cuda" else 0,
-    )
+    width = int(load_encoder(config)[1].config.hidden_size)  # fails here first: a worker's error is hard to read
     vectors = np.zeros((len(texts), width), dtype=np.float32)
-    for batch in encoded.iter_batches(batch_size=None, batch_format="numpy"):
-        vectors[batch["index"]] = np.stack(list(batch["vector"]))
+    index = [i for i, text in enumerate(texts) if text]
+    ray = need_ray()
+    task = ray.remote(num_gpus=1 if config.device == "cuda" else 0, max_retries=3)(encode_batches)
+    vectors[index] = ray.get(task.remote([texts[i] for i in index], config))
     return vectors
 
 
-class TextEncoder:
-    """Ray Data actor: adds `vector` to batches of `text`."""
+def encode_batches(texts: list[str], config: TextConfig) -> np.ndarray:
+    """(texts, width) float32."""
+    import torch
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        import torch
-
-        self.torch, self.config = torch, TextConfig.model_validate(config)
-        self.tokenizer, encoder = load_encoder(self.config)
-        self.model = encoder.to(self.config.device).eval()
-
-    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        tokens = self.tokenizer(
-            batch["text"].tolist(),
-            padding=True,
-            truncation=True,
-            max_length=self.config.max_tokens,
-            return_tensors="pt",
-        ).to(self.config.device)
-        with self.torch.inference_mode():
-            states = self.model(**tokens).last_hidden_state  # (B, tokens, width)
+    tokenizer, encoder = load_encoder(config)
+    encoder = encoder.to(config.device).eval()
+    vectors = []
+    for start in range(0, len(texts), config.batch_size):
+        batch = texts[start : start + config.batch_size]
+        tokens = tokenizer(batch, padding=True, truncation=True, max_length=config.max_tokens, return_tensors="pt")
+        tokens = tokens.to(config.device)
+        with torch.inference_mode():
+            states = encoder(**tokens).last_hidden_state  # (B, tokens, width)
         mask = tokens["attention_mask"].unsqueeze(-1).to(states.dtype)  # (B, tokens, 1)
-        vectors = (states * mask).sum(1) / mask.sum(1)  # (B, width)
-        return {"index": batch["index"], "vector": vectors.float().cpu().numpy()}
+        vectors.append(((states * mask).sum(1) / mask.sum(1)).float().cpu().numpy())
+    return np.concatenate(vectors)
 
 
 def load_encoder(config: TextConfig) -> tuple[Any, Any]:

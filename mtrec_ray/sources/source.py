@@ -58,12 +58,8 @@ class Source(ABC):
         """Complete users and events of a bucket; a generator creates them here."""
         return users, events
 
-    def truth(self) -> dict[str, pa.Table]:
-        """Small tables of planted ground truth by name; none for real data."""
-        return {}
-
-    def user_truth(self, users: pa.Table) -> pa.Table | None:
-        """Planted ground truth of the users of one bucket, row by row; None for real data."""
+    def truth(self) -> pa.Table | None:
+        """Planted ground truth of the territories; None for real data."""
         return None
 
 

@@ -14,7 +14,6 @@ from mtrec_ray.sources.epochs import TIMESTAMP
 from mtrec_ray.sources.planted import (
     ATTRIBUTE_FREQUENCIES,
     GLOBAL,
-    TASTE_WIDTH,
     PlantedUsers,
     World,
     attribute_codes,
@@ -61,7 +60,7 @@ class SyntheticSource(Source):
             user_width=config.user_width,
             title_width=config.title_width,
             embedding_description="planted taste with noise; territory and group do not show",
-            notes=(f"generated, seed {config.seed}; the planted ground truth is in truth/",),
+            notes=(f"generated, seed {config.seed}; truth/ holds the planted groups of territories",),
         )
 
     def titles(self) -> pa.Table:
@@ -112,39 +111,14 @@ class SyntheticSource(Source):
         numbers = [int(user_id[1:]) for user_id in users["user_id"].to_pylist()]
         return PlantedUsers.draw(self.world, np.array(numbers, dtype=np.uint64))
 
-    def truth(self) -> dict[str, pa.Table]:
-        """`territories`, `titles` and `groups` with their tastes, and the scale of the logits."""
-        config, world, vector = self.config, self.world, pa.list_(pa.float64())
-        territories = {
-            "territory": _territory_names(config),
-            "region": [REGIONS[i] for i in world.region],
-            "taste_group": world.taste_group,
-            "user_share": world.user_fraction,
-            "active_share": world.active_fraction,
-        }
-        titles = {
-            "title_id": _title_ids(config),
-            "taste": pa.array(list(world.title_taste), vector),
-            "popularity": world.popularity,
-            "is_local": world.home != GLOBAL,
-        }
-        groups = {
-            "taste_group": np.arange(len(REGIONS)),
-            "matrix": pa.array(list(world.group_matrix.reshape(len(REGIONS), -1)), vector),
-            "logit_scale": np.full(len(REGIONS), config.taste_scale / np.sqrt(TASTE_WIDTH)),
-            "local_boost": np.full(len(REGIONS), config.local_boost),
-        }
-        return {"territories": pa.table(territories), "titles": pa.table(titles), "groups": pa.table(groups)}
-
-    def user_truth(self, users: pa.Table) -> pa.Table:
-        """`user_id`, `taste` (z_u), `taste_group`, `is_active`."""
-        planted = self.planted(users)
+    def truth(self) -> pa.Table:
         return pa.table(
             {
-                "user_id": users["user_id"],
-                "taste": pa.array(list(planted.taste), pa.list_(pa.float32())),
-                "taste_group": self.world.taste_group[planted.territory],
-                "is_active": planted.active,
+                "territory": _territory_names(self.config),
+                "region": [REGIONS[i] for i in self.world.region],
+                "taste_group": self.world.taste_group,
+                "user_share": self.world.user_fraction,
+                "active_share": self.world.active_fraction,
             }
         )
 

@@ -97,7 +97,7 @@ def test_synthetic_users_do_not_depend_on_the_bucket_count(tmp_path):
         assert few.read(table).sort_by(order).equals(many.read(table).sort_by(order))
     assert few.manifest.content_hashes["titles"] == many.manifest.content_hashes["titles"]
     verified(few.uri)
-    assert len(list((tmp_path / "3" / "truth" / "users").glob("*/*.parquet"))) == 3
+    assert len(list((tmp_path / "3" / "truth" / "territories").glob("*.parquet"))) == 1
 
 
 def test_description_counts_by_territory(service, out):
@@ -108,7 +108,7 @@ def test_description_counts_by_territory(service, out):
         [20, 6, 3],
         [20, 3, 0],
     ]
-    sums = rows[["window_events", "test_events", "active_users"]].sum().tolist()
+    sums = rows[["window_events", "test_events", "active_users"]].to_numpy().sum(axis=0).tolist()
     assert sums == [7 * 24, 200 - 7 * 24, 24]
     assert description.document()["territories"][0]["active_fraction"] == 12 / 20
     assert len(description.tables()) == 2

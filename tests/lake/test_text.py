@@ -8,42 +8,32 @@ import pytest
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.embed_config import TextConfig
-from mtrec_ray.lake.text import TextEncoder, encode_texts, title_texts
+from mtrec_ray.lake.text import encode_batches, encode_texts, title_texts
 
 DETECTIVE = "A detective hunts a killer through the streets of London."
 INSPECTOR = "Police inspector pursues a murderer in an English city."
 BAKING = "Amateur bakers compete with cakes and pastry."
 
 
-@pytest.fixture(scope="module")
-def encoder(minilm) -> TextEncoder:
-    return TextEncoder(TextConfig(model=minilm).model_dump())
-
-
-def encoded(encoder: TextEncoder, *texts: str) -> np.ndarray:
-    batch = {"index": np.arange(len(texts)), "text": np.array(texts, dtype=object)}
-    return encoder(batch)["vector"]
-
-
 def cosine(one: np.ndarray, two: np.ndarray) -> float:
     return float(one @ two / np.linalg.norm(one) / np.linalg.norm(two))
 
 
-def test_similar_texts_are_closer_than_others(encoder):
-    detective, inspector, baking = encoded(encoder, DETECTIVE, INSPECTOR, BAKING)
+def test_similar_texts_are_closer_than_others(minilm):
+    detective, inspector, baking = encode_batches([DETECTIVE, INSPECTOR, BAKING], TextConfig(model=minilm))
     assert cosine(detective, inspector) > max(cosine(detective, baking), cosine(inspector, baking)) + 0.2
 
 
-def test_padding_does_not_matter(encoder):
-    alone = encoded(encoder, BAKING)[0]
-    padded = encoded(encoder, BAKING, " ".join([DETECTIVE, INSPECTOR] * 3))[0]
-    np.testing.assert_allclose(padded, alone, atol=1e-4)
+def test_padding_does_not_matter(minilm):
+    texts, config = [BAKING, " ".join([DETECTIVE, INSPECTOR] * 3)], TextConfig(model=minilm, batch_size=2)
+    alone = encode_batches(texts[:1], config)
+    np.testing.assert_allclose(encode_batches(texts, config)[:1], alone, atol=1e-4)
 
 
 def test_text_beyond_the_limit_is_truncated(minilm):
-    short = TextEncoder(TextConfig(model=minilm, max_tokens=8).model_dump())
-    long, longer = "one two three four five six seven", "one two three four five six seven eight nine ten"
-    np.testing.assert_allclose(encoded(short, long), encoded(short, longer), atol=1e-5)
+    texts = ["one two three four five six seven", "one two three four five six seven eight nine ten"]
+    long, longer = encode_batches(texts, TextConfig(model=minilm, max_tokens=8))
+    np.testing.assert_allclose(long, longer, atol=1e-5)
 
 
 def test_text_is_name_genres_and_synopsis():
@@ -52,12 +42,12 @@ def test_text_is_name_genres_and_synopsis():
 
 
 @pytest.mark.ray
-def test_batches_keep_their_order_and_empty_texts_are_zero(ray_cluster, encoder, minilm):
-    texts = [BAKING, "", DETECTIVE, INSPECTOR, ""]
-    vectors = encode_texts(texts, TextConfig(model=minilm, batch_size=1))
+def test_batches_keep_their_order_and_empty_texts_are_zero(ray_cluster, minilm):
+    config = TextConfig(model=minilm, batch_size=1)
+    vectors = encode_texts([BAKING, "", DETECTIVE, INSPECTOR, ""], config)
     assert vectors.shape == (5, 384)
     assert not vectors[[1, 4]].any()
-    np.testing.assert_allclose(vectors[[0, 2, 3]], encoded(encoder, BAKING, DETECTIVE, INSPECTOR), atol=1e-4)
+    np.testing.assert_allclose(vectors[[0, 2, 3]], encode_batches([BAKING, DETECTIVE, INSPECTOR], config), atol=1e-4)
 
 
 @pytest.mark.parametrize("weights", [None, b"half"], ids=["missing", "truncated"])

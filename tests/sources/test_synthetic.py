@@ -42,7 +42,7 @@ def test_titles_and_users_differ_with_the_seed():
 
 def test_territory_sizes_and_active_fractions_are_as_planted():
     source, users, events = _generate(CONFIG)
-    truth = source.truth()["territories"].to_pylist()
+    truth = source.truth().to_pylist()
     end = source.facts.calendar.window_end
     active = set(events.filter(pc.less(events["timestamp"], end))["user_id"].to_pylist())
     counts = {row["values"]: row["counts"] for row in pc.value_counts(users["territory"]).to_pylist()}
@@ -52,19 +52,18 @@ def test_territory_sizes_and_active_fractions_are_as_planted():
         assert len(members) / 6_000 == pytest.approx(row["user_share"], abs=0.02)
         fraction = np.mean([user_id in active for user_id in members])
         assert fraction == pytest.approx(row["active_share"], abs=4 * np.sqrt(0.25 / len(members)))
-    assert set(source.user_truth(users).filter(pc.field("is_active"))["user_id"].to_pylist()) == active
+    assert set(users.filter(pa.array(source.planted(users).active))["user_id"].to_pylist()) == active
 
 
 def test_only_active_users_have_events_late_in_a_longer_window():
     source, users, events = _generate(CONFIG.model_copy(update={"days": 120, "active_days": 30}))
-    truth = source.user_truth(users)
     calendar = source.facts.calendar
     late = pc.and_(
         pc.less(events["timestamp"], calendar.window_end),
         pc.greater_equal(events["timestamp"], calendar.day_bounds(-29)[0]),
     )
     late_users = set(events.filter(late)["user_id"].to_pylist())
-    assert late_users == set(truth.filter(pc.field("is_active"))["user_id"].to_pylist())
+    assert late_users == set(users.filter(pa.array(source.planted(users).active))["user_id"].to_pylist())
     assert len(set(events["user_id"].to_pylist())) > len(late_users)
 
 
@@ -105,19 +104,19 @@ def _log_likelihood(logits: np.ndarray, row: np.ndarray, title: np.ndarray) -> f
 
 def test_embeddings_show_the_taste_but_not_the_group():
     source, users, _ = _generate(CONFIG)
-    truth = source.user_truth(users)
-    taste = np.stack(truth["taste"].to_numpy())
+    planted = source.planted(users)
+    taste = planted.taste
     matrix = fixed_width_matrix(users["embedding"]).astype(float)
     found, *_ = np.linalg.lstsq(matrix, taste, rcond=None)
     assert np.corrcoef((matrix @ found).ravel(), taste.ravel())[0, 1] > 0.95
-    group = truth["taste_group"].to_numpy()
+    group = source.world.taste_group[planted.territory]
     centres = np.stack([matrix[group == g].mean(axis=0) for g in range(4)])
     assert np.abs(centres - matrix.mean(axis=0)).max() < 0.15
 
 
 def test_attributes_follow_the_taste_and_some_are_unknown():
     source, users, _ = _generate(CONFIG)
-    world, taste = make_world(CONFIG), np.stack(source.user_truth(users)["taste"].to_numpy())
+    world, taste = source.world, source.planted(users).taste
     for i, (name, values) in enumerate(source.facts.attributes.items()):
         codes = pc.index_in(users[name], value_set=pa.array(values)).to_pylist()
         known = np.array([code is not None for code in codes])

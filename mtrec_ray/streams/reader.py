@@ -17,7 +17,7 @@ import pyarrow as pa
 from mtrec_ray.columns import fixed_width_column, fixed_width_matrix
 from mtrec_ray.hashing import mix, uniforms
 from mtrec_ray.lake.bucket import Bucket
-from mtrec_ray.lake.folds import fold_of_pairs
+from mtrec_ray.lake.interactions import fold_of_pairs
 from mtrec_ray.lake.manifest import Embeddings, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.ordered import StreamSegments, rows_by_step, stream_segments

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from mtrec_ray.lake.verify import LakeVerification, verify_lake
 from mtrec_ray.sources.parquet import ParquetConfig, ParquetSource
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -60,6 +61,13 @@ class Service:
             "user_width": 2,
         }
         return ParquetSource(ParquetConfig.model_validate(defaults | config), str(self.folder))
+
+
+def verified(out: str) -> LakeVerification:
+    """The verification of a lake that has no problems and no other files."""
+    found = verify_lake(out)
+    assert found.problems == found.unlisted == []
+    return found
 
 
 @pytest.fixture

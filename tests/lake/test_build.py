@@ -25,11 +25,11 @@ from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.lake.describe import describe_lake
 from mtrec_ray.lake.manifest import Lake, Manifest
 from mtrec_ray.lake.validate import BadRowsError
-from mtrec_ray.lake.verify import LakeVerification, verify_lake
+from mtrec_ray.lake.verify import verify_lake
 from mtrec_ray.lake.write import BuildSite
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.sources.synthetic import SyntheticConfig, SyntheticSource
-from tests.lake.conftest import START
+from tests.lake.conftest import START, verified
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -43,13 +43,6 @@ def out(tmp_path: Path) -> str:
 
 def build(source, out: str, **options) -> Manifest:
     return build_lake(source, out, BuildOptions.model_validate({"num_buckets": 4} | options)).manifest
-
-
-def verified(out: str) -> LakeVerification:
-    """The verification of a lake that has no problems and no other files."""
-    found = verify_lake(out)
-    assert found.problems == found.unlisted == []
-    return found
 
 
 def names_beside(out: str) -> list[str]:

@@ -20,7 +20,7 @@ from mtrec_ray.lake.embed_config import EmbedConfig, InteractionConfig, TextConf
 from mtrec_ray.lake.interactions import InteractionSpace, fit_space, scale_rows
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.text import encode_texts
-from mtrec_ray.lake.verify import verify_lake
+from tests.lake.conftest import verified
 from tests.streams.lakes import CALENDAR, day, event_table, random_rows, title_table, write_lake
 
 on_ray = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -156,8 +156,8 @@ class TestInteractions:
         assert not users[:, 30:].any()
 
     def test_embedded_lake_is_valid_and_records_its_embeddings(self, embedded):
-        found, report = embedded.manifest.embeddings, verify_lake(embedded.uri)
-        assert report.problems == report.unlisted == []
+        found = embedded.manifest.embeddings
+        verified(embedded.uri)
         assert (found.user_width, found.interaction_width, found.num_folds, found.fold_seed) == (WIDTH, WIDTH, FOLDS, 4)
         assert found.title_width == embedded.title_embeddings().shape[1]
         assert found.description.startswith("titles: interactions; users: interactions")
@@ -171,73 +171,78 @@ class TestInteractions:
 class TestErrors:
     pytestmark = on_ray
 
+    @pytest.fixture
+    def fail_in_bucket_two(self, monkeypatch):
+        """Runs the task of bucket 2 by the given function of (task, index, arguments)."""
+        from mtrec_ray.lake.embed import _embed_bucket as real
+
+        def patch(run):
+            def embed_bucket(index, *arguments):
+                return run(real, index, *arguments) if index == 2 else real(index, *arguments)
+
+            monkeypatch.setattr("mtrec_ray.lake.embed._embed_bucket", embed_bucket)
+
+        return patch
+
     def test_embeddings_are_replaced_only_with_overwrite(self, tmp_path):
         lake = embed(bare_lake(tmp_path / "lake"))
         with pytest.raises(UserError, match="has embeddings already: replace them with --set overwrite=true"):
             embed(lake)
         other = embed(lake, interactions=INTERACTIONS | {"width": 3, "folds": 2}, overwrite=True)
         assert other.manifest.embeddings.user_width == 3
-        report = verify_lake(other.uri)
-        assert report.problems == report.unlisted == []
-        again = embed(other, overwrite=True)
-        assert again.manifest == lake.manifest
+        verified(other.uri)
+        assert embed(other, overwrite=True).manifest == lake.manifest
 
-    def test_window_without_events_is_an_error(self, tmp_path):
+    @pytest.mark.parametrize(
+        ("settings", "message"),
+        [
+            (
+                {"window": {"start": "2020-01-01", "end": "2020-02-01"}},
+                r"no event in .*set window\.start and window\.end",
+            ),
+            ({"interactions": {"width": 0}}, r"interactions\.width = 0 leaves users without any vector"),
+            ({"text": {"model": "/nowhere/model"}}, r"'/nowhere/model' cannot be loaded.*--set text\.model=null"),
+        ],
+    )
+    def test_wrong_setting_is_an_error_and_leaves_the_lake_unchanged(self, tmp_path, settings, message):
         lake = bare_lake(tmp_path / "lake")
-        with pytest.raises(UserError, match=r"no event in .*set window\.start and window\.end"):
-            embed(lake, window={"start": "2020-01-01", "end": "2020-02-01"})
+        before = sorted((tmp_path / "lake").rglob("*"))
+        with pytest.raises(UserError, match=message):
+            embed(lake, **settings)
+        assert sorted((tmp_path / "lake").rglob("*")) == before
 
-    def test_width_of_zero_is_an_error(self, tmp_path):
-        with pytest.raises(UserError, match=r"interactions\.width = 0 leaves users without any vector"):
-            embed(bare_lake(tmp_path / "lake"), interactions={"width": 0})
-
-    def test_failure_midway_leaves_the_lake_unchanged(self, tmp_path, monkeypatch):
+    def test_failure_midway_leaves_the_lake_unchanged(self, tmp_path, monkeypatch, fail_in_bucket_two):
         lake = bare_lake(tmp_path / "lake")
         before = (tmp_path / "lake" / "lake.json").read_bytes()
-        from mtrec_ray.lake.embed import _embed_bucket as real
 
-        def full_disk(index, *arguments):
-            if index == 2:
-                raise OSError(28, "no space left on device")
-            return real(index, *arguments)
+        def full_disk(*_):
+            raise OSError(28, "no space left on device")
 
-        monkeypatch.setattr("mtrec_ray.lake.embed._embed_bucket", full_disk)
+        fail_in_bucket_two(full_disk)
         with pytest.raises(UserError, match=r"embedding the lake .* failed: no space left"):
             embed(lake)
         assert (tmp_path / "lake" / "lake.json").read_bytes() == before
-        assert verify_lake(lake.uri).problems == []
         assert "embedding" not in Lake.open(lake.uri).read("users").column_names
+        verified(lake.uri)
         monkeypatch.undo()
-        embed(lake)
-        assert verify_lake(lake.uri).unlisted == []
+        verified(embed(lake).uri)
 
-    def test_interrupted_write_leaves_the_existing_file_of_the_same_name(self, tmp_path, monkeypatch):
+    def test_interrupted_write_leaves_the_existing_file_of_the_same_name(self, tmp_path, fail_in_bucket_two):
         """Equal embeddings have files of equal names."""
         lake = embed(bare_lake(tmp_path / "lake"))
-        from mtrec_ray.lake.embed import _embed_bucket as real
 
-        def short_of_space(index, *arguments):
-            if index != 2:
-                return real(index, *arguments)
+        def short_of_space(real, *arguments):
             unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
             resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))
             try:
-                return real(index, *arguments)
+                return real(*arguments)
             finally:
                 resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
 
-        monkeypatch.setattr("mtrec_ray.lake.embed._embed_bucket", short_of_space)
+        fail_in_bucket_two(short_of_space)
         with pytest.raises(UserError, match=r"failed: .*File too large"):
             embed(lake, overwrite=True)
-        report = verify_lake(lake.uri)
-        assert report.problems == report.unlisted == []
-
-    def test_unloadable_text_model_is_an_error(self, tmp_path):
-        lake = bare_lake(tmp_path / "lake")
-        before = sorted(path.name for path in (tmp_path / "lake").rglob("*"))
-        with pytest.raises(UserError, match=r"text model '/nowhere/model' cannot be loaded.*--set text\.model=null"):
-            embed(lake, text={"model": "/nowhere/model"})
-        assert sorted(path.name for path in (tmp_path / "lake").rglob("*")) == before
+        verified(lake.uri)
 
 
 class TestSpace:

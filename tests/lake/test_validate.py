@@ -13,12 +13,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Calendar, Territory
 from mtrec_ray.lake.scatter import to_batch
 from mtrec_ray.lake.schema import conform, embedding_bytes, stored_embeddings
-from mtrec_ray.lake.validate import (
-    embedding_problems,
-    merge_bad_rows,
-    split_rows,
-    summarize,
-)
+from mtrec_ray.lake.validate import embedding_problems, merge_bad_rows, split_rows, summarize
 from mtrec_ray.sources.epochs import TIMESTAMP
 from mtrec_ray.sources.source import SourceFacts
 
@@ -179,8 +174,5 @@ def test_merged_totals_do_not_depend_on_the_order():
         {"users/x": (1, ["a"]), "events/y": (2, ["q"])},
         {"users/x": (2, ["b", "e"])},
     ]
-    assert (
-        merge_bad_rows(parts)
-        == merge_bad_rows(parts[::-1])
-        == {"users/x": (8, ["a", "b", "c"]), "events/y": (2, ["q"])}
-    )
+    merged = {"users/x": (8, ["a", "b", "c"]), "events/y": (2, ["q"])}
+    assert merge_bad_rows(parts) == merge_bad_rows(parts[::-1]) == merged

@@ -103,3 +103,13 @@ def test_ray_starts_when_first_needed_and_stops_with_its_session(monkeypatch):
     with ray_session():
         pass
     assert num_cpus_given == [7]
+    with ray_session():
+        with ray_session(keep=True):
+            need_ray()
+        assert running
+    assert not running
+    with ray_session(keep=True):
+        need_ray()
+    with ray_session():
+        pass
+    assert running

@@ -11,6 +11,9 @@ this process's Ray session, or starts a local one that stays for the next call. 
 `@job` names the config class and the function that does the work; they are imported at the first call.
 """
 
+# pyright: reportReturnType=false
+# the bodies of the functions are what @job makes of them
+
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -61,7 +64,7 @@ def job(config: str, run: str) -> Callable[[JobFunction], JobFunction]:
                 raise TypeError(f"{name} takes one {config_class(name).__name__}, or keyword settings")
             return _run(run, config, extra, progress)
 
-        return call  # pyright: ignore[reportReturnType]
+        return call
 
     return decorate
 

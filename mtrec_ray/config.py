@@ -74,7 +74,7 @@ class Setting:
 
     @property
     def values(self) -> str:
-        """Allowed values in short, as in `a|b|c`, `>=1` or `0..<1|auto`; empty if nothing is to be said."""
+        """Allowed values in short, as in `a|b|c`, `>=1` or `0..<1|auto`; empty without limits."""
         nodes = list(_nodes(self.field.annotation))
         inner = [constraint for node in nodes if isinstance(node, FieldInfo) for constraint in node.metadata]
         number = _range([*self.field.metadata, *inner]) or ("number" if self.choices and float in nodes else "")
@@ -191,7 +191,7 @@ def _key_of(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
 
 
 def _explain(model: type[BaseModel], key: str, problems: list[Any], option_of: Callable[[str], str] | None) -> str:
-    """One line for all that pydantic says of a key."""
+    """One line for all problems that pydantic found with a key."""
     kind = problems[0]["type"]
     if kind == "extra_forbidden":
         known = [setting.key for setting in settings_of(model)]

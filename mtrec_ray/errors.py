@@ -1,14 +1,14 @@
-"""What a user can fix, kept apart from what is our own fault."""
+"""Errors that a user can fix, as opposed to bugs."""
 
 from collections.abc import Iterator
 
 
 class UserError(ValueError):
-    """The user's mistake: the message names the value and the fix; exit code 2."""
+    """A mistake in settings or data: one line that names the value and the fix; exit code 2."""
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what lies behind it, on whatever machine that was raised."""
+    """An error and its causes, on whatever machine they were raised."""
     while error is not None:
         yield error
         failures = getattr(error, "worker_failures", None) or {}  # Ray Train
@@ -16,7 +16,7 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:
-    """The user's mistake behind an error; None where there is none."""
+    """The UserError that caused an error; None if there is none."""
     for one in causes(error):
         if isinstance(one, UserError):
             return getattr(one, "cause", None) or one  # Ray's wrapper of an error raised in a task

@@ -4,41 +4,14 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
+from mtrec_ray.commands.app import COMMANDS
 from mtrec_ray.config import Config, advanced, dump_yaml, load_config, settings_of, validate_config
 from mtrec_ray.errors import UserError
-from mtrec_ray.jobs.audit_config import AuditConfig
-from mtrec_ray.jobs.bundle_config import BundleConfig
-from mtrec_ray.jobs.evaluate_config import EvaluateConfig
-from mtrec_ray.jobs.lakes import LakeBuildConfig
-from mtrec_ray.jobs.quickstart_config import QuickstartConfig
-from mtrec_ray.lake.embed_config import EmbedConfig
-from mtrec_ray.sources.movielens import MovieLensConfig
-from mtrec_ray.sources.parquet import ParquetConfig
-from mtrec_ray.sources.rechorus import ReChorusConfig
-from mtrec_ray.sources.synthetic_config import SyntheticConfig
-from mtrec_ray.sources.xmarket import XMarketConfig
-from mtrec_ray.streams.config import PairsConfig
+from mtrec_ray.sources.registry import SOURCES, config_class
 from mtrec_ray.trainers.backbone_config import BackboneConfig
-from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 
-EVERY_CONFIG = [
-    PropensityConfig,
-    EmbedConfig,
-    EvaluateConfig,
-    PairsConfig,
-    QuickstartConfig,
-    SyntheticConfig,
-    MovieLensConfig,
-    XMarketConfig,
-    ParquetConfig,
-    ReChorusConfig,
-    BackboneConfig,
-    EliminatorsConfig,
-    AuditConfig,
-    BundleConfig,
-    LakeBuildConfig,
-]
+EVERY_CONFIG = [*{command.model: None for command in COMMANDS.values()}, *map(config_class, SOURCES)]
 NEEDED = ["lake=lake", "name=run"]
 
 
@@ -56,7 +29,7 @@ def yaml_file(tmp_path):
     return write
 
 
-def test_set_wins_over_the_file_and_a_flag_over_both(yaml_file):
+def test_precedence_is_file_then_set_then_option(yaml_file):
     path = yaml_file({"seed": 1, "optim": {"lr": 0.1, "epochs": 7, "lanes": 3}})
     config = propensity("optim.lr=0.2", "optim.epochs=8", path=path, **{"optim.lr": 0.3, "seed": None})
     assert (config.seed, config.optim.lanes) == (1, 3)
@@ -99,7 +72,7 @@ def test_a_wrong_setting_is_named_with_its_key(setting, message):
     assert message in str(found.value)
 
 
-def test_a_value_of_two_possible_types_is_refused_in_one_line():
+def test_a_value_that_fits_no_type_of_a_union_is_one_line():
     with pytest.raises(UserError) as found:
         propensity("sample.alpha=many")
     assert len(str(found.value).splitlines()) == 1
@@ -110,7 +83,7 @@ def test_a_section_below_a_plain_value_is_refused(yaml_file):
         propensity("optim.lr=1", path=yaml_file({"optim": 3}))
 
 
-def test_required_settings_are_asked_for():
+def test_a_missing_setting_is_named_with_its_option():
     with pytest.raises(
         UserError, match=r"'lake' is required: give it with --lake\n.*'name' .*: give it with --set name="
     ):
@@ -159,7 +132,7 @@ def test_masks_of_a_backbone_that_has_none_are_refused():
     assert validate_config(BackboneConfig, document | {"model": {"kind": "bert4rec"}}).optim.mask_fraction == 0.2
 
 
-def test_mtl_has_the_papers_block_and_regions_unless_told():
+def test_mtl_defaults_to_the_papers_block_and_regions():
     config = propensity(**{"model.group_block": "shift"})
     assert (config.model.group_block, config.model.groups) == ("shift", "regions")
     assert propensity().model.group_block == "dense"

@@ -56,7 +56,7 @@ class QuickstartResult:
 
     @property
     def metrics(self) -> "pd.DataFrame":
-        """Rows of the evaluation and of the audit, told apart by `job`."""
+        """Rows of the evaluation and of the audit, with column `job`."""
         import pandas as pd
 
         return pd.concat([part.metrics.assign(job=name) for name, part in self.parts.items()], ignore_index=True)
@@ -96,7 +96,7 @@ def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = Non
 
 
 def _make_lake(config: QuickstartConfig, steps: QuickstartSteps, progress: ProgressCallback | None) -> Lake:
-    """The lake with its embeddings; what an earlier start made is kept."""
+    """The lake with its embeddings, made as far as an earlier start did not."""
     built = exists(join(steps.lake, MANIFEST_NAME))
     embedded = built and Lake.open(steps.lake).manifest.embeddings.user_width > 0
     source = None if built else make_source(config.dataset, steps.build.source, config.raw)  # wrong ones leave no trace

@@ -1,4 +1,4 @@
-"""The command as a process: exit codes, what goes to stdout and what to stderr. Ray starts once in this file."""
+"""The command line: exit codes, and what goes to stdout and stderr."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def run(monkeypatch, capsys, tmp_path):
     ],
     ids=lambda value: None if isinstance(value, str) else " ".join(value),
 )
-def test_a_mistake_ends_with_code_2_and_is_named_on_stderr(run, arguments, named, tmp_path):
+def test_user_errors_end_with_code_2_and_one_line(run, arguments, named, tmp_path):
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert err.strip().startswith("error: ")
@@ -101,14 +101,14 @@ def test_a_mistake_ends_with_code_2_and_is_named_on_stderr(run, arguments, named
     ],
     ids=" ".join,
 )
-def test_what_is_not_there_is_told_before_ray_is_started(run, arguments, monkeypatch):
+def test_missing_inputs_are_reported_before_ray_starts(run, arguments, monkeypatch):
     monkeypatch.setattr("mtrec_ray.lake.cluster._start_ray", lambda _: pytest.fail("Ray was started"))
     code, out, err = run(*arguments)
     assert (code, out) == (2, "")
     assert "nowhere'" in err
 
 
-def test_an_interrupted_job_says_so(run, monkeypatch):
+def test_an_interrupt_ends_with_code_130(run, monkeypatch):
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -120,8 +120,8 @@ def test_an_interrupted_job_says_so(run, monkeypatch):
     assert (code, json.loads(out)["exit_code"]) == (130, 130)
 
 
-def test_no_thread_of_a_command_starts_a_ray_of_its_own():
-    """As one that outlives the session after an interrupt would."""
+def test_ray_does_not_start_by_itself_in_a_leftover_thread():
+    """A thread that outlives the session after an interrupt would start it."""
     script = (
         "import sys; from mtrec_ray.__main__ import main; sys.argv = ['mtrec', 'nothing']\n"
         "try: main()\nexcept SystemExit: pass\n"
@@ -146,7 +146,7 @@ def test_run_of_another_kind_or_version(run, tmp_path, document, message):
     assert (code, message in err) == (2, True)
 
 
-def test_the_resolved_config_is_yaml_that_config_reads_back(run, tmp_path):
+def test_config_reads_what_print_config_printed(run, tmp_path):
     _, first, _ = run(*BUILD, *SETTINGS, "--on-bad-rows", "quarantine", "--print-config")
     document = yaml.safe_load(first)
     assert document["source"]["users"] == 300
@@ -157,7 +157,7 @@ def test_the_resolved_config_is_yaml_that_config_reads_back(run, tmp_path):
     assert again == first
 
 
-def test_flags_of_a_run_are_settings(run):
+def test_options_are_settings(run):
     flags = ["--lake", "l", "--name", "n", "--model", "mtl", "--groups", "each", "--workers", "2", "--seed", "3"]
     _, out, _ = run("train", "propensity", *flags, "--incremental", "--set", "optim.lr=0.5", "--print-config")
     document = yaml.safe_load(out)
@@ -165,13 +165,13 @@ def test_flags_of_a_run_are_settings(run):
     assert (document["seed"], document["incremental"], document["optim"]["lr"]) == (3, True, 0.5)
 
 
-def test_help_of_the_process():
+def test_help_of_a_process():
     done = mtrec("--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "quickstart" in done.stdout
 
 
-def test_a_mistake_in_a_process_of_its_own_is_told_to_people_and_machines(tmp_path):
+def test_an_error_of_a_process_goes_to_stderr_and_json(tmp_path):
     done = mtrec("pairs", "show", "lake", "--json", "--set", "sample.alfa=3", cwd=tmp_path)
     assert done.returncode == 2
     document = json.loads(done.stdout)
@@ -181,7 +181,7 @@ def test_a_mistake_in_a_process_of_its_own_is_told_to_people_and_machines(tmp_pa
 
 
 @pytest.mark.ray
-def test_a_build_prints_exactly_one_json_object_and_progress_beside_it(tmp_path):
+def test_a_build_prints_one_json_object_and_progress_on_stderr(tmp_path):
     done = mtrec(*BUILD, "--out", str(tmp_path / "lake"), *SETTINGS, "--json")
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
@@ -193,7 +193,7 @@ def test_a_build_prints_exactly_one_json_object_and_progress_beside_it(tmp_path)
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 class TestInThisProcess:
-    """Jobs on the Ray that the tests share, through the same entry point."""
+    """Jobs on the Ray session of the tests, through the same entry point."""
 
     @pytest.fixture(scope="class")
     def lake(self, tmp_path_factory) -> str:
@@ -223,7 +223,7 @@ class TestInThisProcess:
         assert "Territories" in out
         assert "synthetic" in out
 
-    def test_check_finds_the_lake_whole(self, lake, run):
+    def test_check_passes_on_a_good_lake(self, lake, run):
         code, out, _ = run("lake", "check", lake, "--json")
         assert (code, json.loads(out)["ok"]) == (0, True)
 
@@ -236,7 +236,7 @@ class TestInThisProcess:
             assert sum(parts) == document[f"{name}/all"], name
         assert document["negatives/all"] == pytest.approx(2 * document["positives/all"], rel=0.02)
 
-    def test_a_lake_that_is_there_is_not_built_over(self, lake, run):
+    def test_an_existing_lake_is_not_overwritten(self, lake, run):
         code, out, _ = run(*BUILD, "--out", lake, *SETTINGS, "--json")
         assert code == 2
         assert "--overwrite" in json.loads(out)["error"]
@@ -247,7 +247,7 @@ class TestInThisProcess:
         assert "overwrite=true" in err
 
 
-def test_the_cause_of_an_error_decides_whose_it_is():
+def test_the_cause_of_an_error_decides_its_exit_code():
     wrapped = RuntimeError("a task failed")
     wrapped.__cause__ = UserError("alpha = 0")
     assert explain(wrapped) == (2, "alpha = 0")
@@ -255,7 +255,7 @@ def test_the_cause_of_an_error_decides_whose_it_is():
     assert explain(OSError(5, "input/output error"))[0] == 1
     full = OSError(28, "No space left on device", "/runs/bb/run.json")
     assert explain(full) == (2, "[Errno 28] No space left on device: '/runs/bb/run.json'")
-    lost = RuntimeError("training failed")  # as Ray Train tells of a worker's checkpoint
+    lost = RuntimeError("training failed")  # how Ray Train reports a failed checkpoint of a worker
     lost.worker_failures = {0: OSError(28, "No space left on device")}  # pyright: ignore[reportAttributeAccessIssue]
     code, message = explain(lost)
     assert (code, message.split(": ")[0]) == (2, "[Errno 28] No space left on device")

@@ -1,4 +1,4 @@
-"""The quickstart: what it tells each step, what it checks before the first training, and a second start.
+"""The quickstart: settings of each step, checks before the first training, and a second start.
 
 Nothing is trained: a run has the weights of its first step, as in `test_evaluate`.
 """
@@ -45,7 +45,7 @@ class TestTrainings:
         assert [(training.seed, training.sample.seed) for training in found] == [(0, 0), (1, 1)] * 2
         assert {(training.lake, training.runs) for training in found} == {("lake", "runs")}
 
-    def test_a_variant_is_laid_over_what_all_have_and_groups_are_for_mtl_alone(self):
+    def test_variants_override_train_and_baselines_have_no_groups(self):
         train = {"model": {"d": 16, "groups": "each"}, "sample": {"active_fraction": 0.7}}
         base, mtl = self.configs(variants=["mtl+upsampling"], train=train)
         assert (base.kind, base.model.groups, base.sample.active_fraction) == ("baseline", None, 0.0)
@@ -53,8 +53,8 @@ class TestTrainings:
         assert base.model.d == mtl.model.d == 16
 
 
-class TestWhatTheLakeIsMadeOf:
-    def test_it_may_change_until_it_was_used(self, tmp_path):
+class TestLakeSettings:
+    def test_settings_may_change_until_the_lake_is_made_from_them(self, tmp_path):
         folder, made = str(tmp_path), ["dataset", "raw", "source", "build"]
         _same_settings(config(dataset="movielens", raw="wrong"), folder, [])
         right = config(dataset="movielens", raw="right", embed={"interactions": {"width": 4}})
@@ -67,7 +67,12 @@ class TestWhatTheLakeIsMadeOf:
         with pytest.raises(UserError, match=r"with raw = 'right' \(now None\)"):
             _same_settings(config(dataset="movielens", embed=other.embed), folder, made)
 
-    def test_raw_files_that_are_not_there_leave_no_trace(self, tmp_path):
+    def test_a_folder_of_version_1_is_refused(self, tmp_path):
+        (tmp_path / "quickstart.json").write_text(json.dumps({"source": "synthetic", "raw": None, "lake": {}}))
+        with pytest.raises(UserError, match="has version 1, not 2: choose another --out"):
+            _same_settings(config(), str(tmp_path), [])
+
+    def test_missing_raw_files_leave_no_trace(self, tmp_path):
         with pytest.raises(UserError, match="is not a folder"):
             quickstart(config(dataset="movielens", raw=str(tmp_path / "typo"), out=str(tmp_path / "out")))
         assert list(tmp_path.iterdir()) == []
@@ -98,7 +103,7 @@ def untrained(make, arguments, *others) -> None:
 
 
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is trained or attacked: the audit's AUCs are a tenth of its seed."""
+    """Replace training and audit; the audit's AUCs are a tenth of its seed."""
 
     def train_backbone(settings: BackboneConfig, *_: Any) -> None:
         others = settings.model_dump(mode="json", exclude={"lake", "runs"})
@@ -132,7 +137,7 @@ class TestStarts:
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
     )
-    def test_what_does_not_fit_the_lake_is_told_before_anything_is_trained(
+    def test_settings_that_do_not_fit_the_lake_are_refused_before_training(
         self, folder, monkeypatch, settings, message
     ):
         monkeypatch.setattr(self.FIT, None)
@@ -140,7 +145,7 @@ class TestStarts:
             start(folder, **settings)
         assert not (folder / "runs").exists()
 
-    def test_a_second_start_trains_nothing_and_says_the_same(self, folder, monkeypatch):
+    def test_a_second_start_trains_nothing_and_returns_the_same(self, folder, monkeypatch):
         monkeypatch.setattr(self.FIT, untrained)
         first = start(folder, fairness=False)
         monkeypatch.setattr(self.FIT, None)
@@ -149,8 +154,8 @@ class TestStarts:
         assert "gain/mtl+upsampling/all" in first.gains.document()
         assert first.audit is first.bundle is None
 
-    def test_the_gain_table_is_there_when_the_rest_fails(self, folder, monkeypatch, capsys):
-        """After `test_a_second_start...`, whose runs it finds done, or alone."""
+    def test_the_gain_table_is_printed_before_the_backbone_trains(self, folder, monkeypatch, capsys):
+        """Alone, or on the finished runs of `test_a_second_start...`."""
         monkeypatch.setattr(self.FIT, untrained)
         monkeypatch.setattr("mtrec_ray.jobs.quickstart.train_backbone", None)
         with pytest.raises(TypeError):

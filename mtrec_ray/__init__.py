@@ -3,6 +3,7 @@
 Every job is a function, as in `mtrec_ray.train_propensity(lake="lake", name="mtl")`; see `mtrec_ray.api`.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -30,21 +31,15 @@ if TYPE_CHECKING:
         train_propensity,
     )
 
-JOBS = (  # noqa: SIM905
-    "audit build_lake check_lake embed_lake evaluate list_runs load_store make_bundle promote quickstart "
-    "rollback search_eliminators search_propensity serve show_lake show_pairs show_partition show_run "
-    "train_backbone train_eliminators train_propensity"
-).split()
-
 
 def __getattr__(name: str) -> Any:
     """Import the jobs at their first use: `import mtrec_ray` alone takes no time."""
-    if name not in JOBS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mtrec_ray import api
-
-    return getattr(api, name)
+    if not name.startswith("_"):
+        api = import_module("mtrec_ray.api")
+        if name in api.CONFIGS:
+            return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *JOBS})
+    return sorted({*globals(), *import_module("mtrec_ray.api").CONFIGS})

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
 
 Progress: TypeAlias = "bool | ProgressCallback"
 JobFunction = TypeVar("JobFunction", bound=Callable[..., Any])
-_CONFIGS: dict[str, str] = {}
+CONFIGS: dict[str, str] = {}
+"""Job -> its config class, as `module:Class`."""
 
 
 def job(config: str, run: str) -> Callable[[JobFunction], JobFunction]:
@@ -52,7 +53,7 @@ def job(config: str, run: str) -> Callable[[JobFunction], JobFunction]:
 
     def decorate(function: JobFunction) -> JobFunction:
         name = function.__name__
-        _CONFIGS[name] = config
+        CONFIGS[name] = config
         keywords = set(inspect.signature(function).parameters) - {"config", "progress", "settings"}
 
         @wraps(function)
@@ -71,7 +72,7 @@ def job(config: str, run: str) -> Callable[[JobFunction], JobFunction]:
 
 def config_class(name: str) -> type[Config]:
     """The config class of a job by its function's name."""
-    return resolve_name(_CONFIGS[name])
+    return resolve_name(CONFIGS[name])
 
 
 def _run(path: str, config: Config, extra: dict[str, Any], progress: Progress) -> Any:

@@ -28,8 +28,8 @@ def test_the_import_is_fast_and_loads_nothing_heavy():
 
 
 def test_every_command_is_a_documented_function():
-    assert {command.job.__name__ for command in COMMANDS.values()} == set(mt.JOBS) <= set(dir(mt))
-    for name in mt.JOBS:
+    assert {command.job.__name__ for command in COMMANDS.values()} == set(api.CONFIGS) <= set(dir(mt))
+    for name in api.CONFIGS:
         function = getattr(mt, name)
         assert f">>> mt.{name}(" in str(inspect.getdoc(function)), name
         assert {"config", "progress", "settings"} <= set(inspect.signature(function).parameters), name

@@ -26,10 +26,7 @@ def command_help(job: Callable[..., Any]) -> str:
 
 def write_options(formatter: click.HelpFormatter, named: Mapping[str, Setting], others: Rows, everything: bool) -> None:
     """The options: `named` ones (with their placeholders) are short for settings."""
-    rows = []
-    for option, setting in named.items():
-        default = "required" if setting.field.is_required() else f"{setting.key}={setting.default}"
-        rows.append((option, f"{_meaning(setting, everything)} [{default}]"))
+    rows = [(option, f"{_meaning(setting, everything)}{_origin(option, setting)}") for option, setting in named.items()]
     _write_section(formatter, "Options", rows + others)
 
 
@@ -68,6 +65,15 @@ def metavar_of(setting: Setting, word: str) -> str:
         return f" {setting.values}"
     is_number = {"int", "float"} & set(setting.type_name.split(" | "))
     return " N" if is_number else f" {word.rpartition('-')[2].upper()}"
+
+
+def _origin(option: str, setting: Setting) -> str:
+    """The setting behind an option, where their names differ, and its default, where it has one."""
+    if setting.field.is_required():
+        return " [required]"
+    if setting.default not in ("null", "false", "[]"):
+        return f" [{setting.key}={setting.default}]"
+    return "" if option.strip("-").split()[0].replace("-", "_") == setting.key else f" [{setting.key}]"
 
 
 def _row(setting: Setting, everything: bool) -> tuple[str, str]:

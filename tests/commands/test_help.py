@@ -51,8 +51,9 @@ def test_help_names_settings_and_help_all_the_advanced_ones_too(invocation, monk
     monkeypatch.setenv("COLUMNS", "120")
     found = list(settings(invocation))
     words = [set(re.findall(r"[\w.]+", help_of(invocation, option, capsys))) for option in ("--help", "--help-all")]
-    positional = {key for word, key in command_of(invocation).keys.items() if word.isupper()}
-    keys = {setting.key: setting.advanced for setting in found if setting.key not in positional}
+    options = {word.strip("-").replace("-", "_"): key for word, key in command_of(invocation).keys.items()}
+    by_name = {key for name, key in options.items() if name == key or name.isupper()}
+    keys = {setting.key: setting.advanced for setting in found if setting.key not in by_name}
     assert {key for key, is_advanced in keys.items() if not is_advanced} <= words[0]
     assert set(keys) <= words[1]
 

@@ -95,12 +95,7 @@ def fold_vectors(bucket: Bucket, bounds: Bounds, space: InteractionSpace, num_fo
 
 
 def fold_of_pairs(
-    bucket: Bucket,
-    bounds: Bounds,
-    user_row: np.ndarray,
-    title_index: np.ndarray,
-    num_folds: int,
-    seed: int,
+    bucket: Bucket, bounds: Bounds, user_row: np.ndarray, title_index: np.ndarray, num_folds: int, seed: int
 ) -> np.ndarray:
     """Fold of each (user, title) pair; (P,), (P,) -> (P,) int64 in [0, num_folds).
 

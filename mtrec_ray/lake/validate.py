@@ -44,11 +44,7 @@ class BadRowsError(UserError):
 
 
 def split_rows(
-    table: str,
-    rows: pa.Table,
-    facts: SourceFacts,
-    user_ids: pa.Array | None = None,
-    title_ids: pa.Array | None = None,
+    table: str, rows: pa.Table, facts: SourceFacts, user_ids: pa.Array | None = None, title_ids: pa.Array | None = None
 ) -> tuple[pa.Table, pa.Table]:
     """(accepted, rejected) rows, both sorted; rejected ones have a `reason` column.
 

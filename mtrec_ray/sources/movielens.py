@@ -71,11 +71,11 @@ class MovieLensSource(Source):
     @cached_property
     def facts(self) -> SourceFacts:
         dataset, users = self.files.layout.dataset, self.files.read_users()
-        occupations = OCCUPATIONS_1M if dataset == "1M" else tuple(sorted(set(users["occupation"])))
+        occupations = OCCUPATIONS_1M.split("|") if dataset == "1M" else sorted(set(users["occupation"]))
         return SourceFacts(
             name="movielens",
             territories=tuple(Territory(name=name, region=region) for name, region in TERRITORIES.items()),
-            attributes={"gender": ("F", "M"), "age": tuple(AGE_BANDS.values()), "occupation": occupations},
+            attributes={"gender": ("F", "M"), "age": tuple(AGE_BANDS.values()), "occupation": tuple(occupations)},
             calendar=self._calendar(),
             num_users=len(users["user_id"]),
             title_categoricals=("decade",),
@@ -147,10 +147,6 @@ def _read_events(files: MovieLensFiles, min_rating: int) -> pa.Table:
     ratings = files.read_ratings()
     times = np.array(ratings["timestamp"], np.float64)  # of any size, where int64 would overflow
     events = pa.table(
-        {
-            "user_id": ratings["user_id"],
-            "title_id": ratings["item_id"],
-            "timestamp": timestamps_from_epoch(times, "s"),
-        }
+        {"user_id": ratings["user_id"], "title_id": ratings["item_id"], "timestamp": timestamps_from_epoch(times, "s")}
     )
     return events.filter(pa.array(np.array(ratings["rating"]) >= min_rating))

@@ -15,29 +15,11 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.sources.text import TextTable
 
 OCCUPATIONS_1M = (
-    "other",
-    "academic/educator",
-    "artist",
-    "clerical/admin",
-    "college/grad student",
-    "customer service",
-    "doctor/health care",
-    "executive/managerial",
-    "farmer",
-    "homemaker",
-    "K-12 student",
-    "lawyer",
-    "programmer",
-    "retired",
-    "sales/marketing",
-    "scientist",
-    "self-employed",
-    "technician/engineer",
-    "tradesman/craftsman",
-    "unemployed",
-    "writer",
+    "other|academic/educator|artist|clerical/admin|college/grad student|customer service|doctor/health care|"
+    "executive/managerial|farmer|homemaker|K-12 student|lawyer|programmer|retired|sales/marketing|scientist|"
+    "self-employed|technician/engineer|tradesman/craftsman|unemployed|writer"
 )
-"""Occupations by their code in ML-1M."""
+"""Occupations of ML-1M in the order of their codes, separated by `|`."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +81,7 @@ class MovieLensFiles:
         users: dict[str, list] = dict(table.read(self.folder))
         users["age"] = table.read_ints(self.folder, users, "age")
         if self.layout.dataset == "1M":
-            codes, names = table.read_ints(self.folder, users, "occupation"), OCCUPATIONS_1M
+            codes, names = table.read_ints(self.folder, users, "occupation"), OCCUPATIONS_1M.split("|")
             for line, code in enumerate(codes, start=1):
                 if not 0 <= code < len(names):
                     raise UserError(

@@ -25,15 +25,7 @@ ROWS_PER_CHUNK = 4096
 GLOBAL = -1
 ATTRIBUTE_FREQUENCIES = {
     "gender": {"female": 0.48, "male": 0.52},
-    "age": {
-        "Under 18": 0.06,
-        "18-24": 0.17,
-        "25-34": 0.28,
-        "35-44": 0.2,
-        "45-49": 0.1,
-        "50-55": 0.1,
-        "56+": 0.09,
-    },
+    "age": {"Under 18": 0.06, "18-24": 0.17, "25-34": 0.28, "35-44": 0.2, "45-49": 0.1, "50-55": 0.1, "56+": 0.09},
     "occupation": {"student": 0.2, "office": 0.3, "craft": 0.2, "care": 0.15, "retired": 0.15},
 }
 """Values of each sensitive attribute and their frequency among users whose value is known."""

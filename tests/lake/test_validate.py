@@ -64,11 +64,7 @@ def test_every_row_is_accepted_or_has_one_reason(rows):
 
 def test_equal_events_are_accepted_and_null_timestamps_are_not():
     events = pa.table(
-        {
-            "user_id": ["a", "a", "a"],
-            "title_id": ["t", "t", "t"],
-            "timestamp": pa.array([DAY, DAY, None], TIMESTAMP),
-        }
+        {"user_id": ["a", "a", "a"], "title_id": ["t", "t", "t"], "timestamp": pa.array([DAY, DAY, None], TIMESTAMP)}
     )
     good, bad = split_rows("events", events, FACTS, pa.array(["a"]), pa.array(["t"]))
     assert good.num_rows == 2
@@ -84,10 +80,7 @@ def test_events_with_one_timestamp_keep_the_order_of_the_source():
 
 def test_one_unknown_title_rejects_its_candidates():
     rows = pa.table(
-        {
-            "user_id": ["a", "b", "c", "z"],
-            "title_ids": pa.array([["t"], ["t", "x"], [], ["t"]], pa.list_(pa.string())),
-        }
+        {"user_id": ["a", "b", "c", "z"], "title_ids": pa.array([["t"], ["t", "x"], [], ["t"]], pa.list_(pa.string()))}
     )
     good, bad = split_rows("candidates", rows, FACTS, pa.array(["a", "b", "c"]), pa.array(["t"]))
     assert good["user_id"].to_pylist() == ["a"]

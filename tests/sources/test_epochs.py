@@ -23,8 +23,7 @@ def test_numbers_and_timestamps_of_every_unit(unit, ticks):
 
 
 @pytest.mark.parametrize(
-    ("time", "kind"),
-    [(TIME.replace(tzinfo=None), pa.timestamp("ms")), (TIME, pa.timestamp("us", "Europe/Oslo"))],
+    ("time", "kind"), [(TIME.replace(tzinfo=None), pa.timestamp("ms")), (TIME, pa.timestamp("us", "Europe/Oslo"))]
 )
 def test_naive_timestamps_and_other_zones_become_utc(time, kind):
     assert to_utc_micros(pa.array([time], kind), "s")[0].as_py() == TIME

@@ -68,12 +68,7 @@ def test_1m(tmp_path):
 @pytest.mark.parametrize("write", [_write_1m, _write_100k, _write_recbole])
 def test_every_layout_gives_the_same_title(tmp_path, write):
     film = _source(write(tmp_path)).titles().to_pylist()[0]
-    assert film == {
-        "title_id": "1",
-        "name": "Toy Story",
-        "genres": "Animation Children's Comedy",
-        "decade": "1990s",
-    }
+    assert film == {"title_id": "1", "name": "Toy Story", "genres": "Animation Children's Comedy", "decade": "1990s"}
 
 
 @pytest.mark.parametrize("write", [_write_100k, _write_recbole])

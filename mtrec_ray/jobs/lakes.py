@@ -9,7 +9,7 @@ from mtrec_ray.config import Config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.build_config import BuildOptions
-from mtrec_ray.sources.registry import SourceName, config_class, make_source
+from mtrec_ray.sources.registry import SourceName, make_source, source_config_class
 
 if TYPE_CHECKING:
     from mtrec_ray.lake.summary import LakeSummary
@@ -36,7 +36,7 @@ class LakeBuildConfig(Config):
         """With the settings of its source; UserError where there is none of that name."""
         if cls is not LakeBuildConfig or "dataset" not in document:
             return cls
-        source = config_class(document["dataset"])
+        source = source_config_class(document["dataset"])
         section: Any = (source, {})
         return create_model(cls.__name__, __base__=cls, __doc__=source.__doc__, source=section)
 

@@ -27,12 +27,12 @@ def make_source(name: str, config: dict[str, Any] | Config | None = None, raw: s
     Raises:
         UserError: unknown source, wrong setting, or raw files missing or unreadable.
     """
-    model = config_class(name)
+    model = source_config_class(name)
     settings = config if isinstance(config, Config) else validate_config(model, config or {})
     return _import(SOURCES[name][1])(settings, raw)
 
 
-def config_class(name: str) -> type[Config]:
+def source_config_class(name: str) -> type[Config]:
     """The settings class of a source; UserError for an unknown name."""
     if name not in SOURCES:
         raise UserError(f"unknown source {name!r}: there are {', '.join(SOURCES)}")

@@ -12,13 +12,12 @@ from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.config import SampleConfig
-from mtrec_ray.streams.crops import read_users
 from mtrec_ray.streams.ordered import read_here
 from mtrec_ray.streams.plan import PairPlan, make_plan
 from mtrec_ray.streams.reader import BucketPairs, read_pairs
 from mtrec_ray.streams.schedule import Segment
 from mtrec_ray.streams.scored_users import ScoringChunk
-from mtrec_ray.streams.sequences import SequenceConfig, Sequences
+from mtrec_ray.streams.sequences import SequenceConfig, Sequences, UserSplit
 from mtrec_ray.streams.validation_users import by_territory, validation_chunks, validation_sampling_fraction
 
 AUTO_DAYS = 7
@@ -153,10 +152,10 @@ class TrialCache:
     def crops(self, read_crops: Any, segments: list[Segment], num_blocks: int, **shared: Any) -> Iterator[pa.Table]:
         """`read_here` for crops, each bucket's histories read once for all epochs and trials."""
 
-        def read(lake: Lake, bucket: int, config: SequenceConfig, train_split_only: bool) -> Sequences:
-            key = (lake.manifest.lake_hash, bucket, f"{config} {train_split_only}")
+        def read(lake: Lake, bucket: int, config: SequenceConfig, split: UserSplit) -> Sequences:
+            key = (lake.manifest.lake_hash, bucket, f"{config} {split}")
             if key not in self._users:
-                self._users[key] = read_users(lake, bucket, config, train_split_only)
+                self._users[key] = Sequences.read(lake, bucket, config, split)
             return self._users[key]
 
         return read_here(read_crops, segments, num_blocks, read=read, **shared)

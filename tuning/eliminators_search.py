@@ -117,12 +117,6 @@ def check(config: EliminatorsSearchConfig) -> tuple[BackboneRecord, Space]:
         )
     source = BackboneRecord.load_done(config.backbone)
     lake = source.open_lake()
-    half = source.config.sequences.train_half
-    if half != "both":
-        raise UserError(
-            f"backbone {config.backbone!r} has sequences.train_half = {half!r}; trials halve the train split: "
-            "train one without it"
-        )
     first_buckets(lake, config.buckets)
     parse_combinations(config.combinations, source.attributes)
     space, groups = parse_space(config.space, EliminatorsConfig, FIXED)

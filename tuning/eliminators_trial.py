@@ -28,7 +28,7 @@ from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.process import prepare_process
 from mtrec_ray.streams.crops import make_sequence_plan, sequence_batches
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out, read_prefixes
-from mtrec_ray.streams.sequences import VALIDATION_EVENT, SequenceConfig, in_audit_split
+from mtrec_ray.streams.sequences import VALIDATION_EVENT, in_split
 from mtrec_ray.trainers.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.trainers.eliminators import PREFIXES_PER_USER, EliminatorData, EliminatorTrainer
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
@@ -39,8 +39,8 @@ from mtrec_ray.tuning.data import TrialCache, first_buckets, map_here
 from mtrec_ray.tuning.trial import TrialSpec
 
 NUM_BOOTSTRAP = 200
-Half = Literal["lower", "upper"]
-HALVES: tuple[Half, ...] = ("lower", "upper")
+Half = Literal["train_lower", "train_upper"]
+HALVES: tuple[Half, ...] = ("train_lower", "train_upper")
 METRICS = ("leakage/mean", "leakage/worst", "ndcg@10/mean", "ndcg_share/mean")
 """`leakage`: the best attacker's balanced accuracy above chance, over the combinations' own attributes;
 `ndcg_share`: NDCG@10 over the backbone's."""
@@ -124,10 +124,9 @@ class EliminatorsTrial:
         history, values = torch.from_numpy(users.history), torch.from_numpy(users.attribute_index)
         record, found = self._record(), {}
         for half in HALVES:
-            sequences = self._sequences(half)
-            unseen = in_audit_split(users.keys, sequences)
+            unseen = ~in_split(users.keys, self.source.config.sequences, half)
             for pack, combinations in record.packs.items():
-                trained = self._train_pack(record, pack, backbone, users.only(~unseen), sequences)
+                trained = self._train_pack(record, pack, backbone, users.only(~unseen), half)
                 vectors = vectors_in_chunks(trained.user_vectors, history[unseen], values[unseen])  # (K, U', d)
                 for combination, own in zip(combinations, vectors, strict=True):
                     one = found.setdefault(combination, Represented.empty(len(users), own.shape[1]))
@@ -141,13 +140,12 @@ class EliminatorsTrial:
         pack: str,
         backbone: SequentialBackbone,
         users: HeldOutUsers,
-        sequences: SequenceConfig,
+        half: Half,
     ) -> FairnessMethod:
         """What `mtrec train eliminators` makes of a pack, its weights averaged to the last step."""
         lake, optim, length = self.lake, self.config.optim, self.source.config.model.history
-        plan = make_sequence_plan(
-            lake, sequences, length, train_split_only=True, buckets=self.buckets, map_over=map_here
-        )
+        sequences = self.source.config.sequences
+        plan = make_sequence_plan(lake, sequences, length, half, buckets=self.buckets, map_over=map_here)
         schedule = plan.schedule(optim.epochs, optim.batch_crops, optim.lanes, self.config.seed)
         fraction = plan.validation_fraction_of(optim.validation_users)
         data = EliminatorData(
@@ -156,7 +154,7 @@ class EliminatorsTrial:
             value_counts=plan.value_counts,
             schedule=schedule,
             users=users,
-            prefixes=read_prefixes(lake, sequences, length, self.buckets, fraction, PREFIXES_PER_USER),
+            prefixes=read_prefixes(lake, sequences, length, self.buckets, fraction, PREFIXES_PER_USER, half),
         )
         trainer = EliminatorTrainer(self.config, record.packs[pack], data)
         trainer.run(sequence_batches(lake, plan, schedule, 0, 1, stream=self.cache.crops))
@@ -172,17 +170,13 @@ class EliminatorsTrial:
             packs=make_packs(self.config, self.source.attributes),
         )
 
-    def _sequences(self, half: Half) -> SequenceConfig:
-        """Streams in which the other half counts as attacked."""
-        return self.source.config.sequences.model_copy(update={"train_half": half})
-
     def _attack(self, vectors: Tensor, users: HeldOutUsers, attribute: str) -> list[AuditResult]:
         """What each half shows by itself; UserError where it has too few users."""
         place, size = list(self.source.attributes).index(attribute), len(self.source.attributes[attribute])
         settings = AuditSettings(num_permutations=self.plan["num_permutations"], num_bootstrap=NUM_BOOTSTRAP)
         found = []
         for half in HALVES:
-            unseen = in_audit_split(users.keys, self._sequences(half))
+            unseen = ~in_split(users.keys, self.source.config.sequences, half)
             of, keys = Attribute(users.attribute_index[unseen, place], size), users.keys[unseen]
             try:
                 results = audit_vectors({"vectors": vectors[unseen].numpy()}, {attribute: of}, keys, settings)

@@ -84,7 +84,7 @@ def score_shard(
         fixed = FixedCandidates.of(lake, index)
         members = _cohort_members(bucket, sample, entries, cohorts)
         for day in days:
-            chunks = scoring_chunks(bucket, _anyone(members), catalogues[day], fixed, calendar.day_bounds(day))
+            chunks = scoring_chunks(bucket, _anyone(members), catalogues[day], fixed)
             if num_negatives is not None:
                 chunks = (chunk.with_sampled_negatives(num_negatives, settings.seed) for chunk in chunks)
             for entry, cohort, chunk in _parts(chunks, day, entries, members):

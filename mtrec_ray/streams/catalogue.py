@@ -1,4 +1,4 @@
-"""What each territory is offered in a window."""
+"""What each territory is offered in a period."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at run time
@@ -17,29 +17,24 @@ from mtrec_ray.lake.offers import offered_in
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Titles that are offered in each territory and promoted in a window."""
+    """Titles that are offered in each territory and promoted in a period."""
 
     title_ids: pa.Array
-    offer_mask: np.ndarray
-    """(territories, T) bool."""
+    offer_mask: np.ndarray  # (territories, T) bool
+    bounds: tuple[datetime, datetime]  # [start, end) of the period
 
     @staticmethod
     def of(lake: Lake, start: datetime, end: datetime) -> "Catalogue":
         """The catalogue of [start, end); a title without promotion dates is always promoted."""
         titles = lake.titles
-        offered = offered_in(titles, lake.territory_names()) & _promoted(titles, start, end)
-        return Catalogue(titles["title_id"].combine_chunks(), offered)
+        offered = offered_in(titles, lake.territory_names())
+        if "promoted_from" in titles.column_names:
+            offered &= pc.fill_null(pc.less(titles["promoted_from"], pa.scalar(end)), True).to_numpy()
+        if "promoted_until" in titles.column_names:
+            offered &= pc.fill_null(pc.greater(titles["promoted_until"], pa.scalar(start)), True).to_numpy()
+        return Catalogue(titles["title_id"].combine_chunks(), offered, (start, end))
 
     @cached_property
     def offers(self) -> list[np.ndarray]:
         """Ascending int32 title indices of each territory."""
         return [np.flatnonzero(offered).astype(np.int32) for offered in self.offer_mask]
-
-
-def _promoted(titles: pa.Table, start: datetime, end: datetime) -> np.ndarray:
-    promoted = np.ones(titles.num_rows, dtype=bool)
-    if "promoted_from" in titles.column_names:
-        promoted &= pc.fill_null(pc.less(titles["promoted_from"], pa.scalar(end)), True).to_numpy()
-    if "promoted_until" in titles.column_names:
-        promoted &= pc.fill_null(pc.greater(titles["promoted_until"], pa.scalar(start)), True).to_numpy()
-    return promoted

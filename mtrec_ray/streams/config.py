@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from mtrec_ray.config import Config
+from mtrec_ray.config import Config, advanced
 from mtrec_ray.lake.window import WindowConfig
 
 
@@ -12,28 +12,28 @@ class SampleConfig(Config):
     """Who is sampled and which pairs are drawn (paper A, 3.2 and 4.1)."""
 
     seed: int = 0
-    """Seed of sample membership and negatives; the split into train, validation and test users has its own."""
-    split_seed: int = 0
-    """Seed of the user split; keep it the same for all runs that are compared, or test users leak."""
-    test_fraction: float = Field(default=0.2, ge=0, lt=1)
-    """Share of users that are test users, never trained on."""
+    """Seed of the sample and the negatives; the user split has its own."""
+    split_seed: int = advanced(0)
+    """Seed of the user split; the same for all compared runs, or test users are trained on."""
+    test_fraction: float = advanced(0.2, ge=0, lt=1)
+    """Fraction of users that are test users, never trained on."""
     validation_fraction: float = Field(default=0.0, ge=0, lt=1)
-    """Share of users put aside for choices made before testing; never trained on."""
+    """Fraction of users held out for choices made before testing; never trained on."""
     random_fraction: float = Field(default=0.5, gt=0, le=1)
-    """Share of the remaining users in the random sample R."""
+    """Fraction of the remaining users in the random sample R."""
     active_fraction: float = Field(default=0.5, ge=0)
     """Size of the added active set A as a multiple of R; 0 turns upsampling off."""
-    active_days: int = Field(default=90, ge=1)
+    active_days: int = advanced(90, ge=1)
     """A user is active if it has an event in this many last days of the window."""
     tau: float = Field(default=1.0, ge=0, le=1)
-    """Territory t's share of A is proportional to (its active users)^tau: 1 proportional, 0 every territory alike."""
-    upsample: Literal["active", "control"] = "active"
-    """`control` adds random users, active or not, that bring as many positives as the active set would."""
+    """Added users of a territory ~ (its active users)^tau: 1 proportional, 0 equal in every territory."""
+    upsample: Literal["active", "control"] = advanced("active")
+    """`control` adds random users, active or not, with as many positives as the active set has."""
     alpha: Annotated[float, Field(allow_inf_nan=False)] | Literal["auto"] = 10.0
     """Negatives per positive on average; `auto` = sampled users / users with a positive on a mean day."""
-    cold_fraction: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = "auto"
-    """Share of the window's rows that lose their interaction vector, so that the model learns what to offer a user
-    without history; `auto` = the share of the window's last day's discoveries that new users made."""
+    cold_fraction: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = advanced("auto")
+    """Fraction of the window's rows trained without their interaction vector, as new users have none; `auto` = the
+    fraction of the last day's discoveries made by new users."""
 
     @model_validator(mode="after")
     def _contradictions(self) -> "SampleConfig":

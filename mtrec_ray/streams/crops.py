@@ -1,13 +1,13 @@
 """Crops of histories, what a sequential model is trained on, in the order of a schedule.
 
-A user's p training positions are cut in crops of `length`, at an offset drawn anew each epoch, so that each event meets
-every column; crop w is one slot of the schedule, and every position is trained on once an epoch.
+A user's training positions are cut into crops of `length`, at an offset drawn anew each epoch, so that each event meets
+every column. A crop is one slot of the schedule, and every position is trained on once an epoch.
 
-Events of one timestamp have no order, so each epoch draws a new one and no model memorises the stored order:
-on MovieLens-100K, where three ratings of four share their second with another of the user, validation NDCG@10 rose
-from 0.503 to 0.514 (three seeds).
+Events with equal timestamps have no order: each epoch draws a new one, and no model memorises the stored order. On
+MovieLens-100K, where three ratings of four share their second with another one of the user, this raised validation
+NDCG@10 from 0.503 to 0.514 (three seeds).
 
-Legend: `U` users, `W` windows, `B` windows of a step, `L` length, `m` sensitive attributes.
+Legend: `U` users, `C` crops, `B` crops of a step, `L` length, `m` sensitive attributes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -23,51 +23,45 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix, uniforms
 from mtrec_ray.lake.cluster import MapTasks, map_tasks
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.streams.held_out import sampling_hash
-from mtrec_ray.streams.ordered import StreamSegments, rows_by_step, stream_segments
-from mtrec_ray.streams.schedule import Schedule, Segment, lanes_of_worker
-from mtrec_ray.streams.sequences import FILLER, SequenceConfig, Sequences, in_audit_split, left_aligned
+from mtrec_ray.streams.ordered import StreamSegments, stream_segments, worker_steps
+from mtrec_ray.streams.schedule import Schedule, Segment
+from mtrec_ray.streams.sequences import FILLER, SequenceConfig, Sequences, UserSplit, left_aligned, sampling_hash
 
 CROPS_PER_BLOCK = 20_000
-ReadUsers = Callable[[Lake, int, SequenceConfig, bool], Sequences]
+ReadSequences = Callable[[Lake, int, SequenceConfig, UserSplit], Sequences]
 
 
 class SequencePlan(BaseModel):
-    """What a reader of windows needs besides the lake."""
+    """What a reader of crops needs besides the lake."""
 
-    model_config = ConfigDict(frozen=True, extra="ignore")  # plans of older runs also count short users
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     lake_hash: str
     sequences: SequenceConfig
-    length: int
-    """Events of a window."""
-    train_split_only: bool
-    """True: users kept for attackers are left out."""
+    split: UserSplit  # whose histories are trained on
+    length: int  # events of a crop
     users: int
     positions: int
     crops_per_bucket: list[int]
-    value_counts: list[list[int]]
-    """Users with each value, for each attribute."""
-    min_sampling_hash: float = 0.0
-    """The smallest `sampling_hash` of the users, by which validation draws them; zero in plans of older runs."""
+    value_counts: list[list[int]]  # users with each value, for each attribute
+    min_sampling_hash: float  # smallest `sampling_hash` of the users: a smaller fraction would draw nobody
 
     def validation_fraction_of(self, validation_users: int) -> float:
-        """Share of the users whose validation event is looked at.
-
-        Raises:
-            UserError: it is so small that it draws nobody.
-        """
-        share = min(1.0, validation_users / self.users)
-        if share <= self.min_sampling_hash:
-            asked, least = f"optim.validation_users = {validation_users}", int(self.min_sampling_hash * self.users) + 1
-            raise UserError(f"{asked} draws none of the {self.users} users to train on: make it {least} or more")
-        return share
+        """Fraction of the users whose validation event is predicted; UserError if it draws nobody."""
+        fraction = min(1.0, validation_users / self.users)
+        if fraction <= self.min_sampling_hash:
+            needed = int(self.min_sampling_hash * self.users) + 1
+            raise UserError(
+                f"optim.validation_users = {validation_users} draws none of the {self.users} users to train on: "
+                f"make it {needed} or more"
+            )
+        return fraction
 
     def schedule(self, epochs: int, batch_crops: int, lanes: int, seed: int) -> Schedule:
         """`epochs` epochs in steps of `batch_crops` slots on average.
 
-        A user has as many slots as the period with the most windows needs; at other periods the last one is empty. So
-        about half the slots of histories much shorter than a window hold positions, of long ones nearly all.
+        A user has as many slots as the offset with the most crops needs; at other offsets the last slot is empty. So
+        about half the slots of histories much shorter than a crop hold positions, and nearly all of long histories.
         """
         steps = max(1, round(sum(self.crops_per_bucket) / batch_crops))
         return Schedule((tuple(self.crops_per_bucket),), (steps,), (epochs,), seed, lanes)
@@ -78,58 +72,55 @@ class SequenceBatch:
     """What one worker trains on in one global step."""
 
     step: int
-    history: np.ndarray
-    """(B, L) int64 title indices, oldest first, -1 behind them."""
-    targets: np.ndarray
-    """(B, L) int64 title of the event that follows each, -1 where there is none."""
-    attribute_index: np.ndarray
-    """(B, m) int64 values of the window's user, -1 = unknown."""
+    history: np.ndarray  # (B, L) int64 title indices, oldest first, filled with -1
+    targets: np.ndarray  # (B, L) int64 title of the event that follows each, -1 where there is none
+    attribute_index: np.ndarray  # (B, m) int64 values of the crop's user, -1 = unknown
 
 
 def make_sequence_plan(
     lake: Lake,
     sequences: SequenceConfig,
     length: int,
-    train_split_only: bool,
+    split: UserSplit,
     progress: ProgressCallback | None = None,
     buckets: Sequence[int] | None = None,
     map_over: MapTasks = map_tasks,
 ) -> SequencePlan:
-    """Count the windows of each bucket.
+    """Count the crops of each bucket.
 
     Args:
-        lake: what is read.
-        sequences: whose histories.
-        length: events of a window.
-        train_split_only: leave out users kept for attackers.
-        progress: told of counted buckets.
+        lake: the lake.
+        sequences: which histories are long enough, and the audit split.
+        length: events of a crop.
+        split: whose histories are trained on.
+        progress: called after each bucket.
         buckets: those to train on; None is all.
-        map_over: what runs a task on each bucket.
+        map_over: runs a task on each bucket.
 
     Raises:
         UserError: there is nothing to train on.
     """
     buckets = range(lake.manifest.num_buckets) if buckets is None else buckets
-    shared = (lake, sequences, length, train_split_only)
-    counted = dict(map_over(_count, buckets, *shared, stage="counting histories", progress=progress))
-    counts = [counted[bucket] for bucket in buckets]
-    windows = {bucket: counted[bucket].windows for bucket in buckets}
-    users = sum(count.users for count in counts)
-    if not sum(count.windows for count in counts):
-        whose = " outside the attacked part" if train_split_only else ""
+    counted = dict(
+        map_over(_count, buckets, lake, sequences, length, split, stage="counting histories", progress=progress)
+    )
+    users, positions, crops, values, hashes = zip(*(counted[bucket] for bucket in buckets), strict=True)
+    if not sum(crops):
+        whose = "" if split == "all" else " of the train split"
         raise UserError(
             f"no user{whose} has {sequences.min_events} events: lower sequences.min_events or take another lake"
         )
+    crops_of = dict(zip(buckets, crops, strict=True))
     return SequencePlan(
         lake_hash=lake.manifest.lake_hash,
         sequences=sequences,
+        split=split,
         length=length,
-        train_split_only=train_split_only,
-        users=users,
-        positions=sum(count.positions for count in counts),
-        crops_per_bucket=[windows.get(bucket, 0) for bucket in range(lake.manifest.num_buckets)],
-        value_counts=[np.sum(column, axis=0).tolist() for column in zip(*(c.values for c in counts), strict=True)],
-        min_sampling_hash=min(count.min_sampling_hash for count in counts),
+        users=sum(users),
+        positions=sum(positions),
+        crops_per_bucket=[crops_of.get(bucket, 0) for bucket in range(lake.manifest.num_buckets)],
+        value_counts=[np.sum(column, axis=0).tolist() for column in zip(*values, strict=True)],
+        min_sampling_hash=min(hashes),
     )
 
 
@@ -142,60 +133,56 @@ def sequence_batches(
     from_step: int = 0,
     stream: StreamSegments = stream_segments,
 ) -> Iterator[SequenceBatch]:
-    """One worker's share of every global step from `from_step` to the end; `stream` reads ahead, or here."""
-    lanes = lanes_of_worker(rank, num_workers, schedule.lanes)
-    segments = schedule.segments(lanes, from_step)
-    lanes &= {segment.lane for segment in segments}  # a tiny lake leaves lanes without rows
-    blocks = max(1, sum(segment.stop - segment.start for segment in segments) // CROPS_PER_BLOCK)
-    shared = {"lake": lake, "plan": plan, "from_step": from_step, "seed": schedule.seed}
-    num_attributes = len(lake.manifest.attributes)
-    rows = stream(read_crops, segments, blocks, **shared)
-    for step, tables in rows_by_step(rows, lanes, range(from_step, schedule.num_steps)):
-        yield collate(step, tables, plan.length, num_attributes)
-
-
-def read_users(lake: Lake, bucket: int, config: SequenceConfig, train_split_only: bool) -> Sequences:
-    """Users of a bucket; `train_split_only` leaves out those kept for attackers."""
-    sequences = Sequences.read(lake, bucket, config)
-    return sequences.only(~in_audit_split(sequences.keys, config)) if train_split_only else sequences
+    """One worker's crops of every global step from `from_step` to the end; `stream` reads ahead, or in this process."""
+    steps = worker_steps(
+        read_crops, schedule, rank, num_workers, from_step, stream, CROPS_PER_BLOCK, lake=lake, plan=plan
+    )
+    for step, tables in steps:
+        yield collate_crops(step, tables, plan.length, len(lake.manifest.attributes))
 
 
 def read_crops(
-    segment: Segment, lake: Lake, plan: SequencePlan, from_step: int, seed: int, read: ReadUsers = read_users
+    segment: Segment, lake: Lake, plan: SequencePlan, from_step: int, seed: int, read: ReadSequences = Sequences.read
 ) -> pa.Table:
-    """Windows of one segment that hold positions and belong to `from_step` or later, in slot order.
+    """Crops of one segment that hold positions and belong to `from_step` or later, in slot order.
 
-    Columns: `lane`, `step` int32, `window` FixedSizeBinary of L + 1 + m int32: the titles of the window's events and of
-    the one that follows, -1 behind them; the user's attribute values. `read` may cache `read_users`.
+    Columns: `lane`, `step` int32, `crop` FixedSizeBinary of L + 1 + m int32: the titles of the crop's events and of
+    the one that follows, filled with -1; the user's attribute values. `read` may cache `Sequences.read`.
     """
-    sequences = read(lake, segment.bucket, plan.sequences, plan.train_split_only)
+    sequences = read(lake, segment.bucket, plan.sequences, plan.split)
     owner, number = slots_of(sequences, plan.length)
     order = np.argsort(mix(sequences.keys[owner], "window order", seed, segment.epoch, number.astype(np.uint64)))
-    wanted = np.arange(segment.start, segment.stop)
-    steps = segment.steps(wanted)
-    taken = order[wanted[steps >= from_step]]
-    starts, sizes = cut_crops(sequences, owner[taken], number[taken], plan.length, seed, segment.epoch)
+    wanted, steps = segment.slots_from(from_step)
+    users, number = owner[order[wanted]], number[order[wanted]]
+    starts, sizes = cut_crops(sequences, users, number, plan.length, seed, segment.epoch)
     used = sizes > 0
-    users = owner[taken][used]
-    starts, sizes = starts[used], sizes[used] + 1  # the event that follows the last is wanted too
+    users, number, steps = users[used], number[used], steps[used]
+    starts, sizes = starts[used], sizes[used] + 1  # with the event that follows the last
     titles = left_aligned(sequences.title_index, starts, sizes, plan.length + 1)
     if plan.sequences.ties == "drawn":
         tie_groups = left_aligned(sequences.tie_group, starts, sizes, plan.length + 1)
-        window = mix(sequences.keys[users], "ties", seed, segment.epoch, number[taken][used].astype(np.uint64))
-        titles = in_any_order(titles, tie_groups, window)
+        hashes = mix(sequences.keys[users], "ties", seed, segment.epoch, number.astype(np.uint64))
+        titles = shuffle_ties(titles, tie_groups, hashes)
     return pa.table(
         {
             "lane": np.full(len(users), segment.lane, dtype=np.int32),
-            "step": steps[steps >= from_step][used].astype(np.int32),
-            "window": fixed_width_column(np.concatenate([titles, sequences.attribute_index[users]], axis=1), np.int32),
+            "step": steps.astype(np.int32),
+            "crop": fixed_width_column(np.concatenate([titles, sequences.attribute_index[users]], axis=1), np.int32),
         }
     )
+
+
+def slots_of(sequences: Sequences, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """(C,) user and number of every crop that any offset can give."""
+    counts = 1 + -(-(sequences.num_positions - 1) // length)  # (U,)
+    owner = np.repeat(np.arange(sequences.num_users), counts)
+    return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def cut_crops(
     sequences: Sequences, owner: np.ndarray, number: np.ndarray, length: int, seed: int, epoch: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """First event (an index into `title_index`) and number of events of windows `number` (W,) of users `owner` (W,).
+    """First event (an index into `title_index`) and number of events of crops `number` (C,) of users `owner` (C,).
 
     A user's first crop holds `crop_offset` events, later ones `length`, the last one the rest; crops beyond that are
     empty. The offset is drawn from 1 to `length` by user and epoch.
@@ -207,52 +194,34 @@ def cut_crops(
     return sequences.offsets[owner] + first, np.maximum(stop - first, 0)
 
 
-def in_any_order(titles: np.ndarray, tie_groups: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """(W, L + 1) titles, those of one timestamp in an order drawn by the crop's hash (W,); fillers stay."""
-    lots = uniforms(window[:, None], np.arange(titles.shape[1], dtype=np.uint64))
-    order = np.argsort(np.where(tie_groups < 0, np.inf, tie_groups + lots), axis=1, kind="stable")
+def shuffle_ties(titles: np.ndarray, tie_groups: np.ndarray, hashes: np.ndarray) -> np.ndarray:
+    """(C, L + 1) titles, those of one tie group in an order drawn by the crop's hash (C,); fillers stay."""
+    draws = uniforms(hashes[:, None], np.arange(titles.shape[1], dtype=np.uint64))
+    order = np.argsort(np.where(tie_groups < 0, np.inf, tie_groups + draws), axis=1, kind="stable")
     return np.take_along_axis(titles, order, axis=1)
 
 
-def collate(step: int, tables: list[pa.Table], length: int, num_attributes: int) -> SequenceBatch:
-    """The windows of one step, none included."""
+def collate_crops(step: int, tables: list[pa.Table], length: int, num_attributes: int) -> SequenceBatch:
+    """Join the crops of one step, which may be none."""
     if not tables:
         empty = np.zeros((0, length), dtype=np.int64)
         return SequenceBatch(step, empty, empty, np.zeros((0, num_attributes), dtype=np.int64))
-    table = pa.concat_tables(tables)
-    rows = fixed_width_matrix(table["window"], np.int32).astype(np.int64)  # (B, L + 1 + m)
+    rows = fixed_width_matrix(pa.concat_tables(tables)["crop"], np.int32).astype(np.int64)  # (B, L + 1 + m)
     targets = rows[:, 1 : length + 1]
-    return SequenceBatch(
-        step=step,
-        history=np.where(targets >= 0, rows[:, :length], FILLER),
-        targets=targets,
-        attribute_index=rows[:, length + 1 :],
-    )
+    history = np.where(targets >= 0, rows[:, :length], FILLER)
+    return SequenceBatch(step, history, targets, attribute_index=rows[:, length + 1 :])
 
 
-@dataclass(frozen=True)
-class _Counts:
-    users: int
-    positions: int
-    windows: int
-    values: list[np.ndarray]
-    min_sampling_hash: float
-
-
-def _count(bucket: int, lake: Lake, config: SequenceConfig, length: int, train_split_only: bool) -> _Counts:
-    sequences = read_users(lake, bucket, config, train_split_only)
+def _count(
+    bucket: int, lake: Lake, config: SequenceConfig, length: int, split: UserSplit
+) -> tuple[int, int, int, list[np.ndarray], float]:
+    """Users, positions, crops, users with each value of each attribute, and smallest sampling hash of one bucket."""
+    sequences = Sequences.read(lake, bucket, config, split)
     values = zip(lake.manifest.attributes.values(), sequences.attribute_index.T, strict=True)
-    return _Counts(
-        users=sequences.num_users,
-        positions=int(sequences.num_positions.sum()),
-        windows=len(slots_of(sequences, length)[0]),
-        values=[np.bincount(index[index >= 0], minlength=len(names)) for names, index in values],
-        min_sampling_hash=float(sampling_hash(sequences.keys, config).min(initial=1.0)),
+    return (
+        sequences.num_users,
+        int(sequences.num_positions.sum()),
+        len(slots_of(sequences, length)[0]),
+        [np.bincount(index[index >= 0], minlength=len(names)) for names, index in values],
+        float(sampling_hash(sequences.keys, config).min(initial=1.0)),
     )
-
-
-def slots_of(sequences: Sequences, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """(W,) user and number of every window that any period can give."""
-    counts = 1 + -(-(sequences.num_positions - 1) // length)  # (U,)
-    owner = np.repeat(np.arange(sequences.num_users), counts)
-    return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -16,9 +16,7 @@ class Groups(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     names: list[str]
-    """Group names; a group's index is its place here."""
-    of_territory: list[int]
-    """Group index of each territory, in the lake's order."""
+    of_territory: list[int]  # index into `names` of each territory, in the lake's order
 
 
 def make_groups(spec: str, manifest: Manifest) -> Groups:
@@ -54,9 +52,8 @@ def _from_file(uri: str, territories: list[str]) -> Groups:
     for index, members in enumerate(document.values()):
         for territory in map(str, members):
             if territory not in territories:
-                raise UserError(
-                    f"groups file {uri}: unknown territory {territory!r}; the lake has {', '.join(territories[:12])}"
-                )
+                known = ", ".join(territories[:12])
+                raise UserError(f"groups file {uri}: unknown territory {territory!r}; the lake has {known}")
             if territory in group_of:
                 raise UserError(f"groups file {uri}: territory {territory!r} is in two groups; keep it in one")
             group_of[territory] = index

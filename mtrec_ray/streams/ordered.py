@@ -1,4 +1,4 @@
-"""Rows of a schedule, read ahead by Ray Data tasks anywhere in the cluster and handed out step by step."""
+"""Rows of a schedule in the order of its steps, read ahead by Ray Data tasks or by this process."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mtrec_ray.streams.schedule import Segment
+from mtrec_ray.streams.schedule import Schedule, Segment
 
 ReadSegment = Callable[..., pa.Table]
 """(segment, **shared) -> rows of one segment in slot order, with columns `lane` and `step` (int32)."""
@@ -28,7 +28,7 @@ def stream_segments(
     context.execution_options.preserve_order = True
     items = ray.data.from_items([asdict(s) for s in segments], override_num_blocks=min(num_blocks, len(segments)))
     dataset = items.map_batches(
-        _read_items,  # pyright: ignore[reportArgumentType]  (the stub forgets fn_kwargs)
+        _read_items,  # pyright: ignore[reportArgumentType]  (the stub lacks fn_kwargs)
         batch_size=None,
         batch_format="pyarrow",
         fn_kwargs={"read_segment": read_segment, "shared": shared},
@@ -37,16 +37,38 @@ def stream_segments(
 
 
 def read_here(read_segment: ReadSegment, segments: list[Segment], num_blocks: int, **shared: Any) -> Iterator[pa.Table]:
-    """The same blocks read by this process, one after another: for short runs that should start at once."""
+    """The same rows read by this process, segment by segment: short runs start at once."""
     for segment in segments:
         yield read_segment(segment, **shared)
+
+
+def worker_steps(
+    read_segment: ReadSegment,
+    schedule: Schedule,
+    rank: int,
+    num_workers: int,
+    from_step: int,
+    stream: StreamSegments,
+    slots_per_block: int = 1,
+    **shared: Any,
+) -> Iterator[tuple[int, list[pa.Table]]]:
+    """(global step, one worker's rows) of every step from `from_step` to the end of the schedule."""
+    segments = schedule.segments(rank, num_workers, from_step)
+    num_blocks = max(1, sum(segment.stop - segment.start for segment in segments) // slots_per_block)
+    blocks = stream(read_segment, segments, num_blocks, from_step=from_step, seed=schedule.seed, **shared)
+    return rows_by_step(blocks, {segment.lane for segment in segments}, range(from_step, schedule.num_steps))
 
 
 def rows_by_step(blocks: Iterable[pa.Table], lanes: set[int], steps: range) -> Iterator[tuple[int, list[pa.Table]]]:
     """Exactly one (step, its rows) per step, steps without rows included.
 
-    A step is complete once every lane has shown a row of a later step or the stream has ended; what is kept waiting is
-    at most about a block a lane.
+    A step is complete when every lane has delivered a row of a later step or the stream has ended; about one block per
+    lane waits in memory.
+
+    Args:
+        blocks: rows in the order of the segments.
+        lanes: those that have rows.
+        steps: global steps to yield.
     """
     waiting: dict[int, list[pa.Table]] = defaultdict(list)
     last_seen = dict.fromkeys(lanes, -1)

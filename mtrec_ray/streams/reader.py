@@ -1,9 +1,9 @@
-"""From a lake to training batches.
+"""From a lake to training batches of labelled pairs.
 
-1. `Schedule.segments`: which slots of which buckets this worker reads, in order   (no data)
-2. `read_pairs`, `read_segment`: a bucket's pairs, and one segment's rows of them    (Ray Data task)
-3. `stream_segments`:   blocks of rows in schedule order                           (Ray Data, order preserved)
-4. `rows_by_step`, `collate`: one `StepRows` per global step                       (worker process)
+1. `Schedule.segments`: which slots of which buckets this worker reads, in order       (no data)
+2. `read_pairs`, `read_segment`: a bucket's pairs, and one segment's rows of them      (Ray Data task)
+3. `worker_steps`: the rows of each global step                                        (Ray Data, order preserved)
+4. `collate_pairs`: one `StepRows` per global step                                     (worker process)
 
 A row is one user with all its labelled titles, so an embedding travels once and not once per pair.
 """
@@ -20,42 +20,34 @@ from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.interactions import fold_of_pairs
 from mtrec_ray.lake.manifest import Embeddings, Lake
 from mtrec_ray.streams.catalogue import Catalogue
-from mtrec_ray.streams.ordered import StreamSegments, rows_by_step, stream_segments
+from mtrec_ray.streams.ordered import StreamSegments, stream_segments, worker_steps
 from mtrec_ray.streams.pairs import Pairs, labelled_pairs
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.sampling import sampled_users
-from mtrec_ray.streams.schedule import Schedule, Segment, lanes_of_worker
+from mtrec_ray.streams.schedule import Schedule, Segment
 
 
 @dataclass(frozen=True)
 class StepRows:
-    """What one worker trains on in one global step; U rows, P pairs."""
+    """What one worker trains on in one global step: U rows with P pairs."""
 
     step: int
-    embedding: np.ndarray
-    """(U, user_width) float16."""
-    territory: np.ndarray
-    """(U,) int32."""
-    offsets: np.ndarray
-    """(U + 1,) int64: pairs of row u are offsets[u]:offsets[u + 1]."""
-    title_index: np.ndarray
-    """(P,) int32."""
-    label: np.ndarray
-    """(P,) bool."""
+    embedding: np.ndarray  # (U, user_width) float16
+    territory: np.ndarray  # (U,) int32
+    offsets: np.ndarray  # (U + 1,) int64: pairs of row u are offsets[u]:offsets[u + 1]
+    title_index: np.ndarray  # (P,) int32
+    label: np.ndarray  # (P,) bool
 
 
 @dataclass(frozen=True)
 class BucketPairs:
-    """One bucket's sampled users with their labelled pairs in one period: what all its epochs have in common."""
+    """One bucket's sampled users and labelled pairs in one period, the same in all epochs."""
 
     bucket: Bucket
-    rows: np.ndarray
-    """(S,) sampled users."""
+    rows: np.ndarray  # (S,) sampled users
     pairs: Pairs
-    slot_of_pair: np.ndarray
-    """(P,) slot of each pair before the epoch's order."""
-    vectors: np.ndarray
-    """(N, folds, user_width) float16."""
+    slot_of_pair: np.ndarray  # (P,) slot of each pair before the epoch's order: sampled user * folds + fold
+    vectors: np.ndarray  # (N, folds, user_width) float16
 
 
 ReadPairs = Callable[[int, int, Lake, PairPlan], BucketPairs]
@@ -70,8 +62,10 @@ def read_pairs(period_index: int, bucket_index: int, lake: Lake, plan: PairPlan)
     bucket = Bucket.read(lake, bucket_index, catalogue.title_ids, (column,))
     rows, _ = sampled_users(bucket, plan.sample, plan.calendar, np.array(plan.added_rates))
     salt = int(mix(np.array([plan.sample.seed], dtype=np.uint64), "phase", period.day)[0])
-    pairs = labelled_pairs(bucket, rows, catalogue, (period.start, period.end), period.negative_rate, salt)
-    slot_of_pair = _slots(bucket, rows, pairs, folds, lake.manifest.embeddings)
+    pairs = labelled_pairs(bucket, rows, catalogue, period.negative_rate, salt)
+    slot_of_pair = np.searchsorted(rows, pairs.user_row)
+    if folds > 1:
+        slot_of_pair = slot_of_pair * folds + _fold_of_pair(bucket, pairs, folds, lake.manifest.embeddings)
     vectors = fixed_width_matrix(bucket.users[column]).reshape(len(bucket.keys), folds, -1)
     return BucketPairs(bucket, rows, pairs, slot_of_pair, vectors)
 
@@ -87,27 +81,27 @@ def read_segment(
     period = plan.periods[segment.period]
     folds = period.num_folds
     found = read(segment.period, segment.bucket, lake, plan)
-    bucket, rows = found.bucket, found.rows
-    order = _slot_order(bucket, rows, folds, segment, seed)
-    wanted = np.arange(segment.start, segment.stop)
-    steps = segment.steps(wanted)
-    wanted, steps = wanted[steps >= from_step], steps[steps >= from_step]
-    offsets, taken = _group_pairs(found.slot_of_pair, order[wanted], len(rows) * folds)
-    used = np.diff(offsets) > 0
-    slots = order[wanted][used]
-    offsets = np.concatenate([[0], np.cumsum(np.diff(offsets)[used])])
-    vectors = found.vectors[rows[slots // folds], slots % folds]  # (S, user_width)
+    keys = found.bucket.keys[found.rows]  # (S,)
+    fold = np.arange(folds, dtype=np.uint64)
+    draws = mix(keys[:, None], "slot order", seed, segment.period, segment.epoch, fold)
+    order = np.argsort(draws.ravel(), kind="stable")  # (S * folds,) slots in the order of this epoch
+    wanted, steps = segment.slots_from(from_step)
+    slots = order[wanted]
+    taken, counts = _pairs_of_slots(found.slot_of_pair, slots, len(order))
+    used = counts > 0
+    offsets = np.concatenate([[0], np.cumsum(counts[used])]).astype(np.int32)
+    slots, users = slots[used], slots[used] // folds
+    vectors = found.vectors[found.rows[users], slots % folds]  # (rows, user_width)
     if period.cold_fraction:
-        fold = (slots % folds).astype(np.uint64)
-        draws = uniforms(bucket.keys[rows[slots // folds]], "cold", seed, segment.epoch, fold)
+        draws = uniforms(keys[users], "cold", seed, segment.epoch, (slots % folds).astype(np.uint64))
         vectors[draws < period.cold_fraction, -lake.manifest.embeddings.interaction_width :] = 0
     return pa.table(
         {
             "lane": np.full(len(slots), segment.lane, dtype=np.int32),
             "step": steps[used].astype(np.int32),
-            "territory": bucket.territory[rows[slots // folds]],
-            "title_index": pa.ListArray.from_arrays(offsets.astype(np.int32), found.pairs.title_index[taken]),
-            "label": pa.ListArray.from_arrays(offsets.astype(np.int32), found.pairs.label[taken]),
+            "territory": found.bucket.territory[found.rows[users]],
+            "title_index": pa.ListArray.from_arrays(offsets, found.pairs.title_index[taken]),
+            "label": pa.ListArray.from_arrays(offsets, found.pairs.label[taken]),
             "embedding": fixed_width_column(vectors),
         }
     )
@@ -122,54 +116,20 @@ def training_batches(
     from_step: int = 0,
     stream: StreamSegments = stream_segments,
 ) -> Iterator[StepRows]:
-    """One worker's share of every global step from `from_step` to the end; `stream` reads ahead, or here."""
-    lanes = lanes_of_worker(rank, num_workers, schedule.lanes)
-    lanes &= {segment.lane for segment in schedule.segments(lanes, from_step)}  # a tiny lake leaves lanes without rows
-    segments = schedule.segments(lanes, from_step)
-    shared = {"lake": lake, "plan": plan, "from_step": from_step, "seed": schedule.seed}
-    blocks = stream(read_segment, segments, len(segments), **shared)
-    for step, rows in rows_by_step(blocks, lanes, range(from_step, schedule.num_steps)):
-        yield collate(step, rows, lake.manifest.embeddings.user_width)
+    """One worker's rows of every global step from `from_step` to the end; `stream` reads ahead, or in this process."""
+    for step, tables in worker_steps(
+        read_segment, schedule, rank, num_workers, from_step, stream, lake=lake, plan=plan
+    ):
+        yield collate_pairs(step, tables, lake.manifest.embeddings.user_width)
 
 
-def _slots(bucket: Bucket, rows: np.ndarray, pairs: Pairs, folds: int, embeddings: Embeddings) -> np.ndarray:
-    """(P,) slot of each pair before the epoch's order: sampled user * folds + fold."""
-    sampled = np.searchsorted(rows, pairs.user_row)
-    if folds == 1:
-        return sampled
-    assert embeddings.window_start is not None, "folds come with the window they were dealt in"
-    assert embeddings.window_end is not None, "folds come with the window they were dealt in"
-    bounds = embeddings.window_start, embeddings.window_end
-    return sampled * folds + fold_of_pairs(
-        bucket, bounds, pairs.user_row, pairs.title_index, folds, embeddings.fold_seed
-    )
-
-
-def _slot_order(bucket: Bucket, rows: np.ndarray, folds: int, segment: Segment, seed: int) -> np.ndarray:
-    """(S * folds,) slots in the order of this epoch."""
-    fold = np.arange(folds, dtype=np.uint64)
-    draws = mix(bucket.keys[rows, None], "slot order", seed, segment.period, segment.epoch, fold)
-    return np.argsort(draws.ravel(), kind="stable")
-
-
-def _group_pairs(slot_of_pair: np.ndarray, slots: np.ndarray, num_slots: int) -> tuple[np.ndarray, np.ndarray]:
-    """CSR of the pairs of each wanted slot: offsets (len(slots) + 1,), pair indices."""
-    by_slot = np.argsort(slot_of_pair, kind="stable")
-    counts = np.bincount(slot_of_pair, minlength=num_slots)
-    starts = np.cumsum(counts) - counts
-    offsets = np.concatenate([[0], np.cumsum(counts[slots])])
-    within = np.arange(offsets[-1]) - np.repeat(offsets[:-1], counts[slots])
-    return offsets, by_slot[np.repeat(starts[slots], counts[slots]) + within]
-
-
-def collate(step: int, parts: list[pa.Table], user_width: int) -> StepRows:
-    """The rows of one step, none included."""
-    if not parts:
+def collate_pairs(step: int, tables: list[pa.Table], user_width: int) -> StepRows:
+    """Join the rows of one step, which may be none."""
+    if not tables:
         empty = np.zeros(0, dtype=np.int32)
-        return StepRows(
-            step, np.zeros((0, user_width), np.float16), empty, np.zeros(1, np.int64), empty, np.zeros(0, bool)
-        )
-    table = pa.concat_tables(parts).combine_chunks()
+        vectors, offsets = np.zeros((0, user_width), np.float16), np.zeros(1, np.int64)
+        return StepRows(step, vectors, empty, offsets, empty, np.zeros(0, bool))
+    table = pa.concat_tables(tables).combine_chunks()
     titles, labels = table["title_index"].chunk(0), table["label"].chunk(0)
     return StepRows(
         step=step,
@@ -179,3 +139,21 @@ def collate(step: int, parts: list[pa.Table], user_width: int) -> StepRows:
         title_index=titles.flatten().to_numpy(),
         label=labels.flatten().to_numpy(zero_copy_only=False),
     )
+
+
+def _fold_of_pair(bucket: Bucket, pairs: Pairs, folds: int, embeddings: Embeddings) -> np.ndarray:
+    """(P,) cross-fitting fold of each pair."""
+    assert embeddings.window_start is not None, "an embedding with folds records its window"
+    assert embeddings.window_end is not None, "an embedding with folds records its window"
+    bounds = embeddings.window_start, embeddings.window_end
+    return fold_of_pairs(bucket, bounds, pairs.user_row, pairs.title_index, folds, embeddings.fold_seed)
+
+
+def _pairs_of_slots(slot_of_pair: np.ndarray, slots: np.ndarray, num_slots: int) -> tuple[np.ndarray, np.ndarray]:
+    """Pair indices in the order of the wanted slots, and the pairs of each slot, (len(slots),)."""
+    rank = np.full(num_slots, -1, dtype=np.int64)
+    rank[slots] = np.arange(len(slots))
+    rank_of_pair = rank[slot_of_pair]
+    taken = np.flatnonzero(rank_of_pair >= 0)
+    counts = np.bincount(rank_of_pair[taken], minlength=len(slots))
+    return taken[np.argsort(rank_of_pair[taken], kind="stable")], counts

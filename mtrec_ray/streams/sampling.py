@@ -1,4 +1,4 @@
-"""Who is trained on: a random sample R, a disjoint adaptive active set A, and users kept apart for testing.
+"""Who is trained on: a random sample R, a disjoint adaptive active set A; test and validation users never are.
 
 Every decision is a seeded hash of the user id, so it is the same in any order, for any number of readers and buckets.
 """
@@ -28,39 +28,34 @@ def in_random_sample(keys: np.ndarray, sample: SampleConfig) -> np.ndarray:
     return chosen & (split_of(keys, sample) == TRAIN)
 
 
-def in_added_set(keys: np.ndarray, eligible: np.ndarray, rates: np.ndarray, sample: SampleConfig) -> np.ndarray:
-    """(N,) bool: users of the added set A; `rates` (N,) is the sampling rate of the user's territory."""
-    return eligible & (uniforms(keys, "added set", sample.seed) < rates)
-
-
-def adaptive_rates(num_active: np.ndarray, num_candidates: np.ndarray, size: float, tau: float) -> np.ndarray:
+def adaptive_rates(num_active: np.ndarray, num_addable: np.ndarray, size: float, tau: float) -> np.ndarray:
     """Sampling rate of the added set in each territory.
 
-    Territory t gets a share of `size` proportional to (its active users)^tau; a territory that runs out of candidates
-    gives its surplus to the others in the same proportion.
+    Territory t gets a part of `size` proportional to (its active users)^tau; a territory with too few addable users
+    passes its surplus on to the others in the same proportion.
 
     Args:
         num_active: (territories,) active users.
-        num_candidates: (territories,) active training users outside R.
+        num_addable: (territories,) active training users outside R.
         size: users to add, all territories together.
-        tau: 1 proportional, 0 every territory alike.
+        tau: 1 proportional, 0 equal in every territory.
 
     Returns:
         (territories,) rates in [0, 1].
     """
-    weights = np.where(num_candidates > 0, np.power(np.maximum(num_active, 1.0), tau), 0.0)
+    weights = np.where(num_addable > 0, np.power(np.maximum(num_active, 1.0), tau), 0.0)
     wanted = np.zeros(len(weights))
-    open_territories = weights > 0
-    while open_territories.any():
-        remaining = size - wanted[~open_territories].sum()
-        share = remaining * weights / weights[open_territories].sum()
-        full = open_territories & (share >= num_candidates)
+    unfilled = weights > 0
+    while unfilled.any():
+        remaining = size - wanted[~unfilled].sum()
+        parts = remaining * weights / weights[unfilled].sum()
+        full = unfilled & (parts >= num_addable)
         if not full.any():
-            wanted[open_territories] = share[open_territories]
+            wanted[unfilled] = parts[unfilled]
             break
-        wanted[full] = num_candidates[full]
-        open_territories &= ~full
-    return np.divide(wanted, num_candidates, out=np.zeros_like(wanted), where=num_candidates > 0).clip(0.0, 1.0)
+        wanted[full] = num_addable[full]
+        unfilled &= ~full
+    return np.divide(wanted, num_addable, out=np.zeros_like(wanted), where=num_addable > 0).clip(0.0, 1.0)
 
 
 def sampled_users(
@@ -71,6 +66,6 @@ def sampled_users(
     eligible = (split_of(bucket.keys, sample) == TRAIN) & ~in_random
     if sample.upsample == "active":
         eligible &= bucket.active(*calendar.day_bounds(0), sample.active_days)
-    added = in_added_set(bucket.keys, eligible, rates[bucket.territory], sample)
+    added = eligible & (uniforms(bucket.keys, "added set", sample.seed) < rates[bucket.territory])
     rows = np.flatnonzero(in_random | added)
     return rows, added[rows]

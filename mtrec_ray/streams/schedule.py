@@ -1,10 +1,10 @@
 """Which slot of which bucket belongs to which training step, decided before the first row is read.
 
-A **slot** is one row of the stream, such as a sampled user (in the window: one cross-fitting fold of it). In each epoch
-the buckets are put in a seeded order and their slots in a row. This row is cut into `lanes` equal stretches, and step b
-takes the b-th piece of every lane: a global batch is a mix of `lanes` buckets, each a random sample of the users, with
-no shuffle anywhere. Workers share the lanes, so the batch of a step does not depend on their number, every worker has
-equally many steps, every slot comes once an epoch, and a position in the stream is one number: the global step.
+A **slot** is one row of the stream, e.g. a sampled user (in the training window: one cross-fitting fold of it). An
+epoch puts the buckets in a seeded order and their slots in one line, cut into `lanes` equal parts. Step b takes the
+b-th piece of every lane, so a global batch mixes `lanes` buckets, each a random sample of the users, without a shuffle.
+Workers divide the lanes among themselves: the global batch does not depend on their number, every worker has equally
+many steps, every slot comes once an epoch, and the position in a stream is one number, the global step.
 """
 
 from collections.abc import Iterator
@@ -23,21 +23,23 @@ class Segment:
     epoch: int
     bucket: int
     lane: int
-    start: int
-    """First slot, counted in the bucket's order of this epoch."""
+    start: int  # first slot, counted in the bucket's order of this epoch
     stop: int
-    first_position: int
-    """Position within the lane of slot `start`."""
+    first_position: int  # position within the lane of slot `start`
     lane_length: int
-    first_step: int
-    """Global step at which the epoch begins."""
-    num_steps: int
-    """Steps of the epoch."""
+    first_step: int  # global step at which the epoch begins
+    num_steps: int  # steps of the epoch
 
     def steps(self, slots: np.ndarray) -> np.ndarray:
         """Global step of each slot of the bucket; slot p of n in a lane: floor(((p + 1) * steps - 1) / n)."""
         position = slots - self.start + self.first_position
         return self.first_step + ((position + 1) * self.num_steps - 1) // self.lane_length
+
+    def slots_from(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Slots that belong to this global step or a later one, and the step of each."""
+        slots = np.arange(self.start, self.stop)
+        steps = self.steps(slots)
+        return slots[steps >= step], steps[steps >= step]
 
     @property
     def begins(self) -> int:
@@ -52,12 +54,9 @@ class Segment:
 class Schedule:
     """Steps of every epoch of every period."""
 
-    slots_per_bucket: tuple[tuple[int, ...], ...]
-    """Slots of each bucket, for each period."""
-    steps_per_epoch: tuple[int, ...]
-    """Steps of an epoch of each period."""
-    epochs: tuple[int, ...]
-    """Epochs of each period."""
+    slots_per_bucket: tuple[tuple[int, ...], ...]  # slots of each bucket, for each period
+    steps_per_epoch: tuple[int, ...]  # steps of an epoch of each period
+    epochs: tuple[int, ...]  # epochs of each period
     seed: int
     lanes: int
 
@@ -67,9 +66,8 @@ class Schedule:
 
     def period_ends(self) -> list[int]:
         """Global step after the last step of each period."""
-        return np.cumsum(
-            [epochs * steps for epochs, steps in zip(self.epochs, self.steps_per_epoch, strict=True)]
-        ).tolist()
+        steps = [epochs * steps for epochs, steps in zip(self.epochs, self.steps_per_epoch, strict=True)]
+        return np.cumsum(steps).tolist()
 
     def epoch_ends(self) -> frozenset[int]:
         """Global step after the last step of each epoch."""
@@ -77,7 +75,7 @@ class Schedule:
         return frozenset(np.cumsum(steps).tolist())
 
     def period_progress(self, step: int) -> float:
-        """Share in [0, 1) of its period's steps that come before this global step."""
+        """Fraction in [0, 1) of its period's steps that come before this global step."""
         begin = 0
         for end in self.period_ends():
             if step < end:
@@ -85,27 +83,22 @@ class Schedule:
             begin = end
         raise ValueError(f"step {step} is not before {begin}, the end of the schedule")
 
-    def segments(self, lanes: set[int], from_step: int = 0) -> list[Segment]:
-        """Segments of some lanes from a global step on, ordered by the step at which they begin."""
-        chosen = [s for s in self._all_segments() if s.lane in lanes and s.ends >= from_step]
-        return sorted(chosen, key=lambda s: (s.first_step, s.begins, s.lane))
-
-    def _all_segments(self) -> Iterator[Segment]:
-        first_step = 0
+    def segments(self, rank: int, num_workers: int, from_step: int = 0) -> list[Segment]:
+        """Segments of a worker's lanes from a global step on, ordered by the step at which they begin."""
+        lanes, found, first_step = range(rank, self.lanes, num_workers), [], 0
         for period, epochs in enumerate(self.epochs):
             for epoch in range(epochs):
-                yield from self._epoch_segments(period, epoch, first_step)
+                found += self._epoch_segments(period, epoch, first_step, lanes)
                 first_step += self.steps_per_epoch[period]
+        return sorted((s for s in found if s.ends >= from_step), key=lambda s: (s.first_step, s.begins, s.lane))
 
-    def _epoch_segments(self, period: int, epoch: int, first_step: int) -> Iterator[Segment]:
+    def _epoch_segments(self, period: int, epoch: int, first_step: int, lanes: range) -> Iterator[Segment]:
         slots = np.array(self.slots_per_bucket[period])
-        order = np.argsort(
-            mix(np.arange(len(slots), dtype=np.uint64), "bucket order", self.seed, period, epoch),
-            kind="stable",
-        )
+        draws = mix(np.arange(len(slots), dtype=np.uint64), "bucket order", self.seed, period, epoch)
+        order = np.argsort(draws, kind="stable")
         ends = np.cumsum(slots[order])
         cuts = [int(ends[-1]) * lane // self.lanes for lane in range(self.lanes + 1)]
-        for lane in range(self.lanes):
+        for lane in lanes:
             for bucket, end in zip(order.tolist(), ends.tolist(), strict=True):
                 bucket_start = end - int(slots[bucket])
                 start, stop = max(cuts[lane], bucket_start), min(cuts[lane + 1], end)
@@ -122,8 +115,3 @@ class Schedule:
                         first_step=first_step,
                         num_steps=self.steps_per_epoch[period],
                     )
-
-
-def lanes_of_worker(rank: int, num_workers: int, lanes: int) -> set[int]:
-    """The lanes that a worker reads."""
-    return set(range(rank, lanes, num_workers))

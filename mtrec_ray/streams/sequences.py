@@ -1,4 +1,4 @@
-"""Sequences of paper B: users' whole histories in time order, what is held out of them, and who is kept for attackers.
+"""Users' histories in time order, what is held out of them, and the audit and train split (paper B).
 
 Legend: `N` users of a bucket, `U` of them long enough, `E` their events, `m` sensitive attributes.
 """
@@ -14,68 +14,63 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from mtrec_ray.config import Config
+from mtrec_ray.config import Config, advanced
 from mtrec_ray.hashing import uniforms
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.manifest import Lake
 
 VALIDATION_EVENT, TEST_EVENT = 2, 1
-"""Leave-one-out by time: place of the held-out events, counted from the end (paper B, 3.1)."""
+"""Leave-one-out by time: position of the held-out events, counted from the end (paper B, 3.1)."""
 NUM_HELD_OUT = 2
 FILLER = -1
+UserSplit = Literal["all", "audit", "train", "train_lower", "train_upper"]
+"""Which users: `train_lower` and `train_upper` are the halves of the train split, for cross-fitting."""
 
 
 class SequenceConfig(Config):
-    """Whose histories are read, and whose attribute values only attackers may see."""
+    """Whose histories are read, and whose attribute values training may not see."""
 
     min_events: int = Field(default=10, ge=4)
     """Users with fewer events are left out (paper B, 3.1)."""
     audit_fraction: float = Field(default=0.3, gt=0, lt=1)
-    """Share of users kept for attackers: no eliminator and no discriminator is trained on them or sees their values. An
-    eliminator trained on few users hides little, an audit of few users has wide intervals. Of 3,250 users of a strongly
-    planted gender: best attackers' AUC 0.60 and 0.64 (two lakes) with 0.5, 0.57 and 0.59 with 0.33, 0.54 and 0.55 with
-    0.25."""
-    split_seed: int = 0
-    """Seed of that split; keep it the same for all runs that are compared, or trained-on users are attacked."""
-    ties: Literal["drawn", "stored"] = "drawn"
-    """Order of events of one timestamp in training: drawn anew each epoch, or the lake's where it means something."""
-    train_half: Literal["both", "lower", "upper"] = "both"
-    """Which half of the other users is trained on; the rest counts as attacked too (searches cross-fit with it)."""
+    """Fraction of users in the audit split: only attackers see their attribute values. On 3,250 users with a strongly
+    planted gender, 0.5, 0.33 and 0.25 left the best attacker an AUC of 0.62, 0.58 and 0.55."""
+    split_seed: int = advanced(0)
+    """Seed of the audit split; the same for all compared runs, or attackers meet users that were trained on."""
+    ties: Literal["drawn", "stored"] = advanced("drawn")
+    """Order of events with equal timestamps in training: drawn anew each epoch, or as stored in the lake."""
 
 
 @dataclass(frozen=True)
 class Sequences:
     """Users with enough events, their histories in one flat array."""
 
-    keys: np.ndarray
-    """(U,) uint64."""
-    territory: np.ndarray
-    """(U,) int32."""
-    attribute_index: np.ndarray
-    """(U, m) int16 index of each declared value, -1 = unknown."""
-    title_index: np.ndarray
-    """(E,) int32, in time order within a user; events of one timestamp in the lake's order."""
-    timestamp: np.ndarray
-    """(E,) datetime64[us]."""
-    offsets: np.ndarray
-    """(U + 1,) int64: user u's events are offsets[u]:offsets[u + 1]."""
+    keys: np.ndarray  # (U,) uint64
+    territory: np.ndarray  # (U,) int32
+    attribute_index: np.ndarray  # (U, m) int16 index of each declared value, -1 = unknown
+    title_index: np.ndarray  # (E,) int32, in time order within a user; events with equal timestamps in the lake's order
+    timestamp: np.ndarray  # (E,) datetime64[us]
+    offsets: np.ndarray  # (U + 1,) int64: user u's events are offsets[u]:offsets[u + 1]
 
     @staticmethod
-    def read(lake: Lake, bucket: int, config: SequenceConfig) -> "Sequences":
-        """Those of one bucket."""
+    def read(
+        lake: Lake, bucket: int, config: SequenceConfig, split: UserSplit = "all", fraction: float = 1.0
+    ) -> "Sequences":
+        """Histories of a bucket's users in a split; a `fraction` of them, drawn by `sampling_hash`."""
         names = list(lake.manifest.attributes)
         rows = Bucket.read(lake, bucket, lake.titles["title_id"].combine_chunks(), tuple(names))
         counts = np.bincount(rows.event_user, minlength=len(rows.keys))
-        kept = counts >= config.min_events  # (N,)
+        chosen = (counts >= config.min_events) & in_split(rows.keys, config, split)  # (N,)
+        chosen &= sampling_hash(rows.keys, config) < fraction
         order = np.lexsort((rows.event_time, rows.event_user))  # stable: ties stay as they are stored
-        order = order[kept[rows.event_user[order]]]
+        order = order[chosen[rows.event_user[order]]]
         return Sequences(
-            keys=rows.keys[kept],
-            territory=rows.territory[kept],
-            attribute_index=_attribute_index(lake, rows.users, names)[kept],
+            keys=rows.keys[chosen],
+            territory=rows.territory[chosen],
+            attribute_index=_attribute_index(lake, rows.users, names)[chosen],
             title_index=rows.event_title[order],
             timestamp=rows.event_time[order],
-            offsets=np.concatenate([[0], np.cumsum(counts[kept])]),
+            offsets=np.concatenate([[0], np.cumsum(counts[chosen])]),
         )
 
     @property
@@ -89,29 +84,11 @@ class Sequences:
 
     @property
     def tie_group(self) -> np.ndarray:
-        """(E,) int64, equal for neighbours of one timestamp and growing with time within a user."""
+        """(E,) int64, equal for neighbours with one timestamp and growing with time within a user."""
         return np.cumsum(np.diff(self.timestamp, prepend=self.timestamp[:1]) != np.timedelta64(0))
 
-    def only(self, users: np.ndarray) -> "Sequences":
-        """Some of the users, (U,) bool."""
-        lengths = np.diff(self.offsets)
-        events = np.repeat(users, lengths)
-        return Sequences(
-            keys=self.keys[users],
-            territory=self.territory[users],
-            attribute_index=self.attribute_index[users],
-            title_index=self.title_index[events],
-            timestamp=self.timestamp[events],
-            offsets=np.concatenate([[0], np.cumsum(lengths[users])]),
-        )
-
     def history_before(self, held_out: int, length: int) -> np.ndarray:
-        """(U, length) int64: the last titles before a held-out event, oldest first, -1 behind them.
-
-        Args:
-            held_out: VALIDATION_EVENT, TEST_EVENT, or 0 for the whole history.
-            length: longest history.
-        """
+        """(U, length) int64: the last titles before a held-out event (0: of the entire history), oldest first."""
         ends = self.offsets[1:] - held_out
         starts = np.maximum(ends - length, self.offsets[:-1])
         return left_aligned(self.title_index, starts, ends - starts, length)
@@ -121,20 +98,36 @@ class Sequences:
         return self.title_index[self.offsets[1:] - held_out]
 
 
+def in_split(keys: np.ndarray, config: SequenceConfig, split: UserSplit) -> np.ndarray:
+    """(N,) bool: users of a split, by a hash of their keys (N,)."""
+    audit = config.audit_fraction
+    middle = (1 + audit) / 2
+    low, high = {
+        "all": (0, 1),
+        "audit": (0, audit),
+        "train": (audit, 1),
+        "train_lower": (audit, middle),
+        "train_upper": (middle, 1),
+    }[split]
+    draws = uniforms(keys, "attacked", config.split_seed)
+    return (draws >= low) & (draws < high)
+
+
 def in_audit_split(keys: np.ndarray, config: SequenceConfig) -> np.ndarray:
     """(N,) bool: users whose attribute values only attackers see."""
-    draws, fraction = uniforms(keys, "attacked", config.split_seed), config.audit_fraction
-    attacked = draws < fraction
-    if config.train_half != "both":
-        attacked |= (draws < (1 + fraction) / 2) != (config.train_half == "lower")
-    return attacked
+    return in_split(keys, config, "audit")
+
+
+def sampling_hash(keys: np.ndarray, config: SequenceConfig) -> np.ndarray:
+    """(N,) in [0, 1): the users below a fraction are a random sample of that fraction."""
+    return uniforms(keys, "held out sample", config.split_seed)
 
 
 def left_aligned(values: np.ndarray, starts: np.ndarray, sizes: np.ndarray, length: int) -> np.ndarray:
-    """(S, length) int64 rows values[start:start + size], -1 behind them.
+    """(S, length) int64 rows values[start:start + size], filled with -1.
 
-    Left-aligned, so that a short history looks like the first columns of every window a model was trained on, and the
-    filler is invisible to every event behind a causal mask.
+    Left-aligned, so that a short history looks like the first columns of a crop in training, and behind a causal mask
+    no event sees the filler.
     """
     columns = np.arange(length)
     index = np.minimum(starts[:, None] + columns, max(len(values) - 1, 0))

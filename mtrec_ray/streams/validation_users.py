@@ -39,7 +39,7 @@ def validation_chunks(
         chosen = split_of(bucket.keys, sample) == VALIDATION
         chosen &= uniforms(bucket.keys, "validated in trials") < fraction
         fixed = FixedCandidates.of(lake, index) if fixed_candidates else None
-        yield from scoring_chunks(bucket, np.flatnonzero(chosen), catalogue, fixed, bounds)
+        yield from scoring_chunks(bucket, np.flatnonzero(chosen), catalogue, fixed)
 
 
 def validation_sampling_fraction(lake: Lake, sample: SampleConfig, num_buckets: int, max_users: int) -> float:

@@ -45,8 +45,7 @@ def train_backbone(config: BackboneConfig, progress: ProgressCallback | None = N
     check_writable(config.runs)
     check_resources(config.runner)
     if not record.num_steps:  # planned before it is recorded: what fails here leaves no run behind
-        length = config.model.history
-        plan = make_sequence_plan(lake, config.sequences, length, train_split_only=False, progress=progress)
+        plan = make_sequence_plan(lake, config.sequences, config.model.history, "all", progress)
         plan.validation_fraction_of(config.optim.validation_users)
         save_plan(record.uri, plan)
         record = record.model_copy(update={"num_steps": make_schedule(record, plan).num_steps})

@@ -65,7 +65,7 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
     at_once = _jobs_at_once(config)
     if not record.steps_per_pack:  # planned before it is recorded: what fails here leaves no run behind
         sequences, length = backbone.config.sequences, backbone.config.model.history
-        plan = make_sequence_plan(lake, sequences, length, train_split_only=True, progress=progress)
+        plan = make_sequence_plan(lake, sequences, length, "train", progress)
         _check_values(record, plan)
         plan.validation_fraction_of(config.optim.validation_users)
         save_plan(record.uri, plan)

@@ -120,7 +120,7 @@ def test_every_combination_is_trained_and_the_backbone_left_alone(folder, backbo
 
 def test_attackers_users_are_those_that_no_eliminator_saw(folder, eliminators, audited):
     found, flat = audited
-    assert json.loads((folder / "runs" / "eliminators" / "plan.json").read_text())["train_split_only"] is True
+    assert json.loads((folder / "runs" / "eliminators" / "plan.json").read_text())["split"] == "train"
     config = BackboneRecord.load(eliminators.config.backbone).config.sequences
     assert (found.users.audit_split == in_audit_split(found.users.keys, config)).all()
     assert flat["num_audit_users"] == found.users.audit_split.sum() < flat["num_users"]
@@ -162,8 +162,7 @@ class Attacked:
     @staticmethod
     def of(source: BackboneRecord) -> "Attacked":
         lake, config = Lake.open(source.config.lake), source.config.sequences
-        parts = [Sequences.read(lake, bucket, config) for bucket in range(lake.manifest.num_buckets)]
-        return Attacked([part.only(in_audit_split(part.keys, config)) for part in parts])
+        return Attacked([Sequences.read(lake, bucket, config, "audit") for bucket in range(lake.manifest.num_buckets)])
 
     def all(self, of: Callable[[Sequences], np.ndarray]) -> np.ndarray:
         return np.concatenate([of(part) for part in self.parts])

@@ -1,4 +1,4 @@
-"""A lake written by hand whose pairs can be counted on fingers, and a random one for invariants."""
+"""Lakes written by hand: small ones that can be counted, and a random one for invariants."""
 
 from datetime import UTC, datetime
 from pathlib import Path
@@ -94,3 +94,38 @@ def random_rows(num_users: int = 400, num_titles: int = 30, seed: int = 0) -> tu
             if random.random() < 0.2:
                 rows.append((user, str(random.choice(offered)), day(4, number)))
     return pa.table({"user_id": ids, "territory": territory.tolist()}), event_table(rows), title_table(offers)
+
+
+NUM_TITLES = 40
+LENGTHS = {f"user{number}": number for number in range(2, 31)}
+"""User n of `history_lake` watches the titles n, n + 1, ... (modulo 40), n of them, one a day."""
+NUMBER_OF = {int(user_keys([user])[0]): number for user, number in LENGTHS.items()}
+
+
+def titles_of(number: int) -> list[int]:
+    """The titles that user `number` watches, in order."""
+    return [(number + place) % NUM_TITLES for place in range(number)]
+
+
+def history_lake(folder: Path) -> Lake:
+    """Users of 2 to 30 events in four buckets, stored newest first, with a gender that every third lacks."""
+    numbers = LENGTHS.values()
+    users = pa.table(
+        {
+            "user_id": list(LENGTHS),
+            "territory": ["north" if number % 2 else "south" for number in numbers],
+            "gender": [["F", "M", None][number % 3] for number in numbers],
+        }
+    )
+    events = [
+        (user, f"t{title:02d}", day(1 + place // 25, 1 + place % 25))
+        for user, number in LENGTHS.items()
+        for place, title in reversed(list(enumerate(titles_of(number))))
+    ]
+    titles = title_table({f"t{title:02d}": [] for title in range(NUM_TITLES)})
+    return with_gender(write_lake(folder, users, event_table(events), titles, num_buckets=4))
+
+
+def with_gender(lake: Lake) -> Lake:
+    """The same lake, whose manifest declares the attribute."""
+    return Lake(lake.uri, lake.manifest.model_copy(update={"attributes": {"gender": ["F", "M"]}}))

@@ -1,4 +1,4 @@
-"""Territory groups: by name, or as a file anywhere says them."""
+"""Territory groups: by name, or from a file."""
 
 from datetime import UTC, datetime
 
@@ -37,7 +37,7 @@ def test_named_groups(spec, names, of_territory):
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_a_file_is_read_from_a_path_or_a_uri(scheme, tmp_path):
+def test_file_is_read_from_a_path_or_a_uri(scheme, tmp_path):
     (tmp_path / "groups.yaml").write_text("north: [SE, 'NO']\nrest: [DE]\n")
     groups = make_groups(f"{scheme}{tmp_path}/groups.yaml", NORDIC)
     assert (groups.names, groups.of_territory) == (["north", "rest"], [1, 0, 0])
@@ -56,7 +56,7 @@ def test_a_file_is_read_from_a_path_or_a_uri(scheme, tmp_path):
         (b"north: [SE]", "leaves out 2 territories, first 'DE': give each a group"),
     ],
 )
-def test_a_file_that_is_no_partition_is_named_with_its_mend(content, message, scheme, tmp_path):
+def test_file_that_is_no_partition_is_named_with_the_fix(content, message, scheme, tmp_path):
     (tmp_path / "groups.yaml").write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
         make_groups(f"{scheme}{tmp_path}/groups.yaml", NORDIC)
@@ -64,7 +64,7 @@ def test_a_file_that_is_no_partition_is_named_with_its_mend(content, message, sc
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
-def test_a_file_that_cannot_be_read_is_named_with_the_reason(scheme, tmp_path):
+def test_unreadable_file_is_named_with_the_reason(scheme, tmp_path):
     uri = f"{scheme}{tmp_path}/groups.yaml"
     with pytest.raises(UserError) as missing:
         make_groups(uri, NORDIC)
@@ -75,6 +75,6 @@ def test_a_file_that_cannot_be_read_is_named_with_the_reason(scheme, tmp_path):
         make_groups(f"{scheme}{tmp_path}", NORDIC)
 
 
-def test_a_filesystem_that_does_not_exist_is_named():
+def test_unknown_filesystem_is_named():
     with pytest.raises(UserError, match=r"cannot open 'ftp://host/groups\.yaml'"):
         make_groups("ftp://host/groups.yaml", NORDIC)

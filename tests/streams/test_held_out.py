@@ -1,52 +1,24 @@
-"""Users and their held-out events: what is read without Ray from a lake that can be counted, subsets and chunks."""
+"""Users and their held-out events: what is read without Ray, subsets and chunks."""
+
+from collections.abc import Iterable
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
-from mtrec_ray.hashing import user_keys
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams import held_out
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out, read_prefixes
-from mtrec_ray.streams.sequences import TEST_EVENT, VALIDATION_EVENT, SequenceConfig, in_audit_split
-from tests.streams.lakes import day, event_table, title_table, write_lake
+from mtrec_ray.streams.sequences import TEST_EVENT, VALIDATION_EVENT, SequenceConfig, in_audit_split, in_split
+from tests.streams.lakes import NUM_TITLES, NUMBER_OF, titles_of
 
 CONFIG = SequenceConfig(min_events=5)
-NUM_TITLES, NUM_BUCKETS, LENGTH = 40, 4, 6
-TITLES = [f"t{index:02d}" for index in range(NUM_TITLES)]
-LENGTHS = {f"user{number}": number for number in range(2, 26)}
-"""User n watches the titles n, n + 1, ... in this order, n of them."""
-NUMBER_OF = {int(user_keys([user])[0]): number for user, number in LENGTHS.items()}
+NUM_BUCKETS, LENGTH, NUM_USERS = 4, 6, 26
 
 
-@pytest.fixture(scope="module")
-def lake(tmp_path_factory) -> Lake:
-    users = pa.table(
-        {
-            "user_id": list(LENGTHS),
-            "territory": ["north" if number % 2 else "south" for number in LENGTHS.values()],
-            "gender": [["F", "M", None][number % 3] for number in LENGTHS.values()],
-        }
-    )
-    events = [
-        (user, TITLES[(number + place) % NUM_TITLES], day(1 + place // 25, 1 + place % 25))
-        for user, number in LENGTHS.items()
-        for place in reversed(range(number))
-    ]
-    titles = title_table({title: [] for title in TITLES})
-    folder = tmp_path_factory.mktemp("held out") / "lake"
-    lake = write_lake(folder, users, event_table(events), titles, NUM_BUCKETS)
-    return Lake(lake.uri, lake.manifest.model_copy(update={"attributes": {"gender": ["F", "M"]}}))
-
-
-def read(lake: Lake, event: int = TEST_EVENT, buckets: range = range(NUM_BUCKETS), share: float = 1.0) -> HeldOutUsers:
-    return read_held_out(lake, CONFIG, event, LENGTH, buckets, share)
-
-
-def path_of(key: np.uint64) -> list[int]:
-    """The titles a user watched."""
-    number = NUMBER_OF[int(key)]
-    return [(number + place) % NUM_TITLES for place in range(number)]
+def read(
+    lake: Lake, event: int = TEST_EVENT, buckets: Iterable[int] = range(NUM_BUCKETS), fraction: float = 1.0
+) -> HeldOutUsers:
+    return read_held_out(lake, CONFIG, event, LENGTH, buckets, fraction)
 
 
 def other_titles(users: HeldOutUsers) -> list[list[int]]:
@@ -60,49 +32,48 @@ def seen_titles(users: HeldOutUsers) -> list[set[int]]:
 
 
 @pytest.mark.parametrize(("event", "place"), [(TEST_EVENT, 1), (VALIDATION_EVENT, 2)], ids=["test", "validation"])
-def test_the_event_is_held_out_of_the_users_history_and_other_titles(lake, event, place):
-    users = read(lake, event)
-    assert sorted(NUMBER_OF[int(key)] for key in users.keys) == list(range(5, 26))  # 5 events or more
-    for row, others in enumerate(other_titles(users)):
-        path = path_of(users.keys[row])
-        history = users.history[row]
-        assert users.target[row] == path[-place]
-        assert history[history >= 0].tolist() == path[:-place][-LENGTH:]
-        assert (history[len(path) - place :] == -1).all()
-        assert others == path[: len(path) - place] + path[len(path) - place + 1 :]  # later titles too
+def test_event_is_held_out_of_history_and_other_titles(histories, event, place):
+    users = read(histories, event)
+    assert sorted(NUMBER_OF[int(key)] for key in users.keys) == list(range(5, 31))  # 5 events or more
+    for key, history, target, others in zip(users.keys, users.history, users.target, other_titles(users), strict=True):
+        watched = titles_of(NUMBER_OF[int(key)])
+        assert target == watched[-place]
+        assert history[history >= 0].tolist() == watched[:-place][-LENGTH:]
+        assert (history[len(watched) - place :] == -1).all()
+        assert others == watched[: len(watched) - place] + watched[len(watched) - place + 1 :]  # later titles too
 
 
-def test_columns_and_types(lake):
-    users = read(lake)
+def test_columns_and_dtypes(histories):
+    users = read(histories)
     numbers = np.array([NUMBER_OF[int(key)] for key in users.keys])
-    assert len(users) == 21
-    assert users.history.shape == (21, LENGTH)
+    assert len(users) == NUM_USERS
+    assert users.history.shape == (NUM_USERS, LENGTH)
     assert {users.history.dtype, users.target.dtype, users.other_titles.dtype} == {np.dtype(np.int64)}
     assert users.territory.tolist() == [1 - number % 2 for number in numbers]
     assert users.attribute_index.tolist() == [[[0, 1, -1][number % 3]] for number in numbers]
     assert users.audit_split.tolist() == in_audit_split(users.keys, CONFIG).tolist()
-    assert 0 < users.audit_split.sum() < 21
+    assert 0 < users.audit_split.sum() < NUM_USERS
 
 
-def test_buckets_add_up_and_none_is_nobody(lake):
-    whole = read(lake)
-    parts = HeldOutUsers.concatenate([read(lake, buckets=range(b, b + 1)) for b in range(NUM_BUCKETS)])
+def test_buckets_add_up_and_no_buckets_are_nobody(histories):
+    together = read(histories)
+    parts = HeldOutUsers.concatenate([read(histories, buckets=[bucket]) for bucket in range(NUM_BUCKETS)])
     for name in ("keys", "history", "target", "other_titles", "other_counts"):
-        assert np.array_equal(getattr(parts, name), getattr(whole, name)), name
-    nobody = read(lake, buckets=range(0))
+        assert np.array_equal(getattr(parts, name), getattr(together, name)), name
+    nobody = read(histories, buckets=[])
     assert len(nobody) == 0
     assert nobody.history.shape == (0, LENGTH)
     assert list(nobody.chunks(NUM_TITLES)) == []
 
 
-def test_a_share_of_the_users_is_the_same_each_time_and_grows_with_the_share(lake):
-    few, again, more = (set(read(lake, share=share).keys.tolist()) for share in (0.4, 0.4, 0.8))
+def test_larger_fractions_of_the_users_contain_smaller_ones(histories):
+    few, again, more = (set(read(histories, fraction=f).keys.tolist()) for f in (0.4, 0.4, 0.8))
     assert few == again
-    assert few < more < set(read(lake).keys.tolist())
+    assert few < more < set(read(histories).keys.tolist())
 
 
-def test_only_some_users_with_all_that_is_theirs(lake):
-    users = read(lake)
+def test_some_users_take_their_titles_with_them(histories):
+    users = read(histories)
     chosen = users.audit_split
     some = users.only(chosen)
     assert len(some) == chosen.sum()
@@ -114,13 +85,13 @@ def test_only_some_users_with_all_that_is_theirs(lake):
     assert len(users.only(np.zeros(len(users), dtype=bool))) == 0
 
 
-def test_seen_titles_are_all_but_the_held_out_one(lake):
-    users = read(lake)
+def test_seen_titles_are_all_but_the_held_out_one(histories):
+    users = read(histories)
     for key, target, seen in zip(users.keys, users.target, seen_titles(users), strict=True):
-        assert seen == set(path_of(key)) - {int(target)}
+        assert seen == set(titles_of(NUMBER_OF[int(key)])) - {int(target)}
 
 
-def test_a_held_out_title_watched_before_stays_seen():
+def test_held_out_title_watched_before_counts_as_seen():
     users = HeldOutUsers(
         keys=np.array([1], dtype=np.uint64),
         territory=np.zeros(1, dtype=np.int32),
@@ -135,8 +106,8 @@ def test_a_held_out_title_watched_before_stays_seen():
 
 
 @pytest.mark.parametrize("cells", [1, NUM_TITLES, 4 * NUM_TITLES + 1, 1000 * NUM_TITLES])
-def test_chunks_are_bounded_and_cover_every_user_once(lake, monkeypatch, cells):
-    users = read(lake)
+def test_chunks_are_bounded_and_cover_every_user_once(histories, monkeypatch, cells):
+    users = read(histories)
     expected = seen_titles(users)
     monkeypatch.setattr(held_out, "MAX_CELLS", cells)
     chunks = list(users.chunks(NUM_TITLES))
@@ -149,21 +120,23 @@ def test_chunks_are_bounded_and_cover_every_user_once(lake, monkeypatch, cells):
     assert seen_titles(users) == expected
 
 
-def test_prefixes_are_whole_histories_of_users_who_are_not_attacked_without_what_is_held_out(lake):
-    found = read_prefixes(lake, CONFIG, LENGTH, range(NUM_BUCKETS), 1.0, 3)
-    users = read(lake, VALIDATION_EVENT)
-    allowed = set(users.keys[~users.audit_split].tolist())
-    assert set(found.keys.tolist()) == allowed
-    assert len(found.keys) == 3 * len(allowed)
-    whole = {int(key): users.history[row] for row, key in enumerate(users.keys)}
-    shorter = 0
+@pytest.mark.parametrize("split", ["train", "train_lower"])
+def test_prefixes_are_crops_of_the_splits_histories_without_held_out_events(histories, split):
+    found = read_prefixes(histories, CONFIG, LENGTH, range(NUM_BUCKETS), 1.0, 3, split)
+    users = read(histories, VALIDATION_EVENT)
+    full = {int(key): history for key, history in zip(users.keys, users.history, strict=True)}
+    expected = set(users.keys[in_split(users.keys, CONFIG, split)].tolist())
+    assert set(found.keys.tolist()) == expected
+    assert len(found.keys) == 3 * len(expected)
     for key, history in zip(found.keys, found.history, strict=True):
-        titles, path = history[history >= 0].tolist(), path_of(key)[:-2]
-        assert len(titles) == min(LENGTH, len(path))
-        start = path.index(titles[0])
-        assert path[start : start + len(titles)] == titles
-        shorter += history.tolist() != whole[int(key)].tolist()
-    assert shorter > 0
-    as_they_are = {(int(key), tuple(history)) for key, history in zip(found.keys, found.history, strict=True)}
-    assert all((key, tuple(whole[key])) in as_they_are for key in allowed)
-    assert len(read_prefixes(lake, CONFIG, LENGTH, [], 1.0, 3).keys) == 0
+        titles, watched = history[history >= 0].tolist(), titles_of(NUMBER_OF[int(key)])[:-2]
+        assert len(titles) == min(LENGTH, len(watched))
+        start = watched.index(titles[0])
+        assert watched[start : start + len(titles)] == titles
+    drawn = {(int(key), tuple(history)) for key, history in zip(found.keys, found.history, strict=True)}
+    assert all((key, tuple(full[key])) in drawn for key in expected)
+    assert len(drawn) > len(expected)
+
+
+def test_prefixes_of_no_buckets_are_none(histories):
+    assert len(read_prefixes(histories, CONFIG, LENGTH, [], 1.0, 3).keys) == 0

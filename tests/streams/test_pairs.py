@@ -1,4 +1,4 @@
-"""Positives on data counted by hand; negatives by their laws."""
+"""Positives counted by hand; distribution of the negatives."""
 
 import numpy as np
 import pyarrow as pa
@@ -46,9 +46,9 @@ def test_the_day_after_the_window_has_its_own_first_time(bucket):
     assert [(int(rows.event_user[e]), int(rows.event_title[e])) for e in events] == [(0, 2)]
 
 
-def test_negatives_at_rate_one_are_all_offered_titles_never_seen(bucket):
+def test_negatives_at_rate_one_are_all_offered_unseen_titles(bucket):
     rows, catalogue = bucket
-    pairs = labelled_pairs(rows, np.array([0, 1, 2]), catalogue, WINDOW, 1.0, salt=0)
+    pairs = labelled_pairs(rows, np.array([0, 1, 2]), catalogue, 1.0, salt=0)
     negatives = {(u, t) for u, t, y in zip(pairs.user_row, pairs.title_index, pairs.label, strict=True) if not y}
     assert negatives == {(0, 0), (0, 3), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)}
     assert (np.diff(pairs.user_row) >= 0).all()
@@ -70,7 +70,7 @@ def test_only_titles_promoted_in_the_window_count(tmp_path):
 @given(
     length=st.integers(0, 60), rate=st.floats(0.001, 1.0), num_users=st.integers(0, 20), salt=st.integers(0, 2**63 - 1)
 )
-def test_bernoulli_positions_are_distinct_ordered_and_a_users_own(length, rate, num_users, salt):
+def test_bernoulli_positions_are_distinct_ordered_and_depend_on_the_user_alone(length, rate, num_users, salt):
     keys = user_keys([f"u{i}" for i in range(num_users)])
     row, position = bernoulli_positions(keys, length, rate, salt)
     assert ((position >= 0) & (position < length)).all()

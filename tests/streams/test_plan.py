@@ -1,4 +1,4 @@
-"""The counting passes against counts by hand, and what alpha and tau do to them."""
+"""The counting passes against counts by hand, and the effect of alpha and tau."""
 
 # pyright: reportAttributeAccessIssue=false
 
@@ -11,13 +11,17 @@ import pytest
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.bucket import Bucket
-from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.config import SampleConfig
-from mtrec_ray.streams.plan import make_plan
+from mtrec_ray.streams.plan import PairPlan
+from mtrec_ray.streams.plan import make_plan as count_plan
 from mtrec_ray.streams.sampling import TEST, sampled_users, split_of
+from mtrec_ray.tuning.data import map_here
 from tests.streams.lakes import CALENDAR, day, event_table, random_rows, title_table, write_lake
 
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+
+def make_plan(lake: Lake, sample: SampleConfig, calendar: Calendar = CALENDAR, num_periods: int = 1) -> PairPlan:
+    return count_plan(lake, sample, calendar, num_periods, map_over=map_here)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +40,7 @@ def members(lake, plan):
 
 
 def test_counts_are_those_of_the_sample(lake):
-    plan = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5), CALENDAR)
+    plan = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5))
     keys, territory, added = members(lake, plan)
     assert sum(plan.sampled_per_bucket) == len(keys)
     assert plan.added_users == np.bincount(territory[added], minlength=2).tolist()
@@ -46,14 +50,14 @@ def test_counts_are_those_of_the_sample(lake):
 
 
 def test_every_added_user_is_active(lake):
-    plan = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5, active_days=30), CALENDAR)
+    plan = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5, active_days=30))
     for index in range(lake.manifest.num_buckets):
         bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())
         rows, added = sampled_users(bucket, plan.sample, plan.calendar, np.array(plan.added_rates))
         assert bucket.active(*CALENDAR.day_bounds(0), 30)[rows[added]].all()
 
 
-def test_who_was_active_before_the_window_alone_is_not(tmp_path):
+def test_events_before_the_window_make_no_user_active(tmp_path):
     users, titles = pa.table({"user_id": ["a", "b"], "territory": ["north", "north"]}), title_table({"t": []})
     lake = write_lake(tmp_path / "lake", users, event_table([("a", "t", day(1, 9)), ("b", "t", day(1, 11))]), titles, 1)
     bucket = Bucket.read(lake, 0, lake.titles["title_id"].combine_chunks())
@@ -63,22 +67,22 @@ def test_who_was_active_before_the_window_alone_is_not(tmp_path):
 
 @pytest.mark.parametrize("alpha", [0.5, 2.0])
 def test_alpha_is_the_ratio_of_negatives_to_positives(lake, alpha):
-    period = make_plan(lake, SampleConfig(alpha=alpha), CALENDAR).periods[0]
+    period = make_plan(lake, SampleConfig(alpha=alpha)).periods[0]
     assert period.negative_rate * sum(period.eligible) == pytest.approx(alpha * sum(period.positives))
 
 
 def test_alpha_auto_is_sampled_users_over_users_with_a_positive_on_a_mean_day(lake):
-    plan = make_plan(lake, SampleConfig(alpha="auto", random_fraction=1.0, active_fraction=0), CALENDAR)
+    plan = make_plan(lake, SampleConfig(alpha="auto", random_fraction=1.0, active_fraction=0))
     # 70% of the users watch 6 times in 90 days: nearly each event is a (user, day) of its own
     assert plan.periods[0].alpha == pytest.approx(90 / (0.7 * 6), rel=0.15)
 
 
-def test_cold_fraction_is_the_share_of_the_last_days_discoveries_that_new_users_make(lake):
+def test_cold_fraction_is_that_of_new_users_in_the_last_days_discoveries(lake):
     embeddings = lake.manifest.embeddings.model_copy(update={"interaction_width": 4})
     lake = Lake(lake.uri, lake.manifest.model_copy(update={"embeddings": embeddings}))
     sample = SampleConfig(random_fraction=1.0, active_fraction=0)
     month = CALENDAR.model_copy(update={"day_s": 30 * 86_400})
-    assert make_plan(lake, sample, CALENDAR).periods[0].cold_fraction < 0.05  # nearly everybody was there before
+    assert make_plan(lake, sample).periods[0].cold_fraction < 0.05  # nearly everybody was there before
     last_day = CALENDAR.window_end - timedelta(days=30)
     events = lake.read("events").filter(pc.field("timestamp") < CALENDAR.window_end)
     first = events.group_by("user_id").aggregate([("timestamp", "min")])
@@ -91,30 +95,30 @@ def test_cold_fraction_is_the_share_of_the_last_days_discoveries_that_new_users_
 
 def test_a_cold_fraction_without_interaction_vectors_is_refused(lake):
     with pytest.raises(UserError, match=r"sample.cold_fraction = 0.3 has no effect"):
-        make_plan(lake, SampleConfig(cold_fraction=0.3), CALENDAR)
+        make_plan(lake, SampleConfig(cold_fraction=0.3))
 
 
-def test_tau_zero_adds_as_many_users_in_each_territory(lake):
-    share = {}
+def test_tau_zero_adds_equally_many_users_in_each_territory(lake):
+    fraction = {}
     for tau in (0.0, 1.0):
-        added = make_plan(lake, SampleConfig(random_fraction=0.2, active_fraction=0.4, tau=tau), CALENDAR).added_users
-        share[tau] = added[1] / sum(added)
-    assert share[0.0] == pytest.approx(0.5, abs=0.06)
-    assert share[1.0] == pytest.approx(0.2, abs=0.05)
+        added = make_plan(lake, SampleConfig(random_fraction=0.2, active_fraction=0.4, tau=tau)).added_users
+        fraction[tau] = added[1] / sum(added)
+    assert fraction[0.0] == pytest.approx(0.5, abs=0.06)
+    assert fraction[1.0] == pytest.approx(0.2, abs=0.05)
 
 
 def test_control_brings_as_many_positives_as_the_active_set(lake):
-    active = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5), CALENDAR)
-    control = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5, upsample="control"), CALENDAR)
+    active = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5))
+    control = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5, upsample="control"))
     assert sum(control.periods[0].positives) == pytest.approx(sum(active.periods[0].positives), rel=0.06)
     assert sum(control.added_users) > 1.1 * sum(active.added_users)
 
 
 def test_no_upsampling_without_active_fraction(lake):
-    assert sum(make_plan(lake, SampleConfig(active_fraction=0), CALENDAR).added_users) == 0
+    assert sum(make_plan(lake, SampleConfig(active_fraction=0)).added_users) == 0
 
 
-def test_each_later_day_is_a_phase_with_its_own_positives(lake):
+def test_each_later_day_is_a_period_with_its_own_positives(lake):
     plan = make_plan(lake, SampleConfig(random_fraction=1.0, active_fraction=0), CALENDAR, num_periods=2)
     window, first_day = plan.periods
     assert (first_day.day, first_day.start) == (1, CALENDAR.window_end)

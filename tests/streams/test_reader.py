@@ -1,21 +1,22 @@
 """The rows of each step, read without Ray: the same for any number of workers, from any step, for any bucket count."""
 
+import itertools
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from mtrec_ray.columns import fixed_width_matrix
-from mtrec_ray.hashing import user_keys
+from mtrec_ray.hashing import mix
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
-from mtrec_ray.streams.ordered import rows_by_step
+from mtrec_ray.streams.ordered import read_here, rows_by_step
 from mtrec_ray.streams.pairs import labelled_pairs
-from mtrec_ray.streams.reader import collate, read_segment
+from mtrec_ray.streams.reader import collate_pairs, training_batches
 from mtrec_ray.streams.sampling import sampled_users
-from mtrec_ray.streams.schedule import Schedule, lanes_of_worker
+from mtrec_ray.streams.schedule import Schedule
 from tests.streams.lakes import CALENDAR, random_rows, write_lake
 from tests.streams.test_schedule import make_plan
 
@@ -23,7 +24,7 @@ NEGATIVE_RATE = 0.2
 
 
 def plan_of(lake, seed=0):
-    """A plan with everyone of the training split sampled, counted without Ray."""
+    """A plan that samples every training user, counted without Ray."""
     sample = SampleConfig(random_fraction=1.0, active_fraction=0.0, seed=seed)
     counts = []
     for bucket in range(lake.manifest.num_buckets):
@@ -42,32 +43,16 @@ def schedule_of(plan) -> Schedule:
 
 def read_steps(lake, plan=None, rank=0, num_workers=1, from_step=0):
     plan = plan or plan_of(lake)
-    schedule = schedule_of(plan)
-    lanes = lanes_of_worker(rank, num_workers, schedule.lanes)
-    segments = schedule.segments(lanes, from_step)
-    blocks = (read_segment(s, lake, plan, from_step, schedule.seed) for s in segments)
-    by_step = rows_by_step(blocks, lanes, range(from_step, schedule.num_steps))
-    return [collate(step, rows, lake.manifest.embeddings.user_width) for step, rows in by_step]
+    return list(training_batches(lake, plan, schedule_of(plan), rank, num_workers, from_step, read_here))
 
 
 def content(batch):
-    """Rows of a batch as a multiset, whatever their order."""
-    return Counter(
-        (
-            batch.embedding[row].tobytes(),
-            int(batch.territory[row]),
-            tuple(
-                sorted(
-                    zip(
-                        batch.title_index[batch.offsets[row] : batch.offsets[row + 1]].tolist(),
-                        batch.label[batch.offsets[row] : batch.offsets[row + 1]].tolist(),
-                        strict=True,
-                    )
-                )
-            ),
-        )
-        for row in range(len(batch.territory))
-    )
+    """Rows of a batch as a multiset, in any order."""
+    found = Counter()
+    for row, (start, stop) in enumerate(itertools.pairwise(batch.offsets)):
+        pairs = sorted(zip(batch.title_index[start:stop].tolist(), batch.label[start:stop].tolist(), strict=True))
+        found[batch.embedding[row].tobytes(), int(batch.territory[row]), tuple(pairs)] += 1
+    return found
 
 
 def test_every_step_comes_once_and_in_order(random_lake):
@@ -77,21 +62,18 @@ def test_every_step_comes_once_and_in_order(random_lake):
     assert min(pairs) > 0.5 * np.mean(pairs)
 
 
-def test_an_epoch_holds_exactly_the_labelled_pairs_of_the_sample(random_lake):
+def test_epoch_holds_exactly_the_labelled_pairs_of_the_sample(random_lake):
     plan = plan_of(random_lake)
-    half = schedule_of(plan).steps_per_epoch[0]
     read = Counter()
-    for batch in read_steps(random_lake, plan)[:half]:
+    for batch in read_steps(random_lake, plan)[: schedule_of(plan).steps_per_epoch[0]]:
         read.update(zip(batch.title_index.tolist(), batch.label.tolist(), strict=True))
     expected = Counter()
     catalogue = Catalogue.of(random_lake, *CALENDAR.day_bounds(0))
-    from mtrec_ray.hashing import mix
-
     salt = int(mix(np.array([0], dtype=np.uint64), "phase", 0)[0])
     for index in range(random_lake.manifest.num_buckets):
         bucket = Bucket.read(random_lake, index, catalogue.title_ids)
         rows, _ = sampled_users(bucket, plan.sample, CALENDAR, np.zeros(2))
-        pairs = labelled_pairs(bucket, rows, catalogue, CALENDAR.day_bounds(0), NEGATIVE_RATE, salt)
+        pairs = labelled_pairs(bucket, rows, catalogue, NEGATIVE_RATE, salt)
         expected.update(zip(pairs.title_index.tolist(), pairs.label.tolist(), strict=True))
     assert read == expected
 
@@ -114,31 +96,24 @@ def test_cold_rows_lose_their_vector_and_keep_their_pairs(random_lake):
 
 
 def test_embeddings_belong_to_their_users(random_lake):
-    embedding_of = {}
-    for index in range(random_lake.manifest.num_buckets):
-        users = random_lake.read("users", index)
-        for key, territory, vector in zip(
-            user_keys(users["user_id"].to_numpy(zero_copy_only=False)),
-            users["territory"].to_pylist(),
-            fixed_width_matrix(users["embedding"]),
-            strict=True,
-        ):
-            embedding_of[vector.tobytes()] = (key, territory)
+    users = random_lake.read("users")
+    vectors = fixed_width_matrix(users["embedding"])
+    home = {vector.tobytes(): name for vector, name in zip(vectors, users["territory"].to_pylist(), strict=True)}
     for batch in read_steps(random_lake):
         for vector, territory in zip(batch.embedding, batch.territory, strict=True):
-            assert embedding_of[vector.tobytes()][1] == ["north", "south"][territory]
+            assert home[vector.tobytes()] == ["north", "south"][territory]
 
 
 @pytest.mark.parametrize("num_workers", [2, 3, 4])
-def test_workers_shares_add_up_to_the_global_batch(random_lake, num_workers):
+def test_workers_together_read_the_global_batch(random_lake, num_workers):
     plan = plan_of(random_lake)
-    shares = [read_steps(random_lake, plan, rank, num_workers) for rank in range(num_workers)]
-    for alone, *parts in zip(read_steps(random_lake, plan), *shares, strict=True):
-        assert sum((content(part) for part in parts), Counter()) == content(alone)
+    parts = [read_steps(random_lake, plan, rank, num_workers) for rank in range(num_workers)]
+    for alone, *together in zip(read_steps(random_lake, plan), *parts, strict=True):
+        assert sum((content(part) for part in together), Counter()) == content(alone)
 
 
 @pytest.mark.parametrize("from_step", [1, 7, 11])
-def test_resuming_gives_the_same_batches_bit_for_bit(random_lake, from_step):
+def test_resumed_stream_gives_the_same_batches_bit_for_bit(random_lake, from_step):
     straight = read_steps(random_lake)[from_step:]
     resumed = read_steps(random_lake, from_step=from_step)
     for one, other in zip(straight, resumed, strict=True):
@@ -164,6 +139,6 @@ def test_another_seed_draws_other_negatives(random_lake):
 
 def test_a_step_without_rows_is_an_empty_batch():
     ((step, rows),) = rows_by_step([], {0}, range(1))
-    batch = collate(step, rows, user_width=4)
+    batch = collate_pairs(step, rows, user_width=4)
     assert batch.embedding.shape == (0, 4)
     assert batch.offsets.tolist() == [0]

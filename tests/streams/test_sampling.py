@@ -1,4 +1,4 @@
-"""Who is sampled: seeded hashes alone decide."""
+"""Samples and splits: decided by seeded hashes alone."""
 
 import numpy as np
 import pytest
@@ -17,11 +17,11 @@ def test_uniforms_are_uniform_and_differ_between_salts():
     assert abs(np.corrcoef(draw, other)[0, 1]) < 0.03
 
 
-def test_split_shares_are_as_configured_and_random_sample_holds_training_users_only():
+def test_split_fractions_are_as_configured_and_random_sample_holds_training_users_only():
     sample = SampleConfig(test_fraction=0.2, validation_fraction=0.1, random_fraction=0.5)
     split = split_of(KEYS, sample)
-    shares = np.bincount(split, minlength=3) / len(KEYS)
-    assert shares[[TRAIN, VALIDATION, TEST]] == pytest.approx([0.7, 0.1, 0.2], abs=0.01)
+    fractions = np.bincount(split, minlength=3) / len(KEYS)
+    assert fractions[[TRAIN, VALIDATION, TEST]] == pytest.approx([0.7, 0.1, 0.2], abs=0.01)
     chosen = in_random_sample(KEYS, sample)
     assert (split[chosen] == TRAIN).all()
     assert chosen.sum() / (split == TRAIN).sum() == pytest.approx(0.5, abs=0.02)
@@ -39,13 +39,13 @@ def test_order_of_users_does_not_matter():
 
 
 @pytest.mark.parametrize(("tau", "expected"), [(1.0, [400, 100]), (0.0, [250, 250]), (0.5, [333.3, 166.7])])
-def test_tau_moves_the_added_set_from_proportional_to_alike(tau, expected):
-    active, candidates = np.array([4000, 1000]), np.array([2000, 500])
-    rates = adaptive_rates(active, candidates, 500, tau)
-    assert rates * candidates == pytest.approx(expected, abs=0.1)
+def test_tau_moves_the_added_set_from_proportional_to_equal(tau, expected):
+    active, addable = np.array([4000, 1000]), np.array([2000, 500])
+    rates = adaptive_rates(active, addable, 500, tau)
+    assert rates * addable == pytest.approx(expected, abs=0.1)
 
 
-def test_a_territory_without_enough_candidates_passes_its_share_on():
+def test_territory_with_too_few_addable_users_passes_its_surplus_on():
     rates = adaptive_rates(np.array([1000, 1000, 0]), np.array([10, 500, 0]), 200, tau=0.0)
     assert (rates * [10, 500, 0]).tolist() == pytest.approx([10, 190, 0])
 

@@ -2,14 +2,13 @@
 
 from collections import Counter
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.plan import PairPlan, PeriodPlan
-from mtrec_ray.streams.schedule import Schedule, lanes_of_worker
+from mtrec_ray.streams.schedule import Schedule
 from tests.streams.lakes import CALENDAR
 
 
@@ -47,15 +46,11 @@ def make_plan(per_bucket, pairs, num_periods=1, folds=1) -> PairPlan:
     )
 
 
-def slots_by_step(schedule, lanes, from_step=0):
+def slots_by_step(schedule, rank=0, num_workers=1, from_step=0):
     found = Counter()
-    for s in schedule.segments(lanes, from_step):
-        slots = np.arange(s.start, s.stop)
-        found.update(
-            (int(step), s.period, s.epoch, s.bucket, int(slot))
-            for step, slot in zip(s.steps(slots), slots, strict=True)
-            if step >= from_step
-        )
+    for s in schedule.segments(rank, num_workers, from_step):
+        slots, steps = s.slots_from(from_step)
+        found.update((int(t), s.period, s.epoch, s.bucket, int(p)) for t, p in zip(steps, slots, strict=True))
     return found
 
 
@@ -66,9 +61,9 @@ def slots_by_step(schedule, lanes, from_step=0):
     lanes=st.integers(1, 6),
     folds=st.integers(1, 3),
 )
-def test_each_slot_comes_once_an_epoch_in_batches_of_like_size(per_bucket, pairs, lanes, folds):
+def test_each_slot_comes_once_an_epoch_in_batches_of_similar_size(per_bucket, pairs, lanes, folds):
     schedule = make_schedule(per_bucket, pairs, lanes=lanes, folds=folds)
-    found = slots_by_step(schedule, set(range(lanes)))
+    found = slots_by_step(schedule)
     total = sum(per_bucket) * folds
     assert len(found) == 2 * total
     assert set(found.values()) == {1}
@@ -81,26 +76,22 @@ def test_each_slot_comes_once_an_epoch_in_batches_of_like_size(per_bucket, pairs
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
 def test_workers_together_read_the_same_batches(num_workers):
     schedule = make_schedule([13, 40, 7, 22], 900, epochs=(2, 1))
-    alone = slots_by_step(schedule, {0, 1, 2, 3})
-    together = Counter()
-    for rank in range(num_workers):
-        together += slots_by_step(schedule, lanes_of_worker(rank, num_workers, 4))
-    assert together == alone
+    together = sum((slots_by_step(schedule, rank, num_workers) for rank in range(num_workers)), Counter())
+    assert together == slots_by_step(schedule)
 
 
 @pytest.mark.parametrize("from_step", [1, 5, 9, 17])
-def test_going_on_from_a_step_reads_what_was_left(from_step):
+def test_resumed_schedule_holds_the_remaining_slots(from_step):
     schedule = make_schedule([13, 40, 7, 22], 900)
-    everything = slots_by_step(schedule, {0, 1, 2, 3})
-    rest = slots_by_step(schedule, {0, 1, 2, 3}, from_step)
-    assert rest == Counter({key: n for key, n in everything.items() if key[0] >= from_step})
+    remaining = Counter({key: n for key, n in slots_by_step(schedule).items() if key[0] >= from_step})
+    assert slots_by_step(schedule, from_step=from_step) == remaining
 
 
-def test_epochs_differ_in_order_and_phases_follow_each_other():
+def test_epochs_differ_in_order_and_periods_follow_each_other():
     schedule = make_schedule([10, 10, 10, 10], 400, epochs=(2, 1), lanes=1)
     assert schedule.period_ends() == [8, 12]
     orders = {}
-    for segment in schedule.segments({0}):
+    for segment in schedule.segments(0, 1):
         orders.setdefault((segment.period, segment.epoch), []).append(segment.bucket)
     assert orders[0, 0] != orders[0, 1] or orders[0, 0] != orders[1, 0]
     assert all(sorted(order) == [0, 1, 2, 3] for order in orders.values())
@@ -108,5 +99,5 @@ def test_epochs_differ_in_order_and_phases_follow_each_other():
 
 def test_segments_are_read_in_the_order_of_their_steps():
     schedule = make_schedule([13, 40, 7, 22], 900, epochs=(3,))
-    begins = [segment.begins for segment in schedule.segments({0, 1, 2, 3})]
+    begins = [segment.begins for segment in schedule.segments(0, 1)]
     assert begins == sorted(begins)

@@ -1,4 +1,4 @@
-"""Whom a test day scores against what: candidates, labels and chunks of a lake that can be counted on fingers."""
+"""Users, candidates and labels of a test day, on a lake that can be counted by hand."""
 
 from dataclasses import fields
 
@@ -38,7 +38,7 @@ def chunks_of(lake: Lake, number: int, fixed: FixedCandidates | None = None, use
     catalogue = Catalogue.of(lake, *CALENDAR.day_bounds(number))
     bucket = Bucket.read(lake, 0, catalogue.title_ids, ("user_id", "embedding"))
     rows = np.flatnonzero(np.isin(bucket.users["user_id"].to_numpy(), list(users)))
-    return list(scoring_chunks(bucket, rows, catalogue, fixed, CALENDAR.day_bounds(number)))
+    return list(scoring_chunks(bucket, rows, catalogue, fixed))
 
 
 def named(lake: Lake, chunks: list[ScoringChunk], what: str) -> dict[str, set[str]]:
@@ -74,15 +74,15 @@ def test_labels_are_the_discoveries_of_the_day(lake):
     }
 
 
-def test_sampled_negatives_are_few_drawn_from_the_candidates_and_leave_discoveries_alone(lake):
-    whole, sampled = (named(lake, chunks, "candidates") for chunks in (chunks_of(lake, 2), one_negative(lake, 2, 0)))
+def test_sampled_negatives_are_candidates_and_discoveries_stay(lake):
+    full, sampled = (named(lake, chunks, "candidates") for chunks in (chunks_of(lake, 2), one_negative(lake, 2, 0)))
     labels = named(lake, chunks_of(lake, 2), "labels")
     for user, titles in sampled.items():
-        assert labels[user] & whole[user] <= titles <= whole[user]
+        assert labels[user] & full[user] <= titles <= full[user]
         assert len(titles - labels[user]) == 1
 
 
-def test_every_candidate_is_drawn_alike_whatever_the_company(lake):
+def test_candidates_are_drawn_uniformly_and_independently_of_other_users(lake):
     drawn = [named(lake, one_negative(lake, 2, seed), "candidates")["carl"] for seed in range(300)]
     counts = np.array([sum(title in titles for titles in drawn) for title in ("everywhere", "other", "south only")])
     assert counts.sum() == 300
@@ -103,7 +103,7 @@ def test_promotion_ends_the_offer(tmp_path):
     assert named(lake, chunks_of(lake, 2), "candidates")["bert"] == {"north only", "other"}
 
 
-def test_a_fixed_list_replaces_the_offer_of_its_user_alone(lake):
+def test_fixed_list_replaces_the_offer_of_its_user_alone(lake):
     lists = {"anna": ["other", "everywhere", "south only", "unknown"], "nobody": ["other"]}
     fixed = FixedCandidates(pa.array(list(lists)), pa.array(list(lists.values()), pa.list_(pa.string())))
     candidates = named(lake, chunks_of(lake, 2, fixed), "candidates")
@@ -147,20 +147,20 @@ def test_the_size_of_chunks_does_not_change_their_content(random_lake, monkeypat
         for index in range(random_lake.manifest.num_buckets):
             bucket = Bucket.read(random_lake, index, catalogue.title_ids, ("embedding",))
             rows = np.arange(len(bucket.keys))
-            for chunk in scoring_chunks(bucket, rows, catalogue, None, CALENDAR.day_bounds(2)):
+            for chunk in scoring_chunks(bucket, rows, catalogue, None):
                 per_user = [f.name for f in fields(chunk) if f.name not in ("territory", "title_index", "keys")]
-                for place, key in enumerate(chunk.keys.tolist()):
-                    own = (getattr(chunk, name)[place].tobytes() for name in per_user)
+                for row, key in enumerate(chunk.keys.tolist()):
+                    own = (getattr(chunk, name)[row].tobytes() for name in per_user)
                     found[key] = (index, chunk.territory, chunk.title_index.tobytes(), *own)
         return found
 
-    whole = scored()
+    expected = scored()
     monkeypatch.setattr(scored_users, "MAX_CELLS", max_cells)
-    assert len(whole) == 400
-    assert scored() == whole
+    assert len(expected) == 400
+    assert scored() == expected
 
 
-def test_chunks_keep_to_the_limit(random_lake, monkeypatch):
+def test_chunks_stay_below_the_limit(random_lake, monkeypatch):
     monkeypatch.setattr(scored_users, "MAX_CELLS", 600)
     chunks = chunks_of_all(random_lake)
     assert len(chunks) > 4
@@ -171,4 +171,4 @@ def test_chunks_keep_to_the_limit(random_lake, monkeypatch):
 def chunks_of_all(lake: Lake) -> list[ScoringChunk]:
     catalogue = Catalogue.of(lake, *CALENDAR.day_bounds(1))
     bucket = Bucket.read(lake, 0, catalogue.title_ids, ("embedding",))
-    return list(scoring_chunks(bucket, np.arange(len(bucket.keys)), catalogue, None, CALENDAR.day_bounds(1)))
+    return list(scoring_chunks(bucket, np.arange(len(bucket.keys)), catalogue, None))

@@ -20,11 +20,12 @@ PLAN = SequencePlan(
     lake_hash="",
     sequences=SequenceConfig(audit_fraction=0.25),
     length=20,
-    train_split_only=True,
+    split="train",
     users=90,
     positions=900,
     crops_per_bucket=[90],
     value_counts=[[40, 50], [35, 37]],
+    min_sampling_hash=0.0,
 )
 DRIVER = """
 import json, signal, sys, threading, time

@@ -25,9 +25,9 @@ from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.bundle_config import BundleConfig
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.eliminators import StackedEliminators
-from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, read_users, sequence_batches
+from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, sequence_batches
 from mtrec_ray.streams.ordered import read_here
-from mtrec_ray.streams.sequences import SequenceConfig, Sequences, in_audit_split
+from mtrec_ray.streams.sequences import SequenceConfig, Sequences, UserSplit, in_audit_split
 from mtrec_ray.trainers import eliminators as eliminators_trainer
 from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.eliminators import EliminatorTrainer
@@ -220,8 +220,8 @@ def test_a_pack_sees_the_train_split_alone(lake, source, one_worker, monkeypatch
     one_worker(tmp_path / "watched")
     seen: dict[str, list[np.ndarray]] = {"crops": [], "prefixes": [], "validation": []}
 
-    def read(lake: Lake, bucket: int, config: SequenceConfig, train_split_only: bool) -> Sequences:
-        found = read_users(lake, bucket, config, train_split_only)
+    def read(lake: Lake, bucket: int, config: SequenceConfig, split: UserSplit) -> Sequences:
+        found = Sequences.read(lake, bucket, config, split)
         seen["crops"].append(found.keys)
         return found
 
@@ -377,16 +377,16 @@ def test_a_worker_without_validation_users_takes_part(source, one_worker, monkey
     assert eliminators.train_eliminators(eliminators_config(source, tmp_path / "nobody")).status == "done"
 
 
-def plan_whose_validation_needs(lake: Lake, users: int, train_split_only: bool) -> SequencePlan:
-    """Of a split in which fewer of optim.validation_users would draw nobody."""
-    splits = (SequenceConfig(split_seed=seed) for seed in range(100))
-    plans = (make_sequence_plan(lake, split, 20, train_split_only, map_over=map_here) for split in splits)
+def plan_whose_validation_needs(lake: Lake, users: int, split: UserSplit) -> SequencePlan:
+    """Of a seed with which fewer of optim.validation_users would draw nobody."""
+    configs = (SequenceConfig(split_seed=seed) for seed in range(100))
+    plans = (make_sequence_plan(lake, config, 20, split, map_over=map_here) for config in configs)
     return next(plan for plan in plans if plan.min_sampling_hash * plan.users > users - 1)
 
 
 def test_a_backbone_that_nobody_would_validate_is_refused_before_there_is_a_run(lake, one_worker, tmp_path):
     one_worker(tmp_path / "drawn")
-    plan = plan_whose_validation_needs(lake, 2, train_split_only=False)
+    plan = plan_whose_validation_needs(lake, 2, "all")
     config = backbone_config(
         lake, tmp_path, sequences=plan.sequences.model_dump(), optim={"validation_users": 1, "epochs": 1}
     )
@@ -397,7 +397,7 @@ def test_a_backbone_that_nobody_would_validate_is_refused_before_there_is_a_run(
 
 def test_eliminators_that_nobody_would_validate_are_refused_and_the_mend_holds(lake, one_worker, tmp_path):
     one_worker(tmp_path / "drawn")
-    plan, optim = plan_whose_validation_needs(lake, 3, train_split_only=True), {"epochs": 1, "batch_crops": 16}
+    plan, optim = plan_whose_validation_needs(lake, 3, "train"), {"epochs": 1, "batch_crops": 16}
     source = backbone.train_backbone(
         backbone_config(lake, tmp_path, sequences=plan.sequences.model_dump(), optim=optim)
     )

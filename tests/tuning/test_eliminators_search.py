@@ -87,14 +87,6 @@ class TestRefusals:
         check(fair_search(backbone, base={"shape": {"transport_units": 0}}, space=space))
         check(fair_search(backbone, base={"method": "filter"}))
 
-    def test_a_backbone_of_half_the_open_users(self, backbone, tmp_path: Path):
-        sequences = backbone.config.sequences.model_copy(update={"train_half": "lower"})
-        config = backbone.config.model_copy(update={"runs": str(tmp_path), "sequences": sequences})
-        half = backbone.model_copy(update={"config": config})
-        half.save()
-        with pytest.raises(UserError, match=r"sequences\.train_half = 'lower'"):
-            check(fair_search(half))
-
     def test_an_unfinished_backbone(self, backbone, tmp_path: Path):
         config = backbone.config.model_copy(update={"runs": str(tmp_path)})
         unfinished = backbone.model_copy(update={"status": "training", "config": config})

@@ -9,14 +9,12 @@ import torch
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.streams import crops
 from mtrec_ray.streams.held_out import HeldOutUsers
-from mtrec_ray.streams.sequences import SequenceConfig, Sequences, in_audit_split
+from mtrec_ray.streams.sequences import SequenceConfig, Sequences, UserSplit, in_audit_split, in_split
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
-from mtrec_ray.tuning import eliminators_trial
 from mtrec_ray.tuning.data import TrialCache
 from mtrec_ray.tuning.eliminators_search import EliminatorsPlans
-from mtrec_ray.tuning.eliminators_trial import METRICS, EliminatorsTrial
+from mtrec_ray.tuning.eliminators_trial import HALVES, METRICS, EliminatorsTrial
 from mtrec_ray.tuning.space import Space
 from tests.tuning.conftest import fair_search
 
@@ -33,32 +31,23 @@ class TestHalves:
         keys = np.random.default_rng(0).integers(0, 2**63, 5000).astype(np.uint64)
         split = SequenceConfig(audit_fraction=0.4)
         audited = in_audit_split(keys, split)
-        lower = ~in_audit_split(keys, split.model_copy(update={"train_half": "lower"}))
-        upper = ~in_audit_split(keys, split.model_copy(update={"train_half": "upper"}))
+        lower, upper = in_split(keys, split, "train_lower"), in_split(keys, split, "train_upper")
         assert not (lower & upper).any()
         np.testing.assert_array_equal(lower | upper, ~audited)
         assert lower.sum() == pytest.approx(1500, rel=0.1)
 
     def test_no_half_is_trained_on_users_of_an_audit_or_of_its_own_attackers(self, backbone, monkeypatch):
-        read: dict[str, list[np.ndarray]] = {"lower": [], "upper": []}
-        original, original_prefixes = crops.read_users, eliminators_trial.read_prefixes
+        read: dict[str, list[np.ndarray]] = {"all": []} | {half: [] for half in HALVES}
+        original = Sequences.read
 
-        def watched(lake: Lake, bucket: int, config: SequenceConfig, train_split_only: bool):
-            found = original(lake, bucket, config, train_split_only)
-            assert train_split_only
-            read[config.train_half].append(found.keys)
+        def watched(lake: Lake, bucket: int, config: SequenceConfig, split: UserSplit = "all", fraction: float = 1.0):
+            found = original(lake, bucket, config, split, fraction)
+            read[split].append(found.keys)
             return found
 
-        def watched_prefixes(lake: Lake, config: SequenceConfig, *arguments: Any):
-            found = original_prefixes(lake, config, *arguments)
-            read[config.train_half].append(found.keys)
-            return found
-
-        monkeypatch.setattr(eliminators_trial, "read_prefixes", watched_prefixes)
-        monkeypatch.setattr(crops, "read_users", watched)
-        monkeypatch.setattr("tuning.data.read_users", watched)
+        monkeypatch.setattr(Sequences, "read", watched)
         trial(backbone).advance()
-        lower, upper = (np.unique(np.concatenate(read[half])) for half in ("lower", "upper"))
+        lower, upper = (np.unique(np.concatenate(read[half])) for half in HALVES)
         assert len(lower)
         assert len(upper)
         assert not np.intersect1d(lower, upper).size
@@ -66,32 +55,32 @@ class TestHalves:
             assert not in_audit_split(keys, backbone.config.sequences).any()
 
     def test_each_half_is_represented_by_what_the_other_one_trained(self, backbone, monkeypatch):
-        number = {"lower": 1.0, "upper": 2.0}
+        number, split = {"train_lower": 1.0, "train_upper": 2.0}, backbone.config.sequences
 
-        def trained(one, record, pack, model, users: HeldOutUsers, sequences: SequenceConfig) -> SimpleNamespace:
+        def trained(one, record, pack, model, users: HeldOutUsers, half: UserSplit) -> SimpleNamespace:
             assert len(users)
-            assert not in_audit_split(users.keys, sequences).any()
+            assert in_split(users.keys, split, half).all()
             shape = len(record.packs[pack]), 1, backbone.config.model.width
-            vectors = torch.full(shape, number[sequences.train_half])
+            vectors = torch.full(shape, number[half])
             return SimpleNamespace(backbone=model, user_vectors=lambda history, _: vectors.expand(-1, len(history), -1))
 
         monkeypatch.setattr(EliminatorsTrial, "_train_pack", trained)
         one = trial(backbone)
         users = one._train_split_users()
-        lower = ~in_audit_split(users.keys, one._sequences("lower"))
+        lower = in_split(users.keys, split, "train_lower")
         found = one._train(load_backbone(backbone), users)
         assert [len(combination) for combination in found] == [1, 2]
         for represented in found.values():
-            assert set(represented.vectors[lower].flatten().tolist()) == {number["upper"]}
-            assert set(represented.vectors[~lower].flatten().tolist()) == {number["lower"]}
+            assert set(represented.vectors[lower].flatten().tolist()) == {number["train_upper"]}
+            assert set(represented.vectors[~lower].flatten().tolist()) == {number["train_lower"]}
 
 
 def test_a_trial_reads_the_stated_buckets_alone(backbone, monkeypatch):
     read, original = set(), Sequences.read
 
-    def watched(lake: Lake, bucket: int, config: SequenceConfig) -> Sequences:
+    def watched(lake: Lake, bucket: int, *arguments: Any) -> Sequences:
         read.add(bucket)
-        return original(lake, bucket, config)
+        return original(lake, bucket, *arguments)
 
     monkeypatch.setattr(Sequences, "read", watched)
     trial(backbone, buckets=1).advance()
@@ -122,7 +111,7 @@ class TestFigures:
     def test_what_two_eliminators_leave_with_opposite_signs_is_read_in_each_half(self, backbone):
         one = trial(backbone)
         users, gender = one._train_split_users(), list(backbone.attributes).index("gender")
-        lower = in_audit_split(users.keys, one._sequences("lower"))
+        lower = in_split(users.keys, backbone.config.sequences, "train_lower")
         left = np.where(lower, 1, -1) * (2 * users.attribute_index[:, gender] - 1)
         vectors = torch.randn(len(users), 4, generator=torch.Generator().manual_seed(0))
         vectors[:, 0] += torch.from_numpy(2 * left)

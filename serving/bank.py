@@ -10,7 +10,8 @@ requested (combination, values). Neither depends on a history.
 import torch
 from torch import Tensor
 
-from mtrec_ray.models.eliminators import GatheredEliminators, StackedEliminators
+from mtrec_ray.models.eliminators import StackedEliminators
+from mtrec_ray.models.gathered_eliminators import CombinationParts, GatheredEliminators
 from mtrec_ray.models.sequential import SequentialBackbone
 
 Key = tuple[int, ...]
@@ -25,12 +26,11 @@ class EliminatorBank:
 
     def __init__(self, backbone: SequentialBackbone, pack: StackedEliminators, capacity: int = 4096) -> None:
         self.backbone, self.pack, self.capacity = backbone, pack, capacity
-        self.of_combination = Table(pack.shared())
+        self.of_combination = Table(vars(pack.parts))
         unknown = [-1] * len(pack.attributes)
         keys: list[Key] = [(combination, *unknown) for combination in range(len(pack.combinations))]
         self.of_key = Table(self._parts(keys))
         self.row_of: dict[Key, int] = {key: row for row, key in enumerate(keys)}
-        self.no_prompts = pack.prompts[:0], torch.arange(0)  # the second table holds them
 
     def gather(self, keys: list[Key]) -> GatheredEliminators:
         """B keys -> one eliminator per row."""
@@ -42,33 +42,40 @@ class EliminatorBank:
             self.of_key.append(self._parts(missing))
             self.row_of.update((key, row) for row, key in enumerate(missing, len(self.row_of)))
         combination, row = torch.tensor([(key[0], self.row_of[key]) for key in keys]).unbind(1)
-        gain, *prompts = self.of_key.rows(row)
-        shared = self.of_combination.rows(combination)
-        return GatheredEliminators(*self.no_prompts, *shared, transport_gain=gain, cached_prompts=tuple(prompts))
+        own = self.of_key.rows(row)
+        return GatheredEliminators(
+            prompt_table=self.pack.prompts[:0],  # the second table holds the prompts
+            prompt_index=row[:0],
+            parts=CombinationParts(**self.of_combination.rows(combination)),
+            transport_gain=own.pop("transport_gain"),
+            cached_prompts=tuple(own.values()),
+        )
 
     @torch.inference_mode()
-    def _parts(self, keys: list[Key]) -> tuple[Tensor, ...]:
+    def _parts(self, keys: list[Key]) -> dict[str, Tensor]:
         wanted = torch.tensor(keys)  # (B, 1 + m)
         rows = self.pack.for_rows(wanted[:, 0], wanted[:, 1:])
-        return rows.transport_gain, *self.backbone.prompt_layers(rows)
+        prompts = {f"prompts_{layer}": value for layer, value in enumerate(self.backbone.prompt_layers(rows))}
+        return {"transport_gain": rows.transport_gain} | prompts
 
 
 class Table:
-    """Tensors (length, ...) in one matrix: fetching them singly took a tenth of a small batch's time."""
+    """Named tensors (length, ...) in one matrix: fetching them singly took a tenth of a small batch's time."""
 
-    def __init__(self, parts: tuple[Tensor, ...]) -> None:
-        self.shapes = [part.shape[1:] for part in parts]
-        self.widths = [shape.numel() for shape in self.shapes]
+    def __init__(self, parts: dict[str, Tensor]) -> None:
+        self.shapes = {name: part.shape[1:] for name, part in parts.items()}
+        self.widths = [shape.numel() for shape in self.shapes.values()]
         self.matrix = _concatenate(parts)
 
-    def append(self, parts: tuple[Tensor, ...]) -> None:
+    def append(self, parts: dict[str, Tensor]) -> None:
         self.matrix = torch.cat([self.matrix, _concatenate(parts)])
 
-    def rows(self, rows: Tensor) -> list[Tensor]:
+    def rows(self, rows: Tensor) -> dict[str, Tensor]:
         """(B,) -> (B, ...) of each part."""
         fetched = self.matrix.index_select(0, rows).split(self.widths, 1)
-        return [part.view(len(rows), *shape) for part, shape in zip(fetched, self.shapes, strict=True)]
+        named = zip(self.shapes.items(), fetched, strict=True)
+        return {name: part.view(len(rows), *shape) for (name, shape), part in named}
 
 
-def _concatenate(parts: tuple[Tensor, ...]) -> Tensor:
-    return torch.cat([part.flatten(1) for part in parts], 1)
+def _concatenate(parts: dict[str, Tensor]) -> Tensor:
+    return torch.cat([part.flatten(1) for part in parts.values()], 1)

@@ -1,7 +1,7 @@
-"""Discriminators of a pack: one classifier per combination and attribute it selects (paper B, 2.4).
+"""Discriminators: one classifier per combination and attribute it selects (paper B, 2.4).
 
 Legend: `K` combinations, `D` pairs of a combination and a selected attribute, `S` vectors the adversary sees, `m`
-attributes, `A` values of the widest attribute, `U` users, `d` width, `h` hidden width.
+attributes, `A` values of the attribute with most, `d` width, `h` hidden width.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,19 +25,18 @@ class Discriminators(nn.Module):
         self, attributes: Mapping[str, int], combinations: Sequence[Combination], *, width: int, hidden: int
     ) -> None:
         super().__init__()
-        names = list(attributes)
+        names, num_values = list(attributes), max(attributes.values())
         self.combinations = tuple(combinations)
         pairs = [(k, names.index(name)) for k, chosen in enumerate(self.combinations) for name in chosen]
-        most = max(attributes.values())
-        sizes = torch.tensor([attributes[names[a]] for _, a in pairs])
-        missing = torch.zeros(len(pairs), 1, most).masked_fill_(torch.arange(most) >= sizes[:, None, None], -torch.inf)
+        sizes = torch.tensor([attributes[names[a]] for _, a in pairs])[:, None, None]
+        missing = torch.zeros(len(pairs), 1, num_values).masked_fill_(torch.arange(num_values) >= sizes, -torch.inf)
         self.register_buffer("combination_of", torch.tensor([k for k, _ in pairs]), persistent=False)
         self.register_buffer("attribute_of", torch.tensor([a for _, a in pairs]), persistent=False)
         self.register_buffer("missing", missing, persistent=False)
         self.inner = nn.Parameter(torch.empty(len(pairs), width, hidden))  # (D, d, h)
         self.inner_bias = nn.Parameter(torch.empty(len(pairs), 1, hidden))
-        self.outer = nn.Parameter(torch.empty(len(pairs), hidden, most))  # (D, h, A)
-        self.outer_bias = nn.Parameter(torch.empty(len(pairs), 1, most))
+        self.outer = nn.Parameter(torch.empty(len(pairs), hidden, num_values))  # (D, h, A)
+        self.outer_bias = nn.Parameter(torch.empty(len(pairs), 1, num_values))
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -61,14 +60,13 @@ class Discriminators(nn.Module):
         weights: Tensor,
         all_reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
-        """Weighted mean cross entropy of each pair, users of unknown value left out; 0 where all are, (D,).
-
-        With `all_reduce` (a sum over workers) it is this worker's share of the mean over all workers' vectors.
+        """Weighted mean cross entropy of each pair over the users of known value, (D,); 0 if there are none.
 
         Args:
             vectors: (K, S, d).
             attribute_index: (S, m) values, -1 unknown.
             weights: (m, A) of `value_weights`.
+            all_reduce: sum over workers; their results then add up to the mean over all workers' vectors.
         """
         labels = attribute_index.t()[self.attribute_of]  # (D, S)
         each = F.cross_entropy(self(vectors).transpose(1, 2), labels, ignore_index=-1, reduction="none")  # (D, S)
@@ -78,10 +76,10 @@ class Discriminators(nn.Module):
 
 
 def value_weights(value_counts: Sequence[Sequence[int]], *, power: float) -> Tensor:
-    """Users with each value, for each of m attributes -> (m, A) weights n^-power of a value n users have.
+    """Users with each value, for each of m attributes -> (m, A) weights n^-power of a value that n users have.
 
-    Power 0 counts users alike and 1 counts values alike; one half keeps rare values in sight without letting a handful
-    of users steer the generator.
+    Power 0 counts users equally and 1 counts values equally; one half makes rare values count without letting a few
+    users steer the generator.
     """
     weights = torch.zeros(len(value_counts), max(len(counts) for counts in value_counts))
     for a, counts in enumerate(value_counts):

@@ -1,32 +1,26 @@
 """Eliminators: prompts and adapters that make a frozen backbone forget a combination of attributes (paper B, 2.3).
 
-Legend: `K` combinations of a pack, `m` attributes, `R` prompt rows a combination owns, `P` prompt rows in front of a
-history, `G` groups of rows that share an eliminator, `B` rows of a group, `T` columns, `d` width, `r` adapter width,
-`S` adapter places (two a layer).
+Legend: `K` combinations, `m` attributes, `A` values and unknowns of all attributes, `B` users, `V` vectors, several a
+user, `N` titles, `d` width, `r` adapter width, `S` adapters (two a layer), `h` transport units.
 
-A pack holds its combinations stacked on a leading dimension. Training runs one batch of users through all of them
-(G = K, the same B histories); serving gives every row its own combination (G = rows, B = 1). Both are one forward.
-The gate before the prompts, the pull on the personal prompts and the map are ours, the rest is paper B's.
+Combinations are stacked on a leading dimension, so one forward serves all of them (`gathered_eliminators`). The gate on
+the prompts, the decay of the personal prompts and the transport (`transport`) are ours, the rest is paper B's.
 
-A personal prompt keeps accuracy (on MovieLens-100K it spared 5-7% of NDCG) but can write the label it is made of into
-the vector: trained fast (RMSprop 1e-3) it fitted the few users of a rare value, and a fresh attacker read the shift on
-others. Slow training and averaged weights prevent that; a pull of the personal prompts towards zero is the brake.
-Behind the last layer a map moves each value's users to where the others are (transport.py): fitted apart, on vectors
-that prompts and adapters have left, and trained around like the frozen backbone.
-What a combination starts from is drawn from a generator seeded by its own name, whatever else is in the pack.
+A personal prompt keeps accuracy (5-7% of NDCG on MovieLens-100K) but can write the attribute value it is made of into
+the vector: trained fast (RMSprop 1e-3) it overfitted the few users of rare values, and attackers read the shift on
+other users. A low rate, averaged weights and the decay prevent that.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrec_ray.combinations import Combination, combination_name
-from mtrec_ray.models.sequential import SUBLAYERS, Sublayer
-from mtrec_ray.models.transport import Hidden, Transport, fit, untrained
+from mtrec_ray.models.gathered_eliminators import CombinationParts, GatheredEliminators
+from mtrec_ray.models.transport import Hidden, Transport, fit_transport_maps, untrained
 
 
 @dataclass(frozen=True)
@@ -36,10 +30,10 @@ class EliminatorConfig:
     num_prompts: int = 10  # m_1 in the paper; 0 leaves the task prompt out
     personal_prompt: bool = True
     adapter_width: int = 8  # r; 0 leaves the adapters out
-    transport_units: int = 16  # h of the map behind the last layer (transport.py); 0 leaves it out
-    prompt_std: float = 0.02  # of the normal draws prompts start from: 0.3 already costs the backbone 8% of its NDCG
+    transport_units: int = 16  # h; 0 leaves the transport out
+    prompt_std: float = 0.02  # of initial prompts: 0.3 already costs the backbone 8% of its NDCG
     initial_gate: float = -4.0  # see `StackedEliminators.init_weights`
-    personal_decay: float = 3e-3  # share a personal prompt loses each step, see the file's legend
+    personal_decay: float = 3e-3  # fraction a personal prompt loses each step
 
     def __post_init__(self) -> None:
         if not (self.num_prompts or self.personal_prompt or self.adapter_width):
@@ -50,8 +44,11 @@ class StackedEliminators(nn.Module):
     """Parameters of K combinations, stacked.
 
     Args:
+        config: shape.
         attributes: number of values of each attribute, in the lake's order.
         combinations: the attributes each eliminator is to hide.
+        width: d of the backbone.
+        num_layers: of the backbone.
     """
 
     value_starts: Tensor  # (m,) first row of each attribute in a table of values
@@ -70,34 +67,31 @@ class StackedEliminators(nn.Module):
         self.config = config
         self.attributes = dict(attributes)
         self.combinations = tuple(combinations)
-        num, places, r = len(self.combinations), 2 * num_layers, config.adapter_width
-        counts = [values + 1 for values in self.attributes.values()]  # + unknown
-        self.prompts = nn.Parameter(torch.empty(num, config.num_prompts, width))  # (K, 10, d)
-        personal = sum(counts) if config.personal_prompt else 0
-        self.personal = nn.Parameter(torch.empty(num, personal, width))  # (K, values and unknowns, d)
-        self.down = nn.Parameter(torch.empty(num, places, width, r))  # (K, S, d, r)
-        self.up = nn.Parameter(torch.empty(num, places, r, width))  # (K, S, r, d)
-        self.gate = nn.Parameter(torch.empty(num, num_layers))  # (K, layers) added to the prompts' attention scores
-        self.norm_scale = nn.Parameter(torch.empty(num, places, 1, r))
-        self.norm_shift = nn.Parameter(torch.empty(num, places, 1, r))
-        rows, units = sum(counts), config.transport_units
+        num, adapters, r = len(self.combinations), 2 * num_layers, config.adapter_width
+        counts = torch.tensor([values + 1 for values in self.attributes.values()])  # + unknown
+        rows, units = int(counts.sum()), config.transport_units
+        self.prompts = nn.Parameter(torch.empty(num, config.num_prompts, width))
+        self.personal = nn.Parameter(torch.empty(num, rows if config.personal_prompt else 0, width))  # (K, A, d)
+        self.down = nn.Parameter(torch.empty(num, adapters, width, r))  # (K, S, d, r)
+        self.up = nn.Parameter(torch.empty(num, adapters, r, width))
+        self.gate = nn.Parameter(torch.empty(num, num_layers))
+        self.norm_scale = nn.Parameter(torch.empty(num, adapters, 1, r))
+        self.norm_shift = nn.Parameter(torch.empty(num, adapters, 1, r))
         self.transport_inner = nn.Parameter(torch.empty(num, width, units), requires_grad=False)
         self.transport_bias = nn.Parameter(torch.empty(num, 1, units), requires_grad=False)
-        self.transport_gain = nn.Parameter(torch.empty(num, rows, units), requires_grad=False)
+        self.transport_gain = nn.Parameter(torch.empty(num, rows, units), requires_grad=False)  # (K, A, h)
         self.transport_outer = nn.Parameter(torch.empty(num, units, width), requires_grad=False)
         self.transport_strength = nn.Parameter(torch.empty(num, 1, 1 if units else 0), requires_grad=False)
-        starts = [sum(counts[:a]) for a in range(len(counts))]
-        unknown = [count - 1 for count in counts]
-        self.register_buffer("value_starts", torch.tensor(starts, dtype=torch.int64), persistent=False)
-        self.register_buffer("unknown_rows", torch.tensor(unknown, dtype=torch.int64), persistent=False)
+        self.register_buffer("value_starts", counts.cumsum(0) - counts, persistent=False)
+        self.register_buffer("unknown_rows", counts - 1, persistent=False)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
         """Start at the backbone itself: small prompts behind a closed gate, adapters whose up projection is zero.
 
-        Untrained prompts whose scores are near zero take as much attention as the events they stand before: without
-        the gate they cost 10% of NDCG@10 on short synthetic histories and 1-2% on MovieLens-100K before the first
-        step; on the synthetic ones training did not win it back.
+        Without the gate, untrained prompts take as much attention as events: they cost 10% of NDCG@10 on short
+        synthetic histories, which training did not recover, and 1-2% on MovieLens-100K. A combination's draws depend on
+        the seed and its name alone.
         """
         generators = [combination_generator(seed, combination) for combination in self.combinations]
         for k, generator in enumerate(generators):
@@ -116,13 +110,7 @@ class StackedEliminators(nn.Module):
     @property
     def transport(self) -> Transport:
         """The maps behind the last layer."""
-        return Transport(
-            inner=self.transport_inner,
-            bias=self.transport_bias,
-            gain=self.transport_gain,
-            outer=self.transport_outer,
-            strength=self.transport_strength,
-        )
+        return Transport(**{f.name: self.get_parameter(f"transport_{f.name}") for f in fields(Transport)})
 
     def fit_transport(
         self,
@@ -137,37 +125,33 @@ class StackedEliminators(nn.Module):
         seed: int,
         find_strength: bool,
     ) -> None:
-        """Make the selected values' users alike from now on, going on from the maps that are there.
+        """Fit the transport further, so that users of different values of the selected attributes become alike.
 
         Args:
-            vectors: (K, V, d) before the maps.
+            vectors: (K, V, d) before the transport.
             attribute_index: (V, m) values, -1 unknown.
             user: (V,) int64.
             fold: (V,) of the user.
             titles: (N, d) vectors of the catalogue.
-            weight, steps, seed, find_strength: see `transport.fit`.
+            weight, steps, seed, find_strength: see `transport`.
         """
-        selected = [[name in chosen for name in self.attributes] for chosen in self.combinations]
-        movable = [
-            [
-                float(name in chosen and value < size)
-                for name, size in self.attributes.items()
-                for value in range(size + 1)
-            ]
-            for chosen in self.combinations
-        ]
+        device, sizes = vectors.device, self.attributes
+        selected = torch.tensor([[name in chosen for name in sizes] for chosen in self.combinations], device=device)
+        is_value = [value < size for size in sizes.values() for value in range(size + 1)]  # (A,)
+        repeats = torch.tensor([size + 1 for size in sizes.values()], device=device)
+        movable = selected.repeat_interleave(repeats, 1) & torch.tensor(is_value, device=device)  # (K, A)
         hidden = Hidden(
             vectors=vectors,
             values=attribute_index,
             rows=self._value_rows(attribute_index),
             user=user,
-            selected=torch.tensor(selected, device=vectors.device),
-            movable=torch.tensor(movable, device=vectors.device)[:, :, None],
-            num_values=list(self.attributes.values()),
+            selected=selected,
+            movable=movable[:, :, None].float(),
+            num_values=list(sizes.values()),
             titles=titles,
             weight=weight,
         )
-        self._set_transport(fit(hidden, self.transport, fold, steps, seed, find_strength=find_strength))
+        self._set_transport(fit_transport_maps(hidden, self.transport, fold, steps, seed, find_strength=find_strength))
 
     @torch.no_grad()
     def _set_transport(self, transport: Transport) -> None:
@@ -176,44 +160,46 @@ class StackedEliminators(nn.Module):
 
     @torch.no_grad()
     def shrink_personal(self) -> None:
-        """One step's pull of the personal prompts towards zero, apart from the optimizer's own scaling."""
+        """Decay the personal prompts by one step, without the optimizer's scaling."""
         self.personal.mul_(1 - self.config.personal_decay)
-
-    def for_all(self, attribute_index: Tensor) -> "GatheredEliminators":
-        """(B, m) users' values, -1 unknown -> every combination for each of them: G = K."""
-        table = torch.cat([self.prompts, self.personal], 1)  # (K, R, d)
-        gain = self.transport_gain[:, self._value_rows(attribute_index)].sum(2) * self.transport_strength  # (K, B, h)
-        return GatheredEliminators(table, self._prompt_rows(attribute_index)[None], *self.shared(), transport_gain=gain)
 
     @torch.no_grad()
     def with_identity(self) -> "StackedEliminators":
-        """The same pack with one combination more, of no attribute, that leaves the backbone as it is."""
-        wider = StackedEliminators(
-            self.config,
-            self.attributes,
-            [*self.combinations, ()],
-            width=self.prompts.shape[-1],
-            num_layers=self.gate.shape[-1],
-        )
+        """A copy with one more combination, of no attribute, that leaves the backbone unchanged."""
+        width, num_layers = self.prompts.shape[-1], self.gate.shape[-1]
+        combinations = [*self.combinations, ()]
+        wider = StackedEliminators(self.config, self.attributes, combinations, width=width, num_layers=num_layers)
         for name, parameter in wider.named_parameters():
             parameter[:-1] = self.get_parameter(name)
             parameter[-1] = -torch.inf if name == "gate" else 0
         return wider.to(self.prompts.device).eval().requires_grad_(False)
 
-    def for_rows(self, combination_index: Tensor, attribute_index: Tensor) -> "GatheredEliminators":
-        """(B,) each row's combination, (B, m) its values -> one eliminator a row: G = B rows of one history."""
+    def for_all(self, attribute_index: Tensor) -> GatheredEliminators:
+        """(B, m) users' values, -1 unknown -> every combination for each of them: K groups of B rows."""
+        gain = self.transport_gain[:, self._value_rows(attribute_index)].sum(2)  # (K, B, h)
+        return GatheredEliminators(
+            prompt_table=torch.cat([self.prompts, self.personal], 1),
+            prompt_index=self._prompt_rows(attribute_index)[None],
+            parts=self.parts,
+            transport_gain=gain * self.transport_strength,
+        )
+
+    def for_rows(self, combination_index: Tensor, attribute_index: Tensor) -> GatheredEliminators:
+        """(B,) each row's combination, (B, m) its values -> one eliminator a row: B groups of one row."""
         rows = self._prompt_rows(attribute_index)  # (B, P)
         table = torch.cat([self.prompts, self.personal], 1)[combination_index[:, None], rows]  # (B, P, d)
-        own = torch.arange(table.shape[1], device=table.device).expand(1, 1, -1)
         gain = self.transport_gain[combination_index[:, None], self._value_rows(attribute_index)].sum(1)  # (B, h)
-        gain = gain[:, None] * self.transport_strength[combination_index]  # (B, 1, h)
-        shared = (parameter[combination_index] for parameter in self.shared())
-        return GatheredEliminators(table, own, *shared, transport_gain=gain)
+        return GatheredEliminators(
+            prompt_table=table,
+            prompt_index=torch.arange(table.shape[1], device=table.device).expand(1, 1, -1),
+            parts=self.parts.take(combination_index),
+            transport_gain=gain[:, None] * self.transport_strength[combination_index],  # (B, 1, h)
+        )
 
-    def shared(self) -> tuple[Tensor, ...]:
-        """What does not depend on the users, in `GatheredEliminators`' order."""
-        adapters = (self.down, self.up, self.norm_scale, self.norm_shift)
-        return self.gate, *adapters, self.transport_inner, self.transport_bias, self.transport_outer
+    @property
+    def parts(self) -> CombinationParts:
+        """What does not depend on the users."""
+        return CombinationParts(**{f.name: self.get_parameter(f.name) for f in fields(CombinationParts)})
 
     def _prompt_rows(self, attribute_index: Tensor) -> Tensor:
         """(B, m) -> (B, P) rows of the table: all task prompts, then the user's values."""
@@ -225,50 +211,6 @@ class StackedEliminators(nn.Module):
     def _value_rows(self, attribute_index: Tensor) -> Tensor:
         """(B, m) -> (B, m) rows of a table of values."""
         return self.value_starts + torch.where(attribute_index < 0, self.unknown_rows, attribute_index)
-
-
-@dataclass(frozen=True)
-class GatheredEliminators:
-    """Eliminators laid out for one forward (`sequential.EliminatorRows`).
-
-    Table and index of the prompts are empty where `cached_prompts` stand in their place.
-    """
-
-    prompt_table: Tensor  # (G, R, d)
-    prompt_index: Tensor  # (1, B, P)
-    prompt_gate: Tensor  # (G, layers)
-    down: Tensor  # (G, S, d, r)
-    up: Tensor  # (G, S, r, d)
-    norm_scale: Tensor  # (G, S, 1, r)
-    norm_shift: Tensor  # (G, S, 1, r)
-    transport_inner: Tensor  # (G, d, h)
-    transport_bias: Tensor  # (G, 1, h)
-    transport_outer: Tensor  # (G, h, d)
-    transport_gain: Tensor  # (G, B, h) of each row's values, times the share
-    cached_prompts: tuple[Tensor, ...] | None = None  # a layer: (G, B, H, P, 2 d / H)
-
-    def adapt(self, hidden: Tensor, layer: int, sublayer: Sublayer) -> Tensor:
-        """(G, B, T, d) -> LayerNorm(X W_down) W_up + X of the same shape (eq. 2)."""
-        if not self.down.shape[-1]:
-            return hidden
-        place = 2 * layer + SUBLAYERS.index(sublayer)
-        rows = hidden.flatten(1, 2)  # (G, B T, d)
-        inner = F.layer_norm(rows @ self.down[:, place], (self.down.shape[-1],))  # (G, B T, r)
-        inner = torch.addcmul(self.norm_shift[:, place], inner, self.norm_scale[:, place])
-        return torch.baddbmm(rows, inner, self.up[:, place]).view_as(hidden)
-
-    def finish(self, hidden: Tensor) -> Tensor:
-        """(G, B, T, d) vectors of the last layer -> the same moved to where other values' users are."""
-        if not self.transport_inner.shape[-1]:
-            return hidden
-        rows = hidden.flatten(1, 2)  # (G, B T, d)
-        units = torch.baddbmm(self.transport_bias, rows, self.transport_inner).relu()  # (G, B T, h)
-        units = (units.unflatten(1, hidden.shape[1:3]) * self.transport_gain[:, :, None]).flatten(1, 2)
-        return torch.baddbmm(rows, units, self.transport_outer, alpha=-1).view_as(hidden)
-
-    def without_transport(self) -> "GatheredEliminators":
-        """The same rows, their vectors left where the last layer put them."""
-        return replace(self, transport_inner=self.transport_inner[..., :0])
 
 
 def combination_generator(seed: int, combination: Combination) -> torch.Generator:

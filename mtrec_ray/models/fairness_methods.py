@@ -1,10 +1,6 @@
-"""What an audit compares: ways to hide attributes in a sequential backbone's vectors, all trained by the same step.
+"""Ways to hide attributes in a sequential backbone's vectors, all trained by the same adversarial step.
 
 Legend: `K` combinations, `m` attributes, `B` rows, `T` columns, `d` width.
-
-A method is a module whose trainable parameters are what the game may move: an eliminator pack on the frozen backbone
-(paper B; its ablations are settings of the pack), a filter per attribute behind the frozen backbone (Li et al. 2021),
-or a copy of the whole backbone (full fine-tuning, one combination).
 """
 
 import copy
@@ -20,7 +16,7 @@ from mtrec_ray.models.sequential import SequentialBackbone
 
 
 class FairnessMethod(nn.Module):
-    """What training and audit ask of every method."""
+    """What training and audit need of every method; its trainable parameters are what the adversarial step moves."""
 
     backbone: SequentialBackbone
     combinations: tuple[Combination, ...]
@@ -41,12 +37,12 @@ class FairnessMethod(nn.Module):
         return {name: value for name, value in self.named_parameters() if not name.startswith("backbone.")}
 
     def num_parameters(self) -> int:
-        """What it adds for one of the things that its parameters stack: a combination, or a filter's attribute."""
+        """Parameters added per combination, or per attribute of a filter."""
         return sum(parameter[0].numel() for parameter in self.own_parameters().values())
 
 
 class EliminatorMethod(FairnessMethod):
-    """A pack of eliminators on the frozen backbone."""
+    """Stacked eliminators on the frozen backbone (paper B)."""
 
     def __init__(self, backbone: SequentialBackbone, pack: StackedEliminators) -> None:
         super().__init__()
@@ -61,7 +57,7 @@ class EliminatorMethod(FairnessMethod):
         return self.backbone.user_vectors(history, eliminators=self.pack.for_all(attribute_index))
 
     def vectors_before_transport(self, history: Tensor, attribute_index: Tensor) -> Tensor:
-        """What `user_vectors` gives but for the maps behind the last layer."""
+        """`user_vectors` without the transport."""
         return self.backbone.user_vectors(history, eliminators=self.pack.for_all(attribute_index).without_transport())
 
     def after_step(self) -> None:
@@ -75,7 +71,7 @@ class FilterMethod(FairnessMethod):
     any combination (`for_combinations`).
     """
 
-    shares: Tensor
+    fractions: Tensor  # (K, m) of each filter in a combination's output
 
     def __init__(self, backbone: SequentialBackbone, attributes: Mapping[str, int]) -> None:
         super().__init__()
@@ -99,12 +95,11 @@ class FilterMethod(FairnessMethod):
         self.outer_bias.zero_()
 
     def for_combinations(self, combinations: Sequence[Combination]) -> None:
-        """Set what the leading dimension of every output stands for."""
+        """Set the combinations of the outputs' leading dimension."""
         self.combinations = tuple(combinations)
-        chosen = torch.tensor(
-            [[float(name in c) for name in self.attributes] for c in self.combinations], device=self.inner.device
-        )
-        self.register_buffer("shares", chosen / chosen.sum(1, keepdim=True), persistent=False)  # (K, m)
+        chosen = [[float(name in chosen) for name in self.attributes] for chosen in self.combinations]
+        fractions = torch.tensor(chosen, device=self.inner.device)
+        self.register_buffer("fractions", fractions / fractions.sum(1, keepdim=True), persistent=False)
 
     def forward(self, history: Tensor, attribute_index: Tensor) -> Tensor:
         return self._filter(self.backbone(history))
@@ -116,11 +111,11 @@ class FilterMethod(FairnessMethod):
         rows = vectors.flatten(0, -2).expand(len(self.attributes), -1, -1)  # (m, N, d)
         inner = F.leaky_relu(torch.baddbmm(self.inner_bias, rows, self.inner), 0.2)
         filtered = torch.baddbmm(self.outer_bias, inner, self.outer)  # (m, N, d)
-        return torch.einsum("km,mnd->knd", self.shares, filtered).unflatten(1, vectors.shape[:-1])
+        return torch.einsum("km,mnd->knd", self.fractions, filtered).unflatten(1, vectors.shape[:-1])
 
 
 class FineTuningMethod(FairnessMethod):
-    """A copy of the whole backbone for one combination: 2^m - 1 full models, the bound on what tuning can reach."""
+    """A copy of the entire backbone for one combination, the bound on what tuning can reach."""
 
     def __init__(self, backbone: SequentialBackbone, combination: Combination) -> None:
         super().__init__()

@@ -1,30 +1,27 @@
 """SASRec and BERT4Rec behind one interface, with the places where an eliminator takes hold.
 
 Legend: `B` batch rows, `L` history length, `T` columns of a history tensor (L, one more for BERT4Rec), `d` width,
-`H` heads, `P` prompt rows, `G` groups of rows with their own eliminator (1 without), `Q` positions read.
+`H` heads, `P` prompt rows, `G` groups of rows with their own eliminator (1 without), `Q` columns read.
 
-A history is left-aligned: its oldest event is column 0, -1 fills what is left behind. A window cut anywhere from a long
-history starts at column 0 too, so a short history looks like the first columns of every window the model was trained
-on; and behind a causal mask the filler is invisible to every real position, with no padding mask at all. Prompts stand
-in front of the history without a position of their own, so position embeddings do not know whether they are there.
+A history is left-aligned: its oldest event is column 0, and -1 fills the end. Crops start at column 0 too, so a short
+history looks like the first columns of a crop in training, and behind a causal mask no event sees the filler. Prompts
+have no position, so position embeddings do not depend on them. They attend to each other, never to the history.
 
-An attention over prompts and history is computed in two parts that meet in one softmax: the history counts as one more
-prompt whose score is the log-sum-exp of its scores and whose value is its attention output. In the first layer the
-history's part depends on the frozen backbone alone, so it is computed once for all groups. Prompts read each other,
-never the history, in both kinds.
+Attention over prompts and history is computed in two parts joined by one softmax: the history counts as one more prompt
+whose score is the log-sum-exp of its scores and whose value is its attention output. In the first layer the history's
+part depends on the frozen backbone alone, so it is computed once for all groups.
 """
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import repeat
-from typing import Literal, Protocol, cast
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SUBLAYERS = ("attention", "feed_forward")
-Sublayer = Literal["attention", "feed_forward"]
+from mtrec_ray.models.gathered_eliminators import GatheredEliminators
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,7 @@ class SequentialConfig:
 
     num_titles: int
     kind: Literal["sasrec", "bert4rec"] = "sasrec"
-    history: int = 20  # events a user's vector is made of
+    history: int = 20  # events
     width: int = 64
     num_layers: int = 1
     num_heads: int = 1
@@ -44,44 +41,12 @@ class SequentialConfig:
             raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
 
 
-class EliminatorRows(Protocol):
-    """What the backbone asks of eliminators gathered for `G` groups of rows (see `eliminators.GatheredEliminators`)."""
-
-    @property
-    def prompt_table(self) -> Tensor:
-        """(G, R, d) every prompt row a group can use."""
-        ...
-
-    @property
-    def prompt_index(self) -> Tensor:
-        """(G or 1, B, P) rows of the table that stand in front of each history."""
-        ...
-
-    @property
-    def cached_prompts(self) -> tuple[Tensor, ...] | None:
-        """What `SequentialBackbone.prompt_layers` gave for these very groups, to be used instead of the table."""
-        ...
-
-    @property
-    def prompt_gate(self) -> Tensor:
-        """(G, layers) added to the scores of prompts."""
-        ...
-
-    def adapt(self, hidden: Tensor, layer: int, sublayer: Sublayer) -> Tensor:
-        """(G or 1, B, T, d) output of a sublayer -> (G, B, T, d)."""
-        ...
-
-    def finish(self, hidden: Tensor) -> Tensor:
-        """(G, B, T, d) vectors of the last layer -> the same."""
-        ...
-
-
 class SequentialBackbone(nn.Module):
-    """(B, T) title indices -> (B, T, d) vectors; the vector at a user's last position scores titles by dot product.
+    """(B, T) title indices -> (B, T, d) vectors; the vector at a user's last column scores titles by dot product.
 
-    SASRec (Kang and McAuley 2018): causal; the vector at column t is the user's after event t. BERT4Rec (Sun et al.
-    2019): every column sees every other, and the vector is read at a mask token that stands for the wanted event.
-    Sublayers are post-norm without an output projection, as in the authors' code (ReChorus).
+    SASRec (Kang and McAuley 2018) is causal: the vector at column t is the user's after event t. BERT4Rec (Sun et al.
+    2019) is bidirectional, with a mask token at the target. Sublayers are post-norm without an output projection, as
+    in the code of paper B's authors (ReChorus).
     """
 
     causal_mask: Tensor  # (T, T)
@@ -116,34 +81,34 @@ class SequentialBackbone(nn.Module):
                 module.reset_parameters()
 
     def forward(
-        self, history: Tensor, *, eliminators: EliminatorRows | None = None, read: Tensor | None = None
+        self, history: Tensor, *, eliminators: GatheredEliminators | None = None, read: Tensor | None = None
     ) -> Tensor:
         """Vectors of the columns in `read`.
 
         Args:
-            history: (B, T) or, with one history a group, (G, 1, T) title indices, left-aligned, -1 behind the last.
-            eliminators: what every group of rows is to forget; None is the backbone itself.
+            history: (B, T) or, with one history a group, (G, 1, T) title indices, left-aligned, filled with -1.
+            eliminators: applied to every group of rows; None is the backbone itself.
             read: (B, Q) or (G, 1, Q) columns wanted of the last layer; None means all.
 
-        Returns (B, Q or T, d), with eliminators (G, B, Q or T, d).
+        Returns:
+            (B, Q or T, d), with eliminators (G, B, Q or T, d).
         """
         histories = history if history.dim() == 3 else history[None]  # (G or 1, B, T)
         titles = histories.clamp(min=0)
-        hidden = self.titles(titles) + self.positions[: titles.shape[-1]]  # (G or 1, B, T, d)
-        hidden = self.dropout(hidden)
+        hidden = self.dropout(self.titles(titles) + self.positions[: titles.shape[-1]])  # (G or 1, B, T, d)
         mask = self._attention_mask(histories)
         prompts = repeat(None) if eliminators is None else eliminators.cached_prompts or self.prompt_layers(eliminators)
         known = self._known_keys_values(titles)
         for number, (layer, of_prompts) in enumerate(zip(self.layers, prompts, strict=False)):
             wanted = read if number + 1 == len(self.layers) else None
             hidden = layer(hidden, mask, of_prompts, eliminators, number, read=wanted, keys_values=known)
-            known = None
+            known = None  # of the first layer alone
         if eliminators is not None:
-            return eliminators.finish(hidden)
+            return eliminators.transport(hidden)
         return hidden if history.dim() == 3 else hidden[0]
 
-    def prompt_layers(self, eliminators: EliminatorRows) -> Iterator[Tensor]:
-        """Each layer's keys and values of the prompts, (G, B, H, P, 2 d / H): no history has a part in them."""
+    def prompt_layers(self, eliminators: GatheredEliminators) -> Iterator[Tensor]:
+        """Each layer's keys and values of the prompts, (G, B, H, P, 2 d / H); they do not depend on the history."""
         prompts, index = eliminators.prompt_table, eliminators.prompt_index
         for number, layer in enumerate(cast("Iterable[Layer]", self.layers)):
             keys_values = layer.key_value(prompts)
@@ -153,10 +118,10 @@ class SequentialBackbone(nn.Module):
             yield keys_values
             if number + 1 < len(self.layers):
                 prompts = _take_rows(prompts, index) if number == 0 else prompts  # (G, B, P, d)
-                prompts = layer.prompts_above(prompts, keys_values, eliminators, number)
+                prompts = layer.next_prompts(prompts, keys_values, eliminators, number)
 
-    def user_vectors(self, history: Tensor, *, eliminators: EliminatorRows | None = None) -> Tensor:
-        """(..., L) histories of at least one event -> the vectors that score titles, (B, d) or (G, B, d)."""
+    def user_vectors(self, history: Tensor, *, eliminators: GatheredEliminators | None = None) -> Tensor:
+        """(..., L) histories of at least one event -> vectors that score titles, (B, d) or (G, B, d)."""
         lengths = (history >= 0).sum(-1, keepdim=True)  # (..., 1)
         if self.bidirectional:
             history = F.pad(history, (0, 1), value=-1).scatter(-1, lengths, self.mask_token)
@@ -165,13 +130,13 @@ class SequentialBackbone(nn.Module):
 
     @torch.no_grad()
     def remember_titles(self) -> "SequentialBackbone":
-        """Keep the first layer's keys and values of each title, (N, 2 d), for weights that will not change any more."""
+        """Cache the first layer's keys and values of each title, (N, 2 d); the weights must not change afterwards."""
         key_value = cast("Layer", self.layers[0]).key_value
         self._remembered = F.linear(self.titles.weight, key_value.weight), key_value(self.positions)
         return self
 
     def _known_keys_values(self, titles: Tensor) -> Tensor | None:
-        """(G or 1, B, T, 2 d) of the first layer, where they are remembered: they are linear in title and position."""
+        """(G or 1, B, T, 2 d) of the first layer from the cache: they are linear in title and position."""
         if self._remembered is None or self.training:
             return None
         of_titles, of_positions = self._remembered
@@ -182,7 +147,7 @@ class SequentialBackbone(nn.Module):
         return self.titles.weight[: self.config.num_titles]
 
     def _attention_mask(self, histories: Tensor) -> Tensor:
-        """What is added to scores: (T, T) causal, or (G or 1, B, 1, 1, T) that hides the filler."""
+        """Added to scores: (T, T) causal, or (G or 1, B, 1, 1, T) that hides the filler."""
         if self.bidirectional:
             hidden = (histories < 0)[:, :, None, None, :]
             return torch.zeros(hidden.shape, device=histories.device).masked_fill_(hidden, float("-inf"))
@@ -190,7 +155,7 @@ class SequentialBackbone(nn.Module):
 
 
 class ByteDropout(nn.Module):
-    """Dropout whose mask takes a random byte an element: an eighth of the generator's work. `p` is rounded to 1/256."""
+    """Dropout with one random byte an element, an eighth of the usual draws; `p` is rounded to 1/256."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -205,7 +170,7 @@ class ByteDropout(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention and feed-forward, each with residual and layer norm; adapters act on what each returns (eq. 2)."""
+    """Self-attention and feed-forward, each with residual, layer norm and, if any, an adapter (eq. 2)."""
 
     def __init__(self, config: SequentialConfig) -> None:
         super().__init__()
@@ -224,7 +189,7 @@ class Layer(nn.Module):
         hidden: Tensor,
         mask: Tensor,
         prompts: Tensor | None,
-        eliminators: EliminatorRows | None,
+        eliminators: GatheredEliminators | None,
         number: int,
         *,
         read: Tensor | None,
@@ -232,7 +197,7 @@ class Layer(nn.Module):
     ) -> Tensor:
         """(G or 1, B, T, d), the prompts' keys and values (G, B, H, P, 2 d / H) -> (G, B, T or Q, d).
 
-        `keys_values` are those of `hidden`, (G or 1, B, T, 2 d), where they are known.
+        `keys_values` are those of `hidden`, (G or 1, B, T, 2 d), if they are cached.
         """
         own = self.key_value(hidden) if keys_values is None else keys_values
         keys, values = self.heads(own).chunk(2, dim=-1)  # (G or 1, B, H, T, d / H)
@@ -244,22 +209,24 @@ class Layer(nn.Module):
             return self._feed_forward(self._after_attention(hidden, scores.softmax(-1) @ values))
         log_weights = scores.log_softmax(-1)
         attended = log_weights.exp() @ values  # (G or 1, B, H, T or Q, d / H)
-        history_score = scores[..., :1] - log_weights[..., :1]  # log-sum-exp: no query is blind to column 0
+        history_score = scores[..., :1] - log_weights[..., :1]  # log-sum-exp: every query sees column 0
         prompt_keys, prompt_values = prompts.chunk(2, dim=-1)  # (G, B, H, P, d / H)
-        gate = eliminators.prompt_gate[:, number, None, None, None, None]
+        gate = eliminators.parts.gate[:, number, None, None, None, None]
         prompt_scores = queries @ prompt_keys.transpose(-1, -2) + gate  # (G, B, H, T or Q, P)
         attended = _join(prompt_scores, prompt_values, history_score, attended)  # (G, B, H, T or Q, d / H)
-        return self._whole(hidden, attended, eliminators, number)
+        return self._adapted(hidden, attended, eliminators, number)
 
-    def prompts_above(self, prompts: Tensor, keys_values: Tensor, eliminators: EliminatorRows, number: int) -> Tensor:
-        """(G, B, P, d) prompts, who read each other -> the same one layer up."""
+    def next_prompts(
+        self, prompts: Tensor, keys_values: Tensor, eliminators: GatheredEliminators, number: int
+    ) -> Tensor:
+        """(G, B, P, d) prompts, which attend to each other -> the same one layer up."""
         keys, values = keys_values.chunk(2, dim=-1)
         queries = self.heads(self.query(prompts)) * keys.shape[-1] ** -0.5
-        return self._whole(prompts, (queries @ keys.transpose(-1, -2)).softmax(-1) @ values, eliminators, number)
+        return self._adapted(prompts, (queries @ keys.transpose(-1, -2)).softmax(-1) @ values, eliminators, number)
 
-    def _whole(self, hidden: Tensor, attended: Tensor, eliminators: EliminatorRows, number: int) -> Tensor:
-        hidden = eliminators.adapt(self._after_attention(hidden, attended), number, "attention")
-        return eliminators.adapt(self._feed_forward(hidden), number, "feed_forward")
+    def _adapted(self, hidden: Tensor, attended: Tensor, eliminators: GatheredEliminators, number: int) -> Tensor:
+        hidden = eliminators.adapt(self._after_attention(hidden, attended), 2 * number)
+        return eliminators.adapt(self._feed_forward(hidden), 2 * number + 1)
 
     def _after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
         merged = attended.transpose(-2, -3).flatten(-2)  # (G or 1, B, T, d)
@@ -275,7 +242,7 @@ class Layer(nn.Module):
 
 
 def _join(prompt_scores: Tensor, prompt_values: Tensor, history_score: Tensor, attended: Tensor) -> Tensor:
-    """Attention over prompts and history from the history's own score and output, see the file's legend."""
+    """Attention over prompts and history from the history's own score and output."""
     scores = torch.cat([prompt_scores, history_score.expand(*prompt_scores.shape[:-1], 1)], -1)  # (G, B, H, T, P + 1)
     of_prompts, of_history = scores.softmax(-1).split([prompt_scores.shape[-1], 1], -1)
     return of_prompts @ prompt_values + of_history * attended

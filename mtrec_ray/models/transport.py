@@ -1,53 +1,51 @@
-"""Transport: a small map of a user's vector, another for each value, that makes the values' users alike.
+"""Transport: a small map of a user's vector, another one for each attribute value, that makes the values' users alike.
 
 Legend: `K` combinations, `m` attributes, `V` vectors, several a user, `S` vectors of a batch, `D` pairs of a
-combination and an attribute it selects, `R` values and unknowns of all attributes, `h` units, `d` width.
+combination and an attribute it selects, `A` values and unknowns of all attributes, `h` units, `d` width.
 
-An eliminator knows the values its user has (that is what the personal prompt is made of), so it need not cut a
-direction out for everybody: it can move each value's users to where the others are. Per combination
+An eliminator knows the values its user has, so it need not remove a direction for everybody: it can move each value's
+users to where the others are. Per combination
 
-    x' = x - share * (relu(x W + b) * g_y) U,     g_y = sum of a row of g for each selected value, zero for an unknown.
+    x' = x - strength * (relu(x W + b) * g_y) U,     g_y = sum of a row of g for each selected value, zero if unknown.
 
-The units see where a vector lies, g_y says how its value's users are moved there. One shift a value, the same wherever
-its users are (O-LEACE of Belrose et al. 2023, the repair of Gordaliza et al. 2019), blinds planes alone: on a synthetic
-lake whose regions have tastes of their own it brought a logistic attack from AUC 0.78 to 0.51 and a network's from 0.81
-*up* to 0.87, for a shift that is right in one region writes the value in the next. This map: 0.50 and 0.60.
+The units read where a vector lies, and g_y how its value's users are moved there. One constant shift per value
+(O-LEACE, Belrose et al. 2023; Gordaliza et al. 2019) deceives linear attackers alone: where regions have tastes of
+their own it raised a network's AUC from 0.81 to 0.87, and this map lowered it to 0.60.
 
-The map minimises, on frozen vectors of users whose values may be seen,
+The map minimises, on frozen vectors of users of the train split,
 
     weight * sum over selected attributes of dependence + distortion
 
 * dependence: sum over values v of P(v) * MMD^2(users of v, all) under Gaussian kernels of four widths (Gretton et al.
-  2012), the adversary among all smooth functions in closed form: nothing to train, nothing to oscillate. Its estimate
-  is unbiased over users: pairs of vectors of one user do not count.
+  2012), the best of all smooth discriminators in closed form. Its estimate is unbiased over users: pairs of vectors of
+  one user do not count.
 * distortion: the change of scores over the spread of scores, mean square over titles.
 
-A map fitted to few users would betray their values in others. While it is fitted its units read blurred vectors, so
-that it moves neighbours alike, and `share` says how much of it users of other folds confirm. What is left to read is
-the error of the fit, of too few users or too few steps: on that lake the best attacker's AUC is 0.75, 0.67, 0.62 and
-0.54 after maps fitted to 400, 800, 1,600 and 2,600 users (two splits), and 0.64 after 1,000 steps of 128 vectors of
-those 1,600.
+A map that overfits writes the values into other users' vectors. So its units read blurred vectors while they are
+fitted, and the strength is the one that held-out folds of users confirm. Few users or steps leave leakage: the best
+attacker's AUC was 0.75 after a fit to 400 users, 0.54 after 2,600 (tests/benchmarks/RESULTS.md).
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 FOLDS = 4
 BLUR = 0.5
 """Of what the units read while they are fitted, in standard deviations of the vectors."""
 BATCH = 256
-LEAST_BATCHES, MOST_BATCHES = 5, 100
-"""Batches that a pass counts as: so few users need more passes, so many fewer."""
+MIN_BATCHES, MAX_BATCHES = 5, 100
+"""Batches of one pass: few users need more passes, many fewer."""
 NUM_CHECKS = 16
-"""Batches of a held-out fold that a share is judged by."""
+"""Batches of a held-out fold that judge a strength."""
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
 WIDTHS = (1, 2, 4, 8)
-"""Kernels exp(-width * squared distance / (2 * mean squared distance)): each is a square of the one before."""
+"""Kernels exp(-width * squared distance / (2 * mean squared distance)); each is the square of the one before."""
 RIDGE = 0.3
-"""Of the distortion, times the titles' mean variance: directions that no title scores by are not free either."""
+"""Of the distortion, times the titles' mean variance: directions that score no title have a cost too."""
 LEARNING_RATE = 1e-2
 
 
@@ -57,7 +55,7 @@ class Transport:
 
     inner: Tensor  # (K, d, h) W
     bias: Tensor  # (K, 1, h) b
-    gain: Tensor  # (K, R, h) g
+    gain: Tensor  # (K, A, h) g
     outer: Tensor  # (K, h, d) U
     strength: Tensor  # (K, 1, 1)
 
@@ -69,20 +67,19 @@ class Transport:
 
 @dataclass(frozen=True)
 class Hidden:
-    """What is to be hidden, in which vectors."""
+    """What to hide, in which vectors."""
 
     vectors: Tensor  # (K, V, d)
     values: Tensor  # (V, m) -1 unknown
     rows: Tensor  # (V, m) their rows of `gain`
     user: Tensor  # (V,) int64, equal for vectors of one user
     selected: Tensor  # (K, m) bool
-    movable: Tensor  # (K, R, 1) ones for the values of selected attributes, zeros for the others and for unknowns
+    movable: Tensor  # (K, A, 1) 1 for the values of selected attributes, 0 for the others and for unknowns
     num_values: Sequence[int]
     titles: Tensor  # (N, d)
-    weight: float
-    """Of dependence against distortion."""
+    weight: float  # of dependence against distortion
 
-    def only(self, rows: Tensor) -> "Hidden":
+    def take(self, rows: Tensor) -> "Hidden":
         """Some of the vectors, (V',) indices."""
         return replace(
             self,
@@ -93,30 +90,32 @@ class Hidden:
         )
 
 
-def fit(hidden: Hidden, start: Transport, fold: Tensor, steps: int, seed: int, *, find_strength: bool) -> Transport:
-    """The map after `steps` of Adam from `start`; every combination as if it were alone.
+def fit_transport_maps(
+    hidden: Hidden, start: Transport, fold: Tensor, steps: int, seed: int, *, find_strength: bool
+) -> Transport:
+    """Train the maps of all combinations, each as if it were alone.
 
     Args:
         hidden: at least one vector.
-        start: untrained or trained before.
+        start: untrained, or maps to train further.
         fold: (V,) in 0..FOLDS - 1, the same for all vectors of a user.
         steps: of Adam, the rate falling to zero; a third of them for each fold.
         seed: of the batches.
-        find_strength: whether the share is found anew, or is `start`'s.
+        find_strength: find the strength by cross-validation; else keep `start`'s.
     """
     mean = hidden.vectors.mean(1, keepdim=True)  # (K, 1, d)
     scale = (hidden.vectors - mean).square().mean((1, 2), keepdim=True).sqrt().clamp(min=1e-6)  # (K, 1, 1)
     hidden = replace(hidden, vectors=(hidden.vectors - mean) / scale)
     start = replace(start, inner=start.inner * scale, bias=start.bias + mean @ start.inner, outer=start.outer / scale)
-    share = _confirmed(hidden, start, fold, -(-steps // 3), seed) if find_strength else start.strength
+    strength = _best_strength(hidden, start, fold, -(-steps // 3), seed) if find_strength else start.strength
     found = _descend(hidden, start, steps, seed)
     inner = found.inner / scale
-    return Transport(inner, found.bias - mean @ inner, found.gain, found.outer * scale, share)
+    return Transport(inner, found.bias - mean @ inner, found.gain, found.outer * scale, strength)
 
 
 def num_steps(passes: int, num_vectors: int) -> int:
-    """Steps of some passes over the vectors; fits that were given too few left networks much to read."""
-    return passes * min(max(num_vectors // BATCH, LEAST_BATCHES), MOST_BATCHES)
+    """Steps of some passes over the vectors; too few steps leave networks much to read."""
+    return passes * min(max(num_vectors // BATCH, MIN_BATCHES), MAX_BATCHES)
 
 
 def untrained(num: int, num_rows: int, width: int, units: int, generators: Sequence[torch.Generator]) -> Transport:
@@ -135,56 +134,55 @@ def untrained(num: int, num_rows: int, width: int, units: int, generators: Seque
 
 
 def _descend(hidden: Hidden, start: Transport, steps: int, seed: int) -> Transport:
-    """`start` after `steps` of Adam, at full share."""
-    terms, generator = _Terms(hidden), torch.Generator().manual_seed(seed)
-    names = ("inner", "bias", "gain", "outer")
-    tensors = [getattr(start, name).clone().requires_grad_() for name in names]
-    moved = replace(start, **dict(zip(names, tensors, strict=True)), strength=torch.ones_like(start.strength))
-    moved.gain.register_hook(lambda gradient: gradient * hidden.movable)
-    optimizer = torch.optim.Adam(tensors, lr=LEARNING_RATE, fused=True)
+    """`start` after `steps` of Adam, at full strength."""
+    objective, generator = _Objective(hidden), torch.Generator().manual_seed(seed)
+    tensors = {name: getattr(start, name).clone().requires_grad_() for name in ("inner", "bias", "gain", "outer")}
+    transport = Transport(**tensors, strength=torch.ones_like(start.strength))
+    transport.gain.register_hook(lambda gradient: gradient * hidden.movable)
+    optimizer = torch.optim.Adam(tensors.values(), lr=LEARNING_RATE, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     for _ in range(steps):
-        batch = hidden.only(terms.draw(generator))
+        batch = hidden.take(objective.draw(generator))
         blur = BLUR * torch.randn(batch.vectors.shape[1:], generator=generator).to(batch.vectors.device)  # (S, d)
         optimizer.zero_grad()
-        terms(batch, moved(batch.vectors, batch.rows, blur)).sum().backward()
+        objective(batch, transport(batch.vectors, batch.rows, blur)).sum().backward()
         optimizer.step()
         schedule.step()
-    return replace(moved, **{name: tensor.detach() for name, tensor in zip(names, tensors, strict=True)})
+    return replace(transport, **{name: tensor.detach() for name, tensor in tensors.items()})
 
 
 @torch.no_grad()
-def _confirmed(hidden: Hidden, start: Transport, fold: Tensor, steps: int, seed: int) -> Tensor:
-    """(K, 1, 1) the share of the map that serves users of the other folds best."""
-    objective = torch.zeros(len(STRENGTHS), len(hidden.vectors), device=hidden.vectors.device)  # (shares, K)
+def _best_strength(hidden: Hidden, start: Transport, fold: Tensor, steps: int, seed: int) -> Tensor:
+    """(K, 1, 1) the strength that serves users of the other folds best."""
+    total = torch.zeros(len(STRENGTHS), len(hidden.vectors), device=hidden.vectors.device)  # (strengths, K)
     for held_out in range(FOLDS):
-        theirs, others = (fold == held_out).nonzero()[:, 0], (fold != held_out).nonzero()[:, 0]
-        if not len(theirs) or not len(others):
+        inside, outside = (fold == held_out).nonzero()[:, 0], (fold != held_out).nonzero()[:, 0]
+        if not len(inside) or not len(outside):
             continue
         with torch.enable_grad():
-            found = _descend(hidden.only(others), start, steps, seed)
-        terms, generator = _Terms(hidden, theirs), torch.Generator().manual_seed(seed)
+            found = _descend(hidden.take(outside), start, steps, seed)
+        objective, generator = _Objective(hidden, inside), torch.Generator().manual_seed(seed)
         for _ in range(NUM_CHECKS):
-            batch = hidden.only(terms.draw(generator))
-            whole = found(batch.vectors, batch.rows)
-            for number, share in enumerate(STRENGTHS):
-                objective[number] += terms(batch, torch.lerp(batch.vectors, whole, share))
-    return torch.tensor(STRENGTHS, device=objective.device)[objective.argmin(0)][:, None, None]
+            batch = hidden.take(objective.draw(generator))
+            moved = found(batch.vectors, batch.rows)
+            for number, strength in enumerate(STRENGTHS):
+                total[number] += objective(batch, torch.lerp(batch.vectors, moved, strength))
+    return torch.tensor(STRENGTHS, device=total.device)[total.argmin(0)][:, None, None]
 
 
-class _Terms:
-    """The objective of each combination, (K,), on batches of some of the vectors."""
+class _Objective:
+    """The objective of each combination on batches of some of the vectors."""
 
     def __init__(self, hidden: Hidden, among: Tensor | None = None) -> None:
         device = hidden.vectors.device
         self.among = torch.arange(hidden.vectors.shape[1], device=device) if among is None else among
         centred = hidden.titles - hidden.titles.mean(0)
         metric = centred.t() @ centred / len(centred)  # (d, d)
-        metric = metric + torch.eye(len(metric), device=device) * (RIDGE * metric.diagonal().mean() + 1e-12)
-        self.spread = ((hidden.vectors @ metric) * hidden.vectors).sum(-1).mean(1)  # (K,)
-        self.metric = metric
-        self.distance = 2 * hidden.vectors.square().sum(-1).mean(1)  # (K,) mean squared distance of two vectors
+        self.metric = metric + torch.eye(len(metric), device=device) * (RIDGE * metric.diagonal().mean() + 1e-12)
+        self.spread = ((hidden.vectors @ self.metric) * hidden.vectors).sum(-1).mean(1).clamp(min=1e-12)  # (K,)
         self.combination, self.attribute = hidden.selected.nonzero(as_tuple=True)  # (D,) both
+        distance = 2 * hidden.vectors.square().sum(-1).mean(1)  # (K,) mean squared distance of two vectors
+        self.distance = distance[self.combination].clamp(min=1e-12)  # (D,)
 
     def draw(self, generator: torch.Generator) -> Tensor:
         """(S,) vectors of a batch."""
@@ -193,24 +191,22 @@ class _Terms:
     def __call__(self, batch: Hidden, moved: Tensor) -> Tensor:
         """(K, S, d) vectors after the map -> (K,)."""
         change = moved - batch.vectors
-        distortion = ((change @ self.metric) * change).sum(-1).mean(1) / self.spread.clamp(min=1e-12)
+        distortion = ((change @ self.metric) * change).sum(-1).mean(1) / self.spread
         weights = torch.stack(
             [pair_weights(batch.values[:, a], batch.user, size) for a, size in enumerate(batch.num_values)]
         )
-        dependence = Dependence.apply(
-            moved[self.combination], weights[self.attribute], self.distance[self.combination].clamp(min=1e-12)
-        )
+        dependence = Dependence.apply(moved[self.combination], weights[self.attribute], self.distance)
         return distortion.index_add(0, self.combination, batch.weight * dependence)
 
 
 def pair_weights(values: Tensor, user: Tensor, num_values: int) -> Tensor:
     """(S,) values, -1 unknown, (S,) users -> (S, S) weights that make a sum of kernels the dependence.
 
-    Two users of one value v count P(v) / pairs of v, any two users -1 / pairs; a value of less than two users nothing.
+    Two users of one value v count P(v) / pairs of v, any two users -1 / pairs; a value of fewer than two users nothing.
     """
     known = values >= 0
     apart = ((user[:, None] != user) & known[:, None] & known).float()  # (S, S)
-    same = torch.nn.functional.one_hot(values.clamp(min=0), num_values).float() * known[:, None]  # (S, A)
+    same = F.one_hot(values.clamp(min=0), num_values).float() * known[:, None]  # (S, A)
     pairs = (same * (apart @ same)).sum(0)  # (A,)
     count = same.sum(0) * (pairs > 0)
     of_value = count / count.sum().clamp(min=1) / pairs.clamp(min=1)

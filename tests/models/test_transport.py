@@ -26,7 +26,7 @@ def make_pack(combinations: list[tuple[str, ...]]) -> StackedEliminators:
 def moved(pack: StackedEliminators, vectors: Tensor, values: Tensor) -> Tensor:
     """(V, d) vectors, the same for each combination -> (K, V, d)."""
     hidden = vectors.expand(len(pack.combinations), -1, -1)[:, :, None]
-    return pack.for_all(values).finish(hidden)[:, :, 0].detach()
+    return pack.for_all(values).transport(hidden)[:, :, 0].detach()
 
 
 @pytest.fixture

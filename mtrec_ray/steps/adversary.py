@@ -1,34 +1,19 @@
-"""Adversarial training of a pack of eliminators, or of what they are compared with, one step (paper B, 2.4).
+"""One step of adversarial training of eliminators, or of what they are compared with (paper B, 2.4).
 
-Legend: `K` combinations, `D` pairs of a combination and a selected attribute, `B` windows, `T` columns, `S` vectors the
-adversary sees, `M` negatives, `m` attributes, `A` values of the widest attribute, `d` width.
+Legend: `K` combinations, `D` pairs of a combination and a selected attribute, `B` crops, `T` columns, `S` vectors the
+adversary sees, `M` negatives, `m` attributes, `A` values of the attribute with most, `d` width.
 
-A step takes one batch of windows through all combinations:
+A step takes one batch of crops through all combinations:
 
 1. the method's forward, the frozen backbone with every eliminator: a vector for each column
-2. what the adversary sees: each window's last vector and a few random ones, since any prefix may be a user's history
+2. what the adversary sees: each crop's last vector and a few random ones, since any prefix may be a user's history
 3. the discriminators learn on those vectors, detached
 4. the generator's loss, BPR - lambda * sum of cross entropies (eq. 5), reaches the method's own parameters alone
-5. the average that is kept moves a little
+5. the average of the weights moves
 
-Losses are summed over combinations and share no parameter, and both optimizers work element by element, so a pack is
-its members trained one by one.
-
-What steadies the game, on users of MovieLens-100K open to training: mean AUC of a logistic attack on gender, age and
-occupation (backbone 0.559) and share of the backbone's NDCG@10, three backbones, lambda 1, no transport, error 0.005.
-
-| way | attack | accuracy |
-|---|---|---|
-| as here: one step of the discriminators, two columns, class power 1/2 | 0.542 | 0.988 |
-| three steps of the discriminators per generator step | 0.545 | 0.994 |
-| discriminators alone for one, for three epochs | 0.544, 0.548 | 0.993, 0.992 |
-| gradient reversal: both move at once, by the same discriminators | 0.544 | 0.992 |
-| lambda rising over the first half | 0.548 | 0.991 |
-| the adversary sees the last column alone, eight columns | 0.540, 0.542 | 0.987, 0.989 |
-| class power 0, 1 | 0.544, 0.541 | 0.990, 0.990 |
-
-All lie on one line, on which less leakage costs accuracy, so the plainest stands; averaged weights, a small rate
-(eliminators.py) and the transport (models/transport.py) are what made a difference.
+Losses are summed over combinations, which share no parameter, and both optimizers work element by element: each
+combination is trained as if it were alone. Three discriminator steps, gradient reversal, a rising lambda, other columns
+or class weights trade leakage for accuracy on one line (attack AUC 0.540-0.548, tests/benchmarks/RESULTS.md).
 """
 
 from dataclasses import dataclass
@@ -37,9 +22,9 @@ import torch
 from torch import Tensor
 
 from mtrec_ray.all_reduce import AllReduce, sum_gradients
+from mtrec_ray.models.averaging import averaged
 from mtrec_ray.models.discriminators import Discriminators
 from mtrec_ray.models.fairness_methods import FairnessMethod
-from mtrec_ray.models.running_average import RunningAverage
 from mtrec_ray.models.training_state import Part
 from mtrec_ray.steps.pretraining import Positions, bpr_losses
 
@@ -50,11 +35,11 @@ class GameSettings:
 
     weight: float  # lambda of eq. (5)
     discriminator_steps: int  # per generator step
-    columns: int  # vectors of each window that the adversary sees
+    columns: int  # vectors of each crop that the adversary sees
     generator_lr: float
     discriminator_lr: float
     l2: float
-    average: float  # decay of the running average that is kept
+    average: float  # decay of the averaged weights
 
     def __post_init__(self) -> None:
         if self.discriminator_steps < 1 or self.columns < 1:
@@ -64,11 +49,14 @@ class GameSettings:
 
 
 class AdversaryGame:
-    """A method, its discriminators, their optimizers and the average that is kept.
+    """A method, its discriminators, their optimizers and the averaged weights.
 
     Args:
-        weights: (m, A) of `value_weights` over the users whose labels may be seen.
-        all_reduce: sums over workers, each with its share of a global batch; None = this worker is alone.
+        method: what hides the attributes.
+        discriminators: of its combinations.
+        weights: (m, A) of `value_weights` over the users of the train split.
+        config: settings.
+        all_reduce: sums over workers, each with a part of the global batch; None = a single worker.
     """
 
     def __init__(
@@ -79,79 +67,70 @@ class AdversaryGame:
         config: GameSettings,
         all_reduce: AllReduce | None = None,
     ) -> None:
-        self.all_reduce = all_reduce
-        self.method = method
-        self.discriminators = discriminators
-        self.weights = weights
-        self.config = config
-        self.average = RunningAverage(method, config.average)
-        tuned = [parameter for parameter in method.parameters() if parameter.requires_grad]
-        self.generator_optimizer = torch.optim.RMSprop(tuned, lr=config.generator_lr, weight_decay=config.l2)
+        self.method, self.discriminators = method, discriminators
+        self.weights, self.config, self.all_reduce = weights, config, all_reduce
+        self.average = averaged(method, config.average)
+        self.generator_optimizer = torch.optim.RMSprop(
+            [parameter for parameter in method.parameters() if parameter.requires_grad],
+            lr=config.generator_lr,
+            weight_decay=config.l2,
+        )
         self.discriminator_optimizer = torch.optim.RMSprop(
             discriminators.parameters(), lr=config.discriminator_lr, weight_decay=config.l2
         )
 
     def step(self, positions: Positions, attribute_index: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-        """One step on windows of users with values (B, m); returns global BPR (K,) and cross entropies (D,).
+        """Train on crops of users with values (B, m); returns global BPR (K,) and cross entropies (D,).
 
         Args:
+            positions: this worker's crops; torch's global generator draws the columns that the adversary sees.
+            attribute_index: (B, m) values, -1 unknown.
             negatives: (M,) titles, the same for every position, combination and worker.
-
-        What the adversary sees of this worker's windows is drawn from torch's own generator.
         """
-        flat = self.method(positions.history, attribute_index).flatten(1, 2)  # (K, B T, d)
-        columns, window = adversary_columns(positions, self.config.columns)
-        seen, values = flat[:, columns], attribute_index[window]  # (K, S, d), (S, m)
+        vectors = self.method(positions.history, attribute_index).flatten(1, 2)  # (K, B T, d)
+        columns, crop = adversary_columns(positions, self.config.columns)
+        seen, values = vectors[:, columns], attribute_index[crop]  # (K, S, d), (S, m)
+        entropies = seen.new_zeros(0)
         for _ in range(self.config.discriminator_steps):
-            losses = self._discriminator_step(seen.detach(), values)
-        bpr = mean_bpr(self.method, flat, positions, negatives, self.all_reduce)
-        self._generator_step(bpr, seen, values)
-        return self._total(bpr.detach()), self._total(losses)
-
-    def _discriminator_step(self, seen: Tensor, values: Tensor) -> Tensor:
-        losses = self.discriminators.losses(seen, values, self.weights, self.all_reduce)
-        self.discriminator_optimizer.zero_grad(set_to_none=False)
-        losses.sum().backward()
-        self._sum_gradients(self.discriminator_optimizer)
-        self.discriminator_optimizer.step()
-        return losses.detach()
-
-    def _generator_step(self, bpr: Tensor, seen: Tensor, values: Tensor) -> None:
+            entropies = self._entropies(seen.detach(), values)
+            self._descend(self.discriminator_optimizer, entropies.sum())
+        bpr = mean_bpr(self.method, vectors, positions, negatives, self.all_reduce)
         self.discriminators.requires_grad_(False)
-        loss = (
-            bpr.sum()
-            - self.config.weight * self.discriminators.losses(seen, values, self.weights, self.all_reduce).sum()
-        )
-        self.generator_optimizer.zero_grad(set_to_none=False)
-        loss.backward()
-        self._sum_gradients(self.generator_optimizer)
-        self.generator_optimizer.step()
+        self._descend(self.generator_optimizer, bpr.sum() - self.config.weight * self._entropies(seen, values).sum())
         self.discriminators.requires_grad_(True)
         self.method.after_step()
-        self.average.update(self.method)
+        self.average.update_parameters(self.method)
+        return self._total(bpr), self._total(entropies)
 
     def parts(self) -> list[Part]:
         """Tuned weights, their average, discriminators, with their optimizers."""
         own = self.method.own_parameters()
-        average = self.average.module.own_parameters().items()
+        averages = self.average.module.own_parameters().items()
+        separate = {name: value for name, value in averages if value is not own[name]}
         return [
             ("method", own, self.generator_optimizer),
-            ("average", {name: value for name, value in average if value is not own[name]}, None),  # shared: once
+            ("average", {"n_averaged": self.average.n_averaged} | separate, None),
             ("discriminators", dict(self.discriminators.named_parameters()), self.discriminator_optimizer),
         ]
 
-    def _sum_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        if self.all_reduce:
-            sum_gradients([p for group in optimizer.param_groups for p in group["params"]], self.all_reduce)
+    def _entropies(self, seen: Tensor, values: Tensor) -> Tensor:
+        return self.discriminators.losses(seen, values, self.weights, self.all_reduce)
 
-    def _total(self, shares: Tensor) -> Tensor:
-        return self.all_reduce(shares.clone()) if self.all_reduce else shares
+    def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+        optimizer.zero_grad(set_to_none=False)
+        loss.backward()
+        if self.all_reduce:
+            sum_gradients(optimizer.param_groups[0]["params"], self.all_reduce)
+        optimizer.step()
+
+    def _total(self, losses: Tensor) -> Tensor:
+        return self.all_reduce(losses.detach().clone()) if self.all_reduce else losses.detach()
 
 
 def mean_bpr(
     method: FairnessMethod, vectors: Tensor, positions: Positions, negatives: Tensor, all_reduce: AllReduce | None
 ) -> Tensor:
-    """(K, B T, d) vectors -> (K,) this worker's share of the mean BPR over all positions of the global batch."""
+    """(K, B T, d) vectors -> (K,); the workers' results add up to the mean BPR of the global batch's positions."""
     targets = positions.targets.flatten()  # (B T,)
     each = bpr_losses(method.backbone, vectors, targets.clamp(min=0), negatives)  # (K, B T)
     has_target = (targets >= 0).to(each.dtype)
@@ -160,14 +139,14 @@ def mean_bpr(
 
 
 def adversary_columns(positions: Positions, columns: int) -> tuple[Tensor, Tensor]:
-    """Flat columns the adversary sees and the window each is of, (S,) both.
+    """Flat columns the adversary sees and the crop of each, (S,) both.
 
-    Each window's last column with a target comes first, then random others; a short window gives all it has.
+    Each crop's last column with a target comes first, then random others; a short crop gives all its columns.
     """
     has_target = positions.targets >= 0  # (B, T)
     rank = torch.rand(has_target.shape, device=has_target.device).masked_fill_(~has_target, 2)
     last = has_target.shape[1] - 1 - has_target.flip(1).int().argmax(1)  # (B,)
     order = rank.scatter(1, last[:, None], -1).argsort(1)[:, :columns]  # (B, columns)
-    window = torch.arange(len(order), device=order.device)[:, None].expand_as(order)
-    kept = has_target.gather(1, order)
-    return (order + window * has_target.shape[1])[kept], window[kept]
+    crop = torch.arange(len(order), device=order.device)[:, None].expand_as(order)
+    chosen = has_target.gather(1, order)
+    return (order + crop * has_target.shape[1])[chosen], crop[chosen]

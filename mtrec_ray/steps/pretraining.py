@@ -1,10 +1,10 @@
-"""One training step of a sequential backbone: every position of every window in one pass (paper B, 2.2).
+"""One training step of a sequential backbone: every position of every crop in one pass (paper B, 2.2).
 
-Legend: `B` windows, `L` history length, `T` columns, `N` positions with a target, `M` negatives, `d` width.
+Legend: `B` crops, `L` history length, `T` columns, `N` positions with a target, `M` negatives, `d` width.
 
-SASRec predicts at each column the event that follows it. BERT4Rec's equivalent: a random share of a window's events is
-replaced by the mask token and predicted from both sides, and the token that serving appends stands behind the window
-and predicts the event that follows it; over epochs every event is a target.
+SASRec predicts at each column the event that follows it. BERT4Rec predicts a random fraction of a crop's events, each
+replaced by the mask token, from both sides, and the event that follows the crop at a mask token behind it, as serving
+does; over the epochs every event is a target.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from mtrec_ray.models.sequential import SequentialBackbone
 
 @dataclass(frozen=True)
 class Positions:
-    """What one pass of the backbone is asked."""
+    """What one pass of the backbone predicts."""
 
     history: Tensor  # (B, T) model input
     targets: Tensor  # (B, T) title wanted at each column, -1: none
@@ -30,13 +30,13 @@ class Positions:
         return (self.targets.flatten() >= 0).nonzero().squeeze(1)
 
 
-def positions_of(backbone: SequentialBackbone, history: Tensor, targets: Tensor, mask_share: float) -> Positions:
-    """(B, L) windows and what follows each event, as the backbone's kind reads them; draws BERT4Rec's masks."""
+def positions_of(backbone: SequentialBackbone, history: Tensor, targets: Tensor, mask_fraction: float) -> Positions:
+    """(B, L) crops and what follows each event, as the backbone's kind reads them; draws BERT4Rec's masks."""
     if not backbone.bidirectional:
         return Positions(history, targets)
     real = history >= 0
     lengths = real.sum(-1, keepdim=True)  # (B, 1)
-    masked = (torch.rand(history.shape, device=history.device) < mask_share) & real
+    masked = (torch.rand(history.shape, device=history.device) < mask_fraction) & real
     following = targets.gather(1, lengths - 1)  # (B, 1)
     inputs = F.pad(history.masked_fill(masked, backbone.mask_token), (0, 1), value=-1)
     wanted = F.pad(history.masked_fill(~masked, -1), (0, 1), value=-1)
@@ -50,12 +50,14 @@ def pretraining_step(
     negatives: Tensor,
     all_reduce: AllReduce | None = None,
 ) -> Tensor:
-    """One optimizer step on one worker's share of a global batch; returns the global loss before it, a scalar.
+    """One optimizer step on one worker's part of a global batch; returns the global loss before it, a scalar.
 
     Args:
-        positions: of this worker; none of them is fine where there is an `all_reduce`.
+        backbone: the model.
+        optimizer: of all its parameters.
+        positions: of this worker; may be none if there is an `all_reduce`.
         negatives: (M,) titles, the same for every position and worker.
-        all_reduce: sums over workers; None = this worker is alone.
+        all_reduce: sums over workers; None = a single worker.
     """
     rows = positions.rows
     count = torch.tensor(float(len(rows)), device=negatives.device)
@@ -63,13 +65,11 @@ def pretraining_step(
         count = all_reduce(count)
     optimizer.zero_grad(set_to_none=False)
     vectors = backbone(positions.history).flatten(0, 1)[rows]  # (N, d)
-    losses = bpr_losses(backbone, vectors, positions.targets.flatten()[rows], negatives)  # (N,)
-    loss = losses.sum() / count.clamp(min=1)
+    loss = bpr_losses(backbone, vectors, positions.targets.flatten()[rows], negatives).sum() / count.clamp(min=1)
     loss.backward()
     loss = loss.detach()
     if all_reduce:
-        sum_gradients([p for group in optimizer.param_groups for p in group["params"]], all_reduce)
-        loss = all_reduce(loss)
+        loss = sum_gradients(optimizer.param_groups[0]["params"], all_reduce, loss)
     optimizer.step()
     return loss
 
@@ -77,10 +77,11 @@ def pretraining_step(
 def bpr_losses(backbone: SequentialBackbone, vectors: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
     """(..., N) mean over negatives of -log sigmoid(u . positive - u . negative) (Rendle et al. 2009) per position.
 
-    One set of M titles, drawn evenly, is every position's: its scores are one matrix product. A pair whose negative is
-    the position's own target has a constant loss and no gradient.
+    All positions share the M titles, so their scores are one matrix product. A negative that is the position's own
+    target has a constant loss and no gradient.
 
     Args:
+        backbone: whose title vectors score.
         vectors: (..., N, d) user vectors, of one model or of several.
         targets: (N,) titles wanted.
         negatives: (M,) titles.

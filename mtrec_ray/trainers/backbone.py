@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
-from mtrec_ray.models.running_average import RunningAverage
+from mtrec_ray.models.averaging import averaged
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.models.training_state import Part
 from mtrec_ray.process import prepare_process
@@ -53,7 +53,7 @@ class BackboneTrainer(Trainer[SequenceBatch]):
         self.model.init_weights(torch.Generator().manual_seed(config.seed))
         self.model.to(self.device).train()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.optim.lr, fused=True)
-        self.average = RunningAverage(self.model, config.optim.averaging)
+        self.average = averaged(self.model, config.optim.averaging)
 
     def train_step(self, batch: SequenceBatch) -> Tensor:
         optim, seed = self.config.optim, self.config.seed
@@ -63,7 +63,7 @@ class BackboneTrainer(Trainer[SequenceBatch]):
         history, targets = (torch.from_numpy(a).to(self.device) for a in (batch.history, batch.targets))
         positions = positions_of(self.model, history, targets, optim.mask_fraction)
         loss = pretraining_step(self.model, self.optimizer, positions, negatives, self.workers.all_reduce)
-        self.average.update(self.model)
+        self.average.update_parameters(self.model)
         return loss
 
     def num_examples(self, batch: SequenceBatch) -> int:
@@ -101,7 +101,7 @@ class BackboneTrainer(Trainer[SequenceBatch]):
     def parts(self) -> list[Part]:
         return [
             ("model", self.model.state_dict(keep_vars=True), self.optimizer),
-            ("average", self.average.module.state_dict(keep_vars=True), None),
+            ("average", self.average.state_dict(keep_vars=True), None),
         ]
 
     def progress(self) -> dict[str, Any]:
@@ -109,4 +109,3 @@ class BackboneTrainer(Trainer[SequenceBatch]):
 
     def load_progress(self, progress: dict[str, Any]) -> None:
         self.best, self.best_epoch = progress["best"], progress["best_epoch"]
-        self.average.steps = self.next_step

@@ -205,7 +205,6 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
 
     def load_progress(self, progress: dict[str, Any]) -> None:
         self.figures = progress["figures"]
-        self.game.average.steps = self.next_step
 
     def _limit_strengths(self) -> None:
         """Lower each transport's strength until it holds its NDCG floor by itself."""

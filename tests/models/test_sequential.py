@@ -1,4 +1,4 @@
-"""SASRec and BERT4Rec: shapes, filler, company, what a column sees, dropout, seeds; and the running average."""
+"""SASRec and BERT4Rec: shapes, filler, company, what a column sees, dropout, seeds."""
 
 from typing import Literal
 
@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mtrec_ray.models.running_average import RunningAverage
 from mtrec_ray.models.sequential import ByteDropout, SequentialBackbone, SequentialConfig
 
 Kind = Literal["sasrec", "bert4rec"]
@@ -163,44 +162,3 @@ def test_dropout_is_for_training_alone_and_follows_the_seed():
     assert torch.equal(backbone(HISTORIES), one)
     still = make_backbone("sasrec", dropout=0.0).train()
     assert torch.equal(still(HISTORIES), still.eval()(HISTORIES))
-
-
-def one_number() -> nn.Linear:
-    """A frozen weight and a bias that moves."""
-    module = nn.Linear(1, 1)
-    nn.init.constant_(module.weight, 5.0)
-    nn.init.constant_(module.bias, 0.0)
-    module.weight.requires_grad_(False)
-    return module
-
-
-def test_running_average_by_hand():
-    """Decay 2/12 in the second step, then the setting; what is frozen is shared, what is kept needs no gradient."""
-    live = one_number()
-    average = RunningAverage(live, 0.15)
-    expected = 0.0
-    for newest, decay in ((1.0, 1 / 11), (2.0, 0.15), (4.0, 0.15)):
-        nn.init.constant_(live.bias, newest)
-        average.update(live)
-        expected = decay * expected + (1 - decay) * newest
-        assert average.module.bias.item() == pytest.approx(expected)
-    assert average.steps == 3
-    assert live.bias.item() == 4
-    assert average.module.weight is live.weight
-    assert not average.module.training
-    assert not average.module.bias.requires_grad
-    assert live.bias.requires_grad
-
-
-def test_running_average_of_decay_0_is_the_newest():
-    live = one_number()
-    average = RunningAverage(live, 0.0)
-    nn.init.constant_(live.bias, 3.0)
-    average.update(live)
-    assert average.module.bias.item() == 3
-
-
-@pytest.mark.parametrize("decay", [-0.1, 1.0])
-def test_running_average_refuses_a_decay_without_sense(decay):
-    with pytest.raises(ValueError, match=f"decay {decay} must lie in"):
-        RunningAverage(one_number(), decay)

@@ -1,4 +1,4 @@
-"""The game of eliminators and discriminators: its gradients, what it may move, packs, workers, seeds and resuming."""
+"""The adversarial step: gradients, what it moves, packs, workers, seeds, resume."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -52,7 +52,7 @@ class Batch:
     negatives: Tensor
 
     def part(self, rows: slice) -> "Batch":
-        """A worker's share."""
+        """A worker's part."""
         positions = Positions(self.positions.history[rows], self.positions.targets[rows])
         return Batch(positions, self.values[rows], self.negatives)
 
@@ -96,18 +96,18 @@ def make_game(
 
 
 def make_batch(backbone: SequentialBackbone, step: int) -> Batch:
-    """Windows of all lengths and users of all values, some unknown; the step's number is the seed of all draws."""
+    """Crops of all lengths and users of all values, some unknown; the step's number is the seed of all draws."""
     torch.manual_seed(step)
     titles = torch.randint(NUM_TITLES, (B, L + 1))
     real = torch.arange(L) < torch.tensor([6, 6, 6, 5, 3, 2, 1, 6])[:, None]
     history, targets = titles[:, :L].masked_fill(~real, -1), titles[:, 1:].masked_fill(~real, -1)
     values = torch.stack([torch.arange(B) % (size + 1) - 1 for size in ATTRIBUTES.values()], 1)  # (B, m)
     negatives = torch.randint(NUM_TITLES, (5,))
-    return Batch(positions_of(backbone, history, targets, mask_share=0.3), values, negatives)
+    return Batch(positions_of(backbone, history, targets, mask_fraction=0.3), values, negatives)
 
 
 def train(game: AdversaryGame, steps: range) -> list[Tensor]:
-    """What each step returns, one behind the other."""
+    """What each step returns, concatenated."""
     returned = []
     for number in steps:
         batch = make_batch(game.method.backbone, number)
@@ -213,7 +213,7 @@ def test_a_pack_equals_its_members_trained_one_by_one(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("cut", [B // 2, 0], ids=["halves", "a worker without windows"])
+@pytest.mark.parametrize("cut", [B // 2, 0], ids=["halves", "a worker without crops"])
 def test_two_workers_train_as_one(kind, cut):
     whole = make_game(kind, settings=ALL_COLUMNS)
     returned = train(whole, range(3))
@@ -234,7 +234,7 @@ def test_two_workers_train_as_one(kind, cut):
             close(tensor, collect_state(whole.parts())[name], name)
 
 
-def test_users_of_unknown_values_count_in_accuracy_alone():
+def test_users_of_unknown_values_affect_accuracy_alone():
     """Cross entropies stay when they change; BPR does not."""
     game, other = (make_game("sasrec", settings=ALL_COLUMNS) for _ in range(2))
     batch = make_batch(game.method.backbone, 0)
@@ -249,7 +249,7 @@ def test_users_of_unknown_values_count_in_accuracy_alone():
     assert ((bpr - other_bpr).abs() > 1e-9).all()
 
 
-def test_nobody_known_trains_for_accuracy_alone():
+def test_without_known_values_it_trains_for_accuracy_alone():
     batch = make_batch(make_backbone("sasrec"), 0)
     states = []
     for weight in (0.0, 5.0):
@@ -264,7 +264,7 @@ def test_nobody_known_trains_for_accuracy_alone():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_overfits_one_batch(kind):
-    """With lambda 0 the eliminator fits its targets, and the discriminators the users whom nothing hides."""
+    """With lambda 0 the eliminator fits its targets and the discriminators fit the values."""
     settings = replace(SETTINGS, weight=0.0, generator_lr=3e-3, discriminator_lr=1e-2, discriminator_steps=2)
     game = make_game(kind, [("gender", "age")], settings=settings)
     batch = make_batch(game.method.backbone, 0)
@@ -276,7 +276,7 @@ def test_overfits_one_batch(kind):
 
 
 def test_hiding_works_against_the_discriminators():
-    """What they read with lambda 0 they read much less with lambda 3, on the same batch."""
+    """Lambda 3 leaves them much less to read than lambda 0, on the same batch."""
     losses = []
     for weight in (0.0, 3.0):
         game = make_game("sasrec", [("gender",)], settings=replace(SETTINGS, weight=weight, discriminator_lr=1e-2))
@@ -300,13 +300,12 @@ def test_same_seed_same_numbers(kind):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_state_round_trip_goes_on_to_the_same_numbers(method, tmp_path):
+def test_resume_from_state_equals_a_straight_run(method, tmp_path):
     straight = make_game("bert4rec", method=method)
     train(straight, range(3))
     safetensors.torch.save_file(collect_state(straight.parts()), tmp_path / "game.safetensors")
     resumed = make_game("bert4rec", method=method, seed=8)
     restore_state(resumed.parts(), safetensors.torch.load_file(tmp_path / "game.safetensors"))
-    resumed.average.steps = straight.average.steps
     for one, other in zip(train(straight, range(3, 6)), train(resumed, range(3, 6)), strict=True):
         assert torch.equal(one, other)
     state = collect_state(resumed.parts())
@@ -341,7 +340,7 @@ def test_baselines_train_by_the_same_step(kind, method):
     assert all(not torch.equal(averages[name], p) for name, p in tuned(game.method).items())
 
 
-def test_the_kept_average_follows_the_tuned_weights():
+def test_average_follows_the_tuned_weights():
     """Step 1 keeps 1/11 of the start, step 2 keeps 2/12 of the average before."""
     game = make_game("sasrec")
     expected = {name: parameter.detach().clone() for name, parameter in tuned(game.method).items()}
@@ -361,20 +360,20 @@ def test_the_adversary_sees_the_last_column_and_random_others(columns):
     drawn = set()
     for seed in range(80):
         torch.manual_seed(seed)
-        flat, window = adversary_columns(batch.positions, columns)
+        flat, crop = adversary_columns(batch.positions, columns)
         assert (targets.flatten()[flat] >= 0).all()
-        assert torch.equal(flat // L, window)
+        assert torch.equal(flat // L, crop)
         assert len(set(flat.tolist())) == len(flat)
-        assert torch.bincount(window, minlength=B).tolist() == (last + 1).clamp(max=columns).tolist()
+        assert torch.bincount(crop, minlength=B).tolist() == (last + 1).clamp(max=columns).tolist()
         assert set((last + torch.arange(B) * L).tolist()) <= set(flat.tolist())
         drawn |= set(flat.tolist())
-    assert len(drawn) == (B if columns == 1 else (targets >= 0).sum())  # every column has its turn
+    assert len(drawn) == (B if columns == 1 else (targets >= 0).sum())  # every column is drawn
 
 
-def test_a_window_without_a_target_is_not_seen():
+def test_crop_without_a_target_is_not_seen():
     targets = torch.tensor([[-1, -1], [4, -1]])
-    flat, window = adversary_columns(Positions(targets, targets), 2)
-    assert (flat.tolist(), window.tolist()) == ([2], [1])
+    flat, crop = adversary_columns(Positions(targets, targets), 2)
+    assert (flat.tolist(), crop.tolist()) == ([2], [1])
 
 
 @pytest.mark.parametrize("setting", ["discriminator_steps", "columns"])

@@ -36,7 +36,7 @@ def make_backbone(kind: Kind, *, seed: int = 0, dropout: float = 0.0) -> Sequent
 
 def make_positions(backbone: SequentialBackbone, seed: int = 0) -> Positions:
     torch.manual_seed(seed)
-    return positions_of(backbone, HISTORY, TARGETS, mask_share=0.4)
+    return positions_of(backbone, HISTORY, TARGETS, mask_fraction=0.4)
 
 
 def step(backbone: SequentialBackbone, positions: Positions, all_reduce: AllReduce | None = None) -> Tensor:
@@ -73,17 +73,17 @@ def test_one_pass_equals_one_position_per_forward(kind):
         torch.testing.assert_close(gradient, gradients(looped)[name], rtol=1e-9, atol=1e-13, msg=name)
 
 
-def test_sasrec_is_asked_every_position():
+def test_sasrec_predicts_at_every_position():
     positions = make_positions(make_backbone("sasrec"))
     assert torch.equal(positions.history, HISTORY)
     assert torch.equal(positions.targets, TARGETS)
     assert positions.rows.tolist() == [0, 1, 2, 6, 7, 8, 9, 10, 11, 12, 18, 19, 20, 21]
 
 
-def test_bert4rec_is_asked_what_is_masked_and_what_follows():
+def test_bert4rec_predicts_what_is_masked_and_what_follows():
     backbone = make_backbone("bert4rec")
     lengths = (HISTORY >= 0).sum(1)
-    shares = []
+    drawn = []
     for seed in range(40):
         positions = make_positions(backbone, seed)
         assert positions.history.shape == positions.targets.shape == (4, L + 1)
@@ -96,8 +96,8 @@ def test_bert4rec_is_asked_what_is_masked_and_what_follows():
             masked = history[:size] == backbone.mask_token
             assert torch.equal(targets[:size], HISTORY[row, :size].where(masked, -1))
             assert torch.equal(history[:size][~masked], HISTORY[row, :size][~masked])
-            shares += masked.tolist()
-    assert sum(shares) / len(shares) == pytest.approx(0.4, abs=0.07)  # 3.4 standard errors of 560 draws
+            drawn += masked.tolist()
+    assert sum(drawn) / len(drawn) == pytest.approx(0.4, abs=0.07)  # 3.4 standard errors of 560 draws
 
 
 def test_masks_follow_the_seed():
@@ -156,7 +156,7 @@ def test_same_seed_same_numbers(kind):
         optimizer = torch.optim.Adam(backbone.parameters(), lr=0.01, fused=True)
         losses = []
         for _ in range(4):
-            positions = positions_of(backbone, HISTORY, TARGETS, mask_share=0.4)
+            positions = positions_of(backbone, HISTORY, TARGETS, mask_fraction=0.4)
             losses.append(pretraining_step(backbone, optimizer, positions, NEGATIVES).item())
         return losses, list(backbone.state_dict().values())
 
@@ -165,30 +165,30 @@ def test_same_seed_same_numbers(kind):
     assert all(torch.equal(a, b) for a, b in zip(state, state_again, strict=True))
 
 
-@pytest.mark.parametrize("parts", [HALVES, ONE_EMPTY], ids=["halves", "a worker without windows"])
+@pytest.mark.parametrize("parts", [HALVES, ONE_EMPTY], ids=["halves", "a worker without crops"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_workers_train_as_one(kind, parts):
-    """Loss of every step and weights after three; a worker's share may be any number of positions."""
+    """Loss of every step and weights after three; a worker may have any number of positions."""
     whole = make_backbone(kind)
     positions = make_positions(whole)
-    shares = [Positions(positions.history[part], positions.targets[part]) for part in parts]
+    of_worker = [Positions(positions.history[part], positions.targets[part]) for part in parts]
 
-    def train(backbone: SequentialBackbone, share: Positions, all_reduce: AllReduce | None) -> list[float]:
+    def train(backbone: SequentialBackbone, own: Positions, all_reduce: AllReduce | None) -> list[float]:
         optimizer = torch.optim.SGD(backbone.parameters(), lr=0.3)
-        return [pretraining_step(backbone, optimizer, share, NEGATIVES, all_reduce).item() for _ in range(3)]
+        return [pretraining_step(backbone, optimizer, own, NEGATIVES, all_reduce).item() for _ in range(3)]
 
     losses = train(whole, positions, None)
     workers, lock_step = [make_backbone(kind) for _ in parts], LockStep(2)
     with ThreadPoolExecutor(2) as pool:
-        of_workers = list(pool.map(train, workers, shares, [lock_step.reducer(0), lock_step.reducer(1)]))
-    for worker, its_losses in zip(workers, of_workers, strict=True):
+        their_losses = list(pool.map(train, workers, of_worker, [lock_step.reducer(0), lock_step.reducer(1)]))
+    for worker, its_losses in zip(workers, their_losses, strict=True):
         assert its_losses == pytest.approx(losses, rel=1e-10)
         for name, value in worker.state_dict().items():
             torch.testing.assert_close(value, whole.state_dict()[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nobody_has_windows(kind):
+def test_no_crops_at_all(kind):
     """Loss 0 and gradients of 0, no NaN."""
     backbone, positions = make_backbone(kind), make_positions(make_backbone(kind))
     assert step(backbone, Positions(positions.history[:0], positions.targets[:0])).item() == 0

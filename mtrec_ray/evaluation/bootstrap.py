@@ -14,11 +14,11 @@ from mtrec_ray.hashing import mix
 
 DRAWS_PER_HASH = 4
 MAX_WEIGHT = 8
-"""Largest weight a user can get: what 16 bits resolve of Poisson(1)."""
+"""Largest weight of a user: what 16 bits resolve of Poisson(1)."""
 
 
 def poisson_weights(user_keys: np.ndarray, num_bootstrap: int, seed: int = 0) -> np.ndarray:
-    """Weight of each user in each replicate: (U,) uint64 -> (1 + num_bootstrap, U) float32, whole numbers in [0, 8].
+    """Weight of each user in each replicate: (U,) uint64 -> (1 + num_bootstrap, U) float32, integers in [0, 8].
 
     Poisson(1) weights instead of multinomial resampling make the bootstrap streamable (Chamandy et al. 2012,
     "Estimating Uncertainty for Massive Data Streams"). One 64-bit hash gives four draws of 16 bits; rounding the

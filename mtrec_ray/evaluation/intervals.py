@@ -1,7 +1,7 @@
 """95% intervals from bootstrap replicates, alone and over days, territories and seeds; relative gains, paired.
 
-Every function takes and gives arrays whose last axis is the replicates, R = 1 + num_bootstrap, with the plain estimate
-in place 0. So a step can follow another: gain of each seed, then mean over seeds, then mean over days, then interval.
+Arrays have the replicates as their last axis, R = 1 + num_bootstrap, with the plain estimate at index 0. So steps
+compose: gain of each seed, mean over seeds, mean over days, interval.
 """
 
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from scipy.special import stdtrit  # scipy.stats takes a second to import
 
 LEVEL = 0.95
 MIN_FINITE = 0.5
-"""An interval needs this share of replicates with a value (a replicate may draw no positive at all)."""
+"""Minimum fraction of replicates with a value (a replicate may draw no positive at all)."""
 
 
 class Interval(NamedTuple):
@@ -24,7 +24,7 @@ class Interval(NamedTuple):
 
     @property
     def significant(self) -> bool:
-        """True if the interval excludes 0."""
+        """Whether the interval excludes 0."""
         return self.low > 0 or self.high < 0
 
 
@@ -44,7 +44,7 @@ def interval(replicates: np.ndarray) -> Interval:
 def relative_gain(run: np.ndarray, baseline: np.ndarray) -> np.ndarray:
     """100 (run / baseline - 1), in percent, replicate by replicate: (..., R), (..., R) -> (..., R).
 
-    The same users weigh the same in both, so what they share cancels (a paired interval). NaN over a zero baseline.
+    Users have the same weights in both, so their common error cancels (a paired interval). NaN over a zero baseline.
     """
     ratio = np.divide(run, baseline, out=np.full(np.shape(run), np.nan), where=np.asarray(baseline) > 0)
     return 100 * (ratio - 1)
@@ -53,7 +53,7 @@ def relative_gain(run: np.ndarray, baseline: np.ndarray) -> np.ndarray:
 def nan_mean(replicates: np.ndarray, axis: int = 0) -> np.ndarray:
     """Mean over days, or over territories (macro): rows without an estimate are left out; NaN if all are.
 
-    A row with an estimate whose replicate is NaN leaves that replicate's mean to the other rows.
+    A row with an estimate but a NaN replicate is left out of that replicate's mean.
     """
     rows = np.moveaxis(np.asarray(replicates, dtype=np.float64), axis, 0)
     finite = np.isfinite(rows) & np.isfinite(rows[..., :1])
@@ -65,12 +65,11 @@ def nan_mean(replicates: np.ndarray, axis: int = 0) -> np.ndarray:
 def mean_over_seeds(replicates: Sequence[np.ndarray]) -> np.ndarray:
     """Mean of several runs that differ in the seed alone: a sequence of (..., R) -> (..., R).
 
-    Two independent sources of error add up. Users: the mean over seeds within each bootstrap replicate (the seeds
-    share their test users, so their errors do not average out). Seeds: to replicate b is added e_b, the quantiles of
-    s / sqrt(n) times Student's t with n - 1 degrees of freedom, in a fixed random order; s is the standard deviation
-    of the n plain estimates, which are of the same users and so differ by the seed alone. (Their sum is the
-    convolution of both error distributions; a bootstrap over n = 3 seeds would understate the variance by a third.)
-    One run is given back as it is: its interval holds the users' share only.
+    Two independent errors add up. Users: the mean over seeds within each bootstrap replicate (seeds share their test
+    users, so these errors do not average out). Seeds: replicate b gets an error e_b, the quantiles of s / sqrt(n)
+    times Student's t with n - 1 degrees of freedom in a fixed random order, where s is the standard deviation of the
+    n plain estimates. (A bootstrap over n = 3 seeds would understate the variance by a third.) One run is returned
+    unchanged: its interval covers the users' error only.
     """
     runs = np.stack([np.asarray(r, dtype=np.float64) for r in replicates])  # (n, ..., R)
     mean = runs.mean(axis=0)

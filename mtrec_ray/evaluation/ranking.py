@@ -1,8 +1,8 @@
-"""Ranking metrics per user over masked candidates, and their bootstrap-weighted sums per territory.
+"""Ranking metrics per user over masked candidates, and their bootstrap-weighted means.
 
 Titles with equal scores are in random order, and every metric is its expectation over that order (McSherry & Najork
-2008, "Computing Information Retrieval Performance Measures Efficiently in the Presence of Tied Scores"): a model that
-scores all titles alike gets chance level, neither 0 nor 1.
+2008, "Computing Information Retrieval Performance Measures Efficiently in the Presence of Tied Scores"): constant
+scores get chance level, neither 0 nor 1.
 
 Legend: U users of a chunk, T titles, P positives of the chunk, R = 1 + num_bootstrap replicates, M metrics.
 """
@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mtrec_ray.evaluation.bootstrap import poisson_weights
 from mtrec_ray.evaluation.score_counts import positive_pairs
 
 FIXED_POINT = 2.0**24
@@ -19,7 +18,7 @@ FIXED_POINT = 2.0**24
 
 
 def metric_names(cutoffs: tuple[int, ...]) -> list[str]:
-    """Names of the columns of `ranking_metrics`."""
+    """Columns of `ranking_metrics`."""
     return [f"{metric}@{k}" for k in cutoffs for metric in ("ndcg", "hit", "recall")] + ["mrr"]
 
 
@@ -56,9 +55,28 @@ def ranking_metrics(
     return values
 
 
+def ranking_sums(
+    logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, weights: np.ndarray, cutoffs: tuple[int, ...] = (10,)
+) -> np.ndarray:
+    """Sums of the users' metrics in each replicate, `weights` (R, U): -> (R, M + 1), last column the weights.
+
+    Only users with a positive candidate count. Sums of several chunks add up exactly in any order.
+    """
+    values = ranking_metrics(logits, labels, mask, cutoffs)
+    valid = ~np.isnan(values[:, 0])
+    rounded = np.round(values[valid] * FIXED_POINT) / FIXED_POINT
+    return weights[:, valid].astype(np.float64) @ np.append(rounded, np.ones((len(rounded), 1)), axis=1)
+
+
+def ranking_means(sums: np.ndarray) -> np.ndarray:
+    """Means of added `ranking_sums`: (R, M + 1) -> (R, M); NaN where no user has a positive."""
+    count = sums[:, -1:]
+    return np.divide(sums[:, :-1], count, out=np.full(sums[:, :-1].shape, np.nan), where=count > 0)
+
+
 @dataclass(frozen=True)
-class Positives:
-    """Where the positives of a chunk stand, (P,) each, sorted by user."""
+class PositiveRanks:
+    """Ranks of a chunk's positives, (P,) each, sorted by user."""
 
     user: np.ndarray
     above: np.ndarray
@@ -71,17 +89,17 @@ class Positives:
     """0, 1, ... among the tied positives of the user."""
 
 
-def locate_positives(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> Positives:
-    """Count what stands above and beside each positive candidate; only rows with positives are read."""
+def locate_positives(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> PositiveRanks:
+    """Count the candidates above and tied with each positive one; only rows with positives are read."""
     user, title = positive_pairs(labels, mask)
     scores = logits[user, title]
     above, tied = np.zeros(len(user), dtype=np.int64), np.zeros(len(user), dtype=np.int64)
     everything, row, row_of = bool(mask.all()), logits[:0].ravel(), -1
-    for place, (u, score) in enumerate(zip(user.tolist(), scores, strict=True)):  # one pass over a row in the cache
+    for index, (u, score) in enumerate(zip(user.tolist(), scores, strict=True)):  # one pass over a row in the cache
         if u != row_of:
             row, row_of = (logits[u] if everything else logits[u][mask[u]]), u
-        above[place] = np.count_nonzero(row > score)
-        tied[place] = np.count_nonzero(row == score)
+        above[index] = np.count_nonzero(row > score)
+        tied[index] = np.count_nonzero(row == score)
     by_group = np.lexsort((scores, user))
     new = np.ones(len(user), dtype=bool)
     new[1:] = (np.diff(user[by_group]) != 0) | (np.diff(scores[by_group]) != 0)
@@ -90,10 +108,10 @@ def locate_positives(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray) -
     tied_positives, order = np.empty(len(user), dtype=np.int64), np.empty(len(user), dtype=np.int64)
     tied_positives[by_group] = np.repeat(sizes, sizes)
     order[by_group] = np.arange(len(user)) - np.repeat(starts, sizes)
-    return Positives(user, above, tied, tied_positives, order)
+    return PositiveRanks(user, above, tied, tied_positives, order)
 
 
-def _miss_probability(hits: Positives, k: int) -> np.ndarray:
+def _miss_probability(hits: PositiveRanks, k: int) -> np.ndarray:
     """Factor of each positive in the probability that none of its user's positives is in the top k; (P,).
 
     Of t tied candidates m fall into the top k; the i-th of p tied positives misses given that the earlier ones did
@@ -104,67 +122,11 @@ def _miss_probability(hits: Positives, k: int) -> np.ndarray:
 
 
 def _expected_reciprocal_rank(above: np.ndarray, tied: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """E[1 / (above + j)], j the place of the first of `positives` among `tied` in random order; (users,)."""
+    """E[1 / (above + j)] with j the position of the first of `positives` in a random order of `tied`; (users,)."""
     expected = 1 / (above + 1.0)
     for row in np.flatnonzero(tied > positives):
         a, t, p = int(above[row]), int(tied[row]), int(positives[row])
-        place = np.arange(1, t - p + 2)
-        misses = np.cumprod(np.append(1.0, (t - place[:-1] - p + 1) / (t - place[:-1] + 1)))
-        expected[row] = (misses * p / (t - place + 1) / (a + place)).sum()
+        j = np.arange(1, t - p + 2)
+        misses = np.cumprod(np.append(1.0, (t - j[:-1] - p + 1) / (t - j[:-1] + 1)))
+        expected[row] = (misses * p / (t - j + 1) / (a + j)).sum()
     return expected
-
-
-class RankingAccumulator:
-    """Bootstrap-weighted sums of the users' metrics per territory; a mean is over users with a positive candidate."""
-
-    def __init__(
-        self, num_territories: int, num_bootstrap: int = 200, seed: int = 0, cutoffs: tuple[int, ...] = (10,)
-    ) -> None:
-        self.num_territories = num_territories
-        self.num_bootstrap = num_bootstrap
-        self.seed = seed
-        self.cutoffs = tuple(cutoffs)
-        self.sums: dict[int, np.ndarray] = {}  # territory -> (R, M + 1), last column the weights
-
-    @property
-    def names(self) -> list[str]:
-        return metric_names(self.cutoffs)
-
-    def add(
-        self,
-        territory: int,
-        user_keys: np.ndarray,
-        logits: np.ndarray,
-        labels: np.ndarray,
-        mask: np.ndarray,
-        weights: np.ndarray | None = None,
-    ) -> None:
-        """Count one chunk; shapes as in `PrAucAccumulator.add`."""
-        if weights is None:
-            weights = poisson_weights(user_keys, self.num_bootstrap, self.seed)
-        values = ranking_metrics(logits, labels, mask, self.cutoffs)
-        valid = ~np.isnan(values[:, 0])
-        rounded = np.round(values[valid] * FIXED_POINT) / FIXED_POINT
-        counted = np.append(rounded, np.ones((len(rounded), 1)), axis=1)
-        self._add_sums(territory, weights[:, valid].astype(np.float64) @ counted)
-
-    def merge(self, other: "RankingAccumulator") -> None:
-        """Add the sums of another accumulator of the same settings."""
-        if self._settings() != other._settings():
-            raise ValueError(f"cannot merge accumulators of {self._settings()} and {other._settings()}")
-        for territory, sums in other.sums.items():
-            self._add_sums(territory, sums)
-
-    def means(self, territory: int | None) -> np.ndarray:
-        """(R, M) means over users of one territory, or of all with None; NaN where no user has a positive."""
-        empty = np.zeros((1 + self.num_bootstrap, len(self.names) + 1))
-        blocks = list(self.sums.values()) if territory is None else [self.sums.get(territory, empty)]
-        total = np.sum(blocks, axis=0) if blocks else empty
-        count = total[:, -1:]
-        return np.divide(total[:, :-1], count, out=np.full(total[:, :-1].shape, np.nan), where=count > 0)
-
-    def _settings(self) -> tuple[int, int, int, tuple[int, ...]]:
-        return self.num_territories, self.num_bootstrap, self.seed, self.cutoffs
-
-    def _add_sums(self, territory: int, sums: np.ndarray) -> None:
-        self.sums[territory] = self.sums[territory] + sums if territory in self.sums else sums

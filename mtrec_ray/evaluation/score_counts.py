@@ -1,4 +1,4 @@
-"""Whole-number histograms of scores: exact under addition, so any sharding gives the same counts bit for bit.
+"""Integer histograms of scores: exact under addition, so any sharding gives the same counts bit for bit.
 
 Legend: U users, T titles, R = 1 + num_bootstrap replicates (0 is plain), N scores.
 """
@@ -15,27 +15,27 @@ SPAN_STEP = 64
 
 
 class SpanCounts:
-    """(num_bins, R) whole-number counts of which only the occupied span of bins is stored.
+    """(num_bins, R) integer counts of which only the occupied span of bins is stored.
 
-    int32 until a count may pass 2^30, int64 from then on; pickled in the narrowest dtype that holds the counts.
+    int32 until a count may pass 2^30, then int64; pickled in the narrowest dtype that holds the counts.
     """
 
     def __init__(self, num_replicates: int) -> None:
         self.first_bin = 0
         self.counts = np.zeros((0, num_replicates), dtype=np.int32)
-        self.at_most = 0
-        """No count is larger."""
+        self.max_count = 0
+        """Upper bound of the counts."""
 
     def add(self, first_bin: int, counts: np.ndarray) -> None:
-        """Add (width, R) counts at bins first_bin, first_bin + 1, ...; whole numbers of any dtype."""
+        """Add (width, R) integer counts of any dtype at bins first_bin, first_bin + 1, ..."""
         if len(counts) == 0:
             return
         self._cover(first_bin, first_bin + len(counts))
-        self.at_most += int(counts.max())
-        if self.counts.dtype == np.int32 and self.at_most >= PROMOTE_ABOVE:
+        self.max_count += int(counts.max())
+        if self.counts.dtype == np.int32 and self.max_count >= PROMOTE_ABOVE:
             self.counts = self.counts.astype(np.int64)
-        begin = first_bin - self.first_bin
-        self.counts[begin : begin + len(counts)] += counts.astype(self.counts.dtype, copy=False)
+        start = first_bin - self.first_bin
+        self.counts[start : start + len(counts)] += counts.astype(self.counts.dtype, copy=False)
 
     def dense(self, num_bins: int, num_replicates: int | None = None) -> np.ndarray:
         """(R, num_bins) int64, of the first `num_replicates` replicates if given."""
@@ -44,32 +44,28 @@ class SpanCounts:
         out[:, self.first_bin : self.first_bin + counts.shape[1]] = counts
         return out
 
-    def trimmed(self) -> tuple[int, np.ndarray]:
-        """(first bin, (width, R) counts) without empty bins at the ends, in the narrowest dtype that holds them."""
+    def __getstate__(self) -> tuple[int, np.ndarray]:
+        """First bin and (width, R) counts without empty bins at the ends."""
         occupied = np.flatnonzero(self.counts[:, 0])  # replicate 0 counts everybody once
         if not len(occupied):
             return 0, self.counts[:0]
         span = self.counts[occupied[0] : occupied[-1] + 1]
         return self.first_bin + int(occupied[0]), span.astype(np.min_scalar_type(int(span.max())))
 
-    def __getstate__(self) -> tuple[int, np.ndarray]:
-        return self.trimmed()
-
     def __setstate__(self, state: tuple[int, np.ndarray]) -> None:
         first_bin, counts = state
-        self.first_bin, self.at_most = 0, 0
-        self.counts = np.zeros((0, counts.shape[1]), dtype=np.int32)
+        SpanCounts.__init__(self, counts.shape[1])
         self.add(first_bin, counts)
 
-    def _cover(self, first: int, after: int) -> None:
+    def _cover(self, first: int, end: int) -> None:
         width = len(self.counts)
-        if width and first >= self.first_bin and after <= self.first_bin + width:
+        if width and first >= self.first_bin and end <= self.first_bin + width:
             return
         if width:
-            first, after = min(first, self.first_bin), max(after, self.first_bin + width)
+            first, end = min(first, self.first_bin), max(end, self.first_bin + width)
         first -= first % SPAN_STEP
-        after += -after % SPAN_STEP
-        grown = np.zeros((after - first, self.counts.shape[1]), dtype=self.counts.dtype)
+        end += -end % SPAN_STEP
+        grown = np.zeros((end - first, self.counts.shape[1]), dtype=self.counts.dtype)
         if width:
             grown[self.first_bin - first : self.first_bin - first + width] = self.counts
         self.first_bin, self.counts = first, grown
@@ -87,9 +83,10 @@ class ScoreCounts:
             "fine_positives": SpanCounts(1),
         }
 
-    def merge(self, other: "ScoreCounts") -> None:
+    def __iadd__(self, other: "ScoreCounts") -> "ScoreCounts":
         for name, span in other.spans.items():
             self.spans[name].add(span.first_bin, span.counts)
+        return self
 
     def add_scores(self, kind: str, fine_bins: np.ndarray, weights: np.ndarray) -> None:
         """Count few scores, one user each: kind `negatives` or `positives`, (N,) fine bins, (N, R) weights."""
@@ -98,9 +95,9 @@ class ScoreCounts:
             first = int(fine_bins.min())
             self.spans[f"fine_{kind}"].add(first, np.bincount(fine_bins - first)[:, None])
 
-    def histogram(self) -> np.ndarray:
+    def histogram(self, num_replicates: int | None = None) -> np.ndarray:
         """(R, 2, num_bins) int64 weighted counts, [:, 0] negatives, [:, 1] positives."""
-        kinds = [self.spans[kind].dense(self.grid.num_bins) for kind in ("negatives", "positives")]
+        kinds = [self.spans[kind].dense(self.grid.num_bins, num_replicates) for kind in ("negatives", "positives")]
         return np.stack(kinds, axis=1)
 
     def fine_histogram(self) -> np.ndarray:
@@ -111,8 +108,8 @@ class ScoreCounts:
     def pr_auc(self) -> np.ndarray:
         """(R,) average precision, the plain one from the fine bins; NaN without positives.
 
-        The other replicates are multiplied by fine / coarse of the plain sample: what coarse bins hide is nearly the
-        same share in each, so the interval is centred where the estimate is.
+        The other replicates are multiplied by fine / coarse of the plain sample, as coarse bins lose nearly the same
+        fraction in each: this centres the interval on the estimate.
         """
         coarse = average_precision(*np.moveaxis(self.histogram(), 1, 0))
         fine = average_precision(*self.fine_histogram())
@@ -124,10 +121,7 @@ class ScoreCounts:
 
 
 def weighted_counts(bins: np.ndarray, weights: np.ndarray) -> tuple[int, np.ndarray]:
-    """Sum of the weights (N, R) that fall into each bin (N,): (first bin, (span, R) float32).
-
-    The sums are exact while none passes 2^24.
-    """
+    """Sum of the weights (N, R) in each bin (N,): (first bin, (span, R) float32); exact up to sums of 2^24."""
     first, last = int(bins.min()), int(bins.max())
     sums = torch.zeros(last - first + 1, weights.shape[1])
     sums.index_add_(0, torch.from_numpy(bins - first), torch.from_numpy(np.ascontiguousarray(weights)))
@@ -135,10 +129,10 @@ def weighted_counts(bins: np.ndarray, weights: np.ndarray) -> tuple[int, np.ndar
 
 
 def positive_pairs(labels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(user, title) places of the positive candidates, sorted; (U, T) bool each.
+    """Sorted (user, title) indices of the positive candidates; (U, T) bool each.
 
     Faster than `np.nonzero` where labels are sparse.
     """
     user, title = np.divmod(np.flatnonzero(labels), max(1, labels.shape[1]))
-    keep = mask[user, title]
-    return user[keep], title[keep]
+    offered = mask[user, title]
+    return user[offered], title[offered]

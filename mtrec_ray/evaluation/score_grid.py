@@ -1,4 +1,4 @@
-"""A fixed grid of logits: scores become bins, so that histograms of any shards can be added."""
+"""A fixed grid of logits: scores become bins, so histograms of any shards can be added."""
 
 from dataclasses import dataclass
 
@@ -9,15 +9,13 @@ import numpy as np
 class ScoreGrid:
     """Bins over all real scores: equal in x / (1 + |x| / limit), coarse ones and `refine` fine ones in each.
 
-    Around 0 a fine bin is 1/2048 logit wide (default) and a coarse one 1/32, at +-limit four times as much, and so on:
-    no score is too large to be told from a larger one, as saturated models need. The plain estimate is read from the
-    fine bins, the bootstrap replicates from the coarse ones. Binning is monotone: a ranking is preserved up to ties
-    inside a bin. Scores of a much smaller scale than logits (a cosine) should be stretched first, which no ranking
-    metric notices.
+    By default a fine bin is 1/2048 logit wide around 0 and a coarse one 1/32, four times as much at +-limit, and so on,
+    so scores of saturated models keep their order. The plain estimate uses fine bins, the bootstrap replicates coarse
+    ones. Binning is monotone: it only adds ties. Scale scores much smaller than logits (a cosine) up first.
     """
 
     limit: float = 16.0
-    """Scale at which bins begin to widen, in logits."""
+    """Scale at which bins start to widen, in logits."""
     num_bins: int = 1024
     refine: int = 64
     """A power of two."""
@@ -46,7 +44,7 @@ class ScoreGrid:
         """
         if logits.size and np.isnan(logits.max()):
             raise ValueError(f"{int(np.isnan(logits).sum())} of {logits.size} scores are NaN: the model diverged")
-        logits = np.clip(logits, -1e9, 1e9).astype(np.float32, copy=False)  # infinite goes to an end bin, too
+        logits = np.clip(logits, -1e9, 1e9).astype(np.float32, copy=False)  # infinity falls into an end bin
         scaled = np.abs(logits)
         scaled += np.float32(self.limit)
         np.divide(logits, scaled, out=scaled)

@@ -1,4 +1,4 @@
-"""PR-AUC from histograms: hand-worked values, the stated bound, and what sklearn says."""
+"""PR-AUC from histograms: by hand, its bounds, and against scikit-learn."""
 
 import numpy as np
 import pytest
@@ -27,11 +27,11 @@ def test_perfect_ranking_is_one():
 
 
 def test_worst_ranking_by_hand():
-    # two negatives above one positive: precision 1/3 at its place
+    # two negatives above one positive: precision 1/3 there
     assert average_precision(np.array([0, 2]), np.array([1, 0])) == pytest.approx(1 / 3)
 
 
-def test_all_tied_is_the_share_of_positives():
+def test_all_tied_is_the_fraction_of_positives():
     assert average_precision(np.array([0, 9, 0]), np.array([0, 3, 0])) == pytest.approx(0.25)
 
 
@@ -50,7 +50,7 @@ def test_replicates_are_independent_of_each_other():
 
 
 def test_bounds_by_hand():
-    # one bin, 1 positive and 3 negatives: it may stand last (1/4) or first (1)
+    # one bin, 1 positive and 3 negatives: it may rank last (1/4) or first (1)
     assert average_precision_bounds(np.array([3]), np.array([1])) == (0.25, 1.0)
 
 

@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 
 from mtrec_ray.evaluation.average_precision import average_precision
+from mtrec_ray.evaluation.bootstrap import poisson_weights
 from mtrec_ray.evaluation.intervals import Interval, interval, mean_over_seeds, nan_mean, relative_gain
-from mtrec_ray.evaluation.pr_auc import PrAucAccumulator
+from mtrec_ray.evaluation.pr_auc import count_scores
+from mtrec_ray.evaluation.score_counts import ScoreCounts
 from mtrec_ray.evaluation.score_grid import ScoreGrid
 
 NAN = float("nan")
@@ -40,12 +42,12 @@ def test_mean_leaves_out_rows_without_an_estimate():
     assert np.isnan(nan_mean(np.full((2, 3), NAN))).all()
 
 
-def test_one_seed_is_given_back_as_it_is():
+def test_one_seed_is_unchanged():
     row = np.array([[1.0, 0.9, 1.1]])
     np.testing.assert_array_equal(mean_over_seeds([row]), row)
 
 
-def test_seeds_that_agree_keep_the_users_interval_and_others_widen_it():
+def test_different_seeds_widen_the_interval_and_equal_ones_do_not():
     rng = np.random.default_rng(0)
     users = rng.normal(0, 0.1, 400)
     rows = [np.array([1.0, *(1 + users)]) for _ in range(3)]
@@ -65,9 +67,9 @@ def simulated(rng: np.random.Generator, num_users: int, noise: float = 1.0):
 
 
 def replicates(keys, logits, labels, num_bootstrap=200):
-    accumulator = PrAucAccumulator(1, num_bootstrap, grid=ScoreGrid(num_bins=1024))
-    accumulator.add(0, keys, logits, labels, np.ones_like(labels))
-    histogram = accumulator.counts[0].histogram()
+    counts = ScoreCounts(ScoreGrid(num_bins=1024), num_bootstrap)
+    count_scores(counts, logits, labels, np.ones_like(labels), poisson_weights(keys, num_bootstrap))
+    histogram = counts.histogram()
     return average_precision(histogram[:, 0], histogram[:, 1])
 
 

@@ -1,4 +1,4 @@
-"""The accumulator: counts equal a slow reference, and sharding, order and storage change nothing."""
+"""Score histograms: counts equal a slow reference; sharding, order and storage change nothing; titles apart."""
 
 import pickle
 
@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from mtrec_ray.evaluation.bootstrap import MAX_WEIGHT, poisson_weights
-from mtrec_ray.evaluation.pr_auc import PrAucAccumulator
-from mtrec_ray.evaluation.score_counts import PROMOTE_ABOVE, SpanCounts
+from mtrec_ray.evaluation.pr_auc import count_scores, count_title_scores
+from mtrec_ray.evaluation.score_counts import PROMOTE_ABOVE, ScoreCounts, SpanCounts
 from mtrec_ray.evaluation.score_grid import ScoreGrid
 
 GRID = ScoreGrid(limit=4.0, num_bins=64, refine=4)
@@ -20,8 +20,14 @@ def users(seed: int, num_users: int = 30, num_titles: int = 12):
     rng = np.random.default_rng(seed)
     keys = rng.integers(0, 2**63, num_users).astype(np.uint64)
     logits = rng.normal(0, 2, (num_users, num_titles))
-    logits = (logits.round(2) + 0.003).astype(np.float32)  # beside the edges of bins, where rounding decides
+    logits = (logits.round(2) + 0.003).astype(np.float32)  # off the bin edges, where rounding decides
     return keys, logits, rng.random(logits.shape) < 0.2, rng.random(logits.shape) < 0.7
+
+
+def counted(keys, logits, labels, mask, num_bootstrap=5, grid=GRID) -> ScoreCounts:
+    counts = ScoreCounts(grid, num_bootstrap)
+    count_scores(counts, logits, labels, mask, poisson_weights(keys, num_bootstrap))
+    return counts
 
 
 def slow_histogram(keys, logits, labels, mask, num_bootstrap):
@@ -43,85 +49,62 @@ def test_counts_equal_a_loop_over_pairs(seed, kind):
         "same columns": np.broadcast_to(mask[:1], mask.shape),
         "none": mask & False,
     }[kind]
-    accumulator = PrAucAccumulator(2, num_bootstrap=5, grid=GRID)
-    accumulator.add(1, keys, logits, labels, mask)
-    np.testing.assert_array_equal(accumulator.counts[1].histogram(), slow_histogram(keys, logits, labels, mask, 5))
-    assert list(accumulator.counts) == [1]
+    counts = counted(keys, logits, labels, mask)
+    np.testing.assert_array_equal(counts.histogram(), slow_histogram(keys, logits, labels, mask, 5))
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.lists(st.integers(0, 30), max_size=4))
-def test_any_sharding_in_any_order_gives_the_same_state(seed, cuts):
-    keys, logits, labels, mask = users(seed)
-    straight = PrAucAccumulator(3, 7, grid=GRID)
-    straight.add(2, keys, logits, labels, mask)
-    merged = PrAucAccumulator(3, 7, grid=GRID)
-    for begin, end in reversed(list(zip([0, *sorted(cuts)], [*sorted(cuts), 30], strict=True))):
-        shard = PrAucAccumulator(3, 7, grid=GRID)
-        shard.add(2, keys[begin:end], logits[begin:end], labels[begin:end], mask[begin:end])
-        merged.merge(shard)
-    np.testing.assert_array_equal(straight.counts[2].histogram(), merged.counts[2].histogram())
+def test_any_sharding_in_any_order_gives_the_same_counts(seed, cuts):
+    chunk = users(seed)
+    merged = ScoreCounts(GRID, 5)
+    for start, end in reversed(list(zip([0, *sorted(cuts)], [*sorted(cuts), 30], strict=True))):
+        merged += pickle.loads(pickle.dumps(counted(*(part[start:end] for part in chunk))))
+    np.testing.assert_array_equal(counted(*chunk).histogram(), merged.histogram())
 
 
 def test_chunks_larger_than_one_product_count_alike(monkeypatch):
-    keys, logits, labels, mask = users(1)
-    whole, blocks = PrAucAccumulator(1, 3), PrAucAccumulator(1, 3)
-    whole.add(0, keys, logits, labels, mask)
+    chunk = users(1)
+    whole = counted(*chunk)
     monkeypatch.setattr("mtrec_ray.evaluation.pr_auc.MAX_EXACT_FLOAT32", 8 * 12 * 4)
     monkeypatch.setattr("mtrec_ray.evaluation.pr_auc.BLOCK_SCORES", 24)
-    blocks.add(0, keys, logits, labels, mask)
-    np.testing.assert_array_equal(whole.counts[0].histogram(), blocks.counts[0].histogram())
+    np.testing.assert_array_equal(whole.histogram(), counted(*chunk).histogram())
 
 
-def test_a_pickle_goes_on_counting():
-    chunk = users(3)
-    accumulator = PrAucAccumulator(4, 6, seed=9, grid=GRID)
-    accumulator.add(1, *chunk)
-    copy = pickle.loads(pickle.dumps(accumulator))
-    np.testing.assert_array_equal(copy.counts[1].histogram(), accumulator.counts[1].histogram())
-    copy.merge(accumulator)
-    np.testing.assert_array_equal(copy.counts[1].histogram(), 2 * accumulator.counts[1].histogram())
+def test_pickled_counts_can_be_added_to():
+    counts = counted(*users(3))
+    copy = pickle.loads(pickle.dumps(counts))
+    copy += counts
+    np.testing.assert_array_equal(copy.histogram(), 2 * counts.histogram())
 
 
-def test_other_settings_are_not_merged():
-    with pytest.raises(ValueError, match="cannot merge"):
-        PrAucAccumulator(1, 5).merge(PrAucAccumulator(1, 5, seed=1))
-
-
-def test_unknown_territory_wrong_shapes_and_nan_are_named():
+def test_nan_counts_only_among_candidates():
     keys, logits, labels, mask = users(0)
-    accumulator = PrAucAccumulator(1, 2)
-    with pytest.raises(ValueError, match="territory 3"):
-        accumulator.add(3, keys, logits, labels, mask)
-    with pytest.raises(ValueError, match="shapes differ"):
-        accumulator.add(0, keys[:-1], logits, labels, mask)
-    bad = np.where(mask, np.float32("nan"), logits)
+    ignored = counted(keys, np.where(mask, logits, np.float32("nan")), labels, mask)
+    np.testing.assert_array_equal(ignored.histogram(), counted(keys, logits, labels, mask).histogram())
     with pytest.raises(ValueError, match="NaN"):
-        accumulator.add(0, keys, bad, labels, mask)
-
-
-def test_scores_of_titles_that_are_no_candidates_may_be_anything():
-    keys, logits, labels, mask = users(0)
-    clean, dirty = PrAucAccumulator(1, 2), PrAucAccumulator(1, 2)
-    clean.add(0, keys, logits, labels, mask)
-    dirty.add(0, keys, np.where(mask, logits, np.float32("nan")), labels, mask)
-    np.testing.assert_array_equal(clean.counts[0].histogram(), dirty.counts[0].histogram())
+        counted(keys, np.where(mask, np.float32("nan"), logits), labels, mask)
 
 
 def test_no_users_and_no_titles_count_nothing():
     keys, logits, labels, mask = users(0)
-    accumulator = PrAucAccumulator(1, 2)
-    accumulator.add(0, keys[:0], logits[:0], labels[:0], mask[:0])
-    accumulator.add(0, keys, logits[:, :0], labels[:, :0], mask[:, :0])
-    assert not accumulator.counts[0].histogram().any()
+    assert not counted(keys[:0], logits[:0], labels[:0], mask[:0]).histogram().any()
+    assert not counted(keys, logits[:, :0], labels[:, :0], mask[:, :0]).histogram().any()
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False), min_size=2, max_size=30))
-def test_bins_keep_the_order_of_scores(scores):
+def test_bins_preserve_the_order_of_scores(scores):
     bins = ScoreGrid().fine_bins(np.sort(np.array(scores, np.float32)))
     assert (np.diff(bins) >= 0).all()
     assert bins.min() >= 0
     assert bins.max() < 2**16
+
+
+def test_saturated_scores_have_distinct_bins():
+    grid = ScoreGrid()
+    large = np.array([15.9, 16.1, 20.0, 40.0, 41.0, 200.0, 220.0, 5000.0, 9000.0], np.float32)
+    assert (np.diff(grid.fine_bins(large)) > 0).all()
+    assert (np.diff(grid.fine_bins(-large)) < 0).all()
 
 
 def test_bins_by_hand():
@@ -133,18 +116,17 @@ def test_bins_by_hand():
 
 
 @pytest.mark.parametrize("wrong", [{"limit": 0}, {"num_bins": 1}, {"refine": 3}, {"refine": 2**15}])
-def test_a_grid_that_cannot_work_is_refused(wrong):
+def test_invalid_grids_are_refused(wrong):
     with pytest.raises(ValueError, match=r"grid|fine bins"):
         ScoreGrid(**wrong)
 
 
-def test_the_plain_estimate_is_that_of_the_fine_bins_and_replicates_stay_around_it():
+def test_the_plain_estimate_uses_fine_bins_and_replicates_are_near_it():
     keys, logits, labels, mask = users(5, num_users=300)
-    accumulator = PrAucAccumulator(1, 40, grid=ScoreGrid(limit=4.0, num_bins=32, refine=4096))
-    accumulator.add(0, keys, logits, labels, mask)
-    replicates = accumulator.counts[0].pr_auc()
+    counts = counted(keys, logits, labels, mask, 40, ScoreGrid(limit=4.0, num_bins=32, refine=4096))
+    replicates = counts.pr_auc()
     exact = average_precision_score(labels[mask], logits[mask])
-    low, high = accumulator.counts[0].pr_auc_bounds()
+    low, high = counts.pr_auc_bounds()
     assert low <= exact <= high
     assert replicates[0] == pytest.approx(exact, abs=1e-3)
     slow = [
@@ -163,16 +145,15 @@ def test_large_counts_are_promoted_not_overflowed():
 
 
 def test_memory_depends_on_the_span_of_scores_and_not_on_the_users():
-    accumulator = PrAucAccumulator(200, 10)
+    counts = ScoreCounts(ScoreGrid(), 10)
     sizes = []
     for seed in range(3):
-        accumulator.add(5, *users(seed, num_users=400))
-        sizes.append(accumulator.counts[5].spans["negatives"].counts.shape)
-    assert sizes[0][0] <= sizes[-1][0] <= 1024
-    assert list(accumulator.counts) == [5]
+        counts += counted(*users(seed, num_users=400), 10, ScoreGrid())
+        sizes.append(len(counts.spans["negatives"].counts))
+    assert sizes[0] <= sizes[-1] <= 1024
 
 
-def test_poisson_weights_have_the_distribution_and_the_user_decides_them():
+def test_poisson_weights_have_the_distribution_and_depend_on_the_user_alone():
     keys = np.random.default_rng(0).integers(0, 2**63, 20_000).astype(np.uint64)
     weights = poisson_weights(keys, 50)
     assert (weights[0] == 1).all()
@@ -186,8 +167,31 @@ def test_poisson_weights_have_the_distribution_and_the_user_decides_them():
     assert (poisson_weights(keys, 50, seed=1)[1:] != weights[1:]).mean() > 0.5
 
 
-def test_saturated_scores_keep_their_order():
-    grid = ScoreGrid()
-    large = np.array([15.9, 16.1, 20.0, 40.0, 41.0, 200.0, 220.0, 5000.0, 9000.0], np.float32)
-    assert (np.diff(grid.fine_bins(large)) > 0).all()
-    assert (np.diff(grid.fine_bins(-large)) < 0).all()
+class TestTitles:
+    COLUMNS = np.array([7, 3, 11, 5, 0])
+
+    def counted(self, labels_too: bool = True) -> tuple[dict[int, ScoreCounts], tuple[np.ndarray, ...]]:
+        keys, logits, labels, mask = users(0, num_users=200, num_titles=5)
+        labels = labels & labels_too
+        counts = {title: ScoreCounts(ScoreGrid(limit=4.0, num_bins=1024), 6) for title in (5, 7, 99)}
+        count_title_scores(counts, logits, labels, mask, self.COLUMNS, poisson_weights(keys, 6))
+        return counts, (keys, logits, labels, mask)
+
+    def test_pr_auc_is_over_the_users_that_a_title_is_offered_to(self):
+        counts, (keys, logits, labels, mask) = self.counted()
+        weights = poisson_weights(keys, 6)
+        for title, column in ((5, 3), (7, 0)):
+            offered, found = mask[:, column], counts[title].pr_auc()
+            for replicate in range(7):
+                exact = average_precision_score(
+                    labels[offered, column], logits[offered, column], sample_weight=weights[replicate, offered]
+                )
+                assert found[replicate] == pytest.approx(exact, abs=0.01)
+            sizes = counts[title].histogram(num_replicates=1)[0].sum(axis=1).tolist()
+            assert sizes == [(mask & ~labels)[:, column].sum(), (mask & labels)[:, column].sum()]
+        assert np.isnan(counts[99].pr_auc()).all()
+
+    def test_a_title_without_positives_is_nan(self):
+        counts, (_, _, _, mask) = self.counted(labels_too=False)
+        assert np.isnan(counts[5].pr_auc()).all()
+        assert counts[5].histogram(num_replicates=1).sum() == mask[:, 3].sum()

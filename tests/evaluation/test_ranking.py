@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtrec_ray.evaluation.bootstrap import poisson_weights
-from mtrec_ray.evaluation.ranking import RankingAccumulator, metric_names, ranking_metrics
+from mtrec_ray.evaluation.ranking import metric_names, ranking_means, ranking_metrics, ranking_sums
 
 
 def one_user(scores, labels, mask=None, k=2) -> dict[str, float]:
@@ -84,27 +84,18 @@ def chunk(seed, num_users=40):
 
 def test_replicates_are_weighted_means_over_users_with_positives():
     keys, logits, labels, mask = chunk(0)
-    accumulator = RankingAccumulator(2, num_bootstrap=8)
-    accumulator.add(1, keys, logits, labels, mask)
     values = ranking_metrics(logits, labels, mask)
     known = ~np.isnan(values[:, 0])
-    weights = poisson_weights(keys, 8)[:, known]
-    np.testing.assert_allclose(accumulator.means(1), weights @ values[known] / weights.sum(1)[:, None], atol=1e-6)
-    assert np.isnan(accumulator.means(0)).all()
+    weights = poisson_weights(keys, 8)
+    means = ranking_means(ranking_sums(logits, labels, mask, weights))
+    expected = weights[:, known] @ values[known] / weights[:, known].sum(1)[:, None]
+    np.testing.assert_allclose(means, expected, atol=1e-6)
+    assert np.isnan(ranking_means(ranking_sums(logits, labels & False, mask, weights))).all()
 
 
-def test_any_sharding_gives_the_same_bits():
+def test_sums_of_shards_are_bitwise_those_of_all_users():
     keys, logits, labels, mask = chunk(1)
-    straight, merged = RankingAccumulator(1, 9), RankingAccumulator(1, 9)
-    straight.add(0, keys, logits, labels, mask)
-    for part in (slice(25, 40), slice(0, 7), slice(7, 25)):
-        shard = RankingAccumulator(1, 9)
-        shard.add(0, keys[part], logits[part], labels[part], mask[part])
-        merged.merge(shard)
-    np.testing.assert_array_equal(straight.means(0), merged.means(0))
-    np.testing.assert_array_equal(straight.means(None), merged.means(0))
-
-
-def test_other_settings_are_not_merged():
-    with pytest.raises(ValueError, match="cannot merge"):
-        RankingAccumulator(1, 5).merge(RankingAccumulator(1, 5, cutoffs=(20,)))
+    weights = poisson_weights(keys, 9)
+    parts = [slice(25, 40), slice(0, 7), slice(7, 25)]
+    sums = [ranking_sums(logits[part], labels[part], mask[part], weights[:, part]) for part in parts]
+    np.testing.assert_array_equal(sum(sums), ranking_sums(logits, labels, mask, weights))

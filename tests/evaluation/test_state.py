@@ -1,4 +1,4 @@
-"""The bundle: merge equals straight whatever the shards; what a chunk may not be; the summary's rows."""
+"""The state: merge equals straight for any shards; invalid chunks; rows of the summary."""
 
 import pickle
 from dataclasses import replace
@@ -28,6 +28,13 @@ def test_merged_shards_equal_the_straight_state_bit_for_bit():
     for part in (slice(50, 60), slice(0, 17), slice(17, 50)):
         merged.merge(pickle.loads(pickle.dumps(state(part=part))))
     assert_same(state().summarise(HISTORY), merged.summarise(HISTORY))
+
+
+def test_merging_leaves_the_other_state_unchanged():
+    merged, other = EvaluationState(SETTINGS), state()
+    for _ in range(2):
+        merged.merge(other)
+    assert_same(other.summarise(HISTORY), state().summarise(HISTORY))
 
 
 def test_summary_rows_are_territories_and_all_pooled():
@@ -66,20 +73,38 @@ def test_without_a_history_there_is_no_popularity_bias():
     assert state().summarise().bias == {}
 
 
-def test_wrong_chunks_are_refused():
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda t, k, x, y, m, titles: (t, k, x, y, m, titles[:-1]), "shapes differ"),
+        (lambda t, k, x, y, m, titles: (t, k[:-1], x, y, m, titles), "shapes differ"),
+        (lambda t, k, x, y, m, titles: (t, k, x, y[:, :-1], m, titles), "shapes differ"),
+        (lambda t, k, x, y, m, titles: (t, k, x, y, m, titles + 1), "must lie in"),
+        (lambda t, k, x, y, m, titles: (t, k, x * np.float32("nan"), y, m, titles), "NaN"),
+        (lambda t, k, x, y, m, titles: (7, k, x, y, m, titles), "territory 7"),
+    ],
+)
+def test_invalid_chunks_are_refused(change, message):
     territory, keys, taste, labels, mask, titles = next(chunks())
-    logits = taste.astype(np.float32)
-    fresh = EvaluationState(SETTINGS)
-    with pytest.raises(ValueError, match="title_index is"):
-        fresh.add(territory, keys, logits, labels, mask, titles[:-1])
-    with pytest.raises(ValueError, match="must lie in"):
-        fresh.add(territory, keys, logits, labels, mask, titles + 1)
-    with pytest.raises(ValueError, match="NaN"):
-        fresh.add(territory, keys, logits * np.float32("nan"), labels, mask, titles)
-    with pytest.raises(ValueError, match="territory"):
-        fresh.add(7, keys, logits, labels, mask, titles)
+    with pytest.raises(ValueError, match=message):
+        EvaluationState(SETTINGS).add(*change(territory, keys, taste.astype(np.float32), labels, mask, titles))
+
+
+def test_states_of_other_settings_are_not_merged():
     with pytest.raises(ValueError, match="cannot merge"):
-        fresh.merge(EvaluationState(replace(SETTINGS, seed=1)))
+        EvaluationState(SETTINGS).merge(EvaluationState(replace(SETTINGS, seed=1)))
+
+
+@pytest.mark.parametrize(("titles", "message"), [((1, 1), "distinct"), (tuple(range(513)), "at most 512")])
+def test_repeated_and_too_many_titles_are_refused(titles, message):
+    with pytest.raises(ValueError, match=message):
+        replace(SETTINGS, titles=titles)
+
+
+def test_no_titles_give_no_rows():
+    result = EvaluationState(replace(SETTINGS, titles=())).summarise(HISTORY)
+    assert result.title_pr_auc.shape == (0, 61)
+    assert result.title_histograms.shape == (0, 2, 1024)
 
 
 def test_settings_are_plain_and_equal_by_value():

@@ -2,8 +2,8 @@
 
 Legend: `U` users, `N` titles of the catalogue.
 
-Both protocols leave out what the user has watched otherwise. Sampled (paper B, 3.1): the held-out title against 99
-others; it flatters and can order two models wrongly (Krichene and Rendle, KDD 2020), so the full ranking stands beside.
+Both protocols exclude the user's other titles. Sampled (paper B, 3.1): the held-out title against 99 others; as it
+flatters and can order two models wrongly (Krichene and Rendle, KDD 2020), the full ranking is reported too.
 """
 
 from dataclasses import dataclass, fields
@@ -18,10 +18,10 @@ CUTOFF = 10
 
 @dataclass(frozen=True)
 class NextTitleMetrics:
-    """Figures of each user, (U,) float64; a mean over users is the figure of a model."""
+    """Metrics of each user, (U,) float64; a model's metric is the mean over users."""
 
     auc: np.ndarray
-    """Share of the sampled negatives that score below the held-out title, ties half."""
+    """Fraction of the sampled negatives that score below the held-out title, ties half."""
     hit: np.ndarray
     """1 where the title is among the first ten of itself and the sampled negatives."""
     ndcg: np.ndarray
@@ -42,17 +42,17 @@ class NextTitleMetrics:
 
 
 @dataclass(frozen=True)
-class Negatives:
+class SampledNegatives:
     """Titles that users' held-out titles are ranked against, the same for every model."""
 
     eligible: np.ndarray
     """(U, N) bool: all of them, for the full ranking."""
     drawn: np.ndarray
-    """(U, 99) titles of the sampled one; where fewer than 99 are eligible others stand behind them."""
+    """(U, 99) titles of the sampled ranking, padded with others where fewer than 99 are eligible."""
 
 
-def draw_negatives(target: np.ndarray, seen: np.ndarray, user_keys: np.ndarray, seed: int = 0) -> Negatives:
-    """Without replacement and by hash; a catalogue with fewer than 99 unseen titles gives all of them.
+def sample_negatives(target: np.ndarray, seen: np.ndarray, user_keys: np.ndarray, seed: int = 0) -> SampledNegatives:
+    """Sample 99 eligible titles per user by hash, without replacement; all of them where there are fewer.
 
     Args:
         target: (U,) index of the held-out title.
@@ -62,13 +62,17 @@ def draw_negatives(target: np.ndarray, seen: np.ndarray, user_keys: np.ndarray, 
     """
     eligible = ~seen
     eligible[np.arange(len(target)), target] = False
-    return Negatives(eligible, _drawn(eligible, user_keys, seed))
+    titles = np.arange(eligible.shape[1], dtype=np.uint64)
+    hashes = mix(user_keys[:, None], "next title negatives", seed, titles)  # (U, N)
+    hashes[~eligible] = np.iinfo(np.uint64).max
+    count = min(NUM_NEGATIVES, eligible.shape[1])
+    return SampledNegatives(eligible, np.argpartition(hashes, count - 1, axis=1)[:, :count])
 
 
-def next_title_metrics(scores: np.ndarray, target: np.ndarray, negatives: Negatives) -> NextTitleMetrics:
-    """Figures of users whose next title was held out; one that scores as high takes half a rank from it.
+def next_title_metrics(scores: np.ndarray, target: np.ndarray, negatives: SampledNegatives) -> NextTitleMetrics:
+    """Metrics of users whose next title was held out; a tied title costs half a rank.
 
-    Scores that are no numbers rank it last: a model that has diverged is no good one.
+    A NaN score, of the held-out title or another, costs a full rank, so a diverged model ranks last.
 
     Args:
         scores: (U, N) of every title, any monotone scale.
@@ -82,23 +86,13 @@ def next_title_metrics(scores: np.ndarray, target: np.ndarray, negatives: Negati
     full_rank = 1 + (beats * eligible).sum(axis=1)
     taken = np.take_along_axis(eligible, drawn, axis=1)
     lost = (np.take_along_axis(beats, drawn, axis=1) * taken).sum(axis=1)  # (U,)
-    hit, ndcg = _hit(1 + lost), _gain(1 + lost)
     return NextTitleMetrics(
         auc=1 - lost / np.maximum(taken.sum(axis=1), 1),
-        hit=hit,
-        ndcg=ndcg,
+        hit=_hit(1 + lost),
+        ndcg=_gain(1 + lost),
         full_hit=_hit(full_rank),
         full_ndcg=_gain(full_rank),
     )
-
-
-def _drawn(eligible: np.ndarray, user_keys: np.ndarray, seed: int) -> np.ndarray:
-    """(U, 99) titles, eligible ones first drawn: those with the smallest lots."""
-    titles = np.arange(eligible.shape[1], dtype=np.uint64)
-    lots = mix(user_keys[:, None], "next title negatives", seed, titles)  # (U, N)
-    lots[~eligible] = np.iinfo(np.uint64).max
-    count = min(NUM_NEGATIVES, eligible.shape[1])
-    return np.argpartition(lots, count - 1, axis=1)[:, :count]
 
 
 def _hit(rank: np.ndarray) -> np.ndarray:

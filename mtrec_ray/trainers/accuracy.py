@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrec_ray.evaluation.next_title import NextTitleMetrics, draw_negatives, next_title_metrics
+from mtrec_ray.evaluation.next_title import NextTitleMetrics, next_title_metrics, sample_negatives
 from mtrec_ray.streams.held_out import HeldOutUsers
 
 NEGATIVES_SEED = 0
@@ -27,10 +27,10 @@ def held_out_metrics(users: HeldOutUsers, user_vectors: Tensor, title_vectors: T
 def stacked_metrics(users: HeldOutUsers, user_vectors: Tensor, title_vectors: Tensor) -> list[NextTitleMetrics]:
     """The same for each of K models with vectors (K, U, d), on the same negatives."""
     nobody = np.zeros((0, len(title_vectors)), dtype=np.float32)
-    none_drawn = draw_negatives(users.target[:0], nobody > 0, users.keys[:0])
+    none_drawn = sample_negatives(users.target[:0], nobody > 0, users.keys[:0])
     parts = [[next_title_metrics(nobody, users.target[:0], none_drawn)] for _ in user_vectors]
     for rows, seen in users.chunks(len(title_vectors)):
-        negatives = draw_negatives(users.target[rows], seen, users.keys[rows], NEGATIVES_SEED)
+        negatives = sample_negatives(users.target[rows], seen, users.keys[rows], NEGATIVES_SEED)
         for part, vectors in zip(parts, user_vectors[:, rows], strict=True):
             scores = (vectors @ title_vectors.t()).cpu().numpy()
             part.append(next_title_metrics(scores, users.target[rows], negatives))

@@ -1,15 +1,15 @@
-"""Next-title figures: worked by hand, perfect, worst, ties, tiny catalogues, and what negatives may be."""
+"""Next-title metrics: by hand, perfect, worst, ties, tiny catalogues, and the sampled negatives."""
 
 import numpy as np
 import pytest
 
-from mtrec_ray.evaluation.next_title import NextTitleMetrics, draw_negatives, next_title_metrics
+from mtrec_ray.evaluation.next_title import NextTitleMetrics, next_title_metrics, sample_negatives
 
 KEYS = np.arange(1, 4, dtype=np.uint64)
 
 
 def measure(scores, target, seen, keys):
-    return next_title_metrics(scores, target, draw_negatives(target, seen, keys))
+    return next_title_metrics(scores, target, sample_negatives(target, seen, keys))
 
 
 def one_user(scores, target, seen=()):
@@ -19,7 +19,7 @@ def one_user(scores, target, seen=()):
 
 
 def test_by_hand():
-    """Title 2 stands third of five; one of those above was seen, so it is second."""
+    """Title 2 ranks third of five; one of those above was seen, so it is second."""
     found = one_user([0.9, 0.8, 0.7, 0.1, 0.0], target=2, seen=[0])
     assert found.full_ndcg == pytest.approx(1 / np.log2(3))
     assert found.ndcg == pytest.approx(1 / np.log2(3))
@@ -34,7 +34,7 @@ def test_perfect_and_worst():
     assert worst.means() == {"auc": 0, "hit": 0, "ndcg": 0, "full_hit": 0, "full_ndcg": 0}
 
 
-def test_the_last_rank_that_counts_is_the_tenth():
+def test_only_the_first_ten_ranks_count():
     scores = np.arange(300.0)
     tenth, eleventh = (one_user(scores, target=299 - above).means() for above in (9, 10))
     assert (tenth["full_hit"], tenth["full_ndcg"]) == (1, pytest.approx(1 / np.log2(11)))
@@ -42,16 +42,16 @@ def test_the_last_rank_that_counts_is_the_tenth():
 
 
 @pytest.mark.parametrize(("num_titles", "drawn"), [(300, 99), (101, 99), (100, 99), (60, 59)])
-def test_as_many_negatives_are_drawn_as_there_are_and_at_most_99(num_titles, drawn):
+def test_all_eligible_negatives_are_sampled_up_to_99(num_titles, drawn):
     seen = np.zeros((3, num_titles), dtype=bool)
-    negatives = draw_negatives(np.zeros(3, dtype=int), seen, KEYS)
+    negatives = sample_negatives(np.zeros(3, dtype=int), seen, KEYS)
     taken = np.take_along_axis(negatives.eligible, negatives.drawn, axis=1)
     assert taken.sum(axis=1).tolist() == [drawn] * 3
     assert all(len(np.unique(row)) == len(row) for row in negatives.drawn)
 
 
 @pytest.mark.parametrize("where", [slice(None), 1, slice(2, None)])
-def test_scores_that_are_no_numbers_rank_the_held_out_title_below_them(where):
+def test_nan_scores_rank_above_the_held_out_title(where):
     scores = np.array([0.1, 0.9, 0.2, 0.3])
     scores[where] = np.nan
     found = one_user(scores, target=1)
@@ -65,7 +65,7 @@ def test_ties_cost_half_a_rank_each():
     assert found.full_ndcg == pytest.approx(1 / np.log2(2 + 2))
 
 
-def test_a_held_out_title_seen_before_is_ranked_all_the_same():
+def test_a_held_out_title_seen_before_is_still_ranked():
     assert one_user([0.1, 0.9, 0.5], target=1, seen=[0, 1]).full_ndcg == 1
 
 
@@ -85,7 +85,7 @@ def test_sampled_negatives_are_99_unseen_titles_drawn_evenly():
     assert (again.auc[::-1] == found.auc).all()
 
 
-def test_more_users_than_one_chunk_add_up():
+def test_chunks_concatenate_to_the_whole():
     scores = np.random.default_rng(0).random((3, 50))
     target, seen = np.array([1, 2, 3]), np.zeros((3, 50), dtype=bool)
     whole = measure(scores, target, seen, KEYS)

@@ -77,29 +77,6 @@ def pairs_table(territories: list[str], plan) -> Any:
     return {"alpha": period.alpha, "negative_rate": period.negative_rate} | totals | document, [table]
 
 
-def _evaluate_propensity(config: Any, evaluation: Any) -> Any:
-    from mtrec_ray.jobs.report import show_report
-
-    return show_report(evaluation, config.out)
-
-
-def _audit(config: Any, audited: Any) -> Any:
-    from mtrec_ray.jobs.audit_report import show_audit
-
-    return show_audit(audited, config.out, config.num_bootstrap, config.seed)
-
-
-def _make_bundle(_: Any, made: Any) -> Any:
-    manifest = made.manifest
-    table = Table(title=f"Bundle {made.uri}", show_header=False)
-    table.add_row("version", manifest.version)
-    table.add_row("combinations", f"{len(manifest.combinations)}")
-    table.add_row("audited", "yes" if manifest.audit else "no")
-    table.add_row("propensity model", "yes" if manifest.propensity else "no")
-    facts = {"num_combinations": len(manifest.combinations), "audited": bool(manifest.audit)}
-    return {"bundle": made.uri, "version": manifest.version, **facts}, [table]
-
-
 def _search_propensity(_: Any, result: Any) -> Any:
     from mtrec_ray.tuning.report import search_tables
 

@@ -1,9 +1,8 @@
 """Gates: conditions on NDCG, leakage and PR-AUC that a bundle must pass before it goes live."""
 
 from dataclasses import dataclass
-from typing import Any
 
-from mtrec_ray.bundle.manifest import BundleManifest
+from mtrec_ray.bundle.manifest import BundleManifest, Leakage, Metric
 from mtrec_ray.combinations import combination_name
 from mtrec_ray.serving.config import GatesConfig
 
@@ -47,46 +46,47 @@ def _coverage(new: BundleManifest, live: BundleManifest) -> Gate:
     return Gate("combinations", not lost, measured)
 
 
-def _ndcg(combination: str, metrics: dict[str, float], live: BundleManifest | None, config: GatesConfig) -> Gate:
-    value, low, high = (metrics[f"ndcg@10{end}"] for end in ("", "_low", "_high"))
-    before = live.metrics.get(combination, {}).get("ndcg@10") if live else None
-    measured = f"{value:.4f} ({low:.4f} to {high:.4f})" + ("" if before is None else f", live {before:.4f}")
-    passed = high >= config.ndcg_ratio * (before or 0.0) and low >= config.min_ndcg
+def _ndcg(combination: str, metrics: dict[str, Metric], live: BundleManifest | None, config: GatesConfig) -> Gate:
+    found = metrics["ndcg@10"]
+    before = live.metrics[combination]["ndcg@10"].value if live and combination in live.metrics else None
+    measured = f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"
+    measured += "" if before is None else f", live {before:.4f}"
+    passed = found.high >= config.ndcg_ratio * (before or 0.0) and found.low >= config.min_ndcg
     return Gate("ndcg@10", passed, measured, combination)
 
 
-def _leak(combination: str, attribute: str, metrics: dict[str, Any], config: GatesConfig) -> Gate:
-    """Balanced accuracy and AUC of the best attacker against their null intervals, as the audit judges them."""
+def _leak(combination: str, attribute: str, leakage: Leakage, config: GatesConfig) -> Gate:
+    """Balanced accuracy and AUC of the best attacker against their null intervals, as in the audit's `leaks`."""
     measured, passed = [], True
-    for metric, null, limit in (
-        ("balanced_accuracy", "null_high", config.max_leak),
-        ("auc", "auc_null_high", config.max_auc_leak),
+    for name, found, limit in (
+        ("balanced accuracy", leakage.balanced_accuracy, config.max_leak),
+        ("auc", leakage.auc, config.max_auc_leak),
     ):
-        value, low, high, top = (float(metrics[key]) for key in (metric, f"{metric}_low", f"{metric}_high", null))
-        measured.append(f"{metric.replace('_', ' ')} {value:.3f} ({low:.3f} to {high:.3f}), null up to {top:.3f}")
-        passed = passed and value <= top + limit and top < 1
-        if not top < 1:
+        interval = f"({found.low:.3f} to {found.high:.3f})"
+        measured.append(f"{name} {found.value:.3f} {interval}, null up to {found.null_high:.3f}")
+        passed = passed and found.value <= found.null_high + limit and found.null_high < 1
+        if not found.null_high < 1:
             measured.append("too few users to decide")
-    if (permutations := int(metrics.get("num_permutations", 0))) < config.min_permutations:
-        measured.append(f"only {permutations} permutations: `mtrec audit --set num_permutations=20`")
+    if leakage.num_permutations < config.min_permutations:
+        measured.append(f"only {leakage.num_permutations} permutations: `mtrec audit --set num_permutations=20`")
         passed = False
     return Gate("leak", passed, "; ".join(measured), combination, attribute)
 
 
 def _pr_auc(new: BundleManifest, live: BundleManifest | None, config: GatesConfig) -> list[Gate]:
     part, old = new.propensity, live and live.propensity
-    before = old.metrics.get("pr_auc/mean") if old else None
+    before = old.mean_pr_auc if old else None
     if old is None or before is None:
         return []
-    if part is None or "pr_auc/mean" not in part.metrics:
+    found = part.mean_pr_auc if part else None
+    if part is None or found is None:
         fix = "the live bundle has one: `mtrec bundle --propensity RUN --evaluation DIR`"
         return [Gate("pr_auc", False, fix)]
     if part.protocol != old.protocol:
         fix = "evaluate both the same way, or skip the comparison with `--set gates.against_live=false`"
         return [Gate("pr_auc", False, f"measured {part.protocol}, the live bundle's {old.protocol}: {fix}")]
-    value, low, high = (part.metrics.get(f"pr_auc/mean{end}") for end in ("", "_low", "_high"))
-    if low is None or high is None:
+    if found.low is None or found.high is None:
         fix = "evaluate it on more users: `mtrec evaluate propensity RUN --out DIR`"
-        return [Gate("pr_auc", False, f"{value:.4f} has no interval, because positives are too few: {fix}")]
-    measured = f"{value:.4f} ({low:.4f} to {high:.4f}), live {before:.4f}"
-    return [Gate("pr_auc", high >= config.pr_auc_ratio * before, measured)]
+        return [Gate("pr_auc", False, f"{found.value:.4f} has no interval, because positives are too few: {fix}")]
+    measured = f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f}), live {before.value:.4f}"
+    return [Gate("pr_auc", found.high >= config.pr_auc_ratio * before.value, measured)]

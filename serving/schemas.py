@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails
 
+from mtrec_ray.bundle.manifest import Leakage, Metric
+
 MAX_ITEMS = 1000
 """Limit of `k`, of a history, of `title_ids` and of the requests in a batch."""
 MAX_BATCH_TITLES = 50_000
@@ -161,10 +163,10 @@ class CombinationInfo(AnswerBody):
 
     name: str
     ignore: list[str]
-    metrics: dict[str, float] = {}
-    """Accuracy with intervals, from the audit: `ndcg@10`, `ndcg@10_low`, `ndcg@10_high`, ..."""
-    audit: dict[str, dict[str, bool | float | int | str | None]] = {}
-    """Attribute -> success of the best attacker: `balanced_accuracy`, `auc`, `null_low`, `null_high`, ..."""
+    metrics: dict[str, Metric] = {}
+    """Accuracy from the audit: `ndcg@10`, ..."""
+    audit: dict[str, Leakage] = {}
+    """Attribute -> success of the best attacker."""
 
 
 class Combinations(BaseModel):

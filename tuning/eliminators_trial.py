@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mtrec_ray.combinations import NONE, Combination, combination_name
 from mtrec_ray.errors import UserError
-from mtrec_ray.evaluation.audit import Attribute, AuditSettings, audit_vectors
+from mtrec_ray.evaluation.audit import AttributeLabels, AuditSettings, audit_vectors
 from mtrec_ray.evaluation.audit_result import AuditResult
 from mtrec_ray.evaluation.bootstrap import poisson_weights
 from mtrec_ray.evaluation.intervals import interval
@@ -177,12 +177,11 @@ class EliminatorsTrial:
         found = []
         for half in HALVES:
             unseen = ~in_split(users.keys, self.source.config.sequences, half)
-            of, keys = Attribute(users.attribute_index[unseen, place], size), users.keys[unseen]
+            labels = AttributeLabels(attribute, users.attribute_index[unseen, place], size)
             try:
-                results = audit_vectors({"vectors": vectors[unseen].numpy()}, {attribute: of}, keys, settings)
+                found.append(audit_vectors(vectors[unseen].numpy(), labels, users.keys[unseen], settings))
             except ValueError as error:
                 raise UserError(f"half of the users open to training: {error}; {self._more_users()}") from error
-            found.append(results["vectors", attribute])
         return found
 
     def _more_users(self) -> str:

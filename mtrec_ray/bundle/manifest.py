@@ -1,6 +1,6 @@
 """A bundle: one folder with everything that serving needs, in safetensors, Parquet and JSON only.
 
-BUNDLE/manifest.json             what is in it, with figures, audit, and a SHA-256 of every file; written last
+BUNDLE/manifest.json             what is in it, with metrics, audit, and a SHA-256 of every file; written last
 BUNDLE/backbone.safetensors      the sequential backbone
 BUNDLE/eliminators.safetensors   prompts, adapters, transport of all combinations, stacked in the manifest's order
 BUNDLE/popular.safetensors       (territories, 1000) titles by discoveries, for users without a history
@@ -32,51 +32,103 @@ from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST_FILE, BACKBONE_FILE, ELIMINATORS_FILE = "manifest.json", "backbone.safetensors", "eliminators.safetensors"
 POPULAR_FILE, TITLES_FILE, PROPENSITY_FILE = "popular.safetensors", "titles.parquet", "propensity.safetensors"
 REMAKE = "make it again with `mtrec bundle`"
 Model = TypeVar("Model", bound=nn.Module)
-Figure = bool | float | int | str | None
-"""A value of an audit: a count, a name or a figure; null if it could not be measured."""
 
 
-class EvaluationProtocol(BaseModel):
-    """How PR-AUC was measured: figures of two protocols cannot be compared."""
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class Metric(_Frozen):
+    """A metric with its 95% interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class AttackMetric(Metric):
+    """A metric of the best attacker."""
+
+    chance: float
+    """Value without information."""
+    null_low: float
+    """95% interval of the value without leakage."""
+    null_high: float
+
+
+class MicroF1(Metric):
+    """Micro-F1 of the best attacker."""
+
+    chance: float
+
+
+class Leakage(_Frozen):
+    """How well attackers predict one attribute from one combination's vectors (`AuditResult.document`)."""
+
+    attacker: str
+    """The best one."""
+    num_users: int
+    num_permutations: int
+    leaks: bool
+    """Whether balanced accuracy or AUC exceeds its null."""
+    hidden: bool | None
+    """Whether nothing leaks; null where too few users could show it."""
+    balanced_accuracy: AttackMetric
+    auc: AttackMetric
+    micro_f1: MicroF1
+    attackers: dict[str, dict[str, float]]
+    """Metrics of each attacker."""
+
+
+class EvaluationProtocol(_Frozen):
+    """How PR-AUC was measured: values of two protocols cannot be compared."""
 
     num_negatives: int | None
-    """Titles that each user's positives were ranked among; None: all that the user could discover."""
-    users: str
+    """Negatives per user; None: all titles that the user could discover."""
+    cohort: str
     """Users that it was measured on: held_out, trained or validation."""
 
     def __str__(self) -> str:
         among = "all titles" if self.num_negatives is None else f"{self.num_negatives} negatives"
-        return f"against {among} on {self.users} users"
+        return f"against {among} on {self.cohort} users"
 
 
-class PropensityPart(BaseModel):
+class PrAuc(_Frozen):
+    """PR-AUC with its 95% interval; None for too few positives."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+class PropensityPart(_Frozen):
     """The multi-task model of a bundle."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: dict[str, Any]
     """Fields of `TwoTowerConfig`."""
     group_of_territory: list[int]
-    metrics: dict[str, float]
+    pr_auc: dict[str, PrAuc]
+    """By territory, `all` (users pooled) and `mean` (over territories), of the run's variant."""
     protocol: EvaluationProtocol | None = None
-    """How the `pr_auc/*` of the metrics were measured; None if there are none."""
+    """How `pr_auc` was measured; None without an evaluation."""
+
+    @property
+    def mean_pr_auc(self) -> PrAuc | None:
+        """Mean over territories; None without an evaluation."""
+        return self.pr_auc.get("mean")
 
 
-class BundleManifest(BaseModel):
+class BundleManifest(_Frozen):
     """The content of `manifest.json`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format_version: int = FORMAT_VERSION
     version: str
-    """First 12 digits of a SHA-256 over files and figures: the same content, the same version."""
+    """First 12 digits of a SHA-256 over files and metrics: the same content, the same version."""
     created_at: datetime
     lake_hash: str
     attributes: dict[str, list[str]]
@@ -88,10 +140,10 @@ class BundleManifest(BaseModel):
     """Fields of `EliminatorConfig`."""
     combinations: list[Combination]
     """In the order of the stacked tensors."""
-    metrics: dict[str, dict[str, float]]
-    """Combination (`none` = backbone) -> accuracy with intervals."""
-    audit: dict[str, dict[str, dict[str, Figure]]]
-    """Combination -> attribute -> how well the best attacker tells it."""
+    metrics: dict[str, dict[str, Metric]]
+    """Combination (`none` = backbone) -> metric such as `ndcg@10`."""
+    audit: dict[str, dict[str, Leakage]]
+    """Combination -> attribute."""
     propensity: PropensityPart | None = None
     config: dict[str, Any]
     """Settings of the runs that the weights come from."""

@@ -1,1 +1,1 @@
-"""Figures with intervals: mergeable evaluation of propensity models, accuracy and audit of sequential ones; no ray."""
+"""Metrics with intervals for propensity and sequential models, and the audit of representations; imports no ray."""

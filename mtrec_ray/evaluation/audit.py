@@ -1,30 +1,20 @@
-"""Audit of frozen representations: can an attribute be read from them, by the best of several attackers?
+"""Audit of frozen representations: can the best of several attackers predict an attribute from them?
 
-1. Users whose value is known are split by a hash of their key into `num_folds` folds. Fold f is attacked by attackers
-   that learn on all other folds but f + 1, where strengths, stopping and the attacker itself are chosen. With
-   `cross_fit` every fold is test once; without it fold 0 alone is test, and the three parts are disjoint for good.
-2. Each fold's attacker is the one with the highest macro AUC on its validation users (AUC uses every pair of users,
-   so it errs less than accuracy on a small validation part). Never across folds: the validation users of one fold are
-   the test users of another.
-3. Figures are of all test users together, as `audit_metrics` counts them: recalls pooled, AUC within folds.
-4. Of few users, all of this is repeated with other folds, and figures are means: which attacker is chosen, and what
-   the networks happen to find, alone move an AUC of 470 people by 0.02. On MovieLens-100K the AUC of what was not to be
-   hidden moved by more than 0.03 in 13 of 27 figures of 300 people attacked once, in 3 of people attacked four times.
+1. Users with a known value are split into `num_folds` folds by a hash of their key. Fold f is attacked by attackers
+   trained on all other folds but f + 1, where strengths, stopping and the attacker itself are chosen. With `cross_fit`
+   every fold is test once; without it fold 0 alone is.
+2. Each fold uses the attacker with the highest macro AUC on its validation users.
+3. Metrics pool all test users: recalls pooled, AUC within folds.
+4. With few users everything is repeated with other folds and averaged: the choice of attacker alone moves an AUC of
+   470 users by 0.02.
 
-The null. Labels are permuted over all known users and everything above is done again: all attackers are trained, each
-chooses its strength and stopping, the best is chosen on permuted validation labels and tested on permuted test labels.
-If vectors and attribute are independent, the true labeling is one more such draw (Good 2005; Ojala & Garriga 2010), so
-the null covers the choice among attackers and the dependence between folds. The cheap alternative, permuting the
-labels of the test users alone, is exact for a single split but not for cross-fitting: users i and j, each in the
-other's training part, enter the figure twice with the same product of labels, which widens its distribution (by up to
-sqrt(2) for linear attackers; with five folds a test at 5% would reject about 13%). What remains to be saved is the
-number of permutations B: a figure over hundreds of users is close to normal, so instead of empirical quantiles, which
-would need B of a thousand, the null is the normal prediction interval of one more draw, mean +- t_{B-1}(97.5%) s
-sqrt(1 + 1/B), which holds 95% at any B; B = 20 makes it 9% wider than B = infinity would. Cost: all attackers in
-num_folds x (1 + B) trainings; attackers.py trains the labelings side by side.
+The null. Labels are permuted over all known users and everything above is repeated, training included. If inputs and
+attribute are independent, the true labeling is one more such draw (Good 2005; Ojala & Garriga 2010), so the null covers
+the choice of attacker and the dependence between folds. (Permuting test labels alone would reject about 13% at a level
+of 5% with five folds.) It is the normal prediction interval of one more draw, which holds 95% at any number of
+permutations B; B = 20 makes it 9% wider than B = infinity. Cost: num_folds x (1 + B) trainings of all attackers.
 
-The bootstrap interval resamples test users with the attackers as they are: it shows how far the figure would move
-with other test users, not with other training users. The question "is there leakage" is answered by the null.
+The bootstrap interval resamples test users with fixed attackers; whether there is leakage is answered by the null.
 
 Legend: N users, d width, A values, P = 1 + num_permutations labelings (0 is the true one), R = 1 + num_bootstrap.
 """
@@ -37,11 +27,11 @@ import numpy as np
 
 from mtrec_ray.evaluation.attackers import VECTOR_ATTACKERS, AttackData, Attacker, Matrix, Scores
 from mtrec_ray.evaluation.audit_metrics import macro_auc
-from mtrec_ray.evaluation.audit_result import AuditResult, summarise
+from mtrec_ray.evaluation.audit_result import AuditResult, summarise_attacks
 from mtrec_ray.evaluation.bootstrap import poisson_weights
 from mtrec_ray.hashing import mix
 
-REPEATED_USERS, MOST_REPEATS = 1500, 4
+REPEATED_USERS, MAX_REPEATS = 1500, 4
 
 
 @dataclass(frozen=True)
@@ -51,74 +41,50 @@ class AuditSettings:
     num_folds: int = 5
     cross_fit: bool = True
     num_repeats: int | None = 1
-    """Times all is done with other folds, where every fold is test once; figures are means over them. None: as many as
-    make `REPEATED_USERS` attacks, at most `MOST_REPEATS`."""
+    """Repetitions with other folds; figures are means over them. None: enough for 1,500 attacks, at most 4."""
     num_permutations: int = 20
     num_bootstrap: int = 200
     max_train_users: int = 20_000
-    """A fold's training users beyond this are left out, by hash; its validation users too, its test users never."""
+    """Maximum training users of a fold, and validation users, chosen by hash."""
     seed: int = 0
 
-    def __post_init__(self) -> None:
-        if self.num_folds < 3:
-            raise ValueError(f"num_folds={self.num_folds}: train, validation and test need three folds or more")
-        if self.num_repeats is not None and self.num_repeats < 1:
-            raise ValueError(f"num_repeats={self.num_repeats}: attack at least once")
-        if self.num_permutations < 2:
-            raise ValueError(f"num_permutations={self.num_permutations}: a spread needs two or more")
-
     def repeats(self, num_users: int) -> int:
-        """How often so many users are attacked.
-
-        Once where a single fold is tested: another split would test users who trained the attackers of the first.
-        """
+        """Repetitions for so many users; one without `cross_fit`, as other folds would test users trained on."""
         if not self.cross_fit:
             return 1
-        return self.num_repeats or min(MOST_REPEATS, -(-REPEATED_USERS // max(1, num_users)))
+        return self.num_repeats or min(MAX_REPEATS, -(-REPEATED_USERS // max(1, num_users)))
 
 
-class Attribute(NamedTuple):
-    """Values of one attribute: (N,) int64 in [0, num_values), -1 = unknown."""
+class AttributeLabels(NamedTuple):
+    """Users' values of one attribute: (N,) int64 in [0, num_values), -1 = unknown."""
 
+    name: str
     values: np.ndarray
     num_values: int
 
 
 def audit_vectors(
-    representations: Mapping[str, np.ndarray],
-    attributes: Mapping[str, Attribute],
-    user_keys: np.ndarray,
-    settings: AuditSettings | None = None,
-) -> dict[tuple[str, str], AuditResult]:
-    """Audit every representation for every attribute: name -> (N, d) float32, name -> values, (N,) uint64 keys.
+    vectors: np.ndarray, labels: AttributeLabels, user_keys: np.ndarray, settings: AuditSettings
+) -> AuditResult:
+    """Audit vectors (N, d) for one attribute; (N,) uint64 keys decide folds, permutations and bootstrap weights.
 
-    Returns (representation, attribute) -> result. The same users, folds, permutations and bootstrap weights serve all
-    representations. Each pair is independent of the others: call with one of each to run them as parallel tasks.
-    Raises ValueError before any training if shapes, values or keys are unfit.
+    Raises ValueError before any training if shapes, values or keys do not fit.
     """
-    settings = settings or AuditSettings()
-    for name, vectors in representations.items():
-        if vectors.ndim != 2 or not np.isfinite(vectors).all():
-            raise ValueError(f"representation {name!r}: expected finite (N, d) vectors, found shape {vectors.shape}")
-    for name, attribute in attributes.items():
-        for vectors in representations.values():
-            check_users(name, attribute, user_keys, vectors.shape[0], settings)
-    return {
-        (name, of): audit_inputs(vectors.astype(np.float32), attribute, user_keys, VECTOR_ATTACKERS, settings)
-        for name, vectors in representations.items()
-        for of, attribute in attributes.items()
-    }
+    if vectors.ndim != 2 or not np.isfinite(vectors).all():
+        raise ValueError(f"expected finite (N, d) vectors, found shape {vectors.shape}")
+    check_users(labels, user_keys, len(vectors), settings)
+    return audit_inputs(vectors.astype(np.float32), labels, user_keys, VECTOR_ATTACKERS, settings)
 
 
 def fold_of(user_keys: np.ndarray, settings: AuditSettings, repeat: int = 0) -> np.ndarray:
-    """Fold of each user, the same whatever the attribute, the representation and the other users: (N,) -> (N,)."""
+    """Fold of each user, independent of attribute, representation and other users: (N,) -> (N,)."""
     drawn = mix(user_keys, "attackers' fold", settings.seed, repeat)
     return (drawn % np.uint64(settings.num_folds)).astype(np.int64)
 
 
-def check_users(name: str, attribute: Attribute, keys: np.ndarray, num_rows: int, settings: AuditSettings) -> None:
+def check_users(labels: AttributeLabels, keys: np.ndarray, num_rows: int, settings: AuditSettings) -> None:
     """Raise ValueError if the rows do not fit or a part of the split has too few users or values to attack."""
-    values, num_values = attribute
+    name, values, num_values = labels
     if not num_rows == len(values) == len(keys):
         raise ValueError(f"attribute {name!r}: {num_rows} rows, {len(values)} values, {len(keys)} user keys")
     if len(np.unique(keys)) < len(keys):
@@ -144,34 +110,35 @@ def _check_folds(name: str, values: np.ndarray, folds: np.ndarray, settings: Aud
 
 def audit_inputs(
     inputs: Matrix,
-    attribute: Attribute,
+    labels: AttributeLabels,
     user_keys: np.ndarray,
     attackers: Mapping[str, Attacker],
     settings: AuditSettings,
 ) -> AuditResult:
-    """One attribute from one kind of input, dense or sparse: (N, d), (N,) values, (N,) uint64 keys."""
-    order = np.argsort(user_keys, kind="stable")  # one order of users, whatever the caller's
-    order = order[attribute.values[order] >= 0]
-    keys, num_values, repeats = user_keys[order], attribute.num_values, settings.repeats(len(user_keys))
-    labelings = _labelings(attribute.values[order], settings)  # (P, N)
-    found = {name: np.zeros((len(order), repeats, num_values), np.float32) for name in attackers}
+    """Audit one attribute with the given attackers; inputs (N, d), dense or sparse."""
+    order = np.argsort(user_keys, kind="stable")  # results do not depend on the caller's order
+    order = order[labels.values[order] >= 0]
+    inputs = inputs[order]
+    keys, num_values, repeats = user_keys[order], labels.num_values, settings.repeats(len(user_keys))
+    labelings = _labelings(labels.values[order], settings)  # (P, N)
+    true_scores = {name: np.zeros((len(order), repeats, num_values), np.float32) for name in attackers}
     best = np.zeros((*labelings.shape, repeats, num_values), np.float32)
     folds = np.stack([fold_of(keys, settings, repeat) for repeat in range(repeats)], axis=1)  # (N, repeats)
     names, by_fold = list(attackers), []
     for repeat in range(repeats):
-        for test, data in _splits(inputs, order, keys, folds[:, repeat], labelings, num_values, settings, repeat):
+        for test, data in _splits(inputs, keys, folds[:, repeat], labelings, num_values, settings, repeat):
             scores = [attacker(data) for attacker in attackers.values()]
-            choice = choose(scores, data.validation_labels)  # (P,)
+            choice = best_attackers(scores, data.validation_labels)  # (P,)
             for name, of_attacker in zip(names, scores, strict=True):
-                found[name][test, repeat] = of_attacker.test[0]
+                true_scores[name][test, repeat] = of_attacker.test[0]
             for labeling, attacker in enumerate(choice):
                 best[labeling, test, repeat] = scores[attacker].test[labeling]
             by_fold.append(names[choice[0]])
-    tested = np.flatnonzero(folds[:, 0] >= 0 if settings.cross_fit else folds[:, 0] == 0)
+    tested = np.arange(len(order)) if settings.cross_fit else np.flatnonzero(folds[:, 0] == 0)
     weights = poisson_weights(keys[tested], settings.num_bootstrap, settings.seed)
-    return summarise(
+    return summarise_attacks(
         best[:, tested].reshape(len(labelings), -1, num_values),
-        {name: scores[tested].reshape(-1, num_values) for name, scores in found.items()},
+        {name: scores[tested].reshape(-1, num_values) for name, scores in true_scores.items()},
         labelings[:, tested].repeat(repeats, axis=1),
         (folds[tested] + settings.num_folds * np.arange(repeats)).ravel(),
         weights.repeat(repeats, axis=1),
@@ -180,8 +147,11 @@ def audit_inputs(
     )
 
 
-def choose(scores: Sequence[Scores], validation_labels: np.ndarray) -> np.ndarray:
-    """Attacker with the highest macro AUC on validation users, for each labeling; the first one on a draw: -> (P,)."""
+def best_attackers(scores: Sequence[Scores], validation_labels: np.ndarray) -> np.ndarray:
+    """Index of the attacker with the highest macro AUC on validation users, the first on ties, per labeling: (P,).
+
+    AUC uses every pair of users, so it varies less than accuracy on few validation users.
+    """
     num_users = validation_labels.shape[1]
     weights, fold = np.ones((1, num_users)), np.zeros(num_users, np.int64)
     auc = [
@@ -199,7 +169,6 @@ def _labelings(values: np.ndarray, settings: AuditSettings) -> np.ndarray:
 
 def _splits(
     inputs: Matrix,
-    order: np.ndarray,
     keys: np.ndarray,
     folds: np.ndarray,
     labelings: np.ndarray,
@@ -207,29 +176,20 @@ def _splits(
     settings: AuditSettings,
     repeat: int,
 ) -> Iterator[tuple[np.ndarray, AttackData]]:
-    """(places of the test users, data of the attackers) of each test fold; dense inputs standardised by train users."""
-    rank = np.argsort(np.argsort(mix(keys, "attackers' sample", settings.seed)))  # who stays if there are too many
+    """(indices of the test users, data of the attackers) per test fold; dense inputs standardised by train users."""
+    rank = np.argsort(np.argsort(mix(keys, "attackers' sample", settings.seed)))  # which users a maximum drops
     for fold in range(settings.num_folds if settings.cross_fit else 1):
-        held = folds == (fold + 1) % settings.num_folds
+        in_validation = folds == (fold + 1) % settings.num_folds
         test = np.flatnonzero(folds == fold)
-        train, validation = (_first(np.flatnonzero(m), rank, settings) for m in ((folds != fold) & ~held, held))
-        parts = [inputs[order[part]] for part in (train, validation, test)]
+        masks = (folds != fold) & ~in_validation, in_validation
+        train, validation = (_first(np.flatnonzero(mask), rank, settings) for mask in masks)
+        parts = [inputs[part] for part in (train, validation, test)]
         if isinstance(inputs, np.ndarray):
             mean, spread = parts[0].mean(axis=0), parts[0].std(axis=0)
             parts = [(part - mean) / np.where(spread > 1e-6, spread, 1) for part in parts]
         drawn = mix(np.array([fold + settings.num_folds * repeat], np.uint64), "attackers", settings.seed)
-        yield (
-            test,
-            AttackData(
-                train=parts[0],
-                validation=parts[1],
-                test=parts[2],
-                train_labels=labelings[:, train],
-                validation_labels=labelings[:, validation],
-                num_values=num_values,
-                seed=int(drawn[0] >> np.uint64(2)),
-            ),
-        )
+        seed = int(drawn[0] >> np.uint64(2))
+        yield test, AttackData(*parts, labelings[:, train], labelings[:, validation], num_values, seed)
 
 
 def _first(users: np.ndarray, rank: np.ndarray, settings: AuditSettings) -> np.ndarray:

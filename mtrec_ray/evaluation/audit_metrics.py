@@ -1,23 +1,24 @@
-"""Figures of the fairness audit: leakage of predictions, NDCG by attribute value; each over bootstrap weights of users.
+"""Metrics of the fairness audit: leakage of predictions, and NDCG by attribute value, over bootstrap weights of users.
 
-Every replicate array has the plain sample (all weights 1) in place 0, ready for `intervals.interval`.
+Every replicate array has the plain sample (all weights 1) at index 0, as `intervals.interval` expects.
 
 Legend: N users, A attribute values, R = 1 + num_bootstrap replicates (`bootstrap.poisson_weights`).
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from mtrec_ray.evaluation.bootstrap import poisson_weights
 from mtrec_ray.evaluation.intervals import Interval, interval
 
+NUM_GAP_PERMUTATIONS = 300
+
 
 def balanced_accuracy(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray, num_values: int) -> np.ndarray:
     """Mean recall over the values that occur: (N,) int, (N,) int, (R, N) -> (R,) float64.
 
-    Recalls count hard predictions, so users of several folds are pooled: a value absent from one fold is counted by
-    the others. A value with no weight in a replicate is left out of that replicate's mean.
+    Users of several folds are pooled. A value without weight in a replicate is left out of that replicate's mean.
     """
     truth = labels[:, None] == np.arange(num_values)  # (N, A)
     weights = weights.astype(np.float64)
@@ -29,8 +30,7 @@ def balanced_accuracy(predictions: np.ndarray, labels: np.ndarray, weights: np.n
 def micro_f1(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Micro-averaged F1, paper B's figure: (N,), (N,), (R, N) -> (R,).
 
-    With one label and one prediction a user, false positives and false negatives are the same number, so it equals
-    accuracy. It says nothing below the majority value's share.
+    Equals accuracy, as each user has one label and one prediction; below `majority_rate` it means nothing.
     """
     weights = weights.astype(np.float64)
     return _ratio(weights @ (predictions == labels), weights.sum(axis=1))
@@ -39,11 +39,9 @@ def micro_f1(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -
 def macro_auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray, folds: np.ndarray) -> np.ndarray:
     """Mean over values of the one-vs-rest AUC, ties one half: (N, A), (N,), (R, N), (N,) fold of each user -> (R,).
 
-    Attackers of different folds share no score scale: pooling their scores would rank users of one attacker against
-    users of another, which drags the AUC of a good attack down and lets that of a bad one fall below one half. So only
-    pairs within a fold are counted, and a value's AUC is its won pairs over all folds divided by its pairs (Mann &
-    Whitney 1947, stratified): a fold without the value has no pairs and no say. Values without any pair are left out;
-    an AUC below one half stays there, for a sign chosen on test users is no attack.
+    Attackers of different folds have no common score scale, so only pairs within a fold count: a value's AUC is its
+    won pairs over all folds divided by its pairs (Mann & Whitney 1947, stratified). Values without any pair are left
+    out. An AUC below one half is not flipped, as a sign chosen on test users is no attack.
     """
     num_values = scores.shape[1]
     won, pairs = np.zeros((2, len(weights), num_values))
@@ -57,26 +55,21 @@ def macro_auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray, folds
 
 
 def majority_rate(labels: np.ndarray) -> float:
-    """Share of the most frequent value: the micro-F1 of an attacker that looks at nothing; (N,) -> float."""
+    """Fraction of the most frequent value, the micro-F1 of a constant prediction; (N,) -> float."""
     return float(np.bincount(labels).max() / len(labels))
 
 
-@dataclass(frozen=True)
-class GroupGaps:
-    """NDCG of the users of each attribute value, and the largest difference between two values."""
+class NdcgGap(NamedTuple):
+    """The largest difference of mean NDCG between the users of two attribute values."""
 
-    ndcg: tuple[Interval, ...]
-    """(A,) mean NDCG with its 95% bootstrap interval; NaN for a value without users."""
-    num_users: tuple[int, ...]
+    gap: Interval
+    null_high: float
+    """95% quantile of the largest gap when values are permuted over users: a smaller gap may be chance."""
     best: int
     worst: int
-    gap: Interval
-    """NDCG of `best` minus that of `worst`; the interval is that of this pair."""
-    gap_null_high: float
-    """95% quantile of the largest gap when values are permuted over users: a gap below it may be chance."""
 
 
-def group_gaps(
+def largest_ndcg_gap(
     ndcg: np.ndarray,
     values: np.ndarray,
     num_values: int,
@@ -84,12 +77,11 @@ def group_gaps(
     num_bootstrap: int = 200,
     min_users: int = 10,
     seed: int = 0,
-) -> GroupGaps:
-    """NDCG by value and its gaps: (N,) float with NaN = no test event, (N,) int64 with -1 = unknown, (N,) uint64 keys.
+) -> NdcgGap | None:
+    """Largest NDCG gap: (N,) float with NaN = no test event, (N,) int64 with -1 = unknown, (N,) uint64 keys.
 
-    The largest of many noisy differences is large even where nothing differs, and its bootstrap interval never reaches
-    0; hence the permutation quantile beside it (300 permutations, nothing is trained). Values with fewer than
-    `min_users` users are listed but take no part in the gap. Raises ValueError if fewer than two values are left.
+    The largest of many noisy differences is large even without a true one, hence the permutation quantile. Values with
+    fewer than `min_users` users take no part; None if fewer than two values remain.
     """
     order = np.argsort(user_keys, kind="stable")
     order = order[(values[order] >= 0) & np.isfinite(ndcg[order])]
@@ -98,27 +90,20 @@ def group_gaps(
     counts = truth.sum(axis=0)
     compared = np.flatnonzero(counts >= max(min_users, 1))
     if len(compared) < 2:
-        raise ValueError(f"{len(compared)} values have {min_users} users or more: a gap needs two (lower min_users)")
+        return None
     weights = poisson_weights(user_keys[order], num_bootstrap, seed).astype(np.float64)
     means = _ratio(weights @ (truth * ndcg[:, None]), weights @ truth)  # (R, A)
     best, worst = (int(compared[pick(means[0, compared])]) for pick in (np.argmax, np.argmin))
     rng = np.random.default_rng([seed, num_values])
     null = []
-    for _ in range(300):
+    for _ in range(NUM_GAP_PERMUTATIONS):
         shuffled = rng.permutation(ndcg) @ truth[:, compared] / counts[compared]
         null.append(shuffled.max() - shuffled.min())
-    return GroupGaps(
-        ndcg=tuple(interval(means[:, value]) for value in range(num_values)),
-        num_users=tuple(int(count) for count in counts),
-        best=best,
-        worst=worst,
-        gap=interval(means[:, best] - means[:, worst]),
-        gap_null_high=float(np.quantile(null, 0.95)),
-    )
+    return NdcgGap(interval(means[:, best] - means[:, worst]), float(np.quantile(null, 0.95)), best, worst)
 
 
 def _won_pairs(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weight of (positive, negative) pairs in the right order, ties one half, and of all pairs; (n,), (n,), (R, n)."""
+    """Weight of correctly ordered (positive, negative) pairs, ties one half, and of all pairs; (n,), (n,), (R, n)."""
     order = np.argsort(scores, kind="stable")
     ties = np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0)  # first of each group of equal scores
     ordered = weights[:, order].astype(np.float64)

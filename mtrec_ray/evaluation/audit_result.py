@@ -1,4 +1,4 @@
-"""Result of one audit: figures, their bootstrap intervals and the null's, from the attackers' test scores.
+"""Result of one audit: metrics with bootstrap and null intervals, from the attackers' test scores.
 
 Legend: N test users, A attribute values, P labelings (0 is the true one, the others are permuted), R replicates.
 """
@@ -6,26 +6,21 @@ Legend: N test users, A attribute values, P labelings (0 is the true one, the ot
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
 
 from mtrec_ray.evaluation.audit_metrics import balanced_accuracy, macro_auc, majority_rate, micro_f1
 from mtrec_ray.evaluation.intervals import LEVEL, Interval, interval
+from mtrec_ray.evaluation.tidy import without_nan
 
-
-class AttackerFigures(NamedTuple):
-    """One attacker on the test users, whether it was chosen or not."""
-
-    balanced_accuracy: float
-    auc: float
-    micro_f1: float
+METRICS = ("balanced_accuracy", "auc", "micro_f1")
 
 
 @dataclass(frozen=True)
 class AuditResult:
-    """What the chosen attackers read of one attribute from one representation; figures in [0, 1]."""
+    """How well the chosen attackers predict one attribute from one representation; metrics in [0, 1]."""
 
     attacker: str
     """The one chosen in most folds."""
@@ -33,97 +28,92 @@ class AuditResult:
     num_users: int
     """Test users."""
     num_permutations: int
-    """Draws behind each null: of few it is wide."""
+    """Draws behind each null."""
     balanced_accuracy: Interval
     auc: Interval
     micro_f1: Interval
     majority_rate: float
+    """Micro-F1 of a constant prediction."""
     chance: float
-    """Balanced accuracy of an attacker that looks at nothing: 1 / (values that occur)."""
+    """Balanced accuracy of a constant prediction: 1 / (values that occur)."""
     null: tuple[float, float]
     """95% of the balanced accuracies without leakage."""
     auc_null: tuple[float, float]
-    by_attacker: Mapping[str, AttackerFigures]
-    """`paper` gives paper B's micro-F1. No choice may be made from these: they are of the test users."""
+    by_attacker: Mapping[str, Mapping[str, float]]
+    """`METRICS` of each attacker on the test users, chosen or not; `paper` gives paper B's micro-F1."""
 
     @property
-    def readable(self) -> bool:
-        """True if the best attacker beats the null, in balanced accuracy or in AUC."""
+    def leaks(self) -> bool:
+        """Whether the best attacker exceeds the null, in balanced accuracy or in AUC."""
         return self.balanced_accuracy.value > self.null[1] or self.auc.value > self.auc_null[1]
 
     @property
     def hidden(self) -> bool | None:
-        """Not readable; None where nothing could have been told: the nulls of very few users leave no room above."""
-        told = self.null[1] < 1 and self.auc_null[1] < 1  # False of NaN too
-        return not self.readable if told or self.readable else None
+        """Whether nothing leaks; None if no leak could be detected, as nulls of very few users reach 1."""
+        detectable = self.null[1] < 1 and self.auc_null[1] < 1  # False of NaN too
+        return not self.leaks if detectable or self.leaks else None
 
-    def flat(self) -> dict[str, float | int | str]:
-        """Flat keys for the report, each attacker's own as `<attacker>/<figure>`."""
-        flat: dict[str, float | int | str] = {"attacker": self.attacker, "num_users": self.num_users}
-        flat["num_permutations"] = self.num_permutations
-        for name, found in (
-            ("balanced_accuracy", self.balanced_accuracy),
-            ("auc", self.auc),
-            ("micro_f1", self.micro_f1),
-        ):
-            flat |= {name: found.value, f"{name}_low": found.low, f"{name}_high": found.high}
-        flat |= {"majority_rate": self.majority_rate, "chance": self.chance}
-        flat |= {"null_low": self.null[0], "null_high": self.null[1]}
-        flat |= {"auc_null_low": self.auc_null[0], "auc_null_high": self.auc_null[1]}
-        for attacker, figures in self.by_attacker.items():
-            flat |= {f"{attacker}/{name}": value for name, value in figures._asdict().items()}
-        return flat
+    def document(self) -> dict[str, Any]:
+        """JSON-able form; `chance` of each metric is its value without information."""
+        nulls = {"balanced_accuracy": self.null, "auc": self.auc_null}
+        chances = {"balanced_accuracy": self.chance, "auc": 0.5, "micro_f1": self.majority_rate}
+        document: dict[str, Any] = {"attacker": self.attacker, "num_users": self.num_users}
+        document |= {"num_permutations": self.num_permutations, "leaks": self.leaks, "hidden": self.hidden}
+        for metric in METRICS:
+            document[metric] = getattr(self, metric)._asdict() | {"chance": chances[metric]}
+            if metric in nulls:
+                document[metric] |= {"null_low": nulls[metric][0], "null_high": nulls[metric][1]}
+        return without_nan(document | {"attackers": dict(self.by_attacker)})
 
 
-def summarise(
+def summarise_attacks(
     best: np.ndarray,
-    found: Mapping[str, np.ndarray],
+    by_attacker: Mapping[str, np.ndarray],
     labelings: np.ndarray,
     folds: np.ndarray,
     weights: np.ndarray,
     by_fold: tuple[str, ...],
     num_users: int,
 ) -> AuditResult:
-    """Figures from the test users' log probabilities, chosen attackers' (P, N, A), each one's (N, A).
+    """Metrics from the test users' log probabilities: chosen attackers' (P, N, A), each attacker's (N, A).
 
-    A user that was tested several times, in other folds, has so many rows, all with the user's weights.
-
-    `labelings` (P, N) and `folds` (N,) are theirs, `weights` (R, N) bootstrap weights with ones in row 0.
+    `labelings` (P, N), `folds` (N,), `weights` (R, N) with ones in row 0. A user tested several times, in other folds,
+    has one row per test, all with the user's weights.
     """
-    num_values, labels = best.shape[-1], labelings[0]
-    plain = weights[:1]
-    predictions = best.argmax(axis=-1)  # (P, N)
-    drawn = [
-        (balanced_accuracy(p, y, plain, num_values)[0], macro_auc(s, y, plain, folds)[0])
-        for p, s, y in zip(predictions[1:], best[1:], labelings[1:], strict=True)
-    ]
-    nulls = [prediction_interval(np.array(figure)) for figure in zip(*drawn, strict=True)]
-    by_attacker = {
-        name: AttackerFigures(
-            float(balanced_accuracy(s.argmax(axis=-1), labels, plain, num_values)[0]),
-            float(macro_auc(s, labels, plain, folds)[0]),
-            float(micro_f1(s.argmax(axis=-1), labels, plain)[0]),
-        )
-        for name, s in found.items()
-    }
+    labels, plain = labelings[0], weights[:1]
+    drawn = [_replicates(s, y, folds, plain)[:, 0] for s, y in zip(best[1:], labelings[1:], strict=True)]
+    nulls = [prediction_interval(draws) for draws in np.stack(drawn, axis=1)]
     return AuditResult(
+        **dict(zip(METRICS, map(interval, _replicates(best[0], labels, folds, weights)), strict=True)),
         attacker=Counter(by_fold).most_common(1)[0][0],
         attacker_by_fold=by_fold,
         num_users=num_users,
         num_permutations=len(labelings) - 1,
-        balanced_accuracy=interval(balanced_accuracy(predictions[0], labels, weights, num_values)),
-        auc=interval(macro_auc(best[0], labels, weights, folds)),
-        micro_f1=interval(micro_f1(predictions[0], labels, weights)),
         majority_rate=majority_rate(labels),
         chance=1 / len(np.unique(labels)),
         null=nulls[0],
         auc_null=nulls[1],
-        by_attacker=by_attacker,
+        by_attacker={
+            name: dict(zip(METRICS, _replicates(s, labels, folds, plain)[:, 0].tolist(), strict=True))
+            for name, s in by_attacker.items()
+        },
+    )
+
+
+def _replicates(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`METRICS` of scores (N, A) in each replicate: (3, R)."""
+    predictions, num_values = scores.argmax(axis=-1), scores.shape[-1]
+    return np.stack(
+        [
+            balanced_accuracy(predictions, labels, weights, num_values),
+            macro_auc(scores, labels, weights, folds),
+            micro_f1(predictions, labels, weights),
+        ]
     )
 
 
 def prediction_interval(draws: np.ndarray) -> tuple[float, float]:
-    """Where one more draw of the same normal distribution falls with 95%: (B,) -> low, high within [0, 1]."""
+    """95% interval of one more draw of the same normal distribution: (B,) -> low, high within [0, 1]."""
     draws = draws[np.isfinite(draws)]
     if len(draws) < 2:
         return float("nan"), float("nan")

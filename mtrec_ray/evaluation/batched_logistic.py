@@ -1,7 +1,7 @@
 """Multinomial logistic regression of many labelings of the same inputs, at several L2 strengths, in one descent.
 
-Written out because a permutation null solves thousands of small problems that differ in their labels alone: here they
-share every product with the inputs. A test holds the solution against scikit-learn's.
+A permutation null solves thousands of small problems that differ in their labels alone; here they share every product
+with the inputs. A test compares the solution with scikit-learn's.
 
 Legend: n users, d inputs (the intercept is one more), P labelings, K L2 strengths, A attribute values.
 """
@@ -15,17 +15,17 @@ from scipy.sparse import csr_matrix, hstack
 from scipy.special import log_softmax
 
 Matrix = Any
-"""(rows, d) float32, `np.ndarray` or `scipy.sparse.csr_matrix`; scipy has no types that a checker could use."""
+"""(rows, d) float32, `np.ndarray` or `scipy.sparse.csr_matrix`, which has no usable type annotations."""
 
 L2_STRENGTHS = (0.03, 0.3, 3.0, 30.0)
-"""In units of (mean squared row norm) / n, so that the grid suits any width and number of users."""
+"""In units of (mean squared row norm) / n, to suit any width and number of users."""
 
 
 def class_weights(labels: np.ndarray, num_values: int) -> np.ndarray:
-    """Weights that give each value that occurs the same total and sum to n: (P, n) -> (P, n) float32."""
+    """Weights with the same total for each value that occurs and a sum of n: (P, n) -> (P, n) float32."""
     counts = (labels[:, :, None] == np.arange(num_values)).sum(axis=1)  # (P, A)
-    share = labels.shape[1] / np.maximum(counts, 1) / (counts > 0).sum(axis=1, keepdims=True)
-    return np.take_along_axis(share, labels, axis=1).astype(np.float32)
+    of_value = labels.shape[1] / np.maximum(counts, 1) / (counts > 0).sum(axis=1, keepdims=True)
+    return np.take_along_axis(of_value, labels, axis=1).astype(np.float32)
 
 
 def fit_logistic(
@@ -33,9 +33,8 @@ def fit_logistic(
 ) -> np.ndarray:
     """Coefficients at the minimum of mean balanced cross entropy + L2 / 2: (n, d + 1), (P, n) -> (d + 1, P, K, A).
 
-    Accelerated gradient steps with restarts (Nesterov 1983, O'Donoghue & Candes 2015) in a diagonal metric that
-    bounds the curvature (Bohning 1992), until the gradient is below `tolerance`. The last input is the intercept,
-    without penalty.
+    Accelerated gradient steps with restarts (Nesterov 1983, O'Donoghue & Candes 2015) in a diagonal metric that bounds
+    the curvature (Bohning 1992), until the gradient is below `tolerance`. The last input is the unpenalised intercept.
     """
     num_rows, num_inputs = inputs.shape
     num_labelings, num_strengths = len(labels), len(L2_STRENGTHS)
@@ -47,7 +46,7 @@ def fit_logistic(
     bound = _largest_curvature(inputs, weights, second_moment)  # (P,)
     curvature = 0.5 * second_moment[:, None, None] * bound[:, None] + l2[:, None]  # (d + 1, P, K)
     shape = (num_inputs, num_labelings, num_strengths, num_values)
-    place, ahead, momentum = np.zeros(shape, np.float32), np.zeros(shape, np.float32), 1.0
+    point, ahead, momentum = np.zeros(shape, np.float32), np.zeros(shape, np.float32), 1.0
     for _ in range(max_steps):
         logits = (inputs @ ahead.reshape(num_inputs, -1)).reshape(num_rows, *shape[1:])
         residual = (softmax(logits) - target) * weights[:, :, None, None]
@@ -55,11 +54,11 @@ def fit_logistic(
         moved = ahead - gradient / curvature[..., None]
         if np.abs(gradient).max() < tolerance:
             return moved
-        if (gradient * (moved - place)).sum() > 0:
+        if (gradient * (moved - point)).sum() > 0:
             momentum = 1.0
         following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2  # a Python float keeps float32
-        place, ahead, momentum = moved, moved + (momentum - 1) / following * (moved - place), following
-    return place
+        point, ahead, momentum = moved, moved + (momentum - 1) / following * (moved - point), following
+    return point
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
@@ -67,6 +66,7 @@ def softmax(logits: np.ndarray) -> np.ndarray:
 
 
 def with_intercept(inputs: Matrix, basis: np.ndarray | None) -> Matrix:
+    """Inputs in a basis of dense inputs, or as they are, with a last column of ones."""
     ones = np.ones((inputs.shape[0], 1), dtype=np.float32)
     if basis is None:
         return csr_matrix(hstack([inputs, ones]))
@@ -78,7 +78,10 @@ def _square(inputs: Matrix) -> Matrix:
 
 
 def _largest_curvature(inputs: Matrix, weights: np.ndarray, second_moment: np.ndarray) -> np.ndarray:
-    """Largest eigenvalue of S^-1/2 X' W X S^-1/2 of each labeling, by 30 power steps with 20% on top: (P,)."""
+    """Largest eigenvalue of S^-1/2 X' W X S^-1/2 of each labeling: (P,).
+
+    By 30 power iterations, with a margin of 20%.
+    """
     scale = 1 / np.sqrt(second_moment)[:, None]
     start = np.random.default_rng(0).normal(size=(inputs.shape[1], 1)).astype(np.float32)
     vector, size = np.repeat(start, weights.shape[1], axis=1), np.ones(weights.shape[1])

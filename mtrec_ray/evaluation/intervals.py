@@ -65,11 +65,10 @@ def nan_mean(replicates: np.ndarray, axis: int = 0) -> np.ndarray:
 def mean_over_seeds(replicates: Sequence[np.ndarray]) -> np.ndarray:
     """Mean of several runs that differ in the seed alone: a sequence of (..., R) -> (..., R).
 
-    Two independent errors add up. Users: the mean over seeds within each bootstrap replicate (seeds share their test
-    users, so these errors do not average out). Seeds: replicate b gets an error e_b, the quantiles of s / sqrt(n)
-    times Student's t with n - 1 degrees of freedom in a fixed random order, where s is the standard deviation of the
-    n plain estimates. (A bootstrap over n = 3 seeds would understate the variance by a third.) One run is returned
-    unchanged: its interval covers the users' error only.
+    Two independent errors add up. Users: the mean over seeds within each bootstrap replicate, as seeds share their test
+    users. Seeds: replicate b gets an error e_b, the quantiles of s / sqrt(n) times Student's t with n - 1 degrees of
+    freedom in a fixed random order, s being the standard deviation of the n plain estimates (a bootstrap over n = 3
+    seeds would understate the variance by a third). One run is returned unchanged.
     """
     runs = np.stack([np.asarray(r, dtype=np.float64) for r in replicates])  # (n, ..., R)
     mean = runs.mean(axis=0)

@@ -54,11 +54,7 @@ class SampledNegatives:
 def sample_negatives(target: np.ndarray, seen: np.ndarray, user_keys: np.ndarray, seed: int = 0) -> SampledNegatives:
     """Sample 99 eligible titles per user by hash, without replacement; all of them where there are fewer.
 
-    Args:
-        target: (U,) index of the held-out title.
-        seen: (U, N) bool, the user's other titles; the held-out one is never excluded.
-        user_keys: (U,) uint64.
-        seed: of the draws.
+    (U,) index of the held-out title; (U, N) bool, the user's other titles; (U,) uint64 keys.
     """
     eligible = ~seen
     eligible[np.arange(len(target)), target] = False
@@ -70,14 +66,9 @@ def sample_negatives(target: np.ndarray, seen: np.ndarray, user_keys: np.ndarray
 
 
 def next_title_metrics(scores: np.ndarray, target: np.ndarray, negatives: SampledNegatives) -> NextTitleMetrics:
-    """Metrics of users whose next title was held out; a tied title costs half a rank.
+    """Metrics of users' held-out titles from scores of every title (U, N), any monotone scale, and targets (U,).
 
-    A NaN score, of the held-out title or another, costs a full rank, so a diverged model ranks last.
-
-    Args:
-        scores: (U, N) of every title, any monotone scale.
-        target: (U,) index of the held-out title.
-        negatives: of the users.
+    A tied title costs half a rank; a NaN score costs a full rank, so a diverged model ranks last.
     """
     rows = np.arange(len(target))
     eligible, drawn = negatives.eligible, negatives.drawn

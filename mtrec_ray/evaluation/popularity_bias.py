@@ -12,7 +12,12 @@ from scipy.special import rel_entr
 from mtrec_ray.evaluation.score_counts import positive_pairs
 
 CANDIDATE, EXPOSED, POSITIVE, HIT = range(4)
-"""Rows of the counts: user-title pairs that could be shown, were shown (top k), are positive, are both."""
+"""Rows of the counts: user-title pairs that may be shown, are shown (top k), are positive, are shown and positive."""
+BIAS_METRICS = (
+    *("arp", "aplt", "aclt", "pop_rsp", "pop_reo"),
+    *("local_fraction", "local_fraction_history", "local_js", "gini"),
+)
+"""See `bias_metrics`."""
 HEAD_FRACTION = 0.8
 """Fraction of the interactions held by the short head (Abdollahpouri, Burke & Mobasher 2019)."""
 
@@ -32,8 +37,7 @@ def exposure_counts(
 ) -> np.ndarray:
     """Candidates, exposures, positives and hits of each title in a chunk's top-k lists: -> (4, N) int64.
 
-    (U, T) scores, labels, candidates; `title_index` (T,) names the columns. A user with fewer than k candidates gets a
-    list of them all.
+    (U, T) scores, labels, candidates; `title_index` (T,) names the columns. Users with under k candidates get all.
     """
     user, column = top_titles(logits, mask, k)
     counts = np.zeros((4, num_titles), dtype=np.int64)
@@ -54,10 +58,7 @@ def top_titles(logits: np.ndarray, mask: np.ndarray, k: int) -> tuple[np.ndarray
 
 
 def short_head(popularity: np.ndarray, head_fraction: float = HEAD_FRACTION) -> np.ndarray:
-    """The fewest most popular titles that hold `head_fraction` of the interactions; the others are the long tail.
-
-    (N,) -> (N,) bool.
-    """
+    """The fewest titles with `head_fraction` of the interactions, the rest being the long tail: (N,) -> (N,) bool."""
     order = np.argsort(-popularity, kind="stable")
     before = np.cumsum(popularity[order]) - popularity[order]
     head = np.zeros(len(popularity), dtype=bool)
@@ -90,17 +91,18 @@ def bias_metrics(counts: np.ndarray, num_users: int, popularity: np.ndarray, is_
     tail = ~short_head(history)
     local_fraction = _ratio(exposed[is_local].sum(), slots)
     local_history = _ratio(history[is_local].sum(), history.sum())
-    return {
-        "arp": _ratio((exposed * history).sum(), slots),
-        "aplt": _ratio(exposed[tail].sum(), slots),
-        "aclt": _ratio(exposed[tail].sum(), num_users),
-        "pop_rsp": _relative_spread(counts[EXPOSED], counts[CANDIDATE], tail),
-        "pop_reo": _relative_spread(counts[HIT], counts[POSITIVE], tail),
-        "local_fraction": local_fraction,
-        "local_fraction_history": local_history,
-        "local_js": jensen_shannon(local_fraction, local_history),
-        "gini": gini(exposed[offered]),
-    }
+    values = (
+        _ratio((exposed * history).sum(), slots),
+        _ratio(exposed[tail].sum(), slots),
+        _ratio(exposed[tail].sum(), num_users),
+        _relative_spread(counts[EXPOSED], counts[CANDIDATE], tail),
+        _relative_spread(counts[HIT], counts[POSITIVE], tail),
+        local_fraction,
+        local_history,
+        jensen_shannon(local_fraction, local_history),
+        gini(exposed[offered]),
+    )
+    return dict(zip(BIAS_METRICS, values, strict=True))
 
 
 def jensen_shannon(p: float, q: float) -> float:

@@ -23,15 +23,8 @@ def count_scores(
 ) -> None:
     """Count users' scores of all their candidates.
 
-    Args:
-        counts: of the users' territory.
-        logits: (U, T) float32.
-        labels: (U, T) bool; a label outside the mask is not counted.
-        mask: (U, T) bool, True = candidate.
-        weights: (R, U) of `poisson_weights`.
-
-    Raises:
-        ValueError: a NaN among the candidates' scores, or too many titles.
+    (U, T) float32 scores, bool labels and candidates; (R, U) `poisson_weights`. A label outside the mask is not
+    counted. Raises ValueError for a NaN among the candidates' scores, or too many titles.
     """
     if logits.shape[1] * MAX_WEIGHT > MAX_EXACT_FLOAT32:
         raise ValueError(f"{logits.shape[1]} titles in one chunk, the counts are exact up to {2**21}")

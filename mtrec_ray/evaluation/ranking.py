@@ -17,14 +17,11 @@ FIXED_POINT = 2.0**24
 """Per-user values are rounded to 1/2^24, so that sums below 2^29 are exact in float64 in any order."""
 
 
-def metric_names(cutoffs: tuple[int, ...]) -> list[str]:
-    """Columns of `ranking_metrics`."""
-    return [f"{metric}@{k}" for k in cutoffs for metric in ("ndcg", "hit", "recall")] + ["mrr"]
+METRICS = ("ndcg@10", "hit@10", "recall@10", "mrr")
+"""Columns of `ranking_metrics` at the default cutoff."""
 
 
-def ranking_metrics(
-    logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, cutoffs: tuple[int, ...] = (10,)
-) -> np.ndarray:
+def ranking_metrics(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, k: int = 10) -> np.ndarray:
     """Metrics of each user: (U, T) float32 scores, (U, T) bool labels and candidates -> (U, M) float64.
 
     For a user with n positive candidates, r their ranks (1 = highest score):
@@ -36,33 +33,28 @@ def ranking_metrics(
 
     A user without a positive candidate is NaN in every metric; a label outside the mask is not counted.
     """
-    values = np.full((len(logits), 3 * len(cutoffs) + 1), np.nan)
+    values = np.full((len(logits), len(METRICS)), np.nan)
     hits = locate_positives(logits, labels, mask)
     if not len(hits.user):
         return values
     users, first, per_user = np.unique(hits.user, return_index=True, return_counts=True)
-    columns = []
-    for k in cutoffs:
-        gains = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])
-        after, upto = np.minimum(hits.above, k), np.minimum(hits.above + hits.tied, k)
-        ideal = gains[np.minimum(per_user, k)]
-        columns.append(np.add.reduceat((gains[upto] - gains[after]) / hits.tied, first) / ideal)
-        columns.append(1 - np.multiply.reduceat(_miss_probability(hits, k), first))
-        columns.append(np.add.reduceat((upto - after) / hits.tied, first) / per_user)
+    gains = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])
+    after, upto = np.minimum(hits.above, k), np.minimum(hits.above + hits.tied, k)
     best = np.lexsort((hits.above, hits.user))[first]  # positives stay grouped by user
-    columns.append(_expected_reciprocal_rank(hits.above[best], hits.tied[best], hits.tied_positives[best]))
-    values[users] = np.stack(columns, axis=1)
+    ndcg = np.add.reduceat((gains[upto] - gains[after]) / hits.tied, first) / gains[np.minimum(per_user, k)]
+    hit = 1 - np.multiply.reduceat(_miss_probability(hits, k), first)
+    recall = np.add.reduceat((upto - after) / hits.tied, first) / per_user
+    mrr = _expected_reciprocal_rank(hits.above[best], hits.tied[best], hits.tied_positives[best])
+    values[users] = np.stack([ndcg, hit, recall, mrr], axis=1)
     return values
 
 
-def ranking_sums(
-    logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, weights: np.ndarray, cutoffs: tuple[int, ...] = (10,)
-) -> np.ndarray:
-    """Sums of the users' metrics in each replicate, `weights` (R, U): -> (R, M + 1), last column the weights.
+def ranking_sums(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Weighted sums of metrics over users with a positive, weights (R, U): -> (R, M + 1), last column the weights.
 
-    Only users with a positive candidate count. Sums of several chunks add up exactly in any order.
+    Sums of several chunks add up exactly in any order.
     """
-    values = ranking_metrics(logits, labels, mask, cutoffs)
+    values = ranking_metrics(logits, labels, mask)
     valid = ~np.isnan(values[:, 0])
     rounded = np.round(values[valid] * FIXED_POINT) / FIXED_POINT
     return weights[:, valid].astype(np.float64) @ np.append(rounded, np.ones((len(rounded), 1)), axis=1)
@@ -79,14 +71,10 @@ class PositiveRanks:
     """Ranks of a chunk's positives, (P,) each, sorted by user."""
 
     user: np.ndarray
-    above: np.ndarray
-    """Candidates with a higher score."""
-    tied: np.ndarray
-    """Candidates with the same score, itself included."""
-    tied_positives: np.ndarray
-    """Positives among them."""
-    order: np.ndarray
-    """0, 1, ... among the tied positives of the user."""
+    above: np.ndarray  # candidates with a higher score
+    tied: np.ndarray  # candidates with the same score, itself included
+    tied_positives: np.ndarray  # positives among them
+    order: np.ndarray  # 0, 1, ... among the tied positives of the user
 
 
 def locate_positives(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> PositiveRanks:

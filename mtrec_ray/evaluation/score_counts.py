@@ -9,6 +9,7 @@ import torch
 from mtrec_ray.evaluation.average_precision import average_precision, average_precision_bounds
 from mtrec_ray.evaluation.score_grid import ScoreGrid
 
+KINDS = ("negatives", "positives")
 PROMOTE_ABOVE = 2**30
 SPAN_STEP = 64
 """Bins by which a stored span grows at a time."""
@@ -58,16 +59,16 @@ class SpanCounts:
         self.add(first_bin, counts)
 
     def _cover(self, first: int, end: int) -> None:
+        """Grow the span to bins first to end."""
         width = len(self.counts)
         if width and first >= self.first_bin and end <= self.first_bin + width:
             return
         if width:
             first, end = min(first, self.first_bin), max(end, self.first_bin + width)
-        first -= first % SPAN_STEP
-        end += -end % SPAN_STEP
+        first, end = first - first % SPAN_STEP, end + -end % SPAN_STEP
         grown = np.zeros((end - first, self.counts.shape[1]), dtype=self.counts.dtype)
-        if width:
-            grown[self.first_bin - first : self.first_bin - first + width] = self.counts
+        start = max(0, self.first_bin - first)
+        grown[start : start + width] = self.counts
         self.first_bin, self.counts = first, grown
 
 
@@ -76,12 +77,8 @@ class ScoreCounts:
 
     def __init__(self, grid: ScoreGrid, num_bootstrap: int) -> None:
         self.grid = grid
-        self.spans = {
-            "negatives": SpanCounts(1 + num_bootstrap),
-            "positives": SpanCounts(1 + num_bootstrap),
-            "fine_negatives": SpanCounts(1),
-            "fine_positives": SpanCounts(1),
-        }
+        self.spans = {kind: SpanCounts(1 + num_bootstrap) for kind in KINDS}
+        self.spans |= {f"fine_{kind}": SpanCounts(1) for kind in KINDS}
 
     def __iadd__(self, other: "ScoreCounts") -> "ScoreCounts":
         for name, span in other.spans.items():
@@ -97,13 +94,11 @@ class ScoreCounts:
 
     def histogram(self, num_replicates: int | None = None) -> np.ndarray:
         """(R, 2, num_bins) int64 weighted counts, [:, 0] negatives, [:, 1] positives."""
-        kinds = [self.spans[kind].dense(self.grid.num_bins, num_replicates) for kind in ("negatives", "positives")]
-        return np.stack(kinds, axis=1)
+        return np.stack([self.spans[kind].dense(self.grid.num_bins, num_replicates) for kind in KINDS], axis=1)
 
     def fine_histogram(self) -> np.ndarray:
         """(2, num_fine_bins) int64 plain counts."""
-        kinds = [self.spans[f"fine_{kind}"].dense(self.grid.num_fine_bins) for kind in ("negatives", "positives")]
-        return np.concatenate(kinds)
+        return np.concatenate([self.spans[f"fine_{kind}"].dense(self.grid.num_fine_bins) for kind in KINDS])
 
     def pr_auc(self) -> np.ndarray:
         """(R,) average precision, the plain one from the fine bins; NaN without positives.

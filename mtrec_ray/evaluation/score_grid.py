@@ -10,8 +10,7 @@ class ScoreGrid:
     """Bins over all real scores: equal in x / (1 + |x| / limit), coarse ones and `refine` fine ones in each.
 
     By default a fine bin is 1/2048 logit wide around 0 and a coarse one 1/32, four times as much at +-limit, and so on,
-    so scores of saturated models keep their order. The plain estimate uses fine bins, the bootstrap replicates coarse
-    ones. Binning is monotone: it only adds ties. Scale scores much smaller than logits (a cosine) up first.
+    so scores of saturated models keep their order. Scale scores much smaller than logits (a cosine) up first.
     """
 
     limit: float = 16.0

@@ -13,18 +13,18 @@ def title_score_figure(histograms: Mapping[str, np.ndarray], grid: ScoreGrid, ti
     """Normalised user histograms of one title's scores, one outline per model; returns a `matplotlib.figure.Figure`.
 
     Args:
-        histograms: model name -> (num_bins,) or (2, num_bins) counts of users (negatives and positives are summed).
+        histograms: model name -> (2, num_bins) counts of users, negatives and positives.
         grid: of the histograms.
         title: heading.
-        num_bars: the occupied range is shown in about this many bars.
+        num_bars: approximate number of bars over the occupied range.
 
     Raises:
-        ValueError: no model, or a title that no user was offered.
+        ValueError: no model, or a title that was offered to no user.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    counts = {name: np.atleast_2d(h).sum(axis=0) for name, h in histograms.items()}
+    counts = {name: histogram.sum(axis=0) for name, histogram in histograms.items()}
     occupied = np.flatnonzero(sum(counts.values())) if counts else np.array([])
     if not len(occupied):
         raise ValueError(f"no scores of title {title!r} to draw")
@@ -38,7 +38,7 @@ def title_score_figure(histograms: Mapping[str, np.ndarray], grid: ScoreGrid, ti
     for name, count in counts.items():
         users = np.add.reduceat(count[first:last], cuts[:-1] - first)
         axes.stairs(users / max(1, users.sum()), edges, label=name)
-    axes.set(title=title, xlabel="logit", ylabel="share of users")
+    axes.set(title=title, xlabel="logit", ylabel="fraction of users")
     axes.legend(frameon=False)
     return figure
 

@@ -10,13 +10,17 @@ from functools import partial
 import numpy as np
 
 from mtrec_ray.evaluation.bootstrap import poisson_weights
-from mtrec_ray.evaluation.popularity_bias import TitleHistory, bias_metrics, exposure_counts
+from mtrec_ray.evaluation.popularity_bias import BIAS_METRICS, TitleHistory, bias_metrics, exposure_counts
 from mtrec_ray.evaluation.pr_auc import count_scores, count_title_scores
-from mtrec_ray.evaluation.ranking import metric_names, ranking_means, ranking_sums
+from mtrec_ray.evaluation.ranking import METRICS, ranking_means, ranking_sums
 from mtrec_ray.evaluation.score_counts import ScoreCounts
 from mtrec_ray.evaluation.score_grid import ScoreGrid
 
 MAX_TITLES = 512
+COUNTS = ("num_users", "num_candidates", "num_positives", "num_outside")
+"""Test users, scored user-title pairs, positive pairs among them, positives that were no candidates."""
+PR_AUC_BOUNDS = ("pr_auc_lower_bound", "pr_auc_upper_bound")
+"""PR-AUC that the unbinned scores can have."""
 
 
 @dataclass(frozen=True)
@@ -29,8 +33,6 @@ class EvaluationSettings:
     """Replicates behind each 95% interval; memory grows with it."""
     seed: int = 0
     """Of the users' bootstrap weights; the same for all runs, or nothing is paired."""
-    cutoffs: tuple[int, ...] = (10,)
-    """k of NDCG, hit rate and recall."""
     list_length: int = 10
     """Length of the lists whose popularity bias is measured."""
     titles: tuple[int, ...] = ()
@@ -47,26 +49,12 @@ class EvaluationResult:
     """Metrics of one model on one day and cohort. Row G of each territory axis is all users pooled."""
 
     settings: EvaluationSettings
-    num_users: np.ndarray
-    """(G + 1,) test users."""
-    num_candidates: np.ndarray
-    """(G + 1,) scored user-title pairs."""
-    num_positives: np.ndarray
-    """(G + 1,) positive pairs among the candidates."""
-    num_outside: np.ndarray
-    """(G + 1,) positive pairs of titles that were no candidates: not counted in any metric."""
-    pr_auc: np.ndarray
-    """(G + 1, R); NaN without positives."""
-    pr_auc_bounds: np.ndarray
-    """(G + 1, 2) lowest and highest PR-AUC that the unbinned scores can have."""
-    ranking: dict[str, np.ndarray]
-    """Metric name such as `ndcg@10` -> (G + 1, R)."""
-    bias: dict[str, np.ndarray]
-    """Metric name such as `aplt` -> (G + 1,); empty without a history."""
+    counts: dict[str, np.ndarray]
+    """`COUNTS` -> (G + 1,)."""
+    metrics: dict[str, np.ndarray]
+    """Metric name -> (G + 1, R), NaN without positives; R = 1 for `PR_AUC_BOUNDS` and `BIAS_METRICS`."""
     title_pr_auc: np.ndarray
     """(S, R) of `settings.titles`."""
-    title_positives: np.ndarray
-    """(S,)"""
     title_histograms: np.ndarray
     """(S, 2, grid.num_bins) users by score, negatives and positives."""
     title_is_local: np.ndarray | None
@@ -77,18 +65,15 @@ class EvaluationState:
     """One model, one day, one cohort: counts of any number of users behind one `add` and one `merge`. Picklable."""
 
     def __init__(self, settings: EvaluationSettings) -> None:
-        self.settings = settings
-        histograms = partial(ScoreCounts, settings.grid, settings.num_bootstrap)
-        num_sums = len(metric_names(settings.cutoffs)) + 1
-        self.num_users = np.zeros(settings.num_territories, dtype=np.int64)
-        self.num_outside = np.zeros(settings.num_territories, dtype=np.int64)
-        self.scores: defaultdict[int, ScoreCounts] = defaultdict(histograms)
+        self.settings = s = settings
+        new_scores = partial(ScoreCounts, s.grid, s.num_bootstrap)
+        new_sums = partial(np.zeros, (1 + s.num_bootstrap, len(METRICS) + 1))
+        self.num_users, self.num_outside = np.zeros((2, s.num_territories), dtype=np.int64)
+        self.scores: defaultdict[int, ScoreCounts] = defaultdict(new_scores)
         """Of each territory, as the next two; memory is used for those with users."""
-        self.ranking: defaultdict[int, np.ndarray] = defaultdict(
-            partial(np.zeros, (1 + settings.num_bootstrap, num_sums))
-        )
-        self.exposure: defaultdict[int, np.ndarray] = defaultdict(partial(np.zeros, (4, settings.num_titles), np.int64))
-        self.title_scores = {title: histograms() for title in settings.titles}
+        self.ranking: defaultdict[int, np.ndarray] = defaultdict(new_sums)
+        self.exposure: defaultdict[int, np.ndarray] = defaultdict(partial(np.zeros, (4, s.num_titles), np.int64))
+        self.title_scores = {title: new_scores() for title in s.titles}
 
     def add(
         self,
@@ -101,17 +86,9 @@ class EvaluationState:
     ) -> None:
         """Count one chunk of users of one territory; any split of the users into chunks gives the same state.
 
-        Args:
-            territory_index: dense index in [0, num_territories).
-            user_keys: (U,) uint64, from `mtrec_ray.hashing.user_keys`.
-            logits: (U, T) float32.
-            labels: (U, T) bool.
-            candidates: (U, T) bool, True = the title is offered to the user. Other positives enter no metric and are
-                counted in `num_outside`.
-            title_index: (T,) dense title indices of the columns, distinct.
-
-        Raises:
-            ValueError: shapes that do not fit, an index out of range, or a NaN among the candidates' scores.
+        (U,) uint64 keys from `mtrec_ray.hashing.user_keys`; (U, T) float32 scores, bool labels and candidates (titles
+        offered to the user; other positives enter no metric); (T,) distinct dense title indices of the columns.
+        Raises ValueError for shapes that do not fit, an index out of range, or a NaN among the candidates' scores.
         """
         s, title_index = self.settings, np.asarray(title_index, dtype=np.int64)
         if not logits.shape == labels.shape == candidates.shape == user_keys.shape + title_index.shape:
@@ -126,10 +103,9 @@ class EvaluationState:
         weights = poisson_weights(user_keys, s.num_bootstrap, s.seed)
         count_scores(self.scores[territory_index], logits, labels, candidates, weights)  # first, as it checks for NaN
         count_title_scores(self.title_scores, logits, labels, candidates, title_index, weights)
-        self.ranking[territory_index] += ranking_sums(logits, labels, candidates, weights, s.cutoffs)
-        self.exposure[territory_index] += exposure_counts(
-            logits, labels, candidates, title_index, s.num_titles, s.list_length
-        )
+        self.ranking[territory_index] += ranking_sums(logits, labels, candidates, weights)
+        shown = exposure_counts(logits, labels, candidates, title_index, s.num_titles, s.list_length)
+        self.exposure[territory_index] += shown
         self.num_users[territory_index] += len(user_keys)
         self.num_outside[territory_index] += np.count_nonzero(labels & ~candidates)
 
@@ -155,39 +131,37 @@ class EvaluationState:
         for row, counts in [*self.scores.items(), (num, pooled)]:
             pr_auc[row], bounds[row] = counts.pr_auc(), counts.pr_auc_bounds()
             totals[row] = counts.fine_histogram().sum(axis=1)
-        titles = list(self.title_scores.values())
-        histograms = np.array([counts.histogram(num_replicates=1)[0] for counts in titles], dtype=np.int64)
-        histograms = histograms.reshape(len(titles), 2, s.grid.num_bins)
+        counts = (_append_sum(self.num_users), totals.sum(axis=1), totals[:, 1], _append_sum(self.num_outside))
         ranking = np.stack([ranking_means(sums) for sums in _with_total(self.ranking, num)])  # (G + 1, R, M)
+        metrics = {"pr_auc": pr_auc} | {name: ranking[:, :, m] for m, name in enumerate(METRICS)}
+        metrics |= {name: bounds[:, side, None] for side, name in enumerate(PR_AUC_BOUNDS)}
+        titles = list(self.title_scores.values())
+        histograms = np.array([one.histogram(num_replicates=1)[0] for one in titles], dtype=np.int64)
         return EvaluationResult(
             settings=s,
-            num_users=np.append(self.num_users, self.num_users.sum()),
-            num_candidates=totals.sum(axis=1),
-            num_positives=totals[:, 1],
-            num_outside=np.append(self.num_outside, self.num_outside.sum()),
-            pr_auc=pr_auc,
-            pr_auc_bounds=bounds,
-            ranking={name: ranking[:, :, m] for m, name in enumerate(metric_names(s.cutoffs))},
-            bias={} if history is None else self._bias(history),
-            title_pr_auc=np.array([counts.pr_auc() for counts in titles]).reshape(len(titles), 1 + s.num_bootstrap),
-            title_positives=histograms[:, 1].sum(axis=-1),
-            title_histograms=histograms,
+            counts=dict(zip(COUNTS, counts, strict=True)),
+            metrics=metrics if history is None else metrics | self._bias(history),
+            title_pr_auc=np.array([one.pr_auc() for one in titles]).reshape(len(titles), 1 + s.num_bootstrap),
+            title_histograms=histograms.reshape(len(titles), 2, s.grid.num_bins),
             title_is_local=None if history is None else history.is_local[list(s.titles)],
         )
 
     def _bias(self, history: TitleHistory) -> dict[str, np.ndarray]:
-        """Metric name -> (G + 1,)."""
-        num_users = np.append(self.num_users, self.num_users.sum())
+        """Metric name -> (G + 1, 1)."""
         popularity = np.append(history.popularity, history.popularity.sum(axis=0, keepdims=True), axis=0)
         counts = _with_total(self.exposure, self.settings.num_territories)
-        rows = [bias_metrics(*row, history.is_local) for row in zip(counts, num_users, popularity, strict=True)]
-        return {name: np.array([row[name] for row in rows]) for name in rows[0]}
+        rows = zip(counts, _append_sum(self.num_users), popularity, strict=True)
+        found = [bias_metrics(*row, history.is_local) for row in rows]
+        return {name: np.array([[of_territory[name]] for of_territory in found]) for name in BIAS_METRICS}
+
+
+def _append_sum(counts: np.ndarray) -> np.ndarray:
+    return np.append(counts, counts.sum())
 
 
 def _with_total(of_territory: defaultdict[int, np.ndarray], num_territories: int) -> list[np.ndarray]:
     """The arrays of all territories, zeros for those without users, and their sum."""
-    factory = of_territory.default_factory
-    assert factory is not None
-    zeros = factory()
+    assert of_territory.default_factory is not None
+    zeros = of_territory.default_factory()
     found = [of_territory.get(territory, zeros) for territory in range(num_territories)]
     return [*found, sum(of_territory.values(), zeros)]

@@ -1,106 +1,101 @@
-"""The report as tables: paper A's tables 2 and 3 as data frames, CSV and JSON files."""
+"""An evaluation report as tidy tables, one row an observation; the CSV files and the JSON document hold the same.
 
-from typing import Any
+territory_metrics.csv   PR-AUC, ranking metrics and gains (percent over the first variant) by territory
+title_metrics.csv       PR-AUC and gain of single titles, and their means over local and over global titles
+popularity_bias.csv     popularity-bias metrics of top-k lists by territory
+territory_counts.csv    users, scored pairs (candidates), positives, and positives that were no candidates
 
-import pandas as pd
+A day is its number or `average`; a territory may also be `all` (users pooled) or `mean` (over territories).
+"""
 
-from mtrec_ray.evaluation.intervals import Interval
-from mtrec_ray.evaluation.report import EvaluationReport
-from mtrec_ray.files import join, write_file, write_json
+from collections.abc import Iterator, Mapping
+from math import isnan
+from typing import TYPE_CHECKING, Any
 
-AVERAGE = "Average"
+import numpy as np
 
+from mtrec_ray.evaluation.popularity_bias import BIAS_METRICS
+from mtrec_ray.evaluation.report import POOLED, EvaluationReport
+from mtrec_ray.evaluation.state import COUNTS, PR_AUC_BOUNDS
+from mtrec_ray.evaluation.tidy import nested
 
-def gain_table(report: EvaluationReport, cohort: str | None = None, part: str = "value") -> pd.DataFrame:
-    """Paper A's table 2: PR-AUC gain in percent over the first variant.
+if TYPE_CHECKING:
+    import pandas as pd
 
-    Rows (comparison, test set) for each further variant and day, then the average over days; columns the territories,
-    `all` and `mean`. `part` is `value`, `low` or `high`.
-    """
-    rows = _gain_rows(report, cohort)
-    index = pd.MultiIndex.from_tuples(list(rows), names=["comparison", "test set"])
-    columns = report.row_names("pr_auc")
-    return pd.DataFrame([[getattr(row[c], part) for c in columns] for row in rows.values()], index, columns)
-
-
-def metric_table(
-    report: EvaluationReport, metric: str = "pr_auc", cohort: str | None = None, part: str = "value"
-) -> pd.DataFrame:
-    """Any metric by (run, test set) x territory, `all` and `mean`."""
-    rows = _metric_rows(report, metric, cohort)
-    index = pd.MultiIndex.from_tuples(list(rows), names=["run", "test set"])
-    columns = report.row_names(metric)
-    return pd.DataFrame([[getattr(row[c], part) for c in columns] for row in rows.values()], index, columns)
-
-
-def title_table(report: EvaluationReport, cohort: str | None = None) -> pd.DataFrame:
-    """Paper A's table 3: titles x (scope, positives, PR-AUC of the first variant, gain of each other with bounds)."""
-    names = report.row_names("title_pr_auc")
-    table = pd.DataFrame(index=pd.Index(names, name="title"))
-    if report.title_is_local is not None:
-        scopes = ["local" if local else "global" for local in report.title_is_local]
-        table["scope"] = [*scopes, "local", "global"]
-    positives = report.counts("title_positives", cohort).tolist()
-    table["positives"] = pd.array([*positives, *([None] * (len(names) - len(positives)))], dtype="Int64")
-    first = report.intervals("title_pr_auc", report.baseline, cohort)
-    table[f"pr_auc {report.baseline}"] = [first[name].value for name in names]
-    for variant in report.variants[1:]:
-        gains = report.intervals("title_pr_auc", variant, cohort, gain=True)
-        for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high")):
-            table[f"{variant} vs {report.baseline}{suffix}"] = [getattr(gains[name], part) for name in names]
-    return table
+AVERAGE = "average"
+"""The mean over days."""
+GAIN = "_gain"
+"""Ending of a relative gain over the first variant, in percent."""
+NO_POSITIVES = "no positives"
+NO_INTERVAL = "too few positives for an interval"
+TABLE_KEYS = {
+    "territory_metrics": ("cohort", "variant", "day", "territory", "metric"),
+    "title_metrics": ("cohort", "variant", "day", "title", "metric"),
+    "popularity_bias": ("cohort", "variant", "day", "territory", "metric"),
+    "territory_counts": ("cohort", "day", "territory"),
+}
+"""Columns that identify a row, in the order in which the JSON document nests them."""
 
 
-def write_tables(report: EvaluationReport, folder: str, measured: dict[str, Any] | None = None) -> list[str]:
-    """Write metrics.json and, per cohort, CSV tables to a local folder or `pyarrow.fs` URI; each whole or not at all.
+def evaluation_tables(report: EvaluationReport) -> "dict[str, pd.DataFrame]":
+    """All tables by name, those with rows."""
+    import pandas as pd
 
-    `measured` stands in metrics.json beside the report's figures: what they are of.
+    metrics = [f"pr_auc{GAIN}", *(name for name in report.metric_names if name not in BIAS_METRICS)]
+    rows = {
+        "territory_metrics": list(_metric_rows(report, "territory", metrics)),
+        "title_metrics": list(_title_rows(report)),
+        "popularity_bias": list(_metric_rows(report, "territory", list(BIAS_METRICS))),
+        "territory_counts": list(_count_rows(report)),
+    }
+    return {name: pd.DataFrame(found).dropna(axis=1, how="all") for name, found in rows.items() if found}
 
-    The primary cohort's tables are pr_auc.csv, gain.csv and titles.csv, another's end in -<cohort>. Beside a
-    territory's column stand `<territory>_low` and `<territory>_high`. Returns the names written.
-    """
-    files: list[str] = []
+
+def evaluation_document(tables: "Mapping[str, pd.DataFrame]") -> dict[str, Any]:
+    """Each table nested by its `TABLE_KEYS`: document[table][cohort][variant][day][territory][metric]["value"]."""
+    return {name: nested(table, TABLE_KEYS[name]) for name, table in tables.items()}
+
+
+def _metric_rows(report: EvaluationReport, column: str, metrics: list[str]) -> Iterator[dict[str, Any]]:
+    """One row per cohort, variant, day, metric, and territory or title (`column`)."""
+    without_interval = {*PR_AUC_BOUNDS, *BIAS_METRICS}
     for cohort in report.cohorts:
-        tables = {"pr_auc": _wide(metric_table, report, cohort=cohort)}
-        if len(report.variants) > 1:
-            tables["gain"] = _wide(gain_table, report, cohort=cohort)
-        if report.titles:
-            tables["titles"] = title_table(report, cohort)
-        for name, table in tables.items():
-            file = f"{name}.csv" if cohort == report.primary_cohort else f"{name}-{cohort}.csv"
-            write_file(join(folder, file), table.to_csv(float_format="%.8g").encode())
-            files.append(file)
-    write_json(join(folder, "metrics.json"), report.flat_metrics() | (measured or {}))
-    return [*files, "metrics.json"]
+        for variant in report.variants:
+            for day in [*report.days(cohort), None]:
+                key = {"cohort": cohort, "variant": variant, "day": str(day or AVERAGE)}
+                for metric in metrics:
+                    gain = metric.endswith(GAIN)
+                    if gain and variant == report.baseline:
+                        continue
+                    found = report.intervals(metric.removesuffix(GAIN), variant, cohort, day, gain)
+                    for name, one in found.items():
+                        row = key | {column: name, "metric": metric.removeprefix("title_"), **one._asdict()}
+                        if metric not in without_interval:
+                            row["note"] = NO_POSITIVES if isnan(one.value) else NO_INTERVAL if isnan(one.low) else None
+                        yield row
 
 
-def _gain_rows(report: EvaluationReport, cohort: str | None) -> dict[tuple[str, str], dict[str, Interval]]:
-    return {
-        (f"{variant} vs {report.baseline}", test_set): report.intervals("pr_auc", variant, cohort, day, gain=True)
-        for variant in report.variants[1:]
-        for test_set, day in test_days(report, cohort)
-    }
+def _title_rows(report: EvaluationReport) -> Iterator[dict[str, Any]]:
+    if not report.titles:
+        return
+    facts = {cohort: _title_facts(report, cohort) for cohort in report.cohorts}
+    for row in _metric_rows(report, "title", ["title_pr_auc", f"title_pr_auc{GAIN}"]):
+        yield row | facts[row["cohort"]][row["title"]]
 
 
-def _metric_rows(report: EvaluationReport, metric: str, cohort: str | None) -> dict[tuple[str, str], dict]:
-    return {
-        (variant, test_set): report.intervals(metric, variant, cohort, day)
-        for variant in report.variants
-        for test_set, day in test_days(report, cohort)
-    }
+def _title_facts(report: EvaluationReport, cohort: str) -> dict[str, dict[str, Any]]:
+    """Scope, and positives over all days, of titles and their means."""
+    positives, is_local = report.counts("title_positives", cohort), report.title_is_local
+    scopes = [*np.where(is_local, "local", "global").tolist(), "local", "global"]
+    counts = [*positives.tolist(), int(positives[is_local].sum()), int(positives[~is_local].sum())]
+    facts = zip(report.row_names("title_pr_auc"), scopes, counts, strict=True)
+    return {name: {"scope": scope, "num_positives": count} for name, scope, count in facts}
 
 
-def test_days(report: EvaluationReport, cohort: str | None) -> list[tuple[str, int | None]]:
-    """Label and day of each test set, the average last."""
-    days = report.cohort_days(cohort)
-    return [*((f"Day {day}", day) for day in days), (AVERAGE, None)]
-
-
-def _wide(build, report: EvaluationReport, cohort: str) -> pd.DataFrame:
-    """A table with each column's bounds beside it."""
-    parts = {part: build(report, cohort=cohort, part=part) for part in ("value", "low", "high")}
-    ordered = {}
-    for column in parts["value"].columns:
-        for suffix, part in (("", "value"), ("_low", "low"), ("_high", "high")):
-            ordered[f"{column}{suffix}"] = parts[part][column]
-    return pd.DataFrame(ordered)
+def _count_rows(report: EvaluationReport) -> Iterator[dict[str, Any]]:
+    for cohort in report.cohorts:
+        for day in report.days(cohort):
+            counts = [report.counts(name, cohort, day).tolist() for name in COUNTS]
+            for territory, *of_territory in zip([*report.territories, POOLED], *counts, strict=True):
+                key = {"cohort": cohort, "day": str(day), "territory": territory}
+                yield key | dict(zip(COUNTS, of_territory, strict=True))

@@ -1,31 +1,33 @@
-"""The report for the terminal: territories and titles as rows, runs as columns, so that it fits eighty characters."""
+"""The evaluation report for the terminal: territories and titles as rows, variants as columns, 80 characters wide."""
+
+from math import isnan
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
 from mtrec_ray.evaluation.intervals import Interval
-from mtrec_ray.evaluation.report import GLOBAL, LOCAL, MACRO, NO_POSITIVES, POOLED, EvaluationReport
-from mtrec_ray.evaluation.tables import AVERAGE, test_days
+from mtrec_ray.evaluation.report import GLOBAL, LOCAL, MACRO, POOLED, EvaluationReport
+from mtrec_ray.evaluation.tables import NO_POSITIVES
 
 
 def gain_rich_table(report: EvaluationReport, cohort: str | None = None, max_territories: int = 12) -> Table:
-    """Paper A's table 2, turned: PR-AUC of the first run and gains over it in percent, by day and on average.
+    """Paper A's table 2, transposed: PR-AUC of the first variant and gains over it in percent, by day and on average.
 
-    Positive averages are bold, gains whose 95% interval includes 0 dim; averages carry the interval's half-width.
+    Positive averages are bold, gains whose 95% interval includes 0 dim; averages show the interval's half-width.
     """
     table = Table(title=f"PR-AUC, and gain in % over {report.baseline}{_cohort_title(report, cohort)}")
     rows = _shown_rows(report, cohort, max_territories, table)
     _add_columns(table, ("territory", "test set"), ("positives", report.baseline, *report.variants[1:]))
-    sets = test_days(report, cohort)
-    for label, day in sets if len(sets) > 2 else sets[-1:]:
+    days = report.days(cohort)
+    for day in [*(days if len(days) > 1 else []), None]:
         first = report.intervals("pr_auc", report.baseline, cohort, day)
         gains = [report.intervals("pr_auc", v, cohort, day, gain=True) for v in report.variants[1:]]
         positives = dict(zip([*report.territories, POOLED], report.counts("num_positives", cohort, day), strict=True))
         for name in rows:
             count = f"{positives[name]:,}" if name in positives else ""
-            cells = [_gain_cell(gain[name], average=label == AVERAGE) for gain in gains]
-            table.add_row(name, label, count, _metric_cell(first[name]), *cells)
+            cells = [_gain_cell(gain[name], average=day is None) for gain in gains]
+            table.add_row(name, f"Day {day}" if day else "Average", count, _metric_cell(first[name]), *cells)
         table.add_section()
     return table
 
@@ -33,8 +35,8 @@ def gain_rich_table(report: EvaluationReport, cohort: str | None = None, max_ter
 def metric_rich_table(
     report: EvaluationReport, metric: str = "pr_auc", cohort: str | None = None, max_territories: int = 12
 ) -> Table:
-    """A metric's mean over days of each run, with the half-width of its 95% interval."""
-    table = Table(title=f"{metric}, mean over {len(report.days)} day(s){_cohort_title(report, cohort)}")
+    """A metric's mean over days for each variant, with the half-width of its 95% interval."""
+    table = Table(title=f"{metric}, mean over {len(report.days(cohort))} day(s){_cohort_title(report, cohort)}")
     rows = _shown_rows(report, cohort, max_territories, table)
     _add_columns(table, ("territory",), tuple(report.variants))
     found = [report.intervals(metric, variant, cohort) for variant in report.variants]
@@ -44,22 +46,21 @@ def metric_rich_table(
 
 
 def title_rich_table(report: EvaluationReport, cohort: str | None = None, max_titles: int = 20) -> Table:
-    """Paper A's table 3: gain per title, those with most positives, and the means of local and of global titles."""
+    """Paper A's table 3: gain of the titles with most positives, and the means of local and of global titles."""
     table = Table(title=f"PR-AUC gain in % over {report.baseline} by title{_cohort_title(report, cohort)}")
     _add_columns(table, ("title", "scope"), ("positives", *report.variants[1:]))
     positives = report.counts("title_positives", cohort)
     shown = sorted(range(len(positives)), key=lambda i: -positives[i])[:max_titles]
     gains = [report.intervals("title_pr_auc", v, cohort, gain=True) for v in report.variants[1:]]
     local = report.title_is_local
-    for slot in sorted(shown, key=lambda i: (local is None or not local[i], -positives[i])):
-        name, scope = report.titles[slot], "" if local is None else "local" if local[slot] else "global"
+    for slot in sorted(shown, key=lambda i: (not local[i], -positives[i])):
+        name, scope = report.titles[slot], "local" if local[slot] else "global"
         table.add_row(name, scope, str(positives[slot]), *[_gain_cell(g[name], average=False) for g in gains])
-    if local is not None:
-        table.add_section()
-        for name, scope in ((LOCAL, "local"), (GLOBAL, "global")):
-            table.add_row("mean", scope, "", *[_gain_cell(g[name], average=True) for g in gains])
+    table.add_section()
+    for name, scope in ((LOCAL, "local"), (GLOBAL, "global")):
+        table.add_row("mean", scope, "", *[_gain_cell(g[name], average=True) for g in gains])
     if len(shown) < len(positives):
-        table.caption = f"{len(positives) - len(shown)} more titles in titles.csv"
+        table.caption = f"{len(positives) - len(shown)} more titles in title_metrics.csv"
     return table
 
 
@@ -71,32 +72,32 @@ def _add_columns(table: Table, texts: tuple[str, ...], numbers: tuple[str, ...])
 
 
 def _shown_rows(report: EvaluationReport, cohort: str | None, max_territories: int, table: Table) -> list[str]:
-    """Territories with positives in order, or the largest of them, then `all` and `mean`; says what is left out."""
+    """Territories with positives, at most the largest, then `all` and `mean`; the caption names the omitted ones."""
     positives = report.counts("num_positives", cohort)[:-1]
     shown = sorted(sorted(np.flatnonzero(positives), key=lambda i: -positives[i])[:max_territories])
     empty = [name for name, count in zip(report.territories, positives, strict=True) if count == 0]
     notes = [f"{NO_POSITIVES}: {', '.join(empty)}"] if empty else []
     if len(shown) < len(positives) - len(empty):
-        notes.append(f"{len(shown)} largest of {len(positives)} territories; the CSV has the rest")
+        notes.append(f"{len(shown)} largest of {len(positives)} territories; territory_metrics.csv has the rest")
     table.caption = "; ".join(notes) or None
     return [*(report.territories[i] for i in shown), POOLED, MACRO]
 
 
 def _cohort_title(report: EvaluationReport, cohort: str | None) -> str:
-    return f", {cohort or report.primary_cohort} users" if len(report.cohorts) > 1 else ""
+    return f", {cohort or report.cohorts[0]} users" if len(report.cohorts) > 1 else ""
 
 
 def _gain_cell(gain: Interval, *, average: bool) -> Text:
-    if gain.value != gain.value:
+    if isnan(gain.value):
         return Text("-", style="dim")
     style = "" if gain.significant else "dim"
     half = (gain.high - gain.low) / 2
-    text = f"{gain.value:+.1f}" + (f" ±{half:.1f}" if average and half == half else "")
+    text = f"{gain.value:+.1f}" + (f" ±{half:.1f}" if average and not isnan(half) else "")
     return Text(text, style=f"bold {style}".strip() if average and gain.value > 0 else style)
 
 
 def _metric_cell(found: Interval) -> Text:
-    if found.value != found.value:
+    if isnan(found.value):
         return Text("-", style="dim")
     half = (found.high - found.low) / 2
-    return Text(f"{found.value:.4f}" + ("" if half != half else f" ±{half:.4f}"))
+    return Text(f"{found.value:.4f}" + ("" if isnan(half) else f" ±{half:.4f}"))

@@ -1,154 +1,210 @@
-"""An audit as tables for a person and flat keys for a machine."""
+"""Result of `mtrec audit`: tables, JSON document and CSV files.
 
-from typing import Any
+audit_leakage.csv     the best attacker's metrics of each attribute, from user vectors and from top-10 lists
+audit_attackers.csv   the same of every single attacker
+audit_accuracy.csv    accuracy of each combination, and `ndcg_change`, its NDCG@10 relative to the backbone in percent
+audit_ndcg_gaps.csv   largest difference of NDCG@10 between the values of an attribute
+
+A combination is named `gender+age`, `none` is the backbone; those of compared runs are `RUN/gender+age`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from rich.console import RenderableType
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from mtrec_ray.combinations import NONE
-from mtrec_ray.evaluation.audit_metrics import GroupGaps, group_gaps
+from mtrec_ray.evaluation.audit import AuditSettings
+from mtrec_ray.evaluation.audit_metrics import largest_ndcg_gap
+from mtrec_ray.evaluation.audit_result import METRICS, AuditResult
 from mtrec_ray.evaluation.bootstrap import poisson_weights
-from mtrec_ray.evaluation.intervals import Interval, interval
-from mtrec_ray.files import join, write_file, write_json
-from mtrec_ray.jobs.audit import Audit
-from mtrec_ray.training.eliminators_run import eliminators_hash
+from mtrec_ray.evaluation.intervals import interval
+from mtrec_ray.evaluation.next_title import NextTitleMetrics
+from mtrec_ray.evaluation.tidy import without_nan, write_csv_files
+from mtrec_ray.files import join, write_json
+from mtrec_ray.streams.held_out import HeldOutUsers
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, eliminators_hash
 
-ACCURACY = {
-    "ndcg@10": "ndcg",
-    "hit@10": "hit",
-    "auc": "auc",
-    "full_ndcg@10": "full_ndcg",
-    "full_hit@10": "full_hit",
-}
-"""Flat key -> field of `NextTitleMetrics`."""
+if TYPE_CHECKING:
+    import pandas as pd
 
-
-def show_audit(
-    audit: Audit, out: str | None, num_bootstrap: int, seed: int
-) -> tuple[dict[str, Any], list[RenderableType]]:
-    """Flat figures and terminal tables; also written to `out` as CSV and JSON."""
-    weights = poisson_weights(audit.users.keys, num_bootstrap, seed).astype(np.float64)
-    accuracy = {name: _accuracy(audit, name, weights) for name in audit.represented}
-    gaps = {name: _gaps(audit, name, num_bootstrap, seed) for name in audit.represented}
-    flat = _flat(audit, accuracy, gaps)
-    tables: list[RenderableType] = [_leak_table(audit, accuracy, audit.from_vectors, "user vectors")]
-    if audit.from_lists:
-        tables.append(_leak_table(audit, accuracy, audit.from_lists, "top-10 lists"))
-    tables += [_gap_table(audit, gaps), _parameter_table(audit)]
-    if out:
-        frame = pd.DataFrame(_rows(audit, accuracy, gaps))
-        write_file(join(out, "audit.csv"), frame.to_csv(index=False).encode())
-        write_json(join(out, "audit.json"), flat)
-    return flat, tables
+AUDIT_FILE, AUDIT_VERSION = "audit.json", 1
+ACCURACY = {"ndcg@10": "ndcg", "hit@10": "hit", "auc": "auc", "full_ndcg@10": "full_ndcg", "full_hit@10": "full_hit"}
+"""Metric -> field of `NextTitleMetrics`."""
+INPUTS = {"vectors": "user vectors", "lists": "top-10 lists"}
 
 
-def _accuracy(audit: Audit, name: str, weights: np.ndarray) -> dict[str, Interval]:
-    """Means over users with paired bootstrap intervals, and the relative loss of NDCG@10 against the backbone in %."""
+@dataclass(frozen=True)
+class UserRepresentations:
+    """Users' vectors and recommendations under one model."""
 
-    def replicates(of: str, field: str) -> np.ndarray:
-        return weights @ getattr(audit.represented[of].metrics, field) / weights.sum(axis=1)
-
-    found = {key: interval(replicates(name, field)) for key, field in ACCURACY.items()}
-    change = 100 * (replicates(name, "ndcg") / replicates(NONE, "ndcg") - 1)
-    return found | {"ndcg_change": interval(change)}
-
-
-def _gaps(audit: Audit, name: str, num_bootstrap: int, seed: int) -> dict[str, GroupGaps | None]:
-    """Differences of NDCG@10 between the values of each attribute; None where fewer than two have enough users."""
-    found: dict[str, GroupGaps | None] = {}
-    ndcg = audit.represented[name].metrics.ndcg
-    for a, (attribute, values) in enumerate(audit.record.attributes.items()):
-        index = audit.users.attribute_index[:, a]
-        counts = np.bincount(index[index >= 0], minlength=len(values))
-        found[attribute] = None
-        if (counts >= 10).sum() >= 2:
-            found[attribute] = group_gaps(ndcg, index, len(values), audit.users.keys, num_bootstrap, seed=seed)
-    return found
+    hidden: tuple[str, ...]
+    """Attributes that the model is to hide."""
+    vectors: np.ndarray
+    """(U, d) float32."""
+    lists: np.ndarray
+    """(U, 10) int64 unwatched titles of their territory, best first, -1 where no more are left."""
+    metrics: NextTitleMetrics
 
 
-def _flat(
-    audit: Audit, accuracy: dict[str, dict[str, Interval]], gaps: dict[str, dict[str, GroupGaps | None]]
-) -> dict[str, Any]:
-    flat: dict[str, Any] = {"run": audit.record.uri, "weights_hash": eliminators_hash(audit.record)}
-    flat |= {"num_users": len(audit.users), "num_audit_users": int(audit.users.audit_split.sum())}
-    for prefix, results in (("audit", audit.from_vectors), ("list_audit", audit.from_lists)):
-        for (name, attribute), result in results.items():
-            flat |= {f"{prefix}/{name}/{attribute}/{key}": value for key, value in result.flat().items()}
-            flat[f"{prefix}/{name}/{attribute}/hidden"] = result.hidden
-    for name, found in accuracy.items():
-        for key, of in found.items():
-            flat |= {f"{key}/{name}": of.value, f"{key}/{name}_low": of.low, f"{key}/{name}_high": of.high}
-    for name, by_attribute in gaps.items():
-        for attribute, gap in by_attribute.items():
+@dataclass(frozen=True)
+class Audit:
+    """A `JobResult`: leakage and accuracy of each combination."""
+
+    record: EliminatorsRecord
+    users: HeldOutUsers
+    representations: dict[str, UserRepresentations]
+    """By combination, see above."""
+    attributes: list[str]
+    """Those that could be attacked."""
+    leakage: dict[tuple[str, str, str], AuditResult]
+    """(`vectors` or `lists`, combination, attribute) -> result."""
+    num_parameters: dict[str, int]
+    """Of the backbone and of one combination of each run."""
+    settings: AuditSettings
+
+    def document(self) -> dict[str, Any]:
+        """The content of audit.json: what was audited, and per combination its accuracy, NDCG gaps and leakage."""
+        return {
+            "version": AUDIT_VERSION,
+            "run": self.record.uri,
+            "weights_hash": eliminators_hash(self.record),
+            "num_users": len(self.users),
+            "num_audit_users": int(self.users.audit_split.sum()),
+            "num_parameters": self.num_parameters,
+            "combinations": self.combinations,
+        }
+
+    @cached_property
+    def combinations(self) -> dict[str, dict[str, Any]]:
+        """Combination -> its part of the document."""
+        kinds = dict.fromkeys(kind for kind, _, _ in self.leakage)
+        return {
+            name: {
+                "hides": list(one.hidden),
+                "accuracy": self._accuracy(one.metrics),
+                "ndcg_gaps": self._ndcg_gaps(one.metrics),
+                "leakage": {k: {a: self.leakage[k, name, a].document() for a in self.attributes} for k in kinds},
+            }
+            for name, one in self.representations.items()
+        }
+
+    def _accuracy(self, metrics: NextTitleMetrics) -> dict[str, Any]:
+        """Means over users with bootstrap intervals, paired for `ndcg_change`."""
+        weights = poisson_weights(self.users.keys, self.settings.num_bootstrap, self.settings.seed).astype(np.float64)
+        total, backbone = weights.sum(axis=1), self.representations[NONE].metrics
+        found = {name: interval(weights @ getattr(metrics, field) / total) for name, field in ACCURACY.items()}
+        change = 100 * ((weights @ metrics.ndcg / total) / (weights @ backbone.ndcg / total) - 1)
+        return without_nan({name: one._asdict() for name, one in (found | {"ndcg_change": interval(change)}).items()})
+
+    def _ndcg_gaps(self, metrics: NextTitleMetrics) -> dict[str, Any]:
+        """By attribute with enough users."""
+        num_bootstrap, seed = self.settings.num_bootstrap, self.settings.seed
+        found = {}
+        for a, (attribute, values) in enumerate(self.record.attributes.items()):
+            index, keys = self.users.attribute_index[:, a], self.users.keys
+            gap = largest_ndcg_gap(metrics.ndcg, index, len(values), keys, num_bootstrap, seed=seed)
             if gap is not None:
-                key = f"ndcg_gap/{name}/{attribute}"
-                flat |= {key: gap.gap.value, f"{key}_low": gap.gap.low, f"{key}_high": gap.gap.high}
-                flat[f"{key}/null_high"] = gap.gap_null_high
-    return flat | {f"num_parameters/{name}": count for name, count in audit.num_parameters.items()}
+                extremes = {"best": values[gap.best], "worst": values[gap.worst]}
+                found[attribute] = without_nan(gap.gap._asdict() | {"null_high": gap.null_high, **extremes})
+        return found
+
+    @cached_property
+    def csv_tables(self) -> "dict[str, pd.DataFrame]":
+        """Tables by file name."""
+        import pandas as pd
+
+        rows = {
+            "audit_leakage": list(self._leakage_rows()),
+            "audit_attackers": list(self._attacker_rows()),
+            "audit_accuracy": list(self._rows("accuracy", "metric")),
+            "audit_ndcg_gaps": list(self._rows("ndcg_gaps", "attribute")),
+        }
+        return {name: pd.DataFrame(found) for name, found in rows.items() if found}
+
+    @property
+    def metrics(self) -> "pd.DataFrame":
+        """The content of audit_leakage.csv."""
+        return self.csv_tables["audit_leakage"]
+
+    def _rows(self, part: str, column: str) -> Iterator[dict[str, Any]]:
+        for name, of in self.combinations.items():
+            yield from ({"combination": name, column: key} | found for key, found in of[part].items())
+
+    def _attacks(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+        """(key columns, leakage) of each attack."""
+        for name, of in self.combinations.items():
+            for kind, by_attribute in of["leakage"].items():
+                for attribute, found in by_attribute.items():
+                    key = {"combination": name, "inputs": kind, "attribute": attribute}
+                    yield key | {"to_hide": attribute in of["hides"]}, found
+
+    def _leakage_rows(self) -> Iterator[dict[str, Any]]:
+        for key, found in self._attacks():
+            about = {name: found[name] for name in ("attacker", "num_users", "num_permutations", "leaks", "hidden")}
+            yield from (key | {"metric": metric} | found[metric] | about for metric in METRICS)
+
+    def _attacker_rows(self) -> Iterator[dict[str, Any]]:
+        for key, found in self._attacks():
+            for attacker, metrics in found["attackers"].items():
+                for metric, value in metrics.items():
+                    yield key | {"attacker": attacker, "metric": metric, "value": value}
+
+    def write(self, folder: str) -> None:
+        """Write CSV and JSON to a local folder or `pyarrow.fs` URI."""
+        write_csv_files(folder, self.csv_tables)
+        write_json(join(folder, AUDIT_FILE), self.document())
+
+    def tables(self) -> list[RenderableType]:
+        """Leakage from vectors and lists with accuracy, NDCG gaps, and numbers of parameters."""
+        kinds = dict.fromkeys(kind for kind, _, _ in self.leakage)
+        return [*(self._leakage_table(kind) for kind in kinds), self._gap_table(), self._parameter_table()]
+
+    def _leakage_table(self, kind: str) -> Table:
+        table = Table(
+            *("combination", *(Column(header, justify="right") for header in (*self.attributes, "NDCG@10", "change"))),
+            title=f"Best attacker's balanced accuracy on {INPUTS[kind]}, {self.users.audit_split.sum():,} users "
+            "(95% of the null)",
+            caption="*: to be hidden; ! leaks more than the null allows (one in twenty does by chance); "
+            "? too few users",
+        )
+        for name, of in self.combinations.items():
+            cells = []
+            for attribute in self.attributes:
+                result = self.leakage[kind, name, attribute]
+                mark = "!" if result.leaks else "?" if result.hidden is None else ""
+                text = f"{result.balanced_accuracy.value:.3f}{mark} ({result.null[0]:.2f}-{result.null[1]:.2f})"
+                cells.append(Text(f"*{text}", style="bold") if attribute in of["hides"] else text)
+            ndcg, change = (of["accuracy"][metric]["value"] for metric in ("ndcg@10", "ndcg_change"))
+            cost = "" if name == NONE or change is None else f"{change:+.1f}%"
+            table.add_row(_label(name), *cells, f"{ndcg:.4f}", cost)
+        return table
+
+    def _gap_table(self) -> Table:
+        table = Table(
+            *("combination", *(Column(attribute, justify="right") for attribute in self.record.attributes)),
+            title="Largest difference of NDCG@10 between the values of an attribute (95% of the null below)",
+        )
+        for name, of in self.combinations.items():
+            gaps = (of["ndcg_gaps"].get(attribute) for attribute in self.record.attributes)
+            cells = (f"{gap['value']:.3f} ({gap['null_high']:.3f})" if gap else "too few users" for gap in gaps)
+            table.add_row(_label(name), *cells)
+        return table
+
+    def _parameter_table(self) -> Table:
+        headers = (Column(header, justify="right") for header in ("count", "of the backbone"))
+        table = Table("model", *headers, title="Parameters")
+        backbone = self.num_parameters["backbone"]
+        for name, count in self.num_parameters.items():
+            label = name if name == "backbone" else f"{name}, a combination"
+            table.add_row(label, f"{count:,}", f"{count / backbone:.2%}")
+        return table
 
 
-def _leak_table(audit: Audit, accuracy: dict[str, dict[str, Interval]], results: dict, what: str) -> Table:
-    table = Table(
-        title=f"Best attacker's balanced accuracy on {what}, {audit.users.audit_split.sum():,} users (95% of the null)",
-        caption="*: to be hidden; ! reads more than the null allows (one in twenty does by chance); ? too few users",
-    )
-    table.add_column("combination")
-    for attribute in audit.attributes:
-        table.add_column(attribute, justify="right")
-    table.add_column("NDCG@10", justify="right")
-    table.add_column("change", justify="right")
-    for name, one in audit.represented.items():
-        cells = []
-        for attribute in audit.attributes:
-            result = results[name, attribute]
-            mark = "!" if result.readable else "?" if result.hidden is None else ""
-            text = f"{result.balanced_accuracy.value:.3f}{mark} ({result.null[0]:.2f}-{result.null[1]:.2f})"
-            cells.append(f"[bold]*{text}[/bold]" if attribute in one.hidden else text)
-        found = accuracy[name]
-        change = f"{found['ndcg_change'].value:+.1f}%" if name != NONE else ""
-        table.add_row("backbone" if name == NONE else name, *cells, f"{found['ndcg@10'].value:.4f}", change)
-    return table
-
-
-def _gap_table(audit: Audit, gaps: dict[str, dict[str, GroupGaps | None]]) -> Table:
-    table = Table(title="Largest difference of NDCG@10 between the values of an attribute (what chance alone reaches)")
-    table.add_column("combination")
-    for attribute in audit.record.attributes:
-        table.add_column(attribute, justify="right")
-    for name, by_attribute in gaps.items():
-        cells = [
-            "too few users" if gap is None else f"{gap.gap.value:.3f} ({gap.gap_null_high:.3f})"
-            for gap in by_attribute.values()
-        ]
-        table.add_row("backbone" if name == NONE else name, *cells)
-    return table
-
-
-def _parameter_table(audit: Audit) -> Table:
-    table = Table(title="Parameters")
-    table.add_column("model")
-    table.add_column("count", justify="right")
-    table.add_column("of the backbone", justify="right")
-    backbone = audit.num_parameters["backbone"]
-    for name, count in audit.num_parameters.items():
-        label = name if name == "backbone" else f"{name}, a combination"
-        table.add_row(label, f"{count:,}", f"{count / backbone:.2%}")
-    return table
-
-
-def _rows(
-    audit: Audit, accuracy: dict[str, dict[str, Interval]], gaps: dict[str, dict[str, GroupGaps | None]]
-) -> list[dict[str, Any]]:
-    """One row for each representation, attribute and kind of attack."""
-    rows = []
-    for kind, results in (("vectors", audit.from_vectors), ("lists", audit.from_lists)):
-        for (name, attribute), result in results.items():
-            gap = gaps[name][attribute]
-            selected = attribute in audit.represented[name].hidden
-            row = {"attack": kind, "combination": name, "attribute": attribute, "selected": selected}
-            row |= result.flat()
-            row |= {"recommender_auc" if key == "auc" else key: of.value for key, of in accuracy[name].items()}
-            rows.append(row | {"ndcg_gap": None if gap is None else gap.gap.value})
-    return rows
+def _label(combination: str) -> str:
+    return "backbone" if combination == NONE else combination

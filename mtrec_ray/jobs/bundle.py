@@ -1,16 +1,20 @@
-"""`mtrec bundle`: runs and their audit, made into what serving loads."""
+"""`mtrec bundle`: make runs and their audit into the folder that serving loads."""
 
 import hashlib
 import io
 import json
 import logging
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
+from rich.console import RenderableType
+from rich.table import Table
 
 from mtrec_ray.bundle.manifest import (
     BACKBONE_FILE,
@@ -39,7 +43,7 @@ from mtrec_ray.files import (
     write_json,
 )
 from mtrec_ray.jobs.bundle_config import BundleConfig
-from mtrec_ray.jobs.bundle_figures import audited, evaluated
+from mtrec_ray.jobs.bundle_metrics import read_audit, read_evaluation
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
@@ -51,54 +55,86 @@ from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
 from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot
 from mtrec_ray.training.record import load_plan
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 NUM_POPULAR = 1000
+FILES = (BACKBONE_FILE, ELIMINATORS_FILE, MANIFEST_FILE, POPULAR_FILE, PROPENSITY_FILE, TITLES_FILE)
 
 logger = logging.getLogger(__name__)
 
 
-def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, again: bool = False) -> Bundle:
-    """Write a bundle and open it.
+@dataclass(frozen=True)
+class BundleResult:
+    """A `JobResult`: a bundle and what it holds."""
 
-    Args:
-        config: its runs and their figures.
-        progress: told of counted buckets.
-        again: a bundle that is there already is kept if its version is the same, else another takes its place.
+    bundle: Bundle
+
+    @property
+    def metrics(self) -> "pd.DataFrame":
+        """Accuracy of each combination, as its audit measured it."""
+        import pandas as pd
+
+        metrics = self.bundle.manifest.metrics
+        return pd.DataFrame(
+            {"combination": combination, "metric": metric, **found.model_dump()}
+            for combination, of in metrics.items()
+            for metric, found in of.items()
+        )
+
+    def document(self) -> dict[str, Any]:
+        manifest = self.bundle.manifest
+        return {
+            "version": 1,
+            "bundle": self.bundle.uri,
+            "bundle_version": manifest.version,
+            "num_combinations": len(manifest.combinations),
+            "audited": bool(manifest.audit),
+            "propensity": manifest.propensity is not None,
+        }
+
+    def tables(self) -> list[RenderableType]:
+        manifest = self.bundle.manifest
+        table = Table(title=f"Bundle {self.bundle.uri}", show_header=False)
+        table.add_row("version", manifest.version)
+        table.add_row("combinations", f"{len(manifest.combinations)}")
+        table.add_row("audited", "yes" if manifest.audit else "no")
+        table.add_row("propensity model", "yes" if manifest.propensity else "no")
+        return [table]
+
+
+def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, replace: bool = False) -> BundleResult:
+    """Write a bundle and open it; `replace` an existing one if its content changed, instead of refusing.
 
     Raises:
-        UserError: unfinished runs; runs, audit or evaluation that do not belong together; a place that cannot be
-            written to or that holds anything else; or, unless `again`, a bundle that is there already.
+        UserError: unfinished runs; runs, audit or evaluation that do not belong together; an output folder that cannot
+            be written to or holds anything else; or, unless `replace`, an existing bundle.
     """
     out, record = absolute(config.out), EliminatorsRecord.load_done(config.run)
     source = record.source()
     lake = record.open_lake(source.config.lake)
     if record.config.method != "eliminator":
         raise UserError(f"run {config.run!r} holds {record.config.method} models: a bundle serves eliminators")
-    if exists(join(out, MANIFEST_FILE)) and not again:
+    if exists(join(out, MANIFEST_FILE)) and not replace:
         raise UserError(f"{config.out!r} is a bundle already: choose another --out")
     _check_nothing_else(out)
-    metrics, audit = audited(record, config.audit)
+    metrics, audit = read_audit(record, config.audit)
     part, files = _propensity(config, lake)
     backbone = load_backbone(source, record.backbone_hash)
-    (candidate,) = load_methods(record, backbone)
-    assert isinstance(candidate, EliminatorMethod)
+    (method,) = load_methods(record, backbone)
+    assert isinstance(method, EliminatorMethod)
     check_writable(out)
     files |= {
-        BACKBONE_FILE: safetensors.torch.save(_plain(backbone.state_dict())),
-        ELIMINATORS_FILE: safetensors.torch.save(_plain(candidate.pack.state_dict())),
+        BACKBONE_FILE: _safetensors(backbone),
+        ELIMINATORS_FILE: _safetensors(method.pack),
         POPULAR_FILE: safetensors.torch.save({"popular": torch.from_numpy(_popular(lake, progress))}),
         TITLES_FILE: _titles(lake),
     }
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
-    evaluation = part and part.model_dump(include={"metrics", "protocol"})
-    told = json.dumps([hashes, metrics, audit, evaluation], sort_keys=True)
-    version = hashlib.sha256(told.encode()).hexdigest()[:12]
-    if exists(join(out, MANIFEST_FILE)):
-        if (former := read_json(join(out, MANIFEST_FILE)).get("version")) == version:
-            return Bundle.open(out)
-        logger.warning("bundle %r: version %s gives way to %s, as runs or figures changed", out, former, version)
-        remove_file(join(out, MANIFEST_FILE))  # first: what is written below is no bundle until it is whole
+    evaluation = part and part.model_dump(include={"pr_auc", "protocol"})
+    content = json.dumps([hashes, metrics, audit, evaluation], sort_keys=True)
     manifest = BundleManifest(
-        version=version,
+        version=hashlib.sha256(content.encode()).hexdigest()[:12],
         created_at=datetime.now(UTC),
         lake_hash=record.lake_hash,
         attributes=record.attributes,
@@ -115,26 +151,37 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
         },
         files=hashes,
     )
+    return BundleResult(_write(out, manifest, files))
+
+
+def _write(out: str, manifest: BundleManifest, files: dict[str, bytes]) -> Bundle:
+    """Write a bundle, unless its content is there already."""
+    uri = join(out, MANIFEST_FILE)
+    if exists(uri):
+        former = read_json(uri).get("version")
+        if former == manifest.version:
+            return Bundle.open(out)
+        logger.warning("bundle %r: version %s replaces %s, as runs or metrics changed", out, manifest.version, former)
+        remove_file(uri)  # first, so that an interrupted write leaves no bundle
     for name, content in files.items():
         write_file(join(out, name), content)
     document = json.loads(manifest.model_dump_json())
     document["files"][MANIFEST_FILE] = manifest_hash(document)
-    write_json(join(out, MANIFEST_FILE), document)
+    write_json(uri, document)
     return Bundle.open(out)
 
 
 def _check_nothing_else(out: str) -> None:
-    """UserError where a folder holds more than a bundle, or what is left of writing one."""
+    """UserError if a folder holds more than a bundle, or the rest of an interrupted write of one."""
     fs, path = resolve(out)
     found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    names = (BACKBONE_FILE, ELIMINATORS_FILE, MANIFEST_FILE, POPULAR_FILE, PROPENSITY_FILE, TITLES_FILE, WRITABLE)
-    other = sorted(info.base_name for info in found if not info.base_name.startswith(names))
+    other = sorted(info.base_name for info in found if not info.base_name.startswith((*FILES, WRITABLE)))
     if other:
         raise UserError(f"{out!r} holds {other[0]!r}, which is no part of a bundle: choose another --out")
 
 
-def _plain(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.contiguous() for name, tensor in tensors.items()}
+def _safetensors(module: torch.nn.Module) -> bytes:
+    return safetensors.torch.save({name: tensor.contiguous() for name, tensor in module.state_dict().items()})
 
 
 def _propensity(config: BundleConfig, lake: Lake) -> tuple[PropensityPart | None, dict[str, bytes]]:
@@ -147,18 +194,14 @@ def _propensity(config: BundleConfig, lake: Lake) -> tuple[PropensityPart | None
     if run.lake_hash != lake.manifest.lake_hash:
         raise UserError(f"run {uri!r} was trained on another lake than the backbone: train both on one lake")
     model = load_snapshot(run, load_plan(run.uri, PairPlan).periods[-1].day)
-    metrics, protocol = evaluated(run, config.evaluation)
-    part = PropensityPart(
-        model=run.model,
-        group_of_territory=list(run.groups.of_territory),
-        metrics=list(run.figures.values())[-1] | metrics,
-        protocol=protocol,
-    )
-    return part, {PROPENSITY_FILE: safetensors.torch.save(_plain(model.state_dict()))}
+    pr_auc, protocol = read_evaluation(run, config.evaluation)
+    groups = list(run.groups.of_territory)
+    part = PropensityPart(model=run.model, group_of_territory=groups, pr_auc=pr_auc, protocol=protocol)
+    return part, {PROPENSITY_FILE: _safetensors(model)}
 
 
 def _popular(lake: Lake, progress: ProgressCallback | None) -> np.ndarray:
-    """(territories, 1000) int32 titles offered in each territory by users who watched them, most first."""
+    """(territories, 1000) int32 titles offered in each territory by users who watched them, most first, -1 = none."""
     catalogue = Catalogue.of(lake, *lake.manifest.calendar.day_bounds(0))
     buckets = range(lake.manifest.num_buckets)
     counts = np.zeros((len(lake.manifest.territories), lake.titles.num_rows), dtype=np.int64)
@@ -177,7 +220,7 @@ def _count_titles(index: int, lake: Lake, catalogue: Catalogue) -> tuple[np.ndar
 
 
 def _titles(lake: Lake) -> bytes:
-    """The titles table with its embeddings, where it has some."""
+    """The titles table, with embeddings if the lake has some."""
     buffer = io.BytesIO()
     pq.write_table(lake.read("titles"), buffer)
     return buffer.getvalue()

@@ -11,9 +11,9 @@ class BundleConfig(Config):
     out: str
     """Folder or URI of the bundle; must not hold one."""
     audit: str | None = None
-    """Folder or URI of the run's audit (`mtrec audit --out`); null = without, and gates will not let it be promoted."""
+    """Folder or URI of the run's audit (`mtrec audit --out`); null = none, and gates refuse to promote the bundle."""
     propensity: str | None = None
-    """Folder or URI of a finished multi-task run on the same lake; null = without."""
+    """Folder or URI of a finished multi-task run on the same lake; null = none."""
     evaluation: str | None = None
-    """Folder or URI of an evaluation of that run (`mtrec evaluate propensity --out`), whose PR-AUC gates look at: that
-    of its variant, the mean of the runs that differ from it in the seed alone."""
+    """Folder or URI of an evaluation of that run (`mtrec evaluate propensity --out`). Gates compare its PR-AUC, the
+    mean over runs that differ in the seed alone."""

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from mtrec_ray.config import Config
+from mtrec_ray.config import Config, advanced
 
 
 class EvaluateConfig(Config):
@@ -13,16 +13,16 @@ class EvaluateConfig(Config):
     out: str | None = None
     """Folder or URI for CSV, JSON and figures; null = print only."""
     references: bool = True
-    """Also evaluate territory popularity and, where the lake has them, the plain interaction vectors."""
+    """Also evaluate popularity in the territory and, where the lake has them, plain interaction vectors."""
     validation: bool = False
-    """Score the validation users instead of the test users: for choices that must not see the test."""
+    """Score the validation users instead of the test users: for choices that must not use the test."""
     num_negatives: int | None = Field(default=None, ge=1)
-    """Score against so many titles a user, drawn by hash (99 in most papers); null: all that it could discover."""
-    num_bootstrap: int = Field(default=200, ge=10)
+    """Negatives per user, drawn by hash (99 in most papers); null: all that the user could discover."""
+    num_bootstrap: int = advanced(default=200, ge=10)
     """Replicates behind each 95% interval."""
-    seed: int = 0
+    seed: int = advanced(default=0)
     """Of the bootstrap and of drawn negatives."""
-    num_titles: int = Field(default=20, ge=0, le=512)
-    """Titles, those with the most positives, that get figures of their own (paper A, table 3)."""
-    list_length: int = Field(default=10, ge=1)
+    num_titles: int = advanced(default=20, ge=0, le=512)
+    """Titles with most positives that get metrics of their own (paper A, table 3)."""
+    list_length: int = advanced(default=10, ge=1)
     """Length of the lists whose popularity bias is measured."""

@@ -26,7 +26,6 @@ from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.embed import embed_lake
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake
 from mtrec_ray.lake.window import resolve_calendar
-from mtrec_ray.shims import shimmed
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.training.backbone import new_backbone_run, train_backbone
 from mtrec_ray.training.eliminators import make_packs, train_eliminators
@@ -83,15 +82,15 @@ def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = Non
     _check_against_lake(steps, lake, with_fairness)
     for training in steps.trainings:
         train_propensity(training, _named(progress, training.name))
-    gains = shimmed(":evaluate_propensity", steps.evaluation, evaluate_propensity(steps.evaluation, progress))
+    gains = evaluate_propensity(steps.evaluation, progress)
     if not with_fairness:
         return QuickstartResult(gains, None, None)
     for table in gains.tables():
         stderr_console().print(table)  # the end, where results are printed, is as far away again
     train_backbone(steps.backbone, _named(progress, "backbone"))
     train_eliminators(steps.eliminators, progress)
-    audited = shimmed(":audit", steps.audit, audit(steps.audit, progress))
-    make_bundle(steps.bundle, progress, again=True)
+    audited = audit(steps.audit, progress)
+    make_bundle(steps.bundle, progress, replace=True)
     return QuickstartResult(gains, audited, steps.bundle.out)
 
 

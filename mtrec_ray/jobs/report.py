@@ -1,83 +1,107 @@
-"""From an evaluation to what is shown and written: runs that differ in nothing but the seed become one variant."""
+"""Result of `mtrec evaluate propensity`: tables, JSON document, CSV files and figures.
+
+Runs that differ in the seed alone are one variant.
+"""
 
 import re
 from collections import Counter
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from rich.console import RenderableType
 
-from mtrec_ray.errors import UserError
-from mtrec_ray.evaluation.report import EvaluatedRun, EvaluationReport
+from mtrec_ray.evaluation.report import EvaluationReport
 from mtrec_ray.evaluation.score_plots import title_score_figure, write_figure
-from mtrec_ray.evaluation.tables import write_tables
+from mtrec_ray.evaluation.state import EvaluationResult
+from mtrec_ray.evaluation.tables import evaluation_document, evaluation_tables
 from mtrec_ray.evaluation.terminal import gain_rich_table, metric_rich_table, title_rich_table
-from mtrec_ray.files import join
-from mtrec_ray.jobs.evaluate import Evaluation
+from mtrec_ray.evaluation.tidy import write_csv_files
+from mtrec_ray.files import join, write_json
 from mtrec_ray.training.propensity_run import PropensityRecord
 
+if TYPE_CHECKING:
+    import pandas as pd
 
-def make_report(evaluation: Evaluation) -> EvaluationReport:
-    """Variants in the order of their first run, references after them; UserError where seeds cannot be paired."""
-    names = variant_names(evaluation.records)
-    runs = [
-        EvaluatedRun(variant, evaluation.results_of(record.config.name), record.config.seed)
-        for record, variant in zip(evaluation.records, names, strict=True)
-    ]
-    seeds = [run.seed for run in runs if run.variant == runs[0].variant]
-    for name, scorers in evaluation.references.items():
-        runs += [EvaluatedRun(name, evaluation.results_of(scorers[seed]), seed) for seed in seeds]
-    labels = _title_labels(evaluation.lake.titles.take(pa.array(evaluation.titles, pa.int64())))
-    try:
-        return EvaluationReport(runs, evaluation.lake.territory_names(), labels)
-    except ValueError as error:
-        raise UserError(str(error)) from error
+EVALUATION_FILE, EVALUATION_VERSION = "metrics.json", 1
+NUM_FIGURES = 4
 
 
-def show_report(evaluation: Evaluation, out: str | None = None) -> tuple[dict[str, Any], list[RenderableType]]:
-    """The flat metrics, what they are of, and the terminal tables; also written to `out` as CSV, JSON and figures."""
-    report = make_report(evaluation)
-    of = measured(evaluation)
-    tables: list[RenderableType] = []
-    for cohort in report.cohorts:
-        tables.append(gain_rich_table(report, cohort))
-        if "candidates" in evaluation.lake.manifest.files:
-            tables.append(metric_rich_table(report, "ndcg@10", cohort))
-    if report.titles and len(report.variants) > 1:
-        tables.append(title_rich_table(report))
-    if out:
-        write_tables(report, out, of)
-        write_score_figures(evaluation, report, out)
-    return report.flat_metrics() | of, tables
+@dataclass(frozen=True)
+class PropensityEvaluation:
+    """A `JobResult`: metrics of runs and references."""
 
+    report: EvaluationReport
+    results: dict[tuple[str, int, str], EvaluationResult]
+    """(scorer, day, cohort) -> result."""
+    compared: list[tuple[str, int, str]]
+    """(variant, seed, scorer) of runs, then of references."""
+    weights: dict[str, str]
+    """Run -> hash of the weights that were scored."""
+    num_negatives: int | None
+    """Negatives per user; None: all titles that the user could discover."""
+    with_candidates: bool
+    """Whether the lake fixes the titles to rank, which makes NDCG@10 comparable with published figures."""
 
-def measured(evaluation: Evaluation) -> dict[str, Any]:
-    """Beside the flat metrics: `runs`, each run's variant and the hash of its weights, and the `protocol`."""
-    names = variant_names(evaluation.records)
-    runs = {
-        record.config.name: {"variant": variant, "weights_hash": evaluation.weights[record.config.name]}
-        for record, variant in zip(evaluation.records, names, strict=True)
-    }
-    return {"runs": runs, "protocol": {"num_negatives": evaluation.num_negatives, "users": evaluation.cohorts[0]}}
+    @cached_property
+    def csv_tables(self) -> "dict[str, pd.DataFrame]":
+        """Tables by file name, see `evaluation.tables`."""
+        return evaluation_tables(self.report)
 
+    @property
+    def metrics(self) -> "pd.DataFrame":
+        """The content of territory_metrics.csv."""
+        return self.csv_tables["territory_metrics"]
 
-def write_score_figures(evaluation: Evaluation, report: EvaluationReport, out: str, count: int = 4) -> None:
-    """Paper A, figure 2: how the models score the titles with the most positives, local and global, on the last day."""
-    day, cohort = report.cohort_days()[-1], report.primary_cohort
-    first_runs: dict[str, str] = {}  # of each variant
-    for name, record in zip(variant_names(evaluation.records), evaluation.records, strict=True):
-        first_runs.setdefault(name, record.config.name)
-    results = {name: evaluation.results[run, day, cohort] for name, run in first_runs.items()}
-    positives, local = report.counts("title_positives"), report.title_is_local
-    ranked = sorted(range(len(positives)), key=lambda slot: -positives[slot])
-    kinds = ([s for s in ranked if local is None or local[s] == kind] for kind in (True, False))
-    chosen = [slot for kind in kinds for slot in kind[: count // 2]]
-    for slot in dict.fromkeys(chosen):
-        histograms = {name: result.title_histograms[slot] for name, result in results.items()}
-        if any(histogram.sum() for histogram in histograms.values()):
-            scope = "" if local is None else " (local)" if local[slot] else " (global)"
-            figure = title_score_figure(histograms, report.settings.grid, report.titles[slot] + scope)
-            write_figure(figure, join(out, f"scores-{slot + 1:02d}.png"))
+    def document(self) -> dict[str, Any]:
+        """The content of metrics.json: the runs with the hashes of their weights, the protocol, and all tables."""
+        return {
+            "version": EVALUATION_VERSION,
+            "protocol": {"num_negatives": self.num_negatives, "cohort": self.report.cohorts[0]},
+            "runs": {
+                name: {"variant": variant, "seed": seed, "weights_hash": self.weights[name]}
+                for variant, seed, name in self.compared
+                if name in self.weights
+            },
+            "baseline": self.report.baseline,
+            **evaluation_document(self.csv_tables),
+        }
+
+    def tables(self) -> list[RenderableType]:
+        """Gains by territory, NDCG@10 where the lake fixes candidates, and gains by title."""
+        shown: list[RenderableType] = []
+        for cohort in self.report.cohorts:
+            shown.append(gain_rich_table(self.report, cohort))
+            if self.with_candidates:
+                shown.append(metric_rich_table(self.report, "ndcg@10", cohort))
+        if self.report.titles and len(self.report.variants) > 1:
+            shown.append(title_rich_table(self.report))
+        return shown
+
+    def write(self, folder: str) -> None:
+        """Write CSV, JSON and figures to a local folder or `pyarrow.fs` URI."""
+        write_csv_files(folder, self.csv_tables)
+        write_json(join(folder, EVALUATION_FILE), self.document())
+        self._write_figures(folder)
+
+    def _write_figures(self, folder: str) -> None:
+        """Paper A, figure 2: scores of the titles with most positives, local and global, on the last day."""
+        report, day = self.report, self.report.days()[-1]
+        first_runs: dict[str, str] = {}  # of each variant
+        for variant, _, name in self.compared:
+            if name in self.weights:
+                first_runs.setdefault(variant, name)
+        results = {variant: self.results[run, day, report.cohorts[0]] for variant, run in first_runs.items()}
+        positives, local = report.counts("title_positives"), report.title_is_local
+        ranked = sorted(range(len(positives)), key=lambda slot: -positives[slot])
+        kinds = ([slot for slot in ranked if local[slot] == kind] for kind in (True, False))
+        for slot in (slot for kind in kinds for slot in kind[: NUM_FIGURES // 2]):
+            histograms = {variant: result.title_histograms[slot] for variant, result in results.items()}
+            if any(histogram.sum() for histogram in histograms.values()):
+                heading = f"{report.titles[slot]} ({'local' if local[slot] else 'global'})"
+                figure = title_score_figure(histograms, report.settings.grid, heading)
+                write_figure(figure, join(folder, f"title_scores_{slot + 1:02d}.png"))
 
 
 def variant_names(records: list[PropensityRecord]) -> list[str]:
@@ -91,15 +115,15 @@ def variant_names(records: list[PropensityRecord]) -> list[str]:
 
 
 def _signature(record: PropensityRecord) -> str:
-    """The run's settings without name, seeds, and where and how it was carried out."""
+    """The run's settings without name, seeds and runner."""
     config = record.config
     plain = {"name": "", "runs": "", "seed": 0, "runner": type(config.runner)()}
     sample = config.sample.model_copy(update={"seed": 0})
     return config.model_copy(update=plain | {"sample": sample}).model_dump_json()
 
 
-def _title_labels(titles: pa.Table) -> list[str]:
-    """Name of each title, with its id where there is no name or more than one title has it."""
+def title_labels(titles: pa.Table) -> list[str]:
+    """Name of each title, with its id where the name is missing or repeated."""
     ids, names = titles["title_id"].to_pylist(), titles["name"].to_pylist()
     repeated = {name for name, count in Counter(names).items() if count > 1}
     return [

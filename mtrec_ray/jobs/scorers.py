@@ -1,4 +1,4 @@
-"""What is evaluated: trained propensity models, and the two references that every table should hold."""
+"""What evaluation scores with: the interface, and two references, popularity and interaction vectors."""
 
 from typing import Protocol
 
@@ -16,7 +16,7 @@ class Scorer(Protocol):
 
 
 class PopularityScorer:
-    """log(1 + discoveries of the title in the user's territory during the window): the same list for everybody."""
+    """log(1 + window discoveries of the title in the user's territory): the same list for everybody."""
 
     def __init__(self, popularity: np.ndarray) -> None:
         self.popularity = popularity  # (territories, titles)
@@ -27,7 +27,7 @@ class PopularityScorer:
 
 
 class InteractionScorer:
-    """Dot product of the user's and the title's interaction vectors: the representation without a model on top."""
+    """Dot product of the user's and the title's interaction vectors: the representation without a model."""
 
     def __init__(self, title_interactions: np.ndarray) -> None:
         self.titles = title_interactions.astype(np.float32)  # (titles, width)

@@ -1,7 +1,4 @@
-"""What evaluation does inside a bucket: counting titles, finding each cohort's users, scoring them.
-
-These are the tasks of `jobs.evaluate`; they return counts and histograms, never a score.
-"""
+"""Tasks of `jobs.evaluate`: count a bucket's discoveries, score its users. They return counts and histograms only."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,24 +11,25 @@ from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
-from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.sampling import TEST, TRAIN, VALIDATION, in_random_sample, split_of
 from mtrec_ray.streams.scored_users import FixedCandidates, ScoringChunk, scoring_chunks
 
 HELD_OUT, TRAINED, VALIDATED = "held_out", "trained", "validation"
+"""Cohorts: test users, users of the random training sample, validation users."""
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One scorer on one day; `plan` tells whom it was trained on (a reference: whom the runs beside it were)."""
+class DayScorer:
+    """One scorer on one day."""
 
     name: str
     day: int
     scorer: Scorer
-    plan: PairPlan
+    sample: SampleConfig
+    """Of the run, or of the runs that a reference is compared with: determines the `trained` cohort."""
 
 
-def count_bucket(
+def count_bucket_discoveries(
     index: int,
     lake: Lake,
     calendar: Calendar,
@@ -40,7 +38,7 @@ def count_bucket(
     cohort: str,
     catalogues: dict[int, Catalogue],
 ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, int]:
-    """What a bucket adds to the counts before scoring; `catalogues` by day, 0 = the window.
+    """Count the discoveries of one bucket; `catalogues` by day, 0 = the window.
 
     Returns:
         (cells, counts) of territory * num_titles + title with discoveries of training users in the window;
@@ -70,28 +68,30 @@ def score_shard(
     lake: Lake,
     calendar: Calendar,
     sample: SampleConfig,
-    entries: list[Entry],
+    scorers: list[DayScorer],
     cohorts: list[str],
     settings: EvaluationSettings,
     num_negatives: int | None,
 ) -> dict[tuple[str, int, str], EvaluationState]:
-    states = {(e.name, e.day, c): EvaluationState(settings) for e in entries for c in cohorts}
+    """Score the users of some buckets: (scorer, day, cohort) -> counts."""
+    states = {(s.name, s.day, c): EvaluationState(settings) for s in scorers for c in cohorts}
     title_ids = lake.titles["title_id"].combine_chunks()
-    days = sorted({entry.day for entry in entries})
+    days = sorted({scorer.day for scorer in scorers})
     catalogues = {day: Catalogue.of(lake, *calendar.day_bounds(day)) for day in days}
     for index in shard:
         bucket = Bucket.read(lake, index, title_ids, ("embedding",))
         fixed = FixedCandidates.of(lake, index)
-        members = _cohort_members(bucket, sample, entries, cohorts)
+        members = _cohort_members(bucket, sample, scorers, cohorts)
+        users = np.flatnonzero(np.any(list(members.values()), axis=0))
         for day in days:
-            chunks = scoring_chunks(bucket, _anyone(members), catalogues[day], fixed)
+            chunks = scoring_chunks(bucket, users, catalogues[day], fixed)
             if num_negatives is not None:
                 chunks = (chunk.with_sampled_negatives(num_negatives, settings.seed) for chunk in chunks)
-            for entry, cohort, chunk in _parts(chunks, day, entries, members):
-                states[entry.name, day, cohort].add(
+            for scorer, cohort, chunk in _parts(chunks, day, scorers, members):
+                states[scorer.name, day, cohort].add(
                     chunk.territory,
                     chunk.keys,
-                    entry.scorer.score(chunk),
+                    scorer.scorer.score(chunk),
                     chunk.labels,
                     chunk.candidates,
                     chunk.title_index,
@@ -99,36 +99,31 @@ def score_shard(
     return states
 
 
-def _anyone(members: dict[tuple[str, str], np.ndarray]) -> np.ndarray:
-    """Rows of the users in any cohort."""
-    return np.flatnonzero(np.any(list(members.values()), axis=0))
-
-
 def _parts(
-    chunks: Iterable[ScoringChunk], day: int, entries: list[Entry], members: dict[tuple[str, str], np.ndarray]
-) -> Iterator[tuple[Entry, str, ScoringChunk]]:
-    """(entry, cohort, its users) of everything to be scored on a day in a bucket."""
+    chunks: Iterable[ScoringChunk], day: int, scorers: list[DayScorer], members: dict[tuple[str, str], np.ndarray]
+) -> Iterator[tuple[DayScorer, str, ScoringChunk]]:
+    """(scorer, cohort, its users) of everything to be scored on a day in a bucket."""
     for chunk in chunks:
         for (name, cohort), mask in members.items():
             if mask[chunk.rows].any():
                 part = chunk.only(mask[chunk.rows])
-                yield from ((entry, cohort, part) for entry in entries if (entry.name, entry.day) == (name, day))
+                yield from ((scorer, cohort, part) for scorer in scorers if (scorer.name, scorer.day) == (name, day))
 
 
 def _cohort_members(
-    bucket: Bucket, sample: SampleConfig, entries: list[Entry], cohorts: list[str]
+    bucket: Bucket, sample: SampleConfig, scorers: list[DayScorer], cohorts: list[str]
 ) -> dict[tuple[str, str], np.ndarray]:
     """(scorer name, cohort) -> (N,) bool users of the bucket.
 
-    `trained` are the users of the run's random sample, which all variants of one seed have in common; the added users,
-    who differ from variant to variant, are in no cohort.
+    `trained` is the run's random sample, common to all variants of one seed. Users added by upsampling differ between
+    variants and are in no cohort.
     """
     split = split_of(bucket.keys, sample)
     members = {}
-    for name, plan in {entry.name: entry.plan for entry in entries}.items():
+    for name, own_sample in {scorer.name: scorer.sample for scorer in scorers}.items():
         for cohort in cohorts:
             if cohort == TRAINED:
-                mask = in_random_sample(bucket.keys, plan.sample)
+                mask = in_random_sample(bucket.keys, own_sample)
             else:
                 mask = split == (TEST if cohort == HELD_OUT else VALIDATION)
             members[name, cohort] = mask

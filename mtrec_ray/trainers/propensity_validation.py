@@ -60,8 +60,8 @@ def summarise(result: EvaluationResult) -> dict[str, float]:
     """`METRICS` of a result with `_low` and `_high`; NaN without any positive."""
     figures = {}
     for measure in MEASURES:
-        rows = result.pr_auc if measure == "pr_auc" else result.ranking[measure]  # (G + 1, R)
-        territories, weights = rows[:-1], result.num_positives[:-1]
+        rows = result.metrics[measure]  # (G + 1, R)
+        territories, weights = rows[:-1], result.counts["num_positives"][:-1]
         means = (rows[-1], _mean(territories, np.ones(len(weights))), _mean(territories, weights))
         for name, replicates in zip(MEANS, means, strict=True):
             found, key = interval(replicates), f"{measure}/{name}"

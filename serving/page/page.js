@@ -409,11 +409,13 @@ function drawAudit() {
 
 /** Metrics of one attribute with conclusions; null if it was not audited. */
 function auditResult(name, audit) {
-  if (!Number.isFinite(audit?.balanced_accuracy)) return null;
-  const chance = Number.isFinite(audit.chance) ? audit.chance : 1 / state.catalogue.attributes[name].length;
-  const { balanced_accuracy: value, null_low: low, null_high: high } = audit;
+  const accuracy = audit?.balanced_accuracy;
+  if (!Number.isFinite(accuracy?.value)) return null;
+  const chance = Number.isFinite(accuracy.chance) ? accuracy.chance : 1 / state.catalogue.attributes[name].length;
+  const { value, null_low: low, null_high: high } = accuracy;
   const bounded = Number.isFinite(low) && Number.isFinite(high);
-  return { ...audit, value, chance, bounded, leaks: bounded && value > high, traces: audit.auc > audit.auc_null_high };
+  const traces = audit.auc.value > audit.auc.null_high;
+  return { ...accuracy, auc: audit.auc, chance, bounded, leaks: bounded && value > high, traces };
 }
 
 function guessSentence(name, { value, chance, bounded, null_low: low, null_high: high }) {
@@ -426,7 +428,7 @@ function guessSentence(name, { value, chance, bounded, null_low: low, null_high:
 /** Badge text, badge class and explanation for one attribute. */
 function verdict(name, result, isIgnored) {
   if (result === null) return ["Not audited", "unknown", `${capital(name)} was not audited for this setting.`];
-  const { bounded, leaks, traces, auc, auc_null_high: high } = result;
+  const { bounded, leaks, traces, auc: { value: auc, null_high: high } } = result;
   const guess = guessSentence(name, result);
   if (!isIgnored) {
     const even = bounded && !leaks && !traces ? " Even so, that is no better than chance." : "";
@@ -459,28 +461,28 @@ function drawMeter({ value, chance, null_low: low, null_high: high }, kind) {
 
 function accuracySentence(ignored, metrics, backbone) {
   if (ignored.length === 0) return "Nothing is ignored. Switch an attribute off to see how well it is hidden.";
-  const ratio = metrics?.["ndcg@10"] / backbone?.["ndcg@10"];
+  const ratio = metrics?.["ndcg@10"]?.value / backbone?.["ndcg@10"]?.value;
   if (!Number.isFinite(ratio)) return "The accuracy of this setting was not audited.";
   if (ratio >= 0.995) return `Recommendations stay as accurate as before (${percent(ratio)}).`;
   return `Recommendations ${ratio >= 0.945 ? "stay" : "are only"} ${percent(ratio)} as accurate.`;
 }
 
 function figures(names, combination, backbone) {
-  const interval = (metrics, key) => {
-    const values = [key, `${key}_low`, `${key}_high`].map((name) => metrics[name]);
+  const interval = (metric) => {
+    const values = [metric.value, metric.low, metric.high];
     if (!values.every(Number.isFinite)) return decimals(values[0], 3);
     const [value, low, high] = values.map((one) => decimals(one, 3));
     return `${value} (95%: ${low} to ${high})`;
   };
   const ndcg = [["as is", backbone?.metrics], ["with the switches", combination?.metrics]]
-    .filter(([, metrics]) => Number.isFinite(metrics?.["ndcg@10"]))
-    .map(([label, metrics]) => `NDCG@10 ${label}: ${interval(metrics, "ndcg@10")}`);
-  const audited = names.filter((name) => Number.isFinite(combination?.audit?.[name]?.balanced_accuracy));
+    .filter(([, metrics]) => Number.isFinite(metrics?.["ndcg@10"]?.value))
+    .map(([label, metrics]) => `NDCG@10 ${label}: ${interval(metrics["ndcg@10"])}`);
+  const audited = names.filter((name) => Number.isFinite(combination?.audit?.[name]?.balanced_accuracy?.value));
   const guesses = audited.map((name) => {
     const audit = combination.audit[name];
     const attacker = audit.attacker ? `, best attacker: ${audit.attacker}` : "";
     const users = audit.num_users ? `, ${decimals(audit.num_users)} users` : "";
-    return `${capital(words(name))}: guessed correctly ${interval(audit, "balanced_accuracy")}${attacker}${users}`;
+    return `${capital(words(name))}: guessed correctly ${interval(audit.balanced_accuracy)}${attacker}${users}`;
   });
   return [...ndcg, ...guesses];
 }

@@ -1,4 +1,4 @@
-"""Attackers: each learns what it should, logistic regression is scikit-learn's, labelings do not touch each other."""
+"""Attackers: each learns what it should, logistic regression equals scikit-learn's, labelings are independent."""
 
 import tracemalloc
 
@@ -14,7 +14,7 @@ from mtrec_ray.evaluation.list_attack import LIST_ATTACKERS, bag_of_titles, naiv
 
 
 def problem(labels_of, num_values=2, sizes=(300, 100, 200), seed=0, num_permuted=2):
-    """Standard normal inputs with labels by a rule, and permuted labelings behind the true one."""
+    """Standard normal inputs with labels by a rule, and permuted labelings after the true one."""
     rng = np.random.default_rng(seed)
     inputs = rng.normal(size=(sum(sizes), 6)).astype(np.float32)
     labels = labels_of(inputs)
@@ -39,7 +39,7 @@ def accuracy(scores, labels):
 
 
 @pytest.mark.parametrize("name", VECTOR_ATTACKERS)
-def test_every_attacker_reads_a_linear_attribute_and_nothing_from_permuted_labels(name):
+def test_every_attacker_learns_a_linear_rule_and_nothing_from_permuted_labels(name):
     data, labels = problem(linear)
     scores = VECTOR_ATTACKERS[name](data)
     assert scores.validation.shape == (3, 100, 2)
@@ -51,20 +51,20 @@ def test_every_attacker_reads_a_linear_attribute_and_nothing_from_permuted_label
 
 
 @pytest.mark.parametrize("name", ["paper", "mlp", "boosting"])
-def test_an_interaction_is_read_by_all_but_the_linear_one(name):
+def test_all_but_the_linear_attacker_learn_an_interaction(name):
     data, labels = problem(interaction, sizes=(600, 150, 300), num_permuted=1)
     assert accuracy(VECTOR_ATTACKERS[name](data), labels) > 0.7
     assert accuracy(VECTOR_ATTACKERS["logistic"](data), labels) < 0.65
 
 
 @pytest.mark.parametrize("name", VECTOR_ATTACKERS)
-def test_the_true_labeling_does_not_feel_how_many_others_there_are(name):
+def test_scores_of_a_labeling_do_not_depend_on_the_number_of_others(name):
     few, many = problem(linear, num_permuted=1)[0], problem(linear, num_permuted=4)[0]
     np.testing.assert_allclose(VECTOR_ATTACKERS[name](few).test[0], VECTOR_ATTACKERS[name](many).test[0], atol=2e-2)
 
 
 @pytest.mark.parametrize("name", VECTOR_ATTACKERS)
-def test_a_value_without_training_users_does_no_harm(name):
+def test_a_value_without_training_users_is_harmless(name):
     data, labels = problem(linear, num_values=3)
     scores = VECTOR_ATTACKERS[name](data)
     assert np.isfinite(scores.test).all()
@@ -97,7 +97,7 @@ def test_memory_chunks_change_nothing(monkeypatch):
 
 
 @pytest.mark.parametrize("name", LIST_ATTACKERS)
-def test_titles_that_no_list_has_take_no_memory(name):
+def test_titles_in_no_list_take_no_memory(name):
     rng, num_titles = np.random.default_rng(0), 200_000
     train, validation, test = (bag_of_titles(rng.integers(0, 50, (40, 3)), num_titles) for _ in range(3))
     labels = rng.integers(0, 4, (3, 40))
@@ -105,7 +105,7 @@ def test_titles_that_no_list_has_take_no_memory(name):
     LIST_ATTACKERS[name](AttackData(train, validation, test, labels, labels, 4))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 8 * 8 * num_titles  # a number or two a title, not one for each labeling and value
+    assert peak < 8 * 8 * num_titles  # a few numbers per title, not one per labeling and value
 
 
 def test_class_weights_and_balanced_loss_by_hand():

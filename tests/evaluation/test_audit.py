@@ -1,13 +1,21 @@
-"""Audit: a planted attribute is found, others are not, the null holds its level, test users choose nothing."""
+"""Audit: a planted attribute is found, others are not, the null has its level, test users influence no choice."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from mtrec_ray.evaluation import audit
 from mtrec_ray.evaluation.attackers import VECTOR_ATTACKERS, AttackData, Scores, logistic_scores
-from mtrec_ray.evaluation.audit import Attribute, AuditSettings, audit_inputs, audit_vectors, choose, fold_of
+from mtrec_ray.evaluation.audit import (
+    AttributeLabels,
+    AuditSettings,
+    audit_inputs,
+    audit_vectors,
+    best_attackers,
+    fold_of,
+)
 from mtrec_ray.evaluation.audit_result import prediction_interval
 from mtrec_ray.evaluation.list_attack import audit_lists, bag_of_titles
 
@@ -22,77 +30,75 @@ def users(num_users=200, num_values=2, shift=0.0, seed=0, unknown=0.0, width=8):
     values = np.where(rng.random(num_users) < unknown, -1, values)
     return (
         vectors.astype(np.float32),
-        Attribute(values, num_values),
+        AttributeLabels("a", values, num_values),
         rng.integers(0, 2**63, num_users).astype(np.uint64),
     )
 
 
-def one(vectors, attribute, keys, settings=FAST):
-    return audit_vectors({"v": vectors}, {"a": attribute}, keys, settings)["v", "a"]
+def one(vectors, labels, keys, settings=FAST):
+    return audit_vectors(vectors, labels, keys, settings)
 
 
-def cheap(vectors, attribute, keys, settings=FAST):
-    """For properties of the protocol, whatever the attackers."""
+def cheap(vectors, labels, keys, settings=FAST):
+    """With fewer attackers, for properties of the protocol."""
     few = {name: VECTOR_ATTACKERS[name] for name in ("logistic", "boosting")}
-    return audit_inputs(vectors, attribute, keys, few, settings)
+    return audit_inputs(vectors, labels, keys, few, settings)
 
 
 def test_a_planted_attribute_is_found_and_independent_vectors_stay_inside_the_null():
     planted = one(*users(num_values=3, shift=2.0))
     assert planted.balanced_accuracy.value > planted.null[1] + 0.15
     assert planted.auc.value > planted.auc_null[1] + 0.15
-    assert planted.readable
+    assert planted.leaks
     assert planted.balanced_accuracy.low < planted.balanced_accuracy.value < planted.balanced_accuracy.high
     blind = one(*users(num_values=3))
     assert blind.null[0] < blind.balanced_accuracy.value < blind.null[1]
     assert blind.chance == pytest.approx(1 / 3)
-    assert not blind.readable
+    assert not blind.leaks
 
 
-def test_flat_keys_of_the_report():
-    flat = one(*users()).flat()
+def test_the_document_is_json_and_names_the_nulls():
+    result = one(*users())
+    document = json.loads(json.dumps(result.document(), allow_nan=False))
     for name in ("balanced_accuracy", "auc", "micro_f1"):
-        assert float(flat[f"{name}_low"]) <= float(flat[name]) <= float(flat[f"{name}_high"])
-        assert f"paper/{name}" in flat
-    assert {"null_low", "null_high", "auc_null_low", "auc_null_high", "majority_rate", "chance"} <= set(flat)
-    assert flat["attacker"] in VECTOR_ATTACKERS
+        assert document[name]["low"] <= document[name]["value"] <= document[name]["high"]
+        assert document["attackers"]["paper"][name] == result.by_attacker["paper"][name]
+    assert (document["auc"]["null_low"], document["auc"]["null_high"]) == result.auc_null
+    assert [document[name]["chance"] for name in ("balanced_accuracy", "auc")] == [0.5, 0.5]
+    assert document["micro_f1"]["chance"] == result.majority_rate
+    assert document["attacker"] in VECTOR_ATTACKERS
+    unknown = dataclasses.replace(result, null=(float("nan"), float("nan"))).document()
+    assert unknown["balanced_accuracy"]["null_high"] is None
 
 
 def test_unknown_values_are_left_out():
-    vectors, attribute, keys = users(shift=1.0, unknown=0.3)
-    known = attribute.values >= 0
+    vectors, labels, keys = users(shift=1.0, unknown=0.3)
+    known = labels.values >= 0
     strange = np.where(known[:, None], vectors, 1e6).astype(np.float32)
-    found = cheap(strange, attribute, keys)
-    assert found == cheap(vectors[known], Attribute(attribute.values[known], 2), keys[known])
+    found = cheap(strange, labels, keys)
+    assert found == cheap(vectors[known], labels._replace(values=labels.values[known]), keys[known])
     assert found.num_users == known.sum()
 
 
 def test_order_of_users_does_not_matter_and_the_same_seed_gives_the_same_figures():
-    vectors, attribute, keys = users(shift=1.0)
+    vectors, labels, keys = users(shift=1.0)
     shuffled = np.random.default_rng(5).permutation(len(keys))
-    found = cheap(vectors, attribute, keys)
-    assert found == cheap(vectors[shuffled], Attribute(attribute.values[shuffled], 2), keys[shuffled])
-    assert cheap(vectors, attribute, keys, dataclasses.replace(FAST, seed=1)) != found
+    found = cheap(vectors, labels, keys)
+    assert found == cheap(vectors[shuffled], labels._replace(values=labels.values[shuffled]), keys[shuffled])
+    assert cheap(vectors, labels, keys, dataclasses.replace(FAST, seed=1)) != found
 
 
 def test_a_rare_value_may_be_absent_from_folds():
-    vectors, attribute, keys = users(num_values=3, shift=1.5)
-    values = np.where(attribute.values == 2, 0, attribute.values)
+    vectors, labels, keys = users(num_values=3, shift=1.5)
+    values = np.where(labels.values == 2, 0, labels.values)
     values[:2] = 2
-    found = cheap(vectors, Attribute(values, 4), keys)
+    found = cheap(vectors, AttributeLabels("a", values, 4), keys)
     assert np.isfinite([found.balanced_accuracy.value, found.auc.value, *found.null, *found.auc_null]).all()
     assert found.chance == pytest.approx(1 / 3)
 
 
-def test_a_representation_has_the_same_figures_in_any_company(monkeypatch):
-    monkeypatch.setattr(audit, "VECTOR_ATTACKERS", {"logistic": logistic_scores})
-    vectors, attribute, keys = users(shift=1.0)
-    found = audit_vectors({"other": vectors[::-1].copy(), "v": vectors}, {"a": attribute}, keys, FAST)
-    assert found["v", "a"] == one(vectors, attribute, keys)
-
-
 def test_every_user_is_test_once_and_parts_are_disjoint():
-    vectors, attribute, keys = users()
+    vectors, labels, keys = users()
     seen = []
 
     def spy(data: AttackData) -> Scores:
@@ -103,57 +109,57 @@ def test_every_user_is_test_once_and_parts_are_disjoint():
         return logistic_scores(data)
 
     inputs = vectors + np.arange(len(vectors), dtype=np.float32)[:, None]
-    audit_inputs(inputs, attribute, keys, {"spy": spy}, FAST)
+    audit_inputs(inputs, labels, keys, {"spy": spy}, FAST)
     folds = np.bincount(fold_of(keys, FAST))
     assert [test for _, _, test in seen] == list(folds)
     assert [validation for _, validation, _ in seen] == list(np.roll(folds, -1))
     seen.clear()
-    found = audit_inputs(inputs, attribute, keys, {"spy": spy}, dataclasses.replace(FAST, cross_fit=False))
+    found = audit_inputs(inputs, labels, keys, {"spy": spy}, dataclasses.replace(FAST, cross_fit=False))
     assert [test for _, _, test in seen] == [folds[0]]
     assert found.num_users == folds[0]
     seen.clear()
-    audit_inputs(inputs, attribute, keys, {"spy": spy}, dataclasses.replace(FAST, max_train_users=30))
+    audit_inputs(inputs, labels, keys, {"spy": spy}, dataclasses.replace(FAST, max_train_users=30))
     assert [sizes[:2] for sizes in seen] == [(30, 30)] * 4
     assert [test for _, _, test in seen] == list(folds)
 
 
 def test_test_users_never_influence_the_choice():
     """With another label for every test user the same attackers are chosen, with the same scores."""
-    vectors, attribute, keys = users(shift=1.0)
+    vectors, labels, keys = users(shift=1.0)
     settings = dataclasses.replace(FAST, cross_fit=False)
     test = fold_of(keys, settings) == 0
-    turned = Attribute(np.where(test, 1 - attribute.values, attribute.values), 2)
-    straight, reversed_ = (one(vectors, a, keys, settings) for a in (attribute, turned))
+    turned = labels._replace(values=np.where(test, 1 - labels.values, labels.values))
+    straight, reversed_ = (one(vectors, a, keys, settings) for a in (labels, turned))
     assert straight.attacker_by_fold == reversed_.attacker_by_fold
     assert reversed_.auc.value == pytest.approx(1 - straight.auc.value)
     assert reversed_.micro_f1.value == pytest.approx(1 - straight.micro_f1.value)
 
 
 def test_the_choice_is_by_validation_auc_for_each_labeling():
-    labels = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
+    labelings = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
     up = np.stack([np.stack([-np.arange(4.0), np.arange(4.0)], axis=1)] * 2)
     crossed = up[:, [0, 2, 1, 3]]
     scores = [Scores(up, up[:, :0]), Scores(crossed, crossed[:, :0])]
-    np.testing.assert_array_equal(choose(scores, labels), [0, 1])
+    np.testing.assert_array_equal(best_attackers(scores, labelings), [0, 1])
 
 
-def test_a_permuted_labeling_is_attacked_by_the_attacker_that_it_chose(monkeypatch):
-    """One attacker is right on the true labels of the validation users alone, the other one on the permuted ones."""
-    vectors, attribute, keys = users()
+def test_each_labeling_is_attacked_by_its_own_choice(monkeypatch):
+    """One attacker is right on the true validation labels alone, the other one on the permuted ones."""
+    vectors, labels, keys = users()
 
     def right_on(chosen: slice, test_score: float) -> audit.Attacker:
         def attacker(data: AttackData) -> Scores:
-            labels = data.validation_labels
-            validation = np.zeros((*labels.shape, 2))
-            validation[chosen, :, 1] = labels[chosen]
-            return Scores(validation, np.full((len(labels), len(data.test), 2), test_score, np.float32))
+            held_out = data.validation_labels
+            validation = np.zeros((*held_out.shape, 2))
+            validation[chosen, :, 1] = held_out[chosen]
+            return Scores(validation, np.full((len(held_out), len(data.test), 2), test_score, np.float32))
 
         return attacker
 
     taken = []
-    monkeypatch.setattr(audit, "summarise", lambda best, *_, **__: taken.append(best))
+    monkeypatch.setattr(audit, "summarise_attacks", lambda best, *_, **__: taken.append(best))
     attackers = {"true": right_on(slice(0, 1), 1.0), "permuted": right_on(slice(1, None), 2.0)}
-    audit_inputs(vectors, attribute, keys, attackers, FAST)
+    audit_inputs(vectors, labels, keys, attackers, FAST)
     (best,) = taken
     assert np.unique(best[0]).tolist() == [1.0]
     assert np.unique(best[1:]).tolist() == [2.0]
@@ -162,46 +168,45 @@ def test_a_permuted_labeling_is_attacked_by_the_attacker_that_it_chose(monkeypat
 class TestRepeats:
     SETTINGS = dataclasses.replace(FAST, num_repeats=3)
 
-    def test_every_user_is_test_once_in_each_with_other_companions(self):
-        vectors, attribute, keys = users()
-        inputs = np.arange(len(vectors), dtype=np.float32)[:, None]  # standardised, it still tells who is who
+    def test_each_repeat_has_other_folds(self):
+        vectors, labels, keys = users()
+        inputs = np.arange(len(vectors), dtype=np.float32)[:, None]
         tested = []
 
         def spy(data: AttackData) -> Scores:
             tested.append((len(data.test), data.seed))
             return logistic_scores(data)
 
-        found = audit_inputs(inputs, attribute, keys, {"spy": spy}, self.SETTINGS)
+        found = audit_inputs(inputs, labels, keys, {"spy": spy}, self.SETTINGS)
         folds = [fold_of(keys, self.SETTINGS, repeat) for repeat in range(3)]
         assert [size for size, _ in tested] == [count for fold in folds for count in np.bincount(fold)]
         assert len({seed for _, seed in tested}) == 12
         assert (folds[0] != folds[1]).mean() > 0.5 < (folds[1] != folds[2]).mean()
         assert (found.num_users, len(found.attacker_by_fold)) == (200, 12)
 
-    def test_an_attacker_that_says_the_same_every_time_has_the_figures_of_one(self):
-        vectors, attribute, keys = users(shift=1.0)
+    def test_an_attacker_without_randomness_has_the_figures_of_one_repeat(self):
+        vectors, labels, keys = users(shift=1.0)
 
         def first_column(data: AttackData) -> Scores:
             parts = [np.stack([-part[:, 0], part[:, 0]], axis=1) for part in (data.validation, data.test)]
             return Scores(*(np.repeat(part[None], len(data.train_labels), axis=0) for part in parts))
 
         whole = dataclasses.replace(FAST, max_train_users=10**6)
-        sign = np.sign(vectors)  # standardising does not turn a sign
+        sign = np.sign(vectors)  # standardising preserves the sign
         once, thrice = (
-            audit_inputs(sign, attribute, keys, {"a": first_column}, dataclasses.replace(whole, num_repeats=n))
+            audit_inputs(sign, labels, keys, {"a": first_column}, dataclasses.replace(whole, num_repeats=n))
             for n in (1, 3)
         )
         assert thrice.balanced_accuracy == pytest.approx(once.balanced_accuracy)
         assert thrice.null == pytest.approx(once.null)
         assert thrice.micro_f1 == pytest.approx(once.micro_f1)
 
-    def test_what_attackers_happen_to_find_weighs_less(self):
-        """Figures of the same users under other seeds lie closer together."""
-        vectors, attribute, keys = users(120)
+    def test_figures_vary_less_between_seeds(self):
+        vectors, labels, keys = users(120)
 
         def spread(repeats: int) -> float:
             settings = dataclasses.replace(FAST, num_repeats=repeats, num_permutations=2, num_bootstrap=4)
-            found = (cheap(vectors, attribute, keys, dataclasses.replace(settings, seed=seed)) for seed in range(8))
+            found = (cheap(vectors, labels, keys, dataclasses.replace(settings, seed=seed)) for seed in range(8))
             return float(np.std([result.auc.value for result in found]))
 
         assert spread(6) < 0.8 * spread(1)
@@ -214,17 +219,17 @@ class TestRepeats:
         assert dataclasses.replace(settings, num_repeats=7).repeats(num_users) == 7
 
 
-def test_nothing_is_called_hidden_where_nothing_could_have_been_told():
+def test_hidden_is_none_where_no_leak_could_be_detected():
     blind = cheap(*users())
-    assert (blind.readable, blind.hidden) == (False, True)
+    assert (blind.leaks, blind.hidden) == (False, True)
     for null in ((0.2, 1.0), (float("nan"), float("nan"))):
         assert dataclasses.replace(blind, null=null).hidden is None
         assert dataclasses.replace(blind, auc_null=null).hidden is None
     found = dataclasses.replace(cheap(*users(shift=3.0)), null=(0.2, 1.0))
-    assert (found.readable, found.hidden) == (True, False)
+    assert (found.leaks, found.hidden) == (True, False)
 
 
-def test_the_null_holds_its_level_with_cross_fitting_and_a_choice():
+def test_the_null_has_its_level_with_cross_fitting_and_a_choice():
     """60 independent data sets; a null of permuted test labels alone would reject about 8."""
     settings = AuditSettings(num_permutations=10, num_bootstrap=4)
     attackers = {"all": logistic_scores, "half": half_of_the_inputs}
@@ -250,18 +255,19 @@ def test_prediction_interval_by_hand_and_its_level():
     assert np.mean(inside) == pytest.approx(0.95, abs=0.015)
 
 
-def test_lists_that_follow_the_attribute_are_read_and_others_are_not():
-    _, attribute, keys = users(300, 2)
+def test_lists_that_follow_the_attribute_leak_and_others_do_not():
+    _, labels, keys = users(300, 2)
     rng = np.random.default_rng(2)
     blind = rng.integers(0, 40, (300, 10))
-    telling = np.where(rng.random((300, 10)) < 0.3, 40 + attribute.values[:, None], blind)
-    found = audit_lists({"blind": blind, "telling": telling}, {"a": attribute}, keys, 42, FAST)
-    assert found["telling", "a"].balanced_accuracy.value > 0.8
-    assert found["telling", "a"].readable
-    assert found["blind", "a"].null[0] < found["blind", "a"].balanced_accuracy.value < found["blind", "a"].null[1]
+    revealing = np.where(rng.random((300, 10)) < 0.3, 40 + labels.values[:, None], blind)
+    found = audit_lists(revealing, labels, keys, 42, FAST)
+    assert found.balanced_accuracy.value > 0.8
+    assert found.leaks
+    found = audit_lists(blind, labels, keys, 42, FAST)
+    assert found.null[0] < found.balanced_accuracy.value < found.null[1]
 
 
-def test_a_bag_holds_each_title_once():
+def test_a_bag_counts_each_title_once():
     bag = bag_of_titles(np.array([[0, 2, 2], [-1, 1, -1]]), 3).toarray()
     np.testing.assert_array_equal(bag, [[1, 0, 1], [0, 1, 0]])
     with pytest.raises(ValueError, match=r"in \[0, 2\)"):
@@ -274,19 +280,16 @@ def test_a_bag_holds_each_title_once():
         (lambda v, a, k: (v[:-1], a, k), "rows"),
         (lambda v, a, k: (v * np.nan, a, k), "finite"),
         (lambda v, a, k: (v, a, np.where(k == k[0], k[1], k)), "repeat"),
-        (lambda v, a, k: (v, Attribute(a.values + 1, 2), k), "values must be"),
-        (lambda v, a, k: (v, Attribute(a.values * 0 - 1, 2), k), "too few"),
-        (lambda v, a, k: (v, Attribute(a.values * 0, 2), k), "too few"),
-        (lambda v, a, k: (v, Attribute((fold_of(k, FAST) > 0).astype(np.int64), 2), k), "tested all have one value"),
+        (lambda v, a, k: (v, a._replace(values=a.values + 1), k), "values must be"),
+        (lambda v, a, k: (v, a._replace(values=a.values * 0 - 1), k), "too few"),
+        (lambda v, a, k: (v, a._replace(values=a.values * 0), k), "too few"),
+        (
+            lambda v, a, k: (v, a._replace(values=(fold_of(k, FAST) > 0).astype(np.int64)), k),
+            "tested all have one value",
+        ),
     ],
 )
-def test_unfit_input_is_refused_before_any_training(change, message, monkeypatch):
+def test_invalid_input_is_refused_before_training(change, message, monkeypatch):
     monkeypatch.setattr(audit, "audit_inputs", lambda *_: pytest.fail("trained"))
     with pytest.raises(ValueError, match=message):
         one(*change(*users()))
-
-
-@pytest.mark.parametrize("unfit", [{"num_folds": 2}, {"num_permutations": 1}, {"num_repeats": 0}])
-def test_unfit_settings_are_refused(unfit):
-    with pytest.raises(ValueError, match=next(iter(unfit))):
-        AuditSettings(**unfit)

@@ -1,4 +1,4 @@
-"""The report: flat keys, notes, gains and their pairing; tables 2 and 3; files."""
+"""The report: gains and their pairing, notes; tidy tables, CSV files and document agree; terminal tables; figures."""
 
 import io
 import json
@@ -14,8 +14,9 @@ from rich.text import Text
 from mtrec_ray.evaluation.intervals import interval, nan_mean, relative_gain
 from mtrec_ray.evaluation.report import EvaluatedRun, EvaluationReport
 from mtrec_ray.evaluation.score_plots import title_score_figure, write_figure
-from mtrec_ray.evaluation.tables import gain_table, metric_table, title_table, write_tables
+from mtrec_ray.evaluation.tables import TABLE_KEYS, evaluation_document, evaluation_tables
 from mtrec_ray.evaluation.terminal import gain_rich_table, metric_rich_table, title_rich_table
+from mtrec_ray.evaluation.tidy import write_csv_files
 from tests.evaluation.simulated import HISTORY, SETTINGS, state
 
 TERRITORIES, TITLES = ["FR", "DE", "XX"], ["Local Hero", "World"]
@@ -37,7 +38,17 @@ def runs() -> list[EvaluatedRun]:
 
 @pytest.fixture(scope="module")
 def report(runs) -> EvaluationReport:
-    return EvaluationReport(runs, TERRITORIES, TITLES, primary_cohort="trained")
+    return EvaluationReport(runs, TERRITORIES, TITLES)
+
+
+@pytest.fixture(scope="module")
+def tables(report) -> dict[str, pd.DataFrame]:
+    return evaluation_tables(report)
+
+
+@pytest.fixture(scope="module")
+def document(tables) -> dict[str, Any]:
+    return json.loads(json.dumps(evaluation_document(tables), allow_nan=False))
 
 
 def render(table: Table) -> str:
@@ -46,38 +57,45 @@ def render(table: Table) -> str:
     return " ".join(console.export_text().split())
 
 
-def test_flat_keys_of_one_run_have_no_prefix(runs):
-    flat: dict[str, Any] = EvaluationReport(runs[:1], TERRITORIES, TITLES).flat_metrics()
-    result = runs[0].results
-    assert flat["day1/pr_auc/FR"] == result[1, "trained"].pr_auc[0, 0]
-    assert flat["pr_auc/FR"] == pytest.approx(np.mean([result[d, "trained"].pr_auc[0, 0] for d in (1, 2)]))
-    assert flat["held_out/day2/ndcg@10/all"] == result[2, "held_out"].ranking["ndcg@10"][3, 0]
-    assert flat["pr_auc/FR_low"] < flat["pr_auc/FR"] < flat["pr_auc/FR_high"]
-    assert flat["pr_auc/FR_bound_low"] <= flat["pr_auc/FR"] <= flat["pr_auc/FR_bound_high"]
-    assert flat["pr_auc/mean"] == pytest.approx((flat["pr_auc/FR"] + flat["pr_auc/DE"]) / 2)
-    assert flat["num_users/all"] == 360
-    assert "gini/DE" in flat
-    assert "title_pr_auc/World_high" in flat
-    assert not [key for key in flat if "gain" in key]
+def test_the_document_nests_every_metric_by_cohort_variant_day_and_territory(document, runs):
+    found, result = document["territory_metrics"]["trained"]["baseline"], runs[0].results
+    assert found["1"]["FR"]["pr_auc"]["value"] == result[1, "trained"].metrics["pr_auc"][0, 0]
+    average = found["average"]["FR"]["pr_auc"]
+    assert average["value"] == pytest.approx(np.mean([result[d, "trained"].metrics["pr_auc"][0, 0] for d in (1, 2)]))
+    assert average["low"] < average["value"] < average["high"]
+    bounds = (found["average"]["FR"][f"pr_auc_{side}_bound"]["value"] for side in ("lower", "upper"))
+    assert next(bounds) <= average["value"] <= next(bounds)
+    macro, other = found["average"]["mean"]["pr_auc"]["value"], found["average"]["DE"]["pr_auc"]["value"]
+    assert macro == pytest.approx((average["value"] + other) / 2)
+    held_out = document["territory_metrics"]["held_out"]["baseline"]["2"]
+    assert held_out["all"]["ndcg@10"]["value"] == result[2, "held_out"].metrics["ndcg@10"][3, 0]
+    assert document["territory_counts"]["trained"]["1"]["all"]["num_users"] == 180
+    assert "gini" in document["popularity_bias"]["trained"]["mtl"]["1"]["DE"]
+    world = document["title_metrics"]["trained"]["mtl"]["average"]["World"]
+    assert world["pr_auc"]["scope"] == "local"
+    assert "pr_auc_gain" in world
 
 
-def test_no_positives_is_null_with_a_note_never_zero(report):
-    flat = report.flat_metrics()
-    for key in ("mtl/pr_auc/XX", "gain/mtl/XX", "held_out/gain/mtl/XX", "day1/gain/mtl/XX"):
-        assert flat[key] is flat[f"{key}_low"] is flat[f"{key}_high"] is None
-        assert flat[f"{key}_note"] == "no positives"
-    json.dumps(flat, allow_nan=False)
+def test_no_positives_is_null_with_a_note_never_zero(document):
+    for cohort in ("trained", "held_out"):
+        for day in ("1", "average"):
+            for metric in ("pr_auc", "pr_auc_gain"):
+                found = document["territory_metrics"][cohort]["mtl"][day]["XX"][metric]
+                assert found == {"value": None, "note": "no positives"}
 
 
-def test_gain_is_the_mean_of_the_days_paired_gains(report, runs):
+def test_a_gain_is_the_mean_of_the_days_paired_gains(tables, runs):
     base, mtl = (r.results for r in runs)
-    days = [relative_gain(mtl[d, "trained"].pr_auc[1], base[d, "trained"].pr_auc[1]) for d in (1, 2)]
-    found = report.flat_metrics()
-    expected = interval(nan_mean(np.stack(days)))
-    assert found["gain/mtl/DE"] == pytest.approx(expected.value)
-    assert found["gain/mtl/DE_low"] == pytest.approx(expected.low)
-    assert found["gain/mtl/DE"] > 0
-    assert found["gain/mtl/mean"] == pytest.approx((found["gain/mtl/DE"] + found["gain/mtl/FR"]) / 2)
+    days = [
+        relative_gain(mtl[d, "trained"].metrics["pr_auc"][1], base[d, "trained"].metrics["pr_auc"][1]) for d in (1, 2)
+    ]
+    table = tables["territory_metrics"]
+    gains = table[(table.metric == "pr_auc_gain") & (table.cohort == "trained") & (table.day == "average")]
+    gains = gains.set_index("territory")
+    assert set(gains.variant) == {"mtl"}
+    assert tuple(gains.loc["DE", ["value", "low", "high"]]) == pytest.approx(interval(nan_mean(np.stack(days))))
+    assert gains.value["DE"] > 0
+    assert gains.value["mean"] == pytest.approx((gains.value["DE"] + gains.value["FR"]) / 2)
 
 
 def test_seeds_of_a_variant_are_averaged_and_widen_the_interval():
@@ -92,32 +110,23 @@ def test_seeds_of_a_variant_are_averaged_and_widen_the_interval():
     assert (together["FR"].high - together["FR"].low) / 2 > 4.303 * spread / np.sqrt(3) * 0.9
 
 
-def test_table_2_has_days_and_their_average_by_territory(report):
-    table = gain_table(report)
-    assert list(table.columns) == ["FR", "DE", "XX", "all", "mean"]
-    assert list(table.index) == [("mtl vs baseline", s) for s in ("Day 1", "Day 2", "Average")]
-    first, second, average = table["FR"].tolist()
-    assert average == pytest.approx((first + second) / 2)
-    assert np.isnan(table["XX"].to_numpy()).all()
-    assert np.all(gain_table(report, part="low")["FR"].to_numpy() < table["FR"].to_numpy())
-    assert list(metric_table(report, "ndcg@10").index.get_level_values(0)) == ["baseline"] * 3 + ["mtl"] * 3
+def test_title_rows_have_scope_positives_and_means(tables):
+    table = tables["title_metrics"]
+    assert table.title.unique().tolist() == [*TITLES, "local_mean", "global_mean"]
+    gains = table[(table.metric == "pr_auc_gain") & (table.cohort == "trained") & (table.day == "average")]
+    gains = gains.set_index("title")
+    assert gains.scope.tolist() == ["global", "local", "local", "global"]
+    assert gains.num_positives["local_mean"] == gains.num_positives["World"] > 0
+    assert gains.value["local_mean"] == pytest.approx(gains.value["World"])
 
 
-def test_table_3_has_scope_positives_and_gains(report):
-    table = title_table(report)
-    assert list(table.index) == ["Local Hero", "World", "local_mean", "global_mean"]
-    assert list(table["scope"]) == ["global", "local", "local", "global"]
-    _, world, local_mean, _ = table["mtl vs baseline"].tolist()
-    assert world == pytest.approx(local_mean)
-
-
-def test_files_are_written_and_read_back(report, tmp_path):
-    files = write_tables(report, str(tmp_path / "out"))
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(files)
-    assert {"gain.csv", "gain-held_out.csv", "pr_auc.csv", "titles.csv", "metrics.json"} <= set(files)
-    gains = pd.read_csv(tmp_path / "out" / "gain.csv", index_col=[0, 1])
-    assert gains["DE_high"].iloc[-1] == pytest.approx(report.flat_metrics()["gain/mtl/DE_high"])
-    assert json.loads((tmp_path / "out" / "metrics.json").read_text()) == report.flat_metrics()
+def test_rows_are_observations_and_csv_files_hold_the_same(tables, tmp_path):
+    write_csv_files(str(tmp_path / "out"), tables)
+    assert {p.stem for p in (tmp_path / "out").iterdir()} == set(tables) == set(TABLE_KEYS)
+    for name, table in tables.items():
+        assert not table.duplicated(list(TABLE_KEYS[name])).any()
+        read = pd.read_csv(tmp_path / "out" / f"{name}.csv", dtype={"day": str}, float_precision="round_trip")
+        pd.testing.assert_frame_equal(read.fillna(""), table.fillna(""), check_dtype=False)
 
 
 def cells(table: Table, column: int) -> dict[str, Text]:
@@ -139,15 +148,15 @@ def test_terminal_tables_mark_positive_averages_and_name_missing_ones(report):
 def test_an_insignificant_gain_is_dim(runs):
     same = EvaluationReport([runs[0], EvaluatedRun("copy", runs[0].results)], TERRITORIES, TITLES)
     assert {cell.style for cell in cells(gain_rich_table(same), 4).values()} == {"dim"}
-    assert same.flat_metrics()["gain/copy/FR"] == same.flat_metrics()["gain/copy/FR_high"] == 0
+    assert same.intervals("pr_auc", "copy", gain=True)["FR"] == (0, 0, 0)
 
 
-def test_long_tables_fold_to_the_largest_territories_and_say_so(report):
+def test_long_tables_show_the_largest_territories_and_say_so(report):
     positives = report.counts("num_positives")
     table = gain_rich_table(report, max_territories=1)
     largest = TERRITORIES[int(np.argmax(positives[:3]))]
     assert set(map(str, table.columns[0].cells)) == {largest, "all", "mean"}
-    assert "CSV has the rest" in render(table)
+    assert "territory_metrics.csv has the rest" in render(table)
 
 
 def test_runs_that_do_not_compare_are_refused(runs):
@@ -161,10 +170,6 @@ def test_runs_that_do_not_compare_are_refused(runs):
         EvaluationReport([*runs, EvaluatedRun("mtl", runs[1].results, 5)], TERRITORIES, TITLES)
     with pytest.raises(ValueError, match="covers"):
         EvaluationReport([runs[0], run("mtl", 1.0, days=(1,))], TERRITORIES, TITLES)
-    with pytest.raises(ValueError, match="primary cohort"):
-        EvaluationReport(runs, TERRITORIES, TITLES, "unknown")
-    with pytest.raises(ValueError, match="unknown metric"):
-        EvaluationReport(runs, TERRITORIES, TITLES).intervals("auc", "mtl")
 
 
 def test_figure_2_draws_each_model_and_needs_scores(runs, tmp_path):
@@ -175,4 +180,4 @@ def test_figure_2_draws_each_model_and_needs_scores(runs, tmp_path):
     write_figure(figure, str(tmp_path / "figure.png"))
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="no scores"):
-        title_score_figure({"mtl": np.zeros(1024)}, SETTINGS.grid, "World")
+        title_score_figure({"mtl": np.zeros((2, 1024))}, SETTINGS.grid, "World")

@@ -1,4 +1,4 @@
-"""Runs that an audit refuses to compare, and lists that end early; the runs are written by hand, untrained."""
+"""Runs that an audit refuses to compare, and short lists; the runs are written by hand, untrained."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import torch
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
-from mtrec_ray.evaluation.audit import Attribute, AuditSettings
+from mtrec_ray.evaluation.audit import AttributeLabels, AuditSettings
 from mtrec_ray.jobs import audit as job
 from mtrec_ray.jobs.audit_config import AuditConfig
 from mtrec_ray.lake.manifest import Lake
@@ -41,16 +41,14 @@ def compare(backbone: BackboneRecord, folder: Path, *names: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["first", "backbone", "none", "gender", "gender+age"])
-def test_runs_that_tables_could_not_tell_apart_are_refused(backbone, tmp_path, monkeypatch, name):
-    monkeypatch.setattr(job, "load_backbone", None)  # before any work
-    with pytest.raises(
-        UserError, match=f"a run named '{name.replace('+', '.')}' cannot be told apart in the tables: r"
-    ):
+def test_ambiguous_names_are_refused_before_work(backbone, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(job, "load_backbone", None)
+    with pytest.raises(UserError, match=f"the name of run '{name.replace('+', '.')}' would be ambiguous in the tables"):
         compare(backbone, tmp_path, "first", name)
 
 
 @pytest.mark.parametrize("names", [("first", "occupation"), ("gender", "other")], ids=["no combination", "the first"])
-def test_names_that_tables_can_tell_apart_are_not(backbone, tmp_path, monkeypatch, names):
+def test_unambiguous_names_are_not_refused(backbone, tmp_path, monkeypatch, names):
     monkeypatch.setattr(job, "load_backbone", None)
     with pytest.raises(TypeError):
         compare(backbone, tmp_path, *names)
@@ -60,7 +58,7 @@ def test_names_that_tables_can_tell_apart_are_not(backbone, tmp_path, monkeypatc
     ("key", "value", "message"),
     [
         ("status", "training", "is not finished"),
-        ("backbone_hash", "0" * 64, "stand on different backbones"),
+        ("backbone_hash", "0" * 64, "have different backbones"),
     ],
 )
 def test_runs_that_do_not_belong_together_are_refused(eliminators, tmp_path, key, value, message):
@@ -97,13 +95,13 @@ def test_filters_of_other_attributes_are_refused_in_a_comparison(eliminators):
     job._check_combinations([eliminators, filters.model_copy(update={"packs": {"pack000": [("age",)]}})])
 
 
-def test_a_list_ends_where_no_more_titles_may_be_shown(backbone):
+def test_a_list_ends_when_no_title_is_left(backbone):
     lake, model = Lake.open(backbone.config.lake), load_backbone(backbone)
     users = read_held_out(lake, backbone.config.sequences, TEST_EVENT, backbone.config.model.history, [0, 1])
     offered = np.zeros((len(lake.manifest.territories), lake.titles.num_rows), dtype=bool)
     offered[:, :4] = True
     vectors = vectors_in_chunks(model.user_vectors, torch.from_numpy(users.history))
-    lists = job._one((), users, vectors, model.title_vectors(), offered).lists
+    lists = job._representations((), users, vectors, model.title_vectors(), offered).lists
     watched = np.split(users.other_titles, np.cumsum(users.other_counts)[:-1])
     for shown, seen in zip(lists, watched, strict=True):
         left = set(range(4)) - set(seen.tolist())
@@ -112,11 +110,12 @@ def test_a_list_ends_where_no_more_titles_may_be_shown(backbone):
 
 
 @pytest.mark.parametrize(("kind", "times"), [("vectors", 2), ("lists", 1)])
-def test_vectors_are_attacked_as_often_as_asked_and_lists_once(kind, times):
+def test_only_vectors_are_attacked_repeatedly(kind, times):
     draw = np.random.default_rng(0)
     vectors = {"none": draw.normal(size=(60, 4)).astype(np.float32)}
     lists = {"none": draw.integers(0, 30, (60, 10))}
-    attributes, keys = {"gender": Attribute(np.arange(60) % 2, 2)}, np.arange(60, dtype=np.uint64)
+    labels, keys = {"gender": AttributeLabels("gender", np.arange(60) % 2, 2)}, np.arange(60, dtype=np.uint64)
     settings = AuditSettings(num_folds=3, num_repeats=2, num_permutations=2, num_bootstrap=2)
-    result = job.attack((kind, "none", "gender"), vectors, lists, attributes, keys, 30, settings)
+    inputs = {"vectors": vectors, "lists": lists}
+    result = job.attack((kind, "none", "gender"), inputs, labels, keys, 30, settings)
     assert len(result.attacker_by_fold) == times * settings.num_folds

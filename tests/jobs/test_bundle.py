@@ -1,5 +1,6 @@
-"""What a bundle is made of, and what is refused; runs and audit are written by hand, with untrained weights."""
+"""What a bundle holds, and what is refused; runs and audit are written by hand, with untrained weights."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,6 @@ from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.bundle_config import BundleConfig
 from mtrec_ray.jobs.evaluate import evaluate_propensity
 from mtrec_ray.jobs.evaluate_config import EvaluateConfig
-from mtrec_ray.jobs.report import show_report
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.lake.manifest import Lake
@@ -62,7 +62,7 @@ def eliminators(backbone, tmp_path_factory) -> EliminatorsRecord:
 
 @pytest.fixture(scope="module")
 def runs(lake, tmp_path_factory) -> list[str]:
-    """Two seeds of one variant, and another whose name begins like theirs."""
+    """Two seeds of one variant, and of another whose name has the same prefix."""
     folder = tmp_path_factory.mktemp("propensity")
     wider = {"model": {"d": 24}}
     seeds = [write_run(lake, folder, f"mtl-s{seed}", seed) for seed in (0, 1)]
@@ -70,59 +70,80 @@ def runs(lake, tmp_path_factory) -> list[str]:
 
 
 def evaluate(runs: list[str], out: Path, **settings: Any) -> dict[str, Any]:
-    document = {"runs": runs, "num_bootstrap": 20, "num_titles": 0} | settings
-    return show_report(evaluate_propensity(validate_config(EvaluateConfig, document)), str(out))[0]
+    """PR-AUC by variant and territory, average over days."""
+    document = {"runs": runs, "num_bootstrap": 20, "num_titles": 0, "out": str(out)} | settings
+    found = evaluate_propensity(validate_config(EvaluateConfig, document)).document()["territory_metrics"]["held_out"]
+    return {
+        variant: {name: of["pr_auc"] for name, of in by_day["average"].items()} for variant, by_day in found.items()
+    }
 
 
 def bundle(run: EliminatorsRecord, out: Path, **settings: Any) -> Bundle:
-    return make_bundle(validate_config(BundleConfig, {"run": run.uri, "out": str(out)} | settings))
+    return make_bundle(validate_config(BundleConfig, {"run": run.uri, "out": str(out)} | settings)).bundle
 
 
-def test_a_propensity_run_is_bundled_from_where_it_lies(lake, eliminators, tmp_path):
+def test_a_moved_propensity_run_is_bundled(lake, eliminators, tmp_path):
     run = write_run(lake, tmp_path / "runs", "mtl", 0)
     wanted = load_snapshot(PropensityRecord.load(run), 0).state_dict()
     shutil.move(run, tmp_path / "elsewhere")
-    write_run(lake, tmp_path / "runs", "mtl", 1)  # another, where it was
+    write_run(lake, tmp_path / "runs", "mtl", 1)  # another in its old folder
     found = bundle(eliminators, tmp_path / "bundle", propensity=str(tmp_path / "elsewhere")).propensity()
     assert found is not None
     assert all(torch.equal(value, wanted[name]) for name, value in found.state_dict().items())
 
 
-def test_the_figures_of_a_run_are_those_of_its_variant_with_their_protocol(eliminators, runs, tmp_path):
-    flat = evaluate(runs, tmp_path / "report", num_negatives=9)
+def test_pr_auc_is_of_the_runs_variant_with_its_protocol(eliminators, runs, tmp_path):
+    evaluated = evaluate(runs, tmp_path / "report", num_negatives=9)
     versions = set()
-    for run, prefix in zip(runs, ["mtl/", "mtl/", "mtl-wide/", "mtl-wide/"], strict=True):
+    for run, variant in zip(runs, ["mtl", "mtl", "mtl-wide", "mtl-wide"], strict=True):
         name = Path(run).name
         made = bundle(eliminators, tmp_path / name, propensity=run, evaluation=str(tmp_path / "report"))
         part = made.manifest.propensity
         assert part is not None
-        for key in ("pr_auc/mean", "pr_auc/mean_low", "pr_auc/mean_high", "pr_auc/all"):
-            assert part.metrics[key] == flat[prefix + key]
-        assert part.protocol == EvaluationProtocol(num_negatives=9, users="held_out")
-        assert all(key.startswith("pr_auc/") for key in part.metrics)
+        for name in ("mean", "all"):
+            assert part.pr_auc[name].model_dump() == evaluated[variant][name]
+        assert part.mean_pr_auc == part.pr_auc["mean"]
+        assert part.protocol == EvaluationProtocol(num_negatives=9, cohort="held_out")
         versions.add(made.manifest.version)
     assert len(versions) == 4
-    assert flat["mtl/pr_auc/mean"] != flat["mtl-wide/pr_auc/mean"]
+    assert evaluated["mtl"]["mean"] != evaluated["mtl-wide"]["mean"]
 
 
-def test_a_run_that_was_evaluated_alone_finds_its_figures_without_the_name_of_a_variant(eliminators, runs, tmp_path):
-    flat = evaluate(runs[:1], tmp_path / "report", references=False)
-    assert "mtl/pr_auc/mean" not in flat
+def test_a_renamed_run_is_recognised_by_its_weights(eliminators, runs, tmp_path):
+    evaluated = evaluate(runs[:1], tmp_path / "report", references=False)
     shutil.copytree(runs[0], tmp_path / "renamed")
     settings = {"propensity": str(tmp_path / "renamed"), "evaluation": str(tmp_path / "report")}
     part = bundle(eliminators, tmp_path / "bundle", **settings).manifest.propensity
     assert part is not None
-    assert part.metrics["pr_auc/mean"] == flat["pr_auc/mean"]
-    assert part.protocol == EvaluationProtocol(num_negatives=None, users="held_out")
+    assert part.pr_auc["mean"].model_dump() == evaluated["mtl"]["mean"]
+    assert part.protocol == EvaluationProtocol(num_negatives=None, cohort="held_out")
 
 
-def test_an_audit_keeps_its_figures_and_their_types(eliminators, tmp_path):
+def test_a_manifest_holds_the_audit_of_each_combination(eliminators, tmp_path):
     audit = write_audit(eliminators, tmp_path / "audit", auc=0.25)
     made = bundle(eliminators, tmp_path / "bundle", audit=audit).manifest
     assert list(made.audit) == list(made.metrics) == ["none", "gender", "age", "gender+age"]
     for of in made.audit.values():
-        assert of == {attribute: {"auc": 0.25, "hidden": True} for attribute in eliminators.attributes}
-        assert of["gender"]["hidden"] is True
+        assert {name: (found.auc.value, found.hidden) for name, found in of.items()} == dict.fromkeys(
+            eliminators.attributes, (0.25, True)
+        )
+
+
+def test_a_result_shows_its_bundle(eliminators, tmp_path):
+    audit = write_audit(eliminators, tmp_path / "audit")
+    config = validate_config(BundleConfig, {"run": eliminators.uri, "audit": audit, "out": str(tmp_path / "bundle")})
+    result = make_bundle(config)
+    assert result.document() == {
+        "version": 1,
+        "bundle": str(tmp_path / "bundle"),
+        "bundle_version": result.bundle.manifest.version,
+        "num_combinations": 3,
+        "audited": True,
+        "propensity": False,
+    }
+    ndcg = result.metrics.set_index(["combination", "metric"]).value["gender+age", "ndcg@10"]
+    assert ndcg == result.bundle.manifest.metrics["gender+age"]["ndcg@10"].value
+    assert len(result.tables()) == 1
 
 
 def test_the_manifest_is_written_last(lake, eliminators, tmp_path, monkeypatch):
@@ -141,26 +162,26 @@ def test_the_manifest_is_written_last(lake, eliminators, tmp_path, monkeypatch):
     assert written[-1] == MANIFEST_FILE
 
 
-def test_a_folder_that_holds_anything_else_is_left_alone(lake, eliminators):
+def test_a_folder_with_other_files_is_refused_and_unchanged(lake, eliminators):
     before = sorted(Path(lake.uri).iterdir())
     with pytest.raises(UserError, match=r"which is no part of a bundle: choose another --out"):
         bundle(eliminators, Path(lake.uri))
     assert sorted(Path(lake.uri).iterdir()) == before
 
 
-def test_a_bundle_made_again_is_kept_until_its_content_changes(eliminators, tmp_path, monkeypatch, caplog):
+def test_a_bundle_is_replaced_when_its_content_changes(eliminators, tmp_path, monkeypatch, caplog):
     def make(auc: float) -> BundleManifest:
         audit = write_audit(eliminators, tmp_path / "audit", auc)
         document = {"run": eliminators.uri, "audit": audit, "out": str(tmp_path / "bundle")}
-        return make_bundle(validate_config(BundleConfig, document), again=True).manifest
+        return make_bundle(validate_config(BundleConfig, document), replace=True).bundle.manifest
 
     first = make(0.5)
     assert make(0.5) == first
     assert not caplog.records
     second = make(0.25)
     assert second.version != first.version
-    assert second.audit["age"]["gender"]["auc"] == 0.25
-    assert f"version {first.version} gives way to {second.version}" in caplog.text
+    assert second.audit["age"]["gender"].auc.value == 0.25
+    assert f"version {second.version} replaces {first.version}" in caplog.text
     with monkeypatch.context() as patch:
         patch.setattr("mtrec_ray.jobs.bundle.write_file", None)
         with pytest.raises(TypeError):
@@ -170,7 +191,7 @@ def test_a_bundle_made_again_is_kept_until_its_content_changes(eliminators, tmp_
     assert make(0.5).version == first.version
 
 
-def test_popular_titles_are_those_that_most_users_of_the_territory_watched(lake, eliminators, tmp_path):
+def test_popular_titles_are_ordered_by_users_of_the_territory(lake, eliminators, tmp_path):
     popular = bundle(eliminators, tmp_path / "bundle").popular().numpy()
     users, events = lake.read("users").to_pandas(), lake.read("events").to_pandas()
     watched = events[["user_id", "title_id"]].drop_duplicates().merge(users[["user_id", "territory"]], on="user_id")
@@ -188,7 +209,7 @@ def test_popular_titles_are_those_that_most_users_of_the_territory_watched(lake,
 class TestRefusals:
     @pytest.fixture
     def refused(self, tmp_path):
-        """Fails where a bundle is made, or where anything is left of one that is refused."""
+        """Checks that a bundle is refused and leaves no files."""
 
         def make(message: str, run: EliminatorsRecord, **settings: Any) -> None:
             with pytest.raises(UserError, match=message):
@@ -197,7 +218,7 @@ class TestRefusals:
 
         return make
 
-    def test_models_that_are_not_served(self, backbone, tmp_path, refused):
+    def test_other_methods_than_eliminators(self, backbone, tmp_path, refused):
         refused("holds filter models: a bundle serves elim", write_eliminators(backbone, tmp_path, method="filter"))
 
     def test_an_unfinished_run(self, lake, backbone, eliminators, tmp_path, refused):
@@ -221,7 +242,7 @@ class TestRefusals:
         refused(r"audit .* is of other weights than run .*: audit this run", eliminators, audit=audit)
         bundle(eliminators, tmp_path / "bundle", audit=write_audit(eliminators, tmp_path / "audit"))
 
-    def test_no_audit_and_no_evaluation_where_they_are_looked_for(self, lake, eliminators, tmp_path, refused):
+    def test_missing_audit_and_evaluation(self, lake, eliminators, tmp_path, refused):
         refused(r"no audit at .*nowhere", eliminators, audit=str(tmp_path / "nowhere"))
         refused("evaluation is of a propensity run: give it with --propensity", eliminators, evaluation="nowhere")
         run = write_run(lake, tmp_path, "mtl", 0)
@@ -234,7 +255,17 @@ class TestRefusals:
         again = write_run(lake, tmp_path, "mtl-s0", 7)  # trained again under its name
         refused("of other weights than run", eliminators, propensity=again, evaluation=str(tmp_path / "report"))
 
-    def test_an_evaluation_that_does_not_say_what_it_is_of(self, eliminators, runs, tmp_path, refused):
+    def test_audit_and_evaluation_of_another_version(self, eliminators, runs, tmp_path, refused):
         (tmp_path / "metrics.json").write_text('{"pr_auc/mean": 0.5}')
-        message = "does not say which weights it is of: evaluate again with `mtrec evaluate propensity"
+        message = "has format version 0, this program reads 1: make it again with `mtrec evaluate propensity"
         refused(message, eliminators, propensity=runs[0], evaluation=str(tmp_path))
+        (tmp_path / "audit.json").write_text('{"version": 2}')
+        message = "has format version 2, this program reads 1: make it again with `mtrec audit RUN --out DIR`"
+        refused(message, eliminators, audit=str(tmp_path))
+
+    def test_an_audit_that_lacks_a_metric(self, eliminators, tmp_path, refused):
+        audit = write_audit(eliminators, tmp_path)
+        document = json.loads((tmp_path / "audit.json").read_text())
+        document["combinations"]["age"]["leakage"]["vectors"]["gender"]["auc"]["null_high"] = None
+        (tmp_path / "audit.json").write_text(json.dumps(document))
+        refused("age/gender/auc/null_high could not be measured: audit more users", eliminators, audit=audit)

@@ -1,6 +1,6 @@
-"""Evaluation against sklearn on all scores, references, empty territories, and runs that do not fit together.
+"""Evaluation against scikit-learn on all scores, references, empty territories, and runs that are refused.
 
-Runs are written by hand, with untrained weights: what is measured does not depend on training.
+Runs are written by hand, with untrained weights.
 """
 
 import json
@@ -17,9 +17,9 @@ from sklearn.metrics import average_precision_score
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import user_keys
-from mtrec_ray.jobs.evaluate import Evaluation, days_and_cohorts, evaluate_propensity
+from mtrec_ray.jobs.evaluate import days_and_cohorts, evaluate_propensity
 from mtrec_ray.jobs.evaluate_config import EvaluateConfig
-from mtrec_ray.jobs.report import make_report, show_report
+from mtrec_ray.jobs.report import PropensityEvaluation
 from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.build_config import BuildOptions
@@ -59,18 +59,26 @@ def runs(lake, tmp_path_factory) -> list[str]:
     return [write_run(lake, folder, f"random-s{seed}", seed) for seed in (0, 1)]
 
 
-def evaluate(*runs: str, **settings) -> Evaluation:
+def evaluate(*runs: str, **settings) -> PropensityEvaluation:
     return evaluate_propensity(EvaluateConfig.model_validate({"runs": list(runs), "num_bootstrap": 20} | settings))
 
 
 @pytest.fixture(scope="module")
-def evaluation(runs) -> Evaluation:
-    return evaluate(*runs)
+def folder(tmp_path_factory) -> Path:
+    """What the evaluation writes."""
+    return tmp_path_factory.mktemp("report") / "out"
 
 
 @pytest.fixture(scope="module")
-def flat(evaluation) -> dict:
-    return make_report(evaluation).flat_metrics()
+def evaluation(runs, folder) -> PropensityEvaluation:
+    return evaluate(*runs, out=str(folder))
+
+
+@pytest.fixture(scope="module")
+def averages(evaluation) -> dict[str, dict]:
+    """Variant -> territory -> metric, average over days."""
+    found = evaluation.document()["territory_metrics"][HELD_OUT]
+    return {variant: of["average"] for variant, of in found.items()}
 
 
 def scores_and_labels(lake: Lake, record: PropensityRecord, day: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -99,132 +107,131 @@ def scores_and_labels(lake: Lake, record: PropensityRecord, day: int) -> Iterato
 def test_pr_auc_is_that_of_sklearn_on_all_scores(lake, runs, evaluation, day):
     record = PropensityRecord.load(runs[1])
     result = evaluation.results[record.config.name, day, HELD_OUT]
+    pr_auc = result.metrics["pr_auc"]
     found: dict[str, list] = {name: [] for name in lake.territory_names()}
     for territory, scores, labels in scores_and_labels(lake, record, day):
         found[territory].append((scores, labels))
     without = 0
     for index, rows in enumerate(found.values()):
         scores, labels = (np.concatenate([row[part] for row in rows] or [np.zeros(0)]) for part in (0, 1))
-        assert result.num_users[index] == len(rows)
-        assert result.num_candidates[index] == len(scores)
-        assert result.num_positives[index] == labels.sum()
+        assert result.counts["num_users"][index] == len(rows)
+        assert result.counts["num_candidates"][index] == len(scores)
+        assert result.counts["num_positives"][index] == labels.sum()
         if not labels.sum():
             without += 1
-            assert np.isnan(result.pr_auc[index, 0])
+            assert np.isnan(pr_auc[index, 0])
             continue
         wanted = average_precision_score(labels, scores)
-        low, high = result.pr_auc_bounds[index]
+        low, high = (result.metrics[f"pr_auc_{side}_bound"][index, 0] for side in ("lower", "upper"))
         assert low - 1e-9 <= wanted <= high + 1e-9
         assert high - low < 0.02
-        assert result.pr_auc[index, 0] == pytest.approx(wanted, abs=high - low + 1e-9)
+        assert pr_auc[index, 0] == pytest.approx(wanted, abs=high - low + 1e-9)
     assert without >= 1
     everyone = [row for rows in found.values() for row in rows]
     wanted = average_precision_score(*(np.concatenate([row[part] for row in everyone]) for part in (1, 0)))
-    assert result.pr_auc[-1, 0] == pytest.approx(wanted, abs=2e-3)
+    assert pr_auc[-1, 0] == pytest.approx(wanted, abs=2e-3)
 
 
-def test_popularity_beats_a_random_model_where_titles_differ_in_popularity(evaluation, flat):
-    assert list(evaluation.references) == ["popularity"]
-    assert flat["popularity/pr_auc/all"] > 1.5 * flat["random/pr_auc/all"]
-    assert flat["gain/popularity/all"] > 50
+def test_popularity_beats_a_random_model_where_titles_differ_in_popularity(averages):
+    assert list(averages) == ["random", "popularity"]
+    popular, random = averages["popularity"]["all"], averages["random"]["all"]
+    assert popular["pr_auc"]["value"] > 1.5 * random["pr_auc"]["value"]
+    assert popular["pr_auc_gain"]["value"] > 50
 
 
-def test_runs_that_differ_in_the_seed_are_one_variant_and_its_mean(evaluation, flat):
-    report = make_report(evaluation)
-    assert report.variants == ["random", "popularity"]
-    assert report.seeds == [0, 1]
-    days = [evaluation.results[f"random-s{seed}", day, HELD_OUT].pr_auc[-1, 0] for seed in (0, 1) for day in (1, 2)]
+def test_runs_that_differ_in_the_seed_are_averaged(evaluation, averages):
+    assert evaluation.report.seeds == [0, 1]
+    results = [evaluation.results[f"random-s{seed}", day, HELD_OUT] for seed in (0, 1) for day in (1, 2)]
+    days = [result.metrics["pr_auc"][-1, 0] for result in results]
     assert len(set(days)) == 4
-    assert flat["random/pr_auc/all"] == pytest.approx(np.mean(days))
+    assert averages["random"]["all"]["pr_auc"]["value"] == pytest.approx(np.mean(days))
 
 
-def test_a_territory_without_positives_is_null_with_a_note_and_never_zero(lake, evaluation, flat):
-    counts = make_report(evaluation).counts("num_positives")[:-1]
+def test_a_territory_without_positives_is_null_with_a_note_never_zero(lake, evaluation, averages):
+    counts = evaluation.report.counts("num_positives")[:-1]
     empty = [name for name, count in zip(lake.territory_names(), counts, strict=True) if count == 0]
     assert empty
     for name in empty:
-        assert flat[f"random/pr_auc/{name}"] is None
-        assert flat[f"random/pr_auc/{name}_note"] == "no positives"
-        assert flat[f"gain/popularity/{name}"] is None
-    assert None not in [flat[f"random/pr_auc/{name}"] for name in set(lake.territory_names()) - set(empty)]
-    json.dumps(flat, allow_nan=False)
+        for found in (averages["random"][name]["pr_auc"], averages["popularity"][name]["pr_auc_gain"]):
+            assert found == {"value": None, "note": "no positives"}
+    others = set(lake.territory_names()) - set(empty)
+    assert None not in [averages["random"][name]["pr_auc"]["value"] for name in others]
+    json.dumps(evaluation.document(), allow_nan=False)
 
 
-def test_tables_are_written_and_shown(evaluation, flat, tmp_path):
-    document, tables = show_report(evaluation, str(tmp_path / "report"))
-    assert {key: value for key, value in document.items() if key not in ("runs", "protocol")} == flat
-    assert tables
-    assert sorted(p.name for p in (tmp_path / "report").iterdir() if p.suffix != ".png") == [
-        "gain.csv",
+def test_files_hold_the_document_tables_and_figures(evaluation, folder):
+    assert sorted(p.name for p in folder.iterdir() if p.suffix != ".png") == [
         "metrics.json",
-        "pr_auc.csv",
-        "titles.csv",
+        "popularity_bias.csv",
+        "territory_counts.csv",
+        "territory_metrics.csv",
+        "title_metrics.csv",
     ]
-    assert len(list((tmp_path / "report").glob("scores-*.png"))) == 4
-    assert json.loads((tmp_path / "report" / "metrics.json").read_text()) == document
+    assert len(list(folder.glob("title_scores_*.png"))) == 4
+    assert json.loads((folder / "metrics.json").read_text()) == evaluation.document()
+    table = pd.read_csv(folder / "territory_metrics.csv", dtype={"day": str}, float_precision="round_trip")
+    pd.testing.assert_frame_equal(table.fillna(""), evaluation.metrics.fillna(""), check_dtype=False)
+    assert len(evaluation.tables()) == 2
 
 
-def test_a_report_says_which_weights_its_figures_are_of_and_how_they_were_measured(lake, runs, evaluation, tmp_path):
+def test_a_document_names_weights_and_protocol(lake, runs, evaluation, tmp_path):
     other = write_run(lake, tmp_path, "other", 0, model={"d": 8}, sample={"validation_fraction": 0.3})
-    alone, _ = show_report(evaluate(other, num_negatives=9, validation=True))
-    assert alone["protocol"] == {"num_negatives": 9, "users": "validation"}
-    document, _ = show_report(evaluation)
-    assert document["protocol"] == {"num_negatives": None, "users": "held_out"}
-    assert {name: run["variant"] for name, run in document["runs"].items()} == dict.fromkeys(
-        evaluation.weights, "random"
-    )
+    alone = evaluate(other, num_negatives=9, validation=True).document()
+    assert alone["protocol"] == {"num_negatives": 9, "cohort": "validation"}
+    document = evaluation.document()
+    assert document["version"] == 1
+    assert document["protocol"] == {"num_negatives": None, "cohort": "held_out"}
+    named = {name: (run["variant"], run["seed"]) for name, run in document["runs"].items()}
+    assert named == {"random-s0": ("random", 0), "random-s1": ("random", 1)}
     hashes = [run["weights_hash"] for run in [*document["runs"].values(), *alone["runs"].values()]]
     assert hashes == [snapshots_hash(PropensityRecord.load(uri)) for uri in [*runs, other]]
     assert len(set(hashes)) == 3
 
 
-def test_titles_with_figures_are_those_with_most_positives_half_of_them_local(lake, runs, evaluation):
+def test_reported_titles_have_most_positives_and_half_are_local(lake, runs, evaluation):
     few = evaluate(runs[0], num_titles=6, references=False)
-    assert few.references == {}
+    assert few.report.variants == ["random"]
     is_local = evaluation.results["random-s0", 1, HELD_OUT].title_is_local
     assert is_local is not None
-    positives = dict(zip(evaluation.titles, _title_positives(evaluation), strict=True))
+    titles = evaluation.report.settings.titles
+    positives = dict(zip(titles, evaluation.report.counts("title_positives"), strict=True))
     for kind in (True, False):
-        titles = {title for title, local in zip(evaluation.titles, is_local, strict=True) if local == kind}
-        chosen = titles & set(few.titles)
+        of_kind = {title for title, local in zip(titles, is_local, strict=True) if local == kind}
+        chosen = of_kind & set(few.report.settings.titles)
         assert len(chosen) == 3
-        assert min(positives[t] for t in chosen) >= max(positives[t] for t in titles - chosen)
+        assert min(positives[t] for t in chosen) >= max(positives[t] for t in of_kind - chosen)
 
 
-def test_no_title_needs_figures_of_its_own(runs):
-    assert make_report(evaluate(runs[0], num_titles=0, references=False)).titles == []
+def test_no_reported_titles_give_no_title_table(runs):
+    assert "title_metrics" not in evaluate(runs[0], num_titles=0, references=False).document()
 
 
-def _title_positives(evaluation: Evaluation) -> np.ndarray:
-    return np.sum([evaluation.results["random-s0", day, HELD_OUT].title_positives for day in (1, 2)], axis=0)
-
-
-def test_validation_users_are_others_than_test_users(lake, tmp_path):
+def test_validation_scores_the_validation_users(lake, tmp_path):
     run = write_run(lake, tmp_path, "v", 0, sample={"validation_fraction": 0.3})
     validation, test = evaluate(run, validation=True), evaluate(run)
-    assert (validation.cohorts, test.cohorts) == ([VALIDATED], [HELD_OUT])
-    sizes = [e.results["v", 1, e.cohorts[0]].num_users[-1] for e in (validation, test)]
+    assert (validation.report.cohorts, test.report.cohorts) == ([VALIDATED], [HELD_OUT])
+    sizes = [e.results["v", 1, e.report.cohorts[0]].counts["num_users"][-1] for e in (validation, test)]
     assert sizes[0] == pytest.approx(0.3 * 900, rel=0.2)
     assert sizes[1] == pytest.approx(0.2 * 900, rel=0.25)
 
 
-def test_without_test_users_those_trained_on_are_scored_and_named_so(lake, tmp_path):
+def test_without_test_users_those_trained_on_are_scored(lake, tmp_path):
     run = write_run(lake, tmp_path, "t", 0, sample={"test_fraction": 0.0, "active_fraction": 0.0})
     evaluation = evaluate(run)
-    assert evaluation.cohorts == [TRAINED]
+    assert evaluation.report.cohorts == [TRAINED]
     plan = json.loads((tmp_path / "t" / "plan.json").read_text())
-    assert evaluation.results["t", 1, TRAINED].num_users[-1] == sum(plan["random_users"])
+    assert evaluation.results["t", 1, TRAINED].counts["num_users"][-1] == sum(plan["random_users"])
 
 
-def test_references_are_scored_on_the_users_that_the_runs_beside_them_were_trained_on(lake, tmp_path):
+def test_references_are_scored_on_the_trained_users_of_each_seed(lake, tmp_path):
     everyone = {"test_fraction": 0.0, "active_fraction": 0.0}
     runs = [write_run(lake, tmp_path, f"t-s{seed}", seed, sample=everyone | {"seed": seed}) for seed in (0, 1)]
     evaluation = evaluate(*runs)
-    users = [evaluation.results[f"t-s{seed}", 1, TRAINED].num_users[-1] for seed in (0, 1)]
-    beside = evaluation.references["popularity"]
-    assert [evaluation.results[beside[seed], 1, TRAINED].num_users[-1] for seed in (0, 1)] == users
+    users = [evaluation.results[f"t-s{seed}", 1, TRAINED].counts["num_users"][-1] for seed in (0, 1)]
+    references = [scorer for variant, _, scorer in evaluation.compared if variant == "popularity"]
+    assert [evaluation.results[scorer, 1, TRAINED].counts["num_users"][-1] for scorer in references] == users
     assert len(set(users)) == 2
-    assert make_report(evaluation).variants == ["t", "popularity"]
+    assert evaluation.report.variants == ["t", "popularity"]
 
 
 def test_a_snapshot_is_loaded_once_for_all_days(runs, monkeypatch):
@@ -236,7 +243,7 @@ def test_a_snapshot_is_loaded_once_for_all_days(runs, monkeypatch):
     assert len(loaded) == len(runs)
 
 
-def test_a_run_that_was_moved_is_found_where_it_is(runs, evaluation, tmp_path, monkeypatch):
+def test_a_moved_run_is_evaluated(runs, evaluation, tmp_path, monkeypatch):
     shutil.copytree(runs[0], tmp_path / "elsewhere" / "random-s0")
     monkeypatch.chdir(tmp_path)
     hidden = Path(runs[0]).with_name("hidden")
@@ -246,7 +253,7 @@ def test_a_run_that_was_moved_is_found_where_it_is(runs, evaluation, tmp_path, m
     finally:
         hidden.rename(runs[0])
     key = ("random-s0", 1, HELD_OUT)
-    np.testing.assert_array_equal(moved.results[key].pr_auc, evaluation.results[key].pr_auc)
+    np.testing.assert_array_equal(moved.results[key].metrics["pr_auc"], evaluation.results[key].metrics["pr_auc"])
 
 
 class TestRefusals:
@@ -277,8 +284,8 @@ class TestRefusals:
     def test_runs_of_one_seed_that_were_trained_on_different_users(self, lake, tmp_path):
         everyone = {"test_fraction": 0.0, "active_fraction": 0.0}
         runs = [
-            write_run(lake, tmp_path, f"f{share}", 0, sample=everyone | {"random_fraction": share})
-            for share in (0.4, 0.5)
+            write_run(lake, tmp_path, f"f{fraction}", 0, sample=everyone | {"random_fraction": fraction})
+            for fraction in (0.4, 0.5)
         ]
         with pytest.raises(UserError, match=r"'f0\.4' and 'f0\.5' of seed 0 differ in sample\.seed or sample\.random"):
             evaluate(*runs)
@@ -293,19 +300,20 @@ class TestRefusals:
         with pytest.raises(UserError, match="different names, got random-s0, random-s0"):
             evaluate(runs[0], runs[0])
 
-    def test_variants_whose_seeds_cannot_be_paired(self, lake, runs, tmp_path):
+    def test_variants_whose_seeds_cannot_be_paired_before_scoring(self, lake, runs, tmp_path, monkeypatch):
+        monkeypatch.setattr("mtrec_ray.jobs.evaluate.map_tasks", None)
         other = write_run(lake, tmp_path, "other", 0, model={"d": 8})
         with pytest.raises(UserError, match="give each variant the same distinct seeds"):
-            make_report(evaluate(*runs, other, references=False))
+            evaluate(*runs, other, references=False)
 
     def test_a_run_with_the_name_of_a_reference(self, lake, tmp_path):
         run = write_run(lake, tmp_path, "popularity", 0)
         with pytest.raises(UserError, match="'popularity' has the name of a reference"):
             evaluate(run)
-        assert evaluate(run, references=False).references == {}
+        assert evaluate(run, references=False).report.variants == ["popularity"]
 
     def test_validation_without_validation_users(self, runs):
-        with pytest.raises(UserError, match="the runs put no validation users aside"):
+        with pytest.raises(UserError, match="the runs have no validation users"):
             evaluate(runs[0], validation=True)
 
     def test_no_evaluation_day(self, lake, tmp_path):

@@ -151,7 +151,7 @@ class TestStarts:
         monkeypatch.setattr(self.FIT, None)
         second = start(folder, fairness=False)
         assert first.document() == second.document()
-        assert "gain/mtl+upsampling/all" in first.gains.document()
+        assert "mtl+upsampling" in first.document()["evaluation"]["territory_metrics"]["held_out"]
         assert first.audit is first.bundle is None
 
     def test_the_gain_table_is_printed_before_the_backbone_trains(self, folder, monkeypatch, capsys):
@@ -161,15 +161,16 @@ class TestStarts:
         with pytest.raises(TypeError):
             start(folder)
         assert "mtl + upsampling" in capsys.readouterr().err
-        assert "pr_auc/all" in json.loads((folder / "report" / "metrics.json").read_text())
+        assert "territory_metrics" in json.loads((folder / "report" / "metrics.json").read_text())
 
     def test_the_bundle_has_the_figures_of_its_own_evaluation(self, folder, monkeypatch):
         by_hand(monkeypatch)
         done = start(folder)
         part = Bundle.open(str(done.bundle)).manifest.propensity
         assert part is not None
-        assert part.metrics["pr_auc/mean"] == done.gains.document()["mtl+upsampling/pr_auc/mean"]
-        assert part.protocol == EvaluationProtocol(num_negatives=None, users="held_out")
+        found = done.document()["evaluation"]["territory_metrics"]["held_out"]["mtl+upsampling"]["average"]["mean"]
+        assert part.pr_auc["mean"].value == found["pr_auc"]["value"]
+        assert part.protocol == EvaluationProtocol(num_negatives=None, cohort="held_out")
 
     def test_a_second_start_makes_the_bundle_again_where_its_audit_changed(self, folder, monkeypatch):
         by_hand(monkeypatch)
@@ -177,5 +178,5 @@ class TestStarts:
             Bundle.open(str(start(folder, audit={"seed": seed}).bundle)).manifest for seed in (1, 1, 2)
         )
         assert same == first
-        assert [made.audit["age"]["gender"]["auc"] for made in (first, other)] == [0.1, 0.2]
+        assert [made.audit["age"]["gender"].auc.value for made in (first, other)] == [0.1, 0.2]
         assert other.version != first.version

@@ -1,4 +1,4 @@
-"""Finished runs and an audit, written by hand: what is made of them does not depend on training."""
+"""Finished runs with untrained weights, and an audit, written by hand."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,7 @@ import torch
 
 from mtrec_ray.combinations import combination_name
 from mtrec_ray.config import validate_config
-from mtrec_ray.jobs.audit_report import ACCURACY
+from mtrec_ray.jobs.audit_report import ACCURACY, AUDIT_FILE, AUDIT_VERSION
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.models.sequential import SequentialBackbone
@@ -27,6 +27,7 @@ from mtrec_ray.training.propensity import new_propensity_run
 from mtrec_ray.training.propensity_run import snapshot_uri
 from mtrec_ray.training.record import save_plan
 from mtrec_ray.training.weights import save_weights
+from tests.serving.bundles import leakage, metric
 
 
 def write_run(lake: Lake, runs: Path, name: str, seed: int, **settings: Any) -> str:
@@ -78,12 +79,17 @@ def write_eliminators(
 
 
 def write_audit(record: EliminatorsRecord, folder: Path, auc: float = 0.5) -> str:
-    """An audit of the run with the figures that a bundle looks for, all of them alike."""
-    flat: dict[str, Any] = {"weights_hash": eliminators_hash(record)}
-    for name in ["none", *map(combination_name, record.combinations)]:
-        flat |= {f"{key}/{name}{end}": 0.5 for key in ACCURACY for end in ("", "_low", "_high")}
-        for attribute in record.attributes:
-            flat |= {f"audit/{name}/{attribute}/auc": auc, f"audit/{name}/{attribute}/hidden": True}
+    """An audit of the run in which all combinations have the same metrics."""
+    names = ["none", *map(combination_name, record.combinations)]
+    combination = {
+        "accuracy": {name: metric(0.5) for name in ACCURACY},
+        "leakage": {"vectors": {attribute: leakage(auc=auc) for attribute in record.attributes}},
+    }
+    document = {
+        "version": AUDIT_VERSION,
+        "weights_hash": eliminators_hash(record),
+        "combinations": dict.fromkeys(names, combination),
+    }
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "audit.json").write_text(json.dumps(flat))
+    (folder / AUDIT_FILE).write_text(json.dumps(document))
     return str(folder)

@@ -39,21 +39,24 @@ SOUTH_ONLY = ["t05", "t06"]
 OFFERED = {title: ["south"] for title in SOUTH_ONLY}
 
 
-def figures(balanced_accuracy: float = 0.5, auc: float = 0.5, permutations: int = 20) -> dict[str, Any]:
+def leakage(balanced_accuracy: float = 0.5, auc: float = 0.5, permutations: int = 20) -> dict[str, Any]:
+    """An attribute's leakage."""
+    null = {"null_low": 0.46, "chance": 0.5}
     return {
         "attacker": "logistic",
-        "hidden": True,
+        "num_users": 1416,
         "num_permutations": permutations,
-        "balanced_accuracy": balanced_accuracy,
-        "balanced_accuracy_low": balanced_accuracy - 0.02,
-        "balanced_accuracy_high": balanced_accuracy + 0.02,
-        "auc": auc,
-        "auc_low": auc - 0.02,
-        "auc_high": auc + 0.02,
-        "auc_null_high": 0.55,
-        "null_low": 0.46,
-        "null_high": 0.54,
+        "leaks": False,
+        "hidden": True,
+        "balanced_accuracy": metric(balanced_accuracy) | null | {"null_high": 0.54},
+        "auc": metric(auc) | null | {"null_high": 0.55},
+        "micro_f1": metric(balanced_accuracy) | {"chance": 0.5},
+        "attackers": {},
     }
+
+
+def metric(value: float, reach: float = 0.02) -> dict[str, float]:
+    return {"value": value, "low": value - reach, "high": value + reach}
 
 
 def write_bundle(
@@ -67,7 +70,7 @@ def write_bundle(
     permutations: int = 20,
     pr_auc: float | None = 0.1,
     num_negatives: int | None = None,
-    users: str = "held_out",
+    cohort: str = "held_out",
     offered: dict[str, list[str]] = OFFERED,
     **changes: Any,
 ) -> Path:
@@ -103,9 +106,7 @@ def write_bundle(
         PROPENSITY_FILE: safetensors.torch.save(model.state_dict()),
         TITLES_FILE: titles(offered),
     }
-    figures_of = {"ndcg@10": ndcg, "ndcg@10_low": ndcg - 0.01, "ndcg@10_high": ndcg + 0.01}
     names = [NONE, *map(combination_name, combinations)]
-    metrics = {} if pr_auc is None else {"pr_auc/mean": pr_auc, "pr_auc/mean_low": pr_auc, "pr_auc/mean_high": pr_auc}
     document = {
         "version": f"v{seed}",
         "created_at": datetime.now(UTC),
@@ -122,13 +123,13 @@ def write_bundle(
         },
         "eliminators": {"num_prompts": 3, "adapter_width": 4},
         "combinations": combinations,
-        "metrics": dict.fromkeys(names, figures_of),
-        "audit": {name: {attribute: figures(leak, auc, permutations) for attribute in ATTRIBUTES} for name in names},
+        "metrics": {name: {"ndcg@10": metric(ndcg, 0.01)} for name in names},
+        "audit": {name: {attribute: leakage(leak, auc, permutations) for attribute in ATTRIBUTES} for name in names},
         "propensity": {
             "model": {"user_width": USER_WIDTH, "title_width": 8, "d": 16, "num_groups": 2, "group_block": "dense"},
             "group_of_territory": [0, 1],
-            "metrics": metrics,
-            "protocol": {"num_negatives": num_negatives, "users": users} if metrics else None,
+            "pr_auc": {} if pr_auc is None else {"mean": metric(pr_auc, 0.0)},
+            "protocol": None if pr_auc is None else {"num_negatives": num_negatives, "cohort": cohort},
         },
         "config": {},
         "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},

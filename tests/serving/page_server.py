@@ -15,6 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
+from mtrec_ray.bundle.manifest import Leakage, Metric
 from mtrec_ray.serving.answers import Refused, refused_of
 from mtrec_ray.serving.api import add_page
 from mtrec_ray.serving.schemas import (
@@ -26,6 +27,7 @@ from mtrec_ray.serving.schemas import (
     RecommendRequest,
     ScoredTitle,
 )
+from tests.serving.bundles import leakage, metric
 
 NAMES = {
     "t01": "The Long Harbour",
@@ -60,13 +62,14 @@ VERSION = "bundle-1"
 def combinations() -> Combinations:
     """Gender is hidden, age leaks, the country was not audited and cannot be ignored."""
 
-    def figures(value: float, low: float, high: float) -> dict[str, float | int | str]:
-        interval = {"balanced_accuracy_low": value - 0.04, "balanced_accuracy_high": value + 0.04}
-        about = {"attacker": "boosting", "num_users": 1416, "auc": 0.5, "auc_null_high": 0.54}
-        return {"balanced_accuracy": value, **interval, "null_low": low, "null_high": high, **about}
+    def measured(value: float, low: float, high: float, num_values: int) -> Leakage:
+        null = {"null_low": low, "null_high": high, "chance": 1 / num_values}
+        auc = metric(0.5) | {"null_low": 0.46, "null_high": 0.54, "chance": 0.5}
+        changes = {"attacker": "boosting", "balanced_accuracy": metric(value, 0.04) | null, "auc": auc}
+        return Leakage.model_validate(leakage() | changes)
 
-    open_gender, hidden_gender = figures(0.712, 0.468, 0.531), figures(0.516, 0.468, 0.531)
-    open_age, hidden_age = figures(0.55, 0.29, 0.375), figures(0.41, 0.29, 0.375)
+    open_gender, hidden_gender = measured(0.712, 0.468, 0.531, 2), measured(0.516, 0.468, 0.531, 2)
+    open_age, hidden_age = measured(0.55, 0.29, 0.375, 3), measured(0.41, 0.29, 0.375, 3)
     info = {
         "none": ([], 0.60, {"gender": open_gender, "age": open_age}),
         "gender": (["gender"], 0.588, {"gender": hidden_gender, "age": open_age}),
@@ -81,7 +84,7 @@ def combinations() -> Combinations:
             CombinationInfo(
                 name=name,
                 ignore=ignore,
-                metrics={"ndcg@10": ndcg, "ndcg@10_low": ndcg - 0.02, "ndcg@10_high": ndcg + 0.02},
+                metrics={"ndcg@10": Metric(**metric(ndcg))},
                 audit=audit,
             )
             for name, (ignore, ndcg, audit) in info.items()

@@ -73,7 +73,7 @@ def test_a_bundle_as_good_as_the_live_one_takes_its_place(tmp_path, pointer):
             "pr_auc: measured against 99 negatives on held_out users, the live bundle's against all titles on held_out",
         ),
         (
-            {"pr_auc": 0.9, "users": "validation"},
+            {"pr_auc": 0.9, "cohort": "validation"},
             {},
             "pr_auc: measured against all titles on validation users, the live bundle's against all titles on held_out "
             "users: evaluate both the same way",
@@ -92,8 +92,7 @@ def test_a_failing_gate_is_named_and_the_pointer_stays(tmp_path, pointer, bundle
 def test_a_pr_auc_without_its_interval_does_not_pass_and_is_compared_with(tmp_path, pointer):
     less = write_bundle(tmp_path / "less", 1)
     document = json.loads((less / "manifest.json").read_text())
-    figures = document["propensity"]["metrics"]
-    del figures["pr_auc/mean_low"], figures["pr_auc/mean_high"]
+    document["propensity"]["pr_auc"] = {"mean": {"value": 0.1}}
     write_manifest(less, document)
     with pytest.raises(
         UserError, match=r"pr_auc: 0\.1000 has no interval, because positives are too few: evaluate it on more"

@@ -17,7 +17,6 @@ from mtrec_ray.config import dump_yaml, validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.jobs.evaluate import evaluate_propensity
 from mtrec_ray.jobs.evaluate_config import EvaluateConfig
-from mtrec_ray.jobs.report import make_report
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.training.propensity import train_propensity
 from mtrec_ray.training.propensity_run import PropensityRecord
@@ -81,7 +80,7 @@ def test_the_multi_task_model_beats_the_baseline_in_every_group(straight, plante
     """Each group has a taste of its own, and group blocks learn it."""
     baseline = train_propensity(run_config(planted_lake, runs, "baseline", kind="baseline"))
     settings = {"runs": [baseline.uri, straight.uri], "num_bootstrap": 50, "references": False}
-    report = make_report(evaluate_propensity(validate_config(EvaluateConfig, settings)))
+    report = evaluate_propensity(validate_config(EvaluateConfig, settings)).report
     gains = report.intervals("pr_auc", "straight", gain=True)
     territories = Lake.open(planted_lake).manifest.territories
     for region in {territory.region for territory in territories}:

@@ -150,10 +150,8 @@ def test_a_lake_that_was_built_anew_is_refused(trial_lake):
 
 
 def test_each_metric_is_of_its_measure_and_its_mean():
-    ranking = {"ndcg@10": np.array([[0.2], [0.8], [0.9]])}
-    result = SimpleNamespace(
-        pr_auc=np.array([[0.1], [0.3], [0.5]]), ranking=ranking, num_positives=np.array([30, 10, 40])
-    )
+    metrics = {"pr_auc": np.array([[0.1], [0.3], [0.5]]), "ndcg@10": np.array([[0.2], [0.8], [0.9]])}
+    result = SimpleNamespace(metrics=metrics, counts={"num_positives": np.array([30, 10, 40])})
     found = summarise(result)  # pyright: ignore[reportArgumentType]
     assert {key: found[key] for key in METRICS} == pytest.approx(
         {

@@ -1,0 +1,79 @@
+"""Metrics of a bundle: read from the audit and the evaluation of the very weights that are bundled."""
+
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from mtrec_ray.bundle.manifest import EvaluationProtocol, Leakage, Metric
+from mtrec_ray.combinations import NONE, combination_name
+from mtrec_ray.errors import UserError
+from mtrec_ray.evaluation.tables import AVERAGE
+from mtrec_ray.files import absolute, join, read_json
+from mtrec_ray.jobs.audit_report import AUDIT_FILE, AUDIT_VERSION
+from mtrec_ray.jobs.report import EVALUATION_FILE, EVALUATION_VERSION
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, eliminators_hash
+from mtrec_ray.training.propensity_run import PropensityRecord, snapshots_hash
+
+AUDITED = TypeAdapter(dict[str, tuple[dict[str, Metric], dict[str, Leakage]]])
+
+
+def read_audit(record: EliminatorsRecord, audit: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(metrics, audit) of the manifest; empty without an audit.
+
+    Raises:
+        UserError: no audit, one of another version or of other weights, or one without a metric.
+    """
+    if audit is None:
+        return {}, {}
+    document = _read("audit", audit, AUDIT_FILE, AUDIT_VERSION, "`mtrec audit RUN --out DIR`")
+    if document["weights_hash"] != eliminators_hash(record):
+        raise UserError(f"audit {audit!r} is of other weights than run {record.uri!r}: audit this run")
+    names = [NONE, *map(combination_name, record.combinations)]
+    found = {name: document["combinations"][name] for name in names}
+    metrics = {name: of["accuracy"] for name, of in found.items()}
+    leakage = {name: of["leakage"]["vectors"] for name, of in found.items()}
+    try:
+        AUDITED.validate_python({name: (metrics[name], leakage[name]) for name in names})
+    except ValidationError as error:
+        where = error.errors()[0]["loc"]
+        path = "/".join(str(part) for part in (where[0], *where[2:]))
+        raise UserError(f"audit {audit!r}: {path} could not be measured: audit more users") from error
+    return metrics, leakage
+
+
+def read_evaluation(
+    run: PropensityRecord, evaluation: str | None
+) -> tuple[dict[str, dict[str, Any]], EvaluationProtocol | None]:
+    """PR-AUC by territory of the run's variant, where it has a value, and its protocol; empty without an evaluation.
+
+    Raises:
+        UserError: no evaluation, one of another version, or one of other weights.
+    """
+    if evaluation is None:
+        return {}, None
+    fix = "`mtrec evaluate propensity RUN --out DIR`"
+    document = _read("evaluation", evaluation, EVALUATION_FILE, EVALUATION_VERSION, fix)
+    own, runs = snapshots_hash(run), document["runs"]
+    variants = [of["variant"] for of in runs.values() if of["weights_hash"] == own]
+    if not variants:
+        raise UserError(
+            f"evaluation {evaluation!r} is of {', '.join(runs)}, of other weights than run {run.uri!r}: evaluate this "
+            f"run with {fix}"
+        )
+    protocol = EvaluationProtocol.model_validate(document["protocol"])
+    territories = document["territory_metrics"][protocol.cohort][variants[0]][AVERAGE]
+    found = {name: of["pr_auc"] for name, of in territories.items() if of["pr_auc"]["value"] is not None}
+    return {n: {k: one[k] for k in ("value", "low", "high") if k in one} for n, one in found.items()}, protocol
+
+
+def _read(what: str, folder: str, file: str, version: int, command: str) -> dict[str, Any]:
+    try:
+        document = read_json(join(absolute(folder), file))
+    except FileNotFoundError as error:
+        raise UserError(f"no {what} at {folder!r}: {file} is missing; {command} makes one") from error
+    if document.get("version") != version:
+        raise UserError(
+            f"{what} {folder!r} has format version {document.get('version', 0)}, this program reads {version}: make it "
+            f"again with {command}"
+        )
+    return document

@@ -1,8 +1,8 @@
 """Attackers: classifiers that predict an attribute from frozen inputs, each trained for many labelings at once.
 
 An attacker gets one split (`AttackData`) with P labelings of the same users, the true one and permuted ones. Class
-weights, L2 strength and stopping are decided per labeling, so permuted ones are treated like the true one. Labelings
-share the inputs, so one matrix product serves all: this makes a null with full re-training affordable.
+weights, L2 strength and stopping are decided per labeling, so permuted ones are treated like the true one. As all have
+the same inputs, one matrix product serves all: this makes a null with full re-training affordable.
 
 * `paper`: paper B's attacker, shaped like its discriminator (one hidden layer as wide as the input, ReLU), Adam.
 * `logistic`: multinomial logistic regression, to convergence, L2 strength chosen on validation users.

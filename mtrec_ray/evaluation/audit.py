@@ -41,7 +41,7 @@ class AuditSettings:
     num_folds: int = 5
     cross_fit: bool = True
     num_repeats: int | None = 1
-    """Repetitions with other folds; figures are means over them. None: enough for 1,500 attacks, at most 4."""
+    """Repetitions with other folds; metrics are means over them. None: enough for 1,500 attacks, at most 4."""
     num_permutations: int = 20
     num_bootstrap: int = 200
     max_train_users: int = 20_000

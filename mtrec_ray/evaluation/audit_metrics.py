@@ -28,7 +28,7 @@ def balanced_accuracy(predictions: np.ndarray, labels: np.ndarray, weights: np.n
 
 
 def micro_f1(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Micro-averaged F1, paper B's figure: (N,), (N,), (R, N) -> (R,).
+    """Micro-averaged F1, paper B's metric: (N,), (N,), (R, N) -> (R,).
 
     Equals accuracy, as each user has one label and one prediction; below `majority_rate` it means nothing.
     """

@@ -1,7 +1,7 @@
 """Multinomial logistic regression of many labelings of the same inputs, at several L2 strengths, in one descent.
 
-A permutation null solves thousands of small problems that differ in their labels alone; here they share every product
-with the inputs. A test compares the solution with scikit-learn's.
+A permutation null solves thousands of small problems with the same inputs, so one product with the inputs serves all.
+A test compares the solution with scikit-learn's.
 
 Legend: n users, d inputs (the intercept is one more), P labelings, K L2 strengths, A attribute values.
 """
@@ -56,7 +56,7 @@ def fit_logistic(
             return moved
         if (gradient * (moved - point)).sum() > 0:
             momentum = 1.0
-        following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2  # a Python float keeps float32
+        following = (1 + math.sqrt(1 + 4 * momentum**2)) / 2  # a Python float preserves float32
         point, ahead, momentum = moved, moved + (momentum - 1) / following * (moved - point), following
     return point
 

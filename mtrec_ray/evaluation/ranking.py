@@ -29,7 +29,7 @@ def ranking_metrics(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, k:
     * ndcg@k = sum_{r <= k} 1 / log2(r + 1) / sum_{i <= min(n, k)} 1 / log2(i + 1)  (Jarvelin & Kekalainen 2002, binary)
     * hit@k = 1 if min r <= k else 0
     * recall@k = |{r <= k}| / n
-    * mrr = 1 / min r, over the whole list  (Voorhees 1999)
+    * mrr = 1 / min r, over the full list  (Voorhees 1999)
 
     A user without a positive candidate is NaN in every metric; a label outside the mask is not counted.
     """
@@ -40,7 +40,7 @@ def ranking_metrics(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, k:
     users, first, per_user = np.unique(hits.user, return_index=True, return_counts=True)
     gains = np.concatenate([[0.0], np.cumsum(1 / np.log2(np.arange(2, k + 2)))])
     after, upto = np.minimum(hits.above, k), np.minimum(hits.above + hits.tied, k)
-    best = np.lexsort((hits.above, hits.user))[first]  # positives stay grouped by user
+    best = np.lexsort((hits.above, hits.user))[first]  # positives remain grouped by user
     ndcg = np.add.reduceat((gains[upto] - gains[after]) / hits.tied, first) / gains[np.minimum(per_user, k)]
     hit = 1 - np.multiply.reduceat(_miss_probability(hits, k), first)
     recall = np.add.reduceat((upto - after) / hits.tied, first) / per_user

@@ -44,7 +44,7 @@ def title_score_figure(histograms: Mapping[str, np.ndarray], grid: ScoreGrid, ti
 
 
 def write_figure(figure, uri: str) -> None:
-    """Write a figure as PNG to a local path or `pyarrow.fs` URI, whole or not at all."""
+    """Write a figure as PNG to a local path or `pyarrow.fs` URI, atomically."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     write_file(uri, buffer.getvalue())

@@ -37,6 +37,6 @@ def without_nan(value: Any) -> Any:
 
 
 def write_csv_files(folder: str, tables: "Mapping[str, pd.DataFrame]") -> None:
-    """Write each table to `<name>.csv` in a local folder or `pyarrow.fs` URI; each whole or not at all."""
+    """Write each table to `<name>.csv` in a local folder or `pyarrow.fs` URI; each atomically."""
     for name, table in tables.items():
         write_file(join(folder, f"{name}.csv"), table.to_csv(index=False).encode())

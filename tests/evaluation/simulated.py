@@ -1,4 +1,4 @@
-"""Small evaluated states with known properties, shared by the tests of the state and of the report."""
+"""Small evaluated states with known properties, for the tests of the state and of the report."""
 
 import numpy as np
 

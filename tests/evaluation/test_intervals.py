@@ -60,7 +60,7 @@ def test_different_seeds_widen_the_interval_and_equal_ones_do_not():
 
 
 def simulated(rng: np.random.Generator, num_users: int, noise: float = 1.0):
-    """Users with tastes of their own: scores of a user's titles share an offset, so pairs are not independent."""
+    """Users with tastes of their own: a user's scores have a common offset, so pairs are not independent."""
     logits = rng.normal(0, 1, (num_users, 10)) + rng.normal(0, 1, (num_users, 1))
     labels = rng.random(logits.shape) < 1 / (1 + np.exp(-(logits - 2)))
     return (logits + rng.normal(0, noise, logits.shape)).astype(np.float32), labels

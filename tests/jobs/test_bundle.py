@@ -232,7 +232,7 @@ class TestRefusals:
     def test_another_lake(self, lake, backbone, eliminators, tmp_path, refused):
         record = write_eliminators(backbone, tmp_path).model_copy(update={"lake_hash": "0" * 64})
         record.save()
-        refused("was changed since run 'eliminators' was begun on it: train again", record)
+        refused("has changed since run 'eliminators' was started", record)
         run = write_run(lake, tmp_path, "mtl", 0)
         PropensityRecord.load(run).model_copy(update={"lake_hash": "0" * 64}).save()
         refused("mtl' was trained on another lake than the backbone", eliminators, propensity=run)

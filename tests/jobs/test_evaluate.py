@@ -334,5 +334,5 @@ class TestRefusals:
     def test_a_lake_changed_since_training(self, lake, tmp_path):
         run = write_run(lake, tmp_path, "old", 0)
         PropensityRecord.load(run).model_copy(update={"lake_hash": "0" * 64}).save()
-        with pytest.raises(UserError, match="was changed since run 'old' was begun on it"):
+        with pytest.raises(UserError, match="has changed since run 'old' was started"):
             evaluate(run)

@@ -17,7 +17,7 @@ from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.popularity_bias import TitleHistory
 from mtrec_ray.evaluation.report import MACRO, POOLED, EvaluatedRun, EvaluationReport, check_seeds
-from mtrec_ray.evaluation.state import EvaluationResult, EvaluationSettings, EvaluationState
+from mtrec_ray.evaluation.state import EvaluationSettings, EvaluationState
 from mtrec_ray.files import check_writable
 from mtrec_ray.jobs.evaluate_config import EvaluateConfig
 from mtrec_ray.jobs.report import PropensityEvaluation, title_labels, variant_names
@@ -74,7 +74,10 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
             compared.append((reference, seed, name))
     states = _score(lake, calendar, sample, scorers, cohorts, settings, config.num_negatives, progress)
     results = {key: state.summarise(history) for key, state in states.items()}
-    evaluated = [EvaluatedRun(variant, _of_scorer(results, name), seed) for variant, seed, name in compared]
+    evaluated = [
+        EvaluatedRun(variant, {(day, c): result for (name, day, c), result in results.items() if name == scorer}, seed)
+        for variant, seed, scorer in compared
+    ]
     titles = title_labels(lake.titles.take(pa.array(settings.titles, pa.int64())))
     evaluation = PropensityEvaluation(
         report=EvaluationReport(evaluated, lake.territory_names(), titles),
@@ -87,12 +90,6 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
     if config.out:
         evaluation.write(config.out)
     return evaluation
-
-
-def _of_scorer(
-    results: dict[tuple[str, int, str], EvaluationResult], scorer: str
-) -> dict[tuple[int, str], EvaluationResult]:
-    return {(day, cohort): result for (name, day, cohort), result in results.items() if name == scorer}
 
 
 def _reported_titles(day_positives: np.ndarray, is_local: np.ndarray, count: int) -> tuple[int, ...]:

@@ -1,7 +1,7 @@
 """Tasks of `jobs.evaluate`: count a bucket's discoveries, score its users. They return counts and histograms only."""
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from mtrec_ray.streams.scored_users import FixedCandidates, ScoringChunk, scorin
 
 HELD_OUT, TRAINED, VALIDATED = "held_out", "trained", "validation"
 """Cohorts: test users, users of the random training sample, validation users."""
+SPLITS = {HELD_OUT: TEST, TRAINED: TRAIN, VALIDATED: VALIDATION}
 
 
 @dataclass(frozen=True)
@@ -52,11 +53,10 @@ def count_bucket_discoveries(
     found = found[split[bucket.event_user[found]] == TRAIN]
     cell = bucket.territory[bucket.event_user[found]].astype(np.int64) * num_titles + bucket.event_title[found]
     positives, not_offered = np.zeros(num_titles, dtype=np.int64), 0
-    wanted = {HELD_OUT: TEST, TRAINED: TRAIN, VALIDATED: VALIDATION}[cohort]
     for day in days:
         mask = catalogues[day].offer_mask
         events = bucket.discoveries(*calendar.day_bounds(day))
-        events = events[split[bucket.event_user[events]] == wanted]
+        events = events[split[bucket.event_user[events]] == SPLITS[cohort]]
         offered = mask[bucket.territory[bucket.event_user[events]], bucket.event_title[events]]
         positives += np.bincount(bucket.event_title[events[offered]], minlength=num_titles)
         not_offered += int((~offered).sum())
@@ -81,50 +81,31 @@ def score_shard(
     for index in shard:
         bucket = Bucket.read(lake, index, title_ids, ("embedding",))
         fixed = FixedCandidates.of(lake, index)
-        members = _cohort_members(bucket, sample, scorers, cohorts)
+        split = split_of(bucket.keys, sample)
+        samples = {scorer.name: scorer.sample for scorer in scorers}
+        members = {(name, c): _members(bucket.keys, split, own, c) for name, own in samples.items() for c in cohorts}
         users = np.flatnonzero(np.any(list(members.values()), axis=0))
         for day in days:
-            chunks = scoring_chunks(bucket, users, catalogues[day], fixed)
-            if num_negatives is not None:
-                chunks = (chunk.with_sampled_negatives(num_negatives, settings.seed) for chunk in chunks)
-            for scorer, cohort, chunk in _parts(chunks, day, scorers, members):
-                states[scorer.name, day, cohort].add(
-                    chunk.territory,
-                    chunk.keys,
-                    scorer.scorer.score(chunk),
-                    chunk.labels,
-                    chunk.candidates,
-                    chunk.title_index,
-                )
+            of_day = [scorer for scorer in scorers if scorer.day == day]
+            for chunk in scoring_chunks(bucket, users, catalogues[day], fixed):
+                if num_negatives is not None:
+                    chunk = chunk.with_sampled_negatives(num_negatives, settings.seed)
+                for scorer, cohort in product(of_day, cohorts):
+                    mask = members[scorer.name, cohort][chunk.rows]
+                    if mask.any():
+                        _add(states[scorer.name, day, cohort], scorer.scorer, chunk.only(mask))
     return states
 
 
-def _parts(
-    chunks: Iterable[ScoringChunk], day: int, scorers: list[DayScorer], members: dict[tuple[str, str], np.ndarray]
-) -> Iterator[tuple[DayScorer, str, ScoringChunk]]:
-    """(scorer, cohort, its users) of everything to be scored on a day in a bucket."""
-    for chunk in chunks:
-        for (name, cohort), mask in members.items():
-            if mask[chunk.rows].any():
-                part = chunk.only(mask[chunk.rows])
-                yield from ((scorer, cohort, part) for scorer in scorers if (scorer.name, scorer.day) == (name, day))
+def _add(state: EvaluationState, scorer: Scorer, chunk: ScoringChunk) -> None:
+    scores = scorer.score(chunk)
+    state.add(chunk.territory, chunk.keys, scores, chunk.labels, chunk.candidates, chunk.title_index)
 
 
-def _cohort_members(
-    bucket: Bucket, sample: SampleConfig, scorers: list[DayScorer], cohorts: list[str]
-) -> dict[tuple[str, str], np.ndarray]:
-    """(scorer name, cohort) -> (N,) bool users of the bucket.
+def _members(keys: np.ndarray, split: np.ndarray, sample: SampleConfig, cohort: str) -> np.ndarray:
+    """(N,) bool users of a bucket in a cohort.
 
     `trained` is the run's random sample, common to all variants of one seed. Users added by upsampling differ between
     variants and are in no cohort.
     """
-    split = split_of(bucket.keys, sample)
-    members = {}
-    for name, own_sample in {scorer.name: scorer.sample for scorer in scorers}.items():
-        for cohort in cohorts:
-            if cohort == TRAINED:
-                mask = in_random_sample(bucket.keys, own_sample)
-            else:
-                mask = split == (TEST if cohort == HELD_OUT else VALIDATION)
-            members[name, cohort] = mask
-    return members
+    return in_random_sample(keys, sample) if cohort == TRAINED else split == SPLITS[cohort]

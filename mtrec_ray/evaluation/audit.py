@@ -187,9 +187,13 @@ def _splits(
         if isinstance(inputs, np.ndarray):
             mean, spread = parts[0].mean(axis=0), parts[0].std(axis=0)
             parts = [(part - mean) / np.where(spread > 1e-6, spread, 1) for part in parts]
+        x_train, x_validation, x_test = parts
         drawn = mix(np.array([fold + settings.num_folds * repeat], np.uint64), "attackers", settings.seed)
         seed = int(drawn[0] >> np.uint64(2))
-        yield test, AttackData(*parts, labelings[:, train], labelings[:, validation], num_values, seed)
+        yield (
+            test,
+            AttackData(x_train, x_validation, x_test, labelings[:, train], labelings[:, validation], num_values, seed),
+        )
 
 
 def _first(users: np.ndarray, rank: np.ndarray, settings: AuditSettings) -> np.ndarray:

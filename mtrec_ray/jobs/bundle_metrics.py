@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from mtrec_ray.bundle.manifest import EvaluationProtocol, Leakage, Metric
+from mtrec_ray.bundle.manifest import EvaluationProtocol, Leakage, Metric, PrAuc
 from mtrec_ray.combinations import NONE, combination_name
 from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.tables import AVERAGE
@@ -43,7 +43,7 @@ def read_audit(record: EliminatorsRecord, audit: str | None) -> tuple[dict[str, 
 
 def read_evaluation(
     run: PropensityRecord, evaluation: str | None
-) -> tuple[dict[str, dict[str, Any]], EvaluationProtocol | None]:
+) -> tuple[dict[str, PrAuc], EvaluationProtocol | None]:
     """PR-AUC by territory of the run's variant, where it has a value, and its protocol; empty without an evaluation.
 
     Raises:
@@ -63,7 +63,7 @@ def read_evaluation(
     protocol = EvaluationProtocol.model_validate(document["protocol"])
     territories = document["territory_metrics"][protocol.cohort][variants[0]][AVERAGE]
     found = {name: of["pr_auc"] for name, of in territories.items() if of["pr_auc"]["value"] is not None}
-    return {n: {k: one[k] for k in ("value", "low", "high") if k in one} for n, one in found.items()}, protocol
+    return {n: PrAuc(value=f["value"], low=f.get("low"), high=f.get("high")) for n, f in found.items()}, protocol
 
 
 def _read(what: str, folder: str, file: str, version: int, command: str) -> dict[str, Any]:

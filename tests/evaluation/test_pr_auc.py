@@ -56,11 +56,12 @@ def test_counts_equal_a_loop_over_pairs(seed, kind):
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 10**6), st.lists(st.integers(0, 30), max_size=4))
 def test_any_sharding_in_any_order_gives_the_same_counts(seed, cuts):
-    chunk = users(seed)
+    keys, logits, labels, mask = users(seed)
     merged = ScoreCounts(GRID, 5)
     for start, end in reversed(list(zip([0, *sorted(cuts)], [*sorted(cuts), 30], strict=True))):
-        merged += pickle.loads(pickle.dumps(counted(*(part[start:end] for part in chunk))))
-    np.testing.assert_array_equal(counted(*chunk).histogram(), merged.histogram())
+        shard = counted(keys[start:end], logits[start:end], labels[start:end], mask[start:end])
+        merged += pickle.loads(pickle.dumps(shard))
+    np.testing.assert_array_equal(counted(keys, logits, labels, mask).histogram(), merged.histogram())
 
 
 def test_chunks_larger_than_one_product_count_alike(monkeypatch):

@@ -77,20 +77,3 @@ def pairs_table(territories: list[str], plan) -> Any:
     return {"alpha": period.alpha, "negative_rate": period.negative_rate} | totals | document, [table]
 
 
-def _search_propensity(_: Any, result: Any) -> Any:
-    from mtrec_ray.tuning.report import search_tables
-
-    return result.flat(), list(search_tables(result))
-
-
-def _search_eliminators(config: Any, results: Any) -> Any:
-    from mtrec_ray.tuning.report import search_tables
-
-    tables: list[Any] = [table for result in results for table in search_tables(result)]
-    if config.shared:
-        return results[0].flat(), tables
-    return {result.uri.rsplit("/", 1)[-1]: result.flat() for result in results}, tables
-
-
-def _show_partition(_: Any, result: Any) -> Any:
-    return result

@@ -3,14 +3,14 @@
 Legend: `N` territories, `G` groups, `E` numbers of an evidence vector.
 
 A territory's evidence s_t is a sum over its pairs (such as its gradient), n_t their number. A group c that gets
-parameters of its own gains, to first order, |sum of its s_t|^2 / sum of its n_t. The part of that which a territory has
-with itself is mostly its own noise, and grows as a territory shrinks; the products of different territories carry
-independent noise, so
+parameters of its own gains, to first order, |sum of its s_t|^2 / sum of its n_t. In that, the product of a territory
+with itself is mostly noise and largest for small territories; products of different territories have independent
+noise. So
 
     J = sum over groups of (sum over t != u in c of <s_t, s_u>) / (sum over t in c of n_t)
 
-is free of that bias, and small territories, who know little, weigh little. It is maximised by moves and swaps from
-random starts (Kernighan-Lin style), with at most `slack` times the mean number of territories in a group.
+has no such bias, and small territories have little weight. It is maximised by moves and swaps from random starts
+(Kernighan-Lin style), with at most `SLACK` times the mean number of territories in a group.
 """
 
 import math
@@ -25,7 +25,7 @@ SLACK = 1.5
 
 @dataclass(frozen=True)
 class Evidence:
-    """What every territory's pairs say of its taste, gathered from two halves of the users."""
+    """What the pairs of each territory show of its taste, from two halves of the users."""
 
     vectors: np.ndarray
     """(2, N, E) float64: sums over each half's pairs of the territory, the mean over all pairs removed."""
@@ -34,7 +34,7 @@ class Evidence:
 
     @staticmethod
     def centred(sums: np.ndarray, pairs: np.ndarray) -> "Evidence":
-        """Evidence about differences: what all pairs have in common says nothing about who should share."""
+        """Evidence about differences: what all pairs have in common does not separate territories."""
         pairs = np.asarray(pairs, dtype=np.float64)
         means = sums.sum(axis=1, keepdims=True) / np.maximum(1.0, pairs.sum(axis=1))[:, None, None]
         return Evidence(sums - pairs[:, :, None] * means, pairs)
@@ -45,7 +45,7 @@ class Evidence:
         return self.pairs.sum(axis=0)
 
     def products(self, half: int | None = None) -> np.ndarray:
-        """(N, N) <s_t, s_u> of one half or of all users, without those of a territory with itself."""
+        """(N, N) <s_t, s_u> of one half or of all users, zero for a territory with itself."""
         vectors = self.vectors.sum(axis=0) if half is None else self.vectors[half]
         products = vectors @ vectors.T
         np.fill_diagonal(products, 0.0)
@@ -64,11 +64,11 @@ class Evidence:
     def best_count(self, counts: Iterable[int], seed: int = 0) -> int:
         """The number of groups whose clusters, found in one half of the users, have the largest J in the other."""
 
-        def told_by_the_other(count: int) -> float:
+        def gain_in_other_half(count: int) -> float:
             found = (balanced_clusters(self.products(half), self.pairs[half], count, seed) for half in (0, 1))
             return sum(gain(self.products(1 - half), self.pairs[1 - half], group) for half, group in enumerate(found))
 
-        return max(counts, key=told_by_the_other)
+        return max(counts, key=gain_in_other_half)
 
 
 def gain(products: np.ndarray, pairs: np.ndarray, group: np.ndarray) -> float:
@@ -99,12 +99,11 @@ def balanced_clusters(
     for _ in range(num_starts):
         group = np.empty(size, dtype=np.int64)
         group[rng.permutation(size)] = np.arange(size) % num_groups
-        climber = _Climber(products, np.maximum(pairs, 1.0), group, num_groups, capacity)
-        while sum(climber.improve(t) for t in rng.permutation(size).tolist()):
+        while sum(improve(group, t, products, np.maximum(pairs, 1.0), capacity) for t in rng.permutation(size)):
             pass  # until a whole round changes nothing
-        found = gain(products, pairs, climber.group)
+        found = gain(products, pairs, group)
         if found > best_gain:
-            best, best_gain = climber.group.copy(), found
+            best, best_gain = group, found
     return renumbered(best)
 
 
@@ -114,62 +113,29 @@ def renumbered(group: np.ndarray) -> np.ndarray:
     return np.argsort(np.argsort(first))[inverse]
 
 
-class _Climber:
-    """One start: improves a territory's place by the best move or swap, with running sums."""
+def improve(group: np.ndarray, t: int, products: np.ndarray, pairs: np.ndarray, capacity: int) -> bool:
+    """Change `group` by the best move or swap of territory t; False where none gains."""
+    one_hot = np.eye(int(group.max()) + 1)[group]
+    to_group = products @ one_hot  # (N, G) sum of a territory's products with each group
+    within, weight = np.einsum("ng,ng->g", to_group, one_hot), pairs @ one_hot  # (G,)
+    count, here, now, own = one_hot.sum(axis=0), group[t], within / weight, to_group[t]
 
-    def __init__(self, products: np.ndarray, pairs: np.ndarray, group: np.ndarray, num_groups: int, capacity: int):
-        self.products, self.pairs, self.group, self.capacity = products, pairs, group, capacity
-        one_hot = np.eye(num_groups)[group]
-        self.to_group = products @ one_hot  # (N, G) sum of a territory's products with each group
-        self.within = np.einsum("ng,ng->g", self.to_group, one_hot)  # (G,)
-        self.weight = pairs @ one_hot  # (G,)
-        self.count = np.bincount(group, minlength=num_groups)
+    moves = np.full(len(now), -np.inf)
+    if count[here] > 1:
+        left = (within[here] - 2 * own[here]) / (weight[here] - pairs[t])
+        moves = (within + 2 * own) / (weight + pairs[t]) - now + left - now[here]
+        moves[(count >= capacity) | (np.arange(len(now)) == here)] = -np.inf
 
-    def improve(self, t: int) -> bool:
-        """Take the best change of t's place; False where there is none."""
-        move_gain, target = self._best_move(t)
-        swap_gain, other = self._best_swap(t)
-        tolerance = 1e-9 * (np.abs(self.within) / self.weight).sum() + 1e-300
-        if max(move_gain, swap_gain) <= tolerance:
-            return False
-        if move_gain >= swap_gain:
-            self._move(t, target)
-        else:
-            here, there = int(self.group[t]), int(self.group[other])
-            self._move(t, there)
-            self._move(other, here)
-        return True
+    here_within = within[here] - 2 * own[here] + 2 * (to_group[:, here] - products[t])  # (N,)
+    there_within = within[group] - 2 * to_group[np.arange(len(group)), group] + 2 * (own[group] - products[t])
+    swaps = here_within / (weight[here] - pairs[t] + pairs) + there_within / (weight[group] - pairs + pairs[t])
+    swaps = np.where(group == here, -np.inf, swaps - now[here] - now[group])
 
-    def _best_move(self, t: int) -> tuple[float, int]:
-        here = self.group[t]
-        if self.count[here] == 1:
-            return -np.inf, -1
-        now = self.within / self.weight
-        left = (self.within[here] - 2 * self.to_group[t, here]) / (self.weight[here] - self.pairs[t])
-        joined = (self.within + 2 * self.to_group[t]) / (self.weight + self.pairs[t])
-        gains = joined - now + left - now[here]
-        gains[(self.count >= self.capacity) | (np.arange(len(gains)) == here)] = -np.inf
-        return float(gains.max()), int(gains.argmax())
-
-    def _best_swap(self, t: int) -> tuple[float, int]:
-        here, group, n = self.group[t], self.group, self.pairs
-        now = self.within / self.weight
-        own, pair = self.to_group[t], self.products[t]
-        here_within = self.within[here] - 2 * own[here] + 2 * (self.to_group[:, here] - pair)  # (N,)
-        there_within = self.within[group] - 2 * self.to_group[np.arange(len(n)), group] + 2 * (own[group] - pair)
-        here_weight, there_weight = self.weight[here] - n[t] + n, self.weight[group] - n + n[t]
-        gains = here_within / here_weight + there_within / there_weight - now[here] - now[group]
-        gains[group == here] = -np.inf
-        return float(gains.max()), int(gains.argmax())
-
-    def _move(self, t: int, target: int) -> None:
-        here = self.group[t]
-        self.within[here] -= 2 * self.to_group[t, here]
-        self.within[target] += 2 * self.to_group[t, target]
-        self.to_group[:, here] -= self.products[:, t]
-        self.to_group[:, target] += self.products[:, t]
-        self.weight[here] -= self.pairs[t]
-        self.weight[target] += self.pairs[t]
-        self.count[here] -= 1
-        self.count[target] += 1
-        self.group[t] = target
+    if max(moves.max(), swaps.max()) <= 1e-9 * (np.abs(within) / weight).sum() + 1e-300:
+        return False
+    if moves.max() >= swaps.max():
+        group[t] = moves.argmax()
+    else:
+        other = swaps.argmax()
+        group[t], group[other] = group[other], here
+    return True

@@ -1,51 +1,31 @@
-"""FairnessMethod partitions of the territories into groups, by name: `one`, `regions`, `taste:4`, `random:4:2`, ...
+"""Partitions of the territories into groups, by name: `one`, `regions`, `taste:4`, `random:4:2`, ...
 
 | name | groups |
 |---|---|
-| one, each, regions | everybody together, alone, by geography |
-| volume:G | G groups with equally many discoveries: the largest territory next to the lightest group |
+| one, each, regions | all territories together, each alone, by geography |
+| volume:G | G groups with equally many discoveries: the largest territory joins the lightest group |
 | taste:G | balanced clusters of what territories discover (`tuning.profiles`) |
 | affinity:G | balanced clusters of gradients on the shared towers (`tuning.affinity`) |
-| random:G:N | the N-th draw of G groups with equally many territories, large and small ones spread evenly |
+| random:G:N | draw N of G groups with equally many territories, large and small ones spread evenly |
 
 `taste` and `affinity` without G take the number of groups, 2 to 8, that one half of the users confirms of the other.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Manifest
-from mtrec_ray.streams.groups import make_groups
+from mtrec_ray.streams.groups import Groups, make_groups
 from mtrec_ray.tuning.clustering import Evidence, renumbered
 
 PLAIN = ("one", "each", "regions")
-KINDS = (*PLAIN, "volume", "taste", "affinity", "random")
+NAME = re.compile(r"one|each|regions|taste|affinity|(volume|taste|affinity|random):\d+|random:\d+:\d+", re.ASCII)
+NAMES = "one, each, regions, volume:G, taste[:G], affinity[:G], random:G[:DRAW] with G groups"
 MAX_AUTO_GROUPS = 8
-
-
-@dataclass(frozen=True)
-class Partition:
-    """Group of each of N territories, in the lake's order."""
-
-    name: str
-    group_names: tuple[str, ...]
-    group: tuple[int, ...]
-
-    @staticmethod
-    def numbered(name: str, group: np.ndarray) -> "Partition":
-        group = renumbered(group)
-        return Partition(name, tuple(f"group{g + 1}" for g in range(int(group.max()) + 1)), tuple(group.tolist()))
-
-    def document(self, territories: list[str]) -> dict[str, list[str]]:
-        """What a groups file holds: group name -> territories."""
-        return {
-            name: [territory for territory, own in zip(territories, self.group, strict=True) if own == index]
-            for index, name in enumerate(self.group_names)
-        }
 
 
 @dataclass(frozen=True)
@@ -57,86 +37,58 @@ class PartitionSpec:
     draw: int = 0
 
     @staticmethod
-    def parse(text: str, num_territories: int) -> "PartitionSpec":
-        """Raises UserError for an unknown kind, or numbers that the kind or the lake does not have."""
-        kind, *numbers = str(text).split(":")
-        if kind not in KINDS:
+    def parse(text: str, num_territories: int, num_buckets: int = 2) -> "PartitionSpec":
+        """Raises UserError for an unknown name, or numbers that do not fit the lake or its buckets."""
+        if not NAME.fullmatch(text):
             raise UserError(
-                f"unknown partition {text!r}: choose {', '.join(KINDS)}, the last four with :GROUPS; a search takes a "
-                "file of groups as a choice, model.groups: [one, FILE]"
+                f"unknown partition {text!r}: choose {NAMES}, or an existing file of groups (a search takes a file of "
+                "groups as a choice, model.groups: [one, FILE])"
             )
-        most = 0 if kind in PLAIN else 2 if kind == "random" else 1
-        if len(numbers) > most or not all(number.isdecimal() for number in numbers):
-            raise UserError(
-                f"partition {text!r} is not of the form {kind}{':GROUPS' * (most > 0)}{':DRAW' * (most > 1)}"
-            )
-        if kind in ("volume", "random") and not numbers:
-            raise UserError(f"partition {text!r} needs a number of groups: {kind}:4")
+        kind, *numbers = text.split(":")
         if numbers and not 2 <= int(numbers[0]) <= num_territories:
             raise UserError(f"partition {text!r}: the lake has {num_territories} territories, take 2 to as many groups")
-        return PartitionSpec(kind, int(numbers[0]) if numbers else None, int(numbers[1]) if len(numbers) > 1 else 0)
-
-    def check_halves(self, num_buckets: int) -> None:
-        """UserError where the number of groups is to be found in halves of the users that are not there."""
-        if self.kind in ("taste", "affinity") and self.num_groups is None and num_buckets < 2:
+        if kind in ("taste", "affinity") and not numbers and num_buckets < 2:
             raise UserError(
-                "taste and affinity find their number of groups by two halves of the users, which one bucket has not: "
-                f"name it, as in {self.kind}:4, or read more buckets"
+                f"partition {text!r} finds its number of groups by two halves of the users, which need two buckets: "
+                f"give the number, as in {kind}:4, or read more buckets"
             )
+        return PartitionSpec(kind, *map(int, numbers))
 
 
+@dataclass(frozen=True)
 class PartitionMaker:
-    """Makes partitions of one lake; evidence is gathered when the first of its kind is asked for.
+    """Makes partitions of one lake."""
 
-    Args:
-        manifest: of the lake.
-        discoveries: (N, T) in the window, by territory and title.
-        taste, affinity: gather evidence.
-        seed: of random partitions and of the clustering's starts.
-    """
+    manifest: Manifest
+    discoveries: np.ndarray
+    """(N, T) in the training window, by territory and title."""
+    evidence: dict[str, Callable[[], Evidence]]
+    """Of the kinds `taste` and `affinity`; called only for partitions of that kind."""
+    seed: int = 0
+    """Of random partitions and the starts of clustering."""
 
-    def __init__(
-        self,
-        manifest: Manifest,
-        discoveries: np.ndarray,
-        taste: Callable[[], Evidence],
-        affinity: Callable[[], Evidence],
-        seed: int = 0,
-    ) -> None:
-        self.manifest, self.discoveries, self.seed = manifest, discoveries, seed
-        self._gather = {"taste": taste, "affinity": affinity}
-
-    @cached_property
+    @property
     def volume(self) -> np.ndarray:
         """(N,) discoveries of each territory."""
         return self.discoveries.sum(axis=1)
 
-    @cached_property
-    def taste(self) -> Evidence:
-        return self._gather["taste"]()
-
-    @cached_property
-    def affinity(self) -> Evidence:
-        return self._gather["affinity"]()
-
-    def make(self, name: str) -> Partition:
-        """The partition of a name; UserError where the name means none."""
+    def make(self, name: str) -> Groups:
+        """The partition of a name; UserError for an unknown name."""
         spec = PartitionSpec.parse(name, len(self.manifest.territories))
         if spec.kind in PLAIN:
-            groups = make_groups(spec.kind, self.manifest)
-            return Partition(name, tuple(groups.names), tuple(groups.of_territory))
-        if spec.kind in self._gather:
-            return Partition.numbered(name, self._clusters(getattr(self, spec.kind), spec.num_groups))
-        assert spec.num_groups is not None, "parse asks for it"
+            return make_groups(spec.kind, self.manifest)
+        if spec.kind in self.evidence:
+            return numbered_groups(self._clusters(self.evidence[spec.kind](), spec.num_groups))
+        assert spec.num_groups is not None, "parse requires it"
         if spec.kind == "volume":
-            return Partition.numbered(name, by_volume(self.volume, spec.num_groups))
-        return Partition.numbered(name, at_random(self.volume, spec.num_groups, self.seed, spec.draw))
+            return numbered_groups(by_volume(self.volume, spec.num_groups))
+        return numbered_groups(at_random(self.volume, spec.num_groups, self.seed, spec.draw))
 
     def _clusters(self, evidence: Evidence, num_groups: int | None) -> np.ndarray:
         if num_groups is None and not evidence.pairs.sum(axis=1).all():
             raise UserError(
-                "taste and affinity find their number of groups by two halves of the users, of which one "
-                "discovers nothing: name it, as in taste:4, or read more buckets"
+                "taste and affinity find their number of groups by two halves of the users, of which one has no "
+                "discovery: give the number, as in taste:4, or read more buckets"
             )
         most = min(MAX_AUTO_GROUPS, len(self.manifest.territories))
         return evidence.clusters(num_groups or evidence.best_count(range(min(2, most), most + 1), self.seed), self.seed)
@@ -152,7 +104,7 @@ def by_volume(volume: np.ndarray, num_groups: int) -> np.ndarray:
 
 
 def at_random(volume: np.ndarray, num_groups: int, seed: int, draw: int) -> np.ndarray:
-    """(N,) groups: each run of `num_groups` territories of about one size is dealt out in random order."""
+    """(N,) groups: each run of `num_groups` territories of similar size is dealt out in random order."""
     rng = np.random.default_rng([seed, draw, num_groups])
     group = np.empty(len(volume), dtype=np.int64)
     ranked = np.argsort(-volume, kind="stable")
@@ -162,11 +114,23 @@ def at_random(volume: np.ndarray, num_groups: int, seed: int, draw: int) -> np.n
     return group
 
 
-def with_moves(partition: Partition, moves: list[tuple[int, int]]) -> Partition:
-    """The partition after territories moved: (territory, the territory whose group it joins), in turn."""
-    group = np.array(partition.group)
+def numbered_groups(group: np.ndarray) -> Groups:
+    """`group1`, `group2`, ... in the order of their first territory; `group` is (N,)."""
+    group = renumbered(group)
+    return Groups(names=[f"group{g + 1}" for g in range(int(group.max()) + 1)], of_territory=group.tolist())
+
+
+def with_moves(groups: Groups, moves: list[tuple[int, int]]) -> Groups:
+    """Groups after territories moved: (territory, the territory whose group it joins), in turn."""
+    group = list(groups.of_territory)
     for territory, host in moves:
         group[territory] = group[host]
-    if tuple(group.tolist()) == partition.group:
-        return partition
-    return Partition.numbered(f"{partition.name} moved", group)
+    return groups if group == groups.of_territory else numbered_groups(np.array(group))
+
+
+def groups_document(groups: Groups, territories: list[str]) -> dict[str, list[str]]:
+    """What a groups file holds: group name -> territories."""
+    return {
+        name: [territory for territory, own in zip(territories, groups.of_territory, strict=True) if own == index]
+        for index, name in enumerate(groups.names)
+    }

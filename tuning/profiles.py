@@ -15,16 +15,13 @@ from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.tuning.clustering import Evidence
 
 SMOOTHING = 100.0
-"""Discoveries that a territory's profile is smoothed with, spread as everybody's are."""
+"""Discoveries that a territory's profile is smoothed with, distributed as those of all territories."""
 
 
 def count_discoveries(
     lake: Lake, calendar: Calendar, sample: SampleConfig, buckets: Sequence[int], map_over: MapTasks
 ) -> np.ndarray:
-    """(2, N, T) discoveries in the window by training users of the even and of the odd among some buckets.
-
-    No user put aside is looked at.
-    """
+    """(2, N, T) discoveries in the window by training users of the even and of the odd buckets."""
     window = {0: Catalogue.of(lake, *calendar.day_bounds(0))}
     counts = np.zeros((2, len(window[0].offers), len(window[0].title_ids)), dtype=np.int64)
     arguments = (lake, calendar, sample, [], HELD_OUT, window)
@@ -34,25 +31,25 @@ def count_discoveries(
 
 
 def taste_evidence(counts: np.ndarray, offer_mask: np.ndarray) -> Evidence:
-    """How much more of each title a territory discovers than everybody does, in standard deviations.
+    """How much more of each title a territory discovers than all territories do, in standard deviations.
 
-    s_tj = (x_tj - n_t q_tj) / sqrt(q_tj (1 + SMOOTHING / n_t)), q_tj being title j's share of what all territories
-    discover of the titles offered in t: a smoothed log ratio for popular titles, and little for those with few
-    discoveries. Titles offered in one territory alone say nothing about who is alike and are left out.
+    s_tj = (x_tj - n_t q_tj) / sqrt(q_tj (1 + SMOOTHING / n_t)), q_tj being title j's fraction of what all territories
+    discover of the titles offered in t: a smoothed log ratio for popular titles, small for territories with few
+    discoveries. Titles offered in a single territory do not compare territories and are left out.
 
     Args:
         counts: (2, N, T) from `count_discoveries`.
         offer_mask: (N, T) bool.
     """
-    shared = offer_mask & (offer_mask.sum(axis=0) > 1)
-    halves = [_standardised(np.where(shared, half, 0).astype(np.float64), shared) for half in counts]
+    comparable = offer_mask & (offer_mask.sum(axis=0) > 1)
+    halves = [_standardised(np.where(comparable, half, 0).astype(np.float64), comparable) for half in counts]
     return Evidence(np.stack([vectors for vectors, _ in halves]), np.stack([seen for _, seen in halves]))
 
 
-def _standardised(counts: np.ndarray, shared: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _standardised(counts: np.ndarray, comparable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N, T) s_tj and (N,) discoveries of one half."""
-    popularity = (counts.sum(axis=0) + 0.5) * shared  # (N, T)
-    share = popularity / np.maximum(popularity.sum(axis=1, keepdims=True), 1.0)
+    popularity = (counts.sum(axis=0) + 0.5) * comparable  # (N, T)
+    fraction = popularity / np.maximum(popularity.sum(axis=1, keepdims=True), 1.0)
     seen = counts.sum(axis=1)
-    spread = np.sqrt(share * (1.0 + SMOOTHING / np.maximum(seen, 1.0))[:, None])
-    return np.divide(counts - seen[:, None] * share, spread, out=np.zeros_like(counts), where=spread > 0), seen
+    spread = np.sqrt(fraction * (1.0 + SMOOTHING / np.maximum(seen, 1.0))[:, None])
+    return np.divide(counts - seen[:, None] * fraction, spread, out=np.zeros_like(counts), where=spread > 0), seen

@@ -1,24 +1,22 @@
-"""What a search found: trials.csv, best-config.yaml, summary.json and a page of Optuna's plots."""
+"""What a search found, as tidy figures, as a document, and as tables for people."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import optuna
-import pandas as pd
-import yaml
-from ray import tune
+import numpy as np
+from rich.console import RenderableType
+from rich.table import Table
 
-from mtrec_ray.files import join, write_file, write_json
-from mtrec_ray.tuning.plots import plots_page
-from mtrec_ray.tuning.search import Prepared
-from mtrec_ray.tuning.trainable import is_there
+from mtrec_ray.files import join
+from mtrec_ray.tuning.search import PreparedSearch
+from mtrec_ray.tuning.space import GROUPS, moves_of
 
-Settings = Callable[[dict[str, Any]], dict[str, Any]]
-Confirm = Callable[[dict[str, Any]], list[dict[str, float]]]
+if TYPE_CHECKING:
+    import pandas as pd
+
+BEST_CONFIG = "best-config.yaml"
 DONE, STOPPED, FAILED = "done", "stopped early", "failed"
-TIMES = ("steps_s", "reading_s", "validating_s", "time_total_s")
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,21 @@ class TrialRow:
     status: str
     params: dict[str, Any]
     metrics: dict[str, float]
-    """Of the last look."""
-    looks: list[dict[str, float]]
+    """Of the last validation, bounds of a metric as `METRIC_low` and `METRIC_high`."""
+    reports: list[dict[str, float]]
+    """One for each validation."""
+
+    def figures(self) -> dict[str, dict[str, float | None]]:
+        """Metric -> value, low and high; None for bounds that were not reported."""
+        names = [name for name in self.metrics if not name.endswith(("_low", "_high"))]
+        ends = {"value": "", "low": "_low", "high": "_high"}
+        return {name: {key: self.metrics.get(name + end) for key, end in ends.items()} for name in names}
+
+    def text(self, metric: str) -> str:
+        value, low, high = (self.metrics.get(metric + end) for end in ("", "_low", "_high"))
+        if value is None:
+            return "-"
+        return f"{value:.4f}" if low is None or high is None else f"{value:.4f} ({low:.4f} to {high:.4f})"
 
 
 @dataclass(frozen=True)
@@ -40,155 +51,97 @@ class SearchResult:
     uri: str
     rows: list[TrialRow]
     best: TrialRow
-    prepared: Prepared
+    prepared: PreparedSearch
     notes: list[str]
     front: list[TrialRow]
-    """Trials that no other equals or beats in every goal, sorted by the first; of equal ones the first."""
+    """Pareto-optimal trials, sorted by the first goal; the first of those with equal figures."""
     fresh: list[dict[str, float]] = field(default_factory=list)
-    """Figures of the best configuration with seeds of its own."""
+    """Figures of the best configuration, trained again with fresh seeds."""
 
-    def confirmed(self, metric: str) -> int:
-        """How many fresh seeds lie inside the best trial's interval."""
+    def num_inside(self, metric: str) -> int:
+        """Number of fresh seeds whose figure lies inside the best trial's interval."""
         low, high = (self.best.metrics.get(metric + end, math.nan) for end in ("_low", "_high"))
         return sum(low <= figures[metric] <= high for figures in self.fresh)
 
-    def flat(self) -> dict[str, Any]:
-        """What `--json` prints."""
-        counts = {status: sum(row.status == status for row in self.rows) for status in (DONE, STOPPED, FAILED)}
+    @property
+    def metrics(self) -> "pd.DataFrame":
+        """One row a trial and metric: trial, metric, value, low, high."""
+        import pandas as pd
+
+        observations = [
+            {"trial": row.trial_id, "metric": metric, **figure}
+            for row in self.rows
+            for metric, figure in row.figures().items()
+        ]
+        return pd.DataFrame(observations, columns=["trial", "metric", "value", "low", "high"])
+
+    def document(self) -> dict[str, Any]:
+        """Version, best trial, its fresh seeds by goal, the Pareto front, and counts of trials."""
+        statuses = [row.status for row in self.rows]
         return {
+            "version": 1,
             "search": self.uri,
-            "best_config": join(self.uri, "best-config.yaml"),
-            "best/trial": self.best.trial_id,
-            **{f"best/{key}": value for key, value in self.best.metrics.items()},
-            **{f"best/params/{key}": value for key, value in self.best.params.items()},
-            **{f"fresh/{g.metric}": [one[g.metric] for one in self.fresh] for g in self.prepared.goals},
-            **{f"fresh_inside/{g.metric}": self.confirmed(g.metric) for g in self.prepared.goals},
-            "front": [row.trial_id for row in self.front],
-            **{f"trials/{status.replace(' ', '_')}": count for status, count in counts.items()},
+            "best_config": join(self.uri, BEST_CONFIG),
+            "best": {"trial": self.best.trial_id, "params": self.best.params, "metrics": self.best.figures()},
+            "fresh_seeds": {
+                goal: {"values": [figures[goal] for figures in self.fresh], "num_inside": self.num_inside(goal)}
+                for goal in self.prepared.goals
+            },
+            "pareto_front": [row.trial_id for row in self.front],
+            "num_trials": {status: statuses.count(status) for status in (DONE, STOPPED, FAILED)},
             "notes": self.notes,
         }
 
-
-class NothingFound(RuntimeError):
-    """No trial came to its end."""
-
-
-def collect(
-    uri: str,
-    grid: tune.ResultGrid,
-    prepared: Prepared,
-    settings: Settings,
-    notes: list[str],
-    confirm: Confirm,
-    choose: Callable[[list[TrialRow]], TrialRow] | None = None,
-) -> SearchResult:
-    """Write the files of a finished search.
-
-    Args:
-        uri: of the search.
-        grid: Tune's results.
-        prepared: space and goals.
-        settings: parameters -> the document that `mtrec train` reads.
-        notes: what a reader of the figures must know.
-        confirm: trains parameters anew with fresh seeds.
-        choose: among whole trials; None: the best by the only goal.
-
-    Raises:
-        NothingFound: no trial came to its end with a figure.
-    """
-    rows = [_row(result, prepared.num_validations) for result in grid]
-    whole = [row for row in rows if row.status == DONE and all(_known(row, goal.metric) for goal in prepared.goals)]
-    if not whole:
-        errors = [(str(error).strip() or type(error).__name__).splitlines()[-1] for error in grid.errors]
-        raise NothingFound(
-            f"none of {len(rows)} trials came to its end with a figure; first error: {[*errors, 'none'][0]}"
-        )
-    goal = prepared.goals[0]
-    best = choose(whole) if choose else max(whole, key=lambda row: _signed(row, goal.metric, goal.mode))
-    write_file(join(uri, "trials.csv"), _table(rows).to_csv(index=False).encode())
-    write_file(join(uri, "best-config.yaml"), yaml.safe_dump(settings(best.params), sort_keys=False).encode())
-    fresh = confirm(best.params)
-    result = SearchResult(uri, rows, best, prepared, notes, pareto_front(whole, prepared), fresh)
-    write_file(join(uri, "plots.html"), plots_page(study_of(result), [g.metric for g in prepared.goals]).encode())
-    write_json(join(uri, "summary.json"), result.flat())
-    for ended in grid:
-        if ended.checkpoint is not None and is_there(ended.checkpoint):  # nobody goes on from them
-            ended.checkpoint.filesystem.delete_dir(ended.checkpoint.path)
-    return result
+    def tables(self) -> list[RenderableType]:
+        """All trials, the best first, and partitions compared with random ones."""
+        return [_trials_table(self), *_partitions_table(self)]
 
 
-def study_of(result: SearchResult) -> optuna.Study:
-    """The trials as an Optuna study, for its plots."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    goals = result.prepared.goals
-    study = optuna.create_study(directions=["maximize" if goal.mode == "max" else "minimize" for goal in goals])
-    for row in result.rows:
-        if not all(_known(row, goal.metric) for goal in goals):
-            continue
-        fixed = optuna.trial.FixedTrial(row.params)
-        result.prepared.space.suggest(fixed)  # pyright: ignore[reportArgumentType]
-        metric = goals[0].metric
-        looks = {number: look[metric] for number, look in enumerate(row.looks, 1) if len(goals) == 1}
-        study.add_trial(
-            optuna.trial.create_trial(
-                params=fixed.params,
-                distributions=fixed.distributions,
-                values=[row.metrics[goal.metric] for goal in goals],
-                intermediate_values=looks,
-                state=optuna.trial.TrialState.COMPLETE if row.status == DONE else optuna.trial.TrialState.PRUNED,
-            )
-        )
-    return study
+def _trials_table(result: SearchResult) -> Table:
+    goals, first = list(result.prepared.goals), result.prepared.first_goal
+    keys = [key for key in dict.fromkeys(key for row in result.rows for key in row.params) if key[:4] != "move"]
+    dim = ["dim: not Pareto-optimal"] if len(goals) > 1 else []
+    caption = "; ".join([*result.notes, *dim])
+    table = Table(title=f"Search {result.uri}: best trial {result.best.trial_id}", caption=caption)
+    for name in ("trial", "status", *goals, *keys):
+        table.add_column(name, overflow="fold")
+    sign = 1 if result.prepared.goals[first] == "min" else -1
+    for row in sorted(result.rows, key=lambda row: (row.status != DONE, sign * row.metrics.get(first, sign * np.inf))):
+        style = "bold" if row is result.best else None if len(goals) == 1 or row in result.front else "dim"
+        cells = [*(row.text(goal) for goal in goals), *(_setting_text(row, key) for key in keys)]
+        table.add_row(row.trial_id[-5:], row.status, *cells, style=style)
+    if result.fresh:
+        values = [", ".join(f"{figures[goal]:.4f}" for figures in result.fresh) for goal in goals]
+        inside = [f"{result.num_inside(goal)} inside the best trial's interval" for goal in goals]
+        cells = [f"{one} ({count})" for one, count in zip(values, inside, strict=True)]
+        table.add_row("best", f"{len(result.fresh)} fresh seeds", *cells, end_section=True)
+    return table
 
 
-def pareto_front(rows: list[TrialRow], prepared: Prepared) -> list[TrialRow]:
-    """Rows that no other one equals or beats in every goal and beats in one, by the first goal's value.
-
-    Of rows with equal figures it holds the first, as a choice by `min` or `max` does.
-    """
-
-    def point(row: TrialRow) -> tuple[float, ...]:
-        return tuple(_signed(row, goal.metric, goal.mode) for goal in prepared.goals)
-
-    def beaten(row: TrialRow) -> bool:
-        own = point(row)
-        return any(
-            all(o >= m for o, m in zip(point(other), own, strict=True)) and point(other) != own for other in rows
-        )
-
-    front: dict[tuple[float, ...], TrialRow] = {}
-    for row in rows:
-        if not beaten(row):
-            front.setdefault(point(row), row)
-    return [front[key] for key in sorted(front)]
+def _partitions_table(result: SearchResult) -> list[Table]:
+    """Unmoved partitions at the usual settings, beside random ones: with as many groups, or else all of them."""
+    metric, first, groups_files = result.prepared.first_goal, result.prepared.first, result.prepared.specs.groups_files
+    done = [row for row in result.rows if row.status == DONE and GROUPS in row.params]
+    rows = {str(row.params[GROUPS]): row for row in done if any(one.items() <= row.params.items() for one in first)}
+    random = {name: row.metrics[metric] for name, row in rows.items() if name.startswith("random")}
+    if not random or not groups_files:
+        return []
+    num_groups = {name: len(groups.names) for name, groups in groups_files.partitions.items()}
+    table = Table(title=f"Partitions by {metric}, all else equal")
+    for name in ("partition", "groups", metric, "gain over the mean of random partitions"):
+        table.add_column(name)
+    for name, row in sorted(rows.items(), key=lambda item: -item[1].metrics[metric]):
+        as_many = [value for other, value in random.items() if num_groups[other] == num_groups[name]]
+        of = "" if as_many else f" (of {', '.join(sorted({str(num_groups[other]) for other in random}))} groups)"
+        gain = row.metrics[metric] / float(np.mean(as_many or list(random.values()))) - 1
+        table.add_row(name, str(num_groups[name]), row.text(metric), f"{100 * gain:+.1f}%{of}")
+    return [table]
 
 
-def _row(result: Any, num_validations: int) -> TrialRow:
-    metrics = {k: float(v) for k, v in (result.metrics or {}).items() if isinstance(v, int | float)}
-    history = result.metrics_dataframe
-    looks = [] if history is None else history.drop_duplicates("training_iteration", keep="last").to_dict("records")
-    done = metrics.get("training_iteration", 0) >= num_validations
-    status = FAILED if result.error else DONE if done else STOPPED
-    trial_id = (result.metrics or {}).get("trial_id") or str(result.path).rsplit("/", 1)[-1]
-    return TrialRow(str(trial_id), status, dict(result.config or {}), _own(metrics), looks)
-
-
-def _own(metrics: dict[str, float]) -> dict[str, float]:
-    """What the trial reported, without what Tune adds."""
-    return {key: value for key, value in metrics.items() if "/" in key or key in TIMES}
-
-
-def _known(row: TrialRow, metric: str) -> bool:
-    return math.isfinite(row.metrics.get(metric, math.nan))
-
-
-def _signed(row: TrialRow, metric: str, mode: str) -> float:
-    return row.metrics[metric] if mode == "max" else -row.metrics[metric]
-
-
-def _table(rows: list[TrialRow]) -> pd.DataFrame:
-    records = [
-        {"trial": row.trial_id, "status": row.status, "looks": len(row.looks), **row.params, **row.metrics}
-        for row in rows
-    ]
-    return pd.DataFrame.from_records(records)
+def _setting_text(row: TrialRow, key: str) -> str:
+    """A setting of a trial; a partition with the moves made in it, as in `taste:4, T001 to T007`."""
+    value = row.params.get(key)
+    if key == GROUPS:
+        moves = (f"{territory} to {host}" for territory, host in moves_of(row.params) if territory != host)
+        return ", ".join([str(value), *moves])
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

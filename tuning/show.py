@@ -1,59 +1,137 @@
-"""`mtrec partition show`: one partition of a lake's territories, and what speaks for it."""
+"""`mtrec partition show`: one partition of a lake's territories, and the evidence for it."""
 
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow.compute as pc
 import yaml
 from rich.console import RenderableType
+from rich.table import Table
 
 from mtrec_ray.console import ProgressCallback
-from mtrec_ray.errors import UserError
 from mtrec_ray.files import exists, write_file
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.counting import count_users
-from mtrec_ray.streams.groups import make_groups
+from mtrec_ray.streams.groups import Groups, make_groups
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.config import PartitionConfig
 from mtrec_ray.tuning.data import TrialData, first_buckets
-from mtrec_ray.tuning.partitions import KINDS, Partition, PartitionSpec
+from mtrec_ray.tuning.partitions import NAME, PartitionSpec, groups_document
 from mtrec_ray.tuning.propensity_search import partition_maker
-from mtrec_ray.tuning.report import partition_table
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_NAMES = 12
+NUM_TITLES = 3
+MIN_DEVIATIONS = 2
+"""A title is listed where a group discovers it so many standard deviations more than expected."""
 
 
-def show_partition(
-    config: PartitionConfig, progress: ProgressCallback | None = None
-) -> tuple[dict[str, Any], list[RenderableType]]:
-    """The partition as a document, and as a table.
+@dataclass(frozen=True)
+class PartitionResult:
+    """Groups of a lake's territories with their sizes and the evidence behind them."""
+
+    lake: Lake
+    name: str
+    groups: Groups
+    discoveries: np.ndarray
+    """(N, T) in the training window, by territory and title."""
+    users: np.ndarray
+    """(N,) training users."""
+    cosines: np.ndarray
+    """(N, N) of the territories' evidence."""
+
+    @property
+    def metrics(self) -> "pd.DataFrame":
+        """One row a territory: territory, group, users, discoveries."""
+        import pandas as pd
+
+        columns = {
+            "territory": self.lake.territory_names(),
+            "group": [self.groups.names[group] for group in self.groups.of_territory],
+            "users": self.users,
+            "discoveries": self.discoveries.sum(axis=1),
+        }
+        return pd.DataFrame(columns)
+
+    def document(self) -> dict[str, Any]:
+        names = self.lake.territory_names()
+        sizes = zip(names, self.users.tolist(), self.discoveries.sum(axis=1).tolist(), strict=True)
+        return {
+            "version": 1,
+            "partition": self.name,
+            "groups": groups_document(self.groups, names),
+            "territories": {name: {"users": users, "discoveries": found} for name, users, found in sizes},
+        }
+
+    def tables(self) -> list[RenderableType]:
+        table = Table(title=f"Partition {self.name}: {len(self.groups.names)} groups", show_lines=True)
+        for name in ("group", "territories", "users", "discoveries", "cosine in / out", "discovers most above others"):
+            table.add_column(name, overflow="fold")
+        names, volume = self.lake.territory_names(), self.discoveries.sum(axis=1)
+        titles = pc.coalesce(self.lake.titles["name"], self.lake.titles["title_id"])  # pyright: ignore[reportAttributeAccessIssue]
+        for index, name in enumerate(self.groups.names):
+            own = np.array(self.groups.of_territory) == index
+            ranked = np.flatnonzero(own)[np.argsort(-volume[own], kind="stable")]
+            more = [f"and {len(ranked) - MAX_NAMES} more"] if len(ranked) > MAX_NAMES else []
+            table.add_row(
+                name,
+                ", ".join([*(names[t] for t in ranked[:MAX_NAMES]), *more]),
+                f"{self.users[own].sum():,}",
+                f"{volume[own].sum():,} ({volume[own].sum() / max(1, volume.sum()):.0%})",
+                " / ".join(in_and_out(self.cosines, own)),
+                ", ".join(str(titles[title]) for title in most_lifted(self.discoveries, own)) or "-",
+            )
+        return [table]
+
+
+def show_partition(config: PartitionConfig, progress: ProgressCallback | None = None) -> PartitionResult:
+    """The partition, written to `config.out` if given.
 
     Raises:
         UserError: an unknown kind, or a groups file that misses or repeats a territory.
     """
     lake = Lake.open(config.lake)
     calendar, buckets = resolve_calendar(lake, config.window), first_buckets(lake, config.buckets)
-    kind, partition = config.partition.split(":")[0], None
-    if kind in KINDS:
-        PartitionSpec.parse(config.partition, len(lake.manifest.territories)).check_halves(len(buckets))
-    elif not exists(config.partition):
-        raise UserError(f"unknown partition {config.partition!r}: choose {', '.join(KINDS)}, or a YAML file of groups")
+    kind, from_file = config.partition.split(":")[0], None
+    if not NAME.fullmatch(config.partition) and exists(config.partition):
+        from_file = make_groups(config.partition, lake.manifest)
     else:
-        groups = make_groups(config.partition, lake.manifest)
-        partition = Partition(config.partition, tuple(groups.names), tuple(groups.of_territory))
+        PartitionSpec.parse(config.partition, len(lake.manifest.territories), len(buckets))
     data = TrialData(lake, calendar, buckets, calendar.day_bounds(0), held_back=False)
     settings = PropensityConfig(
         lake=config.lake, name="affinity", kind="baseline", seed=config.seed, sample=config.sample, window=config.window
     )
     maker = partition_maker(settings, data, progress)
-    partition = partition or maker.make(config.partition)
-    evidence = maker.affinity if kind == "affinity" else maker.taste
-    counted = map_tasks(
-        count_users, buckets, lake, config.sample, calendar, Catalogue.of(lake, *calendar.day_bounds(0))
-    )
+    groups = from_file or maker.make(config.partition)
+    evidence = maker.evidence["affinity" if kind == "affinity" else "taste"]()
+    catalogue = Catalogue.of(lake, *calendar.day_bounds(0))
+    counted = map_tasks(count_users, buckets, lake, config.sample, calendar, catalogue)
     users = np.sum([counts.training for _, counts in counted], axis=0)
-    groups = partition.document(lake.territory_names())
     if config.out:
-        write_file(config.out, yaml.safe_dump(groups, sort_keys=False).encode())
-    document = {"partition": partition.name, "groups": groups, "users": users.tolist()}
-    return document, [partition_table(lake, partition, maker.discoveries, users, evidence)]
+        document = groups_document(groups, lake.territory_names())
+        write_file(config.out, yaml.safe_dump(document, sort_keys=False).encode())
+    return PartitionResult(lake, config.partition, groups, maker.discoveries, users, evidence.cosines())
+
+
+def in_and_out(cosines: np.ndarray, own: np.ndarray) -> tuple[str, str]:
+    """Mean cosine of a group's territories with each other, and with all others; "-" where there is none."""
+    inside = cosines[np.ix_(own, own)][~np.eye(int(own.sum()), dtype=bool)]
+    outside = cosines[np.ix_(own, ~own)]
+    first, second = (f"{values.mean():+.2f}" if values.size else "-" for values in (inside, outside))
+    return first, second
+
+
+def most_lifted(discoveries: np.ndarray, own: np.ndarray) -> list[int]:
+    """Titles that a group discovers most above expectation; none that a single territory discovers."""
+    inside, total = discoveries[own].sum(axis=0), discoveries.sum(axis=0)
+    expected = total * discoveries[own].sum() / max(1, discoveries.sum())
+    comparable = (discoveries > 0).sum(axis=0) > 1
+    lift = np.where(comparable, (inside - expected) / np.sqrt(np.maximum(expected, 1.0)), -np.inf)
+    best = np.argsort(-lift, kind="stable")[:NUM_TITLES]
+    return [int(title) for title in best if lift[title] > MIN_DEVIATIONS]

@@ -1,24 +1,40 @@
-"""What every kind of trial can do, alone or as one of several workers."""
+"""What every kind of trial can do, alone or as one of several workers, and how it is made from its TrialSpec."""
 
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mtrec_ray.trainers.workers import Workers
+
+if TYPE_CHECKING:
+    from mtrec_ray.tuning.data import TrialCache
 
 TrialSpec = dict[str, Any]
-"""Plain data that makes a trial anew in any process: `kind`, `config` (the job's settings) and what that kind needs."""
+"""Plain data that makes a trial in any process: `kind`, `config` (the job's settings) and what that kind needs."""
 
 
 class Trial(Protocol):
-    """One configuration on its way."""
+    """The training of one configuration."""
 
     num_validations: int
     validations_done: int
 
     def advance(self) -> dict[str, float]:
-        """Train to the next look and validate."""
+        """Train to the next validation and return its figures."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write all that `load` needs to go on to the same result."""
+        """Write all that `load` needs to continue to the same result."""
         ...
 
     def load(self, folder: Path) -> None: ...
+
+
+def make_trial(spec: TrialSpec, cache: "TrialCache", workers: Workers) -> Trial:
+    """The trial of a spec; `cache` keeps what it reads for the next trial of this process."""
+    if spec["kind"] == "propensity":
+        from mtrec_ray.tuning.propensity_trial import PropensityTrial
+
+        return PropensityTrial.of(spec, workers, cache)
+    from mtrec_ray.tuning.eliminators_trial import EliminatorsTrial
+
+    return EliminatorsTrial(spec, cache)

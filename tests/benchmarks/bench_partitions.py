@@ -78,7 +78,7 @@ def affinity_cost(lake: Lake) -> dict[str, float]:
 def search(lake: Lake, folder: Path, seed: int) -> dict[str, float]:
     """A sweep of 12 trials: share of its wall time outside training steps."""
     settings = folder / "search.yaml"
-    settings.write_text(yaml.safe_dump({"space": SPACE, "trials": 12, "looks": 3, "confirm": 0, "seed": seed}))
+    settings.write_text(yaml.safe_dump({"space": SPACE, "trials": 12, "validations": 3, "confirm": 0, "seed": seed}))
     flags = ["--lake", lake.uri, "--name", "found", "--searches", str(folder), "--config", str(settings), "--json"]
     wall_s = mtrec("search", "propensity", *flags)
     table = pd.read_csv(folder / "found" / "trials.csv")

@@ -15,6 +15,8 @@ from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.tuning.config import EliminatorsSearchConfig
 from mtrec_ray.tuning.data import map_here
+from mtrec_ray.tuning.space import Space
+from mtrec_ray.tuning.specs import TrialSpecs
 from tests.jobs.untrained import write_backbone
 
 
@@ -82,4 +84,10 @@ def fair_search(backbone: BackboneRecord, **changes: Any) -> EliminatorsSearchCo
         },
         "num_permutations": 2,
     }
-    return EliminatorsSearchConfig.model_validate(document | changes)
+    return validate_config(EliminatorsSearchConfig, document | changes)
+
+
+def specs_of(space: Space | None = None, **changes: Any) -> TrialSpecs:
+    """TrialSpecs of a propensity search without settings of its own."""
+    fields: dict[str, Any] = {"base": {}, "trial_overrides": {}, "data": {}} | changes
+    return TrialSpecs(kind="propensity", model=PropensityConfig, space=space or Space(), **fields)

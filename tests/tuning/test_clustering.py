@@ -1,4 +1,4 @@
-"""Balanced clusters of evidence: planted groups come back, whatever the order of the territories."""
+"""Balanced clusters of evidence: planted groups are found, whatever the order of the territories."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import adjusted_rand_score
 
-from mtrec_ray.tuning.clustering import SLACK, Evidence, _Climber, balanced_clusters, gain, renumbered
+from mtrec_ray.tuning.clustering import SLACK, Evidence, balanced_clusters, gain, improve, renumbered
 
 
 def planted(seed: int, num_territories: int = 24, num_groups: int = 4, width: int = 12) -> tuple[Evidence, np.ndarray]:
@@ -37,13 +37,13 @@ def test_planted_groups_are_found(seed):
 
 
 @pytest.mark.parametrize("num_groups", [2, 3, 4])
-def test_one_half_confirms_the_planted_number_of_groups_of_the_other(num_groups):
+def test_the_planted_number_of_groups_is_confirmed_by_the_other_half(num_groups):
     evidence, _ = planted(0, num_territories=12, num_groups=num_groups)
     assert evidence.best_count(range(2, 7)) == num_groups
 
 
-def test_a_number_of_groups_that_only_its_own_half_shows_is_not_taken():
-    """Each half has three pairs of its own beside the two groups that both show."""
+def test_a_number_of_groups_that_one_half_alone_shows_is_not_chosen():
+    """Each half shows three pairs of its own beside the two groups that both show."""
     both = np.array([1.0, 1.0, 1.0, -1.0, -1.0, -1.0])
     pairs_of = (((0, 3), (1, 4), (2, 5)), ((0, 4), (1, 5), (2, 3)))
     halves = np.zeros((2, 6, 4))
@@ -72,7 +72,7 @@ def test_the_gain_of_four_territories_worked_by_hand():
     assert evidence.clusters(2).tolist() == [0, 0, 1, 1]
 
 
-def test_a_territorys_product_with_itself_does_not_count():
+def test_products_of_a_territory_with_itself_are_zero():
     evidence, _ = planted(0)
     alone = np.arange(24)
     assert gain(evidence.products(), evidence.total_pairs, alone) == 0
@@ -99,14 +99,14 @@ def test_groups_are_within_capacity_none_empty_and_numbered_by_their_first_terri
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_no_partition_of_eight_territories_gains_more(seed):
+def test_the_gain_is_that_of_the_best_partition_of_eight_territories(seed):
     products, pairs = symmetric(seed, 8)
     every = [np.array(group) for group in itertools.product([0, 1], repeat=8) if 2 <= sum(group) <= 6]
     best = max(gain(products, pairs, group) for group in every)
     assert gain(products, pairs, balanced_clusters(products, pairs, 2)) == pytest.approx(best)
 
 
-def test_permuted_territories_are_grouped_alike():
+def test_the_order_of_territories_does_not_matter():
     evidence, _ = planted(3)
     order = np.random.default_rng(0).permutation(24)
     permuted = Evidence(evidence.vectors[:, order], evidence.pairs[:, order])
@@ -115,25 +115,30 @@ def test_permuted_territories_are_grouped_alike():
 
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 10_000), size=st.integers(4, 12), num_groups=st.integers(2, 4))
-def test_the_climbers_gain_never_falls_and_its_running_sums_are_those_of_its_groups(seed, size, num_groups):
+def test_every_improvement_is_the_best_move_or_swap(seed, size, num_groups):
     products, pairs = symmetric(seed, size)
     group = np.random.default_rng(seed).permutation(np.arange(size) % num_groups)
-    climber = _Climber(products, pairs, group, num_groups, math.ceil(SLACK * size / num_groups))
-    scale = np.abs(products).sum()
-    before = gain(products, pairs, group)
-    for territory in [*range(size), *range(size)]:
-        taken, previous = climber.improve(territory), before
-        before = gain(products, pairs, climber.group)
-        assert before > previous if taken else before == previous
-        one_hot = np.eye(num_groups)[climber.group]
-        np.testing.assert_allclose(climber.to_group, products @ one_hot, atol=1e-10 * scale)
-        np.testing.assert_allclose(climber.within, np.diag(one_hot.T @ products @ one_hot), atol=1e-10 * scale)
-        np.testing.assert_allclose(climber.weight, pairs @ one_hot)
-        np.testing.assert_array_equal(climber.count, one_hot.sum(axis=0))
-        assert (climber.within / climber.weight).sum() == pytest.approx(before, abs=1e-10 * scale)
+    capacity, scale = math.ceil(SLACK * size / num_groups), np.abs(products).sum()
+    for t in [*range(size), *range(size)]:
+        before = gain(products, pairs, group)
+        moved = [np.where(np.arange(size) == t, target, group) for target in range(num_groups)]
+        swapped = [with_swap(group, t, other) for other in range(size)]
+        allowed = [new for new in moved if np.bincount(new, minlength=num_groups).min() > 0]
+        allowed = [new for new in allowed if np.bincount(new)[new[t]] <= capacity] + swapped
+        best = max(gain(products, pairs, new) for new in allowed)
+        changed = improve(group, t, products, pairs, capacity)
+        after = gain(products, pairs, group)
+        assert after > before if changed else after == before
+        assert after == pytest.approx(max(best, before), abs=1e-8 * scale)
 
 
-def test_what_all_pairs_have_in_common_is_no_evidence():
+def with_swap(group: np.ndarray, t: int, other: int) -> np.ndarray:
+    swapped = group.copy()
+    swapped[[t, other]] = swapped[[other, t]]
+    return swapped
+
+
+def test_what_all_pairs_have_in_common_is_removed():
     pairs = np.array([[10, 40, 50], [20, 20, 60]])
     shared = np.array([3.0, -1.0])
     evidence = Evidence.centred(pairs[:, :, None] * shared, pairs)
@@ -142,7 +147,7 @@ def test_what_all_pairs_have_in_common_is_no_evidence():
     np.testing.assert_allclose(own.vectors.sum(axis=1), 0, atol=1e-12)
 
 
-def test_a_territory_without_evidence_is_like_none():
+def test_a_territory_without_evidence_has_zero_cosines():
     vectors = np.array([[[2.0, 0.0], [0.0, 0.0], [3.0, 4.0]]] * 2)
     cosines = Evidence(vectors, np.ones((2, 3))).cosines()
     np.testing.assert_allclose(cosines, [[1, 0, 0.6], [0, 0, 0], [0.6, 0, 1]])

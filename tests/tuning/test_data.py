@@ -1,4 +1,4 @@
-"""What trials read: held-back days, errors before any work, and buckets that are read once for all trials."""
+"""What trials read: held-back days, errors before any work, and one read of each bucket for all trials."""
 
 from dataclasses import astuple
 from datetime import UTC, datetime, timedelta
@@ -31,7 +31,7 @@ def calendar_of(lake: Lake, **changes) -> Calendar:
 
 
 @pytest.mark.parametrize(("asked", "days"), [(None, 7), (7, 7), (3, 3), (30, 30)])
-def test_held_back_days_shorten_the_window_and_are_validated_on(trial_lake, asked, days):
+def test_held_back_days_shorten_the_window_and_validate(trial_lake, asked, days):
     calendar = calendar_of(trial_lake)
     data = trial_data(trial_lake, calendar, None, asked)
     start = calendar.window_end - timedelta(days=days)
@@ -41,13 +41,13 @@ def test_held_back_days_shorten_the_window_and_are_validated_on(trial_lake, aske
     assert data.buckets == (0, 1, 2, 3)
 
 
-def test_a_held_back_day_has_the_calendars_length(trial_lake):
+def test_a_held_back_day_has_the_length_of_the_calendars_days(trial_lake):
     calendar = calendar_of(trial_lake, day_s=7200)
     data = trial_data(trial_lake, calendar, None, 4)
     assert data.validation == (calendar.window_end - timedelta(hours=8), calendar.window_end)
 
 
-def test_without_held_back_days_the_days_after_the_window_are_validated_on(trial_lake):
+def test_without_held_back_days_the_days_after_the_window_validate(trial_lake):
     calendar = calendar_of(trial_lake)
     data = trial_data(trial_lake, calendar, 2, 0)
     assert not data.held_back
@@ -56,14 +56,14 @@ def test_without_held_back_days_the_days_after_the_window_are_validated_on(trial
     assert data.buckets == (0, 1)
 
 
-def test_a_lake_without_order_is_validated_after_the_window(trial_lake):
+def test_a_lake_without_order_validates_after_the_window(trial_lake):
     unordered = calendar_of(trial_lake, ordered=False)
     assert not trial_data(trial_lake, unordered, None, None).held_back
     with pytest.raises(UserError, match=r"validation_days = 7: .* no order of time.*set validation_days=0"):
         trial_data(trial_lake, unordered, None, 7)
 
 
-def test_embeddings_that_know_the_held_back_days_are_refused_with_the_mend(trial_lake):
+def test_embeddings_that_know_the_held_back_days_are_refused_with_the_fix(trial_lake):
     calendar = calendar_of(trial_lake)
     lake = embedded_until(trial_lake, calendar.window_end)
     with pytest.raises(UserError) as caught:
@@ -75,7 +75,7 @@ def test_embeddings_that_know_the_held_back_days_are_refused_with_the_mend(trial
     assert trial_data(embedded_until(trial_lake, start), calendar, None, 7).held_back
 
 
-def test_what_does_not_fit_is_told_before_any_work(trial_lake):
+def test_settings_that_do_not_fit_are_refused_before_any_work(trial_lake):
     calendar = calendar_of(trial_lake)
     with pytest.raises(UserError, match="buckets = 5: the lake has 4"):
         trial_data(trial_lake, calendar, 5, None)
@@ -85,12 +85,12 @@ def test_what_does_not_fit_is_told_before_any_work(trial_lake):
         trial_data(trial_lake, calendar_of(trial_lake, num_evaluation_days=0), None, 0)
 
 
-def test_a_window_too_short_for_seven_days_is_validated_after_it(trial_lake):
+def test_a_window_too_short_for_seven_days_validates_after_it(trial_lake):
     start = datetime(2022, 2, 20, tzinfo=UTC)
     assert not trial_data(trial_lake, calendar_of(trial_lake, window_start=start), None, None).held_back
 
 
-def test_only_validation_users_are_scored_and_at_most_about_so_many(trial_lake):
+def test_only_validation_users_are_scored_up_to_about_the_maximum(trial_lake):
     data = trial_data(trial_lake, calendar_of(trial_lake), None, 7)
     everybody = list(trial_validation_chunks(data, SAMPLE, data.buckets, 100_000))
     keys = np.concatenate([chunk.keys for chunk in everybody])
@@ -105,7 +105,7 @@ def test_only_validation_users_are_scored_and_at_most_about_so_many(trial_lake):
 
 
 @pytest.mark.parametrize(("days", "listed"), [(7, False), (0, True)])
-def test_lists_of_candidates_hold_on_the_test_days_that_they_are_made_for(trial_lake, monkeypatch, days, listed):
+def test_candidate_lists_apply_to_test_days_only(trial_lake, monkeypatch, days, listed):
     data = trial_data(trial_lake, calendar_of(trial_lake), None, days)
     offered = [chunk.candidates.sum(axis=1) for chunk in trial_validation_chunks(data, SAMPLE, data.buckets, 400)]
 
@@ -122,7 +122,7 @@ def test_lists_of_candidates_hold_on_the_test_days_that_they_are_made_for(trial_
         np.testing.assert_array_equal(np.concatenate(chosen), np.concatenate(offered))
 
 
-def test_remembered_validation_users_are_the_same_in_one_chunk_a_territory(trial_lake):
+def test_cached_validation_users_are_the_same_in_one_chunk_per_territory(trial_lake):
     data = trial_data(trial_lake, calendar_of(trial_lake), None, 7)
     cache = TrialCache()
     chunks = cache.validation(data, SAMPLE, data.buckets, 400)
@@ -136,7 +136,7 @@ def test_remembered_validation_users_are_the_same_in_one_chunk_a_territory(trial
 
 
 class CountedReads:
-    """`read_pairs` that remembers what it read."""
+    """`read_pairs` that records which buckets it read."""
 
     def __init__(self) -> None:
         self.buckets: list[int] = []
@@ -166,7 +166,7 @@ def test_two_trials_of_two_epochs_read_each_bucket_once(trial_lake, reads):
     assert sorted(reads.buckets) == [0, 1, 2]
 
 
-def test_remembered_batches_are_those_that_are_read_here(trial_lake):
+def test_cached_batches_equal_those_read_from_the_lake(trial_lake):
     data, cache = trial_data(trial_lake, calendar_of(trial_lake), None, 7), TrialCache()
     for seed in (0, 1):
         plain = batches(data, TrialCache(), SAMPLE, seed, stream=read_here)
@@ -177,7 +177,7 @@ def test_remembered_batches_are_those_that_are_read_here(trial_lake):
                 np.testing.assert_array_equal(before, after)
 
 
-def test_the_pairs_of_the_last_two_samples_are_remembered(trial_lake, reads):
+def test_the_pairs_of_the_last_two_samples_are_cached(trial_lake, reads):
     data, cache = trial_data(trial_lake, calendar_of(trial_lake), 1, 7), TrialCache(num_samples=2)
     samples = [SAMPLE.model_copy(update={"alpha": alpha}) for alpha in (1.0, 2.0, 3.0)]
     for sample in (samples[0], samples[1], samples[0], samples[1]):

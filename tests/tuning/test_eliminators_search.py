@@ -1,4 +1,4 @@
-"""A search of eliminators: the choice, what is refused, and searches on a real cluster, shared and for each alone."""
+"""A search of eliminators: its choice, what it refuses, and searches on a cluster for each combination."""
 
 from pathlib import Path
 from typing import Any
@@ -11,52 +11,59 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import read_json
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.backbone_run import BackboneRecord
+from mtrec_ray.tuning import collect, eliminators_search, search
 from mtrec_ray.tuning.config import EliminatorsSearchConfig
-from mtrec_ray.tuning.eliminators_search import check, choose, search_eliminators
-from mtrec_ray.tuning.results import DONE, SearchResult, TrialRow
-from mtrec_ray.tuning.search import Goal, Prepared, confirm
-from mtrec_ray.tuning.space import Space
-from tests.tuning.conftest import fair_search
+from mtrec_ray.tuning.eliminators_search import (
+    EliminatorsSearchResult,
+    check_eliminators_search,
+    choose_least_leakage,
+    search_eliminators,
+)
+from mtrec_ray.tuning.results import DONE, TrialRow
+from mtrec_ray.tuning.search import PreparedSearch, train_with_fresh_seeds
+from mtrec_ray.tuning.specs import TrialSpecs
+from tests.tuning.conftest import fair_search, specs_of
 
 
 @pytest.mark.parametrize(
-    ("min_ndcg_ratio", "chosen"),
+    ("min_ndcg_ratio", "chosen", "num_notes"),
     [
-        (0.9, "leaks least"),
-        (0.98, "as little"),  # beside one that leaks as little, and one that leaks more and is better still
-        (0.995, "best"),
-        (1.1, "best"),  # none keeps it
+        (0.9, "leaks least", 0),
+        (0.98, "leaks as little", 0),  # more accurate than one with the same leakage; the best one leaks more
+        (0.995, "best", 0),
+        (1.1, "best", 1),  # no trial has so much
     ],
 )
-def test_the_choice_leaks_least_of_those_that_keep_their_accuracy(min_ndcg_ratio, chosen):
+def test_the_choice_has_the_least_leakage_at_the_required_accuracy(min_ndcg_ratio, chosen, num_notes):
     figures = {
-        "as little, dearer": (0.01, 0.980),
-        "as little": (0.01, 0.990),
+        "leaks as little, less accurate": (0.01, 0.980),
+        "leaks as little": (0.01, 0.990),
         "best": (0.05, 1.0),
         "leaks least": (0.0, 0.95),
     }
     rows = [
-        TrialRow(name, DONE, {}, {"leakage/mean": leakage, "ndcg_share/mean": share, "ndcg@10/mean": share / 2}, [])
-        for name, (leakage, share) in figures.items()
+        TrialRow(name, DONE, {}, {"leakage/mean": leakage, "ndcg_share/mean": ratio, "ndcg@10/mean": ratio / 2}, [])
+        for name, (leakage, ratio) in figures.items()
     ]
-    assert choose(rows, min_ndcg_ratio).trial_id == chosen
-    assert choose(rows[::-1], min_ndcg_ratio).trial_id == chosen
+    for ordered in (rows, rows[::-1]):
+        row, notes = choose_least_leakage(ordered, min_ndcg_ratio)
+        assert (row.trial_id, len(notes)) == (chosen, num_notes)
 
 
 class TestRefusals:
     @pytest.mark.parametrize(
-        ("changes", "says"),
+        ("changes", "problem"),
         [
-            ({"workers": 2}, "trains in one process"),
+            ({"workers": 2}, "'workers' = 2"),
             ({"combinations": "gender,shoe"}, "no attribute 'shoe'"),
             ({"buckets": 3}, "buckets = 3: the lake has 2"),
             ({"base": {"optim": {"min_ndcg_ratio": 0.9}}}, "decided by min_ndcg_ratio of the search"),
-            ({"space": {"optim.min_ndcg_ratio": [0.5]}}, "space: optim.min_ndcg_ratio has no say"),
+            ({"space": {"optim.min_ndcg_ratio": [0.5]}}, "space: optim.min_ndcg_ratio has no effect: it is decided"),
             ({"base": {"optim": {"leakage_budget": 0.1}}}, "decided by min_ndcg_ratio of the search"),
-            ({"space": {"optim.leakage_budget": [0.5]}}, "space: optim.leakage_budget has no say"),
+            ({"space": {"optim.leakage_budget": [0.5]}}, "space: optim.leakage_budget has no effect: it is decided"),
             ({"space": {"adversary.wait": [1]}}, "adversary.wait"),
             ({"space": {"shape.num_prompts": {"low": -3, "high": 4}}}, "shape.num_prompts"),
-            ({"space": {"combinations": ["gender"]}}, "one for all"),
+            ({"space": {"combinations": ["gender"]}}, "decided by combinations"),
             ({"warm_start": [{"adversary.weight": 1}], "trials": 1}, "trials = 1"),
             ({"warm_start": [{"adversary.wait": 1}]}, "'adversary.wait' is not in space"),
             ({"space": {"optim.validation_users": [100, 500]}}, "one for all"),
@@ -78,25 +85,25 @@ class TestRefusals:
             ),
         ],
     )
-    def test_a_search_that_cannot_be_run(self, backbone, changes, says):
-        with pytest.raises(UserError, match=says):
-            check(fair_search(backbone, **changes))
+    def test_settings_that_do_not_fit_are_refused_before_any_work(self, backbone, changes, problem):
+        with pytest.raises(UserError, match=problem):
+            check_eliminators_search(fair_search(backbone, **changes))
 
-    def test_maps_that_some_trials_have_may_be_searched(self, backbone):
+    def test_transport_settings_are_accepted_where_some_trials_have_a_transport(self, backbone):
         space = {"shape.transport_units": [0, 4], "transport.weight": [1.0, 2.0]}
-        check(fair_search(backbone, base={"shape": {"transport_units": 0}}, space=space))
-        check(fair_search(backbone, base={"method": "filter"}))
+        check_eliminators_search(fair_search(backbone, base={"shape": {"transport_units": 0}}, space=space))
+        check_eliminators_search(fair_search(backbone, base={"method": "filter"}))
 
-    def test_an_unfinished_backbone(self, backbone, tmp_path: Path):
+    def test_an_unfinished_backbone_is_refused(self, backbone, tmp_path: Path):
         config = backbone.config.model_copy(update={"runs": str(tmp_path)})
         unfinished = backbone.model_copy(update={"status": "training", "config": config})
         unfinished.save()
         with pytest.raises(UserError, match="not finished"):
-            check(fair_search(unfinished))
+            check_eliminators_search(fair_search(unfinished))
 
 
 def apart(backbone: BackboneRecord, folder: Path, **changes: Any) -> EliminatorsSearchConfig:
-    """A search for each of two attributes by itself; its warm start is what the base comes to."""
+    """A search for each of two attributes; its warm start equals the base."""
     settings = {
         "name": "apart",
         "searches": str(folder),
@@ -110,68 +117,71 @@ def apart(backbone: BackboneRecord, folder: Path, **changes: Any) -> Eliminators
 
 
 @pytest.fixture(scope="module")
-def searched(ray_cluster, backbone, tmp_path_factory) -> list[SearchResult]:
+def searched(ray_cluster, backbone, tmp_path_factory) -> EliminatorsSearchResult:
     return search_eliminators(apart(backbone, tmp_path_factory.mktemp("searches")))
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(600)
-class TestEachCombinationByItself:
-    def test_each_has_its_trials_and_a_config_that_train_takes(self, searched, backbone):
-        assert [Path(result.uri).name for result in searched] == ["gender", "age"]
-        for result, name in zip(searched, ("gender", "age"), strict=True):
-            table: Any = pd.read_csv(f"{result.uri}/trials.csv")
-            assert table["status"].tolist() == ["done"] * 2
-            assert f"auc/{name}/{name}" in table
-            assert len([key for key in table if key.startswith("auc/")]) == 1
+class TestSearchForEachCombination:
+    def test_each_has_its_trials_and_a_config_that_train_accepts(self, searched, backbone):
+        assert list(searched.searches) == ["gender", "age"]
+        for name, result in searched.searches.items():
+            assert Path(result.uri).name == name
+            trials: Any = pd.read_csv(f"{result.uri}/trials.csv")
+            assert trials["status"].tolist() == ["done"] * 2
+            metrics: Any = pd.read_csv(f"{result.uri}/metrics.csv")
+            assert {key for key in metrics["metric"] if key.startswith("auc/")} == {f"auc/{name}/{name}"}
             config = load_config(EliminatorsConfig, f"{result.uri}/best-config.yaml", [])
             assert (config.combinations, config.backbone) == (name, backbone.uri)
             assert config.adversary.weight == result.best.params["adversary.weight"]
             assert len(result.fresh) == 1
+        assert searched.metrics["search"].unique().tolist() == ["gender", "age"]
 
-    def test_a_warm_start_that_is_the_base_is_tried_once(self, searched):
-        for result in searched:
+    def test_a_warm_start_equal_to_the_base_is_tried_once(self, searched):
+        for result in searched.searches.values():
             weights = [row.params["adversary.weight"] for row in result.rows]
             assert weights.count(0.3) == 1
 
-    def test_the_choice_is_on_the_front(self, searched):
-        assert all(result.best in result.front for result in searched)
+    def test_the_choice_is_pareto_optimal(self, searched):
+        assert all(result.best in result.front for result in searched.searches.values())
 
-    def test_resumed_it_trains_nothing_but_what_is_missing(self, searched, backbone, monkeypatch):
-        folder = Path(searched[0].uri).parent
+    def test_resume_trains_only_what_is_missing(self, searched, backbone, monkeypatch):
+        folder = Path(searched.searches["gender"].uri).parent
         done = []
-        (folder / "age" / "confirmed.json").unlink()
+        (folder / "age" / "fresh-seeds.json").unlink()
 
         def watched(config: EliminatorsSearchConfig, *arguments: Any) -> Any:
-            done.append((config.name, (Path(config.searches) / config.name / "confirmed.json").exists()))
-            return confirm(config, *arguments)
+            done.append((config.name, (Path(config.searches) / config.name / "fresh-seeds.json").exists()))
+            return train_with_fresh_seeds(config, *arguments)
 
-        monkeypatch.setattr("tuning.eliminators_search.confirm", watched)
-        shown = []
-        again = search_eliminators(apart(backbone, folder.parent), resume=True, progress=lambda *now: shown.append(now))
+        monkeypatch.setattr(collect, "train_with_fresh_seeds", watched)
+        reported = []
+        config = apart(backbone, folder.parent)
+        again = search_eliminators(config, resume=True, progress=lambda *now: reported.append(now))
         assert done == [("gender", True), ("age", False)]
-        assert shown == [("fresh seeds", 1, 1)]  # of age alone, and no trial
-        assert [one.flat() for one in again] == [one.flat() for one in searched]
+        assert reported == [("fresh seeds", 1, 1)]  # of age alone, and no trial
+        assert again.document() == searched.document()
 
     @pytest.mark.parametrize(
-        ("changes", "resume", "says"),
+        ("changes", "resume", "problem"),
         [
-            ({}, False, "begun before: go on with --resume"),
+            ({}, False, "started before: continue it with --resume"),
             ({"shared": True}, True, r"shared = False \(now True\): choose another name"),
-            ({"shared": True}, False, "begun before"),
+            ({"shared": True}, False, "started before"),
             ({"combinations": "age"}, True, r"combinations = 'gender,age' \(now 'age'\)"),
             ({"min_ndcg_ratio": 0.9}, True, r"min_ndcg_ratio = 0.98 \(now 0.9\)"),
             ({"name": "other"}, True, "no search"),
         ],
     )
-    def test_a_name_that_is_taken_is_said_before_any_trial(
-        self, searched, backbone, monkeypatch, changes, resume, says
+    def test_a_name_that_does_not_fit_is_refused_before_any_trial(
+        self, searched, backbone, monkeypatch, changes, resume, problem
     ):
-        monkeypatch.setattr("tuning.eliminators_search.run", None)
-        with pytest.raises(UserError, match=says):
-            search_eliminators(apart(backbone, Path(searched[0].uri).parent.parent, **changes), resume)
+        monkeypatch.setattr(eliminators_search, "run_search", None)
+        with pytest.raises(UserError, match=problem):
+            search_eliminators(apart(backbone, Path(searched.searches["age"].uri).parents[1], **changes), resume)
 
-    def test_too_few_users_are_said_before_the_name_is_taken(self, searched, backbone, tmp_path):
+    def test_too_few_users_are_refused_before_the_name_is_taken(self, searched, backbone, tmp_path):
         base = {"optim": {"validation_users": 20}}
         with pytest.raises(UserError, match=r"raise base\.optim\.validation_users = 20"):
             search_eliminators(apart(backbone, tmp_path, base=base))
@@ -179,23 +189,25 @@ class TestEachCombinationByItself:
 
 
 @pytest.mark.ray
-def test_fresh_seeds_are_kept_one_by_one(ray_cluster, backbone, tmp_path, monkeypatch):
-    config = apart(backbone, tmp_path, confirm=3, trials_at_once=1, retries=0)
-    prepared = Prepared(Space(), (Goal("seed", "max"),), lambda params: {"config": params}, first=[])
+def test_fresh_seeds_are_stored_one_by_one(ray_cluster, backbone, tmp_path, monkeypatch):
+    config = apart(backbone, tmp_path, confirm=3, trials_at_once=1)
+    prepared = PreparedSearch(specs_of(), {"seed": "max"}, first=[])
+    monkeypatch.setattr(TrialSpecs, "spec", lambda self, params: {"config": params})
+    monkeypatch.setattr(search, "RETRIES", 0)
 
-    def trained(plan: dict[str, Any]) -> dict[str, float]:
-        seed = plan["config"]["seed"]
+    def trained(spec: dict[str, Any]) -> dict[str, float]:
+        seed = spec["config"]["seed"]
         if seed == 1003 and not (tmp_path / "1003").exists():
             (tmp_path / "1003").touch()
             raise RuntimeError("the machine is gone")
         (tmp_path / str(seed)).touch(exist_ok=seed == 1003)
         return {"seed": float(seed)}
 
-    monkeypatch.setattr("tuning.search._train_to_end", trained)
+    monkeypatch.setattr(search, "_train_to_end", trained)
     with pytest.raises(RuntimeError, match="the machine is gone"):
-        confirm(config, prepared, None, {"x": 1})
-    figures = confirm(config, prepared, None, {"x": 1})
+        train_with_fresh_seeds(config, prepared, None, {"x": 1})
+    figures = train_with_fresh_seeds(config, prepared, None, {"x": 1})
     assert [one["seed"] for one in figures] == [1001, 1002, 1003]
-    assert read_json(f"{tmp_path}/apart/confirmed.json") == {"params": {"x": 1}, "figures": figures}
-    with pytest.raises(FileExistsError):  # of other parameters nothing is known
-        confirm(config, prepared, None, {"x": 2})
+    assert read_json(f"{tmp_path}/apart/fresh-seeds.json") == {"version": 2, "params": {"x": 1}, "figures": figures}
+    with pytest.raises(FileExistsError):  # other parameters have no figures yet
+        train_with_fresh_seeds(config, prepared, None, {"x": 2})

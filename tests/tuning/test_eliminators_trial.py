@@ -11,19 +11,21 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.held_out import HeldOutUsers
 from mtrec_ray.streams.sequences import SequenceConfig, Sequences, UserSplit, in_audit_split, in_split
+from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.tuning.data import TrialCache
-from mtrec_ray.tuning.eliminators_search import EliminatorsPlans
 from mtrec_ray.tuning.eliminators_trial import HALVES, METRICS, EliminatorsTrial
 from mtrec_ray.tuning.space import Space
+from mtrec_ray.tuning.specs import TrialSpecs
 from tests.tuning.conftest import fair_search
 
 
 def trial(backbone: BackboneRecord, buckets: int | None = None, **settings: Any) -> EliminatorsTrial:
     config = fair_search(backbone)
     base = config.base | {"backbone": backbone.uri, "name": "t", "combinations": config.combinations} | settings
-    plans = EliminatorsPlans(base, Space(), {"buckets": buckets, "num_permutations": 2})
-    return EliminatorsTrial(plans({}), TrialCache())
+    data = {"buckets": buckets, "num_permutations": 2}
+    specs = TrialSpecs("eliminators", EliminatorsConfig, Space(), base, {}, data)
+    return EliminatorsTrial(specs.spec({}), TrialCache())
 
 
 class TestHalves:

@@ -1,4 +1,4 @@
-"""What territories discover: counted by hand, by training users alone; and when it is evidence of a taste."""
+"""Discoveries of territories: counted by hand, of training users only; and when they are evidence of a taste."""
 
 from functools import partial
 
@@ -48,15 +48,15 @@ def counted_by_hand(parity: int) -> np.ndarray:
 
 
 def test_first_discoveries_of_training_users_are_counted_by_half(lake):
-    told = []
-    map_over = partial(map_here, stage="counting", progress=lambda *state: told.append(state))
+    reported = []
+    map_over = partial(map_here, stage="counting", progress=lambda *state: reported.append(state))
     counts = count_discoveries(lake, CALENDAR, SAMPLE, range(NUM_BUCKETS), map_over)
-    assert told == [("counting", done, NUM_BUCKETS) for done in range(1, NUM_BUCKETS + 1)]
+    assert reported == [("counting", done, NUM_BUCKETS) for done in range(1, NUM_BUCKETS + 1)]
     np.testing.assert_array_equal(counts, np.stack([counted_by_hand(0), counted_by_hand(1)]))
     assert counts.sum(axis=(1, 2)).min() > 5
 
 
-def test_no_user_put_aside_is_counted(lake):
+def test_only_training_users_are_counted(lake):
     keys = user_keys(np.array(USERS, dtype=object))
     counts = count_discoveries(lake, CALENDAR, SAMPLE, range(NUM_BUCKETS), map_here)
     assert counts.sum() == (split_of(keys, SAMPLE) == TRAIN).sum() < len(USERS)
@@ -64,14 +64,14 @@ def test_no_user_put_aside_is_counted(lake):
     assert count_discoveries(lake, CALENDAR, nobody, range(NUM_BUCKETS), map_here).sum() == len(USERS)
 
 
-def test_both_halves_sum_to_all_and_some_buckets_are_a_part_of_it(lake):
+def test_the_halves_are_even_and_odd_buckets(lake):
     both = count_discoveries(lake, CALENDAR, SAMPLE, range(NUM_BUCKETS), map_here)
     even, odd = (count_discoveries(lake, CALENDAR, SAMPLE, part, map_here) for part in ([0, 2, 4], [1, 3]))
     np.testing.assert_array_equal(even + odd, both)
     assert even[1].sum() == odd[0].sum() == 0
 
 
-def test_territories_with_one_taste_show_none():
+def test_territories_with_the_same_taste_have_no_evidence():
     counts = np.array([[10], [40], [1000]]) * np.ones((3, 8), int)
     evidence = taste_evidence(np.stack([counts, 2 * counts]), np.ones((3, 8), bool))
     np.testing.assert_allclose(evidence.vectors, 0, atol=1e-12)
@@ -81,7 +81,7 @@ def test_territories_with_one_taste_show_none():
     assert np.abs(deviations).max() < 0.02  # from the half discovery that smooths
 
 
-def test_what_a_territory_discovers_more_than_others_is_above_zero():
+def test_titles_discovered_more_than_elsewhere_are_positive():
     one, other = [300, 100, 100, 100], [100, 100, 100, 300]
     counts = np.array([one, one, other, other])
     evidence = taste_evidence(np.stack([counts, counts]), np.ones((4, 4), bool))
@@ -90,7 +90,7 @@ def test_what_a_territory_discovers_more_than_others_is_above_zero():
     assert evidence.clusters(2).tolist() == [0, 0, 1, 1]
 
 
-def test_a_title_of_one_territory_alone_has_no_effect():
+def test_a_title_of_a_single_territory_has_no_effect():
     offers = np.array([[1, 1, 1, 0], [1, 1, 0, 1], [1, 1, 0, 1]], bool)  # the third title is the first territory's own
     counts = np.array([[50, 20, 7, 0], [30, 30, 0, 40], [10, 60, 0, 5]])
     more = counts.copy()
@@ -101,7 +101,7 @@ def test_a_title_of_one_territory_alone_has_no_effect():
     assert (before.vectors[:, :, 2] == 0).all()
 
 
-def test_a_territory_that_discovers_nothing_shows_no_taste():
+def test_a_territory_without_discoveries_has_no_evidence():
     counts = np.array([[0, 0, 0], [5, 9, 1], [8, 2, 2]])
     evidence = taste_evidence(np.stack([counts, counts]), np.ones((3, 3), bool))
     assert (evidence.vectors[:, 0] == 0).all()

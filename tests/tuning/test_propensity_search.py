@@ -1,4 +1,4 @@
-"""A propensity search before its first trial: what is refused, and what a trial's parameters mean."""
+"""A propensity search before its first trial: what it refuses, what its parts receive, and its TrialSpecs."""
 
 import json
 from datetime import timedelta
@@ -7,23 +7,25 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from optuna.distributions import CategoricalDistribution
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.streams.config import SampleConfig
+from mtrec_ray.streams.groups import Groups
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning import propensity_search
 from mtrec_ray.tuning.clustering import Evidence
 from mtrec_ray.tuning.config import PropensitySearchConfig
 from mtrec_ray.tuning.data import map_here
-from mtrec_ray.tuning.partitions import Partition
+from mtrec_ray.tuning.partitions import groups_document
 from mtrec_ray.tuning.profiles import count_discoveries
-from mtrec_ray.tuning.propensity_search import PropensityPlans, check, search_propensity
-from mtrec_ray.tuning.search import Goal
+from mtrec_ray.tuning.propensity_search import check_propensity_search, search_propensity
 from mtrec_ray.tuning.space import GROUPS, Space
+from mtrec_ray.tuning.specs import GroupsFiles
+from tests.tuning.conftest import specs_of
 
 TERRITORIES = ["T001", "T002", "T003", "T004"]
-HALVES = Partition("taste:2", ("group1", "group2"), (0, 1, 0, 1))
 
 
 def search(lake: str, **settings: Any) -> PropensitySearchConfig:
@@ -35,9 +37,10 @@ def search(lake: str, **settings: Any) -> PropensitySearchConfig:
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
+        ({"looks": 3}, "'looks' is called 'validations' now"),
         ({"metric": "pr_auc"}, "metric = 'pr_auc' is not reported.*pr_auc/all"),
         ({"space": {"optim.lr": [-1.0]}}, r"'optim\.lr' = -1\.0"),
-        ({"space": {"lake": ["other"]}}, "lake decides what trials are measured on"),
+        ({"space": {"lake": ["other"]}}, "space: lake has no effect: it is decided by lake"),
         ({"space": {GROUPS: {"partitions": ["one"]}}, "base": {"kind": "baseline"}}, "no effect on a baseline"),
         ({"space": {GROUPS: {"partitions": ["volume:7"]}}}, "volume:7.*6 territories"),
         ({"space": {GROUPS: {"partitions": ["one"]}}, "trials": 3}, "trials = 3: 4 are needed"),
@@ -62,7 +65,7 @@ def search(lake: str, **settings: Any) -> PropensitySearchConfig:
         ({"space": {GROUPS: {"partitions": ["taste"]}}, "buckets": 1}, "taste:4, or read more buckets"),
         (
             {"space": {GROUPS: {"partitions": ["one"]}}, "warm_start": [{"moves": 1, "move.1": "NOWHERE"}]},
-            "warm_start: move.1 = 'NOWHERE' is none of",
+            "warm_start: move.1 = 'NOWHERE' is not in",
         ),
         (
             {"space": {GROUPS: {"partitions": ["one"], "movable": 0}}, "warm_start": [{"moves": 1}]},
@@ -89,24 +92,28 @@ def search(lake: str, **settings: Any) -> PropensitySearchConfig:
         ({"validation_days": 40}, "validation_days = 40"),
     ],
 )
-def test_what_does_not_fit_is_refused_before_any_work(settings, problem, trial_lake):
+def test_settings_that_do_not_fit_are_refused_before_any_work(settings, problem, trial_lake):
     with pytest.raises(UserError, match=problem):
-        check(search(trial_lake.uri, **settings))
+        check_propensity_search(search(trial_lake.uri, **settings))
 
 
-def test_a_search_that_fits_knows_its_partitions_data_and_base(trial_lake):
+def test_check_returns_data_base_and_space(trial_lake):
     groups = {"partitions": ["one", "taste:2"], "random": 2, "moves": 1}
-    data, base, space, seeds = check(search(trial_lake.uri, space={GROUPS: groups}, buckets=2, seed=5))
+    data, base, space, partition_space = check_propensity_search(
+        search(trial_lake.uri, space={GROUPS: groups}, buckets=2, seed=5)
+    )
     assert (data.buckets, data.held_back) == ((0, 1), True)
     assert (base["lake"], base["name"], base["seed"]) == (trial_lake.uri, "s-best", 5)
-    assert (space.moves, seeds) == (1, ("one", "taste:2", "random:2:0", "random:2:1"))
+    assert (space.moves, space.partitions) == (1, ("one", "taste:2", "random:2:0", "random:2:1"))
+    assert partition_space
+    assert partition_space.movable == 8
 
 
-class TestWhatIsHandedOn:
-    """The search up to its first trial: what Tune would be given, what a trial would be told, what was counted."""
+class TestArguments:
+    """A search up to its first trial: what its parts receive."""
 
     @pytest.fixture
-    def begun(self, trial_lake, tmp_path, monkeypatch) -> dict[str, Any]:
+    def started(self, trial_lake, tmp_path, monkeypatch) -> dict[str, Any]:
         seen: dict[str, Any] = {}
 
         def watched(name: str, returned: Any = None) -> Any:
@@ -120,10 +127,12 @@ class TestWhatIsHandedOn:
 
         evidence = Evidence(np.random.default_rng(0).standard_normal((2, 6, 3)), np.ones((2, 6)))
         monkeypatch.setattr(propensity_search, "trials_at_once", lambda config: 1)
-        monkeypatch.setattr(propensity_search, "count_discoveries", watched("count_discoveries"))
-        monkeypatch.setattr(propensity_search, "gradient_evidence", watched("gradient_evidence", evidence))
-        monkeypatch.setattr(propensity_search, "run", watched("run", "grid"))
-        monkeypatch.setattr(propensity_search, "collect", watched("collect", "result"))
+        for name, returned in (
+            ("count_discoveries", None),
+            ("gradient_evidence", evidence),
+            ("run_search", "result"),
+        ):
+            monkeypatch.setattr(propensity_search, name, watched(name, returned))
         groups = {"partitions": ["one", "affinity:2"], "random": 1, "movable": 3, "moves": 2}
         settings = {
             "metric": "ndcg@10/mean",
@@ -133,88 +142,98 @@ class TestWhatIsHandedOn:
             "validation_days": 5,
             "validation_users": 500,
             "num_bootstrap": 33,
-            "looks": 3,
+            "validations": 3,
             "buckets": 3,
         }
-        search_propensity(search(trial_lake.uri, **settings | {"early_stop": True, "reduction_factor": 4}))
+        search_propensity(search(trial_lake.uri, **settings))
         return seen | {"settings": settings, "lake": trial_lake, "folder": tmp_path}
 
-    def test_tune_is_given_the_goal_the_candidates_and_how_early_to_stop(self, begun):
-        prepared = begun["run"][1]
-        assert prepared.goals == (Goal("ndcg@10/mean", "max"),)
-        assert [params[GROUPS] for params in prepared.first] == ["one", "affinity:2", "random:2:0"]
-        assert {params["moves"] for params in prepared.first} == {0}
-        assert prepared.num_groups == {"one": 1, "affinity:2": 2, "random:2:0": 2}
-        assert (prepared.num_validations, prepared.reduction_factor) == (3, 4)
+    def test_the_prepared_search_has_the_goal_the_first_trials_and_early_stopping(self, started):
+        prepared = started["run_search"][1]
+        assert prepared.goals == {"ndcg@10/mean": "max"}
+        assert (prepared.num_validations, prepared.early_stop) == (3, True)
+        assert [p[GROUPS] for p in prepared.first] == ["one", "affinity:2", "random:2:0"]
+        assert all(p["moves"] == 0 and p["optim.lr"] == 1e-3 for p in prepared.first)
+        groups = prepared.specs.groups_files.partitions
+        assert {name: len(one.names) for name, one in groups.items()} == {"one": 1, "affinity:2": 2, "random:2:0": 2}
 
-    def test_the_largest_territories_may_move(self, begun):
-        calendar = begun["lake"].manifest.calendar
+    def test_the_movable_territories_are_the_largest(self, started):
+        calendar = started["lake"].manifest.calendar
         held_back = calendar.model_copy(update={"window_end": calendar.window_end - timedelta(days=5)})
         sample = SampleConfig(validation_fraction=0.3)
-        volume = count_discoveries(begun["lake"], held_back, sample, (0, 1, 2), map_here).sum(axis=(0, 2))
-        names = begun["lake"].territory_names()
+        volume = count_discoveries(started["lake"], held_back, sample, (0, 1, 2), map_here).sum(axis=(0, 2))
+        names = started["lake"].territory_names()
         largest = sorted(range(6), key=lambda territory: -volume[territory])[:3]
-        assert begun["run"][1].space.movable == tuple(names[territory] for territory in largest)
+        assert started["run_search"][1].specs.space.movable == tuple(names[territory] for territory in largest)
 
-    def test_a_trial_is_told_what_the_search_was(self, begun):
-        plan = begun["run"][1].make_trial_spec(begun["run"][1].first[1])
-        for key in ("validation_days", "validation_users", "num_bootstrap", "looks", "buckets"):
-            assert plan[key] == begun["settings"][key]
-        assert plan["lake_hash"] == begun["lake"].manifest.lake_hash
-        assert plan["config"]["sample"]["validation_fraction"] == 0.3
-        assert plan["config"]["model"]["groups"].startswith(str(begun["folder"]))
+    def test_a_trial_spec_holds_the_settings_of_the_search(self, started):
+        prepared = started["run_search"][1]
+        spec = prepared.specs.spec(prepared.first[1])
+        for key in ("validation_days", "validation_users", "num_bootstrap", "buckets"):
+            assert spec[key] == started["settings"][key]
+        assert spec["looks"] == 3
+        assert spec["lake_hash"] == started["lake"].manifest.lake_hash
+        assert spec["config"]["sample"]["validation_fraction"] == 0.3
+        assert spec["config"]["model"]["groups"].startswith(str(started["folder"]))
 
-    def test_candidates_are_made_without_validation_users_and_held_back_days(self, begun):
-        end = begun["lake"].manifest.calendar.window_end - timedelta(days=5)
-        _, calendar, sample, buckets, _ = begun["count_discoveries"]
+    def test_partitions_are_made_without_validation_users_and_held_back_days(self, started):
+        end = started["lake"].manifest.calendar.window_end - timedelta(days=5)
+        _, calendar, sample, buckets, _ = started["count_discoveries"]
         assert (calendar.window_end, sample.validation_fraction, buckets) == (end, 0.3, (0, 1, 2))
-        config, data = begun["gradient_evidence"][:2]
+        config, data = started["gradient_evidence"][:2]
         assert (config.sample.validation_fraction, data.calendar.window_end, data.buckets) == (0.3, end, (0, 1, 2))
 
-    def test_the_fresh_seeds_are_of_the_same_search(self, begun):
-        uri, grid, prepared, _, notes, _ = begun["collect"]
-        assert (uri, grid, prepared) == (f"{begun['folder']}/s", "grid", begun["run"][1])
-        assert "trials read 3 of 4 buckets" in notes[0]
+    def test_a_note_describes_the_sample(self, started):
+        assert "trials read 3 of 4 buckets" in started["run_search"][2][0]
 
 
-class TestWhatASearchStandsOn:
+class TestResume:
     @pytest.fixture
     def recorded(self, trial_lake, tmp_path, monkeypatch) -> PropensitySearchConfig:
-        for name, returned in (("trials_at_once", 1), ("run", "grid"), ("collect", "result")):
+        for name, returned in (("trials_at_once", 1), ("run_search", "result")):
             monkeypatch.setattr(propensity_search, name, lambda *_, returned=returned: returned)
-        halves = Partition("x", ("north", "south"), (0, 1, 0, 1, 0, 1))
-        (tmp_path / "groups.yaml").write_text(yaml.safe_dump(halves.document(trial_lake.territory_names())))
+        write_groups(tmp_path, trial_lake, [0, 1, 0, 1, 0, 1])
         space = {GROUPS: ["one", str(tmp_path / "groups.yaml")]}
         config = search(trial_lake.uri, space=space, searches=str(tmp_path / "searches"))
         search_propensity(config)
         return config
 
-    def test_it_goes_on_while_nothing_changed(self, recorded):
+    def test_unchanged_inputs_are_accepted(self, recorded):
         assert search_propensity(recorded, resume=True) == "result"
 
-    def test_other_groups_in_the_file_are_noticed(self, recorded, trial_lake, tmp_path):
-        other = Partition("x", ("north", "south"), (0, 0, 0, 1, 1, 1))
-        (tmp_path / "groups.yaml").write_text(yaml.safe_dump(other.document(trial_lake.territory_names())))
+    def test_a_changed_groups_file_is_refused(self, recorded, trial_lake, tmp_path):
+        write_groups(tmp_path, trial_lake, [0, 0, 0, 1, 1, 1])
         with pytest.raises(UserError, match=r"another state of groups file .*groups\.yaml"):
             search_propensity(recorded, resume=True)
 
-    def test_another_lake_is_noticed(self, recorded, tmp_path):
-        known = tmp_path / "searches" / "s" / "inputs.json"
-        document = json.loads(known.read_text())
-        (lake,) = [name for name in document if name.startswith("lake")]
-        known.write_text(json.dumps(document | {lake: "0" * 16}))
-        with pytest.raises(UserError, match="another state of lake"):
+    @pytest.mark.parametrize(
+        ("change", "problem"),
+        [
+            (lambda document: dict.fromkeys(document["inputs"], "0" * 16), "another state of lake"),
+            (None, "has format 1, not 2: choose another name"),
+        ],
+        ids=["another lake", "old format"],
+    )
+    def test_another_lake_or_format_is_refused(self, recorded, tmp_path, change, problem):
+        path = tmp_path / "searches" / "s" / "inputs.json"
+        document = json.loads(path.read_text())
+        path.write_text(json.dumps(document | {"inputs": change(document)} if change else document["inputs"]))
+        with pytest.raises(UserError, match=problem):
             search_propensity(recorded, resume=True)
 
 
-def plans(folder: str, space: Space, partitions: dict[str, Partition]) -> PropensityPlans:
-    base = {"lake": "lake", "name": "s-best", "sample": {"tau": 0.5}}
-    trial_overrides = {"sample.validation_fraction": 0.25}
-    return PropensityPlans(base, space, partitions, TERRITORIES, folder, {"looks": 3}, trial_overrides)
+def write_groups(folder: Any, lake: Any, group: list[int]) -> None:
+    groups = Groups(names=["north", "south"], of_territory=group)
+    (folder / "groups.yaml").write_text(yaml.safe_dump(groups_document(groups, lake.territory_names())))
 
 
-def test_a_trials_partition_is_a_groups_file_with_its_moves_made(tmp_path):
-    made = plans(str(tmp_path), Space(partitions=("taste:2",), movable=("T001", "T002"), moves=1), {"taste:2": HALVES})
+BASE = {"lake": "lake", "name": "s-best", "sample": {"tau": 0.5}}
+
+
+def test_a_trials_partition_is_a_groups_file_after_its_moves(tmp_path):
+    halves = Groups(names=["group1", "group2"], of_territory=[0, 1, 0, 1])
+    space = Space(partitions=("taste:2",), movable=("T001", "T002"), moves=1)
+    made = specs_of(space, base=BASE, groups_files=GroupsFiles(str(tmp_path), TERRITORIES, {"taste:2": halves}))
     params = {GROUPS: "taste:2", "moves": 1, "move.1": "T001", "move.1.joins": "T002"}
     path = made.settings(params)["model"]["groups"]
     with open(path, encoding="utf-8") as file:
@@ -223,16 +242,17 @@ def test_a_trials_partition_is_a_groups_file_with_its_moves_made(tmp_path):
     assert made.settings(params | {"moves": 0})["model"]["groups"] != path
 
 
-def test_a_plan_puts_validation_users_aside_and_the_best_config_does_not(tmp_path):
-    made = plans(str(tmp_path), Space(choices={"optim.epochs": [1, 2]}), {})
-    plan, settings = made({"optim.epochs": 2}), made.settings({"optim.epochs": 2})
-    assert (plan["kind"], plan["looks"]) == ("propensity", 3)
-    config = PropensityConfig.model_validate(plan["config"])
+def test_trial_overrides_are_in_the_trial_spec_but_not_in_the_best_config():
+    space = Space({"optim.epochs": CategoricalDistribution([1, 2])})
+    made = specs_of(space, base=BASE, trial_overrides={"sample.validation_fraction": 0.25}, data={"looks": 3})
+    spec, settings = made.spec({"optim.epochs": 2}), made.settings({"optim.epochs": 2})
+    assert (spec["kind"], spec["looks"]) == ("propensity", 3)
+    config = PropensityConfig.model_validate(spec["config"])
     assert (config.sample.validation_fraction, config.sample.tau, config.optim.epochs) == (0.25, 0.5, 2)
-    assert settings == {"lake": "lake", "name": "s-best", "sample": {"tau": 0.5}, "optim": {"epochs": 2}}
+    assert settings == BASE | {"optim": {"epochs": 2}}
 
 
-def test_groups_may_be_plain_choices_without_partitions(tmp_path):
-    made = plans(str(tmp_path), Space(choices={GROUPS: ["one", "regions"]}), {})
+def test_groups_may_be_plain_choices_without_partitions():
+    made = specs_of(Space({GROUPS: CategoricalDistribution(["one", "regions"])}), base=BASE)
     assert made.settings({GROUPS: "one"})["model"] == {"groups": "one"}
-    assert made({GROUPS: "regions"})["config"]["model"]["groups"] == "regions"
+    assert made.spec({GROUPS: "regions"})["config"]["model"]["groups"] == "regions"

@@ -21,9 +21,8 @@ from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.propensity import new_propensity_run, propensity_data
 from mtrec_ray.training.propensity_run import make_schedule
 from mtrec_ray.tuning.data import TrialCache, map_here, trial_data
-from mtrec_ray.tuning.kinds import make_trial
 from mtrec_ray.tuning.propensity_trial import PropensityTrial
-from mtrec_ray.tuning.trial import TrialSpec
+from mtrec_ray.tuning.trial import TrialSpec, make_trial
 from tests.tuning.conftest import small_config
 
 TIMES = {"steps_s", "reading_s", "validating_s"}
@@ -42,7 +41,7 @@ def plan_of(config: PropensityConfig, **changes) -> TrialSpec:
 
 
 def trial_of(lake: Lake, cache: TrialCache | None = None, **changes) -> PropensityTrial:
-    trial = make_trial(plan_of(small_config(lake), **changes), cache or TrialCache())
+    trial = make_trial(plan_of(small_config(lake), **changes), cache or TrialCache(), Workers())
     assert isinstance(trial, PropensityTrial)
     return trial
 

@@ -1,4 +1,4 @@
-"""Searches on a real cluster: what they leave, killed drivers and trials, several workers, and what is refused."""
+"""Searches on a cluster: result files, killed drivers and trials, several workers, and refusals."""
 
 import json
 import os
@@ -21,6 +21,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.groups import make_groups
 from mtrec_ray.trainers.propensity_config import PropensityConfig
+from mtrec_ray.tuning import search
 from mtrec_ray.tuning.config import PropensitySearchConfig
 from mtrec_ray.tuning.propensity_search import search_propensity
 from mtrec_ray.tuning.results import SearchResult
@@ -35,7 +36,7 @@ SETTINGS = {
         "optim.lr": {"low": 1e-4, "high": 1e-2, "log": True},
     },
     "trials": 6,
-    "looks": 2,
+    "validations": 2,
     "confirm": 1,
     "num_bootstrap": 10,
 }
@@ -62,16 +63,16 @@ def searched(ray_cluster, shuffled_lake, tmp_path_factory) -> SearchResult:
     return search_propensity(search_config(shuffled_lake.uri, tmp_path_factory.mktemp("searches"), "whole"))
 
 
-class TestWhatASearchLeaves:
-    def test_every_candidate_went_to_its_end_beside_random_partitions(self, searched):
+class TestResultFiles:
+    def test_every_partition_was_trained_to_its_end(self, searched):
         done = {row.params["model.groups"] for row in searched.rows if row.status == "done" and not row.params["moves"]}
         assert {"one", "taste:4", "random:4:0", "random:4:1"} <= done
 
-    def test_the_best_has_the_highest_figure_of_the_whole_trials(self, searched):
+    def test_the_best_trial_has_the_highest_figure_of_the_complete_trials(self, searched):
         done = [row.metrics["pr_auc/weighted"] for row in searched.rows if row.status == "done"]
         assert searched.best.metrics["pr_auc/weighted"] == max(done)
 
-    def test_best_config_is_what_train_takes(self, searched, shuffled_lake):
+    def test_best_config_is_accepted_by_train(self, searched, shuffled_lake):
         config = load_config(PropensityConfig, f"{searched.uri}/best-config.yaml", [])
         assert config.lake == shuffled_lake.uri
         assert config.optim.lr == pytest.approx(searched.best.params["optim.lr"])
@@ -79,35 +80,37 @@ class TestWhatASearchLeaves:
         groups = make_groups(str(config.model.groups), shuffled_lake.manifest)
         assert len(groups.of_territory) == 12
 
-    def test_trials_csv_holds_a_row_for_each_trial_with_its_looks(self, searched):
-        table: Any = pd.read_csv(f"{searched.uri}/trials.csv")
-        assert len(table) == 6
-        assert set(table["status"]) <= {"done", "stopped early"}
-        assert {row["looks"] for row in table.to_dict("records") if row["status"] != "stopped early"} == {2}
-        assert table["steps_s"].min() > 0
+    def test_trials_csv_has_a_row_for_each_trial_and_metrics_csv_its_figures(self, searched):
+        tables: list[Any] = [pd.read_csv(f"{searched.uri}/{name}.csv") for name in ("trials", "metrics")]
+        trials, metrics = tables
+        assert len(trials) == 6
+        assert set(trials["status"]) <= {"done", "stopped early"}
+        assert set(trials["validations"][trials["status"] == "done"]) == {2}
+        assert set(metrics["trial"]) == set(trials["trial"])
+        assert metrics["value"][metrics["metric"] == "steps_s"].min() > 0
 
     def test_no_checkpoint_is_left(self, searched):
         assert not list(Path(searched.uri, "tune").glob("*/checkpoint_*"))
 
-    def test_the_page_holds_the_plots_and_loads_nothing(self, searched):
+    def test_plots_html_has_plots_and_no_script(self, searched):
         page = Path(searched.uri, "plots.html").read_text()
         assert page.count("<svg") >= 3
         assert "<script" not in page
 
-    def test_the_choice_was_trained_again(self, searched):
+    def test_the_best_configuration_was_trained_with_fresh_seeds(self, searched):
         assert len(searched.fresh) == 1
         assert searched.fresh[0]["pr_auc/weighted"] > 0
 
 
-def test_a_finished_search_that_is_resumed_trains_nothing(searched, shuffled_lake, monkeypatch):
-    monkeypatch.setattr("tuning.search._train_to_end", None)
+def test_resume_of_a_finished_search_trains_nothing(searched, shuffled_lake, monkeypatch):
+    monkeypatch.setattr(search, "_train_to_end", lambda spec: pytest.fail("trained again"))
     folder = Path(searched.uri).parent
     detour = folder / ".." / folder.name  # the same folder
     again = search_propensity(search_config(shuffled_lake.uri, detour, "whole"), resume=True)
-    assert again.flat() == searched.flat()
+    assert again.document() == searched.document()
 
 
-def test_two_workers_find_what_one_finds(ray_cluster, shuffled_lake, tmp_path, searched):
+def test_two_workers_equal_one(ray_cluster, shuffled_lake, tmp_path, searched):
     config = search_config(
         shuffled_lake.uri, tmp_path, "two", workers=2, cpus_per_worker=0.5, trials=4, early_stop=False, confirm=0
     )
@@ -117,7 +120,7 @@ def test_two_workers_find_what_one_finds(ray_cluster, shuffled_lake, tmp_path, s
         assert two[name]["pr_auc/weighted"] == pytest.approx(one[name]["pr_auc/weighted"], rel=0.02)
 
 
-def test_a_trial_whose_process_is_killed_is_tried_again(ray_cluster, shuffled_lake, tmp_path):
+def test_a_trial_whose_process_is_killed_is_restarted(ray_cluster, shuffled_lake, tmp_path):
     killed = []
 
     def kill_one() -> None:
@@ -141,9 +144,9 @@ def test_a_trial_whose_process_is_killed_is_tried_again(ray_cluster, shuffled_la
 
 
 @pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGINT])
-def test_a_killed_search_goes_on_with_what_it_knew(shuffled_lake, tmp_path, ended_by):
+def test_resume_of_a_killed_search_repeats_no_finished_trial(shuffled_lake, tmp_path, ended_by):
     config = tmp_path / "search.yaml"
-    config.write_text(yaml.safe_dump(SETTINGS | {"looks": 8}))
+    config.write_text(yaml.safe_dump(SETTINGS | {"validations": 8}))
     command = [sys.executable, "-m", "mtrec_ray", "search", "propensity", "--lake", shuffled_lake.uri, "--name", "k"]
     command += ["--searches", str(tmp_path), "--config", str(config), "--trials-at-once", "1", "--json"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
@@ -151,50 +154,50 @@ def test_a_killed_search_goes_on_with_what_it_knew(shuffled_lake, tmp_path, ende
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
     )
     tune = tmp_path / "k" / "tune"
-    finished = wait_for_looks(tune, 8, count=1)
-    wait_for_looks(tune, 2, count=len(finished) + 1)  # the state on disk names what ended, and that this one has begun
-    said = ended(driver, ended_by)
+    finished = wait_for_validations(tune, 8, count=1)
+    wait_for_validations(tune, 2, count=len(finished) + 1)  # so the state on disk has the ended and the started trial
+    output = output_of_ended(driver, ended_by)
     before = {path: path.read_text() for path in finished}
     if ended_by == signal.SIGINT:
-        assert (driver.returncode, json.loads(said)["exit_code"]) == (130, 130)
+        assert (driver.returncode, json.loads(output)["exit_code"]) == (130, 130)
     else:
         for checkpoint in tune.glob("*/checkpoint_*"):  # as when the driver dies before its state names the newer one
             shutil.rmtree(checkpoint)
     resumed = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=400)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
-    document = json.loads(resumed.stdout)
-    assert document["trials/done"] + document["trials/stopped_early"] == 6
+    counts = json.loads(resumed.stdout)["num_trials"]
+    assert counts["done"] + counts["stopped early"] == 6
     for path, text in before.items():
-        assert path.read_text() == text  # nothing finished was done again
+        assert path.read_text() == text
     partitions = pd.read_csv(tmp_path / "k" / "trials.csv")["model.groups"].tolist()
     assert {"one", "taste:4", "random:4:0", "random:4:1"} <= set(partitions)  # the searcher remembers its queue
 
 
-def ended(driver: subprocess.Popen, ended_by: signal.Signals, patience_s: float = 25) -> bytes:
-    """What a driver said that was ended; asked again where the first interrupt fell into a destructor and was lost."""
+def output_of_ended(driver: subprocess.Popen, ended_by: signal.Signals, patience_s: float = 25) -> bytes:
+    """Ends a driver and returns its output; repeats an interrupt that fell into a destructor and was lost."""
     for _ in range(3):
         os.killpg(driver.pid, ended_by)  # a terminal's ctrl-c reaches the whole group too
         try:
             return driver.communicate(timeout=patience_s)[0]
         except subprocess.TimeoutExpired:
             continue
-    raise TimeoutError(f"the search outlived {ended_by.name}")
+    raise TimeoutError(f"the search survived {ended_by.name}")
 
 
-def wait_for_looks(folder: Path, looks: int, count: int, timeout_s: float = 240) -> list[Path]:
-    """Results of `count` trials that looked so many times."""
+def wait_for_validations(folder: Path, validations: int, count: int, timeout_s: float = 240) -> list[Path]:
+    """Result files of `count` trials with so many validations."""
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        found = [path for path in folder.glob("*/result.json") if len(path.read_text().splitlines()) >= looks]
+        found = [path for path in folder.glob("*/result.json") if len(path.read_text().splitlines()) >= validations]
         if len(found) >= count:
             return found
         time.sleep(0.05)
-    raise TimeoutError(f"{count} trials had not looked {looks} times within {timeout_s} s")
+    raise TimeoutError(f"{count} trials had no {validations} validations within {timeout_s} s")
 
 
-class TestWhatIsRefusedBeforeTheFirstTrial:
+class TestRefusals:
     @pytest.mark.parametrize(
-        ("changes", "says"),
+        ("changes", "problem"),
         [
             ({"metric": "auc"}, "'auc' is not reported"),
             ({"trials": 3}, "4 are needed"),
@@ -203,7 +206,7 @@ class TestWhatIsRefusedBeforeTheFirstTrial:
             ({"workers": 4, "cpus_per_worker": 2}, "lower workers"),
             ({"workers": 5}, r"workers = 5 needs as many optim\.lanes \(there are 4\)"),
             ({"space": {"optim.speed": [1]}}, "optim.speed"),
-            ({"space": {"optim.lr": {"low": 1, "high": 1}}}, "empty"),
+            ({"space": {"optim.lr": {"low": 1, "high": 1}}}, "low must be below high"),
             ({"space": {"sample.alpha": {"low": -1, "high": 2}}}, "sample.alpha"),
             ({"space": {"sample.test_fraction": {"low": 0.1, "high": 0.2}}}, "one for all"),
             ({"space": {"model.groups": {"partitions": ["tastes:4"]}}}, "tastes:4"),
@@ -212,18 +215,20 @@ class TestWhatIsRefusedBeforeTheFirstTrial:
             ({"validation_days": 80}, "less than half"),
         ],
     )
-    def test_a_search_that_cannot_be_run(self, ray_cluster, shuffled_lake, tmp_path, changes, says):
-        with pytest.raises(UserError, match=says):
+    def test_settings_that_do_not_fit_are_refused_and_leave_no_file(
+        self, ray_cluster, shuffled_lake, tmp_path, changes, problem
+    ):
+        with pytest.raises(UserError, match=problem):
             search_propensity(search_config(shuffled_lake.uri, tmp_path, "no", **changes))
         assert not list(tmp_path.iterdir())
 
-    def test_a_name_that_is_taken(self, searched, shuffled_lake):
+    def test_a_taken_name_is_refused(self, searched, shuffled_lake):
         config = search_config(shuffled_lake.uri, Path(searched.uri).parent, "whole")
         with pytest.raises(UserError, match="--resume"):
             search_propensity(config)
         with pytest.raises(UserError, match=r"other settings: trials = 6 \(now 7\): choose another name"):
             search_propensity(config.model_copy(update={"trials": 7}), resume=True)
 
-    def test_nothing_to_resume(self, ray_cluster, shuffled_lake, tmp_path):
+    def test_resume_without_a_search_is_refused(self, ray_cluster, shuffled_lake, tmp_path):
         with pytest.raises(UserError, match="no search"):
             search_propensity(search_config(shuffled_lake.uri, tmp_path, "none"), resume=True)

@@ -1,0 +1,276 @@
+"""Result files of a search: choice, Pareto front, figures, plots, and no result where no trial was complete."""
+
+import html
+import json
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import optuna
+import pandas as pd
+import pytest
+import yaml
+from optuna.distributions import CategoricalDistribution
+
+import mtrec_ray.tuning.plots
+from mtrec_ray.trainers.propensity_config import PropensityConfig
+from mtrec_ray.tuning import collect
+from mtrec_ray.tuning.collect import NothingFound, run_search, study_of
+from mtrec_ray.tuning.plots import BY_GOAL, plots_page
+from mtrec_ray.tuning.results import DONE, FAILED, STOPPED, SearchResult, TrialRow
+from mtrec_ray.tuning.search import PreparedSearch
+from mtrec_ray.tuning.space import Space, parse_space
+from tests.tuning.conftest import specs_of
+from tests.tuning.test_propensity_search import search
+
+SPACE, _ = parse_space(
+    {"optim.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "model.group_block": ["dense", "shift"]},
+    PropensityConfig,
+    (),
+    {},
+)
+ACCURACY, LEAKAGE = "pr_auc/weighted", "leakage/mean"
+FRESH = {ACCURACY: 0.39, LEAKAGE: 0.1}
+
+
+def prepared(*goals: str, space: Space = SPACE) -> PreparedSearch:
+    modes = {goal: "min" if goal == LEAKAGE else "max" for goal in goals}
+    return PreparedSearch(specs_of(space), modes, first=[], num_validations=2)
+
+
+class Grid(list):
+    """As much of Tune's results as is read."""
+
+    @property
+    def errors(self) -> list[Exception]:
+        return [result.error for result in self if result.error]
+
+
+def result(trial_id: str, reports: list[Any], lr: float, block: str = "dense", error: Exception | None = None) -> Any:
+    """A trial that reported once at each validation: values of `ACCURACY`, or of several metrics."""
+    named = [report if isinstance(report, dict) else {ACCURACY: report} for report in reports]
+    rows = [
+        {"trial_id": trial_id, "training_iteration": number, **report, "time_total_s": number, "pid": 7}
+        for number, report in enumerate(named, 1)
+    ]
+    return SimpleNamespace(
+        metrics=rows[-1] if rows else {"trial_id": trial_id},
+        metrics_dataframe=pd.DataFrame(rows) if rows else None,
+        error=error,
+        checkpoint=None,
+        path=f"/searches/x/tune/{trial_id}",
+        config={"optim.lr": lr, "model.group_block": block},
+    )
+
+
+def some_trials() -> Grid:
+    return Grid(
+        [
+            result("t1", [0.10, 0.20], 1e-3),
+            result("t2", [0.20, 0.40], 1e-2, "shift"),
+            result("t3", [0.05], 5e-2),
+            result("t4", [0.30, 0.35], 3e-3, "shift"),
+            result("t5", [], 9e-2, error=RuntimeError("it died\nout of memory")),
+            result("t6", [0.5, float("nan")], 2e-3),
+        ]
+    )
+
+
+def collected(folder: Path, grid: Any, *goals: str, **changes: Any) -> SearchResult:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collect, "train_with_fresh_seeds", lambda *_: [FRESH])
+        config = search("lake", searches=str(folder.parent), name=folder.name)
+        patch.setattr(collect, "run_trials", lambda *_: grid)
+        return run_search(config, prepared(*goals or (ACCURACY,)), ["a note"], False, None, **changes)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("search")
+
+
+@pytest.fixture(scope="module")
+def found(folder) -> SearchResult:
+    """`some_trials`, collected in `folder`."""
+    return collected(folder, some_trials())
+
+
+def test_the_best_is_the_complete_trial_with_the_best_figure(found, folder):
+    assert {row.trial_id: row.status for row in found.rows} == {
+        "t1": DONE, "t2": DONE, "t3": STOPPED, "t4": DONE, "t5": FAILED, "t6": DONE,
+    }  # fmt: skip
+    assert found.best.trial_id == "t2"
+    assert found.front == [found.best]
+    best_config = {"optim": {"lr": 1e-2}, "model": {"group_block": "shift"}}
+    assert yaml.safe_load((folder / "best-config.yaml").read_text()) == best_config
+    assert json.loads((folder / "summary.json").read_text()) == found.document()
+    assert (found.fresh, found.notes) == ([FRESH], ["a note"])
+
+
+def test_choose_receives_complete_trials_with_figures_and_adds_notes(tmp_path):
+    offered = []
+
+    def choose(rows: list[TrialRow]) -> tuple[TrialRow, list[str]]:
+        offered.extend(row.trial_id for row in rows)
+        return rows[0], ["chosen"]
+
+    result = collected(tmp_path, some_trials(), choose=choose)
+    assert (result.best.trial_id, result.notes) == ("t1", ["a note", "chosen"])
+    assert offered == ["t1", "t2", "t4"]
+
+
+@pytest.mark.parametrize(
+    ("figures", "front"),
+    [
+        (
+            {
+                "leaks most": (0.30, 0.9),
+                "between": (0.20, 0.8),
+                "less accurate than between": (0.20, 0.7),
+                "worse in both": (0.25, 0.6),
+                "leaks least": (0.10, 0.5),
+                "leaks more than least": (0.15, 0.5),
+            },
+            ["leaks most", "between", "leaks least"],
+        ),
+        ({"a": (0.2, 0.8), "b": (0.2, 0.8), "c": (0.1, 0.4)}, ["a", "c"]),  # the first of equal ones
+    ],
+)
+def test_the_front_is_pareto_optimal_and_sorted_by_the_first_goal(tmp_path, figures, front):
+    grid = Grid(
+        result(name, [{}, dict(zip((LEAKAGE, ACCURACY), values, strict=True))], 1e-3)
+        for name, values in figures.items()
+    )
+    found = collected(tmp_path, grid, LEAKAGE, ACCURACY, choose=lambda rows: (rows[0], []))
+    assert [row.trial_id for row in found.front] == front
+
+
+def test_trials_csv_has_settings_and_metrics_csv_has_figures_without_what_tune_adds(found, folder):
+    trials, metrics = (pd.read_csv(folder / f"{name}.csv") for name in ("trials", "metrics"))
+    assert trials.columns.tolist() == ["trial", "status", "validations", "optim.lr", "model.group_block"]
+    assert trials["trial"].tolist() == ["t1", "t2", "t3", "t4", "t5", "t6"]
+    assert trials["validations"].tolist() == [2, 2, 1, 2, 0, 2]
+    assert metrics.columns.tolist() == ["trial", "metric", "value", "low", "high"]
+    values = metrics[metrics["metric"] == ACCURACY].set_index("trial")["value"]
+    assert values.dropna().to_dict() == {"t1": 0.20, "t2": 0.40, "t3": 0.05, "t4": 0.35}
+    assert set(metrics["metric"]) == {ACCURACY, "time_total_s"}
+
+
+@pytest.mark.parametrize(
+    ("grid", "reason"),
+    [
+        (Grid([result("t1", [], 1e-3, error=RuntimeError("it died\nout of memory"))]), "out of memory"),
+        (Grid([result("t1", [], 1e-3, error=RuntimeError())]), "RuntimeError"),
+        (Grid([result("t1", [0.1], 1e-3)]), "none"),
+        (Grid([result("t1", [0.1, float("nan")], 1e-3)]), "none"),
+    ],
+    ids=["all failed", "error without text", "all stopped", "no figure"],
+)
+def test_without_a_complete_trial_the_first_error_is_raised(grid, reason, tmp_path):
+    with pytest.raises(NothingFound, match=f"none of 1 trials .* first error: {reason}"):
+        collected(tmp_path, grid)
+    assert not list(tmp_path.iterdir())
+
+
+class Page(HTMLParser):
+    """Headlines, drawings by name, and everything that a page points to."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.headlines, self.drawings, self.links, self._in_headline = [], [], [], False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._in_headline = tag == "h2"
+        found = dict(attrs)
+        if tag == "svg" and "aria-label" in found:
+            self.drawings.append(found["aria-label"])
+        self.links += [str(value) for name, value in attrs if name in ("href", "xlink:href", "src", "srcset", "data")]
+        assert tag not in ("script", "link", "iframe", "object")
+
+    def handle_data(self, data: str) -> None:
+        if self._in_headline:
+            self.headlines.append(data)
+            self._in_headline = False
+
+
+def test_the_page_of_one_goal_has_its_plots_and_loads_nothing(found, folder):
+    text = (folder / "plots.html").read_text()
+    page = Page(text)
+    assert page.headlines == ["History", "Parallel coordinates", "Importance", "Validations"]
+    assert page.drawings == page.headlines
+    assert page.links
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    assert "@import" not in text
+    assert text.startswith("<!doctype html>")
+
+
+def two_goals() -> optuna.Study:
+    figures = ({LEAKAGE: 0.3, ACCURACY: 0.9}, {LEAKAGE: 0.1, ACCURACY: 0.5})
+    rows = [
+        TrialRow(f"t{n}", DONE, {"optim.lr": 10.0**-n, "model.group_block": ["dense", "shift"][n % 2]}, metrics, [])
+        for n, metrics in enumerate(figures, 2)
+    ]
+    return study_of(rows, prepared(LEAKAGE, ACCURACY))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Optuna's, of importance from two trials
+def test_the_page_of_two_goals_has_their_front_and_the_plots_of_each():
+    page = Page(plots_page(two_goals(), [LEAKAGE, ACCURACY]))
+    kinds = ("History", "Parallel coordinates", "Importance")
+    names = ["Pareto front", *(f"{kind} of {goal}" for goal in (LEAKAGE, ACCURACY) for kind in kinds)]
+    assert page.headlines == page.drawings == names
+    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+
+
+def test_a_study_has_each_trial_with_a_figure_and_its_validations(found):
+    study = study_of(found.rows, prepared(ACCURACY))
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"]
+    assert study.best_params == {"optim.lr": 1e-2, "model.group_block": "shift"}
+    assert study.trials[1].intermediate_values == {1: 0.20, 2: 0.40}
+
+
+def test_a_plot_without_enough_trials_is_replaced_by_a_sentence(found, monkeypatch):
+    def too_little(*_: Any, **__: Any) -> None:
+        raise ValueError("fewer than <two> trials")
+
+    monkeypatch.setitem(BY_GOAL, "Importance", too_little)
+    text = plots_page(study_of(found.rows, prepared(ACCURACY)), [ACCURACY])
+    assert "<p>Nothing to draw: fewer than &lt;two&gt; trials</p>" in text
+    assert Page(text).drawings == ["History", "Parallel coordinates", "Validations"]
+
+
+def test_importance_is_for_low_values_to_minimise_and_high_values_to_maximise(monkeypatch):
+    targets = {}
+
+    def remember(study: optuna.Study, target: Callable[[Any], float], target_name: str) -> None:
+        targets[target_name] = [target(trial) for trial in study.trials]
+
+    monkeypatch.setattr(mtrec_ray.tuning.plots, "BY_GOAL", {"Importance": remember})
+    study = two_goals()
+    plots_page(study, [LEAKAGE, ACCURACY])
+    assert targets == {LEAKAGE: [0.3, 0.1], ACCURACY: [-0.9, -0.5]}
+
+
+def page_with_a_choice(name: str) -> str:
+    rows = [
+        TrialRow(f"t{n}", DONE, {"optim.lr": 10.0**-n, "model.group_block": block}, {ACCURACY: n / 10}, [])
+        for n, block in enumerate([name, "shift"], 2)
+    ]
+    choices = {"model.group_block": CategoricalDistribution([name, "shift"])}
+    space = Space(SPACE.distributions | choices)
+    return plots_page(study_of(rows, prepared(ACCURACY, space=space)), [ACCURACY])
+
+
+@pytest.mark.parametrize("name", ["日本", "<b>&"])
+def test_plots_have_names_as_text(name, recwarn):
+    assert f">{html.escape(name, quote=False)}</text>" in page_with_a_choice(name)
+    assert not [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_a_name_like_a_formula_prevents_only_its_own_plots():
+    page = Page(page_with_a_choice("$\\frac{$"))
+    assert "History" in page.drawings
+    assert "Parallel coordinates" not in page.drawings

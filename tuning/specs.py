@@ -1,0 +1,65 @@
+"""From the parameters that a trial draws to the settings that it trains with."""
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import yaml
+
+from mtrec_ray.config import Config, validate_config
+from mtrec_ray.files import exists, join, write_file
+from mtrec_ray.streams.groups import Groups
+from mtrec_ray.tuning.partitions import groups_document, with_moves
+from mtrec_ray.tuning.space import GROUPS, Space, lay_over, moves_of
+from mtrec_ray.tuning.trial import TrialSpec
+
+
+@dataclass(frozen=True)
+class GroupsFiles:
+    """Groups files of the partitions that trials use, named by the hash of their content."""
+
+    folder: str
+    territories: list[str]
+    """In the lake's order."""
+    partitions: dict[str, Groups]
+    """By the name that a trial draws."""
+
+    def write(self, params: dict[str, Any]) -> str:
+        """URI of the file with the drawn partition after the drawn moves."""
+        index = {name: number for number, name in enumerate(self.territories)}
+        moves = [(index[territory], index[host]) for territory, host in moves_of(params)]
+        groups = with_moves(self.partitions[params[GROUPS]], moves)
+        text = yaml.safe_dump(groups_document(groups, self.territories), sort_keys=False).encode()
+        uri = join(self.folder, f"{hashlib.sha256(text).hexdigest()[:12]}.yaml")
+        if not exists(uri):
+            write_file(uri, text)
+        return uri
+
+
+@dataclass(frozen=True)
+class TrialSpecs:
+    """Makes the TrialSpec of drawn parameters. Plain data: it travels to every trial."""
+
+    kind: Literal["propensity", "eliminators"]
+    model: type[Config]
+    """Of the job's settings."""
+    space: Space
+    base: dict[str, Any]
+    """Settings that all trials and the final training share."""
+    trial_overrides: dict[str, Any]
+    """Dotted settings of trials alone: the final training must not have them."""
+    data: dict[str, Any]
+    """What else a TrialSpec of this kind holds."""
+    groups_files: GroupsFiles | None = None
+    """None where partitions are not searched."""
+
+    def settings(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The document that `mtrec train ... --config` reads."""
+        settings = {key: value for key, value in params.items() if key in self.space.distributions}
+        if self.groups_files:
+            settings[GROUPS] = self.groups_files.write(params)
+        return lay_over(self.base, settings)
+
+    def spec(self, params: dict[str, Any]) -> TrialSpec:
+        config = validate_config(self.model, lay_over(self.settings(params), self.trial_overrides))
+        return {"kind": self.kind, "config": config.model_dump(mode="json"), **self.data}

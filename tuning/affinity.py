@@ -1,23 +1,20 @@
-"""Which territories pull the shared towers the same way: gradient affinity at a few early checkpoints.
+"""Which territories pull the shared towers in the same direction: gradient affinity at two early checkpoints.
 
 After TAG (Fifty et al. 2021, arXiv 2109.04617) and Grad-TAG (Li et al. 2024, arXiv 2409.06091): tasks whose gradients
-on shared parameters agree should share more. Ours is the gradient of each territory's loss with respect to the last
-layer of the user tower, the layer that a group block specialises, randomly projected on both sides:
+on shared parameters agree should share more. Here it is the gradient of each territory's loss with respect to the last
+layer of the user tower, which a group block specialises, randomly projected on both sides:
 
     S_t = sum over pairs p of t of delta_p (A' v_p) (B' (h_p - mean h))',   delta = propensity - label
 
-with v the title vectors, h the user tower's hidden activations, A and B random (d, k). No backward pass is needed, and
-what travels is k^2 numbers a territory. **Centring h** is what makes it work: the mean activation carries how popular
-titles are in a territory, a large and noisy part that hides who shares a taste. On synthetic lakes with planted groups
-(24 to 60 territories, the smallest with 70 users) the uncentred gradient found them with an adjusted Rand index of
-0.3 to 0.8, the centred one with 1.0, a dozen steps into training. A run of 100 steps or less is looked at after one or
-two, which is too early (an index of 0.3 and 0.6 on two lakes; 1.0 and 0.9 after 20 to 40% of the run, at many times the
-cost): taste clusters find the groups of so small a lake.
+with v the title vectors, h the user tower's hidden activations, A and B random (d, k). It needs no backward pass, and
+k^2 numbers a territory. Centring h matters: its mean carries how popular titles are in a territory, which hides tastes.
+On synthetic lakes (24 to 60 territories) the uncentred gradient found planted groups with an adjusted Rand index of 0.3
+to 0.8, the centred one with 1.0. In runs of 100 steps or less the checkpoints are too early (0.3 and 0.6): use `taste`.
 
-No negatives are drawn to look at: their part of the sum is replaced by its expectation, a product of all users with
-all titles, which is less work than drawing and gathering them.
+The expectation over negatives, a product of all users with all titles, replaces drawing them: it is less work.
 """
 
+import copy
 import math
 from dataclasses import dataclass, replace
 
@@ -33,15 +30,14 @@ from mtrec_ray.trainers.propensity import PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.propensity import new_propensity_run, propensity_data
-from mtrec_ray.training.propensity_run import PropensityRecord
 from mtrec_ray.tuning.clustering import Evidence
 from mtrec_ray.tuning.data import TrialCache, TrialData
 
 CHECKPOINTS = (0.01, 0.02)
-"""Shares of a training run after which gradients are looked at."""
+"""Fractions of a training run after which gradients are summed."""
 SKETCH_WIDTH = 32
 MAX_TITLES = 1000
-"""Titles that stand for all negatives: a larger catalogue is represented by so many drawn at random."""
+"""Titles from which negatives are expected: of a larger catalogue so many, drawn at random."""
 
 
 @dataclass
@@ -69,21 +65,21 @@ class GradientSums:
 
 
 @dataclass(frozen=True)
-class Negatives:
-    """In place of drawn negatives: all titles that a row's territory is offered, by the probability of a draw."""
+class ExpectedNegatives:
+    """All titles that a row's territory offers, weighted by the probability of a draw."""
 
     rate: float
     """Probability that an offered title other than its positives is drawn for a row."""
     titles: Tensor
-    """(M,) int64 ascending titles that stand for all T."""
+    """(M,) int64 ascending titles that represent all T."""
     offered: Tensor
     """(N, M) bool."""
 
     @staticmethod
-    def expected(rate: float, offer_mask: np.ndarray, generator: torch.Generator) -> "Negatives":
-        """Of `offer_mask` (N, T): all titles, or MAX_TITLES drawn at random."""
+    def of(rate: float, offer_mask: np.ndarray, generator: torch.Generator) -> "ExpectedNegatives":
+        """From `offer_mask` (N, T): all titles, or MAX_TITLES drawn at random."""
         titles = torch.randperm(offer_mask.shape[1], generator=generator)[:MAX_TITLES].sort().values
-        return Negatives(rate, titles, torch.from_numpy(offer_mask)[:, titles])
+        return ExpectedNegatives(rate, titles, torch.from_numpy(offer_mask)[:, titles])
 
 
 @torch.no_grad()
@@ -92,7 +88,7 @@ def add_gradients(
     model: TwoTower,
     titles: Tensor,
     rows: StepRows,
-    negatives: Negatives,
+    negatives: ExpectedNegatives,
     left: Tensor,
     right: Tensor,
 ) -> None:
@@ -102,8 +98,8 @@ def add_gradients(
         sums: of one checkpoint.
         model: in eval mode, without a group block.
         titles: (T, d) its title vectors.
-        rows: U users and P pairs.
-        negatives: beside these pairs, which are of offered titles.
+        rows: U users and P pairs of offered titles.
+        negatives: in addition to these pairs.
         left, right: (d, k) projections A and B.
     """
     hidden = model.user_tower.first(torch.from_numpy(rows.embedding).to(titles))  # (U, d)
@@ -132,23 +128,22 @@ def add_gradients(
 
 
 def gradient_evidence(config: PropensityConfig, data: TrialData) -> Evidence:
-    """Evidence of a short baseline run: train 2% of its steps, look at the positives of half of the buckets.
+    """Evidence of a short baseline run: 2% of its steps, then sums over the positives of half of the buckets.
 
     Args:
         config: a baseline's settings.
-        data: what is read, at least two buckets.
+        data: at least two buckets.
     """
-    record, cache = new_propensity_run(config, data.lake, data.calendar), TrialCache()
-    trained = max(2, math.ceil(CHECKPOINTS[-1] * config.optim.epochs * len(data.buckets)))  # each is gone through once
+    cache = TrialCache()
+    trained = max(2, math.ceil(CHECKPOINTS[-1] * config.optim.epochs * len(data.buckets)))  # one pass over each
     plan = cache.plan(replace(data, buckets=data.buckets[:trained]), config.sample)
-    checkpoints = _weights_at_checkpoints(record, data, plan, cache)
+    models = _models_at_checkpoints(config, data, plan, cache)
     width, d = min(SKETCH_WIDTH, config.model.d), config.model.d
     generator = torch.Generator().manual_seed(config.seed)
     left, right = (torch.randn(d, width, generator=generator) / width**0.5 for _ in range(2))
     period = plan.periods[0]
     mask = Catalogue.of(data.lake, period.start, period.end).offer_mask
-    negatives = Negatives.expected(period.negative_rate / period.num_folds, mask, generator)
-    models = [_model_of(record, weights) for weights in checkpoints]
+    negatives = ExpectedNegatives.of(period.negative_rate / period.num_folds, mask, generator)
     embeddings = torch.from_numpy(data.lake.title_embeddings().copy())
     titles = [model.title_vectors(embeddings) for model in models]
     sums = [[GradientSums.zeros(len(mask), width) for _ in models] for _ in range(2)]
@@ -162,8 +157,29 @@ def gradient_evidence(config: PropensityConfig, data: TrialData) -> Evidence:
     return Evidence.centred(np.stack(halves), pairs)
 
 
+def _models_at_checkpoints(
+    config: PropensityConfig, data: TrialData, plan: PairPlan, cache: TrialCache
+) -> list[TwoTower]:
+    """The model at each checkpoint of a run that stops after the last one.
+
+    The run is as long as one on all buckets of the sample, of which the plan covers a few.
+    """
+    record, optim = new_propensity_run(config, data.lake, data.calendar), config.optim
+    planned = sum(sampled > 0 for sampled in plan.sampled_per_bucket)
+    epochs = max(1, round(optim.epochs * len(data.buckets) / planned))
+    schedule = plan.schedule((epochs,), optim.batch_pairs, optim.lanes, config.seed)
+    trained_on = propensity_data(record, data.lake, plan, schedule, Workers())
+    trainer = PropensityTrainer(config, replace(trained_on, validate_at=frozenset()))
+    batches = training_batches(data.lake, plan, schedule, 0, 1, stream=cache.stream)
+    models = []
+    for fraction in CHECKPOINTS:
+        trainer.run(batches, until=max(1, round(fraction * schedule.num_steps)))
+        models.append(copy.deepcopy(trainer.model).eval())
+    return models
+
+
 def is_first(rows: StepRows) -> np.ndarray:
-    """(P,) bool: False where the user's same title came before, discovered in another month."""
+    """(P,) bool: False where a user's title came before, discovered in another month."""
     pair = _users_of_pairs(rows) << 32 | rows.title_index
     first = np.zeros(len(pair), dtype=bool)
     first[np.unique(pair, return_index=True)[1]] = True
@@ -176,34 +192,10 @@ def _users_of_pairs(rows: StepRows) -> np.ndarray:
 
 
 def expected_pairs(rows: StepRows, rate: float, offer_mask: np.ndarray) -> np.ndarray:
-    """(N,) pairs of each territory where all of `rows` are positives and other offered titles are drawn at `rate`.
-
-    `offer_mask` is (N, T).
-    """
+    """(N,) pairs of each territory: all `rows`, and other offered titles drawn at `rate`; `offer_mask` is (N, T)."""
     titles = np.bincount(_users_of_pairs(rows), weights=is_first(rows), minlength=len(rows.territory))  # (U,)
     expected = np.diff(rows.offsets) + rate * (offer_mask.sum(axis=1)[rows.territory] - titles)
     return np.bincount(rows.territory, weights=expected, minlength=len(offer_mask))
-
-
-def _weights_at_checkpoints(
-    record: PropensityRecord, data: TrialData, plan: PairPlan, cache: TrialCache
-) -> list[dict[str, Tensor]]:
-    """Weights at each checkpoint of a run that stops after the last one.
-
-    The run is as long as one on all buckets of the sample, of which the plan covers a few.
-    """
-    optim = record.config.optim
-    planned = sum(sampled > 0 for sampled in plan.sampled_per_bucket)
-    epochs = max(1, round(optim.epochs * len(data.buckets) / planned))
-    schedule = plan.schedule((epochs,), optim.batch_pairs, optim.lanes, record.config.seed)
-    trained_on = propensity_data(record, data.lake, plan, schedule, Workers())
-    trainer = PropensityTrainer(record.config, replace(trained_on, validate_at=frozenset()))
-    batches = training_batches(data.lake, plan, schedule, 0, 1, stream=cache.stream)
-    checkpoints = []
-    for fraction in CHECKPOINTS:
-        trainer.run(batches, until=max(1, round(fraction * schedule.num_steps)))
-        checkpoints.append({name: value.clone() for name, value in trainer.model.state_dict().items()})
-    return checkpoints
 
 
 def positives(bucket: int, data: TrialData, plan: PairPlan) -> StepRows:
@@ -221,9 +213,3 @@ def positives(bucket: int, data: TrialData, plan: PairPlan) -> StepRows:
         title_index=found.pairs.title_index[by_slot],
         label=found.pairs.label[by_slot],
     )
-
-
-def _model_of(record: PropensityRecord, weights: dict[str, Tensor]) -> TwoTower:
-    model = TwoTower(record.two_tower_config())
-    model.load_state_dict(weights)
-    return model.eval()

@@ -55,7 +55,7 @@ DECIDED = {
     "runner.cpus_per_worker": "cpus_per_worker of the search",
 }
 """Keys that the search decides -> what decides them."""
-LEAKAGE, ACCURACY, RATIO = "leakage/mean", "ndcg@10/mean", "ndcg_share/mean"
+LEAKAGE, ACCURACY, RATIO = "leakage/mean", "ndcg@10/mean", "ndcg_ratio/mean"
 NO_FLOOR = 1e-6
 """`optim.min_ndcg_ratio` of every trial and of its result: the search decides what accuracy is worth."""
 

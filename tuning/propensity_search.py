@@ -88,7 +88,7 @@ def search_propensity(
             "lake_hash": lake_hash,
             "buckets": config.buckets,
             "validation_days": config.validation_days,
-            "looks": config.validations,
+            "validations": config.validations,
             "num_bootstrap": config.num_bootstrap,
             "validation_users": config.validation_users,
         },

@@ -1,4 +1,4 @@
-"""One configuration of a propensity model: trained on a sample of buckets, validated on users and days of its own."""
+"""One configuration of a propensity model, trained on a sample of buckets and validated on users of its own."""
 
 import time
 from collections.abc import Iterator
@@ -50,13 +50,12 @@ class PropensityTrial:
 
     @staticmethod
     def of(spec: TrialSpec, workers: Workers, cache: TrialCache) -> "PropensityTrial":
-        """The trial of a spec with `config`, and of the search `lake_hash`, `buckets`, `validation_days`,
-        `validation_users`, `looks` and `num_bootstrap`; UserError where the lake has changed."""
+        """Raises UserError where the lake is not that of `spec["lake_hash"]`."""
         config = PropensityConfig.model_validate(spec["config"])
         lake = Lake.open(config.lake)
         require_lake(lake, spec["lake_hash"], config.name)
         data = trial_data(lake, resolve_calendar(lake, config.window), spec["buckets"], spec["validation_days"])
-        numbers = (spec["looks"], spec["num_bootstrap"], spec["validation_users"])
+        numbers = (spec["validations"], spec["num_bootstrap"], spec["validation_users"])
         return PropensityTrial(config, data, *numbers, workers, cache)
 
     def advance(self) -> dict[str, float]:

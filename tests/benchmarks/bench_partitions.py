@@ -1,13 +1,13 @@
-"""Does a search find which territories share a taste, what does it cost, and what does it gain on test users?
+"""Partition searches on planted tastes: what they find, their cost, and their gain on test users.
 
     python tests/benchmarks/bench_partitions.py [--users 20000] [--seeds 0] [--random 10] [--json]
 
-Each seed builds a synthetic lake whose planted taste groups its regions do not show, and then
+Each seed builds a synthetic lake with planted taste groups across its regions, and then
 
 1. times gradient affinity against one training run in the same process (CPU seconds, data reading included)
-2. runs `mtrec search propensity` with 12 trials as a user would, and adds up where its wall time went
-3. trains the partition that the search chose, the regions, one block for all and random balanced partitions with as
-   many groups on the whole window, and scores the test users, whom nothing above has seen, on the days after it
+2. runs `mtrec search propensity` with 12 trials and splits its wall time
+3. trains the chosen partition, the regions, one block for all and random balanced partitions with as many groups on the
+   whole window, and scores the test users, which nothing above has read, on the days after it
 """
 
 import argparse
@@ -31,6 +31,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.groups import make_groups
 from mtrec_ray.trainers.propensity_config import PropensityConfig
+from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.tuning.affinity import gradient_evidence
 from mtrec_ray.tuning.data import TrialCache, trial_data
 from mtrec_ray.tuning.partitions import at_random
@@ -42,11 +43,11 @@ SPACE = {"model.groups": {"partitions": ["one", "regions", "volume:4", "taste:4"
 
 def mtrec(*words: str) -> float:
     """Run a command as a user would; returns its wall time in seconds."""
-    began = time.monotonic()
+    started = time.monotonic()
     done = subprocess.run([sys.executable, "-m", "mtrec_ray", *words], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"mtrec {' '.join(words)} failed: {done.stderr[-2000:]}")
-    return time.monotonic() - began
+    return time.monotonic() - started
 
 
 def planted(lake: Lake) -> list[int]:
@@ -59,24 +60,24 @@ def affinity_cost(lake: Lake) -> dict[str, float]:
     """CPU seconds of the evidence over those of one training run, and how well it finds the planted groups."""
     config = validate_config(PropensityConfig, {"lake": lake.uri, "name": "cost", "kind": "baseline"})
     data = trial_data(lake, resolve_calendar(lake, config.window), None, 0)
-    began = time.process_time()
+    started = time.process_time()
     gradient_evidence(config, data)  # the first use of an optimizer imports for seconds
-    began = time.process_time()
+    started = time.process_time()
     evidence = gradient_evidence(config, data)
     groups = evidence.clusters(4)
-    affinity_s = time.process_time() - began
-    began = time.process_time()
-    trial = PropensityTrial(config, data, 1, 10, 100, 0, 1, TrialCache())
+    affinity_s = time.process_time() - started
+    started = time.process_time()
+    trial = PropensityTrial(config, data, 1, 10, 100, Workers(), TrialCache())
     trial.advance()
     return {
-        "affinity_share_of_a_run": affinity_s / (time.process_time() - began),
+        "affinity_fraction_of_a_run": affinity_s / (time.process_time() - started),
         "affinity_adjusted_rand": adjusted_rand_score(planted(lake), groups),
         "regions_adjusted_rand": adjusted_rand_score(planted(lake), make_groups("regions", lake.manifest).of_territory),
     }
 
 
 def search(lake: Lake, folder: Path, seed: int) -> dict[str, float]:
-    """A sweep of 12 trials: share of its wall time outside training steps."""
+    """A search of 12 trials: fraction of its wall time outside training steps."""
     settings = folder / "search.yaml"
     settings.write_text(yaml.safe_dump({"space": SPACE, "trials": 12, "validations": 3, "confirm": 0, "seed": seed}))
     flags = ["--lake", lake.uri, "--name", "found", "--searches", str(folder), "--config", str(settings), "--json"]
@@ -110,12 +111,12 @@ def figures_of_test_users(lake: Lake, folder: Path, num_random: int, seed: int) 
         partitions[f"random {draw}"] = str(file)
     usual = validate_config(PropensityConfig, {"lake": lake.uri, "name": "x"}).sample
     tested = {"test_fraction": 0.0, "validation_fraction": usual.test_fraction}  # the same users by the same hash
-    figures, remembered = {}, TrialCache()
+    figures, cache = {}, TrialCache()
     for name, groups in partitions.items():
         document = {"lake": lake.uri, "name": "tested", "seed": seed, "model": {"groups": groups}, "sample": tested}
         config = validate_config(PropensityConfig, document)
         data = trial_data(lake, resolve_calendar(lake, config.window), None, 0)
-        figures[name] = PropensityTrial(config, data, 1, 200, 100_000, 0, 1, remembered).advance()
+        figures[name] = PropensityTrial(config, data, 1, 200, 100_000, Workers(), cache).advance()
     return figures
 
 

@@ -1,4 +1,4 @@
-"""Gradient affinity: sums equal autograd's gradient, whatever the batches, and planted tastes are found by them."""
+"""Gradient affinity: sums equal autograd's gradient for any batches, and they find planted tastes."""
 
 import itertools
 from dataclasses import replace
@@ -23,8 +23,8 @@ from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import BucketPairs, StepRows
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.affinity import (
+    ExpectedNegatives,
     GradientSums,
-    Negatives,
     add_gradients,
     expected_pairs,
     gradient_evidence,
@@ -40,7 +40,7 @@ OFFERED = np.random.default_rng(2).random((NUM_TERRITORIES, NUM_TITLES)) < 0.7
 
 
 def model_after_some_steps() -> TwoTower:
-    """A baseline in float64 whose running statistics are not those of the start."""
+    """A baseline in float64 whose running statistics are not the initial ones."""
     model, generator = make_model(seed=3), torch.Generator().manual_seed(5)
     for tower in (model.user_tower, model.title_tower):
         assert tower.first.norm is not None
@@ -79,8 +79,8 @@ def catalogue() -> Tensor:
     return torch.randn(NUM_TITLES, TITLE_WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
-def negatives_at(rate: float) -> Negatives:
-    return Negatives.expected(rate, OFFERED, torch.Generator().manual_seed(4))
+def negatives_at(rate: float) -> ExpectedNegatives:
+    return ExpectedNegatives.of(rate, OFFERED, torch.Generator().manual_seed(4))
 
 
 def summed(
@@ -119,7 +119,7 @@ def autograd_gradient(model: TwoTower, rows: StepRows, territory: int, rate: flo
 
 
 @pytest.mark.parametrize(("rate", "max_titles"), [(0.0, 1000), (0.3, 1000), (0.3, 5)])
-def test_the_sums_are_autograds_gradient_of_each_territory(rate, max_titles, monkeypatch):
+def test_sums_equal_autograds_gradient_of_each_territory(rate, max_titles, monkeypatch):
     monkeypatch.setattr(mtrec_ray.tuning.affinity, "MAX_TITLES", max_titles)
     model, rows = model_after_some_steps(), make_rows()
     sums = summed(model, [rows], rate=rate)
@@ -129,7 +129,7 @@ def test_the_sums_are_autograds_gradient_of_each_territory(rate, max_titles, mon
     assert (sums.outer[-1] == 0).all()
 
 
-def test_a_title_discovered_in_two_months_is_taken_from_the_negatives_once():
+def test_a_title_discovered_in_two_months_is_removed_from_the_negatives_once():
     model, rows = model_after_some_steps(), make_rows()
     twice = replace(
         rows,
@@ -147,7 +147,7 @@ def test_a_title_discovered_in_two_months_is_taken_from_the_negatives_once():
         np.testing.assert_allclose(found, without_negatives, rtol=1e-9, atol=1e-9)
 
 
-def test_a_rate_of_one_stands_for_every_offered_title_beside_the_positives():
+def test_a_rate_of_one_adds_every_other_offered_title():
     model, rng = model_after_some_steps(), np.random.default_rng(6)
     territory = rng.integers(0, NUM_TERRITORIES, NUM_USERS).astype(np.int32)
     user, title = np.nonzero(OFFERED[territory])
@@ -170,7 +170,7 @@ def test_a_rate_of_one_stands_for_every_offered_title_beside_the_positives():
 
 @settings(max_examples=20, deadline=None)
 @given(cuts=st.lists(st.integers(0, NUM_USERS), max_size=5).map(sorted))
-def test_any_batches_of_the_same_rows_give_the_same_sums(cuts):
+def test_sums_do_not_depend_on_batches(cuts):
     model, rows = model_after_some_steps(), make_rows()
     bounds = [0, *cuts, NUM_USERS]
     parts = [part_of(rows, start, stop) for start, stop in itertools.pairwise(bounds)]
@@ -180,7 +180,7 @@ def test_any_batches_of_the_same_rows_give_the_same_sums(cuts):
     assert apart.rows == whole.rows == NUM_USERS
 
 
-def test_projections_act_on_both_sides_of_the_centred_gradient():
+def test_projections_apply_to_both_sides_of_the_centred_gradient():
     model, rows = model_after_some_steps(), make_rows()
     rng = np.random.default_rng(0)
     left, right = (rng.standard_normal((D, 3)) for _ in range(2))
@@ -189,7 +189,7 @@ def test_projections_act_on_both_sides_of_the_centred_gradient():
     np.testing.assert_allclose(sketch.reshape(-1, 3, 3), left.T @ whole @ right, rtol=1e-9, atol=1e-12)
 
 
-def test_centring_takes_the_mean_activation_of_all_rows_from_each_row():
+def test_centring_subtracts_the_mean_activation_of_all_rows():
     model, rows = model_after_some_steps(), make_rows()
     sums = summed(model, [rows])
     hidden = model.user_tower.first(torch.from_numpy(rows.embedding).double()).detach().numpy()
@@ -204,7 +204,7 @@ def plan_and_data(lake: Lake) -> tuple[PairPlan, TrialData]:
     return TrialCache().plan(data, small_config(lake).sample), data
 
 
-def test_all_positives_of_the_sample_are_looked_at(trial_lake):
+def test_all_positives_of_the_sample_are_read(trial_lake):
     plan, data = plan_and_data(trial_lake)
     counts = np.zeros(len(plan.users), dtype=int)
     for bucket in data.buckets:
@@ -214,7 +214,7 @@ def test_all_positives_of_the_sample_are_looked_at(trial_lake):
     assert counts.tolist() == plan.periods[0].positives
 
 
-def test_a_positive_is_looked_at_with_the_embedding_of_its_fold(trial_lake, monkeypatch):
+def test_a_positive_has_the_embedding_of_its_fold(trial_lake, monkeypatch):
     plan, data = plan_and_data(trial_lake)
     plan = plan.model_copy(update={"periods": [plan.periods[0].model_copy(update={"num_folds": 2})]})
     territory, sampled, vectors = np.array([0, 1, 2]), np.array([0, 2]), np.arange(12.0).reshape(3, 2, 2)
@@ -228,7 +228,7 @@ def test_a_positive_is_looked_at_with_the_embedding_of_its_fold(trial_lake, monk
     assert rows.offsets.tolist() == [0, 1, 2, 3]
 
 
-def test_planted_tastes_that_the_regions_do_not_show_are_found(tmp_path):
+def test_planted_tastes_across_regions_are_found(tmp_path):
     settings = {
         "users": 6000,
         "territories": 12,

@@ -42,7 +42,7 @@ def test_the_choice_has_the_least_leakage_at_the_required_accuracy(min_ndcg_rati
         "leaks least": (0.0, 0.95),
     }
     rows = [
-        TrialRow(name, DONE, {}, {"leakage/mean": leakage, "ndcg_share/mean": ratio, "ndcg@10/mean": ratio / 2}, [])
+        TrialRow(name, DONE, {}, {"leakage/mean": leakage, "ndcg_ratio/mean": ratio, "ndcg@10/mean": ratio / 2}, [])
         for name, (leakage, ratio) in figures.items()
     ]
     for ordered in (rows, rows[::-1]):

@@ -1,4 +1,4 @@
-"""A trial of eliminators: whose labels it sees, what it reports, that it repeats itself."""
+"""A trial of eliminators: whose labels it reads, what it reports, and that it is deterministic."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +29,7 @@ def trial(backbone: BackboneRecord, buckets: int | None = None, **settings: Any)
 
 
 class TestHalves:
-    def test_the_halves_of_the_open_users_are_disjoint_and_whole_and_hold_no_attacked_user(self):
+    def test_the_halves_partition_the_train_split(self):
         keys = np.random.default_rng(0).integers(0, 2**63, 5000).astype(np.uint64)
         split = SequenceConfig(audit_fraction=0.4)
         audited = in_audit_split(keys, split)
@@ -38,7 +38,7 @@ class TestHalves:
         np.testing.assert_array_equal(lower | upper, ~audited)
         assert lower.sum() == pytest.approx(1500, rel=0.1)
 
-    def test_no_half_is_trained_on_users_of_an_audit_or_of_its_own_attackers(self, backbone, monkeypatch):
+    def test_no_half_trains_on_the_audit_split_or_on_users_it_is_attacked_with(self, backbone, monkeypatch):
         read: dict[str, list[np.ndarray]] = {"all": []} | {half: [] for half in HALVES}
         original = Sequences.read
 
@@ -56,13 +56,13 @@ class TestHalves:
         for keys in (lower, upper):
             assert not in_audit_split(keys, backbone.config.sequences).any()
 
-    def test_each_half_is_represented_by_what_the_other_one_trained(self, backbone, monkeypatch):
+    def test_vectors_of_each_half_are_from_the_other_halfs_eliminators(self, backbone, monkeypatch):
         number, split = {"train_lower": 1.0, "train_upper": 2.0}, backbone.config.sequences
 
-        def trained(one, record, pack, model, users: HeldOutUsers, half: UserSplit) -> SimpleNamespace:
+        def trained(one, combinations, model, users: HeldOutUsers, half: UserSplit) -> SimpleNamespace:
             assert len(users)
             assert in_split(users.keys, split, half).all()
-            shape = len(record.packs[pack]), 1, backbone.config.model.width
+            shape = len(combinations), 1, backbone.config.model.width
             vectors = torch.full(shape, number[half])
             return SimpleNamespace(backbone=model, user_vectors=lambda history, _: vectors.expand(-1, len(history), -1))
 
@@ -72,12 +72,12 @@ class TestHalves:
         lower = in_split(users.keys, split, "train_lower")
         found = one._train(load_backbone(backbone), users)
         assert [len(combination) for combination in found] == [1, 2]
-        for represented in found.values():
-            assert set(represented.vectors[lower].flatten().tolist()) == {number["train_upper"]}
-            assert set(represented.vectors[~lower].flatten().tolist()) == {number["train_lower"]}
+        for one_of in found.values():
+            assert set(one_of.vectors[lower].flatten().tolist()) == {number["train_upper"]}
+            assert set(one_of.vectors[~lower].flatten().tolist()) == {number["train_lower"]}
 
 
-def test_a_trial_reads_the_stated_buckets_alone(backbone, monkeypatch):
+def test_only_the_stated_buckets_are_read(backbone, monkeypatch):
     read, original = set(), Sequences.read
 
     def watched(lake: Lake, bucket: int, *arguments: Any) -> Sequences:
@@ -92,25 +92,25 @@ def test_a_trial_reads_the_stated_buckets_alone(backbone, monkeypatch):
 
 
 class TestFigures:
-    def test_every_metric_is_reported_with_bounds_and_each_attribute_by_itself(self, backbone):
+    def test_metrics_have_bounds_and_each_attribute_its_own_figures(self, backbone):
         figures = trial(backbone).advance()
         for metric in METRICS:
             assert figures[f"{metric}_low"] <= figures[metric] <= figures[f"{metric}_high"]
         assert {"balanced_accuracy/gender/gender", "auc/gender+age/age", "null_high/gender+age/gender"} <= set(figures)
         assert 0 <= figures["leakage/mean"] <= figures["leakage/worst"] < 1
 
-    def test_the_same_plan_gives_the_same_figures_and_another_seed_others(self, backbone):
+    def test_figures_depend_on_the_spec_and_the_seed_only(self, backbone):
         first = trial(backbone).advance()
         assert trial(backbone).advance() == first
         assert trial(backbone, seed=1).advance()["ndcg@10/mean"] != first["ndcg@10/mean"]
 
-    def test_the_backbone_under_any_combination_keeps_all_its_accuracy(self, backbone):
+    def test_the_backbone_has_its_own_accuracy_under_every_combination(self, backbone):
         figures = trial(backbone).backbone_figures()
-        assert figures["ndcg_share/mean"] == 1
+        assert figures["ndcg_ratio/mean"] == 1
         assert figures["ndcg@10/mean"] == figures["ndcg@10/none"]
         assert figures["auc/gender/gender"] == figures["auc/gender+age/gender"]
 
-    def test_what_two_eliminators_leave_with_opposite_signs_is_read_in_each_half(self, backbone):
+    def test_leakage_with_opposite_signs_is_found_in_each_half(self, backbone):
         one = trial(backbone)
         users, gender = one._train_split_users(), list(backbone.attributes).index("gender")
         lower = in_split(users.keys, backbone.config.sequences, "train_lower")
@@ -128,15 +128,15 @@ class TestFigures:
             ({"buckets": 1, "optim": {"validation_users": 20}}, "raise base.optim.validation_users = 20"),
         ],
     )
-    def test_too_few_users_to_attack_are_said_and_what_would_give_more(self, backbone, settings, fix):
+    def test_too_few_users_to_attack_are_refused_with_the_fix(self, backbone, settings, fix):
         one = trial(backbone, **settings)
         users = one._train_split_users()
         few = users.only(np.arange(len(users)) < 12)
-        says = rf"half of the users open to training: attribute 'gender': .* too few .*; {fix}"
-        with pytest.raises(UserError, match=says):
+        problem = rf"half of the train split: attribute 'gender': .* too few .*; {fix}"
+        with pytest.raises(UserError, match=problem):
             one._attack(torch.zeros(len(few), 4), few, "gender")
 
-    def test_a_saved_trial_has_nothing_left_to_do(self, backbone, tmp_path):
+    def test_a_saved_trial_has_no_validation_left(self, backbone, tmp_path):
         one = trial(backbone)
         one.validations_done = 1
         one.save(tmp_path)
@@ -145,6 +145,6 @@ class TestFigures:
         assert other.validations_done == other.num_validations
 
 
-def test_threads_are_those_of_the_worker(backbone):
+def test_threads_are_limited_to_the_cpus_of_the_worker(backbone):
     trial(backbone)
     assert torch.get_num_threads() == 1

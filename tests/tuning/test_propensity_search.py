@@ -169,9 +169,8 @@ class TestArguments:
     def test_a_trial_spec_holds_the_settings_of_the_search(self, started):
         prepared = started["run_search"][1]
         spec = prepared.specs.spec(prepared.first[1])
-        for key in ("validation_days", "validation_users", "num_bootstrap", "buckets"):
+        for key in ("validation_days", "validation_users", "num_bootstrap", "validations", "buckets"):
             assert spec[key] == started["settings"][key]
-        assert spec["looks"] == 3
         assert spec["lake_hash"] == started["lake"].manifest.lake_hash
         assert spec["config"]["sample"]["validation_fraction"] == 0.3
         assert spec["config"]["model"]["groups"].startswith(str(started["folder"]))
@@ -244,9 +243,9 @@ def test_a_trials_partition_is_a_groups_file_after_its_moves(tmp_path):
 
 def test_trial_overrides_are_in_the_trial_spec_but_not_in_the_best_config():
     space = Space({"optim.epochs": CategoricalDistribution([1, 2])})
-    made = specs_of(space, base=BASE, trial_overrides={"sample.validation_fraction": 0.25}, data={"looks": 3})
+    made = specs_of(space, base=BASE, trial_overrides={"sample.validation_fraction": 0.25}, data={"validations": 3})
     spec, settings = made.spec({"optim.epochs": 2}), made.settings({"optim.epochs": 2})
-    assert (spec["kind"], spec["looks"]) == ("propensity", 3)
+    assert (spec["kind"], spec["validations"]) == ("propensity", 3)
     config = PropensityConfig.model_validate(spec["config"])
     assert (config.sample.validation_fraction, config.sample.tau, config.optim.epochs) == (0.25, 0.5, 2)
     assert settings == BASE | {"optim": {"epochs": 2}}

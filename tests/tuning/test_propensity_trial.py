@@ -1,4 +1,4 @@
-"""A trial trains as its configuration alone would, whoever it shares its data with, and sees validation users alone."""
+"""A propensity trial: its weights equal a run of its configuration, and it scores validation users only."""
 
 from types import SimpleNamespace
 
@@ -28,12 +28,12 @@ from tests.tuning.conftest import small_config
 TIMES = {"steps_s", "reading_s", "validating_s"}
 
 
-def plan_of(config: PropensityConfig, **changes) -> TrialSpec:
+def spec_of(config: PropensityConfig, **changes) -> TrialSpec:
     settings = {
         "lake_hash": Lake.open(config.lake).manifest.lake_hash,
         "buckets": None,
         "validation_days": 7,
-        "looks": 3,
+        "validations": 3,
         "num_bootstrap": 20,
         "validation_users": 10_000,
     }
@@ -41,17 +41,17 @@ def plan_of(config: PropensityConfig, **changes) -> TrialSpec:
 
 
 def trial_of(lake: Lake, cache: TrialCache | None = None, **changes) -> PropensityTrial:
-    trial = make_trial(plan_of(small_config(lake), **changes), cache or TrialCache(), Workers())
+    trial = make_trial(spec_of(small_config(lake), **changes), cache or TrialCache(), Workers())
     assert isinstance(trial, PropensityTrial)
     return trial
 
 
 def finish(trial: PropensityTrial) -> list[dict[str, float]]:
-    """Metrics of the looks that are left, without times."""
-    looks = []
+    """Figures of the remaining validations, without times."""
+    reports = []
     while trial.validations_done < trial.num_validations:
-        looks.append({key: value for key, value in trial.advance().items() if key not in TIMES})
-    return looks
+        reports.append({key: value for key, value in trial.advance().items() if key not in TIMES})
+    return reports
 
 
 def assert_same_weights(one: PropensityTrial, other: dict[str, torch.Tensor]) -> None:
@@ -61,74 +61,74 @@ def assert_same_weights(one: PropensityTrial, other: dict[str, torch.Tensor]) ->
         assert torch.equal(value, other[name]), name
 
 
-def test_each_look_reports_the_metrics_with_bounds(trial_lake):
+def test_each_validation_reports_metrics_with_bounds(trial_lake):
     trial = trial_of(trial_lake)
-    looks = finish(trial)
-    assert len(looks) == 3
-    for look in looks:
-        assert set(look) == {key + end for key in METRICS for end in ("", "_low", "_high")} | {"train/loss"}
+    reports = finish(trial)
+    assert len(reports) == 3
+    for figures in reports:
+        assert set(figures) == {key + end for key in METRICS for end in ("", "_low", "_high")} | {"train/loss"}
         for key in METRICS:
-            assert 0 <= look[f"{key}_low"] <= look[key] <= look[f"{key}_high"] <= 1
-    assert looks[-1]["train/loss"] < looks[0]["train/loss"]
+            assert 0 <= figures[f"{key}_low"] <= figures[key] <= figures[f"{key}_high"] <= 1
+    assert reports[-1]["train/loss"] < reports[0]["train/loss"]
     assert trial.trainer.next_step == trial.schedule.num_steps
 
 
-def test_a_look_times_its_parts(trial_lake):
+def test_each_validation_reports_times(trial_lake):
     first = trial_of(trial_lake).advance()
     assert set(first) >= TIMES
     assert all(first[key] >= 0 for key in TIMES)
 
 
 @pytest.mark.parametrize("days", [7, 0])
-def test_only_validation_users_are_scored_never_a_test_user(trial_lake, days, monkeypatch):
+def test_only_validation_users_are_scored(trial_lake, days, monkeypatch):
     scored, score = [], PropensityScorer.score
 
-    def remember(self: PropensityScorer, chunk: ScoringChunk) -> np.ndarray:
+    def recorded(self: PropensityScorer, chunk: ScoringChunk) -> np.ndarray:
         scored.append(chunk.keys)
         return score(self, chunk)
 
-    monkeypatch.setattr(PropensityScorer, "score", remember)
-    trial = trial_of(trial_lake, looks=1, validation_days=days)
+    monkeypatch.setattr(PropensityScorer, "score", recorded)
+    trial = trial_of(trial_lake, validations=1, validation_days=days)
     finish(trial)
     keys = np.concatenate(scored)
     assert (split_of(keys, trial.config.sample) == VALIDATION).all()
     assert len(np.unique(keys)) == len(keys) > 200
 
 
-def test_a_trial_that_goes_on_from_its_first_look_ends_as_a_straight_one(trial_lake, tmp_path):
+def test_resume_from_a_checkpoint_equals_a_straight_run(trial_lake, tmp_path):
     straight, stopped = trial_of(trial_lake), trial_of(trial_lake)
-    looks = finish(straight)
+    reports = finish(straight)
     stopped.advance()
     stopped.save(tmp_path)
     resumed = trial_of(trial_lake)
     resumed.load(tmp_path)
     assert resumed.validations_done == 1
-    assert finish(resumed) == looks[1:]
+    assert finish(resumed) == reports[1:]
     assert_same_weights(resumed, straight.trainer.model.state_dict())
 
 
-def test_a_trial_of_more_looks_than_steps_goes_on_where_it_was(trial_lake, tmp_path):
+def test_a_trial_with_more_validations_than_steps_resumes(trial_lake, tmp_path):
     config = small_config(trial_lake, optim={"epochs": 1, "batch_pairs": 10_000})
-    looks, trial = 7, PropensityTrial.of(plan_of(config, looks=7), Workers(), TrialCache())
-    assert trial.schedule.num_steps < looks
-    for done in range(1, looks):
+    validations, trial = 7, PropensityTrial.of(spec_of(config, validations=7), Workers(), TrialCache())
+    assert trial.schedule.num_steps < validations
+    for done in range(1, validations):
         trial.advance()
         trial.save(tmp_path)
-        resumed = PropensityTrial.of(plan_of(config, looks=7), Workers(), trial.cache)
+        resumed = PropensityTrial.of(spec_of(config, validations=7), Workers(), trial.cache)
         resumed.load(tmp_path)
         assert resumed.validations_done == done
 
 
-def test_what_trials_share_changes_none_of_them(trial_lake):
+def test_a_shared_cache_does_not_change_figures(trial_lake):
     cache = TrialCache()
     together = [finish(trial_of(trial_lake, cache)) for _ in range(2)]
     assert together[0] == together[1] == finish(trial_of(trial_lake))
 
 
 @pytest.mark.parametrize("model", [{"kind": "baseline"}, {"model": {"group_block": "shift", "groups": "each"}}])
-def test_a_trial_ends_in_the_weights_that_its_config_is_trained_to(trial_lake, model):
+def test_the_final_weights_equal_those_of_a_run(trial_lake, model):
     config = small_config(trial_lake, **model)
-    trial = PropensityTrial.of(plan_of(config), Workers(), TrialCache())
+    trial = PropensityTrial.of(spec_of(config), Workers(), TrialCache())
     finish(trial)
     data = trial_data(trial_lake, resolve_calendar(trial_lake, config.window), None, 7)
     record = new_propensity_run(config, data.lake, data.calendar)
@@ -143,12 +143,12 @@ def test_a_trial_ends_in_the_weights_that_its_config_is_trained_to(trial_lake, m
         assert group["lr"] == pytest.approx(left * group["first_lr"])
 
 
-def test_a_lake_that_was_built_anew_is_refused(trial_lake):
+def test_a_changed_lake_is_refused(trial_lake):
     with pytest.raises(UserError, match="has changed since run 'small' was started"):
         trial_of(trial_lake, lake_hash="0" * 16)
 
 
-def test_each_metric_is_of_its_measure_and_its_mean():
+def test_metrics_are_named_by_measure_and_mean():
     metrics = {"pr_auc": np.array([[0.1], [0.3], [0.5]]), "ndcg@10": np.array([[0.2], [0.8], [0.9]])}
     result = SimpleNamespace(metrics=metrics, counts={"num_positives": np.array([30, 10, 40])})
     found = summarise(result)  # pyright: ignore[reportArgumentType]
@@ -164,7 +164,7 @@ def test_each_metric_is_of_its_measure_and_its_mean():
     )
 
 
-def test_territories_without_a_value_have_no_part_in_a_mean():
+def test_means_ignore_territories_without_a_value():
     rows = np.array([[0.2, 0.4], [np.nan, np.nan], [0.6, np.nan]])
     np.testing.assert_allclose(_mean(rows, np.ones(3)), [0.4, 0.4])
     np.testing.assert_allclose(_mean(rows, np.array([3.0, 5.0, 1.0])), [0.3, 0.4])

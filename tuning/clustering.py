@@ -39,11 +39,6 @@ class Evidence:
         means = sums.sum(axis=1, keepdims=True) / np.maximum(1.0, pairs.sum(axis=1))[:, None, None]
         return Evidence(sums - pairs[:, :, None] * means, pairs)
 
-    @property
-    def total_pairs(self) -> np.ndarray:
-        """(N,)"""
-        return self.pairs.sum(axis=0)
-
     def products(self, half: int | None = None) -> np.ndarray:
         """(N, N) <s_t, s_u> of one half or of all users, zero for a territory with itself."""
         vectors = self.vectors.sum(axis=0) if half is None else self.vectors[half]
@@ -59,7 +54,7 @@ class Evidence:
 
     def clusters(self, num_groups: int, seed: int = 0) -> np.ndarray:
         """(N,) groups with the largest J over all users."""
-        return balanced_clusters(self.products(), self.total_pairs, num_groups, seed)
+        return balanced_clusters(self.products(), self.pairs.sum(axis=0), num_groups, seed)
 
     def best_count(self, counts: Iterable[int], seed: int = 0) -> int:
         """The number of groups whose clusters, found in one half of the users, have the largest J in the other."""

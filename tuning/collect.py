@@ -14,17 +14,23 @@ from typing import Any
 
 import optuna
 import pandas as pd
+import ray
 import yaml
 from optuna.trial import TrialState
 
 from mtrec_ray.console import ProgressCallback
-from mtrec_ray.files import join, write_file, write_json
+from mtrec_ray.files import exists, join, read_json, write_file, write_json
+from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.tuning.config import SearchConfig
+from mtrec_ray.tuning.data import TrialCache
 from mtrec_ray.tuning.plots import plots_page
 from mtrec_ray.tuning.results import BEST_CONFIG, DONE, FAILED, STOPPED, SearchResult, TrialRow
-from mtrec_ray.tuning.search import PreparedSearch, run_trials, search_uri, train_with_fresh_seeds
+from mtrec_ray.tuning.search import RETRIES, VERSION, PreparedSearch, run_trials, search_uri, trials_at_once
 from mtrec_ray.tuning.trainable import is_stored
+from mtrec_ray.tuning.trial import TrialSpec, make_trial
 
+FRESH_SEEDS = "fresh-seeds.json"
+FIRST_FRESH_SEED = 1_000
 TIMES = ("steps_s", "reading_s", "validating_s", "time_total_s")
 Choose = Callable[[list[TrialRow]], tuple[TrialRow, list[str]]]
 """Complete trials -> the best of them, and notes on the choice."""
@@ -74,6 +80,32 @@ def run_search(
         if ended.checkpoint is not None and is_stored(ended.checkpoint):  # no trial will resume from it
             ended.checkpoint.filesystem.delete_dir(ended.checkpoint.path)
     return result
+
+
+def train_with_fresh_seeds(
+    config: SearchConfig, prepared: PreparedSearch, progress: ProgressCallback | None, params: dict[str, Any]
+) -> list[dict[str, float]]:
+    """Figures of parameters trained with `config.confirm` seeds that no trial had, each stored for `--resume`."""
+    uri = join(search_uri(config), FRESH_SEEDS)
+    known = read_json(uri) if exists(uri) else {}
+    figures = known["figures"] if known.get("params") == params else []
+    task = ray.remote(num_cpus=config.cpus_per_worker, max_retries=RETRIES)(_train_to_end)
+    spec, at_once = prepared.specs.spec(params), trials_at_once(config)
+    while len(figures) < config.confirm:
+        numbers = range(len(figures) + 1, min(len(figures) + at_once, config.confirm) + 1)
+        seeds = [{"seed": config.seed + FIRST_FRESH_SEED + number} for number in numbers]
+        figures += ray.get([task.remote(spec | {"config": spec["config"] | seed}) for seed in seeds])
+        write_json(uri, {"version": VERSION, "params": params, "figures": figures})
+        if progress:
+            progress("fresh seeds", len(figures), config.confirm)
+    return figures
+
+
+def _train_to_end(spec: TrialSpec) -> dict[str, float]:
+    trial, metrics = make_trial(spec, TrialCache(), Workers()), {}
+    while trial.validations_done < trial.num_validations:
+        metrics = trial.advance()
+    return metrics
 
 
 def study_of(rows: list[TrialRow], prepared: PreparedSearch) -> optuna.Study:

@@ -1,14 +1,13 @@
 """`mtrec search propensity`: a propensity model's settings, and which territories share a group block.
 
 1. `check_propensity_search`: settings against the lake, space, metric        (errors before any work)
-2. `_starting_points`:        partitions to start from, random ones beside them
+2. `_with_partitions`:        partitions to start from, random ones beside them
 3. `run_search`:              trials, the choice, fresh seeds and result files
 """
 
 import hashlib
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.console import ProgressCallback
@@ -33,7 +32,6 @@ from mtrec_ray.tuning.search import PreparedSearch, check_name, is_recorded, rec
 from mtrec_ray.tuning.space import (
     GROUPS,
     PartitionSpace,
-    Space,
     check_base,
     check_values,
     checked_starts,
@@ -66,36 +64,14 @@ def search_propensity(
         UserError: a space, metric, sample or cluster that does not fit, before the first trial.
     """
     config = config.model_copy(update={"lake": absolute(config.lake)})
-    data, base, space, partition_space = check_propensity_search(config)
+    data, specs, partition_space = check_propensity_search(config)
     trials_at_once(config)
-    lake_hash = data.lake.manifest.lake_hash
-    inputs = {f"lake {config.lake!r}": lake_hash} | _groups_file_hashes(config, data.lake)
+    inputs = {f"lake {config.lake!r}": data.lake.manifest.lake_hash} | _groups_file_hashes(config, data.lake)
     check_name(config, inputs, resume)
-    groups_files, names = None, data.lake.territory_names()
     if partition_space:
-        discoveries, partitions = _starting_points(config, data, base, space, progress)
-        groups_files = GroupsFiles(join(search_uri(config), "partitions"), names, partitions)
-        largest_first = sorted(range(len(names)), key=lambda territory: -discoveries[territory])
-        movable = largest_first[: partition_space.movable]
-        space = replace(space, movable=tuple(names[territory] for territory in movable))
-    specs = TrialSpecs(
-        kind="propensity",
-        model=PropensityConfig,
-        space=space,
-        base=base,
-        trial_overrides=_trial_overrides(config),
-        data={
-            "lake_hash": lake_hash,
-            "buckets": config.buckets,
-            "validation_days": config.validation_days,
-            "validations": config.validations,
-            "num_bootstrap": config.num_bootstrap,
-            "validation_users": config.validation_users,
-        },
-        groups_files=groups_files,
-    )
+        specs = _with_partitions(config, data, specs, partition_space.movable, progress)
     # Each partition once, every other setting as in base or in the middle of its range: so they are comparable.
-    usual = usual_settings(space, PropensityConfig, base)
+    space, usual = specs.space, usual_settings(specs.space, PropensityConfig, specs.base)
     unmoved = {"moves": 0} if space.moves else {}
     prepared = PreparedSearch(
         specs=specs,
@@ -109,10 +85,8 @@ def search_propensity(
     return run_search(config, prepared, _notes(config, data), resume, progress)
 
 
-def check_propensity_search(
-    config: PropensitySearchConfig,
-) -> tuple[TrialData, dict[str, Any], Space, PartitionSpace | None]:
-    """Check all that can be checked before any work; returns data, settings of all trials, space and partitions."""
+def check_propensity_search(config: PropensitySearchConfig) -> tuple[TrialData, TrialSpecs, PartitionSpace | None]:
+    """Check all that can be checked before any work; returns data, specs without groups files, and partitions."""
     if config.metric not in METRICS:
         raise UserError(f"metric = {config.metric!r} is not reported by these trials: choose {', '.join(METRICS)}")
     lake = Lake.open(config.lake)
@@ -127,7 +101,12 @@ def check_propensity_search(
     if "optim.day_epochs" in config.space:
         raise UserError("space: optim.day_epochs has no effect on trials, which train on the window: drop it")
     data = trial_data(lake, resolve_calendar(lake, resolved.window), config.buckets, config.validation_days)
-    of_trials = lay_over(base, _trial_overrides(config) | ({GROUPS: "one"} if groups else {}))
+    overrides = {
+        "sample.validation_fraction": config.validation_fraction,
+        "runner.cpus_per_worker": config.cpus_per_worker,
+        "runner.workers": config.workers,
+    }
+    of_trials = lay_over(base, overrides | ({GROUPS: "one"} if groups else {}))
     check_values(space, PropensityConfig, of_trials, partial(_check_trial, data=data))
     if groups:
         territories = lake.manifest.territories
@@ -140,7 +119,9 @@ def check_propensity_search(
     if needed > config.trials:
         raise UserError(f"trials = {config.trials}: {needed} are needed to try every partition and warm start once")
     checked_starts(space, config.warm_start)
-    return data, base, space, groups
+    shared = ("buckets", "validation_days", "validation_users", "validations", "num_bootstrap")
+    of_search = {"lake_hash": lake.manifest.lake_hash} | {key: getattr(config, key) for key in shared}
+    return data, TrialSpecs("propensity", PropensityConfig, space, base, overrides, of_search), groups
 
 
 def _check_trial(config: PropensityConfig, data: TrialData) -> None:
@@ -190,30 +171,25 @@ def partition_maker(config: PropensityConfig, data: TrialData, progress: Progres
     return PartitionMaker(data.lake.manifest, counts.sum(axis=0), gathered_once, config.seed)
 
 
-def _starting_points(
+def _with_partitions(
     config: PropensitySearchConfig,
     data: TrialData,
-    base: dict[str, Any],
-    space: Space,
+    specs: TrialSpecs,
+    num_movable: int,
     progress: ProgressCallback | None,
-) -> tuple[list[int], dict[str, Groups]]:
-    """Discoveries of each territory and the partitions to start from, stored for a resumed search."""
-    uri = join(search_uri(config), "partitions", "starting-points.json")
+) -> TrialSpecs:
+    """`specs` with the partitions to start from, stored for a resumed search, and the largest territories movable."""
+    folder, names = join(search_uri(config), "partitions"), data.lake.territory_names()
+    uri = join(folder, "starting-points.json")
     if not is_recorded(config):
-        of_trials = validate_config(PropensityConfig, lay_over(base, _trial_overrides(config)))
-        maker = partition_maker(of_trials, data, progress)
-        made = {name: maker.make(name).model_dump() for name in space.partitions}
+        maker = partition_maker(validate_config(PropensityConfig, specs.settings_of_trials({})), data, progress)
+        made = {name: maker.make(name).model_dump() for name in specs.space.partitions}
         write_json(uri, {"version": 1, "discoveries": maker.volume.tolist(), "partitions": made})
     document = read_json(uri)
-    return document["discoveries"], {name: Groups(**groups) for name, groups in document["partitions"].items()}
-
-
-def _trial_overrides(config: PropensitySearchConfig) -> dict[str, Any]:
-    return {
-        "sample.validation_fraction": config.validation_fraction,
-        "runner.cpus_per_worker": config.cpus_per_worker,
-        "runner.workers": config.workers,
-    }
+    partitions = {name: Groups(**groups) for name, groups in document["partitions"].items()}
+    largest_first = sorted(zip(names, document["discoveries"], strict=True), key=lambda pair: -pair[1])
+    space = replace(specs.space, movable=tuple(name for name, _ in largest_first[:num_movable]))
+    return replace(specs, space=space, groups_files=GroupsFiles(folder, names, partitions))
 
 
 def _notes(config: PropensitySearchConfig, data: TrialData) -> list[str]:

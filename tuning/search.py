@@ -29,20 +29,16 @@ from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists, join, read_file, read_json, write_file, write_json
 from mtrec_ray.lake.cluster import cluster_resources, joins_cluster
-from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.tuning.config import SearchConfig
-from mtrec_ray.tuning.data import TrialCache
 from mtrec_ray.tuning.space import GROUPS
 from mtrec_ray.tuning.specs import TrialSpecs
 from mtrec_ray.tuning.trainable import TrialProcess
-from mtrec_ray.tuning.trial import TrialSpec, make_trial
 
 logger = logging.getLogger(__name__)
 
-TUNE, SETTINGS, INPUTS, FRESH_SEEDS = "tune", "search.yaml", "inputs.json", "fresh-seeds.json"
+TUNE, SETTINGS, INPUTS = "tune", "search.yaml", "inputs.json"
 VERSION = 2
 """Format of a search's folder."""
-FIRST_FRESH_SEED = 1_000
 NUM_RANDOM = 8
 """Trials, first ones included, before the sampler proposes by what it has learned."""
 REDUCTION_FACTOR = 2
@@ -190,32 +186,6 @@ def _new_tuner(config: SearchConfig, prepared: PreparedSearch, trainable: Any, a
             verbose=0,
         ),
     )
-
-
-def train_with_fresh_seeds(
-    config: SearchConfig, prepared: PreparedSearch, progress: ProgressCallback | None, params: dict[str, Any]
-) -> list[dict[str, float]]:
-    """Figures of parameters trained with `config.confirm` seeds that no trial had, each stored for `--resume`."""
-    uri = join(search_uri(config), FRESH_SEEDS)
-    known = read_json(uri) if exists(uri) else {}
-    figures = known["figures"] if known.get("params") == params else []
-    task = ray.remote(num_cpus=config.cpus_per_worker, max_retries=RETRIES)(_train_to_end)
-    spec, at_once = prepared.specs.spec(params), trials_at_once(config)
-    while len(figures) < config.confirm:
-        numbers = range(len(figures) + 1, min(len(figures) + at_once, config.confirm) + 1)
-        seeds = [{"seed": config.seed + FIRST_FRESH_SEED + number} for number in numbers]
-        figures += ray.get([task.remote(spec | {"config": spec["config"] | seed}) for seed in seeds])
-        write_json(uri, {"version": VERSION, "params": params, "figures": figures})
-        if progress:
-            progress("fresh seeds", len(figures), config.confirm)
-    return figures
-
-
-def _train_to_end(spec: TrialSpec) -> dict[str, float]:
-    trial, metrics = make_trial(spec, TrialCache(), Workers()), {}
-    while trial.validations_done < trial.num_validations:
-        metrics = trial.advance()
-    return metrics
 
 
 def make_scheduler(prepared: PreparedSearch) -> Any:

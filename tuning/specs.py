@@ -60,6 +60,9 @@ class TrialSpecs:
             settings[GROUPS] = self.groups_files.write(params)
         return lay_over(self.base, settings)
 
+    def settings_of_trials(self, params: dict[str, Any]) -> dict[str, Any]:
+        return lay_over(self.settings(params), self.trial_overrides)
+
     def spec(self, params: dict[str, Any]) -> TrialSpec:
-        config = validate_config(self.model, lay_over(self.settings(params), self.trial_overrides))
+        config = validate_config(self.model, self.settings_of_trials(params))
         return {"kind": self.kind, "config": config.model_dump(mode="json"), **self.data}

@@ -11,7 +11,8 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import read_json
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.backbone_run import BackboneRecord
-from mtrec_ray.tuning import collect, eliminators_search, search
+from mtrec_ray.tuning import collect, eliminators_search
+from mtrec_ray.tuning.collect import train_with_fresh_seeds
 from mtrec_ray.tuning.config import EliminatorsSearchConfig
 from mtrec_ray.tuning.eliminators_search import (
     EliminatorsSearchResult,
@@ -20,7 +21,7 @@ from mtrec_ray.tuning.eliminators_search import (
     search_eliminators,
 )
 from mtrec_ray.tuning.results import DONE, TrialRow
-from mtrec_ray.tuning.search import PreparedSearch, train_with_fresh_seeds
+from mtrec_ray.tuning.search import PreparedSearch
 from mtrec_ray.tuning.specs import TrialSpecs
 from tests.tuning.conftest import fair_search, specs_of
 
@@ -193,7 +194,7 @@ def test_fresh_seeds_are_stored_one_by_one(ray_cluster, backbone, tmp_path, monk
     config = apart(backbone, tmp_path, confirm=3, trials_at_once=1)
     prepared = PreparedSearch(specs_of(), {"seed": "max"}, first=[])
     monkeypatch.setattr(TrialSpecs, "spec", lambda self, params: {"config": params})
-    monkeypatch.setattr(search, "RETRIES", 0)
+    monkeypatch.setattr(collect, "RETRIES", 0)
 
     def trained(spec: dict[str, Any]) -> dict[str, float]:
         seed = spec["config"]["seed"]
@@ -203,7 +204,7 @@ def test_fresh_seeds_are_stored_one_by_one(ray_cluster, backbone, tmp_path, monk
         (tmp_path / str(seed)).touch(exist_ok=seed == 1003)
         return {"seed": float(seed)}
 
-    monkeypatch.setattr(search, "_train_to_end", trained)
+    monkeypatch.setattr(collect, "_train_to_end", trained)
     with pytest.raises(RuntimeError, match="the machine is gone"):
         train_with_fresh_seeds(config, prepared, None, {"x": 1})
     figures = train_with_fresh_seeds(config, prepared, None, {"x": 1})

@@ -97,11 +97,12 @@ def test_settings_that_do_not_fit_are_refused_before_any_work(settings, problem,
         check_propensity_search(search(trial_lake.uri, **settings))
 
 
-def test_check_returns_data_base_and_space(trial_lake):
+def test_check_returns_data_and_specs(trial_lake):
     groups = {"partitions": ["one", "taste:2"], "random": 2, "moves": 1}
-    data, base, space, partition_space = check_propensity_search(
+    data, specs, partition_space = check_propensity_search(
         search(trial_lake.uri, space={GROUPS: groups}, buckets=2, seed=5)
     )
+    base, space = specs.base, specs.space
     assert (data.buckets, data.held_back) == ((0, 1), True)
     assert (base["lake"], base["name"], base["seed"]) == (trial_lake.uri, "s-best", 5)
     assert (space.moves, space.partitions) == (1, ("one", "taste:2", "random:2:0", "random:2:1"))

@@ -21,7 +21,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.groups import make_groups
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.tuning import search
+from mtrec_ray.tuning import collect
 from mtrec_ray.tuning.config import PropensitySearchConfig
 from mtrec_ray.tuning.propensity_search import search_propensity
 from mtrec_ray.tuning.results import SearchResult
@@ -103,7 +103,7 @@ class TestResultFiles:
 
 
 def test_resume_of_a_finished_search_trains_nothing(searched, shuffled_lake, monkeypatch):
-    monkeypatch.setattr(search, "_train_to_end", lambda spec: pytest.fail("trained again"))
+    monkeypatch.setattr(collect, "_train_to_end", lambda spec: pytest.fail("trained again"))
     folder = Path(searched.uri).parent
     detour = folder / ".." / folder.name  # the same folder
     again = search_propensity(search_config(shuffled_lake.uri, detour, "whole"), resume=True)

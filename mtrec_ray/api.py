@@ -78,12 +78,11 @@ def config_class(name: str) -> type[Config]:
 def _run(path: str, config: Config, extra: dict[str, Any], progress: Progress) -> Any:
     from mtrec_ray.console import progress_bars
     from mtrec_ray.lake.cluster import ray_session
-    from mtrec_ray.shims import shimmed
 
     num_cpus = getattr(getattr(config, "runner", config), "num_cpus", None)
     bars = progress_bars() if progress is True else nullcontext(progress or None)
     with ray_session(num_cpus, keep=True), bars as callback:
-        return shimmed(path, config, resolve_name(path)(config, **extra, progress=callback))
+        return resolve_name(path)(config, **extra, progress=callback)
 
 
 @job("mtrec_ray.jobs.lakes:LakeBuildConfig", "mtrec_ray.jobs.lakes:build_from_source")
@@ -122,7 +121,7 @@ def embed_lake(config: "EmbedConfig | None" = None, *, progress: Progress = Fals
     """
 
 
-@job("mtrec_ray.streams.config:PairsConfig", "mtrec_ray.shims:show_pairs")
+@job("mtrec_ray.streams.config:PairsConfig", "mtrec_ray.jobs.pairs:count_pairs")
 def show_pairs(config: "PairsConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
     """Count users, positives and negatives (paper A, table 1).
 

@@ -42,7 +42,7 @@ class OptimConfig(Config):
     """Passes over the training window's pairs."""
     day_epochs: int = advanced(1, ge=1)
     """Passes over each later day's pairs with --incremental."""
-    batch_pairs: int = Field(default=8192, ge=1)
+    batch_pairs: int = advanced(8192, ge=1)
     """Mean pairs of a global batch, over all workers."""
     lanes: int = advanced(8, ge=1)
     """Parallel readers of a batch, at least as many as workers; part of a run's identity."""
@@ -80,7 +80,7 @@ class PropensityConfig(Config):
     """Also train on each evaluation day, after it was evaluated (paper A)."""
     model: ModelConfig = ModelConfig()
     sample: SampleConfig = SampleConfig()
-    window: WindowConfig = WindowConfig()
+    window: WindowConfig = advanced(WindowConfig())
     optim: OptimConfig = OptimConfig()
     runner: RunnerConfig = RunnerConfig()
     tracking: TrackingConfig = TrackingConfig()

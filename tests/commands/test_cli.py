@@ -230,11 +230,10 @@ class TestInThisProcess:
     def test_pairs_as_json_add_up(self, lake, run):
         code, out, _ = run("pairs", "show", lake, "--json", "--set", "sample.alpha=2")
         document = json.loads(out)
-        assert (code, document["alpha"], document["users/all"]) == (0, 2.0, 300)
-        for name in ("users", "training_users", "random_sample", "added", "positives", "negatives"):
-            parts = [n for key, n in document.items() if key.startswith(f"{name}/") and not key.endswith("/all")]
-            assert sum(parts) == document[f"{name}/all"], name
-        assert document["negatives/all"] == pytest.approx(2 * document["positives/all"], rel=0.02)
+        assert (code, document["alpha"], document["all"]["users"]) == (0, 2.0, 300)
+        for name, total in document["all"].items():
+            assert sum(counts[name] for counts in document["territories"].values()) == total, name
+        assert document["all"]["negatives"] == pytest.approx(2 * document["all"]["positives"], rel=0.02)
 
     def test_an_existing_lake_is_not_overwritten(self, lake, run):
         code, out, _ = run(*BUILD, "--out", lake, *SETTINGS, "--json")

@@ -1,0 +1,76 @@
+"""`mtrec pairs show`: who would be trained on, and with how many pairs (paper A, table 1)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.console import RenderableType
+from rich.table import Column, Table
+
+from mtrec_ray.console import ProgressCallback
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.lake.window import resolve_calendar
+from mtrec_ray.streams.config import PairsConfig
+from mtrec_ray.streams.plan import PairPlan, make_plan
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class PairCounts:
+    """Users and pairs of the training window."""
+
+    territories: list[str]
+    plan: PairPlan
+
+    @property
+    def metrics(self) -> "pd.DataFrame":
+        """One row per territory; negatives are expected numbers."""
+        import pandas as pd
+
+        plan, period = self.plan, self.plan.periods[0]
+        counts = {
+            "users": plan.users,
+            "training_users": plan.training_users,
+            "active_users": plan.active_users,
+            "random_sample": plan.random_users,
+            "added": plan.added_users,
+            "positives": period.positives,
+            "negatives": [round(period.negative_rate * eligible) for eligible in period.eligible],
+        }
+        return pd.DataFrame({"territory": self.territories} | counts)
+
+    def document(self) -> dict[str, Any]:
+        """Counts of each territory and in all."""
+        counts, period = self.metrics.set_index("territory"), self.plan.periods[0]
+        rates = {"alpha": period.alpha, "negative_rate": period.negative_rate}
+        return {"version": 1} | rates | {"all": _plain(counts.sum()), "territories": _plain(counts.T)}
+
+    def tables(self) -> list[RenderableType]:
+        """Paper A's table 1."""
+        counts, plan, period = self.metrics.set_index("territory"), self.plan, self.plan.periods[0]
+        added = "active users" if plan.sample.upsample == "active" else "random users with as many positives"
+        names = [Column(name.replace("_", " "), justify="right") for name in counts.columns]
+        table = Table(
+            "territory",
+            *names,
+            title=f"Pairs of {period.start:%Y-%m-%d} to {period.end:%Y-%m-%d}: alpha {period.alpha:g}, added = {added}",
+            caption="negatives: expected; each eligible (user, title) is drawn with probability "
+            f"{period.negative_rate:.3g}. {plan.not_offered_positives:,} discoveries of titles not offered left out.",
+        )
+        for territory, row in counts.iterrows():
+            table.add_row(str(territory), *(f"{count:,}" for count in row))
+        table.add_section()
+        table.add_row("all", *(f"{count:,}" for count in counts.sum()))
+        return [table]
+
+
+def count_pairs(config: PairsConfig, progress: ProgressCallback | None = None) -> PairCounts:
+    """Count the users and pairs that the given sample settings would train on."""
+    lake = Lake.open(config.lake)
+    plan = make_plan(lake, config.sample, resolve_calendar(lake, config.window), progress=progress)
+    return PairCounts(lake.territory_names(), plan)
+
+
+def _plain(counts: "pd.Series | pd.DataFrame") -> dict[str, Any]:
+    return counts.astype(object).to_dict()

@@ -14,6 +14,8 @@ this process's Ray session, or starts a local one that stays for the next call. 
 # pyright: reportReturnType=false
 # the bodies of the functions are what @job makes of them
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
     from mtrec_ray.trainers.propensity_config import PropensityConfig
     from mtrec_ray.tuning.config import EliminatorsSearchConfig, PartitionConfig, PropensitySearchConfig
 
-Progress: TypeAlias = "bool | ProgressCallback"
+Progress: TypeAlias = "bool | ProgressCallback | None"
 JobFunction = TypeVar("JobFunction", bound=Callable[..., Any])
 CONFIGS: dict[str, str] = {}
 """Job -> its config class, as `module:Class`."""
@@ -57,7 +59,7 @@ def job(config: str, run: str) -> Callable[[JobFunction], JobFunction]:
         keywords = set(inspect.signature(function).parameters) - {"config", "progress", "settings"}
 
         @wraps(function)
-        def call(config: Config | None = None, *, progress: Progress = False, **settings: Any) -> Any:
+        def call(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> Any:
             extra = {key: settings.pop(key) for key in keywords & set(settings)}
             if config is None:
                 config = validate_config(config_class(name), settings)
@@ -86,7 +88,7 @@ def _run(path: str, config: Config, extra: dict[str, Any], progress: Progress) -
 
 
 @job("mtrec_ray.jobs.lakes:LakeBuildConfig", "mtrec_ray.jobs.lakes:build_from_source")
-def build_lake(config: "LakeBuildConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+def build_lake(config: LakeBuildConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Build a lake from raw files: it exists complete or not at all.
 
     >>> mt.build_lake(dataset="movielens", raw="ml-1m", out="lake", download=True)
@@ -94,7 +96,7 @@ def build_lake(config: "LakeBuildConfig | None" = None, *, progress: Progress = 
 
 
 @job("mtrec_ray.jobs.lakes:LakeConfig", "mtrec_ray.jobs.lakes:verify")
-def check_lake(config: "LakeConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+def check_lake(config: LakeConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Verify a lake: hashes, counts, schema, buckets and references.
 
     A damaged lake is a UserError (exit code 2).
@@ -104,7 +106,7 @@ def check_lake(config: "LakeConfig | None" = None, *, progress: Progress = False
 
 
 @job("mtrec_ray.jobs.lakes:LakeConfig", "mtrec_ray.jobs.lakes:describe")
-def show_lake(config: "LakeConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+def show_lake(config: LakeConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Show what a lake holds, territory by territory.
 
     >>> mt.show_lake(lake="lake").metrics
@@ -112,7 +114,7 @@ def show_lake(config: "LakeConfig | None" = None, *, progress: Progress = False,
 
 
 @job("mtrec_ray.lake.embed_config:EmbedConfig", "mtrec_ray.lake.embed:embed_lake")
-def embed_lake(config: "EmbedConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+def embed_lake(config: EmbedConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Compute user and title vectors of a lake that has none.
 
     Only events of the training window are used.
@@ -122,7 +124,7 @@ def embed_lake(config: "EmbedConfig | None" = None, *, progress: Progress = Fals
 
 
 @job("mtrec_ray.streams.config:PairsConfig", "mtrec_ray.jobs.pairs:count_pairs")
-def show_pairs(config: "PairsConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+def show_pairs(config: PairsConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Count users, positives and negatives (paper A, table 1).
 
     For the given sample settings, by territory, with the active users that upsampling adds.
@@ -133,8 +135,8 @@ def show_pairs(config: "PairsConfig | None" = None, *, progress: Progress = Fals
 
 @job("mtrec_ray.trainers.propensity_config:PropensityConfig", "mtrec_ray.training.propensity:train_propensity")
 def train_propensity(
-    config: "PropensityConfig | None" = None, *, progress: Progress = False, **settings: Any
-) -> "JobResult":
+    config: PropensityConfig | None = None, *, progress: Progress = None, **settings: Any
+) -> JobResult:
     """Train a propensity model (paper A).
 
     A stopped run resumes when it is started again with the same name.
@@ -144,9 +146,7 @@ def train_propensity(
 
 
 @job("mtrec_ray.trainers.backbone_config:BackboneConfig", "mtrec_ray.training.backbone:train_backbone")
-def train_backbone(
-    config: "BackboneConfig | None" = None, *, progress: Progress = False, **settings: Any
-) -> "JobResult":
+def train_backbone(config: BackboneConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Train a sequential backbone (paper B).
 
     A stopped run resumes when it is started again with the same name.
@@ -157,8 +157,8 @@ def train_backbone(
 
 @job("mtrec_ray.trainers.eliminators_config:EliminatorsConfig", "mtrec_ray.training.eliminators:train_eliminators")
 def train_eliminators(
-    config: "EliminatorsConfig | None" = None, *, progress: Progress = False, **settings: Any
-) -> "JobResult":
+    config: EliminatorsConfig | None = None, *, progress: Progress = None, **settings: Any
+) -> JobResult:
     """Train a backbone's eliminators (paper B).
 
     Combinations are trained in parallel jobs; the same name resumes what is unfinished.
@@ -168,7 +168,7 @@ def train_eliminators(
 
 
 @job("mtrec_ray.jobs.runs:ListRunsConfig", "mtrec_ray.jobs.runs:list_runs")
-def list_runs(config: "ListRunsConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+def list_runs(config: ListRunsConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """List the runs of a folder: state, input, figures.
 
     >>> mt.list_runs(runs="runs").metrics
@@ -176,7 +176,7 @@ def list_runs(config: "ListRunsConfig | None" = None, *, progress: Progress = Fa
 
 
 @job("mtrec_ray.jobs.runs:ShowRunConfig", "mtrec_ray.jobs.runs:show_run")
-def show_run(config: "ShowRunConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+def show_run(config: ShowRunConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Show a run: settings, validations, loss over its steps, files.
 
     >>> mt.show_run(run="mtl")
@@ -184,7 +184,7 @@ def show_run(config: "ShowRunConfig | None" = None, *, progress: Progress = Fals
 
 
 @job("mtrec_ray.jobs.evaluate_config:EvaluateConfig", "mtrec_ray.jobs.evaluate:evaluate_propensity")
-def evaluate(config: "EvaluateConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+def evaluate(config: EvaluateConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Evaluate propensity runs: PR-AUC and gains (paper A).
 
     By territory and title, with 95% intervals; gains are over the first run (tables 2 and 3).
@@ -194,7 +194,7 @@ def evaluate(config: "EvaluateConfig | None" = None, *, progress: Progress = Fal
 
 
 @job("mtrec_ray.jobs.audit_config:AuditConfig", "mtrec_ray.jobs.audit:audit")
-def audit(config: "AuditConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+def audit(config: AuditConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Measure what eliminators hide, what still leaks, and the cost.
 
     Attackers are trained and tested on users that the eliminators never saw.
@@ -204,7 +204,7 @@ def audit(config: "AuditConfig | None" = None, *, progress: Progress = False, **
 
 
 @job("mtrec_ray.jobs.bundle_config:BundleConfig", "mtrec_ray.jobs.bundle:make_bundle")
-def make_bundle(config: "BundleConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+def make_bundle(config: BundleConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Bundle runs and their audit for serving.
 
     A bundle holds safetensors, Parquet and JSON; nothing in it is unpickled.
@@ -215,8 +215,8 @@ def make_bundle(config: "BundleConfig | None" = None, *, progress: Progress = Fa
 
 @job("mtrec_ray.tuning.config:PropensitySearchConfig", "mtrec_ray.tuning.propensity_search:search_propensity")
 def search_propensity(
-    config: "PropensitySearchConfig | None" = None, *, resume: bool = False, progress: Progress = False, **settings: Any
-) -> "JobResult":
+    config: PropensitySearchConfig | None = None, *, resume: bool = False, progress: Progress = None, **settings: Any
+) -> JobResult:
     """Search a propensity model's settings and territory groups.
 
     Writes best-config.yaml, which `mtrec train propensity --config` reads. `resume` continues a stopped search; it
@@ -228,12 +228,8 @@ def search_propensity(
 
 @job("mtrec_ray.tuning.config:EliminatorsSearchConfig", "mtrec_ray.tuning.eliminators_search:search_eliminators")
 def search_eliminators(
-    config: "EliminatorsSearchConfig | None" = None,
-    *,
-    resume: bool = False,
-    progress: Progress = False,
-    **settings: Any,
-) -> "JobResult":
+    config: EliminatorsSearchConfig | None = None, *, resume: bool = False, progress: Progress = None, **settings: Any
+) -> JobResult:
     """Search lambda and the parts of eliminators.
 
     The result is a front of leakage against accuracy, and a choice from it. `resume` continues a stopped search.
@@ -243,9 +239,7 @@ def search_eliminators(
 
 
 @job("mtrec_ray.tuning.config:PartitionConfig", "mtrec_ray.tuning.show:show_partition")
-def show_partition(
-    config: "PartitionConfig | None" = None, *, progress: Progress = False, **settings: Any
-) -> "JobResult":
+def show_partition(config: PartitionConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Show the groups of a partition: territories, sizes, evidence.
 
     >>> mt.show_partition(lake="lake", partition="taste:4")
@@ -253,7 +247,7 @@ def show_partition(
 
 
 @job("mtrec_ray.serving.config:StoreLoadConfig", "mtrec_ray.serving.load:load_store")
-def load_store(config: "StoreLoadConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+def load_store(config: StoreLoadConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Load a lake's users into the online store.
 
     With history, attributes, territory and embedding; loading again replaces them.
@@ -263,7 +257,7 @@ def load_store(config: "StoreLoadConfig | None" = None, *, progress: Progress = 
 
 
 @job("mtrec_ray.serving.config:ServeConfig", "mtrec_ray.commands.serve:serve")
-def serve(config: "ServeConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+def serve(config: ServeConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Serve a bundle on this machine until interrupted.
 
     `serving/serve.yaml` serves on a cluster.
@@ -273,7 +267,7 @@ def serve(config: "ServeConfig | None" = None, *, progress: Progress = False, **
 
 
 @job("mtrec_ray.serving.config:PromoteConfig", "mtrec_ray.serving.promote:promote")
-def promote(config: "PromoteConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+def promote(config: PromoteConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Make a bundle the live one if it passes its gates.
 
     Endpoints that follow the pointer load it by themselves.
@@ -283,7 +277,7 @@ def promote(config: "PromoteConfig | None" = None, *, progress: Progress = False
 
 
 @job("mtrec_ray.serving.config:RollbackConfig", "mtrec_ray.serving.promote:rollback")
-def rollback(config: "RollbackConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+def rollback(config: RollbackConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Make the bundle live that was so before the last promotion.
 
     >>> mt.rollback(pointer="live.json")
@@ -291,7 +285,7 @@ def rollback(config: "RollbackConfig | None" = None, *, progress: Progress = Fal
 
 
 @job("mtrec_ray.jobs.quickstart_config:QuickstartConfig", "mtrec_ray.jobs.quickstart:quickstart")
-def quickstart(config: "QuickstartConfig | None" = None, *, progress: Progress = False, **settings: Any) -> "JobResult":
+def quickstart(config: QuickstartConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Run everything: raw files to gains, audit and bundle.
 
     A stopped quickstart resumes when it is started again with the same folder.

@@ -88,14 +88,9 @@ def load_config(
     flags: Mapping[str, Any] | None = None,
     options: Mapping[str, str] | None = None,
 ) -> ConfigT:
-    """Resolve a job's settings.
+    """Resolve a job's settings: YAML file < `settings` (`dotted.key=value`, values in YAML) < `flags` (by dotted key).
 
-    Args:
-        model: the job's config class.
-        path: YAML file, or None.
-        settings: `dotted.key=value` texts; values are read as YAML.
-        flags: dotted keys given by options of their own; None = not given.
-        options: dotted key -> its option, for the message about one that is missing.
+    A flag that is None was not given; `options` names the option of a key, for the message that it is missing.
 
     Raises:
         UserError: unreadable file, unknown key, or a value that does not fit; the message names the key.

@@ -3,7 +3,6 @@
 import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping
-from itertools import groupby
 from typing import Any
 
 import click
@@ -32,17 +31,14 @@ def write_options(formatter: click.HelpFormatter, named: Mapping[str, Setting], 
 
 def write_settings(formatter: click.HelpFormatter, settings: Iterable[Setting], everything: bool) -> None:
     """The settings, section by section; those that few need are counted unless `everything` is asked for."""
-    known = list(settings)
+    known, sections = list(settings), {"": (HOW_TO_SET, Rows())}
     shown = [setting for setting in known if everything or not setting.advanced]
-    if known:
-        _write_section(
-            formatter, HOW_TO_SET, [_row(setting, everything) for setting in shown if "." not in setting.key]
-        )
-    for prefix, members in groupby(shown, lambda setting: setting.key.rpartition(".")[0]):
-        if prefix:
-            found = list(members)
-            heading = f"{prefix}: {_first_sentence(found[0].section.__doc__ or '')}"
-            _write_section(formatter, heading, [_row(setting, everything) for setting in found])
+    for setting in shown:
+        prefix = setting.key.rpartition(".")[0]
+        heading = f"{prefix}: {_first_sentence(setting.section.__doc__ or '')}"
+        sections.setdefault(prefix, (heading, Rows()))[1].append(_row(setting, everything))
+    for heading, rows in sections.values() if known else ():
+        _write_section(formatter, heading, rows)
     if len(shown) < len(known):
         formatter.write_paragraph()
         formatter.write_text(f"{len(known) - len(shown)} more settings: --help-all")

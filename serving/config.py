@@ -126,8 +126,7 @@ class StoreLoadConfig(Config):
 def api_keys(config: ServeConfig) -> tuple[str, ...]:
     """The keys of the file and of the environment.
 
-    Raises:
-        UserError: an unreadable or empty file, or no key although other machines can reach the host.
+    UserError for an unreadable or empty file, or if there is no key although other machines can reach the host.
     """
     keys = os.environ.get(KEY_VARIABLE, "").split(",")
     if (path := config.api_key_file) is not None:
@@ -143,10 +142,8 @@ def api_keys(config: ServeConfig) -> tuple[str, ...]:
         keys += lines
     keys = [key.strip() for key in keys if key.strip()]
     if not keys and not _is_loopback(config.host):
-        raise UserError(
-            f"host {config.host!r} can be reached from other machines: give API keys in api_key_file=FILE "
-            f"or {KEY_VARIABLE}"
-        )
+        fix = f"give API keys in api_key_file=FILE or {KEY_VARIABLE}"
+        raise UserError(f"host {config.host!r} can be reached from other machines: {fix}")
     return tuple(keys)
 
 
@@ -158,10 +155,8 @@ def check_port(config: ServeConfig) -> None:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # allows a port whose listener just ended
             listener.bind((config.host, config.port))
     except OSError as error:
-        raise UserError(
-            f"port {config.port} of host {config.host!r}: {error.strerror}; stop the program that listens there, "
-            "or choose another port with --port"
-        ) from error
+        fix = "stop the program that listens there, or choose another port with --port"
+        raise UserError(f"port {config.port} of host {config.host!r}: {error.strerror}; {fix}") from error
 
 
 def _is_loopback(host: str) -> bool:

@@ -48,8 +48,7 @@ class Endpoint:
 def build(args: dict[str, Any]) -> Application:
     """The application that serve.yaml names; `args` are the settings of `ServeConfig` except port.
 
-    Raises:
-        UserError: settings that do not fit, no API key where one is needed, or an embedded store that does not exist.
+    UserError for settings that do not fit, a missing API key, or an embedded store that does not exist.
     """
     if "port" in args:
         raise UserError(f"port {args['port']!r} has no effect here: set http_options.port")
@@ -60,12 +59,8 @@ def build(args: dict[str, Any]) -> Application:
     paths = {"bundle": absolute(config.bundle), "store": absolute(config.store) if config.store else None}
     deployment = Endpoint.options(
         autoscaling_config={
-            "min_replicas": scale.min_replicas,
-            "max_replicas": scale.max_replicas,
+            **scale.model_dump(exclude={"num_cpus"}),
             "initial_replicas": max(scale.min_replicas, 1),
-            "target_ongoing_requests": scale.target_ongoing_requests,
-            "upscale_delay_s": scale.upscale_delay_s,
-            "downscale_delay_s": scale.downscale_delay_s,
         },
         max_ongoing_requests=2 * config.limits.max_in_flight,  # the guard refuses first: Serve's queue is expensive
         max_queued_requests=config.limits.max_queued,

@@ -40,10 +40,8 @@ def _coverage(new: BundleManifest, live: BundleManifest) -> Gate:
     lost = [f"combination {combination_name(c)}" for c in live.combinations if frozenset(c) not in combinations]
     lost += [f"attribute {name}" for name in live.attributes if name not in new.attributes]
     lost += [f"territory {name}" for name in live.territories if name not in new.territories]
-    measured = (
-        f"without {', '.join(lost)}: `--set gates.against_live=false` accepts that" if lost else "all of the live"
-    )
-    return Gate("combinations", not lost, measured)
+    missing = f"without {', '.join(lost)}: `--set gates.against_live=false` accepts that"
+    return Gate("combinations", not lost, missing if lost else "all that the live bundle has")
 
 
 def _ndcg(combination: str, metrics: dict[str, Metric], live: BundleManifest | None, config: GatesConfig) -> Gate:

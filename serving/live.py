@@ -52,8 +52,6 @@ class LiveEngine:
 def _load(pointer: Pointer) -> Engine:
     bundle = Bundle.open(pointer.bundle)
     if bundle.manifest.version != pointer.version:
-        raise UserError(
-            f"bundle {pointer.bundle!r} is version {bundle.manifest.version}, but {pointer.version} was promoted: "
-            "promote it again"
-        )
+        versions = f"is version {bundle.manifest.version}, but {pointer.version} was promoted"
+        raise UserError(f"bundle {pointer.bundle!r} {versions}: promote it again")
     return Engine(bundle)

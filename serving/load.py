@@ -56,10 +56,8 @@ class LoadResult:
 def load_store(config: StoreLoadConfig, progress: ProgressCallback | None = None) -> LoadResult:
     """Store every user of the lake; stored users that are not in the lake stay as they are.
 
-    Events that were appended after the lake was built are lost.
-
-    Raises:
-        UserError: no lake, a wrong URL, or a store that cannot be reached.
+    Events that were appended after the lake was built are lost. UserError for no lake, a wrong URL, or a store that
+    cannot be reached.
     """
     lake = Lake.open(config.lake)
     counts = Counter[str]()

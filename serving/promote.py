@@ -48,11 +48,7 @@ class PromoteResult:
 
 
 def promote(config: PromoteConfig, progress: ProgressCallback | None = None) -> PromoteResult:
-    """Make a bundle the live one, if it can be loaded and passes its gates.
-
-    Raises:
-        UserError: a damaged bundle or a failed gate; the pointer stays as it is.
-    """
+    """Make a bundle the live one, if it can be loaded and passes its gates; otherwise UserError."""
     bundle = Bundle.open(config.bundle)
     Engine(bundle)  # loads and checks every file
     against_live = config.gates.against_live

@@ -114,7 +114,7 @@ class RetryOnReplicaDeath:
         async def delayed_send(message: Message) -> None:
             nonlocal head, sent, busy
             if message["type"] == "http.response.start":
-                head, busy = message, _is_own_refusal_of_serve(message)
+                head, busy = message, _is_refusal_of_serve(message)
                 return
             if busy:
                 return
@@ -129,7 +129,7 @@ class RetryOnReplicaDeath:
         return sent or busy
 
 
-def _is_own_refusal_of_serve(head: Message) -> bool:
+def _is_refusal_of_serve(head: Message) -> bool:
     return head["status"] == 503 and dict(head["headers"]).get(b"content-type") != b"application/json"
 
 

@@ -27,11 +27,7 @@ class Service:
         self.batcher = Batcher(batch_rows, telemetry.batch)
 
     async def recommend(self, requests: list[RecommendRequest], many: bool) -> list[Answer]:
-        """Recommendations, in order.
-
-        Raises:
-            Refused: the first request that cannot be served, with its index if there are `many`.
-        """
+        """Recommendations, in order; Refused for the first that cannot be served, with its index if `many`."""
         engine, has_store = self.live.engine, self.store is not None
         checked = [
             check_request(engine, request, has_store, f"requests[{index}]." if many else "")

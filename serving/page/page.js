@@ -360,11 +360,8 @@ function missingSentence(ignored) {
 function drawMissing(ignored) {
   const settings = state.catalogue.combinations.map(({ ignore }) => ignore).filter((ignore) => ignore.length > 0);
   const choices = items(settings, (ignore) => button(capital(listed(ignore)), () => setSwitches(ignore)));
-  byId("missing").replaceChildren(
-    element("p", {}, missingSentence(ignored), " No other setting is shown instead."),
-    element("p", {}, settings.length > 0 ? "Available settings:" : "This model has no such settings."),
-    element("ul", { className: "settings", role: "list" }, ...choices),
-  );
+  const text = `${missingSentence(ignored)} Another setting is never shown instead. Available:`;
+  byId("missing").replaceChildren(element("p", {}, text), element("ul", { className: "settings" }, ...choices));
 }
 
 function setSwitches(ignored) {

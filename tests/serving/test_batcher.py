@@ -104,7 +104,8 @@ def test_cancelled_caller_leaves_others_their_answers(engine, slow_clock):
         await asyncio.sleep(0.01)
         waiting[0].cancel()
         await asyncio.sleep(0.01)
-        await asyncio.gather(*waiting[1:], crowd(collected, engine, 2))
+        await crowd(collected, engine, 2)
+        await asyncio.gather(*waiting[1:])
 
     assert sizes_of_forwards(work) == [5, 4]
 

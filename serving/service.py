@@ -15,7 +15,7 @@ from mtrec_ray.serving.telemetry import Telemetry
 Answer = dict[str, Any]
 """JSON with the fields of the class in `serving.schemas` that the route names."""
 ANSWERS_AT_ONCE = 64
-"""Answers of a batch that are written before other requests get a turn."""
+"""Answers of a batch that are prepared or written before other requests get a turn."""
 EXAMPLE_USERS, EXAMPLE_TITLES = 8, 2000
 
 
@@ -34,10 +34,11 @@ class Service:
             for index, request in enumerate(requests)
         ]
         states, store_error = await self._states([r.user_id for r in requests if r.user_id is not None])
-        prepared = [
-            prepare_answer(engine, request, *indices, states.get(request.user_id or ""), store_error)
-            for request, indices in zip(requests, checked, strict=True)
-        ]
+        prepared = []
+        for number, (request, indices) in enumerate(zip(requests, checked, strict=True), 1):
+            state = states.get(request.user_id or "")
+            prepared.append(prepare_answer(engine, request, *indices, state, store_error))
+            await _let_others_run(number)
         with self.telemetry.stage("model"):
             queries = [query for query, _ in prepared if query is not None]
             ranked = iter(await self.batcher.recommend(engine, queries))
@@ -46,8 +47,7 @@ class Service:
                 answer["titles"] = named_titles(engine, next(ranked), "score")
             else:
                 self.telemetry.popularity(answer["reason"])
-            if number % ANSWERS_AT_ONCE == 0:
-                await asyncio.sleep(0)
+            await _let_others_run(number)
         return [answer for _, answer in prepared]
 
     async def propensities(self, request: PropensityRequest) -> Answer:
@@ -125,3 +125,8 @@ class Service:
             self.telemetry.error("store unavailable")
             return {}, "store unavailable"
         return {user: state for user, state in zip(unique, states, strict=True) if state is not None}, None
+
+
+async def _let_others_run(number: int) -> None:
+    if number % ANSWERS_AT_ONCE == 0:
+        await asyncio.sleep(0)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from mtrec_ray.bundle.manifest import BundleManifest, Leakage, Metric
+from mtrec_ray.bundle.manifest import BundleManifest, Leakage, Metric, PrAuc
 from mtrec_ray.combinations import combination_name
 from mtrec_ray.serving.config import GatesConfig
 
@@ -45,46 +45,46 @@ def _coverage(new: BundleManifest, live: BundleManifest) -> Gate:
 
 
 def _ndcg(combination: str, metrics: dict[str, Metric], live: BundleManifest | None, config: GatesConfig) -> Gate:
-    found = metrics["ndcg@10"]
-    before = live.metrics[combination]["ndcg@10"].value if live and combination in live.metrics else None
-    measured = f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f})"
-    measured += "" if before is None else f", live {before:.4f}"
-    passed = found.high >= config.ndcg_ratio * (before or 0.0) and found.low >= config.min_ndcg
-    return Gate("ndcg@10", passed, measured, combination)
+    ndcg, before = metrics["ndcg@10"], live.metrics.get(combination) if live else None
+    wanted = config.ndcg_ratio * before["ndcg@10"].value if before else 0.0
+    measured = _interval(ndcg, 4) + (f", live {before['ndcg@10'].value:.4f}" if before else "")
+    return Gate("ndcg@10", ndcg.high >= wanted and ndcg.low >= config.min_ndcg, measured, combination)
 
 
 def _leak(combination: str, attribute: str, leakage: Leakage, config: GatesConfig) -> Gate:
     """Balanced accuracy and AUC of the best attacker against their null intervals, as in the audit's `leaks`."""
-    measured, passed = [], True
-    for name, found, limit in (
+    measured, passed = [], leakage.num_permutations >= config.min_permutations
+    for name, metric, limit in (
         ("balanced accuracy", leakage.balanced_accuracy, config.max_leak),
         ("auc", leakage.auc, config.max_auc_leak),
     ):
-        interval = f"({found.low:.3f} to {found.high:.3f})"
-        measured.append(f"{name} {found.value:.3f} {interval}, null up to {found.null_high:.3f}")
-        passed = passed and found.value <= found.null_high + limit and found.null_high < 1
-        if not found.null_high < 1:
+        measured.append(f"{name} {_interval(metric, 3)}, null up to {metric.null_high:.3f}")
+        passed = passed and metric.value <= metric.null_high + limit and metric.null_high < 1
+        if not metric.null_high < 1:
             measured.append("too few users to decide")
     if leakage.num_permutations < config.min_permutations:
         measured.append(f"only {leakage.num_permutations} permutations: `mtrec audit --set num_permutations=20`")
-        passed = False
     return Gate("leak", passed, "; ".join(measured), combination, attribute)
 
 
 def _pr_auc(new: BundleManifest, live: BundleManifest | None, config: GatesConfig) -> list[Gate]:
     part, old = new.propensity, live and live.propensity
-    before = old.mean_pr_auc if old else None
+    pr_auc, before = part and part.mean_pr_auc, old and old.mean_pr_auc
     if old is None or before is None:
         return []
-    found = part.mean_pr_auc if part else None
-    if part is None or found is None:
-        fix = "the live bundle has one: `mtrec bundle --propensity RUN --evaluation DIR`"
-        return [Gate("pr_auc", False, fix)]
-    if part.protocol != old.protocol:
+    if part is None or pr_auc is None:
+        problem = "the live bundle has one: `mtrec bundle --propensity RUN --evaluation DIR`"
+    elif part.protocol != old.protocol:
         fix = "evaluate both the same way, or skip the comparison with `--set gates.against_live=false`"
-        return [Gate("pr_auc", False, f"measured {part.protocol}, the live bundle's {old.protocol}: {fix}")]
-    if found.low is None or found.high is None:
+        problem = f"measured {part.protocol}, the live bundle's {old.protocol}: {fix}"
+    elif pr_auc.low is None or pr_auc.high is None:
         fix = "evaluate it on more users: `mtrec evaluate propensity RUN --out DIR`"
-        return [Gate("pr_auc", False, f"{found.value:.4f} has no interval, because positives are too few: {fix}")]
-    measured = f"{found.value:.4f} ({found.low:.4f} to {found.high:.4f}), live {before.value:.4f}"
-    return [Gate("pr_auc", found.high >= config.pr_auc_ratio * before.value, measured)]
+        problem = f"{pr_auc.value:.4f} has no interval, because positives are too few: {fix}"
+    else:
+        measured = f"{_interval(pr_auc, 4)}, live {before.value:.4f}"
+        return [Gate("pr_auc", pr_auc.high >= config.pr_auc_ratio * before.value, measured)]
+    return [Gate("pr_auc", False, problem)]
+
+
+def _interval(metric: Metric | PrAuc, digits: int) -> str:
+    return f"{metric.value:.{digits}f} ({metric.low:.{digits}f} to {metric.high:.{digits}f})"

@@ -397,45 +397,39 @@ function drawAudit() {
   const backbone = findCombination([]);
   const names = Object.keys(state.catalogue.attributes);
   byId("audit").hidden = !combination;
-  const results = names.map((name) => auditResult(name, combination?.audit?.[name]));
+  const results = names.map((name) => auditResult(combination?.audit[name]));
   byId("accuracy").textContent = accuracySentence(ignored, combination?.metrics, backbone?.metrics);
   byId("readings").replaceChildren(...results.map((result, i) => drawResult(names[i], result, ignored)));
   byId("meter-key").hidden = results.every((result) => result === null);
   byId("figures").replaceChildren(...items(figures(names, combination, backbone)));
 }
 
-/** Metrics of one attribute with conclusions; null if it was not audited. */
-function auditResult(name, audit) {
-  const accuracy = audit?.balanced_accuracy;
-  if (!Number.isFinite(accuracy?.value)) return null;
-  const chance = Number.isFinite(accuracy.chance) ? accuracy.chance : 1 / state.catalogue.attributes[name].length;
-  const { value, null_low: low, null_high: high } = accuracy;
-  const bounded = Number.isFinite(low) && Number.isFinite(high);
-  const traces = audit.auc.value > audit.auc.null_high;
-  return { ...accuracy, auc: audit.auc, chance, bounded, leaks: bounded && value > high, traces };
+/** Balanced accuracy of the best attacker, with conclusions; null if the attribute was not audited. */
+function auditResult(audit) {
+  if (!audit) return null;
+  const { balanced_accuracy: accuracy, auc } = audit;
+  return { ...accuracy, auc, leaks: accuracy.value > accuracy.null_high, traces: auc.value > auc.null_high };
 }
 
-function guessSentence(name, { value, chance, bounded, null_low: low, null_high: high }) {
+function guessSentence(name, { value, chance, null_low: low, null_high: high }) {
   const near = Math.round(value * 100) === Math.round(high * 100) && value !== high;
-  const of100 = (ratio) => decimals(ratio * 100, near ? 1 : 0);
-  const range = bounded ? ` (${of100(low)} to ${of100(high)} is chance)` : "";
-  return `guesses ${name} correctly ${of100(value)} of 100 times; random guessing ${of100(chance)}${range}.`;
+  const [guessed, random, from, to] = [value, chance, low, high].map((ratio) => decimals(ratio * 100, near ? 1 : 0));
+  return `guesses ${name} correctly ${guessed} of 100 times; random guessing ${random} (${from} to ${to} is chance).`;
 }
 
 /** Badge text, badge class and explanation for one attribute. */
 function verdict(name, result, isIgnored) {
   if (result === null) return ["Not audited", "unknown", `${capital(name)} was not audited for this setting.`];
-  const { bounded, leaks, traces, auc: { value: auc, null_high: high } } = result;
+  const { leaks, traces, auc } = result;
   const guess = guessSentence(name, result);
   if (!isIgnored) {
-    const even = bounded && !leaks && !traces ? " Even so, that is no better than chance." : "";
+    const even = leaks || traces ? "" : " Even so, that is no better than chance.";
     return ["Not hidden", "unknown", `${capital(name)} is not hidden: an attacker ${guess}${even}`];
   }
   const attack = `A strong attacker who sees only the hidden profile ${guess}`;
-  if (!bounded) return ["Chance not measured", "unknown", attack];
   if (leaks) return ["Leaks", "leaks", `${attack} That is better than chance: the attribute still leaks.`];
   if (traces) {
-    const range = `AUC ${decimals(auc, 2)}, chance reaches ${decimals(high, 2)}`;
+    const range = `AUC ${decimals(auc.value, 2)}, chance reaches ${decimals(auc.null_high, 2)}`;
     return ["Leaks slightly", "leaks", `${attack} Yet its scores rank users better than chance (${range}).`];
   }
   return ["At chance level", "hidden-well", `${attack} That is no better than chance.`];
@@ -451,7 +445,7 @@ function drawResult(attribute, result, ignored) {
 /** A scale from 0 to 1, drawn by the style sheet. */
 function drawMeter({ value, chance, null_low: low, null_high: high }, kind) {
   const meter = element("div", { className: `meter ${kind}`, ariaHidden: "true" });
-  const positions = { value, chance, low: low ?? chance, high: high ?? chance };
+  const positions = { value, chance, low, high };
   for (const [name, position] of Object.entries(positions)) meter.style.setProperty(`--${name}`, position);
   return meter;
 }
@@ -466,20 +460,16 @@ function accuracySentence(ignored, metrics, backbone) {
 
 function figures(names, combination, backbone) {
   const interval = (metric) => {
-    const values = [metric.value, metric.low, metric.high];
-    if (!values.every(Number.isFinite)) return decimals(values[0], 3);
-    const [value, low, high] = values.map((one) => decimals(one, 3));
+    const [value, low, high] = [metric.value, metric.low, metric.high].map((one) => decimals(one, 3));
     return `${value} (95%: ${low} to ${high})`;
   };
-  const ndcg = [["as is", backbone?.metrics], ["with the switches", combination?.metrics]]
-    .filter(([, metrics]) => Number.isFinite(metrics?.["ndcg@10"]?.value))
-    .map(([label, metrics]) => `NDCG@10 ${label}: ${interval(metrics["ndcg@10"])}`);
-  const audited = names.filter((name) => Number.isFinite(combination?.audit?.[name]?.balanced_accuracy?.value));
-  const guesses = audited.map((name) => {
-    const audit = combination.audit[name];
-    const attacker = audit.attacker ? `, best attacker: ${audit.attacker}` : "";
-    const users = audit.num_users ? `, ${decimals(audit.num_users)} users` : "";
-    return `${capital(words(name))}: guessed correctly ${interval(audit.balanced_accuracy)}${attacker}${users}`;
+  const ndcg = [["as is", backbone?.metrics["ndcg@10"]], ["with the switches", combination?.metrics["ndcg@10"]]]
+    .filter(([, metric]) => metric)
+    .map(([label, metric]) => `NDCG@10 ${label}: ${interval(metric)}`);
+  const guesses = names.filter((name) => combination?.audit[name]).map((name) => {
+    const { balanced_accuracy: accuracy, attacker, num_users: users } = combination.audit[name];
+    const by = `best attacker: ${attacker}, ${decimals(users)} users`;
+    return `${capital(words(name))}: guessed correctly ${interval(accuracy)}, ${by}`;
   });
   return [...ndcg, ...guesses];
 }

@@ -24,7 +24,7 @@ def test_a_changed_manifest_is_a_user_error(tmp_path):
         ({"backbone": {}}, "backbone"),
         ({"combinations": [["gender"]]}, "eliminators"),
         ({"eliminators": {"prompts": 3}}, "eliminators"),
-        ({"propensity": {"model": {"d": 3}, "group_of_territory": [0, 1], "metrics": {}}}, "propensity"),
+        ({"propensity": {"model": {"d": 3}, "group_of_territory": [0, 1], "pr_auc": {}}}, "propensity"),
     ],
 )
 def test_a_manifest_that_does_not_fit_its_files_is_a_user_error(tmp_path, changes, name):

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,6 @@ OFFERED = {title: ["south"] for title in SOUTH_ONLY}
 
 
 def leakage(balanced_accuracy: float = 0.5, auc: float = 0.5, permutations: int = 20) -> dict[str, Any]:
-    """An attribute's leakage."""
     null = {"null_low": 0.46, "chance": 0.5}
     return {
         "attacker": "logistic",
@@ -55,8 +55,8 @@ def leakage(balanced_accuracy: float = 0.5, auc: float = 0.5, permutations: int 
     }
 
 
-def metric(value: float, reach: float = 0.02) -> dict[str, float]:
-    return {"value": value, "low": value - reach, "high": value + reach}
+def metric(value: float, radius: float = 0.02) -> dict[str, float]:
+    return {"value": value, "low": value - radius, "high": value + radius}
 
 
 def write_bundle(
@@ -74,27 +74,25 @@ def write_bundle(
     offered: dict[str, list[str]] = OFFERED,
     **changes: Any,
 ) -> Path:
-    """A whole bundle; the figures are those that gates look at, `offered` the territories of titles not for all."""
+    """Write a whole bundle.
+
+    `ndcg` to `cohort` are the metrics that gates check, `offered` the territories of titles that are not offered in
+    all, `changes` fields of the manifest.
+    """
     torch.manual_seed(seed)
     shape = SequentialConfig(NUM_TITLES, history=HISTORY, width=WIDTH, num_layers=LAYERS, num_heads=2, dropout=0.0)
     backbone = SequentialBackbone(shape)
     backbone.init_weights(torch.Generator().manual_seed(seed))
-    pack = StackedEliminators(
-        EliminatorConfig(num_prompts=3, adapter_width=4),
-        {name: len(values) for name, values in ATTRIBUTES.items()},
-        combinations,
-        width=WIDTH,
-        num_layers=LAYERS,
-    )
+    prompts = EliminatorConfig(num_prompts=3, adapter_width=4)
+    sizes = {name: len(values) for name, values in ATTRIBUTES.items()}
+    pack = StackedEliminators(prompts, sizes, combinations, width=WIDTH, num_layers=LAYERS)
     pack.init_weights(seed)
-    with torch.no_grad():
-        for module in (backbone, pack):
-            for parameter in module.parameters():
-                parameter.add_(0.3 * torch.randn(parameter.shape))
     towers = TwoTowerConfig(user_width=USER_WIDTH, title_width=8, d=16, num_groups=2, group_block="dense")
     model = TwoTower(towers)
     model.init_weights(torch.Generator().manual_seed(seed))
     with torch.no_grad():
+        for parameter in (*backbone.parameters(), *pack.parameters()):
+            parameter.add_(0.3 * torch.randn(parameter.shape))
         for parameter in model.block_parameters():
             parameter.add_(torch.randn(parameter.shape))
     popular = np.full((2, 10), -1, dtype=np.int32)
@@ -113,20 +111,13 @@ def write_bundle(
         "lake_hash": "lake",
         "attributes": ATTRIBUTES,
         "territories": TERRITORIES,
-        "backbone": {
-            "num_titles": NUM_TITLES,
-            "history": HISTORY,
-            "width": WIDTH,
-            "num_layers": LAYERS,
-            "num_heads": 2,
-            "dropout": 0.0,
-        },
-        "eliminators": {"num_prompts": 3, "adapter_width": 4},
+        "backbone": asdict(shape),
+        "eliminators": asdict(prompts),
         "combinations": combinations,
         "metrics": {name: {"ndcg@10": metric(ndcg, 0.01)} for name in names},
-        "audit": {name: {attribute: leakage(leak, auc, permutations) for attribute in ATTRIBUTES} for name in names},
+        "audit": {name: dict.fromkeys(ATTRIBUTES, leakage(leak, auc, permutations)) for name in names},
         "propensity": {
-            "model": {"user_width": USER_WIDTH, "title_width": 8, "d": 16, "num_groups": 2, "group_block": "dense"},
+            "model": asdict(towers),
             "group_of_territory": [0, 1],
             "pr_auc": {} if pr_auc is None else {"mean": metric(pr_auc, 0.0)},
             "protocol": None if pr_auc is None else {"num_negatives": num_negatives, "cohort": cohort},
@@ -149,15 +140,14 @@ def write_manifest(folder: Path, document: dict[str, Any]) -> None:
 
 
 def titles(offered: dict[str, list[str]]) -> bytes:
-    """Title 07 has no name of its own."""
+    """The titles table; title 07 has no name."""
+    embedding = np.random.default_rng(0).standard_normal((NUM_TITLES, 8)).astype(np.float16)
     table = pa.table(
         {
             "title_id": TITLE_IDS,
             "name": [None if title == "t07" else f"Title {title[1:]}" for title in TITLE_IDS],
             "territories": pa.array([offered.get(title, []) for title in TITLE_IDS], pa.list_(pa.string())),
-            "embedding": fixed_width_column(
-                np.random.default_rng(0).standard_normal((NUM_TITLES, 8)).astype(np.float16)
-            ),
+            "embedding": fixed_width_column(embedding),
         }
     )
     buffer = io.BytesIO()

@@ -100,9 +100,7 @@ def test_of_tuning_what_computes_names_no_ray():
 
 
 def test_modules_beside_the_rooms_import_none_of_them():
-    beside = [
-        path for path in PACKAGE.glob("*.py") if path.name not in ("__main__.py", "__init__.py", "api.py")
-    ]
+    beside = [path for path in PACKAGE.glob("*.py") if path.name not in ("__main__.py", "__init__.py", "api.py")]
     assert not {(path.name, module) for path in beside for _, module in own_imports(path)}
 
 

@@ -17,6 +17,7 @@ or class weights trade leakage for accuracy on one line (attack AUC 0.540-0.548,
 """
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -102,10 +103,15 @@ class AdversaryGame:
         self.average.update_parameters(self.method)
         return self._total(bpr), self._total(entropies)
 
+    @property
+    def averaged(self) -> FairnessMethod:
+        """The method with its averaged weights."""
+        return cast("FairnessMethod", self.average.module)
+
     def parts(self) -> list[Part]:
         """Tuned weights, their average, discriminators, with their optimizers."""
         own = self.method.own_parameters()
-        averages = self.average.module.own_parameters().items()
+        averages = self.averaged.own_parameters().items()
         separate = {name: value for name, value in averages if value is not own[name]}
         return [
             ("method", own, self.generator_optimizer),

@@ -1,7 +1,7 @@
 """Trainer of a sequential backbone (paper B, 2.2): BPR, averaging, early stopping."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -95,8 +95,9 @@ class BackboneTrainer(Trainer[SequenceBatch]):
     def validate(self) -> NextTitleMetrics:
         """Figures of the averaged weights on the validation event of this worker's users."""
         history = torch.from_numpy(self.data.users.history).to(self.device)
-        vectors = vectors_in_chunks(self.average.module.user_vectors, history)
-        return held_out_metrics(self.data.users, vectors, self.average.module.title_vectors())
+        averaged = cast("SequentialBackbone", self.average.module)
+        vectors = vectors_in_chunks(averaged.user_vectors, history)
+        return held_out_metrics(self.data.users, vectors, averaged.title_vectors())
 
     def parts(self) -> list[Part]:
         return [

@@ -100,7 +100,7 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
     @property
     def averaged(self) -> FairnessMethod:
         """Its averaged weights, which are validated and kept."""
-        return self.game.average.module
+        return self.game.averaged
 
     def start(self) -> bool:
         """Fit the transport, limit its strength by the NDCG floor, and keep what there is."""

@@ -173,7 +173,7 @@ def test_backbone_stays_bit_identical(kind):
     before, after = make_backbone(kind).state_dict(), game.method.backbone.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert all(not p.requires_grad and p.grad is None for p in game.method.backbone.parameters())
-    assert game.average.module.backbone.titles.weight is game.method.backbone.titles.weight  # shared, not averaged
+    assert game.averaged.backbone.titles.weight is game.method.backbone.titles.weight  # shared, not averaged
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,11 +20,10 @@ from mtrec_ray.trainers.eliminators import EliminatorData, EliminatorTrainer
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.propensity import PropensityData, PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.trainers.trainer import Trainer
 
 USERS, LENGTH, WIDTH, TITLES = 40, 6, 8, 20
 STEPS_PER_EPOCH = 3
-Made = tuple[Trainer[Any], Callable[[int], Iterator[Any]]]
+Made = tuple[Any, Callable[[int], Iterator[Any]]]
 """A trainer, and its batches from a global step on."""
 
 

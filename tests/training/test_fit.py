@@ -84,7 +84,7 @@ def test_a_progress_bar_ends_without_a_word_where_ray_has_ended(monkeypatch, the
 def test_a_session_ends_between_two_questions_of_a_progress_bar(monkeypatch):
     happened, asked, up = [], threading.Event(), []
 
-    def get(*_: Any, **__: Any) -> int:
+    def get(*_: Any, **__: Any) -> tuple[int, str]:
         asked.set()
         time.sleep(0.3)
         happened.append("answered")

@@ -247,6 +247,7 @@ def test_planted_tastes_across_regions_are_found(tmp_path):
     data = TrialData(lake, calendar, (0, 1, 2, 3), calendar.day_bounds(0), held_back=False)
     evidence = gradient_evidence(validate_config(PropensityConfig, document), data)
     truth = make_source("synthetic", settings).truth()
+    assert truth is not None
     group, region = truth["taste_group"].to_pylist(), truth["region"].to_pylist()
     assert adjusted_rand_score(group, evidence.clusters(4)) >= 0.8
     assert adjusted_rand_score(group, region) < 0.3

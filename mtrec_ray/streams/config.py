@@ -11,15 +11,15 @@ from mtrec_ray.lake.window import WindowConfig
 class SampleConfig(Config):
     """Who is sampled and which pairs are drawn (paper A, 3.2 and 4.1)."""
 
-    seed: int = 0
+    seed: int = advanced(0)
     """Seed of the sample and the negatives; the user split has its own."""
     split_seed: int = advanced(0)
     """Seed of the user split; the same for all compared runs, or test users are trained on."""
     test_fraction: float = advanced(0.2, ge=0, lt=1)
     """Fraction of users that are test users, never trained on."""
-    validation_fraction: float = Field(default=0.0, ge=0, lt=1)
+    validation_fraction: float = advanced(0.0, ge=0, lt=1)
     """Fraction of users held out for choices made before testing; never trained on."""
-    random_fraction: float = Field(default=0.5, gt=0, le=1)
+    random_fraction: float = advanced(0.5, gt=0, le=1)
     """Fraction of the remaining users in the random sample R."""
     active_fraction: float = Field(default=0.5, ge=0)
     """Size of the added active set A as a multiple of R; 0 turns upsampling off."""

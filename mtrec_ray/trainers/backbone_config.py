@@ -19,7 +19,7 @@ class SequentialModelConfig(Config):
     """Last events that a user's vector is computed from."""
     width: int = Field(default=64, ge=1)
     """Width of vectors."""
-    num_layers: int = Field(default=1, ge=1)
+    num_layers: int = advanced(1, ge=1)
     """Layers of attention and feed-forward."""
     num_heads: int = advanced(1, ge=1)
     """Attention heads; divides the width."""

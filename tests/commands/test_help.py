@@ -11,8 +11,7 @@ from mtrec_ray.config import Setting, settings_of
 from mtrec_ray.sources.registry import SOURCES
 
 MAX_SETTINGS = 15
-MANY = {"pairs show", "train propensity", "train backbone", "train eliminators", "search propensity"}
-MANY |= {"search eliminators", "partition show", "serve"}
+MANY = {"search propensity", "search eliminators"}
 INVOCATIONS = [*COMMANDS, *(f"lake build {source}" for source in SOURCES)]
 
 

@@ -36,7 +36,7 @@ class LakeBuildConfig(Config):
         """With the settings of its source; UserError where there is none of that name."""
         if cls is not LakeBuildConfig or "dataset" not in document:
             return cls
-        source = source_config_class(document["dataset"])
+        source = source_config_class(str(document["dataset"]))
         section: Any = (source, {})
         return create_model(cls.__name__, __base__=cls, __doc__=source.__doc__, source=section)
 

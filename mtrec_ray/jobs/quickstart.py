@@ -86,7 +86,7 @@ def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = Non
     if not with_fairness:
         return QuickstartResult(gains, None, None)
     for table in gains.tables():
-        stderr_console().print(table)  # the end, where results are printed, is as far away again
+        stderr_console().print(table)  # early: the results are printed when everything is done
     train_backbone(steps.backbone, _named(progress, "backbone"))
     train_eliminators(steps.eliminators, progress)
     audited = audit(steps.audit, progress)

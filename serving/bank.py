@@ -45,7 +45,7 @@ class EliminatorBank:
         own = self.of_key.rows(row)
         return GatheredEliminators(
             prompt_table=self.pack.prompts[:0],  # the second table holds the prompts
-            prompt_index=row[:0],
+            prompt_index=row[None, :0],
             parts=CombinationParts(**self.of_combination.rows(combination)),
             transport_gain=own.pop("transport_gain"),
             cached_prompts=tuple(own.values()),

@@ -179,7 +179,7 @@ class StackedEliminators(nn.Module):
         gain = self.transport_gain[:, self._value_rows(attribute_index)].sum(2)  # (K, B, h)
         return GatheredEliminators(
             prompt_table=torch.cat([self.prompts, self.personal], 1),
-            prompt_index=self._prompt_rows(attribute_index)[None],
+            prompt_index=self._prompt_rows(attribute_index),
             parts=self.parts,
             transport_gain=gain * self.transport_strength,
         )
@@ -191,7 +191,7 @@ class StackedEliminators(nn.Module):
         gain = self.transport_gain[combination_index[:, None], self._value_rows(attribute_index)].sum(1)  # (B, h)
         return GatheredEliminators(
             prompt_table=table,
-            prompt_index=torch.arange(table.shape[1], device=table.device).expand(1, 1, -1),
+            prompt_index=torch.arange(table.shape[1], device=table.device)[None],
             parts=self.parts.take(combination_index),
             transport_gain=gain[:, None] * self.transport_strength[combination_index],  # (B, 1, h)
         )

@@ -4,7 +4,7 @@ Legend: `K` combinations, `m` attributes, `B` rows, `T` columns, `d` width.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -23,10 +23,14 @@ class FairnessMethod(nn.Module):
 
     def forward(self, history: Tensor, attribute_index: Tensor) -> Tensor:
         """(B, T) model input, (B, m) values, -1 unknown -> (K, B, T, d)."""
-        raise NotImplementedError
+        return self.hide(self.backbone, history, attribute_index)
 
     def user_vectors(self, history: Tensor, attribute_index: Tensor) -> Tensor:
         """(B, L) histories, (B, m) values -> (K, B, d)."""
+        return self.hide(self.backbone.user_vectors, history, attribute_index)
+
+    def hide(self, read: Callable[..., Tensor], history: Tensor, attribute_index: Tensor) -> Tensor:
+        """What `read`, a method of the backbone, gives for each combination, (K, ...)."""
         raise NotImplementedError
 
     def after_step(self) -> None:
@@ -50,11 +54,8 @@ class EliminatorMethod(FairnessMethod):
         self.pack = pack
         self.combinations = pack.combinations
 
-    def forward(self, history: Tensor, attribute_index: Tensor) -> Tensor:
-        return self.backbone(history, eliminators=self.pack.for_all(attribute_index))
-
-    def user_vectors(self, history: Tensor, attribute_index: Tensor) -> Tensor:
-        return self.backbone.user_vectors(history, eliminators=self.pack.for_all(attribute_index))
+    def hide(self, read: Callable[..., Tensor], history: Tensor, attribute_index: Tensor) -> Tensor:
+        return read(history, eliminators=self.pack.for_all(attribute_index))
 
     def vectors_before_transport(self, history: Tensor, attribute_index: Tensor) -> Tensor:
         """`user_vectors` without the transport."""
@@ -101,13 +102,8 @@ class FilterMethod(FairnessMethod):
         fractions = torch.tensor(chosen, device=self.inner.device)
         self.register_buffer("fractions", fractions / fractions.sum(1, keepdim=True), persistent=False)
 
-    def forward(self, history: Tensor, attribute_index: Tensor) -> Tensor:
-        return self._filter(self.backbone(history))
-
-    def user_vectors(self, history: Tensor, attribute_index: Tensor) -> Tensor:
-        return self._filter(self.backbone.user_vectors(history))
-
-    def _filter(self, vectors: Tensor) -> Tensor:
+    def hide(self, read: Callable[..., Tensor], history: Tensor, attribute_index: Tensor) -> Tensor:
+        vectors = read(history)  # (B, d) or (B, T, d)
         rows = vectors.flatten(0, -2).expand(len(self.attributes), -1, -1)  # (m, N, d)
         inner = F.leaky_relu(torch.baddbmm(self.inner_bias, rows, self.inner), 0.2)
         filtered = torch.baddbmm(self.outer_bias, inner, self.outer)  # (m, N, d)
@@ -122,11 +118,8 @@ class FineTuningMethod(FairnessMethod):
         self.backbone = copy.deepcopy(backbone).eval().requires_grad_(True)
         self.combinations = (combination,)
 
-    def forward(self, history: Tensor, attribute_index: Tensor) -> Tensor:
-        return self.backbone(history)[None]
-
-    def user_vectors(self, history: Tensor, attribute_index: Tensor) -> Tensor:
-        return self.backbone.user_vectors(history)[None]
+    def hide(self, read: Callable[..., Tensor], history: Tensor, attribute_index: Tensor) -> Tensor:
+        return read(history)[None]
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
         return dict(self.named_parameters())

@@ -37,7 +37,7 @@ class GatheredEliminators:
     """Eliminators of G groups; `cached_prompts` replace the prompts' table and index, which are empty then."""
 
     prompt_table: Tensor  # (G, R, d) every prompt row a group can use
-    prompt_index: Tensor  # (1, B, P) rows of the table in front of each history
+    prompt_index: Tensor  # (B, P) rows of the table in front of each history
     parts: CombinationParts
     transport_gain: Tensor  # (G, B, h) of each row's values, times the strength
     cached_prompts: tuple[Tensor, ...] | None = None  # `SequentialBackbone.prompt_layers` of these very groups

@@ -14,7 +14,6 @@ part depends on the frozen backbone alone, so it is computed once for all groups
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import repeat
 from typing import Literal, cast
 
 import torch
@@ -58,7 +57,7 @@ class SequentialBackbone(nn.Module):
         self.num_columns = config.history + self.bidirectional
         self.titles = nn.Embedding(config.num_titles + self.bidirectional, config.width)  # the last row: mask token
         self.positions = nn.Parameter(torch.empty(self.num_columns, config.width))
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
+        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.num_layers))
         self.dropout = ByteDropout(config.dropout)
         causal = torch.full((self.num_columns, self.num_columns), float("-inf")).triu_(1)
         self.register_buffer("causal_mask", causal, persistent=False)
@@ -97,11 +96,13 @@ class SequentialBackbone(nn.Module):
         titles = histories.clamp(min=0)
         hidden = self.dropout(self.titles(titles) + self.positions[: titles.shape[-1]])  # (G or 1, B, T, d)
         mask = self._attention_mask(histories)
-        prompts = repeat(None) if eliminators is None else eliminators.cached_prompts or self.prompt_layers(eliminators)
+        prompts: Iterable[Tensor | None] = [None] * len(self.layers)
+        if eliminators is not None:
+            prompts = eliminators.cached_prompts or self.prompt_layers(eliminators)
         known = self._known_keys_values(titles)
-        for number, (layer, of_prompts) in enumerate(zip(self.layers, prompts, strict=False)):
-            wanted = read if number + 1 == len(self.layers) else None
-            hidden = layer(hidden, mask, of_prompts, eliminators, number, read=wanted, keys_values=known)
+        for layer, of_prompts in zip(self.layers, prompts, strict=True):
+            wanted = read if layer is self.layers[-1] else None
+            hidden = layer(hidden, mask, of_prompts, eliminators, read=wanted, keys_values=known)
             known = None  # of the first layer alone
         if eliminators is not None:
             return eliminators.transport(hidden)
@@ -109,16 +110,15 @@ class SequentialBackbone(nn.Module):
 
     def prompt_layers(self, eliminators: GatheredEliminators) -> Iterator[Tensor]:
         """Each layer's keys and values of the prompts, (G, B, H, P, 2 d / H); they do not depend on the history."""
-        prompts, index = eliminators.prompt_table, eliminators.prompt_index
-        for number, layer in enumerate(cast("Iterable[Layer]", self.layers)):
-            keys_values = layer.key_value(prompts)
-            if number == 0:
-                keys_values = _take_rows(keys_values, index)  # (G, B, P, 2d) from the table's few rows
+        table, rows = eliminators.prompt_table, eliminators.prompt_index
+        prompts = table[:, rows] if len(self.layers) > 1 else table  # (G, B, P, d)
+        for layer in cast("Iterable[Layer]", self.layers):
+            first = layer is self.layers[0]
+            keys_values = layer.key_value(table)[:, rows] if first else layer.key_value(prompts)  # the table is small
             keys_values = layer.heads(keys_values)
             yield keys_values
-            if number + 1 < len(self.layers):
-                prompts = _take_rows(prompts, index) if number == 0 else prompts  # (G, B, P, d)
-                prompts = layer.next_prompts(prompts, keys_values, eliminators, number)
+            if layer is not self.layers[-1]:
+                prompts = layer.next_prompts(prompts, keys_values, eliminators)
 
     def user_vectors(self, history: Tensor, *, eliminators: GatheredEliminators | None = None) -> Tensor:
         """(..., L) histories of at least one event -> vectors that score titles, (B, d) or (G, B, d)."""
@@ -172,9 +172,9 @@ class ByteDropout(nn.Module):
 class Layer(nn.Module):
     """Self-attention and feed-forward, each with residual, layer norm and, if any, an adapter (eq. 2)."""
 
-    def __init__(self, config: SequentialConfig) -> None:
+    def __init__(self, config: SequentialConfig, number: int) -> None:
         super().__init__()
-        self.num_heads = config.num_heads
+        self.number, self.num_heads = number, config.num_heads
         self.query = nn.Linear(config.width, config.width)
         self.key_value = nn.Linear(config.width, 2 * config.width)
         self.attention_norm = nn.LayerNorm(config.width)
@@ -190,10 +190,9 @@ class Layer(nn.Module):
         mask: Tensor,
         prompts: Tensor | None,
         eliminators: GatheredEliminators | None,
-        number: int,
         *,
         read: Tensor | None,
-        keys_values: Tensor | None = None,
+        keys_values: Tensor | None,
     ) -> Tensor:
         """(G or 1, B, T, d), the prompts' keys and values (G, B, H, P, 2 d / H) -> (G, B, T or Q, d).
 
@@ -206,35 +205,30 @@ class Layer(nn.Module):
         queries = self.heads(self.query(hidden)) * keys.shape[-1] ** -0.5  # (G or 1, B, H, T or Q, d / H)
         scores = queries @ keys.transpose(-1, -2) + mask  # (G or 1, B, H, T or Q, T)
         if prompts is None or eliminators is None:
-            return self._feed_forward(self._after_attention(hidden, scores.softmax(-1) @ values))
+            return self._after_attention(hidden, scores.softmax(-1) @ values, None)
         log_weights = scores.log_softmax(-1)
         attended = log_weights.exp() @ values  # (G or 1, B, H, T or Q, d / H)
         history_score = scores[..., :1] - log_weights[..., :1]  # log-sum-exp: every query sees column 0
         prompt_keys, prompt_values = prompts.chunk(2, dim=-1)  # (G, B, H, P, d / H)
-        gate = eliminators.parts.gate[:, number, None, None, None, None]
+        gate = eliminators.parts.gate[:, self.number, None, None, None, None]
         prompt_scores = queries @ prompt_keys.transpose(-1, -2) + gate  # (G, B, H, T or Q, P)
         attended = _join(prompt_scores, prompt_values, history_score, attended)  # (G, B, H, T or Q, d / H)
-        return self._adapted(hidden, attended, eliminators, number)
+        return self._after_attention(hidden, attended, eliminators)
 
-    def next_prompts(
-        self, prompts: Tensor, keys_values: Tensor, eliminators: GatheredEliminators, number: int
-    ) -> Tensor:
+    def next_prompts(self, prompts: Tensor, keys_values: Tensor, eliminators: GatheredEliminators) -> Tensor:
         """(G, B, P, d) prompts, which attend to each other -> the same one layer up."""
         keys, values = keys_values.chunk(2, dim=-1)
         queries = self.heads(self.query(prompts)) * keys.shape[-1] ** -0.5
-        return self._adapted(prompts, (queries @ keys.transpose(-1, -2)).softmax(-1) @ values, eliminators, number)
+        return self._after_attention(prompts, (queries @ keys.transpose(-1, -2)).softmax(-1) @ values, eliminators)
 
-    def _adapted(self, hidden: Tensor, attended: Tensor, eliminators: GatheredEliminators, number: int) -> Tensor:
-        hidden = eliminators.adapt(self._after_attention(hidden, attended), 2 * number)
-        return eliminators.adapt(self._feed_forward(hidden), 2 * number + 1)
-
-    def _after_attention(self, hidden: Tensor, attended: Tensor) -> Tensor:
+    def _after_attention(self, hidden: Tensor, attended: Tensor, eliminators: GatheredEliminators | None) -> Tensor:
         merged = attended.transpose(-2, -3).flatten(-2)  # (G or 1, B, T, d)
-        return self.attention_norm(hidden + self.dropout(merged))
-
-    def _feed_forward(self, hidden: Tensor) -> Tensor:
+        hidden = self.attention_norm(hidden + self.dropout(merged))
+        if eliminators is not None:
+            hidden = eliminators.adapt(hidden, 2 * self.number)
         inner = self.dropout(self.activation(self.expand(hidden)))
-        return self.feed_forward_norm(hidden + self.dropout(self.contract(inner)))
+        hidden = self.feed_forward_norm(hidden + self.dropout(self.contract(inner)))
+        return hidden if eliminators is None else eliminators.adapt(hidden, 2 * self.number + 1)
 
     def heads(self, rows: Tensor) -> Tensor:
         """(..., T, n d) -> (..., H, T, n d / H)."""
@@ -254,10 +248,3 @@ def _take_columns(hidden: Tensor, mask: Tensor, read: Tensor) -> tuple[Tensor, T
     index = columns[..., None].expand(len(hidden), -1, -1, hidden.shape[-1])
     taken = hidden.gather(2, index)
     return taken, mask[columns][:, :, None] if mask.dim() == 2 else mask  # (G or 1, B, 1, Q, T)
-
-
-def _take_rows(table: Tensor, index: Tensor) -> Tensor:
-    """(G, R, d) rows at (G or 1, B, P) -> (G, B, P, d)."""
-    if index.shape[0] == 1:
-        return table[:, index[0]]
-    return table[torch.arange(len(table), device=table.device)[:, None, None], index]

@@ -34,19 +34,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 FOLDS = 4
-BLUR = 0.5
-"""Of what the units read while they are fitted, in standard deviations of the vectors."""
 BATCH = 256
-MIN_BATCHES, MAX_BATCHES = 5, 100
-"""Batches of one pass: few users need more passes, many fewer."""
-NUM_CHECKS = 16
-"""Batches of a held-out fold that judge a strength."""
-STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
-WIDTHS = (1, 2, 4, 8)
-"""Kernels exp(-width * squared distance / (2 * mean squared distance)); each is the square of the one before."""
-RIDGE = 0.3
-"""Of the distortion, times the titles' mean variance: directions that score no title have a cost too."""
+MIN_BATCHES, MAX_BATCHES = 5, 100  # of one pass: few users need more passes, many fewer
 LEARNING_RATE = 1e-2
+BLUR = 0.5  # of what the units read while they are fitted, in standard deviations of the vectors
+NUM_CHECKS = 16  # batches of a held-out fold that judge a strength
+STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0)
+WIDTHS = (1, 2, 4, 8)  # kernels exp(-width * squared distance / (2 * its mean)), each the square of the one before
+RIDGE = 0.3  # of the distortion, times the titles' mean variance: directions that score no title have a cost too
 
 
 @dataclass(frozen=True)

@@ -44,11 +44,9 @@ class StackedEliminators(nn.Module):
     """Parameters of K combinations, stacked.
 
     Args:
-        config: shape.
         attributes: number of values of each attribute, in the lake's order.
         combinations: the attributes each eliminator is to hide.
-        width: d of the backbone.
-        num_layers: of the backbone.
+        width, num_layers: of the backbone.
     """
 
     value_starts: Tensor  # (m,) first row of each attribute in a table of values

@@ -44,19 +44,15 @@ class GameSettings:
 
     def __post_init__(self) -> None:
         if self.discriminator_steps < 1 or self.columns < 1:
-            raise ValueError(
-                f"discriminator_steps {self.discriminator_steps} and columns {self.columns} must be 1 or more"
-            )
+            steps, columns = self.discriminator_steps, self.columns
+            raise ValueError(f"discriminator_steps {steps} and columns {columns} must be 1 or more")
 
 
 class AdversaryGame:
     """A method, its discriminators, their optimizers and the averaged weights.
 
     Args:
-        method: what hides the attributes.
-        discriminators: of its combinations.
         weights: (m, A) of `value_weights` over the users of the train split.
-        config: settings.
         all_reduce: sums over workers, each with a part of the global batch; None = a single worker.
     """
 

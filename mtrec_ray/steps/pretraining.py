@@ -53,8 +53,6 @@ def pretraining_step(
     """One optimizer step on one worker's part of a global batch; returns the global loss before it, a scalar.
 
     Args:
-        backbone: the model.
-        optimizer: of all its parameters.
         positions: of this worker; may be none if there is an `all_reduce`.
         negatives: (M,) titles, the same for every position and worker.
         all_reduce: sums over workers; None = a single worker.
@@ -78,13 +76,7 @@ def bpr_losses(backbone: SequentialBackbone, vectors: Tensor, targets: Tensor, n
     """(..., N) mean over negatives of -log sigmoid(u . positive - u . negative) (Rendle et al. 2009) per position.
 
     All positions share the M titles, so their scores are one matrix product. A negative that is the position's own
-    target has a constant loss and no gradient.
-
-    Args:
-        backbone: whose title vectors score.
-        vectors: (..., N, d) user vectors, of one model or of several.
-        targets: (N,) titles wanted.
-        negatives: (M,) titles.
+    target has a constant loss and no gradient. (..., N, d) vectors, (N,) targets, (M,) negatives.
     """
     positive_scores = (vectors * backbone.titles(targets)).sum(-1, keepdim=True)  # (..., N, 1)
     negative_scores = vectors @ backbone.titles(negatives).t()  # (..., N, M)

@@ -10,18 +10,10 @@ import numpy as np
 
 from mtrec_ray.hashing import uniforms
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.streams.sequences import (
-    VALIDATION_EVENT,
-    SequenceConfig,
-    Sequences,
-    UserSplit,
-    in_audit_split,
-    left_aligned,
-)
+from mtrec_ray.streams.sequences import VALIDATION_EVENT, SequenceConfig, Sequences, UserSplit, in_split, left_aligned
 from mtrec_ray.streams.user_rows import concatenate_rows, take_rows
 
-MAX_CELLS = 4_000_000
-"""Users x titles of a chunk."""
+MAX_CELLS = 4_000_000  # users x titles of a chunk
 
 
 @dataclass(frozen=True)
@@ -77,11 +69,8 @@ def read_held_out(
     """Read users and their held-out event.
 
     Args:
-        lake: the lake.
-        config: which histories are long enough.
         held_out: VALIDATION_EVENT or TEST_EVENT.
         length: longest history given.
-        buckets: to read.
         fraction: of the users, drawn by `sampling_hash`, so that memory does not grow with the lake.
     """
     parts = []
@@ -92,7 +81,7 @@ def read_held_out(
             keys=sequences.keys,
             territory=sequences.territory,
             attribute_index=sequences.attribute_index.astype(np.int64),
-            audit_split=in_audit_split(sequences.keys, config),
+            audit_split=in_split(sequences.keys, config, "audit"),
             history=sequences.history_before(held_out, length),
             target=sequences.held_out_title(held_out).astype(np.int64),
             other_titles=sequences.title_index[is_other].astype(np.int64),

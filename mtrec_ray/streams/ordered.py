@@ -62,13 +62,8 @@ def worker_steps(
 def rows_by_step(blocks: Iterable[pa.Table], lanes: set[int], steps: range) -> Iterator[tuple[int, list[pa.Table]]]:
     """Exactly one (step, its rows) per step, steps without rows included.
 
-    A step is complete when every lane has delivered a row of a later step or the stream has ended; about one block per
-    lane waits in memory.
-
-    Args:
-        blocks: rows in the order of the segments.
-        lanes: those that have rows.
-        steps: global steps to yield.
+    A step is complete when every one of the `lanes` that have rows has delivered one of a later step, or the stream
+    has ended; about one block per lane waits in memory.
     """
     waiting: dict[int, list[pa.Table]] = defaultdict(list)
     last_seen = dict.fromkeys(lanes, -1)

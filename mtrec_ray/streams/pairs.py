@@ -28,14 +28,9 @@ class Pairs:
 
 
 def labelled_pairs(bucket: Bucket, rows: np.ndarray, catalogue: Catalogue, negative_rate: float, salt: int) -> Pairs:
-    """Positives and negatives of the sampled users in one period.
+    """Positives and negatives of the sampled users, (S,) rows, in the catalogue's period.
 
-    Args:
-        bucket: the bucket.
-        rows: (S,) sampled users.
-        catalogue: offered and promoted titles of the period.
-        negative_rate: probability that an eligible title becomes a negative.
-        salt: seed of the negatives, different for each period.
+    An eligible title becomes a negative with probability `negative_rate`; `salt` is the period's seed.
     """
     sampled = np.zeros(len(bucket.keys), dtype=bool)
     sampled[rows] = True

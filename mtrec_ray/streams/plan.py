@@ -83,11 +83,7 @@ def make_plan(
     """Count the lake and fix every sampling rate.
 
     Args:
-        lake: the lake.
-        sample: who and which pairs.
-        calendar: window and days.
         num_periods: 1 for the training window alone; 1 + n also trains on the first n evaluation days.
-        progress: called after each bucket.
         buckets: those to read; None is all. Each is a random sample of the users.
         map_over: runs a task on each bucket.
 

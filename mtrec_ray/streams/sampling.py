@@ -32,16 +32,13 @@ def adaptive_rates(num_active: np.ndarray, num_addable: np.ndarray, size: float,
     """Sampling rate of the added set in each territory.
 
     Territory t gets a part of `size` proportional to (its active users)^tau; a territory with too few addable users
-    passes its surplus on to the others in the same proportion.
+    (active, training, outside R) passes its surplus on to the others in the same proportion.
 
     Args:
         num_active: (territories,) active users.
-        num_addable: (territories,) active training users outside R.
+        num_addable: (territories,) of them addable.
         size: users to add, all territories together.
         tau: 1 proportional, 0 equal in every territory.
-
-    Returns:
-        (territories,) rates in [0, 1].
     """
     weights = np.where(num_addable > 0, np.power(np.maximum(num_active, 1.0), tau), 0.0)
     wanted = np.zeros(len(weights))

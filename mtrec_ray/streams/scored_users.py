@@ -23,8 +23,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.user_rows import concatenate_rows, take_rows
 
-MAX_CELLS = 4_000_000
-"""Users x titles of a chunk."""
+MAX_CELLS = 4_000_000  # users x titles of a chunk
 
 
 @dataclass(frozen=True)
@@ -90,13 +89,9 @@ class FixedCandidates:
 def scoring_chunks(
     bucket: Bucket, rows: np.ndarray, catalogue: Catalogue, fixed: FixedCandidates | None
 ) -> Iterator[ScoringChunk]:
-    """Chunks of at most `MAX_CELLS` user-title cells over the given users of a bucket.
+    """Chunks of at most `MAX_CELLS` user-title cells over some rows of a bucket that has its `embedding` column.
 
-    Args:
-        bucket: read with its `embedding` column.
-        rows: users to score.
-        catalogue: of the day.
-        fixed: candidate lists of the source; None = everything offered.
+    Without `fixed` lists, everything offered on the catalogue's day is a candidate.
     """
     start, end = catalogue.bounds
     events = bucket.discoveries(start, end)

@@ -6,7 +6,7 @@ One position per forward is how sequential recommenders are commonly trained (Re
 own, its history padded to full length, one loss a row, and an optimizer step for every 256 rows. The loop is given the
 same titles, layers, dropout, negatives and optimizers. It runs twice: computing all columns of a row to read one, and
 the sparing way, which queries the wanted column alone. Its discriminators see every row, having no other use for it.
-Ways are interleaved and medians taken, so that a busy neighbour slows all of them alike; times are processor seconds.
+Ways are interleaved and medians taken, so that other load slows all of them equally; times are processor seconds.
 """
 
 import argparse
@@ -53,13 +53,13 @@ SEVEN: list[Combination] = [
 ]
 PRETRAINING_NEGATIVES, TUNING_NEGATIVES = 128, 16
 ROWS = 256  # of a batch of the loop
-TUNED_WINDOWS = (128, 64)
+TUNED_CROPS = (128, 64)
 ONE_PASS, LOOP, SPARING_LOOP = "one pass", "a position per forward", "the same, sparing"
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Full windows, their users' values, and titles nobody wants."""
+    """Full crops, their users' values, and negative titles."""
 
     history: Tensor  # (B, L)
     targets: Tensor  # (B, L)
@@ -67,10 +67,10 @@ class Batch:
     negatives: Tensor  # (M,)
 
 
-def make_batch(num_windows: int, num_negatives: int) -> Batch:
+def make_batch(num_crops: int, num_negatives: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
-    titles = torch.randint(NUM_TITLES, (num_windows, L + 1), generator=generator)
-    values = [torch.randint(size, (num_windows,), generator=generator) for size in ATTRIBUTES.values()]
+    titles = torch.randint(NUM_TITLES, (num_crops, L + 1), generator=generator)
+    values = [torch.randint(size, (num_crops,), generator=generator) for size in ATTRIBUTES.values()]
     negatives = torch.randint(NUM_TITLES, (num_negatives,), generator=generator)
     return Batch(titles[:, :-1], titles[:, 1:], torch.stack(values, 1), negatives)
 
@@ -96,7 +96,7 @@ def make_optimizer(backbone: SequentialBackbone) -> torch.optim.Optimizer:
 
 
 def pretraining(batch: Batch) -> Callable[[], object]:
-    """All positions of all windows in one pass."""
+    """All positions of all crops in one pass."""
     backbone = make_backbone()
     optimizer, positions = make_optimizer(backbone), Positions(batch.history, batch.targets)
     return lambda: pretraining_step(backbone, optimizer, positions, batch.negatives)
@@ -120,7 +120,7 @@ def pretraining_loop(batch: Batch, sparing: bool) -> Callable[[], object]:
 
 
 class OnePosition(EliminatorMethod):
-    """An eliminator asked for one position a row: T is 1."""
+    """An eliminator that predicts one position a row: T is 1."""
 
     def forward(self, history: Tensor, attribute_index: Tensor) -> Tensor:
         vectors = super().forward(history, attribute_index)  # (K, B, T, d)
@@ -128,30 +128,30 @@ class OnePosition(EliminatorMethod):
 
 
 class OnePositionSparing(EliminatorMethod):
-    """The same without computing columns that nobody reads."""
+    """The same without computing the unused columns."""
 
     def forward(self, history: Tensor, attribute_index: Tensor) -> Tensor:
         return self.user_vectors(history, attribute_index)[:, :, None]
 
 
-def make_game(candidate: type[EliminatorMethod], combinations: list[Combination]) -> AdversaryGame:
+def make_game(method: type[EliminatorMethod], combinations: list[Combination]) -> AdversaryGame:
     pack = StackedEliminators(EliminatorConfig(), ATTRIBUTES, combinations, width=WIDTH, num_layers=1)
     pack.init_weights(0)
     discriminators = Discriminators(ATTRIBUTES, combinations, width=WIDTH, hidden=64)
     discriminators.init_weights(0)
     weights = value_weights([[100] * size for size in ATTRIBUTES.values()], power=0.5)
-    return AdversaryGame(candidate(make_backbone(), pack), discriminators, weights, SETTINGS)
+    return AdversaryGame(method(make_backbone(), pack), discriminators, weights, SETTINGS)
 
 
 def tuning(batch: Batch, combinations: list[Combination]) -> Callable[[], object]:
-    """One step of the game on all windows."""
+    """One step of the game on all crops."""
     game, positions = make_game(EliminatorMethod, combinations), Positions(batch.history, batch.targets)
     return lambda: game.step(positions, batch.values, batch.negatives)
 
 
-def tuning_loop(batch: Batch, candidate: type[EliminatorMethod]) -> Callable[[], object]:
+def tuning_loop(batch: Batch, method: type[EliminatorMethod]) -> Callable[[], object]:
     """The same positions one per forward, by the same step."""
-    game, parts = make_game(candidate, ONE), one_by_one(batch)
+    game, parts = make_game(method, ONE), one_by_one(batch)
 
     def work() -> None:
         for part in parts:
@@ -167,15 +167,15 @@ def last_of_all(vectors: Tensor, history: Tensor) -> Tensor:
 
 def make_ways() -> dict[tuple[str, str], tuple[int, Callable[[], object]]]:
     """(what, how) -> positions of a call and the call."""
-    batch, what = make_batch(64, PRETRAINING_NEGATIVES), "pre-training, 64 windows"
+    batch, what = make_batch(64, PRETRAINING_NEGATIVES), "pre-training, 64 crops"
     positions = batch.targets.numel()
     ways: dict[tuple[str, str], tuple[int, Callable[[], object]]] = {
         (what, ONE_PASS): (positions, pretraining(batch)),
         (what, LOOP): (positions, pretraining_loop(batch, sparing=False)),
         (what, SPARING_LOOP): (positions, pretraining_loop(batch, sparing=True)),
     }
-    for windows in TUNED_WINDOWS:
-        batch, what = make_batch(windows, TUNING_NEGATIVES), f"tuning, {windows} windows"
+    for crops in TUNED_CROPS:
+        batch, what = make_batch(crops, TUNING_NEGATIVES), f"tuning, {crops} crops"
         positions = batch.targets.numel()
         ways |= {
             (what, ONE_PASS): (positions, tuning(batch, ONE)),

@@ -1,4 +1,4 @@
-"""Discriminators: shapes, missing values, unknown users, weights, shares of several workers, seeds."""
+"""Discriminators: shapes, missing values, unknown users, weights, several workers, seeds."""
 
 import copy
 from concurrent.futures import ThreadPoolExecutor
@@ -87,7 +87,7 @@ def test_unknown_values_neither_count_nor_give_gradient():
 
 
 @pytest.mark.parametrize("num", [S, 0])
-def test_nobody_known_is_a_loss_and_a_gradient_of_zero(num):
+def test_without_known_values_loss_and_gradient_are_zero(num):
     discriminators = make_discriminators()
     losses = discriminators.losses(make_vectors()[:, :num], torch.full((num, 2), -1), WEIGHTS)
     losses.sum().backward()
@@ -118,9 +118,9 @@ def test_overfits_one_batch():
 
 
 @pytest.mark.parametrize("cut", [3, 0], ids=["halves", "a worker without users"])
-def test_workers_shares_of_losses_and_gradients_add_up(cut):
-    whole, vectors = make_discriminators(), make_vectors()
-    expected = whole.losses(vectors, VALUES, WEIGHTS)
+def test_losses_and_gradients_of_workers_add_up(cut):
+    single, vectors = make_discriminators(), make_vectors()
+    expected = single.losses(vectors, VALUES, WEIGHTS)
     expected.sum().backward()
     workers, lock_step = [copy.deepcopy(make_discriminators()) for _ in range(2)], LockStep(2)
 
@@ -130,16 +130,16 @@ def test_workers_shares_of_losses_and_gradients_add_up(cut):
         return losses.detach()
 
     with ThreadPoolExecutor(2) as pool:
-        shares = list(pool.map(work, range(2), [slice(0, cut), slice(cut, S)]))
-    close(shares[0] + shares[1], expected.detach())
-    for one, other, parameter in zip(*(worker.parameters() for worker in workers), whole.parameters(), strict=True):
+        parts = list(pool.map(work, range(2), [slice(0, cut), slice(cut, S)]))
+    close(parts[0] + parts[1], expected.detach())
+    for one, other, parameter in zip(*(worker.parameters() for worker in workers), single.parameters(), strict=True):
         assert one.grad is not None
         assert other.grad is not None
         assert parameter.grad is not None
         close(one.grad + other.grad, parameter.grad)
 
 
-def test_a_pack_equals_its_members():
+def test_pack_equals_its_members():
     together, vectors = make_discriminators(), make_vectors()
     losses = together.losses(vectors, VALUES, WEIGHTS)
     for k, combination in enumerate(COMBINATIONS):
@@ -171,11 +171,11 @@ def test_state_round_trip():
         (0.5, [[1 / 3, 1 / 2, 0], [1, 1 / 4, 1 / 2]]),
         (1.0, [[1 / 9, 1 / 4, 0], [1, 1 / 16, 1 / 4]]),
     ],
-    ids=["users alike", "between", "values alike"],
+    ids=["users equal", "between", "values equal"],
 )
 def test_value_weights_by_hand(power, expected):
     torch.testing.assert_close(value_weights(COUNTS, power=power), torch.tensor(expected))
 
 
-def test_a_value_that_nobody_has_weighs_nothing():
+def test_value_without_users_has_weight_zero():
     assert value_weights([[4, 0], [0, 0]], power=0.5).tolist() == [[0.5, 0], [0, 0]]

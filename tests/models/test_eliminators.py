@@ -1,4 +1,4 @@
-"""Eliminators: literal attention over prompts and history, packs, mixed batches, ablations; filters beside them."""
+"""Eliminators: literal attention over prompts and history, packs, mixed batches, ablations; filters."""
 
 from typing import Literal
 
@@ -26,7 +26,7 @@ COMBINATIONS: list[Combination] = [
     ("gender", "age", "occupation"),
 ]
 SHAPES = {
-    "whole": EliminatorConfig(num_prompts=4, adapter_width=5),
+    "all parts": EliminatorConfig(num_prompts=4, adapter_width=5),
     "without prompts": EliminatorConfig(num_prompts=0, adapter_width=5),
     "without personal": EliminatorConfig(num_prompts=4, personal_prompt=False, adapter_width=5),
     "without adapters": EliminatorConfig(num_prompts=4, adapter_width=0),
@@ -53,7 +53,7 @@ def make_backbone(kind: Kind, layers: int = LAYERS) -> SequentialBackbone:
 
 
 def make_pack(
-    shape: str = "whole", combinations: list[Combination] = COMBINATIONS, seed: int = 7
+    shape: str = "all parts", combinations: list[Combination] = COMBINATIONS, seed: int = 7
 ) -> StackedEliminators:
     """As it starts, float64."""
     pack = StackedEliminators(SHAPES[shape], ATTRIBUTES, combinations, width=D, num_layers=LAYERS).double()
@@ -61,7 +61,7 @@ def make_pack(
     return pack
 
 
-def moved_pack(shape: str = "whole") -> StackedEliminators:
+def moved_pack(shape: str = "all parts") -> StackedEliminators:
     pack = make_pack(shape)
     perturbed(pack, 2)
     return pack
@@ -89,11 +89,11 @@ def literal(backbone: SequentialBackbone, pack: StackedEliminators, k: int, hist
     if not backbone.bidirectional:
         sees[num:, num:] = torch.ones(len(history), len(history), dtype=torch.bool).tril()
 
-    def adapted(rows: Tensor, place: int) -> Tensor:
+    def adapted(rows: Tensor, adapter: int) -> Tensor:
         if not pack.config.adapter_width:
             return rows
-        inner = F.layer_norm(rows @ pack.down[k, place], (pack.config.adapter_width,))
-        return (inner * pack.norm_scale[k, place] + pack.norm_shift[k, place]) @ pack.up[k, place] + rows
+        inner = F.layer_norm(rows @ pack.down[k, adapter], (pack.config.adapter_width,))
+        return (inner * pack.norm_scale[k, adapter] + pack.norm_shift[k, adapter]) @ pack.up[k, adapter] + rows
 
     for number, layer in enumerate(backbone.layers):
         assert isinstance(layer, Layer)
@@ -145,7 +145,7 @@ def test_user_vectors_are_read_behind_the_last_event(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_filler_and_company_do_not_change_a_vector(kind):
+def test_filler_and_other_rows_do_not_change_a_vector(kind):
     method = EliminatorMethod(make_backbone(kind), moved_pack())
     together = method.user_vectors(HISTORIES, VALUES)  # (K, B, d)
     for user, history in enumerate(HISTORIES):
@@ -155,7 +155,7 @@ def test_filler_and_company_do_not_change_a_vector(kind):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_mixed_batch_equals_each_row_under_its_own_combination(kind, shape):
+def test_mixed_batch_equals_each_row_under_its_own_combination(kind, shape):
     """Every user under every combination, all of them rows of one batch."""
     backbone, pack = make_backbone(kind), moved_pack(shape)
     num = len(COMBINATIONS)
@@ -170,7 +170,7 @@ def test_a_mixed_batch_equals_each_row_under_its_own_combination(kind, shape):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_pack_equals_its_members(kind):
+def test_pack_equals_its_members(kind):
     backbone = make_backbone(kind)
     together = EliminatorMethod(backbone, make_pack()).user_vectors(HISTORIES, VALUES)
     for k, combination in enumerate(COMBINATIONS):
@@ -239,7 +239,7 @@ def test_state_round_trip():
 
 def test_number_of_parameters_counts_one_eliminator():
     """10 prompts, 2 + 1 and 3 + 1 personal rows of 64; two adapters of 64 x 8 twice and a norm of 2 x 8; a gate; a
-    map of 16 units in and out of 64, their biases, a gain for each of 7 values, and its share."""
+    map of 16 units in and out of 64, their biases, a gain for each of 7 values, and its strength."""
     pack = StackedEliminators(
         EliminatorConfig(), {"gender": 2, "age": 3}, [("gender",), ("age",)], width=64, num_layers=1
     )
@@ -247,14 +247,14 @@ def test_number_of_parameters_counts_one_eliminator():
     assert found == (10 + 3 + 4) * 64 + 2 * (2 * 64 * 8 + 2 * 8) + 1 + 2 * 64 * 16 + 16 + 7 * 16 + 1
 
 
-def test_shrinking_takes_a_share_of_the_personal_prompts_alone():
+def test_decay_affects_the_personal_prompts_alone():
     pack, before = moved_pack(), moved_pack()
     EliminatorMethod(make_backbone("sasrec"), pack).after_step()
     for name, parameter in pack.named_parameters():
         close(parameter, before.get_parameter(name) * (0.997 if name == "personal" else 1))
 
 
-def test_an_eliminator_without_any_part_is_refused():
+def test_eliminator_without_any_part_is_refused():
     with pytest.raises(ValueError, match="needs a prompt, a personal prompt or adapters"):
         EliminatorConfig(num_prompts=0, personal_prompt=False, adapter_width=0)
 
@@ -278,7 +278,7 @@ def test_filters_of_one_attribute_ignore_the_others():
     torch.testing.assert_close(one.user_vectors(HISTORIES, VALUES)[0], all_of_them.user_vectors(HISTORIES, VALUES)[1])
 
 
-def test_fine_tuning_starts_as_a_copy_of_its_own():
+def test_fine_tuning_starts_as_a_separate_copy():
     backbone = make_backbone("sasrec")
     method = FineTuningMethod(backbone, ("gender",))
     close(method.user_vectors(HISTORIES, VALUES)[0], backbone.user_vectors(HISTORIES))

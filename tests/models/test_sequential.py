@@ -1,4 +1,4 @@
-"""SASRec and BERT4Rec: shapes, filler, company, what a column sees, dropout, seeds."""
+"""SASRec and BERT4Rec: shapes, filler, other rows, what a column sees, dropout, seeds."""
 
 from typing import Literal
 
@@ -15,7 +15,7 @@ HISTORIES = torch.tensor([[1, 2, 3, -1, -1, -1], [4, 5, 6, 7, 8, 9], [3, -1, -1,
 
 
 def make_backbone(kind: Kind, seed: int = 0, dropout: float = 0.2) -> SequentialBackbone:
-    """Two layers, two heads, float64, away from special starting values so that every part has a say."""
+    """Two layers, two heads, float64, away from special initial values so that every part matters."""
     config = SequentialConfig(NUM_TITLES, kind, history=L, width=D, num_layers=2, num_heads=2, dropout=dropout)
     backbone = SequentialBackbone(config).double()
     generator = torch.Generator().manual_seed(seed)
@@ -56,7 +56,7 @@ def test_reading_some_columns_equals_taking_them_of_all(kind, shape):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_remembered_titles_change_nothing(kind):
+def test_cached_titles_change_nothing(kind):
     backbone, remembering = make_backbone(kind), make_backbone(kind).remember_titles()
     with torch.no_grad():
         remembering.get_parameter("layers.0.key_value.weight").fill_(torch.nan)
@@ -75,7 +75,7 @@ def test_filler_does_not_change_a_vector(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_company_does_not_change_a_vector(kind):
+def test_other_rows_do_not_change_a_vector(kind):
     backbone = make_backbone(kind)
     vectors = backbone.user_vectors(HISTORIES)
     close(backbone.user_vectors(HISTORIES.flip(0)), vectors.flip(0))
@@ -121,7 +121,7 @@ def test_same_seed_same_weights(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_starting_weights_fill_every_parameter(kind):
+def test_initial_weights_fill_every_parameter(kind):
     backbone = SequentialBackbone(SequentialConfig(NUM_TITLES, kind, history=L, width=D))
     for parameter in backbone.parameters():
         nn.init.constant_(parameter, torch.nan)
@@ -143,7 +143,7 @@ def test_heads_must_divide_the_width():
 
 
 @pytest.mark.parametrize("p", [0.2, 0.5])
-def test_dropout_drops_its_share_and_keeps_the_mean(p):
+def test_dropout_drops_the_given_fraction_and_keeps_the_mean(p):
     torch.manual_seed(0)
     dropped = ByteDropout(p).train()(torch.ones(401, 499))  # no multiple of 8
     assert (dropped == 0).float().mean().item() == pytest.approx(p, abs=0.005)
@@ -151,7 +151,7 @@ def test_dropout_drops_its_share_and_keeps_the_mean(p):
     assert len(dropped.unique()) == 2
 
 
-def test_dropout_is_for_training_alone_and_follows_the_seed():
+def test_dropout_acts_in_training_alone_and_follows_the_seed():
     backbone = make_backbone("sasrec")
     assert torch.equal(backbone(HISTORIES), backbone(HISTORIES))
     backbone.train()

@@ -1,4 +1,4 @@
-"""Transport: values' users become alike, others stay, noise is left alone; a pack is fitted as its members are."""
+"""Transport: users of different values become alike, others and noise stay; a pack is fitted as its members are."""
 
 from itertools import product
 
@@ -74,7 +74,7 @@ def network() -> MLPClassifier:
     return MLPClassifier((32,), early_stopping=True, random_state=0)
 
 
-def test_what_only_a_network_reads_is_hidden(planted, values, user):
+def test_what_only_a_network_can_read_is_hidden(planted, values, user):
     """The values' means are equal from the start, so a plane reads nothing and one shift a value could not help."""
     pack = make_pack([("gender",)])
     fit(pack, planted, values, user)
@@ -86,7 +86,7 @@ def test_what_only_a_network_reads_is_hidden(planted, values, user):
     assert (after - planted).norm(dim=1).mean() < 0.4 * planted.norm(dim=1).mean()
 
 
-def test_unknown_values_and_unselected_attributes_move_nobody(planted, values, user):
+def test_unknown_values_and_unselected_attributes_move_no_user(planted, values, user):
     pack = make_pack([("gender",)])
     fit(pack, planted, values, user)
     (after,) = moved(pack, planted, values)
@@ -106,7 +106,7 @@ def test_noise_is_left_alone(generator, values, user):
     assert (after - vectors).norm(dim=1).mean() < 0.15 * vectors.norm(dim=1).mean()
 
 
-def test_a_combination_is_fitted_as_if_it_were_alone(planted, values, user):
+def test_combination_is_fitted_as_if_it_were_alone(planted, values, user):
     together = make_pack([("gender",), ("gender", "age")])
     fit(together, planted, values, user, steps=20)
     alone = make_pack([("gender", "age")])
@@ -117,16 +117,16 @@ def test_a_combination_is_fitted_as_if_it_were_alone(planted, values, user):
     )
 
 
-def test_fitting_goes_on_from_the_maps_that_are_there(planted, values, user):
+def test_fitting_continues_from_the_current_maps(planted, values, user):
     pack = make_pack([("gender",)])
     fit(pack, planted, values, user)
-    share, before = pack.transport_strength.clone(), moved(pack, planted, values)
+    strength, before = pack.transport_strength.clone(), moved(pack, planted, values)
     fit(pack, planted, values, user, steps=1, find_strength=False)
-    assert torch.equal(pack.transport_strength, share)
+    assert torch.equal(pack.transport_strength, strength)
     torch.testing.assert_close(moved(pack, planted, values), before, rtol=0, atol=0.2)
 
 
-def test_few_users_and_values_that_nobody_has_are_no_obstacle():
+def test_few_users_and_values_without_users_are_supported():
     pack = make_pack([("gender",), ("age",), ("gender", "age")])
     values = torch.tensor([[0, -1], [0, 2], [-1, 2]])
     vectors = torch.randn(3, D, generator=torch.Generator().manual_seed(1))
@@ -159,7 +159,7 @@ def literal_dependence(vectors: Tensor, values: Tensor, user: Tensor, distance: 
     return total
 
 
-def test_dependence_and_its_gradient_are_what_they_say(generator):
+def test_dependence_and_its_gradient_match_the_definition(generator):
     vectors = torch.randn(9, 3, generator=generator, dtype=torch.float64, requires_grad=True)
     values, user = torch.tensor([0, 1, 1, 0, -1, 2, 2, 1, 0]), torch.tensor([0, 1, 2, 3, 4, 5, 6, 1, 7])
     expected = literal_dependence(vectors, values, user, 4.0)
@@ -171,7 +171,7 @@ def test_dependence_and_its_gradient_are_what_they_say(generator):
     torch.testing.assert_close(own, gradient, rtol=1e-5, atol=1e-7)
 
 
-def test_the_estimate_of_no_dependence_is_zero_in_the_mean(generator):
+def test_estimate_without_dependence_has_mean_zero(generator):
     found = []
     for _ in range(400):
         vectors, values = torch.randn(30, 2, generator=generator), torch.randint(0, 3, (30,), generator=generator)

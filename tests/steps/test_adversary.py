@@ -58,7 +58,7 @@ class Batch:
 
 
 def make_backbone(kind: Kind) -> SequentialBackbone:
-    """Two layers and heads, float64, away from special starting values."""
+    """Two layers and heads, float64, away from special initial values."""
     config = SequentialConfig(NUM_TITLES, kind, history=L, width=D, num_layers=2, num_heads=2)
     backbone = SequentialBackbone(config).double()
     generator = torch.Generator().manual_seed(0)
@@ -215,11 +215,11 @@ def test_a_pack_equals_its_members_trained_one_by_one(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cut", [B // 2, 0], ids=["halves", "a worker without crops"])
 def test_two_workers_train_as_one(kind, cut):
-    whole = make_game(kind, settings=ALL_COLUMNS)
-    returned = train(whole, range(3))
+    single = make_game(kind, settings=ALL_COLUMNS)
+    returned = train(single, range(3))
     lock_step = LockStep(2)
     games = [make_game(kind, settings=ALL_COLUMNS, all_reduce=lock_step.reducer(rank)) for rank in range(2)]
-    batches = [make_batch(whole.method.backbone, step) for step in range(3)]
+    batches = [make_batch(single.method.backbone, step) for step in range(3)]
 
     def work(game: AdversaryGame, rows: slice) -> list[Tensor]:
         parts = [batch.part(rows) for batch in batches]
@@ -231,7 +231,7 @@ def test_two_workers_train_as_one(kind, cut):
         for one, other in zip(its_returned, returned, strict=True):
             close(one, other)
         for name, tensor in collect_state(game.parts()).items():
-            close(tensor, collect_state(whole.parts())[name], name)
+            close(tensor, collect_state(single.parts())[name], name)
 
 
 def test_users_of_unknown_values_affect_accuracy_alone():

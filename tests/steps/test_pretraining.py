@@ -169,22 +169,22 @@ def test_same_seed_same_numbers(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_workers_train_as_one(kind, parts):
     """Loss of every step and weights after three; a worker may have any number of positions."""
-    whole = make_backbone(kind)
-    positions = make_positions(whole)
+    single = make_backbone(kind)
+    positions = make_positions(single)
     of_worker = [Positions(positions.history[part], positions.targets[part]) for part in parts]
 
     def train(backbone: SequentialBackbone, own: Positions, all_reduce: AllReduce | None) -> list[float]:
         optimizer = torch.optim.SGD(backbone.parameters(), lr=0.3)
         return [pretraining_step(backbone, optimizer, own, NEGATIVES, all_reduce).item() for _ in range(3)]
 
-    losses = train(whole, positions, None)
+    losses = train(single, positions, None)
     workers, lock_step = [make_backbone(kind) for _ in parts], LockStep(2)
     with ThreadPoolExecutor(2) as pool:
         their_losses = list(pool.map(train, workers, of_worker, [lock_step.reducer(0), lock_step.reducer(1)]))
     for worker, its_losses in zip(workers, their_losses, strict=True):
         assert its_losses == pytest.approx(losses, rel=1e-10)
         for name, value in worker.state_dict().items():
-            torch.testing.assert_close(value, whole.state_dict()[name], rtol=1e-9, atol=1e-12, msg=name)
+            torch.testing.assert_close(value, single.state_dict()[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -25,7 +25,7 @@ class UserCounts(NamedTuple):
     other_positives: np.ndarray  # positives of all training users outside R, active or not
 
 
-class PairCounts(NamedTuple):
+class SampleCounts(NamedTuple):
     """Positives and possible negatives of the sampled users."""
 
     sampled: int
@@ -38,7 +38,7 @@ class PairCounts(NamedTuple):
     not_offered: int  # discoveries in the window of titles that are not offered in the user's territory
 
 
-Counts = TypeVar("Counts", UserCounts, PairCounts)
+Counts = TypeVar("Counts", UserCounts, SampleCounts)
 
 
 def total(parts: Iterable[Counts]) -> Counts:
@@ -79,7 +79,7 @@ def count_pairs(
     calendar: Calendar,
     rates: np.ndarray,
     catalogues: list[Catalogue],
-) -> PairCounts:
+) -> SampleCounts:
     """Pass 2 over one bucket, with the added set's rates of pass 1 and the catalogue of each period."""
     window = catalogues[0]
     bucket = Bucket.read(lake, bucket_index, window.title_ids)
@@ -93,7 +93,7 @@ def count_pairs(
     last_day = window.bounds[1] - timedelta(seconds=calendar.day_s)
     last_day_users = bucket.event_user[bucket.discoveries(last_day, window.bounds[1], window.offer_mask)]
     last_day_users = last_day_users[sampled[last_day_users]]
-    return PairCounts(
+    return SampleCounts(
         sampled=len(rows),
         added=np.bincount(bucket.territory[rows[added]], minlength=len(rates)),
         positives=np.array(positives),

@@ -18,7 +18,7 @@ from mtrec_ray.lake.cluster import MapTasks, map_tasks
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
-from mtrec_ray.streams.counting import PairCounts, UserCounts, count_pairs, count_users, total
+from mtrec_ray.streams.counting import SampleCounts, UserCounts, count_pairs, count_users, total
 from mtrec_ray.streams.sampling import adaptive_rates
 from mtrec_ray.streams.schedule import Schedule
 
@@ -140,7 +140,7 @@ def added_rates(counts: UserCounts, sample: SampleConfig) -> np.ndarray:
     return np.full(len(rates), min(1.0, positives / max(1, counts.other_positives.sum())))
 
 
-def _cold_fraction(lake: Lake, sample: SampleConfig, calendar: Calendar, counts: PairCounts) -> float:
+def _cold_fraction(lake: Lake, sample: SampleConfig, calendar: Calendar, counts: SampleCounts) -> float:
     """Fraction of the window's rows without their interaction vector (DropoutNet, Volkovs et al. 2017).
 
     A model that never saw an empty history ranks worse than plain popularity for new users: PR-AUC 0.011 against 0.024
@@ -154,7 +154,7 @@ def _cold_fraction(lake: Lake, sample: SampleConfig, calendar: Calendar, counts:
 
 
 def _plan_period(
-    day: int, catalogue: Catalogue, counts: PairCounts, sample: SampleConfig, calendar: Calendar
+    day: int, catalogue: Catalogue, counts: SampleCounts, sample: SampleConfig, calendar: Calendar
 ) -> PeriodPlan:
     positives, eligible, (start, end) = counts.positives[day], counts.eligible[day], catalogue.bounds
     if positives.sum() == 0 or eligible.sum() == 0:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mtrec_ray.jobs.shards import HELD_OUT, count_bucket_discoveries
+from mtrec_ray.jobs.shards import count_bucket_discoveries
 from mtrec_ray.lake.cluster import MapTasks
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
@@ -24,8 +24,7 @@ def count_discoveries(
     """(2, N, T) discoveries in the window by training users of the even and of the odd buckets."""
     window = {0: Catalogue.of(lake, *calendar.day_bounds(0))}
     counts = np.zeros((2, len(window[0].offers), len(window[0].title_ids)), dtype=np.int64)
-    arguments = (lake, calendar, sample, [], HELD_OUT, window)
-    for bucket, ((cells, found), _, _) in map_over(count_bucket_discoveries, buckets, *arguments):
+    for bucket, ((cells, found), _, _) in map_over(count_bucket_discoveries, buckets, lake, sample, window):
         counts[bucket % 2].ravel()[cells] += found
     return counts
 

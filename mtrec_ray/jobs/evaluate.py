@@ -52,7 +52,8 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
         raise UserError(str(error)) from error
     if config.out:
         check_writable(config.out)
-    history, day_positives = _count(lake, calendar, sample, days, cohorts, progress)
+    catalogues = {day: Catalogue.of(lake, *calendar.day_bounds(day)) for day in (0, *days)}
+    history, day_positives = _count(lake, sample, catalogues, cohorts[0], progress)
     if day_positives.sum() == 0:
         raise UserError(f"no {cohorts[0]} user discovers anything on the evaluation days: nothing can be measured")
     settings = EvaluationSettings(
@@ -72,7 +73,12 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
             if not any(other.name == name for other in scorers):
                 scorers += [DayScorer(name, day, scorer, own) for day in days]
             compared.append((reference, seed, name))
-    states = _score(lake, calendar, sample, scorers, cohorts, settings, config.num_negatives, progress)
+    states: dict[tuple[str, int, str], EvaluationState] = {}
+    shards = _shards(lake.manifest.num_buckets)
+    arguments = (lake, sample, catalogues, scorers, cohorts, settings, config.num_negatives)
+    for _, found in map_tasks(score_shard, shards, *arguments, stage="scoring users", progress=progress):
+        for key, state in found.items():
+            states.setdefault(key, EvaluationState(settings)).merge(state)
     results = {key: state.summarise(history) for key, state in states.items()}
     evaluated = [
         EvaluatedRun(variant, {(day, c): result for (name, day, c), result in results.items() if name == scorer}, seed)
@@ -146,18 +152,12 @@ def _cohorts(config: EvaluateConfig, lake: Lake, sample: SampleConfig) -> list[s
 
 
 def _count(
-    lake: Lake,
-    calendar: Calendar,
-    sample: SampleConfig,
-    days: list[int],
-    cohorts: list[str],
-    progress: ProgressCallback | None,
+    lake: Lake, sample: SampleConfig, catalogues: dict[int, Catalogue], cohort: str, progress: ProgressCallback | None
 ) -> tuple[TitleHistory, np.ndarray]:
     """Discoveries in the window by territory and title, and positives of the evaluation days by title."""
-    catalogues = {day: Catalogue.of(lake, *calendar.day_bounds(day)) for day in (0, *days)}
     shape = (len(lake.manifest.territories), len(catalogues[0].title_ids))
     popularity, day_positives, not_offered = np.zeros(shape, np.int64), np.zeros(shape[1], np.int64), 0
-    buckets, arguments = range(lake.manifest.num_buckets), (lake, calendar, sample, days, cohorts[0], catalogues)
+    buckets, arguments = range(lake.manifest.num_buckets), (lake, sample, catalogues, cohort)
     tasks = map_tasks(count_bucket_discoveries, buckets, *arguments, stage="counting titles", progress=progress)
     for _, ((cells, counts), positives, outside) in tasks:
         popularity.ravel()[cells] += counts
@@ -216,22 +216,7 @@ def _references(lake: Lake, records: list[PropensityRecord], history: TitleHisto
     return references
 
 
-def _score(
-    lake: Lake,
-    calendar: Calendar,
-    sample: SampleConfig,
-    scorers: list[DayScorer],
-    cohorts: list[str],
-    settings: EvaluationSettings,
-    num_negatives: int | None,
-    progress: ProgressCallback | None,
-) -> dict[tuple[str, int, str], EvaluationState]:
-    num_buckets = lake.manifest.num_buckets
+def _shards(num_buckets: int) -> list[tuple[int, ...]]:
+    """Buckets of each scoring task, about four tasks per CPU."""
     parts = np.array_split(np.arange(num_buckets), min(num_buckets, max(4, 4 * int(total_cpus()))))
-    shards = [tuple(part.tolist()) for part in parts]
-    total = {(s.name, s.day, c): EvaluationState(settings) for s in scorers for c in cohorts}
-    arguments = (lake, calendar, sample, scorers, cohorts, settings, num_negatives)
-    for _, states in map_tasks(score_shard, shards, *arguments, stage="scoring users", progress=progress):
-        for key, state in states.items():
-            total[key].merge(state)
-    return total
+    return [tuple(part.tolist()) for part in parts]

@@ -8,7 +8,7 @@ import numpy as np
 from mtrec_ray.evaluation.state import EvaluationSettings, EvaluationState
 from mtrec_ray.jobs.scorers import Scorer
 from mtrec_ray.lake.bucket import Bucket
-from mtrec_ray.lake.manifest import Calendar, Lake
+from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.sampling import TEST, TRAIN, VALIDATION, in_random_sample, split_of
@@ -31,13 +31,7 @@ class DayScorer:
 
 
 def count_bucket_discoveries(
-    index: int,
-    lake: Lake,
-    calendar: Calendar,
-    sample: SampleConfig,
-    days: list[int],
-    cohort: str,
-    catalogues: dict[int, Catalogue],
+    index: int, lake: Lake, sample: SampleConfig, catalogues: dict[int, Catalogue], cohort: str = HELD_OUT
 ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, int]:
     """Count the discoveries of one bucket; `catalogues` by day, 0 = the window.
 
@@ -49,13 +43,13 @@ def count_bucket_discoveries(
     num_titles = len(window.title_ids)
     bucket = Bucket.read(lake, index, window.title_ids)
     split = split_of(bucket.keys, sample)
-    found = bucket.discoveries(*calendar.day_bounds(0), window.offer_mask)
+    found = bucket.discoveries(*window.bounds, window.offer_mask)
     found = found[split[bucket.event_user[found]] == TRAIN]
     cell = bucket.territory[bucket.event_user[found]].astype(np.int64) * num_titles + bucket.event_title[found]
     positives, not_offered = np.zeros(num_titles, dtype=np.int64), 0
-    for day in days:
-        mask = catalogues[day].offer_mask
-        events = bucket.discoveries(*calendar.day_bounds(day))
+    for catalogue in (catalogue for day, catalogue in catalogues.items() if day):
+        mask = catalogue.offer_mask
+        events = bucket.discoveries(*catalogue.bounds)
         events = events[split[bucket.event_user[events]] == SPLITS[cohort]]
         offered = mask[bucket.territory[bucket.event_user[events]], bucket.event_title[events]]
         positives += np.bincount(bucket.event_title[events[offered]], minlength=num_titles)
@@ -66,8 +60,8 @@ def count_bucket_discoveries(
 def score_shard(
     shard: tuple[int, ...],
     lake: Lake,
-    calendar: Calendar,
     sample: SampleConfig,
+    catalogues: dict[int, Catalogue],
     scorers: list[DayScorer],
     cohorts: list[str],
     settings: EvaluationSettings,
@@ -75,17 +69,14 @@ def score_shard(
 ) -> dict[tuple[str, int, str], EvaluationState]:
     """Score the users of some buckets: (scorer, day, cohort) -> counts."""
     states = {(s.name, s.day, c): EvaluationState(settings) for s in scorers for c in cohorts}
-    title_ids = lake.titles["title_id"].combine_chunks()
-    days = sorted({scorer.day for scorer in scorers})
-    catalogues = {day: Catalogue.of(lake, *calendar.day_bounds(day)) for day in days}
     for index in shard:
-        bucket = Bucket.read(lake, index, title_ids, ("embedding",))
+        bucket = Bucket.read(lake, index, catalogues[0].title_ids, ("embedding",))
         fixed = FixedCandidates.of(lake, index)
         split = split_of(bucket.keys, sample)
         samples = {scorer.name: scorer.sample for scorer in scorers}
         members = {(name, c): _members(bucket.keys, split, own, c) for name, own in samples.items() for c in cohorts}
         users = np.flatnonzero(np.any(list(members.values()), axis=0))
-        for day in days:
+        for day in sorted({scorer.day for scorer in scorers}):
             of_day = [scorer for scorer in scorers if scorer.day == day]
             for chunk in scoring_chunks(bucket, users, catalogues[day], fixed):
                 if num_negatives is not None:

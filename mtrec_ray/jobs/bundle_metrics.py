@@ -73,7 +73,7 @@ def _read(what: str, folder: str, file: str, version: int, command: str) -> dict
         raise UserError(f"no {what} at {folder!r}: {file} is missing; {command} makes one") from error
     if document.get("version") != version:
         raise UserError(
-            f"{what} {folder!r} has format version {document.get('version', 0)}, this program reads {version}: make it "
-            f"again with {command}"
+            f"{what} {folder!r} has format version {document.get('version', 0)}, this mtrec_ray reads {version}: make "
+            f"it again with {command}"
         )
     return document

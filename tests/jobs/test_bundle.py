@@ -258,10 +258,10 @@ class TestRefusals:
 
     def test_audit_and_evaluation_of_another_version(self, eliminators, runs, tmp_path, refused):
         (tmp_path / "metrics.json").write_text('{"pr_auc/mean": 0.5}')
-        message = "has format version 0, this program reads 1: make it again with `mtrec evaluate propensity"
+        message = "has format version 0, this mtrec_ray reads 1: make it again with `mtrec evaluate propensity"
         refused(message, eliminators, propensity=runs[0], evaluation=str(tmp_path))
         (tmp_path / "audit.json").write_text('{"version": 2}')
-        message = "has format version 2, this program reads 1: make it again with `mtrec audit RUN --out DIR`"
+        message = "has format version 2, this mtrec_ray reads 1: make it again with `mtrec audit RUN --out DIR`"
         refused(message, eliminators, audit=str(tmp_path))
 
     def test_an_audit_that_lacks_a_metric(self, eliminators, tmp_path, refused):

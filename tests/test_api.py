@@ -80,7 +80,7 @@ def test_the_source_decides_which_settings_a_build_has():
 def test_from_raw_data_to_a_bundle(tmp_path: Path):
     """As in a notebook: every step reads what the one before wrote, and shows its figures."""
     lake, runs = str(tmp_path / "lake"), str(tmp_path / "runs")
-    source = {"users": 400, "territories": 4, "titles": 30, "events_per_user": 30.0, "num_evaluation_days": 1}
+    source = {"users": 300, "territories": 4, "titles": 30, "events_per_user": 30.0, "num_evaluation_days": 1}
     stages = []
     built = mt.build_lake(
         dataset="synthetic",
@@ -107,7 +107,7 @@ def test_from_raw_data_to_a_bundle(tmp_path: Path):
         backbone=f"{runs}/bb",
         runs=runs,
         name="el",
-        combinations="gender,gender+age",
+        combinations="gender",
         transport={"passes": 2, "later_passes": 1},
         optim=short,
     )

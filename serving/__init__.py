@@ -1,1 +1,1 @@
-"""The online endpoint: recommendations and propensities that ignore the attributes each request names."""
+"""The endpoint: recommendations that ignore the attributes each request names."""

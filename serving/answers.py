@@ -32,7 +32,7 @@ class Refused(Exception):
 
 
 def refused_of(error: Exception) -> Refused:
-    """What the caller learns of an error; no stack trace and no value of the request is sent or logged."""
+    """The answer to an error; no stack trace or value of the request is sent or logged."""
     if isinstance(error, Refused):
         return error
     if isinstance(error, HTTPException):

@@ -1,4 +1,4 @@
-"""Gathers the eliminators of a batch, in which each row has its own, with one fetch from each of two tables.
+"""Gathers the eliminators of a batch, one per row, by one fetch from each of two tables.
 
 Legend: `B` rows, `m` attributes.
 
@@ -60,7 +60,7 @@ class EliminatorBank:
 
 
 class Table:
-    """Named tensors (length, ...) in one matrix: fetching them singly took a tenth of a small batch's time."""
+    """Named tensors (length, ...) in one matrix, because single fetches take longer."""
 
     def __init__(self, parts: dict[str, Tensor]) -> None:
         self.shapes = {name: part.shape[1:] for name, part in parts.items()}

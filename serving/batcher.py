@@ -25,10 +25,11 @@ class Waiting(NamedTuple):
 
 
 class Batcher:
-    """Collects queries while the event loop is busy and answers up to `max_rows` of them in one forward.
+    """Answers queries that arrive while the event loop is busy in one forward.
 
-    Under light load a query is answered at once. If a forward of the last `RECENT_S` had `CROWD` or more single
-    queries, a single query waits for as many, but at most `MAX_WAIT_S`. Calls `observe` with every forward's queries.
+    A forward has up to `max_rows` queries. Under light load a query is answered at once. If a forward of the last
+    `RECENT_S` had `CROWD` or more single queries, a single query waits for as many, but at most `MAX_WAIT_S`. Calls
+    `observe` with every forward's queries.
     """
 
     def __init__(self, max_rows: int, observe: Callable[[list[Query]], None]) -> None:

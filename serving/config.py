@@ -1,4 +1,4 @@
-"""Settings of `mtrec serve` (also the `args` in serve.yaml), `promote`, `rollback` and `store load`."""
+"""Settings of `mtrec serve` (and serve.yaml), `promote`, `rollback`, `store load`."""
 
 import ipaddress
 import os
@@ -75,7 +75,7 @@ class ServeConfig(Config):
 
 
 class GatesConfig(Config):
-    """Conditions for a bundle to go live; a metric counts as worse only if its whole interval is worse."""
+    """Conditions for a bundle to go live; a metric is worse if its whole interval is."""
 
     ndcg_ratio: float = Field(default=0.97, gt=0)
     """Minimum NDCG@10 of each combination relative to the live bundle, reached by the interval's upper end."""
@@ -148,7 +148,7 @@ def api_keys(config: ServeConfig) -> tuple[str, ...]:
 
 
 def check_port(config: ServeConfig) -> None:
-    """Raise UserError if the port is taken: Ray's proxy would also listen on it, and each get some of the requests."""
+    """Raise UserError if the port is taken, because Ray's proxy would share it silently."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
         with socket.socket(family) as listener:

@@ -1,4 +1,4 @@
-"""The deployment: model, store and routes in one replica, so that no request hops between deployments."""
+"""The deployment: model, store and routes in one replica, without further hops."""
 
 import gc
 import logging
@@ -46,7 +46,7 @@ class Endpoint:
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application that serve.yaml names; `args` are the settings of `ServeConfig` except port.
+    """The application that serve.yaml names; `args` are `ServeConfig` except port.
 
     UserError for settings that do not fit, a missing API key, or an embedded store that does not exist.
     """

@@ -1,4 +1,4 @@
-"""One loaded bundle, which answers a batch in one forward although each row has its own combination.
+"""One loaded bundle: a batch takes one forward, though each row has its combination.
 
 Legend: `B` rows, `L` history length, `N` titles, `T` territories, `m` attributes, `d` width.
 
@@ -61,7 +61,7 @@ class ServedCatalogue:
 
 
 class Engine:
-    """Everything that a replica needs of one bundle: weights and catalogue, nothing that grows with the users."""
+    """Weights and catalogue of one bundle, nothing that grows with the users."""
 
     def __init__(self, bundle: Bundle) -> None:
         self.manifest = bundle.manifest
@@ -123,13 +123,13 @@ class Engine:
         return [_cut(t, s, query.k) for t, s, query in zip(titles, best, queries, strict=True)]
 
     def most_popular(self, territory: int, k: int, exclude: frozenset[int] = frozenset()) -> Ranked:
-        """Titles by first-time discoveries in a territory, for users without a history; scored by 1 / rank."""
+        """Titles of a territory by first-time discoveries, scored by 1 / rank."""
         titles = [title for title in self.popular[territory] if title >= 0 and title not in exclude][:k]
         return Ranked(titles, [1.0 / rank for rank in range(1, len(titles) + 1)])
 
     @torch.inference_mode()
     def propensities(self, embedding: np.ndarray, territory: int, titles: list[int] | None, k: int) -> Ranked:
-        """First-discovery propensities of one user, by its embedding (user width,) and its territory's block."""
+        """First-discovery propensities of one user; `embedding` (user width,)."""
         part, model = self.manifest.propensity, self.two_tower
         assert part is not None
         assert model is not None

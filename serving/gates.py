@@ -1,4 +1,4 @@
-"""Gates: conditions on NDCG, leakage and PR-AUC that a bundle must pass before it goes live."""
+"""Gates: conditions on NDCG, leakage and PR-AUC for a bundle to go live."""
 
 from dataclasses import dataclass
 
@@ -52,7 +52,7 @@ def _ndcg(combination: str, metrics: dict[str, Metric], live: BundleManifest | N
 
 
 def _leak(combination: str, attribute: str, leakage: Leakage, config: GatesConfig) -> Gate:
-    """Balanced accuracy and AUC of the best attacker against their null intervals, as in the audit's `leaks`."""
+    """Metrics of the best attacker against their null intervals, as in the audit."""
     measured, passed = [], leakage.num_permutations >= config.min_permutations
     for name, metric, limit in (
         ("balanced accuracy", leakage.balanced_accuracy, config.max_leak),

@@ -1,4 +1,4 @@
-"""ASGI middleware in front of every route: API keys, a rate per key, limits on body size and requests in flight.
+"""ASGI middleware in front of every route: API keys, rates and limits.
 
 Nothing of a request is logged here: neither its body nor its key nor its path.
 """
@@ -34,7 +34,10 @@ GUARD_BODY = "mtrec.read"
 
 
 class TokenBucket:
-    """`rate` requests per second, `burst` at once: 0.5 microseconds; in-memory limiters of `limits` took 5 to 10."""
+    """`rate` requests per second, `burst` at once.
+
+    A request takes 0.5 microseconds; the in-memory limiters of the package `limits` took 5 to 10.
+    """
 
     def __init__(self, rate: float, burst: int) -> None:
         self.rate, self.burst = rate, burst
@@ -50,10 +53,10 @@ class TokenBucket:
 
 
 class Guard:
-    """Wraps an ASGI app; `in_flight` counts guarded requests from admission to the end of the answer.
+    """Wraps an ASGI app.
 
-    Without `keys` every caller is admitted, which the config allows only on loopback. Calls `count_error` with the
-    status of each refusal.
+    `in_flight` counts guarded requests from admission to the end of the answer. Without `keys` every caller is
+    admitted, which the config allows only on loopback. Calls `count_error` with the status of each refusal.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The engine in use: of a fixed bundle, or of the one a pointer names, replaced without a gap when that moves."""
+"""The engine in use: of one bundle, or of a pointer, replaced when that moves."""
 
 import asyncio
 import logging
@@ -25,9 +25,10 @@ class LiveEngine:
         self.engine = _load(self.pointer) if self.pointer else Engine(Bundle.open(uri))
 
     async def follow(self, on_change: Callable[[str, str | None], None]) -> None:
-        """Follow the pointer until cancelled; if a bundle cannot be loaded, the engine in use stays.
+        """Follow the pointer until cancelled.
 
-        Calls `on_change` with the version in use and the one before it, None at first.
+        If a bundle cannot be loaded, the engine in use stays. Calls `on_change` with the version in use and the one
+        before it, None at first.
         """
         on_change(self.engine.version, None)
         seen = self.pointer

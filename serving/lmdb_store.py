@@ -1,4 +1,4 @@
-"""The online store in a folder of one machine: LMDB, shared by all processes of the machine, one record per user.
+"""The online store in a folder: LMDB, shared by the machine's processes.
 
 A read takes a few microseconds (a memory map, no lock between processes), so it runs in the event loop. A write waits
 for the disk and for other writers, so `append` writes in a thread.
@@ -35,7 +35,7 @@ SAMPLE_TRIES = 100
 
 
 class LmdbStore:
-    """See `serving.store.Store`. A process can open a folder once; a forked process must open it again."""
+    """See `serving.store.Store`; a process opens a folder once, a forked one again."""
 
     def __init__(self, folder: str, *, expire_s: float | None = None) -> None:
         self._expire_s = expire_s
@@ -99,7 +99,7 @@ class LmdbStore:
 
     @contextmanager
     def _transaction(self, write: bool = False) -> "Iterator[lmdb.Transaction[bytes]]":
-        """All or nothing; never held across an `await`. LMDB's errors (disk, readers) become StoreUnavailable."""
+        """Never held across an `await`; LMDB's errors become StoreUnavailable."""
         try:
             with self._env.begin(write=write) as transaction:
                 yield transaction
@@ -108,7 +108,7 @@ class LmdbStore:
 
 
 class _Record(NamedTuple):
-    """One stored value: a msgpack list of the fields, in which the keys of the last appends come last."""
+    """One stored value: a msgpack list of the fields, the keys of appends last."""
 
     user_id: str
     """Stored too, because the key may be only its hash."""
@@ -119,7 +119,7 @@ class _Record(NamedTuple):
 
     @staticmethod
     def live(value: bytes | None, now: float) -> "_Record | None":
-        """Decode a record; None if it has expired, though it stays on disk until it is overwritten."""
+        """Decode a record; None if it has expired (it stays on disk until overwritten)."""
         if value is None:
             return None
         user_id, expires_at, history, attributes, territory, embedding, *keys = msgpack.unpackb(value)

@@ -1,4 +1,4 @@
-"""`mtrec store load`: copy a lake's users into the online store, bucket by bucket, so that memory stays bounded.
+"""`mtrec store load`: copy a lake's users into the online store, bucket by bucket.
 
 1. read one bucket's users with their histories           Ray tasks
 2. store them, replacing what was stored before           in the tasks (Redis) or in this process (local folder)
@@ -71,7 +71,7 @@ def load_store(config: StoreLoadConfig, progress: ProgressCallback | None = None
 
 
 def bucket_states(index: int, lake: Lake, title_ids: pa.Array, max_events: int) -> States:
-    """Users of one bucket with their last events in time order; simultaneous events keep the lake's order."""
+    """Users of one bucket with their last events in time order; ties keep their order."""
     names = list(lake.manifest.attributes)
     embedded = lake.manifest.embeddings.user_width > 0
     rows = Bucket.read(lake, index, title_ids, (*names, "embedding") if embedded else tuple(names))

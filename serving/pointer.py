@@ -1,4 +1,4 @@
-"""The pointer: a small file, replaced atomically, that names the live bundle and those live before it."""
+"""The pointer: a file, replaced atomically, that names the live bundle."""
 
 from datetime import UTC, datetime
 
@@ -42,7 +42,7 @@ def read_pointer(uri: str) -> Pointer:
 
 
 def move_pointer(uri: str, bundle: Bundle, overwrite_damaged: bool = False) -> Pointer:
-    """Make `bundle` the live one; UserError for a damaged pointer unless it may be overwritten."""
+    """Make `bundle` the live one; UserError for a damaged pointer, unless overwritten."""
     previous: list[str] = []
     try:
         before = read_pointer(uri)

@@ -48,7 +48,7 @@ class PromoteResult:
 
 
 def promote(config: PromoteConfig, progress: ProgressCallback | None = None) -> PromoteResult:
-    """Make a bundle the live one, if it can be loaded and passes its gates; otherwise UserError."""
+    """Make a bundle the live one; UserError if it is damaged or fails a gate."""
     bundle = Bundle.open(config.bundle)
     Engine(bundle)  # loads and checks every file
     against_live = config.gates.against_live

@@ -1,4 +1,4 @@
-"""Middleware of Ray Serve's HTTP proxies: a request whose replica dies is answered by another replica.
+"""Middleware of Ray Serve's HTTP proxies: another replica answers if one dies.
 
 Serve retries a request that its replica never started, but answers 500 if the replica died during the work. Here such a
 request is sent again once, if it only reads or has an Idempotency-Key; any other gets 503 with Retry-After.
@@ -44,7 +44,7 @@ MAX_IN_SCOPE_BYTES = 100_000
 
 
 def configure_proxy_env() -> None:
-    """Let the proxies of a Ray started later use `middlewares`, and give them time to start on a busy machine."""
+    """Set `middlewares`, and time to start, for the proxies of a Ray that is started later."""
     os.environ.setdefault(VARIABLE, "mtrec_ray.serving.proxy:middlewares")
     os.environ.setdefault(READY_VARIABLE, str(READY_S))
 
@@ -62,10 +62,10 @@ def middlewares() -> list[Middleware]:
 
 
 class RetryOnReplicaDeath:
-    """Wraps the proxy, which returns without an answer if a replica died, and if the caller disconnected.
+    """Wraps the proxy, which returns without an answer if a replica died.
 
-    At most `limit` requests are in flight, not counting health checks. Calls `count` with `repeated` or `refused` for
-    each lost request, and with `too many` above the limit.
+    It does so too if the caller disconnected. At most `limit` requests are in flight, not counting health checks. Calls
+    `count` with `repeated` or `refused` for each lost request, and with `too many` above the limit.
     """
 
     def __init__(self, app: App, limit: int, count: Callable[[str], None]) -> None:

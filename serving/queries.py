@@ -1,4 +1,4 @@
-"""From requests to an engine's queries: names become indices, and what cannot be served is refused."""
+"""Turns requests into queries: names become indices; invalid requests are refused."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ MAX_EMBEDDING = 65504.0
 def check_request(
     engine: Engine, request: RecommendRequest, has_store: bool, prefix: str = ""
 ) -> tuple[Combination, int]:
-    """Combination and territory of a request; checks all but the user's state. `prefix` is of field names."""
+    """Combination and territory of a request, checked; `prefix` is of field names."""
     if request.user_id is not None and not has_store:
         raise Refused(f"{prefix}user_id", "this endpoint has no online store: send a history")
     _check_k(engine, request.k, prefix)
@@ -39,9 +39,10 @@ def prepare_answer(
     state: UserState | None,
     store_error: str | None = None,
 ) -> tuple[Query | None, dict[str, Any]]:
-    """A checked request's query, and its answer, whose `titles` are the query's or, without a query, popular ones.
+    """Query and answer of a checked request.
 
-    `state` is the user's: None if unknown, or if there is a `store_error`.
+    The answer's titles are the query's or, without a query, popular ones. `state` is the user's: None if unknown, or if
+    there is a `store_error`.
     """
     known = state or UserState()
     history = request.history if request.history is not None else known.history

@@ -61,7 +61,7 @@ SCAN_COUNT, SAMPLE_SCANS = 1000, 100
 
 
 class RedisStore:
-    """See `serving.store.Store`. Connections are opened by the first call and stay in its event loop."""
+    """See `serving.store.Store`; connections stay in the event loop of the first call."""
 
     def __init__(self, url: str, *, expire_s: float | None = None, timeout_s: float = TIMEOUT_S) -> None:
         self._url, self._shown_url = url, without_password(url)

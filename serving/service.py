@@ -27,7 +27,7 @@ class Service:
         self.batcher = Batcher(batch_rows, telemetry.batch)
 
     async def recommend(self, requests: list[RecommendRequest], many: bool) -> list[Answer]:
-        """Recommendations, in order; Refused for the first that cannot be served, with its index if `many`."""
+        """Recommendations, in order; Refused names the index of a request if `many`."""
         engine, has_store = self.live.engine, self.store is not None
         checked = [
             check_request(engine, request, has_store, f"requests[{index}]." if many else "")
@@ -72,7 +72,7 @@ class Service:
         }
 
     async def append(self, user_id: str, request: EventsRequest, key: str | None) -> Answer:
-        """Store what a user watched, once per idempotency `key`; Refused if there is no store or it does not answer."""
+        """Store what a user watched, once per idempotency `key`; raises Refused."""
         titles = [event.title_id for event in request.events]
         known = [title for title in titles if title in self.live.engine.catalogue.row_of]
         if self.store is None:
@@ -86,7 +86,7 @@ class Service:
         return {"stored": len(known), "unknown_titles": len(titles) - len(known), "history_length": length}
 
     def combinations(self) -> Answer:
-        """What requests can ask for, with metrics and audit of each combination; the backbone first."""
+        """What requests can ask for, with metrics and audit; the backbone first."""
         manifest = self.live.engine.manifest
         return {
             "bundle_version": manifest.version,

@@ -1,4 +1,4 @@
-"""The online store: what serving knows of each user, in a folder of one machine or in Redis."""
+"""The online store of user states, in a folder of one machine or in Redis."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -33,23 +33,23 @@ class UserState:
 
 
 class Store(Protocol):
-    """User states by user id, for one event loop; all methods raise StoreUnavailable if the store cannot be reached."""
+    """User states by id, for one event loop; all methods may raise StoreUnavailable."""
 
     async def get(self, user_ids: Sequence[str]) -> list[UserState | None]:
         """States in the requested order, in one round trip; None = never stored, or expired."""
         ...
 
     async def append(self, user_id: str, title_ids: Sequence[str], key: str | None = None) -> int:
-        """Append titles, oldest first, to a user's history and return its length; a missing user is created.
+        """Append titles, oldest first, to a user's history and return its length.
 
-        Atomic across processes. If users expire, this one's time restarts. The store never retries an append. After a
-        lost reply the caller may repeat it with the same idempotency `key`, which then changes nothing as long as it is
-        among the user's last `MAX_APPEND_KEYS`.
+        A missing user is created. Atomic across processes. If users expire, this one's time restarts. The store never
+        retries an append. After a lost reply the caller may repeat it with the same idempotency `key`, which then
+        changes nothing as long as it is among the user's last `MAX_APPEND_KEYS`.
         """
         ...
 
     def put_many(self, states: Iterable[tuple[str, UserState]]) -> int:
-        """Store many users, replacing their state, and return their number; blocks, in batches that stay on errors."""
+        """Store many users, replacing their state, in blocking batches; returns their number."""
         ...
 
     async def ping(self) -> None: ...
@@ -62,7 +62,7 @@ class Store(Protocol):
 
 
 def open_store(url: str, *, expire_s: float | None = None, timeout_s: float = TIMEOUT_S) -> Store:
-    """Open the store at `redis://[user:password@]host[:port][/db]`, `rediss://...` (TLS) or in a local folder (LMDB).
+    """Open a store: `redis://[user:password@]host[:port][/db]`, `rediss://` or a folder.
 
     Redis is not contacted before the first call; a missing folder is created. A user is forgotten `expire_s` seconds
     after the last `put_many` or `append`, None = never. UserError for another URL or a folder that cannot be opened.

@@ -120,10 +120,12 @@ def test_unreachable_store_is_a_user_error(lake):
 def test_command_loads_and_reports(lake, tmp_path, monkeypatch, capsys):
     def run(*arguments: str) -> str:
         monkeypatch.setattr(sys, "argv", ["mtrec", "store", "load", *arguments])
+        code = None
         try:
             main()
         except SystemExit as stop:
-            assert not stop.code
+            code = stop.code
+        assert not code
         return capsys.readouterr().out
 
     url = str(tmp_path / "store")

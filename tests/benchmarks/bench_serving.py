@@ -102,7 +102,7 @@ def bench_large_catalogue(engine: Any, titles: int = 100_000) -> None:
 
     vectors, catalogue = engine.title_vectors, engine.catalogue
     engine.title_vectors = torch.randn(vectors.shape[0], titles)
-    engine.catalogue = replace(catalogue, elsewhere=torch.zeros(1, titles, dtype=torch.bool), everywhere=False)
+    engine.catalogue = replace(catalogue, unavailable=torch.zeros(1, titles, dtype=torch.bool), everywhere=False)
     asked = queries(engine, [0], 1)
     (ms,) = median_ms(lambda: engine.recommend(asked))
     print(f"{titles:,} titles: {ms:.2f} ms a user")

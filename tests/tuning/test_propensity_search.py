@@ -44,6 +44,11 @@ def search(lake: str, **settings: Any) -> PropensitySearchConfig:
         ({"space": {GROUPS: {"partitions": ["one"]}}, "base": {"kind": "baseline"}}, "no effect on a baseline"),
         ({"space": {GROUPS: {"partitions": ["volume:7"]}}}, "volume:7.*6 territories"),
         ({"space": {GROUPS: {"partitions": ["one"]}}, "trials": 3}, "trials = 3: 4 are needed"),
+        ({"space": {GROUPS: {"partitions": ["tastes:4"]}}}, "tastes:4"),
+        ({"space": {"optim.speed": [1]}}, "optim.speed"),
+        ({"space": {"sample.alpha": {"low": -1, "high": 2}}}, "sample.alpha"),
+        ({"space": {"sample.test_fraction": {"low": 0.1, "high": 0.2}}}, "one for all"),
+        ({"validation_days": 80}, "less than half"),
         ({"warm_start": [{"optim.lr": 1e-3}]}, r"warm_start: 'optim\.lr' is not in space; it has optim\.epochs"),
         ({"base": {"incremental": True}}, "base.incremental has no effect"),
         ({"warm_start": [{"optim.epochs": 9}]}, "warm_start: optim.epochs = 9"),
@@ -89,7 +94,6 @@ def search(lake: str, **settings: Any) -> PropensitySearchConfig:
         ({"base": {"optim": 3}}, "optim"),
         ({"base": {"optim": {"epochs": 0}}}, r"'optim\.epochs' = 0"),
         ({"buckets": 5}, "buckets = 5: the lake has 4"),
-        ({"validation_days": 40}, "validation_days = 40"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused_before_any_work(settings, problem, trial_lake):

@@ -200,19 +200,8 @@ class TestRefusals:
         ("changes", "problem"),
         [
             ({"metric": "auc"}, "'auc' is not reported"),
-            ({"trials": 3}, "4 are needed"),
-            ({"buckets": 99}, "the lake has 4"),
             ({"trials_at_once": 7}, "at most 3 fit"),
             ({"workers": 4, "cpus_per_worker": 2}, "lower workers"),
-            ({"workers": 5}, r"workers = 5 needs as many optim\.lanes \(there are 4\)"),
-            ({"space": {"optim.speed": [1]}}, "optim.speed"),
-            ({"space": {"optim.lr": {"low": 1, "high": 1}}}, "low must be below high"),
-            ({"space": {"sample.alpha": {"low": -1, "high": 2}}}, "sample.alpha"),
-            ({"space": {"sample.test_fraction": {"low": 0.1, "high": 0.2}}}, "one for all"),
-            ({"space": {"model.groups": {"partitions": ["tastes:4"]}}}, "tastes:4"),
-            ({"warm_start": [{"optim.epochs": 1}], "trials": 9}, "optim.epochs"),
-            ({"base": {"kind": "baseline"}}, "no effect on a baseline"),
-            ({"validation_days": 80}, "less than half"),
         ],
     )
     def test_settings_that_do_not_fit_are_refused_and_leave_no_file(

@@ -1,1 +1,1 @@
-"""Searches over what the papers set by hand: hyperparameters, lambda, and which territories share a group block."""
+"""Searches over hyperparameters, lambda, and which territories share a group block."""

@@ -1,4 +1,4 @@
-"""Which territories pull the shared towers in the same direction: gradient affinity at two early checkpoints.
+"""Gradient affinity: which territories pull the shared towers in the same direction.
 
 After TAG (Fifty et al. 2021, arXiv 2109.04617) and Grad-TAG (Li et al. 2024, arXiv 2409.06091): tasks whose gradients
 on shared parameters agree should share more. Here it is the gradient of each territory's loss with respect to the last
@@ -37,7 +37,7 @@ CHECKPOINTS = (0.01, 0.02)
 """Fractions of a training run after which gradients are summed."""
 SKETCH_WIDTH = 32
 MAX_TITLES = 1000
-"""Titles from which negatives are expected: of a larger catalogue so many, drawn at random."""
+"""Maximum number of titles behind expected negatives, drawn at random."""
 
 
 @dataclass
@@ -128,7 +128,7 @@ def add_gradients(
 
 
 def gradient_evidence(config: PropensityConfig, data: TrialData) -> Evidence:
-    """Evidence of a short baseline run: 2% of its steps, then sums over the positives of half of the buckets.
+    """Evidence of a baseline after 1 and 2% of its steps, from half of the buckets.
 
     Args:
         config: a baseline's settings.
@@ -192,7 +192,10 @@ def _users_of_pairs(rows: StepRows) -> np.ndarray:
 
 
 def expected_pairs(rows: StepRows, rate: float, offer_mask: np.ndarray) -> np.ndarray:
-    """(N,) pairs of each territory: all `rows`, and other offered titles drawn at `rate`; `offer_mask` is (N, T)."""
+    """(N,) pairs of each territory: all `rows`, and other offered titles drawn at `rate`.
+
+    `offer_mask` is (N, T).
+    """
     titles = np.bincount(_users_of_pairs(rows), weights=is_first(rows), minlength=len(rows.territory))  # (U,)
     expected = np.diff(rows.offsets) + rate * (offer_mask.sum(axis=1)[rows.territory] - titles)
     return np.bincount(rows.territory, weights=expected, minlength=len(offer_mask))

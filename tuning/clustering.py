@@ -1,4 +1,4 @@
-"""Territories into groups by what they gain from sharing: balanced clustering of evidence vectors.
+"""Balanced clustering of territories by what they gain from sharing.
 
 Legend: `N` territories, `G` groups, `E` numbers of an evidence vector.
 
@@ -28,7 +28,7 @@ class Evidence:
     """What the pairs of each territory show of its taste, from two halves of the users."""
 
     vectors: np.ndarray
-    """(2, N, E) float64: sums over each half's pairs of the territory, the mean over all pairs removed."""
+    """(2, N, E) float64: sums over each half's pairs, the mean over all pairs removed."""
     pairs: np.ndarray
     """(2, N) number of pairs, or positives, behind each."""
 
@@ -57,7 +57,7 @@ class Evidence:
         return balanced_clusters(self.products(), self.pairs.sum(axis=0), num_groups, seed)
 
     def best_count(self, counts: Iterable[int], seed: int = 0) -> int:
-        """The number of groups whose clusters, found in one half of the users, have the largest J in the other."""
+        """The number of groups whose clusters in each half of the users have most J in the other."""
 
         def gain_in_other_half(count: int) -> float:
             found = (balanced_clusters(self.products(half), self.pairs[half], count, seed) for half in (0, 1))
@@ -78,7 +78,7 @@ def gain(products: np.ndarray, pairs: np.ndarray, group: np.ndarray) -> float:
 def balanced_clusters(
     products: np.ndarray, pairs: np.ndarray, num_groups: int, seed: int = 0, num_starts: int = NUM_STARTS
 ) -> np.ndarray:
-    """(N,) group of each territory with the largest J found, groups numbered by their first territory.
+    """(N,) groups with the largest J found, numbered by their first territory.
 
     Args:
         products: (N, N) symmetric, zero diagonal: `Evidence.products`.

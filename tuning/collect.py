@@ -85,7 +85,7 @@ def run_search(
 def train_with_fresh_seeds(
     config: SearchConfig, prepared: PreparedSearch, progress: ProgressCallback | None, params: dict[str, Any]
 ) -> list[dict[str, float]]:
-    """Figures of parameters trained with `config.confirm` seeds that no trial had, each stored for `--resume`."""
+    """Train parameters with `config.confirm` fresh seeds; figures are stored for `--resume`."""
     uri = join(search_uri(config), FRESH_SEEDS)
     known = read_json(uri) if exists(uri) else {}
     figures = known["figures"] if known.get("params") == params else []

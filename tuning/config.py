@@ -21,13 +21,13 @@ class SearchConfig(Config):
     base: dict[str, Any] = {}
     """Settings that all trials share, as `mtrec train` takes them."""
     space: dict[str, Any]
-    """Dotted key -> a range (low, high, log, step), a list of choices, or for model.groups partitions."""
+    """Dotted key -> range (low, high, log, step), list of choices, or partitions."""
     warm_start: list[dict[str, Any]] = advanced([])
-    """Configurations (dotted keys of the space) to try first; the sampler draws what they leave out."""
+    """Configurations to try first; the sampler draws the keys that they leave out."""
     trials: int = Field(default=20, ge=1)
     """Number of configurations to try, warm starts included."""
     buckets: int | None = Field(default=None, ge=1)
-    """Buckets of the lake that a trial keeps in memory, each a random sample of the users; null reads all."""
+    """Buckets of users that a trial keeps in memory, each a random sample; null reads all."""
     workers: int = Field(default=1, ge=1)
     """Data-parallel workers of a trial; a trial starts only when all of their CPUs are free."""
     cpus_per_worker: float = advanced(1.0, gt=0)
@@ -35,7 +35,7 @@ class SearchConfig(Config):
     trials_at_once: int | None = Field(default=None, ge=1)
     """Maximum number of trials side by side; null: as many as fit while one CPU stays free."""
     confirm: int = Field(default=3, ge=0)
-    """Trainings of the chosen configuration with fresh seeds: the best of many trials is partly luck."""
+    """Trainings of the choice with fresh seeds: the best of many trials is partly luck."""
 
     @model_validator(mode="before")
     @classmethod
@@ -46,40 +46,39 @@ class SearchConfig(Config):
 
 
 class PropensitySearchConfig(SearchConfig):
-    """A search over a propensity model's settings, including which territories share a group block."""
+    """A search over a propensity model's settings and territory groups."""
 
     lake: str
     """Folder or URI of the lake."""
     metric: str = "pr_auc/weighted"
-    """Metric to maximise: pr_auc or ndcg@10 over /all users, or the /mean of territories, or /weighted by positives."""
+    """Metric to maximise: pr_auc or ndcg@10, of /all users, /mean or /weighted territories."""
     validation_fraction: float = Field(default=0.15, gt=0, lt=1)
     """Fraction of users that trials are validated on; test users stay untouched."""
     validation_days: int | None = Field(default=None, ge=0)
-    """Last days of the training window that trials are validated on instead of trained; null: 7 if possible, else 0.
-    With 0, trials are validated on the days after the window."""
+    """Last days of the window to validate on; 0: days after it; null: 7 if possible, else 0."""
     validation_users: int = advanced(10_000, ge=100)
     """Maximum number of validation users, drawn by hash."""
     validations: int = advanced(4, ge=1)
     """Validations of a trial, evenly over its steps, the last at its end."""
     early_stop: bool = True
-    """Stop weak trials early (ASHA, Li et al. 2020): after validations 1, 2, 4, ... the better half continues."""
+    """Stop the weaker half of trials after validations 1, 2, 4, ... (ASHA, Li et al. 2020)."""
     num_bootstrap: int = advanced(50, ge=10)
     """Bootstrap replicates of each trial's intervals."""
 
 
 class EliminatorsSearchConfig(SearchConfig):
-    """A search over the settings of eliminators and their adversaries: leakage against accuracy."""
+    """A search over eliminators and their adversaries: leakage against accuracy."""
 
     backbone: str
     """Folder or URI of the backbone's run."""
     combinations: str = "all"
     """Combinations, as in `mtrec train eliminators`."""
     min_ndcg_ratio: float = Field(default=0.98, gt=0, le=1)
-    """Choose the least leakage among trials with at least this ratio of the backbone's NDCG@10."""
+    """Choose the least leakage at this ratio of the backbone's NDCG@10 or more."""
     shared: bool = True
     """One configuration for all combinations; false: a search for each, one after another."""
     workers: int = advanced(1, ge=1, le=1)
-    """Always 1: a trial trains in one process, which its small models fill; raise trials_at_once instead."""
+    """Always 1: a trial trains in one process; raise trials_at_once instead."""
     num_permutations: int = advanced(5, ge=2)
     """Trainings on permuted labels behind each trial's chance level."""
 
@@ -90,7 +89,7 @@ class PartitionConfig(Config):
     lake: str
     """Folder or URI of the lake."""
     partition: str = "affinity"
-    """one, each, regions, volume:G, taste[:G], affinity[:G], random:G[:DRAW], or a YAML file of groups."""
+    """one, each, regions, volume:G, taste[:G], affinity[:G], random:G[:DRAW], or a YAML file."""
     out: str | None = None
     """File or URI to write the groups to, as `mtrec train propensity --groups` reads them."""
     buckets: int | None = Field(default=None, ge=1)
@@ -98,6 +97,6 @@ class PartitionConfig(Config):
     seed: Seed = 0
     """Seed of random partitions, of clustering, and of the short run behind gradient affinity."""
     sample: SampleConfig = advanced(SampleConfig())
-    """Users whose discoveries count; those of test users never do. For groups that a search compares with others, leave
-    out its validation users (its sample.validation_fraction) and its held-back days (an earlier window.end)."""
+    """Users whose discoveries count; test users' never do.
+    For groups that a search compares, leave out its validation users and held-back days (an earlier window.end)."""
     window: WindowConfig = WindowConfig()

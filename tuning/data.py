@@ -1,4 +1,4 @@
-"""What a trial reads: a stated sample of buckets, and validation users and days that no test reads."""
+"""What a trial reads: a sample of buckets, and validation users that no test reads."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -96,7 +96,7 @@ def trial_validation_chunks(
 
 
 class TrialCache:
-    """What trials of one process share: plans and pairs of the last samples, validation users, histories.
+    """What trials of one process share: plans, pairs, validation users and histories.
 
     Trials that differ only in the model or the optimiser read the lake once. Memory is that of the sample.
     """

@@ -1,4 +1,4 @@
-"""`mtrec search eliminators`: lambda, prompts, adapters and discriminators, leakage against accuracy.
+"""`mtrec search eliminators`: leakage against accuracy.
 
 The two goals give a Pareto front, from which a stated rule chooses: of all trials with at least `min_ndcg_ratio` of the
 backbone's NDCG@10, the one with the least leakage, and of equal ones the most accurate. Where no trial reaches the
@@ -57,7 +57,7 @@ DECIDED = {
 """Keys that the search decides -> what decides them."""
 LEAKAGE, ACCURACY, RATIO = "leakage/mean", "ndcg@10/mean", "ndcg_ratio/mean"
 NO_FLOOR = 1e-6
-"""`optim.min_ndcg_ratio` of every trial and of its result: the search decides what accuracy is worth."""
+"""`optim.min_ndcg_ratio` of every trial: the search decides what accuracy is worth."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def _prepare(config: EliminatorsSearchConfig, space: Space) -> PreparedSearch:
 
 
 def choose_least_leakage(rows: list[TrialRow], min_ndcg_ratio: float) -> tuple[TrialRow, list[str]]:
-    """The trial with the least leakage at `min_ndcg_ratio` or more, or else the most accurate one, with a note."""
+    """The least leakage at `min_ndcg_ratio` or more, else the most accurate, with a note."""
     enough = [row for row in rows if row.metrics[RATIO] >= min_ndcg_ratio]
     if not enough:
         best = max(rows, key=lambda row: (row.metrics[ACCURACY], -row.metrics[LEAKAGE]))

@@ -41,8 +41,7 @@ NUM_BOOTSTRAP = 200
 Half = Literal["train_lower", "train_upper"]
 HALVES: tuple[Half, ...] = ("train_lower", "train_upper")
 METRICS = ("leakage/mean", "leakage/worst", "ndcg@10/mean", "ndcg_ratio/mean")
-"""`leakage`: the best attacker's balanced accuracy above chance, over the combinations' own attributes;
-`ndcg_ratio`: NDCG@10 over the backbone's."""
+"""Best attackers' balanced accuracy above chance; NDCG@10, its ratio to the backbone's."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class CombinationVectors:
 
 
 class EliminatorsTrial:
-    """Trains all combinations under one configuration; two goals cannot stop it early, so it validates at its end."""
+    """Trains all combinations under one configuration and validates once, at its end."""
 
     num_validations = 1
 
@@ -73,7 +72,7 @@ class EliminatorsTrial:
         prepare_process(self.config.runner.cpus_per_worker)
 
     def advance(self) -> dict[str, float]:
-        """Train to the end, then attack; returns `METRICS` with bounds, and each combination's own figures."""
+        """Train to the end, then attack; returns `METRICS` and each combination's figures."""
         backbone, users = load_backbone(self.source), self._train_split_users()
         figures = self._measure(backbone, users, self._train(backbone, users))
         self.validations_done = 1
@@ -185,7 +184,7 @@ def _of_backbone(backbone: SequentialBackbone, users: HeldOutUsers) -> Combinati
 
 
 def _accuracy(ndcg: np.ndarray, base: np.ndarray, weights: np.ndarray) -> dict[str, float]:
-    """NDCG@10 of (K, U) users under each combination and its ratio to the backbone's (U,), paired by user."""
+    """Mean NDCG@10 of (K, U) users and its ratio to the backbone's (U,), paired by user."""
     total = weights.sum(axis=1)
     now, before = weights @ ndcg.mean(axis=0) / total, weights @ base / total  # (R,)
     backbone = {f"ndcg@10/{NONE}": float(before[0])}

@@ -1,4 +1,4 @@
-"""Partitions of the territories into groups, by name: `one`, `regions`, `taste:4`, `random:4:2`, ...
+"""Partitions of the territories by name: `one`, `regions`, `taste:4`, `random:4:2`, ...
 
 | name | groups |
 |---|---|
@@ -38,7 +38,7 @@ class PartitionSpec:
 
     @staticmethod
     def parse(text: str, num_territories: int, num_buckets: int = 2) -> "PartitionSpec":
-        """Raises UserError for an unknown name, or numbers that do not fit the lake or its buckets."""
+        """Raises UserError for an unknown name, or numbers that do not fit the lake."""
         if not NAME.fullmatch(text):
             raise UserError(
                 f"unknown partition {text!r}: choose {NAMES}, or an existing file of groups (a search takes a file of "
@@ -95,7 +95,7 @@ class PartitionMaker:
 
 
 def by_volume(volume: np.ndarray, num_groups: int) -> np.ndarray:
-    """(N,) groups of about equal volume: from the largest on, each into the lightest group (Graham 1969, LPT)."""
+    """(N,) groups of about equal volume: largest first into the lightest (Graham 1969, LPT)."""
     load, group = np.zeros(num_groups), np.empty(len(volume), dtype=np.int64)
     for territory in np.argsort(-volume, kind="stable"):
         group[territory] = load.argmin()
@@ -104,7 +104,7 @@ def by_volume(volume: np.ndarray, num_groups: int) -> np.ndarray:
 
 
 def at_random(volume: np.ndarray, num_groups: int, seed: int, draw: int) -> np.ndarray:
-    """(N,) groups: each run of `num_groups` territories of similar size is dealt out in random order."""
+    """(N,) groups: territories of similar size are dealt out in random order."""
     rng = np.random.default_rng([seed, draw, num_groups])
     group = np.empty(len(volume), dtype=np.int64)
     ranked = np.argsort(-volume, kind="stable")
@@ -121,7 +121,7 @@ def numbered_groups(group: np.ndarray) -> Groups:
 
 
 def with_moves(groups: Groups, moves: list[tuple[int, int]]) -> Groups:
-    """Groups after territories moved: (territory, the territory whose group it joins), in turn."""
+    """Groups after moves in turn: (territory, the territory whose group it joins)."""
     group = list(groups.of_territory)
     for territory, host in moves:
         group[territory] = group[host]

@@ -27,7 +27,7 @@ svg{{max-width:100%;height:auto}}</style>
 
 
 def plots_page(study: optuna.Study, metrics: list[str]) -> str:
-    """History, parallel coordinates and importance of each goal, and the validations of one or the front of two.
+    """Plots of each goal, and the validations of a single goal or the front of two.
 
     A sentence replaces a plot for which the trials are too few or too similar.
     """

@@ -1,4 +1,4 @@
-"""What each territory discovers: first-time discoveries of training users in the window, by territory and title.
+"""First-time discoveries of training users in the window, by territory and title.
 
 Legend: `N` territories, `T` titles.
 """
@@ -15,13 +15,13 @@ from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.tuning.clustering import Evidence
 
 SMOOTHING = 100.0
-"""Discoveries that a territory's profile is smoothed with, distributed as those of all territories."""
+"""Discoveries added to each territory's profile, distributed as those of all."""
 
 
 def count_discoveries(
     lake: Lake, calendar: Calendar, sample: SampleConfig, buckets: Sequence[int], map_over: MapTasks
 ) -> np.ndarray:
-    """(2, N, T) discoveries in the window by training users of the even and of the odd buckets."""
+    """(2, N, T) discoveries in the window by training users of even and odd buckets."""
     window = {0: Catalogue.of(lake, *calendar.day_bounds(0))}
     counts = np.zeros((2, len(window[0].offers), len(window[0].title_ids)), dtype=np.int64)
     for bucket, ((cells, found), _, _) in map_over(count_bucket_discoveries, buckets, lake, sample, window):
@@ -30,7 +30,7 @@ def count_discoveries(
 
 
 def taste_evidence(counts: np.ndarray, offer_mask: np.ndarray) -> Evidence:
-    """How much more of each title a territory discovers than all territories do, in standard deviations.
+    """How much more of each title a territory discovers than all do, in standard deviations.
 
     s_tj = (x_tj - n_t q_tj) / sqrt(q_tj (1 + SMOOTHING / n_t)), q_tj being title j's fraction of what all territories
     discover of the titles offered in t: a smoothed log ratio for popular titles, small for territories with few

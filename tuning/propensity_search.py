@@ -1,4 +1,4 @@
-"""`mtrec search propensity`: a propensity model's settings, and which territories share a group block.
+"""`mtrec search propensity`: a propensity model's settings and territory groups.
 
 1. `check_propensity_search`: settings against the lake, space, metric        (errors before any work)
 2. `_with_partitions`:        partitions to start from, random ones beside them
@@ -42,7 +42,7 @@ from mtrec_ray.tuning.space import (
 from mtrec_ray.tuning.specs import GroupsFiles, TrialSpecs
 
 FIXED = ("runs", "incremental", "runner.", "window.", "sample.split_seed", "sample.test_fraction")
-"""Keys, and sections ending in a dot, that all trials share: who is tested and when, and where a run is stored."""
+"""Keys, and sections ending in a dot, that all trials share."""
 DECIDED = {
     "lake": "lake",
     "name": "the search's name",
@@ -86,7 +86,7 @@ def search_propensity(
 
 
 def check_propensity_search(config: PropensitySearchConfig) -> tuple[TrialData, TrialSpecs, PartitionSpace | None]:
-    """Check all that can be checked before any work; returns data, specs without groups files, and partitions."""
+    """Check settings before any work; returns data, specs and the space of partitions."""
     if config.metric not in METRICS:
         raise UserError(f"metric = {config.metric!r} is not reported by these trials: choose {', '.join(METRICS)}")
     lake = Lake.open(config.lake)
@@ -178,7 +178,7 @@ def _with_partitions(
     num_movable: int,
     progress: ProgressCallback | None,
 ) -> TrialSpecs:
-    """`specs` with the partitions to start from, stored for a resumed search, and the largest territories movable."""
+    """Add the partitions to start from, stored for a resumed search, and who may move."""
     folder, names = join(search_uri(config), "partitions"), data.lake.territory_names()
     uri = join(folder, "starting-points.json")
     if not is_recorded(config):

@@ -1,4 +1,4 @@
-"""One configuration of a propensity model, trained on a sample of buckets and validated on users of its own."""
+"""One configuration of a propensity model, trained and validated on a sample of users."""
 
 import time
 from collections.abc import Iterator
@@ -59,7 +59,7 @@ class PropensityTrial:
         return PropensityTrial(config, data, *numbers, workers, cache)
 
     def advance(self) -> dict[str, float]:
-        """Train to the next validation; returns its figures with bounds, the mean loss, and where the time went."""
+        """Train to the next validation; returns figures with bounds, mean loss and times."""
         started, trainer, workers = time.monotonic(), self.trainer, self.trainer.workers
         if self._batches is None:
             place = (workers.rank, workers.size, trainer.next_step)

@@ -119,7 +119,7 @@ def _trials_table(result: SearchResult) -> Table:
 
 
 def _partitions_table(result: SearchResult) -> list[Table]:
-    """Unmoved partitions at the usual settings, beside random ones: with as many groups, or else all of them."""
+    """Unmoved partitions at the usual settings, beside random ones."""
     metric, first, groups_files = result.prepared.first_goal, result.prepared.first, result.prepared.specs.groups_files
     done = [row for row in result.rows if row.status == DONE and GROUPS in row.params]
     rows = {str(row.params[GROUPS]): row for row in done if any(one.items() <= row.params.items() for one in first)}
@@ -139,7 +139,7 @@ def _partitions_table(result: SearchResult) -> list[Table]:
 
 
 def _setting_text(row: TrialRow, key: str) -> str:
-    """A setting of a trial; a partition with the moves made in it, as in `taste:4, T001 to T007`."""
+    """A setting; a partition with its moves, as in `taste:4, T001 to T007`."""
     value = row.params.get(key)
     if key == GROUPS:
         moves = (f"{territory} to {host}" for territory, host in moves_of(row.params) if territory != host)

@@ -1,4 +1,4 @@
-"""The trials of a search, of any kind: Optuna proposes, Ray Tune runs trials side by side, ASHA stops weak ones.
+"""Trials of any kind: Optuna proposes, Ray Tune runs them, ASHA stops weak ones.
 
 searches/NAME/search.yaml        the settings as given
 searches/NAME/inputs.json        content hashes of the lake, the backbone and groups files
@@ -42,11 +42,11 @@ VERSION = 2
 NUM_RANDOM = 8
 """Trials, first ones included, before the sampler proposes by what it has learned."""
 REDUCTION_FACTOR = 2
-"""ASHA's rungs are validations 1, 2, 4, ...; with a larger factor four validations have hardly any."""
+"""ASHA's rungs are validations 1, 2, 4, ...; a larger factor leaves hardly any."""
 RETRIES = 2
-"""Restarts of a trial whose process died: enough for preempted machines, few for a trial that always dies."""
+"""Restarts of a trial whose process died: enough where machines are preempted."""
 PROGRESS: ContextVar[ProgressCallback | None] = ContextVar("PROGRESS", default=None)
-"""Reports ended trials; a resumed search unpickles Tune's callback, which therefore cannot hold it."""
+"""Reports ended trials; Tune's callback is pickled and cannot hold it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def is_recorded(config: SearchConfig) -> bool:
 
 
 def check_name(config: SearchConfig, inputs: dict[str, str], resume: bool) -> None:
-    """UserError where the name is taken, there is nothing to resume, or the stopped search was another one.
+    """UserError for a taken name, nothing to resume, or a stopped search that differs.
 
     `inputs`: name -> content hash of what the trials' figures depend on beside the settings.
     """
@@ -225,7 +225,7 @@ class PartitionSparingASHA(ASHAScheduler):
 
 
 def _reports_before(trial: Any) -> list[dict[str, Any]]:
-    """Reports of a trial before the search was stopped, as far as its state counts them; none of a new trial."""
+    """Reports that the state of a resumed search counts for a trial; none of a new one."""
     known = trial.last_result.get("training_iteration", 0)
     if not known:
         return []

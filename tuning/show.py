@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 MAX_NAMES = 12
 NUM_TITLES = 3
 MIN_DEVIATIONS = 2
-"""A title is listed where a group discovers it so many standard deviations more than expected."""
+"""Standard deviations above expectation from which a title is listed."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def show_partition(config: PartitionConfig, progress: ProgressCallback | None = 
 
 
 def in_and_out(cosines: np.ndarray, own: np.ndarray) -> tuple[str, str]:
-    """Mean cosine of a group's territories with each other, and with all others; "-" where there is none."""
+    """Mean cosine of a group's territories with each other and with others, or "-"."""
     inside = cosines[np.ix_(own, own)][~np.eye(int(own.sum()), dtype=bool)]
     outside = cosines[np.ix_(own, ~own)]
     first, second = (f"{values.mean():+.2f}" if values.size else "-" for values in (inside, outside))
@@ -128,7 +128,7 @@ def in_and_out(cosines: np.ndarray, own: np.ndarray) -> tuple[str, str]:
 
 
 def most_lifted(discoveries: np.ndarray, own: np.ndarray) -> list[int]:
-    """Titles that a group discovers most above expectation; none that a single territory discovers."""
+    """Titles that a group, of several that discover them, discovers most above expectation."""
     inside, total = discoveries[own].sum(axis=0), discoveries.sum(axis=0)
     expected = total * discoveries[own].sum() / max(1, discoveries.sum())
     comparable = (discoveries > 0).sum(axis=0) > 1

@@ -1,4 +1,4 @@
-"""What a search may vary: dotted keys of a job's config with ranges or choices, and partitions of the territories.
+"""What a search may vary: settings with ranges or choices, and territory groups.
 
     space:
       optim.lr: {low: 1e-5, high: 1e-3, log: true}
@@ -38,7 +38,7 @@ class PartitionSpace(Config):
     partitions: list[str] = Field(min_length=1)
     """Names as in `mtrec partition show`."""
     random: int = Field(default=3, ge=0)
-    """Random balanced partitions with as many groups: the reference that a useful partition must beat."""
+    """Random balanced partitions with as many groups, which a useful partition must beat."""
     movable: int = Field(default=8, ge=0)
     """Number of territories that may move: those with the most discoveries."""
     moves: int = Field(default=3, ge=0)
@@ -51,7 +51,7 @@ class PartitionSpace(Config):
         return self
 
     def names(self, num_territories: int, num_regions: int) -> tuple[str, ...]:
-        """All partitions, with random ones for each number of groups; UserError for a single territory.
+        """All partitions, random ones included; UserError for a single territory.
 
         Where only `taste` and `affinity` could give a number, it is not known yet: random ones have 4 groups, or fewer.
         """
@@ -109,7 +109,7 @@ def moves_of(params: dict[str, Any]) -> list[tuple[str, str]]:
 def parse_space(
     document: dict[str, Any], model: type[Config], fixed: tuple[str, ...], decided: dict[str, str]
 ) -> tuple[Space, PartitionSpace | None]:
-    """The space of the settings, and of the partitions in `model.groups`, None where they are not searched.
+    """The space of the settings, and of partitions if `model.groups` has them.
 
     Args:
         document: key -> {low, high, ...}, list of choices, or partitions.
@@ -163,7 +163,7 @@ def _distribution(key: str, kind: str, values: Any) -> Distribution:
 
 
 def _as_number(value: Any) -> Any:
-    """The number of a text like 1e-3, which YAML 1.1 reads as a text where it has no point; else the value."""
+    """The number of a text like 1e-3, which YAML 1.1 does not read as a number."""
     try:
         number = float(value) if isinstance(value, str) else value
     except ValueError:
@@ -172,7 +172,7 @@ def _as_number(value: Any) -> Any:
 
 
 def checked_starts(space: Space, starts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Warm starts with values of the space's own types; UserError for a key or value that the space does not hold."""
+    """Warm starts with values of the space's types; UserError for values outside it."""
     known = space.parameters()
     return [{key: _checked_start(known, key, value) for key, value in start.items()} for start in starts]
 
@@ -202,7 +202,7 @@ def check_base(base: dict[str, Any], decided: dict[str, str]) -> None:
 def check_values(
     space: Space, model: type[ConfigT], base: dict[str, Any], fits: Callable[[ConfigT], object] | None = None
 ) -> None:
-    """UserError where an end of a range, or choices together, do not make a valid config, or `fits` refuses it."""
+    """UserError where ends of ranges or choices make no valid config, or `fits` refuses it."""
     choices = {key: one.choices for key, one in space.distributions.items() if isinstance(one, CategoricalDistribution)}
     ranges = {key: one for key, one in space.distributions.items() if not isinstance(one, CategoricalDistribution)}
     ends = [{key: getattr(one, side) for key, one in ranges.items()} for side in ("low", "high")]
@@ -216,13 +216,13 @@ def check_values(
 
 
 def usual_settings(space: Space, model: type[Config], base: dict[str, Any]) -> dict[str, Any]:
-    """The first trial: every setting of the space as in `base`, or else in the middle of its range."""
+    """Every setting of the space as in `base`, or else in the middle of its range."""
     resolved = validate_config(model, base).model_dump()
     return {key: _nearest(one, _value_at(resolved, key)) for key, one in space.distributions.items()}
 
 
 def _nearest(one: Distribution, value: Any) -> Any:
-    """What the distribution holds next to `value`: `value` itself, its grid point, the middle, or the first choice."""
+    """`value` itself, its grid point, the middle of the range, or the first choice."""
     if isinstance(one, CategoricalDistribution):
         return value if value in one.choices else one.choices[0]
     if not isinstance(value, int | float) or not one.low <= value <= one.high:

@@ -1,4 +1,4 @@
-"""How Ray Tune drives a trial: inside its own process, which the next trial reuses, with peers for further workers.
+"""Ray Tune drives a trial in a process that the next one reuses, with peers as workers.
 
 Peers are actors in the trial's own placement group: Tune reserves all resources of a trial at once, a stopped or dead
 trial takes its peers with it, and no trial waits for a worker group to start. A Ray Train run nested in every trial
@@ -41,7 +41,7 @@ class Worker:
         return self.trial.advance()
 
     def load(self, files: dict[str, bytes], folder: Path) -> None:
-        """Resume from the files of a checkpoint, copied below `folder`: they may be from another machine."""
+        """Resume from a checkpoint's files, copied below `folder` from any machine."""
         own = folder / f"rank{self.workers.rank}"
         own.mkdir(parents=True, exist_ok=True)
         for name, content in files.items():
@@ -53,7 +53,7 @@ class TrialProcess(tune.Trainable):
     """Rank 0 of one trial after another."""
 
     def setup(self, config: dict[str, Any], *, specs: TrialSpecs, workers: int, cpus: float) -> None:  # pyright: ignore
-        """`tune.with_parameters` adds what follows the drawn parameters; `cpus` are those of each worker."""
+        """`tune.with_parameters` adds `specs`, `workers` and the `cpus` of each."""
         self.specs, self.own = specs, Worker(Workers(0, workers))
         peer = ray.remote(num_cpus=cpus)(Worker)
         self.peers = [peer.remote(Workers(rank, workers)) for rank in range(1, workers)]

@@ -1,4 +1,4 @@
-"""What every kind of trial can do, alone or as one of several workers, and how it is made from its TrialSpec."""
+"""What every kind of trial can do, and how it is made from its TrialSpec."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from mtrec_ray.tuning.data import TrialCache
 
 TrialSpec = dict[str, Any]
-"""Plain data that makes a trial in any process: `kind`, `config` (the job's settings) and what that kind needs."""
+"""Plain data of a trial: `kind`, `config` (the job's settings) and what the kind needs."""
 
 
 class Trial(Protocol):

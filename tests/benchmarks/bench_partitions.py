@@ -1,4 +1,4 @@
-"""Partition searches on planted tastes: what they find, their cost, and their gain on test users.
+"""Partition searches on planted tastes: what they find, cost, and gain on test users.
 
     python tests/benchmarks/bench_partitions.py [--users 20000] [--seeds 0] [--random 10] [--json]
 
@@ -57,7 +57,7 @@ def planted(lake: Lake) -> list[int]:
 
 
 def affinity_cost(lake: Lake) -> dict[str, float]:
-    """CPU seconds of the evidence over those of one training run, and how well it finds the planted groups."""
+    """CPU seconds of the evidence over those of a training run, and its Rand index."""
     config = validate_config(PropensityConfig, {"lake": lake.uri, "name": "cost", "kind": "baseline"})
     data = trial_data(lake, resolve_calendar(lake, config.window), None, 0)
     started = time.process_time()
@@ -98,7 +98,7 @@ def _steps_s(trial: Path) -> float:
 
 
 def figures_of_test_users(lake: Lake, folder: Path, num_random: int, seed: int) -> dict[str, dict[str, float]]:
-    """Partition -> figures of the test users on the days after the window, trained on the whole window."""
+    """Partition -> figures of test users after the window, trained on all of the window."""
     territories = lake.territory_names()
     largest_first = -np.arange(len(territories))  # as the synthetic source names them
     partitions = {"found": str(yaml.safe_load((folder / "found" / "best-config.yaml").read_text())["model"]["groups"])}

@@ -1,4 +1,4 @@
-"""Gradient affinity: sums equal autograd's gradient for any batches, and they find planted tastes."""
+"""Gradient affinity: sums equal autograd's gradient and find planted tastes."""
 
 import itertools
 from dataclasses import replace
@@ -93,7 +93,7 @@ def summed(
 
 
 def autograd_gradient(model: TwoTower, rows: StepRows, territory: int, rate: float) -> np.ndarray:
-    """(d, d) gradient of a territory's summed loss on the user tower's last weights, over the model's scale.
+    """(d, d) gradient of a territory's loss on the user tower's last weights, over the scale.
 
     Offered titles are negatives of every user with a weight that makes them `rate` times as many as there are, and the
     pairs themselves are taken from among them.

@@ -1,4 +1,4 @@
-"""Balanced clusters of evidence: planted groups are found, whatever the order of the territories."""
+"""Balanced clusters of evidence: planted groups are found in any order of territories."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from mtrec_ray.tuning.clustering import SLACK, Evidence, balanced_clusters, gain
 
 
 def planted(seed: int, num_territories: int = 24, num_groups: int = 4, width: int = 12) -> tuple[Evidence, np.ndarray]:
-    """Evidence about groups with a direction each, sizes with a heavy tail, and noise that grows as pairs do."""
+    """Evidence of groups with a direction each, heavy-tailed sizes, and noise."""
     rng = np.random.default_rng(seed)
     group = rng.permutation(np.arange(num_territories) % num_groups)
     directions = np.linalg.qr(rng.standard_normal((width, num_groups)))[0].T  # (G, E)

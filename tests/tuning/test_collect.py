@@ -1,4 +1,4 @@
-"""Result files of a search: choice, Pareto front, figures, plots, and no result where no trial was complete."""
+"""Result files of a search: choice, Pareto front, figures and plots."""
 
 import html
 import json
@@ -49,7 +49,7 @@ class Grid(list):
 
 
 def result(trial_id: str, reports: list[Any], lr: float, block: str = "dense", error: Exception | None = None) -> Any:
-    """A trial that reported once at each validation: values of `ACCURACY`, or of several metrics."""
+    """A trial with a report at each validation: of `ACCURACY`, or of several metrics."""
     named = [report if isinstance(report, dict) else {ACCURACY: report} for report in reports]
     rows = [
         {"trial_id": trial_id, "training_iteration": number, **report, "time_total_s": number, "pid": 7}

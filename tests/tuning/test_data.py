@@ -1,4 +1,4 @@
-"""What trials read: held-back days, errors before any work, and one read of each bucket for all trials."""
+"""What trials read: held-back days, and each bucket once for all trials."""
 
 from dataclasses import astuple
 from datetime import UTC, datetime, timedelta

@@ -1,4 +1,4 @@
-"""A search of eliminators: its choice, what it refuses, and searches on a cluster for each combination."""
+"""A search of eliminators: its choice, refusals, and a search for each combination."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A trial of eliminators: whose labels it reads, what it reports, and that it is deterministic."""
+"""A trial of eliminators: whose labels it reads, and what it reports."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Discoveries of territories: counted by hand, of training users only; and when they are evidence of a taste."""
+"""Discoveries of territories: counted by hand, and as evidence of a taste."""
 
 from functools import partial
 
@@ -25,7 +25,7 @@ def title_of(number: int) -> int:
 
 @pytest.fixture(scope="module")
 def lake(tmp_path_factory) -> Lake:
-    """Every user discovers one title in the window, twice, and another one after it; even ones live in the north."""
+    """Each user discovers a title twice in the window, and another after it."""
     rows = []
     for number, user in enumerate(USERS):
         title = f"t{title_of(number)}"

@@ -1,4 +1,4 @@
-"""A propensity search before its first trial: what it refuses, what its parts receive, and its TrialSpecs."""
+"""A propensity search before its first trial: refusals, arguments and TrialSpecs."""
 
 import json
 from datetime import timedelta

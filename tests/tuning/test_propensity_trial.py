@@ -1,4 +1,4 @@
-"""A propensity trial: its weights equal a run of its configuration, and it scores validation users only."""
+"""A propensity trial: weights equal to a run's, scores of validation users only."""
 
 from types import SimpleNamespace
 

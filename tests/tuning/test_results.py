@@ -1,4 +1,4 @@
-"""Figures, document and tables of a search: partitions are compared with random ones, all else equal."""
+"""Figures, document and tables of a search."""
 
 import io
 

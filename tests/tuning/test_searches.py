@@ -1,4 +1,4 @@
-"""Searches on a cluster: result files, killed drivers and trials, several workers, and refusals."""
+"""Searches on a cluster: result files, killed drivers and trials, several workers."""
 
 import json
 import os
@@ -174,7 +174,7 @@ def test_resume_of_a_killed_search_repeats_no_finished_trial(shuffled_lake, tmp_
 
 
 def output_of_ended(driver: subprocess.Popen, ended_by: signal.Signals, patience_s: float = 25) -> bytes:
-    """Ends a driver and returns its output; repeats an interrupt that fell into a destructor and was lost."""
+    """Ends a driver and returns its output; a lost interrupt is repeated."""
     for _ in range(3):
         os.killpg(driver.pid, ended_by)  # a terminal's ctrl-c reaches the whole group too
         try:

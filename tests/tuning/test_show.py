@@ -1,4 +1,4 @@
-"""`mtrec partition show`: its groups can be trained with, its figures and table, and refusals before any work."""
+"""`mtrec partition show`: groups, figures, table, and refusals before any work."""
 
 from types import SimpleNamespace
 from typing import Any

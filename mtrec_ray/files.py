@@ -65,6 +65,7 @@ def write_file(uri: str, data: bytes) -> None:
 
 def check_writable(folder: str) -> None:
     """Create a folder if needed; UserError if it cannot be written to."""
+    resolve(folder)
     try:
         write_file(join(folder, WRITABLE), b"")
         remove_file(join(folder, WRITABLE))

@@ -96,7 +96,7 @@ def document(audited) -> dict[str, Any]:
 
 def test_a_backbone_learns_what_comes_next(backbone):
     assert backbone.status == "done"
-    assert backbone.metrics["val/auc"] > 0.75  # chance 0.5
+    assert backbone.figures["validation"]["val/auc"] > 0.75  # chance 0.5
     vectors = load_backbone(backbone).user_vectors(torch.tensor([[1, 2, 3], [1, -1, -1]]))
     assert vectors.shape == (2, 32)
     assert torch.isfinite(vectors).all()

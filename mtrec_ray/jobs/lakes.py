@@ -78,6 +78,6 @@ def verify(config: LakeConfig, progress: ProgressCallback | None = None) -> "Lak
 
 def describe(config: LakeConfig, progress: ProgressCallback | None = None) -> "LakeSummary":
     """Describe a lake, territory by territory."""
-    from mtrec_ray.lake.describe import describe_lake
+    from mtrec_ray.lake.summary import describe_lake
 
     return describe_lake(config.lake, progress=progress)

@@ -4,7 +4,6 @@ Legend: `N` users of the bucket, `E` events, `T` titles of the catalogue.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at run time
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,18 +21,12 @@ from mtrec_ray.lake.manifest import Lake
 class Bucket:
     """Users and events of one bucket."""
 
-    keys: np.ndarray
-    """(N,) uint64 hash key of each user id."""
-    territory: np.ndarray
-    """(N,) int32 index into the manifest's territories."""
-    event_user: np.ndarray
-    """(E,) int64 row of the event's user."""
-    event_title: np.ndarray
-    """(E,) int32 title index."""
-    event_time: np.ndarray
-    """(E,) datetime64[us], UTC."""
-    users: pa.Table
-    """The requested user columns."""
+    keys: np.ndarray  # (N,) uint64 hash key of each user id
+    territory: np.ndarray  # (N,) int32 index into the manifest's territories
+    event_user: np.ndarray  # (E,) int64 row of the event's user
+    event_title: np.ndarray  # (E,) int32 title index
+    event_time: np.ndarray  # (E,) datetime64[us], UTC
+    users: pa.Table  # The requested user columns
 
     @staticmethod
     def read(lake: Lake, bucket: int, title_ids: pa.Array, user_columns: tuple[str, ...] = ()) -> "Bucket":

@@ -1,28 +1,50 @@
-"""From a source to a lake.
+"""From a source to a lake, with files between the two worker passes instead of a shuffle.
 
 1. titles: read, validated and written by the driver; a title's row is its index everywhere;
-2. staging: every raw part becomes one file with a record batch per bucket (one Ray task a part);
-3. buckets: each is joined, validated, sorted, written and hashed (one Ray task a bucket);
+2. staging: every raw part becomes one Arrow file whose b-th record batch holds the rows of bucket b (a task a part);
+3. buckets: the b-th batches of all staged files are joined, validated, sorted, written and hashed (a task a bucket);
 4. commit: `lake.json` is written last. A failure before that leaves nothing behind.
+
+Memory is bounded by one part, then by one bucket.
 """
 
 from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
+from mtrec_ray.files import resolve
+from mtrec_ray.hashing import bucket_of, user_keys
 from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Embeddings, LakeFile, Manifest, bucket_folder
-from mtrec_ray.lake.scatter import BuildPlan, build_bucket, stage_part, write_rows
-from mtrec_ray.lake.schema import conform
+from mtrec_ray.lake.schema import conform, embedding_width, empty_table, stored_embeddings
 from mtrec_ray.lake.summary import LakeSummary
 from mtrec_ray.lake.validate import BadRows, BadRowsError, merge_bad_rows, split_rows, summarize
 from mtrec_ray.lake.write import STAGING, BuildSite, write_failure, write_parquet
-from mtrec_ray.sources.source import Source, SourceFacts
+from mtrec_ray.sources.source import Part, Source, SourceFacts
 
 USERS_PER_BUCKET = 40_000
 MIN_BUCKETS = 16
-TRUTH = "truth/territories"
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What every worker of a build needs. Picklable."""
+
+    uri: str
+    source: Source
+    num_buckets: int
+    title_ids: pa.Array  # Accepted titles
+    parts: list[tuple[str, Part]]  # (table, reader)
+
+    @property
+    def tables(self) -> list[str]:
+        """The bucketed tables of this build."""
+        return ["users", "events"] + ["candidates"] * self.source.facts.has_candidates
 
 
 def build_lake(
@@ -30,11 +52,8 @@ def build_lake(
 ) -> LakeSummary:
     """Build a lake at `out`, a local path or URI that all nodes share.
 
-    The files are byte for byte the same whatever the number of readers, CPUs and the order of raw rows.
-
-    Raises:
-        BadRowsError: rows that may not enter, with `on_bad_rows="error"`.
-        UserError: a raw file cannot be read, or `out` cannot be written.
+    The files are byte for byte the same whatever the number of parts, CPUs and the order of raw rows. BadRowsError:
+    rows that may not enter, with `on_bad_rows="error"`.
     """
     options = options or BuildOptions()
     try:
@@ -44,18 +63,17 @@ def build_lake(
     try:
         manifest = _write_tables(source, site, options, progress)
         site.commit(manifest)
-    except BaseException as error:
-        site.abandon()
-        if isinstance(error, OSError):
-            raise write_failure(error, f"building the lake {out!r}") from error
-        raise
+    except OSError as error:
+        raise write_failure(error, f"building the lake {out!r}") from error
+    finally:
+        site.close()
     return LakeSummary(out, manifest)
 
 
 def _write_tables(
     source: Source, site: BuildSite, options: BuildOptions, progress: ProgressCallback | None
 ) -> Manifest:
-    facts, truth = source.facts, source.truth()
+    facts = source.facts
     _check_attribute_names(facts.attributes)
     num_buckets = options.num_buckets or max(MIN_BUCKETS, -(-facts.num_users // USERS_PER_BUCKET))
     titles, bad_titles = split_rows("titles", conform("titles", source.titles(), facts), facts)
@@ -65,35 +83,17 @@ def _write_tables(
     plan = BuildPlan(site.uri, source, num_buckets, titles["title_id"].combine_chunks(), parts)
     site.make_folders([STAGING, "titles", *(f"quarantine/{name}" for name in ["titles", *plan.tables])])
     site.make_folders([bucket_folder(name, bucket) for name in plan.tables for bucket in range(num_buckets)])
-    limit = options.readers
-    list(map_tasks(stage_part, range(len(parts)), plan, stage="staging", progress=progress, limit=limit))
-    tasks = map_tasks(build_bucket, range(num_buckets), plan, stage="buckets", progress=progress, limit=limit)
+    list(map_tasks(stage_part, range(len(parts)), plan, stage="staging", progress=progress))
+    tasks = map_tasks(build_bucket, range(num_buckets), plan, stage="buckets", progress=progress)
     buckets = [built for _, built in tasks]
     bad = merge_bad_rows([summarize("titles", bad_titles), *(rejected for _, rejected in buckets)])
     if bad and options.on_bad_rows == "error":
         raise BadRowsError(bad)
-    files = {"titles": [write_rows(site.uri, "titles", "titles", titles, facts)]}
+    files = {"titles": [_write_rows(site.uri, "titles", "titles", titles, facts)]}
     for name in plan.tables:
         files[name] = sorted((written[name] for written, _ in buckets), key=lambda file: file.path)
     if bad_titles.num_rows:
         write_parquet(site.uri, "quarantine/titles", bad_titles)
-    if truth is not None:
-        site.make_folders([TRUTH])
-        write_parquet(site.uri, TRUTH, truth)
-    return _make_manifest(facts, num_buckets, files, bad)
-
-
-def _check_attribute_names(attributes: Collection[str]) -> None:
-    """UserError where the names of combinations would be ambiguous."""
-    for name in attributes:
-        if name in ("none", "all", "") or set(name) & set("+,/") or name != name.strip():
-            raise UserError(
-                f"attribute {name!r}: combinations are written as gender+age, all or none, so no attribute may be "
-                "called all or none, have one of + , / in its name, or a space at its ends: rename it"
-            )
-
-
-def _make_manifest(facts: SourceFacts, num_buckets: int, files: dict[str, list[LakeFile]], bad: BadRows) -> Manifest:
     return Manifest(
         source=facts.name,
         notes=list(facts.notes),
@@ -110,3 +110,82 @@ def _make_manifest(facts: SourceFacts, num_buckets: int, files: dict[str, list[L
         quarantined={reason: total for reason, (total, _) in sorted(bad.items())},
         files=files,
     )
+
+
+def _check_attribute_names(attributes: Collection[str]) -> None:
+    """UserError where the names of combinations would be ambiguous."""
+    for name in attributes:
+        if name in ("none", "all", "") or set(name) & set("+,/") or name != name.strip():
+            raise UserError(
+                f"attribute {name!r}: combinations are written as gender+age, all or none, so no attribute may be "
+                "called all or none, have one of + , / in its name, or a space at its ends: rename it"
+            )
+
+
+def stage_part(index: int, plan: BuildPlan) -> None:
+    """Read one part and write it as one file, a record batch per bucket."""
+    table, part = plan.parts[index]
+    rows = to_batch(conform(table, part(), plan.source.facts, partial=True))
+    ids = rows.column("user_id").fill_null("").to_numpy(zero_copy_only=False)
+    buckets = bucket_of(user_keys(ids), plan.num_buckets)
+    rows = rows.take(pa.array(np.argsort(buckets, kind="stable")))
+    ends = np.cumsum(np.bincount(buckets, minlength=plan.num_buckets)).tolist()
+    fs, root = resolve(plan.uri)
+    options = pa.ipc.IpcWriteOptions(compression="lz4")
+    with (
+        fs.open_output_stream(_staged_path(root, index)) as stream,
+        pa.ipc.new_file(stream, rows.schema, options=options) as writer,
+    ):
+        for start, end in zip([0, *ends[:-1]], ends, strict=True):
+            writer.write_batch(rows.slice(start, end - start))
+
+
+def build_bucket(bucket: int, plan: BuildPlan) -> tuple[dict[str, LakeFile], BadRows]:
+    """Validate and write one bucket; returns its file of each table and its rejected rows."""
+    facts = plan.source.facts
+    rows = {name: _staged_rows(plan, name, bucket) for name in plan.tables}
+    rows["users"], rows["events"] = plan.source.complete_bucket(rows["users"], rows["events"])
+    files, bad, user_ids = {}, [], None
+    for name in plan.tables:
+        accepted, rejected = split_rows(name, conform(name, rows[name], facts), facts, user_ids, plan.title_ids)
+        if name == "users":
+            user_ids = accepted["user_id"].combine_chunks()
+        files[name] = _write_rows(plan.uri, name, bucket_folder(name, bucket), accepted, facts)
+        if rejected.num_rows:
+            write_parquet(plan.uri, f"quarantine/{name}", rejected)
+        bad.append(summarize(name, rejected))
+    return files, merge_bad_rows(bad)
+
+
+def to_batch(rows: pa.Table) -> pa.RecordBatch:
+    """All rows in one batch; UserError where a column holds more than 2 GiB."""
+    batches = rows.combine_chunks().to_batches()
+    if len(batches) > 1:
+        raise UserError(
+            f"{rows.num_rows} raw rows hold more than 2 GiB in a column, too much for one part: "
+            "lower source.rows_per_part, or write smaller row groups"
+        )
+    return batches[0] if batches else pa.RecordBatch.from_pylist([], rows.schema)
+
+
+def _write_rows(uri: str, table: str, folder: str, rows: pa.Table, facts: SourceFacts) -> LakeFile:
+    """Write accepted rows; users uncompressed, as training reads them all the time."""
+    width = embedding_width(table, facts)
+    if width:
+        index = rows.schema.get_field_index("embedding")
+        rows = rows.set_column(index, "embedding", stored_embeddings(rows["embedding"], width))
+    return write_parquet(uri, folder, rows.combine_chunks(), "none" if table == "users" else "zstd")
+
+
+def _staged_rows(plan: BuildPlan, table: str, bucket: int) -> pa.Table:
+    fs, root = resolve(plan.uri)
+    batches = []
+    for index, (name, _) in enumerate(plan.parts):
+        if name == table:
+            with fs.open_input_file(_staged_path(root, index)) as file:
+                batches.append(pa.ipc.open_file(file).get_batch(bucket))
+    return pa.Table.from_batches(batches) if batches else empty_table(table, plan.source.facts)
+
+
+def _staged_path(root: str, index: int) -> str:
+    return f"{root}/{STAGING}/part-{index:06d}.arrow"

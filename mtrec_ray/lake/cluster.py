@@ -1,7 +1,4 @@
-"""Starts Ray quietly, on a cluster or locally, and runs a job's tasks.
-
-Functions import Ray when they are called: modules that only pass `map_tasks` on load without Ray.
-"""
+"""Starts Ray quietly, on a cluster or locally, and runs a job's tasks; imports Ray when called."""
 
 import itertools
 import logging
@@ -20,24 +17,21 @@ from mtrec_ray.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-MapTasks = Callable[..., Iterator[tuple[Any, Any]]]
-"""`map_tasks`, or a loop in this process."""
+MapTasks = Callable[..., Iterator[tuple[Any, Any]]]  # `map_tasks`, or a loop in this process
 
 CANCEL_TIMEOUT_S = 10.0
-_start: Callable[[], None] | None = None
-"""Starts Ray for the enclosing session."""
+_start: Callable[[], None] | None = None  # Starts Ray for the enclosing session
 asking = threading.Lock()
 """Held by background threads during each request to Ray: one during the shutdown would end the process with code 1."""
 
 
 @contextmanager
 def ray_session(num_cpus: int | None = None, keep: bool = False) -> Iterator[None]:
-    """Ray for the length of a job, started by the first `need_ray`.
+    """Ray for the length of a job, started by the first `need_ray` unless it runs already.
 
-    Inside `ray job submit`, or with RAY_ADDRESS set, it joins that cluster; a running Ray is used as it is; else it
-    starts a local one with one logical CPU more than the `num_cpus` of the training workers: if they held every CPU,
-    Ray Data would wait for one forever. With `keep`, a Ray that the block starts outlives it, until the enclosing
-    session or the process ends.
+    Joins the cluster of RAY_ADDRESS, which `ray job submit` sets; else starts a local one with one logical CPU more
+    than the `num_cpus` of the training workers: if they held every CPU, Ray Data would wait for one forever. With
+    `keep`, a Ray that the block starts outlives it, until the enclosing session or the process ends.
     """
     global _start
     had_ray, outer, _start = _is_running(), _start, partial(_start_ray, num_cpus)
@@ -85,9 +79,9 @@ def _start_ray(num_cpus: int | None) -> None:
 
 @contextmanager
 def workers_heed_interrupts() -> Iterator[None]:
-    """Let a Ray started in this block end cancelled tasks, which it does by SIGINT.
+    """Let Ray's workers heed SIGINT, which ends cancelled tasks.
 
-    A process that a script starts with `&` ignores SIGINT, and Ray's workers would inherit that.
+    A process that a script starts with `&` ignores it, and workers would inherit that.
     """
     ignored = signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     ignored &= threading.current_thread() is threading.main_thread()  # no other thread may set signal handlers
@@ -127,15 +121,11 @@ def map_tasks(
     *shared: object,
     stage: str = "",
     progress: ProgressCallback | None = None,
-    limit: int | None = None,
 ) -> Iterator[tuple[Item, Result]]:
     """Run `function(item, *shared)` as Ray tasks; yields (item, result) as they end.
 
-    Results come in any order. `shared` is sent once. At most `limit` tasks (None = two per CPU) are in flight, so that
-    results do not pile up. Ray repeats a lost task, an error cancels the others. `progress` gets the items done.
-
-    Raises:
-        UserError, OSError: the first that a task raised, unwrapped; other errors come wrapped by Ray.
+    Results come in any order. `shared` is sent once. At most two tasks per CPU are in flight, so that results do not
+    pile up. Ray repeats a lost task. An error cancels the others; a UserError or OSError comes unwrapped.
     """
     ray = need_ray()
     references = [ray.put(value) for value in shared]
@@ -143,23 +133,22 @@ def map_tasks(
     waiting, running, done = iter(items), {}, 0
     try:
         while True:
-            free = (limit or max(2, 2 * int(total_cpus()))) - len(running)  # the cluster may grow
+            free = max(2, 2 * int(total_cpus())) - len(running)  # the cluster may grow
             for item in itertools.islice(waiting, max(0, free)):
                 running[task.remote(item, *references)] = item
             if not running:
                 return
             (reference,), _ = ray.wait(list(running), num_returns=1)
             item = running.pop(reference)
-            try:
-                result = ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
-                if isinstance(error.cause, UserError | OSError):
-                    raise error.cause from error
-                raise
+            result = ray.get(reference)
             done += 1
             if progress:
                 progress(stage, done, len(items))
             yield item, result
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, UserError | OSError):
+            raise error.cause from error
+        raise
     finally:  # wait for cancelled tasks to end, so that none writes into what the driver removes next
         for reference in running:
             ray.cancel(reference)

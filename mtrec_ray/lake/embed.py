@@ -1,15 +1,15 @@
 """`mtrec lake embed`: embeddings for a lake whose source has none.
 
-1. count and decompose the discoveries of the training window, no test day included (`interactions`, bucket tasks)
-2. title text through a transformer (`text`, Ray Data)
-3. the most frequent values of the categorical columns
-4. new users files with `embedding` and `fold_embeddings`, a new titles file
-5. commit: `lake.json` names the new files, then the old ones are removed
+1. count and decompose the discoveries of the training window (`interactions`, bucket tasks)
+2. title text through a transformer (`text`), and the most frequent values of the categorical columns
+3. new users files with `embedding` and `fold_embeddings`, a new titles file
+4. commit: `lake.json` names the new files, then the old ones are removed
 
 A title's vector is [text | categories | interactions], a user's is [interactions]; text and interactions are scaled to
 unit mean square, categories are 0 or 1.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
@@ -38,24 +38,17 @@ from mtrec_ray.lake.text import encode_texts, title_texts
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.lake.write import list_files, write_failure, write_parquet
 
-Counts = tuple[sp.csr_matrix, np.ndarray, int]
-"""Title x title matrix, users of each title, users with a history."""
+MAX_CATEGORIES = 64
+Counts = tuple[sp.csr_matrix, np.ndarray, int]  # Title x title matrix, users of each title, users with a history
 
 
 def embed_lake(config: EmbedConfig, progress: ProgressCallback | None = None) -> LakeSummary:
-    """Compute and commit embeddings from the events of the training window alone.
-
-    Raises:
-        UserError: the lake has embeddings already, holds no event in the window, users would have no vector, or the
-            files cannot be written.
-    """
+    """Compute and commit embeddings from the events of the training window alone."""
     lake = Lake.open(config.lake)
     bounds = resolve_calendar(lake, config.window).day_bounds(0)
     present = lake.manifest.embeddings
     if (present.user_width or present.title_width) and not config.overwrite:
         raise UserError(f"lake {config.lake!r} has embeddings already: replace them with --set overwrite=true")
-    if config.interactions.width == 0:
-        raise UserError("interactions.width = 0 leaves users without any vector: set it above 0")
     try:
         manifest = _write_embeddings(lake, config, bounds, progress)
         write_file(join(lake.uri, MANIFEST_NAME), manifest.model_dump_json(indent=1).encode())
@@ -73,10 +66,8 @@ def _write_embeddings(lake: Lake, config: EmbedConfig, bounds: Bounds, progress:
     titles, blocks = _title_matrix(lake, config, space)
     title_file = write_parquet(lake.uri, "titles", lake.titles.append_column("embedding", fixed_width_column(titles)))
     buckets = range(lake.manifest.num_buckets)
-    tasks = map_tasks(
-        _embed_bucket, buckets, lake, space, bounds, interactions, stage="writing users", progress=progress
-    )
-    users = dict(tasks)
+    arguments = (lake, space, bounds, interactions)
+    users = dict(map_tasks(_embed_bucket, buckets, *arguments, stage="writing users", progress=progress))
     embeddings = Embeddings(
         user_width=interactions.width,
         title_width=titles.shape[1],
@@ -96,15 +87,13 @@ def _interaction_space(
 ) -> InteractionSpace:
     num_titles = lake.titles.num_rows
     gram, title_users, num_users = sp.csr_matrix((num_titles, num_titles)), np.zeros(num_titles), 0
-    arguments = (lake, bounds, config.user_power)
     buckets = range(lake.manifest.num_buckets)
-    parts = map_tasks(_count_histories, buckets, *arguments, stage="reading histories", progress=progress)
+    parts = map_tasks(_count_histories, buckets, lake, bounds, stage="reading histories", progress=progress)
     for bucket_gram, bucket_titles, bucket_users in _in_order(parts):
         gram, title_users, num_users = gram + bucket_gram, title_users + bucket_titles, num_users + bucket_users
     if title_users.sum() == 0:
-        raise UserError(
-            f"lake {lake.uri!r} holds no event in [{bounds[0]}, {bounds[1]}): set window.start and window.end"
-        )
+        window = f"[{bounds[0]}, {bounds[1]})"
+        raise UserError(f"lake {lake.uri!r} holds no event in {window}: set window.start and window.end")
     return fit_space(sp.csr_matrix(gram), title_users, num_users, config)
 
 
@@ -119,10 +108,10 @@ def _in_order(parts: Iterable[tuple[int, Counts]]) -> Iterator[Counts]:
             expected += 1
 
 
-def _count_histories(index: int, lake: Lake, bounds: Bounds, user_power: float) -> Counts:
+def _count_histories(index: int, lake: Lake, bounds: Bounds) -> Counts:
     bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())
     history = history_matrix(bucket, np.flatnonzero(within(bucket.event_time, *bounds)), lake.titles.num_rows)
-    scaled = scale_rows(history, user_power)
+    scaled = scale_rows(history)
     num_users = int((np.diff(history.indptr) > 0).sum())
     return sp.csr_matrix(scaled.T @ scaled), np.asarray(history.sum(axis=0)).ravel(), num_users
 
@@ -137,7 +126,7 @@ def _embed_bucket(
     users = users.append_column("embedding", fixed_width_column(user_vectors(bucket, events, space)))
     if config.folds:
         folds = fold_vectors(bucket, bounds, space, config.folds, config.seed)
-        users = users.append_column("fold_embeddings", fixed_width_column(folds.reshape(len(folds), -1)))
+        users = users.append_column("fold_embeddings", fixed_width_column(folds))
     return write_parquet(lake.uri, bucket_folder("users", index), users, compression="none")
 
 
@@ -149,30 +138,26 @@ def _title_matrix(lake: Lake, config: EmbedConfig, space: InteractionSpace) -> t
         encoded = encode_texts(texts, config.text)
         blocks.append(encoded / np.sqrt(np.square(encoded[encoded.any(axis=1)]).mean()))
         names.append(f"text ({config.text.model})")
-    categories = _categories(lake, config.max_categories)
+    categories = _categories(lake)
     if categories:
         blocks.append(np.array(categories, dtype=np.float32).T)
         names.append("categories")
     return np.concatenate([*blocks, space.title_vectors], axis=1), [*names, "interactions"]
 
 
-def _categories(lake: Lake, limit: int) -> list[list[float]]:
-    """(columns, T) 0/1: the most frequent genres and values of each categorical column.
+def _categories(lake: Lake) -> list[list[float]]:
+    """(columns, T) 0/1: the MAX_CATEGORIES most frequent genres and values of each column.
 
     Where a title is offered is not a feature: a source may know an offer only from its test days.
     """
     columns = []
     for name in ("genres", *lake.manifest.title_categoricals):
         texts = lake.titles[name].to_pylist()
-        values = [_words(text) if name == "genres" else [text] for text in texts]
+        values = [re.split(r"[\s|,]+", text or "") if name == "genres" else [text] for text in texts]
         counts = Counter(value for listed in values for value in listed if value)
-        frequent = sorted(counts, key=lambda value: (-counts[value], value))[:limit]
+        frequent = sorted(counts, key=lambda value: (-counts[value], value))[:MAX_CATEGORIES]
         columns += [[float(value in listed) for listed in values] for value in frequent]
     return columns
-
-
-def _words(genres: str | None) -> list[str]:
-    return (genres or "").replace("|", " ").replace(",", " ").split()
 
 
 def _remove_unlisted(uri: str) -> None:

@@ -40,13 +40,10 @@ class Embeddings(BaseModel, frozen=True, extra="forbid"):
 
     user_width: int = 0
     title_width: int = 0
-    interaction_width: int = 0
-    """Last columns of a title's vector that are in the space of the users' vectors; 0 = none."""
-    num_folds: int = 0
-    """K > 0: users also have K cross-fitted vectors, the k-th computed without the titles of fold k."""
+    interaction_width: int = 0  # Last columns of a title's vector that are in the space of the users' vectors; 0 = none
+    num_folds: int = 0  # K > 0: users also have K cross-fitted vectors, the k-th computed without the titles of fold k
     fold_seed: int = 0
-    window_start: datetime | None = None
-    """Bounds of the events that the vectors were computed from; None = the vectors are the source's."""
+    window_start: datetime | None = None  # Of the events that the vectors were computed from; None = the source's
     window_end: datetime | None = None
     description: str = ""
 
@@ -56,40 +53,27 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
 
     format_version: int = FORMAT_VERSION
     source: str
-    notes: list[str] = []
-    """What to know when interpreting figures from this lake."""
+    notes: list[str] = []  # What to know when interpreting figures from this lake
     num_buckets: int
     territories: list[Territory]
-    attributes: dict[str, list[str]]
-    """Sensitive attributes with their declared values, in order."""
-    title_categoricals: list[str] = []
-    """Further categorical columns of `titles`."""
+    attributes: dict[str, list[str]]  # Sensitive attributes with their declared values, in order
+    title_categoricals: list[str] = []  # Further categorical columns of `titles`
     calendar: Calendar
     embeddings: Embeddings = Embeddings()
-    trained_users_are_tested: bool = False
-    """True: figures of users in the training set are reported beside those of held-out users."""
-    counts: dict[str, int]
-    """Rows of each table."""
-    quarantined: dict[str, int] = {}
-    """Rejected rows by `table/reason`."""
-    files: dict[str, list[LakeFile]]
-    """Table (`users`, `events`, `titles`, optional `candidates`) -> its files, sorted by path."""
+    trained_users_are_tested: bool = False  # Figures of users in the training set are reported too
+    counts: dict[str, int]  # Rows of each table
+    quarantined: dict[str, int] = {}  # Rejected rows by `table/reason`
+    files: dict[str, list[LakeFile]]  # Table (`users`, ..., optional `candidates`) -> its files, sorted by path
 
     @property
     def content_hashes(self) -> dict[str, str]:
         """One SHA-256 per table over its files' paths and hashes."""
-        return {
-            table: hashlib.sha256("\n".join(f"{f.path} {f.sha256}" for f in files).encode()).hexdigest()
-            for table, files in self.files.items()
-        }
+        listed = {name: "\n".join(f"{f.path} {f.sha256}" for f in files) for name, files in self.files.items()}
+        return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in listed.items()}
 
     @property
     def lake_hash(self) -> str:
-        """Identity of all that decides the result of a run; checkpoints record it.
-
-        Covers the content of the tables and all fields of `lake.json` that readers use; source, notes, quarantined
-        rows and the description of embeddings are for people only and left out.
-        """
+        """Identity of all that decides the result of a run: tables and what readers use."""
         left_out = {"source": True, "notes": True, "quarantined": True, "files": True, "embeddings": {"description"}}
         facts = self.model_dump(mode="json", exclude=left_out)
         facts |= {"attributes": list(self.attributes.items()), "content": self.content_hashes}
@@ -115,10 +99,8 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
 
     def bucket_files(self, table: str, bucket: int | None = None) -> list[LakeFile]:
         """Files of a whole table, or of one bucket of it."""
-        files = self.files.get(table, [])
-        if bucket is None:
-            return files
-        return [file for file in files if file.path.startswith(bucket_folder(table, bucket) + "/")]
+        folder = table if bucket is None else bucket_folder(table, bucket)
+        return [file for file in self.files.get(table, []) if file.path.startswith(f"{folder}/")]
 
 
 @dataclass(frozen=True)
@@ -130,22 +112,16 @@ class Lake:
 
     @staticmethod
     def open(uri: str) -> "Lake":
-        """Read `lake.json`.
-
-        Raises:
-            UserError: no lake there, a damaged manifest, or another format version.
-        """
+        """Read `lake.json`; UserError: no lake there, a damaged one, or another version."""
         try:
             document = read_json(join(str(uri), MANIFEST_NAME))
         except FileNotFoundError as error:
-            raise UserError(
-                f"no lake at {uri!r}: {MANIFEST_NAME} is missing; build one with `mtrec lake build`"
-            ) from error
+            fix = "build one with `mtrec lake build`"
+            raise UserError(f"no lake at {uri!r}: {MANIFEST_NAME} is missing; {fix}") from error
         version = document.get("format_version", FORMAT_VERSION) if isinstance(document, dict) else FORMAT_VERSION
         if version != FORMAT_VERSION:
-            raise UserError(
-                f"lake {uri!r} has format version {version!r}, this program reads {FORMAT_VERSION}: build it again"
-            )
+            supported = f"this program reads {FORMAT_VERSION}"
+            raise UserError(f"lake {uri!r} has format version {version!r}, {supported}: build it again")
         try:
             return Lake(absolute(str(uri)), Manifest.model_validate(document))
         except ValidationError as error:
@@ -155,9 +131,8 @@ class Lake:
         """One whole table, or one bucket of it, rows in stored order."""
         files = self.manifest.bucket_files(table, bucket)
         if not files:
-            raise UserError(
-                f"lake {self.uri!r} has no table {table!r}" + ("" if bucket is None else f", bucket {bucket}")
-            )
+            where = "" if bucket is None else f", bucket {bucket}"
+            raise UserError(f"lake {self.uri!r} has no table {table!r}{where}")
         parts = []
         for file in files:
             with self._parquet(file) as parquet:
@@ -185,9 +160,8 @@ class Lake:
             with fs.open_input_file(f"{root}/{file.path}") as stream:
                 yield pq.ParquetFile(stream)
         except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(
-                f"lake {self.uri!r} is damaged at {file.path}: {error}; `mtrec lake check` lists all damage"
-            ) from error
+            where = f"lake {self.uri!r} is damaged at {file.path}"
+            raise UserError(f"{where}: {error}; `mtrec lake check` lists all damage") from error
 
 
 def bucket_folder(table: str, bucket: int) -> str:

@@ -1,7 +1,6 @@
 """Where titles are offered."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at run time
 
 import numpy as np
 import pyarrow as pa

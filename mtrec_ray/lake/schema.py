@@ -17,8 +17,7 @@ from mtrec_ray.sources.epochs import TIMESTAMP, to_utc_micros
 from mtrec_ray.sources.source import PROMOTION, SourceFacts
 
 STRINGS = pa.list_(pa.string())
-OPTIONAL_OF_TITLES = ("name", "genres", "synopsis", "territories")
-"""Null where a source does not have them."""
+OPTIONAL_OF_TITLES = ("name", "genres", "synopsis", "territories")  # Null where a source does not have them
 
 
 def required_columns(table: str, facts: SourceFacts) -> dict[str, pa.DataType]:
@@ -41,11 +40,8 @@ def embedding_width(table: str, facts: SourceFacts) -> int:
 def conform(table: str, rows: pa.Table, facts: SourceFacts, partial: bool = False) -> pa.Table:
     """Rows with canonical columns, types and order; embeddings become `binary`.
 
-    Args:
-        partial: columns may still be missing, for `complete_bucket` to fill.
-
-    Raises:
-        UserError: a column is missing or of a type that cannot be converted.
+    With `partial`, columns may still be missing, for `complete_bucket` to fill. UserError: a column is missing or of a
+    type that cannot be converted.
     """
     required, width = required_columns(table, facts), embedding_width(table, facts)
     columns = {}
@@ -75,10 +71,7 @@ def empty_table(table: str, facts: SourceFacts) -> pa.Table:
 
 
 def embedding_bytes(column: pa.ChunkedArray) -> pa.Array:
-    """Embeddings of any layout as little-endian float16 bytes, of whatever width.
-
-    Lists of numbers and fixed-size lists are cast to float16; (fixed-size) binary is taken as float16 bytes already.
-    """
+    """Lists of numbers or float16 bytes, of any layout and width, as float16 bytes."""
     array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
     kind = array.type
     if pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_large_binary(kind):

@@ -1,16 +1,24 @@
-"""The result of the jobs that build, embed and describe a lake."""
+"""The result of the jobs that build, embed and describe a lake, and `mtrec lake show`."""
+
+# pyright: reportAttributeAccessIssue=false
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import pandas as pd
+import pyarrow.compute as pc
 from rich.console import RenderableType
 from rich.table import Table
 
-from mtrec_ray.lake.manifest import Manifest
+from mtrec_ray.console import ProgressCallback
+from mtrec_ray.lake.bucket import Bucket, within
+from mtrec_ray.lake.cluster import map_tasks
+from mtrec_ray.lake.manifest import Lake, Manifest
+from mtrec_ray.lake.offers import offered_in
 from mtrec_ray.sources.calendar import DAY_S
 
-if TYPE_CHECKING:
-    import pandas as pd
+ACTIVE_DAYS = 90  # Active users have an event in this many last days of the training window
 
 
 @dataclass(frozen=True)
@@ -19,14 +27,11 @@ class LakeSummary:
 
     lake: str
     manifest: Manifest
-    territories: "pd.DataFrame | None" = None
-    """Of `describe_lake`: one row per territory, the one with most users first."""
+    territories: pd.DataFrame | None = None  # Of `describe_lake`: one row per territory, the one with most users first
 
     @property
-    def metrics(self) -> "pd.DataFrame":
+    def metrics(self) -> pd.DataFrame:
         """`territories`, or rows of each table by `status`: accepted, or why rejected."""
-        import pandas as pd
-
         if self.territories is not None:
             return self.territories
         rows = [(table, "accepted", count) for table, count in self.manifest.counts.items()]
@@ -34,19 +39,9 @@ class LakeSummary:
         return pd.DataFrame(rows, columns=["table", "status", "num_rows"])
 
     def document(self) -> dict[str, Any]:
-        manifest = self.manifest
-        document = {
-            "version": 1,
-            "lake": self.lake,
-            "source": manifest.source,
-            "counts": manifest.counts,
-            "quarantined": manifest.quarantined,
-            "num_buckets": manifest.num_buckets,
-            "embeddings": manifest.embeddings.model_dump(mode="json"),
-            "lake_hash": manifest.lake_hash,
-            "content_hashes": manifest.content_hashes,
-            "notes": manifest.notes,
-        }
+        names = ("source", "counts", "quarantined", "num_buckets", "embeddings", "notes")
+        document = {"version": 1, "lake": self.lake, **self.manifest.model_dump(mode="json", include=set(names))}
+        document |= {"lake_hash": self.manifest.lake_hash, "content_hashes": self.manifest.content_hashes}
         return document if self.territories is None else document | {"territories": self.territories.to_dict("records")}
 
     def tables(self) -> list[RenderableType]:
@@ -71,7 +66,46 @@ class LakeSummary:
         return [table] if self.territories is None else [table, _territory_table(self.territories)]
 
 
-def _territory_table(rows: "pd.DataFrame") -> Table:
+def describe_lake(uri: str, progress: ProgressCallback | None = None) -> LakeSummary:
+    """Count users, events and titles by territory. Ray must be initialised.
+
+    Test events are those of the evaluation days; local titles are offered in one territory only.
+    """
+    lake = Lake.open(uri)
+    tasks = map_tasks(count_territories, range(lake.manifest.num_buckets), lake, stage="counting", progress=progress)
+    users, active, window_events, test_events = np.sum([counts for _, counts in tasks], axis=0)
+    offered = offered_in(lake.titles, lake.territory_names())
+    is_local = pc.equal(pc.list_value_length(lake.titles["territories"]), 1).fill_null(False).to_numpy()
+    rows = pd.DataFrame(
+        {
+            "territory": lake.territory_names(),
+            "region": [territory.region for territory in lake.manifest.territories],
+            "users": users,
+            "active_users": active,
+            "active_fraction": np.where(users > 0, active / np.maximum(users, 1), np.nan),
+            "window_events": window_events,
+            "test_events": test_events,
+            "titles_offered": offered.sum(axis=1),
+            "local_titles": offered[:, is_local].sum(axis=1),
+        }
+    )
+    rows = rows.sort_values(["users", "territory"], ascending=[False, True], ignore_index=True)
+    return LakeSummary(uri, lake.manifest, rows)
+
+
+def count_territories(bucket: int, lake: Lake) -> np.ndarray:
+    """(4, territories): users, active users, window events and test events of one bucket."""
+    calendar = lake.manifest.calendar
+    rows = Bucket.read(lake, bucket, lake.titles["title_id"].combine_chunks())
+    window = calendar.day_bounds(0)
+    test_days = window[1], calendar.day_bounds(max(calendar.num_evaluation_days, 1))[1]
+    events = [rows.event_user[within(rows.event_time, *bounds)] for bounds in (window, test_days)]
+    groups = [slice(None), rows.active(*window, ACTIVE_DAYS), *events]
+    num_territories = len(lake.manifest.territories)
+    return np.stack([np.bincount(rows.territory[group], minlength=num_territories) for group in groups])
+
+
+def _territory_table(rows: pd.DataFrame) -> Table:
     table = Table(title="Territories")
     for name in rows.columns:
         table.add_column(name.replace("_", " "), justify="left" if name in ("territory", "region") else "right")

@@ -10,6 +10,9 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.lake.cluster import cluster_resources, joins_cluster, need_ray
 from mtrec_ray.lake.embed_config import TextConfig
 
+BATCH_SIZE = 64  # Titles per forward pass
+MAX_TOKENS = 128  # Longer texts are truncated
+
 logger = logging.getLogger(__name__)
 
 
@@ -20,11 +23,7 @@ def title_texts(titles: pa.Table) -> list[str]:
 
 
 def encode_texts(texts: list[str], config: TextConfig) -> np.ndarray:
-    """(titles, width) float32, zeros for empty texts; runs as one Ray task.
-
-    Raises:
-        UserError: the model cannot be loaded, or there is no such device.
-    """
+    """(titles, width) float32, zeros for empty texts; runs as one Ray task."""
     if config.device == "cuda" and not cluster_resources().get("GPU"):
         message = "text.device = cuda needs a GPU and the cluster has none, so Ray would wait for one: use cpu"
         if not joins_cluster():
@@ -46,9 +45,9 @@ def encode_batches(texts: list[str], config: TextConfig) -> np.ndarray:
     tokenizer, encoder = load_encoder(config)
     encoder = encoder.to(config.device).eval()
     vectors = []
-    for start in range(0, len(texts), config.batch_size):
-        batch = texts[start : start + config.batch_size]
-        tokens = tokenizer(batch, padding=True, truncation=True, max_length=config.max_tokens, return_tensors="pt")
+    for start in range(0, len(texts), BATCH_SIZE):
+        batch = texts[start : start + BATCH_SIZE]
+        tokens = tokenizer(batch, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
         tokens = tokens.to(config.device)
         with torch.inference_mode():
             states = encoder(**tokens).last_hidden_state  # (B, tokens, width)

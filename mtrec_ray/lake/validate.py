@@ -6,7 +6,6 @@ rejected too. Two equal events (same user, title and timestamp) are two valid ev
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at run time
 
 import json
 from collections.abc import Iterable, Sequence
@@ -21,13 +20,10 @@ from mtrec_ray.lake.schema import embedding_width, stored_embeddings
 from mtrec_ray.sources.epochs import AFTER_LAST_TIMESTAMP, FIRST_TIMESTAMP
 from mtrec_ray.sources.source import PROMOTION, SourceFacts
 
-NUM_SHOWN = 3
-"""Rejected rows that an error shows for each reason."""
+NUM_SHOWN = 3  # Rejected rows that an error shows for each reason
 
-Problems = list[tuple[str, np.ndarray]]
-"""(reason, (rows,) bool); the first of a row's reasons counts."""
-BadRows = dict[str, tuple[int, list[str]]]
-"""`table/reason` -> total, and the first rejected rows as JSON."""
+Problems = list[tuple[str, np.ndarray]]  # (reason, (rows,) bool); the first of a row's reasons counts
+BadRows = dict[str, tuple[int, list[str]]]  # `table/reason` -> total, and the first rejected rows as JSON
 
 
 class BadRowsError(UserError):
@@ -35,11 +31,9 @@ class BadRowsError(UserError):
 
     def __init__(self, bad: BadRows):
         self.totals = {reason: total for reason, (total, _) in sorted(bad.items())}
-        lines = [
-            f"{sum(self.totals.values())} rows cannot enter the lake (to leave them out, set --on-bad-rows quarantine):"
-        ]
-        for reason, (total, shown) in sorted(bad.items()):
-            lines.append(f"  {reason}: {total} rows, first {'; '.join(shown)}")
+        num_rows = sum(self.totals.values())
+        lines = [f"{num_rows} rows cannot enter the lake (to leave them out, set --on-bad-rows quarantine):"]
+        lines += [f"  {name}: {total} rows, first {'; '.join(shown)}" for name, (total, shown) in sorted(bad.items())]
         super().__init__("\n".join(lines))
 
 
@@ -49,8 +43,7 @@ def split_rows(
     """(accepted, rejected) rows, both sorted; rejected ones have a `reason` column.
 
     Events and candidates need the accepted `user_ids` and `title_ids`. Events with one timestamp keep the order of the
-    source: three in four of MovieLens-100K share their second with another event of their user, and which of them is
-    last decides a leave-one-out test.
+    source: which of them is last decides a leave-one-out test.
     """
     problems = [(f"null_{name}", _blank(rows[name])) for name in ("user_id", "title_id") if name in rows.column_names]
     if table == "users":
@@ -60,7 +53,9 @@ def split_rows(
     else:
         assert user_ids is not None
         assert title_ids is not None
-        problems += _event_problems(rows) if table == "events" else []
+        if table == "events":
+            problems.append(("null_timestamp", rows["timestamp"].is_null().to_numpy()))
+            problems.append(("timestamp_out_of_range", _out_of_range(rows["timestamp"])))
         problems += _reference_problems(rows, user_ids, title_ids)
     width = embedding_width(table, facts)
     problems += embedding_problems(rows["embedding"], width) if width else []
@@ -94,11 +89,6 @@ def _title_problems(titles: pa.Table, facts: SourceFacts) -> Problems:
         problems.append(("promotion_out_of_range", _out_of_range(start) | _out_of_range(end)))
         problems.append(("promotion_ends_before_start", _mask(pc.less(end, start))))
     return problems
-
-
-def _event_problems(events: pa.Table) -> Problems:
-    times = events["timestamp"]
-    return [("null_timestamp", times.is_null().to_numpy()), ("timestamp_out_of_range", _out_of_range(times))]
 
 
 def _reference_problems(rows: pa.Table, user_ids: pa.Array, title_ids: pa.Array) -> Problems:
@@ -152,11 +142,10 @@ def _split(rows: pa.Table, problems: Problems) -> tuple[pa.Table, pa.Table]:
 def _content_order(rows: pa.Table, key: str) -> pa.Array:
     """Row order by `key`, ties by all other columns: the same whatever the order of reading."""
     keys = [(key, "ascending")] + [(name, "ascending") for name in rows.column_names if name != key]
-    sortable = {
-        name: rows[name] if not pa.types.is_list(rows[name].type) else pa.array(map(str, rows[name].to_pylist()))
-        for name in rows.column_names
-    }
-    return pc.sort_indices(pa.table(sortable), sort_keys=keys)
+    for index, field in enumerate(rows.schema):
+        if pa.types.is_list(field.type):
+            rows = rows.set_column(index, field.name, pa.array(map(str, rows[field.name].to_pylist()), pa.string()))
+    return pc.sort_indices(rows, sort_keys=keys)
 
 
 def _outside(column: pa.ChunkedArray, allowed: Sequence[str] | pa.Array) -> np.ndarray:

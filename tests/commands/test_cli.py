@@ -48,7 +48,7 @@ def run(monkeypatch, capsys, tmp_path):
     [
         (["pairs", "show", "lake", "--set", "sample.alpha=0"], "sample.alpha = 0.0 must be above 0"),
         ([*BUILD, "--out", "lake", "--set", "source.userz=3"], "userz"),
-        ([*BUILD, "--out", "lake", "--set", "build.readerz=3"], "did you mean 'build.readers'"),
+        ([*BUILD, "--out", "lake", "--set", "build.num_bucketz=3"], "did you mean 'build.num_buckets'"),
         (["lake", "build", "netflix", "--out", "lake"], "unknown source 'netflix': there are synthetic"),
         (BUILD, "--out LAKE"),
         (["lake", "build"], "setting 'dataset' is required: give it with SOURCE"),

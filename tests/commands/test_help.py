@@ -55,8 +55,8 @@ def test_help_names_settings_and_help_all_the_advanced_ones_too(invocation, monk
 
 
 def test_a_source_shows_its_own_settings_alone(capsys):
-    assert "source.min_interactions (3)" in help_of("lake build xmarket", "--help", capsys)
+    assert "source.holdout (qrel)" in help_of("lake build xmarket", "--help", capsys)
     everything = help_of("lake build", "--help", capsys)
-    assert "source.min_interactions" not in everything
+    assert "source.holdout" not in everything
     assert re.search(r"\n  rechorus +How ReChorus files become a lake", everything)
-    assert "build.readers (null)" in help_of("lake build", "--help-all", capsys)
+    assert "build.num_buckets (null)" in help_of("lake build", "--help-all", capsys)

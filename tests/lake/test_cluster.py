@@ -21,19 +21,7 @@ def test_each_item_has_its_result_and_progress():
     tasks = map_tasks(lambda n, m: n * m, range(7), 3, stage="times 3", progress=lambda *state: calls.append(state))
     assert dict(tasks) == {n: 3 * n for n in range(7)}
     assert calls == [("times 3", done, 7) for done in range(1, 8)]
-
-
-def test_no_items_give_no_results():
     assert list(map_tasks(lambda n: n, [])) == []
-
-
-def test_limit_of_one_runs_one_task_at_a_time(tmp_path: Path):
-    def alone(_: int) -> None:
-        (tmp_path / "here").mkdir()
-        time.sleep(0.05)
-        (tmp_path / "here").rmdir()
-
-    assert len(list(map_tasks(alone, range(4), limit=1))) == 4
 
 
 def test_user_and_disk_errors_are_unwrapped():

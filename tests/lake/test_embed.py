@@ -17,7 +17,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix, user_keys
 from mtrec_ray.lake.embed import embed_lake
 from mtrec_ray.lake.embed_config import EmbedConfig, InteractionConfig, TextConfig
-from mtrec_ray.lake.interactions import InteractionSpace, fit_space, scale_rows
+from mtrec_ray.lake.interactions import TITLE_POWER, USER_POWER, InteractionSpace, fit_space, scale_rows
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.text import encode_texts
 from tests.lake.conftest import verified
@@ -26,7 +26,7 @@ from tests.streams.lakes import CALENDAR, day, event_table, random_rows, title_t
 on_ray = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 WIDTH, FOLDS = 6, 3
-INTERACTIONS = {"width": WIDTH, "folds": FOLDS, "title_power": 0.25, "singular_power": 0.5, "seed": 4}
+INTERACTIONS = {"width": WIDTH, "folds": FOLDS, "seed": 4}
 
 
 def assert_half_close(found: np.ndarray, expected: np.ndarray) -> None:
@@ -62,20 +62,19 @@ def histories(lake: Lake) -> dict[str, np.ndarray]:
     return found
 
 
-def dense_space(history: np.ndarray, config: InteractionConfig) -> tuple[np.ndarray, np.ndarray]:
+def dense_space(history: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
     """(T, w) title vectors and (T, w) projection of histories by `np.linalg.svd`."""
     title_users = history.sum(axis=0)
-    column = np.maximum(title_users, 1) ** -config.title_power
-    left, singular, right = np.linalg.svd(rows_scaled(history, config) * column, full_matrices=False)
-    power, right = singular[: config.width] ** config.singular_power, right[: config.width].T
-    users = left[:, : config.width] * power
-    titles, projection = right * power, column[:, None] * right * power / singular[: config.width]
+    column = np.maximum(title_users, 1) ** -TITLE_POWER
+    left, singular, right = np.linalg.svd(rows_scaled(history) * column, full_matrices=False)
+    singular, right = singular[:width], right[:width].T
+    users, titles = left[:, :width] * singular, right * singular
     titles = titles / np.sqrt(np.average(np.square(titles).mean(axis=1), weights=title_users))
-    return titles, projection / np.sqrt(np.square(users[history.any(axis=1)]).mean())
+    return titles, column[:, None] * right / np.sqrt(np.square(users[history.any(axis=1)]).mean())
 
 
-def rows_scaled(history: np.ndarray, config: InteractionConfig) -> np.ndarray:
-    return history / np.maximum(history.sum(axis=1, keepdims=True), 1) ** config.user_power
+def rows_scaled(history: np.ndarray) -> np.ndarray:
+    return history / np.maximum(history.sum(axis=1, keepdims=True), 1) ** USER_POWER
 
 
 def same_signs(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
@@ -92,33 +91,33 @@ class TestInteractions:
     pytestmark = on_ray
 
     def test_vectors_equal_a_dense_svd(self, embedded):
-        config, history = InteractionConfig.model_validate(INTERACTIONS), histories(embedded)
+        history = histories(embedded)
         matrix = np.stack(list(history.values()))
-        titles, projection = dense_space(matrix, config)
+        titles, projection = dense_space(matrix, WIDTH)
         stored = embedded.title_embeddings()[:, -WIDTH:].astype(np.float64)
         assert_half_close(stored, same_signs(stored, titles))
         found = np.stack([vectors_of(embedded)[user] for user in history])
-        users = rows_scaled(matrix, config) @ projection
+        users = rows_scaled(matrix) @ projection
         assert_half_close(found, same_signs(found, users))
         assert not found[~matrix.any(axis=1)].any()
         assert np.square(found[matrix.any(axis=1)]).mean() == pytest.approx(1, rel=1e-2)
 
     def test_each_fold_leaves_out_exactly_its_titles(self, embedded):
-        config, history = InteractionConfig.model_validate(INTERACTIONS), histories(embedded)
+        seed, history = INTERACTIONS["seed"], histories(embedded)
         matrix, keys = np.stack(list(history.values())), user_keys(np.array(list(history), dtype=object))
-        _, projection = dense_space(matrix, config)
+        _, projection = dense_space(matrix, WIDTH)
         fold = np.full(matrix.shape, -1)
         for row, key in enumerate(keys[:, None]):
             titles = np.flatnonzero(matrix[row]).astype(np.uint64)
-            dealt = titles[np.argsort(mix(key, "fold", config.seed, titles))].astype(np.int64)
-            fold[row, dealt] = (np.arange(len(dealt)) + int(mix(key, "first fold", config.seed)[0]) % FOLDS) % FOLDS
+            dealt = titles[np.argsort(mix(key, "fold", seed, titles))].astype(np.int64)
+            fold[row, dealt] = (np.arange(len(dealt)) + int(mix(key, "first fold", seed)[0]) % FOLDS) % FOLDS
         full = np.stack([vectors_of(embedded)[user] for user in history])
-        signs = np.sign((full * (rows_scaled(matrix, config) @ projection)).sum(axis=0))
+        signs = np.sign((full * (rows_scaled(matrix) @ projection)).sum(axis=0))
         stored = vectors_of(embedded, "fold_embeddings")
         for k in range(FOLDS):
             reduced = matrix * (fold != k)
             assert reduced.sum() < matrix.sum()
-            expected = rows_scaled(reduced, config) @ (projection * signs)
+            expected = rows_scaled(reduced) @ (projection * signs)
             found = np.stack([stored[user].reshape(FOLDS, WIDTH)[k] for user in history])
             assert_half_close(found, expected)
 
@@ -162,6 +161,12 @@ class TestInteractions:
         assert found.title_width == embedded.title_embeddings().shape[1]
         assert found.description.startswith("titles: interactions; users: interactions")
 
+    def test_bucket_without_users(self, tmp_path):
+        users = pa.table({"user_id": ["a"], "territory": ["north"]})
+        events = event_table([("a", "t0", day(1, 2)), ("a", "t1", day(1, 3))])
+        lake = write_lake(tmp_path / "lake", users, events, title_table({"t0": [], "t1": []}), 3, embedded=False)
+        verified(embed(lake).uri)
+
     def test_no_fold_column_without_folds(self, tmp_path):
         lake = embed(bare_lake(tmp_path / "lake"), interactions=INTERACTIONS | {"folds": 0})
         assert lake.manifest.embeddings.num_folds == 0
@@ -200,7 +205,6 @@ class TestErrors:
                 {"window": {"start": "2020-01-01", "end": "2020-02-01"}},
                 r"no event in .*set window\.start and window\.end",
             ),
-            ({"interactions": {"width": 0}}, r"interactions\.width = 0 leaves users without any vector"),
             ({"text": {"model": "/nowhere/model"}}, r"'/nowhere/model' cannot be loaded.*--set text\.model=null"),
         ],
     )
@@ -250,32 +254,24 @@ class TestSpace:
 
     HISTORY = np.random.default_rng(3).random((50, 12)) < np.linspace(0.1, 0.6, 12)
 
-    def fit(self, **settings) -> tuple[InteractionSpace, InteractionConfig]:
-        config = InteractionConfig.model_validate({"width": 5, "folds": 0} | settings)
-        history = sp.csr_matrix(self.HISTORY.astype(np.float64))
-        scaled = scale_rows(history, config.user_power)
-        num_users = int(self.HISTORY.any(axis=1).sum())
-        return fit_space(sp.csr_matrix(scaled.T @ scaled), self.HISTORY.sum(axis=0), num_users, config), config
+    def fit(self) -> InteractionSpace:
+        scaled = scale_rows(sp.csr_matrix(self.HISTORY.astype(np.float64)))
+        config, num_users = InteractionConfig(width=5), int(self.HISTORY.any(axis=1).sum())
+        return fit_space(sp.csr_matrix(scaled.T @ scaled), self.HISTORY.sum(axis=0), num_users, config)
 
-    @pytest.mark.parametrize("title_power", [0.0, 0.5, 1.0])
-    @pytest.mark.parametrize("user_power", [0.0, 0.5])
-    @pytest.mark.parametrize("singular_power", [0.0, 0.5, 1.0])
-    def test_all_powers_equal_a_dense_svd(self, title_power, user_power, singular_power):
-        space, config = self.fit(title_power=title_power, user_power=user_power, singular_power=singular_power)
-        titles, projection = dense_space(self.HISTORY.astype(np.float64), config)
+    def test_space_is_a_dense_svd_and_deterministic(self):
+        space = self.fit()
+        titles, projection = dense_space(self.HISTORY.astype(np.float64), width=5)
         np.testing.assert_allclose(space.title_vectors, same_signs(space.title_vectors, titles), atol=1e-4)
         np.testing.assert_allclose(space.projection, same_signs(space.projection, projection), atol=1e-4)
-
-    def test_space_is_deterministic(self):
-        one, two = self.fit()[0], self.fit()[0]
-        assert np.array_equal(one.title_vectors, two.title_vectors)
+        assert np.array_equal(space.title_vectors, self.fit().title_vectors)
 
     def test_directions_without_history_are_zero(self, monkeypatch):
         """Titles that are always watched together span two directions only."""
         twins = np.zeros((40, 12), dtype=bool)
         twins[:20, :6] = twins[20:, 6:] = True
         monkeypatch.setattr(self.__class__, "HISTORY", twins)
-        space, _ = self.fit(singular_power=0.0)
+        space = self.fit()
         assert np.isfinite(space.projection).all()
         assert not space.title_vectors[:, 2:].any()
         assert not space.projection[:, 2:].any()

@@ -25,14 +25,13 @@ def test_similar_texts_are_closer_than_others(minilm):
 
 
 def test_padding_does_not_matter(minilm):
-    texts, config = [BAKING, " ".join([DETECTIVE, INSPECTOR] * 3)], TextConfig(model=minilm, batch_size=2)
+    texts, config = [BAKING, " ".join([DETECTIVE, INSPECTOR] * 3)], TextConfig(model=minilm)
     alone = encode_batches(texts[:1], config)
     np.testing.assert_allclose(encode_batches(texts, config)[:1], alone, atol=1e-4)
 
 
 def test_text_beyond_the_limit_is_truncated(minilm):
-    texts = ["one two three four five six seven", "one two three four five six seven eight nine ten"]
-    long, longer = encode_batches(texts, TextConfig(model=minilm, max_tokens=8))
+    long, longer = encode_batches([" ".join(["one two"] * count) for count in (70, 90)], TextConfig(model=minilm))
     np.testing.assert_allclose(long, longer, atol=1e-5)
 
 
@@ -42,11 +41,12 @@ def test_text_is_name_genres_and_synopsis():
 
 
 @pytest.mark.ray
-def test_batches_keep_their_order_and_empty_texts_are_zero(ray_cluster, minilm):
-    config = TextConfig(model=minilm, batch_size=1)
-    vectors = encode_texts([BAKING, "", DETECTIVE, INSPECTOR, ""], config)
+def test_batches_keep_their_order_and_empty_texts_are_zero(ray_cluster, minilm, monkeypatch):
+    texts, config = [BAKING, "", DETECTIVE, INSPECTOR, ""], TextConfig(model=minilm)
+    vectors = encode_texts(texts, config)
     assert vectors.shape == (5, 384)
     assert not vectors[[1, 4]].any()
+    monkeypatch.setattr("mtrec_ray.lake.text.BATCH_SIZE", 1)
     np.testing.assert_allclose(vectors[[0, 2, 3]], encode_batches([BAKING, DETECTIVE, INSPECTOR], config), atol=1e-4)
 
 

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from mtrec_ray.columns import fixed_width_column, fixed_width_matrix
 from mtrec_ray.errors import UserError
+from mtrec_ray.lake.build import to_batch
 from mtrec_ray.lake.manifest import Calendar, Territory
-from mtrec_ray.lake.scatter import to_batch
+from mtrec_ray.lake.offers import offered_in
 from mtrec_ray.lake.schema import conform, embedding_bytes, stored_embeddings
 from mtrec_ray.lake.validate import embedding_problems, merge_bad_rows, split_rows, summarize
 from mtrec_ray.sources.epochs import TIMESTAMP
@@ -169,3 +170,9 @@ def test_merged_totals_do_not_depend_on_the_order():
     ]
     merged = {"users/x": (8, ["a", "b", "c"]), "events/y": (2, ["q"])}
     assert merge_bad_rows(parts) == merge_bad_rows(parts[::-1]) == merged
+
+
+def test_titles_without_territories_are_offered_everywhere():
+    lists = [["NO"], [], ["SE", "NO"], None, ["DK"]]
+    titles = pa.table({"territories": pa.chunked_array([lists[:2], lists[2:]], pa.list_(pa.string()))})
+    assert offered_in(titles, ["NO", "SE"]).astype(int).tolist() == [[1, 1, 1, 1, 0], [0, 1, 1, 1, 0]]

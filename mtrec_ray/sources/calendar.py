@@ -11,8 +11,7 @@ DAY_S = 86_400
 
 class Territory(BaseModel, frozen=True, extra="forbid"):
     name: str
-    region: str
-    """Geographic region, the unit of `groups: regions`."""
+    region: str  # Geographic region, the unit of `groups: regions`
 
 
 class Calendar(BaseModel, frozen=True, extra="forbid"):
@@ -20,11 +19,9 @@ class Calendar(BaseModel, frozen=True, extra="forbid"):
 
     window_start: datetime
     window_end: datetime
-    day_s: int = DAY_S
-    """Length of an evaluation day in seconds."""
+    day_s: int = DAY_S  # Length of an evaluation day in seconds
     num_evaluation_days: int = 3
-    ordered: bool = True
-    """False: all events of the window carry one timestamp, so their order is unknown."""
+    ordered: bool = True  # False: all events of the window carry one timestamp, so their order is unknown
 
     def day_bounds(self, day: int) -> tuple[datetime, datetime]:
         """[start, end) of an evaluation day, counted from 1; 0 is the training window."""
@@ -43,16 +40,14 @@ def propose_calendar(
     start: datetime | None = None,
     end: datetime | None = None,
 ) -> Calendar:
-    """Window and evaluation days of events from `first` to `last`.
+    """Window [start, end) and evaluation days of events from `first` to `last`.
 
-    The window is [start, end); by default it starts at midnight before `first`, and the evaluation days end at midnight
-    after `last`.
-
-    Raises:
-        UserError: no window is left; `fix` is what to change.
+    By default the window starts at midnight before `first`, and the evaluation days end at midnight after `last`.
+    UserError if no window is left; `fix` is what to change.
     """
-    start = to_utc(start or _midnight(first))
-    end = to_utc(end or _midnight(last) + timedelta(days=1, seconds=-day_s * num_evaluation_days))
+    first, last = (to_utc(time).replace(hour=0, minute=0, second=0, microsecond=0) for time in (first, last))
+    start = to_utc(start or first)
+    end = to_utc(end or last + timedelta(days=1, seconds=-day_s * num_evaluation_days))
     if end <= start:
         raise UserError(
             f"{num_evaluation_days} evaluation days of {day_s / DAY_S:g} days leave no training window: it would start "
@@ -64,7 +59,3 @@ def propose_calendar(
 def to_utc(time: datetime) -> datetime:
     """A time in UTC; one without a time zone is taken as UTC."""
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
-
-
-def _midnight(time: datetime) -> datetime:
-    return to_utc(time).replace(hour=0, minute=0, second=0, microsecond=0)

@@ -1,22 +1,28 @@
 """The user's own Parquet tables: paths, column names and units are mapped in the config."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at run time
 
+import posixpath
+from dataclasses import dataclass
 from datetime import datetime
+from fnmatch import fnmatch
 from functools import cached_property, partial
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
 from pydantic import Field
 
 from mtrec_ray.config import Config, advanced
 from mtrec_ray.errors import UserError
+from mtrec_ray.files import join, resolve
 from mtrec_ray.sources.calendar import DAY_S, Calendar, Territory, propose_calendar
 from mtrec_ray.sources.epochs import AFTER_LAST_TIMESTAMP, FIRST_TIMESTAMP, TIMESTAMP, to_utc_micros
-from mtrec_ray.sources.parquet_files import Chunk, list_chunks
 from mtrec_ray.sources.source import PROMOTION, Part, Source, SourceFacts, pick_columns
+
+GLOB_SIGNS = "*?["
 
 
 class ParquetConfig(Config):
@@ -29,7 +35,7 @@ class ParquetConfig(Config):
     titles: str
     """Files of the titles."""
     candidates: str | None = advanced(None)
-    """Files of fixed titles to rank for each user (`user_id`, `title_ids`); null = none."""
+    """Files of fixed titles to rank for each user, columns `user_id` and `title_ids`; null = none."""
     user_columns: dict[str, str] = {}
     """Canonical -> your name of user_id, territory, embedding (see user_width) and the attributes."""
     event_columns: dict[str, str] = {}
@@ -37,8 +43,6 @@ class ParquetConfig(Config):
     title_columns: dict[str, str] = {}
     """The same for title_id, the categoricals, embedding, and where you have them: name, genres, synopsis, territories
     (absent = offered everywhere), promoted_from, promoted_until."""
-    candidate_columns: dict[str, str] = advanced({})
-    """The same for user_id, title_ids."""
     attributes: dict[str, list[str] | None] = {}
     """Sensitive attributes with their values; null = the values that occur (one pass over the users)."""
     title_categoricals: list[str] = advanced([])
@@ -57,12 +61,35 @@ class ParquetConfig(Config):
     """Start of the training window, UTC; null = day of the first event."""
     window_end: datetime | None = advanced(None)
     """Exclusive end of the training window, UTC; null = num_evaluation_days days before the data ends."""
-    day_s: int = advanced(DAY_S, ge=1)
-    """Length of an evaluation day in seconds."""
     num_evaluation_days: int = Field(default=3, ge=0)
     """Evaluation days after the window."""
     rows_per_part: int = advanced(262_144, ge=1)
     """Most rows that a worker reads at a time; row groups are never split."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Consecutive row groups of one file. Picklable."""
+
+    uri: str  # Names the filesystem
+    path: str
+    row_groups: list[int]
+    num_rows: int
+
+    def open(self) -> pq.ParquetFile:
+        try:
+            return pq.ParquetFile(resolve(self.uri)[0].open_input_file(self.path))
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path} is missing: check the path and --raw") from error
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{self.path}: no Parquet file, or truncated ({error}): write it again") from error
+
+    def read(self, columns: list[str]) -> pa.Table:
+        """The chunk's rows; UserError where the file is damaged."""
+        try:
+            return self.open().read_row_groups(self.row_groups, columns=list(dict.fromkeys(columns)))
+        except (pa.ArrowInvalid, OSError) as error:
+            raise UserError(f"{self.path}: damaged or truncated ({error}): write it again") from error
 
 
 class ParquetSource(Source):
@@ -113,15 +140,12 @@ class ParquetSource(Source):
         }[table]
         optional = ["name", "genres", "synopsis", "territories", *PROMOTION] if table == "titles" else []
         setting = f"{table[:-1]}_columns"
-        columns = pick_columns(
-            chunk.path, chunk.open().schema_arrow.names, setting, getattr(config, setting), required, optional
-        )
+        mapping = getattr(config, setting, {})
+        columns = pick_columns(chunk.path, chunk.open().schema_arrow.names, setting, mapping, required, optional)
         columns = {only: columns[only]} if only else columns
-        raw = chunk.read(list(columns.values()))
+        raw, times = chunk.read(list(columns.values())), {"timestamp", *PROMOTION}
         rows = {name: raw[column] for name, column in columns.items()}
-        for name in {"timestamp", *PROMOTION} & rows.keys():
-            rows[name] = to_utc_micros(rows[name], config.timestamp_unit)
-        return pa.table(rows)
+        return pa.table({n: to_utc_micros(r, config.timestamp_unit) if n in times else r for n, r in rows.items()})
 
     def _distinct(self, column: str) -> list[str]:
         values: set[str] = set()
@@ -134,7 +158,7 @@ class ParquetSource(Source):
         start, end = config.window_start, config.window_end
         first, last = (start, end) if start and end else self._first_and_last_timestamp()
         fix = "set window_start and window_end"
-        return propose_calendar(first, last, config.day_s, config.num_evaluation_days, fix, start, end)
+        return propose_calendar(first, last, DAY_S, config.num_evaluation_days, fix, start, end)
 
     def _first_and_last_timestamp(self) -> tuple[datetime, datetime]:
         """Of the timestamps that a lake accepts; one pass over them."""
@@ -147,3 +171,44 @@ class ParquetSource(Source):
         if not found:
             raise UserError(f"no event of {self.config.events!r} has a valid timestamp: check timestamp_unit")
         return min(found), max(found)
+
+
+def list_chunks(location: str, raw: str | None, rows_per_part: int) -> list[Chunk]:
+    """Chunks of all Parquet files at a path, folder or glob, sorted by path.
+
+    A relative `location` is below `raw`, a path or URI of a folder; None = the current one. UserError if there is
+    nothing, or a file is no complete Parquet file.
+    """
+    if raw is None or "://" in location or location.startswith(("/", "~")):
+        uri, inside, shown = location, "", location
+    else:  # joined as paths, not as URIs, where `?` and `[` of a glob have other meanings
+        uri, inside, shown = raw, location, join(raw, location)
+    fs, root = resolve(uri)
+    chunks: list[Chunk] = []
+    for path in _list_files(fs, posixpath.normpath(posixpath.join(root, inside)), shown):
+        metadata, rows, groups = Chunk(uri, path, [], 0).open().metadata, 0, []
+        for group in range(metadata.num_row_groups):
+            size = metadata.row_group(group).num_rows
+            if groups and rows + size > rows_per_part:
+                chunks.append(Chunk(uri, path, groups, rows))
+                rows, groups = 0, []
+            rows, groups = rows + size, [*groups, group]
+        chunks += [Chunk(uri, path, groups, rows)] * bool(groups)
+    return chunks
+
+
+def _list_files(fs: pafs.FileSystem, path: str, shown: str) -> list[str]:
+    """Files at a path, folder or glob; `shown` names it in errors."""
+    folder = path
+    while any(sign in folder for sign in GLOB_SIGNS):
+        folder = posixpath.dirname(folder)
+    info = fs.get_file_info(folder)
+    if info.is_file:
+        return [folder]
+    if info.type == pafs.FileType.NotFound:
+        raise UserError(f"{shown!r} is missing: check the path and --raw")
+    found = [info.path for info in fs.get_file_info(pafs.FileSelector(folder, recursive=True)) if info.is_file]
+    chosen = sorted(p for p in found if (p.endswith(".parquet") if folder == path else fnmatch(p, path)))
+    if not chosen:
+        raise UserError(f"{shown!r} names no Parquet file: check the path and --raw")
+    return chosen

@@ -2,17 +2,14 @@
 
     user_id item_id behavior time gender old power [neg_items]
 
-* Attributes: `gender`, `age` (from `old`) and `power`, taken from all rows of a user. 0 and empty = unknown.
-* There is no territory: all users are in one, `all`.
+* Attributes: `gender` (1 male, 2 female: Alibaba's numbering in AliEC), `age` (from `old`) and `power`, taken from all
+  rows of a user. There is no territory: all users are in one, `all`.
 * A row that repeats one of an earlier file is no further event: train.csv may hold dev and test rows too. Events with
   one timestamp keep the order of train, dev, test and of their lines, so that the authors' test rows come last.
-* The window is all the data: leave-one-out takes each user's last two events, and no date separates them.
-* `neg_items`, 99 fixed negatives of a dev or test row, are not read: the lake's `candidates` table holds one list a
-  user, with its positives, for propensity models; the sequential protocol draws its own negatives.
+* `neg_items`, 99 fixed negatives of a dev or test row, are not read: evaluation draws its own.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at run time
 
 from datetime import UTC, datetime
 from functools import cached_property, partial
@@ -23,17 +20,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from mtrec_ray.config import Config, advanced
+from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources.calendar import DAY_S, Calendar, Territory, propose_calendar
 from mtrec_ray.sources.epochs import timestamps_from_epoch
-from mtrec_ray.sources.rechorus_attributes import AttributeColumn, attribute_column
 from mtrec_ray.sources.rechorus_files import Piece, cut_pieces, find_files
-from mtrec_ray.sources.rechorus_scan import Scan, scan_files
+from mtrec_ray.sources.rechorus_scan import AttributeColumn, Scan, attribute_column, scan_files
 from mtrec_ray.sources.source import Part, Source, SourceFacts, raw_folder
 
 TERRITORY = "all"
-USERS_PER_PART = 65_536
 NUM_BEHAVIORS_SHOWN = 12
 
 
@@ -47,30 +42,23 @@ class ReChorusConfig(Config):
     """Canonical -> your name of user_id, item_id, time, behavior, gender, old, power."""
     attributes: list[Literal["gender", "age", "power"]] = ["gender", "age", "power"]
     """Sensitive attributes to read, in order."""
-    gender_values: list[str] = Field(default=["male", "female"], min_length=2, max_length=2)
-    """Names of gender 1 and 2; the default follows Alibaba's numbering in AliEC."""
     age_bands: Literal["movielens", "decades", "levels"] = "movielens"
     """movielens: years in the seven bands of MovieLens 1M. decades: in the five of paper B's code, under 10 and over 59
     unknown. levels: `old` holds levels 1 to 9."""
     behaviors: list[str] | None = Field(default=None, min_length=1)
     """Behaviours whose rows are events; null = all."""
-    day_length_days: int = Field(default=1, ge=1)
-    """Length of an evaluation day in days."""
     num_evaluation_days: int = Field(default=0, ge=0)
     """Evaluation days at the end of the data, for propensity models; 0 = the window is all the data, for
     leave-one-out."""
-    bytes_per_part: int = advanced(33_554_432, ge=1)
-    """Bytes of a file that a worker reads at a time."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "ReChorusConfig":
-        for name in ("attributes", "gender_values", "behaviors", "files"):
+        for name in ("attributes", "behaviors", "files"):
             values = getattr(self, name) or ()
             if len(set(values)) < len(values):
                 raise ValueError(f"{name} = {values} names a value twice")
-        for name, attribute in (("gender_values", "gender"), ("age_bands", "age")):
-            if attribute not in self.attributes and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{name} has no effect: {attribute!r} is not among the attributes")
+        if "age" not in self.attributes and self.age_bands != "movielens":
+            raise ValueError("age_bands has no effect: 'age' is not among the attributes")
         return self
 
 
@@ -80,12 +68,12 @@ class ReChorusSource(Source):
     def __init__(self, config: ReChorusConfig, raw: str | None):
         self.config = config
         folder = raw_folder("rechorus", raw)
-        self.attributes = [attribute_column(name, config.gender_values, config.age_bands) for name in config.attributes]
+        self.attributes = [attribute_column(name, config.age_bands) for name in config.attributes]
         required = ["user_id", "item_id", "time", *(attribute.column for attribute in self.attributes)]
         required += ["behavior"] * bool(config.behaviors)
         raw_names = [config.columns.get(name, name) for name in required]
         self.paths, self.left_out = find_files(folder, config.files, raw_names)
-        self.files = [cut_pieces(path, config.columns, required, config.bytes_per_part) for path in self.paths]
+        self.files = [cut_pieces(path, config.columns, required) for path in self.paths]
 
     def __getstate__(self) -> dict:
         """Workers get the paths and facts; what they need of the scan is in each part."""
@@ -116,23 +104,20 @@ class ReChorusSource(Source):
         scan, pieces = self.scan, [piece for pieces in self.files for piece in pieces]
         if table == "events":
             return [partial(_read_events, piece, mask) for piece, mask in zip(pieces, scan.event_masks, strict=True)]
-        num_users = scan.users.num_rows if table == "users" else 0
-        rows = np.split(np.arange(num_users), range(USERS_PER_PART, num_users, USERS_PER_PART)) if num_users else []
-        return [partial(_name_users, scan.users.take(pa.array(part)), self.attributes) for part in rows]
+        return [partial(_name_users, scan.users, self.attributes)] * (table == "users")
 
     def _calendar(self) -> Calendar:
-        scan, config = self.scan, self.config
+        scan, num_days = self.scan, self.config.num_evaluation_days
         if scan.first_s > scan.last_s:
             raise UserError(f"{self.paths[0]}: no event has a valid time: `time` should be in seconds since 1970")
         first, last = (datetime.fromtimestamp(seconds, UTC) for seconds in (scan.first_s, scan.last_s))
-        day_s, num_days = config.day_length_days * DAY_S, config.num_evaluation_days
-        return propose_calendar(first, last, day_s, num_days, fix="choose fewer num_evaluation_days")
+        return propose_calendar(first, last, DAY_S, num_days, fix="choose fewer num_evaluation_days")
 
     def _check_ages(self) -> None:
         """UserError where `old` seems to hold levels but is read as years."""
         if "age" not in self.config.attributes or self.config.age_bands == "levels":
             return
-        highest = pc.max(self.scan.users["age_high"]).as_py()
+        highest = pc.max(self.scan.users["age_max"]).as_py()
         if highest is None or (highest == 0 and self.config.age_bands == "movielens"):
             raise UserError(
                 f"no user of {self.paths[0].parent} is known to be {'10' if highest is None else '18'} or older: if "
@@ -151,8 +136,6 @@ class ReChorusSource(Source):
             notes.append("the fixed negatives (neg_items) are not read: evaluation draws its own")
         if not config.num_evaluation_days:
             notes.append("the window is all the data: leave-one-out takes each user's last two events")
-        if "gender" in config.attributes:
-            notes.append("gender: {} = 1, {} = 2".format(*config.gender_values))
         if scan.behaviors:
             read = config.behaviors or scan.behaviors
             counts = [
@@ -164,11 +147,10 @@ class ReChorusSource(Source):
 
 
 def _name_users(users: pa.Table, attributes: list[AttributeColumn]) -> pa.Table:
-    named = users.select(["user_id"]).append_column("territory", pa.array([TERRITORY] * users.num_rows, pa.string()))
+    columns = {"user_id": users["user_id"], "territory": pa.array([TERRITORY] * users.num_rows, pa.string())}
     for attribute in attributes:
-        values = pa.array(attribute.values, pa.string())
-        named = named.append_column(attribute.name, values.take(users[f"{attribute.name}_low"]))
-    return named
+        columns[attribute.name] = pa.array(attribute.values, pa.string()).take(users[f"{attribute.name}_min"])
+    return pa.table(columns)
 
 
 def _read_events(piece: Piece, mask: np.ndarray) -> pa.Table:

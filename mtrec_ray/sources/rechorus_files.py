@@ -1,8 +1,7 @@
 """Finds ReChorus files and reads them in pieces, with errors that name the line.
 
-ReChorus (Wang et al., THUwangcy/ReChorus) writes one tab-separated CSV with a header per split, without quoting:
-`train.csv`, `dev.csv`, `test.csv`. Beside them are files of another kind (`item_meta.csv`) and, in paper B's folders,
-further splits of the same rows (`trainc.csv`, `devc.csv`, `testc.csv` for its attackers).
+ReChorus (Wang et al., THUwangcy/ReChorus) writes one tab-separated CSV with a header per split, without quoting. Beside
+them are files of another kind (`item_meta.csv`) and further splits of the same rows (`trainc.csv`).
 """
 
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from mtrec_ray.sources.text import wrong_field_count
 
 USUAL_NAMES = ("train.csv", "dev.csv", "val.csv", "valid.csv", "test.csv")
 """Splits in the order of time: of rows with one timestamp, those of the later file come later."""
+BYTES_PER_PIECE = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,9 @@ class Piece:
 
     path: Path
     header: tuple[str, ...]
-    columns: dict[str, str]
-    """Canonical -> raw names of the columns that are read."""
+    columns: dict[str, str]  # Canonical -> raw names of the columns that are read
     start: int
-    stop: int
-    """The lines are the bytes [start, stop)."""
+    stop: int  # The lines are the bytes [start, stop)
 
     def line(self, row: int) -> str:
         """File and line number of a row, for an error."""
@@ -41,11 +39,7 @@ class Piece:
         return f"{self.path}, line {before + row + 1}"
 
     def read(self, names: list[str] | None = None) -> pa.Table:
-        """The columns `names` (None = all) under canonical names, as text without nulls.
-
-        Raises:
-            UserError: a line has too few or too many fields, or is not UTF-8.
-        """
+        """The columns `names` (None = all) under canonical names, as text without nulls."""
         columns = {name: raw for name, raw in self.columns.items() if names is None or name in names}
         with self.path.open("rb") as file:
             file.seek(self.start)
@@ -53,39 +47,27 @@ class Piece:
         try:
             data.decode()
         except UnicodeDecodeError as error:
-            line = self.line(data[: error.start].count(b"\n"))
-            raise UserError(f"{line}: not utf-8 text: is it the right file, unpacked?") from error
+            raise _not_text(self.line(data[: error.start].count(b"\n"))) from error
         invalid: list[pacsv.InvalidRow] = []
         raw = list(dict.fromkeys(columns.values()))
-        rows = pacsv.read_csv(
-            pa.BufferReader(data),
-            pacsv.ReadOptions(column_names=list(self.header), use_threads=False, block_size=len(data) + 1),
-            pacsv.ParseOptions(
-                delimiter="\t",
-                quote_char=False,
-                ignore_empty_lines=False,
-                invalid_row_handler=lambda row: invalid.append(row) or "skip",
-            ),
-            pacsv.ConvertOptions(include_columns=raw, column_types=dict.fromkeys(raw, pa.string())),
-        )
+        reading = pacsv.ReadOptions(column_names=list(self.header), use_threads=False, block_size=len(data) + 1)
+        parsing = pacsv.ParseOptions(delimiter="\t", quote_char=False, ignore_empty_lines=False)
+        parsing.invalid_row_handler = lambda row: invalid.append(row) or "skip"
+        converting = pacsv.ConvertOptions(include_columns=raw, column_types=dict.fromkeys(raw, pa.string()))
+        rows = pacsv.read_csv(pa.BufferReader(data), reading, parsing, converting)
         if invalid:
             row = invalid[0]
             is_last = self.stop == self.path.stat().st_size and row.number == len(data.splitlines())
-            raise wrong_field_count(
-                self.line(row.number - 1), row.text, row.actual_columns, row.expected_columns, is_last
-            )
+            where = self.line(row.number - 1)
+            raise wrong_field_count(where, row.text, row.actual_columns, row.expected_columns, is_last)
         return pa.table({name: rows[raw] for name, raw in columns.items()})
 
 
 def find_files(folder: Path, names: list[str] | None, required: list[str]) -> tuple[list[Path], list[Path]]:
     """(files to read in the order of time, CSV files left out).
 
-    Args:
-        names: the files, in order; None = the usual ones where there is a train.csv, else every *.csv that has the
-            `required` columns.
-
-    Raises:
-        UserError: there is none, or a named one is missing.
+    They are `names`, in order; None = the usual ones where there is a train.csv, else every *.csv that has the
+    `required` columns.
     """
     found = sorted(folder.glob("*.csv"))
     if names is not None:
@@ -95,9 +77,7 @@ def find_files(folder: Path, names: list[str] | None, required: list[str]) -> tu
             listed = ", ".join(path.name for path in found) or "no CSV files"
             raise UserError(f"{missing[0]} is missing: `files` names it; there are {listed}")
     elif not found:
-        raise UserError(
-            f"no *.csv in {str(folder)!r}: it should hold train.csv, dev.csv and test.csv, or one, unpacked"
-        )
+        raise UserError(f"no *.csv in {str(folder)!r}: it should hold train.csv, dev.csv and test.csv, unpacked")
     elif folder / "train.csv" in found:
         chosen = [folder / name for name in USUAL_NAMES if folder / name in found]
     else:
@@ -106,12 +86,8 @@ def find_files(folder: Path, names: list[str] | None, required: list[str]) -> tu
     return chosen, [path for path in found if path not in chosen]
 
 
-def cut_pieces(path: Path, mapping: dict[str, str], required: list[str], bytes_per_part: int) -> list[Piece]:
-    """Pieces of about `bytes_per_part`; `mapping` is canonical -> raw names of columns.
-
-    Raises:
-        UserError: a required column is missing, or no row follows the header.
-    """
+def cut_pieces(path: Path, mapping: dict[str, str], required: list[str]) -> list[Piece]:
+    """Pieces of about `BYTES_PER_PIECE`; `mapping` is canonical -> raw names of columns."""
     header = _read_header(path)
     if len(header) == 1:
         raise UserError(f"{path}, line 1: the only column is {header[0]!r}: the file should be tab separated")
@@ -121,7 +97,7 @@ def cut_pieces(path: Path, mapping: dict[str, str], required: list[str], bytes_p
         file.readline()
         start, size = file.tell(), path.stat().st_size
         while start < size:
-            file.seek(min(start + bytes_per_part, size) - 1)
+            file.seek(min(start + BYTES_PER_PIECE, size) - 1)
             file.readline()
             pieces.append(Piece(path, header, columns, start, file.tell()))
             start = file.tell()
@@ -138,7 +114,11 @@ def _read_header(path: Path) -> tuple[str, ...]:
     try:
         return tuple(line.decode("utf-8-sig").rstrip("\r\n").split("\t"))
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}, line 1: not utf-8 text: is it the right file, unpacked?") from error
+        raise _not_text(f"{path}, line 1") from error
+
+
+def _not_text(where: str) -> UserError:
+    return UserError(f"{where}: not utf-8 text: is it the right file, unpacked?")
 
 
 def _split_order(path: Path) -> tuple[int, str]:

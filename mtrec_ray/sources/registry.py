@@ -1,7 +1,7 @@
 """All sources by name; a source is imported when it is used."""
 
 import importlib
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from mtrec_ray.config import Config, validate_config
 from mtrec_ray.errors import UserError
@@ -11,34 +11,24 @@ if TYPE_CHECKING:
 
 SourceName = Literal["synthetic", "movielens", "xmarket", "rechorus", "parquet"]
 
-SOURCES: dict[str, tuple[str, str]] = {
-    "synthetic": ("mtrec_ray.sources.synthetic_config:SyntheticConfig", "mtrec_ray.sources.synthetic:SyntheticSource"),
-    "movielens": ("mtrec_ray.sources.movielens:MovieLensConfig", "mtrec_ray.sources.movielens:MovieLensSource"),
-    "xmarket": ("mtrec_ray.sources.xmarket:XMarketConfig", "mtrec_ray.sources.xmarket:XMarketSource"),
-    "rechorus": ("mtrec_ray.sources.rechorus:ReChorusConfig", "mtrec_ray.sources.rechorus:ReChorusSource"),
-    "parquet": ("mtrec_ray.sources.parquet:ParquetConfig", "mtrec_ray.sources.parquet:ParquetSource"),
-}
-"""`module:class` of each source's settings and of the source itself."""
+_CLASSES = ("Synthetic", "MovieLens", "XMarket", "ReChorus", "Parquet")
+SOURCES = dict(zip(get_args(SourceName), _CLASSES, strict=True))
+"""Module of each source -> first part of the names of its classes `...Config` and `...Source`."""
 
 
 def make_source(name: str, config: dict[str, Any] | Config | None = None, raw: str | None = None) -> "Source":
-    """Create the source `name` with its settings and the folder of its raw files.
-
-    Raises:
-        UserError: unknown source, wrong setting, or raw files missing or unreadable.
-    """
+    """Create a source; UserError: unknown name, wrong setting, or raw files missing or unreadable."""
     model = source_config_class(name)
     settings = config if isinstance(config, Config) else validate_config(model, config or {})
-    return _import(SOURCES[name][1])(settings, raw)
+    return _import(name, "Source")(settings, raw)
 
 
 def source_config_class(name: str) -> type[Config]:
     """The settings class of a source; UserError for an unknown name."""
     if name not in SOURCES:
         raise UserError(f"unknown source {name!r}: there are {', '.join(SOURCES)}")
-    return _import(SOURCES[name][0])
+    return _import(name, "Config")
 
 
-def _import(path: str) -> Any:
-    module, name = path.split(":")
-    return getattr(importlib.import_module(module), name)
+def _import(name: str, kind: str) -> Any:
+    return getattr(importlib.import_module(f"mtrec_ray.sources.{name}"), SOURCES[name] + kind)

@@ -11,10 +11,8 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import resolve
 from mtrec_ray.sources.calendar import Calendar, Territory
 
-PROMOTION = ("promoted_from", "promoted_until")
-"""Columns of titles that are not always offered; null = no limit."""
-Part = Callable[[], pa.Table]
-"""Reads one part in a worker; picklable."""
+PROMOTION = ("promoted_from", "promoted_until")  # Columns of titles that are not always offered; null = no limit
+Part = Callable[[], pa.Table]  # Reads one part in a worker; picklable
 
 
 @dataclass(frozen=True)
@@ -23,14 +21,11 @@ class SourceFacts:
 
     name: str
     territories: tuple[Territory, ...]
-    attributes: dict[str, tuple[str, ...]]
-    """Sensitive attributes with their values, in order."""
+    attributes: dict[str, tuple[str, ...]]  # Sensitive attributes with their values, in order
     calendar: Calendar
-    num_users: int
-    """Expected number of users, for the default bucket count."""
+    num_users: int  # Expected number of users, for the default bucket count
     title_categoricals: tuple[str, ...] = ()
-    user_width: int = 0
-    """Width of the source's user embeddings; 0 = none."""
+    user_width: int = 0  # Width of the source's user embeddings; 0 = none
     title_width: int = 0
     embedding_description: str = ""
     notes: tuple[str, ...] = ()
@@ -39,7 +34,7 @@ class SourceFacts:
 
 
 class Source(ABC):
-    """A raw data set. Picklable; its tables have the column names of `mtrec_ray.lake.schema`."""
+    """A raw data set, read in parts. Picklable; column names as in `mtrec_ray.lake.schema`."""
 
     @property
     @abstractmethod
@@ -58,10 +53,6 @@ class Source(ABC):
         """Complete users and events of a bucket; a generator creates them here."""
         return users, events
 
-    def truth(self) -> pa.Table | None:
-        """Planted ground truth of the territories; None for real data."""
-        return None
-
 
 def pick_columns(
     file: str,
@@ -71,12 +62,7 @@ def pick_columns(
     required: Sequence[str],
     optional: Sequence[str] = (),
 ) -> dict[str, str]:
-    """Canonical -> raw names of the columns to read from a file with columns `present`.
-
-    Raises:
-        UserError: a required column, or one that `mapping` (the value of `setting`) renames, is missing; or `mapping`
-            names a column that is never read.
-    """
+    """Canonical -> raw names of the columns to read; `mapping` is the value of `setting`."""
     names = [*required, *optional]
     unknown = sorted(set(mapping) - set(names))
     if unknown:
@@ -84,10 +70,8 @@ def pick_columns(
     raw_names = {name: mapping.get(name, name) for name in names}
     for name, raw in raw_names.items():
         if raw not in present and (name in required or name in mapping):
-            mapped = f" (mapped to {name!r})" if name in mapping else ""
-            raise UserError(
-                f"{file}: column {raw!r}{mapped} is missing, there are {', '.join(present)}: map it with `{setting}`"
-            )
+            column = f"column {raw!r}" + f" (mapped to {name!r})" * (name in mapping)
+            raise UserError(f"{file}: {column} is missing, there are {', '.join(present)}: map it with `{setting}`")
     return {name: raw for name, raw in raw_names.items() if raw in present}
 
 

@@ -14,15 +14,16 @@ from mtrec_ray.sources.epochs import TIMESTAMP
 from mtrec_ray.sources.planted import (
     ATTRIBUTE_FREQUENCIES,
     GLOBAL,
+    REGIONS,
     PlantedUsers,
     World,
     attribute_codes,
+    draw_events,
     embeddings,
     make_world,
 )
-from mtrec_ray.sources.planted_events import draw_events
 from mtrec_ray.sources.source import Part, Source, SourceFacts
-from mtrec_ray.sources.synthetic_config import REGIONS, SyntheticConfig
+from mtrec_ray.sources.synthetic_config import SyntheticConfig
 
 USERS_PER_PART = 500_000
 GENRES = ("Drama", "Comedy", "Action", "Romance", "Documentary", "Thriller", "Animation", "Fantasy")
@@ -36,6 +37,8 @@ class SyntheticSource(Source):
         if raw is not None:
             raise UserError("source 'synthetic' is generated and reads no raw files: leave --raw out")
         self.config = config
+        self.territories = [f"T{rank:03d}" for rank in range(1, config.territories + 1)]  # the largest first
+        self.title_ids = [f"t{number:06d}" for number in range(config.titles)]
 
     @cached_property
     def world(self) -> World:
@@ -45,39 +48,34 @@ class SyntheticSource(Source):
     @property
     def facts(self) -> SourceFacts:
         config, start = self.config, datetime.combine(self.config.first_day, time(), UTC)
-        regions = zip(_territory_names(config), self.world.region, strict=True)
+        end, regions = start + timedelta(days=config.days), zip(self.territories, self.world.region, strict=True)
         return SourceFacts(
             name="synthetic",
             territories=tuple(Territory(name=name, region=REGIONS[region]) for name, region in regions),
             attributes={name: tuple(values) for name, values in ATTRIBUTE_FREQUENCIES.items()},
-            calendar=Calendar(
-                window_start=start,
-                window_end=start + timedelta(days=config.days),
-                num_evaluation_days=config.num_evaluation_days,
-            ),
+            calendar=Calendar(window_start=start, window_end=end, num_evaluation_days=config.num_evaluation_days),
             num_users=config.users,
             title_categoricals=("format", "decade"),
             user_width=config.user_width,
             title_width=config.title_width,
             embedding_description="planted taste with noise; territory and group do not show",
-            notes=(f"generated, seed {config.seed}; truth/ holds the planted groups of territories",),
+            notes=(f"generated, seed {config.seed}",),
         )
 
     def titles(self) -> pa.Table:
         config, world = self.config, self.world
-        territories, numbers = _territory_names(config), np.arange(config.titles, dtype=np.uint64)
+        numbers = np.arange(config.titles, dtype=np.uint64)
         genres = [[GENRES[i] for i in np.argsort(-taste, kind="stable")[:2]] for taste in world.title_taste]
-        matrix = embeddings(config, numbers, world.title_taste, world.title_lift)
         return pa.table(
             {
-                "title_id": _title_ids(config),
+                "title_id": self.title_ids,
                 "name": [f"Title {n}" for n in range(config.titles)],
                 "genres": [" ".join(words) for words in genres],
                 "synopsis": [f"A story of {' and '.join(words).lower()}." for words in genres],
                 "format": np.where(uniforms(numbers, config.seed, "format") < 0.5, "film", "series").tolist(),
                 "decade": [f"{1970 + 10 * int(6 * u)}s" for u in uniforms(numbers, config.seed, "decade")],
-                "territories": [[] if home == GLOBAL else [territories[home]] for home in world.home],
-                "embedding": fixed_width_column(matrix),
+                "territories": [[] if home == GLOBAL else [self.territories[home]] for home in world.home],
+                "embedding": fixed_width_column(embeddings(config.seed, numbers, world.title_taste, world.title_lift)),
             }
         )
 
@@ -88,7 +86,7 @@ class SyntheticSource(Source):
         return [partial(_user_ids, start, min(start + USERS_PER_PART, num_users)) for start in starts]
 
     def complete_bucket(self, users: pa.Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
-        config, world = self.config, self.world
+        world = self.world
         users = users.select(["user_id"]).sort_by("user_id")
         planted = self.planted(users)
         user_row, title_index, time_us = draw_events(world, planted)
@@ -96,14 +94,14 @@ class SyntheticSource(Source):
         events = pa.table(
             {
                 "user_id": users["user_id"].take(pa.array(user_row)),
-                "title_id": _take(_title_ids(config), title_index),
+                "title_id": _take(self.title_ids, title_index),
                 "timestamp": pa.array(time_us + start_us).cast(TIMESTAMP),
             }
         )
-        users = users.append_column("territory", _take(_territory_names(config), planted.territory))
+        users = users.append_column("territory", _take(self.territories, planted.territory))
         for (name, values), codes in zip(ATTRIBUTE_FREQUENCIES.items(), attribute_codes(world, planted).T, strict=True):
             users = users.append_column(name, _take(list(values), codes))
-        matrix = embeddings(config, planted.numbers, planted.taste, world.user_lift)
+        matrix = embeddings(self.config.seed, planted.numbers, planted.taste, world.user_lift)
         return users.append_column("embedding", fixed_width_column(matrix)), events
 
     def planted(self, users: pa.Table) -> PlantedUsers:
@@ -112,28 +110,20 @@ class SyntheticSource(Source):
         return PlantedUsers.draw(self.world, np.array(numbers, dtype=np.uint64))
 
     def truth(self) -> pa.Table:
+        """The planted groups and sizes of the territories."""
         return pa.table(
             {
-                "territory": _territory_names(self.config),
+                "territory": self.territories,
                 "region": [REGIONS[i] for i in self.world.region],
                 "taste_group": self.world.taste_group,
-                "user_share": self.world.user_fraction,
-                "active_share": self.world.active_fraction,
+                "user_fraction": self.world.user_fraction,
+                "active_fraction": self.world.active_fraction,
             }
         )
 
 
 def _user_ids(start: int, stop: int) -> pa.Table:
     return pa.table({"user_id": [f"u{number:08d}" for number in range(start, stop)]})
-
-
-def _title_ids(config: SyntheticConfig) -> list[str]:
-    return [f"t{number:06d}" for number in range(config.titles)]
-
-
-def _territory_names(config: SyntheticConfig) -> list[str]:
-    """The largest first."""
-    return [f"T{rank:03d}" for rank in range(1, config.territories + 1)]
 
 
 def _take(names: list[str], codes: np.ndarray) -> pa.Array:

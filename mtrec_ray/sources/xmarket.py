@@ -9,7 +9,6 @@ its first timestamp; the held-out positives are the day after.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at run time
 
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -33,6 +32,7 @@ from mtrec_ray.sources.text import TextTable
 
 WINDOW_START = datetime(2022, 1, 1, tzinfo=UTC)
 TEST_DAY = WINDOW_START + timedelta(days=1)
+MIN_INTERACTIONS = 3  # validation: users with fewer training interactions keep them all in training
 
 
 class XMarketConfig(Config):
@@ -40,35 +40,27 @@ class XMarketConfig(Config):
 
     holdout: Literal["qrel", "validation"] = "qrel"
     """qrel: the published positives are the test day. validation: they are never read; one training interaction of each
-    user with enough of them becomes the test day, for choices made without the test data."""
-    min_interactions: int = Field(default=3, ge=2)
-    """validation: users with fewer training interactions keep them all in training."""
+    user with at least three becomes the test day, for choices made without the test data."""
     seed: int = Field(default=0, ge=0)
     """validation: seed of the choice."""
 
 
 @dataclass(frozen=True)
 class Market:
-    """The tables of one market; small enough to travel to the workers."""
+    """The tables of one market; small enough to be sent to the workers."""
 
     name: str
     users: pa.Table
-    events: pa.Table
-    """Held-out positives have the timestamp `TEST_DAY`."""
-    candidates: pa.Table
-    """A row for each line of valid_run.tsv."""
+    events: pa.Table  # Held-out positives have the timestamp `TEST_DAY`
+    candidates: pa.Table  # A row for each line of valid_run.tsv
 
     @staticmethod
     def read(folder: Path, config: XMarketConfig) -> "Market":
-        """Read a market; with `holdout: validation` no file of the test is opened.
-
-        Raises:
-            UserError: a file is missing, truncated, or not in the form above.
-        """
+        """Read a market; with `holdout: validation` no file of the test is opened."""
         train = _read_pairs(folder, "train.tsv")
         held_out, candidates = train.iloc[:0], {"user_id": [], "title_ids": []}
         if config.holdout == "validation":
-            chosen = choose_held_out(train, config.min_interactions, config.seed)
+            chosen = choose_held_out(train, config.seed)
             train, held_out = train.loc[~chosen], train.loc[chosen]
         else:
             if (folder / "valid_qrel.tsv").exists():
@@ -84,9 +76,6 @@ class Market:
             pa.table(pairs.to_dict("list") | {"timestamp": pa.array(times, TIMESTAMP)}),
             pa.table(candidates | {"title_ids": [listed.split(",") for listed in candidates["title_ids"]]}),
         )
-
-    def title_ids(self) -> set[str]:
-        return set(self.events["title_id"].to_pylist()).union(*self.candidates["title_ids"].to_pylist())
 
 
 class XMarketSource(Source):
@@ -105,53 +94,51 @@ class XMarketSource(Source):
 
     @cached_property
     def facts(self) -> SourceFacts:
+        held_out = "the published valid_qrel.tsv"
+        if self.config.holdout == "validation":
+            held_out = (
+                f"one training interaction of each user with at least {MIN_INTERACTIONS}, seed {self.config.seed}; "
+                "valid_qrel.tsv was not read"
+            )
+        untested = [market.name for market in self.markets if pc.max(market.events["timestamp"]).as_py() != TEST_DAY]
+        fixed = [market.name for market in self.markets if market.candidates.num_rows]
         return SourceFacts(
             name="xmarket",
             territories=tuple(Territory(name=market.name, region=market.name) for market in self.markets),
             attributes={},
             calendar=Calendar(window_start=WINDOW_START, window_end=TEST_DAY, num_evaluation_days=1, ordered=False),
             num_users=sum(market.users.num_rows for market in self.markets),
-            notes=self._notes(),
+            notes=(
+                "events of the training window have neither order nor time: all carry one timestamp",
+                "test users have training interactions too",
+                "every market is a region of its own",
+                f"held-out positives: {held_out}",
+                f"markets without a test day: {', '.join(untested) or 'none'}",
+                f"markets with fixed titles to rank: {', '.join(fixed) or 'none'}",
+            ),
             trained_users_are_tested=True,
-            has_candidates=bool(self.parts("candidates")),
+            has_candidates=bool(fixed),
         )
 
     def titles(self) -> pa.Table:
         """Titles are offered in the markets where they occur; nothing else is known of them."""
         offered: dict[str, list[str]] = {}
         for market in self.markets:
-            for title_id in market.title_ids():
+            lists = market.candidates["title_ids"].to_pylist()
+            for title_id in set(market.events["title_id"].to_pylist()).union(*lists):
                 offered.setdefault(title_id, []).append(market.name)
         return pa.table({"title_id": list(offered), "territories": list(offered.values())})
 
     def parts(self, table: str) -> list[Part]:
         return [partial(getattr, market, table) for market in self.markets if getattr(market, table).num_rows]
 
-    def _notes(self) -> tuple[str, ...]:
-        config = self.config
-        held_out = {
-            "qrel": "the published valid_qrel.tsv",
-            "validation": f"one training interaction of each user with at least {config.min_interactions}, seed "
-            f"{config.seed}; valid_qrel.tsv was not read",
-        }[config.holdout]
-        untested = [market.name for market in self.markets if pc.max(market.events["timestamp"]).as_py() != TEST_DAY]
-        fixed = [market.name for market in self.markets if market.candidates.num_rows]
-        return (
-            "events of the training window have neither order nor time: all carry one timestamp",
-            "test users have training interactions too",
-            "every market is a region of its own",
-            f"held-out positives: {held_out}",
-            f"markets without a test day: {', '.join(untested) or 'none'}",
-            f"markets with fixed titles to rank: {', '.join(fixed) or 'none'}",
-        )
 
-
-def choose_held_out(train: pd.DataFrame, min_interactions: int, seed: int) -> np.ndarray:
-    """(rows,) True for one row, that of the smallest hash, of users with enough of them."""
+def choose_held_out(train: pd.DataFrame, seed: int) -> np.ndarray:
+    """(rows,) True for one row, that of the smallest hash, of users with MIN_INTERACTIONS."""
     users = train["user_id"].to_numpy()
     draw = pd.Series(uniforms(user_keys(users), seed, user_keys(train["title_id"].to_numpy()))).groupby(users)
     is_first = draw.transform("idxmin").to_numpy() == np.arange(len(train))
-    return is_first & (draw.transform("size").to_numpy() >= min_interactions)
+    return is_first & (draw.transform("size").to_numpy() >= MIN_INTERACTIONS)
 
 
 def _read_pairs(folder: Path, name: str) -> pd.DataFrame:

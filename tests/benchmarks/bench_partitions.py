@@ -20,7 +20,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import yaml
 from rich.console import Console
 from rich.table import Table
@@ -29,6 +28,7 @@ from sklearn.metrics import adjusted_rand_score
 from mtrec_ray.config import validate_config
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
+from mtrec_ray.sources.synthetic import SyntheticConfig, SyntheticSource
 from mtrec_ray.streams.groups import make_groups
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.workers import Workers
@@ -50,13 +50,12 @@ def mtrec(*words: str) -> float:
     return time.monotonic() - started
 
 
-def planted(lake: Lake) -> list[int]:
+def planted(seed: int) -> list[int]:
     """Taste group of each territory."""
-    (file,) = Path(lake.uri, "truth", "territories").glob("*.parquet")
-    return pq.read_table(file)["taste_group"].to_pylist()
+    return SyntheticSource(SyntheticConfig(seed=seed, taste_groups="shuffled")).truth()["taste_group"].to_pylist()
 
 
-def affinity_cost(lake: Lake) -> dict[str, float]:
+def affinity_cost(lake: Lake, seed: int) -> dict[str, float]:
     """CPU seconds of the evidence over those of a training run, and its Rand index."""
     config = validate_config(PropensityConfig, {"lake": lake.uri, "name": "cost", "kind": "baseline"})
     data = trial_data(lake, resolve_calendar(lake, config.window), None, 0)
@@ -71,8 +70,8 @@ def affinity_cost(lake: Lake) -> dict[str, float]:
     trial.advance()
     return {
         "affinity_fraction_of_a_run": affinity_s / (time.process_time() - started),
-        "affinity_adjusted_rand": adjusted_rand_score(planted(lake), groups),
-        "regions_adjusted_rand": adjusted_rand_score(planted(lake), make_groups("regions", lake.manifest).of_territory),
+        "affinity_adjusted_rand": adjusted_rand_score(planted(seed), groups),
+        "regions_adjusted_rand": adjusted_rand_score(planted(seed), make_groups("regions", lake.manifest).of_territory),
     }
 
 
@@ -89,7 +88,7 @@ def search(lake: Lake, folder: Path, seed: int) -> dict[str, float]:
     return {
         "sweep_wall_s": wall_s,
         "sweep_outside_steps": 1 - steps_s / 2 / wall_s,  # two trials side by side
-        "search_adjusted_rand": adjusted_rand_score(planted(lake), groups),
+        "search_adjusted_rand": adjusted_rand_score(planted(seed), groups),
     }
 
 
@@ -127,7 +126,7 @@ def measure(num_users: int, num_random: int, seed: int) -> dict[str, float]:
         shape = [f"source.users={num_users}", f"source.seed={seed}", "source.taste_groups=shuffled"]
         mtrec("lake", "build", "synthetic", "--out", f"{name}/lake", *(w for s in shape for w in ("--set", s)))
         lake = Lake.open(f"{name}/lake")
-        found = affinity_cost(lake) | search(lake, folder, seed)
+        found = affinity_cost(lake, seed) | search(lake, folder, seed)
         figures = figures_of_test_users(lake, folder, num_random, seed)
     random = [one[METRIC] for key, one in figures.items() if key.startswith("random")]
     for key in ("found", "regions", "one"):

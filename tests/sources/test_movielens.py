@@ -15,7 +15,7 @@ def _write_1m(folder: Path) -> Path:
     (folder / "movies.dat").write_bytes(
         "1::Toy Story (1995)::Animation|Children's|Comedy\n2::Misérables, Les (1998)::Drama\n".encode("latin-1")
     )
-    lines = [f"1::1::5::{100 * DAY_S}", f"1::2::1::{150 * DAY_S + 7}", f"2::2::4::{199 * DAY_S}"]
+    lines = [f"1::1::5e0::{100 * DAY_S}", f"1::2::1::{150 * DAY_S + 7}", f"2::2::4::{199 * DAY_S}"]
     (folder / "ratings.dat").write_text("\n".join(lines) + "\n")
     return folder
 
@@ -112,6 +112,7 @@ def test_territories():
         ("ratings.dat", b"1::1::5::8640000\n1::2::1", r"ratings\.dat, line 2: 3 fields instead of 4 .* truncated"),
         ("ratings.dat", b"1::1::5\n1::2::1::5\n", r"ratings\.dat, line 1: 3 fields .* fix"),
         ("ratings.dat", b"1::1::good::864\n", r"ratings\.dat, line 1: rating is 'good'"),
+        ("ratings.dat", b"1::1::1::1e999\n", r"ratings\.dat, line 1: timestamp is '1e999'"),
         ("ratings.dat", b"1::1::5::1\n1::1::4.5::864\n", r"ratings\.dat, line 2: rating is '4\.5'"),
         ("users.dat", b"1::F::1::99::48067\n", r"users\.dat, line 1: occupation is 99, should be 0 to 20"),
     ],

@@ -9,7 +9,8 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.verify import verify_lake
-from mtrec_ray.sources.rechorus_attributes import attribute_column
+from mtrec_ray.sources import rechorus_files
+from mtrec_ray.sources.rechorus_scan import attribute_column
 from mtrec_ray.sources.registry import make_source
 
 HEADER = "user_id\titem_id\tbehavior\ttime\tgender\told\tpower"
@@ -17,7 +18,7 @@ DAY_S = 86_400
 TRAIN = [
     f"1\t10\tpv\t{10 * DAY_S}\t1\t23\t5",
     f"2\t11\tpv\t{10 * DAY_S + 1}\t2\t67\t9",
-    f"1\t12\tbuy\t{11 * DAY_S}\t1.0\t24.0\t0",
+    f"1\t12\tbuy\t{11 * DAY_S}\t1.0\t024.0\t00",
     f"3\t10\tpv\t{11 * DAY_S}\t0\t\tnan",
 ]
 DEV = [f"1\t11\tpv\t{11 * DAY_S}\t1\t23\t5\t[12, 13]", f"2\t12\tpv\t{12 * DAY_S}\t2\t67\t9\t[10, 13]"]
@@ -43,6 +44,12 @@ def raw(tmp_path: Path) -> Path:
 
 def _source(raw: Path, **config):
     return make_source("rechorus", config, str(raw))
+
+
+@pytest.fixture
+def cut(monkeypatch):
+    """Sets the size of pieces."""
+    return lambda size: monkeypatch.setattr(rechorus_files, "BYTES_PER_PIECE", size)
 
 
 def _events(source) -> list[tuple[str, str, int]]:
@@ -104,10 +111,12 @@ def test_equal_rows_of_different_behaviour_are_several_events(raw):
     assert _events(_source(raw)).count(("1", "10", 10 * DAY_S)) == 1
 
 
-@pytest.mark.parametrize("bytes_per_part", [1, 20, 70, 90])
-def test_small_pieces_read_the_same_as_one(raw, bytes_per_part):
+@pytest.mark.parametrize("size", [1, 20, 70, 90])
+def test_small_pieces_read_the_same_as_one(raw, size, cut):
     _write(raw / "train.csv", [*TRAIN, DEV[0].rpartition("\t")[0]])
-    small, large = _source(raw, bytes_per_part=bytes_per_part), _source(raw)
+    large = _source(raw)
+    cut(size)
+    small = _source(raw)
     assert len(small.parts("events")) > len(large.parts("events")) == 3
     assert _events(small) == _events(large)
     assert _users(small) == _users(large)
@@ -145,19 +154,13 @@ def test_every_file_with_the_columns_is_read_without_a_train_file(raw):
     assert _users(_source(raw, files=["a_test.csv"])).keys() == {"1"}
 
 
-def test_one_file_of_any_name(tmp_path):
-    _write(tmp_path / "clicks.csv", TRAIN)
-    assert len(_events(_source(tmp_path))) == 4
-
-
 def test_other_columns_names_and_levels(tmp_path):
     """As in the authors' AliEC reader: no power, and levels in `age`."""
     _write(tmp_path / "train.csv", ["1\t10\t1\t2\t6", "2\t10\t2\t1\t0"], "user_id\titem_id\ttime\tgender\tage")
     config = {"attributes": ["gender", "age"], "columns": {"old": "age"}, "age_bands": "levels"}
-    source = _source(tmp_path, **config, gender_values=["m", "f"])
-    assert _users(source) == {
-        "1": {"territory": "all", "gender": "f", "age": "6"},
-        "2": {"territory": "all", "gender": "m", "age": None},
+    assert _users(_source(tmp_path, **config)) == {
+        "1": {"territory": "all", "gender": "female", "age": "6"},
+        "2": {"territory": "all", "gender": "male", "age": None},
     }
     with pytest.raises(UserError, match=r"18 or older.*set age_bands=levels"):
         _ = _source(tmp_path, **config | {"age_bands": "movielens"}).facts
@@ -171,7 +174,7 @@ def test_other_columns_names_and_levels(tmp_path):
     ],
 )
 def test_age_bands(bands, years, expected):
-    attribute = attribute_column("age", ["m", "f"], bands)
+    attribute = attribute_column("age", bands)
     codes = [attribute.codes[year - 1] for year in years]
     assert [attribute.values[code] if code >= 0 else None for code in codes] == expected
 
@@ -181,7 +184,7 @@ def test_missing_value_is_taken_from_other_rows(raw):
     assert _users(_source(raw))["3"] == {"territory": "all", "gender": "female", "age": None, "power": "1"}
 
 
-@pytest.mark.parametrize("bytes_per_part", [20, 1_000_000])
+@pytest.mark.parametrize("size", [20, 1_000_000])
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -193,12 +196,13 @@ def test_missing_value_is_taken_from_other_rows(raw):
         (TRAIN[0].replace("23", "25"), r"age, first '1': old = 23 \(.*train.* 2\) and old = 25 \(.*dev.* 2\): fix"),
     ],
 )
-def test_contradiction_error_names_user_and_both_lines(raw, line, message, bytes_per_part):
+def test_contradiction_error_names_user_and_both_lines(raw, line, message, size, cut):
     """Of repeated rows too; ages of one band do not contradict each other."""
+    cut(size)
     assert _users(_source(raw))["1"]["age"] == "18-24"
     _write(raw / "dev.csv", [line])
     with pytest.raises(UserError, match=f"1 users contradict themselves in {message}"):
-        _ = _source(raw, bytes_per_part=bytes_per_part).facts
+        _ = _source(raw).facts
 
 
 def test_rows_without_an_id_reach_validation(raw):
@@ -209,7 +213,7 @@ def test_rows_without_an_id_reach_validation(raw):
     assert {("", "10", 5), ("1", "", 5)} < set(_events(source))
 
 
-@pytest.mark.parametrize("bytes_per_part", [20, 1_000_000])
+@pytest.mark.parametrize("size", [20, 1_000_000])
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -227,10 +231,11 @@ def test_rows_without_an_id_reach_validation(raw):
         ("\n" + TRAIN[0], r"line 6: time is '', .* fix the line"),
     ],
 )
-def test_bad_line_error_names_value_and_fix(raw, line, message, bytes_per_part):
+def test_bad_line_error_names_value_and_fix(raw, line, message, size, cut):
+    cut(size)
     _write(raw / "train.csv", [*TRAIN, line])
     with pytest.raises(UserError, match=rf"train\.csv, {message}"):
-        _ = _source(raw, bytes_per_part=bytes_per_part).facts
+        _ = _source(raw).facts
 
 
 @pytest.mark.parametrize(
@@ -282,8 +287,9 @@ def test_folder_without_files_is_an_error(tmp_path):
 
 
 @pytest.mark.ray
-def test_lake_is_valid_and_ordered(ray_cluster, raw, tmp_path):
-    source = _source(raw, bytes_per_part=50)
+def test_lake_is_valid_and_ordered(ray_cluster, raw, tmp_path, cut):
+    cut(50)
+    source = _source(raw)
     manifest = build_lake(source, str(tmp_path / "lake")).manifest
     assert manifest.counts == {"users": 3, "events": 7, "titles": 3}
     assert "no territory exists: all users are in one, 'all'" in manifest.notes

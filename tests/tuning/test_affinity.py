@@ -17,7 +17,7 @@ import mtrec_ray.tuning.affinity
 from mtrec_ray.config import validate_config
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.two_tower import TwoTower
-from mtrec_ray.sources.registry import make_source
+from mtrec_ray.sources.synthetic import SyntheticConfig, SyntheticSource
 from mtrec_ray.streams.pairs import Pairs
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import BucketPairs, StepRows
@@ -246,8 +246,7 @@ def test_planted_tastes_across_regions_are_found(tmp_path):
     calendar = lake.manifest.calendar
     data = TrialData(lake, calendar, (0, 1, 2, 3), calendar.day_bounds(0), held_back=False)
     evidence = gradient_evidence(validate_config(PropensityConfig, document), data)
-    truth = make_source("synthetic", settings).truth()
-    assert truth is not None
+    truth = SyntheticSource(SyntheticConfig.model_validate(settings)).truth()
     group, region = truth["taste_group"].to_pylist(), truth["region"].to_pylist()
     assert adjusted_rand_score(group, evidence.clusters(4)) >= 0.8
     assert adjusted_rand_score(group, region) < 0.3

@@ -47,9 +47,8 @@ class Bucket:
         month = self.event_time.astype("datetime64[M]").astype(np.int64)
         order = np.lexsort((self.event_time, month, self.event_title, self.event_user))
         is_first = np.ones(len(order), dtype=bool)
-        if len(order):
-            columns = [column[order] for column in (self.event_user, self.event_title, month)]
-            is_first[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+        columns = [column[order] for column in (self.event_user, self.event_title, month)]
+        is_first[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
         return order[is_first]
 
     def discoveries(self, start: datetime, end: datetime, offer_mask: np.ndarray | None = None) -> np.ndarray:

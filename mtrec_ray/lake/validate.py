@@ -21,7 +21,6 @@ from mtrec_ray.sources.epochs import AFTER_LAST_TIMESTAMP, FIRST_TIMESTAMP
 from mtrec_ray.sources.source import PROMOTION, SourceFacts
 
 NUM_SHOWN = 3  # Rejected rows that an error shows for each reason
-
 Problems = list[tuple[str, np.ndarray]]  # (reason, (rows,) bool); the first of a row's reasons counts
 BadRows = dict[str, tuple[int, list[str]]]  # `table/reason` -> total, and the first rejected rows as JSON
 
@@ -66,7 +65,8 @@ def split_rows(
     key = "title_id" if table == "titles" else "user_id"
     accepted, rejected = (part.take(_content_order(part, key)) for part in (accepted, rejected))
     ids = accepted[key].to_numpy()
-    repeated = np.concatenate([[False], ids[1:] == ids[:-1]]) if len(ids) else np.zeros(0, bool)
+    repeated = np.zeros(len(ids), bool)
+    repeated[1:] = ids[1:] == ids[:-1]
     accepted, duplicates = _split(accepted, [("duplicate_title" if table == "titles" else "duplicate_user", repeated)])
     return accepted, pa.concat_tables([rejected, duplicates])
 
@@ -168,6 +168,5 @@ def _mask(column: pa.ChunkedArray) -> np.ndarray:
 
 def _to_json(row: dict) -> str:
     embedding = row.pop("embedding", None)
-    if embedding is not None:
-        row["embedding"] = f"{len(embedding) // 2} values"
-    return json.dumps(row, default=str, ensure_ascii=False)
+    shown = {} if embedding is None else {"embedding": f"{len(embedding) // 2} values"}
+    return json.dumps(row | shown, default=str, ensure_ascii=False)

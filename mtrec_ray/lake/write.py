@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import resolve, write_atomic
+from mtrec_ray.files import absolute, resolve, write_atomic
 from mtrec_ray.lake.manifest import MANIFEST_NAME, LakeFile, Manifest
 
 LOCK_NAME = ".lock"
@@ -86,7 +86,7 @@ class BuildSite:
                 os.close(lock)
                 raise UserError(f"another build of {out!r} is running: wait for it, or stop it") from error
         old_paths = frozenset(path for path in old_paths if not path.startswith(BUILD_FILES))
-        return BuildSite(out, old_paths, lock)
+        return BuildSite(absolute(out), old_paths, lock)
 
     def make_folders(self, folders: list[str]) -> None:
         """Create folders; workers never do, so a removed build stays removed."""

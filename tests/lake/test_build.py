@@ -297,7 +297,10 @@ def test_unwritable_place_is_an_error(service):
         build(service.source(), "/proc/lake")
 
 
-def test_lake_at_a_file_uri(service, out):
+def test_lake_at_a_file_uri_or_relative_path(service, out, monkeypatch):
     build(service.source(), f"file://{out}")
     assert (Path(out) / "lake.json").is_file()
     verified(f"file://{out}")
+    monkeypatch.chdir(Path(out).parent)
+    build(service.source(), "lake", overwrite=True)
+    verified("lake")

@@ -146,13 +146,15 @@ class TestInteractions:
         assert short.manifest.content_hashes["users"] != embedded.manifest.content_hashes["users"]
 
     def test_catalogue_smaller_than_the_width_gives_zero_columns(self, tmp_path):
-        lake = embed(bare_lake(tmp_path / "lake"), interactions=INTERACTIONS | {"width": 40})
+        lake = embed(bare_lake(tmp_path / "lake"), interactions=INTERACTIONS | {"width": 40, "folds": 0})
         titles, users = lake.title_embeddings()[:, -40:], np.stack(list(vectors_of(lake).values()))
         assert lake.manifest.embeddings.user_width == lake.manifest.embeddings.interaction_width == 40
         assert titles[:, :30].any(axis=0).all()
         assert users[:, :30].any(axis=0).all()
         assert not titles[:, 30:].any()
         assert not users[:, 30:].any()
+        assert lake.manifest.embeddings.num_folds == 0
+        assert "fold_embeddings" not in lake.read("users").column_names
 
     def test_embedded_lake_is_valid_and_records_its_embeddings(self, embedded):
         found = embedded.manifest.embeddings
@@ -166,11 +168,6 @@ class TestInteractions:
         events = event_table([("a", "t0", day(1, 2)), ("a", "t1", day(1, 3))])
         lake = write_lake(tmp_path / "lake", users, events, title_table({"t0": [], "t1": []}), 3, embedded=False)
         verified(embed(lake).uri)
-
-    def test_no_fold_column_without_folds(self, tmp_path):
-        lake = embed(bare_lake(tmp_path / "lake"), interactions=INTERACTIONS | {"folds": 0})
-        assert lake.manifest.embeddings.num_folds == 0
-        assert "fold_embeddings" not in lake.read("users").column_names
 
 
 class TestErrors:

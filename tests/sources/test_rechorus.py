@@ -218,10 +218,8 @@ def test_rows_without_an_id_reach_validation(raw):
     ("line", "message"),
     [
         ("1\t10\tpv\tnoon\t1\t23\t5", r"line 6: time is 'noon', should be seconds"),
-        ("1\t10\tpv\t\t1\t23\t5", r"line 6: time is ''"),
         ("1\t10\tpv\tnan\t1\t23\t5", r"line 6: time is 'nan'"),
         ("1\t10\tpv\t5\t3\t23\t5", r"line 6: gender is '3', should be 1 or 2.* fix"),
-        ("1\t10\tpv\t5\tmale\t23\t5", r"line 6: gender is 'male'"),
         ("1\t10\tpv\t5\t1\t-5\t5", r"line 6: old is '-5', should be an age in years, 1 to 120"),
         ("1\t10\tpv\t5\t1\t121\t5", r"line 6: old is '121'"),
         ("1\t10\tpv\t5\t1\t23.5\t5", r"line 6: old is '23\.5'"),
@@ -245,21 +243,21 @@ def test_bad_line_error_names_value_and_fix(raw, line, message, size, cut):
         (HEADER.encode() + b"\n", r"train\.csv: there is nothing after the header"),
         (
             HEADER.replace("gender", "sex").encode() + b"\n1",
-            r"line 1: column 'gender' is missing, there are user_id, item_id",
+            r"line 1: column 'gender' is missing, there are user_id, item",
         ),
-        (
-            HEADER.replace("\t", ",").encode() + b"\n1",
-            r"line 1: the only column is 'user_id,item_id.*should be tab separated",
-        ),
+        (HEADER.replace("\t", ",").encode() + b"\n1", r"line 1: the only column is 'user_id,item_id.*tab separated"),
         (HEADER.encode() + b"\n\xff\xfe\t10\tpv\t5\t1\t23\t5\n", r"line 2: not utf-8 text"),
         (b"\xff\xfe\n", r"line 1: not utf-8 text"),
         (HEADER.encode() + b"\n1\t10\tpv\t1511544070000\t1\t23\t5\n", r"no event has a valid time"),
     ],
 )
 def test_damaged_file_is_an_error(tmp_path, content, message):
+    (tmp_path / "raw").mkdir()
     (tmp_path / "train.csv").write_bytes(content)
     with pytest.raises(UserError, match=message):
         _ = _source(tmp_path).facts
+    with pytest.raises(UserError, match=r"no \*\.csv in .*train\.csv, dev\.csv and test\.csv"):
+        _source(tmp_path / "raw")
 
 
 @pytest.mark.parametrize(
@@ -279,11 +277,6 @@ def test_damaged_file_is_an_error(tmp_path, content, message):
 def test_wrong_setting_is_an_error(raw, config, message):
     with pytest.raises(UserError, match=message):
         _source(raw, **config)
-
-
-def test_folder_without_files_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"no \*\.csv in .*train\.csv, dev\.csv and test\.csv"):
-        _source(tmp_path)
 
 
 @pytest.mark.ray

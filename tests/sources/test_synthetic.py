@@ -26,22 +26,27 @@ def _generate(config: SyntheticConfig) -> tuple[SyntheticSource, pa.Table, pa.Ta
     return source, *source.complete_bucket(light, pa.table({}))
 
 
-def test_user_does_not_depend_on_other_users():
-    source, users, events = _generate(CONFIG)
+@pytest.fixture(scope="module")
+def generated() -> tuple[SyntheticSource, pa.Table, pa.Table]:
+    return _generate(CONFIG)
+
+
+def test_user_does_not_depend_on_other_users(generated):
+    source, users, events = generated
     some = users.select(["user_id"]).slice(1_234, 17)
     few_users, few_events = source.complete_bucket(some, pa.table({}))
     assert few_users.equals(users.slice(1_234, 17))
     assert few_events.equals(events.filter(pc.is_in(events["user_id"], value_set=some["user_id"].combine_chunks())))
 
 
-def test_titles_and_users_differ_with_the_seed():
-    _, first, _ = _generate(CONFIG)
+def test_titles_and_users_differ_with_the_seed(generated):
+    _, first, _ = generated
     _, second, _ = _generate(CONFIG.model_copy(update={"seed": 4}))
     assert not first["territory"].equals(second["territory"])
 
 
-def test_territory_sizes_and_active_fractions_are_as_planted():
-    source, users, events = _generate(CONFIG)
+def test_territory_sizes_and_active_fractions_are_as_planted(generated):
+    source, users, events = generated
     truth = source.truth().to_pylist()
     end = source.facts.calendar.window_end
     active = set(events.filter(pc.less(events["timestamp"], end))["user_id"].to_pylist())
@@ -67,8 +72,8 @@ def test_only_active_users_have_events_late_in_a_longer_window():
     assert len(set(events["user_id"].to_pylist())) > len(late_users)
 
 
-def test_events_are_of_offered_titles_and_inside_the_calendar():
-    source, users, events = _generate(CONFIG)
+def test_events_are_of_offered_titles_and_inside_the_calendar(generated):
+    source, users, events = generated
     offered = {row["title_id"]: row["territories"] for row in source.titles().to_pylist()}
     home = dict(zip(users["user_id"].to_pylist(), users["territory"].to_pylist(), strict=True))
     calendar = source.facts.calendar
@@ -77,8 +82,8 @@ def test_events_are_of_offered_titles_and_inside_the_calendar():
         assert calendar.window_start <= row["timestamp"] < calendar.day_bounds(3)[1]
 
 
-def test_group_taste_explains_the_events_better_than_a_common_one():
-    source, users, events = _generate(CONFIG)
+def test_group_taste_explains_the_events_better_than_a_common_one(generated):
+    source, users, events = generated
     world, planted = source.world, source.planted(users)
     own = title_logits(world, planted)
     common = np.mean([_logits_as(world, group, planted) for group in range(4)], axis=0)
@@ -102,8 +107,8 @@ def _log_likelihood(logits: np.ndarray, row: np.ndarray, title: np.ndarray) -> f
     return float((logits[row, title] - normal[row]).mean())
 
 
-def test_embeddings_show_the_taste_but_not_the_group():
-    source, users, _ = _generate(CONFIG)
+def test_embeddings_show_the_taste_but_not_the_group(generated):
+    source, users, _ = generated
     planted = source.planted(users)
     taste = planted.taste
     matrix = fixed_width_matrix(users["embedding"]).astype(float)
@@ -114,8 +119,8 @@ def test_embeddings_show_the_taste_but_not_the_group():
     assert np.abs(centres - matrix.mean(axis=0)).max() < 0.15
 
 
-def test_attributes_follow_the_taste_and_some_are_unknown():
-    source, users, _ = _generate(CONFIG)
+def test_attributes_follow_the_taste_and_some_are_unknown(generated):
+    source, users, _ = generated
     world, taste = source.world, source.planted(users).taste
     for i, (name, values) in enumerate(source.facts.attributes.items()):
         codes = pc.index_in(users[name], value_set=pa.array(values)).to_pylist()

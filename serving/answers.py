@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
+TOO_MANY = "too many requests at once: try again"
 MAYBE_STORED = "the events may have been stored: send them again with the same Idempotency-Key"
 _RETRY = {"retry-after": str(RETRY_AFTER_S)}
 HEADERS = {401: {"www-authenticate": "Bearer"}, 429: _RETRY, 503: _RETRY}
@@ -20,9 +21,7 @@ HEADERS = {401: {"www-authenticate": "Bearer"}, 429: _RETRY, 503: _RETRY}
 class Refused(Exception):
     """A request that is not served; becomes a 4xx or 5xx answer with the fields of `Problem`."""
 
-    def __init__(
-        self, field: str | None, message: str, status: int = 422, headers: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, field: str | None, message: str, status: int = 422, headers: Any = None) -> None:
         super().__init__(message)
         self.field, self.message, self.status = field, message, status
         self.headers = {**(headers or {}), **HEADERS.get(status, {})}

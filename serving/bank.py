@@ -1,10 +1,9 @@
 """Gathers the eliminators of a batch, one per row, by one fetch from each of two tables.
 
-Legend: `B` rows, `m` attributes.
+One table holds what depends on the combination alone. The other holds what also depends on the user's attribute values
+(transport gains; the prompts' keys and values of each layer): one row per requested (combination, values).
 
-One table holds what depends on the combination alone and is complete from the start. The other holds what also depends
-on the user's attribute values (the transport's gains, and the prompts' keys and values of each layer): one row per
-requested (combination, values). Neither depends on a history.
+Legend: `B` rows, `m` attributes.
 """
 
 import torch

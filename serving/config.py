@@ -1,6 +1,5 @@
 """Settings of `mtrec serve` (and serve.yaml), `promote`, `rollback`, `store load`."""
 
-import ipaddress
 import os
 import socket
 
@@ -8,26 +7,9 @@ from pydantic import Field, model_validator
 
 from mtrec_ray.config import Config, advanced
 from mtrec_ray.errors import UserError
-from mtrec_ray.serving.store import MAX_STORED_EVENTS
 
 KEY_VARIABLE = "MTREC_API_KEYS"
-
-
-class LimitsConfig(Config):
-    """Limits per request, API key and replica."""
-
-    requests_per_s: float = Field(default=200.0, gt=0)
-    """Average requests per second of one API key at one replica."""
-    burst: int = Field(default=400, ge=1)
-    """Requests of one API key at once."""
-    max_in_flight: int = Field(default=128, ge=1)
-    """Requests that a replica works on; further ones get 503 with Retry-After at once."""
-    max_queued: int = advanced(128, ge=1)
-    """Requests that wait at a proxy while all replicas are full; further ones get 503 with Retry-After at once."""
-    max_body_bytes: int = advanced(4_000_000, ge=1)
-    """Longest request body; 1,000 histories of 100 titles fit."""
-    batch_rows: int = advanced(64, ge=1)
-    """Maximum users of one forward."""
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
 class ScaleConfig(Config):
@@ -39,10 +21,6 @@ class ScaleConfig(Config):
     """Maximum replicas."""
     target_ongoing_requests: float = Field(default=16.0, gt=0)
     """Requests in flight per replica above which Ray Serve adds another."""
-    upscale_delay_s: float = advanced(10.0, ge=0)
-    """Seconds of high load before Ray Serve adds a replica."""
-    downscale_delay_s: float = advanced(120.0, ge=0)
-    """Seconds of low load before Ray Serve removes a replica; long, because a new one loads slowly."""
     num_cpus: float = advanced(1.0, gt=0)
     """Logical CPUs of a replica."""
 
@@ -68,9 +46,8 @@ class ServeConfig(Config):
     """Port to listen on."""
     api_key_file: str | None = None
     """File with one API key per line; MTREC_API_KEYS in the environment adds more, separated by commas."""
-    poll_s: float = advanced(2.0, gt=0)
-    """Seconds between two reads of the pointer."""
-    limits: LimitsConfig = LimitsConfig()
+    requests_per_s: float = Field(default=200.0, gt=0)
+    """Average requests per second of one API key at one replica; twice as many may come at once."""
     scale: ScaleConfig = ScaleConfig()
 
 
@@ -79,16 +56,12 @@ class GatesConfig(Config):
 
     ndcg_ratio: float = Field(default=0.97, gt=0)
     """Minimum NDCG@10 of each combination relative to the live bundle, reached by the interval's upper end."""
-    min_ndcg: float = Field(default=0.0, ge=0)
-    """Minimum NDCG@10 of each combination, reached by the interval's lower end."""
     pr_auc_ratio: float = Field(default=0.97, gt=0)
     """Like `ndcg_ratio`, for the mean PR-AUC of the propensity model; both must be measured on the same protocol."""
     max_leak: float = Field(default=0.02, ge=0)
     """Largest excess of the best attacker's balanced accuracy over its null interval, per ignored attribute."""
     max_auc_leak: float = Field(default=0.05, ge=0)
     """Like `max_leak`, for AUC; larger, because choosing the best attacker alone moves an AUC by 0.02."""
-    min_permutations: int = Field(default=8, ge=2)
-    """Minimum permutations behind each null interval; with fewer, the interval is too wide."""
     audit: bool = True
     """Require an audit."""
     against_live: bool = True
@@ -119,29 +92,25 @@ class StoreLoadConfig(Config):
     """redis://host:port/db, rediss://..., or a local folder, which is created."""
     expire_s: float | None = Field(default=None, gt=0)
     """Seconds after a user's load or last event until the store forgets the user; null: never."""
-    max_events: int = Field(default=MAX_STORED_EVENTS, ge=1, le=MAX_STORED_EVENTS)
-    """Most recent events stored per user."""
 
 
 def api_keys(config: ServeConfig) -> tuple[str, ...]:
     """The keys of the file and of the environment.
 
-    UserError for an unreadable or empty file, or if there is no key although other machines can reach the host.
+    UserError for a file without keys, or if there is no key although other machines can reach the host.
     """
     keys = os.environ.get(KEY_VARIABLE, "").split(",")
     if (path := config.api_key_file) is not None:
         try:
             with open(path, encoding="utf-8") as file:
                 lines = file.read().splitlines()
-        except OSError as error:
-            raise UserError(f"api_key_file {path!r} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"api_key_file {path!r} is not text: write one key per line") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"api_key_file {path!r} cannot be read as text: {error}") from error
         if not any(line.strip() for line in lines):
             raise UserError(f"api_key_file {path!r} contains no key: write one per line")
         keys += lines
     keys = [key.strip() for key in keys if key.strip()]
-    if not keys and not _is_loopback(config.host):
+    if not keys and config.host not in LOOPBACK:
         fix = f"give API keys in api_key_file=FILE or {KEY_VARIABLE}"
         raise UserError(f"host {config.host!r} can be reached from other machines: {fix}")
     return tuple(keys)
@@ -151,16 +120,8 @@ def check_port(config: ServeConfig) -> None:
     """Raise UserError if the port is taken, because Ray's proxy would share it silently."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
     try:
-        with socket.socket(family) as listener:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # allows a port whose listener just ended
-            listener.bind((config.host, config.port))
+        socket.create_server((config.host, config.port), family=family).close()
     except OSError as error:
         fix = "stop the program that listens there, or choose another port with --port"
-        raise UserError(f"port {config.port} of host {config.host!r}: {error.strerror}; {fix}") from error
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
+        reason = str(error.strerror).partition(" (")[0]  # Python adds the address
+        raise UserError(f"port {config.port} of host {config.host!r}: {reason}; {fix}") from error

@@ -17,11 +17,16 @@ from mtrec_ray.process import prepare_process
 from mtrec_ray.serving.answers import RETRY_AFTER_S
 from mtrec_ray.serving.api import build_api
 from mtrec_ray.serving.config import ServeConfig, api_keys
-from mtrec_ray.serving.live import LiveEngine
+from mtrec_ray.serving.guard import MAX_IN_FLIGHT
+from mtrec_ray.serving.pointer import LiveEngine
 from mtrec_ray.serving.service import Service
 from mtrec_ray.serving.store import is_folder, open_store
 from mtrec_ray.serving.telemetry import Telemetry
 
+UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 10.0, 120.0
+"""Seconds of high or low load before Ray Serve changes the replicas; a new one loads slowly, so few are removed."""
+MAX_QUEUED = 128
+"""Requests that wait at a proxy while all replicas are full; further ones get 503 at once."""
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 """No log contains the path of a request: it may contain a user id."""
 
@@ -38,18 +43,14 @@ class Endpoint:
     def __serve_build_asgi_app__(self) -> Any:
         config = self.config
         store = None if config.store is None else open_store(config.store, expire_s=config.expire_s)
-        service = Service(LiveEngine(config.bundle, config.poll_s), store, Telemetry(), config.limits.batch_rows)
-        app = build_api(service, self.keys, config.limits)
+        app = build_api(Service(LiveEngine(config.bundle), store, Telemetry()), self.keys, config.requests_per_s)
         gc.collect()
         gc.freeze()  # the collector skips what is loaded: it took 150 ms once in a thousand requests
         return app
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application that serve.yaml names; `args` are `ServeConfig` except port.
-
-    UserError for settings that do not fit, a missing API key, or an embedded store that does not exist.
-    """
+    """The application that serve.yaml names; `args` are `ServeConfig` except port."""
     if "port" in args:
         raise UserError(f"port {args['port']!r} has no effect here: set http_options.port")
     config = validate_config(ServeConfig, {"host": "0.0.0.0", **args})  # needs API keys unless args name loopback
@@ -61,9 +62,11 @@ def build(args: dict[str, Any]) -> Application:
         autoscaling_config={
             **scale.model_dump(exclude={"num_cpus"}),
             "initial_replicas": max(scale.min_replicas, 1),
+            "upscale_delay_s": UPSCALE_DELAY_S,
+            "downscale_delay_s": DOWNSCALE_DELAY_S,
         },
-        max_ongoing_requests=2 * config.limits.max_in_flight,  # the guard refuses first: Serve's queue is expensive
-        max_queued_requests=config.limits.max_queued,
+        max_ongoing_requests=2 * MAX_IN_FLIGHT,  # the guard refuses first: Serve's queue is expensive
+        max_queued_requests=MAX_QUEUED,
         backpressure_config=BackpressureConfig(retry_after_s=RETRY_AFTER_S),
         ray_actor_options={"num_cpus": scale.num_cpus},
         logging_config=QUIET,
@@ -85,6 +88,5 @@ def wait_for_signal() -> None:
     received = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: received.set())
-    while not received.wait(timeout=1.0):
-        pass
+    received.wait()
     serve.shutdown()

@@ -1,8 +1,8 @@
 """One loaded bundle: a batch takes one forward, though each row has its combination.
 
-Legend: `B` rows, `L` history length, `N` titles, `T` territories, `m` attributes, `d` width.
-
 The backbone alone is one more combination, of no attribute, whose gate closes the prompts, so a batch is never split.
+
+Legend: `B` rows, `N` titles, `T` territories, `m` attributes, `d` width.
 """
 
 from dataclasses import dataclass
@@ -27,7 +27,7 @@ class Query:
     """One request as indices; `serving.queries` makes and checks them."""
 
     history: tuple[int, ...]
-    """Titles, oldest first, at least one; the last L are read."""
+    """Titles, oldest first, at least one."""
     values: tuple[int, ...]
     """(m,) attribute values, -1 unknown."""
     combination: int
@@ -46,40 +46,22 @@ class Ranked:
     scores: list[float]
 
 
-@dataclass(frozen=True)
-class ServedCatalogue:
-    """Titles, by their row in the tensors, and where they are offered."""
-
-    ids: list[str]
-    names: list[str]
-    row_of: dict[str, int]
-    territory_of: dict[str, int]
-    unavailable: Tensor
-    """(T, N) bool: not offered in the territory."""
-    everywhere: bool
-    """All titles are offered in all territories."""
-
-
 class Engine:
     """Weights and catalogue of one bundle, nothing that grows with the users."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self.manifest = bundle.manifest
+        self.manifest, self.version = bundle.manifest, bundle.manifest.version
         self.backbone = bundle.backbone().remember_titles()
         self.pack = bundle.eliminators().with_identity()
         self.combinations: dict[Combination, int] = {c: index for index, c in enumerate(self.pack.combinations)}
         self.bank = EliminatorBank(self.backbone, self.pack)
-        titles = bundle.titles()
-        ids, territories = titles["title_id"].to_pylist(), self.manifest.territories
-        offered = offered_in(titles, territories)  # (T, N)
-        self.catalogue = ServedCatalogue(
-            ids=ids,
-            names=[name or title_id for name, title_id in zip(titles["name"].to_pylist(), ids, strict=True)],
-            row_of={title_id: row for row, title_id in enumerate(ids)},
-            territory_of={name: row for row, name in enumerate(territories)},
-            unavailable=torch.from_numpy(~offered),
-            everywhere=bool(offered.all()),
-        )
+        titles, territories = bundle.titles(), self.manifest.territories
+        self.ids, names = titles["title_id"].to_pylist(), titles["name"].to_pylist()
+        self.names = [name or title_id for name, title_id in zip(names, self.ids, strict=True)]
+        self.row_of = {title_id: row for row, title_id in enumerate(self.ids)}
+        self.territory_of = {name: row for row, name in enumerate(territories)}
+        self.unavailable = torch.from_numpy(~offered_in(titles, territories))  # (T, N)
+        self.all_offered = not self.unavailable.any()
         self.title_vectors = self.backbone.title_vectors().t().contiguous()  # (d, N)
         self.popular = bundle.popular().tolist()
         self.two_tower = bundle.propensity()
@@ -88,17 +70,12 @@ class Engine:
             with torch.inference_mode():
                 self.propensity_vectors = self.two_tower.title_vectors(features)  # (N, d)
 
-    @property
-    def version(self) -> str:
-        return self.manifest.version
-
     @torch.inference_mode()
     def recommend(self, queries: list[Query]) -> list[Ranked]:
         """The best titles of each query."""
-        size = max(1, MAX_CELLS // len(self.catalogue.ids))
-        return [
-            ranked for start in range(0, len(queries), size) for ranked in self._rank(queries[start : start + size])
-        ]
+        size = max(1, MAX_CELLS // len(self.ids))
+        parts = [queries[start : start + size] for start in range(0, len(queries), size)]
+        return [ranked for part in parts for ranked in self._rank(part)]
 
     def user_vectors(self, queries: list[Query]) -> Tensor:
         """(B, d), each row under its own combination."""
@@ -112,8 +89,8 @@ class Engine:
 
     def _rank(self, queries: list[Query]) -> list[Ranked]:
         scores = self.user_vectors(queries) @ self.title_vectors  # (B, N)
-        if not self.catalogue.everywhere:
-            scores.masked_fill_(self.catalogue.unavailable[torch.tensor([q.territory for q in queries])], -torch.inf)
+        if not self.all_offered:
+            scores.masked_fill_(self.unavailable[torch.tensor([q.territory for q in queries])], -torch.inf)
         rows = np.repeat(np.arange(len(queries)), [len(q.exclude) for q in queries])
         if len(rows):
             columns = np.fromiter(chain.from_iterable(q.exclude for q in queries), dtype=np.int64, count=len(rows))
@@ -136,18 +113,15 @@ class Engine:
         group = torch.tensor([part.group_of_territory[territory]])
         user = model.user_vectors(torch.from_numpy(embedding)[None], group)  # (1, d)
         if titles is not None:
-            logits = model.logits(user, self.propensity_vectors[torch.tensor(titles)])[0]
+            logits = model.logits(user, self.propensity_vectors[titles])[0]
             return Ranked(titles, logits.sigmoid().tolist())
         logits = model.logits(user, self.propensity_vectors)[0]
-        best, rows = logits.masked_fill_(self.catalogue.unavailable[territory], -torch.inf).topk(min(k, len(logits)))
+        best, rows = logits.masked_fill_(self.unavailable[territory], -torch.inf).topk(min(k, len(logits)))
         offered = _cut(rows.tolist(), best.tolist(), k).titles
         return Ranked(offered, best[: len(offered)].sigmoid().tolist())
 
 
 def _cut(titles: list[int], scores: list[float], k: int) -> Ranked:
     """The first k, without those that are not offered (score -inf)."""
-    titles, scores = titles[:k], scores[:k]
-    while scores and scores[-1] == -float("inf"):
-        titles.pop()
-        scores.pop()
-    return Ranked(titles, scores)
+    count = len(scores[:k]) - scores[:k].count(-torch.inf)
+    return Ranked(titles[:count], scores[:count])

@@ -1,7 +1,7 @@
 """The online store in a folder: LMDB, shared by the machine's processes.
 
-A read takes a few microseconds (a memory map, no lock between processes), so it runs in the event loop. A write waits
-for the disk and for other writers, so `append` writes in a thread.
+A read takes a few microseconds, so it runs in the event loop. `append` waits for the disk and for other writers, so it
+writes in a thread.
 """
 
 import asyncio
@@ -25,13 +25,9 @@ MAP_BYTES = 1 << 38
 """Upper limit of the store: address space, which costs nothing; the file is as large as its content."""
 BATCH_USERS = 2000
 """Users per transaction of `put_many`; appends of other processes wait until it ends."""
-MAX_READERS = 1024
-MAX_KEY_BYTES = 511
-"""Limit of LMDB."""
+MAX_READERS, MAX_KEY_BYTES = 1024, 511
 HASHED = b"\xff"
-"""First byte of hashed keys; UTF-8 never contains it, so no user id starts with it."""
-SAMPLE_TRIES = 100
-"""Maximum records read per user of a sample."""
+"""First byte of the keys of longer ids, which are hashed; no UTF-8 text contains it."""
 
 
 class LmdbStore:
@@ -52,7 +48,7 @@ class LmdbStore:
     async def get(self, user_ids: Sequence[str]) -> list[UserState | None]:
         now = time.time()
         with self._transaction() as transaction:
-            records = [_Record.live(transaction.get(_key(user_id)), now) for user_id in user_ids]
+            records = [_decode(transaction.get(_key(user_id)), now) for user_id in user_ids]
         return [record.state if record else None for record in records]
 
     async def append(self, user_id: str, title_ids: Sequence[str], key: str | None = None) -> int:
@@ -64,7 +60,7 @@ class LmdbStore:
             expires_at = time.time() + self._expire_s if self._expire_s else None
             with self._writing, self._transaction(write=True) as transaction:
                 for user_id, state in batch:
-                    transaction.put(_key(user_id), _Record(user_id, expires_at, state).encode())
+                    transaction.put(_key(user_id), _Record(state, expires_at).encode(user_id))
             stored += len(batch)
         return stored
 
@@ -72,29 +68,23 @@ class LmdbStore:
         with self._transaction():
             pass
 
-    async def sample(self, count: int) -> list[str]:
-        now = time.time()
-        with self._transaction() as transaction:
-            values = islice(transaction.cursor().iternext(keys=False), SAMPLE_TRIES * count)
-            records = (_Record.live(value, now) for value in values)
-            return list(islice((record.user_id for record in records if record and record.state.history), count))
-
     async def close(self) -> None:
         with self._writing:
             self._env.close()
 
     def _append(self, user_id: str, title_ids: Sequence[str], key: str | None) -> int:
-        now, user_key = time.time(), _key(user_id)
+        now = time.time()
         with self._writing, self._transaction(write=True) as transaction:
-            record = _Record.live(transaction.get(user_key), now) or _Record(user_id, None, UserState())
+            record = _decode(transaction.get(_key(user_id)), now) or _Record(UserState())
             if not title_ids or key in record.append_keys:
                 return len(record.state.history)
             history = (*record.state.history, *title_ids)[-MAX_STORED_EVENTS:]
-            expires_at = now + self._expire_s if self._expire_s else record.expires_at
-            keys = record.append_keys if key is None else [*record.append_keys, key][-MAX_APPEND_KEYS:]
-            transaction.put(
-                user_key, _Record(user_id, expires_at, replace(record.state, history=history), keys).encode()
-            )
+            record = record._replace(state=replace(record.state, history=history))
+            if self._expire_s:
+                record = record._replace(expires_at=now + self._expire_s)
+            if key is not None:
+                record = record._replace(append_keys=[*record.append_keys, key][-MAX_APPEND_KEYS:])
+            transaction.put(_key(user_id), record.encode(user_id))
             return len(history)
 
     @contextmanager
@@ -108,29 +98,28 @@ class LmdbStore:
 
 
 class _Record(NamedTuple):
-    """One stored value: a msgpack list of the fields, the keys of appends last."""
+    """A stored value."""
 
-    user_id: str
-    """Stored too, because the key may be only its hash."""
-    expires_at: float | None
-    """Seconds since 1970; None = never."""
     state: UserState
+    expires_at: float | None = None
+    """Seconds since 1970; None = never."""
     append_keys: Sequence[str] = ()
 
-    @staticmethod
-    def live(value: bytes | None, now: float) -> "_Record | None":
-        """Decode a record; None if it has expired (it stays on disk until overwritten)."""
-        if value is None:
-            return None
-        user_id, expires_at, history, attributes, territory, embedding, *keys = msgpack.unpackb(value)
-        if expires_at is not None and expires_at <= now:
-            return None
-        return _Record(user_id, expires_at, UserState(tuple(history), attributes, territory, embedding), keys)
+    def encode(self, user_id: str) -> bytes:
+        """A msgpack list with the id, because the key may be only its hash."""
+        state = self.state
+        fields = (state.history[-MAX_STORED_EVENTS:], state.attributes, state.territory, state.embedding)
+        return cast(bytes, msgpack.packb((user_id, self.expires_at, *fields, *self.append_keys)))
 
-    def encode(self) -> bytes:
-        history = self.state.history[-MAX_STORED_EVENTS:]
-        state = (history, self.state.attributes, self.state.territory, self.state.embedding)
-        return cast(bytes, msgpack.packb((self.user_id, self.expires_at, *state, *self.append_keys)))
+
+def _decode(value: bytes | None, now: float) -> _Record | None:
+    """None if there is no record or it has expired (it stays on disk until overwritten)."""
+    if value is None:
+        return None
+    _, expires_at, history, attributes, territory, embedding, *keys = msgpack.unpackb(value)
+    if expires_at is not None and expires_at <= now:
+        return None
+    return _Record(UserState(tuple(history), attributes, territory, embedding), expires_at, keys)
 
 
 def _key(user_id: str) -> bytes:

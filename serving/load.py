@@ -6,7 +6,6 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,22 +15,19 @@ from rich.console import RenderableType
 from rich.table import Table
 
 from mtrec_ray.console import ProgressCallback
-from mtrec_ray.errors import UserError
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.serving.config import StoreLoadConfig
-from mtrec_ray.serving.store import Store, StoreUnavailable, UserState, is_folder, open_store, without_password
+from mtrec_ray.serving.store import MAX_STORED_EVENTS, Store, UserState, is_folder, open_store, without_password
 
 if TYPE_CHECKING:
     import pandas as pd
 
-States = list[tuple[str, UserState]]
-
 
 @dataclass(frozen=True)
 class LoadResult:
-    """What was stored: `users`, `events`, `users_without_events`, `users_with_embedding`."""
+    """What was stored."""
 
     store: str
     counts: dict[str, int]
@@ -60,24 +56,29 @@ def load_store(config: StoreLoadConfig, progress: ProgressCallback | None = None
     cannot be reached.
     """
     lake = Lake.open(config.lake)
+    buckets, title_ids = range(lake.manifest.num_buckets), lake.titles["title_id"].combine_chunks()
+    options: dict[str, Any] = {"stage": "loading users", "progress": progress}
     counts = Counter[str]()
-    try:
-        asyncio.run(_ping(config.store))  # before any work starts
-        for stored in _load_buckets(config, lake, progress):
+    asyncio.run(_ping(config.store))  # before any work starts
+    if is_folder(config.store):  # on a cluster, tasks see other machines' folders
+        store = open_store(config.store, expire_s=config.expire_s)
+        for _, states in map_tasks(bucket_states, buckets, lake, title_ids, **options):
+            counts.update(_put(store, states))
+        asyncio.run(store.close())
+    else:
+        for _, stored in map_tasks(_load_bucket, buckets, lake, title_ids, config, **options):
             counts.update(stored)
-    except StoreUnavailable as error:
-        raise UserError(str(error)) from error
     return LoadResult(without_password(config.store), dict(counts))
 
 
-def bucket_states(index: int, lake: Lake, title_ids: pa.Array, max_events: int) -> States:
+def bucket_states(index: int, lake: Lake, title_ids: pa.Array) -> list[tuple[str, UserState]]:
     """Users of one bucket with their last events in time order; ties keep their order."""
     names = list(lake.manifest.attributes)
     embedded = lake.manifest.embeddings.user_width > 0
     rows = Bucket.read(lake, index, title_ids, (*names, "embedding") if embedded else tuple(names))
     order = np.lexsort((rows.event_time, rows.event_user))  # stable, so ties keep their stored order
     ends = np.cumsum(np.bincount(rows.event_user, minlength=len(rows.keys)))
-    starts = np.maximum(ends - max_events, np.concatenate([[0], ends[:-1]]))
+    starts = np.maximum(ends - MAX_STORED_EVENTS, np.concatenate([[0], ends[:-1]]))
     catalogue = title_ids.to_pylist()
     history = [catalogue[title] for title in rows.event_title[order]]
     columns = {name: rows.users[name].to_pylist() for name in rows.users.column_names}
@@ -95,31 +96,11 @@ def bucket_states(index: int, lake: Lake, title_ids: pa.Array, max_events: int) 
     ]
 
 
-def _load_buckets(config: StoreLoadConfig, lake: Lake, progress: ProgressCallback | None) -> Iterator[dict[str, int]]:
-    """Counts of each stored bucket."""
-    buckets, title_ids = range(lake.manifest.num_buckets), lake.titles["title_id"].combine_chunks()
-    options: dict[str, Any] = {"stage": "loading users", "progress": progress}
-    if not is_folder(config.store):
-        for _, counts in map_tasks(_load_bucket, buckets, lake, title_ids, config, **options):
-            yield counts
-        return
-    store = open_store(config.store, expire_s=config.expire_s)  # here: on a cluster, tasks see other machines' folders
-    try:
-        for _, states in map_tasks(bucket_states, buckets, lake, title_ids, config.max_events, **options):
-            yield _put(store, states)
-    finally:
-        asyncio.run(store.close())
-
-
 def _load_bucket(index: int, lake: Lake, title_ids: pa.Array, config: StoreLoadConfig) -> dict[str, int]:
-    store = open_store(config.store, expire_s=config.expire_s)
-    try:
-        return _put(store, bucket_states(index, lake, title_ids, config.max_events))
-    except StoreUnavailable as error:
-        raise UserError(str(error)) from error  # Ray passes on a UserError as it is
+    return _put(open_store(config.store, expire_s=config.expire_s), bucket_states(index, lake, title_ids))
 
 
-def _put(store: Store, states: States) -> dict[str, int]:
+def _put(store: Store, states: list[tuple[str, UserState]]) -> dict[str, int]:
     return {
         "users": store.put_many(states),
         "events": sum(len(state.history) for _, state in states),

@@ -1,5 +1,8 @@
-"""The pointer: a file, replaced atomically, that names the live bundle."""
+"""The pointer, a file that names the live bundle, and the engine that follows it."""
 
+import asyncio
+import logging
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 from pydantic import BaseModel, ConfigDict
@@ -9,7 +12,10 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists, read_json, write_file
 from mtrec_ray.serving.engine import Engine
 
-MAX_PREVIOUS = 20
+logger = logging.getLogger(__name__)
+
+POLL_S = 2.0
+"""Seconds between two reads of a followed pointer."""
 
 
 class Pointer(BaseModel):
@@ -58,9 +64,7 @@ def move_back(uri: str) -> Pointer:
     """Make the previous bundle live again; UserError if there is none or it cannot be loaded."""
     before = read_pointer(uri)
     if not before.previous:
-        raise UserError(
-            f"pointer {uri!r}: no bundle was live before {before.version}, so there is nothing to roll back"
-        )
+        raise UserError(f"pointer {uri!r}: no bundle was live before {before.version}: nothing to roll back")
     bundle = Bundle.open(before.previous[0])
     Engine(bundle)  # loads and checks every file
     return _write(uri, bundle, before.previous[1:])
@@ -73,7 +77,51 @@ def _write(uri: str, bundle: Bundle, previous: list[str]) -> Pointer:
         bundle=absolute(bundle.uri),
         version=bundle.manifest.version,
         moved_at=datetime.now(UTC),
-        previous=previous[:MAX_PREVIOUS],
+        previous=previous,
     )
     write_file(uri, pointer.model_dump_json(indent=1).encode())
     return pointer
+
+
+class LiveEngine:
+    """`engine` is the newest that could be loaded from `uri`, a bundle or a pointer.
+
+    A request keeps the engine it started with. UserError if the first cannot be loaded.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.pointer = read_pointer(uri) if is_pointer(uri) else None
+        self.engine = _load(self.pointer) if self.pointer else Engine(Bundle.open(uri))
+
+    async def follow(self, on_change: Callable[[str, str | None], None]) -> None:
+        """Follow the pointer until cancelled; an engine stays if the next cannot be loaded.
+
+        Calls `on_change` with the version in use and the one before it, None at first.
+        """
+        on_change(self.engine.version, None)
+        seen = self.pointer
+        while self.pointer is not None:
+            await asyncio.sleep(POLL_S)
+            try:
+                pointer = await asyncio.to_thread(read_pointer, self.uri)
+                if pointer == seen:
+                    continue
+                seen = pointer  # a bundle that cannot be loaded is not tried again until the pointer moves
+                if (pointer.bundle, pointer.version) != (self.pointer.bundle, self.pointer.version):
+                    before, self.engine = self.engine.version, await asyncio.to_thread(_load, pointer)
+                    self.pointer = pointer
+                    on_change(self.engine.version, before)
+            except Exception as error:
+                if isinstance(error, OSError):
+                    seen = self.pointer  # tried again: the network may recover
+                reason = f"{type(error).__name__}: {error}"
+                logger.error("cannot load the pointer's bundle, bundle %s stays: %s", self.engine.version, reason)
+
+
+def _load(pointer: Pointer) -> Engine:
+    bundle = Bundle.open(pointer.bundle)
+    if bundle.manifest.version != pointer.version:
+        versions = f"is version {bundle.manifest.version}, but {pointer.version} was promoted"
+        raise UserError(f"bundle {pointer.bundle!r} {versions}: promote it again")
+    return Engine(bundle)

@@ -1,4 +1,4 @@
-"""`mtrec promote` and `mtrec rollback`."""
+"""`mtrec promote`, if NDCG, leakage and PR-AUC pass their gates, and `mtrec rollback`."""
 
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -6,17 +6,35 @@ from typing import TYPE_CHECKING, Any
 from rich.console import RenderableType
 from rich.table import Table
 
-from mtrec_ray.bundle.manifest import Bundle, BundleManifest
+from mtrec_ray.bundle.manifest import Bundle, BundleManifest, Leakage, Metric, PrAuc
+from mtrec_ray.combinations import combination_name
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import exists
-from mtrec_ray.serving.config import PromoteConfig, RollbackConfig
+from mtrec_ray.serving.config import GatesConfig, PromoteConfig, RollbackConfig
 from mtrec_ray.serving.engine import Engine
-from mtrec_ray.serving.gates import Gate, check_gates
 from mtrec_ray.serving.pointer import Pointer, move_back, move_pointer, read_pointer
 
 if TYPE_CHECKING:
     import pandas as pd
+
+MIN_PERMUTATIONS = 8
+"""With fewer permutations, a null interval is too wide to decide."""
+
+
+@dataclass(frozen=True)
+class Gate:
+    """One condition."""
+
+    name: str
+    passed: bool
+    measured: str
+    combination: str | None = None
+    attribute: str | None = None
+
+    @property
+    def label(self) -> str:
+        return "/".join(part for part in (self.name, self.combination, self.attribute) if part is not None)
 
 
 @dataclass(frozen=True)
@@ -78,3 +96,69 @@ def _live_manifest(uri: str) -> BundleManifest:
         rebuilt = f"the live bundle {pointer.bundle!r} was rebuilt after its promotion (then {pointer.version})"
         raise UserError(f"{rebuilt}, so its metrics are lost; {fix}")
     return manifest
+
+
+def check_gates(new: BundleManifest, live: BundleManifest | None, config: GatesConfig) -> list[Gate]:
+    """Check every condition; without a live bundle, the comparisons with it are left out."""
+    gates = [] if live is None else [_coverage(new, live)]
+    if not new.audit:
+        gates.append(Gate("audit", not config.audit, "the bundle has no audit: `mtrec bundle --audit DIR`"))
+    if live is not None:
+        gates += [_ndcg(name, new.metrics[name], live, config) for name in new.metrics if name in live.metrics]
+    for combination in new.combinations if new.audit else []:
+        name = combination_name(combination)
+        gates += [_leak(name, attribute, new.audit[name][attribute], config) for attribute in combination]
+    return gates + _pr_auc(new, live, config)
+
+
+def _coverage(new: BundleManifest, live: BundleManifest) -> Gate:
+    """The new bundle must have every combination, attribute and territory of the live one."""
+    combinations = {frozenset(combination) for combination in new.combinations}
+    lost = [f"combination {combination_name(c)}" for c in live.combinations if frozenset(c) not in combinations]
+    lost += [f"attribute {name}" for name in live.attributes if name not in new.attributes]
+    lost += [f"territory {name}" for name in live.territories if name not in new.territories]
+    missing = f"without {', '.join(lost)}: `--set gates.against_live=false` accepts that"
+    return Gate("combinations", not lost, missing if lost else "all that the live bundle has")
+
+
+def _ndcg(combination: str, metrics: dict[str, Metric], live: BundleManifest, config: GatesConfig) -> Gate:
+    ndcg, before = metrics["ndcg@10"], live.metrics[combination]["ndcg@10"].value
+    passed = ndcg.high >= config.ndcg_ratio * before
+    return Gate("ndcg@10", passed, f"{_interval(ndcg, 4)}, live {before:.4f}", combination)
+
+
+def _leak(combination: str, attribute: str, leakage: Leakage, config: GatesConfig) -> Gate:
+    """Metrics of the best attacker against their null intervals, as in the audit."""
+    measured, passed = [], leakage.num_permutations >= MIN_PERMUTATIONS
+    for name, metric, limit in (
+        ("balanced accuracy", leakage.balanced_accuracy, config.max_leak),
+        ("auc", leakage.auc, config.max_auc_leak),
+    ):
+        decided = metric.null_high < 1
+        passed = passed and decided and metric.value <= metric.null_high + limit
+        undecided = "" if decided else ", too few users to decide"
+        measured.append(f"{name} {_interval(metric, 3)}, null up to {metric.null_high:.3f}{undecided}")
+    if leakage.num_permutations < MIN_PERMUTATIONS:
+        measured.append(f"only {leakage.num_permutations} permutations: `mtrec audit --set num_permutations=20`")
+    return Gate("leak", passed, "; ".join(measured), combination, attribute)
+
+
+def _pr_auc(new: BundleManifest, live: BundleManifest | None, config: GatesConfig) -> list[Gate]:
+    part, old = new.propensity, live and live.propensity
+    pr_auc, before = part and part.mean_pr_auc, old and old.mean_pr_auc
+    if old is None or before is None:
+        return []
+    if part is None or pr_auc is None:
+        problem = "the live bundle has one: `mtrec bundle --propensity RUN --evaluation DIR`"
+    elif part.protocol != old.protocol:
+        problem = f"measured {part.protocol}, the live bundle's {old.protocol}: evaluate both the same way"
+    elif pr_auc.low is None or pr_auc.high is None:
+        problem = f"{pr_auc.value:.4f} has no interval, because positives are too few: evaluate it on more users"
+    else:
+        measured = f"{_interval(pr_auc, 4)}, live {before.value:.4f}"
+        return [Gate("pr_auc", pr_auc.high >= config.pr_auc_ratio * before.value, measured)]
+    return [Gate("pr_auc", False, problem)]
+
+
+def _interval(metric: Metric | PrAuc, digits: int) -> str:
+    return f"{metric.value:.{digits}f} ({metric.low:.{digits}f} to {metric.high:.{digits}f})"

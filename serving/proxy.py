@@ -1,43 +1,36 @@
 """Middleware of Ray Serve's HTTP proxies: another replica answers if one dies.
 
-Serve retries a request that its replica never started, but answers 500 if the replica died during the work. Here such a
-request is sent again once, if it only reads or has an Idempotency-Key; any other gets 503 with Retry-After.
-
-The middleware also limits the requests in flight at the proxy, a single process that forwards some hundreds per second.
-Above the limit it answers 503 at once: refusing in Serve's queue or in the replicas costs as much as answering.
-
-A short body travels in its request's scope: otherwise the replica calls the proxy for the body and for what follows it,
-which costs more than the forward. A body that arrives slowly is left to the replica, which checks the API key first.
+* A request whose replica died during the work is sent again once, if it only reads or has an Idempotency-Key; any other
+  gets 503 with Retry-After. Serve itself retries only what no replica had started.
+* Above a limit of requests in flight it answers 503 at once, because refusing later costs as much as answering.
+* A short body travels in its request's scope, because calling the proxy for it costs the replica more than the forward.
+  A body that arrives slowly is left to the replica, which checks the API key first.
 
 Proxies find the middleware by `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in their own environment: `mtrec serve` sets
-it; on a cluster, set it before `ray start`. Behind HAProxy it would run in the replicas, without use.
+it; on a cluster, set it before `ray start`. Behind HAProxy it has no use.
 """
 
 import asyncio
 import os
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
 from ray.util.metrics import Counter
 from starlette.middleware import Middleware
 
-from mtrec_ray.errors import UserError
-from mtrec_ray.serving.answers import MAYBE_STORED, Refused
+from mtrec_ray.serving.answers import MAYBE_STORED, TOO_MANY, Refused
 from mtrec_ray.serving.guard import PROXY_BODY, App, Message, Receive, Scope, Send
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 READY_VARIABLE = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
-READY_S = 20
-"""Serve checks a new proxy three times, then kills it: it has 60 s to start."""
 LIMIT_VARIABLE = "MTREC_MAX_AT_PROXY"
 MAX_AT_PROXY = 128
 """Default limit of requests in flight at the proxy."""
 HEALTH = ("/healthz", "/readyz")
-TOO_MANY = "too many requests at once: try again"
 READ_ONLY = {"GET", "HEAD", "POST"}
 """Methods of this API that change nothing; a PUT may have been stored before the replica died."""
-MAX_BUFFERED_BYTES = 4_000_000
-BUFFER_WITHIN_S = 1.0
+MAX_BUFFERED_BYTES, BUFFER_WITHIN_S = 4_000_000, 1.0
 """Requests with longer bodies, and those that take longer to arrive, cannot be sent again."""
 MAX_IN_SCOPE_BYTES = 100_000
 """Longer bodies, and those of unknown length, are received by the replica."""
@@ -46,26 +39,23 @@ MAX_IN_SCOPE_BYTES = 100_000
 def configure_proxy_env() -> None:
     """Set `middlewares`, and time to start, for the proxies of a Ray that is started later."""
     os.environ.setdefault(VARIABLE, "mtrec_ray.serving.proxy:middlewares")
-    os.environ.setdefault(READY_VARIABLE, str(READY_S))
+    os.environ.setdefault(READY_VARIABLE, "20")  # Serve checks three times, then kills the proxy: 60 s
 
 
 def middlewares() -> list[Middleware]:
-    """The proxy's middlewares; UserError if the limit is not a number."""
+    """The proxy's middlewares."""
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
         return []
-    limit = os.environ.get(LIMIT_VARIABLE, str(MAX_AT_PROXY))
-    if not limit.isdigit() or limit == "0":
-        raise UserError(f"{LIMIT_VARIABLE} is {limit!r}: give a number of requests, 1 or more")
+    limit = int(os.environ.get(LIMIT_VARIABLE, MAX_AT_PROXY))
     counter = Counter("mtrec_proxy_interventions", "What a proxy did by itself, by outcome.", ("outcome",))
     count = lambda outcome: counter.inc(1, {"outcome": outcome})  # noqa: E731
-    return [Middleware(RetryOnReplicaDeath, limit=int(limit), count=count)]
+    return [Middleware(RetryOnReplicaDeath, limit=limit, count=count)]
 
 
 class RetryOnReplicaDeath:
-    """Wraps the proxy, which returns without an answer if a replica died.
+    """Wraps the proxy, which does not answer if a replica died or the caller disconnected.
 
-    It does so too if the caller disconnected. At most `limit` requests are in flight, not counting health checks. Calls
-    `count` with `repeated` or `refused` for each lost request, and with `too many` above the limit.
+    Calls `count` with `repeated` or `refused` for each lost request, and with `too many` above the `limit`.
     """
 
     def __init__(self, app: App, limit: int, count: Callable[[str], None]) -> None:
@@ -88,23 +78,21 @@ class RetryOnReplicaDeath:
 
     async def _forward(self, scope: Scope, request: "BufferedRequest", send: Send) -> None:
         await request.buffer()
-        length = dict(scope["headers"]).get(b"content-length", b"")
+        headers, read_only = dict(scope["headers"]), scope["method"] in READ_ONLY
+        length = headers.get(b"content-length", b"")
         if request.complete and length.isdigit() and 0 < int(length) <= MAX_IN_SCOPE_BYTES:
-            scope = {**scope, "extensions": {**(scope.get("extensions") or {}), PROXY_BODY: request.body()}}
-        if request.disconnected:
+            body = b"".join(message.get("body", b"") for message in request.messages)
+            scope = {**scope, "extensions": {**(scope.get("extensions") or {}), PROXY_BODY: body}}
+        if request.disconnected or await self._answered(scope, request, send) or request.disconnected:
             return
-        if await self._answered(scope, request, send) or request.disconnected:
-            return
-        keyed = any(name == b"idempotency-key" for name, _ in scope["headers"])
-        if (scope["method"] in READ_ONLY or keyed) and request.complete:
+        if request.complete and (read_only or b"idempotency-key" in headers):
             self.count("repeated")
-            request.rewind()
             if await self._answered(scope, request, send) or request.disconnected:
                 return
         self.count("refused")
-        fix = "try again" if scope["method"] in READ_ONLY else MAYBE_STORED
+        fix = "try again" if read_only else MAYBE_STORED
         lost = Refused(None, f"the replica died before it answered: {fix}", 503)
-        await lost.answer()(scope, request.receive, send)
+        await lost.answer()(scope, request.replay(), send)
 
     async def _answered(self, scope: Scope, request: "BufferedRequest", send: Send) -> bool:
         """Whether an answer was sent; its head is held back until its body, which may never come."""
@@ -114,30 +102,25 @@ class RetryOnReplicaDeath:
         async def delayed_send(message: Message) -> None:
             nonlocal head, sent, busy
             if message["type"] == "http.response.start":
-                head, busy = message, _is_refusal_of_serve(message)
-                return
-            if busy:
-                return
-            if head is not None:
-                await send(head)
-                head, sent = None, True
-            await send(message)
+                is_ours = dict(message["headers"]).get(b"content-type") == b"application/json"
+                head, busy = message, message["status"] == 503 and not is_ours  # Serve refuses in plain text
+            elif not busy:
+                if head is not None:
+                    await send(head)
+                    head, sent = None, True
+                await send(message)
 
-        await self.app({**scope, "headers": list(scope["headers"])}, request.receive, delayed_send)
+        await self.app({**scope, "headers": list(scope["headers"])}, request.replay(), delayed_send)
         if busy:
-            await Refused(None, TOO_MANY, 503).answer()(scope, request.receive, send)
+            await Refused(None, TOO_MANY, 503).answer()(scope, request.replay(), send)
         return sent or busy
 
 
-def _is_refusal_of_serve(head: Message) -> bool:
-    return head["status"] == 503 and dict(head["headers"]).get(b"content-type") != b"application/json"
-
-
 class BufferedRequest:
-    """A request's messages, kept so that they can be received again if they are `complete`."""
+    """A request's messages, which can be received again if they are `complete`."""
 
     def __init__(self, receive: Receive) -> None:
-        self._receive, self._messages, self._next = receive, list[Message](), 0
+        self._receive, self.messages = receive, list[Message]()
         self.complete = self.disconnected = False
 
     async def buffer(self) -> None:
@@ -146,23 +129,20 @@ class BufferedRequest:
         with suppress(TimeoutError):
             async with asyncio.timeout(BUFFER_WITHIN_S):
                 while not (self.complete or self.disconnected) and size <= MAX_BUFFERED_BYTES:
-                    self._messages.append(message := await self._live_receive())
+                    self.messages.append(message := await self._receive_live())
                     size += len(message.get("body", b""))
                     self.complete = size <= MAX_BUFFERED_BYTES and not message.get("more_body", False)
 
-    def body(self) -> bytes:
-        return b"".join(message.get("body", b"") for message in self._messages)
+    def replay(self) -> Receive:
+        """Receives the buffered messages, then what follows them."""
+        buffered = deque(self.messages)
 
-    def rewind(self) -> None:
-        self._next = 0
+        async def receive() -> Message:
+            return buffered.popleft() if buffered else await self._receive_live()
 
-    async def receive(self) -> Message:
-        if self._next == len(self._messages):
-            return await self._live_receive()
-        self._next += 1
-        return self._messages[self._next - 1]
+        return receive
 
-    async def _live_receive(self) -> Message:
+    async def _receive_live(self) -> Message:
         message = await self._receive()
         self.disconnected |= message["type"] == "http.disconnect"
         return message

@@ -14,21 +14,24 @@ MAX_EMBEDDING = 65504.0
 """Largest float16, the stored type of embeddings: sums of such numbers do not overflow."""
 
 
-def check_request(
-    engine: Engine, request: RecommendRequest, has_store: bool, prefix: str = ""
-) -> tuple[Combination, int]:
+def check_request(engine: Engine, request: RecommendRequest, has_store: bool, prefix: str) -> tuple[Combination, int]:
     """Combination and territory of a request, checked; `prefix` is of field names."""
+    declared = engine.manifest.attributes
     if request.user_id is not None and not has_store:
         raise Refused(f"{prefix}user_id", "this endpoint has no online store: send a history")
-    _check_k(engine, request.k, prefix)
     for name, value in request.attributes.items():
-        values = engine.manifest.attributes.get(name)
-        if values is None:
-            raise Refused(f"{prefix}attributes", f"no attribute {name!r}; choose from {_attributes(engine)}")
-        if value not in values:
-            choices = ", ".join(map(repr, values))
+        _check_attribute(engine, name, f"{prefix}attributes")
+        if value not in declared[name]:
+            choices = ", ".join(map(repr, declared[name]))
             raise Refused(f"{prefix}attributes.{name}", f"not a value of {name}; choose from {choices}")
-    return _combination(engine, request.ignore, prefix), _territory(engine, request.territory, prefix)
+    for index, name in enumerate(request.ignore):
+        _check_attribute(engine, name, f"{prefix}ignore[{index}]")
+    combination = tuple(name for name in declared if name in request.ignore)
+    if combination not in engine.combinations:
+        choices = ", ".join(combination_name(one) for one in engine.combinations if one)
+        message = f"no eliminator was trained for {combination_name(combination)}; choose from {choices}"
+        raise Refused(f"{prefix}ignore", message)
+    return combination, _territory(engine, request.territory, prefix)
 
 
 def prepare_answer(
@@ -37,7 +40,7 @@ def prepare_answer(
     combination: Combination,
     territory: int,
     state: UserState | None,
-    store_error: str | None = None,
+    store_error: str | None,
 ) -> tuple[Query | None, dict[str, Any]]:
     """Query and answer of a checked request.
 
@@ -47,7 +50,7 @@ def prepare_answer(
     known = state or UserState()
     history = request.history if request.history is not None else known.history
     values = request.attributes if request.history is not None else known.attributes
-    row_of = engine.catalogue.row_of
+    row_of = engine.row_of
     titles = tuple(row_of[title] for title in history if title in row_of)
     reason = None
     if request.user_id is not None and state is None:
@@ -78,8 +81,7 @@ def prepare_answer(
 
 def named_titles(engine: Engine, ranked: Ranked, score: str) -> list[dict[str, Any]]:
     """Titles as answers list them; `score` names the field of the score."""
-    ids, names = engine.catalogue.ids, engine.catalogue.names
-    pairs = zip(ranked.titles, ranked.scores, strict=True)
+    ids, names, pairs = engine.ids, engine.names, zip(ranked.titles, ranked.scores, strict=True)
     return [{"title_id": ids[title], "name": names[title], score: value} for title, value in pairs]
 
 
@@ -90,8 +92,7 @@ def propensity_inputs(
     if engine.two_tower is None:
         fix = "`mtrec bundle --propensity RUN` makes a bundle with one"
         raise Refused(None, f"this bundle has no propensity model: {fix}", 404)
-    territory, row_of = _territory(engine, request.territory), engine.catalogue.row_of
-    _check_k(engine, request.k)
+    territory, row_of = _territory(engine, request.territory), engine.row_of
     if request.embedding is not None:
         with np.errstate(over="ignore"):  # infinite numbers are refused below
             embedding, field = np.array(request.embedding).astype(np.float32), "embedding"
@@ -103,38 +104,20 @@ def propensity_inputs(
         raise Refused(field, f"the embedding has {len(embedding)} numbers, the model takes {width}")
     if not (np.abs(embedding) <= MAX_EMBEDDING).all():
         raise Refused(field, f"the embedding contains NaN, infinity or a number beyond {MAX_EMBEDDING:g}")
-    if request.title_ids is None:
-        return embedding, territory, None
-    for index, title in enumerate(request.title_ids):
+    for index, title in enumerate(request.title_ids or ()):
         if title not in row_of:
             raise Refused(f"title_ids[{index}]", "no such title in the catalogue: leave it out")
-        if engine.catalogue.unavailable[territory, row_of[title]]:
+        if engine.unavailable[territory, row_of[title]]:
             raise Refused(f"title_ids[{index}]", f"not offered in territory {request.territory!r}: leave it out")
-    return embedding, territory, [row_of[title] for title in request.title_ids]
+    return embedding, territory, [row_of[title] for title in request.title_ids] if request.title_ids else None
 
 
-def _check_k(engine: Engine, k: int, prefix: str = "") -> None:
-    if k > (titles := len(engine.catalogue.ids)):
-        raise Refused(f"{prefix}k", f"k is {k}, but the catalogue has {titles} titles")
-
-
-def _combination(engine: Engine, ignore: list[str], prefix: str) -> Combination:
-    for index, name in enumerate(ignore):
-        if name not in engine.manifest.attributes:
-            raise Refused(f"{prefix}ignore[{index}]", f"no attribute {name!r}; choose from {_attributes(engine)}")
-    combination = tuple(name for name in engine.manifest.attributes if name in ignore)
-    if combination not in engine.combinations:
-        choices = ", ".join(combination_name(one) for one in engine.combinations if one)
-        message = f"no eliminator was trained for {combination_name(combination)}; choose from {choices}"
-        raise Refused(f"{prefix}ignore", message)
-    return combination
+def _check_attribute(engine: Engine, name: str, field: str) -> None:
+    if name not in (declared := engine.manifest.attributes):
+        raise Refused(field, f"no attribute {name!r}; choose from {', '.join(declared) or 'none'}")
 
 
 def _territory(engine: Engine, name: str, prefix: str = "") -> int:
-    if name not in engine.catalogue.territory_of:
+    if name not in engine.territory_of:
         raise Refused(f"{prefix}territory", f"no territory {name!r}; GET /v1/combinations lists them")
-    return engine.catalogue.territory_of[name]
-
-
-def _attributes(engine: Engine) -> str:
-    return ", ".join(engine.manifest.attributes) or "none"
+    return engine.territory_of[name]

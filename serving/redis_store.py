@@ -6,13 +6,11 @@
 | `mtrec:profile:<user id>` | msgpack of (attributes, territory, embedding); none if a user was only appended to |
 | `mtrec:appends:<user id>` | list of the idempotency keys of the last appends |
 
-The three expire together. Redis 6.0.6 or newer; an `allkeys-...` eviction policy could drop a profile and leave its
-history.
+The three expire together. Redis 6.0.6 or newer; an `allkeys-...` eviction policy could drop one of the three alone.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -25,14 +23,7 @@ from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.serving.store import (
-    MAX_APPEND_KEYS,
-    MAX_STORED_EVENTS,
-    TIMEOUT_S,
-    StoreUnavailable,
-    UserState,
-    without_password,
-)
+from mtrec_ray.serving.store import MAX_APPEND_KEYS, MAX_STORED_EVENTS, StoreUnavailable, UserState, without_password
 
 HISTORY, PROFILE, APPENDS = "mtrec:history:", "mtrec:profile:", "mtrec:appends:"
 APPEND = f"""
@@ -57,13 +48,12 @@ LOAD_TIMEOUT_S, LOAD_RETRIES = 10.0, 3
 """Of `put_many`, which may repeat a batch: storing it twice changes nothing."""
 BATCH_ITEMS = 20_000
 """Users and titles per transaction of `put_many`, which blocks Redis for about 10 ms."""
-SCAN_COUNT, SAMPLE_SCANS = 1000, 100
 
 
 class RedisStore:
     """See `serving.store.Store`; connections stay in the event loop of the first call."""
 
-    def __init__(self, url: str, *, expire_s: float | None = None, timeout_s: float = TIMEOUT_S) -> None:
+    def __init__(self, url: str, *, expire_s: float | None, timeout_s: float) -> None:
         self._url, self._shown_url = url, without_password(url)
         self._expire_ms = None if expire_s is None else max(1, round(1000 * expire_s))
         try:
@@ -116,17 +106,6 @@ class RedisStore:
         with self._unavailable():
             await self._client.execute_command("PING")
 
-    async def sample(self, count: int) -> list[str]:
-        users: dict[str, None] = {}  # a scan may return a key twice
-        cursor = 0
-        with self._unavailable():
-            for _ in range(SAMPLE_SCANS):
-                cursor, keys = await self._client.scan(cursor, match=HISTORY + "*", count=SCAN_COUNT)
-                users.update(dict.fromkeys(_text(key).removeprefix(HISTORY) for key in keys))
-                if cursor == 0 or len(users) >= count:
-                    break
-        return list(islice(users, count))
-
     async def close(self) -> None:
         await self._client.aclose()
 
@@ -150,13 +129,8 @@ class RedisStore:
             raise StoreUnavailable(f"Redis at {self._shown_url}: {text}") from error
 
 
-def _text(value: bytes | str) -> str:
-    return value if isinstance(value, str) else value.decode()
-
-
 def _state(profile: bytes | None, titles: list[bytes]) -> UserState | None:
-    history = tuple(_text(title) for title in titles)
+    history = tuple(title.decode() for title in titles)
     if profile is None:
         return UserState(history) if history else None
-    attributes, territory, embedding = msgpack.unpackb(profile)
-    return UserState(history, attributes, territory, embedding)
+    return UserState(history, *msgpack.unpackb(profile))

@@ -97,7 +97,7 @@ class Recommendation(AnswerBody):
     reason: Literal["unknown user", "no known title in the history", "store unavailable"] | None = None
     """Why the model was not used."""
     unknown_titles: int = 0
-    """Titles of the history that are not in the catalogue; they were skipped."""
+    """Skipped titles of the history, which are not in the catalogue."""
     unknown_values: list[str] = []
     """Ignored attributes whose value is unknown for this user, so they may be hidden less well."""
     bundle_version: str

@@ -6,7 +6,7 @@ from typing import Any
 from mtrec_ray.combinations import combination_name
 from mtrec_ray.serving.answers import MAYBE_STORED, Refused
 from mtrec_ray.serving.batcher import Batcher
-from mtrec_ray.serving.live import LiveEngine
+from mtrec_ray.serving.pointer import LiveEngine
 from mtrec_ray.serving.queries import check_request, named_titles, prepare_answer, propensity_inputs
 from mtrec_ray.serving.schemas import EventsRequest, PropensityRequest, RecommendRequest
 from mtrec_ray.serving.store import Store, StoreUnavailable, UserState
@@ -16,15 +16,15 @@ Answer = dict[str, Any]
 """JSON with the fields of the class in `serving.schemas` that the route names."""
 ANSWERS_AT_ONCE = 64
 """Answers of a batch that are prepared or written before other requests get a turn."""
-EXAMPLE_USERS, EXAMPLE_TITLES = 8, 2000
+EXAMPLE_TITLES = 2000
 
 
 class Service:
     """One replica's engine, store and batcher."""
 
-    def __init__(self, live: LiveEngine, store: Store | None, telemetry: Telemetry, batch_rows: int) -> None:
+    def __init__(self, live: LiveEngine, store: Store | None, telemetry: Telemetry) -> None:
         self.live, self.store, self.telemetry = live, store, telemetry
-        self.batcher = Batcher(batch_rows, telemetry.batch)
+        self.batcher = Batcher(telemetry.batch)
 
     async def recommend(self, requests: list[RecommendRequest], many: bool) -> list[Answer]:
         """Recommendations, in order; Refused names the index of a request if `many`."""
@@ -46,7 +46,7 @@ class Service:
             if query is not None:
                 answer["titles"] = named_titles(engine, next(ranked), "score")
             else:
-                self.telemetry.popularity(answer["reason"])
+                self.telemetry.degraded.inc(1, {"reason": answer["reason"]})
             await _let_others_run(number)
         return [answer for _, answer in prepared]
 
@@ -60,10 +60,10 @@ class Service:
             if store_error is not None:
                 raise Refused(None, "the online store cannot be reached: try again", 503)
             state = states.get(request.user_id)
-        inputs = propensity_inputs(engine, request, state)
+        embedding, territory, titles = propensity_inputs(engine, request, state)
         with self.telemetry.stage("propensity"):
-            ranked = engine.propensities(*inputs, request.k)
-        part, territory = engine.manifest.propensity, inputs[1]
+            ranked = engine.propensities(embedding, territory, titles, request.k)
+        part = engine.manifest.propensity
         assert part is not None
         return {
             "titles": named_titles(engine, ranked, "propensity"),
@@ -73,8 +73,8 @@ class Service:
 
     async def append(self, user_id: str, request: EventsRequest, key: str | None) -> Answer:
         """Store what a user watched, once per idempotency `key`; raises Refused."""
-        titles = [event.title_id for event in request.events]
-        known = [title for title in titles if title in self.live.engine.catalogue.row_of]
+        row_of = self.live.engine.row_of
+        known = [event.title_id for event in request.events if event.title_id in row_of]
         if self.store is None:
             raise Refused(None, "this endpoint has no online store: start it with --store", 404)
         if not known:
@@ -83,35 +83,33 @@ class Service:
             length = await self.store.append(user_id, known, key)
         except StoreUnavailable as error:
             raise Refused(None, f"the online store did not answer: {MAYBE_STORED}", 503) from error
-        return {"stored": len(known), "unknown_titles": len(titles) - len(known), "history_length": length}
+        unknown = len(request.events) - len(known)
+        return {"stored": len(known), "unknown_titles": unknown, "history_length": length}
 
     def combinations(self) -> Answer:
         """What requests can ask for, with metrics and audit; the backbone first."""
         manifest = self.live.engine.manifest
+        names = {combination_name(combination): combination for combination in [(), *manifest.combinations]}
         return {
             "bundle_version": manifest.version,
             "attributes": manifest.attributes,
             "territories": manifest.territories,
             "combinations": [
                 {
-                    "name": (name := combination_name(combination)),
+                    "name": name,
                     "ignore": combination,
                     "metrics": manifest.metrics.get(name, {}),
                     "audit": manifest.audit.get(name, {}),
                 }
-                for combination in [(), *manifest.combinations]
+                for name, combination in names.items()
             ],
         }
 
-    async def examples(self) -> Answer:
-        """Some users and titles, for the page of an endpoint that only this machine can reach."""
-        catalogue = self.live.engine.catalogue
-        try:
-            users = await self.store.sample(EXAMPLE_USERS) if self.store is not None else []
-        except StoreUnavailable:
-            users = []  # the page works without examples
-        pairs = zip(catalogue.ids[:EXAMPLE_TITLES], catalogue.names[:EXAMPLE_TITLES], strict=True)
-        return {"users": users, "titles": [{"title_id": title, "name": name} for title, name in pairs]}
+    def examples(self) -> Answer:
+        """Some titles, for the page of an endpoint that only this machine can reach."""
+        engine = self.live.engine
+        pairs = zip(engine.ids[:EXAMPLE_TITLES], engine.names[:EXAMPLE_TITLES], strict=True)
+        return {"titles": [{"title_id": title, "name": name} for title, name in pairs]}
 
     async def _states(self, user_ids: list[str]) -> tuple[dict[str, UserState], str | None]:
         """States of known users, and the reason if the store could not be reached."""

@@ -15,7 +15,7 @@ TIMEOUT_S = 0.25
 """Maximum wait for a connection and for each reply; without user state, an answer still takes less than a second."""
 
 
-class StoreUnavailable(Exception):
+class StoreUnavailable(UserError):
     """The store cannot be reached at present."""
 
 
@@ -40,11 +40,10 @@ class Store(Protocol):
         ...
 
     async def append(self, user_id: str, title_ids: Sequence[str], key: str | None = None) -> int:
-        """Append titles, oldest first, to a user's history and return its length.
+        """Append titles, oldest first, to a user's history, old or new; returns its length.
 
-        A missing user is created. Atomic across processes. If users expire, this one's time restarts. The store never
-        retries an append. After a lost reply the caller may repeat it with the same idempotency `key`, which then
-        changes nothing as long as it is among the user's last `MAX_APPEND_KEYS`.
+        Atomic across processes; restarts the time to expiry. Never retried: after a lost reply the caller may repeat it
+        with the same idempotency `key`, which stores it once.
         """
         ...
 
@@ -53,10 +52,6 @@ class Store(Protocol):
         ...
 
     async def ping(self) -> None: ...
-
-    async def sample(self, count: int) -> list[str]:
-        """Ids of up to `count` arbitrary users with a history, as examples."""
-        ...
 
     async def close(self) -> None: ...
 

@@ -1,11 +1,9 @@
 """Prometheus metrics of the endpoint, through Ray; no value of a request is ever a label.
 
-Histograms are counted in the replica and reported to Ray once a second, as counters with a histogram's labels: Ray's
-own histogram took 16% of a replica's event loop behind HAProxy. Ray appends `_total` to a counter's name, so
+Histograms are counted here and reported once a second, as counters with a histogram's labels, because Ray's own took
+16% of a replica's event loop. Ray appends `_total` to a counter's name, so this is a quantile:
 
     histogram_quantile(0.99, sum by (stage, le) (rate(ray_mtrec_stage_latency_ms_bucket_total[5m])))
-
-is a quantile, and `_sum_total` divided by `_count_total` the mean.
 """
 
 import asyncio
@@ -25,22 +23,19 @@ REPORT_EVERY_S = 1.0
 
 
 class BufferedHistogram:
-    """A histogram per stage, with ascending upper bounds of all buckets but the last."""
+    """A histogram per stage; `bounds` are ascending upper limits of all buckets but the last."""
 
     def __init__(self, name: str, description: str, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.labels = [*(f"{bound:g}" for bound in bounds), "+Inf"]
+        self.bounds, self.labels = bounds, [*(f"{bound:g}" for bound in bounds), "+Inf"]
         self.buckets = Counter(f"{name}_bucket", description, ("stage", "le"))
         self.sum = Counter(f"{name}_sum", description, ("stage",))
         self.count = Counter(f"{name}_count", description, ("stage",))
-        self.pending: dict[str, list[float]] = {}
-        """Stage -> observations per bucket, then their sum, since the last report."""
+        self.pending: dict[str, list[float]] = {}  # stage -> observations per bucket since the last report, their sum
 
     def observe(self, value: float, stage: str) -> None:
-        if stage not in self.pending:
-            self.pending[stage] = [0] * len(self.labels) + [0.0]
-        self.pending[stage][bisect_left(self.bounds, value)] += 1
-        self.pending[stage][-1] += value
+        counts = self.pending.setdefault(stage, [0.0] * (len(self.labels) + 1))
+        counts[bisect_left(self.bounds, value)] += 1
+        counts[-1] += value
 
     def report(self) -> None:
         """Report to Ray what was observed since the last report."""
@@ -61,9 +56,9 @@ class Telemetry:
         self.latency = BufferedHistogram("mtrec_stage_latency_ms", "Time in a stage.", LATENCY_MS)
         self.batch_size = BufferedHistogram("mtrec_batch_size", "Users of a forward.", SIZES)
         self.mixture = BufferedHistogram("mtrec_batch_combinations", "Combinations of a forward.", SIZES)
-        self.errors = Counter("mtrec_errors", "Answers other than success, by kind.", tag_keys=("kind",))
-        self.degraded = Counter("mtrec_popularity_answers", "Answers by popularity, by reason.", tag_keys=("reason",))
-        self.live = Gauge("mtrec_live_bundle", "1 for the bundle in use.", tag_keys=("version",))
+        self.errors = Counter("mtrec_errors", "Answers other than success, by kind.", ("kind",))
+        self.degraded = Counter("mtrec_popularity_answers", "Answers by popularity, by reason.", ("reason",))
+        self.live = Gauge("mtrec_live_bundle", "1 for the bundle in use.", ("version",))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -80,9 +75,6 @@ class Telemetry:
 
     def error(self, kind: str) -> None:
         self.errors.inc(1, {"kind": kind})
-
-    def popularity(self, reason: str) -> None:
-        self.degraded.inc(1, {"reason": reason})
 
     def bundle(self, version: str, before: str | None) -> None:
         if before is not None:

@@ -23,9 +23,9 @@ def serve(config: "ServeConfig", progress: Any = None) -> None:
         )
     check_port(config)
     from mtrec_ray.serving import proxy
-    from mtrec_ray.serving.live import LiveEngine
+    from mtrec_ray.serving.pointer import LiveEngine
 
-    version = LiveEngine(config.bundle, config.poll_s).engine.version  # loads the bundle once, to check it
+    version = LiveEngine(config.bundle).engine.version  # loads the bundle once, to check it
     proxy.configure_proxy_env()
     need_ray()
     from mtrec_ray.serving.endpoint import start_endpoint, wait_for_signal

@@ -12,7 +12,6 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Annotated, Any
 
 import numpy as np
@@ -50,7 +49,7 @@ def queries(engine: Any, combinations: list[int], count: int = ROWS) -> list[Any
     from mtrec_ray.serving.engine import Query
 
     rng, sizes = np.random.default_rng(0), [len(values) for values in engine.manifest.attributes.values()]
-    titles = len(engine.catalogue.ids)
+    titles = len(engine.ids)
     return [
         Query(
             tuple(rng.integers(0, titles, 20).tolist()),
@@ -100,13 +99,12 @@ def bench_batches(engine: Any) -> None:
 def bench_large_catalogue(engine: Any, titles: int = 100_000) -> None:
     import torch
 
-    vectors, catalogue = engine.title_vectors, engine.catalogue
-    engine.title_vectors = torch.randn(vectors.shape[0], titles)
-    engine.catalogue = replace(catalogue, unavailable=torch.zeros(1, titles, dtype=torch.bool), everywhere=False)
-    asked = queries(engine, [0], 1)
+    asked, before = queries(engine, [0], 1), (engine.title_vectors, engine.unavailable, engine.all_offered)
+    engine.title_vectors = torch.randn(before[0].shape[0], titles)
+    engine.unavailable, engine.all_offered = torch.zeros(1, titles, dtype=torch.bool), False
     (ms,) = median_ms(lambda: engine.recommend(asked))
     print(f"{titles:,} titles: {ms:.2f} ms a user")
-    engine.title_vectors, engine.catalogue = vectors, catalogue
+    engine.title_vectors, engine.unavailable, engine.all_offered = before
 
 
 def bench_http(engine: Any, bundle: str, seconds: float) -> None:
@@ -148,7 +146,7 @@ def bench_http(engine: Any, bundle: str, seconds: float) -> None:
 
 
 def body_of(engine: Any, count: int) -> list[dict[str, Any]]:
-    names, ids = list(engine.combinations), engine.catalogue.ids
+    names, ids = list(engine.combinations), engine.ids
     return [
         {
             "history": [ids[title] for title in query.history],

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.serving.conftest import free_port
+from tests.serving.redis_server import free_port
 
 READY_S, END_S, POLL_S = 300.0, 90.0, 0.25
 REPLICA = "ray::ServeReplica:mtrec:Endpoint"

@@ -1,4 +1,4 @@
-"""A client that sends requests over keep-alive connections, repeats failed ones once, and records the answers."""
+"""A client that sends requests over keep-alive connections and records the answers."""
 
 import asyncio
 import itertools
@@ -30,8 +30,6 @@ class Seen:
     status: int | str = ""
     """Or the name of the error that no answer came with."""
     retryable: bool = False
-    again: int | str = ""
-    """Status of the one repetition, where it failed."""
     source: str = ""
     reason: str = ""
     version: str = ""
@@ -42,7 +40,7 @@ class Seen:
 
 
 def mixed(users: list[str]) -> Iterator[Asked]:
-    """Of 20 requests: 11 for users of the store, 6 with histories, 2 propensities, 1 event to remember."""
+    """Of 20 requests: 11 for users of the store, 6 with histories, 2 propensities, 1 event to store."""
     ignored = itertools.cycle([[], *map(list, COMBINATIONS)])
     for number in itertools.count():
         user, ignore = users[number % len(users)], next(ignored)
@@ -64,38 +62,27 @@ def of_users(users: list[str]) -> Iterator[Asked]:
 
 
 @asynccontextmanager
-async def session_to(url: str, connections: int) -> AsyncIterator[aiohttp.ClientSession]:
-    timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-    connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=60)
-    async with aiohttp.ClientSession(url, timeout=timeout, connector=connector) as session:
-        yield session
-
-
-@asynccontextmanager
 async def open_loop(url: str, requests: Iterator[Asked], rate: float) -> AsyncIterator[list[Seen]]:
     """`rate` requests per second inside the context; the list is complete after it."""
     seen: list[Seen] = []
     done = asyncio.Event()
 
     async def send(session: aiohttp.ClientSession) -> None:
-        start, asking = time.monotonic(), set[asyncio.Task[None]]()
-        for number in itertools.count():
-            due = start + number / rate
-            await asyncio.sleep(max(0.0, due - time.monotonic()))
-            if done.is_set():
-                break
-            task = asyncio.create_task(ask(session, next(requests), seen, due))
-            asking.add(task)
-            task.add_done_callback(asking.discard)
-        await asyncio.gather(*asking)
+        start = time.monotonic()
+        async with asyncio.TaskGroup() as asking:
+            for number in itertools.count():
+                due = start + number / rate
+                await asyncio.sleep(max(0.0, due - time.monotonic()))
+                if done.is_set():
+                    return
+                asking.create_task(ask(session, next(requests), seen, due))
 
-    async with session_to(url, 256) as session:
-        sending = asyncio.create_task(send(session))
+    async with _session_to(url, 256) as session, asyncio.TaskGroup() as sending:
+        sending.create_task(send(session))
         try:
             yield seen
         finally:
             done.set()
-            await sending
 
 
 @asynccontextmanager
@@ -104,49 +91,40 @@ async def closed_loop(url: str, requests: Iterator[Asked], connections: int) -> 
     seen: list[Seen] = []
     done = asyncio.Event()
 
-    async def caller(session: aiohttp.ClientSession) -> None:
+    async def call(session: aiohttp.ClientSession) -> None:
         while not done.is_set():
-            await ask(session, next(requests), seen, time.monotonic())
+            wait_s = await ask(session, next(requests), seen, time.monotonic())
+            await asyncio.sleep(wait_s)
 
-    async with session_to(url, connections) as session:
-        callers = [asyncio.create_task(caller(session)) for _ in range(connections)]
+    async with _session_to(url, connections) as session, asyncio.TaskGroup() as callers:
+        for _ in range(connections):
+            callers.create_task(call(session))
         try:
             yield seen
         finally:
             done.set()
-            await asyncio.gather(*callers)
 
 
-async def ask(session: aiohttp.ClientSession, asked: Asked, seen: list[Seen], due: float) -> None:
-    """One request and, after the time that a refusal names, its one repetition."""
-    one = Seen(asked, due)
-    wait_s = await _send(session, one)
-    one.ms = 1e3 * (time.monotonic() - due)
-    seen.append(one)
-    if one.failed:
-        await asyncio.sleep(wait_s)
-        second = Seen(asked, time.monotonic())
-        await _send(session, second)
-        one.again = second.status
+def _session_to(url: str, connections: int) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=60)
+    return aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), connector=connector)
 
 
-async def _send(session: aiohttp.ClientSession, one: Seen) -> float:
-    method, path, body = one.asked
+async def ask(session: aiohttp.ClientSession, asked: Asked, seen: list[Seen], due: float) -> float:
+    """One request; returns the seconds to wait before the next, 0 after a success."""
+    one, (method, path, body), wait_s = Seen(asked, due), asked, RETRY_S
     try:
         async with session.request(method, path, json=body) as answer:
-            one.status = answer.status
-            after = answer.headers.get("retry-after")
-            one.retryable = answer.status == 503 and after is not None
-            if answer.status == 200:
-                content = await answer.json()
-                one.source, one.reason = content.get("source", ""), content.get("reason") or ""
-                one.version = content.get("bundle_version", "")
-            else:
-                await answer.read()
-            return float(after or RETRY_S)
+            content = await answer.json() if answer.status == 200 else {}
+            one.status, wait_s = answer.status, float(answer.headers.get("retry-after", 0.0))
+            one.retryable = answer.status == 503 and "retry-after" in answer.headers
+            one.source, one.reason = content.get("source", ""), content.get("reason") or ""
+            one.version = content.get("bundle_version", "")
     except (aiohttp.ClientError, TimeoutError, OSError) as error:
         one.status, one.retryable = type(error).__name__, method == "POST"  # no POST of this API changes anything
-        return RETRY_S
+    one.ms = 1e3 * (time.monotonic() - due)
+    seen.append(one)
+    return wait_s
 
 
 def figures(seen: list[Seen]) -> dict[str, Any]:
@@ -159,7 +137,6 @@ def figures(seen: list[Seen]) -> dict[str, Any]:
         "failed_percent": round(100 * len(failed) / max(1, len(seen)), 3),
         "failed_by": {status: sum(str(one.status) == status for one in failed) for status in statuses},
         "not_retryable": sum(not one.retryable for one in failed),
-        "failed_again": sum(one.again != 200 for one in failed),
         **latencies([one for one in seen if not one.failed]),
     }
 
@@ -169,8 +146,5 @@ def latencies(seen: list[Seen], name: str = "") -> dict[str, float]:
     if not seen:
         return {}
     ms = np.array([one.ms for one in seen])
-    return {
-        f"{name}p50_ms": round(float(np.percentile(ms, 50)), 1),
-        f"{name}p99_ms": round(float(np.percentile(ms, 99)), 1),
-        f"{name}worst_ms": round(float(ms.max()), 1),
-    }
+    found = {"p50_ms": np.percentile(ms, 50), "p99_ms": np.percentile(ms, 99), "worst_ms": ms.max()}
+    return {f"{name}{key}": round(float(value), 1) for key, value in found.items()}

@@ -29,25 +29,9 @@ from mtrec_ray.serving.schemas import (
 )
 from tests.serving.bundles import leakage, metric
 
-NAMES = {
-    "t01": "The Long Harbour",
-    "t02": "Paper Lanterns",
-    "t03": "Midnight at the Observatory",
-    "t04": "Salt Road",
-    "t05": "A Quiet Orchard",
-    "t06": "Second Violin",
-    "t07": "Eleven Winters",
-    "t08": "The Cartographer's Daughter",
-    "t09": "Low Tide",
-    "t10": "Northbound",
-    "t11": "Kitchen Stories of Lake Como",
-    "t12": "Glass Mountain",
-    "t13": "The Understudy",
-    "t14": "<img src=x onerror=alert(1)>",
-}
-USERS = ["ada", "grace", "alan"]
-SLOW, OWN_TITLE = "slow", "t14"
-"""A user that is no example, and the title that only this user gets, first in the list."""
+NAMES = {f"t{number:02}": f"Title {number}" for number in range(1, 14)} | {"t14": "<img src=x onerror=alert(1)>"}
+USER, SLOW, OWN_TITLE = "ada", "slow", "t14"
+"""Two stored users, and the title that only the second gets, first in the list."""
 RANKINGS = {
     "none": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
     "gender": (1, 5, 2, 3, 11, 4, 7, 12, 8, 9),
@@ -61,20 +45,13 @@ VERSION = "bundle-1"
 
 def combinations() -> Combinations:
     """Gender is hidden, age leaks, the country was not audited and cannot be ignored."""
-
-    def measured(value: float, low: float, high: float, num_values: int) -> Leakage:
-        null = {"null_low": low, "null_high": high, "chance": 1 / num_values}
-        auc = metric(0.5) | {"null_low": 0.46, "null_high": 0.54, "chance": 0.5}
-        changes = {"attacker": "boosting", "balanced_accuracy": metric(value, 0.04) | null, "auc": auc}
-        return Leakage.model_validate(leakage() | changes)
-
-    open_gender, hidden_gender = measured(0.712, 0.468, 0.531, 2), measured(0.516, 0.468, 0.531, 2)
-    open_age, hidden_age = measured(0.55, 0.29, 0.375, 3), measured(0.41, 0.29, 0.375, 3)
-    info = {
-        "none": ([], 0.60, {"gender": open_gender, "age": open_age}),
-        "gender": (["gender"], 0.588, {"gender": hidden_gender, "age": open_age}),
-        "age": (["age"], 0.60, {"gender": open_gender, "age": hidden_age}),
-        "gender+age": (["gender", "age"], 0.54, {}),
+    hidden = Leakage.model_validate(leakage(0.516))
+    leaking = Leakage.model_validate(leakage(0.712) | {"leaks": True})
+    audits = {
+        "none": (0.60, {"gender": leaking, "age": leaking}),
+        "gender": (0.588, {"gender": hidden, "age": leaking}),
+        "age": (0.60, {"gender": leaking, "age": leaking}),
+        "gender+age": (0.54, {}),
     }
     return Combinations(
         bundle_version=VERSION,
@@ -83,11 +60,11 @@ def combinations() -> Combinations:
         combinations=[
             CombinationInfo(
                 name=name,
-                ignore=ignore,
+                ignore=[] if name == "none" else name.split("+"),
                 metrics={"ndcg@10": Metric(**metric(ndcg))},
                 audit=audit,
             )
-            for name, (ignore, ndcg, audit) in info.items()
+            for name, (ndcg, audit) in audits.items()
         ],
     )
 
@@ -99,13 +76,8 @@ class ScriptedApi:
     api_key: str | None = None
     busy: int = 0
     """Number of next requests that get 503."""
-    retry_after: str = "1"
     examples: bool = True
     version: str = VERSION
-    served_as: str | None = None
-    """A combination named in the answers instead of the requested one."""
-    withdrawn: str | None = None
-    """A combination that is listed but refused."""
     waits: dict[str, threading.Event] = field(default_factory=dict)
     """User -> event to wait for before the answer."""
     batches: list[RecommendBatch] = field(default_factory=list)
@@ -115,15 +87,13 @@ class ScriptedApi:
             assert self.waits[request.user_id].wait(timeout=20), f"{request.user_id} waited too long"
         if request.territory == "closed":
             raise Refused(f"requests[{index}].territory", "no territory 'closed'; choose from T001, T002")
-        known = request.user_id in (*USERS, SLOW) or any(t in NAMES for t in request.history or [])
+        known = request.user_id in (USER, SLOW) or any(t in NAMES for t in request.history or [])
         name = "+".join(request.ignore) or "none"
-        if name not in RANKINGS or name == self.withdrawn:
-            raise Refused(f"requests[{index}].ignore", f"no eliminator was trained for {name}; choose from gender")
         own = [OWN_TITLE] if request.user_id == SLOW else []
         ids = own + [f"t{number:02}" for number in RANKINGS[name if known else "none"]]
         return Recommendation(
             titles=[ScoredTitle(title_id=title_id, name=NAMES[title_id], score=1.0) for title_id in ids[: request.k]],
-            combination=self.served_as or name,
+            combination=name,
             source="model" if known else "popularity",
             reason=None if known else ("unknown user" if request.user_id else "no known title in the history"),
             unknown_titles=sum(title not in NAMES for title in request.history or []),
@@ -144,7 +114,7 @@ def app_of(api: ScriptedApi) -> FastAPI:
                 return Refused(None, "an API key is needed", 401).answer()
             if api.busy > 0:
                 api.busy -= 1
-                return Response('{"message": "too many requests wait"}', 503, {"retry-after": api.retry_after})
+                return Refused(None, "too many requests at once: try again", 503).answer()
         return await call_next(request)
 
     @app.exception_handler(Refused)
@@ -161,7 +131,7 @@ def app_of(api: ScriptedApi) -> FastAPI:
     def examples() -> dict[str, Any]:
         if not api.examples:
             raise HTTPException(404)
-        return {"users": USERS, "titles": [{"title_id": title_id, "name": name} for title_id, name in NAMES.items()]}
+        return {"titles": [{"title_id": title_id, "name": name} for title_id, name in NAMES.items()]}
 
     @app.post("/v1/recommend:batch")
     def recommend(batch: RecommendBatch) -> RecommendationBatch:

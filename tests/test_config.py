@@ -1,5 +1,7 @@
 """Settings: the order in which they win, errors that name the key, and nothing lost on the way through YAML."""
 
+from typing import get_args
+
 import pytest
 import yaml
 from pydantic import BaseModel
@@ -7,8 +9,9 @@ from pydantic import BaseModel
 from mtrec_ray.commands.app import COMMANDS
 from mtrec_ray.config import Config, advanced, dump_yaml, load_config, settings_of, validate_config
 from mtrec_ray.errors import UserError
+from mtrec_ray.models.group_block_names import GroupBlockName
+from mtrec_ray.models.group_blocks import GROUP_BLOCKS
 from mtrec_ray.sources.registry import SOURCES, source_config_class
-from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 
 EVERY_CONFIG = [*{command.model: None for command in COMMANDS.values()}, *map(source_config_class, SOURCES)]
@@ -85,7 +88,7 @@ def test_a_section_below_a_plain_value_is_refused(yaml_file):
 
 def test_a_missing_setting_is_named_with_its_option():
     with pytest.raises(
-        UserError, match=r"'lake' is required: give it with --lake\n.*'name' .*: give it with --set name="
+        UserError, match=r"'name' is required: give it with --set name=.*\n.*'lake' is required: give it with --lake"
     ):
         load_config(PropensityConfig, None, [], options={"lake": "--lake"})
     with pytest.raises(UserError, match=r"'lake' is required$"):
@@ -119,17 +122,25 @@ def test_a_setting_without_effect_on_a_baseline_is_refused(setting):
         propensity(setting, kind="baseline")
 
 
-def test_passes_over_days_that_are_not_trained_on_are_refused():
-    with pytest.raises(UserError, match=r"optim\.day_epochs has no effect without incremental"):
-        propensity("optim.day_epochs=2")
-    assert propensity("optim.day_epochs=2", incremental=True).optim.day_epochs == 2
+@pytest.mark.parametrize("block", get_args(GroupBlockName))
+def test_learning_rates_follow_the_parameters_of_each_group_block(block):
+    dims = {parameter.dim() > 2 for parameter in GROUP_BLOCKS[block](2, 3).parameters()}
+    rates = propensity(**{"model.group_block": block, "optim.lr": 1e-2}).optim.learning_rates(block, aligned=False)
+    assert rates == (1e-2, 1e-2, 1e-2 if True in dims else 3e-3)
+    for key, in_block in (("optim.block_lr", True in dims), ("optim.block_vector_lr", False in dims)):
+        if in_block:
+            propensity(**{"model.group_block": block, key: 1e-3})
+        else:
+            with pytest.raises(UserError, match=f"{key} has no effect on {block}: drop it"):
+                propensity(**{"model.group_block": block, key: 1e-3})
 
 
-def test_masks_of_a_backbone_that_has_none_are_refused():
-    document = {"lake": "lake", "name": "bb", "optim": {"mask_fraction": 0.2}}
-    with pytest.raises(UserError, match=r"optim\.mask_fraction has no effect on sasrec"):
-        validate_config(BackboneConfig, document)
-    assert validate_config(BackboneConfig, document | {"model": {"kind": "bert4rec"}}).optim.mask_fraction == 0.2
+def test_learning_rates_of_a_baseline():
+    optim = propensity(kind="baseline").optim
+    assert optim.learning_rates(None, aligned=True)[0] == 1e-4
+    assert optim.learning_rates(None, aligned=False)[0] == 1e-3
+    with pytest.raises(UserError, match=r"optim\.block_lr has no effect on a baseline"):
+        propensity(kind="baseline", **{"optim.block_lr": 1e-3})
 
 
 def test_mtl_defaults_to_the_papers_block_and_regions():

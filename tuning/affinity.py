@@ -29,7 +29,7 @@ from mtrec_ray.streams.reader import StepRows, read_pairs, training_batches
 from mtrec_ray.trainers.propensity import PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.workers import Workers
-from mtrec_ray.training.propensity import new_propensity_run, propensity_data
+from mtrec_ray.training.propensity import new_propensity_run
 from mtrec_ray.tuning.clustering import Evidence
 from mtrec_ray.tuning.data import TrialCache, TrialData
 
@@ -168,7 +168,7 @@ def _models_at_checkpoints(
     planned = sum(sampled > 0 for sampled in plan.sampled_per_bucket)
     epochs = max(1, round(optim.epochs * len(data.buckets) / planned))
     schedule = plan.schedule((epochs,), optim.batch_pairs, optim.lanes, config.seed)
-    trained_on = propensity_data(record, data.lake, plan, schedule, Workers())
+    trained_on = record.data(data.lake, plan, schedule, Workers())
     trainer = PropensityTrainer(config, replace(trained_on, validate_at=frozenset()))
     batches = training_batches(data.lake, plan, schedule, 0, 1, stream=cache.stream)
     models = []

@@ -41,8 +41,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FIXED = (
-    "runs", "method", "pack_size", "jobs_at_once", "retries", "runner.", "optim.evaluate_every",
-    "optim.validation_users",
+    "runs", "method", "pack_size", "jobs_at_once", "runner.", "optim.evaluate_every", "optim.validation_users",
 )  # fmt: skip
 """Keys, and sections ending in a dot, that all trials share."""
 DECIDED = {

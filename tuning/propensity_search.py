@@ -98,8 +98,6 @@ def check_propensity_search(config: PropensitySearchConfig) -> tuple[TrialData, 
         raise UserError(f"space: {GROUPS} has no effect on a baseline: drop it, or drop base.kind")
     if resolved.incremental:
         raise UserError("base.incremental has no effect on trials, which train on the window: train the best with it")
-    if "optim.day_epochs" in config.space:
-        raise UserError("space: optim.day_epochs has no effect on trials, which train on the window: drop it")
     data = trial_data(lake, resolve_calendar(lake, resolved.window), config.buckets, config.validation_days)
     overrides = {
         "sample.validation_fraction": config.validation_fraction,

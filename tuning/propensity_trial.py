@@ -12,8 +12,7 @@ from mtrec_ray.trainers.propensity import PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.checkpoint import load_checkpoint, save_checkpoint
-from mtrec_ray.training.propensity import new_propensity_run, propensity_data
-from mtrec_ray.training.propensity_run import make_schedule
+from mtrec_ray.training.propensity import new_propensity_run
 from mtrec_ray.training.record import require_lake
 from mtrec_ray.tuning.data import TrialCache, TrialData, trial_data
 from mtrec_ray.tuning.trial import TrialSpec
@@ -37,11 +36,11 @@ class PropensityTrial:
         self.figures: dict[str, float] = {}
         self.plan = cache.plan(data, config.sample)
         record = new_propensity_run(config, data.lake, data.calendar)
-        self.schedule = make_schedule(record, self.plan)
+        self.schedule = record.schedule(self.plan)
         chunks = cache.validation(data, config.sample, data.buckets[workers.rank :: workers.size], validation_users)
         steps = self.schedule.num_steps
         self.validate_at = [round(n / num_validations * steps) for n in range(1, num_validations + 1)]
-        trained_on = propensity_data(record, data.lake, self.plan, self.schedule, workers)
+        trained_on = record.data(data.lake, self.plan, self.schedule, workers)
         own = {"validation_users": lambda period: chunks, "validate_at": frozenset(self.validate_at)}
         self.trainer = PropensityTrainer(
             config, replace(trained_on, num_bootstrap=num_bootstrap, **own), workers=workers

@@ -7,8 +7,6 @@ parameters alone.
 To add a block: write its class, add it to `GROUP_BLOCKS` and its name to `GroupBlockName`.
 """
 
-from typing import get_args
-
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +22,14 @@ class GroupBlock(nn.Module):
         super().__init__()
         self.num_groups = num_groups
         self.width = width
+
+    def matrices(self) -> list[nn.Parameter]:
+        """Parameters of shape (G, d, d) or alike."""
+        return [parameter for parameter in self.parameters() if parameter.dim() > 2]
+
+    def vectors(self) -> list[nn.Parameter]:
+        """All other parameters, which take a larger learning rate."""
+        return [parameter for parameter in self.parameters() if parameter.dim() <= 2]
 
     def init_weights(self, generator: torch.Generator) -> None:
         """Set every parameter, drawing from `generator` alone."""
@@ -112,6 +118,9 @@ class LowRankBlock(GroupBlock):
         return users + grouped_linear(hidden, self.up.transpose(1, 2), None, offsets, compute_dtype)
 
 
-GROUP_BLOCKS: dict[GroupBlockName, type[GroupBlock]] = dict(
-    zip(get_args(GroupBlockName), (DenseBlock, ShiftBlock, FilmBlock, LowRankBlock), strict=True)
-)
+GROUP_BLOCKS: dict[GroupBlockName, type[GroupBlock]] = {
+    "dense": DenseBlock,
+    "shift": ShiftBlock,
+    "film": FilmBlock,
+    "low_rank": LowRankBlock,
+}

@@ -21,6 +21,12 @@ from mtrec_ray.trainers.trainer import RunningMean, Trainer, Weights
 from mtrec_ray.trainers.workers import Workers, seed_step
 
 WEIGHTS = "backbone.safetensors"
+MASK_FRACTION = 0.3
+"""Fraction of a crop's events that bert4rec has to predict."""
+AVERAGING = 0.995
+"""Decay of the weights' running mean, which is validated and kept; +0.010 NDCG@10 on MovieLens-100K."""
+PATIENCE = 5
+"""Validations without a better NDCG@10 before the run stops."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,7 @@ class BackboneTrainer(Trainer[SequenceBatch]):
         self.model.init_weights(torch.Generator().manual_seed(config.seed))
         self.model.to(self.device).train()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.optim.lr, fused=True)
-        self.average = averaged(self.model, config.optim.averaging)
+        self.average = averaged(self.model, AVERAGING)
 
     def train_step(self, batch: SequenceBatch) -> Tensor:
         optim, seed = self.config.optim, self.config.seed
@@ -61,7 +67,7 @@ class BackboneTrainer(Trainer[SequenceBatch]):
         negatives = torch.randint(self.data.num_titles, (optim.num_negatives,)).to(self.device)
         seed_step(seed, batch.step, self.workers.rank)
         history, targets = (torch.from_numpy(a).to(self.device) for a in (batch.history, batch.targets))
-        positions = positions_of(self.model, history, targets, optim.mask_fraction)
+        positions = positions_of(self.model, history, targets, MASK_FRACTION)
         loss = pretraining_step(self.model, self.optimizer, positions, negatives, self.workers.all_reduce)
         self.average.update_parameters(self.model)
         return loss
@@ -88,7 +94,7 @@ class BackboneTrainer(Trainer[SequenceBatch]):
             self.outputs[WEIGHTS] = Weights(
                 {n: t.clone() for n, t in self.average.module.state_dict().items()}, figures
             )
-        elif epoch - self.best_epoch >= optim.patience * optim.evaluate_every:
+        elif epoch - self.best_epoch >= PATIENCE * optim.evaluate_every:
             self.stopped = True
         return figures
 

@@ -1,14 +1,14 @@
-"""Trainer of one pack of eliminators: adversarial steps, transport, and what is kept.
+"""Trainer of one pack of eliminators: adversarial steps, transport, and which weights are kept.
 
-What is kept is decided combination by combination, so a pack's outcome is that of its members. At each validation the
-weights are kept whose NDCG@10 is at or above their floor: a fraction of the backbone's, lower where the backbone leaks
-more of what is to be hidden. Below the floor, more accurate weights replace less accurate ones (a filter starts as a
-random layer). The transport is used at the largest strength at which it stays above the floor by itself.
+Each combination keeps, at each validation, weights whose NDCG@10 is at or above its floor: a fraction of the
+backbone's, lower where the backbone leaks more of the combination's attributes. Below the floor, more accurate weights
+replace less accurate ones. The transport has the largest strength at which it stays above the floor by itself.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeGuard
+from types import EllipsisType
+from typing import Any
 
 import numpy as np
 import torch
@@ -29,6 +29,7 @@ from mtrec_ray.streams.crops import SequenceBatch
 from mtrec_ray.streams.held_out import HeldOutUsers, Prefixes
 from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.trainers.accuracy import held_out_metrics, stacked_metrics, vectors_in_chunks
+from mtrec_ray.trainers.backbone import MASK_FRACTION
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.probe_leakage import probe_leakage
 from mtrec_ray.trainers.trainer import RunningMean, Trainer, Weights
@@ -37,8 +38,14 @@ from mtrec_ray.trainers.workers import Workers, seed_step
 WEIGHTS = "eliminators.safetensors"
 PREFIXES_PER_USER = 8
 """Histories of each user that the transport is fitted to."""
+NUM_NEGATIVES = 16
+"""Negatives drawn per batch."""
 DISCRIMINATOR_STEPS, ADVERSARY_COLUMNS, CLASS_POWER = 1, 2, 0.5
 """Attack AUC on MovieLens-100K 0.542; 3 steps 0.545; 1 or 8 columns 0.540, 0.542; powers 0, 1: 0.544, 0.541."""
+DISCRIMINATOR_WIDTH, DISCRIMINATOR_LR = 64, 1e-3
+"""Hidden width of a discriminator, and RMSprop's learning rate of all."""
+AVERAGING = 0.99
+"""Decay of the weights' running mean, which is validated and kept."""
 L2 = 1e-6
 """L2 penalty of both optimizers (paper B)."""
 
@@ -102,26 +109,34 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         """Its averaged weights, which are validated and kept."""
         return self.game.averaged
 
+    @property
+    def with_transport(self) -> EliminatorMethod | None:
+        """The averaged method, if it is a pack of eliminators with a transport."""
+        method = self.averaged
+        return method if isinstance(method, EliminatorMethod) and method.pack.config.transport_units else None
+
     def start(self) -> bool:
         """Fit the transport, limit its strength by the NDCG floor, and keep what there is."""
         self.fit_transport()
-        self._record_strengths("strength_confirmed")
-        self._limit_strengths()
-        self._record_strengths("strength")
+        if method := self.with_transport:
+            strengths = method.pack.transport_strength[:, 0, 0]  # (K,) a view
+            self._record_strengths("strength_confirmed", strengths)
+            self._limit_strengths(strengths)
+            self._record_strengths("strength", strengths)
         for combination, ndcg in zip(self.averaged.combinations, self.validate(), strict=True):
             self.figures[combination_name(combination)]["ndcg"] = ndcg
-        copy_kept(self.kept, self.method.own_parameters(), None)
+        self._keep(self.method, ...)
         return True
 
     def train_step(self, batch: SequenceBatch) -> Tensor:
-        optim, seed, backbone = self.config.optim, self.config.seed, self.method.backbone
+        seed, backbone = self.config.seed, self.method.backbone
         seed_step(seed, batch.step)
-        negatives = torch.randint(backbone.config.num_titles, (optim.num_negatives,)).to(self.device)
+        negatives = torch.randint(backbone.config.num_titles, (NUM_NEGATIVES,)).to(self.device)
         seed_step(seed, batch.step, self.workers.rank)
         history, targets, values = (
             torch.from_numpy(array).to(self.device) for array in (batch.history, batch.targets, batch.attribute_index)
         )
-        bpr, _ = self.game.step(positions_of(backbone, history, targets, optim.mask_fraction), values, negatives)
+        bpr, _ = self.game.step(positions_of(backbone, history, targets, MASK_FRACTION), values, negatives)
         return bpr.mean()
 
     def num_examples(self, batch: SequenceBatch) -> int:
@@ -151,10 +166,9 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         measured = dict(zip(combinations, self.validate(), strict=True))
         for index, (combination, ndcg) in enumerate(measured.items()):
             figures = self.figures[combination_name(combination)]
-            if not (ndcg >= self.ndcg_floors[combination] or ndcg > figures["ndcg"]):  # NaN is neither
-                continue
-            copy_kept(self.kept, self.averaged.own_parameters(), None if len(combinations) == 1 else index)
-            figures |= {"ndcg": ndcg, "step": float(self.next_step)}
+            if ndcg >= self.ndcg_floors[combination] or ndcg > figures["ndcg"]:  # NaN is neither
+                self._keep(self.averaged, ... if len(combinations) == 1 else index)
+                figures |= {"ndcg": ndcg, "step": float(self.next_step)}
         return measured
 
     def fit_transport(self) -> None:
@@ -163,30 +177,30 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         Rows are sorted by user, so the number of workers changes nothing; all take the first worker's result, since
         different machines round differently.
         """
-        averaged, config, workers = self.averaged, self.config, self.workers
-        if not has_transport(averaged):
+        config, workers, method = self.config, self.workers, self.with_transport
+        if method is None:
             return
         prefixes, first = self.data.prefixes, self.next_step == 0
         history, values = (torch.from_numpy(a).to(self.device) for a in (prefixes.history, prefixes.attribute_index))
         user = torch.from_numpy(prefixes.keys.view(np.int64)).to(self.device)
-        vectors = vectors_in_chunks(averaged.vectors_before_transport, history, values)  # (K, V, d)
+        vectors = vectors_in_chunks(method.vectors_before_transport, history, values)  # (K, V, d)
         vectors, values, user = (workers.gather_rows(rows) for rows in (vectors.transpose(0, 1), values, user))
         order = user.argsort(stable=True)
         vectors, values, user = vectors[order], values[order], user[order]
         fold = mix(user.cpu().numpy().view(np.uint64), "transport", config.seed) % np.uint64(FOLDS)
-        averaged.pack.fit_transport(
+        method.pack.fit_transport(
             vectors.transpose(0, 1).contiguous(),
             values,
             user,
             torch.from_numpy(fold.astype(np.int64)).to(self.device),
-            averaged.backbone.title_vectors(),
+            method.backbone.title_vectors(),
             weight=config.transport.weight,
             steps=num_steps(config.transport.passes if first else config.transport.later_passes, len(user)),
             seed=config.seed + self.next_step,
             find_strength=first,
         )
         if workers.size > 1:
-            for tensor in vars(averaged.pack.transport).values():
+            for tensor in vars(method.pack.transport).values():
                 workers.sum(tensor if workers.rank == 0 else tensor.zero_())
 
     def validate(self) -> list[float]:
@@ -206,25 +220,25 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
     def load_progress(self, progress: dict[str, Any]) -> None:
         self.figures = progress["figures"]
 
-    def _limit_strengths(self) -> None:
-        """Lower each transport's strength until it holds its NDCG floor by itself."""
-        averaged = self.averaged
-        if not has_transport(averaged):
-            return
-        strength = averaged.pack.transport_strength[:, 0, 0]  # (K,) a view
+    @torch.no_grad()
+    def _keep(self, method: FairnessMethod, row: int | EllipsisType) -> None:
+        """Copy one combination's row of each stacked tensor to `kept`, or (...) the entire tensors."""
+        newest = method.own_parameters()
+        for name, tensor in self.kept.items():
+            tensor[row] = newest[name][row]
+
+    def _limit_strengths(self, strengths: Tensor) -> None:
+        """Lower each transport's strength (K,) until it holds its NDCG floor by itself."""
         for lower in reversed(STRENGTHS[:-1]):
-            measured = zip(averaged.combinations, self.validate(), strict=True)
+            measured = zip(self.averaged.combinations, self.validate(), strict=True)
             below = torch.tensor([ndcg < self.ndcg_floors[c] for c, ndcg in measured], device=self.device)
             if not below.any():
                 break
-            strength.copy_(torch.where(below, strength.clamp(max=lower), strength))
+            strengths.copy_(torch.where(below, strengths.clamp(max=lower), strengths))
 
-    def _record_strengths(self, name: str) -> None:
-        if not has_transport(self.averaged):
-            return
-        strengths = self.averaged.pack.transport_strength.flatten()
-        for combination, strength in zip(self.averaged.combinations, strengths, strict=True):
-            self.figures[combination_name(combination)][name] = float(strength)
+    def _record_strengths(self, name: str, strengths: Tensor) -> None:
+        for combination, strength in zip(self.averaged.combinations, strengths.tolist(), strict=True):
+            self.figures[combination_name(combination)][name] = strength
 
     def _backbone_vectors(self) -> tuple[Tensor, float]:
         """(U, d) vectors of the backbone itself, and its NDCG@10 over the users of all workers."""
@@ -270,37 +284,21 @@ def make_game(
     config: EliminatorsConfig, data: EliminatorData, method: FairnessMethod, workers: Workers
 ) -> AdversaryGame:
     """The method, its discriminators and their optimizers before the first step."""
-    adversary, width = config.adversary, data.backbone.config.width
-    discriminators = Discriminators(data.sizes, method.combinations, width=width, hidden=adversary.discriminator_width)
+    width, device = data.backbone.config.width, next(method.parameters()).device
+    discriminators = Discriminators(data.sizes, method.combinations, width=width, hidden=DISCRIMINATOR_WIDTH)
     discriminators.init_weights(config.seed)
-    device = next(method.parameters()).device
     return AdversaryGame(
         method,
         discriminators.to(device),
         value_weights(data.value_counts, power=CLASS_POWER).to(device),
         GameSettings(
-            weight=adversary.weight,
+            weight=config.adversary.weight,
             discriminator_steps=DISCRIMINATOR_STEPS,
             columns=ADVERSARY_COLUMNS,
-            generator_lr=adversary.generator_lr,
-            discriminator_lr=adversary.discriminator_lr,
+            generator_lr=config.adversary.generator_lr,
+            discriminator_lr=DISCRIMINATOR_LR,
             l2=L2,
-            average=adversary.averaging,
+            average=AVERAGING,
         ),
         workers.all_reduce,
     )
-
-
-def has_transport(method: FairnessMethod) -> TypeGuard[EliminatorMethod]:
-    """Whether a method is a pack of eliminators with a transport."""
-    return isinstance(method, EliminatorMethod) and method.pack.config.transport_units > 0
-
-
-@torch.no_grad()
-def copy_kept(kept: Mapping[str, Tensor], newest: Mapping[str, Tensor], combination: int | None) -> None:
-    """Copy one combination's part of each stacked tensor, or all of it for None."""
-    for name, tensor in kept.items():
-        if combination is None:
-            tensor.copy_(newest[name])
-        else:
-            tensor[combination].copy_(newest[name][combination])

@@ -7,10 +7,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mtrec_ray.combinations import Combination, combination_name
-from mtrec_ray.config import Config, Seed, advanced
+from mtrec_ray.config import Config, advanced
 from mtrec_ray.errors import UserError
 from mtrec_ray.tracking.config import TrackingConfig
-from mtrec_ray.trainers.runner_config import RunnerConfig, check_lanes
+from mtrec_ray.trainers.runner_config import RunConfig, RunnerConfig, SequenceOptimConfig
 
 MAX_ATTRIBUTES_FOR_ALL = 12
 
@@ -39,14 +39,8 @@ class AdversaryConfig(Config):
 
     weight: float = Field(default=0.1, ge=0)
     """Lambda of eq. (5); paper B: 1, which hid no more and cost 2% of NDCG@10 on MovieLens-100K."""
-    discriminator_width: int = advanced(64, ge=1)
-    """Hidden width of a discriminator."""
     generator_lr: float = advanced(2e-4, gt=0)
     """RMSprop's learning rate of the eliminator; at 1e-3 the personal prompt writes its label."""
-    discriminator_lr: float = advanced(1e-3, gt=0)
-    """RMSprop's learning rate of the discriminators."""
-    averaging: float = advanced(0.99, ge=0, lt=1)
-    """Decay of the weights' running mean, which is validated and kept."""
 
 
 class TransportConfig(Config):
@@ -60,15 +54,9 @@ class TransportConfig(Config):
     """Passes over the vectors at each validation."""
 
 
-class EliminatorOptimConfig(Config):
+class EliminatorOptimConfig(SequenceOptimConfig):
     """Batches (paper B: of 256), length, and the accuracy that must be kept (ours)."""
 
-    batch_crops: int = advanced(64, ge=1)
-    """Mean crops of a global batch, over all workers, empty ones counted."""
-    num_negatives: int = advanced(16, ge=1)
-    """Negatives drawn per batch."""
-    mask_fraction: float = advanced(0.3, gt=0, lt=1)
-    """Fraction of a crop's events that a bert4rec backbone has to predict."""
     epochs: int = Field(default=12, ge=1)
     """Passes over the train split's positions; more hid no more."""
     evaluate_every: int = advanced(2, ge=1)
@@ -77,23 +65,13 @@ class EliminatorOptimConfig(Config):
     """Minimum NDCG@10 relative to the backbone; transport strength is reduced until it holds."""
     leakage_budget: float = Field(default=0.3, ge=0, le=1)
     """Lets NDCG@10 fall by this * (2 AUC - 1)^2 if that is more; AUC: a linear probe's."""
-    validation_users: int = advanced(10_000, ge=1)
-    """Users, drawn by hash, whose validation event is predicted."""
-    lanes: int = advanced(8, ge=1)
-    """Parallel readers of a batch, at least as many as workers; part of a run's identity."""
 
 
-class EliminatorsConfig(Config):
+class EliminatorsConfig(RunConfig):
     """Eliminators of some or all combinations of a backbone's attributes."""
 
     backbone: str
     """Folder or URI of the backbone's run."""
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
-    """Name of the run (letters, digits and . _ + -); an unfinished run of that name resumes."""
-    runs: str = "runs"
-    """Folder or URI that holds the runs."""
-    seed: Seed = 0
-    """Seed of the weights, the order of crops, negatives and the adversary's columns."""
     combinations: str = "all"
     """`all`, or a list as gender+age,occupation."""
     method: Literal["eliminator", "filter", "fine_tuning"] = "eliminator"
@@ -102,8 +80,6 @@ class EliminatorsConfig(Config):
     """Combinations trained in one job, in one batched forward."""
     jobs_at_once: int | None = advanced(None, ge=1)
     """Jobs side by side; null: as many as the cluster's CPUs or GPUs hold."""
-    retries: int = advanced(1, ge=0)
-    """Times a failed job is started again before the others finish without it."""
     shape: EliminatorShapeConfig = EliminatorShapeConfig()
     adversary: AdversaryConfig = AdversaryConfig()
     transport: TransportConfig = TransportConfig()
@@ -113,7 +89,7 @@ class EliminatorsConfig(Config):
 
     @model_validator(mode="after")
     def _contradictions(self) -> "EliminatorsConfig":
-        check_lanes(self.runner, self.optim.lanes)
+        self.runner.check_lanes(self.optim.lanes)
         for section, default in (("shape", EliminatorShapeConfig()), ("transport", TransportConfig())):
             if self.method != "eliminator" and getattr(self, section) != default:
                 raise ValueError(f"{section} has no effect with method = {self.method}: drop it")
@@ -124,29 +100,29 @@ def parse_combinations(text: str, attributes: dict[str, list[str]]) -> list[Comb
     """The named combinations, each with its attributes in the lake's order.
 
     Raises:
-        UserError: an attribute that is not there or has one value only, a combination named twice, or too many.
+        UserError: an attribute that the lake lacks or that has one value only, a combination named twice, or too many.
     """
     if not attributes:
         raise UserError("the lake has no sensitive attribute: there is nothing to eliminate")
     names = list(attributes)
-    if text.strip() == "all":
-        if len(names) > MAX_ATTRIBUTES_FOR_ALL:
-            raise UserError(
-                f"combinations=all with {len(names)} attributes means {2 ** len(names) - 1:,} eliminators: "
-                "name those you need, as in combinations=gender+age,gender"
-            )
-        chosen = list(chain.from_iterable(combinations(names, size) for size in range(1, len(names) + 1)))
-    else:
+    if text.strip() != "all":
         chosen = [_combination(part.strip(), names) for part in text.split(",")]
-    repeated = [combination for combination, times in Counter(chosen).items() if times > 1]
-    if repeated:
-        raise UserError(f"combination {combination_name(min(repeated))} is named twice")
-    single = sorted({name for combination in chosen for name in combination if len(attributes[name]) < 2})
-    if single:
+    elif len(names) > MAX_ATTRIBUTES_FOR_ALL:
         raise UserError(
-            f"attribute {single[0]!r} has one value only ({attributes[single[0]]}), there is nothing to hide in it: "
-            "leave it out of combinations"
+            f"combinations=all with {len(names)} attributes means {2 ** len(names) - 1:,} eliminators: "
+            "name those you need, as in combinations=gender+age,gender"
         )
+    else:
+        chosen = list(chain.from_iterable(combinations(names, size) for size in range(1, len(names) + 1)))
+    (most_named, times), *_ = Counter(chosen).most_common(1)
+    if times > 1:
+        raise UserError(f"combination {combination_name(most_named)} is named twice")
+    for name in chain.from_iterable(chosen):
+        if len(attributes[name]) < 2:
+            raise UserError(
+                f"attribute {name!r} has one value only ({attributes[name]}), there is nothing to hide in it: "
+                "leave it out of combinations"
+            )
     return chosen
 
 
@@ -154,8 +130,7 @@ def _combination(text: str, names: list[str]) -> Combination:
     parts = [part.strip() for part in text.split("+")]
     if "" in parts:
         raise UserError(f"combinations: {text!r} has an empty part; write them as gender+age,gender")
-    unknown = [part for part in parts if part not in names]
-    if unknown:
+    if unknown := [part for part in parts if part not in names]:
         raise UserError(f"combinations: the lake has no attribute {unknown[0]!r}; it has {', '.join(names)}")
     if len(set(parts)) < len(parts):
         raise UserError(f"combinations: {text!r} names an attribute twice")

@@ -1,9 +1,7 @@
 """Trainer of a propensity model (paper A, 4.2): Adam, period by period."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
@@ -24,9 +22,6 @@ from mtrec_ray.trainers.propensity_validation import PropensityScorer, evaluate_
 from mtrec_ray.trainers.trainer import RunningMean, Trainer, Weights
 from mtrec_ray.trainers.workers import Workers
 
-BEST_METRIC = "val/pr_auc/weighted"
-"""What decides the best snapshot."""
-
 
 @dataclass(frozen=True)
 class PropensityData:
@@ -34,7 +29,7 @@ class PropensityData:
 
     model: TwoTowerConfig
     learning_rates: tuple[float, float, float]
-    """First ones of the towers, the group block's matrices and its vectors."""
+    """Learning rates at the start of each period: (towers, block matrices, block vectors)."""
     group_of_territory: list[int]
     titles: np.ndarray
     """(titles, title_width) float16 embeddings."""
@@ -70,16 +65,12 @@ class PropensityTrainer(Trainer[StepRows]):
         self.optimizer = make_optimizer(self.model, data.learning_rates)
         self.titles = torch.from_numpy(data.titles.copy()).to(self.device)
         self.group_of_territory = np.array(data.group_of_territory, dtype=np.int64)
-        dtype = config.optim.compute_dtype
-        rounds = dtype == "bfloat16" or (dtype == "auto" and self.device.type == "cuda")
-        self.compute_dtype = torch.bfloat16 if rounds else None
-        self.best = -math.inf
-        best = self.model.state_dict() if config.optim.snapshot == "best" else {}
-        self.best_weights = {name: tensor.clone() for name, tensor in best.items()}
+        self.compute_dtype = torch.bfloat16 if self.device.type == "cuda" else None
 
     def train_step(self, batch: StepRows) -> Tensor:
+        decay = 1.0 - self.data.schedule.period_progress(self.next_step)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["first_lr"] * self._decay()
+            group["lr"] = group["first_lr"] * decay
         pairs = make_pair_batch(
             batch.embedding,
             self.group_of_territory[batch.territory],
@@ -90,13 +81,8 @@ class PropensityTrainer(Trainer[StepRows]):
             num_groups=self.model.config.num_groups,
             device=self.device,
         )
-        return train_step(
-            self.model,
-            self.optimizer,
-            pairs,
-            all_reduce=self.workers.all_reduce,
-            compute_dtype=self.compute_dtype,
-        )
+        all_reduce = self.workers.all_reduce
+        return train_step(self.model, self.optimizer, pairs, all_reduce=all_reduce, compute_dtype=self.compute_dtype)
 
     def num_examples(self, batch: StepRows) -> int:
         return len(batch.label)
@@ -114,16 +100,10 @@ class PropensityTrainer(Trainer[StepRows]):
         figures = {"train/loss": self.mean_loss.mean()}
         if self.next_step in self.data.validate_at:
             figures |= self.validate(period)
-            if self.best_weights and figures[BEST_METRIC] > self.best:  # NaN is not
-                self.best = figures[BEST_METRIC]
-                for name, tensor in self.model.state_dict().items():
-                    self.best_weights[name].copy_(tensor)
         if self.next_step == ends[period]:
-            if self.best_weights and self.best > -math.inf:
-                self.model.load_state_dict(self.best_weights)
             weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
             self.outputs[snapshot_file(self.data.days[period])] = Weights(weights, figures)
-            self.mean_loss, self.best = RunningMean(), -math.inf
+            self.mean_loss = RunningMean()
         return figures
 
     def validate(self, period: int = 0) -> dict[str, float]:
@@ -139,31 +119,13 @@ class PropensityTrainer(Trainer[StepRows]):
         return {f"val/{name}": value for name, value in summarise(result).items()}
 
     def parts(self) -> list[Part]:
-        return [
-            ("model", self.model.state_dict(keep_vars=True), self.optimizer),
-            ("best", self.best_weights, None),
-        ]
-
-    def progress(self) -> dict[str, Any]:
-        return {"best": self.best if math.isfinite(self.best) else None}
-
-    def load_progress(self, progress: dict[str, Any]) -> None:
-        self.best = -math.inf if progress["best"] is None else progress["best"]
-
-    def _decay(self) -> float:
-        if self.config.optim.decay == "none":
-            return 1.0
-        return 1.0 - self.data.schedule.period_progress(self.next_step)
+        return [("model", self.model.state_dict(keep_vars=True), self.optimizer)]
 
 
 def make_optimizer(model: TwoTower, rates: tuple[float, float, float]) -> torch.optim.Optimizer:
     """Adam (paper A, 4.2), with separate rates for the group block's matrices and vectors."""
-    block = model.block_parameters()
-    parts = (
-        model.tower_parameters(),
-        [parameter for parameter in block if parameter.dim() > 2],  # (G, d, d) matrices
-        [parameter for parameter in block if parameter.dim() == 2],  # (G, d) vectors
-    )
+    block = model.group_block
+    parts = (model.tower_parameters(), block.matrices() if block else [], block.vectors() if block else [])
     groups = [{"params": part, "first_lr": rate} for part, rate in zip(parts, rates, strict=True) if part]
     return torch.optim.Adam(groups, lr=rates[0], fused=True)
 

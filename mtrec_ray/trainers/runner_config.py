@@ -1,10 +1,10 @@
-"""Workers of a run: the same settings for every model."""
+"""Settings that every training run has."""
 
 import math
 
 from pydantic import Field
 
-from mtrec_ray.config import Config, advanced
+from mtrec_ray.config import Config, Seed, advanced
 
 
 class RunnerConfig(Config):
@@ -16,8 +16,6 @@ class RunnerConfig(Config):
     """One GPU per worker."""
     cpus_per_worker: float = advanced(1.0, gt=0)
     """Logical CPUs of a worker; one more stays free for Ray Data."""
-    max_failures: int = advanced(3, ge=0)
-    """Restarts from the last checkpoint before the run fails."""
     checkpoint_every_s: float = advanced(60.0, ge=0)
     """Seconds between checkpoints; a failure repeats at most these and ten steps."""
 
@@ -26,8 +24,29 @@ class RunnerConfig(Config):
         """Logical CPUs that the workers hold together."""
         return math.ceil(self.workers * self.cpus_per_worker)
 
+    def check_lanes(self, lanes: int) -> None:
+        """ValueError where a worker would have no lane to read."""
+        if self.workers > lanes:
+            raise ValueError(f"runner.workers = {self.workers} needs as many optim.lanes (there are {lanes})")
 
-def check_lanes(runner: RunnerConfig, lanes: int) -> None:
-    """ValueError where a worker would have no lane to read."""
-    if runner.workers > lanes:
-        raise ValueError(f"runner.workers = {runner.workers} needs as many optim.lanes (there are {lanes})")
+
+class RunConfig(Config):
+    """Name, place and seed of a training run."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    """Name of the run (letters, digits and . _ + -); an unfinished run of that name resumes."""
+    runs: str = "runs"
+    """Folder or URI that holds the runs."""
+    seed: Seed = 0
+    """Seed of the weights, the order of batches and all that is drawn in training."""
+
+
+class SequenceOptimConfig(Config):
+    """Batches and validation of a sequential model."""
+
+    batch_crops: int = advanced(64, ge=1)
+    """Mean crops of a global batch, over all workers, empty ones counted."""
+    validation_users: int = advanced(10_000, ge=1)
+    """Users, drawn by hash, whose validation event is predicted."""
+    lanes: int = advanced(8, ge=1)
+    """Parallel readers of a batch, at least as many as workers; part of a run's identity."""

@@ -1,8 +1,4 @@
-"""The training loop of every model, and the state that resumes it. No Ray, no files.
-
-A subclass says what one step does (`train_step`), after which steps something is validated or finished (`is_milestone`)
-and what happens then (`reach_milestone`). Everything else is here: the loop, its meters, the clock of checkpoints.
-"""
+"""The training loop of every model, and the state that resumes it. No Ray, no files."""
 
 import time
 from abc import ABC, abstractmethod
@@ -28,7 +24,7 @@ class TrainerState:
 
     tensors: dict[str, Tensor]
     progress: dict[str, Any]
-    """Plain data: the next step, the losses so far, what is best."""
+    """Plain data: the next step, the losses so far, the best validation."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +59,7 @@ class Meter:
     step_s: float = 0.0
 
     def take(self) -> dict[str, float]:
-        """The figures so far, and start again."""
+        """The figures so far; all counts restart at zero."""
         elapsed = self.data_wait_s + self.step_s
         figures = {
             "train/loss": self.loss.mean(),
@@ -79,8 +75,8 @@ class Trainer(ABC, Generic[Batch]):
     """Trains one model, batch by batch; every worker makes the same calls in the same order.
 
     Args:
-        num_steps: of the whole run.
-        device: of the model.
+        num_steps: steps of the whole run.
+        device: where the model is.
         workers: rank and sums of the data-parallel workers.
     """
 
@@ -100,8 +96,12 @@ class Trainer(ABC, Generic[Batch]):
         """Pairs or positions of this worker's part of a batch."""
 
     @abstractmethod
+    def learning_rate(self) -> float:
+        """Learning rate of the last step."""
+
+    @abstractmethod
     def is_milestone(self) -> bool:
-        """Whether `reach_milestone` follows the step just finished; after the last one it does."""
+        """Whether `reach_milestone` follows the step just finished; it always follows the last one."""
 
     @abstractmethod
     def reach_milestone(self) -> dict[str, float]:
@@ -109,22 +109,18 @@ class Trainer(ABC, Generic[Batch]):
 
     @abstractmethod
     def parts(self) -> list[Part]:
-        """Every tensor that training moves."""
+        """Every tensor that training changes."""
 
     def start(self) -> bool:
         """Prepare before the first step of a new run; True if that is worth a checkpoint."""
         return False
-
-    def learning_rate(self) -> float:
-        """Of the next step."""
-        return 0.0
 
     def progress(self) -> dict[str, Any]:
         """What a subclass adds to the plain data of its state."""
         return {}
 
     def load_progress(self, progress: dict[str, Any]) -> None:
-        """Take back what `progress` gave."""
+        """Restore what `progress` returned."""
 
     def run(
         self,
@@ -139,7 +135,7 @@ class Trainer(ABC, Generic[Batch]):
         """Train up to a global step, or to the end.
 
         Args:
-            batches: one per global step, from `next_step` on; may be passed again to continue.
+            batches: one per global step, starting at `next_step`; a later call may continue the same iterator.
             until: global step to stop before; None: the end of the run.
             on_step: called after each step.
             on_validate: called with the figures of each milestone.
@@ -181,7 +177,7 @@ class Trainer(ABC, Generic[Batch]):
         return TrainerState(collect_state(self.parts()), progress | self.progress())
 
     def load_state_dict(self, state: TrainerState) -> None:
-        """Resume from what `state_dict` gave, on any device."""
+        """Resume from what `state_dict` returned, on any device."""
         progress = state.progress
         self.next_step, self.started, self.stopped = (progress[key] for key in ("next_step", "started", "stopped"))
         self.mean_loss = RunningMean(progress["loss_total"], progress["loss_count"])
@@ -189,13 +185,13 @@ class Trainer(ABC, Generic[Batch]):
         restore_state(self.parts(), state.tensors)
 
     def _timed_step(self, batches: Iterator[Batch]) -> None:
-        begin = time.monotonic()
+        start = time.monotonic()
         batch = next(batches)
         read = time.monotonic()
         loss = self.train_step(batch)
         self.next_step += 1
         self.mean_loss.add(loss)
         self.meter.loss.add(loss)
-        self.meter.data_wait_s += read - begin
+        self.meter.data_wait_s += read - start
         self.meter.step_s += time.monotonic() - read
         self.meter.examples += self.num_examples(batch) * self.workers.size

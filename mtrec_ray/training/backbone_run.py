@@ -8,24 +8,30 @@ runs/NAME/checkpoint_*/                Ray Train's checkpoints
 """
 
 import hashlib
+from functools import partial
 from typing import ClassVar, Literal
 
+import torch
 from rich.console import RenderableType
 from rich.table import Table
 
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
-from mtrec_ray.streams.crops import SequencePlan
+from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, sequence_batches
+from mtrec_ray.streams.held_out import read_held_out
 from mtrec_ray.streams.schedule import Schedule
-from mtrec_ray.trainers.backbone import WEIGHTS
+from mtrec_ray.streams.sequences import VALIDATION_EVENT
+from mtrec_ray.trainers.backbone import WEIGHTS, BackboneData, BackboneTrainer
 from mtrec_ray.trainers.backbone_config import BackboneConfig
-from mtrec_ray.training.record import Record
+from mtrec_ray.trainers.workers import Workers
+from mtrec_ray.training.record import Record, Training, load_plan
 from mtrec_ray.training.weights import fill_module, read_weights
 
 
 class BackboneRecord(Record):
-    """The content of `run.json`."""
+    """The content of a backbone's `run.json`."""
 
     kind: Literal["backbone"] = "backbone"
     config: BackboneConfig
@@ -33,13 +39,39 @@ class BackboneRecord(Record):
     """The lake's sensitive attributes with their values."""
     num_titles: int
     num_steps: int = 0
-    """Steps of the run, unless early stopping ends it before."""
 
     figures_of: ClassVar[str] = "event"
 
     def sequential_config(self) -> SequentialConfig:
         """Shape of the model."""
         return SequentialConfig(num_titles=self.num_titles, **self.config.model.model_dump())
+
+    def make_plan(self, progress: ProgressCallback | None) -> SequencePlan:
+        config = self.config
+        plan = make_sequence_plan(self.open_lake(), config.sequences, config.model.history, "all", progress)
+        plan.validation_fraction_of(config.optim.validation_users)
+        return plan
+
+    def schedule(self, plan: SequencePlan) -> Schedule:
+        optim = self.config.optim
+        return plan.schedule(optim.epochs, optim.batch_crops, optim.lanes, self.config.seed)
+
+    def training(self, workers: Workers, device: torch.device, pack: str = "") -> Training:
+        lake, plan = self.open_lake(), load_plan(self.uri, SequencePlan)
+        schedule, buckets = self.schedule(plan), range(workers.rank, lake.manifest.num_buckets, workers.size)
+        fraction = plan.validation_fraction_of(self.config.optim.validation_users)
+        users = read_held_out(lake, plan.sequences, VALIDATION_EVENT, plan.length, buckets, fraction)
+        data = BackboneData(self.num_titles, schedule, users)
+        trainer = BackboneTrainer(self.config, data, device=device, workers=workers)
+        return trainer, partial(sequence_batches, lake, plan, schedule, workers.rank, workers.size)
+
+    def weights_uri(self) -> str:
+        """File of the best weights."""
+        return join(self.uri, WEIGHTS)
+
+    def weights(self) -> bytes:
+        """Content of that file."""
+        return read_weights(self.weights_uri(), f"run {self.uri!r} has no weights yet: finish its training first")
 
     def tables(self) -> list[RenderableType]:
         """The run and its validation figures."""
@@ -51,20 +83,9 @@ class BackboneRecord(Record):
         return [table]
 
 
-def make_schedule(record: BackboneRecord, plan: SequencePlan) -> Schedule:
-    """Every step of the run, unless early stopping ends it before."""
-    optim = record.config.optim
-    return plan.schedule(optim.epochs, optim.batch_crops, optim.lanes, record.config.seed)
-
-
-def weights_uri(record: BackboneRecord) -> str:
-    """File of the best weights."""
-    return join(record.uri, WEIGHTS)
-
-
 def backbone_hash(record: BackboneRecord) -> str:
     """SHA-256 of the weights as they are now."""
-    return hashlib.sha256(_content(record)).hexdigest()
+    return hashlib.sha256(record.weights()).hexdigest()
 
 
 def load_backbone(record: BackboneRecord, expected_hash: str = "") -> SequentialBackbone:
@@ -74,12 +95,8 @@ def load_backbone(record: BackboneRecord, expected_hash: str = "") -> Sequential
         record: of the run.
         expected_hash: `backbone_hash` of the weights that others were trained on; empty accepts any.
     """
-    content, model = _content(record), SequentialBackbone(record.sequential_config())
+    content, model = record.weights(), SequentialBackbone(record.sequential_config())
     if expected_hash and hashlib.sha256(content).hexdigest() != expected_hash:
         raise UserError(f"backbone {record.uri!r} was trained again since: train its eliminators again")
     fill_module(model, content, f"run {record.uri!r}: {WEIGHTS} is damaged")
     return model.eval().requires_grad_(False)
-
-
-def _content(record: BackboneRecord) -> bytes:
-    return read_weights(weights_uri(record), f"run {record.uri!r} has no weights yet: finish its training first")

@@ -9,25 +9,36 @@ runs/NAME/packs/PACK/checkpoint_*/                Ray Train's checkpoints
 """
 
 import hashlib
-from typing import ClassVar, Literal
+import logging
+from functools import partial
+from typing import Any, ClassVar, Literal
 
 import torch
 from rich.console import RenderableType
 from rich.table import Column, Table
-from torch import Tensor
 
 from mtrec_ray.combinations import NONE, Combination, combination_name
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import exists, join, read_file
 from mtrec_ray.identity import Identity
 from mtrec_ray.models.fairness_methods import FairnessMethod
 from mtrec_ray.models.sequential import SequentialBackbone
-from mtrec_ray.trainers.eliminators import WEIGHTS, make_method
+from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, sequence_batches
+from mtrec_ray.streams.held_out import read_held_out, read_prefixes
+from mtrec_ray.streams.schedule import Schedule
+from mtrec_ray.streams.sequences import VALIDATION_EVENT
+from mtrec_ray.trainers.eliminators import PREFIXES_PER_USER, WEIGHTS, EliminatorData, EliminatorTrainer, make_method
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
-from mtrec_ray.training.backbone_run import BackboneRecord
-from mtrec_ray.training.record import RUN, Record
-from mtrec_ray.training.weights import parse_weights, read_weights
+from mtrec_ray.trainers.workers import Workers
+from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
+from mtrec_ray.training.record import RUN, Record, Training, load_plan
+from mtrec_ray.training.weights import load_figures, parse_weights, read_weights
 
+logger = logging.getLogger(__name__)
+
+MIN_AUDIT_USERS = 25
+"""Users with a known value that five folds of attackers need."""
 FIGURES = {
     "ndcg": ("NDCG@10, validation event", ".4f"),
     "ndcg_floor": ("NDCG floor", ".4f"),
@@ -39,7 +50,7 @@ FIGURES = {
 
 
 class EliminatorsRecord(Record):
-    """The content of `run.json`."""
+    """The content of an eliminators' run's `run.json`."""
 
     kind: Literal["eliminators"] = "eliminators"
     config: EliminatorsConfig
@@ -51,6 +62,7 @@ class EliminatorsRecord(Record):
     steps_per_pack: int = 0
 
     figures_of: ClassVar[str] = "combination"
+    steps_field: ClassVar[str] = "steps_per_pack"
 
     @property
     def combinations(self) -> list[Combination]:
@@ -72,6 +84,70 @@ class EliminatorsRecord(Record):
         base = super().identity()
         return Identity(base.settings, base.inputs | {"backbone": self.backbone_hash})
 
+    def folder(self, pack: str = "") -> str:
+        return join(self.uri, "packs", pack)
+
+    def weights_uri(self, pack: str) -> str:
+        """File of a pack's kept weights."""
+        return join(self.folder(pack), WEIGHTS)
+
+    def done_uri(self, pack: str) -> str:
+        """File that marks a finished pack."""
+        return join(self.folder(pack), "done.json")
+
+    def make_plan(self, progress: ProgressCallback | None) -> SequencePlan:
+        backbone = self.source()
+        config, lake = backbone.config, self.open_lake(backbone.config.lake)
+        plan = make_sequence_plan(lake, config.sequences, config.model.history, "train", progress)
+        self.check_values(plan)
+        plan.validation_fraction_of(self.config.optim.validation_users)
+        return plan
+
+    def check_values(self, plan: SequencePlan) -> None:
+        """Attributes to hide must vary within the train split, and should be auditable."""
+        held_out, counts = plan.sequences.audit_fraction, dict(zip(self.attributes, plan.value_counts, strict=True))
+        for name in {name for combination in self.combinations for name in combination}:
+            seen = [value for value, count in zip(self.attributes[name], counts[name], strict=True) if count]
+            if len(seen) < 2:
+                found = f"only the value {seen[0]!r}" if seen else "no known value"
+                raise UserError(
+                    f"attribute {name!r} has {found} among the {plan.users} users to train on: "
+                    "leave it out of combinations"
+                )
+            audited = sum(counts[name]) * held_out / (1 - held_out)
+            if audited < MIN_AUDIT_USERS:
+                logger.warning(
+                    "attribute %s: about %.0f users of the audit split have a known value; an audit may refuse so few: "
+                    "leave it out of combinations, or raise sequences.audit_fraction of the backbone",
+                    name,
+                    audited,
+                )
+
+    def schedule(self, plan: SequencePlan) -> Schedule:
+        optim = self.config.optim
+        return plan.schedule(optim.epochs, optim.batch_crops, optim.lanes, self.config.seed)
+
+    def training(self, workers: Workers, device: torch.device, pack: str = "") -> Training:
+        source, plan = self.source(), load_plan(self.uri, SequencePlan)
+        lake, schedule = self.open_lake(source.config.lake), self.schedule(plan)
+        buckets = range(workers.rank, lake.manifest.num_buckets, workers.size)
+        fraction = plan.validation_fraction_of(self.config.optim.validation_users)
+        users = read_held_out(lake, plan.sequences, VALIDATION_EVENT, plan.length, buckets, fraction)
+        data = EliminatorData(
+            backbone=load_backbone(source, self.backbone_hash),
+            attributes=self.attributes,
+            value_counts=plan.value_counts,
+            schedule=schedule,
+            users=users.only(~users.audit_split),
+            prefixes=read_prefixes(lake, plan.sequences, plan.length, buckets, fraction, PREFIXES_PER_USER),
+        )
+        trainer = EliminatorTrainer(self.config, self.packs[pack], data, device=device, workers=workers)
+        return trainer, partial(sequence_batches, lake, plan, schedule, workers.rank, workers.size)
+
+    def pack_figures(self) -> dict[str, dict[str, Any]]:
+        """Figures of all packs' combinations, and of the backbone."""
+        return {name: found for pack in self.packs for name, found in load_figures(self.weights_uri(pack)).items()}
+
     def tables(self) -> list[RenderableType]:
         """A row for each combination."""
         title = f"Run {self.uri}: {self.config.method}, jobs: {len(self.packs)}"
@@ -82,36 +158,21 @@ class EliminatorsRecord(Record):
         return [table]
 
 
-def pack_uri(record: EliminatorsRecord, pack: str) -> str:
-    return join(record.uri, "packs", pack)
-
-
-def weights_uri(record: EliminatorsRecord, pack: str) -> str:
-    return join(pack_uri(record, pack), WEIGHTS)
-
-
-def load_pack(record: EliminatorsRecord, pack: str) -> dict[str, Tensor]:
-    """The kept weights of a pack."""
-    missing = f"run {record.uri!r}: pack {pack} is not trained yet: start the same command again"
-    content = read_weights(weights_uri(record, pack), missing)
-    return parse_weights(content, f"run {record.uri!r}: the weights of pack {pack} are damaged")
-
-
 def eliminators_hash(record: EliminatorsRecord) -> str:
     """SHA-256 over the backbone's and all packs' weights: what an audit is of."""
     digest = hashlib.sha256(record.backbone_hash.encode())
     for pack in record.packs:
-        digest.update(read_file(weights_uri(record, pack)))
+        digest.update(read_file(record.weights_uri(pack)))
     return digest.hexdigest()
-
-
-def is_done(record: EliminatorsRecord, pack: str) -> bool:
-    return exists(join(pack_uri(record, pack), "done.json"))
 
 
 def load_methods(record: EliminatorsRecord, backbone: SequentialBackbone) -> list[FairnessMethod]:
     """All trained combinations, ready for inference, in one stacked pack where possible."""
-    parts = [load_pack(record, pack) for pack in record.packs]
+    parts = []
+    for pack in record.packs:
+        missing = f"run {record.uri!r}: pack {pack} is not trained yet: start the same command again"
+        content = read_weights(record.weights_uri(pack), missing)
+        parts.append(parse_weights(content, f"run {record.uri!r}: the weights of pack {pack} are damaged"))
     if record.config.method == "fine_tuning":
         packs = [(record.packs[name], tensors) for name, tensors in zip(record.packs, parts, strict=True)]
     else:

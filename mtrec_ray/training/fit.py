@@ -14,11 +14,15 @@ from ray.train.torch import TorchTrainer
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
+from mtrec_ray.files import parent
 from mtrec_ray.lake.cluster import asking, cluster_resources, joins_cluster, need_ray
 from mtrec_ray.trainers.runner_config import RunnerConfig
-from mtrec_ray.training.loop import MakeTraining, train_loop_per_worker
+from mtrec_ray.training.loop import train_loop_per_worker
+from mtrec_ray.training.record import Record
 
 POLL_S = 1.0
+MAX_FAILURES = 3
+"""Restarts from the last checkpoint before a run fails."""
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)
@@ -38,31 +42,15 @@ class ProgressActor:
         return self.step, self.note
 
 
-def fit(
-    make: MakeTraining,
-    arguments: dict[str, Any],
-    runs: str,
-    name: str,
-    runner: RunnerConfig,
-    num_steps: int,
-    progress: ProgressCallback | None,
-) -> None:
-    """Train one model on Ray Train to its end, from its last checkpoint if there is one.
-
-    Args:
-        make: makes each worker's training from `arguments`.
-        arguments: plain data.
-        runs: folder or URI; Ray Train keeps its checkpoints in its subfolder `name`.
-        name: of the run.
-        runner: workers and their resources.
-        num_steps: for the progress bar.
-        progress: receives the step.
-    """
+def fit(record: Record, progress: ProgressCallback | None, pack: str = "") -> None:
+    """Train a run, or a pack of eliminators, to its end on Ray Train, from its last checkpoint if there is one."""
     need_ray()
-    actor = ProgressActor.remote()
+    actor, runner = ProgressActor.remote(), record.config.runner
+    storage, name = parent(record.folder(pack))
+    settings = {"run": type(record), "record": record.model_dump_json(), "pack": pack, "progress": actor}
     trainer = TorchTrainer(
         train_loop_per_worker,
-        train_loop_config={"make": make, "arguments": arguments, "progress": actor},
+        train_loop_config=settings,
         scaling_config=ray.train.ScalingConfig(
             num_workers=runner.workers,
             use_gpu=runner.use_gpu,
@@ -70,12 +58,12 @@ def fit(
         ),
         run_config=ray.train.RunConfig(
             name=name,
-            storage_path=runs,
-            failure_config=ray.train.FailureConfig(max_failures=runner.max_failures),
+            storage_path=storage,
+            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    with _watch(actor, num_steps, progress):
+    with _watch(actor, record.steps, progress):
         outcome = in_background(trainer.fit)  # in the main thread it would take ctrl-c for itself
         while not wait([outcome], timeout=POLL_S).done:
             pass
@@ -106,8 +94,7 @@ def check_resources(runner: RunnerConfig) -> None:
     An autoscaling cluster may not have its nodes yet, so there it is a warning.
     """
     available = cluster_resources()
-    gpus = runner.workers if runner.use_gpu else 0
-    needed = {"CPU": runner.workers * runner.cpus_per_worker + 1, "GPU": float(gpus)}
+    needed = {"CPU": runner.workers * runner.cpus_per_worker + 1, "GPU": runner.workers * runner.use_gpu}
     for kind, amount in needed.items():
         if amount <= available.get(kind, 0.0):
             continue

@@ -1,66 +1,46 @@
 """What each Ray Train worker does for any of the three models."""
 
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
-import torch
 
 from mtrec_ray.files import join
 from mtrec_ray.tracking.tracker import Tracker
 from mtrec_ray.trainers.trainer import CHECK_CLOCK_EVERY, Trainer
 from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.checkpoint import load_checkpoint, save_checkpoint
+from mtrec_ray.training.record import Record
 from mtrec_ray.training.weights import save_weights
 
 LOG_POINTS = 200
 """Lines of training figures in `metrics.jsonl`, evenly over a run's steps."""
 
 
-@dataclass(frozen=True)
-class Training:
-    """A trainer, its batches, and the folder that its results go to."""
-
-    trainer: Trainer[Any]
-    batches: Callable[[int], Iterator[Any]]
-    """From a global step on."""
-    uri: str
-    """Folder of the run, or of a pack within it."""
-    name: str
-    config: Any
-    """Settings of the job; has `runner` and `tracking`."""
-
-
-MakeTraining = Callable[[dict[str, Any], Workers, torch.device], Training]
-"""(plain data, this worker, its device) -> the training of this worker."""
-
-
 def train_loop_per_worker(settings: dict[str, Any]) -> None:
-    """The whole run of one worker, resumed from the last checkpoint if there is one.
+    """The entire run of one worker, resumed from the last checkpoint if there is one.
 
     Args:
-        settings: `make` (MakeTraining), `arguments` (its plain data), `progress` (ProgressActor handle).
+        settings: `run` (Record class), `record` (its JSON), `pack` (of eliminators), `progress` (ProgressActor handle).
     """
+    record: Record = settings["run"].model_validate_json(settings["record"])
     context = ray.train.get_context()
     workers = Workers(context.get_world_rank(), context.get_world_size())
-    training: Training = settings["make"](settings["arguments"], workers, ray.train.torch.get_device())
-    trainer, config = training.trainer, training.config
+    trainer, batches = record.training(workers, ray.train.torch.get_device(), settings["pack"])
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             trainer.load_state_dict(load_checkpoint(Path(folder)))
-    reporter = Reporter(training, settings["progress"])
+    reporter = Reporter(record, settings["pack"], trainer, settings["progress"])
     try:
         trainer.run(
-            training.batches(trainer.num_steps if trainer.stopped else trainer.next_step),
+            batches(trainer.num_steps if trainer.stopped else trainer.next_step),
             on_step=reporter.step,
             on_validate=reporter.validated,
             on_checkpoint=reporter.checkpoint,
-            checkpoint_every_s=config.runner.checkpoint_every_s,
+            checkpoint_every_s=record.config.runner.checkpoint_every_s,
         )
     finally:
         reporter.close()
@@ -69,19 +49,19 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
 class Reporter:
     """Passes a trainer's steps, figures and state on; rank 0 alone writes."""
 
-    def __init__(self, training: Training, progress: Any) -> None:
-        self.training, self.trainer, self.progress = training, training.trainer, progress
-        self.first = training.trainer.workers.rank == 0
-        self.log_every = max(1, self.trainer.num_steps // LOG_POINTS)
+    def __init__(self, record: Record, pack: str, trainer: Trainer[Any], progress: Any) -> None:
+        self.config, self.uri = record.config, record.folder(pack)
+        self.trainer, self.progress = trainer, progress
+        self.first = trainer.workers.rank == 0
+        self.log_every = max(1, trainer.num_steps // LOG_POINTS)
         self.tracker: Tracker | None = None
         if self.first:
-            params = training.config.model_dump(mode="json")
             self.tracker = Tracker(
-                training.uri,
-                training.config.tracking,
-                run_name=training.name,
-                params=params,
-                resume_step=self.trainer.next_step,
+                self.uri,
+                self.config.tracking,
+                run_name=f"{self.config.name} {pack}".strip(),
+                params=self.config.model_dump(mode="json"),
+                resume_step=trainer.next_step,
             )
 
     def step(self) -> None:
@@ -97,10 +77,10 @@ class Reporter:
         """Log a milestone's validation figures, then write the weights that are finished."""
         validation = {name: value for name, value in figures.items() if name.startswith("val/")}
         if self.tracker and validation:
-            self.tracker.log(self.trainer.next_step, validation, kind="validation")
+            self.tracker.log(self.trainer.next_step, validation)
         for file, weights in self.trainer.take_outputs().items():
             if self.first:
-                save_weights(join(self.training.uri, file), weights.tensors, weights.figures)
+                save_weights(join(self.uri, file), weights.tensors, weights.figures)
 
     def checkpoint(self) -> None:
         """Report rank 0's state to Ray Train; every worker takes part, it is a barrier."""
@@ -109,7 +89,7 @@ class Reporter:
             ray.train.report(metrics)
             return
         with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), self.trainer.state_dict(), self.training.config)
+            save_checkpoint(Path(folder), self.trainer.state_dict(), self.config)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
         if self.tracker:
             self.tracker.flush()

@@ -8,25 +8,38 @@ runs/NAME/checkpoint_*/                      Ray Train's checkpoints
 """
 
 import hashlib
+from functools import lru_cache, partial
 from typing import Any, ClassVar, Literal
 
+import torch
 from rich.console import RenderableType
 from rich.table import Table
 
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.files import join
 from mtrec_ray.identity import Identity
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 from mtrec_ray.streams.groups import Groups
-from mtrec_ray.streams.plan import PairPlan
+from mtrec_ray.streams.plan import PairPlan, make_plan
+from mtrec_ray.streams.reader import training_batches
 from mtrec_ray.streams.schedule import Schedule
-from mtrec_ray.trainers.propensity import snapshot_file
+from mtrec_ray.streams.scored_users import ScoringChunk
+from mtrec_ray.streams.validation_users import by_territory, validation_chunks, validation_sampling_fraction
+from mtrec_ray.trainers.propensity import PropensityData, PropensityTrainer, snapshot_file
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.training.record import Record, load_plan
-from mtrec_ray.training.weights import fill_module, read_weights
+from mtrec_ray.trainers.workers import Workers
+from mtrec_ray.training.record import Record, Training, load_plan
+from mtrec_ray.training.weights import fill_module, load_figures, read_weights
+
+MAX_VALIDATION_USERS = 10_000
+NUM_BOOTSTRAP = 50
+"""Replicates behind the intervals of validation figures."""
 
 
 class PropensityRecord(Record):
-    """The content of `run.json`."""
+    """The content of a propensity run's `run.json`."""
 
     kind: Literal["propensity"] = "propensity"
     config: PropensityConfig
@@ -34,8 +47,8 @@ class PropensityRecord(Record):
     model: dict[str, Any]
     """Fields of `TwoTowerConfig`."""
     learning_rates: tuple[float, float, float]
-    """First ones in a period, of the towers, the group block's matrices and its vectors."""
-    num_steps: int
+    """Learning rates at the start of each period: (towers, block matrices, block vectors)."""
+    num_steps: int = 0
 
     figures_of: ClassVar[str] = "snapshot"
 
@@ -49,6 +62,53 @@ class PropensityRecord(Record):
         groups = hashlib.sha256(self.groups.model_dump_json().encode()).hexdigest()
         return Identity(base.settings, base.inputs | {"territory groups": groups})
 
+    def make_plan(self, progress: ProgressCallback | None) -> PairPlan:
+        lake, config = self.open_lake(), self.config
+        calendar = resolve_calendar(lake, config.window)
+        num_periods = calendar.num_evaluation_days if config.incremental else 1
+        return make_plan(lake, config.sample, calendar, num_periods, progress)
+
+    def schedule(self, plan: PairPlan) -> Schedule:
+        optim = self.config.optim
+        epochs = (optim.epochs, *[1] * (len(plan.periods) - 1))
+        return plan.schedule(epochs, optim.batch_pairs, optim.lanes, self.config.seed)
+
+    def training(self, workers: Workers, device: torch.device, pack: str = "") -> Training:
+        lake, plan = self.open_lake(), load_plan(self.uri, PairPlan)
+        schedule = self.schedule(plan)
+        data = self.data(lake, plan, schedule, workers)
+        trainer = PropensityTrainer(self.config, data, device=device, workers=workers)
+        return trainer, partial(training_batches, lake, plan, schedule, workers.rank, workers.size)
+
+    def data(self, lake: Lake, plan: PairPlan, schedule: Schedule, workers: Workers) -> PropensityData:
+        """What the trainer is built from; it validates after each epoch, on the next day."""
+        sample, calendar = self.config.sample, plan.calendar
+        buckets = range(workers.rank, lake.manifest.num_buckets, workers.size)
+        fraction = validation_sampling_fraction(lake, sample, lake.manifest.num_buckets, MAX_VALIDATION_USERS)
+
+        @lru_cache(maxsize=1)
+        def validation_users(period: int) -> list[ScoringChunk]:
+            bounds = calendar.day_bounds(min(plan.periods[period].day + 1, calendar.num_evaluation_days))
+            chunks = validation_chunks(lake, sample, bounds, buckets, fraction=fraction, fixed_candidates=True)
+            return by_territory(chunks)
+
+        return PropensityData(
+            model=self.two_tower_config(),
+            learning_rates=self.learning_rates,
+            group_of_territory=self.groups.of_territory,
+            titles=lake.title_embeddings(),
+            schedule=schedule,
+            days=tuple(period.day for period in plan.periods),
+            validate_at=schedule.epoch_ends() if sample.validation_fraction else frozenset(),
+            validation_users=validation_users,
+            num_bootstrap=NUM_BOOTSTRAP,
+        )
+
+    def snapshot_figures(self) -> dict[str, dict[str, Any]]:
+        """Figures of the snapshot after each period."""
+        days = [period.day for period in load_plan(self.uri, PairPlan).periods]
+        return {f"day_{day}": load_figures(snapshot_uri(self.uri, day)) for day in days}
+
     def tables(self) -> list[RenderableType]:
         """The run and the figures of its snapshots."""
         table, config = Table(title=f"Run {self.uri}", show_header=False), self.config
@@ -60,13 +120,6 @@ class PropensityRecord(Record):
         for name, value in facts.items():
             table.add_row(name, value)
         return [table]
-
-
-def make_schedule(record: PropensityRecord, plan: PairPlan) -> Schedule:
-    """Every step of the run."""
-    optim = record.config.optim
-    epochs = (optim.epochs, *[optim.day_epochs] * (len(plan.periods) - 1))
-    return plan.schedule(epochs, optim.batch_pairs, optim.lanes, record.config.seed)
 
 
 def snapshot_uri(uri: str, day: int) -> str:

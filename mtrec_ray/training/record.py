@@ -1,28 +1,37 @@
-"""What every run has: `run.json` (settings, state, figures) and `plan.json`."""
+"""What every run has: `run.json` (settings, state, figures), `plan.json`, and how a worker trains it."""
 
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
 
+import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import RenderableType
 
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, exists, join, parent, read_file, read_json, write_file, write_json
+from mtrec_ray.files import absolute, check_writable, exists, join, parent, read_file, read_json, write_file, write_json
 from mtrec_ray.identity import Identity, check_same
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.streams.schedule import Schedule
+from mtrec_ray.tracking.config import check_tracking
+from mtrec_ray.trainers.trainer import Trainer
+from mtrec_ray.trainers.workers import Workers
 
 if TYPE_CHECKING:
     import pandas as pd
 
 RUN, PLAN = "run.json", "plan.json"
 VERSION = 2
-MAY_CHANGE = {"runner", "tracking", "jobs_at_once", "retries", "lake", "backbone", "runs"}
+MAY_CHANGE = {"runner", "tracking", "jobs_at_once", "lake", "backbone", "runs"}
 """Settings that may change on resume: they affect speed or paths only."""
 
 Plan = TypeVar("Plan", bound=BaseModel)
+Training = tuple[Trainer[Any], Callable[[int], Iterator[Any]]]
+"""One worker's trainer, and its batches from a global step on."""
 
 
 class Record(BaseModel):
-    """The content of `run.json`; each kind of run adds what it is made from."""
+    """The content of `run.json`; each kind of run adds its inputs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,10 +41,12 @@ class Record(BaseModel):
     config: Any
     lake_hash: str
     figures: dict[str, dict[str, Any]] = {}
-    """Of the finished run: what the figures are of (a snapshot, a combination) -> name -> value."""
+    """Of the finished run: snapshot or combination -> name -> value."""
 
     figures_of: ClassVar[str] = "of"
     """What the keys of `figures` are."""
+    steps_field: ClassVar[str] = "num_steps"
+    """Field with the number of steps, 0 before they are planned."""
 
     @property
     def uri(self) -> str:
@@ -43,15 +54,17 @@ class Record(BaseModel):
         return join(self.config.runs, self.config.name)
 
     @property
+    def steps(self) -> int:
+        """Steps of one training, unless early stopping ends it before."""
+        return getattr(self, self.steps_field)
+
+    @property
     def metrics(self) -> "pd.DataFrame":
         """Tidy figures of the finished run: one row a value."""
         import pandas as pd
 
-        rows = [
-            (self.config.name, key, name, value)
-            for key, values in self.figures.items()
-            for name, value in values.items()
-        ]
+        found = [(key, name, value) for key, values in self.figures.items() for name, value in values.items()]
+        rows = [(self.config.name, *row) for row in found]
         return pd.DataFrame(rows, columns=["run", self.figures_of, "metric", "value"])
 
     def document(self) -> dict[str, Any]:
@@ -60,6 +73,22 @@ class Record(BaseModel):
 
     def tables(self) -> list[RenderableType]:
         """What a person reads when the run has finished."""
+        raise NotImplementedError
+
+    def folder(self, pack: str = "") -> str:
+        """Folder of weights, metrics and checkpoints; eliminators have one for each `pack`."""
+        return self.uri
+
+    def make_plan(self, progress: ProgressCallback | None) -> BaseModel:
+        """Count what is trained on; UserError where too little is left."""
+        raise NotImplementedError
+
+    def schedule(self, plan: Any) -> Schedule:
+        """Every step of a training, unless early stopping ends it before."""
+        raise NotImplementedError
+
+    def training(self, workers: Workers, device: torch.device, pack: str = "") -> Training:
+        """What one worker trains, and on which batches."""
         raise NotImplementedError
 
     def save(self) -> None:
@@ -95,7 +124,7 @@ class Record(BaseModel):
             where = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
             raise UserError(f"run {uri!r}: {RUN} is damaged ({where}): train it again") from error
         runs, name = parent(absolute(uri))
-        return record.model_copy(update={"config": record.config.model_copy(update={"runs": runs, "name": name})})
+        return record.with_settings(runs=runs, name=name)
 
     @classmethod
     def load_done(cls, uri: str) -> Self:
@@ -105,6 +134,10 @@ class Record(BaseModel):
             raise UserError(f"run {uri!r} is not finished: start `mtrec train {record.kind}` with the same name again")
         return record
 
+    def with_settings(self, **settings: Any) -> Self:
+        """A copy with some settings changed."""
+        return self.model_copy(update={"config": self.config.model_copy(update=settings)})
+
     def resume_or_new(self) -> Self:
         """The stored run of this name, or this new record; UserError if that is another run."""
         if not exists(join(self.uri, RUN)):
@@ -113,20 +146,35 @@ class Record(BaseModel):
         check_same(f"run {self.config.name!r}", old.identity(), self.identity())
         return old if old.status == "done" else old.model_copy(update={"config": self.config})
 
+    def start(self, check_cluster: Callable[[], None], progress: ProgressCallback | None) -> Self:
+        """The run to train, checked and planned; a finished one with the present places of its inputs.
+
+        Raises:
+            UserError: settings that do not fit the lake, the cluster, or the stored run of this name; or a place that
+                cannot be written to.
+        """
+        record = self.resume_or_new()
+        if record.status == "done":
+            inputs = {"lake", "backbone"} & set(type(self.config).model_fields)
+            moved = record.with_settings(**{name: getattr(self.config, name) for name in inputs})
+            if moved != record:
+                moved.save()
+            return moved
+        check_tracking(record.config.tracking)
+        check_writable(record.config.runs)
+        check_cluster()
+        if not record.steps:  # planned before it is recorded: what fails here leaves no run behind
+            plan = record.make_plan(progress)
+            save_plan(record.uri, plan)
+            record = record.model_copy(update={self.steps_field: record.schedule(plan).num_steps})
+            record.save()
+        return record
+
     def finish(self, figures: dict[str, dict[str, Any]]) -> Self:
         """Save and return the record of the finished run."""
         done = self.model_copy(update={"status": "done", "figures": figures})
         done.save()
         return done
-
-    def relocate_inputs(self, **places: str) -> Self:
-        """This record with its `lake` or `backbone` where they are now, saved if they moved."""
-        moved = self.config.model_copy(update=places)
-        if moved == self.config:
-            return self
-        record = self.model_copy(update={"config": moved})
-        record.save()
-        return record
 
     def identity(self) -> Identity:
         """What decides this run's figures."""
@@ -140,7 +188,7 @@ class Record(BaseModel):
 
 
 def require_lake(lake: Lake, expected_hash: str, run: str) -> None:
-    """UserError where a lake is no longer what a run was started on."""
+    """UserError where a lake has changed since a run was started on it."""
     if lake.manifest.lake_hash != expected_hash:
         raise UserError(f"lake {lake.uri!r} has changed since run {run!r} was started: train under another name")
 

@@ -22,7 +22,7 @@ from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.backbone import new_backbone_run
 from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash, load_backbone
 from mtrec_ray.training.eliminators import make_packs
-from mtrec_ray.training.eliminators_run import EliminatorsRecord, eliminators_hash, weights_uri
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, eliminators_hash
 from mtrec_ray.training.propensity import new_propensity_run
 from mtrec_ray.training.propensity_run import snapshot_uri
 from mtrec_ray.training.record import save_plan
@@ -73,7 +73,7 @@ def write_eliminators(
     )
     for pack, chosen in record.packs.items():
         method = make_method(config, record.attributes, load_backbone(backbone), chosen)
-        save_weights(weights_uri(record, pack), dict(method.own_parameters()), {})
+        save_weights(record.weights_uri(pack), dict(method.own_parameters()), {})
     record.save()
     return record
 

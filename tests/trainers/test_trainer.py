@@ -2,11 +2,15 @@
 
 import subprocess
 import sys
+from typing import get_args
 
 import pytest
 import torch
 
+from mtrec_ray.models.group_block_names import GroupBlockName
 from mtrec_ray.models.training_state import collect_state
+from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
+from mtrec_ray.trainers.propensity import make_optimizer
 from mtrec_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.trainers.small import MAKERS, STEPS_PER_EPOCH, backbone, propensity
 
@@ -72,30 +76,23 @@ def test_checkpoints_by_the_clock_come_every_ten_steps_at_most():
 
 
 def test_backbone_stops_when_validation_does_not_improve(monkeypatch):
-    trainer, batches = backbone(optim={"epochs": 20, "evaluate_every": 2, "patience": 2})
-    ndcgs = iter([0.3, 0.2, 0.25, 0.9])
+    trainer, batches = backbone(optim={"epochs": 20, "evaluate_every": 2})
+    ndcgs = iter([0.3, 0.2, 0.25, 0.1, 0.1, 0.1, 0.9])
     monkeypatch.setattr(type(trainer.workers), "mean", lambda *_: {"ndcg": next(ndcgs)})
     trainer.run(batches(0))
     assert trainer.stopped
-    assert trainer.next_step == 6 * STEPS_PER_EPOCH
+    assert trainer.next_step == 12 * STEPS_PER_EPOCH
     assert trainer.take_outputs()["backbone.safetensors"].figures["val/ndcg"] == 0.3
 
 
-@pytest.mark.parametrize("snapshot", ["last", "best"])
-def test_snapshot_is_the_last_or_the_best_of_its_period(snapshot, monkeypatch):
-    trainer, batches = propensity(sample={"validation_fraction": 0.1}, optim={"epochs": 2, "snapshot": snapshot})
-    weighted = iter([0.5, 0.4, 0.3])  # after each epoch of the window, after the day
-    monkeypatch.setattr(trainer, "validate", lambda period: {"val/pr_auc/weighted": next(weighted)})
-    after_first_epoch = {}
-
-    def remember() -> None:
-        if trainer.next_step == STEPS_PER_EPOCH:
-            after_first_epoch.update({n: t.clone() for n, t in trainer.model.state_dict().items()})  # pyright: ignore
-
-    trainer.run(batches(0), on_step=remember)
-    window = trainer.take_outputs()["snapshots/day_0/model.safetensors"].tensors
-    equal = all(torch.equal(tensor, after_first_epoch[name]) for name, tensor in window.items())
-    assert equal == (snapshot == "best")
+@pytest.mark.parametrize("group_block", ["none", *get_args(GroupBlockName)])
+def test_optimizer_has_every_parameter_in_one_group(group_block):
+    groups = 1 if group_block == "none" else 2
+    model = TwoTower(TwoTowerConfig(4, 4, d=4, num_groups=groups, group_block=group_block))
+    if model.group_block is not None:
+        model.group_block.temperature = torch.nn.Parameter(torch.ones(2))  # a vector of one number per group
+    found = [id(p) for group in make_optimizer(model, (1e-3, 1e-4, 1e-2)).param_groups for p in group["params"]]
+    assert sorted(found) == sorted(map(id, model.parameters()))
 
 
 def test_validation_figures_have_bounds_and_change_no_weight():

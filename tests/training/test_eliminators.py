@@ -15,6 +15,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.streams.crops import SequencePlan
 from mtrec_ray.streams.sequences import SequenceConfig
 from mtrec_ray.training import eliminators
+from mtrec_ray.training.eliminators_run import EliminatorsRecord
 
 PLAN = SequencePlan(
     lake_hash="",
@@ -35,6 +36,7 @@ import click
 
 from mtrec_ray.__main__ import main
 from mtrec_ray.training import eliminators
+from mtrec_ray.training.eliminators_run import EliminatorsRecord
 
 begun, may_fail = [], threading.Event()
 
@@ -48,16 +50,17 @@ def train_pack(record, pack, progress):
     may_fail.wait()
     raise RuntimeError("Ray's session is over")
 
-eliminators.is_done = lambda record, pack: False
 eliminators._train_pack = train_pack
+eliminators.jobs_that_fit = lambda runner: 2
 packs = {f"pack{number:03d}": [("gender",)] for number in range(3)}
-record = SimpleNamespace(packs=packs, config=SimpleNamespace(retries=1))
+config = SimpleNamespace(runner=None, jobs_at_once=None)
+record = SimpleNamespace(packs=packs, config=config, done_uri=lambda pack: "/nowhere/done.json")
 argument = sys.argv.pop(0)
 
 @click.command()
 @click.option("--json", is_flag=True)
 def train(json):
-    eliminators._train_packs(record, 2, None)
+    eliminators.train_packs(record, None)
 
 try:
     sys.argv = ["mtrec", "--json"]
@@ -114,11 +117,12 @@ def train(monkeypatch):
             if pack in errors:
                 raise errors[pack]
 
-        monkeypatch.setattr(eliminators, "is_done", lambda record, pack: False)
         monkeypatch.setattr(eliminators, "_train_pack", train_pack)
-        record: Any = SimpleNamespace(packs=dict.fromkeys("abcd"), config=SimpleNamespace(retries=2))
+        monkeypatch.setattr(eliminators, "jobs_that_fit", lambda runner: 3)
+        config = SimpleNamespace(runner=None, jobs_at_once=at_once)
+        record: Any = SimpleNamespace(packs=dict.fromkeys("abcd"), config=config, done_uri=lambda pack: "/nowhere")
         try:
-            eliminators._train_packs(record, at_once, None)
+            eliminators.train_packs(record, None)
         except Exception as error:
             return begun, error
         return begun, None
@@ -134,7 +138,7 @@ def test_every_pack_is_trained_once(train):
 
 def test_what_fails_is_tried_again_before_the_others_go_on(train):
     begun, error = train({"b": RuntimeError("no room")})
-    assert "".join(begun) == "abbbcd"
+    assert "".join(begun) == "abbcd"
     assert isinstance(error, eliminators.PacksFailed)
 
 
@@ -155,6 +159,7 @@ def test_a_users_mistake_is_not_tried_again_and_stays_one(train, raised_in):
 def test_attribute_of_few_audit_users_gives_a_warning(caplog):
     """With a quarter in the audit split, 90 users of the train split mean 30 audited, 72 mean 24."""
     attributes = {"gender": ["f", "m"], "age": ["18", "25"]}
-    eliminators._check_values(SimpleNamespace(attributes=attributes, combinations=[("gender", "age")]), PLAN)  # pyright: ignore[reportArgumentType]
+    record: Any = SimpleNamespace(attributes=attributes, combinations=[("gender", "age")])
+    EliminatorsRecord.check_values(record, PLAN)
     (warning,) = caplog.messages
     assert warning.startswith("attribute age: about 24 users of the audit split have a known value")

@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,10 +19,10 @@ class Trainer:
     """Ray's, which takes SIGINT for itself where it runs in the main thread."""
 
     def __init__(self, loop: Any, *, train_loop_config: dict[str, Any], **_: Any) -> None:
-        self.make = train_loop_config["make"]
+        self.work = train_loop_config["record"]
 
     def fit(self) -> None:
-        self.make()
+        self.work()
 
 
 @pytest.fixture
@@ -29,7 +30,13 @@ def play(monkeypatch):
     monkeypatch.setattr(fit_module, "TorchTrainer", Trainer)
     monkeypatch.setattr(fit_module, "ProgressActor", SimpleNamespace(remote=lambda: None))
     monkeypatch.setattr(fit_module, "need_ray", lambda: None)
-    return lambda make: fit(make, {}, "runs", "name", RunnerConfig(), num_steps=3, progress=None)
+    record = SimpleNamespace(config=SimpleNamespace(runner=RunnerConfig()), folder=lambda pack: "runs/name", steps=3)
+
+    def play(work: Callable[[], None]) -> None:
+        record.model_dump_json = lambda: work  # what the simulated training does
+        fit(record, None)  # pyright: ignore[reportArgumentType]
+
+    return play
 
 
 def test_ray_train_runs_outside_the_main_thread(play):

@@ -56,9 +56,9 @@ def test_another_backbone_is_another_run(tmp_path):
 
 @pytest.mark.parametrize("status", ["training", "done"])
 def test_an_unfinished_run_goes_on_with_the_new_jobs_and_a_finished_one_stays(tmp_path, status):
-    eliminators(tmp_path, "b", status, retries=1).save()
-    found = eliminators(tmp_path, "b", retries=3).resume_or_new()
-    assert (found.status, found.config.retries) == (status, 1 if status == "done" else 3)
+    eliminators(tmp_path, "b", status, jobs_at_once=1).save()
+    found = eliminators(tmp_path, "b", jobs_at_once=3).resume_or_new()
+    assert (found.status, found.config.jobs_at_once) == (status, 1 if status == "done" else 3)
 
 
 def test_the_table_of_eliminators_has_a_row_for_each_combination():

@@ -33,10 +33,11 @@ from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.eliminators import EliminatorTrainer
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.workers import Workers
-from mtrec_ray.training import backbone, eliminators
+from mtrec_ray.training import backbone, backbone_run, eliminators, eliminators_run
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
-from mtrec_ray.training.eliminators_run import EliminatorsRecord, is_done, load_methods, weights_uri
-from mtrec_ray.training.loop import MakeTraining, train_loop_per_worker
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
+from mtrec_ray.training.loop import train_loop_per_worker
+from mtrec_ray.training.record import Record
 from mtrec_ray.tuning.data import map_here
 from tests.tuning.conftest import build_here
 
@@ -71,13 +72,14 @@ class OneWorker:
     def get_checkpoint(self) -> ray.train.Checkpoint | None:
         return self.latest and ray.train.Checkpoint.from_directory(self.latest)
 
-    def fit(self, make: MakeTraining, arguments: dict[str, Any], *_: Any) -> None:
+    def fit(self, record: Record, progress: Any, pack: str = "") -> None:
         self.latest = None
         actor = SimpleNamespace(put=SimpleNamespace(remote=lambda step, note: None))
+        settings = {"run": type(record), "record": record.model_dump_json(), "pack": pack, "progress": actor}
         while True:
             self.starts += 1
             try:
-                train_loop_per_worker({"make": make, "arguments": arguments, "progress": actor})
+                train_loop_per_worker(settings)
                 return
             except Killed:
                 continue
@@ -101,8 +103,9 @@ def one_worker(monkeypatch) -> Callable[..., OneWorker]:
         for driver in (backbone, eliminators):
             monkeypatch.setattr(driver, "fit", worker.fit)
             monkeypatch.setattr(driver, "check_resources", lambda runner: None)
-            monkeypatch.setattr(driver, "make_sequence_plan", partial(make_sequence_plan, map_over=map_here))
-            monkeypatch.setattr(driver, "sequence_batches", partial(sequence_batches, stream=read_here))
+        for run in (backbone_run, eliminators_run):
+            monkeypatch.setattr(run, "make_sequence_plan", partial(make_sequence_plan, map_over=map_here))
+            monkeypatch.setattr(run, "sequence_batches", partial(sequence_batches, stream=read_here))
         monkeypatch.setattr(eliminators, "jobs_that_fit", lambda runner: 1)
         return worker
 
@@ -234,7 +237,7 @@ def test_a_pack_sees_the_train_split_alone(lake, source, one_worker, monkeypatch
         return stacked_metrics(users, *vectors)
 
     stream = partial(read_here, read=read)
-    monkeypatch.setattr(eliminators, "sequence_batches", partial(sequence_batches, stream=stream))
+    monkeypatch.setattr(eliminators_run, "sequence_batches", partial(sequence_batches, stream=stream))
     monkeypatch.setattr(EliminatorTrainer, "fit_transport", fit_transport)
     monkeypatch.setattr(eliminators_trainer, "stacked_metrics", measure)
     eliminators.train_eliminators(eliminators_config(source, tmp_path / "watched"))
@@ -288,34 +291,28 @@ def test_a_pack_that_fails_is_tried_again_and_redone_alone_to_the_same_weights(
 ):
     worker, tried = one_worker(tmp_path / "failing"), []
 
-    def fit(make: MakeTraining, arguments: dict[str, Any], *rest: Any) -> None:
-        tried.append(arguments["pack"])
-        if arguments["pack"] == "pack000":
+    def fit(record: Record, progress: Any, pack: str) -> None:
+        tried.append(pack)
+        if pack == "pack000":
             raise RuntimeError("no room")
-        worker.fit(make, arguments, *rest)
+        worker.fit(record, progress, pack)
 
     monkeypatch.setattr(eliminators, "fit", fit)
-    config = eliminators_config(source, tmp_path / "failing", pack_size=1, retries=1)
+    config = eliminators_config(source, tmp_path / "failing", pack_size=1)
     message = r"1 of 2 packs failed \(pack000\), the others are done; .*no room"
     with pytest.raises(eliminators.PacksFailed, match=message):
         eliminators.train_eliminators(config)
     assert tried == ["pack000", "pack000", "pack001"]
     record = EliminatorsRecord.load(str(tmp_path / "failing" / "eliminators"))
-    assert [is_done(record, pack) for pack in record.packs] == [False, True]
-    untouched = Path(weights_uri(record, "pack001")).stat().st_mtime_ns
+    assert [Path(record.done_uri(pack)).exists() for pack in record.packs] == [False, True]
+    untouched = Path(record.weights_uri("pack001")).stat().st_mtime_ns
     monkeypatch.setattr(eliminators, "fit", worker.fit)
-    again = eliminators.train_eliminators(config.model_copy(update={"retries": 0}))
-    assert Path(weights_uri(record, "pack001")).stat().st_mtime_ns == untouched
+    again = eliminators.train_eliminators(config)
+    assert Path(record.weights_uri("pack001")).stat().st_mtime_ns == untouched
     straight = eliminators.train_eliminators(eliminators_config(source, tmp_path / "straight", pack_size=1))
     assert content(again) == content(straight)
     (method,) = load_methods(again, load_backbone(source))  # both packs, stacked
     assert method.combinations == (("gender",), ("gender", "age"))
-
-
-def test_masks_of_a_backbone_that_has_none_are_refused(source, one_worker, tmp_path):
-    one_worker(tmp_path)
-    with pytest.raises(UserError, match=r"optim\.mask_fraction has no effect on backbone .*, a sasrec: drop it"):
-        eliminators.train_eliminators(eliminators_config(source, tmp_path, optim={"mask_fraction": 0.2}))
 
 
 def test_more_jobs_at_once_than_the_machine_holds_are_refused(source, one_worker, tmp_path):
@@ -370,9 +367,9 @@ def test_finished_runs_are_told_by_their_commands_where_what_they_stand_on_was_m
 def test_a_worker_without_validation_users_takes_part(source, one_worker, monkeypatch, tmp_path):
     one_worker(tmp_path / "nobody")
     monkeypatch.setattr(Workers, "mean", lambda self, means, *_: dict.fromkeys(means, 0.5))
-    read_held_out = eliminators.read_held_out
+    read_held_out = eliminators_run.read_held_out
     monkeypatch.setattr(
-        eliminators, "read_held_out", lambda *args: (u := read_held_out(*args)).only(np.zeros(len(u), dtype=bool))
+        eliminators_run, "read_held_out", lambda *args: (u := read_held_out(*args)).only(np.zeros(len(u), dtype=bool))
     )
     assert eliminators.train_eliminators(eliminators_config(source, tmp_path / "nobody")).status == "done"
 
@@ -411,9 +408,9 @@ def test_eliminators_that_nobody_would_validate_are_refused_and_the_mend_holds(l
 
 def test_a_run_that_nobody_validates_is_refused_with_the_mend(source, lake, one_worker, monkeypatch, tmp_path):
     one_worker(tmp_path / "nobody")
-    read_held_out = backbone.read_held_out
+    read_held_out = backbone_run.read_held_out
     monkeypatch.setattr(
-        backbone, "read_held_out", lambda *args: (u := read_held_out(*args)).only(np.zeros(len(u), dtype=bool))
+        backbone_run, "read_held_out", lambda *args: (u := read_held_out(*args)).only(np.zeros(len(u), dtype=bool))
     )
     with pytest.raises(UserError, match=r"no user was drawn for validation: raise optim.validation_users"):
         backbone.train_backbone(backbone_config(lake, tmp_path / "nobody"))

@@ -84,7 +84,6 @@ def search(lake: str, **settings: Any) -> PropensitySearchConfig:
         ({"validation_fraction": 1e-4}, "validated on 0.16 of the 1600 users .* raise validation_fraction"),
         ({"validation_fraction": 0.02, "buckets": 1}, "validated on 8 of the 400 users .* or read more buckets"),
         ({"base": {"sample": {"random_fraction": 1e-4}}}, "trained on .* of the 1600 users .* raise sample.random"),
-        ({"space": {"optim.day_epochs": [1, 2]}}, "optim.day_epochs has no effect on trials"),
         ({"workers": 3, "base": {"optim": {"lanes": 2}}}, "workers = 3 needs as many optim.lanes"),
         ({"workers": 3, "space": {"optim.lanes": [2, 4]}}, "workers = 3 needs as many optim.lanes"),
         (

@@ -18,8 +18,7 @@ from mtrec_ray.trainers.propensity import PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.propensity_validation import METRICS, PropensityScorer, _mean, summarise
 from mtrec_ray.trainers.workers import Workers
-from mtrec_ray.training.propensity import new_propensity_run, propensity_data
-from mtrec_ray.training.propensity_run import make_schedule
+from mtrec_ray.training.propensity import new_propensity_run
 from mtrec_ray.tuning.data import TrialCache, map_here, trial_data
 from mtrec_ray.tuning.propensity_trial import PropensityTrial
 from mtrec_ray.tuning.trial import TrialSpec, make_trial
@@ -133,8 +132,8 @@ def test_the_final_weights_equal_those_of_a_run(trial_lake, model):
     data = trial_data(trial_lake, resolve_calendar(trial_lake, config.window), None, 7)
     record = new_propensity_run(config, data.lake, data.calendar)
     plan = make_plan(data.lake, config.sample, data.calendar, map_over=map_here)
-    schedule = make_schedule(record, plan)
-    trainer = PropensityTrainer(config, propensity_data(record, data.lake, plan, schedule, Workers()))
+    schedule = record.schedule(plan)
+    trainer = PropensityTrainer(config, record.data(data.lake, plan, schedule, Workers()))
     trainer.run(training_batches(data.lake, plan, schedule, 0, 1, stream=read_here))
     assert_same_weights(trial, trainer.model.state_dict())
     left = 1 - schedule.period_progress(schedule.num_steps - 1)

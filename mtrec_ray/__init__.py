@@ -1,4 +1,4 @@
-"""mtrec_ray: multi-territory propensity models and selective fairness for video recommendation, on Ray.
+"""Multi-territory propensity models and selective fairness for recommendation, on Ray.
 
 Every job is a function, as in `mtrec_ray.train_propensity(lake="lake", name="mtl")`; see `mtrec_ray.api`.
 """
@@ -7,29 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtrec_ray.api import (  # noqa: F401
-        audit,
-        build_lake,
-        check_lake,
-        embed_lake,
-        evaluate,
-        list_runs,
-        load_store,
-        make_bundle,
-        promote,
-        quickstart,
-        rollback,
-        search_eliminators,
-        search_propensity,
-        serve,
-        show_lake,
-        show_pairs,
-        show_partition,
-        show_run,
-        train_backbone,
-        train_eliminators,
-        train_propensity,
-    )
+    from mtrec_ray.api import *  # noqa: F403
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The `mtrec` command: exit code 0 done, 2 the user's mistake, 1 a bug or a failing machine, 130 interrupted."""
+"""The `mtrec` command. Exit codes: 0 done, 2 user error, 1 other failure, 130 interrupted."""
 
 import errno
 import json
@@ -35,7 +35,7 @@ def main(command: click.Command | None = None) -> None:
 
 
 def explain(error: BaseException) -> tuple[int, str]:
-    """Exit code and message: 2 where a UserError, on whatever machine it was raised, or a full disk is the cause."""
+    """Exit code and message: 2 if a UserError on any machine, or a full disk, is the cause."""
     from mtrec_ray.errors import causes, find_user_error
 
     if isinstance(error, click.UsageError):

@@ -1,4 +1,4 @@
-"""Every job as a Python function, for notebooks and scripts; the commands of `mtrec` call the same functions.
+"""Every job as a Python function; the commands of `mtrec` call the same functions.
 
     import mtrec_ray as mt
     mt.build_lake(dataset="synthetic", out="lake", source={"users": 2000})
@@ -7,8 +7,6 @@
 
 A job takes a config object, or keyword settings: what a file for `--config` holds, checked alike (UserError). It uses
 this process's Ray session, or starts a local one that stays for the next call. `progress=True` draws bars on stderr.
-
-`@job` names the config class and the function that does the work; they are imported at the first call.
 """
 
 # pyright: reportReturnType=false
@@ -47,25 +45,32 @@ CONFIGS: dict[str, str] = {}
 """Job -> its config class, as `module:Class`."""
 
 
-def job(config: str, run: str) -> Callable[[JobFunction], JobFunction]:
-    """Give a function without a body the job `run(config, progress=...)`; both are named as `module:name`.
+def job(config_path: str, run: str) -> Callable[[JobFunction], JobFunction]:
+    """Give a function without a body the job `run(config, progress=...)`.
 
-    Keyword arguments of the function other than `progress` and settings are passed to `run`.
+    Both are named as `module:name` and imported at the first call. Keyword arguments of the function that are no
+    settings are passed to `run`.
     """
 
     def decorate(function: JobFunction) -> JobFunction:
         name = function.__name__
-        CONFIGS[name] = config
+        CONFIGS[name] = config_path
         keywords = set(inspect.signature(function).parameters) - {"config", "progress", "settings"}
 
         @wraps(function)
         def call(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> Any:
+            from mtrec_ray.console import progress_bars
+            from mtrec_ray.lake.cluster import ray_session
+
             extra = {key: settings.pop(key) for key in keywords & set(settings)}
             if config is None:
                 config = validate_config(config_class(name), settings)
             elif settings or not isinstance(config, config_class(name)):
                 raise TypeError(f"{name} takes one {config_class(name).__name__}, or keyword settings")
-            return _run(run, config, extra, progress)
+            num_cpus = getattr(getattr(config, "runner", config), "num_cpus", None)
+            bars = progress_bars() if progress is True else nullcontext(progress or None)
+            with ray_session(num_cpus, keep=True), bars as callback:
+                return resolve_name(run)(config, **extra, progress=callback)
 
         return call
 
@@ -75,16 +80,6 @@ def job(config: str, run: str) -> Callable[[JobFunction], JobFunction]:
 def config_class(name: str) -> type[Config]:
     """The config class of a job by its function's name."""
     return resolve_name(CONFIGS[name])
-
-
-def _run(path: str, config: Config, extra: dict[str, Any], progress: Progress) -> Any:
-    from mtrec_ray.console import progress_bars
-    from mtrec_ray.lake.cluster import ray_session
-
-    num_cpus = getattr(getattr(config, "runner", config), "num_cpus", None)
-    bars = progress_bars() if progress is True else nullcontext(progress or None)
-    with ray_session(num_cpus, keep=True), bars as callback:
-        return resolve_name(path)(config, **extra, progress=callback)
 
 
 @job("mtrec_ray.jobs.lakes:LakeBuildConfig", "mtrec_ray.jobs.lakes:build_from_source")
@@ -97,9 +92,7 @@ def build_lake(config: LakeBuildConfig | None = None, *, progress: Progress = No
 
 @job("mtrec_ray.jobs.lakes:LakeConfig", "mtrec_ray.jobs.lakes:verify")
 def check_lake(config: LakeConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """Verify a lake: hashes, counts, schema, buckets and references.
-
-    A damaged lake is a UserError (exit code 2).
+    """Verify a lake: hashes, counts, schema, buckets and references; UserError if damaged.
 
     >>> mt.check_lake(lake="lake")
     """
@@ -115,9 +108,7 @@ def show_lake(config: LakeConfig | None = None, *, progress: Progress = None, **
 
 @job("mtrec_ray.lake.embed_config:EmbedConfig", "mtrec_ray.lake.embed:embed_lake")
 def embed_lake(config: EmbedConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """Compute user and title vectors of a lake that has none.
-
-    Only events of the training window are used.
+    """Compute user and title vectors of a lake from its training window's events.
 
     >>> mt.embed_lake(lake="lake", text={"model": None}, interactions={"width": 64})
     """
@@ -125,9 +116,7 @@ def embed_lake(config: EmbedConfig | None = None, *, progress: Progress = None, 
 
 @job("mtrec_ray.streams.config:PairsConfig", "mtrec_ray.jobs.pairs:count_pairs")
 def show_pairs(config: PairsConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """Count users, positives and negatives (paper A, table 1).
-
-    For the given sample settings, by territory, with the active users that upsampling adds.
+    """Count a sample's users, positives and negatives by territory (paper A, table 1).
 
     >>> mt.show_pairs(lake="lake", sample={"tau": 0.5}).metrics
     """
@@ -139,8 +128,6 @@ def train_propensity(
 ) -> JobResult:
     """Train a propensity model (paper A).
 
-    A stopped run resumes when it is started again with the same name.
-
     >>> mt.train_propensity(lake="lake", name="mtl", kind="mtl", optim={"epochs": 2})
     """
 
@@ -148,8 +135,6 @@ def train_propensity(
 @job("mtrec_ray.trainers.backbone_config:BackboneConfig", "mtrec_ray.training.backbone:train_backbone")
 def train_backbone(config: BackboneConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Train a sequential backbone (paper B).
-
-    A stopped run resumes when it is started again with the same name.
 
     >>> mt.train_backbone(lake="lake", name="bb", model={"kind": "sasrec"})
     """
@@ -159,9 +144,7 @@ def train_backbone(config: BackboneConfig | None = None, *, progress: Progress =
 def train_eliminators(
     config: EliminatorsConfig | None = None, *, progress: Progress = None, **settings: Any
 ) -> JobResult:
-    """Train a backbone's eliminators (paper B).
-
-    Combinations are trained in parallel jobs; the same name resumes what is unfinished.
+    """Train a backbone's eliminators (paper B), as parallel jobs.
 
     >>> mt.train_eliminators(backbone="runs/bb", name="el", combinations="gender,gender+age")
     """
@@ -185,9 +168,7 @@ def show_run(config: ShowRunConfig | None = None, *, progress: Progress = None, 
 
 @job("mtrec_ray.jobs.evaluate_config:EvaluateConfig", "mtrec_ray.jobs.evaluate:evaluate_propensity")
 def evaluate(config: EvaluateConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """Evaluate propensity runs: PR-AUC and gains (paper A).
-
-    By territory and title, with 95% intervals; gains are over the first run (tables 2 and 3).
+    """Evaluate propensity runs: PR-AUC, and gains over the first run (paper A, tables 2, 3).
 
     >>> mt.evaluate(runs=["runs/base", "runs/mtl"], out="report").metrics
     """
@@ -195,9 +176,7 @@ def evaluate(config: EvaluateConfig | None = None, *, progress: Progress = None,
 
 @job("mtrec_ray.jobs.audit_config:AuditConfig", "mtrec_ray.jobs.audit:audit")
 def audit(config: AuditConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """Measure what eliminators hide, what still leaks, and the cost.
-
-    Attackers are trained and tested on users that the eliminators never saw.
+    """Measure what still leaks to attackers, on users no eliminator saw, and the cost.
 
     >>> mt.audit(run="runs/el", out="audit").metrics
     """
@@ -205,9 +184,7 @@ def audit(config: AuditConfig | None = None, *, progress: Progress = None, **set
 
 @job("mtrec_ray.jobs.bundle_config:BundleConfig", "mtrec_ray.jobs.bundle:make_bundle")
 def make_bundle(config: BundleConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """Bundle runs and their audit for serving.
-
-    A bundle holds safetensors, Parquet and JSON; nothing in it is unpickled.
+    """Bundle runs and their audit for serving, as safetensors, Parquet and JSON.
 
     >>> mt.make_bundle(run="runs/el", audit="audit", out="bundle")
     """
@@ -230,9 +207,7 @@ def search_propensity(
 def search_eliminators(
     config: EliminatorsSearchConfig | None = None, *, resume: bool = False, progress: Progress = None, **settings: Any
 ) -> JobResult:
-    """Search lambda and the parts of eliminators.
-
-    The result is a front of leakage against accuracy, and a choice from it. `resume` continues a stopped search.
+    """Search lambda and the parts of eliminators: least leakage at a minimum accuracy.
 
     >>> mt.search_eliminators(backbone="runs/bb", name="l", space={"adversary.weight": [0.03, 0.1, 0.3]})
     """
@@ -248,9 +223,7 @@ def show_partition(config: PartitionConfig | None = None, *, progress: Progress 
 
 @job("mtrec_ray.serving.config:StoreLoadConfig", "mtrec_ray.serving.load:load_store")
 def load_store(config: StoreLoadConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """Load a lake's users into the online store.
-
-    With history, attributes, territory and embedding; loading again replaces them.
+    """Load a lake's users into the online store, replacing those of an earlier load.
 
     >>> mt.load_store(lake="lake", store="redis://localhost:6379/0")
     """
@@ -258,9 +231,7 @@ def load_store(config: StoreLoadConfig | None = None, *, progress: Progress = No
 
 @job("mtrec_ray.serving.config:ServeConfig", "mtrec_ray.commands.serve:serve")
 def serve(config: ServeConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """Serve a bundle on this machine until interrupted.
-
-    `serving/serve.yaml` serves on a cluster.
+    """Serve a bundle on this machine until interrupted; serving/serve.yaml does on a cluster.
 
     >>> mt.serve(bundle="bundle", store="store")
     """
@@ -268,9 +239,7 @@ def serve(config: ServeConfig | None = None, *, progress: Progress = None, **set
 
 @job("mtrec_ray.serving.config:PromoteConfig", "mtrec_ray.serving.promote:promote")
 def promote(config: PromoteConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """Make a bundle the live one if it passes its gates.
-
-    Endpoints that follow the pointer load it by themselves.
+    """Make a bundle the live one if it passes its gates; endpoints load it by themselves.
 
     >>> mt.promote(bundle="bundle", pointer="live.json", gates={"max_leak": 0.03})
     """
@@ -287,8 +256,6 @@ def rollback(config: RollbackConfig | None = None, *, progress: Progress = None,
 @job("mtrec_ray.jobs.quickstart_config:QuickstartConfig", "mtrec_ray.jobs.quickstart:quickstart")
 def quickstart(config: QuickstartConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Run everything: raw files to gains, audit and bundle.
-
-    A stopped quickstart resumes when it is started again with the same folder.
 
     >>> mt.quickstart(dataset="synthetic", out="quickstart", seeds=1)
     """

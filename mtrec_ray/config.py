@@ -1,4 +1,4 @@
-"""Typed job settings: a frozen pydantic model < YAML file < `--set dotted.key=value`, with errors that name the key."""
+"""Typed job settings: frozen pydantic models, read from YAML and `--set dotted.key=value`."""
 
 import difflib
 import types
@@ -22,7 +22,7 @@ class Config(BaseModel):
 
     @classmethod
     def concrete(cls, document: Mapping[str, Any]) -> "type[Config]":
-        """The class that validates `document`, where a setting such as the data source decides which others exist."""
+        """The class that validates `document`: a data source has settings of its own."""
         return cls
 
 
@@ -88,26 +88,24 @@ def load_config(
     flags: Mapping[str, Any] | None = None,
     options: Mapping[str, str] | None = None,
 ) -> ConfigT:
-    """Resolve a job's settings: YAML file < `settings` (`dotted.key=value`, values in YAML) < `flags` (by dotted key).
+    """Resolve a job's settings: YAML file < `settings` (`dotted.key=value`) < `flags`.
 
-    A flag that is None was not given; `options` names the option of a key, for the message that it is missing.
+    `flags` are by dotted key, None = not given; `options` names the option of a key, for messages.
 
     Raises:
         UserError: unreadable file, unknown key, or a value that does not fit; the message names the key.
     """
     document = _read_yaml(path) if path else {}
-    for key, value in [_split_setting(s) for s in settings]:
+    given = {key: value for key, value in (flags or {}).items() if value is not None}
+    for key, value in [*map(_split_setting, settings), *given.items()]:
         assign(document, key, value)
-    for key, value in (flags or {}).items():
-        if value is not None:
-            assign(document, key, value)
     return validate_config(model, document, lambda key: (options or {}).get(key, f"--set {key}=..."))
 
 
 def validate_config(
     model: type[ConfigT], document: dict[str, Any], option_of: Callable[[str], str] | None = None
 ) -> ConfigT:
-    """`document` as a `model`; a misfit is a UserError that names the dotted key, the value and the fix.
+    """`document` as a `model`; UserError that names the dotted key, the value and the fix.
 
     `option_of` names the option that gives a setting on the command line.
     """
@@ -164,7 +162,7 @@ def _split_setting(text: str) -> tuple[str, Any]:
 
 
 def assign(document: dict[str, Any], key: str, value: Any) -> None:
-    """Set a dotted key of a nested document, null being an empty section; UserError where a part is no section."""
+    """Set a dotted key of a nested document; UserError where a part of it is no section."""
     *path, last = key.split(".")
     for part in path:
         if document.get(part) is None:
@@ -176,7 +174,7 @@ def assign(document: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _key_of(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
-    """Dotted key of a problem; pydantic appends the member of a union that it tried, which is left out here."""
+    """Dotted key of a problem, without the member of a union that pydantic tried."""
     known = {setting.key for setting in settings_of(model)}
     for length in range(1, len(location)):
         key = ".".join(map(str, location[:length]))
@@ -190,14 +188,10 @@ def _explain(model: type[BaseModel], key: str, problems: list[Any], option_of: C
     kind = problems[0]["type"]
     if kind == "extra_forbidden":
         known = [setting.key for setting in settings_of(model)]
+        section, _, name = key.rpartition(".")
         if key in known:
-            section, _, setting = key.rpartition(".")
-            return (
-                f"{key!r} is a setting of section {section!r}: write it indented, `{section}:` and below `{setting}:`"
-            )
-        close = difflib.get_close_matches(key, known, n=1) or [
-            name for name in known if name.endswith(key.split(".")[-1])
-        ]
+            return f"{key!r} is a setting of section {section!r}: write it indented, `{section}:` and below `{name}:`"
+        close = difflib.get_close_matches(key, known, n=1) or [other for other in known if other.endswith(name)]
         return f"unknown setting {key!r}" + (f"; did you mean {close[0]!r}?" if close else "; see --help for the list")
     if kind == "missing":
         return f"setting {key!r} is required" + (f": give it with {option_of(key)}" if option_of else "")
@@ -213,13 +207,13 @@ def _nodes(annotation: Any) -> Iterator[Any]:
 
 
 def _type_name(annotation: Any) -> str:
-    origin = get_origin(annotation)
-    if origin is Literal:
-        return " | ".join(str(value) for value in get_args(annotation))
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return _type_name(get_args(annotation)[0])
+        return _type_name(arguments[0])
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
     if origin in (Union, types.UnionType):
-        return " | ".join(_type_name(argument) for argument in get_args(annotation))
+        return " | ".join(map(_type_name, arguments))
     if annotation is type(None):
         return "null"
     return str(annotation).replace("typing.", "") if origin else getattr(annotation, "__name__", str(annotation))

@@ -20,7 +20,7 @@ LINE_EVERY_S = 30.0
 
 
 class ProgressCallback(Protocol):
-    """Takes the progress of a stage: its name, units done, units in all (0 = unknown), e.g. "loss 0.1234"."""
+    """Takes a stage's name, units done, units in all (0 = unknown), e.g. "loss 0.1234"."""
 
     def __call__(self, stage: str, done: int, total: int, note: str = "", /) -> None: ...
 

@@ -17,16 +17,7 @@ class Identity:
 
 
 def check_same(what: str, before: Identity, now: Identity) -> None:
-    """Compare a stored run with one about to start under its name.
-
-    Args:
-        what: kind and name for the message, such as `run 'mtl'`.
-        before: of the stored run.
-        now: of the new one.
-
-    Raises:
-        UserError: they differ; the message names the input or the settings.
-    """
+    """UserError where a stored run differs from a new one of its name, as in `run 'mtl'`."""
     for name in before.inputs.keys() | now.inputs.keys():
         old, new = before.inputs.get(name, "none"), now.inputs.get(name, "none")
         if old != new:

@@ -1,1 +1,1 @@
-"""The command line: reads settings, starts Ray, runs a job, prints its result. Heavy imports wait until a job runs."""
+"""The command line: reads settings, runs a job, prints its result."""

@@ -1,4 +1,4 @@
-"""A command: a job of `mtrec_ray.api`, and which of its settings have an argument or option of their own.
+"""A command: a job of `mtrec_ray.api`, and the settings that have an option.
 
 Built on click alone: rich-click, tyro, jsonargparse and pydantic-settings turn every setting into an option, while here
 a few get short names and `--set` reaches all of them, up to 66 a job.

@@ -1,4 +1,4 @@
-"""`--help` of a command: its options, then its settings by section, as `dotted.key (default)  meaning [values]`."""
+"""`--help` of a command: its options, then its settings by section."""
 
 import inspect
 import re
@@ -30,7 +30,7 @@ def write_options(formatter: click.HelpFormatter, named: Mapping[str, Setting], 
 
 
 def write_settings(formatter: click.HelpFormatter, settings: Iterable[Setting], everything: bool) -> None:
-    """The settings, section by section; those that few need are counted unless `everything` is asked for."""
+    """The settings, section by section; advanced ones are counted, or shown (`everything`)."""
     known, sections = list(settings), {"": (HOW_TO_SET, Rows())}
     shown = [setting for setting in known if everything or not setting.advanced]
     for setting in shown:
@@ -54,7 +54,7 @@ def write_choices(formatter: click.HelpFormatter, model: type[Config], named: Ma
 
 
 def metavar_of(setting: Setting, word: str) -> str:
-    """What follows an option: its choices, N for a number, or its last word; nothing after arguments and flags."""
+    """What follows an option: its choices, N for a number, or its last word."""
     if not word.startswith("-") or setting.type_name == "bool":
         return ""
     if setting.choices and len(setting.values) <= MAX_VALUES:
@@ -64,7 +64,7 @@ def metavar_of(setting: Setting, word: str) -> str:
 
 
 def _origin(option: str, setting: Setting) -> str:
-    """The setting behind an option, where their names differ, and its default, where it has one."""
+    """The setting behind an option, if their names differ, and its default, if it has one."""
     if setting.field.is_required():
         return " [required]"
     if setting.default not in ("null", "false", "[]"):

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Background:
-    """Passes rows to a sink in a thread. Its first error is a warning; rows wait and are tried again."""
+    """Passes rows to a sink in a thread; after an error, warned of once, it tries again."""
 
     def __init__(self, name: str, open_sink: Callable[[], Any]) -> None:
         self._name, self._open_sink, self._failed = name, open_sink, False

@@ -24,6 +24,6 @@ class TrackingConfig(Config):
 
 
 def check_tracking(config: TrackingConfig) -> None:
-    """UserError if figures should go to MLflow and it is not installed; call before a run starts."""
+    """UserError if figures should go to MLflow and it is not installed."""
     if config.mlflow_uri and importlib.util.find_spec("mlflow") is None:
         raise UserError(f"tracking.mlflow_uri = {config.mlflow_uri!r}: `pip install 'mtrec_ray[mlflow]'` on every node")

@@ -1,4 +1,4 @@
-"""metrics.jsonl: one JSON object a line, with `step`, `seconds`, `time` and the figures of that step."""
+"""metrics.jsonl: a JSON object a line: `step`, `seconds`, `time` and the step's figures."""
 
 import json
 import math

@@ -24,7 +24,7 @@ class Row(NamedTuple):
 
 
 class TensorBoard:
-    """One event a row. Not `SummaryWriter`, which blocks training once its thread met a full disk."""
+    """One event a row; `SummaryWriter` would block training after a full disk."""
 
     def __init__(self, folder: str, purge_step: int) -> None:
         os.makedirs(folder, exist_ok=True)
@@ -76,7 +76,7 @@ class MLflow:
 
 
 class FolderCopy:
-    """Copies a folder to object storage every `COPY_EVERY_S`; a row `True` asks for a copy at once."""
+    """Copies a folder to object storage every `COPY_EVERY_S`, or at once for a row `True`."""
 
     def __init__(self, folder: str, filesystem: pafs.FileSystem, path: str) -> None:
         self._folder, self._filesystem, self._path = folder, filesystem, path

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow.fs as pafs
 
@@ -23,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker(AbstractContextManager["Tracker"]):
-    """Writes figures to metrics.jsonl, TensorBoard and MLflow. Never raises; only `close` waits.
+    """Writes figures to metrics.jsonl, TensorBoard and MLflow; never raises or waits.
 
     metrics.jsonl grows line by line, so a killed run leaves all that it measured; the others follow in threads. A run
-    on object storage writes to a temporary folder that is copied every 30 s and after each validation.
+    on object storage writes to a temporary folder that is copied every 30 s and at each `flush`.
 
     Args:
         uri: the run's folder.
@@ -63,7 +63,7 @@ class Tracker(AbstractContextManager["Tracker"]):
             mlflow = lambda: MLflow(server, absolute(uri), run_name, params, resume_step > 0)  # noqa: E731
             self._sinks.append(Background(f"MLflow at {server}", mlflow))
 
-    def log(self, step: int, figures: Mapping[str, float], *, kind: Literal["train", "validation"] = "train") -> None:
+    def log(self, step: int, figures: Mapping[str, float]) -> None:
         """Record figures, by full name (train/loss, val/ndcg@10), of a step of the whole run."""
         try:
             row = Row(int(step), time.time(), {name: float(value) for name, value in figures.items()})
@@ -75,7 +75,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         except Exception as error:
             self._warn(error)
         if self._copy:
-            self._copy.put(kind == "validation")
+            self._copy.put(False)
 
     def flush(self) -> None:
         """Ask for a copy to object storage now, without waiting for it."""

@@ -10,7 +10,6 @@ from mtrec_ray.evaluation.next_title import NextTitleMetrics
 from mtrec_ray.models.averaging import averaged
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.models.training_state import Part
-from mtrec_ray.process import prepare_process
 from mtrec_ray.steps.pretraining import positions_of, pretraining_step
 from mtrec_ray.streams.crops import SequenceBatch
 from mtrec_ray.streams.held_out import HeldOutUsers
@@ -50,8 +49,7 @@ class BackboneTrainer(Trainer[SequenceBatch]):
         device: torch.device | str = "cpu",
         workers: Workers | None = None,
     ) -> None:
-        super().__init__(data.schedule.num_steps, torch.device(device), workers or Workers())
-        prepare_process(config.runner.cpus_per_worker)
+        super().__init__(data.schedule.num_steps, config.runner.cpus_per_worker, device, workers)
         self.config, self.data = config, data
         self.steps_per_epoch = data.schedule.steps_per_epoch[0]
         self.best, self.best_epoch = -1.0, 0
@@ -66,8 +64,7 @@ class BackboneTrainer(Trainer[SequenceBatch]):
         seed_step(seed, batch.step)
         negatives = torch.randint(self.data.num_titles, (optim.num_negatives,)).to(self.device)
         seed_step(seed, batch.step, self.workers.rank)
-        history, targets = (torch.from_numpy(a).to(self.device) for a in (batch.history, batch.targets))
-        positions = positions_of(self.model, history, targets, MASK_FRACTION)
+        positions = positions_of(self.model, *self.tensors(batch.history, batch.targets), MASK_FRACTION)
         loss = pretraining_step(self.model, self.optimizer, positions, negatives, self.workers.all_reduce)
         self.average.update_parameters(self.model)
         return loss
@@ -100,9 +97,8 @@ class BackboneTrainer(Trainer[SequenceBatch]):
 
     def validate(self) -> NextTitleMetrics:
         """Figures of the averaged weights on the validation event of this worker's users."""
-        history = torch.from_numpy(self.data.users.history).to(self.device)
         averaged = cast("SequentialBackbone", self.average.module)
-        vectors = vectors_in_chunks(averaged.user_vectors, history)
+        vectors = vectors_in_chunks(averaged.user_vectors, *self.tensors(self.data.users.history))
         return held_out_metrics(self.data.users, vectors, averaged.title_vectors())
 
     def parts(self) -> list[Part]:

@@ -1,4 +1,4 @@
-"""Trainer of one pack of eliminators: adversarial steps, transport, and which weights are kept.
+"""Trainer of one pack of eliminators: adversarial steps, transport, choice of weights.
 
 Each combination keeps, at each validation, weights whose NDCG@10 is at or above its floor: a fraction of the
 backbone's, lower where the backbone leaks more of the combination's attributes. Below the floor, more accurate weights
@@ -22,7 +22,6 @@ from mtrec_ray.models.fairness_methods import EliminatorMethod, FairnessMethod, 
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.training_state import Part
 from mtrec_ray.models.transport import FOLDS, STRENGTHS, num_steps
-from mtrec_ray.process import prepare_process
 from mtrec_ray.steps.adversary import AdversaryGame, GameSettings
 from mtrec_ray.steps.pretraining import positions_of
 from mtrec_ray.streams.crops import SequenceBatch
@@ -86,15 +85,13 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         device: torch.device | str = "cpu",
         workers: Workers | None = None,
     ) -> None:
-        super().__init__(data.schedule.num_steps, torch.device(device), workers or Workers())
-        prepare_process(config.runner.cpus_per_worker)
+        super().__init__(data.schedule.num_steps, config.runner.cpus_per_worker, device, workers)
         self.config, self.data = config, data
         data.backbone.to(self.device)
         method = make_method(config, data.attributes, data.backbone, combinations).to(self.device)
         self.game = make_game(config, data, method, self.workers)
         self.kept = {name: value.detach().clone() for name, value in method.own_parameters().items()}
-        vectors, ndcg = self._backbone_vectors()
-        self.ndcg_floors = self._ndcg_floors(vectors, ndcg)
+        self.ndcg_floors, ndcg = self._ndcg_floors()
         self.figures: Figures = {NONE: {"ndcg": ndcg}}
         for combination, floor in self.ndcg_floors.items():
             self.figures[combination_name(combination)] = {"ndcg_floor": floor, "step": 0.0}
@@ -133,9 +130,7 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         seed_step(seed, batch.step)
         negatives = torch.randint(backbone.config.num_titles, (NUM_NEGATIVES,)).to(self.device)
         seed_step(seed, batch.step, self.workers.rank)
-        history, targets, values = (
-            torch.from_numpy(array).to(self.device) for array in (batch.history, batch.targets, batch.attribute_index)
-        )
+        history, targets, values = self.tensors(batch.history, batch.targets, batch.attribute_index)
         bpr, _ = self.game.step(positions_of(backbone, history, targets, MASK_FRACTION), values, negatives)
         return bpr.mean()
 
@@ -181,18 +176,18 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         if method is None:
             return
         prefixes, first = self.data.prefixes, self.next_step == 0
-        history, values = (torch.from_numpy(a).to(self.device) for a in (prefixes.history, prefixes.attribute_index))
-        user = torch.from_numpy(prefixes.keys.view(np.int64)).to(self.device)
+        keys = prefixes.keys.view(np.int64)
+        history, values, user = self.tensors(prefixes.history, prefixes.attribute_index, keys)
         vectors = vectors_in_chunks(method.vectors_before_transport, history, values)  # (K, V, d)
         vectors, values, user = (workers.gather_rows(rows) for rows in (vectors.transpose(0, 1), values, user))
         order = user.argsort(stable=True)
         vectors, values, user = vectors[order], values[order], user[order]
-        fold = mix(user.cpu().numpy().view(np.uint64), "transport", config.seed) % np.uint64(FOLDS)
+        (fold,) = self.tensors((mix(_keys(user), "transport", config.seed) % np.uint64(FOLDS)).astype(np.int64))
         method.pack.fit_transport(
             vectors.transpose(0, 1).contiguous(),
             values,
             user,
-            torch.from_numpy(fold.astype(np.int64)).to(self.device),
+            fold,
             method.backbone.title_vectors(),
             weight=config.transport.weight,
             steps=num_steps(config.transport.passes if first else config.transport.later_passes, len(user)),
@@ -206,8 +201,8 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
     def validate(self) -> list[float]:
         """NDCG@10 of each combination's averaged weights, over the users of all workers."""
         users = self.data.users
-        history, values = (torch.from_numpy(a).to(self.device) for a in (users.history, users.attribute_index))
-        vectors = vectors_in_chunks(self.averaged.user_vectors, history, values)  # (K, U, d)
+        inputs = self.tensors(users.history, users.attribute_index)
+        vectors = vectors_in_chunks(self.averaged.user_vectors, *inputs)  # (K, U, d)
         metrics = stacked_metrics(users, vectors, self.averaged.backbone.title_vectors())
         return [self.workers.mean(one.means(), len(users), self.device)["ndcg"] for one in metrics]
 
@@ -222,7 +217,7 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
 
     @torch.no_grad()
     def _keep(self, method: FairnessMethod, row: int | EllipsisType) -> None:
-        """Copy one combination's row of each stacked tensor to `kept`, or (...) the entire tensors."""
+        """Copy one combination's row of each stacked tensor to `kept`, or (...) all rows."""
         newest = method.own_parameters()
         for name, tensor in self.kept.items():
             tensor[row] = newest[name][row]
@@ -240,24 +235,23 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         for combination, strength in zip(self.averaged.combinations, strengths.tolist(), strict=True):
             self.figures[combination_name(combination)][name] = strength
 
-    def _backbone_vectors(self) -> tuple[Tensor, float]:
-        """(U, d) vectors of the backbone itself, and its NDCG@10 over the users of all workers."""
-        users, backbone = self.data.users, self.data.backbone
-        vectors = vectors_in_chunks(backbone.user_vectors, torch.from_numpy(users.history).to(self.device))
+    def _ndcg_floors(self) -> tuple[dict[Combination, float], float]:
+        """Minimum NDCG@10 of each combination, from the backbone's leakage; the backbone's own."""
+        users, optim, backbone, workers = self.data.users, self.config.optim, self.data.backbone, self.workers
+        history, values, keys = self.tensors(users.history, users.attribute_index, users.keys.view(np.int64))
+        vectors = vectors_in_chunks(backbone.user_vectors, history)  # (U, d)
         means = held_out_metrics(users, vectors, backbone.title_vectors()).means()
-        return vectors, self.workers.mean(means, len(users), self.device)["ndcg"]
+        ndcg = workers.mean(means, len(users), self.device)["ndcg"]
+        vectors, values, keys = (workers.gather_rows(rows) for rows in (vectors, values, keys))
+        leakage = probe_leakage(vectors, values, _keys(keys), self.data.sizes)
+        most = {combination: max(leakage[name] for name in combination) for combination in self.method.combinations}
+        floors = {c: min(optim.min_ndcg_ratio, 1 - optim.leakage_budget * found**2) * ndcg for c, found in most.items()}
+        return floors, ndcg
 
-    def _ndcg_floors(self, vectors: Tensor, backbone_ndcg: float) -> dict[Combination, float]:
-        """Minimum NDCG@10 of each combination, from what the backbone leaks of its attributes."""
-        users, optim = self.data.users, self.config.optim
-        values, keys = (torch.from_numpy(a).to(self.device) for a in (users.attribute_index, users.keys.view(np.int64)))
-        vectors, values, keys = (self.workers.gather_rows(rows) for rows in (vectors, values, keys))
-        leakage = probe_leakage(vectors, values, keys.cpu().numpy().view(np.uint64), self.data.sizes)
-        floors = {}
-        for combination in self.method.combinations:
-            most = max(leakage[name] for name in combination)
-            floors[combination] = min(optim.min_ndcg_ratio, 1 - optim.leakage_budget * most**2) * backbone_ndcg
-        return floors
+
+def _keys(user: Tensor) -> np.ndarray:
+    """Users' keys, which tensors hold as int64, as uint64."""
+    return user.cpu().numpy().view(np.uint64)
 
 
 def make_method(

@@ -10,7 +10,6 @@ from torch import Tensor
 from mtrec_ray.evaluation.state import EvaluationSettings
 from mtrec_ray.models.training_state import Part
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
-from mtrec_ray.process import prepare_process
 from mtrec_ray.steps.batch import make_pair_batch
 from mtrec_ray.steps.precision import use_fast_matmul
 from mtrec_ray.steps.propensity import train_step
@@ -55,15 +54,14 @@ class PropensityTrainer(Trainer[StepRows]):
         device: torch.device | str = "cpu",
         workers: Workers | None = None,
     ) -> None:
-        super().__init__(data.schedule.num_steps, torch.device(device), workers or Workers())
-        prepare_process(config.runner.cpus_per_worker)
+        super().__init__(data.schedule.num_steps, config.runner.cpus_per_worker, device, workers)
         use_fast_matmul()
         self.config, self.data = config, data
         self.model = TwoTower(data.model)
         self.model.init_weights(torch.Generator().manual_seed(config.seed))
         self.model.to(self.device).train()
         self.optimizer = make_optimizer(self.model, data.learning_rates)
-        self.titles = torch.from_numpy(data.titles.copy()).to(self.device)
+        (self.titles,) = self.tensors(data.titles.copy())
         self.group_of_territory = np.array(data.group_of_territory, dtype=np.int64)
         self.compute_dtype = torch.bfloat16 if self.device.type == "cuda" else None
 

@@ -29,7 +29,7 @@ class ModelConfig(Config):
 
 
 class OptimConfig(Config):
-    """Adam on batches of users with all their pairs (paper A, 4.2); the rate falls linearly to zero."""
+    """Adam on users with all their pairs (paper A, 4.2); rates fall linearly to zero."""
 
     lr: float | None = Field(default=None, gt=0)
     """Learning rate; null: 1e-3 (paper A), 1e-4 on a lake with interaction vectors."""

@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mtrec_ray.models.training_state import Part, collect_state, restore_state
+from mtrec_ray.process import prepare_process
 from mtrec_ray.trainers.workers import Workers
 
 CHECK_CLOCK_EVERY = 10
@@ -72,20 +74,19 @@ class Meter:
 
 
 class Trainer(ABC, Generic[Batch]):
-    """Trains one model, batch by batch; every worker makes the same calls in the same order.
+    """Trains one model, batch by batch; every worker makes the same calls in the same order."""
 
-    Args:
-        num_steps: steps of the whole run.
-        device: where the model is.
-        workers: rank and sums of the data-parallel workers.
-    """
-
-    def __init__(self, num_steps: int, device: torch.device, workers: Workers) -> None:
-        self.num_steps, self.device, self.workers = num_steps, device, workers
+    def __init__(self, num_steps: int, cpus: float, device: torch.device | str, workers: Workers | None) -> None:
+        prepare_process(cpus)
+        self.num_steps, self.device, self.workers = num_steps, torch.device(device), workers or Workers()
         self.next_step = 0
         self.started = self.stopped = False
         self.mean_loss, self.meter = RunningMean(), Meter()
         self.outputs: dict[str, Weights] = {}
+
+    def tensors(self, *arrays: np.ndarray) -> list[Tensor]:
+        """Arrays on the trainer's device."""
+        return [torch.from_numpy(array).to(self.device) for array in arrays]
 
     @abstractmethod
     def train_step(self, batch: Batch) -> Tensor:
@@ -101,7 +102,7 @@ class Trainer(ABC, Generic[Batch]):
 
     @abstractmethod
     def is_milestone(self) -> bool:
-        """Whether `reach_milestone` follows the step just finished; it always follows the last one."""
+        """Whether `reach_milestone` follows the step just finished, as it does the last one."""
 
     @abstractmethod
     def reach_milestone(self) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Data-parallel workers: which of them this process is, and sums over all of them."""
+"""Rank of this process among data-parallel workers, and sums over all of them."""
 
 from dataclasses import dataclass
 
@@ -57,12 +57,12 @@ class Workers:
         return means
 
     def agree(self, flag: bool, device: torch.device) -> bool:
-        """What rank 0 says, on every worker."""
+        """Rank 0's flag, on every worker."""
         if self.size == 1:
             return flag
         return bool(self.sum(torch.tensor(int(flag and self.rank == 0), device=device)).item())
 
 
-def seed_step(seed: int, *place: int) -> None:
-    """Seed torch by the run's seed and a place (step, rank): a resumed run repeats its draws."""
-    torch.manual_seed(int(mix(np.array([seed], dtype=np.uint64), "step", *place)[0]) >> 1)
+def seed_step(seed: int, *step_and_rank: int) -> None:
+    """Seed torch for a step, on all workers or one: a resumed run repeats its draws."""
+    torch.manual_seed(int(mix(np.array([seed], dtype=np.uint64), "step", *step_and_rank)[0]) >> 1)

@@ -10,7 +10,7 @@ from mtrec_ray.training.weights import load_figures
 
 
 def train_backbone(config: BackboneConfig, progress: ProgressCallback | None = None) -> BackboneRecord:
-    """Train one backbone to its end, resuming it if the same name was interrupted; see `Record.start`."""
+    """Train or resume one backbone to its end; raises what `Record.start` does."""
     config = config.model_copy(update={"lake": absolute(config.lake), "runs": absolute(config.runs)})
     record = new_backbone_run(config, Lake.open(config.lake))
     record = record.start(lambda: check_resources(config.runner), progress)

@@ -32,10 +32,10 @@ class PacksFailed(RuntimeError):
 
 
 def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | None = None) -> EliminatorsRecord:
-    """Train every combination, resuming unfinished packs if the same name was interrupted; see `Record.start`.
+    """Train every combination, or resume the unfinished packs.
 
     Raises:
-        UserError: also a user's mistake that a pack finds, such as a lake changed meanwhile.
+        UserError: as `Record.start`; or a mistake that a pack finds, such as a lake changed meanwhile.
         PacksFailed: packs that failed twice, after all others were done.
     """
     config = config.model_copy(update={"backbone": absolute(config.backbone), "runs": absolute(config.runs)})
@@ -68,7 +68,7 @@ def make_packs(config: EliminatorsConfig, attributes: dict[str, list[str]]) -> d
 
 
 def check_jobs(config: EliminatorsConfig) -> None:
-    """UserError where the cluster does not hold the jobs: more would leave Ray Data no CPU, and hang."""
+    """UserError where the cluster cannot hold the jobs, which would wait forever."""
     check_resources(config.runner)
     fitting = jobs_that_fit(config.runner)
     if (config.jobs_at_once or 1) <= fitting:
@@ -131,26 +131,19 @@ def _train_pack(record: EliminatorsRecord, pack: str, progress: ProgressCallback
 
 
 def _warn_of_floors(record: EliminatorsRecord, figures: Figures) -> None:
-    """Say where the accuracy floor limits what is hidden, and where it was never reached."""
+    """Warn where the accuracy floor limits the transport, and where training never reached it."""
     for name in map(combination_name, record.combinations):
         found = figures[name]
         strength, confirmed = found.get("strength", 1.0), found.get("strength_confirmed", 1.0)
         if strength < confirmed:
             logger.warning(
-                "combination %s: transport strength limited to %g by the accuracy floor; cross-validation supports %g; "
-                "lower optim.min_ndcg_ratio or raise optim.leakage_budget to hide more",
-                name,
-                strength,
-                confirmed,
+                f"combination {name}: transport strength limited to {strength:g} by the accuracy floor; "
+                f"cross-validation supports {confirmed:g}; "
+                "lower optim.min_ndcg_ratio or raise optim.leakage_budget to hide more"
             )
-        if found["step"] and found["ndcg"] >= found["ndcg_floor"]:
-            continue
-        kept = (
-            f"the most accurate weights are kept, of step {found['step']:.0f}" if found["step"] else "it is untrained"
-        )
-        logger.warning(
-            "combination %s: its NDCG@10 was below its floor at every validation, so %s (transport: fitted before "
-            "training); lower optim.min_ndcg_ratio, adversary.weight or adversary.generator_lr",
-            name,
-            kept,
-        )
+        if not found["step"] or found["ndcg"] < found["ndcg_floor"]:
+            kept = f"its most accurate weights (step {found['step']:.0f})" if found["step"] else "untrained weights"
+            logger.warning(
+                f"combination {name}: NDCG@10 was below the floor at every validation; kept {kept} and the transport "
+                "fitted before training; lower optim.min_ndcg_ratio, adversary.weight or adversary.generator_lr"
+            )

@@ -117,10 +117,8 @@ class EliminatorsRecord(Record):
             audited = sum(counts[name]) * held_out / (1 - held_out)
             if audited < MIN_AUDIT_USERS:
                 logger.warning(
-                    "attribute %s: about %.0f users of the audit split have a known value; an audit may refuse so few: "
-                    "leave it out of combinations, or raise sequences.audit_fraction of the backbone",
-                    name,
-                    audited,
+                    f"attribute {name}: about {audited:.0f} users of the audit split have a known value; an audit may "
+                    "refuse so few: leave it out of combinations, or raise the backbone's sequences.audit_fraction"
                 )
 
     def schedule(self, plan: SequencePlan) -> Schedule:

@@ -2,14 +2,13 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, wait
-from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import ray
 import ray.train
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import RayError
 from ray.train.torch import TorchTrainer
 
 from mtrec_ray.console import ProgressCallback
@@ -43,7 +42,7 @@ class ProgressActor:
 
 
 def fit(record: Record, progress: ProgressCallback | None, pack: str = "") -> None:
-    """Train a run, or a pack of eliminators, to its end on Ray Train, from its last checkpoint if there is one."""
+    """Train a run, or a pack of eliminators, to its end on Ray Train, or resume it."""
     need_ray()
     actor, runner = ProgressActor.remote(), record.config.runner
     storage, name = parent(record.folder(pack))
@@ -63,11 +62,13 @@ def fit(record: Record, progress: ProgressCallback | None, pack: str = "") -> No
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )
-    with _watch(actor, record.steps, progress):
-        outcome = in_background(trainer.fit)  # in the main thread it would take ctrl-c for itself
-        while not wait([outcome], timeout=POLL_S).done:
-            pass
-        outcome.result()
+    outcome = in_background(trainer.fit)  # in the main thread it would take ctrl-c for itself
+    while not wait([outcome], timeout=POLL_S).done:
+        if progress:
+            _report(actor, record.steps, progress)
+    outcome.result()
+    if progress:
+        progress("training steps", record.steps, record.steps)
 
 
 def in_background(work: Callable[[], Result]) -> Future[Result]:
@@ -107,31 +108,14 @@ def check_resources(runner: RunnerConfig) -> None:
         logger.warning("%s, unless it can grow", message)
 
 
-@contextmanager
-def _watch(actor: Any, num_steps: int, progress: ProgressCallback | None) -> Iterator[None]:
-    """Show rank 0's step while the block runs."""
-    if progress is None:
-        yield
-        return
-    stop = threading.Event()
-
-    def poll() -> None:
-        while not stop.wait(POLL_S):
-            with asking:
-                if not ray.is_initialized():
-                    return  # an interrupt has ended Ray's session
-                try:
-                    answer: Any = ray.get(actor.get.remote(), timeout=POLL_S)
-                except GetTimeoutError:
-                    continue
-            step, note = answer
-            progress("training steps", step, num_steps, note)
-
-    thread = threading.Thread(target=poll, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-    progress("training steps", num_steps, num_steps)
+def _report(actor: Any, steps: int, progress: ProgressCallback) -> None:
+    """Pass rank 0's step on, unless an interrupt has ended Ray's session."""
+    with asking:
+        if not ray.is_initialized():
+            return
+        try:
+            answer: Any = ray.get(actor.get.remote(), timeout=POLL_S)
+        except RayError:  # progress never stops training
+            return
+    step, note = answer
+    progress("training steps", step, steps, note)

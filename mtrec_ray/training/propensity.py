@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def train_propensity(config: PropensityConfig, progress: ProgressCallback | None = None) -> PropensityRecord:
-    """Train one run to its end, resuming it if the same name was interrupted; see `Record.start`."""
+    """Train or resume one run to its end; raises what `Record.start` does."""
     config = config.model_copy(update={"lake": absolute(config.lake), "runs": absolute(config.runs)})
     lake = Lake.open(config.lake)
     calendar = resolve_calendar(lake, config.window)

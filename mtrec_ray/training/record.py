@@ -1,4 +1,4 @@
-"""What every run has: `run.json` (settings, state, figures), `plan.json`, and how a worker trains it."""
+"""What every run has: `run.json`, `plan.json`, and how a worker trains it."""
 
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
@@ -147,7 +147,7 @@ class Record(BaseModel):
         return old if old.status == "done" else old.model_copy(update={"config": self.config})
 
     def start(self, check_cluster: Callable[[], None], progress: ProgressCallback | None) -> Self:
-        """The run to train, checked and planned; a finished one with the present places of its inputs.
+        """The run to train, checked and planned; a finished one with its inputs' present place.
 
         Raises:
             UserError: settings that do not fit the lake, the cluster, or the stored run of this name; or a place that

@@ -55,7 +55,7 @@ def run(monkeypatch, capsys, tmp_path):
         (["lake", "show", "nowhere"], "no lake at 'nowhere': lake.json is missing; build one with `mtrec lake build`"),
         (["pairs", "show", "nowhere"], "build one with `mtrec lake build`"),
         (["train", "propensity", "--lake", "lake"], "setting 'name' is required: give it with --name"),
-        (["train", "propensity", "--lake", "x", "--name", "y", "--model", "deep"], "setting 'kind' = 'deep'"),
+        (["train", "propensity", "--lake", "x", "--name", "y", "--kind", "deep"], "setting 'kind' = 'deep'"),
         (["train", "propensity", "--config", "nowhere.yaml"], "--config nowhere.yaml: No such file"),
         (["lake", "shew"], "No such command 'shew'. Did you mean 'show'? (see `mtrec lake --help`)"),
         (["lake", "build", "--dry"], "No such option '--dry'"),
@@ -92,7 +92,7 @@ def test_user_errors_end_with_code_2_and_one_line(run, arguments, named, tmp_pat
         ["lake", "check", "nowhere"],
         ["lake", "build", "rechorus", "--raw", "nowhere", "--out", "lake"],
         ["train", "backbone", "--lake", "nowhere", "--name", "b"],
-        ["train", "propensity", "--lake", "nowhere", "--name", "p", "--model", "mtl"],
+        ["train", "propensity", "--lake", "nowhere", "--name", "p", "--kind", "mtl"],
         ["train", "eliminators", "--backbone", "nowhere", "--name", "e"],
         ["audit", "nowhere"],
         ["bundle", "nowhere", "--out", "bundle"],
@@ -158,7 +158,7 @@ def test_config_reads_what_print_config_printed(run, tmp_path):
 
 
 def test_options_are_settings(run):
-    flags = ["--lake", "l", "--name", "n", "--model", "mtl", "--groups", "each", "--workers", "2", "--seed", "3"]
+    flags = ["--lake", "l", "--name", "n", "--kind", "mtl", "--groups", "each", "--workers", "2", "--seed", "3"]
     _, out, _ = run("train", "propensity", *flags, "--incremental", "--set", "optim.lr=0.5", "--print-config")
     document = yaml.safe_load(out)
     assert (document["kind"], document["model"]["groups"], document["runner"]["workers"]) == ("mtl", "each", 2)

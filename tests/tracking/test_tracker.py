@@ -64,7 +64,7 @@ def bucket(tmp_path, monkeypatch):
 def test_a_line_has_step_seconds_time_and_figures(tmp_path):
     with track(tmp_path) as run:
         run.log(10, {"train/loss": 0.5, "train/lr": 1e-3})
-        run.log(10, {"val/ndcg@10": float("nan")}, kind="validation")
+        run.log(10, {"val/ndcg@10": float("nan")})
     first, second = read_metrics(str(tmp_path))
     assert set(first) == {"step", "seconds", "time", "train/loss", "train/lr"}
     assert (first["step"], first["train/loss"], second["val/ndcg@10"]) == (10, 0.5, None)
@@ -175,7 +175,7 @@ def test_mlflow_has_parameters_and_figures_of_a_resumed_run_once(tmp_path, mlflo
     (failed,) = client.search_runs(["1"])
     assert failed.info.status == "FAILED"
     with track(tmp_path / "run", resume_step=2, mlflow_uri=server, params={"other": 1}) as run:
-        run.log(3, {"val/ndcg@10": 0.5}, kind="validation")
+        run.log(3, {"val/ndcg@10": 0.5})
     (found,) = client.search_runs(["1"])
     assert (found.info.run_id, found.info.status, found.info.run_name) == (failed.info.run_id, "FINISHED", "run")
     assert found.data.params == {f"section.key_{number}": str(number) for number in range(120)}
@@ -297,12 +297,11 @@ def test_a_run_on_object_storage_is_copied_at_the_end_and_resumed(bucket):
     assert not os.path.exists(os.path.dirname(run._file))
 
 
-@pytest.mark.parametrize("ask", [lambda run: run.log(2, {"val/ndcg@10": 1.0}, kind="validation"), Tracker.flush])
-def test_a_validation_or_a_flush_is_copied_at_once(bucket, ask):
+def test_flush_copies_at_once(bucket):
     with track("s3://runs/a") as run:
         log_steps(run, 1)
         assert not (bucket / "runs/a" / METRICS).exists()
-        ask(run)
+        run.flush()
         deadline = time.monotonic() + 20
         while not (bucket / "runs/a" / METRICS).exists() and time.monotonic() < deadline:
             time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""What the driver of a run does around Ray Train, which is played here."""
+"""What the driver of a run does around Ray Train, which is simulated here."""
 
 import signal
 import threading
@@ -46,7 +46,7 @@ def test_ray_train_runs_outside_the_main_thread(play):
     assert threads != [threading.main_thread()]
 
 
-def test_ctrl_c_is_heard_where_another_thread_was_given_it(play):
+def test_ctrl_c_delivered_to_another_thread_interrupts(play):
     gave_up = []
 
     def loop() -> None:
@@ -60,7 +60,7 @@ def test_ctrl_c_is_heard_where_another_thread_was_given_it(play):
     assert not gave_up
 
 
-def test_what_ends_the_run_is_raised_as_it_was(play):
+def test_errors_of_the_run_are_raised_unchanged(play):
     def loop() -> None:
         raise OSError("no room")
 
@@ -68,27 +68,12 @@ def test_what_ends_the_run_is_raised_as_it_was(play):
         play(loop)
 
 
-@pytest.mark.parametrize("there_is_ray", [True, False])
-def test_a_progress_bar_ends_without_a_word_where_ray_has_ended(monkeypatch, there_is_ray):
-    told, ended = [], threading.Event()
-
-    def is_initialized() -> bool:
-        ended.set()
-        return there_is_ray
-
-    def get() -> None:
-        raise AttributeError("no core worker")
-
-    monkeypatch.setattr(fit_module, "POLL_S", 0.01)
-    monkeypatch.setattr(fit_module.ray, "is_initialized", is_initialized)
-    monkeypatch.setattr(threading, "excepthook", lambda error: told.append(error.exc_type))
-    board = SimpleNamespace(get=SimpleNamespace(remote=get))
-    with fit_module._watch(board, 3, lambda *_: None):
-        assert ended.wait(30)
-    assert told == ([AttributeError] if there_is_ray else [])
+def test_no_progress_is_asked_for_after_the_session(monkeypatch):
+    monkeypatch.setattr(fit_module.ray, "is_initialized", lambda: False)
+    fit_module._report(None, 3, lambda *_: pytest.fail("progress without a session"))
 
 
-def test_a_session_ends_between_two_questions_of_a_progress_bar(monkeypatch):
+def test_a_session_ends_between_two_questions_for_progress(monkeypatch):
     happened, asked, up = [], threading.Event(), []
 
     def get(*_: Any, **__: Any) -> tuple[int, str]:
@@ -101,21 +86,24 @@ def test_a_session_ends_between_two_questions_of_a_progress_bar(monkeypatch):
         happened.append("ended")
         up.clear()
 
-    monkeypatch.setattr(fit_module, "POLL_S", 0.01)
-    for name, played in (("is_initialized", lambda: bool(up)), ("get", get), ("shutdown", shutdown)):
-        monkeypatch.setattr(fit_module.ray, name, played)
-    board = SimpleNamespace(get=SimpleNamespace(remote=lambda: None))
+    def ask() -> None:
+        while up:
+            fit_module._report(actor, 3, lambda *_: None)
+
+    for name, simulated in (("is_initialized", lambda: bool(up)), ("get", get), ("shutdown", shutdown)):
+        monkeypatch.setattr(fit_module.ray, name, simulated)
+    actor = SimpleNamespace(get=SimpleNamespace(remote=lambda: None))
     with ray_session():
         up.append(True)
-        watch = fit_module._watch(board, 3, lambda *_: None)
-        watch.__enter__()  # as in the thread of a pack, which an interrupt does not end
+        thread = threading.Thread(target=ask)  # as the thread of a pack, which an interrupt does not end
+        thread.start()
         assert asked.wait(30)
-    watch.__exit__(None, None, None)
+    thread.join()
     assert happened == ["answered"] * (len(happened) - 1) + ["ended"]
     assert len(happened) > 1
 
 
-def test_an_exit_in_the_background_is_not_waited_for_in_vain():
+def test_background_work_that_exits_ends_the_future():
     def leave() -> None:
         raise SystemExit(3)
 

@@ -34,9 +34,6 @@ def advanced(default: Any, **constraints: Any) -> Any:
 ConfigT = TypeVar("ConfigT", bound=Config)
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """What torch, numpy and Optuna all take."""
-MAX_LIMIT = 2**31
-"""Larger upper limits are not worth showing."""
-SIGNS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
 
 
 @dataclass(frozen=True)
@@ -74,11 +71,9 @@ class Setting:
 
     @property
     def values(self) -> str:
-        """Allowed values in short, as in `a|b|c`, `>=1` or `0..<1|auto`; empty without limits."""
-        nodes = list(_nodes(self.field.annotation))
-        inner = [constraint for node in nodes if isinstance(node, FieldInfo) for constraint in node.metadata]
-        number = _range([*self.field.metadata, *inner]) or ("number" if self.choices and float in nodes else "")
-        return "|".join([*([number] if number else []), *self.choices])
+        """The choices in short, as in `a|b|c` or `number|auto`; empty if there are none."""
+        number = ["number"] * bool({int, float} & set(_nodes(self.field.annotation)))
+        return "|".join([*number, *self.choices]) if self.choices else ""
 
 
 def load_config(
@@ -217,12 +212,3 @@ def _type_name(annotation: Any) -> str:
     if annotation is type(None):
         return "null"
     return str(annotation).replace("typing.", "") if origin else getattr(annotation, "__name__", str(annotation))
-
-
-def _range(constraints: list[Any]) -> str:
-    limits = {name: value for c in constraints for name in SIGNS if (value := getattr(c, name, None)) is not None}
-    limits = {name: value for name, value in limits.items() if value < MAX_LIMIT}
-    low, high = limits.get("gt", limits.get("ge")), limits.get("lt", limits.get("le"))
-    if low is None or high is None:
-        return "".join(f"{SIGNS[name]}{value:g}" for name, value in limits.items())
-    return f"{'>' * ('gt' in limits)}{low:g}..{'<' * ('lt' in limits)}{high:g}"

@@ -13,7 +13,7 @@ from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError, find_user_error
 from mtrec_ray.files import absolute, exists, write_json
-from mtrec_ray.lake.cluster import cluster_resources, joins_cluster
+from mtrec_ray.lake.cluster import cluster_resources
 from mtrec_ray.trainers.eliminators import Figures
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig, parse_combinations
 from mtrec_ray.trainers.runner_config import RunnerConfig
@@ -48,7 +48,7 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
         attributes=backbone.attributes,
         packs=make_packs(config, backbone.attributes),
     )
-    record = new.start(lambda: check_jobs(config), progress)
+    record = new.start(lambda: check_resources(config.runner, config.jobs_at_once or 1), progress)
     if record.status == "done":
         return record
     train_packs(record, progress)
@@ -65,18 +65,6 @@ def make_packs(config: EliminatorsConfig, attributes: dict[str, list[str]]) -> d
     size = 1 if config.method == "fine_tuning" else config.pack_size
     starts = range(0, len(chosen), size)
     return {f"pack{number:03d}": chosen[start : start + size] for number, start in enumerate(starts)}
-
-
-def check_jobs(config: EliminatorsConfig) -> None:
-    """UserError where the cluster cannot hold the jobs, which would wait forever."""
-    check_resources(config.runner)
-    fitting = jobs_that_fit(config.runner)
-    if (config.jobs_at_once or 1) <= fitting:
-        return
-    message = f"jobs_at_once = {config.jobs_at_once}: the cluster holds {fitting} jobs at once (a CPU stays free)"
-    if not joins_cluster():
-        raise UserError(f"{message}: lower jobs_at_once or runner.cpus_per_worker")
-    logger.warning("%s, unless it can grow: continuing with %d", message, fitting)
 
 
 def jobs_that_fit(runner: RunnerConfig) -> int:

@@ -89,19 +89,21 @@ def in_background(work: Callable[[], Result]) -> Future[Result]:
     return outcome
 
 
-def check_resources(runner: RunnerConfig) -> None:
-    """UserError where the workers could never start, since Ray would wait for them silently.
+def check_resources(runner: RunnerConfig, jobs: int = 1) -> None:
+    """UserError where jobs side by side could never start: Ray would wait for workers silently.
 
-    An autoscaling cluster may not have its nodes yet, so there it is a warning.
+    An autoscaling cluster may not have its nodes yet, so on a cluster it is a warning.
     """
-    available = cluster_resources()
-    needed = {"CPU": runner.workers * runner.cpus_per_worker + 1, "GPU": runner.workers * runner.use_gpu}
+    available, workers = cluster_resources(), jobs * runner.workers
+    needed = {"CPU": workers * runner.cpus_per_worker + 1, "GPU": workers * runner.use_gpu}
     for kind, amount in needed.items():
         if amount <= available.get(kind, 0.0):
             continue
+        jobs_too, or_fewer = (f"jobs_at_once = {jobs}, ", "jobs_at_once, ") if jobs > 1 else ("", "")
         message = (
-            f"runner.workers = {runner.workers} needs {amount:g} logical {kind}s (one CPU stays free for Ray Data), "
-            f"the cluster has {available.get(kind, 0.0):g}: lower runner.workers or runner.cpus_per_worker"
+            f"{jobs_too}runner.workers = {runner.workers} needs {amount:g} logical {kind}s (one CPU stays free for Ray "
+            f"Data), the cluster has {available.get(kind, 0.0):g}: "
+            f"lower {or_fewer}runner.workers or runner.cpus_per_worker"
         )
         if not joins_cluster():
             raise UserError(message)

@@ -1,4 +1,4 @@
-"""Figures of a run are on disk at once, survive kills and resumes, and never stop training."""
+"""Tracking: figures are on disk at once, survive kills and resumes, never stop training."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""A pack of eliminators in training, without a lake or Ray: settings, kept weights, two workers against one."""
+"""Trainer of eliminators: settings, kept weights, two workers against one."""
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -75,7 +75,7 @@ def make_trainer(
     return EliminatorTrainer(validate_config(EliminatorsConfig, document | settings), pack, data, workers=workers)
 
 
-def test_the_game_takes_the_settings():
+def test_game_settings_come_from_the_config():
     game = make_trainer(make_users(), adversary={"weight": 0.7, "generator_lr": 1e-4}).game
     assert game.config == GameSettings(
         weight=0.7,
@@ -89,7 +89,7 @@ def test_the_game_takes_the_settings():
     assert torch.equal(game.weights, value_weights(VALUE_COUNTS, power=0.5))
 
 
-def test_the_ndcg_floor_of_a_combination_is_that_of_its_most_leaked_attribute(monkeypatch):
+def test_ndcg_floor_follows_the_most_leaked_attribute(monkeypatch):
     monkeypatch.setattr(eliminators, "probe_leakage", lambda *_: {"gender": 0.9, "age": 0.1})
     pack: list[Combination] = [("gender",), ("age",), ("gender", "age")]
     trainer = make_trainer(make_users(), pack=pack, optim={"min_ndcg_ratio": 0.95, "leakage_budget": 0.5})
@@ -113,7 +113,7 @@ def set_weights(trainer: EliminatorTrainer) -> None:
 
 
 @pytest.mark.parametrize("above", [True, False])
-def test_validation_keeps_the_averages_at_or_above_their_floor(monkeypatch, above):
+def test_averaged_weights_at_or_above_the_floor_are_kept(monkeypatch, above):
     trainer = make_trainer(make_users())
     set_weights(trainer)
     trainer.next_step = 7
@@ -128,7 +128,7 @@ def test_validation_keeps_the_averages_at_or_above_their_floor(monkeypatch, abov
     assert [trainer.figures[name]["step"] for name in ("gender", "gender+age")] == [7.0 * above, 7.0]
 
 
-def test_below_the_floor_the_more_accurate_weights_are_kept(monkeypatch):
+def test_more_accurate_weights_below_the_floor_are_kept(monkeypatch):
     """A filter starts as a random layer, which must not be its result."""
     trainer = make_trainer(make_users(), method="filter", transport={}, pack=[("gender",), ("age",)])
     measured = iter([[0.05, 0.05], [0.04, 0.3], [0.3, float("nan")], [0.2, 0.31]])
@@ -149,7 +149,7 @@ def test_below_the_floor_the_more_accurate_weights_are_kept(monkeypatch):
 
 
 @pytest.mark.parametrize("above", [True, False])
-def test_a_combination_alone_is_kept_or_not_by_the_same_rule(monkeypatch, above):
+def test_floor_of_a_single_combination(monkeypatch, above):
     trainer = make_trainer(make_users(), pack=PAIR[:1], method="fine_tuning", transport={})
     set_weights(trainer)
     monkeypatch.setattr(trainer, "validate", lambda: [trainer.ndcg_floors[PAIR[0]] - (0.0 if above else 1e-9)])
@@ -157,7 +157,7 @@ def test_a_combination_alone_is_kept_or_not_by_the_same_rule(monkeypatch, above)
     assert {value for tensor in trainer.kept.values() for value in tensor.unique().tolist()} == {float(above)}
 
 
-def test_all_histories_of_a_user_are_in_one_fold_of_the_map(monkeypatch):
+def test_histories_of_a_user_share_a_fold_of_the_transport(monkeypatch):
     folds: dict[int, set[int]] = {}
 
     def fit(pack: Any, vectors: Tensor, values: Tensor, user: Tensor, fold: Tensor, *_: Any, **__: Any) -> None:
@@ -172,6 +172,11 @@ def test_all_histories_of_a_user_are_in_one_fold_of_the_map(monkeypatch):
     assert len(set.union(*folds.values())) > 1
 
 
+def split(users: HeldOutUsers) -> list[HeldOutUsers]:
+    """A third of the users for the first worker, the others for the second."""
+    return [users.only(np.arange(U) % 3 == 0), users.only(np.arange(U) % 3 > 0)]
+
+
 def in_lock_step(work: Callable[[Workers], EliminatorTrainer]) -> list[EliminatorTrainer]:
     """Run `work` for two workers that are threads and sum over each other."""
     lock_step = LockStep(2)
@@ -179,10 +184,10 @@ def in_lock_step(work: Callable[[Workers], EliminatorTrainer]) -> list[Eliminato
         return list(pool.map(lambda rank: work(Workers(rank, 2, lock_step.reducer(rank))), range(2)))
 
 
-def test_two_workers_fit_validate_and_keep_as_one():
-    """One has a third of the users; the second combination's floor is out of reach at the validation."""
+def test_two_workers_keep_the_same_weights_as_one():
+    """The second combination's floor cannot be reached at the validation."""
     users = make_users()
-    parts = [users.only(np.arange(U) % 3 == 0), users.only(np.arange(U) % 3 > 0)]
+    parts = split(users)
 
     def train(users: HeldOutUsers, workers: Workers | None) -> EliminatorTrainer:
         trainer = make_trainer(users, workers)
@@ -205,9 +210,9 @@ def test_two_workers_fit_validate_and_keep_as_one():
             torch.testing.assert_close(tensor, alone.kept[name], rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_two_workers_set_the_same_floors_as_one():
+def test_two_workers_have_the_floors_of_one():
     users = make_users()
-    parts = [users.only(np.arange(U) % 3 == 0), users.only(np.arange(U) % 3 > 0)]
+    parts = split(users)
     optim = {"min_ndcg_ratio": 1.0, "leakage_budget": 1.0}
     alone = make_trainer(users, optim=optim)
     assert alone.ndcg_floors[PAIR[0]] < 0.99 * alone.figures["none"]["ndcg"]  # gender leaks

@@ -1,4 +1,4 @@
-"""What a plane tells of an attribute: much where it was planted, nothing in noise, nothing where nobody is known."""
+"""Leakage that a linear probe finds: high where planted, near zero in noise, zero without users."""
 
 import numpy as np
 import pytest
@@ -10,8 +10,8 @@ U = 400
 NUM_VALUES = {"gender": 2, "age": 3}
 
 
-def told(shift: float, known: int = U) -> dict[str, float]:
-    """Of users whose gender moves them by `shift`, the first `known` of them with known values."""
+def leakage(shift: float, known: int = U) -> dict[str, float]:
+    """For users whose gender shifts their vectors; only the first `known` users have values."""
     generator = torch.Generator().manual_seed(0)
     values = torch.stack([torch.randint(size, (U,), generator=generator) for size in NUM_VALUES.values()], 1)
     vectors = torch.randn(U, 8, generator=generator)
@@ -21,19 +21,19 @@ def told(shift: float, known: int = U) -> dict[str, float]:
     return probe_leakage(vectors, values, keys, NUM_VALUES)
 
 
-def test_what_was_planted_is_told_and_noise_is_not():
-    found = told(shift=2.0)
+def test_planted_attribute_leaks_and_noise_does_not():
+    found = leakage(shift=2.0)
     assert found["gender"] == pytest.approx(0.84, abs=0.05)  # two normals, 2 apart: AUC 0.921
     assert 0 <= found["age"] < 0.15
-    assert told(shift=20.0)["gender"] > 0.99
+    assert leakage(shift=20.0)["gender"] > 0.99
 
 
 @pytest.mark.parametrize("known", [0, 1, 3])
-def test_of_hardly_anybody_nothing_is_told(known):
-    assert all(0 <= advantage <= 1 for advantage in told(2.0, known).values())
+def test_leakage_of_few_users_lies_in_its_range(known):
+    assert all(0 <= found <= 1 for found in leakage(2.0, known).values())
 
 
-def test_vectors_that_are_all_alike_tell_nothing():
+def test_equal_vectors_do_not_leak():
     keys = np.arange(40, dtype=np.uint64)
     values = torch.arange(40)[:, None] % 2
     assert probe_leakage(torch.ones(40, 8), values, keys, {"gender": 2}) == {"gender": 0.0}

@@ -1,4 +1,4 @@
-"""What all trainers promise: resume to the same bits, callbacks, outputs, and no Ray."""
+"""All trainers: resume to the same bits, callbacks, outputs, no Ray."""
 
 import subprocess
 import sys
@@ -25,7 +25,7 @@ for name, make in MAKERS.items():
 """
 
 
-def test_trainers_train_where_ray_cannot_be_imported():
+def test_trainers_run_without_ray():
     done = subprocess.run([sys.executable, "-c", WITHOUT_RAY], capture_output=True, text=True, timeout=240)
     assert done.stdout.splitlines() == [
         "propensity 9 ['snapshots/day_0/model.safetensors', 'snapshots/day_1/model.safetensors']",
@@ -68,7 +68,7 @@ def test_callbacks_are_called_at_milestones(name, validations, checkpoints):
     assert all(one["train/loss"] > 0 for one in figures)
 
 
-def test_checkpoints_by_the_clock_come_every_ten_steps_at_most():
+def test_clock_checkpoints_at_most_every_ten_steps():
     trainer, batches = backbone(optim={"epochs": 10, "evaluate_every": 10})
     saved = []
     trainer.run(batches(0), on_checkpoint=lambda: saved.append(trainer.next_step), checkpoint_every_s=0)

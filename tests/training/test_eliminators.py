@@ -1,4 +1,4 @@
-"""The driver of packs, whose training is played here: in what order, how often, and how an interrupt ends it."""
+"""The driver of packs, with simulated training: order, retries, interrupts, warnings."""
 
 import json
 import signal
@@ -38,11 +38,11 @@ from mtrec_ray.__main__ import main
 from mtrec_ray.training import eliminators
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
 
-begun, may_fail = [], threading.Event()
+started, may_fail = [], threading.Event()
 
 def train_pack(record, pack, progress):
-    begun.append(pack)
-    sys.stdout.write(f"begun {pack}\\n")  # in one piece: two threads write
+    started.append(pack)
+    sys.stdout.write(f"started {pack}\\n")  # in one piece: two threads write
     sys.stdout.flush()
     if argument == "another thread" and pack == "pack001":
         time.sleep(0.5)  # until the main thread waits
@@ -69,51 +69,50 @@ finally:
     if argument == "watch them fail":
         may_fail.set()
         time.sleep(0.5)
-    print(json.dumps(begun), flush=True)
+    print(json.dumps(started), flush=True)
 """
 
 
 def interrupted(argument: str) -> tuple[int, dict, list[str]]:
-    """Exit code, what the command says, and what was begun."""
+    """Exit code, the command's JSON, and the packs started."""
     command = [sys.executable, "-c", f"import sys; sys.argv = [{argument!r}]\n{DRIVER}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
         assert driver.stdout is not None
         try:
-            begun = {driver.stdout.readline().strip() for _ in range(2)}
-            assert begun == {"begun pack000", "begun pack001"}
+            started = {driver.stdout.readline().strip() for _ in range(2)}
+            assert started == {"started pack000", "started pack001"}
             if argument != "another thread":
                 driver.send_signal(signal.SIGINT)
             out, err = driver.communicate(timeout=60)
         finally:
             driver.kill()
     assert "resumes from what is saved" in err
-    said, packs = map(json.loads, out.splitlines())
-    return driver.returncode, said, packs
+    document, packs = map(json.loads, out.splitlines())
+    return driver.returncode, document, packs
 
 
 @pytest.mark.parametrize("argument", ["leave them", "another thread"])
-def test_an_interrupt_ends_the_command_while_packs_still_run(argument):
-    """Also one that the system gives to another thread than the one that waits."""
-    code, said, begun = interrupted(argument)
-    assert (code, said["exit_code"]) == (130, 130)
-    assert sorted(begun) == ["pack000", "pack001"]
+def test_interrupt_ends_the_command_while_packs_run(argument):
+    code, document, started = interrupted(argument)
+    assert (code, document["exit_code"]) == (130, 130)
+    assert sorted(started) == ["pack000", "pack001"]
 
 
-def test_a_pack_that_fails_after_an_interrupt_is_not_tried_again():
-    code, _, begun = interrupted("watch them fail")
+def test_pack_that_fails_after_an_interrupt_is_not_retried():
+    code, _, started = interrupted("watch them fail")
     assert code == 130
-    assert sorted(begun) == ["pack000", "pack001"]
+    assert sorted(started) == ["pack000", "pack001"]
 
 
 @pytest.fixture
 def train(monkeypatch):
-    """Train four packs, some of which end in an error, and return what was begun and what was raised."""
+    """Train four packs, some of which fail; returns the packs started and the error raised."""
 
     def train(errors: dict[str, Exception], at_once: int = 1) -> tuple[list[str], Exception | None]:
-        begun = []
+        started = []
 
         def train_pack(record: Any, pack: str, progress: Any) -> None:
-            begun.append(pack)
+            started.append(pack)
             if pack in errors:
                 raise errors[pack]
 
@@ -124,39 +123,39 @@ def train(monkeypatch):
         try:
             eliminators.train_packs(record, None)
         except Exception as error:
-            return begun, error
-        return begun, None
+            return started, error
+        return started, None
 
     return train
 
 
 def test_every_pack_is_trained_once(train):
     assert train({}) == (list("abcd"), None)
-    begun, error = train({}, at_once=3)
-    assert (sorted(begun), error) == (list("abcd"), None)
+    started, error = train({}, at_once=3)
+    assert (sorted(started), error) == (list("abcd"), None)
 
 
-def test_what_fails_is_tried_again_before_the_others_go_on(train):
-    begun, error = train({"b": RuntimeError("no room")})
-    assert "".join(begun) == "abbcd"
+def test_failed_pack_is_retried_before_the_others(train):
+    started, error = train({"b": RuntimeError("no room")})
+    assert "".join(started) == "abbcd"
     assert isinstance(error, eliminators.PacksFailed)
 
 
 @pytest.mark.parametrize("raised_in", ["this process", "a task", "a worker"])
-def test_a_users_mistake_is_not_tried_again_and_stays_one(train, raised_in):
+def test_user_error_is_not_retried(train, raised_in):
     mistake = UserError("lake 'x' was changed: choose another name")
     wrapped = {
         "this process": mistake,
         "a task": RayTaskError("read", "Traceback: at length", mistake).as_instanceof_cause(),
         "a worker": WorkerGroupError("Traceback: at length", {1: mistake}),
     }
-    begun, error = train({"b": wrapped[raised_in]})
-    assert begun == ["a", "b"]
+    started, error = train({"b": wrapped[raised_in]})
+    assert started == ["a", "b"]
     assert isinstance(error, UserError)
     assert str(error) == str(mistake)
 
 
-def test_attribute_of_few_audit_users_gives_a_warning(caplog):
+def test_attribute_with_few_audit_users_gives_a_warning(caplog):
     """With a quarter in the audit split, 90 users of the train split mean 30 audited, 72 mean 24."""
     attributes = {"gender": ["f", "m"], "age": ["18", "25"]}
     record: Any = SimpleNamespace(attributes=attributes, combinations=[("gender", "age")])

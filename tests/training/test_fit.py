@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from mtrec_ray.errors import UserError
 from mtrec_ray.lake.cluster import ray_session
 from mtrec_ray.trainers.runner_config import RunnerConfig
 from mtrec_ray.training import fit as fit_module
-from mtrec_ray.training.fit import fit, in_background
+from mtrec_ray.training.fit import check_resources, fit, in_background
 
 
 class Trainer:
@@ -109,3 +110,23 @@ def test_background_work_that_exits_ends_the_future():
 
     with pytest.raises(SystemExit):
         in_background(leave).result(timeout=30)
+
+
+@pytest.mark.parametrize(
+    ("jobs", "message"),
+    [
+        (1, r"^runner\.workers = 2 needs 5 logical CPUs .*, the cluster has 4: lower runner\.workers or"),
+        (2, r"^jobs_at_once = 2, runner\.workers = 2 needs 9 logical CPUs .*: lower jobs_at_once, runner\.workers or"),
+    ],
+)
+def test_jobs_that_can_never_start_are_refused_or_warned_of(monkeypatch, caplog, jobs, message):
+    monkeypatch.setattr(fit_module, "cluster_resources", lambda: {"CPU": 4.0})
+    runner = RunnerConfig(workers=2, cpus_per_worker=2)
+    monkeypatch.setattr(fit_module, "joins_cluster", lambda: False)
+    with pytest.raises(UserError, match=message):
+        check_resources(runner, jobs)
+    monkeypatch.setattr(fit_module, "joins_cluster", lambda: True)
+    check_resources(runner, jobs)
+    assert caplog.messages[0].endswith("unless it can grow")
+    check_resources(RunnerConfig(workers=1, cpus_per_worker=1), jobs)
+    assert len(caplog.messages) == 1

@@ -1,6 +1,7 @@
-"""Runs on a real cluster: what one learns, and the same run killed and resumed, on one worker and on two."""
+"""Propensity runs on a Ray cluster: what they learn, killed and resumed, one worker and two."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,19 +65,19 @@ def worker_pids() -> list[int]:
                 parent = (entry / "stat").read_text().rsplit(")", 1)[1].split()[1]
                 raylet = Path("/proc", parent, "cmdline").read_bytes().decode(errors="replace")
             except OSError:
-                continue  # it ended while we looked
+                continue  # the process has ended
             if "RayTrainWorker" in command and session in raylet:
                 found.append(int(entry.name))
     return found
 
 
-def test_a_run_ends_with_a_snapshot_of_each_phase(straight):
+def test_run_has_a_snapshot_of_each_period(straight):
     assert straight.status == "done"
     assert list(snapshots(straight)) == ["day_0", "day_1"]
     assert straight.figures["day_1"]["train/loss"] < 0.48  # a constant prediction with 4 negatives a positive: 0.50
 
 
-def test_the_multi_task_model_beats_the_baseline_in_every_group(straight, planted_lake, runs):
+def test_mtl_beats_the_baseline_in_every_group(straight, planted_lake, runs):
     """Each group has a taste of its own, and group blocks learn it."""
     baseline = train_propensity(run_config(planted_lake, runs, "baseline", kind="baseline"))
     settings = {"runs": [baseline.uri, straight.uri], "num_bootstrap": 50, "references": False}
@@ -88,13 +89,13 @@ def test_the_multi_task_model_beats_the_baseline_in_every_group(straight, plante
     assert gains["all"].low > 10
 
 
-def test_a_finished_run_is_not_trained_again(straight, planted_lake, runs, monkeypatch):
+def test_finished_run_is_not_trained_again(straight, planted_lake, runs, monkeypatch):
     monkeypatch.setattr("mtrec_ray.training.propensity.fit", None)
     again = train_propensity(run_config(planted_lake, runs, "straight"))
     assert again == PropensityRecord.load(straight.uri)
 
 
-def test_a_killed_worker_ends_in_the_same_weights(straight, planted_lake, runs):
+def test_killed_worker_resumes_to_the_same_weights(straight, planted_lake, runs):
     killed = []
 
     def kill() -> None:
@@ -111,7 +112,7 @@ def test_a_killed_worker_ends_in_the_same_weights(straight, planted_lake, runs):
     assert_same_weights(straight, record)
 
 
-def test_a_killed_driver_goes_on_to_the_same_weights(straight, planted_lake, runs, tmp_path):
+def test_killed_driver_resumes_to_the_same_weights(straight, planted_lake, runs, tmp_path):
     config = run_config(planted_lake, runs, "driver-killed", runner=OFTEN)
     (tmp_path / "config.yaml").write_text(dump_yaml(config))
     command = [sys.executable, "-m", "mtrec_ray", "train", "propensity", "--config", str(tmp_path / "config.yaml")]
@@ -126,46 +127,41 @@ def test_a_killed_driver_goes_on_to_the_same_weights(straight, planted_lake, run
     assert_same_weights(straight, train_propensity(config))
 
 
-def test_two_workers_train_as_one(straight, planted_lake, runs):
+def test_two_workers_equal_one(straight, planted_lake, runs):
     config = run_config(planted_lake, runs, "two", runner={"workers": 2, "cpus_per_worker": 0.5})
     assert_same_weights(straight, train_propensity(config), rtol=2e-2, atol=2e-3)
 
 
-def test_the_same_name_with_other_settings_is_refused(straight, planted_lake, runs):
+def test_same_name_with_other_settings_is_refused(straight, planted_lake, runs):
     with pytest.raises(UserError, match=r"optim\.lr = 0.002 \(now 0.001\)"):
         train_propensity(run_config(planted_lake, runs, "straight", optim={"lr": 1e-3, "epochs": 6}))
 
 
-def test_a_lake_changed_since_the_checkpoint_is_refused(straight, planted_lake, runs, tmp_path):
+def test_changed_lake_is_refused(straight, planted_lake, runs, tmp_path):
     text = Path(planted_lake, "lake.json").read_text()
-    changed = (
-        text.replace('"sha256": "', '"sha256": "0', 1)
-        if '"sha256": "' in text
-        else text.replace('"sha256":"', '"sha256":"0', 1)
-    )
     try:
-        Path(planted_lake, "lake.json").write_text(changed)
+        Path(planted_lake, "lake.json").write_text(re.sub('"sha256": ?"', r"\g<0>0", text, count=1))
         with pytest.raises(UserError, match="another state of its lake"):
             train_propensity(run_config(planted_lake, runs, "straight"))
     finally:
         Path(planted_lake, "lake.json").write_text(text)
 
 
-def test_more_workers_than_cpus_is_an_error_not_a_hang(planted_lake, runs):
+def test_more_workers_than_cpus_are_refused(planted_lake, runs):
     with pytest.raises(UserError, match="logical CPUs"):
         train_propensity(run_config(planted_lake, runs, "greedy", runner={"workers": 4}))
 
 
-def test_a_place_that_cannot_be_written_to_is_refused_before_any_work(planted_lake, tmp_path):
-    (tmp_path / "file").write_text("in the way of a folder")
+def test_unwritable_folder_is_refused(planted_lake, tmp_path):
+    (tmp_path / "file").write_text("not a folder")
     with pytest.raises(UserError, match=r"cannot write to .*file"):
         train_propensity(run_config(planted_lake, str(tmp_path / "file"), "nowhere"))
 
 
 @pytest.mark.parametrize(("groups", "warned"), [("one", True), ("regions", False)])
-def test_a_multi_task_run_of_one_group_is_told_that_it_has_one(planted_lake, runs, caplog, groups, warned):
+def test_mtl_run_of_one_group_gives_a_warning(planted_lake, runs, caplog, groups, warned):
     changes = {"kind": "mtl", "model": {"groups": groups}, "runner": {"workers": 4}}
-    with pytest.raises(UserError, match="logical CPUs"):  # told before that, and before any work
+    with pytest.raises(UserError, match="logical CPUs"):  # the warning comes first
         train_propensity(run_config(planted_lake, runs, "single", **changes))
-    says = "model.groups = 'one' is one group: all territories use the same block"
-    assert [message for message in caplog.messages if "is one group" in message] == [says] * warned
+    warning = "model.groups = 'one' is one group: all territories use the same block"
+    assert [message for message in caplog.messages if "is one group" in message] == [warning] * warned

@@ -1,4 +1,4 @@
-"""When a run's name is taken: by other groups of territories, by eliminators of another backbone."""
+"""Records: the identity of a run, its table."""
 
 from pathlib import Path
 from typing import Literal
@@ -41,7 +41,7 @@ def eliminators(
     )
 
 
-def test_other_groups_of_territories_are_another_run(tmp_path):
+def test_other_territory_groups_are_another_run(tmp_path):
     propensity(tmp_path, [0, 1]).save()
     with pytest.raises(UserError, match="run 'run' was started on another state of its territory groups"):
         propensity(tmp_path, [1, 0]).resume_or_new()
@@ -55,13 +55,13 @@ def test_another_backbone_is_another_run(tmp_path):
 
 
 @pytest.mark.parametrize("status", ["training", "done"])
-def test_an_unfinished_run_goes_on_with_the_new_jobs_and_a_finished_one_stays(tmp_path, status):
+def test_jobs_at_once_may_change_until_the_run_is_done(tmp_path, status):
     eliminators(tmp_path, "b", status, jobs_at_once=1).save()
     found = eliminators(tmp_path, "b", jobs_at_once=3).resume_or_new()
     assert (found.status, found.config.jobs_at_once) == (status, 1 if status == "done" else 3)
 
 
-def test_the_table_of_eliminators_has_a_row_for_each_combination():
+def test_table_of_eliminators_has_a_row_per_combination():
     figures = {"ndcg": 0.41, "ndcg_floor": 0.4, "strength": 0.5, "strength_confirmed": 1.0, "step": 90.0}
     record = EliminatorsRecord(
         status="done",

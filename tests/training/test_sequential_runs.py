@@ -1,4 +1,4 @@
-"""Backbones and packs that are killed and resumed, in this process: Ray Train with one worker is simulated."""
+"""Backbones and packs, killed and resumed: Ray Train with one worker is simulated in this process."""
 
 import json
 import re
@@ -102,7 +102,7 @@ def one_worker(monkeypatch) -> Callable[..., OneWorker]:
         monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
         for driver in (backbone, eliminators):
             monkeypatch.setattr(driver, "fit", worker.fit)
-            monkeypatch.setattr(driver, "check_resources", lambda runner: None)
+            monkeypatch.setattr(driver, "check_resources", lambda *_: None)
         for run in (backbone_run, eliminators_run):
             monkeypatch.setattr(run, "make_sequence_plan", partial(make_sequence_plan, map_over=map_here))
             monkeypatch.setattr(run, "sequence_batches", partial(sequence_batches, stream=read_here))
@@ -144,7 +144,7 @@ def source(lake, one_worker, tmp_path) -> BackboneRecord:
 
 
 def progress_at(checkpoint: Path) -> int:
-    """Steps that were made when it was."""
+    """Step of a checkpoint."""
     return json.loads((checkpoint / "progress.json").read_text())["next_step"]
 
 
@@ -152,7 +152,7 @@ def content(record: BackboneRecord | EliminatorsRecord) -> dict[str, bytes]:
     return {str(path.relative_to(record.uri)): path.read_bytes() for path in Path(record.uri).rglob("*.safetensors")}
 
 
-def test_a_killed_backbone_ends_in_the_same_weights_and_figures(lake, source, one_worker, tmp_path):
+def test_killed_backbone_resumes_to_the_same_weights(lake, source, one_worker, tmp_path):
     worker = one_worker(tmp_path / "killed", 1, 2, 3)
     killed = backbone.train_backbone(backbone_config(lake, tmp_path / "again"))
     assert worker.starts == 4
@@ -160,7 +160,7 @@ def test_a_killed_backbone_ends_in_the_same_weights_and_figures(lake, source, on
     assert content(killed) == content(source)
 
 
-def test_a_killed_pack_ends_in_the_same_weights_and_figures(source, one_worker, tmp_path):
+def test_killed_pack_resumes_to_the_same_weights(source, one_worker, tmp_path):
     records = []
     for runs, killed_at in ((tmp_path / "straight", []), (tmp_path / "killed", [1, 3])):
         worker = one_worker(runs, *killed_at)
@@ -171,7 +171,7 @@ def test_a_killed_pack_ends_in_the_same_weights_and_figures(source, one_worker, 
     assert content(records[0]) == content(records[1])
 
 
-def test_maps_fitted_before_the_first_step_are_not_fitted_again(source, one_worker, monkeypatch, tmp_path):
+def test_resumed_pack_does_not_fit_its_first_transport_again(source, one_worker, monkeypatch, tmp_path):
     started = []
 
     def start(trainer: EliminatorTrainer, start: Any = EliminatorTrainer.start) -> bool:
@@ -190,7 +190,7 @@ def test_maps_fitted_before_the_first_step_are_not_fitted_again(source, one_work
     assert (worker.starts, started) == (2, [0])
 
 
-def test_weights_kept_at_the_first_validation_outlive_a_kill(source, one_worker, monkeypatch, tmp_path):
+def test_kept_weights_survive_a_kill(source, one_worker, monkeypatch, tmp_path):
     """Of a pack of two, gender holds its floor at the first validation alone, gender+age at none."""
     first = []
 
@@ -219,7 +219,7 @@ def test_weights_kept_at_the_first_validation_outlive_a_kill(source, one_worker,
     assert ends[0] == ends[1]  # the live weights, their average and the discriminators too
 
 
-def test_a_pack_sees_the_train_split_alone(lake, source, one_worker, monkeypatch, tmp_path):
+def test_pack_reads_only_the_train_split(lake, source, one_worker, monkeypatch, tmp_path):
     one_worker(tmp_path / "watched")
     seen: dict[str, list[np.ndarray]] = {"crops": [], "prefixes": [], "validation": []}
 
@@ -249,7 +249,7 @@ def test_a_pack_sees_the_train_split_alone(lake, source, one_worker, monkeypatch
 
 
 @pytest.mark.parametrize(("leakage", "strength"), [(0.5, 0.25), (1.0, 1.0)])
-def test_a_map_is_used_as_far_as_it_keeps_enough_accuracy(
+def test_transport_strength_is_limited_by_the_floor(
     source, one_worker, monkeypatch, tmp_path, caplog, leakage: float, strength: float
 ):
     """The first combination's NDCG@10 is the backbone's up to strength 0.25, the second's at every strength."""
@@ -286,9 +286,7 @@ def test_a_map_is_used_as_far_as_it_keeps_enough_accuracy(
     )
 
 
-def test_a_pack_that_fails_is_tried_again_and_redone_alone_to_the_same_weights(
-    source, one_worker, monkeypatch, tmp_path
-):
+def test_failed_pack_is_retried_and_trained_alone_later(source, one_worker, monkeypatch, tmp_path):
     worker, tried = one_worker(tmp_path / "failing"), []
 
     def fit(record: Record, progress: Any, pack: str) -> None:
@@ -315,16 +313,9 @@ def test_a_pack_that_fails_is_tried_again_and_redone_alone_to_the_same_weights(
     assert method.combinations == (("gender",), ("gender", "age"))
 
 
-def test_more_jobs_at_once_than_the_machine_holds_are_refused(source, one_worker, tmp_path):
-    one_worker(tmp_path / "jobs")
-    with pytest.raises(UserError, match="jobs_at_once = 3: the cluster holds 1 jobs at once"):
-        eliminators.train_eliminators(eliminators_config(source, tmp_path / "jobs", jobs_at_once=3))
-    assert not (tmp_path / "jobs" / "eliminators").exists()
-
-
-def test_a_place_that_cannot_be_written_to_is_refused_before_any_work(source, lake, one_worker, tmp_path):
+def test_unwritable_folder_is_refused(source, lake, one_worker, tmp_path):
     one_worker(tmp_path / "made")
-    (tmp_path / "file").write_text("in the way of a folder")
+    (tmp_path / "file").write_text("not a folder")
     run = eliminators.train_eliminators(eliminators_config(source, tmp_path / "made"))
     with pytest.raises(UserError, match=r"cannot write to .*file"):
         backbone.train_backbone(backbone_config(lake, tmp_path / "file"))
@@ -334,7 +325,7 @@ def test_a_place_that_cannot_be_written_to_is_refused_before_any_work(source, la
         make_bundle(validate_config(BundleConfig, {"run": run.uri, "out": str(tmp_path / "file" / "bundle")}))
 
 
-def test_nothing_is_made_of_eliminators_whose_backbone_was_trained_again(source, lake, one_worker, tmp_path):
+def test_eliminators_of_a_retrained_backbone_are_refused(source, lake, one_worker, tmp_path):
     one_worker(tmp_path / "made")
     run = eliminators.train_eliminators(eliminators_config(source, tmp_path / "made"))
     shutil.rmtree(source.uri)
@@ -346,9 +337,7 @@ def test_nothing_is_made_of_eliminators_whose_backbone_was_trained_again(source,
     assert not (tmp_path / "bundle").exists()
 
 
-def test_finished_runs_are_told_by_their_commands_where_what_they_stand_on_was_moved_to(
-    source, lake, one_worker, tmp_path
-):
+def test_finished_runs_learn_where_their_inputs_were_moved(source, lake, one_worker, tmp_path):
     one_worker(tmp_path / "made")
     run, places = eliminators.train_eliminators(eliminators_config(source, tmp_path / "runs")), tmp_path / "elsewhere"
     moved_lake = Lake.open(shutil.copytree(lake.uri, places / "lake"))
@@ -364,7 +353,7 @@ def test_finished_runs_are_told_by_their_commands_where_what_they_stand_on_was_m
     assert (found.uri, found.config.lake) == (source.uri, moved_lake.uri)
 
 
-def test_a_worker_without_validation_users_takes_part(source, one_worker, monkeypatch, tmp_path):
+def test_worker_without_validation_users_takes_part(source, one_worker, monkeypatch, tmp_path):
     one_worker(tmp_path / "nobody")
     monkeypatch.setattr(Workers, "mean", lambda self, means, *_: dict.fromkeys(means, 0.5))
     read_held_out = eliminators_run.read_held_out
@@ -374,16 +363,16 @@ def test_a_worker_without_validation_users_takes_part(source, one_worker, monkey
     assert eliminators.train_eliminators(eliminators_config(source, tmp_path / "nobody")).status == "done"
 
 
-def plan_whose_validation_needs(lake: Lake, users: int, split: UserSplit) -> SequencePlan:
-    """Of a seed with which fewer of optim.validation_users would draw nobody."""
+def plan_that_needs(lake: Lake, users: int, split: UserSplit) -> SequencePlan:
+    """Plan of a seed with which fewer validation users would draw nobody."""
     configs = (SequenceConfig(split_seed=seed) for seed in range(100))
     plans = (make_sequence_plan(lake, config, 20, split, map_over=map_here) for config in configs)
     return next(plan for plan in plans if plan.min_sampling_hash * plan.users > users - 1)
 
 
-def test_a_backbone_that_nobody_would_validate_is_refused_before_there_is_a_run(lake, one_worker, tmp_path):
+def test_backbone_without_validation_users_is_refused(lake, one_worker, tmp_path):
     one_worker(tmp_path / "drawn")
-    plan = plan_whose_validation_needs(lake, 2, "all")
+    plan = plan_that_needs(lake, 2, "all")
     config = backbone_config(
         lake, tmp_path, sequences=plan.sequences.model_dump(), optim={"validation_users": 1, "epochs": 1}
     )
@@ -392,9 +381,9 @@ def test_a_backbone_that_nobody_would_validate_is_refused_before_there_is_a_run(
     assert not (tmp_path / "backbone").exists()
 
 
-def test_eliminators_that_nobody_would_validate_are_refused_and_the_mend_holds(lake, one_worker, tmp_path):
+def test_eliminators_without_validation_users_are_refused_with_the_fix(lake, one_worker, tmp_path):
     one_worker(tmp_path / "drawn")
-    plan, optim = plan_whose_validation_needs(lake, 3, "train"), {"epochs": 1, "batch_crops": 16}
+    plan, optim = plan_that_needs(lake, 3, "train"), {"epochs": 1, "batch_crops": 16}
     source = backbone.train_backbone(
         backbone_config(lake, tmp_path, sequences=plan.sequences.model_dump(), optim=optim)
     )
@@ -406,7 +395,7 @@ def test_eliminators_that_nobody_would_validate_are_refused_and_the_mend_holds(l
     assert eliminators.train_eliminators(config).status == "done"
 
 
-def test_a_run_that_nobody_validates_is_refused_with_the_mend(source, lake, one_worker, monkeypatch, tmp_path):
+def test_lake_without_validation_users_is_refused(source, lake, one_worker, monkeypatch, tmp_path):
     one_worker(tmp_path / "nobody")
     read_held_out = backbone_run.read_held_out
     monkeypatch.setattr(

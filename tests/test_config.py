@@ -122,7 +122,11 @@ def test_a_setting_without_effect_on_a_baseline_is_refused(setting):
         propensity(setting, kind="baseline")
 
 
-@pytest.mark.parametrize("block", get_args(GroupBlockName))
+def test_every_group_block_has_a_name():
+    assert set(GROUP_BLOCKS) == set(get_args(GroupBlockName))
+
+
+@pytest.mark.parametrize("block", GROUP_BLOCKS)
 def test_learning_rates_follow_the_parameters_of_each_group_block(block):
     dims = {parameter.dim() > 2 for parameter in GROUP_BLOCKS[block](2, 3).parameters()}
     rates = propensity(**{"model.group_block": block, "optim.lr": 1e-2}).optim.learning_rates(block, aligned=False)

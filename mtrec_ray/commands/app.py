@@ -40,8 +40,7 @@ COMMANDS = {
     "lake embed": JobCommand(api.embed_lake, "LAKE"),
     "pairs show": JobCommand(api.show_pairs, "LAKE"),
     "train propensity": JobCommand(
-        api.train_propensity,
-        f"--lake --kind --groups=model.groups --group-block=model.group_block --incremental {RUN}",
+        api.train_propensity, f"--lake --kind --groups=model.groups --group-block=model.group_block --incremental {RUN}"
     ),
     "train backbone": JobCommand(api.train_backbone, f"--lake --kind=model.kind {RUN}"),
     "train eliminators": JobCommand(api.train_eliminators, f"--backbone --combinations --method --pack-size {RUN}"),

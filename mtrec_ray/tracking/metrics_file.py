@@ -2,12 +2,9 @@
 
 import json
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mtrec_ray.files import join, read_file, write_file
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 METRICS = "metrics.jsonl"
 KEYS = ("step", "seconds", "time")
@@ -22,14 +19,6 @@ def read_metrics(uri: str) -> list[dict[str, Any]]:
         return []
     rows = map(_decode, lines)
     return [row for row in rows if isinstance(row, dict) and isinstance(row.get("step"), int)]
-
-
-def metrics_frame(uri: str) -> "pd.DataFrame":
-    """Tidy table of a run folder: step, seconds, time, metric, value; one row a figure."""
-    import pandas as pd
-
-    rows = read_metrics(uri) or [dict.fromkeys(KEYS)]
-    return pd.DataFrame(rows).melt(KEYS, var_name="metric").dropna(subset="value", ignore_index=True)
 
 
 def keep_until(uri: str, step: int) -> list[dict[str, Any]]:

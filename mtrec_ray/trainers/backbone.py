@@ -64,7 +64,8 @@ class BackboneTrainer(Trainer[SequenceBatch]):
         seed_step(seed, batch.step)
         negatives = torch.randint(self.data.num_titles, (optim.num_negatives,)).to(self.device)
         seed_step(seed, batch.step, self.workers.rank)
-        positions = positions_of(self.model, *self.tensors(batch.history, batch.targets), MASK_FRACTION)
+        history, targets = self.tensors(batch.history, batch.targets)
+        positions = positions_of(self.model, history, targets, MASK_FRACTION)
         loss = pretraining_step(self.model, self.optimizer, positions, negatives, self.workers.all_reduce)
         self.average.update_parameters(self.model)
         return loss

@@ -108,13 +108,12 @@ class Record(BaseModel):
         except FileNotFoundError as error:
             raise UserError(f"no run at {uri!r}: {RUN} is missing; `mtrec train {kind}` makes one") from error
         document = document if isinstance(document, dict) else {}
-        if document.get("kind") != kind:
+        found, version = document.get("kind"), document.get("format_version")
+        if found != kind:
+            raise UserError(f"run {uri!r} is of kind {found}, not {kind}: choose another run, or another name")
+        if version != VERSION:
             raise UserError(
-                f"run {uri!r} is of kind {document.get('kind')}, not {kind}: choose another run, or another name"
-            )
-        if document.get("format_version") != VERSION:
-            raise UserError(
-                f"run {uri!r} has format version {document.get('format_version')}, this mtrec_ray reads {VERSION}: "
+                f"run {uri!r} has format version {version}, this mtrec_ray reads {VERSION}: "
                 "train it again under another name"
             )
         try:

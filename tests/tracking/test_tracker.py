@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttribut
 from mtrec_ray.errors import UserError
 from mtrec_ray.tracking import background, config, metrics_file, tracker
 from mtrec_ray.tracking.config import TrackingConfig, check_tracking
-from mtrec_ray.tracking.metrics_file import METRICS, metrics_frame, read_metrics
+from mtrec_ray.tracking.metrics_file import METRICS, read_metrics
 from mtrec_ray.tracking.tracker import TENSORBOARD, Tracker
 
 NOBODY = "http://127.0.0.1:9"
@@ -71,22 +71,8 @@ def test_a_line_has_step_seconds_time_and_figures(tmp_path):
     assert first["time"].endswith("+00:00")
 
 
-def test_metrics_frame_has_one_row_for_each_figure(tmp_path):
-    with track(tmp_path) as run:
-        run.log(1, {"train/loss": 0.5})
-        run.log(2, {"train/loss": 0.25, "val/ndcg@10": 0.1})
-    frame = metrics_frame(str(tmp_path))
-    assert list(frame.columns) == ["step", "seconds", "time", "metric", "value"]
-    assert sorted(zip(frame.step, frame.metric, frame.value, strict=True)) == [
-        (1, "train/loss", 0.5),
-        (2, "train/loss", 0.25),
-        (2, "val/ndcg@10", 0.1),
-    ]
-
-
 def test_metrics_of_an_empty_folder(tmp_path):
     assert read_metrics(str(tmp_path)) == []
-    assert metrics_frame(str(tmp_path)).empty
 
 
 def test_damaged_lines_are_skipped(tmp_path):

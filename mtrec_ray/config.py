@@ -33,7 +33,7 @@ def advanced(default: Any, **constraints: Any) -> Any:
 
 ConfigT = TypeVar("ConfigT", bound=Config)
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""What torch, numpy and Optuna all take."""
+"""A range that torch, numpy and Optuna all accept."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def write_settings(formatter: click.HelpFormatter, settings: Iterable[Setting], 
 
 
 def write_choices(formatter: click.HelpFormatter, model: type[Config], named: Mapping[str, Setting]) -> None:
-    """What the choices of an option mean, where each has settings of its own."""
+    """Meanings of an option's choices, where each has settings of its own."""
     for option, setting in named.items():
         classes = {choice: model.concrete({setting.key: choice}) for choice in setting.choices}
         rows = [(choice, _first_sentence(found.__doc__ or "")) for choice, found in classes.items() if found != model]

@@ -1,1 +1,1 @@
-"""What a training run measures while it trains: a JSONL file, TensorBoard events, MLflow."""
+"""Figures of a training run while it trains: metrics.jsonl, TensorBoard, MLflow."""

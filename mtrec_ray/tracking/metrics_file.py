@@ -8,7 +8,7 @@ from mtrec_ray.files import join, read_file, write_file
 
 METRICS = "metrics.jsonl"
 KEYS = ("step", "seconds", "time")
-"""Of each line; all others are figures."""
+"""Keys of each line; all others are figures."""
 
 
 def read_metrics(uri: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What rank 0 of a training run reports its figures to."""
+"""Writes the figures that rank 0 of a training run reports."""
 
 import logging
 import os

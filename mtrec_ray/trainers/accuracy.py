@@ -14,18 +14,12 @@ NEGATIVES_SEED = 0
 
 
 def held_out_metrics(users: HeldOutUsers, user_vectors: Tensor, title_vectors: Tensor) -> NextTitleMetrics:
-    """Figures of each user, in the users' order.
-
-    Args:
-        users: U users with a held-out event, maybe none.
-        user_vectors: (U, d).
-        title_vectors: (N, d); the score of a title is the dot product.
-    """
+    """Figures of U users, maybe none, from vectors (U, d) and titles (N, d) by dot product."""
     return stacked_metrics(users, user_vectors[None], title_vectors)[0]
 
 
 def stacked_metrics(users: HeldOutUsers, user_vectors: Tensor, title_vectors: Tensor) -> list[NextTitleMetrics]:
-    """The same for each of K models with vectors (K, U, d), on the same negatives."""
+    """`held_out_metrics` of each of K models with vectors (K, U, d), on the same negatives."""
     nobody = np.zeros((0, len(title_vectors)), dtype=np.float32)
     none_drawn = sample_negatives(users.target[:0], nobody > 0, users.keys[:0])
     parts = [[next_title_metrics(nobody, users.target[:0], none_drawn)] for _ in user_vectors]

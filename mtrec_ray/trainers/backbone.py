@@ -30,7 +30,7 @@ PATIENCE = 5
 
 @dataclass(frozen=True)
 class BackboneData:
-    """What a backbone is trained on, beside its batches."""
+    """Inputs of a backbone's training, beside its batches."""
 
     num_titles: int
     schedule: Schedule

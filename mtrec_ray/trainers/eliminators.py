@@ -54,7 +54,7 @@ Figures = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class EliminatorData:
-    """What a pack of eliminators is trained on, beside its batches."""
+    """Inputs of a pack's training, beside its batches."""
 
     backbone: SequentialBackbone
     attributes: dict[str, list[str]]
@@ -98,12 +98,12 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
 
     @property
     def method(self) -> FairnessMethod:
-        """What is trained."""
+        """The weights in training."""
         return self.game.method
 
     @property
     def averaged(self) -> FairnessMethod:
-        """Its averaged weights, which are validated and kept."""
+        """The averaged weights, which are validated and kept."""
         return self.game.averaged
 
     @property

@@ -33,7 +33,7 @@ def probe_leakage(vectors: Tensor, values: Tensor, keys: np.ndarray, num_values:
 
 
 def _attribute_leakage(vectors: Tensor, values: Tensor, fold: np.ndarray, num_values: int) -> float:
-    """Of one attribute that all these users have; 0 where they are too few."""
+    """Leakage of one attribute to users who have it; 0 if they are too few."""
     if len(np.unique(fold)) < 2 or len(values.unique()) < 2:
         return 0.0
     ridges = RIDGES * len(vectors) * max(float(vectors.var(0).mean()), 1e-12)

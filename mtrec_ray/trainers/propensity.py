@@ -24,7 +24,7 @@ from mtrec_ray.trainers.workers import Workers
 
 @dataclass(frozen=True)
 class PropensityData:
-    """What a propensity model is trained on, beside its batches."""
+    """Inputs of a propensity model's training, beside its batches."""
 
     model: TwoTowerConfig
     learning_rates: tuple[float, float, float]

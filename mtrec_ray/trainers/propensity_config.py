@@ -23,7 +23,7 @@ class ModelConfig(Config):
     d: int = advanced(512, ge=1)
     """Width of every layer."""
     group_block: GroupBlockName | None = advanced(None)
-    """What each territory group adds to the user tower; null: dense (paper A), nothing in a baseline."""
+    """Layer that each territory group adds to the user tower; null: dense (paper A), none in a baseline."""
     groups: str | None = None
     """Territory groups: one, each, regions (mtl's default), or a YAML file of groups."""
 

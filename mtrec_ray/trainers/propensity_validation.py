@@ -17,7 +17,7 @@ from mtrec_ray.trainers.workers import Workers
 MEASURES = ("pr_auc", "ndcg@10")
 MEANS = ("all", "mean", "weighted")
 METRICS = tuple(f"{measure}/{mean}" for measure in MEASURES for mean in MEANS)
-"""Of all users pooled, the mean over territories, and that mean weighted by the territories' positives."""
+"""Over all users pooled, as mean over territories, and as their mean weighted by positives."""
 
 
 class PropensityScorer:

@@ -117,7 +117,7 @@ class Trainer(ABC, Generic[Batch]):
         return False
 
     def progress(self) -> dict[str, Any]:
-        """What a subclass adds to the plain data of its state."""
+        """Plain data that a subclass adds to its state."""
         return {}
 
     def load_progress(self, progress: dict[str, Any]) -> None:

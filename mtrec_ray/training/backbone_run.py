@@ -91,9 +91,7 @@ def backbone_hash(record: BackboneRecord) -> str:
 def load_backbone(record: BackboneRecord, expected_hash: str = "") -> SequentialBackbone:
     """The best weights of a run, on the CPU, frozen and ready for inference.
 
-    Args:
-        record: of the run.
-        expected_hash: `backbone_hash` of the weights that others were trained on; empty accepts any.
+    `expected_hash`: `backbone_hash` of the weights that eliminators were trained on; empty accepts any.
     """
     content, model = record.weights(), SequentialBackbone(record.sequential_config())
     if expected_hash and hashlib.sha256(content).hexdigest() != expected_hash:

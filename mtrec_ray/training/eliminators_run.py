@@ -66,7 +66,7 @@ class EliminatorsRecord(Record):
 
     @property
     def combinations(self) -> list[Combination]:
-        """All that the run trains."""
+        """The combinations of all packs."""
         return [combination for pack in self.packs.values() for combination in pack]
 
     def source(self) -> BackboneRecord:

@@ -81,7 +81,7 @@ class PropensityRecord(Record):
         return trainer, partial(training_batches, lake, plan, schedule, workers.rank, workers.size)
 
     def data(self, lake: Lake, plan: PairPlan, schedule: Schedule, workers: Workers) -> PropensityData:
-        """What the trainer is built from; it validates after each epoch, on the next day."""
+        """Inputs of the trainer, which validates after each epoch, on the next day."""
         sample, calendar = self.config.sample, plan.calendar
         buckets = range(workers.rank, lake.manifest.num_buckets, workers.size)
         fraction = validation_sampling_fraction(lake, sample, lake.manifest.num_buckets, MAX_VALIDATION_USERS)

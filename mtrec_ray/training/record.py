@@ -41,10 +41,10 @@ class Record(BaseModel):
     config: Any
     lake_hash: str
     figures: dict[str, dict[str, Any]] = {}
-    """Of the finished run: snapshot or combination -> name -> value."""
+    """Figures of the finished run: snapshot or combination -> name -> value."""
 
     figures_of: ClassVar[str] = "of"
-    """What the keys of `figures` are."""
+    """Name of the keys of `figures`."""
     steps_field: ClassVar[str] = "num_steps"
     """Field with the number of steps, 0 before they are planned."""
 
@@ -88,7 +88,7 @@ class Record(BaseModel):
         raise NotImplementedError
 
     def training(self, workers: Workers, device: torch.device, pack: str = "") -> Training:
-        """What one worker trains, and on which batches."""
+        """One worker's trainer and batches."""
         raise NotImplementedError
 
     def save(self) -> None:
@@ -127,7 +127,7 @@ class Record(BaseModel):
 
     @classmethod
     def load_done(cls, uri: str) -> Self:
-        """The same; UserError where it is not finished."""
+        """`load` of a finished run; UserError if it is unfinished."""
         record = cls.load(uri)
         if record.status != "done":
             raise UserError(f"run {uri!r} is not finished: start `mtrec train {record.kind}` with the same name again")

@@ -14,14 +14,15 @@ def single_worker(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def sum_gradients(parameters: Iterable[nn.Parameter], all_reduce: AllReduce, loss: Tensor | None = None) -> Tensor:
+def sum_gradients(parameters: Iterable[nn.Parameter], all_reduce: AllReduce, loss: Tensor) -> Tensor:
     """Sum gradients and the loss over the workers in one message; returns the summed loss.
 
     A missing gradient counts as zero.
     """
+    if all_reduce is single_worker:
+        return loss
     parameters = list(parameters)
     gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-    loss = parameters[0].new_zeros(()) if loss is None else loss
     flat = all_reduce(torch.cat([tensor.flatten() for tensor in (*gradients, loss)]))
     *sums, loss = flat.split([tensor.numel() for tensor in (*gradients, loss)])
     for parameter, gradient in zip(parameters, sums, strict=True):

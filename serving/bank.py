@@ -25,7 +25,7 @@ class EliminatorBank:
 
     def __init__(self, backbone: SequentialBackbone, pack: StackedEliminators, capacity: int = 4096) -> None:
         self.backbone, self.pack, self.capacity = backbone, pack, capacity
-        self.of_combination = Table(vars(pack.parts))
+        self.of_combination = Table(pack.parts)
         unknown = [-1] * len(pack.attributes)
         keys: list[Key] = [(combination, *unknown) for combination in range(len(pack.combinations))]
         self.of_key = Table(self._parts(keys))

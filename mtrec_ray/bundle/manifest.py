@@ -32,7 +32,7 @@ from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST_FILE, BACKBONE_FILE, ELIMINATORS_FILE = "manifest.json", "backbone.safetensors", "eliminators.safetensors"
 POPULAR_FILE, TITLES_FILE, PROPENSITY_FILE = "popular.safetensors", "titles.parquet", "propensity.safetensors"
 REMAKE = "make it again with `mtrec bundle`"

@@ -5,13 +5,10 @@ from torch.optim.swa_utils import AveragedModel
 
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """Exponential average of a model's trained weights (Polyak and Juditsky 1992), its frozen ones shared.
+    """Exponential average of a model's trained weights; frozen ones are shared.
 
-    Update n has the decay min(decay, n / (n + 10)). The average of a minimax game lies nearer to the equilibrium than
-    its iterates; a backbone gains what a decaying learning rate would give, without knowing the last step.
+    Update n has the decay min(decay, n / (n + 10)) (Polyak and Juditsky 1992), so 0 gives the newest weights.
     """
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay {decay} must lie in [0, 1); 0 keeps the newest weights")
 
     def move(kept: list[Tensor], newest: list[Tensor], _: Tensor) -> None:
         count = int(average.n_averaged)  # on the CPU: reading the argument would wait for the GPU

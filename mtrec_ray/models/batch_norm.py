@@ -1,4 +1,4 @@
-"""Batch normalisation of distinct rows that stand for several pairs each, over the rows of all workers.
+"""Batch normalisation and ReLU of distinct rows that stand for several pairs each, over the rows of all workers.
 
 Legend: `N` distinct rows on this worker, `d` width, `w` (N,) pairs of each row, `W` pairs of all workers.
 A row of weight w counts as w equal rows of the pair-by-pair batch. With g the gradient summed over a row's pairs:
@@ -30,17 +30,17 @@ class PairCounts:
 
 
 class PairBatchNorm(nn.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015) with the parameters and running statistics of `nn.BatchNorm1d`."""
+    """Batch normalisation (Ioffe and Szegedy 2015), then ReLU; parameters of `nn.BatchNorm1d`."""
 
     momentum = 0.1
     eps = 1e-5
+    running_mean: Tensor
+    running_var: Tensor
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width))  # (d,)
         self.bias = nn.Parameter(torch.empty(width))  # (d,)
-        self.running_mean: Tensor
-        self.running_var: Tensor
         self.register_buffer("running_mean", torch.empty(width))
         self.register_buffer("running_var", torch.empty(width))
 
@@ -52,17 +52,16 @@ class PairBatchNorm(nn.Module):
         self.running_mean.zero_()
         self.running_var.fill_(1)
 
-    def forward(self, rows: Tensor, counts: PairCounts | None = None, *, relu: bool = False) -> Tensor:
-        """Normalise (N, d) rows, then apply a ReLU if wanted -> (N, d).
+    def forward(self, rows: Tensor, counts: PairCounts | None = None) -> Tensor:
+        """(N, d) -> (N, d).
 
         With `counts` by the global batch's statistics, towards which the running ones move: outputs and gradients
         equal `nn.BatchNorm1d` on the repeated rows. Without, by the running statistics (inference).
         """
         if counts is None:
             scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-            outputs = torch.addcmul(self.bias - self.running_mean * scale, rows, scale)
-            return outputs.relu() if relu else outputs
-        outputs, mean, variance = pair_norm(rows, self.weight, self.bias, counts, self.eps, relu=relu)
+            return torch.addcmul(self.bias - self.running_mean * scale, rows, scale).relu()
+        outputs, mean, variance = NormaliseRelu.apply(rows, self.weight, self.bias, counts, self.eps)
         self._update_running(mean, variance, counts.total)
         return outputs
 
@@ -75,19 +74,15 @@ class PairBatchNorm(nn.Module):
         self.running_var.add_(momentum * (unbiased - self.running_var))
 
 
-def pair_norm(
-    rows: Tensor, weight: Tensor, bias: Tensor, counts: PairCounts, eps: float, *, relu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(N, d) rows -> normalised (N, d), and the global batch's (d,) mean and biased variance in float64."""
-    return _PairNorm.apply(rows, weight, bias, counts, eps, relu)
+class NormaliseRelu(torch.autograd.Function):
+    """(N, d) rows -> normalised (N, d), and the global batch's (d,) mean and biased variance in float64.
 
-
-class _PairNorm(torch.autograd.Function):
-    """Worked off in tiles that stay in a CPU's cache; statistics travel in float64, so nothing cancels."""
+    Computed in tiles that stay in a CPU's cache; statistics are summed in float64, so nothing cancels.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, counts: PairCounts, eps: float, relu: bool
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, counts: PairCounts, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         first, second = counts.all_reduce(_moments(rows, counts.per_row)) / counts.total.clamp(min=1)  # (d,), (d,)
         mean, variance = first, second - first.square()
@@ -96,11 +91,9 @@ class _PairNorm(torch.autograd.Function):
         outputs = torch.empty_like(rows)
         for _, tile, tile_out in _tiles(rows, outputs):
             torch.sub(tile, row_mean, out=tile_out)
-            torch.addcmul(bias, tile_out, scale, out=tile_out)
-            if relu:
-                tile_out.relu_()
+            torch.addcmul(bias, tile_out, scale, out=tile_out).relu_()
         ctx.save_for_backward(rows, outputs, row_mean, inv_std, scale)
-        ctx.counts, ctx.relu = counts, relu
+        ctx.counts = counts
         ctx.mark_non_differentiable(mean, variance)
         return outputs, mean, variance
 
@@ -111,10 +104,7 @@ class _PairNorm(torch.autograd.Function):
         gradient = torch.empty_like(rows)  # (N, d) g, then dz
         sums = rows.new_zeros(2, rows.shape[1])  # dbeta, dgamma of this worker
         for scratch, tile, tile_rows, tile_out, tile_gradient in _tiles(gradient, rows, outputs, output_gradient):
-            if ctx.relu:
-                torch.ops.aten.threshold_backward.grad_input(tile_gradient, tile_out, 0, grad_input=tile)
-            else:
-                tile.copy_(tile_gradient)
+            torch.ops.aten.threshold_backward.grad_input(tile_gradient, tile_out, 0, grad_input=tile)
             sums[0] += tile.sum(0)
             sums[1] += torch.sub(tile_rows, mean, out=scratch).mul_(tile).sum(0)
         sums[1] *= inv_std
@@ -125,7 +115,7 @@ class _PairNorm(torch.autograd.Function):
             torch.sub(tile_rows, mean, out=scratch)
             torch.addcmul(bias_mean, scratch, slope, out=scratch)
             tile.addcmul_(scratch, weights, value=-1).mul_(scale)
-        return gradient, sums[1], sums[0], None, None, None
+        return gradient, sums[1], sums[0], None, None
 
 
 def _moments(rows: Tensor, weights: Tensor) -> Tensor:

@@ -4,18 +4,19 @@ Legend: `K` combinations, `D` pairs of a combination and a selected attribute, `
 attributes, `A` values of the attribute with most, `d` width, `h` hidden width.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mtrec_ray.all_reduce import AllReduce, single_worker
 from mtrec_ray.combinations import Combination
 from mtrec_ray.models.eliminators import combination_generator
 
 
 class Discriminators(nn.Module):
-    """Two-layer classifiers, stacked: (K, S, d) user vectors -> (D, S, A) logits, minus infinity for missing values."""
+    """Stacked two-layer classifiers: (K, S, d) -> (D, S, A) logits, -inf for missing values."""
 
     combination_of: Tensor  # (D,)
     attribute_of: Tensor  # (D,)
@@ -54,29 +55,21 @@ class Discriminators(nn.Module):
         return torch.baddbmm(self.outer_bias, inner, self.outer) + self.missing  # (D, S, A)
 
     def losses(
-        self,
-        vectors: Tensor,
-        attribute_index: Tensor,
-        weights: Tensor,
-        all_reduce: Callable[[Tensor], Tensor] | None = None,
+        self, vectors: Tensor, attribute_index: Tensor, weights: Tensor, all_reduce: AllReduce = single_worker
     ) -> Tensor:
-        """Weighted mean cross entropy of each pair over the users of known value, (D,); 0 if there are none.
+        """Weighted mean cross entropy of each pair over the users of known value, (D,); 0 without any.
 
-        Args:
-            vectors: (K, S, d).
-            attribute_index: (S, m) values, -1 unknown.
-            weights: (m, A) of `value_weights`.
-            all_reduce: sum over workers; their results then add up to the mean over all workers' vectors.
+        (K, S, d) vectors, (S, m) values, -1 unknown, (m, A) `value_weights`. The results of several workers add up to
+        the mean over the vectors of all.
         """
         labels = attribute_index.t()[self.attribute_of]  # (D, S)
         each = F.cross_entropy(self(vectors).transpose(1, 2), labels, ignore_index=-1, reduction="none")  # (D, S)
         weight = weights[self.attribute_of].gather(1, labels.clamp(min=0)) * (labels >= 0)  # (D, S)
-        total = weight.sum(1)
-        return (each * weight).sum(1) / (all_reduce(total) if all_reduce else total).clamp(min=1e-9)
+        return (each * weight).sum(1) / all_reduce(weight.sum(1)).clamp(min=1e-9)
 
 
 def value_weights(value_counts: Sequence[Sequence[int]], *, power: float) -> Tensor:
-    """Users with each value, for each of m attributes -> (m, A) weights n^-power of a value that n users have.
+    """Users with each value of each attribute -> (m, A) weights n^-power of a value that n users have.
 
     Power 0 counts users equally and 1 counts values equally; one half makes rare values count without letting a few
     users steer the generator.

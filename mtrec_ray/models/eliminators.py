@@ -3,12 +3,9 @@
 Legend: `K` combinations, `m` attributes, `A` values and unknowns of all attributes, `B` users, `V` vectors, several a
 user, `N` titles, `d` width, `r` adapter width, `S` adapters (two a layer), `h` transport units.
 
-Combinations are stacked on a leading dimension, so one forward serves all of them (`gathered_eliminators`). The gate on
-the prompts, the decay of the personal prompts and the transport (`transport`) are ours, the rest is paper B's.
-
-A personal prompt keeps accuracy (5-7% of NDCG on MovieLens-100K) but can write the attribute value it is made of into
-the vector: trained fast (RMSprop 1e-3) it overfitted the few users of rare values, and attackers read the shift on
-other users. A low rate, averaged weights and the decay prevent that.
+The gate on the prompts, the decay of the personal prompts and the transport are ours, the rest is paper B's. A personal
+prompt raises NDCG but can write the attribute value it is made of into the vector; a low learning rate, averaged
+weights and the decay prevent that.
 """
 
 import hashlib
@@ -20,7 +17,11 @@ from torch import Tensor, nn
 
 from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.models.gathered_eliminators import CombinationParts, GatheredEliminators
-from mtrec_ray.models.transport import Hidden, Transport, fit_transport_maps, untrained
+from mtrec_ray.models.transport import Hidden, Transport, fit_transport_maps
+
+PROMPT_STD = 0.02  # of initial prompts: 0.3 already costs the backbone 8% of its NDCG
+CLOSED_GATE = -4.0  # without a gate, untrained prompts cost 1-10% of NDCG@10
+PERSONAL_DECAY = 3e-3  # fraction a personal prompt loses each step
 
 
 @dataclass(frozen=True)
@@ -31,17 +32,10 @@ class EliminatorConfig:
     personal_prompt: bool = True
     adapter_width: int = 8  # r; 0 leaves the adapters out
     transport_units: int = 16  # h; 0 leaves the transport out
-    prompt_std: float = 0.02  # of initial prompts: 0.3 already costs the backbone 8% of its NDCG
-    initial_gate: float = -4.0  # see `StackedEliminators.init_weights`
-    personal_decay: float = 3e-3  # fraction a personal prompt loses each step
-
-    def __post_init__(self) -> None:
-        if not (self.num_prompts or self.personal_prompt or self.adapter_width):
-            raise ValueError("an eliminator needs a prompt, a personal prompt or adapters; all three are left out")
 
 
 class StackedEliminators(nn.Module):
-    """Parameters of K combinations, stacked.
+    """Parameters of K combinations, stacked on a leading dimension: one forward serves all.
 
     Args:
         attributes: number of values of each attribute, in the lake's order.
@@ -85,25 +79,24 @@ class StackedEliminators(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Start at the backbone itself: small prompts behind a closed gate, adapters whose up projection is zero.
+        """Start at the backbone: closed gate, up projections and transport gains of zero.
 
-        Without the gate, untrained prompts take as much attention as events: they cost 10% of NDCG@10 on short
-        synthetic histories, which training did not recover, and 1-2% on MovieLens-100K. A combination's draws depend on
-        the seed and its name alone.
+        A combination's draws depend on the seed and its name alone.
         """
-        generators = [combination_generator(seed, combination) for combination in self.combinations]
-        for k, generator in enumerate(generators):
-            for table in (self.prompts[k], self.personal[k]):
-                table.normal_(0, self.config.prompt_std, generator=generator)
-            bound = (6 / (self.down.shape[-2] + max(self.down.shape[-1], 1))) ** 0.5
+        (width, r), units = self.down.shape[-2:], self.config.transport_units
+        bound = (6 / (width + max(r, 1))) ** 0.5
+        for k, combination in enumerate(self.combinations):
+            generator = combination_generator(seed, combination)
+            self.prompts[k].normal_(0, PROMPT_STD, generator=generator)
+            self.personal[k].normal_(0, PROMPT_STD, generator=generator)
             self.down[k].uniform_(-bound, bound, generator=generator)
-        self.up.zero_()
-        self.gate.fill_(self.config.initial_gate)
+            self.transport_inner[k] = torch.randn(width, units, generator=generator) * width**-0.5
+            self.transport_bias[k] = torch.randn(1, units, generator=generator) * 0.5
+            self.transport_outer[k] = torch.randn(units, width, generator=generator) * 0.1
+        self.gate.fill_(CLOSED_GATE)
         self.norm_scale.fill_(1)
-        self.norm_shift.zero_()
-        if self.config.transport_units:
-            num, rows, units = self.transport_gain.shape
-            self._set_transport(untrained(num, rows, self.transport_inner.shape[1], units, generators))
+        for zero in (self.up, self.norm_shift, self.transport_gain, self.transport_strength):
+            zero.zero_()
 
     @property
     def transport(self) -> Transport:
@@ -123,7 +116,7 @@ class StackedEliminators(nn.Module):
         seed: int,
         find_strength: bool,
     ) -> None:
-        """Fit the transport further, so that users of different values of the selected attributes become alike.
+        """Fit the transport further, so that users of different selected values become alike.
 
         Args:
             vectors: (K, V, d) before the transport.
@@ -149,17 +142,15 @@ class StackedEliminators(nn.Module):
             titles=titles,
             weight=weight,
         )
-        self._set_transport(fit_transport_maps(hidden, self.transport, fold, steps, seed, find_strength=find_strength))
-
-    @torch.no_grad()
-    def _set_transport(self, transport: Transport) -> None:
-        for name, value in vars(transport).items():
-            self.get_parameter(f"transport_{name}").copy_(value)
+        fitted = fit_transport_maps(hidden, self.transport, fold, steps, seed, find_strength=find_strength)
+        with torch.no_grad():
+            for name, value in vars(fitted).items():
+                self.get_parameter(f"transport_{name}").copy_(value)
 
     @torch.no_grad()
     def shrink_personal(self) -> None:
         """Decay the personal prompts by one step, without the optimizer's scaling."""
-        self.personal.mul_(1 - self.config.personal_decay)
+        self.personal.mul_(1 - PERSONAL_DECAY)
 
     @torch.no_grad()
     def with_identity(self) -> "StackedEliminators":
@@ -173,31 +164,31 @@ class StackedEliminators(nn.Module):
         return wider.to(self.prompts.device).eval().requires_grad_(False)
 
     def for_all(self, attribute_index: Tensor) -> GatheredEliminators:
-        """(B, m) users' values, -1 unknown -> every combination for each of them: K groups of B rows."""
+        """(B, m) values, -1 unknown -> every combination for each user: K groups of B rows."""
         gain = self.transport_gain[:, self._value_rows(attribute_index)].sum(2)  # (K, B, h)
         return GatheredEliminators(
             prompt_table=torch.cat([self.prompts, self.personal], 1),
             prompt_index=self._prompt_rows(attribute_index),
-            parts=self.parts,
+            parts=CombinationParts(**self.parts),
             transport_gain=gain * self.transport_strength,
         )
 
     def for_rows(self, combination_index: Tensor, attribute_index: Tensor) -> GatheredEliminators:
-        """(B,) each row's combination, (B, m) its values -> one eliminator a row: B groups of one row."""
+        """(B,) combinations, (B, m) values -> one eliminator a row: B groups of one row."""
         rows = self._prompt_rows(attribute_index)  # (B, P)
         table = torch.cat([self.prompts, self.personal], 1)[combination_index[:, None], rows]  # (B, P, d)
         gain = self.transport_gain[combination_index[:, None], self._value_rows(attribute_index)].sum(1)  # (B, h)
         return GatheredEliminators(
             prompt_table=table,
             prompt_index=torch.arange(table.shape[1], device=table.device)[None],
-            parts=self.parts.take(combination_index),
+            parts=CombinationParts(**{name: part[combination_index] for name, part in self.parts.items()}),
             transport_gain=gain[:, None] * self.transport_strength[combination_index],  # (B, 1, h)
         )
 
     @property
-    def parts(self) -> CombinationParts:
-        """What does not depend on the users."""
-        return CombinationParts(**{f.name: self.get_parameter(f.name) for f in fields(CombinationParts)})
+    def parts(self) -> dict[str, Tensor]:
+        """What does not depend on the users, by field of `CombinationParts`."""
+        return {f.name: self.get_parameter(f.name) for f in fields(CombinationParts)}
 
     def _prompt_rows(self, attribute_index: Tensor) -> Tensor:
         """(B, m) -> (B, P) rows of the table: all task prompts, then the user's values."""

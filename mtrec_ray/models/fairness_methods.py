@@ -16,7 +16,7 @@ from mtrec_ray.models.sequential import SequentialBackbone
 
 
 class FairnessMethod(nn.Module):
-    """What training and audit need of every method; its trainable parameters are what the adversarial step moves."""
+    """What training and audit need of every method; the step moves its trainable parameters."""
 
     backbone: SequentialBackbone
     combinations: tuple[Combination, ...]
@@ -30,7 +30,7 @@ class FairnessMethod(nn.Module):
         return self.hide(self.backbone.user_vectors, history, attribute_index)
 
     def hide(self, read: Callable[..., Tensor], history: Tensor, attribute_index: Tensor) -> Tensor:
-        """What `read`, a method of the backbone, gives for each combination, (K, ...)."""
+        """Result of `read`, a method of the backbone, for each combination, (K, ...)."""
         raise NotImplementedError
 
     def after_step(self) -> None:
@@ -66,10 +66,10 @@ class EliminatorMethod(FairnessMethod):
 
 
 class FilterMethod(FairnessMethod):
-    """A two-layer filter per attribute behind the frozen backbone; a combination is the mean of its filters' outputs.
+    """A two-layer filter per attribute behind the frozen backbone (Li et al., SIGIR 2021).
 
-    Li et al. (SIGIR 2021), their separate method, as paper B compares it: trained for the single attributes, used for
-    any combination (`for_combinations`).
+    Their separate method, as paper B compares it: trained for the single attributes; a combination is the mean of its
+    filters' outputs.
     """
 
     fractions: Tensor  # (K, m) of each filter in a combination's output
@@ -111,7 +111,7 @@ class FilterMethod(FairnessMethod):
 
 
 class FineTuningMethod(FairnessMethod):
-    """A copy of the entire backbone for one combination, the bound on what tuning can reach."""
+    """A trained copy of the entire backbone for one combination, the bound on tuning."""
 
     def __init__(self, backbone: SequentialBackbone, combination: Combination) -> None:
         super().__init__()

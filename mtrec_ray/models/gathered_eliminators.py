@@ -27,14 +27,10 @@ class CombinationParts:
     transport_bias: Tensor  # (G, 1, h)
     transport_outer: Tensor  # (G, h, d)
 
-    def take(self, groups: Tensor) -> "CombinationParts":
-        """The parts of the given groups, (G',) indices."""
-        return CombinationParts(**{name: part[groups] for name, part in vars(self).items()})
-
 
 @dataclass(frozen=True)
 class GatheredEliminators:
-    """Eliminators of G groups; `cached_prompts` replace the prompts' table and index, which are empty then."""
+    """Eliminators of G groups; `cached_prompts` replace table and index, which are empty then."""
 
     prompt_table: Tensor  # (G, R, d) every prompt row a group can use
     prompt_index: Tensor  # (B, P) rows of the table in front of each history

@@ -20,16 +20,7 @@ Offsets = Sequence[int]  # (G + 1,) on the host
 def grouped_linear(
     rows: Tensor, weight: Tensor, bias: Tensor | None, offsets: Offsets, compute_dtype: DType = None
 ) -> Tensor:
-    """A dense layer per group: rows `offsets[g]:offsets[g + 1]` are multiplied with group g's matrix alone.
-
-    Args:
-        rows: (U, k) sorted by group.
-        weight: (G, m, k), as `nn.Linear` of each group.
-        bias: (G, m).
-        offsets: (G + 1,) on the host.
-
-    Returns (U, m).
-    """
+    """A dense layer per group: (U, k) rows, (G, m, k) weight, (G, m) bias -> (U, m)."""
     return _GroupedLinear.apply(rows, weight, bias, offsets, compute_dtype)
 
 

@@ -1,4 +1,4 @@
-"""Matrix product whose inputs may be rounded to a narrower type; everything outside the product keeps its own type."""
+"""Matrix product whose inputs may be rounded to a narrower type."""
 
 import torch
 from torch import Tensor

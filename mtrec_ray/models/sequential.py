@@ -1,11 +1,10 @@
-"""SASRec and BERT4Rec behind one interface, with the places where an eliminator takes hold.
+"""SASRec and BERT4Rec behind one interface, with the hooks of an eliminator.
 
 Legend: `B` batch rows, `L` history length, `T` columns of a history tensor (L, one more for BERT4Rec), `d` width,
 `H` heads, `P` prompt rows, `G` groups of rows with their own eliminator (1 without), `Q` columns read.
 
-A history is left-aligned: its oldest event is column 0, and -1 fills the end. Crops start at column 0 too, so a short
-history looks like the first columns of a crop in training, and behind a causal mask no event sees the filler. Prompts
-have no position, so position embeddings do not depend on them. They attend to each other, never to the history.
+A history is left-aligned: its oldest event is column 0, as in a crop, and -1 fills the end, which no event sees behind
+a causal mask. Prompts have no position. They attend to each other, never to the history.
 
 Attention over prompts and history is computed in two parts joined by one softmax: the history counts as one more prompt
 whose score is the log-sum-exp of its scores and whose value is its attention output. In the first layer the history's
@@ -35,13 +34,9 @@ class SequentialConfig:
     num_heads: int = 1
     dropout: float = 0.3
 
-    def __post_init__(self) -> None:
-        if self.width % self.num_heads:
-            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
-
 
 class SequentialBackbone(nn.Module):
-    """(B, T) title indices -> (B, T, d) vectors; the vector at a user's last column scores titles by dot product.
+    """(B, T) title indices -> (B, T, d) vectors that score titles by dot product.
 
     SASRec (Kang and McAuley 2018) is causal: the vector at column t is the user's after event t. BERT4Rec (Sun et al.
     2019) is bidirectional, with a mask token at the target. Sublayers are post-norm without an output projection, as
@@ -82,15 +77,9 @@ class SequentialBackbone(nn.Module):
     def forward(
         self, history: Tensor, *, eliminators: GatheredEliminators | None = None, read: Tensor | None = None
     ) -> Tensor:
-        """Vectors of the columns in `read`.
+        """(B, T) histories or, one a group, (G, 1, T) -> (B, T, d), with eliminators (G, B, T, d).
 
-        Args:
-            history: (B, T) or, with one history a group, (G, 1, T) title indices, left-aligned, filled with -1.
-            eliminators: applied to every group of rows; None is the backbone itself.
-            read: (B, Q) or (G, 1, Q) columns wanted of the last layer; None means all.
-
-        Returns:
-            (B, Q or T, d), with eliminators (G, B, Q or T, d).
+        `read` (B, Q) or (G, 1, Q) gives the columns wanted of the last layer, Q in place of T; None means all.
         """
         histories = history if history.dim() == 3 else history[None]  # (G or 1, B, T)
         titles = histories.clamp(min=0)
@@ -99,7 +88,10 @@ class SequentialBackbone(nn.Module):
         prompts: Iterable[Tensor | None] = [None] * len(self.layers)
         if eliminators is not None:
             prompts = eliminators.cached_prompts or self.prompt_layers(eliminators)
-        known = self._known_keys_values(titles)
+        known = None
+        if self._remembered is not None and not self.training:  # linear in title and position
+            of_titles, of_positions = self._remembered
+            known = F.embedding(titles, of_titles) + of_positions[: titles.shape[-1]]  # (G or 1, B, T, 2 d)
         for layer, of_prompts in zip(self.layers, prompts, strict=True):
             wanted = read if layer is self.layers[-1] else None
             hidden = layer(hidden, mask, of_prompts, eliminators, read=wanted, keys_values=known)
@@ -130,17 +122,10 @@ class SequentialBackbone(nn.Module):
 
     @torch.no_grad()
     def remember_titles(self) -> "SequentialBackbone":
-        """Cache the first layer's keys and values of each title, (N, 2 d); the weights must not change afterwards."""
+        """Cache the first layer's keys and values of each title, (N, 2 d), of frozen weights."""
         key_value = cast("Layer", self.layers[0]).key_value
         self._remembered = F.linear(self.titles.weight, key_value.weight), key_value(self.positions)
         return self
-
-    def _known_keys_values(self, titles: Tensor) -> Tensor | None:
-        """(G or 1, B, T, 2 d) of the first layer from the cache: they are linear in title and position."""
-        if self._remembered is None or self.training:
-            return None
-        of_titles, of_positions = self._remembered
-        return F.embedding(titles, of_titles) + of_positions[: titles.shape[-1]]
 
     def title_vectors(self) -> Tensor:
         """(N, d) vectors of the catalogue."""
@@ -155,7 +140,7 @@ class SequentialBackbone(nn.Module):
 
 
 class ByteDropout(nn.Module):
-    """Dropout with one random byte an element, an eighth of the usual draws; `p` is rounded to 1/256."""
+    """Dropout with one random byte an element, an eighth of the usual; `p` in 1/256."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -194,14 +179,20 @@ class Layer(nn.Module):
         read: Tensor | None,
         keys_values: Tensor | None,
     ) -> Tensor:
-        """(G or 1, B, T, d), the prompts' keys and values (G, B, H, P, 2 d / H) -> (G, B, T or Q, d).
+        """(G or 1, B, T, d) -> (G, B, T or Q, d).
 
-        `keys_values` are those of `hidden`, (G or 1, B, T, 2 d), if they are cached.
+        Args:
+            mask: (T, T) or (G or 1, B, 1, 1, T), added to scores.
+            prompts: keys and values, (G, B, H, P, 2 d / H).
+            read: (B, Q) or (G, 1, Q) columns wanted.
+            keys_values: those of `hidden`, (G or 1, B, T, 2 d), if they are cached.
         """
         own = self.key_value(hidden) if keys_values is None else keys_values
         keys, values = self.heads(own).chunk(2, dim=-1)  # (G or 1, B, H, T, d / H)
         if read is not None:
-            hidden, mask = _take_columns(hidden, mask, read)  # (G or 1, B, Q, d)
+            columns = read if read.dim() == 3 else read[None]  # (G or 1, B, Q)
+            hidden = hidden.gather(2, columns[..., None].expand(len(hidden), -1, -1, hidden.shape[-1]))
+            mask = mask[columns][:, :, None] if mask.dim() == 2 else mask  # (G or 1, B, 1, Q, T)
         queries = self.heads(self.query(hidden)) * keys.shape[-1] ** -0.5  # (G or 1, B, H, T or Q, d / H)
         scores = queries @ keys.transpose(-1, -2) + mask  # (G or 1, B, H, T or Q, T)
         if prompts is None or eliminators is None:
@@ -212,7 +203,9 @@ class Layer(nn.Module):
         prompt_keys, prompt_values = prompts.chunk(2, dim=-1)  # (G, B, H, P, d / H)
         gate = eliminators.parts.gate[:, self.number, None, None, None, None]
         prompt_scores = queries @ prompt_keys.transpose(-1, -2) + gate  # (G, B, H, T or Q, P)
-        attended = _join(prompt_scores, prompt_values, history_score, attended)  # (G, B, H, T or Q, d / H)
+        scores = torch.cat([prompt_scores, history_score.expand(*prompt_scores.shape[:-1], 1)], -1)
+        of_prompts, of_history = scores.softmax(-1).split([prompt_scores.shape[-1], 1], -1)
+        attended = of_prompts @ prompt_values + of_history * attended  # (G, B, H, T or Q, d / H)
         return self._after_attention(hidden, attended, eliminators)
 
     def next_prompts(self, prompts: Tensor, keys_values: Tensor, eliminators: GatheredEliminators) -> Tensor:
@@ -233,18 +226,3 @@ class Layer(nn.Module):
     def heads(self, rows: Tensor) -> Tensor:
         """(..., T, n d) -> (..., H, T, n d / H)."""
         return rows.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
-
-
-def _join(prompt_scores: Tensor, prompt_values: Tensor, history_score: Tensor, attended: Tensor) -> Tensor:
-    """Attention over prompts and history from the history's own score and output."""
-    scores = torch.cat([prompt_scores, history_score.expand(*prompt_scores.shape[:-1], 1)], -1)  # (G, B, H, T, P + 1)
-    of_prompts, of_history = scores.softmax(-1).split([prompt_scores.shape[-1], 1], -1)
-    return of_prompts @ prompt_values + of_history * attended
-
-
-def _take_columns(hidden: Tensor, mask: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of `hidden` (G or 1, B, T, d) and of a (T, T) mask at `read` (B, Q) or (G, 1, Q)."""
-    columns = read if read.dim() == 3 else read[None]  # (G or 1, B, Q)
-    index = columns[..., None].expand(len(hidden), -1, -1, hidden.shape[-1])
-    taken = hidden.gather(2, index)
-    return taken, mask[columns][:, :, None] if mask.dim() == 2 else mask  # (G or 1, B, 1, Q, T)

@@ -22,22 +22,15 @@ def collect_state(parts: Sequence[Part]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def restore_state(parts: Sequence[Part], state: Mapping[str, Tensor]) -> None:
-    """Fill live tensors and optimizers, on any device, from what `collect_state` gave."""
+    """Fill live tensors and optimizers, on any device, from what `collect_state` returned."""
     for part, tensors, optimizer in parts:
         for name, tensor in tensors.items():
             tensor.copy_(state[f"{part}/{name}"])
-            slots = {
-                key.removeprefix(f"{part}.").removesuffix(f"/{name}"): value
-                for key, value in state.items()
-                if key.startswith(f"{part}.") and key.endswith(f"/{name}")
-            }
+            start, end = f"{part}.", f"/{name}"
+            slots = {k[len(start) : -len(end)]: v for k, v in state.items() if k.startswith(start) and k.endswith(end)}
             if optimizer is not None and slots:
+                step_device = tensor.device if optimizer.defaults.get("fused") else "cpu"  # of Adam's step counter
                 optimizer.state[tensor] = {
-                    slot: value.to(_device_of(slot, optimizer, tensor), copy=True) for slot, value in slots.items()
+                    slot: value.to(step_device if slot == "step" else tensor.device, copy=True)
+                    for slot, value in slots.items()
                 }
-
-
-def _device_of(slot: str, optimizer: torch.optim.Optimizer, parameter: Tensor) -> torch.device:
-    """Fused Adam keeps its step counter beside the parameters, other optimizers on the CPU."""
-    on_cpu = slot == "step" and not optimizer.defaults.get("fused")
-    return torch.device("cpu") if on_cpu else parameter.device

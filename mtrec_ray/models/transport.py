@@ -3,27 +3,22 @@
 Legend: `K` combinations, `m` attributes, `V` vectors, several a user, `S` vectors of a batch, `D` pairs of a
 combination and an attribute it selects, `A` values and unknowns of all attributes, `h` units, `d` width.
 
-An eliminator knows the values its user has, so it need not remove a direction for everybody: it can move each value's
-users to where the others are. Per combination
+An eliminator knows the values its user has, so it need not remove a direction for everybody. Per combination
 
     x' = x - strength * (relu(x W + b) * g_y) U,     g_y = sum of a row of g for each selected value, zero if unknown.
 
-The units read where a vector lies, and g_y how its value's users are moved there. One constant shift per value
-(O-LEACE, Belrose et al. 2023; Gordaliza et al. 2019) deceives linear attackers alone: where regions have tastes of
-their own it raised a network's AUC from 0.81 to 0.87, and this map lowered it to 0.60.
-
-The map minimises, on frozen vectors of users of the train split,
+The units read where a vector lies, and g_y how its value's users are moved there; one constant shift per value
+(O-LEACE, Belrose et al. 2023) deceives linear attackers alone. The map minimises, on frozen vectors of users of the
+train split,
 
     weight * sum over selected attributes of dependence + distortion
 
 * dependence: sum over values v of P(v) * MMD^2(users of v, all) under Gaussian kernels of four widths (Gretton et al.
-  2012), the best of all smooth discriminators in closed form. Its estimate is unbiased over users: pairs of vectors of
-  one user do not count.
+  2012). Its estimate is unbiased over users: pairs of vectors of one user do not count.
 * distortion: the change of scores over the spread of scores, mean square over titles.
 
 A map that overfits writes the values into other users' vectors. So its units read blurred vectors while they are
-fitted, and the strength is the one that held-out folds of users confirm. Few users or steps leave leakage: the best
-attacker's AUC was 0.75 after a fit to 400 users, 0.54 after 2,600 (tests/benchmarks/RESULTS.md).
+fitted, and the strength is the one that held-out folds of users confirm.
 """
 
 from collections.abc import Sequence
@@ -76,13 +71,8 @@ class Hidden:
 
     def take(self, rows: Tensor) -> "Hidden":
         """Some of the vectors, (V',) indices."""
-        return replace(
-            self,
-            vectors=self.vectors[:, rows],
-            values=self.values[rows],
-            rows=self.rows[rows],
-            user=self.user[rows],
-        )
+        per_vector = {name: getattr(self, name)[rows] for name in ("values", "rows", "user")}
+        return replace(self, vectors=self.vectors[:, rows], **per_vector)
 
 
 def fit_transport_maps(
@@ -113,21 +103,6 @@ def num_steps(passes: int, num_vectors: int) -> int:
     return passes * min(max(num_vectors // BATCH, MIN_BATCHES), MAX_BATCHES)
 
 
-def untrained(num: int, num_rows: int, width: int, units: int, generators: Sequence[torch.Generator]) -> Transport:
-    """Random units behind gains of zero: the identity. Each combination draws from its own generator."""
-
-    def drawn(std: float, *shape: int) -> Tensor:
-        return torch.stack([torch.randn(shape, generator=generator) * std for generator in generators])
-
-    return Transport(
-        inner=drawn(width**-0.5, width, units),
-        bias=drawn(0.5, 1, units),
-        gain=torch.zeros(num, num_rows, units),
-        outer=drawn(0.1, units, width),
-        strength=torch.zeros(num, 1, 1),
-    )
-
-
 def _descend(hidden: Hidden, start: Transport, steps: int, seed: int) -> Transport:
     """`start` after `steps` of Adam, at full strength."""
     objective, generator = _Objective(hidden), torch.Generator().manual_seed(seed)
@@ -137,7 +112,7 @@ def _descend(hidden: Hidden, start: Transport, steps: int, seed: int) -> Transpo
     optimizer = torch.optim.Adam(tensors.values(), lr=LEARNING_RATE, fused=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     for _ in range(steps):
-        batch = hidden.take(objective.draw(generator))
+        batch = objective.draw(generator)
         blur = BLUR * torch.randn(batch.vectors.shape[1:], generator=generator).to(batch.vectors.device)  # (S, d)
         optimizer.zero_grad()
         objective(batch, transport(batch.vectors, batch.rows, blur)).sum().backward()
@@ -148,7 +123,7 @@ def _descend(hidden: Hidden, start: Transport, steps: int, seed: int) -> Transpo
 
 @torch.no_grad()
 def _best_strength(hidden: Hidden, start: Transport, fold: Tensor, steps: int, seed: int) -> Tensor:
-    """(K, 1, 1) the strength that serves users of the other folds best."""
+    """(K, 1, 1) the strength with the lowest objective on users of the held-out folds."""
     total = torch.zeros(len(STRENGTHS), len(hidden.vectors), device=hidden.vectors.device)  # (strengths, K)
     for held_out in range(FOLDS):
         inside, outside = (fold == held_out).nonzero()[:, 0], (fold != held_out).nonzero()[:, 0]
@@ -158,7 +133,7 @@ def _best_strength(hidden: Hidden, start: Transport, fold: Tensor, steps: int, s
             found = _descend(hidden.take(outside), start, steps, seed)
         objective, generator = _Objective(hidden, inside), torch.Generator().manual_seed(seed)
         for _ in range(NUM_CHECKS):
-            batch = hidden.take(objective.draw(generator))
+            batch = objective.draw(generator)
             moved = found(batch.vectors, batch.rows)
             for number, strength in enumerate(STRENGTHS):
                 total[number] += objective(batch, torch.lerp(batch.vectors, moved, strength))
@@ -170,6 +145,7 @@ class _Objective:
 
     def __init__(self, hidden: Hidden, among: Tensor | None = None) -> None:
         device = hidden.vectors.device
+        self.hidden = hidden
         self.among = torch.arange(hidden.vectors.shape[1], device=device) if among is None else among
         centred = hidden.titles - hidden.titles.mean(0)
         metric = centred.t() @ centred / len(centred)  # (d, d)
@@ -179,9 +155,10 @@ class _Objective:
         distance = 2 * hidden.vectors.square().sum(-1).mean(1)  # (K,) mean squared distance of two vectors
         self.distance = distance[self.combination].clamp(min=1e-12)  # (D,)
 
-    def draw(self, generator: torch.Generator) -> Tensor:
-        """(S,) vectors of a batch."""
-        return self.among[torch.randint(len(self.among), (BATCH,), generator=generator).to(self.among.device)]
+    def draw(self, generator: torch.Generator) -> Hidden:
+        """A batch of S vectors."""
+        index = torch.randint(len(self.among), (BATCH,), generator=generator).to(self.among.device)
+        return self.hidden.take(self.among[index])
 
     def __call__(self, batch: Hidden, moved: Tensor) -> Tensor:
         """(K, S, d) vectors after the map -> (K,)."""
@@ -195,7 +172,7 @@ class _Objective:
 
 
 def pair_weights(values: Tensor, user: Tensor, num_values: int) -> Tensor:
-    """(S,) values, -1 unknown, (S,) users -> (S, S) weights that make a sum of kernels the dependence.
+    """(S,) values, -1 unknown, (S,) users -> (S, S) weights of kernels that sum to the dependence.
 
     Two users of one value v count P(v) / pairs of v, any two users -1 / pairs; a value of fewer than two users nothing.
     """
@@ -209,7 +186,7 @@ def pair_weights(values: Tensor, user: Tensor, num_values: int) -> Tensor:
 
 
 class Dependence(torch.autograd.Function):
-    """Sum over pairs of weight times mean kernel, with its gradient by hand: (D, S, d), (D, S, S), (D,) -> (D,).
+    """Sum over pairs of weight times mean kernel: (D, S, d), (D, S, S), (D,) -> (D,).
 
     The gradient of a pair's kernel pulls its two vectors along their difference, so it is one product with the pulls.
     """

@@ -11,9 +11,8 @@ A step takes one batch of crops through all combinations:
 4. the generator's loss, BPR - lambda * sum of cross entropies (eq. 5), reaches the method's own parameters alone
 5. the average of the weights moves
 
-Losses are summed over combinations, which share no parameter, and both optimizers work element by element: each
-combination is trained as if it were alone. Three discriminator steps, gradient reversal, a rising lambda, other columns
-or class weights trade leakage for accuracy on one line (attack AUC 0.540-0.548, tests/benchmarks/RESULTS.md).
+Losses are summed over combinations, which have no parameter in common, and both optimizers work element by element:
+each combination is trained as if it were alone.
 """
 
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from mtrec_ray.all_reduce import AllReduce, sum_gradients
+from mtrec_ray.all_reduce import AllReduce, single_worker, sum_gradients
 from mtrec_ray.models.averaging import averaged
 from mtrec_ray.models.discriminators import Discriminators
 from mtrec_ray.models.fairness_methods import FairnessMethod
@@ -32,7 +31,7 @@ from mtrec_ray.steps.pretraining import Positions, bpr_losses
 
 @dataclass(frozen=True)
 class GameSettings:
-    """Settings of the game; `EliminatorsConfig` has their defaults."""
+    """Settings of the game."""
 
     weight: float  # lambda of eq. (5)
     discriminator_steps: int  # per generator step
@@ -41,11 +40,6 @@ class GameSettings:
     discriminator_lr: float
     l2: float
     average: float  # decay of the averaged weights
-
-    def __post_init__(self) -> None:
-        if self.discriminator_steps < 1 or self.columns < 1:
-            steps, columns = self.discriminator_steps, self.columns
-            raise ValueError(f"discriminator_steps {steps} and columns {columns} must be 1 or more")
 
 
 class AdversaryGame:
@@ -65,13 +59,10 @@ class AdversaryGame:
         all_reduce: AllReduce | None = None,
     ) -> None:
         self.method, self.discriminators = method, discriminators
-        self.weights, self.config, self.all_reduce = weights, config, all_reduce
+        self.weights, self.config, self.all_reduce = weights, config, all_reduce or single_worker
         self.average = averaged(method, config.average)
-        self.generator_optimizer = torch.optim.RMSprop(
-            [parameter for parameter in method.parameters() if parameter.requires_grad],
-            lr=config.generator_lr,
-            weight_decay=config.l2,
-        )
+        tuned = [parameter for parameter in method.parameters() if parameter.requires_grad]
+        self.generator_optimizer = torch.optim.RMSprop(tuned, lr=config.generator_lr, weight_decay=config.l2)
         self.discriminator_optimizer = torch.optim.RMSprop(
             discriminators.parameters(), lr=config.discriminator_lr, weight_decay=config.l2
         )
@@ -91,13 +82,13 @@ class AdversaryGame:
         for _ in range(self.config.discriminator_steps):
             entropies = self._entropies(seen.detach(), values)
             self._descend(self.discriminator_optimizer, entropies.sum())
-        bpr = mean_bpr(self.method, vectors, positions, negatives, self.all_reduce)
+        bpr = self._mean_bpr(vectors, positions.targets.flatten(), negatives)
         self.discriminators.requires_grad_(False)
         self._descend(self.generator_optimizer, bpr.sum() - self.config.weight * self._entropies(seen, values).sum())
         self.discriminators.requires_grad_(True)
         self.method.after_step()
         self.average.update_parameters(self.method)
-        return self._total(bpr), self._total(entropies)
+        return self.all_reduce(bpr.detach().clone()), self.all_reduce(entropies.detach().clone())
 
     @property
     def averaged(self) -> FairnessMethod:
@@ -118,26 +109,17 @@ class AdversaryGame:
     def _entropies(self, seen: Tensor, values: Tensor) -> Tensor:
         return self.discriminators.losses(seen, values, self.weights, self.all_reduce)
 
+    def _mean_bpr(self, vectors: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
+        """(K, B T, d), (B T,) -> (K,); the workers' results add up to the mean over the global batch's positions."""
+        each = bpr_losses(self.method.backbone, vectors, targets.clamp(min=0), negatives)  # (K, B T)
+        has_target = (targets >= 0).to(each.dtype)
+        return each @ has_target / self.all_reduce(has_target.sum()).clamp(min=1)
+
     def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         optimizer.zero_grad(set_to_none=False)
         loss.backward()
-        if self.all_reduce:
-            sum_gradients(optimizer.param_groups[0]["params"], self.all_reduce)
+        sum_gradients(optimizer.param_groups[0]["params"], self.all_reduce, loss.detach())
         optimizer.step()
-
-    def _total(self, losses: Tensor) -> Tensor:
-        return self.all_reduce(losses.detach().clone()) if self.all_reduce else losses.detach()
-
-
-def mean_bpr(
-    method: FairnessMethod, vectors: Tensor, positions: Positions, negatives: Tensor, all_reduce: AllReduce | None
-) -> Tensor:
-    """(K, B T, d) vectors -> (K,); the workers' results add up to the mean BPR of the global batch's positions."""
-    targets = positions.targets.flatten()  # (B T,)
-    each = bpr_losses(method.backbone, vectors, targets.clamp(min=0), negatives)  # (K, B T)
-    has_target = (targets >= 0).to(each.dtype)
-    count = has_target.sum()
-    return each @ has_target / (all_reduce(count) if all_reduce else count).clamp(min=1)
 
 
 def adversary_columns(positions: Positions, columns: int) -> tuple[Tensor, Tensor]:

@@ -4,7 +4,7 @@ Legend: `U` user rows, `T` title rows, `P` pairs, `d` width.
 
 * gathered: one dot product per pair; both gradients are weighted sums of rows (embedding bags over the pairs sorted
   by user and by title), so no (P, d) matrix exists and no order depends on a race.
-* dense: all U x T scores, then a gather; the pairs' gradients go back into a dense (U, T) matrix, then two products.
+* dense: all U x T scores, then a gather.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ CELLS_PER_PAIR = 6  # dense cells (forward and backward) in the time of one gath
 def pair_dots(
     users: Tensor, titles: Tensor, batch: PairBatch, compute_dtype: DType = None, *, dense: bool | None = None
 ) -> Tensor:
-    """(U, d) user and (T, d) title vectors -> (P,) dot products; `dense` None takes the cheaper way."""
+    """(U, d) user and (T, d) title vectors -> (P,) dot products; `dense` None: the cheaper way."""
     if dense_is_cheaper(batch) if dense is None else dense:
         scores = matmul(users, titles.t(), compute_dtype)  # (U, T)
         return scores.view(-1)[batch.user_rows * len(titles) + batch.title_rows]

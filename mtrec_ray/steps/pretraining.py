@@ -3,8 +3,7 @@
 Legend: `B` crops, `L` history length, `T` columns, `N` positions with a target, `M` negatives, `d` width.
 
 SASRec predicts at each column the event that follows it. BERT4Rec predicts a random fraction of a crop's events, each
-replaced by the mask token, from both sides, and the event that follows the crop at a mask token behind it, as serving
-does; over the epochs every event is a target.
+replaced by the mask token, and the event that follows the crop at a mask token behind it, as serving does.
 """
 
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrec_ray.all_reduce import AllReduce, sum_gradients
+from mtrec_ray.all_reduce import AllReduce, single_worker, sum_gradients
 from mtrec_ray.models.sequential import SequentialBackbone
 
 
@@ -31,7 +30,7 @@ class Positions:
 
 
 def positions_of(backbone: SequentialBackbone, history: Tensor, targets: Tensor, mask_fraction: float) -> Positions:
-    """(B, L) crops and what follows each event, as the backbone's kind reads them; draws BERT4Rec's masks."""
+    """(B, L) crops and what follows each event -> inputs and targets; draws BERT4Rec's masks."""
     if not backbone.bidirectional:
         return Positions(history, targets)
     real = history >= 0
@@ -50,33 +49,28 @@ def pretraining_step(
     negatives: Tensor,
     all_reduce: AllReduce | None = None,
 ) -> Tensor:
-    """One optimizer step on one worker's part of a global batch; returns the global loss before it, a scalar.
+    """One optimizer step on the global batch; returns its loss before the step, a scalar.
 
-    Args:
-        positions: of this worker; may be none if there is an `all_reduce`.
-        negatives: (M,) titles, the same for every position and worker.
-        all_reduce: sums over workers; None = a single worker.
+    `positions` are this worker's, (M,) `negatives` the same for every position and worker. `all_reduce` None means
+    there is one worker.
     """
+    all_reduce = all_reduce or single_worker
     rows = positions.rows
-    count = torch.tensor(float(len(rows)), device=negatives.device)
-    if all_reduce:
-        count = all_reduce(count)
+    count = all_reduce(torch.tensor(float(len(rows)), device=negatives.device))
     optimizer.zero_grad(set_to_none=False)
     vectors = backbone(positions.history).flatten(0, 1)[rows]  # (N, d)
     loss = bpr_losses(backbone, vectors, positions.targets.flatten()[rows], negatives).sum() / count.clamp(min=1)
     loss.backward()
-    loss = loss.detach()
-    if all_reduce:
-        loss = sum_gradients(optimizer.param_groups[0]["params"], all_reduce, loss)
+    loss = sum_gradients(optimizer.param_groups[0]["params"], all_reduce, loss.detach())
     optimizer.step()
     return loss
 
 
 def bpr_losses(backbone: SequentialBackbone, vectors: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
-    """(..., N) mean over negatives of -log sigmoid(u . positive - u . negative) (Rendle et al. 2009) per position.
+    """(..., N) mean over negatives of -log sigmoid(u . positive - u . negative) per position.
 
-    All positions share the M titles, so their scores are one matrix product. A negative that is the position's own
-    target has a constant loss and no gradient. (..., N, d) vectors, (N,) targets, (M,) negatives.
+    BPR (Rendle et al. 2009) of (..., N, d) vectors, (N,) targets, (M,) negatives, scored in one matrix product. A
+    negative that is the position's own target has a constant loss and no gradient.
     """
     positive_scores = (vectors * backbone.titles(targets)).sum(-1, keepdim=True)  # (..., N, 1)
     negative_scores = vectors @ backbone.titles(negatives).t()  # (..., N, M)

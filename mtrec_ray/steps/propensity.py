@@ -1,12 +1,12 @@
 """One exact training step of the two-tower model.
 
-Legend: `U` users, `T` distinct titles, `P` pairs, `d` width, `G` territory groups.
+Legend: `U` users, `T` distinct titles, `P` pairs, `d` width.
 
 The mathematics is the pair-by-pair model's; no row is computed twice:
 
 1. each tower once per distinct row; batch normalisation weighs a row with its pairs
 2. the group block, each group's rows through its own part
-3. dot products of the pairs alone, binary cross entropy of each pair under its own group, mean over the global batch
+3. dot products of the pairs alone, binary cross entropy, mean over the global batch
 4. autograd back through the same operations, then one message that sums gradients and loss over the workers
 """
 
@@ -54,25 +54,17 @@ def loss_and_gradients(
 
     Returns the mean binary cross entropy over the pairs of all workers, a scalar tensor (0 when there are none).
     """
-    loss = partial_loss(model, batch, all_reduce or single_worker, compute_dtype, dense_scores)
-    model.zero_grad(set_to_none=True)
-    loss.backward()
-    if all_reduce is None:
-        return loss.detach()
-    return sum_gradients(model.parameters(), all_reduce, loss.detach())
-
-
-def partial_loss(
-    model: TwoTower, batch: PairBatch, all_reduce: AllReduce, compute_dtype: DType, dense_scores: bool | None
-) -> Tensor:
-    """This worker's term of the global mean loss; the sum over workers is the mean over all pairs."""
+    all_reduce = all_reduce or single_worker
     num_pairs = all_reduce(batch.labels.new_full((), batch.num_pairs))
-    user_counts = PairCounts(batch.pairs_per_user, num_pairs, all_reduce)
-    title_counts = PairCounts(batch.pairs_per_title, num_pairs, all_reduce)
-
+    user_counts, title_counts = (
+        PairCounts(offsets.diff().to(batch.labels.dtype), num_pairs, all_reduce)
+        for offsets in (batch.user_offsets, batch.title_offsets)
+    )
     users = model.user_tower(batch.user_features, user_counts, compute_dtype)  # (U, d)
     users = model.apply_block(users, batch.group_offsets, compute_dtype)  # (U, d)
     titles = model.title_tower(batch.title_features, title_counts, compute_dtype)  # (T, d)
     logits = model.head(pair_dots(users, titles, batch, compute_dtype, dense=dense_scores))  # (P,)
-    losses = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum")
-    return losses / num_pairs.clamp(min=1)
+    loss = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum") / num_pairs.clamp(min=1)
+    model.zero_grad(set_to_none=True)
+    loss.backward()
+    return sum_gradients(model.parameters(), all_reduce, loss.detach())

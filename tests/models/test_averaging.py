@@ -60,9 +60,3 @@ def test_state_resumes_weights_and_decay():
     resumed.load_state_dict({name: tensor.clone() for name, tensor in straight.state_dict().items()})
     assert torch.equal(resumed.n_averaged, straight.n_averaged)
     assert biases(model, resumed, [4.0, 1.0]) == biases(model, straight, [4.0, 1.0])
-
-
-@pytest.mark.parametrize("decay", [-0.1, 1.0])
-def test_decay_outside_0_to_1_is_refused(decay):
-    with pytest.raises(ValueError, match=f"decay {decay} must lie in"):
-        averaged(make_model(), decay)

@@ -1,11 +1,11 @@
-"""Pair-weighted batch normalisation equals `nn.BatchNorm1d` on the repeated rows."""
+"""Pair-weighted batch normalisation equals `nn.BatchNorm1d` and ReLU on the repeated rows."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from mtrec_ray.models import batch_norm
-from mtrec_ray.models.batch_norm import PairBatchNorm, PairCounts, pair_norm
+from mtrec_ray.models.batch_norm import NormaliseRelu, PairBatchNorm, PairCounts
 
 WIDTH = 4
 COUNTS = torch.tensor([2, 0, 1, 3, 1, 4, 2])
@@ -34,24 +34,21 @@ def make_counts(dtype: torch.dtype = torch.float64) -> PairCounts:
     return PairCounts(COUNTS.to(dtype), COUNTS.sum().to(dtype))
 
 
-@pytest.mark.parametrize("relu", [True, False])
-def test_gradcheck(relu):
+def test_gradcheck():
     norm, _ = make_norm()
 
     def outputs(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return pair_norm(rows, weight, bias, make_counts(), norm.eps, relu=relu)[0]
+        return NormaliseRelu.apply(rows, weight, bias, make_counts(), norm.eps)[0]
 
     assert torch.autograd.gradcheck(outputs, (make_rows(), norm.weight, norm.bias))
 
 
-@pytest.mark.parametrize("relu", [True, False])
-def test_equals_torch_on_repeated_rows(relu):
+def test_equals_torch_on_repeated_rows():
     ours, torchs = make_norm()
     rows, same_rows = make_rows(), make_rows()
     gradient = torch.randn(int(COUNTS.sum()), WIDTH, dtype=torch.float64)
-    outputs = ours(rows, make_counts(), relu=relu).repeat_interleave(COUNTS, 0)
-    expected = torchs(same_rows.repeat_interleave(COUNTS, 0))
-    expected = expected.relu() if relu else expected
+    outputs = ours(rows, make_counts()).repeat_interleave(COUNTS, 0)
+    expected = torchs(same_rows.repeat_interleave(COUNTS, 0)).relu()
     outputs.backward(gradient)
     expected.backward(gradient)
     torch.testing.assert_close(outputs, expected)
@@ -68,7 +65,7 @@ def test_statistics_and_gradients_are_summed_over_workers():
     for workers in (1, 2):
         norm, rows = make_norm()[0], make_rows()
         counts = PairCounts(COUNTS.double(), workers * COUNTS.sum().double(), lambda sums, w=workers: sums.mul_(w))
-        norm(rows, counts, relu=True).square().sum().backward()
+        norm(rows, counts).square().sum().backward()
         gradients.append((rows.grad, norm.weight.grad, norm.bias.grad, norm.running_mean))
     for one, two in zip(*gradients, strict=True):
         torch.testing.assert_close(one, two)
@@ -89,5 +86,4 @@ def test_no_pairs_leave_the_running_statistics():
 
 def test_inference_equals_torch():
     ours, torchs = make_norm()
-    torch.testing.assert_close(ours(make_rows()), torchs.eval()(make_rows()))
-    torch.testing.assert_close(ours(make_rows(), relu=True), torchs(make_rows()).relu())
+    torch.testing.assert_close(ours(make_rows()), torchs.eval()(make_rows()).relu())

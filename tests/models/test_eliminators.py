@@ -1,4 +1,4 @@
-"""Eliminators: literal attention over prompts and history, packs, mixed batches, ablations; filters."""
+"""Eliminators: plain attention over prompts and history, packs, mixed batches, ablations; filters."""
 
 from typing import Literal
 
@@ -71,7 +71,9 @@ def close(one: Tensor, other: Tensor) -> None:
     torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
-def literal(backbone: SequentialBackbone, pack: StackedEliminators, k: int, history: Tensor, values: Tensor) -> Tensor:
+def one_sequence(
+    backbone: SequentialBackbone, pack: StackedEliminators, k: int, history: Tensor, values: Tensor
+) -> Tensor:
     """(T,) real titles -> (T, d): prompts and history in one sequence, one softmax over both, adapters of eq. (2)."""
     rows = [pack.prompts[k]]
     if pack.config.personal_prompt:
@@ -107,10 +109,10 @@ def literal(backbone: SequentialBackbone, pack: StackedEliminators, k: int, hist
         hidden = adapted(layer.attention_norm(hidden + torch.cat(heads, -1)), 2 * number)
         inner = layer.contract(layer.activation(layer.expand(hidden)))
         hidden = adapted(layer.feed_forward_norm(hidden + inner), 2 * number + 1)
-    return literal_transport(pack, k, hidden[num:], values)
+    return plain_transport(pack, k, hidden[num:], values)
 
 
-def literal_transport(pack: StackedEliminators, k: int, vectors: Tensor, values: Tensor) -> Tensor:
+def plain_transport(pack: StackedEliminators, k: int, vectors: Tensor, values: Tensor) -> Tensor:
     """(T, d), (m,) one user's values -> (T, d)."""
     gain, start = torch.zeros(pack.config.transport_units, dtype=torch.float64), 0
     for value, size in zip(values.tolist(), ATTRIBUTES.values(), strict=True):
@@ -130,7 +132,7 @@ def test_attention_over_prompts_equals_one_softmax_over_all(kind, shape):
     for k in (0, 3, 6):
         for user, history in enumerate(HISTORIES):
             real = history[history >= 0]
-            close(vectors[k, user, : len(real)], literal(backbone, pack, k, real, VALUES[user]))
+            close(vectors[k, user, : len(real)], one_sequence(backbone, pack, k, real, VALUES[user]))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,7 +143,7 @@ def test_user_vectors_are_read_behind_the_last_event(kind):
     token = torch.tensor([backbone.mask_token] * backbone.bidirectional, dtype=torch.int64)
     for user, history in enumerate(HISTORIES):
         real = torch.cat([history[history >= 0], token])
-        close(vectors[4, user], literal(backbone, pack, 4, real, VALUES[user])[-1])
+        close(vectors[4, user], one_sequence(backbone, pack, 4, real, VALUES[user])[-1])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -252,11 +254,6 @@ def test_decay_affects_the_personal_prompts_alone():
     EliminatorMethod(make_backbone("sasrec"), pack).after_step()
     for name, parameter in pack.named_parameters():
         close(parameter, before.get_parameter(name) * (0.997 if name == "personal" else 1))
-
-
-def test_eliminator_without_any_part_is_refused():
-    with pytest.raises(ValueError, match="needs a prompt, a personal prompt or adapters"):
-        EliminatorConfig(num_prompts=0, personal_prompt=False, adapter_width=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

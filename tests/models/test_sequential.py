@@ -137,11 +137,6 @@ def test_state_round_trip(kind):
     assert torch.equal(loaded.user_vectors(HISTORIES), backbone.user_vectors(HISTORIES))
 
 
-def test_heads_must_divide_the_width():
-    with pytest.raises(ValueError, match="width 64 is not a multiple of num_heads 5"):
-        SequentialConfig(NUM_TITLES, num_heads=5)
-
-
 @pytest.mark.parametrize("p", [0.2, 0.5])
 def test_dropout_drops_the_given_fraction_and_keeps_the_mean(p):
     torch.manual_seed(0)

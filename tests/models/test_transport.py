@@ -140,7 +140,7 @@ def test_steps_grow_with_the_vectors_between_two_bounds():
     assert num_steps(60, 10**9) == num_steps(60, 10**6) <= 6000
 
 
-def literal_dependence(vectors: Tensor, values: Tensor, user: Tensor, distance: float) -> Tensor:
+def pairwise_dependence(vectors: Tensor, values: Tensor, user: Tensor, distance: float) -> Tensor:
     """Sum over values v of P(v) (mean kernel of two users of v - mean kernel of any two users)."""
 
     def mean_kernel(rows: list[int]) -> Tensor:
@@ -162,7 +162,7 @@ def literal_dependence(vectors: Tensor, values: Tensor, user: Tensor, distance: 
 def test_dependence_and_its_gradient_match_the_definition(generator):
     vectors = torch.randn(9, 3, generator=generator, dtype=torch.float64, requires_grad=True)
     values, user = torch.tensor([0, 1, 1, 0, -1, 2, 2, 1, 0]), torch.tensor([0, 1, 2, 3, 4, 5, 6, 1, 7])
-    expected = literal_dependence(vectors, values, user, 4.0)
+    expected = pairwise_dependence(vectors, values, user, 4.0)
     (gradient,) = torch.autograd.grad(expected, vectors)
     weights = pair_weights(values, user, 4).double()
     found = Dependence.apply(vectors[None], weights[None], torch.tensor([4.0], dtype=torch.float64))

@@ -54,13 +54,6 @@ def test_same_seed_same_model_and_nothing_uninitialised():
         assert all(value.isfinite().all() for value in state.values())
 
 
-def test_literal_paper_head_has_no_propensity_below_a_half():
-    model = make_model("dense", final_activation="relu")
-    users = model.user_vectors(torch.randn(9, 5), torch.arange(9) % 3)
-    assert model.bias is None
-    assert (model.logits(users, model.title_vectors(torch.randn(4, 6))) >= 0).all()
-
-
 def test_block_and_tower_parameters_are_disjoint():
     model = make_model("dense")
     both = [*model.tower_parameters(), *model.block_parameters()]
@@ -68,20 +61,6 @@ def test_block_and_tower_parameters_are_disjoint():
     assert len(model.block_parameters()) == 2
     assert {id(p) for p in both} == {id(p) for p in model.parameters()}
     assert make_model("none").block_parameters() == []
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"d": 0}, "d = 0"),
-        ({"group_block": "cubic"}, "'cubic': choose one of none, dense"),
-        ({"final_activation": "tanh"}, "'tanh'"),
-        ({"num_groups": 2}, "without effect"),
-    ],
-)
-def test_bad_settings_raise(settings, message):
-    with pytest.raises(ValueError, match=message):
-        TwoTowerConfig(5, 6, **settings)
 
 
 def test_aligned_towers_start_as_the_dot_product_of_the_shared_space():

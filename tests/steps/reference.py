@@ -18,41 +18,28 @@ class PairByPair(nn.Module):
     def __init__(self, model: TwoTower) -> None:
         super().__init__()
         self.model = model
-        self.norms = nn.ModuleDict()
-        for name, tower in (("user", model.user_tower), ("title", model.title_tower)):
-            for depth, layer in enumerate(tower.layers):
-                if layer.norm is not None:
-                    self.norms[f"{name}{depth}"] = _torch_norm(layer.norm)
+        self.norms = nn.ModuleList(_torch_norm(tower.first.norm) for tower in (model.user_tower, model.title_tower))
 
     def forward(self, batch: PairBatch) -> Tensor:
         """Mean binary cross entropy over the pairs, as a sum over groups of masked losses."""
         model = self.model
-        users = self._tower("user", model.user_tower, batch.user_features[batch.user_rows])  # (P, d)
-        titles = self._tower("title", model.title_tower, batch.title_features[batch.title_rows])  # (P, d)
+        users = self._tower(0, model.user_tower, batch.user_features[batch.user_rows])  # (P, d)
+        titles = self._tower(1, model.title_tower, batch.title_features[batch.title_rows])  # (P, d)
         sizes = torch.tensor(_group_sizes(batch))  # (G,)
         groups = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(batch.user_rows.device)  # (U,)
         pair_groups = groups[batch.user_rows]  # (P,)
         losses = []
         for g in range(len(sizes)):
             vectors = users if model.group_block is None else group_part(model, users, g)
-            if model.config.final_activation == "relu":
-                vectors = vectors.relu()
-            logits = (vectors * titles).sum(1) * model.scale  # (P,)
-            if model.bias is not None:
-                logits = logits + model.bias
+            logits = (vectors * titles).sum(1) * model.scale + model.bias  # (P,)
             losses.append(
                 (F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none") * (pair_groups == g)).sum()
             )
         return torch.stack(losses).sum() / batch.num_pairs
 
-    def _tower(self, name: str, tower: Tower, rows: Tensor) -> Tensor:
-        for depth, layer in enumerate(tower.layers):
-            rows = F.linear(rows, layer.weight, layer.bias)
-            if layer.norm is not None:
-                rows = self.norms[f"{name}{depth}"](rows)
-            if layer.relu:
-                rows = rows.relu()
-        return rows
+    def _tower(self, number: int, tower: Tower, rows: Tensor) -> Tensor:
+        rows = self.norms[number](F.linear(rows, tower.first.weight)).relu()
+        return F.linear(rows, tower.last.weight, tower.last.bias)
 
     def running_statistics(self) -> list[Tensor]:
         """Means and variances in the order of the `TwoTower`'s own buffers."""
@@ -66,27 +53,21 @@ def deduplicated_loss(model: TwoTower, batch: PairBatch, *, dense: bool) -> Tens
     if model.group_block is not None:
         parts = enumerate(users.split(_group_sizes(batch)))
         users = torch.cat([group_part(model, rows, g) for g, rows in parts])
-    if model.config.final_activation == "relu":
-        users = users.relu()
     if dense:
         dots = (users @ titles.T)[batch.user_rows, batch.title_rows]  # (P,)
     else:
         dots = (users[batch.user_rows] * titles[batch.title_rows]).sum(1)  # (P,)
-    logits = dots * model.scale if model.bias is None else dots * model.scale + model.bias
-    return F.binary_cross_entropy_with_logits(logits, batch.labels)
+    return F.binary_cross_entropy_with_logits(dots * model.scale + model.bias, batch.labels)
 
 
 def _distinct_rows(tower: Tower, rows: Tensor, num_pairs: Tensor) -> Tensor:
     fraction = num_pairs.to(rows.dtype) / num_pairs.sum()  # (N,)
-    for layer in tower.layers:
-        rows = F.linear(rows, layer.weight, layer.bias)
-        if layer.norm is not None:
-            centred = rows - fraction @ rows
-            variance = fraction @ centred.square()  # (d,)
-            rows = centred * (layer.norm.weight * torch.rsqrt(variance + layer.norm.eps)) + layer.norm.bias
-        if layer.relu:
-            rows = rows.relu()
-    return rows
+    norm, rows = tower.first.norm, F.linear(rows, tower.first.weight)
+    assert norm is not None
+    centred = rows - fraction @ rows
+    variance = fraction @ centred.square()  # (d,)
+    rows = (centred * (norm.weight * torch.rsqrt(variance + norm.eps)) + norm.bias).relu()
+    return F.linear(rows, tower.last.weight, tower.last.bias)
 
 
 def _group_sizes(batch: PairBatch) -> list[int]:
@@ -108,7 +89,8 @@ def group_part(model: TwoTower, users: Tensor, group: int) -> Tensor:
     raise NotImplementedError(model.config.group_block)
 
 
-def _torch_norm(norm: PairBatchNorm) -> nn.BatchNorm1d:
+def _torch_norm(norm: PairBatchNorm | None) -> nn.BatchNorm1d:
+    assert norm is not None
     twin = nn.BatchNorm1d(norm.weight.shape[0], dtype=norm.weight.dtype, device=norm.weight.device)
     twin.weight, twin.bias = norm.weight, norm.bias
     twin.running_mean, twin.running_var = norm.running_mean.clone(), norm.running_var.clone()

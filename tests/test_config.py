@@ -194,7 +194,6 @@ def test_types_defaults_and_values_of_settings_are_short():
     assert rows["window.start"] == ("datetime | null", "null", "")
     assert rows["sample.test_fraction"] == ("float", "0.2", "")
     assert rows["sample.alpha"] == ("float | auto", "10.0", "number|auto")
-    assert rows["sample.cold_fraction"] == ("float | auto", "auto", "number|auto")
     assert rows["seed"] == ("int", "0", "")
 
 

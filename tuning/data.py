@@ -15,9 +15,13 @@ from mtrec_ray.streams.ordered import read_here
 from mtrec_ray.streams.plan import PairPlan, make_plan
 from mtrec_ray.streams.reader import BucketPairs, read_pairs
 from mtrec_ray.streams.schedule import Segment
-from mtrec_ray.streams.scored_users import ScoringChunk
+from mtrec_ray.streams.scored_users import (
+    ScoringChunk,
+    by_territory,
+    validation_chunks,
+    validation_sampling_fraction,
+)
 from mtrec_ray.streams.sequences import Sequences
-from mtrec_ray.streams.validation_users import by_territory, validation_chunks, validation_sampling_fraction
 
 AUTO_DAYS = 7
 """Default number of held-back days: a week has every weekday once."""

@@ -111,7 +111,7 @@ def show_partition(config: PartitionConfig, progress: ProgressCallback | None = 
     groups = from_file or maker.make(config.partition)
     evidence = maker.evidence["affinity" if kind == "affinity" else "taste"]()
     catalogue = Catalogue.of(lake, *calendar.day_bounds(0))
-    counted = map_tasks(count_users, buckets, lake, config.sample, calendar, catalogue)
+    counted = map_tasks(count_users, buckets, lake, config.sample, catalogue)
     users = np.sum([counts.training for _, counts in counted], axis=0)
     if config.out:
         document = groups_document(groups, lake.territory_names())

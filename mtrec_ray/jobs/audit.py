@@ -29,6 +29,7 @@ from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out
 from mtrec_ray.streams.sequences import TEST_EVENT, SequenceConfig
+from mtrec_ray.streams.user_rows import concatenate_rows
 from mtrec_ray.trainers.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.training.backbone_run import load_backbone
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
@@ -127,7 +128,7 @@ def _read_users(
     fraction = min(1.0, max_users / max(1, lake.manifest.counts["users"]))
     arguments = (lake, sequences, length, fraction)
     found = dict(map_tasks(_read_bucket, buckets, *arguments, stage="reading users", progress=progress))
-    return HeldOutUsers.concatenate([found[bucket] for bucket in buckets])
+    return concatenate_rows([found[bucket] for bucket in buckets])
 
 
 def _read_bucket(bucket: int, lake: Lake, sequences: SequenceConfig, length: int, fraction: float) -> HeldOutUsers:

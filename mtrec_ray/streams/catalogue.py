@@ -28,10 +28,9 @@ class Catalogue:
         """The catalogue of [start, end); a title without promotion dates is always promoted."""
         titles = lake.titles
         offered = offered_in(titles, lake.territory_names())
-        if "promoted_from" in titles.column_names:
-            offered &= pc.fill_null(pc.less(titles["promoted_from"], pa.scalar(end)), True).to_numpy()
-        if "promoted_until" in titles.column_names:
-            offered &= pc.fill_null(pc.greater(titles["promoted_until"], pa.scalar(start)), True).to_numpy()
+        for column, within, bound in (("promoted_from", pc.less, end), ("promoted_until", pc.greater, start)):
+            if column in titles.column_names:
+                offered &= pc.fill_null(within(titles[column], pa.scalar(bound)), True).to_numpy()
         return Catalogue(titles["title_id"].combine_chunks(), offered, (start, end))
 
     @cached_property

@@ -23,17 +23,12 @@ class SampleConfig(Config):
     """Fraction of the remaining users in the random sample R."""
     active_fraction: float = Field(default=0.5, ge=0)
     """Size of the added active set A as a multiple of R; 0 turns upsampling off."""
-    active_days: int = advanced(90, ge=1)
-    """A user is active if it has an event in this many last days of the window."""
     tau: float = Field(default=1.0, ge=0, le=1)
     """Added users of a territory ~ (its active users)^tau: 1 proportional, 0 equal in every territory."""
     upsample: Literal["active", "control"] = advanced("active")
     """`control` adds random users, active or not, with as many positives as the active set has."""
     alpha: Annotated[float, Field(allow_inf_nan=False)] | Literal["auto"] = 10.0
     """Negatives per positive on average; `auto` = sampled users / users with a positive on a mean day."""
-    cold_fraction: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = advanced("auto")
-    """Fraction of the window's rows trained without their interaction vector, as new users have none; `auto` = the
-    fraction of the last day's discoveries made by new users."""
 
     @model_validator(mode="after")
     def _contradictions(self) -> "SampleConfig":

@@ -10,7 +10,7 @@ from mtrec_ray.lake.bucket import Bucket, to_datetime64, user_and_title
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
-from mtrec_ray.streams.sampling import TRAIN, in_random_sample, sampled_users, split_of
+from mtrec_ray.streams.sampling import ACTIVE_DAYS, TRAIN, in_random_sample, sampled_users, split_of
 
 
 class UserCounts(NamedTuple):
@@ -47,15 +47,13 @@ def total(parts: Iterable[Counts]) -> Counts:
     return type(listed[0])(*(np.sum(column, axis=0) for column in zip(*listed, strict=True)))
 
 
-def count_users(
-    bucket_index: int, lake: Lake, sample: SampleConfig, calendar: Calendar, catalogue: Catalogue
-) -> UserCounts:
-    """Pass 1 over one bucket."""
+def count_users(bucket_index: int, lake: Lake, sample: SampleConfig, catalogue: Catalogue) -> UserCounts:
+    """Pass 1 over one bucket, with the window's catalogue."""
     bucket = Bucket.read(lake, bucket_index, catalogue.title_ids)
     training = split_of(bucket.keys, sample) == TRAIN
     outside = training & ~in_random_sample(bucket.keys, sample)
-    active = bucket.active(*calendar.day_bounds(0), sample.active_days)
-    events = bucket.discoveries(*calendar.day_bounds(0), catalogue.offer_mask)
+    active = bucket.active(*catalogue.bounds, ACTIVE_DAYS)
+    events = bucket.discoveries(*catalogue.bounds, catalogue.offer_mask)
     positives = np.bincount(bucket.event_user[events], minlength=len(bucket.keys))
 
     def count(weights: np.ndarray) -> np.ndarray:
@@ -72,7 +70,7 @@ def count_users(
     )
 
 
-def count_pairs(
+def count_sample(
     bucket_index: int,
     lake: Lake,
     sample: SampleConfig,
@@ -80,7 +78,7 @@ def count_pairs(
     rates: np.ndarray,
     catalogues: list[Catalogue],
 ) -> SampleCounts:
-    """Pass 2 over one bucket, with the added set's rates of pass 1 and the catalogue of each period."""
+    """Pass 2 over one bucket, with the added set's rates and the catalogue of each period."""
     window = catalogues[0]
     bucket = Bucket.read(lake, bucket_index, window.title_ids)
     rows, added = sampled_users(bucket, sample, calendar, rates)
@@ -89,10 +87,10 @@ def count_pairs(
     positives, eligible, user_days = zip(
         *(_count_period(bucket, sampled, catalogue, calendar) for catalogue in catalogues), strict=True
     )
-    found = bucket.event_user[bucket.discoveries(*window.bounds)]
     last_day = window.bounds[1] - timedelta(seconds=calendar.day_s)
     last_day_users = bucket.event_user[bucket.discoveries(last_day, window.bounds[1], window.offer_mask)]
     last_day_users = last_day_users[sampled[last_day_users]]
+    discoverers = bucket.event_user[bucket.discoveries(*window.bounds)]
     return SampleCounts(
         sampled=len(rows),
         added=np.bincount(bucket.territory[rows[added]], minlength=len(rates)),
@@ -101,25 +99,25 @@ def count_pairs(
         user_days=np.array(user_days),
         last_day=len(last_day_users),
         last_day_cold=int((~bucket.has_events_before(last_day)[last_day_users]).sum()),
-        not_offered=int(sampled[found].sum()) - int(positives[0].sum()),
+        not_offered=int(sampled[discoverers].sum()) - int(positives[0].sum()),
     )
 
 
 def _count_period(
     bucket: Bucket, sampled: np.ndarray, catalogue: Catalogue, calendar: Calendar
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    offers, mask, (start, end) = catalogue.offers, catalogue.offer_mask, catalogue.bounds
+    """Positives and eligible negatives of each territory, and days with a positive over all users."""
+    offered, (start, end) = catalogue.offer_mask, catalogue.bounds
 
     def per_territory(users: np.ndarray) -> np.ndarray:
-        return np.bincount(bucket.territory[users], minlength=len(offers))
+        return np.bincount(bucket.territory[users], minlength=len(offered))
 
-    events = bucket.discoveries(start, end, mask)
+    events = bucket.discoveries(start, end, offered)
     events = events[sampled[bucket.event_user[events]]]
     users = bucket.event_user[events]
     known_user, known_title = user_and_title(bucket.known_pairs(start, end))
-    known_user = known_user[sampled[known_user] & mask[bucket.territory[known_user], known_title]]
-    offered = np.array([len(offer) for offer in offers])
-    eligible = offered * per_territory(np.flatnonzero(sampled)) - per_territory(known_user)
+    known_user = known_user[sampled[known_user] & offered[bucket.territory[known_user], known_title]]
+    eligible = offered.sum(1) * per_territory(np.flatnonzero(sampled)) - per_territory(known_user)
     day = (bucket.event_time[events] - to_datetime64(start)) // np.timedelta64(calendar.day_s, "s")
-    user_days = len(np.unique(np.stack([users, day.astype(np.int64)]), axis=1).T)
+    user_days = len(np.unique(np.stack([users, day.astype(np.int64)], axis=1), axis=0))
     return per_territory(users), eligible, user_days

@@ -3,17 +3,15 @@
 import os
 
 import yaml
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import read_file
 from mtrec_ray.lake.manifest import Manifest
 
 
-class Groups(BaseModel):
+class Groups(BaseModel, frozen=True, extra="forbid"):
     """A partition of the lake's territories."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     names: list[str]
     of_territory: list[int]  # index into `names` of each territory, in the lake's order

@@ -37,11 +37,6 @@ class HeldOutUsers:
         titles = self.other_titles[np.repeat(users, self.other_counts)]
         return replace(take_rows(self, users, unchanged=["other_titles"]), other_titles=titles)
 
-    @staticmethod
-    def concatenate(parts: "list[HeldOutUsers]") -> "HeldOutUsers":
-        """The users of all parts."""
-        return concatenate_rows(parts)
-
     def chunks(self, num_titles: int) -> Iterator[tuple[slice, np.ndarray]]:
         """(users, (users, N) bool of their other titles), a bounded number of cells at a time."""
         ends = np.concatenate([[0], np.cumsum(self.other_counts)])
@@ -66,18 +61,15 @@ class Prefixes:
 def read_held_out(
     lake: Lake, config: SequenceConfig, held_out: int, length: int, buckets: Iterable[int], fraction: float = 1.0
 ) -> HeldOutUsers:
-    """Read users and their held-out event.
+    """A `fraction` of the users, drawn by `sampling_hash`, and their held-out event.
 
-    Args:
-        held_out: VALIDATION_EVENT or TEST_EVENT.
-        length: longest history given.
-        fraction: of the users, drawn by `sampling_hash`, so that memory does not grow with the lake.
+    `held_out` is VALIDATION_EVENT or TEST_EVENT, `length` the longest history given.
     """
     parts = []
     for sequences in _sequences_of(lake, config, buckets, "all", fraction):
         is_other = np.ones(len(sequences.title_index), dtype=bool)
         is_other[sequences.offsets[1:] - held_out] = False
-        part = HeldOutUsers(
+        users = HeldOutUsers(
             keys=sequences.keys,
             territory=sequences.territory,
             attribute_index=sequences.attribute_index.astype(np.int64),
@@ -87,7 +79,7 @@ def read_held_out(
             other_titles=sequences.title_index[is_other].astype(np.int64),
             other_counts=np.diff(sequences.offsets) - 1,
         )
-        parts.append(part)
+        parts.append(users)
     return concatenate_rows(parts)
 
 
@@ -100,7 +92,7 @@ def read_prefixes(
     per_user: int,
     split: UserSplit = "train",
 ) -> Prefixes:
-    """The history before the validation event and at `per_user` - 1 points drawn by hash, without held-out events."""
+    """The history before the validation event and before `per_user` - 1 earlier ones, drawn by hash."""
     parts = []
     for sequences in _sequences_of(lake, config, buckets, split, fraction):
         starts, sizes = sequences.offsets[:-1], np.diff(sequences.offsets) - VALIDATION_EVENT  # (U,)

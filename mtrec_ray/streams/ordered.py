@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,10 @@ def stream_segments(
         fn_kwargs={"read_segment": read_segment, "shared": shared},
     )
     yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+
+
+def _read_items(items: pa.Table, read_segment: ReadSegment, shared: dict[str, Any]) -> pa.Table:
+    return pa.concat_tables([read_segment(Segment(**item), **shared) for item in items.to_pylist()])
 
 
 def read_here(read_segment: ReadSegment, segments: list[Segment], num_blocks: int, **shared: Any) -> Iterator[pa.Table]:
@@ -69,26 +74,13 @@ def rows_by_step(blocks: Iterable[pa.Table], lanes: set[int], steps: range) -> I
     last_seen = dict.fromkeys(lanes, -1)
     next_step = steps.start
     for block in blocks:
-        for lane, part in _by_run(block, "lane"):
-            for step, rows in _by_run(part, "step"):
-                waiting[step].append(rows)
-                last_seen[lane] = step
+        lane, step = block["lane"].to_numpy(), block["step"].to_numpy()
+        starts = np.flatnonzero((np.diff(lane, prepend=-1) != 0) | (np.diff(step, prepend=-1) != 0))
+        for start, stop in pairwise([*starts.tolist(), len(block)]):
+            waiting[int(step[start])].append(block.slice(start, stop - start))
+            last_seen[int(lane[start])] = int(step[start])
         while last_seen and next_step < min(last_seen.values()):
             yield next_step, waiting.pop(next_step, [])
             next_step += 1
     for step in range(next_step, steps.stop):
         yield step, waiting.pop(step, [])
-
-
-def _read_items(items: pa.Table, read_segment: ReadSegment, shared: dict[str, Any]) -> pa.Table:
-    return pa.concat_tables([read_segment(Segment(**item), **shared) for item in items.to_pylist()])
-
-
-def _by_run(table: pa.Table, column: str) -> Iterator[tuple[int, pa.Table]]:
-    """Consecutive rows with one value of `column`."""
-    values = table[column].to_numpy()
-    if len(values) == 0:
-        return
-    cuts = np.concatenate([[0], np.flatnonzero(np.diff(values)) + 1, [len(values)]])
-    for start, stop in zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True):
-        yield int(values[start]), table.slice(start, stop - start)

@@ -1,10 +1,8 @@
 """Labelled pairs of one bucket: first-time positives, and alpha times as many negatives on average (paper A, 3.2, 4.1).
 
-Paper A takes alpha times as many negatives as positives and does not say how they are drawn. Here each eligible (user,
-title) becomes a negative independently, at one rate for the whole period (`PeriodPlan.negative_rate`). No pair comes
-twice, and the total deviates from alpha times the positives by less than its square root. Each draw is a hash of the
-user and the seed, so a user's negatives do not depend on the number of readers, workers or buckets; an exact total
-would need a draw over the pairs of all buckets.
+Each eligible (user, title) becomes a negative independently, at one rate for the whole period
+(`PeriodPlan.negative_rate`). Each draw is a hash of the user and the seed, so a user's negatives do not depend on the
+number of readers, workers or buckets; an exact total, within its square root here, would need a draw over all buckets.
 
 Legend: `S` sampled users of the bucket, `P` labelled pairs.
 """
@@ -32,22 +30,19 @@ def labelled_pairs(bucket: Bucket, rows: np.ndarray, catalogue: Catalogue, negat
 
     An eligible title becomes a negative with probability `negative_rate`; `salt` is the period's seed.
     """
-    sampled = np.zeros(len(bucket.keys), dtype=bool)
-    sampled[rows] = True
     events = bucket.discoveries(*catalogue.bounds, catalogue.offer_mask)
-    events = events[sampled[bucket.event_user[events]]]
-    negative_user, negative_title = draw_pair_negatives(bucket, rows, catalogue, negative_rate, salt)
+    events = events[np.isin(bucket.event_user[events], rows)]
+    negative_user, negative_title = _draw_negatives(bucket, rows, catalogue, negative_rate, salt)
     user_row = np.concatenate([bucket.event_user[events], negative_user])
     title_index = np.concatenate([bucket.event_title[events], negative_title])
     order = np.argsort(user_row, kind="stable")
-    label = np.arange(len(user_row)) < len(events)
-    return Pairs(user_row[order], title_index[order], label[order])
+    return Pairs(user_row[order], title_index[order], order < len(events))
 
 
-def draw_pair_negatives(
+def _draw_negatives(
     bucket: Bucket, rows: np.ndarray, catalogue: Catalogue, rate: float, salt: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Each eligible (user, title) with probability `rate`, independently: user rows and title indices."""
+    """User rows and title indices."""
     users, titles = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
     for territory in np.unique(bucket.territory[rows]):
         offer = catalogue.offers[territory]

@@ -18,7 +18,7 @@ from mtrec_ray.columns import fixed_width_column, fixed_width_matrix
 from mtrec_ray.hashing import mix, uniforms
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.interactions import fold_of_pairs
-from mtrec_ray.lake.manifest import Embeddings, Lake
+from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.ordered import StreamSegments, stream_segments, worker_steps
 from mtrec_ray.streams.pairs import Pairs, labelled_pairs
@@ -50,12 +50,9 @@ class BucketPairs:
     vectors: np.ndarray  # (N, folds, user_width) float16
 
 
-ReadPairs = Callable[[int, int, Lake, PairPlan], BucketPairs]
-
-
 def read_pairs(period_index: int, bucket_index: int, lake: Lake, plan: PairPlan) -> BucketPairs:
     """Read a bucket, sample its users and draw its pairs."""
-    period = plan.periods[period_index]
+    period, embeddings = plan.periods[period_index], lake.manifest.embeddings
     folds = period.num_folds
     column = "fold_embeddings" if folds > 1 else "embedding"
     catalogue = Catalogue.of(lake, period.start, period.end)
@@ -65,13 +62,21 @@ def read_pairs(period_index: int, bucket_index: int, lake: Lake, plan: PairPlan)
     pairs = labelled_pairs(bucket, rows, catalogue, period.negative_rate, salt)
     slot_of_pair = np.searchsorted(rows, pairs.user_row)
     if folds > 1:
-        slot_of_pair = slot_of_pair * folds + _fold_of_pair(bucket, pairs, folds, lake.manifest.embeddings)
+        start, end = embeddings.window_start, embeddings.window_end
+        assert start is not None and end is not None, "an embedding with folds records its window"  # noqa: PT018
+        fold = fold_of_pairs(bucket, (start, end), pairs.user_row, pairs.title_index, folds, embeddings.fold_seed)
+        slot_of_pair = slot_of_pair * folds + fold
     vectors = fixed_width_matrix(bucket.users[column]).reshape(len(bucket.keys), folds, -1)
     return BucketPairs(bucket, rows, pairs, slot_of_pair, vectors)
 
 
 def read_segment(
-    segment: Segment, lake: Lake, plan: PairPlan, from_step: int, seed: int, read: ReadPairs = read_pairs
+    segment: Segment,
+    lake: Lake,
+    plan: PairPlan,
+    from_step: int,
+    seed: int,
+    read: Callable[[int, int, Lake, PairPlan], BucketPairs] = read_pairs,
 ) -> pa.Table:
     """Rows of one segment that have pairs and belong to `from_step` or later, in slot order.
 
@@ -116,10 +121,9 @@ def training_batches(
     from_step: int = 0,
     stream: StreamSegments = stream_segments,
 ) -> Iterator[StepRows]:
-    """One worker's rows of every global step from `from_step` to the end; `stream` reads ahead, or in this process."""
-    for step, tables in worker_steps(
-        read_segment, schedule, rank, num_workers, from_step, stream, lake=lake, plan=plan
-    ):
+    """One worker's rows of every global step from `from_step` to the end; `stream` may read ahead."""
+    steps = worker_steps(read_segment, schedule, rank, num_workers, from_step, stream, lake=lake, plan=plan)
+    for step, tables in steps:
         yield collate_pairs(step, tables, lake.manifest.embeddings.user_width)
 
 
@@ -139,14 +143,6 @@ def collate_pairs(step: int, tables: list[pa.Table], user_width: int) -> StepRow
         title_index=titles.flatten().to_numpy(),
         label=labels.flatten().to_numpy(zero_copy_only=False),
     )
-
-
-def _fold_of_pair(bucket: Bucket, pairs: Pairs, folds: int, embeddings: Embeddings) -> np.ndarray:
-    """(P,) cross-fitting fold of each pair."""
-    assert embeddings.window_start is not None, "an embedding with folds records its window"
-    assert embeddings.window_end is not None, "an embedding with folds records its window"
-    bounds = embeddings.window_start, embeddings.window_end
-    return fold_of_pairs(bucket, bounds, pairs.user_row, pairs.title_index, folds, embeddings.fold_seed)
 
 
 def _pairs_of_slots(slot_of_pair: np.ndarray, slots: np.ndarray, num_slots: int) -> tuple[np.ndarray, np.ndarray]:

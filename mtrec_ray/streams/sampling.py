@@ -11,6 +11,7 @@ from mtrec_ray.lake.manifest import Calendar
 from mtrec_ray.streams.config import SampleConfig
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
+ACTIVE_DAYS = 90  # last days of the window in which an active user has an event
 
 
 def split_of(keys: np.ndarray, sample: SampleConfig) -> np.ndarray:
@@ -29,16 +30,10 @@ def in_random_sample(keys: np.ndarray, sample: SampleConfig) -> np.ndarray:
 
 
 def adaptive_rates(num_active: np.ndarray, num_addable: np.ndarray, size: float, tau: float) -> np.ndarray:
-    """Sampling rate of the added set in each territory.
+    """(territories,) sampling rates of an added set of `size` users.
 
-    Territory t gets a part of `size` proportional to (its active users)^tau; a territory with too few addable users
+    Territory t gets a part of `size` proportional to (its `num_active` users)^tau; one with too few addable users
     (active, training, outside R) passes its surplus on to the others in the same proportion.
-
-    Args:
-        num_active: (territories,) active users.
-        num_addable: (territories,) of them addable.
-        size: users to add, all territories together.
-        tau: 1 proportional, 0 equal in every territory.
     """
     weights = np.where(num_addable > 0, np.power(np.maximum(num_active, 1.0), tau), 0.0)
     wanted = np.zeros(len(weights))
@@ -58,11 +53,11 @@ def adaptive_rates(num_active: np.ndarray, num_addable: np.ndarray, size: float,
 def sampled_users(
     bucket: Bucket, sample: SampleConfig, calendar: Calendar, rates: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the bucket's sampled users, ascending, and which of them are of the added set: (S,) int64, (S,) bool."""
+    """Ascending rows of the sampled users (S,), and which of them are of the added set (S,)."""
     in_random = in_random_sample(bucket.keys, sample)
     eligible = (split_of(bucket.keys, sample) == TRAIN) & ~in_random
     if sample.upsample == "active":
-        eligible &= bucket.active(*calendar.day_bounds(0), sample.active_days)
+        eligible &= bucket.active(*calendar.day_bounds(0), ACTIVE_DAYS)
     added = eligible & (uniforms(bucket.keys, "added set", sample.seed) < rates[bucket.territory])
     rows = np.flatnonzero(in_random | added)
     return rows, added[rows]

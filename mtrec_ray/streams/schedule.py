@@ -7,6 +7,7 @@ Workers divide the lanes among themselves: the global batch does not depend on t
 many steps, every slot comes once an epoch, and the position in a stream is one number, the global step.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ class Segment:
     epoch: int
     bucket: int
     lane: int
-    start: int  # first slot, counted in the bucket's order of this epoch
+    start: int  # first slot, in the bucket's order of this epoch
     stop: int
     first_position: int  # position within the lane of slot `start`
     lane_length: int
@@ -76,12 +77,9 @@ class Schedule:
 
     def period_progress(self, step: int) -> float:
         """Fraction in [0, 1) of its period's steps that come before this global step."""
-        begin = 0
-        for end in self.period_ends():
-            if step < end:
-                return (step - begin) / (end - begin)
-            begin = end
-        raise ValueError(f"step {step} is not before {begin}, the end of the schedule")
+        ends = [0, *self.period_ends()]
+        period = bisect_right(ends, step)
+        return (step - ends[period - 1]) / (ends[period] - ends[period - 1])
 
     def segments(self, rank: int, num_workers: int, from_step: int = 0) -> list[Segment]:
         """Segments of a worker's lanes from a global step on, ordered by the step at which they begin."""

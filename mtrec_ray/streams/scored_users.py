@@ -1,4 +1,4 @@
-"""Users to be scored on an evaluation day: each against every title it could discover (paper A, 4.1).
+"""Users to be scored on test or validation days: each against every title it could discover (paper A, 4.1).
 
 Candidates are the titles offered in the user's territory, less those it has watched earlier in the same calendar month
 (they can no longer be discovered), or the source's fixed list where it has one.
@@ -9,21 +9,25 @@ Legend: `U` users of a chunk, `T` titles offered in their territory.
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at run time
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrec_ray.columns import fixed_width_matrix
-from mtrec_ray.hashing import mix
+from mtrec_ray.hashing import mix, uniforms
 from mtrec_ray.lake.bucket import Bucket, month_start, to_datetime64
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.catalogue import Catalogue
+from mtrec_ray.streams.config import SampleConfig
+from mtrec_ray.streams.sampling import VALIDATION, split_of
 from mtrec_ray.streams.user_rows import concatenate_rows, take_rows
 
 MAX_CELLS = 4_000_000  # users x titles of a chunk
+PER_TERRITORY = ("territory", "title_index")
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,7 @@ class ScoringChunk:
     """Users of one territory and the titles they are scored against."""
 
     territory: int
-    rows: np.ndarray  # (U,) int64 rows of the bucket; of no bucket after `concatenate`
+    rows: np.ndarray  # (U,) int64 rows of the bucket; of no bucket after `by_territory`
     keys: np.ndarray  # (U,) uint64
     embedding: np.ndarray  # (U, user_width) float16
     title_index: np.ndarray  # (T,) int32
@@ -40,18 +44,12 @@ class ScoringChunk:
 
     def only(self, users: np.ndarray) -> "ScoringChunk":
         """Some of the users, (U,) bool."""
-        return take_rows(self, users, unchanged=["territory", "title_index"])
-
-    @staticmethod
-    def concatenate(chunks: "list[ScoringChunk]") -> "ScoringChunk":
-        """Users of one territory and day from several buckets."""
-        return concatenate_rows(chunks, unchanged=["territory", "title_index"])
+        return take_rows(self, users, unchanged=PER_TERRITORY)
 
     def with_sampled_negatives(self, count: int, seed: int) -> "ScoringChunk":
-        """At most `count` negatives a user, drawn by hash from its candidates; its discoveries stay.
+        """At most `count` negatives a user, drawn by hash from its candidates; discoveries stay.
 
-        Most published figures use this protocol (1 + 99). It overstates accuracy: a title that outranks 99 may be
-        outranked by hundreds (Krichene and Rendle, KDD 2020).
+        Most published figures use this protocol (1 + 99), which overstates accuracy (Krichene and Rendle, KDD 2020).
         """
         negatives = self.candidates & ~self.labels
         hashes = mix(self.keys[:, None], "sampled negatives", seed, self.title_index.astype(np.uint64))  # (U, T)
@@ -89,7 +87,7 @@ class FixedCandidates:
 def scoring_chunks(
     bucket: Bucket, rows: np.ndarray, catalogue: Catalogue, fixed: FixedCandidates | None
 ) -> Iterator[ScoringChunk]:
-    """Chunks of at most `MAX_CELLS` user-title cells over some rows of a bucket that has its `embedding` column.
+    """Chunks of at most `MAX_CELLS` user-title cells over some rows of a bucket with embeddings.
 
     Without `fixed` lists, everything offered on the catalogue's day is a candidate.
     """
@@ -131,3 +129,40 @@ def _cell_mask(bucket: Bucket, rows: np.ndarray, offer: np.ndarray, cells: tuple
     inside = (index[user] >= 0) & (offer[column] == title)
     mask[index[user[inside]], column[inside]] = True
     return mask
+
+
+def validation_chunks(
+    lake: Lake,
+    sample: SampleConfig,
+    bounds: tuple[datetime, datetime],
+    buckets: Sequence[int],
+    *,
+    fraction: float,
+    fixed_candidates: bool,
+) -> Iterator[ScoringChunk]:
+    """A `fraction` of some buckets' validation users, drawn by hash, with all they could discover.
+
+    Discoveries within `bounds`, [start, end), are positives. `fixed_candidates` scores the source's candidate lists,
+    which are of its test days; else all that is offered.
+    """
+    catalogue = Catalogue.of(lake, *bounds)
+    for index in buckets:
+        bucket = Bucket.read(lake, index, catalogue.title_ids, ("embedding",))
+        chosen = split_of(bucket.keys, sample) == VALIDATION
+        chosen &= uniforms(bucket.keys, "validated in trials") < fraction
+        fixed = FixedCandidates.of(lake, index) if fixed_candidates else None
+        yield from scoring_chunks(bucket, np.flatnonzero(chosen), catalogue, fixed)
+
+
+def validation_sampling_fraction(lake: Lake, sample: SampleConfig, num_buckets: int, max_users: int) -> float:
+    """Fraction of the validation users of so many buckets that makes at most about `max_users`."""
+    expected = sample.validation_fraction * lake.manifest.counts["users"] * num_buckets
+    return max_users * lake.manifest.num_buckets / max(1.0, expected)
+
+
+def by_territory(chunks: Iterator[ScoringChunk]) -> list[ScoringChunk]:
+    """The same users, those of a territory in one chunk."""
+    found: dict[int, list[ScoringChunk]] = {}
+    for chunk in chunks:
+        found.setdefault(chunk.territory, []).append(chunk)
+    return [concatenate_rows(parts, unchanged=PER_TERRITORY) for parts in found.values()]

@@ -33,12 +33,9 @@ class SequenceConfig(Config):
     min_events: int = Field(default=10, ge=4)
     """Users with fewer events are left out (paper B, 3.1)."""
     audit_fraction: float = Field(default=0.3, gt=0, lt=1)
-    """Fraction of users in the audit split: only attackers see their attribute values. On 3,250 users with a strongly
-    planted gender, 0.5, 0.33 and 0.25 left the best attacker an AUC of 0.62, 0.58 and 0.55."""
+    """Fraction of users in the audit split: only attackers see their attribute values."""
     split_seed: int = advanced(0)
     """Seed of the audit split; the same for all compared runs, or attackers meet users that were trained on."""
-    ties: Literal["drawn", "stored"] = advanced("drawn")
-    """Order of events with equal timestamps in training: drawn anew each epoch, or as stored in the lake."""
 
 
 @dataclass(frozen=True)
@@ -62,12 +59,16 @@ class Sequences:
         counts = np.bincount(rows.event_user, minlength=len(rows.keys))
         chosen = (counts >= config.min_events) & in_split(rows.keys, config, split)  # (N,)
         chosen &= sampling_hash(rows.keys, config) < fraction
+        attribute_index = np.full((len(chosen), len(names)), FILLER, dtype=np.int16)
+        for a, (name, values) in enumerate(lake.manifest.attributes.items()):
+            index = pc.index_in(rows.users[name], value_set=pa.array(values))
+            attribute_index[:, a] = index.fill_null(FILLER).to_numpy()
         order = np.lexsort((rows.event_time, rows.event_user))  # stable: ties stay as they are stored
         order = order[chosen[rows.event_user[order]]]
         return Sequences(
             keys=rows.keys[chosen],
             territory=rows.territory[chosen],
-            attribute_index=_attribute_index(lake, rows.users, names)[chosen],
+            attribute_index=attribute_index[chosen],
             title_index=rows.event_title[order],
             timestamp=rows.event_time[order],
             offsets=np.concatenate([[0], np.cumsum(counts[chosen])]),
@@ -113,31 +114,13 @@ def in_split(keys: np.ndarray, config: SequenceConfig, split: UserSplit) -> np.n
     return (draws >= low) & (draws < high)
 
 
-def in_audit_split(keys: np.ndarray, config: SequenceConfig) -> np.ndarray:
-    """(N,) bool: users whose attribute values only attackers see."""
-    return in_split(keys, config, "audit")
-
-
 def sampling_hash(keys: np.ndarray, config: SequenceConfig) -> np.ndarray:
     """(N,) in [0, 1): the users below a fraction are a random sample of that fraction."""
     return uniforms(keys, "held out sample", config.split_seed)
 
 
 def left_aligned(values: np.ndarray, starts: np.ndarray, sizes: np.ndarray, length: int) -> np.ndarray:
-    """(S, length) int64 rows values[start:start + size], filled with -1.
-
-    Left-aligned, so that a short history looks like the first columns of a crop in training, and behind a causal mask
-    no event sees the filler.
-    """
+    """(S, length) int64 rows values[start:start + size], filled with -1 on the right."""
     columns = np.arange(length)
     index = np.minimum(starts[:, None] + columns, max(len(values) - 1, 0))
     return np.where(columns < sizes[:, None], values[index], FILLER).astype(np.int64)
-
-
-def _attribute_index(lake: Lake, users: pa.Table, names: list[str]) -> np.ndarray:
-    """(N, m) int16."""
-    columns = np.full((users.num_rows, len(names)), FILLER, dtype=np.int16)
-    for a, name in enumerate(names):
-        values = pa.array(lake.manifest.attributes[name])
-        columns[:, a] = pc.index_in(users[name], value_set=values).fill_null(FILLER).to_numpy()
-    return columns

@@ -2,23 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-Record = TypeVar("Record", bound="DataclassInstance")
+Users = TypeVar("Users", bound=Any)
 
 
-def take_rows(record: Record, rows: np.ndarray, unchanged: Sequence[str] = ()) -> Record:
+def take_rows(users: Users, rows: np.ndarray, unchanged: Sequence[str] = ()) -> Users:
     """The given rows, a mask or indices, of every field that is not `unchanged`."""
-    names = [field.name for field in fields(record) if field.name not in unchanged]
-    return replace(record, **{name: getattr(record, name)[rows] for name in names})
+    names = [field.name for field in fields(users) if field.name not in unchanged]
+    return replace(users, **{name: getattr(users, name)[rows] for name in names})
 
 
-def concatenate_rows(parts: Sequence[Record], unchanged: Sequence[str] = ()) -> Record:
+def concatenate_rows(parts: Sequence[Users], unchanged: Sequence[str] = ()) -> Users:
     """The rows of all parts; the first part's fields where they are `unchanged`."""
     names = [field.name for field in fields(parts[0]) if field.name not in unchanged]
     return replace(parts[0], **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})

@@ -11,7 +11,6 @@ from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.models.two_tower import TwoTowerConfig
 from mtrec_ray.streams.groups import make_groups
-from mtrec_ray.streams.plan import check_sample
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.fit import check_resources, fit
 from mtrec_ray.training.propensity_run import PropensityRecord
@@ -51,7 +50,6 @@ def new_propensity_run(config: PropensityConfig, lake: Lake, calendar: Calendar)
             f"incremental has no effect with {calendar.num_evaluation_days} evaluation day(s): "
             "day i is trained on for the sake of day i + 1"
         )
-    check_sample(lake, config.sample)
     groups = make_groups(config.model.groups or "one", lake.manifest)
     model = TwoTowerConfig(
         user_width=embeddings.user_width,

@@ -28,7 +28,7 @@ from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.streams.catalogue import Catalogue
-from mtrec_ray.streams.sequences import TEST_EVENT, Sequences, in_audit_split
+from mtrec_ray.streams.sequences import TEST_EVENT, Sequences, in_split
 from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.backbone import train_backbone
@@ -124,7 +124,7 @@ def test_every_combination_is_trained_and_the_backbone_left_alone(folder, backbo
 def test_the_audit_split_takes_no_part_in_training(folder, eliminators, audited, document):
     assert json.loads((folder / "runs" / "eliminators" / "plan.json").read_text())["split"] == "train"
     config = BackboneRecord.load(eliminators.config.backbone).config.sequences
-    assert (audited.users.audit_split == in_audit_split(audited.users.keys, config)).all()
+    assert (audited.users.audit_split == in_split(audited.users.keys, config, "audit")).all()
     assert document["num_audit_users"] == audited.users.audit_split.sum() < document["num_users"]
 
 

@@ -8,7 +8,8 @@ import pytest
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams import held_out
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out, read_prefixes
-from mtrec_ray.streams.sequences import TEST_EVENT, VALIDATION_EVENT, SequenceConfig, in_audit_split, in_split
+from mtrec_ray.streams.sequences import TEST_EVENT, VALIDATION_EVENT, SequenceConfig, in_split
+from mtrec_ray.streams.user_rows import concatenate_rows
 from tests.streams.lakes import NUM_TITLES, NUMBER_OF, titles_of
 
 CONFIG = SequenceConfig(min_events=5)
@@ -51,13 +52,13 @@ def test_columns_and_dtypes(histories):
     assert {users.history.dtype, users.target.dtype, users.other_titles.dtype} == {np.dtype(np.int64)}
     assert users.territory.tolist() == [1 - number % 2 for number in numbers]
     assert users.attribute_index.tolist() == [[[0, 1, -1][number % 3]] for number in numbers]
-    assert users.audit_split.tolist() == in_audit_split(users.keys, CONFIG).tolist()
+    assert users.audit_split.tolist() == in_split(users.keys, CONFIG, "audit").tolist()
     assert 0 < users.audit_split.sum() < NUM_USERS
 
 
 def test_buckets_add_up_and_no_buckets_are_nobody(histories):
     together = read(histories)
-    parts = HeldOutUsers.concatenate([read(histories, buckets=[bucket]) for bucket in range(NUM_BUCKETS)])
+    parts = concatenate_rows([read(histories, buckets=[bucket]) for bucket in range(NUM_BUCKETS)])
     for name in ("keys", "history", "target", "other_titles", "other_counts"):
         assert np.array_equal(getattr(parts, name), getattr(together, name)), name
     nobody = read(histories, buckets=[])

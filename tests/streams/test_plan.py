@@ -9,13 +9,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from mtrec_ray.errors import UserError
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.plan import make_plan as count_plan
-from mtrec_ray.streams.sampling import TEST, sampled_users, split_of
+from mtrec_ray.streams.sampling import ACTIVE_DAYS, TEST, sampled_users, split_of
 from mtrec_ray.tuning.data import map_here
 from tests.streams.lakes import CALENDAR, day, event_table, random_rows, title_table, write_lake
 
@@ -50,11 +49,11 @@ def test_counts_are_those_of_the_sample(lake):
 
 
 def test_every_added_user_is_active(lake):
-    plan = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5, active_days=30))
+    plan = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5))
     for index in range(lake.manifest.num_buckets):
         bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())
         rows, added = sampled_users(bucket, plan.sample, plan.calendar, np.array(plan.added_rates))
-        assert bucket.active(*CALENDAR.day_bounds(0), 30)[rows[added]].all()
+        assert bucket.active(*CALENDAR.day_bounds(0), ACTIVE_DAYS)[rows[added]].all()
 
 
 def test_events_before_the_window_make_no_user_active(tmp_path):
@@ -91,11 +90,6 @@ def test_cold_fraction_is_that_of_new_users_in_the_last_days_discoveries(lake):
     expected = pc.mean(pc.is_in(late["user_id"], new)).as_py()
     assert make_plan(lake, sample, month).periods[0].cold_fraction == pytest.approx(expected, abs=0.02)
     assert make_plan(lake, sample, month.model_copy(update={"ordered": False})).periods[0].cold_fraction == 0
-
-
-def test_a_cold_fraction_without_interaction_vectors_is_refused(lake):
-    with pytest.raises(UserError, match=r"sample.cold_fraction = 0.3 has no effect"):
-        make_plan(lake, SampleConfig(cold_fraction=0.3))
 
 
 def test_tau_zero_adds_equally_many_users_in_each_territory(lake):

@@ -27,7 +27,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, sequence_batches
 from mtrec_ray.streams.ordered import read_here
-from mtrec_ray.streams.sequences import SequenceConfig, Sequences, UserSplit, in_audit_split
+from mtrec_ray.streams.sequences import SequenceConfig, Sequences, UserSplit, in_split
 from mtrec_ray.trainers import eliminators as eliminators_trainer
 from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.eliminators import EliminatorTrainer
@@ -242,7 +242,7 @@ def test_pack_reads_only_the_train_split(lake, source, one_worker, monkeypatch, 
     monkeypatch.setattr(eliminators_trainer, "stacked_metrics", measure)
     eliminators.train_eliminators(eliminators_config(source, tmp_path / "watched"))
     everybody = np.concatenate([Sequences.read(lake, b, source.config.sequences).keys for b in range(BUCKETS)])
-    train_split = set(everybody[~in_audit_split(everybody, source.config.sequences)].tolist())
+    train_split = set(everybody[~in_split(everybody, source.config.sequences, "audit")].tolist())
     assert 0 < len(train_split) < len(everybody)
     for where, keys in seen.items():
         assert set(np.concatenate(keys).tolist()) == train_split, where

@@ -10,7 +10,7 @@ import torch
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.held_out import HeldOutUsers
-from mtrec_ray.streams.sequences import SequenceConfig, Sequences, UserSplit, in_audit_split, in_split
+from mtrec_ray.streams.sequences import SequenceConfig, Sequences, UserSplit, in_split
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.tuning.data import TrialCache
@@ -32,7 +32,7 @@ class TestHalves:
     def test_the_halves_partition_the_train_split(self):
         keys = np.random.default_rng(0).integers(0, 2**63, 5000).astype(np.uint64)
         split = SequenceConfig(audit_fraction=0.4)
-        audited = in_audit_split(keys, split)
+        audited = in_split(keys, split, "audit")
         lower, upper = in_split(keys, split, "train_lower"), in_split(keys, split, "train_upper")
         assert not (lower & upper).any()
         np.testing.assert_array_equal(lower | upper, ~audited)
@@ -54,7 +54,7 @@ class TestHalves:
         assert len(upper)
         assert not np.intersect1d(lower, upper).size
         for keys in (lower, upper):
-            assert not in_audit_split(keys, backbone.config.sequences).any()
+            assert not in_split(keys, backbone.config.sequences, "audit").any()
 
     def test_vectors_of_each_half_are_from_the_other_halfs_eliminators(self, backbone, monkeypatch):
         number, split = {"train_lower": 1.0, "train_upper": 2.0}, backbone.config.sequences

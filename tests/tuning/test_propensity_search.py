@@ -76,11 +76,6 @@ def search(lake: str, **settings: Any) -> PropensitySearchConfig:
             {"space": {GROUPS: {"partitions": ["one"], "movable": 0}}, "warm_start": [{"moves": 1}]},
             "warm_start: 'moves' is not in space",
         ),
-        ({"base": {"sample": {"cold_fraction": 0.3}}}, "sample.cold_fraction = 0.3 has no effect"),
-        (
-            {"space": {"sample.cold_fraction": {"low": 0, "high": 0.3}}},
-            "sample.cold_fraction = 0.3 has no effect",
-        ),
         ({"validation_fraction": 1e-4}, "validated on 0.16 of the 1600 users .* raise validation_fraction"),
         ({"validation_fraction": 0.02, "buckets": 1}, "validated on 8 of the 400 users .* or read more buckets"),
         ({"base": {"sample": {"random_fraction": 1e-4}}}, "trained on .* of the 1600 users .* raise sample.random"),

@@ -1,6 +1,6 @@
-"""Batch normalisation and ReLU of distinct rows that stand for several pairs each, over the rows of all workers.
+"""Batch normalisation and ReLU of distinct rows that stand for several pairs each.
 
-Legend: `N` distinct rows on this worker, `d` width, `w` (N,) pairs of each row, `W` pairs of all workers.
+Legend: `N` distinct rows on this worker, `d` width, `w` (N,) pairs of each row, `W` pairs of all workers' rows.
 A row of weight w counts as w equal rows of the pair-by-pair batch. With g the gradient summed over a row's pairs:
 
     mean = sum(w z) / W,  var = sum(w (z - mean)^2) / W,  x = (z - mean) / sqrt(var + eps),  y = gamma x + beta
@@ -67,7 +67,7 @@ class PairBatchNorm(nn.Module):
 
     @torch.no_grad()
     def _update_running(self, mean: Tensor, variance: Tensor, num_pairs: Tensor) -> None:
-        """Move towards the biased (d,) variance as an unbiased estimate, as torch does; not at all without pairs."""
+        """Move towards the unbiased (d,) variance, as torch does; not at all without pairs."""
         momentum = (num_pairs > 0).to(mean.dtype) * self.momentum  # ()
         unbiased = variance * (num_pairs / (num_pairs - 1).clamp(min=1))
         self.running_mean.add_(momentum * (mean - self.running_mean))
@@ -75,7 +75,7 @@ class PairBatchNorm(nn.Module):
 
 
 class NormaliseRelu(torch.autograd.Function):
-    """(N, d) rows -> normalised (N, d), and the global batch's (d,) mean and biased variance in float64.
+    """(N, d) -> normalised (N, d), and the global batch's (d,) float64 mean and biased variance.
 
     Computed in tiles that stay in a CPU's cache; statistics are summed in float64, so nothing cancels.
     """
@@ -119,7 +119,7 @@ class NormaliseRelu(torch.autograd.Function):
 
 
 def _moments(rows: Tensor, weights: Tensor) -> Tensor:
-    """(2, d) float64 sums of w z and of w z^2 over this worker's rows, taken around their mean."""
+    """(2, d) float64 sums of w z and w z^2 over this worker's rows."""
     num_pairs = weights.sum()
     mean = (weights @ rows) / num_pairs.clamp(min=1)  # (d,)
     second = torch.zeros_like(mean)  # around the mean
@@ -130,7 +130,7 @@ def _moments(rows: Tensor, weights: Tensor) -> Tensor:
 
 
 def _tiles(rows: Tensor, *companions: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Per tile: (tile, d) scratch shared by all tiles, then the tile of the (N, d) rows and of each companion."""
+    """Per tile: (tile, d) shared scratch, then the rows' and each companion's tile."""
     size = min(TILE_ROWS, len(rows)) if rows.device.type == "cpu" else len(rows)
     scratch = rows.new_empty(size, rows.shape[1])
     for start in range(0, len(rows), max(size, 1)):

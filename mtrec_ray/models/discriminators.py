@@ -41,7 +41,7 @@ class Discriminators(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Uniform weights of bound 1 / sqrt(inputs); a pair's draws depend on its combination alone."""
+        """Uniform in +-1/sqrt(inputs); a pair's draws depend on its combination alone."""
         generators = [combination_generator(seed, combination) for combination in self.combinations]
         for pair, k in enumerate(self.combination_of.tolist()):
             for weight in (self.inner[pair], self.outer[pair]):
@@ -57,7 +57,7 @@ class Discriminators(nn.Module):
     def losses(
         self, vectors: Tensor, attribute_index: Tensor, weights: Tensor, all_reduce: AllReduce = single_worker
     ) -> Tensor:
-        """Weighted mean cross entropy of each pair over the users of known value, (D,); 0 without any.
+        """(D,) weighted mean cross entropy over the users of known value; 0 without any.
 
         (K, S, d) vectors, (S, m) values, -1 unknown, (m, A) `value_weights`. The results of several workers add up to
         the mean over the vectors of all.
@@ -69,7 +69,7 @@ class Discriminators(nn.Module):
 
 
 def value_weights(value_counts: Sequence[Sequence[int]], *, power: float) -> Tensor:
-    """Users with each value of each attribute -> (m, A) weights n^-power of a value that n users have.
+    """(m, A) weights n^-power of a value that n users have.
 
     Power 0 counts users equally and 1 counts values equally; one half makes rare values count without letting a few
     users steer the generator.

@@ -1,11 +1,11 @@
-"""Eliminators: prompts and adapters that make a frozen backbone forget a combination of attributes (paper B, 2.3).
+"""Eliminators: prompts, adapters and transport on a frozen backbone (paper B, 2.3).
 
 Legend: `K` combinations, `m` attributes, `A` values and unknowns of all attributes, `B` users, `V` vectors, several a
 user, `N` titles, `d` width, `r` adapter width, `S` adapters (two a layer), `h` transport units.
 
-The gate on the prompts, the decay of the personal prompts and the transport are ours, the rest is paper B's. A personal
-prompt raises NDCG but can write the attribute value it is made of into the vector; a low learning rate, averaged
-weights and the decay prevent that.
+The gate on the prompts, the decay of the personal prompts and the transport are ours. A personal prompt raises NDCG but
+can write the attribute value it is made of into the vector; a low learning rate, averaged weights and the decay prevent
+that.
 """
 
 import hashlib

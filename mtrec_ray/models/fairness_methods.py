@@ -1,4 +1,4 @@
-"""Ways to hide attributes in a sequential backbone's vectors, all trained by the same adversarial step.
+"""Ways to hide attributes in a backbone's vectors, trained by one adversarial step.
 
 Legend: `K` combinations, `m` attributes, `B` rows, `T` columns, `d` width.
 """

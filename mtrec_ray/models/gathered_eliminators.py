@@ -39,7 +39,7 @@ class GatheredEliminators:
     cached_prompts: tuple[Tensor, ...] | None = None  # `SequentialBackbone.prompt_layers` of these very groups
 
     def adapt(self, hidden: Tensor, adapter: int) -> Tensor:
-        """(G or 1, B, T, d) output X of a sublayer -> LayerNorm(X W_down) W_up + X, (G, B, T, d) (eq. 2)."""
+        """(G or 1, B, T, d) X -> (G, B, T, d) LayerNorm(X W_down) W_up + X (eq. 2)."""
         width = self.parts.down.shape[-1]
         if not width:
             return hidden

@@ -1,4 +1,4 @@
-"""The names of `group_blocks.GROUP_BLOCKS`, so that settings can list them without loading torch."""
+"""Names of the group blocks, which settings list without loading torch."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Territory-group blocks: what the multi-task model adds on top of the user tower, one part per group.
+"""Territory-group blocks on top of the user tower, one part per group.
 
 Legend: `U` user rows sorted by group, `d` width, `G` territory groups, `r` rank of a low-rank update.
 A block maps (U, d) user vectors to (U, d); rows `offsets[g]:offsets[g + 1]` belong to group g and meet its
@@ -97,7 +97,7 @@ class FilmBlock(GroupBlock):
 
 
 class LowRankBlock(GroupBlock):
-    """Identity plus a low-rank update per group that starts at zero: y = x + B_g A_g x (as LoRA, Hu et al. 2022)."""
+    """Low-rank update per group: y = x + B_g A_g x (as LoRA, Hu et al. 2022)."""
 
     rank = 16
 

@@ -1,4 +1,4 @@
-"""Differentiable operations on rows sorted by group, each group with parameters of its own.
+"""Operations on rows sorted by group, each group with parameters of its own.
 
 Legend: `U` rows, `G` groups; rows `offsets[g]:offsets[g + 1]` belong to group g.
 Each operation writes all groups into one tensor; autograd alone would copy all rows to split and to join the groups.

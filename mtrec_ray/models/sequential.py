@@ -64,7 +64,7 @@ class SequentialBackbone(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """Normal(0, 0.02) tables, Xavier matrices, zero biases, unit norms; draws from `generator` alone."""
+        """Normal(0, 0.02) tables, Xavier matrices, zero biases, unit norms."""
         for table in (self.titles.weight, self.positions):
             table.normal_(0, 0.02, generator=generator)
         for module in self.modules():
@@ -101,7 +101,7 @@ class SequentialBackbone(nn.Module):
         return hidden if history.dim() == 3 else hidden[0]
 
     def prompt_layers(self, eliminators: GatheredEliminators) -> Iterator[Tensor]:
-        """Each layer's keys and values of the prompts, (G, B, H, P, 2 d / H); they do not depend on the history."""
+        """Each layer's keys and values of the prompts, (G, B, H, P, 2 d / H)."""
         table, rows = eliminators.prompt_table, eliminators.prompt_index
         prompts = table[:, rows] if len(self.layers) > 1 else table  # (G, B, P, d)
         for layer in cast("Iterable[Layer]", self.layers):
@@ -113,7 +113,7 @@ class SequentialBackbone(nn.Module):
                 prompts = layer.next_prompts(prompts, keys_values, eliminators)
 
     def user_vectors(self, history: Tensor, *, eliminators: GatheredEliminators | None = None) -> Tensor:
-        """(..., L) histories of at least one event -> vectors that score titles, (B, d) or (G, B, d)."""
+        """(..., L) histories of at least one event -> (B, d) or (G, B, d)."""
         lengths = (history >= 0).sum(-1, keepdim=True)  # (..., 1)
         if self.bidirectional:
             history = F.pad(history, (0, 1), value=-1).scatter(-1, lengths, self.mask_token)
@@ -155,7 +155,7 @@ class ByteDropout(nn.Module):
 
 
 class Layer(nn.Module):
-    """Self-attention and feed-forward, each with residual, layer norm and, if any, an adapter (eq. 2)."""
+    """Self-attention and feed-forward with residual, layer norm and adapters, if any (eq. 2)."""
 
     def __init__(self, config: SequentialConfig, number: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Transport: a small map of a user's vector, another one for each attribute value, that makes the values' users alike.
+"""Transport: a map for each attribute value that makes users of all values alike.
 
 Legend: `K` combinations, `m` attributes, `V` vectors, several a user, `S` vectors of a batch, `D` pairs of a
 combination and an attribute it selects, `A` values and unknowns of all attributes, `h` units, `d` width.
@@ -50,7 +50,7 @@ class Transport:
     strength: Tensor  # (K, 1, 1)
 
     def __call__(self, vectors: Tensor, rows: Tensor, blur: Tensor | float = 0.0) -> Tensor:
-        """(K, S, d) vectors, (S, m) their rows of `gain` -> (K, S, d); `blur` is added to what the units read."""
+        """(K, S, d) vectors, (S, m) their rows of `gain` -> (K, S, d); units read them plus `blur`."""
         units = torch.baddbmm(self.bias, vectors + blur, self.inner).relu() * self.gain[:, rows].sum(2)  # (K, S, h)
         return vectors - self.strength * (units @ self.outer)
 
@@ -172,7 +172,7 @@ class _Objective:
 
 
 def pair_weights(values: Tensor, user: Tensor, num_values: int) -> Tensor:
-    """(S,) values, -1 unknown, (S,) users -> (S, S) weights of kernels that sum to the dependence.
+    """(S,) values, -1 unknown, (S,) users -> (S, S) weights of kernels in the dependence.
 
     Two users of one value v count P(v) / pairs of v, any two users -1 / pairs; a value of fewer than two users nothing.
     """

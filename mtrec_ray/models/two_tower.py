@@ -72,7 +72,7 @@ class Tower(nn.Module):
         self.last = TowerLayer(width, width, normalised=False)
 
     def forward(self, features: Tensor, counts: PairCounts | None = None, compute_dtype: DType = None) -> Tensor:
-        """(N, width_in) of any float dtype -> (N, d); the pairs of each row while training, see `PairBatchNorm`."""
+        """(N, width_in) of any float dtype -> (N, d); `counts` while training."""
         rows = self.first(features.to(self.first.weight.dtype), counts, compute_dtype)
         return self.last(rows, compute_dtype=compute_dtype)
 
@@ -135,22 +135,22 @@ class TwoTower(nn.Module):
         return torch.add(self.bias, dots, alpha=self.scale)
 
     @torch.no_grad()
-    def user_vectors(self, features: Tensor, group_index: Tensor, compute_dtype: DType = None) -> Tensor:
+    def user_vectors(self, features: Tensor, group_index: Tensor) -> Tensor:
         """(U, user_width) features in any order, (U,) int64 group of each row -> (U, d)."""
-        users = self.user_tower(features, compute_dtype=compute_dtype)  # (U, d)
+        users = self.user_tower(features)  # (U, d)
         if self.group_block is None:
             return users
         order = torch.argsort(group_index, stable=True)
         counts = torch.bincount(group_index, minlength=self.config.num_groups)
-        in_order = self.apply_block(users[order], [0, *counts.cumsum(0).tolist()], compute_dtype)
+        in_order = self.apply_block(users[order], [0, *counts.cumsum(0).tolist()])
         return torch.empty_like(users).index_copy_(0, order, in_order)
 
     @torch.no_grad()
-    def title_vectors(self, features: Tensor, compute_dtype: DType = None) -> Tensor:
+    def title_vectors(self, features: Tensor) -> Tensor:
         """(T, title_width) features -> (T, d)."""
-        return self.title_tower(features, compute_dtype=compute_dtype)
+        return self.title_tower(features)
 
     @torch.no_grad()
-    def logits(self, users: Tensor, titles: Tensor, compute_dtype: DType = None) -> Tensor:
+    def logits(self, users: Tensor, titles: Tensor) -> Tensor:
         """(U, d) user vectors, (T, d) title vectors -> (U, T); the propensity is their sigmoid."""
-        return self.head(matmul(users, titles.t(), compute_dtype))
+        return self.head(users @ titles.t())

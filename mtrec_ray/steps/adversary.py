@@ -1,4 +1,4 @@
-"""One step of adversarial training of eliminators, or of what they are compared with (paper B, 2.4).
+"""One step of adversarial training of a fairness method (paper B, 2.4).
 
 Legend: `K` combinations, `D` pairs of a combination and a selected attribute, `B` crops, `T` columns, `S` vectors the
 adversary sees, `M` negatives, `m` attributes, `A` values of the attribute with most, `d` width.
@@ -47,7 +47,7 @@ class AdversaryGame:
 
     Args:
         weights: (m, A) of `value_weights` over the users of the train split.
-        all_reduce: sums over workers, each with a part of the global batch; None = a single worker.
+        all_reduce: sums over workers, each with a part of the global batch.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class AdversaryGame:
         discriminators: Discriminators,
         weights: Tensor,
         config: GameSettings,
-        all_reduce: AllReduce | None = None,
+        all_reduce: AllReduce = single_worker,
     ) -> None:
         self.method, self.discriminators = method, discriminators
-        self.weights, self.config, self.all_reduce = weights, config, all_reduce or single_worker
+        self.weights, self.config, self.all_reduce = weights, config, all_reduce
         self.average = averaged(method, config.average)
         tuned = [parameter for parameter in method.parameters() if parameter.requires_grad]
         self.generator_optimizer = torch.optim.RMSprop(tuned, lr=config.generator_lr, weight_decay=config.l2)
@@ -68,7 +68,7 @@ class AdversaryGame:
         )
 
     def step(self, positions: Positions, attribute_index: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-        """Train on crops of users with values (B, m); returns global BPR (K,) and cross entropies (D,).
+        """Train on a batch; returns global BPR (K,) and cross entropies (D,).
 
         Args:
             positions: this worker's crops; torch's global generator draws the columns that the adversary sees.
@@ -110,7 +110,7 @@ class AdversaryGame:
         return self.discriminators.losses(seen, values, self.weights, self.all_reduce)
 
     def _mean_bpr(self, vectors: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
-        """(K, B T, d), (B T,) -> (K,); the workers' results add up to the mean over the global batch's positions."""
+        """(K, B T, d), (B T,) -> (K,); the workers' results add up to the global mean."""
         each = bpr_losses(self.method.backbone, vectors, targets.clamp(min=0), negatives)  # (K, B T)
         has_target = (targets >= 0).to(each.dtype)
         return each @ has_target / self.all_reduce(has_target.sum()).clamp(min=1)

@@ -1,4 +1,4 @@
-"""One batch of (user, title, label) pairs that holds each user's and each title's features once.
+"""One batch of (user, title, label) pairs with each user's and title's features once.
 
 Legend: `U` users, `T` distinct titles, `P` pairs, `G` territory groups, `C` titles of the catalogue.
 """
@@ -40,7 +40,7 @@ class PairBatch:
 
     @cached_property
     def title_offsets(self) -> Tensor:
-        """(T + 1,) int64: pairs of title row t are title_order[title_offsets[t]:title_offsets[t + 1]]."""
+        """(T + 1,) int64: the same for title rows, in `title_order`."""
         return _row_offsets(self.title_rows, self.title_features.shape[0])
 
 

@@ -10,7 +10,7 @@ MAX_RELATIVE_ERROR = 1e-5  # of a float32 product against float64; bfloat16 inpu
 
 
 def use_fast_matmul() -> bool:
-    """Use oneDNN for float32 products on the CPU if they stay float32; returns whether it is used.
+    """Use oneDNN for float32 products on the CPU if they stay float32; returns whether.
 
     `set_float32_matmul_precision("medium")` selects oneDNN: twice as fast as the default on some processors, but
     rounded to bfloat16 on others. It is global to the process and would round on CUDA too, so CUDA excludes it.

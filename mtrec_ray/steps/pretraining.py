@@ -1,4 +1,4 @@
-"""One training step of a sequential backbone: every position of every crop in one pass (paper B, 2.2).
+"""One training step of a sequential backbone, all positions in one pass (paper B, 2.2).
 
 Legend: `B` crops, `L` history length, `T` columns, `N` positions with a target, `M` negatives, `d` width.
 
@@ -47,14 +47,12 @@ def pretraining_step(
     optimizer: torch.optim.Optimizer,
     positions: Positions,
     negatives: Tensor,
-    all_reduce: AllReduce | None = None,
+    all_reduce: AllReduce = single_worker,
 ) -> Tensor:
     """One optimizer step on the global batch; returns its loss before the step, a scalar.
 
-    `positions` are this worker's, (M,) `negatives` the same for every position and worker. `all_reduce` None means
-    there is one worker.
+    `positions` are this worker's, (M,) `negatives` the same for every position and worker.
     """
-    all_reduce = all_reduce or single_worker
     rows = positions.rows
     count = all_reduce(torch.tensor(float(len(rows)), device=negatives.device))
     optimizer.zero_grad(set_to_none=False)

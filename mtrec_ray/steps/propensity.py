@@ -27,10 +27,10 @@ def train_step(
     optimizer: torch.optim.Optimizer,
     batch: PairBatch,
     *,
-    all_reduce: AllReduce | None = None,
+    all_reduce: AllReduce = single_worker,
     compute_dtype: DType = None,
 ) -> Tensor:
-    """One optimizer step on the global batch; returns its loss before the step, a scalar tensor."""
+    """One optimizer step on the global batch; returns its loss before the step, a scalar."""
     loss = loss_and_gradients(model, batch, all_reduce=all_reduce, compute_dtype=compute_dtype)
     optimizer.step()
     return loss
@@ -40,21 +40,14 @@ def loss_and_gradients(
     model: TwoTower,
     batch: PairBatch,
     *,
-    all_reduce: AllReduce | None = None,
+    all_reduce: AllReduce = single_worker,
     compute_dtype: DType = None,
-    dense_scores: bool | None = None,
 ) -> Tensor:
     """Set every `.grad` to the global batch's gradient and move the running statistics.
 
-    Args:
-        batch: this worker's pairs; it may be empty, the worker must still take part.
-        all_reduce: None means there is one worker.
-        compute_dtype: for example bfloat16.
-        dense_scores: score all user x title cells instead of the pairs; None takes the cheaper for this batch.
-
-    Returns the mean binary cross entropy over the pairs of all workers, a scalar tensor (0 when there are none).
+    `batch` holds this worker's pairs; it may be empty, the worker must still take part. Returns the mean binary cross
+    entropy over the pairs of all workers, a scalar (0 when there are none).
     """
-    all_reduce = all_reduce or single_worker
     num_pairs = all_reduce(batch.labels.new_full((), batch.num_pairs))
     user_counts, title_counts = (
         PairCounts(offsets.diff().to(batch.labels.dtype), num_pairs, all_reduce)
@@ -63,7 +56,7 @@ def loss_and_gradients(
     users = model.user_tower(batch.user_features, user_counts, compute_dtype)  # (U, d)
     users = model.apply_block(users, batch.group_offsets, compute_dtype)  # (U, d)
     titles = model.title_tower(batch.title_features, title_counts, compute_dtype)  # (T, d)
-    logits = model.head(pair_dots(users, titles, batch, compute_dtype, dense=dense_scores))  # (P,)
+    logits = model.head(pair_dots(users, titles, batch, compute_dtype))  # (P,)
     loss = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum") / num_pairs.clamp(min=1)
     model.zero_grad(set_to_none=True)
     loss.backward()

@@ -1,4 +1,4 @@
-"""The two counting passes behind a plan: sums over buckets, one bucket in memory at a time."""
+"""The two counting passes behind a plan, one bucket in memory at a time."""
 
 from collections.abc import Iterable
 from datetime import timedelta
@@ -106,7 +106,7 @@ def count_sample(
 def _count_period(
     bucket: Bucket, sampled: np.ndarray, catalogue: Catalogue, calendar: Calendar
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Positives and eligible negatives of each territory, and days with a positive over all users."""
+    """Positives and eligible negatives of each territory, and (user, day)s with a positive."""
     offered, (start, end) = catalogue.offer_mask, catalogue.bounds
 
     def per_territory(users: np.ndarray) -> np.ndarray:

@@ -79,7 +79,7 @@ def make_sequence_plan(
     buckets: Sequence[int] | None = None,
     map_over: MapTasks = map_tasks,
 ) -> SequencePlan:
-    """Count the crops of `length` events of a split's users; UserError where no history is long enough.
+    """Count the crops of a split's users; UserError where no history is long enough.
 
     `map_over` runs a task on each of the `buckets` to train on, None is all.
     """
@@ -123,7 +123,7 @@ def sequence_batches(
     from_step: int = 0,
     stream: StreamSegments = stream_segments,
 ) -> Iterator[SequenceBatch]:
-    """One worker's crops of every global step from `from_step` to the end; `stream` may read ahead."""
+    """One worker's crops of every global step from `from_step` to the end."""
     length, shared = plan.length, {"lake": lake, "plan": plan}
     empty = np.zeros((0, length + 1 + len(lake.manifest.attributes)), dtype=np.int64)
     for step, tables in worker_steps(
@@ -144,7 +144,7 @@ def read_crops(
     seed: int,
     read: Callable[..., Sequences] = Sequences.read,
 ) -> pa.Table:
-    """Crops of one segment that hold positions and belong to `from_step` or later, in slot order.
+    """Crops with positions of one segment, from `from_step` on, in slot order.
 
     Columns: `lane`, `step` int32, `crop` FixedSizeBinary of L + 1 + m int32: the titles of the crop's events and of
     the one that follows, filled with -1; the user's attribute values. `read` may cache `Sequences.read`.
@@ -174,7 +174,7 @@ def read_crops(
 def slots_of(sequences: Sequences, length: int) -> tuple[np.ndarray, np.ndarray]:
     """(C,) user and number of every crop that any offset can give."""
     counts = 1 + -(-(sequences.num_positions - 1) // length)  # (U,)
-    owner = np.repeat(np.arange(sequences.num_users), counts)
+    owner = np.repeat(np.arange(len(counts)), counts)
     return owner, np.arange(len(owner)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
@@ -193,7 +193,7 @@ def cut_crops(
 
 
 def shuffle_ties(titles: np.ndarray, tie_groups: np.ndarray, hashes: np.ndarray) -> np.ndarray:
-    """(C, L + 1) titles, each tie group in an order drawn by the crop's hash (C,); fillers stay."""
+    """(C, L + 1) titles, each tie group in an order drawn by the crop's hash (C,)."""
     draws = uniforms(hashes[:, None], np.arange(titles.shape[1], dtype=np.uint64))
     order = np.argsort(np.where(tie_groups < 0, np.inf, tie_groups + draws), axis=1, kind="stable")
     return np.take_along_axis(titles, order, axis=1)
@@ -202,11 +202,11 @@ def shuffle_ties(titles: np.ndarray, tie_groups: np.ndarray, hashes: np.ndarray)
 def _count(
     bucket: int, lake: Lake, config: SequenceConfig, length: int, split: UserSplit
 ) -> tuple[int, int, int, list[np.ndarray], float]:
-    """Users, positions, crops, users of each attribute's values, smallest sampling hash of one bucket."""
+    """Users, positions, crops, users of each value, smallest sampling hash of one bucket."""
     sequences = Sequences.read(lake, bucket, config, split)
     values = zip(lake.manifest.attributes.values(), sequences.attribute_index.T, strict=True)
     return (
-        sequences.num_users,
+        len(sequences.keys),
         int(sequences.num_positions.sum()),
         len(slots_of(sequences, length)[0]),
         [np.bincount(index[index >= 0], minlength=len(names)) for names, index in values],

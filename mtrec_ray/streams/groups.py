@@ -18,7 +18,7 @@ class Groups(BaseModel, frozen=True, extra="forbid"):
 
 
 def make_groups(spec: str, manifest: Manifest) -> Groups:
-    """`one`, `each`, `regions`, or the path or URI of a YAML file `group name: [territory, ...]`.
+    """`one`, `each`, `regions`, or a YAML file or URI `group name: [territory, ...]`.
 
     Raises:
         UserError: no such file, one that is not of this form, or a territory that is unknown, missing or in two groups.

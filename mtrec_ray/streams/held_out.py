@@ -92,7 +92,7 @@ def read_prefixes(
     per_user: int,
     split: UserSplit = "train",
 ) -> Prefixes:
-    """The history before the validation event and before `per_user` - 1 earlier ones, drawn by hash."""
+    """Histories before the validation event and `per_user` - 1 earlier ones, drawn by hash."""
     parts = []
     for sequences in _sequences_of(lake, config, buckets, split, fraction):
         starts, sizes = sequences.offsets[:-1], np.diff(sequences.offsets) - VALIDATION_EVENT  # (U,)

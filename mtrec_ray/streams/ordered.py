@@ -1,4 +1,4 @@
-"""Rows of a schedule in the order of its steps, read ahead by Ray Data tasks or by this process."""
+"""Rows of a schedule in the order of its steps, read by Ray Data or by this process."""
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -57,7 +57,7 @@ def worker_steps(
     slots_per_block: int = 1,
     **shared: Any,
 ) -> Iterator[tuple[int, list[pa.Table]]]:
-    """(global step, one worker's rows) of every step from `from_step` to the end of the schedule."""
+    """(global step, one worker's rows) of every step from `from_step` to the end."""
     segments = schedule.segments(rank, num_workers, from_step)
     num_blocks = max(1, sum(segment.stop - segment.start for segment in segments) // slots_per_block)
     blocks = stream(read_segment, segments, num_blocks, from_step=from_step, seed=schedule.seed, **shared)

@@ -1,4 +1,4 @@
-"""Labelled pairs of one bucket: first-time positives, and alpha times as many negatives on average (paper A, 3.2, 4.1).
+"""Labelled pairs of one bucket: positives, and alpha times as many negatives on average.
 
 Each eligible (user, title) becomes a negative independently, at one rate for the whole period
 (`PeriodPlan.negative_rate`). Each draw is a hash of the user and the seed, so a user's negatives do not depend on the

@@ -1,4 +1,4 @@
-"""The plan of a run's pair streams: two counting passes over the lake, after which every reader decides by itself.
+"""The plan of a run's pair streams: two counting passes over the lake.
 
 1. `count_users`: users, random sample, active users per territory -> sampling rates of the added set.
 2. `count_sample`: positives and eligible negatives of the sample in each period -> the rate at which eligible pairs
@@ -127,7 +127,7 @@ def _added_rates(counts: UserCounts, sample: SampleConfig) -> np.ndarray:
 
 
 def _cold_fraction(counts: SampleCounts) -> float:
-    """Fraction of the window's rows trained without their interaction vector, as new users have none.
+    """Fraction of the window's rows trained without an interaction vector, as of new users.
 
     It is the fraction of the last day's discoveries made by new users (DropoutNet, Volkovs et al. 2017). A model that
     never saw an empty history ranked worse than popularity for new users: PR-AUC 0.011 against 0.024.

@@ -121,7 +121,7 @@ def training_batches(
     from_step: int = 0,
     stream: StreamSegments = stream_segments,
 ) -> Iterator[StepRows]:
-    """One worker's rows of every global step from `from_step` to the end; `stream` may read ahead."""
+    """One worker's rows of every global step from `from_step` to the end."""
     steps = worker_steps(read_segment, schedule, rank, num_workers, from_step, stream, lake=lake, plan=plan)
     for step, tables in steps:
         yield collate_pairs(step, tables, lake.manifest.embeddings.user_width)
@@ -146,7 +146,7 @@ def collate_pairs(step: int, tables: list[pa.Table], user_width: int) -> StepRow
 
 
 def _pairs_of_slots(slot_of_pair: np.ndarray, slots: np.ndarray, num_slots: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pair indices in the order of the wanted slots, and the pairs of each slot, (len(slots),)."""
+    """Pair indices in the order of the wanted slots, and the number of pairs of each slot."""
     rank = np.full(num_slots, -1, dtype=np.int64)
     rank[slots] = np.arange(len(slots))
     rank_of_pair = rank[slot_of_pair]

@@ -1,4 +1,4 @@
-"""Who is trained on: a random sample R, a disjoint adaptive active set A; test and validation users never are.
+"""Who is trained on: a random sample R and a disjoint adaptive active set A.
 
 Every decision is a seeded hash of the user id, so it is the same in any order, for any number of readers and buckets.
 """

@@ -1,4 +1,4 @@
-"""Which slot of which bucket belongs to which training step, decided before the first row is read.
+"""Which slot of which bucket belongs to which training step, decided without data.
 
 A **slot** is one row of the stream, e.g. a sampled user (in the training window: one cross-fitting fold of it). An
 epoch puts the buckets in a seeded order and their slots in one line, cut into `lanes` equal parts. Step b takes the
@@ -32,7 +32,7 @@ class Segment:
     num_steps: int  # steps of the epoch
 
     def steps(self, slots: np.ndarray) -> np.ndarray:
-        """Global step of each slot of the bucket; slot p of n in a lane: floor(((p + 1) * steps - 1) / n)."""
+        """Global step of each slot; slot p of n in a lane: floor(((p + 1) * steps - 1) / n)."""
         position = slots - self.start + self.first_position
         return self.first_step + ((position + 1) * self.num_steps - 1) // self.lane_length
 
@@ -82,7 +82,7 @@ class Schedule:
         return (step - ends[period - 1]) / (ends[period] - ends[period - 1])
 
     def segments(self, rank: int, num_workers: int, from_step: int = 0) -> list[Segment]:
-        """Segments of a worker's lanes from a global step on, ordered by the step at which they begin."""
+        """Segments of a worker's lanes from a global step on, by their first step."""
         lanes, found, first_step = range(rank, self.lanes, num_workers), [], 0
         for period, epochs in enumerate(self.epochs):
             for epoch in range(epochs):

@@ -1,4 +1,4 @@
-"""Users to be scored on test or validation days: each against every title it could discover (paper A, 4.1).
+"""Users to be scored, each against every title it could discover (paper A, 4.1).
 
 Candidates are the titles offered in the user's territory, less those it has watched earlier in the same calendar month
 (they can no longer be discovered), or the source's fixed list where it has one.
@@ -87,7 +87,7 @@ class FixedCandidates:
 def scoring_chunks(
     bucket: Bucket, rows: np.ndarray, catalogue: Catalogue, fixed: FixedCandidates | None
 ) -> Iterator[ScoringChunk]:
-    """Chunks of at most `MAX_CELLS` user-title cells over some rows of a bucket with embeddings.
+    """Some rows of a bucket, at most `MAX_CELLS` user-title cells a chunk.
 
     Without `fixed` lists, everything offered on the catalogue's day is a candidate.
     """
@@ -140,7 +140,7 @@ def validation_chunks(
     fraction: float,
     fixed_candidates: bool,
 ) -> Iterator[ScoringChunk]:
-    """A `fraction` of some buckets' validation users, drawn by hash, with all they could discover.
+    """A `fraction` of some buckets' validation users, drawn by hash.
 
     Discoveries within `bounds`, [start, end), are positives. `fixed_candidates` scores the source's candidate lists,
     which are of its test days; else all that is offered.
@@ -155,7 +155,7 @@ def validation_chunks(
 
 
 def validation_sampling_fraction(lake: Lake, sample: SampleConfig, num_buckets: int, max_users: int) -> float:
-    """Fraction of the validation users of so many buckets that makes at most about `max_users`."""
+    """Fraction of the validation users of so many buckets that is about `max_users`."""
     expected = sample.validation_fraction * lake.manifest.counts["users"] * num_buckets
     return max_users * lake.manifest.num_buckets / max(1.0, expected)
 

@@ -1,4 +1,4 @@
-"""Users' histories in time order, what is held out of them, and the audit and train split (paper B).
+"""Users' histories in time order, their held-out events, audit and train split (paper B).
 
 Legend: `N` users of a bucket, `U` of them long enough, `E` their events, `m` sensitive attributes.
 """
@@ -53,7 +53,7 @@ class Sequences:
     def read(
         lake: Lake, bucket: int, config: SequenceConfig, split: UserSplit = "all", fraction: float = 1.0
     ) -> "Sequences":
-        """Histories of a bucket's users in a split; a `fraction` of them, drawn by `sampling_hash`."""
+        """Histories of a `fraction` of a bucket's users in a split, drawn by `sampling_hash`."""
         names = list(lake.manifest.attributes)
         rows = Bucket.read(lake, bucket, lake.titles["title_id"].combine_chunks(), tuple(names))
         counts = np.bincount(rows.event_user, minlength=len(rows.keys))
@@ -75,10 +75,6 @@ class Sequences:
         )
 
     @property
-    def num_users(self) -> int:
-        return len(self.keys)
-
-    @property
     def num_positions(self) -> np.ndarray:
         """(U,) events that training predicts: all but a user's first and the held-out ones."""
         return np.diff(self.offsets) - 1 - NUM_HELD_OUT
@@ -89,7 +85,7 @@ class Sequences:
         return np.cumsum(np.diff(self.timestamp, prepend=self.timestamp[:1]) != np.timedelta64(0))
 
     def history_before(self, held_out: int, length: int) -> np.ndarray:
-        """(U, length) int64: the last titles before a held-out event (0: of the entire history), oldest first."""
+        """(U, length) int64 last titles before a held-out event (0: of all), oldest first."""
         ends = self.offsets[1:] - held_out
         starts = np.maximum(ends - length, self.offsets[:-1])
         return left_aligned(self.title_index, starts, ends - starts, length)

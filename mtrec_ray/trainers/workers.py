@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mtrec_ray.all_reduce import AllReduce
+from mtrec_ray.all_reduce import AllReduce, single_worker
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix
 
@@ -26,9 +26,9 @@ class Workers:
     sum: AllReduce = all_reduce
 
     @property
-    def all_reduce(self) -> AllReduce | None:
-        """The sum over all workers; None for a single one."""
-        return self.sum if self.size > 1 else None
+    def all_reduce(self) -> AllReduce:
+        """The sum over all workers."""
+        return self.sum if self.size > 1 else single_worker
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """(N_w, ...) rows of each worker -> (sum of N_w, ...) on all, ordered by rank."""

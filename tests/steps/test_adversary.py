@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrec_ray.all_reduce import AllReduce
+from mtrec_ray.all_reduce import AllReduce, single_worker
 from mtrec_ray.combinations import Combination
 from mtrec_ray.models.discriminators import Discriminators, value_weights
 from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
@@ -87,7 +87,7 @@ def make_game(
     method: str = "eliminator",
     settings: GameSettings = SETTINGS,
     seed: int = 7,
-    all_reduce: AllReduce | None = None,
+    all_reduce: AllReduce = single_worker,
 ) -> AdversaryGame:
     trained = make_method(kind, method, combinations, seed)
     discriminators = Discriminators(ATTRIBUTES, trained.combinations, width=D, hidden=8)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from mtrec_ray.all_reduce import AllReduce
+from mtrec_ray.all_reduce import AllReduce, single_worker
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.steps.propensity import loss_and_gradients, train_step
 from tests.steps.cases import BLOCKS, LockStep, gradients, make_batch, make_model, make_users, split_users
@@ -61,7 +61,7 @@ def test_no_worker_has_rows():
 
 def test_gloo_processes_train_as_one(tmp_path):
     """Two processes, after three steps on halves and three where one has no rows, have the one worker's parameters."""
-    expected = train(USERS, USERS, None)
+    expected = train(USERS, USERS, single_worker)
     spawn(gloo_worker, (tmp_path,), nprocs=2)
     for rank in range(2):
         for name, value in torch.load(tmp_path / f"{rank}.pt").items():
@@ -79,7 +79,7 @@ def gloo_worker(rank: int, folder: Path) -> None:
     torch.save(state, folder / f"{rank}.pt")
 
 
-def train(first: dict[str, np.ndarray], then: dict[str, np.ndarray], all_reduce: AllReduce | None) -> dict[str, Tensor]:
+def train(first: dict[str, np.ndarray], then: dict[str, np.ndarray], all_reduce: AllReduce) -> dict[str, Tensor]:
     """State after three steps on each batch."""
     model: TwoTower = make_model(group_block="dense")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrec_ray.all_reduce import AllReduce
+from mtrec_ray.all_reduce import AllReduce, single_worker
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.steps.pretraining import Positions, bpr_losses, positions_of, pretraining_step
 from tests.steps.cases import LockStep, gradients
@@ -39,10 +39,10 @@ def make_positions(backbone: SequentialBackbone, seed: int = 0) -> Positions:
     return positions_of(backbone, HISTORY, TARGETS, mask_fraction=0.4)
 
 
-def step(backbone: SequentialBackbone, positions: Positions, all_reduce: AllReduce | None = None) -> Tensor:
+def step(backbone: SequentialBackbone, positions: Positions) -> Tensor:
     """Loss and gradients; the optimizer's rate is 0."""
     optimizer = torch.optim.SGD(backbone.parameters(), lr=0.0)
-    return pretraining_step(backbone, optimizer, positions, NEGATIVES, all_reduce)
+    return pretraining_step(backbone, optimizer, positions, NEGATIVES)
 
 
 def position_by_position(backbone: SequentialBackbone, positions: Positions) -> Tensor:
@@ -173,11 +173,11 @@ def test_two_workers_train_as_one(kind, parts):
     positions = make_positions(single)
     of_worker = [Positions(positions.history[part], positions.targets[part]) for part in parts]
 
-    def train(backbone: SequentialBackbone, own: Positions, all_reduce: AllReduce | None) -> list[float]:
+    def train(backbone: SequentialBackbone, own: Positions, all_reduce: AllReduce) -> list[float]:
         optimizer = torch.optim.SGD(backbone.parameters(), lr=0.3)
         return [pretraining_step(backbone, optimizer, own, NEGATIVES, all_reduce).item() for _ in range(3)]
 
-    losses = train(single, positions, None)
+    losses = train(single, positions, single_worker)
     workers, lock_step = [make_backbone(kind) for _ in parts], LockStep(2)
     with ThreadPoolExecutor(2) as pool:
         their_losses = list(pool.map(train, workers, of_worker, [lock_step.reducer(0), lock_step.reducer(1)]))

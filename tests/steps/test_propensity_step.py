@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtrec_ray.models.two_tower import TwoTower
+from mtrec_ray.steps import pair_scores
 from mtrec_ray.steps.batch import PairBatch
 from mtrec_ray.steps.precision import use_fast_matmul
 from mtrec_ray.steps.propensity import loss_and_gradients, train_step
@@ -22,11 +23,11 @@ SEVERAL_TILES = make_users(3, np.arange(600) % 3, np.arange(600) % 2)
 USERS = {"grouped": GROUPED, "distinct": DISTINCT, "empty group": EMPTY_GROUP, "several tiles": SEVERAL_TILES}
 
 
-def assert_equals_pair_by_pair(model: TwoTower, batch: PairBatch, dense: bool | None) -> None:
+def assert_equals_pair_by_pair(model: TwoTower, batch: PairBatch) -> None:
     plain = PairByPair(copy.deepcopy(model))
     expected_loss = plain(batch)
     expected_loss.backward()
-    loss = loss_and_gradients(model, batch, dense_scores=dense)
+    loss = loss_and_gradients(model, batch)
     torch.testing.assert_close(loss, expected_loss.detach(), rtol=1e-10, atol=1e-12)
     expected = gradients(plain.model)
     smallest = 1e-12 * max(1.0, *(float(gradient.norm()) for gradient in expected.values()))
@@ -36,16 +37,17 @@ def assert_equals_pair_by_pair(model: TwoTower, batch: PairBatch, dense: bool | 
         torch.testing.assert_close(buffer, expected, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize("dense", [True, False], ids=["dense", "gathered"])
+@pytest.mark.parametrize("cells_per_pair", [100, 0], ids=["dense", "gathered"])
 @pytest.mark.parametrize("group_block", BLOCKS)
 @pytest.mark.parametrize("users", USERS)
-def test_equals_pair_by_pair(users, group_block, dense):
-    assert_equals_pair_by_pair(make_model(group_block=group_block), make_batch(USERS[users]), dense)
+def test_equals_pair_by_pair(users, group_block, cells_per_pair, monkeypatch):
+    monkeypatch.setattr(pair_scores, "CELLS_PER_PAIR", cells_per_pair)
+    assert_equals_pair_by_pair(make_model(group_block=group_block), make_batch(USERS[users]))
 
 
-@given(data=st.data(), block=st.sampled_from(BLOCKS), dense=st.sampled_from([True, False, None]))
+@given(data=st.data(), block=st.sampled_from(BLOCKS))
 @settings(max_examples=60, deadline=None)
-def test_equals_pair_by_pair_for_any_shape(data, block, dense):
+def test_equals_pair_by_pair_for_any_shape(data, block):
     num_users = data.draw(st.integers(2, 30))
     seed = data.draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
@@ -53,7 +55,7 @@ def test_equals_pair_by_pair_for_any_shape(data, block, dense):
     pairs_each[:2] += 1  # torch's batch norm needs two pairs
     users = make_users(seed, pairs_each, rng.integers(0, NUM_GROUPS, num_users))
     users["title_index"][:2] = 0, 1  # and a variance that is not zero
-    assert_equals_pair_by_pair(make_model(group_block=block), make_batch(users), dense)
+    assert_equals_pair_by_pair(make_model(group_block=block), make_batch(users))
 
 
 def test_deduplicated_autograd_is_the_same_loss():

@@ -196,8 +196,7 @@ class Bundle:
                 EliminatorConfig(**manifest.eliminators),
                 sizes,
                 manifest.combinations,
-                width=manifest.backbone["width"],
-                num_layers=manifest.backbone["num_layers"],
+                manifest.backbone["width"],
             ),
         )
 

@@ -1,19 +1,18 @@
-"""SASRec and BERT4Rec behind one interface, with the hooks of an eliminator.
+"""SASRec and BERT4Rec of one layer and one head behind one interface, with the hooks of an eliminator.
 
 Legend: `B` batch rows, `L` history length, `T` columns of a history tensor (L, one more for BERT4Rec), `d` width,
-`H` heads, `P` prompt rows, `G` groups of rows with their own eliminator (1 without), `Q` columns read.
+`P` prompt rows, `G` groups of rows with their own eliminator (1 without), `Q` columns read.
 
 A history is left-aligned: its oldest event is column 0, as in a crop, and -1 fills the end, which no event sees behind
-a causal mask. Prompts have no position. They attend to each other, never to the history.
+a causal mask. Prompts have no position and do not depend on the history.
 
 Attention over prompts and history is computed in two parts joined by one softmax: the history counts as one more prompt
-whose score is the log-sum-exp of its scores and whose value is its attention output. In the first layer the history's
-part depends on the frozen backbone alone, so it is computed once for all groups.
+whose score is the log-sum-exp of its scores and whose value is its attention output. The history's part depends on the
+frozen backbone alone, so it is computed once for all groups.
 """
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,8 +29,6 @@ class SequentialConfig:
     kind: Literal["sasrec", "bert4rec"] = "sasrec"
     history: int = 20  # events
     width: int = 64
-    num_layers: int = 1
-    num_heads: int = 1
     dropout: float = 0.3
 
 
@@ -50,9 +47,16 @@ class SequentialBackbone(nn.Module):
         self.config = config
         self.bidirectional = config.kind == "bert4rec"
         self.num_columns = config.history + self.bidirectional
-        self.titles = nn.Embedding(config.num_titles + self.bidirectional, config.width)  # the last row: mask token
-        self.positions = nn.Parameter(torch.empty(self.num_columns, config.width))
-        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.num_layers))
+        width = config.width
+        self.titles = nn.Embedding(config.num_titles + self.bidirectional, width)  # the last row: mask token
+        self.positions = nn.Parameter(torch.empty(self.num_columns, width))
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.attention_norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, width)
+        self.contract = nn.Linear(width, width)
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.activation = F.gelu if self.bidirectional else F.relu
         self.dropout = ByteDropout(config.dropout)
         causal = torch.full((self.num_columns, self.num_columns), float("-inf")).triu_(1)
         self.register_buffer("causal_mask", causal, persistent=False)
@@ -67,50 +71,36 @@ class SequentialBackbone(nn.Module):
         """Normal(0, 0.02) tables, Xavier matrices, zero biases, unit norms."""
         for table in (self.titles.weight, self.positions):
             table.normal_(0, 0.02, generator=generator)
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight, generator=generator)
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, nn.LayerNorm):
-                module.reset_parameters()
+        for linear in (self.query, self.key_value, self.expand, self.contract):
+            nn.init.xavier_uniform_(linear.weight, generator=generator)
+            nn.init.zeros_(linear.bias)
+        self.attention_norm.reset_parameters()
+        self.feed_forward_norm.reset_parameters()
 
     def forward(
         self, history: Tensor, *, eliminators: GatheredEliminators | None = None, read: Tensor | None = None
     ) -> Tensor:
         """(B, T) histories or, one a group, (G, 1, T) -> (B, T, d), with eliminators (G, B, T, d).
 
-        `read` (B, Q) or (G, 1, Q) gives the columns wanted of the last layer, Q in place of T; None means all.
+        `read` (B, Q) or (G, 1, Q) gives the columns wanted, Q in place of T; None means all.
         """
         histories = history if history.dim() == 3 else history[None]  # (G or 1, B, T)
         titles = histories.clamp(min=0)
         hidden = self.dropout(self.titles(titles) + self.positions[: titles.shape[-1]])  # (G or 1, B, T, d)
+        keys, values = self._keys_values(titles, hidden).chunk(2, dim=-1)  # (G or 1, B, T, d)
         mask = self._attention_mask(histories)
-        prompts: Iterable[Tensor | None] = [None] * len(self.layers)
-        if eliminators is not None:
-            prompts = eliminators.cached_prompts or self.prompt_layers(eliminators)
-        known = None
-        if self._remembered is not None and not self.training:  # linear in title and position
-            of_titles, of_positions = self._remembered
-            known = F.embedding(titles, of_titles) + of_positions[: titles.shape[-1]]  # (G or 1, B, T, 2 d)
-        for layer, of_prompts in zip(self.layers, prompts, strict=True):
-            wanted = read if layer is self.layers[-1] else None
-            hidden = layer(hidden, mask, of_prompts, eliminators, read=wanted, keys_values=known)
-            known = None  # of the first layer alone
-        if eliminators is not None:
-            return eliminators.transport(hidden)
-        return hidden if history.dim() == 3 else hidden[0]
-
-    def prompt_layers(self, eliminators: GatheredEliminators) -> Iterator[Tensor]:
-        """Each layer's keys and values of the prompts, (G, B, H, P, 2 d / H)."""
-        table, rows = eliminators.prompt_table, eliminators.prompt_index
-        prompts = table[:, rows] if len(self.layers) > 1 else table  # (G, B, P, d)
-        for layer in cast("Iterable[Layer]", self.layers):
-            first = layer is self.layers[0]
-            keys_values = layer.key_value(table)[:, rows] if first else layer.key_value(prompts)  # the table is small
-            keys_values = layer.heads(keys_values)
-            yield keys_values
-            if layer is not self.layers[-1]:
-                prompts = layer.next_prompts(prompts, keys_values, eliminators)
+        if read is not None:
+            columns = read if read.dim() == 3 else read[None]  # (G or 1, B, Q)
+            hidden = hidden.gather(2, columns[..., None].expand(len(hidden), -1, -1, hidden.shape[-1]))
+            mask = mask[columns] if mask.dim() == 2 else mask  # (G or 1, B, Q or 1, T)
+        queries = self.query(hidden) * hidden.shape[-1] ** -0.5  # (G or 1, B, T or Q, d)
+        scores = queries @ keys.transpose(-1, -2) + mask  # (G or 1, B, T or Q, T)
+        if eliminators is None:
+            hidden = self._feed_forward(self._add_attended(hidden, scores.softmax(-1) @ values))
+            return hidden if history.dim() == 3 else hidden[0]
+        hidden = self._add_attended(hidden, self._attend_to_prompts(queries, scores, values, eliminators))
+        hidden = eliminators.adapt(self._feed_forward(eliminators.adapt(hidden, 0)), 1)
+        return eliminators.transport(hidden)
 
     def user_vectors(self, history: Tensor, *, eliminators: GatheredEliminators | None = None) -> Tensor:
         """(..., L) histories of at least one event -> (B, d) or (G, B, d)."""
@@ -120,23 +110,56 @@ class SequentialBackbone(nn.Module):
             return self(history, eliminators=eliminators, read=lengths).squeeze(-2)
         return self(history, eliminators=eliminators, read=lengths - 1).squeeze(-2)
 
-    @torch.no_grad()
-    def remember_titles(self) -> "SequentialBackbone":
-        """Cache the first layer's keys and values of each title, (N, 2 d), of frozen weights."""
-        key_value = cast("Layer", self.layers[0]).key_value
-        self._remembered = F.linear(self.titles.weight, key_value.weight), key_value(self.positions)
-        return self
-
     def title_vectors(self) -> Tensor:
         """(N, d) vectors of the catalogue."""
         return self.titles.weight[: self.config.num_titles]
 
+    def prompt_keys_values(self, eliminators: GatheredEliminators) -> Tensor:
+        """(G, B, P, 2 d) keys and values of the prompts."""
+        return self.key_value(eliminators.prompt_table)[:, eliminators.prompt_index]  # the table is small
+
+    @torch.no_grad()
+    def remember_titles(self) -> "SequentialBackbone":
+        """Cache the keys and values of each title, (N, 2 d), of frozen weights."""
+        self._remembered = F.linear(self.titles.weight, self.key_value.weight), self.key_value(self.positions)
+        return self
+
+    def _keys_values(self, titles: Tensor, hidden: Tensor) -> Tensor:
+        """(G or 1, B, T, 2 d) of the history; the cached ones are linear in title and position."""
+        if self._remembered is None or self.training:
+            return self.key_value(hidden)
+        of_titles, of_positions = self._remembered
+        return F.embedding(titles, of_titles) + of_positions[: titles.shape[-1]]
+
     def _attention_mask(self, histories: Tensor) -> Tensor:
-        """Added to scores: (T, T) causal, or (G or 1, B, 1, 1, T) that hides the filler."""
+        """Added to scores: (T, T) causal, or (G or 1, B, 1, T) that hides the filler."""
         if self.bidirectional:
-            hidden = (histories < 0)[:, :, None, None, :]
+            hidden = (histories < 0)[:, :, None]
             return torch.zeros(hidden.shape, device=histories.device).masked_fill_(hidden, float("-inf"))
         return self.causal_mask[: histories.shape[-1], : histories.shape[-1]]
+
+    def _attend_to_prompts(
+        self, queries: Tensor, scores: Tensor, values: Tensor, eliminators: GatheredEliminators
+    ) -> Tensor:
+        """Attention over prompts and history, (G, B, T or Q, d)."""
+        prompts = eliminators.cached_prompts
+        prompts = self.prompt_keys_values(eliminators) if prompts is None else prompts
+        log_weights = scores.log_softmax(-1)
+        attended = log_weights.exp() @ values  # (G or 1, B, T or Q, d)
+        history_score = scores[..., :1] - log_weights[..., :1]  # log-sum-exp: every query sees column 0
+        prompt_keys, prompt_values = prompts.chunk(2, dim=-1)  # (G, B, P, d)
+        gate = eliminators.parts.gate[:, :, None, None]
+        prompt_scores = queries @ prompt_keys.transpose(-1, -2) + gate  # (G, B, T or Q, P)
+        joined = torch.cat([prompt_scores, history_score.expand(*prompt_scores.shape[:-1], 1)], -1)
+        of_prompts, of_history = joined.softmax(-1).split([prompt_scores.shape[-1], 1], -1)
+        return of_prompts @ prompt_values + of_history * attended
+
+    def _add_attended(self, hidden: Tensor, attended: Tensor) -> Tensor:
+        return self.attention_norm(hidden + self.dropout(attended))
+
+    def _feed_forward(self, hidden: Tensor) -> Tensor:
+        inner = self.dropout(self.activation(self.expand(hidden)))
+        return self.feed_forward_norm(hidden + self.dropout(self.contract(inner)))
 
 
 class ByteDropout(nn.Module):
@@ -152,77 +175,3 @@ class ByteDropout(nn.Module):
         words = torch.empty(-(-hidden.numel() // 8), dtype=torch.int64, device=hidden.device)
         drawn = words.random_(-(2**63), None).view(torch.int8)[: hidden.numel()].view_as(hidden)
         return hidden * (drawn >= self.threshold - 128) * (256 / (256 - self.threshold))
-
-
-class Layer(nn.Module):
-    """Self-attention and feed-forward with residual, layer norm and adapters, if any (eq. 2)."""
-
-    def __init__(self, config: SequentialConfig, number: int) -> None:
-        super().__init__()
-        self.number, self.num_heads = number, config.num_heads
-        self.query = nn.Linear(config.width, config.width)
-        self.key_value = nn.Linear(config.width, 2 * config.width)
-        self.attention_norm = nn.LayerNorm(config.width)
-        self.expand = nn.Linear(config.width, config.width)
-        self.contract = nn.Linear(config.width, config.width)
-        self.feed_forward_norm = nn.LayerNorm(config.width)
-        self.activation = F.gelu if config.kind == "bert4rec" else F.relu
-        self.dropout = ByteDropout(config.dropout)
-
-    def forward(
-        self,
-        hidden: Tensor,
-        mask: Tensor,
-        prompts: Tensor | None,
-        eliminators: GatheredEliminators | None,
-        *,
-        read: Tensor | None,
-        keys_values: Tensor | None,
-    ) -> Tensor:
-        """(G or 1, B, T, d) -> (G, B, T or Q, d).
-
-        Args:
-            mask: (T, T) or (G or 1, B, 1, 1, T), added to scores.
-            prompts: keys and values, (G, B, H, P, 2 d / H).
-            read: (B, Q) or (G, 1, Q) columns wanted.
-            keys_values: those of `hidden`, (G or 1, B, T, 2 d), if they are cached.
-        """
-        own = self.key_value(hidden) if keys_values is None else keys_values
-        keys, values = self.heads(own).chunk(2, dim=-1)  # (G or 1, B, H, T, d / H)
-        if read is not None:
-            columns = read if read.dim() == 3 else read[None]  # (G or 1, B, Q)
-            hidden = hidden.gather(2, columns[..., None].expand(len(hidden), -1, -1, hidden.shape[-1]))
-            mask = mask[columns][:, :, None] if mask.dim() == 2 else mask  # (G or 1, B, 1, Q, T)
-        queries = self.heads(self.query(hidden)) * keys.shape[-1] ** -0.5  # (G or 1, B, H, T or Q, d / H)
-        scores = queries @ keys.transpose(-1, -2) + mask  # (G or 1, B, H, T or Q, T)
-        if prompts is None or eliminators is None:
-            return self._after_attention(hidden, scores.softmax(-1) @ values, None)
-        log_weights = scores.log_softmax(-1)
-        attended = log_weights.exp() @ values  # (G or 1, B, H, T or Q, d / H)
-        history_score = scores[..., :1] - log_weights[..., :1]  # log-sum-exp: every query sees column 0
-        prompt_keys, prompt_values = prompts.chunk(2, dim=-1)  # (G, B, H, P, d / H)
-        gate = eliminators.parts.gate[:, self.number, None, None, None, None]
-        prompt_scores = queries @ prompt_keys.transpose(-1, -2) + gate  # (G, B, H, T or Q, P)
-        scores = torch.cat([prompt_scores, history_score.expand(*prompt_scores.shape[:-1], 1)], -1)
-        of_prompts, of_history = scores.softmax(-1).split([prompt_scores.shape[-1], 1], -1)
-        attended = of_prompts @ prompt_values + of_history * attended  # (G, B, H, T or Q, d / H)
-        return self._after_attention(hidden, attended, eliminators)
-
-    def next_prompts(self, prompts: Tensor, keys_values: Tensor, eliminators: GatheredEliminators) -> Tensor:
-        """(G, B, P, d) prompts, which attend to each other -> the same one layer up."""
-        keys, values = keys_values.chunk(2, dim=-1)
-        queries = self.heads(self.query(prompts)) * keys.shape[-1] ** -0.5
-        return self._after_attention(prompts, (queries @ keys.transpose(-1, -2)).softmax(-1) @ values, eliminators)
-
-    def _after_attention(self, hidden: Tensor, attended: Tensor, eliminators: GatheredEliminators | None) -> Tensor:
-        merged = attended.transpose(-2, -3).flatten(-2)  # (G or 1, B, T, d)
-        hidden = self.attention_norm(hidden + self.dropout(merged))
-        if eliminators is not None:
-            hidden = eliminators.adapt(hidden, 2 * self.number)
-        inner = self.dropout(self.activation(self.expand(hidden)))
-        hidden = self.feed_forward_norm(hidden + self.dropout(self.contract(inner)))
-        return hidden if eliminators is None else eliminators.adapt(hidden, 2 * self.number + 1)
-
-    def heads(self, rows: Tensor) -> Tensor:
-        """(..., T, n d) -> (..., H, T, n d / H)."""
-        return rows.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)

@@ -268,8 +268,8 @@ def make_method(
         filters = FilterMethod(backbone, {name: sizes[name] for (name,) in combinations})
         filters.init_weights(config.seed)
         return filters
-    shape, model = EliminatorConfig(**config.shape.model_dump()), backbone.config
-    pack = StackedEliminators(shape, sizes, combinations, width=model.width, num_layers=model.num_layers)
+    shape = EliminatorConfig(**config.shape.model_dump())
+    pack = StackedEliminators(shape, sizes, combinations, backbone.config.width)
     pack.init_weights(config.seed)
     return EliminatorMethod(backbone, pack)
 

@@ -86,7 +86,7 @@ def one_by_one(batch: Batch) -> list[Batch]:
 
 def make_backbone() -> SequentialBackbone:
     """As paper B's authors ran it: one layer, one head."""
-    backbone = SequentialBackbone(SequentialConfig(NUM_TITLES, history=L, width=WIDTH, num_layers=1, num_heads=1))
+    backbone = SequentialBackbone(SequentialConfig(NUM_TITLES, history=L, width=WIDTH))
     backbone.init_weights(torch.Generator().manual_seed(0))
     return backbone.train()
 
@@ -135,7 +135,7 @@ class OnePositionSparing(EliminatorMethod):
 
 
 def make_game(method: type[EliminatorMethod], combinations: list[Combination]) -> AdversaryGame:
-    pack = StackedEliminators(EliminatorConfig(), ATTRIBUTES, combinations, width=WIDTH, num_layers=1)
+    pack = StackedEliminators(EliminatorConfig(), ATTRIBUTES, combinations, WIDTH)
     pack.init_weights(0)
     discriminators = Discriminators(ATTRIBUTES, combinations, width=WIDTH, hidden=64)
     discriminators.init_weights(0)

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from mtrec_ray.combinations import Combination
 from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
 from mtrec_ray.models.fairness_methods import EliminatorMethod, FilterMethod, FineTuningMethod
-from mtrec_ray.models.sequential import Layer, SequentialBackbone, SequentialConfig
+from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 
 Kind = Literal["sasrec", "bert4rec"]
 KINDS = ["sasrec", "bert4rec"]
-NUM_TITLES, L, D, LAYERS, HEADS = 30, 6, 16, 2, 2
+NUM_TITLES, L, D = 30, 6, 16
 ATTRIBUTES = {"gender": 2, "age": 3, "occupation": 4}
 COMBINATIONS: list[Combination] = [
     ("gender",),
@@ -44,8 +44,8 @@ def perturbed(module: nn.Module, seed: int) -> None:
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
 
 
-def make_backbone(kind: Kind, layers: int = LAYERS) -> SequentialBackbone:
-    config = SequentialConfig(NUM_TITLES, kind, history=L, width=D, num_layers=layers, num_heads=HEADS)
+def make_backbone(kind: Kind) -> SequentialBackbone:
+    config = SequentialConfig(NUM_TITLES, kind, history=L, width=D)
     backbone = SequentialBackbone(config).double()
     backbone.init_weights(torch.Generator().manual_seed(0))
     perturbed(backbone, 1)
@@ -56,7 +56,7 @@ def make_pack(
     shape: str = "all parts", combinations: list[Combination] = COMBINATIONS, seed: int = 7
 ) -> StackedEliminators:
     """As it starts, float64."""
-    pack = StackedEliminators(SHAPES[shape], ATTRIBUTES, combinations, width=D, num_layers=LAYERS).double()
+    pack = StackedEliminators(SHAPES[shape], ATTRIBUTES, combinations, D).double()
     pack.init_weights(seed)
     return pack
 
@@ -97,18 +97,12 @@ def one_sequence(
         inner = F.layer_norm(rows @ pack.down[k, adapter], (pack.config.adapter_width,))
         return (inner * pack.norm_scale[k, adapter] + pack.norm_shift[k, adapter]) @ pack.up[k, adapter] + rows
 
-    for number, layer in enumerate(backbone.layers):
-        assert isinstance(layer, Layer)
-        heads = []
-        for query, key_value in zip(
-            layer.query(hidden).chunk(HEADS, -1), layer.key_value(hidden).chunk(HEADS, -1), strict=True
-        ):
-            key, value = key_value.chunk(2, -1)  # (P + T, d / H)
-            scores = query @ key.t() / (D / HEADS) ** 0.5 + pack.gate[k, number] * to_prompts
-            heads.append(scores.masked_fill(~sees, -torch.inf).softmax(-1) @ value)
-        hidden = adapted(layer.attention_norm(hidden + torch.cat(heads, -1)), 2 * number)
-        inner = layer.contract(layer.activation(layer.expand(hidden)))
-        hidden = adapted(layer.feed_forward_norm(hidden + inner), 2 * number + 1)
+    key, value = backbone.key_value(hidden).chunk(2, -1)  # (P + T, d)
+    scores = backbone.query(hidden) @ key.t() / D**0.5 + pack.gate[k] * to_prompts
+    attended = scores.masked_fill(~sees, -torch.inf).softmax(-1) @ value
+    hidden = adapted(backbone.attention_norm(hidden + attended), 0)
+    inner = backbone.contract(backbone.activation(backbone.expand(hidden)))
+    hidden = adapted(backbone.feed_forward_norm(hidden + inner), 1)
     return plain_transport(pack, k, hidden[num:], values)
 
 
@@ -242,9 +236,7 @@ def test_state_round_trip():
 def test_number_of_parameters_counts_one_eliminator():
     """10 prompts, 2 + 1 and 3 + 1 personal rows of 64; two adapters of 64 x 8 twice and a norm of 2 x 8; a gate; a
     map of 16 units in and out of 64, their biases, a gain for each of 7 values, and its strength."""
-    pack = StackedEliminators(
-        EliminatorConfig(), {"gender": 2, "age": 3}, [("gender",), ("age",)], width=64, num_layers=1
-    )
+    pack = StackedEliminators(EliminatorConfig(), {"gender": 2, "age": 3}, [("gender",), ("age",)], 64)
     found = EliminatorMethod(make_backbone("sasrec"), pack).num_parameters()
     assert found == (10 + 3 + 4) * 64 + 2 * (2 * 64 * 8 + 2 * 8) + 1 + 2 * 64 * 16 + 16 + 7 * 16 + 1
 

@@ -18,7 +18,7 @@ FIT = {"weight": 100.0, "steps": 300, "seed": 0, "find_strength": True}
 
 
 def make_pack(combinations: list[tuple[str, ...]]) -> StackedEliminators:
-    pack = StackedEliminators(EliminatorConfig(), ATTRIBUTES, combinations, width=D, num_layers=1)
+    pack = StackedEliminators(EliminatorConfig(), ATTRIBUTES, combinations, D)
     pack.init_weights(0)
     return pack
 

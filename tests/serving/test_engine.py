@@ -44,8 +44,7 @@ def alone(bundle: Bundle, engine: Engine, query: Query) -> torch.Tensor:
     combination = list(engine.combinations)[query.combination]
     if not combination:
         return backbone.user_vectors(history)[0]
-    width, num_layers = stacked.prompts.shape[-1], stacked.gate.shape[-1]
-    one = StackedEliminators(stacked.config, stacked.attributes, [combination], width=width, num_layers=num_layers)
+    one = StackedEliminators(stacked.config, stacked.attributes, [combination], stacked.prompts.shape[-1])
     index = stacked.combinations.index(combination)
     one.load_state_dict({name: value[index : index + 1] for name, value in stacked.state_dict().items()})
     return backbone.user_vectors(history, eliminators=one.for_all(torch.tensor([query.values])))[0, 0]

@@ -58,8 +58,8 @@ class Batch:
 
 
 def make_backbone(kind: Kind) -> SequentialBackbone:
-    """Two layers and heads, float64, away from special initial values."""
-    config = SequentialConfig(NUM_TITLES, kind, history=L, width=D, num_layers=2, num_heads=2)
+    """Float64, away from special initial values."""
+    config = SequentialConfig(NUM_TITLES, kind, history=L, width=D)
     backbone = SequentialBackbone(config).double()
     generator = torch.Generator().manual_seed(0)
     backbone.init_weights(generator)
@@ -76,7 +76,7 @@ def make_method(kind: Kind, method: str, combinations: list[Combination], seed: 
         filtered = FilterMethod(make_backbone(kind).float(), {name: ATTRIBUTES[name] for (name,) in SINGLE})
         filtered.init_weights(seed)
         return filtered
-    pack = StackedEliminators(EliminatorConfig(4, True, 3), ATTRIBUTES, combinations, width=D, num_layers=2).double()
+    pack = StackedEliminators(EliminatorConfig(4, True, 3), ATTRIBUTES, combinations, D).double()
     pack.init_weights(seed)
     return EliminatorMethod(make_backbone(kind), pack)
 
@@ -269,7 +269,7 @@ def test_overfits_one_batch(kind):
     game = make_game(kind, [("gender", "age")], settings=settings)
     batch = make_batch(game.method.backbone, 0)
     returned = []
-    for _ in range(70):
+    for _ in range(150):
         torch.manual_seed(0)
         returned.append(torch.cat(game.step(batch.positions, batch.values, batch.negatives)))
     assert (returned[-1] < 0.2 * returned[0]).all()
@@ -285,7 +285,7 @@ def test_hiding_works_against_the_discriminators():
             torch.manual_seed(0)
             _, entropies = game.step(batch.positions, batch.values, batch.negatives)
         losses.append(entropies.item())
-    assert losses[1] > 0.4 > 0.1 > losses[0]
+    assert losses[1] > 0.3 > 0.1 > losses[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

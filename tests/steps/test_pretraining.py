@@ -23,8 +23,8 @@ ONE_EMPTY = [slice(0, 4), slice(4, 4)]
 
 
 def make_backbone(kind: Kind, *, seed: int = 0, dropout: float = 0.0) -> SequentialBackbone:
-    """Two layers and heads, float64, in training."""
-    config = SequentialConfig(NUM_TITLES, kind, history=L, width=D, num_layers=2, num_heads=2, dropout=dropout)
+    """Float64, in training."""
+    config = SequentialConfig(NUM_TITLES, kind, history=L, width=D, dropout=dropout)
     backbone = SequentialBackbone(config).double()
     generator = torch.Generator().manual_seed(seed)
     backbone.init_weights(generator)
@@ -138,7 +138,7 @@ def test_gradient_reaches_every_parameter(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_overfits_one_batch(kind):
-    config = SequentialConfig(NUM_TITLES, kind, history=L, width=D, num_layers=2, num_heads=2, dropout=0.0)
+    config = SequentialConfig(NUM_TITLES, kind, history=L, width=D, dropout=0.0)
     backbone = SequentialBackbone(config)
     backbone.init_weights(torch.Generator().manual_seed(0))
     positions, optimizer = make_positions(backbone), torch.optim.Adam(backbone.parameters(), lr=0.01)

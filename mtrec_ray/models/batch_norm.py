@@ -1,6 +1,6 @@
 """Batch normalisation and ReLU of distinct rows that stand for several pairs each.
 
-Legend: `N` distinct rows on this worker, `d` width, `w` (N,) pairs of each row, `W` pairs of all workers' rows.
+Legend: `N` distinct rows on this worker, `d` width, `w` (N,) pairs of each row, `W` pairs of all workers.
 A row of weight w counts as w equal rows of the pair-by-pair batch. With g the gradient summed over a row's pairs:
 
     mean = sum(w z) / W,  var = sum(w (z - mean)^2) / W,  x = (z - mean) / sqrt(var + eps),  y = gamma x + beta

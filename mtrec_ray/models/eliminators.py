@@ -35,12 +35,9 @@ class EliminatorConfig:
 
 
 class StackedEliminators(nn.Module):
-    """Parameters of K combinations, stacked on a leading dimension: one forward serves all.
+    """Parameters of K combinations, stacked: one forward serves all.
 
-    Args:
-        attributes: number of values of each attribute, in the lake's order.
-        combinations: the attributes each eliminator is to hide.
-        width: of the backbone.
+    `attributes` holds the number of values of each attribute, in the lake's order; `width` is the backbone's.
     """
 
     value_starts: Tensor  # (m,) first row of each attribute in a table of values
@@ -116,13 +113,8 @@ class StackedEliminators(nn.Module):
     ) -> None:
         """Fit the transport further, so that users of different selected values become alike.
 
-        Args:
-            vectors: (K, V, d) before the transport.
-            attribute_index: (V, m) values, -1 unknown.
-            user: (V,) int64.
-            fold: (V,) of the user.
-            titles: (N, d) vectors of the catalogue.
-            weight, steps, seed, find_strength: see `transport`.
+        (K, V, d) vectors before the transport, (V, m) values, -1 unknown, (V,) int64 user and its fold, (N, d) titles;
+        for the others see `transport`.
         """
         device, sizes = vectors.device, self.attributes
         selected = torch.tensor([[name in chosen for name in sizes] for chosen in self.combinations], device=device)

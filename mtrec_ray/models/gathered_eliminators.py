@@ -3,8 +3,7 @@
 Legend: `G` groups of rows that use the same eliminator, `B` rows of a group, `T` columns, `R` prompt rows of a group,
 `P` of them in front of a history, `d` width, `r` adapter width, `S` = 2 adapters, `h` transport units.
 
-Training runs one batch of users through every combination: G combinations with the same B histories. Serving gives
-every row its own combination: G rows with one history each.
+In training G combinations have the same B histories, in serving G rows have a combination and a history each.
 """
 
 from dataclasses import dataclass, replace

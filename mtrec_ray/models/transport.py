@@ -7,15 +7,11 @@ An eliminator knows the values its user has, so it need not remove a direction f
 
     x' = x - strength * (relu(x W + b) * g_y) U,     g_y = sum of a row of g for each selected value, zero if unknown.
 
-The units read where a vector lies, and g_y how its value's users are moved there; one constant shift per value
-(O-LEACE, Belrose et al. 2023) deceives linear attackers alone. The map minimises, on frozen vectors of users of the
-train split,
-
-    weight * sum over selected attributes of dependence + distortion
+The map minimises, on frozen vectors of users of the train split, distortion + weight * sum over selected attributes of
 
 * dependence: sum over values v of P(v) * MMD^2(users of v, all) under Gaussian kernels of four widths (Gretton et al.
-  2012). Its estimate is unbiased over users: pairs of vectors of one user do not count.
-* distortion: the change of scores over the spread of scores, mean square over titles.
+  2012), unbiased over users: pairs of vectors of one user do not count
+* distortion: the change of scores over the spread of scores, mean square over titles
 
 A map that overfits writes the values into other users' vectors. So its units read blurred vectors while they are
 fitted, and the strength is the one that held-out folds of users confirm.
@@ -78,14 +74,11 @@ class Hidden:
 def fit_transport_maps(
     hidden: Hidden, start: Transport, fold: Tensor, steps: int, seed: int, *, find_strength: bool
 ) -> Transport:
-    """Train the maps of all combinations, each as if it were alone.
+    """Train the maps of all combinations from `start` on, each as if it were alone.
 
     Args:
-        hidden: at least one vector.
-        start: untrained, or maps to train further.
         fold: (V,) in 0..FOLDS - 1, the same for all vectors of a user.
         steps: of Adam, the rate falling to zero; a third of them for each fold.
-        seed: of the batches.
         find_strength: find the strength by cross-validation; else keep `start`'s.
     """
     mean = hidden.vectors.mean(1, keepdim=True)  # (K, 1, d)

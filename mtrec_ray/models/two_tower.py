@@ -5,9 +5,8 @@ Legend: `U` user rows, `T` title rows, `N` rows of either, `d` width, `G` territ
 * each tower: two dense layers, batch normalisation and ReLU between them
 * an optional group block on top of the user tower, one part per territory group
 * logit = user . title / sqrt(d) + learned bias; propensity = sigmoid(logit)
-
-Paper A has batch normalisation and ReLU behind the last layers too, and no scale or bias: no propensity is then below
-one half, and training collapsed on real data.
+* paper A has batch normalisation and ReLU behind the last layers too, and no scale or bias: no propensity is then below
+  one half, and training collapsed on real data
 """
 
 from collections.abc import Sequence

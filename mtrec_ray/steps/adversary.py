@@ -3,16 +3,13 @@
 Legend: `K` combinations, `D` pairs of a combination and a selected attribute, `B` crops, `T` columns, `S` vectors the
 adversary sees, `M` negatives, `m` attributes, `A` values of the attribute with most, `d` width.
 
-A step takes one batch of crops through all combinations:
-
 1. the method's forward, the frozen backbone with every eliminator: a vector for each column
 2. what the adversary sees: each crop's last vector and a few random ones, since any prefix may be a user's history
 3. the discriminators learn on those vectors, detached
 4. the generator's loss, BPR - lambda * sum of cross entropies (eq. 5), reaches the method's own parameters alone
 5. the average of the weights moves
 
-Losses are summed over combinations, which have no parameter in common, and both optimizers work element by element:
-each combination is trained as if it were alone.
+Combinations have no parameter in common and both optimizers work element by element: each is trained as if alone.
 """
 
 from dataclasses import dataclass
@@ -43,18 +40,13 @@ class GameSettings:
 
 
 class AdversaryGame:
-    """A method, its discriminators, their optimizers and the averaged weights.
-
-    Args:
-        weights: (m, A) of `value_weights` over the users of the train split.
-        all_reduce: sums over workers, each with a part of the global batch.
-    """
+    """A method, its discriminators, their optimizers and the averaged weights."""
 
     def __init__(
         self,
         method: FairnessMethod,
         discriminators: Discriminators,
-        weights: Tensor,
+        weights: Tensor,  # (m, A) of `value_weights` over the train split
         config: GameSettings,
         all_reduce: AllReduce = single_worker,
     ) -> None:
@@ -68,12 +60,10 @@ class AdversaryGame:
         )
 
     def step(self, positions: Positions, attribute_index: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
-        """Train on a batch; returns global BPR (K,) and cross entropies (D,).
+        """Train on this worker's crops; returns global BPR (K,) and cross entropies (D,).
 
-        Args:
-            positions: this worker's crops; torch's global generator draws the columns that the adversary sees.
-            attribute_index: (B, m) values, -1 unknown.
-            negatives: (M,) titles, the same for every position, combination and worker.
+        (B, m) values, -1 unknown, (M,) negatives, the same for every position, combination and worker. Torch's global
+        generator draws the columns that the adversary sees.
         """
         vectors = self.method(positions.history, attribute_index).flatten(1, 2)  # (K, B T, d)
         columns, crop = adversary_columns(positions, self.config.columns)

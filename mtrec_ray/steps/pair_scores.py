@@ -2,9 +2,9 @@
 
 Legend: `U` user rows, `T` title rows, `P` pairs, `d` width.
 
-* gathered: one dot product per pair; both gradients are weighted sums of rows (embedding bags over the pairs sorted
-  by user and by title), so no (P, d) matrix exists and no order depends on a race.
-* dense: all U x T scores, then a gather.
+* dense: all U x T scores, then a gather
+* gathered: one dot product per pair; both gradients are embedding bags over the pairs sorted by user and by title, so
+  no (P, d) matrix exists and no order depends on a race
 """
 
 from typing import Any

@@ -2,12 +2,8 @@
 
 Legend: `U` users, `T` distinct titles, `P` pairs, `d` width.
 
-The mathematics is the pair-by-pair model's; no row is computed twice:
-
-1. each tower once per distinct row; batch normalisation weighs a row with its pairs
-2. the group block, each group's rows through its own part
-3. dot products of the pairs alone, binary cross entropy, mean over the global batch
-4. autograd back through the same operations, then one message that sums gradients and loss over the workers
+The mathematics is the pair-by-pair model's; no row is computed twice: each tower runs once per distinct row, and batch
+normalisation weighs a row with its pairs.
 """
 
 import torch

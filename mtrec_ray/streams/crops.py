@@ -146,8 +146,8 @@ def read_crops(
 ) -> pa.Table:
     """Crops with positions of one segment, from `from_step` on, in slot order.
 
-    Columns: `lane`, `step` int32, `crop` FixedSizeBinary of L + 1 + m int32: the titles of the crop's events and of
-    the one that follows, filled with -1; the user's attribute values. `read` may cache `Sequences.read`.
+    Columns: `lane`, `step` int32, `crop` L + 1 + m int32: the titles of the crop's events and of the one that follows,
+    filled with -1; the user's attribute values. `read` may cache `Sequences.read`.
     """
     sequences = read(lake, segment.bucket, plan.sequences, plan.split)
     owner, number = slots_of(sequences, plan.length)

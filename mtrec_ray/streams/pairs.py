@@ -1,8 +1,7 @@
 """Labelled pairs of one bucket: positives, and alpha times as many negatives on average.
 
-Each eligible (user, title) becomes a negative independently, at one rate for the whole period
-(`PeriodPlan.negative_rate`). Each draw is a hash of the user and the seed, so a user's negatives do not depend on the
-number of readers, workers or buckets; an exact total, within its square root here, would need a draw over all buckets.
+As paper A (3.2, 4.1), which leaves the draw open: each eligible (user, title) becomes a negative independently, by a
+hash of user and seed, so a user's negatives do not depend on readers, workers or buckets.
 
 Legend: `S` sampled users of the bucket, `P` labelled pairs.
 """
@@ -56,13 +55,10 @@ def _draw_negatives(
 
 
 def bernoulli_positions(keys: np.ndarray, length: int, rate: float, salt: int) -> tuple[np.ndarray, np.ndarray]:
-    """Positions in [0, length) chosen independently with probability `rate` for each key.
+    """(row of `keys`, position in [0, length)), each chosen with probability `rate`; ordered.
 
     Geometric gaps between them are drawn from a hash of (key, draw number): the cost is that of the positions drawn,
     not of keys x length, and a key's positions depend on that key alone.
-
-    Returns:
-        (row of `keys`, position), both (chosen,), ordered by row and position.
     """
     if length == 0 or rate <= 0 or len(keys) == 0:
         return np.zeros(0, np.int64), np.zeros(0, np.int64)

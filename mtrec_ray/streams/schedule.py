@@ -42,13 +42,9 @@ class Segment:
         steps = self.steps(slots)
         return slots[steps >= step], steps[steps >= step]
 
-    @property
-    def begins(self) -> int:
-        return int(self.steps(np.array(self.start)))
-
-    @property
-    def ends(self) -> int:
-        return int(self.steps(np.array(self.stop - 1)))
+    def step_of(self, slot: int) -> int:
+        """Global step of one slot."""
+        return int(self.steps(np.array(slot)))
 
 
 @dataclass(frozen=True)
@@ -88,7 +84,8 @@ class Schedule:
             for epoch in range(epochs):
                 found += self._epoch_segments(period, epoch, first_step, lanes)
                 first_step += self.steps_per_epoch[period]
-        return sorted((s for s in found if s.ends >= from_step), key=lambda s: (s.first_step, s.begins, s.lane))
+        left = [segment for segment in found if segment.step_of(segment.stop - 1) >= from_step]
+        return sorted(left, key=lambda segment: (segment.first_step, segment.step_of(segment.start), segment.lane))
 
     def _epoch_segments(self, period: int, epoch: int, first_step: int, lanes: range) -> Iterator[Segment]:
         slots = np.array(self.slots_per_bucket[period])

@@ -1,20 +1,16 @@
 """Eliminators: plain attention over prompts and history, packs, mixed batches, ablations; filters."""
 
-from typing import Literal
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mtrec_ray.combinations import Combination
 from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
 from mtrec_ray.models.fairness_methods import EliminatorMethod, FilterMethod, FineTuningMethod
-from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.models.sequential import SequentialBackbone
+from tests.models.backbones import HISTORIES, KINDS, D, L, close, make_backbone, perturb
 
-Kind = Literal["sasrec", "bert4rec"]
-KINDS = ["sasrec", "bert4rec"]
-NUM_TITLES, L, D = 30, 6, 16
 ATTRIBUTES = {"gender": 2, "age": 3, "occupation": 4}
 COMBINATIONS: list[Combination] = [
     ("gender",),
@@ -32,24 +28,7 @@ SHAPES = {
     "without adapters": EliminatorConfig(num_prompts=4, adapter_width=0),
     "adapters alone": EliminatorConfig(num_prompts=0, personal_prompt=False, adapter_width=5),
 }
-HISTORIES = torch.tensor([[1, 2, 3, -1, -1, -1], [4, 5, 6, 7, 8, 9], [3, -1, -1, -1, -1, -1]])
 VALUES = torch.tensor([[0, 2, 1], [-1, 1, -1], [1, -1, 3]])
-
-
-def perturbed(module: nn.Module, seed: int) -> None:
-    """Moves every parameter, so that nothing is zero or one by construction."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-
-
-def make_backbone(kind: Kind) -> SequentialBackbone:
-    config = SequentialConfig(NUM_TITLES, kind, history=L, width=D)
-    backbone = SequentialBackbone(config).double()
-    backbone.init_weights(torch.Generator().manual_seed(0))
-    perturbed(backbone, 1)
-    return backbone.eval()
 
 
 def make_pack(
@@ -63,12 +42,8 @@ def make_pack(
 
 def moved_pack(shape: str = "all parts") -> StackedEliminators:
     pack = make_pack(shape)
-    perturbed(pack, 2)
+    perturb(pack, torch.Generator().manual_seed(2), 0.3)
     return pack
-
-
-def close(one: Tensor, other: Tensor) -> None:
-    torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
 
 
 def one_sequence(

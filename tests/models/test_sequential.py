@@ -1,33 +1,11 @@
 """SASRec and BERT4Rec: shapes, filler, other rows, what a column sees, dropout, seeds."""
 
-from typing import Literal
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mtrec_ray.models.sequential import ByteDropout, SequentialBackbone, SequentialConfig
-
-Kind = Literal["sasrec", "bert4rec"]
-KINDS = ["sasrec", "bert4rec"]
-NUM_TITLES, L, D = 30, 6, 16
-HISTORIES = torch.tensor([[1, 2, 3, -1, -1, -1], [4, 5, 6, 7, 8, 9], [3, -1, -1, -1, -1, -1]])
-
-
-def make_backbone(kind: Kind, seed: int = 0, dropout: float = 0.2) -> SequentialBackbone:
-    """Float64, away from special initial values so that every part matters."""
-    config = SequentialConfig(NUM_TITLES, kind, history=L, width=D, dropout=dropout)
-    backbone = SequentialBackbone(config).double()
-    generator = torch.Generator().manual_seed(seed)
-    backbone.init_weights(generator)
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-    return backbone.eval()
-
-
-def close(one: Tensor, other: Tensor) -> None:
-    torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+from tests.models.backbones import HISTORIES, KINDS, NUM_TITLES, D, L, close, make_backbone
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -114,7 +92,7 @@ def test_the_order_of_events_matters(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_seed_same_weights(kind):
-    one, same, other = (make_backbone(kind, seed) for seed in (0, 0, 1))
+    one, same, other = (make_backbone(kind, seed=seed) for seed in (0, 0, 1))
     for name, value in one.state_dict().items():
         assert torch.equal(value, same.state_dict()[name]), name
         assert not torch.equal(value, other.state_dict()[name]), name
@@ -147,7 +125,7 @@ def test_dropout_drops_the_given_fraction_and_keeps_the_mean(p):
 
 
 def test_dropout_acts_in_training_alone_and_follows_the_seed():
-    backbone = make_backbone("sasrec")
+    backbone = make_backbone("sasrec", dropout=0.2)
     assert torch.equal(backbone(HISTORIES), backbone(HISTORIES))
     backbone.train()
     torch.manual_seed(0)
@@ -155,5 +133,5 @@ def test_dropout_acts_in_training_alone_and_follows_the_seed():
     assert not torch.equal(one, other)
     torch.manual_seed(0)
     assert torch.equal(backbone(HISTORIES), one)
-    still = make_backbone("sasrec", dropout=0.0).train()
+    still = make_backbone("sasrec").train()
     assert torch.equal(still(HISTORIES), still.eval()(HISTORIES))

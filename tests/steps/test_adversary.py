@@ -3,7 +3,6 @@
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import pytest
 import safetensors.torch
@@ -16,16 +15,15 @@ from mtrec_ray.combinations import Combination
 from mtrec_ray.models.discriminators import Discriminators, value_weights
 from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
 from mtrec_ray.models.fairness_methods import EliminatorMethod, FairnessMethod, FilterMethod, FineTuningMethod
-from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.training_state import collect_state, restore_state
 from mtrec_ray.steps.adversary import AdversaryGame, GameSettings, adversary_columns
 from mtrec_ray.steps.pretraining import Positions, positions_of
+from tests.models.backbones import KINDS, NUM_TITLES, D, Kind, L, make_backbone
 from tests.steps.cases import LockStep
 
-Kind = Literal["sasrec", "bert4rec"]
-KINDS = ["sasrec", "bert4rec"]
 METHODS = ["eliminator", "filter", "fine_tuning"]
-NUM_TITLES, B, L, D = 30, 8, 6, 16
+B = 8
 ATTRIBUTES = {"gender": 2, "age": 3, "occupation": 4}
 SINGLE: list[Combination] = [("gender",), ("age",), ("occupation",)]
 COMBINATIONS: list[Combination] = [
@@ -55,18 +53,6 @@ class Batch:
         """A worker's part."""
         positions = Positions(self.positions.history[rows], self.positions.targets[rows])
         return Batch(positions, self.values[rows], self.negatives)
-
-
-def make_backbone(kind: Kind) -> SequentialBackbone:
-    """Float64, away from special initial values."""
-    config = SequentialConfig(NUM_TITLES, kind, history=L, width=D)
-    backbone = SequentialBackbone(config).double()
-    generator = torch.Generator().manual_seed(0)
-    backbone.init_weights(generator)
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-    return backbone
 
 
 def make_method(kind: Kind, method: str, combinations: list[Combination], seed: int) -> FairnessMethod:

@@ -1,7 +1,6 @@
 """One pass over all positions equals one position per forward; masks of BERT4Rec; workers, seeds, overfitting."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
 
 import pytest
 import torch
@@ -10,28 +9,14 @@ from torch import Tensor
 from mtrec_ray.all_reduce import AllReduce, single_worker
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.steps.pretraining import Positions, bpr_losses, positions_of, pretraining_step
+from tests.models.backbones import KINDS, NUM_TITLES, D, L, make_backbone
 from tests.steps.cases import LockStep, gradients
 
-Kind = Literal["sasrec", "bert4rec"]
-KINDS = ["sasrec", "bert4rec"]
-NUM_TITLES, L, D = 30, 6, 16
 HISTORY = torch.tensor([[1, 2, 3, -1, -1, -1], [4, 5, 6, 7, 8, 9], [3, -1, -1, -1, -1, -1], [9, 1, 9, 2, -1, -1]])
 TARGETS = torch.tensor([[2, 3, 4, -1, -1, -1], [5, 6, 7, 8, 9, 1], [8, -1, -1, -1, -1, -1], [1, 9, 2, 7, -1, -1]])
 NEGATIVES = torch.tensor([3, 20, 21, 9, 20])
 HALVES = [slice(0, 2), slice(2, 4)]
 ONE_EMPTY = [slice(0, 4), slice(4, 4)]
-
-
-def make_backbone(kind: Kind, *, seed: int = 0, dropout: float = 0.0) -> SequentialBackbone:
-    """Float64, in training."""
-    config = SequentialConfig(NUM_TITLES, kind, history=L, width=D, dropout=dropout)
-    backbone = SequentialBackbone(config).double()
-    generator = torch.Generator().manual_seed(seed)
-    backbone.init_weights(generator)
-    with torch.no_grad():
-        for parameter in backbone.parameters():
-            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype))
-    return backbone.train()
 
 
 def make_positions(backbone: SequentialBackbone, seed: int = 0) -> Positions:
@@ -152,7 +137,7 @@ def test_overfits_one_batch(kind):
 def test_same_seed_same_numbers(kind):
     def run() -> tuple[list[float], list[Tensor]]:
         torch.manual_seed(3)
-        backbone = make_backbone(kind, dropout=0.2)
+        backbone = make_backbone(kind, dropout=0.2).train()
         optimizer = torch.optim.Adam(backbone.parameters(), lr=0.01, fused=True)
         losses = []
         for _ in range(4):

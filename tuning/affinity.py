@@ -102,15 +102,15 @@ def add_gradients(
         negatives: in addition to these pairs.
         left, right: (d, k) projections A and B.
     """
-    hidden = model.user_tower.first(torch.from_numpy(rows.embedding).to(titles))  # (U, d)
-    users = model.user_tower.last(hidden)  # (U, d)
+    hidden = model.user_tower.hidden(torch.from_numpy(rows.embedding))  # (U, d)
+    users = hidden @ model.user_tower.last.t() + model.user_tower.last_bias  # (U, d)
     user_rows = torch.from_numpy(_users_of_pairs(rows))
     title_rows = torch.from_numpy(rows.title_index.astype(np.int64))
     propensity = model.logits(users, titles[negatives.titles]).sigmoid_()  # (U, M)
     if len(negatives.titles) == len(titles):
         own = propensity[user_rows, title_rows]  # (P,)
     else:
-        own = ((users[user_rows] * titles[title_rows]).sum(dim=1) * model.scale + (model.bias or 0.0)).sigmoid()
+        own = ((users[user_rows] * titles[title_rows]).sum(dim=1) * model.scale + model.bias).sigmoid()
     taken = negatives.rate * torch.from_numpy(is_first(rows)).to(own)
     delta = own * (1.0 - taken) - torch.from_numpy(rows.label).to(own)  # (P,)
     projected = titles @ left  # (T, k)

@@ -35,45 +35,31 @@ class TwoTowerConfig:
     initial_bias: float = 0.0  # of the logit: the log odds of a positive, so training need not learn them
 
 
-class TowerLayer(nn.Module):
-    """Dense layer, with a bias or with batch normalisation and ReLU."""
-
-    def __init__(self, width_in: int, width_out: int, *, normalised: bool) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.empty(width_out, width_in))
-        self.norm = PairBatchNorm(width_out) if normalised else None
-        self.bias = None if normalised else nn.Parameter(torch.empty(width_out))
-
-    @torch.no_grad()
-    def init_weights(self, generator: torch.Generator) -> None:
-        """Uniform in +-1/sqrt(width_in), as `nn.Linear`."""
-        bound = self.weight.shape[1] ** -0.5
-        self.weight.uniform_(-bound, bound, generator=generator)
-        if self.norm is not None:
-            self.norm.init_weights()
-        if self.bias is not None:
-            self.bias.uniform_(-bound, bound, generator=generator)
-
-    def forward(self, rows: Tensor, counts: PairCounts | None = None, compute_dtype: DType = None) -> Tensor:
-        """(N, width_in) -> (N, width_out)."""
-        rows = matmul(rows, self.weight.t(), compute_dtype)
-        if self.norm is not None:
-            return self.norm(rows, counts)
-        return rows if self.bias is None else rows.add_(self.bias)
-
-
 class Tower(nn.Module):
-    """Two dense layers, the first with batch normalisation and ReLU."""
+    """Dense layer, batch normalisation, ReLU, dense layer."""
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
-        self.first = TowerLayer(width_in, width, normalised=True)
-        self.last = TowerLayer(width, width, normalised=False)
+        self.first = nn.Parameter(torch.empty(width, width_in))  # its bias would be normalised away
+        self.norm = PairBatchNorm(width)
+        self.last = nn.Parameter(torch.empty(width, width))
+        self.last_bias = nn.Parameter(torch.empty(width))
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> None:
+        """Uniform in +-1/sqrt(inputs), as `nn.Linear`."""
+        self.norm.init_weights()
+        width, width_in = self.first.shape
+        for parameter, inputs in ((self.first, width_in), (self.last, width), (self.last_bias, width)):
+            parameter.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
+
+    def hidden(self, features: Tensor, counts: PairCounts | None = None, compute_dtype: DType = None) -> Tensor:
+        """(N, width_in) of any float dtype -> (N, d) after the ReLU; `counts` while training."""
+        return self.norm(matmul(features.to(self.first.dtype), self.first.t(), compute_dtype), counts)
 
     def forward(self, features: Tensor, counts: PairCounts | None = None, compute_dtype: DType = None) -> Tensor:
         """(N, width_in) of any float dtype -> (N, d); `counts` while training."""
-        rows = self.first(features.to(self.first.weight.dtype), counts, compute_dtype)
-        return self.last(rows, compute_dtype=compute_dtype)
+        return matmul(self.hidden(features, counts, compute_dtype), self.last.t(), compute_dtype).add_(self.last_bias)
 
 
 class TwoTower(nn.Module):
@@ -98,9 +84,8 @@ class TwoTower(nn.Module):
         Balduzzi et al. 2017), so the first logit is the dot product of the two (normalised) vectors. On validation
         users this raised the PR-AUC by a fifth over independent towers.
         """
-        for tower in (self.user_tower, self.title_tower):
-            tower.first.init_weights(generator)
-            tower.last.init_weights(generator)
+        self.user_tower.init_weights(generator)
+        self.title_tower.init_weights(generator)
         if self.config.aligned_width:
             self._align(generator)
         if self.group_block is not None:
@@ -113,17 +98,13 @@ class TwoTower(nn.Module):
         q = nn.init.orthogonal_(torch.empty(half, width), generator=generator)
         a = nn.init.orthogonal_(torch.empty(d, half), generator=generator)
         for tower in (self.user_tower, self.title_tower):
-            tower.first.weight[: 2 * half, -width:] = torch.cat([q, -q])
-            tower.last.weight[:, : 2 * half] = torch.cat([a, -a], dim=1)
-            tower.last.get_parameter("bias").zero_()
+            tower.first[: 2 * half, -width:] = torch.cat([q, -q])
+            tower.last[:, : 2 * half] = torch.cat([a, -a], dim=1)
+            tower.last_bias.zero_()
 
     def tower_parameters(self) -> list[nn.Parameter]:
         """Every parameter outside the group block."""
         return [parameter for name, parameter in self.named_parameters() if not name.startswith("group_block.")]
-
-    def block_parameters(self) -> list[nn.Parameter]:
-        """The group block's parameters, for a learning rate of their own; empty for the baseline."""
-        return [] if self.group_block is None else list(self.group_block.parameters())
 
     def apply_block(self, users: Tensor, offsets: Sequence[int], compute_dtype: DType = None) -> Tensor:
         """(U, d) user tower outputs sorted by group, (G + 1) row offsets -> (U, d) user vectors."""

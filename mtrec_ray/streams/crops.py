@@ -84,17 +84,9 @@ def make_sequence_plan(
     `map_over` runs a task on each of the `buckets` to train on, None is all.
     """
     all_buckets = range(lake.manifest.num_buckets)
-    tasks = map_over(
-        _count,
-        all_buckets if buckets is None else buckets,
-        lake,
-        sequences,
-        length,
-        split,
-        stage="counting histories",
-        progress=progress,
-    )
-    counted = dict(tasks)
+    chosen = all_buckets if buckets is None else buckets
+    shared = (lake, sequences, length, split)
+    counted = dict(map_over(_count, chosen, *shared, stage="counting histories", progress=progress))
     users, positions, crops, values, hashes = zip(*counted.values(), strict=True)
     if not sum(crops):
         whose = "" if split == "all" else " of the train split"

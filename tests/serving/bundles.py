@@ -93,7 +93,7 @@ def write_bundle(
     with torch.no_grad():
         for parameter in (*backbone.parameters(), *pack.parameters()):
             parameter.add_(0.3 * torch.randn(parameter.shape))
-        for parameter in model.block_parameters():
+        for parameter in model.group_block.parameters() if model.group_block else ():
             parameter.add_(torch.randn(parameter.shape))
     popular = np.full((2, 10), -1, dtype=np.int32)
     popular[0, :8], popular[1, :9] = range(10, 18), range(3, 12)

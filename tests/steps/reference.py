@@ -18,7 +18,7 @@ class PairByPair(nn.Module):
     def __init__(self, model: TwoTower) -> None:
         super().__init__()
         self.model = model
-        self.norms = nn.ModuleList(_torch_norm(tower.first.norm) for tower in (model.user_tower, model.title_tower))
+        self.norms = nn.ModuleList(_torch_norm(tower.norm) for tower in (model.user_tower, model.title_tower))
 
     def forward(self, batch: PairBatch) -> Tensor:
         """Mean binary cross entropy over the pairs, as a sum over groups of masked losses."""
@@ -38,8 +38,7 @@ class PairByPair(nn.Module):
         return torch.stack(losses).sum() / batch.num_pairs
 
     def _tower(self, number: int, tower: Tower, rows: Tensor) -> Tensor:
-        rows = self.norms[number](F.linear(rows, tower.first.weight)).relu()
-        return F.linear(rows, tower.last.weight, tower.last.bias)
+        return F.linear(self.norms[number](rows @ tower.first.T).relu(), tower.last, tower.last_bias)
 
     def running_statistics(self) -> list[Tensor]:
         """Means and variances in the order of the `TwoTower`'s own buffers."""
@@ -62,12 +61,11 @@ def deduplicated_loss(model: TwoTower, batch: PairBatch, *, dense: bool) -> Tens
 
 def _distinct_rows(tower: Tower, rows: Tensor, num_pairs: Tensor) -> Tensor:
     fraction = num_pairs.to(rows.dtype) / num_pairs.sum()  # (N,)
-    norm, rows = tower.first.norm, F.linear(rows, tower.first.weight)
-    assert norm is not None
+    norm, rows = tower.norm, rows @ tower.first.T
     centred = rows - fraction @ rows
     variance = fraction @ centred.square()  # (d,)
     rows = (centred * (norm.weight * torch.rsqrt(variance + norm.eps)) + norm.bias).relu()
-    return F.linear(rows, tower.last.weight, tower.last.bias)
+    return F.linear(rows, tower.last, tower.last_bias)
 
 
 def _group_sizes(batch: PairBatch) -> list[int]:
@@ -89,8 +87,7 @@ def group_part(model: TwoTower, users: Tensor, group: int) -> Tensor:
     raise NotImplementedError(model.config.group_block)
 
 
-def _torch_norm(norm: PairBatchNorm | None) -> nn.BatchNorm1d:
-    assert norm is not None
+def _torch_norm(norm: PairBatchNorm) -> nn.BatchNorm1d:
     twin = nn.BatchNorm1d(norm.weight.shape[0], dtype=norm.weight.dtype, device=norm.weight.device)
     twin.weight, twin.bias = norm.weight, norm.bias
     twin.running_mean, twin.running_var = norm.running_mean.clone(), norm.running_var.clone()

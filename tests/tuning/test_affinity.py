@@ -43,9 +43,8 @@ def model_after_some_steps() -> TwoTower:
     """A baseline in float64 whose running statistics are not the initial ones."""
     model, generator = make_model(seed=3), torch.Generator().manual_seed(5)
     for tower in (model.user_tower, model.title_tower):
-        assert tower.first.norm is not None
-        tower.first.norm.running_mean.normal_(generator=generator)
-        tower.first.norm.running_var.uniform_(0.5, 2.0, generator=generator)
+        tower.norm.running_mean.normal_(generator=generator)
+        tower.norm.running_var.uniform_(0.5, 2.0, generator=generator)
     return model.eval()
 
 
@@ -114,7 +113,7 @@ def autograd_gradient(model: TwoTower, rows: StepRows, territory: int, rate: flo
     loss = loss + rate * (
         NUM_TITLES / len(drawn) * F.softplus(cells[:, offered]).sum() - F.softplus(logits[firsts]).sum()
     )
-    (gradient,) = torch.autograd.grad(loss, model.user_tower.last.weight)
+    (gradient,) = torch.autograd.grad(loss, model.user_tower.last)
     return gradient.numpy() / model.scale
 
 
@@ -192,7 +191,7 @@ def test_projections_apply_to_both_sides_of_the_centred_gradient():
 def test_centring_subtracts_the_mean_activation_of_all_rows():
     model, rows = model_after_some_steps(), make_rows()
     sums = summed(model, [rows])
-    hidden = model.user_tower.first(torch.from_numpy(rows.embedding).double()).detach().numpy()
+    hidden = model.user_tower.hidden(torch.from_numpy(rows.embedding).double()).detach().numpy()
     np.testing.assert_allclose(sums.hidden / sums.rows, hidden.mean(axis=0))
     expected = sums.outer - sums.left[:, :, None] * hidden.mean(axis=0)
     np.testing.assert_allclose(sums.centred(), expected.reshape(NUM_TERRITORIES, -1))

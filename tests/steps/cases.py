@@ -49,16 +49,7 @@ def make_users(seed: int, pairs_each: np.ndarray, groups: np.ndarray) -> dict[st
 def make_batch(users: dict[str, np.ndarray], dtype: torch.dtype = torch.float64) -> PairBatch:
     """The batch of these users over one fixed catalogue."""
     catalogue = torch.randn(NUM_TITLES, TITLE_WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    return make_pair_batch(
-        users["user_features"],
-        users["user_group"],
-        users["offsets"],
-        users["title_index"],
-        users["labels"],
-        catalogue,
-        num_groups=NUM_GROUPS,
-        dtype=dtype,
-    )
+    return make_pair_batch(**users, catalogue=catalogue, num_groups=NUM_GROUPS, dtype=dtype)
 
 
 def split_users(users: dict[str, np.ndarray], parts: list[slice]) -> list[dict[str, np.ndarray]]:
@@ -67,15 +58,9 @@ def split_users(users: dict[str, np.ndarray], parts: list[slice]) -> list[dict[s
     for part in parts:
         offsets = users["offsets"][part.start : part.stop + 1]
         pairs = slice(offsets[0], offsets[-1])
-        workers.append(
-            {
-                "user_features": users["user_features"][part],
-                "user_group": users["user_group"][part],
-                "offsets": offsets - offsets[0],
-                "title_index": users["title_index"][pairs],
-                "labels": users["labels"][pairs],
-            }
-        )
+        of_users = {name: users[name][part] for name in ("user_features", "user_group")}
+        of_pairs = {name: users[name][pairs] for name in ("title_index", "labels")}
+        workers.append(of_users | of_pairs | {"offsets": offsets - offsets[0]})
     return workers
 
 

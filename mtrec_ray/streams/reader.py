@@ -63,7 +63,8 @@ def read_pairs(period_index: int, bucket_index: int, lake: Lake, plan: PairPlan)
     slot_of_pair = np.searchsorted(rows, pairs.user_row)
     if folds > 1:
         start, end = embeddings.window_start, embeddings.window_end
-        assert start is not None and end is not None, "an embedding with folds records its window"  # noqa: PT018
+        assert start is not None, "an embedding with folds records its window"
+        assert end is not None
         fold = fold_of_pairs(bucket, (start, end), pairs.user_row, pairs.title_index, folds, embeddings.fold_seed)
         slot_of_pair = slot_of_pair * folds + fold
     vectors = fixed_width_matrix(bucket.users[column]).reshape(len(bucket.keys), folds, -1)

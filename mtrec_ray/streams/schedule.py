@@ -28,7 +28,7 @@ class Segment:
     stop: int
     first_position: int  # position within the lane of slot `start`
     lane_length: int
-    first_step: int  # global step at which the epoch begins
+    first_step: int  # global step at which the epoch starts
     num_steps: int  # steps of the epoch
 
     def steps(self, slots: np.ndarray) -> np.ndarray:

@@ -117,7 +117,7 @@ def test_gradients_are_those_of_equation_5(kind, method):
     method, before = copy.deepcopy(game.method), copy.deepcopy(game.discriminators)
     batch = make_batch(method.backbone, 0)
     returned_bpr, returned_entropies = game.step(batch.positions, batch.values, batch.negatives)
-    assert not (returned_bpr.requires_grad or returned_entropies.requires_grad)
+    assert not any(returned.requires_grad for returned in (returned_bpr, returned_entropies))
 
     targets, rows = batch.positions.targets, batch.positions.rows
     vectors = method(batch.positions.history, batch.values)  # (K, B, T, d)

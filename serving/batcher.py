@@ -13,7 +13,6 @@ from mtrec_ray.serving.engine import Engine, Query, Ranked
 MAX_ROWS = 64
 """Maximum queries of a forward."""
 CROWD, MAX_WAIT_S, RECENT_S = 4, 0.004, 0.1
-"""See `Batcher`."""
 
 
 class Waiting(NamedTuple):

@@ -52,8 +52,7 @@ class LoadResult:
 def load_store(config: StoreLoadConfig, progress: ProgressCallback | None = None) -> LoadResult:
     """Store every user of the lake; stored users that are not in the lake stay as they are.
 
-    Events that were appended after the lake was built are lost. UserError for no lake, a wrong URL, or a store that
-    cannot be reached.
+    Events appended after the lake was built are lost. UserError for no lake, or a store that cannot be reached.
     """
     lake = Lake.open(config.lake)
     buckets, title_ids = range(lake.manifest.num_buckets), lake.titles["title_id"].combine_chunks()
@@ -62,9 +61,11 @@ def load_store(config: StoreLoadConfig, progress: ProgressCallback | None = None
     asyncio.run(_ping(config.store))  # before any work starts
     if is_folder(config.store):  # on a cluster, tasks see other machines' folders
         store = open_store(config.store, expire_s=config.expire_s)
-        for _, states in map_tasks(bucket_states, buckets, lake, title_ids, **options):
-            counts.update(_put(store, states))
-        asyncio.run(store.close())
+        try:
+            for _, states in map_tasks(bucket_states, buckets, lake, title_ids, **options):
+                counts.update(_put(store, states))
+        finally:
+            asyncio.run(store.close())
     else:
         for _, stored in map_tasks(_load_bucket, buckets, lake, title_ids, config, **options):
             counts.update(stored)

@@ -25,9 +25,7 @@ from mtrec_ray.config import Config, validate_config
 
 if TYPE_CHECKING:
     from mtrec_ray.console import JobResult, ProgressCallback
-    from mtrec_ray.jobs.audit_config import AuditConfig
-    from mtrec_ray.jobs.bundle_config import BundleConfig
-    from mtrec_ray.jobs.evaluate_config import EvaluateConfig
+    from mtrec_ray.jobs.config import AuditConfig, BundleConfig, EvaluateConfig
     from mtrec_ray.jobs.lakes import LakeBuildConfig, LakeConfig
     from mtrec_ray.jobs.quickstart_config import QuickstartConfig
     from mtrec_ray.jobs.runs import ListRunsConfig, ShowRunConfig
@@ -114,7 +112,7 @@ def embed_lake(config: EmbedConfig | None = None, *, progress: Progress = None, 
     """
 
 
-@job("mtrec_ray.streams.config:PairsConfig", "mtrec_ray.jobs.pairs:count_pairs")
+@job("mtrec_ray.streams.config:PairsConfig", "mtrec_ray.jobs.pairs:summarise_pairs")
 def show_pairs(config: PairsConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Count a sample's users, positives and negatives by territory (paper A, table 1).
 
@@ -160,13 +158,13 @@ def list_runs(config: ListRunsConfig | None = None, *, progress: Progress = None
 
 @job("mtrec_ray.jobs.runs:ShowRunConfig", "mtrec_ray.jobs.runs:show_run")
 def show_run(config: ShowRunConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """Show a run: settings, validations, loss over its steps, files.
+    """Show a run: settings, validations, loss over its steps.
 
     >>> mt.show_run(run="mtl")
     """
 
 
-@job("mtrec_ray.jobs.evaluate_config:EvaluateConfig", "mtrec_ray.jobs.evaluate:evaluate_propensity")
+@job("mtrec_ray.jobs.config:EvaluateConfig", "mtrec_ray.jobs.evaluate:evaluate_propensity")
 def evaluate(config: EvaluateConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Evaluate propensity runs: PR-AUC, and gains over the first run (paper A, tables 2, 3).
 
@@ -174,7 +172,7 @@ def evaluate(config: EvaluateConfig | None = None, *, progress: Progress = None,
     """
 
 
-@job("mtrec_ray.jobs.audit_config:AuditConfig", "mtrec_ray.jobs.audit:audit")
+@job("mtrec_ray.jobs.config:AuditConfig", "mtrec_ray.jobs.audit:audit")
 def audit(config: AuditConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Measure what still leaks to attackers, on users no eliminator saw, and the cost.
 
@@ -182,7 +180,7 @@ def audit(config: AuditConfig | None = None, *, progress: Progress = None, **set
     """
 
 
-@job("mtrec_ray.jobs.bundle_config:BundleConfig", "mtrec_ray.jobs.bundle:make_bundle")
+@job("mtrec_ray.jobs.config:BundleConfig", "mtrec_ray.jobs.bundle:make_bundle")
 def make_bundle(config: BundleConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Bundle runs and their audit for serving, as safetensors, Parquet and JSON.
 

@@ -12,7 +12,7 @@ import mtrec_ray as mt
 from mtrec_ray import api
 from mtrec_ray.commands.app import COMMANDS
 from mtrec_ray.errors import UserError
-from mtrec_ray.jobs.evaluate_config import EvaluateConfig
+from mtrec_ray.jobs.config import EvaluateConfig
 from mtrec_ray.jobs.runs import ListRunsConfig
 
 
@@ -117,10 +117,7 @@ def test_from_raw_data_to_a_bundle(tmp_path: Path):
         out=str(tmp_path / "audit"),
         lists=False,
         num_folds=3,
-        cross_fit=False,
-        num_repeats=1,
         num_permutations=2,
-        num_bootstrap=10,
     )
     assert len(audited.metrics) > 0
     bundle = mt.make_bundle(

@@ -20,9 +20,8 @@ from torch import Tensor
 from mtrec_ray.combinations import NONE, Combination, combination_name
 from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.audit import AttributeLabels, AuditSettings, audit_vectors
-from mtrec_ray.evaluation.audit_result import AuditResult
-from mtrec_ray.evaluation.bootstrap import poisson_weights
-from mtrec_ray.evaluation.intervals import interval
+from mtrec_ray.evaluation.audit_metrics import AuditResult
+from mtrec_ray.evaluation.intervals import interval, poisson_weights
 from mtrec_ray.models.fairness_methods import FairnessMethod
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.process import prepare_process

@@ -1,20 +1,14 @@
-"""A bundle: one folder with everything that serving needs, in safetensors, Parquet and JSON only.
+"""A bundle: a folder with all that serving needs, in safetensors, Parquet and JSON only.
 
-BUNDLE/manifest.json             what is in it, with metrics, audit, and a SHA-256 of every file; written last
-BUNDLE/backbone.safetensors      the sequential backbone
-BUNDLE/eliminators.safetensors   prompts, adapters, transport of all combinations, stacked in the manifest's order
-BUNDLE/popular.safetensors       (territories, 1000) titles by discoveries, for users without a history
-BUNDLE/titles.parquet            the catalogue: a title's row is its index in every tensor
-BUNDLE/propensity.safetensors    the multi-task model, where one was given
-
-A folder without `manifest.json` is no bundle, so a build that was killed leaves none behind.
+The manifest is written last: a folder without one is no bundle, so a build that was killed leaves none behind. A
+title's row in `titles.parquet` is its index in every tensor.
 """
 
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, TypeVar
 
@@ -35,8 +29,10 @@ from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 FORMAT_VERSION = 5
 MANIFEST_FILE, BACKBONE_FILE, ELIMINATORS_FILE = "manifest.json", "backbone.safetensors", "eliminators.safetensors"
 POPULAR_FILE, TITLES_FILE, PROPENSITY_FILE = "popular.safetensors", "titles.parquet", "propensity.safetensors"
+FILES = (BACKBONE_FILE, ELIMINATORS_FILE, MANIFEST_FILE, POPULAR_FILE, PROPENSITY_FILE, TITLES_FILE)
 REMAKE = "make it again with `mtrec bundle`"
 Model = TypeVar("Model", bound=nn.Module)
+Content = TypeVar("Content")
 
 
 class _Frozen(BaseModel):
@@ -54,44 +50,35 @@ class Metric(_Frozen):
 class AttackMetric(Metric):
     """A metric of the best attacker."""
 
-    chance: float
-    """Value without information."""
-    null_low: float
-    """95% interval of the value without leakage."""
+    chance: float  # value without information
+
+
+class NullMetric(AttackMetric):
+    """With the null of attacks on permuted labels."""
+
+    null_low: float  # 95% interval of the value without leakage
     null_high: float
 
 
-class MicroF1(Metric):
-    """Micro-F1 of the best attacker."""
-
-    chance: float
-
-
 class Leakage(_Frozen):
-    """How well attackers predict one attribute from one combination's vectors (`AuditResult.document`)."""
+    """How well attackers predict an attribute from vectors (`AuditResult.document`)."""
 
-    attacker: str
-    """The best one."""
+    attacker: str  # the best one
     num_users: int
     num_permutations: int
-    leaks: bool
-    """Whether balanced accuracy or AUC exceeds its null."""
-    hidden: bool | None
-    """Whether nothing leaks; null where too few users could show it."""
-    balanced_accuracy: AttackMetric
-    auc: AttackMetric
-    micro_f1: MicroF1
-    attackers: dict[str, dict[str, float]]
-    """Metrics of each attacker."""
+    leaks: bool  # whether balanced accuracy or AUC exceeds its null
+    hidden: bool | None  # whether nothing leaks; null where too few users could show it
+    balanced_accuracy: NullMetric
+    auc: NullMetric
+    micro_f1: AttackMetric
+    attackers: dict[str, dict[str, float]]  # metrics of each attacker
 
 
 class EvaluationProtocol(_Frozen):
     """How PR-AUC was measured: values of two protocols cannot be compared."""
 
-    num_negatives: int | None
-    """Negatives per user; None: all titles that the user could discover."""
-    cohort: str
-    """Users that it was measured on: held_out, trained or validation."""
+    num_negatives: int | None  # negatives per user; None: all titles that the user could discover
+    cohort: str  # users that it was measured on: held_out, trained or validation
 
     def __str__(self) -> str:
         among = "all titles" if self.num_negatives is None else f"{self.num_negatives} negatives"
@@ -109,13 +96,10 @@ class PrAuc(_Frozen):
 class PropensityPart(_Frozen):
     """The multi-task model of a bundle."""
 
-    model: dict[str, Any]
-    """Fields of `TwoTowerConfig`."""
+    model: dict[str, Any]  # fields of `TwoTowerConfig`
     group_of_territory: list[int]
-    pr_auc: dict[str, PrAuc]
-    """By territory, `all` (users pooled) and `mean` (over territories), of the run's variant."""
-    protocol: EvaluationProtocol | None = None
-    """How `pr_auc` was measured; None without an evaluation."""
+    pr_auc: dict[str, PrAuc]  # by territory, `all` (users pooled) and `mean` (over territories), of the run's variant
+    protocol: EvaluationProtocol | None = None  # how `pr_auc` was measured; None without an evaluation
 
     @property
     def mean_pr_auc(self) -> PrAuc | None:
@@ -127,28 +111,19 @@ class BundleManifest(_Frozen):
     """The content of `manifest.json`."""
 
     format_version: int = FORMAT_VERSION
-    version: str
-    """First 12 digits of a SHA-256 over files and metrics: the same content, the same version."""
+    version: str  # first 12 digits of a SHA-256 over files and metrics: the same content, the same version
     created_at: datetime
     lake_hash: str
-    attributes: dict[str, list[str]]
-    """Sensitive attributes with their values, in the lake's order."""
+    attributes: dict[str, list[str]]  # sensitive attributes with their values, in the lake's order
     territories: list[str]
-    backbone: dict[str, Any]
-    """Fields of `SequentialConfig`."""
-    eliminators: dict[str, Any]
-    """Fields of `EliminatorConfig`."""
-    combinations: list[Combination]
-    """In the order of the stacked tensors."""
-    metrics: dict[str, dict[str, Metric]]
-    """Combination (`none` = backbone) -> metric such as `ndcg@10`."""
-    audit: dict[str, dict[str, Leakage]]
-    """Combination -> attribute."""
+    backbone: dict[str, Any]  # fields of `SequentialConfig`
+    eliminators: dict[str, Any]  # fields of `EliminatorConfig`
+    combinations: list[Combination]  # in the order of the stacked tensors
+    metrics: dict[str, dict[str, Metric]]  # combination (`none` = backbone) -> metric such as `ndcg@10`
+    audit: dict[str, dict[str, Leakage]]  # combination -> attribute
     propensity: PropensityPart | None = None
-    config: dict[str, Any]
-    """Settings of the runs that the weights come from."""
-    files: dict[str, str]
-    """Name -> SHA-256; that of the manifest itself is `manifest_hash`."""
+    config: dict[str, Any]  # settings of the runs that the weights come from
+    files: dict[str, str]  # name -> SHA-256; that of the manifest itself is `manifest_hash`
 
 
 def manifest_hash(document: dict[str, Any]) -> str:
@@ -157,11 +132,12 @@ def manifest_hash(document: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(document | {"files": files}, sort_keys=True).encode()).hexdigest()
 
 
+@dataclass
 class Bundle:
     """An opened bundle; a file is read and checked against its hash when it is needed."""
 
-    def __init__(self, uri: str, manifest: BundleManifest) -> None:
-        self.uri, self.manifest = uri, manifest
+    uri: str
+    manifest: BundleManifest
 
     @staticmethod
     def open(uri: str) -> "Bundle":
@@ -183,7 +159,6 @@ class Bundle:
             raise UserError(f"bundle {uri!r}: {MANIFEST_FILE} is damaged: {error.errors()[0]['msg']}") from error
 
     def backbone(self) -> SequentialBackbone:
-        """The frozen backbone."""
         return self._load(BACKBONE_FILE, lambda: SequentialBackbone(SequentialConfig(**self.manifest.backbone)))
 
     def eliminators(self) -> StackedEliminators:
@@ -207,38 +182,29 @@ class Bundle:
 
     def popular(self) -> Tensor:
         """(territories, 1000) int32 titles, most discovered first; -1 where fewer are offered."""
-        with self._checking(POPULAR_FILE):
-            return self._tensors(POPULAR_FILE)["popular"]
+        return self._read(POPULAR_FILE, lambda content: safetensors.torch.load(content)["popular"])
 
     def titles(self) -> pa.Table:
         """The catalogue, in the order of every tensor."""
-        with self._checking(TITLES_FILE):
-            return pq.read_table(io.BytesIO(self._content(TITLES_FILE)))
+        return self._read(TITLES_FILE, lambda content: pq.read_table(io.BytesIO(content)))
 
     def _load(self, name: str, make: Callable[[], Model]) -> Model:
-        with self._checking(name):
+        def load(content: bytes) -> Model:
             model = make()
-            model.load_state_dict(self._tensors(name))
-        return model.eval().requires_grad_(False)
+            model.load_state_dict(safetensors.torch.load(content))
+            return model.eval().requires_grad_(False)
 
-    @contextmanager
-    def _checking(self, name: str) -> Iterator[None]:
-        """UserError if an undamaged file does not fit the manifest."""
-        try:
-            yield
-        except UserError:
-            raise
-        except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-            raise UserError(f"bundle {self.uri!r}: {name} does not fit {MANIFEST_FILE}: {error!r}: {REMAKE}") from error
+        return self._read(name, load)
 
-    def _tensors(self, name: str) -> dict[str, Tensor]:
-        return safetensors.torch.load(self._content(name))
-
-    def _content(self, name: str) -> bytes:
+    def _read(self, name: str, parse: Callable[[bytes], Content]) -> Content:
+        """Parse a file; UserError if it is missing or damaged, or does not fit the manifest."""
         try:
             content = read_file(join(self.uri, name))
         except FileNotFoundError as error:
             raise UserError(f"bundle {self.uri!r} lacks {name}: {REMAKE}") from error
-        if hashlib.sha256(content).hexdigest() != self.manifest.files[name]:
+        if hashlib.sha256(content).hexdigest() != self.manifest.files.get(name):
             raise UserError(f"bundle {self.uri!r}: {name} is damaged or was changed: {REMAKE}")
-        return content
+        try:
+            return parse(content)
+        except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+            raise UserError(f"bundle {self.uri!r}: {name} does not fit {MANIFEST_FILE}: {error!r}: {REMAKE}") from error

@@ -1,1 +1,1 @@
-"""Metrics with intervals for propensity and sequential models, and the audit of representations; imports no ray."""
+"""Metrics with intervals, and the audit of representations; imports no ray."""

@@ -1,17 +1,11 @@
-"""Attackers: classifiers that predict an attribute from frozen inputs, each trained for many labelings at once.
+"""Attackers: classifiers that predict an attribute, for many labelings at once.
 
-An attacker gets one split (`AttackData`) with P labelings of the same users, the true one and permuted ones. Class
-weights, L2 strength and stopping are decided per labeling, so permuted ones are treated like the true one. As all have
-the same inputs, one matrix product serves all: this makes a null with full re-training affordable.
+An attacker gets one split (`AttackData`) with P labelings of the same users, the true one and permuted ones. Weights,
+strengths and stopping are decided per labeling, by a class-balanced loss. One matrix product serves all labelings: this
+makes a null with full re-training affordable. `paper` is paper B's attacker, shaped like its discriminator.
 
-* `paper`: paper B's attacker, shaped like its discriminator (one hidden layer as wide as the input, ReLU), Adam.
-* `logistic`: multinomial logistic regression, to convergence, L2 strength chosen on validation users.
-* `mlp`: two hidden layers, 2d and d wide.
-* `boosting`: gradient boosting (Friedman 2001) of shallow trees with vector-valued leaves, one number per value.
-
-All train on a class-balanced loss and choose by that of the validation users.
-
-Legend: P labelings, n / v / t train, validation and test users, d input width, A attribute values, K L2 strengths.
+Legend: P labelings, n / v / t train, validation and test users, d input width, A attribute values, K L2 strengths,
+T titles, S titles that occur in a list.
 """
 
 from collections.abc import Callable
@@ -22,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy.sparse import csr_matrix
 from scipy.special import log_softmax
 from sklearn.tree import DecisionTreeRegressor
 from torch.nn import functional
@@ -36,8 +31,8 @@ from mtrec_ray.evaluation.batched_logistic import (
     with_intercept,
 )
 
-MAX_CELLS = 2**25
-"""Maximum logits or coefficients in memory of the logistic attacker; more labelings are solved in turn."""
+MAX_CELLS = 2**25  # logits or coefficients in memory of the logistic attacker; more labelings are solved in turn
+SMOOTHING = (0.1, 1.0, 10.0)  # pseudo-users that naive Bayes adds to every title, as the titles are over all users
 
 
 @dataclass(frozen=True)
@@ -73,7 +68,7 @@ def balanced_log_loss(log_probabilities: np.ndarray, labels: np.ndarray) -> np.n
 
 
 def logistic_scores(data: AttackData) -> Scores:
-    """Multinomial logistic regression, dense or sparse inputs, with the L2 strength of the best validation loss."""
+    """Multinomial logistic regression with the L2 strength of the best validation loss."""
     dense = isinstance(data.train, np.ndarray)
     basis = np.linalg.eigh(data.train.T @ data.train)[1] if dense else None  # principal axes: same model, fewer steps
     parts = [data.train, data.validation, data.test]
@@ -95,27 +90,26 @@ def logistic_scores(data: AttackData) -> Scores:
     return Scores(*(np.concatenate(part) for part in zip(*scored, strict=True)))
 
 
-def mlp_scores(
-    data: AttackData, hidden: tuple[int, ...] = (1,), max_steps: int = 800, patience_steps: int = 32
-) -> Scores:
-    """MLPs with ReLU on dense inputs, Adam at 3e-3, batches of 128; weights of the epoch with the best validation loss.
+def mlp_scores(data: AttackData, hidden: tuple[int, ...] = (1,)) -> Scores:
+    """MLPs with ReLU on dense inputs, of the epoch with the best validation loss.
 
     `hidden` layers are multiples of d. Every labeling has the same initial weights and batches, so results do not
-    depend on the number of labelings. Training takes at most `max_steps` or 20 epochs, whichever is more, and stops
-    after `patience_steps` or 4 epochs without improvement: limits in steps, as few users make epochs short.
+    depend on the number of labelings. Training takes at most 800 steps or 20 epochs, whichever is more, and stops
+    after 32 steps or 4 epochs without improvement: limits in steps, as few users make epochs short.
     """
     generator = torch.Generator().manual_seed(data.seed)
     train, validation, test = (torch.from_numpy(np.asarray(x)) for x in (data.train, data.validation, data.test))
-    labels, weights = torch.from_numpy(data.train_labels), _torch_weights(data.train_labels, data.num_values)
-    validation_labels = torch.from_numpy(data.validation_labels)
-    validation_weights = _torch_weights(data.validation_labels, data.num_values)
+    (labels, weights), (validation_labels, validation_weights) = (
+        map(torch.from_numpy, (of, class_weights(of, data.num_values)))
+        for of in (data.train_labels, data.validation_labels)
+    )
     width = train.shape[1]
     network = _initial_network((width, *(m * width for m in hidden), data.num_values), len(labels), generator)
     optimizer = torch.optim.Adam(network, lr=3e-3)
     best = [parameter.detach().clone() for parameter in network]
     best_loss, best_epoch = torch.full((len(labels),), torch.inf), 0
     steps = -(-len(train) // 128)
-    max_epochs, patience = max(20, -(-max_steps // steps)), max(4, -(-patience_steps // steps))
+    max_epochs, patience = max(20, -(-800 // steps)), max(4, -(-32 // steps))
     for epoch in range(max_epochs):
         for rows in torch.randperm(len(train), generator=generator).split(128):
             loss = _losses(network, train[rows], labels[:, rows], weights[:, rows]).sum()
@@ -135,7 +129,7 @@ def mlp_scores(
 
 
 def boosting_scores(data: AttackData, max_trees: int = 60, patience: int = 10, learning_rate: float = 0.1) -> Scores:
-    """Gradient boosting on dense inputs, trees of depth 3 on random inputs, as many as the validation loss favours.
+    """Gradient boosting (Friedman 2001); the validation loss chooses the number of trees.
 
     One tree per step fits the residuals of all values together, so many values cost no more than two.
     """
@@ -164,12 +158,33 @@ def boosting_scores(data: AttackData, max_trees: int = 60, patience: int = 10, l
     return Scores(*(np.stack(part) for part in zip(*scored, strict=True)))
 
 
-VECTOR_ATTACKERS: dict[str, Attacker] = {
-    "paper": mlp_scores,
-    "logistic": logistic_scores,
-    "mlp": partial(mlp_scores, hidden=(2, 1)),
-    "boosting": boosting_scores,
-}
+def bag_of_titles(lists: np.ndarray, num_titles: int) -> csr_matrix:
+    """(N, k) title indices in [0, T), -1 = no title -> (N, T) float32 of zeros and ones."""
+    user, column = np.nonzero(lists >= 0)
+    ones = np.ones(len(user), dtype=np.float32)
+    bag = csr_matrix((ones, (user, lists[user, column])), shape=(len(lists), num_titles))
+    bag.data[:] = 1  # a title twice in a list counts once
+    return bag
+
+
+def naive_bayes_scores(data: AttackData) -> Scores:
+    """Naive Bayes with even priors (McCallum & Nigam 1998) and the best smoothing."""
+    on_value = (data.train_labels[:, None] == np.arange(data.num_values)[:, None]).astype(np.float32)  # (P, A, n)
+    shape = on_value.shape[:2]
+    overall = np.asarray(data.train.sum(axis=0)).ravel() + 1.0
+    prior = len(overall) * overall / overall.sum()
+    occurring = np.unique(np.concatenate([x.indices for x in (data.train, data.validation, data.test)]))  # (S,)
+    train, validation, test = (x[:, occurring] for x in (data.train, data.validation, data.test))
+    counts = np.asarray(train.T @ on_value.reshape(-1, on_value.shape[2]).T).T  # (P * A, S)
+    scored = []
+    for smoothing in SMOOTHING:
+        total = counts.sum(axis=1, keepdims=True) + smoothing * len(overall)  # smoothing covers the other titles too
+        log_odds = np.log((counts + smoothing * prior[occurring]) / total).T.astype(np.float32)  # (S, P * A)
+        parts = ((part @ log_odds).reshape(-1, *shape) for part in (validation, test))
+        scored.append(Scores(*(log_softmax(part, axis=-1).transpose(1, 0, 2) for part in parts)))
+    losses = [balanced_log_loss(scores.validation, data.validation_labels) for scores in scored]  # (3, P)
+    best, rows = np.argmin(losses, axis=0), np.arange(shape[0])
+    return Scores(*(np.stack(part)[best, rows] for part in zip(*scored, strict=True)))
 
 
 def _initial_network(widths: tuple[int, ...], num_labelings: int, generator: torch.Generator) -> list[torch.Tensor]:
@@ -196,5 +211,10 @@ def _losses(network: list[torch.Tensor], inputs: torch.Tensor, labels: torch.Ten
     return (each * weights).mean(dim=1)
 
 
-def _torch_weights(labels: np.ndarray, num_values: int) -> torch.Tensor:
-    return torch.from_numpy(class_weights(labels, num_values))
+VECTOR_ATTACKERS: dict[str, Attacker] = {
+    "paper": mlp_scores,
+    "logistic": logistic_scores,
+    "mlp": partial(mlp_scores, hidden=(2, 1)),
+    "boosting": boosting_scores,
+}
+LIST_ATTACKERS: dict[str, Attacker] = {"logistic": logistic_scores, "naive_bayes": naive_bayes_scores}

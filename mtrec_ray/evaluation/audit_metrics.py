@@ -1,47 +1,42 @@
-"""Metrics of the fairness audit: leakage of predictions, and NDCG by attribute value, over bootstrap weights of users.
+"""Metrics of an audit: leakage with its null, and NDCG by attribute value.
 
-Every replicate array has the plain sample (all weights 1) at index 0, as `intervals.interval` expects.
-
-Legend: N users, A attribute values, R = 1 + num_bootstrap replicates (`bootstrap.poisson_weights`).
+Legend: N users, A attribute values, P labelings (0 is the true one, the others are permuted), R replicates
+(`intervals.poisson_weights`, the plain sample at index 0).
 """
 
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import stdtrit
 
-from mtrec_ray.evaluation.bootstrap import poisson_weights
-from mtrec_ray.evaluation.intervals import Interval, interval
+from mtrec_ray.evaluation.intervals import LEVEL, Interval, interval, poisson_weights, ratio
 
+METRICS = ("balanced_accuracy", "auc", "micro_f1")
 NUM_GAP_PERMUTATIONS = 300
 
 
 def balanced_accuracy(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray, num_values: int) -> np.ndarray:
-    """Mean recall over the values that occur: (N,) int, (N,) int, (R, N) -> (R,) float64.
-
-    Users of several folds are pooled. A value without weight in a replicate is left out of that replicate's mean.
-    """
+    """Mean recall over the values that occur in a replicate: (N,), (N,), (R, N) -> (R,)."""
     truth = labels[:, None] == np.arange(num_values)  # (N, A)
     weights = weights.astype(np.float64)
     total = weights @ truth
-    recall = _ratio(weights @ (truth & (predictions == labels)[:, None]), total)
-    return _mean_over_values(recall)
+    return _mean_over_values(ratio(weights @ (truth & (predictions == labels)[:, None]), total))
 
 
 def micro_f1(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Micro-averaged F1, paper B's metric: (N,), (N,), (R, N) -> (R,).
-
-    Equals accuracy, as each user has one label and one prediction; below `majority_rate` it means nothing.
-    """
+    """Micro-averaged F1, paper B's metric, here the accuracy: (N,), (N,), (R, N) -> (R,)."""
     weights = weights.astype(np.float64)
-    return _ratio(weights @ (predictions == labels), weights.sum(axis=1))
+    return ratio(weights @ (predictions == labels), weights.sum(axis=1))
 
 
 def macro_auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray, folds: np.ndarray) -> np.ndarray:
-    """Mean over values of the one-vs-rest AUC, ties one half: (N, A), (N,), (R, N), (N,) fold of each user -> (R,).
+    """Mean one-vs-rest AUC, ties one half: (N, A), (N,), (R, N), (N,) folds -> (R,).
 
-    Attackers of different folds have no common score scale, so only pairs within a fold count: a value's AUC is its
-    won pairs over all folds divided by its pairs (Mann & Whitney 1947, stratified). Values without any pair are left
-    out. An AUC below one half is not flipped, as a sign chosen on test users is no attack.
+    Attackers of different folds have no common score scale, so only pairs within a fold count. Values without any pair
+    are left out. An AUC below one half is not flipped: a sign chosen on test users is no attack.
     """
     num_values = scores.shape[1]
     won, pairs = np.zeros((2, len(weights), num_values))
@@ -51,20 +46,14 @@ def macro_auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray, folds
             more = _won_pairs(scores[users, value], labels[users] == value, weights[:, users])
             won[:, value] += more[0]
             pairs[:, value] += more[1]
-    return _mean_over_values(_ratio(won, pairs))
-
-
-def majority_rate(labels: np.ndarray) -> float:
-    """Fraction of the most frequent value, the micro-F1 of a constant prediction; (N,) -> float."""
-    return float(np.bincount(labels).max() / len(labels))
+    return _mean_over_values(ratio(won, pairs))
 
 
 class NdcgGap(NamedTuple):
     """The largest difference of mean NDCG between the users of two attribute values."""
 
     gap: Interval
-    null_high: float
-    """95% quantile of the largest gap when values are permuted over users: a smaller gap may be chance."""
+    null_high: float  # 95% quantile of the largest gap when values are permuted over users: a smaller gap may be chance
     best: int
     worst: int
 
@@ -78,10 +67,9 @@ def largest_ndcg_gap(
     min_users: int = 10,
     seed: int = 0,
 ) -> NdcgGap | None:
-    """Largest NDCG gap: (N,) float with NaN = no test event, (N,) int64 with -1 = unknown, (N,) uint64 keys.
+    """Largest NDCG gap: (N,) NDCG, NaN = no test event; (N,) values, -1 = unknown.
 
-    The largest of many noisy differences is large even without a true one, hence the permutation quantile. Values with
-    fewer than `min_users` users take no part; None if fewer than two values remain.
+    Values with fewer than `min_users` users take no part; None if fewer than two values remain.
     """
     order = np.argsort(user_keys, kind="stable")
     order = order[(values[order] >= 0) & np.isfinite(ndcg[order])]
@@ -92,7 +80,7 @@ def largest_ndcg_gap(
     if len(compared) < 2:
         return None
     weights = poisson_weights(user_keys[order], num_bootstrap, seed).astype(np.float64)
-    means = _ratio(weights @ (truth * ndcg[:, None]), weights @ truth)  # (R, A)
+    means = ratio(weights @ (truth * ndcg[:, None]), weights @ truth)  # (R, A)
     best, worst = (int(compared[pick(means[0, compared])]) for pick in (np.argmax, np.argmin))
     rng = np.random.default_rng([seed, num_values])
     null = []
@@ -103,7 +91,7 @@ def largest_ndcg_gap(
 
 
 def _won_pairs(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Weight of correctly ordered (positive, negative) pairs, ties one half, and of all pairs; (n,), (n,), (R, n)."""
+    """Weight of correctly ordered (positive, negative) pairs, and of all: (R,) each."""
     order = np.argsort(scores, kind="stable")
     ties = np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0)  # first of each group of equal scores
     ordered = weights[:, order].astype(np.float64)
@@ -113,12 +101,98 @@ def _won_pairs(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) ->
     return (up * below).sum(axis=1), up.sum(axis=1) * down.sum(axis=1)
 
 
-def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """Elementwise ratio, NaN over zero."""
-    return np.divide(numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=denominator > 0)
-
-
 def _mean_over_values(rows: np.ndarray) -> np.ndarray:
     """Mean over the last axis without its NaN; NaN where all are: (R, A) -> (R,)."""
     known = np.isfinite(rows)
-    return _ratio(np.where(known, rows, 0).sum(axis=1), known.sum(axis=1))
+    return ratio(np.where(known, rows, 0).sum(axis=1), known.sum(axis=1))
+
+
+@dataclass(frozen=True)
+class AuditResult:
+    """How well the chosen attackers predict one attribute from one representation."""
+
+    attacker: str  # the one chosen in most folds
+    attacker_by_fold: tuple[str, ...]
+    num_users: int  # test users
+    num_permutations: int  # draws behind each null
+    balanced_accuracy: Interval
+    auc: Interval
+    micro_f1: Interval
+    majority_rate: float  # Micro-F1 of a constant prediction
+    chance: float  # balanced accuracy of a constant prediction: 1 / (values that occur)
+    null: tuple[float, float]  # 95% of the balanced accuracies without leakage
+    auc_null: tuple[float, float]
+    by_attacker: Mapping[str, Mapping[str, float]]
+    """`METRICS` of each attacker on the test users, chosen or not; `paper` gives paper B's micro-F1."""
+
+    @property
+    def leaks(self) -> bool:
+        """Whether the best attacker exceeds the null, in balanced accuracy or in AUC."""
+        return self.balanced_accuracy.value > self.null[1] or self.auc.value > self.auc_null[1]
+
+    @property
+    def hidden(self) -> bool | None:
+        """Whether nothing leaks; None for so few users that the null reaches 1."""
+        detectable = self.null[1] < 1 and self.auc_null[1] < 1  # False of NaN too
+        return not self.leaks if detectable or self.leaks else None
+
+    def document(self) -> dict[str, Any]:
+        """JSON-able form; `chance` of each metric is its value without information."""
+        (low, high), (auc_low, auc_high) = self.null, self.auc_null
+        extra = {
+            "balanced_accuracy": {"chance": self.chance, "null_low": low, "null_high": high},
+            "auc": {"chance": 0.5, "null_low": auc_low, "null_high": auc_high},
+            "micro_f1": {"chance": self.majority_rate},
+        }
+        about = {name: getattr(self, name) for name in ("attacker", "num_users", "num_permutations", "leaks", "hidden")}
+        metrics = {metric: getattr(self, metric)._asdict() | extra[metric] for metric in METRICS}
+        return about | metrics | {"attackers": dict(self.by_attacker)}
+
+
+def summarise_attacks(
+    best: np.ndarray,
+    by_attacker: Mapping[str, np.ndarray],
+    labelings: np.ndarray,
+    folds: np.ndarray,
+    weights: np.ndarray,
+    by_fold: tuple[str, ...],
+    num_users: int,
+) -> AuditResult:
+    """Metrics from log probabilities: chosen attackers' (P, N, A), each attacker's (N, A).
+
+    `labelings` (P, N), `folds` (N,), `weights` (R, N). A user tested several times, in other folds, has several rows.
+    """
+    labels, plain = labelings[0], weights[:1]
+    drawn = [_replicates(s, y, folds, plain)[:, 0] for s, y in zip(best[1:], labelings[1:], strict=True)]
+    nulls = [prediction_interval(draws) for draws in np.stack(drawn, axis=1)]
+    return AuditResult(
+        **dict(zip(METRICS, map(interval, _replicates(best[0], labels, folds, weights)), strict=True)),
+        attacker=Counter(by_fold).most_common(1)[0][0],
+        attacker_by_fold=by_fold,
+        num_users=num_users,
+        num_permutations=len(labelings) - 1,
+        majority_rate=float(np.bincount(labels).max() / len(labels)),
+        chance=1 / len(np.unique(labels)),
+        null=nulls[0],
+        auc_null=nulls[1],
+        by_attacker={
+            name: dict(zip(METRICS, _replicates(s, labels, folds, plain)[:, 0].tolist(), strict=True))
+            for name, s in by_attacker.items()
+        },
+    )
+
+
+def _replicates(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """`METRICS` of scores (N, A) in each replicate: (3, R)."""
+    predictions, num_values = scores.argmax(axis=-1), scores.shape[-1]
+    accuracy = balanced_accuracy(predictions, labels, weights, num_values)
+    return np.stack([accuracy, macro_auc(scores, labels, weights, folds), micro_f1(predictions, labels, weights)])
+
+
+def prediction_interval(draws: np.ndarray) -> tuple[float, float]:
+    """95% interval of one more draw of a normal distribution: (B,) -> bounds within [0, 1]."""
+    draws = draws[np.isfinite(draws)]
+    if len(draws) < 2:
+        return float("nan"), float("nan")
+    reach = stdtrit(len(draws) - 1, (1 + LEVEL) / 2) * draws.std(ddof=1) * np.sqrt(1 + 1 / len(draws))
+    return float(max(draws.mean() - reach, 0)), float(min(draws.mean() + reach, 1))

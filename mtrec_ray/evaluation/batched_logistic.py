@@ -1,7 +1,4 @@
-"""Multinomial logistic regression of many labelings of the same inputs, at several L2 strengths, in one descent.
-
-A permutation null solves thousands of small problems with the same inputs, so one product with the inputs serves all.
-A test compares the solution with scikit-learn's.
+"""Multinomial logistic regression of many labelings at several L2 strengths.
 
 Legend: n users, d inputs (the intercept is one more), P labelings, K L2 strengths, A attribute values.
 """
@@ -14,15 +11,13 @@ import torch
 from scipy.sparse import csr_matrix, hstack
 from scipy.special import log_softmax
 
-Matrix = Any
-"""(rows, d) float32, `np.ndarray` or `scipy.sparse.csr_matrix`, which has no usable type annotations."""
+Matrix = Any  # (rows, d) float32, `np.ndarray` or `scipy.sparse.csr_matrix`, which has no usable type annotations
 
-L2_STRENGTHS = (0.03, 0.3, 3.0, 30.0)
-"""In units of (mean squared row norm) / n, to suit any width and number of users."""
+L2_STRENGTHS = (0.03, 0.3, 3.0, 30.0)  # in units of (mean squared row norm) / n, to suit any width and number of users
 
 
 def class_weights(labels: np.ndarray, num_values: int) -> np.ndarray:
-    """Weights with the same total for each value that occurs and a sum of n: (P, n) -> (P, n) float32."""
+    """Weights with the same total for each value that occurs, of sum n: (P, n) -> (P, n)."""
     counts = (labels[:, :, None] == np.arange(num_values)).sum(axis=1)  # (P, A)
     of_value = labels.shape[1] / np.maximum(counts, 1) / (counts > 0).sum(axis=1, keepdims=True)
     return np.take_along_axis(of_value, labels, axis=1).astype(np.float32)
@@ -31,7 +26,7 @@ def class_weights(labels: np.ndarray, num_values: int) -> np.ndarray:
 def fit_logistic(
     inputs: Matrix, labels: np.ndarray, num_values: int, tolerance: float = 3e-4, max_steps: int = 300
 ) -> np.ndarray:
-    """Coefficients at the minimum of mean balanced cross entropy + L2 / 2: (n, d + 1), (P, n) -> (d + 1, P, K, A).
+    """Coefficients of class-balanced regressions: (n, d + 1), (P, n) -> (d + 1, P, K, A).
 
     Accelerated gradient steps with restarts (Nesterov 1983, O'Donoghue & Candes 2015) in a diagonal metric that bounds
     the curvature (Bohning 1992), until the gradient is below `tolerance`. The last input is the unpenalised intercept.
@@ -78,10 +73,7 @@ def _square(inputs: Matrix) -> Matrix:
 
 
 def _largest_curvature(inputs: Matrix, weights: np.ndarray, second_moment: np.ndarray) -> np.ndarray:
-    """Largest eigenvalue of S^-1/2 X' W X S^-1/2 of each labeling: (P,).
-
-    By 30 power iterations, with a margin of 20%.
-    """
+    """Largest eigenvalue of S^-1/2 X' W X S^-1/2 by power iteration, plus 20%: (P,)."""
     scale = 1 / np.sqrt(second_moment)[:, None]
     start = np.random.default_rng(0).normal(size=(inputs.shape[1], 1)).astype(np.float32)
     vector, size = np.repeat(start, weights.shape[1], axis=1), np.ones(weights.shape[1])

@@ -1,18 +1,25 @@
-"""95% intervals from bootstrap replicates, alone and over days, territories and seeds; relative gains, paired.
+"""Bootstrap replicates, their 95% intervals and means, and paired relative gains.
 
 Arrays have the replicates as their last axis, R = 1 + num_bootstrap, with the plain estimate at index 0. So steps
-compose: gain of each seed, mean over seeds, mean over days, interval.
+compose: gain of each seed, mean over seeds, mean over days, interval. A user has the same weights for every model, day
+and shard, so two runs are compared replicate by replicate (paired).
 """
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.special import stdtrit  # scipy.stats takes a second to import
 
+from mtrec_ray.hashing import mix
+
 LEVEL = 0.95
-MIN_FINITE = 0.5
-"""Minimum fraction of replicates with a value (a replicate may draw no positive at all)."""
+MIN_FINITE = 0.5  # minimum fraction of replicates with a value (a replicate may draw no positive at all)
+DRAWS_PER_HASH = 4
+MAX_WEIGHT = 8  # largest weight of a user: what 16 bits resolve of Poisson(1)
 
 
 class Interval(NamedTuple):
@@ -28,11 +35,36 @@ class Interval(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
-def interval(replicates: np.ndarray) -> Interval:
-    """Percentile interval (Efron & Tibshirani 1993, chapter 13): (R,) -> estimate, 2.5% and 97.5% quantiles.
+def poisson_weights(user_keys: np.ndarray, num_bootstrap: int, seed: int = 0) -> np.ndarray:
+    """Weight of each user in each replicate: (U,) uint64 -> (R, U) float32, ones in row 0.
 
-    No bounds without an estimate, without replicates, or when fewer than half of them have a value.
+    Poisson(1) weights make the bootstrap streamable (Chamandy et al. 2012, "Estimating Uncertainty for Massive Data
+    Streams"). One 64-bit hash gives four draws of 16 bits.
     """
+    counters = np.arange(-(-num_bootstrap // DRAWS_PER_HASH), dtype=np.uint64)
+    hashes = mix(user_keys[:, None], "poisson bootstrap", seed, counters)  # (U, hashes)
+    draws = _poisson_table()[hashes.astype("<u8").view("<u2")]  # (U, 4 * hashes)
+    weights = np.ones((1 + num_bootstrap, len(user_keys)), dtype=np.float32)
+    weights[1:] = draws[:, :num_bootstrap].T
+    return weights
+
+
+@functools.cache
+def _poisson_table() -> np.ndarray:
+    """Inverse of the Poisson(1) distribution function at (i + 1/2) / 65536; (65536,) uint8."""
+    cdf = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(MAX_WEIGHT)])
+    return np.searchsorted(cdf, (np.arange(65536) + 0.5) / 65536).astype(np.uint8)
+
+
+def ratio(numerator: ArrayLike, denominator: ArrayLike) -> np.ndarray:
+    """Elementwise ratio, NaN over zero; arrays that broadcast to the numerator's shape."""
+    return np.divide(
+        numerator, denominator, out=np.full(np.shape(numerator), np.nan), where=np.asarray(denominator) > 0
+    )
+
+
+def interval(replicates: np.ndarray) -> Interval:
+    """Percentile interval (Efron & Tibshirani 1993), if enough replicates have a value."""
     value, drawn = float(replicates[0]), replicates[1:]
     drawn = drawn[np.isfinite(drawn)]
     if np.isnan(value) or not len(drawn) or len(drawn) < MIN_FINITE * (len(replicates) - 1):
@@ -42,33 +74,22 @@ def interval(replicates: np.ndarray) -> Interval:
 
 
 def relative_gain(run: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-    """100 (run / baseline - 1), in percent, replicate by replicate: (..., R), (..., R) -> (..., R).
-
-    Users have the same weights in both, so their common error cancels (a paired interval). NaN over a zero baseline.
-    """
-    ratio = np.divide(run, baseline, out=np.full(np.shape(run), np.nan), where=np.asarray(baseline) > 0)
-    return 100 * (ratio - 1)
+    """100 (run / baseline - 1), paired by replicate: (..., R), (..., R) -> (..., R)."""
+    return 100 * (ratio(run, baseline) - 1)
 
 
-def nan_mean(replicates: np.ndarray, axis: int = 0) -> np.ndarray:
-    """Mean over days, or over territories (macro): rows without an estimate are left out; NaN if all are.
-
-    A row with an estimate but a NaN replicate is left out of that replicate's mean.
-    """
-    rows = np.moveaxis(np.asarray(replicates, dtype=np.float64), axis, 0)
-    finite = np.isfinite(rows) & np.isfinite(rows[..., :1])
-    count = finite.sum(axis=0)
-    total = np.where(finite, rows, 0).sum(axis=0)
-    return np.divide(total, count, out=np.full(count.shape, np.nan), where=count > 0)
+def nan_mean(replicates: np.ndarray) -> np.ndarray:
+    """Mean over days or territories that have a value, else NaN: (n, ..., R) -> (..., R)."""
+    finite = np.isfinite(replicates) & np.isfinite(replicates[..., :1])
+    return ratio(np.where(finite, replicates, 0.0).sum(axis=0), finite.sum(axis=0))
 
 
 def mean_over_seeds(replicates: Sequence[np.ndarray]) -> np.ndarray:
     """Mean of several runs that differ in the seed alone: a sequence of (..., R) -> (..., R).
 
-    Two independent errors add up. Users: the mean over seeds within each bootstrap replicate, as seeds share their test
-    users. Seeds: replicate b gets an error e_b, the quantiles of s / sqrt(n) times Student's t with n - 1 degrees of
-    freedom in a fixed random order, s being the standard deviation of the n plain estimates (a bootstrap over n = 3
-    seeds would understate the variance by a third). One run is returned unchanged.
+    Two independent errors add up. Users: the mean within each replicate. Seeds: the replicates get quantiles of
+    s / sqrt(n) times Student's t with n - 1 degrees of freedom in a fixed random order, s being the standard deviation
+    of the n estimates (a bootstrap over 3 seeds would understate the variance by a third).
     """
     runs = np.stack([np.asarray(r, dtype=np.float64) for r in replicates])  # (n, ..., R)
     mean = runs.mean(axis=0)
@@ -77,6 +98,5 @@ def mean_over_seeds(replicates: Sequence[np.ndarray]) -> np.ndarray:
         return mean
     spread = runs[..., 0].std(axis=0, ddof=1) / np.sqrt(num_seeds)
     quantiles = stdtrit(num_seeds - 1, (np.arange(num_bootstrap) + 0.5) / num_bootstrap)
-    quantiles = np.random.default_rng(0).permutation(quantiles)
-    mean[..., 1:] += spread[..., None] * quantiles
+    mean[..., 1:] += spread[..., None] * np.random.default_rng(0).permutation(quantiles)
     return mean

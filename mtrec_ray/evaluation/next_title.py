@@ -1,9 +1,9 @@
-"""How high a held-out title ranks for its user: AUC, HIT@k and NDCG@k, against sampled negatives and the catalogue.
+"""How high a held-out title ranks for its user: AUC, HIT@10 and NDCG@10.
 
-Legend: `U` users, `N` titles of the catalogue.
+Legend: U users, N titles of the catalogue.
 
-Both protocols exclude the user's other titles. Sampled (paper B, 3.1): the held-out title against 99 others; as it
-flatters and can order two models wrongly (Krichene and Rendle, KDD 2020), the full ranking is reported too.
+Sampled (paper B, 3.1): the held-out title against 99 others; as it flatters and can order two models wrongly (Krichene
+and Rendle, KDD 2020), the full ranking is reported too. Both exclude the user's other titles.
 """
 
 from dataclasses import dataclass, fields
@@ -20,14 +20,10 @@ CUTOFF = 10
 class NextTitleMetrics:
     """Metrics of each user, (U,) float64; a model's metric is the mean over users."""
 
-    auc: np.ndarray
-    """Fraction of the sampled negatives that score below the held-out title, ties half."""
-    hit: np.ndarray
-    """1 where the title is among the first ten of itself and the sampled negatives."""
-    ndcg: np.ndarray
-    """1 / log2(1 + rank) there, else 0 (one relevant title, so the ideal is 1)."""
-    full_hit: np.ndarray
-    """The same two over the whole catalogue."""
+    auc: np.ndarray  # fraction of the sampled negatives that score below the held-out title, ties half
+    hit: np.ndarray  # 1 where the title is among the first ten of itself and the sampled negatives
+    ndcg: np.ndarray  # 1 / log2(1 + rank) there, else 0 (one relevant title, so the ideal is 1)
+    full_hit: np.ndarray  # the same two over the whole catalogue
     full_ndcg: np.ndarray
 
     def means(self) -> dict[str, float]:
@@ -45,17 +41,12 @@ class NextTitleMetrics:
 class SampledNegatives:
     """Titles that users' held-out titles are ranked against, the same for every model."""
 
-    eligible: np.ndarray
-    """(U, N) bool: all of them, for the full ranking."""
-    drawn: np.ndarray
-    """(U, 99) titles of the sampled ranking, padded with others where fewer than 99 are eligible."""
+    eligible: np.ndarray  # (U, N) bool: all of them, for the full ranking
+    drawn: np.ndarray  # (U, 99) titles of the sampled ranking, padded with others where fewer than 99 are eligible
 
 
 def sample_negatives(target: np.ndarray, seen: np.ndarray, user_keys: np.ndarray, seed: int = 0) -> SampledNegatives:
-    """Sample 99 eligible titles per user by hash, without replacement; all of them where there are fewer.
-
-    (U,) index of the held-out title; (U, N) bool, the user's other titles; (U,) uint64 keys.
-    """
+    """Sample 99 titles per user by hash: (U,) held-out titles, (U, N) other titles, (U,) keys."""
     eligible = ~seen
     eligible[np.arange(len(target)), target] = False
     titles = np.arange(eligible.shape[1], dtype=np.uint64)
@@ -66,7 +57,7 @@ def sample_negatives(target: np.ndarray, seen: np.ndarray, user_keys: np.ndarray
 
 
 def next_title_metrics(scores: np.ndarray, target: np.ndarray, negatives: SampledNegatives) -> NextTitleMetrics:
-    """Metrics of users' held-out titles from scores of every title (U, N), any monotone scale, and targets (U,).
+    """Metrics of users' held-out titles (U,) from scores of every title (U, N).
 
     A tied title costs half a rank; a NaN score costs a full rank, so a diverged model ranks last.
     """
@@ -77,18 +68,6 @@ def next_title_metrics(scores: np.ndarray, target: np.ndarray, negatives: Sample
     full_rank = 1 + (beats * eligible).sum(axis=1)
     taken = np.take_along_axis(eligible, drawn, axis=1)
     lost = (np.take_along_axis(beats, drawn, axis=1) * taken).sum(axis=1)  # (U,)
-    return NextTitleMetrics(
-        auc=1 - lost / np.maximum(taken.sum(axis=1), 1),
-        hit=_hit(1 + lost),
-        ndcg=_gain(1 + lost),
-        full_hit=_hit(full_rank),
-        full_ndcg=_gain(full_rank),
-    )
-
-
-def _hit(rank: np.ndarray) -> np.ndarray:
-    return (rank <= CUTOFF).astype(np.float64)
-
-
-def _gain(rank: np.ndarray) -> np.ndarray:
-    return np.where(rank <= CUTOFF, 1 / np.log2(1 + rank), 0.0)
+    rank = np.stack([1 + lost, full_rank])
+    hit, ndcg = (rank <= CUTOFF).astype(np.float64), np.where(rank <= CUTOFF, 1 / np.log2(1 + rank), 0.0)
+    return NextTitleMetrics(1 - lost / np.maximum(taken.sum(axis=1), 1), hit[0], ndcg[0], hit[1], ndcg[1])

@@ -1,6 +1,6 @@
-"""Popularity bias of top-k lists: exposure counts, and metrics of the lean to popular and global titles.
+"""Popularity bias of top-k lists: exposure counts and metrics.
 
-Legend: U users of a chunk, T titles of the chunk, N titles of the catalogue, k length of a list.
+Legend: U users and T titles of a chunk, N titles of the catalogue.
 """
 
 from dataclasses import dataclass
@@ -9,33 +9,36 @@ import numpy as np
 import torch
 from scipy.special import rel_entr
 
+from mtrec_ray.evaluation.intervals import ratio
 from mtrec_ray.evaluation.score_counts import positive_pairs
 
-CANDIDATE, EXPOSED, POSITIVE, HIT = range(4)
-"""Rows of the counts: user-title pairs that may be shown, are shown (top k), are positive, are shown and positive."""
+CANDIDATE, EXPOSED, POSITIVE, HIT = range(4)  # rows: pairs that may be shown, are, are positive, are both
 BIAS_METRICS = (
-    *("arp", "aplt", "aclt", "pop_rsp", "pop_reo"),
-    *("local_fraction", "local_fraction_history", "local_js", "gini"),
+    "arp",
+    "aplt",
+    "aclt",
+    "pop_rsp",
+    "pop_reo",
+    "local_fraction",
+    "local_fraction_history",
+    "local_js",
+    "gini",
 )
-"""See `bias_metrics`."""
-HEAD_FRACTION = 0.8
-"""Fraction of the interactions held by the short head (Abdollahpouri, Burke & Mobasher 2019)."""
+HEAD_FRACTION = 0.8  # fraction of the interactions held by the short head (Abdollahpouri, Burke & Mobasher 2019)
 
 
 @dataclass(frozen=True)
 class TitleHistory:
     """Interactions of each title before the evaluation."""
 
-    popularity: np.ndarray
-    """(num_territories, N) interactions in the training window."""
-    is_local: np.ndarray
-    """(N,) bool, True = offered or watched in one territory only."""
+    popularity: np.ndarray  # (num_territories, N) interactions in the training window
+    is_local: np.ndarray  # (N,) bool, True = offered or watched in one territory only
 
 
 def exposure_counts(
     logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, title_index: np.ndarray, num_titles: int, k: int
 ) -> np.ndarray:
-    """Candidates, exposures, positives and hits of each title in a chunk's top-k lists: -> (4, N) int64.
+    """Counts of each title in a chunk's top-k lists, (4, N) int64.
 
     (U, T) scores, labels, candidates; `title_index` (T,) names the columns. Users with under k candidates get all.
     """
@@ -49,7 +52,7 @@ def exposure_counts(
 
 
 def top_titles(logits: np.ndarray, mask: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """(user, column) of the k best candidates of each user, lists one after another, best first within a list."""
+    """(user, column) of each user's k best candidates, list after list, best first."""
     scores = torch.from_numpy(logits if mask.all() else np.where(mask, logits, -np.inf).astype(np.float32))
     column = torch.topk(scores, min(k, scores.shape[1]), dim=1).indices.numpy()  # (U, k)
     user = np.repeat(np.arange(len(logits)), column.shape[1])
@@ -58,7 +61,7 @@ def top_titles(logits: np.ndarray, mask: np.ndarray, k: int) -> tuple[np.ndarray
 
 
 def short_head(popularity: np.ndarray, head_fraction: float = HEAD_FRACTION) -> np.ndarray:
-    """The fewest titles with `head_fraction` of the interactions, the rest being the long tail: (N,) -> (N,) bool."""
+    """The fewest titles with `head_fraction` of the interactions: (N,) -> (N,) bool."""
     order = np.argsort(-popularity, kind="stable")
     before = np.cumsum(popularity[order]) - popularity[order]
     head = np.zeros(len(popularity), dtype=bool)
@@ -67,14 +70,13 @@ def short_head(popularity: np.ndarray, head_fraction: float = HEAD_FRACTION) -> 
 
 
 def bias_metrics(counts: np.ndarray, num_users: int, popularity: np.ndarray, is_local: np.ndarray) -> dict[str, float]:
-    """Popularity-bias metrics of top-k lists: (4, N) counts, (N,) training interactions, (N,) local titles.
+    """Popularity-bias metrics: (4, N) counts, (N,) training interactions, (N,) local titles.
 
     A slot is one position of one list, phi(i) a title's interactions in training, head and tail as in `short_head`:
 
     * arp = mean of phi(i) over slots (Yin et al. 2012, "Challenging the Long Tail Recommendation")
-    * aplt = fraction of slots with a tail title (Abdollahpouri, Burke & Mobasher 2019, "Managing Popularity Bias in
-      Recommender Systems with Personalized Re-ranking"); with lists of equal length the mean over users
-    * aclt = slots with a tail title per user (same source)
+    * aplt, aclt = fraction of slots with a tail title, and their number per user (Abdollahpouri, Burke & Mobasher 2019,
+      "Managing Popularity Bias in Recommender Systems with Personalized Re-ranking")
     * pop_rsp = std(P) / mean(P), P_g = slots of group g / candidates of group g, g in (head, tail): 0 = both groups
       are shown at the same rate (Zhu, Wang & Caverlee 2020, "Measuring and Mitigating Item Under-Recommendation Bias")
     * pop_reo = the same of P_g = positives of g in the lists / positives of g (same source)
@@ -87,22 +89,22 @@ def bias_metrics(counts: np.ndarray, num_users: int, popularity: np.ndarray, is_
     offered = counts[CANDIDATE] > 0
     exposed = counts[EXPOSED].astype(np.float64)
     slots = float(exposed.sum())
-    history = np.where(offered, popularity, 0).astype(np.float64)
+    history = np.where(offered, popularity, 0.0)
     tail = ~short_head(history)
-    local_fraction = _ratio(exposed[is_local].sum(), slots)
-    local_history = _ratio(history[is_local].sum(), history.sum())
+    local_fraction = ratio(exposed[is_local].sum(), slots)
+    local_history = ratio(history[is_local].sum(), history.sum())
     values = (
-        _ratio((exposed * history).sum(), slots),
-        _ratio(exposed[tail].sum(), slots),
-        _ratio(exposed[tail].sum(), num_users),
+        ratio((exposed * history).sum(), slots),
+        ratio(exposed[tail].sum(), slots),
+        ratio(exposed[tail].sum(), num_users),
         _relative_spread(counts[EXPOSED], counts[CANDIDATE], tail),
         _relative_spread(counts[HIT], counts[POSITIVE], tail),
         local_fraction,
         local_history,
-        jensen_shannon(local_fraction, local_history),
+        jensen_shannon(float(local_fraction), float(local_history)),
         gini(exposed[offered]),
     )
-    return dict(zip(BIAS_METRICS, values, strict=True))
+    return dict(zip(BIAS_METRICS, map(float, values), strict=True))
 
 
 def jensen_shannon(p: float, q: float) -> float:
@@ -115,16 +117,12 @@ def jensen_shannon(p: float, q: float) -> float:
 
 
 def gini(values: np.ndarray) -> float:
-    """Gini coefficient sum_i (2 i - n - 1) x_i / (n sum x) of x sorted upwards; NaN if empty or all zero."""
+    """Gini coefficient sum_i (2 i - n - 1) x_i / (n sum x) of x sorted upwards, or NaN."""
     ranked = np.sort(np.asarray(values, dtype=np.float64))
     weights = 2 * np.arange(1, len(ranked) + 1) - len(ranked) - 1
-    return _ratio((weights * ranked).sum(), len(ranked) * ranked.sum())
+    return float(ratio((weights * ranked).sum(), len(ranked) * ranked.sum()))
 
 
-def _relative_spread(shown: np.ndarray, possible: np.ndarray, tail: np.ndarray) -> float:
-    rates = np.array([_ratio(shown[group].sum(), possible[group].sum()) for group in (~tail, tail)])
-    return _ratio(rates.std(), rates.mean())
-
-
-def _ratio(numerator: float, denominator: float) -> float:
-    return float(numerator / denominator) if denominator else float("nan")
+def _relative_spread(shown: np.ndarray, possible: np.ndarray, tail: np.ndarray) -> np.ndarray:
+    rates = ratio(*(np.array([of[group].sum() for group in (~tail, tail)]) for of in (shown, possible)))
+    return ratio(rates.std(), rates.mean())

@@ -1,4 +1,4 @@
-"""Count the scores of a chunk of users into histograms, of one territory or of single titles.
+"""Count scores of a chunk of users into histograms, of a territory or of single titles.
 
 Legend: U users of a chunk, T titles of the chunk, R = 1 + num_bootstrap replicates, N scores.
 """
@@ -7,24 +7,20 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from mtrec_ray.evaluation.bootstrap import MAX_WEIGHT
-from mtrec_ray.evaluation.score_counts import ScoreCounts, positive_pairs
-from mtrec_ray.evaluation.score_grid import ScoreGrid
+from mtrec_ray.evaluation.intervals import MAX_WEIGHT
+from mtrec_ray.evaluation.score_counts import ScoreCounts, ScoreGrid, positive_pairs
 
 MAX_EXACT_FLOAT32 = 2**24
-MAX_ROWS = 1024
-"""Users in one matrix product."""
-BLOCK_SCORES = 2**16
-"""Scores binned at a time."""
+MAX_ROWS = 1024  # users in one matrix product
+BLOCK_SCORES = 2**16  # scores binned at a time
 
 
 def count_scores(
     counts: ScoreCounts, logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, weights: np.ndarray
 ) -> None:
-    """Count users' scores of all their candidates.
+    """Count users' scores of all their candidates; a label that is none is not counted.
 
-    (U, T) float32 scores, bool labels and candidates; (R, U) `poisson_weights`. A label outside the mask is not
-    counted. Raises ValueError for a NaN among the candidates' scores, or too many titles.
+    (U, T) float32 scores, bool labels and candidates; (R, U) `poisson_weights`. ValueError for a NaN score.
     """
     if logits.shape[1] * MAX_WEIGHT > MAX_EXACT_FLOAT32:
         raise ValueError(f"{logits.shape[1]} titles in one chunk, the counts are exact up to {2**21}")
@@ -42,7 +38,7 @@ def count_title_scores(
     title_index: np.ndarray,
     weights: np.ndarray,
 ) -> None:
-    """Count users' scores of single titles; `counts` by title, `title_index` (T,) names the columns."""
+    """Count scores of single titles; `counts` by title, `title_index` (T,) names the columns."""
     columns = [(column, title) for column, title in enumerate(title_index.tolist()) if title in counts]
     by_user = np.ascontiguousarray(weights.T) if columns else weights.T  # (U, R)
     for column, title in columns:
@@ -56,7 +52,7 @@ def count_title_scores(
 def _count_rows(
     counts: ScoreCounts, logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, weights: np.ndarray
 ) -> None:
-    """Negatives are many: one product of per-user counts (U, span) and weights (R, U). Positives are few."""
+    """Negatives are many: one product of counts (U, span) and weights (R, U)."""
     grid = counts.grid
     user, title = positive_pairs(labels, mask)
     hits = grid.fine_bins(logits[user, title])
@@ -81,7 +77,7 @@ def _count_rows(
 def _bin_counts(
     grid: ScoreGrid, scores: np.ndarray, sizes: np.ndarray, bounds: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (N,), sizes (U,) of them per user, first and last fine bin -> fine (span,), coarse (U, span) float32."""
+    """Scores (N,), (U,) per user, first and last fine bin -> fine (span,), coarse (U, span)."""
     (first, last), (coarse_first, coarse_last) = bounds.tolist(), grid.coarsen(bounds).tolist()
     width = coarse_last - coarse_first + 1
     ends = np.append(0, np.cumsum(sizes))

@@ -11,18 +11,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from mtrec_ray.evaluation.intervals import ratio
 from mtrec_ray.evaluation.score_counts import positive_pairs
 
-FIXED_POINT = 2.0**24
-"""Per-user values are rounded to 1/2^24, so that sums below 2^29 are exact in float64 in any order."""
-
-
-METRICS = ("ndcg@10", "hit@10", "recall@10", "mrr")
-"""Columns of `ranking_metrics` at the default cutoff."""
+FIXED_POINT = 2.0**24  # values are rounded to 1/2^24, so that sums below 2^29 are exact in float64 in any order
+METRICS = ("ndcg@10", "hit@10", "recall@10", "mrr")  # columns of `ranking_metrics` at the default cutoff
 
 
 def ranking_metrics(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, k: int = 10) -> np.ndarray:
-    """Metrics of each user: (U, T) float32 scores, (U, T) bool labels and candidates -> (U, M) float64.
+    """Metrics of each user: (U, T) scores, bool labels and candidates -> (U, M) float64.
 
     For a user with n positive candidates, r their ranks (1 = highest score):
 
@@ -50,7 +47,7 @@ def ranking_metrics(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, k:
 
 
 def ranking_sums(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted sums of metrics over users with a positive, weights (R, U): -> (R, M + 1), last column the weights.
+    """Weighted sums over users with a positive: (R, U) -> (R, M + 1), the last of weights.
 
     Sums of several chunks add up exactly in any order.
     """
@@ -62,8 +59,7 @@ def ranking_sums(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, weigh
 
 def ranking_means(sums: np.ndarray) -> np.ndarray:
     """Means of added `ranking_sums`: (R, M + 1) -> (R, M); NaN where no user has a positive."""
-    count = sums[:, -1:]
-    return np.divide(sums[:, :-1], count, out=np.full(sums[:, :-1].shape, np.nan), where=count > 0)
+    return ratio(sums[:, :-1], sums[:, -1:])
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ class PositiveRanks:
 
 
 def locate_positives(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray) -> PositiveRanks:
-    """Count the candidates above and tied with each positive one; only rows with positives are read."""
+    """Count the candidates above and tied with each positive one."""
     user, title = positive_pairs(labels, mask)
     scores = logits[user, title]
     above, tied = np.zeros(len(user), dtype=np.int64), np.zeros(len(user), dtype=np.int64)
@@ -100,7 +96,7 @@ def locate_positives(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray) -
 
 
 def _miss_probability(hits: PositiveRanks, k: int) -> np.ndarray:
-    """Factor of each positive in the probability that none of its user's positives is in the top k; (P,).
+    """Factor of each positive in the probability of no hit in the top k; (P,).
 
     Of t tied candidates m fall into the top k; the i-th of p tied positives misses given that the earlier ones did
     with probability (t - m - i) / (t - i).
@@ -110,7 +106,7 @@ def _miss_probability(hits: PositiveRanks, k: int) -> np.ndarray:
 
 
 def _expected_reciprocal_rank(above: np.ndarray, tied: np.ndarray, positives: np.ndarray) -> np.ndarray:
-    """E[1 / (above + j)] with j the position of the first of `positives` in a random order of `tied`; (users,)."""
+    """E[1 / (above + j)], j the first of `positives` in a random order of `tied`; (users,)."""
     expected = 1 / (above + 1.0)
     for row in np.flatnonzero(tied > positives):
         a, t, p = int(above[row]), int(tied[row]), int(positives[row])

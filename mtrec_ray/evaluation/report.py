@@ -1,4 +1,4 @@
-"""Metrics of one or more runs by cohort, day, variant and territory, with intervals and gains over the first variant.
+"""Metrics of runs by cohort, day, variant and territory, with intervals and gains.
 
 Runs of one variant differ in the seed and are reported as their mean.
 """
@@ -13,65 +13,38 @@ from mtrec_ray.evaluation.state import EvaluationResult
 
 POOLED, MACRO = "all", "mean"
 """Rows after the territories: all users pooled, and the mean over territories with a value."""
-LOCAL, GLOBAL = "local_mean", "global_mean"
-"""Rows after the titles."""
+LOCAL, GLOBAL = "local_mean", "global_mean"  # rows after the titles
 
 
 @dataclass(frozen=True)
 class EvaluatedRun:
     """One trained model's results; `results[day, cohort]`, days from 1."""
 
-    variant: str
-    """What is compared: runs of one variant differ in the seed alone."""
+    variant: str  # what is compared: runs of one variant differ in the seed alone
     results: Mapping[tuple[int, str], EvaluationResult]
     seed: int = 0
 
 
-def check_seeds(variants: Sequence[str], seeds: Sequence[int]) -> None:
-    """Raise ValueError unless all variants have the same distinct seeds, as gains are paired by seed."""
-    of_variant: dict[str, list[int]] = {}
-    for variant, seed in sorted(zip(variants, seeds, strict=True), key=lambda pair: pair[1]):
-        of_variant.setdefault(variant, []).append(seed)
-    expected = of_variant[variants[0]]
-    for variant, own in of_variant.items():
-        if len(set(own)) != len(own) or own != expected:
-            raise ValueError(
-                f"variant {variant!r} has seeds {own}, {variants[0]!r} has {expected}: gains are paired by seed, give "
-                "each variant the same distinct seeds"
-            )
-
-
 class EvaluationReport:
-    """Metrics of runs on the same test users; the first variant is the baseline, the first cohort the default."""
+    """Metrics on the same users; the first variant is the baseline, the first cohort default.
 
-    def __init__(
-        self, runs: Sequence[EvaluatedRun], territory_names: Sequence[str], title_names: Sequence[str] = ()
-    ) -> None:
-        """`title_names` name `settings.titles`.
+    All runs have the same days, cohorts and settings, all variants the same seeds.
+    """
 
-        Raises:
-            ValueError: no run, runs evaluated differently, a name that is used twice or reserved, or variants with
-                different seeds.
-        """
-        if not runs:
-            raise ValueError("a report needs at least one evaluated run")
-        keys, self.settings = set(runs[0].results), next(iter(runs[0].results.values())).settings
-        for run in runs:
-            if set(run.results) != keys:
-                raise ValueError(f"run {run.variant!r} covers {sorted(run.results)}, the first one {sorted(keys)}")
-            if any(result.settings != self.settings for result in run.results.values()):
-                raise ValueError(f"run {run.variant!r} was evaluated with other settings: evaluate all alike")
-        check_seeds([run.variant for run in runs], [run.seed for run in runs])
+    def __init__(self, runs: Sequence[EvaluatedRun], territory_names: list[str], title_names: list[str]) -> None:
+        """`title_names` name `settings.titles`."""
         self.variants = list(dict.fromkeys(run.variant for run in runs))
         self._runs = {v: sorted((r for r in runs if r.variant == v), key=lambda run: run.seed) for v in self.variants}
-        self.baseline = self.variants[0]
+        self.baseline, self.territories, self.titles = self.variants[0], territory_names, title_names
         self.seeds = [run.seed for run in self._runs[self.baseline]]
         self.cohorts = list(dict.fromkeys(cohort for _, cohort in runs[0].results))
-        self.territories = _distinct(territory_names, self.settings.num_territories, "territory", (POOLED, MACRO))
-        self.titles = _distinct(title_names, len(self.settings.titles), "title", (LOCAL, GLOBAL))
-        any_result = next(iter(runs[0].results.values()))
-        assert any_result.title_is_local is not None, "results to be reported need a history"
-        self.metric_names, self.title_is_local = list(any_result.metrics), any_result.title_is_local
+        first = next(iter(runs[0].results.values()))
+        assert first.title_is_local is not None, "results to be reported need a history"
+        self.settings, self.metric_names, self.title_is_local = (
+            first.settings,
+            list(first.metrics),
+            first.title_is_local,
+        )
 
     def row_names(self, metric: str) -> list[str]:
         """Territories or titles of a metric, and its means."""
@@ -93,7 +66,7 @@ class EvaluationReport:
     def intervals(
         self, metric: str, variant: str, cohort: str | None = None, day: int | None = None, gain: bool = False
     ) -> dict[str, Interval]:
-        """One metric of one variant by row, on one day or (None) the mean over days that have a value.
+        """One metric of one variant by row, on one day or (None) the mean over days with a value.
 
         `gain`: relative gain over the first variant in percent, paired by user and by seed; the mean over days,
         territories or titles is the mean of their gains, as in paper A's table 2.
@@ -102,7 +75,7 @@ class EvaluationReport:
         for run, base in zip(self._runs[variant], self._runs[self.baseline], strict=True):
             days = []
             for d in self.days(cohort) if day is None else [day]:
-                rows, base_rows = (_raw(one.results[d, cohort], metric) for one in (run, base))
+                rows, base_rows = (one.results[d, cohort].rows(metric) for one in (run, base))
                 days.append(relative_gain(rows, base_rows) if gain else rows)
             per_seed.append(nan_mean(np.stack([self._with_means(metric, rows) for rows in days])))
         found = zip(self.row_names(metric), mean_over_seeds(per_seed), strict=True)
@@ -113,16 +86,3 @@ class EvaluationReport:
         if metric == "title_pr_auc":
             return np.vstack([rows, nan_mean(rows[self.title_is_local]), nan_mean(rows[~self.title_is_local])])
         return np.vstack([rows, nan_mean(rows[:-1])])
-
-
-def _raw(result: EvaluationResult, metric: str) -> np.ndarray:
-    return result.title_pr_auc if metric == "title_pr_auc" else result.metrics[metric]
-
-
-def _distinct(names: Sequence[str], count: int, what: str, reserved: tuple[str, ...]) -> list[str]:
-    found = list(names)
-    if len(found) != count or len(set(found)) != count or set(found) & set(reserved):
-        raise ValueError(
-            f"need {count} distinct {what} names other than {' and '.join(reserved)}, got {len(found)}: {found[:5]}"
-        )
-    return found

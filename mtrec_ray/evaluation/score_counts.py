@@ -1,18 +1,62 @@
-"""Integer histograms of scores: exact under addition, so any sharding gives the same counts bit for bit.
+"""Integer histograms of scores and their PR-AUC; any sharding gives the same counts.
 
 Legend: U users, T titles, R = 1 + num_bootstrap replicates (0 is plain), N scores.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
-from mtrec_ray.evaluation.average_precision import average_precision, average_precision_bounds
-from mtrec_ray.evaluation.score_grid import ScoreGrid
+from mtrec_ray.evaluation.intervals import ratio
 
 KINDS = ("negatives", "positives")
 PROMOTE_ABOVE = 2**30
-SPAN_STEP = 64
-"""Bins by which a stored span grows at a time."""
+SPAN_STEP = 64  # bins by which a stored span grows at a time
+BLOCK_POSITIVES = 2**20
+
+
+@dataclass(frozen=True)
+class ScoreGrid:
+    """Bins equal in x / (1 + |x| / limit) over all scores; `refine` fine ones in a coarse one.
+
+    By default a fine bin is 1/2048 logit wide around 0 and a coarse one 1/32, four times as much at +-limit, and so on,
+    so scores of saturated models keep their order.
+    """
+
+    limit: float = 16.0  # scale at which bins start to widen, in logits
+    num_bins: int = 1024
+    refine: int = 64  # A power of two
+
+    @property
+    def num_fine_bins(self) -> int:
+        return self.num_bins * self.refine
+
+    def edges(self) -> np.ndarray:
+        """(num_bins + 1,) float64 edges of the coarse bins in logits, the outermost infinite."""
+        squashed = np.linspace(-1.0, 1.0, self.num_bins + 1)
+        with np.errstate(divide="ignore"):
+            return self.limit * squashed / (1 - np.abs(squashed))
+
+    def fine_bins(self, logits: np.ndarray) -> np.ndarray:
+        """Fine bin of each score, float32 -> int32, non-decreasing; ValueError if one is NaN."""
+        if logits.size and np.isnan(logits.max()):
+            raise ValueError(f"{int(np.isnan(logits).sum())} of {logits.size} scores are NaN: the model diverged")
+        logits = np.clip(logits, -1e9, 1e9).astype(np.float32, copy=False)  # infinity falls into an end bin
+        scaled = np.abs(logits)
+        scaled += np.float32(self.limit)
+        np.divide(logits, scaled, out=scaled)
+        scaled *= np.float32(self.num_fine_bins / 2)
+        np.add(scaled, np.float32(self.num_fine_bins / 2), out=scaled)
+        np.clip(scaled, 0, self.num_fine_bins - 1, out=scaled)
+        return scaled.astype(np.int32)
+
+    def coarsen(self, fine_bins: np.ndarray) -> np.ndarray:
+        """Coarse bin of each fine bin."""
+        return fine_bins >> (self.refine.bit_length() - 1)
+
+
+GRID = ScoreGrid()
 
 
 class SpanCounts:
@@ -24,8 +68,7 @@ class SpanCounts:
     def __init__(self, num_replicates: int) -> None:
         self.first_bin = 0
         self.counts = np.zeros((0, num_replicates), dtype=np.int32)
-        self.max_count = 0
-        """Upper bound of the counts."""
+        self.max_count = 0  # upper bound
 
     def add(self, first_bin: int, counts: np.ndarray) -> None:
         """Add (width, R) integer counts of any dtype at bins first_bin, first_bin + 1, ..."""
@@ -73,7 +116,7 @@ class SpanCounts:
 
 
 class ScoreCounts:
-    """Histograms of one territory's or title's scores: every replicate coarse, the plain sample also fine."""
+    """Histograms of scores: every replicate coarse, the plain sample also fine."""
 
     def __init__(self, grid: ScoreGrid, num_bootstrap: int) -> None:
         self.grid = grid
@@ -86,7 +129,7 @@ class ScoreCounts:
         return self
 
     def add_scores(self, kind: str, fine_bins: np.ndarray, weights: np.ndarray) -> None:
-        """Count few scores, one user each: kind `negatives` or `positives`, (N,) fine bins, (N, R) weights."""
+        """Count few scores, one user each: (N,) fine bins, (N, R) weights; `kind` of `KINDS`."""
         if len(fine_bins):
             self.spans[kind].add(*weighted_counts(self.grid.coarsen(fine_bins), weights))
             first = int(fine_bins.min())
@@ -116,7 +159,7 @@ class ScoreCounts:
 
 
 def weighted_counts(bins: np.ndarray, weights: np.ndarray) -> tuple[int, np.ndarray]:
-    """Sum of the weights (N, R) in each bin (N,): (first bin, (span, R) float32); exact up to sums of 2^24."""
+    """Sum of weights (N, R) by bin (N,): first bin, (span, R) float32, exact to sums of 2^24."""
     first, last = int(bins.min()), int(bins.max())
     sums = torch.zeros(last - first + 1, weights.shape[1])
     sums.index_add_(0, torch.from_numpy(bins - first), torch.from_numpy(np.ascontiguousarray(weights)))
@@ -124,10 +167,43 @@ def weighted_counts(bins: np.ndarray, weights: np.ndarray) -> tuple[int, np.ndar
 
 
 def positive_pairs(labels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted (user, title) indices of the positive candidates; (U, T) bool each.
-
-    Faster than `np.nonzero` where labels are sparse.
-    """
-    user, title = np.divmod(np.flatnonzero(labels), max(1, labels.shape[1]))
+    """Sorted (user, title) indices of the positive candidates; (U, T) bool each."""
+    user, title = np.divmod(np.flatnonzero(labels), max(1, labels.shape[1]))  # faster than np.nonzero on sparse labels
     offered = mask[user, title]
     return user[offered], title[offered]
+
+
+def average_precision(negatives: np.ndarray, positives: np.ndarray) -> np.ndarray:
+    """Average precision, scores of a bin taken as ties: (..., bins), (..., bins) -> (...).
+
+    AP = sum_b (R_b - R_{b+1}) P_b over bins from the highest score down, with recall R and precision P of everything
+    at or above bin b: `sklearn.metrics.average_precision_score` of the binned scores. NaN without positives.
+    """
+    true_positives = np.cumsum(positives[..., ::-1], axis=-1, dtype=np.float64)
+    retrieved = true_positives + np.cumsum(negatives[..., ::-1], axis=-1, dtype=np.float64)
+    precision = true_positives / np.maximum(retrieved, 1)
+    total = true_positives[..., -1]
+    gained = np.einsum("...b,...b->...", precision, positives[..., ::-1].astype(np.float64))
+    return ratio(gained, total)
+
+
+def average_precision_bounds(negatives: np.ndarray, positives: np.ndarray) -> tuple[float, float]:
+    """Smallest and largest average precision of scores with these bin counts, (bins,) each.
+
+    Lowest: in each bin all negatives come first, then the positives one by one; the k-th positive overall has
+    precision k / (k + negatives in its bin or higher). Highest: a bin's positives tie and precede its negatives. Both
+    are attained, so the counts allow no tighter bound. (NaN, NaN) without positives.
+    """
+    hits, misses = positives[::-1].astype(np.int64), negatives[::-1].astype(np.int64)
+    true_positives, false_positives = np.cumsum(hits), np.cumsum(misses)
+    total = int(true_positives[-1])
+    if total == 0:
+        return float("nan"), float("nan")
+    before = false_positives - misses
+    highest = float((hits * (true_positives / np.maximum(true_positives + before, 1))).sum() / total)
+    lowest = 0.0
+    for start in range(0, total, BLOCK_POSITIVES):
+        rank = np.arange(start + 1, min(total, start + BLOCK_POSITIVES) + 1)
+        bins = np.searchsorted(true_positives, rank)
+        lowest += float((rank / (rank + false_positives[bins])).sum())
+    return lowest / total, highest

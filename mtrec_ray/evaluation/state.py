@@ -4,23 +4,21 @@ Legend: U users of a chunk, T titles, R = 1 + num_bootstrap replicates, G territ
 """
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from mtrec_ray.evaluation.bootstrap import poisson_weights
+from mtrec_ray.evaluation.intervals import poisson_weights
 from mtrec_ray.evaluation.popularity_bias import BIAS_METRICS, TitleHistory, bias_metrics, exposure_counts
 from mtrec_ray.evaluation.pr_auc import count_scores, count_title_scores
 from mtrec_ray.evaluation.ranking import METRICS, ranking_means, ranking_sums
-from mtrec_ray.evaluation.score_counts import ScoreCounts
-from mtrec_ray.evaluation.score_grid import ScoreGrid
+from mtrec_ray.evaluation.score_counts import GRID, ScoreCounts
 
-MAX_TITLES = 512
+LIST_LENGTH = 10  # of the lists whose popularity bias is measured
 COUNTS = ("num_users", "num_candidates", "num_positives", "num_outside")
 """Test users, scored user-title pairs, positive pairs among them, positives that were no candidates."""
-PR_AUC_BOUNDS = ("pr_auc_lower_bound", "pr_auc_upper_bound")
-"""PR-AUC that the unbinned scores can have."""
+PR_AUC_BOUNDS = ("pr_auc_lower_bound", "pr_auc_upper_bound")  # PR-AUC that the unbinned scores can have
 
 
 @dataclass(frozen=True)
@@ -29,44 +27,32 @@ class EvaluationSettings:
 
     num_territories: int
     num_titles: int
-    num_bootstrap: int = 200
-    """Replicates behind each 95% interval; memory grows with it."""
-    seed: int = 0
-    """Of the users' bootstrap weights; the same for all runs, or nothing is paired."""
-    list_length: int = 10
-    """Length of the lists whose popularity bias is measured."""
-    titles: tuple[int, ...] = ()
-    """Dense indices of the titles with metrics of their own, at most 512; memory grows with them."""
-    grid: ScoreGrid = field(default_factory=ScoreGrid)
-
-    def __post_init__(self) -> None:
-        if len(self.titles) > MAX_TITLES or len(set(self.titles)) != len(self.titles):
-            raise ValueError(f"choose at most {MAX_TITLES} distinct titles, got {len(self.titles)}")
+    num_bootstrap: int = 200  # replicates behind each 95% interval; memory grows with it
+    titles: tuple[int, ...] = ()  # dense indices of those with metrics of their own; memory grows with them
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """Metrics of one model on one day and cohort. Row G of each territory axis is all users pooled."""
+    """Metrics of a model on one day and cohort; row G of a territory axis is all users."""
 
     settings: EvaluationSettings
-    counts: dict[str, np.ndarray]
-    """`COUNTS` -> (G + 1,)."""
+    counts: dict[str, np.ndarray]  # `COUNTS` -> (G + 1,)
     metrics: dict[str, np.ndarray]
     """Metric name -> (G + 1, R), NaN without positives; R = 1 for `PR_AUC_BOUNDS` and `BIAS_METRICS`."""
-    title_pr_auc: np.ndarray
-    """(S, R) of `settings.titles`."""
-    title_histograms: np.ndarray
-    """(S, 2, grid.num_bins) users by score, negatives and positives."""
-    title_is_local: np.ndarray | None
-    """(S,) bool; None without a history."""
+    title_pr_auc: np.ndarray  # (S, R) of `settings.titles`
+    title_histograms: np.ndarray  # (S, 2, num_bins) users by score, negatives and positives
+    title_is_local: np.ndarray | None  # (S,) bool; None without a history
+
+    def rows(self, metric: str) -> np.ndarray:
+        return self.title_pr_auc if metric == "title_pr_auc" else self.metrics[metric]
 
 
 class EvaluationState:
-    """One model, one day, one cohort: counts of any number of users behind one `add` and one `merge`. Picklable."""
+    """One model, one day, one cohort: counts of any number of users. Picklable."""
 
     def __init__(self, settings: EvaluationSettings) -> None:
         self.settings = s = settings
-        new_scores = partial(ScoreCounts, s.grid, s.num_bootstrap)
+        new_scores = partial(ScoreCounts, GRID, s.num_bootstrap)
         new_sums = partial(np.zeros, (1 + s.num_bootstrap, len(METRICS) + 1))
         self.num_users, self.num_outside = np.zeros((2, s.num_territories), dtype=np.int64)
         self.scores: defaultdict[int, ScoreCounts] = defaultdict(new_scores)
@@ -84,35 +70,24 @@ class EvaluationState:
         candidates: np.ndarray,
         title_index: np.ndarray,
     ) -> None:
-        """Count one chunk of users of one territory; any split of the users into chunks gives the same state.
+        """Count one chunk of users of one territory; any split of the users gives the same state.
 
         (U,) uint64 keys from `mtrec_ray.hashing.user_keys`; (U, T) float32 scores, bool labels and candidates (titles
         offered to the user; other positives enter no metric); (T,) distinct dense title indices of the columns.
-        Raises ValueError for shapes that do not fit, an index out of range, or a NaN among the candidates' scores.
+        Raises ValueError for a NaN among the candidates' scores.
         """
-        s, title_index = self.settings, np.asarray(title_index, dtype=np.int64)
-        if not logits.shape == labels.shape == candidates.shape == user_keys.shape + title_index.shape:
-            raise ValueError(
-                f"shapes differ: user_keys {user_keys.shape}, title_index {title_index.shape}, logits {logits.shape}, "
-                f"labels {labels.shape}, candidates {candidates.shape}"
-            )
-        if not 0 <= territory_index < s.num_territories:
-            raise ValueError(f"territory {territory_index} is not in [0, {s.num_territories})")
-        if len(title_index) and not 0 <= title_index.min() <= title_index.max() < s.num_titles:
-            raise ValueError(f"title_index must lie in [0, {s.num_titles})")
-        weights = poisson_weights(user_keys, s.num_bootstrap, s.seed)
+        s = self.settings
+        weights = poisson_weights(user_keys, s.num_bootstrap)
         count_scores(self.scores[territory_index], logits, labels, candidates, weights)  # first, as it checks for NaN
         count_title_scores(self.title_scores, logits, labels, candidates, title_index, weights)
         self.ranking[territory_index] += ranking_sums(logits, labels, candidates, weights)
-        shown = exposure_counts(logits, labels, candidates, title_index, s.num_titles, s.list_length)
+        shown = exposure_counts(logits, labels, candidates, title_index, s.num_titles, LIST_LENGTH)
         self.exposure[territory_index] += shown
         self.num_users[territory_index] += len(user_keys)
         self.num_outside[territory_index] += np.count_nonzero(labels & ~candidates)
 
     def merge(self, other: "EvaluationState") -> None:
         """Add another state of the same settings; order does not matter."""
-        if self.settings != other.settings:
-            raise ValueError(f"cannot merge states of {self.settings} and {other.settings}")
         self.num_users += other.num_users
         self.num_outside += other.num_outside
         for name in ("scores", "ranking", "exposure", "title_scores"):
@@ -123,7 +98,7 @@ class EvaluationState:
     def summarise(self, history: TitleHistory | None = None) -> EvaluationResult:
         """Reduce the counts to metrics. Without a history there is no popularity bias."""
         s, num = self.settings, self.settings.num_territories
-        pooled = ScoreCounts(s.grid, s.num_bootstrap)
+        pooled = ScoreCounts(GRID, s.num_bootstrap)
         for counts in self.scores.values():
             pooled += counts
         pr_auc = np.full((num + 1, 1 + s.num_bootstrap), np.nan)
@@ -142,7 +117,7 @@ class EvaluationState:
             counts=dict(zip(COUNTS, counts, strict=True)),
             metrics=metrics if history is None else metrics | self._bias(history),
             title_pr_auc=np.array([one.pr_auc() for one in titles]).reshape(len(titles), 1 + s.num_bootstrap),
-            title_histograms=histograms.reshape(len(titles), 2, s.grid.num_bins),
+            title_histograms=histograms.reshape(len(titles), 2, GRID.num_bins),
             title_is_local=None if history is None else history.is_local[list(s.titles)],
         )
 

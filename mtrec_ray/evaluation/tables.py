@@ -1,14 +1,10 @@
-"""An evaluation report as tidy tables, one row an observation; the CSV files and the JSON document hold the same.
+"""An evaluation report as tidy tables; the CSV files and the JSON document hold the same.
 
-territory_metrics.csv   PR-AUC, ranking metrics and gains (percent over the first variant) by territory
-title_metrics.csv       PR-AUC and gain of single titles, and their means over local and over global titles
-popularity_bias.csv     popularity-bias metrics of top-k lists by territory
-territory_counts.csv    users, scored pairs (candidates), positives, and positives that were no candidates
-
-A day is its number or `average`; a territory may also be `all` (users pooled) or `mean` (over territories).
+A day is its number or `average`; a territory may also be `all` (users pooled) or `mean` (over territories); gains are
+in percent over the first variant.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
@@ -17,17 +13,14 @@ import numpy as np
 from mtrec_ray.evaluation.popularity_bias import BIAS_METRICS
 from mtrec_ray.evaluation.report import POOLED, EvaluationReport
 from mtrec_ray.evaluation.state import COUNTS, PR_AUC_BOUNDS
-from mtrec_ray.evaluation.tidy import nested
+from mtrec_ray.files import join, write_file
 
 if TYPE_CHECKING:
     import pandas as pd
 
-AVERAGE = "average"
-"""The mean over days."""
-GAIN = "_gain"
-"""Ending of a relative gain over the first variant, in percent."""
-NO_POSITIVES = "no positives"
-NO_INTERVAL = "too few positives for an interval"
+AVERAGE = "average"  # the mean over days
+GAIN = "_gain"  # ending of a relative gain over the first variant, in percent
+NO_POSITIVES, NO_INTERVAL = "no positives", "too few positives for an interval"
 TABLE_KEYS = {
     "territory_metrics": ("cohort", "variant", "day", "territory", "metric"),
     "title_metrics": ("cohort", "variant", "day", "title", "metric"),
@@ -43,16 +36,17 @@ def evaluation_tables(report: EvaluationReport) -> "dict[str, pd.DataFrame]":
 
     metrics = [f"pr_auc{GAIN}", *(name for name in report.metric_names if name not in BIAS_METRICS)]
     rows = {
-        "territory_metrics": list(_metric_rows(report, "territory", metrics)),
-        "title_metrics": list(_title_rows(report)),
-        "popularity_bias": list(_metric_rows(report, "territory", list(BIAS_METRICS))),
-        "territory_counts": list(_count_rows(report)),
+        "territory_metrics": _metric_rows(report, "territory", metrics),
+        "title_metrics": _title_rows(report) if report.titles else (),
+        "popularity_bias": _metric_rows(report, "territory", list(BIAS_METRICS)),
+        "territory_counts": _count_rows(report),
     }
-    return {name: pd.DataFrame(found).dropna(axis=1, how="all") for name, found in rows.items() if found}
+    tables = {name: pd.DataFrame(found).dropna(axis=1, how="all") for name, found in rows.items()}
+    return {name: table for name, table in tables.items() if len(table)}
 
 
 def evaluation_document(tables: "Mapping[str, pd.DataFrame]") -> dict[str, Any]:
-    """Each table nested by its `TABLE_KEYS`: document[table][cohort][variant][day][territory][metric]["value"]."""
+    """Each table nested by its `TABLE_KEYS`."""
     return {name: nested(table, TABLE_KEYS[name]) for name, table in tables.items()}
 
 
@@ -76,8 +70,6 @@ def _metric_rows(report: EvaluationReport, column: str, metrics: list[str]) -> I
 
 
 def _title_rows(report: EvaluationReport) -> Iterator[dict[str, Any]]:
-    if not report.titles:
-        return
     facts = {cohort: _title_facts(report, cohort) for cohort in report.cohorts}
     for row in _metric_rows(report, "title", ["title_pr_auc", f"title_pr_auc{GAIN}"]):
         yield row | facts[row["cohort"]][row["title"]]
@@ -95,7 +87,34 @@ def _title_facts(report: EvaluationReport, cohort: str) -> dict[str, dict[str, A
 def _count_rows(report: EvaluationReport) -> Iterator[dict[str, Any]]:
     for cohort in report.cohorts:
         for day in report.days(cohort):
-            counts = [report.counts(name, cohort, day).tolist() for name in COUNTS]
-            for territory, *of_territory in zip([*report.territories, POOLED], *counts, strict=True):
-                key = {"cohort": cohort, "day": str(day), "territory": territory}
-                yield key | dict(zip(COUNTS, of_territory, strict=True))
+            columns = {"territory": [*report.territories, POOLED]}
+            columns |= {name: report.counts(name, cohort, day).tolist() for name in COUNTS}
+            for row in zip(*columns.values(), strict=True):
+                yield {"cohort": cohort, "day": str(day)} | dict(zip(columns, row, strict=True))
+
+
+def nested(table: "pd.DataFrame", keys: Sequence[str]) -> dict[str, Any]:
+    """Nest rows by the values of `keys`; fields without a value are left out."""
+    document: dict[str, Any] = {}
+    for row in table.to_dict("records"):
+        inner = document
+        for key in keys:
+            inner = inner.setdefault(str(row.pop(key)), {})
+        fields = without_nan(row)
+        inner |= {str(name): field for name, field in fields.items() if name == "value" or field not in (None, "")}
+    return document
+
+
+def without_nan(value: Any) -> Any:
+    """The same document with None for NaN, as JSON has no NaN."""
+    if isinstance(value, Mapping):
+        return {key: without_nan(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_nan(inner) for inner in value]
+    return None if isinstance(value, float) and isnan(value) else value
+
+
+def write_csv_files(folder: str, tables: "Mapping[str, pd.DataFrame]") -> None:
+    """Write each table to `<name>.csv`, each atomically."""
+    for name, table in tables.items():
+        write_file(join(folder, f"{name}.csv"), table.to_csv(index=False).encode())

@@ -1,33 +1,36 @@
-"""The evaluation report for the terminal: territories and titles as rows, variants as columns, 80 characters wide."""
+"""The evaluation report for the terminal: variants as columns, 80 characters wide."""
 
+from collections.abc import Iterable, Sequence
 from math import isnan
 
 import numpy as np
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from mtrec_ray.evaluation.intervals import Interval
 from mtrec_ray.evaluation.report import GLOBAL, LOCAL, MACRO, POOLED, EvaluationReport
-from mtrec_ray.evaluation.tables import NO_POSITIVES
+from mtrec_ray.evaluation.tables import AVERAGE, NO_POSITIVES
+
+LEGEND = f"{POOLED}: users of all territories; {MACRO}: mean over territories; ±: half of the 95% interval"
 
 
 def gain_rich_table(report: EvaluationReport, cohort: str | None = None, max_territories: int = 12) -> Table:
-    """Paper A's table 2, transposed: PR-AUC of the first variant and gains over it in percent, by day and on average.
+    """Paper A's table 2, transposed: PR-AUC of the first variant and gains over it in percent.
 
     Positive averages are bold, gains whose 95% interval includes 0 dim; averages show the interval's half-width.
     """
-    table = Table(title=f"PR-AUC, and gain in % over {report.baseline}{_cohort_title(report, cohort)}")
-    rows = _shown_rows(report, cohort, max_territories, table)
-    _add_columns(table, ("territory", "test set"), ("positives", report.baseline, *report.variants[1:]))
+    title = f"PR-AUC, and gain in % over {report.baseline}{_cohort_title(report, cohort)}"
+    table = numbers_table(title, ("territory", "day"), ("positives", report.baseline, *report.variants[1:]))
+    names = _shown_rows(report, cohort, max_territories, table)
     days = report.days(cohort)
     for day in [*(days if len(days) > 1 else []), None]:
         first = report.intervals("pr_auc", report.baseline, cohort, day)
         gains = [report.intervals("pr_auc", v, cohort, day, gain=True) for v in report.variants[1:]]
         positives = dict(zip([*report.territories, POOLED], report.counts("num_positives", cohort, day), strict=True))
-        for name in rows:
+        for name in names:
             count = f"{positives[name]:,}" if name in positives else ""
             cells = [_gain_cell(gain[name], average=day is None) for gain in gains]
-            table.add_row(name, f"Day {day}" if day else "Average", count, _metric_cell(first[name]), *cells)
+            table.add_row(name, str(day or AVERAGE), count, _metric_cell(first[name]), *cells)
         table.add_section()
     return table
 
@@ -36,23 +39,21 @@ def metric_rich_table(
     report: EvaluationReport, metric: str = "pr_auc", cohort: str | None = None, max_territories: int = 12
 ) -> Table:
     """A metric's mean over days for each variant, with the half-width of its 95% interval."""
-    table = Table(title=f"{metric}, mean over {len(report.days(cohort))} day(s){_cohort_title(report, cohort)}")
-    rows = _shown_rows(report, cohort, max_territories, table)
-    _add_columns(table, ("territory",), tuple(report.variants))
+    title = f"{metric}, mean over {len(report.days(cohort))} day(s){_cohort_title(report, cohort)}"
+    table = numbers_table(title, ("territory",), tuple(report.variants))
     found = [report.intervals(metric, variant, cohort) for variant in report.variants]
-    for name in rows:
+    for name in _shown_rows(report, cohort, max_territories, table):
         table.add_row(name, *[_metric_cell(row[name]) for row in found])
     return table
 
 
 def title_rich_table(report: EvaluationReport, cohort: str | None = None, max_titles: int = 20) -> Table:
-    """Paper A's table 3: gain of the titles with most positives, and the means of local and of global titles."""
-    table = Table(title=f"PR-AUC gain in % over {report.baseline} by title{_cohort_title(report, cohort)}")
-    _add_columns(table, ("title", "scope"), ("positives", *report.variants[1:]))
-    positives = report.counts("title_positives", cohort)
+    """Paper A's table 3: gains of the titles with most positives, local and global means."""
+    title = f"PR-AUC gain in % over {report.baseline} by title{_cohort_title(report, cohort)}"
+    table = numbers_table(title, ("title", "scope"), ("positives", *report.variants[1:]))
+    positives, local = report.counts("title_positives", cohort), report.title_is_local
     shown = sorted(range(len(positives)), key=lambda i: -positives[i])[:max_titles]
     gains = [report.intervals("title_pr_auc", v, cohort, gain=True) for v in report.variants[1:]]
-    local = report.title_is_local
     for slot in sorted(shown, key=lambda i: (not local[i], -positives[i])):
         name, scope = report.titles[slot], "local" if local[slot] else "global"
         table.add_row(name, scope, str(positives[slot]), *[_gain_cell(g[name], average=False) for g in gains])
@@ -64,22 +65,21 @@ def title_rich_table(report: EvaluationReport, cohort: str | None = None, max_ti
     return table
 
 
-def _add_columns(table: Table, texts: tuple[str, ...], numbers: tuple[str, ...]) -> None:
-    for header in texts:
-        table.add_column(header)
-    for header in numbers:
-        table.add_column(header.replace("+", " + "), justify="right", overflow="fold")
+def numbers_table(title: str, texts: Sequence[str], numbers: Iterable[str], caption: str | None = None) -> Table:
+    """An empty table with columns of text, then of right-aligned numbers."""
+    columns = [Column(header.replace("+", " + "), justify="right", overflow="fold") for header in numbers]
+    return Table(*texts, *columns, title=title, caption=caption)
 
 
 def _shown_rows(report: EvaluationReport, cohort: str | None, max_territories: int, table: Table) -> list[str]:
-    """Territories with positives, at most the largest, then `all` and `mean`; the caption names the omitted ones."""
+    """The largest territories, then `all` and `mean`; the caption explains them."""
     positives = report.counts("num_positives", cohort)[:-1]
     shown = sorted(sorted(np.flatnonzero(positives), key=lambda i: -positives[i])[:max_territories])
     empty = [name for name, count in zip(report.territories, positives, strict=True) if count == 0]
-    notes = [f"{NO_POSITIVES}: {', '.join(empty)}"] if empty else []
+    notes = [LEGEND, *([f"{NO_POSITIVES}: {', '.join(empty)}"] if empty else [])]
     if len(shown) < len(positives) - len(empty):
         notes.append(f"{len(shown)} largest of {len(positives)} territories; territory_metrics.csv has the rest")
-    table.caption = "; ".join(notes) or None
+    table.caption = "\n".join(notes)
     return [*(report.territories[i] for i in shown), POOLED, MACRO]
 
 

@@ -1,14 +1,13 @@
-"""`mtrec audit`: what each eliminator hides, what still leaks, and what it costs in accuracy.
+"""`mtrec audit`: what each eliminator hides, what still leaks, and the cost in accuracy.
 
 1. load the run, the runs it is compared with, and their backbone
 2. `_read_users`: users with their test event, of all buckets
 3. `_represent`:  every user's vector and top-10 list, by the backbone and by each combination
 4. `attack`:      one Ray task per representation and attribute, on the users of the audit split
-5. `Audit`:       tables, CSV files and JSON document
 """
 
 import logging
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -16,15 +15,21 @@ import torch
 from mtrec_ray.combinations import NONE, combination_name
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.evaluation.audit import AttributeLabels, AuditSettings, audit_vectors, check_users
-from mtrec_ray.evaluation.audit_result import AuditResult
-from mtrec_ray.evaluation.list_attack import audit_lists
+from mtrec_ray.evaluation.audit import (
+    AttributeLabels,
+    AuditSettings,
+    audit_lists,
+    audit_vectors,
+    check_users,
+    repeats_for,
+)
+from mtrec_ray.evaluation.audit_metrics import AuditResult
 from mtrec_ray.files import check_writable
-from mtrec_ray.jobs.audit_config import AuditConfig
 from mtrec_ray.jobs.audit_report import Audit, UserRepresentations
+from mtrec_ray.jobs.config import AuditConfig
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.models.fairness_methods import FairnessMethod, FilterMethod
+from mtrec_ray.models.fairness_methods import FilterMethod
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out
@@ -48,15 +53,12 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
     """
     records = [EliminatorsRecord.load_done(uri) for uri in [config.run, *config.compare]]
     record, source = records[0], records[0].source()
-    _check_names(records)
-    _check_combinations(records)
-    if {other.backbone_hash for other in records} != {record.backbone_hash}:
-        raise UserError("the runs have different backbones: they cannot be compared")
+    check_comparable(records)
     lake = record.open_lake(source.config.lake)
     backbone = load_backbone(source, record.backbone_hash)
-    settings = AuditSettings(**{field.name: getattr(config, field.name) for field in fields(AuditSettings)})
     users = _read_users(lake, source.config.sequences, source.config.model.history, config.max_users, progress)
     audit_users = users.only(users.audit_split)
+    settings = AuditSettings(config.num_folds, repeats_for(len(audit_users)), config.num_permutations, seed=config.seed)
     labels = _labels(records, audit_users, settings)
     if config.out:
         check_writable(config.out)
@@ -74,7 +76,8 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
         representations=representations,
         attributes=list(labels),
         leakage={target: results[target] for target in targets},
-        num_parameters=_num_parameters(records, backbone),
+        num_parameters={"backbone": sum(parameter.numel() for parameter in backbone.parameters())}
+        | {other.config.name: load_methods(other, backbone)[0].num_parameters() for other in records},
         settings=settings,
     )
     if config.out:
@@ -99,18 +102,16 @@ def attack(
     return audit_lists(inputs[kind][name], labels[attribute], keys, num_titles, once)
 
 
-def _check_names(records: list[EliminatorsRecord]) -> None:
-    """Results name representations by run, those of the first run by combination alone."""
+def check_comparable(records: list[EliminatorsRecord]) -> None:
+    """UserError for ambiguous names, other backbones, or filters that fit no combination."""
     names = [record.config.name for record in records]
     taken = {NONE, *map(combination_name, records[0].combinations)}
     for number, name in enumerate(names):
         if names.count(name) > 1 or name == "backbone" or (number > 0 and name in taken):
             raise UserError(f"compare: the name of run {name!r} would be ambiguous in the tables: rename its folder")
-
-
-def _check_combinations(records: list[EliminatorsRecord]) -> None:
-    """Filters are applied to whatever combinations the audited run has."""
     for other in records[1:]:
+        if other.backbone_hash != records[0].backbone_hash:
+            raise UserError("the runs have different backbones: they cannot be compared")
         trained = {name for combination in other.combinations for name in combination}
         if other.config.method == "filter" and not any(set(one) <= trained for one in records[0].combinations):
             wanted = ", ".join(map(combination_name, records[0].combinations))
@@ -123,7 +124,7 @@ def _check_combinations(records: list[EliminatorsRecord]) -> None:
 def _read_users(
     lake: Lake, sequences: SequenceConfig, length: int, max_users: int, progress: ProgressCallback | None
 ) -> HeldOutUsers:
-    """About `max_users` users at most, drawn by hash, with their test event, in the order of the buckets."""
+    """About `max_users` users at most, drawn by hash, with their test event."""
     buckets = range(lake.manifest.num_buckets)
     fraction = min(1.0, max_users / max(1, lake.manifest.counts["users"]))
     arguments = (lake, sequences, length, fraction)
@@ -138,7 +139,7 @@ def _read_bucket(bucket: int, lake: Lake, sequences: SequenceConfig, length: int
 def _labels(
     records: list[EliminatorsRecord], users: HeldOutUsers, settings: AuditSettings
 ) -> dict[str, AttributeLabels]:
-    """Labels of the attributes that can be attacked; UserError if one that is to be hidden cannot."""
+    """Labels of the attributes that can be attacked; UserError if one to hide cannot."""
     hidden = {name for record in records for combination in record.combinations for name in combination}
     found = {}
     for a, (name, values) in enumerate(records[0].attributes.items()):
@@ -147,7 +148,7 @@ def _labels(
             continue
         labels = AttributeLabels(name, users.attribute_index[:, a], len(values))
         try:
-            check_users(labels, users.keys, len(users), settings)
+            check_users(labels, users.keys, settings)
         except ValueError as error:
             if name in hidden:
                 fix = "enlarge the audit split (sequences.audit_fraction), or train without this attribute"
@@ -171,7 +172,10 @@ def _represent(
     found = {NONE: _representations((), users, vectors, backbone.title_vectors(), offered)}
     for number, record in enumerate(records):
         prefix = "" if number == 0 else f"{record.config.name}/"
-        for method in _methods(record, backbone, records[0].combinations):
+        for method in load_methods(record, backbone):
+            if isinstance(method, FilterMethod):  # trained for single attributes, applied to any combination
+                trained = set(method.attributes)
+                method.for_combinations([c for c in records[0].combinations if set(c) <= trained])
             vectors = vectors_in_chunks(method.user_vectors, history, values)  # (K, U, d)
             titles = method.backbone.title_vectors()
             for combination, own in zip(method.combinations, vectors, strict=True):
@@ -180,16 +184,6 @@ def _represent(
         if progress:
             progress("representing users", number + 1, len(records))
     return found
-
-
-def _methods(
-    record: EliminatorsRecord, backbone: SequentialBackbone, combinations: list[tuple[str, ...]]
-) -> list[FairnessMethod]:
-    methods = load_methods(record, backbone)
-    for method in methods:
-        if isinstance(method, FilterMethod):  # trained for single attributes, applied to any combination
-            method.for_combinations([c for c in combinations if set(c) <= set(method.attributes)])
-    return methods
 
 
 def _representations(
@@ -207,8 +201,3 @@ def _representations(
         lists.append(best.indices.masked_fill_(best.values == -torch.inf, -1).numpy())
     metrics = held_out_metrics(users, vectors, title_vectors)
     return UserRepresentations(hidden, vectors.numpy(), np.concatenate(lists), metrics)
-
-
-def _num_parameters(records: list[EliminatorsRecord], backbone: SequentialBackbone) -> dict[str, int]:
-    counts = {"backbone": sum(parameter.numel() for parameter in backbone.parameters())}
-    return counts | {record.config.name: load_methods(record, backbone)[0].num_parameters() for record in records}

@@ -1,10 +1,5 @@
 """Result of `mtrec audit`: tables, JSON document and CSV files.
 
-audit_leakage.csv     the best attacker's metrics of each attribute, from user vectors and from top-10 lists
-audit_attackers.csv   the same of every single attacker
-audit_accuracy.csv    accuracy of each combination, and `ndcg_change`, its NDCG@10 relative to the backbone in percent
-audit_ndcg_gaps.csv   largest difference of NDCG@10 between the values of an attribute
-
 A combination is named `gender+age`, `none` is the backbone; those of compared runs are `RUN/gender+age`.
 """
 
@@ -15,17 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.console import RenderableType
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from mtrec_ray.combinations import NONE
 from mtrec_ray.evaluation.audit import AuditSettings
-from mtrec_ray.evaluation.audit_metrics import largest_ndcg_gap
-from mtrec_ray.evaluation.audit_result import METRICS, AuditResult
-from mtrec_ray.evaluation.bootstrap import poisson_weights
-from mtrec_ray.evaluation.intervals import interval
+from mtrec_ray.evaluation.audit_metrics import METRICS, AuditResult, largest_ndcg_gap
+from mtrec_ray.evaluation.intervals import interval, poisson_weights
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
-from mtrec_ray.evaluation.tidy import without_nan, write_csv_files
+from mtrec_ray.evaluation.tables import without_nan, write_csv_files
+from mtrec_ray.evaluation.terminal import numbers_table
 from mtrec_ray.files import join, write_json
 from mtrec_ray.streams.held_out import HeldOutUsers
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, eliminators_hash
@@ -43,12 +37,9 @@ INPUTS = {"vectors": "user vectors", "lists": "top-10 lists"}
 class UserRepresentations:
     """Users' vectors and recommendations under one model."""
 
-    hidden: tuple[str, ...]
-    """Attributes that the model is to hide."""
-    vectors: np.ndarray
-    """(U, d) float32."""
-    lists: np.ndarray
-    """(U, 10) int64 unwatched titles of their territory, best first, -1 where no more are left."""
+    hidden: tuple[str, ...]  # attributes that the model is to hide
+    vectors: np.ndarray  # (U, d) float32
+    lists: np.ndarray  # (U, 10) int64 unwatched titles of their territory, best first, -1 where no more are left
     metrics: NextTitleMetrics
 
 
@@ -58,18 +49,14 @@ class Audit:
 
     record: EliminatorsRecord
     users: HeldOutUsers
-    representations: dict[str, UserRepresentations]
-    """By combination, see above."""
-    attributes: list[str]
-    """Those that could be attacked."""
-    leakage: dict[tuple[str, str, str], AuditResult]
-    """(`vectors` or `lists`, combination, attribute) -> result."""
-    num_parameters: dict[str, int]
-    """Of the backbone and of one combination of each run."""
+    representations: dict[str, UserRepresentations]  # by combination, see above
+    attributes: list[str]  # those that could be attacked
+    leakage: dict[tuple[str, str, str], AuditResult]  # (`vectors` or `lists`, combination, attribute) -> result
+    num_parameters: dict[str, int]  # of the backbone and of one combination of each run
     settings: AuditSettings
 
     def document(self) -> dict[str, Any]:
-        """The content of audit.json: what was audited, and per combination its accuracy, NDCG gaps and leakage."""
+        """The content of audit.json."""
         return {
             "version": AUDIT_VERSION,
             "run": self.record.uri,
@@ -84,7 +71,7 @@ class Audit:
     def combinations(self) -> dict[str, dict[str, Any]]:
         """Combination -> its part of the document."""
         kinds = dict.fromkeys(kind for kind, _, _ in self.leakage)
-        return {
+        found = {
             name: {
                 "hides": list(one.hidden),
                 "accuracy": self._accuracy(one.metrics),
@@ -93,6 +80,7 @@ class Audit:
             }
             for name, one in self.representations.items()
         }
+        return without_nan(found)
 
     def _accuracy(self, metrics: NextTitleMetrics) -> dict[str, Any]:
         """Means over users with bootstrap intervals, paired for `ndcg_change`."""
@@ -100,7 +88,7 @@ class Audit:
         total, backbone = weights.sum(axis=1), self.representations[NONE].metrics
         found = {name: interval(weights @ getattr(metrics, field) / total) for name, field in ACCURACY.items()}
         change = 100 * ((weights @ metrics.ndcg / total) / (weights @ backbone.ndcg / total) - 1)
-        return without_nan({name: one._asdict() for name, one in (found | {"ndcg_change": interval(change)}).items()})
+        return {name: one._asdict() for name, one in (found | {"ndcg_change": interval(change)}).items()}
 
     def _ndcg_gaps(self, metrics: NextTitleMetrics) -> dict[str, Any]:
         """By attribute with enough users."""
@@ -111,7 +99,7 @@ class Audit:
             gap = largest_ndcg_gap(metrics.ndcg, index, len(values), keys, num_bootstrap, seed=seed)
             if gap is not None:
                 extremes = {"best": values[gap.best], "worst": values[gap.worst]}
-                found[attribute] = without_nan(gap.gap._asdict() | {"null_high": gap.null_high, **extremes})
+                found[attribute] = gap.gap._asdict() | {"null_high": gap.null_high, **extremes}
         return found
 
     @cached_property
@@ -120,12 +108,13 @@ class Audit:
         import pandas as pd
 
         rows = {
-            "audit_leakage": list(self._leakage_rows()),
-            "audit_attackers": list(self._attacker_rows()),
-            "audit_accuracy": list(self._rows("accuracy", "metric")),
-            "audit_ndcg_gaps": list(self._rows("ndcg_gaps", "attribute")),
+            "audit_leakage": self._leakage_rows(),
+            "audit_attackers": self._attacker_rows(),
+            "audit_accuracy": self._rows("accuracy", "metric"),
+            "audit_ndcg_gaps": self._rows("ndcg_gaps", "attribute"),
         }
-        return {name: pd.DataFrame(found) for name, found in rows.items() if found}
+        tables = {name: pd.DataFrame(found) for name, found in rows.items()}
+        return {name: table for name, table in tables.items() if len(table)}
 
     @property
     def metrics(self) -> "pd.DataFrame":
@@ -152,26 +141,24 @@ class Audit:
     def _attacker_rows(self) -> Iterator[dict[str, Any]]:
         for key, found in self._attacks():
             for attacker, metrics in found["attackers"].items():
-                for metric, value in metrics.items():
-                    yield key | {"attacker": attacker, "metric": metric, "value": value}
+                yield from (key | {"attacker": attacker, "metric": m, "value": value} for m, value in metrics.items())
 
     def write(self, folder: str) -> None:
-        """Write CSV and JSON to a local folder or `pyarrow.fs` URI."""
         write_csv_files(folder, self.csv_tables)
         write_json(join(folder, AUDIT_FILE), self.document())
 
     def tables(self) -> list[RenderableType]:
-        """Leakage from vectors and lists with accuracy, NDCG gaps, and numbers of parameters."""
+        """Leakage from vectors and lists with accuracy, NDCG gaps, numbers of parameters."""
         kinds = dict.fromkeys(kind for kind, _, _ in self.leakage)
         return [*(self._leakage_table(kind) for kind in kinds), self._gap_table(), self._parameter_table()]
 
     def _leakage_table(self, kind: str) -> Table:
-        table = Table(
-            *("combination", *(Column(header, justify="right") for header in (*self.attributes, "NDCG@10", "change"))),
-            title=f"Best attacker's balanced accuracy on {INPUTS[kind]}, {self.users.audit_split.sum():,} users "
+        table = numbers_table(
+            f"Best attacker's balanced accuracy on {INPUTS[kind]}, {self.users.audit_split.sum():,} users "
             "(95% of the null)",
-            caption="*: to be hidden; ! leaks more than the null allows (one in twenty does by chance); "
-            "? too few users",
+            ["combination"],
+            [*self.attributes, "NDCG@10", "change"],
+            "*: to be hidden; ! leaks more than the null allows (one in twenty does by chance); ? too few users",
         )
         for name, of in self.combinations.items():
             cells = []
@@ -186,10 +173,8 @@ class Audit:
         return table
 
     def _gap_table(self) -> Table:
-        table = Table(
-            *("combination", *(Column(attribute, justify="right") for attribute in self.record.attributes)),
-            title="Largest difference of NDCG@10 between the values of an attribute (95% of the null below)",
-        )
+        title = "Largest difference of NDCG@10 between the values of an attribute (95% of the null below)"
+        table = numbers_table(title, ["combination"], self.record.attributes)
         for name, of in self.combinations.items():
             gaps = (of["ndcg_gaps"].get(attribute) for attribute in self.record.attributes)
             cells = (f"{gap['value']:.3f} ({gap['null_high']:.3f})" if gap else "too few users" for gap in gaps)
@@ -197,8 +182,7 @@ class Audit:
         return table
 
     def _parameter_table(self) -> Table:
-        headers = (Column(header, justify="right") for header in ("count", "of the backbone"))
-        table = Table("model", *headers, title="Parameters")
+        table = numbers_table("Parameters", ["model"], ["count", "of the backbone"])
         backbone = self.num_parameters["backbone"]
         for name, count in self.num_parameters.items():
             label = name if name == "backbone" else f"{name}, a combination"

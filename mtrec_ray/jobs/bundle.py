@@ -19,6 +19,7 @@ from rich.table import Table
 from mtrec_ray.bundle.manifest import (
     BACKBONE_FILE,
     ELIMINATORS_FILE,
+    FILES,
     MANIFEST_FILE,
     POPULAR_FILE,
     PROPENSITY_FILE,
@@ -42,8 +43,8 @@ from mtrec_ray.files import (
     write_file,
     write_json,
 )
-from mtrec_ray.jobs.bundle_config import BundleConfig
 from mtrec_ray.jobs.bundle_metrics import read_audit, read_evaluation
+from mtrec_ray.jobs.config import BundleConfig
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
@@ -59,7 +60,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 NUM_POPULAR = 1000
-FILES = (BACKBONE_FILE, ELIMINATORS_FILE, MANIFEST_FILE, POPULAR_FILE, PROPENSITY_FILE, TITLES_FILE)
 
 logger = logging.getLogger(__name__)
 
@@ -75,12 +75,8 @@ class BundleResult:
         """Accuracy of each combination, as its audit measured it."""
         import pandas as pd
 
-        metrics = self.bundle.manifest.metrics
-        return pd.DataFrame(
-            {"combination": combination, "metric": metric, **found.model_dump()}
-            for combination, of in metrics.items()
-            for metric, found in of.items()
-        )
+        found = [(name, m, one) for name, of in self.bundle.manifest.metrics.items() for m, one in of.items()]
+        return pd.DataFrame({"combination": name, "metric": metric, **one.model_dump()} for name, metric, one in found)
 
     def document(self) -> dict[str, Any]:
         manifest = self.bundle.manifest
@@ -94,17 +90,14 @@ class BundleResult:
         }
 
     def tables(self) -> list[RenderableType]:
-        manifest = self.bundle.manifest
         table = Table(title=f"Bundle {self.bundle.uri}", show_header=False)
-        table.add_row("version", manifest.version)
-        table.add_row("combinations", f"{len(manifest.combinations)}")
-        table.add_row("audited", "yes" if manifest.audit else "no")
-        table.add_row("propensity model", "yes" if manifest.propensity else "no")
+        for name, value in list(self.document().items())[2:]:
+            table.add_row(name.replace("_", " "), str(value))
         return [table]
 
 
 def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, replace: bool = False) -> BundleResult:
-    """Write a bundle and open it; `replace` an existing one if its content changed, instead of refusing.
+    """Write a bundle and open it; with `replace`, over an existing one of other content.
 
     Raises:
         UserError: unfinished runs; runs, audit or evaluation that do not belong together; an output folder that cannot
@@ -124,11 +117,12 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
     (method,) = load_methods(record, backbone)
     assert isinstance(method, EliminatorMethod)
     check_writable(out)
+    pq.write_table(lake.read("titles"), titles := io.BytesIO())  # with embeddings if the lake has some
     files |= {
         BACKBONE_FILE: _safetensors(backbone),
         ELIMINATORS_FILE: _safetensors(method.pack),
         POPULAR_FILE: safetensors.torch.save({"popular": torch.from_numpy(_popular(lake, progress))}),
-        TITLES_FILE: _titles(lake),
+        TITLES_FILE: titles.getvalue(),
     }
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
     evaluation = part and part.model_dump(include={"pr_auc", "protocol"})
@@ -146,8 +140,7 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
         audit=audit,
         propensity=part,
         config={
-            "backbone": source.config.model_dump(mode="json"),
-            "eliminators": record.config.model_dump(mode="json"),
+            name: run.config.model_dump(mode="json") for name, run in (("backbone", source), ("eliminators", record))
         },
         files=hashes,
     )
@@ -155,7 +148,7 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
 
 
 def _write(out: str, manifest: BundleManifest, files: dict[str, bytes]) -> Bundle:
-    """Write a bundle, unless its content is there already."""
+    """Write a bundle, unless the folder has the same one."""
     uri = join(out, MANIFEST_FILE)
     if exists(uri):
         former = read_json(uri).get("version")
@@ -172,7 +165,7 @@ def _write(out: str, manifest: BundleManifest, files: dict[str, bytes]) -> Bundl
 
 
 def _check_nothing_else(out: str) -> None:
-    """UserError if a folder holds more than a bundle, or the rest of an interrupted write of one."""
+    """UserError if a folder holds more than a bundle, complete or not."""
     fs, path = resolve(out)
     found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
     other = sorted(info.base_name for info in found if not info.base_name.startswith((*FILES, WRITABLE)))
@@ -201,7 +194,7 @@ def _propensity(config: BundleConfig, lake: Lake) -> tuple[PropensityPart | None
 
 
 def _popular(lake: Lake, progress: ProgressCallback | None) -> np.ndarray:
-    """(territories, 1000) int32 titles offered in each territory by users who watched them, most first, -1 = none."""
+    """(territories, 1000) int32 offered titles, by users who watched them; -1 = no more."""
     catalogue = Catalogue.of(lake, *lake.manifest.calendar.day_bounds(0))
     buckets = range(lake.manifest.num_buckets)
     counts = np.zeros((len(lake.manifest.territories), lake.titles.num_rows), dtype=np.int64)
@@ -217,10 +210,3 @@ def _count_titles(index: int, lake: Lake, catalogue: Catalogue) -> tuple[np.ndar
     bucket = Bucket.read(lake, index, catalogue.title_ids)
     pairs = np.unique(np.stack([bucket.event_user, bucket.event_title.astype(np.int64)]), axis=1)
     return np.unique(bucket.territory[pairs[0]] * np.int64(len(catalogue.title_ids)) + pairs[1], return_counts=True)
-
-
-def _titles(lake: Lake) -> bytes:
-    """The titles table, with embeddings if the lake has some."""
-    buffer = io.BytesIO()
-    pq.write_table(lake.read("titles"), buffer)
-    return buffer.getvalue()

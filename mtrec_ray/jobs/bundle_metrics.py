@@ -1,4 +1,4 @@
-"""Metrics of a bundle: read from the audit and the evaluation of the very weights that are bundled."""
+"""Metrics of a bundle, from the audit and the evaluation of the bundled weights."""
 
 from typing import Any
 
@@ -18,11 +18,7 @@ AUDITED = TypeAdapter(dict[str, tuple[dict[str, Metric], dict[str, Leakage]]])
 
 
 def read_audit(record: EliminatorsRecord, audit: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(metrics, audit) of the manifest; empty without an audit.
-
-    Raises:
-        UserError: no audit, one of another version or of other weights, or one without a metric.
-    """
+    """(metrics, audit) of the manifest, empty without an audit; UserError if it does not fit."""
     if audit is None:
         return {}, {}
     document = _read("audit", audit, AUDIT_FILE, AUDIT_VERSION, "`mtrec audit RUN --out DIR`")
@@ -35,8 +31,8 @@ def read_audit(record: EliminatorsRecord, audit: str | None) -> tuple[dict[str, 
     try:
         AUDITED.validate_python({name: (metrics[name], leakage[name]) for name in names})
     except ValidationError as error:
-        where = error.errors()[0]["loc"]
-        path = "/".join(str(part) for part in (where[0], *where[2:]))
+        name, _, *where = error.errors()[0]["loc"]
+        path = "/".join(map(str, (name, *where)))
         raise UserError(f"audit {audit!r}: {path} could not be measured: audit more users") from error
     return metrics, leakage
 
@@ -44,11 +40,7 @@ def read_audit(record: EliminatorsRecord, audit: str | None) -> tuple[dict[str, 
 def read_evaluation(
     run: PropensityRecord, evaluation: str | None
 ) -> tuple[dict[str, PrAuc], EvaluationProtocol | None]:
-    """PR-AUC by territory of the run's variant, where it has a value, and its protocol; empty without an evaluation.
-
-    Raises:
-        UserError: no evaluation, one of another version, or one of other weights.
-    """
+    """PR-AUC of the run's variant by territory, and protocol; UserError if it does not fit."""
     if evaluation is None:
         return {}, None
     fix = "`mtrec evaluate propensity RUN --out DIR`"

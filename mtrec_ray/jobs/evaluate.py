@@ -1,9 +1,8 @@
-"""`mtrec evaluate propensity`: score test users of every evaluation day with one or more runs, bucket by bucket.
+"""`mtrec evaluate propensity`: score the test users of every day with one or more runs.
 
-1. `_open_runs`:               the runs, which must have lake, window and user split in common
-2. `count_bucket_discoveries`: titles' popularity in the window, positives of the evaluation days
-3. `score_shard`:              every test user against every title it could discover, into `EvaluationState`s
-4. merge, summarise and report
+1. `_open_runs`:   the runs, which must have lake, training window and user split in common
+2. `_count`:       titles' popularity in the window, positives of the evaluation days
+3. `score_shard`:  every test user against every title it could discover, then merge, summarise and report
 
 No score leaves the task that computed it: tasks return histograms, whose size does not grow with the users.
 """
@@ -16,13 +15,22 @@ import pyarrow as pa
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.popularity_bias import TitleHistory
-from mtrec_ray.evaluation.report import MACRO, POOLED, EvaluatedRun, EvaluationReport, check_seeds
+from mtrec_ray.evaluation.report import MACRO, POOLED, EvaluatedRun, EvaluationReport
 from mtrec_ray.evaluation.state import EvaluationSettings, EvaluationState
 from mtrec_ray.files import check_writable
-from mtrec_ray.jobs.evaluate_config import EvaluateConfig
+from mtrec_ray.jobs.config import EvaluateConfig
 from mtrec_ray.jobs.report import PropensityEvaluation, title_labels, variant_names
-from mtrec_ray.jobs.scorers import InteractionScorer, PopularityScorer, Scorer
-from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED, DayScorer, count_bucket_discoveries, score_shard
+from mtrec_ray.jobs.shards import (
+    HELD_OUT,
+    TRAINED,
+    VALIDATED,
+    DayScorer,
+    InteractionScorer,
+    PopularityScorer,
+    Scorer,
+    count_bucket_discoveries,
+    score_shard,
+)
 from mtrec_ray.lake.cluster import map_tasks, total_cpus
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
@@ -36,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | None = None) -> PropensityEvaluation:
-    """Evaluate runs on the same users, days and titles; write the result to `config.out` if given.
+    """Evaluate runs on the same users, days and titles; write to `config.out` if given.
 
     Raises:
         UserError: an unfinished run, runs that cannot be compared, a changed lake, or nothing to evaluate on.
@@ -46,10 +54,7 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
     lake, calendar, sample = records[0].open_lake(), plans[0].calendar, plans[0].sample
     days, cohorts = days_and_cohorts(config, lake, calendar, sample)
     sample_of_seed = _sample_of_each_seed(records, plans, cohorts)
-    try:
-        check_seeds(variants, [record.config.seed for record in records])
-    except ValueError as error:
-        raise UserError(str(error)) from error
+    _check_seeds(variants, [record.config.seed for record in records])
     if config.out:
         check_writable(config.out)
     catalogues = {day: Catalogue.of(lake, *calendar.day_bounds(day)) for day in (0, *days)}
@@ -60,8 +65,6 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
         num_territories=len(lake.manifest.territories),
         num_titles=lake.titles.num_rows,
         num_bootstrap=config.num_bootstrap,
-        seed=config.seed,
-        list_length=config.list_length,
         titles=_reported_titles(day_positives, history.is_local, config.num_titles),
     )
     hashes = [snapshots_hash(record) for record in records]  # before scoring, which a training might overtake
@@ -74,7 +77,9 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
                 scorers += [DayScorer(name, day, scorer, own) for day in days]
             compared.append((reference, seed, name))
     states: dict[tuple[str, int, str], EvaluationState] = {}
-    shards = _shards(lake.manifest.num_buckets)
+    num_buckets = lake.manifest.num_buckets
+    parts = np.array_split(np.arange(num_buckets), min(num_buckets, max(4, 4 * int(total_cpus()))))
+    shards = [tuple(part.tolist()) for part in parts]  # about four tasks per CPU
     arguments = (lake, sample, catalogues, scorers, cohorts, settings, config.num_negatives)
     for _, found in map_tasks(score_shard, shards, *arguments, stage="scoring users", progress=progress):
         for key, state in found.items():
@@ -115,9 +120,12 @@ def _open_runs(uris: list[str]) -> tuple[list[PropensityRecord], list[PairPlan]]
     names = [record.config.name for record in records]
     if len(set(names)) < len(names):
         raise UserError(f"runs must have different names, got {', '.join(names)}")
-    first = (records[0].lake_hash, plans[0].calendar, _split(plans[0].sample))
-    for record, plan in zip(records, plans, strict=True):
-        if (record.lake_hash, plan.calendar, _split(plan.sample)) != first:
+    split = {"split_seed", "test_fraction", "validation_fraction"}
+    common = [
+        (r.lake_hash, p.calendar, p.sample.model_dump(include=split)) for r, p in zip(records, plans, strict=True)
+    ]
+    for record, own in zip(records, common, strict=True):
+        if own != common[0]:
             raise UserError(
                 f"run {record.config.name!r} and run {names[0]!r} differ in lake, window or user split "
                 "(sample.split_seed, test_fraction, validation_fraction): they cannot be compared"
@@ -125,36 +133,38 @@ def _open_runs(uris: list[str]) -> tuple[list[PropensityRecord], list[PairPlan]]
     return records, plans
 
 
-def _split(sample: SampleConfig) -> tuple[int, float, float]:
-    return sample.split_seed, sample.test_fraction, sample.validation_fraction
+def _check_seeds(variants: list[str], seeds: list[int]) -> None:
+    """UserError unless all variants have the same distinct seeds, as gains are paired by seed."""
+    of_variant = {v: sorted(s for w, s in zip(variants, seeds, strict=True) if v == w) for v in variants}
+    expected = of_variant[variants[0]]
+    for variant, own in of_variant.items():
+        if len(set(own)) != len(own) or own != expected:
+            raise UserError(
+                f"variant {variant!r} has seeds {own}, {variants[0]!r} has {expected}: gains are paired by seed, give "
+                "each variant the same distinct seeds"
+            )
 
 
 def days_and_cohorts(
     config: EvaluateConfig, lake: Lake, calendar: Calendar, sample: SampleConfig
 ) -> tuple[list[int], list[str]]:
-    """Evaluation days and cohorts; UserError where there are none, or they could not be reported."""
+    """Evaluation days and cohorts; UserError if there are none, or they could not be reported."""
     if not calendar.num_evaluation_days:
         raise UserError("there is no evaluation day: set window.num_evaluation_days in the training config")
     for name in {POOLED, MACRO} & set(lake.territory_names()):
         raise UserError(f"territory {name!r} has the name of a row of the report: rename it and build the lake again")
-    return list(range(1, calendar.num_evaluation_days + 1)), _cohorts(config, lake, sample)
-
-
-def _cohorts(config: EvaluateConfig, lake: Lake, sample: SampleConfig) -> list[str]:
-    if config.validation:
-        if sample.validation_fraction == 0:
-            raise UserError("validation has no effect: the runs have no validation users (sample.validation_fraction)")
-        return [VALIDATED]
-    cohorts = [HELD_OUT] if sample.test_fraction > 0 else []
-    if lake.manifest.trained_users_are_tested or not cohorts:
+    if config.validation and sample.validation_fraction == 0:
+        raise UserError("validation has no effect: the runs have no validation users (sample.validation_fraction)")
+    cohorts = [VALIDATED] if config.validation else [HELD_OUT] if sample.test_fraction > 0 else []
+    if not cohorts or (lake.manifest.trained_users_are_tested and not config.validation):
         cohorts.append(TRAINED)
-    return cohorts
+    return list(range(1, calendar.num_evaluation_days + 1)), cohorts
 
 
 def _count(
     lake: Lake, sample: SampleConfig, catalogues: dict[int, Catalogue], cohort: str, progress: ProgressCallback | None
 ) -> tuple[TitleHistory, np.ndarray]:
-    """Discoveries in the window by territory and title, and positives of the evaluation days by title."""
+    """Discoveries in the training window, and positives of the evaluation days by title."""
     shape = (len(lake.manifest.territories), len(catalogues[0].title_ids))
     popularity, day_positives, not_offered = np.zeros(shape, np.int64), np.zeros(shape[1], np.int64), 0
     buckets, arguments = range(lake.manifest.num_buckets), (lake, sample, catalogues, cohort)
@@ -174,10 +184,9 @@ def _count(
 def _sample_of_each_seed(
     records: list[PropensityRecord], plans: list[PairPlan], cohorts: list[str]
 ) -> dict[int, SampleConfig]:
-    """Seed -> the sample whose users references are scored on, for comparison with the runs of that seed.
+    """Seed -> the sample whose users references are scored on.
 
-    With the `trained` cohort, runs of one seed must have the same random sample, or their gains would compare different
-    people. Otherwise all runs are scored on the same users.
+    Runs of one seed must have the same random sample if it is scored, or gains would compare different people.
     """
     if TRAINED not in cohorts:
         return {record.config.seed: plans[0].sample for record in records}
@@ -214,9 +223,3 @@ def _references(lake: Lake, records: list[PropensityRecord], history: TitleHisto
     for name in references.keys() & {record.config.name for record in records}:
         raise UserError(f"run {name!r} has the name of a reference: rename its folder, or set references=false")
     return references
-
-
-def _shards(num_buckets: int) -> list[tuple[int, ...]]:
-    """Buckets of each scoring task, about four tasks per CPU."""
-    parts = np.array_split(np.arange(num_buckets), min(num_buckets, max(4, 4 * int(total_cpus()))))
-    return [tuple(part.tolist()) for part in parts]

@@ -55,7 +55,7 @@ class LakeConfig(Config):
 
 
 def build_from_source(config: LakeBuildConfig, progress: ProgressCallback | None = None) -> "LakeSummary":
-    """Build a lake from a data source. UserError: raw files or settings that do not fit, or bad rows."""
+    """Build a lake from a data source; UserError if raw files, settings or rows do not fit."""
     from mtrec_ray.lake.build import build_lake
 
     if config.out is None:

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
-from rich.table import Column, Table
 
 from mtrec_ray.console import ProgressCallback
+from mtrec_ray.evaluation.terminal import numbers_table
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.config import PairsConfig
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PairCounts:
-    """Users and pairs of the training window."""
+class PairsSummary:
+    """A `JobResult`: users and pairs of the training window."""
 
     territories: list[str]
     plan: PairPlan
@@ -44,18 +44,18 @@ class PairCounts:
         """Counts of each territory and in all."""
         counts, period = self.metrics.set_index("territory"), self.plan.periods[0]
         rates = {"alpha": period.alpha, "negative_rate": period.negative_rate}
-        return {"version": 1} | rates | {"all": _plain(counts.sum()), "territories": _plain(counts.T)}
+        counts = counts.astype(object)
+        return {"version": 1} | rates | {"all": counts.sum().to_dict(), "territories": counts.T.to_dict()}
 
     def tables(self) -> list[RenderableType]:
         """Paper A's table 1."""
         counts, plan, period = self.metrics.set_index("territory"), self.plan, self.plan.periods[0]
         added = "active users" if plan.sample.upsample == "active" else "random users with as many positives"
-        names = [Column(name.replace("_", " "), justify="right") for name in counts.columns]
-        table = Table(
-            "territory",
-            *names,
-            title=f"Pairs of {period.start:%Y-%m-%d} to {period.end:%Y-%m-%d}: alpha {period.alpha:g}, added = {added}",
-            caption="negatives: expected; each eligible (user, title) is drawn with probability "
+        table = numbers_table(
+            f"Pairs of {period.start:%Y-%m-%d} to {period.end:%Y-%m-%d}: alpha {period.alpha:g}, added = {added}",
+            ["territory"],
+            [name.replace("_", " ") for name in counts.columns],
+            "negatives: expected; each eligible (user, title) is drawn with probability "
             f"{period.negative_rate:.3g}. {plan.not_offered_positives:,} discoveries of titles not offered left out.",
         )
         for territory, row in counts.iterrows():
@@ -65,12 +65,8 @@ class PairCounts:
         return [table]
 
 
-def count_pairs(config: PairsConfig, progress: ProgressCallback | None = None) -> PairCounts:
+def summarise_pairs(config: PairsConfig, progress: ProgressCallback | None = None) -> PairsSummary:
     """Count the users and pairs that the given sample settings would train on."""
     lake = Lake.open(config.lake)
     plan = make_plan(lake, config.sample, resolve_calendar(lake, config.window), progress=progress)
-    return PairCounts(lake.territory_names(), plan)
-
-
-def _plain(counts: "pd.Series | pd.DataFrame") -> dict[str, Any]:
-    return counts.astype(object).to_dict()
+    return PairsSummary(lake.territory_names(), plan)

@@ -1,12 +1,11 @@
-"""`mtrec quickstart`: raw files to gain table and bundle in one command; each step does what its own command does.
+"""`mtrec quickstart`: raw files to gain table and bundle; each step as its own command.
 
 1. build the lake      2. embed it, if its source brings no vectors
 3. train each variant  4. evaluate all of them on the same users
 5. train a backbone    6. train an eliminator for every combination of attributes
 7. audit them          8. bundle them with a multi-task model
 
-A stopped quickstart resumes: steps 1 to 3, 5 and 6 are skipped once they are done, the others run again, and the bundle
-is replaced only if that changed it.
+A stopped quickstart resumes: steps 1 to 3, 5 and 6 are skipped once they are done, the others run again.
 """
 
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ from rich.console import RenderableType
 from mtrec_ray.console import JobResult, ProgressCallback, stderr_console
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import exists, join, read_json, write_json
+from mtrec_ray.identity import Identity, check_same
 from mtrec_ray.jobs.audit import audit
 from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.evaluate import days_and_cohorts, evaluate_propensity
-from mtrec_ray.jobs.quickstart_config import QuickstartConfig
-from mtrec_ray.jobs.quickstart_steps import QuickstartSteps, make_steps
+from mtrec_ray.jobs.quickstart_config import LEGEND, QuickstartConfig, QuickstartSteps, make_steps
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.embed import embed_lake
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake
@@ -35,9 +34,7 @@ from mtrec_ray.training.propensity import new_propensity_run, train_propensity
 if TYPE_CHECKING:
     import pandas as pd
 
-
-VERSION = 2
-"""Of quickstart.json."""
+VERSION = 2  # of quickstart.json
 
 
 @dataclass(frozen=True)
@@ -46,8 +43,7 @@ class QuickstartResult:
 
     gains: JobResult
     audit: JobResult | None
-    bundle: str | None
-    """URI."""
+    bundle: str | None  # URI
 
     @property
     def parts(self) -> dict[str, JobResult]:
@@ -66,11 +62,11 @@ class QuickstartResult:
 
     def tables(self) -> list[RenderableType]:
         """The gain tables, then those of the audit."""
-        return [table for part in self.parts.values() for table in part.tables()]
+        return [*self.gains.tables(), LEGEND, *(self.audit.tables() if self.audit else [])]
 
 
 def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = None) -> QuickstartResult:
-    """Build, embed, train every variant for every seed, evaluate; then hide every combination of attributes, and audit.
+    """Run all steps.
 
     Raises:
         UserError: settings or raw files that do not fit; all settings are checked before the first step, and against
@@ -108,20 +104,19 @@ def _make_lake(config: QuickstartConfig, steps: QuickstartSteps, progress: Progr
 
 
 def _same_settings(config: QuickstartConfig, folder: str, used: list[str]) -> None:
-    """Record what the lake is made from; UserError where `used` settings differ from those it was made from."""
+    """Record what the lake is made from; UserError if `used` settings have changed."""
     made_from = config.model_dump(mode="json", include={"dataset", "raw", "source", "build", "embed"})
     uri = join(folder, "quickstart.json")
     former = read_json(uri) if exists(uri) else {"version": VERSION} | made_from
     if former.get("version") != VERSION:
         raise UserError(f"{uri!r} has version {former.get('version', 1)}, not {VERSION}: choose another --out")
-    changed = [f"{key} = {former[key]!r} (now {made_from[key]!r})" for key in used if former[key] != made_from[key]]
-    if changed:
-        raise UserError(f"{folder!r} holds a quickstart with {'; '.join(changed)}: choose another --out")
+    before, now = (Identity({key: of[key] for key in used}) for of in (former, made_from))
+    check_same(f"the quickstart in {folder!r}", before, now)
     write_json(uri, {"version": VERSION} | made_from)
 
 
 def _check_against_lake(steps: QuickstartSteps, lake: Lake, with_fairness: bool) -> None:
-    """UserError for settings that do not fit the lake, the cluster or existing runs, which would show after hours."""
+    """UserError for settings that do not fit the lake, the cluster or existing runs."""
     for training in steps.trainings:
         calendar = resolve_calendar(lake, training.window)
         new_propensity_run(training, lake, calendar).resume_or_new()

@@ -1,11 +1,20 @@
 """Settings of `mtrec quickstart` and the variants it compares."""
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from mtrec_ray.config import Config
+from mtrec_ray.config import Config, validate_config
+from mtrec_ray.files import absolute, join
+from mtrec_ray.jobs.config import AuditConfig, BundleConfig, EvaluateConfig
+from mtrec_ray.jobs.lakes import LakeBuildConfig
+from mtrec_ray.lake.embed_config import EmbedConfig
 from mtrec_ray.sources.registry import SourceName
+from mtrec_ray.trainers.backbone_config import BackboneConfig
+from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
+from mtrec_ray.trainers.propensity_config import PropensityConfig
+from mtrec_ray.trainers.runner_config import RunnerConfig
 
 BASELINE = "baseline"
 
@@ -23,6 +32,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 """Laid over `train`: paper A's three, the control with as many random positives, and two of ours, chosen on validation
 users of five real markets: a dense block whose matrix learns slowly and whose bias fast, and the bias alone."""
+LEGEND = (
+    "baseline: one model for all territories; upsampling: active users are added to the sample (control: random "
+    "ones);\nmtl: a block of weights per territory group, mtl-slow: learning slowly, mtl-shift: its bias alone; "
+    "popularity: most watched in the territory"
+)
+"""Printed under the gain table."""
 
 PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "synthetic": {
@@ -45,7 +60,8 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 }
 """What a source changes in the defaults."""
 
-TAKEN = {
+TAKEN: dict[str, set[str]] = {
+    "source": set(),
     "build": {"overwrite"},
     "embed": {"lake"},
     "train": {"lake", "runs", "name", "kind", "seed"},
@@ -54,7 +70,7 @@ TAKEN = {
     "eliminators": {"backbone", "runs", "name", "seed"},
     "audit": {"run", "out"},
 }
-"""Settings of each section that the quickstart decides itself."""
+"""Sections, and the settings of each that the quickstart decides itself."""
 
 VariantName = Literal[
     "baseline",
@@ -101,29 +117,21 @@ class QuickstartConfig(Config):
     @property
     def num_cpus(self) -> int:
         """Logical CPUs that the workers of the largest training hold."""
-        from mtrec_ray.jobs.quickstart_steps import make_steps
-
-        return make_steps(self).num_cpus
+        return max(runner.num_cpus for runner in make_steps(self).runners)
 
     @model_validator(mode="before")
     @classmethod
     def _preset(cls, document: Any) -> Any:
         if not isinstance(document, dict):
             return document
-        if "lake" in document:
-            raise ValueError("section 'lake' is called 'source' now: write source.users for lake.users")
-        if isinstance(document.get("source"), str):
-            raise ValueError(f"source = {document['source']!r} is called dataset now: source holds its settings")
-        preset = PRESETS.get(document.get("dataset", "synthetic"), {})
-        sections = {"source": {}, "build": {}, "embed": {"text": {"model": None}}, "train": {}, "evaluate": {}}
-        sections |= {"backbone": {}, "eliminators": {}, "audit": {}}
-        for name, default in sections.items():
-            if not isinstance(document.get(name, {}), dict):
-                raise ValueError(f"{name} = {document[name]!r} must be a section of settings")
-            taken = TAKEN.get(name, set()) & set(document.get(name, {}))
-            if taken:
-                raise ValueError(f"{name}.{min(taken)} has no effect: the quickstart sets it")
-            document = document | {name: merged(merged(default, preset.get(name, {})), document.get(name, {}))}
+        preset = {"embed": {"text": {"model": None}}} | PRESETS.get(document.get("dataset", "synthetic"), {})
+        for name, taken in TAKEN.items():
+            given = document.get(name, {})
+            if not isinstance(given, dict):
+                raise ValueError(f"{name} = {given!r} must be a section of settings")
+            if taken & given.keys():
+                raise ValueError(f"{name}.{min(taken & given.keys())} has no effect: the quickstart sets it")
+            document = document | {name: merged(preset.get(name, {}), given)}
         return document
 
 
@@ -134,3 +142,66 @@ def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         inner = result.get(key)
         result[key] = merged(inner, value) if isinstance(value, dict) and isinstance(inner, dict) else value
     return result
+
+
+@dataclass(frozen=True)
+class QuickstartSteps:
+    """The settings of each step's own command."""
+
+    folder: str
+    build: LakeBuildConfig
+    embed: EmbedConfig
+    trainings: list[PropensityConfig]  # one per variant and seed, the baseline's first
+    evaluation: EvaluateConfig
+    backbone: BackboneConfig
+    eliminators: EliminatorsConfig
+    audit: AuditConfig
+    bundle: BundleConfig
+
+    @property
+    def lake(self) -> str:
+        return self.embed.lake
+
+    @property
+    def runners(self) -> list[RunnerConfig]:
+        return [self.trainings[0].runner, self.backbone.runner, self.eliminators.runner]
+
+
+def make_steps(config: QuickstartConfig) -> QuickstartSteps:
+    """Raises UserError where a setting does not fit its step."""
+    folder = absolute(config.out)
+    lake, runs, report, audit = (join(folder, name) for name in ("lake", "runs", "report", "audit"))
+    trainings = training_configs(config, lake, runs)
+    run = {"runs": runs, "seed": 0}
+    uris = [join(runs, training.name) for training in trainings]
+    multi_task = [uri for uri, training in zip(uris, trainings, strict=True) if training.kind == "mtl"]
+    bundle = {"run": join(runs, "eliminators"), "audit": audit, "out": join(folder, "bundle")}
+    bundle |= {"propensity": multi_task[0], "evaluation": report} if multi_task else {}
+    build = {"dataset": config.dataset, "raw": config.raw, "source": config.source, "build": config.build}
+    eliminators = {"backbone": join(runs, "backbone"), "name": "eliminators"}
+    return QuickstartSteps(
+        folder=folder,
+        build=validate_config(LakeBuildConfig, build | {"out": lake}),
+        embed=validate_config(EmbedConfig, config.embed | {"lake": lake}),
+        trainings=trainings,
+        evaluation=validate_config(EvaluateConfig, config.evaluate | {"runs": uris, "out": report}),
+        backbone=validate_config(BackboneConfig, config.backbone | run | {"lake": lake, "name": "backbone"}),
+        eliminators=validate_config(EliminatorsConfig, config.eliminators | run | eliminators),
+        audit=validate_config(AuditConfig, config.audit | {"run": bundle["run"], "out": audit}),
+        bundle=validate_config(BundleConfig, bundle),
+    )
+
+
+def training_configs(config: QuickstartConfig, lake: str, runs: str) -> list[PropensityConfig]:
+    """One validated config per variant and seed, the baseline's first."""
+    names = [BASELINE, *(name for name in config.variants if name != BASELINE)]
+    configs = []
+    for name in names:
+        for seed in range(config.seeds):
+            fixed = {"lake": lake, "runs": runs, "name": f"{name}-s{seed}", "seed": seed, "sample": {"seed": seed}}
+            settings = merged(merged(config.train, VARIANTS[name]), fixed)
+            model = settings.get("model")
+            if settings["kind"] == "baseline" and isinstance(model, dict):
+                settings = settings | {"model": {k: v for k, v in model.items() if k != "groups"}}
+            configs.append(validate_config(PropensityConfig, settings))
+    return configs

@@ -3,29 +3,31 @@
 Runs that differ in the seed alone are one variant.
 """
 
+import io
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 from rich.console import RenderableType
 
 from mtrec_ray.evaluation.report import EvaluationReport
-from mtrec_ray.evaluation.score_plots import title_score_figure, write_figure
+from mtrec_ray.evaluation.score_counts import GRID
 from mtrec_ray.evaluation.state import EvaluationResult
-from mtrec_ray.evaluation.tables import evaluation_document, evaluation_tables
+from mtrec_ray.evaluation.tables import evaluation_document, evaluation_tables, write_csv_files
 from mtrec_ray.evaluation.terminal import gain_rich_table, metric_rich_table, title_rich_table
-from mtrec_ray.evaluation.tidy import write_csv_files
-from mtrec_ray.files import join, write_json
+from mtrec_ray.files import join, write_file, write_json
 from mtrec_ray.training.propensity_run import PropensityRecord
 
 if TYPE_CHECKING:
     import pandas as pd
 
 EVALUATION_FILE, EVALUATION_VERSION = "metrics.json", 1
-NUM_FIGURES = 4
+NUM_FIGURES, NUM_BARS = 4, 40
 
 
 @dataclass(frozen=True)
@@ -33,16 +35,11 @@ class PropensityEvaluation:
     """A `JobResult`: metrics of runs and references."""
 
     report: EvaluationReport
-    results: dict[tuple[str, int, str], EvaluationResult]
-    """(scorer, day, cohort) -> result."""
-    compared: list[tuple[str, int, str]]
-    """(variant, seed, scorer) of runs, then of references."""
-    weights: dict[str, str]
-    """Run -> hash of the weights that were scored."""
-    num_negatives: int | None
-    """Negatives per user; None: all titles that the user could discover."""
-    with_candidates: bool
-    """Whether the lake fixes the titles to rank, which makes NDCG@10 comparable with published figures."""
+    results: dict[tuple[str, int, str], EvaluationResult]  # (scorer, day, cohort) -> result
+    compared: list[tuple[str, int, str]]  # (variant, seed, scorer) of runs, then of references
+    weights: dict[str, str]  # run -> hash of the weights that were scored
+    num_negatives: int | None  # negatives per user; None: all titles that the user could discover
+    with_candidates: bool  # the lake fixes the titles to rank, so NDCG@10 compares with published figures
 
     @cached_property
     def csv_tables(self) -> "dict[str, pd.DataFrame]":
@@ -55,7 +52,7 @@ class PropensityEvaluation:
         return self.csv_tables["territory_metrics"]
 
     def document(self) -> dict[str, Any]:
-        """The content of metrics.json: the runs with the hashes of their weights, the protocol, and all tables."""
+        """The content of metrics.json: runs with the hashes of their weights, protocol, tables."""
         return {
             "version": EVALUATION_VERSION,
             "protocol": {"num_negatives": self.num_negatives, "cohort": self.report.cohorts[0]},
@@ -86,26 +83,48 @@ class PropensityEvaluation:
         self._write_figures(folder)
 
     def _write_figures(self, folder: str) -> None:
-        """Paper A, figure 2: scores of the titles with most positives, local and global, on the last day."""
+        """Paper A, figure 2: scores of the titles with most positives on the last day."""
         report, day = self.report, self.report.days()[-1]
-        first_runs: dict[str, str] = {}  # of each variant
-        for variant, _, name in self.compared:
-            if name in self.weights:
-                first_runs.setdefault(variant, name)
-        results = {variant: self.results[run, day, report.cohorts[0]] for variant, run in first_runs.items()}
-        positives, local = report.counts("title_positives"), report.title_is_local
-        ranked = sorted(range(len(positives)), key=lambda slot: -positives[slot])
-        kinds = ([slot for slot in ranked if local[slot] == kind] for kind in (True, False))
-        for slot in (slot for kind in kinds for slot in kind[: NUM_FIGURES // 2]):
+        first_runs = {variant: name for variant, _, name in reversed(self.compared) if name in self.weights}
+        results = {v: self.results[first_runs[v], day, report.cohorts[0]] for v in report.variants if v in first_runs}
+        local = report.title_is_local
+        ranked = np.argsort(-report.counts("title_positives"), kind="stable")
+        for slot in [slot for kind in (local, ~local) for slot in ranked[kind[ranked]][: NUM_FIGURES // 2].tolist()]:
             histograms = {variant: result.title_histograms[slot] for variant, result in results.items()}
             if any(histogram.sum() for histogram in histograms.values()):
                 heading = f"{report.titles[slot]} ({'local' if local[slot] else 'global'})"
-                figure = title_score_figure(histograms, report.settings.grid, heading)
-                write_figure(figure, join(folder, f"title_scores_{slot + 1:02d}.png"))
+                figure, png = title_score_figure(histograms, heading), io.BytesIO()
+                figure.savefig(png, format="png", dpi=120)
+                write_file(join(folder, f"title_scores_{slot + 1:02d}.png"), png.getvalue())
+
+
+def title_score_figure(histograms: Mapping[str, np.ndarray], title: str):
+    """Normalised histograms of users by one title's score, an outline for each model.
+
+    `histograms`: model -> (2, num_bins) users, negatives and positives, on `GRID`; at least one has users.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    counts = {name: histogram.sum(axis=0) for name, histogram in histograms.items()}
+    occupied = np.flatnonzero(sum(counts.values()))
+    first, last = int(occupied[0]), int(occupied[-1]) + 1
+    cuts = np.unique(np.linspace(first, last, NUM_BARS + 1).round().astype(int))
+    finite = GRID.edges()[1:-1]
+    edges = GRID.edges()[cuts].clip(finite[0], finite[-1])
+    figure = Figure(figsize=(5, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for name, count in counts.items():
+        users = np.add.reduceat(count[first:last], cuts[:-1] - first)
+        axes.stairs(users / max(1, users.sum()), edges, label=name)
+    axes.set(title=title, xlabel="logit", ylabel="fraction of users")
+    axes.legend(frameon=False)
+    return figure
 
 
 def variant_names(records: list[PropensityRecord]) -> list[str]:
-    """Each run's variant: its name without a seed suffix such as `-s1`, common to runs that differ in seeds alone."""
+    """Each run's variant: its name without a seed suffix such as `-s1`."""
     first_name: dict[str, str] = {}
     for record in records:
         first_name.setdefault(_signature(record), record.config.name)

@@ -1,8 +1,10 @@
 """What a folder of runs holds: read from run.json and metrics.jsonl, without Ray."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from operator import itemgetter
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
@@ -74,7 +76,7 @@ class RunView:
     def series(self) -> dict[str, list[tuple[int, float]]]:
         """Metric -> its (step, value) in order, pack after pack."""
         found: dict[str, list[tuple[int, float]]] = {}
-        for row in [row for rows in self.rows.values() for row in rows]:
+        for row in chain.from_iterable(self.rows.values()):
             for metric, value in row.items():
                 if metric not in KEYS and isinstance(value, int | float):
                     found.setdefault(metric, []).append((row["step"], value))
@@ -83,10 +85,7 @@ class RunView:
     @property
     def metrics(self) -> "pd.DataFrame":
         """All figures: columns run, metric, step, value."""
-        import pandas as pd
-
-        rows = [(self.name, metric, *point) for metric, points in self.series.items() for point in points]
-        return pd.DataFrame(rows, columns=["run", "metric", "step", "value"])
+        return _figures((self.name, metric, *point) for metric, points in self.series.items() for point in points)
 
     def summary(self) -> dict[str, Any]:
         """State, input and the last value of each metric; steps are summed over packs."""
@@ -106,12 +105,10 @@ class RunView:
 
     def settings(self) -> dict[str, Any]:
         """Settings that differ from their defaults, by dotted key."""
-        kind = self.stored.kind
-        try:
+        kind, defaults = self.stored.kind, {}
+        with suppress(ImportError, AttributeError, ValueError):  # a kind of another version
             model = resolve_name(f"mtrec_ray.trainers.{kind}_config:{kind.capitalize()}Config")
-        except (ImportError, AttributeError, ValueError):  # a kind of another version
-            return flatten(self.stored.config)
-        defaults = flatten(model.model_construct().model_dump(mode="json"))
+            defaults = flatten(model.model_construct().model_dump(mode="json"))
         return {k: v for k, v in flatten(self.stored.config).items() if k not in defaults or defaults[k] != v}
 
     def validations(self) -> list[dict[str, Any]]:
@@ -123,28 +120,23 @@ class RunView:
                 found.append({"metric": metric, "last": last, "step": step, "best": best, "best_step": best_step})
         return found
 
-    def files(self) -> dict[str, int | None]:
-        """Name -> bytes, None for a folder."""
-        filesystem, path = resolve(self.uri)
-        return {info.base_name: info.size for info in filesystem.get_file_info(pafs.FileSelector(path))}
-
     def document(self) -> dict[str, Any]:
-        details = {"settings": self.settings(), "validations": self.validations(), "files": self.files()}
-        return {"version": 1, "run": self.uri} | self.summary() | details | {"series": self.series}
+        details = {"settings": self.settings(), "validations": self.validations(), "series": self.series}
+        return {"version": 1, "run": self.uri} | self.summary() | details
 
     def tables(self) -> list[RenderableType]:
         """Facts, validations, changed settings."""
+        changed = [(key, str(value)) for key, value in self.settings().items()]
         facts = list(zip(COLUMNS, _cells(self.summary()), strict=True))
         for pack, rows in self.rows.items():
             losses = [row["train/loss"] for row in rows if isinstance(row.get("train/loss"), int | float)]
             facts += [(f"loss {pack}", f"{losses[0]:.4f} {sparkline(losses)} {losses[-1]:.4f}")] if losses else []
-        sizes = (f"{name}/" if size is None else f"{name} {size:,} B" for name, size in sorted(self.files().items()))
-        validations = [found.values() for found in self.validations()]
-        settings = [(key, str(value)) for key, value in self.settings().items()]
         return [
-            _table(f"Run {self.uri}", ("", ""), [*facts, ("files", ", ".join(sizes))]),
-            _table("Validation", ("metric", "last", "at step", "best", "at step"), validations),
-            _table("Settings that differ from their defaults", ("setting", "value"), settings),
+            _table(f"Run {self.uri}", ("", ""), facts),
+            _table(
+                "Validation", ("metric", "last", "at step", "best", "at step"), map(dict.values, self.validations())
+            ),
+            _table("Settings that differ from their defaults", ("setting", "value"), changed),
         ]
 
 
@@ -159,10 +151,7 @@ class RunList:
     @property
     def metrics(self) -> "pd.DataFrame":
         """The last value of each metric: columns run, metric, step, value."""
-        import pandas as pd
-
-        rows = [(run.name, metric, *points[-1]) for run in self.runs for metric, points in run.series.items()]
-        return pd.DataFrame(rows, columns=["run", "metric", "step", "value"])
+        return _figures((run.name, metric, *of[-1]) for run in self.runs for metric, of in run.series.items())
 
     def document(self) -> dict[str, Any]:
         runs = [run.summary() for run in self.runs]
@@ -190,8 +179,14 @@ def list_runs(config: ListRunsConfig, progress: ProgressCallback | None = None) 
 
 
 def show_run(config: ShowRunConfig, progress: ProgressCallback | None = None) -> RunView:
-    """A run by name or place; UserError if there is none."""
+    """A run by name, folder or URI; UserError if there is none."""
     return RunView(config.run if "/" in config.run else join(config.runs, config.run))
+
+
+def _figures(rows: Iterable[tuple[str, str, int, float]]) -> "pd.DataFrame":
+    import pandas as pd
+
+    return pd.DataFrame(list(rows), columns=["run", "metric", "step", "value"])
 
 
 def sparkline(values: list[float]) -> str:
@@ -210,12 +205,10 @@ def _cells(summary: dict[str, Any]) -> list[str]:
         found = [value for name, value in summary["figures"].items() if f"{name}/".startswith(f"{main}/")]
         if found:
             shown.append(f"{main} {'-'.join(dict.fromkeys(f'{end:.4f}' for end in (min(found), max(found))))}")
-    facts = {
-        "step": f"{summary['step']:,}" + (f" of {summary['num_steps']:,}" if summary["num_steps"] else ""),
-        "last metric": (summary["last_metric"] or "-")[:16].replace("T", " "),
-        "figures": "\n".join(shown),
-    }
-    return [str((summary | facts)[column]) for column in COLUMNS]
+    step = f"{summary['step']:,}" + (f" of {summary['num_steps']:,}" if summary["num_steps"] else "")
+    last = (summary["last_metric"] or "-")[:16].replace("T", " ")
+    cells = summary | {"step": step, "last metric": last, "figures": "\n".join(shown)}
+    return [str(cells[column]) for column in COLUMNS]
 
 
 def _table(title: str, columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> Table:

@@ -1,12 +1,12 @@
-"""Tasks of `jobs.evaluate`: count a bucket's discoveries, score its users. They return counts and histograms only."""
+"""Scorers and tasks of `jobs.evaluate`; tasks return counts and histograms only."""
 
 from dataclasses import dataclass
 from itertools import product
+from typing import Protocol
 
 import numpy as np
 
 from mtrec_ray.evaluation.state import EvaluationSettings, EvaluationState
-from mtrec_ray.jobs.scorers import Scorer
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.catalogue import Catalogue
@@ -17,6 +17,36 @@ from mtrec_ray.streams.scored_users import FixedCandidates, ScoringChunk, scorin
 HELD_OUT, TRAINED, VALIDATED = "held_out", "trained", "validation"
 """Cohorts: test users, users of the random training sample, validation users."""
 SPLITS = {HELD_OUT: TEST, TRAINED: TRAIN, VALIDATED: VALIDATION}
+NEGATIVES_SEED = 0
+
+
+class Scorer(Protocol):
+    """Scores every user of a chunk against its titles. Picklable."""
+
+    def score(self, chunk: ScoringChunk) -> np.ndarray:
+        """(U, T) float32 logits."""
+        ...
+
+
+class PopularityScorer:
+    """log(1 + discoveries of the title in the territory): the same list for everybody."""
+
+    def __init__(self, popularity: np.ndarray) -> None:
+        self.popularity = popularity  # (territories, titles)
+
+    def score(self, chunk: ScoringChunk) -> np.ndarray:
+        scores = np.log1p(self.popularity[chunk.territory, chunk.title_index]).astype(np.float32)
+        return np.broadcast_to(scores, chunk.labels.shape)
+
+
+class InteractionScorer:
+    """Dot product of the user's and the title's interaction vectors, without a model."""
+
+    def __init__(self, title_interactions: np.ndarray) -> None:
+        self.titles = title_interactions.astype(np.float32)  # (titles, width)
+
+    def score(self, chunk: ScoringChunk) -> np.ndarray:
+        return chunk.embedding.astype(np.float32) @ self.titles[chunk.title_index].T
 
 
 @dataclass(frozen=True)
@@ -26,24 +56,23 @@ class DayScorer:
     name: str
     day: int
     scorer: Scorer
-    sample: SampleConfig
-    """Of the run, or of the runs that a reference is compared with: determines the `trained` cohort."""
+    sample: SampleConfig  # of the run, or the runs that a reference is compared with: decides the `trained` cohort
 
 
 def count_bucket_discoveries(
     index: int, lake: Lake, sample: SampleConfig, catalogues: dict[int, Catalogue], cohort: str = HELD_OUT
 ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, int]:
-    """Count the discoveries of one bucket; `catalogues` by day, 0 = the window.
+    """Count the discoveries of one bucket; `catalogues` by day, 0 = the training window.
 
     Returns:
-        (cells, counts) of territory * num_titles + title with discoveries of training users in the window;
+        (cells, counts) of territory * num_titles + title with discoveries of training users in the training window;
         (num_titles,) discoveries of the cohort on the evaluation days; those of them that are not offered.
     """
-    window = catalogues[0]
-    num_titles = len(window.title_ids)
-    bucket = Bucket.read(lake, index, window.title_ids)
+    training = catalogues[0]
+    num_titles = len(training.title_ids)
+    bucket = Bucket.read(lake, index, training.title_ids)
     split = split_of(bucket.keys, sample)
-    found = bucket.discoveries(*window.bounds, window.offer_mask)
+    found = bucket.discoveries(*training.bounds, training.offer_mask)
     found = found[split[bucket.event_user[found]] == TRAIN]
     cell = bucket.territory[bucket.event_user[found]].astype(np.int64) * num_titles + bucket.event_title[found]
     positives, not_offered = np.zeros(num_titles, dtype=np.int64), 0
@@ -80,23 +109,16 @@ def score_shard(
             of_day = [scorer for scorer in scorers if scorer.day == day]
             for chunk in scoring_chunks(bucket, users, catalogues[day], fixed):
                 if num_negatives is not None:
-                    chunk = chunk.with_sampled_negatives(num_negatives, settings.seed)
+                    chunk = chunk.with_sampled_negatives(num_negatives, NEGATIVES_SEED)
                 for scorer, cohort in product(of_day, cohorts):
                     mask = members[scorer.name, cohort][chunk.rows]
                     if mask.any():
-                        _add(states[scorer.name, day, cohort], scorer.scorer, chunk.only(mask))
+                        own = chunk.only(mask)
+                        state, scores = states[scorer.name, day, cohort], scorer.scorer.score(own)
+                        state.add(own.territory, own.keys, scores, own.labels, own.candidates, own.title_index)
     return states
 
 
-def _add(state: EvaluationState, scorer: Scorer, chunk: ScoringChunk) -> None:
-    scores = scorer.score(chunk)
-    state.add(chunk.territory, chunk.keys, scores, chunk.labels, chunk.candidates, chunk.title_index)
-
-
 def _members(keys: np.ndarray, split: np.ndarray, sample: SampleConfig, cohort: str) -> np.ndarray:
-    """(N,) bool users of a bucket in a cohort.
-
-    `trained` is the run's random sample, common to all variants of one seed. Users added by upsampling differ between
-    variants and are in no cohort.
-    """
+    """(N,) bool users of a bucket in a cohort; users added by upsampling are in none."""
     return in_random_sample(keys, sample) if cohort == TRAINED else split == SPLITS[cohort]

@@ -8,9 +8,15 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
 from mtrec_ray.evaluation import attackers
-from mtrec_ray.evaluation.attackers import VECTOR_ATTACKERS, AttackData, balanced_log_loss
+from mtrec_ray.evaluation.attackers import (
+    LIST_ATTACKERS,
+    VECTOR_ATTACKERS,
+    AttackData,
+    bag_of_titles,
+    balanced_log_loss,
+    naive_bayes_scores,
+)
 from mtrec_ray.evaluation.batched_logistic import L2_STRENGTHS, class_weights, fit_logistic, with_intercept
-from mtrec_ray.evaluation.list_attack import LIST_ATTACKERS, bag_of_titles, naive_bayes_scores
 
 
 def problem(labels_of, num_values=2, sizes=(300, 100, 200), seed=0, num_permuted=2):

@@ -7,17 +7,18 @@ import numpy as np
 import pytest
 
 from mtrec_ray.evaluation import audit
-from mtrec_ray.evaluation.attackers import VECTOR_ATTACKERS, AttackData, Scores, logistic_scores
+from mtrec_ray.evaluation.attackers import VECTOR_ATTACKERS, AttackData, Scores, bag_of_titles, logistic_scores
 from mtrec_ray.evaluation.audit import (
     AttributeLabels,
     AuditSettings,
     audit_inputs,
+    audit_lists,
     audit_vectors,
     best_attackers,
     fold_of,
+    repeats_for,
 )
-from mtrec_ray.evaluation.audit_result import prediction_interval
-from mtrec_ray.evaluation.list_attack import audit_lists, bag_of_titles
+from mtrec_ray.evaluation.audit_metrics import prediction_interval
 
 FAST = AuditSettings(num_folds=4, num_permutations=3, num_bootstrap=40)
 
@@ -67,8 +68,6 @@ def test_the_document_is_json_and_names_the_nulls():
     assert [document[name]["chance"] for name in ("balanced_accuracy", "auc")] == [0.5, 0.5]
     assert document["micro_f1"]["chance"] == result.majority_rate
     assert document["attacker"] in VECTOR_ATTACKERS
-    unknown = dataclasses.replace(result, null=(float("nan"), float("nan"))).document()
-    assert unknown["balanced_accuracy"]["null_high"] is None
 
 
 def test_unknown_values_are_left_out():
@@ -97,7 +96,7 @@ def test_a_rare_value_may_be_absent_from_folds():
     assert found.chance == pytest.approx(1 / 3)
 
 
-def test_every_user_is_test_once_and_parts_are_disjoint():
+def test_every_user_is_test_once_and_parts_are_disjoint(monkeypatch):
     vectors, labels, keys = users()
     seen = []
 
@@ -114,25 +113,26 @@ def test_every_user_is_test_once_and_parts_are_disjoint():
     assert [test for _, _, test in seen] == list(folds)
     assert [validation for _, validation, _ in seen] == list(np.roll(folds, -1))
     seen.clear()
-    found = audit_inputs(inputs, labels, keys, {"spy": spy}, dataclasses.replace(FAST, cross_fit=False))
-    assert [test for _, _, test in seen] == [folds[0]]
-    assert found.num_users == folds[0]
-    seen.clear()
-    audit_inputs(inputs, labels, keys, {"spy": spy}, dataclasses.replace(FAST, max_train_users=30))
+    monkeypatch.setattr(audit, "MAX_TRAIN_USERS", 30)
+    audit_inputs(inputs, labels, keys, {"spy": spy}, FAST)
     assert [sizes[:2] for sizes in seen] == [(30, 30)] * 4
     assert [test for _, _, test in seen] == list(folds)
 
 
-def test_test_users_never_influence_the_choice():
-    """With another label for every test user the same attackers are chosen, with the same scores."""
+def test_test_users_never_influence_the_choice(monkeypatch):
+    """With another label for every user of a fold its attacker is the same, with the same scores."""
     vectors, labels, keys = users(shift=1.0)
-    settings = dataclasses.replace(FAST, cross_fit=False)
-    test = fold_of(keys, settings) == 0
-    turned = labels._replace(values=np.where(test, 1 - labels.values, labels.values))
-    straight, reversed_ = (one(vectors, a, keys, settings) for a in (labels, turned))
-    assert straight.attacker_by_fold == reversed_.attacker_by_fold
-    assert reversed_.auc.value == pytest.approx(1 - straight.auc.value)
-    assert reversed_.micro_f1.value == pytest.approx(1 - straight.micro_f1.value)
+    turned = labels._replace(values=np.where(fold_of(keys, FAST) == 0, 1 - labels.values, labels.values))
+    taken = []
+
+    def keep(best, _, labelings, folds, weights, by_fold, **__):
+        taken.append((best[0, folds == 0], by_fold[0]))
+
+    monkeypatch.setattr(audit, "summarise_attacks", keep)
+    for values in (labels, turned):
+        cheap(vectors, values, keys)
+    np.testing.assert_allclose(taken[0][0], taken[1][0], atol=2e-2)
+    assert taken[0][1] == taken[1][1]
 
 
 def test_the_choice_is_by_validation_auc_for_each_labeling():
@@ -191,10 +191,9 @@ class TestRepeats:
             parts = [np.stack([-part[:, 0], part[:, 0]], axis=1) for part in (data.validation, data.test)]
             return Scores(*(np.repeat(part[None], len(data.train_labels), axis=0) for part in parts))
 
-        whole = dataclasses.replace(FAST, max_train_users=10**6)
         sign = np.sign(vectors)  # standardising preserves the sign
         once, thrice = (
-            audit_inputs(sign, labels, keys, {"a": first_column}, dataclasses.replace(whole, num_repeats=n))
+            audit_inputs(sign, labels, keys, {"a": first_column}, dataclasses.replace(FAST, num_repeats=n))
             for n in (1, 3)
         )
         assert thrice.balanced_accuracy == pytest.approx(once.balanced_accuracy)
@@ -213,10 +212,7 @@ class TestRepeats:
 
     @pytest.mark.parametrize(("num_users", "repeats"), [(2000, 1), (1500, 1), (1499, 2), (600, 3), (470, 4), (30, 4)])
     def test_few_users_are_attacked_more_often(self, num_users, repeats):
-        settings = AuditSettings(num_repeats=None)
-        assert settings.repeats(num_users) == repeats
-        assert dataclasses.replace(settings, cross_fit=False).repeats(num_users) == 1
-        assert dataclasses.replace(settings, num_repeats=7).repeats(num_users) == 7
+        assert repeats_for(num_users) == repeats
 
 
 def test_hidden_is_none_where_no_leak_could_be_detected():
@@ -270,23 +266,14 @@ def test_lists_that_follow_the_attribute_leak_and_others_do_not():
 def test_a_bag_counts_each_title_once():
     bag = bag_of_titles(np.array([[0, 2, 2], [-1, 1, -1]]), 3).toarray()
     np.testing.assert_array_equal(bag, [[1, 0, 1], [0, 1, 0]])
-    with pytest.raises(ValueError, match=r"in \[0, 2\)"):
-        bag_of_titles(np.array([[0, 2]]), 2)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda v, a, k: (v[:-1], a, k), "rows"),
         (lambda v, a, k: (v * np.nan, a, k), "finite"),
-        (lambda v, a, k: (v, a, np.where(k == k[0], k[1], k)), "repeat"),
-        (lambda v, a, k: (v, a._replace(values=a.values + 1), k), "values must be"),
-        (lambda v, a, k: (v, a._replace(values=a.values * 0 - 1), k), "too few"),
-        (lambda v, a, k: (v, a._replace(values=a.values * 0), k), "too few"),
-        (
-            lambda v, a, k: (v, a._replace(values=(fold_of(k, FAST) > 0).astype(np.int64)), k),
-            "tested all have one value",
-        ),
+        (lambda v, a, k: (v, a._replace(values=a.values * 0 - 1), k), "0 users with 0 known values are too few"),
+        (lambda v, a, k: (v, a._replace(values=a.values * 0), k), "200 users with 1 known values are too few"),
     ],
 )
 def test_invalid_input_is_refused_before_training(change, message, monkeypatch):

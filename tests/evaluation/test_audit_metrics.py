@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
-from mtrec_ray.evaluation.audit_metrics import balanced_accuracy, largest_ndcg_gap, macro_auc, majority_rate, micro_f1
+from mtrec_ray.evaluation.audit_metrics import balanced_accuracy, largest_ndcg_gap, macro_auc, micro_f1
 
 ONE = np.ones((1, 4))
 ONE_FOLD = np.zeros(4, np.int64)
@@ -19,7 +19,6 @@ def test_hand_worked_values():
     labels, predictions = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
     assert balanced_accuracy(predictions, labels, ONE, 2)[0] == pytest.approx((2 / 3 + 1) / 2)
     assert micro_f1(predictions, labels, ONE)[0] == 0.75
-    assert majority_rate(labels) == 0.75
     assert macro_auc(two_columns([1, 2, 4, 3]), labels, ONE, ONE_FOLD)[0] == pytest.approx(2 / 3)
 
 

@@ -6,42 +6,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from mtrec_ray.evaluation.average_precision import average_precision, average_precision_bounds
-from mtrec_ray.evaluation.score_grid import ScoreGrid
+from mtrec_ray.evaluation.score_counts import ScoreGrid, average_precision, average_precision_bounds
 
 
 def binned(grid: ScoreGrid, scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    bins = grid.fine_bins(scores)
-    return np.bincount(bins[~labels], minlength=grid.num_fine_bins), np.bincount(
-        bins[labels], minlength=grid.num_fine_bins
-    )
+    bins, size = grid.fine_bins(scores), grid.num_fine_bins
+    return np.bincount(bins[~labels], minlength=size), np.bincount(bins[labels], minlength=size)
 
 
-def test_hand_worked_value():
-    # from the top: + - +, one per bin: (1/1 + 2/3) / 2
-    assert average_precision(np.array([0, 1, 0]), np.array([1, 0, 1])) == pytest.approx(5 / 6)
-
-
-def test_perfect_ranking_is_one():
-    assert average_precision(np.array([5, 0]), np.array([0, 3])) == 1.0
-
-
-def test_worst_ranking_by_hand():
-    # two negatives above one positive: precision 1/3 there
-    assert average_precision(np.array([0, 2]), np.array([1, 0])) == pytest.approx(1 / 3)
-
-
-def test_all_tied_is_the_fraction_of_positives():
-    assert average_precision(np.array([0, 9, 0]), np.array([0, 3, 0])) == pytest.approx(0.25)
-
-
-def test_without_positives_is_nan_not_zero():
-    assert np.isnan(average_precision(np.array([4, 2]), np.array([0, 0])))
-    assert np.isnan(average_precision_bounds(np.array([4, 2]), np.array([0, 0]))).all()
-
-
-def test_empty_is_nan():
-    assert np.isnan(average_precision(np.zeros(3), np.zeros(3)))
+@pytest.mark.parametrize(
+    ("negatives", "positives", "expected"),
+    [
+        ([0, 1, 0], [1, 0, 1], (1 / 1 + 2 / 3) / 2),  # from the top: + - +
+        ([5, 0], [0, 3], 1.0),
+        ([0, 2], [1, 0], 1 / 3),  # two negatives above
+        ([0, 9, 0], [0, 3, 0], 0.25),  # ties
+        ([4, 2], [0, 0], np.nan),
+        ([0, 0], [0, 0], np.nan),
+    ],
+    ids=["by hand", "perfect", "worst", "all tied", "no positives", "empty"],
+)
+def test_average_precision_by_hand(negatives, positives, expected):
+    found = average_precision(np.array(negatives), np.array(positives))
+    assert found == pytest.approx(expected, nan_ok=True)
+    if np.isnan(expected):
+        assert np.isnan(average_precision_bounds(np.array(negatives), np.array(positives))).all()
 
 
 def test_replicates_are_independent_of_each_other():

@@ -50,7 +50,7 @@ def test_nothing_shown_or_no_positive_of_a_group_is_nan():
     assert np.isnan(metrics(labels=LABELS & (np.arange(4) > 0))["pop_reo"])
 
 
-def test_short_head_is_the_fewest_titles_with_the_share():
+def test_short_head_is_the_fewest_titles_with_the_fraction():
     assert short_head(np.array([5, 50, 30, 15]), 0.8).tolist() == [False, True, True, False]
     assert short_head(np.array([5, 50, 30, 15]), 0.81).tolist() == [False, True, True, True]
     assert not short_head(np.zeros(3, int), 0.8).any()

@@ -8,10 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
-from mtrec_ray.evaluation.bootstrap import MAX_WEIGHT, poisson_weights
+from mtrec_ray.evaluation.intervals import MAX_WEIGHT, poisson_weights
 from mtrec_ray.evaluation.pr_auc import count_scores, count_title_scores
-from mtrec_ray.evaluation.score_counts import PROMOTE_ABOVE, ScoreCounts, SpanCounts
-from mtrec_ray.evaluation.score_grid import ScoreGrid
+from mtrec_ray.evaluation.score_counts import PROMOTE_ABOVE, ScoreCounts, ScoreGrid, SpanCounts
 
 GRID = ScoreGrid(limit=4.0, num_bins=64, refine=4)
 
@@ -72,13 +71,6 @@ def test_chunks_larger_than_one_product_count_alike(monkeypatch):
     np.testing.assert_array_equal(whole.histogram(), counted(*chunk).histogram())
 
 
-def test_pickled_counts_can_be_added_to():
-    counts = counted(*users(3))
-    copy = pickle.loads(pickle.dumps(counts))
-    copy += counts
-    np.testing.assert_array_equal(copy.histogram(), 2 * counts.histogram())
-
-
 def test_nan_counts_only_among_candidates():
     keys, logits, labels, mask = users(0)
     ignored = counted(keys, np.where(mask, logits, np.float32("nan")), labels, mask)
@@ -114,12 +106,6 @@ def test_bins_by_hand():
     assert fine.tolist() == [0, 0, 2, 3, 4, 5, 5, 7]
     assert grid.coarsen(fine).tolist() == [0, 0, 1, 1, 2, 2, 2, 3]
     assert grid.edges().tolist() == [-np.inf, -2, 0, 2, np.inf]
-
-
-@pytest.mark.parametrize("wrong", [{"limit": 0}, {"num_bins": 1}, {"refine": 3}, {"refine": 2**15}])
-def test_invalid_grids_are_refused(wrong):
-    with pytest.raises(ValueError, match=r"grid|fine bins"):
-        ScoreGrid(**wrong)
 
 
 def test_the_plain_estimate_uses_fine_bins_and_replicates_are_near_it():

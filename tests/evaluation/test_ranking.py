@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mtrec_ray.evaluation.bootstrap import poisson_weights
+from mtrec_ray.evaluation.intervals import poisson_weights
 from mtrec_ray.evaluation.ranking import ranking_means, ranking_metrics, ranking_sums
 
 
@@ -23,24 +23,19 @@ def test_hand_worked_values():
     assert found == pytest.approx({"ndcg": 1 / np.log2(3) / ideal, "hit": 1, "recall": 0.5, "mrr": 0.5})
 
 
-def test_perfect_is_one():
-    assert set(one_user([3, 2, 1], [1, 1, 0]).values()) == {1.0}
-
-
-def test_missed_positive_counts_zero_in_the_top_k_and_its_rank_in_mrr():
-    assert one_user([4, 3, 2, 1], [0, 0, 0, 1]) == {"ndcg": 0, "hit": 0, "recall": 0, "mrr": 0.25}
-
-
-def test_no_positive_is_nan():
-    assert all(np.isnan(v) for v in one_user([1, 2], [0, 0]).values())
-
-
-def test_a_positive_that_is_no_candidate_is_not_counted():
-    assert all(np.isnan(v) for v in one_user([1, 2], [0, 1], mask=[1, 0]).values())
-
-
-def test_titles_that_are_no_candidates_do_not_take_ranks():
-    assert one_user([9, 8, 1], [0, 0, 1], mask=[0, 1, 1])["mrr"] == 0.5
+@pytest.mark.parametrize(
+    ("scores", "labels", "mask", "expected"),
+    [
+        ([3, 2, 1], [1, 1, 0], None, (1, 1, 1, 1)),
+        ([4, 3, 2, 1], [0, 0, 0, 1], None, (0, 0, 0, 0.25)),
+        ([1, 2], [0, 0], None, (np.nan,) * 4),
+        ([1, 2], [0, 1], [1, 0], (np.nan,) * 4),
+        ([9, 8, 1], [0, 0, 1], [0, 1, 1], (1 / np.log2(3), 1, 1, 0.5)),
+    ],
+    ids=["perfect", "below the top k", "no positive", "positive no candidate", "others no candidates"],
+)
+def test_edge_cases(scores, labels, mask, expected):
+    np.testing.assert_allclose(list(one_user(scores, labels, mask).values()), expected)
 
 
 def test_constant_scores_get_chance_level():

@@ -13,11 +13,9 @@ from rich.text import Text
 
 from mtrec_ray.evaluation.intervals import interval, nan_mean, relative_gain
 from mtrec_ray.evaluation.report import EvaluatedRun, EvaluationReport
-from mtrec_ray.evaluation.score_plots import title_score_figure, write_figure
-from mtrec_ray.evaluation.tables import TABLE_KEYS, evaluation_document, evaluation_tables
+from mtrec_ray.evaluation.tables import TABLE_KEYS, evaluation_document, evaluation_tables, write_csv_files
 from mtrec_ray.evaluation.terminal import gain_rich_table, metric_rich_table, title_rich_table
-from mtrec_ray.evaluation.tidy import write_csv_files
-from tests.evaluation.simulated import HISTORY, SETTINGS, state
+from tests.evaluation.simulated import HISTORY, state
 
 TERRITORIES, TITLES = ["FR", "DE", "XX"], ["Local Hero", "World"]
 
@@ -157,27 +155,3 @@ def test_long_tables_show_the_largest_territories_and_say_so(report):
     largest = TERRITORIES[int(np.argmax(positives[:3]))]
     assert set(map(str, table.columns[0].cells)) == {largest, "all", "mean"}
     assert "territory_metrics.csv has the rest" in render(table)
-
-
-def test_runs_that_do_not_compare_are_refused(runs):
-    with pytest.raises(ValueError, match="at least one"):
-        EvaluationReport([], TERRITORIES)
-    with pytest.raises(ValueError, match="territory names"):
-        EvaluationReport(runs, ["FR", "all", "DE"], TITLES)
-    with pytest.raises(ValueError, match="title names"):
-        EvaluationReport(runs, TERRITORIES)
-    with pytest.raises(ValueError, match="seeds"):
-        EvaluationReport([*runs, EvaluatedRun("mtl", runs[1].results, 5)], TERRITORIES, TITLES)
-    with pytest.raises(ValueError, match="covers"):
-        EvaluationReport([runs[0], run("mtl", 1.0, days=(1,))], TERRITORIES, TITLES)
-
-
-def test_figure_2_draws_each_model_and_needs_scores(runs, tmp_path):
-    histograms = {r.variant: r.results[1, "trained"].title_histograms[0] for r in runs}
-    figure = title_score_figure(histograms, SETTINGS.grid, "World")
-    outlines: list[Any] = list(figure.axes[0].patches)
-    assert [outline.get_data().values.sum() for outline in outlines] == pytest.approx([1, 1])
-    write_figure(figure, str(tmp_path / "figure.png"))
-    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
-    with pytest.raises(ValueError, match="no scores"):
-        title_score_figure({"mtl": np.zeros((2, 1024))}, SETTINGS.grid, "World")

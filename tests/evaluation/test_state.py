@@ -8,7 +8,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from mtrec_ray.evaluation.popularity_bias import BIAS_METRICS
-from mtrec_ray.evaluation.state import EvaluationSettings, EvaluationState
+from mtrec_ray.evaluation.state import EvaluationState
 
 from .simulated import HISTORY, SETTINGS, chunks, state
 
@@ -73,39 +73,13 @@ def test_without_a_history_there_is_no_popularity_bias():
     assert not set(BIAS_METRICS) & set(state().summarise().metrics)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda t, k, x, y, m, titles: (t, k, x, y, m, titles[:-1]), "shapes differ"),
-        (lambda t, k, x, y, m, titles: (t, k[:-1], x, y, m, titles), "shapes differ"),
-        (lambda t, k, x, y, m, titles: (t, k, x, y[:, :-1], m, titles), "shapes differ"),
-        (lambda t, k, x, y, m, titles: (t, k, x, y, m, titles + 1), "must lie in"),
-        (lambda t, k, x, y, m, titles: (t, k, x * np.float32("nan"), y, m, titles), "NaN"),
-        (lambda t, k, x, y, m, titles: (7, k, x, y, m, titles), "territory 7"),
-    ],
-)
-def test_invalid_chunks_are_refused(change, message):
+def test_scores_that_are_nan_are_refused():
     territory, keys, taste, labels, mask, titles = next(chunks())
-    with pytest.raises(ValueError, match=message):
-        EvaluationState(SETTINGS).add(*change(territory, keys, taste.astype(np.float32), labels, mask, titles))
-
-
-def test_states_of_other_settings_are_not_merged():
-    with pytest.raises(ValueError, match="cannot merge"):
-        EvaluationState(SETTINGS).merge(EvaluationState(replace(SETTINGS, seed=1)))
-
-
-@pytest.mark.parametrize(("titles", "message"), [((1, 1), "distinct"), (tuple(range(513)), "at most 512")])
-def test_repeated_and_too_many_titles_are_refused(titles, message):
-    with pytest.raises(ValueError, match=message):
-        replace(SETTINGS, titles=titles)
+    with pytest.raises(ValueError, match="scores are NaN: the model diverged"):
+        EvaluationState(SETTINGS).add(territory, keys, taste.astype(np.float32) * np.nan, labels, mask, titles)
 
 
 def test_no_titles_give_no_rows():
     result = EvaluationState(replace(SETTINGS, titles=())).summarise(HISTORY)
     assert result.title_pr_auc.shape == (0, 61)
     assert result.title_histograms.shape == (0, 2, 1024)
-
-
-def test_settings_are_plain_and_equal_by_value():
-    assert pickle.loads(pickle.dumps(SETTINGS)) == SETTINGS != EvaluationSettings(3, 12)

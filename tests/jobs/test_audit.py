@@ -13,7 +13,7 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.audit import AttributeLabels, AuditSettings
 from mtrec_ray.jobs import audit as job
-from mtrec_ray.jobs.audit_config import AuditConfig
+from mtrec_ray.jobs.config import AuditConfig
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.held_out import read_held_out
 from mtrec_ray.streams.sequences import TEST_EVENT
@@ -91,8 +91,8 @@ def test_filters_of_other_attributes_are_refused_in_a_comparison(eliminators):
     config = eliminators.config.model_copy(update={"method": "filter", "name": "filters"})
     filters = eliminators.model_copy(update={"config": config, "packs": {"pack000": [("occupation",)]}})
     with pytest.raises(UserError, match=r"filters of occupation in 'filters' make no combination .* \(age\)"):
-        job._check_combinations([of_age, filters])
-    job._check_combinations([eliminators, filters.model_copy(update={"packs": {"pack000": [("age",)]}})])
+        job.check_comparable([of_age, filters])
+    job.check_comparable([eliminators, filters.model_copy(update={"packs": {"pack000": [("age",)]}})])
 
 
 def test_a_list_ends_when_no_title_is_left(backbone):

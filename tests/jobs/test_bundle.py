@@ -25,9 +25,8 @@ from mtrec_ray.bundle.manifest import (
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.jobs.bundle import make_bundle
-from mtrec_ray.jobs.bundle_config import BundleConfig
+from mtrec_ray.jobs.config import BundleConfig, EvaluateConfig
 from mtrec_ray.jobs.evaluate import evaluate_propensity
-from mtrec_ray.jobs.evaluate_config import EvaluateConfig
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.lake.manifest import Lake

@@ -17,8 +17,8 @@ from sklearn.metrics import average_precision_score
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import user_keys
+from mtrec_ray.jobs.config import EvaluateConfig
 from mtrec_ray.jobs.evaluate import days_and_cohorts, evaluate_propensity
-from mtrec_ray.jobs.evaluate_config import EvaluateConfig
 from mtrec_ray.jobs.report import PropensityEvaluation
 from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED
 from mtrec_ray.lake.build import build_lake

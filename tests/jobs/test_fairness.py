@@ -17,12 +17,11 @@ from rich.table import Table
 from mtrec_ray.bundle.manifest import Bundle, Leakage
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
-from mtrec_ray.evaluation.audit import AuditSettings
+from mtrec_ray.evaluation.audit import AuditSettings, repeats_for
 from mtrec_ray.jobs.audit import _labels, attack, audit
-from mtrec_ray.jobs.audit_config import AuditConfig
 from mtrec_ray.jobs.audit_report import Audit
 from mtrec_ray.jobs.bundle import make_bundle
-from mtrec_ray.jobs.bundle_config import BundleConfig
+from mtrec_ray.jobs.config import AuditConfig, BundleConfig
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
@@ -84,7 +83,7 @@ def eliminators(folder, backbone) -> EliminatorsRecord:
 
 @pytest.fixture(scope="module")
 def audited(folder, eliminators) -> Audit:
-    settings = {"num_folds": 3, "num_permutations": 2, "num_bootstrap": 20, "lists": False}
+    settings = {"num_folds": 3, "num_permutations": 2, "lists": False}
     config = {"run": eliminators.uri, "out": str(folder / "audit")} | settings
     return audit(validate_config(AuditConfig, config))
 
@@ -146,8 +145,8 @@ def attacks(folder, eliminators, twin, audited) -> dict[str, Any]:
         given.update(zip(("inputs", "labels", "keys", "num_titles", "settings"), shared, strict=True), targets=items)
         return [(item, result) for item in items]
 
-    settings = {"num_folds": 4, "num_permutations": 3, "num_bootstrap": 17, "max_train_users": 77, "seed": 5}
-    config = {"run": eliminators.uri, "compare": [str(twin)], "cross_fit": False, "num_repeats": 2}
+    settings = {"num_folds": 4, "num_permutations": 3, "seed": 5}
+    config = {"run": eliminators.uri, "compare": [str(twin)]}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mtrec_ray.jobs.audit.map_tasks", map_here)
         given["audit"] = audit(validate_config(AuditConfig, config | settings))
@@ -209,13 +208,7 @@ def test_lists_hold_unwatched_titles_of_the_users_territory_best_first(backbone,
 def test_attackers_get_all_settings_and_compared_runs(eliminators, attacks):
     settings = attacks["settings"]
     assert settings == AuditSettings(
-        num_folds=4,
-        cross_fit=False,
-        num_repeats=2,
-        num_permutations=3,
-        num_bootstrap=17,
-        max_train_users=77,
-        seed=5,
+        num_folds=4, num_repeats=repeats_for(len(attacks["keys"])), num_permutations=3, seed=5
     )
     names = ["none", *COMBINATIONS, *(f"twin/{name}" for name in COMBINATIONS)]
     assert set(attacks["targets"]) == {

@@ -1,9 +1,12 @@
 """Runs that differ in nothing but the seed are one variant."""
 
+from typing import Any
+
+import numpy as np
 import pytest
 
 from mtrec_ray.config import validate_config
-from mtrec_ray.jobs.report import variant_names
+from mtrec_ray.jobs.report import title_score_figure, variant_names
 from mtrec_ray.streams.groups import Groups
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity_run import PropensityRecord
@@ -23,10 +26,6 @@ def record(name: str, seed: int = 0, **settings) -> PropensityRecord:
     )
 
 
-def test_a_single_run_keeps_its_name_without_the_seed():
-    assert variant_names([record("mtl-s0"), record("base", kind="baseline")]) == ["mtl", "base"]
-
-
 def test_seeds_are_grouped_under_the_common_name():
     names = ["mtl-s0", "mtl-s1", "base-s0", "base-s1"]
     records = [record(n, int(n[-1]), kind="baseline" if "base" in n else "mtl") for n in names]
@@ -34,12 +33,13 @@ def test_seeds_are_grouped_under_the_common_name():
 
 
 @pytest.mark.parametrize("names", [("a-s0", "a-s1"), ("a_seed0", "a_seed12"), ("a.7", "a.8"), ("a-3", "a")])
-def test_endings_that_tell_the_seed_are_left_out(names):
+def test_seed_suffixes_are_left_out(names):
     assert variant_names([record(name, seed) for seed, name in enumerate(names)]) == ["a", "a"]
 
 
-def test_a_digit_that_belongs_to_the_name_stays():
-    assert variant_names([record("paper2")]) == ["paper2"]
+def test_only_a_seed_suffix_is_left_out_of_a_single_name():
+    names = variant_names([record("mtl-s0"), record("base", kind="baseline"), record("paper2", optim={"lr": 1.0})])
+    assert names == ["mtl", "base", "paper2"]
 
 
 def test_the_sample_may_differ_in_its_seed_and_the_runner_in_everything():
@@ -56,7 +56,15 @@ def test_any_other_setting_makes_another_variant():
     assert variant_names(records) == ["a-s0", "a-s1", "a-s2"]
 
 
-def test_two_variants_never_share_a_name():
+def test_variants_have_distinct_names():
     records = [record("run-1", 1), record("run-2", 2), record("run", 1, optim={"lr": 1.0})]
     names = variant_names(records)
     assert names[0] == names[1] != names[2]
+
+
+def test_figure_2_draws_an_outline_of_each_model():
+    users = np.zeros((2, 1024))
+    users[0, 500:520], users[1, 510] = 3, 4
+    figure = title_score_figure({"baseline": users, "mtl": 2 * users}, "World")
+    outlines: list[Any] = list(figure.axes[0].patches)
+    assert [outline.get_data().values.sum() for outline in outlines] == pytest.approx([1, 1])

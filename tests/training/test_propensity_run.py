@@ -16,8 +16,8 @@ import torch
 
 from mtrec_ray.config import dump_yaml, validate_config
 from mtrec_ray.errors import UserError
+from mtrec_ray.jobs.config import EvaluateConfig
 from mtrec_ray.jobs.evaluate import evaluate_propensity
-from mtrec_ray.jobs.evaluate_config import EvaluateConfig
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.training.propensity import train_propensity
 from mtrec_ray.training.propensity_run import PropensityRecord

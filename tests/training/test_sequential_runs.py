@@ -20,9 +20,8 @@ from mtrec_ray.combinations import combination_name
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.jobs.audit import audit
-from mtrec_ray.jobs.audit_config import AuditConfig
 from mtrec_ray.jobs.bundle import make_bundle
-from mtrec_ray.jobs.bundle_config import BundleConfig
+from mtrec_ray.jobs.config import AuditConfig, BundleConfig
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, sequence_batches

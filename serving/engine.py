@@ -15,7 +15,7 @@ from torch import Tensor
 from mtrec_ray.bundle.manifest import Bundle
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.combinations import Combination
-from mtrec_ray.lake.offers import offered_in
+from mtrec_ray.lake.schema import offered_in
 from mtrec_ray.serving.bank import EliminatorBank
 
 MAX_CELLS = 8_000_000

@@ -44,7 +44,7 @@ class BuildPlan:
     @property
     def tables(self) -> list[str]:
         """The bucketed tables of this build."""
-        return ["users", "events"] + ["candidates"] * self.source.facts.has_candidates
+        return ["users", "events"] + ["candidates"] * any(table == "candidates" for table, _ in self.parts)
 
 
 def build_lake(

@@ -9,8 +9,11 @@
 | `candidates` | `user_id`, `title_ids` |
 """
 
+# pyright: reportAttributeAccessIssue=false
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources.epochs import TIMESTAMP, to_utc_micros
@@ -92,6 +95,17 @@ def stored_embeddings(column: pa.ChunkedArray, width: int) -> pa.Array:
     """`binary` rows, all of the right width, as FixedSizeBinary(2 * width), the stored layout."""
     kind = pa.binary(2 * width)
     return pa.concat_arrays([chunk.cast(kind) for chunk in column.chunks] or [pa.array([], kind)])
+
+
+def offered_in(titles: pa.Table, territories: list[str]) -> np.ndarray:
+    """(territories, titles) bool; a title without territories is offered everywhere."""
+    lists = titles["territories"].combine_chunks()
+    everywhere = pc.fill_null(pc.list_value_length(lists), 0).to_numpy() == 0
+    offered = np.repeat(everywhere[None], len(territories), axis=0)
+    title = pc.list_parent_indices(lists).to_numpy()
+    territory = pc.index_in(pc.list_flatten(lists), value_set=pa.array(territories)).fill_null(-1).to_numpy()
+    offered[territory[territory >= 0], title[territory >= 0]] = True
+    return offered
 
 
 def _convert(

@@ -2,9 +2,10 @@
 
 from dataclasses import asdict, dataclass
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.console import RenderableType
@@ -17,9 +18,6 @@ from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake
 from mtrec_ray.lake.validate import embedding_problems, split_rows, summarize
 from mtrec_ray.lake.write import QUARANTINE, list_files
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 NUM_SHOWN = 20
 
@@ -36,10 +34,8 @@ class LakeVerification:
     unlisted: list[str]  # Files that `lake.json` does not list; no reader sees them
 
     @property
-    def metrics(self) -> "pd.DataFrame":
+    def metrics(self) -> pd.DataFrame:
         """One row per table: `table`, `num_files`, `num_rows`."""
-        import pandas as pd
-
         columns = {"num_files": self.num_files, "num_rows": self.num_rows}
         return pd.DataFrame(columns).rename_axis("table").reset_index()
 

@@ -55,7 +55,7 @@ def write_failure(error: OSError, job: str) -> UserError:
 
 @dataclass
 class BuildSite:
-    """Where a build writes: open one, write under `uri`, then `commit` or `abandon`."""
+    """Where a build writes: open one, write under `uri`, `commit` if nothing failed, and `close`."""
 
     uri: str
     old_paths: frozenset[str]  # Files that were there before: of the lake that is being replaced, or of a killed build
@@ -85,7 +85,6 @@ class BuildSite:
             except BlockingIOError as error:
                 os.close(lock)
                 raise UserError(f"another build of {out!r} is running: wait for it, or stop it") from error
-        old_paths = frozenset(path for path in old_paths if not path.startswith(BUILD_FILES))
         return BuildSite(absolute(out), old_paths, lock)
 
     def make_folders(self, folders: list[str]) -> None:
@@ -104,9 +103,9 @@ class BuildSite:
         A task that is still running may leave an unlisted file: no reader sees it, `verify_lake` names it.
         """
         for path, written_s in list_files(self.uri).items():
-            is_old = path in self.old_paths
+            is_old = path in self.old_paths and not path.startswith(BUILD_FILES)
             if self.committed is None:
-                keep = is_old
+                keep = is_old and MANIFEST_NAME in self.old_paths
             elif path.startswith(QUARANTINE):
                 keep = written_s >= self.started_s or not is_old
             else:

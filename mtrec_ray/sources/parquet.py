@@ -120,7 +120,6 @@ class ParquetSource(Source):
             user_width=config.user_width,
             title_width=config.title_width,
             embedding_description="brought by the source" if config.user_width or config.title_width else "",
-            has_candidates=config.candidates is not None,
         )
 
     def titles(self) -> pa.Table:

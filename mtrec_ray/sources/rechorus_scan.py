@@ -126,7 +126,7 @@ def scan_files(files: list[list[Piece]], attributes: Sequence[AttributeColumn], 
                 mask &= ~repeated
             scan.add_events(rows["item_id"], seconds, mask)
         earlier = np.sort(np.concatenate([earlier, *keys]))
-    _check_contradictions(scan.users, files, attributes)
+    _check_contradictions(scan.users, attributes)
     absent = [name for name in behaviors or () if name not in scan.behaviors]
     if absent:
         known = ", ".join(sorted(scan.behaviors))
@@ -163,26 +163,14 @@ def _make_users(user_ids: pa.ChunkedArray, codes: dict[str, np.ndarray]) -> pa.T
     return pa.table({"user_id": user_ids} | {f"{name}_{end}": known[name] for name in known for end in ("min", "max")})
 
 
-def _check_contradictions(users: pa.Table, files: list[list[Piece]], attributes: Sequence[AttributeColumn]) -> None:
+def _check_contradictions(users: pa.Table, attributes: Sequence[AttributeColumn]) -> None:
     for attribute in attributes:
-        bounds = [f"{attribute.name}_min", f"{attribute.name}_max"]
-        contradictory = users.filter(pc.not_equal(users[bounds[0]], users[bounds[1]])).sort_by("user_id")
-        if contradictory.num_rows:
-            user = contradictory.slice(0, 1).to_pylist()[0]
-            shown = [_first_row_with(files, attribute, user["user_id"], user[bound]) for bound in bounds]
+        low, high = (users[f"{attribute.name}_{end}"] for end in ("min", "max"))
+        contradictory = users.filter(pc.not_equal(low, high)).sort_by("user_id").to_pylist()
+        if contradictory:
+            user = contradictory[0]
+            values = " and ".join(attribute.values[user[f"{attribute.name}_{end}"]] for end in ("min", "max"))
             raise UserError(
-                f"{contradictory.num_rows} users contradict themselves in {attribute.name}, first {user['user_id']!r}: "
-                f"{' and '.join(shown)}: fix the lines, or set {attribute.column} to 0 where it is not known"
+                f"{len(contradictory)} users contradict themselves in {attribute.name}, first {user['user_id']!r}: "
+                f"{values}: fix their rows, or set {attribute.column} to 0 where it is not known"
             )
-
-
-def _first_row_with(files: list[list[Piece]], attribute: AttributeColumn, user_id: str, code: int) -> str:
-    """The value and line of a user's first row with a code."""
-    for piece in (piece for pieces in files for piece in pieces):
-        rows = piece.read(["user_id", attribute.column])
-        codes = attribute.encode(rows[attribute.column], piece.line)
-        hits = np.flatnonzero(pc.equal(rows["user_id"], user_id).to_numpy() & (codes == code))
-        if len(hits):
-            row = int(hits[0])
-            return f"{attribute.column} = {rows[attribute.column][row].as_py()} ({piece.line(row)})"
-    raise AssertionError("a value that was read is gone")

@@ -1,13 +1,11 @@
 """All sources by name; a source is imported when it is used."""
 
 import importlib
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 from mtrec_ray.config import Config, validate_config
 from mtrec_ray.errors import UserError
-
-if TYPE_CHECKING:
-    from mtrec_ray.sources.source import Source
+from mtrec_ray.sources.source import Source
 
 SourceName = Literal["synthetic", "movielens", "xmarket", "rechorus", "parquet"]
 
@@ -16,7 +14,7 @@ SOURCES = dict(zip(get_args(SourceName), _CLASSES, strict=True))
 """Module of each source -> first part of the names of its classes `...Config` and `...Source`."""
 
 
-def make_source(name: str, config: dict[str, Any] | Config | None = None, raw: str | None = None) -> "Source":
+def make_source(name: str, config: dict[str, Any] | Config | None = None, raw: str | None = None) -> Source:
     """Create a source; UserError: unknown name, wrong setting, or raw files missing or unreadable."""
     model = source_config_class(name)
     settings = config if isinstance(config, Config) else validate_config(model, config or {})

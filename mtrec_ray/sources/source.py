@@ -30,7 +30,6 @@ class SourceFacts:
     embedding_description: str = ""
     notes: tuple[str, ...] = ()
     trained_users_are_tested: bool = False
-    has_candidates: bool = False
 
 
 class Source(ABC):

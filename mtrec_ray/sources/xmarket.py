@@ -117,7 +117,6 @@ class XMarketSource(Source):
                 f"markets with fixed titles to rank: {', '.join(fixed) or 'none'}",
             ),
             trained_users_are_tested=True,
-            has_candidates=bool(fixed),
         )
 
     def titles(self) -> pa.Table:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.lake.offers import offered_in
+from mtrec_ray.lake.schema import offered_in
 
 
 @dataclass(frozen=True)

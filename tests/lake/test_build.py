@@ -239,6 +239,8 @@ def test_killed_build_is_no_lake_and_is_removed_by_the_next(service, out, tmp_pa
     process.wait()
     with pytest.raises(UserError, match="no lake"):
         Lake.open(out)
+    with pytest.raises(UserError, match="no space left"):
+        build(FullDisk(), out)
     build(service.source(), out)
     verified(out)
     assert names_beside(out) == ["lake", "raw"]

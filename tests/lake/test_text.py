@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from mtrec_ray.errors import UserError
+from mtrec_ray.lake.embed import encode_batches, encode_texts, title_texts
 from mtrec_ray.lake.embed_config import TextConfig
-from mtrec_ray.lake.text import encode_batches, encode_texts, title_texts
 
 DETECTIVE = "A detective hunts a killer through the streets of London."
 INSPECTOR = "Police inspector pursues a murderer in an English city."
@@ -46,7 +46,7 @@ def test_batches_keep_their_order_and_empty_texts_are_zero(ray_cluster, minilm, 
     vectors = encode_texts(texts, config)
     assert vectors.shape == (5, 384)
     assert not vectors[[1, 4]].any()
-    monkeypatch.setattr("mtrec_ray.lake.text.BATCH_SIZE", 1)
+    monkeypatch.setattr("mtrec_ray.lake.embed.BATCH_SIZE", 1)
     np.testing.assert_allclose(vectors[[0, 2, 3]], encode_batches([BAKING, DETECTIVE, INSPECTOR], config), atol=1e-4)
 
 

@@ -12,8 +12,7 @@ from mtrec_ray.columns import fixed_width_column, fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.build import to_batch
 from mtrec_ray.lake.manifest import Calendar, Territory
-from mtrec_ray.lake.offers import offered_in
-from mtrec_ray.lake.schema import conform, embedding_bytes, stored_embeddings
+from mtrec_ray.lake.schema import conform, embedding_bytes, offered_in, stored_embeddings
 from mtrec_ray.lake.validate import embedding_problems, merge_bad_rows, split_rows, summarize
 from mtrec_ray.sources.epochs import TIMESTAMP
 from mtrec_ray.sources.source import SourceFacts

@@ -55,7 +55,7 @@ def test_validation_never_reads_the_test(raw):
     held_out = [row for row in _events(source) if row["timestamp"] == TEST_DAY]
     assert [row["user_id"] for row in held_out] == ["a1"]
     assert len(_events(source)) == 7
-    assert not source.facts.has_candidates
+    assert not source.parts("candidates")
     assert {row["title_id"] for row in source.titles().to_pylist()} == {"p1", "p2", "p3", "p9"}
     with pytest.raises(UserError, match="not utf-8 text"):
         _ = make_source("xmarket", {}, str(raw)).facts

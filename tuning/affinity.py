@@ -7,11 +7,11 @@ layer of the user tower, which a group block specialises, randomly projected on 
     S_t = sum over pairs p of t of delta_p (A' v_p) (B' (h_p - mean h))',   delta = propensity - label
 
 with v the title vectors, h the user tower's hidden activations, A and B random (d, k). It needs no backward pass, and
-k^2 numbers a territory. Centring h matters: its mean carries how popular titles are in a territory, which hides tastes.
-On synthetic lakes (24 to 60 territories) the uncentred gradient found planted groups with an adjusted Rand index of 0.3
-to 0.8, the centred one with 1.0. In runs of 100 steps or less the checkpoints are too early (0.3 and 0.6): use `taste`.
+k^2 numbers a territory. The expectation over negatives, a product of all users with all titles, replaces drawing them.
+Centring h matters: its mean carries how popular titles are in a territory (adjusted Rand index of planted groups 0.3 to
+0.8 without, 1.0 with it). In runs of 100 steps or less the checkpoints are too early (0.3 and 0.6): use `taste`.
 
-The expectation over negatives, a product of all users with all titles, replaces drawing them: it is less work.
+Legend: `N` territories, `T` titles, `M` of them behind expected negatives, `U` users, `P` pairs, `k` sketch width.
 """
 
 import copy
@@ -40,30 +40,6 @@ MAX_TITLES = 1000
 """Maximum number of titles behind expected negatives, drawn at random."""
 
 
-@dataclass
-class GradientSums:
-    """Sums over the pairs of each of N territories at one checkpoint; k x k sketches."""
-
-    outer: np.ndarray
-    """(N, k, k) sum of delta (A'v)(B'h)'."""
-    left: np.ndarray
-    """(N, k) sum of delta A'v."""
-    hidden: np.ndarray
-    """(k,) sum of B'h over user rows."""
-    rows: int = 0
-
-    @staticmethod
-    def zeros(num_territories: int, width: int) -> "GradientSums":
-        return GradientSums(
-            np.zeros((num_territories, width, width)), np.zeros((num_territories, width)), np.zeros(width)
-        )
-
-    def centred(self) -> np.ndarray:
-        """(N, k * k) S_t."""
-        mean = self.hidden / max(1, self.rows)
-        return (self.outer - self.left[:, :, None] * mean).reshape(len(self.outer), -1)
-
-
 @dataclass(frozen=True)
 class ExpectedNegatives:
     """All titles that a row's territory offers, weighted by the probability of a draw."""
@@ -82,58 +58,57 @@ class ExpectedNegatives:
         return ExpectedNegatives(rate, titles, torch.from_numpy(offer_mask)[:, titles])
 
 
-@torch.no_grad()
-def add_gradients(
-    sums: GradientSums,
-    model: TwoTower,
-    titles: Tensor,
-    rows: StepRows,
-    negatives: ExpectedNegatives,
-    left: Tensor,
-    right: Tensor,
-) -> None:
-    """Add one batch to the sums.
+class GradientSums:
+    """Sums over the pairs of each territory under one model."""
 
-    Args:
-        sums: of one checkpoint.
-        model: in eval mode, without a group block.
-        titles: (T, d) its title vectors.
-        rows: U users and P pairs of offered titles.
-        negatives: in addition to these pairs.
-        left, right: (d, k) projections A and B.
-    """
-    hidden = model.user_tower.hidden(torch.from_numpy(rows.embedding))  # (U, d)
-    users = hidden @ model.user_tower.last.t() + model.user_tower.last_bias  # (U, d)
-    user_rows = torch.from_numpy(_users_of_pairs(rows))
-    title_rows = torch.from_numpy(rows.title_index.astype(np.int64))
-    propensity = model.logits(users, titles[negatives.titles]).sigmoid_()  # (U, M)
-    if len(negatives.titles) == len(titles):
-        own = propensity[user_rows, title_rows]  # (P,)
-    else:
-        own = ((users[user_rows] * titles[title_rows]).sum(dim=1) * model.scale + model.bias).sigmoid()
-    taken = negatives.rate * torch.from_numpy(is_first(rows)).to(own)
-    delta = own * (1.0 - taken) - torch.from_numpy(rows.label).to(own)  # (P,)
-    projected = titles @ left  # (T, k)
-    offered = negatives.offered[torch.from_numpy(rows.territory.astype(np.int64))]  # (U, M)
-    each = negatives.rate * len(titles) / len(negatives.titles)
-    pulls = (propensity * offered) @ projected[negatives.titles] * each  # (U, k)
-    pulls.index_add_(0, user_rows, delta[:, None] * projected[title_rows])
-    seen = hidden @ right  # (U, k)
-    for index in np.unique(rows.territory).tolist():
-        members = torch.from_numpy(np.flatnonzero(rows.territory == index))
-        sums.outer[index] += (pulls[members].t() @ seen[members]).numpy()
-        sums.left[index] += pulls[members].sum(dim=0).numpy()
-    sums.hidden += seen.sum(dim=0).numpy()
-    sums.rows += len(users)
+    @torch.no_grad()
+    def __init__(
+        self, model: TwoTower, titles: Tensor, negatives: ExpectedNegatives, left: Tensor, right: Tensor
+    ) -> None:
+        """`model` in eval mode without a group block, its (T, d) title vectors, (d, k) projections A and B."""
+        self.model, self.titles, self.negatives, self.right = model, titles, negatives, right
+        self.projected = titles @ left  # (T, k)
+        num_territories, width = len(negatives.offered), left.shape[1]
+        self.outer = np.zeros((num_territories, width, width))  # sum of delta (A'v)(B'h)'
+        self.left = np.zeros((num_territories, width))  # sum of delta A'v
+        self.hidden = np.zeros(width)  # sum of B'h over user rows
+        self.rows = 0
+
+    @torch.no_grad()
+    def add(self, rows: StepRows) -> None:
+        """Add U users and P pairs of offered titles, and their expected negatives."""
+        model, titles, negatives = self.model, self.titles, self.negatives
+        hidden = model.user_tower.hidden(torch.from_numpy(rows.embedding))  # (U, d)
+        users = hidden @ model.user_tower.last.t() + model.user_tower.last_bias  # (U, d)
+        user_rows = torch.from_numpy(_users_of_pairs(rows))
+        title_rows = torch.from_numpy(rows.title_index.astype(np.int64))
+        propensity = model.logits(users, titles[negatives.titles]).sigmoid_()  # (U, M)
+        if len(negatives.titles) == len(titles):
+            own = propensity[user_rows, title_rows]  # (P,)
+        else:
+            own = ((users[user_rows] * titles[title_rows]).sum(dim=1) * model.scale + model.bias).sigmoid()
+        taken = negatives.rate * torch.from_numpy(is_first(rows)).to(own)
+        delta = own * (1.0 - taken) - torch.from_numpy(rows.label).to(own)  # (P,)
+        offered = negatives.offered[torch.from_numpy(rows.territory.astype(np.int64))]  # (U, M)
+        each = negatives.rate * len(titles) / len(negatives.titles)
+        pulls = (propensity * offered) @ self.projected[negatives.titles] * each  # (U, k)
+        pulls.index_add_(0, user_rows, delta[:, None] * self.projected[title_rows])
+        seen = hidden @ self.right  # (U, k)
+        for index in np.unique(rows.territory).tolist():
+            members = torch.from_numpy(np.flatnonzero(rows.territory == index))
+            self.outer[index] += (pulls[members].t() @ seen[members]).numpy()
+            self.left[index] += pulls[members].sum(dim=0).numpy()
+        self.hidden += seen.sum(dim=0).numpy()
+        self.rows += len(users)
+
+    def centred(self) -> np.ndarray:
+        """(N, k * k) S_t."""
+        mean = self.hidden / max(1, self.rows)
+        return (self.outer - self.left[:, :, None] * mean).reshape(len(self.outer), -1)
 
 
 def gradient_evidence(config: PropensityConfig, data: TrialData) -> Evidence:
-    """Evidence of a baseline after 1 and 2% of its steps, from half of the buckets.
-
-    Args:
-        config: a baseline's settings.
-        data: at least two buckets.
-    """
+    """Evidence of a baseline after 1 and 2% of its steps, from half of two or more buckets."""
     cache = TrialCache()
     trained = max(2, math.ceil(CHECKPOINTS[-1] * config.optim.epochs * len(data.buckets)))  # one pass over each
     plan = cache.plan(replace(data, buckets=data.buckets[:trained]), config.sample)
@@ -145,13 +120,13 @@ def gradient_evidence(config: PropensityConfig, data: TrialData) -> Evidence:
     mask = Catalogue.of(data.lake, period.start, period.end).offer_mask
     negatives = ExpectedNegatives.of(period.negative_rate / period.num_folds, mask, generator)
     embeddings = torch.from_numpy(data.lake.title_embeddings().copy())
-    titles = [model.title_vectors(embeddings) for model in models]
-    sums = [[GradientSums.zeros(len(mask), width) for _ in models] for _ in range(2)]
+    shared = negatives, left, right
+    sums = [[GradientSums(model, model.title_vectors(embeddings), *shared) for model in models] for _ in range(2)]
     pairs = np.zeros((2, len(mask)))
     for number, bucket in enumerate(data.buckets[: max(2, len(data.buckets) // 2)]):
         rows, half = positives(bucket, data, plan), number % 2
-        for one, model, vectors in zip(sums[half], models, titles, strict=True):
-            add_gradients(one, model, vectors, rows, negatives, left, right)
+        for one in sums[half]:
+            one.add(rows)
         pairs[half] += expected_pairs(rows, negatives.rate, mask)
     halves = [np.concatenate([one.centred() for one in half], axis=1) for half in sums]
     return Evidence.centred(np.stack(halves), pairs)
@@ -160,13 +135,10 @@ def gradient_evidence(config: PropensityConfig, data: TrialData) -> Evidence:
 def _models_at_checkpoints(
     config: PropensityConfig, data: TrialData, plan: PairPlan, cache: TrialCache
 ) -> list[TwoTower]:
-    """The model at each checkpoint of a run that stops after the last one.
-
-    The run is as long as one on all buckets of the sample, of which the plan covers a few.
-    """
+    """The model at each checkpoint of a run that stops after the last one."""
     record, optim = new_propensity_run(config, data.lake, data.calendar), config.optim
     planned = sum(sampled > 0 for sampled in plan.sampled_per_bucket)
-    epochs = max(1, round(optim.epochs * len(data.buckets) / planned))
+    epochs = max(1, round(optim.epochs * len(data.buckets) / planned))  # as many steps as on all buckets
     schedule = plan.schedule((epochs,), optim.batch_pairs, optim.lanes, config.seed)
     trained_on = record.data(data.lake, plan, schedule, Workers())
     trainer = PropensityTrainer(config, replace(trained_on, validate_at=frozenset()))
@@ -192,10 +164,7 @@ def _users_of_pairs(rows: StepRows) -> np.ndarray:
 
 
 def expected_pairs(rows: StepRows, rate: float, offer_mask: np.ndarray) -> np.ndarray:
-    """(N,) pairs of each territory: all `rows`, and other offered titles drawn at `rate`.
-
-    `offer_mask` is (N, T).
-    """
+    """(N,) pairs of each territory: `rows`, and others of the (N, T) offered titles at `rate`."""
     titles = np.bincount(_users_of_pairs(rows), weights=is_first(rows), minlength=len(rows.territory))  # (U,)
     expected = np.diff(rows.offsets) + rate * (offer_mask.sum(axis=1)[rows.territory] - titles)
     return np.bincount(rows.territory, weights=expected, minlength=len(offer_mask))

@@ -3,14 +3,13 @@
 Legend: `N` territories, `G` groups, `E` numbers of an evidence vector.
 
 A territory's evidence s_t is a sum over its pairs (such as its gradient), n_t their number. A group c that gets
-parameters of its own gains, to first order, |sum of its s_t|^2 / sum of its n_t. In that, the product of a territory
-with itself is mostly noise and largest for small territories; products of different territories have independent
-noise. So
+parameters of its own gains, to first order, |sum of its s_t|^2 / sum of its n_t. The product of a territory with itself
+is mostly noise, so it is left out of
 
     J = sum over groups of (sum over t != u in c of <s_t, s_u>) / (sum over t in c of n_t)
 
-has no such bias, and small territories have little weight. It is maximised by moves and swaps from random starts
-(Kernighan-Lin style), with at most `SLACK` times the mean number of territories in a group.
+which is maximised by moves and swaps from random starts (Kernighan-Lin style), with at most `SLACK` times the mean
+number of territories in a group.
 """
 
 import math
@@ -78,17 +77,11 @@ def gain(products: np.ndarray, pairs: np.ndarray, group: np.ndarray) -> float:
 def balanced_clusters(
     products: np.ndarray, pairs: np.ndarray, num_groups: int, seed: int = 0, num_starts: int = NUM_STARTS
 ) -> np.ndarray:
-    """(N,) groups with the largest J found, numbered by their first territory.
+    """(N,) at most N groups with the largest J of all starts, numbered by their first territory.
 
-    Args:
-        products: (N, N) symmetric, zero diagonal: `Evidence.products`.
-        pairs: (N,).
-        num_groups: at most N.
-        seed: of the starts.
-        num_starts: the best of so many is taken.
+    `products` (N, N) as from `Evidence.products`, `pairs` (N,).
     """
-    rng = np.random.default_rng(seed)
-    size = len(pairs)
+    rng, size = np.random.default_rng(seed), len(pairs)
     capacity = math.ceil(SLACK * size / num_groups)
     best, best_gain = np.zeros(size, dtype=np.int64), -np.inf
     for _ in range(num_starts):

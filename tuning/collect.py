@@ -4,15 +4,22 @@ trials.csv         one row a trial: status and settings
 metrics.csv        one row a trial and metric: value, low, high
 best-config.yaml   what `mtrec train ... --config` reads
 summary.json       `SearchResult.document`
-plots.html         Optuna's plots
+plots.html         Optuna's plots as inline SVG
 """
 
-import math
+import html
+import io
+import warnings
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
+import matplotlib
+import matplotlib.pyplot as plt
+import numpy as np
 import optuna
+import optuna.visualization.matplotlib as draw
 import pandas as pd
 import ray
 import yaml
@@ -21,72 +28,68 @@ from optuna.trial import TrialState
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.files import exists, join, read_json, write_file, write_json
 from mtrec_ray.trainers.workers import Workers
-from mtrec_ray.tuning.config import SearchConfig
 from mtrec_ray.tuning.data import TrialCache
-from mtrec_ray.tuning.plots import plots_page
 from mtrec_ray.tuning.results import BEST_CONFIG, DONE, FAILED, STOPPED, SearchResult, TrialRow
-from mtrec_ray.tuning.search import RETRIES, VERSION, PreparedSearch, run_trials, search_uri, trials_at_once
-from mtrec_ray.tuning.trainable import is_stored
-from mtrec_ray.tuning.trial import TrialSpec, make_trial
+from mtrec_ray.tuning.search import RETRIES, VERSION, PreparedSearch, run_trials, trials_at_once
+from mtrec_ray.tuning.specs import Figures, TrialSpec
+from mtrec_ray.tuning.trainable import make_trial
 
 FRESH_SEEDS = "fresh-seeds.json"
 FIRST_FRESH_SEED = 1_000
-TIMES = ("steps_s", "reading_s", "validating_s", "time_total_s")
+PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
+<style>body{{font:16px system-ui;margin:2rem auto;max-width:60rem;padding:0 1rem}}
+svg{{max-width:100%;height:auto}}</style>
+</head><body><h1>{title}</h1>
+{body}
+</body></html>
+"""
 Choose = Callable[[list[TrialRow]], tuple[TrialRow, list[str]]]
 """Complete trials -> the best of them, and notes on the choice."""
 
 
-class NothingFound(RuntimeError):
-    """No trial came to its end."""
-
-
 def run_search(
-    config: SearchConfig,
-    prepared: PreparedSearch,
-    notes: list[str],
-    resume: bool,
-    progress: ProgressCallback | None,
-    choose: Choose | None = None,
+    prepared: PreparedSearch, resume: bool, progress: ProgressCallback | None, choose: Choose | None = None
 ) -> SearchResult:
     """Run all trials, choose the best, train it with fresh seeds, and write the result files.
 
-    `notes`: what a reader of the figures must know. `choose`: None chooses the best by the only goal.
+    `choose`: None chooses the best by the only goal.
 
     Raises:
-        NothingFound: no trial came to its end with a figure.
+        RuntimeError: no trial came to its end with a figure.
     """
-    uri, grid = search_uri(config), run_trials(config, prepared, resume, progress)
-    rows = [_row(result, prepared.num_validations) for result in grid]
+    uri, goal, grid = prepared.config.uri, prepared.first_goal, run_trials(prepared, resume, progress)
+    rows = [_row(result, prepared) for result in grid]
     study = study_of(rows, prepared)
     complete = [rows[trial.user_attrs["row"]] for trial in study.get_trials(states=(TrialState.COMPLETE,))]
     if not complete:
         errors = [(str(error).strip() or type(error).__name__).splitlines()[-1] for error in grid.errors]
         reason = [*errors, "none"][0]
-        raise NothingFound(f"none of {len(rows)} trials came to its end with a figure; first error: {reason}")
-    goals, first_of_equal = prepared.goals, reversed(study.best_trials)
-    front = list({tuple(trial.values): rows[trial.user_attrs["row"]] for trial in first_of_equal}.values())
-    front.sort(key=lambda row: row.metrics[prepared.first_goal], reverse=goals[prepared.first_goal] == "min")
-    best, notes_on_choice = choose(complete) if choose else (front[0], [])
-    result = SearchResult(uri, rows, best, prepared, [*notes, *notes_on_choice], front)
+        raise RuntimeError(f"none of {len(rows)} trials came to its end with a figure; first error: {reason}")
+    of_values = {tuple(trial.values): rows[trial.user_attrs["row"]] for trial in reversed(study.best_trials)}
+    front = sorted(of_values.values(), key=lambda row: row.value(goal), reverse=prepared.goals[goal] == "min")
+    best, notes = choose(complete) if choose else (front[0], [])
+    fresh = train_with_fresh_seeds(prepared, progress, best.params)
+    result = SearchResult(prepared, rows, best, [*prepared.notes, *notes], front, fresh)
     trials = [{"trial": r.trial_id, "status": r.status, "validations": len(r.reports), **r.params} for r in rows]
+    best_config = yaml.safe_dump(prepared.specs.settings(best.params), sort_keys=False)
     write_file(join(uri, "trials.csv"), pd.DataFrame(trials).to_csv(index=False).encode())
     write_file(join(uri, "metrics.csv"), result.metrics.to_csv(index=False).encode())
-    best_config = yaml.safe_dump(prepared.specs.settings(best.params), sort_keys=False)
     write_file(join(uri, BEST_CONFIG), best_config.encode())
-    result = replace(result, fresh=train_with_fresh_seeds(config, prepared, progress, best.params))
-    write_file(join(uri, "plots.html"), plots_page(study, list(goals)).encode())
+    write_file(join(uri, "plots.html"), plots_page(study, list(prepared.goals)).encode())
     write_json(join(uri, "summary.json"), result.document())
     for ended in grid:
-        if ended.checkpoint is not None and is_stored(ended.checkpoint):  # no trial will resume from it
-            ended.checkpoint.filesystem.delete_dir(ended.checkpoint.path)
+        if ended.checkpoint is not None:  # no trial will resume from it
+            with suppress(FileNotFoundError):  # it was deleted before
+                ended.checkpoint.filesystem.delete_dir(ended.checkpoint.path)
     return result
 
 
 def train_with_fresh_seeds(
-    config: SearchConfig, prepared: PreparedSearch, progress: ProgressCallback | None, params: dict[str, Any]
-) -> list[dict[str, float]]:
-    """Train parameters with `config.confirm` fresh seeds; figures are stored for `--resume`."""
-    uri = join(search_uri(config), FRESH_SEEDS)
+    prepared: PreparedSearch, progress: ProgressCallback | None, params: dict[str, Any]
+) -> list[Figures]:
+    """Train parameters with `confirm` fresh seeds; figures are stored for `--resume`."""
+    config, uri = prepared.config, join(prepared.config.uri, FRESH_SEEDS)
     known = read_json(uri) if exists(uri) else {}
     figures = known["figures"] if known.get("params") == params else []
     task = ray.remote(num_cpus=config.cpus_per_worker, max_retries=RETRIES)(_train_to_end)
@@ -101,11 +104,11 @@ def train_with_fresh_seeds(
     return figures
 
 
-def _train_to_end(spec: TrialSpec) -> dict[str, float]:
-    trial, metrics = make_trial(spec, TrialCache(), Workers()), {}
+def _train_to_end(spec: TrialSpec) -> Figures:
+    trial, figures = make_trial(spec, TrialCache(), Workers()), {}
     while trial.validations_done < trial.num_validations:
-        metrics = trial.advance()
-    return metrics
+        figures = trial.advance()
+    return figures
 
 
 def study_of(rows: list[TrialRow], prepared: PreparedSearch) -> optuna.Study:
@@ -114,34 +117,71 @@ def study_of(rows: list[TrialRow], prepared: PreparedSearch) -> optuna.Study:
     goals, distributions = prepared.goals, prepared.specs.space.parameters()
     study = optuna.create_study(directions=["maximize" if mode == "max" else "minimize" for mode in goals.values()])
     for index, row in enumerate(rows):
-        values = [row.metrics.get(metric, math.nan) for metric in goals]
-        if not all(map(math.isfinite, values)):
-            continue
-        reports = enumerate(row.reports if len(goals) == 1 else (), 1)
-        study.add_trial(
-            optuna.trial.create_trial(
+        values = [row.value(goal) for goal in goals]
+        if np.isfinite(values).all():
+            trial = optuna.trial.create_trial(
                 params=row.params,
                 distributions={key: distributions[key] for key in row.params},
                 values=values,
-                intermediate_values={number: report[prepared.first_goal] for number, report in reports},
+                intermediate_values=dict(enumerate(row.reports if len(goals) == 1 else (), 1)),
                 state=TrialState.COMPLETE if row.status == DONE else TrialState.PRUNED,
                 user_attrs={"row": index},
             )
-        )
+            study.add_trial(trial)
     return study
 
 
-def _row(result: Any, num_validations: int) -> TrialRow:
-    """A trial of Tune's grid, without the figures that Tune adds."""
+def plots_page(study: optuna.Study, metrics: list[str]) -> str:
+    """One HTML page of plots that loads nothing.
+
+    A sentence replaces a plot for which the trials are too few or too similar.
+    """
+    plots: dict[str, Callable[..., Any]]
+    if len(metrics) == 1:
+        plots = {
+            "History": partial(draw.plot_optimization_history, target_name=metrics[0]),
+            "Parallel coordinates": partial(draw.plot_parallel_coordinate, target_name=metrics[0]),
+            "Importance": partial(draw.plot_param_importances, target_name=metrics[0]),
+            "Validations": draw.plot_intermediate_values,
+        }
+    else:
+        plots = {"Pareto front": partial(draw.plot_pareto_front, target_names=metrics)}
+        for number, name in enumerate(metrics):
+            goal = {"target": lambda trial, number=number: trial.values[number], "target_name": name}
+            plots[f"Parallel coordinates of {name}"] = partial(draw.plot_parallel_coordinate, **goal)
+    body = "\n".join(f"<h2>{html.escape(name)}</h2>\n{_svg(name, plot, study)}" for name, plot in plots.items())
+    return PAGE.format(title=f"Search over {html.escape(' and '.join(metrics))}", body=body)
+
+
+def _svg(name: str, plot: Callable[..., Any], study: optuna.Study) -> str:
+    matplotlib.use("Agg")
+    text = io.StringIO()
+    try:
+        with warnings.catch_warnings(), matplotlib.rc_context({"svg.fonttype": "none"}):  # the reader's fonts
+            warnings.simplefilter("ignore")  # Optuna's of conditional keys, matplotlib's of missing glyphs
+            plot(study)
+            plt.gcf().set_size_inches(10, 6)
+            plt.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
+    except (ValueError, RuntimeError) as error:  # Optuna: too few trials; matplotlib: $...$ is no formula
+        return f"<p>Nothing to draw: {html.escape(str(error))}</p>"
+    finally:
+        plt.close("all")
+    svg = text.getvalue()
+    return svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(name)}"', 1)
+
+
+def _row(result: Any, prepared: PreparedSearch) -> TrialRow:
+    """A trial of Tune's grid, without the figures that Tune adds but its time."""
     report, history = result.metrics or {}, result.metrics_dataframe
-    figures = {key: value for key, value in report.items() if isinstance(value, int | float)}
-    ended = figures.get("training_iteration", 0) >= num_validations
+    figures = dict(report.get("figures", {}))
+    if figures:
+        figures["time_total_s"] = {"value": report["time_total_s"]}
+        history = history.drop_duplicates("training_iteration", keep="last")
+    ended = report.get("training_iteration", 0) >= prepared.num_validations
     return TrialRow(
         trial_id=str(report.get("trial_id") or str(result.path).rsplit("/", 1)[-1]),
         status=FAILED if result.error else DONE if ended else STOPPED,
         params=dict(result.config or {}),
-        metrics={key: float(value) for key, value in figures.items() if "/" in key or key in TIMES},
-        reports=[]
-        if history is None
-        else history.drop_duplicates("training_iteration", keep="last").to_dict("records"),
+        figures=figures,
+        reports=history[f"figures/{prepared.first_goal}/value"].tolist() if figures else [],
     )

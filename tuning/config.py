@@ -2,9 +2,10 @@
 
 from typing import Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from mtrec_ray.config import Config, Seed, advanced
+from mtrec_ray.files import absolute, join
 from mtrec_ray.lake.window import WindowConfig
 from mtrec_ray.streams.config import SampleConfig
 
@@ -19,17 +20,13 @@ class SearchConfig(Config):
     seed: Seed = 0
     """Seed of the sampler, and of every trial's weights and batches."""
     base: dict[str, Any] = {}
-    """Settings that all trials share, as `mtrec train` takes them."""
+    """Settings that all trials share, as `mtrec train` takes them; the first trial starts from them."""
     space: dict[str, Any]
     """Dotted key -> range (low, high, log, step), list of choices, or partitions."""
-    warm_start: list[dict[str, Any]] = advanced([])
-    """Configurations to try first; the sampler draws the keys that they leave out."""
     trials: int = Field(default=20, ge=1)
-    """Number of configurations to try, warm starts included."""
+    """Number of configurations to try."""
     buckets: int | None = Field(default=None, ge=1)
     """Buckets of users that a trial keeps in memory, each a random sample; null reads all."""
-    workers: int = Field(default=1, ge=1)
-    """Data-parallel workers of a trial; a trial starts only when all of their CPUs are free."""
     cpus_per_worker: float = advanced(1.0, gt=0)
     """Logical CPUs of a worker."""
     trials_at_once: int | None = Field(default=None, ge=1)
@@ -37,12 +34,10 @@ class SearchConfig(Config):
     confirm: int = Field(default=3, ge=0)
     """Trainings of the choice with fresh seeds: the best of many trials is partly luck."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_old_name(cls, document: Any) -> Any:
-        if isinstance(document, dict) and "looks" in document:
-            raise ValueError("setting 'looks' is called 'validations' now: rename it")
-        return document
+    @property
+    def uri(self) -> str:
+        """Folder of the search."""
+        return join(absolute(self.searches), self.name)
 
 
 class PropensitySearchConfig(SearchConfig):
@@ -50,20 +45,16 @@ class PropensitySearchConfig(SearchConfig):
 
     lake: str
     """Folder or URI of the lake."""
+    workers: int = Field(default=1, ge=1)
+    """Data-parallel workers of a trial; a trial starts only when all of their CPUs are free."""
     metric: str = "pr_auc/weighted"
     """Metric to maximise: pr_auc or ndcg@10, of /all users, /mean or /weighted territories."""
     validation_fraction: float = Field(default=0.15, gt=0, lt=1)
     """Fraction of users that trials are validated on; test users stay untouched."""
     validation_days: int | None = Field(default=None, ge=0)
     """Last days of the window to validate on; 0: days after it; null: 7 if possible, else 0."""
-    validation_users: int = advanced(10_000, ge=100)
-    """Maximum number of validation users, drawn by hash."""
-    validations: int = advanced(4, ge=1)
-    """Validations of a trial, evenly over its steps, the last at its end."""
-    early_stop: bool = True
-    """Stop the weaker half of trials after validations 1, 2, 4, ... (ASHA, Li et al. 2020)."""
-    num_bootstrap: int = advanced(50, ge=10)
-    """Bootstrap replicates of each trial's intervals."""
+    validations: int = Field(default=4, ge=1)
+    """Validations of a trial; after the 1st, 2nd, 4th, ... the weaker half stops (ASHA); 1: none stops."""
 
 
 class EliminatorsSearchConfig(SearchConfig):
@@ -72,15 +63,9 @@ class EliminatorsSearchConfig(SearchConfig):
     backbone: str
     """Folder or URI of the backbone's run."""
     combinations: str = "all"
-    """Combinations, as in `mtrec train eliminators`."""
+    """Combinations, as in `mtrec train eliminators`; all share one configuration."""
     min_ndcg_ratio: float = Field(default=0.98, gt=0, le=1)
     """Choose the least leakage at this ratio of the backbone's NDCG@10 or more."""
-    shared: bool = True
-    """One configuration for all combinations; false: a search for each, one after another."""
-    workers: int = advanced(1, ge=1, le=1)
-    """Always 1: a trial trains in one process; raise trials_at_once instead."""
-    num_permutations: int = advanced(5, ge=2)
-    """Trainings on permuted labels behind each trial's chance level."""
 
 
 class PartitionConfig(Config):

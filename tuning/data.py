@@ -22,9 +22,12 @@ from mtrec_ray.streams.scored_users import (
     validation_sampling_fraction,
 )
 from mtrec_ray.streams.sequences import Sequences
+from mtrec_ray.training.propensity_run import MAX_VALIDATION_USERS
 
 AUTO_DAYS = 7
 """Default number of held-back days: a week has every weekday once."""
+NUM_SAMPLES = 2
+"""Samples whose pairs a process keeps; memory is that of each."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +46,7 @@ class TrialData:
 
 
 def trial_data(lake: Lake, calendar: Calendar, num_buckets: int | None, validation_days: int | None) -> TrialData:
-    """Choose buckets and validation days.
-
-    Args:
-        lake: the lake.
-        calendar: its training window and evaluation days.
-        num_buckets: read the first so many; None reads all.
-        validation_days: days at the end of the window to hold back; None: 7 where that is possible, else 0; 0: validate
-            on the days after the window.
+    """Choose buckets and validation days; arguments as `buckets` and `validation_days` of the search.
 
     Raises:
         UserError: more buckets than the lake has, or days that cannot be held back.
@@ -90,11 +86,9 @@ def _why_not_held_back(lake: Lake, calendar: Calendar, start: datetime) -> str |
     return None
 
 
-def trial_validation_chunks(
-    data: TrialData, sample: SampleConfig, buckets: Sequence[int], max_users: int
-) -> Iterator[ScoringChunk]:
-    """Validation users of some buckets, about `max_users` over all buckets of `data`."""
-    fraction = validation_sampling_fraction(data.lake, sample, len(data.buckets), max_users)
+def trial_validation_chunks(data: TrialData, sample: SampleConfig, buckets: Sequence[int]) -> Iterator[ScoringChunk]:
+    """Validation users of some buckets, at most `MAX_VALIDATION_USERS` over all buckets of `data`."""
+    fraction = validation_sampling_fraction(data.lake, sample, len(data.buckets), MAX_VALIDATION_USERS)
     fixed = not data.held_back
     return validation_chunks(data.lake, sample, data.validation, buckets, fraction=fraction, fixed_candidates=fixed)
 
@@ -102,11 +96,10 @@ def trial_validation_chunks(
 class TrialCache:
     """What trials of one process share: plans, pairs, validation users and histories.
 
-    Trials that differ only in the model or the optimiser read the lake once. Memory is that of the sample.
+    Trials that differ only in the model or the optimiser read the lake once.
     """
 
-    def __init__(self, num_samples: int = 2) -> None:
-        self.num_samples = num_samples
+    def __init__(self) -> None:
         self._samples: dict[str, tuple[PairPlan, dict[tuple[int, int], BucketPairs]]] = {}  # last used last
         self._chunks: dict[str, list[ScoringChunk]] = {}
         self._histories: dict[tuple[str, int, str], Sequences] = {}
@@ -117,17 +110,15 @@ class TrialCache:
         if found is None:
             plan = make_plan(data.lake, sample, data.calendar, buckets=data.buckets, map_over=map_here)
             found = plan, {}
-        self._samples = dict([*self._samples.items(), (key, found)][-self.num_samples :])
+        self._samples = dict([*self._samples.items(), (key, found)][-NUM_SAMPLES:])
         return found[0]
 
-    def validation(
-        self, data: TrialData, sample: SampleConfig, buckets: Sequence[int], max_users: int
-    ) -> list[ScoringChunk]:
+    def validation(self, data: TrialData, sample: SampleConfig, buckets: Sequence[int]) -> list[ScoringChunk]:
         """`trial_validation_chunks`, one for each territory."""
         split = (sample.split_seed, sample.test_fraction, sample.validation_fraction)
-        key = f"{data.lake.uri} {data.lake.manifest.lake_hash} {data.validation} {buckets} {split} {max_users}"
+        key = f"{data.lake.uri} {data.lake.manifest.lake_hash} {data.validation} {buckets} {split}"
         if key not in self._chunks:
-            self._chunks = {key: by_territory(trial_validation_chunks(data, sample, buckets, max_users))}
+            self._chunks = {key: by_territory(trial_validation_chunks(data, sample, buckets))}
         return self._chunks[key]
 
     def stream(self, read_segment: Any, segments: list[Segment], num_blocks: int, **shared: Any) -> Iterator[pa.Table]:

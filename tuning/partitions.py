@@ -57,7 +57,7 @@ class PartitionSpec:
 
 @dataclass(frozen=True)
 class PartitionMaker:
-    """Makes partitions of one lake."""
+    """Makes partitions of one lake; `seed` is that of random ones and of the starts of clustering."""
 
     manifest: Manifest
     discoveries: np.ndarray
@@ -65,7 +65,6 @@ class PartitionMaker:
     evidence: dict[str, Callable[[], Evidence]]
     """Of the kinds `taste` and `affinity`; called only for partitions of that kind."""
     seed: int = 0
-    """Of random partitions and the starts of clustering."""
 
     @property
     def volume(self) -> np.ndarray:

@@ -1,21 +1,47 @@
-"""First-time discoveries of training users in the window, by territory and title.
+"""Discoveries of training users in the window by territory, as evidence and for partitions.
 
 Legend: `N` territories, `T` titles.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import cache, partial
+from typing import Any
 
 import numpy as np
 
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.jobs.shards import count_bucket_discoveries
-from mtrec_ray.lake.cluster import MapTasks
+from mtrec_ray.lake.cluster import MapTasks, joins_cluster, map_tasks
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
+from mtrec_ray.trainers.propensity_config import PropensityConfig
+from mtrec_ray.tuning.affinity import gradient_evidence
 from mtrec_ray.tuning.clustering import Evidence
+from mtrec_ray.tuning.data import TrialData, map_here
+from mtrec_ray.tuning.partitions import PartitionMaker
 
 SMOOTHING = 100.0
 """Discoveries added to each territory's profile, distributed as those of all."""
+
+
+def map_buckets(*arguments: Any, **options: Any) -> Iterator[tuple[Any, Any]]:
+    """`map_tasks`, or without a cluster `map_here`, which takes no longer than starting Ray would."""
+    return (map_tasks if joins_cluster() else map_here)(*arguments, **options)
+
+
+def partition_maker(config: PropensityConfig, data: TrialData, progress: ProgressCallback | None) -> PartitionMaker:
+    """Makes partitions of a lake from what its training users discover in the training window."""
+    map_over = partial(map_buckets, stage="counting discoveries", progress=progress)
+    counts = count_discoveries(data.lake, data.calendar, config.sample, data.buckets, map_over)
+    mask = Catalogue.of(data.lake, *data.calendar.day_bounds(0)).offer_mask
+    model = config.model.model_copy(update={"groups": None, "group_block": None})
+    baseline = config.model_copy(update={"kind": "baseline", "model": model})
+    evidence = {
+        "taste": cache(partial(taste_evidence, counts, mask)),
+        "affinity": cache(partial(gradient_evidence, baseline, data)),
+    }
+    return PartitionMaker(data.lake.manifest, counts.sum(axis=0), evidence, config.seed)
 
 
 def count_discoveries(
@@ -41,14 +67,10 @@ def taste_evidence(counts: np.ndarray, offer_mask: np.ndarray) -> Evidence:
         offer_mask: (N, T) bool.
     """
     comparable = offer_mask & (offer_mask.sum(axis=0) > 1)
-    halves = [_standardised(np.where(comparable, half, 0).astype(np.float64), comparable) for half in counts]
-    return Evidence(np.stack([vectors for vectors, _ in halves]), np.stack([seen for _, seen in halves]))
-
-
-def _standardised(counts: np.ndarray, comparable: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N, T) s_tj and (N,) discoveries of one half."""
-    popularity = (counts.sum(axis=0) + 0.5) * comparable  # (N, T)
-    fraction = popularity / np.maximum(popularity.sum(axis=1, keepdims=True), 1.0)
-    seen = counts.sum(axis=1)
-    spread = np.sqrt(fraction * (1.0 + SMOOTHING / np.maximum(seen, 1.0))[:, None])
-    return np.divide(counts - seen[:, None] * fraction, spread, out=np.zeros_like(counts), where=spread > 0), seen
+    counts = np.where(comparable, counts, 0).astype(np.float64)
+    popularity = (counts.sum(axis=1, keepdims=True) + 0.5) * comparable  # (2, N, T)
+    fraction = popularity / np.maximum(popularity.sum(axis=2, keepdims=True), 1.0)
+    seen = counts.sum(axis=2, keepdims=True)  # (2, N, 1)
+    spread = np.sqrt(fraction * (1.0 + SMOOTHING / np.maximum(seen, 1.0)))
+    vectors = np.divide(counts - seen * fraction, spread, out=np.zeros_like(counts), where=spread > 0)
+    return Evidence(vectors, seen[:, :, 0])

@@ -10,79 +10,74 @@ from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.reader import StepRows, training_batches
 from mtrec_ray.trainers.propensity import PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
+from mtrec_ray.trainers.propensity_validation import METRICS
 from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from mtrec_ray.training.propensity import new_propensity_run
 from mtrec_ray.training.record import require_lake
-from mtrec_ray.tuning.data import TrialCache, TrialData, trial_data
-from mtrec_ray.tuning.trial import TrialSpec
+from mtrec_ray.tuning.data import TrialCache, trial_data
+from mtrec_ray.tuning.specs import Figures, TrialSpec
 
 
 class PropensityTrial:
-    """A run without Ray Train, in one process or as one of several workers."""
+    """A run without Ray Train, in one process or as one of several workers.
 
-    def __init__(
-        self,
-        config: PropensityConfig,
-        data: TrialData,
-        num_validations: int,
-        num_bootstrap: int,
-        validation_users: int,
-        workers: Workers,
-        cache: TrialCache,
-    ) -> None:
-        self.config, self.data, self.cache = config, data, cache
-        self.num_validations, self.validations_done = num_validations, 0
-        self.figures: dict[str, float] = {}
-        self.plan = cache.plan(data, config.sample)
-        record = new_propensity_run(config, data.lake, data.calendar)
+    `spec` holds `config`, and from the search `lake_hash`, `buckets`, `validation_days` and `validations`.
+    """
+
+    def __init__(self, spec: TrialSpec, cache: TrialCache, workers: Workers) -> None:
+        """Raises UserError where the lake has changed since the search was started."""
+        self.config, self.cache = PropensityConfig.model_validate(spec["config"]), cache
+        self.num_validations, self.validations_done = spec["validations"], 0
+        lake, sample = Lake.open(self.config.lake), self.config.sample
+        require_lake(lake, spec["lake_hash"], self.config.name)
+        calendar = resolve_calendar(lake, self.config.window)
+        self.data = data = trial_data(lake, calendar, spec["buckets"], spec["validation_days"])
+        self.plan = cache.plan(data, sample)
+        record = new_propensity_run(self.config, lake, data.calendar)
         self.schedule = record.schedule(self.plan)
-        chunks = cache.validation(data, config.sample, data.buckets[workers.rank :: workers.size], validation_users)
-        steps = self.schedule.num_steps
-        self.validate_at = [round(n / num_validations * steps) for n in range(1, num_validations + 1)]
-        trained_on = record.data(data.lake, self.plan, self.schedule, workers)
-        own = {"validation_users": lambda period: chunks, "validate_at": frozenset(self.validate_at)}
-        self.trainer = PropensityTrainer(
-            config, replace(trained_on, num_bootstrap=num_bootstrap, **own), workers=workers
+        steps, count = self.schedule.num_steps, self.num_validations
+        self.validate_at = [round(n / count * steps) for n in range(1, count + 1)]
+        chunks = cache.validation(data, sample, data.buckets[workers.rank :: workers.size])
+        trained_on = replace(
+            record.data(lake, self.plan, self.schedule, workers),
+            validation_users=lambda period: chunks,
+            validate_at=frozenset(self.validate_at),
         )
+        self.trainer = PropensityTrainer(self.config, trained_on, workers=workers)
+        self._reported: dict[str, float] = {}
         self._batches: Iterator[StepRows] | None = None
 
-    @staticmethod
-    def of(spec: TrialSpec, workers: Workers, cache: TrialCache) -> "PropensityTrial":
-        """Raises UserError where the lake is not that of `spec["lake_hash"]`."""
-        config = PropensityConfig.model_validate(spec["config"])
-        lake = Lake.open(config.lake)
-        require_lake(lake, spec["lake_hash"], config.name)
-        data = trial_data(lake, resolve_calendar(lake, config.window), spec["buckets"], spec["validation_days"])
-        numbers = (spec["validations"], spec["num_bootstrap"], spec["validation_users"])
-        return PropensityTrial(config, data, *numbers, workers, cache)
-
-    def advance(self) -> dict[str, float]:
+    def advance(self) -> Figures:
         """Train to the next validation; returns figures with bounds, mean loss and times."""
         started, trainer, workers = time.monotonic(), self.trainer, self.trainer.workers
         if self._batches is None:
             place = (workers.rank, workers.size, trainer.next_step)
             self._batches = training_batches(self.data.lake, self.plan, self.schedule, *place, stream=self.cache.stream)
-        trainer.run(self._batches, until=self.validate_at[self.validations_done], on_validate=self.figures.update)
-        self.figures = self.figures or trainer.validate()  # of a trial with more validations than steps
+        trainer.run(self._batches, until=self.validate_at[self.validations_done], on_validate=self._reported.update)
+        reported = self._reported = self._reported or trainer.validate()  # of a trial with more validations than steps
         self.validations_done += 1
+        ends = {"value": "", "low": "_low", "high": "_high"}
+        figures = {name: {key: reported[f"val/{name}{end}"] for key, end in ends.items()} for name in METRICS}
         times = trainer.meter.take()
         steps_s, reading_s = times["train/step_s"], times["train/data_wait_s"]
-        return {name.removeprefix("val/"): value for name, value in self.figures.items()} | {
+        plain = {
+            "train/loss": reported.get("train/loss", 0.0),
             "steps_s": steps_s,
             "reading_s": reading_s,
             "validating_s": time.monotonic() - started - steps_s - reading_s,
         }
+        return figures | {name: {"value": value} for name, value in plain.items()}
 
     def save(self, folder: Path) -> None:
         """Write all that `load` needs."""
         state = self.trainer.state_dict()
-        own = {"validations_done": self.validations_done, "figures": self.figures}
+        own = {"validations_done": self.validations_done, "reported": self._reported}
         save_checkpoint(folder, replace(state, progress=state.progress | own), self.config)
 
     def load(self, folder: Path) -> None:
         """Resume from what `save` wrote."""
         state = load_checkpoint(folder)
         self.trainer.load_state_dict(state)
-        self.validations_done, self.figures = state.progress["validations_done"], state.progress["figures"]
+        self.validations_done, self._reported = state.progress["validations_done"], state.progress["reported"]
         self._batches = None

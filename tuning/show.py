@@ -11,7 +11,6 @@ from rich.table import Table
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.files import exists, write_file
-from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.catalogue import Catalogue
@@ -21,7 +20,7 @@ from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.config import PartitionConfig
 from mtrec_ray.tuning.data import TrialData, first_buckets
 from mtrec_ray.tuning.partitions import NAME, PartitionSpec, groups_document
-from mtrec_ray.tuning.propensity_search import partition_maker
+from mtrec_ray.tuning.profiles import map_buckets, partition_maker
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,13 +59,13 @@ class PartitionResult:
         return pd.DataFrame(columns)
 
     def document(self) -> dict[str, Any]:
-        names = self.lake.territory_names()
-        sizes = zip(names, self.users.tolist(), self.discoveries.sum(axis=1).tolist(), strict=True)
+        sizes = zip(self.users.tolist(), self.discoveries.sum(axis=1).tolist(), strict=True)
+        territories = [{"users": users, "discoveries": discoveries} for users, discoveries in sizes]
         return {
             "version": 1,
             "partition": self.name,
-            "groups": groups_document(self.groups, names),
-            "territories": {name: {"users": users, "discoveries": found} for name, users, found in sizes},
+            "groups": groups_document(self.groups, self.lake.territory_names()),
+            "territories": dict(zip(self.lake.territory_names(), territories, strict=True)),
         }
 
     def tables(self) -> list[RenderableType]:
@@ -84,7 +83,7 @@ class PartitionResult:
                 ", ".join([*(names[t] for t in ranked[:MAX_NAMES]), *more]),
                 f"{self.users[own].sum():,}",
                 f"{volume[own].sum():,} ({volume[own].sum() / max(1, volume.sum()):.0%})",
-                " / ".join(in_and_out(self.cosines, own)),
+                in_and_out(self.cosines, own),
                 ", ".join(str(titles[title]) for title in most_lifted(self.discoveries, own)) or "-",
             )
         return [table]
@@ -96,35 +95,34 @@ def show_partition(config: PartitionConfig, progress: ProgressCallback | None = 
     Raises:
         UserError: an unknown kind, or a groups file that misses or repeats a territory.
     """
-    lake = Lake.open(config.lake)
+    lake, name = Lake.open(config.lake), config.partition
     calendar, buckets = resolve_calendar(lake, config.window), first_buckets(lake, config.buckets)
-    kind, from_file = config.partition.split(":")[0], None
-    if not NAME.fullmatch(config.partition) and exists(config.partition):
-        from_file = make_groups(config.partition, lake.manifest)
+    from_file = None
+    if not NAME.fullmatch(name) and exists(name):
+        from_file = make_groups(name, lake.manifest)
     else:
-        PartitionSpec.parse(config.partition, len(lake.manifest.territories), len(buckets))
+        PartitionSpec.parse(name, len(lake.manifest.territories), len(buckets))
     data = TrialData(lake, calendar, buckets, calendar.day_bounds(0), held_back=False)
     settings = PropensityConfig(
         lake=config.lake, name="affinity", kind="baseline", seed=config.seed, sample=config.sample, window=config.window
     )
     maker = partition_maker(settings, data, progress)
-    groups = from_file or maker.make(config.partition)
-    evidence = maker.evidence["affinity" if kind == "affinity" else "taste"]()
+    groups = from_file or maker.make(name)
+    evidence = maker.evidence["affinity" if name.startswith("affinity") and not from_file else "taste"]()
     catalogue = Catalogue.of(lake, *calendar.day_bounds(0))
-    counted = map_tasks(count_users, buckets, lake, config.sample, catalogue)
+    counted = map_buckets(count_users, buckets, lake, config.sample, catalogue)
     users = np.sum([counts.training for _, counts in counted], axis=0)
     if config.out:
         document = groups_document(groups, lake.territory_names())
         write_file(config.out, yaml.safe_dump(document, sort_keys=False).encode())
-    return PartitionResult(lake, config.partition, groups, maker.discoveries, users, evidence.cosines())
+    return PartitionResult(lake, name, groups, maker.discoveries, users, evidence.cosines())
 
 
-def in_and_out(cosines: np.ndarray, own: np.ndarray) -> tuple[str, str]:
-    """Mean cosine of a group's territories with each other and with others, or "-"."""
+def in_and_out(cosines: np.ndarray, own: np.ndarray) -> str:
+    """Mean cosine of a group's territories with each other and with others, "-" for none."""
     inside = cosines[np.ix_(own, own)][~np.eye(int(own.sum()), dtype=bool)]
     outside = cosines[np.ix_(own, ~own)]
-    first, second = (f"{values.mean():+.2f}" if values.size else "-" for values in (inside, outside))
-    return first, second
+    return " / ".join(f"{values.mean():+.2f}" if values.size else "-" for values in (inside, outside))
 
 
 def most_lifted(discoveries: np.ndarray, own: np.ndarray) -> list[int]:

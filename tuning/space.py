@@ -2,9 +2,8 @@
 
     space:
       optim.lr: {low: 1e-5, high: 1e-3, log: true}
-      sample.tau: {low: 0, high: 1}
       model.group_block: [dense, shift]
-      model.groups: {partitions: [one, regions, taste:4, affinity:4], random: 3, movable: 8, moves: 3}
+      model.groups: {partitions: [one, regions, taste:4, affinity:4], random: 3, moves: 3}
 
 An Optuna trial draws one value for each key. For `model.groups` it draws a partition, the number of `moves`, and for
 each move a territory (`move.1`) and the one whose group it joins (`move.1.joins`). So every partition is a starting
@@ -20,10 +19,11 @@ from typing import Any
 
 import optuna
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field
 
 from mtrec_ray.config import Config, ConfigT, assign, settings_of, validate_config
 from mtrec_ray.errors import UserError
+from mtrec_ray.identity import flatten
 from mtrec_ray.tuning.partitions import PartitionSpec
 
 Distribution = FloatDistribution | IntDistribution | CategoricalDistribution
@@ -39,16 +39,8 @@ class PartitionSpace(Config):
     """Names as in `mtrec partition show`."""
     random: int = Field(default=3, ge=0)
     """Random balanced partitions with as many groups, which a useful partition must beat."""
-    movable: int = Field(default=8, ge=0)
-    """Number of territories that may move: those with the most discoveries."""
     moves: int = Field(default=3, ge=0)
-    """Maximum number of moves in a trial."""
-
-    @model_validator(mode="after")
-    def _has_two_movable(self) -> "PartitionSpace":
-        if self.movable == 1:
-            raise ValueError("movable = 1: a territory joins another movable one; take 2 or more, or 0 for no moves")
-        return self
+    """Maximum number of moves in a trial, of the `MOVABLE` territories with the most discoveries."""
 
     def names(self, num_territories: int, num_regions: int) -> tuple[str, ...]:
         """All partitions, random ones included; UserError for a single territory.
@@ -107,18 +99,19 @@ def moves_of(params: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def parse_space(
-    document: dict[str, Any], model: type[Config], fixed: tuple[str, ...], decided: dict[str, str]
+    document: dict[str, Any], base: dict[str, Any], model: type[Config], fixed: tuple[str, ...], decided: dict[str, str]
 ) -> tuple[Space, PartitionSpace | None]:
     """The space of the settings, and of partitions if `model.groups` has them.
 
     Args:
         document: key -> {low, high, ...}, list of choices, or partitions.
+        base: settings that all trials share.
         model: the config that the keys belong to.
         fixed: keys, and sections ending in a dot, that all trials share.
         decided: keys that the search decides -> what decides them.
 
     Raises:
-        UserError: a key that is unknown or the same for all trials, an empty range, or no choices.
+        UserError: a key that is unknown, decided by the search or the same for all trials; an empty range; no choices.
     """
     if not document:
         raise UserError("space is empty: name at least one key to search over, see the README for an example")
@@ -132,13 +125,15 @@ def parse_space(
             raise UserError(f"space: {key} must be one for all trials: set it in base")
         if key == GROUPS and isinstance(values, dict) and "partitions" in values:
             try:
-                groups = PartitionSpace.model_validate(values)
-            except ValidationError as error:
-                problem = error.errors()[0]
-                where = ": ".join([key, *map(str, problem["loc"])])
-                raise UserError(f"space: {where}: {problem['msg'].removeprefix('Value error, ')}") from error
+                groups = validate_config(PartitionSpace, values)
+            except UserError as error:
+                raise UserError(f"space: {key}: {error}") from error
         else:
             found[key] = _distribution(key, types[key], values)
+    given = flatten(base)
+    for key, by in (decided | ({GROUPS: f"space: {GROUPS}"} if groups else {})).items():
+        if given.get(key) is not None:
+            raise UserError(f"base: {key} = {given[key]!r} has no effect: it is decided by {by}; drop it")
     ranges_first = sorted(found, key=lambda key: isinstance(found[key], CategoricalDistribution))
     return Space({key: found[key] for key in ranges_first}), groups
 
@@ -171,34 +166,6 @@ def _as_number(value: Any) -> Any:
     return int(number) if isinstance(value, str) and number.is_integer() else number
 
 
-def checked_starts(space: Space, starts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Warm starts with values of the space's types; UserError for values outside it."""
-    known = space.parameters()
-    return [{key: _checked_start(known, key, value) for key, value in start.items()} for start in starts]
-
-
-def _checked_start(known: dict[str, Distribution], key: str, value: Any) -> Any:
-    if key not in known:
-        raise UserError(f"warm_start: {key!r} is not in space; it has {', '.join(known)}")
-    one: Any = known[key]
-    if isinstance(one, CategoricalDistribution) and value not in one.choices:
-        value = _as_number(value)
-    try:
-        own = one.to_external_repr(one.to_internal_repr(value))
-        optuna.trial.create_trial(value=0.0, params={key: own}, distributions={key: one})  # checks that `one` holds it
-    except ValueError as error:
-        raise UserError(f"warm_start: {key} = {value!r} is not in {one}") from error
-    return own
-
-
-def check_base(base: dict[str, Any], decided: dict[str, str]) -> None:
-    """UserError where `base` sets what the search itself decides."""
-    for key, by in decided.items():
-        value = _value_at(base, key)
-        if value is not None:
-            raise UserError(f"base: {key} = {value!r} has no effect: it is decided by {by}; drop it")
-
-
 def check_values(
     space: Space, model: type[ConfigT], base: dict[str, Any], fits: Callable[[ConfigT], object] | None = None
 ) -> None:
@@ -217,8 +184,8 @@ def check_values(
 
 def usual_settings(space: Space, model: type[Config], base: dict[str, Any]) -> dict[str, Any]:
     """Every setting of the space as in `base`, or else in the middle of its range."""
-    resolved = validate_config(model, base).model_dump()
-    return {key: _nearest(one, _value_at(resolved, key)) for key, one in space.distributions.items()}
+    resolved = flatten(validate_config(model, base).model_dump())
+    return {key: _nearest(one, resolved.get(key)) for key, one in space.distributions.items()}
 
 
 def _nearest(one: Distribution, value: Any) -> Any:
@@ -232,13 +199,6 @@ def _nearest(one: Distribution, value: Any) -> Any:
     if one.step:
         value = min(one.low + round((value - one.low) / one.step) * one.step, one.high)
     return value if isinstance(one, IntDistribution) else float(value)
-
-
-def _value_at(document: Any, key: str) -> Any:
-    """The value of a dotted key; None where there is none."""
-    for part in key.split("."):
-        document = document.get(part) if isinstance(document, dict) else None
-    return document
 
 
 def lay_over(document: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,11 @@ from mtrec_ray.files import exists, join, write_file
 from mtrec_ray.streams.groups import Groups
 from mtrec_ray.tuning.partitions import groups_document, with_moves
 from mtrec_ray.tuning.space import GROUPS, Space, lay_over, moves_of
-from mtrec_ray.tuning.trial import TrialSpec
+
+TrialSpec = dict[str, Any]
+"""Plain data of a trial: `kind`, `config` (the job's settings) and what the kind needs."""
+Figures = dict[str, dict[str, float]]
+"""Metric -> its `value`, and where it has bounds `low` and `high`."""
 
 
 @dataclass(frozen=True)
@@ -20,14 +24,13 @@ class GroupsFiles:
 
     folder: str
     territories: list[str]
-    """In the lake's order."""
     partitions: dict[str, Groups]
     """By the name that a trial draws."""
 
     def write(self, params: dict[str, Any]) -> str:
         """URI of the file with the drawn partition after the drawn moves."""
-        index = {name: number for number, name in enumerate(self.territories)}
-        moves = [(index[territory], index[host]) for territory, host in moves_of(params)]
+        index = self.territories.index
+        moves = [(index(territory), index(host)) for territory, host in moves_of(params)]
         groups = with_moves(self.partitions[params[GROUPS]], moves)
         text = yaml.safe_dump(groups_document(groups, self.territories), sort_keys=False).encode()
         uri = join(self.folder, f"{hashlib.sha256(text).hexdigest()[:12]}.yaml")
@@ -42,7 +45,6 @@ class TrialSpecs:
 
     kind: Literal["propensity", "eliminators"]
     model: type[Config]
-    """Of the job's settings."""
     space: Space
     base: dict[str, Any]
     """Settings that all trials and the final training share."""
@@ -51,7 +53,6 @@ class TrialSpecs:
     data: dict[str, Any]
     """What else a TrialSpec of this kind holds."""
     groups_files: GroupsFiles | None = None
-    """None where partitions are not searched."""
 
     def settings(self, params: dict[str, Any]) -> dict[str, Any]:
         """The document that `mtrec train ... --config` reads."""
@@ -60,9 +61,9 @@ class TrialSpecs:
             settings[GROUPS] = self.groups_files.write(params)
         return lay_over(self.base, settings)
 
-    def settings_of_trials(self, params: dict[str, Any]) -> dict[str, Any]:
-        return lay_over(self.settings(params), self.trial_overrides)
+    def config(self, params: dict[str, Any]) -> Config:
+        """Settings of a trial."""
+        return validate_config(self.model, lay_over(self.settings(params), self.trial_overrides))
 
     def spec(self, params: dict[str, Any]) -> TrialSpec:
-        config = validate_config(self.model, self.settings_of_trials(params))
-        return {"kind": self.kind, "config": config.model_dump(mode="json"), **self.data}
+        return {"kind": self.kind, "config": self.config(params).model_dump(mode="json"), **self.data}

@@ -1,23 +1,35 @@
 """Ray Tune drives a trial in a process that the next one reuses, with peers as workers.
 
-Peers are actors in the trial's own placement group: Tune reserves all resources of a trial at once, a stopped or dead
-trial takes its peers with it, and no trial waits for a worker group to start. A Ray Train run nested in every trial
-costs about twenty seconds each, and one that ASHA stopped kept its workers, so that the next trial waited for ever.
+Peers are actors in the trial's own placement group: Tune reserves all resources of a trial at once, and a stopped or
+dead trial takes its peers with it. (A Ray Train run nested in every trial costs about twenty seconds each.)
 """
 
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow.fs as pafs
 import ray
 import torch
 from ray import tune
 
 from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.tuning.data import TrialCache
-from mtrec_ray.tuning.specs import TrialSpecs
-from mtrec_ray.tuning.trial import Trial, TrialSpec, make_trial
+from mtrec_ray.tuning.specs import Figures, TrialSpec, TrialSpecs
+
+if TYPE_CHECKING:
+    from mtrec_ray.tuning.eliminators_trial import EliminatorsTrial
+    from mtrec_ray.tuning.propensity_trial import PropensityTrial
+
+
+def make_trial(spec: TrialSpec, cache: TrialCache, workers: Workers) -> "PropensityTrial | EliminatorsTrial":
+    """The trial of a spec; `cache` keeps what it reads for the next trial of this process."""
+    if spec["kind"] == "propensity":
+        from mtrec_ray.tuning.propensity_trial import PropensityTrial
+
+        return PropensityTrial(spec, cache, workers)
+    from mtrec_ray.tuning.eliminators_trial import EliminatorsTrial
+
+    return EliminatorsTrial(spec, cache)
 
 
 class Worker:
@@ -25,7 +37,6 @@ class Worker:
 
     def __init__(self, workers: Workers) -> None:
         self.workers, self.cache = workers, TrialCache()
-        self.trial: Trial  # set by `start`
 
     def join(self, address: str) -> None:
         """Connect to the other ranks; returns when all are connected."""
@@ -36,7 +47,7 @@ class Worker:
         """Replace the trial by the next one."""
         self.trial = make_trial(spec, self.cache, self.workers)
 
-    def advance(self) -> dict[str, float]:
+    def advance(self) -> Figures:
         """Train to the next validation; its figures are the same on every rank."""
         return self.trial.advance()
 
@@ -58,7 +69,10 @@ class TrialProcess(tune.Trainable):
         peer = ray.remote(num_cpus=cpus)(Worker)
         self.peers = [peer.remote(Workers(rank, workers)) for rank in range(1, workers)]
         if self.peers:
-            self._on_all_ranks("join", f"{ray.util.get_node_ip_address()}:{_free_port()}")
+            with socket.socket() as probe:
+                probe.bind(("", 0))
+                port = probe.getsockname()[1]
+            self._on_all_ranks("join", f"{ray.util.get_node_ip_address()}:{port}")
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -66,8 +80,8 @@ class TrialProcess(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        metrics, trial = self._on_all_ranks("advance"), self.own.trial
-        return {**metrics, "done": trial.validations_done == trial.num_validations}
+        figures, trial = self._on_all_ranks("advance"), self.own.trial
+        return {"figures": figures, "done": trial.validations_done == trial.num_validations}
 
     def _on_all_ranks(self, method: str, *arguments: Any) -> Any:
         """Call a method of every Worker at the same time; returns the result of rank 0."""
@@ -79,15 +93,6 @@ class TrialProcess(tune.Trainable):
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         self.own.trial.save(Path(checkpoint_dir))
 
-    def restore(self, checkpoint_path: Any) -> None:
-        """Resume from a checkpoint, or start again where it is missing.
-
-        Tune removes a trial's older checkpoint before its own state names the newer one, so a driver killed in between
-        leaves a state that names none. A trial gives the same figures every time: only its time is lost.
-        """
-        if is_stored(checkpoint_path.checkpoint):
-            super().restore(checkpoint_path)
-
     def load_checkpoint(self, checkpoint: Any) -> None:
         files = {path.name: path.read_bytes() for path in Path(checkpoint).iterdir() if path.is_file()}
         self._on_all_ranks("load", files, Path(str(self.logdir)))
@@ -95,15 +100,3 @@ class TrialProcess(tune.Trainable):
     def cleanup(self) -> None:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-
-
-def is_stored(checkpoint: tune.Checkpoint) -> bool:
-    """Whether the files of a checkpoint that Tune knows of exist."""
-    assert checkpoint.filesystem is not None, "set by Checkpoint itself"
-    return checkpoint.filesystem.get_file_info(checkpoint.path).type != pafs.FileType.NotFound
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -66,13 +67,18 @@ def affinity_cost(lake: Lake, seed: int) -> dict[str, float]:
     groups = evidence.clusters(4)
     affinity_s = time.process_time() - started
     started = time.process_time()
-    trial = PropensityTrial(config, data, 1, 10, 100, Workers(), TrialCache())
-    trial.advance()
+    trial_after_the_window(lake, config, TrialCache()).advance()
     return {
         "affinity_fraction_of_a_run": affinity_s / (time.process_time() - started),
         "affinity_adjusted_rand": adjusted_rand_score(planted(seed), groups),
         "regions_adjusted_rand": adjusted_rand_score(planted(seed), make_groups("regions", lake.manifest).of_territory),
     }
+
+
+def trial_after_the_window(lake: Lake, config: PropensityConfig, cache: TrialCache) -> PropensityTrial:
+    """A trial on the whole window, validated once, on the days after it."""
+    spec = {"config": config.model_dump(mode="json"), "lake_hash": lake.manifest.lake_hash}
+    return PropensityTrial(spec | {"buckets": None, "validation_days": 0, "validations": 1}, cache, Workers())
 
 
 def search(lake: Lake, folder: Path, seed: int) -> dict[str, float]:
@@ -93,11 +99,12 @@ def search(lake: Lake, folder: Path, seed: int) -> dict[str, float]:
 
 
 def _steps_s(trial: Path) -> float:
-    return sum(json.loads(line)["steps_s"] for line in (trial / "result.json").read_text().splitlines())
+    reports = map(json.loads, (trial / "result.json").read_text().splitlines())
+    return sum(report["figures"]["steps_s"]["value"] for report in reports)
 
 
 def figures_of_test_users(lake: Lake, folder: Path, num_random: int, seed: int) -> dict[str, dict[str, float]]:
-    """Partition -> figures of test users after the window, trained on all of the window."""
+    """Partition -> `METRIC` of test users after the window with bounds, trained on all of the window."""
     territories = lake.territory_names()
     largest_first = -np.arange(len(territories))  # as the synthetic source names them
     partitions = {"found": str(yaml.safe_load((folder / "found" / "best-config.yaml").read_text())["model"]["groups"])}
@@ -113,9 +120,9 @@ def figures_of_test_users(lake: Lake, folder: Path, num_random: int, seed: int) 
     figures, cache = {}, TrialCache()
     for name, groups in partitions.items():
         document = {"lake": lake.uri, "name": "tested", "seed": seed, "model": {"groups": groups}, "sample": tested}
-        config = validate_config(PropensityConfig, document)
-        data = trial_data(lake, resolve_calendar(lake, config.window), None, 0)
-        figures[name] = PropensityTrial(config, data, 1, 200, 100_000, Workers(), cache).advance()
+        trial = trial_after_the_window(lake, validate_config(PropensityConfig, document), cache)
+        trial.trainer.data = replace(trial.trainer.data, num_bootstrap=200)
+        figures[name] = trial.advance()[METRIC]
     return figures
 
 
@@ -128,14 +135,13 @@ def measure(num_users: int, num_random: int, seed: int) -> dict[str, float]:
         lake = Lake.open(f"{name}/lake")
         found = affinity_cost(lake, seed) | search(lake, folder, seed)
         figures = figures_of_test_users(lake, folder, num_random, seed)
-    random = [one[METRIC] for key, one in figures.items() if key.startswith("random")]
+    random = [figure for key, figure in figures.items() if key.startswith("random")]
     for key in ("found", "regions", "one"):
-        found |= {f"test/{key}{end}": figures[key][METRIC + end] for end in ("", "_low", "_high")}
-    random_high = float(np.mean([one[METRIC + "_high"] for key, one in figures.items() if key.startswith("random")]))
+        found |= {f"test/{key} {end}": value for end, value in figures[key].items()}
     return found | {
-        "test/random_mean": float(np.mean(random)),
-        "test/random_best": float(np.max(random)),
-        "test/random_mean_high": random_high,
+        "test/random mean": float(np.mean([figure["value"] for figure in random])),
+        "test/random best": max(figure["value"] for figure in random),
+        "test/random mean high": float(np.mean([figure["high"] for figure in random])),
     }
 
 

@@ -82,7 +82,6 @@ def fair_search(backbone: BackboneRecord, **changes: Any) -> EliminatorsSearchCo
             "shape": {"num_prompts": 2},
             "transport": {"passes": 4, "later_passes": 2},
         },
-        "num_permutations": 2,
     }
     return validate_config(EliminatorsSearchConfig, document | changes)
 

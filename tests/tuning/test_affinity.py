@@ -25,7 +25,6 @@ from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.affinity import (
     ExpectedNegatives,
     GradientSums,
-    add_gradients,
     expected_pairs,
     gradient_evidence,
     positives,
@@ -85,9 +84,9 @@ def negatives_at(rate: float) -> ExpectedNegatives:
 def summed(
     model: TwoTower, batches: list[StepRows], left: Tensor = IDENTITY, right: Tensor = IDENTITY, rate: float = 0.3
 ) -> GradientSums:
-    sums, titles = GradientSums.zeros(NUM_TERRITORIES, left.shape[1]), model.title_vectors(catalogue())
+    sums = GradientSums(model, model.title_vectors(catalogue()), negatives_at(rate), left, right)
     for rows in batches:
-        add_gradients(sums, model, titles, rows, negatives_at(rate), left, right)
+        sums.add(rows)
     return sums
 
 

@@ -90,24 +90,25 @@ def test_a_window_too_short_for_seven_days_validates_after_it(trial_lake):
     assert not trial_data(trial_lake, calendar_of(trial_lake, window_start=start), None, None).held_back
 
 
-def test_only_validation_users_are_scored_up_to_about_the_maximum(trial_lake):
-    data = trial_data(trial_lake, calendar_of(trial_lake), None, 7)
-    everybody = list(trial_validation_chunks(data, SAMPLE, data.buckets, 100_000))
-    keys = np.concatenate([chunk.keys for chunk in everybody])
+def validation_keys(data: TrialData) -> np.ndarray:
+    return np.concatenate([chunk.keys for chunk in trial_validation_chunks(data, SAMPLE, data.buckets)])
+
+
+def test_only_validation_users_are_scored_up_to_about_the_maximum(trial_lake, monkeypatch):
+    data, fewer = (trial_data(trial_lake, calendar_of(trial_lake), count, 7) for count in (None, 2))
+    keys = validation_keys(data)
     assert (split_of(keys, SAMPLE) == VALIDATION).all()
     assert len(np.unique(keys)) == len(keys) == pytest.approx(0.3 * 1600, rel=0.15)
-    some = np.concatenate([chunk.keys for chunk in trial_validation_chunks(data, SAMPLE, data.buckets, 150)])
-    assert set(some) < set(keys)
-    assert len(some) == pytest.approx(150, rel=0.3)
-    fewer = trial_data(trial_lake, calendar_of(trial_lake), 2, 7)
-    some = np.concatenate([chunk.keys for chunk in trial_validation_chunks(fewer, SAMPLE, fewer.buckets, 150)])
-    assert len(some) == pytest.approx(150, rel=0.3)
+    monkeypatch.setattr(mtrec_ray.tuning.data, "MAX_VALIDATION_USERS", 150)
+    assert set(validation_keys(data)) < set(keys)
+    for some in (data, fewer):
+        assert len(validation_keys(some)) == pytest.approx(150, rel=0.3)
 
 
 @pytest.mark.parametrize(("days", "listed"), [(7, False), (0, True)])
 def test_candidate_lists_apply_to_test_days_only(trial_lake, monkeypatch, days, listed):
     data = trial_data(trial_lake, calendar_of(trial_lake), None, days)
-    offered = [chunk.candidates.sum(axis=1) for chunk in trial_validation_chunks(data, SAMPLE, data.buckets, 400)]
+    offered = [chunk.candidates.sum(axis=1) for chunk in trial_validation_chunks(data, SAMPLE, data.buckets)]
 
     def lists(lake: Lake, bucket: int) -> FixedCandidates:
         users = lake.read("users", bucket)["user_id"].combine_chunks()
@@ -115,7 +116,7 @@ def test_candidate_lists_apply_to_test_days_only(trial_lake, monkeypatch, days, 
         return FixedCandidates(users, pa.array([two] * len(users)))
 
     monkeypatch.setattr(FixedCandidates, "of", lists)
-    chosen = [chunk.candidates.sum(axis=1) for chunk in trial_validation_chunks(data, SAMPLE, data.buckets, 400)]
+    chosen = [chunk.candidates.sum(axis=1) for chunk in trial_validation_chunks(data, SAMPLE, data.buckets)]
     if listed:
         assert np.concatenate(chosen).max() <= 2 < np.concatenate(offered).min()
     else:
@@ -125,14 +126,14 @@ def test_candidate_lists_apply_to_test_days_only(trial_lake, monkeypatch, days, 
 def test_cached_validation_users_are_the_same_in_one_chunk_per_territory(trial_lake):
     data = trial_data(trial_lake, calendar_of(trial_lake), None, 7)
     cache = TrialCache()
-    chunks = cache.validation(data, SAMPLE, data.buckets, 400)
+    chunks = cache.validation(data, SAMPLE, data.buckets)
     assert len({chunk.territory for chunk in chunks}) == len(chunks)
-    plain = list(trial_validation_chunks(data, SAMPLE, data.buckets, 400))
+    plain = list(trial_validation_chunks(data, SAMPLE, data.buckets))
     assert len(plain) > len(chunks)
     assert sum(chunk.labels.sum() for chunk in plain) == sum(chunk.labels.sum() for chunk in chunks) > 0
     assert {key for chunk in plain for key in chunk.keys} == {key for chunk in chunks for key in chunk.keys}
-    assert cache.validation(data, SAMPLE, data.buckets, 400) is chunks
-    assert cache.validation(data, SAMPLE, data.buckets, 100) is not chunks
+    assert cache.validation(data, SAMPLE, data.buckets) is chunks
+    assert cache.validation(data, SAMPLE, data.buckets[:2]) is not chunks
 
 
 class CountedReads:
@@ -178,7 +179,7 @@ def test_cached_batches_equal_those_read_from_the_lake(trial_lake):
 
 
 def test_the_pairs_of_the_last_two_samples_are_cached(trial_lake, reads):
-    data, cache = trial_data(trial_lake, calendar_of(trial_lake), 1, 7), TrialCache(num_samples=2)
+    data, cache = trial_data(trial_lake, calendar_of(trial_lake), 1, 7), TrialCache()
     samples = [SAMPLE.model_copy(update={"alpha": alpha}) for alpha in (1.0, 2.0, 3.0)]
     for sample in (samples[0], samples[1], samples[0], samples[1]):
         batches(data, cache, sample, seed=0)

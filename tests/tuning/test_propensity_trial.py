@@ -21,7 +21,7 @@ from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.propensity import new_propensity_run
 from mtrec_ray.tuning.data import TrialCache, map_here, trial_data
 from mtrec_ray.tuning.propensity_trial import PropensityTrial
-from mtrec_ray.tuning.trial import TrialSpec, make_trial
+from mtrec_ray.tuning.specs import Figures, TrialSpec
 from tests.tuning.conftest import small_config
 
 TIMES = {"steps_s", "reading_s", "validating_s"}
@@ -33,19 +33,15 @@ def spec_of(config: PropensityConfig, **changes) -> TrialSpec:
         "buckets": None,
         "validation_days": 7,
         "validations": 3,
-        "num_bootstrap": 20,
-        "validation_users": 10_000,
     }
     return {"kind": "propensity", "config": config.model_dump(mode="json"), **settings, **changes}
 
 
 def trial_of(lake: Lake, cache: TrialCache | None = None, **changes) -> PropensityTrial:
-    trial = make_trial(spec_of(small_config(lake), **changes), cache or TrialCache(), Workers())
-    assert isinstance(trial, PropensityTrial)
-    return trial
+    return PropensityTrial(spec_of(small_config(lake), **changes), cache or TrialCache(), Workers())
 
 
-def finish(trial: PropensityTrial) -> list[dict[str, float]]:
+def finish(trial: PropensityTrial) -> list[Figures]:
     """Figures of the remaining validations, without times."""
     reports = []
     while trial.validations_done < trial.num_validations:
@@ -60,22 +56,16 @@ def assert_same_weights(one: PropensityTrial, other: dict[str, torch.Tensor]) ->
         assert torch.equal(value, other[name]), name
 
 
-def test_each_validation_reports_metrics_with_bounds(trial_lake):
+def test_each_validation_reports_metrics_with_bounds_and_times(trial_lake):
     trial = trial_of(trial_lake)
-    reports = finish(trial)
-    assert len(reports) == 3
+    reports = [trial.advance() for _ in range(3)]
     for figures in reports:
-        assert set(figures) == {key + end for key in METRICS for end in ("", "_low", "_high")} | {"train/loss"}
+        assert set(figures) == {*METRICS, "train/loss", *TIMES}
+        assert all(figures[key]["value"] >= 0 for key in TIMES)
         for key in METRICS:
-            assert 0 <= figures[f"{key}_low"] <= figures[key] <= figures[f"{key}_high"] <= 1
-    assert reports[-1]["train/loss"] < reports[0]["train/loss"]
+            assert 0 <= figures[key]["low"] <= figures[key]["value"] <= figures[key]["high"] <= 1
+    assert reports[-1]["train/loss"]["value"] < reports[0]["train/loss"]["value"]
     assert trial.trainer.next_step == trial.schedule.num_steps
-
-
-def test_each_validation_reports_times(trial_lake):
-    first = trial_of(trial_lake).advance()
-    assert set(first) >= TIMES
-    assert all(first[key] >= 0 for key in TIMES)
 
 
 @pytest.mark.parametrize("days", [7, 0])
@@ -108,12 +98,12 @@ def test_resume_from_a_checkpoint_equals_a_straight_run(trial_lake, tmp_path):
 
 def test_a_trial_with_more_validations_than_steps_resumes(trial_lake, tmp_path):
     config = small_config(trial_lake, optim={"epochs": 1, "batch_pairs": 10_000})
-    validations, trial = 7, PropensityTrial.of(spec_of(config, validations=7), Workers(), TrialCache())
+    validations, trial = 7, PropensityTrial(spec_of(config, validations=7), TrialCache(), Workers())
     assert trial.schedule.num_steps < validations
     for done in range(1, validations):
         trial.advance()
         trial.save(tmp_path)
-        resumed = PropensityTrial.of(spec_of(config, validations=7), Workers(), trial.cache)
+        resumed = PropensityTrial(spec_of(config, validations=7), trial.cache, Workers())
         resumed.load(tmp_path)
         assert resumed.validations_done == done
 
@@ -127,7 +117,7 @@ def test_a_shared_cache_does_not_change_figures(trial_lake):
 @pytest.mark.parametrize("model", [{"kind": "baseline"}, {"model": {"group_block": "shift", "groups": "each"}}])
 def test_the_final_weights_equal_those_of_a_run(trial_lake, model):
     config = small_config(trial_lake, **model)
-    trial = PropensityTrial.of(spec_of(config), Workers(), TrialCache())
+    trial = PropensityTrial(spec_of(config), TrialCache(), Workers())
     finish(trial)
     data = trial_data(trial_lake, resolve_calendar(trial_lake, config.window), None, 7)
     record = new_propensity_run(config, data.lake, data.calendar)

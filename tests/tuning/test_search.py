@@ -8,7 +8,9 @@ from typing import Any
 import pyarrow.fs as pafs
 import pytest
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.utils import flatten_dict
 
+from mtrec_ray.tuning.config import SearchConfig
 from mtrec_ray.tuning.search import PROGRESS, PreparedSearch, TrialProgress, make_scheduler
 from mtrec_ray.tuning.space import GROUPS
 from tests.tuning.conftest import specs_of
@@ -16,9 +18,13 @@ from tests.tuning.conftest import specs_of
 PARTITIONS = [{"optim.lr": 1e-3, GROUPS: name, "moves": 0} for name in ("one", "regions")]
 
 
-def scheduler(num_validations: int = 4, early_stop: bool = True) -> Any:
-    prepared = PreparedSearch(specs_of(), {"pr_auc/all": "max"}, PARTITIONS, [], num_validations, early_stop)
-    return make_scheduler(prepared)
+def scheduler(num_validations: int = 4) -> Any:
+    config = SearchConfig(name="s", space={})
+    return make_scheduler(PreparedSearch(config, specs_of(), {"pr_auc": "max"}, PARTITIONS, (), num_validations))
+
+
+def report_of(validation: int, value: float) -> dict[str, Any]:
+    return {"training_iteration": validation, "figures": {"pr_auc": {"value": value}}, "done": False}
 
 
 def trial_of(name: int | str, config: dict[str, Any], **state: Any) -> Any:
@@ -32,8 +38,7 @@ def decision(config: dict[str, Any], value: float) -> str:
         own, reported = (config, value) if number == 6 else ({"optim.lr": 0.1}, 0.9)
         trial = trial_of(number, own)
         made.on_trial_add(None, trial)
-        report = {"training_iteration": 1, "pr_auc/all": reported, "done": False}
-        decided = made.on_trial_result(None, trial, report)
+        decided = made.on_trial_result(None, trial, flatten_dict(report_of(1, reported)))
     return decided
 
 
@@ -48,8 +53,7 @@ def test_a_weak_trial_with_moves_or_other_settings_stops(change):
     assert decision(PARTITIONS[0] | change, 0.95) == ASHAScheduler.CONTINUE
 
 
-def test_without_early_stopping_or_with_one_validation_no_trial_is_stopped():
-    assert type(scheduler(early_stop=False)) is FIFOScheduler
+def test_with_one_validation_no_trial_is_stopped():
     assert type(scheduler(num_validations=1)) is FIFOScheduler
 
 
@@ -58,7 +62,7 @@ def test_a_resumed_search_stops_trials_by_earlier_reports(tmp_path):
     for number in range(6):
         folder = tmp_path / str(number)
         folder.mkdir()
-        reports = [{"training_iteration": n, "pr_auc/all": 0.75 + n / 16} for n in (1, 2, 3)]
+        reports = [report_of(n, 0.75 + n / 16) for n in (1, 2, 3)]
         lines = "".join(json.dumps(report) + "\n" for report in reports)
         (folder / "result.json").write_text(lines + '{"training_iter')  # killed while it wrote
         storage = SimpleNamespace(storage_filesystem=pafs.LocalFileSystem(), trial_fs_path=str(folder))
@@ -68,8 +72,7 @@ def test_a_resumed_search_stops_trials_by_earlier_reports(tmp_path):
     assert rungs == {4: set(), 2: {0.875}, 1: {0.8125}}  # the stored state does not count the third report
     new = trial_of("new", {"optim.lr": 0.1})
     made.on_trial_add(None, new)
-    report = {"training_iteration": 1, "pr_auc/all": 0.8, "done": False}
-    assert made.on_trial_result(None, new, report) == ASHAScheduler.STOP
+    assert made.on_trial_result(None, new, flatten_dict(report_of(1, 0.8))) == ASHAScheduler.STOP
 
 
 def test_progress_of_a_resumed_search_counts_trials_that_ended_before():

@@ -29,16 +29,20 @@ from tests.tuning.conftest import build_here
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-SETTINGS = {
+METRIC = "pr_auc/weighted"
+SETTINGS: dict[str, Any] = {
     "base": {"model": {"d": 32}, "optim": {"epochs": 2, "batch_pairs": 2048, "lanes": 4}},
     "space": {
-        "model.groups": {"partitions": ["one", "taste:4"], "random": 2, "movable": 4, "moves": 1},
+        "model.groups": {"partitions": ["one", "taste:4"], "random": 2, "moves": 1},
         "optim.lr": {"low": 1e-4, "high": 1e-2, "log": True},
     },
     "trials": 6,
     "validations": 2,
     "confirm": 1,
-    "num_bootstrap": 10,
+}
+ONE_PARTITION = {
+    "space": SETTINGS["space"] | {"model.groups": {"partitions": ["taste:4"], "random": 1, "moves": 0}},
+    "confirm": 0,
 }
 
 
@@ -67,10 +71,8 @@ class TestResultFiles:
     def test_every_partition_was_trained_to_its_end(self, searched):
         done = {row.params["model.groups"] for row in searched.rows if row.status == "done" and not row.params["moves"]}
         assert {"one", "taste:4", "random:4:0", "random:4:1"} <= done
-
-    def test_the_best_trial_has_the_highest_figure_of_the_complete_trials(self, searched):
-        done = [row.metrics["pr_auc/weighted"] for row in searched.rows if row.status == "done"]
-        assert searched.best.metrics["pr_auc/weighted"] == max(done)
+        assert len(searched.rows) == 6
+        assert all(row.figures["steps_s"]["value"] > 0 for row in searched.rows)
 
     def test_best_config_is_accepted_by_train(self, searched, shuffled_lake):
         config = load_config(PropensityConfig, f"{searched.uri}/best-config.yaml", [])
@@ -80,26 +82,12 @@ class TestResultFiles:
         groups = make_groups(str(config.model.groups), shuffled_lake.manifest)
         assert len(groups.of_territory) == 12
 
-    def test_trials_csv_has_a_row_for_each_trial_and_metrics_csv_its_figures(self, searched):
-        tables: list[Any] = [pd.read_csv(f"{searched.uri}/{name}.csv") for name in ("trials", "metrics")]
-        trials, metrics = tables
-        assert len(trials) == 6
-        assert set(trials["status"]) <= {"done", "stopped early"}
-        assert set(trials["validations"][trials["status"] == "done"]) == {2}
-        assert set(metrics["trial"]) == set(trials["trial"])
-        assert metrics["value"][metrics["metric"] == "steps_s"].min() > 0
-
     def test_no_checkpoint_is_left(self, searched):
         assert not list(Path(searched.uri, "tune").glob("*/checkpoint_*"))
 
-    def test_plots_html_has_plots_and_no_script(self, searched):
-        page = Path(searched.uri, "plots.html").read_text()
-        assert page.count("<svg") >= 3
-        assert "<script" not in page
-
     def test_the_best_configuration_was_trained_with_fresh_seeds(self, searched):
         assert len(searched.fresh) == 1
-        assert searched.fresh[0]["pr_auc/weighted"] > 0
+        assert searched.fresh_values(METRIC)[0] > 0
 
 
 def test_resume_of_a_finished_search_trains_nothing(searched, shuffled_lake, monkeypatch):
@@ -111,13 +99,11 @@ def test_resume_of_a_finished_search_trains_nothing(searched, shuffled_lake, mon
 
 
 def test_two_workers_equal_one(ray_cluster, shuffled_lake, tmp_path, searched):
-    config = search_config(
-        shuffled_lake.uri, tmp_path, "two", workers=2, cpus_per_worker=0.5, trials=4, early_stop=False, confirm=0
-    )
-    two = {row.params["model.groups"]: row.metrics for row in search_propensity(config).rows}
-    one = {row.params["model.groups"]: row.metrics for row in searched.rows if not row.params["moves"]}
-    for name in ("one", "taste:4", "random:4:0", "random:4:1"):
-        assert two[name]["pr_auc/weighted"] == pytest.approx(one[name]["pr_auc/weighted"], rel=0.02)
+    workers = {"workers": 2, "cpus_per_worker": 0.5, "trials": 2}
+    found = search_propensity(search_config(shuffled_lake.uri, tmp_path, "two", **ONE_PARTITION, **workers))
+    one = {row.params["model.groups"]: row.value(METRIC) for row in searched.rows if not row.params["moves"]}
+    for row in found.rows:
+        assert row.value(METRIC) == pytest.approx(one[row.params["model.groups"]], rel=0.02)
 
 
 def test_a_trial_whose_process_is_killed_is_restarted(ray_cluster, shuffled_lake, tmp_path):
@@ -136,41 +122,44 @@ def test_a_trial_whose_process_is_killed_is_restarted(ray_cluster, shuffled_lake
 
     thread = threading.Thread(target=kill_one)
     thread.start()
-    result = search_propensity(search_config(shuffled_lake.uri, tmp_path, "hurt", trials_at_once=1, confirm=0))
+    settings = ONE_PARTITION | {"trials": 3, "trials_at_once": 1, "validations": 4}
+    result = search_propensity(search_config(shuffled_lake.uri, tmp_path, "hurt", **settings))
     thread.join()
     assert killed
     assert [row.status for row in result.rows].count("failed") == 0
-    assert len(result.rows) == 6
+    assert len(result.rows) == 3
 
 
-@pytest.mark.parametrize("ended_by", [signal.SIGKILL, signal.SIGINT])
-def test_resume_of_a_killed_search_repeats_no_finished_trial(shuffled_lake, tmp_path, ended_by):
-    config = tmp_path / "search.yaml"
-    config.write_text(yaml.safe_dump(SETTINGS | {"validations": 8}))
+def test_resume_of_an_interrupted_and_then_killed_search_repeats_no_finished_trial(shuffled_lake, tmp_path):
+    config, tune = tmp_path / "search.yaml", tmp_path / "k" / "tune"
+    space = SETTINGS["space"] | {"model.groups": {"partitions": ["taste:4"], "random": 2, "moves": 0}}
+    config.write_text(yaml.safe_dump(SETTINGS | {"space": space, "validations": 6, "trials": 4}))
     command = [sys.executable, "-m", "mtrec_ray", "search", "propensity", "--lake", shuffled_lake.uri, "--name", "k"]
     command += ["--searches", str(tmp_path), "--config", str(config), "--trials-at-once", "1", "--json"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    driver = subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
-    )
-    tune = tmp_path / "k" / "tune"
-    finished = wait_for_validations(tune, 8, count=1)
-    wait_for_validations(tune, 2, count=len(finished) + 1)  # so the state on disk has the ended and the started trial
-    output = output_of_ended(driver, ended_by)
-    before = {path: path.read_text() for path in finished}
-    if ended_by == signal.SIGINT:
-        assert (driver.returncode, json.loads(output)["exit_code"]) == (130, 130)
-    else:
-        for checkpoint in tune.glob("*/checkpoint_*"):  # as when the driver dies before its state names the newer one
-            shutil.rmtree(checkpoint)
-    resumed = subprocess.run([*command, "--resume"], env=environment, capture_output=True, text=True, timeout=400)
+    before: dict[Path, str] = {}
+    for num_finished, ended_by in enumerate((signal.SIGINT, signal.SIGKILL), 1):
+        driver = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        finished = wait_for_validations(tune, 6, num_finished)
+        wait_for_validations(tune, 2, len(finished) + 1)  # so the state on disk has the ended and the started trial
+        output = output_of_ended(driver, ended_by)
+        if ended_by == signal.SIGINT:
+            assert (driver.returncode, json.loads(output)["exit_code"]) == (130, 130)
+            command.append("--resume")
+        before |= {path: path.read_text() for path in finished if path not in before}
+    for checkpoint in tune.glob("*/checkpoint_*"):  # as when the driver dies before its state names the newer one
+        shutil.rmtree(checkpoint)
+    resumed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert resumed.returncode == 0, resumed.stderr[-2000:]
     counts = json.loads(resumed.stdout)["num_trials"]
-    assert counts["done"] + counts["stopped early"] == 6
+    assert counts["done"] + counts["stopped early"] == 4
     for path, text in before.items():
         assert path.read_text() == text
-    partitions = pd.read_csv(tmp_path / "k" / "trials.csv")["model.groups"].tolist()
-    assert {"one", "taste:4", "random:4:0", "random:4:1"} <= set(partitions)  # the searcher remembers its queue
+    trials: Any = pd.read_csv(tmp_path / "k" / "trials.csv")
+    first = trials[(trials["optim.lr"] - 1e-3).abs() < 1e-9]  # the usual one: the searcher remembers its queue
+    assert set(first["model.groups"]) == {"taste:4", "random:4:0", "random:4:1"}
 
 
 def output_of_ended(driver: subprocess.Popen, ended_by: signal.Signals, patience_s: float = 25) -> bytes:
@@ -200,8 +189,8 @@ class TestRefusals:
         ("changes", "problem"),
         [
             ({"metric": "auc"}, "'auc' is not reported"),
-            ({"trials_at_once": 7}, "at most 3 fit"),
-            ({"workers": 4, "cpus_per_worker": 2}, "lower workers"),
+            ({"trials_at_once": 7}, "trials_at_once = 7: a trial needs 1 logical CPUs .*, the cluster has 3"),
+            ({"workers": 4, "cpus_per_worker": 2}, "a trial needs 8 logical CPUs"),
         ],
     )
     def test_settings_that_do_not_fit_are_refused_and_leave_no_file(
@@ -210,14 +199,3 @@ class TestRefusals:
         with pytest.raises(UserError, match=problem):
             search_propensity(search_config(shuffled_lake.uri, tmp_path, "no", **changes))
         assert not list(tmp_path.iterdir())
-
-    def test_a_taken_name_is_refused(self, searched, shuffled_lake):
-        config = search_config(shuffled_lake.uri, Path(searched.uri).parent, "whole")
-        with pytest.raises(UserError, match="--resume"):
-            search_propensity(config)
-        with pytest.raises(UserError, match=r"other settings: trials = 6 \(now 7\): choose another name"):
-            search_propensity(config.model_copy(update={"trials": 7}), resume=True)
-
-    def test_resume_without_a_search_is_refused(self, ray_cluster, shuffled_lake, tmp_path):
-        with pytest.raises(UserError, match="no search"):
-            search_propensity(search_config(shuffled_lake.uri, tmp_path, "none"), resume=True)

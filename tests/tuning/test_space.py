@@ -8,7 +8,7 @@ import pytest
 import yaml
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.distributions import CategoricalDistribution, FloatDistribution
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
@@ -19,9 +19,7 @@ from mtrec_ray.tuning.space import (
     GROUPS,
     PartitionSpace,
     Space,
-    check_base,
     check_values,
-    checked_starts,
     lay_over,
     moves_of,
     parse_space,
@@ -39,7 +37,7 @@ DOCUMENT = {
 
 
 def parse(document: dict[str, Any]) -> Space:
-    space, _ = parse_space(document, PropensityConfig, FIXED, DECIDED)
+    space, _ = parse_space(document, {}, PropensityConfig, FIXED, DECIDED)
     check_values(space, PropensityConfig, BASE)
     return space
 
@@ -193,12 +191,11 @@ def test_random_partitions_have_as_many_groups_as_the_named_ones(
         ({"partitions": []}, ["model.groups", "partitions"]),
         ({"partitions": ["one"], "moves": -1}, ["model.groups", "moves"]),
         ({"partitions": ["one"], "mobile": 3}, ["model.groups", "mobile"]),
-        ({"partitions": ["one"], "movable": 1}, ["model.groups", "movable = 1"]),
     ],
 )
 def test_an_error_in_partitions_names_the_setting(groups, parts):
     with pytest.raises(UserError) as caught:
-        parse_space({GROUPS: groups}, PropensityConfig, FIXED, DECIDED)
+        parse_space({GROUPS: groups}, {}, PropensityConfig, FIXED, DECIDED)
     for part in parts:
         assert part in str(caught.value)
 
@@ -213,7 +210,7 @@ def test_partitions_that_the_lake_cannot_have_are_refused(partitions, num_territ
 
 
 def test_partitions_are_not_plain_choices():
-    space, groups = parse_space({GROUPS: {"partitions": ["one"]}}, PropensityConfig, FIXED, DECIDED)
+    space, groups = parse_space({GROUPS: {"partitions": ["one"]}}, {}, PropensityConfig, FIXED, DECIDED)
     assert (space, groups) == (Space(), PartitionSpace(partitions=["one"]))
 
 
@@ -236,54 +233,10 @@ def test_a_plain_value_is_not_a_section():
         lay_over({"optim": 3}, {"optim.lr": 1.0})
 
 
-@pytest.mark.parametrize("base", [{"seed": 3}, {"optim": {"min_ndcg_ratio": 0.9}}])
+@pytest.mark.parametrize("base", [{"seed": 3}, {"runner": {"cpus_per_worker": 3}}])
 def test_a_base_with_what_the_search_decides_is_refused(base):
-    with pytest.raises(UserError, match=r"base: (seed = 3|optim\.min_ndcg_ratio = 0\.9) has no effect"):
-        check_base(base, {"seed": "seed", "optim.min_ndcg_ratio": "min_ndcg_ratio of the search"})
-
-
-@pytest.mark.parametrize("base", [{}, {"optim": 3}, {"optim": {"lr": 1.0}}, {"optim": None}])
-def test_a_base_without_what_the_search_decides_is_accepted(base):
-    check_base(base, {"seed": "seed", "optim.min_ndcg_ratio": "min_ndcg_ratio of the search"})
-
-
-STARTED = Space(
-    distributions={
-        "optim.lr": FloatDistribution(1e-4, 1e-2, log=True),
-        "optim.epochs": IntDistribution(2, 8, step=2),
-        "model.group_block": CategoricalDistribution(["dense", "shift"]),
-    },
-    partitions=("one", "taste:4"),
-    movable=("T1", "T2"),
-    moves=2,
-)
-
-
-def test_warm_starts_have_numbers_of_the_spaces_types():
-    start = {"optim.lr": "1e-3", "optim.epochs": 4.0, "model.groups": "one", "moves": 1, "move.1": "T1"}
-    (found,) = checked_starts(STARTED, [start])  # YAML reads 1e-3 as a string
-    assert found == start | {"optim.lr": 1e-3, "optim.epochs": 4}
-    assert isinstance(found["optim.epochs"], int)
-
-
-@pytest.mark.parametrize(
-    ("start", "problem"),
-    [
-        ({"optim.lr": 0.05}, r"optim\.lr = 0\.05 is not in FloatDistribution\(high=0\.01"),
-        ({"optim.lr": "fast"}, "'fast' is not in FloatDistribution"),
-        ({"optim.lr": None}, "None is not in FloatDistribution"),
-        ({"optim.epochs": 5}, "step=2"),
-        ({"model.group_block": "film"}, "'film' is not in .*'dense', 'shift'"),
-        ({"model.groups": "taste:5"}, "'taste:5' is not in .*'one', 'taste:4'"),
-        ({"moves": 3}, "3 is not in IntDistribution"),
-        ({"move.2.joins": "T3"}, "'T3' is not in .*'T1', 'T2'"),
-        ({"move.3": "T1"}, "'move.3' is not in space"),
-        ({"mover": 1}, "'mover' is not in space"),
-    ],
-)
-def test_warm_starts_outside_the_space_are_refused(start, problem):
-    with pytest.raises(UserError, match=problem):
-        checked_starts(STARTED, [start])
+    with pytest.raises(UserError, match=r"base: (seed|runner\.cpus_per_worker) = 3 has no effect: it is decided by"):
+        parse_space(DOCUMENT, base, PropensityConfig, FIXED, DECIDED)
 
 
 def test_texts_like_1e3_are_numbers():
@@ -300,8 +253,6 @@ def test_texts_like_1e3_are_numbers():
     text_ends = parse(yaml.safe_load("{optim.lr: {low: 1e-4, high: 1e-3, log: true}}"))
     assert text_ends.distributions == {"optim.lr": FloatDistribution(1e-4, 1e-3, log=True)}
     assert usual_settings(space, PropensityConfig, lay_over(BASE, {"optim.lr": "1e-3"}))["optim.lr"] == 1e-3
-    for start in ({"optim.lr": "1e-3"}, {"optim.lr": 0.001}):
-        assert checked_starts(space, [start]) == [{"optim.lr": 1e-3}]
 
 
 def test_choices_that_exclude_each_other_are_refused():

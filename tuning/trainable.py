@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.fs as pafs
 import ray
 import torch
 from ray import tune
@@ -92,6 +93,12 @@ class TrialProcess(tune.Trainable):
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         self.own.trial.save(Path(checkpoint_dir))
+
+    def restore(self, checkpoint_path: Any) -> None:
+        """Resume, or start again: the state of a killed driver may name a checkpoint that was replaced."""
+        checkpoint = checkpoint_path.checkpoint
+        if checkpoint.filesystem.get_file_info(checkpoint.path).type != pafs.FileType.NotFound:
+            super().restore(checkpoint_path)
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         files = {path.name: path.read_bytes() for path in Path(checkpoint).iterdir() if path.is_file()}

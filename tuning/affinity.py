@@ -65,7 +65,7 @@ class GradientSums:
     def __init__(
         self, model: TwoTower, titles: Tensor, negatives: ExpectedNegatives, left: Tensor, right: Tensor
     ) -> None:
-        """`model` in eval mode without a group block, its (T, d) title vectors, (d, k) projections A and B."""
+        """`model` in eval mode without group block, (T, d) title vectors, (d, k) projections A, B."""
         self.model, self.titles, self.negatives, self.right = model, titles, negatives, right
         self.projected = titles @ left  # (T, k)
         num_territories, width = len(negatives.offered), left.shape[1]

@@ -77,7 +77,7 @@ def gain(products: np.ndarray, pairs: np.ndarray, group: np.ndarray) -> float:
 def balanced_clusters(
     products: np.ndarray, pairs: np.ndarray, num_groups: int, seed: int = 0, num_starts: int = NUM_STARTS
 ) -> np.ndarray:
-    """(N,) at most N groups with the largest J of all starts, numbered by their first territory.
+    """(N,) at most N groups with the largest J of all starts, by their first territory.
 
     `products` (N, N) as from `Evidence.products`, `pairs` (N,).
     """

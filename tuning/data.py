@@ -46,7 +46,7 @@ class TrialData:
 
 
 def trial_data(lake: Lake, calendar: Calendar, num_buckets: int | None, validation_days: int | None) -> TrialData:
-    """Choose buckets and validation days; arguments as `buckets` and `validation_days` of the search.
+    """Choose buckets and validation days, by `buckets` and `validation_days` of the search.
 
     Raises:
         UserError: more buckets than the lake has, or days that cannot be held back.
@@ -87,7 +87,7 @@ def _why_not_held_back(lake: Lake, calendar: Calendar, start: datetime) -> str |
 
 
 def trial_validation_chunks(data: TrialData, sample: SampleConfig, buckets: Sequence[int]) -> Iterator[ScoringChunk]:
-    """Validation users of some buckets, at most `MAX_VALIDATION_USERS` over all buckets of `data`."""
+    """Validation users of some buckets, at most `MAX_VALIDATION_USERS` over all of `data`."""
     fraction = validation_sampling_fraction(data.lake, sample, len(data.buckets), MAX_VALIDATION_USERS)
     fixed = not data.held_back
     return validation_chunks(data.lake, sample, data.validation, buckets, fraction=fraction, fixed_candidates=fixed)

@@ -57,7 +57,7 @@ class PartitionSpec:
 
 @dataclass(frozen=True)
 class PartitionMaker:
-    """Makes partitions of one lake; `seed` is that of random ones and of the starts of clustering."""
+    """Makes partitions of one lake; `seed` is of random ones and the starts of clustering."""
 
     manifest: Manifest
     discoveries: np.ndarray

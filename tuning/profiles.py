@@ -1,4 +1,4 @@
-"""Discoveries of training users in the window by territory, as evidence and for partitions.
+"""Discoveries of training users in the window by territory: evidence for partitions.
 
 Legend: `N` territories, `T` titles.
 """
@@ -26,7 +26,7 @@ SMOOTHING = 100.0
 
 
 def map_buckets(*arguments: Any, **options: Any) -> Iterator[tuple[Any, Any]]:
-    """`map_tasks`, or without a cluster `map_here`, which takes no longer than starting Ray would."""
+    """`map_tasks`, or `map_here` where Ray would take longer to start."""
     return (map_tasks if joins_cluster() else map_here)(*arguments, **options)
 
 

@@ -114,7 +114,7 @@ def _trials_table(result: SearchResult) -> Table:
 
 
 def _partitions_table(result: SearchResult) -> list[Table]:
-    """Unmoved partitions at the usual settings, beside random ones with as many groups, or all of them."""
+    """Unmoved partitions at the usual settings, with random ones of as many groups, or all."""
     metric, first, groups_files = result.prepared.first_goal, result.prepared.first, result.prepared.specs.groups_files
     done = [row for row in result.rows if row.status == DONE and GROUPS in row.params]
     rows = {str(row.params[GROUPS]): row for row in done if any(one.items() <= row.params.items() for one in first)}

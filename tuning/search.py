@@ -69,7 +69,7 @@ class PreparedSearch:
 
 
 def stored_search(config: SearchConfig, inputs: dict[str, str], resume: bool) -> dict[str, Any] | None:
-    """Record of the stopped search to resume; UserError for a taken name, none, or one that differs.
+    """Record of the search to resume; UserError for a taken name, none, or another search.
 
     `inputs`: name -> content hash of what the trials' figures depend on beside the settings.
     """
@@ -102,7 +102,7 @@ def _identity(config: SearchConfig, inputs: dict[str, str]) -> Identity:
 
 
 def trials_at_once(config: SearchConfig, workers: int = 1) -> int:
-    """How many trials run side by side; UserError where they do not fit a cluster that cannot grow."""
+    """How many trials run side by side; UserError where a fixed cluster has no room."""
     cpus, wanted, available = workers * config.cpus_per_worker, config.trials_at_once, total_cpus()
     if (wanted or 1) * cpus > available:
         message = (
@@ -189,7 +189,7 @@ def make_scheduler(prepared: PreparedSearch) -> Any:
 
 
 class PartitionSparingASHA(ASHAScheduler):
-    """ASHA (Li et al. 2020) that trains each unmoved partition to its end, to compare all of them.
+    """ASHA (Li et al. 2020) that trains each unmoved partition to its end, to compare them.
 
     A resumed search unpickles it as it was before the first trial, so it reads again what its trials reported.
     """

@@ -95,7 +95,7 @@ class TrialProcess(tune.Trainable):
         self.own.trial.save(Path(checkpoint_dir))
 
     def restore(self, checkpoint_path: Any) -> None:
-        """Resume, or start again: the state of a killed driver may name a checkpoint that was replaced."""
+        """Resume, or start again: a killed driver may name a checkpoint that was replaced."""
         checkpoint = checkpoint_path.checkpoint
         if checkpoint.filesystem.get_file_info(checkpoint.path).type != pafs.FileType.NotFound:
             super().restore(checkpoint_path)

@@ -1,4 +1,4 @@
-"""Starts Ray quietly, on a cluster or locally, and runs a job's tasks; imports Ray when called."""
+"""A Ray session for a job, on a cluster or local, and its tasks; imports Ray when called."""
 
 import itertools
 import logging

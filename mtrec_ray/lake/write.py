@@ -55,7 +55,7 @@ def write_failure(error: OSError, job: str) -> UserError:
 
 @dataclass
 class BuildSite:
-    """Where a build writes: open one, write under `uri`, `commit` if nothing failed, and `close`."""
+    """Where a build writes: `open` one, write under `uri`, `commit` on success, `close`."""
 
     uri: str
     old_paths: frozenset[str]  # Files that were there before: of the lake that is being replaced, or of a killed build
@@ -98,9 +98,10 @@ class BuildSite:
         self.committed = manifest
 
     def close(self) -> None:
-        """Remove what is not part of the lake; without a commit, what this build wrote. Release the lock.
+        """Remove what is not part of the lake and release the lock.
 
-        A task that is still running may leave an unlisted file: no reader sees it, `verify_lake` names it.
+        Without a commit, what this build wrote is removed. A task that is still running may leave an unlisted file: no
+        reader sees it, `verify_lake` names it.
         """
         for path, written_s in list_files(self.uri).items():
             is_old = path in self.old_paths and not path.startswith(BUILD_FILES)

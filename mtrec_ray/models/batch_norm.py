@@ -75,7 +75,7 @@ class PairBatchNorm(nn.Module):
 
 
 class NormaliseRelu(torch.autograd.Function):
-    """(N, d) -> normalised (N, d), and the global batch's (d,) float64 mean and biased variance.
+    """(N, d) -> normalised (N, d), and the global batch's (d,) float64 mean and variance.
 
     Computed in tiles that stay in a CPU's cache; statistics are summed in float64, so nothing cancels.
     """

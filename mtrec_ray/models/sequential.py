@@ -1,4 +1,4 @@
-"""SASRec and BERT4Rec of one layer and one head behind one interface, with the hooks of an eliminator.
+"""SASRec and BERT4Rec of one layer and one head, with the hooks of an eliminator.
 
 Legend: `B` batch rows, `L` history length, `T` columns of a history tensor (L, one more for BERT4Rec), `d` width,
 `P` prompt rows, `G` groups of rows with their own eliminator (1 without), `Q` columns read.

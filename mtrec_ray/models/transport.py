@@ -46,7 +46,7 @@ class Transport:
     strength: Tensor  # (K, 1, 1)
 
     def __call__(self, vectors: Tensor, rows: Tensor, blur: Tensor | float = 0.0) -> Tensor:
-        """(K, S, d) vectors, (S, m) their rows of `gain` -> (K, S, d); units read them plus `blur`."""
+        """(K, S, d) vectors, (S, m) their rows of `gain` -> (K, S, d); units see vectors + `blur`."""
         units = torch.baddbmm(self.bias, vectors + blur, self.inner).relu() * self.gain[:, rows].sum(2)  # (K, S, h)
         return vectors - self.strength * (units @ self.outer)
 

@@ -167,7 +167,7 @@ def draw_events(world: World, users: PlantedUsers) -> tuple[np.ndarray, np.ndarr
 
 
 def _window_events(world: World, users: PlantedUsers, rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(events,) user row and microseconds; only active users have some in the last ACTIVE_DAYS."""
+    """(events,) user row and microseconds; in the last ACTIVE_DAYS of active users only."""
     days, active = world.config.days, users.active
     early_days = max(days - ACTIVE_DAYS, 0)
     counts = _event_counts(world, users, rate, "window")

@@ -15,7 +15,7 @@ SOURCES = dict(zip(get_args(SourceName), _CLASSES, strict=True))
 
 
 def make_source(name: str, config: dict[str, Any] | Config | None = None, raw: str | None = None) -> Source:
-    """Create a source; UserError: unknown name, wrong setting, or raw files missing or unreadable."""
+    """Create a source; UserError: unknown name, wrong setting or no readable raw files."""
     model = source_config_class(name)
     settings = config if isinstance(config, Config) else validate_config(model, config or {})
     return _import(name, "Source")(settings, raw)

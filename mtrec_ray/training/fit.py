@@ -90,7 +90,7 @@ def in_background(work: Callable[[], Result]) -> Future[Result]:
 
 
 def check_resources(runner: RunnerConfig, jobs: int = 1) -> None:
-    """UserError where jobs side by side could never start: Ray would wait for workers silently.
+    """UserError where jobs side by side could never start: Ray would wait silently.
 
     An autoscaling cluster may not have its nodes yet, so on a cluster it is a warning.
     """

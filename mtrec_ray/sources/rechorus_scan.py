@@ -1,4 +1,4 @@
-"""One pass over ReChorus files: users, their attributes, titles, and which rows are events.
+"""One pass over ReChorus files: users, attributes, titles, and which rows are events.
 
 Every row repeats its user's attributes. 0, an empty field and `nan` mean unknown; other rows of the user may have the
 value. Memory: the users' and titles' ids, one byte a row, and with several files eight more to recognise repeated rows.

@@ -1,7 +1,7 @@
 """Gathers the eliminators of a batch, one per row, by one fetch from each of two tables.
 
 One table holds what depends on the combination alone. The other holds what also depends on the user's attribute values
-(transport gains; the prompts' keys and values): one row per requested (combination, values).
+(transport gains; the prompts' keys and values of each layer): one row per requested (combination, values).
 
 Legend: `B` rows, `m` attributes.
 """
@@ -20,7 +20,7 @@ Key = tuple[int, ...]
 class EliminatorBank:
     """Gathers the eliminators of a batch.
 
-    Beyond `capacity` keys the second table is cleared; 4,096 keys with 13 prompts of width 64 take 27 MB.
+    Beyond `capacity` keys the second table is cleared; 4,096 keys with 13 prompts of width 64 take 27 MB a layer.
     """
 
     def __init__(self, backbone: SequentialBackbone, pack: StackedEliminators, capacity: int = 4096) -> None:
@@ -46,15 +46,16 @@ class EliminatorBank:
             prompt_table=self.pack.prompts[:0],  # the second table holds the prompts
             prompt_index=row[None, :0],
             parts=CombinationParts(**self.of_combination.rows(combination)),
-            transport_gain=own["transport_gain"],
-            cached_prompts=own["prompts"],
+            transport_gain=own.pop("transport_gain"),
+            cached_prompts=tuple(own.values()),
         )
 
     @torch.inference_mode()
     def _parts(self, keys: list[Key]) -> dict[str, Tensor]:
         wanted = torch.tensor(keys)  # (B, 1 + m)
         rows = self.pack.for_rows(wanted[:, 0], wanted[:, 1:])
-        return {"transport_gain": rows.transport_gain, "prompts": self.backbone.prompt_keys_values(rows)}
+        prompts = self.backbone.prompt_keys_values(rows)
+        return {"transport_gain": rows.transport_gain} | {f"prompts_{n}": part for n, part in enumerate(prompts)}
 
 
 class Table:

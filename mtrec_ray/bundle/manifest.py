@@ -26,7 +26,7 @@ from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 MANIFEST_FILE, BACKBONE_FILE, ELIMINATORS_FILE = "manifest.json", "backbone.safetensors", "eliminators.safetensors"
 POPULAR_FILE, TITLES_FILE, PROPENSITY_FILE = "popular.safetensors", "titles.parquet", "propensity.safetensors"
 FILES = (BACKBONE_FILE, ELIMINATORS_FILE, MANIFEST_FILE, POPULAR_FILE, PROPENSITY_FILE, TITLES_FILE)
@@ -172,6 +172,7 @@ class Bundle:
                 sizes,
                 manifest.combinations,
                 manifest.backbone["width"],
+                manifest.backbone["num_layers"],
             ),
         )
 

@@ -1,7 +1,7 @@
 """Eliminators: prompts, adapters and transport on a frozen backbone (paper B, 2.3).
 
 Legend: `K` combinations, `m` attributes, `A` values and unknowns of all attributes, `B` users, `V` vectors, several a
-user, `N` titles, `d` width, `r` adapter width, `S` = 2 adapters, `h` transport units.
+user, `N` titles, `d` width, `r` adapter width, `S` adapters (two a layer), `h` transport units.
 
 The gate on the prompts, the decay of the personal prompts and the transport are ours. A personal prompt raises NDCG but
 can write the attribute value it is made of into the vector; a low learning rate, averaged weights and the decay prevent
@@ -37,7 +37,8 @@ class EliminatorConfig:
 class StackedEliminators(nn.Module):
     """Parameters of K combinations, stacked: one forward serves all.
 
-    `attributes` holds the number of values of each attribute, in the lake's order; `width` is the backbone's.
+    `attributes` holds the number of values of each attribute, in the lake's order; `width` and
+    `num_layers` are the backbone's.
     """
 
     value_starts: Tensor  # (m,) first row of each attribute in a table of values
@@ -49,21 +50,22 @@ class StackedEliminators(nn.Module):
         attributes: Mapping[str, int],
         combinations: Sequence[Combination],
         width: int,
+        num_layers: int = 1,
     ) -> None:
         super().__init__()
         self.config = config
         self.attributes = dict(attributes)
         self.combinations = tuple(combinations)
-        num, r = len(self.combinations), config.adapter_width
+        num, adapters, r = len(self.combinations), 2 * num_layers, config.adapter_width
         counts = torch.tensor([values + 1 for values in self.attributes.values()])  # + unknown
         rows, units = int(counts.sum()), config.transport_units
         self.prompts = nn.Parameter(torch.empty(num, config.num_prompts, width))
         self.personal = nn.Parameter(torch.empty(num, rows if config.personal_prompt else 0, width))  # (K, A, d)
-        self.down = nn.Parameter(torch.empty(num, 2, width, r))  # (K, S, d, r)
-        self.up = nn.Parameter(torch.empty(num, 2, r, width))
-        self.gate = nn.Parameter(torch.empty(num, 1))
-        self.norm_scale = nn.Parameter(torch.empty(num, 2, 1, r))
-        self.norm_shift = nn.Parameter(torch.empty(num, 2, 1, r))
+        self.down = nn.Parameter(torch.empty(num, adapters, width, r))  # (K, S, d, r)
+        self.up = nn.Parameter(torch.empty(num, adapters, r, width))
+        self.gate = nn.Parameter(torch.empty(num, num_layers))
+        self.norm_scale = nn.Parameter(torch.empty(num, adapters, 1, r))
+        self.norm_shift = nn.Parameter(torch.empty(num, adapters, 1, r))
         self.transport_inner = nn.Parameter(torch.empty(num, width, units), requires_grad=False)
         self.transport_bias = nn.Parameter(torch.empty(num, 1, units), requires_grad=False)
         self.transport_gain = nn.Parameter(torch.empty(num, rows, units), requires_grad=False)  # (K, A, h)
@@ -145,8 +147,8 @@ class StackedEliminators(nn.Module):
     @torch.no_grad()
     def with_identity(self) -> "StackedEliminators":
         """A copy with one more combination, of no attribute, that leaves the backbone unchanged."""
-        combinations = [*self.combinations, ()]
-        wider = StackedEliminators(self.config, self.attributes, combinations, self.prompts.shape[-1])
+        combinations, shape = [*self.combinations, ()], (self.prompts.shape[-1], self.gate.shape[-1])
+        wider = StackedEliminators(self.config, self.attributes, combinations, *shape)
         for name, parameter in wider.named_parameters():
             parameter[:-1] = self.get_parameter(name)
             parameter[-1] = -torch.inf if name == "gate" else 0

@@ -1,7 +1,7 @@
 """Eliminators laid out for one forward of the backbone (paper B, 2.3).
 
 Legend: `G` groups of rows that use the same eliminator, `B` rows of a group, `T` columns, `R` prompt rows of a group,
-`P` of them in front of a history, `d` width, `r` adapter width, `S` = 2 adapters, `h` transport units.
+`P` of them in front of a history, `d` width, `r` adapter width, `S` adapters (two a layer), `h` transport units.
 
 In training G combinations have the same B histories, in serving G rows have a combination and a history each.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 class CombinationParts:
     """What depends on a group's combination alone."""
 
-    gate: Tensor  # (G, 1) added to the attention scores of prompts
+    gate: Tensor  # (G, layers) added to the attention scores of prompts
     down: Tensor  # (G, S, d, r)
     up: Tensor  # (G, S, r, d)
     norm_scale: Tensor  # (G, S, 1, r)
@@ -35,7 +35,7 @@ class GatheredEliminators:
     prompt_index: Tensor  # (B, P) rows of the table in front of each history
     parts: CombinationParts
     transport_gain: Tensor  # (G, B, h) of each row's values, times the strength
-    cached_prompts: Tensor | None = None  # `SequentialBackbone.prompt_keys_values` of these very groups
+    cached_prompts: tuple[Tensor, ...] | None = None  # `SequentialBackbone.prompt_keys_values` of these very groups
 
     def adapt(self, hidden: Tensor, adapter: int) -> Tensor:
         """(G or 1, B, T, d) X -> (G, B, T, d) LayerNorm(X W_down) W_up + X (eq. 2)."""

@@ -1,18 +1,20 @@
-"""SASRec and BERT4Rec of one layer and one head, with the hooks of an eliminator.
+"""SASRec and BERT4Rec behind one interface, with the hooks of an eliminator.
 
 Legend: `B` batch rows, `L` history length, `T` columns of a history tensor (L, one more for BERT4Rec), `d` width,
-`P` prompt rows, `G` groups of rows with their own eliminator (1 without), `Q` columns read.
+`H` heads, `P` prompt rows, `G` groups of rows with their own eliminator (1 without), `Q` columns read.
 
 A history is left-aligned: its oldest event is column 0, as in a crop, and -1 fills the end, which no event sees behind
-a causal mask. Prompts have no position and do not depend on the history.
+a causal mask. Prompts have no position. They attend to each other, never to the history.
 
 Attention over prompts and history is computed in two parts joined by one softmax: the history counts as one more prompt
-whose score is the log-sum-exp of its scores and whose value is its attention output. The history's part depends on the
-frozen backbone alone, so it is computed once for all groups.
+whose score is the log-sum-exp of its scores and whose value is its attention output. In the first layer the history's
+part depends on the frozen backbone alone, so it is computed once for all groups.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import pairwise
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +31,8 @@ class SequentialConfig:
     kind: Literal["sasrec", "bert4rec"] = "sasrec"
     history: int = 20  # events
     width: int = 64
+    num_layers: int = 1
+    num_heads: int = 1
     dropout: float = 0.3
 
 
@@ -47,16 +51,9 @@ class SequentialBackbone(nn.Module):
         self.config = config
         self.bidirectional = config.kind == "bert4rec"
         self.num_columns = config.history + self.bidirectional
-        width = config.width
-        self.titles = nn.Embedding(config.num_titles + self.bidirectional, width)  # the last row: mask token
-        self.positions = nn.Parameter(torch.empty(self.num_columns, width))
-        self.query = nn.Linear(width, width)
-        self.key_value = nn.Linear(width, 2 * width)
-        self.attention_norm = nn.LayerNorm(width)
-        self.expand = nn.Linear(width, width)
-        self.contract = nn.Linear(width, width)
-        self.feed_forward_norm = nn.LayerNorm(width)
-        self.activation = F.gelu if self.bidirectional else F.relu
+        self.titles = nn.Embedding(config.num_titles + self.bidirectional, config.width)  # the last row: mask token
+        self.positions = nn.Parameter(torch.empty(self.num_columns, config.width))
+        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.num_layers))
         self.dropout = ByteDropout(config.dropout)
         causal = torch.full((self.num_columns, self.num_columns), float("-inf")).triu_(1)
         self.register_buffer("causal_mask", causal, persistent=False)
@@ -71,36 +68,34 @@ class SequentialBackbone(nn.Module):
         """Normal(0, 0.02) tables, Xavier matrices, zero biases, unit norms."""
         for table in (self.titles.weight, self.positions):
             table.normal_(0, 0.02, generator=generator)
-        for linear in (self.query, self.key_value, self.expand, self.contract):
-            nn.init.xavier_uniform_(linear.weight, generator=generator)
-            nn.init.zeros_(linear.bias)
-        self.attention_norm.reset_parameters()
-        self.feed_forward_norm.reset_parameters()
+        for module in self.layers.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight, generator=generator)
+                nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.LayerNorm):
+                module.reset_parameters()
 
     def forward(
         self, history: Tensor, *, eliminators: GatheredEliminators | None = None, read: Tensor | None = None
     ) -> Tensor:
         """(B, T) histories or, one a group, (G, 1, T) -> (B, T, d), with eliminators (G, B, T, d).
 
-        `read` (B, Q) or (G, 1, Q) gives the columns wanted, Q in place of T; None means all.
+        `read` (B, Q) or (G, 1, Q) gives the columns wanted of the last layer, Q in place of T; None means all.
         """
         histories = history if history.dim() == 3 else history[None]  # (G or 1, B, T)
         titles = histories.clamp(min=0)
         hidden = self.dropout(self.titles(titles) + self.positions[: titles.shape[-1]])  # (G or 1, B, T, d)
-        keys, values = self._keys_values(titles, hidden).chunk(2, dim=-1)  # (G or 1, B, T, d)
-        mask = self._attention_mask(histories)
-        if read is not None:
-            columns = read if read.dim() == 3 else read[None]  # (G or 1, B, Q)
-            hidden = hidden.gather(2, columns[..., None].expand(len(hidden), -1, -1, hidden.shape[-1]))
-            mask = mask[columns] if mask.dim() == 2 else mask  # (G or 1, B, Q or 1, T)
-        queries = self.query(hidden) * hidden.shape[-1] ** -0.5  # (G or 1, B, T or Q, d)
-        scores = queries @ keys.transpose(-1, -2) + mask  # (G or 1, B, T or Q, T)
-        if eliminators is None:
-            hidden = self._feed_forward(self._add_attended(hidden, scores.softmax(-1) @ values))
-            return hidden if history.dim() == 3 else hidden[0]
-        hidden = self._add_attended(hidden, self._attend_to_prompts(queries, scores, values, eliminators))
-        hidden = eliminators.adapt(self._feed_forward(eliminators.adapt(hidden, 0)), 1)
-        return eliminators.transport(hidden)
+        mask, known = self._attention_mask(histories), self._remembered_keys_values(titles)
+        prompts: Sequence[Tensor | None] = [None] * len(self.layers)
+        if eliminators is not None:
+            prompts = eliminators.cached_prompts or self.prompt_keys_values(eliminators)
+        for layer, of_prompts in zip(self._layers, prompts, strict=True):
+            wanted = read if layer is self.layers[-1] else None
+            hidden = layer(hidden, mask, of_prompts, eliminators, read=wanted, keys_values=known)
+            known = None  # those of the first layer
+        if eliminators is not None:
+            return eliminators.transport(hidden)
+        return hidden if history.dim() == 3 else hidden[0]
 
     def user_vectors(self, history: Tensor, *, eliminators: GatheredEliminators | None = None) -> Tensor:
         """(..., L) histories of at least one event -> (B, d) or (G, B, d)."""
@@ -114,52 +109,109 @@ class SequentialBackbone(nn.Module):
         """(N, d) vectors of the catalogue."""
         return self.titles.weight[: self.config.num_titles]
 
-    def prompt_keys_values(self, eliminators: GatheredEliminators) -> Tensor:
-        """(G, B, P, 2 d) keys and values of the prompts."""
-        return self.key_value(eliminators.prompt_table)[:, eliminators.prompt_index]  # the table is small
+    def prompt_keys_values(self, eliminators: GatheredEliminators) -> tuple[Tensor, ...]:
+        """Keys and values of the prompts in each layer, (G, B, H, P, 2 d / H)."""
+        table, rows = eliminators.prompt_table, eliminators.prompt_index
+        first = self._layers[0]
+        found = [first.heads(first.key_value(table)[:, rows])]  # the table is small
+        prompts = table[:, rows] if len(self.layers) > 1 else table  # (G, B, P, d)
+        for layer, next_layer in pairwise(self._layers):
+            prompts = layer(prompts, prompts.new_zeros(()), None, eliminators, keys_values=found[-1])
+            found.append(next_layer.heads(next_layer.key_value(prompts)))
+        return tuple(found)
 
     @torch.no_grad()
     def remember_titles(self) -> "SequentialBackbone":
-        """Cache the keys and values of each title, (N, 2 d), of frozen weights."""
-        self._remembered = F.linear(self.titles.weight, self.key_value.weight), self.key_value(self.positions)
+        """Cache the first layer's keys and values of each title, (N, 2 d), of frozen weights."""
+        key_value = self._layers[0].key_value
+        self._remembered = F.linear(self.titles.weight, key_value.weight), key_value(self.positions)
         return self
 
-    def _keys_values(self, titles: Tensor, hidden: Tensor) -> Tensor:
-        """(G or 1, B, T, 2 d) of the history; the cached ones are linear in title and position."""
+    @property
+    def _layers(self) -> "Sequence[Layer]":
+        return cast("Sequence[Layer]", self.layers)
+
+    def _remembered_keys_values(self, titles: Tensor) -> Tensor | None:
+        """(G or 1, B, H, T, 2 d / H) of the first layer, if cached: linear in title and position."""
         if self._remembered is None or self.training:
-            return self.key_value(hidden)
+            return None
         of_titles, of_positions = self._remembered
-        return F.embedding(titles, of_titles) + of_positions[: titles.shape[-1]]
+        return self._layers[0].heads(F.embedding(titles, of_titles) + of_positions[: titles.shape[-1]])
 
     def _attention_mask(self, histories: Tensor) -> Tensor:
-        """Added to scores: (T, T) causal, or (G or 1, B, 1, T) that hides the filler."""
+        """Added to scores: (T, T) causal, or (G or 1, B, 1, 1, T) that hides the filler."""
         if self.bidirectional:
-            hidden = (histories < 0)[:, :, None]
+            hidden = (histories < 0)[:, :, None, None]
             return torch.zeros(hidden.shape, device=histories.device).masked_fill_(hidden, float("-inf"))
         return self.causal_mask[: histories.shape[-1], : histories.shape[-1]]
 
-    def _attend_to_prompts(
-        self, queries: Tensor, scores: Tensor, values: Tensor, eliminators: GatheredEliminators
+
+class Layer(nn.Module):
+    """Self-attention and feed-forward with residual, layer norm and adapters, if any (eq. 2)."""
+
+    def __init__(self, config: SequentialConfig, number: int) -> None:
+        super().__init__()
+        self.number, self.num_heads = number, config.num_heads
+        self.query = nn.Linear(config.width, config.width)
+        self.key_value = nn.Linear(config.width, 2 * config.width)
+        self.attention_norm = nn.LayerNorm(config.width)
+        self.expand = nn.Linear(config.width, config.width)
+        self.contract = nn.Linear(config.width, config.width)
+        self.feed_forward_norm = nn.LayerNorm(config.width)
+        self.activation = F.gelu if config.kind == "bert4rec" else F.relu
+        self.dropout = ByteDropout(config.dropout)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        mask: Tensor,
+        prompts: Tensor | None,
+        eliminators: GatheredEliminators | None,
+        *,
+        read: Tensor | None = None,
+        keys_values: Tensor | None = None,
     ) -> Tensor:
-        """Attention over prompts and history, (G, B, T or Q, d)."""
-        prompts = eliminators.cached_prompts
-        prompts = self.prompt_keys_values(eliminators) if prompts is None else prompts
-        log_weights = scores.log_softmax(-1)
-        attended = log_weights.exp() @ values  # (G or 1, B, T or Q, d)
-        history_score = scores[..., :1] - log_weights[..., :1]  # log-sum-exp: every query sees column 0
-        prompt_keys, prompt_values = prompts.chunk(2, dim=-1)  # (G, B, P, d)
-        gate = eliminators.parts.gate[:, :, None, None]
-        prompt_scores = queries @ prompt_keys.transpose(-1, -2) + gate  # (G, B, T or Q, P)
-        joined = torch.cat([prompt_scores, history_score.expand(*prompt_scores.shape[:-1], 1)], -1)
-        of_prompts, of_history = joined.softmax(-1).split([prompt_scores.shape[-1], 1], -1)
-        return of_prompts @ prompt_values + of_history * attended
+        """(G or 1, B, T, d) -> (G, B, T or Q, d).
 
-    def _add_attended(self, hidden: Tensor, attended: Tensor) -> Tensor:
-        return self.attention_norm(hidden + self.dropout(attended))
-
-    def _feed_forward(self, hidden: Tensor) -> Tensor:
+        Args:
+            mask: (), (T, T) or (G or 1, B, 1, 1, T), added to scores.
+            prompts: keys and values, (G, B, H, P, 2 d / H).
+            read: (B, Q) or (G, 1, Q) columns wanted.
+            keys_values: those of `hidden`, (G or 1, B, H, T, 2 d / H), if they are known.
+        """
+        keys_values = self.heads(self.key_value(hidden)) if keys_values is None else keys_values
+        keys, values = keys_values.chunk(2, dim=-1)  # (G or 1, B, H, T, d / H)
+        if read is not None:
+            columns = read if read.dim() == 3 else read[None]  # (G or 1, B, Q)
+            hidden = hidden.gather(2, columns[..., None].expand(len(hidden), -1, -1, hidden.shape[-1]))
+            mask = mask[columns][:, :, None] if mask.dim() == 2 else mask  # (G or 1, B, 1, Q or 1, T)
+        queries = self.heads(self.query(hidden)) * keys.shape[-1] ** -0.5  # (G or 1, B, H, T or Q, d / H)
+        scores = queries @ keys.transpose(-1, -2) + mask  # (G or 1, B, H, T or Q, T)
+        if prompts is None or eliminators is None:
+            attended = scores.softmax(-1) @ values
+        else:
+            attended = _attend_to_prompts(queries, scores, values, prompts, eliminators.parts.gate[:, self.number])
+        hidden = self.attention_norm(hidden + self.dropout(attended.transpose(-2, -3).flatten(-2)))
+        hidden = hidden if eliminators is None else eliminators.adapt(hidden, 2 * self.number)
         inner = self.dropout(self.activation(self.expand(hidden)))
-        return self.feed_forward_norm(hidden + self.dropout(self.contract(inner)))
+        hidden = self.feed_forward_norm(hidden + self.dropout(self.contract(inner)))
+        return hidden if eliminators is None else eliminators.adapt(hidden, 2 * self.number + 1)
+
+    def heads(self, rows: Tensor) -> Tensor:
+        """(..., T, n d) -> (..., H, T, n d / H)."""
+        return rows.unflatten(-1, (self.num_heads, -1)).transpose(-2, -3)
+
+
+def _attend_to_prompts(queries: Tensor, scores: Tensor, values: Tensor, prompts: Tensor, gate: Tensor) -> Tensor:
+    """(G, B, H, T or Q, d / H); the gate (G,) is added to the scores of prompts."""
+    log_weights = scores.log_softmax(-1)
+    attended = log_weights.exp() @ values  # (G or 1, B, H, T or Q, d / H)
+    history_score = scores[..., :1] - log_weights[..., :1]  # log-sum-exp: every query sees column 0
+    prompt_keys, prompt_values = prompts.chunk(2, dim=-1)  # (G, B, H, P, d / H)
+    prompt_scores = queries @ prompt_keys.transpose(-1, -2) + gate[:, None, None, None, None]  # (G, B, H, T or Q, P)
+    joined = torch.cat([prompt_scores, history_score.expand(*prompt_scores.shape[:-1], 1)], -1)
+    of_prompts, of_history = joined.softmax(-1).split([prompt_scores.shape[-1], 1], -1)
+    return of_prompts @ prompt_values + of_history * attended
 
 
 class ByteDropout(nn.Module):

@@ -11,7 +11,7 @@ from mtrec_ray.trainers.runner_config import RunConfig, RunnerConfig, SequenceOp
 
 
 class SequentialModelConfig(Config):
-    """A sequential backbone of one layer and one head, as paper B's authors ran it."""
+    """A sequential backbone; by default as paper B's authors ran it."""
 
     kind: Literal["sasrec", "bert4rec"] = "sasrec"
     """`sasrec` is causal; `bert4rec` is bidirectional with a mask token at the target."""
@@ -19,6 +19,12 @@ class SequentialModelConfig(Config):
     """Last events that a user's vector is computed from."""
     width: int = Field(default=64, ge=1)
     """Width of vectors."""
+    num_layers: int = advanced(1, ge=1)
+    """Layers of attention and feed-forward."""
+    num_heads: int = advanced(1, ge=1)
+    """Attention heads; divides the width."""
+    dropout: float = advanced(0.3, ge=0, lt=1)
+    """Dropout probability, in steps of 1/256."""
 
 
 class BackboneOptimConfig(SequenceOptimConfig):
@@ -47,5 +53,8 @@ class BackboneConfig(RunConfig):
 
     @model_validator(mode="after")
     def _contradictions(self) -> "BackboneConfig":
+        width, num_heads = self.model.width, self.model.num_heads
+        if width % num_heads:
+            raise ValueError(f"model.width = {width} is not a multiple of model.num_heads = {num_heads}")
         self.runner.check_lanes(self.optim.lanes)
         return self

@@ -268,8 +268,8 @@ def make_method(
         filters = FilterMethod(backbone, {name: sizes[name] for (name,) in combinations})
         filters.init_weights(config.seed)
         return filters
-    shape = EliminatorConfig(**config.shape.model_dump())
-    pack = StackedEliminators(shape, sizes, combinations, backbone.config.width)
+    shape, of_backbone = EliminatorConfig(**config.shape.model_dump()), backbone.config
+    pack = StackedEliminators(shape, sizes, combinations, of_backbone.width, of_backbone.num_layers)
     pack.init_weights(config.seed)
     return EliminatorMethod(backbone, pack)
 

@@ -130,7 +130,7 @@ class TestStarts:
             ({"train": {"model": {"groups": "nowhere.yaml"}}}, r"nowhere\.yaml"),
             ({"train": {"runner": {"workers": 8}}}, "needs 9 logical CPUs"),
             ({"backbone": {"runner": {"workers": 8}}}, "needs 9 logical CPUs"),
-            ({"backbone": {"runner": {"workers": 9}}}, r"runner\.workers = 9 needs as many optim\.lanes"),
+            ({"backbone": {"model": {"num_heads": 3}}}, r"is not a multiple of model\.num_heads = 3"),
             ({"eliminators": {"combinations": "height"}}, "the lake has no attribute 'height'"),
         ],
         ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,

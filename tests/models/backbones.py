@@ -1,4 +1,4 @@
-"""Small float64 backbones, away from special initial values so that every part matters."""
+"""Small float64 backbones of two layers and heads, away from special initial values so that every part matters."""
 
 from typing import Literal
 
@@ -9,7 +9,8 @@ from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 
 Kind = Literal["sasrec", "bert4rec"]
 KINDS: list[Kind] = ["sasrec", "bert4rec"]
-NUM_TITLES, L, D = 30, 6, 16
+NUM_TITLES, L, D, LAYERS, HEADS = 30, 6, 16, 2, 2
+SHAPE = {"history": L, "width": D, "num_layers": LAYERS, "num_heads": HEADS}
 HISTORIES = torch.tensor([[1, 2, 3, -1, -1, -1], [4, 5, 6, 7, 8, 9], [3, -1, -1, -1, -1, -1]])
 
 
@@ -21,7 +22,7 @@ def perturb(module: nn.Module, generator: torch.Generator, scale: float) -> None
 
 
 def make_backbone(kind: Kind, *, seed: int = 0, dropout: float = 0.0, scale: float = 0.2) -> SequentialBackbone:
-    backbone = SequentialBackbone(SequentialConfig(NUM_TITLES, kind, history=L, width=D, dropout=dropout)).double()
+    backbone = SequentialBackbone(SequentialConfig(NUM_TITLES, kind, **SHAPE, dropout=dropout)).double()
     generator = torch.Generator().manual_seed(seed)
     backbone.init_weights(generator)
     perturb(backbone, generator, scale)

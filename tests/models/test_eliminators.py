@@ -8,8 +8,8 @@ from torch import Tensor
 from mtrec_ray.combinations import Combination
 from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
 from mtrec_ray.models.fairness_methods import EliminatorMethod, FilterMethod, FineTuningMethod
-from mtrec_ray.models.sequential import SequentialBackbone
-from tests.models.backbones import HISTORIES, KINDS, D, L, close, make_backbone, perturb
+from mtrec_ray.models.sequential import Layer, SequentialBackbone
+from tests.models.backbones import HEADS, HISTORIES, KINDS, LAYERS, D, L, close, make_backbone, perturb
 
 ATTRIBUTES = {"gender": 2, "age": 3, "occupation": 4}
 COMBINATIONS: list[Combination] = [
@@ -35,7 +35,7 @@ def make_pack(
     shape: str = "all parts", combinations: list[Combination] = COMBINATIONS, seed: int = 7
 ) -> StackedEliminators:
     """As it starts, float64."""
-    pack = StackedEliminators(SHAPES[shape], ATTRIBUTES, combinations, D).double()
+    pack = StackedEliminators(SHAPES[shape], ATTRIBUTES, combinations, D, LAYERS).double()
     pack.init_weights(seed)
     return pack
 
@@ -72,12 +72,18 @@ def one_sequence(
         inner = F.layer_norm(rows @ pack.down[k, adapter], (pack.config.adapter_width,))
         return (inner * pack.norm_scale[k, adapter] + pack.norm_shift[k, adapter]) @ pack.up[k, adapter] + rows
 
-    key, value = backbone.key_value(hidden).chunk(2, -1)  # (P + T, d)
-    scores = backbone.query(hidden) @ key.t() / D**0.5 + pack.gate[k] * to_prompts
-    attended = scores.masked_fill(~sees, -torch.inf).softmax(-1) @ value
-    hidden = adapted(backbone.attention_norm(hidden + attended), 0)
-    inner = backbone.contract(backbone.activation(backbone.expand(hidden)))
-    hidden = adapted(backbone.feed_forward_norm(hidden + inner), 1)
+    for number, layer in enumerate(backbone.layers):
+        assert isinstance(layer, Layer)
+        heads = []
+        for query, key_value in zip(
+            layer.query(hidden).chunk(HEADS, -1), layer.key_value(hidden).chunk(HEADS, -1), strict=True
+        ):
+            key, value = key_value.chunk(2, -1)  # (P + T, d / H)
+            scores = query @ key.t() / (D / HEADS) ** 0.5 + pack.gate[k, number] * to_prompts
+            heads.append(scores.masked_fill(~sees, -torch.inf).softmax(-1) @ value)
+        hidden = adapted(layer.attention_norm(hidden + torch.cat(heads, -1)), 2 * number)
+        inner = layer.contract(layer.activation(layer.expand(hidden)))
+        hidden = adapted(layer.feed_forward_norm(hidden + inner), 2 * number + 1)
     return plain_transport(pack, k, hidden[num:], values)
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mtrec_ray.models.sequential import ByteDropout, SequentialBackbone, SequentialConfig
-from tests.models.backbones import HISTORIES, KINDS, NUM_TITLES, D, L, close, make_backbone
+from tests.models.backbones import HISTORIES, KINDS, NUM_TITLES, SHAPE, D, L, close, make_backbone
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -37,7 +37,7 @@ def test_reading_some_columns_equals_taking_them_of_all(kind, shape):
 def test_cached_titles_change_nothing(kind):
     backbone, remembering = make_backbone(kind), make_backbone(kind).remember_titles()
     with torch.no_grad():
-        remembering.get_parameter("key_value.weight").fill_(torch.nan)
+        remembering.get_parameter("layers.0.key_value.weight").fill_(torch.nan)
     close(remembering(HISTORIES), backbone(HISTORIES))
     close(remembering.user_vectors(HISTORIES[:, None]), backbone.user_vectors(HISTORIES[:, None]))
     assert remembering.state_dict().keys() == backbone.state_dict().keys()
@@ -100,7 +100,7 @@ def test_same_seed_same_weights(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_initial_weights_fill_every_parameter(kind):
-    backbone = SequentialBackbone(SequentialConfig(NUM_TITLES, kind, history=L, width=D))
+    backbone = SequentialBackbone(SequentialConfig(NUM_TITLES, kind, **SHAPE))
     for parameter in backbone.parameters():
         nn.init.constant_(parameter, torch.nan)
     backbone.init_weights(torch.Generator().manual_seed(0))

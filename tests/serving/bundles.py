@@ -30,7 +30,7 @@ from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 
-NUM_TITLES, HISTORY, WIDTH, USER_WIDTH = 40, 6, 16, 12
+NUM_TITLES, HISTORY, WIDTH, LAYERS, USER_WIDTH = 40, 6, 16, 2, 12
 ATTRIBUTES = {"gender": ["F", "M"], "age": ["young", "middle", "old"]}
 COMBINATIONS = [("gender",), ("age",), ("gender", "age")]
 TERRITORIES = ["north", "south"]
@@ -80,12 +80,12 @@ def write_bundle(
     all, `changes` fields of the manifest.
     """
     torch.manual_seed(seed)
-    shape = SequentialConfig(NUM_TITLES, history=HISTORY, width=WIDTH, dropout=0.0)
+    shape = SequentialConfig(NUM_TITLES, history=HISTORY, width=WIDTH, num_layers=LAYERS, num_heads=2, dropout=0.0)
     backbone = SequentialBackbone(shape)
     backbone.init_weights(torch.Generator().manual_seed(seed))
     prompts = EliminatorConfig(num_prompts=3, adapter_width=4)
     sizes = {name: len(values) for name, values in ATTRIBUTES.items()}
-    pack = StackedEliminators(prompts, sizes, combinations, WIDTH)
+    pack = StackedEliminators(prompts, sizes, combinations, WIDTH, LAYERS)
     pack.init_weights(seed)
     towers = TwoTowerConfig(user_width=USER_WIDTH, title_width=8, d=16, num_groups=2, group_block="dense")
     model = TwoTower(towers)

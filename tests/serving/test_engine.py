@@ -44,7 +44,8 @@ def alone(bundle: Bundle, engine: Engine, query: Query) -> torch.Tensor:
     combination = list(engine.combinations)[query.combination]
     if not combination:
         return backbone.user_vectors(history)[0]
-    one = StackedEliminators(stacked.config, stacked.attributes, [combination], stacked.prompts.shape[-1])
+    shape = stacked.prompts.shape[-1], stacked.gate.shape[-1]
+    one = StackedEliminators(stacked.config, stacked.attributes, [combination], *shape)
     index = stacked.combinations.index(combination)
     one.load_state_dict({name: value[index : index + 1] for name, value in stacked.state_dict().items()})
     return backbone.user_vectors(history, eliminators=one.for_all(torch.tensor([query.values])))[0, 0]

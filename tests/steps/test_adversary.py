@@ -19,7 +19,7 @@ from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.training_state import collect_state, restore_state
 from mtrec_ray.steps.adversary import AdversaryGame, GameSettings, adversary_columns
 from mtrec_ray.steps.pretraining import Positions, positions_of
-from tests.models.backbones import KINDS, NUM_TITLES, D, Kind, L, make_backbone
+from tests.models.backbones import KINDS, LAYERS, NUM_TITLES, D, Kind, L, make_backbone
 from tests.steps.cases import LockStep
 
 METHODS = ["eliminator", "filter", "fine_tuning"]
@@ -62,7 +62,7 @@ def make_method(kind: Kind, method: str, combinations: list[Combination], seed: 
         filtered = FilterMethod(make_backbone(kind).float(), {name: ATTRIBUTES[name] for (name,) in SINGLE})
         filtered.init_weights(seed)
         return filtered
-    pack = StackedEliminators(EliminatorConfig(4, True, 3), ATTRIBUTES, combinations, D).double()
+    pack = StackedEliminators(EliminatorConfig(4, True, 3), ATTRIBUTES, combinations, D, LAYERS).double()
     pack.init_weights(seed)
     return EliminatorMethod(make_backbone(kind), pack)
 
@@ -244,7 +244,7 @@ def test_overfits_one_batch(kind):
     game = make_game(kind, [("gender", "age")], settings=settings)
     batch = make_batch(game.method.backbone, 0)
     returned = []
-    for _ in range(150):
+    for _ in range(70):
         torch.manual_seed(0)
         returned.append(torch.cat(game.step(batch.positions, batch.values, batch.negatives)))
     assert (returned[-1] < 0.2 * returned[0]).all()
@@ -260,7 +260,7 @@ def test_hiding_works_against_the_discriminators():
             torch.manual_seed(0)
             _, entropies = game.step(batch.positions, batch.values, batch.negatives)
         losses.append(entropies.item())
-    assert losses[1] > 0.3 > 0.1 > losses[0]
+    assert losses[1] > 0.4 > 0.1 > losses[0]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,7 +9,7 @@ from torch import Tensor
 from mtrec_ray.all_reduce import AllReduce, single_worker
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.steps.pretraining import Positions, bpr_losses, positions_of, pretraining_step
-from tests.models.backbones import KINDS, NUM_TITLES, D, L, make_backbone
+from tests.models.backbones import KINDS, NUM_TITLES, SHAPE, D, L, make_backbone
 from tests.steps.cases import LockStep, gradients
 
 HISTORY = torch.tensor([[1, 2, 3, -1, -1, -1], [4, 5, 6, 7, 8, 9], [3, -1, -1, -1, -1, -1], [9, 1, 9, 2, -1, -1]])
@@ -123,7 +123,7 @@ def test_gradient_reaches_every_parameter(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_overfits_one_batch(kind):
-    config = SequentialConfig(NUM_TITLES, kind, history=L, width=D, dropout=0.0)
+    config = SequentialConfig(NUM_TITLES, kind, **SHAPE, dropout=0.0)
     backbone = SequentialBackbone(config)
     backbone.init_weights(torch.Generator().manual_seed(0))
     positions, optimizer = make_positions(backbone), torch.optim.Adam(backbone.parameters(), lr=0.01)

@@ -39,12 +39,10 @@ PREFIXES_PER_USER = 8
 """Histories of each user that the transport is fitted to."""
 NUM_NEGATIVES = 16
 """Negatives drawn per batch."""
-DISCRIMINATOR_STEPS, ADVERSARY_COLUMNS, CLASS_POWER = 1, 2, 0.5
-"""Attack AUC on MovieLens-100K 0.542; 3 steps 0.545; 1 or 8 columns 0.540, 0.542; powers 0, 1: 0.544, 0.541."""
+DISCRIMINATOR_STEPS, ADVERSARY_COLUMNS = 1, 2
+"""Attack AUC on MovieLens-100K 0.542; 3 steps 0.545; 1 or 8 columns 0.540, 0.542."""
 DISCRIMINATOR_WIDTH, DISCRIMINATOR_LR = 64, 1e-3
 """Hidden width of a discriminator, and RMSprop's learning rate of all."""
-AVERAGING = 0.99
-"""Decay of the weights' running mean, which is validated and kept."""
 L2 = 1e-6
 """L2 penalty of both optimizers (paper B)."""
 
@@ -284,7 +282,7 @@ def make_game(
     return AdversaryGame(
         method,
         discriminators.to(device),
-        value_weights(data.value_counts, power=CLASS_POWER).to(device),
+        value_weights(data.value_counts, power=config.adversary.class_power).to(device),
         GameSettings(
             weight=config.adversary.weight,
             discriminator_steps=DISCRIMINATOR_STEPS,
@@ -292,7 +290,7 @@ def make_game(
             generator_lr=config.adversary.generator_lr,
             discriminator_lr=DISCRIMINATOR_LR,
             l2=L2,
-            average=AVERAGING,
+            average=config.adversary.averaging,
         ),
         workers.all_reduce,
     )

@@ -41,6 +41,10 @@ class AdversaryConfig(Config):
     """Lambda of eq. (5); paper B: 1, which hid no more and cost 2% of NDCG@10 on MovieLens-100K."""
     generator_lr: float = advanced(2e-4, gt=0)
     """RMSprop's learning rate of the eliminator; at 1e-3 the personal prompt writes its label."""
+    averaging: float = advanced(0.99, ge=0, lt=1)
+    """Decay of the weights' running mean, which is validated and kept; 0 keeps the newest."""
+    class_power: float = advanced(0.5, ge=0, le=1)
+    """Weight n^-power of a value that n users have: 0 counts users equally, 1 values."""
 
 
 class TransportConfig(Config):

@@ -76,7 +76,8 @@ def make_trainer(
 
 
 def test_game_settings_come_from_the_config():
-    game = make_trainer(make_users(), adversary={"weight": 0.7, "generator_lr": 1e-4}).game
+    adversary = {"weight": 0.7, "generator_lr": 1e-4, "averaging": 0.9, "class_power": 1.0}
+    game = make_trainer(make_users(), adversary=adversary).game
     assert game.config == GameSettings(
         weight=0.7,
         discriminator_steps=1,
@@ -84,9 +85,9 @@ def test_game_settings_come_from_the_config():
         generator_lr=1e-4,
         discriminator_lr=1e-3,
         l2=1e-6,
-        average=0.99,
+        average=0.9,
     )
-    assert torch.equal(game.weights, value_weights(VALUE_COUNTS, power=0.5))
+    assert torch.equal(game.weights, value_weights(VALUE_COUNTS, power=1.0))
 
 
 def test_ndcg_floor_follows_the_most_leaked_attribute(monkeypatch):

@@ -23,6 +23,8 @@ class SampleConfig(Config):
     """Fraction of the remaining users in the random sample R."""
     active_fraction: float = Field(default=0.5, ge=0)
     """Size of the added active set A as a multiple of R; 0 turns upsampling off."""
+    active_days: int = advanced(90, ge=1)
+    """A user is active if it has an event in this many last days of the window."""
     tau: float = Field(default=1.0, ge=0, le=1)
     """Added users of a territory ~ (its active users)^tau: 1 proportional, 0 equal in every territory."""
     upsample: Literal["active", "control"] = advanced("active")

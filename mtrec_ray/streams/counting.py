@@ -10,7 +10,7 @@ from mtrec_ray.lake.bucket import Bucket, to_datetime64, user_and_title
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
-from mtrec_ray.streams.sampling import ACTIVE_DAYS, TRAIN, in_random_sample, sampled_users, split_of
+from mtrec_ray.streams.sampling import TRAIN, in_random_sample, sampled_users, split_of
 
 
 class UserCounts(NamedTuple):
@@ -52,7 +52,7 @@ def count_users(bucket_index: int, lake: Lake, sample: SampleConfig, catalogue: 
     bucket = Bucket.read(lake, bucket_index, catalogue.title_ids)
     training = split_of(bucket.keys, sample) == TRAIN
     outside = training & ~in_random_sample(bucket.keys, sample)
-    active = bucket.active(*catalogue.bounds, ACTIVE_DAYS)
+    active = bucket.active(*catalogue.bounds, sample.active_days)
     events = bucket.discoveries(*catalogue.bounds, catalogue.offer_mask)
     positives = np.bincount(bucket.event_user[events], minlength=len(bucket.keys))
 

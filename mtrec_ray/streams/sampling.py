@@ -11,7 +11,6 @@ from mtrec_ray.lake.manifest import Calendar
 from mtrec_ray.streams.config import SampleConfig
 
 TRAIN, VALIDATION, TEST = 0, 1, 2
-ACTIVE_DAYS = 90  # last days of the window in which an active user has an event
 
 
 def split_of(keys: np.ndarray, sample: SampleConfig) -> np.ndarray:
@@ -57,7 +56,7 @@ def sampled_users(
     in_random = in_random_sample(bucket.keys, sample)
     eligible = (split_of(bucket.keys, sample) == TRAIN) & ~in_random
     if sample.upsample == "active":
-        eligible &= bucket.active(*calendar.day_bounds(0), ACTIVE_DAYS)
+        eligible &= bucket.active(*calendar.day_bounds(0), sample.active_days)
     added = eligible & (uniforms(bucket.keys, "added set", sample.seed) < rates[bucket.territory])
     rows = np.flatnonzero(in_random | added)
     return rows, added[rows]

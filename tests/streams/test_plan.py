@@ -14,7 +14,7 @@ from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.plan import make_plan as count_plan
-from mtrec_ray.streams.sampling import ACTIVE_DAYS, TEST, sampled_users, split_of
+from mtrec_ray.streams.sampling import TEST, sampled_users, split_of
 from mtrec_ray.tuning.data import map_here
 from tests.streams.lakes import CALENDAR, day, event_table, random_rows, title_table, write_lake
 
@@ -49,11 +49,11 @@ def test_counts_are_those_of_the_sample(lake):
 
 
 def test_every_added_user_is_active(lake):
-    plan = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5))
+    plan = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5, active_days=30))
     for index in range(lake.manifest.num_buckets):
         bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())
         rows, added = sampled_users(bucket, plan.sample, plan.calendar, np.array(plan.added_rates))
-        assert bucket.active(*CALENDAR.day_bounds(0), ACTIVE_DAYS)[rows[added]].all()
+        assert bucket.active(*CALENDAR.day_bounds(0), 30)[rows[added]].all()
 
 
 def test_events_before_the_window_make_no_user_active(tmp_path):

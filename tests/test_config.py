@@ -122,6 +122,12 @@ def test_a_setting_without_effect_on_a_baseline_is_refused(setting):
         propensity(setting, kind="baseline")
 
 
+def test_best_snapshot_without_validation_users_is_refused():
+    with pytest.raises(UserError, match=r"optim\.snapshot = best needs validation users: set sample\.validation_frac"):
+        propensity("optim.snapshot=best")
+    assert propensity("optim.snapshot=best", "sample.validation_fraction=0.1").optim.snapshot == "best"
+
+
 def test_every_group_block_has_a_name():
     assert set(GROUP_BLOCKS) == set(get_args(GroupBlockName))
 

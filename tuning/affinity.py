@@ -79,14 +79,14 @@ class GradientSums:
         """Add U users and P pairs of offered titles, and their expected negatives."""
         model, titles, negatives = self.model, self.titles, self.negatives
         hidden = model.user_tower.hidden(torch.from_numpy(rows.embedding))  # (U, d)
-        users = hidden @ model.user_tower.last.t() + model.user_tower.last_bias  # (U, d)
+        users = model.user_tower.output(hidden)  # (U, d)
         user_rows = torch.from_numpy(_users_of_pairs(rows))
         title_rows = torch.from_numpy(rows.title_index.astype(np.int64))
         propensity = model.logits(users, titles[negatives.titles]).sigmoid_()  # (U, M)
         if len(negatives.titles) == len(titles):
             own = propensity[user_rows, title_rows]  # (P,)
         else:
-            own = ((users[user_rows] * titles[title_rows]).sum(dim=1) * model.scale + model.bias).sigmoid()
+            own = model.head((users[user_rows] * titles[title_rows]).sum(dim=1)).sigmoid()
         taken = negatives.rate * torch.from_numpy(is_first(rows)).to(own)
         delta = own * (1.0 - taken) - torch.from_numpy(rows.label).to(own)  # (P,)
         offered = negatives.offered[torch.from_numpy(rows.territory.astype(np.int64))]  # (U, M)

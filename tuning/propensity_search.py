@@ -48,6 +48,7 @@ DECIDED = {
     "runner.cpus_per_worker": "cpus_per_worker of the search",
     "sample.validation_fraction": "validation_fraction of the search",
     "incremental": "the training window, all that trials see",
+    "optim.snapshot": "the last weights, which trials report",
 }
 """Keys that the search decides -> what decides them."""
 MOVABLE = 8

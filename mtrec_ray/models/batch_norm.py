@@ -1,4 +1,4 @@
-"""Batch normalisation and ReLU of distinct rows that stand for several pairs each.
+"""Batch normalisation, with or without ReLU, of distinct rows of several pairs each.
 
 Legend: `N` distinct rows on this worker, `d` width, `w` (N,) pairs of each row, `W` pairs of all workers.
 A row of weight w counts as w equal rows of the pair-by-pair batch. With g the gradient summed over a row's pairs:
@@ -30,15 +30,16 @@ class PairCounts:
 
 
 class PairBatchNorm(nn.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015), then ReLU; parameters of `nn.BatchNorm1d`."""
+    """Batch normalisation (Ioffe and Szegedy 2015), a ReLU; parameters of `nn.BatchNorm1d`."""
 
     momentum = 0.1
     eps = 1e-5
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, *, relu: bool = True) -> None:
         super().__init__()
+        self.relu = relu
         self.weight = nn.Parameter(torch.empty(width))  # (d,)
         self.bias = nn.Parameter(torch.empty(width))  # (d,)
         self.register_buffer("running_mean", torch.empty(width))
@@ -60,8 +61,9 @@ class PairBatchNorm(nn.Module):
         """
         if counts is None:
             scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-            return torch.addcmul(self.bias - self.running_mean * scale, rows, scale).relu()
-        outputs, mean, variance = NormaliseRelu.apply(rows, self.weight, self.bias, counts, self.eps)
+            outputs = torch.addcmul(self.bias - self.running_mean * scale, rows, scale)
+            return outputs.relu() if self.relu else outputs
+        outputs, mean, variance = Normalise.apply(rows, self.weight, self.bias, counts, self.eps, self.relu)
         self._update_running(mean, variance, counts.total)
         return outputs
 
@@ -74,7 +76,7 @@ class PairBatchNorm(nn.Module):
         self.running_var.add_(momentum * (unbiased - self.running_var))
 
 
-class NormaliseRelu(torch.autograd.Function):
+class Normalise(torch.autograd.Function):
     """(N, d) -> normalised (N, d), and the global batch's (d,) float64 mean and variance.
 
     Computed in tiles that stay in a CPU's cache; statistics are summed in float64, so nothing cancels.
@@ -82,7 +84,7 @@ class NormaliseRelu(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, counts: PairCounts, eps: float
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, counts: PairCounts, eps: float, relu: bool
     ) -> tuple[Tensor, Tensor, Tensor]:
         first, second = counts.all_reduce(_moments(rows, counts.per_row)) / counts.total.clamp(min=1)  # (d,), (d,)
         mean, variance = first, second - first.square()
@@ -91,9 +93,11 @@ class NormaliseRelu(torch.autograd.Function):
         outputs = torch.empty_like(rows)
         for _, tile, tile_out in _tiles(rows, outputs):
             torch.sub(tile, row_mean, out=tile_out)
-            torch.addcmul(bias, tile_out, scale, out=tile_out).relu_()
+            torch.addcmul(bias, tile_out, scale, out=tile_out)
+            if relu:
+                tile_out.relu_()
         ctx.save_for_backward(rows, outputs, row_mean, inv_std, scale)
-        ctx.counts = counts
+        ctx.counts, ctx.relu = counts, relu
         ctx.mark_non_differentiable(mean, variance)
         return outputs, mean, variance
 
@@ -104,7 +108,10 @@ class NormaliseRelu(torch.autograd.Function):
         gradient = torch.empty_like(rows)  # (N, d) g, then dz
         sums = rows.new_zeros(2, rows.shape[1])  # dbeta, dgamma of this worker
         for scratch, tile, tile_rows, tile_out, tile_gradient in _tiles(gradient, rows, outputs, output_gradient):
-            torch.ops.aten.threshold_backward.grad_input(tile_gradient, tile_out, 0, grad_input=tile)
+            if ctx.relu:
+                torch.ops.aten.threshold_backward.grad_input(tile_gradient, tile_out, 0, grad_input=tile)
+            else:
+                tile.copy_(tile_gradient)
             sums[0] += tile.sum(0)
             sums[1] += torch.sub(tile_rows, mean, out=scratch).mul_(tile).sum(0)
         sums[1] *= inv_std
@@ -115,7 +122,7 @@ class NormaliseRelu(torch.autograd.Function):
             torch.sub(tile_rows, mean, out=scratch)
             torch.addcmul(bias_mean, scratch, slope, out=scratch)
             tile.addcmul_(scratch, weights, value=-1).mul_(scale)
-        return gradient, sums[1], sums[0], None, None
+        return gradient, sums[1], sums[0], None, None, None
 
 
 def _moments(rows: Tensor, weights: Tensor) -> Tensor:

@@ -5,8 +5,8 @@ Legend: `U` user rows, `T` title rows, `N` rows of either, `d` width, `G` territ
 * each tower: two dense layers, batch normalisation and ReLU between them
 * an optional group block on top of the user tower, one part per territory group
 * logit = user . title / sqrt(d) + learned bias; propensity = sigmoid(logit)
-* paper A has batch normalisation and ReLU behind the last layers too, and no scale or bias: no propensity is then below
-  one half, and training collapsed on real data
+* paper A literally: `final_batch_norm` and `final_activation: relu`, so batch normalisation and ReLU behind every layer
+  and a plain dot product; no propensity is then below one half, and training collapsed on real data
 """
 
 from collections.abc import Sequence
@@ -31,35 +31,52 @@ class TwoTowerConfig:
     d: int = 512  # width of every layer (paper A)
     num_groups: int = 1  # territory groups, read by the group block alone
     group_block: GroupBlockName | Literal["none"] = "none"  # none = the baseline model
+    final_activation: Literal["none", "relu"] = "none"  # relu: behind all; the logit is the dot product alone
+    final_batch_norm: bool = False  # behind each tower's last layer; False was better on validation users
     aligned_width: int = 0  # last columns of both embeddings that lie in one space, see `TwoTower.init_weights`
     initial_bias: float = 0.0  # of the logit: the log odds of a positive, so training need not learn them
 
 
 class Tower(nn.Module):
-    """Dense layer, batch normalisation, ReLU, dense layer."""
+    """Dense layer, batch normalisation, ReLU, dense layer; by settings the former two again."""
 
-    def __init__(self, width_in: int, width: int) -> None:
+    def __init__(self, width_in: int, config: TwoTowerConfig) -> None:
         super().__init__()
+        width, self.final_relu = config.d, config.final_activation == "relu"
         self.first = nn.Parameter(torch.empty(width, width_in))  # its bias would be normalised away
         self.norm = PairBatchNorm(width)
         self.last = nn.Parameter(torch.empty(width, width))
-        self.last_bias = nn.Parameter(torch.empty(width))
+        normed = config.final_batch_norm
+        self.last_bias = None if normed else nn.Parameter(torch.empty(width))
+        self.final_norm = PairBatchNorm(width, relu=self.final_relu) if normed else None
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
         """Uniform in +-1/sqrt(inputs), as `nn.Linear`."""
-        self.norm.init_weights()
+        for norm in (self.norm, self.final_norm):
+            if norm is not None:
+                norm.init_weights()
         width, width_in = self.first.shape
         for parameter, inputs in ((self.first, width_in), (self.last, width), (self.last_bias, width)):
-            parameter.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
+            if parameter is not None:
+                parameter.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
 
     def hidden(self, features: Tensor, counts: PairCounts | None = None, compute_dtype: DType = None) -> Tensor:
         """(N, width_in) of any float dtype -> (N, d) after the ReLU; `counts` while training."""
         return self.norm(matmul(features.to(self.first.dtype), self.first.t(), compute_dtype), counts)
 
+    def output(self, hidden: Tensor, counts: PairCounts | None = None, compute_dtype: DType = None) -> Tensor:
+        """(N, d) of `hidden` -> (N, d) of the tower."""
+        rows = matmul(hidden, self.last.t(), compute_dtype)
+        if self.last_bias is not None:
+            rows = rows.add_(self.last_bias)
+        if self.final_norm is not None:
+            return self.final_norm(rows, counts)
+        return rows.relu_() if self.final_relu else rows
+
     def forward(self, features: Tensor, counts: PairCounts | None = None, compute_dtype: DType = None) -> Tensor:
         """(N, width_in) of any float dtype -> (N, d); `counts` while training."""
-        return matmul(self.hidden(features, counts, compute_dtype), self.last.t(), compute_dtype).add_(self.last_bias)
+        return self.output(self.hidden(features, counts, compute_dtype), counts, compute_dtype)
 
 
 class TwoTower(nn.Module):
@@ -68,13 +85,13 @@ class TwoTower(nn.Module):
     def __init__(self, config: TwoTowerConfig) -> None:
         super().__init__()
         self.config = config
-        self.user_tower = Tower(config.user_width, config.d)
-        self.title_tower = Tower(config.title_width, config.d)
+        self.user_tower = Tower(config.user_width, config)
+        self.title_tower = Tower(config.title_width, config)
         self.group_block = None
         if config.group_block != "none":
             self.group_block = GROUP_BLOCKS[config.group_block](config.num_groups, config.d)
-        self.scale = config.d**-0.5  # keeps logits small at the start
-        self.bias = nn.Parameter(torch.empty(()))
+        self.bias = None if config.final_activation == "relu" else nn.Parameter(torch.empty(()))
+        self.scale = 1.0 if self.bias is None else config.d**-0.5  # keeps logits small at the start
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
@@ -90,7 +107,8 @@ class TwoTower(nn.Module):
             self._align(generator)
         if self.group_block is not None:
             self.group_block.init_weights(generator)
-        self.bias.fill_(self.config.initial_bias)
+        if self.bias is not None:
+            self.bias.fill_(self.config.initial_bias)
 
     def _align(self, generator: torch.Generator) -> None:
         """First layer [Q; -Q], last layer [A, -A], Q and A orthogonal."""
@@ -100,7 +118,8 @@ class TwoTower(nn.Module):
         for tower in (self.user_tower, self.title_tower):
             tower.first[: 2 * half, -width:] = torch.cat([q, -q])
             tower.last[:, : 2 * half] = torch.cat([a, -a], dim=1)
-            tower.last_bias.zero_()
+            if tower.last_bias is not None:
+                tower.last_bias.zero_()
 
     def tower_parameters(self) -> list[nn.Parameter]:
         """Every parameter outside the group block."""
@@ -108,11 +127,14 @@ class TwoTower(nn.Module):
 
     def apply_block(self, users: Tensor, offsets: Sequence[int], compute_dtype: DType = None) -> Tensor:
         """(U, d) user tower outputs sorted by group, (G + 1) row offsets -> (U, d) user vectors."""
-        return users if self.group_block is None else self.group_block(users, offsets, compute_dtype)
+        if self.group_block is None:
+            return users
+        users = self.group_block(users, offsets, compute_dtype)
+        return users.relu() if self.config.final_activation == "relu" else users
 
     def head(self, dots: Tensor) -> Tensor:
         """Dot products of user and title vectors -> logits."""
-        return torch.add(self.bias, dots, alpha=self.scale)
+        return dots if self.bias is None else torch.add(self.bias, dots, alpha=self.scale)
 
     @torch.no_grad()
     def user_vectors(self, features: Tensor, group_index: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,9 @@ from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.propensity_validation import PropensityScorer, evaluate_chunks, summarise
 from mtrec_ray.trainers.trainer import RunningMean, Trainer, Weights
 from mtrec_ray.trainers.workers import Workers
+
+BEST_METRIC = "val/pr_auc/weighted"
+"""Decides which weights of a period are the best."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +68,14 @@ class PropensityTrainer(Trainer[StepRows]):
         (self.titles,) = self.tensors(data.titles.copy())
         self.group_of_territory = np.array(data.group_of_territory, dtype=np.int64)
         self.compute_dtype = torch.bfloat16 if self.device.type == "cuda" else None
+        best = self.model.state_dict() if config.optim.snapshot == "best" else {}
+        self.best_weights = {name: tensor.clone() for name, tensor in best.items()}
+        self.best_figures: dict[str, float] = {}
+        """Figures of `best_weights`; empty before a period's first validation."""
 
     def train_step(self, batch: StepRows) -> Tensor:
-        decay = 1.0 - self.data.schedule.period_progress(self.next_step)
+        falls = self.config.optim.decay == "linear"
+        decay = 1.0 - self.data.schedule.period_progress(self.next_step) if falls else 1.0
         for group in self.optimizer.param_groups:
             group["lr"] = group["first_lr"] * decay
         pairs = make_pair_batch(
@@ -98,10 +107,16 @@ class PropensityTrainer(Trainer[StepRows]):
         figures = {"train/loss": self.mean_loss.mean()}
         if self.next_step in self.data.validate_at:
             figures |= self.validate(period)
+            if self.best_weights and figures[BEST_METRIC] > self.best_figures.get(BEST_METRIC, -1.0):  # NaN is not
+                self.best_figures = figures
+                for name, tensor in self.model.state_dict().items():
+                    self.best_weights[name].copy_(tensor)
         if self.next_step == ends[period]:
+            if self.best_figures:
+                self.model.load_state_dict(self.best_weights)
             weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-            self.outputs[snapshot_file(self.data.days[period])] = Weights(weights, figures)
-            self.mean_loss = RunningMean()
+            self.outputs[snapshot_file(self.data.days[period])] = Weights(weights, self.best_figures or figures)
+            self.mean_loss, self.best_figures = RunningMean(), {}
         return figures
 
     def validate(self, period: int = 0) -> dict[str, float]:
@@ -117,7 +132,13 @@ class PropensityTrainer(Trainer[StepRows]):
         return {f"val/{name}": value for name, value in summarise(result).items()}
 
     def parts(self) -> list[Part]:
-        return [("model", self.model.state_dict(keep_vars=True), self.optimizer)]
+        return [("model", self.model.state_dict(keep_vars=True), self.optimizer), ("best", self.best_weights, None)]
+
+    def progress(self) -> dict[str, Any]:
+        return {"best_figures": self.best_figures}
+
+    def load_progress(self, progress: dict[str, Any]) -> None:
+        self.best_figures = progress["best_figures"]
 
 
 def make_optimizer(model: TwoTower, rates: tuple[float, float, float]) -> torch.optim.Optimizer:

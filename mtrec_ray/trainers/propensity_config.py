@@ -26,13 +26,19 @@ class ModelConfig(Config):
     """Layer that each territory group adds to the user tower; null: dense (paper A), none in a baseline."""
     groups: str | None = None
     """Territory groups: one, each, regions (mtl's default), or a YAML file of groups."""
+    final_activation: Literal["none", "relu"] = advanced("none")
+    """`relu`: ReLU behind both towers, and their plain dot product without learned scale and bias."""
+    final_batch_norm: bool = advanced(False)
+    """Batch normalisation behind each tower's last layer; with `relu` paper A literally."""
 
 
 class OptimConfig(Config):
-    """Adam on users with all their pairs (paper A, 4.2); rates fall linearly to zero."""
+    """Adam on users with all their pairs (paper A, 4.2)."""
 
     lr: float | None = Field(default=None, gt=0)
     """Learning rate; null: 1e-3 (paper A), 1e-4 on a lake with interaction vectors."""
+    decay: Literal["linear", "none"] = advanced("linear")
+    """`linear`: learning rates fall to zero over each period; `none` (paper A): they stay."""
     block_lr: float | None = advanced(None, gt=0)
     """Learning rate of the group block's matrices, if it has any; null: `lr`."""
     block_vector_lr: float | None = advanced(None, gt=0)
@@ -43,6 +49,8 @@ class OptimConfig(Config):
     """Mean pairs of a global batch, over all workers."""
     lanes: int = advanced(8, ge=1)
     """Parallel readers of a batch, at least as many as workers; part of a run's identity."""
+    snapshot: Literal["last", "best"] = advanced("last")
+    """Weights kept of a period: its last, or those of its best `val/pr_auc/weighted`."""
 
     def learning_rates(self, group_block: GroupBlockName | None, aligned: bool) -> tuple[float, float, float]:
         """Learning rates at the start of each period: (towers, block matrices, block vectors).
@@ -92,6 +100,8 @@ class PropensityConfig(RunConfig):
         for key, is_given, in_block in zip(rates, given, _parts_of(block) if any(given) else given, strict=True):
             if is_given and not in_block:
                 raise ValueError(f"optim.{key} has no effect on {block or 'a baseline'}: drop it")
+        if self.optim.snapshot == "best" and not self.sample.validation_fraction:
+            raise ValueError("optim.snapshot = best needs validation users: set sample.validation_fraction, as 0.05")
         self.runner.check_lanes(self.optim.lanes)
         return self
 

@@ -24,7 +24,7 @@ class PropensityScorer:
     """A two-tower model at one point of its training, in eval mode. Picklable."""
 
     def __init__(self, model: TwoTower, title_embeddings: np.ndarray, group_of_territory: list[int]) -> None:
-        self.model, self.device = model.eval(), model.bias.device
+        self.model, self.device = model.eval(), model.user_tower.first.device
         titles = torch.from_numpy(title_embeddings.astype(np.float32)).to(self.device)
         self.titles = model.title_vectors(titles)  # (titles, d)
         self.group_of_territory = group_of_territory

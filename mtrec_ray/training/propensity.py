@@ -57,6 +57,8 @@ def new_propensity_run(config: PropensityConfig, lake: Lake, calendar: Calendar)
         d=config.model.d,
         num_groups=len(groups.names) if config.kind == "mtl" else 1,
         group_block=config.model.group_block or "none",
+        final_activation=config.model.final_activation,
+        final_batch_norm=config.model.final_batch_norm,
         aligned_width=embeddings.interaction_width,
         initial_bias=0.0 if config.sample.alpha == "auto" else -math.log(config.sample.alpha),
     )

@@ -54,6 +54,15 @@ def test_same_seed_same_model_and_nothing_uninitialised():
         assert all(value.isfinite().all() for value in state.values())
 
 
+@pytest.mark.parametrize("final_batch_norm", [True, False])
+def test_relu_behind_all_leaves_no_propensity_below_a_half(final_batch_norm):
+    model = make_model("dense", final_activation="relu", final_batch_norm=final_batch_norm)
+    users, titles = model.user_vectors(torch.randn(9, 5), torch.arange(9) % 3), model.title_vectors(torch.randn(4, 6))
+    assert model.bias is None
+    torch.testing.assert_close(model.logits(users, titles), users @ titles.T)
+    assert (model.logits(users, titles) >= 0).all()
+
+
 def test_block_and_tower_parameters_are_disjoint():
     model = make_model("dense")
     assert model.group_block is not None

@@ -18,27 +18,32 @@ class PairByPair(nn.Module):
     def __init__(self, model: TwoTower) -> None:
         super().__init__()
         self.model = model
-        self.norms = nn.ModuleList(_torch_norm(tower.norm) for tower in (model.user_tower, model.title_tower))
+        norms = (norm for tower in (model.user_tower, model.title_tower) for norm in (tower.norm, tower.final_norm))
+        self.norms = nn.ModuleList(nn.Identity() if norm is None else _torch_norm(norm) for norm in norms)
 
     def forward(self, batch: PairBatch) -> Tensor:
         """Mean binary cross entropy over the pairs, as a sum over groups of masked losses."""
         model = self.model
         users = self._tower(0, model.user_tower, batch.user_features[batch.user_rows])  # (P, d)
-        titles = self._tower(1, model.title_tower, batch.title_features[batch.title_rows])  # (P, d)
+        titles = self._tower(2, model.title_tower, batch.title_features[batch.title_rows])  # (P, d)
         sizes = torch.tensor(_group_sizes(batch))  # (G,)
         groups = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(batch.user_rows.device)  # (U,)
         pair_groups = groups[batch.user_rows]  # (P,)
         losses = []
         for g in range(len(sizes)):
             vectors = users if model.group_block is None else group_part(model, users, g)
-            logits = (vectors * titles).sum(1) * model.scale + model.bias  # (P,)
+            if model.config.final_activation == "relu":
+                vectors = vectors.relu()
+            logits = _logits(model, (vectors * titles).sum(1))  # (P,)
             losses.append(
                 (F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none") * (pair_groups == g)).sum()
             )
         return torch.stack(losses).sum() / batch.num_pairs
 
     def _tower(self, number: int, tower: Tower, rows: Tensor) -> Tensor:
-        return F.linear(self.norms[number](rows @ tower.first.T).relu(), tower.last, tower.last_bias)
+        rows = F.linear(self.norms[number](rows @ tower.first.T).relu(), tower.last, tower.last_bias)
+        rows = self.norms[number + 1](rows)
+        return rows.relu() if tower.final_relu else rows
 
     def running_statistics(self) -> list[Tensor]:
         """Means and variances in the order of the `TwoTower`'s own buffers."""
@@ -46,7 +51,7 @@ class PairByPair(nn.Module):
 
 
 def deduplicated_loss(model: TwoTower, batch: PairBatch, *, dense: bool) -> Tensor:
-    """The same loss with each distinct row once, of torch's own operations."""
+    """The same loss of the default towers with each distinct row once, of torch's own operations."""
     users = _distinct_rows(model.user_tower, batch.user_features, batch.user_offsets.diff())  # (U, d)
     titles = _distinct_rows(model.title_tower, batch.title_features, batch.title_offsets.diff())  # (T, d)
     if model.group_block is not None:
@@ -56,7 +61,7 @@ def deduplicated_loss(model: TwoTower, batch: PairBatch, *, dense: bool) -> Tens
         dots = (users @ titles.T)[batch.user_rows, batch.title_rows]  # (P,)
     else:
         dots = (users[batch.user_rows] * titles[batch.title_rows]).sum(1)  # (P,)
-    return F.binary_cross_entropy_with_logits(dots * model.scale + model.bias, batch.labels)
+    return F.binary_cross_entropy_with_logits(_logits(model, dots), batch.labels)
 
 
 def _distinct_rows(tower: Tower, rows: Tensor, num_pairs: Tensor) -> Tensor:
@@ -66,6 +71,10 @@ def _distinct_rows(tower: Tower, rows: Tensor, num_pairs: Tensor) -> Tensor:
     variance = fraction @ centred.square()  # (d,)
     rows = (centred * (norm.weight * torch.rsqrt(variance + norm.eps)) + norm.bias).relu()
     return F.linear(rows, tower.last, tower.last_bias)
+
+
+def _logits(model: TwoTower, dots: Tensor) -> Tensor:
+    return dots if model.bias is None else dots / model.config.d**0.5 + model.bias
 
 
 def _group_sizes(batch: PairBatch) -> list[int]:

@@ -34,13 +34,15 @@ def run_workers(parts: list[slice], **settings):
     return models, losses, lock_step.num_calls
 
 
+@pytest.mark.parametrize("final_batch_norm", [False, True])
 @pytest.mark.parametrize("group_block", BLOCKS)
 @pytest.mark.parametrize("parts", [HALVES, [*ONE_EMPTY, slice(10, 10)]], ids=["halves", "two workers without rows"])
-def test_workers_equal_one(parts, group_block):
-    whole = make_model(group_block=group_block)
+def test_workers_equal_one(parts, group_block, final_batch_norm):
+    settings = {"group_block": group_block, "final_batch_norm": final_batch_norm}
+    whole = make_model(**settings)
     loss = loss_and_gradients(whole, make_batch(USERS)).item()
-    models, losses, num_calls = run_workers(parts, group_block=group_block)
-    assert num_calls == 6  # the number of pairs, statistics of two towers in both directions, gradients
+    models, losses, num_calls = run_workers(parts, **settings)
+    assert num_calls == (10 if final_batch_norm else 6)  # pairs, each norm's statistics in both directions, gradients
     for model, worker_loss in zip(models, losses, strict=True):
         assert worker_loss == pytest.approx(loss, rel=1e-12)
         for name, gradient in gradients(model).items():

@@ -38,11 +38,14 @@ def assert_equals_pair_by_pair(model: TwoTower, batch: PairBatch) -> None:
 
 
 @pytest.mark.parametrize("cells_per_pair", [100, 0], ids=["dense", "gathered"])
+@pytest.mark.parametrize("final_batch_norm", [False, True], ids=["no norm", "norm"])
+@pytest.mark.parametrize("final_activation", ["none", "relu"])
 @pytest.mark.parametrize("group_block", BLOCKS)
 @pytest.mark.parametrize("users", USERS)
-def test_equals_pair_by_pair(users, group_block, cells_per_pair, monkeypatch):
+def test_equals_pair_by_pair(users, group_block, final_activation, final_batch_norm, cells_per_pair, monkeypatch):
     monkeypatch.setattr(pair_scores, "CELLS_PER_PAIR", cells_per_pair)
-    assert_equals_pair_by_pair(make_model(group_block=group_block), make_batch(USERS[users]))
+    final = {"final_activation": final_activation, "final_batch_norm": final_batch_norm}
+    assert_equals_pair_by_pair(make_model(group_block=group_block, **final), make_batch(USERS[users]))
 
 
 @given(data=st.data(), block=st.sampled_from(BLOCKS))

@@ -14,6 +14,7 @@ from mtrec_ray.trainers.propensity import make_optimizer
 from mtrec_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.trainers.small import MAKERS, STEPS_PER_EPOCH, backbone, propensity
 
+BEST = {"sample": {"validation_fraction": 0.1}, "optim": {"epochs": 2, "snapshot": "best"}}
 WITHOUT_RAY = """
 import sys
 sys.modules["ray"] = None
@@ -35,14 +36,14 @@ def test_trainers_run_without_ray():
 
 
 @pytest.mark.parametrize("stop", [1, STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH, 8])
-@pytest.mark.parametrize("name", MAKERS)
-def test_resumed_training_equals_straight_training(name, stop, tmp_path):
-    straight, batches = MAKERS[name]()
+@pytest.mark.parametrize(("name", "settings"), [*((name, {}) for name in MAKERS), ("propensity", BEST)])
+def test_resumed_training_equals_straight_training(name, settings, stop, tmp_path):
+    straight, batches = MAKERS[name](**settings)
     straight.run(batches(0))
-    stopped, batches = MAKERS[name]()
+    stopped, batches = MAKERS[name](**settings)
     stopped.run(batches(0), until=stop)
     save_checkpoint(tmp_path, stopped.state_dict(), stopped.config)
-    resumed, batches = MAKERS[name](seed=1)
+    resumed, batches = MAKERS[name](seed=1, **settings)
     resumed.config = stopped.config  # weights and all else come from the checkpoint
     resumed.load_state_dict(load_checkpoint(tmp_path))
     assert resumed.next_step == stop
@@ -83,6 +84,31 @@ def test_backbone_stops_when_validation_does_not_improve(monkeypatch):
     assert trainer.stopped
     assert trainer.next_step == 12 * STEPS_PER_EPOCH
     assert trainer.take_outputs()["backbone.safetensors"].figures["val/ndcg"] == 0.3
+
+
+@pytest.mark.parametrize("snapshot", ["last", "best"])
+def test_snapshot_is_the_last_or_the_best_of_its_period(snapshot, monkeypatch):
+    trainer, batches = propensity(**BEST | {"optim": {"epochs": 2, "snapshot": snapshot}})
+    weighted = iter([0.5, 0.4, 0.3])  # after each epoch of the window, after the day
+    monkeypatch.setattr(trainer, "validate", lambda period: {"val/pr_auc/weighted": next(weighted)})
+    after_first_epoch = {}
+
+    def remember() -> None:
+        if trainer.next_step == STEPS_PER_EPOCH:
+            after_first_epoch.update({n: t.clone() for n, t in trainer.model.state_dict().items()})
+
+    trainer.run(batches(0), on_step=remember)
+    window = trainer.take_outputs()["snapshots/day_0/model.safetensors"]
+    equal = all(torch.equal(tensor, after_first_epoch[name]) for name, tensor in window.tensors.items())
+    assert equal == (snapshot == "best")
+    assert window.figures["val/pr_auc/weighted"] == (0.5 if snapshot == "best" else 0.4)
+
+
+@pytest.mark.parametrize(("decay", "last"), [("linear", 1e-2 / STEPS_PER_EPOCH), ("none", 1e-2)])
+def test_learning_rates_fall_over_each_period_or_stay(decay, last):
+    trainer, batches = propensity(optim={"lr": 1e-2, "decay": decay})
+    trainer.run(batches(0))
+    assert trainer.learning_rate() == pytest.approx(last)
 
 
 @pytest.mark.parametrize("group_block", ["none", *get_args(GroupBlockName)])

@@ -118,7 +118,7 @@ def gradient_evidence(config: PropensityConfig, data: TrialData) -> Evidence:
     left, right = (torch.randn(d, width, generator=generator) / width**0.5 for _ in range(2))
     period = plan.periods[0]
     mask = Catalogue.of(data.lake, period.start, period.end).offer_mask
-    negatives = ExpectedNegatives.of(period.negative_rate / period.num_folds, mask, generator)
+    negatives = ExpectedNegatives.of(period.negative_rate / period.rows_per_user, mask, generator)
     embeddings = torch.from_numpy(data.lake.title_embeddings().copy())
     shared = negatives, left, right
     sums = [[GradientSums(model, model.title_vectors(embeddings), *shared) for model in models] for _ in range(2)]
@@ -176,10 +176,10 @@ def positives(bucket: int, data: TrialData, plan: PairPlan) -> StepRows:
     found = read_pairs(0, bucket, data.lake, plan.model_copy(update={"periods": [period]}))
     by_slot = np.argsort(found.slot_of_pair, kind="stable")
     slots, counts = np.unique(found.slot_of_pair, return_counts=True)
-    users = found.rows[slots // period.num_folds]
+    users = found.rows[slots // period.rows_per_user]
     return StepRows(
         step=0,
-        embedding=found.vectors[users, slots % period.num_folds],
+        embedding=found.vectors[users, slots % period.rows_per_user],
         territory=found.bucket.territory[users],
         offsets=np.concatenate([[0], counts.cumsum()]),
         title_index=found.pairs.title_index[by_slot],

@@ -75,9 +75,9 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
     def lake_hash(self) -> str:
         """Identity of all that decides the result of a run: tables and what readers use."""
         left_out = {"source": True, "notes": True, "quarantined": True, "files": True, "embeddings": {"description"}}
-        facts = self.model_dump(mode="json", exclude=left_out)
-        facts |= {"attributes": list(self.attributes.items()), "content": self.content_hashes}
-        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+        decisive = self.model_dump(mode="json", exclude=left_out)
+        decisive |= {"attributes": list(self.attributes.items()), "content": self.content_hashes}
+        return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
     @property
     def facts(self) -> SourceFacts:
@@ -97,7 +97,7 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
         """Paths of all files of the lake, `lake.json` included."""
         return {file.path for files in self.files.values() for file in files} | {MANIFEST_NAME}
 
-    def bucket_files(self, table: str, bucket: int | None = None) -> list[LakeFile]:
+    def files_of(self, table: str, bucket: int | None = None) -> list[LakeFile]:
         """Files of a whole table, or of one bucket of it."""
         folder = table if bucket is None else bucket_folder(table, bucket)
         return [file for file in self.files.get(table, []) if file.path.startswith(f"{folder}/")]
@@ -129,7 +129,7 @@ class Lake:
 
     def read(self, table: str, bucket: int | None = None, columns: list[str] | None = None) -> pa.Table:
         """One whole table, or one bucket of it, rows in stored order."""
-        files = self.manifest.bucket_files(table, bucket)
+        files = self.manifest.files_of(table, bucket)
         if not files:
             where = "" if bucket is None else f", bucket {bucket}"
             raise UserError(f"lake {self.uri!r} has no table {table!r}{where}")

@@ -16,9 +16,7 @@ from mtrec_ray.lake.bucket import Bucket, within
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake, Manifest
 from mtrec_ray.lake.schema import offered_in
-from mtrec_ray.sources.calendar import DAY_S
-
-ACTIVE_DAYS = 90  # Active users have an event in this many last days of the training window
+from mtrec_ray.sources.calendar import ACTIVE_DAYS, DAY_S
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mtrec_ray.files import join, read_file
 from mtrec_ray.hashing import bucket_of, user_keys
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake
-from mtrec_ray.lake.validate import embedding_problems, split_rows, summarize
+from mtrec_ray.lake.validate import embedding_problems, split_rows, summarise
 from mtrec_ray.lake.write import QUARANTINE, list_files
 
 NUM_SHOWN = 20
@@ -87,7 +87,7 @@ def verify_bucket(bucket: int, lake: Lake) -> list[str]:
 def _read_table(lake: Lake, name: str, bucket: int | None, problems: list[str]) -> Any:
     """A table or a bucket of it; None with `problems` of its files."""
     parts, found = [], []
-    for file in lake.manifest.bucket_files(name, bucket):
+    for file in lake.manifest.files_of(name, bucket):
         try:
             data = read_file(join(lake.uri, file.path))
         except FileNotFoundError:
@@ -104,7 +104,7 @@ def _read_table(lake: Lake, name: str, bucket: int | None, problems: list[str]) 
 
 
 def _check_rows(lake: Lake, name: str, rows: pa.Table, key: str, *ids: pa.Array) -> list[str]:
-    rejected = summarize(name, split_rows(name, rows, lake.manifest.facts, *ids)[1])
+    rejected = summarise(name, split_rows(name, rows, lake.manifest.facts, *ids)[1])
     problems = [f"{name}: {total} rows of {reason}" for reason, (total, _) in rejected.items()]
     if "fold_embeddings" in rows.column_names:
         width = lake.manifest.embeddings.user_width * lake.manifest.embeddings.num_folds

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from mtrec_ray.errors import UserError
 
 DAY_S = 86_400
+ACTIVE_DAYS = 90  # An active user has an event in this many last days of the training window
 
 
 class Territory(BaseModel, frozen=True, extra="forbid"):

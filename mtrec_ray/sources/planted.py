@@ -17,6 +17,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from mtrec_ray.hashing import Salt, mix, uniforms
+from mtrec_ray.sources.calendar import ACTIVE_DAYS
 from mtrec_ray.sources.synthetic_config import SyntheticConfig
 
 REGIONS = ("AMERICAS", "EUROPE", "ASIA_PACIFIC", "AFRICA_MIDDLE_EAST")
@@ -36,7 +37,6 @@ LOCAL_FRACTION, LOCAL_BOOST = 0.3, 1.0
 """Titles offered in one territory only, and the logits by which its users prefer them."""
 EMBEDDING_NOISE = 0.2  # Standard deviation of the noise in embeddings; that of the signal is 1
 MIN_ACTIVE_FRACTION, MAX_ACTIVE_FRACTION = 0.3, 0.9  # Active users of a territory
-ACTIVE_DAYS = 90  # Active users have an event in this many last days of the window, others have none
 INACTIVE_RATE = 0.05  # Events of an inactive user on an evaluation day, relative to an active one
 ACTIVITY_SPREAD, MAX_ACTIVITY = 0.8, 40
 """Standard deviation of the logarithm of a user's events, and their limit as a multiple of the mean."""
@@ -67,7 +67,7 @@ class PlantedUsers:
     numbers: np.ndarray  # (N,) uint64
     territory: np.ndarray  # (N,) index
     taste: np.ndarray  # (N, k) z_u, standard normal
-    active: np.ndarray  # (N,) bool, see ACTIVE_DAYS
+    active: np.ndarray  # (N,) bool: has events in the last ACTIVE_DAYS; others have none then
 
     @staticmethod
     def draw(world: World, numbers: np.ndarray) -> "PlantedUsers":

@@ -1,9 +1,8 @@
-"""One exact training step of the two-tower model.
+"""One training step of the two-tower model, each user and title computed once.
+
+Loss and gradients equal those of a step pair by pair: batch normalisation weighs a row with its pairs.
 
 Legend: `U` users, `T` distinct titles, `P` pairs, `d` width.
-
-The mathematics is the pair-by-pair model's; no row is computed twice: each tower runs once per distinct row, and batch
-normalisation weighs a row with its pairs.
 """
 
 import torch

@@ -11,9 +11,7 @@ import numpy as np
 from mtrec_ray.hashing import uniforms
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.sequences import VALIDATION_EVENT, SequenceConfig, Sequences, UserSplit, in_split, left_aligned
-from mtrec_ray.streams.user_rows import concatenate_rows, take_rows
-
-MAX_CELLS = 4_000_000  # users x titles of a chunk
+from mtrec_ray.streams.user_rows import MAX_CELLS, concatenate_rows, take_rows
 
 
 @dataclass(frozen=True)

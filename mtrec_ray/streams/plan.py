@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 MAX_COLD_FRACTION = 0.5
 
 
-class PeriodPlan(BaseModel, frozen=True, extra="forbid"):
+class PeriodPlan(BaseModel, frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True):
     """One period: the training window (day 0) or an evaluation day."""
 
     day: int
@@ -37,7 +37,7 @@ class PeriodPlan(BaseModel, frozen=True, extra="forbid"):
     negative_rate: float  # probability that an eligible title of a user becomes a negative
     positives: list[int]  # per territory
     eligible: list[int]  # per territory: (sampled user, offered title) that could become negatives
-    num_folds: int = 1  # rows of a user: its cross-fitting folds in the training window, else 1
+    rows_per_user: int = Field(default=1, alias="num_folds")  # one for each cross-fitting fold, in the training window
     cold_fraction: float = 0.0  # fraction of the rows without their interaction vector
 
     @property
@@ -64,7 +64,7 @@ class PairPlan(BaseModel, frozen=True, extra="forbid"):
 
     def schedule(self, epochs: tuple[int, ...], batch_pairs: int, lanes: int, seed: int) -> Schedule:
         """Steps of `batch_pairs` pairs on average for so many epochs of each period."""
-        slots = tuple(tuple(n * period.num_folds for n in self.sampled_per_bucket) for period in self.periods)
+        slots = tuple(tuple(n * period.rows_per_user for n in self.sampled_per_bucket) for period in self.periods)
         steps = tuple(max(1, round(period.mean_pairs / batch_pairs)) for period in self.periods)
         return Schedule(slots_per_bucket=slots, steps_per_epoch=steps, epochs=epochs, seed=seed, lanes=lanes)
 
@@ -99,7 +99,7 @@ def make_plan(
     window, *days = (_plan_period(day, catalogue, pairs, sample, calendar) for day, catalogue in enumerate(catalogues))
     embeddings = lake.manifest.embeddings
     cold_fraction = _cold_fraction(pairs) if embeddings.interaction_width and calendar.ordered else 0.0
-    window = window.model_copy(update={"num_folds": max(1, embeddings.num_folds), "cold_fraction": cold_fraction})
+    window = window.model_copy(update={"rows_per_user": max(1, embeddings.num_folds), "cold_fraction": cold_fraction})
     return PairPlan(
         lake_hash=lake.manifest.lake_hash,
         sample=sample,

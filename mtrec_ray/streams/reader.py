@@ -53,7 +53,7 @@ class BucketPairs:
 def read_pairs(period_index: int, bucket_index: int, lake: Lake, plan: PairPlan) -> BucketPairs:
     """Read a bucket, sample its users and draw its pairs."""
     period, embeddings = plan.periods[period_index], lake.manifest.embeddings
-    folds = period.num_folds
+    folds = period.rows_per_user
     column = "fold_embeddings" if folds > 1 else "embedding"
     catalogue = Catalogue.of(lake, period.start, period.end)
     bucket = Bucket.read(lake, bucket_index, catalogue.title_ids, (column,))
@@ -85,13 +85,13 @@ def read_segment(
     FixedSizeBinary. `read` may cache `read_pairs`.
     """
     period = plan.periods[segment.period]
-    folds = period.num_folds
+    folds = period.rows_per_user
     found = read(segment.period, segment.bucket, lake, plan)
     keys = found.bucket.keys[found.rows]  # (S,)
     fold = np.arange(folds, dtype=np.uint64)
     draws = mix(keys[:, None], "slot order", seed, segment.period, segment.epoch, fold)
     order = np.argsort(draws.ravel(), kind="stable")  # (S * folds,) slots in the order of this epoch
-    wanted, steps = segment.slots_from(from_step)
+    wanted, steps = segment.slots_and_steps(from_step)
     slots = order[wanted]
     taken, counts = _pairs_of_slots(found.slot_of_pair, slots, len(order))
     used = counts > 0

@@ -1,7 +1,12 @@
-"""Which slot of which bucket belongs to which training step, decided without data.
+"""Which row of a training stream is in which batch, decided before any data is read.
 
-A **slot** is one row of the stream, e.g. a sampled user (in the training window: one cross-fitting fold of it). An
-epoch puts the buckets in a seeded order and their slots in one line, cut into `lanes` equal parts. Step b takes the
+* **period**: the training window or one evaluation day; a run trains on one after the other, for some epochs each
+* **slot**: the place of one row in an epoch: a crop of a history, or a sampled user with its labelled pairs; in the
+  training window, a user has a slot for each of its **cross-fitting folds**, i.e. parts of the titles: that row has the
+  pairs of the fold's titles, and the user vector that was computed without them
+* **step**: one global batch and the optimizer's step on it, counted over all epochs and periods
+
+An epoch puts the buckets in a seeded order and their slots in one line, cut into `lanes` equal parts. Step b takes the
 b-th piece of every lane, so a global batch mixes `lanes` buckets, each a random sample of the users, without a shuffle.
 Workers divide the lanes among themselves: the global batch does not depend on their number, every worker has equally
 many steps, every slot comes once an epoch, and the position in a stream is one number, the global step.
@@ -29,18 +34,18 @@ class Segment:
     first_position: int  # position within the lane of slot `start`
     lane_length: int
     first_step: int  # global step at which the epoch starts
-    num_steps: int  # steps of the epoch
+    epoch_steps: int  # steps of the epoch
 
     def steps(self, slots: np.ndarray) -> np.ndarray:
         """Global step of each slot; slot p of n in a lane: floor(((p + 1) * steps - 1) / n)."""
         position = slots - self.start + self.first_position
-        return self.first_step + ((position + 1) * self.num_steps - 1) // self.lane_length
+        return self.first_step + ((position + 1) * self.epoch_steps - 1) // self.lane_length
 
-    def slots_from(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Slots that belong to this global step or a later one, and the step of each."""
+    def slots_and_steps(self, from_step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Slots of this global step or later ones, and the step of each."""
         slots = np.arange(self.start, self.stop)
         steps = self.steps(slots)
-        return slots[steps >= step], steps[steps >= step]
+        return slots[steps >= from_step], steps[steps >= from_step]
 
     def step_of(self, slot: int) -> int:
         """Global step of one slot."""
@@ -59,6 +64,7 @@ class Schedule:
 
     @property
     def num_steps(self) -> int:
+        """Steps of the whole run."""
         return self.period_ends()[-1]
 
     def period_ends(self) -> list[int]:
@@ -108,5 +114,5 @@ class Schedule:
                         first_position=start - cuts[lane],
                         lane_length=cuts[lane + 1] - cuts[lane],
                         first_step=first_step,
-                        num_steps=self.steps_per_epoch[period],
+                        epoch_steps=self.steps_per_epoch[period],
                     )

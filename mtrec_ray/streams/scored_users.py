@@ -24,9 +24,8 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.sampling import VALIDATION, split_of
-from mtrec_ray.streams.user_rows import concatenate_rows, take_rows
+from mtrec_ray.streams.user_rows import MAX_CELLS, concatenate_rows, take_rows
 
-MAX_CELLS = 4_000_000  # users x titles of a chunk
 PER_TERRITORY = ("territory", "title_index")
 
 

@@ -1,5 +1,7 @@
 """Users' histories in time order, their held-out events, audit and train split (paper B).
 
+Texts like "attacked" are salts of hashes, older than today's words: a change would move every split and figure.
+
 Legend: `N` users of a bucket, `U` of them long enough, `E` their events, `m` sensitive attributes.
 """
 

@@ -6,6 +6,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+MAX_CELLS = 4_000_000  # users x titles of a chunk
+
 Users = TypeVar("Users", bound=Any)
 
 

@@ -26,7 +26,7 @@ def make_plan(per_bucket, pairs, num_periods=1, folds=1) -> PairPlan:
             negative_rate=0.0,
             positives=[pairs],
             eligible=[1],
-            num_folds=folds if day == 0 else 1,
+            rows_per_user=folds if day == 0 else 1,
         )
         for day in range(num_periods)
     ]
@@ -49,7 +49,7 @@ def make_plan(per_bucket, pairs, num_periods=1, folds=1) -> PairPlan:
 def slots_by_step(schedule, rank=0, num_workers=1, from_step=0):
     found = Counter()
     for s in schedule.segments(rank, num_workers, from_step):
-        slots, steps = s.slots_from(from_step)
+        slots, steps = s.slots_and_steps(from_step)
         found.update((int(t), s.period, s.epoch, s.bucket, int(p)) for t, p in zip(steps, slots, strict=True))
     return found
 

@@ -214,7 +214,7 @@ def test_all_positives_of_the_sample_are_read(trial_lake):
 
 def test_a_positive_has_the_embedding_of_its_fold(trial_lake, monkeypatch):
     plan, data = plan_and_data(trial_lake)
-    plan = plan.model_copy(update={"periods": [plan.periods[0].model_copy(update={"num_folds": 2})]})
+    plan = plan.model_copy(update={"periods": [plan.periods[0].model_copy(update={"rows_per_user": 2})]})
     territory, sampled, vectors = np.array([0, 1, 2]), np.array([0, 2]), np.arange(12.0).reshape(3, 2, 2)
     pairs = Pairs(np.array([0, 0, 2]), np.array([5, 6, 7]), np.ones(3, dtype=bool))
     found = BucketPairs(SimpleNamespace(territory=territory), sampled, pairs, np.array([1, 0, 3]), vectors)  # pyright: ignore

@@ -26,9 +26,10 @@ from mtrec_ray.config import Config, validate_config
 if TYPE_CHECKING:
     from mtrec_ray.console import JobResult, ProgressCallback
     from mtrec_ray.jobs.config import AuditConfig, BundleConfig, EvaluateConfig
-    from mtrec_ray.jobs.lakes import LakeBuildConfig, LakeConfig
+    from mtrec_ray.jobs.lakes import LakeBuildConfig
     from mtrec_ray.jobs.quickstart_config import QuickstartConfig
     from mtrec_ray.jobs.runs import ListRunsConfig, ShowRunConfig
+    from mtrec_ray.lake.build_config import LakeConfig
     from mtrec_ray.lake.embed_config import EmbedConfig
     from mtrec_ray.serving.config import PromoteConfig, RollbackConfig, ServeConfig, StoreLoadConfig
     from mtrec_ray.streams.config import PairsConfig
@@ -88,7 +89,7 @@ def build_lake(config: LakeBuildConfig | None = None, *, progress: Progress = No
     """
 
 
-@job("mtrec_ray.jobs.lakes:LakeConfig", "mtrec_ray.jobs.lakes:verify")
+@job("mtrec_ray.lake.build_config:LakeConfig", "mtrec_ray.lake.verify:check_lake")
 def check_lake(config: LakeConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Verify a lake: hashes, counts, schema, buckets and references; UserError if damaged.
 
@@ -96,7 +97,7 @@ def check_lake(config: LakeConfig | None = None, *, progress: Progress = None, *
     """
 
 
-@job("mtrec_ray.jobs.lakes:LakeConfig", "mtrec_ray.jobs.lakes:describe")
+@job("mtrec_ray.lake.build_config:LakeConfig", "mtrec_ray.lake.summary:show_lake")
 def show_lake(config: LakeConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Show what a lake holds, territory by territory.
 

@@ -13,7 +13,6 @@ from mtrec_ray.sources.registry import SourceName, make_source, source_config_cl
 
 if TYPE_CHECKING:
     from mtrec_ray.lake.summary import LakeSummary
-    from mtrec_ray.lake.verify import LakeVerification
 
 
 class LakeBuildConfig(Config):
@@ -47,13 +46,6 @@ class LakeBuildConfig(Config):
         return self
 
 
-class LakeConfig(Config):
-    """A lake."""
-
-    lake: str
-    """Folder or URI of the lake."""
-
-
 def build_from_source(config: LakeBuildConfig, progress: ProgressCallback | None = None) -> "LakeSummary":
     """Build a lake from a data source; UserError if raw files, settings or rows do not fit."""
     from mtrec_ray.lake.build import build_lake
@@ -65,19 +57,3 @@ def build_from_source(config: LakeBuildConfig, progress: ProgressCallback | None
 
         download_movielens(config.source, config.raw, progress)
     return build_lake(make_source(config.dataset, config.source, config.raw), config.out, config.build, progress)
-
-
-def verify(config: LakeConfig, progress: ProgressCallback | None = None) -> "LakeVerification":
-    """Verify a lake; UserError where it is damaged."""
-    from mtrec_ray.lake.verify import verify_lake
-
-    result = verify_lake(config.lake, progress)
-    result.raise_problems()
-    return result
-
-
-def describe(config: LakeConfig, progress: ProgressCallback | None = None) -> "LakeSummary":
-    """Describe a lake, territory by territory."""
-    from mtrec_ray.lake.summary import describe_lake
-
-    return describe_lake(config.lake, progress=progress)

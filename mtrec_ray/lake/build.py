@@ -24,7 +24,7 @@ from mtrec_ray.lake.manifest import Embeddings, LakeFile, Manifest, bucket_folde
 from mtrec_ray.lake.schema import conform, embedding_width, empty_table, stored_embeddings
 from mtrec_ray.lake.summary import LakeSummary
 from mtrec_ray.lake.validate import BadRows, BadRowsError, merge_bad_rows, split_rows, summarise
-from mtrec_ray.lake.write import STAGING, BuildSite, write_failure, write_parquet
+from mtrec_ray.lake.write import STAGING, BuildSite, build_site, write_failure, write_parquet
 from mtrec_ray.sources.source import Part, Source, SourceFacts
 
 USERS_PER_BUCKET = 40_000
@@ -57,16 +57,14 @@ def build_lake(
     """
     options = options or BuildOptions()
     try:
-        site = BuildSite.open(out, options.overwrite)
+        with build_site(out, options.overwrite) as site:
+            try:
+                manifest = _write_tables(source, site, options, progress)
+                site.commit(manifest)
+            except OSError as error:
+                raise write_failure(error, f"building the lake {out!r}") from error
     except OSError as error:
         raise UserError(f"cannot write a lake at {out!r}: {error}") from error
-    try:
-        manifest = _write_tables(source, site, options, progress)
-        site.commit(manifest)
-    except OSError as error:
-        raise write_failure(error, f"building the lake {out!r}") from error
-    finally:
-        site.close()
     return LakeSummary(out, manifest)
 
 

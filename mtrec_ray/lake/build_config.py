@@ -1,4 +1,4 @@
-"""Settings of `mtrec lake build` that every source has."""
+"""Settings of `mtrec lake build`, `check` and `show`, without those of sources."""
 
 from typing import Literal
 
@@ -14,3 +14,10 @@ class BuildOptions(Config):
     """error: stop with the totals and the first rejected rows; quarantine: write them to quarantine/ and count them."""
     overwrite: bool = False
     """Replace an existing lake, atomically."""
+
+
+class LakeConfig(Config):
+    """A lake."""
+
+    lake: str
+    """Folder or URI of the lake."""

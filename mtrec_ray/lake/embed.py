@@ -39,7 +39,7 @@ from mtrec_ray.lake.interactions import (
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Embeddings, Lake, LakeFile, Manifest, bucket_folder
 from mtrec_ray.lake.summary import LakeSummary
 from mtrec_ray.lake.window import resolve_calendar
-from mtrec_ray.lake.write import list_files, write_failure, write_parquet
+from mtrec_ray.lake.write import list_files, write_failure, write_lock, write_parquet
 
 BATCH_SIZE = 64  # Titles per forward pass
 MAX_TOKENS = 128  # Longer texts are truncated
@@ -51,7 +51,16 @@ logger = logging.getLogger(__name__)
 
 def embed_lake(config: EmbedConfig, progress: ProgressCallback | None = None) -> LakeSummary:
     """Compute and commit embeddings from the events of the training window alone."""
-    lake = Lake.open(config.lake)
+    uri = Lake.open(config.lake).uri
+    try:
+        with write_lock(uri):
+            manifest = _replace_embeddings(Lake.open(uri), config, progress)
+    except OSError as error:
+        raise write_failure(error, f"embedding the lake {config.lake!r}") from error
+    return LakeSummary(config.lake, manifest)
+
+
+def _replace_embeddings(lake: Lake, config: EmbedConfig, progress: ProgressCallback | None) -> Manifest:
     bounds = resolve_calendar(lake, config.window).day_bounds(0)
     present = lake.manifest.embeddings
     if (present.user_width or present.title_width) and not config.overwrite:
@@ -59,11 +68,9 @@ def embed_lake(config: EmbedConfig, progress: ProgressCallback | None = None) ->
     try:
         manifest = _write_embeddings(lake, config, bounds, progress)
         write_file(join(lake.uri, MANIFEST_NAME), manifest.model_dump_json(indent=1).encode())
-    except OSError as error:
-        raise write_failure(error, f"embedding the lake {config.lake!r}") from error
+        return manifest
     finally:
         _remove_unlisted(lake.uri)
-    return LakeSummary(config.lake, manifest)
 
 
 def _write_embeddings(lake: Lake, config: EmbedConfig, bounds: Bounds, progress: ProgressCallback | None) -> Manifest:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.lake.bucket import Bucket, within
+from mtrec_ray.lake.build_config import LakeConfig
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake, Manifest
 from mtrec_ray.lake.schema import offered_in
@@ -25,7 +26,7 @@ class LakeSummary:
 
     lake: str
     manifest: Manifest
-    territories: pd.DataFrame | None = None  # Of `describe_lake`: one row per territory, the one with most users first
+    territories: pd.DataFrame | None = None  # Of `show_lake`: one row per territory, the one with most users first
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -64,12 +65,12 @@ class LakeSummary:
         return [table] if self.territories is None else [table, _territory_table(self.territories)]
 
 
-def describe_lake(uri: str, progress: ProgressCallback | None = None) -> LakeSummary:
-    """Count users, events and titles by territory. Ray must be initialised.
+def show_lake(config: LakeConfig, progress: ProgressCallback | None = None) -> LakeSummary:
+    """Count users, events and titles by territory.
 
     Test events are those of the evaluation days; local titles are offered in one territory only.
     """
-    lake = Lake.open(uri)
+    lake = Lake.open(config.lake)
     tasks = map_tasks(count_territories, range(lake.manifest.num_buckets), lake, stage="counting", progress=progress)
     users, active, window_events, test_events = np.sum([counts for _, counts in tasks], axis=0)
     offered = offered_in(lake.titles, lake.territory_names())
@@ -88,7 +89,7 @@ def describe_lake(uri: str, progress: ProgressCallback | None = None) -> LakeSum
         }
     )
     rows = rows.sort_values(["users", "territory"], ascending=[False, True], ignore_index=True)
-    return LakeSummary(uri, lake.manifest, rows)
+    return LakeSummary(config.lake, lake.manifest, rows)
 
 
 def count_territories(bucket: int, lake: Lake) -> np.ndarray:

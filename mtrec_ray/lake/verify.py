@@ -1,4 +1,4 @@
-"""`mtrec lake check`: hash files, count rows and validate rows again."""
+"""`mtrec lake check`: hash files again, and compare rows and columns with `lake.json`."""
 
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -14,8 +14,10 @@ from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, read_file
 from mtrec_ray.hashing import bucket_of, user_keys
+from mtrec_ray.lake.build_config import LakeConfig
 from mtrec_ray.lake.cluster import map_tasks
-from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake
+from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake, Manifest
+from mtrec_ray.lake.schema import embedding_width, required_columns
 from mtrec_ray.lake.validate import embedding_problems, split_rows, summarise
 from mtrec_ray.lake.write import QUARANTINE, list_files
 
@@ -24,13 +26,12 @@ NUM_SHOWN = 20
 
 @dataclass(frozen=True)
 class LakeVerification:
-    """What `verify_lake` found."""
+    """A lake that is complete and unchanged."""
 
     lake: str
     lake_hash: str
     num_files: dict[str, int]
     num_rows: dict[str, int]
-    problems: list[str]  # What is wrong where; empty = the lake is complete and unchanged
     unlisted: list[str]  # Files that `lake.json` does not list; no reader sees them
 
     @property
@@ -40,38 +41,38 @@ class LakeVerification:
         return pd.DataFrame(columns).rename_axis("table").reset_index()
 
     def document(self) -> dict[str, Any]:
-        return {"version": 1, "ok": not self.problems, **asdict(self)}
+        return {"version": 1, "ok": True, "problems": []} | asdict(self)
 
     def tables(self) -> list[RenderableType]:
         rows = ", ".join(f"{rows:,} {table}" for table, rows in self.num_rows.items())
-        text = f"lake {self.lake}: {sum(self.num_files.values())} files, {rows}; {len(self.problems)} problems"
+        text = f"lake {self.lake}: {sum(self.num_files.values())} files, {rows}; 0 problems"
         return [text + (f", {len(self.unlisted)} files that {MANIFEST_NAME} does not list" if self.unlisted else "")]
 
-    def raise_problems(self) -> None:
-        """UserError that lists the problems, if there are any."""
-        if self.problems:
-            raise UserError(f"lake {self.lake!r} is damaged, build it again:\n" + "\n".join(self.problems[:NUM_SHOWN]))
 
-
-def verify_lake(uri: str, progress: ProgressCallback | None = None) -> LakeVerification:
-    """Hash and validate a lake again, bucket by bucket. Ray must be initialised."""
-    lake, problems = Lake.open(uri), []
-    manifest = lake.manifest
+def check_lake(config: LakeConfig, progress: ProgressCallback | None = None) -> LakeVerification:
+    """Verify a lake, bucket by bucket; UserError that lists what is damaged."""
+    lake = Lake.open(config.lake)
+    manifest, problems = lake.manifest, []
+    for name, files in manifest.files.items():
+        rows, count = sum(file.rows for file in files), manifest.counts.get(name)
+        problems += [f"{name}: files of {rows} rows, counts has {count}"] * (rows != count)
     titles = _read_table(lake, "titles", None, problems)
     if titles is not None:  # buckets are validated against the titles
         problems += _check_rows(lake, "titles", titles, "title_id")
         tasks = map_tasks(verify_bucket, range(manifest.num_buckets), lake, stage="checking", progress=progress)
         problems += [problem for _, found in sorted(tasks) for problem in found]
-    unlisted = sorted(list_files(uri).keys() - manifest.listed_paths())
+    if problems:
+        raise UserError(f"lake {config.lake!r} is damaged, build it again:\n" + "\n".join(problems[:NUM_SHOWN]))
+    unlisted = sorted(list_files(config.lake).keys() - manifest.listed_paths())
     unlisted = [path for path in unlisted if not path.startswith(QUARANTINE)]
     num_files = {name: len(files) for name, files in manifest.files.items()}
-    return LakeVerification(uri, manifest.lake_hash, num_files, manifest.counts, problems, unlisted)
+    return LakeVerification(config.lake, manifest.lake_hash, num_files, manifest.counts, unlisted)
 
 
 def verify_bucket(bucket: int, lake: Lake) -> list[str]:
     """Problems of one bucket of users, events and candidates."""
     problems: list[str] = []
-    names = [name for name in ("users", "events", "candidates") if name in lake.manifest.files]
+    names = ["users", "events"] + ["candidates"] * ("candidates" in lake.manifest.files)
     tables = {name: _read_table(lake, name, bucket, problems) for name in names}
     if problems:
         return problems
@@ -95,8 +96,15 @@ def _read_table(lake: Lake, name: str, bucket: int | None, problems: list[str]) 
             continue
         if sha256(data).hexdigest() != file.sha256:
             found.append(f"{file.path}: content differs from {MANIFEST_NAME} (SHA-256)")
-        else:
-            parts.append(pq.read_table(pa.BufferReader(data)))
+            continue
+        part = pq.read_table(pa.BufferReader(data))
+        if part.num_rows != file.rows:
+            found.append(f"{file.path}: {part.num_rows} rows, {MANIFEST_NAME} lists {file.rows}")
+        for column, kind in stored_columns(name, lake.manifest).items():
+            stored = part.schema.field(column).type if column in part.column_names else "missing"
+            if stored != kind:
+                found.append(f"{file.path}: column {column!r} is {stored}, should be {kind}")
+        parts.append(part)
     if not parts and not found:
         found.append(f"{name}: {MANIFEST_NAME} lists no file" + ("" if bucket is None else f" of bucket {bucket}"))
     problems += found
@@ -112,3 +120,10 @@ def _check_rows(lake: Lake, name: str, rows: pa.Table, key: str, *ids: pa.Array)
         problems += [f"{name}: {mask.sum()} rows of fold_embeddings/{reason}" for reason, mask in reasons if mask.any()]
     values = rows[key].to_numpy()
     return problems + [f"{name}: rows are not sorted"] * (not np.all(values[1:] >= values[:-1]))
+
+
+def stored_columns(name: str, manifest: Manifest) -> dict[str, pa.DataType]:
+    """Name and type of each column that a file of the table must have."""
+    width, folds = embedding_width(name, manifest.facts), manifest.embeddings.num_folds
+    columns = required_columns(name, manifest.facts) | ({"embedding": pa.binary(2 * width)} if width else {})
+    return columns | ({"fold_embeddings": pa.binary(2 * width * folds)} if name == "users" and folds else {})

@@ -7,9 +7,11 @@ lake or replaces the one that is there: until then its readers see the old files
 import errno
 import fcntl
 import os
+import re
 import time
-from contextlib import suppress
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from hashlib import sha256
 
 import pyarrow as pa
@@ -22,8 +24,12 @@ from mtrec_ray.lake.manifest import MANIFEST_NAME, LakeFile, Manifest
 
 LOCK_NAME = ".lock"
 STAGING = ".staging"
-BUILD_FILES = (LOCK_NAME, f"{STAGING}/")  # Only while a build runs; a killed one leaves them
 QUARANTINE = "quarantine/"  # Part of a lake, but not listed by `lake.json` and never read by training
+BUILT = re.compile(
+    rf"\{LOCK_NAME}|\{STAGING}/part-\d+\.arrow|"
+    rf"(({QUARANTINE})?(users|events|titles|candidates)/.*part-[0-9a-f]{{16}}\.parquet|{MANIFEST_NAME})(\..*)?"
+)
+"""Paths of the files of a build, also those that a killed one leaves."""
 
 
 def write_parquet(uri: str, folder: str, table: pa.Table, compression: str = "zstd") -> LakeFile:
@@ -53,69 +59,83 @@ def write_failure(error: OSError, job: str) -> UserError:
     return UserError(f"{job} failed: {reason}. What was written so far is removed.")
 
 
+@contextmanager
+def write_lock(uri: str) -> Iterator[None]:
+    """Keep other builds and embeddings of a local lake out; UserError if one is running."""
+    fs, root = resolve(uri)
+    if not isinstance(fs, pafs.LocalFileSystem):
+        yield
+        return
+    os.makedirs(root, exist_ok=True)
+    with open(f"{root}/{LOCK_NAME}", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.fstat(lock.fileno()).st_nlink:  # a build that ended since `open` removed this file
+                raise BlockingIOError
+        except BlockingIOError as error:
+            raise UserError(f"another build of {uri!r} is running: wait for it, or stop it") from error
+        try:
+            yield
+        finally:
+            os.remove(lock.name)
+            for folder, _, _ in os.walk(root, topdown=False):
+                with suppress(OSError):  # not empty
+                    os.rmdir(folder)
+
+
 @dataclass
 class BuildSite:
-    """Where a build writes: `open` one, write under `uri`, `commit` on success, `close`."""
+    """Where a build writes: files below `uri`, then `commit`."""
 
     uri: str
-    old_paths: frozenset[str]  # Files that were there before: of the lake that is being replaced, or of a killed build
-    lock: int | None
-    started_s: float = field(default_factory=time.time)
     committed: Manifest | None = None
-
-    def __post_init__(self) -> None:
-        self.fs, self.root = resolve(self.uri)
-
-    @staticmethod
-    def open(out: str, overwrite: bool) -> "BuildSite":
-        """Prepare a build; UserError if `out` exists or another build of it is running."""
-        fs, root = resolve(out)
-        old_paths = frozenset(list_files(out))
-        if MANIFEST_NAME in old_paths and not overwrite:
-            raise UserError(f"there is a lake at {out!r} already: choose another --out, or --overwrite it")
-        was_killed = any(path.startswith(BUILD_FILES) for path in old_paths)
-        if old_paths and MANIFEST_NAME not in old_paths and not was_killed:
-            raise UserError(f"{out!r} exists and is no lake: choose another --out, or remove it")
-        lock = None
-        if isinstance(fs, pafs.LocalFileSystem):
-            os.makedirs(root, exist_ok=True)
-            lock = os.open(f"{root}/{LOCK_NAME}", os.O_CREAT | os.O_RDWR)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                os.close(lock)
-                raise UserError(f"another build of {out!r} is running: wait for it, or stop it") from error
-        return BuildSite(absolute(out), old_paths, lock)
 
     def make_folders(self, folders: list[str]) -> None:
         """Create folders; workers never do, so a removed build stays removed."""
+        fs, root = resolve(self.uri)
         for folder in folders:
-            self.fs.create_dir(f"{self.root}/{folder}", recursive=True)
+            fs.create_dir(f"{root}/{folder}", recursive=True)
 
     def commit(self, manifest: Manifest) -> None:
         """Write `lake.json`, which makes the build visible."""
-        write_atomic(self.fs, f"{self.root}/{MANIFEST_NAME}", manifest.model_dump_json(indent=1).encode())
+        fs, root = resolve(self.uri)
+        write_atomic(fs, f"{root}/{MANIFEST_NAME}", manifest.model_dump_json(indent=1).encode())
         self.committed = manifest
 
-    def close(self) -> None:
-        """Remove what is not part of the lake and release the lock.
 
-        Without a commit, what this build wrote is removed. A task that is still running may leave an unlisted file: no
-        reader sees it, `verify_lake` names it.
-        """
-        for path, written_s in list_files(self.uri).items():
-            is_old = path in self.old_paths and not path.startswith(BUILD_FILES)
-            if self.committed is None:
-                keep = is_old and MANIFEST_NAME in self.old_paths
-            elif path.startswith(QUARANTINE):
-                keep = written_s >= self.started_s or not is_old
-            else:
-                keep = path in self.committed.listed_paths()
-            if not keep:
-                with suppress(FileNotFoundError):
-                    self.fs.delete_file(f"{self.root}/{path}")
-        if self.lock is not None:
-            for folder, _, _ in os.walk(self.root, topdown=False):
-                with suppress(OSError):  # not empty
-                    os.rmdir(folder)
-            os.close(self.lock)
+@contextmanager
+def build_site(out: str, overwrite: bool) -> Iterator[BuildSite]:
+    """The site of one build, cleaned up at the end; UserError if `out` is taken.
+
+    Without a commit, what the build wrote is removed; else what is not part of the new lake. A task that is still
+    running may leave an unlisted file: no reader sees it, `check_lake` names it.
+    """
+    _check_free(out, overwrite)  # creates no lock file in a folder that is no lake
+    with write_lock(out):
+        old_paths, started_s = _check_free(out, overwrite), time.time()  # again: another build may have ended since
+        site = BuildSite(absolute(out))
+        try:
+            yield site
+        finally:
+            fs, root = resolve(out)
+            for path, written_s in list_files(out).items():
+                if site.committed is None:
+                    keep = MANIFEST_NAME in old_paths and path in old_paths and not path.startswith(STAGING)
+                elif path.startswith(QUARANTINE):
+                    keep = written_s >= started_s or path not in old_paths
+                else:
+                    keep = path in site.committed.listed_paths()
+                if not keep and path != LOCK_NAME:
+                    with suppress(FileNotFoundError):
+                        fs.delete_file(f"{root}/{path}")
+
+
+def _check_free(out: str, overwrite: bool) -> frozenset[str]:
+    """The files at `out`: none, a lake's if it may be overwritten, or those of a killed build."""
+    paths = frozenset(list_files(out))
+    if MANIFEST_NAME in paths and not overwrite:
+        raise UserError(f"there is a lake at {out!r} already: choose another --out, or --overwrite it")
+    was_killed = any(path.startswith((LOCK_NAME, STAGING)) for path in paths) and all(map(BUILT.fullmatch, paths))
+    if paths and MANIFEST_NAME not in paths and not was_killed:
+        raise UserError(f"{out!r} exists and is no lake: choose another --out, or remove it")
+    return paths

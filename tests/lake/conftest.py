@@ -8,7 +8,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec_ray.lake.verify import LakeVerification, verify_lake
+from mtrec_ray.lake.build_config import LakeConfig
+from mtrec_ray.lake.verify import check_lake
 from mtrec_ray.sources.parquet import ParquetConfig, ParquetSource
 
 START = datetime(2024, 1, 1, tzinfo=UTC)
@@ -63,11 +64,9 @@ class Service:
         return ParquetSource(ParquetConfig.model_validate(defaults | config), str(self.folder))
 
 
-def verified(out: str) -> LakeVerification:
-    """The verification of a lake that has no problems and no other files."""
-    found = verify_lake(out)
-    assert found.problems == found.unlisted == []
-    return found
+def verified(out: str) -> None:
+    """Check that a lake has no problems and no other files."""
+    assert check_lake(LakeConfig(lake=out)).unlisted == []
 
 
 @pytest.fixture

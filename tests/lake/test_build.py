@@ -4,6 +4,7 @@
 # pyarrow.compute makes its functions at run time
 
 import errno
+import json
 import os
 import re
 import signal
@@ -19,12 +20,16 @@ import pytest
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import bucket_of, user_keys
+from mtrec_ray.lake import write
 from mtrec_ray.lake.build import build_lake
-from mtrec_ray.lake.build_config import BuildOptions
+from mtrec_ray.lake.build_config import BuildOptions, LakeConfig
+from mtrec_ray.lake.embed import embed_lake
+from mtrec_ray.lake.embed_config import EmbedConfig
 from mtrec_ray.lake.manifest import Lake, Manifest
-from mtrec_ray.lake.summary import describe_lake
+from mtrec_ray.lake.summary import show_lake
 from mtrec_ray.lake.validate import BadRowsError
-from mtrec_ray.lake.verify import verify_lake
+from mtrec_ray.lake.verify import check_lake
+from mtrec_ray.lake.write import list_files, write_lock
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.sources.synthetic import SyntheticConfig, SyntheticSource
 from tests.lake.conftest import verified
@@ -92,7 +97,7 @@ def test_synthetic_users_do_not_depend_on_the_bucket_count(tmp_path):
 
 def test_description_counts_by_territory(service, out):
     build(service.source(num_evaluation_days=2), out)
-    description = describe_lake(out)
+    description = show_lake(LakeConfig(lake=out))
     rows = description.metrics.set_index("territory")
     assert rows.loc["NO", ["users", "titles_offered", "local_titles"]].tolist() == [20, 6, 3]
     assert rows.loc["SE", ["users", "titles_offered", "local_titles"]].tolist() == [20, 3, 0]
@@ -193,12 +198,38 @@ def test_existing_lake_is_replaced_only_with_overwrite(service, out):
     assert names_beside(out) == ["lake", "raw"]
 
 
-def test_folder_of_other_files_is_not_overwritten(service, out):
-    Path(out).mkdir()
-    (Path(out) / "notes.txt").write_text("mine")
+@pytest.mark.parametrize("names", [["notes.txt"], [".lock", "notes.txt"], [".staging"], ["users/a.parquet"]])
+def test_folder_of_other_files_is_not_overwritten(service, out, names):
+    for name in names:
+        (Path(out) / name).parent.mkdir(parents=True, exist_ok=True)
+        (Path(out) / name).write_text("mine")
     with pytest.raises(UserError, match="exists and is no lake"):
         build(service.source(), out, overwrite=True)
-    assert [path.name for path in Path(out).iterdir()] == ["notes.txt"]
+    assert all((Path(out) / name).read_text() == "mine" for name in names)
+
+
+def test_file_at_the_lakes_path_is_an_error(service, out):
+    Path(out).write_text("mine")
+    with pytest.raises(UserError, match="cannot write a lake at"):
+        build(service.source(), out)
+    assert Path(out).read_text() == "mine"
+
+
+def test_lake_of_a_build_that_ended_meanwhile_is_not_overwritten(service, out, monkeypatch):
+    """Another build commits after the first look at the folder, before this one holds the lock."""
+    listed, source = [{}], service.source()
+    build(source, out)
+    monkeypatch.setattr(write, "list_files", lambda uri: listed.pop() if listed else list_files(uri))
+    with pytest.raises(UserError, match="there is a lake"):
+        build(source, out)
+    verified(out)
+
+
+def test_lake_is_not_embedded_during_a_build_of_it(service, out):
+    build(service.source(user_width=0), out)
+    with write_lock(out), pytest.raises(UserError, match=r"another build of .* is running"):
+        embed_lake(EmbedConfig.model_validate({"lake": out, "text": {"model": None}}))
+    verified(out)
 
 
 def test_quarantine_of_the_replaced_lake_is_removed(service, out):
@@ -215,61 +246,102 @@ def test_quarantine_of_the_replaced_lake_is_removed(service, out):
 KILLED = """
 import sys, time, ray
 ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
+from mtrec_ray.lake import write
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.sources.synthetic import SyntheticConfig, SyntheticSource
 class Slow(SyntheticSource):
     def complete_bucket(self, users, events):
         time.sleep(300)
-build_lake(Slow(SyntheticConfig(users=100)), sys.argv[2], BuildOptions(num_buckets=2))
+build_lake(Slow(SyntheticConfig(users=100)), sys.argv[2], BuildOptions(num_buckets=2, overwrite=True))
 """
 
 
-def test_killed_build_is_no_lake_and_is_removed_by_the_next(service, out, tmp_path):
+@pytest.mark.parametrize("replaces", [False, True], ids=["new", "overwrite"])
+def test_killed_build_leaves_no_lake_or_the_old_one_and_the_next_removes_its_files(service, out, tmp_path, replaces):
     import ray
 
+    old = build(service.source(), out) if replaces else None
     address = ray.get_runtime_context().gcs_address
     process = subprocess.Popen([sys.executable, "-c", KILLED, address, out])
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("lake/.staging/*.arrow")) and time.monotonic() < deadline:
         time.sleep(0.2)
     with pytest.raises(UserError, match="another build"):
-        build(service.source(), out)
+        build(service.source(), out, overwrite=True)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    with pytest.raises(UserError, match="no lake"):
-        Lake.open(out)
-    with pytest.raises(UserError, match="no space left"):
-        build(FullDisk(), out)
-    build(service.source(), out)
+    for _ in range(2):
+        if old:
+            assert Lake.open(out).manifest == old
+            check_lake(LakeConfig(lake=out))
+        else:
+            with pytest.raises(UserError, match="no lake"):
+                Lake.open(out)
+        with pytest.raises(UserError, match="no space left"):
+            build(FullDisk(), out, overwrite=True)
+    build(service.source(), out, overwrite=True)
     verified(out)
     assert names_beside(out) == ["lake", "raw"]
 
 
-def test_verification_names_missing_changed_and_unlisted_files(service, out):
+def test_check_names_missing_and_changed_files(service, out):
     manifest, folder = build(service.source(), out), Path(out)
     users, events = manifest.files["users"], manifest.files["events"]
     (folder / users[0].path).unlink()
     data = bytearray((folder / events[1].path).read_bytes())
     data[100] ^= 1
     (folder / events[1].path).write_bytes(data)
-    (folder / "events" / "stray.parquet").write_bytes(b"")
-    found = verify_lake(out)
-    assert any(users[0].path in problem and "missing" in problem for problem in found.problems)
-    assert any(events[1].path in problem and "SHA-256" in problem for problem in found.problems)
+    with pytest.raises(UserError, match="is damaged, build it again") as error:
+        check_lake(LakeConfig(lake=out))
+    assert sorted(str(error.value).splitlines()[1:]) == [
+        f"{events[1].path}: content differs from lake.json (SHA-256)",
+        f"{users[0].path}: is missing",
+    ]
+
+
+def test_check_names_files_that_the_lake_does_not_list(service, out):
+    manifest = build(service.source(), out)
+    (Path(out) / "events" / "stray.parquet").write_bytes(b"")
+    found = check_lake(LakeConfig(lake=out))
     assert found.unlisted == ["events/stray.parquet"]
-    assert "2 problems, 1 files that lake.json does not list" in str(found.tables()[0])
-    assert (found.document()["ok"], found.document()["lake_hash"]) == (False, manifest.lake_hash)
-    with pytest.raises(UserError, match="is damaged, build it again"):
-        found.raise_problems()
+    assert "0 problems, 1 files that lake.json does not list" in str(found.tables()[0])
+    assert (found.document()["ok"], found.document()["lake_hash"]) == (True, manifest.lake_hash)
 
 
-def test_verification_without_titles(service, out):
+def test_check_names_missing_and_truncated_titles(service, out):
     titles = out / Path(build(service.source(), out).files["titles"][0].path)
     titles.write_bytes(titles.read_bytes()[:50])
-    assert [problem.split(": ")[1][:7] for problem in verify_lake(out).problems] == ["content"]
+    with pytest.raises(UserError, match="content differs"):
+        check_lake(LakeConfig(lake=out))
     titles.unlink()
-    assert verify_lake(out).problems == [f"{titles.relative_to(out)}: is missing"]
+    with pytest.raises(UserError, match=f"{titles.relative_to(out)}: is missing"):
+        check_lake(LakeConfig(lake=out))
+
+
+EDITED = {
+    "counts": (lambda m: m["counts"].update(users=39), "users: files of 40 rows, counts has 39"),
+    "rows of a file": (lambda m: m["files"]["titles"][0].update(rows=5), "6 rows, lake.json lists 5"),
+    "no users": (lambda m: m["files"].pop("users"), "users: lake.json lists no file of bucket 0"),
+    "attribute": (lambda m: m["attributes"].update(age=["young"]), "column 'age' is missing, should be string"),
+    "attribute value": (lambda m: m["attributes"].update(gender=["f"]), "rows of users/undeclared_attribute_value"),
+    "categorical": (lambda m: m["title_categoricals"].append("decade"), "column 'decade' is missing"),
+    "width": (lambda m: m["embeddings"].update(user_width=3), r"column 'embedding' is fixed_size_binary\[4\], should"),
+    "folds": (lambda m: m["embeddings"].update(num_folds=2), "column 'fold_embeddings' is missing"),
+    "fewer buckets": (lambda m: m.update(num_buckets=3), "rows belong to another bucket"),
+    "more buckets": (lambda m: m.update(num_buckets=5), "users: lake.json lists no file of bucket 4"),
+}
+
+
+@pytest.mark.parametrize(("edit", "problem"), EDITED.values(), ids=EDITED.keys())
+def test_check_names_what_differs_from_an_edited_manifest(service, out, edit, problem):
+    build(service.source(), out)
+    path = Path(out) / "lake.json"
+    manifest = json.loads(path.read_text())
+    edit(manifest)
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=problem):
+        check_lake(LakeConfig(lake=out))
 
 
 def test_real_xmarket(real_data: Path, out):
@@ -280,7 +352,7 @@ def test_real_xmarket(real_data: Path, out):
         "events": 209_683 + 6_466 + 7_109 + 2_697,
         "candidates": 2_697,
     }
-    test_events = describe_lake(out).metrics.set_index("territory")["test_events"].to_dict()
+    test_events = show_lake(LakeConfig(lake=out)).metrics.set_index("territory")["test_events"].to_dict()
     assert test_events == {"s1": 6_466, "s2": 7_109, "s3": 0, "t1": 2_697, "t2": 0}
     sizes = pc.list_value_length(Lake.open(out).read("candidates")["title_ids"])
     assert pc.unique(sizes).to_pylist() == [100]
@@ -289,7 +361,7 @@ def test_real_xmarket(real_data: Path, out):
 def test_real_movielens(real_data: Path, out):
     summary = build_lake(make_source("movielens", {}, str(real_data / "movielens-100k")), out)
     assert summary.document()["counts"] == {"users": 943, "events": 100_000, "titles": 1_682}
-    rows = describe_lake(out).metrics.set_index("territory")
+    rows = show_lake(LakeConfig(lake=out)).metrics.set_index("territory")
     assert rows["users"][["zip-9", "zip-other"]].tolist() == [170, 18]
     assert rows[["window_events", "test_events"]].to_numpy().sum() == 100_000
 

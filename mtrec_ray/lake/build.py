@@ -23,7 +23,7 @@ from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Embeddings, LakeFile, Manifest, bucket_folder
 from mtrec_ray.lake.schema import conform, embedding_width, empty_table, stored_embeddings
 from mtrec_ray.lake.summary import LakeSummary
-from mtrec_ray.lake.validate import BadRows, BadRowsError, merge_bad_rows, split_rows, summarise
+from mtrec_ray.lake.validate import BadRows, BadRowsError, count_bad_rows, merge_bad_rows, split_rows
 from mtrec_ray.lake.write import STAGING, BuildSite, build_site, write_failure, write_parquet
 from mtrec_ray.sources.source import Part, Source, SourceFacts
 
@@ -84,7 +84,7 @@ def _write_tables(
     list(map_tasks(stage_part, range(len(parts)), plan, stage="staging", progress=progress))
     tasks = map_tasks(build_bucket, range(num_buckets), plan, stage="buckets", progress=progress)
     buckets = [built for _, built in tasks]
-    bad = merge_bad_rows([summarise("titles", bad_titles), *(rejected for _, rejected in buckets)])
+    bad = merge_bad_rows([count_bad_rows("titles", bad_titles), *(rejected for _, rejected in buckets)])
     if bad and options.on_bad_rows == "error":
         raise BadRowsError(bad)
     files = {"titles": [_write_rows(site.uri, "titles", "titles", titles, facts)]}
@@ -151,7 +151,7 @@ def build_bucket(bucket: int, plan: BuildPlan) -> tuple[dict[str, LakeFile], Bad
         files[name] = _write_rows(plan.uri, name, bucket_folder(name, bucket), accepted, facts)
         if rejected.num_rows:
             write_parquet(plan.uri, f"quarantine/{name}", rejected)
-        bad.append(summarise(name, rejected))
+        bad.append(count_bad_rows(name, rejected))
     return files, merge_bad_rows(bad)
 
 

@@ -112,7 +112,7 @@ def embedding_problems(column: pa.ChunkedArray, width: int) -> Problems:
     return [("null_embedding", lengths < 0), ("embedding_width", ~right), ("embedding_not_finite", not_finite)]
 
 
-def summarise(table: str, rejected: pa.Table) -> BadRows:
+def count_bad_rows(table: str, rejected: pa.Table) -> BadRows:
     """Totals and first rejected rows of one table or bucket."""
     bad: BadRows = {}
     for reason in pc.unique(rejected["reason"]).to_pylist():

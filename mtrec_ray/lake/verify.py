@@ -18,7 +18,7 @@ from mtrec_ray.lake.build_config import LakeConfig
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake, Manifest
 from mtrec_ray.lake.schema import embedding_width, required_columns
-from mtrec_ray.lake.validate import embedding_problems, split_rows, summarise
+from mtrec_ray.lake.validate import count_bad_rows, embedding_problems, split_rows
 from mtrec_ray.lake.write import QUARANTINE, list_files
 
 NUM_SHOWN = 20
@@ -112,7 +112,7 @@ def _read_table(lake: Lake, name: str, bucket: int | None, problems: list[str]) 
 
 
 def _check_rows(lake: Lake, name: str, rows: pa.Table, key: str, *ids: pa.Array) -> list[str]:
-    rejected = summarise(name, split_rows(name, rows, lake.manifest.facts, *ids)[1])
+    rejected = count_bad_rows(name, split_rows(name, rows, lake.manifest.facts, *ids)[1])
     problems = [f"{name}: {total} rows of {reason}" for reason, (total, _) in rejected.items()]
     if "fold_embeddings" in rows.column_names:
         width = lake.manifest.embeddings.user_width * lake.manifest.embeddings.num_folds

@@ -13,7 +13,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.lake.build import to_batch
 from mtrec_ray.lake.manifest import Calendar, Territory
 from mtrec_ray.lake.schema import conform, embedding_bytes, offered_in, stored_embeddings
-from mtrec_ray.lake.validate import embedding_problems, merge_bad_rows, split_rows, summarise
+from mtrec_ray.lake.validate import count_bad_rows, embedding_problems, merge_bad_rows, split_rows
 from mtrec_ray.sources.epochs import TIMESTAMP
 from mtrec_ray.sources.source import SourceFacts
 
@@ -59,7 +59,7 @@ def test_every_row_is_accepted_or_has_one_reason(rows):
         assert row["user_id"]
         assert row["territory"] == "NO"
         assert row["gender"] in ("f", None)
-    assert sum(total for total, _ in summarise("users", bad).values()) == bad.num_rows
+    assert sum(total for total, _ in count_bad_rows("users", bad).values()) == bad.num_rows
 
 
 def test_equal_events_are_accepted_and_null_timestamps_are_not():

@@ -1,6 +1,6 @@
 """Settings: the order in which they win, errors that name the key, and nothing lost on the way through YAML."""
 
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -138,11 +138,12 @@ def test_learning_rates_follow_the_parameters_of_each_group_block(block):
     rates = propensity(**{"model.group_block": block, "optim.lr": 1e-2}).optim.learning_rates(block, aligned=False)
     assert rates == (1e-2, 1e-2, 1e-2 if True in dims else 3e-3)
     for key, in_block in (("optim.block_lr", True in dims), ("optim.block_vector_lr", False in dims)):
+        flags: dict[str, Any] = {"model.group_block": block, key: 1e-3}
         if in_block:
-            propensity(**{"model.group_block": block, key: 1e-3})
+            propensity(**flags)
         else:
             with pytest.raises(UserError, match=f"{key} has no effect on {block}: drop it"):
-                propensity(**{"model.group_block": block, key: 1e-3})
+                propensity(**flags)
 
 
 def test_learning_rates_of_a_baseline():

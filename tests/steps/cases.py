@@ -1,6 +1,7 @@
 """Models and batches for the tests of the step: float64, every parameter away from its special starting value."""
 
 import threading
+from typing import Any
 
 import numpy as np
 import torch
@@ -46,7 +47,7 @@ def make_users(seed: int, pairs_each: np.ndarray, groups: np.ndarray) -> dict[st
     }
 
 
-def make_batch(users: dict[str, np.ndarray], dtype: torch.dtype = torch.float64) -> PairBatch:
+def make_batch(users: dict[str, Any], dtype: torch.dtype = torch.float64) -> PairBatch:
     """The batch of these users over one fixed catalogue."""
     catalogue = torch.randn(NUM_TITLES, TITLE_WIDTH, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return make_pair_batch(**users, catalogue=catalogue, num_groups=NUM_GROUPS, dtype=dtype)

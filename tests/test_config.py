@@ -151,7 +151,7 @@ def test_learning_rates_of_a_baseline():
     assert optim.learning_rates(None, aligned=True)[0] == 1e-4
     assert optim.learning_rates(None, aligned=False)[0] == 1e-3
     with pytest.raises(UserError, match=r"optim\.block_lr has no effect on a baseline"):
-        propensity(kind="baseline", **{"optim.block_lr": 1e-3})
+        propensity("optim.block_lr=0.001", kind="baseline")
 
 
 def test_mtl_defaults_to_the_papers_block_and_regions():

@@ -63,7 +63,7 @@ def build_api(service: Service, keys: tuple[str, ...], requests_per_s: float) ->
 
         @app.get("/v1/examples", include_in_schema=False)
         async def examples() -> Response:
-            return json_answer(service.examples())
+            return json_answer(await service.examples())
 
     async def refuse(_: Request, error: Exception) -> Response:
         refused = refused_of(error)

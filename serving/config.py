@@ -21,6 +21,10 @@ class ScaleConfig(Config):
     """Maximum replicas."""
     target_ongoing_requests: float = Field(default=16.0, gt=0)
     """Requests in flight per replica above which Ray Serve adds another."""
+    upscale_delay_s: float = advanced(10.0, ge=0)
+    """Seconds of high load before Ray Serve adds a replica."""
+    downscale_delay_s: float = advanced(120.0, ge=0)
+    """Seconds of low load before Ray Serve removes a replica; long, because a new one loads slowly."""
     num_cpus: float = advanced(1.0, gt=0)
     """Logical CPUs of a replica."""
 

@@ -23,8 +23,6 @@ from mtrec_ray.serving.service import Service
 from mtrec_ray.serving.store import is_folder, open_store
 from mtrec_ray.serving.telemetry import Telemetry
 
-UPSCALE_DELAY_S, DOWNSCALE_DELAY_S = 10.0, 120.0
-"""Seconds of high or low load before Ray Serve changes the replicas; a new one loads slowly, so few are removed."""
 MAX_QUEUED = 128
 """Requests that wait at a proxy while all replicas are full; further ones get 503 at once."""
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
@@ -59,12 +57,7 @@ def build(args: dict[str, Any]) -> Application:
         raise UserError(f"no online store at {config.store!r}: `mtrec store load LAKE --store {config.store}` makes it")
     paths = {"bundle": absolute(config.bundle), "store": absolute(config.store) if config.store else None}
     deployment = Endpoint.options(
-        autoscaling_config={
-            **scale.model_dump(exclude={"num_cpus"}),
-            "initial_replicas": max(scale.min_replicas, 1),
-            "upscale_delay_s": UPSCALE_DELAY_S,
-            "downscale_delay_s": DOWNSCALE_DELAY_S,
-        },
+        autoscaling_config=scale.model_dump(exclude={"num_cpus"}) | {"initial_replicas": max(scale.min_replicas, 1)},
         max_ongoing_requests=2 * MAX_IN_FLIGHT,  # the guard refuses first: Serve's queue is expensive
         max_queued_requests=MAX_QUEUED,
         backpressure_config=BackpressureConfig(retry_after_s=RETRY_AFTER_S),

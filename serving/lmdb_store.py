@@ -25,6 +25,8 @@ MAP_BYTES = 1 << 38
 """Upper limit of the store: address space, which costs nothing; the file is as large as its content."""
 BATCH_USERS = 2000
 """Users per transaction of `put_many`; appends of other processes wait until it ends."""
+MAX_SAMPLED = 100
+"""Maximum records read per user of a sample."""
 MAX_READERS, MAX_KEY_BYTES = 1024, 511
 HASHED = b"\xff"
 """First byte of the keys of longer ids, which are hashed; no UTF-8 text contains it."""
@@ -67,6 +69,14 @@ class LmdbStore:
     async def ping(self) -> None:
         with self._transaction():
             pass
+
+    async def sample(self, count: int) -> list[str]:
+        now = time.time()
+        with self._transaction() as transaction:
+            values = islice(transaction.cursor().iternext(keys=False), MAX_SAMPLED * count)
+            found = ((value, _decode(value, now)) for value in values)
+            ids = (msgpack.unpackb(value)[0] for value, record in found if record and record.state.history)
+            return list(islice(ids, count))
 
     async def close(self) -> None:
         with self._writing:

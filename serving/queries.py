@@ -19,6 +19,7 @@ def check_request(engine: Engine, request: RecommendRequest, has_store: bool, pr
     declared = engine.manifest.attributes
     if request.user_id is not None and not has_store:
         raise Refused(f"{prefix}user_id", "this endpoint has no online store: send a history")
+    _check_k(engine, request.k, prefix)
     for name, value in request.attributes.items():
         _check_attribute(engine, name, f"{prefix}attributes")
         if value not in declared[name]:
@@ -93,6 +94,7 @@ def propensity_inputs(
         fix = "`mtrec bundle --propensity RUN` makes a bundle with one"
         raise Refused(None, f"this bundle has no propensity model: {fix}", 404)
     territory, row_of = _territory(engine, request.territory), engine.row_of
+    _check_k(engine, request.k)
     if request.embedding is not None:
         with np.errstate(over="ignore"):  # infinite numbers are refused below
             embedding, field = np.array(request.embedding).astype(np.float32), "embedding"
@@ -110,6 +112,11 @@ def propensity_inputs(
         if engine.unavailable[territory, row_of[title]]:
             raise Refused(f"title_ids[{index}]", f"not offered in territory {request.territory!r}: leave it out")
     return embedding, territory, [row_of[title] for title in request.title_ids] if request.title_ids else None
+
+
+def _check_k(engine: Engine, k: int, prefix: str = "") -> None:
+    if k > (titles := len(engine.ids)):
+        raise Refused(f"{prefix}k", f"k is {k}, but the catalogue has {titles} titles")
 
 
 def _check_attribute(engine: Engine, name: str, field: str) -> None:

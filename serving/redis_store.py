@@ -46,6 +46,8 @@ MAX_CONNECTIONS = 64
 """Further calls wait for a free one, at most the timeout."""
 LOAD_TIMEOUT_S, LOAD_RETRIES = 10.0, 3
 """Of `put_many`, which may repeat a batch: storing it twice changes nothing."""
+MAX_SCANS = 100
+"""Of a sample, each of about 1,000 keys."""
 BATCH_ITEMS = 20_000
 """Users and titles per transaction of `put_many`, which blocks Redis for about 10 ms."""
 
@@ -105,6 +107,16 @@ class RedisStore:
     async def ping(self) -> None:
         with self._unavailable():
             await self._client.execute_command("PING")
+
+    async def sample(self, count: int) -> list[str]:
+        cursor, users = 0, dict[str, None]()  # a scan may return a key twice
+        with self._unavailable():
+            for _ in range(MAX_SCANS):
+                cursor, keys = await self._client.scan(cursor, match=HISTORY + "*", count=1000)
+                users |= dict.fromkeys(key.decode().removeprefix(HISTORY) for key in keys)
+                if cursor == 0 or len(users) >= count:
+                    break
+        return list(users)[:count]
 
     async def close(self) -> None:
         await self._client.aclose()

@@ -1,6 +1,7 @@
 """What the routes do, apart from HTTP: from requests to answers as plain data."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 from mtrec_ray.combinations import combination_name
@@ -16,7 +17,7 @@ Answer = dict[str, Any]
 """JSON with the fields of the class in `serving.schemas` that the route names."""
 ANSWERS_AT_ONCE = 64
 """Answers of a batch that are prepared or written before other requests get a turn."""
-EXAMPLE_TITLES = 2000
+EXAMPLE_USERS, EXAMPLE_TITLES = 6, 2000
 
 
 class Service:
@@ -105,11 +106,14 @@ class Service:
             ],
         }
 
-    def examples(self) -> Answer:
-        """Some titles, for the page of an endpoint that only this machine can reach."""
-        engine = self.live.engine
+    async def examples(self) -> Answer:
+        """Some users and titles, for the page of an endpoint that only this machine can reach."""
+        engine, users = self.live.engine, list[str]()
+        if self.store is not None:
+            with suppress(StoreUnavailable):  # the page works without examples
+                users = await self.store.sample(EXAMPLE_USERS)
         pairs = zip(engine.ids[:EXAMPLE_TITLES], engine.names[:EXAMPLE_TITLES], strict=True)
-        return {"titles": [{"title_id": title, "name": name} for title, name in pairs]}
+        return {"users": users, "titles": [{"title_id": title, "name": name} for title, name in pairs]}
 
     async def _states(self, user_ids: list[str]) -> tuple[dict[str, UserState], str | None]:
         """States of known users, and the reason if the store could not be reached."""

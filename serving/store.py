@@ -53,6 +53,10 @@ class Store(Protocol):
 
     async def ping(self) -> None: ...
 
+    async def sample(self, count: int) -> list[str]:
+        """Ids of up to `count` arbitrary users with a history."""
+        ...
+
     async def close(self) -> None: ...
 
 

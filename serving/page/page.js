@@ -38,7 +38,7 @@ async function start() {
   byId("problem").replaceChildren();
   try {
     const catalogue = await call("v1/combinations");
-    drawExamples(await call("v1/examples").catch(() => ({ titles: [] })));
+    drawExamples(await call("v1/examples").catch(() => ({ users: [], titles: [] })));
     useCatalogue(catalogue, catalogue.combinations.find(({ ignore }) => ignore.length > 0)?.ignore ?? []);
     recommend();
   } catch (error) {
@@ -66,9 +66,19 @@ function useCatalogue(catalogue, ignored) {
   byId("version").textContent = `Model version ${catalogue.bundle_version}`;
 }
 
-// ---- The history
+// ---- The user
 
-function drawExamples({ titles }) {
+/** Start with a stored user if there is one, otherwise with some titles. */
+function drawExamples({ users, titles }) {
+  byId("examples").replaceChildren(...users.map((user) => {
+    const onclick = () => {
+      byId("user").value = user;
+      changed(0);
+    };
+    return element("button", { type: "button", onclick }, user);
+  }));
+  byId("stored-user").checked = users.length > 0;
+  byId("user").value = users[0] ?? "";
   state.titles = titles;
   state.watched = titles.slice(0, 3);
   byId("titles").replaceChildren(...titles.map(({ title_id, name }) => new Option(title_id, name)));
@@ -117,7 +127,7 @@ function readRequest() {
   if (byUser && !user_id) return "Give a user id to see recommendations.";
   if (!byUser && history.length === 0) return "Add watched titles to see recommendations.";
   const user = byUser ? { user_id } : { history, attributes: readAttributes() };
-  return { ...user, territory: byId("territory").value, k };
+  return { ...user, territory: byId("territory").value, k, exclude_seen: byId("exclude-seen").checked };
 }
 
 function findCombination(ignored) {

@@ -77,6 +77,8 @@ class ScriptedApi:
     busy: int = 0
     """Number of next requests that get 503."""
     examples: bool = True
+    users: list[str] = field(default_factory=list)
+    """Example users."""
     version: str = VERSION
     waits: dict[str, threading.Event] = field(default_factory=dict)
     """User -> event to wait for before the answer."""
@@ -131,7 +133,8 @@ def app_of(api: ScriptedApi) -> FastAPI:
     def examples() -> dict[str, Any]:
         if not api.examples:
             raise HTTPException(404)
-        return {"titles": [{"title_id": title_id, "name": name} for title_id, name in NAMES.items()]}
+        titles = [{"title_id": title_id, "name": name} for title_id, name in NAMES.items()]
+        return {"users": api.users, "titles": titles}
 
     @app.post("/v1/recommend:batch")
     def recommend(batch: RecommendBatch) -> RecommendationBatch:

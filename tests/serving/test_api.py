@@ -98,7 +98,7 @@ def test_stored_user_equals_its_history_and_attributes(client):
 
 def test_seen_titles_are_returned_only_on_request(client):
     def titles(**request: Any) -> set[str]:
-        return {title["title_id"] for title in recommend(client, **HISTORY, k=NUM_TITLES + 1, **request)["titles"]}
+        return {title["title_id"] for title in recommend(client, **HISTORY, k=NUM_TITLES, **request)["titles"]}
 
     with_seen = titles(exclude_seen=False)
     assert with_seen - titles() == set(HISTORY["history"])
@@ -147,6 +147,7 @@ def test_batch_equals_its_requests(client):
         ({**HISTORY, "ignore": ["gender", "race"]}, "ignore[1]", "choose from gender, age"),
         ({**HISTORY, "ignroe": ["gender"]}, "ignroe", "not permitted"),
         ({**HISTORY, "k": 0}, "k", "greater than or equal to 1"),
+        ({**HISTORY, "k": NUM_TITLES + 1}, "k", "the catalogue has 40 titles"),
         ({**HISTORY, "k": "many"}, "k", "valid integer"),
         ({**HISTORY, "attributes": {"gender": "X"}}, "attributes.gender", "'F', 'M'"),
         ({**HISTORY, "attributes": {"race": "X"}}, "attributes", "no attribute 'race'"),
@@ -246,6 +247,7 @@ def test_propensities_for_a_user_an_embedding_and_titles(client):
     [
         ({"user_id": "bob", "territory": "south"}, 404, "user_id"),
         ({"user_id": "nobody", "territory": "south"}, 404, "user_id"),
+        ({"embedding": ONES, "territory": "south", "k": NUM_TITLES + 1}, 422, "k"),
         ({"embedding": [1.0], "territory": "south"}, 422, "embedding"),
         ({"embedding": [1e39] * USER_WIDTH, "territory": "south"}, 422, "embedding"),
         ({"embedding": [3e38] * USER_WIDTH, "territory": "south"}, 422, "embedding"),
@@ -307,7 +309,7 @@ class BrokenStore:
     async def get(self, *_: Any) -> Any:
         raise StoreUnavailable("gone")
 
-    append = ping = get
+    append = ping = sample = get
 
     async def close(self) -> None:
         pass
@@ -325,6 +327,8 @@ def test_unavailable_store_degrades_answers_and_is_reported(bundle_uri):
         assert refused.json()["message"].endswith("send them again with the same Idempotency-Key")
         assert client.get("/readyz").json() == {"status": "ready", "bundle_version": "v0", "store": "unavailable"}
         assert client.get("/healthz").status_code == 200
+        examples = client.get("/v1/examples").json()
+        assert (examples["users"], len(examples["titles"])) == ([], NUM_TITLES)
 
 
 @pytest.mark.parametrize(

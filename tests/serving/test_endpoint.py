@@ -65,7 +65,9 @@ def test_endpoint_answers_from_its_store_and_documents_its_api(endpoint):
         assert (answer["source"], answer["combination"], answer["bundle_version"]) == ("model", "gender", "v0")
         assert client.put("/v1/users/eve-0815/events", json={"events": [{"title_id": "t03"}]}).status_code == 200
         assert client.post("/v1/recommend", json=REQUEST | {"user_id": "eve-0815"}).json()["source"] == "model"
-        assert len(client.get("/v1/examples").json()["titles"]) == NUM_TITLES
+        examples = client.get("/v1/examples").json()
+        assert set(examples["users"]) == {"ann-0815", "eve-0815", "broken"}
+        assert len(examples["titles"]) == NUM_TITLES
         assert client.post("/v1/recommend", json=REQUEST | {"user_id": "broken"}).status_code == 500
         paths = client.get("/openapi.json").json()["paths"]
         assert {"/v1/recommend", "/v1/recommend:batch", "/v1/propensity", "/v1/combinations"} <= set(paths)
@@ -90,8 +92,7 @@ def test_page_shows_what_the_switches_do(endpoint):
         page.goto(endpoint.url)
         switch = page.get_by_role("switch").first
         switch.wait_for()
-        page.get_by_role("radio", name="Stored user").check()
-        page.get_by_label("User id").fill("ann-0815")
+        assert page.get_by_label("User id").input_value() == "ann-0815"  # the store's first user
         page.locator("#ignoring li").first.wait_for()
         assert page.locator("#ignoring-title").inner_text() == "Ignoring gender"  # on from the start
         switch.press("Space")

@@ -195,6 +195,24 @@ def test_first_titles_are_an_example_and_names_find_titles(visit: Visit):
     expect(page.locator("#watched li span").last).to_have_text("Title 6")
 
 
+def test_page_starts_with_a_stored_user_and_offers_others(visit: Visit, api: ScriptedApi):
+    api.users = [USER, SLOW]
+    page = visit()
+    expect(page.get_by_label("User id")).to_have_value(USER)
+    expect(shown(page, "as-is")).to_have_text(names("none"))
+    page.get_by_role("group", name="Example users").get_by_role("button", name=SLOW).click()
+    expect(shown(page, "as-is").first).to_have_text(NAMES[OWN_TITLE])
+    assert [batch.requests[0].user_id for batch in api.batches] == [USER, SLOW]
+
+
+def test_watched_titles_are_left_out_unless_switched_off(visit: Visit, api: ScriptedApi):
+    page = visit()
+    expect(shown(page, "as-is")).to_have_count(10)
+    with page.expect_response("**/v1/recommend:batch"):
+        page.get_by_label("Leave out watched titles").uncheck()
+    assert [batch.requests[0].exclude_seen for batch in api.batches] == [True, False]
+
+
 def test_missing_combination_is_named_and_never_replaced(visit: Visit, api: ScriptedApi):
     page = visit()
     expect(shown(page, "ignoring")).to_have_text(names("gender"))

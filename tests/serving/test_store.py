@@ -137,6 +137,7 @@ def test_any_text_is_a_user_id_and_a_title_id(url, user_id):
     near = user_id + "x"
     put(url, {user_id: ANNA, near: EMPTY})
     assert [append(url, user_id, "タイトル", "t\x00\n"), append(url, near, "t")] == [5, 1]
+    assert sorted(using(url, lambda store: store.sample(9))) == sorted([user_id, near])
     mine, other = get(url, user_id, near)
     assert mine is not None
     assert mine.history == ("t1", "t2", "t1", "タイトル", "t\x00\n")
@@ -151,12 +152,21 @@ def test_many_users_are_put_in_several_batches(url):
     assert get(url, *states) == list(states.values())
 
 
+def test_sample_returns_users_with_a_history_once(url):
+    put(url, {f"u{i}": ANNA if i % 2 else EMPTY for i in range(100)})
+    few = using(url, lambda store: store.sample(7))
+    assert len(few) == len(set(few)) == 7
+    assert all(int(user_id[1:]) % 2 for user_id in few)
+    assert sorted(using(url, lambda store: store.sample(1000))) == sorted(f"u{i}" for i in range(1, 100, 2))
+
+
 def test_expired_users_are_empty_when_they_return(url):
     async def work(store: Store) -> list[UserState | None]:
         store.put_many([("anna", ANNA)])
         assert await store.append("new", ["t1"]) == 1
         before = await store.get(["anna", "new"])
         await asyncio.sleep(EXPIRED_S)
+        assert await store.sample(5) == []
         assert await store.append("anna", ["t9"]) == 1
         return [*before, *await store.get(["anna", "new"])]
 
@@ -304,7 +314,7 @@ def test_redis_that_stops_is_unavailable_at_once_and_used_again_after_its_start(
         redis_server.stop()
         if not idle:
             start = time.monotonic()
-            calls = store.get(["anna"]), store.append("anna", ["t2"]), store.ping()
+            calls = store.get(["anna"]), store.append("anna", ["t2"]), store.ping(), store.sample(1)
             await unavailable(*calls, match=f"Redis at {redis_server.url}")
             assert time.monotonic() - start < 5.0
             with pytest.raises(StoreUnavailable):
@@ -363,6 +373,7 @@ def test_redis_keys_have_our_prefix_and_no_expiry_by_default(redis_server):
     client.flushall()
     client.set("other", "untouched")
     put(redis_server.url, {"anna": ANNA, "empty": EMPTY})
+    assert using(redis_server.url, lambda store: store.sample(5)) == ["anna"]
     keys = {key.decode() for key in client.scan_iter()}
     assert keys == {"other", "mtrec:profile:anna", "mtrec:history:anna", "mtrec:profile:empty"}
     assert {client.ttl(key) for key in keys} == {-1}

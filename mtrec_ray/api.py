@@ -151,7 +151,7 @@ def train_eliminators(
 
 @job("mtrec_ray.jobs.runs:ListRunsConfig", "mtrec_ray.jobs.runs:list_runs")
 def list_runs(config: ListRunsConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """List the runs of a folder: state, input, figures.
+    """List the runs of a folder: state, input, metrics.
 
     >>> mt.list_runs(runs="runs").metrics
     """
@@ -222,7 +222,9 @@ def show_partition(config: PartitionConfig | None = None, *, progress: Progress 
 
 @job("mtrec_ray.serving.config:StoreLoadConfig", "mtrec_ray.serving.load:load_store")
 def load_store(config: StoreLoadConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """Load a lake's users into the online store, replacing those of an earlier load.
+    """Write every user of a lake to the online store.
+
+    Overwrites each user's stored history, also events appended since the lake was built; other users stay.
 
     >>> mt.load_store(lake="lake", store="redis://localhost:6379/0")
     """

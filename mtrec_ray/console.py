@@ -94,18 +94,12 @@ def _progress_lines() -> ProgressCallback:
 
 
 def print_result(document: dict[str, Any], tables: list[RenderableType], as_json: bool) -> None:
-    """Print a job's result: tables, or one JSON object (NaN as null)."""
+    """Print a job's result: tables, or one JSON object (NaN and infinity as null)."""
     if as_json:
-        sys.stdout.write(json.dumps(_without_nan(document)) + "\n")  # nothing if a value is no JSON
+        from mtrec_ray.files import finite
+
+        sys.stdout.write(json.dumps(finite(document)) + "\n")  # nothing if a value is no JSON
         return
     console = stdout_console()
     for table in tables:
         console.print(table)
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

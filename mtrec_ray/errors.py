@@ -1,10 +1,17 @@
 """Errors that a user can fix, as opposed to bugs."""
 
 from collections.abc import Iterator
+from typing import Any
 
 
 class UserError(ValueError):
     """A mistake in settings or data: one line that names the value and the fix; exit code 2."""
+
+
+def check_version(what: str, found: Any, supported: int, fix: str) -> None:
+    """UserError for a stored document of another format version, as in `lake 'x'`."""
+    if found != supported:
+        raise UserError(f"{what} has format version {found!r}, this mtrec_ray reads {supported}: {fix}")
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,6 +1,7 @@
 """Small files on any `pyarrow.fs` filesystem, written completely or not at all."""
 
 import json
+import math
 import os
 import uuid
 from typing import Any
@@ -108,4 +109,13 @@ def read_json(uri: str) -> Any:
 
 
 def write_json(uri: str, document: Any) -> None:
-    write_file(uri, json.dumps(document, indent=1).encode() + b"\n")
+    write_file(uri, json.dumps(finite(document), indent=1).encode() + b"\n")
+
+
+def finite(value: Any) -> Any:
+    """The same document with None for NaN and infinity, which JSON lacks."""
+    if isinstance(value, dict):
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -151,7 +151,7 @@ class EliminatorsTrial:
             labels = AttributeLabels(attribute, users.attribute_index[unseen, column], size)
             try:
                 found.append(audit_vectors(vectors[unseen].numpy(), labels, users.keys[unseen], settings))
-            except ValueError as error:
+            except UserError as error:
                 raise UserError(
                     f"half of the train split: {error}; raise base.optim.validation_users or buckets, unless the lake "
                     "has no more users"

@@ -23,7 +23,7 @@ from ray.tune.search.optuna import OptunaSearch
 from ray.tune.utils import flatten_dict
 
 from mtrec_ray.console import ProgressCallback
-from mtrec_ray.errors import UserError
+from mtrec_ray.errors import UserError, check_version
 from mtrec_ray.files import exists, join, read_file, write_file
 from mtrec_ray.identity import Identity, check_same
 from mtrec_ray.lake.cluster import joins_cluster, total_cpus
@@ -81,11 +81,7 @@ def stored_search(config: SearchConfig, inputs: dict[str, str], resume: bool) ->
     if not resume:
         raise UserError(f"search {uri!r} was started before: continue it with --resume, or choose another name")
     document = yaml.safe_load(read_file(join(uri, RECORD)))
-    if document.get("version") != VERSION:
-        version = document.get("version", "2 or older")
-        raise UserError(
-            f"search {uri!r} has format version {version}, this mtrec_ray reads {VERSION}: choose another name"
-        )
+    check_version(f"search {uri!r}", document.get("version"), VERSION, "choose another name")
     before = Identity(document["settings"], document["inputs"])
     check_same(f"search {config.name!r}", before, _identity(config, inputs))
     return document

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
 from mtrec_ray.combinations import Combination
-from mtrec_ray.errors import UserError
+from mtrec_ray.errors import UserError, check_version
 from mtrec_ray.files import absolute, join, read_file, read_json
 from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
@@ -94,7 +94,7 @@ class PrAuc(_Frozen):
 
 
 class PropensityPart(_Frozen):
-    """The multi-task model of a bundle."""
+    """The propensity model of a bundle."""
 
     model: dict[str, Any]  # fields of `TwoTowerConfig`
     group_of_territory: list[int]
@@ -144,11 +144,8 @@ class Bundle:
         """UserError if there is no bundle, it has another format, or its manifest was changed."""
         try:
             document = read_json(join(uri, MANIFEST_FILE))
-            if isinstance(document, dict) and document.get("format_version") != FORMAT_VERSION:
-                raise UserError(
-                    f"bundle {uri!r} has format version {document.get('format_version')!r}, this mtrec_ray reads "
-                    f"{FORMAT_VERSION}: {REMAKE}"
-                )
+            if isinstance(document, dict):
+                check_version(f"bundle {uri!r}", document.get("format_version"), FORMAT_VERSION, REMAKE)
             manifest = BundleManifest.model_validate(document)
             if manifest.files.get(MANIFEST_FILE) != manifest_hash(document):
                 raise UserError(f"bundle {uri!r}: {MANIFEST_FILE} was changed: {REMAKE}")
@@ -177,7 +174,7 @@ class Bundle:
         )
 
     def propensity(self) -> TwoTower | None:
-        """The multi-task model, if the bundle has one."""
+        """The propensity model, if the bundle has one."""
         part = self.manifest.propensity
         return self._load(PROPENSITY_FILE, lambda: TwoTower(TwoTowerConfig(**part.model))) if part else None
 

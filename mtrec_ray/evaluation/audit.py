@@ -20,14 +20,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.attackers import (
-    LIST_ATTACKERS,
     VECTOR_ATTACKERS,
     AttackData,
     Attacker,
     Matrix,
     Scores,
-    bag_of_titles,
 )
 from mtrec_ray.evaluation.audit_metrics import AuditResult, macro_auc, summarise_attacks
 from mtrec_ray.evaluation.intervals import poisson_weights
@@ -66,20 +65,12 @@ def audit_vectors(
 ) -> AuditResult:
     """Audit vectors (N, d) for one attribute; keys decide folds and bootstrap weights.
 
-    Raises ValueError before any training if a vector is not finite or there are too few users.
+    UserError before any training if a vector is not finite or there are too few users.
     """
     if not np.isfinite(vectors).all():
-        raise ValueError("some users' vectors are not finite: the model diverged")
+        raise UserError("some users' vectors are not finite: the model diverged")
     check_users(labels, user_keys, settings)
     return audit_inputs(vectors.astype(np.float32), labels, user_keys, VECTOR_ATTACKERS, settings)
-
-
-def audit_lists(
-    lists: np.ndarray, labels: AttributeLabels, user_keys: np.ndarray, num_titles: int, settings: AuditSettings
-) -> AuditResult:
-    """Audit lists (N, k) of titles, -1 = none, with the folds and permutations of vectors."""
-    check_users(labels, user_keys, settings)
-    return audit_inputs(bag_of_titles(lists, num_titles), labels, user_keys, LIST_ATTACKERS, settings)
 
 
 def fold_of(user_keys: np.ndarray, settings: AuditSettings, repeat: int = 0) -> np.ndarray:
@@ -89,13 +80,13 @@ def fold_of(user_keys: np.ndarray, settings: AuditSettings, repeat: int = 0) -> 
 
 
 def check_users(labels: AttributeLabels, keys: np.ndarray, settings: AuditSettings) -> None:
-    """Raise ValueError if a fold has too few users, or the users too few values, to attack."""
+    """UserError if a fold has too few users, or the users too few values, to attack."""
     known = labels.values >= 0
     num_values = len(np.unique(labels.values[known]))
     folds = [fold_of(keys[known], settings, repeat) for repeat in range(settings.num_repeats)]
     smallest = min(np.bincount(of, minlength=settings.num_folds).min() for of in folds)
     if smallest < 2 or num_values < 2:
-        raise ValueError(
+        raise UserError(
             f"attribute {labels.name!r}: {known.sum()} users with {num_values} known values are too few to attack in "
             f"{settings.num_folds} folds (the smallest has {smallest})"
         )

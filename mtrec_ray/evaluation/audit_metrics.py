@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
-from mtrec_ray.evaluation.intervals import LEVEL, Interval, interval, poisson_weights, ratio
+from mtrec_ray.evaluation.intervals import LEVEL, Interval, interval, nan_mean, poisson_weights, ratio
 
 METRICS = ("balanced_accuracy", "auc", "micro_f1")
 NUM_GAP_PERMUTATIONS = 300
@@ -23,7 +23,7 @@ def balanced_accuracy(predictions: np.ndarray, labels: np.ndarray, weights: np.n
     truth = labels[:, None] == np.arange(num_values)  # (N, A)
     weights = weights.astype(np.float64)
     total = weights @ truth
-    return _mean_over_values(ratio(weights @ (truth & (predictions == labels)[:, None]), total))
+    return nan_mean(ratio(weights @ (truth & (predictions == labels)[:, None]), total).T)
 
 
 def micro_f1(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -46,7 +46,7 @@ def macro_auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray, folds
             more = _won_pairs(scores[users, value], labels[users] == value, weights[:, users])
             won[:, value] += more[0]
             pairs[:, value] += more[1]
-    return _mean_over_values(ratio(won, pairs))
+    return nan_mean(ratio(won, pairs).T)
 
 
 class NdcgGap(NamedTuple):
@@ -99,12 +99,6 @@ def _won_pairs(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) ->
     down = np.add.reduceat(ordered * ~positive[order], ties, axis=1)
     below = np.cumsum(down, axis=1) - down / 2
     return (up * below).sum(axis=1), up.sum(axis=1) * down.sum(axis=1)
-
-
-def _mean_over_values(rows: np.ndarray) -> np.ndarray:
-    """Mean over the last axis without its NaN; NaN where all are: (R, A) -> (R,)."""
-    known = np.isfinite(rows)
-    return ratio(np.where(known, rows, 0).sum(axis=1), known.sum(axis=1))
 
 
 @dataclass(frozen=True)

@@ -73,15 +73,15 @@ def interval(replicates: np.ndarray) -> Interval:
     return Interval(value, float(low), float(high))
 
 
-def relative_gain(run: np.ndarray, baseline: np.ndarray) -> np.ndarray:
-    """100 (run / baseline - 1), paired by replicate: (..., R), (..., R) -> (..., R)."""
-    return 100 * (ratio(run, baseline) - 1)
+def relative_gain(run: np.ndarray, first: np.ndarray) -> np.ndarray:
+    """100 (run / first - 1), paired by replicate: (..., R), (..., R) -> (..., R)."""
+    return 100 * (ratio(run, first) - 1)
 
 
-def nan_mean(replicates: np.ndarray) -> np.ndarray:
-    """Mean over days or territories that have a value, else NaN: (n, ..., R) -> (..., R)."""
+def nan_mean(replicates: np.ndarray, weights: ArrayLike = 1) -> np.ndarray:
+    """Weighted mean over days or territories with a value, or NaN: (n, ..., R) -> (..., R)."""
     finite = np.isfinite(replicates) & np.isfinite(replicates[..., :1])
-    return ratio(np.where(finite, replicates, 0.0).sum(axis=0), finite.sum(axis=0))
+    return ratio((np.where(finite, replicates, 0.0) * weights).sum(axis=0), (finite * weights).sum(axis=0))
 
 
 def mean_over_seeds(replicates: Sequence[np.ndarray]) -> np.ndarray:

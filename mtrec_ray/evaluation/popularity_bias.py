@@ -60,12 +60,12 @@ def top_titles(logits: np.ndarray, mask: np.ndarray, k: int) -> tuple[np.ndarray
     return user[chosen], column.ravel()[chosen]
 
 
-def short_head(popularity: np.ndarray, head_fraction: float = HEAD_FRACTION) -> np.ndarray:
-    """The fewest titles with `head_fraction` of the interactions: (N,) -> (N,) bool."""
+def short_head(popularity: np.ndarray) -> np.ndarray:
+    """The fewest titles with `HEAD_FRACTION` of the interactions: (N,) -> (N,) bool."""
     order = np.argsort(-popularity, kind="stable")
     before = np.cumsum(popularity[order]) - popularity[order]
     head = np.zeros(len(popularity), dtype=bool)
-    head[order] = before < head_fraction * popularity.sum()
+    head[order] = before < HEAD_FRACTION * popularity.sum()
     return head
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.intervals import MAX_WEIGHT
 from mtrec_ray.evaluation.score_counts import ScoreCounts, ScoreGrid, positive_pairs
 
@@ -20,10 +21,10 @@ def count_scores(
 ) -> None:
     """Count users' scores of all their candidates; a label that is none is not counted.
 
-    (U, T) float32 scores, bool labels and candidates; (R, U) `poisson_weights`. ValueError for a NaN score.
+    (U, T) float32 scores, bool labels and candidates; (R, U) `poisson_weights`. UserError for a NaN score.
     """
     if logits.shape[1] * MAX_WEIGHT > MAX_EXACT_FLOAT32:
-        raise ValueError(f"{logits.shape[1]} titles in one chunk, the counts are exact up to {2**21}")
+        raise UserError(f"{logits.shape[1]} titles in one chunk, the counts are exact up to {2**21}")
     rows = max(1, min(MAX_ROWS, MAX_EXACT_FLOAT32 // (MAX_WEIGHT * max(1, logits.shape[1]))))
     for start in range(0, len(logits), rows):
         part = slice(start, start + rows)

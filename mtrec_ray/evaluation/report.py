@@ -23,28 +23,28 @@ class EvaluatedRun:
     variant: str  # what is compared: runs of one variant differ in the seed alone
     results: Mapping[tuple[int, str], EvaluationResult]
     seed: int = 0
+    name: str = ""
+    weights_hash: str | None = None  # of the weights that were scored; None for references
 
 
 class EvaluationReport:
-    """Metrics on the same users; the first variant is the baseline, the first cohort default.
+    """Metrics on the same users; the gains are over the first variant, the first cohort is the default.
 
     All runs have the same days, cohorts and settings, all variants the same seeds.
     """
 
     def __init__(self, runs: Sequence[EvaluatedRun], territory_names: list[str], title_names: list[str]) -> None:
         """`title_names` name `settings.titles`."""
+        self.runs = list(runs)
         self.variants = list(dict.fromkeys(run.variant for run in runs))
         self._runs = {v: sorted((r for r in runs if r.variant == v), key=lambda run: run.seed) for v in self.variants}
-        self.baseline, self.territories, self.titles = self.variants[0], territory_names, title_names
-        self.seeds = [run.seed for run in self._runs[self.baseline]]
+        self.first_variant, self.territories, self.titles = self.variants[0], territory_names, title_names
+        self.seeds = [run.seed for run in self._runs[self.first_variant]]
         self.cohorts = list(dict.fromkeys(cohort for _, cohort in runs[0].results))
         first = next(iter(runs[0].results.values()))
         assert first.title_is_local is not None, "results to be reported need a history"
-        self.settings, self.metric_names, self.title_is_local = (
-            first.settings,
-            list(first.metrics),
-            first.title_is_local,
-        )
+        self.settings, self.metric_names = first.settings, list(first.metrics)
+        self.title_is_local = first.title_is_local
 
     def row_names(self, metric: str) -> list[str]:
         """Territories or titles of a metric, and its means."""
@@ -53,11 +53,11 @@ class EvaluationReport:
     def days(self, cohort: str | None = None) -> list[int]:
         """Days on which a cohort was evaluated."""
         wanted = cohort or self.cohorts[0]
-        return sorted(d for d, c in self._runs[self.baseline][0].results if c == wanted)
+        return sorted(d for d, c in self._runs[self.first_variant][0].results if c == wanted)
 
     def counts(self, what: str, cohort: str | None = None, day: int | None = None) -> np.ndarray:
         """One of `COUNTS` by territory, or `title_positives` by title, summed over days."""
-        results = self._runs[self.baseline][0].results
+        results = self._runs[self.first_variant][0].results
         wanted = [r for (d, c), r in results.items() if c == (cohort or self.cohorts[0]) and day in (None, d)]
         if what == "title_positives":
             return np.sum([result.title_histograms[:, 1].sum(axis=-1) for result in wanted], axis=0)
@@ -72,7 +72,7 @@ class EvaluationReport:
         territories or titles is the mean of their gains, as in paper A's table 2.
         """
         cohort, per_seed = cohort or self.cohorts[0], []
-        for run, base in zip(self._runs[variant], self._runs[self.baseline], strict=True):
+        for run, base in zip(self._runs[variant], self._runs[self.first_variant], strict=True):
             days = []
             for d in self.days(cohort) if day is None else [day]:
                 rows, base_rows = (one.results[d, cohort].rows(metric) for one in (run, base))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.intervals import ratio
 
 KINDS = ("negatives", "positives")
@@ -39,9 +40,9 @@ class ScoreGrid:
             return self.limit * squashed / (1 - np.abs(squashed))
 
     def fine_bins(self, logits: np.ndarray) -> np.ndarray:
-        """Fine bin of each score, float32 -> int32, non-decreasing; ValueError if one is NaN."""
+        """Fine bin of each score, float32 -> int32, non-decreasing; UserError if one is NaN."""
         if logits.size and np.isnan(logits.max()):
-            raise ValueError(f"{int(np.isnan(logits).sum())} of {logits.size} scores are NaN: the model diverged")
+            raise UserError(f"{int(np.isnan(logits).sum())} of {logits.size} scores are NaN: the model diverged")
         logits = np.clip(logits, -1e9, 1e9).astype(np.float32, copy=False)  # infinity falls into an end bin
         scaled = np.abs(logits)
         scaled += np.float32(self.limit)
@@ -81,9 +82,9 @@ class SpanCounts:
         start = first_bin - self.first_bin
         self.counts[start : start + len(counts)] += counts.astype(self.counts.dtype, copy=False)
 
-    def dense(self, num_bins: int, num_replicates: int | None = None) -> np.ndarray:
-        """(R, num_bins) int64, of the first `num_replicates` replicates if given."""
-        counts = self.counts[: num_bins - self.first_bin, :num_replicates].T
+    def dense(self, num_bins: int) -> np.ndarray:
+        """(R, num_bins) int64."""
+        counts = self.counts[: num_bins - self.first_bin].T
         out = np.zeros((len(counts), num_bins), dtype=np.int64)
         out[:, self.first_bin : self.first_bin + counts.shape[1]] = counts
         return out
@@ -135,9 +136,9 @@ class ScoreCounts:
             first = int(fine_bins.min())
             self.spans[f"fine_{kind}"].add(first, np.bincount(fine_bins - first)[:, None])
 
-    def histogram(self, num_replicates: int | None = None) -> np.ndarray:
+    def histogram(self) -> np.ndarray:
         """(R, 2, num_bins) int64 weighted counts, [:, 0] negatives, [:, 1] positives."""
-        return np.stack([self.spans[kind].dense(self.grid.num_bins, num_replicates) for kind in KINDS], axis=1)
+        return np.stack([self.spans[kind].dense(self.grid.num_bins) for kind in KINDS], axis=1)
 
     def fine_histogram(self) -> np.ndarray:
         """(2, num_fine_bins) int64 plain counts."""

@@ -74,7 +74,7 @@ class EvaluationState:
 
         (U,) uint64 keys from `mtrec_ray.hashing.user_keys`; (U, T) float32 scores, bool labels and candidates (titles
         offered to the user; other positives enter no metric); (T,) distinct dense title indices of the columns.
-        Raises ValueError for a NaN among the candidates' scores.
+        UserError for a NaN among the candidates' scores.
         """
         s = self.settings
         weights = poisson_weights(user_keys, s.num_bootstrap)
@@ -111,7 +111,7 @@ class EvaluationState:
         metrics = {"pr_auc": pr_auc} | {name: ranking[:, :, m] for m, name in enumerate(METRICS)}
         metrics |= {name: bounds[:, side, None] for side, name in enumerate(PR_AUC_BOUNDS)}
         titles = list(self.title_scores.values())
-        histograms = np.array([one.histogram(num_replicates=1)[0] for one in titles], dtype=np.int64)
+        histograms = np.array([one.histogram()[0] for one in titles], dtype=np.int64)
         return EvaluationResult(
             settings=s,
             counts=dict(zip(COUNTS, counts, strict=True)),

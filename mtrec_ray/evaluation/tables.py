@@ -4,7 +4,7 @@ A day is its number or `average`; a territory may also be `all` (users pooled) o
 in percent over the first variant.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from math import isnan
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ import numpy as np
 from mtrec_ray.evaluation.popularity_bias import BIAS_METRICS
 from mtrec_ray.evaluation.report import POOLED, EvaluationReport
 from mtrec_ray.evaluation.state import COUNTS, PR_AUC_BOUNDS
-from mtrec_ray.files import join, write_file
+from mtrec_ray.files import finite, join, write_file
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -45,11 +45,6 @@ def evaluation_tables(report: EvaluationReport) -> "dict[str, pd.DataFrame]":
     return {name: table for name, table in tables.items() if len(table)}
 
 
-def evaluation_document(tables: "Mapping[str, pd.DataFrame]") -> dict[str, Any]:
-    """Each table nested by its `TABLE_KEYS`."""
-    return {name: nested(table, TABLE_KEYS[name]) for name, table in tables.items()}
-
-
 def _metric_rows(report: EvaluationReport, column: str, metrics: list[str]) -> Iterator[dict[str, Any]]:
     """One row per cohort, variant, day, metric, and territory or title (`column`)."""
     without_interval = {*PR_AUC_BOUNDS, *BIAS_METRICS}
@@ -59,7 +54,7 @@ def _metric_rows(report: EvaluationReport, column: str, metrics: list[str]) -> I
                 key = {"cohort": cohort, "variant": variant, "day": str(day or AVERAGE)}
                 for metric in metrics:
                     gain = metric.endswith(GAIN)
-                    if gain and variant == report.baseline:
+                    if gain and variant == report.first_variant:
                         continue
                     found = report.intervals(metric.removesuffix(GAIN), variant, cohort, day, gain)
                     for name, one in found.items():
@@ -93,25 +88,18 @@ def _count_rows(report: EvaluationReport) -> Iterator[dict[str, Any]]:
                 yield {"cohort": cohort, "day": str(day)} | dict(zip(columns, row, strict=True))
 
 
-def nested(table: "pd.DataFrame", keys: Sequence[str]) -> dict[str, Any]:
-    """Nest rows by the values of `keys`; fields without a value are left out."""
+def evaluation_document(tables: "Mapping[str, pd.DataFrame]") -> dict[str, Any]:
+    """Each table's rows nested by its `TABLE_KEYS`; fields without a value are left out."""
     document: dict[str, Any] = {}
-    for row in table.to_dict("records"):
-        inner = document
-        for key in keys:
-            inner = inner.setdefault(str(row.pop(key)), {})
-        fields = without_nan(row)
-        inner |= {str(name): field for name, field in fields.items() if name == "value" or field not in (None, "")}
+    for name, table in tables.items():
+        for row in table.to_dict("records"):
+            inner = document.setdefault(name, {})
+            for key in TABLE_KEYS[name]:
+                inner = inner.setdefault(str(row.pop(key)), {})
+            inner |= {
+                str(key): field for key, field in finite(row).items() if key == "value" or field not in (None, "")
+            }
     return document
-
-
-def without_nan(value: Any) -> Any:
-    """The same document with None for NaN, as JSON has no NaN."""
-    if isinstance(value, Mapping):
-        return {key: without_nan(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_nan(inner) for inner in value]
-    return None if isinstance(value, float) and isnan(value) else value
 
 
 def write_csv_files(folder: str, tables: "Mapping[str, pd.DataFrame]") -> None:

@@ -11,20 +11,21 @@ from mtrec_ray.evaluation.intervals import Interval
 from mtrec_ray.evaluation.report import GLOBAL, LOCAL, MACRO, POOLED, EvaluationReport
 from mtrec_ray.evaluation.tables import AVERAGE, NO_POSITIVES
 
+MAX_TERRITORIES, MAX_TITLES = 12, 20
 LEGEND = f"{POOLED}: users of all territories; {MACRO}: mean over territories; ±: half of the 95% interval"
 
 
-def gain_rich_table(report: EvaluationReport, cohort: str | None = None, max_territories: int = 12) -> Table:
+def gain_rich_table(report: EvaluationReport, cohort: str | None = None) -> Table:
     """Paper A's table 2, transposed: PR-AUC of the first variant and gains over it in percent.
 
     Positive averages are bold, gains whose 95% interval includes 0 dim; averages show the interval's half-width.
     """
-    title = f"PR-AUC, and gain in % over {report.baseline}{_cohort_title(report, cohort)}"
-    table = numbers_table(title, ("territory", "day"), ("positives", report.baseline, *report.variants[1:]))
-    names = _shown_rows(report, cohort, max_territories, table)
+    title = f"PR-AUC, and gain in % over {report.first_variant}{_cohort_title(report, cohort)}"
+    table = numbers_table(title, ("territory", "day"), ("positives", report.first_variant, *report.variants[1:]))
+    names = _shown_rows(report, cohort, table)
     days = report.days(cohort)
     for day in [*(days if len(days) > 1 else []), None]:
-        first = report.intervals("pr_auc", report.baseline, cohort, day)
+        first = report.intervals("pr_auc", report.first_variant, cohort, day)
         gains = [report.intervals("pr_auc", v, cohort, day, gain=True) for v in report.variants[1:]]
         positives = dict(zip([*report.territories, POOLED], report.counts("num_positives", cohort, day), strict=True))
         for name in names:
@@ -35,24 +36,22 @@ def gain_rich_table(report: EvaluationReport, cohort: str | None = None, max_ter
     return table
 
 
-def metric_rich_table(
-    report: EvaluationReport, metric: str = "pr_auc", cohort: str | None = None, max_territories: int = 12
-) -> Table:
+def metric_rich_table(report: EvaluationReport, metric: str = "pr_auc", cohort: str | None = None) -> Table:
     """A metric's mean over days for each variant, with the half-width of its 95% interval."""
     title = f"{metric}, mean over {len(report.days(cohort))} day(s){_cohort_title(report, cohort)}"
     table = numbers_table(title, ("territory",), tuple(report.variants))
     found = [report.intervals(metric, variant, cohort) for variant in report.variants]
-    for name in _shown_rows(report, cohort, max_territories, table):
+    for name in _shown_rows(report, cohort, table):
         table.add_row(name, *[_metric_cell(row[name]) for row in found])
     return table
 
 
-def title_rich_table(report: EvaluationReport, cohort: str | None = None, max_titles: int = 20) -> Table:
+def title_rich_table(report: EvaluationReport, cohort: str | None = None) -> Table:
     """Paper A's table 3: gains of the titles with most positives, local and global means."""
-    title = f"PR-AUC gain in % over {report.baseline} by title{_cohort_title(report, cohort)}"
+    title = f"PR-AUC gain in % over {report.first_variant} by title{_cohort_title(report, cohort)}"
     table = numbers_table(title, ("title", "scope"), ("positives", *report.variants[1:]))
     positives, local = report.counts("title_positives", cohort), report.title_is_local
-    shown = sorted(range(len(positives)), key=lambda i: -positives[i])[:max_titles]
+    shown = sorted(range(len(positives)), key=lambda i: -positives[i])[:MAX_TITLES]
     gains = [report.intervals("title_pr_auc", v, cohort, gain=True) for v in report.variants[1:]]
     for slot in sorted(shown, key=lambda i: (not local[i], -positives[i])):
         name, scope = report.titles[slot], "local" if local[slot] else "global"
@@ -71,10 +70,10 @@ def numbers_table(title: str, texts: Sequence[str], numbers: Iterable[str], capt
     return Table(*texts, *columns, title=title, caption=caption)
 
 
-def _shown_rows(report: EvaluationReport, cohort: str | None, max_territories: int, table: Table) -> list[str]:
+def _shown_rows(report: EvaluationReport, cohort: str | None, table: Table) -> list[str]:
     """The largest territories, then `all` and `mean`; the caption explains them."""
     positives = report.counts("num_positives", cohort)[:-1]
-    shown = sorted(sorted(np.flatnonzero(positives), key=lambda i: -positives[i])[:max_territories])
+    shown = sorted(sorted(np.flatnonzero(positives), key=lambda i: -positives[i])[:MAX_TERRITORIES])
     empty = [name for name, count in zip(report.territories, positives, strict=True) if count == 0]
     notes = [LEGEND, *([f"{NO_POSITIVES}: {', '.join(empty)}"] if empty else [])]
     if len(shown) < len(positives) - len(empty):

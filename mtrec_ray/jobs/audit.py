@@ -15,10 +15,11 @@ import torch
 from mtrec_ray.combinations import NONE, combination_name
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
+from mtrec_ray.evaluation.attackers import LIST_ATTACKERS, bag_of_titles
 from mtrec_ray.evaluation.audit import (
     AttributeLabels,
     AuditSettings,
-    audit_lists,
+    audit_inputs,
     audit_vectors,
     check_users,
     repeats_for,
@@ -99,7 +100,7 @@ def attack(
     if kind == "vectors":
         return audit_vectors(inputs[kind][name], labels[attribute], keys, settings)
     once = replace(settings, num_repeats=1)  # on MovieLens four repeats of lists took over 4 minutes more
-    return audit_lists(inputs[kind][name], labels[attribute], keys, num_titles, once)
+    return audit_inputs(bag_of_titles(inputs[kind][name], num_titles), labels[attribute], keys, LIST_ATTACKERS, once)
 
 
 def check_comparable(records: list[EliminatorsRecord]) -> None:
@@ -149,7 +150,7 @@ def _labels(
         labels = AttributeLabels(name, users.attribute_index[:, a], len(values))
         try:
             check_users(labels, users.keys, settings)
-        except ValueError as error:
+        except UserError as error:
             if name in hidden:
                 fix = "enlarge the audit split (sequences.audit_fraction), or train without this attribute"
                 raise UserError(f"{error}: {fix}") from error

@@ -18,9 +18,9 @@ from mtrec_ray.evaluation.audit import AuditSettings
 from mtrec_ray.evaluation.audit_metrics import METRICS, AuditResult, largest_ndcg_gap
 from mtrec_ray.evaluation.intervals import interval, poisson_weights
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
-from mtrec_ray.evaluation.tables import without_nan, write_csv_files
+from mtrec_ray.evaluation.tables import write_csv_files
 from mtrec_ray.evaluation.terminal import numbers_table
-from mtrec_ray.files import join, write_json
+from mtrec_ray.files import finite, join, write_json
 from mtrec_ray.streams.held_out import HeldOutUsers
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, eliminators_hash
 
@@ -80,7 +80,7 @@ class Audit:
             }
             for name, one in self.representations.items()
         }
-        return without_nan(found)
+        return finite(found)
 
     def _accuracy(self, metrics: NextTitleMetrics) -> dict[str, Any]:
         """Means over users with bootstrap intervals, paired for `ndcg_change`."""

@@ -6,7 +6,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from mtrec_ray.bundle.manifest import EvaluationProtocol, Leakage, Metric, PrAuc
 from mtrec_ray.combinations import NONE, combination_name
-from mtrec_ray.errors import UserError
+from mtrec_ray.errors import UserError, check_version
 from mtrec_ray.evaluation.tables import AVERAGE
 from mtrec_ray.files import absolute, join, read_json
 from mtrec_ray.jobs.audit_report import AUDIT_FILE, AUDIT_VERSION
@@ -63,9 +63,5 @@ def _read(what: str, folder: str, file: str, version: int, command: str) -> dict
         document = read_json(join(absolute(folder), file))
     except FileNotFoundError as error:
         raise UserError(f"no {what} at {folder!r}: {file} is missing; {command} makes one") from error
-    if document.get("version") != version:
-        raise UserError(
-            f"{what} {folder!r} has format version {document.get('version', 0)}, this mtrec_ray reads {version}: make "
-            f"it again with {command}"
-        )
+    check_version(f"{what} {folder!r}", document.get("version", 0), version, f"make it again with {command}")
     return document

@@ -11,7 +11,7 @@ class EvaluateConfig(Config):
     runs: list[str]
     """Folders or URIs of finished runs; gains are relative to the first."""
     out: str | None = None
-    """Folder or URI for CSV, JSON and figures; null = print only."""
+    """Folder or URI for CSV, JSON and plots; null = print only."""
     references: bool = True
     """Also evaluate popularity in the territory and, where the lake has them, plain interaction vectors."""
     validation: bool = False
@@ -55,7 +55,7 @@ class BundleConfig(Config):
     audit: str | None = None
     """Folder or URI of the run's audit (`mtrec audit --out`); null = none, and gates refuse to promote the bundle."""
     propensity: str | None = None
-    """Folder or URI of a finished multi-task run on the same lake; null = none."""
+    """Folder or URI of a finished propensity run on the same lake; null = none."""
     evaluation: str | None = None
     """Folder or URI of an evaluation of that run (`mtrec evaluate propensity --out`). Gates compare its PR-AUC, the
     mean over runs that differ in the seed alone."""

@@ -8,6 +8,8 @@ No score leaves the task that computed it: tasks return histograms, whose size d
 """
 
 import logging
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -24,11 +26,11 @@ from mtrec_ray.jobs.shards import (
     HELD_OUT,
     TRAINED,
     VALIDATED,
-    DayScorer,
-    InteractionScorer,
-    PopularityScorer,
+    RunScorer,
     Scorer,
     count_bucket_discoveries,
+    interaction_scores,
+    popularity_scores,
     score_shard,
 )
 from mtrec_ray.lake.cluster import map_tasks, total_cpus
@@ -41,6 +43,13 @@ from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot, s
 from mtrec_ray.training.record import load_plan
 
 logger = logging.getLogger(__name__)
+
+COHORT_USERS = {
+    HELD_OUT: ("test", "test_fraction"),
+    TRAINED: ("training", "random_fraction"),
+    VALIDATED: ("validation", "validation_fraction"),
+}
+"""Cohort -> kind of user in messages, and the setting that gives more of them."""
 
 
 def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | None = None) -> PropensityEvaluation:
@@ -60,7 +69,9 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
     catalogues = {day: Catalogue.of(lake, *calendar.day_bounds(day)) for day in (0, *days)}
     history, day_positives = _count(lake, sample, catalogues, cohorts[0], progress)
     if day_positives.sum() == 0:
-        raise UserError(f"no {cohorts[0]} user discovers anything on the evaluation days: nothing can be measured")
+        kind, setting = COHORT_USERS[cohorts[0]]
+        fix = f"move window.end back or raise sample.{setting}"
+        raise UserError(f"no {kind} user discovers anything on the evaluation days: {fix}")
     settings = EvaluationSettings(
         num_territories=len(lake.manifest.territories),
         num_titles=lake.titles.num_rows,
@@ -68,33 +79,32 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
         titles=_reported_titles(day_positives, history.is_local, config.num_titles),
     )
     hashes = [snapshots_hash(record) for record in records]  # before scoring, which a training might overtake
-    scorers = _run_scorers(lake, records, plans, days)
-    compared = [(v, record.config.seed, record.config.name) for v, record in zip(variants, records, strict=True)]
+    scorers = {one.name: one for one in _run_scorers(lake, records, plans, days)}
+    compared = [
+        EvaluatedRun(variant, {}, record.config.seed, record.config.name, digest)
+        for variant, record, digest in zip(variants, records, hashes, strict=True)
+    ]
     for reference, scorer in (_references(lake, records, history) if config.references else {}).items():
         for seed, own in sample_of_seed.items():
             name = f"{reference}/{own.seed}"  # a run's name has no slash
-            if not any(other.name == name for other in scorers):
-                scorers += [DayScorer(name, day, scorer, own) for day in days]
-            compared.append((reference, seed, name))
+            scorers.setdefault(name, RunScorer(name, dict.fromkeys(days, scorer), own))
+            compared.append(EvaluatedRun(reference, {}, seed, name))
     states: dict[tuple[str, int, str], EvaluationState] = {}
     num_buckets = lake.manifest.num_buckets
     parts = np.array_split(np.arange(num_buckets), min(num_buckets, max(4, 4 * int(total_cpus()))))
     shards = [tuple(part.tolist()) for part in parts]  # about four tasks per CPU
-    arguments = (lake, sample, catalogues, scorers, cohorts, settings, config.num_negatives)
+    arguments = (lake, sample, catalogues, list(scorers.values()), cohorts, settings, config.num_negatives)
     for _, found in map_tasks(score_shard, shards, *arguments, stage="scoring users", progress=progress):
         for key, state in found.items():
             states.setdefault(key, EvaluationState(settings)).merge(state)
     results = {key: state.summarise(history) for key, state in states.items()}
     evaluated = [
-        EvaluatedRun(variant, {(day, c): result for (name, day, c), result in results.items() if name == scorer}, seed)
-        for variant, seed, scorer in compared
+        replace(run, results={(day, c): result for (name, day, c), result in results.items() if name == run.name})
+        for run in compared
     ]
     titles = title_labels(lake.titles.take(pa.array(settings.titles, pa.int64())))
     evaluation = PropensityEvaluation(
         report=EvaluationReport(evaluated, lake.territory_names(), titles),
-        results=results,
-        compared=compared,
-        weights={record.config.name: found for record, found in zip(records, hashes, strict=True)},
         num_negatives=config.num_negatives,
         with_candidates="candidates" in lake.manifest.files,
     )
@@ -203,23 +213,24 @@ def _sample_of_each_seed(
 
 def _run_scorers(
     lake: Lake, records: list[PropensityRecord], plans: list[PairPlan], days: list[int]
-) -> list[DayScorer]:
+) -> list[RunScorer]:
     """Each run's scorer on each day; a snapshot is loaded once for all its days."""
     embeddings, found = lake.title_embeddings(), []
     for record, plan in zip(records, plans, strict=True):
         trained = {day: plan.periods[min(day, len(plan.periods)) - 1].day for day in days}
         scorers = {
-            period: PropensityScorer(load_snapshot(record, period), embeddings, record.groups.of_territory)
+            period: PropensityScorer(load_snapshot(record, period), embeddings, record.groups.of_territory).score
             for period in sorted(set(trained.values()))
         }
-        found += [DayScorer(record.config.name, day, scorers[trained[day]], plan.sample) for day in days]
+        found.append(RunScorer(record.config.name, {day: scorers[trained[day]] for day in days}, plan.sample))
     return found
 
 
 def _references(lake: Lake, records: list[PropensityRecord], history: TitleHistory) -> dict[str, Scorer]:
-    references: dict[str, Scorer] = {"popularity": PopularityScorer(history.popularity)}
+    references: dict[str, Scorer] = {"popularity": partial(popularity_scores, history.popularity)}
     if width := lake.manifest.embeddings.interaction_width:
-        references["interactions"] = InteractionScorer(lake.title_embeddings()[:, -width:])
+        titles = lake.title_embeddings()[:, -width:].astype(np.float32)
+        references["interactions"] = partial(interaction_scores, titles)
     for name in references.keys() & {record.config.name for record in records}:
         raise UserError(f"run {name!r} has the name of a reference: rename its folder, or set references=false")
     return references

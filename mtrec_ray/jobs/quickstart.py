@@ -9,12 +9,13 @@ A stopped quickstart resumes: steps 1 to 3, 5 and 6 are skipped once they are do
 """
 
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from rich.console import RenderableType
 
 from mtrec_ray.console import JobResult, ProgressCallback, stderr_console
-from mtrec_ray.errors import UserError
+from mtrec_ray.errors import check_version
 from mtrec_ray.files import exists, join, read_json, write_json
 from mtrec_ray.identity import Identity, check_same
 from mtrec_ray.jobs.audit import audit
@@ -41,13 +42,8 @@ VERSION = 2  # of quickstart.json
 class QuickstartResult:
     """Gains, and what followed where the lake has sensitive attributes."""
 
-    gains: JobResult
-    audit: JobResult | None
-    bundle: str | None  # URI
-
-    @property
-    def parts(self) -> dict[str, JobResult]:
-        return {"evaluation": self.gains} | ({} if self.audit is None else {"audit": self.audit})
+    parts: dict[str, JobResult]  # `evaluation` and `audit`
+    bundle: str | None = None  # URI
 
     @property
     def metrics(self) -> "pd.DataFrame":
@@ -62,7 +58,8 @@ class QuickstartResult:
 
     def tables(self) -> list[RenderableType]:
         """The gain tables, then those of the audit."""
-        return [*self.gains.tables(), LEGEND, *(self.audit.tables() if self.audit else [])]
+        gains, *others = [part.tables() for part in self.parts.values()]
+        return [*gains, LEGEND, *chain.from_iterable(others)]
 
 
 def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = None) -> QuickstartResult:
@@ -80,14 +77,14 @@ def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = Non
         train_propensity(training, _named(progress, training.name))
     gains = evaluate_propensity(steps.evaluation, progress)
     if not with_fairness:
-        return QuickstartResult(gains, None, None)
+        return QuickstartResult({"evaluation": gains})
     for table in gains.tables():
         stderr_console().print(table)  # early: the results are printed when everything is done
     train_backbone(steps.backbone, _named(progress, "backbone"))
     train_eliminators(steps.eliminators, progress)
     audited = audit(steps.audit, progress)
     make_bundle(steps.bundle, progress, replace=True)
-    return QuickstartResult(gains, audited, steps.bundle.out)
+    return QuickstartResult({"evaluation": gains, "audit": audited}, steps.bundle.out)
 
 
 def _make_lake(config: QuickstartConfig, steps: QuickstartSteps, progress: ProgressCallback | None) -> Lake:
@@ -108,8 +105,7 @@ def _same_settings(config: QuickstartConfig, folder: str, used: list[str]) -> No
     made_from = config.model_dump(mode="json", include={"dataset", "raw", "source", "build", "embed"})
     uri = join(folder, "quickstart.json")
     former = read_json(uri) if exists(uri) else {"version": VERSION} | made_from
-    if former.get("version") != VERSION:
-        raise UserError(f"{uri!r} has version {former.get('version', 1)}, not {VERSION}: choose another --out")
+    check_version(f"the quickstart in {folder!r}", former.get("version", 1), VERSION, "choose another --out")
     before, now = (Identity({key: of[key] for key in used}) for of in (former, made_from))
     check_same(f"the quickstart in {folder!r}", before, now)
     write_json(uri, {"version": VERSION} | made_from)

@@ -1,7 +1,7 @@
 """Settings of `mtrec quickstart` and the variants it compares."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -72,14 +72,10 @@ TAKEN: dict[str, set[str]] = {
 }
 """Sections, and the settings of each that the quickstart decides itself."""
 
-VariantName = Literal[
-    "baseline",
-    "baseline+upsampling",
-    "baseline+control",
-    "mtl+upsampling",
-    "mtl-slow+upsampling",
-    "mtl-shift+upsampling",
-]
+if TYPE_CHECKING:
+    VariantName = str
+else:
+    VariantName = Literal[tuple(VARIANTS)]
 
 
 class QuickstartConfig(Config):
@@ -92,7 +88,7 @@ class QuickstartConfig(Config):
     out: str = "quickstart"
     """Folder of the lake, the runs and the report; started again with the same folder, it resumes."""
     seeds: int = Field(default=1, ge=1)
-    """Seeds of sample, weights and order; figures are paired means over them."""
+    """Seeds of sample, weights and order; metrics are paired means over them."""
     variants: list[VariantName] = ["baseline", "baseline+upsampling", "mtl+upsampling", "mtl-slow+upsampling"]
     """Variants to compare with the baseline."""
     source: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Result of `mtrec evaluate propensity`: tables, JSON document, CSV files and figures.
+"""Result of `mtrec evaluate propensity`: tables, JSON document, CSV files and plots.
 
 Runs that differ in the seed alone are one variant.
 """
@@ -17,7 +17,6 @@ from rich.console import RenderableType
 
 from mtrec_ray.evaluation.report import EvaluationReport
 from mtrec_ray.evaluation.score_counts import GRID
-from mtrec_ray.evaluation.state import EvaluationResult
 from mtrec_ray.evaluation.tables import evaluation_document, evaluation_tables, write_csv_files
 from mtrec_ray.evaluation.terminal import gain_rich_table, metric_rich_table, title_rich_table
 from mtrec_ray.files import join, write_file, write_json
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 EVALUATION_FILE, EVALUATION_VERSION = "metrics.json", 1
-NUM_FIGURES, NUM_BARS = 4, 40
+NUM_PLOTS, NUM_BARS = 4, 40
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,8 @@ class PropensityEvaluation:
     """A `JobResult`: metrics of runs and references."""
 
     report: EvaluationReport
-    results: dict[tuple[str, int, str], EvaluationResult]  # (scorer, day, cohort) -> result
-    compared: list[tuple[str, int, str]]  # (variant, seed, scorer) of runs, then of references
-    weights: dict[str, str]  # run -> hash of the weights that were scored
     num_negatives: int | None  # negatives per user; None: all titles that the user could discover
-    with_candidates: bool  # the lake fixes the titles to rank, so NDCG@10 compares with published figures
+    with_candidates: bool  # the lake fixes the titles to rank, so NDCG@10 compares with published results
 
     @cached_property
     def csv_tables(self) -> "dict[str, pd.DataFrame]":
@@ -57,11 +53,11 @@ class PropensityEvaluation:
             "version": EVALUATION_VERSION,
             "protocol": {"num_negatives": self.num_negatives, "cohort": self.report.cohorts[0]},
             "runs": {
-                name: {"variant": variant, "seed": seed, "weights_hash": self.weights[name]}
-                for variant, seed, name in self.compared
-                if name in self.weights
+                run.name: {"variant": run.variant, "seed": run.seed, "weights_hash": run.weights_hash}
+                for run in self.report.runs
+                if run.weights_hash
             },
-            "baseline": self.report.baseline,
+            "baseline": self.report.first_variant,
             **evaluation_document(self.csv_tables),
         }
 
@@ -77,28 +73,28 @@ class PropensityEvaluation:
         return shown
 
     def write(self, folder: str) -> None:
-        """Write CSV, JSON and figures to a local folder or `pyarrow.fs` URI."""
+        """Write CSV, JSON and plots to a local folder or `pyarrow.fs` URI."""
         write_csv_files(folder, self.csv_tables)
         write_json(join(folder, EVALUATION_FILE), self.document())
-        self._write_figures(folder)
+        self._write_plots(folder)
 
-    def _write_figures(self, folder: str) -> None:
+    def _write_plots(self, folder: str) -> None:
         """Paper A, figure 2: scores of the titles with most positives on the last day."""
         report, day = self.report, self.report.days()[-1]
-        first_runs = {variant: name for variant, _, name in reversed(self.compared) if name in self.weights}
-        results = {v: self.results[first_runs[v], day, report.cohorts[0]] for v in report.variants if v in first_runs}
+        runs = {run.variant: run for run in reversed(report.runs) if run.weights_hash}  # the first of each variant
+        results = {v: runs[v].results[day, report.cohorts[0]] for v in report.variants if v in runs}
         local = report.title_is_local
         ranked = np.argsort(-report.counts("title_positives"), kind="stable")
-        for slot in [slot for kind in (local, ~local) for slot in ranked[kind[ranked]][: NUM_FIGURES // 2].tolist()]:
+        for slot in [slot for kind in (local, ~local) for slot in ranked[kind[ranked]][: NUM_PLOTS // 2].tolist()]:
             histograms = {variant: result.title_histograms[slot] for variant, result in results.items()}
             if any(histogram.sum() for histogram in histograms.values()):
                 heading = f"{report.titles[slot]} ({'local' if local[slot] else 'global'})"
-                figure, png = title_score_figure(histograms, heading), io.BytesIO()
+                figure, png = title_score_plot(histograms, heading), io.BytesIO()
                 figure.savefig(png, format="png", dpi=120)
                 write_file(join(folder, f"title_scores_{slot + 1:02d}.png"), png.getvalue())
 
 
-def title_score_figure(histograms: Mapping[str, np.ndarray], title: str):
+def title_score_plot(histograms: Mapping[str, np.ndarray], title: str):
     """Normalised histograms of users by one title's score, an outline for each model.
 
     `histograms`: model -> (2, num_bins) users, negatives and positives, on `GRID`; at least one has users.

@@ -25,8 +25,8 @@ from mtrec_ray.tracking.metrics_file import KEYS, read_metrics
 if TYPE_CHECKING:
     import pandas as pd
 
-COLUMNS = ("name", "kind", "status", "step", "last metric", "from", "seed", "figures")
-MAIN_FIGURES = ("val/pr_auc/weighted", "val/ndcg", "train/loss")
+COLUMNS = ("name", "kind", "status", "step", "last metric", "from", "seed", "metrics")
+MAIN_METRICS = ("val/pr_auc/weighted", "val/ndcg", "train/loss")
 BLOCKS, SPARKLINE_WIDTH = "▁▂▃▄▅▆▇█", 60
 
 
@@ -58,7 +58,7 @@ class StoredRun(BaseModel):
 
 
 class RunView:
-    """A run and its figures; UserError if the folder `uri` holds none."""
+    """A run and its metrics; UserError if the folder `uri` holds none."""
 
     def __init__(self, uri: str) -> None:
         self.uri, self.name = uri, parent(uri)[1]
@@ -84,8 +84,8 @@ class RunView:
 
     @property
     def metrics(self) -> "pd.DataFrame":
-        """All figures: columns run, metric, step, value."""
-        return _figures((self.name, metric, *point) for metric, points in self.series.items() for point in points)
+        """All metrics: columns run, metric, step, value."""
+        return _metric_rows((self.name, metric, *point) for metric, points in self.series.items() for point in points)
 
     def summary(self) -> dict[str, Any]:
         """State, input and the last value of each metric; steps are summed over packs."""
@@ -151,7 +151,7 @@ class RunList:
     @property
     def metrics(self) -> "pd.DataFrame":
         """The last value of each metric: columns run, metric, step, value."""
-        return _figures((run.name, metric, *of[-1]) for run in self.runs for metric, of in run.series.items())
+        return _metric_rows((run.name, metric, *of[-1]) for run in self.runs for metric, of in run.series.items())
 
     def document(self) -> dict[str, Any]:
         runs = [run.summary() for run in self.runs]
@@ -183,7 +183,7 @@ def show_run(config: ShowRunConfig, progress: ProgressCallback | None = None) ->
     return RunView(config.run if "/" in config.run else join(config.runs, config.run))
 
 
-def _figures(rows: Iterable[tuple[str, str, int, float]]) -> "pd.DataFrame":
+def _metric_rows(rows: Iterable[tuple[str, str, int, float]]) -> "pd.DataFrame":
     import pandas as pd
 
     return pd.DataFrame(list(rows), columns=["run", "metric", "step", "value"])
@@ -201,13 +201,13 @@ def sparkline(values: list[float]) -> str:
 def _cells(summary: dict[str, Any]) -> list[str]:
     """A summary under `COLUMNS`; `val/ndcg 0.31-0.35` if several combinations have one."""
     shown = []
-    for main in MAIN_FIGURES:
+    for main in MAIN_METRICS:
         found = [value for name, value in summary["figures"].items() if f"{name}/".startswith(f"{main}/")]
         if found:
             shown.append(f"{main} {'-'.join(dict.fromkeys(f'{end:.4f}' for end in (min(found), max(found))))}")
     step = f"{summary['step']:,}" + (f" of {summary['num_steps']:,}" if summary["num_steps"] else "")
     last = (summary["last_metric"] or "-")[:16].replace("T", " ")
-    cells = summary | {"step": step, "last metric": last, "figures": "\n".join(shown)}
+    cells = summary | {"step": step, "last metric": last, "metrics": "\n".join(shown)}
     return [str(cells[column]) for column in COLUMNS]
 
 

@@ -1,8 +1,8 @@
 """Scorers and tasks of `jobs.evaluate`; tasks return counts and histograms only."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import product
-from typing import Protocol
 
 import numpy as np
 
@@ -20,42 +20,27 @@ SPLITS = {HELD_OUT: TEST, TRAINED: TRAIN, VALIDATED: VALIDATION}
 NEGATIVES_SEED = 0
 
 
-class Scorer(Protocol):
-    """Scores every user of a chunk against its titles. Picklable."""
-
-    def score(self, chunk: ScoringChunk) -> np.ndarray:
-        """(U, T) float32 logits."""
-        ...
+Scorer = Callable[[ScoringChunk], np.ndarray]
+"""Scores every user of a chunk against its titles: (U, T) float32 logits. Picklable."""
 
 
-class PopularityScorer:
-    """log(1 + discoveries of the title in the territory): the same list for everybody."""
-
-    def __init__(self, popularity: np.ndarray) -> None:
-        self.popularity = popularity  # (territories, titles)
-
-    def score(self, chunk: ScoringChunk) -> np.ndarray:
-        scores = np.log1p(self.popularity[chunk.territory, chunk.title_index]).astype(np.float32)
-        return np.broadcast_to(scores, chunk.labels.shape)
+def popularity_scores(popularity: np.ndarray, chunk: ScoringChunk) -> np.ndarray:
+    """log(1 + discoveries), (territories, titles): the same list for everybody in a territory."""
+    scores = np.log1p(popularity[chunk.territory, chunk.title_index]).astype(np.float32)
+    return np.broadcast_to(scores, chunk.labels.shape)
 
 
-class InteractionScorer:
-    """Dot product of the user's and the title's interaction vectors, without a model."""
-
-    def __init__(self, title_interactions: np.ndarray) -> None:
-        self.titles = title_interactions.astype(np.float32)  # (titles, width)
-
-    def score(self, chunk: ScoringChunk) -> np.ndarray:
-        return chunk.embedding.astype(np.float32) @ self.titles[chunk.title_index].T
+def interaction_scores(titles: np.ndarray, chunk: ScoringChunk) -> np.ndarray:
+    """Dot products with interaction vectors (titles, width) float32, without a model."""
+    return chunk.embedding.astype(np.float32) @ titles[chunk.title_index].T
 
 
 @dataclass(frozen=True)
-class DayScorer:
-    """One scorer on one day."""
+class RunScorer:
+    """A run or reference, with its scorer on each day."""
 
     name: str
-    day: int
-    scorer: Scorer
+    on_day: dict[int, Scorer]
     sample: SampleConfig  # of the run, or the runs that a reference is compared with: decides the `trained` cohort
 
 
@@ -91,30 +76,29 @@ def score_shard(
     lake: Lake,
     sample: SampleConfig,
     catalogues: dict[int, Catalogue],
-    scorers: list[DayScorer],
+    scorers: list[RunScorer],
     cohorts: list[str],
     settings: EvaluationSettings,
     num_negatives: int | None,
 ) -> dict[tuple[str, int, str], EvaluationState]:
     """Score the users of some buckets: (scorer, day, cohort) -> counts."""
-    states = {(s.name, s.day, c): EvaluationState(settings) for s in scorers for c in cohorts}
+    days = list(scorers[0].on_day)
+    states = {(s.name, day, c): EvaluationState(settings) for s in scorers for day in days for c in cohorts}
     for index in shard:
         bucket = Bucket.read(lake, index, catalogues[0].title_ids, ("embedding",))
         fixed = FixedCandidates.of(lake, index)
         split = split_of(bucket.keys, sample)
-        samples = {scorer.name: scorer.sample for scorer in scorers}
-        members = {(name, c): _members(bucket.keys, split, own, c) for name, own in samples.items() for c in cohorts}
+        members = {(s.name, c): _members(bucket.keys, split, s.sample, c) for s in scorers for c in cohorts}
         users = np.flatnonzero(np.any(list(members.values()), axis=0))
-        for day in sorted({scorer.day for scorer in scorers}):
-            of_day = [scorer for scorer in scorers if scorer.day == day]
+        for day in days:
             for chunk in scoring_chunks(bucket, users, catalogues[day], fixed):
                 if num_negatives is not None:
                     chunk = chunk.with_sampled_negatives(num_negatives, NEGATIVES_SEED)
-                for scorer, cohort in product(of_day, cohorts):
+                for scorer, cohort in product(scorers, cohorts):
                     mask = members[scorer.name, cohort][chunk.rows]
                     if mask.any():
                         own = chunk.only(mask)
-                        state, scores = states[scorer.name, day, cohort], scorer.scorer.score(own)
+                        state, scores = states[scorer.name, day, cohort], scorer.on_day[day](own)
                         state.add(own.territory, own.keys, scores, own.labels, own.candidates, own.title_index)
     return states
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from mtrec_ray.columns import fixed_width_matrix
-from mtrec_ray.errors import UserError
+from mtrec_ray.errors import UserError, check_version
 from mtrec_ray.files import absolute, join, read_json, resolve
 from mtrec_ray.sources.calendar import Calendar, Territory
 from mtrec_ray.sources.source import SourceFacts
@@ -119,9 +119,7 @@ class Lake:
             fix = "build one with `mtrec lake build`"
             raise UserError(f"no lake at {uri!r}: {MANIFEST_NAME} is missing; {fix}") from error
         version = document.get("format_version", FORMAT_VERSION) if isinstance(document, dict) else FORMAT_VERSION
-        if version != FORMAT_VERSION:
-            supported = f"this program reads {FORMAT_VERSION}"
-            raise UserError(f"lake {uri!r} has format version {version!r}, {supported}: build it again")
+        check_version(f"lake {uri!r}", version, FORMAT_VERSION, "build it again")
         try:
             return Lake(absolute(str(uri)), Manifest.model_validate(document))
         except ValidationError as error:

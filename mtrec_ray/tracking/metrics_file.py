@@ -1,10 +1,9 @@
 """metrics.jsonl: a JSON object a line: `step`, `seconds`, `time` and the step's figures."""
 
 import json
-import math
 from typing import Any
 
-from mtrec_ray.files import join, read_file, write_file
+from mtrec_ray.files import finite, join, read_file, write_file
 
 METRICS = "metrics.jsonl"
 KEYS = ("step", "seconds", "time")
@@ -32,8 +31,7 @@ def keep_until(uri: str, step: int) -> list[dict[str, Any]]:
 
 def encode(row: dict[str, Any]) -> bytes:
     """One line; NaN and infinity, which JSON lacks, become null."""
-    finite = {key: None if isinstance(v, float) and not math.isfinite(v) else v for key, v in row.items()}
-    return json.dumps(finite).encode() + b"\n"
+    return json.dumps(finite(row)).encode() + b"\n"
 
 
 def _decode(line: bytes) -> Any:

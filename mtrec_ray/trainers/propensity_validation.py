@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 
-from mtrec_ray.evaluation.intervals import interval
+from mtrec_ray.evaluation.intervals import interval, nan_mean
 from mtrec_ray.evaluation.state import EvaluationResult, EvaluationSettings, EvaluationState
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.streams.scored_users import ScoringChunk
@@ -61,17 +61,9 @@ def summarise(result: EvaluationResult) -> dict[str, float]:
     figures = {}
     for measure in MEASURES:
         rows = result.metrics[measure]  # (G + 1, R)
-        territories, weights = rows[:-1], result.counts["num_positives"][:-1]
-        means = (rows[-1], _mean(territories, np.ones(len(weights))), _mean(territories, weights))
+        territories, weights = rows[:-1], result.counts["num_positives"][:-1, None]
+        means = (rows[-1], nan_mean(territories), nan_mean(territories, weights))
         for name, replicates in zip(MEANS, means, strict=True):
             found, key = interval(replicates), f"{measure}/{name}"
             figures |= {key: found.value, f"{key}_low": found.low, f"{key}_high": found.high}
     return figures
-
-
-def _mean(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(G, R), (G,) -> (R,) weighted mean of the rows that have a value."""
-    valid = np.isfinite(rows) & np.isfinite(rows[:, :1]) & (weights[:, None] > 0)
-    total = (valid * weights[:, None]).sum(axis=0)
-    summed = (np.where(valid, rows, 0.0) * weights[:, None]).sum(axis=0)
-    return np.divide(summed, total, out=np.full(rows.shape[1], np.nan), where=total > 0)

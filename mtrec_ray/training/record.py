@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import RenderableType
 
 from mtrec_ray.console import ProgressCallback
-from mtrec_ray.errors import UserError
+from mtrec_ray.errors import UserError, check_version
 from mtrec_ray.files import absolute, check_writable, exists, join, parent, read_file, read_json, write_file, write_json
 from mtrec_ray.identity import Identity, check_same
 from mtrec_ray.lake.manifest import Lake
@@ -111,11 +111,7 @@ class Record(BaseModel):
         found, version = document.get("kind"), document.get("format_version")
         if found != kind:
             raise UserError(f"run {uri!r} is of kind {found}, not {kind}: choose another run, or another name")
-        if version != VERSION:
-            raise UserError(
-                f"run {uri!r} has format version {version}, this mtrec_ray reads {VERSION}: "
-                "train it again under another name"
-            )
+        check_version(f"run {uri!r}", version, VERSION, "train it again under another name")
         try:
             record = cls.model_validate(document)
         except ValidationError as error:

@@ -114,14 +114,14 @@ def test_titles_in_no_list_take_no_memory(name):
     assert peak < 8 * 8 * num_titles  # a few numbers per title, not one per labeling and value
 
 
-def test_class_weights_and_balanced_loss_by_hand():
+def test_class_weights_and_balanced_loss_equal_hand_worked_values():
     labels = np.array([[0, 0, 0, 2]])
     np.testing.assert_allclose(class_weights(labels, 3), [[2 / 3, 2 / 3, 2 / 3, 2]], rtol=1e-6)
     log_probabilities = np.log(np.array([[[0.5, 0.25, 0.25]] * 4], np.float32))
     assert balanced_log_loss(log_probabilities, labels)[0] == pytest.approx((np.log(2) + np.log(4)) / 2)
 
 
-def test_naive_bayes_by_hand():
+def test_naive_bayes_equals_hand_worked_scores():
     bags = csr_matrix(np.array([[1, 0], [1, 0], [0, 1], [1, 1]], np.float32))
     data = AttackData(bags, bags, bags, np.array([[0, 0, 1, 1]]), np.array([[0, 0, 1, 1]]), 2)
     scores = naive_bayes_scores(data).test[0]

@@ -7,12 +7,18 @@ import numpy as np
 import pytest
 
 from mtrec_ray.evaluation import audit
-from mtrec_ray.evaluation.attackers import VECTOR_ATTACKERS, AttackData, Scores, bag_of_titles, logistic_scores
+from mtrec_ray.evaluation.attackers import (
+    LIST_ATTACKERS,
+    VECTOR_ATTACKERS,
+    AttackData,
+    Scores,
+    bag_of_titles,
+    logistic_scores,
+)
 from mtrec_ray.evaluation.audit import (
     AttributeLabels,
     AuditSettings,
     audit_inputs,
-    audit_lists,
     audit_vectors,
     best_attackers,
     fold_of,
@@ -79,7 +85,7 @@ def test_unknown_values_are_left_out():
     assert found.num_users == known.sum()
 
 
-def test_order_of_users_does_not_matter_and_the_same_seed_gives_the_same_figures():
+def test_order_of_users_does_not_matter_and_the_same_seed_gives_the_same_metrics():
     vectors, labels, keys = users(shift=1.0)
     shuffled = np.random.default_rng(5).permutation(len(keys))
     found = cheap(vectors, labels, keys)
@@ -184,7 +190,7 @@ class TestRepeats:
         assert (folds[0] != folds[1]).mean() > 0.5 < (folds[1] != folds[2]).mean()
         assert (found.num_users, len(found.attacker_by_fold)) == (200, 12)
 
-    def test_an_attacker_without_randomness_has_the_figures_of_one_repeat(self):
+    def test_an_attacker_without_randomness_has_the_metrics_of_one_repeat(self):
         vectors, labels, keys = users(shift=1.0)
 
         def first_column(data: AttackData) -> Scores:
@@ -200,7 +206,7 @@ class TestRepeats:
         assert thrice.null == pytest.approx(once.null)
         assert thrice.micro_f1 == pytest.approx(once.micro_f1)
 
-    def test_figures_vary_less_between_seeds(self):
+    def test_metrics_vary_less_between_seeds(self):
         vectors, labels, keys = users(120)
 
         def spread(repeats: int) -> float:
@@ -241,7 +247,7 @@ def half_of_the_inputs(data: AttackData) -> Scores:
     return logistic_scores(dataclasses.replace(data, **halves))
 
 
-def test_prediction_interval_by_hand_and_its_level():
+def test_prediction_interval_is_students_and_has_its_level():
     low, high = prediction_interval(np.array([0.4, 0.5, 0.6]))
     reach = 4.30265 * 0.1 * np.sqrt(4 / 3)  # Student's t, 2 degrees of freedom, 97.5%
     assert (low, high) == pytest.approx((0.5 - reach, 0.5 + reach), abs=1e-5)
@@ -256,10 +262,10 @@ def test_lists_that_follow_the_attribute_leak_and_others_do_not():
     rng = np.random.default_rng(2)
     blind = rng.integers(0, 40, (300, 10))
     revealing = np.where(rng.random((300, 10)) < 0.3, 40 + labels.values[:, None], blind)
-    found = audit_lists(revealing, labels, keys, 42, FAST)
+    found = audit_inputs(bag_of_titles(revealing, 42), labels, keys, LIST_ATTACKERS, FAST)
     assert found.balanced_accuracy.value > 0.8
     assert found.leaks
-    found = audit_lists(blind, labels, keys, 42, FAST)
+    found = audit_inputs(bag_of_titles(blind, 42), labels, keys, LIST_ATTACKERS, FAST)
     assert found.null[0] < found.balanced_accuracy.value < found.null[1]
 
 

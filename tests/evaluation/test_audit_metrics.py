@@ -15,7 +15,7 @@ def two_columns(scores):
     return np.stack([-np.array(scores, float), scores], axis=1)
 
 
-def test_hand_worked_values():
+def test_metrics_equal_hand_worked_values():
     labels, predictions = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
     assert balanced_accuracy(predictions, labels, ONE, 2)[0] == pytest.approx((2 / 3 + 1) / 2)
     assert micro_f1(predictions, labels, ONE)[0] == 0.75
@@ -77,7 +77,7 @@ def groups(seed=0, shift=0.0, num_users=300):
     return np.clip(rng.normal(0.4, 0.2, num_users) + shift * (values == 2), 0, 1), values, keys
 
 
-def test_the_largest_gap_by_hand():
+def test_the_largest_gap_equals_the_hand_worked_one():
     ndcg, values, keys = groups(shift=0.3)
     found = largest_ndcg_gap(ndcg, values, 4, keys)
     assert found is not None

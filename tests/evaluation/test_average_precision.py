@@ -26,7 +26,7 @@ def binned(grid: ScoreGrid, scores: np.ndarray, labels: np.ndarray) -> tuple[np.
     ],
     ids=["by hand", "perfect", "worst", "all tied", "no positives", "empty"],
 )
-def test_average_precision_by_hand(negatives, positives, expected):
+def test_average_precision_equals_hand_worked_values(negatives, positives, expected):
     found = average_precision(np.array(negatives), np.array(positives))
     assert found == pytest.approx(expected, nan_ok=True)
     if np.isnan(expected):
@@ -38,7 +38,7 @@ def test_replicates_are_independent_of_each_other():
     np.testing.assert_allclose(average_precision(negatives, positives), [5 / 6, np.nan])
 
 
-def test_bounds_by_hand():
+def test_bounds_equal_hand_worked_values():
     # one bin, 1 positive and 3 negatives: it may rank last (1/4) or first (1)
     assert average_precision_bounds(np.array([3]), np.array([1])) == (0.25, 1.0)
 

@@ -10,7 +10,7 @@ from mtrec_ray.evaluation.score_counts import ScoreCounts, ScoreGrid, average_pr
 NAN = float("nan")
 
 
-def test_quantiles_by_hand():
+def test_bounds_are_percentiles_of_the_replicates():
     assert interval(np.array([7.0, *range(41)])) == pytest.approx((7.0, 1.0, 39.0))
 
 
@@ -35,6 +35,13 @@ def test_mean_leaves_out_rows_without_an_estimate():
     rows = np.array([[1.0, 2.0, NAN], [3.0, 4.0, 5.0], [NAN, 9.0, 9.0]])
     np.testing.assert_allclose(nan_mean(rows), [2.0, 3.0, 5.0])
     assert np.isnan(nan_mean(np.full((2, 3), NAN))).all()
+
+
+def test_weighted_mean_leaves_out_rows_without_a_value_or_weight():
+    rows = np.array([[0.2, 0.4], [np.nan, np.nan], [0.6, np.nan]])
+    np.testing.assert_allclose(nan_mean(rows, np.ones(3)[:, None]), [0.4, 0.4])
+    np.testing.assert_allclose(nan_mean(rows, np.array([3.0, 5.0, 1.0])[:, None]), [0.3, 0.4])
+    np.testing.assert_allclose(nan_mean(rows, np.array([0.0, 5.0, 1.0])[:, None]), [0.6, np.nan])
 
 
 def test_different_seeds_widen_the_interval_and_equal_ones_do_not():

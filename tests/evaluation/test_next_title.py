@@ -18,7 +18,7 @@ def one_user(scores, target, seen=()):
     return measure(np.array([scores], dtype=np.float32), np.array([target]), mask, KEYS[:1])
 
 
-def test_by_hand():
+def test_metrics_equal_hand_worked_values():
     """Title 2 ranks third of five; one of those above was seen, so it is second."""
     found = one_user([0.9, 0.8, 0.7, 0.1, 0.0], target=2, seen=[0])
     assert found.full_ndcg == pytest.approx(1 / np.log2(3))
@@ -27,7 +27,7 @@ def test_by_hand():
     assert found.full_hit == 1
 
 
-def test_perfect_and_worst():
+def test_the_first_rank_gives_1_and_the_last_0():
     scores = np.arange(300.0)
     best, worst = one_user(scores, target=299), one_user(scores, target=0)
     assert best.means() == {"auc": 1, "hit": 1, "ndcg": 1, "full_hit": 1, "full_ndcg": 1}

@@ -25,7 +25,7 @@ def metrics(logits=LOGITS, labels=LABELS, mask=EVERYTHING) -> dict[str, float]:
     return bias_metrics(counts, len(logits), POPULARITY, IS_LOCAL)
 
 
-def test_hand_worked_values():
+def test_bias_metrics_equal_hand_worked_values():
     found = metrics()
     assert found["arp"] == pytest.approx((80 + 10 + 80 + 4) / 4)
     assert found["aplt"] == pytest.approx(2 / 4)
@@ -51,19 +51,19 @@ def test_nothing_shown_or_no_positive_of_a_group_is_nan():
 
 
 def test_short_head_is_the_fewest_titles_with_the_fraction():
-    assert short_head(np.array([5, 50, 30, 15]), 0.8).tolist() == [False, True, True, False]
-    assert short_head(np.array([5, 50, 30, 15]), 0.81).tolist() == [False, True, True, True]
-    assert not short_head(np.zeros(3, int), 0.8).any()
+    assert short_head(np.array([5, 50, 30, 15])).tolist() == [False, True, True, False]
+    assert short_head(np.array([5, 50, 29, 16])).tolist() == [False, True, True, True]
+    assert not short_head(np.zeros(3, int)).any()
 
 
-def test_jensen_shannon_by_hand():
+def test_jensen_shannon_equals_hand_worked_values():
     assert jensen_shannon(0.3, 0.3) == 0
     assert jensen_shannon(0, 1) == pytest.approx(1)
     assert jensen_shannon(0, 0.5) == pytest.approx(1.5 - 0.75 * np.log2(3))
     assert np.isnan(jensen_shannon(float("nan"), 0.1))
 
 
-def test_gini_by_hand():
+def test_gini_equals_hand_worked_values():
     assert gini(np.array([3, 3, 3])) == 0
     assert gini(np.array([0, 0, 0, 8])) == pytest.approx(0.75)
     assert np.isnan(gini(np.array([])))

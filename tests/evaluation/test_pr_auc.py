@@ -100,7 +100,7 @@ def test_saturated_scores_have_distinct_bins():
     assert (np.diff(grid.fine_bins(-large)) < 0).all()
 
 
-def test_bins_by_hand():
+def test_bins_equal_hand_worked_ones():
     grid = ScoreGrid(limit=2.0, num_bins=4, refine=2)
     fine = grid.fine_bins(np.array([-np.inf, -9, -2, -0.1, 0, 0.99, 1, 9], np.float32))
     assert fine.tolist() == [0, 0, 2, 3, 4, 5, 5, 7]
@@ -174,7 +174,7 @@ class TestTitles:
                     labels[offered, column], logits[offered, column], sample_weight=weights[replicate, offered]
                 )
                 assert found[replicate] == pytest.approx(exact, abs=0.01)
-            sizes = counts[title].histogram(num_replicates=1)[0].sum(axis=1).tolist()
+            sizes = counts[title].histogram()[0].sum(axis=1).tolist()
             assert sizes == [(mask & ~labels)[:, column].sum(), (mask & labels)[:, column].sum()]
         assert np.isnan(counts[99].pr_auc()).all()
 

@@ -17,7 +17,7 @@ def one_user(scores, labels, mask=None, k=2) -> dict[str, float]:
     return dict(zip(("ndcg", "hit", "recall", "mrr"), ranking_metrics(logits, truth, candidates, k)[0], strict=True))
 
 
-def test_hand_worked_values():
+def test_metrics_equal_hand_worked_values():
     found = one_user([0.9, 0.8, 0.7, 0.6], [0, 1, 0, 1])  # positives at ranks 2 and 4
     ideal = 1 + 1 / np.log2(3)
     assert found == pytest.approx({"ndcg": 1 / np.log2(3) / ideal, "hit": 1, "recall": 0.5, "mrr": 0.5})
@@ -34,7 +34,7 @@ def test_hand_worked_values():
     ],
     ids=["perfect", "below the top k", "no positive", "positive no candidate", "others no candidates"],
 )
-def test_edge_cases(scores, labels, mask, expected):
+def test_masked_missing_and_perfect_positives_have_exact_values(scores, labels, mask, expected):
     np.testing.assert_allclose(list(one_user(scores, labels, mask).values()), expected)
 
 
@@ -45,7 +45,7 @@ def test_constant_scores_get_chance_level():
     assert found["mrr"] == pytest.approx(np.mean(1 / np.arange(1, 11)))
 
 
-def test_no_users():
+def test_no_users_give_no_rows():
     assert ranking_metrics(np.zeros((0, 3), np.float32), np.zeros((0, 3), bool), np.ones((0, 3), bool)).shape == (0, 4)
 
 

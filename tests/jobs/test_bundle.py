@@ -218,10 +218,10 @@ class TestRefusals:
 
         return make
 
-    def test_other_methods_than_eliminators(self, backbone, tmp_path, refused):
+    def test_other_methods_than_eliminators_are_refused(self, backbone, tmp_path, refused):
         refused("holds filter models: a bundle serves elim", write_eliminators(backbone, tmp_path, method="filter"))
 
-    def test_an_unfinished_run(self, lake, backbone, eliminators, tmp_path, refused):
+    def test_an_unfinished_run_is_refused(self, lake, backbone, eliminators, tmp_path, refused):
         record = write_eliminators(backbone, tmp_path).model_copy(update={"status": "training"})
         record.save()
         refused(r"eliminators' is not finished: start `mtrec train eliminators`", record)
@@ -229,7 +229,7 @@ class TestRefusals:
         PropensityRecord.load(run).model_copy(update={"status": "training"}).save()
         refused(r"mtl' is not finished: start `mtrec train propensity`", eliminators, propensity=run)
 
-    def test_another_lake(self, lake, backbone, eliminators, tmp_path, refused):
+    def test_another_lake_is_refused(self, lake, backbone, eliminators, tmp_path, refused):
         record = write_eliminators(backbone, tmp_path).model_copy(update={"lake_hash": "0" * 64})
         record.save()
         refused("has changed since run 'eliminators' was started", record)
@@ -237,25 +237,25 @@ class TestRefusals:
         PropensityRecord.load(run).model_copy(update={"lake_hash": "0" * 64}).save()
         refused("mtl' was trained on another lake than the backbone", eliminators, propensity=run)
 
-    def test_an_audit_of_other_weights(self, backbone, eliminators, tmp_path, refused):
+    def test_an_audit_of_other_weights_is_refused(self, backbone, eliminators, tmp_path, refused):
         audit = write_audit(write_eliminators(backbone, tmp_path, seed=1), tmp_path / "audit")
         refused(r"audit .* is of other weights than run .*: audit this run", eliminators, audit=audit)
         bundle(eliminators, tmp_path / "bundle", audit=write_audit(eliminators, tmp_path / "audit"))
 
-    def test_missing_audit_and_evaluation(self, lake, eliminators, tmp_path, refused):
+    def test_missing_audit_and_evaluation_are_refused(self, lake, eliminators, tmp_path, refused):
         refused(r"no audit at .*nowhere", eliminators, audit=str(tmp_path / "nowhere"))
         refused("evaluation is of a propensity run: give it with --propensity", eliminators, evaluation="nowhere")
         run = write_run(lake, tmp_path, "mtl", 0)
         refused(r"no evaluation at 'nowhere'", eliminators, propensity=run, evaluation="nowhere")
 
-    def test_an_evaluation_of_other_weights(self, lake, eliminators, runs, tmp_path, refused):
+    def test_an_evaluation_of_other_weights_is_refused(self, lake, eliminators, runs, tmp_path, refused):
         evaluate(runs[:1], tmp_path / "report")
         message = r"evaluation .* is of mtl-s0, of other weights than run '.*mtl-wide-s0': evaluate this run"
         refused(message, eliminators, propensity=runs[2], evaluation=str(tmp_path / "report"))
         again = write_run(lake, tmp_path, "mtl-s0", 7)  # trained again under its name
         refused("of other weights than run", eliminators, propensity=again, evaluation=str(tmp_path / "report"))
 
-    def test_audit_and_evaluation_of_another_version(self, eliminators, runs, tmp_path, refused):
+    def test_audit_and_evaluation_of_another_version_are_refused(self, eliminators, runs, tmp_path, refused):
         (tmp_path / "metrics.json").write_text('{"pr_auc/mean": 0.5}')
         message = "has format version 0, this mtrec_ray reads 1: make it again with `mtrec evaluate propensity"
         refused(message, eliminators, propensity=runs[0], evaluation=str(tmp_path))
@@ -263,7 +263,7 @@ class TestRefusals:
         message = "has format version 2, this mtrec_ray reads 1: make it again with `mtrec audit RUN --out DIR`"
         refused(message, eliminators, audit=str(tmp_path))
 
-    def test_an_audit_that_lacks_a_metric(self, eliminators, tmp_path, refused):
+    def test_an_audit_that_lacks_a_metric_is_refused(self, eliminators, tmp_path, refused):
         audit = write_audit(eliminators, tmp_path)
         document = json.loads((tmp_path / "audit.json").read_text())
         document["combinations"]["age"]["leakage"]["vectors"]["gender"]["auc"]["null_high"] = None

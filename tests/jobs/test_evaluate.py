@@ -16,6 +16,7 @@ from sklearn.metrics import average_precision_score
 
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
+from mtrec_ray.evaluation.state import EvaluationResult
 from mtrec_ray.hashing import user_keys
 from mtrec_ray.jobs.config import EvaluateConfig
 from mtrec_ray.jobs.evaluate import days_and_cohorts, evaluate_propensity
@@ -74,6 +75,10 @@ def evaluation(runs, folder) -> PropensityEvaluation:
     return evaluate(*runs, out=str(folder))
 
 
+def result_of(evaluation: PropensityEvaluation, run: str, day: int = 1, cohort: str = HELD_OUT) -> EvaluationResult:
+    return next(one for one in evaluation.report.runs if one.name == run).results[day, cohort]
+
+
 @pytest.fixture(scope="module")
 def averages(evaluation) -> dict[str, dict]:
     """Variant -> territory -> metric, average over days."""
@@ -106,7 +111,7 @@ def scores_and_labels(lake: Lake, record: PropensityRecord, day: int) -> Iterato
 @pytest.mark.parametrize("day", [1, 2])
 def test_pr_auc_is_that_of_sklearn_on_all_scores(lake, runs, evaluation, day):
     record = PropensityRecord.load(runs[1])
-    result = evaluation.results[record.config.name, day, HELD_OUT]
+    result = result_of(evaluation, record.config.name, day)
     pr_auc = result.metrics["pr_auc"]
     found: dict[str, list] = {name: [] for name in lake.territory_names()}
     for territory, scores, labels in scores_and_labels(lake, record, day):
@@ -141,7 +146,7 @@ def test_popularity_beats_a_random_model_where_titles_differ_in_popularity(avera
 
 def test_runs_that_differ_in_the_seed_are_averaged(evaluation, averages):
     assert evaluation.report.seeds == [0, 1]
-    results = [evaluation.results[f"random-s{seed}", day, HELD_OUT] for seed in (0, 1) for day in (1, 2)]
+    results = [result_of(evaluation, f"random-s{seed}", day) for seed in (0, 1) for day in (1, 2)]
     days = [result.metrics["pr_auc"][-1, 0] for result in results]
     assert len(set(days)) == 4
     assert averages["random"]["all"]["pr_auc"]["value"] == pytest.approx(np.mean(days))
@@ -159,7 +164,7 @@ def test_a_territory_without_positives_is_null_with_a_note_never_zero(lake, eval
     json.dumps(evaluation.document(), allow_nan=False)
 
 
-def test_files_hold_the_document_tables_and_figures(evaluation, folder):
+def test_files_hold_the_document_tables_and_plots(evaluation, folder):
     assert sorted(p.name for p in folder.iterdir() if p.suffix != ".png") == [
         "metrics.json",
         "popularity_bias.csv",
@@ -191,7 +196,7 @@ def test_a_document_names_weights_and_protocol(lake, runs, evaluation, tmp_path)
 def test_reported_titles_have_most_positives_and_half_are_local(lake, runs, evaluation):
     few = evaluate(runs[0], num_titles=6, references=False)
     assert few.report.variants == ["random"]
-    is_local = evaluation.results["random-s0", 1, HELD_OUT].title_is_local
+    is_local = result_of(evaluation, "random-s0").title_is_local
     assert is_local is not None
     titles = evaluation.report.settings.titles
     positives = dict(zip(titles, evaluation.report.counts("title_positives"), strict=True))
@@ -210,7 +215,7 @@ def test_validation_scores_the_validation_users(lake, tmp_path):
     run = write_run(lake, tmp_path, "v", 0, sample={"validation_fraction": 0.3})
     validation, test = evaluate(run, validation=True), evaluate(run)
     assert (validation.report.cohorts, test.report.cohorts) == ([VALIDATED], [HELD_OUT])
-    sizes = [e.results["v", 1, e.report.cohorts[0]].counts["num_users"][-1] for e in (validation, test)]
+    sizes = [result_of(e, "v", 1, e.report.cohorts[0]).counts["num_users"][-1] for e in (validation, test)]
     assert sizes[0] == pytest.approx(0.3 * 900, rel=0.2)
     assert sizes[1] == pytest.approx(0.2 * 900, rel=0.25)
 
@@ -220,16 +225,16 @@ def test_without_test_users_those_trained_on_are_scored(lake, tmp_path):
     evaluation = evaluate(run)
     assert evaluation.report.cohorts == [TRAINED]
     plan = json.loads((tmp_path / "t" / "plan.json").read_text())
-    assert evaluation.results["t", 1, TRAINED].counts["num_users"][-1] == sum(plan["random_users"])
+    assert result_of(evaluation, "t", 1, TRAINED).counts["num_users"][-1] == sum(plan["random_users"])
 
 
 def test_references_are_scored_on_the_trained_users_of_each_seed(lake, tmp_path):
     everyone = {"test_fraction": 0.0, "active_fraction": 0.0}
     runs = [write_run(lake, tmp_path, f"t-s{seed}", seed, sample=everyone | {"seed": seed}) for seed in (0, 1)]
     evaluation = evaluate(*runs)
-    users = [evaluation.results[f"t-s{seed}", 1, TRAINED].counts["num_users"][-1] for seed in (0, 1)]
-    references = [scorer for variant, _, scorer in evaluation.compared if variant == "popularity"]
-    assert [evaluation.results[scorer, 1, TRAINED].counts["num_users"][-1] for scorer in references] == users
+    users = [result_of(evaluation, f"t-s{seed}", 1, TRAINED).counts["num_users"][-1] for seed in (0, 1)]
+    references = [run.name for run in evaluation.report.runs if run.variant == "popularity"]
+    assert [result_of(evaluation, scorer, 1, TRAINED).counts["num_users"][-1] for scorer in references] == users
     assert len(set(users)) == 2
     assert evaluation.report.variants == ["t", "popularity"]
 
@@ -239,7 +244,7 @@ def test_a_snapshot_is_loaded_once_for_all_days(runs, monkeypatch):
     monkeypatch.setattr(
         "mtrec_ray.jobs.evaluate.load_snapshot", lambda *which: loaded.append(which) or load_snapshot(*which)
     )
-    assert {day for _, day, _ in evaluate(*runs, references=False).results} == {1, 2}
+    assert {day for day, _ in evaluate(*runs, references=False).report.runs[0].results} == {1, 2}
     assert len(loaded) == len(runs)
 
 
@@ -252,16 +257,16 @@ def test_a_moved_run_is_evaluated(runs, evaluation, tmp_path, monkeypatch):
         moved = evaluate("elsewhere/random-s0/", references=False)
     finally:
         hidden.rename(runs[0])
-    key = ("random-s0", 1, HELD_OUT)
-    np.testing.assert_array_equal(moved.results[key].metrics["pr_auc"], evaluation.results[key].metrics["pr_auc"])
+    before, after = (result_of(one, "random-s0").metrics["pr_auc"] for one in (evaluation, moved))
+    np.testing.assert_array_equal(after, before)
 
 
 class TestRefusals:
-    def test_a_run_that_is_not_there(self, tmp_path):
+    def test_a_run_that_is_not_there_is_refused(self, tmp_path):
         with pytest.raises(UserError, match=r"no run at .*nowhere.*mtrec train propensity"):
             evaluate(str(tmp_path / "nowhere"))
 
-    def test_an_unfinished_run(self, lake, runs, tmp_path):
+    def test_an_unfinished_run_is_refused(self, lake, runs, tmp_path):
         run = write_run(lake, tmp_path, "half", 0)
         PropensityRecord.load(run).model_copy(update={"status": "training"}).save()
         with pytest.raises(UserError, match="half' is not finished"):
@@ -276,12 +281,12 @@ class TestRefusals:
         ],
         ids=["seed of the split", "test users", "days"],
     )
-    def test_runs_with_other_test_users_or_days(self, lake, runs, tmp_path, settings):
+    def test_runs_with_other_test_users_or_days_are_refused(self, lake, runs, tmp_path, settings):
         other = write_run(lake, tmp_path, "other", 0, **settings)
         with pytest.raises(UserError, match="'other' and run 'random-s0' differ in lake, window or user split"):
             evaluate(runs[0], other)
 
-    def test_runs_of_one_seed_that_were_trained_on_different_users(self, lake, tmp_path):
+    def test_runs_of_one_seed_that_were_trained_on_different_users_are_refused(self, lake, tmp_path):
         everyone = {"test_fraction": 0.0, "active_fraction": 0.0}
         runs = [
             write_run(lake, tmp_path, f"f{fraction}", 0, sample=everyone | {"random_fraction": fraction})
@@ -291,37 +296,37 @@ class TestRefusals:
             evaluate(*runs)
 
     @pytest.mark.parametrize("name", ["all", "mean"])
-    def test_a_territory_with_the_name_of_a_row_before_anything_is_scored(self, lake, runs, name):
+    def test_a_territory_with_the_name_of_a_row_is_refused(self, lake, runs, name):
         named = lake.manifest.model_copy(update={"territories": [Territory(name=name, region="N")]})
         with pytest.raises(UserError, match=f"territory '{name}' has the name of a row of the report"):
             days_and_cohorts(EvaluateConfig(runs=runs), Lake("", named), named.calendar, SampleConfig())
 
-    def test_the_same_run_twice(self, runs):
+    def test_the_same_run_twice_is_refused(self, runs):
         with pytest.raises(UserError, match="different names, got random-s0, random-s0"):
             evaluate(runs[0], runs[0])
 
-    def test_variants_whose_seeds_cannot_be_paired_before_scoring(self, lake, runs, tmp_path, monkeypatch):
+    def test_variants_whose_seeds_cannot_be_paired_are_refused(self, lake, runs, tmp_path, monkeypatch):
         monkeypatch.setattr("mtrec_ray.jobs.evaluate.map_tasks", None)
         other = write_run(lake, tmp_path, "other", 0, model={"d": 8})
         with pytest.raises(UserError, match="give each variant the same distinct seeds"):
             evaluate(*runs, other, references=False)
 
-    def test_a_run_with_the_name_of_a_reference(self, lake, tmp_path):
+    def test_a_run_with_the_name_of_a_reference_is_refused(self, lake, tmp_path):
         run = write_run(lake, tmp_path, "popularity", 0)
         with pytest.raises(UserError, match="'popularity' has the name of a reference"):
             evaluate(run)
         assert evaluate(run, references=False).report.variants == ["popularity"]
 
-    def test_validation_without_validation_users(self, runs):
+    def test_validation_without_validation_users_is_refused(self, runs):
         with pytest.raises(UserError, match="the runs have no validation users"):
             evaluate(runs[0], validation=True)
 
-    def test_no_evaluation_day(self, lake, tmp_path):
+    def test_no_evaluation_day_is_refused(self, lake, tmp_path):
         run = write_run(lake, tmp_path, "none", 0, window={"num_evaluation_days": 0})
         with pytest.raises(UserError, match=r"no evaluation day: set window\.num_evaluation_days"):
             evaluate(run)
 
-    def test_missing_and_damaged_weights(self, lake, tmp_path):
+    def test_missing_and_damaged_weights_are_refused(self, lake, tmp_path):
         run = write_run(lake, tmp_path, "broken", 0)
         weights = Path(run, "snapshots", "day_0", "model.safetensors")
         weights.write_bytes(weights.read_bytes()[:100])
@@ -331,7 +336,7 @@ class TestRefusals:
         with pytest.raises(UserError, match="no weights for day 0"):
             evaluate(run)
 
-    def test_a_lake_changed_since_training(self, lake, tmp_path):
+    def test_a_lake_changed_since_training_is_refused(self, lake, tmp_path):
         run = write_run(lake, tmp_path, "old", 0)
         PropensityRecord.load(run).model_copy(update={"lake_hash": "0" * 64}).save()
         with pytest.raises(UserError, match="has changed since run 'old' was started"):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtrec_ray.config import validate_config
-from mtrec_ray.jobs.report import title_score_figure, variant_names
+from mtrec_ray.jobs.report import title_score_plot, variant_names
 from mtrec_ray.streams.groups import Groups
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity_run import PropensityRecord
@@ -65,6 +65,6 @@ def test_variants_have_distinct_names():
 def test_figure_2_draws_an_outline_of_each_model():
     users = np.zeros((2, 1024))
     users[0, 500:520], users[1, 510] = 3, 4
-    figure = title_score_figure({"baseline": users, "mtl": 2 * users}, "World")
+    figure = title_score_plot({"baseline": users, "mtl": 2 * users}, "World")
     outlines: list[Any] = list(figure.axes[0].patches)
     assert [outline.get_data().values.sum() for outline in outlines] == pytest.approx([1, 1])

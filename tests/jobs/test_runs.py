@@ -49,7 +49,7 @@ def printed(result, capsys) -> str:
     return capsys.readouterr().out
 
 
-def test_list_has_state_input_and_figures_of_each_run(runs):
+def test_list_has_state_input_and_metrics_of_each_run(runs):
     found = listed(runs)
     assert list(found) == ["done", "hidden", "killed"]
     assert found["done"] == {

@@ -126,8 +126,8 @@ def test_hash_is_the_same_in_another_process(seed, tmp_path):
         (MANIFEST.model_dump_json()[:200], r"lake\.json' is damaged"),
         ('{"format_version": 1}', r"lake\.json is damaged"),
         ("[]", r"lake\.json is damaged"),
-        ('{"format_version": 2}', "has format version 2, this program reads 1: build it again"),
-        ('{"format_version": 0, "source": "old"}', "has format version 0, this program reads 1: build it again"),
+        ('{"format_version": 2}', "has format version 2, this mtrec_ray reads 1: build it again"),
+        ('{"format_version": 0, "source": "old"}', "has format version 0, this mtrec_ray reads 1: build it again"),
     ],
 )
 def test_damaged_manifest_and_other_version_are_errors(text, message, tmp_path):

@@ -16,7 +16,7 @@ from mtrec_ray.streams.sampling import VALIDATION, split_of
 from mtrec_ray.streams.scored_users import ScoringChunk
 from mtrec_ray.trainers.propensity import PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.trainers.propensity_validation import METRICS, PropensityScorer, _mean, summarise
+from mtrec_ray.trainers.propensity_validation import METRICS, PropensityScorer, summarise
 from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.propensity import new_propensity_run
 from mtrec_ray.tuning.data import TrialCache, map_here, trial_data
@@ -151,10 +151,3 @@ def test_metrics_are_named_by_measure_and_mean():
             "ndcg@10/weighted": 0.35,
         }
     )
-
-
-def test_means_ignore_territories_without_a_value():
-    rows = np.array([[0.2, 0.4], [np.nan, np.nan], [0.6, np.nan]])
-    np.testing.assert_allclose(_mean(rows, np.ones(3)), [0.4, 0.4])
-    np.testing.assert_allclose(_mean(rows, np.array([3.0, 5.0, 1.0])), [0.3, 0.4])
-    np.testing.assert_allclose(_mean(rows, np.array([0.0, 5.0, 1.0])), [0.6, np.nan])

@@ -112,7 +112,8 @@ class RedisStore:
         cursor, users = 0, dict[str, None]()  # a scan may return a key twice
         with self._unavailable():
             for _ in range(MAX_SCANS):
-                cursor, keys = await self._client.scan(cursor, match=HISTORY + "*", count=1000)
+                reply: Any = await self._client.scan(cursor, match=HISTORY + "*", count=1000)
+                cursor, keys = reply
                 users |= dict.fromkeys(key.decode().removeprefix(HISTORY) for key in keys)
                 if cursor == 0 or len(users) >= count:
                     break

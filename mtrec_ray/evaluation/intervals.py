@@ -78,7 +78,7 @@ def relative_gain(run: np.ndarray, first: np.ndarray) -> np.ndarray:
     return 100 * (ratio(run, first) - 1)
 
 
-def nan_mean(replicates: np.ndarray, weights: ArrayLike = 1) -> np.ndarray:
+def nan_mean(replicates: np.ndarray, weights: np.ndarray | int = 1) -> np.ndarray:
     """Weighted mean over days or territories with a value, or NaN: (n, ..., R) -> (..., R)."""
     finite = np.isfinite(replicates) & np.isfinite(replicates[..., :1])
     return ratio((np.where(finite, replicates, 0.0) * weights).sum(axis=0), (finite * weights).sum(axis=0))

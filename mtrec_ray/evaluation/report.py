@@ -28,9 +28,9 @@ class EvaluatedRun:
 
 
 class EvaluationReport:
-    """Metrics on the same users; the gains are over the first variant, the first cohort is the default.
+    """Metrics on the same users; gains are over the first variant.
 
-    All runs have the same days, cohorts and settings, all variants the same seeds.
+    All runs have the same days, cohorts and settings, all variants the same seeds. The first cohort is the default.
     """
 
     def __init__(self, runs: Sequence[EvaluatedRun], territory_names: list[str], title_names: list[str]) -> None:

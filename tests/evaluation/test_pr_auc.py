@@ -181,4 +181,4 @@ class TestTitles:
     def test_a_title_without_positives_is_nan(self):
         counts, (_, _, _, mask) = self.counted(labels_too=False)
         assert np.isnan(counts[5].pr_auc()).all()
-        assert counts[5].histogram(num_replicates=1).sum() == mask[:, 3].sum()
+        assert counts[5].histogram()[0].sum() == mask[:, 3].sum()

@@ -62,5 +62,6 @@ def test_serve_yaml_is_valid_and_requires_keys(monkeypatch, tmp_path):
     scale = {"upscale_delay_s": 3.0}
     deployment = build({"bundle": "b", "host": "127.0.0.1", "scale": scale})._bound_deployment
     autoscaling = deployment._deployment_config.autoscaling_config
+    assert autoscaling is not None
     assert (autoscaling.upscale_delay_s, autoscaling.downscale_delay_s) == (3.0, 120.0)
     assert (deployment.max_queued_requests, deployment.backpressure_config.retry_after_s) == (128, 1)

@@ -166,7 +166,8 @@ class TestStarts:
         done = start(folder)
         part = Bundle.open(str(done.bundle)).manifest.propensity
         assert part is not None
-        found = done.document()["evaluation"]["territory_metrics"]["held_out"]["mtl+upsampling"]["average"]["mean"]
+        evaluation = done.parts["evaluation"].document()
+        found = evaluation["territory_metrics"]["held_out"]["mtl+upsampling"]["average"]["mean"]
         assert part.pr_auc["mean"].value == found["pr_auc"]["value"]
         assert part.protocol == EvaluationProtocol(num_negatives=None, cohort="held_out")
 

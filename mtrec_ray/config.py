@@ -1,16 +1,18 @@
 """Typed job settings: frozen pydantic models, read from YAML and `--set dotted.key=value`."""
 
 import difflib
+import re
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from mtrec_ray.errors import UserError
+from mtrec_ray.files import absolute
 
 
 class Config(BaseModel):
@@ -31,9 +33,19 @@ def advanced(default: Any, **constraints: Any) -> Any:
     return Field(default=default, json_schema_extra={"advanced": True}, **constraints)
 
 
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+        raise ValueError("use letters, digits and . _ + -, first a letter or digit")
+    return name
+
+
 ConfigT = TypeVar("ConfigT", bound=Config)
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A range that torch, numpy and Optuna all accept."""
+Name = Annotated[str, AfterValidator(_check_name)]
+"""Name of a run or search, which is that of its folder."""
+AbsoluteUri = Annotated[str, AfterValidator(absolute)]
+"""A URI, or a local path made absolute, so that other processes find it."""
 
 
 @dataclass(frozen=True)
@@ -180,18 +192,36 @@ def _key_of(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
 
 def _explain(model: type[BaseModel], key: str, problems: list[Any], option_of: Callable[[str], str] | None) -> str:
     """One line for all problems that pydantic found with a key."""
-    kind = problems[0]["type"]
+    kind, value = problems[0]["type"], problems[0]["input"]
+    known = {setting.key: setting for setting in settings_of(model)}
     if kind == "extra_forbidden":
-        known = [setting.key for setting in settings_of(model)]
         section, _, name = key.rpartition(".")
         if key in known:
             return f"{key!r} is a setting of section {section!r}: write it indented, `{section}:` and below `{name}:`"
-        close = difflib.get_close_matches(key, known, n=1) or [other for other in known if other.endswith(name)]
-        return f"unknown setting {key!r}" + (f"; did you mean {close[0]!r}?" if close else "; see --help for the list")
+        return f"unknown setting {key!r}; {_hint(section, name, list(known))}"
     if kind == "missing":
-        return f"setting {key!r} is required" + (f": give it with {option_of(key)}" if option_of else "")
+        in_file = key in known and known[key].type_name.startswith("dict")
+        how = "write it in a YAML file and pass that with --config" if in_file else ""
+        return f"setting {key!r} is required" + (f": {how or f'give it with {option_of(key)}'}" if option_of else "")
     message = ", or ".join(problem["msg"].removeprefix("Value error, ") for problem in problems)
-    return f"setting {key!r} = {problems[0]['input']!r}: {message}" if key else message
+    if kind == "value_error" and isinstance(value, dict):  # a section's validator names the key itself
+        return message if message.startswith(key) else f"{key}: {message}"
+    return f"setting {key!r} = {value!r}: {message}"
+
+
+def _hint(section: str, name: str, known: list[str]) -> str:
+    """The setting most like an unknown one by its last word, or what its section has."""
+    own = [other for other in known if other.rpartition(".")[0] == section]
+    words = {other.rpartition(".")[2]: other for other in [*known, *own]}  # of equal words the section's own
+    if close := difflib.get_close_matches(name, words, n=1):
+        return f"did you mean {words[close[0]]!r}?"
+    return f"{section} has {', '.join(other.rpartition('.')[2] for other in own)}" if section and own else "see --help"
+
+
+def first_problem(error: ValidationError) -> str:
+    """`key: message` of the first problem that pydantic found."""
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
 def _nodes(annotation: Any) -> Iterator[Any]:

@@ -5,13 +5,19 @@ from typing import Any
 
 from mtrec_ray.errors import UserError
 
+MAY_CHANGE = {
+    *("runner", "tracking", "jobs_at_once", "trials_at_once", "cpus_per_worker"),
+    *("lake", "backbone", "runs", "searches"),
+}
+"""Settings that may change on resume: they affect speed or paths only."""
+
 
 @dataclass(frozen=True)
 class Identity:
     """What decides a run's figures."""
 
     settings: dict[str, Any]
-    """Settings as a nested document, those of speed and places left out."""
+    """As a nested document; `check_same` ignores those that `MAY_CHANGE`."""
     inputs: dict[str, str] = field(default_factory=dict)
     """What it is built from -> content hash."""
 
@@ -25,7 +31,9 @@ def check_same(what: str, before: Identity, now: Identity) -> None:
                 f"{what} was started on another state of its {name} (hash {old[:12]}, now {new[:12]}): "
                 "choose another name"
             )
-    old, new = flatten(before.settings), flatten(now.settings)
+    old, new = (
+        flatten({key: value for key, value in one.settings.items() if key not in MAY_CHANGE}) for one in (before, now)
+    )
     changed = [
         f"{key} = {old.get(key)!r} (now {new.get(key)!r})" for key in sorted(old | new) if old.get(key) != new.get(key)
     ]

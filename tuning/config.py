@@ -4,8 +4,8 @@ from typing import Any
 
 from pydantic import Field
 
-from mtrec_ray.config import Config, Seed, advanced
-from mtrec_ray.files import absolute, join
+from mtrec_ray.config import AbsoluteUri, Config, Name, Seed, advanced
+from mtrec_ray.files import join
 from mtrec_ray.lake.window import WindowConfig
 from mtrec_ray.streams.config import SampleConfig
 
@@ -13,9 +13,9 @@ from mtrec_ray.streams.config import SampleConfig
 class SearchConfig(Config):
     """What every search has: its space, its trials, and the resources they may use."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    name: Name
     """Name of the search (letters, digits and . _ + -)."""
-    searches: str = "searches"
+    searches: AbsoluteUri = "searches"
     """Folder or URI that holds the searches."""
     seed: Seed = 0
     """Seed of the sampler, and of every trial's weights and batches."""
@@ -32,18 +32,18 @@ class SearchConfig(Config):
     trials_at_once: int | None = Field(default=None, ge=1)
     """Maximum number of trials side by side; null: as many as fit while one CPU stays free."""
     confirm: int = Field(default=3, ge=0)
-    """Trainings of the choice with fresh seeds: the best of many trials is partly luck."""
+    """Train the best configuration again with N fresh seeds, for figures without the luck of the choice."""
 
     @property
     def uri(self) -> str:
         """Folder of the search."""
-        return join(absolute(self.searches), self.name)
+        return join(self.searches, self.name)
 
 
 class PropensitySearchConfig(SearchConfig):
     """A search over a propensity model's settings and territory groups."""
 
-    lake: str
+    lake: AbsoluteUri
     """Folder or URI of the lake."""
     workers: int = Field(default=1, ge=1)
     """Data-parallel workers of a trial; a trial starts only when all of their CPUs are free."""
@@ -60,7 +60,7 @@ class PropensitySearchConfig(SearchConfig):
 class EliminatorsSearchConfig(SearchConfig):
     """A search over eliminators and their adversaries: leakage against accuracy."""
 
-    backbone: str
+    backbone: AbsoluteUri
     """Folder or URI of the backbone's run."""
     combinations: str = "all"
     """Combinations, as in `mtrec train eliminators`; all share one configuration."""

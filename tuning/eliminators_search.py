@@ -13,7 +13,6 @@ import ray
 from mtrec_ray.config import validate_config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig, parse_combinations
 from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
 from mtrec_ray.tuning.collect import run_search
@@ -55,7 +54,6 @@ def search_eliminators(
     Raises:
         UserError: a space, backbone, combination or cluster that does not fit, before the first trial.
     """
-    config = config.model_copy(update={"backbone": absolute(config.backbone)})
     source, specs = check_eliminators_search(config)
     trials_at_once(config)
     inputs = {"lake": source.lake_hash, "backbone": backbone_hash(source)}

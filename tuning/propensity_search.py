@@ -16,7 +16,7 @@ import numpy as np
 from mtrec_ray.config import validate_config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, join
+from mtrec_ray.files import join
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.groups import Groups, make_groups
@@ -65,7 +65,6 @@ def search_propensity(
     Raises:
         UserError: a space, metric, sample or cluster that does not fit, before the first trial.
     """
-    config = config.model_copy(update={"lake": absolute(config.lake)})
     data, specs = check_propensity_search(config)
     trials_at_once(config, config.workers)
     given_files = _groups_files(config, data.lake)

@@ -1,6 +1,6 @@
 """Trials of any kind: Optuna proposes, Ray Tune runs them, ASHA stops weak ones.
 
-searches/NAME/search.yaml        what decides the figures: settings, content hashes of inputs, partitions to start from
+searches/NAME/search.yaml        settings, content hashes of inputs, partitions to start from
 searches/NAME/tune/              Ray Tune's own state (its pickles are read on --resume: resume only your own searches)
 searches/NAME/partitions/        groups files of the partitions that trials used
 searches/NAME/fresh-seeds.json   figures of the chosen configuration with fresh seeds
@@ -10,7 +10,7 @@ import json
 import logging
 import os
 from contextvars import ContextVar
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from operator import attrgetter
 from typing import Any
 
@@ -19,6 +19,7 @@ import pyarrow.fs as pafs
 import yaml
 from ray import tune
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
+from ray.tune.search import ConcurrencyLimiter
 from ray.tune.search.optuna import OptunaSearch
 from ray.tune.utils import flatten_dict
 
@@ -26,7 +27,8 @@ from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError, check_version
 from mtrec_ray.files import exists, join, read_file, write_file
 from mtrec_ray.identity import Identity, check_same
-from mtrec_ray.lake.cluster import joins_cluster, total_cpus
+from mtrec_ray.trainers.runner_config import RunnerConfig
+from mtrec_ray.training.fit import check_fits, jobs_that_fit
 from mtrec_ray.tuning.config import SearchConfig
 from mtrec_ray.tuning.space import GROUPS
 from mtrec_ray.tuning.specs import TrialSpecs
@@ -45,6 +47,8 @@ RETRIES = 2
 """Restarts of a trial whose process died: enough where machines are preempted."""
 PROGRESS: ContextVar[ProgressCallback | None] = ContextVar("PROGRESS", default=None)
 """Reports ended trials; Tune's callback is pickled and cannot hold it."""
+TRIALS_AT_ONCE: ContextVar[int] = ContextVar("TRIALS_AT_ONCE")
+"""Limit of the search that runs; a resumed one unpickles that of its first start."""
 
 
 @dataclass(frozen=True)
@@ -82,38 +86,30 @@ def stored_search(config: SearchConfig, inputs: dict[str, str], resume: bool) ->
         raise UserError(f"search {uri!r} was started before: continue it with --resume, or choose another name")
     document = yaml.safe_load(read_file(join(uri, RECORD)))
     check_version(f"search {uri!r}", document.get("version"), VERSION, "choose another name")
-    before = Identity(document["settings"], document["inputs"])
-    check_same(f"search {config.name!r}", before, _identity(config, inputs))
+    now = Identity(config.model_dump(mode="json"), inputs)
+    check_same(f"search {config.name!r}", Identity(document["settings"], document["inputs"]), now)
     return document
 
 
 def record_search(config: SearchConfig, inputs: dict[str, str], **more: Any) -> None:
     """Write what `stored_search` compares and returns."""
-    document = {"version": VERSION, **asdict(_identity(config, inputs)), **more}
+    document = {"version": VERSION, "settings": config.model_dump(mode="json"), "inputs": inputs, **more}
     write_file(join(config.uri, RECORD), yaml.safe_dump(document, sort_keys=False).encode())
-
-
-def _identity(config: SearchConfig, inputs: dict[str, str]) -> Identity:
-    return Identity(config.model_dump(mode="json", exclude={"searches"}), inputs)
 
 
 def trials_at_once(config: SearchConfig, workers: int = 1) -> int:
     """How many trials run side by side; UserError where a fixed cluster has no room."""
-    cpus, wanted, available = workers * config.cpus_per_worker, config.trials_at_once, total_cpus()
-    if (wanted or 1) * cpus > available:
-        message = (
-            f"trials_at_once = {wanted or 1}: a trial needs {cpus:g} logical CPUs (workers x cpus_per_worker), the "
-            f"cluster has {available:g}: lower trials_at_once, workers or cpus_per_worker"
-        )
-        if not joins_cluster():
-            raise UserError(message)
-        logger.warning("%s, unless it can grow", message)
-    return min(wanted or max(1, int((available - 1) // cpus)), config.trials)  # a CPU stays free, as for every job
+    runner, wanted = RunnerConfig(workers=workers, cpus_per_worker=config.cpus_per_worker), config.trials_at_once
+    setting = f"trials_at_once = {wanted or 1} with workers x cpus_per_worker = {workers * config.cpus_per_worker:g}"
+    needed = {"CPU": (wanted or 1) * workers * config.cpus_per_worker}
+    check_fits(needed, setting, "trials_at_once, workers or cpus_per_worker")
+    return min(wanted or jobs_that_fit(runner), config.trials)
 
 
 def run_trials(prepared: PreparedSearch, resume: bool, progress: ProgressCallback | None) -> tune.ResultGrid:
     """Run all trials, or those that had not ended when the search was stopped."""
     PROGRESS.set(progress)
+    TRIALS_AT_ONCE.set(trials_at_once(prepared.config, prepared.workers))
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"  # its banners go to stdout, whatever `verbose` is
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # relative URIs of groups files stay valid
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # else an interrupted search ends as a finished one
@@ -146,10 +142,9 @@ def _new_tuner(prepared: PreparedSearch, trainable: Any) -> tune.Tuner:
     return tune.Tuner(
         trainable,
         tune_config=tune.TuneConfig(
-            search_alg=searcher,
+            search_alg=TrialLimiter(searcher, TRIALS_AT_ONCE.get()),
             scheduler=make_scheduler(prepared),
             num_samples=config.trials,
-            max_concurrent_trials=trials_at_once(config, prepared.workers),
             reuse_actors=True,
             trial_dirname_creator=attrgetter("trial_id"),
             trial_name_creator=attrgetter("trial_id"),
@@ -163,6 +158,14 @@ def _new_tuner(prepared: PreparedSearch, trainable: Any) -> tune.Tuner:
             verbose=0,
         ),
     )
+
+
+class TrialLimiter(ConcurrencyLimiter):
+    """At most `TRIALS_AT_ONCE` trials side by side."""
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        self.max_concurrent = TRIALS_AT_ONCE.get()
+        return super().suggest(trial_id)
 
 
 def _reported(goal: str) -> str:

@@ -1,12 +1,12 @@
 """The tree of commands.
 
-To add one: write a function with `@job` in `mtrec_ray/api.py`, and an entry in COMMANDS, as in
+To add one: call `job` in `mtrec_ray/api.py`, and add an entry to COMMANDS, as in
 
     "runs show": JobCommand(api.show_run, "RUN --runs"),
     "lake build": JobCommand(api.build_lake, "SOURCE=dataset --overwrite=build.overwrite"),
 
-Words are arguments, the others options; each names its dotted setting after `=` unless both have one name. A new group
-gets a line in GROUPS. Nothing heavy is imported before a command runs.
+Words are arguments, the others options, where `--a,--b` is one option with two names; each names its dotted setting
+after `=` unless both have one name. A new group gets a line in GROUPS. Nothing heavy is imported before a command runs.
 """
 
 import click
@@ -15,14 +15,14 @@ from mtrec_ray import api
 from mtrec_ray.commands.command import JobCommand
 
 GROUPS = {
-    "lake": "The lake: validated, bucketed Parquet tables.",
-    "pairs": "The training pairs.",
-    "train": "Train models.",
-    "runs": "Training runs, finished or not.",
-    "evaluate": "Evaluate runs.",
-    "search": "Search settings and territory groups on validation users.",
-    "partition": "Which territories share a group block.",
-    "store": "The online store of serving.",
+    "lake": "Build, embed and check lakes.",
+    "pairs": "Show the pairs of a training sample.",
+    "train": "Train propensity models and eliminators.",
+    "runs": "List and show training runs.",
+    "evaluate": "Evaluate propensity runs on test users.",
+    "search": "Search settings on validation users.",
+    "partition": "Show which territories share a group.",
+    "store": "Load the online store of serving.",
 }
 RUN = "--name --runs --seed --workers=runner.workers --gpu=runner.use_gpu"
 SEARCH = "--name --trials --trials-at-once --seed --searches"
@@ -40,7 +40,8 @@ COMMANDS = {
     "lake embed": JobCommand(api.embed_lake, "LAKE"),
     "pairs show": JobCommand(api.show_pairs, "LAKE"),
     "train propensity": JobCommand(
-        api.train_propensity, f"--lake --kind --groups=model.groups --group-block=model.group_block --incremental {RUN}"
+        api.train_propensity,
+        f"--lake --model,--kind=kind --groups=model.groups --group-block=model.group_block --incremental {RUN}",
     ),
     "train backbone": JobCommand(api.train_backbone, f"--lake --kind=model.kind {RUN}"),
     "train eliminators": JobCommand(api.train_eliminators, f"--backbone --combinations --method --pack-size {RUN}"),

@@ -30,7 +30,7 @@ class JobCommand(click.Command):
     """Runs a job of `mtrec_ray.api` and prints its result.
 
     Args:
-        job: function made by `@job`; its docstring is the command's help.
+        job: one of `mtrec_ray.api`; its docstring is the command's help.
         usage: arguments and options that stand for settings, as `app.py` explains; their help is the setting's.
         switches: option -> help, for keyword arguments of the function that are no settings.
         without: common options that the command lacks.
@@ -46,7 +46,9 @@ class JobCommand(click.Command):
         super().__init__(job.__name__, help=command_help(job), add_help_option=False)
         parts = [word.partition("=") for word in usage.split()]
         self.job = job
-        self.keys = {word: key or word.strip("-").replace("-", "_").lower() for word, _, key in parts}
+        self.names = {names.split(",")[0]: names.split(",") for names, _, _ in parts}
+        words = [(names.split(",")[0], key) for names, _, key in parts]
+        self.keys = {word: key or word.strip("-").replace("-", "_").lower() for word, key in words}
         self.switches = [click.Option([flag], is_flag=True, help=text) for flag, text in (switches or {}).items()]
         self.common = {name: option for name, option in COMMON.items() if name not in without}
 
@@ -58,7 +60,7 @@ class JobCommand(click.Command):
         """Made at the first use, as they need the config class."""
         if not self.params:
             settings = {setting.key: setting for setting in settings_of(self.model)}
-            named = [_parameter(word, settings[key]) for word, key in self.keys.items()]
+            named = [_parameter(self.names[word], settings[key]) for word, key in self.keys.items()]
             self.params = [*named, *self.switches, *self.common.values()]
         return self.params
 
@@ -100,11 +102,11 @@ class JobCommand(click.Command):
         return {key: None if value in (False, ()) else value for key, value in values.items()}
 
 
-def _parameter(word: str, setting: Setting) -> click.Parameter:
+def _parameter(words: list[str], setting: Setting) -> click.Parameter:
     """Values stay texts: the config class reads them, so that all errors are alike."""
-    name, is_list = _name(setting.key), setting.type_name.startswith("list")
+    word, name, is_list = words[0], _name(setting.key), setting.type_name.startswith("list")
     if word.startswith("-"):
-        return click.Option([word, name], is_flag=setting.type_name == "bool", multiple=is_list, default=None)
+        return click.Option([*words, name], is_flag=setting.type_name == "bool", multiple=is_list, default=None)
     metavar = word if setting.field.is_required() else f"[{word}]"
     return click.Argument([name], metavar=metavar, required=False, nargs=-1 if is_list else 1)
 

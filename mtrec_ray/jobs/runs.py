@@ -15,7 +15,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import RenderableType
 from rich.table import Column, Table
 
-from mtrec_ray.config import Config
+from mtrec_ray.config import Config, first_problem
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, parent, read_json, resolve
@@ -53,7 +53,6 @@ class StoredRun(BaseModel):
     lake_hash: str = ""
     backbone_hash: str = ""
     num_steps: int = 0
-    steps_per_pack: int = 0
     packs: dict[str, Any] = {}
 
 
@@ -67,10 +66,9 @@ class RunView:
             packs = {pack: join(uri, "packs", pack) for pack in self.stored.packs} or {"": uri}
             self.rows = {pack: read_metrics(folder) for pack, folder in packs.items()}
         except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(f"{uri!r}: run.json: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            raise UserError(f"{uri!r}: run.json: {first_problem(error)}") from error
         except OSError as error:
-            raise UserError(f"{uri!r} has no readable run.json") from error
+            raise UserError(f"no run at {uri!r}, run.json is missing: `mtrec runs list` names the runs") from error
 
     @cached_property
     def series(self) -> dict[str, list[tuple[int, float]]]:
@@ -96,7 +94,7 @@ class RunView:
             "kind": stored.kind,
             "status": "done" if stored.status == "done" else "unfinished",
             "step": sum(row["step"] for row in last),
-            "num_steps": stored.num_steps or stored.steps_per_pack * len(stored.packs),
+            "num_steps": stored.num_steps * max(1, len(stored.packs)),
             "last_metric": max((str(row.get("time")) for row in last), default=None),
             "from": f"{source} {parent(str(stored.config.get(source)))[1]} ({digest[:8]})",
             "seed": stored.config.get("seed"),
@@ -159,7 +157,7 @@ class RunList:
 
     def tables(self) -> list[RenderableType]:
         rows = [_cells(run.summary()) for run in self.runs]
-        return [_table(f"Runs in {self.uri}", COLUMNS, rows), *(f"no run: {line}" for line in self.skipped)]
+        return [_table(f"Runs in {self.uri}", COLUMNS, rows), *self.skipped]
 
 
 def list_runs(config: ListRunsConfig, progress: ProgressCallback | None = None) -> RunList:

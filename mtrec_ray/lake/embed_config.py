@@ -31,7 +31,7 @@ class TextConfig(Config):
     """Title text through a transformer."""
 
     model: str | None = "bert-base-uncased"
-    """Hugging Face name or local folder (paper A: a 768 wide BERT); null leaves text out."""
+    """Hugging Face name or local folder (Gampa et al. 2023: a 768 wide BERT); null leaves text out."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the encoder runs."""
 

@@ -20,7 +20,7 @@ class WindowConfig(Config):
     day_s: int | None = Field(default=None, gt=0)
     """Length of an evaluation day in seconds."""
     num_evaluation_days: int | None = Field(default=None, ge=0)
-    """Evaluation days after the window (three in paper A)."""
+    """Evaluation days after the window (three in Gampa et al. 2023)."""
 
 
 def resolve_calendar(lake: Lake, window: WindowConfig) -> Calendar:

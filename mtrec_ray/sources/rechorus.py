@@ -43,7 +43,7 @@ class ReChorusConfig(Config):
     attributes: list[Literal["gender", "age", "power"]] = ["gender", "age", "power"]
     """Sensitive attributes to read, in order."""
     age_bands: Literal["movielens", "decades", "levels"] = "movielens"
-    """movielens: years in the seven bands of MovieLens 1M. decades: in the five of paper B's code, under 10 and over 59
+    """movielens: years in the seven bands of MovieLens 1M. decades: in the five of Wu et al. 2022, under 10 and over 59
     unknown. levels: `old` holds levels 1 to 9."""
     behaviors: list[str] | None = Field(default=None, min_length=1)
     """Behaviours whose rows are events; null = all."""

@@ -24,9 +24,9 @@ class SyntheticConfig(Config):
     first_day: date = advanced(date(2022, 1, 1))
     """First day of the window, UTC."""
     user_width: int = advanced(64, ge=1)
-    """Width of the user embeddings (paper A: 512)."""
+    """Width of the user embeddings (Gampa et al. 2023: 512)."""
     title_width: int = advanced(64, ge=1)
-    """Width of the title embeddings (paper A: 768 and categoricals)."""
+    """Width of the title embeddings (Gampa et al. 2023: 768 and categoricals)."""
     events_per_user: float = Field(default=20.0, gt=0)
     """Mean events of an active user in the window."""
     evaluation_boost: float = advanced(3.0, gt=0)

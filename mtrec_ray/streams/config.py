@@ -9,7 +9,7 @@ from mtrec_ray.lake.window import WindowConfig
 
 
 class SampleConfig(Config):
-    """Who is sampled and which pairs are drawn (paper A, 3.2 and 4.1)."""
+    """Who is sampled and which pairs are drawn (Gampa et al. 2023, 3.2 and 4.1)."""
 
     seed: int = advanced(0)
     """Seed of the sample and the negatives; the user split has its own."""
@@ -26,7 +26,7 @@ class SampleConfig(Config):
     active_days: int = advanced(90, ge=1)
     """A user is active if it has an event in this many last days of the window."""
     tau: float = Field(default=1.0, ge=0, le=1)
-    """Added users of a territory ~ (its active users)^tau: 1 proportional, 0 equal in every territory."""
+    """How added users are spread over territories: 1 in proportion to active users, 0 equally."""
     upsample: Literal["active", "control"] = advanced("active")
     """`control` adds random users, active or not, with as many positives as the active set has."""
     alpha: Annotated[float, Field(allow_inf_nan=False)] | Literal["auto"] = 10.0

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mtrec_ray.config import Config, advanced
+from mtrec_ray.config import AbsoluteUri, Config, advanced
 from mtrec_ray.streams.sequences import SequenceConfig
 from mtrec_ray.tracking.config import TrackingConfig
 from mtrec_ray.trainers.runner_config import RunConfig, RunnerConfig, SequenceOptimConfig
@@ -37,13 +37,13 @@ class BackboneOptimConfig(SequenceOptimConfig):
     epochs: int = Field(default=200, ge=1)
     """Passes over all positions, at most."""
     evaluate_every: int = advanced(4, ge=1)
-    """Validate every N epochs."""
+    """Validate, and keep the best weights, every N epochs."""
 
 
 class BackboneConfig(RunConfig):
     """One training run of a sequential backbone (paper B, 2.2)."""
 
-    lake: str
+    lake: AbsoluteUri
     """Folder or URI of the lake."""
     model: SequentialModelConfig = SequentialModelConfig()
     sequences: SequenceConfig = SequenceConfig()

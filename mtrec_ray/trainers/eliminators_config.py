@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mtrec_ray.combinations import Combination, combination_name
-from mtrec_ray.config import Config, advanced
+from mtrec_ray.config import AbsoluteUri, Config, advanced
 from mtrec_ray.errors import UserError
 from mtrec_ray.tracking.config import TrackingConfig
 from mtrec_ray.trainers.runner_config import RunConfig, RunnerConfig, SequenceOptimConfig
@@ -16,7 +16,7 @@ MAX_ATTRIBUTES_FOR_ALL = 12
 
 
 class EliminatorShapeConfig(Config):
-    """Parts of an eliminator (paper B, 2.3; the transport is ours), for ablations."""
+    """Parts of an eliminator (paper B, 2.3; the transport is an addition), for ablations."""
 
     num_prompts: int = advanced(10, ge=0)
     """Prompt vectors in front of the history; 0 leaves them out."""
@@ -38,7 +38,8 @@ class AdversaryConfig(Config):
     """Adversarial training of eliminators and discriminators (paper B, 2.4)."""
 
     weight: float = Field(default=0.1, ge=0)
-    """Lambda of eq. (5); paper B: 1, which hid no more and cost 2% of NDCG@10 on MovieLens-100K."""
+    """Weight of hiding against accuracy (lambda of eq. 5): larger hides more and costs accuracy.
+    Paper B uses 1, which hid no more and cost 2% of NDCG@10 on MovieLens-100K."""
     generator_lr: float = advanced(2e-4, gt=0)
     """RMSprop's learning rate of the eliminator; at 1e-3 the personal prompt writes its label."""
     averaging: float = advanced(0.99, ge=0, lt=1)
@@ -48,7 +49,7 @@ class AdversaryConfig(Config):
 
 
 class TransportConfig(Config):
-    """How the transport is fitted (ours: mtrec_ray/models/transport.py)."""
+    """Fit of the transport, the map behind the last layer (mtrec_ray/models/transport.py)."""
 
     weight: float = advanced(100.0, ge=0)
     """Weight of what remains of an attribute, against the change of scores."""
@@ -59,22 +60,23 @@ class TransportConfig(Config):
 
 
 class EliminatorOptimConfig(SequenceOptimConfig):
-    """Batches (paper B: of 256), length, and the accuracy that must be kept (ours)."""
+    """Batches (paper B: of 256), length of training, and the minimum accuracy."""
 
     epochs: int = Field(default=12, ge=1)
     """Passes over the train split's positions; more hid no more."""
     evaluate_every: int = advanced(2, ge=1)
-    """Validate every N epochs."""
+    """Validate, and keep weights that are accurate enough, every N epochs."""
     min_ndcg_ratio: float = Field(default=0.985, gt=0, le=1)
     """Minimum NDCG@10 relative to the backbone; transport strength is reduced until it holds."""
     leakage_budget: float = Field(default=0.3, ge=0, le=1)
-    """Lets NDCG@10 fall by this * (2 AUC - 1)^2 if that is more; AUC: a linear probe's."""
+    """The more the backbone leaks, the more NDCG@10 may fall: by up to this x (2 AUC - 1)^2, AUC of a linear probe.
+    Used where it allows more than min_ndcg_ratio."""
 
 
 class EliminatorsConfig(RunConfig):
     """Eliminators of some or all combinations of a backbone's attributes."""
 
-    backbone: str
+    backbone: AbsoluteUri
     """Folder or URI of the backbone's run."""
     combinations: str = "all"
     """`all`, or a list as gender+age,occupation."""

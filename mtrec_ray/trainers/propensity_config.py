@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from mtrec_ray.config import Config, advanced
+from mtrec_ray.config import AbsoluteUri, Config, advanced
 from mtrec_ray.lake.window import WindowConfig
 from mtrec_ray.models.group_block_names import GroupBlockName
 from mtrec_ray.streams.config import SampleConfig
@@ -66,7 +66,7 @@ class OptimConfig(Config):
 class PropensityConfig(RunConfig):
     """One training run of a propensity model."""
 
-    lake: str
+    lake: AbsoluteUri
     """Folder or URI of the lake."""
     kind: Literal["baseline", "mtl"] = "mtl"
     """Model: `baseline` is the same for all territories; `mtl` adds a block per territory group."""

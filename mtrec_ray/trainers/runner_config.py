@@ -4,7 +4,7 @@ import math
 
 from pydantic import Field
 
-from mtrec_ray.config import Config, Seed, advanced
+from mtrec_ray.config import AbsoluteUri, Config, Name, Seed, advanced
 
 
 class RunnerConfig(Config):
@@ -31,11 +31,11 @@ class RunnerConfig(Config):
 
 
 class RunConfig(Config):
-    """Name, place and seed of a training run."""
+    """Name, folder and seed of a training run."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")
+    name: Name
     """Name of the run (letters, digits and . _ + -); an unfinished run of that name resumes."""
-    runs: str = "runs"
+    runs: AbsoluteUri = "runs"
     """Folder or URI that holds the runs."""
     seed: Seed = 0
     """Seed of the weights, the order of batches and all that is drawn in training."""
@@ -47,6 +47,6 @@ class SequenceOptimConfig(Config):
     batch_crops: int = advanced(64, ge=1)
     """Mean crops of a global batch, over all workers, empty ones counted."""
     validation_users: int = advanced(10_000, ge=1)
-    """Users, drawn by hash, whose validation event is predicted."""
+    """Training users, drawn by hash, whose held-out validation event is scored."""
     lanes: int = advanced(8, ge=1)
     """Parallel readers of a batch, at least as many as workers; part of a run's identity."""

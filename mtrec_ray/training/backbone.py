@@ -1,7 +1,6 @@
 """`mtrec train backbone`: from settings to a frozen backbone."""
 
 from mtrec_ray.console import ProgressCallback
-from mtrec_ray.files import absolute
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.training.backbone_run import BackboneRecord
@@ -11,7 +10,6 @@ from mtrec_ray.training.weights import load_figures
 
 def train_backbone(config: BackboneConfig, progress: ProgressCallback | None = None) -> BackboneRecord:
     """Train or resume one backbone to its end; raises what `Record.start` does."""
-    config = config.model_copy(update={"lake": absolute(config.lake), "runs": absolute(config.runs)})
     record = new_backbone_run(config, Lake.open(config.lake))
     record = record.start(lambda: check_resources(config.runner), progress)
     if record.status == "done":

@@ -27,7 +27,7 @@ from mtrec_ray.trainers.backbone import WEIGHTS, BackboneData, BackboneTrainer
 from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.record import Record, Training, load_plan
-from mtrec_ray.training.weights import fill_module, read_weights
+from mtrec_ray.training.weights import load_weights, read_weights
 
 
 class BackboneRecord(Record):
@@ -38,7 +38,6 @@ class BackboneRecord(Record):
     attributes: dict[str, list[str]]
     """The lake's sensitive attributes with their values."""
     num_titles: int
-    num_steps: int = 0
 
     figures_of: ClassVar[str] = "event"
 
@@ -71,7 +70,7 @@ class BackboneRecord(Record):
 
     def weights(self) -> bytes:
         """Content of that file."""
-        return read_weights(self.weights_uri(), f"run {self.uri!r} has no weights yet: finish its training first")
+        return read_weights(self.weights_uri(), f"run {self.uri!r}")
 
     def tables(self) -> list[RenderableType]:
         """The run and its validation figures."""
@@ -96,5 +95,5 @@ def load_backbone(record: BackboneRecord, expected_hash: str = "") -> Sequential
     content, model = record.weights(), SequentialBackbone(record.sequential_config())
     if expected_hash and hashlib.sha256(content).hexdigest() != expected_hash:
         raise UserError(f"backbone {record.uri!r} was trained again since: train its eliminators again")
-    fill_module(model, content, f"run {record.uri!r}: {WEIGHTS} is damaged")
+    load_weights(content, f"run {record.uri!r}", model)
     return model.eval().requires_grad_(False)

@@ -12,14 +12,12 @@ from functools import partial
 from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError, find_user_error
-from mtrec_ray.files import absolute, exists, write_json
-from mtrec_ray.lake.cluster import cluster_resources
+from mtrec_ray.files import exists, write_json
 from mtrec_ray.trainers.eliminators import Figures
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig, parse_combinations
-from mtrec_ray.trainers.runner_config import RunnerConfig
 from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
-from mtrec_ray.training.fit import POLL_S, check_resources, fit, in_background
+from mtrec_ray.training.fit import POLL_S, check_resources, fit, in_background, jobs_that_fit
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +36,6 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
         UserError: as `Record.start`; or a mistake that a pack finds, such as a lake changed meanwhile.
         PacksFailed: packs that failed twice, after all others were done.
     """
-    config = config.model_copy(update={"backbone": absolute(config.backbone), "runs": absolute(config.runs)})
     backbone = BackboneRecord.load_done(config.backbone)
     new = EliminatorsRecord(
         status="training",
@@ -65,15 +62,6 @@ def make_packs(config: EliminatorsConfig, attributes: dict[str, list[str]]) -> d
     size = 1 if config.method == "fine_tuning" else config.pack_size
     starts = range(0, len(chosen), size)
     return {f"pack{number:03d}": chosen[start : start + size] for number, start in enumerate(starts)}
-
-
-def jobs_that_fit(runner: RunnerConfig) -> int:
-    """Jobs that the cluster holds at once, with one CPU free for Ray Data; at least 1."""
-    available = cluster_resources()
-    fitting = (available.get("CPU", 0) - 1) // (runner.workers * runner.cpus_per_worker)
-    if runner.use_gpu:
-        fitting = min(fitting, available.get("GPU", 0) // runner.workers)
-    return max(1, int(fitting))
 
 
 def train_packs(record: EliminatorsRecord, progress: ProgressCallback | None) -> None:

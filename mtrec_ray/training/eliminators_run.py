@@ -33,7 +33,7 @@ from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.record import RUN, Record, Training, load_plan
-from mtrec_ray.training.weights import load_figures, parse_weights, read_weights
+from mtrec_ray.training.weights import load_figures, load_weights, read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -59,10 +59,8 @@ class EliminatorsRecord(Record):
     attributes: dict[str, list[str]]
     packs: dict[str, list[Combination]]
     """Name of each job -> the combinations it trains."""
-    steps_per_pack: int = 0
 
     figures_of: ClassVar[str] = "combination"
-    steps_field: ClassVar[str] = "steps_per_pack"
 
     @property
     def combinations(self) -> list[Combination]:
@@ -75,7 +73,7 @@ class EliminatorsRecord(Record):
         if not exists(join(uri, RUN)):
             raise UserError(
                 f"backbone {uri!r} of run {self.uri!r} is missing: if it was moved, start `mtrec train eliminators` of "
-                "this run again with its new place as --backbone"
+                "this run again with its new path as --backbone"
             )
         return BackboneRecord.load(uri)
 
@@ -166,11 +164,8 @@ def eliminators_hash(record: EliminatorsRecord) -> str:
 
 def load_methods(record: EliminatorsRecord, backbone: SequentialBackbone) -> list[FairnessMethod]:
     """All trained combinations, ready for inference, in one stacked pack where possible."""
-    parts = []
-    for pack in record.packs:
-        missing = f"run {record.uri!r}: pack {pack} is not trained yet: start the same command again"
-        content = read_weights(record.weights_uri(pack), missing)
-        parts.append(parse_weights(content, f"run {record.uri!r}: the weights of pack {pack} are damaged"))
+    names = {pack: f"run {record.uri!r}, {pack}" for pack in record.packs}
+    parts = [load_weights(read_weights(record.weights_uri(pack), name), name) for pack, name in names.items()]
     if record.config.method == "fine_tuning":
         packs = [(record.packs[name], tensors) for name, tensors in zip(record.packs, parts, strict=True)]
     else:

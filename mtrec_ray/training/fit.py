@@ -46,7 +46,7 @@ def fit(record: Record, progress: ProgressCallback | None, pack: str = "") -> No
     need_ray()
     actor, runner = ProgressActor.remote(), record.config.runner
     storage, name = parent(record.folder(pack))
-    settings = {"run": type(record), "record": record.model_dump_json(), "pack": pack, "progress": actor}
+    settings = {"run": type(record), "record": record.model_dump_json(), "pack": pack, "actor": actor}
     trainer = TorchTrainer(
         train_loop_per_worker,
         train_loop_config=settings,
@@ -65,10 +65,10 @@ def fit(record: Record, progress: ProgressCallback | None, pack: str = "") -> No
     outcome = in_background(trainer.fit)  # in the main thread it would take ctrl-c for itself
     while not wait([outcome], timeout=POLL_S).done:
         if progress:
-            _report(actor, record.steps, progress)
+            _report(actor, record.num_steps, progress)
     outcome.result()
     if progress:
-        progress("training steps", record.steps, record.steps)
+        progress("training steps", record.num_steps, record.num_steps)
 
 
 def in_background(work: Callable[[], Result]) -> Future[Result]:
@@ -90,24 +90,35 @@ def in_background(work: Callable[[], Result]) -> Future[Result]:
 
 
 def check_resources(runner: RunnerConfig, jobs: int = 1) -> None:
-    """UserError where jobs side by side could never start: Ray would wait silently.
-
-    An autoscaling cluster may not have its nodes yet, so on a cluster it is a warning.
-    """
-    available, workers = cluster_resources(), jobs * runner.workers
+    """UserError where jobs side by side could never start: Ray would wait silently."""
+    workers = jobs * runner.workers
     needed = {"CPU": workers * runner.cpus_per_worker + 1, "GPU": workers * runner.use_gpu}
+    setting, fewer = (f"jobs_at_once = {jobs}, ", "jobs_at_once, ") if jobs > 1 else ("", "")
+    fix = f"{fewer}runner.workers or runner.cpus_per_worker (one CPU stays free for Ray Data)"
+    check_fits(needed, f"{setting}runner.workers = {runner.workers}", fix)
+
+
+def check_fits(needed: dict[str, float], setting: str, fix: str) -> None:
+    """UserError where the cluster has fewer `CPU` or `GPU`; a warning where it may grow."""
+    available = cluster_resources()
     for kind, amount in needed.items():
         if amount <= available.get(kind, 0.0):
             continue
-        jobs_too, or_fewer = (f"jobs_at_once = {jobs}, ", "jobs_at_once, ") if jobs > 1 else ("", "")
         message = (
-            f"{jobs_too}runner.workers = {runner.workers} needs {amount:g} logical {kind}s (one CPU stays free for Ray "
-            f"Data), the cluster has {available.get(kind, 0.0):g}: "
-            f"lower {or_fewer}runner.workers or runner.cpus_per_worker"
+            f"{setting} needs {amount:g} logical {kind}s, the cluster has {available.get(kind, 0.0):g}: lower {fix}"
         )
         if not joins_cluster():
             raise UserError(message)
         logger.warning("%s, unless it can grow", message)
+
+
+def jobs_that_fit(runner: RunnerConfig) -> int:
+    """Jobs that the cluster holds at once, with one CPU free for Ray Data; at least 1."""
+    available = cluster_resources()
+    fitting = (available.get("CPU", 0) - 1) // (runner.workers * runner.cpus_per_worker)
+    if runner.use_gpu:
+        fitting = min(fitting, available.get("GPU", 0) // runner.workers)
+    return max(1, int(fitting))
 
 
 def _report(actor: Any, steps: int, progress: ProgressCallback) -> None:

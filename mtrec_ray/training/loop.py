@@ -23,7 +23,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
     """The entire run of one worker, resumed from the last checkpoint if there is one.
 
     Args:
-        settings: `run` (Record class), `record` (its JSON), `pack` (of eliminators), `progress` (ProgressActor handle).
+        settings: `run` (Record class), `record` (its JSON), `pack` (of eliminators), `actor` (a ProgressActor).
     """
     record: Record = settings["run"].model_validate_json(settings["record"])
     context = ray.train.get_context()
@@ -33,7 +33,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             trainer.load_state_dict(load_checkpoint(Path(folder)))
-    reporter = Reporter(record, settings["pack"], trainer, settings["progress"])
+    reporter = Reporter(record, settings["pack"], trainer, settings["actor"])
     try:
         trainer.run(
             batches(trainer.num_steps if trainer.stopped else trainer.next_step),
@@ -49,9 +49,9 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
 class Reporter:
     """Passes a trainer's steps, figures and state on; rank 0 alone writes."""
 
-    def __init__(self, record: Record, pack: str, trainer: Trainer[Any], progress: Any) -> None:
+    def __init__(self, record: Record, pack: str, trainer: Trainer[Any], actor: Any) -> None:
         self.config, self.uri = record.config, record.folder(pack)
-        self.trainer, self.progress = trainer, progress
+        self.trainer, self.actor = trainer, actor
         self.first = trainer.workers.rank == 0
         self.log_every = max(1, trainer.num_steps // LOG_POINTS)
         self.tracker: Tracker | None = None
@@ -71,7 +71,7 @@ class Reporter:
             self.tracker.log(step, self.trainer.meter.take() | {"train/lr": self.trainer.learning_rate()})
         if self.first and (step % CHECK_CLOCK_EVERY == 0 or step == self.trainer.num_steps):
             mean = self.trainer.mean_loss
-            self.progress.put.remote(step, f"loss {mean.mean():.4g}" if mean.count else "")
+            self.actor.put.remote(step, f"loss {mean.mean():.4g}" if mean.count else "")
 
     def validated(self, figures: dict[str, float]) -> None:
         """Log a milestone's validation figures, then write the weights that are finished."""

@@ -6,7 +6,6 @@ import math
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.models.two_tower import TwoTowerConfig
@@ -20,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 def train_propensity(config: PropensityConfig, progress: ProgressCallback | None = None) -> PropensityRecord:
     """Train or resume one run to its end; raises what `Record.start` does."""
-    config = config.model_copy(update={"lake": absolute(config.lake), "runs": absolute(config.runs)})
     lake = Lake.open(config.lake)
     calendar = resolve_calendar(lake, config.window)
     if config.sample.validation_fraction and not calendar.num_evaluation_days:

@@ -35,7 +35,7 @@ from mtrec_ray.trainers.propensity import PropensityData, PropensityTrainer, sna
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.record import Record, Training, load_plan
-from mtrec_ray.training.weights import fill_module, load_figures, read_weights
+from mtrec_ray.training.weights import load_figures, load_weights, read_weights
 
 MAX_VALIDATION_USERS = 10_000
 NUM_BOOTSTRAP = 50
@@ -52,7 +52,6 @@ class PropensityRecord(Record):
     """Fields of `TwoTowerConfig`."""
     learning_rates: tuple[float, float, float]
     """Learning rates at the start of each period: (towers, block matrices, block vectors)."""
-    num_steps: int = 0
 
     figures_of: ClassVar[str] = "snapshot"
 
@@ -134,7 +133,7 @@ def snapshot_uri(uri: str, day: int) -> str:
 def load_snapshot(record: PropensityRecord, day: int) -> TwoTower:
     """The model after the period of `day`, on the CPU, ready for inference."""
     model = TwoTower(record.two_tower_config())
-    fill_module(model, _content(record, day), f"run {record.uri!r}: the weights of day {day} are damaged")
+    load_weights(_content(record, day), f"run {record.uri!r}, day {day}", model)
     return model.eval()
 
 
@@ -147,5 +146,4 @@ def snapshots_hash(record: PropensityRecord) -> str:
 
 
 def _content(record: PropensityRecord, day: int) -> bytes:
-    missing = f"run {record.uri!r} has no weights for day {day}: finish its training first"
-    return read_weights(snapshot_uri(record.uri, day), missing)
+    return read_weights(snapshot_uri(record.uri, day), f"run {record.uri!r}, day {day}")

@@ -7,6 +7,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import RenderableType
 
+from mtrec_ray.config import first_problem
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError, check_version
 from mtrec_ray.files import absolute, check_writable, exists, join, parent, read_file, read_json, write_file, write_json
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 
 RUN, PLAN = "run.json", "plan.json"
 VERSION = 2
-MAY_CHANGE = {"runner", "tracking", "jobs_at_once", "lake", "backbone", "runs"}
-"""Settings that may change on resume: they affect speed or paths only."""
-
 Plan = TypeVar("Plan", bound=BaseModel)
 Training = tuple[Trainer[Any], Callable[[int], Iterator[Any]]]
 """One worker's trainer, and its batches from a global step on."""
@@ -40,23 +38,18 @@ class Record(BaseModel):
     status: Literal["training", "done"]
     config: Any
     lake_hash: str
+    num_steps: int = 0
+    """Steps of one training, unless early stopping ends it before; 0 before they are planned."""
     figures: dict[str, dict[str, Any]] = {}
     """Figures of the finished run: snapshot or combination -> name -> value."""
 
     figures_of: ClassVar[str] = "of"
-    """Name of the keys of `figures`."""
-    steps_field: ClassVar[str] = "num_steps"
-    """Field with the number of steps, 0 before they are planned."""
+    """What the keys of `figures` are: a column of `metrics`."""
 
     @property
     def uri(self) -> str:
         """Folder of the run."""
         return join(self.config.runs, self.config.name)
-
-    @property
-    def steps(self) -> int:
-        """Steps of one training, unless early stopping ends it before."""
-        return getattr(self, self.steps_field)
 
     @property
     def metrics(self) -> "pd.DataFrame":
@@ -97,7 +90,7 @@ class Record(BaseModel):
 
     @classmethod
     def load(cls, uri: str) -> Self:
-        """The run in a folder or URI, with its present place and name, since runs may be moved.
+        """The run in a folder or URI, with its present folder and name, since runs may be moved.
 
         Raises:
             UserError: there is no run, one of another kind, or one of another format version.
@@ -115,9 +108,7 @@ class Record(BaseModel):
         try:
             record = cls.model_validate(document)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-            raise UserError(f"run {uri!r}: {RUN} is damaged ({where}): train it again") from error
+            raise UserError(f"run {uri!r}: {RUN} is damaged ({first_problem(error)}): train it again") from error
         runs, name = parent(absolute(uri))
         return record.with_settings(runs=runs, name=name)
 
@@ -142,10 +133,10 @@ class Record(BaseModel):
         return old if old.status == "done" else old.model_copy(update={"config": self.config})
 
     def start(self, check_cluster: Callable[[], None], progress: ProgressCallback | None) -> Self:
-        """The run to train, checked and planned; a finished one with its inputs' present place.
+        """The run to train, checked and planned; a finished one with its inputs' present paths.
 
         Raises:
-            UserError: settings that do not fit the lake, the cluster, or the stored run of this name; or a place that
+            UserError: settings that do not fit the lake, the cluster, or the stored run of this name; or a folder that
                 cannot be written to.
         """
         record = self.resume_or_new()
@@ -158,10 +149,10 @@ class Record(BaseModel):
         check_tracking(record.config.tracking)
         check_writable(record.config.runs)
         check_cluster()
-        if not record.steps:  # planned before it is recorded: what fails here leaves no run behind
+        if not record.num_steps:  # planned before it is recorded: what fails here leaves no run behind
             plan = record.make_plan(progress)
             save_plan(record.uri, plan)
-            record = record.model_copy(update={self.steps_field: record.schedule(plan).num_steps})
+            record = record.model_copy(update={"num_steps": record.schedule(plan).num_steps})
             record.save()
         return record
 
@@ -173,7 +164,7 @@ class Record(BaseModel):
 
     def identity(self) -> Identity:
         """What decides this run's figures."""
-        return Identity(self.config.model_dump(mode="json", exclude=MAY_CHANGE), {"lake": self.lake_hash})
+        return Identity(self.config.model_dump(mode="json"), {"lake": self.lake_hash})
 
     def open_lake(self, uri: str | None = None) -> Lake:
         """The lake that the run was trained on; UserError where its content has changed since."""

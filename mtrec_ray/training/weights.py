@@ -24,25 +24,20 @@ def load_figures(uri: str) -> dict[str, Any]:
     return json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["figures"])
 
 
-def read_weights(uri: str, missing: str) -> bytes:
-    """A weights file as it is; UserError with the text `missing` where there is none."""
+def read_weights(uri: str, what: str) -> bytes:
+    """Content of a weights file; UserError with its name `what`, as in "run 'a'", if it is missing."""
     try:
         return read_file(uri)
     except FileNotFoundError as error:
-        raise UserError(missing) from error
+        raise UserError(f"{what} has no weights yet: start its training again to finish it") from error
 
 
-def parse_weights(content: bytes, damaged: str) -> dict[str, Tensor]:
-    """Tensors of a file's content; UserError that begins with `damaged` if unreadable."""
+def load_weights(content: bytes, what: str, module: nn.Module | None = None) -> dict[str, Tensor]:
+    """Tensors of a file's content, also loaded into `module`; UserError if it is damaged or does not fit."""
     try:
-        return safetensors.torch.load(content)
-    except safetensors.SafetensorError as error:
-        raise UserError(f"{damaged}: {error}") from error
-
-
-def fill_module(module: nn.Module, content: bytes, damaged: str) -> None:
-    """Load a file's content into a module; UserError that begins with `damaged` if unfit."""
-    try:
-        module.load_state_dict(parse_weights(content, damaged))
-    except RuntimeError as error:
-        raise UserError(f"{damaged}: {error}") from error
+        tensors = safetensors.torch.load(content)
+        if module is not None:
+            module.load_state_dict(tensors)
+    except (safetensors.SafetensorError, RuntimeError) as error:
+        raise UserError(f"the weights of {what} are damaged: {error}") from error
+    return tensors

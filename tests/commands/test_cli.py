@@ -55,8 +55,10 @@ def run(monkeypatch, capsys, tmp_path):
         (["lake", "show", "nowhere"], "no lake at 'nowhere': lake.json is missing; build one with `mtrec lake build`"),
         (["pairs", "show", "nowhere"], "build one with `mtrec lake build`"),
         (["train", "propensity", "--lake", "lake"], "setting 'name' is required: give it with --name"),
-        (["train", "propensity", "--lake", "x", "--name", "y", "--kind", "deep"], "setting 'kind' = 'deep'"),
+        (["train", "propensity", "--lake", "x", "--name", "y", "--model", "deep"], "setting 'kind' = 'deep'"),
         (["train", "propensity", "--config", "nowhere.yaml"], "--config nowhere.yaml: No such file"),
+        (["search", "propensity", "--lake", "l", "--name", "s"], "'space' is required: write it in a YAML file"),
+        (["runs", "show", "foo"], "no run at 'runs/foo', run.json is missing: `mtrec runs list` names the runs"),
         (["lake", "shew"], "No such command 'shew'. Did you mean 'show'? (see `mtrec lake --help`)"),
         (["lake", "build", "--dry"], "No such option '--dry'"),
         (["lake", "show", "one", "two"], "Got unexpected extra argument (two)"),
@@ -91,7 +93,7 @@ def test_user_errors_end_with_code_2_and_one_line(run, arguments, named, tmp_pat
         ["lake", "check", "nowhere"],
         ["lake", "build", "rechorus", "--raw", "nowhere", "--out", "lake"],
         ["train", "backbone", "--lake", "nowhere", "--name", "b"],
-        ["train", "propensity", "--lake", "nowhere", "--name", "p", "--kind", "mtl"],
+        ["train", "propensity", "--lake", "nowhere", "--name", "p", "--model", "mtl"],
         ["train", "eliminators", "--backbone", "nowhere", "--name", "e"],
         ["audit", "nowhere"],
         ["bundle", "nowhere", "--out", "bundle"],
@@ -138,7 +140,7 @@ def test_ray_does_not_start_by_itself_in_a_leftover_thread():
         ({"format_version": 2, "kind": "eliminators", "status": "over"}, "is damaged (status: Input should be"),
     ],
 )
-def test_run_of_another_kind_or_version(run, tmp_path, document, message):
+def test_run_of_another_kind_or_version_is_refused(run, tmp_path, document, message):
     (tmp_path / "runs" / "r").mkdir(parents=True)
     (tmp_path / "runs" / "r" / "run.json").write_text(json.dumps(document))
     code, _, err = run("audit", "runs/r")
@@ -156,15 +158,16 @@ def test_config_reads_what_print_config_printed(run, tmp_path):
     assert again == first
 
 
-def test_options_are_settings(run):
-    flags = ["--lake", "l", "--name", "n", "--kind", "mtl", "--groups", "each", "--workers", "2", "--seed", "3"]
+@pytest.mark.parametrize("option", ["--model", "--kind"])
+def test_options_set_their_settings(run, option):
+    flags = ["--lake", "l", "--name", "n", option, "mtl", "--groups", "each", "--workers", "2", "--seed", "3"]
     _, out, _ = run("train", "propensity", *flags, "--incremental", "--set", "optim.lr=0.5", "--print-config")
     document = yaml.safe_load(out)
     assert (document["kind"], document["model"]["groups"], document["runner"]["workers"]) == ("mtl", "each", 2)
     assert (document["seed"], document["incremental"], document["optim"]["lr"]) == (3, True, 0.5)
 
 
-def test_help_of_a_process():
+def test_help_of_a_process_goes_to_stdout():
     done = mtrec("--help")
     assert (done.returncode, done.stderr) == (0, "")
     assert "quickstart" in done.stdout
@@ -203,7 +206,7 @@ class TestInThisProcess:
         build_lake(make_source("synthetic", SMALL), uri)
         return uri
 
-    def test_show_as_json(self, lake, run):
+    def test_shown_users_of_territories_add_up(self, lake, run):
         code, out, _ = run("lake", "show", lake, "--json")
         document = json.loads(out)
         assert code == 0
@@ -216,7 +219,7 @@ class TestInThisProcess:
             code, out, _ = run("lake", *command, "--json")
             assert (code, json.loads(out)["embeddings"]["window_end"]) == (0, "2022-04-01T00:00:00Z")
 
-    def test_show_as_a_table(self, lake, run):
+    def test_a_lake_is_shown_as_a_table(self, lake, run):
         code, out, _ = run("lake", "show", lake)
         assert code == 0
         assert "Territories" in out

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from mtrec_ray.commands.app import COMMANDS, app
+from mtrec_ray.commands.app import COMMANDS, GROUPS, app
 from mtrec_ray.commands.command import JobCommand
 from mtrec_ray.config import Setting, settings_of
 from mtrec_ray.sources.registry import SOURCES
@@ -31,6 +31,19 @@ def help_of(invocation: str, option: str, capsys: pytest.CaptureFixture[str]) ->
 @pytest.mark.parametrize("invocation", INVOCATIONS)
 def test_help_shows_few_settings(invocation):
     assert len([setting.key for setting in settings(invocation) if not setting.advanced]) <= MAX_SETTINGS
+
+
+def test_summaries_fit_the_list_of_commands():
+    summaries = [command.help.partition(".")[0] for command in COMMANDS.values()]
+    assert [text for text in [*summaries, *GROUPS.values()] if len(text) > 45] == []
+
+
+@pytest.mark.parametrize("invocation", INVOCATIONS)
+def test_papers_are_named_before_they_are_cited_by_letter(invocation, capsys):
+    text = help_of(invocation, "--help-all", capsys) if "help_all" in command_of(invocation).common else ""
+    for letter, authors in (("A", "Gampa et al. 2023"), ("B", "Wu et al. 2022")):
+        before, cited, _ = " ".join(text.split()).partition(f"paper {letter}")
+        assert not cited or authors in before
 
 
 @pytest.mark.parametrize("columns", [60, 80, 200])

@@ -30,7 +30,7 @@ def runs(tmp_path):
     write_run(tmp_path / "done", *rows, status="done", num_steps=30)
     write_run(tmp_path / "killed", {"step": 5, "train/loss": 0.7}, num_steps=30)
     fields = {"kind": "eliminators", "config": {"backbone": "runs/done", "seed": 1}, "backbone_hash": "ffff0000aa"}
-    fields |= {"packs": {"a": [["age"]], "b": [["gender"]]}, "steps_per_pack": 8}
+    fields |= {"packs": {"a": [["age"]], "b": [["gender"]]}, "num_steps": 8}
     write_run(tmp_path / "hidden", {"step": 8, "val/ndcg/age": 0.1}, pack="a", **fields)
     write_run(tmp_path / "hidden", {"step": 4, "val/ndcg/gender": 0.3}, pack="b", **fields)
     return tmp_path

@@ -69,7 +69,7 @@ def write_eliminators(
         backbone_hash=backbone_hash(backbone),
         attributes=backbone.attributes,
         packs=make_packs(config, backbone.attributes),
-        steps_per_pack=1,
+        num_steps=1,
     )
     for pack, chosen in record.packs.items():
         method = make_method(config, record.attributes, load_backbone(backbone), chosen)

@@ -78,4 +78,4 @@ def test_table_of_eliminators_has_a_row_per_combination():
     assert rows[0] == ("none", "0.4200", "", "", "", "")
     assert rows[1][0] == "gender"
     assert rows[2] == ("gender+age", "0.4100", "0.4000", "0.5", "1", "90")
-    assert table.title == "Run runs/el: eliminator, jobs: 2"
+    assert table.title == f"Run {record.uri}: eliminator, jobs: 2"

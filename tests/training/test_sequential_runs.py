@@ -208,7 +208,7 @@ def test_kept_weights_survive_a_kill(source, one_worker, monkeypatch, tmp_path):
         assert worker.latest is not None
         ends.append({path.name: path.read_bytes() for path in worker.latest.iterdir() if path.name != "config.yaml"})
         steps = {n: progress_at(runs / f"checkpoint{n}") for n in range(1, worker.reports + 1)}
-        killed_at = [n for n, step in steps.items() if first[0] < step < records[0].steps_per_pack]
+        killed_at = [n for n, step in steps.items() if first[0] < step < records[0].num_steps]
     assert killed_at
     for record in records:
         assert [record.figures[name]["step"] for name in ("gender", "gender+age")] == [first[0], 0.0]

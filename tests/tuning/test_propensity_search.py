@@ -162,8 +162,13 @@ class TestResume:
         search_propensity(config)
         return config
 
-    def test_unchanged_inputs_are_accepted(self, recorded):
-        assert search_propensity(recorded, resume=True) == "result"
+    @pytest.mark.parametrize("changes", [{}, {"trials_at_once": 1}, {"cpus_per_worker": 0.5}])
+    def test_settings_of_speed_may_change(self, recorded, changes):
+        assert search_propensity(recorded.model_copy(update=changes), resume=True) == "result"
+
+    def test_another_setting_is_refused(self, recorded):
+        with pytest.raises(UserError, match=r"other settings: trials = 20 \(now 21\): choose another name"):
+            search_propensity(recorded.model_copy(update={"trials": 21}), resume=True)
 
     def test_a_changed_groups_file_is_refused(self, recorded, trial_lake, tmp_path):
         write_groups(tmp_path, trial_lake, [0, 0, 0, 1, 1, 1])

@@ -94,7 +94,7 @@ def test_resume_of_a_finished_search_trains_nothing(searched, shuffled_lake, mon
     monkeypatch.setattr(collect, "_train_to_end", lambda spec: pytest.fail("trained again"))
     folder = Path(searched.uri).parent
     detour = folder / ".." / folder.name  # the same folder
-    again = search_propensity(search_config(shuffled_lake.uri, detour, "whole"), resume=True)
+    again = search_propensity(search_config(shuffled_lake.uri, detour, "whole", trials_at_once=1), resume=True)
     assert again.document() == searched.document()
 
 
@@ -147,7 +147,7 @@ def test_resume_of_an_interrupted_and_then_killed_search_repeats_no_finished_tri
         output = output_of_ended(driver, ended_by)
         if ended_by == signal.SIGINT:
             assert (driver.returncode, json.loads(output)["exit_code"]) == (130, 130)
-            command.append("--resume")
+            command += ["--resume", "--trials-at-once", "2"]
         before |= {path: path.read_text() for path in finished if path not in before}
     for checkpoint in tune.glob("*/checkpoint_*"):  # as when the driver dies before its state names the newer one
         shutil.rmtree(checkpoint)
@@ -189,8 +189,8 @@ class TestRefusals:
         ("changes", "problem"),
         [
             ({"metric": "auc"}, "'auc' is not reported"),
-            ({"trials_at_once": 7}, "trials_at_once = 7: a trial needs 1 logical CPUs .*, the cluster has 3"),
-            ({"workers": 4, "cpus_per_worker": 2}, "a trial needs 8 logical CPUs"),
+            ({"trials_at_once": 7}, "trials_at_once = 7 .* needs 7 logical CPUs, the cluster has 3"),
+            ({"workers": 4, "cpus_per_worker": 2}, "needs 8 logical CPUs"),
         ],
     )
     def test_settings_that_do_not_fit_are_refused_and_leave_no_file(

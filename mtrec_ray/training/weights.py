@@ -25,7 +25,7 @@ def load_figures(uri: str) -> dict[str, Any]:
 
 
 def read_weights(uri: str, what: str) -> bytes:
-    """Content of a weights file; UserError with its name `what`, as in "run 'a'", if it is missing."""
+    """Content of the weights file of `what`, such as "run 'a'"; UserError if there is none."""
     try:
         return read_file(uri)
     except FileNotFoundError as error:
@@ -33,7 +33,7 @@ def read_weights(uri: str, what: str) -> bytes:
 
 
 def load_weights(content: bytes, what: str, module: nn.Module | None = None) -> dict[str, Tensor]:
-    """Tensors of a file's content, also loaded into `module`; UserError if it is damaged or does not fit."""
+    """Tensors of a weights file, also loaded into `module`; UserError if they do not fit."""
     try:
         tensors = safetensors.torch.load(content)
         if module is not None:

@@ -54,7 +54,7 @@ class PropensityTrial:
         if self._batches is None:
             place = (workers.rank, workers.size, trainer.next_step)
             self._batches = training_batches(self.data.lake, self.plan, self.schedule, *place, stream=self.cache.stream)
-        trainer.run(self._batches, until=self.validate_at[self.validations_done], on_validate=self._reported.update)
+        trainer.run(self._batches, until=self.validate_at[self.validations_done], on_milestone=self._reported.update)
         reported = self._reported = self._reported or trainer.validate()  # of a trial with more validations than steps
         self.validations_done += 1
         ends = {"value": "", "low": "_low", "high": "_high"}
@@ -73,11 +73,11 @@ class PropensityTrial:
         """Write all that `load` needs."""
         state = self.trainer.state_dict()
         own = {"validations_done": self.validations_done, "reported": self._reported}
-        save_checkpoint(folder, replace(state, progress=state.progress | own), self.config)
+        save_checkpoint(folder, replace(state, plain=state.plain | own), self.config)
 
     def load(self, folder: Path) -> None:
         """Resume from what `save` wrote."""
         state = load_checkpoint(folder)
         self.trainer.load_state_dict(state)
-        self.validations_done, self._reported = state.progress["validations_done"], state.progress["reported"]
+        self.validations_done, self._reported = state.plain["validations_done"], state.plain["reported"]
         self._batches = None

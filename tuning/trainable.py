@@ -33,7 +33,7 @@ def make_trial(spec: TrialSpec, cache: TrialCache, workers: Workers) -> "Propens
     return EliminatorsTrial(spec, cache)
 
 
-class Worker:
+class TrialRank:
     """One rank of a trial; all ranks go through the same calls."""
 
     def __init__(self, workers: Workers) -> None:
@@ -66,8 +66,8 @@ class TrialProcess(tune.Trainable):
 
     def setup(self, config: dict[str, Any], *, specs: TrialSpecs, workers: int, cpus: float) -> None:  # pyright: ignore
         """`tune.with_parameters` adds `specs`, `workers` and the `cpus` of each."""
-        self.specs, self.own = specs, Worker(Workers(0, workers))
-        peer = ray.remote(num_cpus=cpus)(Worker)
+        self.specs, self.own = specs, TrialRank(Workers(0, workers))
+        peer = ray.remote(num_cpus=cpus)(TrialRank)
         self.peers = [peer.remote(Workers(rank, workers)) for rank in range(1, workers)]
         if self.peers:
             with socket.socket() as probe:
@@ -85,7 +85,7 @@ class TrialProcess(tune.Trainable):
         return {"figures": figures, "done": trial.validations_done == trial.num_validations}
 
     def _on_all_ranks(self, method: str, *arguments: Any) -> Any:
-        """Call a method of every Worker at the same time; returns the result of rank 0."""
+        """Call a method of every TrialRank at the same time; returns the result of rank 0."""
         references = [getattr(peer, method).remote(*arguments) for peer in self.peers]
         result = getattr(self.own, method)(*arguments)
         ray.get(references)

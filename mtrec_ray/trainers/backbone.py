@@ -1,7 +1,7 @@
 """Trainer of a sequential backbone (paper B, 2.2): BPR, averaging, early stopping."""
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -41,6 +41,8 @@ class BackboneData:
 class BackboneTrainer(Trainer[SequenceBatch]):
     """Trains one backbone; the weights with the best validation NDCG@10 are its output."""
 
+    saved: ClassVar[tuple[str, ...]] = (*Trainer.saved, "best", "best_epoch")
+
     def __init__(
         self,
         config: BackboneConfig,
@@ -49,9 +51,10 @@ class BackboneTrainer(Trainer[SequenceBatch]):
         device: torch.device | str = "cpu",
         workers: Workers | None = None,
     ) -> None:
-        super().__init__(data.schedule.num_steps, config.runner.cpus_per_worker, device, workers)
-        self.config, self.data = config, data
-        self.steps_per_epoch = data.schedule.steps_per_epoch[0]
+        self.config, self.data, self.steps_per_epoch = config, data, data.schedule.steps_per_epoch[0]
+        every = config.optim.evaluate_every * data.schedule.steps_per_epoch[0]
+        num_steps = data.schedule.num_steps
+        super().__init__(num_steps, range(every, num_steps, every), config.runner.cpus_per_worker, device, workers)
         self.best, self.best_epoch = -1.0, 0
         self.model = SequentialBackbone(SequentialConfig(data.num_titles, **config.model.model_dump()))
         self.model.init_weights(torch.Generator().manual_seed(config.seed))
@@ -75,10 +78,6 @@ class BackboneTrainer(Trainer[SequenceBatch]):
 
     def learning_rate(self) -> float:
         return self.config.optim.lr
-
-    def is_milestone(self) -> bool:
-        every = self.config.optim.evaluate_every * self.steps_per_epoch
-        return self.next_step % every == 0 or self.next_step == self.num_steps
 
     def reach_milestone(self) -> dict[str, float]:
         """Validate the running mean of the weights, keep the best, stop when nothing improves."""
@@ -107,9 +106,3 @@ class BackboneTrainer(Trainer[SequenceBatch]):
             ("model", self.model.state_dict(keep_vars=True), self.optimizer),
             ("average", self.average.state_dict(keep_vars=True), None),
         ]
-
-    def progress(self) -> dict[str, Any]:
-        return {"best": self.best, "best_epoch": self.best_epoch}
-
-    def load_progress(self, progress: dict[str, Any]) -> None:
-        self.best, self.best_epoch = progress["best"], progress["best_epoch"]

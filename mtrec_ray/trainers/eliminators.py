@@ -8,7 +8,7 @@ replace less accurate ones. The transport has the largest strength at which it s
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import EllipsisType
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -74,6 +74,8 @@ class EliminatorData:
 class EliminatorTrainer(Trainer[SequenceBatch]):
     """Trains some combinations together; the weights it keeps are its output at the end."""
 
+    saved: ClassVar[tuple[str, ...]] = (*Trainer.saved, "figures")
+
     def __init__(
         self,
         config: EliminatorsConfig,
@@ -83,7 +85,9 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         device: torch.device | str = "cpu",
         workers: Workers | None = None,
     ) -> None:
-        super().__init__(data.schedule.num_steps, config.runner.cpus_per_worker, device, workers)
+        every = config.optim.evaluate_every * data.schedule.steps_per_epoch[0]
+        num_steps = data.schedule.num_steps
+        super().__init__(num_steps, range(every, num_steps, every), config.runner.cpus_per_worker, device, workers)
         self.config, self.data = config, data
         data.backbone.to(self.device)
         method = make_method(config, data.attributes, data.backbone, combinations).to(self.device)
@@ -138,10 +142,6 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
     def learning_rate(self) -> float:
         return self.config.adversary.generator_lr
 
-    def is_milestone(self) -> bool:
-        every = self.config.optim.evaluate_every * self.data.schedule.steps_per_epoch[0]
-        return self.next_step % every == 0 or self.next_step == self.num_steps
-
     def reach_milestone(self) -> dict[str, float]:
         """Fit the transport again, validate, and keep the combinations that are accurate enough."""
         self.fit_transport()
@@ -192,9 +192,8 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
             seed=config.seed + self.next_step,
             find_strength=first,
         )
-        if workers.size > 1:
-            for tensor in vars(method.pack.transport).values():
-                workers.sum(tensor if workers.rank == 0 else tensor.zero_())
+        for tensor in vars(method.pack.transport).values():
+            workers.all_reduce(tensor if workers.rank == 0 else tensor.zero_())
 
     def validate(self) -> list[float]:
         """NDCG@10 of each combination's averaged weights, over the users of all workers."""
@@ -206,12 +205,6 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
 
     def parts(self) -> list[Part]:
         return [*self.game.parts(), ("kept", self.kept, None)]
-
-    def progress(self) -> dict[str, Any]:
-        return {"figures": self.figures}
-
-    def load_progress(self, progress: dict[str, Any]) -> None:
-        self.figures = progress["figures"]
 
     @torch.no_grad()
     def _keep(self, method: FairnessMethod, row: int | EllipsisType) -> None:

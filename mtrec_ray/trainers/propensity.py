@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -50,6 +50,8 @@ class PropensityData:
 class PropensityTrainer(Trainer[StepRows]):
     """Trains one two-tower model; its weights after each period are its outputs."""
 
+    saved: ClassVar[tuple[str, ...]] = (*Trainer.saved, "best_figures")
+
     def __init__(
         self,
         config: PropensityConfig,
@@ -58,7 +60,8 @@ class PropensityTrainer(Trainer[StepRows]):
         device: torch.device | str = "cpu",
         workers: Workers | None = None,
     ) -> None:
-        super().__init__(data.schedule.num_steps, config.runner.cpus_per_worker, device, workers)
+        milestones = {*data.validate_at, *data.schedule.period_ends()}
+        super().__init__(data.schedule.num_steps, milestones, config.runner.cpus_per_worker, device, workers)
         use_fast_matmul()
         self.config, self.data = config, data
         self.model = TwoTower(data.model)
@@ -97,9 +100,6 @@ class PropensityTrainer(Trainer[StepRows]):
     def learning_rate(self) -> float:
         return self.optimizer.param_groups[0]["lr"]
 
-    def is_milestone(self) -> bool:
-        return self.next_step in self.data.validate_at or self.next_step in self.data.schedule.period_ends()
-
     def reach_milestone(self) -> dict[str, float]:
         """Validate where that is due; at a period's end put its snapshot in `outputs`."""
         ends = self.data.schedule.period_ends()
@@ -133,12 +133,6 @@ class PropensityTrainer(Trainer[StepRows]):
 
     def parts(self) -> list[Part]:
         return [("model", self.model.state_dict(keep_vars=True), self.optimizer), ("best", self.best_weights, None)]
-
-    def progress(self) -> dict[str, Any]:
-        return {"best_figures": self.best_figures}
-
-    def load_progress(self, progress: dict[str, Any]) -> None:
-        self.best_figures = progress["best_figures"]
 
 
 def make_optimizer(model: TwoTower, rates: tuple[float, float, float]) -> torch.optim.Optimizer:

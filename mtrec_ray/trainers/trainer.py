@@ -2,9 +2,9 @@
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -25,8 +25,8 @@ class TrainerState:
     """All that a trainer needs to resume to the same result."""
 
     tensors: dict[str, Tensor]
-    progress: dict[str, Any]
-    """Plain data: the next step, the losses so far, the best validation."""
+    plain: dict[str, Any]
+    """The next step, the losses so far, the best validation."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,24 @@ class Meter:
 
 
 class Trainer(ABC, Generic[Batch]):
-    """Trains one model, batch by batch; every worker makes the same calls in the same order."""
+    """Trains one model, batch by batch; every worker makes the same calls in the same order.
 
-    def __init__(self, num_steps: int, cpus: float, device: torch.device | str, workers: Workers | None) -> None:
+    After some steps, its milestones, and the last one it validates, or finishes weights, and saves its state.
+    """
+
+    saved: ClassVar[tuple[str, ...]] = ("next_step", "started", "stopped")
+    """Attributes of plain data that a resumed trainer needs."""
+
+    def __init__(
+        self,
+        num_steps: int,
+        milestones: Iterable[int],
+        cpus: float,
+        device: torch.device | str,
+        workers: Workers | None,
+    ) -> None:
         prepare_process(cpus)
+        self.milestones = {*milestones, num_steps}
         self.num_steps, self.device, self.workers = num_steps, torch.device(device), workers or Workers()
         self.next_step = 0
         self.started = self.stopped = False
@@ -101,27 +115,16 @@ class Trainer(ABC, Generic[Batch]):
         """Learning rate of the last step."""
 
     @abstractmethod
-    def is_milestone(self) -> bool:
-        """Whether `reach_milestone` follows the step just finished, as it does the last one."""
-
-    @abstractmethod
     def reach_milestone(self) -> dict[str, float]:
         """Validate, keep the best, put finished weights in `outputs`; returns flat figures."""
 
     @abstractmethod
     def parts(self) -> list[Part]:
-        """Every tensor that training changes."""
+        """The tensors that training changes, by name of the part, each with its optimizer."""
 
     def start(self) -> bool:
         """Prepare before the first step of a new run; True if that is worth a checkpoint."""
         return False
-
-    def progress(self) -> dict[str, Any]:
-        """Plain data that a subclass adds to its state."""
-        return {}
-
-    def load_progress(self, progress: dict[str, Any]) -> None:
-        """Restore what `progress` returned."""
 
     def run(
         self,
@@ -129,7 +132,7 @@ class Trainer(ABC, Generic[Batch]):
         *,
         until: int | None = None,
         on_step: Callable[[], None] | None = None,
-        on_validate: Callable[[dict[str, float]], None] | None = None,
+        on_milestone: Callable[[dict[str, float]], None] | None = None,
         on_checkpoint: Callable[[], None] | None = None,
         checkpoint_every_s: float = float("inf"),
     ) -> None:
@@ -139,7 +142,7 @@ class Trainer(ABC, Generic[Batch]):
             batches: one per global step, starting at `next_step`; a later call may continue the same iterator.
             until: global step to stop before; None: the end of the run.
             on_step: called after each step.
-            on_validate: called with the figures of each milestone.
+            on_milestone: called with the figures of each milestone, those of validation named `val/...`.
             on_checkpoint: called when the state should be saved: at milestones and when the clock says so.
             checkpoint_every_s: seconds between two checkpoints by the clock.
         """
@@ -153,10 +156,10 @@ class Trainer(ABC, Generic[Batch]):
             self._timed_step(batches)
             if on_step:
                 on_step()
-            if self.is_milestone():
+            if self.next_step in self.milestones:
                 figures = self.reach_milestone()
-                if on_validate:
-                    on_validate(figures)
+                if on_milestone:
+                    on_milestone(figures)
             elif (
                 self.next_step % CHECK_CLOCK_EVERY
                 or on_checkpoint is None
@@ -173,16 +176,15 @@ class Trainer(ABC, Generic[Batch]):
 
     def state_dict(self) -> TrainerState:
         """The state between two steps."""
-        progress = {"next_step": self.next_step, "started": self.started, "stopped": self.stopped}
-        progress |= {"loss_total": float(self.mean_loss.total), "loss_count": self.mean_loss.count}
-        return TrainerState(collect_state(self.parts()), progress | self.progress())
+        plain = {name: getattr(self, name) for name in self.saved}
+        plain |= {"loss_total": float(self.mean_loss.total), "loss_count": self.mean_loss.count}
+        return TrainerState(collect_state(self.parts()), plain)
 
     def load_state_dict(self, state: TrainerState) -> None:
         """Resume from what `state_dict` returned, on any device."""
-        progress = state.progress
-        self.next_step, self.started, self.stopped = (progress[key] for key in ("next_step", "started", "stopped"))
-        self.mean_loss = RunningMean(progress["loss_total"], progress["loss_count"])
-        self.load_progress(progress)
+        for name in self.saved:
+            setattr(self, name, state.plain[name])
+        self.mean_loss = RunningMean(state.plain["loss_total"], state.plain["loss_count"])
         restore_state(self.parts(), state.tensors)
 
     def _timed_step(self, batches: Iterator[Batch]) -> None:

@@ -11,7 +11,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix
 
 
-def all_reduce(tensor: Tensor) -> Tensor:
+def sum_over_processes(tensor: Tensor) -> Tensor:
     """Sum over the processes of `torch.distributed`, in place."""
     torch.distributed.all_reduce(tensor)
     return tensor
@@ -19,16 +19,15 @@ def all_reduce(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Workers:
-    """Rank of this process among data-parallel workers, and their all-reduce."""
+    """Rank of this process among data-parallel workers, and the sum over all of them."""
 
     rank: int = 0
     size: int = 1
-    sum: AllReduce = all_reduce
+    all_reduce: AllReduce = sum_over_processes
 
-    @property
-    def all_reduce(self) -> AllReduce:
-        """The sum over all workers."""
-        return self.sum if self.size > 1 else single_worker
+    def __post_init__(self) -> None:
+        if self.size == 1:
+            object.__setattr__(self, "all_reduce", single_worker)
 
     def gather_rows(self, rows: Tensor) -> Tensor:
         """(N_w, ...) rows of each worker -> (sum of N_w, ...) on all, ordered by rank."""
@@ -36,10 +35,10 @@ class Workers:
             return rows
         counts = torch.zeros(self.size, dtype=torch.int64, device=rows.device)
         counts[self.rank] = len(rows)
-        ends = self.sum(counts).cumsum(0).tolist()
+        ends = self.all_reduce(counts).cumsum(0).tolist()
         joined = rows.new_zeros(ends[-1], *rows.shape[1:])
         joined[ends[self.rank] - len(rows) : ends[self.rank]] = rows
-        return self.sum(joined)
+        return self.all_reduce(joined)
 
     def mean(self, means: dict[str, float], count: int, device: torch.device) -> dict[str, float]:
         """Means over the users of all workers, from each worker's own means over `count` users.
@@ -50,7 +49,7 @@ class Workers:
         total = float(count)
         if self.size > 1:
             sums = [value * count if count else 0.0 for value in means.values()]
-            *sums, total = self.sum(torch.tensor([*sums, total], device=device)).tolist()
+            *sums, total = self.all_reduce(torch.tensor([*sums, total], device=device)).tolist()
             means = {name: value / max(total, 1) for name, value in zip(means, sums, strict=True)}
         if not total:
             raise UserError("no user was drawn for validation: raise optim.validation_users")
@@ -60,7 +59,7 @@ class Workers:
         """Rank 0's flag, on every worker."""
         if self.size == 1:
             return flag
-        return bool(self.sum(torch.tensor(int(flag and self.rank == 0), device=device)).item())
+        return bool(self.all_reduce(torch.tensor(int(flag and self.rank == 0), device=device)).item())
 
 
 def seed_step(seed: int, *step_and_rank: int) -> None:

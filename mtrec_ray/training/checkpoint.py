@@ -15,11 +15,11 @@ TENSORS, PROGRESS, SETTINGS = "state.safetensors", "progress.json", "config.yaml
 def save_checkpoint(folder: Path, state: TrainerState, config: BaseModel) -> None:
     """Write a trainer's state and the run's settings into a folder."""
     safetensors.torch.save_file({name: tensor.clone() for name, tensor in state.tensors.items()}, folder / TENSORS)
-    (folder / PROGRESS).write_text(json.dumps(state.progress))
+    (folder / PROGRESS).write_text(json.dumps(state.plain))
     (folder / SETTINGS).write_text(dump_yaml(config))
 
 
 def load_checkpoint(folder: Path) -> TrainerState:
     """Read what `save_checkpoint` wrote, onto the CPU."""
-    progress = json.loads((folder / PROGRESS).read_text())
-    return TrainerState(safetensors.torch.load_file(folder / TENSORS), progress)
+    tensors = safetensors.torch.load_file(folder / TENSORS)
+    return TrainerState(tensors, json.loads((folder / PROGRESS).read_text()))

@@ -38,7 +38,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
         trainer.run(
             batches(trainer.num_steps if trainer.stopped else trainer.next_step),
             on_step=reporter.step,
-            on_validate=reporter.validated,
+            on_milestone=reporter.milestone,
             on_checkpoint=reporter.checkpoint,
             checkpoint_every_s=record.config.runner.checkpoint_every_s,
         )
@@ -73,8 +73,8 @@ class Reporter:
             mean = self.trainer.mean_loss
             self.actor.put.remote(step, f"loss {mean.mean():.4g}" if mean.count else "")
 
-    def validated(self, figures: dict[str, float]) -> None:
-        """Log a milestone's validation figures, then write the weights that are finished."""
+    def milestone(self, figures: dict[str, float]) -> None:
+        """Log validation figures, then write the weights that are finished."""
         validation = {name: value for name, value in figures.items() if name.startswith("val/")}
         if self.tracker and validation:
             self.tracker.log(self.trainer.next_step, validation)

@@ -74,7 +74,7 @@ class OneWorker:
     def fit(self, record: Record, progress: Any, pack: str = "") -> None:
         self.latest = None
         actor = SimpleNamespace(put=SimpleNamespace(remote=lambda step, note: None))
-        settings = {"run": type(record), "record": record.model_dump_json(), "pack": pack, "progress": actor}
+        settings = {"run": type(record), "record": record.model_dump_json(), "pack": pack, "actor": actor}
         while True:
             self.starts += 1
             try:

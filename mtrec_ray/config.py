@@ -12,7 +12,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic.fields import FieldInfo
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute
 
 
 class Config(BaseModel):
@@ -44,8 +43,6 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """A range that torch, numpy and Optuna all accept."""
 Name = Annotated[str, AfterValidator(_check_name)]
 """Name of a run or search, which is that of its folder."""
-AbsoluteUri = Annotated[str, AfterValidator(absolute)]
-"""A URI, or a local path made absolute, so that other processes find it."""
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ import json
 import math
 import os
 import uuid
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
+from pydantic import AfterValidator
 
 from mtrec_ray.errors import UserError
 
@@ -30,6 +31,10 @@ def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
 def absolute(uri: str) -> str:
     """A URI unchanged, a local path made absolute, so that other processes find it."""
     return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+
+
+AbsoluteUri = Annotated[str, AfterValidator(absolute)]
+"""A setting that is made `absolute`."""
 
 
 def join(uri: str, *parts: str) -> str:

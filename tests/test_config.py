@@ -148,7 +148,7 @@ def test_learning_rates_follow_the_parameters_of_each_group_block(block):
                 propensity(**flags)
 
 
-def test_learning_rates_of_a_baseline():
+def test_a_baseline_has_one_learning_rate():
     optim = propensity(kind="baseline").optim
     assert optim.learning_rates(None, aligned=True)[0] == 1e-4
     assert optim.learning_rates(None, aligned=False)[0] == 1e-3

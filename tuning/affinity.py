@@ -1,15 +1,13 @@
 """Gradient affinity: which territories pull the shared towers in the same direction.
 
-After TAG (Fifty et al. 2021, arXiv 2109.04617) and Grad-TAG (Li et al. 2024, arXiv 2409.06091): tasks whose gradients
-on shared parameters agree should share more. Here it is the gradient of each territory's loss with respect to the last
-layer of the user tower, which a group block specialises, randomly projected on both sides:
+After TAG (Fifty et al. 2021) and Grad-TAG (Li et al. 2024): tasks whose gradients on shared parameters agree should
+share more. Here it is the gradient of each territory's loss with respect to the user tower's last layer, projected:
 
     S_t = sum over pairs p of t of delta_p (A' v_p) (B' (h_p - mean h))',   delta = propensity - label
 
-with v the title vectors, h the user tower's hidden activations, A and B random (d, k). It needs no backward pass, and
-k^2 numbers a territory. The expectation over negatives, a product of all users with all titles, replaces drawing them.
-Centring h matters: its mean carries how popular titles are in a territory (adjusted Rand index of planted groups 0.3 to
-0.8 without, 1.0 with it). In runs of 100 steps or less the checkpoints are too early (0.3 and 0.6): use `taste`.
+with v the title vectors, h the user tower's hidden activations, A and B random (d, k). Negatives are not drawn: their
+expectation is a product of users with titles. Centring h removes how popular titles are in a territory (adjusted Rand
+index of planted groups 1.0, without it 0.3 to 0.8). In runs of 100 steps or less use `taste`.
 
 Legend: `N` territories, `T` titles, `M` of them behind expected negatives, `U` users, `P` pairs, `k` sketch width.
 """

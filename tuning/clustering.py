@@ -3,13 +3,12 @@
 Legend: `N` territories, `G` groups, `E` numbers of an evidence vector.
 
 A territory's evidence s_t is a sum over its pairs (such as its gradient), n_t their number. A group c that gets
-parameters of its own gains, to first order, |sum of its s_t|^2 / sum of its n_t. The product of a territory with itself
-is mostly noise, so it is left out of
+parameters of its own gains, to first order, |sum of its s_t|^2 / sum of its n_t. Without the products of a territory
+with itself, which are mostly noise, this is
 
     J = sum over groups of (sum over t != u in c of <s_t, s_u>) / (sum over t in c of n_t)
 
-which is maximised by moves and swaps from random starts (Kernighan-Lin style), with at most `SLACK` times the mean
-number of territories in a group.
+Moves and swaps from random starts maximise it (Kernighan-Lin), with `SLACK` times the mean group size at most.
 """
 
 import math

@@ -25,14 +25,14 @@ import ray
 import yaml
 from optuna.trial import TrialState
 
+from mtrec_ray.config import Config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.files import exists, join, read_json, write_file, write_json
 from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.tuning.data import TrialCache
 from mtrec_ray.tuning.results import BEST_CONFIG, DONE, FAILED, STOPPED, SearchResult, TrialRow
 from mtrec_ray.tuning.search import RETRIES, VERSION, PreparedSearch, run_trials, trials_at_once
-from mtrec_ray.tuning.specs import Figures, TrialSpec
-from mtrec_ray.tuning.trainable import make_trial
+from mtrec_ray.tuning.specs import Figures, TrialSpecs
 
 FRESH_SEEDS = "fresh-seeds.json"
 FIRST_FRESH_SEED = 1_000
@@ -93,19 +93,19 @@ def train_with_fresh_seeds(
     known = read_json(uri) if exists(uri) else {}
     figures = known["figures"] if known.get("params") == params else []
     task = ray.remote(num_cpus=config.cpus_per_worker, max_retries=RETRIES)(_train_to_end)
-    spec, at_once = prepared.specs.spec(params), trials_at_once(config)
+    settings, at_once = prepared.specs.config(params), trials_at_once(config)
     while len(figures) < config.confirm:
         numbers = range(len(figures) + 1, min(len(figures) + at_once, config.confirm) + 1)
         seeds = [{"seed": config.seed + FIRST_FRESH_SEED + number} for number in numbers]
-        figures += ray.get([task.remote(spec | {"config": spec["config"] | seed}) for seed in seeds])
+        figures += ray.get([task.remote(prepared.specs, settings.model_copy(update=seed)) for seed in seeds])
         write_json(uri, {"version": VERSION, "params": params, "figures": figures})
         if progress:
             progress("fresh seeds", len(figures), config.confirm)
     return figures
 
 
-def _train_to_end(spec: TrialSpec) -> Figures:
-    trial, figures = make_trial(spec, TrialCache(), Workers()), {}
+def _train_to_end(specs: TrialSpecs, config: Config) -> Figures:
+    trial, figures = specs.make(config, TrialCache(), Workers()), {}
     while trial.validations_done < trial.num_validations:
         figures = trial.advance()
     return figures

@@ -4,8 +4,8 @@ from typing import Any
 
 from pydantic import Field
 
-from mtrec_ray.config import AbsoluteUri, Config, Name, Seed, advanced
-from mtrec_ray.files import join
+from mtrec_ray.config import Config, Name, Seed, advanced
+from mtrec_ray.files import AbsoluteUri, join
 from mtrec_ray.lake.window import WindowConfig
 from mtrec_ray.streams.config import SampleConfig
 

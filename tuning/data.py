@@ -15,12 +15,7 @@ from mtrec_ray.streams.ordered import read_here
 from mtrec_ray.streams.plan import PairPlan, make_plan
 from mtrec_ray.streams.reader import BucketPairs, read_pairs
 from mtrec_ray.streams.schedule import Segment
-from mtrec_ray.streams.scored_users import (
-    ScoringChunk,
-    by_territory,
-    validation_chunks,
-    validation_sampling_fraction,
-)
+from mtrec_ray.streams.scored_users import ScoringChunk, by_territory, validation_chunks, validation_sampling_fraction
 from mtrec_ray.streams.sequences import Sequences
 from mtrec_ray.training.propensity_run import MAX_VALIDATION_USERS
 

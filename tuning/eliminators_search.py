@@ -10,19 +10,19 @@ from typing import Any
 
 import ray
 
-from mtrec_ray.config import validate_config
+from mtrec_ray.config import Config, validate_config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig, parse_combinations
+from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
 from mtrec_ray.tuning.collect import run_search
 from mtrec_ray.tuning.config import EliminatorsSearchConfig
 from mtrec_ray.tuning.data import TrialCache, first_buckets
-from mtrec_ray.tuning.eliminators_trial import EliminatorsTrial
 from mtrec_ray.tuning.results import SearchResult, TrialRow
 from mtrec_ray.tuning.search import PreparedSearch, record_search, stored_search, trials_at_once
 from mtrec_ray.tuning.space import check_values, lay_over, parse_space, usual_settings
-from mtrec_ray.tuning.specs import Figures, TrialSpec, TrialSpecs
+from mtrec_ray.tuning.specs import Figures, TrialSpecs
 
 FIXED = (
     "runs", "method", "pack_size", "jobs_at_once", "runner.", "optim.evaluate_every", "optim.validation_users",
@@ -60,7 +60,7 @@ def search_eliminators(
     stored_search(config, inputs, resume)
     usual = usual_settings(specs.space, EliminatorsConfig, specs.base)
     task = ray.remote(num_cpus=config.cpus_per_worker)(_backbone_figures)
-    of_backbone = ray.get(task.remote(specs.spec(usual)))  # too few users raise before the name is taken
+    of_backbone = ray.get(task.remote(specs, specs.config(usual)))  # too few users raise before the name is taken
     record_search(config, inputs)
     in_words = ", ".join(f"{metric} {of_backbone[metric]['value']:.4f}" for metric in GOALS)
     notes = (
@@ -87,7 +87,7 @@ def check_eliminators_search(config: EliminatorsSearchConfig) -> tuple[BackboneR
     check_values(space, EliminatorsConfig, base)
     data: dict[str, Any] = {"buckets": config.buckets, "num_permutations": NUM_PERMUTATIONS}
     overrides = {"runner.cpus_per_worker": config.cpus_per_worker}
-    return source, TrialSpecs("eliminators", EliminatorsConfig, space, base, overrides, data)
+    return source, TrialSpecs("eliminators_trial:EliminatorsTrial", EliminatorsConfig, space, base, overrides, data)
 
 
 def choose_least_leakage(rows: list[TrialRow], min_ndcg_ratio: float) -> tuple[TrialRow, list[str]]:
@@ -99,5 +99,5 @@ def choose_least_leakage(rows: list[TrialRow], min_ndcg_ratio: float) -> tuple[T
     return min(enough, key=lambda row: (row.value(LEAKAGE), -row.value(ACCURACY))), []
 
 
-def _backbone_figures(spec: TrialSpec) -> Figures:
-    return EliminatorsTrial(spec, TrialCache()).backbone_figures()
+def _backbone_figures(specs: TrialSpecs, config: Config) -> Figures:
+    return specs.make(config, TrialCache(), Workers()).backbone_figures()

@@ -1,9 +1,8 @@
 """One configuration of eliminators, or of a baseline, cross-fitted on the train split.
 
-No user of the audit split is read. The train split is cut in two halves by the same hash. Attackers of its own measure
-each half through eliminators trained on the other half, so every user is attacked once, and never through a model that
-has seen its attribute values. Figures are means over the halves: attackers that learn from both halves see what two
-eliminators leave with opposite signs cancel out (an AUC of 0.46 where each half gave 0.59, and a fresh audit 0.60).
+No user of the audit split is read. Each half of the train split is attacked through eliminators trained on the other
+half, so never through a model that has seen its attribute values. Figures are means over the halves: attackers that
+learn from both see what two eliminators leave with opposite signs cancel out (AUC 0.46 where each half gave 0.59).
 
 Legend: K combinations, U users, d width, R bootstrap replicates.
 """
@@ -28,32 +27,31 @@ from mtrec_ray.streams.sequences import VALIDATION_EVENT, UserSplit, in_split
 from mtrec_ray.trainers.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.trainers.eliminators import PREFIXES_PER_USER, EliminatorData, EliminatorTrainer
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
+from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators import make_packs
 from mtrec_ray.tuning.data import TrialCache, first_buckets, map_here
-from mtrec_ray.tuning.specs import Figures, TrialSpec
+from mtrec_ray.tuning.specs import Figures
 
 NUM_BOOTSTRAP = 200
 HALVES: tuple[UserSplit, ...] = ("train_lower", "train_upper")
 
 
 class EliminatorsTrial:
-    """Trains all combinations under one configuration and validates once, at its end.
-
-    `spec` holds `config`, and from the search `buckets` and `num_permutations`.
-    """
+    """Trains all combinations under one configuration and validates once, at its end."""
 
     num_validations = 1
 
-    def __init__(self, spec: TrialSpec, cache: TrialCache) -> None:
-        self.spec, self.validations_done, self.cache = spec, 0, cache
-        self.config = EliminatorsConfig.model_validate(spec["config"])
+    def __init__(
+        self, config: EliminatorsConfig, cache: TrialCache, _: Workers, *, buckets: int | None, num_permutations: int
+    ) -> None:
+        self.config, self.cache, self.num_permutations, self.validations_done = config, cache, num_permutations, 0
         self.source = BackboneRecord.load(self.config.backbone)
         self.sequences, self.length = self.source.config.sequences, self.source.config.model.history
         self.packs = list(make_packs(self.config, self.source.attributes).values())
         self.combinations = [combination for pack in self.packs for combination in pack]
         self.lake = self.source.open_lake()
-        self.buckets = first_buckets(self.lake, spec["buckets"])
+        self.buckets = first_buckets(self.lake, buckets)
         expected = self.lake.manifest.counts["users"] * len(self.buckets) / self.lake.manifest.num_buckets
         self.fraction = min(1.0, self.config.optim.validation_users / max(1.0, expected))
         prepare_process(self.config.runner.cpus_per_worker)
@@ -144,7 +142,7 @@ class EliminatorsTrial:
     def _attack(self, vectors: Tensor, users: HeldOutUsers, attribute: str) -> list[AuditResult]:
         """Leakage of each half; UserError where it has too few users."""
         column, size = list(self.source.attributes).index(attribute), len(self.source.attributes[attribute])
-        settings = AuditSettings(num_permutations=self.spec["num_permutations"], num_bootstrap=NUM_BOOTSTRAP)
+        settings = AuditSettings(num_permutations=self.num_permutations, num_bootstrap=NUM_BOOTSTRAP)
         found = []
         for half in HALVES:
             unseen = ~in_split(users.keys, self.sequences, half)

@@ -30,13 +30,7 @@ from mtrec_ray.tuning.partitions import PLAIN, PartitionSpec
 from mtrec_ray.tuning.profiles import partition_maker
 from mtrec_ray.tuning.results import SearchResult
 from mtrec_ray.tuning.search import PreparedSearch, record_search, stored_search, trials_at_once
-from mtrec_ray.tuning.space import (
-    GROUPS,
-    check_values,
-    lay_over,
-    parse_space,
-    usual_settings,
-)
+from mtrec_ray.tuning.space import GROUPS, check_values, lay_over, parse_space, usual_settings
 from mtrec_ray.tuning.specs import GroupsFiles, TrialSpecs
 
 FIXED = ("runs", "runner.", "window.", "sample.split_seed", "sample.test_fraction")
@@ -124,7 +118,7 @@ def check_propensity_search(config: PropensitySearchConfig) -> tuple[TrialData, 
         "validation_days": config.validation_days,
         "validations": config.validations,
     }
-    return data, TrialSpecs("propensity", PropensityConfig, space, base, overrides, of_search)
+    return data, TrialSpecs("propensity_trial:PropensityTrial", PropensityConfig, space, base, overrides, of_search)
 
 
 def _check_trial(config: PropensityConfig, data: TrialData) -> None:

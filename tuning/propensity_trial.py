@@ -12,27 +12,34 @@ from mtrec_ray.trainers.propensity import PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.propensity_validation import METRICS
 from mtrec_ray.trainers.workers import Workers
-from mtrec_ray.training.checkpoint import load_checkpoint, save_checkpoint
 from mtrec_ray.training.propensity import new_propensity_run
 from mtrec_ray.training.record import require_lake
+from mtrec_ray.training.weights import load_checkpoint, save_checkpoint
 from mtrec_ray.tuning.data import TrialCache, trial_data
-from mtrec_ray.tuning.specs import Figures, TrialSpec
+from mtrec_ray.tuning.specs import Figures
 
 
 class PropensityTrial:
-    """A run without Ray Train, in one process or as one of several workers.
+    """A run without Ray Train, in one process or as one of several workers."""
 
-    `spec` holds `config`, and from the search `lake_hash`, `buckets`, `validation_days` and `validations`.
-    """
-
-    def __init__(self, spec: TrialSpec, cache: TrialCache, workers: Workers) -> None:
+    def __init__(
+        self,
+        config: PropensityConfig,
+        cache: TrialCache,
+        workers: Workers,
+        *,
+        lake_hash: str,
+        buckets: int | None,
+        validation_days: int | None,
+        validations: int,
+    ) -> None:
         """Raises UserError where the lake has changed since the search was started."""
-        self.config, self.cache = PropensityConfig.model_validate(spec["config"]), cache
-        self.num_validations, self.validations_done = spec["validations"], 0
+        self.config, self.cache = config, cache
+        self.num_validations, self.validations_done = validations, 0
         lake, sample = Lake.open(self.config.lake), self.config.sample
-        require_lake(lake, spec["lake_hash"], self.config.name)
+        require_lake(lake, lake_hash, self.config.name)
         calendar = resolve_calendar(lake, self.config.window)
-        self.data = data = trial_data(lake, calendar, spec["buckets"], spec["validation_days"])
+        self.data = data = trial_data(lake, calendar, buckets, validation_days)
         self.plan = cache.plan(data, sample)
         record = new_propensity_run(self.config, lake, data.calendar)
         self.schedule = record.schedule(self.plan)

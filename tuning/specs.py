@@ -2,18 +2,19 @@
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from pkgutil import resolve_name
+from typing import Any
 
 import yaml
 
 from mtrec_ray.config import Config, validate_config
 from mtrec_ray.files import exists, join, write_file
 from mtrec_ray.streams.groups import Groups
+from mtrec_ray.trainers.workers import Workers
+from mtrec_ray.tuning.data import TrialCache
 from mtrec_ray.tuning.partitions import groups_document, with_moves
 from mtrec_ray.tuning.space import GROUPS, Space, lay_over, moves_of
 
-TrialSpec = dict[str, Any]
-"""Plain data of a trial: `kind`, `config` (the job's settings) and what the kind needs."""
 Figures = dict[str, dict[str, float]]
 """Metric -> its `value`, and where it has bounds `low` and `high`."""
 
@@ -41,9 +42,10 @@ class GroupsFiles:
 
 @dataclass(frozen=True)
 class TrialSpecs:
-    """Makes the TrialSpec of drawn parameters. Plain data: it travels to every trial."""
+    """Makes the trial of drawn parameters. Plain data: it travels to every trial."""
 
-    kind: Literal["propensity", "eliminators"]
+    trial: str
+    """The trial's class, as `module:Class` below mtrec_ray.tuning."""
     model: type[Config]
     space: Space
     base: dict[str, Any]
@@ -51,7 +53,7 @@ class TrialSpecs:
     trial_overrides: dict[str, Any]
     """Dotted settings of trials alone: the final training must not have them."""
     data: dict[str, Any]
-    """What else a TrialSpec of this kind holds."""
+    """Further arguments of the trial's class."""
     groups_files: GroupsFiles | None = None
 
     def settings(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -65,5 +67,6 @@ class TrialSpecs:
         """Settings of a trial."""
         return validate_config(self.model, lay_over(self.settings(params), self.trial_overrides))
 
-    def spec(self, params: dict[str, Any]) -> TrialSpec:
-        return {"kind": self.kind, "config": self.config(params).model_dump(mode="json"), **self.data}
+    def make(self, config: Config, cache: TrialCache, workers: Workers) -> Any:
+        """The trial of some settings; `cache` keeps what it reads for the next one of its process."""
+        return resolve_name(f"mtrec_ray.tuning.{self.trial}")(config, cache, workers, **self.data)

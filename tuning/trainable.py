@@ -6,47 +6,33 @@ dead trial takes its peers with it. (A Ray Train run nested in every trial costs
 
 import socket
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.fs as pafs
 import ray
 import torch
 from ray import tune
 
+from mtrec_ray.config import Config
 from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.tuning.data import TrialCache
-from mtrec_ray.tuning.specs import Figures, TrialSpec, TrialSpecs
-
-if TYPE_CHECKING:
-    from mtrec_ray.tuning.eliminators_trial import EliminatorsTrial
-    from mtrec_ray.tuning.propensity_trial import PropensityTrial
-
-
-def make_trial(spec: TrialSpec, cache: TrialCache, workers: Workers) -> "PropensityTrial | EliminatorsTrial":
-    """The trial of a spec; `cache` keeps what it reads for the next trial of this process."""
-    if spec["kind"] == "propensity":
-        from mtrec_ray.tuning.propensity_trial import PropensityTrial
-
-        return PropensityTrial(spec, cache, workers)
-    from mtrec_ray.tuning.eliminators_trial import EliminatorsTrial
-
-    return EliminatorsTrial(spec, cache)
+from mtrec_ray.tuning.specs import Figures, TrialSpecs
 
 
 class TrialRank:
     """One rank of a trial; all ranks go through the same calls."""
 
-    def __init__(self, workers: Workers) -> None:
-        self.workers, self.cache = workers, TrialCache()
+    def __init__(self, specs: TrialSpecs, workers: Workers) -> None:
+        self.specs, self.workers, self.cache = specs, workers, TrialCache()
 
     def join(self, address: str) -> None:
         """Connect to the other ranks; returns when all are connected."""
         rank, size = self.workers.rank, self.workers.size
         torch.distributed.init_process_group("gloo", init_method=f"tcp://{address}", rank=rank, world_size=size)
 
-    def start(self, spec: TrialSpec) -> None:
+    def start(self, config: Config) -> None:
         """Replace the trial by the next one."""
-        self.trial = make_trial(spec, self.cache, self.workers)
+        self.trial = self.specs.make(config, self.cache, self.workers)
 
     def advance(self) -> Figures:
         """Train to the next validation; its figures are the same on every rank."""
@@ -66,9 +52,9 @@ class TrialProcess(tune.Trainable):
 
     def setup(self, config: dict[str, Any], *, specs: TrialSpecs, workers: int, cpus: float) -> None:  # pyright: ignore
         """`tune.with_parameters` adds `specs`, `workers` and the `cpus` of each."""
-        self.specs, self.own = specs, TrialRank(Workers(0, workers))
+        self.specs, self.own = specs, TrialRank(specs, Workers(0, workers))
         peer = ray.remote(num_cpus=cpus)(TrialRank)
-        self.peers = [peer.remote(Workers(rank, workers)) for rank in range(1, workers)]
+        self.peers = [peer.remote(specs, Workers(rank, workers)) for rank in range(1, workers)]
         if self.peers:
             with socket.socket() as probe:
                 probe.bind(("", 0))
@@ -77,7 +63,7 @@ class TrialProcess(tune.Trainable):
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        self._on_all_ranks("start", self.specs.spec(new_config))
+        self._on_all_ranks("start", self.specs.config(new_config))
         return True
 
     def step(self) -> dict[str, Any]:

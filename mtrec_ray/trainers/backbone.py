@@ -16,7 +16,7 @@ from mtrec_ray.streams.held_out import HeldOutUsers
 from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.trainers.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.trainers.backbone_config import BackboneConfig
-from mtrec_ray.trainers.trainer import RunningMean, Trainer, Weights
+from mtrec_ray.trainers.trainer import Device, RunningMean, Trainer, Weights
 from mtrec_ray.trainers.workers import Workers, seed_step
 
 WEIGHTS = "backbone.safetensors"
@@ -44,12 +44,7 @@ class BackboneTrainer(Trainer[SequenceBatch]):
     saved: ClassVar[tuple[str, ...]] = (*Trainer.saved, "best", "best_epoch")
 
     def __init__(
-        self,
-        config: BackboneConfig,
-        data: BackboneData,
-        *,
-        device: torch.device | str = "cpu",
-        workers: Workers | None = None,
+        self, config: BackboneConfig, data: BackboneData, *, device: Device = "cpu", workers: Workers | None = None
     ) -> None:
         self.config, self.data, self.steps_per_epoch = config, data, data.schedule.steps_per_epoch[0]
         every = config.optim.evaluate_every * data.schedule.steps_per_epoch[0]

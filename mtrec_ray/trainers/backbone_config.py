@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from mtrec_ray.config import AbsoluteUri, Config, advanced
+from mtrec_ray.config import Config, advanced
+from mtrec_ray.files import AbsoluteUri
 from mtrec_ray.streams.sequences import SequenceConfig
 from mtrec_ray.tracking.config import TrackingConfig
 from mtrec_ray.trainers.runner_config import RunConfig, RunnerConfig, SequenceOptimConfig

@@ -31,7 +31,7 @@ from mtrec_ray.trainers.accuracy import held_out_metrics, stacked_metrics, vecto
 from mtrec_ray.trainers.backbone import MASK_FRACTION
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.probe_leakage import probe_leakage
-from mtrec_ray.trainers.trainer import RunningMean, Trainer, Weights
+from mtrec_ray.trainers.trainer import Device, RunningMean, Trainer, Weights
 from mtrec_ray.trainers.workers import Workers, seed_step
 
 WEIGHTS = "eliminators.safetensors"
@@ -82,7 +82,7 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         combinations: Sequence[Combination],
         data: EliminatorData,
         *,
-        device: torch.device | str = "cpu",
+        device: Device = "cpu",
         workers: Workers | None = None,
     ) -> None:
         every = config.optim.evaluate_every * data.schedule.steps_per_epoch[0]

@@ -7,8 +7,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from mtrec_ray.combinations import Combination, combination_name
-from mtrec_ray.config import AbsoluteUri, Config, advanced
+from mtrec_ray.config import Config, advanced
 from mtrec_ray.errors import UserError
+from mtrec_ray.files import AbsoluteUri
 from mtrec_ray.tracking.config import TrackingConfig
 from mtrec_ray.trainers.runner_config import RunConfig, RunnerConfig, SequenceOptimConfig
 

@@ -19,7 +19,7 @@ from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.scored_users import ScoringChunk
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.propensity_validation import PropensityScorer, evaluate_chunks, summarise
-from mtrec_ray.trainers.trainer import RunningMean, Trainer, Weights
+from mtrec_ray.trainers.trainer import Device, RunningMean, Trainer, Weights
 from mtrec_ray.trainers.workers import Workers
 
 BEST_METRIC = "val/pr_auc/weighted"
@@ -53,12 +53,7 @@ class PropensityTrainer(Trainer[StepRows]):
     saved: ClassVar[tuple[str, ...]] = (*Trainer.saved, "best_figures")
 
     def __init__(
-        self,
-        config: PropensityConfig,
-        data: PropensityData,
-        *,
-        device: torch.device | str = "cpu",
-        workers: Workers | None = None,
+        self, config: PropensityConfig, data: PropensityData, *, device: Device = "cpu", workers: Workers | None = None
     ) -> None:
         milestones = {*data.validate_at, *data.schedule.period_ends()}
         super().__init__(data.schedule.num_steps, milestones, config.runner.cpus_per_worker, device, workers)

@@ -4,7 +4,8 @@ import math
 
 from pydantic import Field
 
-from mtrec_ray.config import AbsoluteUri, Config, Name, Seed, advanced
+from mtrec_ray.config import Config, Name, Seed, advanced
+from mtrec_ray.files import AbsoluteUri
 
 
 class RunnerConfig(Config):

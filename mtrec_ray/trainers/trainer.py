@@ -18,6 +18,7 @@ CHECK_CLOCK_EVERY = 10
 """Steps between two readings of the checkpoint clock, which all workers take together."""
 
 Batch = TypeVar("Batch")
+Device = torch.device | str
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,7 @@ class Trainer(ABC, Generic[Batch]):
     """Attributes of plain data that a resumed trainer needs."""
 
     def __init__(
-        self,
-        num_steps: int,
-        milestones: Iterable[int],
-        cpus: float,
-        device: torch.device | str,
-        workers: Workers | None,
+        self, num_steps: int, milestones: Iterable[int], cpus: float, device: Device, workers: Workers | None
     ) -> None:
         prepare_process(cpus)
         self.milestones = {*milestones, num_steps}

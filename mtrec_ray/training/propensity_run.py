@@ -25,12 +25,7 @@ from mtrec_ray.streams.groups import Groups
 from mtrec_ray.streams.plan import PairPlan, make_plan
 from mtrec_ray.streams.reader import training_batches
 from mtrec_ray.streams.schedule import Schedule
-from mtrec_ray.streams.scored_users import (
-    ScoringChunk,
-    by_territory,
-    validation_chunks,
-    validation_sampling_fraction,
-)
+from mtrec_ray.streams.scored_users import ScoringChunk, by_territory, validation_chunks, validation_sampling_fraction
 from mtrec_ray.trainers.propensity import PropensityData, PropensityTrainer, snapshot_file
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.workers import Workers

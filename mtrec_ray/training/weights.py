@@ -1,14 +1,23 @@
-"""Weights and the figures they reached, in one safetensors file."""
+"""Files of a run: weights with the figures they reached, and checkpoints.
+
+A checkpoint holds tensors as safetensors, the rest of a trainer's state as JSON, and the settings as YAML.
+"""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
+from mtrec_ray.config import dump_yaml
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import read_file, write_file
+from mtrec_ray.trainers.trainer import TrainerState
+
+TENSORS, PROGRESS, SETTINGS = "state.safetensors", "progress.json", "config.yaml"
 
 
 def save_weights(uri: str, tensors: dict[str, Tensor], figures: dict[str, Any]) -> None:
@@ -41,3 +50,16 @@ def load_weights(content: bytes, what: str, module: nn.Module | None = None) -> 
     except (safetensors.SafetensorError, RuntimeError) as error:
         raise UserError(f"the weights of {what} are damaged: {error}") from error
     return tensors
+
+
+def save_checkpoint(folder: Path, state: TrainerState, config: BaseModel) -> None:
+    """Write a trainer's state and the run's settings into a folder."""
+    safetensors.torch.save_file({name: tensor.clone() for name, tensor in state.tensors.items()}, folder / TENSORS)
+    (folder / PROGRESS).write_text(json.dumps(state.plain))
+    (folder / SETTINGS).write_text(dump_yaml(config))
+
+
+def load_checkpoint(folder: Path) -> TrainerState:
+    """Read what `save_checkpoint` wrote, onto the CPU."""
+    tensors = safetensors.torch.load_file(folder / TENSORS)
+    return TrainerState(tensors, json.loads((folder / PROGRESS).read_text()))

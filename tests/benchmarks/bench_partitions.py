@@ -77,8 +77,8 @@ def affinity_cost(lake: Lake, seed: int) -> dict[str, float]:
 
 def trial_after_the_window(lake: Lake, config: PropensityConfig, cache: TrialCache) -> PropensityTrial:
     """A trial on the whole window, validated once, on the days after it."""
-    spec = {"config": config.model_dump(mode="json"), "lake_hash": lake.manifest.lake_hash}
-    return PropensityTrial(spec | {"buckets": None, "validation_days": 0, "validations": 1}, cache, Workers())
+    data = {"lake_hash": lake.manifest.lake_hash, "buckets": None, "validation_days": 0, "validations": 1}
+    return PropensityTrial(config, cache, Workers(), **data)
 
 
 def search(lake: Lake, folder: Path, seed: int) -> dict[str, float]:

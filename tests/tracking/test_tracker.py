@@ -71,7 +71,7 @@ def test_a_line_has_step_seconds_time_and_figures(tmp_path):
     assert first["time"].endswith("+00:00")
 
 
-def test_metrics_of_an_empty_folder(tmp_path):
+def test_an_empty_folder_has_no_metrics(tmp_path):
     assert read_metrics(str(tmp_path)) == []
 
 

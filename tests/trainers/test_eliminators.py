@@ -150,7 +150,7 @@ def test_more_accurate_weights_below_the_floor_are_kept(monkeypatch):
 
 
 @pytest.mark.parametrize("above", [True, False])
-def test_floor_of_a_single_combination(monkeypatch, above):
+def test_single_combination_is_kept_by_its_floor(monkeypatch, above):
     trainer = make_trainer(make_users(), pack=PAIR[:1], method="fine_tuning", transport={})
     set_weights(trainer)
     monkeypatch.setattr(trainer, "validate", lambda: [trainer.ndcg_floors[PAIR[0]] - (0.0 if above else 1e-9)])

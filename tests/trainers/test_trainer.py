@@ -11,7 +11,7 @@ from mtrec_ray.models.group_block_names import GroupBlockName
 from mtrec_ray.models.training_state import collect_state
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 from mtrec_ray.trainers.propensity import make_optimizer
-from mtrec_ray.training.checkpoint import load_checkpoint, save_checkpoint
+from mtrec_ray.training.weights import load_checkpoint, save_checkpoint
 from tests.trainers.small import MAKERS, STEPS_PER_EPOCH, backbone, propensity
 
 BEST = {"sample": {"validation_fraction": 0.1}, "optim": {"epochs": 2, "snapshot": "best"}}

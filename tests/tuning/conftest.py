@@ -89,4 +89,6 @@ def fair_search(backbone: BackboneRecord, **changes: Any) -> EliminatorsSearchCo
 def specs_of(space: Space | None = None, **changes: Any) -> TrialSpecs:
     """TrialSpecs of a propensity search without settings of its own."""
     fields: dict[str, Any] = {"base": {}, "trial_overrides": {}, "data": {}} | changes
-    return TrialSpecs(kind="propensity", model=PropensityConfig, space=space or Space(), **fields)
+    return TrialSpecs(
+        trial="propensity_trial:PropensityTrial", model=PropensityConfig, space=space or Space(), **fields
+    )

@@ -59,7 +59,7 @@ def test_a_number_of_groups_that_one_half_alone_shows_is_not_chosen():
     assert evidence.best_count(range(2, 4)) == 2
 
 
-def test_the_gain_of_four_territories_worked_by_hand():
+def test_gain_equals_one_worked_by_hand():
     vectors = np.array([[[1.0, 0.0], [2.0, 0.0], [0.0, 1.0], [0.0, 3.0]], np.zeros((4, 2)).tolist()])
     evidence = Evidence(vectors, np.array([[1.0, 2.0, 1.0, 3.0], np.zeros(4)]))
 

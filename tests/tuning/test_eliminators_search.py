@@ -10,6 +10,7 @@ from mtrec_ray.config import load_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import read_json
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.tuning import collect, eliminators_search
 from mtrec_ray.tuning.collect import train_with_fresh_seeds
@@ -154,11 +155,11 @@ class TestSearch:
 def test_fresh_seeds_are_stored_one_by_one(ray_cluster, backbone, tmp_path, monkeypatch):
     config = two_trials(backbone, tmp_path, confirm=3, trials_at_once=1)
     prepared = PreparedSearch(config, specs_of(), {"seed": "max"}, first=[])
-    monkeypatch.setattr(TrialSpecs, "spec", lambda self, params: {"config": params})
+    monkeypatch.setattr(TrialSpecs, "config", lambda self, params: PropensityConfig(lake="l", name="n"))
     monkeypatch.setattr(collect, "RETRIES", 0)
 
-    def trained(spec: dict[str, Any]) -> dict[str, float]:
-        seed = spec["config"]["seed"]
+    def trained(specs: TrialSpecs, config: PropensityConfig) -> dict[str, float]:
+        seed = config.seed
         if seed == 1003 and not (tmp_path / "1003").exists():
             (tmp_path / "1003").touch()
             raise RuntimeError("the machine is gone")

@@ -14,6 +14,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.held_out import HeldOutUsers
 from mtrec_ray.streams.sequences import SequenceConfig, Sequences, UserSplit, in_split
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
+from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.tuning.data import TrialCache
 from mtrec_ray.tuning.eliminators_trial import HALVES, EliminatorsTrial
@@ -26,8 +27,8 @@ def trial(backbone: BackboneRecord, buckets: int | None = None, **settings: Any)
     config = fair_search(backbone)
     base = config.base | {"backbone": backbone.uri, "name": "t", "combinations": config.combinations} | settings
     data = {"buckets": buckets, "num_permutations": 2}
-    specs = TrialSpecs("eliminators", EliminatorsConfig, Space(), base, {}, data)
-    return EliminatorsTrial(specs.spec({}), TrialCache())
+    specs = TrialSpecs("eliminators_trial:EliminatorsTrial", EliminatorsConfig, Space(), base, {}, data)
+    return specs.make(specs.config({}), TrialCache(), Workers())
 
 
 def train(one: EliminatorsTrial) -> tuple[torch.Tensor, np.ndarray]:

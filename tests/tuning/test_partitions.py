@@ -162,7 +162,7 @@ def test_moves_without_effect_return_the_same_groups(moves):
 
 
 @pytest.mark.parametrize("name", ["one", "each", "regions", "volume:3", "taste:2", "affinity:4", "random:3:1"])
-def test_a_groups_document_round_trip(name, tmp_path):
+def test_a_groups_document_is_read_back_equal(name, tmp_path):
     groups = maker().make(name)
     (tmp_path / "groups.yaml").write_text(yaml.safe_dump(groups_document(groups, NAMES), sort_keys=False))
     assert make_groups(str(tmp_path / "groups.yaml"), MANIFEST) == groups

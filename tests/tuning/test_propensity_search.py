@@ -131,14 +131,14 @@ class TestArguments:
         largest = sorted(range(6), key=lambda territory: -volume[territory])[:3]
         assert started["run_search"][0].specs.space.movable == tuple(names[territory] for territory in largest)
 
-    def test_a_trial_spec_holds_the_settings_of_the_search(self, started):
+    def test_a_trial_has_the_settings_of_the_search(self, started):
         prepared = started["run_search"][0]
-        spec = prepared.specs.spec(prepared.first[1])
+        config, data = prepared.specs.config(prepared.first[1]), prepared.specs.data
         for key in ("validation_days", "validations", "buckets"):
-            assert spec[key] == started["settings"][key]
-        assert spec["lake_hash"] == started["lake"].manifest.lake_hash
-        assert spec["config"]["sample"]["validation_fraction"] == 0.3
-        assert spec["config"]["model"]["groups"].startswith(str(started["folder"]))
+            assert data[key] == started["settings"][key]
+        assert data["lake_hash"] == started["lake"].manifest.lake_hash
+        assert config.sample.validation_fraction == 0.3
+        assert config.model.groups.startswith(str(started["folder"]))
 
     def test_partitions_are_made_without_validation_users_and_held_back_days(self, started):
         end = started["lake"].manifest.calendar.window_end - timedelta(days=5)
@@ -211,12 +211,11 @@ def test_a_trials_partition_is_a_groups_file_after_its_moves(tmp_path):
     assert made.settings(params | {"moves": 0})["model"]["groups"] != path
 
 
-def test_trial_overrides_are_in_the_trial_spec_but_not_in_the_best_config():
+def test_trial_overrides_reach_trials_but_not_the_best_config():
     space = Space({"optim.epochs": CategoricalDistribution([1, 2])})
-    made = specs_of(space, base=BASE, trial_overrides={"sample.validation_fraction": 0.25}, data={"validations": 3})
-    spec, settings = made.spec({"optim.epochs": 2}), made.settings({"optim.epochs": 2})
-    assert (spec["kind"], spec["validations"]) == ("propensity", 3)
-    config = PropensityConfig.model_validate(spec["config"])
+    made = specs_of(space, base=BASE, trial_overrides={"sample.validation_fraction": 0.25})
+    config, settings = made.config({"optim.epochs": 2}), made.settings({"optim.epochs": 2})
+    assert isinstance(config, PropensityConfig)
     assert (config.sample.validation_fraction, config.sample.tau, config.optim.epochs) == (0.25, 0.5, 2)
     assert settings == BASE | {"optim": {"epochs": 2}}
 
@@ -224,4 +223,4 @@ def test_trial_overrides_are_in_the_trial_spec_but_not_in_the_best_config():
 def test_groups_may_be_plain_choices_without_partitions():
     made = specs_of(Space({GROUPS: CategoricalDistribution(["one", "regions"])}), base=BASE)
     assert made.settings({GROUPS: "one"})["model"] == {"groups": "one"}
-    assert made.spec({GROUPS: "regions"})["config"]["model"]["groups"] == "regions"
+    assert made.settings({GROUPS: "regions"})["model"]["groups"] == "regions"

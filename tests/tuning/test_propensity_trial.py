@@ -1,6 +1,7 @@
 """A propensity trial: weights equal to a run's, scores of validation users only."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,24 +22,18 @@ from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.propensity import new_propensity_run
 from mtrec_ray.tuning.data import TrialCache, map_here, trial_data
 from mtrec_ray.tuning.propensity_trial import PropensityTrial
-from mtrec_ray.tuning.specs import Figures, TrialSpec
+from mtrec_ray.tuning.specs import Figures
 from tests.tuning.conftest import small_config
 
 TIMES = {"steps_s", "reading_s", "validating_s"}
 
 
-def spec_of(config: PropensityConfig, **changes) -> TrialSpec:
-    settings = {
-        "lake_hash": Lake.open(config.lake).manifest.lake_hash,
-        "buckets": None,
-        "validation_days": 7,
-        "validations": 3,
-    }
-    return {"kind": "propensity", "config": config.model_dump(mode="json"), **settings, **changes}
-
-
-def trial_of(lake: Lake, cache: TrialCache | None = None, **changes) -> PropensityTrial:
-    return PropensityTrial(spec_of(small_config(lake), **changes), cache or TrialCache(), Workers())
+def trial_of(
+    lake: Lake, cache: TrialCache | None = None, config: PropensityConfig | None = None, **changes: Any
+) -> PropensityTrial:
+    settings: dict[str, Any] = {"lake_hash": lake.manifest.lake_hash, "buckets": None}
+    settings |= {"validation_days": 7, "validations": 3} | changes
+    return PropensityTrial(config or small_config(lake), cache or TrialCache(), Workers(), **settings)
 
 
 def finish(trial: PropensityTrial) -> list[Figures]:
@@ -98,12 +93,12 @@ def test_resume_from_a_checkpoint_equals_a_straight_run(trial_lake, tmp_path):
 
 def test_a_trial_with_more_validations_than_steps_resumes(trial_lake, tmp_path):
     config = small_config(trial_lake, optim={"epochs": 1, "batch_pairs": 10_000})
-    validations, trial = 7, PropensityTrial(spec_of(config, validations=7), TrialCache(), Workers())
+    validations, trial = 7, trial_of(trial_lake, config=config, validations=7)
     assert trial.schedule.num_steps < validations
     for done in range(1, validations):
         trial.advance()
         trial.save(tmp_path)
-        resumed = PropensityTrial(spec_of(config, validations=7), trial.cache, Workers())
+        resumed = trial_of(trial_lake, trial.cache, config, validations=7)
         resumed.load(tmp_path)
         assert resumed.validations_done == done
 
@@ -117,7 +112,7 @@ def test_a_shared_cache_does_not_change_figures(trial_lake):
 @pytest.mark.parametrize("model", [{"kind": "baseline"}, {"model": {"group_block": "shift", "groups": "each"}}])
 def test_the_final_weights_equal_those_of_a_run(trial_lake, model):
     config = small_config(trial_lake, **model)
-    trial = PropensityTrial(spec_of(config), TrialCache(), Workers())
+    trial = trial_of(trial_lake, config=config)
     finish(trial)
     data = trial_data(trial_lake, resolve_calendar(trial_lake, config.window), None, 7)
     record = new_propensity_run(config, data.lake, data.calendar)

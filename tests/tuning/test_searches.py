@@ -91,7 +91,7 @@ class TestResultFiles:
 
 
 def test_resume_of_a_finished_search_trains_nothing(searched, shuffled_lake, monkeypatch):
-    monkeypatch.setattr(collect, "_train_to_end", lambda spec: pytest.fail("trained again"))
+    monkeypatch.setattr(collect, "_train_to_end", lambda *_: pytest.fail("trained again"))
     folder = Path(searched.uri).parent
     detour = folder / ".." / folder.name  # the same folder
     again = search_propensity(search_config(shuffled_lake.uri, detour, "whole", trials_at_once=1), resume=True)

@@ -93,7 +93,7 @@ def test_metrics_have_a_row_for_each_territory():
     ]
 
 
-def test_cosines_inside_and_outside_a_group():
+def test_cosines_inside_and_outside_a_group_are_means():
     cosines = np.array([[1.0, 0.5, -0.2], [0.5, 1.0, 0.4], [-0.2, 0.4, 1.0]])
     assert in_and_out(cosines, np.array([True, True, False])) == "+0.50 / +0.10"
     assert in_and_out(cosines, np.array([False, False, True])) == "- / +0.10"

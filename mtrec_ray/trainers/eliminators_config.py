@@ -64,7 +64,7 @@ class EliminatorOptimConfig(SequenceOptimConfig):
     """Batches (paper B: of 256), length of training, and the minimum accuracy."""
 
     epochs: int = Field(default=12, ge=1)
-    """Passes over the train split's positions; more hid no more."""
+    """Passes over the train split's positions; longer training hid no more."""
     evaluate_every: int = advanced(2, ge=1)
     """Validate, and keep weights that are accurate enough, every N epochs."""
     min_ndcg_ratio: float = Field(default=0.985, gt=0, le=1)

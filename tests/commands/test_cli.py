@@ -110,7 +110,7 @@ def test_missing_inputs_are_reported_before_ray_starts(run, arguments, monkeypat
 
 
 def test_an_interrupt_ends_with_code_130(run, monkeypatch):
-    def interrupt(*_: object) -> None:
+    def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("mtrec_ray.lake.verify.check_lake", interrupt)

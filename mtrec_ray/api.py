@@ -189,8 +189,8 @@ load_store = job(
     "load_store",
     "serving.config:StoreLoadConfig",
     "serving.load:load_store",
-    "Write the users of a lake to the store. Overwrites each one's stored history, also events appended since the lake was "
-    "built; other users stay.",
+    "Write the users of a lake to the store. Overwrites each one's stored history, also events appended since the lake "
+    "was built; other users stay.",
     'mt.load_store(lake="lake", store="redis://localhost:6379/0")',
 )
 serve = job(

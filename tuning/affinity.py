@@ -140,7 +140,7 @@ def _models_at_checkpoints(
     schedule = plan.schedule((epochs,), optim.batch_pairs, optim.lanes, config.seed)
     trained_on = record.data(data.lake, plan, schedule, Workers())
     trainer = PropensityTrainer(config, replace(trained_on, validate_at=frozenset()))
-    batches = training_batches(data.lake, plan, schedule, 0, 1, stream=cache.stream)
+    batches = training_batches(data.lake, plan, schedule, 0, 1, reader=cache)
     models = []
     for fraction in CHECKPOINTS:
         trainer.run(batches, until=max(1, round(fraction * schedule.num_steps)))

@@ -5,16 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-import pyarrow as pa
-
-from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.config import SampleConfig
-from mtrec_ray.streams.ordered import read_here
+from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.plan import PairPlan, make_plan
-from mtrec_ray.streams.reader import BucketPairs, read_pairs
-from mtrec_ray.streams.schedule import Segment
+from mtrec_ray.streams.reader import BucketPairs
 from mtrec_ray.streams.scored_users import ScoringChunk, by_territory, validation_chunks, validation_sampling_fraction
 from mtrec_ray.streams.sequences import Sequences
 from mtrec_ray.training.propensity_run import MAX_VALIDATION_USERS
@@ -88,7 +84,7 @@ def trial_validation_chunks(data: TrialData, sample: SampleConfig, buckets: Sequ
     return validation_chunks(data.lake, sample, data.validation, buckets, fraction=fraction, fixed_candidates=fixed)
 
 
-class TrialCache:
+class TrialCache(LocalReader):
     """What trials of one process share: plans, pairs, validation users and histories.
 
     Trials that differ only in the model or the optimiser read the lake once.
@@ -103,7 +99,7 @@ class TrialCache:
         key = f"{data.lake.uri} {data.lake.manifest.lake_hash} {data.calendar} {data.buckets} {sample}"
         found = self._samples.pop(key, None)
         if found is None:
-            plan = make_plan(data.lake, sample, data.calendar, buckets=data.buckets, map_over=map_here)
+            plan = make_plan(data.lake, sample, data.calendar, buckets=data.buckets, reader=self)
             found = plan, {}
         self._samples = dict([*self._samples.items(), (key, found)][-NUM_SAMPLES:])
         return found[0]
@@ -116,40 +112,14 @@ class TrialCache:
             self._chunks = {key: by_territory(trial_validation_chunks(data, sample, buckets))}
         return self._chunks[key]
 
-    def stream(self, read_segment: Any, segments: list[Segment], num_blocks: int, **shared: Any) -> Iterator[pa.Table]:
-        """`read_here` for pairs; each bucket is read once for all epochs and trials of a plan."""
-        known = next(pairs for plan, pairs in self._samples.values() if plan is shared["plan"])
-        read = _remembering(read_pairs, known, lambda period, bucket, *_: (period, bucket))
-        return read_here(read_segment, segments, num_blocks, read=read, **shared)
-
-    def crops(self, read_crops: Any, segments: list[Segment], num_blocks: int, **shared: Any) -> Iterator[pa.Table]:
-        """`read_here` for crops; each bucket's histories are read once for all epochs and trials."""
-        read = _remembering(
-            Sequences.read, self._histories, lambda lake, bucket, *of: (lake.manifest.lake_hash, bucket, str(of))
-        )
-        return read_here(read_crops, segments, num_blocks, read=read, **shared)
-
-
-def _remembering(function: Callable[..., Any], known: dict[Any, Any], key_of: Callable[..., Any]) -> Callable[..., Any]:
-    def call(*arguments: Any) -> Any:
-        key = key_of(*arguments)
+    def bucket(self, read: Callable[..., Any], *arguments: Any) -> Any:
+        """Pairs or histories of a bucket, read once for all epochs and trials of a plan."""
+        if isinstance(arguments[-1], PairPlan):
+            period, bucket, _, plan = arguments
+            known, key = next(pairs for one, pairs in self._samples.values() if one is plan), (period, bucket)
+        else:
+            lake, bucket, *of = arguments
+            known, key = self._histories, (lake.manifest.lake_hash, bucket, str(of))
         if key not in known:
-            known[key] = function(*arguments)
+            known[key] = read(*arguments)
         return known[key]
-
-    return call
-
-
-def map_here(
-    function: Callable[..., Any],
-    items: Sequence[Any],
-    *shared: object,
-    stage: str = "",
-    progress: ProgressCallback | None = None,
-) -> Iterator[tuple[Any, Any]]:
-    """`map_tasks` in this process: a trial already holds its CPU."""
-    for done, item in enumerate(items, 1):
-        result = function(item, *shared)
-        if progress:
-            progress(stage, done, len(items))
-        yield item, result

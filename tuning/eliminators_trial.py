@@ -30,7 +30,7 @@ from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators import make_packs
-from mtrec_ray.tuning.data import TrialCache, first_buckets, map_here
+from mtrec_ray.tuning.data import TrialCache, first_buckets
 from mtrec_ray.tuning.specs import Figures
 
 NUM_BOOTSTRAP = 200
@@ -105,7 +105,7 @@ class EliminatorsTrial:
     ) -> FairnessMethod:
         """What `mtrec train eliminators` makes of a pack, its weights averaged to the last step."""
         lake, optim, sequences, length = self.lake, self.config.optim, self.sequences, self.length
-        plan = make_sequence_plan(lake, sequences, length, half, buckets=self.buckets, map_over=map_here)
+        plan = make_sequence_plan(lake, sequences, length, half, buckets=self.buckets, reader=self.cache)
         schedule = plan.schedule(optim.epochs, optim.batch_crops, optim.lanes, self.config.seed)
         fraction = plan.validation_fraction_of(optim.validation_users)
         data = EliminatorData(
@@ -117,7 +117,7 @@ class EliminatorsTrial:
             prefixes=read_prefixes(lake, sequences, length, self.buckets, fraction, PREFIXES_PER_USER, half),
         )
         trainer = EliminatorTrainer(self.config, pack, data)
-        trainer.run(sequence_batches(lake, plan, schedule, 0, 1, stream=self.cache.crops))
+        trainer.run(sequence_batches(lake, plan, schedule, 0, 1, reader=self.cache))
         return trainer.averaged
 
     def _measure(self, backbone: SequentialBackbone, users: HeldOutUsers, vectors: Tensor, ndcg: np.ndarray) -> Figures:

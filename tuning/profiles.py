@@ -3,37 +3,32 @@
 Legend: `N` territories, `T` titles.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache, partial
-from typing import Any
 
 import numpy as np
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.jobs.shards import count_bucket_discoveries
-from mtrec_ray.lake.cluster import MapTasks, joins_cluster, map_tasks
+from mtrec_ray.lake.cluster import joins_cluster
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
+from mtrec_ray.streams.ordered import CLUSTER, LocalReader, Reader
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.affinity import gradient_evidence
 from mtrec_ray.tuning.clustering import Evidence
-from mtrec_ray.tuning.data import TrialData, map_here
+from mtrec_ray.tuning.data import TrialData
 from mtrec_ray.tuning.partitions import PartitionMaker
 
 SMOOTHING = 100.0
 """Discoveries added to each territory's profile, distributed as those of all."""
 
 
-def map_buckets(*arguments: Any, **options: Any) -> Iterator[tuple[Any, Any]]:
-    """`map_tasks`, or `map_here` where Ray would take longer to start."""
-    return (map_tasks if joins_cluster() else map_here)(*arguments, **options)
-
-
 def partition_maker(config: PropensityConfig, data: TrialData, progress: ProgressCallback | None) -> PartitionMaker:
     """Makes partitions of a lake from what its training users discover in the training window."""
-    map_over = partial(map_buckets, stage="counting discoveries", progress=progress)
-    counts = count_discoveries(data.lake, data.calendar, config.sample, data.buckets, map_over)
+    reader = CLUSTER if joins_cluster() else LocalReader()  # a local Ray would take longer to start
+    counts = count_discoveries(data.lake, data.calendar, config.sample, data.buckets, reader, progress)
     mask = Catalogue.of(data.lake, *data.calendar.day_bounds(0)).offer_mask
     model = config.model.model_copy(update={"groups": None, "group_block": None})
     baseline = config.model_copy(update={"kind": "baseline", "model": model})
@@ -45,12 +40,19 @@ def partition_maker(config: PropensityConfig, data: TrialData, progress: Progres
 
 
 def count_discoveries(
-    lake: Lake, calendar: Calendar, sample: SampleConfig, buckets: Sequence[int], map_over: MapTasks
+    lake: Lake,
+    calendar: Calendar,
+    sample: SampleConfig,
+    buckets: Sequence[int],
+    reader: Reader,
+    progress: ProgressCallback | None = None,
 ) -> np.ndarray:
     """(2, N, T) discoveries in the window by training users of even and odd buckets."""
     window = {0: Catalogue.of(lake, *calendar.day_bounds(0))}
     counts = np.zeros((2, len(window[0].offers), len(window[0].title_ids)), dtype=np.int64)
-    for bucket, ((cells, found), _, _) in map_over(count_bucket_discoveries, buckets, lake, sample, window):
+    shared = (lake, sample, window)
+    counted = reader.map(count_bucket_discoveries, buckets, *shared, stage="counting discoveries", progress=progress)
+    for bucket, ((cells, found), _, _) in counted:
         counts[bucket % 2].ravel()[cells] += found
     return counts
 

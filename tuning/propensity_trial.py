@@ -60,7 +60,7 @@ class PropensityTrial:
         started, trainer, workers = time.monotonic(), self.trainer, self.trainer.workers
         if self._batches is None:
             place = (workers.rank, workers.size, trainer.next_step)
-            self._batches = training_batches(self.data.lake, self.plan, self.schedule, *place, stream=self.cache.stream)
+            self._batches = training_batches(self.data.lake, self.plan, self.schedule, *place, reader=self.cache)
         trainer.run(self._batches, until=self.validate_at[self.validations_done], on_milestone=self._reported.update)
         reported = self._reported = self._reported or trainer.validate()  # of a trial with more validations than steps
         self.validations_done += 1

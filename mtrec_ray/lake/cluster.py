@@ -17,7 +17,6 @@ from mtrec_ray.errors import UserError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-MapTasks = Callable[..., Iterator[tuple[Any, Any]]]  # `map_tasks`, or a loop in this process
 
 CANCEL_TIMEOUT_S = 10.0
 _start: Callable[[], None] | None = None  # Starts Ray for the enclosing session

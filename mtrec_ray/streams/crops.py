@@ -9,7 +9,7 @@ Texts like "window order" are salts of hashes, older than today's words: a chang
 Legend: `U` users, `C` crops, `B` crops of a step, `L` length, `m` sensitive attributes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,9 +20,8 @@ from mtrec_ray.columns import fixed_width_column, fixed_width_matrix
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix, uniforms
-from mtrec_ray.lake.cluster import MapTasks, map_tasks
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.streams.ordered import StreamSegments, stream_segments, worker_steps
+from mtrec_ray.streams.ordered import CLUSTER, Reader, worker_steps
 from mtrec_ray.streams.schedule import Schedule, Segment
 from mtrec_ray.streams.sequences import FILLER, SequenceConfig, Sequences, UserSplit, left_aligned, sampling_hash
 
@@ -79,16 +78,16 @@ def make_sequence_plan(
     split: UserSplit,
     progress: ProgressCallback | None = None,
     buckets: Sequence[int] | None = None,
-    map_over: MapTasks = map_tasks,
+    reader: Reader = CLUSTER,
 ) -> SequencePlan:
     """Count the crops of a split's users; UserError where no history is long enough.
 
-    `map_over` runs a task on each of the `buckets` to train on, None is all.
+    `buckets` are those to train on, None is all.
     """
     all_buckets = range(lake.manifest.num_buckets)
     chosen = all_buckets if buckets is None else buckets
     shared = (lake, sequences, length, split)
-    counted = dict(map_over(_count, chosen, *shared, stage="counting histories", progress=progress))
+    counted = dict(reader.map(_count, chosen, *shared, stage="counting histories", progress=progress))
     users, positions, crops, values, hashes = zip(*counted.values(), strict=True)
     if not sum(crops):
         whose = "" if split == "all" else " of the train split"
@@ -115,13 +114,13 @@ def sequence_batches(
     rank: int,
     num_workers: int,
     from_step: int = 0,
-    stream: StreamSegments = stream_segments,
+    reader: Reader = CLUSTER,
 ) -> Iterator[SequenceBatch]:
     """One worker's crops of every global step from `from_step` to the end."""
     length, shared = plan.length, {"lake": lake, "plan": plan}
     empty = np.zeros((0, length + 1 + len(lake.manifest.attributes)), dtype=np.int64)
     for step, tables in worker_steps(
-        read_crops, schedule, rank, num_workers, from_step, stream, CROPS_PER_BLOCK, **shared
+        read_crops, schedule, rank, num_workers, from_step, reader, CROPS_PER_BLOCK, **shared
     ):
         rows = empty  # (B, L + 1 + m)
         if tables:
@@ -131,19 +130,14 @@ def sequence_batches(
 
 
 def read_crops(
-    segment: Segment,
-    lake: Lake,
-    plan: SequencePlan,
-    from_step: int,
-    seed: int,
-    read: Callable[..., Sequences] = Sequences.read,
+    segment: Segment, lake: Lake, plan: SequencePlan, from_step: int, seed: int, reader: Reader = CLUSTER
 ) -> pa.Table:
     """Crops with positions of one segment, from `from_step` on, in slot order.
 
     Columns: `lane`, `step` int32, `crop` L + 1 + m int32: the titles of the crop's events and of the one that follows,
-    filled with -1; the user's attribute values. `read` may cache `Sequences.read`.
+    filled with -1; the user's attribute values.
     """
-    sequences = read(lake, segment.bucket, plan.sequences, plan.split)
+    sequences = reader.bucket(Sequences.read, lake, segment.bucket, plan.sequences, plan.split)
     owner, number = slots_of(sequences, plan.length)
     order = np.argsort(mix(sequences.keys[owner], "window order", seed, segment.epoch, number.astype(np.uint64)))
     wanted, steps = segment.slots_and_steps(from_step)

@@ -1,50 +1,81 @@
-"""Rows of a schedule in the order of its steps, read by Ray Data or by this process."""
+"""Rows of a schedule in the order of its steps, read by the cluster or by this process."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
+from mtrec_ray.console import ProgressCallback
+from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.streams.schedule import Schedule, Segment
 
+Bucket = TypeVar("Bucket")
 ReadSegment = Callable[..., pa.Table]
 """(segment, **shared) -> rows of one segment in slot order, with columns `lane` and `step` (int32)."""
-StreamSegments = Callable[..., Iterator[pa.Table]]
-"""(read_segment, segments, num_blocks, **shared) -> blocks of rows in the order of the segments."""
 
 
-def stream_segments(
-    read_segment: ReadSegment, segments: list[Segment], num_blocks: int, **shared: Any
-) -> Iterator[pa.Table]:
-    """Blocks of rows in the order of the segments, read by `num_blocks` Ray Data tasks."""
-    import ray
+class Reader:
+    """Reads a lake on the cluster: a Ray task a bucket, streams by Ray Data."""
 
-    if not segments:
-        return
-    context = ray.data.DataContext.get_current()
-    context.execution_options.preserve_order = True
-    items = ray.data.from_items([asdict(s) for s in segments], override_num_blocks=min(num_blocks, len(segments)))
-    dataset = items.map_batches(
-        _read_items,  # pyright: ignore[reportArgumentType]  (the stub lacks fn_kwargs)
-        batch_size=None,
-        batch_format="pyarrow",
-        fn_kwargs={"read_segment": read_segment, "shared": shared},
-    )
-    yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+    map = staticmethod(map_tasks)
+
+    def stream(
+        self, read_segment: ReadSegment, segments: list[Segment], num_blocks: int, **shared: Any
+    ) -> Iterator[pa.Table]:
+        """Blocks of rows in the order of the segments, read by `num_blocks` tasks."""
+        import ray
+
+        if not segments:
+            return
+        context = ray.data.DataContext.get_current()
+        context.execution_options.preserve_order = True
+        items = ray.data.from_items([asdict(s) for s in segments], override_num_blocks=min(num_blocks, len(segments)))
+        dataset = items.map_batches(
+            _read_items,  # pyright: ignore[reportArgumentType]  (the stub lacks fn_kwargs)
+            batch_size=None,
+            batch_format="pyarrow",
+            fn_kwargs={"read_segment": read_segment, "shared": shared},
+        )
+        yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
+
+    def bucket(self, read: Callable[..., Bucket], *arguments: Any) -> Bucket:
+        """`read(*arguments)`, which a reader may cache."""
+        return read(*arguments)
+
+
+class LocalReader(Reader):
+    """Reads in this process, one after another: short runs start at once."""
+
+    @staticmethod
+    def map(
+        function: Callable[..., Any],
+        items: Sequence[Any],
+        *shared: object,
+        stage: str = "",
+        progress: ProgressCallback | None = None,
+    ) -> Iterator[tuple[Any, Any]]:
+        for done, item in enumerate(items, 1):
+            result = function(item, *shared)
+            if progress:
+                progress(stage, done, len(items))
+            yield item, result
+
+    def stream(
+        self, read_segment: ReadSegment, segments: list[Segment], num_blocks: int, **shared: Any
+    ) -> Iterator[pa.Table]:
+        for segment in segments:
+            yield read_segment(segment, reader=self, **shared)
+
+
+CLUSTER = Reader()
 
 
 def _read_items(items: pa.Table, read_segment: ReadSegment, shared: dict[str, Any]) -> pa.Table:
     return pa.concat_tables([read_segment(Segment(**item), **shared) for item in items.to_pylist()])
-
-
-def read_here(read_segment: ReadSegment, segments: list[Segment], num_blocks: int, **shared: Any) -> Iterator[pa.Table]:
-    """The same rows read by this process, segment by segment: short runs start at once."""
-    for segment in segments:
-        yield read_segment(segment, **shared)
 
 
 def worker_steps(
@@ -53,14 +84,14 @@ def worker_steps(
     rank: int,
     num_workers: int,
     from_step: int,
-    stream: StreamSegments,
+    reader: Reader,
     slots_per_block: int = 1,
     **shared: Any,
 ) -> Iterator[tuple[int, list[pa.Table]]]:
     """(global step, one worker's rows) of every step from `from_step` to the end."""
     segments = schedule.segments(rank, num_workers, from_step)
     num_blocks = max(1, sum(segment.stop - segment.start for segment in segments) // slots_per_block)
-    blocks = stream(read_segment, segments, num_blocks, from_step=from_step, seed=schedule.seed, **shared)
+    blocks = reader.stream(read_segment, segments, num_blocks, from_step=from_step, seed=schedule.seed, **shared)
     return rows_by_step(blocks, {segment.lane for segment in segments}, range(from_step, schedule.num_steps))
 
 

@@ -14,11 +14,11 @@ from pydantic import BaseModel, Field
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.cluster import MapTasks, map_tasks
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.counting import SampleCounts, UserCounts, count_sample, count_users, total
+from mtrec_ray.streams.ordered import CLUSTER, Reader
 from mtrec_ray.streams.sampling import adaptive_rates
 from mtrec_ray.streams.schedule import Schedule
 
@@ -76,25 +76,24 @@ def make_plan(
     num_periods: int = 1,
     progress: ProgressCallback | None = None,
     buckets: Sequence[int] | None = None,
-    map_over: MapTasks = map_tasks,
+    reader: Reader = CLUSTER,
 ) -> PairPlan:
     """Count the lake and fix every sampling rate.
 
     Args:
         num_periods: 1 for the training window alone; 1 + n also trains on the first n evaluation days.
         buckets: those to read; None is all. Each is a random sample of the users.
-        map_over: runs a task on each bucket.
 
     Raises:
         UserError: a sample without positives or negatives.
     """
     buckets = range(lake.manifest.num_buckets) if buckets is None else buckets
     catalogues = [Catalogue.of(lake, *calendar.day_bounds(day)) for day in range(num_periods)]
-    counted = map_over(count_users, buckets, lake, sample, catalogues[0], stage="counting users", progress=progress)
+    counted = reader.map(count_users, buckets, lake, sample, catalogues[0], stage="counting users", progress=progress)
     users = total(counts for _, counts in counted)
     rates = _added_rates(users, sample)
     shared = (lake, sample, calendar, rates, catalogues)
-    counted = dict(map_over(count_sample, buckets, *shared, stage="counting pairs", progress=progress))
+    counted = dict(reader.map(count_sample, buckets, *shared, stage="counting pairs", progress=progress))
     pairs = total(counted.values())
     window, *days = (_plan_period(day, catalogue, pairs, sample, calendar) for day, catalogue in enumerate(catalogues))
     embeddings = lake.manifest.embeddings

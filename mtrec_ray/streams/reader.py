@@ -8,7 +8,7 @@
 A row is one user with all its labelled titles, so an embedding travels once and not once per pair.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +20,7 @@ from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.interactions import fold_of_pairs
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.catalogue import Catalogue
-from mtrec_ray.streams.ordered import StreamSegments, stream_segments, worker_steps
+from mtrec_ray.streams.ordered import CLUSTER, Reader, worker_steps
 from mtrec_ray.streams.pairs import Pairs, labelled_pairs
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.sampling import sampled_users
@@ -72,21 +72,16 @@ def read_pairs(period_index: int, bucket_index: int, lake: Lake, plan: PairPlan)
 
 
 def read_segment(
-    segment: Segment,
-    lake: Lake,
-    plan: PairPlan,
-    from_step: int,
-    seed: int,
-    read: Callable[[int, int, Lake, PairPlan], BucketPairs] = read_pairs,
+    segment: Segment, lake: Lake, plan: PairPlan, from_step: int, seed: int, reader: Reader = CLUSTER
 ) -> pa.Table:
     """Rows of one segment that have pairs and belong to `from_step` or later, in slot order.
 
     Columns: `lane`, `step`, `territory` int32, `title_index` list<int32>, `label` list<bool>, `embedding`
-    FixedSizeBinary. `read` may cache `read_pairs`.
+    FixedSizeBinary.
     """
     period = plan.periods[segment.period]
     folds = period.rows_per_user
-    found = read(segment.period, segment.bucket, lake, plan)
+    found = reader.bucket(read_pairs, segment.period, segment.bucket, lake, plan)
     keys = found.bucket.keys[found.rows]  # (S,)
     fold = np.arange(folds, dtype=np.uint64)
     draws = mix(keys[:, None], "slot order", seed, segment.period, segment.epoch, fold)
@@ -120,10 +115,10 @@ def training_batches(
     rank: int,
     num_workers: int,
     from_step: int = 0,
-    stream: StreamSegments = stream_segments,
+    reader: Reader = CLUSTER,
 ) -> Iterator[StepRows]:
     """One worker's rows of every global step from `from_step` to the end."""
-    steps = worker_steps(read_segment, schedule, rank, num_workers, from_step, stream, lake=lake, plan=plan)
+    steps = worker_steps(read_segment, schedule, rank, num_workers, from_step, reader, lake=lake, plan=plan)
     for step, tables in steps:
         yield collate_pairs(step, tables, lake.manifest.embeddings.user_width)
 

@@ -10,7 +10,7 @@ import pytest
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.crops import SequenceBatch, SequencePlan, make_sequence_plan, sequence_batches, shuffle_ties
-from mtrec_ray.streams.ordered import read_here
+from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.sequences import (
     TEST_EVENT,
@@ -21,7 +21,6 @@ from mtrec_ray.streams.sequences import (
     in_split,
     sampling_hash,
 )
-from mtrec_ray.tuning.data import map_here
 from tests.streams.lakes import NUM_TITLES, NUMBER_OF, day, event_table, title_table, titles_of, with_gender, write_lake
 
 LENGTH, EPOCHS = 5, 3
@@ -31,7 +30,7 @@ SPLITS: list[UserSplit] = ["all", "train", "train_lower", "train_upper"]
 
 
 def plan_of(lake: Lake, split: UserSplit = "all", **settings) -> SequencePlan:
-    return make_sequence_plan(lake, CONFIG.model_copy(update=settings), LENGTH, split, map_over=map_here)
+    return make_sequence_plan(lake, CONFIG.model_copy(update=settings), LENGTH, split, reader=LocalReader())
 
 
 def schedule_of(plan: SequencePlan) -> Schedule:
@@ -39,7 +38,7 @@ def schedule_of(plan: SequencePlan) -> Schedule:
 
 
 def read(lake: Lake, plan: SequencePlan, rank: int = 0, num_workers: int = 1, step: int = 0) -> list[SequenceBatch]:
-    return list(sequence_batches(lake, plan, schedule_of(plan), rank, num_workers, step, read_here))
+    return list(sequence_batches(lake, plan, schedule_of(plan), rank, num_workers, step, LocalReader()))
 
 
 def numbers_of(split: UserSplit) -> list[int]:

@@ -12,15 +12,15 @@ import pytest
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.config import SampleConfig
+from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.plan import make_plan as count_plan
 from mtrec_ray.streams.sampling import TEST, sampled_users, split_of
-from mtrec_ray.tuning.data import map_here
 from tests.streams.lakes import CALENDAR, day, event_table, random_rows, title_table, write_lake
 
 
 def make_plan(lake: Lake, sample: SampleConfig, calendar: Calendar = CALENDAR, num_periods: int = 1) -> PairPlan:
-    return count_plan(lake, sample, calendar, num_periods, map_over=map_here)
+    return count_plan(lake, sample, calendar, num_periods, reader=LocalReader())
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
-from mtrec_ray.streams.ordered import read_here, rows_by_step
+from mtrec_ray.streams.ordered import LocalReader, rows_by_step
 from mtrec_ray.streams.pairs import labelled_pairs
 from mtrec_ray.streams.reader import collate_pairs, training_batches
 from mtrec_ray.streams.sampling import sampled_users
@@ -43,7 +43,7 @@ def schedule_of(plan) -> Schedule:
 
 def read_steps(lake, plan=None, rank=0, num_workers=1, from_step=0):
     plan = plan or plan_of(lake)
-    return list(training_batches(lake, plan, schedule_of(plan), rank, num_workers, from_step, read_here))
+    return list(training_batches(lake, plan, schedule_of(plan), rank, num_workers, from_step, LocalReader()))
 
 
 def content(batch):

@@ -25,7 +25,7 @@ from mtrec_ray.jobs.config import AuditConfig, BundleConfig
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, sequence_batches
-from mtrec_ray.streams.ordered import read_here
+from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.sequences import SequenceConfig, Sequences, UserSplit, in_split
 from mtrec_ray.trainers import eliminators as eliminators_trainer
 from mtrec_ray.trainers.backbone_config import BackboneConfig
@@ -37,7 +37,6 @@ from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
 from mtrec_ray.training.loop import train_loop_per_worker
 from mtrec_ray.training.record import Record
-from mtrec_ray.tuning.data import map_here
 from tests.tuning.conftest import build_here
 
 BUCKETS = 3
@@ -103,8 +102,8 @@ def one_worker(monkeypatch) -> Callable[..., OneWorker]:
             monkeypatch.setattr(driver, "fit", worker.fit)
             monkeypatch.setattr(driver, "check_resources", lambda *_: None)
         for run in (backbone_run, eliminators_run):
-            monkeypatch.setattr(run, "make_sequence_plan", partial(make_sequence_plan, map_over=map_here))
-            monkeypatch.setattr(run, "sequence_batches", partial(sequence_batches, stream=read_here))
+            monkeypatch.setattr(run, "make_sequence_plan", partial(make_sequence_plan, reader=LocalReader()))
+            monkeypatch.setattr(run, "sequence_batches", partial(sequence_batches, reader=LocalReader()))
         monkeypatch.setattr(eliminators, "jobs_that_fit", lambda runner: 1)
         return worker
 
@@ -222,10 +221,11 @@ def test_pack_reads_only_the_train_split(lake, source, one_worker, monkeypatch, 
     one_worker(tmp_path / "watched")
     seen: dict[str, list[np.ndarray]] = {"crops": [], "prefixes": [], "validation": []}
 
-    def read(lake: Lake, bucket: int, config: SequenceConfig, split: UserSplit) -> Sequences:
-        found = Sequences.read(lake, bucket, config, split)
-        seen["crops"].append(found.keys)
-        return found
+    class Watched(LocalReader):
+        def bucket(self, read: Any, *arguments: Any) -> Any:
+            found = read(*arguments)
+            seen["crops"].append(found.keys)
+            return found
 
     def fit_transport(trainer: EliminatorTrainer, fit: Any = EliminatorTrainer.fit_transport) -> None:
         seen["prefixes"].append(trainer.data.prefixes.keys)
@@ -235,8 +235,7 @@ def test_pack_reads_only_the_train_split(lake, source, one_worker, monkeypatch, 
         seen["validation"].append(users.keys)
         return stacked_metrics(users, *vectors)
 
-    stream = partial(read_here, read=read)
-    monkeypatch.setattr(eliminators_run, "sequence_batches", partial(sequence_batches, stream=stream))
+    monkeypatch.setattr(eliminators_run, "sequence_batches", partial(sequence_batches, reader=Watched()))
     monkeypatch.setattr(EliminatorTrainer, "fit_transport", fit_transport)
     monkeypatch.setattr(eliminators_trainer, "stacked_metrics", measure)
     eliminators.train_eliminators(eliminators_config(source, tmp_path / "watched"))
@@ -365,7 +364,7 @@ def test_worker_without_validation_users_takes_part(source, one_worker, monkeypa
 def plan_that_needs(lake: Lake, users: int, split: UserSplit) -> SequencePlan:
     """Plan of a seed with which fewer validation users would draw nobody."""
     configs = (SequenceConfig(split_seed=seed) for seed in range(100))
-    plans = (make_sequence_plan(lake, config, 20, split, map_over=map_here) for config in configs)
+    plans = (make_sequence_plan(lake, config, 20, split, reader=LocalReader()) for config in configs)
     return next(plan for plan in plans if plan.min_sampling_hash * plan.users > users - 1)
 
 

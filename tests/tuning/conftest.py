@@ -11,10 +11,10 @@ from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources.registry import make_source
+from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.tuning.config import EliminatorsSearchConfig
-from mtrec_ray.tuning.data import map_here
 from mtrec_ray.tuning.space import Space
 from mtrec_ray.tuning.specs import TrialSpecs
 from tests.jobs.untrained import write_backbone
@@ -23,7 +23,7 @@ from tests.jobs.untrained import write_backbone
 def build_here(folder: Path, num_buckets: int, **settings: Any) -> Lake:
     """A synthetic lake, its buckets one after another."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(build, "map_tasks", lambda work, items, *shared, **_: map_here(work, items, *shared))
+        patch.setattr(build, "map_tasks", LocalReader().map)
         build_lake(make_source("synthetic", settings), str(folder), BuildOptions(num_buckets=num_buckets))
     return Lake.open(str(folder))
 

@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+import mtrec_ray.streams.reader
 import mtrec_ray.tuning.data
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.config import SampleConfig
-from mtrec_ray.streams.ordered import read_here
+from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import StepRows, read_pairs, training_batches
 from mtrec_ray.streams.sampling import VALIDATION, split_of
@@ -150,14 +151,14 @@ class CountedReads:
 @pytest.fixture
 def reads(monkeypatch) -> CountedReads:
     counted = CountedReads()
-    monkeypatch.setattr(mtrec_ray.tuning.data, "read_pairs", counted)
+    monkeypatch.setattr(mtrec_ray.streams.reader, "read_pairs", counted)
     return counted
 
 
-def batches(data: TrialData, cache: TrialCache, sample: SampleConfig, seed: int, stream=None) -> list[StepRows]:
+def batches(data: TrialData, cache: TrialCache, sample: SampleConfig, seed: int, reader=None) -> list[StepRows]:
     plan = cache.plan(data, sample)
     schedule = plan.schedule((2,), batch_pairs=2048, lanes=2, seed=seed)
-    return list(training_batches(data.lake, plan, schedule, 0, 1, stream=stream or cache.stream))
+    return list(training_batches(data.lake, plan, schedule, 0, 1, reader=reader or cache))
 
 
 def test_two_trials_of_two_epochs_read_each_bucket_once(trial_lake, reads):
@@ -170,7 +171,7 @@ def test_two_trials_of_two_epochs_read_each_bucket_once(trial_lake, reads):
 def test_cached_batches_equal_those_read_from_the_lake(trial_lake):
     data, cache = trial_data(trial_lake, calendar_of(trial_lake), None, 7), TrialCache()
     for seed in (0, 1):
-        plain = batches(data, TrialCache(), SAMPLE, seed, stream=read_here)
+        plain = batches(data, TrialCache(), SAMPLE, seed, reader=LocalReader())
         again = batches(data, cache, SAMPLE, seed)
         assert len(plain) == len(again) > 5
         for one, other in zip(plain, again, strict=True):

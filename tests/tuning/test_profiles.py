@@ -1,7 +1,5 @@
 """Discoveries of territories: counted by hand, and as evidence of a taste."""
 
-from functools import partial
-
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -9,8 +7,8 @@ import pytest
 from mtrec_ray.hashing import bucket_of, user_keys
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.config import SampleConfig
+from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.sampling import TRAIN, split_of
-from mtrec_ray.tuning.data import map_here
 from mtrec_ray.tuning.profiles import count_discoveries, taste_evidence
 from tests.streams.lakes import CALENDAR, day, event_table, title_table, write_lake
 
@@ -49,24 +47,25 @@ def counted_by_hand(parity: int) -> np.ndarray:
 
 def test_first_discoveries_of_training_users_are_counted_by_half(lake):
     reported = []
-    map_over = partial(map_here, stage="counting", progress=lambda *state: reported.append(state))
-    counts = count_discoveries(lake, CALENDAR, SAMPLE, range(NUM_BUCKETS), map_over)
-    assert reported == [("counting", done, NUM_BUCKETS) for done in range(1, NUM_BUCKETS + 1)]
+    counts = count_discoveries(
+        lake, CALENDAR, SAMPLE, range(NUM_BUCKETS), LocalReader(), lambda *state: reported.append(state)
+    )
+    assert reported == [("counting discoveries", done, NUM_BUCKETS) for done in range(1, NUM_BUCKETS + 1)]
     np.testing.assert_array_equal(counts, np.stack([counted_by_hand(0), counted_by_hand(1)]))
     assert counts.sum(axis=(1, 2)).min() > 5
 
 
 def test_only_training_users_are_counted(lake):
     keys = user_keys(np.array(USERS, dtype=object))
-    counts = count_discoveries(lake, CALENDAR, SAMPLE, range(NUM_BUCKETS), map_here)
+    counts = count_discoveries(lake, CALENDAR, SAMPLE, range(NUM_BUCKETS), LocalReader())
     assert counts.sum() == (split_of(keys, SAMPLE) == TRAIN).sum() < len(USERS)
     nobody = SampleConfig(test_fraction=0.0, validation_fraction=0.0)
-    assert count_discoveries(lake, CALENDAR, nobody, range(NUM_BUCKETS), map_here).sum() == len(USERS)
+    assert count_discoveries(lake, CALENDAR, nobody, range(NUM_BUCKETS), LocalReader()).sum() == len(USERS)
 
 
 def test_the_halves_are_even_and_odd_buckets(lake):
-    both = count_discoveries(lake, CALENDAR, SAMPLE, range(NUM_BUCKETS), map_here)
-    even, odd = (count_discoveries(lake, CALENDAR, SAMPLE, part, map_here) for part in ([0, 2, 4], [1, 3]))
+    both = count_discoveries(lake, CALENDAR, SAMPLE, range(NUM_BUCKETS), LocalReader())
+    even, odd = (count_discoveries(lake, CALENDAR, SAMPLE, part, LocalReader()) for part in ([0, 2, 4], [1, 3]))
     np.testing.assert_array_equal(even + odd, both)
     assert even[1].sum() == odd[0].sum() == 0
 

@@ -12,11 +12,11 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.groups import Groups
+from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning import profiles, propensity_search
 from mtrec_ray.tuning.clustering import Evidence
 from mtrec_ray.tuning.config import PropensitySearchConfig
-from mtrec_ray.tuning.data import map_here
 from mtrec_ray.tuning.partitions import groups_document
 from mtrec_ray.tuning.profiles import count_discoveries
 from mtrec_ray.tuning.propensity_search import check_propensity_search, search_propensity
@@ -126,7 +126,7 @@ class TestArguments:
         calendar = started["lake"].manifest.calendar
         held_back = calendar.model_copy(update={"window_end": calendar.window_end - timedelta(days=5)})
         sample = SampleConfig(validation_fraction=0.3)
-        volume = count_discoveries(started["lake"], held_back, sample, (0, 1, 2), map_here).sum(axis=(0, 2))
+        volume = count_discoveries(started["lake"], held_back, sample, (0, 1, 2), LocalReader()).sum(axis=(0, 2))
         names = started["lake"].territory_names()
         largest = sorted(range(6), key=lambda territory: -volume[territory])[:3]
         assert started["run_search"][0].specs.space.movable == tuple(names[territory] for territory in largest)

@@ -10,7 +10,7 @@ import torch
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
-from mtrec_ray.streams.ordered import read_here
+from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.plan import make_plan
 from mtrec_ray.streams.reader import training_batches
 from mtrec_ray.streams.sampling import VALIDATION, split_of
@@ -20,7 +20,7 @@ from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.propensity_validation import METRICS, PropensityScorer, summarise
 from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.propensity import new_propensity_run
-from mtrec_ray.tuning.data import TrialCache, map_here, trial_data
+from mtrec_ray.tuning.data import TrialCache, trial_data
 from mtrec_ray.tuning.propensity_trial import PropensityTrial
 from mtrec_ray.tuning.specs import Figures
 from tests.tuning.conftest import small_config
@@ -116,10 +116,10 @@ def test_the_final_weights_equal_those_of_a_run(trial_lake, model):
     finish(trial)
     data = trial_data(trial_lake, resolve_calendar(trial_lake, config.window), None, 7)
     record = new_propensity_run(config, data.lake, data.calendar)
-    plan = make_plan(data.lake, config.sample, data.calendar, map_over=map_here)
+    plan = make_plan(data.lake, config.sample, data.calendar, reader=LocalReader())
     schedule = record.schedule(plan)
     trainer = PropensityTrainer(config, record.data(data.lake, plan, schedule, Workers()))
-    trainer.run(training_batches(data.lake, plan, schedule, 0, 1, stream=read_here))
+    trainer.run(training_batches(data.lake, plan, schedule, 0, 1, reader=LocalReader()))
     assert_same_weights(trial, trainer.model.state_dict())
     left = 1 - schedule.period_progress(schedule.num_steps - 1)
     assert 0 < left < 0.5

@@ -114,6 +114,7 @@ class TrialCache(LocalReader):
 
     def bucket(self, read: Callable[..., Any], *arguments: Any) -> Any:
         """Pairs or histories of a bucket, read once for all epochs and trials of a plan."""
+        known: dict[Any, Any]
         if isinstance(arguments[-1], PairPlan):
             period, bucket, _, plan = arguments
             known, key = next(pairs for one, pairs in self._samples.values() if one is plan), (period, bucket)

@@ -344,7 +344,7 @@ def test_check_names_what_differs_from_an_edited_manifest(service, out, edit, pr
         check_lake(LakeConfig(lake=out))
 
 
-def test_real_xmarket(real_data: Path, out):
+def test_real_xmarket_has_its_published_counts(real_data: Path, out):
     summary = build_lake(make_source("xmarket", {}, str(real_data / "xmarket")), out)
     num_rows = summary.metrics.set_index("table")["num_rows"].to_dict()
     assert {name: num_rows[name] for name in ("users", "events", "candidates")} == {
@@ -358,7 +358,7 @@ def test_real_xmarket(real_data: Path, out):
     assert pc.unique(sizes).to_pylist() == [100]
 
 
-def test_real_movielens(real_data: Path, out):
+def test_real_movielens_has_its_published_counts(real_data: Path, out):
     summary = build_lake(make_source("movielens", {}, str(real_data / "movielens-100k")), out)
     assert summary.document()["counts"] == {"users": 943, "events": 100_000, "titles": 1_682}
     rows = show_lake(LakeConfig(lake=out)).metrics.set_index("territory")
@@ -366,12 +366,12 @@ def test_real_movielens(real_data: Path, out):
     assert rows[["window_events", "test_events"]].to_numpy().sum() == 100_000
 
 
-def test_unwritable_place_is_an_error(service):
+def test_unwritable_folder_is_an_error(service):
     with pytest.raises(UserError, match="cannot write a lake at '/proc/lake'"):
         build(service.source(), "/proc/lake")
 
 
-def test_lake_at_a_file_uri_or_relative_path(service, out, monkeypatch):
+def test_lake_may_be_at_a_file_uri_or_relative_path(service, out, monkeypatch):
     build(service.source(), f"file://{out}")
     assert (Path(out) / "lake.json").is_file()
     verified(f"file://{out}")

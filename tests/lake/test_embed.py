@@ -162,7 +162,7 @@ class TestInteractions:
         assert found.title_width == embedded.title_embeddings().shape[1]
         assert found.description.startswith("titles: interactions; users: interactions")
 
-    def test_bucket_without_users(self, tmp_path):
+    def test_bucket_without_users_is_embedded(self, tmp_path):
         users = pa.table({"user_id": ["a"], "territory": ["north"]})
         events = event_table([("a", "t0", day(1, 2)), ("a", "t1", day(1, 3))])
         lake = write_lake(tmp_path / "lake", users, events, title_table({"t0": [], "t1": []}), 3, embedded=False)

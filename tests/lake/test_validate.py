@@ -141,13 +141,13 @@ def test_rows_of_more_than_one_batch_are_an_error():
         pa.array([np.array(row, np.float16).tobytes() for row in ([1, 2], [3, 4])], pa.binary()),
     ],
 )
-def test_embeddings_of_any_layout(column):
+def test_embeddings_of_any_layout_become_the_same_bytes(column):
     for layout in (pa.chunked_array([column]), pa.chunked_array([column.slice(0, 1), column.slice(1)])):
         stored = stored_embeddings(pa.chunked_array([embedding_bytes(layout)]), 2)
         assert fixed_width_matrix(stored).tolist() == [[1, 2], [3, 4]]
 
 
-def test_embedding_problems_by_row():
+def test_each_bad_embedding_has_its_reason():
     lists = [[1.0, 2.0], None, [1.0], [float("nan"), 0.0], [1e6, 0.0], [0.0, 0.0]]
     column = pa.chunked_array([embedding_bytes(pa.chunked_array([pa.array(lists, pa.list_(pa.float32()))]))])
     problems = {slug: np.flatnonzero(mask).tolist() for slug, mask in embedding_problems(column, 2)}

@@ -35,7 +35,7 @@ def make_counts(dtype: torch.dtype = torch.float64) -> PairCounts:
 
 
 @pytest.mark.parametrize("relu", [True, False])
-def test_gradcheck(relu):
+def test_gradients_equal_finite_differences(relu):
     norm, _ = make_norm()
 
     def outputs(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def test_statistics_and_gradients_are_summed_over_workers():
         torch.testing.assert_close(one, two)
 
 
-def test_mean_a_thousand_times_the_deviation():
+def test_float32_is_accurate_at_a_mean_of_a_thousand_deviations():
     norm, rows = make_norm()[0].float(), make_rows(torch.float32).detach() + 1000
     outputs = norm(rows, make_counts(torch.float32))
     torch.testing.assert_close(outputs.double(), make_norm()[0](rows.double(), make_counts()), rtol=1e-3, atol=1e-3)

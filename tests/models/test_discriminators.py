@@ -35,7 +35,7 @@ def close(one: Tensor, other: Tensor) -> None:
     torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-13, check_dtype=False)
 
 
-def test_shapes_dtypes_and_missing_values():
+def test_logits_have_a_row_a_pair_and_missing_values_none():
     logits = make_discriminators()(make_vectors())  # (D, S, A)
     assert logits.shape == (len(PAIRS), S, 3)
     assert logits.dtype == torch.float64
@@ -150,7 +150,7 @@ def test_pack_equals_its_members():
         close(alone.losses(vectors[k : k + 1], VALUES, WEIGHTS), losses[mine])
 
 
-def test_same_seed_same_numbers():
+def test_same_seed_gives_the_same_weights():
     one, same, other = (make_discriminators(seed) for seed in (0, 0, 1))
     for name in ("inner", "outer"):
         assert torch.equal(one.get_parameter(name), same.get_parameter(name))
@@ -158,7 +158,7 @@ def test_same_seed_same_numbers():
     assert not torch.equal(one.inner[0], one.inner[2])  # the same attribute in two combinations
 
 
-def test_state_round_trip():
+def test_loaded_state_gives_the_same_logits():
     one, loaded = make_discriminators(), make_discriminators(seed=1)
     loaded.load_state_dict(one.state_dict())
     assert torch.equal(loaded(make_vectors()), one(make_vectors()))
@@ -173,7 +173,7 @@ def test_state_round_trip():
     ],
     ids=["users equal", "between", "values equal"],
 )
-def test_value_weights_by_hand(power, expected):
+def test_value_weights_equal_those_by_hand(power, expected):
     torch.testing.assert_close(value_weights(COUNTS, power=power), torch.tensor(expected))
 
 

@@ -195,7 +195,7 @@ def test_gradient_reaches_every_part_and_not_the_backbone(kind, shape):
     assert all(not p.requires_grad and p.grad is None for p in method.backbone.parameters())
 
 
-def test_same_seed_same_numbers():
+def test_same_seed_gives_the_same_weights():
     one, same, other = make_pack(), make_pack(), make_pack(seed=8)
     for name, parameter in one.named_parameters():
         assert torch.equal(parameter, same.get_parameter(name)), name
@@ -204,7 +204,7 @@ def test_same_seed_same_numbers():
         assert not torch.equal(one.get_parameter(name)[0], one.get_parameter(name)[1]), name
 
 
-def test_state_round_trip():
+def test_loaded_state_gives_the_same_vectors():
     pack, loaded = moved_pack(), make_pack(seed=8)
     loaded.load_state_dict(pack.state_dict())
     backbone = make_backbone("bert4rec")

@@ -26,7 +26,7 @@ def make_block(name: GroupBlockName) -> tuple[GroupBlock, torch.Tensor]:
 
 
 @pytest.mark.parametrize("name", GROUP_BLOCKS)
-def test_gradcheck(name):
+def test_gradients_equal_finite_differences(name):
     block, users = make_block(name)
     names, parameters = zip(*block.named_parameters(), strict=True)
 

@@ -16,7 +16,7 @@ def random(*shape: int) -> Tensor:
 
 @pytest.mark.parametrize("with_bias", [True, False])
 @pytest.mark.parametrize("transposed", [True, False])
-def test_grouped_linear(with_bias, transposed):
+def test_each_group_has_its_own_linear_map(with_bias, transposed):
     rows, bias = random(5, 4), random(3, 2) if with_bias else None
     weight = random(3, 4, 2).transpose(1, 2) if transposed else random(3, 2, 4)
     weight = weight.detach().requires_grad_()  # keeps the layout
@@ -28,7 +28,7 @@ def test_grouped_linear(with_bias, transposed):
     assert torch.autograd.gradcheck(lambda r, w, b=None: grouped_linear(r, w, b, OFFSETS), inputs)
 
 
-def test_repeat_by_group():
+def test_vector_of_a_group_is_repeated_for_its_rows():
     vectors = random(3, 4)
     torch.testing.assert_close(repeat_by_group(vectors, OFFSETS), vectors[list(GROUP_OF_ROW)])
     assert torch.autograd.gradcheck(lambda v: repeat_by_group(v, OFFSETS), (vectors,))

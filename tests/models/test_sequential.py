@@ -10,7 +10,7 @@ from tests.models.backbones import HISTORIES, KINDS, NUM_TITLES, SHAPE, D, L, cl
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_shapes_and_dtypes(kind, dtype):
+def test_vectors_have_a_row_a_history_in_the_dtype_of_the_model(kind, dtype):
     backbone = make_backbone(kind).to(dtype)
     vectors, users, titles = backbone(HISTORIES), backbone.user_vectors(HISTORIES), backbone.title_vectors()
     assert vectors.shape == (3, L, D)
@@ -91,7 +91,7 @@ def test_the_order_of_events_matters(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_seed_same_weights(kind):
+def test_same_seed_gives_the_same_weights(kind):
     one, same, other = (make_backbone(kind, seed=seed) for seed in (0, 0, 1))
     for name, value in one.state_dict().items():
         assert torch.equal(value, same.state_dict()[name]), name
@@ -109,7 +109,7 @@ def test_initial_weights_fill_every_parameter(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_state_round_trip(kind):
+def test_loaded_state_gives_the_same_vectors(kind):
     backbone, loaded = make_backbone(kind), make_backbone(kind, seed=9)
     loaded.load_state_dict(backbone.state_dict())
     assert torch.equal(loaded.user_vectors(HISTORIES), backbone.user_vectors(HISTORIES))

@@ -19,7 +19,7 @@ def make_model(group_block: Any, seed: int = 0, **settings) -> TwoTower:
 
 
 @pytest.mark.parametrize("group_block", BLOCKS)
-def test_shapes_and_dtypes(group_block):
+def test_vectors_are_float32_and_have_a_row_an_input(group_block):
     model = make_model(group_block)
     users = model.user_vectors(torch.randn(4, 5).half(), torch.tensor([0, 0, 0, 0]))
     titles = model.title_vectors(torch.randn(7, 6).half())
@@ -40,14 +40,14 @@ def test_blocks_start_at_the_baseline(group_block):
 
 
 @pytest.mark.parametrize("group_block", BLOCKS)
-def test_state_round_trip(group_block):
+def test_loaded_state_gives_the_same_outputs(group_block):
     model, other = make_model(group_block), make_model(group_block, seed=1)
     other.load_state_dict(model.state_dict())
     features, groups = torch.randn(3, 5), torch.zeros(3, dtype=torch.int64)
     assert torch.equal(model.user_vectors(features, groups), other.user_vectors(features, groups))
 
 
-def test_same_seed_same_model_and_nothing_uninitialised():
+def test_same_seed_gives_the_same_model_and_nothing_is_uninitialised():
     for block in BLOCKS:
         state, again = make_model(block).state_dict(), make_model(block).state_dict()
         assert all(torch.equal(state[name], again[name]) for name in state)

@@ -74,7 +74,7 @@ def file(tmp_path):
     return tmp_path / "file"
 
 
-def test_complete_file_with_progress(server, file):
+def test_file_is_downloaded_with_progress(server, file):
     calls = []
     download_file(server.url, server.checksum, file, "stage", progress=lambda *state: calls.append(state))
     assert file.read_bytes() == server.content

@@ -16,7 +16,7 @@ TIME = datetime(2024, 2, 29, 12, 30, 15, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(("unit", "ticks"), TICKS_PER_SECOND.items())
-def test_numbers_and_timestamps_of_every_unit(unit, ticks):
+def test_numbers_and_timestamps_of_every_unit_become_microseconds(unit, ticks):
     values = np.array([int(TIME.timestamp()) * ticks])
     assert timestamps_from_epoch(values, unit)[0].as_py() == TIME
     assert to_utc_micros(pa.array([TIME], pa.timestamp(unit, "UTC")), "s")[0].as_py() == TIME

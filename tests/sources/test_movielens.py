@@ -46,7 +46,7 @@ def _source(folder: Path, **config):
     return make_source("movielens", config, str(folder))
 
 
-def test_1m(tmp_path):
+def test_rows_of_1m_become_users_titles_and_events(tmp_path):
     source = _source(_write_1m(tmp_path))
     (users,), (events,) = ([part() for part in parts] for parts in (source.parts("users"), source.parts("events")))
     assert users.to_pylist()[0] == {
@@ -72,7 +72,7 @@ def test_every_layout_gives_the_same_title(tmp_path, write):
 
 
 @pytest.mark.parametrize("write", [_write_100k, _write_recbole])
-def test_users_of_100k(tmp_path, write):
+def test_users_of_100k_have_territory_age_band_and_occupation(tmp_path, write):
     source = _source(write(tmp_path))
     row = source.parts("users")[0]().to_pylist()[0]
     assert row == {"user_id": "1", "territory": "zip-8", "gender": "M", "age": "18-24", "occupation": "technician"}
@@ -87,7 +87,7 @@ def test_low_ratings_can_be_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("age", "band"), [(-3, "-3"), (1, "Under 18"), (17, "Under 18"), (18, "18-24"), (49, "45-49"), (90, "56+")]
 )
-def test_age_bands(age, band):
+def test_age_falls_into_the_band_of_its_first_year(age, band):
     assert age_band(age) == band
 
 
@@ -100,7 +100,7 @@ def test_impossible_timestamps_reach_validation_and_leave_the_calendar_alone(tmp
     assert [time.year for time in source.parts("events")[0]()["timestamp"].to_pylist()[3:]] == [9999, 1969]
 
 
-def test_territories():
+def test_territory_is_the_first_digit_of_the_zip_code():
     assert [territory_of(code) for code in ("01002", "9", "T8H1N", "")] == ["zip-0", "zip-9", "zip-other", "zip-other"]
 
 

@@ -124,7 +124,7 @@ def test_small_pieces_read_the_same_as_one(raw, size, cut):
     assert small.facts == large.facts
 
 
-def test_last_line_without_end_and_windows_line_ends(raw):
+def test_windows_line_ends_and_a_last_line_without_end_read_the_same(raw):
     (raw / "train.csv").write_bytes("\r\n".join([HEADER, *TRAIN]).encode("utf-8-sig"))
     assert len(_events(_source(raw))) == 7
     assert _users(_source(raw))["2"]["power"] == "9"
@@ -155,7 +155,7 @@ def test_every_file_with_the_columns_is_read_without_a_train_file(raw):
     assert _users(_source(raw, files=["a_test.csv"])).keys() == {"1"}
 
 
-def test_other_columns_names_and_levels(tmp_path):
+def test_columns_may_have_other_names_and_old_may_hold_levels(tmp_path):
     """As in the authors' AliEC reader: no power, and levels in `age`."""
     _write(tmp_path / "train.csv", ["1\t10\t1\t2\t6", "2\t10\t2\t1\t0"], "user_id\titem_id\ttime\tgender\tage")
     config = {"attributes": ["gender", "age"], "columns": {"old": "age"}, "age_bands": "levels"}
@@ -174,7 +174,7 @@ def test_other_columns_names_and_levels(tmp_path):
         ("decades", [9, 10, 19, 20, 59, 60], [None, "10-19", "10-19", "20-29", "50-59", None]),
     ],
 )
-def test_age_bands(bands, years, expected):
+def test_old_becomes_the_bands_of_the_setting(bands, years, expected):
     attribute = attribute_column("age", bands)
     codes = [attribute.codes[year - 1] for year in years]
     assert [attribute.values[code] if code >= 0 else None for code in codes] == expected

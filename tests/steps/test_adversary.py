@@ -264,7 +264,7 @@ def test_hiding_works_against_the_discriminators():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_seed_same_numbers(kind):
+def test_same_seed_gives_the_same_losses(kind):
     one, same, other = make_game(kind), make_game(kind), make_game(kind, seed=8)
     returned = [train(game, range(3)) for game in (one, same, other)]
     assert all(torch.equal(a, b) for a, b in zip(returned[0], returned[1], strict=True))

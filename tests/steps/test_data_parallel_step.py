@@ -37,7 +37,7 @@ def run_workers(parts: list[slice], **settings):
 @pytest.mark.parametrize("final_batch_norm", [False, True])
 @pytest.mark.parametrize("group_block", BLOCKS)
 @pytest.mark.parametrize("parts", [HALVES, [*ONE_EMPTY, slice(10, 10)]], ids=["halves", "two workers without rows"])
-def test_workers_equal_one(parts, group_block, final_batch_norm):
+def test_two_workers_equal_one(parts, group_block, final_batch_norm):
     settings = {"group_block": group_block, "final_batch_norm": final_batch_norm}
     whole = make_model(**settings)
     loss = loss_and_gradients(whole, make_batch(USERS)).item()
@@ -51,7 +51,7 @@ def test_workers_equal_one(parts, group_block, final_batch_norm):
             torch.testing.assert_close(buffer, expected, rtol=1e-12, atol=1e-14)
 
 
-def test_no_worker_has_rows():
+def test_step_without_rows_has_loss_zero():
     """Loss 0, gradients 0, running statistics unchanged."""
     models, losses, _ = run_workers([slice(10, 10), slice(10, 10)], group_block="dense")
     before = make_model(group_block="dense")

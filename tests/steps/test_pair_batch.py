@@ -23,7 +23,7 @@ def make(users, groups, offsets, titles, labels, **settings):
     )
 
 
-def test_by_hand():
+def test_batch_equals_one_by_hand():
     batch = make([10, 11, 12], [2, 0, 2], [0, 2, 2, 3], [7, 4, 7], [1, 0, 0])
     assert batch.user_features[:, 0].tolist() == [11, 10, 12]
     assert batch.group_offsets == (0, 1, 1, 3)
@@ -37,7 +37,7 @@ def test_by_hand():
     assert batch.user_features.dtype == batch.title_features.dtype == batch.labels.dtype == torch.float32
 
 
-def test_empty():
+def test_batch_without_users_has_no_rows():
     batch = make([], [], [0], [], [])
     assert batch.num_pairs == 0
     assert batch.user_features.shape == (0, 1)

@@ -14,7 +14,7 @@ NOBODY = make_users(0, np.zeros(2, int), np.array([0, 1]))
 
 @pytest.mark.parametrize("cells_per_pair", [100, 0], ids=["dense", "gathered"])
 @pytest.mark.parametrize("users", [USERS, NOBODY], ids=["pairs", "no pairs"])
-def test_equals_one_product_per_pair(users, cells_per_pair, monkeypatch):
+def test_dots_and_gradients_equal_one_product_per_pair(users, cells_per_pair, monkeypatch):
     monkeypatch.setattr(pair_scores, "CELLS_PER_PAIR", cells_per_pair)
     batch = make_batch(users)
     user_vectors = torch.randn(len(batch.user_features), D, dtype=torch.float64).requires_grad_()

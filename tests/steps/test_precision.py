@@ -29,7 +29,7 @@ def test_setting_is_restored_where_products_are_rounded(monkeypatch):
     assert torch.get_float32_matmul_precision() == "highest"
 
 
-def test_no_change_with_cuda(monkeypatch):
+def test_setting_does_not_change_with_cuda(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     torch.set_float32_matmul_precision("highest")
     assert not precision.use_fast_matmul()

@@ -91,7 +91,7 @@ def test_masks_follow_the_seed():
     assert not torch.equal(make_positions(backbone, 1).history, make_positions(backbone, 2).history)
 
 
-def test_bpr_by_hand():
+def test_bpr_equals_a_loss_by_hand():
     """One position, scores 1 (positive), 0 and 1 (negatives): softplus(-1) and log 2; a second model's vector is 0."""
     backbone = SequentialBackbone(SequentialConfig(2, width=2))
     with torch.no_grad():
@@ -134,7 +134,7 @@ def test_overfits_one_batch(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_seed_same_numbers(kind):
+def test_same_seed_gives_the_same_losses(kind):
     def run() -> tuple[list[float], list[Tensor]]:
         torch.manual_seed(3)
         backbone = make_backbone(kind, dropout=0.2).train()
@@ -173,7 +173,7 @@ def test_two_workers_train_as_one(kind, parts):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_crops_at_all(kind):
+def test_step_without_crops_has_loss_zero(kind):
     """Loss 0 and gradients of 0, no NaN."""
     backbone, positions = make_backbone(kind), make_positions(make_backbone(kind))
     assert step(backbone, Positions(positions.history[:0], positions.targets[:0])).item() == 0

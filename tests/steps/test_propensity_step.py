@@ -42,7 +42,9 @@ def assert_equals_pair_by_pair(model: TwoTower, batch: PairBatch) -> None:
 @pytest.mark.parametrize("final_activation", ["none", "relu"])
 @pytest.mark.parametrize("group_block", BLOCKS)
 @pytest.mark.parametrize("users", USERS)
-def test_equals_pair_by_pair(users, group_block, final_activation, final_batch_norm, cells_per_pair, monkeypatch):
+def test_loss_and_gradients_equal_those_pair_by_pair(
+    users, group_block, final_activation, final_batch_norm, cells_per_pair, monkeypatch
+):
     monkeypatch.setattr(pair_scores, "CELLS_PER_PAIR", cells_per_pair)
     final = {"final_activation": final_activation, "final_batch_norm": final_batch_norm}
     assert_equals_pair_by_pair(make_model(group_block=group_block, **final), make_batch(USERS[users]))
@@ -50,7 +52,7 @@ def test_equals_pair_by_pair(users, group_block, final_activation, final_batch_n
 
 @given(data=st.data(), block=st.sampled_from(BLOCKS))
 @settings(max_examples=60, deadline=None)
-def test_equals_pair_by_pair_for_any_shape(data, block):
+def test_loss_and_gradients_equal_those_pair_by_pair_for_any_shape(data, block):
     num_users = data.draw(st.integers(2, 30))
     seed = data.draw(st.integers(0, 2**32 - 1))
     rng = np.random.default_rng(seed)
@@ -100,7 +102,7 @@ def test_overfits_one_batch(group_block):
     assert losses[-1] < 0.02
 
 
-def test_same_seed_same_numbers():
+def test_same_seed_gives_the_same_losses():
     def run() -> tuple[list[float], list[torch.Tensor]]:
         model = make_model(seed=5, group_block="dense", dtype=torch.float32)
         optimizer = torch.optim.Adam(model.parameters(), lr=0.01, fused=True)

@@ -31,7 +31,7 @@ NORDIC = Manifest(
         ("regions", ["C", "N"], [0, 1, 1]),
     ],
 )
-def test_named_groups(spec, names, of_territory):
+def test_one_each_and_regions_partition_the_territories(spec, names, of_territory):
     groups = make_groups(spec, NORDIC)
     assert (groups.names, groups.of_territory) == (names, of_territory)
 

@@ -44,7 +44,7 @@ def test_event_is_held_out_of_history_and_other_titles(histories, event, place):
         assert others == watched[: len(watched) - place] + watched[len(watched) - place + 1 :]  # later titles too
 
 
-def test_columns_and_dtypes(histories):
+def test_columns_have_a_row_a_user_and_their_dtypes(histories):
     users = read(histories)
     numbers = np.array([NUMBER_OF[int(key)] for key in users.keys])
     assert len(users) == NUM_USERS

@@ -131,7 +131,7 @@ def test_a_chunk_holds_one_territory_and_its_users_own_rows(lake):
         assert (np.diff(chunk.title_index) > 0).all()
 
 
-def test_some_users_of_a_chunk(lake):
+def test_users_of_a_chunk_can_be_picked(lake):
     north, _ = chunks_of(lake, 2)
     part = north.only(np.array([False, True]))
     assert part.rows.tolist() == north.rows[1:].tolist()

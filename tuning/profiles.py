@@ -25,10 +25,14 @@ SMOOTHING = 100.0
 """Discoveries added to each territory's profile, distributed as those of all."""
 
 
+def quick_reader() -> Reader:
+    """A cluster's reader, or that of this process: a local Ray would take longer to start."""
+    return CLUSTER if joins_cluster() else LocalReader()
+
+
 def partition_maker(config: PropensityConfig, data: TrialData, progress: ProgressCallback | None) -> PartitionMaker:
     """Makes partitions of a lake from what its training users discover in the training window."""
-    reader = CLUSTER if joins_cluster() else LocalReader()  # a local Ray would take longer to start
-    counts = count_discoveries(data.lake, data.calendar, config.sample, data.buckets, reader, progress)
+    counts = count_discoveries(data.lake, data.calendar, config.sample, data.buckets, quick_reader(), progress)
     mask = Catalogue.of(data.lake, *data.calendar.day_bounds(0)).offer_mask
     model = config.model.model_copy(update={"groups": None, "group_block": None})
     baseline = config.model_copy(update={"kind": "baseline", "model": model})

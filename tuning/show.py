@@ -20,7 +20,7 @@ from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.config import PartitionConfig
 from mtrec_ray.tuning.data import TrialData, first_buckets
 from mtrec_ray.tuning.partitions import NAME, PartitionSpec, groups_document
-from mtrec_ray.tuning.profiles import map_buckets, partition_maker
+from mtrec_ray.tuning.profiles import partition_maker, quick_reader
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,7 +110,7 @@ def show_partition(config: PartitionConfig, progress: ProgressCallback | None = 
     groups = from_file or maker.make(name)
     evidence = maker.evidence["affinity" if name.startswith("affinity") and not from_file else "taste"]()
     catalogue = Catalogue.of(lake, *calendar.day_bounds(0))
-    counted = map_buckets(count_users, buckets, lake, config.sample, catalogue)
+    counted = quick_reader().map(count_users, buckets, lake, config.sample, catalogue)
     users = np.sum([counts.training for _, counts in counted], axis=0)
     if config.out:
         document = groups_document(groups, lake.territory_names())

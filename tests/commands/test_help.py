@@ -34,7 +34,7 @@ def test_help_shows_few_settings(invocation):
 
 
 def test_summaries_fit_the_list_of_commands():
-    summaries = [command.help.partition(".")[0] for command in COMMANDS.values()]
+    summaries = [str(command.help).partition(".")[0] for command in COMMANDS.values()]
     assert [text for text in [*summaries, *GROUPS.values()] if len(text) > 45] == []
 
 

@@ -32,7 +32,9 @@ def test_every_command_is_a_documented_function():
     for name in api.CONFIGS:
         function = getattr(mt, name)
         assert f">>> mt.{name}(" in str(inspect.getdoc(function)), name
-        assert {"config", "progress", "settings"} <= set(inspect.signature(function).parameters), name
+        parameters = inspect.signature(function).parameters
+        assert {"progress", "settings"} <= set(parameters), name
+        assert parameters["config"].annotation == f"{api.CONFIGS[name].partition(':')[2]} | None", name
     with pytest.raises(AttributeError, match="'mtrec_ray' has no attribute 'train_all'"):
         mt.train_all  # noqa: B018
 

@@ -1,6 +1,6 @@
 """The tree of commands.
 
-To add one: call `job` in `mtrec_ray/api.py`, and add an entry to COMMANDS, as in
+To add one: write a function with `@job` in `mtrec_ray/api.py`, and add an entry to COMMANDS, as in
 
     "runs show": JobCommand(api.show_run, "RUN --runs"),
     "lake build": JobCommand(api.build_lake, "SOURCE=dataset --overwrite=build.overwrite"),

@@ -1,6 +1,6 @@
 """Settings: the order in which they win, errors that name the key, and nothing lost on the way through YAML."""
 
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 import yaml
@@ -9,7 +9,6 @@ from pydantic import BaseModel
 from mtrec_ray.commands.app import COMMANDS
 from mtrec_ray.config import Config, advanced, dump_yaml, load_config, settings_of, validate_config
 from mtrec_ray.errors import UserError
-from mtrec_ray.models.group_block_names import GroupBlockName
 from mtrec_ray.models.group_blocks import GROUP_BLOCKS
 from mtrec_ray.sources.registry import SOURCES, source_config_class
 from mtrec_ray.trainers.propensity_config import PropensityConfig
@@ -128,10 +127,6 @@ def test_best_snapshot_without_validation_users_is_refused():
     with pytest.raises(UserError, match=r"optim\.snapshot = best needs validation users: set sample\.validation_frac"):
         propensity("optim.snapshot=best")
     assert propensity("optim.snapshot=best", "sample.validation_fraction=0.1").optim.snapshot == "best"
-
-
-def test_every_group_block_has_a_name():
-    assert set(GROUP_BLOCKS) == set(get_args(GroupBlockName))
 
 
 @pytest.mark.parametrize("block", GROUP_BLOCKS)

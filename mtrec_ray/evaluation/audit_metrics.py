@@ -14,7 +14,7 @@ from scipy.special import stdtrit
 
 from mtrec_ray.evaluation.intervals import LEVEL, Interval, interval, nan_mean, poisson_weights, ratio
 
-METRICS = ("balanced_accuracy", "auc", "micro_f1")
+LEAKAGE_METRICS = ("balanced_accuracy", "auc", "micro_f1")
 NUM_GAP_PERMUTATIONS = 300
 
 
@@ -117,7 +117,7 @@ class AuditResult:
     null: tuple[float, float]  # 95% of the balanced accuracies without leakage
     auc_null: tuple[float, float]
     by_attacker: Mapping[str, Mapping[str, float]]
-    """`METRICS` of each attacker on the test users, chosen or not; `paper` gives paper B's micro-F1."""
+    """`LEAKAGE_METRICS` of each attacker on the test users, chosen or not; `paper` gives paper B's micro-F1."""
 
     @property
     def leaks(self) -> bool:
@@ -139,7 +139,7 @@ class AuditResult:
             "micro_f1": {"chance": self.majority_rate},
         }
         about = {name: getattr(self, name) for name in ("attacker", "num_users", "num_permutations", "leaks", "hidden")}
-        metrics = {metric: getattr(self, metric)._asdict() | extra[metric] for metric in METRICS}
+        metrics = {metric: getattr(self, metric)._asdict() | extra[metric] for metric in LEAKAGE_METRICS}
         return about | metrics | {"attackers": dict(self.by_attacker)}
 
 
@@ -160,7 +160,7 @@ def summarise_attacks(
     drawn = [_replicates(s, y, folds, plain)[:, 0] for s, y in zip(best[1:], labelings[1:], strict=True)]
     nulls = [prediction_interval(draws) for draws in np.stack(drawn, axis=1)]
     return AuditResult(
-        **dict(zip(METRICS, map(interval, _replicates(best[0], labels, folds, weights)), strict=True)),
+        **dict(zip(LEAKAGE_METRICS, map(interval, _replicates(best[0], labels, folds, weights)), strict=True)),
         attacker=Counter(by_fold).most_common(1)[0][0],
         attacker_by_fold=by_fold,
         num_users=num_users,
@@ -170,14 +170,14 @@ def summarise_attacks(
         null=nulls[0],
         auc_null=nulls[1],
         by_attacker={
-            name: dict(zip(METRICS, _replicates(s, labels, folds, plain)[:, 0].tolist(), strict=True))
+            name: dict(zip(LEAKAGE_METRICS, _replicates(s, labels, folds, plain)[:, 0].tolist(), strict=True))
             for name, s in by_attacker.items()
         },
     )
 
 
 def _replicates(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`METRICS` of scores (N, A) in each replicate: (3, R)."""
+    """`LEAKAGE_METRICS` of scores (N, A) in each replicate: (3, R)."""
     predictions, num_values = scores.argmax(axis=-1), scores.shape[-1]
     accuracy = balanced_accuracy(predictions, labels, weights, num_values)
     return np.stack([accuracy, macro_auc(scores, labels, weights, folds), micro_f1(predictions, labels, weights)])

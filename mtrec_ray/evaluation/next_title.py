@@ -6,7 +6,7 @@ Sampled (paper B, 3.1): the held-out title against 99 others; as it flatters and
 and Rendle, KDD 2020), the full ranking is reported too. Both exclude the user's other titles.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -14,17 +14,26 @@ from mtrec_ray.hashing import mix
 
 NUM_NEGATIVES = 99
 CUTOFF = 10
+CUT = {"suffix": f"@{CUTOFF}"}  # of the name in reports
 
 
 @dataclass(frozen=True)
 class NextTitleMetrics:
-    """Metrics of each user, (U,) float64; a model's metric is the mean over users."""
+    """Metrics of each user, (U,) float64; a model's metric is the mean over users.
 
-    auc: np.ndarray  # fraction of the sampled negatives that score below the held-out title, ties half
-    hit: np.ndarray  # 1 where the title is among the first ten of itself and the sampled negatives
-    ndcg: np.ndarray  # 1 / log2(1 + rank) there, else 0 (one relevant title, so the ideal is 1)
-    full_hit: np.ndarray  # the same two over the whole catalogue
-    full_ndcg: np.ndarray
+    `full_` means over the whole catalogue, no prefix among the sampled negatives.
+    """
+
+    auc: np.ndarray  # fraction of the negatives that score below the held-out title, ties half
+    hit: np.ndarray = field(metadata=CUT)  # 1 where the title is among the first ten
+    ndcg: np.ndarray = field(metadata=CUT)  # 1 / log2(1 + rank) there, else 0 (one relevant title, so the ideal is 1)
+    full_hit: np.ndarray = field(metadata=CUT)
+    full_ndcg: np.ndarray = field(metadata=CUT)
+
+    @classmethod
+    def reported(cls) -> dict[str, str]:
+        """Name in audits and bundles, as in `ndcg@10` -> field."""
+        return {f.name + f.metadata.get("suffix", ""): f.name for f in fields(cls)}
 
     def means(self) -> dict[str, float]:
         """Mean of each over users; NaN without users."""
@@ -68,6 +77,18 @@ def next_title_metrics(scores: np.ndarray, target: np.ndarray, negatives: Sample
     full_rank = 1 + (beats * eligible).sum(axis=1)
     taken = np.take_along_axis(eligible, drawn, axis=1)
     lost = (np.take_along_axis(beats, drawn, axis=1) * taken).sum(axis=1)  # (U,)
-    rank = np.stack([1 + lost, full_rank])
-    hit, ndcg = (rank <= CUTOFF).astype(np.float64), np.where(rank <= CUTOFF, 1 / np.log2(1 + rank), 0.0)
-    return NextTitleMetrics(1 - lost / np.maximum(taken.sum(axis=1), 1), hit[0], ndcg[0], hit[1], ndcg[1])
+    return NextTitleMetrics(
+        auc=1 - lost / np.maximum(taken.sum(axis=1), 1),
+        hit=_hit(1 + lost),
+        ndcg=_ndcg(1 + lost),
+        full_hit=_hit(full_rank),
+        full_ndcg=_ndcg(full_rank),
+    )
+
+
+def _hit(rank: np.ndarray) -> np.ndarray:
+    return (rank <= CUTOFF).astype(np.float64)
+
+
+def _ndcg(rank: np.ndarray) -> np.ndarray:
+    return np.where(rank <= CUTOFF, 1 / np.log2(1 + rank), 0.0)

@@ -15,7 +15,7 @@ from mtrec_ray.evaluation.intervals import ratio
 from mtrec_ray.evaluation.score_counts import positive_pairs
 
 FIXED_POINT = 2.0**24  # values are rounded to 1/2^24, so that sums below 2^29 are exact in float64 in any order
-METRICS = ("ndcg@10", "hit@10", "recall@10", "mrr")  # columns of `ranking_metrics` at the default cutoff
+RANKING_METRICS = ("ndcg@10", "hit@10", "recall@10", "mrr")  # columns of `ranking_metrics` at the default cutoff
 
 
 def ranking_metrics(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, k: int = 10) -> np.ndarray:
@@ -30,7 +30,7 @@ def ranking_metrics(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, k:
 
     A user without a positive candidate is NaN in every metric; a label outside the mask is not counted.
     """
-    values = np.full((len(logits), len(METRICS)), np.nan)
+    values = np.full((len(logits), len(RANKING_METRICS)), np.nan)
     hits = locate_positives(logits, labels, mask)
     if not len(hits.user):
         return values

@@ -12,7 +12,7 @@ import numpy as np
 from mtrec_ray.evaluation.intervals import poisson_weights
 from mtrec_ray.evaluation.popularity_bias import BIAS_METRICS, TitleHistory, bias_metrics, exposure_counts
 from mtrec_ray.evaluation.pr_auc import count_scores, count_title_scores
-from mtrec_ray.evaluation.ranking import METRICS, ranking_means, ranking_sums
+from mtrec_ray.evaluation.ranking import RANKING_METRICS, ranking_means, ranking_sums
 from mtrec_ray.evaluation.score_counts import GRID, ScoreCounts
 
 LIST_LENGTH = 10  # of the lists whose popularity bias is measured
@@ -53,7 +53,7 @@ class EvaluationState:
     def __init__(self, settings: EvaluationSettings) -> None:
         self.settings = s = settings
         new_scores = partial(ScoreCounts, GRID, s.num_bootstrap)
-        new_sums = partial(np.zeros, (1 + s.num_bootstrap, len(METRICS) + 1))
+        new_sums = partial(np.zeros, (1 + s.num_bootstrap, len(RANKING_METRICS) + 1))
         self.num_users, self.num_outside = np.zeros((2, s.num_territories), dtype=np.int64)
         self.scores: defaultdict[int, ScoreCounts] = defaultdict(new_scores)
         """Of each territory, as the next two; memory is used for those with users."""
@@ -108,7 +108,7 @@ class EvaluationState:
             totals[row] = counts.fine_histogram().sum(axis=1)
         counts = (_append_sum(self.num_users), totals.sum(axis=1), totals[:, 1], _append_sum(self.num_outside))
         ranking = np.stack([ranking_means(sums) for sums in _with_total(self.ranking, num)])  # (G + 1, R, M)
-        metrics = {"pr_auc": pr_auc} | {name: ranking[:, :, m] for m, name in enumerate(METRICS)}
+        metrics = {"pr_auc": pr_auc} | {name: ranking[:, :, m] for m, name in enumerate(RANKING_METRICS)}
         metrics |= {name: bounds[:, side, None] for side, name in enumerate(PR_AUC_BOUNDS)}
         titles = list(self.title_scores.values())
         histograms = np.array([one.histogram()[0] for one in titles], dtype=np.int64)

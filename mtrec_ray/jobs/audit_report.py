@@ -15,7 +15,7 @@ from rich.text import Text
 
 from mtrec_ray.combinations import NONE
 from mtrec_ray.evaluation.audit import AuditSettings
-from mtrec_ray.evaluation.audit_metrics import METRICS, AuditResult, largest_ndcg_gap
+from mtrec_ray.evaluation.audit_metrics import LEAKAGE_METRICS, AuditResult, largest_ndcg_gap
 from mtrec_ray.evaluation.intervals import interval, poisson_weights
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
 from mtrec_ray.evaluation.tables import write_csv_files
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 AUDIT_FILE, AUDIT_VERSION = "audit.json", 1
-ACCURACY = {"ndcg@10": "ndcg", "hit@10": "hit", "auc": "auc", "full_ndcg@10": "full_ndcg", "full_hit@10": "full_hit"}
-"""Metric -> field of `NextTitleMetrics`."""
 INPUTS = {"vectors": "user vectors", "lists": "top-10 lists"}
 
 
@@ -86,7 +84,9 @@ class Audit:
         """Means over users with bootstrap intervals, paired for `ndcg_change`."""
         weights = poisson_weights(self.users.keys, self.settings.num_bootstrap, self.settings.seed).astype(np.float64)
         total, backbone = weights.sum(axis=1), self.representations[NONE].metrics
-        found = {name: interval(weights @ getattr(metrics, field) / total) for name, field in ACCURACY.items()}
+        found = {
+            name: interval(weights @ getattr(metrics, field) / total) for name, field in metrics.reported().items()
+        }
         change = 100 * ((weights @ metrics.ndcg / total) / (weights @ backbone.ndcg / total) - 1)
         return {name: one._asdict() for name, one in (found | {"ndcg_change": interval(change)}).items()}
 
@@ -136,7 +136,7 @@ class Audit:
     def _leakage_rows(self) -> Iterator[dict[str, Any]]:
         for key, found in self._attacks():
             about = {name: found[name] for name in ("attacker", "num_users", "num_permutations", "leaks", "hidden")}
-            yield from (key | {"metric": metric} | found[metric] | about for metric in METRICS)
+            yield from (key | {"metric": metric} | found[metric] | about for metric in LEAKAGE_METRICS)
 
     def _attacker_rows(self) -> Iterator[dict[str, Any]]:
         for key, found in self._attacks():

@@ -3,8 +3,6 @@
 Legend: `U` user rows sorted by group, `d` width, `G` territory groups, `r` rank of a low-rank update.
 A block maps (U, d) user vectors to (U, d); rows `offsets[g]:offsets[g + 1]` belong to group g and meet its
 parameters alone.
-
-To add a block: write its class, add it to `GROUP_BLOCKS` and its name to `GroupBlockName`.
 """
 
 import torch
@@ -16,7 +14,11 @@ from mtrec_ray.models.matmul import DType
 
 
 class GroupBlock(nn.Module):
-    """What every block has; autograd derives the backward."""
+    """What every block has; autograd derives the backward.
+
+    Every parameter is (G, ...) and starts so that the block is the identity. Those of more than two dimensions learn at
+    `optim.block_lr`, the others at `optim.block_vector_lr`.
+    """
 
     def __init__(self, num_groups: int, width: int) -> None:
         super().__init__()
@@ -36,7 +38,10 @@ class GroupBlock(nn.Module):
         raise NotImplementedError
 
     def forward(self, users: Tensor, offsets: Offsets, compute_dtype: DType = None) -> Tensor:
-        """(U, d) user vectors sorted by group, (G + 1) row offsets -> (U, d)."""
+        """(U, d) user vectors sorted by group, (G + 1) row offsets -> (U, d).
+
+        `compute_dtype` is that of matrix products; blocks without any ignore it.
+        """
         raise NotImplementedError
 
 

@@ -54,7 +54,10 @@ class _GroupedLinear(torch.autograd.Function):
 
 
 def repeat_by_group(vectors: Tensor, offsets: Offsets) -> Tensor:
-    """Repeat each group's vector for its rows: (G, d) -> (U, d)."""
+    """Repeat each group's vector for its rows: (G, d) -> (U, d).
+
+    The result may be added to in place, but not multiplied: autograd needs the factors.
+    """
     return _RepeatByGroup.apply(vectors, offsets)
 
 

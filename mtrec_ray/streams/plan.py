@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from datetime import datetime
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 MAX_COLD_FRACTION = 0.5
 
 
-class PeriodPlan(BaseModel, frozen=True, extra="forbid", validate_by_name=True, serialize_by_alias=True):
+class PeriodPlan(BaseModel, frozen=True, extra="forbid"):
     """One period: the training window (day 0) or an evaluation day."""
 
     day: int
@@ -37,7 +37,7 @@ class PeriodPlan(BaseModel, frozen=True, extra="forbid", validate_by_name=True, 
     negative_rate: float  # probability that an eligible title of a user becomes a negative
     positives: list[int]  # per territory
     eligible: list[int]  # per territory: (sampled user, offered title) that could become negatives
-    rows_per_user: int = Field(default=1, alias="num_folds")  # one for each cross-fitting fold, in the training window
+    rows_per_user: int = 1  # one for each cross-fitting fold, in the training window
     cold_fraction: float = 0.0  # fraction of the rows without their interaction vector
 
     @property

@@ -5,7 +5,7 @@ from typing import Any
 
 from mtrec_ray.files import finite, join, read_file, write_file
 
-METRICS = "metrics.jsonl"
+METRICS_FILE = "metrics.jsonl"
 KEYS = ("step", "seconds", "time")
 """Keys of each line; all others are figures."""
 
@@ -13,7 +13,7 @@ KEYS = ("step", "seconds", "time")
 def read_metrics(uri: str) -> list[dict[str, Any]]:
     """Lines of the run folder `uri`; none without a file. Skips lines cut by a killed process."""
     try:
-        lines = read_file(join(uri, METRICS)).splitlines()
+        lines = read_file(join(uri, METRICS_FILE)).splitlines()
     except FileNotFoundError:
         return []
     rows = map(_decode, lines)
@@ -25,7 +25,7 @@ def keep_until(uri: str, step: int) -> list[dict[str, Any]]:
     rows = read_metrics(uri)
     kept = [row for row in rows if row["step"] <= step] if step else []
     if rows:
-        write_file(join(uri, METRICS), b"".join(map(encode, kept)))
+        write_file(join(uri, METRICS_FILE), b"".join(map(encode, kept)))
     return kept
 
 

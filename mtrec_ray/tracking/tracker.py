@@ -14,7 +14,7 @@ import pyarrow.fs as pafs
 from mtrec_ray.files import absolute, resolve
 from mtrec_ray.tracking.background import Background
 from mtrec_ray.tracking.config import TrackingConfig
-from mtrec_ray.tracking.metrics_file import METRICS, encode, keep_until
+from mtrec_ray.tracking.metrics_file import METRICS_FILE, encode, keep_until
 from mtrec_ray.tracking.sinks import FolderCopy, MLflow, Row, TensorBoard
 
 TENSORBOARD = "tensorboard"
@@ -46,7 +46,7 @@ class Tracker(AbstractContextManager["Tracker"]):
         if not isinstance(filesystem, pafs.LocalFileSystem):
             self._temporary = tempfile.TemporaryDirectory(prefix="mtrec-tracking-")
             folder = self._temporary.name
-        self._file = os.path.join(folder, METRICS)
+        self._file = os.path.join(folder, METRICS_FILE)
         try:
             os.makedirs(folder, exist_ok=True)
             kept = keep_until(uri, resume_step)

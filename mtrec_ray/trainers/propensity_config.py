@@ -24,7 +24,8 @@ class ModelConfig(Config):
     d: int = advanced(512, ge=1)
     """Width of every layer."""
     group_block: GroupBlockName | None = advanced(None)
-    """Layer that each territory group adds to the user tower; null: dense (paper A), none in a baseline."""
+    """What each territory group adds to the user tower: `dense` a layer (paper A), `shift` a vector, `film` a vector
+    and a scale, `low_rank` a matrix of rank 16; null: dense, none in a baseline."""
     groups: str | None = None
     """Territory groups: one, each, regions (mtl's default), or a YAML file of groups."""
     final_activation: Literal["none", "relu"] = advanced("none")

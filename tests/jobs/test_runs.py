@@ -9,7 +9,7 @@ import pytest
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import write_file, write_json
 from mtrec_ray.jobs.runs import ListRunsConfig, ShowRunConfig, list_runs, show_run, sparkline
-from mtrec_ray.tracking.metrics_file import METRICS, encode
+from mtrec_ray.tracking.metrics_file import METRICS_FILE, encode
 
 
 def write_run(folder, *rows: dict, pack: str = "", **fields) -> None:
@@ -19,7 +19,7 @@ def write_run(folder, *rows: dict, pack: str = "", **fields) -> None:
     part = f"{folder}/packs/{pack}" if pack else str(folder)
     lines = [{"step": 0, "seconds": 1.0, "time": "2026-02-03T04:05:06.789+00:00"} | row for row in rows]
     if lines:
-        write_file(f"{part}/{METRICS}", b"".join(map(encode, lines)))
+        write_file(f"{part}/{METRICS_FILE}", b"".join(map(encode, lines)))
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import torch
 
 from mtrec_ray.combinations import combination_name
 from mtrec_ray.config import validate_config
-from mtrec_ray.jobs.audit_report import ACCURACY, AUDIT_FILE, AUDIT_VERSION
+from mtrec_ray.evaluation.next_title import NextTitleMetrics
+from mtrec_ray.jobs.audit_report import AUDIT_FILE, AUDIT_VERSION
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.models.sequential import SequentialBackbone
@@ -82,7 +83,7 @@ def write_audit(record: EliminatorsRecord, folder: Path, auc: float = 0.5) -> st
     """An audit of the run in which all combinations have the same metrics."""
     names = ["none", *map(combination_name, record.combinations)]
     combination = {
-        "accuracy": {name: metric(0.5) for name in ACCURACY},
+        "accuracy": {name: metric(0.5) for name in NextTitleMetrics.reported()},
         "leakage": {"vectors": {attribute: leakage(auc=auc) for attribute in record.attributes}},
     }
     document = {

@@ -18,7 +18,7 @@ from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttribut
 from mtrec_ray.errors import UserError
 from mtrec_ray.tracking import background, config, metrics_file, tracker
 from mtrec_ray.tracking.config import TrackingConfig, check_tracking
-from mtrec_ray.tracking.metrics_file import METRICS, read_metrics
+from mtrec_ray.tracking.metrics_file import METRICS_FILE, read_metrics
 from mtrec_ray.tracking.tracker import TENSORBOARD, Tracker
 
 NOBODY = "http://127.0.0.1:9"
@@ -76,7 +76,7 @@ def test_an_empty_folder_has_no_metrics(tmp_path):
 
 
 def test_damaged_lines_are_skipped(tmp_path):
-    (tmp_path / METRICS).write_text('{"step": 1, "train/loss": 2}\nnull\n{"step": "a"}\n{"step": 2, "train/lo')
+    (tmp_path / METRICS_FILE).write_text('{"step": 1, "train/loss": 2}\nnull\n{"step": "a"}\n{"step": 2, "train/lo')
     assert steps_of(tmp_path) == [1]
 
 
@@ -96,14 +96,14 @@ def test_a_resumed_run_has_each_step_once(tmp_path):
     with track(tmp_path) as run:
         log_steps(run, 10, 20, 30, 40)
     seconds = read_metrics(str(tmp_path))[1]["seconds"]
-    with open(tmp_path / METRICS, "a") as file:
+    with open(tmp_path / METRICS_FILE, "a") as file:
         file.write('{"step": 50, "tra')
     with track(tmp_path, resume_step=25) as run:
         log_steps(run, 30, 40)
     rows = read_metrics(str(tmp_path))
     assert [row["step"] for row in rows] == [10, 20, 30, 40]
     assert rows[2]["seconds"] >= seconds
-    assert sorted(path.name for path in tmp_path.iterdir()) == [METRICS, TENSORBOARD]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [METRICS_FILE, TENSORBOARD]
 
 
 def test_a_run_that_starts_again_drops_all_lines(tmp_path):
@@ -115,7 +115,7 @@ def test_a_run_that_starts_again_drops_all_lines(tmp_path):
 
 
 def test_seconds_continue_after_a_resume(tmp_path):
-    (tmp_path / METRICS).write_text('{"step": 5, "seconds": 100.5, "time": "x"}\n')
+    (tmp_path / METRICS_FILE).write_text('{"step": 5, "seconds": 100.5, "time": "x"}\n')
     with track(tmp_path, resume_step=5) as run:
         log_steps(run, 6)
     assert 100.5 <= read_metrics(str(tmp_path))[-1]["seconds"] < 160
@@ -209,7 +209,7 @@ def test_lines_after_a_full_disk_can_be_read(tmp_path, monkeypatch, caplog):
         name, room = "disk", 9
 
         def __init__(self, *_, **__):
-            self.file = open(tmp_path / METRICS, "ab", buffering=0)  # noqa: SIM115
+            self.file = open(tmp_path / METRICS_FILE, "ab", buffering=0)  # noqa: SIM115
 
         def __enter__(self):
             return self
@@ -286,10 +286,10 @@ def test_a_run_on_object_storage_is_copied_at_the_end_and_resumed(bucket):
 def test_flush_copies_at_once(bucket):
     with track("s3://runs/a") as run:
         log_steps(run, 1)
-        assert not (bucket / "runs/a" / METRICS).exists()
+        assert not (bucket / "runs/a" / METRICS_FILE).exists()
         run.flush()
         deadline = time.monotonic() + 20
-        while not (bucket / "runs/a" / METRICS).exists() and time.monotonic() < deadline:
+        while not (bucket / "runs/a" / METRICS_FILE).exists() and time.monotonic() < deadline:
             time.sleep(0.05)
         assert steps_of("s3://runs/a")[0] == 1
 
@@ -308,5 +308,5 @@ def test_object_storage_that_cannot_be_read_keeps_its_earlier_figures(bucket, mo
 def test_lines_are_json(tmp_path):
     with track(tmp_path) as run:
         run.log(1, {"train/loss": float("inf")})
-    (line,) = (tmp_path / METRICS).read_text().splitlines()
+    (line,) = (tmp_path / METRICS_FILE).read_text().splitlines()
     assert json.loads(line, parse_constant=pytest.fail)["train/loss"] is None

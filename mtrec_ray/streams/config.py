@@ -17,15 +17,15 @@ class SampleConfig(Config):
     """Seed of the user split; the same for all compared runs, or test users are trained on."""
     test_fraction: float = advanced(0.2, ge=0, lt=1)
     """Fraction of users that are test users, never trained on."""
-    validation_fraction: float = advanced(0.0, ge=0, lt=1)
-    """Fraction of users held out for choices made before testing; never trained on."""
+    validation_fraction: float = Field(default=0.0, ge=0, lt=1)
+    """Fraction of users held out for validation while training, and for choices; never trained on."""
     random_fraction: float = advanced(0.5, gt=0, le=1)
     """Fraction of the remaining users in the random sample R."""
     active_fraction: float = Field(default=0.5, ge=0)
     """Size of the added active set A as a multiple of R; 0 turns upsampling off."""
     active_days: int = advanced(90, ge=1)
     """A user is active if it has an event in this many last days of the window."""
-    tau: float = Field(default=1.0, ge=0, le=1)
+    tau: float = advanced(1.0, ge=0, le=1)
     """How added users are spread over territories: 1 in proportion to active users, 0 equally."""
     upsample: Literal["active", "control"] = advanced("active")
     """`control` adds random users, active or not, with as many positives as the active set has."""

@@ -13,6 +13,7 @@ import torch
 from mtrec_ray.bundle.manifest import Bundle, EvaluationProtocol
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
+from mtrec_ray.files import absolute
 from mtrec_ray.jobs.config import AuditConfig
 from mtrec_ray.jobs.quickstart import _same_settings, quickstart
 from mtrec_ray.jobs.quickstart_config import QuickstartConfig, training_configs
@@ -42,7 +43,7 @@ class TestTrainings:
         names = ["baseline-s0", "baseline-s1", "mtl+upsampling-s0", "mtl+upsampling-s1"]
         assert [training.name for training in found] == names
         assert [(training.seed, training.sample.seed) for training in found] == [(0, 0), (1, 1)] * 2
-        assert {(training.lake, training.runs) for training in found} == {("lake", "runs")}
+        assert {(training.lake, training.runs) for training in found} == {(absolute("lake"), absolute("runs"))}
 
     def test_variants_override_train_and_baselines_have_no_groups(self):
         train = {"model": {"d": 16, "groups": "each"}, "sample": {"active_fraction": 0.7}}

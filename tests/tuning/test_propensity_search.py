@@ -142,7 +142,7 @@ class TestArguments:
 
     def test_partitions_are_made_without_validation_users_and_held_back_days(self, started):
         end = started["lake"].manifest.calendar.window_end - timedelta(days=5)
-        _, calendar, sample, buckets, _ = started["count_discoveries"]
+        _, calendar, sample, buckets, *_ = started["count_discoveries"]
         assert (calendar.window_end, sample.validation_fraction, buckets) == (end, 0.3, (0, 1, 2))
         config, data = started["gradient_evidence"][:2]
         assert (config.sample.validation_fraction, data.calendar.window_end, data.buckets) == (0.3, end, (0, 1, 2))

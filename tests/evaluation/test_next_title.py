@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mtrec_ray.evaluation.next_title import next_title_metrics, sample_negatives
+from mtrec_ray.evaluation.next_title import NextTitleMetrics, next_title_metrics, sample_negatives
 
 KEYS = np.arange(1, 4, dtype=np.uint64)
 
@@ -88,3 +88,7 @@ def test_sampled_negatives_are_99_unseen_titles_drawn_evenly():
 def test_no_users_give_nan():
     none = measure(np.zeros((0, 5)), np.zeros(0, int), np.zeros((0, 5), bool), KEYS[:0])
     assert all(np.isnan(value) for value in none.means().values())
+
+
+def test_reported_names_have_the_cutoff_where_there_is_one():
+    assert list(NextTitleMetrics.reported()) == ["auc", "hit@10", "ndcg@10", "full_hit@10", "full_ndcg@10"]

@@ -9,8 +9,7 @@ import traceback
 
 import click
 
-INTERRUPTED = 130
-"""Exit code after ctrl-c, as shells have it."""
+INTERRUPTED = 130  # exit code after ctrl-c, as shells have it
 
 
 def main(command: click.Command | None = None) -> None:

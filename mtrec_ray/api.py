@@ -40,8 +40,7 @@ if TYPE_CHECKING:
 
 Progress: TypeAlias = "bool | ProgressCallback | None"
 JobFunction = TypeVar("JobFunction", bound=Callable[..., Any])
-CONFIGS: dict[str, str] = {}
-"""Job -> its config class, as `module:Class` below mtrec_ray."""
+CONFIGS: dict[str, str] = {}  # job -> its config class, as `module:Class` below mtrec_ray
 
 
 def job(config_path: str, run: str) -> Callable[[JobFunction], JobFunction]:

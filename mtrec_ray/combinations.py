@@ -1,9 +1,7 @@
 """Combinations of sensitive attributes, which one eliminator hides together."""
 
-Combination = tuple[str, ...]
-"""Attributes in the lake's order; the empty one is the backbone itself."""
-NONE = "none"
-"""Name of the empty combination."""
+Combination = tuple[str, ...]  # attributes in the lake's order; the empty one is the backbone itself
+NONE = "none"  # name of the empty combination
 
 
 def combination_name(combination: Combination) -> str:

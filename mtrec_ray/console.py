@@ -15,8 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 if TYPE_CHECKING:
     import pandas as pd
 
-LINE_EVERY_S = 30.0
-"""Time between two progress lines of a stage where stderr is no terminal."""
+LINE_EVERY_S = 30.0  # time between two progress lines of a stage where stderr is no terminal
 
 
 class ProgressCallback(Protocol):

@@ -12,10 +12,8 @@ from pydantic import AfterValidator
 
 from mtrec_ray.errors import UserError
 
-WRITABLE = ".writable"
-"""Name of the file that `check_writable` creates and removes."""
-PART = ".part"
-"""Suffix of a file while it is written; a killed process leaves it."""
+WRITABLE = ".writable"  # name of the file that `check_writable` creates and removes
+PART = ".part"  # suffix of a file while it is written; a killed process leaves it
 
 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -33,8 +31,7 @@ def absolute(uri: str) -> str:
     return uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
 
 
-AbsoluteUri = Annotated[str, AfterValidator(absolute)]
-"""A setting that is made `absolute`."""
+AbsoluteUri = Annotated[str, AfterValidator(absolute)]  # a setting that is made `absolute`
 
 
 def join(uri: str, *parts: str) -> str:

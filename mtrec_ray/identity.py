@@ -16,10 +16,8 @@ MAY_CHANGE = {
 class Identity:
     """What decides a run's figures."""
 
-    settings: dict[str, Any]
-    """As a nested document; `check_same` ignores those that `MAY_CHANGE`."""
-    inputs: dict[str, str] = field(default_factory=dict)
-    """What it is built from -> content hash."""
+    settings: dict[str, Any]  # as a nested document; `check_same` ignores those that `MAY_CHANGE`
+    inputs: dict[str, str] = field(default_factory=dict)  # what it is built from -> content hash
 
 
 def check_same(what: str, before: Identity, now: Identity) -> None:

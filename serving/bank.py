@@ -13,8 +13,7 @@ from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.models.gathered_eliminators import CombinationParts, GatheredEliminators
 from mtrec_ray.models.sequential import SequentialBackbone
 
-Key = tuple[int, ...]
-"""(combination, *values); -1 is an unknown value."""
+Key = tuple[int, ...]  # (combination, *values); -1 is an unknown value
 
 
 class EliminatorBank:

@@ -10,8 +10,7 @@ from typing import NamedTuple
 
 from mtrec_ray.serving.engine import Engine, Query, Ranked
 
-MAX_ROWS = 64
-"""Maximum queries of a forward."""
+MAX_ROWS = 64  # maximum queries of a forward
 CROWD, MAX_WAIT_S, RECENT_S = 4, 0.004, 0.1
 
 

@@ -23,8 +23,7 @@ from mtrec_ray.serving.service import Service
 from mtrec_ray.serving.store import is_folder, open_store
 from mtrec_ray.serving.telemetry import Telemetry
 
-MAX_QUEUED = 128
-"""Requests that wait at a proxy while all replicas are full; further ones get 503 at once."""
+MAX_QUEUED = 128  # requests that wait at a proxy while all replicas are full; further ones get 503 at once
 QUIET = {"enable_access_log": False, "log_level": "WARNING"}
 """No log contains the path of a request: it may contain a user id."""
 

@@ -26,16 +26,12 @@ MAX_CELLS = 8_000_000
 class Query:
     """One request as indices; `serving.queries` makes and checks them."""
 
-    history: tuple[int, ...]
-    """Titles, oldest first, at least one."""
-    values: tuple[int, ...]
-    """(m,) attribute values, -1 unknown."""
-    combination: int
-    """Index in `Engine.combinations`."""
+    history: tuple[int, ...]  # titles, oldest first, at least one
+    values: tuple[int, ...]  # (m,) attribute values, -1 unknown
+    combination: int  # index in `Engine.combinations`
     territory: int
     k: int
-    exclude: tuple[int, ...] = ()
-    """Titles to leave out."""
+    exclude: tuple[int, ...] = ()  # titles to leave out
 
 
 @dataclass(frozen=True)

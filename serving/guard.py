@@ -13,12 +13,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-BURST_S = 2.0
-"""A key's requests at once, in seconds of its rate."""
-MAX_IN_FLIGHT = 128
-"""Requests that a replica works on; further ones get 503 at once."""
-MAX_BODY_BYTES = 4_000_000
-"""Longest body; 1,000 histories of 100 titles fit."""
+BURST_S = 2.0  # a key's requests at once, in seconds of its rate
+MAX_IN_FLIGHT = 128  # requests that a replica works on; further ones get 503 at once
+MAX_BODY_BYTES = 4_000_000  # longest body; 1,000 histories of 100 titles fit
 TOO_LONG = f"the body is longer than {MAX_BODY_BYTES:,} bytes: send less at a time"
 DOCS_FILES = ("swagger-ui.css", "swagger-ui-bundle.js", "redoc.standalone.js", "favicon.png")
 PUBLIC = {

@@ -21,15 +21,11 @@ import msgpack
 from mtrec_ray.errors import UserError
 from mtrec_ray.serving.store import MAX_APPEND_KEYS, MAX_STORED_EVENTS, StoreUnavailable, UserState
 
-MAP_BYTES = 1 << 38
-"""Upper limit of the store: address space, which costs nothing; the file is as large as its content."""
-BATCH_USERS = 2000
-"""Users per transaction of `put_many`; appends of other processes wait until it ends."""
-MAX_SAMPLED = 100
-"""Maximum records read per user of a sample."""
+MAP_BYTES = 1 << 38  # upper limit of the store: address space, which costs nothing; the file is as large as its content
+BATCH_USERS = 2000  # users per transaction of `put_many`; appends of other processes wait until it ends
+MAX_SAMPLED = 100  # maximum records read per user of a sample
 MAX_READERS, MAX_KEY_BYTES = 1024, 511
-HASHED = b"\xff"
-"""First byte of the keys of longer ids, which are hashed; no UTF-8 text contains it."""
+HASHED = b"\xff"  # first byte of the keys of longer ids, which are hashed; no UTF-8 text contains it
 
 
 class LmdbStore:
@@ -111,8 +107,7 @@ class _Record(NamedTuple):
     """A stored value."""
 
     state: UserState
-    expires_at: float | None = None
-    """Seconds since 1970; None = never."""
+    expires_at: float | None = None  # seconds since 1970; None = never
     append_keys: Sequence[str] = ()
 
     def encode(self, user_id: str) -> bytes:

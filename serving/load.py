@@ -7,9 +7,10 @@
 import asyncio
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from rich.console import RenderableType
 from rich.table import Table
@@ -21,9 +22,6 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.serving.config import StoreLoadConfig
 from mtrec_ray.serving.store import MAX_STORED_EVENTS, Store, UserState, is_folder, open_store, without_password
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 
 @dataclass(frozen=True)
 class LoadResult:
@@ -33,10 +31,8 @@ class LoadResult:
     counts: dict[str, int]
 
     @property
-    def metrics(self) -> "pd.DataFrame":
+    def metrics(self) -> pd.DataFrame:
         """One row per count."""
-        import pandas as pd
-
         return pd.DataFrame(list(self.counts.items()), columns=["metric", "value"])
 
     def document(self) -> dict[str, Any]:

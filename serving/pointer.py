@@ -14,8 +14,7 @@ from mtrec_ray.serving.engine import Engine
 
 logger = logging.getLogger(__name__)
 
-POLL_S = 2.0
-"""Seconds between two reads of a followed pointer."""
+POLL_S = 2.0  # seconds between two reads of a followed pointer
 
 
 class Pointer(BaseModel):
@@ -23,12 +22,10 @@ class Pointer(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    bundle: str
-    """URI of the live bundle."""
+    bundle: str  # URI of the live bundle
     version: str
     moved_at: datetime
-    previous: list[str] = []
-    """URIs of the bundles that were live before, newest first."""
+    previous: list[str] = []  # URIs of the bundles that were live before, newest first
 
 
 def is_pointer(uri: str) -> bool:

@@ -1,8 +1,9 @@
 """`mtrec promote`, if NDCG, leakage and PR-AUC pass their gates, and `mtrec rollback`."""
 
 from dataclasses import asdict, dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 from rich.console import RenderableType
 from rich.table import Table
 
@@ -15,11 +16,7 @@ from mtrec_ray.serving.config import GatesConfig, PromoteConfig, RollbackConfig
 from mtrec_ray.serving.engine import Engine
 from mtrec_ray.serving.pointer import Pointer, move_back, move_pointer, read_pointer
 
-if TYPE_CHECKING:
-    import pandas as pd
-
-MIN_PERMUTATIONS = 8
-"""With fewer permutations, a null interval is too wide to decide."""
+MIN_PERMUTATIONS = 8  # with fewer permutations, a null interval is too wide to decide
 
 
 @dataclass(frozen=True)
@@ -46,10 +43,8 @@ class PromoteResult:
     gates: tuple[Gate, ...] = ()
 
     @property
-    def metrics(self) -> "pd.DataFrame":
+    def metrics(self) -> pd.DataFrame:
         """One row per gate."""
-        import pandas as pd
-
         return pd.DataFrame([asdict(gate) for gate in self.gates], columns=[field.name for field in fields(Gate)])
 
     def document(self) -> dict[str, Any]:

@@ -25,15 +25,13 @@ from mtrec_ray.serving.guard import PROXY_BODY, App, Message, Receive, Scope, Se
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 READY_VARIABLE = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
 LIMIT_VARIABLE = "MTREC_MAX_AT_PROXY"
-MAX_AT_PROXY = 128
-"""Default limit of requests in flight at the proxy."""
+MAX_AT_PROXY = 128  # default limit of requests in flight at the proxy
 HEALTH = ("/healthz", "/readyz")
 READ_ONLY = {"GET", "HEAD", "POST"}
 """Methods of this API that change nothing; a PUT may have been stored before the replica died."""
 MAX_BUFFERED_BYTES, BUFFER_WITHIN_S = 4_000_000, 1.0
 """Requests with longer bodies, and those that take longer to arrive, cannot be sent again."""
-MAX_IN_SCOPE_BYTES = 100_000
-"""Longer bodies, and those of unknown length, are received by the replica."""
+MAX_IN_SCOPE_BYTES = 100_000  # longer bodies, and those of unknown length, are received by the replica
 
 
 def configure_proxy_env() -> None:

@@ -10,8 +10,7 @@ from mtrec_ray.serving.engine import Engine, Query, Ranked
 from mtrec_ray.serving.schemas import PropensityRequest, RecommendRequest
 from mtrec_ray.serving.store import UserState
 
-MAX_EMBEDDING = 65504.0
-"""Largest float16, the stored type of embeddings: sums of such numbers do not overflow."""
+MAX_EMBEDDING = 65504.0  # largest float16, the stored type of embeddings: sums of such numbers do not overflow
 
 
 def check_request(engine: Engine, request: RecommendRequest, has_store: bool, prefix: str) -> tuple[Combination, int]:

@@ -42,14 +42,10 @@ end
 return redis.call('LLEN', KEYS[1])
 """
 """KEYS: history, profile, appends; ARGV: idempotency key or "", milliseconds to live or 0, titles."""
-MAX_CONNECTIONS = 64
-"""Further calls wait for a free one, at most the timeout."""
-LOAD_TIMEOUT_S, LOAD_RETRIES = 10.0, 3
-"""Of `put_many`, which may repeat a batch: storing it twice changes nothing."""
-MAX_SCANS = 100
-"""Of a sample, each of about 1,000 keys."""
-BATCH_ITEMS = 20_000
-"""Users and titles per transaction of `put_many`, which blocks Redis for about 10 ms."""
+MAX_CONNECTIONS = 64  # further calls wait for a free one, at most the timeout
+LOAD_TIMEOUT_S, LOAD_RETRIES = 10.0, 3  # of `put_many`, which may repeat a batch: storing it twice changes nothing
+MAX_SCANS = 100  # of a sample, each of about 1,000 keys
+BATCH_ITEMS = 20_000  # users and titles per transaction of `put_many`, which blocks Redis for about 10 ms
 
 
 class RedisStore:

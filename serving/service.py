@@ -13,10 +13,8 @@ from mtrec_ray.serving.schemas import EventsRequest, PropensityRequest, Recommen
 from mtrec_ray.serving.store import Store, StoreUnavailable, UserState
 from mtrec_ray.serving.telemetry import Telemetry
 
-Answer = dict[str, Any]
-"""JSON with the fields of the class in `serving.schemas` that the route names."""
-ANSWERS_AT_ONCE = 64
-"""Answers of a batch that are prepared or written before other requests get a turn."""
+Answer = dict[str, Any]  # JSON with the fields of the class in `serving.schemas` that the route names
+ANSWERS_AT_ONCE = 64  # answers of a batch that are prepared or written before other requests get a turn
 EXAMPLE_USERS, EXAMPLE_TITLES = 6, 2000
 
 

@@ -7,10 +7,8 @@ from typing import Protocol
 
 from mtrec_ray.errors import UserError
 
-MAX_STORED_EVENTS = 1000
-"""Maximum stored history; the oldest titles are dropped."""
-MAX_APPEND_KEYS = 16
-"""Stored idempotency keys of a user's last appends."""
+MAX_STORED_EVENTS = 1000  # maximum stored history; the oldest titles are dropped
+MAX_APPEND_KEYS = 16  # stored idempotency keys of a user's last appends
 TIMEOUT_S = 0.25
 """Maximum wait for a connection and for each reply; without user state, an answer still takes less than a second."""
 
@@ -23,13 +21,10 @@ class StoreUnavailable(UserError):
 class UserState:
     """What is stored of one user."""
 
-    history: tuple[str, ...] = ()
-    """Title ids, oldest first, the most recent `MAX_STORED_EVENTS`."""
-    attributes: dict[str, str] = field(default_factory=dict)
-    """Known values of the sensitive attributes."""
+    history: tuple[str, ...] = ()  # title ids, oldest first, the most recent `MAX_STORED_EVENTS`
+    attributes: dict[str, str] = field(default_factory=dict)  # known values of the sensitive attributes
     territory: str | None = None
-    embedding: bytes = b""
-    """float16, little-endian; empty if there is none."""
+    embedding: bytes = b""  # float16, little-endian; empty if there is none
 
 
 class Store(Protocol):

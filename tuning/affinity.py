@@ -31,23 +31,18 @@ from mtrec_ray.training.propensity import new_propensity_run
 from mtrec_ray.tuning.clustering import Evidence
 from mtrec_ray.tuning.data import TrialCache, TrialData
 
-CHECKPOINTS = (0.01, 0.02)
-"""Fractions of a training run after which gradients are summed."""
+CHECKPOINTS = (0.01, 0.02)  # fractions of a training run after which gradients are summed
 SKETCH_WIDTH = 32
-MAX_TITLES = 1000
-"""Maximum number of titles behind expected negatives, drawn at random."""
+MAX_TITLES = 1000  # maximum number of titles behind expected negatives, drawn at random
 
 
 @dataclass(frozen=True)
 class ExpectedNegatives:
     """All titles that a row's territory offers, weighted by the probability of a draw."""
 
-    rate: float
-    """Probability that an offered title other than its positives is drawn for a row."""
-    titles: Tensor
-    """(M,) int64 ascending titles that represent all T."""
-    offered: Tensor
-    """(N, M) bool."""
+    rate: float  # probability that an offered title other than its positives is drawn for a row
+    titles: Tensor  # (M,) int64 ascending titles that represent all T
+    offered: Tensor  # (N, M) bool
 
     @staticmethod
     def of(rate: float, offer_mask: np.ndarray, generator: torch.Generator) -> "ExpectedNegatives":

@@ -25,10 +25,8 @@ SLACK = 1.5
 class Evidence:
     """What the pairs of each territory show of its taste, from two halves of the users."""
 
-    vectors: np.ndarray
-    """(2, N, E) float64: sums over each half's pairs, the mean over all pairs removed."""
-    pairs: np.ndarray
-    """(2, N) number of pairs, or positives, behind each."""
+    vectors: np.ndarray  # (2, N, E) float64: sums over each half's pairs, the mean over all pairs removed
+    pairs: np.ndarray  # (2, N) number of pairs, or positives, behind each
 
     @staticmethod
     def centred(sums: np.ndarray, pairs: np.ndarray) -> "Evidence":

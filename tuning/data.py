@@ -15,10 +15,8 @@ from mtrec_ray.streams.scored_users import ScoringChunk, by_territory, validatio
 from mtrec_ray.streams.sequences import Sequences
 from mtrec_ray.training.propensity_run import MAX_VALIDATION_USERS
 
-AUTO_DAYS = 7
-"""Default number of held-back days: a week has every weekday once."""
-NUM_SAMPLES = 2
-"""Samples whose pairs a process keeps; memory is that of each."""
+AUTO_DAYS = 7  # default number of held-back days: a week has every weekday once
+NUM_SAMPLES = 2  # samples whose pairs a process keeps; memory is that of each
 
 
 @dataclass(frozen=True)
@@ -26,14 +24,10 @@ class TrialData:
     """A sample of a lake, its training window, and the time span that trials are validated on."""
 
     lake: Lake
-    calendar: Calendar
-    """Its training window ends where validation starts."""
-    buckets: tuple[int, ...]
-    """Each is a random sample of the users."""
-    validation: tuple[datetime, datetime]
-    """[start, end)."""
-    held_back: bool
-    """True: validated on the last days of the window; False: on the days after it."""
+    calendar: Calendar  # its training window ends where validation starts
+    buckets: tuple[int, ...]  # each is a random sample of the users
+    validation: tuple[datetime, datetime]  # [start, end)
+    held_back: bool  # True: validated on the last days of the window; False: on the days after it
 
 
 def trial_data(lake: Lake, calendar: Calendar, num_buckets: int | None, validation_days: int | None) -> TrialData:

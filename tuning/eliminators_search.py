@@ -40,10 +40,8 @@ DECIDED = {
 """Keys that the search decides -> what decides them."""
 LEAKAGE, ACCURACY, RATIO = "leakage/mean", "ndcg@10/mean", "ndcg_ratio/mean"
 GOALS = {LEAKAGE: "min", ACCURACY: "max"}
-NO_FLOOR = 1e-6
-"""`optim.min_ndcg_ratio` of every trial: the search decides what accuracy is worth."""
-NUM_PERMUTATIONS = 5
-"""Trainings on permuted labels behind each trial's chance level, which no choice depends on."""
+NO_FLOOR = 1e-6  # `optim.min_ndcg_ratio` of every trial: the search decides what accuracy is worth
+NUM_PERMUTATIONS = 5  # trainings on permuted labels behind each trial's chance level, which no choice depends on
 
 
 def search_eliminators(

@@ -60,8 +60,7 @@ class PartitionMaker:
     """Makes partitions of one lake; `seed` is of random ones and the starts of clustering."""
 
     manifest: Manifest
-    discoveries: np.ndarray
-    """(N, T) in the training window, by territory and title."""
+    discoveries: np.ndarray  # (N, T) in the training window, by territory and title
     evidence: dict[str, Callable[[], Evidence]]
     """Of the kinds `taste` and `affinity`; called only for partitions of that kind."""
     seed: int = 0

@@ -21,8 +21,7 @@ from mtrec_ray.tuning.clustering import Evidence
 from mtrec_ray.tuning.data import TrialData
 from mtrec_ray.tuning.partitions import PartitionMaker
 
-SMOOTHING = 100.0
-"""Discoveries added to each territory's profile, distributed as those of all."""
+SMOOTHING = 100.0  # discoveries added to each territory's profile, distributed as those of all
 
 
 def quick_reader() -> Reader:

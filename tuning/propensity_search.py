@@ -45,10 +45,8 @@ DECIDED = {
     "optim.snapshot": "the last weights, which trials report",
 }
 """Keys that the search decides -> what decides them."""
-MOVABLE = 8
-"""Number of territories that may change groups: those with the most discoveries."""
-MIN_USERS = 10
-"""Minimum number of users to train and to validate on, as expected from the fractions."""
+MOVABLE = 8  # number of territories that may change groups: those with the most discoveries
+MIN_USERS = 10  # minimum number of users to train and to validate on, as expected from the fractions
 
 
 def search_propensity(

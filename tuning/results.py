@@ -1,9 +1,10 @@
 """What a search found, as tidy figures, as a document, and as tables for people."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from rich.console import RenderableType
 from rich.table import Table
 
@@ -11,9 +12,6 @@ from mtrec_ray.files import join
 from mtrec_ray.tuning.search import PreparedSearch
 from mtrec_ray.tuning.space import GROUPS, moves_of
 from mtrec_ray.tuning.specs import Figures
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 BEST_CONFIG = "best-config.yaml"
 DONE, STOPPED, FAILED = "done", "stopped early", "failed"
@@ -26,10 +24,8 @@ class TrialRow:
     trial_id: str
     status: str
     params: dict[str, Any]
-    figures: Figures
-    """Of the last validation."""
-    reports: list[float] = field(default_factory=list)
-    """The first goal at each validation."""
+    figures: Figures  # of the last validation
+    reports: list[float] = field(default_factory=list)  # the first goal at each validation
 
     def value(self, metric: str) -> float:
         """NaN where the trial did not report it."""
@@ -51,8 +47,7 @@ class SearchResult:
     rows: list[TrialRow]
     best: TrialRow
     notes: list[str]
-    front: list[TrialRow]
-    """Pareto-optimal trials, sorted by the first goal; the first of those with equal figures."""
+    front: list[TrialRow]  # pareto-optimal trials, sorted by the first goal; the first of those with equal figures
     fresh: list[Figures] = field(default_factory=list)
     """Figures of the best configuration, trained again with fresh seeds."""
 
@@ -64,10 +59,8 @@ class SearchResult:
         return [figures[metric]["value"] for figures in self.fresh]
 
     @property
-    def metrics(self) -> "pd.DataFrame":
+    def metrics(self) -> pd.DataFrame:
         """One row a trial and metric: trial, metric, value, low, high."""
-        import pandas as pd
-
         observations = [
             {"trial": row.trial_id, "metric": metric, **figure}
             for row in self.rows

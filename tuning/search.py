@@ -37,14 +37,10 @@ from mtrec_ray.tuning.trainable import TrialProcess
 logger = logging.getLogger(__name__)
 
 TUNE, RECORD = "tune", "search.yaml"
-VERSION = 3
-"""Format of a search's folder."""
-NUM_RANDOM = 8
-"""Trials, first ones included, before the sampler proposes by what it has learned."""
-REDUCTION_FACTOR = 2
-"""ASHA's rungs are validations 1, 2, 4, ...; a larger factor leaves hardly any."""
-RETRIES = 2
-"""Restarts of a trial whose process died: enough where machines are preempted."""
+VERSION = 3  # format of a search's folder
+NUM_RANDOM = 8  # trials, first ones included, before the sampler proposes by what it has learned
+REDUCTION_FACTOR = 2  # aSHA's rungs are validations 1, 2, 4, ...; a larger factor leaves hardly any
+RETRIES = 2  # restarts of a trial whose process died: enough where machines are preempted
 PROGRESS: ContextVar[ProgressCallback | None] = ContextVar("PROGRESS", default=None)
 """Reports ended trials; Tune's callback is pickled and cannot hold it."""
 TRIALS_AT_ONCE: ContextVar[int] = ContextVar("TRIALS_AT_ONCE")
@@ -57,15 +53,11 @@ class PreparedSearch:
 
     config: SearchConfig
     specs: TrialSpecs
-    goals: dict[str, str]
-    """Reported metric -> max or min."""
-    first: list[dict[str, Any]]
-    """Parameters to try before the sampler proposes: each partition, all else equal."""
-    notes: tuple[str, ...] = ()
-    """What a reader of the figures must know."""
+    goals: dict[str, str]  # reported metric -> max or min
+    first: list[dict[str, Any]]  # parameters to try before the sampler proposes: each partition, all else equal
+    notes: tuple[str, ...] = ()  # what a reader of the figures must know
     num_validations: int = 1
-    workers: int = 1
-    """Of each trial."""
+    workers: int = 1  # of each trial
 
     @property
     def first_goal(self) -> str:

@@ -1,9 +1,10 @@
 """`mtrec partition show`: one partition of a lake's territories, and the evidence for it."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.compute as pc
 import yaml
 from rich.console import RenderableType
@@ -22,13 +23,9 @@ from mtrec_ray.tuning.data import TrialData, first_buckets
 from mtrec_ray.tuning.partitions import NAME, PartitionSpec, groups_document
 from mtrec_ray.tuning.profiles import partition_maker, quick_reader
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 MAX_NAMES = 12
 NUM_TITLES = 3
-MIN_DEVIATIONS = 2
-"""Standard deviations above expectation from which a title is listed."""
+MIN_DEVIATIONS = 2  # standard deviations above expectation from which a title is listed
 
 
 @dataclass(frozen=True)
@@ -38,18 +35,13 @@ class PartitionResult:
     lake: Lake
     name: str
     groups: Groups
-    discoveries: np.ndarray
-    """(N, T) in the training window, by territory and title."""
-    users: np.ndarray
-    """(N,) training users."""
-    cosines: np.ndarray
-    """(N, N) of the territories' evidence."""
+    discoveries: np.ndarray  # (N, T) in the training window, by territory and title
+    users: np.ndarray  # (N,) training users
+    cosines: np.ndarray  # (N, N) of the territories' evidence
 
     @property
-    def metrics(self) -> "pd.DataFrame":
+    def metrics(self) -> pd.DataFrame:
         """One row a territory: territory, group, users, discoveries."""
-        import pandas as pd
-
         columns = {
             "territory": self.lake.territory_names(),
             "group": [self.groups.names[group] for group in self.groups.of_territory],

@@ -28,8 +28,7 @@ from mtrec_ray.tuning.partitions import PartitionSpec
 
 Distribution = FloatDistribution | IntDistribution | CategoricalDistribution
 GROUPS = "model.groups"
-MAX_CHECKED = 4096
-"""Combinations of choices that are checked before the first trial."""
+MAX_CHECKED = 4096  # combinations of choices that are checked before the first trial
 
 
 class PartitionSpace(Config):
@@ -60,12 +59,9 @@ class PartitionSpace(Config):
 class Space:
     """A checked space; `suggest` is what Optuna calls."""
 
-    distributions: dict[str, Distribution] = field(default_factory=dict)
-    """Of the settings, ranges before choices."""
-    partitions: tuple[str, ...] = ()
-    """Starting points, random ones included; empty where partitions are not searched."""
-    movable: tuple[str, ...] = ()
-    """Names of the territories that may move."""
+    distributions: dict[str, Distribution] = field(default_factory=dict)  # of the settings, ranges before choices
+    partitions: tuple[str, ...] = ()  # starting points, random ones included; empty where partitions are not searched
+    movable: tuple[str, ...] = ()  # names of the territories that may move
     moves: int = 0
 
     def parameters(self) -> dict[str, Distribution]:

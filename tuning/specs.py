@@ -15,8 +15,7 @@ from mtrec_ray.tuning.data import TrialCache
 from mtrec_ray.tuning.partitions import groups_document, with_moves
 from mtrec_ray.tuning.space import GROUPS, Space, lay_over, moves_of
 
-Figures = dict[str, dict[str, float]]
-"""Metric -> its `value`, and where it has bounds `low` and `high`."""
+Figures = dict[str, dict[str, float]]  # metric -> its `value`, and where it has bounds `low` and `high`
 
 
 @dataclass(frozen=True)
@@ -25,8 +24,7 @@ class GroupsFiles:
 
     folder: str
     territories: list[str]
-    partitions: dict[str, Groups]
-    """By the name that a trial draws."""
+    partitions: dict[str, Groups]  # by the name that a trial draws
 
     def write(self, params: dict[str, Any]) -> str:
         """URI of the file with the drawn partition after the drawn moves."""
@@ -44,16 +42,12 @@ class GroupsFiles:
 class TrialSpecs:
     """Makes the trial of drawn parameters. Plain data: it travels to every trial."""
 
-    trial: str
-    """The trial's class, as `module:Class` below mtrec_ray.tuning."""
+    trial: str  # the trial's class, as `module:Class` below mtrec_ray.tuning
     model: type[Config]
     space: Space
-    base: dict[str, Any]
-    """Settings that all trials and the final training share."""
-    trial_overrides: dict[str, Any]
-    """Dotted settings of trials alone: the final training must not have them."""
-    data: dict[str, Any]
-    """Further arguments of the trial's class."""
+    base: dict[str, Any]  # settings that all trials and the final training share
+    trial_overrides: dict[str, Any]  # dotted settings of trials alone: the final training must not have them
+    data: dict[str, Any]  # further arguments of the trial's class
     groups_files: GroupsFiles | None = None
 
     def settings(self, params: dict[str, Any]) -> dict[str, Any]:

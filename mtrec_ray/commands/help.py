@@ -9,10 +9,8 @@ import click
 
 from mtrec_ray.config import Config, Setting
 
-MAX_DEFAULT = 24
-"""Characters of a default that stand beside its key; longer ones follow the meaning."""
-MAX_VALUES = 32
-"""Characters of choices that stand in one piece."""
+MAX_DEFAULT = 24  # characters of a default that stand beside its key; longer ones follow the meaning
+MAX_VALUES = 32  # characters of choices that stand in one piece
 HOW_TO_SET = "Settings: --set KEY=VALUE, or a YAML file with --config"
 
 Rows = list[tuple[str, str]]

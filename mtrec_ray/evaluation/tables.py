@@ -6,17 +6,15 @@ in percent over the first variant.
 
 from collections.abc import Iterator, Mapping
 from math import isnan
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from mtrec_ray.evaluation.popularity_bias import BIAS_METRICS
 from mtrec_ray.evaluation.report import POOLED, EvaluationReport
 from mtrec_ray.evaluation.state import COUNTS, PR_AUC_BOUNDS
 from mtrec_ray.files import finite, join, write_file
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 AVERAGE = "average"  # the mean over days
 GAIN = "_gain"  # ending of a relative gain over the first variant, in percent
@@ -30,10 +28,8 @@ TABLE_KEYS = {
 """Columns that identify a row, in the order in which the JSON document nests them."""
 
 
-def evaluation_tables(report: EvaluationReport) -> "dict[str, pd.DataFrame]":
+def evaluation_tables(report: EvaluationReport) -> dict[str, pd.DataFrame]:
     """All tables by name, those with rows."""
-    import pandas as pd
-
     metrics = [f"pr_auc{GAIN}", *(name for name in report.metric_names if name not in BIAS_METRICS)]
     rows = {
         "territory_metrics": _metric_rows(report, "territory", metrics),
@@ -88,7 +84,7 @@ def _count_rows(report: EvaluationReport) -> Iterator[dict[str, Any]]:
                 yield {"cohort": cohort, "day": str(day)} | dict(zip(columns, row, strict=True))
 
 
-def evaluation_document(tables: "Mapping[str, pd.DataFrame]") -> dict[str, Any]:
+def evaluation_document(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """Each table's rows nested by its `TABLE_KEYS`; fields without a value are left out."""
     document: dict[str, Any] = {}
     for name, table in tables.items():
@@ -102,7 +98,7 @@ def evaluation_document(tables: "Mapping[str, pd.DataFrame]") -> dict[str, Any]:
     return document
 
 
-def write_csv_files(folder: str, tables: "Mapping[str, pd.DataFrame]") -> None:
+def write_csv_files(folder: str, tables: Mapping[str, pd.DataFrame]) -> None:
     """Write each table to `<name>.csv`, each atomically."""
     for name, table in tables.items():
         write_file(join(folder, f"{name}.csv"), table.to_csv(index=False).encode())

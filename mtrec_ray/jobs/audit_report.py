@@ -6,9 +6,10 @@ A combination is named `gender+age`, `none` is the backbone; those of compared r
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -23,9 +24,6 @@ from mtrec_ray.evaluation.terminal import numbers_table
 from mtrec_ray.files import finite, join, write_json
 from mtrec_ray.streams.held_out import HeldOutUsers
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, eliminators_hash
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 AUDIT_FILE, AUDIT_VERSION = "audit.json", 1
 INPUTS = {"vectors": "user vectors", "lists": "top-10 lists"}
@@ -103,10 +101,8 @@ class Audit:
         return found
 
     @cached_property
-    def csv_tables(self) -> "dict[str, pd.DataFrame]":
+    def csv_tables(self) -> dict[str, pd.DataFrame]:
         """Tables by file name."""
-        import pandas as pd
-
         rows = {
             "audit_leakage": self._leakage_rows(),
             "audit_attackers": self._attacker_rows(),
@@ -117,7 +113,7 @@ class Audit:
         return {name: table for name, table in tables.items() if len(table)}
 
     @property
-    def metrics(self) -> "pd.DataFrame":
+    def metrics(self) -> pd.DataFrame:
         """The content of audit_leakage.csv."""
         return self.csv_tables["audit_leakage"]
 

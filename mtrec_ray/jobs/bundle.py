@@ -6,9 +6,10 @@ import json
 import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import safetensors.torch
@@ -56,9 +57,6 @@ from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
 from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot
 from mtrec_ray.training.record import load_plan
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 NUM_POPULAR = 1000
 
 logger = logging.getLogger(__name__)
@@ -71,10 +69,8 @@ class BundleResult:
     bundle: Bundle
 
     @property
-    def metrics(self) -> "pd.DataFrame":
+    def metrics(self) -> pd.DataFrame:
         """Accuracy of each combination, as its audit measured it."""
-        import pandas as pd
-
         found = [(name, m, one) for name, of in self.bundle.manifest.metrics.items() for m, one in of.items()]
         return pd.DataFrame({"combination": name, "metric": metric, **one.model_dump()} for name, metric, one in found)
 

@@ -1,8 +1,9 @@
 """`mtrec pairs show`: who would be trained on, and with how many pairs (paper A, table 1)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 from rich.console import RenderableType
 
 from mtrec_ray.console import ProgressCallback
@@ -11,9 +12,6 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.config import PairsConfig
 from mtrec_ray.streams.plan import PairPlan, make_plan
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -24,10 +22,8 @@ class PairsSummary:
     plan: PairPlan
 
     @property
-    def metrics(self) -> "pd.DataFrame":
+    def metrics(self) -> pd.DataFrame:
         """One row per territory; negatives are expected numbers."""
-        import pandas as pd
-
         plan, period = self.plan, self.plan.periods[0]
         counts = {
             "users": plan.users,

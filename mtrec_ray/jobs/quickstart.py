@@ -10,8 +10,9 @@ A stopped quickstart resumes: steps 1 to 3, 5 and 6 are skipped once they are do
 
 from dataclasses import dataclass
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 from rich.console import RenderableType
 
 from mtrec_ray.console import JobResult, ProgressCallback, stderr_console
@@ -32,9 +33,6 @@ from mtrec_ray.training.eliminators import make_packs, train_eliminators
 from mtrec_ray.training.fit import check_resources
 from mtrec_ray.training.propensity import new_propensity_run, train_propensity
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 VERSION = 2  # of quickstart.json
 
 
@@ -46,10 +44,8 @@ class QuickstartResult:
     bundle: str | None = None  # URI
 
     @property
-    def metrics(self) -> "pd.DataFrame":
+    def metrics(self) -> pd.DataFrame:
         """Rows of the evaluation and of the audit, with column `job`."""
-        import pandas as pd
-
         return pd.concat([part.metrics.assign(job=name) for name, part in self.parts.items()], ignore_index=True)
 
     def document(self) -> dict[str, Any]:

@@ -9,9 +9,10 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 from rich.console import RenderableType
 
@@ -21,9 +22,6 @@ from mtrec_ray.evaluation.tables import evaluation_document, evaluation_tables, 
 from mtrec_ray.evaluation.terminal import gain_rich_table, metric_rich_table, title_rich_table
 from mtrec_ray.files import join, write_file, write_json
 from mtrec_ray.training.propensity_run import PropensityRecord
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 EVALUATION_FILE, EVALUATION_VERSION = "metrics.json", 1
 NUM_PLOTS, NUM_BARS = 4, 40
@@ -38,12 +36,12 @@ class PropensityEvaluation:
     with_candidates: bool  # the lake fixes the titles to rank, so NDCG@10 compares with published results
 
     @cached_property
-    def csv_tables(self) -> "dict[str, pd.DataFrame]":
+    def csv_tables(self) -> dict[str, pd.DataFrame]:
         """Tables by file name, see `evaluation.tables`."""
         return evaluation_tables(self.report)
 
     @property
-    def metrics(self) -> "pd.DataFrame":
+    def metrics(self) -> pd.DataFrame:
         """The content of territory_metrics.csv."""
         return self.csv_tables["territory_metrics"]
 

@@ -7,8 +7,9 @@ from functools import cached_property
 from itertools import chain
 from operator import itemgetter
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import pandas as pd
 import pyarrow.fs as pafs
 from pydantic import BaseModel, ValidationError
 from rich.box import SIMPLE_HEAD
@@ -21,9 +22,6 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, parent, read_json, resolve
 from mtrec_ray.identity import flatten
 from mtrec_ray.tracking.metrics_file import KEYS, read_metrics
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 COLUMNS = ("name", "kind", "status", "step", "last metric", "from", "seed", "metrics")
 MAIN_METRICS = ("val/pr_auc/weighted", "val/ndcg", "train/loss")
@@ -81,7 +79,7 @@ class RunView:
         return found
 
     @property
-    def metrics(self) -> "pd.DataFrame":
+    def metrics(self) -> pd.DataFrame:
         """All metrics: columns run, metric, step, value."""
         return _metric_rows((self.name, metric, *point) for metric, points in self.series.items() for point in points)
 
@@ -147,7 +145,7 @@ class RunList:
     skipped: list[str]
 
     @property
-    def metrics(self) -> "pd.DataFrame":
+    def metrics(self) -> pd.DataFrame:
         """The last value of each metric: columns run, metric, step, value."""
         return _metric_rows((run.name, metric, *of[-1]) for run in self.runs for metric, of in run.series.items())
 
@@ -181,9 +179,7 @@ def show_run(config: ShowRunConfig, progress: ProgressCallback | None = None) ->
     return RunView(config.run if "/" in config.run else join(config.runs, config.run))
 
 
-def _metric_rows(rows: Iterable[tuple[str, str, int, float]]) -> "pd.DataFrame":
-    import pandas as pd
-
+def _metric_rows(rows: Iterable[tuple[str, str, int, float]]) -> pd.DataFrame:
     return pd.DataFrame(list(rows), columns=["run", "metric", "step", "value"])
 
 

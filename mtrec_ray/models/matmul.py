@@ -3,8 +3,7 @@
 import torch
 from torch import Tensor
 
-DType = torch.dtype | None
-"""Type that the inputs of matrix products are rounded to; None rounds nothing."""
+DType = torch.dtype | None  # type that the inputs of matrix products are rounded to; None rounds nothing
 
 
 def matmul(a: Tensor, b: Tensor, compute_dtype: DType = None, *, out: Tensor | None = None) -> Tensor:

@@ -6,12 +6,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-MAX_WAITING = 10_000
-"""Rows that wait for a target; beyond that the oldest are dropped."""
-RETRY_S = 5.0
-"""Pause after an error."""
-CLOSE_TIMEOUT_S = 30.0
-"""Longest wait for a target at the end of training."""
+MAX_WAITING = 10_000  # rows that wait for a target; beyond that the oldest are dropped
+RETRY_S = 5.0  # pause after an error
+CLOSE_TIMEOUT_S = 30.0  # longest wait for a target at the end of training
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,7 @@ from typing import Any
 from mtrec_ray.files import finite, join, read_file, write_file
 
 METRICS_FILE = "metrics.jsonl"
-KEYS = ("step", "seconds", "time")
-"""Keys of each line; all others are figures."""
+KEYS = ("step", "seconds", "time")  # keys of each line; all others are figures
 
 
 def read_metrics(uri: str) -> list[dict[str, Any]]:

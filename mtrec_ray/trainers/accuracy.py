@@ -9,8 +9,7 @@ from torch import Tensor
 from mtrec_ray.evaluation.next_title import NextTitleMetrics, next_title_metrics, sample_negatives
 from mtrec_ray.streams.held_out import HeldOutUsers
 
-NEGATIVES_SEED = 0
-"""The sampled negatives are the same for every model and run."""
+NEGATIVES_SEED = 0  # the sampled negatives are the same for every model and run
 
 
 def held_out_metrics(users: HeldOutUsers, user_vectors: Tensor, title_vectors: Tensor) -> NextTitleMetrics:

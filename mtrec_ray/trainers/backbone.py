@@ -20,12 +20,9 @@ from mtrec_ray.trainers.trainer import Device, RunningMean, Trainer, Weights
 from mtrec_ray.trainers.workers import Workers, seed_step
 
 WEIGHTS = "backbone.safetensors"
-MASK_FRACTION = 0.3
-"""Fraction of a crop's events that bert4rec has to predict."""
-AVERAGING = 0.995
-"""Decay of the weights' running mean, which is validated and kept; +0.010 NDCG@10 on MovieLens-100K."""
-PATIENCE = 5
-"""Validations without a better NDCG@10 before the run stops."""
+MASK_FRACTION = 0.3  # fraction of a crop's events that bert4rec has to predict
+AVERAGING = 0.995  # decay of the weights' running mean, which is validated and kept; +0.010 NDCG@10 on MovieLens-100K
+PATIENCE = 5  # validations without a better NDCG@10 before the run stops
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,7 @@ class BackboneData:
 
     num_titles: int
     schedule: Schedule
-    users: HeldOutUsers
-    """This worker's part of the users whose validation event is predicted."""
+    users: HeldOutUsers  # this worker's part of the users whose validation event is predicted
 
 
 class BackboneTrainer(Trainer[SequenceBatch]):

@@ -35,16 +35,12 @@ from mtrec_ray.trainers.trainer import Device, RunningMean, Trainer, Weights
 from mtrec_ray.trainers.workers import Workers, seed_step
 
 WEIGHTS = "eliminators.safetensors"
-PREFIXES_PER_USER = 8
-"""Histories of each user that the transport is fitted to."""
-NUM_NEGATIVES = 16
-"""Negatives drawn per batch."""
+PREFIXES_PER_USER = 8  # histories of each user that the transport is fitted to
+NUM_NEGATIVES = 16  # negatives drawn per batch
 DISCRIMINATOR_STEPS, ADVERSARY_COLUMNS = 1, 2
 """Attack AUC on MovieLens-100K 0.542; 3 steps 0.545; 1 or 8 columns 0.540, 0.542."""
-DISCRIMINATOR_WIDTH, DISCRIMINATOR_LR = 64, 1e-3
-"""Hidden width of a discriminator, and RMSprop's learning rate of all."""
-L2 = 1e-6
-"""L2 penalty of both optimizers (paper B)."""
+DISCRIMINATOR_WIDTH, DISCRIMINATOR_LR = 64, 1e-3  # hidden width of a discriminator, and RMSprop's learning rate of all
+L2 = 1e-6  # L2 penalty of both optimizers (paper B)
 
 Figures = dict[str, dict[str, float]]
 """Combination -> its `ndcg` on the validation event, `ndcg_floor`, `strength`, `strength_confirmed`, and `step`."""
@@ -55,15 +51,11 @@ class EliminatorData:
     """Inputs of a pack's training, beside its batches."""
 
     backbone: SequentialBackbone
-    attributes: dict[str, list[str]]
-    """Sensitive attributes with their values, in the lake's order."""
-    value_counts: list[list[int]]
-    """Users of the train split with each value, for each attribute."""
+    attributes: dict[str, list[str]]  # sensitive attributes with their values, in the lake's order
+    value_counts: list[list[int]]  # users of the train split with each value, for each attribute
     schedule: Schedule
-    users: HeldOutUsers
-    """This worker's part of the train split's users whose validation event is predicted."""
-    prefixes: Prefixes
-    """This worker's part of the histories that the transport is fitted to."""
+    users: HeldOutUsers  # this worker's part of the train split's users whose validation event is predicted
+    prefixes: Prefixes  # this worker's part of the histories that the transport is fitted to
 
     @property
     def sizes(self) -> dict[str, int]:

@@ -12,8 +12,7 @@ from mtrec_ray.evaluation.audit_metrics import macro_auc
 from mtrec_ray.hashing import mix
 
 FOLDS = 5
-RIDGES = np.logspace(-3, 2, 6)
-"""Penalties tried, per user and per mean variance of the vectors."""
+RIDGES = np.logspace(-3, 2, 6)  # penalties tried, per user and per mean variance of the vectors
 
 
 def probe_leakage(vectors: Tensor, values: Tensor, keys: np.ndarray, num_values: Mapping[str, int]) -> dict[str, float]:

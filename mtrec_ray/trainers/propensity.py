@@ -22,8 +22,7 @@ from mtrec_ray.trainers.propensity_validation import PropensityScorer, evaluate_
 from mtrec_ray.trainers.trainer import Device, RunningMean, Trainer, Weights
 from mtrec_ray.trainers.workers import Workers
 
-BEST_METRIC = "val/pr_auc/weighted"
-"""Decides which weights of a period are the best."""
+BEST_METRIC = "val/pr_auc/weighted"  # decides which weights of a period are the best
 
 
 @dataclass(frozen=True)
@@ -34,17 +33,13 @@ class PropensityData:
     learning_rates: tuple[float, float, float]
     """Learning rates at the start of each period: (towers, block matrices, block vectors)."""
     group_of_territory: list[int]
-    titles: np.ndarray
-    """(titles, title_width) float16 embeddings."""
+    titles: np.ndarray  # (titles, title_width) float16 embeddings
     schedule: Schedule
-    days: tuple[int, ...]
-    """Evaluation day of each period, 0 for the training window."""
-    validate_at: frozenset[int] = frozenset()
-    """Numbers of finished steps after which validation users are scored."""
+    days: tuple[int, ...]  # evaluation day of each period, 0 for the training window
+    validate_at: frozenset[int] = frozenset()  # numbers of finished steps after which validation users are scored
     validation_users: Callable[[int], Sequence[ScoringChunk]] = field(default=lambda period: ())
     """Period -> this worker's validation users on the days after it."""
-    num_bootstrap: int = 0
-    """Replicates behind the intervals of validation figures."""
+    num_bootstrap: int = 0  # replicates behind the intervals of validation figures
 
 
 class PropensityTrainer(Trainer[StepRows]):
@@ -68,8 +63,7 @@ class PropensityTrainer(Trainer[StepRows]):
         self.compute_dtype = torch.bfloat16 if self.device.type == "cuda" else None
         best = self.model.state_dict() if config.optim.snapshot == "best" else {}
         self.best_weights = {name: tensor.clone() for name, tensor in best.items()}
-        self.best_figures: dict[str, float] = {}
-        """Figures of `best_weights`; empty before a period's first validation."""
+        self.best_figures: dict[str, float] = {}  # figures of `best_weights`; empty before a period's first validation
 
     def train_step(self, batch: StepRows) -> Tensor:
         falls = self.config.optim.decay == "linear"

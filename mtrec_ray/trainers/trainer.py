@@ -14,8 +14,7 @@ from mtrec_ray.models.training_state import Part, collect_state, restore_state
 from mtrec_ray.process import prepare_process
 from mtrec_ray.trainers.workers import Workers
 
-CHECK_CLOCK_EVERY = 10
-"""Steps between two readings of the checkpoint clock, which all workers take together."""
+CHECK_CLOCK_EVERY = 10  # steps between two readings of the checkpoint clock, which all workers take together
 
 Batch = TypeVar("Batch")
 Device = torch.device | str
@@ -26,8 +25,7 @@ class TrainerState:
     """All that a trainer needs to resume to the same result."""
 
     tensors: dict[str, Tensor]
-    plain: dict[str, Any]
-    """The next step, the losses so far, the best validation."""
+    plain: dict[str, Any]  # the next step, the losses so far, the best validation
 
 
 @dataclass(frozen=True)

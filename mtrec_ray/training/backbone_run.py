@@ -35,8 +35,7 @@ class BackboneRecord(Record):
 
     kind: Literal["backbone"] = "backbone"
     config: BackboneConfig
-    attributes: dict[str, list[str]]
-    """The lake's sensitive attributes with their values."""
+    attributes: dict[str, list[str]]  # the lake's sensitive attributes with their values
     num_titles: int
 
     figures_of: ClassVar[str] = "event"

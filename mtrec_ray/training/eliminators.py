@@ -21,8 +21,7 @@ from mtrec_ray.training.fit import POLL_S, check_resources, fit, in_background, 
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 2
-"""Times a pack is started before the others finish without it."""
+ATTEMPTS = 2  # times a pack is started before the others finish without it
 
 
 class PacksFailed(RuntimeError):

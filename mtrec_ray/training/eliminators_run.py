@@ -37,8 +37,7 @@ from mtrec_ray.training.weights import load_figures, load_weights, read_weights
 
 logger = logging.getLogger(__name__)
 
-MIN_AUDIT_USERS = 25
-"""Users with a known value that five folds of attackers need."""
+MIN_AUDIT_USERS = 25  # users with a known value that five folds of attackers need
 FIGURES = {
     "ndcg": ("NDCG@10, validation event", ".4f"),
     "ndcg_floor": ("NDCG floor", ".4f"),
@@ -54,11 +53,9 @@ class EliminatorsRecord(Record):
 
     kind: Literal["eliminators"] = "eliminators"
     config: EliminatorsConfig
-    backbone_hash: str
-    """SHA-256 of the backbone's weights."""
+    backbone_hash: str  # SHA-256 of the backbone's weights
     attributes: dict[str, list[str]]
-    packs: dict[str, list[Combination]]
-    """Name of each job -> the combinations it trains."""
+    packs: dict[str, list[Combination]]  # name of each job -> the combinations it trains
 
     figures_of: ClassVar[str] = "combination"
 

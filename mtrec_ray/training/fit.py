@@ -20,8 +20,7 @@ from mtrec_ray.training.loop import train_loop_per_worker
 from mtrec_ray.training.record import Record
 
 POLL_S = 1.0
-MAX_FAILURES = 3
-"""Restarts from the last checkpoint before a run fails."""
+MAX_FAILURES = 3  # restarts from the last checkpoint before a run fails
 Result = TypeVar("Result")
 
 logger = logging.getLogger(__name__)

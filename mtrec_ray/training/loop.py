@@ -14,8 +14,7 @@ from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.record import Record
 from mtrec_ray.training.weights import load_checkpoint, save_checkpoint, save_weights
 
-LOG_POINTS = 200
-"""Lines of training figures in `metrics.jsonl`, evenly over a run's steps."""
+LOG_POINTS = 200  # lines of training figures in `metrics.jsonl`, evenly over a run's steps
 
 
 def train_loop_per_worker(settings: dict[str, Any]) -> None:

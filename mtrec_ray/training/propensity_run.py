@@ -33,8 +33,7 @@ from mtrec_ray.training.record import Record, Training, load_plan
 from mtrec_ray.training.weights import load_figures, load_weights, read_weights
 
 MAX_VALIDATION_USERS = 10_000
-NUM_BOOTSTRAP = 50
-"""Replicates behind the intervals of validation figures."""
+NUM_BOOTSTRAP = 50  # replicates behind the intervals of validation figures
 
 
 class PropensityRecord(Record):
@@ -43,8 +42,7 @@ class PropensityRecord(Record):
     kind: Literal["propensity"] = "propensity"
     config: PropensityConfig
     groups: Groups
-    model: dict[str, Any]
-    """Fields of `TwoTowerConfig`."""
+    model: dict[str, Any]  # fields of `TwoTowerConfig`
     learning_rates: tuple[float, float, float]
     """Learning rates at the start of each period: (towers, block matrices, block vectors)."""
 

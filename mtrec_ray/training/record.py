@@ -1,8 +1,9 @@
 """What every run has: `run.json`, `plan.json`, and how a worker trains it."""
 
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeVar
+from typing import Any, ClassVar, Literal, Self, TypeVar
 
+import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import RenderableType
@@ -17,9 +18,6 @@ from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.tracking.config import check_tracking
 from mtrec_ray.trainers.trainer import Trainer
 from mtrec_ray.trainers.workers import Workers
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 RUN, PLAN = "run.json", "plan.json"
 VERSION = 2
@@ -38,13 +36,10 @@ class Record(BaseModel):
     status: Literal["training", "done"]
     config: Any
     lake_hash: str
-    num_steps: int = 0
-    """Steps of one training, unless early stopping ends it before; 0 before they are planned."""
-    figures: dict[str, dict[str, Any]] = {}
-    """Figures of the finished run: snapshot or combination -> name -> value."""
+    num_steps: int = 0  # steps of one training, unless early stopping ends it before; 0 before they are planned
+    figures: dict[str, dict[str, Any]] = {}  # figures of the finished run: snapshot or combination -> name -> value
 
-    figures_of: ClassVar[str] = "of"
-    """What the keys of `figures` are: a column of `metrics`."""
+    figures_of: ClassVar[str] = "of"  # what the keys of `figures` are: a column of `metrics`
 
     @property
     def uri(self) -> str:
@@ -52,10 +47,8 @@ class Record(BaseModel):
         return join(self.config.runs, self.config.name)
 
     @property
-    def metrics(self) -> "pd.DataFrame":
+    def metrics(self) -> pd.DataFrame:
         """Tidy figures of the finished run: one row a value."""
-        import pandas as pd
-
         found = [(key, name, value) for key, values in self.figures.items() for name, value in values.items()]
         rows = [(self.config.name, *row) for row in found]
         return pd.DataFrame(rows, columns=["run", self.figures_of, "metric", "value"])

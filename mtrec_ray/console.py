@@ -4,13 +4,14 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any, Protocol
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -90,6 +91,14 @@ def _progress_lines() -> ProgressCallback:
         print(f"{datetime.now():%H:%M:%S} {stage}: {', '.join(filter(None, parts))}", file=sys.stderr, flush=True)
 
     return show
+
+
+def facts_table(title: str, facts: Mapping[str, object]) -> Table:
+    """A row for each fact: floats to five digits, integers with commas, all else as text."""
+    table = Table(title=title, show_header=False)
+    for name, value in facts.items():
+        table.add_row(name, format(value, {float: ".5g", int: ","}.get(type(value), "")))
+    return table
 
 
 def print_result(document: dict[str, Any], tables: list[RenderableType], as_json: bool) -> None:

@@ -7,7 +7,7 @@ import pytest
 from rich.table import Table
 
 from mtrec_ray import console
-from mtrec_ray.console import print_result, progress_bars
+from mtrec_ray.console import facts_table, print_result, progress_bars
 
 
 class Clock:
@@ -40,6 +40,13 @@ def test_names_are_printed_without_markup(capsys, name):
     table.add_row(name)
     print_result({}, [table], as_json=False)
     assert capsys.readouterr().out.count(name) == 4  # title, head, cell, caption
+
+
+def test_facts_are_shown_by_their_type(capsys):
+    facts = {"steps": 12345, "val/ndcg": 0.123456789, "kind": "mtl", "whole": True, "loss": None}
+    print_result({}, [facts_table("Run", facts)], as_json=False)
+    shown = [line.split("│")[2].strip() for line in capsys.readouterr().out.splitlines() if "│" in line]
+    assert shown == ["12,345", "0.12346", "mtl", "True", "None"]
 
 
 def test_json_has_null_for_nan(capsys):

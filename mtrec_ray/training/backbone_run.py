@@ -13,9 +13,8 @@ from typing import ClassVar, Literal
 
 import torch
 from rich.console import RenderableType
-from rich.table import Table
 
-from mtrec_ray.console import ProgressCallback
+from mtrec_ray.console import ProgressCallback, facts_table
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
@@ -73,12 +72,8 @@ class BackboneRecord(Record):
 
     def tables(self) -> list[RenderableType]:
         """The run and its validation figures."""
-        table = Table(title=f"Run {self.uri}", show_header=False)
-        table.add_row("kind", self.config.model.kind)
-        for figures in self.figures.values():
-            for name, value in figures.items():
-                table.add_row(name, f"{value:.5g}")
-        return [table]
+        figures = {name: value for values in self.figures.values() for name, value in values.items()}
+        return [facts_table(f"Run {self.uri}", {"kind": self.config.model.kind} | figures)]
 
 
 def backbone_hash(record: BackboneRecord) -> str:

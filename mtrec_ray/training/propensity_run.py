@@ -13,9 +13,8 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from rich.console import RenderableType
-from rich.table import Table
 
-from mtrec_ray.console import ProgressCallback
+from mtrec_ray.console import ProgressCallback, facts_table
 from mtrec_ray.files import join
 from mtrec_ray.identity import Identity
 from mtrec_ray.lake.manifest import Lake
@@ -107,15 +106,13 @@ class PropensityRecord(Record):
 
     def tables(self) -> list[RenderableType]:
         """The run and the figures of its snapshots."""
-        table, config = Table(title=f"Run {self.uri}", show_header=False), self.config
+        config = self.config
         groups = f"{len(self.groups.names)} ({config.model.group_block})" if config.kind == "mtl" else "none"
-        facts = {"model": config.kind, "groups": groups, "steps": f"{self.num_steps:,}"}
+        facts: dict[str, object] = {"model": config.kind, "groups": groups, "steps": self.num_steps}
         for snapshot, figures in self.figures.items():
             shown = {name: value for name, value in figures.items() if not name.endswith(("_low", "_high"))}
-            facts |= {f"{snapshot} {name}": f"{value:.5g}" for name, value in shown.items()}
-        for name, value in facts.items():
-            table.add_row(name, value)
-        return [table]
+            facts |= {f"{snapshot} {name}": value for name, value in shown.items()}
+        return [facts_table(f"Run {self.uri}", facts)]
 
 
 def snapshot_uri(uri: str, day: int) -> str:

@@ -94,7 +94,7 @@ def test_the_lake_knows_no_single_source():
 
 
 def test_of_tuning_what_computes_names_no_ray():
-    computing = ("clustering", "partitions", "profiles", "affinity", "space", "propensity_trial", "specs")
+    computing = ("clustering", "partitions", "affinity", "space", "propensity_trial")
     for name in computing:
         assert not any(n.split(".")[0] == "ray" for n in modules_imported(PACKAGE / "tuning" / f"{name}.py")), name
 

@@ -1,13 +1,11 @@
 """Gradient affinity: which territories pull the shared towers in the same direction.
 
-After TAG (Fifty et al. 2021) and Grad-TAG (Li et al. 2024): tasks whose gradients on shared parameters agree should
-share more. Here it is the gradient of each territory's loss with respect to the user tower's last layer, projected:
+After TAG (Fifty et al. 2021) and Grad-TAG (Li et al. 2024): the projected gradient of the user tower's last layer,
 
     S_t = sum over pairs p of t of delta_p (A' v_p) (B' (h_p - mean h))',   delta = propensity - label
 
-with v the title vectors, h the user tower's hidden activations, A and B random (d, k). Negatives are not drawn: their
-expectation is a product of users with titles. Centring h removes how popular titles are in a territory (adjusted Rand
-index of planted groups 1.0, without it 0.3 to 0.8). In runs of 100 steps or less use `taste`.
+v are title vectors, h hidden activations of the user tower, A and B random (d, k). Negatives are expected, not drawn.
+Centring h removes how popular titles are (adjusted Rand index of planted groups 1.0, without it 0.3 to 0.8).
 
 Legend: `N` territories, `T` titles, `M` of them behind expected negatives, `U` users, `P` pairs, `k` sketch width.
 """

@@ -1,14 +1,11 @@
 """Balanced clustering of territories by what they gain from sharing.
 
-Legend: `N` territories, `G` groups, `E` numbers of an evidence vector.
-
-A territory's evidence s_t is a sum over its pairs (such as its gradient), n_t their number. A group c that gets
-parameters of its own gains, to first order, |sum of its s_t|^2 / sum of its n_t. Without the products of a territory
-with itself, which are mostly noise, this is
+A territory's evidence s_t is a sum over its n_t pairs, such as its gradient. Groups c with own parameters gain, to
+first order and without the products of a territory with itself, which are mostly noise,
 
     J = sum over groups of (sum over t != u in c of <s_t, s_u>) / (sum over t in c of n_t)
 
-Moves and swaps from random starts maximise it (Kernighan-Lin), with `SLACK` times the mean group size at most.
+Moves and swaps from random starts maximise it (Kernighan-Lin). Legend: `N` territories, `G` groups, `E` numbers.
 """
 
 import math
@@ -18,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 NUM_STARTS = 10
-SLACK = 1.5
+SLACK = 1.5  # largest group, in mean group sizes
 
 
 @dataclass(frozen=True)
@@ -74,10 +71,7 @@ def gain(products: np.ndarray, pairs: np.ndarray, group: np.ndarray) -> float:
 def balanced_clusters(
     products: np.ndarray, pairs: np.ndarray, num_groups: int, seed: int = 0, num_starts: int = NUM_STARTS
 ) -> np.ndarray:
-    """(N,) at most N groups with the largest J of all starts, by their first territory.
-
-    `products` (N, N) as from `Evidence.products`, `pairs` (N,).
-    """
+    """(N,) groups with the largest J of all starts; (N, N) products, (N,) pairs."""
     rng, size = np.random.default_rng(seed), len(pairs)
     capacity = math.ceil(SLACK * size / num_groups)
     best, best_gain = np.zeros(size, dtype=np.int64), -np.inf

@@ -29,10 +29,10 @@ from mtrec_ray.config import Config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.files import exists, join, read_json, write_file, write_json
 from mtrec_ray.trainers.workers import Workers
-from mtrec_ray.tuning.data import TrialCache
+from mtrec_ray.tuning.data import Figures, TrialCache
 from mtrec_ray.tuning.results import BEST_CONFIG, DONE, FAILED, STOPPED, SearchResult, TrialRow
-from mtrec_ray.tuning.search import RETRIES, VERSION, PreparedSearch, run_trials, trials_at_once
-from mtrec_ray.tuning.specs import Figures, TrialSpecs
+from mtrec_ray.tuning.search import RETRIES, VERSION, PreparedSearch, reported, run_trials, trials_at_once
+from mtrec_ray.tuning.space import TrialSpecs
 
 FRESH_SEEDS = "fresh-seeds.json"
 FIRST_FRESH_SEED = 1_000
@@ -44,8 +44,7 @@ svg{{max-width:100%;height:auto}}</style>
 {body}
 </body></html>
 """
-Choose = Callable[[list[TrialRow]], tuple[TrialRow, list[str]]]
-"""Complete trials -> the best of them, and notes on the choice."""
+Choose = Callable[[list[TrialRow]], tuple[TrialRow, list[str]]]  # complete trials -> the best, notes on the choice
 
 
 def run_search(
@@ -53,18 +52,14 @@ def run_search(
 ) -> SearchResult:
     """Run all trials, choose the best, train it with fresh seeds, and write the result files.
 
-    `choose`: None chooses the best by the only goal.
-
-    Raises:
-        RuntimeError: no trial came to its end with a figure.
+    `choose`: None chooses the best by the only goal. RuntimeError if no trial came to its end with a figure.
     """
     uri, goal, grid = prepared.config.uri, prepared.first_goal, run_trials(prepared, resume, progress)
     rows = [_row(result, prepared) for result in grid]
     study = study_of(rows, prepared)
     complete = [rows[trial.user_attrs["row"]] for trial in study.get_trials(states=(TrialState.COMPLETE,))]
     if not complete:
-        errors = [(str(error).strip() or type(error).__name__).splitlines()[-1] for error in grid.errors]
-        reason = [*errors, "none"][0]
+        reason = next(((str(e).strip() or type(e).__name__).splitlines()[-1] for e in grid.errors), "none")
         raise RuntimeError(f"none of {len(rows)} trials came to its end with a figure; first error: {reason}")
     of_values = {tuple(trial.values): rows[trial.user_attrs["row"]] for trial in reversed(study.best_trials)}
     front = sorted(of_values.values(), key=lambda row: row.value(goal), reverse=prepared.goals[goal] == "min")
@@ -132,10 +127,7 @@ def study_of(rows: list[TrialRow], prepared: PreparedSearch) -> optuna.Study:
 
 
 def plots_page(study: optuna.Study, metrics: list[str]) -> str:
-    """One HTML page of plots that loads nothing.
-
-    A sentence replaces a plot for which the trials are too few or too similar.
-    """
+    """One HTML page of plots that loads nothing; a sentence replaces a plot of too few trials."""
     plots: dict[str, Callable[..., Any]]
     if len(metrics) == 1:
         plots = {
@@ -183,5 +175,5 @@ def _row(result: Any, prepared: PreparedSearch) -> TrialRow:
         status=FAILED if result.error else DONE if ended else STOPPED,
         params=dict(result.config or {}),
         figures=figures,
-        reports=history[f"figures/{prepared.first_goal}/value"].tolist() if figures else [],
+        reports=history[reported(prepared.first_goal)].tolist() if figures else [],
     )

@@ -1,4 +1,4 @@
-"""What a trial reads: a sample of buckets, and validation users that no test reads."""
+"""What trials have in common: a sample of buckets, validation users that no test reads, and their cache."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +15,7 @@ from mtrec_ray.streams.scored_users import ScoringChunk, by_territory, validatio
 from mtrec_ray.streams.sequences import Sequences
 from mtrec_ray.training.propensity_run import MAX_VALIDATION_USERS
 
+Figures = dict[str, dict[str, float]]  # metric -> its `value`, and where it has bounds `low` and `high`
 AUTO_DAYS = 7  # default number of held-back days: a week has every weekday once
 NUM_SAMPLES = 2  # samples whose pairs a process keeps; memory is that of each
 
@@ -31,11 +32,7 @@ class TrialData:
 
 
 def trial_data(lake: Lake, calendar: Calendar, num_buckets: int | None, validation_days: int | None) -> TrialData:
-    """Choose buckets and validation days, by `buckets` and `validation_days` of the search.
-
-    Raises:
-        UserError: more buckets than the lake has, or days that cannot be held back.
-    """
+    """Choose buckets and validation days; UserError for too many, or days that cannot be held back."""
     buckets = first_buckets(lake, num_buckets)
     days = AUTO_DAYS if validation_days is None else validation_days
     start = calendar.window_end - timedelta(seconds=days * calendar.day_s)

@@ -1,9 +1,4 @@
-"""`mtrec search eliminators`: leakage against accuracy.
-
-The two goals give a Pareto front, from which a stated rule chooses: of all trials with at least `min_ndcg_ratio` of the
-backbone's NDCG@10, the one with the least leakage, and of equal ones the most accurate. Where no trial reaches the
-ratio, the most accurate of all, and a note reports it.
-"""
+"""`mtrec search eliminators`: leakage against accuracy, a Pareto front from which a stated rule chooses."""
 
 from functools import partial
 from typing import Any
@@ -18,16 +13,14 @@ from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
 from mtrec_ray.tuning.collect import run_search
 from mtrec_ray.tuning.config import EliminatorsSearchConfig
-from mtrec_ray.tuning.data import TrialCache, first_buckets
+from mtrec_ray.tuning.data import Figures, TrialCache, first_buckets
 from mtrec_ray.tuning.results import SearchResult, TrialRow
 from mtrec_ray.tuning.search import PreparedSearch, record_search, stored_search, trials_at_once
-from mtrec_ray.tuning.space import check_values, lay_over, parse_space, usual_settings
-from mtrec_ray.tuning.specs import Figures, TrialSpecs
+from mtrec_ray.tuning.space import TrialSpecs, check_values, lay_over, parse_space, usual_settings
 
 FIXED = (
     "runs", "method", "pack_size", "jobs_at_once", "runner.", "optim.evaluate_every", "optim.validation_users",
 )  # fmt: skip
-"""Keys, and sections ending in a dot, that all trials share."""
 DECIDED = {
     "backbone": "backbone",
     "name": "the search's name",
@@ -37,7 +30,6 @@ DECIDED = {
     "optim.leakage_budget": "min_ndcg_ratio of the search",
     "runner.cpus_per_worker": "cpus_per_worker of the search",
 }
-"""Keys that the search decides -> what decides them."""
 LEAKAGE, ACCURACY, RATIO = "leakage/mean", "ndcg@10/mean", "ndcg_ratio/mean"
 GOALS = {LEAKAGE: "min", ACCURACY: "max"}
 NO_FLOOR = 1e-6  # `optim.min_ndcg_ratio` of every trial: the search decides what accuracy is worth
@@ -49,8 +41,7 @@ def search_eliminators(
 ) -> SearchResult:
     """Search, or continue a stopped search.
 
-    Raises:
-        UserError: a space, backbone, combination or cluster that does not fit, before the first trial.
+    UserError, before the first trial, for a space, backbone, combination or cluster that does not fit.
     """
     source, specs = check_eliminators_search(config)
     trials_at_once(config)
@@ -89,7 +80,7 @@ def check_eliminators_search(config: EliminatorsSearchConfig) -> tuple[BackboneR
 
 
 def choose_least_leakage(rows: list[TrialRow], min_ndcg_ratio: float) -> tuple[TrialRow, list[str]]:
-    """The least leakage at `min_ndcg_ratio` or more, else the most accurate, with a note."""
+    """The least leakage at this ratio of the backbone's NDCG@10, else the most accurate, with a note."""
     enough = [row for row in rows if row.value(RATIO) >= min_ndcg_ratio]
     if not enough:
         best = max(rows, key=lambda row: (row.value(ACCURACY), -row.value(LEAKAGE)))

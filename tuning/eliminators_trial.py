@@ -1,9 +1,7 @@
 """One configuration of eliminators, or of a baseline, cross-fitted on the train split.
 
-No user of the audit split is read. Each half of the train split is attacked through eliminators trained on the other
-half, so never through a model that has seen its attribute values. Figures are means over the halves: attackers that
-learn from both see what two eliminators leave with opposite signs cancel out (AUC 0.46 where each half gave 0.59).
-
+Each half of the train split is attacked through eliminators trained on the other half, and figures are means over both:
+for attackers of both, what two eliminators leave with opposite signs cancels out (AUC 0.46, each half gave 0.59).
 Legend: K combinations, U users, d width, R bootstrap replicates.
 """
 
@@ -30,8 +28,7 @@ from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators import make_packs
-from mtrec_ray.tuning.data import TrialCache, first_buckets
-from mtrec_ray.tuning.specs import Figures
+from mtrec_ray.tuning.data import Figures, TrialCache, first_buckets
 
 NUM_BOOTSTRAP = 200
 HALVES: tuple[UserSplit, ...] = ("train_lower", "train_upper")

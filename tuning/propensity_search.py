@@ -1,6 +1,6 @@
 """`mtrec search propensity`: a propensity model's settings and territory groups.
 
-1. `check_propensity_search`: settings against the lake, space, metric        (errors before any work)
+1. `check_propensity_search`: settings against the lake, space, metric
 2. `_starting_points`:        partitions to start from, random ones beside them
 3. `run_search`:              trials, the choice, fresh seeds and result files
 """
@@ -26,15 +26,12 @@ from mtrec_ray.training.propensity import new_propensity_run
 from mtrec_ray.tuning.collect import run_search
 from mtrec_ray.tuning.config import PropensitySearchConfig
 from mtrec_ray.tuning.data import TrialData, trial_data
-from mtrec_ray.tuning.partitions import PLAIN, PartitionSpec
-from mtrec_ray.tuning.profiles import partition_maker
+from mtrec_ray.tuning.partitions import PLAIN, PartitionSpec, partition_maker
 from mtrec_ray.tuning.results import SearchResult
 from mtrec_ray.tuning.search import PreparedSearch, record_search, stored_search, trials_at_once
-from mtrec_ray.tuning.space import GROUPS, check_values, lay_over, parse_space, usual_settings
-from mtrec_ray.tuning.specs import GroupsFiles, TrialSpecs
+from mtrec_ray.tuning.space import GROUPS, GroupsFiles, TrialSpecs, check_values, lay_over, parse_space, usual_settings
 
-FIXED = ("runs", "runner.", "window.", "sample.split_seed", "sample.test_fraction")
-"""Keys, and sections ending in a dot, that all trials share."""
+FIXED = ("runs", "runner.", "window.", "sample.split_seed", "sample.test_fraction")  # see `parse_space`, as the next
 DECIDED = {
     "lake": "lake",
     "name": "the search's name",
@@ -44,7 +41,6 @@ DECIDED = {
     "incremental": "the training window, all that trials see",
     "optim.snapshot": "the last weights, which trials report",
 }
-"""Keys that the search decides -> what decides them."""
 MOVABLE = 8  # number of territories that may change groups: those with the most discoveries
 MIN_USERS = 10  # minimum number of users to train and to validate on, as expected from the fractions
 
@@ -54,8 +50,7 @@ def search_propensity(
 ) -> SearchResult:
     """Search, or continue a stopped search.
 
-    Raises:
-        UserError: a space, metric, sample or cluster that does not fit, before the first trial.
+    UserError, before the first trial, for a space, metric, sample or cluster that does not fit.
     """
     data, specs = check_propensity_search(config)
     trials_at_once(config, config.workers)
@@ -71,15 +66,9 @@ def search_propensity(
     # Each partition once, every other setting as in base or in the middle of its range: so they are comparable.
     space, usual = specs.space, usual_settings(specs.space, PropensityConfig, specs.base)
     unmoved = {"moves": 0} if space.moves else {}
-    prepared = PreparedSearch(
-        config=config,
-        specs=specs,
-        goals={config.metric: "max"},
-        first=[usual | {GROUPS: name} | unmoved for name in space.partitions] or [usual],
-        notes=_notes(data, given_files),
-        num_validations=config.validations,
-        workers=config.workers,
-    )
+    first = [usual | {GROUPS: name} | unmoved for name in space.partitions] or [usual]
+    goals, notes = {config.metric: "max"}, _notes(data, given_files)
+    prepared = PreparedSearch(config, specs, goals, first, notes, config.validations, config.workers)
     record_search(config, inputs, starting_points=starting)
     return run_search(prepared, resume, progress)
 
@@ -110,12 +99,8 @@ def check_propensity_search(config: PropensitySearchConfig) -> tuple[TrialData, 
         if len(names) > config.trials:
             raise UserError(f"trials = {config.trials}: {len(names)} are needed to try every partition once")
         space = replace(space, partitions=names, moves=groups.moves)
-    of_search = {
-        "lake_hash": lake.manifest.lake_hash,
-        "buckets": config.buckets,
-        "validation_days": config.validation_days,
-        "validations": config.validations,
-    }
+    of_search = {name: getattr(config, name) for name in ("buckets", "validation_days", "validations")}
+    of_search["lake_hash"] = lake.manifest.lake_hash
     return data, TrialSpecs("propensity_trial:PropensityTrial", PropensityConfig, space, base, overrides, of_search)
 
 

@@ -15,8 +15,7 @@ from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.propensity import new_propensity_run
 from mtrec_ray.training.record import require_lake
 from mtrec_ray.training.weights import load_checkpoint, save_checkpoint
-from mtrec_ray.tuning.data import TrialCache, trial_data
-from mtrec_ray.tuning.specs import Figures
+from mtrec_ray.tuning.data import Figures, TrialCache, trial_data
 
 
 class PropensityTrial:
@@ -43,8 +42,8 @@ class PropensityTrial:
         self.plan = cache.plan(data, sample)
         record = new_propensity_run(self.config, lake, data.calendar)
         self.schedule = record.schedule(self.plan)
-        steps, count = self.schedule.num_steps, self.num_validations
-        self.validate_at = [round(n / count * steps) for n in range(1, count + 1)]
+        steps = self.schedule.num_steps
+        self.validate_at = [round(n / validations * steps) for n in range(1, validations + 1)]
         chunks = cache.validation(data, sample, data.buckets[workers.rank :: workers.size])
         trained_on = replace(
             record.data(lake, self.plan, self.schedule, workers),
@@ -68,22 +67,16 @@ class PropensityTrial:
         figures = {name: {key: reported[f"val/{name}{end}"] for key, end in ends.items()} for name in METRICS}
         times = trainer.meter.take()
         steps_s, reading_s = times["train/step_s"], times["train/data_wait_s"]
-        plain = {
-            "train/loss": reported.get("train/loss", 0.0),
-            "steps_s": steps_s,
-            "reading_s": reading_s,
-            "validating_s": time.monotonic() - started - steps_s - reading_s,
-        }
+        plain = {"train/loss": reported.get("train/loss", 0.0), "steps_s": steps_s, "reading_s": reading_s}
+        plain["validating_s"] = time.monotonic() - started - steps_s - reading_s
         return figures | {name: {"value": value} for name, value in plain.items()}
 
     def save(self, folder: Path) -> None:
-        """Write all that `load` needs."""
         state = self.trainer.state_dict()
         own = {"validations_done": self.validations_done, "reported": self._reported}
         save_checkpoint(folder, replace(state, plain=state.plain | own), self.config)
 
     def load(self, folder: Path) -> None:
-        """Resume from what `save` wrote."""
         state = load_checkpoint(folder)
         self.trainer.load_state_dict(state)
         self.validations_done, self._reported = state.plain["validations_done"], state.plain["reported"]

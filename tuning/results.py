@@ -6,12 +6,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 
 from mtrec_ray.files import join
+from mtrec_ray.tuning.data import Figures
 from mtrec_ray.tuning.search import PreparedSearch
 from mtrec_ray.tuning.space import GROUPS, moves_of
-from mtrec_ray.tuning.specs import Figures
 
 BEST_CONFIG = "best-config.yaml"
 DONE, STOPPED, FAILED = "done", "stopped early", "failed"
@@ -48,8 +48,7 @@ class SearchResult:
     best: TrialRow
     notes: list[str]
     front: list[TrialRow]  # pareto-optimal trials, sorted by the first goal; the first of those with equal figures
-    fresh: list[Figures] = field(default_factory=list)
-    """Figures of the best configuration, trained again with fresh seeds."""
+    fresh: list[Figures] = field(default_factory=list)  # of the best configuration, trained again with fresh seeds
 
     @property
     def uri(self) -> str:
@@ -61,12 +60,10 @@ class SearchResult:
     @property
     def metrics(self) -> pd.DataFrame:
         """One row a trial and metric: trial, metric, value, low, high."""
-        observations = [
-            {"trial": row.trial_id, "metric": metric, **figure}
-            for row in self.rows
-            for metric, figure in row.figures.items()
+        rows = [
+            {"trial": row.trial_id, "metric": m, **figure} for row in self.rows for m, figure in row.figures.items()
         ]
-        return pd.DataFrame(observations, columns=["trial", "metric", "value", "low", "high"])
+        return pd.DataFrame(rows, columns=["trial", "metric", "value", "low", "high"])
 
     def document(self) -> dict[str, Any]:
         """Version, best trial, its fresh seeds by goal, the Pareto front, and counts of trials."""
@@ -91,12 +88,10 @@ def _trials_table(result: SearchResult) -> Table:
     goals, first = list(result.prepared.goals), result.prepared.first_goal
     keys = [key for key in dict.fromkeys(key for row in result.rows for key in row.params) if key[:4] != "move"]
     caption = "; ".join([*result.notes, *(["dim: not Pareto-optimal"] if len(goals) > 1 else [])])
-    table = Table(title=f"Search {result.uri}: best trial {result.best.trial_id}", caption=caption)
-    for name in ("trial", "status", *goals, *keys):
-        table.add_column(name, overflow="fold")
+    columns = (Column(name, overflow="fold") for name in ("trial", "status", *goals, *keys))
+    table = Table(*columns, title=f"Search {result.uri}: best trial {result.best.trial_id}", caption=caption)
     sign = 1 if result.prepared.goals[first] == "min" else -1
-    best_first = sorted(result.rows, key=lambda row: np.nan_to_num(sign * row.value(first), nan=np.inf))
-    for row in sorted(best_first, key=lambda row: row.status != DONE):
+    for row in sorted(result.rows, key=lambda r: (r.status != DONE, np.nan_to_num(sign * r.value(first), nan=np.inf))):
         style = "bold" if row is result.best else None if len(goals) == 1 or row in result.front else "dim"
         cells = [*map(row.text, goals), *(_setting_text(row, key) for key in keys)]
         table.add_row(row.trial_id[-5:], row.status, *cells, style=style)
@@ -115,9 +110,8 @@ def _partitions_table(result: SearchResult) -> list[Table]:
     if not random or not groups_files:
         return []
     num_groups = {name: len(groups.names) for name, groups in groups_files.partitions.items()}
-    table = Table(title=f"Partitions by {metric}, all else equal")
-    for name in ("partition", "groups", metric, "gain over the mean of random partitions"):
-        table.add_column(name)
+    columns = ("partition", "groups", metric, "gain over the mean of random partitions")
+    table = Table(*columns, title=f"Partitions by {metric}, all else equal")
     for name, row in sorted(rows.items(), key=lambda item: -item[1].value(metric)):
         as_many = [value for other, value in random.items() if num_groups[other] == num_groups[name]]
         gain = row.value(metric) / float(np.mean(as_many or list(random.values()))) - 1

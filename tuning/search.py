@@ -30,8 +30,7 @@ from mtrec_ray.identity import Identity, check_same
 from mtrec_ray.trainers.runner_config import RunnerConfig
 from mtrec_ray.training.fit import check_fits, jobs_that_fit
 from mtrec_ray.tuning.config import SearchConfig
-from mtrec_ray.tuning.space import GROUPS
-from mtrec_ray.tuning.specs import TrialSpecs
+from mtrec_ray.tuning.space import GROUPS, TrialSpecs
 from mtrec_ray.tuning.trainable import TrialProcess
 
 logger = logging.getLogger(__name__)
@@ -41,10 +40,9 @@ VERSION = 3  # format of a search's folder
 NUM_RANDOM = 8  # trials, first ones included, before the sampler proposes by what it has learned
 REDUCTION_FACTOR = 2  # aSHA's rungs are validations 1, 2, 4, ...; a larger factor leaves hardly any
 RETRIES = 2  # restarts of a trial whose process died: enough where machines are preempted
+# Of the search that runs: Tune pickles callbacks and limiters, and a resumed search would have those of its start.
 PROGRESS: ContextVar[ProgressCallback | None] = ContextVar("PROGRESS", default=None)
-"""Reports ended trials; Tune's callback is pickled and cannot hold it."""
 TRIALS_AT_ONCE: ContextVar[int] = ContextVar("TRIALS_AT_ONCE")
-"""Limit of the search that runs; a resumed one unpickles that of its first start."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ def run_trials(prepared: PreparedSearch, resume: bool, progress: ProgressCallbac
 
 def _new_tuner(prepared: PreparedSearch, trainable: Any) -> tune.Tuner:
     config = prepared.config
-    metrics, modes = [_reported(goal) for goal in prepared.goals], list(prepared.goals.values())
+    metrics, modes = [reported(goal) for goal in prepared.goals], list(prepared.goals.values())
     single = len(metrics) == 1
     searcher = OptunaSearch(
         space=prepared.specs.space.suggest,  # pyright: ignore[reportArgumentType]
@@ -160,7 +158,7 @@ class TrialLimiter(ConcurrencyLimiter):
         return super().suggest(trial_id)
 
 
-def _reported(goal: str) -> str:
+def reported(goal: str) -> str:
     """Tune's name of a goal in `TrialProcess.step`'s report."""
     return f"figures/{goal}/value"
 
@@ -171,7 +169,7 @@ def make_scheduler(prepared: PreparedSearch) -> Any:
     return PartitionSparingASHA(
         spared=[params for params in prepared.first if GROUPS in params],
         time_attr="training_iteration",
-        metric=_reported(prepared.first_goal),
+        metric=reported(prepared.first_goal),
         mode=prepared.goals[prepared.first_goal],
         max_t=prepared.num_validations,
         grace_period=1,

@@ -8,7 +8,7 @@ import pandas as pd
 import pyarrow.compute as pc
 import yaml
 from rich.console import RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.files import exists, write_file
@@ -20,8 +20,7 @@ from mtrec_ray.streams.groups import Groups, make_groups
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.config import PartitionConfig
 from mtrec_ray.tuning.data import TrialData, first_buckets
-from mtrec_ray.tuning.partitions import NAME, PartitionSpec, groups_document
-from mtrec_ray.tuning.profiles import partition_maker, quick_reader
+from mtrec_ray.tuning.partitions import NAME, PartitionSpec, groups_document, partition_maker, quick_reader
 
 MAX_NAMES = 12
 NUM_TITLES = 3
@@ -42,28 +41,22 @@ class PartitionResult:
     @property
     def metrics(self) -> pd.DataFrame:
         """One row a territory: territory, group, users, discoveries."""
-        columns = {
-            "territory": self.lake.territory_names(),
-            "group": [self.groups.names[group] for group in self.groups.of_territory],
-            "users": self.users,
-            "discoveries": self.discoveries.sum(axis=1),
-        }
-        return pd.DataFrame(columns)
+        groups = [self.groups.names[group] for group in self.groups.of_territory]
+        columns = {"territory": self.lake.territory_names(), "group": groups, "users": self.users}
+        return pd.DataFrame(columns | {"discoveries": self.discoveries.sum(axis=1)})
 
     def document(self) -> dict[str, Any]:
-        sizes = zip(self.users.tolist(), self.discoveries.sum(axis=1).tolist(), strict=True)
-        territories = [{"users": users, "discoveries": discoveries} for users, discoveries in sizes]
         return {
             "version": 1,
             "partition": self.name,
             "groups": groups_document(self.groups, self.lake.territory_names()),
-            "territories": dict(zip(self.lake.territory_names(), territories, strict=True)),
+            "territories": self.metrics.set_index("territory").drop(columns="group").to_dict(orient="index"),
         }
 
     def tables(self) -> list[RenderableType]:
-        table = Table(title=f"Partition {self.name}: {len(self.groups.names)} groups", show_lines=True)
-        for name in ("group", "territories", "users", "discoveries", "cosine in / out", "discovers most above others"):
-            table.add_column(name, overflow="fold")
+        headers = ("group", "territories", "users", "discoveries", "cosine in / out", "discovers most above others")
+        columns = (Column(name, overflow="fold") for name in headers)
+        table = Table(*columns, title=f"Partition {self.name}: {len(self.groups.names)} groups", show_lines=True)
         names, volume = self.lake.territory_names(), self.discoveries.sum(axis=1)
         titles = pc.coalesce(self.lake.titles["name"], self.lake.titles["title_id"])  # pyright: ignore[reportAttributeAccessIssue]
         for index, name in enumerate(self.groups.names):
@@ -84,8 +77,7 @@ class PartitionResult:
 def show_partition(config: PartitionConfig, progress: ProgressCallback | None = None) -> PartitionResult:
     """The partition, written to `config.out` if given.
 
-    Raises:
-        UserError: an unknown kind, or a groups file that misses or repeats a territory.
+    UserError for an unknown kind, or a groups file that misses or repeats a territory.
     """
     lake, name = Lake.open(config.lake), config.partition
     calendar, buckets = resolve_calendar(lake, config.window), first_buckets(lake, config.buckets)

@@ -1,30 +1,36 @@
-"""What a search may vary: settings with ranges or choices, and territory groups.
+"""What a search may vary, and the settings of what a trial draws.
 
     space:
       optim.lr: {low: 1e-5, high: 1e-3, log: true}
       model.group_block: [dense, shift]
       model.groups: {partitions: [one, regions, taste:4, affinity:4], random: 3, moves: 3}
 
-An Optuna trial draws one value for each key. For `model.groups` it draws a partition, the number of `moves`, and for
-each move a territory (`move.1`) and the one whose group it joins (`move.1.joins`). So every partition is a starting
-point, and a move means the same whatever the groups are called.
+Of `model.groups` a trial draws a partition, the number of `moves`, and for each move a territory (`move.1`) and the one
+whose group it joins (`move.1.joins`), so a move means the same whatever the groups are called.
 """
 
 import copy
+import hashlib
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice, product
+from pkgutil import resolve_name
 from typing import Any
 
 import optuna
+import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import Field
 
 from mtrec_ray.config import Config, ConfigT, assign, settings_of, validate_config
 from mtrec_ray.errors import UserError
+from mtrec_ray.files import exists, join, write_file
 from mtrec_ray.identity import flatten
-from mtrec_ray.tuning.partitions import PartitionSpec
+from mtrec_ray.streams.groups import Groups
+from mtrec_ray.trainers.workers import Workers
+from mtrec_ray.tuning.data import TrialCache
+from mtrec_ray.tuning.partitions import PartitionSpec, groups_document, with_moves
 
 Distribution = FloatDistribution | IntDistribution | CategoricalDistribution
 GROUPS = "model.groups"
@@ -97,17 +103,10 @@ def moves_of(params: dict[str, Any]) -> list[tuple[str, str]]:
 def parse_space(
     document: dict[str, Any], base: dict[str, Any], model: type[Config], fixed: tuple[str, ...], decided: dict[str, str]
 ) -> tuple[Space, PartitionSpace | None]:
-    """The space of the settings, and of partitions if `model.groups` has them.
+    """The space of `model`'s settings, and of partitions if `model.groups` has them.
 
-    Args:
-        document: key -> {low, high, ...}, list of choices, or partitions.
-        base: settings that all trials share.
-        model: the config that the keys belong to.
-        fixed: keys, and sections ending in a dot, that all trials share.
-        decided: keys that the search decides -> what decides them.
-
-    Raises:
-        UserError: a key that is unknown, decided by the search or the same for all trials; an empty range; no choices.
+    `fixed`: keys, and sections ending in a dot, that all trials share; `decided`: keys that the search decides -> what
+    decides them. UserError for a key that is unknown or one of these, an empty range, or no choices.
     """
     if not document:
         raise UserError("space is empty: name at least one key to search over, see the README for an example")
@@ -203,3 +202,50 @@ def lay_over(document: dict[str, Any], settings: dict[str, Any]) -> dict[str, An
     for key, value in settings.items():
         assign(result, key, value)
     return result
+
+
+@dataclass(frozen=True)
+class GroupsFiles:
+    """Groups files of the partitions that trials use, named by the hash of their content."""
+
+    folder: str
+    territories: list[str]
+    partitions: dict[str, Groups]  # by the name that a trial draws
+
+    def write(self, params: dict[str, Any]) -> str:
+        """URI of the file with the drawn partition after the drawn moves."""
+        index = self.territories.index
+        moves = [(index(territory), index(host)) for territory, host in moves_of(params)]
+        groups = with_moves(self.partitions[params[GROUPS]], moves)
+        text = yaml.safe_dump(groups_document(groups, self.territories), sort_keys=False).encode()
+        uri = join(self.folder, f"{hashlib.sha256(text).hexdigest()[:12]}.yaml")
+        if not exists(uri):
+            write_file(uri, text)
+        return uri
+
+
+@dataclass(frozen=True)
+class TrialSpecs:
+    """Makes the trial of drawn parameters. Plain data: it travels to every trial."""
+
+    trial: str  # the trial's class, as `module:Class` below mtrec_ray.tuning
+    model: type[Config]
+    space: Space
+    base: dict[str, Any]  # settings that all trials and the final training share
+    trial_overrides: dict[str, Any]  # dotted settings of trials alone: the final training must not have them
+    data: dict[str, Any]  # further arguments of the trial's class
+    groups_files: GroupsFiles | None = None
+
+    def settings(self, params: dict[str, Any]) -> dict[str, Any]:
+        """The document that `mtrec train ... --config` reads."""
+        settings = {key: value for key, value in params.items() if key in self.space.distributions}
+        if self.groups_files:
+            settings[GROUPS] = self.groups_files.write(params)
+        return lay_over(self.base, settings)
+
+    def config(self, params: dict[str, Any]) -> Config:
+        return validate_config(self.model, lay_over(self.settings(params), self.trial_overrides))
+
+    def make(self, config: Config, cache: TrialCache, workers: Workers) -> Any:
+        """The trial of some settings; `cache` keeps what it reads for the next one of its process."""
+        return resolve_name(f"mtrec_ray.tuning.{self.trial}")(config, cache, workers, **self.data)

@@ -1,7 +1,7 @@
 """Ray Tune drives a trial in a process that the next one reuses, with peers as workers.
 
-Peers are actors in the trial's own placement group: Tune reserves all resources of a trial at once, and a stopped or
-dead trial takes its peers with it. (A Ray Train run nested in every trial costs about twenty seconds each.)
+Peers are actors in the trial's own placement group, so that a stopped or dead trial takes them with it. (A Ray Train
+run nested in every trial costs about twenty seconds each.)
 """
 
 import socket
@@ -15,8 +15,8 @@ from ray import tune
 
 from mtrec_ray.config import Config
 from mtrec_ray.trainers.workers import Workers
-from mtrec_ray.tuning.data import TrialCache
-from mtrec_ray.tuning.specs import Figures, TrialSpecs
+from mtrec_ray.tuning.data import Figures, TrialCache
+from mtrec_ray.tuning.space import TrialSpecs
 
 
 class TrialRank:

@@ -15,8 +15,7 @@ from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.tuning.config import EliminatorsSearchConfig
-from mtrec_ray.tuning.space import Space
-from mtrec_ray.tuning.specs import TrialSpecs
+from mtrec_ray.tuning.space import Space, TrialSpecs
 from tests.jobs.untrained import write_backbone
 
 

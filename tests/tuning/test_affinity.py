@@ -22,13 +22,7 @@ from mtrec_ray.streams.pairs import Pairs
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import BucketPairs, StepRows
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.tuning.affinity import (
-    ExpectedNegatives,
-    GradientSums,
-    expected_pairs,
-    gradient_evidence,
-    positives,
-)
+from mtrec_ray.tuning.affinity import ExpectedNegatives, GradientSums, expected_pairs, gradient_evidence, positives
 from mtrec_ray.tuning.data import TrialCache, TrialData
 from tests.steps.cases import NUM_TITLES, TITLE_WIDTH, USER_WIDTH, D, make_model
 from tests.tuning.conftest import build_here, small_config
@@ -130,10 +124,7 @@ def test_sums_equal_autograds_gradient_of_each_territory(rate, max_titles, monke
 def test_a_title_discovered_in_two_months_is_removed_from_the_negatives_once():
     model, rows = model_after_some_steps(), make_rows()
     twice = replace(
-        rows,
-        offsets=2 * rows.offsets,
-        title_index=np.repeat(rows.title_index, 2),
-        label=np.repeat(rows.label, 2),
+        rows, offsets=2 * rows.offsets, title_index=np.repeat(rows.title_index, 2), label=np.repeat(rows.label, 2)
     )
 
     def added(rate: float) -> list[np.ndarray]:

@@ -17,10 +17,10 @@ from ray.tune.utils import flatten_dict
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning import collect
 from mtrec_ray.tuning.collect import plots_page, run_search, study_of
+from mtrec_ray.tuning.data import Figures
 from mtrec_ray.tuning.results import DONE, FAILED, STOPPED, SearchResult, TrialRow
 from mtrec_ray.tuning.search import PreparedSearch
 from mtrec_ray.tuning.space import Space, parse_space
-from mtrec_ray.tuning.specs import Figures
 from tests.tuning.conftest import specs_of
 from tests.tuning.test_propensity_search import search
 

@@ -18,7 +18,7 @@ from mtrec_ray.tuning.config import EliminatorsSearchConfig
 from mtrec_ray.tuning.eliminators_search import check_eliminators_search, choose_least_leakage, search_eliminators
 from mtrec_ray.tuning.results import DONE, SearchResult, TrialRow
 from mtrec_ray.tuning.search import PreparedSearch
-from mtrec_ray.tuning.specs import TrialSpecs
+from mtrec_ray.tuning.space import TrialSpecs
 from tests.tuning.conftest import fair_search, specs_of
 
 METRICS = ("leakage/mean", "ndcg@10/mean", "ndcg_ratio/mean")

@@ -18,8 +18,7 @@ from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.tuning.data import TrialCache
 from mtrec_ray.tuning.eliminators_trial import HALVES, EliminatorsTrial
-from mtrec_ray.tuning.space import Space
-from mtrec_ray.tuning.specs import TrialSpecs
+from mtrec_ray.tuning.space import Space, TrialSpecs
 from tests.tuning.conftest import fair_search
 
 

@@ -12,14 +12,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Manifest, Territory
 from mtrec_ray.streams.groups import Groups, make_groups
 from mtrec_ray.tuning.clustering import Evidence
-from mtrec_ray.tuning.partitions import (
-    PartitionMaker,
-    PartitionSpec,
-    at_random,
-    by_volume,
-    groups_document,
-    with_moves,
-)
+from mtrec_ray.tuning.partitions import PartitionMaker, PartitionSpec, at_random, by_volume, groups_document, with_moves
 from tests.streams.lakes import CALENDAR
 
 NAMES = [f"T{number}" for number in range(8)]

@@ -9,7 +9,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.sampling import TRAIN, split_of
-from mtrec_ray.tuning.profiles import count_discoveries, taste_evidence
+from mtrec_ray.tuning.partitions import count_discoveries, taste_evidence
 from tests.streams.lakes import CALENDAR, day, event_table, title_table, write_lake
 
 SAMPLE = SampleConfig(test_fraction=0.3, validation_fraction=0.3)

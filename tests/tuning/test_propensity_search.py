@@ -14,14 +14,12 @@ from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.groups import Groups
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.tuning import profiles, propensity_search
+from mtrec_ray.tuning import partitions, propensity_search
 from mtrec_ray.tuning.clustering import Evidence
 from mtrec_ray.tuning.config import PropensitySearchConfig
-from mtrec_ray.tuning.partitions import groups_document
-from mtrec_ray.tuning.profiles import count_discoveries
+from mtrec_ray.tuning.partitions import count_discoveries, groups_document
 from mtrec_ray.tuning.propensity_search import check_propensity_search, search_propensity
-from mtrec_ray.tuning.space import GROUPS, Space
-from mtrec_ray.tuning.specs import GroupsFiles
+from mtrec_ray.tuning.space import GROUPS, GroupsFiles, Space
 from tests.tuning.conftest import specs_of
 
 TERRITORIES = ["T001", "T002", "T003", "T004"]
@@ -95,8 +93,8 @@ class TestArguments:
         monkeypatch.setattr(propensity_search, "trials_at_once", lambda *_: 1)
         monkeypatch.setattr(propensity_search, "MOVABLE", 3)
         for module, name, returned in (
-            (profiles, "count_discoveries", None),
-            (profiles, "gradient_evidence", evidence),
+            (partitions, "count_discoveries", None),
+            (partitions, "gradient_evidence", evidence),
             (propensity_search, "run_search", "result"),
         ):
             monkeypatch.setattr(module, name, watched(module, name, returned))

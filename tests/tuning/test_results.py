@@ -9,8 +9,7 @@ from mtrec_ray.streams.groups import Groups
 from mtrec_ray.tuning.config import SearchConfig
 from mtrec_ray.tuning.results import DONE, STOPPED, SearchResult, TrialRow
 from mtrec_ray.tuning.search import PreparedSearch
-from mtrec_ray.tuning.space import GROUPS
-from mtrec_ray.tuning.specs import GroupsFiles
+from mtrec_ray.tuning.space import GROUPS, GroupsFiles
 from tests.tuning.conftest import specs_of
 
 METRIC, LR = "pr_auc/weighted", "optim.lr"
@@ -97,11 +96,7 @@ def test_the_document_is_nested():
         "version": 1,
         "search": "/searches/x",
         "best_config": "/searches/x/best-config.yaml",
-        "best": {
-            "trial": "t2",
-            "params": {LR: 0.1},
-            "metrics": {METRIC: BOUNDS, "auc/age_low": {"value": 0.7}},
-        },
+        "best": {"trial": "t2", "params": {LR: 0.1}, "metrics": {METRIC: BOUNDS, "auc/age_low": {"value": 0.7}}},
         "fresh_seeds": {METRIC: [0.45, 0.65]},
         "pareto_front": ["t2"],
         "num_trials": {"done": 1, "stopped early": 1, "failed": 0},

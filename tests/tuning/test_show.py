@@ -55,14 +55,7 @@ def test_what_does_not_fit_is_refused_before_any_work(trial_lake, monkeypatch, p
         shown(trial_lake, partition, **settings)
 
 
-DISCOVERIES = np.array(
-    [
-        [10, 0, 5, 0],
-        [0, 40, 5, 0],
-        [30, 0, 5, 0],
-        [0, 60, 5, 0],
-    ]
-)
+DISCOVERIES = np.array([[10, 0, 5, 0], [0, 40, 5, 0], [30, 0, 5, 0], [0, 60, 5, 0]])
 """(N, T): north discovers title 0, south title 1, all discover title 2, none title 3."""
 
 

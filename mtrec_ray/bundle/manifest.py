@@ -7,12 +7,15 @@ title's row in `titles.parquet` is its index in every tensor.
 import hashlib
 import io
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import safetensors
 import safetensors.torch
@@ -21,18 +24,28 @@ from torch import Tensor, nn
 
 from mtrec_ray.combinations import Combination
 from mtrec_ray.errors import UserError, check_version
-from mtrec_ray.files import absolute, join, read_file, read_json
+from mtrec_ray.files import WRITABLE, absolute, exists, join, read_file, read_json, remove_file, resolve, write_file
 from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 
 FORMAT_VERSION = 6
-MANIFEST_FILE, BACKBONE_FILE, ELIMINATORS_FILE = "manifest.json", "backbone.safetensors", "eliminators.safetensors"
-POPULAR_FILE, TITLES_FILE, PROPENSITY_FILE = "popular.safetensors", "titles.parquet", "propensity.safetensors"
-FILES = (BACKBONE_FILE, ELIMINATORS_FILE, MANIFEST_FILE, POPULAR_FILE, PROPENSITY_FILE, TITLES_FILE)
 REMAKE = "make it again with `mtrec bundle`"
 Model = TypeVar("Model", bound=nn.Module)
 Content = TypeVar("Content")
+
+logger = logging.getLogger(__name__)
+
+
+class BundleFile(StrEnum):
+    """Names of a bundle's files."""
+
+    BACKBONE = "backbone.safetensors"
+    ELIMINATORS = "eliminators.safetensors"
+    MANIFEST = "manifest.json"
+    POPULAR = "popular.safetensors"
+    PROPENSITY = "propensity.safetensors"
+    TITLES = "titles.parquet"
 
 
 class _Frozen(BaseModel):
@@ -128,7 +141,7 @@ class BundleManifest(_Frozen):
 
 def manifest_hash(document: dict[str, Any]) -> str:
     """SHA-256 of a manifest's JSON without its own hash."""
-    files = {name: value for name, value in document["files"].items() if name != MANIFEST_FILE}
+    files = {name: value for name, value in document["files"].items() if name != BundleFile.MANIFEST}
     return hashlib.sha256(json.dumps(document | {"files": files}, sort_keys=True).encode()).hexdigest()
 
 
@@ -140,30 +153,62 @@ class Bundle:
     manifest: BundleManifest
 
     @staticmethod
+    def check_folder(out: str, replace: bool) -> None:
+        """UserError for a folder with a bundle, unless `replace`, or with anything else."""
+        fs, path = resolve(out)
+        names = sorted(info.base_name for info in fs.get_file_info(pafs.FileSelector(path, allow_not_found=True)))
+        if BundleFile.MANIFEST in names and not replace:
+            raise UserError(f"{out!r} is a bundle already: choose another --out")
+        for name in names:
+            if not name.startswith((*BundleFile, WRITABLE)):
+                raise UserError(f"{out!r} holds {name!r}, which is no part of a bundle: choose another --out")
+
+    @staticmethod
+    def write(out: str, manifest: BundleManifest, files: dict[str, bytes]) -> "Bundle":
+        """Write a bundle, unless the folder has the same one, and open it."""
+        uri = join(out, BundleFile.MANIFEST)
+        if exists(uri):
+            former = read_json(uri).get("version")
+            if former == manifest.version:
+                return Bundle.open(out)
+            logger.warning(
+                "bundle %r: version %s replaces %s, as runs or metrics changed", out, manifest.version, former
+            )
+            remove_file(uri)  # first, so that an interrupted write leaves no bundle
+        for name, content in files.items():
+            write_file(join(out, name), content)
+        document = json.loads(manifest.model_dump_json())
+        document["files"][BundleFile.MANIFEST] = manifest_hash(document)
+        write_file(uri, json.dumps(document, indent=1).encode() + b"\n")
+        return Bundle.open(out)
+
+    @staticmethod
     def open(uri: str) -> "Bundle":
         """UserError if there is no bundle, it has another format, or its manifest was changed."""
         try:
-            document = read_json(join(uri, MANIFEST_FILE))
+            document = read_json(join(uri, BundleFile.MANIFEST))
             if isinstance(document, dict):
                 check_version(f"bundle {uri!r}", document.get("format_version"), FORMAT_VERSION, REMAKE)
             manifest = BundleManifest.model_validate(document)
-            if manifest.files.get(MANIFEST_FILE) != manifest_hash(document):
-                raise UserError(f"bundle {uri!r}: {MANIFEST_FILE} was changed: {REMAKE}")
+            if manifest.files.get(BundleFile.MANIFEST) != manifest_hash(document):
+                raise UserError(f"bundle {uri!r}: {BundleFile.MANIFEST} was changed: {REMAKE}")
             return Bundle(absolute(uri), manifest)
         except FileNotFoundError as error:
-            raise UserError(f"no bundle at {uri!r}: {MANIFEST_FILE} is missing; `mtrec bundle` makes one") from error
+            raise UserError(
+                f"no bundle at {uri!r}: {BundleFile.MANIFEST} is missing; `mtrec bundle` makes one"
+            ) from error
         except ValidationError as error:
-            raise UserError(f"bundle {uri!r}: {MANIFEST_FILE} is damaged: {error.errors()[0]['msg']}") from error
+            raise UserError(f"bundle {uri!r}: {BundleFile.MANIFEST} is damaged: {error.errors()[0]['msg']}") from error
 
     def backbone(self) -> SequentialBackbone:
-        return self._load(BACKBONE_FILE, lambda: SequentialBackbone(SequentialConfig(**self.manifest.backbone)))
+        return self._load(BundleFile.BACKBONE, lambda: SequentialBackbone(SequentialConfig(**self.manifest.backbone)))
 
     def eliminators(self) -> StackedEliminators:
         """The eliminators of all combinations."""
         manifest = self.manifest
         sizes = {name: len(values) for name, values in manifest.attributes.items()}
         return self._load(
-            ELIMINATORS_FILE,
+            BundleFile.ELIMINATORS,
             lambda: StackedEliminators(
                 EliminatorConfig(**manifest.eliminators),
                 sizes,
@@ -176,15 +221,15 @@ class Bundle:
     def propensity(self) -> TwoTower | None:
         """The propensity model, if the bundle has one."""
         part = self.manifest.propensity
-        return self._load(PROPENSITY_FILE, lambda: TwoTower(TwoTowerConfig(**part.model))) if part else None
+        return self._load(BundleFile.PROPENSITY, lambda: TwoTower(TwoTowerConfig(**part.model))) if part else None
 
     def popular(self) -> Tensor:
         """(territories, 1000) int32 titles, most discovered first; -1 where fewer are offered."""
-        return self._read(POPULAR_FILE, lambda content: safetensors.torch.load(content)["popular"])
+        return self._read(BundleFile.POPULAR, lambda content: safetensors.torch.load(content)["popular"])
 
     def titles(self) -> pa.Table:
         """The catalogue, in the order of every tensor."""
-        return self._read(TITLES_FILE, lambda content: pq.read_table(io.BytesIO(content)))
+        return self._read(BundleFile.TITLES, lambda content: pq.read_table(io.BytesIO(content)))
 
     def _load(self, name: str, make: Callable[[], Model]) -> Model:
         def load(content: bytes) -> Model:
@@ -205,4 +250,6 @@ class Bundle:
         try:
             return parse(content)
         except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-            raise UserError(f"bundle {self.uri!r}: {name} does not fit {MANIFEST_FILE}: {error!r}: {REMAKE}") from error
+            raise UserError(
+                f"bundle {self.uri!r}: {name} does not fit {BundleFile.MANIFEST}: {error!r}: {REMAKE}"
+            ) from error

@@ -3,49 +3,27 @@
 import hashlib
 import io
 import json
-import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import safetensors.torch
 import torch
+from pydantic import TypeAdapter, ValidationError
 from rich.console import RenderableType
-from rich.table import Table
 
-from mtrec_ray.bundle.manifest import (
-    BACKBONE_FILE,
-    ELIMINATORS_FILE,
-    FILES,
-    MANIFEST_FILE,
-    POPULAR_FILE,
-    PROPENSITY_FILE,
-    TITLES_FILE,
-    Bundle,
-    BundleManifest,
-    PropensityPart,
-    manifest_hash,
-)
-from mtrec_ray.console import ProgressCallback
-from mtrec_ray.errors import UserError
-from mtrec_ray.files import (
-    WRITABLE,
-    absolute,
-    check_writable,
-    exists,
-    join,
-    read_json,
-    remove_file,
-    resolve,
-    write_file,
-    write_json,
-)
-from mtrec_ray.jobs.bundle_metrics import read_audit, read_evaluation
+from mtrec_ray.bundle.manifest import Bundle, BundleFile, BundleManifest, Leakage, Metric, PropensityPart
+from mtrec_ray.combinations import NONE, combination_name
+from mtrec_ray.console import ProgressCallback, facts_table
+from mtrec_ray.errors import UserError, check_version
+from mtrec_ray.evaluation.tables import AVERAGE
+from mtrec_ray.files import absolute, check_writable, join, read_json
+from mtrec_ray.jobs.audit_report import AUDIT_FILE, AUDIT_VERSION
 from mtrec_ray.jobs.config import BundleConfig
+from mtrec_ray.jobs.report import EVALUATION_FILE, EVALUATION_VERSION
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
@@ -53,13 +31,12 @@ from mtrec_ray.models.fairness_methods import EliminatorMethod
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.training.backbone_run import load_backbone
-from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
-from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, eliminators_hash, load_methods
+from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot, snapshots_hash
 from mtrec_ray.training.record import load_plan
 
 NUM_POPULAR = 1000
-
-logger = logging.getLogger(__name__)
+AUDITED = TypeAdapter(dict[str, tuple[dict[str, Metric], dict[str, Leakage]]])
 
 
 @dataclass(frozen=True)
@@ -86,28 +63,23 @@ class BundleResult:
         }
 
     def tables(self) -> list[RenderableType]:
-        table = Table(title=f"Bundle {self.bundle.uri}", show_header=False)
-        for name, value in list(self.document().items())[2:]:
-            table.add_row(name.replace("_", " "), str(value))
-        return [table]
+        facts = {name.replace("_", " "): value for name, value in list(self.document().items())[2:]}
+        return [facts_table(f"Bundle {self.bundle.uri}", facts)]
 
 
 def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, replace: bool = False) -> BundleResult:
     """Write a bundle and open it; with `replace`, over an existing one of other content.
 
-    Raises:
-        UserError: unfinished runs; runs, audit or evaluation that do not belong together; an output folder that cannot
-            be written to or holds anything else; or, unless `replace`, an existing bundle.
+    UserError for unfinished runs; runs, audit or evaluation that do not belong together; an output folder that cannot
+    be written to or holds anything else; or, unless `replace`, an existing bundle.
     """
     out, record = absolute(config.out), EliminatorsRecord.load_done(config.run)
     source = record.source()
     lake = record.open_lake(source.config.lake)
     if record.config.method != "eliminator":
         raise UserError(f"run {config.run!r} holds {record.config.method} models: a bundle serves eliminators")
-    if exists(join(out, MANIFEST_FILE)) and not replace:
-        raise UserError(f"{config.out!r} is a bundle already: choose another --out")
-    _check_nothing_else(out)
-    metrics, audit = read_audit(record, config.audit)
+    Bundle.check_folder(out, replace)
+    metrics, audit = _read_audit(record, config.audit)
     part, files = _propensity(config, lake)
     backbone = load_backbone(source, record.backbone_hash)
     (method,) = load_methods(record, backbone)
@@ -115,10 +87,10 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
     check_writable(out)
     pq.write_table(lake.read("titles"), titles := io.BytesIO())  # with embeddings if the lake has some
     files |= {
-        BACKBONE_FILE: _safetensors(backbone),
-        ELIMINATORS_FILE: _safetensors(method.pack),
-        POPULAR_FILE: safetensors.torch.save({"popular": torch.from_numpy(_popular(lake, progress))}),
-        TITLES_FILE: titles.getvalue(),
+        BundleFile.BACKBONE: _safetensors(backbone),
+        BundleFile.ELIMINATORS: _safetensors(method.pack),
+        BundleFile.POPULAR: safetensors.torch.save({"popular": torch.from_numpy(_popular(lake, progress))}),
+        BundleFile.TITLES: titles.getvalue(),
     }
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
     evaluation = part and part.model_dump(include={"pr_auc", "protocol"})
@@ -136,37 +108,12 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
         audit=audit,
         propensity=part,
         config={
-            name: run.config.model_dump(mode="json") for name, run in (("backbone", source), ("eliminators", record))
+            "backbone": source.config.model_dump(mode="json"),
+            "eliminators": record.config.model_dump(mode="json"),
         },
         files=hashes,
     )
-    return BundleResult(_write(out, manifest, files))
-
-
-def _write(out: str, manifest: BundleManifest, files: dict[str, bytes]) -> Bundle:
-    """Write a bundle, unless the folder has the same one."""
-    uri = join(out, MANIFEST_FILE)
-    if exists(uri):
-        former = read_json(uri).get("version")
-        if former == manifest.version:
-            return Bundle.open(out)
-        logger.warning("bundle %r: version %s replaces %s, as runs or metrics changed", out, manifest.version, former)
-        remove_file(uri)  # first, so that an interrupted write leaves no bundle
-    for name, content in files.items():
-        write_file(join(out, name), content)
-    document = json.loads(manifest.model_dump_json())
-    document["files"][MANIFEST_FILE] = manifest_hash(document)
-    write_json(uri, document)
-    return Bundle.open(out)
-
-
-def _check_nothing_else(out: str) -> None:
-    """UserError if a folder holds more than a bundle, complete or not."""
-    fs, path = resolve(out)
-    found = fs.get_file_info(pafs.FileSelector(path, allow_not_found=True))
-    other = sorted(info.base_name for info in found if not info.base_name.startswith((*FILES, WRITABLE)))
-    if other:
-        raise UserError(f"{out!r} holds {other[0]!r}, which is no part of a bundle: choose another --out")
+    return BundleResult(Bundle.write(out, manifest, files))
 
 
 def _safetensors(module: torch.nn.Module) -> bytes:
@@ -183,10 +130,58 @@ def _propensity(config: BundleConfig, lake: Lake) -> tuple[PropensityPart | None
     if run.lake_hash != lake.manifest.lake_hash:
         raise UserError(f"run {uri!r} was trained on another lake than the backbone: train both on one lake")
     model = load_snapshot(run, load_plan(run.uri, PairPlan).periods[-1].day)
-    pr_auc, protocol = read_evaluation(run, config.evaluation)
-    groups = list(run.groups.of_territory)
-    part = PropensityPart(model=run.model, group_of_territory=groups, pr_auc=pr_auc, protocol=protocol)
-    return part, {PROPENSITY_FILE: _safetensors(model)}
+    of_run = {"model": run.model, "group_of_territory": run.groups.of_territory}
+    part = PropensityPart.model_validate(of_run | _read_evaluation(run, config.evaluation))
+    return part, {BundleFile.PROPENSITY: _safetensors(model)}
+
+
+def _read_audit(record: EliminatorsRecord, audit: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(metrics, audit) of the manifest, empty without an audit; UserError if it does not fit."""
+    if audit is None:
+        return {}, {}
+    document = _read_document("audit", audit, AUDIT_FILE, AUDIT_VERSION, "`mtrec audit RUN --out DIR`")
+    if document["weights_hash"] != eliminators_hash(record):
+        raise UserError(f"audit {audit!r} is of other weights than run {record.uri!r}: audit this run")
+    names = [NONE, *map(combination_name, record.combinations)]
+    found = {name: document["combinations"][name] for name in names}
+    metrics = {name: of["accuracy"] for name, of in found.items()}
+    leakage = {name: of["leakage"]["vectors"] for name, of in found.items()}
+    try:
+        AUDITED.validate_python({name: (metrics[name], leakage[name]) for name in names})
+    except ValidationError as error:
+        name, _, *where = error.errors()[0]["loc"]
+        path = "/".join(map(str, (name, *where)))
+        raise UserError(f"audit {audit!r}: {path} could not be measured: audit more users") from error
+    return metrics, leakage
+
+
+def _read_evaluation(run: PropensityRecord, evaluation: str | None) -> dict[str, Any]:
+    """PR-AUC of the run's variant by territory, and its protocol; UserError if it does not fit."""
+    if evaluation is None:
+        return {"pr_auc": {}}
+    fix = "`mtrec evaluate propensity RUN --out DIR`"
+    document = _read_document("evaluation", evaluation, EVALUATION_FILE, EVALUATION_VERSION, fix)
+    own, runs = snapshots_hash(run), document["runs"]
+    variants = [of["variant"] for of in runs.values() if of["weights_hash"] == own]
+    if not variants:
+        raise UserError(
+            f"evaluation {evaluation!r} is of {', '.join(runs)}, of other weights than run {run.uri!r}: evaluate this "
+            f"run with {fix}"
+        )
+    protocol = document["protocol"]
+    territories = document["territory_metrics"][protocol["cohort"]][variants[0]][AVERAGE]
+    measured = {name: of["pr_auc"] for name, of in territories.items() if of["pr_auc"]["value"] is not None}
+    keys = ("value", "low", "high")
+    return {"pr_auc": {n: {k: f.get(k) for k in keys} for n, f in measured.items()}, "protocol": protocol}
+
+
+def _read_document(what: str, folder: str, file: str, version: int, command: str) -> dict[str, Any]:
+    try:
+        document = read_json(join(absolute(folder), file))
+    except FileNotFoundError as error:
+        raise UserError(f"no {what} at {folder!r}: {file} is missing; {command} makes one") from error
+    check_version(f"{what} {folder!r}", document.get("version", 0), version, f"make it again with {command}")
+    return document
 
 
 def _popular(lake: Lake, progress: ProgressCallback | None) -> np.ndarray:

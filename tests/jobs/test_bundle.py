@@ -11,17 +11,7 @@ import pytest
 import torch
 
 from mtrec_ray import files
-from mtrec_ray.bundle.manifest import (
-    BACKBONE_FILE,
-    ELIMINATORS_FILE,
-    MANIFEST_FILE,
-    POPULAR_FILE,
-    PROPENSITY_FILE,
-    TITLES_FILE,
-    Bundle,
-    BundleManifest,
-    EvaluationProtocol,
-)
+from mtrec_ray.bundle.manifest import Bundle, BundleFile, BundleManifest, EvaluationProtocol
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.jobs.bundle import make_bundle
@@ -157,9 +147,16 @@ def test_the_manifest_is_written_last(lake, eliminators, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "write_atomic", write)
     bundle(eliminators, tmp_path / "bundle", propensity=run)
     assert sorted(written) == sorted(
-        [BACKBONE_FILE, ELIMINATORS_FILE, POPULAR_FILE, PROPENSITY_FILE, TITLES_FILE, MANIFEST_FILE]
+        [
+            BundleFile.BACKBONE,
+            BundleFile.ELIMINATORS,
+            BundleFile.POPULAR,
+            BundleFile.PROPENSITY,
+            BundleFile.TITLES,
+            BundleFile.MANIFEST,
+        ]
     )
-    assert written[-1] == MANIFEST_FILE
+    assert written[-1] == BundleFile.MANIFEST
 
 
 def test_a_folder_with_other_files_is_refused_and_unchanged(lake, eliminators):

@@ -14,16 +14,7 @@ import pyarrow.parquet as pq
 import safetensors.torch
 import torch
 
-from mtrec_ray.bundle.manifest import (
-    BACKBONE_FILE,
-    ELIMINATORS_FILE,
-    MANIFEST_FILE,
-    POPULAR_FILE,
-    PROPENSITY_FILE,
-    TITLES_FILE,
-    BundleManifest,
-    manifest_hash,
-)
+from mtrec_ray.bundle.manifest import BundleFile, BundleManifest, manifest_hash
 from mtrec_ray.columns import fixed_width_column
 from mtrec_ray.combinations import NONE, Combination, combination_name
 from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
@@ -98,11 +89,11 @@ def write_bundle(
     popular = np.full((2, 10), -1, dtype=np.int32)
     popular[0, :8], popular[1, :9] = range(10, 18), range(3, 12)
     files = {
-        BACKBONE_FILE: safetensors.torch.save(backbone.state_dict()),
-        ELIMINATORS_FILE: safetensors.torch.save(pack.state_dict()),
-        POPULAR_FILE: safetensors.torch.save({"popular": torch.from_numpy(popular)}),
-        PROPENSITY_FILE: safetensors.torch.save(model.state_dict()),
-        TITLES_FILE: titles(offered),
+        BundleFile.BACKBONE: safetensors.torch.save(backbone.state_dict()),
+        BundleFile.ELIMINATORS: safetensors.torch.save(pack.state_dict()),
+        BundleFile.POPULAR: safetensors.torch.save({"popular": torch.from_numpy(popular)}),
+        BundleFile.PROPENSITY: safetensors.torch.save(model.state_dict()),
+        BundleFile.TITLES: titles(offered),
     }
     names = [NONE, *map(combination_name, combinations)]
     document = {
@@ -135,8 +126,8 @@ def write_bundle(
 
 def write_manifest(folder: Path, document: dict[str, Any]) -> None:
     """With its own hash."""
-    document["files"][MANIFEST_FILE] = manifest_hash(document)
-    (folder / MANIFEST_FILE).write_text(json.dumps(document))
+    document["files"][BundleFile.MANIFEST] = manifest_hash(document)
+    (folder / BundleFile.MANIFEST).write_text(json.dumps(document))
 
 
 def titles(offered: dict[str, list[str]]) -> bytes:

@@ -1,4 +1,4 @@
-"""What trials have in common: a sample of buckets, validation users that no test reads, and their cache."""
+"""What trials have in common: buckets, validation users that no test reads, and a cache."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +32,7 @@ class TrialData:
 
 
 def trial_data(lake: Lake, calendar: Calendar, num_buckets: int | None, validation_days: int | None) -> TrialData:
-    """Choose buckets and validation days; UserError for too many, or days that cannot be held back."""
+    """Choose buckets and validation days; UserError for those that the lake cannot give."""
     buckets = first_buckets(lake, num_buckets)
     days = AUTO_DAYS if validation_days is None else validation_days
     start = calendar.window_end - timedelta(seconds=days * calendar.day_s)

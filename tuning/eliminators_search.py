@@ -1,4 +1,4 @@
-"""`mtrec search eliminators`: leakage against accuracy, a Pareto front from which a stated rule chooses."""
+"""`mtrec search eliminators`: leakage against accuracy, and a rule that chooses."""
 
 from functools import partial
 from typing import Any
@@ -80,7 +80,7 @@ def check_eliminators_search(config: EliminatorsSearchConfig) -> tuple[BackboneR
 
 
 def choose_least_leakage(rows: list[TrialRow], min_ndcg_ratio: float) -> tuple[TrialRow, list[str]]:
-    """The least leakage at this ratio of the backbone's NDCG@10, else the most accurate, with a note."""
+    """The least leakage at this ratio or more, else the most accurate, with a note."""
     enough = [row for row in rows if row.value(RATIO) >= min_ndcg_ratio]
     if not enough:
         best = max(rows, key=lambda row: (row.value(ACCURACY), -row.value(LEAKAGE)))

@@ -1,8 +1,7 @@
 """Attackers: classifiers that predict an attribute, for many labelings at once.
 
-An attacker gets one split (`AttackData`) with P labelings of the same users, the true one and permuted ones. Weights,
-strengths and stopping are decided per labeling, by a class-balanced loss. One matrix product serves all labelings: this
-makes a null with full re-training affordable. `paper` is paper B's attacker, shaped like its discriminator.
+Weights, strengths and stopping are decided per labeling, by a class-balanced loss, but one matrix product serves all:
+this makes a null with full re-training affordable. `paper` is paper B's attacker, shaped like its discriminator.
 
 Legend: P labelings, n / v / t train, validation and test users, d input width, A attribute values, K L2 strengths,
 T titles, S titles that occur in a list.

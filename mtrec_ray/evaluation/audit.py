@@ -2,14 +2,11 @@
 
 1. Users with a known value are split into folds by a hash of their key. Fold f is attacked by attackers trained on all
    other folds but f + 1, where strengths, stopping and, by macro AUC, the attacker itself are chosen.
-2. Metrics pool all test users: recalls pooled, AUC within folds.
-3. Few users are attacked repeatedly, in other folds: the choice of attacker alone moves an AUC of 470 users by 0.02.
+2. Metrics pool all test users: recalls pooled, AUC within folds. Few users are attacked repeatedly, in other folds.
 
-The null: labels are permuted over all known users and everything is repeated, training included. If inputs and
-attribute are independent, the true labeling is one more such draw (Good 2005; Ojala & Garriga 2010), so the null covers
-the choice of attacker and the dependence between folds (permuting test labels alone would reject about 13% at a level
-of 5%). It is the normal prediction interval of one more draw. The bootstrap interval resamples test users with fixed
-attackers; whether there is leakage is answered by the null.
+The null is the normal prediction interval of one more draw: labels are permuted over all known users and everything is
+repeated, training and choice of attacker included (Good 2005; Ojala & Garriga 2010). Permuting test labels alone would
+reject about 13% at a level of 5%. The bootstrap interval resamples test users with fixed attackers.
 
 Legend: N users, d width, A values, P = 1 + num_permutations labelings (0 is the true one), R = 1 + num_bootstrap.
 """
@@ -21,13 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.evaluation.attackers import (
-    VECTOR_ATTACKERS,
-    AttackData,
-    Attacker,
-    Matrix,
-    Scores,
-)
+from mtrec_ray.evaluation.attackers import VECTOR_ATTACKERS, AttackData, Attacker, Matrix, Scores
 from mtrec_ray.evaluation.audit_metrics import AuditResult, macro_auc, summarise_attacks
 from mtrec_ray.evaluation.intervals import poisson_weights
 from mtrec_ray.hashing import mix

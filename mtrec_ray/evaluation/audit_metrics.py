@@ -15,6 +15,7 @@ from scipy.special import stdtrit
 from mtrec_ray.evaluation.intervals import LEVEL, Interval, interval, nan_mean, poisson_weights, ratio
 
 LEAKAGE_METRICS = ("balanced_accuracy", "auc", "micro_f1")
+ABOUT = ("attacker", "num_users", "num_permutations", "leaks", "hidden")  # what `AuditResult.document` holds beside
 NUM_GAP_PERMUTATIONS = 300
 
 
@@ -116,8 +117,7 @@ class AuditResult:
     chance: float  # balanced accuracy of a constant prediction: 1 / (values that occur)
     null: tuple[float, float]  # 95% of the balanced accuracies without leakage
     auc_null: tuple[float, float]
-    by_attacker: Mapping[str, Mapping[str, float]]
-    """`LEAKAGE_METRICS` of each attacker on the test users, chosen or not; `paper` gives paper B's micro-F1."""
+    by_attacker: Mapping[str, Mapping[str, float]]  # `LEAKAGE_METRICS` of each attacker, chosen or not
 
     @property
     def leaks(self) -> bool:
@@ -138,7 +138,7 @@ class AuditResult:
             "auc": {"chance": 0.5, "null_low": auc_low, "null_high": auc_high},
             "micro_f1": {"chance": self.majority_rate},
         }
-        about = {name: getattr(self, name) for name in ("attacker", "num_users", "num_permutations", "leaks", "hidden")}
+        about = {name: getattr(self, name) for name in ABOUT}
         metrics = {metric: getattr(self, metric)._asdict() | extra[metric] for metric in LEAKAGE_METRICS}
         return about | metrics | {"attackers": dict(self.by_attacker)}
 

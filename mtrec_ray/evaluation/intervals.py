@@ -1,8 +1,7 @@
 """Bootstrap replicates, their 95% intervals and means, and paired relative gains.
 
-Arrays have the replicates as their last axis, R = 1 + num_bootstrap, with the plain estimate at index 0. So steps
-compose: gain of each seed, mean over seeds, mean over days, interval. A user has the same weights for every model, day
-and shard, so two runs are compared replicate by replicate (paired).
+Arrays have the replicates as their last axis, R = 1 + num_bootstrap, with the plain estimate at index 0, so that steps
+compose. A user has the same weights for every model, day and shard: two runs are compared replicate by replicate.
 """
 
 import functools

@@ -1,12 +1,11 @@
 """How high a held-out title ranks for its user: AUC, HIT@10 and NDCG@10.
 
-Legend: U users, N titles of the catalogue.
-
 Sampled (paper B, 3.1): the held-out title against 99 others; as it flatters and can order two models wrongly (Krichene
 and Rendle, KDD 2020), the full ranking is reported too. Both exclude the user's other titles.
+Legend: U users, N titles of the catalogue.
 """
 
-from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,40 +13,31 @@ from mtrec_ray.hashing import mix
 
 NUM_NEGATIVES = 99
 CUTOFF = 10
-CUT = {"suffix": f"@{CUTOFF}"}  # of the name in reports
 
 
-@dataclass(frozen=True)
-class NextTitleMetrics:
+class NextTitleMetrics(NamedTuple):
     """Metrics of each user, (U,) float64; a model's metric is the mean over users.
 
     `full_` means over the whole catalogue, no prefix among the sampled negatives.
     """
 
     auc: np.ndarray  # fraction of the negatives that score below the held-out title, ties half
-    hit: np.ndarray = field(metadata=CUT)  # 1 where the title is among the first ten
-    ndcg: np.ndarray = field(metadata=CUT)  # 1 / log2(1 + rank) there, else 0 (one relevant title, so the ideal is 1)
-    full_hit: np.ndarray = field(metadata=CUT)
-    full_ndcg: np.ndarray = field(metadata=CUT)
+    hit: np.ndarray  # 1 where the title is among the first ten
+    ndcg: np.ndarray  # 1 / log2(1 + rank) there, else 0 (one relevant title, so the ideal is 1)
+    full_hit: np.ndarray
+    full_ndcg: np.ndarray
 
     @classmethod
     def reported(cls) -> dict[str, str]:
         """Name in audits and bundles, as in `ndcg@10` -> field."""
-        return {f.name + f.metadata.get("suffix", ""): f.name for f in fields(cls)}
+        return {name if name == "auc" else f"{name}@{CUTOFF}": name for name in cls._fields}
 
     def means(self) -> dict[str, float]:
         """Mean of each over users; NaN without users."""
-        return {f.name: float(getattr(self, f.name).mean()) if len(self.auc) else float("nan") for f in fields(self)}
-
-    @staticmethod
-    def concatenate(parts: "list[NextTitleMetrics]") -> "NextTitleMetrics":
-        """The users of all parts."""
-        names = [f.name for f in fields(NextTitleMetrics)]
-        return NextTitleMetrics(**{n: np.concatenate([getattr(part, n) for part in parts]) for n in names})
+        return {name: float(of.mean()) if len(of) else float("nan") for name, of in self._asdict().items()}
 
 
-@dataclass(frozen=True)
-class SampledNegatives:
+class SampledNegatives(NamedTuple):
     """Titles that users' held-out titles are ranked against, the same for every model."""
 
     eligible: np.ndarray  # (U, N) bool: all of them, for the full ranking
@@ -77,18 +67,10 @@ def next_title_metrics(scores: np.ndarray, target: np.ndarray, negatives: Sample
     full_rank = 1 + (beats * eligible).sum(axis=1)
     taken = np.take_along_axis(eligible, drawn, axis=1)
     lost = (np.take_along_axis(beats, drawn, axis=1) * taken).sum(axis=1)  # (U,)
-    return NextTitleMetrics(
-        auc=1 - lost / np.maximum(taken.sum(axis=1), 1),
-        hit=_hit(1 + lost),
-        ndcg=_ndcg(1 + lost),
-        full_hit=_hit(full_rank),
-        full_ndcg=_ndcg(full_rank),
-    )
+    auc = 1 - lost / np.maximum(taken.sum(axis=1), 1)
+    return NextTitleMetrics(auc, *_hit_and_ndcg(1 + lost), *_hit_and_ndcg(full_rank))
 
 
-def _hit(rank: np.ndarray) -> np.ndarray:
-    return (rank <= CUTOFF).astype(np.float64)
-
-
-def _ndcg(rank: np.ndarray) -> np.ndarray:
-    return np.where(rank <= CUTOFF, 1 / np.log2(1 + rank), 0.0)
+def _hit_and_ndcg(rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    inside = rank <= CUTOFF
+    return inside.astype(np.float64), np.where(inside, 1 / np.log2(1 + rank), 0.0)

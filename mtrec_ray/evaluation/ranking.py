@@ -1,9 +1,7 @@
 """Ranking metrics per user over masked candidates, and their bootstrap-weighted means.
 
 Titles with equal scores are in random order, and every metric is its expectation over that order (McSherry & Najork
-2008, "Computing Information Retrieval Performance Measures Efficiently in the Presence of Tied Scores"): constant
-scores get chance level, neither 0 nor 1.
-
+2008, "Computing Information Retrieval Performance Measures Efficiently in the Presence of Tied Scores").
 Legend: U users of a chunk, T titles, P positives of the chunk, R = 1 + num_bootstrap replicates, M metrics.
 """
 
@@ -47,10 +45,7 @@ def ranking_metrics(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, k:
 
 
 def ranking_sums(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Weighted sums over users with a positive: (R, U) -> (R, M + 1), the last of weights.
-
-    Sums of several chunks add up exactly in any order.
-    """
+    """Exact weighted sums over users with a positive: (R, U) -> (R, M + 1), last of weights."""
     values = ranking_metrics(logits, labels, mask)
     valid = ~np.isnan(values[:, 0])
     rounded = np.round(values[valid] * FIXED_POINT) / FIXED_POINT
@@ -96,10 +91,9 @@ def locate_positives(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray) -
 
 
 def _miss_probability(hits: PositiveRanks, k: int) -> np.ndarray:
-    """Factor of each positive in the probability of no hit in the top k; (P,).
+    """(P,) probability that the i-th tied positive misses the top k if the earlier ones do.
 
-    Of t tied candidates m fall into the top k; the i-th of p tied positives misses given that the earlier ones did
-    with probability (t - m - i) / (t - i).
+    It is (t - m - i) / (t - i), where m of t tied candidates fall into the top k.
     """
     inside = np.clip(k - hits.above, 0, hits.tied)
     return np.maximum(hits.tied - inside - hits.order, 0) / (hits.tied - hits.order)

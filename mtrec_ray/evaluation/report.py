@@ -1,7 +1,4 @@
-"""Metrics of runs by cohort, day, variant and territory, with intervals and gains.
-
-Runs of one variant differ in the seed and are reported as their mean.
-"""
+"""Metrics of runs by cohort, day, variant and territory, with intervals and gains."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,8 +8,7 @@ import numpy as np
 from mtrec_ray.evaluation.intervals import Interval, interval, mean_over_seeds, nan_mean, relative_gain
 from mtrec_ray.evaluation.state import EvaluationResult
 
-POOLED, MACRO = "all", "mean"
-"""Rows after the territories: all users pooled, and the mean over territories with a value."""
+POOLED, MACRO = "all", "mean"  # rows after the territories: users pooled, mean over territories with a value
 LOCAL, GLOBAL = "local_mean", "global_mean"  # rows after the titles
 
 
@@ -28,13 +24,12 @@ class EvaluatedRun:
 
 
 class EvaluationReport:
-    """Metrics on the same users; gains are over the first variant.
+    """Metrics on the same users, means over seeds; gains are over the first variant.
 
     All runs have the same days, cohorts and settings, all variants the same seeds. The first cohort is the default.
     """
 
     def __init__(self, runs: Sequence[EvaluatedRun], territory_names: list[str], title_names: list[str]) -> None:
-        """`title_names` name `settings.titles`."""
         self.runs = list(runs)
         self.variants = list(dict.fromkeys(run.variant for run in runs))
         self._runs = {v: sorted((r for r in runs if r.variant == v), key=lambda run: run.seed) for v in self.variants}

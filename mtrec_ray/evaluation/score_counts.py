@@ -19,10 +19,9 @@ BLOCK_POSITIVES = 2**20
 
 @dataclass(frozen=True)
 class ScoreGrid:
-    """Bins equal in x / (1 + |x| / limit) over all scores; `refine` fine ones in a coarse one.
+    """Bins equal in x / (1 + |x| / limit): scores of saturated models keep their order.
 
-    By default a fine bin is 1/2048 logit wide around 0 and a coarse one 1/32, four times as much at +-limit, and so on,
-    so scores of saturated models keep their order.
+    Around 0 a fine bin is 1/2048 logit wide and a coarse one 1/32, at +-limit four times as much.
     """
 
     limit: float = 16.0  # scale at which bins start to widen, in logits
@@ -61,10 +60,7 @@ GRID = ScoreGrid()
 
 
 class SpanCounts:
-    """(num_bins, R) integer counts of which only the occupied span of bins is stored.
-
-    int32 until a count may pass 2^30, then int64; pickled in the narrowest dtype that holds the counts.
-    """
+    """(num_bins, R) counts; only occupied bins are stored, int64 once int32 may overflow."""
 
     def __init__(self, num_replicates: int) -> None:
         self.first_bin = 0
@@ -90,7 +86,7 @@ class SpanCounts:
         return out
 
     def __getstate__(self) -> tuple[int, np.ndarray]:
-        """First bin and (width, R) counts without empty bins at the ends."""
+        """First bin and (width, R) counts without empty bins at the ends, in the narrowest dtype."""
         occupied = np.flatnonzero(self.counts[:, 0])  # replicate 0 counts everybody once
         if not len(occupied):
             return 0, self.counts[:0]
@@ -147,8 +143,7 @@ class ScoreCounts:
     def pr_auc(self) -> np.ndarray:
         """(R,) average precision, the plain one from the fine bins; NaN without positives.
 
-        The other replicates are multiplied by fine / coarse of the plain sample, as coarse bins lose nearly the same
-        fraction in each: this centres the interval on the estimate.
+        The other replicates are multiplied by its fine / coarse, which centres the interval on the estimate.
         """
         coarse = average_precision(*np.moveaxis(self.histogram(), 1, 0))
         fine = average_precision(*self.fine_histogram())
@@ -192,8 +187,7 @@ def average_precision_bounds(negatives: np.ndarray, positives: np.ndarray) -> tu
     """Smallest and largest average precision of scores with these bin counts, (bins,) each.
 
     Lowest: in each bin all negatives come first, then the positives one by one; the k-th positive overall has
-    precision k / (k + negatives in its bin or higher). Highest: a bin's positives tie and precede its negatives. Both
-    are attained, so the counts allow no tighter bound. (NaN, NaN) without positives.
+    precision k / (k + negatives in its bin or higher). Highest: a bin's positives tie and precede its negatives.
     """
     hits, misses = positives[::-1].astype(np.int64), negatives[::-1].astype(np.int64)
     true_positives, false_positives = np.cumsum(hits), np.cumsum(misses)

@@ -16,8 +16,8 @@ from mtrec_ray.evaluation.ranking import RANKING_METRICS, ranking_means, ranking
 from mtrec_ray.evaluation.score_counts import GRID, ScoreCounts
 
 LIST_LENGTH = 10  # of the lists whose popularity bias is measured
+# Test users, scored user-title pairs, positive pairs among them, positives that were no candidates.
 COUNTS = ("num_users", "num_candidates", "num_positives", "num_outside")
-"""Test users, scored user-title pairs, positive pairs among them, positives that were no candidates."""
 PR_AUC_BOUNDS = ("pr_auc_lower_bound", "pr_auc_upper_bound")  # PR-AUC that the unbinned scores can have
 
 
@@ -37,8 +37,7 @@ class EvaluationResult:
 
     settings: EvaluationSettings
     counts: dict[str, np.ndarray]  # `COUNTS` -> (G + 1,)
-    metrics: dict[str, np.ndarray]
-    """Metric name -> (G + 1, R), NaN without positives; R = 1 for `PR_AUC_BOUNDS` and `BIAS_METRICS`."""
+    metrics: dict[str, np.ndarray]  # name -> (G + 1, R), NaN without positives; R = 1 for bounds and bias metrics
     title_pr_auc: np.ndarray  # (S, R) of `settings.titles`
     title_histograms: np.ndarray  # (S, 2, num_bins) users by score, negatives and positives
     title_is_local: np.ndarray | None  # (S,) bool; None without a history
@@ -55,8 +54,9 @@ class EvaluationState:
         new_scores = partial(ScoreCounts, GRID, s.num_bootstrap)
         new_sums = partial(np.zeros, (1 + s.num_bootstrap, len(RANKING_METRICS) + 1))
         self.num_users, self.num_outside = np.zeros((2, s.num_territories), dtype=np.int64)
-        self.scores: defaultdict[int, ScoreCounts] = defaultdict(new_scores)
-        """Of each territory, as the next two; memory is used for those with users."""
+        self.scores: defaultdict[int, ScoreCounts] = defaultdict(
+            new_scores
+        )  # of territories with users, as the next two
         self.ranking: defaultdict[int, np.ndarray] = defaultdict(new_sums)
         self.exposure: defaultdict[int, np.ndarray] = defaultdict(partial(np.zeros, (4, s.num_titles), np.int64))
         self.title_scores = {title: new_scores() for title in s.titles}

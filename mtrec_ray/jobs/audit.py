@@ -48,9 +48,8 @@ LIST_LENGTH = 10
 def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audit:
     """Audit a run of eliminators; write the result to `config.out` if given.
 
-    Raises:
-        UserError: an unfinished run, runs of different backbones or of one name, a lake or backbone changed since,
-            too few users to attack, or an output folder that cannot be written to.
+    UserError for an unfinished run, runs of different backbones or of one name, a lake or backbone changed since, too
+    few users to attack, or an output folder that cannot be written to.
     """
     records = [EliminatorsRecord.load_done(uri) for uri in [config.run, *config.compare]]
     record, source = records[0], records[0].source()
@@ -71,16 +70,10 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
     targets = [(kind, name, attribute) for kind, found in inputs.items() for name in found for attribute in labels]
     arguments = (inputs, labels, audit_users.keys, source.num_titles, settings)
     results = dict(map_tasks(attack, targets, *arguments, stage="attacks", progress=progress))
-    audited = Audit(
-        record=record,
-        users=users,
-        representations=representations,
-        attributes=list(labels),
-        leakage={target: results[target] for target in targets},
-        num_parameters={"backbone": sum(parameter.numel() for parameter in backbone.parameters())}
-        | {other.config.name: load_methods(other, backbone)[0].num_parameters() for other in records},
-        settings=settings,
-    )
+    num_parameters = {"backbone": sum(parameter.numel() for parameter in backbone.parameters())}
+    num_parameters |= {other.config.name: load_methods(other, backbone)[0].num_parameters() for other in records}
+    leakage = {target: results[target] for target in targets}
+    audited = Audit(record, users, representations, list(labels), leakage, num_parameters, settings)
     if config.out:
         audited.write(config.out)
     return audited
@@ -128,13 +121,12 @@ def _read_users(
     """About `max_users` users at most, drawn by hash, with their test event."""
     buckets = range(lake.manifest.num_buckets)
     fraction = min(1.0, max_users / max(1, lake.manifest.counts["users"]))
-    arguments = (lake, sequences, length, fraction)
-    found = dict(map_tasks(_read_bucket, buckets, *arguments, stage="reading users", progress=progress))
+
+    def read(bucket: int) -> HeldOutUsers:
+        return read_held_out(lake, sequences, TEST_EVENT, length, [bucket], fraction)
+
+    found = dict(map_tasks(read, buckets, stage="reading users", progress=progress))
     return concatenate_rows([found[bucket] for bucket in buckets])
-
-
-def _read_bucket(bucket: int, lake: Lake, sequences: SequenceConfig, length: int, fraction: float) -> HeldOutUsers:
-    return read_held_out(lake, sequences, TEST_EVENT, length, [bucket], fraction)
 
 
 def _labels(

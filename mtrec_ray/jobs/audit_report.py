@@ -3,9 +3,9 @@
 A combination is named `gender+age`, `none` is the backbone; those of compared runs are `RUN/gender+age`.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -16,17 +16,17 @@ from rich.text import Text
 
 from mtrec_ray.combinations import NONE
 from mtrec_ray.evaluation.audit import AuditSettings
-from mtrec_ray.evaluation.audit_metrics import LEAKAGE_METRICS, AuditResult, largest_ndcg_gap
+from mtrec_ray.evaluation.audit_metrics import ABOUT, LEAKAGE_METRICS, AuditResult, largest_ndcg_gap
 from mtrec_ray.evaluation.intervals import interval, poisson_weights
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
-from mtrec_ray.evaluation.tables import write_csv_files
-from mtrec_ray.evaluation.terminal import numbers_table
+from mtrec_ray.evaluation.tables import numbers_table, write_csv_files
 from mtrec_ray.files import finite, join, write_json
 from mtrec_ray.streams.held_out import HeldOutUsers
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, eliminators_hash
 
 AUDIT_FILE, AUDIT_VERSION = "audit.json", 1
 INPUTS = {"vectors": "user vectors", "lists": "top-10 lists"}
+LABELS = {NONE: "backbone"}
 
 
 @dataclass(frozen=True)
@@ -103,41 +103,25 @@ class Audit:
     @cached_property
     def csv_tables(self) -> dict[str, pd.DataFrame]:
         """Tables by file name."""
-        rows = {
-            "audit_leakage": self._leakage_rows(),
-            "audit_attackers": self._attacker_rows(),
-            "audit_accuracy": self._rows("accuracy", "metric"),
-            "audit_ndcg_gaps": self._rows("ndcg_gaps", "attribute"),
-        }
-        tables = {name: pd.DataFrame(found) for name, found in rows.items()}
-        return {name: table for name, table in tables.items() if len(table)}
+        leakage, attackers, accuracy, gaps = [], [], [], []
+        for name, of in self.combinations.items():
+            accuracy += ({"combination": name, "metric": metric} | found for metric, found in of["accuracy"].items())
+            gaps += ({"combination": name, "attribute": a} | found for a, found in of["ndcg_gaps"].items())
+            for kind, attribute in product(of["leakage"], self.attributes):
+                found = of["leakage"][kind][attribute]
+                key = {"combination": name, "inputs": kind, "attribute": attribute, "to_hide": attribute in of["hides"]}
+                about = {field: found[field] for field in ABOUT}
+                leakage += (key | {"metric": metric} | found[metric] | about for metric in LEAKAGE_METRICS)
+                for attacker, of_attacker in found["attackers"].items():
+                    cells = ({"attacker": attacker, "metric": m, "value": value} for m, value in of_attacker.items())
+                    attackers += (key | cell for cell in cells)
+        rows = {"leakage": leakage, "attackers": attackers, "accuracy": accuracy, "ndcg_gaps": gaps}
+        return {f"audit_{name}": pd.DataFrame(found) for name, found in rows.items() if found}
 
     @property
     def metrics(self) -> pd.DataFrame:
         """The content of audit_leakage.csv."""
         return self.csv_tables["audit_leakage"]
-
-    def _rows(self, part: str, column: str) -> Iterator[dict[str, Any]]:
-        for name, of in self.combinations.items():
-            yield from ({"combination": name, column: key} | found for key, found in of[part].items())
-
-    def _attacks(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """(key columns, leakage) of each attack."""
-        for name, of in self.combinations.items():
-            for kind, by_attribute in of["leakage"].items():
-                for attribute, found in by_attribute.items():
-                    key = {"combination": name, "inputs": kind, "attribute": attribute}
-                    yield key | {"to_hide": attribute in of["hides"]}, found
-
-    def _leakage_rows(self) -> Iterator[dict[str, Any]]:
-        for key, found in self._attacks():
-            about = {name: found[name] for name in ("attacker", "num_users", "num_permutations", "leaks", "hidden")}
-            yield from (key | {"metric": metric} | found[metric] | about for metric in LEAKAGE_METRICS)
-
-    def _attacker_rows(self) -> Iterator[dict[str, Any]]:
-        for key, found in self._attacks():
-            for attacker, metrics in found["attackers"].items():
-                yield from (key | {"attacker": attacker, "metric": m, "value": value} for m, value in metrics.items())
 
     def write(self, folder: str) -> None:
         write_csv_files(folder, self.csv_tables)
@@ -165,7 +149,7 @@ class Audit:
                 cells.append(Text(f"*{text}", style="bold") if attribute in of["hides"] else text)
             ndcg, change = (of["accuracy"][metric]["value"] for metric in ("ndcg@10", "ndcg_change"))
             cost = "" if name == NONE or change is None else f"{change:+.1f}%"
-            table.add_row(_label(name), *cells, f"{ndcg:.4f}", cost)
+            table.add_row(LABELS.get(name, name), *cells, f"{ndcg:.4f}", cost)
         return table
 
     def _gap_table(self) -> Table:
@@ -174,7 +158,7 @@ class Audit:
         for name, of in self.combinations.items():
             gaps = (of["ndcg_gaps"].get(attribute) for attribute in self.record.attributes)
             cells = (f"{gap['value']:.3f} ({gap['null_high']:.3f})" if gap else "too few users" for gap in gaps)
-            table.add_row(_label(name), *cells)
+            table.add_row(LABELS.get(name, name), *cells)
         return table
 
     def _parameter_table(self) -> Table:
@@ -184,7 +168,3 @@ class Audit:
             label = name if name == "backbone" else f"{name}, a combination"
             table.add_row(label, f"{count:,}", f"{count / backbone:.2%}")
         return table
-
-
-def _label(combination: str) -> str:
-    return "backbone" if combination == NONE else combination

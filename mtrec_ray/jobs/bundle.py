@@ -156,7 +156,7 @@ def _read_audit(record: EliminatorsRecord, audit: str | None) -> tuple[dict[str,
 
 
 def _read_evaluation(run: PropensityRecord, evaluation: str | None) -> dict[str, Any]:
-    """PR-AUC of the run's variant by territory, and its protocol; UserError if it does not fit."""
+    """PR-AUC of the run's variant by territory, its protocol; UserError if it does not fit."""
     if evaluation is None:
         return {"pr_auc": {}}
     fix = "`mtrec evaluate propensity RUN --out DIR`"

@@ -8,7 +8,6 @@ No score leaves the task that computed it: tasks return histograms, whose size d
 """
 
 import logging
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -44,19 +43,17 @@ from mtrec_ray.training.record import load_plan
 
 logger = logging.getLogger(__name__)
 
-COHORT_USERS = {
+COHORT_USERS = {  # cohort -> kind of user in messages, and the setting that gives more of them
     HELD_OUT: ("test", "test_fraction"),
     TRAINED: ("training", "random_fraction"),
     VALIDATED: ("validation", "validation_fraction"),
 }
-"""Cohort -> kind of user in messages, and the setting that gives more of them."""
 
 
 def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | None = None) -> PropensityEvaluation:
     """Evaluate runs on the same users, days and titles; write to `config.out` if given.
 
-    Raises:
-        UserError: an unfinished run, runs that cannot be compared, a changed lake, or nothing to evaluate on.
+    UserError for an unfinished run, runs that cannot be compared, a changed lake, or nothing to evaluate on.
     """
     records, plans = _open_runs(config.runs)
     variants = variant_names(records)
@@ -78,17 +75,16 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
         num_bootstrap=config.num_bootstrap,
         titles=_reported_titles(day_positives, history.is_local, config.num_titles),
     )
-    hashes = [snapshots_hash(record) for record in records]  # before scoring, which a training might overtake
+    hashes = {
+        record.config.name: snapshots_hash(record) for record in records
+    }  # before scoring, which a training might overtake
     scorers = {one.name: one for one in _run_scorers(lake, records, plans, days)}
-    compared = [
-        EvaluatedRun(variant, {}, record.config.seed, record.config.name, digest)
-        for variant, record, digest in zip(variants, records, hashes, strict=True)
-    ]
+    compared = [(variant, r.config.seed, r.config.name) for variant, r in zip(variants, records, strict=True)]
     for reference, scorer in (_references(lake, records, history) if config.references else {}).items():
         for seed, own in sample_of_seed.items():
             name = f"{reference}/{own.seed}"  # a run's name has no slash
             scorers.setdefault(name, RunScorer(name, dict.fromkeys(days, scorer), own))
-            compared.append(EvaluatedRun(reference, {}, seed, name))
+            compared.append((reference, seed, name))
     states: dict[tuple[str, int, str], EvaluationState] = {}
     num_buckets = lake.manifest.num_buckets
     parts = np.array_split(np.arange(num_buckets), min(num_buckets, max(4, 4 * int(total_cpus()))))
@@ -98,16 +94,13 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
         for key, state in found.items():
             states.setdefault(key, EvaluationState(settings)).merge(state)
     results = {key: state.summarise(history) for key, state in states.items()}
-    evaluated = [
-        replace(run, results={(day, c): result for (name, day, c), result in results.items() if name == run.name})
-        for run in compared
-    ]
+    evaluated = []
+    for variant, seed, name in compared:
+        own = {(day, cohort): result for (run, day, cohort), result in results.items() if run == name}
+        evaluated.append(EvaluatedRun(variant, own, seed, name, hashes.get(name)))
     titles = title_labels(lake.titles.take(pa.array(settings.titles, pa.int64())))
-    evaluation = PropensityEvaluation(
-        report=EvaluationReport(evaluated, lake.territory_names(), titles),
-        num_negatives=config.num_negatives,
-        with_candidates="candidates" in lake.manifest.files,
-    )
+    report = EvaluationReport(evaluated, lake.territory_names(), titles)
+    evaluation = PropensityEvaluation(report, config.num_negatives, "candidates" in lake.manifest.files)
     if config.out:
         evaluation.write(config.out)
     return evaluation

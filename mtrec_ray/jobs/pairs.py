@@ -7,7 +7,7 @@ import pandas as pd
 from rich.console import RenderableType
 
 from mtrec_ray.console import ProgressCallback
-from mtrec_ray.evaluation.terminal import numbers_table
+from mtrec_ray.evaluation.tables import numbers_table
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.config import PairsConfig

@@ -45,15 +45,13 @@ class QuickstartResult:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """Rows of the evaluation and of the audit, with column `job`."""
+        """Rows of both parts, with column `job`."""
         return pd.concat([part.metrics.assign(job=name) for name, part in self.parts.items()], ignore_index=True)
 
     def document(self) -> dict[str, Any]:
-        """The documents of the evaluation and of the audit, and where the bundle is."""
         return {"version": 1, "bundle": self.bundle} | {name: part.document() for name, part in self.parts.items()}
 
     def tables(self) -> list[RenderableType]:
-        """The gain tables, then those of the audit."""
         gains, *others = [part.tables() for part in self.parts.values()]
         return [*gains, LEGEND, *chain.from_iterable(others)]
 
@@ -61,9 +59,8 @@ class QuickstartResult:
 def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = None) -> QuickstartResult:
     """Run all steps.
 
-    Raises:
-        UserError: settings or raw files that do not fit; all settings are checked before the first step, and against
-            the lake before the first training.
+    UserError for settings or raw files that do not fit, before the first step, or before the first training where only
+    the lake shows it.
     """
     steps = make_steps(config)
     lake = _make_lake(config, steps, progress)

@@ -18,6 +18,8 @@ from mtrec_ray.trainers.runner_config import RunnerConfig
 
 BASELINE = "baseline"
 
+# Laid over `train`: paper A's three, the control with as many random positives, and two of ours, chosen on validation
+# users of five real markets: a dense block whose matrix learns slowly and whose bias fast, and the bias alone.
 VARIANTS: dict[str, dict[str, Any]] = {
     BASELINE: {"kind": "baseline", "sample": {"active_fraction": 0.0}},
     "baseline+upsampling": {"kind": "baseline"},
@@ -30,37 +32,30 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "mtl-shift+upsampling": {"kind": "mtl", "model": {"group_block": "shift"}},
 }
-"""Laid over `train`: paper A's three, the control with as many random positives, and two of ours, chosen on validation
-users of five real markets: a dense block whose matrix learns slowly and whose bias fast, and the bias alone."""
 LEGEND = (
     "baseline: one model for all territories; upsampling: active users are added to the sample (control: random "
     "ones);\nmtl: a block of weights per territory group, mtl-slow: learning slowly, mtl-shift: its bias alone; "
     "popularity: most watched in the territory"
-)
-"""Printed under the gain table."""
+)  # printed under the gain table
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {  # what a source changes in the defaults
     "synthetic": {
         "train": {"model": {"d": 128}, "optim": {"epochs": 4}},
         "backbone": {"optim": {"epochs": 8, "evaluate_every": 2}},
         "eliminators": {"optim": {"epochs": 2, "evaluate_every": 1}, "transport": {"passes": 6, "later_passes": 2}},
         "audit": {"max_users": 2000, "num_folds": 3, "num_permutations": 8, "lists": False},
     },
-    "xmarket": {
-        "train": {"model": {"groups": "each"}, "sample": {"random_fraction": 0.2, "active_fraction": 0.75}},
-    },
+    "xmarket": {"train": {"model": {"groups": "each"}, "sample": {"random_fraction": 0.2, "active_fraction": 0.75}}},
     "movielens": {
         "train": {
             "model": {"groups": "regions"},
             "sample": {"test_fraction": 0.3},
             "optim": {"lr": 1e-3, "epochs": 20},  # a small lake: 31 steps an epoch
-        },
+        }
     },
-    "parquet": {},
 }
-"""What a source changes in the defaults."""
 
-TAKEN: dict[str, set[str]] = {
+TAKEN: dict[str, set[str]] = {  # sections, and the settings of each that the quickstart decides itself
     "source": set(),
     "build": {"overwrite"},
     "embed": {"lake"},
@@ -70,7 +65,6 @@ TAKEN: dict[str, set[str]] = {
     "eliminators": {"backbone", "runs", "name", "seed"},
     "audit": {"run", "out"},
 }
-"""Sections, and the settings of each that the quickstart decides itself."""
 
 if TYPE_CHECKING:
     VariantName = str

@@ -18,8 +18,14 @@ from rich.console import RenderableType
 
 from mtrec_ray.evaluation.report import EvaluationReport
 from mtrec_ray.evaluation.score_counts import GRID
-from mtrec_ray.evaluation.tables import evaluation_document, evaluation_tables, write_csv_files
-from mtrec_ray.evaluation.terminal import gain_rich_table, metric_rich_table, title_rich_table
+from mtrec_ray.evaluation.tables import (
+    evaluation_document,
+    evaluation_tables,
+    gain_rich_table,
+    metric_rich_table,
+    title_rich_table,
+    write_csv_files,
+)
 from mtrec_ray.files import join, write_file, write_json
 from mtrec_ray.training.propensity_run import PropensityRecord
 

@@ -27,7 +27,7 @@ def stacked_metrics(users: HeldOutUsers, user_vectors: Tensor, title_vectors: Te
         for part, vectors in zip(parts, user_vectors[:, rows], strict=True):
             scores = (vectors @ title_vectors.t()).cpu().numpy()
             part.append(next_title_metrics(scores, users.target[rows], negatives))
-    return [NextTitleMetrics.concatenate(part) for part in parts]
+    return [NextTitleMetrics(*map(np.concatenate, zip(*part, strict=True))) for part in parts]
 
 
 @torch.no_grad()

@@ -11,11 +11,17 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mtrec_ray.evaluation import terminal
 from mtrec_ray.evaluation.intervals import interval, nan_mean, relative_gain
 from mtrec_ray.evaluation.report import EvaluatedRun, EvaluationReport
-from mtrec_ray.evaluation.tables import TABLE_KEYS, evaluation_document, evaluation_tables, write_csv_files
-from mtrec_ray.evaluation.terminal import gain_rich_table, metric_rich_table, title_rich_table
+from mtrec_ray.evaluation.tables import (
+    TABLE_KEYS,
+    evaluation_document,
+    evaluation_tables,
+    gain_rich_table,
+    metric_rich_table,
+    title_rich_table,
+    write_csv_files,
+)
 from tests.evaluation.simulated import HISTORY, state
 
 TERRITORIES, TITLES = ["FR", "DE", "XX"], ["Local Hero", "World"]
@@ -151,7 +157,7 @@ def test_an_insignificant_gain_is_dim(runs):
 
 
 def test_long_tables_show_the_largest_territories_and_say_so(report, monkeypatch):
-    monkeypatch.setattr(terminal, "MAX_TERRITORIES", 1)
+    monkeypatch.setattr("mtrec_ray.evaluation.tables.MAX_TERRITORIES", 1)
     positives = report.counts("num_positives")
     table = gain_rich_table(report)
     largest = TERRITORIES[int(np.argmax(positives[:3]))]

@@ -56,10 +56,7 @@ def test_unambiguous_names_are_not_refused(backbone, tmp_path, monkeypatch, name
 
 @pytest.mark.parametrize(
     ("key", "value", "message"),
-    [
-        ("status", "training", "is not finished"),
-        ("backbone_hash", "0" * 64, "have different backbones"),
-    ],
+    [("status", "training", "is not finished"), ("backbone_hash", "0" * 64, "have different backbones")],
 )
 def test_runs_that_do_not_belong_together_are_refused(eliminators, tmp_path, key, value, message):
     other = Path(shutil.copytree(eliminators.uri, tmp_path / "other"))

@@ -274,11 +274,7 @@ class TestRefusals:
 
     @pytest.mark.parametrize(
         "settings",
-        [
-            {"sample": {"split_seed": 1}},
-            {"sample": {"test_fraction": 0.3}},
-            {"window": {"num_evaluation_days": 1}},
-        ],
+        [{"sample": {"split_seed": 1}}, {"sample": {"test_fraction": 0.3}}, {"window": {"num_evaluation_days": 1}}],
         ids=["seed of the split", "test users", "days"],
     )
     def test_runs_with_other_test_users_or_days_are_refused(self, lake, runs, tmp_path, settings):

@@ -91,13 +91,15 @@ class PartitionMaker:
         return numbered_groups(at_random(self.volume, spec.num_groups, self.seed, spec.draw))
 
     def _clusters(self, evidence: Evidence, num_groups: int | None) -> np.ndarray:
-        if num_groups is None and not evidence.pairs.sum(axis=1).all():
-            raise UserError(
-                "taste and affinity find their number of groups by two halves of the users, of which one has no "
-                "discovery: give the number, as in taste:4, or read more buckets"
-            )
-        most = min(MAX_AUTO_GROUPS, len(self.manifest.territories))
-        return evidence.clusters(num_groups or evidence.best_count(range(min(2, most), most + 1), self.seed), self.seed)
+        if num_groups is None:
+            if not evidence.pairs.sum(axis=1).all():
+                raise UserError(
+                    "taste and affinity find their number of groups by two halves of the users, of which one has no "
+                    "discovery: give the number, as in taste:4, or read more buckets"
+                )
+            most = min(MAX_AUTO_GROUPS, len(self.manifest.territories))
+            num_groups = evidence.best_count(range(min(2, most), most + 1), self.seed)
+        return evidence.clusters(num_groups, self.seed)
 
 
 def quick_reader() -> Reader:

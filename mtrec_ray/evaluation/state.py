@@ -110,24 +110,21 @@ class EvaluationState:
         ranking = np.stack([ranking_means(sums) for sums in _with_total(self.ranking, num)])  # (G + 1, R, M)
         metrics = {"pr_auc": pr_auc} | {name: ranking[:, :, m] for m, name in enumerate(RANKING_METRICS)}
         metrics |= {name: bounds[:, side, None] for side, name in enumerate(PR_AUC_BOUNDS)}
+        if history is not None:
+            popularity = np.vstack([history.popularity, history.popularity.sum(axis=0)])
+            rows = zip(_with_total(self.exposure, num), _append_sum(self.num_users), popularity, strict=True)
+            bias = [bias_metrics(*row, history.is_local) for row in rows]
+            metrics |= {name: np.array([[of_territory[name]] for of_territory in bias]) for name in BIAS_METRICS}
         titles = list(self.title_scores.values())
         histograms = np.array([one.histogram()[0] for one in titles], dtype=np.int64)
         return EvaluationResult(
             settings=s,
             counts=dict(zip(COUNTS, counts, strict=True)),
-            metrics=metrics if history is None else metrics | self._bias(history),
+            metrics=metrics,
             title_pr_auc=np.array([one.pr_auc() for one in titles]).reshape(len(titles), 1 + s.num_bootstrap),
             title_histograms=histograms.reshape(len(titles), 2, GRID.num_bins),
             title_is_local=None if history is None else history.is_local[list(s.titles)],
         )
-
-    def _bias(self, history: TitleHistory) -> dict[str, np.ndarray]:
-        """Metric name -> (G + 1, 1)."""
-        popularity = np.append(history.popularity, history.popularity.sum(axis=0, keepdims=True), axis=0)
-        counts = _with_total(self.exposure, self.settings.num_territories)
-        rows = zip(counts, _append_sum(self.num_users), popularity, strict=True)
-        found = [bias_metrics(*row, history.is_local) for row in rows]
-        return {name: np.array([[of_territory[name]] for of_territory in found]) for name in BIAS_METRICS}
 
 
 def _append_sum(counts: np.ndarray) -> np.ndarray:

@@ -65,27 +65,24 @@ def _metric_rows(report: EvaluationReport, column: str, metrics: list[str]) -> I
 
 
 def _title_rows(report: EvaluationReport) -> Iterator[dict[str, Any]]:
-    facts = {cohort: _title_facts(report, cohort) for cohort in report.cohorts}
+    """With the title's scope, and its positives over all days."""
+    local, facts = report.title_is_local, {}
+    scopes = [*np.where(local, "local", "global").tolist(), "local", "global"]
+    for cohort in report.cohorts:
+        positives = report.counts("title_positives", cohort)
+        counts = [*positives.tolist(), int(positives[local].sum()), int(positives[~local].sum())]
+        for name, scope, count in zip(report.row_names("title_pr_auc"), scopes, counts, strict=True):
+            facts[cohort, name] = {"scope": scope, "num_positives": count}
     for row in _metric_rows(report, "title", ["title_pr_auc", f"title_pr_auc{GAIN}"]):
-        yield row | facts[row["cohort"]][row["title"]]
-
-
-def _title_facts(report: EvaluationReport, cohort: str) -> dict[str, dict[str, Any]]:
-    """Scope, and positives over all days, of titles and their means."""
-    positives, is_local = report.counts("title_positives", cohort), report.title_is_local
-    scopes = [*np.where(is_local, "local", "global").tolist(), "local", "global"]
-    counts = [*positives.tolist(), int(positives[is_local].sum()), int(positives[~is_local].sum())]
-    facts = zip(report.row_names("title_pr_auc"), scopes, counts, strict=True)
-    return {name: {"scope": scope, "num_positives": count} for name, scope, count in facts}
+        yield row | facts[row["cohort"], row["title"]]
 
 
 def _count_rows(report: EvaluationReport) -> Iterator[dict[str, Any]]:
     for cohort in report.cohorts:
         for day in report.days(cohort):
-            columns = {"territory": [*report.territories, POOLED]}
-            columns |= {name: report.counts(name, cohort, day).tolist() for name in COUNTS}
-            for row in zip(*columns.values(), strict=True):
-                yield {"cohort": cohort, "day": str(day)} | dict(zip(columns, row, strict=True))
+            counts = [report.counts(name, cohort, day).tolist() for name in COUNTS]
+            for territory, *row in zip([*report.territories, POOLED], *counts, strict=True):
+                yield {"cohort": cohort, "day": str(day), "territory": territory} | dict(zip(COUNTS, row, strict=True))
 
 
 def evaluation_document(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
@@ -96,9 +93,7 @@ def evaluation_document(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
             inner = document.setdefault(name, {})
             for key in TABLE_KEYS[name]:
                 inner = inner.setdefault(str(row.pop(key)), {})
-            inner |= {
-                str(key): field for key, field in finite(row).items() if key == "value" or field not in (None, "")
-            }
+            inner |= {k: field for k, field in finite(row).items() if k == "value" or field not in (None, "")}
     return document
 
 

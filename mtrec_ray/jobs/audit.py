@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from mtrec_ray.combinations import NONE, combination_name
+from mtrec_ray.combinations import NONE, Combination, combination_name
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.attackers import LIST_ATTACKERS, bag_of_titles
@@ -161,8 +161,18 @@ def _represent(
 ) -> dict[str, UserRepresentations]:
     """Representations of the users by each combination; `offered`: (territories, N) bool."""
     history, values = torch.from_numpy(users.history), torch.from_numpy(users.attribute_index)
-    vectors = vectors_in_chunks(backbone.user_vectors, history)
-    found = {NONE: _representations((), users, vectors, backbone.title_vectors(), offered)}
+
+    def represented(hidden: Combination, vectors: torch.Tensor, title_vectors: torch.Tensor) -> UserRepresentations:
+        lists = []
+        for rows, seen in users.chunks(len(title_vectors)):
+            excluded = torch.from_numpy(seen | ~offered[users.territory[rows]])
+            scores = (vectors[rows] @ title_vectors.t()).masked_fill_(excluded, -torch.inf)
+            best = scores.topk(min(LIST_LENGTH, scores.shape[1]))
+            lists.append(best.indices.masked_fill_(best.values == -torch.inf, -1).numpy())
+        metrics = held_out_metrics(users, vectors, title_vectors)
+        return UserRepresentations(hidden, vectors.numpy(), np.concatenate(lists), metrics)
+
+    found = {NONE: represented((), vectors_in_chunks(backbone.user_vectors, history), backbone.title_vectors())}
     for number, record in enumerate(records):
         prefix = "" if number == 0 else f"{record.config.name}/"
         for method in load_methods(record, backbone):
@@ -172,25 +182,7 @@ def _represent(
             vectors = vectors_in_chunks(method.user_vectors, history, values)  # (K, U, d)
             titles = method.backbone.title_vectors()
             for combination, own in zip(method.combinations, vectors, strict=True):
-                name = prefix + combination_name(combination)
-                found[name] = _representations(combination, users, own, titles, offered)
+                found[prefix + combination_name(combination)] = represented(combination, own, titles)
         if progress:
             progress("representing users", number + 1, len(records))
     return found
-
-
-def _representations(
-    hidden: tuple[str, ...],
-    users: HeldOutUsers,
-    vectors: torch.Tensor,
-    title_vectors: torch.Tensor,
-    offered: np.ndarray,
-) -> UserRepresentations:
-    lists = []
-    for rows, seen in users.chunks(len(title_vectors)):
-        excluded = torch.from_numpy(seen | ~offered[users.territory[rows]])
-        scores = (vectors[rows] @ title_vectors.t()).masked_fill_(excluded, -torch.inf)
-        best = scores.topk(min(LIST_LENGTH, scores.shape[1]))
-        lists.append(best.indices.masked_fill_(best.values == -torch.inf, -1).numpy())
-    metrics = held_out_metrics(users, vectors, title_vectors)
-    return UserRepresentations(hidden, vectors.numpy(), np.concatenate(lists), metrics)

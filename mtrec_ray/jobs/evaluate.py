@@ -43,6 +43,7 @@ from mtrec_ray.training.record import load_plan
 
 logger = logging.getLogger(__name__)
 
+Runs = list[tuple[PropensityRecord, PairPlan]]
 COHORT_USERS = {  # cohort -> kind of user in messages, and the setting that gives more of them
     HELD_OUT: ("test", "test_fraction"),
     TRAINED: ("training", "random_fraction"),
@@ -55,11 +56,12 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
 
     UserError for an unfinished run, runs that cannot be compared, a changed lake, or nothing to evaluate on.
     """
-    records, plans = _open_runs(config.runs)
-    variants = variant_names(records)
-    lake, calendar, sample = records[0].open_lake(), plans[0].calendar, plans[0].sample
+    runs = _open_runs(config.runs)
+    records = [record for record, _ in runs]
+    variants, lake, plan = variant_names(records), records[0].open_lake(), runs[0][1]
+    calendar, sample = plan.calendar, plan.sample
     days, cohorts = days_and_cohorts(config, lake, calendar, sample)
-    sample_of_seed = _sample_of_each_seed(records, plans, cohorts)
+    sample_of_seed = _sample_of_each_seed(runs, cohorts)
     _check_seeds(variants, [record.config.seed for record in records])
     if config.out:
         check_writable(config.out)
@@ -78,7 +80,7 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
     hashes = {
         record.config.name: snapshots_hash(record) for record in records
     }  # before scoring, which a training might overtake
-    scorers = {one.name: one for one in _run_scorers(lake, records, plans, days)}
+    scorers = {one.name: one for one in _run_scorers(lake, runs, days)}
     compared = [(variant, r.config.seed, r.config.name) for variant, r in zip(variants, records, strict=True)]
     for reference, scorer in (_references(lake, records, history) if config.references else {}).items():
         for seed, own in sample_of_seed.items():
@@ -87,8 +89,8 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
             compared.append((reference, seed, name))
     states: dict[tuple[str, int, str], EvaluationState] = {}
     num_buckets = lake.manifest.num_buckets
-    parts = np.array_split(np.arange(num_buckets), min(num_buckets, max(4, 4 * int(total_cpus()))))
-    shards = [tuple(part.tolist()) for part in parts]  # about four tasks per CPU
+    num_shards = min(num_buckets, max(4, 4 * int(total_cpus())))  # about four tasks per CPU
+    shards = [tuple(part.tolist()) for part in np.array_split(np.arange(num_buckets), num_shards)]
     arguments = (lake, sample, catalogues, list(scorers.values()), cohorts, settings, config.num_negatives)
     for _, found in map_tasks(score_shard, shards, *arguments, stage="scoring users", progress=progress):
         for key, state in found.items():
@@ -115,25 +117,23 @@ def _reported_titles(day_positives: np.ndarray, is_local: np.ndarray, count: int
     return tuple(sorted([*chosen.tolist(), *others.tolist()]))
 
 
-def _open_runs(uris: list[str]) -> tuple[list[PropensityRecord], list[PairPlan]]:
+def _open_runs(uris: list[str]) -> Runs:
     if not uris:
         raise UserError("name at least one run: mtrec evaluate propensity RUN [RUN...]")
     records = [PropensityRecord.load_done(uri) for uri in uris]
-    plans = [load_plan(record.uri, PairPlan) for record in records]
+    runs = [(record, load_plan(record.uri, PairPlan)) for record in records]
     names = [record.config.name for record in records]
     if len(set(names)) < len(names):
         raise UserError(f"runs must have different names, got {', '.join(names)}")
     split = {"split_seed", "test_fraction", "validation_fraction"}
-    common = [
-        (r.lake_hash, p.calendar, p.sample.model_dump(include=split)) for r, p in zip(records, plans, strict=True)
-    ]
-    for record, own in zip(records, common, strict=True):
+    common = [(record.lake_hash, plan.calendar, plan.sample.model_dump(include=split)) for record, plan in runs]
+    for name, own in zip(names, common, strict=True):
         if own != common[0]:
             raise UserError(
-                f"run {record.config.name!r} and run {names[0]!r} differ in lake, window or user split "
+                f"run {name!r} and run {names[0]!r} differ in lake, window or user split "
                 "(sample.split_seed, test_fraction, validation_fraction): they cannot be compared"
             )
-    return records, plans
+    return runs
 
 
 def _check_seeds(variants: list[str], seeds: list[int]) -> None:
@@ -177,24 +177,20 @@ def _count(
         day_positives += positives
         not_offered += outside
     if not_offered:
-        logger.warning(
-            "%d discoveries on evaluation days are not offered in the user's territory: left out", not_offered
-        )
+        logger.warning("%d discoveries of titles not offered in the user's territory are left out", not_offered)
     is_local = np.minimum((popularity > 0).sum(axis=0), catalogues[0].offer_mask.sum(axis=0)) <= 1
     return TitleHistory(popularity=popularity, is_local=is_local), day_positives
 
 
-def _sample_of_each_seed(
-    records: list[PropensityRecord], plans: list[PairPlan], cohorts: list[str]
-) -> dict[int, SampleConfig]:
+def _sample_of_each_seed(runs: Runs, cohorts: list[str]) -> dict[int, SampleConfig]:
     """Seed -> the sample whose users references are scored on.
 
     Runs of one seed must have the same random sample if it is scored, or gains would compare different people.
     """
     if TRAINED not in cohorts:
-        return {record.config.seed: plans[0].sample for record in records}
+        return {record.config.seed: runs[0][1].sample for record, _ in runs}
     first: dict[int, tuple[str, SampleConfig]] = {}
-    for record, plan in zip(records, plans, strict=True):
+    for record, plan in runs:
         name, other = first.setdefault(record.config.seed, (record.config.name, plan.sample))
         if (plan.sample.seed, plan.sample.random_fraction) != (other.seed, other.random_fraction):
             raise UserError(
@@ -204,12 +200,10 @@ def _sample_of_each_seed(
     return {seed: sample for seed, (_, sample) in first.items()}
 
 
-def _run_scorers(
-    lake: Lake, records: list[PropensityRecord], plans: list[PairPlan], days: list[int]
-) -> list[RunScorer]:
+def _run_scorers(lake: Lake, runs: Runs, days: list[int]) -> list[RunScorer]:
     """Each run's scorer on each day; a snapshot is loaded once for all its days."""
     embeddings, found = lake.title_embeddings(), []
-    for record, plan in zip(records, plans, strict=True):
+    for record, plan in runs:
         trained = {day: plan.periods[min(day, len(plan.periods)) - 1].day for day in days}
         scorers = {
             period: PropensityScorer(load_snapshot(record, period), embeddings, record.groups.of_territory).score

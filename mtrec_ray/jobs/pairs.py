@@ -39,9 +39,8 @@ class PairsSummary:
     def document(self) -> dict[str, Any]:
         """Counts of each territory and in all."""
         counts, period = self.metrics.set_index("territory"), self.plan.periods[0]
-        rates = {"alpha": period.alpha, "negative_rate": period.negative_rate}
-        counts = counts.astype(object)
-        return {"version": 1} | rates | {"all": counts.sum().to_dict(), "territories": counts.T.to_dict()}
+        rates, counts = {"alpha": period.alpha, "negative_rate": period.negative_rate}, counts.astype(object)
+        return {"version": 1, **rates, "all": counts.sum().to_dict(), "territories": counts.T.to_dict()}
 
     def tables(self) -> list[RenderableType]:
         """Paper A's table 1."""
@@ -54,10 +53,10 @@ class PairsSummary:
             "negatives: expected; each eligible (user, title) is drawn with probability "
             f"{period.negative_rate:.3g}. {plan.not_offered_positives:,} discoveries of titles not offered left out.",
         )
-        for territory, row in counts.iterrows():
-            table.add_row(str(territory), *(f"{count:,}" for count in row))
-        table.add_section()
-        table.add_row("all", *(f"{count:,}" for count in counts.sum()))
+        for territory, row in [*counts.iterrows(), ("all", counts.sum())]:
+            table.add_row(
+                str(territory), *(f"{count:,}" for count in row), end_section=territory == self.territories[-1]
+            )
         return [table]
 
 

@@ -17,13 +17,14 @@ from rich.console import RenderableType
 from rich.table import Column, Table
 
 from mtrec_ray.config import Config, first_problem
-from mtrec_ray.console import ProgressCallback
+from mtrec_ray.console import ProgressCallback, facts_table
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, parent, read_json, resolve
 from mtrec_ray.identity import flatten
 from mtrec_ray.tracking.metrics_file import KEYS, read_metrics
 
 COLUMNS = ("name", "kind", "status", "step", "last metric", "from", "seed", "metrics")
+METRIC_COLUMNS = ["run", "metric", "step", "value"]
 MAIN_METRICS = ("val/pr_auc/weighted", "val/ndcg", "train/loss")
 BLOCKS, SPARKLINE_WIDTH = "▁▂▃▄▅▆▇█", 60
 
@@ -81,7 +82,8 @@ class RunView:
     @property
     def metrics(self) -> pd.DataFrame:
         """All metrics: columns run, metric, step, value."""
-        return _metric_rows((self.name, metric, *point) for metric, points in self.series.items() for point in points)
+        rows = [(self.name, metric, *point) for metric, points in self.series.items() for point in points]
+        return pd.DataFrame(rows, columns=METRIC_COLUMNS)
 
     def summary(self) -> dict[str, Any]:
         """State, input and the last value of each metric; steps are summed over packs."""
@@ -122,17 +124,16 @@ class RunView:
 
     def tables(self) -> list[RenderableType]:
         """Facts, validations, changed settings."""
-        changed = [(key, str(value)) for key, value in self.settings().items()]
-        facts = list(zip(COLUMNS, _cells(self.summary()), strict=True))
+        changed = {key: str(value) for key, value in self.settings().items()}
+        facts: dict[str, object] = dict(zip(COLUMNS, _cells(self.summary()), strict=True))
         for pack, rows in self.rows.items():
             losses = [row["train/loss"] for row in rows if isinstance(row.get("train/loss"), int | float)]
-            facts += [(f"loss {pack}", f"{losses[0]:.4f} {sparkline(losses)} {losses[-1]:.4f}")] if losses else []
+            facts |= {f"loss {pack}": f"{losses[0]:.4f} {sparkline(losses)} {losses[-1]:.4f}"} if losses else {}
+        columns = ("metric", "last", "at step", "best", "at step")
         return [
-            _table(f"Run {self.uri}", ("", ""), facts),
-            _table(
-                "Validation", ("metric", "last", "at step", "best", "at step"), map(dict.values, self.validations())
-            ),
-            _table("Settings that differ from their defaults", ("setting", "value"), changed),
+            facts_table(f"Run {self.uri}", facts),
+            _table("Validation", columns, map(dict.values, self.validations())),
+            facts_table("Settings that differ from their defaults", changed),
         ]
 
 
@@ -147,7 +148,8 @@ class RunList:
     @property
     def metrics(self) -> pd.DataFrame:
         """The last value of each metric: columns run, metric, step, value."""
-        return _metric_rows((run.name, metric, *of[-1]) for run in self.runs for metric, of in run.series.items())
+        rows = [(run.name, metric, *points[-1]) for run in self.runs for metric, points in run.series.items()]
+        return pd.DataFrame(rows, columns=METRIC_COLUMNS)
 
     def document(self) -> dict[str, Any]:
         runs = [run.summary() for run in self.runs]
@@ -179,10 +181,6 @@ def show_run(config: ShowRunConfig, progress: ProgressCallback | None = None) ->
     return RunView(config.run if "/" in config.run else join(config.runs, config.run))
 
 
-def _metric_rows(rows: Iterable[tuple[str, str, int, float]]) -> pd.DataFrame:
-    return pd.DataFrame(list(rows), columns=["run", "metric", "step", "value"])
-
-
 def sparkline(values: list[float]) -> str:
     """Values as at most `SPARKLINE_WIDTH` blocks, each the mean of its part."""
     width = min(SPARKLINE_WIDTH, len(values))
@@ -207,7 +205,7 @@ def _cells(summary: dict[str, Any]) -> list[str]:
 
 def _table(title: str, columns: tuple[str, ...], rows: Iterable[Iterable[Any]]) -> Table:
     headings = (Column(column, overflow="fold") for column in columns)
-    table = Table(*headings, title=title, box=SIMPLE_HEAD, show_header=any(columns), pad_edge=False, padding=0)
+    table = Table(*headings, title=title, box=SIMPLE_HEAD, pad_edge=False, padding=0)
     for row in rows:
         table.add_row(*(f"{cell:,.4f}" if isinstance(cell, float) else str(cell) for cell in row))
     return table

@@ -14,14 +14,11 @@ from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.sampling import TEST, TRAIN, VALIDATION, in_random_sample, split_of
 from mtrec_ray.streams.scored_users import FixedCandidates, ScoringChunk, scoring_chunks
 
+# Cohorts: test users, users of the random training sample, validation users.
 HELD_OUT, TRAINED, VALIDATED = "held_out", "trained", "validation"
-"""Cohorts: test users, users of the random training sample, validation users."""
 SPLITS = {HELD_OUT: TEST, TRAINED: TRAIN, VALIDATED: VALIDATION}
 NEGATIVES_SEED = 0
-
-
-Scorer = Callable[[ScoringChunk], np.ndarray]
-"""Scores every user of a chunk against its titles: (U, T) float32 logits. Picklable."""
+Scorer = Callable[[ScoringChunk], np.ndarray]  # scores a chunk's users against its titles: (U, T) float32; picklable
 
 
 def popularity_scores(popularity: np.ndarray, chunk: ScoringChunk) -> np.ndarray:
@@ -49,12 +46,10 @@ def count_bucket_discoveries(
 ) -> tuple[tuple[np.ndarray, np.ndarray], np.ndarray, int]:
     """Count the discoveries of one bucket; `catalogues` by day, 0 = the training window.
 
-    Returns:
-        (cells, counts) of territory * num_titles + title with discoveries of training users in the training window;
-        (num_titles,) discoveries of the cohort on the evaluation days; those of them that are not offered.
+    Returns (cells, counts) of territory * num_titles + title of training users in the training window; (num_titles,)
+    discoveries of the cohort on the evaluation days; the number of those that are not offered.
     """
-    training = catalogues[0]
-    num_titles = len(training.title_ids)
+    training, num_titles = catalogues[0], len(catalogues[0].title_ids)
     bucket = Bucket.read(lake, index, training.title_ids)
     split = split_of(bucket.keys, sample)
     found = bucket.discoveries(*training.bounds, training.offer_mask)

@@ -162,15 +162,9 @@ def _represent(
     """Representations of the users by each combination; `offered`: (territories, N) bool."""
     history, values = torch.from_numpy(users.history), torch.from_numpy(users.attribute_index)
 
-    def represented(hidden: Combination, vectors: torch.Tensor, title_vectors: torch.Tensor) -> UserRepresentations:
-        lists = []
-        for rows, seen in users.chunks(len(title_vectors)):
-            excluded = torch.from_numpy(seen | ~offered[users.territory[rows]])
-            scores = (vectors[rows] @ title_vectors.t()).masked_fill_(excluded, -torch.inf)
-            best = scores.topk(min(LIST_LENGTH, scores.shape[1]))
-            lists.append(best.indices.masked_fill_(best.values == -torch.inf, -1).numpy())
-        metrics = held_out_metrics(users, vectors, title_vectors)
-        return UserRepresentations(hidden, vectors.numpy(), np.concatenate(lists), metrics)
+    def represented(hidden: Combination, vectors: torch.Tensor, titles: torch.Tensor) -> UserRepresentations:
+        lists, metrics = top_lists(users, vectors, titles, offered), held_out_metrics(users, vectors, titles)
+        return UserRepresentations(hidden, vectors.numpy(), lists, metrics)
 
     found = {NONE: represented((), vectors_in_chunks(backbone.user_vectors, history), backbone.title_vectors())}
     for number, record in enumerate(records):
@@ -186,3 +180,14 @@ def _represent(
         if progress:
             progress("representing users", number + 1, len(records))
     return found
+
+
+def top_lists(users: HeldOutUsers, vectors: torch.Tensor, titles: torch.Tensor, offered: np.ndarray) -> np.ndarray:
+    """(U, 10) unwatched titles of the user's territory, best first, -1 where no more are left."""
+    lists = []
+    for rows, seen in users.chunks(len(titles)):
+        excluded = torch.from_numpy(seen | ~offered[users.territory[rows]])
+        scores = (vectors[rows] @ titles.t()).masked_fill_(excluded, -torch.inf)
+        best = scores.topk(min(LIST_LENGTH, scores.shape[1]))
+        lists.append(best.indices.masked_fill_(best.values == -torch.inf, -1).numpy())
+    return np.concatenate(lists)

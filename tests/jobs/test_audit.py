@@ -1,8 +1,12 @@
-"""Runs that an audit refuses to compare, and short lists; the runs are written by hand, untrained."""
+"""Runs that an audit refuses to compare, and what attackers get; the runs are written by hand, untrained."""
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,23 +15,27 @@ import torch
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
-from mtrec_ray.evaluation.audit import AttributeLabels, AuditSettings
+from mtrec_ray.evaluation.audit import AttributeLabels, AuditSettings, repeats_for
 from mtrec_ray.jobs import audit as job
 from mtrec_ray.jobs.config import AuditConfig
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.held_out import read_held_out
-from mtrec_ray.streams.sequences import TEST_EVENT
+from mtrec_ray.streams.ordered import LocalReader
+from mtrec_ray.streams.sequences import TEST_EVENT, Sequences
 from mtrec_ray.trainers.accuracy import vectors_in_chunks
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
 from tests.jobs.untrained import write_backbone, write_eliminators
 from tests.tuning.conftest import build_here
 
+COMBINATIONS = ["gender", "age", "gender+age"]
+
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory) -> BackboneRecord:
     folder = tmp_path_factory.mktemp("audited")
-    return write_backbone(build_here(folder / "lake", 2, users=120, territories=4, titles=30), folder)
+    return write_backbone(build_here(folder / "lake", 2, users=240, territories=4, titles=30), folder)
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +106,102 @@ def test_a_list_ends_when_no_title_is_left(backbone):
     offered = np.zeros((len(lake.manifest.territories), lake.titles.num_rows), dtype=bool)
     offered[:, :4] = True
     vectors = vectors_in_chunks(model.user_vectors, torch.from_numpy(users.history))
-    lists = job._representations((), users, vectors, model.title_vectors(), offered).lists
+    lists = job.top_lists(users, vectors, model.title_vectors(), offered)
     watched = np.split(users.other_titles, np.cumsum(users.other_counts)[:-1])
     for shown, seen in zip(lists, watched, strict=True):
         left = set(range(4)) - set(seen.tolist())
         assert set(shown[: len(left)].tolist()) == left
         assert (shown[len(left) :] == -1).all()
+
+
+@pytest.fixture(scope="module")
+def turned(eliminators, tmp_path_factory) -> EliminatorsRecord:
+    """The same run with random weights, so that each combination has its own vectors."""
+    run = Path(shutil.copytree(eliminators.uri, tmp_path_factory.mktemp("turned") / "eliminators"))
+    (weights,) = run.glob("packs/*/eliminators.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    tensors = safetensors.torch.load_file(weights).items()
+    random = {name: one + 0.3 * torch.randn(one.shape, generator=generator) for name, one in tensors}
+    safetensors.torch.save_file(random, weights)
+    return EliminatorsRecord.load(str(run))
+
+
+@pytest.fixture(scope="module")
+def attacks(turned, tmp_path_factory) -> dict[str, Any]:
+    """The arguments of the attacks, which are not run, beside those on a run of the same weights."""
+    twin = shutil.copytree(turned.uri, tmp_path_factory.mktemp("runs") / "twin")
+    given: dict[str, Any] = {"targets": []}
+
+    def attack(target: Any, *shared: Any) -> None:
+        given["targets"].append(target)
+        given.update(zip(("inputs", "labels", "keys", "num_titles", "settings"), shared, strict=True))
+
+    config = {"run": turned.uri, "compare": [str(twin)], "num_folds": 4, "num_permutations": 3, "seed": 5}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job, "map_tasks", LocalReader().map)
+        patch.setattr(job, "attack", attack)
+        given["audit"] = job.audit(validate_config(AuditConfig, config))
+    return given
+
+
+def audit_split(source: BackboneRecord, of: Callable[[Sequences], np.ndarray]) -> np.ndarray:
+    """Values of the users of the audit split, read anew from the lake."""
+    lake, buckets = Lake.open(source.config.lake), range(2)
+    return np.concatenate([of(Sequences.read(lake, bucket, source.config.sequences, "audit")) for bucket in buckets])
+
+
+def test_attackers_get_the_audit_split_before_the_test_event(backbone, turned, attacks):
+    users, length = partial(audit_split, backbone), backbone.config.model.history
+    np.testing.assert_array_equal(attacks["keys"], users(lambda part: part.keys))
+    values = users(lambda part: part.attribute_index).astype(np.int64)
+    for a, name in enumerate(("gender", "age", "occupation")):
+        np.testing.assert_array_equal(attacks["labels"][name].values, values[:, a])
+    history = torch.from_numpy(users(lambda part: part.history_before(TEST_EVENT, length)))
+    model = load_backbone(backbone)
+    (method,) = load_methods(turned, model)
+    vectors = [model.user_vectors(history), *method.user_vectors(history, torch.from_numpy(values))]
+    for name, of in zip(["none", *COMBINATIONS], vectors, strict=True):
+        np.testing.assert_allclose(attacks["inputs"]["vectors"][name], of.numpy(), atol=1e-5)
+    audited_users = attacks["audit"].users.only(attacks["audit"].users.audit_split)
+    np.testing.assert_array_equal(audited_users.target, users(lambda part: part.held_out_title(TEST_EVENT)))
+
+
+def test_lists_hold_unwatched_titles_of_the_users_territory_best_first(backbone, attacks):
+    lake, users = Lake.open(backbone.config.lake), partial(audit_split, backbone)
+    offered = Catalogue.of(lake, *lake.manifest.calendar.day_bounds(0)).offer_mask
+
+    def allowed(part: Sequences) -> np.ndarray:
+        mask = offered[part.territory].copy()
+        for row, (start, end) in enumerate(pairwise(part.offsets)):
+            mask[row, part.title_index[start : end - TEST_EVENT]] = False
+        return mask
+
+    may_be_shown, titles = users(allowed), load_backbone(backbone).title_vectors().numpy()
+    assert not offered.all()
+    for name in ("none", "gender", "twin/gender+age"):
+        scores = np.where(may_be_shown, attacks["inputs"]["vectors"][name] @ titles.T, -np.inf)
+        lists = attacks["inputs"]["lists"][name]
+        chosen = np.take_along_axis(scores, np.maximum(lists, 0), axis=1)
+        best = -np.sort(-scores, axis=1)[:, :10]
+        np.testing.assert_allclose(np.where(lists >= 0, chosen, -np.inf), best, rtol=1e-5)
+
+
+def test_attackers_get_all_settings_and_compared_runs(turned, attacks):
+    settings = attacks["settings"]
+    assert settings == AuditSettings(
+        num_folds=4, num_repeats=repeats_for(len(attacks["keys"])), num_permutations=3, seed=5
+    )
+    names = ["none", *COMBINATIONS, *(f"twin/{name}" for name in COMBINATIONS)]
+    assert set(attacks["targets"]) == {
+        (kind, name, attribute)
+        for kind in ("vectors", "lists")
+        for name in names
+        for attribute in ("gender", "age", "occupation")
+    }
+    (method,) = load_methods(turned, load_backbone(BackboneRecord.load(turned.config.backbone)))
+    own = sum(parameter.numel() for parameter in method.own_parameters().values())
+    counts = attacks["audit"].num_parameters
+    assert counts["eliminators"] == counts["twin"] == own // 3
 
 
 @pytest.mark.parametrize(("kind", "times"), [("vectors", 2), ("lists", 1)])

@@ -207,10 +207,6 @@ def test_reported_titles_have_most_positives_and_half_are_local(lake, runs, eval
         assert min(positives[t] for t in chosen) >= max(positives[t] for t in of_kind - chosen)
 
 
-def test_no_reported_titles_give_no_title_table(runs):
-    assert "title_metrics" not in evaluate(runs[0], num_titles=0, references=False).document()
-
-
 def test_validation_scores_the_validation_users(lake, tmp_path):
     run = write_run(lake, tmp_path, "v", 0, sample={"validation_fraction": 0.3})
     validation, test = evaluate(run, validation=True), evaluate(run)
@@ -239,13 +235,15 @@ def test_references_are_scored_on_the_trained_users_of_each_seed(lake, tmp_path)
     assert evaluation.report.variants == ["t", "popularity"]
 
 
-def test_a_snapshot_is_loaded_once_for_all_days(runs, monkeypatch):
+def test_a_snapshot_is_loaded_once_for_all_days_and_no_reported_titles_give_no_title_table(runs, monkeypatch):
     loaded = []
     monkeypatch.setattr(
         "mtrec_ray.jobs.evaluate.load_snapshot", lambda *which: loaded.append(which) or load_snapshot(*which)
     )
-    assert {day for day, _ in evaluate(*runs, references=False).report.runs[0].results} == {1, 2}
+    found = evaluate(*runs, references=False, num_titles=0)
+    assert {day for day, _ in found.report.runs[0].results} == {1, 2}
     assert len(loaded) == len(runs)
+    assert "title_metrics" not in found.document()
 
 
 def test_a_moved_run_is_evaluated(runs, evaluation, tmp_path, monkeypatch):
@@ -262,15 +260,30 @@ def test_a_moved_run_is_evaluated(runs, evaluation, tmp_path, monkeypatch):
 
 
 class TestRefusals:
-    def test_a_run_that_is_not_there_is_refused(self, tmp_path):
-        with pytest.raises(UserError, match=r"no run at .*nowhere.*mtrec train propensity"):
-            evaluate(str(tmp_path / "nowhere"))
+    @pytest.mark.parametrize(
+        ("names", "settings", "message"),
+        [
+            (["nowhere"], {}, r"no run at .*nowhere.*mtrec train propensity"),
+            (["random-s0", "random-s0"], {}, "different names, got random-s0, random-s0"),
+            (["random-s0"], {"validation": True}, "the runs have no validation users"),
+        ],
+    )
+    def test_runs_that_cannot_be_evaluated_are_refused(self, runs, names, settings, message):
+        with pytest.raises(UserError, match=message):
+            evaluate(*(str(Path(runs[0]).with_name(name)) for name in names), **settings)
 
-    def test_an_unfinished_run_is_refused(self, lake, runs, tmp_path):
-        run = write_run(lake, tmp_path, "half", 0)
-        PropensityRecord.load(run).model_copy(update={"status": "training"}).save()
-        with pytest.raises(UserError, match="half' is not finished"):
-            evaluate(runs[0], run)
+    @pytest.mark.parametrize(
+        ("update", "message"),
+        [
+            ({"status": "training"}, "odd' is not finished"),
+            ({"lake_hash": "0" * 64}, "has changed since run 'odd' was started"),
+        ],
+    )
+    def test_an_unfinished_run_and_one_of_another_lake_are_refused(self, lake, tmp_path, update, message):
+        run = write_run(lake, tmp_path, "odd", 0)
+        PropensityRecord.load(run).model_copy(update=update).save()
+        with pytest.raises(UserError, match=message):
+            evaluate(run)
 
     @pytest.mark.parametrize(
         "settings",
@@ -297,10 +310,6 @@ class TestRefusals:
         with pytest.raises(UserError, match=f"territory '{name}' has the name of a row of the report"):
             days_and_cohorts(EvaluateConfig(runs=runs), Lake("", named), named.calendar, SampleConfig())
 
-    def test_the_same_run_twice_is_refused(self, runs):
-        with pytest.raises(UserError, match="different names, got random-s0, random-s0"):
-            evaluate(runs[0], runs[0])
-
     def test_variants_whose_seeds_cannot_be_paired_are_refused(self, lake, runs, tmp_path, monkeypatch):
         monkeypatch.setattr("mtrec_ray.jobs.evaluate.map_tasks", None)
         other = write_run(lake, tmp_path, "other", 0, model={"d": 8})
@@ -312,10 +321,6 @@ class TestRefusals:
         with pytest.raises(UserError, match="'popularity' has the name of a reference"):
             evaluate(run)
         assert evaluate(run, references=False).report.variants == ["popularity"]
-
-    def test_validation_without_validation_users_is_refused(self, runs):
-        with pytest.raises(UserError, match="the runs have no validation users"):
-            evaluate(runs[0], validation=True)
 
     def test_no_evaluation_day_is_refused(self, lake, tmp_path):
         run = write_run(lake, tmp_path, "none", 0, window={"num_evaluation_days": 0})
@@ -330,10 +335,4 @@ class TestRefusals:
             evaluate(run)
         weights.unlink()
         with pytest.raises(UserError, match="day 0 has no weights yet"):
-            evaluate(run)
-
-    def test_a_lake_changed_since_training_is_refused(self, lake, tmp_path):
-        run = write_run(lake, tmp_path, "old", 0)
-        PropensityRecord.load(run).model_copy(update={"lake_hash": "0" * 64}).save()
-        with pytest.raises(UserError, match="has changed since run 'old' was started"):
             evaluate(run)

@@ -1,10 +1,11 @@
-"""From a lake to a bundle: backbone, eliminators, audit, bundle, on a small service with planted tastes."""
+"""From a lake to a bundle: backbone, eliminators, audit, bundle, on a small service with planted tastes.
+
+Trained for a moment and attacked by one attacker; `test_planted_attribute` trains and attacks as users do.
+"""
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,17 @@ from rich.table import Table
 from mtrec_ray.bundle.manifest import Bundle, Leakage
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
-from mtrec_ray.evaluation.audit import AuditSettings, repeats_for
+from mtrec_ray.evaluation.attackers import logistic_scores
+from mtrec_ray.evaluation.audit import AuditSettings
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
-from mtrec_ray.jobs.audit import _labels, attack, audit
+from mtrec_ray.jobs.audit import _labels, audit
 from mtrec_ray.jobs.audit_report import Audit
 from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.config import AuditConfig, BundleConfig
 from mtrec_ray.lake.build import build_lake
-from mtrec_ray.lake.cluster import map_tasks
-from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources.registry import make_source
-from mtrec_ray.streams.catalogue import Catalogue
-from mtrec_ray.streams.sequences import TEST_EVENT, Sequences, in_split
+from mtrec_ray.streams.ordered import LocalReader
+from mtrec_ray.streams.sequences import in_split
 from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.backbone import train_backbone
@@ -39,29 +39,20 @@ from mtrec_ray.training.weights import save_weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-SYNTHETIC = {"users": 1000, "territories": 4, "titles": 80, "events_per_user": 40.0, "attribute_correlation": 0.8}
+SYNTHETIC = {"users": 800, "territories": 4, "titles": 80, "events_per_user": 40.0, "attribute_correlation": 0.8}
 COMBINATIONS = ["gender", "age", "gender+age"]
 
 
 def backbone_config(folder: Path, **settings: Any) -> BackboneConfig:
-    document = {
-        "lake": str(folder / "lake"),
-        "runs": str(folder / "runs"),
-        "name": "backbone",
-        "model": {"width": 32},
-        "optim": {"epochs": 24, "evaluate_every": 6, "lanes": 4},
-    }
+    document = {"lake": str(folder / "lake"), "runs": str(folder / "runs"), "name": "backbone", "model": {"width": 32}}
+    document["optim"] = {"epochs": 2, "evaluate_every": 1, "lanes": 4}
     return validate_config(BackboneConfig, document | settings)
 
 
 def eliminators_config(folder: Path, **settings: Any) -> EliminatorsConfig:
-    document = {
-        "backbone": str(folder / "runs" / "backbone"),
-        "runs": str(folder / "runs"),
-        "name": "eliminators",
-        "combinations": ",".join(COMBINATIONS),
-        "optim": {"epochs": 4, "lanes": 4},
-    }
+    document = {"backbone": str(folder / "runs" / "backbone"), "runs": str(folder / "runs"), "name": "eliminators"}
+    document |= {"combinations": ",".join(COMBINATIONS), "optim": {"epochs": 1, "lanes": 4}}
+    document["transport"] = {"passes": 4, "later_passes": 2}
     return validate_config(EliminatorsConfig, document | settings)
 
 
@@ -86,20 +77,15 @@ def eliminators(folder, backbone) -> EliminatorsRecord:
 def audited(folder, eliminators) -> Audit:
     settings = {"num_folds": 3, "num_permutations": 2, "lists": False}
     config = {"run": eliminators.uri, "out": str(folder / "audit")} | settings
-    return audit(validate_config(AuditConfig, config))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtrec_ray.jobs.audit.map_tasks", LocalReader().map)
+        patch.setattr("mtrec_ray.evaluation.audit.VECTOR_ATTACKERS", {"logistic": logistic_scores})
+        return audit(validate_config(AuditConfig, config))
 
 
 @pytest.fixture(scope="module")
 def document(audited) -> dict[str, Any]:
     return audited.document()
-
-
-def test_a_backbone_learns_what_comes_next(backbone):
-    assert backbone.status == "done"
-    assert backbone.figures["validation"]["val/auc"] > 0.75  # chance 0.5
-    vectors = load_backbone(backbone).user_vectors(torch.tensor([[1, 2, 3], [1, -1, -1]]))
-    assert vectors.shape == (2, 32)
-    assert torch.isfinite(vectors).all()
 
 
 def test_a_finished_run_is_returned_and_another_of_its_name_refused(folder, backbone):
@@ -126,102 +112,6 @@ def test_the_audit_split_takes_no_part_in_training(folder, eliminators, audited,
     config = BackboneRecord.load(eliminators.config.backbone).config.sequences
     assert (audited.users.audit_split == in_split(audited.users.keys, config, "audit")).all()
     assert document["num_audit_users"] == audited.users.audit_split.sum() < document["num_users"]
-
-
-@pytest.fixture(scope="module")
-def twin(folder, eliminators) -> Path:
-    """The same run under another name, for comparison."""
-    return Path(shutil.copytree(eliminators.uri, folder / "runs" / "twin"))
-
-
-@pytest.fixture(scope="module")
-def attacks(folder, eliminators, twin, audited) -> dict[str, Any]:
-    """The arguments of the attack tasks, which are not run."""
-    given: dict[str, Any] = {}
-    result = audited.leakage["vectors", "none", "gender"]
-
-    def map_here(work: Any, items: Any, *shared: Any, **_: Any) -> Any:
-        if work is not attack:
-            return map_tasks(work, items, *shared)
-        given.update(zip(("inputs", "labels", "keys", "num_titles", "settings"), shared, strict=True), targets=items)
-        return [(item, result) for item in items]
-
-    settings = {"num_folds": 4, "num_permutations": 3, "seed": 5}
-    config = {"run": eliminators.uri, "compare": [str(twin)]}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mtrec_ray.jobs.audit.map_tasks", map_here)
-        given["audit"] = audit(validate_config(AuditConfig, config | settings))
-    return given
-
-
-@dataclass(frozen=True)
-class AuditUsers:
-    """The audit split, read anew from the lake."""
-
-    parts: list[Sequences]
-
-    @staticmethod
-    def of(source: BackboneRecord) -> "AuditUsers":
-        lake, config = Lake.open(source.config.lake), source.config.sequences
-        buckets = range(lake.manifest.num_buckets)
-        return AuditUsers([Sequences.read(lake, bucket, config, "audit") for bucket in buckets])
-
-    def all(self, of: Callable[[Sequences], np.ndarray]) -> np.ndarray:
-        return np.concatenate([of(part) for part in self.parts])
-
-
-def test_attackers_get_the_audit_split_before_the_test_event(backbone, eliminators, attacks):
-    users, length = AuditUsers.of(backbone), backbone.config.model.history
-    np.testing.assert_array_equal(attacks["keys"], users.all(lambda part: part.keys))
-    values = users.all(lambda part: part.attribute_index).astype(np.int64)
-    for a, name in enumerate(("gender", "age", "occupation")):
-        np.testing.assert_array_equal(attacks["labels"][name].values, values[:, a])
-    history = torch.from_numpy(users.all(lambda part: part.history_before(TEST_EVENT, length)))
-    model = load_backbone(backbone)
-    (method,) = load_methods(eliminators, model)
-    vectors = [model.user_vectors(history), *method.user_vectors(history, torch.from_numpy(values))]
-    for name, of in zip(["none", *COMBINATIONS], vectors, strict=True):
-        np.testing.assert_allclose(attacks["inputs"]["vectors"][name], of.numpy(), atol=1e-5)
-    audited_users = attacks["audit"].users.only(attacks["audit"].users.audit_split)
-    np.testing.assert_array_equal(audited_users.target, users.all(lambda part: part.held_out_title(TEST_EVENT)))
-
-
-def test_lists_hold_unwatched_titles_of_the_users_territory_best_first(backbone, attacks):
-    lake, users = Lake.open(backbone.config.lake), AuditUsers.of(backbone)
-    offered = Catalogue.of(lake, *lake.manifest.calendar.day_bounds(0)).offer_mask
-
-    def allowed(part: Sequences) -> np.ndarray:
-        mask = offered[part.territory].copy()
-        for row, (start, end) in enumerate(pairwise(part.offsets)):
-            mask[row, part.title_index[start : end - TEST_EVENT]] = False
-        return mask
-
-    may_be_shown, titles = users.all(allowed), load_backbone(backbone).title_vectors().numpy()
-    assert not offered.all()
-    for name in ("none", "gender", "twin/gender+age"):
-        scores = np.where(may_be_shown, attacks["inputs"]["vectors"][name] @ titles.T, -np.inf)
-        lists = attacks["inputs"]["lists"][name]
-        chosen = np.take_along_axis(scores, np.maximum(lists, 0), axis=1)
-        best = -np.sort(-scores, axis=1)[:, :10]
-        np.testing.assert_allclose(np.where(lists >= 0, chosen, -np.inf), best, rtol=1e-5)
-
-
-def test_attackers_get_all_settings_and_compared_runs(eliminators, attacks):
-    settings = attacks["settings"]
-    assert settings == AuditSettings(
-        num_folds=4, num_repeats=repeats_for(len(attacks["keys"])), num_permutations=3, seed=5
-    )
-    names = ["none", *COMBINATIONS, *(f"twin/{name}" for name in COMBINATIONS)]
-    assert set(attacks["targets"]) == {
-        (kind, name, attribute)
-        for kind in ("vectors", "lists")
-        for name in names
-        for attribute in ("gender", "age", "occupation")
-    }
-    (method,) = load_methods(eliminators, load_backbone(BackboneRecord.load(eliminators.config.backbone)))
-    own = sum(parameter.numel() for parameter in method.own_parameters().values())
-    counts = attacks["audit"].num_parameters
-    assert counts["eliminators"] == counts["twin"] == own // 3
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_work(eliminators, monkeypatch):
@@ -258,7 +148,7 @@ def test_document_and_csv_hold_every_combination_and_attribute(folder, audited, 
     read = {name: pd.read_csv(folder / "audit" / f"{name}.csv", keep_default_na=False) for name in audited.csv_tables}
     assert {name: len(table) for name, table in read.items()} == {
         "audit_leakage": 4 * 3 * 3,
-        "audit_attackers": 4 * 3 * 4 * 3,
+        "audit_attackers": 4 * 3 * 3,
         "audit_accuracy": 4 * (len(NextTitleMetrics.reported()) + 1),  # and the change of NDCG
         "audit_ndcg_gaps": 4 * 3,
     }
@@ -295,21 +185,6 @@ def test_tables_mark_leaks_and_what_is_to_be_hidden(audited):
     for name, cell in genders.items():
         assert ("!" in str(cell)) == audited.leakage["vectors", name, "gender"].leaks
         assert ("*" in str(cell)) == (name in ("gender", "gender+age"))
-
-
-def test_a_planted_attribute_leaks_until_it_is_eliminated(document):
-    """Gender follows taste in most users."""
-    of = document["combinations"]
-    gender = {name: one["leakage"]["vectors"]["gender"] for name, one in of.items()}
-    low = {name: leakage["balanced_accuracy"]["low"] for name, leakage in gender.items()}
-    auc = {name: leakage["auc"]["value"] for name, leakage in gender.items()}
-    chance = 0.5
-    assert min(low["none"], low["age"]) > chance  # also where another attribute was eliminated
-    assert low["gender"] < chance
-    assert low["gender+age"] < chance + 0.03  # two at once leave more than one with 500 users
-    assert min(auc["none"], auc["age"]) - max(auc["gender"], auc["gender+age"]) > 0.05
-    for name in COMBINATIONS:
-        assert of[name]["accuracy"]["ndcg@10"]["value"] > 0.95 * of["none"]["accuracy"]["ndcg@10"]["value"]
 
 
 def test_a_bundle_holds_weights_and_metrics_of_its_runs(folder, eliminators, document, tmp_path):

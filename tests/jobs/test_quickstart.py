@@ -15,7 +15,7 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute
 from mtrec_ray.jobs.config import AuditConfig
-from mtrec_ray.jobs.quickstart import _same_settings, quickstart
+from mtrec_ray.jobs.quickstart import QuickstartResult, _same_settings, quickstart
 from mtrec_ray.jobs.quickstart_config import QuickstartConfig, training_configs
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.two_tower import TwoTower
@@ -101,6 +101,9 @@ def untrained(record: PropensityRecord, *_: Any) -> None:
     save_weights(snapshot_uri(record.uri, 0), model.state_dict(), {})
 
 
+FIT = "mtrec_ray.training.propensity.fit"
+
+
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     """Replace training and audit; the audit's AUCs are a tenth of its seed."""
 
@@ -114,16 +117,22 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     def audit(settings: AuditConfig, *_: Any) -> None:
         write_audit(EliminatorsRecord.load(settings.run), Path(str(settings.out)), auc=settings.seed / 10)
 
-    monkeypatch.setattr(TestStarts.FIT, untrained)
+    monkeypatch.setattr(FIT, untrained)
     for made in (train_backbone, train_eliminators, audit):
         monkeypatch.setattr(f"mtrec_ray.jobs.quickstart.{made.__name__}", made)
+
+
+@pytest.fixture(scope="module")
+def done(ray_cluster, folder) -> QuickstartResult:
+    """A whole quickstart, after the tests of settings."""
+    with pytest.MonkeyPatch.context() as patch:
+        by_hand(patch)
+        return start(folder, audit={"seed": 1})
 
 
 @pytest.mark.ray
 @pytest.mark.usefixtures("ray_cluster")
 class TestStarts:
-    FIT = "mtrec_ray.training.propensity.fit"
-
     @pytest.mark.parametrize(
         ("settings", "message"),
         [
@@ -139,44 +148,41 @@ class TestStarts:
     def test_settings_that_do_not_fit_the_lake_are_refused_before_training(
         self, folder, monkeypatch, settings, message
     ):
-        monkeypatch.setattr(self.FIT, None)
+        monkeypatch.setattr(FIT, None)
         with pytest.raises(UserError, match=message):
             start(folder, **settings)
         assert not (folder / "runs").exists()
 
-    def test_a_second_start_trains_nothing_and_returns_the_same(self, folder, monkeypatch):
-        monkeypatch.setattr(self.FIT, untrained)
-        first = start(folder, fairness=False)
-        monkeypatch.setattr(self.FIT, None)
+    def test_a_second_start_trains_nothing_and_returns_the_same(self, folder, done, monkeypatch):
+        monkeypatch.setattr(FIT, None)
         second = start(folder, fairness=False)
-        assert first.document() == second.document()
-        assert "mtl+upsampling" in first.document()["evaluation"]["territory_metrics"]["held_out"]
-        assert (list(first.parts), first.bundle) == (["evaluation"], None)
+        evaluation = second.document()["evaluation"]
+        assert evaluation == done.parts["evaluation"].document()
+        assert "mtl+upsampling" in evaluation["territory_metrics"]["held_out"]
+        assert (list(second.parts), second.bundle) == (["evaluation"], None)
 
-    def test_the_gain_table_is_printed_before_the_backbone_trains(self, folder, monkeypatch, capsys):
-        """Alone, or on the finished runs of `test_a_second_start...`."""
-        monkeypatch.setattr(self.FIT, untrained)
+    def test_the_gain_table_is_printed_before_the_backbone_trains(self, folder, done, monkeypatch, capsys):
+        monkeypatch.setattr("mtrec_ray.jobs.quickstart.evaluate_propensity", lambda *_: done.parts["evaluation"])
         monkeypatch.setattr("mtrec_ray.jobs.quickstart.train_backbone", None)
         with pytest.raises(TypeError):
             start(folder)
         assert "mtl + upsampling" in capsys.readouterr().err
         assert "territory_metrics" in json.loads((folder / "report" / "metrics.json").read_text())
 
-    def test_the_bundle_has_the_metrics_of_its_own_evaluation(self, folder, monkeypatch):
-        by_hand(monkeypatch)
-        done = start(folder)
+    def test_the_bundle_has_the_metrics_of_its_own_evaluation(self, done):
         part = Bundle.open(str(done.bundle)).manifest.propensity
         assert part is not None
-        evaluation = done.parts["evaluation"].document()
-        found = evaluation["territory_metrics"]["held_out"]["mtl+upsampling"]["average"]["mean"]
+        found = done.parts["evaluation"].document()["territory_metrics"]["held_out"]["mtl+upsampling"]["average"][
+            "mean"
+        ]
         assert part.pr_auc["mean"].value == found["pr_auc"]["value"]
         assert part.protocol == EvaluationProtocol(num_negatives=None, cohort="held_out")
 
-    def test_a_second_start_makes_the_bundle_again_where_its_audit_changed(self, folder, monkeypatch):
+    def test_a_second_start_makes_the_bundle_again_where_its_audit_changed(self, folder, done, monkeypatch):
         by_hand(monkeypatch)
-        first, same, other = (
-            Bundle.open(str(start(folder, audit={"seed": seed}).bundle)).manifest for seed in (1, 1, 2)
-        )
+        monkeypatch.setattr("mtrec_ray.jobs.quickstart.evaluate_propensity", lambda *_: done.parts["evaluation"])
+        first = Bundle.open(str(done.bundle)).manifest
+        same, other = (Bundle.open(str(start(folder, audit={"seed": seed}).bundle)).manifest for seed in (1, 2))
         assert same == first
         assert [made.audit["age"]["gender"].auc.value for made in (first, other)] == [0.1, 0.2]
         assert other.version != first.version

@@ -35,6 +35,22 @@ def train(one: EliminatorsTrial) -> tuple[torch.Tensor, np.ndarray]:
     return one._train(load_backbone(one.source), one._train_split_users())
 
 
+@pytest.fixture(scope="module")
+def trained(backbone) -> tuple[dict[str, dict[int, np.ndarray]], torch.Tensor, np.ndarray]:
+    """Keys read by split and bucket, and what `train` returns, of one of two buckets."""
+    read: dict[str, dict[int, np.ndarray]] = {}
+    original = Sequences.read
+
+    def watched(lake: Lake, bucket: int, config: SequenceConfig, split: UserSplit = "all", fraction: float = 1.0):
+        found = original(lake, bucket, config, split, fraction)
+        read.setdefault(split, {})[bucket] = found.keys
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Sequences, "read", watched)
+        return read, *train(trial(backbone, buckets=1))
+
+
 class TestHalves:
     def test_the_halves_partition_the_train_split(self):
         keys = np.random.default_rng(0).integers(0, 2**63, 5000).astype(np.uint64)
@@ -45,18 +61,8 @@ class TestHalves:
         np.testing.assert_array_equal(lower | upper, ~audited)
         assert lower.sum() == pytest.approx(1500, rel=0.1)
 
-    def test_no_half_trains_on_the_audit_split_or_on_users_it_is_attacked_with(self, backbone, monkeypatch):
-        read: dict[str, list[np.ndarray]] = {"all": []} | {half: [] for half in HALVES}
-        original = Sequences.read
-
-        def watched(lake: Lake, bucket: int, config: SequenceConfig, split: UserSplit = "all", fraction: float = 1.0):
-            found = original(lake, bucket, config, split, fraction)
-            read[split].append(found.keys)
-            return found
-
-        monkeypatch.setattr(Sequences, "read", watched)
-        train(trial(backbone))
-        lower, upper = (np.unique(np.concatenate(read[half])) for half in HALVES)
+    def test_no_half_trains_on_the_audit_split_or_on_users_it_is_attacked_with(self, trained, backbone):
+        lower, upper = (trained[0][half][0] for half in HALVES)
         assert len(lower)
         assert len(upper)
         assert not np.intersect1d(lower, upper).size
@@ -84,23 +90,16 @@ class TestHalves:
             assert set(own[~lower].flatten().tolist()) == {number["train_lower"]}
 
 
-def test_only_the_stated_buckets_are_read(backbone, monkeypatch):
-    read, original = set(), Sequences.read
-
-    def watched(lake: Lake, bucket: int, *arguments: Any) -> Sequences:
-        read.add(bucket)
-        return original(lake, bucket, *arguments)
-
-    monkeypatch.setattr(Sequences, "read", watched)
-    train(trial(backbone, buckets=1))
-    assert read == {0}
+def test_only_the_stated_buckets_are_read(trained):
+    assert {bucket for of_split in trained[0].values() for bucket in of_split} == {0}
 
 
-def test_training_depends_on_the_spec_and_the_seed_only(backbone):
-    (vectors, ndcg), (same_vectors, same_ndcg) = train(trial(backbone)), train(trial(backbone))
+def test_training_depends_on_the_spec_and_the_seed_only(trained, backbone):
+    _, vectors, ndcg = trained
+    same_vectors, same_ndcg = train(trial(backbone, buckets=1))
     assert torch.equal(vectors, same_vectors)
     np.testing.assert_array_equal(ndcg, same_ndcg)
-    assert (train(trial(backbone, seed=1))[1] != ndcg).any()
+    assert (train(trial(backbone, buckets=1, seed=1))[1] != ndcg).any()
 
 
 class TestFigures:

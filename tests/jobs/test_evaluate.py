@@ -1,7 +1,4 @@
-"""Evaluation against scikit-learn on all scores, references, empty territories, and runs that are refused.
-
-Runs are written by hand, with untrained weights.
-"""
+"""Evaluation of untrained runs against scikit-learn on all scores, references, empty territories, refused runs."""
 
 import json
 import shutil
@@ -33,24 +30,16 @@ from tests.jobs.untrained import write_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
-SYNTHETIC = {
-    "users": 900,
-    "territories": 9,
-    "size_exponent": 2.5,
-    "titles": 40,
-    "user_width": 8,
-    "title_width": 8,
-    "popularity_spread": 2.0,
-    "taste_scale": 0.3,
-    "num_evaluation_days": 2,
-    "first_day": "2022-01-10",  # the days lie within a month: what was seen before them matters
-}
+SYNTHETIC = {"users": 900, "territories": 9, "size_exponent": 2.5, "titles": 40, "user_width": 8, "title_width": 8}
+TASTES = {"popularity_spread": 2.0, "taste_scale": 0.3}
+DAYS = {"num_evaluation_days": 2, "first_day": "2022-01-10"}  # within a month: what was seen before them matters
+EVERYONE = {"test_fraction": 0.0, "active_fraction": 0.0}
 
 
 @pytest.fixture(scope="module")
 def lake(ray_cluster, tmp_path_factory) -> Lake:
     uri = str(tmp_path_factory.mktemp("evaluated") / "lake")
-    build_lake(make_source("synthetic", SYNTHETIC), uri, BuildOptions(num_buckets=3))
+    build_lake(make_source("synthetic", SYNTHETIC | TASTES | DAYS), uri, BuildOptions(num_buckets=3))
     return Lake.open(uri)
 
 
@@ -165,13 +154,8 @@ def test_a_territory_without_positives_is_null_with_a_note_never_zero(lake, eval
 
 
 def test_files_hold_the_document_tables_and_plots(evaluation, folder):
-    assert sorted(p.name for p in folder.iterdir() if p.suffix != ".png") == [
-        "metrics.json",
-        "popularity_bias.csv",
-        "territory_counts.csv",
-        "territory_metrics.csv",
-        "title_metrics.csv",
-    ]
+    csv = ["popularity_bias.csv", "territory_counts.csv", "territory_metrics.csv", "title_metrics.csv"]
+    assert sorted(p.name for p in folder.iterdir() if p.suffix != ".png") == ["metrics.json", *csv]
     assert len(list(folder.glob("title_scores_*.png"))) == 4
     assert json.loads((folder / "metrics.json").read_text()) == evaluation.document()
     table = pd.read_csv(folder / "territory_metrics.csv", dtype={"day": str}, float_precision="round_trip")
@@ -217,7 +201,7 @@ def test_validation_scores_the_validation_users(lake, tmp_path):
 
 
 def test_without_test_users_those_trained_on_are_scored(lake, tmp_path):
-    run = write_run(lake, tmp_path, "t", 0, sample={"test_fraction": 0.0, "active_fraction": 0.0})
+    run = write_run(lake, tmp_path, "t", 0, sample=EVERYONE)
     evaluation = evaluate(run)
     assert evaluation.report.cohorts == [TRAINED]
     plan = json.loads((tmp_path / "t" / "plan.json").read_text())
@@ -225,8 +209,7 @@ def test_without_test_users_those_trained_on_are_scored(lake, tmp_path):
 
 
 def test_references_are_scored_on_the_trained_users_of_each_seed(lake, tmp_path):
-    everyone = {"test_fraction": 0.0, "active_fraction": 0.0}
-    runs = [write_run(lake, tmp_path, f"t-s{seed}", seed, sample=everyone | {"seed": seed}) for seed in (0, 1)]
+    runs = [write_run(lake, tmp_path, f"t-s{seed}", seed, sample=EVERYONE | {"seed": seed}) for seed in (0, 1)]
     evaluation = evaluate(*runs)
     users = [result_of(evaluation, f"t-s{seed}", 1, TRAINED).counts["num_users"][-1] for seed in (0, 1)]
     references = [run.name for run in evaluation.report.runs if run.variant == "popularity"]
@@ -296,11 +279,7 @@ class TestRefusals:
             evaluate(runs[0], other)
 
     def test_runs_of_one_seed_that_were_trained_on_different_users_are_refused(self, lake, tmp_path):
-        everyone = {"test_fraction": 0.0, "active_fraction": 0.0}
-        runs = [
-            write_run(lake, tmp_path, f"f{fraction}", 0, sample=everyone | {"random_fraction": fraction})
-            for fraction in (0.4, 0.5)
-        ]
+        runs = [write_run(lake, tmp_path, f"f{f}", 0, sample=EVERYONE | {"random_fraction": f}) for f in (0.4, 0.5)]
         with pytest.raises(UserError, match=r"'f0\.4' and 'f0\.5' of seed 0 differ in sample\.seed or sample\.random"):
             evaluate(*runs)
 

@@ -11,7 +11,7 @@ Legend: `N` territories, `T` titles.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, partial
 
@@ -21,7 +21,7 @@ from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.jobs.shards import count_bucket_discoveries
 from mtrec_ray.lake.cluster import joins_cluster
-from mtrec_ray.lake.manifest import Calendar, Lake, Manifest
+from mtrec_ray.lake.manifest import Manifest
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.groups import Groups, make_groups
@@ -109,7 +109,7 @@ def quick_reader() -> Reader:
 
 def partition_maker(config: PropensityConfig, data: TrialData, progress: ProgressCallback | None) -> PartitionMaker:
     """Makes partitions of a lake from what its training users discover in the training window."""
-    counts = count_discoveries(data.lake, data.calendar, config.sample, data.buckets, quick_reader(), progress)
+    counts = count_discoveries(data, config.sample, quick_reader(), progress)
     mask = Catalogue.of(data.lake, *data.calendar.day_bounds(0)).offer_mask
     model = config.model.model_copy(update={"groups": None, "group_block": None})
     baseline = config.model_copy(update={"kind": "baseline", "model": model})
@@ -121,18 +121,13 @@ def partition_maker(config: PropensityConfig, data: TrialData, progress: Progres
 
 
 def count_discoveries(
-    lake: Lake,
-    calendar: Calendar,
-    sample: SampleConfig,
-    buckets: Sequence[int],
-    reader: Reader,
-    progress: ProgressCallback | None = None,
+    data: TrialData, sample: SampleConfig, reader: Reader, progress: ProgressCallback | None = None
 ) -> np.ndarray:
     """(2, N, T) discoveries in the window by training users of even and odd buckets."""
-    window = {0: Catalogue.of(lake, *calendar.day_bounds(0))}
+    window = {0: Catalogue.of(data.lake, *data.calendar.day_bounds(0))}
     counts = np.zeros((2, len(window[0].offers), len(window[0].title_ids)), dtype=np.int64)
-    shared = (lake, sample, window)
-    counted = reader.map(count_bucket_discoveries, buckets, *shared, stage="counting discoveries", progress=progress)
+    shared, stage = (data.lake, sample, window), "counting discoveries"
+    counted = reader.map(count_bucket_discoveries, data.buckets, *shared, stage=stage, progress=progress)
     for bucket, ((cells, found), _, _) in counted:
         counts[bucket % 2].ravel()[cells] += found
     return counts

@@ -1,7 +1,4 @@
-"""Result of `mtrec evaluate propensity`: tables, JSON document, CSV files and plots.
-
-Runs that differ in the seed alone are one variant.
-"""
+"""Result of `mtrec evaluate propensity`: tables, JSON document, CSV files and plots."""
 
 import io
 import re
@@ -125,20 +122,13 @@ def title_score_plot(histograms: Mapping[str, np.ndarray], title: str):
 
 def variant_names(records: list[PropensityRecord]) -> list[str]:
     """Each run's variant: its name without a seed suffix such as `-s1`."""
-    first_name: dict[str, str] = {}
-    for record in records:
-        first_name.setdefault(_signature(record), record.config.name)
-    short = {signature: re.sub(r"[-_.](s|seed)?\d+$", "", name) for signature, name in first_name.items()}
+    may_differ: Any = {"name": True, "runs": True, "seed": True, "runner": True, "sample": {"seed"}}
+    settings, first_name = [record.config.model_dump_json(exclude=may_differ) for record in records], {}
+    for own, record in zip(settings, records, strict=True):
+        first_name.setdefault(own, record.config.name)
+    short = {own: re.sub(r"[-_.](s|seed)?\d+$", "", name) for own, name in first_name.items()}
     distinct = len(set(short.values())) == len(short)
-    return [(short if distinct else first_name)[_signature(record)] for record in records]
-
-
-def _signature(record: PropensityRecord) -> str:
-    """The run's settings without name, seeds and runner."""
-    config = record.config
-    plain = {"name": "", "runs": "", "seed": 0, "runner": type(config.runner)()}
-    sample = config.sample.model_copy(update={"seed": 0})
-    return config.model_copy(update=plain | {"sample": sample}).model_dump_json()
+    return [(short if distinct else first_name)[own] for own in settings]
 
 
 def title_labels(titles: pa.Table) -> list[str]:

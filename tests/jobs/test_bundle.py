@@ -180,7 +180,7 @@ def test_a_bundle_is_replaced_when_its_content_changes(eliminators, tmp_path, mo
     assert second.audit["age"]["gender"].auc.value == 0.25
     assert f"version {second.version} replaces {first.version}" in caplog.text
     with monkeypatch.context() as patch:
-        patch.setattr("mtrec_ray.jobs.bundle.write_file", None)
+        patch.setattr("mtrec_ray.bundle.manifest.write_file", None)
         with pytest.raises(TypeError):
             make(0.5)
     with pytest.raises(UserError, match=r"no bundle at .*manifest\.json is missing"):

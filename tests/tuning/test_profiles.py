@@ -9,6 +9,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.sampling import TRAIN, split_of
+from mtrec_ray.tuning.data import TrialData
 from mtrec_ray.tuning.partitions import count_discoveries, taste_evidence
 from tests.streams.lakes import CALENDAR, day, event_table, title_table, write_lake
 
@@ -35,6 +36,11 @@ def lake(tmp_path_factory) -> Lake:
     )
 
 
+def counted(lake: Lake, buckets: tuple[int, ...] = (0, 1, 2, 3, 4), sample: SampleConfig = SAMPLE, **settings):
+    data = TrialData(lake, CALENDAR, buckets, CALENDAR.day_bounds(0), held_back=False)
+    return count_discoveries(data, sample, LocalReader(), **settings)
+
+
 def counted_by_hand(parity: int) -> np.ndarray:
     """(N, T) discoveries of training users of the even or odd buckets."""
     keys = user_keys(np.array(USERS, dtype=object))
@@ -47,9 +53,7 @@ def counted_by_hand(parity: int) -> np.ndarray:
 
 def test_first_discoveries_of_training_users_are_counted_by_half(lake):
     reported = []
-    counts = count_discoveries(
-        lake, CALENDAR, SAMPLE, range(NUM_BUCKETS), LocalReader(), lambda *state: reported.append(state)
-    )
+    counts = counted(lake, progress=lambda *state: reported.append(state))
     assert reported == [("counting discoveries", done, NUM_BUCKETS) for done in range(1, NUM_BUCKETS + 1)]
     np.testing.assert_array_equal(counts, np.stack([counted_by_hand(0), counted_by_hand(1)]))
     assert counts.sum(axis=(1, 2)).min() > 5
@@ -57,15 +61,15 @@ def test_first_discoveries_of_training_users_are_counted_by_half(lake):
 
 def test_only_training_users_are_counted(lake):
     keys = user_keys(np.array(USERS, dtype=object))
-    counts = count_discoveries(lake, CALENDAR, SAMPLE, range(NUM_BUCKETS), LocalReader())
+    counts = counted(lake)
     assert counts.sum() == (split_of(keys, SAMPLE) == TRAIN).sum() < len(USERS)
     nobody = SampleConfig(test_fraction=0.0, validation_fraction=0.0)
-    assert count_discoveries(lake, CALENDAR, nobody, range(NUM_BUCKETS), LocalReader()).sum() == len(USERS)
+    assert counted(lake, sample=nobody).sum() == len(USERS)
 
 
 def test_the_halves_are_even_and_odd_buckets(lake):
-    both = count_discoveries(lake, CALENDAR, SAMPLE, range(NUM_BUCKETS), LocalReader())
-    even, odd = (count_discoveries(lake, CALENDAR, SAMPLE, part, LocalReader()) for part in ([0, 2, 4], [1, 3]))
+    both = counted(lake)
+    even, odd = (counted(lake, part) for part in ((0, 2, 4), (1, 3)))
     np.testing.assert_array_equal(even + odd, both)
     assert even[1].sum() == odd[0].sum() == 0
 

@@ -17,6 +17,7 @@ from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning import partitions, propensity_search
 from mtrec_ray.tuning.clustering import Evidence
 from mtrec_ray.tuning.config import PropensitySearchConfig
+from mtrec_ray.tuning.data import TrialData
 from mtrec_ray.tuning.partitions import count_discoveries, groups_document
 from mtrec_ray.tuning.propensity_search import check_propensity_search, search_propensity
 from mtrec_ray.tuning.space import GROUPS, GroupsFiles, Space
@@ -124,7 +125,8 @@ class TestArguments:
         calendar = started["lake"].manifest.calendar
         held_back = calendar.model_copy(update={"window_end": calendar.window_end - timedelta(days=5)})
         sample = SampleConfig(validation_fraction=0.3)
-        volume = count_discoveries(started["lake"], held_back, sample, (0, 1, 2), LocalReader()).sum(axis=(0, 2))
+        data = TrialData(started["lake"], held_back, (0, 1, 2), held_back.day_bounds(0), held_back=True)
+        volume = count_discoveries(data, sample, LocalReader()).sum(axis=(0, 2))
         names = started["lake"].territory_names()
         largest = sorted(range(6), key=lambda territory: -volume[territory])[:3]
         assert started["run_search"][0].specs.space.movable == tuple(names[territory] for territory in largest)
@@ -140,8 +142,8 @@ class TestArguments:
 
     def test_partitions_are_made_without_validation_users_and_held_back_days(self, started):
         end = started["lake"].manifest.calendar.window_end - timedelta(days=5)
-        _, calendar, sample, buckets, *_ = started["count_discoveries"]
-        assert (calendar.window_end, sample.validation_fraction, buckets) == (end, 0.3, (0, 1, 2))
+        data, sample, *_ = started["count_discoveries"]
+        assert (data.calendar.window_end, sample.validation_fraction, data.buckets) == (end, 0.3, (0, 1, 2))
         config, data = started["gradient_evidence"][:2]
         assert (config.sample.validation_fraction, data.calendar.window_end, data.buckets) == (0.3, end, (0, 1, 2))
 

@@ -68,15 +68,12 @@ class EliminatorsTrial:
         return self._measure(backbone, users, vectors.expand(count, -1, -1), np.tile(ndcg, (count, 1)))
 
     def save(self, folder: Path) -> None:
-        """Write that the trial has ended: it has no other state."""
         (folder / "ended").touch()
 
     def load(self, folder: Path) -> None:
-        """Resume an ended trial."""
         self.validations_done = int((folder / "ended").exists())
 
     def _train_split_users(self) -> HeldOutUsers:
-        """Users of the train split with their validation event."""
         users = read_held_out(self.lake, self.sequences, VALIDATION_EVENT, self.length, self.buckets, self.fraction)
         return users.only(~users.audit_split)
 

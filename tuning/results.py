@@ -66,7 +66,6 @@ class SearchResult:
         return pd.DataFrame(rows, columns=["trial", "metric", "value", "low", "high"])
 
     def document(self) -> dict[str, Any]:
-        """Version, best trial, its fresh seeds by goal, the Pareto front, and counts of trials."""
         statuses = [row.status for row in self.rows]
         return {
             "version": 1,
@@ -80,7 +79,6 @@ class SearchResult:
         }
 
     def tables(self) -> list[RenderableType]:
-        """All trials, the best first, and partitions compared with random ones."""
         return [_trials_table(self), *_partitions_table(self)]
 
 

@@ -31,7 +31,6 @@ class TrialRank:
         torch.distributed.init_process_group("gloo", init_method=f"tcp://{address}", rank=rank, world_size=size)
 
     def start(self, config: Config) -> None:
-        """Replace the trial by the next one."""
         self.trial = self.specs.make(config, self.cache, self.workers)
 
     def advance(self) -> Figures:

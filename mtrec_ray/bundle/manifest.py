@@ -204,19 +204,13 @@ class Bundle:
         return self._load(BundleFile.BACKBONE, lambda: SequentialBackbone(SequentialConfig(**self.manifest.backbone)))
 
     def eliminators(self) -> StackedEliminators:
-        """The eliminators of all combinations."""
-        manifest = self.manifest
-        sizes = {name: len(values) for name, values in manifest.attributes.items()}
-        return self._load(
-            BundleFile.ELIMINATORS,
-            lambda: StackedEliminators(
-                EliminatorConfig(**manifest.eliminators),
-                sizes,
-                manifest.combinations,
-                manifest.backbone["width"],
-                manifest.backbone["num_layers"],
-            ),
-        )
+        def make() -> StackedEliminators:
+            manifest, backbone = self.manifest, self.manifest.backbone
+            sizes = {name: len(values) for name, values in manifest.attributes.items()}
+            shape = EliminatorConfig(**manifest.eliminators)
+            return StackedEliminators(shape, sizes, manifest.combinations, backbone["width"], backbone["num_layers"])
+
+        return self._load(BundleFile.ELIMINATORS, make)
 
     def propensity(self) -> TwoTower | None:
         """The propensity model, if the bundle has one."""

@@ -14,16 +14,8 @@ from mtrec_ray.evaluation.score_counts import positive_pairs
 
 CANDIDATE, EXPOSED, POSITIVE, HIT = range(4)  # rows: pairs that may be shown, are, are positive, are both
 BIAS_METRICS = (
-    "arp",
-    "aplt",
-    "aclt",
-    "pop_rsp",
-    "pop_reo",
-    "local_fraction",
-    "local_fraction_history",
-    "local_js",
-    "gini",
-)
+    "arp", "aplt", "aclt", "pop_rsp", "pop_reo", "local_fraction", "local_fraction_history", "local_js", "gini",
+)  # fmt: skip
 HEAD_FRACTION = 0.8  # fraction of the interactions held by the short head (Abdollahpouri, Burke & Mobasher 2019)
 
 

@@ -99,7 +99,6 @@ class SpanCounts:
         self.add(first_bin, counts)
 
     def _cover(self, first: int, end: int) -> None:
-        """Grow the span to bins first to end."""
         width = len(self.counts)
         if width and first >= self.first_bin and end <= self.first_bin + width:
             return

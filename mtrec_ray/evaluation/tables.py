@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from rich.console import RenderableType
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -101,6 +102,18 @@ def write_csv_files(folder: str, tables: Mapping[str, pd.DataFrame]) -> None:
     """Write each table to `<name>.csv`, each atomically."""
     for name, table in tables.items():
         write_file(join(folder, f"{name}.csv"), table.to_csv(index=False).encode())
+
+
+def rich_tables(report: EvaluationReport, with_candidates: bool) -> list[RenderableType]:
+    """Gains by territory, NDCG@10 where the lake fixes candidates, and gains by title."""
+    shown: list[RenderableType] = []
+    for cohort in report.cohorts:
+        shown.append(gain_rich_table(report, cohort))
+        if with_candidates:
+            shown.append(metric_rich_table(report, "ndcg@10", cohort))
+    if report.titles and len(report.variants) > 1:
+        shown.append(title_rich_table(report))
+    return shown
 
 
 def gain_rich_table(report: EvaluationReport, cohort: str | None = None) -> Table:

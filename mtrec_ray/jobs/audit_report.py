@@ -52,7 +52,6 @@ class Audit:
     settings: AuditSettings
 
     def document(self) -> dict[str, Any]:
-        """The content of audit.json."""
         return {
             "version": AUDIT_VERSION,
             "run": self.record.uri,
@@ -102,7 +101,6 @@ class Audit:
 
     @cached_property
     def csv_tables(self) -> dict[str, pd.DataFrame]:
-        """Tables by file name."""
         leakage, attackers, accuracy, gaps = [], [], [], []
         for name, of in self.combinations.items():
             accuracy += ({"combination": name, "metric": metric} | found for metric, found in of["accuracy"].items())
@@ -128,7 +126,6 @@ class Audit:
         write_json(join(folder, AUDIT_FILE), self.document())
 
     def tables(self) -> list[RenderableType]:
-        """Leakage from vectors and lists with accuracy, NDCG gaps, numbers of parameters."""
         kinds = dict.fromkeys(kind for kind, _, _ in self.leakage)
         return [*(self._leakage_table(kind) for kind in kinds), self._gap_table(), self._parameter_table()]
 

@@ -8,7 +8,6 @@ No score leaves the task that computed it: tasks return histograms, whose size d
 """
 
 import logging
-from functools import partial
 
 import numpy as np
 import pyarrow as pa
@@ -21,22 +20,13 @@ from mtrec_ray.evaluation.state import EvaluationSettings, EvaluationState
 from mtrec_ray.files import check_writable
 from mtrec_ray.jobs.config import EvaluateConfig
 from mtrec_ray.jobs.report import PropensityEvaluation, title_labels, variant_names
-from mtrec_ray.jobs.shards import (
-    HELD_OUT,
-    TRAINED,
-    VALIDATED,
-    RunScorer,
-    Scorer,
-    count_bucket_discoveries,
-    interaction_scores,
-    popularity_scores,
-    score_shard,
-)
+from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED, RunScorer, Scorer, count_bucket_discoveries, score_shard
 from mtrec_ray.lake.cluster import map_tasks, total_cpus
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.plan import PairPlan
+from mtrec_ray.streams.scored_users import ScoringChunk
 from mtrec_ray.trainers.propensity_validation import PropensityScorer
 from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot, snapshots_hash
 from mtrec_ray.training.record import load_plan
@@ -214,10 +204,14 @@ def _run_scorers(lake: Lake, runs: Runs, days: list[int]) -> list[RunScorer]:
 
 
 def _references(lake: Lake, records: list[PropensityRecord], history: TitleHistory) -> dict[str, Scorer]:
-    references: dict[str, Scorer] = {"popularity": partial(popularity_scores, history.popularity)}
+    def by_popularity(chunk: ScoringChunk) -> np.ndarray:  # log(1 + discoveries), a territory's users all alike
+        scores = np.log1p(history.popularity[chunk.territory, chunk.title_index]).astype(np.float32)
+        return np.broadcast_to(scores, chunk.labels.shape)
+
+    references: dict[str, Scorer] = {"popularity": by_popularity}
     if width := lake.manifest.embeddings.interaction_width:
-        titles = lake.title_embeddings()[:, -width:].astype(np.float32)
-        references["interactions"] = partial(interaction_scores, titles)
+        titles = lake.title_embeddings()[:, -width:].astype(np.float32)  # (N, width), without a model
+        references["interactions"] = lambda chunk: chunk.embedding.astype(np.float32) @ titles[chunk.title_index].T
     for name in references.keys() & {record.config.name for record in records}:
         raise UserError(f"run {name!r} has the name of a reference: rename its folder, or set references=false")
     return references

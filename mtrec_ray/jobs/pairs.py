@@ -37,13 +37,11 @@ class PairsSummary:
         return pd.DataFrame({"territory": self.territories} | counts)
 
     def document(self) -> dict[str, Any]:
-        """Counts of each territory and in all."""
         counts, period = self.metrics.set_index("territory"), self.plan.periods[0]
         rates, counts = {"alpha": period.alpha, "negative_rate": period.negative_rate}, counts.astype(object)
         return {"version": 1, **rates, "all": counts.sum().to_dict(), "territories": counts.T.to_dict()}
 
     def tables(self) -> list[RenderableType]:
-        """Paper A's table 1."""
         counts, plan, period = self.metrics.set_index("territory"), self.plan, self.plan.periods[0]
         added = "active users" if plan.sample.upsample == "active" else "random users with as many positives"
         table = numbers_table(

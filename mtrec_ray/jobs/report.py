@@ -15,14 +15,7 @@ from rich.console import RenderableType
 
 from mtrec_ray.evaluation.report import EvaluationReport
 from mtrec_ray.evaluation.score_counts import GRID
-from mtrec_ray.evaluation.tables import (
-    evaluation_document,
-    evaluation_tables,
-    gain_rich_table,
-    metric_rich_table,
-    title_rich_table,
-    write_csv_files,
-)
+from mtrec_ray.evaluation.tables import evaluation_document, evaluation_tables, rich_tables, write_csv_files
 from mtrec_ray.files import join, write_file, write_json
 from mtrec_ray.training.propensity_run import PropensityRecord
 
@@ -63,18 +56,9 @@ class PropensityEvaluation:
         }
 
     def tables(self) -> list[RenderableType]:
-        """Gains by territory, NDCG@10 where the lake fixes candidates, and gains by title."""
-        shown: list[RenderableType] = []
-        for cohort in self.report.cohorts:
-            shown.append(gain_rich_table(self.report, cohort))
-            if self.with_candidates:
-                shown.append(metric_rich_table(self.report, "ndcg@10", cohort))
-        if self.report.titles and len(self.report.variants) > 1:
-            shown.append(title_rich_table(self.report))
-        return shown
+        return rich_tables(self.report, self.with_candidates)
 
     def write(self, folder: str) -> None:
-        """Write CSV, JSON and plots to a local folder or `pyarrow.fs` URI."""
         write_csv_files(folder, self.csv_tables)
         write_json(join(folder, EVALUATION_FILE), self.document())
         self._write_plots(folder)

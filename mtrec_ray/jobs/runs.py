@@ -123,7 +123,6 @@ class RunView:
         return {"version": 1, "run": self.uri} | self.summary() | details
 
     def tables(self) -> list[RenderableType]:
-        """Facts, validations, changed settings."""
         changed = {key: str(value) for key, value in self.settings().items()}
         facts: dict[str, object] = dict(zip(COLUMNS, _cells(self.summary()), strict=True))
         for pack, rows in self.rows.items():

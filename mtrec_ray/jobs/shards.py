@@ -1,4 +1,4 @@
-"""Scorers and tasks of `jobs.evaluate`; tasks return counts and histograms only."""
+"""Tasks of `jobs.evaluate`, which return counts and histograms only."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,17 +19,6 @@ HELD_OUT, TRAINED, VALIDATED = "held_out", "trained", "validation"
 SPLITS = {HELD_OUT: TEST, TRAINED: TRAIN, VALIDATED: VALIDATION}
 NEGATIVES_SEED = 0
 Scorer = Callable[[ScoringChunk], np.ndarray]  # scores a chunk's users against its titles: (U, T) float32; picklable
-
-
-def popularity_scores(popularity: np.ndarray, chunk: ScoringChunk) -> np.ndarray:
-    """log(1 + discoveries), (territories, titles): the same list for everybody in a territory."""
-    scores = np.log1p(popularity[chunk.territory, chunk.title_index]).astype(np.float32)
-    return np.broadcast_to(scores, chunk.labels.shape)
-
-
-def interaction_scores(titles: np.ndarray, chunk: ScoringChunk) -> np.ndarray:
-    """Dot products with interaction vectors (titles, width) float32, without a model."""
-    return chunk.embedding.astype(np.float32) @ titles[chunk.title_index].T
 
 
 @dataclass(frozen=True)

@@ -51,10 +51,10 @@ class PairsSummary:
             "negatives: expected; each eligible (user, title) is drawn with probability "
             f"{period.negative_rate:.3g}. {plan.not_offered_positives:,} discoveries of titles not offered left out.",
         )
-        for territory, row in [*counts.iterrows(), ("all", counts.sum())]:
-            table.add_row(
-                str(territory), *(f"{count:,}" for count in row), end_section=territory == self.territories[-1]
-            )
+        for territory, row in counts.iterrows():
+            table.add_row(str(territory), *(f"{count:,}" for count in row))
+        table.add_section()
+        table.add_row("all", *(f"{count:,}" for count in counts.sum()))
         return [table]
 
 

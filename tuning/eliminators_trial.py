@@ -121,8 +121,11 @@ class EliminatorsTrial:
             for combination, own in zip(self.combinations, vectors, strict=True)
             for attribute in combination
         }
-        _, base = _of_backbone(backbone, users)
-        figures = _accuracy(ndcg, base, poisson_weights(users.keys, NUM_BOOTSTRAP)) | _leakage(list(attacks.values()))
+        base, weights = _of_backbone(backbone, users)[1], poisson_weights(users.keys, NUM_BOOTSTRAP)
+        total = weights.sum(axis=1)
+        now, before = weights @ ndcg.mean(axis=0) / total, weights @ base / total  # (R,), paired by user
+        figures = {f"ndcg@10/{NONE}": {"value": float(before[0])}, "ndcg@10/mean": interval(now)._asdict()}
+        figures |= {"ndcg_ratio/mean": interval(now / before)._asdict()} | _leakage(list(attacks.values()))
         for (name, attribute), halves in attacks.items():
             of = f"{name}/{attribute}"
             plain = {
@@ -155,17 +158,6 @@ def _of_backbone(backbone: SequentialBackbone, users: HeldOutUsers) -> tuple[Ten
     """(U, d) vectors and (U,) NDCG@10."""
     vectors = vectors_in_chunks(backbone.user_vectors, torch.from_numpy(users.history))
     return vectors, held_out_metrics(users, vectors, backbone.title_vectors()).ndcg
-
-
-def _accuracy(ndcg: np.ndarray, base: np.ndarray, weights: np.ndarray) -> Figures:
-    """Mean NDCG@10 of (K, U) users and its ratio to the backbone's (U,), paired by user."""
-    total = weights.sum(axis=1)
-    now, before = weights @ ndcg.mean(axis=0) / total, weights @ base / total  # (R,)
-    return {
-        f"ndcg@10/{NONE}": {"value": float(before[0])},
-        "ndcg@10/mean": interval(now)._asdict(),
-        "ndcg_ratio/mean": interval(now / before)._asdict(),
-    }
 
 
 def _leakage(attacks: list[list[AuditResult]]) -> Figures:

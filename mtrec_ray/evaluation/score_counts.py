@@ -148,10 +148,6 @@ class ScoreCounts:
         fine = average_precision(*self.fine_histogram())
         return np.append(fine, coarse[1:] * (fine / coarse[0]))
 
-    def pr_auc_bounds(self) -> tuple[float, float]:
-        """Lowest and highest average precision that the unbinned scores can have."""
-        return average_precision_bounds(*self.fine_histogram())
-
 
 def weighted_counts(bins: np.ndarray, weights: np.ndarray) -> tuple[int, np.ndarray]:
     """Sum of weights (N, R) by bin (N,): first bin, (span, R) float32, exact to sums of 2^24."""

@@ -13,7 +13,7 @@ from mtrec_ray.evaluation.intervals import poisson_weights
 from mtrec_ray.evaluation.popularity_bias import BIAS_METRICS, TitleHistory, bias_metrics, exposure_counts
 from mtrec_ray.evaluation.pr_auc import count_scores, count_title_scores
 from mtrec_ray.evaluation.ranking import RANKING_METRICS, ranking_means, ranking_sums
-from mtrec_ray.evaluation.score_counts import GRID, ScoreCounts
+from mtrec_ray.evaluation.score_counts import GRID, ScoreCounts, average_precision_bounds
 
 LIST_LENGTH = 10  # of the lists whose popularity bias is measured
 # Test users, scored user-title pairs, positive pairs among them, positives that were no candidates.
@@ -104,8 +104,8 @@ class EvaluationState:
         pr_auc = np.full((num + 1, 1 + s.num_bootstrap), np.nan)
         bounds, totals = np.full((num + 1, 2), np.nan), np.zeros((num + 1, 2), dtype=np.int64)
         for row, counts in [*self.scores.items(), (num, pooled)]:
-            pr_auc[row], bounds[row] = counts.pr_auc(), counts.pr_auc_bounds()
-            totals[row] = counts.fine_histogram().sum(axis=1)
+            fine = counts.fine_histogram()
+            pr_auc[row], bounds[row], totals[row] = counts.pr_auc(), average_precision_bounds(*fine), fine.sum(axis=1)
         counts = (_append_sum(self.num_users), totals.sum(axis=1), totals[:, 1], _append_sum(self.num_outside))
         ranking = np.stack([ranking_means(sums) for sums in _with_total(self.ranking, num)])  # (G + 1, R, M)
         metrics = {"pr_auc": pr_auc} | {name: ranking[:, :, m] for m, name in enumerate(RANKING_METRICS)}

@@ -235,7 +235,7 @@ def test_hidden_is_none_where_no_leak_could_be_detected():
 
 def test_the_null_has_its_level_with_cross_fitting_and_a_choice():
     """60 independent data sets; a null of permuted test labels alone would reject about 8."""
-    settings = AuditSettings(num_permutations=10, num_bootstrap=4)
+    settings = AuditSettings(num_folds=3, num_permutations=10, num_bootstrap=4)
     attackers = {"all": logistic_scores, "half": half_of_the_inputs}
     outside = []
     for seed in range(60):

@@ -89,8 +89,9 @@ def some_trials() -> Grid:
     )
 
 
-def collected(folder: Path, grid: Any, *goals: str, **changes: Any) -> SearchResult:
+def collected(folder: Path, grid: Any, *goals: str, plots: Any = lambda *_: "", **changes: Any) -> SearchResult:
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(collect, "plots_page", plots)
         patch.setattr(collect, "train_with_fresh_seeds", lambda *_: [FRESH])
         patch.setattr(collect, "run_trials", lambda *_: grid)
         return run_search(prepared(*goals or (ACCURACY,), folder=folder), False, None, **changes)
@@ -104,7 +105,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def found(folder) -> SearchResult:
     """`some_trials`, collected in `folder`."""
-    return collected(folder, some_trials())
+    return collected(folder, some_trials(), plots=plots_page)
 
 
 def test_the_best_is_the_complete_trial_with_the_best_figure(found, folder):

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from mtrec_ray.serving import schemas
-from mtrec_ray.serving.answers import Refused, json_answer, refused_of
+from mtrec_ray.serving.answers import json_answer, refused_of
 from mtrec_ray.serving.guard import GUARD_BODY, App, Guard, Receive, Scope, Send
 from mtrec_ray.serving.service import Service
 from mtrec_ray.serving.store import StoreUnavailable
@@ -65,13 +65,11 @@ def build_api(service: Service, keys: tuple[str, ...], requests_per_s: float) ->
         async def examples() -> Response:
             return json_answer(await service.examples())
 
-    async def refuse(_: Request, error: Exception) -> Response:
-        refused = refused_of(error)
-        service.telemetry.error(str(refused.status))
-        return refused.answer()
+    async def leave_to_guard(_: Request, error: Exception) -> Response:
+        raise refused_of(error)
 
-    for kind in (Refused, RequestValidationError, HTTPException, Exception):
-        app.add_exception_handler(kind, refuse)
+    for kind in (RequestValidationError, HTTPException, Exception):
+        app.add_exception_handler(kind, leave_to_guard)
     return Guard(FastRecommend(app, service), keys, requests_per_s, service.telemetry.error)
 
 

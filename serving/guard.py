@@ -1,7 +1,8 @@
-"""ASGI middleware in front of every route: API keys and limits; it logs no request."""
+"""ASGI middleware in front of every route: keys, limits, answers to errors; no logs."""
 
 import hashlib
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
@@ -18,14 +19,13 @@ MAX_IN_FLIGHT = 128  # requests that a replica works on; further ones get 503 at
 MAX_BODY_BYTES = 4_000_000  # longest body; 1,000 histories of 100 titles fit
 TOO_LONG = f"the body is longer than {MAX_BODY_BYTES:,} bytes: send less at a time"
 DOCS_FILES = ("swagger-ui.css", "swagger-ui-bundle.js", "redoc.standalone.js", "favicon.png")
-PUBLIC = {
+PUBLIC = {  # paths that need no key and count in no limit
     *("", "/", "/page/page.css", "/page/page.js", "/healthz", "/readyz"),
     *("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"),
     *(f"/static-offline-docs/{name}" for name in DOCS_FILES),  # of the package `fastapi_offline`
 }
-"""Paths that need no key and count in no limit."""
+# keys in a scope's extensions: the whole body, if the proxy (serving/proxy.py) or the guard has read it
 PROXY_BODY, GUARD_BODY = "mtrec.body", "mtrec.read"
-"""Keys in a scope's extensions: the whole body, if the proxy (serving/proxy.py) or the guard has read it."""
 
 
 class TokenBucket:
@@ -48,9 +48,9 @@ class TokenBucket:
 
 
 class Guard:
-    """Wraps an ASGI app; without `keys` (loopback only) it admits every caller.
+    """Wraps an ASGI app and answers what it raises; without `keys` (loopback only) it admits every caller.
 
-    `in_flight` counts requests from admission to the end of the answer; `count_error` gets each refusal's status.
+    `in_flight` counts requests from admission to the end of the answer; `count_error` gets the status of each error.
     """
 
     def __init__(
@@ -65,27 +65,7 @@ class Guard:
             await self.app(scope, receive, send)
             return
         guarded = scope["path"].removeprefix(scope.get("root_path", "")) not in PUBLIC
-        try:
-            if guarded:
-                self._admit(scope)
-            self.in_flight += guarded
-            try:
-                await self._forward(scope, receive, send)
-            finally:
-                self.in_flight -= guarded
-        except Refused as refused:
-            self.count_error(str(refused.status))
-            await refused.answer()(scope, receive, send)
-
-    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body, read, answered = await _read_body(scope, receive), False, False
-
-        async def replay() -> Message:
-            nonlocal read
-            if read:
-                return await receive()  # the disconnection
-            read = True
-            return {"type": "http.request", "body": body, "more_body": False}
+        answered = False
 
         async def watched_send(message: Message) -> None:
             nonlocal answered
@@ -93,10 +73,18 @@ class Guard:
             await send(message)
 
         try:
-            await self.app(scope, replay, watched_send)
-        except Exception as error:
-            if not answered:  # otherwise swallowed: Ray would log its text, which may contain a history
-                raise refused_of(error) from error
+            if guarded:
+                self._admit(scope)
+            self.in_flight += guarded
+            try:
+                await self.app(scope, await _read_body(scope, receive), watched_send)
+            finally:
+                self.in_flight -= guarded
+        except Exception as error:  # not raised: Ray would log its text, which may contain a history
+            refused = refused_of(error)
+            self.count_error(str(refused.status))
+            if not answered:
+                await refused.answer()(scope, receive, send)
 
     def _admit(self, scope: Scope) -> None:
         if self.buckets:
@@ -109,24 +97,54 @@ class Guard:
             raise Refused(None, TOO_MANY, 503)
 
 
-async def _read_body(scope: Scope, receive: Receive) -> bytes:
+class BufferedRequest:
+    """A request's messages, which can be received again if they are `complete`."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive, self.messages = receive, list[Message]()
+        self.complete = self.disconnected = False
+
+    async def buffer(self, max_bytes: int) -> None:
+        """Receive the whole body, unless it is longer."""
+        size = 0
+        while not (self.complete or self.disconnected) and size <= max_bytes:
+            self.messages.append(message := await self._receive_live())
+            size += len(message.get("body", b""))
+            self.complete = size <= max_bytes and not message.get("more_body", False)
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.messages)
+
+    def replay(self) -> Receive:
+        """Receives the buffered messages, then what follows them."""
+        buffered = deque(self.messages)
+
+        async def receive() -> Message:
+            return buffered.popleft() if buffered else await self._receive_live()
+
+        return receive
+
+    async def _receive_live(self) -> Message:
+        message = await self._receive()
+        self.disconnected |= message["type"] == "http.disconnect"
+        return message
+
+
+async def _read_body(scope: Scope, receive: Receive) -> Receive:
+    """Receive the body, unless the proxy has; returns what receives it again."""
+    request, extensions = BufferedRequest(receive), scope.get("extensions") or {}
     declared = dict(scope["headers"]).get(b"content-length", b"0")
-    if declared.isdigit() and int(declared) > MAX_BODY_BYTES:
-        raise Refused(None, TOO_LONG, 413)
-    extensions = scope.get("extensions") or {}
+    too_long = declared.isdigit() and int(declared) > MAX_BODY_BYTES
     if PROXY_BODY in extensions:  # a short one
-        return extensions[PROXY_BODY]
-    parts, size, more = [], 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            return b""
-        parts.append(message.get("body", b""))
-        size, more = size + len(parts[-1]), message.get("more_body", False)
-        if size > MAX_BODY_BYTES:
-            raise Refused(None, TOO_LONG, 413)
-    scope["extensions"] = {**extensions, GUARD_BODY: (body := b"".join(parts))}
-    return body
+        request.messages.append({"type": "http.request", "body": extensions[PROXY_BODY]})
+    elif not too_long:
+        await request.buffer(MAX_BODY_BYTES)
+        too_long = not (request.complete or request.disconnected)
+        scope["extensions"] = {**extensions, GUARD_BODY: request.body}
+    if too_long:
+        raise Refused(None, TOO_LONG, 413)
+    return request.replay()
 
 
 def _digest(key: str) -> bytes:

@@ -12,7 +12,6 @@ it; on a cluster, set it before `ray start`. Behind HAProxy it has no use.
 
 import asyncio
 import os
-from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
@@ -20,17 +19,15 @@ from ray.util.metrics import Counter
 from starlette.middleware import Middleware
 
 from mtrec_ray.serving.answers import MAYBE_STORED, TOO_MANY, Refused
-from mtrec_ray.serving.guard import PROXY_BODY, App, Message, Receive, Scope, Send
+from mtrec_ray.serving.guard import PROXY_BODY, App, BufferedRequest, Message, Receive, Scope, Send
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 READY_VARIABLE = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
 LIMIT_VARIABLE = "MTREC_MAX_AT_PROXY"
 MAX_AT_PROXY = 128  # default limit of requests in flight at the proxy
 HEALTH = ("/healthz", "/readyz")
-READ_ONLY = {"GET", "HEAD", "POST"}
-"""Methods of this API that change nothing; a PUT may have been stored before the replica died."""
-MAX_BUFFERED_BYTES, BUFFER_WITHIN_S = 4_000_000, 1.0
-"""Requests with longer bodies, and those that take longer to arrive, cannot be sent again."""
+READ_ONLY = {"GET", "HEAD", "POST"}  # change nothing; a PUT may have been stored before the replica died
+MAX_BUFFERED_BYTES, BUFFER_WITHIN_S = 4_000_000, 1.0  # longer or slower bodies cannot be sent again
 MAX_IN_SCOPE_BYTES = 100_000  # longer bodies, and those of unknown length, are received by the replica
 
 
@@ -70,17 +67,19 @@ class RetryOnReplicaDeath:
             return
         self.in_flight += 1
         try:
-            await self._forward(scope, BufferedRequest(receive), send)
+            await self._forward(scope, receive, send)
         finally:
             self.in_flight -= 1
 
-    async def _forward(self, scope: Scope, request: "BufferedRequest", send: Send) -> None:
-        await request.buffer()
+    async def _forward(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = BufferedRequest(receive)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(BUFFER_WITHIN_S):
+                await request.buffer(MAX_BUFFERED_BYTES)
         headers, read_only = dict(scope["headers"]), scope["method"] in READ_ONLY
         length = headers.get(b"content-length", b"")
         if request.complete and length.isdigit() and 0 < int(length) <= MAX_IN_SCOPE_BYTES:
-            body = b"".join(message.get("body", b"") for message in request.messages)
-            scope = {**scope, "extensions": {**(scope.get("extensions") or {}), PROXY_BODY: body}}
+            scope = {**scope, "extensions": {**(scope.get("extensions") or {}), PROXY_BODY: request.body}}
         if request.disconnected or await self._answered(scope, request, send) or request.disconnected:
             return
         if request.complete and (read_only or b"idempotency-key" in headers):
@@ -92,7 +91,7 @@ class RetryOnReplicaDeath:
         lost = Refused(None, f"the replica died before it answered: {fix}", 503)
         await lost.answer()(scope, request.replay(), send)
 
-    async def _answered(self, scope: Scope, request: "BufferedRequest", send: Send) -> bool:
+    async def _answered(self, scope: Scope, request: BufferedRequest, send: Send) -> bool:
         """Whether an answer was sent; its head is held back until its body, which may never come."""
         head: Message | None = None
         sent = busy = False
@@ -112,35 +111,3 @@ class RetryOnReplicaDeath:
         if busy:
             await Refused(None, TOO_MANY, 503).answer()(scope, request.replay(), send)
         return sent or busy
-
-
-class BufferedRequest:
-    """A request's messages, which can be received again if they are `complete`."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive, self.messages = receive, list[Message]()
-        self.complete = self.disconnected = False
-
-    async def buffer(self) -> None:
-        """Receive the whole body, unless it is too long or too slow."""
-        size = 0
-        with suppress(TimeoutError):
-            async with asyncio.timeout(BUFFER_WITHIN_S):
-                while not (self.complete or self.disconnected) and size <= MAX_BUFFERED_BYTES:
-                    self.messages.append(message := await self._receive_live())
-                    size += len(message.get("body", b""))
-                    self.complete = size <= MAX_BUFFERED_BYTES and not message.get("more_body", False)
-
-    def replay(self) -> Receive:
-        """Receives the buffered messages, then what follows them."""
-        buffered = deque(self.messages)
-
-        async def receive() -> Message:
-            return buffered.popleft() if buffered else await self._receive_live()
-
-        return receive
-
-    async def _receive_live(self) -> Message:
-        message = await self._receive()
-        self.disconnected |= message["type"] == "http.disconnect"
-        return message

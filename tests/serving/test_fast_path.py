@@ -101,7 +101,7 @@ def test_other_types_and_methods_take_the_route(both_ways, request_, status, fas
 def test_body_read_by_the_proxy_takes_the_route(both_ways, monkeypatch):
     read_body = guard._read_body
 
-    async def from_proxy(scope: Any, receive: Any) -> bytes:
+    async def from_proxy(scope: Any, receive: Any) -> Any:
         return await read_body(scope | {"extensions": {guard.PROXY_BODY: BODY}}, receive)
 
     monkeypatch.setattr(guard, "_read_body", from_proxy)

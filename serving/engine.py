@@ -18,13 +18,12 @@ from mtrec_ray.combinations import Combination
 from mtrec_ray.lake.schema import offered_in
 from mtrec_ray.serving.bank import EliminatorBank
 
-MAX_CELLS = 8_000_000
-"""Maximum rows x titles scored at once, which bounds the memory of a large batch on a large catalogue."""
+MAX_CELLS = 8_000_000  # maximum rows x titles scored at once: bounds the memory of a large batch and catalogue
 
 
 @dataclass(frozen=True)
 class Query:
-    """One request as indices; `serving.queries` makes and checks them."""
+    """One request as indices; `serving.service` makes and checks them."""
 
     history: tuple[int, ...]  # titles, oldest first, at least one
     values: tuple[int, ...]  # (m,) attribute values, -1 unknown
@@ -109,8 +108,7 @@ class Engine:
         group = torch.tensor([part.group_of_territory[territory]])
         user = model.user_vectors(torch.from_numpy(embedding)[None], group)  # (1, d)
         if titles is not None:
-            logits = model.logits(user, self.propensity_vectors[titles])[0]
-            return Ranked(titles, logits.sigmoid().tolist())
+            return Ranked(titles, model.logits(user, self.propensity_vectors[titles])[0].sigmoid().tolist())
         logits = model.logits(user, self.propensity_vectors)[0]
         best, rows = logits.masked_fill_(self.unavailable[territory], -torch.inf).topk(min(k, len(logits)))
         offered = _cut(rows.tolist(), best.tolist(), k).titles

@@ -1,6 +1,6 @@
 """Bodies of requests and answers; FastAPI derives the OpenAPI document from them.
 
-Limits that depend on the loaded bundle (territories, attributes, titles) are checked by `serving.queries`. Only the
+Limits that depend on the loaded bundle (territories, attributes, titles) are checked by `serving.service`. Only the
 first error of a body is reported: listing a million of them took seven seconds.
 """
 
@@ -11,12 +11,12 @@ from pydantic_core import InitErrorDetails
 
 from mtrec_ray.bundle.manifest import Leakage, Metric
 
-MAX_ITEMS = 1000
-"""Limit of `k`, of a history, of `title_ids` and of the requests in a batch."""
+MAX_ITEMS = 1000  # limit of `k`, of a history, of `title_ids` and of the requests in a batch
 MAX_BATCH_TITLES = 50_000
 MAX_EVENTS = 100
 
 Id = Annotated[str, Field(min_length=1, max_length=256)]
+Ids = Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEMS)]
 
 
 class AnswerBody(BaseModel):
@@ -43,7 +43,7 @@ class RecommendRequest(RequestBody):
 
     user_id: Id | None = None
     """A user of the online store; or give `history`."""
-    history: Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEMS)] | None = None
+    history: Ids | None = None
     """Title ids, oldest first; or give `user_id`."""
     attributes: dict[str, str] = Field(default={}, fail_fast=True)
     """Attribute values of the history's user, such as `{"gender": "F"}`; known values are hidden best."""
@@ -116,7 +116,7 @@ class PropensityRequest(RequestBody):
     """A user embedding of the lake's width; or give `user_id`."""
     territory: Id
     """Decides the group block and which titles are offered."""
-    title_ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_ITEMS)] | None = None
+    title_ids: Ids | None = None
     """Titles to score; without them the `k` most likely titles of the territory."""
     k: int = Field(default=10, ge=1, le=MAX_ITEMS)
 

@@ -1,21 +1,28 @@
 """What the routes do, apart from HTTP: from requests to answers as plain data."""
 
 import asyncio
+from collections.abc import AsyncIterator, Iterable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
-from mtrec_ray.combinations import combination_name
+import numpy as np
+
+from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.serving.answers import MAYBE_STORED, Refused
 from mtrec_ray.serving.batcher import Batcher
+from mtrec_ray.serving.engine import Engine, Query, Ranked
 from mtrec_ray.serving.pointer import LiveEngine
-from mtrec_ray.serving.queries import check_request, named_titles, prepare_answer, propensity_inputs
 from mtrec_ray.serving.schemas import EventsRequest, PropensityRequest, RecommendRequest
 from mtrec_ray.serving.store import Store, StoreUnavailable, UserState
 from mtrec_ray.serving.telemetry import Telemetry
 
 Answer = dict[str, Any]  # JSON with the fields of the class in `serving.schemas` that the route names
+Item = TypeVar("Item")
+
 ANSWERS_AT_ONCE = 64  # answers of a batch that are prepared or written before other requests get a turn
 EXAMPLE_USERS, EXAMPLE_TITLES = 6, 2000
+MAX_EMBEDDING = 65504.0  # largest float16, the stored type of embeddings: sums of such numbers do not overflow
+UNAVAILABLE = "store unavailable"
 
 
 class Service:
@@ -27,26 +34,27 @@ class Service:
 
     async def recommend(self, requests: list[RecommendRequest], many: bool) -> list[Answer]:
         """Recommendations, in order; Refused names the index of a request if `many`."""
-        engine, has_store = self.live.engine, self.store is not None
-        checked = [
-            check_request(engine, request, has_store, f"requests[{index}]." if many else "")
-            for index, request in enumerate(requests)
-        ]
-        states, store_error = await self._states([r.user_id for r in requests if r.user_id is not None])
-        prepared = []
-        for number, (request, indices) in enumerate(zip(requests, checked, strict=True), 1):
+        engine, prepared = self.live.engine, list[tuple[Query | None, Answer]]()
+        for index, request in enumerate(requests):
+            try:
+                _check(engine, request, self.store is not None)
+            except Refused as refused:
+                refused.field = f"requests[{index}].{refused.field}" if many else refused.field
+                raise
+        states, missing = await self._states([r.user_id for r in requests if r.user_id is not None])
+        async for request in _in_turns(requests):
             state = states.get(request.user_id or "")
-            prepared.append(prepare_answer(engine, request, *indices, state, store_error))
-            await _let_others_run(number)
+            if request.history is not None:
+                state = UserState(tuple(request.history), request.attributes)
+            prepared.append(_prepare(engine, request, state, missing))
         with self.telemetry.stage("model"):
             queries = [query for query, _ in prepared if query is not None]
             ranked = iter(await self.batcher.recommend(engine, queries))
-        for number, (query, answer) in enumerate(prepared, 1):
+        async for query, answer in _in_turns(prepared):
             if query is not None:
-                answer["titles"] = named_titles(engine, next(ranked), "score")
+                answer["titles"] = _named(engine, next(ranked), "score")
             else:
                 self.telemetry.degraded.inc(1, {"reason": answer["reason"]})
-            await _let_others_run(number)
         return [answer for _, answer in prepared]
 
     async def propensities(self, request: PropensityRequest) -> Answer:
@@ -55,17 +63,17 @@ class Service:
         if request.user_id is not None:
             if self.store is None:
                 raise Refused("user_id", "this endpoint has no online store: send an embedding")
-            states, store_error = await self._states([request.user_id])
-            if store_error is not None:
+            states, missing = await self._states([request.user_id])
+            if missing == UNAVAILABLE:
                 raise Refused(None, "the online store cannot be reached: try again", 503)
             state = states.get(request.user_id)
-        embedding, territory, titles = propensity_inputs(engine, request, state)
+        embedding, territory, titles = _propensity_inputs(engine, request, state)
         with self.telemetry.stage("propensity"):
             ranked = engine.propensities(embedding, territory, titles, request.k)
         part = engine.manifest.propensity
         assert part is not None
         return {
-            "titles": named_titles(engine, ranked, "propensity"),
+            "titles": _named(engine, ranked, "propensity"),
             "group": part.group_of_territory[territory],
             "bundle_version": engine.version,
         }
@@ -113,20 +121,127 @@ class Service:
         pairs = zip(engine.ids[:EXAMPLE_TITLES], engine.names[:EXAMPLE_TITLES], strict=True)
         return {"users": users, "titles": [{"title_id": title, "name": name} for title, name in pairs]}
 
-    async def _states(self, user_ids: list[str]) -> tuple[dict[str, UserState], str | None]:
-        """States of known users, and the reason if the store could not be reached."""
+    async def _states(self, user_ids: list[str]) -> tuple[dict[str, UserState], str]:
+        """States of users, and why others have none."""
         if not user_ids or self.store is None:
-            return {}, None
+            return {}, "unknown user"
         unique = list(dict.fromkeys(user_ids))
         try:
             with self.telemetry.stage("store"):
                 states = await self.store.get(unique)
         except StoreUnavailable:
-            self.telemetry.error("store unavailable")
-            return {}, "store unavailable"
-        return {user: state for user, state in zip(unique, states, strict=True) if state is not None}, None
+            self.telemetry.error(UNAVAILABLE)
+            return {}, UNAVAILABLE
+        return {user: state for user, state in zip(unique, states, strict=True) if state is not None}, "unknown user"
 
 
-async def _let_others_run(number: int) -> None:
-    if number % ANSWERS_AT_ONCE == 0:
-        await asyncio.sleep(0)
+async def _in_turns(items: Iterable[Item]) -> AsyncIterator[Item]:
+    for number, item in enumerate(items, 1):
+        yield item
+        if number % ANSWERS_AT_ONCE == 0:
+            await asyncio.sleep(0)
+
+
+def _check(engine: Engine, request: RecommendRequest, has_store: bool) -> None:
+    """Refuse what the bundle does not have."""
+    declared = engine.manifest.attributes
+    if request.user_id is not None and not has_store:
+        raise Refused("user_id", "this endpoint has no online store: send a history")
+    _check_k(engine, request.k)
+    for name, value in request.attributes.items():
+        _check_attribute(engine, name, "attributes")
+        if value not in declared[name]:
+            choices = ", ".join(map(repr, declared[name]))
+            raise Refused(f"attributes.{name}", f"not a value of {name}; choose from {choices}")
+    for index, name in enumerate(request.ignore):
+        _check_attribute(engine, name, f"ignore[{index}]")
+    combination = _combination(engine, request)
+    if combination not in engine.combinations:
+        choices = ", ".join(combination_name(one) for one in engine.combinations if one)
+        message = f"no eliminator was trained for {combination_name(combination)}; choose from {choices}"
+        raise Refused("ignore", message)
+    _territory(engine, request.territory)
+
+
+def _prepare(
+    engine: Engine, request: RecommendRequest, state: UserState | None, missing: str
+) -> tuple[Query | None, Answer]:
+    """Query and answer of a checked request; without a query, titles are popular ones."""
+    known, row_of, declared = state or UserState(), engine.row_of, engine.manifest.attributes
+    combination, territory = _combination(engine, request), engine.territory_of[request.territory]
+    titles = tuple(row_of[title] for title in known.history if title in row_of)
+    reason = None if titles else "no known title in the history"
+    if state is None:
+        reason = missing
+    chosen = known.attributes
+    values = {name: names.index(chosen[name]) if chosen.get(name) in names else -1 for name, names in declared.items()}
+    exclude = frozenset(titles) if request.exclude_seen else frozenset()
+    query, popular = None, Ranked([], [])
+    if reason is None:
+        number = engine.combinations[combination]
+        query = Query(titles, tuple(values.values()), number, territory, request.k, tuple(exclude))
+    else:
+        popular = engine.most_popular(territory, request.k, exclude)
+    return query, {
+        "titles": _named(engine, popular, "score"),
+        "combination": combination_name(combination),
+        "source": "model" if reason is None else "popularity",
+        "reason": reason,
+        "unknown_titles": len(known.history) - len(titles),
+        "unknown_values": [name for name in combination if values[name] < 0],
+        "bundle_version": engine.version,
+    }
+
+
+def _named(engine: Engine, ranked: Ranked, score: str) -> list[dict[str, Any]]:
+    """Titles as answers list them; `score` names the field of the score."""
+    ids, names, pairs = engine.ids, engine.names, zip(ranked.titles, ranked.scores, strict=True)
+    return [{"title_id": ids[title], "name": names[title], score: value} for title, value in pairs]
+
+
+def _propensity_inputs(
+    engine: Engine, request: PropensityRequest, state: UserState | None
+) -> tuple[np.ndarray, int, list[int] | None]:
+    """(embedding, territory, titles) of a valid request."""
+    if engine.two_tower is None:
+        fix = "`mtrec bundle --propensity RUN` makes a bundle with one"
+        raise Refused(None, f"this bundle has no propensity model: {fix}", 404)
+    territory, row_of = _territory(engine, request.territory), engine.row_of
+    _check_k(engine, request.k)
+    if request.embedding is not None:
+        with np.errstate(over="ignore"):  # infinite numbers are refused below
+            embedding, field = np.array(request.embedding).astype(np.float32), "embedding"
+    elif state is None or not state.embedding:
+        raise Refused("user_id", "unknown user, or one without an embedding: send an embedding", 404)
+    else:
+        embedding, field = np.frombuffer(state.embedding, dtype="<f2").astype(np.float32), "user_id"
+    if len(embedding) != (width := engine.two_tower.config.user_width):
+        raise Refused(field, f"the embedding has {len(embedding)} numbers, the model takes {width}")
+    if not (np.abs(embedding) <= MAX_EMBEDDING).all():
+        raise Refused(field, f"the embedding contains NaN, infinity or a number beyond {MAX_EMBEDDING:g}")
+    for index, title in enumerate(request.title_ids or ()):
+        if title not in row_of:
+            raise Refused(f"title_ids[{index}]", "no such title in the catalogue: leave it out")
+        if engine.unavailable[territory, row_of[title]]:
+            raise Refused(f"title_ids[{index}]", f"not offered in territory {request.territory!r}: leave it out")
+    return embedding, territory, [row_of[title] for title in request.title_ids] if request.title_ids else None
+
+
+def _combination(engine: Engine, request: RecommendRequest) -> Combination:
+    return tuple(name for name in engine.manifest.attributes if name in request.ignore)
+
+
+def _check_k(engine: Engine, k: int) -> None:
+    if k > (titles := len(engine.ids)):
+        raise Refused("k", f"k is {k}, but the catalogue has {titles} titles")
+
+
+def _check_attribute(engine: Engine, name: str, field: str) -> None:
+    if name not in (declared := engine.manifest.attributes):
+        raise Refused(field, f"no attribute {name!r}; choose from {', '.join(declared) or 'none'}")
+
+
+def _territory(engine: Engine, name: str) -> int:
+    if name not in engine.territory_of:
+        raise Refused("territory", f"no territory {name!r}; GET /v1/combinations lists them")
+    return engine.territory_of[name]

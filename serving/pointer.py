@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mtrec_ray.bundle.manifest import Bundle
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, exists, read_json, write_file
+from mtrec_ray.files import exists, read_json, write_file
 from mtrec_ray.serving.engine import Engine
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def is_pointer(uri: str) -> bool:
 
 
 def read_pointer(uri: str) -> Pointer:
-    """Read a pointer; UserError if it is missing or damaged."""
+    """The content of a pointer; UserError if it is missing or damaged."""
     try:
         return Pointer.model_validate(read_json(uri))
     except FileNotFoundError as error:
@@ -42,6 +42,15 @@ def read_pointer(uri: str) -> Pointer:
     except ValueError as error:
         fix = f"`mtrec promote BUNDLE --pointer {uri} --set gates.against_live=false` overwrites it"
         raise UserError(f"pointer {uri!r} is damaged: {fix}") from error
+
+
+def live_bundle(pointer: Pointer) -> Bundle:
+    """The bundle of a pointer; UserError if it was rebuilt after its promotion."""
+    bundle = Bundle.open(pointer.bundle)
+    if bundle.manifest.version != pointer.version:
+        versions = f"is version {bundle.manifest.version}, but {pointer.version} was promoted"
+        raise UserError(f"bundle {pointer.bundle!r} {versions}: promote it again")
+    return bundle
 
 
 def move_pointer(uri: str, bundle: Bundle, overwrite_damaged: bool = False) -> Pointer:
@@ -54,28 +63,14 @@ def move_pointer(uri: str, bundle: Bundle, overwrite_damaged: bool = False) -> P
     except UserError:
         if exists(uri) and not overwrite_damaged:
             raise
-    return _write(uri, bundle, previous)
+    return write_pointer(uri, bundle, previous)
 
 
-def move_back(uri: str) -> Pointer:
-    """Make the previous bundle live again; UserError if there is none or it cannot be loaded."""
-    before = read_pointer(uri)
-    if not before.previous:
-        raise UserError(f"pointer {uri!r}: no bundle was live before {before.version}: nothing to roll back")
-    bundle = Bundle.open(before.previous[0])
-    Engine(bundle)  # loads and checks every file
-    return _write(uri, bundle, before.previous[1:])
-
-
-def _write(uri: str, bundle: Bundle, previous: list[str]) -> Pointer:
+def write_pointer(uri: str, bundle: Bundle, previous: list[str]) -> Pointer:
     if not is_pointer(uri):
         raise UserError(f"pointer {uri!r} must end in .json")
-    pointer = Pointer(
-        bundle=absolute(bundle.uri),
-        version=bundle.manifest.version,
-        moved_at=datetime.now(UTC),
-        previous=previous,
-    )
+    version, now = bundle.manifest.version, datetime.now(UTC)
+    pointer = Pointer(bundle=bundle.uri, version=version, moved_at=now, previous=previous)
     write_file(uri, pointer.model_dump_json(indent=1).encode())
     return pointer
 
@@ -89,7 +84,7 @@ class LiveEngine:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.pointer = read_pointer(uri) if is_pointer(uri) else None
-        self.engine = _load(self.pointer) if self.pointer else Engine(Bundle.open(uri))
+        self.engine = Engine(live_bundle(self.pointer) if self.pointer else Bundle.open(uri))
 
     async def follow(self, on_change: Callable[[str, str | None], None]) -> None:
         """Follow the pointer until cancelled; an engine stays if the next cannot be loaded.
@@ -106,7 +101,8 @@ class LiveEngine:
                     continue
                 seen = pointer  # a bundle that cannot be loaded is not tried again until the pointer moves
                 if (pointer.bundle, pointer.version) != (self.pointer.bundle, self.pointer.version):
-                    before, self.engine = self.engine.version, await asyncio.to_thread(_load, pointer)
+                    bundle = await asyncio.to_thread(live_bundle, pointer)
+                    before, self.engine = self.engine.version, await asyncio.to_thread(Engine, bundle)
                     self.pointer = pointer
                     on_change(self.engine.version, before)
             except Exception as error:
@@ -114,11 +110,3 @@ class LiveEngine:
                     seen = self.pointer  # tried again: the network may recover
                 reason = f"{type(error).__name__}: {error}"
                 logger.error("cannot load the pointer's bundle, bundle %s stays: %s", self.engine.version, reason)
-
-
-def _load(pointer: Pointer) -> Engine:
-    bundle = Bundle.open(pointer.bundle)
-    if bundle.manifest.version != pointer.version:
-        versions = f"is version {bundle.manifest.version}, but {pointer.version} was promoted"
-        raise UserError(f"bundle {pointer.bundle!r} {versions}: promote it again")
-    return Engine(bundle)

@@ -1,5 +1,6 @@
 """`mtrec promote`, if NDCG, leakage and PR-AUC pass their gates, and `mtrec rollback`."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -7,14 +8,14 @@ import pandas as pd
 from rich.console import RenderableType
 from rich.table import Table
 
-from mtrec_ray.bundle.manifest import Bundle, BundleManifest, Leakage, Metric, PrAuc
+from mtrec_ray.bundle.manifest import Bundle, BundleManifest, Leakage, Metric, PrAuc, PropensityPart
 from mtrec_ray.combinations import combination_name
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import exists
 from mtrec_ray.serving.config import GatesConfig, PromoteConfig, RollbackConfig
 from mtrec_ray.serving.engine import Engine
-from mtrec_ray.serving.pointer import Pointer, move_back, move_pointer, read_pointer
+from mtrec_ray.serving.pointer import Pointer, live_bundle, move_pointer, read_pointer, write_pointer
 
 MIN_PERMUTATIONS = 8  # with fewer permutations, a null interval is too wide to decide
 
@@ -62,48 +63,50 @@ class PromoteResult:
 
 def promote(config: PromoteConfig, progress: ProgressCallback | None = None) -> PromoteResult:
     """Make a bundle the live one; UserError if it is damaged or fails a gate."""
-    bundle = Bundle.open(config.bundle)
+    bundle, uri, against_live = Bundle.open(config.bundle), config.pointer, config.gates.against_live
     Engine(bundle)  # loads and checks every file
-    against_live = config.gates.against_live
-    live = _live_manifest(config.pointer) if against_live and exists(config.pointer) else None
-    gates = check_gates(bundle.manifest, live, config.gates)
+    live = None
+    if against_live and exists(uri):
+        pointer = read_pointer(uri)
+        try:
+            live = live_bundle(pointer).manifest
+        except UserError as error:
+            fix = "`--set gates.against_live=false` promotes without a comparison"
+            raise UserError(f"the live bundle: {error}; {fix}") from error
+    gates = tuple(check_gates(bundle.manifest, live, config.gates))
     failed = [f"{gate.label}: {gate.measured}" for gate in gates if not gate.passed]
     if failed:
         summary = f"bundle {bundle.manifest.version} is not promoted, {len(failed)} of {len(gates)} gates failed:"
         raise UserError("\n".join([summary, *failed]))
-    pointer = move_pointer(config.pointer, bundle, overwrite_damaged=not against_live)
-    return PromoteResult(config.pointer, pointer, tuple(gates))
+    return PromoteResult(uri, move_pointer(uri, bundle, overwrite_damaged=not against_live), gates)
 
 
 def rollback(config: RollbackConfig, progress: ProgressCallback | None = None) -> PromoteResult:
     """Make the previous bundle live again; UserError if there is none or it cannot be loaded."""
-    return PromoteResult(config.pointer, move_back(config.pointer))
+    uri, before = config.pointer, read_pointer(config.pointer)
+    if not before.previous:
+        raise UserError(f"pointer {uri!r}: no bundle was live before {before.version}: nothing to roll back")
+    bundle = Bundle.open(before.previous[0])
+    Engine(bundle)  # loads and checks every file
+    return PromoteResult(uri, write_pointer(uri, bundle, before.previous[1:]))
 
 
-def _live_manifest(uri: str) -> BundleManifest:
-    fix = "`--set gates.against_live=false` promotes without a comparison"
-    pointer = read_pointer(uri)
-    try:
-        manifest = Bundle.open(pointer.bundle).manifest
-    except UserError as error:
-        raise UserError(f"the live bundle: {error}; {fix}") from error
-    if manifest.version != pointer.version:
-        rebuilt = f"the live bundle {pointer.bundle!r} was rebuilt after its promotion (then {pointer.version})"
-        raise UserError(f"{rebuilt}, so its metrics are lost; {fix}")
-    return manifest
-
-
-def check_gates(new: BundleManifest, live: BundleManifest | None, config: GatesConfig) -> list[Gate]:
+def check_gates(new: BundleManifest, live: BundleManifest | None, config: GatesConfig) -> Iterator[Gate]:
     """Check every condition; without a live bundle, the comparisons with it are left out."""
-    gates = [] if live is None else [_coverage(new, live)]
-    if not new.audit:
-        gates.append(Gate("audit", not config.audit, "the bundle has no audit: `mtrec bundle --audit DIR`"))
     if live is not None:
-        gates += [_ndcg(name, new.metrics[name], live, config) for name in new.metrics if name in live.metrics]
+        yield _coverage(new, live)
+        for name in new.metrics:
+            if name in live.metrics:
+                ndcg, before = new.metrics[name]["ndcg@10"], live.metrics[name]["ndcg@10"].value
+                passed = ndcg.high >= config.ndcg_ratio * before
+                yield Gate("ndcg@10", passed, f"{_interval(ndcg, 4)}, live {before:.4f}", name)
+    if not new.audit:
+        yield Gate("audit", not config.audit, "the bundle has no audit: `mtrec bundle --audit DIR`")
     for combination in new.combinations if new.audit else []:
         name = combination_name(combination)
-        gates += [_leak(name, attribute, new.audit[name][attribute], config) for attribute in combination]
-    return gates + _pr_auc(new, live, config)
+        yield from (_leak(name, attribute, new.audit[name][attribute], config) for attribute in combination)
+    if live is not None and live.propensity is not None and live.propensity.mean_pr_auc is not None:
+        yield _pr_auc(new.propensity, live.propensity, live.propensity.mean_pr_auc.value, config.pr_auc_ratio)
 
 
 def _coverage(new: BundleManifest, live: BundleManifest) -> Gate:
@@ -114,12 +117,6 @@ def _coverage(new: BundleManifest, live: BundleManifest) -> Gate:
     lost += [f"territory {name}" for name in live.territories if name not in new.territories]
     missing = f"without {', '.join(lost)}: `--set gates.against_live=false` accepts that"
     return Gate("combinations", not lost, missing if lost else "all that the live bundle has")
-
-
-def _ndcg(combination: str, metrics: dict[str, Metric], live: BundleManifest, config: GatesConfig) -> Gate:
-    ndcg, before = metrics["ndcg@10"], live.metrics[combination]["ndcg@10"].value
-    passed = ndcg.high >= config.ndcg_ratio * before
-    return Gate("ndcg@10", passed, f"{_interval(ndcg, 4)}, live {before:.4f}", combination)
 
 
 def _leak(combination: str, attribute: str, leakage: Leakage, config: GatesConfig) -> Gate:
@@ -138,21 +135,17 @@ def _leak(combination: str, attribute: str, leakage: Leakage, config: GatesConfi
     return Gate("leak", passed, "; ".join(measured), combination, attribute)
 
 
-def _pr_auc(new: BundleManifest, live: BundleManifest | None, config: GatesConfig) -> list[Gate]:
-    part, old = new.propensity, live and live.propensity
-    pr_auc, before = part and part.mean_pr_auc, old and old.mean_pr_auc
-    if old is None or before is None:
-        return []
+def _pr_auc(part: PropensityPart | None, live: PropensityPart, before: float, ratio: float) -> Gate:
+    pr_auc, passed = part and part.mean_pr_auc, False
     if part is None or pr_auc is None:
-        problem = "the live bundle has one: `mtrec bundle --propensity RUN --evaluation DIR`"
-    elif part.protocol != old.protocol:
-        problem = f"measured {part.protocol}, the live bundle's {old.protocol}: evaluate both the same way"
+        measured = "the live bundle has one: `mtrec bundle --propensity RUN --evaluation DIR`"
+    elif part.protocol != live.protocol:
+        measured = f"measured {part.protocol}, the live bundle's {live.protocol}: evaluate both the same way"
     elif pr_auc.low is None or pr_auc.high is None:
-        problem = f"{pr_auc.value:.4f} has no interval, because positives are too few: evaluate it on more users"
+        measured = f"{pr_auc.value:.4f} has no interval, because positives are too few: evaluate it on more users"
     else:
-        measured = f"{_interval(pr_auc, 4)}, live {before.value:.4f}"
-        return [Gate("pr_auc", pr_auc.high >= config.pr_auc_ratio * before.value, measured)]
-    return [Gate("pr_auc", False, problem)]
+        passed, measured = pr_auc.high >= ratio * before, f"{_interval(pr_auc, 4)}, live {before:.4f}"
+    return Gate("pr_auc", passed, measured)
 
 
 def _interval(metric: Metric | PrAuc, digits: int) -> str:

@@ -254,7 +254,7 @@ def load_store(config: StoreLoadConfig | None = None, *, progress: Progress = No
     """
 
 
-@job("serving.config:ServeConfig", "commands.serve:serve")
+@job("serving.config:ServeConfig", "serving.endpoint:serve_endpoint")
 def serve(config: ServeConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Serve a bundle on this machine.
 

@@ -1,8 +1,9 @@
-"""The deployment: model, store and routes in one replica, without further hops."""
+"""`mtrec serve` and its deployment: model, store and routes in one replica."""
 
 import gc
 import logging
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -11,21 +12,23 @@ from ray.serve import Application
 from ray.serve.config import BackpressureConfig
 
 from mtrec_ray.config import validate_config
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists
+from mtrec_ray.lake.cluster import joins_cluster, metrics_url, need_ray
 from mtrec_ray.process import prepare_process
 from mtrec_ray.serving.answers import RETRY_AFTER_S
 from mtrec_ray.serving.api import build_api
-from mtrec_ray.serving.config import ServeConfig, api_keys
+from mtrec_ray.serving.config import ServeConfig, api_keys, check_port
 from mtrec_ray.serving.guard import MAX_IN_FLIGHT
 from mtrec_ray.serving.pointer import LiveEngine
+from mtrec_ray.serving.proxy import configure_proxy_env
 from mtrec_ray.serving.service import Service
 from mtrec_ray.serving.store import is_folder, open_store
 from mtrec_ray.serving.telemetry import Telemetry
 
 MAX_QUEUED = 128  # requests that wait at a proxy while all replicas are full; further ones get 503 at once
-QUIET = {"enable_access_log": False, "log_level": "WARNING"}
-"""No log contains the path of a request: it may contain a user id."""
+QUIET = {"enable_access_log": False, "log_level": "WARNING"}  # the path of a request may contain a user id
 
 
 @serve.deployment
@@ -66,17 +69,30 @@ def build(args: dict[str, Any]) -> Application:
     return deployment.bind(config.model_copy(update=paths).model_dump(mode="json"), keys)
 
 
-def start_endpoint(config: ServeConfig) -> None:
-    """Start the endpoint on the running Ray, and return once it answers."""
+def serve_endpoint(config: ServeConfig, progress: ProgressCallback | None = None) -> None:
+    """Serve on this machine until interrupted; UserError for a mistake, before any start."""
+    keys = api_keys(config)
+    if joins_cluster():  # its proxies' address is the cluster's, and ending here would end all its applications
+        raise UserError(
+            "RAY_ADDRESS names a cluster, `mtrec serve` is for this machine: "
+            "unset RAY_ADDRESS, or `serve deploy serving/serve.yaml` on the cluster"
+        )
+    check_port(config)
+    version = LiveEngine(config.bundle).engine.version  # loads the bundle once, to check it
+    configure_proxy_env()
+    need_ray()
     application = build(config.model_dump(mode="json", exclude={"port"}))
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # it warns of options that it applies all the same
     options = {"host": config.host, "port": config.port, "access_log": False}
     serve.start(http_options=options, logging_config=QUIET)
     serve.run(application, name="mtrec", route_prefix="/", logging_config=QUIET)
-
-
-def wait_for_signal() -> None:
-    """Wait for SIGINT or SIGTERM, then shut the endpoint down."""
+    print(
+        f"serving bundle {version} at http://{config.host}:{config.port}"
+        f" ({'API keys needed' if keys else 'no API key needed on this machine'}; ctrl-c stops it)\n"
+        f"metrics for Prometheus, ray_mtrec_*, at {metrics_url()}",
+        file=sys.stderr,
+        flush=True,
+    )
     received = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: received.set())

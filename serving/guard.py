@@ -48,7 +48,7 @@ class TokenBucket:
 
 
 class Guard:
-    """Wraps an ASGI app and answers what it raises; without `keys` (loopback only) it admits every caller.
+    """Wraps an ASGI app and answers its errors; without `keys` (loopback only) it admits all.
 
     `in_flight` counts requests from admission to the end of the answer; `count_error` gets the status of each error.
     """

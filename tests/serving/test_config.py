@@ -8,10 +8,9 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 import mtrec_ray.serving as serving
-from mtrec_ray.commands.serve import serve
 from mtrec_ray.errors import UserError
 from mtrec_ray.serving.config import ServeConfig, api_keys, check_port
-from mtrec_ray.serving.endpoint import build
+from mtrec_ray.serving.endpoint import build, serve_endpoint
 
 
 def test_taken_port_is_refused():
@@ -25,7 +24,7 @@ def test_taken_port_is_refused():
 def test_serve_joins_no_cluster(monkeypatch):
     monkeypatch.setenv("RAY_ADDRESS", "auto")
     with pytest.raises(UserError, match=r"unset RAY_ADDRESS, or `serve deploy serving/serve\.yaml`"):
-        serve(ServeConfig(bundle="bundle"))
+        serve_endpoint(ServeConfig(bundle="bundle"))
 
 
 def test_address_other_than_loopback_requires_keys(tmp_path, monkeypatch):

@@ -44,9 +44,8 @@ class LmdbStore:
             raise UserError(f"store {folder!r} cannot be opened: {error}") from error
 
     async def get(self, user_ids: Sequence[str]) -> list[UserState | None]:
-        now = time.time()
         with self._transaction() as transaction:
-            records = [_decode(transaction.get(_key(user_id)), now) for user_id in user_ids]
+            records = [_decode(transaction.get(_key(user_id))) for user_id in user_ids]
         return [record.state if record else None for record in records]
 
     async def append(self, user_id: str, title_ids: Sequence[str], key: str | None = None) -> int:
@@ -58,7 +57,7 @@ class LmdbStore:
             expires_at = time.time() + self._expire_s if self._expire_s else None
             with self._writing, self._transaction(write=True) as transaction:
                 for user_id, state in batch:
-                    transaction.put(_key(user_id), _Record(state, expires_at).encode(user_id))
+                    transaction.put(_key(user_id), _encode(_Record(user_id, state, expires_at)))
             stored += len(batch)
         return stored
 
@@ -67,31 +66,24 @@ class LmdbStore:
             pass
 
     async def sample(self, count: int) -> list[str]:
-        now = time.time()
         with self._transaction() as transaction:
-            values = islice(transaction.cursor().iternext(keys=False), MAX_SAMPLED * count)
-            found = ((value, _decode(value, now)) for value in values)
-            ids = (msgpack.unpackb(value)[0] for value, record in found if record and record.state.history)
-            return list(islice(ids, count))
+            records = map(_decode, islice(transaction.cursor().iternext(keys=False), MAX_SAMPLED * count))
+            return list(islice((record.user_id for record in records if record and record.state.history), count))
 
     async def close(self) -> None:
         with self._writing:
             self._env.close()
 
     def _append(self, user_id: str, title_ids: Sequence[str], key: str | None) -> int:
-        now = time.time()
         with self._writing, self._transaction(write=True) as transaction:
-            record = _decode(transaction.get(_key(user_id)), now) or _Record(UserState())
+            record = _decode(transaction.get(_key(user_id))) or _Record(user_id, UserState())
             if not title_ids or key in record.append_keys:
                 return len(record.state.history)
-            history = (*record.state.history, *title_ids)[-MAX_STORED_EVENTS:]
-            record = record._replace(state=replace(record.state, history=history))
-            if self._expire_s:
-                record = record._replace(expires_at=now + self._expire_s)
-            if key is not None:
-                record = record._replace(append_keys=[*record.append_keys, key][-MAX_APPEND_KEYS:])
-            transaction.put(_key(user_id), record.encode(user_id))
-            return len(history)
+            state = replace(record.state, history=(*record.state.history, *title_ids)[-MAX_STORED_EVENTS:])
+            expires_at = time.time() + self._expire_s if self._expire_s else record.expires_at
+            keys = [*record.append_keys, *([] if key is None else [key])][-MAX_APPEND_KEYS:]
+            transaction.put(_key(user_id), _encode(_Record(user_id, state, expires_at, keys)))
+            return len(state.history)
 
     @contextmanager
     def _transaction(self, write: bool = False) -> "Iterator[lmdb.Transaction[bytes]]":
@@ -106,25 +98,26 @@ class LmdbStore:
 class _Record(NamedTuple):
     """A stored value."""
 
+    user_id: str  # the key may be only its hash
     state: UserState
     expires_at: float | None = None  # seconds since 1970; None = never
     append_keys: Sequence[str] = ()
 
-    def encode(self, user_id: str) -> bytes:
-        """A msgpack list with the id, because the key may be only its hash."""
-        state = self.state
-        fields = (state.history[-MAX_STORED_EVENTS:], state.attributes, state.territory, state.embedding)
-        return cast(bytes, msgpack.packb((user_id, self.expires_at, *fields, *self.append_keys)))
+
+def _encode(record: _Record) -> bytes:
+    user_id, state, expires_at, keys = record
+    history, profile = state.history[-MAX_STORED_EVENTS:], (state.attributes, state.territory, state.embedding)
+    return cast(bytes, msgpack.packb((user_id, expires_at, history, *profile, *keys)))
 
 
-def _decode(value: bytes | None, now: float) -> _Record | None:
+def _decode(value: bytes | None) -> _Record | None:
     """None if there is no record or it has expired (it stays on disk until overwritten)."""
     if value is None:
         return None
-    _, expires_at, history, attributes, territory, embedding, *keys = msgpack.unpackb(value)
-    if expires_at is not None and expires_at <= now:
+    user_id, expires_at, history, attributes, territory, embedding, *keys = msgpack.unpackb(value)
+    if expires_at is not None and expires_at <= time.time():
         return None
-    return _Record(UserState(tuple(history), attributes, territory, embedding), expires_at, keys)
+    return _Record(user_id, UserState(tuple(history), attributes, territory, embedding), expires_at, keys)
 
 
 def _key(user_id: str) -> bytes:

@@ -83,13 +83,9 @@ class Telemetry:
 
     async def keep_reporting(self) -> None:
         """Report the histograms to Ray every second until cancelled, and once more."""
-        try:
-            while True:
+        while True:
+            try:
                 await asyncio.sleep(REPORT_EVERY_S)
-                self.report()
-        finally:
-            self.report()
-
-    def report(self) -> None:
-        for histogram in (self.latency, self.batch_size, self.mixture):
-            histogram.report()
+            finally:
+                for histogram in (self.latency, self.batch_size, self.mixture):
+                    histogram.report()

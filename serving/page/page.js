@@ -19,6 +19,7 @@ function element(tag, properties = {}, ...children) {
 }
 
 const badge = (text, kind) => element("span", { className: `badge ${kind}` }, text);
+const button = (text, onclick, ariaLabel = null) => element("button", { type: "button", onclick, ariaLabel }, text);
 
 // ---- The API
 
@@ -48,20 +49,18 @@ async function start() {
 
 /** Show the switches and choices of a bundle, at first or after a promotion. */
 function useCatalogue(catalogue, ignored) {
-  const territory = byId("territory").value;
-  const known = readAttributes();
+  const [territory, known] = [byId("territory").value, readAttributes()];
+  const option = (value, chosen) => new Option(value, value, false, value === chosen);
   const names = Object.keys(catalogue.attributes);
   state.catalogue = catalogue;
-  byId("territory").replaceChildren(...catalogue.territories.map((name) => new Option(name)));
-  if (catalogue.territories.includes(territory)) byId("territory").value = territory;
+  byId("territory").replaceChildren(...catalogue.territories.map((value) => option(value, territory)));
   byId("switches").replaceChildren(byId("switches").firstElementChild, ...names.map((name) => {
     const input = element("input", { type: "checkbox", role: "switch", value: name, checked: ignored.includes(name) });
     return element("label", { className: "tick" }, input, capital(words(name)));
   }));
   byId("attributes").replaceChildren(...names.map((name) => {
-    const options = catalogue.attributes[name].map((value) => new Option(value, value, false, value === known[name]));
-    const select = element("select", { name }, new Option("Unknown", ""), ...options);
-    return element("label", {}, capital(words(name)), select);
+    const options = catalogue.attributes[name].map((value) => option(value, known[name]));
+    return element("label", {}, capital(words(name)), element("select", { name }, new Option("Unknown", ""), ...options));
   }));
   byId("version").textContent = `Model version ${catalogue.bundle_version}`;
 }
@@ -70,13 +69,10 @@ function useCatalogue(catalogue, ignored) {
 
 /** Start with a stored user if there is one, otherwise with some titles. */
 function drawExamples({ users, titles }) {
-  byId("examples").replaceChildren(...users.map((user) => {
-    const onclick = () => {
-      byId("user").value = user;
-      changed(0);
-    };
-    return element("button", { type: "button", onclick }, user);
-  }));
+  byId("examples").replaceChildren(...users.map((user) => button(user, () => {
+    byId("user").value = user;
+    changed(0);
+  })));
   byId("stored-user").checked = users.length > 0;
   byId("user").value = users[0] ?? "";
   state.titles = titles;
@@ -97,14 +93,13 @@ function addTitle() {
 
 function drawWatched() {
   byId("watched").replaceChildren(...state.watched.map(({ name }, index) => {
-    const onclick = () => {
+    const remove = () => {
       state.watched.splice(index, 1);
       drawWatched();
       byId("title").focus();
       changed();
     };
-    const remove = element("button", { type: "button", ariaLabel: `Remove ${name}`, onclick }, "×");
-    return element("li", {}, element("span", {}, name), remove);
+    return element("li", {}, element("span", {}, name), button("×", remove, `Remove ${name}`));
   }));
 }
 
@@ -163,14 +158,16 @@ async function recommend() {
 
 function showError(error, again) {
   const needsKey = error.status === 401;
-  const retry = element("button", { type: "button", onclick: again }, "Try again");
   clearLists(needsKey ? "Enter an API key to see recommendations." : "No recommendations.");
-  if (needsKey) error.message = state.key ? "This key was not accepted." : "This service requires an API key.";
-  if (!error.status) console.warn(error);
-  byId("problem").replaceChildren(error.status ? error.message : "The service cannot be reached.");
-  if (!needsKey) byId("problem").append(" ", retry);
   byId("key-form").hidden = !needsKey;
-  if (needsKey) byId("key").focus();
+  if (needsKey) {
+    byId("problem").replaceChildren(state.key ? "This key was not accepted." : "This service requires an API key.");
+    byId("key").focus();
+  } else {
+    if (!error.status) console.warn(error);
+    const problem = error.status ? error.message : "The service cannot be reached.";
+    byId("problem").replaceChildren(problem, " ", button("Try again", again));
+  }
 }
 
 // ---- The answer
@@ -182,29 +179,25 @@ function clearLists(sentence) {
   byId("lists").hidden = true;
 }
 
-function drawTitles(id, titles, moves) {
-  byId(id).replaceChildren(...titles.map(({ name }, i) => {
-    const row = element("li", {}, element("span", { className: "name" }, name));
-    if (moves) {
-      const kind = moves[i] === null ? "new" : ["down", "same", "up"][1 + Math.sign(moves[i])];
-      row.append(badge(moves[i] ? `${kind} ${Math.abs(moves[i])}` : kind, kind));
-    }
-    return row;
-  }));
+const row = ({ name }) => element("li", {}, element("span", { className: "name" }, name));
+
+function moveBadge(move) {
+  const kind = move === null ? "new" : ["down", "same", "up"][1 + Math.sign(move)];
+  return badge(move ? `${kind} ${Math.abs(move)}` : kind, kind);
 }
 
 /** `ignoring` is undefined if no eliminator was trained for the switches. */
 function drawAnswer(request, [asIs, ignoring], ignored) {
-  const after = ignoring?.titles ?? [];
+  const [before, after] = [asIs.titles, ignoring?.titles ?? []];
   const rank = (titles, { title_id }) => titles.findIndex((title) => title.title_id === title_id);
-  const before = after.map((title) => rank(asIs.titles, title)); // -1 if new
-  const moves = before.map((old, i) => (old < 0 ? null : old - i));
-  const dropped = ignoring ? asIs.titles.filter((title) => rank(after, title) < 0) : [];
+  const moves = after.map((title, i) => (rank(before, title) < 0 ? null : rank(before, title) - i));
+  const dropped = ignoring ? before.filter((title) => rank(after, title) < 0).map(({ name }) => name) : [];
   byId("lists").hidden = false;
   byId("ignoring-title").textContent = `Ignoring ${ignored.length > 0 ? listed(ignored) : "nothing"}`;
-  drawTitles("as-is", asIs.titles);
-  drawTitles("ignoring", after, moves);
-  byId("dropped").textContent = dropped.length > 0 ? `Dropped out: ${dropped.map(({ name }) => name).join("; ")}` : "";
+  byId("as-is").replaceChildren(...before.map(row));
+  byId("ignoring").replaceChildren(...after.map(row));
+  moves.forEach((move, i) => byId("ignoring").children[i].append(moveBadge(move)));
+  byId("dropped").textContent = dropped.length > 0 ? `Dropped out: ${dropped.join("; ")}` : "";
   byId("summary").textContent = ignoring ? changeSentence(moves, ignored) : missingSentence(ignored);
   byId("notices").replaceChildren(...notices(request, asIs, ignoring).map((text) => element("li", {}, text)));
   byId("key-form").hidden = true;
@@ -225,17 +218,13 @@ function missingSentence(ignored) {
   return `There is no setting that ignores ${listed(ignored)}. Available: ${choices}.`;
 }
 
-function notices(request, asIs, ignoring) {
-  const texts = [];
-  if (asIs.source === "popularity") {
-    texts.push(`The same popular titles of ${request.territory} for all users, whatever is ignored: ${asIs.reason}.`);
-  }
-  if (asIs.unknown_titles > 0) texts.push(`Skipped: ${titleCount(asIs.unknown_titles)} not in the catalogue.`);
-  for (const name of ignoring?.unknown_values ?? []) {
-    texts.push(`The ${words(name)} of this user is unknown, so it may be hidden less well.`);
-  }
-  return texts;
-}
+const notices = (request, asIs, ignoring) => [
+  asIs.source === "popularity" &&
+    `The same popular titles of ${request.territory} for all users, whatever is ignored: ${asIs.reason}.`,
+  asIs.unknown_titles > 0 && `Skipped: ${titleCount(asIs.unknown_titles)} not in the catalogue.`,
+  ...(ignoring?.unknown_values ?? []).map(
+    (name) => `The ${words(name)} of this user is unknown, so it may be hidden less well.`),
+].filter(Boolean);
 
 // ---- The audit
 

@@ -5,6 +5,7 @@ import io
 import json
 from dataclasses import asdict
 from datetime import UTC, datetime
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,7 @@ ATTRIBUTES = {"gender": ["F", "M"], "age": ["young", "middle", "old"]}
 COMBINATIONS = [("gender",), ("age",), ("gender", "age")]
 TERRITORIES = ["north", "south"]
 TITLE_IDS = [f"t{index:02d}" for index in range(NUM_TITLES)]
-SOUTH_ONLY = ["t05", "t06"]
-"""Titles that are not offered in the north."""
+SOUTH_ONLY = ["t05", "t06"]  # titles that are not offered in the north
 OFFERED = {title: ["south"] for title in SOUTH_ONLY}
 
 
@@ -55,21 +55,39 @@ def write_bundle(
     seed: int = 0,
     *,
     combinations: list[Combination] = COMBINATIONS,
-    ndcg: float = 0.4,
-    leak: float = 0.5,
-    auc: float = 0.5,
-    permutations: int = 20,
-    pr_auc: float | None = 0.1,
-    num_negatives: int | None = None,
-    cohort: str = "held_out",
     offered: dict[str, list[str]] = OFFERED,
     **changes: Any,
 ) -> Path:
     """Write a whole bundle.
 
-    `ndcg` to `cohort` are the metrics that gates check, `offered` the territories of titles that are not offered in
-    all, `changes` fields of the manifest.
+    `offered` has the territories of titles that are not offered in all; `changes` are arguments of `metrics_of` or
+    fields of the manifest.
     """
+    files, configs = weights(seed, combinations)
+    files[BundleFile.TITLES] = titles(offered)
+    measured = {name: changes.pop(name) for name in signature(metrics_of).parameters.keys() & changes.keys()}
+    document = {
+        "version": f"v{seed}",
+        "created_at": datetime.now(UTC),
+        "lake_hash": "lake",
+        "attributes": ATTRIBUTES,
+        "territories": TERRITORIES,
+        "combinations": combinations,
+        **configs,
+        **metrics_of(combinations, configs["propensity"], **measured),
+        "config": {},
+        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
+    }
+    manifest = BundleManifest.model_validate(document | changes)
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    write_manifest(folder, json.loads(manifest.model_dump_json()))
+    return folder
+
+
+def weights(seed: int, combinations: list[Combination]) -> tuple[dict[str, bytes], dict[str, Any]]:
+    """Files of random models, and their configs in the manifest."""
     torch.manual_seed(seed)
     shape = SequentialConfig(NUM_TITLES, history=HISTORY, width=WIDTH, num_layers=LAYERS, num_heads=2, dropout=0.0)
     backbone = SequentialBackbone(shape)
@@ -88,40 +106,40 @@ def write_bundle(
             parameter.add_(torch.randn(parameter.shape))
     popular = np.full((2, 10), -1, dtype=np.int32)
     popular[0, :8], popular[1, :9] = range(10, 18), range(3, 12)
-    files = {
-        BundleFile.BACKBONE: safetensors.torch.save(backbone.state_dict()),
-        BundleFile.ELIMINATORS: safetensors.torch.save(pack.state_dict()),
-        BundleFile.POPULAR: safetensors.torch.save({"popular": torch.from_numpy(popular)}),
-        BundleFile.PROPENSITY: safetensors.torch.save(model.state_dict()),
-        BundleFile.TITLES: titles(offered),
+    tensors = {
+        BundleFile.BACKBONE: backbone.state_dict(),
+        BundleFile.ELIMINATORS: pack.state_dict(),
+        BundleFile.POPULAR: {"popular": torch.from_numpy(popular)},
+        BundleFile.PROPENSITY: model.state_dict(),
     }
+    configs = {"backbone": asdict(shape), "eliminators": asdict(prompts), "propensity": asdict(towers)}
+    return {name: safetensors.torch.save(content) for name, content in tensors.items()}, configs
+
+
+def metrics_of(
+    combinations: list[Combination],
+    propensity: dict[str, Any],
+    *,
+    ndcg: float = 0.4,
+    leak: float = 0.5,
+    auc: float = 0.5,
+    permutations: int = 20,
+    pr_auc: float | None = 0.1,
+    num_negatives: int | None = None,
+    cohort: str = "held_out",
+) -> dict[str, Any]:
+    """The parts of a manifest that contain metrics."""
     names = [NONE, *map(combination_name, combinations)]
-    document = {
-        "version": f"v{seed}",
-        "created_at": datetime.now(UTC),
-        "lake_hash": "lake",
-        "attributes": ATTRIBUTES,
-        "territories": TERRITORIES,
-        "backbone": asdict(shape),
-        "eliminators": asdict(prompts),
-        "combinations": combinations,
+    return {
         "metrics": {name: {"ndcg@10": metric(ndcg, 0.01)} for name in names},
         "audit": {name: dict.fromkeys(ATTRIBUTES, leakage(leak, auc, permutations)) for name in names},
         "propensity": {
-            "model": asdict(towers),
+            "model": propensity,
             "group_of_territory": [0, 1],
             "pr_auc": {} if pr_auc is None else {"mean": metric(pr_auc, 0.0)},
             "protocol": None if pr_auc is None else {"num_negatives": num_negatives, "cohort": cohort},
         },
-        "config": {},
-        "files": {name: hashlib.sha256(content).hexdigest() for name, content in files.items()},
     }
-    manifest = BundleManifest.model_validate(document | changes)
-    folder.mkdir(parents=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
-    write_manifest(folder, json.loads(manifest.model_dump_json()))
-    return folder
 
 
 def write_manifest(folder: Path, document: dict[str, Any]) -> None:

@@ -1,37 +1,26 @@
-"""The page with a scripted API in this process, to provoke what a real model seldom does.
+"""The page with the API around a scripted service, to provoke what a real model seldom does."""
 
-Requests and answers have the types of `serving.schemas`, so that the script cannot differ from the API.
-"""
-
+import asyncio
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import uvicorn
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
 
-from mtrec_ray.bundle.manifest import Leakage, Metric
-from mtrec_ray.serving.answers import Refused, refused_of
-from mtrec_ray.serving.api import add_page
-from mtrec_ray.serving.schemas import (
-    CombinationInfo,
-    Combinations,
-    Recommendation,
-    RecommendationBatch,
-    RecommendBatch,
-    RecommendRequest,
-    ScoredTitle,
-)
+from mtrec_ray.serving.answers import TOO_MANY, Refused
+from mtrec_ray.serving.api import build_api
+from mtrec_ray.serving.guard import Guard
+from mtrec_ray.serving.pointer import LiveEngine
+from mtrec_ray.serving.schemas import Combinations, Recommendation, RecommendRequest, ScoredTitle
+from mtrec_ray.serving.service import Service
+from mtrec_ray.serving.telemetry import Telemetry
 from tests.serving.bundles import leakage, metric
 
 NAMES = {f"t{number:02}": f"Title {number}" for number in range(1, 14)} | {"t14": "<img src=x onerror=alert(1)>"}
-USER, SLOW, OWN_TITLE = "ada", "slow", "t14"
-"""Two stored users, and the title that only the second gets, first in the list."""
+USER, SLOW, OWN_TITLE = "ada", "slow", "t14"  # two stored users, and the title that the second gets first
 RANKINGS = {
     "none": (1, 2, 3, 4, 5, 6, 7, 8, 9, 10),
     "gender": (1, 5, 2, 3, 11, 4, 7, 12, 8, 9),
@@ -43,48 +32,30 @@ ATTRIBUTES = {"gender": ["female", "male"], "age": ["under 25", "25-49", "50+"],
 VERSION = "bundle-1"
 
 
-def combinations() -> Combinations:
-    """Gender is hidden, age leaks, the country was not audited and cannot be ignored."""
-    hidden = Leakage.model_validate(leakage(0.516))
-    leaking = Leakage.model_validate(leakage(0.712) | {"leaks": True})
-    audits = {
-        "none": (0.60, {"gender": leaking, "age": leaking}),
-        "gender": (0.588, {"gender": hidden, "age": leaking}),
-        "age": (0.60, {"gender": leaking, "age": leaking}),
-        "gender+age": (0.54, {}),
-    }
-    return Combinations(
-        bundle_version=VERSION,
-        attributes=ATTRIBUTES,
-        territories=["T001", "T002", "closed"],
-        combinations=[
-            CombinationInfo(
-                name=name,
-                ignore=[] if name == "none" else name.split("+"),
-                metrics={"ndcg@10": Metric(**metric(ndcg))},
-                audit=audit,
-            )
-            for name, (ndcg, audit) in audits.items()
-        ],
-    )
+class ScriptedService(Service):
+    """A recommender with faults to set."""
 
+    def __init__(self) -> None:
+        self.version = VERSION
+        self.busy = 0  # number of next requests that get 503
+        self.has_examples, self.users = True, list[str]()  # example users
+        self.waits: dict[str | None, threading.Event] = {}  # user -> event to wait for before the answer
+        self.batches: list[list[RecommendRequest]] = []  # what was requested
+        live = SimpleNamespace(engine=SimpleNamespace(version=VERSION), follow=lambda _: asyncio.sleep(0))
+        super().__init__(cast(LiveEngine, live), None, Telemetry())
+        self.api: Guard = build_api(self, (), 200.0)
 
-@dataclass
-class ScriptedApi:
-    """A recommender with faults to set; `batches` are the requests it received."""
+    def require(self, key: str) -> None:
+        self.api.buckets = Guard(self.api, (key,), 200.0, print).buckets
 
-    api_key: str | None = None
-    busy: int = 0
-    """Number of next requests that get 503."""
-    examples: bool = True
-    users: list[str] = field(default_factory=list)
-    """Example users."""
-    version: str = VERSION
-    waits: dict[str, threading.Event] = field(default_factory=dict)
-    """User -> event to wait for before the answer."""
-    batches: list[RecommendBatch] = field(default_factory=list)
+    async def recommend(self, requests: list[RecommendRequest], many: bool) -> list[Any]:
+        if self.busy > 0:
+            self.busy -= 1
+            raise Refused(None, TOO_MANY, 503)
+        self.batches.append(requests)
+        return [await asyncio.to_thread(self.answer, one, index) for index, one in enumerate(requests)]
 
-    def recommend(self, request: RecommendRequest, index: int) -> Recommendation:
+    def answer(self, request: RecommendRequest, index: int) -> Recommendation:
         if request.user_id in self.waits:
             assert self.waits[request.user_id].wait(timeout=20), f"{request.user_id} waited too long"
         if request.territory == "closed":
@@ -103,51 +74,39 @@ class ScriptedApi:
             bundle_version=self.version,
         )
 
+    def combinations(self) -> Any:
+        """Gender is hidden, age leaks, the country was not audited and cannot be ignored."""
+        hidden, leaking = leakage(0.516), leakage(0.712) | {"leaks": True}
+        audits = {
+            "none": (0.60, {"gender": leaking, "age": leaking}),
+            "gender": (0.588, {"gender": hidden, "age": leaking}),
+            "age": (0.60, {"gender": leaking, "age": leaking}),
+            "gender+age": (0.54, {}),
+        }
+        found = [
+            {
+                "name": name,
+                "ignore": [] if name == "none" else name.split("+"),
+                "metrics": {"ndcg@10": metric(ndcg)},
+                "audit": audit,
+            }
+            for name, (ndcg, audit) in audits.items()
+        ]
+        territories = ["T001", "T002", "closed"]
+        document = {"bundle_version": self.version, "attributes": ATTRIBUTES, "territories": territories}
+        return Combinations.model_validate(document | {"combinations": found})
 
-def app_of(api: ScriptedApi) -> FastAPI:
-    """The page with the scripted API, which answers errors as the real one does."""
-    app = FastAPI()
-    add_page(app)
-
-    @app.middleware("http")
-    async def admit(request: Request, call_next: Any) -> Response:
-        if request.url.path.startswith("/v1/"):
-            if api.api_key and request.headers.get("authorization") != f"Bearer {api.api_key}":
-                return Refused(None, "an API key is needed", 401).answer()
-            if api.busy > 0:
-                api.busy -= 1
-                return Refused(None, "too many requests at once: try again", 503).answer()
-        return await call_next(request)
-
-    @app.exception_handler(Refused)
-    @app.exception_handler(HTTPException)
-    @app.exception_handler(RequestValidationError)
-    async def refuse(_: Request, error: Exception) -> Response:
-        return refused_of(error).answer()
-
-    @app.get("/v1/combinations")
-    def list_combinations() -> Combinations:
-        return combinations().model_copy(update={"bundle_version": api.version})
-
-    @app.get("/v1/examples")
-    def examples() -> dict[str, Any]:
-        if not api.examples:
-            raise HTTPException(404)
+    async def examples(self) -> dict[str, Any]:
+        if not self.has_examples:
+            raise Refused(None, "Not Found", 404)
         titles = [{"title_id": title_id, "name": name} for title_id, name in NAMES.items()]
-        return {"users": api.users, "titles": titles}
-
-    @app.post("/v1/recommend:batch")
-    def recommend(batch: RecommendBatch) -> RecommendationBatch:
-        api.batches.append(batch)
-        return RecommendationBatch(responses=[api.recommend(one, index) for index, one in enumerate(batch.requests)])
-
-    return app
+        return {"users": self.users, "titles": titles}
 
 
 @contextmanager
-def serve(api: ScriptedApi) -> Iterator[str]:
+def serve(service: ScriptedService) -> Iterator[str]:
     """The base URL, while the block runs."""
-    server = uvicorn.Server(uvicorn.Config(app_of(api), port=0, log_level="error", timeout_graceful_shutdown=1))
+    server = uvicorn.Server(uvicorn.Config(service.api, port=0, log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -9,9 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from schemathesis import openapi
 
-from mtrec_ray.serving.store import UserState, open_store
 from tests.serving.bundles import USER_WIDTH
-from tests.serving.test_api import client_of
+from tests.serving.clients import client_of
 
 PATHS = ["/v1/recommend", "/v1/recommend:batch", "/v1/propensity", "/v1/users/{user_id}/events"]
 SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much, HealthCheck.large_base_example]
@@ -29,11 +28,9 @@ KNOWN: dict[str, list[Any]] = {
 
 
 @pytest.fixture(scope="module")
-def client(bundle_uri, tmp_path_factory):
-    store = open_store(str(tmp_path_factory.mktemp("fuzz") / "store"))
-    store.put_many([("ann", UserState(("t01",), {"gender": "F"}, "north", b"\x00\x3c" * USER_WIDTH))])
+def schema(bundle_uri, store):
     with mock.patch.object(store, "close", mock.AsyncMock()):  # each fuzzed request starts and ends the app
-        yield client_of(bundle_uri, store)
+        yield openapi.from_asgi("/openapi.json", client_of(bundle_uri, store).app)
 
 
 def with_known(body: Any, data: st.DataObject) -> Any:
@@ -53,8 +50,7 @@ def with_known(body: Any, data: st.DataObject) -> Any:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_every_answer_is_documented_and_none_is_a_500(client, path):
-    schema = openapi.from_asgi("/openapi.json", client.app)
+def test_every_answer_is_documented_and_none_is_a_500(schema, path):
     operation = schema[path]["PUT" if path.endswith("events") else "POST"]
     documented, seen = set(operation.definition.raw["responses"]), Counter()
 

@@ -1,9 +1,9 @@
 """A lake's users in the store: every user, every event, in time order; and the command."""
 
-import asyncio
 import itertools
 import json
 import sys
+from collections.abc import Iterable
 from datetime import datetime
 
 import numpy as np
@@ -17,8 +17,9 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.serving import load
 from mtrec_ray.serving.config import StoreLoadConfig
 from mtrec_ray.serving.load import load_store
-from mtrec_ray.serving.store import UserState, open_store
+from mtrec_ray.serving.store import UserState
 from mtrec_ray.sources.registry import make_source
+from tests.serving.stores import append, get
 from tests.streams.lakes import day, event_table, title_table, write_lake
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -33,28 +34,8 @@ def lake(ray_cluster, tmp_path_factory) -> Lake:
     return Lake.open(folder)
 
 
-def stored(url: str, user_ids: list[str]) -> dict[str, UserState | None]:
-    async def work() -> list[UserState | None]:
-        store = open_store(url, timeout_s=5.0)
-        try:
-            return await store.get(user_ids)
-        finally:
-            await store.close()
-
-    return dict(zip(user_ids, asyncio.run(work()), strict=True))
-
-
-def append_event(url: str, user_id: str) -> None:
-    """An event that loading again removes."""
-
-    async def work() -> None:
-        store = open_store(url, timeout_s=5.0)
-        before = await store.get([user_id])
-        await store.append(user_id, ["later"])
-        assert await store.get([user_id]) != before
-        await store.close()
-
-    asyncio.run(work())
+def stored(url: str, user_ids: Iterable[str]) -> dict[str, UserState | None]:
+    return dict(zip(user_ids, get(url, *user_ids), strict=True))
 
 
 def states_of(lake: Lake, max_events: int = 1000) -> dict[str, UserState]:
@@ -84,7 +65,7 @@ def test_store_equals_the_lake_and_loading_again_replaces(lake, kind, tmp_path, 
     expected = states_of(lake)
     steps: list[tuple] = []
     result = load_store(StoreLoadConfig(lake=lake.uri, store=url), lambda *step: steps.append(step))
-    assert stored(url, list(expected)) == expected
+    assert stored(url, expected) == expected
     assert result.counts == {
         "users": 300,
         "events": lake.manifest.counts["events"],
@@ -100,9 +81,10 @@ def test_store_equals_the_lake_and_loading_again_replaces(lake, kind, tmp_path, 
         assert 0 < len(known) < len(expected)
         assert set(known) <= set(values)
 
-    append_event(url, next(iter(expected)))
+    append(url, next(iter(expected)), "later")
+    assert stored(url, expected) != expected
     assert load_store(StoreLoadConfig(lake=lake.uri, store=url)).counts == result.counts
-    assert stored(url, list(expected)) == expected
+    assert stored(url, expected) == expected
 
 
 def test_only_the_last_events_are_loaded(lake, monkeypatch):

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+from starlette.types import Message, Receive, Scope, Send
 
 from mtrec_ray.serving import proxy
-from mtrec_ray.serving.guard import PROXY_BODY, Guard, Message, Receive, Scope, Send
+from mtrec_ray.serving.guard import PROXY_BODY, Guard
 from mtrec_ray.serving.proxy import RetryOnReplicaDeath, middlewares
 
 OK = {"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"application/json")]}
@@ -90,9 +91,8 @@ def test_own_refusal_of_serve_becomes_a_problem_and_ours_stays():
 
 
 def test_above_the_limit_only_health_checks_are_forwarded():
-    counts = Counter[str]()
-    retry = RetryOnReplicaDeath(Proxy(0), 1, lambda outcome: counts.update([outcome]))
-    client = TestClient(retry)
+    client, counts = through(Proxy(0))
+    retry: Any = client.app
     retry.in_flight = 1
     answer = client.post("/v1/recommend", content=b"x")
     assert (answer.status_code, answer.headers["retry-after"], answer.json()["field"]) == (503, "1", None)
@@ -134,6 +134,7 @@ def test_short_body_is_in_the_scope_and_can_be_received_too(content, in_scope):
 
 FIRST: Message = {"type": "http.request", "body": b"first", "more_body": True}
 SECOND: Message = {"type": "http.request", "body": b"second", "more_body": False}
+SCOPE: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-length", b"11")]}
 
 
 @pytest.mark.parametrize("messages", [[], [FIRST]], ids=["before the body", "within the body"])
@@ -146,8 +147,7 @@ def test_request_of_a_disconnected_caller_is_neither_forwarded_nor_answered(mess
 
     app = Proxy(9)
     retry = RetryOnReplicaDeath(app, 1, lambda _: pytest.fail("counted"))
-    scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-length", b"11")]}
-    asyncio.run(retry(scope, receive, send))
+    asyncio.run(retry({**SCOPE}, receive, send))
     assert (app.scopes, retry.in_flight) == ([], 0)
 
 
@@ -164,8 +164,7 @@ def test_slow_body_is_received_by_the_replica(monkeypatch):
         async def send(message: Message) -> None:
             sent.append(message)
 
-        scope: Scope = {"type": "http", "method": "POST", "path": "/", "headers": [(b"content-length", b"11")]}
-        request = asyncio.create_task(retry(scope, messages.get, send))
+        request = asyncio.create_task(retry({**SCOPE}, messages.get, send))
         with suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(request), 0.5)
         assert [PROXY_BODY in (scope.get("extensions") or {}) for scope in app.scopes] == [False]

@@ -1,17 +1,15 @@
-"""One contract for both stores, and the properties of each: a folder shared by processes, a server that fails."""
+"""One contract for both stores, and what is particular to a folder that processes share."""
 
 import asyncio
 import multiprocessing
-import signal
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar
 
-import numpy as np
 import pytest
 
 from mtrec_ray.errors import UserError
+from mtrec_ray.serving import lmdb_store, redis_store
 from mtrec_ray.serving.lmdb_store import LmdbStore
 from mtrec_ray.serving.store import (
     MAX_APPEND_KEYS,
@@ -23,11 +21,8 @@ from mtrec_ray.serving.store import (
     without_password,
 )
 from tests.serving.redis_server import RedisServer
+from tests.serving.stores import ANNA, EMBEDDING, append, append_pairs, get, put, using
 
-Result = TypeVar("Result")
-
-EMBEDDING = np.array([0.5, -2.0, 65504.0], dtype="<f2").tobytes()
-ANNA = UserState(("t1", "t2", "t1"), {"gender": "F", "age": "25-34"}, "US", EMBEDDING)
 EMPTY = UserState()
 EXPIRE_S = 0.8
 EXPIRED_S = 1.2 * EXPIRE_S
@@ -44,46 +39,12 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
         yield server.url
 
 
-def using(url: str, work: Callable[[Store], Awaitable[Result]], expire_s: float | None = None) -> Result:
-    """`work` on the store at `url`, opened and closed around it."""
-
-    async def run() -> Result:
-        store = open_store(url, expire_s=expire_s, timeout_s=5.0)
-        try:
-            return await work(store)
-        finally:
-            await store.close()
-
-    return asyncio.run(run())
-
-
-def get(url: str, *user_ids: str) -> list[UserState | None]:
-    return using(url, lambda store: store.get(user_ids))
-
-
-def append(url: str, user_id: str, *title_ids: str) -> int:
-    return using(url, lambda store: store.append(user_id, title_ids))
-
-
-def put(url: str, states: dict[str, UserState], expire_s: float | None = None) -> int:
-    async def work(store: Store) -> int:
-        await store.ping()
-        return store.put_many(states.items())
-
-    return using(url, work, expire_s)
-
-
-def test_get_returns_what_was_put_in_the_requested_order(url):
-    assert put(url, {"anna": ANNA, "empty": EMPTY}) == 2
+def test_get_returns_what_was_put_last_in_the_requested_order(url):
+    assert put(url, {"anna": ANNA, "bob": ANNA, "empty": EMPTY}) == 3
     assert get(url, "empty", "nobody", "anna", "empty") == [EMPTY, None, ANNA, EMPTY]
+    put(url, {"anna": UserState(("t9",)), "bob": EMPTY})
+    assert get(url, "anna", "bob") == [UserState(("t9",)), EMPTY]
     assert get(url) == []
-
-
-def test_put_replaces_the_whole_state(url):
-    put(url, {"anna": ANNA, "other": ANNA})
-    put(url, {"anna": UserState(("t9",))})
-    put(url, {"other": EMPTY})
-    assert get(url, "anna", "other") == [UserState(("t9",)), EMPTY]
 
 
 def test_append_extends_or_creates_and_returns_the_length(url):
@@ -111,15 +72,12 @@ def test_append_with_a_repeated_key_is_stored_once(url):
     assert get(url, "anna") == [UserState(("t1", "t2", "t1", "t5"), ANNA.attributes, "US", EMBEDDING)]
 
 
-def test_concurrent_appends_are_all_stored_once_and_keys_expire_with_their_user(url):
+def test_concurrent_appends_are_all_stored_once(url):
     async def work(store: Store) -> list[int]:
-        lengths = await asyncio.gather(*(store.append("anna", ["t1"], "a") for _ in range(10)))
-        others = await asyncio.gather(*(store.append("bob", [f"t{i}"]) for i in range(40)))
-        assert sorted(others) == list(range(1, 41))
-        await asyncio.sleep(EXPIRED_S)
-        return [*lengths, await store.append("anna", ["t1"], "a")]
+        assert await asyncio.gather(*(store.append("anna", ["t1"], "a") for _ in range(10))) == [1] * 10
+        return await asyncio.gather(*(store.append("bob", [f"t{i}"]) for i in range(40)))
 
-    assert using(url, work, EXPIRE_S) == [1] * 11
+    assert sorted(using(url, work)) == list(range(1, 41))
 
 
 def test_histories_keep_their_last_titles(url):
@@ -144,11 +102,11 @@ def test_any_text_is_a_user_id_and_a_title_id(url, user_id):
     assert other == UserState(("t",))
 
 
-def test_many_users_are_put_in_several_batches(url):
-    states = {
-        f"u{i}": UserState((f"t{i}", *["common"] * (i % 40)), {"age": str(i)}, "FR", EMBEDDING) for i in range(4500)
-    }
-    assert put(url, states) == 4500
+def test_many_users_are_put_in_several_batches(url, monkeypatch):
+    monkeypatch.setattr(lmdb_store, "BATCH_USERS", 20)
+    monkeypatch.setattr(redis_store, "BATCH_ITEMS", 200)
+    states = {f"u{i}": UserState((f"t{i}", *["common"] * i), {"age": str(i)}, "FR", EMBEDDING) for i in range(45)}
+    assert put(url, states) == 45
     assert get(url, *states) == list(states.values())
 
 
@@ -163,11 +121,11 @@ def test_sample_returns_users_with_a_history_once(url):
 def test_expired_users_are_empty_when_they_return(url):
     async def work(store: Store) -> list[UserState | None]:
         store.put_many([("anna", ANNA)])
-        assert await store.append("new", ["t1"]) == 1
+        assert await store.append("new", ["t1"]) == await store.append("bob", ["t1"], "a") == 1
         before = await store.get(["anna", "new"])
         await asyncio.sleep(EXPIRED_S)
         assert await store.sample(5) == []
-        assert await store.append("anna", ["t9"]) == 1
+        assert await store.append("anna", ["t9"]) == await store.append("bob", ["t1"], "a") == 1
         return [*before, *await store.get(["anna", "new"])]
 
     assert using(url, work, EXPIRE_S) == [ANNA, UserState(("t1",)), UserState(("t9",)), None]
@@ -192,20 +150,10 @@ def test_append_restarts_the_time_and_put_sets_it(url):
     assert get(url, "appended", "put") == [None, ANNA]
 
 
-def append_many(url: str, name: str, count: int) -> None:
-    """What each process of the next test does."""
-
-    async def work(store: Store) -> None:
-        for i in range(count):
-            await store.append("shared", [f"{name}-{i}", f"{name}-{i}b"])
-
-    using(url, work)
-
-
 def test_appends_of_several_processes_lose_nothing(url):
     names, count = ["a", "b", "c"], 60
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=append_many, args=(url, name, count)) for name in names]
+    processes = [context.Process(target=append_pairs, args=(url, name, count)) for name in names]
     for process in processes:
         process.start()
     for process in processes:
@@ -241,10 +189,7 @@ def test_shown_url_has_no_user_password_or_options():
     assert without_password("some/folder@home") == "some/folder@home"
 
 
-# LMDB
-
-
-def test_lmdb_closed_folder_is_unavailable_and_can_be_reopened(tmp_path):
+def test_closed_folder_is_unavailable_and_can_be_reopened(tmp_path):
     store = LmdbStore(str(tmp_path))
     store.put_many([("anna", ANNA)])
     asyncio.run(store.close())
@@ -253,7 +198,7 @@ def test_lmdb_closed_folder_is_unavailable_and_can_be_reopened(tmp_path):
     assert get(str(tmp_path), "anna") == [ANNA]
 
 
-def test_lmdb_reads_continue_during_writes(tmp_path):
+def test_reads_of_a_folder_continue_during_writes(tmp_path):
     store = LmdbStore(str(tmp_path))
     store.put_many([("anna", ANNA)])
 
@@ -271,109 +216,3 @@ def test_lmdb_reads_continue_during_writes(tmp_path):
     assert asyncio.run(work()) > 1
     assert asyncio.run(store.get(["v1999"])) == [UserState(embedding=bytes(2048))]
     asyncio.run(store.close())
-
-
-# Redis
-
-
-def test_redis_gets_many_users_in_one_round_trip(redis_server):
-    """The server reads once for all commands of a call."""
-    redis_server.client.flushall()
-    put(redis_server.url, {f"u{i}": ANNA for i in range(50)})
-    client = redis_server.client
-
-    def reads_and_calls() -> tuple[int, int, int]:
-        stats, calls = client.info("stats"), client.info("commandstats")
-        times = [calls.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("get", "lrange")]
-        return stats["total_reads_processed"], *times
-
-    async def work(store: Store) -> None:
-        await store.ping()  # connects
-        before = reads_and_calls()
-        assert await store.get([f"u{i}" for i in range(50)]) == [ANNA] * 50
-        reads, gets, ranges = np.subtract(reads_and_calls(), before)
-        assert (reads, gets, ranges) == (1 + 2, 50, 50)  # with the two INFO between the counts
-
-    using(redis_server.url, work)
-
-
-async def unavailable(*calls: Awaitable[Any], match: str = "Redis at") -> list[str]:
-    """Messages of calls that all must raise StoreUnavailable."""
-    messages = []
-    for call in calls:
-        with pytest.raises(StoreUnavailable, match=match) as caught:
-            await call
-        messages.append(str(caught.value))
-    return messages
-
-
-@pytest.mark.parametrize("idle", [False, True])
-def test_redis_that_stops_is_unavailable_at_once_and_used_again_after_its_start(redis_server, idle):
-    async def work(store: Store) -> None:
-        await asyncio.gather(*(store.append("anna", ["t1"]) for _ in range(10)))  # several connections
-        redis_server.stop()
-        if not idle:
-            start = time.monotonic()
-            calls = store.get(["anna"]), store.append("anna", ["t2"]), store.ping(), store.sample(1)
-            await unavailable(*calls, match=f"Redis at {redis_server.url}")
-            assert time.monotonic() - start < 5.0
-            with pytest.raises(StoreUnavailable):
-                store.put_many([("anna", ANNA)])
-        await asyncio.to_thread(redis_server.start)
-        assert await asyncio.gather(*(store.get(["anna"]) for _ in range(10))) == [[None]] * 10
-        assert await store.append("anna", ["t3"]) == 1
-        assert store.put_many([("anna", ANNA)]) == 1
-
-    using(redis_server.url, work)
-
-
-def test_redis_errors_are_unavailable_and_contain_no_history(redis_server):
-    async def work(store: Store) -> list[str]:
-        messages = await unavailable(store.get(["anna"]), store.append("anna", ["title-1"]))
-        with pytest.raises(StoreUnavailable) as caught:
-            store.put_many([("bob", UserState(("title-1",)))])
-        return [*messages, str(caught.value)]
-
-    client = redis_server.client
-    client.flushall()
-    client.set("mtrec:history:anna", "no list")
-    client.execute_command("ACL", "SETUSER", "default", "-SET", "-set")
-    try:
-        messages = using(redis_server.url, work)
-    finally:
-        client.execute_command("ACL", "SETUSER", "default", "+@all")
-        client.flushall()
-    assert ["WRONGTYPE" in message for message in messages] == [True, True, False]
-    assert not [message for message in messages for value in ("anna", "bob", "title-1") if value in message]
-
-
-def test_redis_that_hangs_is_waited_for_no_longer_than_the_timeout(redis_server):
-    async def work() -> None:
-        store = open_store(redis_server.url)
-        await store.ping()
-        redis_server.process.send_signal(signal.SIGSTOP)
-        try:
-            start = time.monotonic()
-            await unavailable(store.get(["anna"]), store.append("anna", ["t1"]), store.ping())
-            assert time.monotonic() - start < 10.0
-        finally:
-            redis_server.process.send_signal(signal.SIGCONT)
-        while True:  # it first answers those who left
-            try:
-                await store.ping()
-                return
-            except StoreUnavailable:
-                await asyncio.sleep(0.05)
-
-    asyncio.run(work())
-
-
-def test_redis_keys_have_our_prefix_and_no_expiry_by_default(redis_server):
-    client = redis_server.client
-    client.flushall()
-    client.set("other", "untouched")
-    put(redis_server.url, {"anna": ANNA, "empty": EMPTY})
-    assert using(redis_server.url, lambda store: store.sample(5)) == ["anna"]
-    keys = {key.decode() for key in client.scan_iter()}
-    assert keys == {"other", "mtrec:profile:anna", "mtrec:history:anna", "mtrec:profile:empty"}
-    assert {client.ttl(key) for key in keys} == {-1}

@@ -8,11 +8,11 @@ Histograms are counted here and reported once a second, as counters with a histo
 
 import asyncio
 import time
-from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import accumulate
 
+import numpy as np
 from ray.util.metrics import Counter, Gauge
 
 from mtrec_ray.serving.engine import Query
@@ -26,26 +26,25 @@ class BufferedHistogram:
     """A histogram per stage; `bounds` are ascending upper limits of all buckets but the last."""
 
     def __init__(self, name: str, description: str, bounds: tuple[float, ...]) -> None:
-        self.bounds, self.labels = bounds, [*(f"{bound:g}" for bound in bounds), "+Inf"]
+        self.bounds = bounds
         self.buckets = Counter(f"{name}_bucket", description, ("stage", "le"))
         self.sum = Counter(f"{name}_sum", description, ("stage",))
         self.count = Counter(f"{name}_count", description, ("stage",))
-        self.pending: dict[str, list[float]] = {}  # stage -> observations per bucket since the last report, their sum
+        self.pending = defaultdict[str, list[float]](list)  # stage -> values since the last report
 
     def observe(self, value: float, stage: str) -> None:
-        counts = self.pending.setdefault(stage, [0.0] * (len(self.labels) + 1))
-        counts[bisect_left(self.bounds, value)] += 1
-        counts[-1] += value
+        self.pending[stage].append(value)
 
     def report(self) -> None:
         """Report to Ray what was observed since the last report."""
-        pending, self.pending = self.pending, {}
-        for stage, (*buckets, total) in pending.items():
-            for label, count in zip(self.labels, accumulate(buckets), strict=True):
+        pending, self.pending = self.pending, defaultdict(list)
+        for stage, values in pending.items():
+            below = np.searchsorted(np.sort(values), self.bounds, "right").tolist()
+            for bound, count in zip((*self.bounds, np.inf), (*below, len(values)), strict=True):
                 if count:  # Ray rejects 0
-                    self.buckets.inc(count, {"stage": stage, "le": label})
-            self.count.inc(sum(buckets), {"stage": stage})
-            if total > 0:
+                    self.buckets.inc(count, {"stage": stage, "le": "+Inf" if bound == np.inf else f"{bound:g}"})
+            self.count.inc(len(values), {"stage": stage})
+            if (total := sum(values)) > 0:
                 self.sum.inc(total, {"stage": stage})
 
 

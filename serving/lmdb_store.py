@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from threading import Lock
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 import lmdb
 import msgpack
@@ -57,7 +57,7 @@ class LmdbStore:
             expires_at = time.time() + self._expire_s if self._expire_s else None
             with self._writing, self._transaction(write=True) as transaction:
                 for user_id, state in batch:
-                    transaction.put(_key(user_id), _encode(_Record(user_id, state, expires_at)))
+                    _put(transaction, _Record(user_id, state, expires_at))
             stored += len(batch)
         return stored
 
@@ -82,7 +82,7 @@ class LmdbStore:
             state = replace(record.state, history=(*record.state.history, *title_ids)[-MAX_STORED_EVENTS:])
             expires_at = time.time() + self._expire_s if self._expire_s else record.expires_at
             keys = [*record.append_keys, *([] if key is None else [key])][-MAX_APPEND_KEYS:]
-            transaction.put(_key(user_id), _encode(_Record(user_id, state, expires_at, keys)))
+            _put(transaction, _Record(user_id, state, expires_at, keys))
             return len(state.history)
 
     @contextmanager
@@ -104,10 +104,10 @@ class _Record(NamedTuple):
     append_keys: Sequence[str] = ()
 
 
-def _encode(record: _Record) -> bytes:
+def _put(transaction: Any, record: _Record) -> None:
     user_id, state, expires_at, keys = record
     history, profile = state.history[-MAX_STORED_EVENTS:], (state.attributes, state.territory, state.embedding)
-    return cast(bytes, msgpack.packb((user_id, expires_at, history, *profile, *keys)))
+    transaction.put(_key(user_id), msgpack.packb((user_id, expires_at, history, *profile, *keys)))
 
 
 def _decode(value: bytes | None) -> _Record | None:

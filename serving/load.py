@@ -13,9 +13,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from rich.console import RenderableType
-from rich.table import Table
 
-from mtrec_ray.console import ProgressCallback
+from mtrec_ray.console import ProgressCallback, facts_table
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
@@ -39,10 +38,7 @@ class LoadResult:
         return {"version": 1, "store": self.store, **self.counts}
 
     def tables(self) -> list[RenderableType]:
-        table = Table(title=f"Store {self.store}", show_header=False)
-        for name, count in self.counts.items():
-            table.add_row(name.replace("_", " "), f"{count:,}")
-        return [table]
+        return [facts_table(f"Store {self.store}", {key.replace("_", " "): n for key, n in self.counts.items()})]
 
 
 def load_store(config: StoreLoadConfig, progress: ProgressCallback | None = None) -> LoadResult:
@@ -76,21 +72,13 @@ def bucket_states(index: int, lake: Lake, title_ids: pa.Array) -> list[tuple[str
     order = np.lexsort((rows.event_time, rows.event_user))  # stable, so ties keep their stored order
     ends = np.cumsum(np.bincount(rows.event_user, minlength=len(rows.keys)))
     starts = np.maximum(ends - MAX_STORED_EVENTS, np.concatenate([[0], ends[:-1]]))
-    catalogue = title_ids.to_pylist()
-    history = [catalogue[title] for title in rows.event_title[order]]
-    columns = {name: rows.users[name].to_pylist() for name in rows.users.column_names}
-    return [
-        (
-            columns["user_id"][user],
-            UserState(
-                history=tuple(history[starts[user] : ends[user]]),
-                attributes={name: columns[name][user] for name in names if columns[name][user] is not None},
-                territory=columns["territory"][user],
-                embedding=columns["embedding"][user] if embedded else b"",
-            ),
-        )
-        for user in range(len(rows.keys))
-    ]
+    history = title_ids.take(pa.array(rows.event_title[order])).to_pylist()
+    states = []
+    for user, start, end in zip(rows.users.to_pylist(), starts, ends, strict=True):
+        attributes = {name: user[name] for name in names if user[name] is not None}
+        state = UserState(tuple(history[start:end]), attributes, user["territory"], user.get("embedding", b""))
+        states.append((user["user_id"], state))
+    return states
 
 
 def _load_bucket(index: int, lake: Lake, title_ids: pa.Array, config: StoreLoadConfig) -> dict[str, int]:

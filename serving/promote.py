@@ -6,11 +6,10 @@ from typing import Any
 
 import pandas as pd
 from rich.console import RenderableType
-from rich.table import Table
 
 from mtrec_ray.bundle.manifest import Bundle, BundleManifest, Leakage, Metric, PrAuc, PropensityPart
 from mtrec_ray.combinations import combination_name
-from mtrec_ray.console import ProgressCallback
+from mtrec_ray.console import ProgressCallback, facts_table
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import exists
 from mtrec_ray.serving.config import GatesConfig, PromoteConfig, RollbackConfig
@@ -55,10 +54,8 @@ class PromoteResult:
     def tables(self) -> list[RenderableType]:
         if not self.gates:
             return [f"bundle {self.pointer.version} ({self.pointer.bundle}) is live again: pointer {self.uri}"]
-        table = Table("gate", "measured", title=f"Bundle {self.pointer.version} is live: pointer {self.uri}")
-        for gate in self.gates:
-            table.add_row(gate.label, gate.measured)
-        return [table]
+        title = f"Bundle {self.pointer.version} is live: pointer {self.uri}"
+        return [facts_table(title, {gate.label: gate.measured for gate in self.gates})]
 
 
 def promote(config: PromoteConfig, progress: ProgressCallback | None = None) -> PromoteResult:

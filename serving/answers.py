@@ -36,13 +36,10 @@ def refused_of(error: Exception) -> Refused:
         return error
     if isinstance(error, HTTPException):
         return Refused(None, str(error.detail), error.status_code, error.headers)
-    if isinstance(error, RequestValidationError):
-        return _invalid(error.errors()[0])
-    logger.error("a request failed: %s", type(error).__name__)
-    return Refused(None, "internal error", 500)
-
-
-def _invalid(problem: Mapping[str, Any]) -> Refused:
+    if not isinstance(error, RequestValidationError):
+        logger.error("a request failed: %s", type(error).__name__)
+        return Refused(None, "internal error", 500)
+    problem = error.errors()[0]
     if problem["type"] == "json_invalid":
         return Refused(None, f"the body is not JSON: {problem['ctx']['error']}", 400)
     if isinstance(problem["input"], bytes):  # FastAPI did not parse the body

@@ -14,10 +14,11 @@ from fastapi.staticfiles import StaticFiles
 from fastapi_offline import FastAPIOffline
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mtrec_ray.serving import schemas
 from mtrec_ray.serving.answers import json_answer, refused_of
-from mtrec_ray.serving.guard import GUARD_BODY, App, Guard, Receive, Scope, Send
+from mtrec_ray.serving.guard import GUARD_BODY, Guard
 from mtrec_ray.serving.service import Service
 from mtrec_ray.serving.store import StoreUnavailable
 
@@ -58,7 +59,6 @@ def build_api(service: Service, keys: tuple[str, ...], requests_per_s: float) ->
         responses=PROBLEMS,
     )
     _add_routes(app, service)
-    add_page(app)
     if not keys:
 
         @app.get("/v1/examples", include_in_schema=False)
@@ -76,11 +76,11 @@ def build_api(service: Service, keys: tuple[str, ...], requests_per_s: float) ->
 class FastRecommend:
     """Answers valid requests of the busiest route, `POST /v1/recommend`, without FastAPI.
 
-    FastAPI takes three times as long as pydantic alone to read such a request and to write its answer. All others take
-    its route: invalid or long ones, and those that Ray's own proxy has read, whose 99th percentile was a fifth longer.
+    FastAPI takes three times as long to read such a request and to write its answer. Invalid or long ones take its
+    route, and those that Ray's own proxy has read: their 99th percentile was a fifth longer here.
     """
 
-    def __init__(self, app: App, service: Service) -> None:
+    def __init__(self, app: ASGIApp, service: Service) -> None:
         self.app, self.service = app, service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -156,10 +156,6 @@ def _add_routes(app: FastAPI, service: Service) -> None:
             except StoreUnavailable:
                 store = "unavailable"
         return json_answer({"status": "ready", "bundle_version": service.live.engine.version, "store": store})
-
-
-def add_page(app: FastAPI) -> None:
-    """Serve the page and its files; tests add it to a scripted API."""
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

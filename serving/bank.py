@@ -1,8 +1,6 @@
 """Gathers the eliminators of a batch, one per row, by one fetch from each of two tables.
 
-One table holds what depends on the combination alone. The other holds what also depends on the user's attribute values
-(transport gains; the prompts' keys and values of each layer): one row per requested (combination, values).
-
+The second holds what also depends on the user's attribute values: one row per requested (combination, values).
 Legend: `B` rows, `m` attributes.
 """
 

@@ -61,7 +61,9 @@ class Batcher:
         if self.timer is not None:
             self.timer.cancel()
         self.scheduled, self.timer = False, None
-        batch = self._next_batch()
+        batch: list[Waiting] = []
+        while self.waiting and len(batch) < MAX_ROWS and self.waiting[0].engine is (batch or self.waiting)[0].engine:
+            batch.append(self.waiting.popleft())  # of one engine: a new bundle may have gone live
         if self.waiting:
             self._schedule(loop, wait=False)
         batch = [one for one in batch if not one.answer.cancelled()]
@@ -78,10 +80,3 @@ class Batcher:
             return
         for one, answer in zip(batch, answers, strict=True):
             one.answer.set_result(answer)
-
-    def _next_batch(self) -> list[Waiting]:
-        """Up to `MAX_ROWS` waiting queries of one engine: a new bundle may have gone live."""
-        batch: list[Waiting] = []
-        while self.waiting and len(batch) < MAX_ROWS and self.waiting[0].engine is (batch or self.waiting)[0].engine:
-            batch.append(self.waiting.popleft())
-        return batch

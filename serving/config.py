@@ -2,6 +2,7 @@
 
 import os
 import socket
+from pathlib import Path
 
 from pydantic import Field, model_validator
 
@@ -106,8 +107,7 @@ def api_keys(config: ServeConfig) -> tuple[str, ...]:
     keys = os.environ.get(KEY_VARIABLE, "").split(",")
     if (path := config.api_key_file) is not None:
         try:
-            with open(path, encoding="utf-8") as file:
-                lines = file.read().splitlines()
+            lines = Path(path).read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"api_key_file {path!r} cannot be read as text: {error}") from error
         if not any(line.strip() for line in lines):

@@ -59,7 +59,8 @@ class Engine:
         self.all_offered = not self.unavailable.any()
         self.title_vectors = self.backbone.title_vectors().t().contiguous()  # (d, N)
         self.popular = bundle.popular().tolist()
-        self.two_tower = bundle.propensity()
+        self.two_tower, part = bundle.propensity(), self.manifest.propensity
+        self.group_of = part.group_of_territory if part else []  # territory -> its group
         if self.two_tower is not None:
             features = torch.from_numpy(fixed_width_matrix(titles["embedding"]).copy())
             with torch.inference_mode():
@@ -102,11 +103,9 @@ class Engine:
     @torch.inference_mode()
     def propensities(self, embedding: np.ndarray, territory: int, titles: list[int] | None, k: int) -> Ranked:
         """First-discovery propensities of one user; `embedding` (user width,)."""
-        part, model = self.manifest.propensity, self.two_tower
-        assert part is not None
+        model = self.two_tower
         assert model is not None
-        group = torch.tensor([part.group_of_territory[territory]])
-        user = model.user_vectors(torch.from_numpy(embedding)[None], group)  # (1, d)
+        user = model.user_vectors(torch.from_numpy(embedding)[None], torch.tensor([self.group_of[territory]]))  # (1, d)
         if titles is not None:
             return Ranked(titles, model.logits(user, self.propensity_vectors[titles])[0].sigmoid().tolist())
         logits = model.logits(user, self.propensity_vectors)[0]

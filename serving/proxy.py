@@ -1,13 +1,12 @@
 """Middleware of Ray Serve's HTTP proxies: another replica answers if one dies.
 
-* A request whose replica died during the work is sent again once, if it only reads or has an Idempotency-Key; any other
-  gets 503 with Retry-After. Serve itself retries only what no replica had started.
+* A request whose replica died is sent again once, if it only reads or has an Idempotency-Key; any other gets 503. Serve
+  itself retries only what no replica had started.
 * Above a limit of requests in flight it answers 503 at once, because refusing later costs as much as answering.
 * A short body travels in its request's scope, because calling the proxy for it costs the replica more than the forward.
-  A body that arrives slowly is left to the replica, which checks the API key first.
 
-Proxies find the middleware by `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in their own environment: `mtrec serve` sets
-it; on a cluster, set it before `ray start`. Behind HAProxy it has no use.
+Proxies find it by `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` in their own environment: `mtrec serve` sets it; on a
+cluster, set it before `ray start`. Behind HAProxy it has no use.
 """
 
 import asyncio
@@ -17,9 +16,10 @@ from contextlib import suppress
 
 from ray.util.metrics import Counter
 from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mtrec_ray.serving.answers import MAYBE_STORED, TOO_MANY, Refused
-from mtrec_ray.serving.guard import PROXY_BODY, App, BufferedRequest, Message, Receive, Scope, Send
+from mtrec_ray.serving.guard import PROXY_BODY, BufferedRequest
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 READY_VARIABLE = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
@@ -53,7 +53,7 @@ class RetryOnReplicaDeath:
     Calls `count` with `repeated` or `refused` for each lost request, and with `too many` above the `limit`.
     """
 
-    def __init__(self, app: App, limit: int, count: Callable[[str], None]) -> None:
+    def __init__(self, app: ASGIApp, limit: int, count: Callable[[str], None]) -> None:
         self.app, self.limit, self.count = app, limit, count
         self.in_flight = 0
 

@@ -92,7 +92,14 @@ class RedisStore:
         options["retry"] = Retry(ExponentialBackoff(cap=1.0, base=0.05), LOAD_RETRIES)
         with self._unavailable(), redis.Redis.from_url(self._url, **options) as client, client.pipeline() as pipeline:
             for user_id, state in states:
-                self._put(pipeline, user_id, state)
+                history, titles = HISTORY + user_id, state.history[-MAX_STORED_EVENTS:]
+                profile: Any = msgpack.packb((state.attributes, state.territory, state.embedding))
+                pipeline.set(PROFILE + user_id, profile, px=self._expire_ms)
+                pipeline.delete(history, APPENDS + user_id)
+                if titles:
+                    pipeline.rpush(history, *titles)
+                    if self._expire_ms:
+                        pipeline.pexpire(history, self._expire_ms)
                 stored, pending = stored + 1, pending + 1 + len(state.history)
                 if pending >= BATCH_ITEMS:
                     pipeline.execute()
@@ -117,17 +124,6 @@ class RedisStore:
 
     async def close(self) -> None:
         await self._client.aclose()
-
-    def _put(self, pipeline: Any, user_id: str, state: UserState) -> None:
-        """Add the commands that replace the state of one user."""
-        history, titles = HISTORY + user_id, state.history[-MAX_STORED_EVENTS:]
-        profile = msgpack.packb((state.attributes, state.territory, state.embedding))
-        pipeline.set(PROFILE + user_id, profile, px=self._expire_ms)
-        pipeline.delete(history, APPENDS + user_id)
-        if titles:
-            pipeline.rpush(history, *titles)
-            if self._expire_ms:
-                pipeline.pexpire(history, self._expire_ms)
 
     @contextmanager
     def _unavailable(self) -> Iterator[None]:

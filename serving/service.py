@@ -70,13 +70,8 @@ class Service:
         embedding, territory, titles = _propensity_inputs(engine, request, state)
         with self.telemetry.stage("propensity"):
             ranked = engine.propensities(embedding, territory, titles, request.k)
-        part = engine.manifest.propensity
-        assert part is not None
-        return {
-            "titles": _named(engine, ranked, "propensity"),
-            "group": part.group_of_territory[territory],
-            "bundle_version": engine.version,
-        }
+        named = _named(engine, ranked, "propensity")
+        return {"titles": named, "group": engine.group_of[territory], "bundle_version": engine.version}
 
     async def append(self, user_id: str, request: EventsRequest, key: str | None) -> Answer:
         """Store what a user watched, once per idempotency `key`; raises Refused."""
@@ -97,18 +92,14 @@ class Service:
         """What requests can ask for, with metrics and audit; the backbone first."""
         manifest = self.live.engine.manifest
         names = {combination_name(combination): combination for combination in [(), *manifest.combinations]}
+        metrics, audit = manifest.metrics, manifest.audit
         return {
             "bundle_version": manifest.version,
             "attributes": manifest.attributes,
             "territories": manifest.territories,
             "combinations": [
-                {
-                    "name": name,
-                    "ignore": combination,
-                    "metrics": manifest.metrics.get(name, {}),
-                    "audit": manifest.audit.get(name, {}),
-                }
-                for name, combination in names.items()
+                {"name": name, "ignore": ignore, "metrics": metrics.get(name, {}), "audit": audit.get(name, {})}
+                for name, ignore in names.items()
             ],
         }
 

@@ -9,9 +9,7 @@ from mtrec_ray.errors import UserError
 
 MAX_STORED_EVENTS = 1000  # maximum stored history; the oldest titles are dropped
 MAX_APPEND_KEYS = 16  # stored idempotency keys of a user's last appends
-TIMEOUT_S = (
-    0.25  # maximum wait for a connection and for each reply: an answer without the store still comes in a second
-)
+TIMEOUT_S = 0.25  # maximum wait for a connection and for each reply: an answer without states comes within a second
 
 
 class StoreUnavailable(UserError):

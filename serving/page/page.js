@@ -76,26 +76,24 @@ function drawExamples({ users, titles }) {
   byId("stored-user").checked = users.length > 0;
   byId("user").value = users[0] ?? "";
   state.titles = titles;
-  state.watched = titles.slice(0, 3);
   byId("titles").replaceChildren(...titles.map(({ title_id, name }) => new Option(title_id, name)));
-  drawWatched();
+  watch(titles.slice(0, 3));
 }
 
 function addTitle() {
   const text = byId("title").value.trim();
   if (!text) return;
   const known = ({ title_id, name }) => title_id === text || name.toLowerCase() === text.toLowerCase();
-  state.watched.push(state.titles.find(known) ?? { title_id: text, name: text });
+  watch([...state.watched, state.titles.find(known) ?? { title_id: text, name: text }]);
   byId("title").value = "";
-  drawWatched();
   changed();
 }
 
-function drawWatched() {
-  byId("watched").replaceChildren(...state.watched.map(({ name }, index) => {
+function watch(titles) {
+  state.watched = titles;
+  byId("watched").replaceChildren(...titles.map(({ name }, index) => {
     const remove = () => {
-      state.watched.splice(index, 1);
-      drawWatched();
+      watch(titles.toSpliced(index, 1));
       byId("title").focus();
       changed();
     };

@@ -48,6 +48,13 @@ def compare(backbone: BackboneRecord, folder: Path, *names: str) -> None:
     job.audit(validate_config(AuditConfig, {"run": uris[0], "compare": [str(folder / name) for name in names[1:]]}))
 
 
+def changed_copy(run: EliminatorsRecord, folder: Path, key: str, value: str) -> Path:
+    other = Path(shutil.copytree(run.uri, folder / "other"))
+    document = json.loads((other / "run.json").read_text())
+    (other / "run.json").write_text(json.dumps(document | {key: value}))
+    return other
+
+
 @pytest.mark.parametrize("name", ["first", "backbone", "none", "gender", "gender+age"])
 def test_ambiguous_names_are_refused_before_work(backbone, tmp_path, monkeypatch, name):
     monkeypatch.setattr(job, "load_backbone", None)
@@ -67,9 +74,7 @@ def test_unambiguous_names_are_not_refused(backbone, tmp_path, monkeypatch, name
     [("status", "training", "is not finished"), ("backbone_hash", "0" * 64, "have different backbones")],
 )
 def test_runs_that_do_not_belong_together_are_refused(eliminators, tmp_path, key, value, message):
-    other = Path(shutil.copytree(eliminators.uri, tmp_path / "other"))
-    document = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps(document | {key: value}))
+    other = changed_copy(eliminators, tmp_path, key, value)
     with pytest.raises(UserError, match=message):
         job.audit(validate_config(AuditConfig, {"run": eliminators.uri, "compare": [str(other)]}))
 
@@ -84,9 +89,7 @@ def test_weights_that_lack_a_part_are_refused(backbone, eliminators, tmp_path):
 
 
 def test_another_state_of_the_lake_is_refused(eliminators, tmp_path):
-    other = Path(shutil.copytree(eliminators.uri, tmp_path / "other"))
-    document = json.loads((other / "run.json").read_text())
-    (other / "run.json").write_text(json.dumps(document | {"lake_hash": "0" * 64}))
+    other = changed_copy(eliminators, tmp_path, "lake_hash", "0" * 64)
     with pytest.raises(UserError, match="has changed since run 'other' was started: train under another name"):
         job.audit(validate_config(AuditConfig, {"run": str(other)}))
 

@@ -14,16 +14,9 @@ from mtrec_ray.training.propensity_run import PropensityRecord
 
 def record(name: str, seed: int = 0, **settings) -> PropensityRecord:
     config = validate_config(PropensityConfig, {"lake": "lake", "name": name, "seed": seed} | settings)
-    groups = Groups(names=["all"], of_territory=[0])
-    return PropensityRecord(
-        status="done",
-        config=config,
-        lake_hash="",
-        groups=groups,
-        model={},
-        learning_rates=(1e-3, 1e-3, 1e-3),
-        num_steps=1,
-    )
+    groups, rates = Groups(names=["all"], of_territory=[0]), (1e-3, 1e-3, 1e-3)
+    trained: dict[str, Any] = {"groups": groups, "model": {}, "learning_rates": rates, "num_steps": 1}
+    return PropensityRecord(status="done", config=config, lake_hash="", **trained)
 
 
 def test_seeds_are_grouped_under_the_common_name():

@@ -30,17 +30,8 @@ def build_here(folder: Path, num_buckets: int, **settings: Any) -> Lake:
 @pytest.fixture(scope="session")
 def trial_lake(tmp_path_factory) -> Lake:
     """Six territories that a trial goes through in a second; 60 days and two days after them."""
-    return build_here(
-        tmp_path_factory.mktemp("trials") / "lake",
-        num_buckets=4,
-        users=1600,
-        territories=6,
-        titles=60,
-        days=60,
-        num_evaluation_days=2,
-        user_width=16,
-        title_width=16,
-    )
+    size = {"users": 1600, "territories": 6, "titles": 60, "days": 60, "num_evaluation_days": 2}
+    return build_here(tmp_path_factory.mktemp("trials") / "lake", num_buckets=4, user_width=16, title_width=16, **size)
 
 
 def small_config(lake: Lake, **settings: Any) -> PropensityConfig:

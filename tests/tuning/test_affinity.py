@@ -3,6 +3,7 @@
 import itertools
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -218,17 +219,8 @@ def test_a_positive_has_the_embedding_of_its_fold(trial_lake, monkeypatch):
 
 
 def test_planted_tastes_across_regions_are_found(tmp_path):
-    settings = {
-        "users": 6000,
-        "territories": 12,
-        "titles": 200,
-        "days": 60,
-        "num_evaluation_days": 1,
-        "user_width": 24,
-        "title_width": 24,
-        "size_exponent": 0.5,
-        "taste_groups": "shuffled",
-    }
+    settings: dict[str, Any] = {"users": 6000, "territories": 12, "titles": 200, "days": 60, "num_evaluation_days": 1}
+    settings |= {"user_width": 24, "title_width": 24, "size_exponent": 0.5, "taste_groups": "shuffled"}
     lake = build_here(tmp_path / "lake", num_buckets=4, **settings)
     document = {"lake": lake.uri, "name": "affinity", "kind": "baseline", "model": {"d": 32}}
     document["optim"] = {"epochs": 4, "batch_pairs": 4096, "lr": 2e-3}

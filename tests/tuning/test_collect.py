@@ -56,16 +56,8 @@ class Grid(list):
 def result(trial_id: str, reports: list[Any], lr: float, block: str = "dense", error: Exception | None = None) -> Any:
     """A trial with a report at each validation: of `ACCURACY`, or of several metrics."""
     named = [report if isinstance(report, dict) else {ACCURACY: report} for report in reports]
-    rows = [
-        {
-            "trial_id": trial_id,
-            "training_iteration": number,
-            "figures": values_of(one),
-            "time_total_s": number,
-            "pid": 7,
-        }
-        for number, one in enumerate(named, 1)
-    ]
+    rows = [{"training_iteration": n, "figures": values_of(one), "time_total_s": n} for n, one in enumerate(named, 1)]
+    rows = [row | {"trial_id": trial_id, "pid": 7} for row in rows]
     return SimpleNamespace(
         metrics=rows[-1] if rows else {"trial_id": trial_id},
         metrics_dataframe=pd.DataFrame(map(flatten_dict, rows)) if rows else None,
@@ -136,14 +128,8 @@ def test_choose_receives_complete_trials_with_figures_and_adds_notes(tmp_path):
     ("figures", "front"),
     [
         (
-            {
-                "leaks most": (0.30, 0.9),
-                "between": (0.20, 0.8),
-                "less accurate than between": (0.20, 0.7),
-                "worse in both": (0.25, 0.6),
-                "leaks least": (0.10, 0.5),
-                "leaks more than least": (0.15, 0.5),
-            },
+            {"leaks most": (0.30, 0.9), "between": (0.20, 0.8), "leaks least": (0.10, 0.5)}
+            | {"less accurate than between": (0.20, 0.7), "worse in both": (0.25, 0.6), "leaks more": (0.15, 0.5)},
             ["leaks most", "between", "leaks least"],
         ),
         ({"a": (0.2, 0.8), "b": (0.2, 0.8), "c": (0.1, 0.4)}, ["a", "c"]),  # the first of equal ones

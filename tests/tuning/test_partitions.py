@@ -1,6 +1,7 @@
 """Partitions by name: every kind, errors in names, balance, and moves."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,15 +17,9 @@ from mtrec_ray.tuning.partitions import PartitionMaker, PartitionSpec, at_random
 from tests.streams.lakes import CALENDAR
 
 NAMES = [f"T{number}" for number in range(8)]
-MANIFEST = Manifest(
-    source="by hand",
-    num_buckets=1,
-    territories=[Territory(name=name, region="NS"[number % 2]) for number, name in enumerate(NAMES)],
-    attributes={},
-    calendar=CALENDAR,
-    counts={},
-    files={},
-)
+TERRITORIES = [Territory(name=name, region="NS"[number % 2]) for number, name in enumerate(NAMES)]
+OTHERS: dict[str, Any] = {"source": "by hand", "attributes": {}, "counts": {}, "files": {}}
+MANIFEST = Manifest(num_buckets=1, territories=TERRITORIES, calendar=CALENDAR, **OTHERS)
 VOLUME = np.array([120, 1, 50, 2, 25, 4, 12, 8])
 
 

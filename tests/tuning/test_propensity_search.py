@@ -100,15 +100,9 @@ class TestArguments:
         ):
             monkeypatch.setattr(module, name, watched(module, name, returned))
         groups = {"partitions": ["one", "affinity:2"], "random": 1, "moves": 2}
-        settings = {
-            "metric": "ndcg@10/mean",
-            "space": {GROUPS: groups, "optim.lr": [1e-3]},
-            "searches": str(tmp_path),
-            "validation_fraction": 0.3,
-            "validation_days": 5,
-            "validations": 3,
-            "buckets": 3,
-        }
+        settings: dict[str, Any] = {"space": {GROUPS: groups, "optim.lr": [1e-3]}, "searches": str(tmp_path)}
+        settings |= {"metric": "ndcg@10/mean", "validation_fraction": 0.3, "validation_days": 5}
+        settings |= {"validations": 3, "buckets": 3}
         search_propensity(search(trial_lake.uri, **settings))
         return seen | {"settings": settings, "lake": trial_lake, "folder": tmp_path}
 

@@ -46,16 +46,7 @@ MOVED = row("random:4:0", 0.9, **{"moves": 1, "move.1": "T001", "move.1.joins": 
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
-        (
-            [
-                row("taste:4", 0.6),
-                row("taste:2", 0.3),
-                row("random:4:0", 0.4),
-                row("random:4:1", 0.6),
-                row("random:2:0", 0.3),
-            ],
-            {"taste:4": "+20.0%", "taste:2": "+0.0%"},
-        ),
+        ([row("taste:4", 0.6), row("taste:2", 0.3), *RANDOM], {"taste:4": "+20.0%", "taste:2": "+0.0%"}),
         ([row("taste", 0.6), row("random:4:0", 0.5), row("random:2:0", 0.3)], {"taste": "+20.0%"}),
         ([row("one", 0.2), row("random:4:0", 0.4), row("random:2:0", 0.4)], {"one": "-50.0%"}),
         ([row("one", 0.2), row("random:4:0", 0.4), row("one", 0.8, lr=0.5), MOVED], {"one": "-50.0%"}),

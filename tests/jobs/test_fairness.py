@@ -1,6 +1,6 @@
 """From a lake to a bundle: backbone, eliminators, audit, bundle, on a small service with planted tastes.
 
-Trained for a moment and attacked by one attacker; `test_planted_attribute` trains and attacks as users do.
+Eliminators of one epoch, one attacker; `test_planted_attribute` trains and attacks as users do.
 """
 
 import json
@@ -26,6 +26,7 @@ from mtrec_ray.jobs.audit_report import Audit
 from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.config import AuditConfig, BundleConfig
 from mtrec_ray.lake.build import build_lake
+from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.sequences import in_split
@@ -36,6 +37,7 @@ from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators import train_eliminators
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
 from mtrec_ray.training.weights import save_weights
+from tests.jobs.untrained import write_backbone
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -45,7 +47,6 @@ COMBINATIONS = ["gender", "age", "gender+age"]
 
 def backbone_config(folder: Path, **settings: Any) -> BackboneConfig:
     document = {"lake": str(folder / "lake"), "runs": str(folder / "runs"), "name": "backbone", "model": {"width": 32}}
-    document["optim"] = {"epochs": 2, "evaluate_every": 1, "lanes": 4}
     return validate_config(BackboneConfig, document | settings)
 
 
@@ -65,7 +66,9 @@ def folder(ray_cluster, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def backbone(folder) -> BackboneRecord:
-    return train_backbone(backbone_config(folder))
+    """Untrained; its training is tested in `tests/training`."""
+    settings = backbone_config(folder).model_dump(mode="json", exclude={"lake", "runs"})
+    return write_backbone(Lake.open(str(folder / "lake")), folder / "runs", **settings)
 
 
 @pytest.fixture(scope="module")

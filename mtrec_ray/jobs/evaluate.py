@@ -167,7 +167,7 @@ def _count(
         day_positives += positives
         not_offered += outside
     if not_offered:
-        logger.warning("%d discoveries of titles not offered in the user's territory are left out", not_offered)
+        logger.warning("%d discoveries on evaluation days are not offered in the territory: left out", not_offered)
     is_local = np.minimum((popularity > 0).sum(axis=0), catalogues[0].offer_mask.sum(axis=0)) <= 1
     return TitleHistory(popularity=popularity, is_local=is_local), day_positives
 

@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from mtrec_ray.jobs.lakes import LakeBuildConfig
     from mtrec_ray.jobs.quickstart_config import QuickstartConfig
     from mtrec_ray.jobs.runs import ListRunsConfig, ShowRunConfig
-    from mtrec_ray.lake.build_config import LakeConfig
-    from mtrec_ray.lake.embed_config import EmbedConfig
+    from mtrec_ray.lake.config import EmbedConfig, LakeConfig
     from mtrec_ray.serving.config import PromoteConfig, RollbackConfig, ServeConfig, StoreLoadConfig
     from mtrec_ray.streams.config import PairsConfig
     from mtrec_ray.trainers.backbone_config import BackboneConfig
@@ -90,7 +89,7 @@ def build_lake(config: LakeBuildConfig | None = None, *, progress: Progress = No
     """
 
 
-@job("lake.build_config:LakeConfig", "lake.verify:check_lake")
+@job("lake.config:LakeConfig", "lake.verify:check_lake")
 def check_lake(config: LakeConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Verify the files of a lake.
 
@@ -100,7 +99,7 @@ def check_lake(config: LakeConfig | None = None, *, progress: Progress = None, *
     """
 
 
-@job("lake.build_config:LakeConfig", "lake.summary:show_lake")
+@job("lake.config:LakeConfig", "lake.summary:show_lake")
 def show_lake(config: LakeConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Show a lake, territory by territory.
 
@@ -108,7 +107,7 @@ def show_lake(config: LakeConfig | None = None, *, progress: Progress = None, **
     """
 
 
-@job("lake.embed_config:EmbedConfig", "lake.embed:embed_lake")
+@job("lake.config:EmbedConfig", "lake.embed:embed_lake")
 def embed_lake(config: EmbedConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Compute vectors of users and titles.
 

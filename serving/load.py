@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 from rich.console import RenderableType
 
 from mtrec_ray.console import ProgressCallback, facts_table
@@ -47,32 +46,32 @@ def load_store(config: StoreLoadConfig, progress: ProgressCallback | None = None
     Events appended after the lake was built are lost. UserError for no lake, or a store that cannot be reached.
     """
     lake = Lake.open(config.lake)
-    buckets, title_ids = range(lake.manifest.num_buckets), lake.titles["title_id"].combine_chunks()
+    buckets = range(lake.manifest.num_buckets)
     options: dict[str, Any] = {"stage": "loading users", "progress": progress}
     counts = Counter[str]()
     asyncio.run(_ping(config.store))  # before any work starts
     if is_folder(config.store):  # on a cluster, tasks see other machines' folders
         store = open_store(config.store, expire_s=config.expire_s)
         try:
-            for _, states in map_tasks(bucket_states, buckets, lake, title_ids, **options):
+            for _, states in map_tasks(bucket_states, buckets, lake, **options):
                 counts.update(_put(store, states))
         finally:
             asyncio.run(store.close())
     else:
-        for _, stored in map_tasks(_load_bucket, buckets, lake, title_ids, config, **options):
+        for _, stored in map_tasks(_load_bucket, buckets, lake, config, **options):
             counts.update(stored)
     return LoadResult(without_password(config.store), dict(counts))
 
 
-def bucket_states(index: int, lake: Lake, title_ids: pa.Array) -> list[tuple[str, UserState]]:
+def bucket_states(index: int, lake: Lake) -> list[tuple[str, UserState]]:
     """Users of one bucket with their last events in time order; ties keep their order."""
     names = list(lake.manifest.attributes)
     embedded = lake.manifest.embeddings.user_width > 0
-    rows = Bucket.read(lake, index, title_ids, (*names, "embedding") if embedded else tuple(names))
+    rows = Bucket.read(lake, index, (*names, "embedding") if embedded else tuple(names))
     order = np.lexsort((rows.event_time, rows.event_user))  # stable, so ties keep their stored order
     ends = np.cumsum(np.bincount(rows.event_user, minlength=len(rows.keys)))
     starts = np.maximum(ends - MAX_STORED_EVENTS, np.concatenate([[0], ends[:-1]]))
-    history = title_ids.take(pa.array(rows.event_title[order])).to_pylist()
+    history = lake.title_ids.take(pa.array(rows.event_title[order])).to_pylist()
     states = []
     for user, start, end in zip(rows.users.to_pylist(), starts, ends, strict=True):
         attributes = {name: user[name] for name in names if user[name] is not None}
@@ -81,8 +80,8 @@ def bucket_states(index: int, lake: Lake, title_ids: pa.Array) -> list[tuple[str
     return states
 
 
-def _load_bucket(index: int, lake: Lake, title_ids: pa.Array, config: StoreLoadConfig) -> dict[str, int]:
-    return _put(open_store(config.store, expire_s=config.expire_s), bucket_states(index, lake, title_ids))
+def _load_bucket(index: int, lake: Lake, config: StoreLoadConfig) -> dict[str, int]:
+    return _put(open_store(config.store, expire_s=config.expire_s), bucket_states(index, lake))
 
 
 def _put(store: Store, states: list[tuple[str, UserState]]) -> dict[str, int]:

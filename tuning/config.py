@@ -6,7 +6,7 @@ from pydantic import Field
 
 from mtrec_ray.config import Config, Name, Seed, advanced
 from mtrec_ray.files import AbsoluteUri, join
-from mtrec_ray.lake.window import WindowConfig
+from mtrec_ray.lake.config import WindowConfig
 from mtrec_ray.streams.config import SampleConfig
 
 

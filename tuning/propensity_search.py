@@ -18,7 +18,6 @@ from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.groups import Groups, make_groups
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.propensity_validation import METRICS
@@ -83,7 +82,7 @@ def check_propensity_search(config: PropensitySearchConfig) -> tuple[TrialData, 
     resolved = validate_config(PropensityConfig, base)
     if groups and resolved.kind != "mtl":
         raise UserError(f"space: {GROUPS} has no effect on a baseline: drop it, or drop base.kind")
-    data = trial_data(lake, resolve_calendar(lake, resolved.window), config.buckets, config.validation_days)
+    data = trial_data(lake, resolved.window.resolve(lake.manifest.calendar), config.buckets, config.validation_days)
     overrides = {
         "sample.validation_fraction": config.validation_fraction,
         "runner.cpus_per_worker": config.cpus_per_worker,

@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.reader import StepRows, training_batches
 from mtrec_ray.trainers.propensity import PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
@@ -37,7 +36,7 @@ class PropensityTrial:
         self.num_validations, self.validations_done = validations, 0
         lake, sample = Lake.open(self.config.lake), self.config.sample
         require_lake(lake, lake_hash, self.config.name)
-        calendar = resolve_calendar(lake, self.config.window)
+        calendar = self.config.window.resolve(lake.manifest.calendar)
         self.data = data = trial_data(lake, calendar, buckets, validation_days)
         self.plan = cache.plan(data, sample)
         record = new_propensity_run(self.config, lake, data.calendar)

@@ -13,7 +13,6 @@ from rich.table import Column, Table
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.files import exists, write_file
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.counting import count_users
 from mtrec_ray.streams.groups import Groups, make_groups
@@ -80,7 +79,7 @@ def show_partition(config: PartitionConfig, progress: ProgressCallback | None = 
     UserError for an unknown kind, or a groups file that misses or repeats a territory.
     """
     lake, name = Lake.open(config.lake), config.partition
-    calendar, buckets = resolve_calendar(lake, config.window), first_buckets(lake, config.buckets)
+    calendar, buckets = config.window.resolve(lake.manifest.calendar), first_buckets(lake, config.buckets)
     from_file = None
     if not NAME.fullmatch(name) and exists(name):
         from_file = make_groups(name, lake.manifest)

@@ -198,6 +198,6 @@ def _popular(lake: Lake, progress: ProgressCallback | None) -> np.ndarray:
 
 
 def _count_titles(index: int, lake: Lake, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
-    bucket = Bucket.read(lake, index, catalogue.title_ids)
+    bucket = Bucket.read(lake, index)
     pairs = np.unique(np.stack([bucket.event_user, bucket.event_title.astype(np.int64)]), axis=1)
     return np.unique(bucket.territory[pairs[0]] * np.int64(len(catalogue.title_ids)) + pairs[1], return_counts=True)

@@ -8,7 +8,7 @@ from pydantic import create_model, model_validator
 from mtrec_ray.config import Config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.build_config import BuildOptions
+from mtrec_ray.lake.config import BuildOptions
 from mtrec_ray.sources.registry import SourceName, make_source, source_config_class
 
 if TYPE_CHECKING:

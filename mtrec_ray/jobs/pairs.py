@@ -9,7 +9,6 @@ from rich.console import RenderableType
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.evaluation.tables import numbers_table
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.config import PairsConfig
 from mtrec_ray.streams.plan import PairPlan, make_plan
 
@@ -61,5 +60,5 @@ class PairsSummary:
 def summarise_pairs(config: PairsConfig, progress: ProgressCallback | None = None) -> PairsSummary:
     """Count the users and pairs that the given sample settings would train on."""
     lake = Lake.open(config.lake)
-    plan = make_plan(lake, config.sample, resolve_calendar(lake, config.window), progress=progress)
+    plan = make_plan(lake, config.sample, config.window.resolve(lake.manifest.calendar), progress=progress)
     return PairsSummary(lake.territory_names(), plan)

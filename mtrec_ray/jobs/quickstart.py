@@ -26,7 +26,6 @@ from mtrec_ray.jobs.quickstart_config import LEGEND, QuickstartConfig, Quickstar
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.embed import embed_lake
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake
-from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.training.backbone import new_backbone_run, train_backbone
 from mtrec_ray.training.eliminators import make_packs, train_eliminators
@@ -107,7 +106,7 @@ def _same_settings(config: QuickstartConfig, folder: str, used: list[str]) -> No
 def _check_against_lake(steps: QuickstartSteps, lake: Lake, with_fairness: bool) -> None:
     """UserError for settings that do not fit the lake, the cluster or existing runs."""
     for training in steps.trainings:
-        calendar = resolve_calendar(lake, training.window)
+        calendar = training.window.resolve(lake.manifest.calendar)
         new_propensity_run(training, lake, calendar).resume_or_new()
         days_and_cohorts(steps.evaluation, lake, calendar, training.sample)
     for runner in steps.runners if with_fairness else steps.runners[:1]:

@@ -39,7 +39,7 @@ def count_bucket_discoveries(
     discoveries of the cohort on the evaluation days; the number of those that are not offered.
     """
     training, num_titles = catalogues[0], len(catalogues[0].title_ids)
-    bucket = Bucket.read(lake, index, training.title_ids)
+    bucket = Bucket.read(lake, index)
     split = split_of(bucket.keys, sample)
     found = bucket.discoveries(*training.bounds, training.offer_mask)
     found = found[split[bucket.event_user[found]] == TRAIN]
@@ -69,7 +69,7 @@ def score_shard(
     days = list(scorers[0].on_day)
     states = {(s.name, day, c): EvaluationState(settings) for s in scorers for day in days for c in cohorts}
     for index in shard:
-        bucket = Bucket.read(lake, index, catalogues[0].title_ids, ("embedding",))
+        bucket = Bucket.read(lake, index, ("embedding",))
         fixed = FixedCandidates.of(lake, index)
         split = split_of(bucket.keys, sample)
         members = {(s.name, c): _members(bucket.keys, split, s.sample, c) for s in scorers for c in cohorts}

@@ -29,14 +29,14 @@ class Bucket:
     users: pa.Table  # The requested user columns
 
     @staticmethod
-    def read(lake: Lake, bucket: int, title_ids: pa.Array, user_columns: tuple[str, ...] = ()) -> "Bucket":
+    def read(lake: Lake, bucket: int, user_columns: tuple[str, ...] = ()) -> "Bucket":
         users = lake.read("users", bucket, columns=["user_id", "territory", *user_columns])
         events = lake.read("events", bucket)
         return Bucket(
             keys=user_keys(users["user_id"].to_numpy(zero_copy_only=False)),
             territory=_index_in(users["territory"], pa.array(lake.territory_names())).astype(np.int32),
             event_user=_index_in(events["user_id"], users["user_id"].combine_chunks()).astype(np.int64),
-            event_title=_index_in(events["title_id"], title_ids).astype(np.int32),
+            event_title=_index_in(events["title_id"], lake.title_ids).astype(np.int32),
             event_time=events["timestamp"].to_numpy().astype("datetime64[us]"),
             users=users,
         )

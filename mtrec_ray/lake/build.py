@@ -16,15 +16,15 @@ import pyarrow as pa
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import resolve
+from mtrec_ray.files import absolute, resolve
 from mtrec_ray.hashing import bucket_of, user_keys
-from mtrec_ray.lake.build_config import BuildOptions
 from mtrec_ray.lake.cluster import map_tasks
+from mtrec_ray.lake.config import BuildOptions
 from mtrec_ray.lake.manifest import Embeddings, LakeFile, Manifest, bucket_folder
 from mtrec_ray.lake.schema import conform, embedding_width, empty_table, stored_embeddings
 from mtrec_ray.lake.summary import LakeSummary
 from mtrec_ray.lake.validate import BadRows, BadRowsError, count_bad_rows, merge_bad_rows, split_rows
-from mtrec_ray.lake.write import STAGING, BuildSite, build_site, write_failure, write_parquet
+from mtrec_ray.lake.write import STAGING, check_free, replace_files, write_failure, write_lock, write_parquet
 from mtrec_ray.sources.source import Part, Source, SourceFacts
 
 USERS_PER_BUCKET = 40_000
@@ -57,10 +57,11 @@ def build_lake(
     """
     options = options or BuildOptions()
     try:
-        with build_site(out, options.overwrite) as site:
+        check_free(out, options.overwrite)  # creates no lock file in a folder that is no lake
+        with write_lock(out):
+            check_free(out, options.overwrite)  # again: another build may have ended since
             try:
-                manifest = _write_tables(source, site, options, progress)
-                site.commit(manifest)
+                manifest = replace_files(out, lambda: _write_tables(source, absolute(out), options, progress))
             except OSError as error:
                 raise write_failure(error, f"building the lake {out!r}") from error
     except OSError as error:
@@ -68,9 +69,7 @@ def build_lake(
     return LakeSummary(out, manifest)
 
 
-def _write_tables(
-    source: Source, site: BuildSite, options: BuildOptions, progress: ProgressCallback | None
-) -> Manifest:
+def _write_tables(source: Source, uri: str, options: BuildOptions, progress: ProgressCallback | None) -> Manifest:
     facts = source.facts
     _check_attribute_names(facts.attributes)
     num_buckets = options.num_buckets or max(MIN_BUCKETS, -(-facts.num_users // USERS_PER_BUCKET))
@@ -78,20 +77,23 @@ def _write_tables(
     parts = [(table, part) for table in ("users", "events", "candidates") for part in source.parts(table)]
     if not parts or parts[0][0] != "users":
         raise UserError(f"source {facts.name!r} has no users")
-    plan = BuildPlan(site.uri, source, num_buckets, titles["title_id"].combine_chunks(), parts)
-    site.make_folders([STAGING, "titles", *(f"quarantine/{name}" for name in ["titles", *plan.tables])])
-    site.make_folders([bucket_folder(name, bucket) for name in plan.tables for bucket in range(num_buckets)])
+    plan = BuildPlan(uri, source, num_buckets, titles["title_id"].combine_chunks(), parts)
+    fs, root = resolve(uri)
+    folders = [STAGING, "titles", *(f"quarantine/{name}" for name in ["titles", *plan.tables])]
+    folders += [bucket_folder(name, bucket) for name in plan.tables for bucket in range(num_buckets)]
+    for folder in folders:  # workers create none, so a removed build stays removed
+        fs.create_dir(f"{root}/{folder}", recursive=True)
     list(map_tasks(stage_part, range(len(parts)), plan, stage="staging", progress=progress))
     tasks = map_tasks(build_bucket, range(num_buckets), plan, stage="buckets", progress=progress)
     buckets = [built for _, built in tasks]
     bad = merge_bad_rows([count_bad_rows("titles", bad_titles), *(rejected for _, rejected in buckets)])
     if bad and options.on_bad_rows == "error":
         raise BadRowsError(bad)
-    files = {"titles": [_write_rows(site.uri, "titles", "titles", titles, facts)]}
+    files = {"titles": [_write_rows(uri, "titles", "titles", titles, facts)]}
     for name in plan.tables:
         files[name] = sorted((written[name] for written, _ in buckets), key=lambda file: file.path)
     if bad_titles.num_rows:
-        write_parquet(site.uri, "quarantine/titles", bad_titles)
+        write_parquet(uri, "quarantine/titles", bad_titles)
     return Manifest(
         source=facts.name,
         notes=list(facts.notes),

@@ -23,10 +23,9 @@ import scipy.sparse as sp
 from mtrec_ray.columns import fixed_width_column
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import join, remove_file, write_file
 from mtrec_ray.lake.bucket import Bucket, within
 from mtrec_ray.lake.cluster import cluster_resources, joins_cluster, map_tasks, need_ray
-from mtrec_ray.lake.embed_config import EmbedConfig, InteractionConfig, TextConfig
+from mtrec_ray.lake.config import EmbedConfig, InteractionConfig, TextConfig
 from mtrec_ray.lake.interactions import (
     Bounds,
     InteractionSpace,
@@ -36,10 +35,9 @@ from mtrec_ray.lake.interactions import (
     scale_rows,
     user_vectors,
 )
-from mtrec_ray.lake.manifest import MANIFEST_NAME, Embeddings, Lake, LakeFile, Manifest, bucket_folder
+from mtrec_ray.lake.manifest import Embeddings, Lake, LakeFile, Manifest, bucket_folder
 from mtrec_ray.lake.summary import LakeSummary
-from mtrec_ray.lake.window import resolve_calendar
-from mtrec_ray.lake.write import list_files, write_failure, write_lock, write_parquet
+from mtrec_ray.lake.write import replace_files, write_failure, write_lock, write_parquet
 
 BATCH_SIZE = 64  # Titles per forward pass
 MAX_TOKENS = 128  # Longer texts are truncated
@@ -54,23 +52,16 @@ def embed_lake(config: EmbedConfig, progress: ProgressCallback | None = None) ->
     uri = Lake.open(config.lake).uri
     try:
         with write_lock(uri):
-            manifest = _replace_embeddings(Lake.open(uri), config, progress)
+            lake = Lake.open(uri)
+            bounds = config.window.resolve(lake.manifest.calendar).day_bounds(0)
+            present = lake.manifest.embeddings
+            if (present.user_width or present.title_width) and not config.overwrite:
+                raise UserError(f"lake {config.lake!r} has embeddings already: replace them with --set overwrite=true")
+            folders = ("users/", "titles/")
+            manifest = replace_files(uri, lambda: _write_embeddings(lake, config, bounds, progress), folders)
     except OSError as error:
         raise write_failure(error, f"embedding the lake {config.lake!r}") from error
     return LakeSummary(config.lake, manifest)
-
-
-def _replace_embeddings(lake: Lake, config: EmbedConfig, progress: ProgressCallback | None) -> Manifest:
-    bounds = resolve_calendar(lake, config.window).day_bounds(0)
-    present = lake.manifest.embeddings
-    if (present.user_width or present.title_width) and not config.overwrite:
-        raise UserError(f"lake {config.lake!r} has embeddings already: replace them with --set overwrite=true")
-    try:
-        manifest = _write_embeddings(lake, config, bounds, progress)
-        write_file(join(lake.uri, MANIFEST_NAME), manifest.model_dump_json(indent=1).encode())
-        return manifest
-    finally:
-        _remove_unlisted(lake.uri)
 
 
 def _write_embeddings(lake: Lake, config: EmbedConfig, bounds: Bounds, progress: ProgressCallback | None) -> Manifest:
@@ -123,7 +114,7 @@ def _in_order(parts: Iterable[tuple[int, Counts]]) -> Iterator[Counts]:
 
 
 def _count_histories(index: int, lake: Lake, bounds: Bounds) -> Counts:
-    bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())
+    bucket = Bucket.read(lake, index)
     history = history_matrix(bucket, np.flatnonzero(within(bucket.event_time, *bounds)), lake.titles.num_rows)
     scaled = scale_rows(history)
     num_users = int((np.diff(history.indptr) > 0).sum())
@@ -135,7 +126,7 @@ def _embed_bucket(
 ) -> LakeFile:
     users = lake.read("users", index)
     users = users.drop_columns([c for c in ("embedding", "fold_embeddings") if c in users.column_names])
-    bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())
+    bucket = Bucket.read(lake, index)
     events = np.flatnonzero(within(bucket.event_time, *bounds))
     users = users.append_column("embedding", fixed_width_column(user_vectors(bucket, events, space)))
     if config.folds:
@@ -227,11 +218,3 @@ def load_encoder(config: TextConfig) -> tuple[Any, Any]:
             f"text model {config.model!r} cannot be loaded ({str(error).splitlines()[0]}): connect to its hub once, "
             "name a local folder with --set text.model=DIR, or leave text out with --set text.model=null"
         ) from error
-
-
-def _remove_unlisted(uri: str) -> None:
-    """Remove users and titles files that the lake no longer lists."""
-    listed = Lake.open(uri).manifest.listed_paths()
-    for path in list_files(uri):
-        if path.startswith(("users/", "titles/")) and path not in listed:
-            remove_file(join(uri, path))

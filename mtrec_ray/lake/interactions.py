@@ -20,7 +20,7 @@ from scipy.sparse.linalg import eigsh
 
 from mtrec_ray.hashing import mix
 from mtrec_ray.lake.bucket import Bucket, pair_code, user_and_title, within
-from mtrec_ray.lake.embed_config import InteractionConfig
+from mtrec_ray.lake.config import InteractionConfig
 
 Bounds = tuple[datetime, datetime]  # [start, end) of the window
 TITLE_POWER, USER_POWER = 0.35, 0.5

@@ -144,6 +144,10 @@ class Lake:
             names = parquet.schema_arrow.names
         return self.read("titles", columns=[name for name in names if name != "embedding"])
 
+    @property
+    def title_ids(self) -> pa.Array:
+        return self.titles["title_id"].combine_chunks()
+
     def title_embeddings(self) -> np.ndarray:
         """(titles, title_width) float16, rows as in `titles`."""
         return fixed_width_matrix(self.read("titles", columns=["embedding"])["embedding"])

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.epochs import TIMESTAMP, to_utc_micros
+from mtrec_ray.sources.calendar import TIMESTAMP, to_utc_micros
 from mtrec_ray.sources.source import PROMOTION, SourceFacts
 
 STRINGS = pa.list_(pa.string())

@@ -13,8 +13,8 @@ from rich.table import Table
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.lake.bucket import Bucket, within
-from mtrec_ray.lake.build_config import LakeConfig
 from mtrec_ray.lake.cluster import map_tasks
+from mtrec_ray.lake.config import LakeConfig
 from mtrec_ray.lake.manifest import Lake, Manifest
 from mtrec_ray.lake.schema import offered_in
 from mtrec_ray.sources.calendar import ACTIVE_DAYS, DAY_S
@@ -95,7 +95,7 @@ def show_lake(config: LakeConfig, progress: ProgressCallback | None = None) -> L
 def count_territories(bucket: int, lake: Lake) -> np.ndarray:
     """(4, territories): users, active users, window events and test events of one bucket."""
     calendar = lake.manifest.calendar
-    rows = Bucket.read(lake, bucket, lake.titles["title_id"].combine_chunks())
+    rows = Bucket.read(lake, bucket)
     window = calendar.day_bounds(0)
     test_days = window[1], calendar.day_bounds(max(calendar.num_evaluation_days, 1))[1]
     events = [rows.event_user[within(rows.event_time, *bounds)] for bounds in (window, test_days)]

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.schema import embedding_width, stored_embeddings
-from mtrec_ray.sources.epochs import AFTER_LAST_TIMESTAMP, FIRST_TIMESTAMP
+from mtrec_ray.sources.calendar import AFTER_LAST_TIMESTAMP, FIRST_TIMESTAMP
 from mtrec_ray.sources.source import PROMOTION, SourceFacts
 
 NUM_SHOWN = 3  # Rejected rows that an error shows for each reason

@@ -14,8 +14,8 @@ from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, read_file
 from mtrec_ray.hashing import bucket_of, user_keys
-from mtrec_ray.lake.build_config import LakeConfig
 from mtrec_ray.lake.cluster import map_tasks
+from mtrec_ray.lake.config import LakeConfig
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake, Manifest
 from mtrec_ray.lake.schema import embedding_width, required_columns
 from mtrec_ray.lake.validate import count_bad_rows, embedding_problems, split_rows
@@ -76,7 +76,7 @@ def verify_bucket(bucket: int, lake: Lake) -> list[str]:
     tables = {name: _read_table(lake, name, bucket, problems) for name in names}
     if problems:
         return problems
-    ids = tables["users"]["user_id"].combine_chunks(), lake.titles["title_id"].combine_chunks()
+    ids = tables["users"]["user_id"].combine_chunks(), lake.title_ids
     for name, rows in tables.items():
         found = _check_rows(lake, name, rows, "user_id", *ids)
         misplaced = int((bucket_of(user_keys(rows["user_id"].to_numpy()), lake.manifest.num_buckets) != bucket).sum())

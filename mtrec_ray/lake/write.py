@@ -9,9 +9,8 @@ import fcntl
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from hashlib import sha256
 
 import pyarrow as pa
@@ -19,7 +18,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, resolve, write_atomic
+from mtrec_ray.files import join, remove_file, resolve, write_atomic, write_file
 from mtrec_ray.lake.manifest import MANIFEST_NAME, LakeFile, Manifest
 
 LOCK_NAME = ".lock"
@@ -83,59 +82,33 @@ def write_lock(uri: str) -> Iterator[None]:
                     os.rmdir(folder)
 
 
-@dataclass
-class BuildSite:
-    """Where a build writes: files below `uri`, then `commit`."""
-
-    uri: str
-    committed: Manifest | None = None
-
-    def make_folders(self, folders: list[str]) -> None:
-        """Create folders; workers never do, so a removed build stays removed."""
-        fs, root = resolve(self.uri)
-        for folder in folders:
-            fs.create_dir(f"{root}/{folder}", recursive=True)
-
-    def commit(self, manifest: Manifest) -> None:
-        """Write `lake.json`, which makes the build visible."""
-        fs, root = resolve(self.uri)
-        write_atomic(fs, f"{root}/{MANIFEST_NAME}", manifest.model_dump_json(indent=1).encode())
-        self.committed = manifest
-
-
-@contextmanager
-def build_site(out: str, overwrite: bool) -> Iterator[BuildSite]:
-    """The site of one build, cleaned up at the end; UserError if `out` is taken.
-
-    Without a commit, what the build wrote is removed; else what is not part of the new lake. A task that is still
-    running may leave an unlisted file: no reader sees it, `check_lake` names it.
-    """
-    _check_free(out, overwrite)  # creates no lock file in a folder that is no lake
-    with write_lock(out):
-        old_paths, started_s = _check_free(out, overwrite), time.time()  # again: another build may have ended since
-        site = BuildSite(absolute(out))
-        try:
-            yield site
-        finally:
-            fs, root = resolve(out)
-            for path, written_s in list_files(out).items():
-                if site.committed is None:
-                    keep = MANIFEST_NAME in old_paths and path in old_paths and not path.startswith(STAGING)
-                elif path.startswith(QUARANTINE):
-                    keep = written_s >= started_s or path not in old_paths
-                else:
-                    keep = path in site.committed.listed_paths()
-                if not keep and path != LOCK_NAME:
-                    with suppress(FileNotFoundError):
-                        fs.delete_file(f"{root}/{path}")
-
-
-def _check_free(out: str, overwrite: bool) -> frozenset[str]:
-    """The files at `out`: none, a lake's if it may be overwritten, or those of a killed build."""
-    paths = frozenset(list_files(out))
+def check_free(out: str, overwrite: bool) -> None:
+    """UserError unless `out` is free, a lake to overwrite, or what a killed build left."""
+    paths = list_files(out)
     if MANIFEST_NAME in paths and not overwrite:
         raise UserError(f"there is a lake at {out!r} already: choose another --out, or --overwrite it")
     was_killed = any(path.startswith((LOCK_NAME, STAGING)) for path in paths) and all(map(BUILT.fullmatch, paths))
     if paths and MANIFEST_NAME not in paths and not was_killed:
         raise UserError(f"{out!r} exists and is no lake: choose another --out, or remove it")
-    return paths
+
+
+def replace_files(uri: str, write: Callable[[], Manifest], folders: tuple[str, ...] = ("",)) -> Manifest:
+    """Let `write` add files to a locked lake, then commit the manifest that it returns.
+
+    Of the files in `folders`, those that are not of the new lake are removed; after a failure, those that `write`
+    added. A task that is still running may leave an unlisted file: no reader sees it, `check_lake` names it.
+    """
+    old, started_s = list_files(uri), time.time()
+    keep = {path for path in old if MANIFEST_NAME in old and not path.startswith(STAGING)}
+    try:
+        manifest = write()
+        write_file(join(uri, MANIFEST_NAME), manifest.model_dump_json(indent=1).encode())
+        found = list_files(uri).items()
+        rejected = {path for path, written_s in found if path not in old or written_s >= started_s}
+        keep = manifest.listed_paths() | {path for path in rejected if path.startswith(QUARANTINE)}
+        return manifest
+    finally:
+        for path in list_files(uri).keys() - keep - {LOCK_NAME}:
+            if path.startswith(folders):
+                with suppress(FileNotFoundError):
+                    remove_file(join(uri, path))

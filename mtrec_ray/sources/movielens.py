@@ -10,6 +10,8 @@ A rating is a streaming event. The evaluation days are the last `num_evaluation_
 | RecBole atomic 100K | `ml-100k.inter`, `ml-100k.user`, `ml-100k.item` (tab, typed header) |
 """
 
+# pyright: reportAttributeAccessIssue=false
+
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,25 +19,29 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from mtrec_ray.config import Config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.calendar import DAY_S, Calendar, Territory, propose_calendar
+from mtrec_ray.sources.calendar import (
+    AFTER_LAST_TIMESTAMP,
+    DAY_S,
+    Calendar,
+    Territory,
+    propose_calendar,
+    timestamps_from_epoch,
+)
 from mtrec_ray.sources.download import download_file, unpack_files
-from mtrec_ray.sources.epochs import AFTER_LAST_TIMESTAMP, timestamps_from_epoch
 from mtrec_ray.sources.source import Part, Source, SourceFacts, local_folder, raw_folder
-from mtrec_ray.sources.text import TextTable
+from mtrec_ray.sources.text import TextFile
 
 REGIONS_OF_ZIP = {"northeast": "01", "south": "237", "midwest": "456", "west": "89"}
 """Areas of the United States with the first digits of their zip codes, roughly."""
-TERRITORIES = {f"zip-{digit}": region for region, digits in REGIONS_OF_ZIP.items() for digit in digits} | {
-    "zip-other": "abroad"
-}
-"""Territories with their regions."""
+TERRITORIES = {f"zip-{digit}": region for region, digits in REGIONS_OF_ZIP.items() for digit in digits}
+TERRITORIES["zip-other"] = "abroad"
 AGE_BANDS = {0: "Under 18", 18: "18-24", 25: "25-34", 35: "35-44", 45: "45-49", 50: "50-55", 56: "56+"}
 """First year of age of the seven bands of MovieLens 1M."""
 _OCCUPATIONS = (
@@ -52,73 +58,40 @@ GENRES_100K = (
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which MovieLens is published; methods raise `UserError` with file and line."""
+    """One way in which MovieLens is published: name, delimiter and columns of each file."""
 
     dataset: str  # `100K` or `1M`
-    ratings: TextTable
-    users: TextTable
-    films: TextTable
+    ratings: tuple[str, str, str]
+    users: tuple[str, str, str]
+    films: tuple[str, str, str]
+    encoding: str = "latin-1"
+    has_header: bool = False
 
     @property
     def file_names(self) -> tuple[str, ...]:
-        return self.ratings.name, self.users.name, self.films.name
-
-    def read_users(self, folder: Path) -> dict[str, list]:
-        """`user_id`, `age` (1M: first year of a band), `gender`, `occupation`, `zip_code`."""
-        users: dict[str, list] = dict(self.users.read(folder))
-        users["age"] = self.users.read_ints(folder, users, "age")
-        if self.dataset == "1M":
-            codes = self.users.read_ints(folder, users, "occupation")
-            for line, code in enumerate(codes, start=1):
-                if not 0 <= code < len(OCCUPATIONS_1M):
-                    where = f"{folder / self.users.name}, line {line}"
-                    raise UserError(f"{where}: occupation is {code}, should be 0 to 20: fix the line")
-            users["occupation"] = [OCCUPATIONS_1M[code] for code in codes]
-        return users
-
-    def read_films(self, folder: Path) -> dict[str, list]:
-        """`title_id`, `name`, `genres` separated by spaces and `decade`; None = unknown."""
-        films = self.films.read(folder)
-        names, years = films["movie_title"], films.get("release_year")
-        if years is None:  # `Toy Story (1995)`
-            found = [re.fullmatch(r"(.*?)\s*\((\d{4})\)\s*", name) for name in names]
-            years = [match[2] if match else "" for match in found]
-            names = [match[1] if match else name for match, name in zip(found, names, strict=True)]
-        return {
-            "title_id": films["item_id"],
-            "name": names,
-            "genres": [" ".join(word for word in words if word != "unknown") or None for words in _genres(films)],
-            "decade": [f"{year[:3]}0s" if re.fullmatch(r"\d{4}", year) else None for year in years],
-        }
-
-    def read_ratings(self, folder: Path) -> dict[str, list]:
-        """`user_id`, `item_id`, `rating` and `timestamp` in seconds since 1970."""
-        ratings = self.ratings.read(folder)
-        return ratings | {name: self.ratings.read_ints(folder, ratings, name) for name in ("rating", "timestamp")}
+        return self.ratings[0], self.users[0], self.films[0]
 
 
 RATINGS = "user_id item_id rating timestamp"
 GROUPLENS_1M = Layout(
     "1M",
-    TextTable("ratings.dat", "::", RATINGS, encoding="latin-1"),
-    TextTable("users.dat", "::", "user_id gender age occupation zip_code", encoding="latin-1"),
-    TextTable("movies.dat", "::", "item_id movie_title class", encoding="latin-1"),
+    ratings=("ratings.dat", "::", RATINGS),
+    users=("users.dat", "::", "user_id gender age occupation zip_code"),
+    films=("movies.dat", "::", "item_id movie_title class"),
 )
 GROUPLENS_100K = Layout(
     "100K",
-    TextTable("u.data", "\t", RATINGS),
-    TextTable("u.user", "|", "user_id age gender occupation zip_code", encoding="latin-1"),
-    TextTable("u.item", "|", f"item_id movie_title released video url {GENRES_100K}", encoding="latin-1"),
+    ratings=("u.data", "\t", RATINGS),
+    users=("u.user", "|", "user_id age gender occupation zip_code"),
+    films=("u.item", "|", f"item_id movie_title released video url {GENRES_100K}"),
 )
 RECBOLE_100K = Layout(
     "100K",
-    TextTable("ml-100k.inter", "\t", "user_id:token item_id:token rating:float timestamp:float", header=True),
-    TextTable(
-        "ml-100k.user", "\t", "user_id:token age:token gender:token occupation:token zip_code:token", header=True
-    ),
-    TextTable(
-        "ml-100k.item", "\t", "item_id:token movie_title:token_seq release_year:token class:token_seq", header=True
-    ),
+    ratings=("ml-100k.inter", "\t", "user_id:token item_id:token rating:float timestamp:float"),
+    users=("ml-100k.user", "\t", "user_id:token age:token gender:token occupation:token zip_code:token"),
+    films=("ml-100k.item", "\t", "item_id:token movie_title:token_seq release_year:token class:token_seq"),
+    encoding="utf-8",
+    has_header=True,
 )
 LAYOUTS = (GROUPLENS_1M, GROUPLENS_100K, RECBOLE_100K)
 
@@ -153,14 +126,14 @@ class MovieLensSource(Source):
 
     @cached_property
     def facts(self) -> SourceFacts:
-        dataset, users = self.layout.dataset, self.layout.read_users(self.folder)
-        occupations = OCCUPATIONS_1M if dataset == "1M" else sorted(set(users["occupation"]))
+        dataset, users = self.layout.dataset, self._users()
+        occupations = OCCUPATIONS_1M if dataset == "1M" else sorted(set(users["occupation"].to_pylist()))
         return SourceFacts(
             name="movielens",
             territories=tuple(Territory(name=name, region=region) for name, region in TERRITORIES.items()),
             attributes={"gender": ("F", "M"), "age": tuple(AGE_BANDS.values()), "occupation": tuple(occupations)},
             calendar=self._calendar(),
-            num_users=len(users["user_id"]),
+            num_users=users.num_rows,
             title_categoricals=("decade",),
             notes=(
                 f"MovieLens {dataset}: for research, cite Harper and Konstan 2015",
@@ -170,35 +143,66 @@ class MovieLensSource(Source):
         )
 
     def titles(self) -> pa.Table:
-        return pa.table(self.layout.read_films(self.folder))
+        films = self._open(self.layout.films).read().to_pydict()
+        names, years = films["movie_title"], films.get("release_year")
+        if years is None:  # `Toy Story (1995)`
+            found = [re.fullmatch(r"(.*?)\s*\((\d{4})\)\s*", name) for name in names]
+            years = [match[2] if match else "" for match in found]
+            names = [match[1] if match else name for match, name in zip(found, names, strict=True)]
+        return pa.table(
+            {
+                "title_id": films["item_id"],
+                "name": names,
+                "genres": [" ".join(word for word in words if word != "unknown") or None for words in _genres(films)],
+                "decade": [f"{year[:3]}0s" if re.fullmatch(r"\d{4}", year) else None for year in years],
+            }
+        )
 
     def parts(self, table: str) -> list[Part]:
         return {"users": [self._users], "events": [self._events]}.get(table, [])
 
+    def _open(self, spec: tuple[str, str, str]) -> TextFile:
+        name, delimiter, columns = spec
+        return TextFile.open(
+            self.folder / name, columns.split(), delimiter, self.layout.encoding, self.layout.has_header
+        )
+
     def _users(self) -> pa.Table:
-        users = self.layout.read_users(self.folder)
+        file = self._open(self.layout.users)
+        users = file.read()
+        ages, occupations = file.numbers(users, "age"), users["occupation"].to_pylist()
+        if self.layout.dataset == "1M":
+            codes = file.numbers(users, "occupation")
+            file.check((codes >= 0) & (codes < len(OCCUPATIONS_1M)), users, "occupation", "0 to 20")
+            occupations = [OCCUPATIONS_1M[int(code)] for code in codes]
         return pa.table(
             {
                 "user_id": users["user_id"],
-                "territory": [territory_of(code) for code in users["zip_code"]],
+                "territory": [territory_of(code) for code in users["zip_code"].to_pylist()],
                 "gender": users["gender"],
-                "age": [age_band(age) for age in users["age"]],
-                "occupation": users["occupation"],
+                "age": [age_band(int(age)) for age in ages],
+                "occupation": occupations,
             }
         )
 
+    def _ratings(self) -> pa.Table:
+        """Ids as text, `rating` and `timestamp` (seconds since 1970) as float64."""
+        file = self._open(self.layout.ratings)
+        rows = file.read()
+        numbers = {name: file.numbers(rows, name) for name in ("rating", "timestamp")}
+        return pa.table({"user_id": rows["user_id"], "title_id": rows["item_id"], **numbers})
+
     def _events(self) -> pa.Table:
-        ratings = self.layout.read_ratings(self.folder)
-        times = timestamps_from_epoch(np.array(ratings["timestamp"], np.float64), "s")  # int64 could overflow
-        events = pa.table({"user_id": ratings["user_id"], "title_id": ratings["item_id"], "timestamp": times})
-        return events.filter(pa.array(np.array(ratings["rating"]) >= self.config.min_rating))
+        ratings = self._ratings().filter(pc.field("rating") >= self.config.min_rating)
+        times = timestamps_from_epoch(ratings["timestamp"].to_numpy(), "s")
+        return pa.table({"user_id": ratings["user_id"], "title_id": ratings["title_id"], "timestamp": times})
 
     def _calendar(self) -> Calendar:
-        times = self.layout.read_ratings(self.folder)["timestamp"]
-        times = [time for time in times if 0 <= time < AFTER_LAST_TIMESTAMP.timestamp()]
-        if not times:
+        seconds = self._ratings()["timestamp"].to_numpy()
+        seconds = seconds[(seconds >= 0) & (seconds < AFTER_LAST_TIMESTAMP.timestamp())]
+        if not len(seconds):
             raise UserError(f"no rating in {str(self.folder)!r} has a valid timestamp (seconds since 1970)")
-        first, last = (datetime.fromtimestamp(time, UTC) for time in (min(times), max(times)))
+        first, last = (datetime.fromtimestamp(time, UTC) for time in (seconds.min(), seconds.max()))
         day_s, num_days = self.config.day_length_days * DAY_S, self.config.num_evaluation_days
         return propose_calendar(first, last, day_s, num_days, fix="choose a shorter day_length_days")
 

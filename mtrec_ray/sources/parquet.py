@@ -18,8 +18,16 @@ from pydantic import Field
 from mtrec_ray.config import Config, advanced
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, resolve
-from mtrec_ray.sources.calendar import DAY_S, Calendar, Territory, propose_calendar
-from mtrec_ray.sources.epochs import AFTER_LAST_TIMESTAMP, FIRST_TIMESTAMP, TIMESTAMP, to_utc_micros
+from mtrec_ray.sources.calendar import (
+    AFTER_LAST_TIMESTAMP,
+    DAY_S,
+    FIRST_TIMESTAMP,
+    TIMESTAMP,
+    Calendar,
+    Territory,
+    propose_calendar,
+    to_utc_micros,
+)
 from mtrec_ray.sources.source import PROMOTION, Part, Source, SourceFacts, pick_columns
 
 GLOB_SIGNS = "*?["

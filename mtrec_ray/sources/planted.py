@@ -12,13 +12,16 @@ is the same in whatever bucket, chunk or process it is generated.
 """
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy.special import ndtr, ndtri
 
 from mtrec_ray.hashing import Salt, mix, uniforms
 from mtrec_ray.sources.calendar import ACTIVE_DAYS
-from mtrec_ray.sources.synthetic_config import SyntheticConfig
+
+if TYPE_CHECKING:
+    from mtrec_ray.sources.synthetic import SyntheticConfig
 
 REGIONS = ("AMERICAS", "EUROPE", "ASIA_PACIFIC", "AFRICA_MIDDLE_EAST")
 TASTE_WIDTH = 8
@@ -46,7 +49,7 @@ ACTIVITY_SPREAD, MAX_ACTIVITY = 0.8, 40
 class World:
     """All planted numbers that are not a single user's."""
 
-    config: SyntheticConfig
+    config: "SyntheticConfig"
     user_fraction: np.ndarray  # (T,) fraction of all users, descending
     region: np.ndarray  # (T,) index into REGIONS
     taste_group: np.ndarray  # (T,) 0 to G - 1
@@ -82,7 +85,7 @@ class PlantedUsers:
         return PlantedUsers(self.numbers[rows], self.territory[rows], self.taste[rows], self.active[rows])
 
 
-def make_world(config: SyntheticConfig) -> World:
+def make_world(config: "SyntheticConfig") -> World:
     """Draw the world of a config."""
     seed, territories, titles = config.seed, config.territories, config.titles
     size = np.arange(1, territories + 1.0) ** -config.size_exponent

@@ -2,6 +2,9 @@
 
     user_id item_id behavior time gender old power [neg_items]
 
+One tab-separated CSV with a header per split, without quoting (Wang et al., THUwangcy/ReChorus). Beside them are files
+of another kind (`item_meta.csv`) and further splits of the same rows (`trainc.csv`).
+
 * Attributes: `gender` (1 male, 2 female: Alibaba's numbering in AliEC), `age` (from `old`) and `power`, taken from all
   rows of a user. There is no territory: all users are in one, `all`.
 * A row that repeats one of an earlier file is no further event: train.csv may hold dev and test rows too. Events with
@@ -13,6 +16,7 @@
 
 from datetime import UTC, datetime
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,12 +26,14 @@ from pydantic import Field, model_validator
 
 from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.calendar import DAY_S, Calendar, Territory, propose_calendar
-from mtrec_ray.sources.epochs import timestamps_from_epoch
-from mtrec_ray.sources.rechorus_files import Piece, cut_pieces, find_files
+from mtrec_ray.sources.calendar import DAY_S, Calendar, Territory, propose_calendar, timestamps_from_epoch
 from mtrec_ray.sources.rechorus_scan import AttributeColumn, Scan, attribute_column, scan_files
-from mtrec_ray.sources.source import Part, Source, SourceFacts, raw_folder
+from mtrec_ray.sources.source import Part, Source, SourceFacts, pick_columns, raw_folder
+from mtrec_ray.sources.text import TextFile, read_header
 
+USUAL_NAMES = ("train.csv", "dev.csv", "val.csv", "valid.csv", "test.csv")
+"""Splits in the order of time: of rows with one timestamp, those of the later file come later."""
+BYTES_PER_PIECE = 32 << 20
 TERRITORY = "all"
 NUM_BEHAVIORS_SHOWN = 12
 
@@ -71,7 +77,7 @@ class ReChorusSource(Source):
         self.attributes = [attribute_column(name, config.age_bands) for name in config.attributes]
         required = ["user_id", "item_id", "time", *(attribute.column for attribute in self.attributes)]
         required += ["behavior"] * bool(config.behaviors)
-        raw_names = [config.columns.get(name, name) for name in required]
+        raw_names = {config.columns.get(name, name) for name in required}
         self.paths, self.left_out = find_files(folder, config.files, raw_names)
         self.files = [cut_pieces(path, config.columns, required) for path in self.paths]
 
@@ -117,7 +123,7 @@ class ReChorusSource(Source):
         """UserError where `old` seems to hold levels but is read as years."""
         if "age" not in self.config.attributes or self.config.age_bands == "levels":
             return
-        highest = pc.max(self.scan.users["age_max"]).as_py()
+        highest = pc.max(self.scan.users["age"]).as_py()
         if highest is None or (highest == 0 and self.config.age_bands == "movielens"):
             raise UserError(
                 f"no user of {self.paths[0].parent} is known to be {'10' if highest is None else '18'} or older: if "
@@ -146,14 +152,52 @@ class ReChorusSource(Source):
         return notes
 
 
+def find_files(folder: Path, names: list[str] | None, required: set[str]) -> tuple[list[Path], list[Path]]:
+    """(files to read in the order of time, CSV files left out).
+
+    They are `names`, in order; None = the usual ones where there is a train.csv, else every *.csv that has the
+    `required` columns.
+    """
+    found = sorted(folder.glob("*.csv"))
+    if names is not None:
+        chosen = [folder / name for name in names]
+        missing = [path for path in chosen if not path.is_file()]
+        if missing:
+            listed = ", ".join(path.name for path in found) or "no CSV files"
+            raise UserError(f"{missing[0]} is missing: `files` names it; there are {listed}")
+    elif not found:
+        raise UserError(f"no *.csv in {str(folder)!r}: it should hold train.csv, dev.csv and test.csv, unpacked")
+    elif folder / "train.csv" in found:
+        chosen = [folder / name for name in USUAL_NAMES if folder / name in found]
+    else:
+        fitting = [path for path in found if required <= set(read_header(path)[0])]
+        chosen = sorted(fitting or found, key=_split_order)
+    return chosen, [path for path in found if path not in chosen]
+
+
+def cut_pieces(path: Path, mapping: dict[str, str], required: list[str]) -> list[TextFile]:
+    """Pieces of about `BYTES_PER_PIECE`; `mapping` is canonical -> raw names of columns."""
+    header, start = read_header(path)
+    if len(header) == 1:
+        raise UserError(f"{path}, line 1: the only column is {header[0]!r}: the file should be tab separated")
+    columns = pick_columns(f"{path}, line 1", header, "columns", mapping, required, ["behavior"])
+    return TextFile(path, header, columns, start=start).pieces(BYTES_PER_PIECE)
+
+
+def _split_order(path: Path) -> tuple[int, str]:
+    """Training rows, then validation, then test, by the names of the files."""
+    is_test, is_validation = "test" in path.stem, any(word in path.stem for word in ("dev", "val"))
+    return (2 if is_test else 1 if is_validation else 0), path.name
+
+
 def _name_users(users: pa.Table, attributes: list[AttributeColumn]) -> pa.Table:
     columns = {"user_id": users["user_id"], "territory": pa.array([TERRITORY] * users.num_rows, pa.string())}
     for attribute in attributes:
-        columns[attribute.name] = pa.array(attribute.values, pa.string()).take(users[f"{attribute.name}_min"])
+        columns[attribute.name] = pa.array(attribute.values, pa.string()).take(users[attribute.name])
     return pa.table(columns)
 
 
-def _read_events(piece: Piece, mask: np.ndarray) -> pa.Table:
+def _read_events(piece: TextFile, mask: np.ndarray) -> pa.Table:
     rows = piece.read(["user_id", "item_id", "time"]).filter(pa.array(mask))
     times = timestamps_from_epoch(rows["time"].cast(pa.float64()).to_numpy(), "s")
     return pa.table({"user_id": rows["user_id"], "title_id": rows["item_id"], "timestamp": times})

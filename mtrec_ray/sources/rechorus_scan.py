@@ -7,7 +7,7 @@ value. Memory: the users' and titles' ids, one byte a row, and with several file
 # pyright: reportAttributeAccessIssue=false
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,17 +16,14 @@ import pyarrow.compute as pc
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix, user_keys
-from mtrec_ray.sources.epochs import AFTER_LAST_TIMESTAMP
+from mtrec_ray.sources.calendar import AFTER_LAST_TIMESTAMP
 from mtrec_ray.sources.movielens import AGE_BANDS, age_band
-from mtrec_ray.sources.rechorus_files import Piece
+from mtrec_ray.sources.text import TextFile
 
-NUMBER = r"^-?\d{1,17}(\.\d+)?$"
-UNKNOWN = -1
 UNKNOWN_TEXTS = ("", "nan", "none", "null", "na", "0", "0.0")
 OLDEST = 120
 LEVELS = tuple("123456789")
-DECADES = ("10-19", "20-29", "30-39", "40-49", "50-59")
-"""Bands of paper B's code, where younger and older users are unknown."""
+DECADES = ("10-19", "20-29", "30-39", "40-49", "50-59")  # Of paper B's code: younger and older users are unknown
 
 
 @dataclass(frozen=True)
@@ -37,21 +34,18 @@ class AttributeColumn:
     column: str
     meaning: str  # What a number should be, for an error
     values: tuple[str, ...]
-    codes: tuple[int, ...]  # Index into `values` of each number from 1 on, -1 = unknown
+    codes: tuple[int | None, ...]  # Index into `values` of each number from 1 on, None = unknown
 
-    def encode(self, column: pa.ChunkedArray, line: Callable[[int], str]) -> np.ndarray:
-        """(rows,) int8 index into `values`, -1 = unknown; `23`, `23.0` and `023` are the same."""
-        codes = dict.fromkeys(UNKNOWN_TEXTS, UNKNOWN)
+    def encode(self, rows: pa.Table, piece: TextFile) -> pa.Array:
+        """(rows,) int8 index into `values`, null = unknown; `23`, `23.0` and `023` are the same."""
+        codes: dict[str, int | None] = dict.fromkeys(UNKNOWN_TEXTS)
         for number, code in enumerate(self.codes, start=1):
             codes |= {str(number): code, f"{number}.0": code}
-        texts = pc.utf8_lower(pc.utf8_trim_whitespace(column))
-        texts = pc.replace_substring_regex(texts, r"^0+(\d)", r"\1")
-        index = pc.index_in(texts, value_set=pa.array(codes))
-        if index.null_count:
-            row = pc.index(index.is_null(), True).as_py()
-            found = f"{self.column} is {column[row].as_py()!r}, should be {self.meaning}"
-            raise UserError(f"{line(row)}: {found}, or 0 or empty where it is unknown: fix the line")
-        return np.array(list(codes.values()), np.int8)[index.to_numpy()]
+        texts = pc.utf8_lower(pc.utf8_trim_whitespace(rows[self.column]))
+        index = pc.index_in(pc.replace_substring_regex(texts, r"^0+(\d)", r"\1"), value_set=pa.array(codes))
+        meaning = f"{self.meaning}, or 0 or empty where it is unknown"
+        piece.check(index.is_valid().to_numpy(), rows, self.column, meaning)
+        return pa.array(codes.values(), pa.int8()).take(index)
 
 
 def attribute_column(name: str, age_bands: str) -> AttributeColumn:
@@ -63,7 +57,7 @@ def attribute_column(name: str, age_bands: str) -> AttributeColumn:
         return AttributeColumn(name, column, "1 to 9", LEVELS, tuple(range(len(LEVELS))))
     years = range(1, OLDEST + 1)
     if age_bands == "decades":
-        values, codes = DECADES, [year // 10 - 1 if 10 <= year < 60 else UNKNOWN for year in years]
+        values, codes = DECADES, [year // 10 - 1 if 10 <= year < 60 else None for year in years]
     else:
         values = tuple(AGE_BANDS.values())
         codes = [values.index(age_band(year)) for year in years]
@@ -74,7 +68,7 @@ def attribute_column(name: str, age_bands: str) -> AttributeColumn:
 class Scan:
     """What the pass found."""
 
-    users: pa.Table  # `user_id`, and the smallest and largest known code of each attribute: `<name>_min`, `<name>_max`
+    users: pa.Table  # One row a user: `user_id`, and the index of each attribute's value, null = unknown
     title_ids: set[str] = field(default_factory=set)
     first_s: float = np.inf
     last_s: float = -np.inf
@@ -82,32 +76,16 @@ class Scan:
     event_masks: list[np.ndarray] = field(default_factory=list)  # For each piece (rows,) bool: the row is an event
     num_repeated: int = 0
 
-    def add_users(self, user_ids: pa.ChunkedArray, codes: dict[str, np.ndarray], mask: np.ndarray) -> None:
-        """Add the users of the rows in `mask`; the build rejects rows without an id."""
-        mask = pa.array(mask & pc.not_equal(user_ids, "").to_numpy())
-        users = pa.concat_tables([self.users, _make_users(user_ids, codes).filter(mask)])
-        names = users.column_names[1:]
-        merged = users.group_by("user_id").aggregate([(name, name[-3:]) for name in names])
-        self.users = merged.select(["user_id", *(f"{n}_{n[-3:]}" for n in names)]).rename_columns(users.column_names)
 
-    def add_events(self, title_ids: pa.ChunkedArray, seconds: np.ndarray, mask: np.ndarray) -> None:
-        """Add titles and times of a piece's rows in `mask`, its events."""
-        self.event_masks.append(mask)
-        self.title_ids |= set(pc.unique(title_ids.filter(pa.array(mask))).to_pylist()) - {""}
-        valid = seconds[mask & (seconds >= 0) & (seconds < AFTER_LAST_TIMESTAMP.timestamp())]
-        if len(valid):
-            self.first_s, self.last_s = min(self.first_s, valid.min()), max(self.last_s, valid.max())
-
-
-def scan_files(files: list[list[Piece]], attributes: Sequence[AttributeColumn], behaviors: list[str] | None) -> Scan:
+def scan_files(files: list[list[TextFile]], attributes: Sequence[AttributeColumn], behaviors: list[str] | None) -> Scan:
     """Read the pieces of every file, in order.
 
     A row (user, title, time and behaviour) that an earlier file has too is no event; equal rows of one file are
     several events. Rows of other `behaviors` are no events either; None = all are. UserError: a damaged line, a value
     without meaning, or rows of a user that contradict each other.
     """
-    no_users = pa.chunked_array([], pa.string())
-    scan = Scan(_make_users(no_users, {attribute.name: np.zeros(0, np.int8) for attribute in attributes}))
+    columns = ["user_id", *(attribute.name for attribute in attributes)]
+    scan = Scan(pa.schema(zip(columns, [pa.string(), *[pa.int8()] * len(attributes)], strict=True)).empty_table())
     identity = ["user_id", "item_id"]
     identity += ["behavior"] * all("behavior" in piece.columns for pieces in files for piece in pieces)
     earlier = np.zeros(1, np.uint64)  # sorted
@@ -115,33 +93,29 @@ def scan_files(files: list[list[Piece]], attributes: Sequence[AttributeColumn], 
         keys = []
         for piece in pieces:
             rows = piece.read()
-            codes = {a.name: a.encode(rows[a.column], piece.line) for a in attributes}
-            seconds = _to_seconds(rows["time"], piece)
+            codes = [attribute.encode(rows, piece) for attribute in attributes]
+            seconds = piece.numbers(rows, "time", "seconds since 1970", whole=False)
             mask = _behavior_mask(rows, behaviors, scan.behaviors)
-            scan.add_users(rows["user_id"], codes, mask)
+            has_id = pa.array(mask & pc.not_equal(rows["user_id"], "").to_numpy())  # the build rejects the others
+            users = pa.table([rows["user_id"], *codes], columns).filter(has_id)
+            scan.users = pa.concat_tables([scan.users, users]).group_by(columns).aggregate([])  # distinct rows
             if len(files) > 1:
                 keys.append(mix(seconds.view(np.uint64), *(_text_keys(rows[name]) for name in identity)))
                 repeated = mask & (earlier.take(np.searchsorted(earlier, keys[-1]), mode="clip") == keys[-1])
                 scan.num_repeated += int(repeated.sum())
                 mask &= ~repeated
-            scan.add_events(rows["item_id"], seconds, mask)
+            scan.event_masks.append(mask)
+            scan.title_ids |= set(pc.unique(rows["item_id"].filter(pa.array(mask))).to_pylist()) - {""}
+            valid = seconds[mask & (seconds >= 0) & (seconds < AFTER_LAST_TIMESTAMP.timestamp())]
+            scan.first_s = min(scan.first_s, valid.min(initial=np.inf))
+            scan.last_s = max(scan.last_s, valid.max(initial=-np.inf))
         earlier = np.sort(np.concatenate([earlier, *keys]))
-    _check_contradictions(scan.users, attributes)
+    scan.users = _one_row_a_user(scan.users, attributes)
     absent = [name for name in behaviors or () if name not in scan.behaviors]
     if absent:
         known = ", ".join(sorted(scan.behaviors))
         raise UserError(f"behaviors names {absent[0]!r}, which never occurs: there are {known}")
     return scan
-
-
-def _to_seconds(texts: pa.ChunkedArray, piece: Piece) -> np.ndarray:
-    """(rows,) float64 seconds since 1970; UserError with the line of another text."""
-    is_number = pc.match_substring_regex(texts, NUMBER)
-    if not pc.all(is_number).as_py():
-        row = pc.index(is_number, False).as_py()
-        found = f"time is {texts[row].as_py()!r}, should be seconds since 1970"
-        raise UserError(f"{piece.line(row)}: {found}: fix the line")
-    return texts.cast(pa.float64()).to_numpy()
 
 
 def _behavior_mask(rows: pa.Table, behaviors: list[str] | None, counts: Counter) -> np.ndarray:
@@ -158,12 +132,10 @@ def _text_keys(texts: pa.ChunkedArray) -> np.ndarray:
     return user_keys(found.dictionary.to_numpy(zero_copy_only=False))[found.indices.to_numpy(zero_copy_only=False)]
 
 
-def _make_users(user_ids: pa.ChunkedArray, codes: dict[str, np.ndarray]) -> pa.Table:
-    known = {name: pa.array(code, mask=code == UNKNOWN) for name, code in codes.items()}
-    return pa.table({"user_id": user_ids} | {f"{name}_{end}": known[name] for name in known for end in ("min", "max")})
-
-
-def _check_contradictions(users: pa.Table, attributes: Sequence[AttributeColumn]) -> None:
+def _one_row_a_user(rows: pa.Table, attributes: Sequence[AttributeColumn]) -> pa.Table:
+    """Each user's known values; UserError where two contradict each other."""
+    ends = [(attribute.name, end) for attribute in attributes for end in ("min", "max")]
+    users = rows.group_by("user_id").aggregate(ends)
     for attribute in attributes:
         low, high = (users[f"{attribute.name}_{end}"] for end in ("min", "max"))
         contradictory = users.filter(pc.not_equal(low, high)).sort_by("user_id").to_pylist()
@@ -174,3 +146,4 @@ def _check_contradictions(users: pa.Table, attributes: Sequence[AttributeColumn]
                 f"{len(contradictory)} users contradict themselves in {attribute.name}, first {user['user_id']!r}: "
                 f"{values}: fix their rows, or set {attribute.column} to 0 where it is not known"
             )
+    return pa.table({"user_id": users["user_id"], **{a.name: users[f"{a.name}_min"] for a in attributes}})

@@ -25,10 +25,9 @@ from pydantic import Field
 from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import uniforms, user_keys
-from mtrec_ray.sources.calendar import Calendar, Territory
-from mtrec_ray.sources.epochs import TIMESTAMP
+from mtrec_ray.sources.calendar import TIMESTAMP, Calendar, Territory
 from mtrec_ray.sources.source import Part, Source, SourceFacts, raw_folder
-from mtrec_ray.sources.text import TextTable
+from mtrec_ray.sources.text import TextFile
 
 WINDOW_START = datetime(2022, 1, 1, tzinfo=UTC)
 TEST_DAY = WINDOW_START + timedelta(days=1)
@@ -57,16 +56,17 @@ class Market:
     @staticmethod
     def read(folder: Path, config: XMarketConfig) -> "Market":
         """Read a market; with `holdout: validation` no file of the test is opened."""
-        train = _read_pairs(folder, "train.tsv")
+        train = _read_pairs(folder / "train.tsv")
         held_out, candidates = train.iloc[:0], {"user_id": [], "title_ids": []}
         if config.holdout == "validation":
             chosen = choose_held_out(train, config.seed)
             train, held_out = train.loc[~chosen], train.loc[chosen]
         else:
             if (folder / "valid_qrel.tsv").exists():
-                held_out = _read_pairs(folder, "valid_qrel.tsv")
+                held_out = _read_pairs(folder / "valid_qrel.tsv")
             if (folder / "valid_run.tsv").exists():
-                candidates = TextTable("valid_run.tsv", "\t", "user_id title_ids").read(folder)
+                file = TextFile.open(folder / "valid_run.tsv", ("user_id", "title_ids"), has_header=False)
+                candidates = file.read().to_pydict()
         pairs = pd.concat([train, held_out])
         users = pairs["user_id"].unique().tolist()
         times = [WINDOW_START] * len(train) + [TEST_DAY] * len(held_out)
@@ -140,8 +140,8 @@ def choose_held_out(train: pd.DataFrame, seed: int) -> np.ndarray:
     return is_first & (draw.transform("size").to_numpy() >= MIN_INTERACTIONS)
 
 
-def _read_pairs(folder: Path, name: str) -> pd.DataFrame:
-    table = TextTable(name, "\t", "userId itemId rating", header=True)
-    columns = table.read(folder)
-    table.read_ints(folder, columns, "rating")  # ratings are not used, but a damaged line is found
-    return pd.DataFrame({"user_id": columns["userId"], "title_id": columns["itemId"]}, dtype=object)
+def _read_pairs(path: Path) -> pd.DataFrame:
+    file = TextFile.open(path, ("userId", "itemId", "rating"))
+    rows = file.read()
+    file.numbers(rows, "rating")  # ratings are not used, but a damaged line is found
+    return pd.DataFrame({"user_id": rows["userId"].to_pylist(), "title_id": rows["itemId"].to_pylist()}, dtype=object)

@@ -31,7 +31,7 @@ class Catalogue:
         for column, within, bound in (("promoted_from", pc.less, end), ("promoted_until", pc.greater, start)):
             if column in titles.column_names:
                 offered &= pc.fill_null(within(titles[column], pa.scalar(bound)), True).to_numpy()
-        return Catalogue(titles["title_id"].combine_chunks(), offered, (start, end))
+        return Catalogue(lake.title_ids, offered, (start, end))
 
     @cached_property
     def offers(self) -> list[np.ndarray]:

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from mtrec_ray.config import Config, advanced
-from mtrec_ray.lake.window import WindowConfig
+from mtrec_ray.lake.config import WindowConfig
 
 
 class SampleConfig(Config):

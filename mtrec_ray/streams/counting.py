@@ -49,7 +49,7 @@ def total(parts: Iterable[Counts]) -> Counts:
 
 def count_users(bucket_index: int, lake: Lake, sample: SampleConfig, catalogue: Catalogue) -> UserCounts:
     """Pass 1 over one bucket, with the window's catalogue."""
-    bucket = Bucket.read(lake, bucket_index, catalogue.title_ids)
+    bucket = Bucket.read(lake, bucket_index)
     training = split_of(bucket.keys, sample) == TRAIN
     outside = training & ~in_random_sample(bucket.keys, sample)
     active = bucket.active(*catalogue.bounds, sample.active_days)
@@ -80,7 +80,7 @@ def count_sample(
 ) -> SampleCounts:
     """Pass 2 over one bucket, with the added set's rates and the catalogue of each period."""
     window = catalogues[0]
-    bucket = Bucket.read(lake, bucket_index, window.title_ids)
+    bucket = Bucket.read(lake, bucket_index)
     rows, added = sampled_users(bucket, sample, calendar, rates)
     sampled = np.zeros(len(bucket.keys), dtype=bool)
     sampled[rows] = True

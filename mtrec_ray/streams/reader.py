@@ -56,7 +56,7 @@ def read_pairs(period_index: int, bucket_index: int, lake: Lake, plan: PairPlan)
     folds = period.rows_per_user
     column = "fold_embeddings" if folds > 1 else "embedding"
     catalogue = Catalogue.of(lake, period.start, period.end)
-    bucket = Bucket.read(lake, bucket_index, catalogue.title_ids, (column,))
+    bucket = Bucket.read(lake, bucket_index, (column,))
     rows, _ = sampled_users(bucket, plan.sample, plan.calendar, np.array(plan.added_rates))
     salt = int(mix(np.array([plan.sample.seed], dtype=np.uint64), "phase", period.day)[0])
     pairs = labelled_pairs(bucket, rows, catalogue, period.negative_rate, salt)

@@ -146,7 +146,7 @@ def validation_chunks(
     """
     catalogue = Catalogue.of(lake, *bounds)
     for index in buckets:
-        bucket = Bucket.read(lake, index, catalogue.title_ids, ("embedding",))
+        bucket = Bucket.read(lake, index, ("embedding",))
         chosen = split_of(bucket.keys, sample) == VALIDATION
         chosen &= uniforms(bucket.keys, "validated in trials") < fraction
         fixed = FixedCandidates.of(lake, index) if fixed_candidates else None

@@ -57,7 +57,7 @@ class Sequences:
     ) -> "Sequences":
         """Histories of a `fraction` of a bucket's users in a split, drawn by `sampling_hash`."""
         names = list(lake.manifest.attributes)
-        rows = Bucket.read(lake, bucket, lake.titles["title_id"].combine_chunks(), tuple(names))
+        rows = Bucket.read(lake, bucket, tuple(names))
         counts = np.bincount(rows.event_user, minlength=len(rows.keys))
         chosen = (counts >= config.min_events) & in_split(rows.keys, config, split)  # (N,)
         chosen &= sampling_hash(rows.keys, config) < fraction

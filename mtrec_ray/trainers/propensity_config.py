@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from mtrec_ray.config import Config, advanced
 from mtrec_ray.files import AbsoluteUri
-from mtrec_ray.lake.window import WindowConfig
+from mtrec_ray.lake.config import WindowConfig
 from mtrec_ray.models.group_block_names import GroupBlockName
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.tracking.config import TrackingConfig

@@ -7,7 +7,6 @@ import math
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Calendar, Lake
-from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.models.two_tower import TwoTowerConfig
 from mtrec_ray.streams.groups import make_groups
 from mtrec_ray.trainers.propensity_config import PropensityConfig
@@ -20,7 +19,7 @@ logger = logging.getLogger(__name__)
 def train_propensity(config: PropensityConfig, progress: ProgressCallback | None = None) -> PropensityRecord:
     """Train or resume one run to its end; raises what `Record.start` does."""
     lake = Lake.open(config.lake)
-    calendar = resolve_calendar(lake, config.window)
+    calendar = config.window.resolve(lake.manifest.calendar)
     if config.sample.validation_fraction and not calendar.num_evaluation_days:
         raise UserError("sample.validation_fraction needs a day after the window: set window.num_evaluation_days")
     record = new_propensity_run(config, lake, calendar)

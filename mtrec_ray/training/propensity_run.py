@@ -18,7 +18,6 @@ from mtrec_ray.console import ProgressCallback, facts_table
 from mtrec_ray.files import join
 from mtrec_ray.identity import Identity
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 from mtrec_ray.streams.groups import Groups
 from mtrec_ray.streams.plan import PairPlan, make_plan
@@ -59,7 +58,7 @@ class PropensityRecord(Record):
 
     def make_plan(self, progress: ProgressCallback | None) -> PairPlan:
         lake, config = self.open_lake(), self.config
-        calendar = resolve_calendar(lake, config.window)
+        calendar = config.window.resolve(lake.manifest.calendar)
         num_periods = calendar.num_evaluation_days if config.incremental else 1
         return make_plan(lake, config.sample, calendar, num_periods, progress)
 

@@ -28,7 +28,6 @@ from sklearn.metrics import adjusted_rand_score
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.sources.synthetic import SyntheticConfig, SyntheticSource
 from mtrec_ray.streams.groups import make_groups
 from mtrec_ray.trainers.propensity_config import PropensityConfig
@@ -59,7 +58,7 @@ def planted(seed: int) -> list[int]:
 def affinity_cost(lake: Lake, seed: int) -> dict[str, float]:
     """CPU seconds of the evidence over those of a training run, and its Rand index."""
     config = validate_config(PropensityConfig, {"lake": lake.uri, "name": "cost", "kind": "baseline"})
-    data = trial_data(lake, resolve_calendar(lake, config.window), None, 0)
+    data = trial_data(lake, config.window.resolve(lake.manifest.calendar), None, 0)
     started = time.process_time()
     gradient_evidence(config, data)  # the first use of an optimizer imports for seconds
     started = time.process_time()

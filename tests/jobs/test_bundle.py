@@ -18,7 +18,7 @@ from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.config import BundleConfig, EvaluateConfig
 from mtrec_ray.jobs.evaluate import evaluate_propensity
 from mtrec_ray.lake.build import build_lake
-from mtrec_ray.lake.build_config import BuildOptions
+from mtrec_ray.lake.config import BuildOptions
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.streams.catalogue import Catalogue

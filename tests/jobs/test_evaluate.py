@@ -20,7 +20,7 @@ from mtrec_ray.jobs.evaluate import days_and_cohorts, evaluate_propensity
 from mtrec_ray.jobs.report import PropensityEvaluation
 from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED
 from mtrec_ray.lake.build import build_lake
-from mtrec_ray.lake.build_config import BuildOptions
+from mtrec_ray.lake.config import BuildOptions
 from mtrec_ray.lake.manifest import Lake, Territory
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.streams.config import SampleConfig

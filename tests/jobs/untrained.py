@@ -11,7 +11,6 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
 from mtrec_ray.jobs.audit_report import AUDIT_FILE, AUDIT_VERSION
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.streams.plan import make_plan
@@ -35,7 +34,7 @@ def write_run(lake: Lake, runs: Path, name: str, seed: int, **settings: Any) -> 
     """A finished propensity run with the weights of its first step."""
     document = {"lake": lake.uri, "runs": str(runs), "name": name, "seed": seed, "model": {"d": 16}} | settings
     config = validate_config(PropensityConfig, document)
-    calendar = resolve_calendar(lake, config.window)
+    calendar = config.window.resolve(lake.manifest.calendar)
     record = new_propensity_run(config, lake, calendar)
     save_plan(record.uri, make_plan(lake, config.sample, calendar))
     model = TwoTower(record.two_tower_config())

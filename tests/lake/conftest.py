@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec_ray.lake.build_config import LakeConfig
+from mtrec_ray.lake.config import LakeConfig
 from mtrec_ray.lake.verify import check_lake
 from mtrec_ray.sources.parquet import ParquetConfig, ParquetSource
 

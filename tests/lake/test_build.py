@@ -22,9 +22,8 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import bucket_of, user_keys
 from mtrec_ray.lake import write
 from mtrec_ray.lake.build import build_lake
-from mtrec_ray.lake.build_config import BuildOptions, LakeConfig
+from mtrec_ray.lake.config import BuildOptions, EmbedConfig, LakeConfig
 from mtrec_ray.lake.embed import embed_lake
-from mtrec_ray.lake.embed_config import EmbedConfig
 from mtrec_ray.lake.manifest import Lake, Manifest
 from mtrec_ray.lake.summary import show_lake
 from mtrec_ray.lake.validate import BadRowsError
@@ -248,7 +247,7 @@ import sys, time, ray
 ray.init(address=sys.argv[1], logging_level="ERROR", log_to_driver=False)
 from mtrec_ray.lake import write
 from mtrec_ray.lake.build import build_lake
-from mtrec_ray.lake.build_config import BuildOptions
+from mtrec_ray.lake.config import BuildOptions
 from mtrec_ray.sources.synthetic import SyntheticConfig, SyntheticSource
 class Slow(SyntheticSource):
     def complete_bucket(self, users, events):

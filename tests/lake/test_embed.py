@@ -15,8 +15,8 @@ import scipy.sparse as sp
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix, user_keys
+from mtrec_ray.lake.config import EmbedConfig, InteractionConfig, TextConfig
 from mtrec_ray.lake.embed import embed_lake, encode_texts
-from mtrec_ray.lake.embed_config import EmbedConfig, InteractionConfig, TextConfig
 from mtrec_ray.lake.interactions import TITLE_POWER, USER_POWER, InteractionSpace, fit_space, scale_rows
 from mtrec_ray.lake.manifest import Lake
 from tests.lake.conftest import verified

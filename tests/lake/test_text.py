@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from mtrec_ray.errors import UserError
+from mtrec_ray.lake.config import TextConfig
 from mtrec_ray.lake.embed import encode_batches, encode_texts, title_texts
-from mtrec_ray.lake.embed_config import TextConfig
 
 DETECTIVE = "A detective hunts a killer through the streets of London."
 INSPECTOR = "Police inspector pursues a murderer in an English city."

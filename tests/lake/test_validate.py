@@ -14,7 +14,7 @@ from mtrec_ray.lake.build import to_batch
 from mtrec_ray.lake.manifest import Calendar, Territory
 from mtrec_ray.lake.schema import conform, embedding_bytes, offered_in, stored_embeddings
 from mtrec_ray.lake.validate import count_bad_rows, embedding_problems, merge_bad_rows, split_rows
-from mtrec_ray.sources.epochs import TIMESTAMP
+from mtrec_ray.sources.calendar import TIMESTAMP
 from mtrec_ray.sources.source import SourceFacts
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)

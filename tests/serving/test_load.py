@@ -89,8 +89,7 @@ def test_store_equals_the_lake_and_loading_again_replaces(lake, kind, tmp_path, 
 
 def test_only_the_last_events_are_loaded(lake, monkeypatch):
     monkeypatch.setattr(load, "MAX_STORED_EVENTS", 3)
-    title_ids = lake.titles["title_id"].combine_chunks()
-    states = [load.bucket_states(index, lake, title_ids) for index in range(lake.manifest.num_buckets)]
+    states = [load.bucket_states(index, lake) for index in range(lake.manifest.num_buckets)]
     assert dict(itertools.chain(*states)) == states_of(lake, 3)
 
 

@@ -114,7 +114,7 @@ def test_territory_is_the_first_digit_of_the_zip_code():
         ("ratings.dat", b"1::1::good::864\n", r"ratings\.dat, line 1: rating is 'good'"),
         ("ratings.dat", b"1::1::1::1e999\n", r"ratings\.dat, line 1: timestamp is '1e999'"),
         ("ratings.dat", b"1::1::5::1\n1::1::4.5::864\n", r"ratings\.dat, line 2: rating is '4\.5'"),
-        ("users.dat", b"1::F::1::99::48067\n", r"users\.dat, line 1: occupation is 99, should be 0 to 20"),
+        ("users.dat", b"1::F::1::99::48067\n", r"users\.dat, line 1: occupation is '99', should be 0 to 20"),
     ],
 )
 def test_damaged_file_error_names_line_and_fix(tmp_path, name, content, message):

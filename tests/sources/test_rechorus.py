@@ -7,10 +7,10 @@ import pytest
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.build import build_lake
-from mtrec_ray.lake.build_config import LakeConfig
+from mtrec_ray.lake.config import LakeConfig
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.verify import check_lake
-from mtrec_ray.sources import rechorus_files
+from mtrec_ray.sources import rechorus
 from mtrec_ray.sources.rechorus_scan import attribute_column
 from mtrec_ray.sources.registry import make_source
 
@@ -50,7 +50,7 @@ def _source(raw: Path, **config):
 @pytest.fixture
 def cut(monkeypatch):
     """Sets the size of pieces."""
-    return lambda size: monkeypatch.setattr(rechorus_files, "BYTES_PER_PIECE", size)
+    return lambda size: monkeypatch.setattr(rechorus, "BYTES_PER_PIECE", size)
 
 
 def _events(source) -> list[tuple[str, str, int]]:
@@ -177,7 +177,7 @@ def test_columns_may_have_other_names_and_old_may_hold_levels(tmp_path):
 def test_old_becomes_the_bands_of_the_setting(bands, years, expected):
     attribute = attribute_column("age", bands)
     codes = [attribute.codes[year - 1] for year in years]
-    assert [attribute.values[code] if code >= 0 else None for code in codes] == expected
+    assert [None if code is None else attribute.values[code] for code in codes] == expected
 
 
 def test_missing_value_is_taken_from_other_rows(raw):

@@ -14,8 +14,7 @@ from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources.planted import PlantedUsers, World, make_world, title_logits
 from mtrec_ray.sources.registry import make_source
-from mtrec_ray.sources.synthetic import SyntheticSource
-from mtrec_ray.sources.synthetic_config import SyntheticConfig
+from mtrec_ray.sources.synthetic import SyntheticConfig, SyntheticSource
 
 CONFIG = SyntheticConfig(users=6_000, territories=8, titles=60, user_width=16, title_width=12, seed=3)
 

@@ -30,7 +30,7 @@ def bucket(tmp_path):
     offers = {"w": [], "x": [], "y": [], "z": ["north"]}
     lake = write_lake(tmp_path / "lake", users, event_table(events), title_table(offers), num_buckets=1)
     catalogue = Catalogue.of(lake, *WINDOW)
-    return Bucket.read(lake, 0, catalogue.title_ids), catalogue
+    return Bucket.read(lake, 0), catalogue
 
 
 def test_positives_are_first_events_within_a_month(bucket):
@@ -62,7 +62,7 @@ def test_only_titles_promoted_in_the_window_count(tmp_path):
     lake = write_lake(tmp_path / "lake", users, events, titles, num_buckets=1)
     catalogue = Catalogue.of(lake, *WINDOW)
     assert [catalogue.title_ids[i].as_py() for i in catalogue.offers[0]] == ["now"]
-    rows = Bucket.read(lake, 0, catalogue.title_ids)
+    rows = Bucket.read(lake, 0)
     assert len(rows.discoveries(*WINDOW, catalogue.offer_mask)) == 1
 
 

@@ -32,7 +32,7 @@ def members(lake, plan):
     """(keys, territory, added) of the sample."""
     found = []
     for index in range(lake.manifest.num_buckets):
-        bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())
+        bucket = Bucket.read(lake, index)
         rows, added = sampled_users(bucket, plan.sample, plan.calendar, np.array(plan.added_rates))
         found.append((bucket.keys[rows], bucket.territory[rows], added))
     return [np.concatenate(parts) for parts in zip(*found, strict=True)]
@@ -51,7 +51,7 @@ def test_counts_are_those_of_the_sample(lake):
 def test_every_added_user_is_active(lake):
     plan = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5, active_days=30))
     for index in range(lake.manifest.num_buckets):
-        bucket = Bucket.read(lake, index, lake.titles["title_id"].combine_chunks())
+        bucket = Bucket.read(lake, index)
         rows, added = sampled_users(bucket, plan.sample, plan.calendar, np.array(plan.added_rates))
         assert bucket.active(*CALENDAR.day_bounds(0), 30)[rows[added]].all()
 
@@ -59,7 +59,7 @@ def test_every_added_user_is_active(lake):
 def test_events_before_the_window_make_no_user_active(tmp_path):
     users, titles = pa.table({"user_id": ["a", "b"], "territory": ["north", "north"]}), title_table({"t": []})
     lake = write_lake(tmp_path / "lake", users, event_table([("a", "t", day(1, 9)), ("b", "t", day(1, 11))]), titles, 1)
-    bucket = Bucket.read(lake, 0, lake.titles["title_id"].combine_chunks())
+    bucket = Bucket.read(lake, 0)
     for active_days, wanted in ((90, [False, True]), (10**7, [False, True]), (1, [False, False])):
         assert bucket.active(day(1, 10), day(1, 20), active_days).tolist() == wanted
 

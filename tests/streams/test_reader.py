@@ -28,7 +28,7 @@ def plan_of(lake, seed=0):
     sample = SampleConfig(random_fraction=1.0, active_fraction=0.0, seed=seed)
     counts = []
     for bucket in range(lake.manifest.num_buckets):
-        rows = Bucket.read(lake, bucket, lake.titles["title_id"].combine_chunks())
+        rows = Bucket.read(lake, bucket)
         counts.append(len(sampled_users(rows, sample, CALENDAR, np.zeros(2))[0]))
     base = make_plan(counts, 1)
     period = base.periods[0].model_copy(update={"negative_rate": NEGATIVE_RATE, "positives": [900], "eligible": [5000]})
@@ -71,7 +71,7 @@ def test_epoch_holds_exactly_the_labelled_pairs_of_the_sample(random_lake):
     catalogue = Catalogue.of(random_lake, *CALENDAR.day_bounds(0))
     salt = int(mix(np.array([0], dtype=np.uint64), "phase", 0)[0])
     for index in range(random_lake.manifest.num_buckets):
-        bucket = Bucket.read(random_lake, index, catalogue.title_ids)
+        bucket = Bucket.read(random_lake, index)
         rows, _ = sampled_users(bucket, plan.sample, CALENDAR, np.zeros(2))
         pairs = labelled_pairs(bucket, rows, catalogue, NEGATIVE_RATE, salt)
         expected.update(zip(pairs.title_index.tolist(), pairs.label.tolist(), strict=True))

@@ -36,7 +36,7 @@ def lake(tmp_path) -> Lake:
 
 def chunks_of(lake: Lake, number: int, fixed: FixedCandidates | None = None, users=tuple(HOMES)) -> list[ScoringChunk]:
     catalogue = Catalogue.of(lake, *CALENDAR.day_bounds(number))
-    bucket = Bucket.read(lake, 0, catalogue.title_ids, ("user_id", "embedding"))
+    bucket = Bucket.read(lake, 0, ("user_id", "embedding"))
     rows = np.flatnonzero(np.isin(bucket.users["user_id"].to_numpy(), list(users)))
     return list(scoring_chunks(bucket, rows, catalogue, fixed))
 
@@ -123,7 +123,7 @@ def test_only_the_users_asked_for_are_scored(lake):
 def test_a_chunk_holds_one_territory_and_its_users_own_rows(lake):
     north, south = chunks_of(lake, 2)
     assert (north.territory, south.territory) == (0, 1)
-    bucket = Bucket.read(lake, 0, lake.titles["title_id"].combine_chunks())
+    bucket = Bucket.read(lake, 0)
     for chunk in (north, south):
         assert np.array_equal(chunk.keys, bucket.keys[chunk.rows])
         assert set(bucket.territory[chunk.rows]) == {chunk.territory}
@@ -145,7 +145,7 @@ def test_the_size_of_chunks_does_not_change_their_content(random_lake, monkeypat
         catalogue = Catalogue.of(random_lake, *CALENDAR.day_bounds(2))
         found = {}
         for index in range(random_lake.manifest.num_buckets):
-            bucket = Bucket.read(random_lake, index, catalogue.title_ids, ("embedding",))
+            bucket = Bucket.read(random_lake, index, ("embedding",))
             rows = np.arange(len(bucket.keys))
             for chunk in scoring_chunks(bucket, rows, catalogue, None):
                 per_user = [f.name for f in fields(chunk) if f.name not in ("territory", "title_index", "keys")]
@@ -170,5 +170,5 @@ def test_chunks_stay_below_the_limit(random_lake, monkeypatch):
 
 def chunks_of_all(lake: Lake) -> list[ScoringChunk]:
     catalogue = Catalogue.of(lake, *CALENDAR.day_bounds(1))
-    bucket = Bucket.read(lake, 0, catalogue.title_ids, ("embedding",))
+    bucket = Bucket.read(lake, 0, ("embedding",))
     return list(scoring_chunks(bucket, np.arange(len(bucket.keys)), catalogue, None))

@@ -8,7 +8,7 @@ import pytest
 from mtrec_ray.config import validate_config
 from mtrec_ray.lake import build
 from mtrec_ray.lake.build import build_lake
-from mtrec_ray.lake.build_config import BuildOptions
+from mtrec_ray.lake.config import BuildOptions
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources.registry import make_source
 from mtrec_ray.streams.ordered import LocalReader

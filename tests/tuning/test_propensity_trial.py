@@ -9,7 +9,6 @@ import torch
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.lake.window import resolve_calendar
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.plan import make_plan
 from mtrec_ray.streams.reader import training_batches
@@ -113,7 +112,7 @@ def test_the_final_weights_equal_those_of_a_run(trial_lake, model):
     config = small_config(trial_lake, **model)
     trial = trial_of(trial_lake, config=config)
     finish(trial)
-    data = trial_data(trial_lake, resolve_calendar(trial_lake, config.window), None, 7)
+    data = trial_data(trial_lake, config.window.resolve(trial_lake.manifest.calendar), None, 7)
     record = new_propensity_run(config, data.lake, data.calendar)
     plan = make_plan(data.lake, config.sample, data.calendar, reader=LocalReader())
     schedule = record.schedule(plan)

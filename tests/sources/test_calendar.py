@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.epochs import TICKS_PER_SECOND, timestamps_from_epoch, to_utc_micros
+from mtrec_ray.sources.calendar import TICKS_PER_SECOND, timestamps_from_epoch, to_utc_micros
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TIME = datetime(2024, 2, 29, 12, 30, 15, tzinfo=UTC)

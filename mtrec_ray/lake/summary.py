@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from rich.console import RenderableType
 from rich.table import Table
 
-from mtrec_ray.console import ProgressCallback
+from mtrec_ray.console import ProgressCallback, facts_table
 from mtrec_ray.lake.bucket import Bucket, within
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.config import LakeConfig
@@ -45,24 +45,30 @@ class LakeSummary:
 
     def tables(self) -> list[RenderableType]:
         manifest, calendar, embeddings = self.manifest, self.manifest.calendar, self.manifest.embeddings
-        regions = {territory.region for territory in manifest.territories}
         widths = f"user {embeddings.user_width}, title {embeddings.title_width}"
+        num_regions = len({territory.region for territory in manifest.territories})
         facts = {
             "source": manifest.source,
-            **{name: f"{count:,}" for name, count in manifest.counts.items()},
-            "territories": f"{len(manifest.territories)} in {len(regions)} regions",
+            **manifest.counts,
+            "territories": f"{len(manifest.territories)} in {num_regions} regions",
             "attributes": ", ".join(f"{name} ({len(v)})" for name, v in manifest.attributes.items()) or "none",
             "window": f"{calendar.window_start:%Y-%m-%d %H:%M} to {calendar.window_end:%Y-%m-%d %H:%M} UTC",
             "evaluation": f"{calendar.num_evaluation_days} days of {calendar.day_s / DAY_S:g} d",
             "embeddings": widths if embeddings.user_width else "none yet",
-            "buckets": str(manifest.num_buckets),
+            "buckets": manifest.num_buckets,
             "quarantined": ", ".join(f"{reason}: {n:,}" for reason, n in manifest.quarantined.items()) or "none",
             "hash": manifest.lake_hash[:16],
+            "notes": "\n".join(manifest.notes) or "none",
         }
-        table = Table(title=f"Lake {self.lake}", show_header=False)
-        for name, value in [*facts.items(), *(("note", note) for note in manifest.notes)]:
-            table.add_row(name, value)
-        return [table] if self.territories is None else [table, _territory_table(self.territories)]
+        if self.territories is None:
+            return [facts_table(f"Lake {self.lake}", facts)]
+        table = Table("territory", "region", title="Territories")
+        for name in self.territories.columns[2:]:
+            table.add_column(name.replace("_", " "), justify="right")
+        for row in self.territories.itertuples(index=False):
+            formats = ({int: ",", float: ",.3f"}.get(type(value), "") for value in row)
+            table.add_row(*("-" if value != value else format(value, f) for value, f in zip(row, formats, strict=True)))
+        return [facts_table(f"Lake {self.lake}", facts), table]
 
 
 def show_lake(config: LakeConfig, progress: ProgressCallback | None = None) -> LakeSummary:
@@ -102,18 +108,3 @@ def count_territories(bucket: int, lake: Lake) -> np.ndarray:
     groups = [slice(None), rows.active(*window, ACTIVE_DAYS), *events]
     num_territories = len(lake.manifest.territories)
     return np.stack([np.bincount(rows.territory[group], minlength=num_territories) for group in groups])
-
-
-def _territory_table(rows: pd.DataFrame) -> Table:
-    table = Table(title="Territories")
-    for name in rows.columns:
-        table.add_column(name.replace("_", " "), justify="left" if name in ("territory", "region") else "right")
-    for row in rows.itertuples(index=False):
-        table.add_row(*(_cell(value) for value in row))
-    return table
-
-
-def _cell(value: str | int | float) -> str:
-    if isinstance(value, float):
-        return "-" if value != value else f"{value:,.3f}"
-    return f"{value:,}" if isinstance(value, int) else value

@@ -1,7 +1,14 @@
-"""Matrices as FixedSizeBinary columns, the fastest layout to read."""
+"""Matrices as FixedSizeBinary columns, the fastest to read; rows of dataclasses of arrays."""
+
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
+
+MAX_CELLS = 4_000_000  # users x titles of a chunk
+Rows = TypeVar("Rows", bound=Any)  # a dataclass of arrays with one row a user
 
 
 def fixed_width_column(matrix: np.ndarray, dtype: type[np.generic] = np.float16) -> pa.Array:
@@ -21,3 +28,15 @@ def fixed_width_matrix(column: pa.ChunkedArray | pa.Array, dtype: type[np.generi
         return np.zeros((0, width), dtype=dtype)
     flat = np.frombuffer(buffer, dtype=dtype, count=(column.offset + len(column)) * width)
     return flat.reshape(-1, width)[column.offset :]
+
+
+def take_rows(users: Rows, rows: np.ndarray, unchanged: Sequence[str] = ()) -> Rows:
+    """The given rows, a mask or indices, of every field that is not `unchanged`."""
+    names = [field.name for field in fields(users) if field.name not in unchanged]
+    return replace(users, **{name: getattr(users, name)[rows] for name in names})
+
+
+def concatenate_rows(parts: Sequence[Rows], unchanged: Sequence[str] = ()) -> Rows:
+    """The rows of all parts; the first part's fields where they are `unchanged`."""
+    names = [field.name for field in fields(parts[0]) if field.name not in unchanged]
+    return replace(parts[0], **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})

@@ -12,6 +12,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from mtrec_ray.columns import concatenate_rows
 from mtrec_ray.combinations import NONE, Combination, combination_name
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
@@ -35,7 +36,6 @@ from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out
 from mtrec_ray.streams.sequences import TEST_EVENT, SequenceConfig
-from mtrec_ray.streams.user_rows import concatenate_rows
 from mtrec_ray.trainers.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.training.backbone_run import load_backbone
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods

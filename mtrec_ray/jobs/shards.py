@@ -12,7 +12,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.sampling import TEST, TRAIN, VALIDATION, in_random_sample, split_of
-from mtrec_ray.streams.scored_users import FixedCandidates, ScoringChunk, scoring_chunks
+from mtrec_ray.streams.scored_users import ScoringChunk, read_candidates, scoring_chunks
 
 # Cohorts: test users, users of the random training sample, validation users.
 HELD_OUT, TRAINED, VALIDATED = "held_out", "trained", "validation"
@@ -70,7 +70,7 @@ def score_shard(
     states = {(s.name, day, c): EvaluationState(settings) for s in scorers for day in days for c in cohorts}
     for index in shard:
         bucket = Bucket.read(lake, index, ("embedding",))
-        fixed = FixedCandidates.of(lake, index)
+        fixed = read_candidates(lake, index)
         split = split_of(bucket.keys, sample)
         members = {(s.name, c): _members(bucket.keys, split, s.sample, c) for s in scorers for c in cohorts}
         users = np.flatnonzero(np.any(list(members.values()), axis=0))

@@ -1,7 +1,6 @@
 """What each territory is offered in a period."""
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at run time
 
 from dataclasses import dataclass
 from datetime import datetime

@@ -20,8 +20,7 @@ class Groups(BaseModel, frozen=True, extra="forbid"):
 def make_groups(spec: str, manifest: Manifest) -> Groups:
     """`one`, `each`, `regions`, or a YAML file or URI `group name: [territory, ...]`.
 
-    Raises:
-        UserError: no such file, one that is not of this form, or a territory that is unknown, missing or in two groups.
+    UserError for an unreadable file, or a territory that is unknown, missing or in two groups.
     """
     territories = [t.name for t in manifest.territories]
     if spec == "one":
@@ -39,9 +38,8 @@ def _from_file(uri: str, territories: list[str]) -> Groups:
         document = yaml.safe_load(read_file(uri))
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
-        raise UserError(
-            f"model.groups = {uri!r} is neither one, each, regions nor a readable file: {reason}"
-        ) from error
+        found = f"model.groups = {uri!r} is neither one, each, regions nor a readable file"
+        raise UserError(f"{found}: {reason}") from error
     except yaml.YAMLError as error:
         raise UserError(f"groups file {uri} is not YAML: {error}") from error
     if not isinstance(document, dict) or not all(isinstance(members, list) for members in document.values()):
@@ -57,7 +55,6 @@ def _from_file(uri: str, territories: list[str]) -> Groups:
             group_of[territory] = index
     missing = [t for t in territories if t not in group_of]
     if missing:
-        raise UserError(
-            f"groups file {uri} leaves out {len(missing)} territories, first {missing[0]!r}: give each a group"
-        )
+        found = f"groups file {uri} leaves out {len(missing)} territories, first {missing[0]!r}"
+        raise UserError(f"{found}: give each a group")
     return Groups(names=[str(name) for name in document], of_territory=[group_of[t] for t in territories])

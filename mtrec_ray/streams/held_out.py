@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from mtrec_ray.columns import MAX_CELLS, concatenate_rows, take_rows
 from mtrec_ray.hashing import uniforms
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.sequences import VALIDATION_EVENT, SequenceConfig, Sequences, UserSplit, in_split, left_aligned
-from mtrec_ray.streams.user_rows import MAX_CELLS, concatenate_rows, take_rows
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def read_held_out(
     for sequences in _sequences_of(lake, config, buckets, "all", fraction):
         is_other = np.ones(len(sequences.title_index), dtype=bool)
         is_other[sequences.offsets[1:] - held_out] = False
-        users = HeldOutUsers(
+        part = HeldOutUsers(
             keys=sequences.keys,
             territory=sequences.territory,
             attribute_index=sequences.attribute_index.astype(np.int64),
@@ -77,7 +77,7 @@ def read_held_out(
             other_titles=sequences.title_index[is_other].astype(np.int64),
             other_counts=np.diff(sequences.offsets) - 1,
         )
-        parts.append(users)
+        parts.append(part)
     return concatenate_rows(parts)
 
 

@@ -13,7 +13,7 @@ from mtrec_ray.console import ProgressCallback
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.streams.schedule import Schedule, Segment
 
-Bucket = TypeVar("Bucket")
+Result = TypeVar("Result")
 ReadSegment = Callable[..., pa.Table]
 """(segment, **shared) -> rows of one segment in slot order, with columns `lane` and `step` (int32)."""
 
@@ -42,7 +42,7 @@ class Reader:
         )
         yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=2)
 
-    def bucket(self, read: Callable[..., Bucket], *arguments: Any) -> Bucket:
+    def bucket(self, read: Callable[..., Result], *arguments: Any) -> Result:
         """`read(*arguments)`, which a reader may cache."""
         return read(*arguments)
 

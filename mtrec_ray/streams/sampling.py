@@ -31,8 +31,8 @@ def in_random_sample(keys: np.ndarray, sample: SampleConfig) -> np.ndarray:
 def adaptive_rates(num_active: np.ndarray, num_addable: np.ndarray, size: float, tau: float) -> np.ndarray:
     """(territories,) sampling rates of an added set of `size` users.
 
-    Territory t gets a part of `size` proportional to (its `num_active` users)^tau; one with too few addable users
-    (active, training, outside R) passes its surplus on to the others in the same proportion.
+    A territory's part is proportional to num_active^tau; too few addable users (active, training, outside R) pass the
+    surplus on to the other territories.
     """
     weights = np.where(num_addable > 0, np.power(np.maximum(num_active, 1.0), tau), 0.0)
     wanted = np.zeros(len(weights))

@@ -7,7 +7,6 @@ Legend: `U` users of a chunk, `T` titles offered in their territory.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at run time
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -17,14 +16,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtrec_ray.columns import fixed_width_matrix
+from mtrec_ray.columns import MAX_CELLS, concatenate_rows, fixed_width_matrix, take_rows
 from mtrec_ray.hashing import mix, uniforms
 from mtrec_ray.lake.bucket import Bucket, month_start, to_datetime64
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.sampling import VALIDATION, split_of
-from mtrec_ray.streams.user_rows import MAX_CELLS, concatenate_rows, take_rows
 
 PER_TERRITORY = ("territory", "title_index")
 
@@ -58,33 +56,13 @@ class ScoringChunk:
         return replace(self, candidates=negatives | (self.candidates & self.labels))
 
 
-@dataclass(frozen=True)
-class FixedCandidates:
-    """The source's candidate lists of some of a bucket's users."""
-
-    user_ids: pa.Array
-    title_ids: pa.Array  # list<string>, a row for each of `user_ids`
-
-    @staticmethod
-    def of(lake: Lake, bucket: int) -> "FixedCandidates | None":
-        """The lists of a bucket's users; None if the source has none."""
-        if "candidates" not in lake.manifest.files:
-            return None
-        table = lake.read("candidates", bucket)
-        return FixedCandidates(table["user_id"].combine_chunks(), table["title_ids"].combine_chunks())
-
-    def cells(self, bucket: Bucket, catalogue: Catalogue) -> tuple[np.ndarray, np.ndarray]:
-        """Row of the user and index of the title of every known entry."""
-        rows = pc.index_in(self.user_ids, value_set=bucket.users["user_id"].combine_chunks())
-        lists = self.title_ids.filter(pc.is_valid(rows))
-        user = np.repeat(rows.drop_null().to_numpy(), pc.list_value_length(lists).to_numpy())
-        title = pc.index_in(lists.flatten(), value_set=catalogue.title_ids)
-        known = pc.is_valid(title).to_numpy(zero_copy_only=False)
-        return user[known].astype(np.int64), title.drop_null().to_numpy().astype(np.int32)
+def read_candidates(lake: Lake, bucket: int) -> pa.Table | None:
+    """The source's candidate lists of a bucket's users; None if it has none."""
+    return lake.read("candidates", bucket) if "candidates" in lake.manifest.files else None
 
 
 def scoring_chunks(
-    bucket: Bucket, rows: np.ndarray, catalogue: Catalogue, fixed: FixedCandidates | None
+    bucket: Bucket, rows: np.ndarray, catalogue: Catalogue, fixed: pa.Table | None
 ) -> Iterator[ScoringChunk]:
     """Some rows of a bucket, at most `MAX_CELLS` user-title cells a chunk.
 
@@ -95,10 +73,8 @@ def scoring_chunks(
     positive_cells = bucket.event_user[events], bucket.event_title[events]
     earlier = (bucket.event_time >= month_start(start)) & (bucket.event_time < to_datetime64(start))
     seen_cells = bucket.event_user[earlier], bucket.event_title[earlier]
-    nothing = np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int32)
-    fixed_cells = nothing if fixed is None else fixed.cells(bucket, catalogue)
-    has_fixed = np.zeros(len(bucket.keys), dtype=bool)
-    has_fixed[fixed_cells[0]] = True
+    fixed_cells = _fixed_cells(bucket, catalogue, fixed)
+    has_fixed = np.isin(np.arange(len(bucket.keys)), fixed_cells[0])
     embedding = fixed_width_matrix(bucket.users["embedding"])
     for territory in np.unique(bucket.territory[rows]).tolist():
         offer = catalogue.offers[territory]
@@ -114,6 +90,18 @@ def scoring_chunks(
                 candidates=candidates | _cell_mask(bucket, part, offer, fixed_cells),
                 labels=_cell_mask(bucket, part, offer, positive_cells),
             )
+
+
+def _fixed_cells(bucket: Bucket, catalogue: Catalogue, fixed: pa.Table | None) -> tuple[np.ndarray, np.ndarray]:
+    """Row of the user and index of the title of every known entry of the fixed lists."""
+    if fixed is None:
+        return np.zeros(0, dtype=np.int64), np.zeros(0, dtype=np.int32)
+    rows = pc.index_in(fixed["user_id"].combine_chunks(), value_set=bucket.users["user_id"].combine_chunks())
+    lists = fixed["title_ids"].combine_chunks().filter(pc.is_valid(rows))
+    user = np.repeat(rows.drop_null().to_numpy(), pc.list_value_length(lists).to_numpy())
+    title = pc.index_in(lists.flatten(), value_set=catalogue.title_ids)
+    known = pc.is_valid(title).to_numpy(zero_copy_only=False)
+    return user[known].astype(np.int64), title.drop_null().to_numpy().astype(np.int32)
 
 
 def _cell_mask(bucket: Bucket, rows: np.ndarray, offer: np.ndarray, cells: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
@@ -149,7 +137,7 @@ def validation_chunks(
         bucket = Bucket.read(lake, index, ("embedding",))
         chosen = split_of(bucket.keys, sample) == VALIDATION
         chosen &= uniforms(bucket.keys, "validated in trials") < fraction
-        fixed = FixedCandidates.of(lake, index) if fixed_candidates else None
+        fixed = read_candidates(lake, index) if fixed_candidates else None
         yield from scoring_chunks(bucket, np.flatnonzero(chosen), catalogue, fixed)
 
 

@@ -1,12 +1,9 @@
 """Users' histories in time order, their held-out events, audit and train split (paper B).
 
-Texts like "attacked" are salts of hashes, older than today's words: a change would move every split and figure.
-
 Legend: `N` users of a bucket, `U` of them long enough, `E` their events, `m` sensitive attributes.
 """
 
 # pyright: reportAttributeAccessIssue=false
-# pyarrow.compute makes its functions at run time
 
 from dataclasses import dataclass
 from typing import Literal
@@ -99,8 +96,7 @@ class Sequences:
 
 def in_split(keys: np.ndarray, config: SequenceConfig, split: UserSplit) -> np.ndarray:
     """(N,) bool: users of a split, by a hash of their keys (N,)."""
-    audit = config.audit_fraction
-    middle = (1 + audit) / 2
+    audit, middle = config.audit_fraction, (1 + config.audit_fraction) / 2
     low, high = {
         "all": (0, 1),
         "audit": (0, audit),
@@ -108,7 +104,7 @@ def in_split(keys: np.ndarray, config: SequenceConfig, split: UserSplit) -> np.n
         "train_lower": (audit, middle),
         "train_upper": (middle, 1),
     }[split]
-    draws = uniforms(keys, "attacked", config.split_seed)
+    draws = uniforms(keys, "attacked", config.split_seed)  # the salt is older than today's words
     return (draws >= low) & (draws < high)
 
 

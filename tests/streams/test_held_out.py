@@ -5,11 +5,11 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
+from mtrec_ray.columns import concatenate_rows
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams import held_out
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out, read_prefixes
 from mtrec_ray.streams.sequences import TEST_EVENT, VALIDATION_EVENT, SequenceConfig, in_split
-from mtrec_ray.streams.user_rows import concatenate_rows
 from tests.streams.lakes import NUM_TITLES, NUMBER_OF, titles_of
 
 CONFIG = SequenceConfig(min_events=5)

@@ -13,8 +13,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.ordered import LocalReader, rows_by_step
-from mtrec_ray.streams.pairs import labelled_pairs
-from mtrec_ray.streams.reader import collate_pairs, training_batches
+from mtrec_ray.streams.reader import collate_pairs, labelled_pairs, training_batches
 from mtrec_ray.streams.sampling import sampled_users
 from mtrec_ray.streams.schedule import Schedule
 from tests.streams.lakes import CALENDAR, random_rows, write_lake

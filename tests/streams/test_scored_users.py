@@ -10,7 +10,7 @@ from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams import scored_users
 from mtrec_ray.streams.catalogue import Catalogue
-from mtrec_ray.streams.scored_users import FixedCandidates, ScoringChunk, scoring_chunks
+from mtrec_ray.streams.scored_users import ScoringChunk, read_candidates, scoring_chunks
 from tests.streams.lakes import CALENDAR, day, event_table, title_table, write_lake
 
 TITLES = {"everywhere": [], "north only": ["north"], "other": [], "south only": ["south"]}
@@ -34,7 +34,7 @@ def lake(tmp_path) -> Lake:
     return write_lake(tmp_path / "lake", users, event_table(EVENTS), title_table(TITLES), num_buckets=1)
 
 
-def chunks_of(lake: Lake, number: int, fixed: FixedCandidates | None = None, users=tuple(HOMES)) -> list[ScoringChunk]:
+def chunks_of(lake: Lake, number: int, fixed: pa.Table | None = None, users=tuple(HOMES)) -> list[ScoringChunk]:
     catalogue = Catalogue.of(lake, *CALENDAR.day_bounds(number))
     bucket = Bucket.read(lake, 0, ("user_id", "embedding"))
     rows = np.flatnonzero(np.isin(bucket.users["user_id"].to_numpy(), list(users)))
@@ -105,14 +105,14 @@ def test_promotion_ends_the_offer(tmp_path):
 
 def test_fixed_list_replaces_the_offer_of_its_user_alone(lake):
     lists = {"anna": ["other", "everywhere", "south only", "unknown"], "nobody": ["other"]}
-    fixed = FixedCandidates(pa.array(list(lists)), pa.array(list(lists.values()), pa.list_(pa.string())))
+    fixed = pa.table({"user_id": list(lists), "title_ids": list(lists.values())})
     candidates = named(lake, chunks_of(lake, 2, fixed), "candidates")
     assert candidates["anna"] == {"other", "everywhere"}
     assert candidates["bert"] == {"everywhere", "north only", "other"}
 
 
 def test_a_lake_without_lists_fixes_nothing(lake):
-    assert FixedCandidates.of(lake, 0) is None
+    assert read_candidates(lake, 0) is None
 
 
 def test_only_the_users_asked_for_are_scored(lake):

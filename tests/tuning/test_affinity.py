@@ -19,9 +19,8 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.sources.synthetic import SyntheticConfig, SyntheticSource
-from mtrec_ray.streams.pairs import Pairs
 from mtrec_ray.streams.plan import PairPlan
-from mtrec_ray.streams.reader import BucketPairs, StepRows
+from mtrec_ray.streams.reader import BucketPairs, Pairs, StepRows
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.affinity import ExpectedNegatives, GradientSums, expected_pairs, gradient_evidence, positives
 from mtrec_ray.tuning.data import TrialCache, TrialData

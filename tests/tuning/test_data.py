@@ -16,7 +16,6 @@ from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import StepRows, read_pairs, training_batches
 from mtrec_ray.streams.sampling import VALIDATION, split_of
-from mtrec_ray.streams.scored_users import FixedCandidates
 from mtrec_ray.tuning.data import TrialCache, TrialData, trial_data, trial_validation_chunks
 
 SAMPLE = SampleConfig(validation_fraction=0.3, alpha=4.0)
@@ -111,12 +110,12 @@ def test_candidate_lists_apply_to_test_days_only(trial_lake, monkeypatch, days, 
     data = trial_data(trial_lake, calendar_of(trial_lake), None, days)
     offered = [chunk.candidates.sum(axis=1) for chunk in trial_validation_chunks(data, SAMPLE, data.buckets)]
 
-    def lists(lake: Lake, bucket: int) -> FixedCandidates:
+    def lists(lake: Lake, bucket: int) -> pa.Table:
         users = lake.read("users", bucket)["user_id"].combine_chunks()
         two = lake.titles["title_id"].to_pylist()[:2]
-        return FixedCandidates(users, pa.array([two] * len(users)))
+        return pa.table({"user_id": users, "title_ids": [two] * len(users)})
 
-    monkeypatch.setattr(FixedCandidates, "of", lists)
+    monkeypatch.setattr("mtrec_ray.streams.scored_users.read_candidates", lists)
     chosen = [chunk.candidates.sum(axis=1) for chunk in trial_validation_chunks(data, SAMPLE, data.buckets)]
     if listed:
         assert np.concatenate(chosen).max() <= 2 < np.concatenate(offered).min()

@@ -10,7 +10,7 @@ from mtrec_ray.commands.app import COMMANDS
 from mtrec_ray.config import Config, advanced, dump_yaml, load_config, settings_of, validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.models.group_blocks import GROUP_BLOCKS
-from mtrec_ray.sources.registry import SOURCES, source_config_class
+from mtrec_ray.sources.source import SOURCES, source_config_class
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 
 EVERY_CONFIG = [*{command.model: None for command in COMMANDS.values()}, *map(source_config_class, SOURCES)]

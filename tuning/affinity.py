@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtrec_ray.lake.bucket import Catalogue
 from mtrec_ray.models.two_tower import TwoTower
-from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import StepRows, read_pairs, training_batches
 from mtrec_ray.trainers.propensity import PropensityTrainer

@@ -12,10 +12,10 @@ from rich.table import Column, Table
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.files import exists, write_file
+from mtrec_ray.lake.bucket import Catalogue
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.streams.catalogue import Catalogue
-from mtrec_ray.streams.counting import count_users
 from mtrec_ray.streams.groups import Groups, make_groups
+from mtrec_ray.streams.plan import count_users
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.config import PartitionConfig
 from mtrec_ray.tuning.data import TrialData, first_buckets

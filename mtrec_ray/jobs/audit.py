@@ -29,11 +29,11 @@ from mtrec_ray.evaluation.audit_metrics import AuditResult
 from mtrec_ray.files import check_writable
 from mtrec_ray.jobs.audit_report import Audit, UserRepresentations
 from mtrec_ray.jobs.config import AuditConfig
+from mtrec_ray.lake.bucket import Catalogue
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.fairness_methods import FilterMethod
 from mtrec_ray.models.sequential import SequentialBackbone
-from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out
 from mtrec_ray.streams.sequences import TEST_EVENT, SequenceConfig
 from mtrec_ray.trainers.accuracy import held_out_metrics, vectors_in_chunks

@@ -24,11 +24,10 @@ from mtrec_ray.files import absolute, check_writable, join, read_json
 from mtrec_ray.jobs.audit_report import AUDIT_FILE, AUDIT_VERSION
 from mtrec_ray.jobs.config import BundleConfig
 from mtrec_ray.jobs.report import EVALUATION_FILE, EVALUATION_VERSION
-from mtrec_ray.lake.bucket import Bucket
+from mtrec_ray.lake.bucket import Bucket, Catalogue
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.fairness_methods import EliminatorMethod
-from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.training.backbone_run import load_backbone
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, eliminators_hash, load_methods

@@ -21,9 +21,9 @@ from mtrec_ray.files import check_writable
 from mtrec_ray.jobs.config import EvaluateConfig
 from mtrec_ray.jobs.report import PropensityEvaluation, title_labels, variant_names
 from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED, RunScorer, Scorer, count_bucket_discoveries, score_shard
+from mtrec_ray.lake.bucket import Catalogue
 from mtrec_ray.lake.cluster import map_tasks, total_cpus
 from mtrec_ray.lake.manifest import Calendar, Lake
-from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.scored_users import ScoringChunk

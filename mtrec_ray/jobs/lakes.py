@@ -9,7 +9,7 @@ from mtrec_ray.config import Config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.config import BuildOptions
-from mtrec_ray.sources.registry import SourceName, make_source, source_config_class
+from mtrec_ray.sources.source import SourceName, make_source, source_config_class
 
 if TYPE_CHECKING:
     from mtrec_ray.lake.summary import LakeSummary

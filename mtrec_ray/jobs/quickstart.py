@@ -26,7 +26,7 @@ from mtrec_ray.jobs.quickstart_config import LEGEND, QuickstartConfig, Quickstar
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.embed import embed_lake
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake
-from mtrec_ray.sources.registry import make_source
+from mtrec_ray.sources.source import make_source
 from mtrec_ray.training.backbone import new_backbone_run, train_backbone
 from mtrec_ray.training.eliminators import make_packs, train_eliminators
 from mtrec_ray.training.fit import check_resources

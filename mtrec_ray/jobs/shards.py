@@ -7,9 +7,8 @@ from itertools import product
 import numpy as np
 
 from mtrec_ray.evaluation.state import EvaluationSettings, EvaluationState
-from mtrec_ray.lake.bucket import Bucket
+from mtrec_ray.lake.bucket import Bucket, Catalogue
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.sampling import TEST, TRAIN, VALIDATION, in_random_sample, split_of
 from mtrec_ray.streams.scored_users import ScoringChunk, read_candidates, scoring_chunks

@@ -1,4 +1,4 @@
-"""One bucket of the lake as arrays: its users, their events and first-time discoveries.
+"""A bucket of the lake as arrays, with first-time discoveries, and the titles on offer.
 
 Legend: `N` users of the bucket, `E` events, `T` titles of the catalogue.
 """
@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from mtrec_ray.hashing import user_keys
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.lake.schema import offered_in
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,30 @@ class Bucket:
     def _users_with(self, events: np.ndarray) -> np.ndarray:
         """(N,) bool: at least one of the events in a mask (E,)."""
         return np.bincount(self.event_user[events], minlength=len(self.keys)) > 0
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Titles that are offered in each territory and promoted in a period."""
+
+    title_ids: pa.Array
+    offer_mask: np.ndarray  # (territories, T) bool
+    bounds: tuple[datetime, datetime]  # [start, end) of the period
+
+    @staticmethod
+    def of(lake: Lake, start: datetime, end: datetime) -> "Catalogue":
+        """The catalogue of [start, end); a title without promotion dates is always promoted."""
+        titles = lake.titles
+        offered = offered_in(titles, lake.territory_names())
+        for column, compare, bound in (("promoted_from", pc.less, end), ("promoted_until", pc.greater, start)):
+            if column in titles.column_names:
+                offered &= pc.fill_null(compare(titles[column], pa.scalar(bound)), True).to_numpy()
+        return Catalogue(lake.title_ids, offered, (start, end))
+
+    @cached_property
+    def offers(self) -> list[np.ndarray]:
+        """Ascending int32 title indices of each territory."""
+        return [np.flatnonzero(offered).astype(np.int32) for offered in self.offer_mask]
 
 
 def within(times: np.ndarray, start: datetime, end: datetime) -> np.ndarray:

@@ -20,7 +20,7 @@ from mtrec_ray.sources.calendar import TIMESTAMP, to_utc_micros
 from mtrec_ray.sources.source import PROMOTION, SourceFacts
 
 STRINGS = pa.list_(pa.string())
-OPTIONAL_OF_TITLES = ("name", "genres", "synopsis", "territories")  # Null where a source does not have them
+OPTIONAL_OF_TITLES = ("name", "genres", "synopsis", "territories", *PROMOTION)  # Null where a source lacks them
 
 
 def required_columns(table: str, facts: SourceFacts) -> dict[str, pa.DataType]:
@@ -47,6 +47,8 @@ def conform(table: str, rows: pa.Table, facts: SourceFacts, partial: bool = Fals
     type that cannot be converted.
     """
     required, width = required_columns(table, facts), embedding_width(table, facts)
+    if table == "titles" and any(name in rows.column_names for name in PROMOTION):
+        required |= dict.fromkeys(PROMOTION, TIMESTAMP)
     columns = {}
     for name, kind in required.items():
         if name in rows.column_names:
@@ -55,10 +57,6 @@ def conform(table: str, rows: pa.Table, facts: SourceFacts, partial: bool = Fals
             columns[name] = _convert(table, name, pa.nulls(rows.num_rows, kind), kind)
         elif not partial:
             raise UserError(f"{table}: column {name!r} is missing; there are {', '.join(rows.column_names)}")
-    if table == "titles" and any(name in rows.column_names for name in PROMOTION):
-        for name in PROMOTION:
-            times = rows[name] if name in rows.column_names else pa.nulls(rows.num_rows, TIMESTAMP)
-            columns[name] = to_utc_micros(times, "s")
     if width and "embedding" in rows.column_names:
         columns["embedding"] = embedding_bytes(rows["embedding"])
     elif width and not partial:

@@ -1,16 +1,22 @@
-"""What a source offers to a build: facts known beforehand, and rows in parts."""
+"""Sources by name, and what each offers to a build: facts known beforehand, rows in parts."""
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal, get_args
 
 import pyarrow as pa
 
+from mtrec_ray.config import Config, validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import resolve
 from mtrec_ray.sources.calendar import Calendar, Territory
 
+SourceName = Literal["synthetic", "movielens", "xmarket", "rechorus", "parquet"]
+SOURCES = dict(zip(get_args(SourceName), ("Synthetic", "MovieLens", "XMarket", "ReChorus", "Parquet"), strict=True))
+"""Module of each source -> first part of the names of its classes `...Config` and `...Source`."""
 PROMOTION = ("promoted_from", "promoted_until")  # Columns of titles that are not always offered; null = no limit
 Part = Callable[[], pa.Table]  # Reads one part in a worker; picklable
 
@@ -89,3 +95,21 @@ def local_folder(source: str, raw: str) -> Path:
     if "://" in raw and not raw.startswith("file://"):
         raise UserError(f"--raw {raw!r}: source {source!r} reads local files only: copy its files to a local folder")
     return Path(resolve(raw)[1]).resolve()
+
+
+def make_source(name: str, config: dict[str, Any] | Config | None = None, raw: str | None = None) -> Source:
+    """Create a source; UserError: unknown name, wrong setting or no readable raw files."""
+    model = source_config_class(name)
+    settings = config if isinstance(config, Config) else validate_config(model, config or {})
+    return _import(name, "Source")(settings, raw)
+
+
+def source_config_class(name: str) -> type[Config]:
+    """The settings class of a source; UserError for an unknown name."""
+    if name not in SOURCES:
+        raise UserError(f"unknown source {name!r}: there are {', '.join(SOURCES)}")
+    return _import(name, "Config")
+
+
+def _import(name: str, kind: str) -> Any:
+    return getattr(importlib.import_module(f"mtrec_ray.sources.{name}"), SOURCES[name] + kind)

@@ -147,18 +147,6 @@ class SyntheticSource(Source):
         numbers = [int(user_id[1:]) for user_id in users["user_id"].to_pylist()]
         return PlantedUsers.draw(self.world, np.array(numbers, dtype=np.uint64))
 
-    def truth(self) -> pa.Table:
-        """The planted groups and sizes of the territories."""
-        return pa.table(
-            {
-                "territory": self.territories,
-                "region": [REGIONS[i] for i in self.world.region],
-                "taste_group": self.world.taste_group,
-                "user_fraction": self.world.user_fraction,
-                "active_fraction": self.world.active_fraction,
-            }
-        )
-
 
 def _user_ids(start: int, stop: int) -> pa.Table:
     return pa.table({"user_id": [f"u{number:08d}" for number in range(start, stop)]})

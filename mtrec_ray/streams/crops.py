@@ -76,7 +76,7 @@ def make_sequence_plan(
     buckets: Sequence[int] | None = None,
     reader: Reader = CLUSTER,
 ) -> SequencePlan:
-    """Count the crops of a split's users in `buckets` (None = all); UserError if there are none."""
+    """Count the crops of a split's users in `buckets` (None = all); UserError without any."""
     all_buckets = range(lake.manifest.num_buckets)
     chosen = all_buckets if buckets is None else buckets
     shared = (lake, sequences, length, split)

@@ -21,10 +21,9 @@ import pyarrow as pa
 
 from mtrec_ray.columns import fixed_width_column, fixed_width_matrix
 from mtrec_ray.hashing import mix, uniforms
-from mtrec_ray.lake.bucket import Bucket, pair_code
+from mtrec_ray.lake.bucket import Bucket, Catalogue, pair_code
 from mtrec_ray.lake.interactions import fold_of_pairs
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.ordered import CLUSTER, Reader, worker_steps
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.sampling import sampled_users

@@ -18,9 +18,8 @@ import pyarrow.compute as pc
 
 from mtrec_ray.columns import MAX_CELLS, concatenate_rows, fixed_width_matrix, take_rows
 from mtrec_ray.hashing import mix, uniforms
-from mtrec_ray.lake.bucket import Bucket, month_start, to_datetime64
+from mtrec_ray.lake.bucket import Bucket, Catalogue, month_start, to_datetime64
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.sampling import VALIDATION, split_of
 

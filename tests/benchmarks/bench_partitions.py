@@ -52,7 +52,7 @@ def mtrec(*words: str) -> float:
 
 def planted(seed: int) -> list[int]:
     """Taste group of each territory."""
-    return SyntheticSource(SyntheticConfig(seed=seed, taste_groups="shuffled")).truth()["taste_group"].to_pylist()
+    return SyntheticSource(SyntheticConfig(seed=seed, taste_groups="shuffled")).world.taste_group.tolist()
 
 
 def affinity_cost(lake: Lake, seed: int) -> dict[str, float]:

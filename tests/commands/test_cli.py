@@ -200,7 +200,7 @@ class TestInThisProcess:
     @pytest.fixture(scope="class")
     def lake(self, tmp_path_factory) -> str:
         from mtrec_ray.lake.build import build_lake
-        from mtrec_ray.sources.registry import make_source
+        from mtrec_ray.sources.source import make_source
 
         uri = str(tmp_path_factory.mktemp("cli") / "lake")
         build_lake(make_source("synthetic", SMALL), uri)

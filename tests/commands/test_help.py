@@ -8,7 +8,7 @@ import pytest
 from mtrec_ray.commands.app import COMMANDS, GROUPS, app
 from mtrec_ray.commands.command import JobCommand
 from mtrec_ray.config import Setting, settings_of
-from mtrec_ray.sources.registry import SOURCES
+from mtrec_ray.sources.source import SOURCES
 
 MAX_SETTINGS = 15
 INVOCATIONS = [*COMMANDS, *(f"lake build {source}" for source in SOURCES)]

@@ -17,11 +17,11 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.config import BundleConfig, EvaluateConfig
 from mtrec_ray.jobs.evaluate import evaluate_propensity
+from mtrec_ray.lake.bucket import Catalogue
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.config import BuildOptions
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.sources.registry import make_source
-from mtrec_ray.streams.catalogue import Catalogue
+from mtrec_ray.sources.source import make_source
 from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
 from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot

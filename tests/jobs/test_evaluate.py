@@ -22,7 +22,7 @@ from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.config import BuildOptions
 from mtrec_ray.lake.manifest import Lake, Territory
-from mtrec_ray.sources.registry import make_source
+from mtrec_ray.sources.source import make_source
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.sampling import TEST, split_of
 from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot, snapshots_hash

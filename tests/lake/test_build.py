@@ -29,7 +29,7 @@ from mtrec_ray.lake.summary import show_lake
 from mtrec_ray.lake.validate import BadRowsError
 from mtrec_ray.lake.verify import check_lake
 from mtrec_ray.lake.write import list_files, write_lock
-from mtrec_ray.sources.registry import make_source
+from mtrec_ray.sources.source import make_source
 from mtrec_ray.sources.synthetic import SyntheticConfig, SyntheticSource
 from tests.lake.conftest import verified
 

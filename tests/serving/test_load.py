@@ -18,7 +18,7 @@ from mtrec_ray.serving import load
 from mtrec_ray.serving.config import StoreLoadConfig
 from mtrec_ray.serving.load import load_store
 from mtrec_ray.serving.store import UserState
-from mtrec_ray.sources.registry import make_source
+from mtrec_ray.sources.source import make_source
 from tests.serving.stores import append, get
 from tests.streams.lakes import day, event_table, title_table, write_lake
 

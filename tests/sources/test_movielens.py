@@ -7,7 +7,7 @@ import pytest
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources.calendar import DAY_S
 from mtrec_ray.sources.movielens import age_band, territory_of
-from mtrec_ray.sources.registry import make_source
+from mtrec_ray.sources.source import make_source
 
 
 def _write_1m(folder: Path) -> Path:

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.registry import make_source
+from mtrec_ray.sources.source import make_source
 
 
 @pytest.fixture

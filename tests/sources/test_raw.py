@@ -4,8 +4,7 @@ import pytest
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources.movielens import MovieLensConfig, download_movielens
-from mtrec_ray.sources.registry import make_source
-from mtrec_ray.sources.source import raw_folder
+from mtrec_ray.sources.source import make_source, raw_folder
 
 LOCAL = ["movielens", "xmarket", "rechorus"]
 

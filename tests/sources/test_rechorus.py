@@ -12,7 +12,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.verify import check_lake
 from mtrec_ray.sources import rechorus
 from mtrec_ray.sources.rechorus_scan import attribute_column
-from mtrec_ray.sources.registry import make_source
+from mtrec_ray.sources.source import make_source
 
 HEADER = "user_id\titem_id\tbehavior\ttime\tgender\told\tpower"
 DAY_S = 86_400

@@ -13,7 +13,7 @@ import pytest
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources.planted import PlantedUsers, World, make_world, title_logits
-from mtrec_ray.sources.registry import make_source
+from mtrec_ray.sources.source import make_source
 from mtrec_ray.sources.synthetic import SyntheticConfig, SyntheticSource
 
 CONFIG = SyntheticConfig(users=6_000, territories=8, titles=60, user_width=16, title_width=12, seed=3)
@@ -46,16 +46,16 @@ def test_titles_and_users_differ_with_the_seed(generated):
 
 def test_territory_sizes_and_active_fractions_are_as_planted(generated):
     source, users, events = generated
-    truth = source.truth().to_pylist()
     end = source.facts.calendar.window_end
     active = set(events.filter(pc.less(events["timestamp"], end))["user_id"].to_pylist())
     counts = {row["values"]: row["counts"] for row in pc.value_counts(users["territory"]).to_pylist()}
     assert counts["T001"] > 3 * counts["T008"]
-    for row in truth:
-        members = users.filter(pc.equal(users["territory"], row["territory"]))["user_id"].to_pylist()
-        assert len(members) / 6_000 == pytest.approx(row["user_fraction"], abs=0.02)
+    planted = zip(source.territories, source.world.user_fraction, source.world.active_fraction, strict=True)
+    for territory, user_fraction, active_fraction in planted:
+        members = users.filter(pc.equal(users["territory"], territory))["user_id"].to_pylist()
+        assert len(members) / 6_000 == pytest.approx(user_fraction, abs=0.02)
         fraction = np.mean([user_id in active for user_id in members])
-        assert fraction == pytest.approx(row["active_fraction"], abs=4 * np.sqrt(0.25 / len(members)))
+        assert fraction == pytest.approx(active_fraction, abs=4 * np.sqrt(0.25 / len(members)))
     assert set(users.filter(pa.array(source.planted(users).active))["user_id"].to_pylist()) == active
 
 

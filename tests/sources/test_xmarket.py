@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.registry import make_source
+from mtrec_ray.sources.source import make_source
 from mtrec_ray.sources.xmarket import TEST_DAY, WINDOW_START
 
 HEADER = "userId\titemId\trating\n"

@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtrec_ray.hashing import user_keys
-from mtrec_ray.lake.bucket import Bucket, pair_code
-from mtrec_ray.streams.catalogue import Catalogue
+from mtrec_ray.lake.bucket import Bucket, Catalogue, pair_code
 from mtrec_ray.streams.reader import bernoulli_positions, labelled_pairs
 from tests.streams.lakes import day, event_table, title_table, write_lake
 

@@ -8,9 +8,8 @@ import pytest
 
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.hashing import mix
-from mtrec_ray.lake.bucket import Bucket
+from mtrec_ray.lake.bucket import Bucket, Catalogue
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.ordered import LocalReader, rows_by_step
 from mtrec_ray.streams.reader import collate_pairs, labelled_pairs, training_batches

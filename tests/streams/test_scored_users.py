@@ -6,10 +6,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mtrec_ray.lake.bucket import Bucket
+from mtrec_ray.lake.bucket import Bucket, Catalogue
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams import scored_users
-from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.scored_users import ScoringChunk, read_candidates, scoring_chunks
 from tests.streams.lakes import CALENDAR, day, event_table, title_table, write_lake
 

@@ -10,7 +10,7 @@ from mtrec_ray.lake import build
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.config import BuildOptions
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.sources.registry import make_source
+from mtrec_ray.sources.source import make_source
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.backbone_run import BackboneRecord

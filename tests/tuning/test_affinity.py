@@ -226,7 +226,6 @@ def test_planted_tastes_across_regions_are_found(tmp_path):
     calendar = lake.manifest.calendar
     data = TrialData(lake, calendar, (0, 1, 2, 3), calendar.day_bounds(0), held_back=False)
     evidence = gradient_evidence(validate_config(PropensityConfig, document), data)
-    truth = SyntheticSource(SyntheticConfig.model_validate(settings)).truth()
-    group, region = truth["taste_group"].to_pylist(), truth["region"].to_pylist()
-    assert adjusted_rand_score(group, evidence.clusters(4)) >= 0.8
-    assert adjusted_rand_score(group, region) < 0.3
+    world = SyntheticSource(SyntheticConfig.model_validate(settings)).world
+    assert adjusted_rand_score(world.taste_group, evidence.clusters(4)) >= 0.8
+    assert adjusted_rand_score(world.taste_group, world.region) < 0.3

@@ -126,7 +126,7 @@ def test_the_help_of_a_build_loads_no_ray():
 
 
 def test_batches_and_plans_are_defined_without_ray():
-    names = ["reader", "crops", "held_out", "plan", "schedule"]
+    names = ["reader", "crops", "sequences", "plan", "schedule"]
     program = f"import importlib, sys\nsys.modules['ray'] = None\nfor name in {names!r}:\n" + (
         "    importlib.import_module(f'mtrec_ray.streams.{name}')"
     )

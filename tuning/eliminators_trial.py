@@ -20,8 +20,14 @@ from mtrec_ray.models.fairness_methods import FairnessMethod
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.process import prepare_process
 from mtrec_ray.streams.crops import make_sequence_plan, sequence_batches
-from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out, read_prefixes
-from mtrec_ray.streams.sequences import VALIDATION_EVENT, UserSplit, in_split
+from mtrec_ray.streams.sequences import (
+    VALIDATION_EVENT,
+    HeldOutUsers,
+    UserSplit,
+    in_split,
+    read_held_out,
+    read_prefixes,
+)
 from mtrec_ray.trainers.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.trainers.eliminators import PREFIXES_PER_USER, EliminatorData, EliminatorTrainer
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig

@@ -20,9 +20,9 @@ import numpy as np
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.jobs.shards import count_bucket_discoveries
+from mtrec_ray.lake.bucket import Catalogue
 from mtrec_ray.lake.cluster import joins_cluster
 from mtrec_ray.lake.manifest import Manifest
-from mtrec_ray.streams.catalogue import Catalogue
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.groups import Groups, make_groups
 from mtrec_ray.streams.ordered import CLUSTER, LocalReader, Reader

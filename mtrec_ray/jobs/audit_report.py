@@ -21,7 +21,7 @@ from mtrec_ray.evaluation.intervals import interval, poisson_weights
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
 from mtrec_ray.evaluation.tables import numbers_table, write_csv_files
 from mtrec_ray.files import finite, join, write_json
-from mtrec_ray.streams.held_out import HeldOutUsers
+from mtrec_ray.streams.sequences import HeldOutUsers
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, eliminators_hash
 
 AUDIT_FILE, AUDIT_VERSION = "audit.json", 1

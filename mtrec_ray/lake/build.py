@@ -52,8 +52,7 @@ def build_lake(
 ) -> LakeSummary:
     """Build a lake at `out`, a local path or URI that all nodes share.
 
-    The files are byte for byte the same whatever the number of parts, CPUs and the order of raw rows. BadRowsError:
-    rows that may not enter, with `on_bad_rows="error"`.
+    Its bytes do not depend on parts, CPUs and the order of raw rows. BadRowsError: rows may not enter.
     """
     options = options or BuildOptions()
     try:
@@ -113,7 +112,6 @@ def _write_tables(source: Source, uri: str, options: BuildOptions, progress: Pro
 
 
 def _check_attribute_names(attributes: Collection[str]) -> None:
-    """UserError where the names of combinations would be ambiguous."""
     for name in attributes:
         if name in ("none", "all", "") or set(name) & set("+,/") or name != name.strip():
             raise UserError(

@@ -1,13 +1,8 @@
 """`mtrec lake embed`: embeddings for a lake whose source has none.
 
-1. count and decompose the discoveries of the training window (`interactions`, bucket tasks)
-2. title text through a transformer, the mean of the last layer's token vectors (paper A, 3.1), and the most frequent
-   values of the categorical columns
-3. new users files with `embedding` and `fold_embeddings`, a new titles file
-4. commit: `lake.json` names the new files, then the old ones are removed
-
-A title's vector is [text | categories | interactions], a user's is [interactions]; text and interactions are scaled to
-unit mean square, categories are 0 or 1.
+A title's vector is [text | categories | interactions], a user's is [interactions]: the discoveries of the training
+window, decomposed (`interactions`); the mean of a transformer's last token vectors (paper A, 3.1), both scaled to unit
+mean square; the most frequent values of the categorical columns, 0 or 1.
 """
 
 import logging

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.schema import embedding_width, stored_embeddings
-from mtrec_ray.sources.calendar import AFTER_LAST_TIMESTAMP, FIRST_TIMESTAMP
+from mtrec_ray.sources.calendar import out_of_range
 from mtrec_ray.sources.source import PROMOTION, SourceFacts
 
 NUM_SHOWN = 3  # Rejected rows that an error shows for each reason
@@ -54,7 +54,7 @@ def split_rows(
         assert title_ids is not None
         if table == "events":
             problems.append(("null_timestamp", rows["timestamp"].is_null().to_numpy()))
-            problems.append(("timestamp_out_of_range", _out_of_range(rows["timestamp"])))
+            problems.append(("timestamp_out_of_range", _mask(out_of_range(rows["timestamp"]))))
         problems += _reference_problems(rows, user_ids, title_ids)
     width = embedding_width(table, facts)
     problems += embedding_problems(rows["embedding"], width) if width else []
@@ -86,7 +86,7 @@ def _title_problems(titles: pa.Table, facts: SourceFacts) -> Problems:
     problems = [("unknown_territory", np.array(unknown, bool))]
     if PROMOTION[0] in titles.column_names:
         start, end = (titles[name] for name in PROMOTION)
-        problems.append(("promotion_out_of_range", _out_of_range(start) | _out_of_range(end)))
+        problems.append(("promotion_out_of_range", _mask(out_of_range(start)) | _mask(out_of_range(end))))
         problems.append(("promotion_ends_before_start", _mask(pc.less(end, start))))
     return problems
 
@@ -155,11 +155,6 @@ def _outside(column: pa.ChunkedArray, allowed: Sequence[str] | pa.Array) -> np.n
 
 def _blank(column: pa.ChunkedArray) -> np.ndarray:
     return pc.equal(column, "").fill_null(True).to_numpy()
-
-
-def _out_of_range(times: pa.ChunkedArray) -> np.ndarray:
-    first, after = (pa.scalar(time, times.type) for time in (FIRST_TIMESTAMP, AFTER_LAST_TIMESTAMP))
-    return _mask(pc.or_(pc.less(times, first), pc.greater_equal(times, after)))
 
 
 def _mask(column: pa.ChunkedArray) -> np.ndarray:

@@ -1,9 +1,12 @@
 """Territories, the training window and evaluation days, and timestamps of any unit."""
 
+# pyright: reportAttributeAccessIssue=false
+
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from mtrec_ray.errors import UserError
@@ -63,6 +66,12 @@ def propose_calendar(
             f"at {start} and end at {end}; {fix}"
         )
     return Calendar(window_start=start, window_end=end, day_s=day_s, num_evaluation_days=num_evaluation_days)
+
+
+def out_of_range(times: pa.ChunkedArray) -> pa.ChunkedArray:
+    """(rows,) bool: a lake does not accept the time; null where it is null."""
+    first, after = (pa.scalar(time, times.type) for time in (FIRST_TIMESTAMP, AFTER_LAST_TIMESTAMP))
+    return pc.or_(pc.less(times, first), pc.greater_equal(times, after))
 
 
 def to_utc(time: datetime) -> datetime:

@@ -18,16 +18,7 @@ from pydantic import Field
 from mtrec_ray.config import Config, advanced
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, resolve
-from mtrec_ray.sources.calendar import (
-    AFTER_LAST_TIMESTAMP,
-    DAY_S,
-    FIRST_TIMESTAMP,
-    TIMESTAMP,
-    Calendar,
-    Territory,
-    propose_calendar,
-    to_utc_micros,
-)
+from mtrec_ray.sources.calendar import DAY_S, Calendar, Territory, out_of_range, propose_calendar, to_utc_micros
 from mtrec_ray.sources.source import PROMOTION, Part, Source, SourceFacts, pick_columns
 
 GLOB_SIGNS = "*?["
@@ -87,8 +78,6 @@ class Chunk:
     def open(self) -> pq.ParquetFile:
         try:
             return pq.ParquetFile(resolve(self.uri)[0].open_input_file(self.path))
-        except FileNotFoundError as error:
-            raise UserError(f"{self.path} is missing: check the path and --raw") from error
         except pa.ArrowInvalid as error:
             raise UserError(f"{self.path}: no Parquet file, or truncated ({error}): write it again") from error
 
@@ -161,23 +150,18 @@ class ParquetSource(Source):
         return sorted(values - {None, ""})
 
     def _calendar(self) -> Calendar:
+        """Of the settings, or else of the timestamps that a lake accepts, by one pass over them."""
         config = self.config
         start, end = config.window_start, config.window_end
-        first, last = (start, end) if start and end else self._first_and_last_timestamp()
-        fix = "set window_start and window_end"
-        return propose_calendar(first, last, DAY_S, config.num_evaluation_days, fix, start, end)
-
-    def _first_and_last_timestamp(self) -> tuple[datetime, datetime]:
-        """Of the timestamps that a lake accepts; one pass over them."""
-        low, high = (pa.scalar(time, TIMESTAMP) for time in (FIRST_TIMESTAMP, AFTER_LAST_TIMESTAMP))
-        found = []
-        for chunk in self.chunks["events"]:
+        found = [start, end] if start and end else []
+        for chunk in [] if found else self.chunks["events"]:
             times = self._read("events", chunk, only="timestamp")["timestamp"]
-            times = times.filter(pc.and_(pc.greater_equal(times, low), pc.less(times, high)))
+            times = times.filter(pc.invert(out_of_range(times)))
             found += [time for time in pc.min_max(times).as_py().values() if time is not None]
         if not found:
-            raise UserError(f"no event of {self.config.events!r} has a valid timestamp: check timestamp_unit")
-        return min(found), max(found)
+            raise UserError(f"no event of {config.events!r} has a valid timestamp: check timestamp_unit")
+        fix = "set window_start and window_end"
+        return propose_calendar(min(found), max(found), DAY_S, config.num_evaluation_days, fix, start, end)
 
 
 def list_chunks(location: str, raw: str | None, rows_per_part: int) -> list[Chunk]:

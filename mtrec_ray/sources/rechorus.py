@@ -2,8 +2,7 @@
 
     user_id item_id behavior time gender old power [neg_items]
 
-One tab-separated CSV with a header per split, without quoting (Wang et al., THUwangcy/ReChorus). Beside them are files
-of another kind (`item_meta.csv`) and further splits of the same rows (`trainc.csv`).
+One tab-separated CSV per split, beside others (`item_meta.csv`, `trainc.csv`: Wang et al., THUwangcy/ReChorus).
 
 * Attributes: `gender` (1 male, 2 female: Alibaba's numbering in AliEC), `age` (from `old`) and `power`, taken from all
   rows of a user. There is no territory: all users are in one, `all`.
@@ -16,6 +15,7 @@ of another kind (`item_meta.csv`) and further splits of the same rows (`trainc.c
 
 from datetime import UTC, datetime
 from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -107,10 +107,10 @@ class ReChorusSource(Source):
         return pa.table({"title_id": sorted(self.scan.title_ids)})
 
     def parts(self, table: str) -> list[Part]:
-        scan, pieces = self.scan, [piece for pieces in self.files for piece in pieces]
         if table == "events":
-            return [partial(_read_events, piece, mask) for piece, mask in zip(pieces, scan.event_masks, strict=True)]
-        return [partial(_name_users, scan.users, self.attributes)] * (table == "users")
+            masks = zip(chain(*self.files), self.scan.event_masks, strict=True)
+            return [partial(_read_events, piece, mask) for piece, mask in masks]
+        return [partial(_name_users, self.scan.users, self.attributes)] * (table == "users")
 
     def _calendar(self) -> Calendar:
         scan, num_days = self.scan, self.config.num_evaluation_days

@@ -5,10 +5,8 @@
 3. `worker_steps`: the rows of each global step                                        (Ray Data, order preserved)
 4. `collate_pairs`: one `StepRows` per global step                                     (worker process)
 
-A row is one user with all its labelled titles, so an embedding travels once and not once per pair.
-
-Negatives are drawn as in paper A (3.2, 4.1), which leaves the draw open: each eligible (user, title) becomes one
-independently, by a hash of user and seed, so a user's negatives do not depend on readers, workers or buckets.
+A row is one user with all its labelled titles, so an embedding travels once. Each eligible (user, title) becomes a
+negative independently, by a hash of user and seed (paper A, 3.2 and 4.1, leaves the draw open).
 
 Legend: `S` sampled users of the bucket, `P` labelled pairs.
 """

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mtrec_ray.evaluation.next_title import NextTitleMetrics, next_title_metrics, sample_negatives
-from mtrec_ray.streams.held_out import HeldOutUsers
+from mtrec_ray.streams.sequences import HeldOutUsers
 
 NEGATIVES_SEED = 0  # the sampled negatives are the same for every model and run
 

@@ -12,8 +12,8 @@ from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.models.training_state import Part
 from mtrec_ray.steps.pretraining import positions_of, pretraining_step
 from mtrec_ray.streams.crops import SequenceBatch
-from mtrec_ray.streams.held_out import HeldOutUsers
 from mtrec_ray.streams.schedule import Schedule
+from mtrec_ray.streams.sequences import HeldOutUsers
 from mtrec_ray.trainers.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.trainer import Device, RunningMean, Trainer, Weights

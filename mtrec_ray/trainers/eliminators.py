@@ -25,8 +25,8 @@ from mtrec_ray.models.transport import FOLDS, STRENGTHS, num_steps
 from mtrec_ray.steps.adversary import AdversaryGame, GameSettings
 from mtrec_ray.steps.pretraining import positions_of
 from mtrec_ray.streams.crops import SequenceBatch
-from mtrec_ray.streams.held_out import HeldOutUsers, Prefixes
 from mtrec_ray.streams.schedule import Schedule
+from mtrec_ray.streams.sequences import HeldOutUsers, Prefixes
 from mtrec_ray.trainers.accuracy import held_out_metrics, stacked_metrics, vectors_in_chunks
 from mtrec_ray.trainers.backbone import MASK_FRACTION
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig

@@ -19,9 +19,8 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import join
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, sequence_batches
-from mtrec_ray.streams.held_out import read_held_out
 from mtrec_ray.streams.schedule import Schedule
-from mtrec_ray.streams.sequences import VALIDATION_EVENT
+from mtrec_ray.streams.sequences import VALIDATION_EVENT, read_held_out
 from mtrec_ray.trainers.backbone import WEIGHTS, BackboneData, BackboneTrainer
 from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.workers import Workers

@@ -25,9 +25,8 @@ from mtrec_ray.identity import Identity
 from mtrec_ray.models.fairness_methods import FairnessMethod
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, sequence_batches
-from mtrec_ray.streams.held_out import read_held_out, read_prefixes
 from mtrec_ray.streams.schedule import Schedule
-from mtrec_ray.streams.sequences import VALIDATION_EVENT
+from mtrec_ray.streams.sequences import VALIDATION_EVENT, read_held_out, read_prefixes
 from mtrec_ray.trainers.eliminators import PREFIXES_PER_USER, WEIGHTS, EliminatorData, EliminatorTrainer, make_method
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.workers import Workers

@@ -18,11 +18,10 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.audit import AttributeLabels, AuditSettings, repeats_for
 from mtrec_ray.jobs import audit as job
 from mtrec_ray.jobs.config import AuditConfig
+from mtrec_ray.lake.bucket import Catalogue
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.streams.catalogue import Catalogue
-from mtrec_ray.streams.held_out import read_held_out
 from mtrec_ray.streams.ordered import LocalReader
-from mtrec_ray.streams.sequences import TEST_EVENT, Sequences
+from mtrec_ray.streams.sequences import TEST_EVENT, Sequences, read_held_out
 from mtrec_ray.trainers.accuracy import vectors_in_chunks
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods

@@ -25,7 +25,6 @@ from mtrec_ray.jobs.audit import _labels, audit
 from mtrec_ray.jobs.audit_report import Audit
 from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.config import AuditConfig, BundleConfig
-from mtrec_ray.lake.bucket import Catalogue
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources.source import make_source

@@ -7,7 +7,7 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.jobs.audit import audit
 from mtrec_ray.jobs.config import AuditConfig
 from mtrec_ray.lake.build import build_lake
-from mtrec_ray.sources.registry import make_source
+from mtrec_ray.sources.source import make_source
 from mtrec_ray.training.backbone import train_backbone
 from mtrec_ray.training.backbone_run import load_backbone
 from mtrec_ray.training.eliminators import train_eliminators

@@ -7,9 +7,16 @@ import pytest
 
 from mtrec_ray.columns import concatenate_rows
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.streams import held_out
-from mtrec_ray.streams.held_out import HeldOutUsers, read_held_out, read_prefixes
-from mtrec_ray.streams.sequences import TEST_EVENT, VALIDATION_EVENT, SequenceConfig, in_split
+from mtrec_ray.streams import sequences
+from mtrec_ray.streams.sequences import (
+    TEST_EVENT,
+    VALIDATION_EVENT,
+    HeldOutUsers,
+    SequenceConfig,
+    in_split,
+    read_held_out,
+    read_prefixes,
+)
 from tests.streams.lakes import NUM_TITLES, NUMBER_OF, titles_of
 
 CONFIG = SequenceConfig(min_events=5)
@@ -110,7 +117,7 @@ def test_held_out_title_watched_before_counts_as_seen():
 def test_chunks_are_bounded_and_cover_every_user_once(histories, monkeypatch, cells):
     users = read(histories)
     expected = seen_titles(users)
-    monkeypatch.setattr(held_out, "MAX_CELLS", cells)
+    monkeypatch.setattr(sequences, "MAX_CELLS", cells)
     chunks = list(users.chunks(NUM_TITLES))
     assert [row for rows, _ in chunks for row in range(rows.start, rows.stop)] == list(range(len(users)))
     for rows, seen in chunks:

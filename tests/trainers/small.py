@@ -10,10 +10,10 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.models.two_tower import TwoTowerConfig
 from mtrec_ray.streams.crops import SequenceBatch
-from mtrec_ray.streams.held_out import HeldOutUsers, Prefixes
 from mtrec_ray.streams.reader import StepRows
 from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.scored_users import ScoringChunk
+from mtrec_ray.streams.sequences import HeldOutUsers, Prefixes
 from mtrec_ray.trainers.backbone import BackboneData, BackboneTrainer
 from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.eliminators import EliminatorData, EliminatorTrainer

@@ -15,8 +15,8 @@ from mtrec_ray.models.discriminators import value_weights
 from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.steps.adversary import GameSettings
-from mtrec_ray.streams.held_out import HeldOutUsers, Prefixes
 from mtrec_ray.streams.schedule import Schedule
+from mtrec_ray.streams.sequences import HeldOutUsers, Prefixes
 from mtrec_ray.trainers import eliminators
 from mtrec_ray.trainers.eliminators import EliminatorData, EliminatorTrainer
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig

@@ -11,8 +11,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation import audit
 from mtrec_ray.evaluation.attackers import VECTOR_ATTACKERS
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.streams.held_out import HeldOutUsers
-from mtrec_ray.streams.sequences import SequenceConfig, Sequences, UserSplit, in_split
+from mtrec_ray.streams.sequences import HeldOutUsers, SequenceConfig, Sequences, UserSplit, in_split
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone

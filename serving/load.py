@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from rich.console import RenderableType
 
 from mtrec_ray.console import ProgressCallback, facts_table

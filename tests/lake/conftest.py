@@ -8,7 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mtrec_ray.lake.config import LakeConfig
+from mtrec_ray.lake.build import build_lake
+from mtrec_ray.lake.config import BuildOptions, LakeConfig
+from mtrec_ray.lake.manifest import Manifest
 from mtrec_ray.lake.verify import check_lake
 from mtrec_ray.sources.parquet import ParquetConfig, ParquetSource
 
@@ -64,9 +66,18 @@ class Service:
         return ParquetSource(ParquetConfig.model_validate(defaults | config), str(self.folder))
 
 
+def build(source, out: str, **options) -> Manifest:
+    return build_lake(source, out, BuildOptions.model_validate({"num_buckets": 4} | options)).manifest
+
+
 def verified(out: str) -> None:
     """Check that a lake has no problems and no other files."""
     assert check_lake(LakeConfig(lake=out)).unlisted == []
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> str:
+    return str(tmp_path / "lake")
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import bucket_of, user_keys
 from mtrec_ray.lake import write
 from mtrec_ray.lake.build import build_lake
-from mtrec_ray.lake.config import EmbedConfig, LakeConfig
+from mtrec_ray.lake.config import BuildOptions, EmbedConfig, LakeConfig
 from mtrec_ray.lake.embed import embed_lake
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.lake.summary import show_lake

@@ -18,7 +18,7 @@ from pydantic import Field
 from mtrec_ray.config import Config, advanced
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, resolve
-from mtrec_ray.sources.calendar import DAY_S, Calendar, Territory, out_of_range, propose_calendar, to_utc_micros
+from mtrec_ray.sources.calendar import DAY_S, Calendar, Territory, out_of_range, propose_calendar, to_utc, to_utc_micros
 from mtrec_ray.sources.source import PROMOTION, Part, Source, SourceFacts, pick_columns
 
 GLOB_SIGNS = "*?["
@@ -153,7 +153,7 @@ class ParquetSource(Source):
         """Of the settings, or else of the timestamps that a lake accepts, by one pass over them."""
         config = self.config
         start, end = config.window_start, config.window_end
-        found = [start, end] if start and end else []
+        found = [to_utc(start), to_utc(end)] if start and end else []
         for chunk in [] if found else self.chunks["events"]:
             times = self._read("events", chunk, only="timestamp")["timestamp"]
             times = times.filter(pc.invert(out_of_range(times)))

@@ -127,7 +127,7 @@ def show_pairs(config: PairsConfig | None = None, *, progress: Progress = None, 
     """
 
 
-@job("trainers.propensity_config:PropensityConfig", "training.propensity:train_propensity")
+@job("trainers.propensity_config:PropensityConfig", "training.fit:train_propensity")
 def train_propensity(
     config: PropensityConfig | None = None, *, progress: Progress = None, **settings: Any
 ) -> JobResult:
@@ -139,7 +139,7 @@ def train_propensity(
     """
 
 
-@job("trainers.backbone_config:BackboneConfig", "training.backbone:train_backbone")
+@job("trainers.backbone_config:BackboneConfig", "training.fit:train_backbone")
 def train_backbone(config: BackboneConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Train a sequential backbone.
 

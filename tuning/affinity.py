@@ -25,7 +25,7 @@ from mtrec_ray.streams.reader import StepRows, read_pairs, training_batches
 from mtrec_ray.trainers.propensity import PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.workers import Workers
-from mtrec_ray.training.propensity import new_propensity_run
+from mtrec_ray.training.propensity_run import new_propensity_run
 from mtrec_ray.tuning.clustering import Evidence
 from mtrec_ray.tuning.data import TrialCache, TrialData
 

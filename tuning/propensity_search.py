@@ -21,7 +21,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.groups import Groups, make_groups
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.propensity_validation import METRICS
-from mtrec_ray.training.propensity import new_propensity_run
+from mtrec_ray.training.propensity_run import new_propensity_run
 from mtrec_ray.tuning.collect import run_search
 from mtrec_ray.tuning.config import PropensitySearchConfig
 from mtrec_ray.tuning.data import TrialData, trial_data

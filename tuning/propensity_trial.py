@@ -11,7 +11,7 @@ from mtrec_ray.trainers.propensity import PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.propensity_validation import METRICS
 from mtrec_ray.trainers.workers import Workers
-from mtrec_ray.training.propensity import new_propensity_run
+from mtrec_ray.training.propensity_run import new_propensity_run
 from mtrec_ray.training.record import require_lake
 from mtrec_ray.training.weights import load_checkpoint, save_checkpoint
 from mtrec_ray.tuning.data import Figures, TrialCache, trial_data
@@ -49,7 +49,7 @@ class PropensityTrial:
             validation_users=lambda period: chunks,
             validate_at=frozenset(self.validate_at),
         )
-        self.trainer = PropensityTrainer(self.config, trained_on, workers=workers)
+        self.trainer = PropensityTrainer(self.config, trained_on, workers)
         self._reported: dict[str, float] = {}
         self._batches: Iterator[StepRows] | None = None
 

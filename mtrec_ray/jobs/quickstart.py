@@ -27,10 +27,10 @@ from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.embed import embed_lake
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake
 from mtrec_ray.sources.source import make_source
-from mtrec_ray.training.backbone import new_backbone_run, train_backbone
+from mtrec_ray.training.backbone_run import new_backbone_run
 from mtrec_ray.training.eliminators import make_packs, train_eliminators
-from mtrec_ray.training.fit import check_resources
-from mtrec_ray.training.propensity import new_propensity_run, train_propensity
+from mtrec_ray.training.fit import check_resources, train_backbone, train_propensity
+from mtrec_ray.training.propensity_run import new_propensity_run
 
 VERSION = 2  # of quickstart.json
 

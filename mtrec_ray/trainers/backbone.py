@@ -16,7 +16,7 @@ from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.sequences import HeldOutUsers
 from mtrec_ray.trainers.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.trainers.backbone_config import BackboneConfig
-from mtrec_ray.trainers.trainer import Device, RunningMean, Trainer, Weights
+from mtrec_ray.trainers.trainer import Trainer
 from mtrec_ray.trainers.workers import Workers, seed_step
 
 WEIGHTS = "backbone.safetensors"
@@ -39,13 +39,11 @@ class BackboneTrainer(Trainer[SequenceBatch]):
 
     saved: ClassVar[tuple[str, ...]] = (*Trainer.saved, "best", "best_epoch")
 
-    def __init__(
-        self, config: BackboneConfig, data: BackboneData, *, device: Device = "cpu", workers: Workers | None = None
-    ) -> None:
-        self.config, self.data, self.steps_per_epoch = config, data, data.schedule.steps_per_epoch[0]
-        every = config.optim.evaluate_every * data.schedule.steps_per_epoch[0]
-        num_steps = data.schedule.num_steps
-        super().__init__(num_steps, range(every, num_steps, every), config.runner.cpus_per_worker, device, workers)
+    def __init__(self, config: BackboneConfig, data: BackboneData, workers: Workers | None = None) -> None:
+        every, schedule = config.optim.evaluate_every, data.schedule
+        milestones = sorted(schedule.epoch_ends())[every - 1 :: every]
+        super().__init__(schedule.num_steps, milestones, config.runner.cpus_per_worker, workers)
+        self.config, self.data = config, data
         self.best, self.best_epoch = -1.0, 0
         self.model = SequentialBackbone(SequentialConfig(data.num_titles, **config.model.model_dump()))
         self.model.init_weights(torch.Generator().manual_seed(config.seed))
@@ -67,22 +65,17 @@ class BackboneTrainer(Trainer[SequenceBatch]):
     def num_examples(self, batch: SequenceBatch) -> int:
         return int((batch.targets >= 0).sum())
 
-    def learning_rate(self) -> float:
-        return self.config.optim.lr
-
     def reach_milestone(self) -> dict[str, float]:
         """Validate the running mean of the weights, keep the best, stop when nothing improves."""
-        optim, epoch = self.config.optim, self.next_step // self.steps_per_epoch
-        means = self.workers.mean(self.validate().means(), len(self.data.users), self.device)
+        epoch = self.next_step // self.data.schedule.steps_per_epoch[0]
+        means = self.workers.mean(self.validate().means(), len(self.data.users))
         figures = {f"val/{name}": value for name, value in means.items()}
-        figures |= {"train/loss": self.mean_loss.mean(), "epoch": float(epoch)}
-        self.mean_loss = RunningMean()
+        figures |= {"train/loss": self.recent.take()["train/loss"], "epoch": float(epoch)}
         if figures["val/ndcg"] > self.best:
             self.best, self.best_epoch = figures["val/ndcg"], epoch
-            self.outputs[WEIGHTS] = Weights(
-                {n: t.clone() for n, t in self.average.module.state_dict().items()}, figures
-            )
-        elif epoch - self.best_epoch >= PATIENCE * optim.evaluate_every:
+            averaged = self.average.module.state_dict()
+            self.outputs[WEIGHTS] = {name: tensor.clone() for name, tensor in averaged.items()}, figures
+        elif epoch - self.best_epoch >= PATIENCE * self.config.optim.evaluate_every:
             self.stopped = True
         return figures
 

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from mtrec_ray.combinations import NONE, Combination, combination_name
 from mtrec_ray.hashing import mix
-from mtrec_ray.models.discriminators import Discriminators, value_weights
 from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
 from mtrec_ray.models.fairness_methods import EliminatorMethod, FairnessMethod, FilterMethod, FineTuningMethod
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.training_state import Part
 from mtrec_ray.models.transport import FOLDS, STRENGTHS, num_steps
-from mtrec_ray.steps.adversary import AdversaryGame, GameSettings
+from mtrec_ray.steps.adversary import AdversaryGame
 from mtrec_ray.steps.pretraining import positions_of
 from mtrec_ray.streams.crops import SequenceBatch
 from mtrec_ray.streams.schedule import Schedule
@@ -31,16 +30,12 @@ from mtrec_ray.trainers.accuracy import held_out_metrics, stacked_metrics, vecto
 from mtrec_ray.trainers.backbone import MASK_FRACTION
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.probe_leakage import probe_leakage
-from mtrec_ray.trainers.trainer import Device, RunningMean, Trainer, Weights
+from mtrec_ray.trainers.trainer import Trainer
 from mtrec_ray.trainers.workers import Workers, seed_step
 
 WEIGHTS = "eliminators.safetensors"
 PREFIXES_PER_USER = 8  # histories of each user that the transport is fitted to
 NUM_NEGATIVES = 16  # negatives drawn per batch
-DISCRIMINATOR_STEPS, ADVERSARY_COLUMNS = 1, 2
-"""Attack AUC on MovieLens-100K 0.542; 3 steps 0.545; 1 or 8 columns 0.540, 0.542."""
-DISCRIMINATOR_WIDTH, DISCRIMINATOR_LR = 64, 1e-3  # hidden width of a discriminator, and RMSprop's learning rate of all
-L2 = 1e-6  # L2 penalty of both optimizers (paper B)
 
 Figures = dict[str, dict[str, float]]
 """Combination -> its `ndcg` on the validation event, `ndcg_floor`, `strength`, `strength_confirmed`, and `step`."""
@@ -73,17 +68,17 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         config: EliminatorsConfig,
         combinations: Sequence[Combination],
         data: EliminatorData,
-        *,
-        device: Device = "cpu",
         workers: Workers | None = None,
     ) -> None:
-        every = config.optim.evaluate_every * data.schedule.steps_per_epoch[0]
-        num_steps = data.schedule.num_steps
-        super().__init__(num_steps, range(every, num_steps, every), config.runner.cpus_per_worker, device, workers)
+        every, schedule = config.optim.evaluate_every, data.schedule
+        milestones = sorted(schedule.epoch_ends())[every - 1 :: every]
+        super().__init__(schedule.num_steps, milestones, config.runner.cpus_per_worker, workers)
         self.config, self.data = config, data
         data.backbone.to(self.device)
         method = make_method(config, data.attributes, data.backbone, combinations).to(self.device)
-        self.game = make_game(config, data, method, self.workers)
+        settings, sum_over = config.adversary.model_dump(), self.workers.all_reduce
+        self.game = AdversaryGame(method, data.sizes, data.value_counts, config.seed, sum_over, **settings)
+        self.optimizer = self.game.generator_optimizer
         self.kept = {name: value.detach().clone() for name, value in method.own_parameters().items()}
         self.ndcg_floors, ndcg = self._ndcg_floors()
         self.figures: Figures = {NONE: {"ndcg": ndcg}}
@@ -131,18 +126,14 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
     def num_examples(self, batch: SequenceBatch) -> int:
         return int((batch.targets >= 0).sum())
 
-    def learning_rate(self) -> float:
-        return self.config.adversary.generator_lr
-
     def reach_milestone(self) -> dict[str, float]:
         """Fit the transport again, validate, and keep the combinations that are accurate enough."""
         self.fit_transport()
-        logged = {"train/loss": self.mean_loss.mean()}
-        self.mean_loss = RunningMean()
+        logged = {"train/loss": self.recent.take()["train/loss"]}
         for combination, ndcg in self.keep_accurate().items():
             logged[f"val/ndcg/{combination_name(combination)}"] = ndcg
         if self.next_step == self.num_steps:
-            self.outputs[WEIGHTS] = Weights(self.kept, self.figures)
+            self.outputs[WEIGHTS] = self.kept, self.figures
         return logged
 
     def keep_accurate(self) -> dict[Combination, float]:
@@ -193,7 +184,7 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         inputs = self.tensors(users.history, users.attribute_index)
         vectors = vectors_in_chunks(self.averaged.user_vectors, *inputs)  # (K, U, d)
         metrics = stacked_metrics(users, vectors, self.averaged.backbone.title_vectors())
-        return [self.workers.mean(one.means(), len(users), self.device)["ndcg"] for one in metrics]
+        return [self.workers.mean(one.means(), len(users))["ndcg"] for one in metrics]
 
     def parts(self) -> list[Part]:
         return [*self.game.parts(), ("kept", self.kept, None)]
@@ -224,7 +215,7 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         history, values, keys = self.tensors(users.history, users.attribute_index, users.keys.view(np.int64))
         vectors = vectors_in_chunks(backbone.user_vectors, history)  # (U, d)
         means = held_out_metrics(users, vectors, backbone.title_vectors()).means()
-        ndcg = workers.mean(means, len(users), self.device)["ndcg"]
+        ndcg = workers.mean(means, len(users))["ndcg"]
         vectors, values, keys = (workers.gather_rows(rows) for rows in (vectors, values, keys))
         leakage = probe_leakage(vectors, values, _keys(keys), self.data.sizes)
         most = {combination: max(leakage[name] for name in combination) for combination in self.method.combinations}
@@ -255,27 +246,3 @@ def make_method(
     pack = StackedEliminators(shape, sizes, combinations, of_backbone.width, of_backbone.num_layers)
     pack.init_weights(config.seed)
     return EliminatorMethod(backbone, pack)
-
-
-def make_game(
-    config: EliminatorsConfig, data: EliminatorData, method: FairnessMethod, workers: Workers
-) -> AdversaryGame:
-    """The method, its discriminators and their optimizers before the first step."""
-    width, device = data.backbone.config.width, next(method.parameters()).device
-    discriminators = Discriminators(data.sizes, method.combinations, width=width, hidden=DISCRIMINATOR_WIDTH)
-    discriminators.init_weights(config.seed)
-    return AdversaryGame(
-        method,
-        discriminators.to(device),
-        value_weights(data.value_counts, power=config.adversary.class_power).to(device),
-        GameSettings(
-            weight=config.adversary.weight,
-            discriminator_steps=DISCRIMINATOR_STEPS,
-            columns=ADVERSARY_COLUMNS,
-            generator_lr=config.adversary.generator_lr,
-            discriminator_lr=DISCRIMINATOR_LR,
-            l2=L2,
-            average=config.adversary.averaging,
-        ),
-        workers.all_reduce,
-    )

@@ -19,7 +19,7 @@ from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.scored_users import ScoringChunk
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.propensity_validation import PropensityScorer, evaluate_chunks, summarise
-from mtrec_ray.trainers.trainer import Device, RunningMean, Trainer, Weights
+from mtrec_ray.trainers.trainer import Meter, Trainer
 from mtrec_ray.trainers.workers import Workers
 
 BEST_METRIC = "val/pr_auc/weighted"  # decides which weights of a period are the best
@@ -47,11 +47,9 @@ class PropensityTrainer(Trainer[StepRows]):
 
     saved: ClassVar[tuple[str, ...]] = (*Trainer.saved, "best_figures")
 
-    def __init__(
-        self, config: PropensityConfig, data: PropensityData, *, device: Device = "cpu", workers: Workers | None = None
-    ) -> None:
+    def __init__(self, config: PropensityConfig, data: PropensityData, workers: Workers | None = None) -> None:
         milestones = {*data.validate_at, *data.schedule.period_ends()}
-        super().__init__(data.schedule.num_steps, milestones, config.runner.cpus_per_worker, device, workers)
+        super().__init__(data.schedule.num_steps, milestones, config.runner.cpus_per_worker, workers)
         use_fast_matmul()
         self.config, self.data = config, data
         self.model = TwoTower(data.model)
@@ -86,14 +84,11 @@ class PropensityTrainer(Trainer[StepRows]):
     def num_examples(self, batch: StepRows) -> int:
         return len(batch.label)
 
-    def learning_rate(self) -> float:
-        return self.optimizer.param_groups[0]["lr"]
-
     def reach_milestone(self) -> dict[str, float]:
         """Validate where that is due; at a period's end put its snapshot in `outputs`."""
         ends = self.data.schedule.period_ends()
         period = next(number for number, end in enumerate(ends) if self.next_step <= end)
-        figures = {"train/loss": self.mean_loss.mean()}
+        figures = {"train/loss": self.recent.mean_loss()}
         if self.next_step in self.data.validate_at:
             figures |= self.validate(period)
             if self.best_weights and figures[BEST_METRIC] > self.best_figures.get(BEST_METRIC, -1.0):  # NaN is not
@@ -104,8 +99,8 @@ class PropensityTrainer(Trainer[StepRows]):
             if self.best_figures:
                 self.model.load_state_dict(self.best_weights)
             weights = {name: tensor.clone() for name, tensor in self.model.state_dict().items()}
-            self.outputs[snapshot_file(self.data.days[period])] = Weights(weights, self.best_figures or figures)
-            self.mean_loss, self.best_figures = RunningMean(), {}
+            self.outputs[snapshot_file(self.data.days[period])] = weights, self.best_figures or figures
+            self.recent, self.best_figures = Meter(), {}
         return figures
 
     def validate(self, period: int = 0) -> dict[str, float]:

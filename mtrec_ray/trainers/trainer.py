@@ -3,7 +3,7 @@
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from mtrec_ray.trainers.workers import Workers
 CHECK_CLOCK_EVERY = 10  # steps between two readings of the checkpoint clock, which all workers take together
 
 Batch = TypeVar("Batch")
-Device = torch.device | str
+Weights = tuple[dict[str, Tensor], dict[str, Any]]  # finished tensors for one file, and the figures they reached
 
 
 @dataclass(frozen=True)
@@ -28,42 +28,30 @@ class TrainerState:
     plain: dict[str, Any]  # the next step, the losses so far, the best validation
 
 
-@dataclass(frozen=True)
-class Weights:
-    """Finished weights and the figures they reached, for one file of the run's folder."""
-
-    tensors: dict[str, Tensor]
-    figures: dict[str, Any]
-
-
-@dataclass
-class RunningMean:
-    """Mean of losses in float64, without waiting for the device at each step."""
-
-    total: Tensor | float = 0.0
-    count: int = 0
-
-    def add(self, value: Tensor) -> None:
-        self.total, self.count = self.total + value.double(), self.count + 1
-
-    def mean(self) -> float:
-        return float(self.total) / max(1, self.count)
-
-
 @dataclass
 class Meter:
-    """Loss and times since the figures were last taken."""
+    """Loss, examples and times of some steps."""
 
-    loss: RunningMean = field(default_factory=RunningMean)
+    loss_total: Tensor | float = 0.0  # in float64; adding does not wait for the device
+    steps: int = 0
     examples: int = 0
     data_wait_s: float = 0.0
     step_s: float = 0.0
+
+    def add(self, loss: Tensor, examples: int, data_wait_s: float, step_s: float) -> None:
+        self.loss_total, self.steps = self.loss_total + loss.double(), self.steps + 1
+        self.examples += examples
+        self.data_wait_s += data_wait_s
+        self.step_s += step_s
+
+    def mean_loss(self) -> float:
+        return float(self.loss_total) / max(1, self.steps)
 
     def take(self) -> dict[str, float]:
         """The figures so far; all counts restart at zero."""
         elapsed = self.data_wait_s + self.step_s
         figures = {
-            "train/loss": self.loss.mean(),
+            "train/loss": self.mean_loss(),
             "train/examples_per_s": self.examples / elapsed if elapsed else 0.0,
             "train/data_wait_s": self.data_wait_s,
             "train/step_s": self.step_s,
@@ -80,16 +68,17 @@ class Trainer(ABC, Generic[Batch]):
 
     saved: ClassVar[tuple[str, ...]] = ("next_step", "started", "stopped")
     """Attributes of plain data that a resumed trainer needs."""
+    optimizer: torch.optim.Optimizer  # whose first group's learning rate is logged
 
-    def __init__(
-        self, num_steps: int, milestones: Iterable[int], cpus: float, device: Device, workers: Workers | None
-    ) -> None:
+    def __init__(self, num_steps: int, milestones: Iterable[int], cpus: float, workers: Workers | None) -> None:
         prepare_process(cpus)
         self.milestones = {*milestones, num_steps}
-        self.num_steps, self.device, self.workers = num_steps, torch.device(device), workers or Workers()
+        self.num_steps, self.workers = num_steps, workers or Workers()
+        self.device = torch.device(self.workers.device)
         self.next_step = 0
         self.started = self.stopped = False
-        self.mean_loss, self.meter = RunningMean(), Meter()
+        self.meter = Meter()  # since the figures were last logged
+        self.recent = Meter()  # since the last validation, or of a period
         self.outputs: dict[str, Weights] = {}
 
     def tensors(self, *arrays: np.ndarray) -> list[Tensor]:
@@ -105,10 +94,6 @@ class Trainer(ABC, Generic[Batch]):
         """Pairs or positions of this worker's part of a batch."""
 
     @abstractmethod
-    def learning_rate(self) -> float:
-        """Learning rate of the last step."""
-
-    @abstractmethod
     def reach_milestone(self) -> dict[str, float]:
         """Validate, keep the best, put finished weights in `outputs`; returns flat figures."""
 
@@ -122,24 +107,15 @@ class Trainer(ABC, Generic[Batch]):
 
     def run(
         self,
-        batches: Iterator[Batch],
+        batches: Iterator[Batch],  # one per global step from `next_step` on; a later call may continue it
         *,
-        until: int | None = None,
+        until: int | None = None,  # global step to stop before; None: the end of the run
         on_step: Callable[[], None] | None = None,
-        on_milestone: Callable[[dict[str, float]], None] | None = None,
-        on_checkpoint: Callable[[], None] | None = None,
+        on_milestone: Callable[[dict[str, float]], None] | None = None,  # figures of validation are named `val/...`
+        on_checkpoint: Callable[[], None] | None = None,  # saves the state: at milestones, and by the clock
         checkpoint_every_s: float = float("inf"),
     ) -> None:
-        """Train up to a global step, or to the end.
-
-        Args:
-            batches: one per global step, starting at `next_step`; a later call may continue the same iterator.
-            until: global step to stop before; None: the end of the run.
-            on_step: called after each step.
-            on_milestone: called with the figures of each milestone, those of validation named `val/...`.
-            on_checkpoint: called when the state should be saved: at milestones and when the clock says so.
-            checkpoint_every_s: seconds between two checkpoints by the clock.
-        """
+        """Train up to a global step, or to the end."""
         save = on_checkpoint or (lambda: None)
         if not self.started:
             self.started = True
@@ -157,7 +133,7 @@ class Trainer(ABC, Generic[Batch]):
             elif (
                 self.next_step % CHECK_CLOCK_EVERY
                 or on_checkpoint is None
-                or not self.workers.agree(time.monotonic() - last_saved >= checkpoint_every_s, self.device)
+                or not self.workers.agree(time.monotonic() - last_saved >= checkpoint_every_s)
             ):
                 continue
             save()
@@ -171,14 +147,14 @@ class Trainer(ABC, Generic[Batch]):
     def state_dict(self) -> TrainerState:
         """The state between two steps."""
         plain = {name: getattr(self, name) for name in self.saved}
-        plain |= {"loss_total": float(self.mean_loss.total), "loss_count": self.mean_loss.count}
+        plain |= {"loss_total": float(self.recent.loss_total), "loss_count": self.recent.steps}
         return TrainerState(collect_state(self.parts()), plain)
 
     def load_state_dict(self, state: TrainerState) -> None:
         """Resume from what `state_dict` returned, on any device."""
         for name in self.saved:
             setattr(self, name, state.plain[name])
-        self.mean_loss = RunningMean(state.plain["loss_total"], state.plain["loss_count"])
+        self.recent = Meter(state.plain["loss_total"], state.plain["loss_count"])
         restore_state(self.parts(), state.tensors)
 
     def _timed_step(self, batches: Iterator[Batch]) -> None:
@@ -187,8 +163,6 @@ class Trainer(ABC, Generic[Batch]):
         read = time.monotonic()
         loss = self.train_step(batch)
         self.next_step += 1
-        self.mean_loss.add(loss)
-        self.meter.loss.add(loss)
-        self.meter.data_wait_s += read - start
-        self.meter.step_s += time.monotonic() - read
-        self.meter.examples += self.num_examples(batch) * self.workers.size
+        examples, step_s = self.num_examples(batch) * self.workers.size, time.monotonic() - read
+        for meter in (self.meter, self.recent):
+            meter.add(loss, examples, read - start, step_s)

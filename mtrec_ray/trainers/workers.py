@@ -1,4 +1,4 @@
-"""Rank of this process among data-parallel workers, and sums over all of them."""
+"""This process among data-parallel workers, and sums over all of them."""
 
 from dataclasses import dataclass
 
@@ -19,10 +19,11 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Workers:
-    """Rank of this process among data-parallel workers, and the sum over all of them."""
+    """This process among data-parallel workers: its rank and device, and the sum over all of them."""
 
     rank: int = 0
     size: int = 1
+    device: torch.device | str = "cpu"
     all_reduce: AllReduce = sum_over_processes
 
     def __post_init__(self) -> None:
@@ -40,26 +41,22 @@ class Workers:
         joined[ends[self.rank] - len(rows) : ends[self.rank]] = rows
         return self.all_reduce(joined)
 
-    def mean(self, means: dict[str, float], count: int, device: torch.device) -> dict[str, float]:
-        """Means over the users of all workers, from each worker's own means over `count` users.
-
-        Raises:
-            UserError: no worker has a user.
-        """
+    def mean(self, means: dict[str, float], count: int) -> dict[str, float]:
+        """Means over the users of all workers, from each one's own; UserError if none has a user."""
         total = float(count)
         if self.size > 1:
             sums = [value * count if count else 0.0 for value in means.values()]
-            *sums, total = self.all_reduce(torch.tensor([*sums, total], device=device)).tolist()
+            *sums, total = self.all_reduce(torch.tensor([*sums, total], device=self.device)).tolist()
             means = {name: value / max(total, 1) for name, value in zip(means, sums, strict=True)}
         if not total:
             raise UserError("no user was drawn for validation: raise optim.validation_users")
         return means
 
-    def agree(self, flag: bool, device: torch.device) -> bool:
+    def agree(self, flag: bool) -> bool:
         """Rank 0's flag, on every worker."""
         if self.size == 1:
             return flag
-        return bool(self.all_reduce(torch.tensor(int(flag and self.rank == 0), device=device)).item())
+        return bool(self.all_reduce(torch.tensor(int(flag and self.rank == 0), device=self.device)).item())
 
 
 def seed_step(seed: int, *step_and_rank: int) -> None:

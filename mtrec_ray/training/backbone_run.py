@@ -9,14 +9,14 @@ runs/NAME/checkpoint_*/                Ray Train's checkpoints
 
 import hashlib
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-import torch
 from rich.console import RenderableType
 
 from mtrec_ray.console import ProgressCallback, facts_table
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join
+from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, sequence_batches
 from mtrec_ray.streams.schedule import Schedule
@@ -25,7 +25,7 @@ from mtrec_ray.trainers.backbone import WEIGHTS, BackboneData, BackboneTrainer
 from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.record import Record, Training, load_plan
-from mtrec_ray.training.weights import load_weights, read_weights
+from mtrec_ray.training.weights import load_figures, load_weights, read_weights
 
 
 class BackboneRecord(Record):
@@ -52,13 +52,13 @@ class BackboneRecord(Record):
         optim = self.config.optim
         return plan.schedule(optim.epochs, optim.batch_crops, optim.lanes, self.config.seed)
 
-    def training(self, workers: Workers, device: torch.device, pack: str = "") -> Training:
+    def training(self, workers: Workers, pack: str = "") -> Training:
         lake, plan = self.open_lake(), load_plan(self.uri, SequencePlan)
         schedule, buckets = self.schedule(plan), range(workers.rank, lake.manifest.num_buckets, workers.size)
         fraction = plan.validation_fraction_of(self.config.optim.validation_users)
         users = read_held_out(lake, plan.sequences, VALIDATION_EVENT, plan.length, buckets, fraction)
         data = BackboneData(self.num_titles, schedule, users)
-        trainer = BackboneTrainer(self.config, data, device=device, workers=workers)
+        trainer = BackboneTrainer(self.config, data, workers)
         return trainer, partial(sequence_batches, lake, plan, schedule, workers.rank, workers.size)
 
     def weights_uri(self) -> str:
@@ -69,10 +69,24 @@ class BackboneRecord(Record):
         """Content of that file."""
         return read_weights(self.weights_uri(), f"run {self.uri!r}")
 
+    def trained_figures(self) -> dict[str, dict[str, Any]]:
+        return {"validation": load_figures(self.weights_uri())}
+
     def tables(self) -> list[RenderableType]:
         """The run and its validation figures."""
         figures = {name: value for values in self.figures.values() for name, value in values.items()}
         return [facts_table(f"Run {self.uri}", {"kind": self.config.model.kind} | figures)]
+
+
+def new_backbone_run(config: BackboneConfig, lake: Lake) -> BackboneRecord:
+    """The record of a run that has not started."""
+    return BackboneRecord(
+        status="training",
+        config=config,
+        lake_hash=lake.manifest.lake_hash,
+        attributes=lake.manifest.attributes,
+        num_titles=lake.titles.num_rows,
+    )
 
 
 def backbone_hash(record: BackboneRecord) -> str:

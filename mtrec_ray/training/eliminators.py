@@ -13,7 +13,6 @@ from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError, find_user_error
 from mtrec_ray.files import exists, write_json
-from mtrec_ray.trainers.eliminators import Figures
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig, parse_combinations
 from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
@@ -48,9 +47,9 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
     if record.status == "done":
         return record
     train_packs(record, progress)
-    figures = record.pack_figures()
-    _warn_of_floors(record, figures)
-    return record.finish(figures)
+    record = record.finish()
+    _warn_of_floors(record)
+    return record
 
 
 def make_packs(config: EliminatorsConfig, attributes: dict[str, list[str]]) -> dict[str, list[Combination]]:
@@ -105,10 +104,10 @@ def _train_pack(record: EliminatorsRecord, pack: str, progress: ProgressCallback
     write_json(record.done_uri(pack), {"combinations": names})
 
 
-def _warn_of_floors(record: EliminatorsRecord, figures: Figures) -> None:
+def _warn_of_floors(record: EliminatorsRecord) -> None:
     """Warn where the accuracy floor limits the transport, and where training never reached it."""
     for name in map(combination_name, record.combinations):
-        found = figures[name]
+        found = record.figures[name]
         strength, confirmed = found.get("strength", 1.0), found.get("strength_confirmed", 1.0)
         if strength < confirmed:
             logger.warning(

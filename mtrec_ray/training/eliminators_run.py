@@ -119,7 +119,7 @@ class EliminatorsRecord(Record):
         optim = self.config.optim
         return plan.schedule(optim.epochs, optim.batch_crops, optim.lanes, self.config.seed)
 
-    def training(self, workers: Workers, device: torch.device, pack: str = "") -> Training:
+    def training(self, workers: Workers, pack: str = "") -> Training:
         source, plan = self.source(), load_plan(self.uri, SequencePlan)
         lake, schedule = self.open_lake(source.config.lake), self.schedule(plan)
         buckets = range(workers.rank, lake.manifest.num_buckets, workers.size)
@@ -133,11 +133,10 @@ class EliminatorsRecord(Record):
             users=users.only(~users.audit_split),
             prefixes=read_prefixes(lake, plan.sequences, plan.length, buckets, fraction, PREFIXES_PER_USER),
         )
-        trainer = EliminatorTrainer(self.config, self.packs[pack], data, device=device, workers=workers)
+        trainer = EliminatorTrainer(self.config, self.packs[pack], data, workers)
         return trainer, partial(sequence_batches, lake, plan, schedule, workers.rank, workers.size)
 
-    def pack_figures(self) -> dict[str, dict[str, Any]]:
-        """Figures of all packs' combinations, and of the backbone."""
+    def trained_figures(self) -> dict[str, dict[str, Any]]:
         return {name: found for pack in self.packs for name, found in load_figures(self.weights_uri(pack)).items()}
 
     def tables(self) -> list[RenderableType]:

@@ -1,4 +1,4 @@
-"""One Ray Train run: resources, workers, restarts from the last checkpoint, progress."""
+"""Ray Train runs: resources, workers, restarts from the last checkpoint, progress."""
 
 import logging
 import threading
@@ -15,9 +15,14 @@ from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import parent
 from mtrec_ray.lake.cluster import asking, cluster_resources, joins_cluster, need_ray
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.trainers.backbone_config import BackboneConfig
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.runner_config import RunnerConfig
+from mtrec_ray.training.backbone_run import BackboneRecord, new_backbone_run
 from mtrec_ray.training.loop import train_loop_per_worker
-from mtrec_ray.training.record import Record
+from mtrec_ray.training.propensity_run import PropensityRecord, new_propensity_run
+from mtrec_ray.training.record import Record, RecordT
 
 POLL_S = 1.0
 MAX_FAILURES = 3  # restarts from the last checkpoint before a run fails
@@ -38,6 +43,31 @@ class ProgressActor:
 
     def get(self) -> tuple[int, str]:
         return self.step, self.note
+
+
+def train_propensity(config: PropensityConfig, progress: ProgressCallback | None = None) -> PropensityRecord:
+    """Train or resume one run to its end; raises what `Record.start` does."""
+    lake = Lake.open(config.lake)
+    calendar = config.window.resolve(lake.manifest.calendar)
+    if config.sample.validation_fraction and not calendar.num_evaluation_days:
+        raise UserError("sample.validation_fraction needs a day after the window: set window.num_evaluation_days")
+    record = new_propensity_run(config, lake, calendar)
+    if config.kind == "mtl" and len(record.groups.names) == 1 < len(record.groups.of_territory):
+        logger.warning("model.groups = %r is one group: all territories use the same block", config.model.groups)
+    return _train(record, progress)
+
+
+def train_backbone(config: BackboneConfig, progress: ProgressCallback | None = None) -> BackboneRecord:
+    """Train or resume one backbone to its end; raises what `Record.start` does."""
+    return _train(new_backbone_run(config, Lake.open(config.lake)), progress)
+
+
+def _train(new: RecordT, progress: ProgressCallback | None) -> RecordT:
+    record = new.start(lambda: check_resources(new.config.runner), progress)
+    if record.status == "training":
+        fit(record, progress)
+        record = record.finish()
+    return record
 
 
 def fit(record: Record, progress: ProgressCallback | None, pack: str = "") -> None:

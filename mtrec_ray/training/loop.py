@@ -1,6 +1,7 @@
 """What each Ray Train worker does for any of the three models."""
 
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,18 @@ LOG_POINTS = 200  # lines of training figures in `metrics.jsonl`, evenly over a 
 def train_loop_per_worker(settings: dict[str, Any]) -> None:
     """The entire run of one worker, resumed from the last checkpoint if there is one.
 
-    Args:
-        settings: `run` (Record class), `record` (its JSON), `pack` (of eliminators), `actor` (a ProgressActor).
+    `settings`: `run` (Record class), `record` (its JSON), `pack` (of eliminators), `actor` (a ProgressActor).
     """
     record: Record = settings["run"].model_validate_json(settings["record"])
     context = ray.train.get_context()
-    workers = Workers(context.get_world_rank(), context.get_world_size())
-    trainer, batches = record.training(workers, ray.train.torch.get_device(), settings["pack"])
+    workers = Workers(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+    trainer, batches = record.training(workers, settings["pack"])
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
             trainer.load_state_dict(load_checkpoint(Path(folder)))
     reporter = Reporter(record, settings["pack"], trainer, settings["actor"])
-    try:
+    with reporter.tracker or nullcontext():
         trainer.run(
             batches(trainer.num_steps if trainer.stopped else trainer.next_step),
             on_step=reporter.step,
@@ -40,20 +40,17 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
             on_checkpoint=reporter.checkpoint,
             checkpoint_every_s=record.config.runner.checkpoint_every_s,
         )
-    finally:
-        reporter.close()
 
 
 class Reporter:
-    """Passes a trainer's steps, figures and state on; rank 0 alone writes."""
+    """Passes a trainer's steps, figures and state on; rank 0, which has a tracker, alone writes."""
 
     def __init__(self, record: Record, pack: str, trainer: Trainer[Any], actor: Any) -> None:
         self.config, self.uri = record.config, record.folder(pack)
         self.trainer, self.actor = trainer, actor
-        self.first = trainer.workers.rank == 0
         self.log_every = max(1, trainer.num_steps // LOG_POINTS)
         self.tracker: Tracker | None = None
-        if self.first:
+        if trainer.workers.rank == 0:
             self.tracker = Tracker(
                 self.uri,
                 self.config.tracking,
@@ -64,36 +61,30 @@ class Reporter:
 
     def step(self) -> None:
         """After each step: figures and the progress bar, now and then."""
-        step = self.trainer.next_step
-        if self.tracker and step % self.log_every == 0:
-            self.tracker.log(step, self.trainer.meter.take() | {"train/lr": self.trainer.learning_rate()})
-        if self.first and (step % CHECK_CLOCK_EVERY == 0 or step == self.trainer.num_steps):
-            mean = self.trainer.mean_loss
-            self.actor.put.remote(step, f"loss {mean.mean():.4g}" if mean.count else "")
+        if not self.tracker:
+            return
+        trainer, step = self.trainer, self.trainer.next_step
+        if step % self.log_every == 0:
+            self.tracker.log(step, trainer.meter.take() | {"train/lr": trainer.optimizer.param_groups[0]["lr"]})
+        if step % CHECK_CLOCK_EVERY == 0 or step == trainer.num_steps:
+            self.actor.put.remote(step, f"loss {trainer.recent.mean_loss():.4g}" if trainer.recent.steps else "")
 
     def milestone(self, figures: dict[str, float]) -> None:
         """Log validation figures, then write the weights that are finished."""
-        validation = {name: value for name, value in figures.items() if name.startswith("val/")}
-        if self.tracker and validation:
+        outputs = self.trainer.take_outputs()
+        if not self.tracker:
+            return
+        if validation := {name: value for name, value in figures.items() if name.startswith("val/")}:
             self.tracker.log(self.trainer.next_step, validation)
-        for file, weights in self.trainer.take_outputs().items():
-            if self.first:
-                save_weights(join(self.uri, file), weights.tensors, weights.figures)
+        for file, weights in outputs.items():
+            save_weights(join(self.uri, file), *weights)
 
     def checkpoint(self) -> None:
         """Report rank 0's state to Ray Train; every worker takes part, it is a barrier."""
         metrics = {"step": self.trainer.next_step}
-        if not self.first:
-            ray.train.report(metrics)
-            return
+        if not self.tracker:
+            return ray.train.report(metrics)
         with tempfile.TemporaryDirectory() as folder:
             save_checkpoint(Path(folder), self.trainer.state_dict(), self.config)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        if self.tracker:
-            self.tracker.flush()
-
-    def close(self) -> None:
-        """Finish the tracking; training that ended early has failed."""
-        if self.tracker:
-            done = self.trainer.stopped or self.trainer.next_step == self.trainer.num_steps
-            self.tracker.close(failed=not done)
+        return self.tracker.flush()

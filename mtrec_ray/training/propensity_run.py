@@ -7,19 +7,21 @@ runs/NAME/metrics.jsonl, tensorboard/        figures over its steps
 runs/NAME/checkpoint_*/                      Ray Train's checkpoints
 """
 
+import dataclasses
 import hashlib
+import math
 from functools import lru_cache, partial
 from typing import Any, ClassVar, Literal
 
-import torch
 from rich.console import RenderableType
 
 from mtrec_ray.console import ProgressCallback, facts_table
+from mtrec_ray.errors import UserError
 from mtrec_ray.files import join
 from mtrec_ray.identity import Identity
-from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
-from mtrec_ray.streams.groups import Groups
+from mtrec_ray.streams.groups import Groups, make_groups
 from mtrec_ray.streams.plan import PairPlan, make_plan
 from mtrec_ray.streams.reader import training_batches
 from mtrec_ray.streams.schedule import Schedule
@@ -67,11 +69,11 @@ class PropensityRecord(Record):
         epochs = (optim.epochs, *[1] * (len(plan.periods) - 1))
         return plan.schedule(epochs, optim.batch_pairs, optim.lanes, self.config.seed)
 
-    def training(self, workers: Workers, device: torch.device, pack: str = "") -> Training:
+    def training(self, workers: Workers, pack: str = "") -> Training:
         lake, plan = self.open_lake(), load_plan(self.uri, PairPlan)
         schedule = self.schedule(plan)
         data = self.data(lake, plan, schedule, workers)
-        trainer = PropensityTrainer(self.config, data, device=device, workers=workers)
+        trainer = PropensityTrainer(self.config, data, workers)
         return trainer, partial(training_batches, lake, plan, schedule, workers.rank, workers.size)
 
     def data(self, lake: Lake, plan: PairPlan, schedule: Schedule, workers: Workers) -> PropensityData:
@@ -98,8 +100,7 @@ class PropensityRecord(Record):
             num_bootstrap=NUM_BOOTSTRAP,
         )
 
-    def snapshot_figures(self) -> dict[str, dict[str, Any]]:
-        """Figures of the snapshot after each period."""
+    def trained_figures(self) -> dict[str, dict[str, Any]]:
         days = [period.day for period in load_plan(self.uri, PairPlan).periods]
         return {f"day_{day}": load_figures(snapshot_uri(self.uri, day)) for day in days}
 
@@ -112,6 +113,43 @@ class PropensityRecord(Record):
             shown = {name: value for name, value in figures.items() if not name.endswith(("_low", "_high"))}
             facts |= {f"{snapshot} {name}": value for name, value in shown.items()}
         return [facts_table(f"Run {self.uri}", facts)]
+
+
+def new_propensity_run(config: PropensityConfig, lake: Lake, calendar: Calendar) -> PropensityRecord:
+    """The record of a new run; UserError where its settings do not fit the lake."""
+    embeddings = lake.manifest.embeddings
+    if not (embeddings.user_width and embeddings.title_width):
+        raise UserError(f"lake {config.lake!r} has no embeddings: run `mtrec lake embed {config.lake}` first")
+    if embeddings.window_end and embeddings.window_end > calendar.window_end:
+        raise UserError(
+            f"the embeddings of lake {config.lake!r} use events up to {embeddings.window_end}, the window ends at "
+            f"{calendar.window_end}: test days would leak; run `mtrec lake embed` with the same window.end"
+        )
+    if config.incremental and calendar.num_evaluation_days < 2:
+        raise UserError(
+            f"incremental has no effect with {calendar.num_evaluation_days} evaluation day(s): "
+            "day i is trained on for the sake of day i + 1"
+        )
+    groups = make_groups(config.model.groups or "one", lake.manifest)
+    model = TwoTowerConfig(
+        user_width=embeddings.user_width,
+        title_width=embeddings.title_width,
+        d=config.model.d,
+        num_groups=len(groups.names) if config.kind == "mtl" else 1,
+        group_block=config.model.group_block or "none",
+        final_activation=config.model.final_activation,
+        final_batch_norm=config.model.final_batch_norm,
+        aligned_width=embeddings.interaction_width,
+        initial_bias=0.0 if config.sample.alpha == "auto" else -math.log(config.sample.alpha),
+    )
+    return PropensityRecord(
+        status="training",
+        config=config,
+        lake_hash=lake.manifest.lake_hash,
+        groups=groups,
+        model=dataclasses.asdict(model),
+        learning_rates=config.optim.learning_rates(config.model.group_block, bool(embeddings.interaction_width)),
+    )
 
 
 def snapshot_uri(uri: str, day: int) -> str:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
 import pandas as pd
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import RenderableType
 
@@ -73,8 +72,12 @@ class Record(BaseModel):
         """Every step of a training, unless early stopping ends it before."""
         raise NotImplementedError
 
-    def training(self, workers: Workers, device: torch.device, pack: str = "") -> Training:
+    def training(self, workers: Workers, pack: str = "") -> Training:
         """One worker's trainer and batches."""
+        raise NotImplementedError
+
+    def trained_figures(self) -> dict[str, dict[str, Any]]:
+        """The figures that finished weights hold."""
         raise NotImplementedError
 
     def save(self) -> None:
@@ -149,9 +152,9 @@ class Record(BaseModel):
             record.save()
         return record
 
-    def finish(self, figures: dict[str, dict[str, Any]]) -> Self:
+    def finish(self) -> Self:
         """Save and return the record of the finished run."""
-        done = self.model_copy(update={"status": "done", "figures": figures})
+        done = self.model_copy(update={"status": "done", "figures": self.trained_figures()})
         done.save()
         return done
 
@@ -164,6 +167,9 @@ class Record(BaseModel):
         lake = Lake.open(uri or self.config.lake)
         require_lake(lake, self.lake_hash, self.config.name)
         return lake
+
+
+RecordT = TypeVar("RecordT", bound=Record)
 
 
 def require_lake(lake: Lake, expected_hash: str, run: str) -> None:

@@ -27,20 +27,17 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mtrec_ray.combinations import Combination
-from mtrec_ray.models.discriminators import Discriminators, value_weights
 from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
 from mtrec_ray.models.fairness_methods import EliminatorMethod
 from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
 from mtrec_ray.process import prepare_process
-from mtrec_ray.steps.adversary import AdversaryGame, GameSettings
+from mtrec_ray.steps.adversary import AdversaryGame
 from mtrec_ray.steps.pretraining import Positions, bpr_losses, pretraining_step
 from tests.benchmarks.bench_propensity_step import commit, processor
 
 NUM_TITLES, L, WIDTH = 1682, 20, 64
 ATTRIBUTES = {"gender": 2, "age": 7, "occupation": 21}
-SETTINGS = GameSettings(
-    weight=0.3, discriminator_steps=1, columns=2, generator_lr=2e-4, discriminator_lr=1e-3, l2=1e-6, average=0.99
-)
+SETTINGS = {"weight": 0.3, "generator_lr": 2e-4, "averaging": 0.99, "class_power": 0.5}
 ONE: list[Combination] = [("gender",)]
 SEVEN: list[Combination] = [
     *ONE,
@@ -137,10 +134,8 @@ class OnePositionSparing(EliminatorMethod):
 def make_game(method: type[EliminatorMethod], combinations: list[Combination]) -> AdversaryGame:
     pack = StackedEliminators(EliminatorConfig(), ATTRIBUTES, combinations, WIDTH)
     pack.init_weights(0)
-    discriminators = Discriminators(ATTRIBUTES, combinations, width=WIDTH, hidden=64)
-    discriminators.init_weights(0)
-    weights = value_weights([[100] * size for size in ATTRIBUTES.values()], power=0.5)
-    return AdversaryGame(method(make_backbone(), pack), discriminators, weights, SETTINGS)
+    value_counts = [[100] * size for size in ATTRIBUTES.values()]
+    return AdversaryGame(method(make_backbone(), pack), ATTRIBUTES, value_counts, 0, **SETTINGS)
 
 
 def tuning(batch: Batch, combinations: list[Combination]) -> Callable[[], object]:

@@ -32,10 +32,10 @@ from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.sequences import in_split
 from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
-from mtrec_ray.training.backbone import train_backbone
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators import train_eliminators
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
+from mtrec_ray.training.fit import train_backbone
 from mtrec_ray.training.weights import save_weights
 from tests.jobs.untrained import write_backbone
 

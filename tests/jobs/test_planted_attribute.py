@@ -8,9 +8,9 @@ from mtrec_ray.jobs.audit import audit
 from mtrec_ray.jobs.config import AuditConfig
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.sources.source import make_source
-from mtrec_ray.training.backbone import train_backbone
 from mtrec_ray.training.backbone_run import load_backbone
 from mtrec_ray.training.eliminators import train_eliminators
+from mtrec_ray.training.fit import train_backbone
 from tests.jobs.test_fairness import COMBINATIONS, SYNTHETIC, backbone_config, eliminators_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.long, pytest.mark.usefixtures("ray_cluster")]

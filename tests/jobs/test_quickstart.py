@@ -101,7 +101,7 @@ def untrained(record: PropensityRecord, *_: Any) -> None:
     save_weights(snapshot_uri(record.uri, 0), model.state_dict(), {})
 
 
-FIT = "mtrec_ray.training.propensity.fit"
+FIT = "mtrec_ray.training.fit.fit"
 
 
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:

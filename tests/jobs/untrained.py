@@ -19,12 +19,10 @@ from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.eliminators import make_method
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.training.backbone import new_backbone_run
-from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash, load_backbone
+from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash, load_backbone, new_backbone_run
 from mtrec_ray.training.eliminators import make_packs
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, eliminators_hash
-from mtrec_ray.training.propensity import new_propensity_run
-from mtrec_ray.training.propensity_run import snapshot_uri
+from mtrec_ray.training.propensity_run import new_propensity_run, snapshot_uri
 from mtrec_ray.training.record import save_plan
 from mtrec_ray.training.weights import save_weights
 from tests.serving.bundles import leakage, metric
@@ -40,7 +38,7 @@ def write_run(lake: Lake, runs: Path, name: str, seed: int, **settings: Any) -> 
     model = TwoTower(record.two_tower_config())
     model.init_weights(torch.Generator().manual_seed(seed))
     save_weights(snapshot_uri(record.uri, 0), model.state_dict(), {})
-    record.model_copy(update={"num_steps": 1}).finish({"day_0": {}})
+    record.model_copy(update={"num_steps": 1}).finish()
     return record.uri
 
 

@@ -3,6 +3,7 @@
 import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -12,17 +13,15 @@ from torch import Tensor
 
 from mtrec_ray.all_reduce import AllReduce, single_worker
 from mtrec_ray.combinations import Combination
-from mtrec_ray.models.discriminators import Discriminators, value_weights
 from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
 from mtrec_ray.models.fairness_methods import EliminatorMethod, FairnessMethod, FilterMethod, FineTuningMethod
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.training_state import collect_state, restore_state
-from mtrec_ray.steps.adversary import AdversaryGame, GameSettings, adversary_columns
+from mtrec_ray.steps.adversary import AdversaryGame, adversary_columns
 from mtrec_ray.steps.pretraining import Positions, positions_of
 from tests.models.backbones import KINDS, LAYERS, NUM_TITLES, D, Kind, L, make_backbone
 from tests.steps.cases import LockStep
 
-METHODS = ["eliminator", "filter", "fine_tuning"]
 B = 8
 ATTRIBUTES = {"gender": 2, "age": 3, "occupation": 4}
 SINGLE: list[Combination] = [("gender",), ("age",), ("occupation",)]
@@ -33,11 +32,9 @@ COMBINATIONS: list[Combination] = [
     ("age", "occupation"),
     ("gender", "age", "occupation"),
 ]
-WEIGHTS = value_weights([[9, 4], [1, 16, 4], [2, 2, 5, 7]], power=0.5).double()
-SETTINGS = GameSettings(
-    weight=1.0, discriminator_steps=1, columns=2, generator_lr=1e-3, discriminator_lr=1e-3, l2=1e-6, average=0.9
-)
-ALL_COLUMNS = replace(SETTINGS, columns=L + 1)
+VALUE_COUNTS = [[9, 4], [1, 16, 4], [2, 2, 5, 7]]
+SETTINGS = {"weight": 1.0, "generator_lr": 1e-3, "averaging": 0.9, "class_power": 0.5}
+ALL_COLUMNS = {"columns": L + 1}
 """Nothing is left to draw."""
 
 
@@ -71,14 +68,12 @@ def make_game(
     kind: Kind,
     combinations: list[Combination] = COMBINATIONS,
     method: str = "eliminator",
-    settings: GameSettings = SETTINGS,
     seed: int = 7,
     all_reduce: AllReduce = single_worker,
+    **settings: Any,
 ) -> AdversaryGame:
     trained = make_method(kind, method, combinations, seed)
-    discriminators = Discriminators(ATTRIBUTES, trained.combinations, width=D, hidden=8)
-    discriminators.to(trained.backbone.positions.dtype).init_weights(seed)
-    return AdversaryGame(trained, discriminators, WEIGHTS, settings, all_reduce)
+    return AdversaryGame(trained, ATTRIBUTES, VALUE_COUNTS, seed, all_reduce, **SETTINGS | settings)
 
 
 def make_batch(backbone: SequentialBackbone, step: int) -> Batch:
@@ -113,7 +108,7 @@ def close(one: Tensor, other: Tensor, name: str = "") -> None:
 @pytest.mark.parametrize("method", ["eliminator", "fine_tuning"])
 def test_gradients_are_those_of_equation_5(kind, method):
     """Discriminators learn from their cross entropies alone; the method from BPR less lambda times those after."""
-    game = make_game(kind, method=method, settings=replace(ALL_COLUMNS, weight=0.7))
+    game = make_game(kind, method=method, weight=0.7, **ALL_COLUMNS)
     method, before = copy.deepcopy(game.method), copy.deepcopy(game.discriminators)
     batch = make_batch(method.backbone, 0)
     returned_bpr, returned_entropies = game.step(batch.positions, batch.values, batch.negatives)
@@ -122,7 +117,7 @@ def test_gradients_are_those_of_equation_5(kind, method):
     targets, rows = batch.positions.targets, batch.positions.rows
     vectors = method(batch.positions.history, batch.values)  # (K, B, T, d)
     seen, labels = vectors.flatten(1, 2)[:, rows], batch.values.repeat_interleave(targets.shape[1], 0)[rows]
-    entropies = before.losses(seen.detach(), labels, WEIGHTS)
+    entropies = before.losses(seen.detach(), labels, game.value_weights)
     close(returned_entropies, entropies.detach())
     expected = torch.autograd.grad(entropies.sum(), list(before.parameters()))
     for gradient, (name, parameter) in zip(expected, game.discriminators.named_parameters(), strict=True):
@@ -133,7 +128,7 @@ def test_gradients_are_those_of_equation_5(kind, method):
     scores = seen @ titles(batch.negatives).t() - (seen * titles(targets.flatten()[rows])).sum(-1, keepdim=True)
     bpr = F.softplus(scores).mean((1, 2))
     close(returned_bpr, bpr.detach())
-    loss = (bpr.sum() - 0.7 * after.losses(seen, labels, WEIGHTS).sum()).double()
+    loss = (bpr.sum() - 0.7 * after.losses(seen, labels, game.value_weights).sum()).double()
     parameters = tuned(method)
     expected = torch.autograd.grad(loss, list(parameters.values()))
     for gradient, (name, parameter) in zip(expected, tuned(game.method).items(), strict=True):
@@ -190,10 +185,10 @@ def test_a_pack_equals_its_members_trained_one_by_one(kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cut", [B // 2, 0], ids=["halves", "a worker without crops"])
 def test_two_workers_train_as_one(kind, cut):
-    single = make_game(kind, settings=ALL_COLUMNS)
+    single = make_game(kind, **ALL_COLUMNS)
     returned = train(single, range(3))
     lock_step = LockStep(2)
-    games = [make_game(kind, settings=ALL_COLUMNS, all_reduce=lock_step.reducer(rank)) for rank in range(2)]
+    games = [make_game(kind, all_reduce=lock_step.reducer(rank), **ALL_COLUMNS) for rank in range(2)]
     batches = [make_batch(single.method.backbone, step) for step in range(3)]
 
     def work(game: AdversaryGame, rows: slice) -> list[Tensor]:
@@ -211,7 +206,7 @@ def test_two_workers_train_as_one(kind, cut):
 
 def test_users_of_unknown_values_affect_accuracy_alone():
     """Cross entropies stay when they change; BPR does not."""
-    game, other = (make_game("sasrec", settings=ALL_COLUMNS) for _ in range(2))
+    game, other = (make_game("sasrec", **ALL_COLUMNS) for _ in range(2))
     batch = make_batch(game.method.backbone, 0)
     values = batch.values.clone()
     values[3] = -1
@@ -228,7 +223,7 @@ def test_without_known_values_it_trains_for_accuracy_alone():
     batch = make_batch(make_backbone("sasrec"), 0)
     states = []
     for weight in (0.0, 5.0):
-        game = make_game("sasrec", settings=replace(ALL_COLUMNS, weight=weight))
+        game = make_game("sasrec", weight=weight, **ALL_COLUMNS)
         _, entropies = game.step(batch.positions, torch.full_like(batch.values, -1), batch.negatives)
         assert (entropies == 0).all()
         states.append(tuned(game.method))
@@ -240,8 +235,7 @@ def test_without_known_values_it_trains_for_accuracy_alone():
 @pytest.mark.parametrize("kind", KINDS)
 def test_overfits_one_batch(kind):
     """With lambda 0 the eliminator fits its targets and the discriminators fit the values."""
-    settings = replace(SETTINGS, weight=0.0, generator_lr=3e-3, discriminator_lr=1e-2, discriminator_steps=2)
-    game = make_game(kind, [("gender", "age")], settings=settings)
+    game = make_game(kind, [("gender", "age")], weight=0.0, generator_lr=3e-3, discriminator_lr=1e-2)
     batch = make_batch(game.method.backbone, 0)
     returned = []
     for _ in range(70):
@@ -254,7 +248,7 @@ def test_hiding_works_against_the_discriminators():
     """Lambda 3 leaves them much less to read than lambda 0, on the same batch."""
     losses = []
     for weight in (0.0, 3.0):
-        game = make_game("sasrec", [("gender",)], settings=replace(SETTINGS, weight=weight, discriminator_lr=1e-2))
+        game = make_game("sasrec", [("gender",)], weight=weight, discriminator_lr=1e-2)
         batch = make_batch(game.method.backbone, 0)
         for _ in range(50):
             torch.manual_seed(0)
@@ -274,7 +268,7 @@ def test_same_seed_gives_the_same_losses(kind):
     )
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["eliminator", "filter", "fine_tuning"])
 def test_resume_from_state_equals_a_straight_run(method, tmp_path):
     straight = make_game("bert4rec", method=method)
     train(straight, range(3))

@@ -8,7 +8,7 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.sources.source import make_source
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.training.propensity import train_propensity
+from mtrec_ray.training.fit import train_propensity
 from mtrec_ray.training.propensity_run import PropensityRecord
 
 SYNTHETIC = {

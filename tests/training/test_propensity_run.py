@@ -19,7 +19,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.jobs.config import EvaluateConfig
 from mtrec_ray.jobs.evaluate import evaluate_propensity
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.training.propensity import train_propensity
+from mtrec_ray.training.fit import train_propensity
 from mtrec_ray.training.propensity_run import PropensityRecord
 from tests.training.conftest import run_config
 
@@ -90,7 +90,7 @@ def test_mtl_beats_the_baseline_in_every_group(straight, planted_lake, runs):
 
 
 def test_finished_run_is_not_trained_again(straight, planted_lake, runs, monkeypatch):
-    monkeypatch.setattr("mtrec_ray.training.propensity.fit", None)
+    monkeypatch.setattr("mtrec_ray.training.fit.fit", None)
     again = train_propensity(run_config(planted_lake, runs, "straight"))
     assert again == PropensityRecord.load(straight.uri)
 

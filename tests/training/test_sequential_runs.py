@@ -1,22 +1,17 @@
-"""Backbones and packs, killed and resumed: Ray Train with one worker is simulated in this process."""
+"""Backbones and packs in this process: killed and resumed, what they read, what they refuse."""
 
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
-import ray.train
-import ray.train.torch
-import torch
+import safetensors.torch
 
-from mtrec_ray.combinations import combination_name
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.jobs.audit import audit
@@ -28,59 +23,20 @@ from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, sequence_b
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.sequences import SequenceConfig, Sequences, UserSplit, in_split
 from mtrec_ray.trainers import eliminators as eliminators_trainer
-from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.eliminators import EliminatorTrainer
-from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.workers import Workers
-from mtrec_ray.training import backbone, backbone_run, eliminators, eliminators_run
+from mtrec_ray.training import backbone_run, eliminators, eliminators_run
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
+from mtrec_ray.training.eliminators import train_eliminators
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
-from mtrec_ray.training.loop import train_loop_per_worker
+from mtrec_ray.training.fit import train_backbone
 from mtrec_ray.training.record import Record
+from mtrec_ray.training.weights import save_weights
+from tests.training.one_worker import OneWorker, backbone_config, eliminators_config
 from tests.tuning.conftest import build_here
 
 BUCKETS = 3
-
-
-class Killed(Exception):
-    """The worker's process ended."""
-
-
-class OneWorker:
-    """Ray Train with one worker in this process, which is killed at some of its reports and started again.
-
-    Args:
-        folder: for checkpoints.
-        killed_at: numbers of the reports after which the worker ends.
-    """
-
-    def __init__(self, folder: Path, killed_at: set[int]) -> None:
-        self.folder, self.killed_at = folder, killed_at
-        self.reports = self.starts = 0
-        self.latest: Path | None = None
-
-    def report(self, metrics: dict[str, Any], checkpoint: ray.train.Checkpoint | None = None) -> None:
-        self.reports += 1
-        assert checkpoint is not None
-        self.latest = self.folder / f"checkpoint{self.reports}"
-        shutil.copytree(checkpoint.path, self.latest)
-        if self.reports in self.killed_at:
-            raise Killed
-
-    def get_checkpoint(self) -> ray.train.Checkpoint | None:
-        return self.latest and ray.train.Checkpoint.from_directory(self.latest)
-
-    def fit(self, record: Record, progress: Any, pack: str = "") -> None:
-        self.latest = None
-        actor = SimpleNamespace(put=SimpleNamespace(remote=lambda step, note: None))
-        settings = {"run": type(record), "record": record.model_dump_json(), "pack": pack, "actor": actor}
-        while True:
-            self.starts += 1
-            try:
-                train_loop_per_worker(settings)
-                return
-            except Killed:
-                continue
+NAMES = ("gender", "gender+age")
 
 
 @pytest.fixture(scope="module")
@@ -90,55 +46,23 @@ def lake(tmp_path_factory) -> Lake:
 
 
 @pytest.fixture
-def one_worker(monkeypatch) -> Callable[..., OneWorker]:
-    def play(folder: Path, *killed_at: int) -> OneWorker:
-        worker = OneWorker(folder, set(killed_at))
-        context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
-        monkeypatch.setattr(ray.train, "get_context", lambda: context)
-        monkeypatch.setattr(ray.train, "get_checkpoint", worker.get_checkpoint)
-        monkeypatch.setattr(ray.train, "report", worker.report)
-        monkeypatch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
-        for driver in (backbone, eliminators):
-            monkeypatch.setattr(driver, "fit", worker.fit)
-            monkeypatch.setattr(driver, "check_resources", lambda *_: None)
-        for run in (backbone_run, eliminators_run):
-            monkeypatch.setattr(run, "make_sequence_plan", partial(make_sequence_plan, reader=LocalReader()))
-            monkeypatch.setattr(run, "sequence_batches", partial(sequence_batches, reader=LocalReader()))
-        monkeypatch.setattr(eliminators, "jobs_that_fit", lambda runner: 1)
-        return worker
-
-    return play
+def one_worker(monkeypatch, tmp_path) -> Callable[..., OneWorker]:
+    return partial(OneWorker, monkeypatch)
 
 
-def backbone_config(lake: Lake, runs: Path, **settings: Any) -> BackboneConfig:
-    document = {
-        "lake": lake.uri,
-        "runs": str(runs),
-        "name": "backbone",
-        "model": {"width": 16},
-        "optim": {"epochs": 4, "evaluate_every": 2, "lanes": 2, "batch_crops": 16},
-        "runner": {"checkpoint_every_s": 0},
-    }
-    return validate_config(BackboneConfig, document | settings)
-
-
-def eliminators_config(source: BackboneRecord, runs: Path, **settings: Any) -> EliminatorsConfig:
-    document = {
-        "backbone": source.uri,
-        "runs": str(runs),
-        "name": "eliminators",
-        "combinations": "gender,gender+age",
-        "optim": {"epochs": 4, "lanes": 2, "batch_crops": 16, "min_ndcg_ratio": 0.5},
-        "transport": {"passes": 4, "later_passes": 2},
-        "runner": {"checkpoint_every_s": 0},
-    }
-    return validate_config(EliminatorsConfig, document | settings)
+@pytest.fixture(scope="module")
+def made(lake, tmp_path_factory) -> Iterator[tuple[BackboneRecord, EliminatorsRecord]]:
+    """A backbone and eliminators in one folder, trained undisturbed."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        OneWorker(patch, folder / "checkpoints")
+        source = train_backbone(backbone_config(lake, folder / "runs"))
+        yield source, train_eliminators(eliminators_config(source, folder / "runs"))
 
 
 @pytest.fixture
-def source(lake, one_worker, tmp_path) -> BackboneRecord:
-    one_worker(tmp_path / "source")
-    return backbone.train_backbone(backbone_config(lake, tmp_path / "runs"))
+def source(made) -> BackboneRecord:
+    return made[0]
 
 
 def progress_at(checkpoint: Path) -> int:
@@ -152,45 +76,22 @@ def content(record: BackboneRecord | EliminatorsRecord) -> dict[str, bytes]:
 
 def test_killed_backbone_resumes_to_the_same_weights(lake, source, one_worker, tmp_path):
     worker = one_worker(tmp_path / "killed", 1, 2, 3)
-    killed = backbone.train_backbone(backbone_config(lake, tmp_path / "again"))
+    killed = train_backbone(backbone_config(lake, tmp_path / "again"))
     assert worker.starts == 4
     assert killed.figures == source.figures
     assert content(killed) == content(source)
 
 
-def test_killed_pack_resumes_to_the_same_weights(source, one_worker, tmp_path):
-    records = []
-    for runs, killed_at in ((tmp_path / "straight", []), (tmp_path / "killed", [1, 3])):
-        worker = one_worker(runs, *killed_at)
-        records.append(eliminators.train_eliminators(eliminators_config(source, runs)))
-        assert worker.starts == 1 + len(killed_at)
-    assert records[0].figures == records[1].figures
-    assert records[0].figures["gender"]["step"] > 0
-    assert content(records[0]) == content(records[1])
+def test_killed_pack_resumes_to_the_same_weights(source, one_worker, monkeypatch, tmp_path):
+    """Of two combinations, gender holds its floor at the first validation alone, gender+age at none.
 
-
-def test_resumed_pack_does_not_fit_its_first_transport_again(source, one_worker, monkeypatch, tmp_path):
-    started = []
+    Killed after its first transport was fitted, which is not fitted again, and between that validation and the end.
+    """
+    first, started = [], []
 
     def start(trainer: EliminatorTrainer, start: Any = EliminatorTrainer.start) -> bool:
         started.append(trainer.next_step)
         return start(trainer)
-
-    def step(trainer: EliminatorTrainer, *args: Any, step: Any = EliminatorTrainer.train_step) -> Any:
-        if worker.starts == 1:
-            raise Killed
-        return step(trainer, *args)
-
-    worker = one_worker(tmp_path / "killed")
-    monkeypatch.setattr(EliminatorTrainer, "start", start)
-    monkeypatch.setattr(EliminatorTrainer, "train_step", step)
-    eliminators.train_eliminators(eliminators_config(source, tmp_path / "killed"))
-    assert (worker.starts, started) == (2, [0])
-
-
-def test_kept_weights_survive_a_kill(source, one_worker, monkeypatch, tmp_path):
-    """Of a pack of two, gender holds its floor at the first validation alone, gender+age at none."""
-    first = []
 
     def validate(trainer: EliminatorTrainer) -> list[float]:
         if trainer.next_step and not first:
@@ -198,19 +99,21 @@ def test_kept_weights_survive_a_kill(source, one_worker, monkeypatch, tmp_path):
         holds = [trainer.next_step in (0, *first), trainer.next_step == 0]
         return [trainer.figures["none"]["ndcg"] * held for held in holds]
 
+    monkeypatch.setattr(EliminatorTrainer, "start", start)
     monkeypatch.setattr(EliminatorTrainer, "validate", validate)
     ends, records, killed_at = [], [], []
     for runs in (tmp_path / "straight", tmp_path / "killed"):
         worker = one_worker(runs, *killed_at)
-        records.append(eliminators.train_eliminators(eliminators_config(source, runs)))
+        records.append(train_eliminators(eliminators_config(source, runs, epochs=4)))
         assert worker.starts == 1 + len(killed_at)
         assert worker.latest is not None
         ends.append({path.name: path.read_bytes() for path in worker.latest.iterdir() if path.name != "config.yaml"})
         steps = {n: progress_at(runs / f"checkpoint{n}") for n in range(1, worker.reports + 1)}
-        killed_at = [n for n, step in steps.items() if first[0] < step < records[0].num_steps]
-    assert killed_at
+        killed_at = [n for n, step in steps.items() if step == 0 or first[0] < step < records[0].num_steps]
+    assert len(killed_at) > 1
+    assert started == [0, 0]
     for record in records:
-        assert [record.figures[name]["step"] for name in ("gender", "gender+age")] == [first[0], 0.0]
+        assert [record.figures[name]["step"] for name in NAMES] == [first[0], 0.0]
         assert record.figures["gender"]["ndcg"] == record.figures["none"]["ndcg"]
     assert records[0].figures == records[1].figures
     assert content(records[0]) == content(records[1])
@@ -238,7 +141,7 @@ def test_pack_reads_only_the_train_split(lake, source, one_worker, monkeypatch, 
     monkeypatch.setattr(eliminators_run, "sequence_batches", partial(sequence_batches, reader=Watched()))
     monkeypatch.setattr(EliminatorTrainer, "fit_transport", fit_transport)
     monkeypatch.setattr(eliminators_trainer, "stacked_metrics", measure)
-    eliminators.train_eliminators(eliminators_config(source, tmp_path / "watched"))
+    train_eliminators(eliminators_config(source, tmp_path / "watched"))
     everybody = np.concatenate([Sequences.read(lake, b, source.config.sequences).keys for b in range(BUCKETS)])
     train_split = set(everybody[~in_split(everybody, source.config.sequences, "audit")].tolist())
     assert 0 < len(train_split) < len(everybody)
@@ -266,22 +169,18 @@ def test_transport_strength_is_limited_by_the_floor(
     monkeypatch.setattr(EliminatorTrainer, "validate", validate)
     monkeypatch.setattr(StackedEliminators, "fit_transport", full_strength)
     monkeypatch.setattr(eliminators_trainer, "probe_leakage", lambda *_: {"gender": leakage, "age": 0.0})
-    optim = {"epochs": 4, "lanes": 2, "batch_crops": 16, "min_ndcg_ratio": 0.5, "leakage_budget": 0.7}
-    run = eliminators.train_eliminators(eliminators_config(source, tmp_path / "bounded", optim=optim))
+    run = train_eliminators(eliminators_config(source, tmp_path / "bounded", optim={"leakage_budget": 0.7}))
     assert run.figures["gender"]["ndcg_floor"] == pytest.approx(
         min(0.5, 1 - 0.7 * leakage**2) * run.figures["none"]["ndcg"]
     )
     (method,) = load_methods(run, load_backbone(source))
     assert method.own_parameters()["pack.transport_strength"].flatten().tolist() == [strength, 1.0]
-    first, second = (combination_name(combination) for combination in run.combinations)
-    assert [run.figures[name]["strength"] for name in (first, second)] == [strength, 1.0]
-    assert [run.figures[name]["strength_confirmed"] for name in (first, second)] == [1.0, 1.0]
+    found = [(run.figures[name]["strength"], run.figures[name]["strength_confirmed"]) for name in NAMES]
+    assert found == [(strength, 1.0), (1.0, 1.0)]
     bounded = [message for message in caplog.messages if "transport strength limited" in message]
     assert len(bounded) == (strength < 1)
-    assert all(message.startswith(f"combination {first}:") for message in bounded)
-    assert all(
-        f"limited to {strength:g} by the accuracy floor; cross-validation supports 1;" in message for message in bounded
-    )
+    warning = f"combination gender: transport strength limited to {strength:g} by the accuracy floor; cross-validation"
+    assert all(message.startswith(f"{warning} supports 1;") for message in bounded)
 
 
 def test_failed_pack_is_retried_and_trained_alone_later(source, one_worker, monkeypatch, tmp_path):
@@ -297,37 +196,45 @@ def test_failed_pack_is_retried_and_trained_alone_later(source, one_worker, monk
     config = eliminators_config(source, tmp_path / "failing", pack_size=1)
     message = r"1 of 2 packs failed \(pack000\), the others are done; .*no room"
     with pytest.raises(eliminators.PacksFailed, match=message):
-        eliminators.train_eliminators(config)
+        train_eliminators(config)
     assert tried == ["pack000", "pack000", "pack001"]
     record = EliminatorsRecord.load(str(tmp_path / "failing" / "eliminators"))
     assert [Path(record.done_uri(pack)).exists() for pack in record.packs] == [False, True]
     untouched = Path(record.weights_uri("pack001")).stat().st_mtime_ns
     monkeypatch.setattr(eliminators, "fit", worker.fit)
-    again = eliminators.train_eliminators(config)
+    again = train_eliminators(config)
     assert Path(record.weights_uri("pack001")).stat().st_mtime_ns == untouched
-    straight = eliminators.train_eliminators(eliminators_config(source, tmp_path / "straight", pack_size=1))
+    straight = train_eliminators(eliminators_config(source, tmp_path / "straight", pack_size=1))
     assert content(again) == content(straight)
     (method,) = load_methods(again, load_backbone(source))  # both packs, stacked
     assert method.combinations == (("gender",), ("gender", "age"))
 
 
-def test_unwritable_folder_is_refused(source, lake, one_worker, tmp_path):
-    one_worker(tmp_path / "made")
+def test_unwritable_folder_is_refused(made, lake, one_worker, tmp_path):
+    one_worker(tmp_path / "checkpoints")
+    source, run = made
     (tmp_path / "file").write_text("not a folder")
-    run = eliminators.train_eliminators(eliminators_config(source, tmp_path / "made"))
     with pytest.raises(UserError, match=r"cannot write to .*file"):
-        backbone.train_backbone(backbone_config(lake, tmp_path / "file"))
+        train_backbone(backbone_config(lake, tmp_path / "file"))
     with pytest.raises(UserError, match=r"cannot write to .*file"):
-        eliminators.train_eliminators(eliminators_config(source, tmp_path / "file"))
+        train_eliminators(eliminators_config(source, tmp_path / "file"))
     with pytest.raises(UserError, match=r"cannot write to .*file/bundle"):
         make_bundle(validate_config(BundleConfig, {"run": run.uri, "out": str(tmp_path / "file" / "bundle")}))
 
 
-def test_eliminators_of_a_retrained_backbone_are_refused(source, lake, one_worker, tmp_path):
-    one_worker(tmp_path / "made")
-    run = eliminators.train_eliminators(eliminators_config(source, tmp_path / "made"))
-    shutil.rmtree(source.uri)
-    backbone.train_backbone(backbone_config(lake, tmp_path / "runs", seed=1))
+@pytest.fixture
+def moved(made, tmp_path) -> tuple[BackboneRecord, EliminatorsRecord]:
+    """The two runs in another folder; the eliminators name the old one."""
+    shutil.copytree(Path(made[0].uri).parent, tmp_path / "runs")
+    found = BackboneRecord.load(str(tmp_path / "runs" / "backbone"))
+    return found, EliminatorsRecord.load(str(tmp_path / "runs" / "eliminators"))
+
+
+def test_eliminators_of_a_retrained_backbone_are_refused(moved, tmp_path):
+    source, run = moved
+    run.with_settings(backbone=source.uri).save()
+    weights = safetensors.torch.load_file(source.weights_uri())
+    save_weights(source.weights_uri(), {name: 2 * tensor for name, tensor in weights.items()}, {})
     with pytest.raises(UserError, match="was trained again since: train its eliminators again"):
         audit(validate_config(AuditConfig, {"run": run.uri}))
     with pytest.raises(UserError, match="was trained again since: train its eliminators again"):
@@ -335,17 +242,16 @@ def test_eliminators_of_a_retrained_backbone_are_refused(source, lake, one_worke
     assert not (tmp_path / "bundle").exists()
 
 
-def test_finished_runs_learn_where_their_inputs_were_moved(source, lake, one_worker, tmp_path):
-    one_worker(tmp_path / "made")
-    run, places = eliminators.train_eliminators(eliminators_config(source, tmp_path / "runs")), tmp_path / "elsewhere"
-    moved_lake = Lake.open(shutil.copytree(lake.uri, places / "lake"))
-    shutil.move(tmp_path / "runs", places / "runs")
-    with pytest.raises(UserError, match=r"backbone '.*/runs/backbone' of run .* is missing: if it was moved, start"):
-        audit(validate_config(AuditConfig, {"run": str(places / "runs" / "eliminators")}))
-    backbone.train_backbone(backbone_config(moved_lake, places / "runs"))
-    source = BackboneRecord.load(str(places / "runs" / "backbone"))
-    assert source.config.lake == moved_lake.uri
-    again = eliminators.train_eliminators(eliminators_config(source, places / "runs"))
+def test_finished_runs_learn_where_their_inputs_were_moved(moved, lake, one_worker, tmp_path):
+    one_worker(tmp_path / "checkpoints")
+    source, run = moved
+    moved_lake = Lake.open(shutil.copytree(lake.uri, tmp_path / "lake"))
+    run.with_settings(backbone=str(tmp_path / "nowhere" / "backbone")).save()
+    with pytest.raises(UserError, match=r"backbone '.*/nowhere/backbone' of run .* is missing: if it was moved, start"):
+        audit(validate_config(AuditConfig, {"run": run.uri}))
+    source = train_backbone(backbone_config(moved_lake, tmp_path / "runs"))
+    assert BackboneRecord.load(source.uri).config.lake == moved_lake.uri
+    again = train_eliminators(eliminators_config(source, tmp_path / "runs"))
     assert again.figures == run.figures
     found = EliminatorsRecord.load(again.uri).source()
     assert (found.uri, found.config.lake) == (source.uri, moved_lake.uri)
@@ -358,7 +264,7 @@ def test_worker_without_validation_users_takes_part(source, one_worker, monkeypa
     monkeypatch.setattr(
         eliminators_run, "read_held_out", lambda *args: (u := read_held_out(*args)).only(np.zeros(len(u), dtype=bool))
     )
-    assert eliminators.train_eliminators(eliminators_config(source, tmp_path / "nobody")).status == "done"
+    assert train_eliminators(eliminators_config(source, tmp_path / "nobody")).status == "done"
 
 
 def plan_that_needs(lake: Lake, users: int, split: UserSplit) -> SequencePlan:
@@ -375,22 +281,20 @@ def test_backbone_without_validation_users_is_refused(lake, one_worker, tmp_path
         lake, tmp_path, sequences=plan.sequences.model_dump(), optim={"validation_users": 1, "epochs": 1}
     )
     with pytest.raises(UserError, match=rf"optim.validation_users = 1 draws none of the {plan.users} users"):
-        backbone.train_backbone(config)
+        train_backbone(config)
     assert not (tmp_path / "backbone").exists()
 
 
 def test_eliminators_without_validation_users_are_refused_with_the_fix(lake, one_worker, tmp_path):
     one_worker(tmp_path / "drawn")
     plan, optim = plan_that_needs(lake, 3, "train"), {"epochs": 1, "batch_crops": 16}
-    source = backbone.train_backbone(
-        backbone_config(lake, tmp_path, sequences=plan.sequences.model_dump(), optim=optim)
-    )
+    source = train_backbone(backbone_config(lake, tmp_path, sequences=plan.sequences.model_dump(), optim=optim))
     with pytest.raises(UserError, match=rf"optim.validation_users = 2 draws none of the {plan.users} users") as refused:
-        eliminators.train_eliminators(eliminators_config(source, tmp_path, optim=optim | {"validation_users": 2}))
+        train_eliminators(eliminators_config(source, tmp_path, optim={"validation_users": 2}))
     assert not (tmp_path / "eliminators").exists()
     (least,) = re.findall(r"make it (\d+) or more", str(refused.value))
-    config = eliminators_config(source, tmp_path, optim=optim | {"validation_users": int(least)})
-    assert eliminators.train_eliminators(config).status == "done"
+    config = eliminators_config(source, tmp_path, optim={"validation_users": int(least)})
+    assert train_eliminators(config).status == "done"
 
 
 def test_lake_without_validation_users_is_refused(source, lake, one_worker, monkeypatch, tmp_path):
@@ -400,4 +304,4 @@ def test_lake_without_validation_users_is_refused(source, lake, one_worker, monk
         backbone_run, "read_held_out", lambda *args: (u := read_held_out(*args)).only(np.zeros(len(u), dtype=bool))
     )
     with pytest.raises(UserError, match=r"no user was drawn for validation: raise optim.validation_users"):
-        backbone.train_backbone(backbone_config(lake, tmp_path / "nobody"))
+        train_backbone(backbone_config(lake, tmp_path / "nobody", optim={"epochs": 1}))

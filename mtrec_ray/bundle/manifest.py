@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from mtrec_ray.combinations import Combination
 from mtrec_ray.errors import UserError, check_version
 from mtrec_ray.files import WRITABLE, absolute, exists, join, read_file, read_json, remove_file, resolve, write_file
-from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
-from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.models.eliminators import StackedEliminators
+from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.models.shapes import EliminatorConfig, SequentialConfig
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 
 FORMAT_VERSION = 6

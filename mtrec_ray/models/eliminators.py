@@ -10,28 +10,19 @@ that.
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import torch
 from torch import Tensor, nn
 
 from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.models.gathered_eliminators import CombinationParts, GatheredEliminators
+from mtrec_ray.models.shapes import EliminatorConfig
 from mtrec_ray.models.transport import Hidden, Transport, fit_transport_maps
 
 PROMPT_STD = 0.02  # of initial prompts: 0.3 already costs the backbone 8% of its NDCG
 CLOSED_GATE = -4.0  # without a gate, untrained prompts cost 1-10% of NDCG@10
 PERSONAL_DECAY = 3e-3  # fraction a personal prompt loses each step
-
-
-@dataclass(frozen=True)
-class EliminatorConfig:
-    """Shape of an eliminator; a part left out is an ablation."""
-
-    num_prompts: int = 10  # m_1 in the paper; 0 leaves the task prompt out
-    personal_prompt: bool = True
-    adapter_width: int = 8  # r; 0 leaves the adapters out
-    transport_units: int = 16  # h; 0 leaves the transport out
 
 
 class StackedEliminators(nn.Module):

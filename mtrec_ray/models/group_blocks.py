@@ -8,9 +8,8 @@ parameters alone.
 import torch
 from torch import Tensor, nn
 
-from mtrec_ray.models.group_block_names import GroupBlockName
-from mtrec_ray.models.grouped import Offsets, grouped_linear, repeat_by_group
-from mtrec_ray.models.matmul import DType
+from mtrec_ray.models.grouped import DType, Offsets, grouped_linear, repeat_by_group
+from mtrec_ray.models.shapes import GroupBlockName
 
 
 class GroupBlock(nn.Module):

@@ -1,4 +1,4 @@
-"""Operations on rows sorted by group, each group with parameters of its own.
+"""Matrix products, also of rows sorted by group, each group with parameters of its own.
 
 Legend: `U` rows, `G` groups; rows `offsets[g]:offsets[g + 1]` belong to group g.
 Each operation writes all groups into one tensor; autograd alone would copy all rows to split and to join the groups.
@@ -12,9 +12,19 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mtrec_ray.models.matmul import DType, matmul
-
+DType = torch.dtype | None  # type that the inputs of matrix products are rounded to; None rounds nothing
 Offsets = Sequence[int]  # (G + 1,) on the host
+
+
+def matmul(a: Tensor, b: Tensor, compute_dtype: DType = None, *, out: Tensor | None = None) -> Tensor:
+    """Product of (n, k) and (k, m) in a's dtype -> (n, m), written to `out` where given.
+
+    `compute_dtype` (for example bfloat16) rounds both inputs and the result.
+    """
+    if compute_dtype is None or compute_dtype == a.dtype:
+        return torch.mm(a, b, out=out)
+    product = torch.mm(a.to(compute_dtype), b.to(compute_dtype))
+    return product.to(a.dtype) if out is None else out.copy_(product)
 
 
 def grouped_linear(

@@ -12,28 +12,15 @@ part depends on the frozen backbone alone, so it is computed once for all groups
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal, cast
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrec_ray.models.gathered_eliminators import GatheredEliminators
-
-
-@dataclass(frozen=True)
-class SequentialConfig:
-    """Shape of a backbone; the defaults are paper B's as its authors ran them."""
-
-    num_titles: int
-    kind: Literal["sasrec", "bert4rec"] = "sasrec"
-    history: int = 20  # events
-    width: int = 64
-    num_layers: int = 1
-    num_heads: int = 1
-    dropout: float = 0.3
+from mtrec_ray.models.shapes import SequentialConfig
 
 
 class SequentialBackbone(nn.Module):

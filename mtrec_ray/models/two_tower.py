@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from mtrec_ray.models.batch_norm import PairBatchNorm, PairCounts
-from mtrec_ray.models.group_block_names import GroupBlockName
 from mtrec_ray.models.group_blocks import GROUP_BLOCKS
-from mtrec_ray.models.matmul import DType, matmul
+from mtrec_ray.models.grouped import DType, matmul
+from mtrec_ray.models.shapes import GroupBlockName
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,10 @@
 import logging
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any
@@ -12,12 +14,14 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from mtrec_ray.files import absolute, resolve
-from mtrec_ray.tracking.background import Background
 from mtrec_ray.tracking.config import TrackingConfig
 from mtrec_ray.tracking.metrics_file import METRICS_FILE, encode, keep_until
 from mtrec_ray.tracking.sinks import FolderCopy, MLflow, Row, TensorBoard
 
 TENSORBOARD = "tensorboard"
+MAX_WAITING = 10_000  # rows that wait for a target; beyond that the oldest are dropped
+RETRY_S = 5.0  # pause after an error
+CLOSE_TIMEOUT_S = 30.0  # longest wait for a target at the end of training
 
 logger = logging.getLogger(__name__)
 
@@ -105,3 +109,44 @@ class Tracker(AbstractContextManager["Tracker"]):
         if not self._warned:
             logger.warning("%s: tracking failed, training continues: %s", self._file, error)
         self._warned = True
+
+
+class Background:
+    """Passes rows to a sink in a thread; after an error, warned of once, it tries again."""
+
+    def __init__(self, name: str, open_sink: Callable[[], Any]) -> None:
+        self._name, self._open_sink, self._failed = name, open_sink, False
+        self._rows: deque[Any] = deque(maxlen=MAX_WAITING)
+        self._wake, self._closing = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def put(self, row: Any) -> None:
+        self._rows.append(row)
+        self._wake.set()
+
+    def close(self, failed: bool) -> None:
+        self._failed = failed
+        self._closing.set()
+        self._wake.set()
+        self._thread.join(CLOSE_TIMEOUT_S)
+
+    def _run(self) -> None:
+        sink, warned, closing = None, False, False
+        while not closing:
+            self._wake.wait()
+            self._wake.clear()
+            closing = self._closing.is_set()
+            rows = [self._rows.popleft() for _ in range(len(self._rows))]
+            try:
+                sink = sink or self._open_sink()
+                sink.write(rows)
+                if closing:
+                    sink.close(self._failed)
+            except Exception as error:
+                if not warned:
+                    logger.warning("%s: tracking failed, training continues: %s", self._name, error)
+                closing, warned = closing and warned, True  # the first error is tried again in any case
+                self._rows.extendleft(reversed(rows))
+                self._wake.set()
+                self._closing.wait(RETRY_S)

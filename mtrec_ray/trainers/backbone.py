@@ -8,7 +8,8 @@ from torch import Tensor
 
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
 from mtrec_ray.models.averaging import averaged
-from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.models.shapes import SequentialConfig
 from mtrec_ray.models.training_state import Part
 from mtrec_ray.steps.pretraining import positions_of, pretraining_step
 from mtrec_ray.streams.crops import SequenceBatch
@@ -45,7 +46,7 @@ class BackboneTrainer(Trainer[SequenceBatch]):
         super().__init__(schedule.num_steps, milestones, config.runner.cpus_per_worker, workers)
         self.config, self.data = config, data
         self.best, self.best_epoch = -1.0, 0
-        self.model = SequentialBackbone(SequentialConfig(data.num_titles, **config.model.model_dump()))
+        self.model = SequentialBackbone(SequentialConfig(num_titles=data.num_titles, **config.model.model_dump()))
         self.model.init_weights(torch.Generator().manual_seed(config.seed))
         self.model.to(self.device).train()
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.optim.lr, fused=True)

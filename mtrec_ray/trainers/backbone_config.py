@@ -1,31 +1,13 @@
 """Settings of `mtrec train backbone`."""
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
-from mtrec_ray.config import Config, advanced
+from mtrec_ray.config import advanced
 from mtrec_ray.files import AbsoluteUri
+from mtrec_ray.models.shapes import SequentialModelConfig
 from mtrec_ray.streams.sequences import SequenceConfig
 from mtrec_ray.tracking.config import TrackingConfig
 from mtrec_ray.trainers.runner_config import RunConfig, RunnerConfig, SequenceOptimConfig
-
-
-class SequentialModelConfig(Config):
-    """A sequential backbone; by default as paper B's authors ran it."""
-
-    kind: Literal["sasrec", "bert4rec"] = "sasrec"
-    """`sasrec` is causal; `bert4rec` is bidirectional with a mask token at the target."""
-    history: int = Field(default=20, ge=2)
-    """Last events that a user's vector is computed from."""
-    width: int = Field(default=64, ge=1)
-    """Width of vectors."""
-    num_layers: int = advanced(1, ge=1)
-    """Layers of attention and feed-forward."""
-    num_heads: int = advanced(1, ge=1)
-    """Attention heads; divides the width."""
-    dropout: float = advanced(0.3, ge=0, lt=1)
-    """Dropout probability, in steps of 1/256."""
 
 
 class BackboneOptimConfig(SequenceOptimConfig):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mtrec_ray.combinations import NONE, Combination, combination_name
 from mtrec_ray.hashing import mix
-from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
+from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.models.fairness_methods import EliminatorMethod, FairnessMethod, FilterMethod, FineTuningMethod
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.training_state import Part
@@ -242,7 +242,7 @@ def make_method(
         filters = FilterMethod(backbone, {name: sizes[name] for (name,) in combinations})
         filters.init_weights(config.seed)
         return filters
-    shape, of_backbone = EliminatorConfig(**config.shape.model_dump()), backbone.config
-    pack = StackedEliminators(shape, sizes, combinations, of_backbone.width, of_backbone.num_layers)
+    shape = backbone.config
+    pack = StackedEliminators(config.shape, sizes, combinations, shape.width, shape.num_layers)
     pack.init_weights(config.seed)
     return EliminatorMethod(backbone, pack)

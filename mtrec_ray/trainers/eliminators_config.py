@@ -10,29 +10,11 @@ from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.config import Config, advanced
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import AbsoluteUri
+from mtrec_ray.models.shapes import EliminatorConfig
 from mtrec_ray.tracking.config import TrackingConfig
 from mtrec_ray.trainers.runner_config import RunConfig, RunnerConfig, SequenceOptimConfig
 
 MAX_ATTRIBUTES_FOR_ALL = 12
-
-
-class EliminatorShapeConfig(Config):
-    """Parts of an eliminator (paper B, 2.3; the transport is an addition), for ablations."""
-
-    num_prompts: int = advanced(10, ge=0)
-    """Prompt vectors in front of the history; 0 leaves them out."""
-    personal_prompt: bool = advanced(True)
-    """The user's attribute values as further prompts."""
-    adapter_width: int = advanced(8, ge=0)
-    """Width of the adapters; 0 leaves them out."""
-    transport_units: int = advanced(16, ge=0)
-    """Units of the transport behind the last layer; 0 leaves it out."""
-
-    @model_validator(mode="after")
-    def _has_a_part(self) -> "EliminatorShapeConfig":
-        if not (self.num_prompts or self.personal_prompt or self.adapter_width):
-            raise ValueError("an eliminator needs prompts, a personal prompt or adapters; all three are left out")
-        return self
 
 
 class AdversaryConfig(Config):
@@ -87,7 +69,7 @@ class EliminatorsConfig(RunConfig):
     """Combinations trained in one job, in one batched forward."""
     jobs_at_once: int | None = advanced(None, ge=1)
     """Jobs side by side; null: as many as the cluster's CPUs or GPUs hold."""
-    shape: EliminatorShapeConfig = EliminatorShapeConfig()
+    shape: EliminatorConfig = EliminatorConfig()
     adversary: AdversaryConfig = AdversaryConfig()
     transport: TransportConfig = TransportConfig()
     optim: EliminatorOptimConfig = EliminatorOptimConfig()
@@ -97,7 +79,7 @@ class EliminatorsConfig(RunConfig):
     @model_validator(mode="after")
     def _contradictions(self) -> "EliminatorsConfig":
         self.runner.check_lanes(self.optim.lanes)
-        for section, default in (("shape", EliminatorShapeConfig()), ("transport", TransportConfig())):
+        for section, default in (("shape", EliminatorConfig()), ("transport", TransportConfig())):
             if self.method != "eliminator" and getattr(self, section) != default:
                 raise ValueError(f"{section} has no effect with method = {self.method}: drop it")
         return self

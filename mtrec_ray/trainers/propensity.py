@@ -11,8 +11,8 @@ from torch import Tensor
 from mtrec_ray.evaluation.state import EvaluationSettings
 from mtrec_ray.models.training_state import Part
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
+from mtrec_ray.process import use_fast_matmul
 from mtrec_ray.steps.batch import make_pair_batch
-from mtrec_ray.steps.precision import use_fast_matmul
 from mtrec_ray.steps.propensity import train_step
 from mtrec_ray.streams.reader import StepRows
 from mtrec_ray.streams.schedule import Schedule

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from mtrec_ray.config import Config, advanced
 from mtrec_ray.files import AbsoluteUri
 from mtrec_ray.lake.config import WindowConfig
-from mtrec_ray.models.group_block_names import GroupBlockName
+from mtrec_ray.models.shapes import GroupBlockName
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.tracking.config import TrackingConfig
 from mtrec_ray.trainers.runner_config import RunConfig, RunnerConfig

@@ -1,4 +1,4 @@
-"""This process among data-parallel workers, and sums over all of them."""
+"""A process among data-parallel workers, and sums over all of them."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ def sum_over_processes(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Workers:
-    """This process among data-parallel workers: its rank and device, and the sum over all of them."""
+    """A data-parallel worker: its rank, its device, and the sum over all of them."""
 
     rank: int = 0
     size: int = 1

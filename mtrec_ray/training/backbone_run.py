@@ -17,7 +17,8 @@ from mtrec_ray.console import ProgressCallback, facts_table
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.models.shapes import SequentialConfig
 from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, sequence_batches
 from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.sequences import VALIDATION_EVENT, read_held_out

@@ -43,7 +43,7 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
 
 
 class Reporter:
-    """Passes a trainer's steps, figures and state on; rank 0, which has a tracker, alone writes."""
+    """Passes a trainer's steps, figures and state on; only rank 0 has a tracker and writes."""
 
     def __init__(self, record: Record, pack: str, trainer: Trainer[Any], actor: Any) -> None:
         self.config, self.uri = record.config, record.folder(pack)

@@ -29,11 +29,10 @@ from rich.table import Table
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mtrec_ray.models import two_tower
 from mtrec_ray.models.group_blocks import GROUP_BLOCKS
-from mtrec_ray.process import prepare_process
+from mtrec_ray.process import prepare_process, use_fast_matmul
 from mtrec_ray.steps import batch as pair_batch
 from mtrec_ray.steps import propensity
 from mtrec_ray.steps.batch import PairBatch
-from mtrec_ray.steps.precision import use_fast_matmul
 from tests.steps.reference import PairByPair, deduplicated_loss
 
 NUM_TITLES, TITLE_WIDTH, USER_WIDTH, D, NUM_GROUPS = 500, 800, 512, 512, 4

@@ -27,9 +27,10 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from mtrec_ray.combinations import Combination
-from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
+from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.models.fairness_methods import EliminatorMethod
-from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.models.shapes import EliminatorConfig, SequentialConfig
 from mtrec_ray.process import prepare_process
 from mtrec_ray.steps.adversary import AdversaryGame
 from mtrec_ray.steps.pretraining import Positions, bpr_losses, pretraining_step
@@ -83,7 +84,7 @@ def one_by_one(batch: Batch) -> list[Batch]:
 
 def make_backbone() -> SequentialBackbone:
     """As paper B's authors ran it: one layer, one head."""
-    backbone = SequentialBackbone(SequentialConfig(NUM_TITLES, history=L, width=WIDTH))
+    backbone = SequentialBackbone(SequentialConfig(num_titles=NUM_TITLES, history=L, width=WIDTH))
     backbone.init_weights(torch.Generator().manual_seed(0))
     return backbone.train()
 

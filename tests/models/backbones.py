@@ -5,7 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.models.shapes import SequentialConfig
 
 Kind = Literal["sasrec", "bert4rec"]
 KINDS: list[Kind] = ["sasrec", "bert4rec"]
@@ -22,7 +23,7 @@ def perturb(module: nn.Module, generator: torch.Generator, scale: float) -> None
 
 
 def make_backbone(kind: Kind, *, seed: int = 0, dropout: float = 0.0, scale: float = 0.2) -> SequentialBackbone:
-    backbone = SequentialBackbone(SequentialConfig(NUM_TITLES, kind, **SHAPE, dropout=dropout)).double()
+    backbone = SequentialBackbone(SequentialConfig(num_titles=NUM_TITLES, kind=kind, **SHAPE, dropout=dropout)).double()
     generator = torch.Generator().manual_seed(seed)
     backbone.init_weights(generator)
     perturb(backbone, generator, scale)

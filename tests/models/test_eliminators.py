@@ -6,9 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mtrec_ray.combinations import Combination
-from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
+from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.models.fairness_methods import EliminatorMethod, FilterMethod, FineTuningMethod
 from mtrec_ray.models.sequential import Layer, SequentialBackbone
+from mtrec_ray.models.shapes import EliminatorConfig
 from tests.models.backbones import HEADS, HISTORIES, KINDS, LAYERS, D, L, close, make_backbone, perturb
 
 ATTRIBUTES = {"gender": 2, "age": 3, "occupation": 4}

@@ -7,8 +7,8 @@ from typing import get_args
 import pytest
 import torch
 
-from mtrec_ray.models.group_block_names import GroupBlockName
 from mtrec_ray.models.group_blocks import GROUP_BLOCKS, GroupBlock
+from mtrec_ray.models.shapes import GroupBlockName
 
 OFFSETS = (0, 3, 3, 5)  # group 1 is empty
 D = 5
@@ -59,7 +59,7 @@ def test_gradient_comes_from_the_own_group(name):
 
 
 def test_names_load_without_torch():
-    program = "import sys, mtrec_ray.models.group_block_names; print('torch' in sys.modules)"
+    program = "import sys, mtrec_ray.models.shapes; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=240)
     assert done.stdout.strip() == "False"
     assert set(GROUP_BLOCKS) == set(get_args(GroupBlockName))

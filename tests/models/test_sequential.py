@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from mtrec_ray.models.sequential import ByteDropout, SequentialBackbone, SequentialConfig
+from mtrec_ray.models.sequential import ByteDropout, SequentialBackbone
+from mtrec_ray.models.shapes import SequentialConfig
 from tests.models.backbones import HISTORIES, KINDS, NUM_TITLES, SHAPE, D, L, close, make_backbone
 
 
@@ -100,7 +101,7 @@ def test_same_seed_gives_the_same_weights(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_initial_weights_fill_every_parameter(kind):
-    backbone = SequentialBackbone(SequentialConfig(NUM_TITLES, kind, **SHAPE))
+    backbone = SequentialBackbone(SequentialConfig(num_titles=NUM_TITLES, kind=kind, **SHAPE))
     for parameter in backbone.parameters():
         nn.init.constant_(parameter, torch.nan)
     backbone.init_weights(torch.Generator().manual_seed(0))

@@ -9,7 +9,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 
-from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
+from mtrec_ray.models.eliminators import StackedEliminators
+from mtrec_ray.models.shapes import EliminatorConfig
 from mtrec_ray.models.transport import BATCH, FOLDS, WIDTHS, Dependence, num_steps, pair_weights
 
 V, D, USERS = 4000, 8, 1000

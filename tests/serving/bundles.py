@@ -18,8 +18,9 @@ import torch
 from mtrec_ray.bundle.manifest import BundleFile, BundleManifest, manifest_hash
 from mtrec_ray.columns import fixed_width_column
 from mtrec_ray.combinations import NONE, Combination, combination_name
-from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
-from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.models.eliminators import StackedEliminators
+from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.models.shapes import EliminatorConfig, SequentialConfig
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 
 NUM_TITLES, HISTORY, WIDTH, LAYERS, USER_WIDTH = 40, 6, 16, 2, 12
@@ -89,7 +90,9 @@ def write_bundle(
 def weights(seed: int, combinations: list[Combination]) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Files of random models, and their configs in the manifest."""
     torch.manual_seed(seed)
-    shape = SequentialConfig(NUM_TITLES, history=HISTORY, width=WIDTH, num_layers=LAYERS, num_heads=2, dropout=0.0)
+    shape = SequentialConfig(
+        num_titles=NUM_TITLES, history=HISTORY, width=WIDTH, num_layers=LAYERS, num_heads=2, dropout=0.0
+    )
     backbone = SequentialBackbone(shape)
     backbone.init_weights(torch.Generator().manual_seed(seed))
     prompts = EliminatorConfig(num_prompts=3, adapter_width=4)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from mtrec_ray.all_reduce import AllReduce, single_worker
 from mtrec_ray.combinations import Combination
-from mtrec_ray.models.eliminators import EliminatorConfig, StackedEliminators
+from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.models.fairness_methods import EliminatorMethod, FairnessMethod, FilterMethod, FineTuningMethod
 from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.models.shapes import EliminatorConfig
 from mtrec_ray.models.training_state import collect_state, restore_state
 from mtrec_ray.steps.adversary import AdversaryGame, adversary_columns
 from mtrec_ray.steps.pretraining import Positions, positions_of
@@ -33,8 +34,8 @@ COMBINATIONS: list[Combination] = [
     ("gender", "age", "occupation"),
 ]
 VALUE_COUNTS = [[9, 4], [1, 16, 4], [2, 2, 5, 7]]
-SETTINGS = {"weight": 1.0, "generator_lr": 1e-3, "averaging": 0.9, "class_power": 0.5}
-ALL_COLUMNS = {"columns": L + 1}
+SETTINGS: dict[str, Any] = {"weight": 1.0, "generator_lr": 1e-3, "averaging": 0.9, "class_power": 0.5}
+ALL_COLUMNS: dict[str, Any] = {"columns": L + 1}
 """Nothing is left to draw."""
 
 
@@ -59,7 +60,9 @@ def make_method(kind: Kind, method: str, combinations: list[Combination], seed: 
         filtered = FilterMethod(make_backbone(kind).float(), {name: ATTRIBUTES[name] for (name,) in SINGLE})
         filtered.init_weights(seed)
         return filtered
-    pack = StackedEliminators(EliminatorConfig(4, True, 3), ATTRIBUTES, combinations, D, LAYERS).double()
+    pack = StackedEliminators(
+        EliminatorConfig(num_prompts=4, adapter_width=3), ATTRIBUTES, combinations, D, LAYERS
+    ).double()
     pack.init_weights(seed)
     return EliminatorMethod(make_backbone(kind), pack)
 

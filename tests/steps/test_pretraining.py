@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from mtrec_ray.all_reduce import AllReduce, single_worker
-from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.models.shapes import SequentialConfig
 from mtrec_ray.steps.pretraining import Positions, bpr_losses, positions_of, pretraining_step
 from tests.models.backbones import KINDS, NUM_TITLES, SHAPE, D, L, make_backbone
 from tests.steps.cases import LockStep, gradients
@@ -93,7 +94,7 @@ def test_masks_follow_the_seed():
 
 def test_bpr_equals_a_loss_by_hand():
     """One position, scores 1 (positive), 0 and 1 (negatives): softplus(-1) and log 2; a second model's vector is 0."""
-    backbone = SequentialBackbone(SequentialConfig(2, width=2))
+    backbone = SequentialBackbone(SequentialConfig(num_titles=2, width=2))
     with torch.no_grad():
         backbone.titles.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
     vectors = torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]])  # two models
@@ -123,7 +124,7 @@ def test_gradient_reaches_every_parameter(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_overfits_one_batch(kind):
-    config = SequentialConfig(NUM_TITLES, kind, **SHAPE, dropout=0.0)
+    config = SequentialConfig(num_titles=NUM_TITLES, kind=kind, **SHAPE, dropout=0.0)
     backbone = SequentialBackbone(config)
     backbone.init_weights(torch.Generator().manual_seed(0))
     positions, optimizer = make_positions(backbone), torch.optim.Adam(backbone.parameters(), lr=0.01)

@@ -8,18 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mtrec_ray import process
 from mtrec_ray.models.two_tower import TwoTower
-from mtrec_ray.steps import pair_scores
+from mtrec_ray.steps import propensity
 from mtrec_ray.steps.batch import PairBatch
-from mtrec_ray.steps.precision import use_fast_matmul
-from mtrec_ray.steps.propensity import loss_and_gradients, train_step
-from tests.steps.cases import BLOCKS, NUM_GROUPS, NUM_TITLES, gradients, make_batch, make_model, make_users
+from mtrec_ray.steps.propensity import loss_and_gradients, pair_dots, train_step
+from tests.steps.cases import BLOCKS, NUM_GROUPS, NUM_TITLES, D, gradients, make_batch, make_model, make_users
 from tests.steps.reference import PairByPair, deduplicated_loss
 
 GROUPED = make_users(0, np.array([3, 0, 5, 2, 1, 0, 4, 3, 2, 6]), np.array([2, 0, 1, 2, 0, 1, 0, 2, 2, 1]))
 DISTINCT = make_users(1, np.ones(12, int), np.array([2, 0, 1, 2, 0, 1, 0, 2, 2, 1, 0, 1]))
 EMPTY_GROUP = make_users(2, np.array([3, 1, 5, 2]), np.array([2, 0, 0, 2]))
 SEVERAL_TILES = make_users(3, np.arange(600) % 3, np.arange(600) % 2)
+NOBODY = make_users(0, np.zeros(2, int), np.array([0, 1]))
 USERS = {"grouped": GROUPED, "distinct": DISTINCT, "empty group": EMPTY_GROUP, "several tiles": SEVERAL_TILES}
 
 
@@ -45,9 +46,22 @@ def assert_equals_pair_by_pair(model: TwoTower, batch: PairBatch) -> None:
 def test_loss_and_gradients_equal_those_pair_by_pair(
     users, group_block, final_activation, final_batch_norm, cells_per_pair, monkeypatch
 ):
-    monkeypatch.setattr(pair_scores, "CELLS_PER_PAIR", cells_per_pair)
+    monkeypatch.setattr(propensity, "CELLS_PER_PAIR", cells_per_pair)
     final = {"final_activation": final_activation, "final_batch_norm": final_batch_norm}
     assert_equals_pair_by_pair(make_model(group_block=group_block, **final), make_batch(USERS[users]))
+
+
+@pytest.mark.parametrize("cells_per_pair", [100, 0], ids=["dense", "gathered"])
+@pytest.mark.parametrize("users", [GROUPED, NOBODY], ids=["pairs", "no pairs"])
+def test_dots_and_gradients_equal_one_product_per_pair(users, cells_per_pair, monkeypatch):
+    monkeypatch.setattr(propensity, "CELLS_PER_PAIR", cells_per_pair)
+    batch = make_batch(users)
+    user_vectors = torch.randn(len(batch.user_features), D, dtype=torch.float64).requires_grad_()
+    title_vectors = torch.randn(len(batch.title_features), D, dtype=torch.float64).requires_grad_()
+    expected = (user_vectors[batch.user_rows] * title_vectors[batch.title_rows]).sum(1)
+    torch.testing.assert_close(pair_dots(user_vectors, title_vectors, batch), expected)
+    if batch.num_pairs:
+        assert torch.autograd.gradcheck(lambda u, t: pair_dots(u, t, batch), (user_vectors, title_vectors))
 
 
 @given(data=st.data(), block=st.sampled_from(BLOCKS))
@@ -149,13 +163,29 @@ def test_bfloat16_products_are_close_to_float32():
         assert error.norm() < 0.1 * gradient.norm(), name
 
 
-def test_float32_is_close_to_float64_on_the_fast_path():
+@pytest.fixture
+def exact_matmul():
     before = torch.get_float32_matmul_precision()
-    use_fast_matmul()
-    try:
-        exact = make_model(group_block="dense")
-        model = make_model(group_block="dense").float()
-        loss = loss_and_gradients(model, make_batch(GROUPED, torch.float32))
-        assert loss.item() == pytest.approx(loss_and_gradients(exact, make_batch(GROUPED)).item(), rel=1e-5)
-    finally:
-        torch.set_float32_matmul_precision(before)
+    torch.set_float32_matmul_precision("highest")
+    yield
+    torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.usefixtures("exact_matmul")
+def test_float32_is_close_to_float64_on_the_fast_path():
+    taken = process.use_fast_matmul()
+    assert torch.get_float32_matmul_precision() == ("medium" if taken else "highest")
+    assert process.matmul_error() <= process.MAX_RELATIVE_ERROR
+    exact = make_model(group_block="dense")
+    model = make_model(group_block="dense").float()
+    loss = loss_and_gradients(model, make_batch(GROUPED, torch.float32))
+    assert loss.item() == pytest.approx(loss_and_gradients(exact, make_batch(GROUPED)).item(), rel=1e-5)
+
+
+@pytest.mark.usefixtures("exact_matmul")
+@pytest.mark.parametrize(("cuda", "error"), [(False, 2e-3), (True, 0.0)], ids=["products are rounded", "cuda"])
+def test_fast_path_is_not_taken(monkeypatch, cuda, error):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(process, "matmul_error", lambda: error)
+    assert not process.use_fast_matmul()
+    assert torch.get_float32_matmul_precision() == "highest"

@@ -16,7 +16,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.tracking import background, config, metrics_file, tracker
+from mtrec_ray.tracking import config, metrics_file, tracker
 from mtrec_ray.tracking.config import TrackingConfig, check_tracking
 from mtrec_ray.tracking.metrics_file import METRICS_FILE, read_metrics
 from mtrec_ray.tracking.tracker import TENSORBOARD, Tracker
@@ -138,7 +138,7 @@ def test_training_continues_without_a_reachable_mlflow_server(tmp_path, caplog):
     with track(tmp_path, mlflow_uri=NOBODY) as run:
         log_steps(run, *range(1, 101))
         assert time.monotonic() - started < 2  # the first request needs longer to fail
-    assert time.monotonic() - started < background.CLOSE_TIMEOUT_S + 5
+    assert time.monotonic() - started < tracker.CLOSE_TIMEOUT_S + 5
     assert len(steps_of(tmp_path)) == 100
     assert [NOBODY in record.getMessage() for record in caplog.records if record.name.startswith("mtrec")] == [True]
 
@@ -147,7 +147,7 @@ def test_training_continues_without_a_reachable_mlflow_server(tmp_path, caplog):
 def mlflow_server(tmp_path, monkeypatch):
     """URI and client of a SQLite store."""
     mlflow = pytest.importorskip("mlflow", reason="needs the extra `mlflow`")
-    monkeypatch.setattr(background, "CLOSE_TIMEOUT_S", 240)
+    monkeypatch.setattr(tracker, "CLOSE_TIMEOUT_S", 240)
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     return uri, mlflow.MlflowClient(uri)
 
@@ -252,7 +252,7 @@ def test_a_target_that_recovers_gets_all_rows(caplog):
             self.closed = True
 
     flaky = Flaky()
-    thread = background.Background("Flaky", lambda: flaky)
+    thread = tracker.Background("Flaky", lambda: flaky)
     for row in range(5):
         thread.put(row)
     thread.close(failed=False)
@@ -261,10 +261,10 @@ def test_a_target_that_recovers_gets_all_rows(caplog):
 
 
 def test_a_target_that_hangs_delays_neither_training_nor_the_end_for_long(monkeypatch):
-    monkeypatch.setattr(background, "CLOSE_TIMEOUT_S", 0.1)
-    monkeypatch.setattr(background, "MAX_WAITING", 3)
+    monkeypatch.setattr(tracker, "CLOSE_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(tracker, "MAX_WAITING", 3)
     started = time.monotonic()
-    thread = background.Background("Hanging", lambda: time.sleep(30))  # pyright: ignore[reportArgumentType]
+    thread = tracker.Background("Hanging", lambda: time.sleep(30))  # pyright: ignore[reportArgumentType]
     for row in range(100):
         thread.put(row)
     thread.close(failed=False)

@@ -7,7 +7,8 @@ import numpy as np
 import torch
 
 from mtrec_ray.config import validate_config
-from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.models.shapes import SequentialConfig
 from mtrec_ray.models.two_tower import TwoTowerConfig
 from mtrec_ray.streams.crops import SequenceBatch
 from mtrec_ray.streams.reader import StepRows
@@ -65,7 +66,7 @@ def eliminators(**settings: Any) -> Made:
     """Four epochs of two combinations, validated every second one."""
     document = {"backbone": "b", "name": "e", "transport": {"passes": 2, "later_passes": 1}, "optim": {"epochs": 4}}
     config = validate_config(EliminatorsConfig, document | settings)
-    model = SequentialBackbone(SequentialConfig(TITLES, history=LENGTH, width=WIDTH))
+    model = SequentialBackbone(SequentialConfig(num_titles=TITLES, history=LENGTH, width=WIDTH))
     model.init_weights(torch.Generator().manual_seed(0))
     schedule, users = Schedule(((USERS,),), (STEPS_PER_EPOCH,), (4,), seed=0, lanes=1), held_out_users()
     data = EliminatorData(

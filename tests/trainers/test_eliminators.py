@@ -13,7 +13,8 @@ from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.config import validate_config
 from mtrec_ray.models.discriminators import value_weights
 from mtrec_ray.models.eliminators import StackedEliminators
-from mtrec_ray.models.sequential import SequentialBackbone, SequentialConfig
+from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.models.shapes import SequentialConfig
 from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.sequences import HeldOutUsers, Prefixes
 from mtrec_ray.trainers import eliminators
@@ -61,7 +62,7 @@ def make_trainer(
     users: HeldOutUsers, workers: Workers | None = None, pack: list[Combination] = PAIR, **settings: Any
 ) -> EliminatorTrainer:
     document = {"backbone": "bb", "name": "el", "transport": {"passes": 4, "later_passes": 2}}
-    backbone = SequentialBackbone(SequentialConfig(NUM_TITLES, history=L, width=D))
+    backbone = SequentialBackbone(SequentialConfig(num_titles=NUM_TITLES, history=L, width=D))
     backbone.init_weights(torch.Generator().manual_seed(0))
     data = EliminatorData(
         backbone=backbone.eval().requires_grad_(False),

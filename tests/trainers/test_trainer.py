@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 import torch
 
-from mtrec_ray.models.group_block_names import GroupBlockName
+from mtrec_ray.models.shapes import GroupBlockName
 from mtrec_ray.models.training_state import collect_state
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 from mtrec_ray.trainers.propensity import make_optimizer

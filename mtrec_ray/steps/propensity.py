@@ -63,10 +63,10 @@ def loss_and_gradients(
 
 
 def pair_dots(users: Tensor, titles: Tensor, batch: PairBatch, compute_dtype: DType = None) -> Tensor:
-    """(U, d) user and (T, d) title vectors -> (P,) dot products, the cheaper of two exact ways.
+    """(U, d) user and (T, d) title vectors -> (P,) dot products.
 
-    All U x T scores, then a gather; or one product a pair, whose gradients are embedding bags over the pairs sorted by
-    user and by title, so no (P, d) matrix exists and no order depends on a race.
+    The cheaper of two exact ways: all U x T scores, then a gather; or one product a pair, whose gradients are embedding
+    bags over the pairs sorted by user and by title, so no (P, d) matrix exists and no order depends on a race.
     """
     if len(users) * len(titles) < CELLS_PER_PAIR * batch.num_pairs:
         scores = matmul(users, titles.t(), compute_dtype)  # (U, T)

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -38,7 +39,7 @@ from tests.benchmarks.bench_propensity_step import commit, processor
 
 NUM_TITLES, L, WIDTH = 1682, 20, 64
 ATTRIBUTES = {"gender": 2, "age": 7, "occupation": 21}
-SETTINGS = {"weight": 0.3, "generator_lr": 2e-4, "averaging": 0.99, "class_power": 0.5}
+SETTINGS: dict[str, Any] = {"weight": 0.3, "generator_lr": 2e-4, "averaging": 0.99, "class_power": 0.5}
 ONE: list[Combination] = [("gender",)]
 SEVEN: list[Combination] = [
     *ONE,

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 
 from mtrec_ray.config import validate_config
-from mtrec_ray.lake.build import build_lake
-from mtrec_ray.sources.source import make_source
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.fit import train_propensity
 from mtrec_ray.training.propensity_run import PropensityRecord
+from tests.training.one_worker import OneWorker
+from tests.tuning.conftest import build_here
 
 SYNTHETIC = {
     "users": 6000,
@@ -23,10 +23,8 @@ SYNTHETIC = {
 
 
 @pytest.fixture(scope="session")
-def planted_lake(ray_cluster, tmp_path_factory) -> str:
-    uri = str(tmp_path_factory.mktemp("planted") / "lake")
-    build_lake(make_source("synthetic", SYNTHETIC), uri)
-    return uri
+def planted_lake(tmp_path_factory) -> str:
+    return build_here(tmp_path_factory.mktemp("planted") / "lake", 8, **SYNTHETIC).uri
 
 
 def run_config(lake: str, runs: str, name: str, **settings: Any) -> PropensityConfig:
@@ -51,6 +49,8 @@ def runs(tmp_path_factory) -> str:
 
 
 @pytest.fixture(scope="session")
-def straight(planted_lake, runs) -> PropensityRecord:
-    """A multi-task run that nobody disturbed."""
-    return train_propensity(run_config(planted_lake, runs, "straight"))
+def straight(planted_lake, runs, tmp_path_factory) -> PropensityRecord:
+    """A multi-task run that nobody disturbed, trained in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        OneWorker(patch, tmp_path_factory.mktemp("straight"))
+        return train_propensity(run_config(planted_lake, runs, "straight"))

@@ -19,11 +19,11 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.jobs.config import EvaluateConfig
 from mtrec_ray.jobs.evaluate import evaluate_propensity
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.training import fit
 from mtrec_ray.training.fit import train_propensity
 from mtrec_ray.training.propensity_run import PropensityRecord
 from tests.training.conftest import run_config
-
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster"), pytest.mark.timeout(600)]
+from tests.training.one_worker import OneWorker
 
 OFTEN = {"checkpoint_every_s": 0.2}
 """So that a short run can be killed between two checkpoints."""
@@ -43,10 +43,11 @@ def assert_same_weights(one, other, rtol: float = 0.0, atol: float = 0.0) -> Non
 
 
 def wait_for_checkpoint(folder: str, timeout_s: float = 300) -> None:
-    """Until the run has committed a checkpoint but has not ended."""
+    """Until the run has committed another checkpoint but has not ended."""
+    known = set(Path(folder).glob("checkpoint_*/*"))
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        if any(p.name == "progress.json" for p in Path(folder).glob("checkpoint_*/*")):
+        if any(p.name == "progress.json" for p in set(Path(folder).glob("checkpoint_*/*")) - known):
             return
         time.sleep(0.05)
     raise TimeoutError(f"no checkpoint in {folder} after {timeout_s} s")
@@ -77,59 +78,58 @@ def test_run_has_a_snapshot_of_each_period(straight):
     assert straight.figures["day_1"]["train/loss"] < 0.48  # a constant prediction with 4 negatives a positive: 0.50
 
 
-def test_mtl_beats_the_baseline_in_every_group(straight, planted_lake, runs):
-    """Each group has a taste of its own, and group blocks learn it."""
-    baseline = train_propensity(run_config(planted_lake, runs, "baseline", kind="baseline"))
-    settings = {"runs": [baseline.uri, straight.uri], "num_bootstrap": 50, "references": False}
-    report = evaluate_propensity(validate_config(EvaluateConfig, settings)).report
-    gains = report.intervals("pr_auc", "straight", gain=True)
-    territories = Lake.open(planted_lake).manifest.territories
-    for region in {territory.region for territory in territories}:
-        assert np.nanmean([gains[t.name].value for t in territories if t.region == region]) > 0, region
-    assert gains["all"].low > 10
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+class TestOnRay:
+    def test_mtl_beats_the_baseline_in_every_group(self, straight, planted_lake, runs, tmp_path):
+        """Each group has a taste of its own, and group blocks learn it."""
+        with pytest.MonkeyPatch.context() as patch:
+            OneWorker(patch, tmp_path)
+            baseline = train_propensity(run_config(planted_lake, runs, "baseline", kind="baseline"))
+        settings = {"runs": [baseline.uri, straight.uri], "num_bootstrap": 50, "references": False}
+        report = evaluate_propensity(validate_config(EvaluateConfig, settings)).report
+        gains = report.intervals("pr_auc", "straight", gain=True)
+        territories = Lake.open(planted_lake).manifest.territories
+        for region in {territory.region for territory in territories}:
+            assert np.nanmean([gains[t.name].value for t in territories if t.region == region]) > 0, region
+        assert gains["all"].low > 10
+
+    def test_killed_driver_and_worker_resume_to_the_same_weights(self, straight, planted_lake, runs, tmp_path):
+        config = run_config(planted_lake, runs, "killed", runner=OFTEN)
+        (tmp_path / "config.yaml").write_text(dump_yaml(config))
+        command = [sys.executable, "-m", "mtrec_ray", "train", "propensity", "--config", str(tmp_path / "config.yaml")]
+        environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+        driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        try:
+            wait_for_checkpoint(f"{runs}/killed")
+        finally:
+            driver.kill()
+            driver.wait()
+        assert PropensityRecord.load(f"{runs}/killed").status == "training"
+        killed = []
+
+        def kill() -> None:
+            wait_for_checkpoint(f"{runs}/killed")
+            for pid in worker_pids():
+                os.kill(pid, signal.SIGKILL)
+                killed.append(pid)
+
+        thread = threading.Thread(target=kill)
+        thread.start()
+        record = train_propensity(config)
+        thread.join()
+        assert killed, "the run ended before it could be disturbed"
+        assert_same_weights(straight, record)
+
+    def test_two_workers_equal_one(self, straight, planted_lake, runs):
+        config = run_config(planted_lake, runs, "two", runner={"workers": 2, "cpus_per_worker": 0.5})
+        assert_same_weights(straight, train_propensity(config), rtol=2e-2, atol=2e-3)
 
 
 def test_finished_run_is_not_trained_again(straight, planted_lake, runs, monkeypatch):
     monkeypatch.setattr("mtrec_ray.training.fit.fit", None)
     again = train_propensity(run_config(planted_lake, runs, "straight"))
     assert again == PropensityRecord.load(straight.uri)
-
-
-def test_killed_worker_resumes_to_the_same_weights(straight, planted_lake, runs):
-    killed = []
-
-    def kill() -> None:
-        wait_for_checkpoint(f"{runs}/worker-killed")
-        for pid in worker_pids():
-            os.kill(pid, signal.SIGKILL)
-            killed.append(pid)
-
-    thread = threading.Thread(target=kill)
-    thread.start()
-    record = train_propensity(run_config(planted_lake, runs, "worker-killed", runner=OFTEN))
-    thread.join()
-    assert killed, "the run ended before it could be disturbed"
-    assert_same_weights(straight, record)
-
-
-def test_killed_driver_resumes_to_the_same_weights(straight, planted_lake, runs, tmp_path):
-    config = run_config(planted_lake, runs, "driver-killed", runner=OFTEN)
-    (tmp_path / "config.yaml").write_text(dump_yaml(config))
-    command = [sys.executable, "-m", "mtrec_ray", "train", "propensity", "--config", str(tmp_path / "config.yaml")]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    try:
-        wait_for_checkpoint(f"{runs}/driver-killed")
-    finally:
-        driver.kill()
-        driver.wait()
-    assert PropensityRecord.load(f"{runs}/driver-killed").status == "training"
-    assert_same_weights(straight, train_propensity(config))
-
-
-def test_two_workers_equal_one(straight, planted_lake, runs):
-    config = run_config(planted_lake, runs, "two", runner={"workers": 2, "cpus_per_worker": 0.5})
-    assert_same_weights(straight, train_propensity(config), rtol=2e-2, atol=2e-3)
 
 
 def test_same_name_with_other_settings_is_refused(straight, planted_lake, runs):
@@ -147,6 +147,12 @@ def test_changed_lake_is_refused(straight, planted_lake, runs, tmp_path):
         Path(planted_lake, "lake.json").write_text(text)
 
 
+@pytest.fixture
+def three_cpus(monkeypatch):
+    monkeypatch.setattr(fit, "cluster_resources", lambda: {"CPU": 3.0})
+
+
+@pytest.mark.usefixtures("three_cpus")
 def test_more_workers_than_cpus_are_refused(planted_lake, runs):
     with pytest.raises(UserError, match="logical CPUs"):
         train_propensity(run_config(planted_lake, runs, "greedy", runner={"workers": 4}))
@@ -158,6 +164,7 @@ def test_unwritable_folder_is_refused(planted_lake, tmp_path):
         train_propensity(run_config(planted_lake, str(tmp_path / "file"), "nowhere"))
 
 
+@pytest.mark.usefixtures("three_cpus")
 @pytest.mark.parametrize(("groups", "warned"), [("one", True), ("regions", False)])
 def test_mtl_run_of_one_group_gives_a_warning(planted_lake, runs, caplog, groups, warned):
     changes = {"kind": "mtl", "model": {"groups": groups}, "runner": {"workers": 4}}

@@ -40,18 +40,10 @@ class PairBatchNorm(nn.Module):
     def __init__(self, width: int, *, relu: bool = True) -> None:
         super().__init__()
         self.relu = relu
-        self.weight = nn.Parameter(torch.empty(width))  # (d,)
-        self.bias = nn.Parameter(torch.empty(width))  # (d,)
-        self.register_buffer("running_mean", torch.empty(width))
-        self.register_buffer("running_var", torch.empty(width))
-
-    @torch.no_grad()
-    def init_weights(self) -> None:
-        """Identity scale and shift, statistics of a standard normal."""
-        self.weight.fill_(1)
-        self.bias.zero_()
-        self.running_mean.zero_()
-        self.running_var.fill_(1)
+        self.weight = nn.Parameter(torch.ones(width))  # (d,)
+        self.bias = nn.Parameter(torch.zeros(width))  # (d,)
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
 
     def forward(self, rows: Tensor, counts: PairCounts | None = None) -> Tensor:
         """(N, d) -> (N, d).

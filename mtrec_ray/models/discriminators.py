@@ -35,9 +35,9 @@ class Discriminators(nn.Module):
         self.register_buffer("attribute_of", torch.tensor([a for _, a in pairs]), persistent=False)
         self.register_buffer("missing", missing, persistent=False)
         self.inner = nn.Parameter(torch.empty(len(pairs), width, hidden))  # (D, d, h)
-        self.inner_bias = nn.Parameter(torch.empty(len(pairs), 1, hidden))
+        self.inner_bias = nn.Parameter(torch.zeros(len(pairs), 1, hidden))
         self.outer = nn.Parameter(torch.empty(len(pairs), hidden, num_values))  # (D, h, A)
-        self.outer_bias = nn.Parameter(torch.empty(len(pairs), 1, num_values))
+        self.outer_bias = nn.Parameter(torch.zeros(len(pairs), 1, num_values))
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
@@ -47,8 +47,6 @@ class Discriminators(nn.Module):
             for weight in (self.inner[pair], self.outer[pair]):
                 bound = weight.shape[0] ** -0.5
                 weight.uniform_(-bound, bound, generator=generators[k])
-        self.inner_bias.zero_()
-        self.outer_bias.zero_()
 
     def forward(self, vectors: Tensor) -> Tensor:
         inner = F.leaky_relu(torch.baddbmm(self.inner_bias, vectors[self.combination_of], self.inner), 0.2)  # (D, S, h)

@@ -28,8 +28,8 @@ PERSONAL_DECAY = 3e-3  # fraction a personal prompt loses each step
 class StackedEliminators(nn.Module):
     """Parameters of K combinations, stacked: one forward serves all.
 
-    `attributes` holds the number of values of each attribute, in the lake's order; `width` and
-    `num_layers` are the backbone's.
+    They start at the backbone: closed gate, up projections and transport gains of zero. `attributes` holds the number
+    of values of each attribute, in the lake's order; `width` and `num_layers` are the backbone's.
     """
 
     value_starts: Tensor  # (m,) first row of each attribute in a table of values
@@ -53,24 +53,21 @@ class StackedEliminators(nn.Module):
         self.prompts = nn.Parameter(torch.empty(num, config.num_prompts, width))
         self.personal = nn.Parameter(torch.empty(num, rows if config.personal_prompt else 0, width))  # (K, A, d)
         self.down = nn.Parameter(torch.empty(num, adapters, width, r))  # (K, S, d, r)
-        self.up = nn.Parameter(torch.empty(num, adapters, r, width))
-        self.gate = nn.Parameter(torch.empty(num, num_layers))
-        self.norm_scale = nn.Parameter(torch.empty(num, adapters, 1, r))
-        self.norm_shift = nn.Parameter(torch.empty(num, adapters, 1, r))
+        self.up = nn.Parameter(torch.zeros(num, adapters, r, width))
+        self.gate = nn.Parameter(torch.full((num, num_layers), CLOSED_GATE))
+        self.norm_scale = nn.Parameter(torch.ones(num, adapters, 1, r))
+        self.norm_shift = nn.Parameter(torch.zeros(num, adapters, 1, r))
         self.transport_inner = nn.Parameter(torch.empty(num, width, units), requires_grad=False)
         self.transport_bias = nn.Parameter(torch.empty(num, 1, units), requires_grad=False)
-        self.transport_gain = nn.Parameter(torch.empty(num, rows, units), requires_grad=False)  # (K, A, h)
+        self.transport_gain = nn.Parameter(torch.zeros(num, rows, units), requires_grad=False)  # (K, A, h)
         self.transport_outer = nn.Parameter(torch.empty(num, units, width), requires_grad=False)
-        self.transport_strength = nn.Parameter(torch.empty(num, 1, 1 if units else 0), requires_grad=False)
+        self.transport_strength = nn.Parameter(torch.zeros(num, 1, 1 if units else 0), requires_grad=False)
         self.register_buffer("value_starts", counts.cumsum(0) - counts, persistent=False)
         self.register_buffer("unknown_rows", counts - 1, persistent=False)
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Start at the backbone: closed gate, up projections and transport gains of zero.
-
-        A combination's draws depend on the seed and its name alone.
-        """
+        """Draw what does not start at a constant; a combination's draws depend on its name alone."""
         (width, r), units = self.down.shape[-2:], self.config.transport_units
         bound = (6 / (width + max(r, 1))) ** 0.5
         for k, combination in enumerate(self.combinations):
@@ -81,10 +78,6 @@ class StackedEliminators(nn.Module):
             self.transport_inner[k] = torch.randn(width, units, generator=generator) * width**-0.5
             self.transport_bias[k] = torch.randn(1, units, generator=generator) * 0.5
             self.transport_outer[k] = torch.randn(units, width, generator=generator) * 0.1
-        self.gate.fill_(CLOSED_GATE)
-        self.norm_scale.fill_(1)
-        for zero in (self.up, self.norm_shift, self.transport_gain, self.transport_strength):
-            zero.zero_()
 
     @property
     def transport(self) -> Transport:

@@ -80,20 +80,18 @@ class FilterMethod(FairnessMethod):
         self.attributes = tuple(attributes)
         width, num = backbone.config.width, len(attributes)
         self.inner = nn.Parameter(torch.empty(num, width, 2 * width))  # (m, d, 2d)
-        self.inner_bias = nn.Parameter(torch.empty(num, 1, 2 * width))
+        self.inner_bias = nn.Parameter(torch.zeros(num, 1, 2 * width))
         self.outer = nn.Parameter(torch.empty(num, 2 * width, width))  # (m, 2d, d)
-        self.outer_bias = nn.Parameter(torch.empty(num, 1, width))
+        self.outer_bias = nn.Parameter(torch.zeros(num, 1, width))
         self.for_combinations([(name,) for name in attributes])
 
     @torch.no_grad()
     def init_weights(self, seed: int) -> None:
-        """Xavier weights, zero biases; an attribute's draws depend on its name alone."""
+        """Xavier weights; an attribute's draws depend on its name alone."""
         for a, name in enumerate(self.attributes):
             generator = combination_generator(seed, (name,))
             for weight in (self.inner[a], self.outer[a]):
                 nn.init.xavier_uniform_(weight, generator=generator)
-        self.inner_bias.zero_()
-        self.outer_bias.zero_()
 
     def for_combinations(self, combinations: Sequence[Combination]) -> None:
         """Set the combinations of the outputs' leading dimension."""

@@ -5,6 +5,8 @@ A block maps (U, d) user vectors to (U, d); rows `offsets[g]:offsets[g + 1]` bel
 parameters alone.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -15,14 +17,9 @@ from mtrec_ray.models.shapes import GroupBlockName
 class GroupBlock(nn.Module):
     """What every block has; autograd derives the backward.
 
-    Every parameter is (G, ...) and starts so that the block is the identity. Those of more than two dimensions learn at
-    `optim.block_lr`, the others at `optim.block_vector_lr`.
+    It is made for (num_groups, width). Every parameter is (G, ...) and starts so that the block is the identity. Those
+    of more than two dimensions learn at `optim.block_lr`, the others at `optim.block_vector_lr`.
     """
-
-    def __init__(self, num_groups: int, width: int) -> None:
-        super().__init__()
-        self.num_groups = num_groups
-        self.width = width
 
     def matrices(self) -> list[nn.Parameter]:
         """Parameters of shape (G, d, d) or alike."""
@@ -33,8 +30,7 @@ class GroupBlock(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.dim() <= 2]
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """Set every parameter, drawing from `generator` alone."""
-        raise NotImplementedError
+        """Draw what does not start at a constant."""
 
     def forward(self, users: Tensor, offsets: Offsets, compute_dtype: DType = None) -> Tensor:
         """(U, d) user vectors sorted by group, (G + 1) row offsets -> (U, d).
@@ -52,14 +48,9 @@ class DenseBlock(GroupBlock):
     """
 
     def __init__(self, num_groups: int, width: int) -> None:
-        super().__init__(num_groups, width)
-        self.weight = nn.Parameter(torch.empty(num_groups, width, width))  # (G, d out, d in)
-        self.bias = nn.Parameter(torch.empty(num_groups, width))  # (G, d)
-
-    @torch.no_grad()
-    def init_weights(self, generator: torch.Generator) -> None:
-        self.weight.copy_(torch.eye(self.width).expand_as(self.weight))
-        self.bias.zero_()
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(width).repeat(num_groups, 1, 1))  # (G, d out, d in)
+        self.bias = nn.Parameter(torch.zeros(num_groups, width))  # (G, d)
 
     def forward(self, users: Tensor, offsets: Offsets, compute_dtype: DType = None) -> Tensor:
         return grouped_linear(users, self.weight, self.bias, offsets, compute_dtype)
@@ -72,12 +63,8 @@ class ShiftBlock(GroupBlock):
     """
 
     def __init__(self, num_groups: int, width: int) -> None:
-        super().__init__(num_groups, width)
-        self.shift = nn.Parameter(torch.empty(num_groups, width))  # (G, d)
-
-    @torch.no_grad()
-    def init_weights(self, generator: torch.Generator) -> None:
-        self.shift.zero_()
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(num_groups, width))  # (G, d)
 
     def forward(self, users: Tensor, offsets: Offsets, compute_dtype: DType = None) -> Tensor:
         return repeat_by_group(self.shift, offsets).add_(users)
@@ -87,14 +74,9 @@ class FilmBlock(GroupBlock):
     """Scale and shift per group (FiLM, Perez et al. 2018): y = s_g * x + t_g."""
 
     def __init__(self, num_groups: int, width: int) -> None:
-        super().__init__(num_groups, width)
-        self.scale = nn.Parameter(torch.empty(num_groups, width))  # (G, d)
-        self.shift = nn.Parameter(torch.empty(num_groups, width))  # (G, d)
-
-    @torch.no_grad()
-    def init_weights(self, generator: torch.Generator) -> None:
-        self.scale.fill_(1)
-        self.shift.zero_()
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(num_groups, width))  # (G, d)
+        self.shift = nn.Parameter(torch.zeros(num_groups, width))  # (G, d)
 
     def forward(self, users: Tensor, offsets: Offsets, compute_dtype: DType = None) -> Tensor:
         return repeat_by_group(self.shift, offsets).addcmul_(users, repeat_by_group(self.scale, offsets))
@@ -106,23 +88,22 @@ class LowRankBlock(GroupBlock):
     rank = 16
 
     def __init__(self, num_groups: int, width: int) -> None:
-        super().__init__(num_groups, width)
+        super().__init__()
         rank = min(self.rank, width)
         self.down = nn.Parameter(torch.empty(num_groups, width, rank))  # (G, d, r)
-        self.up = nn.Parameter(torch.empty(num_groups, rank, width))  # (G, r, d)
+        self.up = nn.Parameter(torch.zeros(num_groups, rank, width))  # (G, r, d)
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        bound = self.width**-0.5
+        bound = self.down.shape[1] ** -0.5
         self.down.uniform_(-bound, bound, generator=generator)
-        self.up.zero_()
 
     def forward(self, users: Tensor, offsets: Offsets, compute_dtype: DType = None) -> Tensor:
         hidden = grouped_linear(users, self.down.transpose(1, 2), None, offsets, compute_dtype)  # (U, r)
         return users + grouped_linear(hidden, self.up.transpose(1, 2), None, offsets, compute_dtype)
 
 
-GROUP_BLOCKS: dict[GroupBlockName, type[GroupBlock]] = {
+GROUP_BLOCKS: dict[GroupBlockName, Callable[[int, int], GroupBlock]] = {
     "dense": DenseBlock,
     "shift": ShiftBlock,
     "film": FilmBlock,

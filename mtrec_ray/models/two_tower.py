@@ -53,9 +53,6 @@ class Tower(nn.Module):
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
         """Uniform in +-1/sqrt(inputs), as `nn.Linear`."""
-        for norm in (self.norm, self.final_norm):
-            if norm is not None:
-                norm.init_weights()
         width, width_in = self.first.shape
         for parameter, inputs in ((self.first, width_in), (self.last, width), (self.last_bias, width)):
             if parameter is not None:
@@ -90,12 +87,12 @@ class TwoTower(nn.Module):
         self.group_block = None
         if config.group_block != "none":
             self.group_block = GROUP_BLOCKS[config.group_block](config.num_groups, config.d)
-        self.bias = None if config.final_activation == "relu" else nn.Parameter(torch.empty(()))
+        self.bias = None if config.final_activation == "relu" else nn.Parameter(torch.tensor(config.initial_bias))
         self.scale = 1.0 if self.bias is None else config.d**-0.5  # keeps logits small at the start
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
-        """Set every parameter and running statistic, drawing from `generator` alone.
+        """Set every weight, drawing from `generator` alone.
 
         With `aligned_width` both towers start as one linear map of their last `aligned_width` columns ("looks linear",
         Balduzzi et al. 2017), so the first logit is the dot product of the two (normalised) vectors. On validation
@@ -107,8 +104,6 @@ class TwoTower(nn.Module):
             self._align(generator)
         if self.group_block is not None:
             self.group_block.init_weights(generator)
-        if self.bias is not None:
-            self.bias.fill_(self.config.initial_bias)
 
     def _align(self, generator: torch.Generator) -> None:
         """First layer [Q; -Q], last layer [A, -A], Q and A orthogonal."""

@@ -115,7 +115,7 @@ def weights(seed: int, combinations: list[Combination]) -> tuple[dict[str, bytes
         BundleFile.POPULAR: {"popular": torch.from_numpy(popular)},
         BundleFile.PROPENSITY: model.state_dict(),
     }
-    configs = {"backbone": asdict(shape), "eliminators": asdict(prompts), "propensity": asdict(towers)}
+    configs = {"backbone": shape.model_dump(), "eliminators": prompts.model_dump(), "propensity": asdict(towers)}
     return {name: safetensors.torch.save(content) for name, content in tensors.items()}, configs
 
 

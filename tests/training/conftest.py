@@ -36,7 +36,7 @@ def run_config(lake: str, runs: str, name: str, **settings: Any) -> PropensityCo
         "incremental": True,
         "model": {"d": 32},
         "sample": {"random_fraction": 0.7, "active_fraction": 0.3, "alpha": 4.0},
-        "optim": {"epochs": 6, "batch_pairs": 4096, "lanes": 4, "lr": 2e-3},
+        "optim": {"epochs": 6, "batch_pairs": 2048, "lanes": 4, "lr": 2e-3},
     }
     for key, value in settings.items():
         document[key] = document.get(key, {}) | value if isinstance(value, dict) else value

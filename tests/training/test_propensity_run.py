@@ -106,9 +106,11 @@ class TestOnRay:
             driver.kill()
             driver.wait()
         assert PropensityRecord.load(f"{runs}/killed").status == "training"
-        killed = []
+        killed, resumes = [], [True]
 
         def kill() -> None:
+            while not worker_pids() and resumes:  # the dead driver's worker may write another checkpoint
+                time.sleep(0.05)
             wait_for_checkpoint(f"{runs}/killed")
             for pid in worker_pids():
                 os.kill(pid, signal.SIGKILL)
@@ -117,6 +119,7 @@ class TestOnRay:
         thread = threading.Thread(target=kill)
         thread.start()
         record = train_propensity(config)
+        resumes.clear()
         thread.join()
         assert killed, "the run ended before it could be disturbed"
         assert_same_weights(straight, record)

@@ -48,7 +48,7 @@ def live_bundle(pointer: Pointer) -> Bundle:
     """The bundle of a pointer; UserError if it was rebuilt after its promotion."""
     bundle = Bundle.open(pointer.bundle)
     if bundle.manifest.version != pointer.version:
-        versions = f"is version {bundle.manifest.version}, but {pointer.version} was promoted"
+        versions = f"was rebuilt: it is version {bundle.manifest.version}, but {pointer.version} was promoted"
         raise UserError(f"bundle {pointer.bundle!r} {versions}: promote it again")
     return bundle
 

@@ -67,9 +67,7 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
         num_bootstrap=config.num_bootstrap,
         titles=_reported_titles(day_positives, history.is_local, config.num_titles),
     )
-    hashes = {
-        record.config.name: snapshots_hash(record) for record in records
-    }  # before scoring, which a training might overtake
+    hashes = {r.config.name: snapshots_hash(r) for r in records}  # before scoring, which a training might overtake
     scorers = {one.name: one for one in _run_scorers(lake, runs, days)}
     compared = [(variant, r.config.seed, r.config.name) for variant, r in zip(variants, records, strict=True)]
     for reference, scorer in (_references(lake, records, history) if config.references else {}).items():

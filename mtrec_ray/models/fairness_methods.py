@@ -4,6 +4,7 @@ Legend: `K` combinations, `m` attributes, `B` rows, `T` columns, `d` width.
 """
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -15,7 +16,7 @@ from mtrec_ray.models.eliminators import StackedEliminators, combination_generat
 from mtrec_ray.models.sequential import SequentialBackbone
 
 
-class FairnessMethod(nn.Module):
+class FairnessMethod(nn.Module, ABC):
     """What training and audit need of every method; the step moves its trainable parameters."""
 
     backbone: SequentialBackbone
@@ -29,9 +30,9 @@ class FairnessMethod(nn.Module):
         """(B, L) histories, (B, m) values -> (K, B, d)."""
         return self.hide(self.backbone.user_vectors, history, attribute_index)
 
+    @abstractmethod
     def hide(self, read: Callable[..., Tensor], history: Tensor, attribute_index: Tensor) -> Tensor:
         """Result of `read`, a method of the backbone, for each combination, (K, ...)."""
-        raise NotImplementedError
 
     def after_step(self) -> None:
         """Called after each optimizer step."""

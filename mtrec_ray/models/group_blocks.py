@@ -5,6 +5,7 @@ A block maps (U, d) user vectors to (U, d); rows `offsets[g]:offsets[g + 1]` bel
 parameters alone.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -14,7 +15,7 @@ from mtrec_ray.models.grouped import DType, Offsets, grouped_linear, repeat_by_g
 from mtrec_ray.models.shapes import GroupBlockName
 
 
-class GroupBlock(nn.Module):
+class GroupBlock(nn.Module, ABC):
     """What every block has; autograd derives the backward.
 
     It is made for (num_groups, width). Every parameter is (G, ...) and starts so that the block is the identity. Those
@@ -32,12 +33,12 @@ class GroupBlock(nn.Module):
     def init_weights(self, generator: torch.Generator) -> None:
         """Draw what does not start at a constant."""
 
+    @abstractmethod
     def forward(self, users: Tensor, offsets: Offsets, compute_dtype: DType = None) -> Tensor:
         """(U, d) user vectors sorted by group, (G + 1) row offsets -> (U, d).
 
         `compute_dtype` is that of matrix products; blocks without any ignore it.
         """
-        raise NotImplementedError
 
 
 class DenseBlock(GroupBlock):

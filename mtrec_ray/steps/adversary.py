@@ -13,6 +13,7 @@ Combinations have no parameter in common and both optimizers work element by ele
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -61,10 +62,9 @@ class AdversaryGame:
         self.value_weights = value_weights(value_counts, power=class_power).to(like)  # (m, A)
         self.average = averaged(method, averaging)
         tuned = [parameter for parameter in method.parameters() if parameter.requires_grad]
-        self.generator_optimizer, self.discriminator_optimizer = (
-            torch.optim.RMSprop(parameters, lr=lr, weight_decay=L2)
-            for parameters, lr in ((tuned, generator_lr), (self.discriminators.parameters(), discriminator_lr))
-        )
+        rmsprop = partial(torch.optim.RMSprop, weight_decay=L2)
+        self.generator_optimizer = rmsprop(tuned, lr=generator_lr)
+        self.discriminator_optimizer = rmsprop(self.discriminators.parameters(), lr=discriminator_lr)
 
     def step(self, positions: Positions, attribute_index: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
         """Train on this worker's crops; returns global BPR (K,) and cross entropies (D,).

@@ -83,8 +83,9 @@ class Reporter:
         """Report rank 0's state to Ray Train; every worker takes part, it is a barrier."""
         metrics = {"step": self.trainer.next_step}
         if not self.tracker:
-            return ray.train.report(metrics)
+            ray.train.report(metrics)
+            return
         with tempfile.TemporaryDirectory() as folder:
             save_checkpoint(Path(folder), self.trainer.state_dict(), self.config)
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        return self.tracker.flush()
+        self.tracker.flush()

@@ -1,5 +1,6 @@
 """What every run has: `run.json`, `plan.json`, and how a worker trains it."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, Self, TypeVar
 
@@ -25,7 +26,7 @@ Training = tuple[Trainer[Any], Callable[[int], Iterator[Any]]]
 """One worker's trainer, and its batches from a global step on."""
 
 
-class Record(BaseModel):
+class Record(BaseModel, ABC):
     """The content of `run.json`; each kind of run adds its inputs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,29 +57,29 @@ class Record(BaseModel):
         """What `--json` prints."""
         return {"version": 1, "run": self.uri, "kind": self.kind, "status": self.status, "figures": self.figures}
 
+    @abstractmethod
     def tables(self) -> list[RenderableType]:
         """What a person reads when the run has finished."""
-        raise NotImplementedError
 
     def folder(self, pack: str = "") -> str:
         """Folder of weights, metrics and checkpoints; eliminators have one for each `pack`."""
         return self.uri
 
+    @abstractmethod
     def make_plan(self, progress: ProgressCallback | None) -> BaseModel:
         """Count what is trained on; UserError where too little is left."""
-        raise NotImplementedError
 
+    @abstractmethod
     def schedule(self, plan: Any) -> Schedule:
         """Every step of a training, unless early stopping ends it before."""
-        raise NotImplementedError
 
+    @abstractmethod
     def training(self, workers: Workers, pack: str = "") -> Training:
         """One worker's trainer and batches."""
-        raise NotImplementedError
 
+    @abstractmethod
     def trained_figures(self) -> dict[str, dict[str, Any]]:
         """The figures that finished weights hold."""
-        raise NotImplementedError
 
     def save(self) -> None:
         """Write `run.json`."""

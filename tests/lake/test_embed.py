@@ -192,7 +192,10 @@ class TestErrors:
         other = embed(lake, interactions=INTERACTIONS | {"width": 3, "folds": 2}, overwrite=True)
         assert other.manifest.embeddings.user_width == 3
         verified(other.uri)
+        (tmp_path / "lake" / "notes.txt").write_text("not of the lake, and not removed")
         assert embed(other, overwrite=True).manifest == lake.manifest
+        files = {str(path.relative_to(lake.uri)) for path in Path(lake.uri).rglob("*") if path.is_file()}
+        assert files == lake.manifest.listed_paths() | {"notes.txt"}
 
     @pytest.mark.parametrize(
         ("settings", "message"),

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import redis
-from starlette.types import Message
+from starlette.types import Message, Receive, Scope, Send
 
 from mtrec_ray.serving import guard
 from mtrec_ray.serving.guard import PUBLIC
@@ -120,6 +120,28 @@ def test_request_counts_as_in_flight_from_its_admission(bundle_uri, monkeypatch)
 
     assert asyncio.run(work()) == [503, 413]
     assert app.in_flight == 0
+
+
+@pytest.mark.parametrize("has_started", [False, True])
+def test_error_is_counted_and_answered_unless_an_answer_has_started(has_started):
+    sent, counted = [], []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if has_started:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise RuntimeError
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Message) -> None:
+        sent.append(message.get("status"))
+
+    guarded = guard.Guard(app, (), 1.0, counted.append)
+    asyncio.run(guarded({"type": "http", "method": "GET", "path": "/v1/x", "headers": []}, receive, send))
+    assert sent == ([200] if has_started else [500, None])
+    assert counted == ["500"]
+    assert guarded.in_flight == 0
 
 
 def test_no_value_of_a_request_is_logged(bundle_uri, caplog, monkeypatch):

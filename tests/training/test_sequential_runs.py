@@ -22,6 +22,7 @@ from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, sequence_batches
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.sequences import SequenceConfig, Sequences, UserSplit, in_split
+from mtrec_ray.tracking.metrics_file import read_metrics
 from mtrec_ray.trainers import eliminators as eliminators_trainer
 from mtrec_ray.trainers.eliminators import EliminatorTrainer
 from mtrec_ray.trainers.workers import Workers
@@ -72,6 +73,19 @@ def progress_at(checkpoint: Path) -> int:
 
 def content(record: BackboneRecord | EliminatorsRecord) -> dict[str, bytes]:
     return {str(path.relative_to(record.uri)): path.read_bytes() for path in Path(record.uri).rglob("*.safetensors")}
+
+
+def test_metrics_file_has_losses_and_every_validation(made):
+    """Of the backbone after two of four epochs and at the end; of each combination."""
+    source, run = made
+    rows = read_metrics(source.uri)
+    validations = [row for row in rows if "val/ndcg" in row]
+    assert [row["step"] for row in validations] == [source.num_steps // 2, source.num_steps]
+    assert max(row["val/ndcg"] for row in validations) == source.figures["validation"]["val/ndcg"]
+    logged = [row for row in rows if "train/loss" in row]
+    assert [row["step"] for row in logged] == list(range(1, source.num_steps + 1))
+    assert all(row["train/lr"] == source.config.optim.lr for row in logged)
+    assert {key for row in read_metrics(run.folder("pack000")) for key in row} >= {f"val/ndcg/{n}" for n in NAMES}
 
 
 def test_killed_backbone_resumes_to_the_same_weights(lake, source, one_worker, tmp_path):

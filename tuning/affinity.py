@@ -24,10 +24,10 @@ from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import StepRows, read_pairs, training_batches
 from mtrec_ray.trainers.propensity import PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.propensity_run import new_propensity_run
 from mtrec_ray.tuning.clustering import Evidence
 from mtrec_ray.tuning.data import TrialCache, TrialData
+from mtrec_ray.workers import Workers
 
 CHECKPOINTS = (0.01, 0.02)  # fractions of a training run after which gradients are summed
 SKETCH_WIDTH = 32

@@ -28,11 +28,11 @@ from optuna.trial import TrialState
 from mtrec_ray.config import Config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.files import exists, join, read_json, write_file, write_json
-from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.tuning.data import Figures, TrialCache
 from mtrec_ray.tuning.results import BEST_CONFIG, DONE, FAILED, STOPPED, SearchResult, TrialRow
 from mtrec_ray.tuning.search import RETRIES, VERSION, PreparedSearch, reported, run_trials, trials_at_once
 from mtrec_ray.tuning.space import TrialSpecs
+from mtrec_ray.workers import Workers
 
 FRESH_SEEDS = "fresh-seeds.json"
 FIRST_FRESH_SEED = 1_000

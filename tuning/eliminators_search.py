@@ -9,7 +9,6 @@ from mtrec_ray.config import Config, validate_config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig, parse_combinations
-from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
 from mtrec_ray.tuning.collect import run_search
 from mtrec_ray.tuning.config import EliminatorsSearchConfig
@@ -17,6 +16,7 @@ from mtrec_ray.tuning.data import Figures, TrialCache, first_buckets
 from mtrec_ray.tuning.results import SearchResult, TrialRow
 from mtrec_ray.tuning.search import PreparedSearch, record_search, stored_search, trials_at_once
 from mtrec_ray.tuning.space import TrialSpecs, check_values, lay_over, parse_space, usual_settings
+from mtrec_ray.workers import Workers
 
 FIXED = (
     "runs", "method", "pack_size", "jobs_at_once", "runner.", "optim.evaluate_every", "optim.validation_users",

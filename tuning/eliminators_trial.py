@@ -31,10 +31,10 @@ from mtrec_ray.streams.sequences import (
 from mtrec_ray.trainers.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.trainers.eliminators import PREFIXES_PER_USER, EliminatorData, EliminatorTrainer
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
-from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators import make_packs
 from mtrec_ray.tuning.data import Figures, TrialCache, first_buckets
+from mtrec_ray.workers import Workers
 
 NUM_BOOTSTRAP = 200
 HALVES: tuple[UserSplit, ...] = ("train_lower", "train_upper")

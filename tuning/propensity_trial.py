@@ -10,11 +10,11 @@ from mtrec_ray.streams.reader import StepRows, training_batches
 from mtrec_ray.trainers.propensity import PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.propensity_validation import METRICS
-from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.propensity_run import new_propensity_run
 from mtrec_ray.training.record import require_lake
 from mtrec_ray.training.weights import load_checkpoint, save_checkpoint
 from mtrec_ray.tuning.data import Figures, TrialCache, trial_data
+from mtrec_ray.workers import Workers
 
 
 class PropensityTrial:

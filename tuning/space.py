@@ -28,9 +28,9 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import exists, join, write_file
 from mtrec_ray.identity import flatten
 from mtrec_ray.streams.groups import Groups
-from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.tuning.data import TrialCache
 from mtrec_ray.tuning.partitions import PartitionSpec, groups_document, with_moves
+from mtrec_ray.workers import Workers
 
 Distribution = FloatDistribution | IntDistribution | CategoricalDistribution
 GROUPS = "model.groups"

@@ -14,9 +14,9 @@ import torch
 from ray import tune
 
 from mtrec_ray.config import Config
-from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.tuning.data import Figures, TrialCache
 from mtrec_ray.tuning.space import TrialSpecs
+from mtrec_ray.workers import Workers
 
 
 class TrialRank:

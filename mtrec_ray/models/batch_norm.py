@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mtrec_ray.all_reduce import AllReduce, single_worker
+from mtrec_ray.workers import AllReduce, single_worker
 
 TILE_ROWS = 256  # 512 KB of float32 at d = 512: one core's second-level cache
 

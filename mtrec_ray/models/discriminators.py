@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtrec_ray.all_reduce import AllReduce, single_worker
 from mtrec_ray.combinations import Combination
 from mtrec_ray.models.eliminators import combination_generator
+from mtrec_ray.workers import AllReduce, single_worker
 
 
 class Discriminators(nn.Module):

@@ -19,12 +19,12 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from mtrec_ray.all_reduce import AllReduce, single_worker, sum_gradients
 from mtrec_ray.models.averaging import averaged
 from mtrec_ray.models.discriminators import Discriminators, value_weights
 from mtrec_ray.models.fairness_methods import FairnessMethod
 from mtrec_ray.models.training_state import Part
 from mtrec_ray.steps.pretraining import Positions, bpr_losses
+from mtrec_ray.workers import AllReduce, single_worker, sum_gradients
 
 COLUMNS = 2  # vectors of each crop that the adversary sees: attack AUC on MovieLens-100K 0.542; 1 or 8: 0.540, 0.542
 DISCRIMINATOR_WIDTH, DISCRIMINATOR_LR = 64, 1e-3  # hidden width, and RMSprop's learning rate of all discriminators

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrec_ray.all_reduce import AllReduce, single_worker, sum_gradients
 from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.workers import AllReduce, single_worker, sum_gradients
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from mtrec_ray.all_reduce import AllReduce, single_worker, sum_gradients
 from mtrec_ray.models.batch_norm import PairCounts
 from mtrec_ray.models.grouped import DType, matmul
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.steps.batch import PairBatch
+from mtrec_ray.workers import AllReduce, single_worker, sum_gradients
 
 CELLS_PER_PAIR = 6  # dense cells (forward and backward) in the time of one gathered pair: 49 ns and 300 ns, AMD Zen 3
 

@@ -17,8 +17,8 @@ from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.sequences import HeldOutUsers
 from mtrec_ray.trainers.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.trainers.backbone_config import BackboneConfig
-from mtrec_ray.trainers.trainer import Trainer
-from mtrec_ray.trainers.workers import Workers, seed_step
+from mtrec_ray.trainers.trainer import Trainer, seed_step
+from mtrec_ray.workers import Workers
 
 WEIGHTS = "backbone.safetensors"
 MASK_FRACTION = 0.3  # fraction of a crop's events that bert4rec has to predict

@@ -30,8 +30,8 @@ from mtrec_ray.trainers.accuracy import held_out_metrics, stacked_metrics, vecto
 from mtrec_ray.trainers.backbone import MASK_FRACTION
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.probe_leakage import probe_leakage
-from mtrec_ray.trainers.trainer import Trainer
-from mtrec_ray.trainers.workers import Workers, seed_step
+from mtrec_ray.trainers.trainer import Trainer, seed_step
+from mtrec_ray.workers import Workers
 
 WEIGHTS = "eliminators.safetensors"
 PREFIXES_PER_USER = 8  # histories of each user that the transport is fitted to

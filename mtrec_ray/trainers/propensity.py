@@ -20,7 +20,7 @@ from mtrec_ray.streams.scored_users import ScoringChunk
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.propensity_validation import PropensityScorer, evaluate_chunks, summarise
 from mtrec_ray.trainers.trainer import Meter, Trainer
-from mtrec_ray.trainers.workers import Workers
+from mtrec_ray.workers import Workers
 
 BEST_METRIC = "val/pr_auc/weighted"  # decides which weights of a period are the best
 

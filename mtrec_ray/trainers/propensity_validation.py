@@ -12,7 +12,7 @@ from mtrec_ray.evaluation.intervals import interval, nan_mean
 from mtrec_ray.evaluation.state import EvaluationResult, EvaluationSettings, EvaluationState
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.streams.scored_users import ScoringChunk
-from mtrec_ray.trainers.workers import Workers
+from mtrec_ray.workers import Workers
 
 MEASURES = ("pr_auc", "ndcg@10")
 MEANS = ("all", "mean", "weighted")

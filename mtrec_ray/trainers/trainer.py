@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtrec_ray.hashing import mix
 from mtrec_ray.models.training_state import Part, collect_state, restore_state
 from mtrec_ray.process import prepare_process
-from mtrec_ray.trainers.workers import Workers
+from mtrec_ray.workers import Workers
 
 CHECK_CLOCK_EVERY = 10  # steps between two readings of the checkpoint clock, which all workers take together
 
@@ -166,3 +167,8 @@ class Trainer(ABC, Generic[Batch]):
         examples, step_s = self.num_examples(batch) * self.workers.size, time.monotonic() - read
         for meter in (self.meter, self.recent):
             meter.add(loss, examples, read - start, step_s)
+
+
+def seed_step(seed: int, *step_and_rank: int) -> None:
+    """Seed torch for a step, on all workers or one: a resumed run repeats its draws."""
+    torch.manual_seed(int(mix(np.array([seed], dtype=np.uint64), "step", *step_and_rank)[0]) >> 1)

@@ -24,9 +24,9 @@ from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.sequences import VALIDATION_EVENT, read_held_out
 from mtrec_ray.trainers.backbone import WEIGHTS, BackboneData, BackboneTrainer
 from mtrec_ray.trainers.backbone_config import BackboneConfig
-from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.record import Record, Training, load_plan
 from mtrec_ray.training.weights import load_figures, load_weights, read_weights
+from mtrec_ray.workers import Workers
 
 
 class BackboneRecord(Record):

@@ -29,10 +29,10 @@ from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.sequences import VALIDATION_EVENT, read_held_out, read_prefixes
 from mtrec_ray.trainers.eliminators import PREFIXES_PER_USER, WEIGHTS, EliminatorData, EliminatorTrainer, make_method
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
-from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.record import RUN, Record, Training, load_plan
 from mtrec_ray.training.weights import load_figures, load_weights, read_weights
+from mtrec_ray.workers import Workers
 
 logger = logging.getLogger(__name__)
 

@@ -11,9 +11,9 @@ import ray.train.torch
 from mtrec_ray.files import join
 from mtrec_ray.tracking.tracker import Tracker
 from mtrec_ray.trainers.trainer import CHECK_CLOCK_EVERY, Trainer
-from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.record import Record
 from mtrec_ray.training.weights import load_checkpoint, save_checkpoint, save_weights
+from mtrec_ray.workers import Workers
 
 LOG_POINTS = 200  # lines of training figures in `metrics.jsonl`, evenly over a run's steps
 

@@ -28,9 +28,9 @@ from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.scored_users import ScoringChunk, by_territory, validation_chunks, validation_sampling_fraction
 from mtrec_ray.trainers.propensity import PropensityData, PropensityTrainer, snapshot_file
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.record import Record, Training, load_plan
 from mtrec_ray.training.weights import load_figures, load_weights, read_weights
+from mtrec_ray.workers import Workers
 
 MAX_VALIDATION_USERS = 10_000
 NUM_BOOTSTRAP = 50  # replicates behind the intervals of validation figures

@@ -17,7 +17,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.tracking.config import check_tracking
 from mtrec_ray.trainers.trainer import Trainer
-from mtrec_ray.trainers.workers import Workers
+from mtrec_ray.workers import Workers
 
 RUN, PLAN = "run.json", "plan.json"
 VERSION = 2

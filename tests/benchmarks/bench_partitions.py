@@ -31,11 +31,11 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources.synthetic import SyntheticConfig, SyntheticSource
 from mtrec_ray.streams.groups import make_groups
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.tuning.affinity import gradient_evidence
 from mtrec_ray.tuning.data import TrialCache, trial_data
 from mtrec_ray.tuning.partitions import at_random
 from mtrec_ray.tuning.propensity_trial import PropensityTrial
+from mtrec_ray.workers import Workers
 
 METRIC = "pr_auc/weighted"
 SPACE = {"model.groups": {"partitions": ["one", "regions", "volume:4", "taste:4", "affinity:4"], "random": 3}}

@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mtrec_ray.all_reduce import AllReduce
 from mtrec_ray.models.group_blocks import GROUP_BLOCKS
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 from mtrec_ray.steps.batch import PairBatch, make_pair_batch
+from mtrec_ray.workers import AllReduce
 
 USER_WIDTH, TITLE_WIDTH, NUM_TITLES, NUM_GROUPS, D = 6, 7, 9, 3, 8
 BLOCKS = ("none", *GROUP_BLOCKS)

@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mtrec_ray.all_reduce import AllReduce, single_worker
 from mtrec_ray.combinations import Combination
 from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.models.fairness_methods import EliminatorMethod, FairnessMethod, FilterMethod, FineTuningMethod
@@ -21,6 +20,7 @@ from mtrec_ray.models.shapes import EliminatorConfig
 from mtrec_ray.models.training_state import collect_state, restore_state
 from mtrec_ray.steps.adversary import AdversaryGame, adversary_columns
 from mtrec_ray.steps.pretraining import Positions, positions_of
+from mtrec_ray.workers import AllReduce, single_worker
 from tests.models.backbones import KINDS, LAYERS, NUM_TITLES, D, Kind, L, make_backbone
 from tests.steps.cases import LockStep
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
-from mtrec_ray.all_reduce import AllReduce, single_worker
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.steps.propensity import loss_and_gradients, train_step
+from mtrec_ray.workers import AllReduce, single_worker
 from tests.steps.cases import BLOCKS, LockStep, gradients, make_batch, make_model, make_users, split_users
 
 USERS = make_users(0, np.array([3, 0, 5, 2, 1, 0, 4, 3, 2, 6]), np.array([2, 0, 1, 2, 0, 1, 0, 2, 2, 1]))

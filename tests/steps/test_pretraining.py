@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrec_ray.all_reduce import AllReduce, single_worker
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.shapes import SequentialConfig
 from mtrec_ray.steps.pretraining import Positions, bpr_losses, positions_of, pretraining_step
+from mtrec_ray.workers import AllReduce, single_worker
 from tests.models.backbones import KINDS, NUM_TITLES, SHAPE, D, L, make_backbone
 from tests.steps.cases import LockStep, gradients
 

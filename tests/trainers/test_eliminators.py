@@ -20,7 +20,7 @@ from mtrec_ray.streams.sequences import HeldOutUsers, Prefixes
 from mtrec_ray.trainers import eliminators
 from mtrec_ray.trainers.eliminators import EliminatorData, EliminatorTrainer
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
-from mtrec_ray.trainers.workers import Workers
+from mtrec_ray.workers import Workers
 from tests.steps.cases import LockStep
 
 U, L, D, NUM_TITLES, PER_USER = 60, 6, 16, 40, 3

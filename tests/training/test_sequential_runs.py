@@ -25,7 +25,6 @@ from mtrec_ray.streams.sequences import SequenceConfig, Sequences, UserSplit, in
 from mtrec_ray.tracking.metrics_file import read_metrics
 from mtrec_ray.trainers import eliminators as eliminators_trainer
 from mtrec_ray.trainers.eliminators import EliminatorTrainer
-from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training import backbone_run, eliminators, eliminators_run
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators import train_eliminators
@@ -33,6 +32,7 @@ from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
 from mtrec_ray.training.fit import train_backbone
 from mtrec_ray.training.record import Record
 from mtrec_ray.training.weights import save_weights
+from mtrec_ray.workers import Workers
 from tests.training.one_worker import OneWorker, backbone_config, eliminators_config
 from tests.tuning.conftest import build_here
 

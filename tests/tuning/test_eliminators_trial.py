@@ -13,11 +13,11 @@ from mtrec_ray.evaluation.attackers import VECTOR_ATTACKERS
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.sequences import HeldOutUsers, SequenceConfig, Sequences, UserSplit, in_split
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
-from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.tuning.data import TrialCache
 from mtrec_ray.tuning.eliminators_trial import HALVES, EliminatorsTrial
 from mtrec_ray.tuning.space import Space, TrialSpecs
+from mtrec_ray.workers import Workers
 from tests.tuning.conftest import fair_search
 
 

@@ -17,10 +17,10 @@ from mtrec_ray.streams.scored_users import ScoringChunk
 from mtrec_ray.trainers.propensity import PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.propensity_validation import METRICS, PropensityScorer, summarise
-from mtrec_ray.trainers.workers import Workers
 from mtrec_ray.training.propensity_run import new_propensity_run
 from mtrec_ray.tuning.data import Figures, TrialCache, trial_data
 from mtrec_ray.tuning.propensity_trial import PropensityTrial
+from mtrec_ray.workers import Workers
 from tests.tuning.conftest import small_config
 
 TIMES = {"steps_s", "reading_s", "validating_s"}

@@ -1,20 +1,42 @@
-"""A process among data-parallel workers, and sums over all of them."""
+"""Data-parallel workers, and sums over all of them."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from mtrec_ray.all_reduce import AllReduce, single_worker
 from mtrec_ray.errors import UserError
-from mtrec_ray.hashing import mix
+
+AllReduce = Callable[[Tensor], Tensor]
+"""Sums a tensor in place over the workers and returns it; every worker makes the same calls in the same order."""
+
+
+def single_worker(tensor: Tensor) -> Tensor:
+    """The `AllReduce` of a single worker."""
+    return tensor
 
 
 def sum_over_processes(tensor: Tensor) -> Tensor:
-    """Sum over the processes of `torch.distributed`, in place."""
+    """The `AllReduce` of the processes of `torch.distributed`."""
     torch.distributed.all_reduce(tensor)
     return tensor
+
+
+def sum_gradients(parameters: Iterable[nn.Parameter], all_reduce: AllReduce, loss: Tensor) -> Tensor:
+    """Sum gradients and the loss over the workers in one message; returns the summed loss.
+
+    A missing gradient counts as zero.
+    """
+    if all_reduce is single_worker:
+        return loss
+    parameters = list(parameters)
+    gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    flat = all_reduce(torch.cat([tensor.flatten() for tensor in (*gradients, loss)]))
+    *sums, loss = flat.split([tensor.numel() for tensor in (*gradients, loss)])
+    for parameter, gradient in zip(parameters, sums, strict=True):
+        parameter.grad = gradient.view_as(parameter)
+    return loss.squeeze(0).clone()
 
 
 @dataclass(frozen=True)
@@ -57,8 +79,3 @@ class Workers:
         if self.size == 1:
             return flag
         return bool(self.all_reduce(torch.tensor(int(flag and self.rank == 0), device=self.device)).item())
-
-
-def seed_step(seed: int, *step_and_rank: int) -> None:
-    """Seed torch for a step, on all workers or one: a resumed run repeats its draws."""
-    torch.manual_seed(int(mix(np.array([seed], dtype=np.uint64), "step", *step_and_rank)[0]) >> 1)

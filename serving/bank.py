@@ -7,8 +7,7 @@ Legend: `B` rows, `m` attributes.
 import torch
 from torch import Tensor
 
-from mtrec_ray.models.eliminators import StackedEliminators
-from mtrec_ray.models.gathered_eliminators import CombinationParts, GatheredEliminators
+from mtrec_ray.models.eliminators import CombinationParts, GatheredEliminators, StackedEliminators
 from mtrec_ray.models.sequential import SequentialBackbone
 
 Key = tuple[int, ...]  # (combination, *values); -1 is an unknown value

@@ -19,8 +19,8 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import join
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.groups import Groups, make_groups
+from mtrec_ray.trainers.propensity import METRICS
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.trainers.propensity_validation import METRICS
 from mtrec_ray.training.propensity_run import new_propensity_run
 from mtrec_ray.tuning.collect import run_search
 from mtrec_ray.tuning.config import PropensitySearchConfig

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.reader import StepRows, training_batches
-from mtrec_ray.trainers.propensity import PropensityTrainer
+from mtrec_ray.trainers.propensity import METRICS, PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.trainers.propensity_validation import METRICS
 from mtrec_ray.training.propensity_run import new_propensity_run
 from mtrec_ray.training.record import require_lake
 from mtrec_ray.training.weights import load_checkpoint, save_checkpoint

@@ -27,7 +27,7 @@ from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.scored_users import ScoringChunk
-from mtrec_ray.trainers.propensity_validation import PropensityScorer
+from mtrec_ray.trainers.propensity import PropensityScorer
 from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot, snapshots_hash
 from mtrec_ray.training.record import load_plan
 

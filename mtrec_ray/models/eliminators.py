@@ -1,28 +1,77 @@
 """Eliminators: prompts, adapters and transport on a frozen backbone (paper B, 2.3).
 
-Legend: `K` combinations, `m` attributes, `A` values and unknowns of all attributes, `B` users, `V` vectors, several a
-user, `N` titles, `d` width, `r` adapter width, `S` adapters (two a layer), `h` transport units.
+Legend: `K` combinations, `m` attributes, `A` values and unknowns of all attributes, `V` vectors, several a user, `N`
+titles, `d` width, `r` adapter width, `S` adapters (two a layer), `h` transport units; in a forward `G` groups of rows
+with one eliminator each, `B` users of a group, `T` columns, `R` prompt rows of a group, `P` of them before a history.
 
-The gate on the prompts, the decay of the personal prompts and the transport are ours. A personal prompt raises NDCG but
-can write the attribute value it is made of into the vector; a low learning rate, averaged weights and the decay prevent
-that.
+In training K groups have the same B histories, in serving G rows have a combination and a history each. The gate on
+the prompts, the decay of the personal prompts and the transport are ours. A personal prompt raises NDCG but can write
+the attribute value it is made of into the vector; a low learning rate, averaged weights and the decay prevent that.
 """
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrec_ray.combinations import Combination, combination_name
-from mtrec_ray.models.gathered_eliminators import CombinationParts, GatheredEliminators
 from mtrec_ray.models.shapes import EliminatorConfig
 from mtrec_ray.models.transport import Hidden, Transport, fit_transport_maps
 
 PROMPT_STD = 0.02  # of initial prompts: 0.3 already costs the backbone 8% of its NDCG
 CLOSED_GATE = -4.0  # without a gate, untrained prompts cost 1-10% of NDCG@10
 PERSONAL_DECAY = 3e-3  # fraction a personal prompt loses each step
+
+
+@dataclass(frozen=True)
+class CombinationParts:
+    """What depends on a group's combination alone."""
+
+    gate: Tensor  # (G, layers) added to the attention scores of prompts
+    down: Tensor  # (G, S, d, r)
+    up: Tensor  # (G, S, r, d)
+    norm_scale: Tensor  # (G, S, 1, r)
+    norm_shift: Tensor  # (G, S, 1, r)
+    transport_inner: Tensor  # (G, d, h)
+    transport_bias: Tensor  # (G, 1, h)
+    transport_outer: Tensor  # (G, h, d)
+
+
+@dataclass(frozen=True)
+class GatheredEliminators:
+    """Eliminators of G groups; `cached_prompts` replace table and index, which are empty then."""
+
+    prompt_table: Tensor  # (G, R, d) every prompt row a group can use
+    prompt_index: Tensor  # (B, P) rows of the table in front of each history
+    parts: CombinationParts
+    transport_gain: Tensor  # (G, B, h) of each row's values, times the strength
+    cached_prompts: tuple[Tensor, ...] | None = None  # `SequentialBackbone.prompt_keys_values` of these very groups
+
+    def adapt(self, hidden: Tensor, adapter: int) -> Tensor:
+        """(G or 1, B, T, d) X -> (G, B, T, d) LayerNorm(X W_down) W_up + X (eq. 2)."""
+        width = self.parts.down.shape[-1]
+        if not width:
+            return hidden
+        rows = hidden.flatten(1, 2)  # (G, B T, d)
+        inner = F.layer_norm(rows @ self.parts.down[:, adapter], (width,))  # (G, B T, r)
+        inner = torch.addcmul(self.parts.norm_shift[:, adapter], inner, self.parts.norm_scale[:, adapter])
+        return torch.baddbmm(rows, inner, self.parts.up[:, adapter]).view_as(hidden)
+
+    def transport(self, hidden: Tensor) -> Tensor:
+        """(G, B, T, d) vectors of the last layer -> the same after each row's transport."""
+        if not self.parts.transport_inner.shape[-1]:
+            return hidden
+        rows = hidden.flatten(1, 2)  # (G, B T, d)
+        units = torch.baddbmm(self.parts.transport_bias, rows, self.parts.transport_inner).relu()  # (G, B T, h)
+        units = (units.unflatten(1, hidden.shape[1:3]) * self.transport_gain[:, :, None]).flatten(1, 2)
+        return torch.baddbmm(rows, units, self.parts.transport_outer, alpha=-1).view_as(hidden)
+
+    def without_transport(self) -> "GatheredEliminators":
+        """The same eliminators without their transport."""
+        return replace(self, parts=replace(self.parts, transport_inner=self.parts.transport_inner[..., :0]))
 
 
 class StackedEliminators(nn.Module):

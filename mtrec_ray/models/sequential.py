@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mtrec_ray.models.gathered_eliminators import GatheredEliminators
+from mtrec_ray.models.eliminators import GatheredEliminators
 from mtrec_ray.models.shapes import SequentialConfig
 
 

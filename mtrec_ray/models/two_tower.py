@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mtrec_ray.models.batch_norm import PairBatchNorm, PairCounts
-from mtrec_ray.models.group_blocks import GROUP_BLOCKS
-from mtrec_ray.models.grouped import DType, matmul
+from mtrec_ray.models.group_blocks import GROUP_BLOCKS, DType, matmul
 from mtrec_ray.models.shapes import GroupBlockName
 
 

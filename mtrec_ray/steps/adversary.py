@@ -19,10 +19,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from mtrec_ray.models.averaging import averaged
 from mtrec_ray.models.discriminators import Discriminators, value_weights
 from mtrec_ray.models.fairness_methods import FairnessMethod
-from mtrec_ray.models.training_state import Part
+from mtrec_ray.models.training_state import Part, averaged
 from mtrec_ray.steps.pretraining import Positions, bpr_losses
 from mtrec_ray.workers import AllReduce, single_worker, sum_gradients
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mtrec_ray.models.batch_norm import PairCounts
-from mtrec_ray.models.grouped import DType, matmul
+from mtrec_ray.models.group_blocks import DType, matmul
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.steps.batch import PairBatch
 from mtrec_ray.workers import AllReduce, single_worker, sum_gradients

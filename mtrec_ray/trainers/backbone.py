@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
-from mtrec_ray.models.averaging import averaged
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.shapes import SequentialConfig
-from mtrec_ray.models.training_state import Part
+from mtrec_ray.models.training_state import Part, averaged
 from mtrec_ray.steps.pretraining import positions_of, pretraining_step
 from mtrec_ray.streams.crops import SequenceBatch
 from mtrec_ray.streams.schedule import Schedule

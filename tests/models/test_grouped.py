@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrec_ray.models.grouped import grouped_linear, repeat_by_group
+from mtrec_ray.models.group_blocks import grouped_linear, repeat_by_group
 
 OFFSETS = (0, 3, 3, 5)  # group 1 is empty
 GROUP_OF_ROW = (0, 0, 0, 2, 2)

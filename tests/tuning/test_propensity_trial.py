@@ -14,9 +14,8 @@ from mtrec_ray.streams.plan import make_plan
 from mtrec_ray.streams.reader import training_batches
 from mtrec_ray.streams.sampling import VALIDATION, split_of
 from mtrec_ray.streams.scored_users import ScoringChunk
-from mtrec_ray.trainers.propensity import PropensityTrainer
+from mtrec_ray.trainers.propensity import METRICS, PropensityScorer, PropensityTrainer, summarise
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.trainers.propensity_validation import METRICS, PropensityScorer, summarise
 from mtrec_ray.training.propensity_run import new_propensity_run
 from mtrec_ray.tuning.data import Figures, TrialCache, trial_data
 from mtrec_ray.tuning.propensity_trial import PropensityTrial

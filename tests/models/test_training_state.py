@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from mtrec_ray.models.averaging import averaged
+from mtrec_ray.models.training_state import averaged
 
 
 def make_model() -> nn.Linear:

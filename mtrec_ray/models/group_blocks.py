@@ -1,4 +1,4 @@
-"""Territory-group blocks on top of the user tower, one part per group, and their matrix products.
+"""Territory-group blocks on top of the user tower, and their matrix products.
 
 Legend: `U` user rows sorted by group, `d` width, `G` territory groups, `r` rank of a low-rank update.
 A block maps (U, d) user vectors to (U, d); rows `offsets[g]:offsets[g + 1]` belong to group g and meet its
@@ -60,7 +60,7 @@ class DenseBlock(GroupBlock):
         self.bias = nn.Parameter(torch.zeros(num_groups, width))  # (G, d)
 
     def forward(self, users: Tensor, offsets: Offsets, compute_dtype: DType = None) -> Tensor:
-        return grouped_linear(users, self.weight, self.bias, offsets, compute_dtype)
+        return GroupedLinear.apply(users, self.weight, self.bias, offsets, compute_dtype)
 
 
 class ShiftBlock(GroupBlock):
@@ -74,7 +74,7 @@ class ShiftBlock(GroupBlock):
         self.shift = nn.Parameter(torch.zeros(num_groups, width))  # (G, d)
 
     def forward(self, users: Tensor, offsets: Offsets, compute_dtype: DType = None) -> Tensor:
-        return repeat_by_group(self.shift, offsets).add_(users)
+        return RepeatByGroup.apply(self.shift, offsets).add_(users)
 
 
 class FilmBlock(GroupBlock):
@@ -86,7 +86,7 @@ class FilmBlock(GroupBlock):
         self.shift = nn.Parameter(torch.zeros(num_groups, width))  # (G, d)
 
     def forward(self, users: Tensor, offsets: Offsets, compute_dtype: DType = None) -> Tensor:
-        return repeat_by_group(self.shift, offsets).addcmul_(users, repeat_by_group(self.scale, offsets))
+        return RepeatByGroup.apply(self.shift, offsets).addcmul_(users, RepeatByGroup.apply(self.scale, offsets))
 
 
 class LowRankBlock(GroupBlock):
@@ -106,8 +106,8 @@ class LowRankBlock(GroupBlock):
         self.down.uniform_(-bound, bound, generator=generator)
 
     def forward(self, users: Tensor, offsets: Offsets, compute_dtype: DType = None) -> Tensor:
-        hidden = grouped_linear(users, self.down.transpose(1, 2), None, offsets, compute_dtype)  # (U, r)
-        return users + grouped_linear(hidden, self.up.transpose(1, 2), None, offsets, compute_dtype)
+        hidden = GroupedLinear.apply(users, self.down.transpose(1, 2), None, offsets, compute_dtype)  # (U, r)
+        return users + GroupedLinear.apply(hidden, self.up.transpose(1, 2), None, offsets, compute_dtype)
 
 
 GROUP_BLOCKS: dict[GroupBlockName, Callable[[int, int], GroupBlock]] = {
@@ -129,14 +129,9 @@ def matmul(a: Tensor, b: Tensor, compute_dtype: DType = None, *, out: Tensor | N
     return product.to(a.dtype) if out is None else out.copy_(product)
 
 
-def grouped_linear(
-    rows: Tensor, weight: Tensor, bias: Tensor | None, offsets: Offsets, compute_dtype: DType = None
-) -> Tensor:
+class GroupedLinear(torch.autograd.Function):
     """A dense layer per group: (U, k) rows, (G, m, k) weight, (G, m) bias -> (U, m)."""
-    return _GroupedLinear.apply(rows, weight, bias, offsets, compute_dtype)
 
-
-class _GroupedLinear(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, offsets: Offsets, compute_dtype: DType
@@ -165,15 +160,12 @@ class _GroupedLinear(torch.autograd.Function):
         return row_gradient, weight_gradient, bias_gradient, None, None
 
 
-def repeat_by_group(vectors: Tensor, offsets: Offsets) -> Tensor:
-    """Repeat each group's vector for its rows: (G, d) -> (U, d).
+class RepeatByGroup(torch.autograd.Function):
+    """Each group's vector for its rows, (G, d) -> (U, d).
 
     The result may be added to in place, but not multiplied: autograd needs the factors.
     """
-    return _RepeatByGroup.apply(vectors, offsets)
 
-
-class _RepeatByGroup(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, vectors: Tensor, offsets: Offsets) -> Tensor:
         ctx.offsets = offsets

@@ -1,4 +1,4 @@
-"""Averaged weights, and trained tensors with their optimizers' state as one flat dictionary."""
+"""Averaged weights; trained tensors and their optimizers' state in one dictionary."""
 
 from collections.abc import Mapping, Sequence
 

@@ -79,21 +79,12 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         settings, sum_over = config.adversary.model_dump(), self.workers.all_reduce
         self.game = AdversaryGame(method, data.sizes, data.value_counts, config.seed, sum_over, **settings)
         self.optimizer = self.game.generator_optimizer
+        self.method, self.averaged = method, self.game.averaged  # the averaged weights are validated and kept
         self.kept = {name: value.detach().clone() for name, value in method.own_parameters().items()}
-        self.ndcg_floors, ndcg = self._ndcg_floors()
+        self.names = [combination_name(combination) for combination in combinations]
+        floors, ndcg = self._ndcg_floors()
         self.figures: Figures = {NONE: {"ndcg": ndcg}}
-        for combination, floor in self.ndcg_floors.items():
-            self.figures[combination_name(combination)] = {"ndcg_floor": floor, "step": 0.0}
-
-    @property
-    def method(self) -> FairnessMethod:
-        """The weights in training."""
-        return self.game.method
-
-    @property
-    def averaged(self) -> FairnessMethod:
-        """The averaged weights, which are validated and kept."""
-        return self.game.averaged
+        self.figures |= {name: {"ndcg_floor": floor, "step": 0.0} for name, floor in floors.items()}
 
     @property
     def with_transport(self) -> EliminatorMethod | None:
@@ -106,11 +97,10 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         self.fit_transport()
         if method := self.with_transport:
             strengths = method.pack.transport_strength[:, 0, 0]  # (K,) a view
-            self._record_strengths("strength_confirmed", strengths)
+            self._record("strength_confirmed", strengths.tolist())
             self._limit_strengths(strengths)
-            self._record_strengths("strength", strengths)
-        for combination, ndcg in zip(self.averaged.combinations, self.validate(), strict=True):
-            self.figures[combination_name(combination)]["ndcg"] = ndcg
+            self._record("strength", strengths.tolist())
+        self._record("ndcg", self.validate())
         self._keep(self.method, ...)
         return True
 
@@ -129,22 +119,19 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
     def reach_milestone(self) -> dict[str, float]:
         """Fit the transport again, validate, and keep the combinations that are accurate enough."""
         self.fit_transport()
-        logged = {"train/loss": self.recent.take()["train/loss"]}
-        for combination, ndcg in self.keep_accurate().items():
-            logged[f"val/ndcg/{combination_name(combination)}"] = ndcg
+        figures = {f"val/ndcg/{name}": ndcg for name, ndcg in self.keep_accurate().items()}
         if self.next_step == self.num_steps:
             self.outputs[WEIGHTS] = self.kept, self.figures
-        return logged
+        return {"train/loss": self.recent.take()["train/loss"]} | figures
 
-    def keep_accurate(self) -> dict[Combination, float]:
+    def keep_accurate(self) -> dict[str, float]:
         """Validate, keep what holds its floor or is more accurate than before; NDCG@10 of each."""
-        combinations = self.averaged.combinations
-        measured = dict(zip(combinations, self.validate(), strict=True))
-        for index, (combination, ndcg) in enumerate(measured.items()):
-            figures = self.figures[combination_name(combination)]
-            if ndcg >= self.ndcg_floors[combination] or ndcg > figures["ndcg"]:  # NaN is neither
-                self._keep(self.averaged, ... if len(combinations) == 1 else index)
-                figures |= {"ndcg": ndcg, "step": float(self.next_step)}
+        measured = dict(zip(self.names, self.validate(), strict=True))
+        for row, (name, ndcg) in enumerate(measured.items()):
+            kept = self.figures[name]
+            if ndcg >= kept["ndcg_floor"] or ndcg > kept["ndcg"]:  # NaN is neither
+                self._keep(self.averaged, ... if len(measured) == 1 else row)
+                kept |= {"ndcg": ndcg, "step": float(self.next_step)}
         return measured
 
     def fit_transport(self) -> None:
@@ -199,17 +186,18 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
     def _limit_strengths(self, strengths: Tensor) -> None:
         """Lower each transport's strength (K,) until it holds its NDCG floor by itself."""
         for lower in reversed(STRENGTHS[:-1]):
-            measured = zip(self.averaged.combinations, self.validate(), strict=True)
-            below = torch.tensor([ndcg < self.ndcg_floors[c] for c, ndcg in measured], device=self.device)
+            measured = zip(self.names, self.validate(), strict=True)
+            below = torch.tensor([ndcg < self.figures[name]["ndcg_floor"] for name, ndcg in measured])
             if not below.any():
                 break
-            strengths.copy_(torch.where(below, strengths.clamp(max=lower), strengths))
+            strengths.copy_(torch.where(below.to(self.device), strengths.clamp(max=lower), strengths))
 
-    def _record_strengths(self, name: str, strengths: Tensor) -> None:
-        for combination, strength in zip(self.averaged.combinations, strengths.tolist(), strict=True):
-            self.figures[combination_name(combination)][name] = strength
+    def _record(self, figure: str, values: list[float]) -> None:
+        """A figure of each combination."""
+        for name, value in zip(self.names, values, strict=True):
+            self.figures[name][figure] = value
 
-    def _ndcg_floors(self) -> tuple[dict[Combination, float], float]:
+    def _ndcg_floors(self) -> tuple[dict[str, float], float]:
         """Minimum NDCG@10 of each combination, from the backbone's leakage; the backbone's own."""
         users, optim, backbone, workers = self.data.users, self.config.optim, self.data.backbone, self.workers
         history, values, keys = self.tensors(users.history, users.attribute_index, users.keys.view(np.int64))
@@ -218,8 +206,8 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         ndcg = workers.mean(means, len(users))["ndcg"]
         vectors, values, keys = (workers.gather_rows(rows) for rows in (vectors, values, keys))
         leakage = probe_leakage(vectors, values, _keys(keys), self.data.sizes)
-        most = {combination: max(leakage[name] for name in combination) for combination in self.method.combinations}
-        floors = {c: min(optim.min_ndcg_ratio, 1 - optim.leakage_budget * found**2) * ndcg for c, found in most.items()}
+        most = {combination_name(chosen): max(leakage[one] for one in chosen) for chosen in self.method.combinations}
+        floors = {n: min(optim.min_ndcg_ratio, 1 - optim.leakage_budget * found**2) * ndcg for n, found in most.items()}
         return floors, ndcg
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrec_ray.models.group_blocks import grouped_linear, repeat_by_group
+from mtrec_ray.models.group_blocks import GroupedLinear, RepeatByGroup
 
 OFFSETS = (0, 3, 3, 5)  # group 1 is empty
 GROUP_OF_ROW = (0, 0, 0, 2, 2)
@@ -23,12 +23,12 @@ def test_each_group_has_its_own_linear_map(with_bias, transposed):
     expected = torch.stack(
         [weight[g] @ row + (0 if bias is None else bias[g]) for row, g in zip(rows, GROUP_OF_ROW, strict=True)]
     )
-    torch.testing.assert_close(grouped_linear(rows, weight, bias, OFFSETS), expected)
+    torch.testing.assert_close(GroupedLinear.apply(rows, weight, bias, OFFSETS, None), expected)
     inputs = (rows, weight) if bias is None else (rows, weight, bias)
-    assert torch.autograd.gradcheck(lambda r, w, b=None: grouped_linear(r, w, b, OFFSETS), inputs)
+    assert torch.autograd.gradcheck(lambda r, w, b=None: GroupedLinear.apply(r, w, b, OFFSETS, None), inputs)
 
 
 def test_vector_of_a_group_is_repeated_for_its_rows():
     vectors = random(3, 4)
-    torch.testing.assert_close(repeat_by_group(vectors, OFFSETS), vectors[list(GROUP_OF_ROW)])
-    assert torch.autograd.gradcheck(lambda v: repeat_by_group(v, OFFSETS), (vectors,))
+    torch.testing.assert_close(RepeatByGroup.apply(vectors, OFFSETS), vectors[list(GROUP_OF_ROW)])
+    assert torch.autograd.gradcheck(lambda v: RepeatByGroup.apply(v, OFFSETS), (vectors,))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mtrec_ray.combinations import Combination, combination_name
+from mtrec_ray.combinations import Combination
 from mtrec_ray.config import validate_config
 from mtrec_ray.models.discriminators import value_weights
 from mtrec_ray.models.eliminators import StackedEliminators
@@ -90,13 +90,22 @@ def test_ndcg_floor_follows_the_most_leaked_attribute(monkeypatch):
     backbone = trainer.figures["none"]["ndcg"]
     assert backbone > 0
     expected = [1 - 0.5 * 0.9**2, 0.95, 1 - 0.5 * 0.9**2]
-    assert [trainer.ndcg_floors[combination] / backbone for combination in pack] == pytest.approx(expected)
+    assert [floor / backbone for floor in floors(trainer)] == pytest.approx(expected)
+
+
+def floors(trainer: EliminatorTrainer) -> list[float]:
+    return [trainer.figures[name]["ndcg_floor"] for name in trainer.names]
+
+
+def set_floors(trainer: EliminatorTrainer, *floors: float) -> None:
+    for name, floor in zip(trainer.names, floors, strict=True):
+        trainer.figures[name]["ndcg_floor"] = floor
 
 
 def set_weights(trainer: EliminatorTrainer) -> None:
     """All own weights: 1 in the average, 2 in what is trained, 0 in what is kept so far, which is accurate."""
-    for combination in trainer.ndcg_floors:
-        trainer.figures[combination_name(combination)]["ndcg"] = 1.0
+    for name in trainer.names:
+        trainer.figures[name]["ndcg"] = 1.0
     live, average = trainer.method.own_parameters(), trainer.averaged.own_parameters()
     with torch.no_grad():
         for name, parameter in live.items():
@@ -111,7 +120,7 @@ def test_averaged_weights_at_or_above_the_floor_are_kept(monkeypatch, above):
     trainer = make_trainer(make_users())
     set_weights(trainer)
     trainer.next_step = 7
-    ndcg = [trainer.ndcg_floors[PAIR[0]] - (0.0 if above else 1e-9), 1.0]
+    ndcg = [floors(trainer)[0] - (0.0 if above else 1e-9), 1.0]
     monkeypatch.setattr(trainer, "validate", lambda: ndcg)
     trainer.keep_accurate()
     for name, tensor in trainer.kept.items():
@@ -127,7 +136,7 @@ def test_more_accurate_weights_below_the_floor_are_kept(monkeypatch):
     trainer = make_trainer(make_users(), method="filter", transport={}, pack=[("gender",), ("age",)])
     measured = iter([[0.05, 0.05], [0.04, 0.3], [0.3, float("nan")], [0.2, 0.31]])
     monkeypatch.setattr(trainer, "validate", lambda: next(measured))
-    trainer.ndcg_floors = dict.fromkeys(trainer.ndcg_floors, 0.5)
+    set_floors(trainer, 0.5, 0.5)
     trainer.start()
     kept = []
     for step in (1, 2, 3):
@@ -146,7 +155,7 @@ def test_more_accurate_weights_below_the_floor_are_kept(monkeypatch):
 def test_single_combination_is_kept_by_its_floor(monkeypatch, above):
     trainer = make_trainer(make_users(), pack=PAIR[:1], method="fine_tuning", transport={})
     set_weights(trainer)
-    monkeypatch.setattr(trainer, "validate", lambda: [trainer.ndcg_floors[PAIR[0]] - (0.0 if above else 1e-9)])
+    monkeypatch.setattr(trainer, "validate", lambda: [floors(trainer)[0] - (0.0 if above else 1e-9)])
     trainer.keep_accurate()
     assert {value for tensor in trainer.kept.values() for value in tensor.unique().tolist()} == {float(above)}
 
@@ -185,9 +194,10 @@ def test_two_workers_keep_the_same_weights_as_one():
 
     def train(users: HeldOutUsers, workers: Workers | None) -> EliminatorTrainer:
         trainer = make_trainer(users, workers)
-        trainer.ndcg_floors = dict.fromkeys(trainer.ndcg_floors, 0.0)
+        set_floors(trainer, 0.0, 0.0)
         trainer.start()
-        trainer.next_step, trainer.ndcg_floors[PAIR[1]] = 5, 1.0
+        trainer.next_step = 5
+        set_floors(trainer, 0.0, 1.0)
         trainer.fit_transport()
         trainer.keep_accurate()
         return trainer
@@ -209,6 +219,6 @@ def test_two_workers_have_the_floors_of_one():
     parts = split(users)
     optim = {"min_ndcg_ratio": 1.0, "leakage_budget": 1.0}
     alone = make_trainer(users, optim=optim)
-    assert alone.ndcg_floors[PAIR[0]] < 0.99 * alone.figures["none"]["ndcg"]  # gender leaks
+    assert floors(alone)[0] < 0.99 * alone.figures["none"]["ndcg"]  # gender leaks
     for one in in_lock_step(lambda workers: make_trainer(parts[workers.rank], workers, optim=optim)):
-        assert one.ndcg_floors == pytest.approx(alone.ndcg_floors, rel=1e-6)
+        assert floors(one) == pytest.approx(floors(alone), rel=1e-6)

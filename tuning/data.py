@@ -1,6 +1,6 @@
 """What trials have in common: buckets, validation users that no test reads, and a cache."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,9 +11,8 @@ from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.plan import PairPlan, make_plan
 from mtrec_ray.streams.reader import BucketPairs
-from mtrec_ray.streams.scored_users import ScoringChunk, by_territory, validation_chunks, validation_sampling_fraction
+from mtrec_ray.streams.scored_users import ScoringChunk, validation_users
 from mtrec_ray.streams.sequences import Sequences
-from mtrec_ray.training.propensity_run import MAX_VALIDATION_USERS
 
 Figures = dict[str, dict[str, float]]  # metric -> its `value`, and where it has bounds `low` and `high`
 AUTO_DAYS = 7  # default number of held-back days: a week has every weekday once
@@ -68,13 +67,6 @@ def _why_not_held_back(lake: Lake, calendar: Calendar, start: datetime) -> str |
     return None
 
 
-def trial_validation_chunks(data: TrialData, sample: SampleConfig, buckets: Sequence[int]) -> Iterator[ScoringChunk]:
-    """Validation users of some buckets, at most `MAX_VALIDATION_USERS` over all of `data`."""
-    fraction = validation_sampling_fraction(data.lake, sample, len(data.buckets), MAX_VALIDATION_USERS)
-    fixed = not data.held_back
-    return validation_chunks(data.lake, sample, data.validation, buckets, fraction=fraction, fixed_candidates=fixed)
-
-
 class TrialCache(LocalReader):
     """What trials of one process share: plans, pairs, validation users and histories.
 
@@ -96,11 +88,12 @@ class TrialCache(LocalReader):
         return found[0]
 
     def validation(self, data: TrialData, sample: SampleConfig, buckets: Sequence[int]) -> list[ScoringChunk]:
-        """`trial_validation_chunks`, one for each territory."""
+        """Validation users of some buckets, at most `MAX_VALIDATION_USERS` over all of `data`."""
         split = (sample.split_seed, sample.test_fraction, sample.validation_fraction)
         key = f"{data.lake.uri} {data.lake.manifest.lake_hash} {data.validation} {buckets} {split}"
         if key not in self._chunks:
-            self._chunks = {key: by_territory(trial_validation_chunks(data, sample, buckets))}
+            of, fixed = (data.lake, sample, data.validation, buckets, len(data.buckets)), not data.held_back
+            self._chunks = {key: validation_users(*of, fixed_candidates=fixed)}
         return self._chunks[key]
 
     def bucket(self, read: Callable[..., Any], *arguments: Any) -> Any:

@@ -9,10 +9,11 @@ from mtrec_ray.config import Config, validate_config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig, parse_combinations
-from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
+from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.tuning.collect import run_search
 from mtrec_ray.tuning.config import EliminatorsSearchConfig
 from mtrec_ray.tuning.data import Figures, TrialCache, first_buckets
+from mtrec_ray.tuning.eliminators_trial import EliminatorsTrial
 from mtrec_ray.tuning.results import SearchResult, TrialRow
 from mtrec_ray.tuning.search import PreparedSearch, record_search, stored_search, trials_at_once
 from mtrec_ray.tuning.space import TrialSpecs, check_values, lay_over, parse_space, usual_settings
@@ -45,7 +46,7 @@ def search_eliminators(
     """
     source, specs = check_eliminators_search(config)
     trials_at_once(config)
-    inputs = {"lake": source.lake_hash, "backbone": backbone_hash(source)}
+    inputs = {"lake": source.lake_hash, "backbone": source.weights_hash()}
     stored_search(config, inputs, resume)
     usual = usual_settings(specs.space, EliminatorsConfig, specs.base)
     task = ray.remote(num_cpus=config.cpus_per_worker)(_backbone_figures)
@@ -76,7 +77,7 @@ def check_eliminators_search(config: EliminatorsSearchConfig) -> tuple[BackboneR
     check_values(space, EliminatorsConfig, base)
     data: dict[str, Any] = {"buckets": config.buckets, "num_permutations": NUM_PERMUTATIONS}
     overrides = {"runner.cpus_per_worker": config.cpus_per_worker}
-    return source, TrialSpecs("eliminators_trial:EliminatorsTrial", EliminatorsConfig, space, base, overrides, data)
+    return source, TrialSpecs(EliminatorsTrial, EliminatorsConfig, space, base, overrides, data)
 
 
 def choose_least_leakage(rows: list[TrialRow], min_ndcg_ratio: float) -> tuple[TrialRow, list[str]]:

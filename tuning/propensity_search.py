@@ -26,6 +26,7 @@ from mtrec_ray.tuning.collect import run_search
 from mtrec_ray.tuning.config import PropensitySearchConfig
 from mtrec_ray.tuning.data import TrialData, trial_data
 from mtrec_ray.tuning.partitions import PLAIN, PartitionSpec, partition_maker
+from mtrec_ray.tuning.propensity_trial import PropensityTrial
 from mtrec_ray.tuning.results import SearchResult
 from mtrec_ray.tuning.search import PreparedSearch, record_search, stored_search, trials_at_once
 from mtrec_ray.tuning.space import GROUPS, GroupsFiles, TrialSpecs, check_values, lay_over, parse_space, usual_settings
@@ -98,9 +99,8 @@ def check_propensity_search(config: PropensitySearchConfig) -> tuple[TrialData, 
         if len(names) > config.trials:
             raise UserError(f"trials = {config.trials}: {len(names)} are needed to try every partition once")
         space = replace(space, partitions=names, moves=groups.moves)
-    of_search = {name: getattr(config, name) for name in ("buckets", "validation_days", "validations")}
-    of_search["lake_hash"] = lake.manifest.lake_hash
-    return data, TrialSpecs("propensity_trial:PropensityTrial", PropensityConfig, space, base, overrides, of_search)
+    arguments = {"search": config, "lake_hash": lake.manifest.lake_hash}
+    return data, TrialSpecs(PropensityTrial, PropensityConfig, space, base, overrides, arguments)
 
 
 def _check_trial(config: PropensityConfig, data: TrialData) -> None:

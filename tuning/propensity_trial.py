@@ -12,6 +12,7 @@ from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity_run import new_propensity_run
 from mtrec_ray.training.record import require_lake
 from mtrec_ray.training.weights import load_checkpoint, save_checkpoint
+from mtrec_ray.tuning.config import PropensitySearchConfig
 from mtrec_ray.tuning.data import Figures, TrialCache, trial_data
 from mtrec_ray.workers import Workers
 
@@ -24,24 +25,21 @@ class PropensityTrial:
         config: PropensityConfig,
         cache: TrialCache,
         workers: Workers,
-        *,
+        search: PropensitySearchConfig,
         lake_hash: str,
-        buckets: int | None,
-        validation_days: int | None,
-        validations: int,
     ) -> None:
         """Raises UserError where the lake has changed since the search was started."""
         self.config, self.cache = config, cache
-        self.num_validations, self.validations_done = validations, 0
+        self.num_validations, self.validations_done = search.validations, 0
         lake, sample = Lake.open(self.config.lake), self.config.sample
         require_lake(lake, lake_hash, self.config.name)
         calendar = self.config.window.resolve(lake.manifest.calendar)
-        self.data = data = trial_data(lake, calendar, buckets, validation_days)
+        self.data = data = trial_data(lake, calendar, search.buckets, search.validation_days)
         self.plan = cache.plan(data, sample)
         record = new_propensity_run(self.config, lake, data.calendar)
         self.schedule = record.schedule(self.plan)
         steps = self.schedule.num_steps
-        self.validate_at = [round(n / validations * steps) for n in range(1, validations + 1)]
+        self.validate_at = [round(n / search.validations * steps) for n in range(1, search.validations + 1)]
         chunks = cache.validation(data, sample, data.buckets[workers.rank :: workers.size])
         trained_on = replace(
             record.data(lake, self.plan, self.schedule, workers),

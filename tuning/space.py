@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import islice, product
-from pkgutil import resolve_name
 from typing import Any
 
 import optuna
@@ -228,12 +227,12 @@ class GroupsFiles:
 class TrialSpecs:
     """Makes the trial of drawn parameters. Plain data: it travels to every trial."""
 
-    trial: str  # the trial's class, as `module:Class` below mtrec_ray.tuning
+    trial: Callable[..., Any]  # the trial's class
     model: type[Config]
     space: Space
     base: dict[str, Any]  # settings that all trials and the final training share
     trial_overrides: dict[str, Any]  # dotted settings of trials alone: the final training must not have them
-    data: dict[str, Any]  # further arguments of the trial's class
+    arguments: dict[str, Any]  # further ones of the trial's class
     groups_files: GroupsFiles | None = None
 
     def settings(self, params: dict[str, Any]) -> dict[str, Any]:
@@ -248,4 +247,4 @@ class TrialSpecs:
 
     def make(self, config: Config, cache: TrialCache, workers: Workers) -> Any:
         """The trial of some settings; `cache` keeps what it reads for the next one of its process."""
-        return resolve_name(f"mtrec_ray.tuning.{self.trial}")(config, cache, workers, **self.data)
+        return self.trial(config, cache, workers, **self.arguments)

@@ -22,7 +22,7 @@ from mtrec_ray.evaluation.next_title import NextTitleMetrics
 from mtrec_ray.evaluation.tables import numbers_table, write_csv_files
 from mtrec_ray.files import finite, join, write_json
 from mtrec_ray.streams.sequences import HeldOutUsers
-from mtrec_ray.training.eliminators_run import EliminatorsRecord, eliminators_hash
+from mtrec_ray.training.eliminators_run import EliminatorsRecord
 
 AUDIT_FILE, AUDIT_VERSION = "audit.json", 1
 INPUTS = {"vectors": "user vectors", "lists": "top-10 lists"}
@@ -55,7 +55,7 @@ class Audit:
         return {
             "version": AUDIT_VERSION,
             "run": self.record.uri,
-            "weights_hash": eliminators_hash(self.record),
+            "weights_hash": self.record.weights_hash(),
             "num_users": len(self.users),
             "num_audit_users": int(self.users.audit_split.sum()),
             "num_parameters": self.num_parameters,

@@ -30,8 +30,8 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.fairness_methods import EliminatorMethod
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.training.backbone_run import load_backbone
-from mtrec_ray.training.eliminators_run import EliminatorsRecord, eliminators_hash, load_methods
-from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot, snapshots_hash
+from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
+from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot
 from mtrec_ray.training.record import load_plan
 
 NUM_POPULAR = 1000
@@ -129,7 +129,7 @@ def _propensity(config: BundleConfig, lake: Lake) -> tuple[PropensityPart | None
     if run.lake_hash != lake.manifest.lake_hash:
         raise UserError(f"run {uri!r} was trained on another lake than the backbone: train both on one lake")
     model = load_snapshot(run, load_plan(run.uri, PairPlan).periods[-1].day)
-    of_run = {"model": run.model, "group_of_territory": run.groups.of_territory}
+    of_run = {"model": vars(run.model), "group_of_territory": run.groups.of_territory}
     part = PropensityPart.model_validate(of_run | _read_evaluation(run, config.evaluation))
     return part, {BundleFile.PROPENSITY: _safetensors(model)}
 
@@ -139,7 +139,7 @@ def _read_audit(record: EliminatorsRecord, audit: str | None) -> tuple[dict[str,
     if audit is None:
         return {}, {}
     document = _read_document("audit", audit, AUDIT_FILE, AUDIT_VERSION, "`mtrec audit RUN --out DIR`")
-    if document["weights_hash"] != eliminators_hash(record):
+    if document["weights_hash"] != record.weights_hash():
         raise UserError(f"audit {audit!r} is of other weights than run {record.uri!r}: audit this run")
     names = [NONE, *map(combination_name, record.combinations)]
     found = {name: document["combinations"][name] for name in names}
@@ -160,7 +160,7 @@ def _read_evaluation(run: PropensityRecord, evaluation: str | None) -> dict[str,
         return {"pr_auc": {}}
     fix = "`mtrec evaluate propensity RUN --out DIR`"
     document = _read_document("evaluation", evaluation, EVALUATION_FILE, EVALUATION_VERSION, fix)
-    own, runs = snapshots_hash(run), document["runs"]
+    own, runs = run.weights_hash(), document["runs"]
     variants = [of["variant"] for of in runs.values() if of["weights_hash"] == own]
     if not variants:
         raise UserError(

@@ -28,7 +28,7 @@ from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.scored_users import ScoringChunk
 from mtrec_ray.trainers.propensity import PropensityScorer
-from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot, snapshots_hash
+from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot
 from mtrec_ray.training.record import load_plan
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
         num_bootstrap=config.num_bootstrap,
         titles=_reported_titles(day_positives, history.is_local, config.num_titles),
     )
-    hashes = {r.config.name: snapshots_hash(r) for r in records}  # before scoring, which a training might overtake
+    hashes = {r.config.name: r.weights_hash() for r in records}  # before scoring, which a training might overtake
     scorers = {one.name: one for one in _run_scorers(lake, runs, days)}
     compared = [(variant, r.config.seed, r.config.name) for variant, r in zip(variants, records, strict=True)]
     for reference, scorer in (_references(lake, records, history) if config.references else {}).items():

@@ -8,6 +8,7 @@ Legend: `U` users of a chunk, `T` titles offered in their territory.
 
 # pyright: reportAttributeAccessIssue=false
 
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -24,6 +25,7 @@ from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.sampling import VALIDATION, split_of
 
 PER_TERRITORY = ("territory", "title_index")
+MAX_VALIDATION_USERS = 10_000
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class ScoringChunk:
     """Users of one territory and the titles they are scored against."""
 
     territory: int
-    rows: np.ndarray  # (U,) int64 rows of the bucket; of no bucket after `by_territory`
+    rows: np.ndarray  # (U,) int64 rows of the bucket; of no bucket in `validation_users`
     keys: np.ndarray  # (U,) uint64
     embedding: np.ndarray  # (U, user_width) float16
     title_index: np.ndarray  # (T,) int32
@@ -117,38 +119,28 @@ def _cell_mask(bucket: Bucket, rows: np.ndarray, offer: np.ndarray, cells: tuple
     return mask
 
 
-def validation_chunks(
+def validation_users(
     lake: Lake,
     sample: SampleConfig,
     bounds: tuple[datetime, datetime],
     buckets: Sequence[int],
+    num_buckets: int,
     *,
-    fraction: float,
     fixed_candidates: bool,
-) -> Iterator[ScoringChunk]:
-    """A `fraction` of some buckets' validation users, drawn by hash.
+) -> list[ScoringChunk]:
+    """Validation users of `buckets`, a worker's part of `num_buckets`, in a chunk per territory.
 
-    Discoveries within `bounds`, [start, end), are positives. `fixed_candidates` scores the source's candidate lists,
-    which are of its test days; else all that is offered.
+    A hash draws about `MAX_VALIDATION_USERS` of all workers'. Discoveries within `bounds`, [start, end), are positives.
+    `fixed_candidates` scores the source's candidate lists, which are of its test days; else all that is offered.
     """
-    catalogue = Catalogue.of(lake, *bounds)
+    expected = sample.validation_fraction * lake.manifest.counts["users"] * num_buckets
+    fraction = MAX_VALIDATION_USERS * lake.manifest.num_buckets / max(1.0, expected)
+    catalogue, found = Catalogue.of(lake, *bounds), defaultdict[int, list[ScoringChunk]](list)
     for index in buckets:
         bucket = Bucket.read(lake, index, ("embedding",))
         chosen = split_of(bucket.keys, sample) == VALIDATION
         chosen &= uniforms(bucket.keys, "validated in trials") < fraction
         fixed = read_candidates(lake, index) if fixed_candidates else None
-        yield from scoring_chunks(bucket, np.flatnonzero(chosen), catalogue, fixed)
-
-
-def validation_sampling_fraction(lake: Lake, sample: SampleConfig, num_buckets: int, max_users: int) -> float:
-    """Fraction of the validation users of so many buckets that is about `max_users`."""
-    expected = sample.validation_fraction * lake.manifest.counts["users"] * num_buckets
-    return max_users * lake.manifest.num_buckets / max(1.0, expected)
-
-
-def by_territory(chunks: Iterator[ScoringChunk]) -> list[ScoringChunk]:
-    """The same users, those of a territory in one chunk."""
-    found: dict[int, list[ScoringChunk]] = {}
-    for chunk in chunks:
-        found.setdefault(chunk.territory, []).append(chunk)
+        for chunk in scoring_chunks(bucket, np.flatnonzero(chosen), catalogue, fixed):
+            found[chunk.territory].append(chunk)
     return [concatenate_rows(parts, unchanged=PER_TERRITORY) for parts in found.values()]

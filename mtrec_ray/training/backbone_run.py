@@ -9,7 +9,7 @@ runs/NAME/checkpoint_*/                Ray Train's checkpoints
 
 import hashlib
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from rich.console import RenderableType
 
@@ -25,7 +25,7 @@ from mtrec_ray.streams.sequences import VALIDATION_EVENT, read_held_out
 from mtrec_ray.trainers.backbone import WEIGHTS, BackboneData, BackboneTrainer
 from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.training.record import Record, Training, load_plan
-from mtrec_ray.training.weights import load_figures, load_weights, read_weights
+from mtrec_ray.training.weights import load_weights, read_weights
 from mtrec_ray.workers import Workers
 
 
@@ -62,16 +62,8 @@ class BackboneRecord(Record):
         trainer = BackboneTrainer(self.config, data, workers)
         return trainer, partial(sequence_batches, lake, plan, schedule, workers.rank, workers.size)
 
-    def weights_uri(self) -> str:
-        """File of the best weights."""
-        return join(self.uri, WEIGHTS)
-
-    def weights(self) -> bytes:
-        """Content of that file."""
-        return read_weights(self.weights_uri(), f"run {self.uri!r}")
-
-    def trained_figures(self) -> dict[str, dict[str, Any]]:
-        return {"validation": load_figures(self.weights_uri())}
+    def weights_uris(self) -> dict[str, str]:
+        return {"validation": join(self.uri, WEIGHTS)}
 
     def tables(self) -> list[RenderableType]:
         """The run and its validation figures."""
@@ -90,18 +82,14 @@ def new_backbone_run(config: BackboneConfig, lake: Lake) -> BackboneRecord:
     )
 
 
-def backbone_hash(record: BackboneRecord) -> str:
-    """SHA-256 of the weights as they are now."""
-    return hashlib.sha256(record.weights()).hexdigest()
-
-
 def load_backbone(record: BackboneRecord, expected_hash: str = "") -> SequentialBackbone:
     """The best weights of a run, on the CPU, frozen and ready for inference.
 
-    `expected_hash`: `backbone_hash` of the weights that eliminators were trained on; empty accepts any.
+    `expected_hash`: `weights_hash` of the weights that eliminators were trained on; empty accepts any.
     """
-    content, model = record.weights(), SequentialBackbone(record.sequential_config())
+    uri, model = record.weights_uris()["validation"], SequentialBackbone(record.sequential_config())
+    content = read_weights(uri)
     if expected_hash and hashlib.sha256(content).hexdigest() != expected_hash:
         raise UserError(f"backbone {record.uri!r} was trained again since: train its eliminators again")
-    load_weights(content, f"run {record.uri!r}", model)
+    load_weights(uri, content, model)
     return model.eval().requires_grad_(False)

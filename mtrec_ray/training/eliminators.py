@@ -14,7 +14,7 @@ from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError, find_user_error
 from mtrec_ray.files import exists, write_json
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig, parse_combinations
-from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash
+from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
 from mtrec_ray.training.fit import POLL_S, check_resources, fit, in_background, jobs_that_fit
 
@@ -39,7 +39,7 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
         status="training",
         config=config,
         lake_hash=backbone.open_lake().manifest.lake_hash,
-        backbone_hash=backbone_hash(backbone),
+        backbone_hash=backbone.weights_hash(),
         attributes=backbone.attributes,
         packs=make_packs(config, backbone.attributes),
     )

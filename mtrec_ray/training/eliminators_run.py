@@ -8,7 +8,6 @@ runs/NAME/packs/PACK/metrics.jsonl, tensorboard/  figures over its steps
 runs/NAME/packs/PACK/checkpoint_*/                Ray Train's checkpoints
 """
 
-import hashlib
 import logging
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -20,7 +19,7 @@ from rich.table import Column, Table
 from mtrec_ray.combinations import NONE, Combination, combination_name
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import exists, join, read_file
+from mtrec_ray.files import exists, join
 from mtrec_ray.identity import Identity
 from mtrec_ray.models.fairness_methods import FairnessMethod
 from mtrec_ray.models.sequential import SequentialBackbone
@@ -31,7 +30,7 @@ from mtrec_ray.trainers.eliminators import PREFIXES_PER_USER, WEIGHTS, Eliminato
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.record import RUN, Record, Training, load_plan
-from mtrec_ray.training.weights import load_figures, load_weights, read_weights
+from mtrec_ray.training.weights import load_weights, read_weights
 from mtrec_ray.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -81,9 +80,8 @@ class EliminatorsRecord(Record):
     def folder(self, pack: str = "") -> str:
         return join(self.uri, "packs", pack)
 
-    def weights_uri(self, pack: str) -> str:
-        """File of a pack's kept weights."""
-        return join(self.folder(pack), WEIGHTS)
+    def weights_uris(self) -> dict[str, str]:
+        return {pack: join(self.folder(pack), WEIGHTS) for pack in self.packs}
 
     def done_uri(self, pack: str) -> str:
         """File that marks a finished pack."""
@@ -137,7 +135,7 @@ class EliminatorsRecord(Record):
         return trainer, partial(sequence_batches, lake, plan, schedule, workers.rank, workers.size)
 
     def trained_figures(self) -> dict[str, dict[str, Any]]:
-        return {name: found for pack in self.packs for name, found in load_figures(self.weights_uri(pack)).items()}
+        return {name: found for of_pack in super().trained_figures().values() for name, found in of_pack.items()}
 
     def tables(self) -> list[RenderableType]:
         """A row for each combination."""
@@ -149,18 +147,9 @@ class EliminatorsRecord(Record):
         return [table]
 
 
-def eliminators_hash(record: EliminatorsRecord) -> str:
-    """SHA-256 over the backbone's and all packs' weights: what an audit is of."""
-    digest = hashlib.sha256(record.backbone_hash.encode())
-    for pack in record.packs:
-        digest.update(read_file(record.weights_uri(pack)))
-    return digest.hexdigest()
-
-
 def load_methods(record: EliminatorsRecord, backbone: SequentialBackbone) -> list[FairnessMethod]:
     """All trained combinations, ready for inference, in one stacked pack where possible."""
-    names = {pack: f"run {record.uri!r}, {pack}" for pack in record.packs}
-    parts = [load_weights(read_weights(record.weights_uri(pack), name), name) for pack, name in names.items()]
+    parts = [load_weights(uri, read_weights(uri)) for uri in record.weights_uris().values()]
     if record.config.method == "fine_tuning":
         packs = [(record.packs[name], tensors) for name, tensors in zip(record.packs, parts, strict=True)]
     else:

@@ -7,11 +7,10 @@ runs/NAME/metrics.jsonl, tensorboard/        figures over its steps
 runs/NAME/checkpoint_*/                      Ray Train's checkpoints
 """
 
-import dataclasses
 import hashlib
 import math
 from functools import lru_cache, partial
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from rich.console import RenderableType
 
@@ -25,14 +24,13 @@ from mtrec_ray.streams.groups import Groups, make_groups
 from mtrec_ray.streams.plan import PairPlan, make_plan
 from mtrec_ray.streams.reader import training_batches
 from mtrec_ray.streams.schedule import Schedule
-from mtrec_ray.streams.scored_users import ScoringChunk, by_territory, validation_chunks, validation_sampling_fraction
+from mtrec_ray.streams.scored_users import ScoringChunk, validation_users
 from mtrec_ray.trainers.propensity import PropensityData, PropensityTrainer, snapshot_file
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.record import Record, Training, load_plan
-from mtrec_ray.training.weights import load_figures, load_weights, read_weights
+from mtrec_ray.training.weights import load_weights, read_weights
 from mtrec_ray.workers import Workers
 
-MAX_VALIDATION_USERS = 10_000
 NUM_BOOTSTRAP = 50  # replicates behind the intervals of validation figures
 
 
@@ -42,15 +40,11 @@ class PropensityRecord(Record):
     kind: Literal["propensity"] = "propensity"
     config: PropensityConfig
     groups: Groups
-    model: dict[str, Any]  # fields of `TwoTowerConfig`
+    model: TwoTowerConfig
     learning_rates: tuple[float, float, float]
     """Learning rates at the start of each period: (towers, block matrices, block vectors)."""
 
     figures_of: ClassVar[str] = "snapshot"
-
-    def two_tower_config(self) -> TwoTowerConfig:
-        """Shape of the model."""
-        return TwoTowerConfig(**self.model)
 
     def identity(self) -> Identity:
         """Territory groups come from a file, so they count with their content."""
@@ -80,29 +74,27 @@ class PropensityRecord(Record):
         """Inputs of the trainer, which validates after each epoch, on the next day."""
         sample, calendar = self.config.sample, plan.calendar
         buckets = range(workers.rank, lake.manifest.num_buckets, workers.size)
-        fraction = validation_sampling_fraction(lake, sample, lake.manifest.num_buckets, MAX_VALIDATION_USERS)
 
         @lru_cache(maxsize=1)
-        def validation_users(period: int) -> list[ScoringChunk]:
+        def of_next_day(period: int) -> list[ScoringChunk]:
             bounds = calendar.day_bounds(min(plan.periods[period].day + 1, calendar.num_evaluation_days))
-            chunks = validation_chunks(lake, sample, bounds, buckets, fraction=fraction, fixed_candidates=True)
-            return by_territory(chunks)
+            return validation_users(lake, sample, bounds, buckets, lake.manifest.num_buckets, fixed_candidates=True)
 
         return PropensityData(
-            model=self.two_tower_config(),
+            model=self.model,
             learning_rates=self.learning_rates,
             group_of_territory=self.groups.of_territory,
             titles=lake.title_embeddings(),
             schedule=schedule,
             days=tuple(period.day for period in plan.periods),
             validate_at=schedule.epoch_ends() if sample.validation_fraction else frozenset(),
-            validation_users=validation_users,
+            validation_users=of_next_day,
             num_bootstrap=NUM_BOOTSTRAP,
         )
 
-    def trained_figures(self) -> dict[str, dict[str, Any]]:
+    def weights_uris(self) -> dict[str, str]:
         days = [period.day for period in load_plan(self.uri, PairPlan).periods]
-        return {f"day_{day}": load_figures(snapshot_uri(self.uri, day)) for day in days}
+        return {f"day_{day}": join(self.uri, snapshot_file(day)) for day in days}
 
     def tables(self) -> list[RenderableType]:
         """The run and the figures of its snapshots."""
@@ -147,30 +139,13 @@ def new_propensity_run(config: PropensityConfig, lake: Lake, calendar: Calendar)
         config=config,
         lake_hash=lake.manifest.lake_hash,
         groups=groups,
-        model=dataclasses.asdict(model),
+        model=model,
         learning_rates=config.optim.learning_rates(config.model.group_block, bool(embeddings.interaction_width)),
     )
 
 
-def snapshot_uri(uri: str, day: int) -> str:
-    """File of the weights after the period of `day`."""
-    return join(uri, snapshot_file(day))
-
-
 def load_snapshot(record: PropensityRecord, day: int) -> TwoTower:
     """The model after the period of `day`, on the CPU, ready for inference."""
-    model = TwoTower(record.two_tower_config())
-    load_weights(_content(record, day), f"run {record.uri!r}, day {day}", model)
+    uri, model = join(record.uri, snapshot_file(day)), TwoTower(record.model)
+    load_weights(uri, read_weights(uri), model)
     return model.eval()
-
-
-def snapshots_hash(record: PropensityRecord) -> str:
-    """SHA-256 over the weights after each period: what an evaluation is of."""
-    digest = hashlib.sha256()
-    for period in load_plan(record.uri, PairPlan).periods:
-        digest.update(_content(record, period.day))
-    return digest.hexdigest()
-
-
-def _content(record: PropensityRecord, day: int) -> bytes:
-    return read_weights(snapshot_uri(record.uri, day), f"run {record.uri!r}, day {day}")

@@ -1,5 +1,6 @@
 """What every run has: `run.json`, `plan.json`, and how a worker trains it."""
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar, Literal, Self, TypeVar
@@ -17,6 +18,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.tracking.config import check_tracking
 from mtrec_ray.trainers.trainer import Trainer
+from mtrec_ray.training.weights import load_figures, read_weights
 from mtrec_ray.workers import Workers
 
 RUN, PLAN = "run.json", "plan.json"
@@ -78,8 +80,19 @@ class Record(BaseModel, ABC):
         """One worker's trainer and batches."""
 
     @abstractmethod
+    def weights_uris(self) -> dict[str, str]:
+        """What finished weights are of, such as `day_0` -> their file."""
+
+    def weights_hash(self) -> str:
+        """SHA-256 over the weights as they are now, and those they were trained on."""
+        digest = hashlib.sha256(self.identity().inputs.get("backbone", "").encode())
+        for uri in self.weights_uris().values():
+            digest.update(read_weights(uri))
+        return digest.hexdigest()
+
     def trained_figures(self) -> dict[str, dict[str, Any]]:
         """The figures that finished weights hold."""
+        return {name: load_figures(uri) for name, uri in self.weights_uris().items()}
 
     def save(self) -> None:
         """Write `run.json`."""
@@ -148,7 +161,7 @@ class Record(BaseModel, ABC):
         check_cluster()
         if not record.num_steps:  # planned before it is recorded: what fails here leaves no run behind
             plan = record.make_plan(progress)
-            save_plan(record.uri, plan)
+            write_file(join(record.uri, PLAN), plan.model_dump_json(indent=1).encode())
             record = record.model_copy(update={"num_steps": record.schedule(plan).num_steps})
             record.save()
         return record
@@ -177,11 +190,6 @@ def require_lake(lake: Lake, expected_hash: str, run: str) -> None:
     """UserError where a lake has changed since a run was started on it."""
     if lake.manifest.lake_hash != expected_hash:
         raise UserError(f"lake {lake.uri!r} has changed since run {run!r} was started: train under another name")
-
-
-def save_plan(uri: str, plan: BaseModel) -> None:
-    """Write `plan.json` of a run's folder."""
-    write_file(join(uri, PLAN), plan.model_dump_json(indent=1).encode())
 
 
 def load_plan(uri: str, model: type[Plan]) -> Plan:

@@ -33,22 +33,22 @@ def load_figures(uri: str) -> dict[str, Any]:
     return json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["figures"])
 
 
-def read_weights(uri: str, what: str) -> bytes:
-    """Content of the weights file of `what`, such as "run 'a'"; UserError if there is none."""
+def read_weights(uri: str) -> bytes:
+    """Content of a weights file; UserError if there is none."""
     try:
         return read_file(uri)
     except FileNotFoundError as error:
-        raise UserError(f"{what} has no weights yet: start its training again to finish it") from error
+        raise UserError(f"no weights at {uri!r} yet: start the training of that run again to finish it") from error
 
 
-def load_weights(content: bytes, what: str, module: nn.Module | None = None) -> dict[str, Tensor]:
+def load_weights(uri: str, content: bytes, module: nn.Module | None = None) -> dict[str, Tensor]:
     """Tensors of a weights file, also loaded into `module`; UserError if they do not fit."""
     try:
         tensors = safetensors.torch.load(content)
         if module is not None:
             module.load_state_dict(tensors)
     except (safetensors.SafetensorError, RuntimeError) as error:
-        raise UserError(f"the weights of {what} are damaged: {error}") from error
+        raise UserError(f"the weights {uri!r} are damaged: {error}") from error
     return tensors
 
 

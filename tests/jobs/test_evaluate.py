@@ -25,7 +25,7 @@ from mtrec_ray.lake.manifest import Lake, Territory
 from mtrec_ray.sources.source import make_source
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.sampling import TEST, split_of
-from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot, snapshots_hash
+from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot
 from tests.jobs.untrained import write_run
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
@@ -173,7 +173,7 @@ def test_a_document_names_weights_and_protocol(lake, runs, evaluation, tmp_path)
     named = {name: (run["variant"], run["seed"]) for name, run in document["runs"].items()}
     assert named == {"random-s0": ("random", 0), "random-s1": ("random", 1)}
     hashes = [run["weights_hash"] for run in [*document["runs"].values(), *alone["runs"].values()]]
-    assert hashes == [snapshots_hash(PropensityRecord.load(uri)) for uri in [*runs, other]]
+    assert hashes == [PropensityRecord.load(uri).weights_hash() for uri in [*runs, other]]
     assert len(set(hashes)) == 3
 
 
@@ -310,8 +310,8 @@ class TestRefusals:
         run = write_run(lake, tmp_path, "broken", 0)
         weights = Path(run, "snapshots", "day_0", "model.safetensors")
         weights.write_bytes(weights.read_bytes()[:100])
-        with pytest.raises(UserError, match=r"the weights of run .*, day 0 are damaged"):
+        with pytest.raises(UserError, match=r"the weights .*day_0/model.safetensors' are damaged"):
             evaluate(run)
         weights.unlink()
-        with pytest.raises(UserError, match="day 0 has no weights yet"):
+        with pytest.raises(UserError, match=r"no weights at .*day_0/model.safetensors' yet"):
             evaluate(run)

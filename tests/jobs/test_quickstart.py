@@ -23,7 +23,7 @@ from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
-from mtrec_ray.training.propensity_run import PropensityRecord, snapshot_uri
+from mtrec_ray.training.propensity_run import PropensityRecord
 from mtrec_ray.training.weights import save_weights
 from tests.jobs.untrained import write_audit, write_backbone, write_eliminators
 
@@ -96,9 +96,9 @@ def start(folder: Path, **settings: Any):
 
 def untrained(record: PropensityRecord, *_: Any) -> None:
     """In place of `fit`, which takes 20 s."""
-    model = TwoTower(record.two_tower_config())
+    model = TwoTower(record.model)
     model.init_weights(torch.Generator().manual_seed(record.config.seed))
-    save_weights(snapshot_uri(record.uri, 0), model.state_dict(), {})
+    save_weights(record.weights_uris()["day_0"], model.state_dict(), {})
 
 
 FIT = "mtrec_ray.training.fit.fit"

@@ -7,6 +7,7 @@ import pytest
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.jobs.report import title_score_plot, variant_names
+from mtrec_ray.models.two_tower import TwoTowerConfig
 from mtrec_ray.streams.groups import Groups
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity_run import PropensityRecord
@@ -15,7 +16,7 @@ from mtrec_ray.training.propensity_run import PropensityRecord
 def record(name: str, seed: int = 0, **settings) -> PropensityRecord:
     config = validate_config(PropensityConfig, {"lake": "lake", "name": name, "seed": seed} | settings)
     groups, rates = Groups(names=["all"], of_territory=[0]), (1e-3, 1e-3, 1e-3)
-    trained: dict[str, Any] = {"groups": groups, "model": {}, "learning_rates": rates, "num_steps": 1}
+    trained: dict[str, Any] = {"groups": groups, "model": TwoTowerConfig(4, 4), "learning_rates": rates, "num_steps": 1}
     return PropensityRecord(status="done", config=config, lake_hash="", **trained)
 
 

@@ -9,6 +9,7 @@ import torch
 from mtrec_ray.combinations import combination_name
 from mtrec_ray.config import validate_config
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
+from mtrec_ray.files import write_file
 from mtrec_ray.jobs.audit_report import AUDIT_FILE, AUDIT_VERSION
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.sequential import SequentialBackbone
@@ -19,11 +20,11 @@ from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.eliminators import make_method
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.training.backbone_run import BackboneRecord, backbone_hash, load_backbone, new_backbone_run
+from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone, new_backbone_run
 from mtrec_ray.training.eliminators import make_packs
-from mtrec_ray.training.eliminators_run import EliminatorsRecord, eliminators_hash
-from mtrec_ray.training.propensity_run import new_propensity_run, snapshot_uri
-from mtrec_ray.training.record import save_plan
+from mtrec_ray.training.eliminators_run import EliminatorsRecord
+from mtrec_ray.training.propensity_run import new_propensity_run
+from mtrec_ray.training.record import PLAN
 from mtrec_ray.training.weights import save_weights
 from tests.serving.bundles import leakage, metric
 
@@ -34,10 +35,10 @@ def write_run(lake: Lake, runs: Path, name: str, seed: int, **settings: Any) -> 
     config = validate_config(PropensityConfig, document)
     calendar = config.window.resolve(lake.manifest.calendar)
     record = new_propensity_run(config, lake, calendar)
-    save_plan(record.uri, make_plan(lake, config.sample, calendar))
-    model = TwoTower(record.two_tower_config())
+    write_file(f"{record.uri}/{PLAN}", make_plan(lake, config.sample, calendar).model_dump_json().encode())
+    model = TwoTower(record.model)
     model.init_weights(torch.Generator().manual_seed(seed))
-    save_weights(snapshot_uri(record.uri, 0), model.state_dict(), {})
+    save_weights(record.weights_uris()["day_0"], model.state_dict(), {})
     record.model_copy(update={"num_steps": 1}).finish()
     return record.uri
 
@@ -64,14 +65,14 @@ def write_eliminators(
         status="done",
         config=config,
         lake_hash=backbone.lake_hash,
-        backbone_hash=backbone_hash(backbone),
+        backbone_hash=backbone.weights_hash(),
         attributes=backbone.attributes,
         packs=make_packs(config, backbone.attributes),
         num_steps=1,
     )
     for pack, chosen in record.packs.items():
         method = make_method(config, record.attributes, load_backbone(backbone), chosen)
-        save_weights(record.weights_uri(pack), dict(method.own_parameters()), {})
+        save_weights(record.weights_uris()[pack], dict(method.own_parameters()), {})
     record.save()
     return record
 
@@ -85,7 +86,7 @@ def write_audit(record: EliminatorsRecord, folder: Path, auc: float = 0.5) -> st
     }
     document = {
         "version": AUDIT_VERSION,
-        "weights_hash": eliminators_hash(record),
+        "weights_hash": record.weights_hash(),
         "combinations": dict.fromkeys(names, combination),
     }
     folder.mkdir(parents=True, exist_ok=True)

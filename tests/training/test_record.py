@@ -8,6 +8,7 @@ from rich.table import Table
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
+from mtrec_ray.models.two_tower import TwoTowerConfig
 from mtrec_ray.streams.groups import Groups
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.propensity_config import PropensityConfig
@@ -21,7 +22,7 @@ def propensity(runs: Path, of_territory: list[int]) -> PropensityRecord:
         config=validate_config(PropensityConfig, {"lake": "lake", "name": "run", "runs": str(runs)}),
         lake_hash="a",
         groups=Groups(names=["x", "y"], of_territory=of_territory),
-        model={},
+        model=TwoTowerConfig(4, 4),
         learning_rates=(1e-3, 1e-3, 1e-3),
         num_steps=1,
     )

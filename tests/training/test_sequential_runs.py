@@ -214,10 +214,10 @@ def test_failed_pack_is_retried_and_trained_alone_later(source, one_worker, monk
     assert tried == ["pack000", "pack000", "pack001"]
     record = EliminatorsRecord.load(str(tmp_path / "failing" / "eliminators"))
     assert [Path(record.done_uri(pack)).exists() for pack in record.packs] == [False, True]
-    untouched = Path(record.weights_uri("pack001")).stat().st_mtime_ns
+    untouched = Path(record.weights_uris()["pack001"]).stat().st_mtime_ns
     monkeypatch.setattr(eliminators, "fit", worker.fit)
     again = train_eliminators(config)
-    assert Path(record.weights_uri("pack001")).stat().st_mtime_ns == untouched
+    assert Path(record.weights_uris()["pack001"]).stat().st_mtime_ns == untouched
     straight = train_eliminators(eliminators_config(source, tmp_path / "straight", pack_size=1))
     assert content(again) == content(straight)
     (method,) = load_methods(again, load_backbone(source))  # both packs, stacked
@@ -247,8 +247,8 @@ def moved(made, tmp_path) -> tuple[BackboneRecord, EliminatorsRecord]:
 def test_eliminators_of_a_retrained_backbone_are_refused(moved, tmp_path):
     source, run = moved
     run.with_settings(backbone=source.uri).save()
-    weights = safetensors.torch.load_file(source.weights_uri())
-    save_weights(source.weights_uri(), {name: 2 * tensor for name, tensor in weights.items()}, {})
+    weights = safetensors.torch.load_file(source.weights_uris()["validation"])
+    save_weights(source.weights_uris()["validation"], {name: 2 * tensor for name, tensor in weights.items()}, {})
     with pytest.raises(UserError, match="was trained again since: train its eliminators again"):
         audit(validate_config(AuditConfig, {"run": run.uri}))
     with pytest.raises(UserError, match="was trained again since: train its eliminators again"):

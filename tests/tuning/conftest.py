@@ -15,6 +15,7 @@ from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.tuning.config import EliminatorsSearchConfig
+from mtrec_ray.tuning.propensity_trial import PropensityTrial
 from mtrec_ray.tuning.space import Space, TrialSpecs
 from tests.jobs.untrained import write_backbone
 
@@ -78,7 +79,5 @@ def fair_search(backbone: BackboneRecord, **changes: Any) -> EliminatorsSearchCo
 
 def specs_of(space: Space | None = None, **changes: Any) -> TrialSpecs:
     """TrialSpecs of a propensity search without settings of its own."""
-    fields: dict[str, Any] = {"base": {}, "trial_overrides": {}, "data": {}} | changes
-    return TrialSpecs(
-        trial="propensity_trial:PropensityTrial", model=PropensityConfig, space=space or Space(), **fields
-    )
+    fields: dict[str, Any] = {"base": {}, "trial_overrides": {}, "arguments": {}} | changes
+    return TrialSpecs(trial=PropensityTrial, model=PropensityConfig, space=space or Space(), **fields)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 import mtrec_ray.streams.reader
-import mtrec_ray.tuning.data
+import mtrec_ray.streams.scored_users
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.config import SampleConfig
@@ -16,7 +16,7 @@ from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.reader import StepRows, read_pairs, training_batches
 from mtrec_ray.streams.sampling import VALIDATION, split_of
-from mtrec_ray.tuning.data import TrialCache, TrialData, trial_data, trial_validation_chunks
+from mtrec_ray.tuning.data import TrialCache, TrialData, trial_data
 
 SAMPLE = SampleConfig(validation_fraction=0.3, alpha=4.0)
 
@@ -91,7 +91,7 @@ def test_a_window_too_short_for_seven_days_validates_after_it(trial_lake):
 
 
 def validation_keys(data: TrialData) -> np.ndarray:
-    return np.concatenate([chunk.keys for chunk in trial_validation_chunks(data, SAMPLE, data.buckets)])
+    return np.concatenate([chunk.keys for chunk in TrialCache().validation(data, SAMPLE, data.buckets)])
 
 
 def test_only_validation_users_are_scored_up_to_about_the_maximum(trial_lake, monkeypatch):
@@ -99,7 +99,7 @@ def test_only_validation_users_are_scored_up_to_about_the_maximum(trial_lake, mo
     keys = validation_keys(data)
     assert (split_of(keys, SAMPLE) == VALIDATION).all()
     assert len(np.unique(keys)) == len(keys) == pytest.approx(0.3 * 1600, rel=0.15)
-    monkeypatch.setattr(mtrec_ray.tuning.data, "MAX_VALIDATION_USERS", 150)
+    monkeypatch.setattr(mtrec_ray.streams.scored_users, "MAX_VALIDATION_USERS", 150)
     assert set(validation_keys(data)) < set(keys)
     for some in (data, fewer):
         assert len(validation_keys(some)) == pytest.approx(150, rel=0.3)
@@ -108,7 +108,7 @@ def test_only_validation_users_are_scored_up_to_about_the_maximum(trial_lake, mo
 @pytest.mark.parametrize(("days", "listed"), [(7, False), (0, True)])
 def test_candidate_lists_apply_to_test_days_only(trial_lake, monkeypatch, days, listed):
     data = trial_data(trial_lake, calendar_of(trial_lake), None, days)
-    offered = [chunk.candidates.sum(axis=1) for chunk in trial_validation_chunks(data, SAMPLE, data.buckets)]
+    offered = [chunk.candidates.sum(axis=1) for chunk in TrialCache().validation(data, SAMPLE, data.buckets)]
 
     def lists(lake: Lake, bucket: int) -> pa.Table:
         users = lake.read("users", bucket)["user_id"].combine_chunks()
@@ -116,7 +116,7 @@ def test_candidate_lists_apply_to_test_days_only(trial_lake, monkeypatch, days, 
         return pa.table({"user_id": users, "title_ids": [two] * len(users)})
 
     monkeypatch.setattr("mtrec_ray.streams.scored_users.read_candidates", lists)
-    chosen = [chunk.candidates.sum(axis=1) for chunk in trial_validation_chunks(data, SAMPLE, data.buckets)]
+    chosen = [chunk.candidates.sum(axis=1) for chunk in TrialCache().validation(data, SAMPLE, data.buckets)]
     if listed:
         assert np.concatenate(chosen).max() <= 2 < np.concatenate(offered).min()
     else:
@@ -128,7 +128,7 @@ def test_cached_validation_users_are_the_same_in_one_chunk_per_territory(trial_l
     cache = TrialCache()
     chunks = cache.validation(data, SAMPLE, data.buckets)
     assert len({chunk.territory for chunk in chunks}) == len(chunks)
-    plain = list(trial_validation_chunks(data, SAMPLE, data.buckets))
+    plain = [chunk for bucket in data.buckets for chunk in TrialCache().validation(data, SAMPLE, (bucket,))]
     assert len(plain) > len(chunks)
     assert sum(chunk.labels.sum() for chunk in plain) == sum(chunk.labels.sum() for chunk in chunks) > 0
     assert {key for chunk in plain for key in chunk.keys} == {key for chunk in chunks for key in chunk.keys}

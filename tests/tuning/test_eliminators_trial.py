@@ -25,7 +25,7 @@ def trial(backbone: BackboneRecord, buckets: int | None = None, **settings: Any)
     config = fair_search(backbone)
     base = config.base | {"backbone": backbone.uri, "name": "t", "combinations": config.combinations} | settings
     data = {"buckets": buckets, "num_permutations": 2}
-    specs = TrialSpecs("eliminators_trial:EliminatorsTrial", EliminatorsConfig, Space(), base, {}, data)
+    specs = TrialSpecs(EliminatorsTrial, EliminatorsConfig, Space(), base, {}, data)
     return specs.make(specs.config({}), TrialCache(), Workers())
 
 

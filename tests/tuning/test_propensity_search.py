@@ -127,10 +127,10 @@ class TestArguments:
 
     def test_a_trial_has_the_settings_of_the_search(self, started):
         prepared = started["run_search"][0]
-        config, data = prepared.specs.config(prepared.first[1]), prepared.specs.data
+        config, arguments = prepared.specs.config(prepared.first[1]), prepared.specs.arguments
         for key in ("validation_days", "validations", "buckets"):
-            assert data[key] == started["settings"][key]
-        assert data["lake_hash"] == started["lake"].manifest.lake_hash
+            assert getattr(arguments["search"], key) == started["settings"][key]
+        assert arguments["lake_hash"] == started["lake"].manifest.lake_hash
         assert config.sample.validation_fraction == 0.3
         assert config.model.groups.startswith(str(started["folder"]))
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.ordered import LocalReader
@@ -17,6 +18,7 @@ from mtrec_ray.streams.scored_users import ScoringChunk
 from mtrec_ray.trainers.propensity import METRICS, PropensityScorer, PropensityTrainer, summarise
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity_run import new_propensity_run
+from mtrec_ray.tuning.config import PropensitySearchConfig
 from mtrec_ray.tuning.data import Figures, TrialCache, trial_data
 from mtrec_ray.tuning.propensity_trial import PropensityTrial
 from mtrec_ray.workers import Workers
@@ -28,9 +30,10 @@ TIMES = {"steps_s", "reading_s", "validating_s"}
 def trial_of(
     lake: Lake, cache: TrialCache | None = None, config: PropensityConfig | None = None, **changes: Any
 ) -> PropensityTrial:
-    settings: dict[str, Any] = {"lake_hash": lake.manifest.lake_hash, "buckets": None}
-    settings |= {"validation_days": 7, "validations": 3} | changes
-    return PropensityTrial(config or small_config(lake), cache or TrialCache(), Workers(), **settings)
+    settings = {"name": "s", "lake": lake.uri, "space": {}, "validation_days": 7, "validations": 3} | changes
+    lake_hash = settings.pop("lake_hash", lake.manifest.lake_hash)
+    search = validate_config(PropensitySearchConfig, settings)
+    return PropensityTrial(config or small_config(lake), cache or TrialCache(), Workers(), search, lake_hash)
 
 
 def finish(trial: PropensityTrial) -> list[Figures]:

@@ -26,10 +26,9 @@ from mtrec_ray.config import Config, validate_config
 if TYPE_CHECKING:
     from mtrec_ray.console import JobResult, ProgressCallback
     from mtrec_ray.jobs.config import AuditConfig, BundleConfig, EvaluateConfig
-    from mtrec_ray.jobs.lakes import LakeBuildConfig
     from mtrec_ray.jobs.quickstart_config import QuickstartConfig
     from mtrec_ray.jobs.runs import ListRunsConfig, ShowRunConfig
-    from mtrec_ray.lake.config import EmbedConfig, LakeConfig
+    from mtrec_ray.lake.config import EmbedConfig, LakeBuildConfig, LakeConfig
     from mtrec_ray.serving.config import PromoteConfig, RollbackConfig, ServeConfig, StoreLoadConfig
     from mtrec_ray.streams.config import PairsConfig
     from mtrec_ray.trainers.backbone_config import BackboneConfig
@@ -79,7 +78,7 @@ def config_class(name: str) -> type[Config]:
     return resolve_name(f"mtrec_ray.{CONFIGS[name]}")
 
 
-@job("jobs.lakes:LakeBuildConfig", "jobs.lakes:build_from_source")
+@job("lake.config:LakeBuildConfig", "lake.build:build_from_source")
 def build_lake(config: LakeBuildConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Build a lake from raw files.
 
@@ -89,7 +88,7 @@ def build_lake(config: LakeBuildConfig | None = None, *, progress: Progress = No
     """
 
 
-@job("lake.config:LakeConfig", "lake.verify:check_lake")
+@job("lake.config:LakeConfig", "lake.inspect:check_lake")
 def check_lake(config: LakeConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Verify the files of a lake.
 
@@ -99,7 +98,7 @@ def check_lake(config: LakeConfig | None = None, *, progress: Progress = None, *
     """
 
 
-@job("lake.config:LakeConfig", "lake.summary:show_lake")
+@job("lake.config:LakeConfig", "lake.inspect:show_lake")
 def show_lake(config: LakeConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Show a lake, territory by territory.
 

@@ -8,8 +8,7 @@ from pydantic import Field, model_validator
 from mtrec_ray.config import Config, validate_config
 from mtrec_ray.files import absolute, join
 from mtrec_ray.jobs.config import AuditConfig, BundleConfig, EvaluateConfig
-from mtrec_ray.jobs.lakes import LakeBuildConfig
-from mtrec_ray.lake.config import EmbedConfig
+from mtrec_ray.lake.config import EmbedConfig, LakeBuildConfig
 from mtrec_ray.sources.source import SourceName
 from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig

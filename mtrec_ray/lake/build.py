@@ -19,13 +19,13 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, resolve
 from mtrec_ray.hashing import bucket_of, user_keys
 from mtrec_ray.lake.cluster import map_tasks
-from mtrec_ray.lake.config import BuildOptions
-from mtrec_ray.lake.manifest import Embeddings, LakeFile, Manifest, bucket_folder
-from mtrec_ray.lake.schema import conform, embedding_width, empty_table, stored_embeddings
-from mtrec_ray.lake.summary import LakeSummary
+from mtrec_ray.lake.config import BuildOptions, LakeBuildConfig
+from mtrec_ray.lake.inspect import LakeSummary
+from mtrec_ray.lake.manifest import LakeFile, Manifest, bucket_folder
+from mtrec_ray.lake.schema import conform, embedding_width, required_columns, stored_embeddings
 from mtrec_ray.lake.validate import BadRows, BadRowsError, count_bad_rows, merge_bad_rows, split_rows
 from mtrec_ray.lake.write import STAGING, check_free, replace_files, write_failure, write_lock, write_parquet
-from mtrec_ray.sources.source import Part, Source, SourceFacts
+from mtrec_ray.sources.source import Part, Source, SourceFacts, make_source
 
 USERS_PER_BUCKET = 40_000
 MIN_BUCKETS = 16
@@ -45,6 +45,14 @@ class BuildPlan:
     def tables(self) -> list[str]:
         """The bucketed tables of this build."""
         return ["users", "events"] + ["candidates"] * any(table == "candidates" for table, _ in self.parts)
+
+
+def build_from_source(config: LakeBuildConfig, progress: ProgressCallback | None = None) -> LakeSummary:
+    """`mtrec lake build SOURCE`; UserError if raw files, settings or rows do not fit."""
+    if config.out is None:
+        raise UserError("setting 'out' is required: give it with --out LAKE")
+    source = make_source(config.dataset, config.source, config.raw, config.download, progress)
+    return build_lake(source, config.out, config.build, progress)
 
 
 def build_lake(
@@ -70,12 +78,13 @@ def build_lake(
 
 def _write_tables(source: Source, uri: str, options: BuildOptions, progress: ProgressCallback | None) -> Manifest:
     facts = source.facts
+    facts = facts.model_copy(update={"territories": sorted(facts.territories, key=lambda territory: territory.name)})
     _check_attribute_names(facts.attributes)
     num_buckets = options.num_buckets or max(MIN_BUCKETS, -(-facts.num_users // USERS_PER_BUCKET))
     titles, bad_titles = split_rows("titles", conform("titles", source.titles(), facts), facts)
     parts = [(table, part) for table in ("users", "events", "candidates") for part in source.parts(table)]
     if not parts or parts[0][0] != "users":
-        raise UserError(f"source {facts.name!r} has no users")
+        raise UserError(f"source {facts.source!r} has no users")
     plan = BuildPlan(uri, source, num_buckets, titles["title_id"].combine_chunks(), parts)
     fs, root = resolve(uri)
     folders = [STAGING, "titles", *(f"quarantine/{name}" for name in ["titles", *plan.tables])]
@@ -94,17 +103,8 @@ def _write_tables(source: Source, uri: str, options: BuildOptions, progress: Pro
     if bad_titles.num_rows:
         write_parquet(uri, "quarantine/titles", bad_titles)
     return Manifest(
-        source=facts.name,
-        notes=list(facts.notes),
+        **facts.model_dump(),
         num_buckets=num_buckets,
-        territories=sorted(facts.territories, key=lambda territory: territory.name),
-        attributes={name: list(values) for name, values in facts.attributes.items()},
-        title_categoricals=list(facts.title_categoricals),
-        calendar=facts.calendar,
-        embeddings=Embeddings(
-            user_width=facts.user_width, title_width=facts.title_width, description=facts.embedding_description
-        ),
-        trained_users_are_tested=facts.trained_users_are_tested,
         counts={name: sum(file.rows for file in listed) for name, listed in files.items()},
         quarantined={reason: total for reason, (total, _) in sorted(bad.items())},
         files=files,
@@ -182,7 +182,8 @@ def _staged_rows(plan: BuildPlan, table: str, bucket: int) -> pa.Table:
         if name == table:
             with fs.open_input_file(_staged_path(root, index)) as file:
                 batches.append(pa.ipc.open_file(file).get_batch(bucket))
-    return pa.Table.from_batches(batches) if batches else empty_table(table, plan.source.facts)
+    schema = pa.schema(list(required_columns(table, plan.source.facts).items()))
+    return pa.Table.from_batches(batches) if batches else schema.empty_table()
 
 
 def _staged_path(root: str, index: int) -> str:

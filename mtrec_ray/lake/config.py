@@ -1,13 +1,15 @@
-"""Settings of `mtrec lake`, without those of sources, and of the training window."""
+"""Settings of `mtrec lake` and of the training window; each source adds its own."""
 
+from collections.abc import Mapping
 from datetime import datetime
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, create_model, field_validator, model_validator
 
 from mtrec_ray.config import Config, Seed, advanced
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources.calendar import Calendar, to_utc
+from mtrec_ray.sources.source import SourceName, source_config_class
 
 
 class BuildOptions(Config):
@@ -19,6 +21,37 @@ class BuildOptions(Config):
     """error: stop with the totals and the first rejected rows; quarantine: write them to quarantine/ and count them."""
     overwrite: bool = False
     """Replace an existing lake, atomically."""
+
+
+class LakeBuildConfig(Config):
+    """A lake, from the raw files of one data source."""
+
+    dataset: SourceName
+    """Where the raw data comes from."""
+    out: str | None = None
+    """Folder or URI of the new lake."""
+    raw: str | None = None
+    """Folder of the raw files, with parquet also a URI; synthetic has none."""
+    download: bool = False
+    """movielens: first fetch the raw files into `raw`, with checksum and resume."""
+    source: Any = {}
+    """Settings of the data source, see `mtrec lake build SOURCE --help`."""
+    build: BuildOptions = BuildOptions()
+
+    @classmethod
+    def concrete(cls, document: Mapping[str, Any]) -> type[Config]:
+        """With the settings of its source; UserError where there is none of that name."""
+        if cls is not LakeBuildConfig or "dataset" not in document:
+            return cls
+        source = source_config_class(str(document["dataset"]))
+        section: Any = (source, {})
+        return create_model(cls.__name__, __base__=cls, __doc__=source.__doc__, source=section)
+
+    @model_validator(mode="after")
+    def _can_download(self) -> "LakeBuildConfig":
+        if self.download and self.dataset != "movielens":
+            raise ValueError(f"--download has no effect with source {self.dataset!r}: it fetches movielens only")
+        return self
 
 
 class LakeConfig(Config):

@@ -21,6 +21,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.lake.bucket import Bucket, within
 from mtrec_ray.lake.cluster import cluster_resources, joins_cluster, map_tasks, need_ray
 from mtrec_ray.lake.config import EmbedConfig, InteractionConfig, TextConfig
+from mtrec_ray.lake.inspect import LakeSummary
 from mtrec_ray.lake.interactions import (
     Bounds,
     InteractionSpace,
@@ -30,9 +31,9 @@ from mtrec_ray.lake.interactions import (
     scale_rows,
     user_vectors,
 )
-from mtrec_ray.lake.manifest import Embeddings, Lake, LakeFile, Manifest, bucket_folder
-from mtrec_ray.lake.summary import LakeSummary
+from mtrec_ray.lake.manifest import Lake, LakeFile, Manifest, bucket_folder
 from mtrec_ray.lake.write import replace_files, write_failure, write_lock, write_parquet
+from mtrec_ray.sources.source import Embeddings
 
 BATCH_SIZE = 64  # Titles per forward pass
 MAX_TOKENS = 128  # Longer texts are truncated
@@ -119,9 +120,7 @@ def _count_histories(index: int, lake: Lake, bounds: Bounds) -> Counts:
 def _embed_bucket(
     index: int, lake: Lake, space: InteractionSpace, bounds: Bounds, config: InteractionConfig
 ) -> LakeFile:
-    users = lake.read("users", index)
-    users = users.drop_columns([c for c in ("embedding", "fold_embeddings") if c in users.column_names])
-    bucket = Bucket.read(lake, index)
+    users, bucket = lake.read("users", index, without=["embedding", "fold_embeddings"]), Bucket.read(lake, index)
     events = np.flatnonzero(within(bucket.event_time, *bounds))
     users = users.append_column("embedding", fixed_width_column(user_vectors(bucket, events, space)))
     if config.folds:

@@ -6,10 +6,8 @@ Readers see listed files only: replacing `lake.json` is what commits a build or 
 
 import hashlib
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import cached_property
 
 import numpy as np
@@ -20,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError, check_version
 from mtrec_ray.files import absolute, join, read_json, resolve
-from mtrec_ray.sources.calendar import Calendar, Territory
+from mtrec_ray.sources.calendar import Calendar as Calendar  # for rooms that import no source
 from mtrec_ray.sources.source import SourceFacts
 
 FORMAT_VERSION = 1
@@ -35,32 +33,11 @@ class LakeFile(BaseModel, frozen=True, extra="forbid"):
     sha256: str
 
 
-class Embeddings(BaseModel, frozen=True, extra="forbid"):
-    """What the embedding columns hold; width 0 = there are none yet."""
-
-    user_width: int = 0
-    title_width: int = 0
-    interaction_width: int = 0  # Last columns of a title's vector that are in the space of the users' vectors; 0 = none
-    num_folds: int = 0  # K > 0: users also have K cross-fitted vectors, the k-th computed without the titles of fold k
-    fold_seed: int = 0
-    window_start: datetime | None = None  # Of the events that the vectors were computed from; None = the source's
-    window_end: datetime | None = None
-    description: str = ""
-
-
-class Manifest(BaseModel, frozen=True, extra="forbid"):
+class Manifest(SourceFacts, frozen=True):
     """The content of `lake.json`."""
 
     format_version: int = FORMAT_VERSION
-    source: str
-    notes: list[str] = []  # What to know when interpreting figures from this lake
     num_buckets: int
-    territories: list[Territory]
-    attributes: dict[str, list[str]]  # Sensitive attributes with their declared values, in order
-    title_categoricals: list[str] = []  # Further categorical columns of `titles`
-    calendar: Calendar
-    embeddings: Embeddings = Embeddings()
-    trained_users_are_tested: bool = False  # Figures of users in the training set are reported too
     counts: dict[str, int]  # Rows of each table
     quarantined: dict[str, int] = {}  # Rejected rows by `table/reason`
     files: dict[str, list[LakeFile]]  # Table (`users`, ..., optional `candidates`) -> its files, sorted by path
@@ -78,20 +55,6 @@ class Manifest(BaseModel, frozen=True, extra="forbid"):
         decisive = self.model_dump(mode="json", exclude=left_out)
         decisive |= {"attributes": list(self.attributes.items()), "content": self.content_hashes}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
-
-    @property
-    def facts(self) -> SourceFacts:
-        """What rows are validated against."""
-        return SourceFacts(
-            name=self.source,
-            territories=tuple(self.territories),
-            attributes={name: tuple(values) for name, values in self.attributes.items()},
-            calendar=self.calendar,
-            num_users=self.counts.get("users", 0),
-            title_categoricals=tuple(self.title_categoricals),
-            user_width=self.embeddings.user_width,
-            title_width=self.embeddings.title_width,
-        )
 
     def listed_paths(self) -> set[str]:
         """Paths of all files of the lake, `lake.json` included."""
@@ -125,24 +88,31 @@ class Lake:
         except ValidationError as error:
             raise UserError(f"lake {uri!r}: {MANIFEST_NAME} is damaged: {error}") from error
 
-    def read(self, table: str, bucket: int | None = None, columns: list[str] | None = None) -> pa.Table:
-        """One whole table, or one bucket of it, rows in stored order."""
+    def read(
+        self, table: str, bucket: int | None = None, columns: Sequence[str] = (), without: Sequence[str] = ()
+    ) -> pa.Table:
+        """A table or one bucket of it, rows in stored order: `columns`, or all but `without`."""
         files = self.manifest.files_of(table, bucket)
         if not files:
             where = "" if bucket is None else f", bucket {bucket}"
             raise UserError(f"lake {self.uri!r} has no table {table!r}{where}")
+        fs, root = resolve(self.uri)
         parts = []
         for file in files:
-            with self._parquet(file) as parquet:
-                parts.append(parquet.read(columns=columns))
+            try:
+                with fs.open_input_file(f"{root}/{file.path}") as stream:
+                    parquet = pq.ParquetFile(stream)
+                    names = columns or [name for name in parquet.schema_arrow.names if name not in without]
+                    parts.append(parquet.read(columns=list(names)))
+            except (pa.ArrowInvalid, OSError) as error:
+                where = f"lake {self.uri!r} is damaged at {file.path}"
+                raise UserError(f"{where}: {error}; `mtrec lake check` lists all damage") from error
         return pa.concat_tables(parts).combine_chunks()
 
     @cached_property
     def titles(self) -> pa.Table:
         """The titles without embeddings; a title's row is its index everywhere."""
-        with self._parquet(self.manifest.files["titles"][0]) as parquet:
-            names = parquet.schema_arrow.names
-        return self.read("titles", columns=[name for name in names if name != "embedding"])
+        return self.read("titles", without=["embedding"])
 
     @property
     def title_ids(self) -> pa.Array:
@@ -154,16 +124,6 @@ class Lake:
 
     def territory_names(self) -> list[str]:
         return [t.name for t in self.manifest.territories]
-
-    @contextmanager
-    def _parquet(self, file: LakeFile) -> Iterator[pq.ParquetFile]:
-        fs, root = resolve(self.uri)
-        try:
-            with fs.open_input_file(f"{root}/{file.path}") as stream:
-                yield pq.ParquetFile(stream)
-        except (pa.ArrowInvalid, OSError) as error:
-            where = f"lake {self.uri!r} is damaged at {file.path}"
-            raise UserError(f"{where}: {error}; `mtrec lake check` lists all damage") from error
 
 
 def bucket_folder(table: str, bucket: int) -> str:

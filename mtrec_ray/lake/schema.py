@@ -23,52 +23,43 @@ STRINGS = pa.list_(pa.string())
 OPTIONAL_OF_TITLES = ("name", "genres", "synopsis", "territories", *PROMOTION)  # Null where a source lacks them
 
 
-def required_columns(table: str, facts: SourceFacts) -> dict[str, pa.DataType]:
-    """Name and type of each column that `table` must have beside embeddings, in stored order."""
-    string = pa.string()
-    return {
+def required_columns(table: str, facts: SourceFacts, promoted: bool = False) -> dict[str, pa.DataType]:
+    """Name and stored type of each column of `table`, in stored order.
+
+    `promoted`: titles have the columns of `PROMOTION`.
+    """
+    string, width = pa.string(), embedding_width(table, facts)
+    columns = {
         "users": dict.fromkeys(["user_id", "territory", *facts.attributes], string),
         "events": {"user_id": string, "title_id": string, "timestamp": TIMESTAMP},
         "titles": dict.fromkeys(["title_id", "name", "genres", "synopsis", *facts.title_categoricals], string)
-        | {"territories": STRINGS},
+        | {"territories": STRINGS}
+        | dict.fromkeys(PROMOTION if promoted else (), TIMESTAMP),
         "candidates": {"user_id": string, "title_ids": STRINGS},
     }[table]
+    return columns | ({"embedding": pa.binary(2 * width)} if width else {})
 
 
 def embedding_width(table: str, facts: SourceFacts) -> int:
     """Declared width of the table's embeddings; 0 = none."""
-    return {"users": facts.user_width, "titles": facts.title_width}.get(table, 0)
+    return {"users": facts.embeddings.user_width, "titles": facts.embeddings.title_width}.get(table, 0)
 
 
 def conform(table: str, rows: pa.Table, facts: SourceFacts, partial: bool = False) -> pa.Table:
-    """Rows with canonical columns, types and order; embeddings become `binary`.
+    """Rows with canonical columns, types and order; embeddings become `binary`, of any width.
 
     With `partial`, columns may still be missing, for `complete_bucket` to fill. UserError: a column is missing or of a
     type that cannot be converted.
     """
-    required, width = required_columns(table, facts), embedding_width(table, facts)
-    if table == "titles" and any(name in rows.column_names for name in PROMOTION):
-        required |= dict.fromkeys(PROMOTION, TIMESTAMP)
-    columns = {}
-    for name, kind in required.items():
+    promoted, columns = not set(PROMOTION).isdisjoint(rows.column_names), {}
+    for name, kind in required_columns(table, facts, promoted).items():
         if name in rows.column_names:
             columns[name] = _convert(table, name, rows[name], kind)
         elif table == "titles" and name in OPTIONAL_OF_TITLES:
             columns[name] = _convert(table, name, pa.nulls(rows.num_rows, kind), kind)
         elif not partial:
             raise UserError(f"{table}: column {name!r} is missing; there are {', '.join(rows.column_names)}")
-    if width and "embedding" in rows.column_names:
-        columns["embedding"] = embedding_bytes(rows["embedding"])
-    elif width and not partial:
-        raise UserError(f"{table}: column 'embedding' is missing, though a width of {width} is declared")
     return pa.table(columns)
-
-
-def empty_table(table: str, facts: SourceFacts) -> pa.Table:
-    """No rows, canonical columns."""
-    fields = list(required_columns(table, facts).items())
-    fields += [("embedding", pa.binary())] * bool(embedding_width(table, facts))
-    return pa.schema(fields).empty_table()
 
 
 def embedding_bytes(column: pa.ChunkedArray) -> pa.Array:
@@ -112,6 +103,8 @@ def _convert(
     try:
         if kind == TIMESTAMP:
             return to_utc_micros(column, "s")
+        if name == "embedding":
+            return embedding_bytes(column)
         rows = column.cast(kind)
         if name == "territories":
             return pa.array([sorted(names or [], key=lambda s: s or "") for names in rows.to_pylist()], STRINGS)

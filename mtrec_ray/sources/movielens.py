@@ -124,22 +124,35 @@ class MovieLensSource(Source):
         self.folder = raw_folder("movielens", raw)
         self.layout = detect_layout(self.folder)
 
+    @staticmethod
+    def download(config: MovieLensConfig, raw: str | None, progress: ProgressCallback | None = None) -> None:
+        """Download and unpack `config.dataset` into the folder `raw`, unless it is there."""
+        if raw is None:
+            raise UserError("--download needs a folder to fetch MovieLens into: name it with --raw DIR")
+        folder = local_folder("movielens", raw)
+        layout, checksum = ARCHIVES[config.dataset]
+        if all((folder / name).is_file() for name in layout.file_names):
+            return
+        archive = folder / f"{config.dataset}.zip"
+        download_file(ARCHIVE_URL.format(config.dataset), checksum, archive, f"downloading {config.dataset}", progress)
+        unpack_files(archive, layout.file_names, folder)
+
     @cached_property
     def facts(self) -> SourceFacts:
         dataset, users = self.layout.dataset, self._users()
         occupations = OCCUPATIONS_1M if dataset == "1M" else sorted(set(users["occupation"].to_pylist()))
         return SourceFacts(
-            name="movielens",
-            territories=tuple(Territory(name=name, region=region) for name, region in TERRITORIES.items()),
-            attributes={"gender": ("F", "M"), "age": tuple(AGE_BANDS.values()), "occupation": tuple(occupations)},
+            source="movielens",
+            territories=[Territory(name=name, region=region) for name, region in TERRITORIES.items()],
+            attributes={"gender": ["F", "M"], "age": list(AGE_BANDS.values()), "occupation": list(occupations)},
             calendar=self._calendar(),
             num_users=users.num_rows,
-            title_categoricals=("decade",),
-            notes=(
+            title_categoricals=["decade"],
+            notes=[
                 f"MovieLens {dataset}: for research, cite Harper and Konstan 2015",
                 f"an evaluation day is {self.config.day_length_days} days long",
                 "most users rate in a few sittings, so test users have few events before and after",
-            ),
+            ],
         )
 
     def titles(self) -> pa.Table:
@@ -205,19 +218,6 @@ class MovieLensSource(Source):
         first, last = (datetime.fromtimestamp(time, UTC) for time in (seconds.min(), seconds.max()))
         day_s, num_days = self.config.day_length_days * DAY_S, self.config.num_evaluation_days
         return propose_calendar(first, last, day_s, num_days, fix="choose a shorter day_length_days")
-
-
-def download_movielens(config: MovieLensConfig, raw: str | None, progress: ProgressCallback | None = None) -> None:
-    """Download and unpack `config.dataset` into the folder `raw`, unless it is there."""
-    if raw is None:
-        raise UserError("--download needs a folder to fetch MovieLens into: name it with --raw DIR")
-    folder = local_folder("movielens", raw)
-    layout, checksum = ARCHIVES[config.dataset]
-    if all((folder / name).is_file() for name in layout.file_names):
-        return
-    archive = folder / f"{config.dataset}.zip"
-    download_file(ARCHIVE_URL.format(config.dataset), checksum, archive, f"downloading {config.dataset}", progress)
-    unpack_files(archive, layout.file_names, folder)
 
 
 def territory_of(zip_code: str) -> str:

@@ -19,7 +19,7 @@ from mtrec_ray.config import Config, advanced
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, resolve
 from mtrec_ray.sources.calendar import DAY_S, Calendar, Territory, out_of_range, propose_calendar, to_utc, to_utc_micros
-from mtrec_ray.sources.source import PROMOTION, Part, Source, SourceFacts, pick_columns
+from mtrec_ray.sources.source import PROMOTION, Embeddings, Part, Source, SourceFacts, pick_columns
 
 GLOB_SIGNS = "*?["
 
@@ -107,16 +107,15 @@ class ParquetSource(Source):
         unknown = sorted(set(config.regions) - set(territories))
         if unknown:
             raise UserError(f"regions names {unknown[0]!r}, which is no territory: there are {', '.join(territories)}")
+        widths = config.model_dump(include={"user_width", "title_width"})
         return SourceFacts(
-            name="parquet",
-            territories=tuple(Territory(name=n, region=config.regions.get(n, "all")) for n in territories),
-            attributes={name: tuple(values or self._distinct(name)) for name, values in config.attributes.items()},
+            source="parquet",
+            territories=[Territory(name=n, region=config.regions.get(n, "all")) for n in territories],
+            attributes={name: values or self._distinct(name) for name, values in config.attributes.items()},
             calendar=self._calendar(),
             num_users=sum(chunk.num_rows for chunk in self.chunks["users"]),
-            title_categoricals=tuple(config.title_categoricals),
-            user_width=config.user_width,
-            title_width=config.title_width,
-            embedding_description="brought by the source" if config.user_width or config.title_width else "",
+            title_categoricals=config.title_categoricals,
+            embeddings=Embeddings(description="brought by the source" * any(widths.values()), **widths),
         )
 
     def titles(self) -> pa.Table:

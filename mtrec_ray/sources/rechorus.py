@@ -94,12 +94,12 @@ class ReChorusSource(Source):
         calendar = self._calendar()
         self._check_ages()
         return SourceFacts(
-            name="rechorus",
-            territories=(Territory(name=TERRITORY, region=TERRITORY),),
-            attributes={attribute.name: attribute.values for attribute in self.attributes},
+            source="rechorus",
+            territories=[Territory(name=TERRITORY, region=TERRITORY)],
+            attributes={attribute.name: list(attribute.values) for attribute in self.attributes},
             calendar=calendar,
             num_users=self.scan.users.num_rows,
-            notes=tuple(self._notes()),
+            notes=self._notes(),
         )
 
     def titles(self) -> pa.Table:

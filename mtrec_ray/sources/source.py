@@ -3,13 +3,15 @@
 import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
+from pydantic import BaseModel, Field
 
 from mtrec_ray.config import Config, validate_config
+from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import resolve
 from mtrec_ray.sources.calendar import Calendar, Territory
@@ -21,21 +23,31 @@ PROMOTION = ("promoted_from", "promoted_until")  # Columns of titles that are no
 Part = Callable[[], pa.Table]  # Reads one part in a worker; picklable
 
 
-@dataclass(frozen=True)
-class SourceFacts:
-    """What a source declares before a row is read; rows are validated against it. Picklable."""
+class Embeddings(BaseModel, frozen=True, extra="forbid"):
+    """What the embedding columns hold; width 0 = there are none yet."""
 
-    name: str
-    territories: tuple[Territory, ...]
-    attributes: dict[str, tuple[str, ...]]  # Sensitive attributes with their values, in order
-    calendar: Calendar
-    num_users: int  # Expected number of users, for the default bucket count
-    title_categoricals: tuple[str, ...] = ()
-    user_width: int = 0  # Width of the source's user embeddings; 0 = none
+    user_width: int = 0
     title_width: int = 0
-    embedding_description: str = ""
-    notes: tuple[str, ...] = ()
-    trained_users_are_tested: bool = False
+    interaction_width: int = 0  # Last columns of a title's vector that are in the space of the users' vectors; 0 = none
+    num_folds: int = 0  # K > 0: users also have K cross-fitted vectors, the k-th computed without the titles of fold k
+    fold_seed: int = 0
+    window_start: datetime | None = None  # Of the events that the vectors were computed from; None = the source's
+    window_end: datetime | None = None
+    description: str = ""
+
+
+class SourceFacts(BaseModel, frozen=True, extra="forbid"):
+    """What a source declares before a row is read; rows are validated against it."""
+
+    source: str
+    notes: list[str] = []  # What to know when interpreting figures from this data
+    territories: list[Territory]
+    attributes: dict[str, list[str]]  # Sensitive attributes with their declared values, in order
+    title_categoricals: list[str] = []  # Further categorical columns of `titles`
+    calendar: Calendar
+    embeddings: Embeddings = Embeddings()
+    trained_users_are_tested: bool = False  # Figures of users in the training set are reported too
+    num_users: int = Field(default=0, exclude=True)  # Expected, for the default bucket count
 
 
 class Source(ABC):
@@ -97,11 +109,22 @@ def local_folder(source: str, raw: str) -> Path:
     return Path(resolve(raw)[1]).resolve()
 
 
-def make_source(name: str, config: dict[str, Any] | Config | None = None, raw: str | None = None) -> Source:
-    """Create a source; UserError: unknown name, wrong setting or no readable raw files."""
-    model = source_config_class(name)
+def make_source(
+    name: str,
+    config: dict[str, Any] | Config | None = None,
+    raw: str | None = None,
+    download: bool = False,
+    progress: ProgressCallback | None = None,
+) -> Source:
+    """Create a source, with `download` after fetching its raw files.
+
+    UserError: unknown name, wrong setting or no readable raw files.
+    """
+    model, source = source_config_class(name), _import(name, "Source")
     settings = config if isinstance(config, Config) else validate_config(model, config or {})
-    return _import(name, "Source")(settings, raw)
+    if download:
+        source.download(settings, raw, progress)
+    return source(settings, raw)
 
 
 def source_config_class(name: str) -> type[Config]:

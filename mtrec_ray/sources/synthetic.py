@@ -24,7 +24,7 @@ from mtrec_ray.sources.planted import (
     embeddings,
     make_world,
 )
-from mtrec_ray.sources.source import Part, Source, SourceFacts
+from mtrec_ray.sources.source import Embeddings, Part, Source, SourceFacts
 
 USERS_PER_PART = 500_000
 GENRES = ("Drama", "Comedy", "Action", "Romance", "Documentary", "Thriller", "Animation", "Fantasy")
@@ -88,16 +88,18 @@ class SyntheticSource(Source):
         config, start = self.config, datetime.combine(self.config.first_day, time(), UTC)
         end, regions = start + timedelta(days=config.days), zip(self.territories, self.world.region, strict=True)
         return SourceFacts(
-            name="synthetic",
-            territories=tuple(Territory(name=name, region=REGIONS[region]) for name, region in regions),
-            attributes={name: tuple(values) for name, values in ATTRIBUTE_FREQUENCIES.items()},
+            source="synthetic",
+            territories=[Territory(name=name, region=REGIONS[region]) for name, region in regions],
+            attributes={name: list(values) for name, values in ATTRIBUTE_FREQUENCIES.items()},
             calendar=Calendar(window_start=start, window_end=end, num_evaluation_days=config.num_evaluation_days),
             num_users=config.users,
-            title_categoricals=("format", "decade"),
-            user_width=config.user_width,
-            title_width=config.title_width,
-            embedding_description="planted taste with noise; territory and group do not show",
-            notes=(f"generated, seed {config.seed}",),
+            title_categoricals=["format", "decade"],
+            embeddings=Embeddings(
+                user_width=config.user_width,
+                title_width=config.title_width,
+                description="planted taste with noise; territory and group do not show",
+            ),
+            notes=[f"generated, seed {config.seed}"],
         )
 
     def titles(self) -> pa.Table:

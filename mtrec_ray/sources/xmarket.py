@@ -103,19 +103,19 @@ class XMarketSource(Source):
         untested = [market.name for market in self.markets if pc.max(market.events["timestamp"]).as_py() != TEST_DAY]
         fixed = [market.name for market in self.markets if market.candidates.num_rows]
         return SourceFacts(
-            name="xmarket",
-            territories=tuple(Territory(name=market.name, region=market.name) for market in self.markets),
+            source="xmarket",
+            territories=[Territory(name=market.name, region=market.name) for market in self.markets],
             attributes={},
             calendar=Calendar(window_start=WINDOW_START, window_end=TEST_DAY, num_evaluation_days=1, ordered=False),
             num_users=sum(market.users.num_rows for market in self.markets),
-            notes=(
+            notes=[
                 "events of the training window have neither order nor time: all carry one timestamp",
                 "test users have training interactions too",
                 "every market is a region of its own",
                 f"held-out positives: {held_out}",
                 f"markets without a test day: {', '.join(untested) or 'none'}",
                 f"markets with fixed titles to rank: {', '.join(fixed) or 'none'}",
-            ),
+            ],
             trained_users_are_tested=True,
         )
 

@@ -113,7 +113,7 @@ def test_an_interrupt_ends_with_code_130(run, monkeypatch):
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mtrec_ray.lake.verify.check_lake", interrupt)
+    monkeypatch.setattr("mtrec_ray.lake.inspect.check_lake", interrupt)
     code, out, err = run("lake", "check", "lake")
     assert (code, out) == (130, "")
     assert "resumes from what is saved" in err

@@ -21,7 +21,8 @@ from mtrec_ray.jobs.report import PropensityEvaluation
 from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.config import BuildOptions
-from mtrec_ray.lake.manifest import Lake, Territory
+from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.sources.calendar import Territory
 from mtrec_ray.sources.source import make_source
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.sampling import TEST, split_of

@@ -10,8 +10,8 @@ import pytest
 
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.config import BuildOptions, LakeConfig
+from mtrec_ray.lake.inspect import check_lake
 from mtrec_ray.lake.manifest import Manifest
-from mtrec_ray.lake.verify import check_lake
 from mtrec_ray.sources.parquet import ParquetConfig, ParquetSource
 
 START = datetime(2024, 1, 1, tzinfo=UTC)

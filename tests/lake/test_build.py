@@ -23,10 +23,9 @@ from mtrec_ray.lake import write
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.config import BuildOptions, EmbedConfig, LakeConfig
 from mtrec_ray.lake.embed import embed_lake
+from mtrec_ray.lake.inspect import check_lake, show_lake
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.lake.summary import show_lake
 from mtrec_ray.lake.validate import BadRowsError
-from mtrec_ray.lake.verify import check_lake
 from mtrec_ray.lake.write import list_files, write_lock
 from mtrec_ray.sources.source import make_source
 from mtrec_ray.sources.synthetic import SyntheticConfig, SyntheticSource

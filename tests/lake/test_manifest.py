@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.manifest import Calendar, Embeddings, Lake, LakeFile, Manifest, Territory
+from mtrec_ray.lake.manifest import Calendar, Lake, LakeFile, Manifest
+from mtrec_ray.sources.calendar import Territory
+from mtrec_ray.sources.source import Embeddings
 
 WINDOW = (datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 2, 1, tzinfo=UTC))
 MANIFEST = Manifest(

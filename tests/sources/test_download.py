@@ -136,7 +136,7 @@ def serve_movielens(server, monkeypatch):
 def test_only_the_needed_files_of_movielens_are_unpacked_once(server, serve_movielens, tmp_path):
     serve_movielens("ml-1m/ratings.dat", "ml-1m/users.dat", "ml-1m/movies.dat", "ml-1m/../README")
     for _ in range(2):
-        movielens.download_movielens(MovieLensConfig(dataset="ml-1m"), str(tmp_path / "raw"))
+        movielens.MovieLensSource.download(MovieLensConfig(dataset="ml-1m"), str(tmp_path / "raw"))
     assert (tmp_path / "raw" / "users.dat").read_text() == "ml-1m/users.dat"
     assert {path.name for path in tmp_path.rglob("*")} == {"raw", "ml-1m.zip", "ratings.dat", "users.dat", "movies.dat"}
     assert len(server.ranges) == 1
@@ -145,4 +145,4 @@ def test_only_the_needed_files_of_movielens_are_unpacked_once(server, serve_movi
 def test_archive_without_the_files_is_an_error(serve_movielens, tmp_path):
     serve_movielens("other.txt")
     with pytest.raises(UserError, match=r"does not hold 'u\.data'"):
-        movielens.download_movielens(MovieLensConfig(), str(tmp_path))
+        movielens.MovieLensSource.download(MovieLensConfig(), str(tmp_path))

@@ -40,7 +40,7 @@ CONFIG = {
 def test_columns_are_mapped_and_values_discovered(raw):
     source = make_source("parquet", CONFIG, str(raw))
     facts = source.facts
-    assert facts.attributes == {"gender": ("f", "m")}
+    assert facts.attributes == {"gender": ["f", "m"]}
     assert [territory.name for territory in facts.territories] == ["NO", "SE"]
     assert facts.num_users == 3
     assert len(source.parts("users")) == 2

@@ -3,7 +3,7 @@
 import pytest
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.movielens import MovieLensConfig, download_movielens
+from mtrec_ray.sources.movielens import MovieLensConfig, MovieLensSource
 from mtrec_ray.sources.source import make_source, raw_folder
 
 LOCAL = ["movielens", "xmarket", "rechorus"]
@@ -34,5 +34,5 @@ def test_file_uri_is_its_local_folder(tmp_path):
 def test_download_to_a_uri_is_an_error_before_anything_is_fetched(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="--raw 's3://bucket/raw': source 'movielens' reads local files only"):
-        download_movielens(MovieLensConfig(), "s3://bucket/raw")
+        MovieLensSource.download(MovieLensConfig(), "s3://bucket/raw")
     assert list(tmp_path.iterdir()) == []

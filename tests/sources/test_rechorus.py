@@ -8,8 +8,8 @@ import pytest
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.config import LakeConfig
+from mtrec_ray.lake.inspect import check_lake
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.lake.verify import check_lake
 from mtrec_ray.sources import rechorus
 from mtrec_ray.sources.rechorus_scan import attribute_column
 from mtrec_ray.sources.source import make_source
@@ -73,7 +73,7 @@ def test_rows_become_users_titles_and_events(raw):
     assert _events(source)[:2] == [("1", "10", 10 * DAY_S), ("2", "11", 10 * DAY_S + 1)]
     facts = source.facts
     assert list(facts.attributes) == ["gender", "age", "power"]
-    assert facts.attributes["power"] == tuple("123456789")
+    assert facts.attributes["power"] == list("123456789")
     assert facts.num_users == 3
     assert not source.parts("candidates")
 

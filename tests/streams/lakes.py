@@ -9,8 +9,10 @@ import pyarrow as pa
 from mtrec_ray.columns import fixed_width_column
 from mtrec_ray.files import write_file
 from mtrec_ray.hashing import bucket_of, user_keys
-from mtrec_ray.lake.manifest import Calendar, Embeddings, Lake, Manifest, Territory, bucket_folder
+from mtrec_ray.lake.manifest import Calendar, Lake, Manifest, bucket_folder
 from mtrec_ray.lake.write import write_parquet
+from mtrec_ray.sources.calendar import Territory
+from mtrec_ray.sources.source import Embeddings
 
 CALENDAR = Calendar(
     window_start=datetime(2022, 1, 1, tzinfo=UTC), window_end=datetime(2022, 4, 1, tzinfo=UTC), num_evaluation_days=2

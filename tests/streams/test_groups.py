@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 import pytest
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.manifest import Calendar, Manifest, Territory
+from mtrec_ray.lake.manifest import Calendar, Manifest
+from mtrec_ray.sources.calendar import Territory
 from mtrec_ray.streams.groups import make_groups
 
 NORDIC = Manifest(

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.manifest import Manifest, Territory
+from mtrec_ray.lake.manifest import Manifest
+from mtrec_ray.sources.calendar import Territory
 from mtrec_ray.streams.groups import Groups, make_groups
 from mtrec_ray.tuning.clustering import Evidence
 from mtrec_ray.tuning.partitions import PartitionMaker, PartitionSpec, at_random, by_volume, groups_document, with_moves

@@ -7,7 +7,7 @@ import pytest
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.config import LakeConfig
-from mtrec_ray.lake.verify import check_lake
+from mtrec_ray.lake.inspect import check_lake
 from tests.lake.conftest import build
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]

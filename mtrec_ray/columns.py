@@ -30,8 +30,8 @@ def fixed_width_matrix(column: pa.ChunkedArray | pa.Array, dtype: type[np.generi
     return flat.reshape(-1, width)[column.offset :]
 
 
-def take_rows(users: Rows, rows: np.ndarray, unchanged: Sequence[str] = ()) -> Rows:
-    """The given rows, a mask or indices, of every field that is not `unchanged`."""
+def take_rows(users: Rows, rows: np.ndarray | slice, unchanged: Sequence[str] = ()) -> Rows:
+    """The given rows, a mask, indices or slice, of every field that is not `unchanged`."""
     names = [field.name for field in fields(users) if field.name not in unchanged]
     return replace(users, **{name: getattr(users, name)[rows] for name in names})
 

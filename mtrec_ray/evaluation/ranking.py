@@ -53,8 +53,8 @@ def ranking_sums(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, weigh
 
 
 def ranking_means(sums: np.ndarray) -> np.ndarray:
-    """Means of added `ranking_sums`: (R, M + 1) -> (R, M); NaN where no user has a positive."""
-    return ratio(sums[:, :-1], sums[:, -1:])
+    """Means of added `ranking_sums`: (..., M + 1) -> (..., M); NaN where no user has a positive."""
+    return ratio(sums[..., :-1], sums[..., -1:])
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,8 @@
 Legend: U users of a chunk, T titles, R = 1 + num_bootstrap replicates, G territories.
 """
 
-from collections import defaultdict
 from dataclasses import dataclass
-from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -51,15 +50,12 @@ class EvaluationState:
 
     def __init__(self, settings: EvaluationSettings) -> None:
         self.settings = s = settings
-        new_scores = partial(ScoreCounts, GRID, s.num_bootstrap)
-        new_sums = partial(np.zeros, (1 + s.num_bootstrap, len(RANKING_METRICS) + 1))
+        shape = (s.num_territories, 1 + s.num_bootstrap, len(RANKING_METRICS) + 1)
         self.num_users, self.num_outside = np.zeros((2, s.num_territories), dtype=np.int64)
-        self.scores: defaultdict[int, ScoreCounts] = defaultdict(
-            new_scores
-        )  # of territories with users, as the next two
-        self.ranking: defaultdict[int, np.ndarray] = defaultdict(new_sums)
-        self.exposure: defaultdict[int, np.ndarray] = defaultdict(partial(np.zeros, (4, s.num_titles), np.int64))
-        self.title_scores = {title: new_scores() for title in s.titles}
+        self.scores = [ScoreCounts(GRID, s.num_bootstrap) for _ in range(s.num_territories)]
+        self.ranking = np.zeros(shape)  # of `ranking_sums`
+        self.exposure = np.zeros((s.num_territories, 4, s.num_titles), dtype=np.int64)  # of `exposure_counts`
+        self.title_scores = {title: ScoreCounts(GRID, s.num_bootstrap) for title in s.titles}
 
     def add(
         self,
@@ -88,31 +84,29 @@ class EvaluationState:
 
     def merge(self, other: "EvaluationState") -> None:
         """Add another state of the same settings; order does not matter."""
-        self.num_users += other.num_users
-        self.num_outside += other.num_outside
-        for name in ("scores", "ranking", "exposure", "title_scores"):
-            own = getattr(self, name)
-            for key, counts in getattr(other, name).items():
-                own[key] += counts
+        for own, more in zip(self._counts(), other._counts(), strict=True):
+            own += more  # in place
+
+    def _counts(self) -> list[Any]:
+        arrays = [self.num_users, self.num_outside, self.ranking, self.exposure]
+        return [*arrays, *self.scores, *self.title_scores.values()]
 
     def summarise(self, history: TitleHistory | None = None) -> EvaluationResult:
         """Reduce the counts to metrics. Without a history there is no popularity bias."""
-        s, num = self.settings, self.settings.num_territories
-        pooled = ScoreCounts(GRID, s.num_bootstrap)
-        for counts in self.scores.values():
+        s, pooled, rows = self.settings, ScoreCounts(GRID, self.settings.num_bootstrap), []
+        for counts in self.scores:
             pooled += counts
-        pr_auc = np.full((num + 1, 1 + s.num_bootstrap), np.nan)
-        bounds, totals = np.full((num + 1, 2), np.nan), np.zeros((num + 1, 2), dtype=np.int64)
-        for row, counts in [*self.scores.items(), (num, pooled)]:
+        for counts in (*self.scores, pooled):
             fine = counts.fine_histogram()
-            pr_auc[row], bounds[row], totals[row] = counts.pr_auc(), average_precision_bounds(*fine), fine.sum(axis=1)
-        counts = (_append_sum(self.num_users), totals.sum(axis=1), totals[:, 1], _append_sum(self.num_outside))
-        ranking = np.stack([ranking_means(sums) for sums in _with_total(self.ranking, num)])  # (G + 1, R, M)
+            rows.append((counts.pr_auc(), average_precision_bounds(*fine), fine.sum(axis=1)))
+        pr_auc, bounds, totals = (np.array(column) for column in zip(*rows, strict=True))
+        num_users = _with_total(self.num_users)
+        counts = (num_users, totals.sum(axis=1), totals[:, 1], _with_total(self.num_outside))
+        ranking = ranking_means(_with_total(self.ranking))  # (G + 1, R, M)
         metrics = {"pr_auc": pr_auc} | {name: ranking[:, :, m] for m, name in enumerate(RANKING_METRICS)}
         metrics |= {name: bounds[:, side, None] for side, name in enumerate(PR_AUC_BOUNDS)}
         if history is not None:
-            popularity = np.vstack([history.popularity, history.popularity.sum(axis=0)])
-            rows = zip(_with_total(self.exposure, num), _append_sum(self.num_users), popularity, strict=True)
+            rows = zip(_with_total(self.exposure), num_users, _with_total(history.popularity), strict=True)
             bias = [bias_metrics(*row, history.is_local) for row in rows]
             metrics |= {name: np.array([[of_territory[name]] for of_territory in bias]) for name in BIAS_METRICS}
         titles = list(self.title_scores.values())
@@ -127,13 +121,6 @@ class EvaluationState:
         )
 
 
-def _append_sum(counts: np.ndarray) -> np.ndarray:
-    return np.append(counts, counts.sum())
-
-
-def _with_total(of_territory: defaultdict[int, np.ndarray], num_territories: int) -> list[np.ndarray]:
-    """The arrays of all territories, zeros for those without users, and their sum."""
-    assert of_territory.default_factory is not None
-    zeros = of_territory.default_factory()
-    found = [of_territory.get(territory, zeros) for territory in range(num_territories)]
-    return [*found, sum(of_territory.values(), zeros)]
+def _with_total(of_territory: np.ndarray) -> np.ndarray:
+    """(G, ...) counts and their sum: (G + 1, ...)."""
+    return np.concatenate([of_territory, of_territory.sum(axis=0, keepdims=True)])

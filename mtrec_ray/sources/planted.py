@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from scipy.special import ndtr, ndtri
 
+from mtrec_ray.columns import take_rows
 from mtrec_ray.hashing import Salt, mix, uniforms
 from mtrec_ray.sources.calendar import ACTIVE_DAYS
 
@@ -67,6 +68,7 @@ class World:
 class PlantedUsers:
     """Some users of the world; each is the same whatever the others."""
 
+    world: World
     numbers: np.ndarray  # (N,) uint64
     territory: np.ndarray  # (N,) index
     taste: np.ndarray  # (N, k) z_u, standard normal
@@ -79,10 +81,87 @@ class PlantedUsers:
         territory = np.minimum(territory, len(ends) - 1)
         taste = normals(numbers[:, None], seed, "taste", _counter(TASTE_WIDTH))
         active = uniforms(numbers, seed, "active") < world.active_fraction[territory]
-        return PlantedUsers(numbers, territory, taste, active)
+        return PlantedUsers(world, numbers, territory, taste, active)
 
-    def __getitem__(self, rows: slice) -> "PlantedUsers":
-        return PlantedUsers(self.numbers[rows], self.territory[rows], self.taste[rows], self.active[rows])
+    def attribute_codes(self) -> np.ndarray:
+        """(N, attributes) index of each value, -1 = unknown.
+
+        The value is given by the quantile of `correlation * (z_u . direction) + sqrt(1 - correlation^2) * noise`.
+        """
+        seed, correlation, codes = self.world.config.seed, self.world.config.attribute_correlation, []
+        for i, frequencies in enumerate(ATTRIBUTE_FREQUENCIES.values()):
+            along = sum(self.taste[:, j] * self.world.attribute_direction[i, j] for j in range(TASTE_WIDTH))
+            noise = normals(self.numbers, seed, "attribute", i)
+            quantile = ndtr(correlation * along + np.sqrt(1 - correlation**2) * noise)
+            code = np.searchsorted(np.cumsum(list(frequencies.values()))[:-1], quantile, side="right")
+            codes.append(np.where(uniforms(self.numbers, seed, "attribute unknown", i) < UNKNOWN_FRACTION, -1, code))
+        return np.stack(codes, axis=1)
+
+    def title_logits(self) -> np.ndarray:
+        """(N, n) planted affinity; -inf where the title is not offered in the user's territory."""
+        config, groups = self.world.config, self.world.taste_group[self.territory]
+        logits = np.empty((len(groups), len(self.world.home)))
+        for group in np.unique(groups):
+            mixed = product(self.world.title_taste, self.world.group_matrix[group].T)  # (n, k) M_g v_t
+            logits[groups == group] = product(self.taste[groups == group], np.ascontiguousarray(mixed.T))
+        logits *= config.taste_scale / np.sqrt(TASTE_WIDTH)
+        logits += self.world.popularity + LOCAL_BOOST * (self.world.home != GLOBAL)
+        offered = (self.world.home == GLOBAL) | (self.world.home == np.arange(config.territories)[:, None])  # (T, n)
+        logits[~offered[self.territory]] = -np.inf
+        return logits
+
+    def draw_events(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(events,) user row, title index, microseconds since the window's start; sorted."""
+        config = self.world.config
+        rate = np.exp(ACTIVITY_SPREAD * normals(self.numbers, config.seed, "rate") - ACTIVITY_SPREAD**2 / 2)
+        rate = np.minimum(rate * config.events_per_user, MAX_ACTIVITY * config.events_per_user)
+        drawn = [self._window_events(rate)]
+        for day in range(config.num_evaluation_days):
+            daily = rate / config.days * config.evaluation_boost * np.where(self.active, 1, INACTIVE_RATE)
+            row = np.repeat(np.arange(len(rate)), self._event_counts(daily, f"day {day}"))
+            drawn.append((row, (config.days + day + self._event_uniforms(row, f"day {day}")) * DAY_US))
+        user_row = np.concatenate([row for row, _ in drawn])
+        time_us = np.floor(np.concatenate([time for _, time in drawn])).astype(np.int64)
+        order = np.lexsort((time_us, user_row))
+        user_row, time_us = user_row[order], time_us[order]
+        return user_row, self._draw_titles(user_row), time_us
+
+    def _window_events(self, rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(events,) user row and microseconds; in the last ACTIVE_DAYS of active users only."""
+        days, active = self.world.config.days, self.active
+        early_days = max(days - ACTIVE_DAYS, 0)
+        counts = self._event_counts(rate, "window")
+        counts = np.where(active, np.maximum(counts, 1), counts if early_days else 0)
+        row = np.repeat(np.arange(len(active)), counts)
+        is_first = np.diff(row, prepend=-1) > 0
+        start = np.where(is_first & active[row], early_days, 0)
+        end = np.where(active[row], days, early_days)
+        return row, (start + (end - start) * self._event_uniforms(row, "window")) * DAY_US
+
+    def _draw_titles(self, user_row: np.ndarray) -> np.ndarray:
+        """(events,) title index, by inverting cumulative probabilities in 32-bit integers."""
+        chance = np.floor(self._event_uniforms(user_row, "title") * 2.0**32).astype(np.uint64)
+        title_index = np.empty(len(user_row), np.int64)
+        for start in range(0, len(self.numbers), ROWS_PER_CHUNK):
+            chunk = take_rows(self, slice(start, start + ROWS_PER_CHUNK), unchanged=["world"])
+            first, last = np.searchsorted(user_row, [start, start + len(chunk.numbers)])
+            logits = chunk.title_logits()
+            ends = np.cumsum(np.exp(logits - logits.max(axis=1, keepdims=True)), axis=1)  # (N, n)
+            ends = np.floor(ends / ends[:, -1:] * 2.0**32).astype(np.uint64)  # the last one is exactly 2^32
+            row = np.arange(len(ends), dtype=np.uint64)[:, None] << np.uint64(33)
+            target = ((user_row[first:last] - start).astype(np.uint64) << np.uint64(33)) + chance[first:last]
+            title_index[first:last] = np.searchsorted((row + ends).ravel(), target, side="right") % ends.shape[1]
+        return title_index
+
+    def _event_counts(self, rate: np.ndarray, purpose: str) -> np.ndarray:
+        """(N,) random whole numbers with the means `rate`."""
+        return np.floor(rate + uniforms(self.numbers, self.world.config.seed, "count", purpose)).astype(np.int64)
+
+    def _event_uniforms(self, row: np.ndarray, purpose: str) -> np.ndarray:
+        """(events,) uniform numbers that depend on the user and the event's rank alone."""
+        starts = np.searchsorted(row, np.arange(len(self.numbers)))
+        rank = (np.arange(len(row)) - starts[row]).astype(np.uint64)
+        return uniforms(mix(self.numbers, self.world.config.seed, "event", purpose)[row], rank)
 
 
 def make_world(config: "SyntheticConfig") -> World:
@@ -91,18 +170,19 @@ def make_world(config: "SyntheticConfig") -> World:
     size = np.arange(1, territories + 1.0) ** -config.size_exponent
     turn = np.arange(territories) % (2 * len(REGIONS))
     region = np.minimum(turn, 2 * len(REGIONS) - 1 - turn)  # 0 1 2 3 3 2 1 0 ...: all regions get large and small ones
+    shuffled = np.argsort(np.argsort(_draw(territories, seed, "taste group"), kind="stable")) % len(REGIONS)
     is_local = _draw(titles, seed, "local title") < LOCAL_FRACTION
     home = np.floor(_draw(titles, seed, "home") * territories).astype(np.int64)
     draws = [_normal_matrix(TASTE_WIDTH, TASTE_WIDTH, seed, f"group {group}") for group in range(len(REGIONS))]
     rotations = np.stack([np.linalg.qr(draw)[0] for draw in draws])
     directions = _normal_matrix(TASTE_WIDTH, len(ATTRIBUTE_FREQUENCIES), seed, "attributes")
-    active = MAX_ACTIVE_FRACTION - MIN_ACTIVE_FRACTION
+    active = _draw(territories, seed, "active share")
     return World(
         config,
         user_fraction=size / size.sum(),
         region=region,
-        taste_group=region if config.taste_groups == "regions" else _shuffled_groups(territories, seed),
-        active_fraction=MIN_ACTIVE_FRACTION + active * _draw(territories, seed, "active share"),
+        taste_group=region if config.taste_groups == "regions" else shuffled,
+        active_fraction=MIN_ACTIVE_FRACTION + (MAX_ACTIVE_FRACTION - MIN_ACTIVE_FRACTION) * active,
         title_taste=_normal_matrix(titles, TASTE_WIDTH, seed, "title taste"),
         popularity=config.popularity_spread * _normal_matrix(titles, 1, seed, "popularity")[:, 0],
         home=np.where(is_local, home, GLOBAL),
@@ -113,35 +193,6 @@ def make_world(config: "SyntheticConfig") -> World:
     )
 
 
-def attribute_codes(world: World, users: PlantedUsers) -> np.ndarray:
-    """(N, attributes) index of each value, -1 = unknown.
-
-    The value is given by the quantile of `correlation * (z_u . direction) + sqrt(1 - correlation^2) * noise`.
-    """
-    seed, correlation, codes = world.config.seed, world.config.attribute_correlation, []
-    for i, frequencies in enumerate(ATTRIBUTE_FREQUENCIES.values()):
-        along = sum(users.taste[:, j] * world.attribute_direction[i, j] for j in range(TASTE_WIDTH))
-        noise = normals(users.numbers, seed, "attribute", i)
-        quantile = ndtr(correlation * along + np.sqrt(1 - correlation**2) * noise)
-        code = np.searchsorted(np.cumsum(list(frequencies.values()))[:-1], quantile, side="right")
-        codes.append(np.where(uniforms(users.numbers, seed, "attribute unknown", i) < UNKNOWN_FRACTION, -1, code))
-    return np.stack(codes, axis=1)
-
-
-def title_logits(world: World, users: PlantedUsers) -> np.ndarray:
-    """(N, n) planted affinity; -inf where the title is not offered in the user's territory."""
-    config, groups = world.config, world.taste_group[users.territory]
-    logits = np.empty((len(groups), len(world.home)))
-    for group in np.unique(groups):
-        mixed = product(world.title_taste, world.group_matrix[group].T)  # (n, k) M_g v_t
-        logits[groups == group] = product(users.taste[groups == group], np.ascontiguousarray(mixed.T))
-    logits *= config.taste_scale / np.sqrt(TASTE_WIDTH)
-    logits += world.popularity + LOCAL_BOOST * (world.home != GLOBAL)
-    offered = (world.home == GLOBAL) | (world.home == np.arange(config.territories)[:, None])  # (T, n)
-    logits[~offered[users.territory]] = -np.inf
-    return logits
-
-
 def embeddings(seed: int, keys: np.ndarray, taste: np.ndarray, lift: np.ndarray) -> np.ndarray:
     """(N, width) float16: taste times `lift` plus uniform noise; the territory does not show."""
     result = np.empty((len(keys), lift.shape[1]), np.float16)
@@ -150,64 +201,6 @@ def embeddings(seed: int, keys: np.ndarray, taste: np.ndarray, lift: np.ndarray)
         drawn = uniforms(keys[rows, None], seed, "embedding", _counter(lift.shape[1])) - 0.5
         result[rows] = product(taste[rows], lift) + EMBEDDING_NOISE * np.sqrt(12) * drawn
     return result
-
-
-def draw_events(world: World, users: PlantedUsers) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(events,) user row, title index, microseconds since the window's start; sorted."""
-    config = world.config
-    rate = np.exp(ACTIVITY_SPREAD * normals(users.numbers, config.seed, "rate") - ACTIVITY_SPREAD**2 / 2)
-    rate = np.minimum(rate * config.events_per_user, MAX_ACTIVITY * config.events_per_user)
-    drawn = [_window_events(world, users, rate)]
-    for day in range(config.num_evaluation_days):
-        daily = rate / config.days * config.evaluation_boost * np.where(users.active, 1, INACTIVE_RATE)
-        row = np.repeat(np.arange(len(rate)), _event_counts(world, users, daily, f"day {day}"))
-        drawn.append((row, (config.days + day + _event_uniforms(world, users, row, f"day {day}")) * DAY_US))
-    user_row = np.concatenate([row for row, _ in drawn])
-    time_us = np.floor(np.concatenate([time for _, time in drawn])).astype(np.int64)
-    order = np.lexsort((time_us, user_row))
-    user_row, time_us = user_row[order], time_us[order]
-    return user_row, _draw_titles(world, users, user_row), time_us
-
-
-def _window_events(world: World, users: PlantedUsers, rate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(events,) user row and microseconds; in the last ACTIVE_DAYS of active users only."""
-    days, active = world.config.days, users.active
-    early_days = max(days - ACTIVE_DAYS, 0)
-    counts = _event_counts(world, users, rate, "window")
-    counts = np.where(active, np.maximum(counts, 1), counts if early_days else 0)
-    row = np.repeat(np.arange(len(active)), counts)
-    is_first = np.diff(row, prepend=-1) > 0
-    start = np.where(is_first & active[row], early_days, 0)
-    end = np.where(active[row], days, early_days)
-    return row, (start + (end - start) * _event_uniforms(world, users, row, "window")) * DAY_US
-
-
-def _draw_titles(world: World, users: PlantedUsers, user_row: np.ndarray) -> np.ndarray:
-    """(events,) title index, by inverting cumulative probabilities in 32-bit integers."""
-    chance = np.floor(_event_uniforms(world, users, user_row, "title") * 2.0**32).astype(np.uint64)
-    title_index = np.empty(len(user_row), np.int64)
-    for start in range(0, len(users.numbers), ROWS_PER_CHUNK):
-        chunk = users[start : start + ROWS_PER_CHUNK]
-        first, last = np.searchsorted(user_row, [start, start + len(chunk.numbers)])
-        logits = title_logits(world, chunk)
-        ends = np.cumsum(np.exp(logits - logits.max(axis=1, keepdims=True)), axis=1)  # (N, n)
-        ends = np.floor(ends / ends[:, -1:] * 2.0**32).astype(np.uint64)  # the last one is exactly 2^32
-        row = np.arange(len(ends), dtype=np.uint64)[:, None] << np.uint64(33)
-        target = ((user_row[first:last] - start).astype(np.uint64) << np.uint64(33)) + chance[first:last]
-        title_index[first:last] = np.searchsorted((row + ends).ravel(), target, side="right") % ends.shape[1]
-    return title_index
-
-
-def _event_counts(world: World, users: PlantedUsers, rate: np.ndarray, purpose: str) -> np.ndarray:
-    """(N,) random whole numbers with the means `rate`."""
-    return np.floor(rate + uniforms(users.numbers, world.config.seed, "count", purpose)).astype(np.int64)
-
-
-def _event_uniforms(world: World, users: PlantedUsers, row: np.ndarray, purpose: str) -> np.ndarray:
-    """(events,) uniform numbers that depend on the user and the event's rank alone."""
-    starts = np.searchsorted(row, np.arange(len(users.numbers)))
-    rank = (np.arange(len(row)) - starts[row]).astype(np.uint64)
-    return uniforms(mix(users.numbers, world.config.seed, "event", purpose)[row], rank)
 
 
 def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -221,13 +214,6 @@ def product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
 def normals(keys: np.ndarray, *salts: Salt | np.ndarray) -> np.ndarray:
     """Standard normal numbers, one for each broadcast element of keys and salts."""
     return ndtri(uniforms(keys, *salts) + 2.0**-54)
-
-
-def _shuffled_groups(count: int, seed: int) -> np.ndarray:
-    """Random groups of equally many territories, independent of the regions."""
-    groups = np.empty(count, np.int64)
-    groups[np.argsort(_draw(count, seed, "taste group"), kind="stable")] = np.arange(count) % len(REGIONS)
-    return groups
 
 
 def _normal_matrix(rows: int, columns: int, seed: int, purpose: str) -> np.ndarray:

@@ -19,8 +19,6 @@ from mtrec_ray.sources.planted import (
     REGIONS,
     PlantedUsers,
     World,
-    attribute_codes,
-    draw_events,
     embeddings,
     make_world,
 )
@@ -126,23 +124,20 @@ class SyntheticSource(Source):
         return [partial(_user_ids, start, min(start + USERS_PER_PART, num_users)) for start in starts]
 
     def complete_bucket(self, users: pa.Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
-        world = self.world
-        users = users.select(["user_id"]).sort_by("user_id")
-        planted = self.planted(users)
-        user_row, title_index, time_us = draw_events(world, planted)
+        ids = users["user_id"].sort()
+        planted = self.planted(pa.table({"user_id": ids}))
+        user_row, title_index, time_us = planted.draw_events()
         start_us = int(self.facts.calendar.window_start.timestamp()) * 1_000_000
-        events = pa.table(
-            {
-                "user_id": users["user_id"].take(pa.array(user_row)),
-                "title_id": _take(self.title_ids, title_index),
-                "timestamp": pa.array(time_us + start_us).cast(TIMESTAMP),
-            }
-        )
-        users = users.append_column("territory", _take(self.territories, planted.territory))
-        for (name, values), codes in zip(ATTRIBUTE_FREQUENCIES.items(), attribute_codes(world, planted).T, strict=True):
-            users = users.append_column(name, _take(list(values), codes))
-        matrix = embeddings(self.config.seed, planted.numbers, planted.taste, world.user_lift)
-        return users.append_column("embedding", fixed_width_column(matrix)), events
+        events = {
+            "user_id": ids.take(pa.array(user_row)),
+            "title_id": _take(self.title_ids, title_index),
+            "timestamp": pa.array(time_us + start_us).cast(TIMESTAMP),
+        }
+        columns = {"user_id": ids, "territory": _take(self.territories, planted.territory)}
+        values_and_codes = zip(ATTRIBUTE_FREQUENCIES.items(), planted.attribute_codes().T, strict=True)
+        columns |= {name: _take(list(values), codes) for (name, values), codes in values_and_codes}
+        matrix = embeddings(self.config.seed, planted.numbers, planted.taste, self.world.user_lift)
+        return pa.table(columns | {"embedding": fixed_width_column(matrix)}), pa.table(events)
 
     def planted(self, users: pa.Table) -> PlantedUsers:
         """The planted numbers of the users of a table."""

@@ -12,7 +12,7 @@ import pytest
 
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.planted import PlantedUsers, World, make_world, title_logits
+from mtrec_ray.sources.planted import PlantedUsers, make_world
 from mtrec_ray.sources.source import make_source
 from mtrec_ray.sources.synthetic import SyntheticConfig, SyntheticSource
 
@@ -84,8 +84,8 @@ def test_events_are_of_offered_titles_and_inside_the_calendar(generated):
 def test_group_taste_explains_the_events_better_than_a_common_one(generated):
     source, users, events = generated
     world, planted = source.world, source.planted(users)
-    own = title_logits(world, planted)
-    common = np.mean([_logits_as(world, group, planted) for group in range(4)], axis=0)
+    own = planted.title_logits()
+    common = np.mean([_logits_as(group, planted) for group in range(4)], axis=0)
     user_row = pc.index_in(events["user_id"], value_set=users["user_id"].combine_chunks()).to_numpy()
     title = pc.index_in(events["title_id"], value_set=pc.unique(source.titles()["title_id"])).to_numpy()
     for group in range(4):
@@ -96,9 +96,10 @@ def test_group_taste_explains_the_events_better_than_a_common_one(generated):
         assert gain > 0.1
 
 
-def _logits_as(world: World, group: int, users: PlantedUsers) -> np.ndarray:
+def _logits_as(group: int, users: PlantedUsers) -> np.ndarray:
     """Logits if every territory had the taste of `group`."""
-    return title_logits(replace(world, taste_group=np.full_like(world.taste_group, group)), users)
+    world = replace(users.world, taste_group=np.full_like(users.world.taste_group, group))
+    return replace(users, world=world).title_logits()
 
 
 def _log_likelihood(logits: np.ndarray, row: np.ndarray, title: np.ndarray) -> float:

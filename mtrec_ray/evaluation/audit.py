@@ -11,7 +11,7 @@ reject about 13% at a level of 5%. The bootstrap interval resamples test users w
 Legend: N users, d width, A values, P = 1 + num_permutations labelings (0 is the true one), R = 1 + num_bootstrap.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -84,16 +84,12 @@ def check_users(labels: AttributeLabels, keys: np.ndarray, settings: AuditSettin
 
 
 def audit_inputs(
-    inputs: Matrix,
-    labels: AttributeLabels,
-    user_keys: np.ndarray,
-    attackers: Mapping[str, Attacker],
-    settings: AuditSettings,
+    inputs: Matrix, labels: AttributeLabels, keys: np.ndarray, attackers: dict[str, Attacker], settings: AuditSettings
 ) -> AuditResult:
     """Audit one attribute with the given attackers; inputs (N, d), dense or sparse."""
-    order = np.argsort(user_keys, kind="stable")  # results do not depend on the caller's order
+    order = np.argsort(keys, kind="stable")  # results do not depend on the caller's order
     order = order[labels.values[order] >= 0]
-    inputs, keys, num_values, repeats = inputs[order], user_keys[order], labels.num_values, settings.num_repeats
+    inputs, keys, num_values, repeats = inputs[order], keys[order], labels.num_values, settings.num_repeats
     rng = np.random.default_rng([settings.seed % 2**63, len(order)])
     true_labels = labels.values[order]
     labelings = np.stack([true_labels, *(rng.permutation(true_labels) for _ in range(settings.num_permutations))])
@@ -102,7 +98,7 @@ def audit_inputs(
     folds = np.stack([fold_of(keys, settings, repeat) for repeat in range(repeats)], axis=1)  # (N, repeats)
     names, by_fold = list(attackers), []
     for repeat in range(repeats):
-        for test, data in _splits(inputs, keys, folds[:, repeat], labelings, num_values, settings, repeat):
+        for test, data in _splits(inputs, keys, labelings, num_values, settings, repeat):
             scores = [attacker(data) for attacker in attackers.values()]
             choice = best_attackers(scores, data.validation_labels)  # (P,)
             for name, of_attacker in zip(names, scores, strict=True):
@@ -134,15 +130,10 @@ def best_attackers(scores: Sequence[Scores], validation_labels: np.ndarray) -> n
 
 
 def _splits(
-    inputs: Matrix,
-    keys: np.ndarray,
-    folds: np.ndarray,
-    labelings: np.ndarray,
-    num_values: int,
-    settings: AuditSettings,
-    repeat: int,
+    inputs: Matrix, keys: np.ndarray, labelings: np.ndarray, num_values: int, settings: AuditSettings, repeat: int
 ) -> Iterator[tuple[np.ndarray, AttackData]]:
     """(test users, data of the attackers) per fold; dense inputs standardised by train users."""
+    folds = fold_of(keys, settings, repeat)
     rank = mix(keys, "attackers' sample", settings.seed)  # which users a maximum drops
     for fold in range(settings.num_folds):
         in_validation = folds == (fold + 1) % settings.num_folds

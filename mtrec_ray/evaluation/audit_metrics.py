@@ -16,7 +16,7 @@ from mtrec_ray.evaluation.intervals import LEVEL, Interval, interval, nan_mean, 
 
 LEAKAGE_METRICS = ("balanced_accuracy", "auc", "micro_f1")
 ABOUT = ("attacker", "num_users", "num_permutations", "leaks", "hidden")  # what `AuditResult.document` holds beside
-NUM_GAP_PERMUTATIONS = 300
+NUM_GAP_PERMUTATIONS, MIN_GAP_USERS = 300, 10
 
 
 def balanced_accuracy(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray, num_values: int) -> np.ndarray:
@@ -60,27 +60,21 @@ class NdcgGap(NamedTuple):
 
 
 def largest_ndcg_gap(
-    ndcg: np.ndarray,
-    values: np.ndarray,
-    num_values: int,
-    user_keys: np.ndarray,
-    num_bootstrap: int = 200,
-    min_users: int = 10,
-    seed: int = 0,
+    ndcg: np.ndarray, values: np.ndarray, num_values: int, keys: np.ndarray, num_bootstrap: int = 200, seed: int = 0
 ) -> NdcgGap | None:
     """Largest NDCG gap: (N,) NDCG, NaN = no test event; (N,) values, -1 = unknown.
 
-    Values with fewer than `min_users` users take no part; None if fewer than two values remain.
+    Values with fewer than `MIN_GAP_USERS` users take no part; None if fewer than two values remain.
     """
-    order = np.argsort(user_keys, kind="stable")
+    order = np.argsort(keys, kind="stable")
     order = order[(values[order] >= 0) & np.isfinite(ndcg[order])]
     ndcg, values = ndcg[order].astype(np.float64), values[order]
     truth = values[:, None] == np.arange(num_values)  # (N, A)
     counts = truth.sum(axis=0)
-    compared = np.flatnonzero(counts >= max(min_users, 1))
+    compared = np.flatnonzero(counts >= MIN_GAP_USERS)
     if len(compared) < 2:
         return None
-    weights = poisson_weights(user_keys[order], num_bootstrap, seed).astype(np.float64)
+    weights = poisson_weights(keys[order], num_bootstrap, seed).astype(np.float64)
     means = ratio(weights @ (truth * ndcg[:, None]), weights @ truth)  # (R, A)
     best, worst = (int(compared[pick(means[0, compared])]) for pick in (np.argmax, np.argmin))
     rng = np.random.default_rng([seed, num_values])

@@ -37,7 +37,10 @@ def ranking_metrics(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, k:
     after, upto = np.minimum(hits.above, k), np.minimum(hits.above + hits.tied, k)
     best = np.lexsort((hits.above, hits.user))[first]  # positives remain grouped by user
     ndcg = np.add.reduceat((gains[upto] - gains[after]) / hits.tied, first) / gains[np.minimum(per_user, k)]
-    hit = 1 - np.multiply.reduceat(_miss_probability(hits, k), first)
+    # Probability that the i-th tied positive misses the top k if the earlier ones do: (t - m - i) / (t - i), where m of
+    # t tied candidates are in the top k.
+    missed = np.maximum(hits.tied - (upto - after) - hits.order, 0) / (hits.tied - hits.order)
+    hit = 1 - np.multiply.reduceat(missed, first)
     recall = np.add.reduceat((upto - after) / hits.tied, first) / per_user
     mrr = _expected_reciprocal_rank(hits.above[best], hits.tied[best], hits.tied_positives[best])
     values[users] = np.stack([ndcg, hit, recall, mrr], axis=1)
@@ -53,7 +56,7 @@ def ranking_sums(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, weigh
 
 
 def ranking_means(sums: np.ndarray) -> np.ndarray:
-    """Means of added `ranking_sums`: (..., M + 1) -> (..., M); NaN where no user has a positive."""
+    """Means of added `ranking_sums`: (..., M + 1) -> (..., M); NaN without a positive."""
     return ratio(sums[..., :-1], sums[..., -1:])
 
 
@@ -88,15 +91,6 @@ def locate_positives(logits: np.ndarray, labels: np.ndarray, mask: np.ndarray) -
     tied_positives[by_group] = np.repeat(sizes, sizes)
     order[by_group] = np.arange(len(user)) - np.repeat(starts, sizes)
     return PositiveRanks(user, above, tied, tied_positives, order)
-
-
-def _miss_probability(hits: PositiveRanks, k: int) -> np.ndarray:
-    """(P,) probability that the i-th tied positive misses the top k if the earlier ones do.
-
-    It is (t - m - i) / (t - i), where m of t tied candidates fall into the top k.
-    """
-    inside = np.clip(k - hits.above, 0, hits.tied)
-    return np.maximum(hits.tied - inside - hits.order, 0) / (hits.tied - hits.order)
 
 
 def _expected_reciprocal_rank(above: np.ndarray, tied: np.ndarray, positives: np.ndarray) -> np.ndarray:

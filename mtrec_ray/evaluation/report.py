@@ -34,7 +34,6 @@ class EvaluationReport:
         self.variants = list(dict.fromkeys(run.variant for run in runs))
         self._runs = {v: sorted((r for r in runs if r.variant == v), key=lambda run: run.seed) for v in self.variants}
         self.first_variant, self.territories, self.titles = self.variants[0], territory_names, title_names
-        self.seeds = [run.seed for run in self._runs[self.first_variant]]
         self.cohorts = list(dict.fromkeys(cohort for _, cohort in runs[0].results))
         first = next(iter(runs[0].results.values()))
         assert first.title_is_local is not None, "results to be reported need a history"

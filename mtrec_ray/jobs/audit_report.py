@@ -93,7 +93,7 @@ class Audit:
         found = {}
         for a, (attribute, values) in enumerate(self.record.attributes.items()):
             index, keys = self.users.attribute_index[:, a], self.users.keys
-            gap = largest_ndcg_gap(metrics.ndcg, index, len(values), keys, num_bootstrap, seed=seed)
+            gap = largest_ndcg_gap(metrics.ndcg, index, len(values), keys, num_bootstrap, seed)
             if gap is not None:
                 extremes = {"best": values[gap.best], "worst": values[gap.worst]}
                 found[attribute] = gap.gap._asdict() | {"null_high": gap.null_high, **extremes}

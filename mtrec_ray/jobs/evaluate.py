@@ -22,7 +22,7 @@ from mtrec_ray.jobs.config import EvaluateConfig
 from mtrec_ray.jobs.report import PropensityEvaluation, title_labels, variant_names
 from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED, RunScorer, Scorer, count_bucket_discoveries, score_shard
 from mtrec_ray.lake.bucket import Catalogue
-from mtrec_ray.lake.cluster import map_tasks, total_cpus
+from mtrec_ray.lake.cluster import cluster_resources, map_tasks
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.plan import PairPlan
@@ -77,7 +77,7 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
             compared.append((reference, seed, name))
     states: dict[tuple[str, int, str], EvaluationState] = {}
     num_buckets = lake.manifest.num_buckets
-    num_shards = min(num_buckets, max(4, 4 * int(total_cpus())))  # about four tasks per CPU
+    num_shards = min(num_buckets, max(4, 4 * int(cluster_resources().get("CPU", 0))))  # about four tasks per CPU
     shards = [tuple(part.tolist()) for part in np.array_split(np.arange(num_buckets), num_shards)]
     arguments = (lake, sample, catalogues, list(scorers.values()), cohorts, settings, config.num_negatives)
     for _, found in map_tasks(score_shard, shards, *arguments, stage="scoring users", progress=progress):

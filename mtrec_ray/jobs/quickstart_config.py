@@ -138,6 +138,7 @@ class QuickstartSteps:
     """The settings of each step's own command."""
 
     folder: str
+    lake: str
     build: LakeBuildConfig
     embed: EmbedConfig
     trainings: list[PropensityConfig]  # one per variant and seed, the baseline's first
@@ -146,10 +147,6 @@ class QuickstartSteps:
     eliminators: EliminatorsConfig
     audit: AuditConfig
     bundle: BundleConfig
-
-    @property
-    def lake(self) -> str:
-        return self.embed.lake
 
     @property
     def runners(self) -> list[RunnerConfig]:
@@ -170,6 +167,7 @@ def make_steps(config: QuickstartConfig) -> QuickstartSteps:
     eliminators = {"backbone": join(runs, "backbone"), "name": "eliminators"}
     return QuickstartSteps(
         folder=folder,
+        lake=lake,
         build=validate_config(LakeBuildConfig, build | {"out": lake}),
         embed=validate_config(EmbedConfig, config.embed | {"lake": lake}),
         trainings=trainings,

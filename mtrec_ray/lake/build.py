@@ -25,7 +25,7 @@ from mtrec_ray.lake.manifest import LakeFile, Manifest, bucket_folder
 from mtrec_ray.lake.schema import conform, embedding_width, required_columns, stored_embeddings
 from mtrec_ray.lake.validate import BadRows, BadRowsError, count_bad_rows, merge_bad_rows, split_rows
 from mtrec_ray.lake.write import STAGING, check_free, replace_files, write_failure, write_lock, write_parquet
-from mtrec_ray.sources.source import Part, Source, SourceFacts, make_source
+from mtrec_ray.sources.source import Part, Source, SourceFacts, make_source, source_class
 
 USERS_PER_BUCKET = 40_000
 MIN_BUCKETS = 16
@@ -51,8 +51,9 @@ def build_from_source(config: LakeBuildConfig, progress: ProgressCallback | None
     """`mtrec lake build SOURCE`; UserError if raw files, settings or rows do not fit."""
     if config.out is None:
         raise UserError("setting 'out' is required: give it with --out LAKE")
-    source = make_source(config.dataset, config.source, config.raw, config.download, progress)
-    return build_lake(source, config.out, config.build, progress)
+    if config.download:
+        source_class(config.dataset).download(config.source, config.raw, progress)
+    return build_lake(make_source(config.dataset, config.source, config.raw), config.out, config.build, progress)
 
 
 def build_lake(
@@ -143,11 +144,11 @@ def build_bucket(bucket: int, plan: BuildPlan) -> tuple[dict[str, LakeFile], Bad
     facts = plan.source.facts
     rows = {name: _staged_rows(plan, name, bucket) for name in plan.tables}
     rows["users"], rows["events"] = plan.source.complete_bucket(rows["users"], rows["events"])
-    files, bad, user_ids = {}, [], None
+    files, bad, ids = {}, [], ()
     for name in plan.tables:
-        accepted, rejected = split_rows(name, conform(name, rows[name], facts), facts, user_ids, plan.title_ids)
+        accepted, rejected = split_rows(name, conform(name, rows[name], facts), facts, *ids)
         if name == "users":
-            user_ids = accepted["user_id"].combine_chunks()
+            ids = accepted["user_id"].combine_chunks(), plan.title_ids
         files[name] = _write_rows(plan.uri, name, bucket_folder(name, bucket), accepted, facts)
         if rejected.num_rows:
             write_parquet(plan.uri, f"quarantine/{name}", rejected)

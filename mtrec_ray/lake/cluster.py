@@ -103,11 +103,6 @@ def cluster_resources() -> Mapping[str, float]:
     return need_ray().cluster_resources()
 
 
-def total_cpus() -> float:
-    """Logical CPUs of the cluster."""
-    return cluster_resources().get("CPU", 0.0)
-
-
 def metrics_url() -> str:
     """Address of one node's Prometheus metrics; a local Ray has only this node."""
     node = need_ray().nodes()[0]
@@ -132,7 +127,7 @@ def map_tasks(
     waiting, running, done = iter(items), {}, 0
     try:
         while True:
-            free = max(2, 2 * int(total_cpus())) - len(running)  # the cluster may grow
+            free = max(2, 2 * int(ray.cluster_resources().get("CPU", 0))) - len(running)  # the cluster may grow
             for item in itertools.islice(waiting, max(0, free)):
                 running[task.remote(item, *references)] = item
             if not running:

@@ -1,12 +1,6 @@
 """Canonical columns of the lake's tables, and the conversion of raw tables to them.
 
-| table | columns |
-|---|---|
-| `users` | `user_id`, `territory`, one nullable string per attribute, optional `embedding` |
-| `events` | `user_id`, `title_id`, `timestamp` (us, UTC) |
-| `titles` | `title_id`, `name`, `genres`, `synopsis`, categoricals, `territories` (empty = everywhere), optional |
-| | `promoted_from` and `promoted_until` (null = no limit), optional `embedding` |
-| `candidates` | `user_id`, `title_ids` |
+Titles without `territories` are offered everywhere; `promoted_from` and `promoted_until` may be absent (no limit).
 """
 
 # pyright: reportAttributeAccessIssue=false

@@ -36,12 +36,10 @@ class BadRowsError(UserError):
         super().__init__("\n".join(lines))
 
 
-def split_rows(
-    table: str, rows: pa.Table, facts: SourceFacts, user_ids: pa.Array | None = None, title_ids: pa.Array | None = None
-) -> tuple[pa.Table, pa.Table]:
+def split_rows(table: str, rows: pa.Table, facts: SourceFacts, *ids: pa.Array) -> tuple[pa.Table, pa.Table]:
     """(accepted, rejected) rows, both sorted; rejected ones have a `reason` column.
 
-    Events and candidates need the accepted `user_ids` and `title_ids`. Events with one timestamp keep the order of the
+    Events and candidates need `ids`, the accepted user and title ids. Events with one timestamp keep the order of the
     source: which of them is last decides a leave-one-out test.
     """
     problems = [(f"null_{name}", _blank(rows[name])) for name in ("user_id", "title_id") if name in rows.column_names]
@@ -50,12 +48,10 @@ def split_rows(
     elif table == "titles":
         problems += _title_problems(rows, facts)
     else:
-        assert user_ids is not None
-        assert title_ids is not None
         if table == "events":
             problems.append(("null_timestamp", rows["timestamp"].is_null().to_numpy()))
             problems.append(("timestamp_out_of_range", _mask(out_of_range(rows["timestamp"]))))
-        problems += _reference_problems(rows, user_ids, title_ids)
+        problems += _reference_problems(rows, *ids)
     width = embedding_width(table, facts)
     problems += embedding_problems(rows["embedding"], width) if width else []
     accepted, rejected = _split(rows, problems)

@@ -2,12 +2,6 @@
 
 Territory = postal region: `zip-` and the first digit of the zip code, `zip-other` for anything else (Canada, abroad).
 A rating is a streaming event. The evaluation days are the last `num_evaluation_days` spans of `day_length_days`.
-
-| layout | files |
-|---|---|
-| GroupLens 100K | `u.data`, `u.user`, `u.item` (tab and `|`, latin-1) |
-| GroupLens 1M | `ratings.dat`, `users.dat`, `movies.dat` (`::`, latin-1) |
-| RecBole atomic 100K | `ml-100k.inter`, `ml-100k.user`, `ml-100k.item` (tab, typed header) |
 """
 
 # pyright: reportAttributeAccessIssue=false

@@ -11,7 +11,6 @@ import pyarrow as pa
 from pydantic import BaseModel, Field
 
 from mtrec_ray.config import Config, validate_config
-from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import resolve
 from mtrec_ray.sources.calendar import Calendar, Territory
@@ -72,12 +71,7 @@ class Source(ABC):
 
 
 def pick_columns(
-    file: str,
-    present: Sequence[str],
-    setting: str,
-    mapping: dict[str, str],
-    required: Sequence[str],
-    optional: Sequence[str] = (),
+    file: str, present: Sequence[str], setting: str, mapping: dict[str, str], required: list[str], optional: list[str]
 ) -> dict[str, str]:
     """Canonical -> raw names of the columns to read; `mapping` is the value of `setting`."""
     names = [*required, *optional]
@@ -109,30 +103,20 @@ def local_folder(source: str, raw: str) -> Path:
     return Path(resolve(raw)[1]).resolve()
 
 
-def make_source(
-    name: str,
-    config: dict[str, Any] | Config | None = None,
-    raw: str | None = None,
-    download: bool = False,
-    progress: ProgressCallback | None = None,
-) -> Source:
-    """Create a source, with `download` after fetching its raw files.
-
-    UserError: unknown name, wrong setting or no readable raw files.
-    """
-    model, source = source_config_class(name), _import(name, "Source")
+def make_source(name: str, config: dict[str, Any] | Config | None = None, raw: str | None = None) -> Source:
+    """Create a source; UserError: unknown name, wrong setting or no readable raw files."""
+    model = source_config_class(name)
     settings = config if isinstance(config, Config) else validate_config(model, config or {})
-    if download:
-        source.download(settings, raw, progress)
-    return source(settings, raw)
+    return source_class(name)(settings, raw)
 
 
 def source_config_class(name: str) -> type[Config]:
     """The settings class of a source; UserError for an unknown name."""
     if name not in SOURCES:
         raise UserError(f"unknown source {name!r}: there are {', '.join(SOURCES)}")
-    return _import(name, "Config")
+    return source_class(name, "Config")
 
 
-def _import(name: str, kind: str) -> Any:
+def source_class(name: str, kind: str = "Source") -> Any:
+    """Class of a source, or of its settings (`Config`)."""
     return getattr(importlib.import_module(f"mtrec_ray.sources.{name}"), SOURCES[name] + kind)

@@ -84,13 +84,9 @@ class XMarketSource(Source):
     def __init__(self, config: XMarketConfig, raw: str | None):
         self.config = config
         folder = raw_folder("xmarket", raw)
-        self.folders = sorted(path.parent for path in folder.glob("*/train.tsv"))
-        if not self.folders:
+        self.markets = [Market.read(path.parent, config) for path in sorted(folder.glob("*/train.tsv"))]
+        if not self.markets:
             raise UserError(f"{str(folder)!r} has no market: each is a folder with a train.tsv")
-
-    @cached_property
-    def markets(self) -> list[Market]:
-        return [Market.read(folder, self.config) for folder in self.folders]
 
     @cached_property
     def facts(self) -> SourceFacts:

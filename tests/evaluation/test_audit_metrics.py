@@ -93,11 +93,12 @@ def test_gaps_by_chance_are_inside_the_null():
     assert sum(gap is not None and gap.gap.value < gap.null_high for gap in gaps) >= 25
 
 
-def test_rare_values_and_users_without_a_test_event_take_no_part_in_the_gap():
+def test_rare_values_and_users_without_a_test_event_take_no_part_in_the_gap(monkeypatch):
     ndcg, values, keys = groups()
     ndcg[:3], values[:3] = (1.0, 1.0, np.nan), (3, 3, 0)
     found = largest_ndcg_gap(ndcg, values, 4, keys)
     assert found is not None
     assert found.best != 3
     assert np.isfinite(found.gap).all()
-    assert largest_ndcg_gap(ndcg, values, 4, keys, min_users=200) is None
+    monkeypatch.setattr("mtrec_ray.evaluation.audit_metrics.MIN_GAP_USERS", 200)
+    assert largest_ndcg_gap(ndcg, values, 4, keys) is None

@@ -1,4 +1,4 @@
-"""From a lake to a bundle: backbone, eliminators, audit, bundle, on a small service with planted tastes.
+"""From a lake to a bundle in this process: backbone, eliminators, audit, bundle, on a small service.
 
 Eliminators of one epoch, one attacker; `test_planted_attribute` trains and attacks as users do.
 """
@@ -25,21 +25,20 @@ from mtrec_ray.jobs.audit import _labels, audit
 from mtrec_ray.jobs.audit_report import Audit
 from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.config import AuditConfig, BundleConfig
-from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.sources.source import make_source
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.sequences import in_split
 from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
+from mtrec_ray.training import fit
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators import train_eliminators
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
 from mtrec_ray.training.fit import train_backbone
 from mtrec_ray.training.weights import save_weights
 from tests.jobs.untrained import write_backbone
-
-pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
+from tests.training.one_worker import OneWorker
+from tests.tuning.conftest import build_here
 
 SYNTHETIC = {"users": 800, "territories": 4, "titles": 80, "events_per_user": 40.0, "attribute_correlation": 0.8}
 COMBINATIONS = ["gender", "age", "gender+age"]
@@ -58,9 +57,9 @@ def eliminators_config(folder: Path, **settings: Any) -> EliminatorsConfig:
 
 
 @pytest.fixture(scope="module")
-def folder(ray_cluster, tmp_path_factory) -> Path:
+def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("fairness")
-    build_lake(make_source("synthetic", SYNTHETIC), str(folder / "lake"))
+    build_here(folder / "lake", 4, **SYNTHETIC)
     return folder
 
 
@@ -73,7 +72,9 @@ def backbone(folder) -> BackboneRecord:
 
 @pytest.fixture(scope="module")
 def eliminators(folder, backbone) -> EliminatorsRecord:
-    return train_eliminators(eliminators_config(folder))
+    with pytest.MonkeyPatch.context() as patch:
+        OneWorker(patch, folder / "checkpoints")
+        return train_eliminators(eliminators_config(folder))
 
 
 @pytest.fixture(scope="module")
@@ -118,6 +119,7 @@ def test_the_audit_split_takes_no_part_in_training(folder, eliminators, audited,
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_work(eliminators, monkeypatch):
+    monkeypatch.setattr("mtrec_ray.jobs.audit.map_tasks", LocalReader().map)
     monkeypatch.setattr("mtrec_ray.jobs.audit._represent", None)
     for out, message in (("nosuch://x", "cannot open 'nosuch://x'"), ("/proc/none", "cannot write to '/proc/none'")):
         with pytest.raises(UserError, match=message):
@@ -190,7 +192,8 @@ def test_tables_mark_leaks_and_what_is_to_be_hidden(audited):
         assert ("*" in str(cell)) == (name in ("gender", "gender+age"))
 
 
-def test_a_bundle_holds_weights_and_metrics_of_its_runs(folder, eliminators, document, tmp_path):
+def test_a_bundle_holds_weights_and_metrics_of_its_runs(folder, eliminators, document, monkeypatch, tmp_path):
+    monkeypatch.setattr("mtrec_ray.jobs.bundle.map_tasks", LocalReader().map)
     config = {"run": eliminators.uri, "audit": str(folder / "audit"), "out": str(tmp_path / "bundle")}
     bundle = make_bundle(validate_config(BundleConfig, config)).bundle
     assert bundle.manifest.combinations == [("gender",), ("age",), ("gender", "age")]
@@ -223,7 +226,8 @@ def test_a_bundle_holds_weights_and_metrics_of_its_runs(folder, eliminators, doc
         ({"runner": {"workers": 4}}, "runner.workers = 4 needs 5 logical CPUs"),
     ],
 )
-def test_settings_that_do_not_fit_are_refused_before_work(folder, backbone, settings, message):
+def test_settings_that_do_not_fit_are_refused_before_work(folder, backbone, settings, message, monkeypatch):
+    monkeypatch.setattr(fit, "cluster_resources", lambda: {"CPU": 3.0})
     with pytest.raises(UserError, match=message):
         train_eliminators(eliminators_config(folder, name="other", **settings))
     assert not (folder / "runs" / "other").exists()

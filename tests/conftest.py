@@ -17,7 +17,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 def ray_cluster() -> Iterator[None]:
     """A local Ray with three logical CPUs, started once; tests that use it carry `pytest.mark.ray`."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # as `ray_session` has it
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")  # both as `ray_session` has them
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     import ray
 
     from mtrec_ray.lake.cluster import workers_heed_interrupts

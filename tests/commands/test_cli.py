@@ -16,6 +16,7 @@ from tests.streams.lakes import random_rows, write_lake
 BUILD = ["lake", "build", "synthetic"]
 SMALL = {"users": 300, "territories": 4, "titles": 30, "days": 20, "user_width": 8, "title_width": 8}
 SETTINGS = [part for key, value in SMALL.items() for part in ("--set", f"source.{key}={value}")]
+SETTINGS += ["--set", "build.num_buckets=2"]
 
 
 def mtrec(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -199,12 +200,9 @@ class TestInThisProcess:
 
     @pytest.fixture(scope="class")
     def lake(self, tmp_path_factory) -> str:
-        from mtrec_ray.lake.build import build_lake
-        from mtrec_ray.sources.source import make_source
+        from tests.tuning.conftest import build_here
 
-        uri = str(tmp_path_factory.mktemp("cli") / "lake")
-        build_lake(make_source("synthetic", SMALL), uri)
-        return uri
+        return build_here(tmp_path_factory.mktemp("cli") / "lake", 2, **SMALL).uri
 
     def test_shown_users_of_territories_add_up(self, lake, run):
         code, out, _ = run("lake", "show", lake, "--json")

@@ -131,10 +131,13 @@ def test_a_trial_whose_process_is_killed_is_restarted(ray_cluster, shuffled_lake
     assert len(result.rows) == 2
 
 
-def test_resume_of_an_interrupted_and_then_killed_search_repeats_no_finished_trial(shuffled_lake, tmp_path):
+def test_resume_of_an_interrupted_and_then_killed_search_repeats_no_finished_trial(
+    ray_cluster, shuffled_lake, tmp_path
+):
     config, tune = tmp_path / "search.yaml", tmp_path / "k" / "tune"
     space = ONE_PARTITION["space"]
-    config.write_text(yaml.safe_dump(SETTINGS | {"space": space, "validations": 4, "trials": 3, "confirm": 0}))
+    settings = {"space": space, "validations": 4, "trials": 3, "confirm": 0}
+    config.write_text(yaml.safe_dump(SETTINGS | settings))
     command = [sys.executable, "-m", "mtrec_ray", "search", "propensity", "--lake", shuffled_lake.uri, "--name", "k"]
     command += ["--searches", str(tmp_path), "--config", str(config), "--trials-at-once", "1", "--json"]
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
@@ -152,9 +155,9 @@ def test_resume_of_an_interrupted_and_then_killed_search_repeats_no_finished_tri
         before |= {path: path.read_text() for path in finished if path not in before}
     for checkpoint in tune.glob("*/checkpoint_*"):  # as when the driver dies before its state names the newer one
         shutil.rmtree(checkpoint)
-    resumed = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-    assert resumed.returncode == 0, resumed.stderr[-2000:]
-    counts = json.loads(resumed.stdout)["num_trials"]
+    settings |= {"trials_at_once": 2}
+    resumed = search_propensity(search_config(shuffled_lake.uri, tmp_path, "k", **settings), resume=True)
+    counts = resumed.document()["num_trials"]
     assert counts["done"] + counts["stopped early"] == 3
     for path, text in before.items():
         assert path.read_text() == text

@@ -107,10 +107,10 @@ def run_trials(prepared: PreparedSearch, resume: bool, progress: ProgressCallbac
     folder, cpus, workers = join(prepared.config.uri, TUNE), prepared.config.cpus_per_worker, prepared.workers
     trainable = tune.with_parameters(TrialProcess, specs=prepared.specs, workers=workers, cpus=cpus)
     trainable = tune.with_resources(trainable, tune.PlacementGroupFactory([{"CPU": cpus}] * workers))
-    if resume and tune.Tuner.can_restore(folder):
+    started = resume and tune.Tuner.can_restore(folder)
+    tuner = _new_tuner(prepared, trainable)  # writes tuner.pkl, of which a killed driver may leave half
+    if started:
         tuner = tune.Tuner.restore(folder, trainable=trainable, resume_unfinished=True, resume_errored=True)
-    else:
-        tuner = _new_tuner(prepared, trainable)
     grid = tuner.fit()
     if grid.num_errors:
         # Tune counts a process that dies between its step and its save as two failures: give it another try.

@@ -155,6 +155,7 @@ def test_resume_of_an_interrupted_and_then_killed_search_repeats_no_finished_tri
         before |= {path: path.read_text() for path in finished if path not in before}
     for checkpoint in tune.glob("*/checkpoint_*"):  # as when the driver dies before its state names the newer one
         shutil.rmtree(checkpoint)
+    (tune / "tuner.pkl").write_bytes(b"")  # as when it dies while Tune copies its state
     settings |= {"trials_at_once": 2}
     resumed = search_propensity(search_config(shuffled_lake.uri, tmp_path, "k", **settings), resume=True)
     counts = resumed.document()["num_trials"]

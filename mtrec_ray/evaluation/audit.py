@@ -24,7 +24,6 @@ from mtrec_ray.evaluation.intervals import poisson_weights
 from mtrec_ray.hashing import mix
 
 MAX_TRAIN_USERS = 20_000  # of a fold, and as many validation users, chosen by hash
-REPEATED_USERS, MAX_REPEATS = 1500, 4
 
 
 @dataclass(frozen=True)
@@ -37,6 +36,11 @@ class AuditSettings:
     num_bootstrap: int = 200
     seed: int = 0
 
+    @staticmethod
+    def repeats_for(num_users: int) -> int:
+        """Repetitions that give about 1,500 attacks, at most 4."""
+        return min(4, -(-1500 // max(1, num_users)))
+
 
 class AttributeLabels(NamedTuple):
     """Users' values of one attribute: (N,) int64 in [0, num_values), -1 = unknown."""
@@ -44,11 +48,6 @@ class AttributeLabels(NamedTuple):
     name: str
     values: np.ndarray
     num_values: int
-
-
-def repeats_for(num_users: int) -> int:
-    """Repetitions that give about 1,500 attacks, at most 4."""
-    return min(MAX_REPEATS, -(-REPEATED_USERS // max(1, num_users)))
 
 
 def audit_vectors(

@@ -35,7 +35,8 @@ def fit_logistic(
     num_labelings, num_strengths = len(labels), len(L2_STRENGTHS)
     weights = class_weights(labels, num_values).T / num_rows  # (n, P)
     target = (labels.T[:, :, None] == np.arange(num_values)).astype(np.float32)[:, :, None]  # (n, P, 1, A)
-    second_moment = np.asarray(_square(inputs).mean(axis=0)).ravel().astype(np.float32) + 1e-6
+    squares = inputs**2 if isinstance(inputs, np.ndarray) else inputs.multiply(inputs)
+    second_moment = np.asarray(squares.mean(axis=0)).ravel().astype(np.float32) + 1e-6
     l2 = np.array(L2_STRENGTHS, dtype=np.float32) * (second_moment[:-1].sum() / num_rows)
     l2 = (np.arange(num_inputs) < num_inputs - 1)[:, None] * l2  # (d + 1, K)
     bound = _largest_curvature(inputs, weights, second_moment)  # (P,)
@@ -66,10 +67,6 @@ def with_intercept(inputs: Matrix, basis: np.ndarray | None) -> Matrix:
     if basis is None:
         return csr_matrix(hstack([inputs, ones]))
     return np.hstack([np.asarray(inputs) @ basis, ones])
-
-
-def _square(inputs: Matrix) -> Matrix:
-    return inputs**2 if isinstance(inputs, np.ndarray) else inputs.multiply(inputs)
 
 
 def _largest_curvature(inputs: Matrix, weights: np.ndarray, second_moment: np.ndarray) -> np.ndarray:

@@ -126,10 +126,14 @@ class ScoreCounts:
 
     def add_scores(self, kind: str, fine_bins: np.ndarray, weights: np.ndarray) -> None:
         """Count few scores, one user each: (N,) fine bins, (N, R) weights; `kind` of `KINDS`."""
-        if len(fine_bins):
-            self.spans[kind].add(*weighted_counts(self.grid.coarsen(fine_bins), weights))
-            first = int(fine_bins.min())
-            self.spans[f"fine_{kind}"].add(first, np.bincount(fine_bins - first)[:, None])
+        if not len(fine_bins):
+            return
+        bins = self.grid.coarsen(fine_bins)
+        first, fine_first = int(bins.min()), int(fine_bins.min())
+        sums = torch.zeros(int(bins.max()) - first + 1, weights.shape[1])  # float32, exact to sums of 2^24
+        sums.index_add_(0, torch.from_numpy(bins - first), torch.from_numpy(np.ascontiguousarray(weights)))
+        self.spans[kind].add(first, sums.numpy())
+        self.spans[f"fine_{kind}"].add(fine_first, np.bincount(fine_bins - fine_first)[:, None])
 
     def histogram(self) -> np.ndarray:
         """(R, 2, num_bins) int64 weighted counts, [:, 0] negatives, [:, 1] positives."""
@@ -147,14 +151,6 @@ class ScoreCounts:
         coarse = average_precision(*np.moveaxis(self.histogram(), 1, 0))
         fine = average_precision(*self.fine_histogram())
         return np.append(fine, coarse[1:] * (fine / coarse[0]))
-
-
-def weighted_counts(bins: np.ndarray, weights: np.ndarray) -> tuple[int, np.ndarray]:
-    """Sum of weights (N, R) by bin (N,): first bin, (span, R) float32, exact to sums of 2^24."""
-    first, last = int(bins.min()), int(bins.max())
-    sums = torch.zeros(last - first + 1, weights.shape[1])
-    sums.index_add_(0, torch.from_numpy(bins - first), torch.from_numpy(np.ascontiguousarray(weights)))
-    return first, sums.numpy()
 
 
 def positive_pairs(labels: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

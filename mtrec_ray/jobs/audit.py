@@ -17,14 +17,7 @@ from mtrec_ray.combinations import NONE, Combination, combination_name
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.attackers import LIST_ATTACKERS, bag_of_titles
-from mtrec_ray.evaluation.audit import (
-    AttributeLabels,
-    AuditSettings,
-    audit_inputs,
-    audit_vectors,
-    check_users,
-    repeats_for,
-)
+from mtrec_ray.evaluation.audit import AttributeLabels, AuditSettings, audit_inputs, audit_vectors, check_users
 from mtrec_ray.evaluation.audit_metrics import AuditResult
 from mtrec_ray.files import check_writable
 from mtrec_ray.jobs.audit_report import Audit, UserRepresentations
@@ -57,7 +50,8 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
     backbone = load_backbone(source, record.backbone_hash)
     users = _read_users(lake, source.config.sequences, source.config.model.history, config.max_users, progress)
     audit_users = users.only(users.audit_split)
-    settings = AuditSettings(config.num_folds, repeats_for(len(audit_users)), config.num_permutations, seed=config.seed)
+    num_repeats = AuditSettings.repeats_for(len(audit_users))
+    settings = AuditSettings(config.num_folds, num_repeats, config.num_permutations, seed=config.seed)
     labels = _labels(records, audit_users, settings)
     if config.out:
         check_writable(config.out)

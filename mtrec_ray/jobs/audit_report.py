@@ -111,8 +111,7 @@ class Audit:
                 about = {field: found[field] for field in ABOUT}
                 leakage += (key | {"metric": metric} | found[metric] | about for metric in LEAKAGE_METRICS)
                 for attacker, of_attacker in found["attackers"].items():
-                    cells = ({"attacker": attacker, "metric": m, "value": value} for m, value in of_attacker.items())
-                    attackers += (key | cell for cell in cells)
+                    attackers += (key | {"attacker": attacker, "metric": m, "value": v} for m, v in of_attacker.items())
         rows = {"leakage": leakage, "attackers": attackers, "accuracy": accuracy, "ndcg_gaps": gaps}
         return {f"audit_{name}": pd.DataFrame(found) for name, found in rows.items() if found}
 

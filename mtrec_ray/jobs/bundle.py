@@ -94,6 +94,7 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
     evaluation = part and part.model_dump(include={"pr_auc", "protocol"})
     content = json.dumps([hashes, metrics, audit, evaluation], sort_keys=True)
+    configs = {"backbone": source.config, "eliminators": record.config}
     manifest = BundleManifest(
         version=hashlib.sha256(content.encode()).hexdigest()[:12],
         created_at=datetime.now(UTC),
@@ -106,10 +107,7 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
         metrics=metrics,
         audit=audit,
         propensity=part,
-        config={
-            "backbone": source.config.model_dump(mode="json"),
-            "eliminators": record.config.model_dump(mode="json"),
-        },
+        config={name: of.model_dump(mode="json") for name, of in configs.items()},
         files=hashes,
     )
     return BundleResult(Bundle.write(out, manifest, files))

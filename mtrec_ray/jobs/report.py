@@ -91,8 +91,8 @@ def title_score_plot(histograms: Mapping[str, np.ndarray], title: str):
     occupied = np.flatnonzero(sum(counts.values()))
     first, last = int(occupied[0]), int(occupied[-1]) + 1
     cuts = np.unique(np.linspace(first, last, NUM_BARS + 1).round().astype(int))
-    finite = GRID.edges()[1:-1]
-    edges = GRID.edges()[cuts].clip(finite[0], finite[-1])
+    edges = GRID.edges()
+    edges = edges[cuts].clip(edges[1], edges[-2])  # the outermost are infinite
     figure = Figure(figsize=(5, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

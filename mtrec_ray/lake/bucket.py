@@ -6,7 +6,7 @@ Legend: `N` users of the bucket, `E` events, `T` titles of the catalogue.
 # pyright: reportAttributeAccessIssue=false
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cached_property
 
 import numpy as np
@@ -68,18 +68,13 @@ class Bucket:
         seen = (self.event_time >= month_start(start)) & (self.event_time < to_datetime64(end))
         return np.unique(pair_code(self.event_user[seen], self.event_title[seen]))
 
-    def has_events_before(self, time: datetime) -> np.ndarray:
-        """(N,) bool: at least one event before `time`."""
-        return self._users_with(self.event_time < to_datetime64(time))
+    def has_events(self, start: datetime, end: datetime) -> np.ndarray:
+        """(N,) bool: at least one event in [start, end)."""
+        return np.bincount(self.event_user[within(self.event_time, start, end)], minlength=len(self.keys)) > 0
 
     def active(self, start: datetime, end: datetime, active_days: int) -> np.ndarray:
         """(N,) bool: at least one event in the last `active_days` of [start, end)."""
-        since = max(to_datetime64(start), to_datetime64(end) - np.timedelta64(active_days, "D"))
-        return self._users_with((self.event_time >= since) & (self.event_time < to_datetime64(end)))
-
-    def _users_with(self, events: np.ndarray) -> np.ndarray:
-        """(N,) bool: at least one of the events in a mask (E,)."""
-        return np.bincount(self.event_user[events], minlength=len(self.keys)) > 0
+        return self.has_events(end - min(timedelta(days=active_days), end - start), end)
 
 
 @dataclass(frozen=True)

@@ -22,15 +22,7 @@ from mtrec_ray.lake.bucket import Bucket, within
 from mtrec_ray.lake.cluster import cluster_resources, joins_cluster, map_tasks, need_ray
 from mtrec_ray.lake.config import EmbedConfig, InteractionConfig, TextConfig
 from mtrec_ray.lake.inspect import LakeSummary
-from mtrec_ray.lake.interactions import (
-    Bounds,
-    InteractionSpace,
-    fit_space,
-    fold_vectors,
-    history_matrix,
-    scale_rows,
-    user_vectors,
-)
+from mtrec_ray.lake.interactions import Bounds, InteractionSpace, count_histories, fit_space, fold_vectors, user_vectors
 from mtrec_ray.lake.manifest import Lake, LakeFile, Manifest, bucket_folder
 from mtrec_ray.lake.write import replace_files, write_failure, write_lock, write_parquet
 from mtrec_ray.sources.source import Embeddings
@@ -38,7 +30,6 @@ from mtrec_ray.sources.source import Embeddings
 BATCH_SIZE = 64  # Titles per forward pass
 MAX_TOKENS = 128  # Longer texts are truncated
 MAX_CATEGORIES = 64
-Counts = tuple[sp.csr_matrix, np.ndarray, int]  # Title x title matrix, users of each title, users with a history
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +80,7 @@ def _interaction_space(
     num_titles = lake.titles.num_rows
     gram, title_users, num_users = sp.csr_matrix((num_titles, num_titles)), np.zeros(num_titles), 0
     buckets = range(lake.manifest.num_buckets)
-    parts = map_tasks(_count_histories, buckets, lake, bounds, stage="reading histories", progress=progress)
+    parts = map_tasks(count_histories, buckets, lake, bounds, stage="reading histories", progress=progress)
     for bucket_gram, bucket_titles, bucket_users in _in_order(parts):
         gram, title_users, num_users = gram + bucket_gram, title_users + bucket_titles, num_users + bucket_users
     if title_users.sum() == 0:
@@ -98,23 +89,14 @@ def _interaction_space(
     return fit_space(sp.csr_matrix(gram), title_users, num_users, config)
 
 
-def _in_order(parts: Iterable[tuple[int, Counts]]) -> Iterator[Counts]:
+def _in_order(parts: Iterable[tuple[int, Any]]) -> Iterator[Any]:
     """Results in the order of their buckets, so that a float sum is the same at every run."""
-    waiting: dict[int, Counts] = {}
-    expected = 0
+    waiting, expected = {}, 0
     for index, part in parts:
         waiting[index] = part
         while expected in waiting:
             yield waiting.pop(expected)
             expected += 1
-
-
-def _count_histories(index: int, lake: Lake, bounds: Bounds) -> Counts:
-    bucket = Bucket.read(lake, index)
-    history = history_matrix(bucket, np.flatnonzero(within(bucket.event_time, *bounds)), lake.titles.num_rows)
-    scaled = scale_rows(history)
-    num_users = int((np.diff(history.indptr) > 0).sum())
-    return sp.csr_matrix(scaled.T @ scaled), np.asarray(history.sum(axis=0)).ravel(), num_users
 
 
 def _embed_bucket(

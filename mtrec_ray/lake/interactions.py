@@ -21,6 +21,7 @@ from scipy.sparse.linalg import eigsh
 from mtrec_ray.hashing import mix
 from mtrec_ray.lake.bucket import Bucket, pair_code, user_and_title, within
 from mtrec_ray.lake.config import InteractionConfig
+from mtrec_ray.lake.manifest import Lake
 
 Bounds = tuple[datetime, datetime]  # [start, end) of the window
 TITLE_POWER, USER_POWER = 0.35, 0.5
@@ -47,6 +48,15 @@ def scale_rows(matrix: sp.csr_matrix) -> sp.csr_matrix:
     """Each row divided by (its number of entries)^USER_POWER."""
     lengths = np.maximum(np.diff(matrix.indptr), 1)
     return sp.csr_matrix(sp.diags(lengths**-USER_POWER) @ matrix)
+
+
+def count_histories(index: int, lake: Lake, bounds: Bounds) -> tuple[sp.csr_matrix, np.ndarray, int]:
+    """Of one bucket: title x title matrix, users of each title, users with a history."""
+    bucket = Bucket.read(lake, index)
+    history = history_matrix(bucket, np.flatnonzero(within(bucket.event_time, *bounds)), lake.titles.num_rows)
+    scaled = scale_rows(history)
+    num_users = int((np.diff(history.indptr) > 0).sum())
+    return sp.csr_matrix(scaled.T @ scaled), np.asarray(history.sum(axis=0)).ravel(), num_users
 
 
 def fit_space(

@@ -23,8 +23,7 @@ def download_file(
 ) -> None:
     """Download `url` to `out`, resuming from `<out>.part`; the checksum is `md5:...`.
 
-    UserError if the server cannot be reached or the connection broke (the part stays for the next attempt), or the
-    content does not match the checksum (the part is removed).
+    UserError: no connection or a broken one (the part stays), or another checksum (the part is removed).
     """
     if out.exists() and _checksum_of(out) == checksum:
         return

@@ -20,14 +20,7 @@ from pydantic import Field
 from mtrec_ray.config import Config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.calendar import (
-    AFTER_LAST_TIMESTAMP,
-    DAY_S,
-    Calendar,
-    Territory,
-    propose_calendar,
-    timestamps_from_epoch,
-)
+from mtrec_ray.sources.calendar import AFTER_LAST_TIMESTAMP, DAY_S, Calendar, Territory, propose_calendar, to_utc_micros
 from mtrec_ray.sources.download import download_file, unpack_files
 from mtrec_ray.sources.source import Part, Source, SourceFacts, local_folder, raw_folder
 from mtrec_ray.sources.text import TextFile
@@ -201,7 +194,7 @@ class MovieLensSource(Source):
 
     def _events(self) -> pa.Table:
         ratings = self._ratings().filter(pc.field("rating") >= self.config.min_rating)
-        times = timestamps_from_epoch(ratings["timestamp"].to_numpy(), "s")
+        times = to_utc_micros(ratings["timestamp"], "s")
         return pa.table({"user_id": ratings["user_id"], "title_id": ratings["title_id"], "timestamp": times})
 
     def _calendar(self) -> Calendar:

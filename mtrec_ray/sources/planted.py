@@ -193,7 +193,7 @@ def make_world(config: "SyntheticConfig") -> World:
     )
 
 
-def embeddings(seed: int, keys: np.ndarray, taste: np.ndarray, lift: np.ndarray) -> np.ndarray:
+def embed(seed: int, keys: np.ndarray, taste: np.ndarray, lift: np.ndarray) -> np.ndarray:
     """(N, width) float16: taste times `lift` plus uniform noise; the territory does not show."""
     result = np.empty((len(keys), lift.shape[1]), np.float16)
     for start in range(0, len(keys), ROWS_PER_CHUNK):

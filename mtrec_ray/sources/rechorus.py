@@ -27,7 +27,7 @@ from pydantic import Field, model_validator
 from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources.calendar import DAY_S, Calendar, Territory, propose_calendar, timestamps_from_epoch
-from mtrec_ray.sources.rechorus_scan import AttributeColumn, Scan, attribute_column, scan_files
+from mtrec_ray.sources.rechorus_scan import AttributeColumn, attribute_column, scan_files
 from mtrec_ray.sources.source import Part, Source, SourceFacts, pick_columns, raw_folder
 from mtrec_ray.sources.text import TextFile, read_header
 
@@ -80,14 +80,11 @@ class ReChorusSource(Source):
         raw_names = {config.columns.get(name, name) for name in required}
         self.paths, self.left_out = find_files(folder, config.files, raw_names)
         self.files = [cut_pieces(path, config.columns, required) for path in self.paths]
+        self.scan = scan_files(self.files, self.attributes, config.behaviors)
 
     def __getstate__(self) -> dict:
         """Workers get the paths and facts; what they need of the scan is in each part."""
         return {name: value for name, value in self.__dict__.items() if name != "scan"}
-
-    @cached_property
-    def scan(self) -> Scan:
-        return scan_files(self.files, self.attributes, self.config.behaviors)
 
     @cached_property
     def facts(self) -> SourceFacts:
@@ -96,7 +93,7 @@ class ReChorusSource(Source):
         return SourceFacts(
             source="rechorus",
             territories=[Territory(name=TERRITORY, region=TERRITORY)],
-            attributes={attribute.name: list(attribute.values) for attribute in self.attributes},
+            attributes={attribute.name: attribute.values for attribute in self.attributes},
             calendar=calendar,
             num_users=self.scan.users.num_rows,
             notes=self._notes(),
@@ -153,11 +150,7 @@ class ReChorusSource(Source):
 
 
 def find_files(folder: Path, names: list[str] | None, required: set[str]) -> tuple[list[Path], list[Path]]:
-    """(files to read in the order of time, CSV files left out).
-
-    They are `names`, in order; None = the usual ones where there is a train.csv, else every *.csv that has the
-    `required` columns.
-    """
+    """(files to read in the order of time, CSV files left out), by `ReChorusConfig.files`."""
     found = sorted(folder.glob("*.csv"))
     if names is not None:
         chosen = [folder / name for name in names]

@@ -17,13 +17,11 @@ import pyarrow.compute as pc
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix, user_keys
 from mtrec_ray.sources.calendar import AFTER_LAST_TIMESTAMP
-from mtrec_ray.sources.movielens import AGE_BANDS, age_band
+from mtrec_ray.sources.movielens import age_band
 from mtrec_ray.sources.text import TextFile
 
 UNKNOWN_TEXTS = ("", "nan", "none", "null", "na", "0", "0.0")
 OLDEST = 120
-LEVELS = tuple("123456789")
-DECADES = ("10-19", "20-29", "30-39", "40-49", "50-59")  # Of paper B's code: younger and older users are unknown
 
 
 @dataclass(frozen=True)
@@ -33,14 +31,17 @@ class AttributeColumn:
     name: str
     column: str
     meaning: str  # What a number should be, for an error
-    values: tuple[str, ...]
-    codes: tuple[int | None, ...]  # Index into `values` of each number from 1 on, None = unknown
+    numbers: dict[int, str | None]  # Value of each number, None = unknown
+
+    @property
+    def values(self) -> list[str]:
+        return list(dict.fromkeys(value for value in self.numbers.values() if value))
 
     def encode(self, rows: pa.Table, piece: TextFile) -> pa.Array:
         """(rows,) int8 index into `values`, null = unknown; `23`, `23.0` and `023` are the same."""
         codes: dict[str, int | None] = dict.fromkeys(UNKNOWN_TEXTS)
-        for number, code in enumerate(self.codes, start=1):
-            codes |= {str(number): code, f"{number}.0": code}
+        for number, value in self.numbers.items():
+            codes |= dict.fromkeys([f"{number}", f"{number}.0"], self.values.index(value) if value else None)
         texts = pc.utf8_lower(pc.utf8_trim_whitespace(rows[self.column]))
         index = pc.index_in(pc.replace_substring_regex(texts, r"^0+(\d)", r"\1"), value_set=pa.array(codes))
         meaning = f"{self.meaning}, or 0 or empty where it is unknown"
@@ -51,17 +52,14 @@ class AttributeColumn:
 def attribute_column(name: str, age_bands: str) -> AttributeColumn:
     """How `gender`, `age` or `power` is read; `age_bands` as in `ReChorusConfig`."""
     if name == "gender":
-        return AttributeColumn(name, "gender", "1 or 2", ("male", "female"), (0, 1))
+        return AttributeColumn(name, "gender", "1 or 2", {1: "male", 2: "female"})
     column = "old" if name == "age" else name
     if name == "power" or age_bands == "levels":
-        return AttributeColumn(name, column, "1 to 9", LEVELS, tuple(range(len(LEVELS))))
-    years = range(1, OLDEST + 1)
-    if age_bands == "decades":
-        values, codes = DECADES, [year // 10 - 1 if 10 <= year < 60 else None for year in years]
-    else:
-        values = tuple(AGE_BANDS.values())
-        codes = [values.index(age_band(year)) for year in years]
-    return AttributeColumn(name, column, f"an age in years, 1 to {OLDEST}", values, tuple(codes))
+        return AttributeColumn(name, column, "1 to 9", {level: str(level) for level in range(1, 10)})
+    values: dict[int, str | None] = {year: age_band(year) for year in range(1, OLDEST + 1)}
+    if age_bands == "decades":  # of paper B's code: younger and older users are unknown
+        values = {year: f"{year // 10}0-{year // 10}9" if 10 <= year < 60 else None for year in values}
+    return AttributeColumn(name, column, f"an age in years, 1 to {OLDEST}", values)
 
 
 @dataclass

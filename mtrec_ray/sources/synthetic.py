@@ -13,15 +13,7 @@ from mtrec_ray.config import Config, advanced
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import uniforms
 from mtrec_ray.sources.calendar import TIMESTAMP, Calendar, Territory
-from mtrec_ray.sources.planted import (
-    ATTRIBUTE_FREQUENCIES,
-    GLOBAL,
-    REGIONS,
-    PlantedUsers,
-    World,
-    embeddings,
-    make_world,
-)
+from mtrec_ray.sources.planted import ATTRIBUTE_FREQUENCIES, GLOBAL, REGIONS, PlantedUsers, World, embed, make_world
 from mtrec_ray.sources.source import Embeddings, Part, Source, SourceFacts
 
 USERS_PER_PART = 500_000
@@ -113,7 +105,7 @@ class SyntheticSource(Source):
                 "format": np.where(uniforms(numbers, config.seed, "format") < 0.5, "film", "series").tolist(),
                 "decade": [f"{1970 + 10 * int(6 * u)}s" for u in uniforms(numbers, config.seed, "decade")],
                 "territories": [[] if home == GLOBAL else [self.territories[home]] for home in world.home],
-                "embedding": fixed_width_column(embeddings(config.seed, numbers, world.title_taste, world.title_lift)),
+                "embedding": fixed_width_column(embed(config.seed, numbers, world.title_taste, world.title_lift)),
             }
         )
 
@@ -136,7 +128,7 @@ class SyntheticSource(Source):
         columns = {"user_id": ids, "territory": _take(self.territories, planted.territory)}
         values_and_codes = zip(ATTRIBUTE_FREQUENCIES.items(), planted.attribute_codes().T, strict=True)
         columns |= {name: _take(list(values), codes) for (name, values), codes in values_and_codes}
-        matrix = embeddings(self.config.seed, planted.numbers, planted.taste, self.world.user_lift)
+        matrix = embed(self.config.seed, planted.numbers, planted.taste, self.world.user_lift)
         return pa.table(columns | {"embedding": fixed_width_column(matrix)}), pa.table(events)
 
     def planted(self, users: pa.Table) -> PlantedUsers:

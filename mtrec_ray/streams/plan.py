@@ -235,7 +235,7 @@ def count_sample(
         eligible=np.array(eligible),
         user_days=np.array(user_days),
         last_day=len(last_day_users),
-        last_day_cold=int((~bucket.has_events_before(last_day)[last_day_users]).sum()),
+        last_day_cold=int((~bucket.has_events(datetime.min, last_day)[last_day_users]).sum()),
         not_offered=int(sampled[discoverers].sum()) - int(positives[0].sum()),
     )
 

@@ -22,7 +22,6 @@ from mtrec_ray.evaluation.audit import (
     audit_vectors,
     best_attackers,
     fold_of,
-    repeats_for,
 )
 from mtrec_ray.evaluation.audit_metrics import prediction_interval
 
@@ -220,7 +219,7 @@ class TestRepeats:
 
     @pytest.mark.parametrize(("num_users", "repeats"), [(2000, 1), (1500, 1), (1499, 2), (600, 3), (470, 4), (30, 4)])
     def test_few_users_are_attacked_more_often(self, num_users, repeats):
-        assert repeats_for(num_users) == repeats
+        assert AuditSettings.repeats_for(num_users) == repeats
 
 
 def test_hidden_is_none_where_no_leak_could_be_detected():

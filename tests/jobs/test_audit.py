@@ -15,7 +15,7 @@ import torch
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
-from mtrec_ray.evaluation.audit import AttributeLabels, AuditSettings, repeats_for
+from mtrec_ray.evaluation.audit import AttributeLabels, AuditSettings
 from mtrec_ray.jobs import audit as job
 from mtrec_ray.jobs.config import AuditConfig
 from mtrec_ray.lake.bucket import Catalogue
@@ -191,7 +191,7 @@ def test_lists_hold_unwatched_titles_of_the_users_territory_best_first(backbone,
 def test_attackers_get_all_settings_and_compared_runs(turned, attacks):
     settings = attacks["settings"]
     assert settings == AuditSettings(
-        num_folds=4, num_repeats=repeats_for(len(attacks["keys"])), num_permutations=3, seed=5
+        num_folds=4, num_repeats=AuditSettings.repeats_for(len(attacks["keys"])), num_permutations=3, seed=5
     )
     names = ["none", *COMBINATIONS, *(f"twin/{name}" for name in COMBINATIONS)]
     assert set(attacks["targets"]) == {

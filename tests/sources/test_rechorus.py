@@ -176,8 +176,7 @@ def test_columns_may_have_other_names_and_old_may_hold_levels(tmp_path):
 )
 def test_old_becomes_the_bands_of_the_setting(bands, years, expected):
     attribute = attribute_column("age", bands)
-    codes = [attribute.codes[year - 1] for year in years]
-    assert [None if code is None else attribute.values[code] for code in codes] == expected
+    assert [attribute.numbers[year] for year in years] == expected
 
 
 def test_missing_value_is_taken_from_other_rows(raw):

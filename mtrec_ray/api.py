@@ -80,9 +80,7 @@ def config_class(name: str) -> type[Config]:
 
 @job("lake.config:LakeBuildConfig", "lake.build:build_from_source")
 def build_lake(config: LakeBuildConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """Build a lake from raw files.
-
-    It exists complete or not at all.
+    """Build a lake from raw files. It exists complete or not at all.
 
     >>> mt.build_lake(dataset="movielens", raw="ml-1m", out="lake", download=True)
     """
@@ -90,9 +88,7 @@ def build_lake(config: LakeBuildConfig | None = None, *, progress: Progress = No
 
 @job("lake.config:LakeConfig", "lake.inspect:check_lake")
 def check_lake(config: LakeConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """Verify the files of a lake.
-
-    Hashes, counts, schema, buckets and references; UserError if damaged.
+    """Verify a lake. UserError if hashes, counts, schema, buckets or references are damaged.
 
     >>> mt.check_lake(lake="lake")
     """
@@ -108,9 +104,7 @@ def show_lake(config: LakeConfig | None = None, *, progress: Progress = None, **
 
 @job("lake.config:EmbedConfig", "lake.embed:embed_lake")
 def embed_lake(config: EmbedConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """Compute vectors of users and titles.
-
-    From the events of the lake's training window.
+    """Compute vectors of users and titles. From the events of the lake's training window.
 
     >>> mt.embed_lake(lake="lake", text={"model": None}, interactions={"width": 64})
     """
@@ -130,9 +124,7 @@ def show_pairs(config: PairsConfig | None = None, *, progress: Progress = None, 
 def train_propensity(
     config: PropensityConfig | None = None, *, progress: Progress = None, **settings: Any
 ) -> JobResult:
-    """Train a propensity model.
-
-    Two towers, with a block for each territory group, of Gampa et al. 2023 (paper A).
+    """Train a propensity model. Two towers with group blocks, Gampa et al. 2023 (paper A).
 
     >>> mt.train_propensity(lake="lake", name="mtl", kind="mtl", optim={"epochs": 2})
     """
@@ -140,9 +132,7 @@ def train_propensity(
 
 @job("trainers.backbone_config:BackboneConfig", "training.fit:train_backbone")
 def train_backbone(config: BackboneConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """Train a sequential backbone.
-
-    SASRec or BERT4Rec, which eliminators adapt, as in Wu et al. 2022 (paper B).
+    """Train a sequential backbone. SASRec or BERT4Rec, as in Wu et al. 2022 (paper B).
 
     >>> mt.train_backbone(lake="lake", name="bb", model={"kind": "sasrec"})
     """
@@ -154,8 +144,7 @@ def train_eliminators(
 ) -> JobResult:
     """Train eliminators of user attributes.
 
-    Each hides a combination of attributes in a backbone's vectors (Wu et al. 2022, paper B). Packs of them are
-    trained as parallel jobs.
+    Each hides a combination of attributes in a backbone's vectors (Wu et al. 2022, paper B). Packs train in parallel.
 
     >>> mt.train_eliminators(backbone="runs/bb", name="el", combinations="gender,gender+age")
     """
@@ -199,9 +188,7 @@ def audit(config: AuditConfig | None = None, *, progress: Progress = None, **set
 
 @job("jobs.config:BundleConfig", "jobs.bundle:make_bundle")
 def make_bundle(config: BundleConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """Bundle runs and their audit for serving.
-
-    As safetensors, Parquet and JSON.
+    """Bundle runs and their audit for serving. As safetensors, Parquet and JSON.
 
     >>> mt.make_bundle(run="runs/el", audit="audit", out="bundle")
     """
@@ -234,9 +221,7 @@ def search_eliminators(
 
 @job("tuning.config:PartitionConfig", "tuning.show:show_partition")
 def show_partition(config: PartitionConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """Show groups of territories.
-
-    Groups of a partition with their sizes, and the evidence behind them.
+    """Show groups of territories. Those of a partition, their sizes, the evidence for them.
 
     >>> mt.show_partition(lake="lake", partition="taste:4")
     """
@@ -254,9 +239,7 @@ def load_store(config: StoreLoadConfig | None = None, *, progress: Progress = No
 
 @job("serving.config:ServeConfig", "serving.endpoint:serve_endpoint")
 def serve(config: ServeConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """Serve a bundle on this machine.
-
-    Ends when interrupted; on a cluster serving/serve.yaml does the same.
+    """Serve a bundle on this machine. Ctrl-C ends it; on a cluster, use serving/serve.yaml.
 
     >>> mt.serve(bundle="bundle", store="store")
     """
@@ -264,9 +247,7 @@ def serve(config: ServeConfig | None = None, *, progress: Progress = None, **set
 
 @job("serving.config:PromoteConfig", "serving.promote:promote")
 def promote(config: PromoteConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
-    """Make a bundle live if it passes its gates.
-
-    Endpoints load it by themselves.
+    """Make a bundle live if it passes its gates. Endpoints load it by themselves.
 
     >>> mt.promote(bundle="bundle", pointer="live.json", gates={"max_leak": 0.03})
     """

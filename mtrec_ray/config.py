@@ -3,7 +3,7 @@
 import difflib
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
@@ -89,38 +89,33 @@ def load_config(
     model: type[ConfigT],
     path: str | None,
     settings: Sequence[str],
-    flags: Mapping[str, Any] | None = None,
-    options: Mapping[str, str] | None = None,
+    flags: Mapping[str, Any] = {},
+    options: Mapping[str, str] = {},
 ) -> ConfigT:
-    """Resolve a job's settings: YAML file < `settings` (`dotted.key=value`) < `flags`.
+    """Resolve a job's settings: YAML file < `settings` (`dotted.key=value`) < `flags` (by dotted key).
 
-    `flags` are by dotted key, None = not given; `options` names the option of a key, for messages.
-
-    Raises:
-        UserError: unreadable file, unknown key, or a value that does not fit; the message names the key.
+    `options` names the option of a key, for messages. UserError for an unreadable file, an unknown key, or a value
+    that does not fit; the message names the key.
     """
     document = _read_yaml(path) if path else {}
-    given = {key: value for key, value in (flags or {}).items() if value is not None}
-    for key, value in [*map(_split_setting, settings), *given.items()]:
+    for key, value in [*map(_split_setting, settings), *flags.items()]:
         assign(document, key, value)
-    return validate_config(model, document, lambda key: (options or {}).get(key, f"--set {key}=..."))
+    return validate_config(model, document, dict(options))
 
 
-def validate_config(
-    model: type[ConfigT], document: dict[str, Any], option_of: Callable[[str], str] | None = None
-) -> ConfigT:
+def validate_config(model: type[ConfigT], document: dict[str, Any], options: dict[str, str] | None = None) -> ConfigT:
     """`document` as a `model`; UserError that names the dotted key, the value and the fix.
 
-    `option_of` names the option that gives a setting on the command line.
+    `options` as of `load_config`; None = not from the command line.
     """
     concrete = cast(type[ConfigT], model.concrete(document))
     try:
         return concrete.model_validate(document)
     except ValidationError as error:
-        problems: dict[str, list[Any]] = {}
+        known, problems = {setting.key: setting for setting in settings_of(concrete)}, dict[str, list[Any]]()
         for problem in error.errors():
-            problems.setdefault(_key_of(concrete, problem["loc"]), []).append(problem)
-        lines = (_explain(concrete, key, found, option_of) for key, found in problems.items())
+            problems.setdefault(_key_of(known, problem["loc"]), []).append(problem)
+        lines = (_explain(known, key, found, options) for key, found in problems.items())
         raise UserError("\n".join(lines)) from error
 
 
@@ -177,9 +172,8 @@ def assign(document: dict[str, Any], key: str, value: Any) -> None:
     document[last] = value
 
 
-def _key_of(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
+def _key_of(known: dict[str, Setting], location: tuple[int | str, ...]) -> str:
     """Dotted key of a problem, without the member of a union that pydantic tried."""
-    known = {setting.key for setting in settings_of(model)}
     for length in range(1, len(location)):
         key = ".".join(map(str, location[:length]))
         if key in known:
@@ -187,19 +181,21 @@ def _key_of(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
     return ".".join(map(str, location))
 
 
-def _explain(model: type[BaseModel], key: str, problems: list[Any], option_of: Callable[[str], str] | None) -> str:
+def _explain(known: dict[str, Setting], key: str, problems: list[Any], options: dict[str, str] | None) -> str:
     """One line for all problems that pydantic found with a key."""
     kind, value = problems[0]["type"], problems[0]["input"]
-    known = {setting.key: setting for setting in settings_of(model)}
     if kind == "extra_forbidden":
         section, _, name = key.rpartition(".")
         if key in known:
             return f"{key!r} is a setting of section {section!r}: write it indented, `{section}:` and below `{name}:`"
         return f"unknown setting {key!r}; {_hint(section, name, list(known))}"
     if kind == "missing":
-        in_file = key in known and known[key].type_name.startswith("dict")
-        how = "write it in a YAML file and pass that with --config" if in_file else ""
-        return f"setting {key!r} is required" + (f": {how or f'give it with {option_of(key)}'}" if option_of else "")
+        if options is None:
+            return f"setting {key!r} is required"
+        fix = f"give it with {options.get(key, f'--set {key}=...')}"
+        if key in known and known[key].type_name.startswith("dict"):
+            fix = "write it in a YAML file and pass that with --config"
+        return f"setting {key!r} is required: {fix}"
     message = ", or ".join(problem["msg"].removeprefix("Value error, ") for problem in problems)
     if kind == "value_error" and isinstance(value, dict):  # a section's validator names the key itself
         return message if message.startswith(key) else f"{key}: {message}"
@@ -232,9 +228,7 @@ def _type_name(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         return _type_name(arguments[0])
-    if origin is Literal:
-        return " | ".join(map(str, arguments))
-    if origin in (Union, types.UnionType):
+    if origin in (Literal, Union, types.UnionType):
         return " | ".join(map(_type_name, arguments))
     if annotation is type(None):
         return "null"

@@ -33,7 +33,7 @@ def yaml_file(tmp_path):
 
 def test_precedence_is_file_then_set_then_option(yaml_file):
     path = yaml_file({"seed": 1, "optim": {"lr": 0.1, "epochs": 7, "lanes": 3}})
-    config = propensity("optim.lr=0.2", "optim.epochs=8", path=path, **{"optim.lr": 0.3, "seed": None})
+    config = propensity("optim.lr=0.2", "optim.epochs=8", path=path, **{"optim.lr": 0.3})
     assert (config.seed, config.optim.lanes) == (1, 3)
     assert (config.optim.epochs, config.optim.lr) == (8, 0.3)
 

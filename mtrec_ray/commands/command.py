@@ -1,17 +1,18 @@
-"""A command: a job of `mtrec_ray.api`, and the settings that have an option.
+"""A command: a job of `mtrec_ray.api`, the settings that have an option, and its `--help`.
 
 Built on click alone: rich-click, tyro, jsonargparse and pydantic-settings turn every setting into an option, while here
 a few get short names and `--set` reaches all of them, up to 66 a job.
 """
 
+import inspect
 import logging
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 
 from mtrec_ray.api import config_class
-from mtrec_ray.commands.help import command_help, metavar_of, write_choices, write_options, write_settings
 from mtrec_ray.config import Config, Setting, dump_yaml, load_config, settings_of
 
 COMMON = {
@@ -24,13 +25,16 @@ COMMON = {
     "help_all": click.Option(["--help-all"], is_flag=True, help="Show this help with all settings."),
 }
 LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+MAX_DEFAULT = 24  # characters of a default that stand beside its key; longer ones follow the meaning
+MAX_VALUES = 32  # characters of choices that stand in one piece
+HOW_TO_SET = "Settings: --set KEY=VALUE, or a YAML file with --config"
 
 
 class JobCommand(click.Command):
     """Runs a job of `mtrec_ray.api` and prints its result.
 
     Args:
-        job: one of `mtrec_ray.api`; its docstring is the command's help.
+        job: one of `mtrec_ray.api`; its docstring without the example is the command's help.
         usage: arguments and options that stand for settings, as `app.py` explains; their help is the setting's.
         switches: option -> help, for keyword arguments of the function that are no settings.
         without: common options that the command lacks.
@@ -43,12 +47,12 @@ class JobCommand(click.Command):
         switches: Mapping[str, str] | None = None,
         without: tuple[str, ...] = (),
     ) -> None:
-        super().__init__(job.__name__, help=command_help(job), add_help_option=False)
-        parts = [word.partition("=") for word in usage.split()]
+        text = (inspect.getdoc(job) or "").partition("\n\n>>>")[0]
+        super().__init__(job.__name__, help=text, add_help_option=False)
+        parts = [(names.split(","), key) for names, _, key in (word.partition("=") for word in usage.split())]
         self.job = job
-        self.names = {names.split(",")[0]: names.split(",") for names, _, _ in parts}
-        words = [(names.split(",")[0], key) for names, _, key in parts]
-        self.keys = {word: key or word.strip("-").replace("-", "_").lower() for word, key in words}
+        self.names = {names[0]: names for names, _ in parts}
+        self.keys = {names[0]: key or names[0].strip("-").replace("-", "_").lower() for names, key in parts}
         self.switches = [click.Option([flag], is_flag=True, help=text) for flag, text in (switches or {}).items()]
         self.common = {name: option for name, option in COMMON.items() if name not in without}
 
@@ -84,22 +88,42 @@ class JobCommand(click.Command):
         return None
 
     def format_help(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Usage, summary, options, and the settings that have no option."""
+        """Usage, summary, options, then the settings without one, section by section."""
         self.format_usage(ctx, formatter)
         self.format_help_text(ctx, formatter)
         everything = bool(ctx.params.get("help_all"))
-        model = self.model.concrete({key: value for key, value in self._flags(ctx).items() if value is not None})
+        shorten: Callable[[str], str] = str if everything else _first_sentence
+        model = self.model.concrete(self._flags(ctx))
         settings = {setting.key: setting for setting in settings_of(model)}
-        named = {f"{word}{metavar_of(settings[key], word)}": settings.pop(key) for word, key in self.keys.items()}
-        records = [option.get_help_record(ctx) for option in (*self.switches, *self.common.values())]
-        write_options(formatter, named, [record for record in records if record], everything)
-        write_choices(formatter, model, named)
-        write_settings(formatter, settings.values(), everything)
+        named = {f"{word}{_metavar(settings[key], word)}": settings.pop(key) for word, key in self.keys.items()}
+        options = [(option, shorten(setting.meaning) + _origin(option, setting)) for option, setting in named.items()]
+        unnamed = [option.get_help_record(ctx) for option in (*self.switches, *self.common.values())]
+        sections = {"Options": options + [record for record in unnamed if record]}
+        for option, setting in named.items():
+            classes = {choice: model.concrete({setting.key: choice}) for choice in setting.choices}
+            if rows := [(name, _first_sentence(one.__doc__ or "")) for name, one in classes.items() if one != model]:
+                sections[f"{option}, each with settings of its own: --help after it shows them"] = rows
+        if settings:
+            sections[HOW_TO_SET] = []
+        shown = [setting for setting in settings.values() if everything or not setting.advanced]
+        for setting in shown:
+            prefix = setting.key.rpartition(".")[0]
+            heading = f"{prefix}: {_first_sentence(setting.section.__doc__ or '')}" if prefix else HOW_TO_SET
+            sections.setdefault(heading, []).append(_row(setting, shorten(setting.meaning)))
+        for heading, rows in sections.items():
+            formatter.write_paragraph()
+            formatter.write_text(click.style(heading, bold=True))
+            with formatter.indentation():
+                if rows:
+                    formatter.write_dl(rows, col_max=formatter.width * 2 // 5)
+        if len(shown) < len(settings):
+            formatter.write_paragraph()
+            formatter.write_text(f"{len(settings) - len(shown)} more settings: --help-all")
 
     def _flags(self, ctx: click.Context) -> dict[str, Any]:
-        """Dotted key -> what its argument or option gives; None = not given."""
+        """Dotted key -> what its argument or option gives, if it is given."""
         values = {key: ctx.params[_name(key)] for key in self.keys.values()}
-        return {key: None if value in (False, ()) else value for key, value in values.items()}
+        return {key: value for key, value in values.items() if value not in (None, False, ())}
 
 
 def _parameter(words: list[str], setting: Setting) -> click.Parameter:
@@ -113,3 +137,36 @@ def _parameter(words: list[str], setting: Setting) -> click.Parameter:
 
 def _name(key: str) -> str:
     return key.replace(".", "__")
+
+
+def _metavar(setting: Setting, word: str) -> str:
+    """What follows an option: its choices, N for a number, or its last word."""
+    if not word.startswith("-") or setting.type_name == "bool":
+        return ""
+    if setting.choices and len(setting.values) <= MAX_VALUES:
+        return f" {setting.values}"
+    is_number = {"int", "float"} & set(setting.type_name.split(" | "))
+    return " N" if is_number else f" {word.rpartition('-')[2].upper()}"
+
+
+def _origin(option: str, setting: Setting) -> str:
+    """The setting behind an option, if their names differ, and its default, if it has one."""
+    if setting.field.is_required():
+        return " [required]"
+    if setting.default not in ("null", "false", "[]"):
+        return f" [{setting.key}={setting.default}]"
+    return "" if option.strip("-").split()[0].replace("-", "_") == setting.key else f" [{setting.key}]"
+
+
+def _row(setting: Setting, meaning: str) -> tuple[str, str]:
+    """(key with default, meaning with values)."""
+    key, values = click.style(setting.key, fg="cyan"), setting.values
+    if values:
+        meaning += f" [{values if len(values) <= MAX_VALUES else values.replace('|', ' | ')}]"
+    if len(setting.default) > MAX_DEFAULT:
+        return key, f"{meaning} Default: {setting.default}"
+    return f"{key} ({setting.default})", meaning
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=\.)\s+(?=[A-Z`])", " ".join(text.split()), maxsplit=1)[0]

@@ -39,26 +39,20 @@ def _check_name(name: str) -> str:
 
 
 ConfigT = TypeVar("ConfigT", bound=Config)
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""A range that torch, numpy and Optuna all accept."""
-Name = Annotated[str, AfterValidator(_check_name)]
-"""Name of a run or search, which is that of its folder."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # a range that torch, numpy and Optuna all accept
+Name = Annotated[str, AfterValidator(_check_name)]  # of a run or search, and of its folder
 
 
 @dataclass(frozen=True)
 class Setting:
     """One setting of a config class, as help shows it."""
 
-    key: str
-    """Dotted."""
+    key: str  # dotted
     field: FieldInfo
-    section: type[BaseModel]
-    """Class that defines it."""
+    section: type[BaseModel]  # class that defines it
     advanced: bool
-
-    @property
-    def type_name(self) -> str:
-        return _type_name(self.field.annotation)
+    type_name: str
+    choices: list[str]  # words that the setting takes, alone or beside a number; empty if it takes any
 
     @property
     def default(self) -> str:
@@ -73,16 +67,13 @@ class Setting:
         return " ".join((self.field.description or "").split())
 
     @property
-    def choices(self) -> list[str]:
-        """Words that the setting takes, alone or beside a number; empty if it takes any."""
-        literals = (node for node in _nodes(self.field.annotation) if get_origin(node) is Literal)
-        return [str(value) for literal in literals for value in get_args(literal)]
+    def is_number(self) -> bool:
+        return not {"int", "float"}.isdisjoint(self.type_name.split(" | "))
 
     @property
     def values(self) -> str:
         """The choices in short, as in `a|b|c` or `number|auto`; empty if there are none."""
-        number = ["number"] * bool({int, float} & set(_nodes(self.field.annotation)))
-        return "|".join([*number, *self.choices]) if self.choices else ""
+        return "|".join(["number"] * self.is_number + self.choices) if self.choices else ""
 
 
 def load_config(
@@ -92,10 +83,10 @@ def load_config(
     flags: Mapping[str, Any] = {},
     options: Mapping[str, str] = {},
 ) -> ConfigT:
-    """Resolve a job's settings: YAML file < `settings` (`dotted.key=value`) < `flags` (by dotted key).
+    """Resolve a job's settings: YAML file < `settings` (`dotted.key=value`) < `flags`.
 
-    `options` names the option of a key, for messages. UserError for an unreadable file, an unknown key, or a value
-    that does not fit; the message names the key.
+    `flags` are by dotted key; `options` names the option of a key, for messages. UserError for an unreadable file, an
+    unknown key, or a value that does not fit; the message names the key.
     """
     document = _read_yaml(path) if path else {}
     for key, value in [*map(_split_setting, settings), *flags.items()]:
@@ -132,7 +123,7 @@ def settings_of(model: type[BaseModel], prefix: str = "", hidden: bool = False) 
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             yield from settings_of(inner, f"{prefix}{name}.", is_advanced)
         else:
-            yield Setting(f"{prefix}{name}", field, model, is_advanced)
+            yield Setting(f"{prefix}{name}", field, model, is_advanced, _type_name(inner), _choices(inner))
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -217,11 +208,12 @@ def first_problem(error: ValidationError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-def _nodes(annotation: Any) -> Iterator[Any]:
-    """An annotation and everything inside it; a Literal is one node."""
-    yield annotation
-    for argument in () if get_origin(annotation) is Literal else get_args(annotation):
-        yield from _nodes(argument)
+def _choices(annotation: Any) -> list[str]:
+    """The words of every Literal in an annotation."""
+    arguments = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return list(map(str, arguments))
+    return [word for argument in arguments for word in _choices(argument)]
 
 
 def _type_name(annotation: Any) -> str:

@@ -5,11 +5,10 @@ from typing import Any
 
 from mtrec_ray.errors import UserError
 
-MAY_CHANGE = {
+MAY_CHANGE = {  # settings that may change on resume: they affect speed or paths only
     *("runner", "tracking", "jobs_at_once", "trials_at_once", "cpus_per_worker"),
     *("lake", "backbone", "runs", "searches"),
 }
-"""Settings that may change on resume: they affect speed or paths only."""
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,8 @@
 """The tree of commands.
 
-To add one: write a function with `@job` in `mtrec_ray/api.py`, and add an entry to COMMANDS, as in
-
-    "runs show": JobCommand(api.show_run, "RUN --runs"),
-    "lake build": JobCommand(api.build_lake, "SOURCE=dataset --overwrite=build.overwrite"),
-
-Words are arguments, the others options, where `--a,--b` is one option with two names; each names its dotted setting
-after `=` unless both have one name. A new group gets a line in GROUPS. Nothing heavy is imported before a command runs.
+To add one: write a function with `@job` in `mtrec_ray/api.py` and an entry in COMMANDS. Its words are arguments, the
+others options, where `--a,--b` is one option with two names; each names its dotted setting after `=` unless both have
+one name. A new group gets a line in GROUPS. Nothing heavy is imported before a command runs.
 """
 
 import click

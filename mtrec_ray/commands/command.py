@@ -122,21 +122,17 @@ class JobCommand(click.Command):
 
     def _flags(self, ctx: click.Context) -> dict[str, Any]:
         """Dotted key -> what its argument or option gives, if it is given."""
-        values = {key: ctx.params[_name(key)] for key in self.keys.values()}
+        values = {key: ctx.params[key.replace(".", "__")] for key in self.keys.values()}
         return {key: value for key, value in values.items() if value not in (None, False, ())}
 
 
 def _parameter(words: list[str], setting: Setting) -> click.Parameter:
     """Values stay texts: the config class reads them, so that all errors are alike."""
-    word, name, is_list = words[0], _name(setting.key), setting.type_name.startswith("list")
+    word, name, is_list = words[0], setting.key.replace(".", "__"), setting.type_name.startswith("list")
     if word.startswith("-"):
         return click.Option([*words, name], is_flag=setting.type_name == "bool", multiple=is_list, default=None)
     metavar = word if setting.field.is_required() else f"[{word}]"
     return click.Argument([name], metavar=metavar, required=False, nargs=-1 if is_list else 1)
-
-
-def _name(key: str) -> str:
-    return key.replace(".", "__")
 
 
 def _metavar(setting: Setting, word: str) -> str:
@@ -145,8 +141,7 @@ def _metavar(setting: Setting, word: str) -> str:
         return ""
     if setting.choices and len(setting.values) <= MAX_VALUES:
         return f" {setting.values}"
-    is_number = {"int", "float"} & set(setting.type_name.split(" | "))
-    return " N" if is_number else f" {word.rpartition('-')[2].upper()}"
+    return " N" if setting.is_number else f" {word.rpartition('-')[2].upper()}"
 
 
 def _origin(option: str, setting: Setting) -> str:

@@ -42,15 +42,6 @@ class JobResult(Protocol):
         ...
 
 
-def stdout_console() -> Console:
-    """Prints text as it is: with markup, rich drops a title `[REC]` and fails on `[/b]`."""
-    return Console(markup=False, emoji=False)
-
-
-def stderr_console() -> Console:
-    return Console(stderr=True)
-
-
 @contextmanager
 def progress_bars() -> Iterator[ProgressCallback]:
     """A callback that draws a bar for each stage, or prints lines if stderr is no terminal."""
@@ -58,7 +49,7 @@ def progress_bars() -> Iterator[ProgressCallback]:
         yield _progress_lines()
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=stderr_console()) as progress:
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as progress:
         tasks: dict[str, TaskID] = {}
 
         def show(stage: str, done: int, total: int, note: str = "", /) -> None:
@@ -108,6 +99,6 @@ def print_result(document: dict[str, Any], tables: list[RenderableType], as_json
 
         sys.stdout.write(json.dumps(finite(document)) + "\n")  # nothing if a value is no JSON
         return
-    console = stdout_console()
+    console = Console(markup=False, emoji=False)  # with markup, rich drops a title `[REC]` and fails on `[/b]`
     for table in tables:
         console.print(table)

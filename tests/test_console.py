@@ -101,7 +101,7 @@ def test_a_stage_of_unknown_length_has_no_percentage(clock, lines):
 
 def test_on_a_terminal_bars_are_drawn(capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    monkeypatch.setattr(console, "stderr_console", Mock(return_value=console.Console(stderr=True, width=100)))
+    monkeypatch.setattr(console, "Console", Mock(return_value=console.Console(stderr=True, width=100)))
     with progress_bars() as progress:
         progress("training steps", 1, 2)
         progress("training steps", 2, 2, "loss 0.1234")

@@ -13,9 +13,9 @@ from itertools import chain
 from typing import Any
 
 import pandas as pd
-from rich.console import RenderableType
+from rich.console import Console, RenderableType
 
-from mtrec_ray.console import JobResult, ProgressCallback, stderr_console
+from mtrec_ray.console import JobResult, ProgressCallback
 from mtrec_ray.errors import check_version
 from mtrec_ray.files import exists, join, read_json, write_json
 from mtrec_ray.identity import Identity, check_same
@@ -71,7 +71,7 @@ def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = Non
     if not with_fairness:
         return QuickstartResult({"evaluation": gains})
     for table in gains.tables():
-        stderr_console().print(table)  # early: the results are printed when everything is done
+        Console(stderr=True).print(table)  # early: the results are printed when everything is done
     train_backbone(steps.backbone, _named(progress, "backbone"))
     train_eliminators(steps.eliminators, progress)
     audited = audit(steps.audit, progress)

@@ -102,8 +102,8 @@ def check_gates(new: BundleManifest, live: BundleManifest | None, config: GatesC
     for combination in new.combinations if new.audit else []:
         name = combination_name(combination)
         yield from (_leak(name, attribute, new.audit[name][attribute], config) for attribute in combination)
-    if live is not None and live.propensity is not None and live.propensity.mean_pr_auc is not None:
-        yield _pr_auc(new.propensity, live.propensity, live.propensity.mean_pr_auc.value, config.pr_auc_ratio)
+    if live is not None and live.propensity is not None and (before := live.propensity.pr_auc.get("mean")):
+        yield _pr_auc(new.propensity, live.propensity, before.value, config.pr_auc_ratio)
 
 
 def _coverage(new: BundleManifest, live: BundleManifest) -> Gate:
@@ -133,7 +133,7 @@ def _leak(combination: str, attribute: str, leakage: Leakage, config: GatesConfi
 
 
 def _pr_auc(part: PropensityPart | None, live: PropensityPart, before: float, ratio: float) -> Gate:
-    pr_auc, passed = part and part.mean_pr_auc, False
+    pr_auc, passed = part and part.pr_auc.get("mean"), False
     if part is None or pr_auc is None:
         measured = "the live bundle has one: `mtrec bundle --propensity RUN --evaluation DIR`"
     elif part.protocol != live.protocol:

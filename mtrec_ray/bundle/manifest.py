@@ -112,13 +112,8 @@ class PropensityPart(_Frozen):
 
     model: dict[str, Any]  # fields of `TwoTowerConfig`
     group_of_territory: list[int]
-    pr_auc: dict[str, PrAuc]  # by territory, `all` (users pooled) and `mean` (over territories), of the run's variant
-    protocol: EvaluationProtocol | None = None  # how `pr_auc` was measured; None without an evaluation
-
-    @property
-    def mean_pr_auc(self) -> PrAuc | None:
-        """Mean over territories; None without an evaluation."""
-        return self.pr_auc.get("mean")
+    pr_auc: dict[str, PrAuc]  # by territory, `all` (users pooled), `mean` (of territories); none without an evaluation
+    protocol: EvaluationProtocol | None = None  # how `pr_auc` of the run's variant was measured
 
 
 class BundleManifest(_Frozen):

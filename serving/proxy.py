@@ -18,13 +18,11 @@ from ray.util.metrics import Counter
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mtrec_ray.serving.answers import MAYBE_STORED, TOO_MANY, Refused
-from mtrec_ray.serving.guard import PROXY_BODY, BufferedRequest
+from mtrec_ray.serving.guard import MAYBE_STORED, PROXY_BODY, TOO_MANY, BufferedRequest, Refused
 
 VARIABLE = "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"
 READY_VARIABLE = "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S"
-LIMIT_VARIABLE = "MTREC_MAX_AT_PROXY"
-MAX_AT_PROXY = 128  # default limit of requests in flight at the proxy
+MAX_AT_PROXY = 128  # requests in flight at the proxy, unless MTREC_MAX_AT_PROXY has another limit
 HEALTH = ("/healthz", "/readyz")
 READ_ONLY = {"GET", "HEAD", "POST"}  # change nothing; a PUT may have been stored before the replica died
 MAX_BUFFERED_BYTES, BUFFER_WITHIN_S = 4_000_000, 1.0  # longer or slower bodies cannot be sent again
@@ -41,10 +39,9 @@ def middlewares() -> list[Middleware]:
     """The proxy's middlewares."""
     if os.environ.get("RAY_SERVE_ENABLE_HA_PROXY") == "1":
         return []
-    limit = int(os.environ.get(LIMIT_VARIABLE, MAX_AT_PROXY))
+    limit = int(os.environ.get("MTREC_MAX_AT_PROXY", MAX_AT_PROXY))
     counter = Counter("mtrec_proxy_interventions", "What a proxy did by itself, by outcome.", ("outcome",))
-    count = lambda outcome: counter.inc(1, {"outcome": outcome})  # noqa: E731
-    return [Middleware(RetryOnReplicaDeath, limit=limit, count=count)]
+    return [Middleware(RetryOnReplicaDeath, limit=limit, count=lambda outcome: counter.inc(1, {"outcome": outcome}))]
 
 
 class RetryOnReplicaDeath:

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 import numpy as np
 
 from mtrec_ray.combinations import Combination, combination_name
-from mtrec_ray.serving.answers import MAYBE_STORED, Refused
 from mtrec_ray.serving.batcher import Batcher
 from mtrec_ray.serving.engine import Engine, Query, Ranked
+from mtrec_ray.serving.guard import MAYBE_STORED, Refused
 from mtrec_ray.serving.pointer import LiveEngine
 from mtrec_ray.serving.schemas import EventsRequest, PropensityRequest, RecommendRequest
 from mtrec_ray.serving.store import Store, StoreUnavailable, UserState
@@ -167,14 +167,12 @@ def _prepare(
     chosen = known.attributes
     values = {name: names.index(chosen[name]) if chosen.get(name) in names else -1 for name, names in declared.items()}
     exclude = frozenset(titles) if request.exclude_seen else frozenset()
-    query, popular = None, Ranked([], [])
+    query = None
     if reason is None:
         number = engine.combinations[combination]
-        query = Query(titles, tuple(values.values()), number, territory, request.k, tuple(exclude))
-    else:
-        popular = engine.most_popular(territory, request.k, exclude)
+        query = Query(titles, tuple(values.values()), number, territory, request.k, exclude)
     return query, {
-        "titles": _named(engine, popular, "score"),
+        "titles": [] if query else _named(engine, engine.most_popular(territory, request.k, exclude), "score"),
         "combination": combination_name(combination),
         "source": "model" if reason is None else "popularity",
         "reason": reason,

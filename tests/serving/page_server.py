@@ -10,9 +10,8 @@ from typing import Any, cast
 
 import uvicorn
 
-from mtrec_ray.serving.answers import TOO_MANY, Refused
 from mtrec_ray.serving.api import build_api
-from mtrec_ray.serving.guard import Guard
+from mtrec_ray.serving.guard import TOO_MANY, Guard, Refused
 from mtrec_ray.serving.pointer import LiveEngine
 from mtrec_ray.serving.schemas import Combinations, Recommendation, RecommendRequest, ScoredTitle
 from mtrec_ray.serving.service import Service

@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.serving import lmdb_store, redis_store
-from mtrec_ray.serving.lmdb_store import LmdbStore
+from mtrec_ray.serving import redis_store
+from mtrec_ray.serving import store as store_module
 from mtrec_ray.serving.store import (
     MAX_APPEND_KEYS,
     MAX_STORED_EVENTS,
+    LmdbStore,
     Store,
     StoreUnavailable,
     UserState,
@@ -103,7 +104,7 @@ def test_any_text_is_a_user_id_and_a_title_id(url, user_id):
 
 
 def test_many_users_are_put_in_several_batches(url, monkeypatch):
-    monkeypatch.setattr(lmdb_store, "BATCH_USERS", 20)
+    monkeypatch.setattr(store_module, "BATCH_USERS", 20)
     monkeypatch.setattr(redis_store, "BATCH_ITEMS", 200)
     states = {f"u{i}": UserState((f"t{i}", *["common"] * i), {"age": str(i)}, "FR", EMBEDDING) for i in range(45)}
     assert put(url, states) == 45

@@ -42,11 +42,11 @@ def build_api(service: Service, keys: tuple[str, ...], requests_per_s: float) ->
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         coroutines = (service.live.follow(service.telemetry.bundle), service.telemetry.keep_reporting())
-        tasks = [asyncio.create_task(coroutine) for coroutine in coroutines]
+        working = asyncio.gather(*coroutines, return_exceptions=True)
         yield
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        working.cancel()
+        with suppress(asyncio.CancelledError):
+            await working
         if service.store is not None:
             await service.store.close()
 

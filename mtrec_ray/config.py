@@ -134,11 +134,9 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise UserError(f"--config {path}: {error.strerror}") from error
     except yaml.YAMLError as error:
         raise UserError(f"--config {path} is not YAML: {error}") from error
-    if document is None:
-        return {}
-    if not isinstance(document, dict):
+    if not isinstance(document, dict | None):
         raise UserError(f"--config {path} must hold `key: value` lines, not a {type(document).__name__}")
-    return document
+    return document or {}
 
 
 def _split_setting(text: str) -> tuple[str, Any]:

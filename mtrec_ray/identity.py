@@ -24,10 +24,8 @@ def check_same(what: str, before: Identity, now: Identity) -> None:
     for name in before.inputs.keys() | now.inputs.keys():
         old, new = before.inputs.get(name, "none"), now.inputs.get(name, "none")
         if old != new:
-            raise UserError(
-                f"{what} was started on another state of its {name} (hash {old[:12]}, now {new[:12]}): "
-                "choose another name"
-            )
+            state = f"another state of its {name} (hash {old[:12]}, now {new[:12]})"
+            raise UserError(f"{what} was started on {state}: choose another name")
     old, new = (
         flatten({key: value for key, value in one.settings.items() if key not in MAY_CHANGE}) for one in (before, now)
     )

@@ -164,12 +164,10 @@ class Bundle:
         """Write a bundle, unless the folder has the same one, and open it."""
         uri = join(out, BundleFile.MANIFEST)
         if exists(uri):
-            former = read_json(uri).get("version")
-            if former == manifest.version:
+            former, version = read_json(uri).get("version"), manifest.version
+            if former == version:
                 return Bundle.open(out)
-            logger.warning(
-                "bundle %r: version %s replaces %s, as runs or metrics changed", out, manifest.version, former
-            )
+            logger.warning("bundle %r: version %s replaces %s, as runs or metrics changed", out, version, former)
             remove_file(uri)  # first, so that an interrupted write leaves no bundle
         for name, content in files.items():
             write_file(join(out, name), content)
@@ -231,15 +229,14 @@ class Bundle:
 
     def _read(self, name: str, parse: Callable[[bytes], Content]) -> Content:
         """Parse a file; UserError if it is missing or damaged, or does not fit the manifest."""
+        what = f"bundle {self.uri!r}"
         try:
             content = read_file(join(self.uri, name))
         except FileNotFoundError as error:
-            raise UserError(f"bundle {self.uri!r} lacks {name}: {REMAKE}") from error
+            raise UserError(f"{what} lacks {name}: {REMAKE}") from error
         if hashlib.sha256(content).hexdigest() != self.manifest.files.get(name):
-            raise UserError(f"bundle {self.uri!r}: {name} is damaged or was changed: {REMAKE}")
+            raise UserError(f"{what}: {name} is damaged or was changed: {REMAKE}")
         try:
             return parse(content)
         except (KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
-            raise UserError(
-                f"bundle {self.uri!r}: {name} does not fit {BundleFile.MANIFEST}: {error!r}: {REMAKE}"
-            ) from error
+            raise UserError(f"{what}: {name} does not fit {BundleFile.MANIFEST}: {error!r}: {REMAKE}") from error

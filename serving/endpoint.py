@@ -72,10 +72,8 @@ def serve_endpoint(config: ServeConfig, progress: ProgressCallback | None = None
     """Serve on this machine until interrupted; UserError for a mistake, before any start."""
     keys = api_keys(config)
     if joins_cluster():  # its proxies' address is the cluster's, and ending here would end all its applications
-        raise UserError(
-            "RAY_ADDRESS names a cluster, `mtrec serve` is for this machine: "
-            "unset RAY_ADDRESS, or `serve deploy serving/serve.yaml` on the cluster"
-        )
+        fix = "unset RAY_ADDRESS, or `serve deploy serving/serve.yaml` on the cluster"
+        raise UserError(f"RAY_ADDRESS names a cluster, `mtrec serve` is for this machine: {fix}")
     check_port(config)
     version = LiveEngine(config.bundle).engine.version  # loads the bundle once, to check it
     configure_proxy_env()
@@ -85,13 +83,10 @@ def serve_endpoint(config: ServeConfig, progress: ProgressCallback | None = None
     options = {"host": config.host, "port": config.port, "access_log": False}
     serve.start(http_options=options, logging_config=QUIET)
     serve.run(application, name="mtrec", route_prefix="/", logging_config=QUIET)
-    print(
-        f"serving bundle {version} at http://{config.host}:{config.port}"
-        f" ({'API keys needed' if keys else 'no API key needed on this machine'}; ctrl-c stops it)\n"
-        f"metrics for Prometheus, ray_mtrec_*, at {metrics_url()}",
-        file=sys.stderr,
-        flush=True,
-    )
+    access = "API keys needed" if keys else "no API key needed on this machine"
+    url = f"http://{config.host}:{config.port}"
+    print(f"serving bundle {version} at {url} ({access}; ctrl-c stops it)", file=sys.stderr)
+    print(f"metrics for Prometheus, ray_mtrec_*, at {metrics_url()}", file=sys.stderr, flush=True)
     received = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: received.set())

@@ -89,14 +89,13 @@ class TokenBucket:
 class Guard:
     """Wraps an ASGI app and answers its errors; without `keys` (loopback only) it admits all.
 
-    `in_flight` counts requests from admission to the end of the answer; `count_error` gets the status of each error.
+    A key may send `rate` requests per second. `in_flight` counts requests from admission to the end of the answer;
+    `count_error` gets the status of each error.
     """
 
-    def __init__(
-        self, app: ASGIApp, keys: tuple[str, ...], requests_per_s: float, count_error: Callable[[str], None]
-    ) -> None:
+    def __init__(self, app: ASGIApp, keys: tuple[str, ...], rate: float, count_error: Callable[[str], None]) -> None:
         self.app, self.count_error, self.in_flight = app, count_error, 0
-        self.buckets = {_digest(key): TokenBucket(requests_per_s) for key in keys}
+        self.buckets = {_digest(key): TokenBucket(rate) for key in keys}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":

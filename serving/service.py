@@ -17,6 +17,7 @@ from mtrec_ray.serving.store import Store, StoreUnavailable, UserState
 from mtrec_ray.serving.telemetry import Telemetry
 
 Answer = dict[str, Any]  # JSON with the fields of the class in `serving.schemas` that the route names
+Prepared = tuple[Query | None, Answer]  # without a query, the answer has popular titles
 Item = TypeVar("Item")
 
 ANSWERS_AT_ONCE = 64  # answers of a batch that are prepared or written before other requests get a turn
@@ -34,7 +35,7 @@ class Service:
 
     async def recommend(self, requests: list[RecommendRequest], many: bool) -> list[Answer]:
         """Recommendations, in order; Refused names the index of a request if `many`."""
-        engine, prepared = self.live.engine, list[tuple[Query | None, Answer]]()
+        engine, prepared = self.live.engine, list[Prepared]()
         for index, request in enumerate(requests):
             try:
                 _check(engine, request, self.store is not None)
@@ -154,10 +155,8 @@ def _check(engine: Engine, request: RecommendRequest, has_store: bool) -> None:
     _territory(engine, request.territory)
 
 
-def _prepare(
-    engine: Engine, request: RecommendRequest, state: UserState | None, missing: str
-) -> tuple[Query | None, Answer]:
-    """Query and answer of a checked request; without a query, titles are popular ones."""
+def _prepare(engine: Engine, request: RecommendRequest, state: UserState | None, missing: str) -> Prepared:
+    """Query and answer of a checked request."""
     known, row_of, declared = state or UserState(), engine.row_of, engine.manifest.attributes
     combination, territory = _combination(engine, request), engine.territory_of[request.territory]
     titles = tuple(row_of[title] for title in known.history if title in row_of)

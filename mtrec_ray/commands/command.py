@@ -41,11 +41,7 @@ class JobCommand(click.Command):
     """
 
     def __init__(
-        self,
-        job: Callable[..., Any],
-        usage: str,
-        switches: Mapping[str, str] | None = None,
-        without: tuple[str, ...] = (),
+        self, job: Callable[..., Any], usage: str, switches: Mapping[str, str] = {}, without: tuple[str, ...] = ()
     ) -> None:
         text = (inspect.getdoc(job) or "").partition("\n\n>>>")[0]
         super().__init__(job.__name__, help=text, add_help_option=False)
@@ -53,7 +49,7 @@ class JobCommand(click.Command):
         self.job = job
         self.names = {names[0]: names for names, _ in parts}
         self.keys = {names[0]: key or names[0].strip("-").replace("-", "_").lower() for names, key in parts}
-        self.switches = [click.Option([flag], is_flag=True, help=text) for flag, text in (switches or {}).items()]
+        self.switches = [click.Option([flag], is_flag=True, help=text) for flag, text in switches.items()]
         self.common = {name: option for name, option in COMMON.items() if name not in without}
 
     @property

@@ -95,10 +95,10 @@ def without_password(url: str) -> str:
 
 
 class LmdbStore:
-    """The store in a folder, shared by its machine's processes; each opens it once, a forked one again.
+    """The store in a folder, shared by its machine's processes.
 
-    A read takes a few microseconds, so it runs in the event loop. `append` waits for the disk and for other writers, so
-    it writes in a thread.
+    A process opens it once, a forked one again. A read takes a few microseconds, so it runs in the event loop; `append`
+    waits for the disk and for other writers, so it writes in a thread.
     """
 
     def __init__(self, folder: str, *, expire_s: float | None = None) -> None:

@@ -25,6 +25,16 @@ from mtrec_ray.config import Config, validate_config
 
 if TYPE_CHECKING:
     from mtrec_ray.console import JobResult, ProgressCallback
+    from mtrec_ray.jobs.config import AuditConfig, BundleConfig, EvaluateConfig
+    from mtrec_ray.jobs.quickstart_config import QuickstartConfig
+    from mtrec_ray.jobs.runs import ListRunsConfig, ShowRunConfig
+    from mtrec_ray.lake.config import EmbedConfig, LakeBuildConfig, LakeConfig
+    from mtrec_ray.serving.config import PromoteConfig, RollbackConfig, ServeConfig, StoreLoadConfig
+    from mtrec_ray.streams.config import PairsConfig
+    from mtrec_ray.trainers.backbone_config import BackboneConfig
+    from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
+    from mtrec_ray.trainers.propensity_config import PropensityConfig
+    from mtrec_ray.tuning.config import EliminatorsSearchConfig, PartitionConfig, PropensitySearchConfig
 
 Progress: TypeAlias = "bool | ProgressCallback | None"
 JobFunction = TypeVar("JobFunction", bound=Callable[..., Any])
@@ -41,7 +51,6 @@ def job(config_path: str, run: str) -> Callable[[JobFunction], JobFunction]:
     def decorate(function: JobFunction) -> JobFunction:
         name = function.__name__
         CONFIGS[name] = config_path
-        function.__annotations__["config"] = f"{config_path.partition(':')[2]} | None"  # as help() shows it
         keywords = set(inspect.signature(function).parameters) - {"config", "progress", "settings"}
 
         @wraps(function)
@@ -70,7 +79,7 @@ def config_class(name: str) -> type[Config]:
 
 
 @job("lake.config:LakeBuildConfig", "lake.build:build_from_source")
-def build_lake(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+def build_lake(config: LakeBuildConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Build a lake from raw files. It exists complete or not at all.
 
     >>> mt.build_lake(dataset="movielens", raw="ml-1m", out="lake", download=True)
@@ -78,7 +87,7 @@ def build_lake(config: Config | None = None, *, progress: Progress = None, **set
 
 
 @job("lake.config:LakeConfig", "lake.inspect:check_lake")
-def check_lake(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+def check_lake(config: LakeConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Verify a lake. UserError if hashes, counts, schema, buckets or references are damaged.
 
     >>> mt.check_lake(lake="lake")
@@ -86,7 +95,7 @@ def check_lake(config: Config | None = None, *, progress: Progress = None, **set
 
 
 @job("lake.config:LakeConfig", "lake.inspect:show_lake")
-def show_lake(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+def show_lake(config: LakeConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Show a lake, territory by territory.
 
     >>> mt.show_lake(lake="lake").metrics
@@ -94,7 +103,7 @@ def show_lake(config: Config | None = None, *, progress: Progress = None, **sett
 
 
 @job("lake.config:EmbedConfig", "lake.embed:embed_lake")
-def embed_lake(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+def embed_lake(config: EmbedConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Compute vectors of users and titles. From the events of the lake's training window.
 
     >>> mt.embed_lake(lake="lake", text={"model": None}, interactions={"width": 64})
@@ -102,7 +111,7 @@ def embed_lake(config: Config | None = None, *, progress: Progress = None, **set
 
 
 @job("streams.config:PairsConfig", "jobs.pairs:summarise_pairs")
-def show_pairs(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+def show_pairs(config: PairsConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Count the pairs of a training sample.
 
     Users, positives and negatives by territory, as in table 1 of Gampa et al. 2023 (paper A).
@@ -112,7 +121,9 @@ def show_pairs(config: Config | None = None, *, progress: Progress = None, **set
 
 
 @job("trainers.propensity_config:PropensityConfig", "training.fit:train_propensity")
-def train_propensity(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+def train_propensity(
+    config: PropensityConfig | None = None, *, progress: Progress = None, **settings: Any
+) -> JobResult:
     """Train a propensity model. Two towers with group blocks, Gampa et al. 2023 (paper A).
 
     >>> mt.train_propensity(lake="lake", name="mtl", kind="mtl", optim={"epochs": 2})
@@ -120,7 +131,7 @@ def train_propensity(config: Config | None = None, *, progress: Progress = None,
 
 
 @job("trainers.backbone_config:BackboneConfig", "training.fit:train_backbone")
-def train_backbone(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+def train_backbone(config: BackboneConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Train a sequential backbone. SASRec or BERT4Rec, as in Wu et al. 2022 (paper B).
 
     >>> mt.train_backbone(lake="lake", name="bb", model={"kind": "sasrec"})
@@ -128,7 +139,9 @@ def train_backbone(config: Config | None = None, *, progress: Progress = None, *
 
 
 @job("trainers.eliminators_config:EliminatorsConfig", "training.eliminators:train_eliminators")
-def train_eliminators(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+def train_eliminators(
+    config: EliminatorsConfig | None = None, *, progress: Progress = None, **settings: Any
+) -> JobResult:
     """Train eliminators of user attributes.
 
     Each hides a combination of attributes in a backbone's vectors (Wu et al. 2022, paper B). Packs train in parallel.
@@ -138,7 +151,7 @@ def train_eliminators(config: Config | None = None, *, progress: Progress = None
 
 
 @job("jobs.runs:ListRunsConfig", "jobs.runs:list_runs")
-def list_runs(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+def list_runs(config: ListRunsConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """List runs: status, input, metrics.
 
     >>> mt.list_runs(runs="runs").metrics
@@ -146,7 +159,7 @@ def list_runs(config: Config | None = None, *, progress: Progress = None, **sett
 
 
 @job("jobs.runs:ShowRunConfig", "jobs.runs:show_run")
-def show_run(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+def show_run(config: ShowRunConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Show a run: settings, figures, loss.
 
     >>> mt.show_run(run="mtl")
@@ -154,7 +167,7 @@ def show_run(config: Config | None = None, *, progress: Progress = None, **setti
 
 
 @job("jobs.config:EvaluateConfig", "jobs.evaluate:evaluate_propensity")
-def evaluate(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+def evaluate(config: EvaluateConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Evaluate propensity runs: PR-AUC, gains.
 
     Gains are over the first run, as in tables 2 and 3 of Gampa et al. 2023 (paper A).
@@ -164,7 +177,7 @@ def evaluate(config: Config | None = None, *, progress: Progress = None, **setti
 
 
 @job("jobs.config:AuditConfig", "jobs.audit:audit")
-def audit(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+def audit(config: AuditConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Measure what still leaks to attackers.
 
     On users of the audit split, whom no eliminator saw; and what hiding costs in accuracy.
@@ -174,7 +187,7 @@ def audit(config: Config | None = None, *, progress: Progress = None, **settings
 
 
 @job("jobs.config:BundleConfig", "jobs.bundle:make_bundle")
-def make_bundle(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+def make_bundle(config: BundleConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Bundle runs and their audit for serving. As safetensors, Parquet and JSON.
 
     >>> mt.make_bundle(run="runs/el", audit="audit", out="bundle")
@@ -183,7 +196,7 @@ def make_bundle(config: Config | None = None, *, progress: Progress = None, **se
 
 @job("tuning.config:PropensitySearchConfig", "tuning.propensity_search:search_propensity")
 def search_propensity(
-    config: Config | None = None, *, resume: bool = False, progress: Progress = None, **settings: Any
+    config: PropensitySearchConfig | None = None, *, resume: bool = False, progress: Progress = None, **settings: Any
 ) -> JobResult:
     """Search settings and territory groups.
 
@@ -196,7 +209,7 @@ def search_propensity(
 
 @job("tuning.config:EliminatorsSearchConfig", "tuning.eliminators_search:search_eliminators")
 def search_eliminators(
-    config: Config | None = None, *, resume: bool = False, progress: Progress = None, **settings: Any
+    config: EliminatorsSearchConfig | None = None, *, resume: bool = False, progress: Progress = None, **settings: Any
 ) -> JobResult:
     """Search settings of eliminators.
 
@@ -207,7 +220,7 @@ def search_eliminators(
 
 
 @job("tuning.config:PartitionConfig", "tuning.show:show_partition")
-def show_partition(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+def show_partition(config: PartitionConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Show groups of territories. Those of a partition, their sizes, the evidence for them.
 
     >>> mt.show_partition(lake="lake", partition="taste:4")
@@ -215,7 +228,7 @@ def show_partition(config: Config | None = None, *, progress: Progress = None, *
 
 
 @job("serving.config:StoreLoadConfig", "serving.load:load_store")
-def load_store(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+def load_store(config: StoreLoadConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Write the users of a lake to the store.
 
     Overwrites each one's stored history, also events appended since the lake was built; other users stay.
@@ -225,7 +238,7 @@ def load_store(config: Config | None = None, *, progress: Progress = None, **set
 
 
 @job("serving.config:ServeConfig", "serving.endpoint:serve_endpoint")
-def serve(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+def serve(config: ServeConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Serve a bundle on this machine. Ctrl-C ends it; on a cluster, use serving/serve.yaml.
 
     >>> mt.serve(bundle="bundle", store="store")
@@ -233,7 +246,7 @@ def serve(config: Config | None = None, *, progress: Progress = None, **settings
 
 
 @job("serving.config:PromoteConfig", "serving.promote:promote")
-def promote(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+def promote(config: PromoteConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Make a bundle live if it passes its gates. Endpoints load it by themselves.
 
     >>> mt.promote(bundle="bundle", pointer="live.json", gates={"max_leak": 0.03})
@@ -241,7 +254,7 @@ def promote(config: Config | None = None, *, progress: Progress = None, **settin
 
 
 @job("serving.config:RollbackConfig", "serving.promote:rollback")
-def rollback(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+def rollback(config: RollbackConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Make the previous bundle live again.
 
     >>> mt.rollback(pointer="live.json")
@@ -249,7 +262,7 @@ def rollback(config: Config | None = None, *, progress: Progress = None, **setti
 
 
 @job("jobs.quickstart_config:QuickstartConfig", "jobs.quickstart:quickstart")
-def quickstart(config: Config | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+def quickstart(config: QuickstartConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
     """Run all steps, from raw files to bundle.
 
     Trains and evaluates the models of Gampa et al. 2023 (paper A) and Wu et al. 2022 (paper B).

@@ -174,10 +174,12 @@ class BufferedRequest:
 async def _read_body(scope: Scope, receive: Receive) -> Receive:
     """Receive the body, unless the proxy has; returns what receives it again."""
     request, extensions = BufferedRequest(receive), scope.get("extensions") or {}
+    declared = dict(scope["headers"]).get(b"content-length", b"0")
     if PROXY_BODY in extensions:  # a short one
         request.messages.append({"type": "http.request", "body": extensions[PROXY_BODY]})
     else:
-        await request.buffer(MAX_BODY_BYTES)
+        if not declared.isdigit() or int(declared) <= MAX_BODY_BYTES:
+            await request.buffer(MAX_BODY_BYTES)
         if not (request.complete or request.disconnected):
             raise Refused(None, f"the body is longer than {MAX_BODY_BYTES:,} bytes: send less at a time", 413)
         scope["extensions"] = {**extensions, GUARD_BODY: request.body}

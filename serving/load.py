@@ -6,6 +6,8 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,14 +52,14 @@ def load_store(config: StoreLoadConfig, progress: ProgressCallback | None = None
     buckets = range(lake.manifest.num_buckets)
     options: dict[str, Any] = {"stage": "loading users", "progress": progress}
     counts = Counter[str]()
-    asyncio.run(_ping(config.store))  # before any work starts
+    _run(_ping(config.store))  # before any work starts
     if is_folder(config.store):  # on a cluster, tasks see other machines' folders
         store = open_store(config.store, expire_s=config.expire_s)
         try:
             for _, states in map_tasks(bucket_states, buckets, lake, **options):
                 counts.update(_put(store, states))
         finally:
-            asyncio.run(store.close())
+            _run(store.close())
     else:
         for _, stored in map_tasks(_load_bucket, buckets, lake, config, **options):
             counts.update(stored)
@@ -92,6 +94,12 @@ def _put(store: Store, states: list[tuple[str, UserState]]) -> dict[str, int]:
         "users_without_events": sum(not state.history for _, state in states),
         "users_with_embedding": sum(bool(state.embedding) for _, state in states),
     }
+
+
+def _run(coroutine: Coroutine[Any, Any, None]) -> None:
+    """Run to the end in a thread: in a notebook, this one runs a loop already."""
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(asyncio.run, coroutine).result()
 
 
 async def _ping(url: str) -> None:

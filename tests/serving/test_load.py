@@ -1,5 +1,6 @@
 """A lake's users in the store: every user, every event, in time order; and the command."""
 
+import asyncio
 import itertools
 import json
 import sys
@@ -83,7 +84,11 @@ def test_store_equals_the_lake_and_loading_again_replaces(lake, kind, tmp_path, 
 
     append(url, next(iter(expected)), "later")
     assert stored(url, expected) != expected
-    assert load_store(StoreLoadConfig(lake=lake.uri, store=url)).counts == result.counts
+
+    async def cell_of_a_notebook() -> load.LoadResult:
+        return load_store(StoreLoadConfig(lake=lake.uri, store=url))
+
+    assert asyncio.run(cell_of_a_notebook()).counts == result.counts
     assert stored(url, expected) == expected
 
 

@@ -19,16 +19,15 @@ from mtrec_ray.evaluation.intervals import Interval, interval, poisson_weights
 from mtrec_ray.models.fairness_methods import FairnessMethod
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.process import prepare_process
-from mtrec_ray.streams.crops import make_sequence_plan, sequence_batches
+from mtrec_ray.streams.crops import make_sequence_plan, read_prefixes, sequence_batches
 from mtrec_ray.streams.sequences import (
     VALIDATION_EVENT,
     HeldOutUsers,
     UserSplit,
     in_split,
     read_held_out,
-    read_prefixes,
 )
-from mtrec_ray.trainers.accuracy import held_out_metrics, vectors_in_chunks
+from mtrec_ray.trainers.backbone import held_out_metrics, vectors_in_chunks
 from mtrec_ray.trainers.eliminators import PREFIXES_PER_USER, EliminatorData, EliminatorTrainer
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
@@ -104,17 +103,17 @@ class EliminatorsTrial:
         self, pack: list[Combination], backbone: SequentialBackbone, users: HeldOutUsers, half: UserSplit
     ) -> FairnessMethod:
         """What `mtrec train eliminators` makes of a pack, its weights averaged to the last step."""
-        lake, optim, sequences, length = self.lake, self.config.optim, self.sequences, self.length
-        plan = make_sequence_plan(lake, sequences, length, half, buckets=self.buckets, reader=self.cache)
+        lake, optim, buckets = self.lake, self.config.optim, self.buckets
+        plan = make_sequence_plan(lake, self.sequences, self.length, half, buckets=buckets, reader=self.cache)
         schedule = plan.schedule(optim.epochs, optim.batch_crops, optim.lanes, self.config.seed)
         fraction = plan.validation_fraction_of(optim.validation_users)
         data = EliminatorData(
             backbone=backbone,
-            attributes=self.source.attributes,
+            num_values={name: len(values) for name, values in self.source.attributes.items()},
             value_counts=plan.value_counts,
             schedule=schedule,
             users=users,
-            prefixes=read_prefixes(lake, sequences, length, self.buckets, fraction, PREFIXES_PER_USER, half),
+            prefixes=read_prefixes(lake, plan, buckets, fraction, PREFIXES_PER_USER),
         )
         trainer = EliminatorTrainer(self.config, pack, data)
         trainer.run(sequence_batches(lake, plan, schedule, 0, 1, reader=self.cache))

@@ -28,7 +28,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.fairness_methods import FilterMethod
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.streams.sequences import TEST_EVENT, HeldOutUsers, SequenceConfig, read_held_out
-from mtrec_ray.trainers.accuracy import held_out_metrics, vectors_in_chunks
+from mtrec_ray.trainers.backbone import held_out_metrics, vectors_in_chunks
 from mtrec_ray.training.backbone_run import load_backbone
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
 

@@ -151,18 +151,17 @@ class StackedEliminators(nn.Module):
         (K, V, d) vectors before the transport, (V, m) values, -1 unknown, (V,) int64 user and its fold, (N, d) titles;
         for the others see `transport`.
         """
-        device, sizes = vectors.device, self.attributes
-        selected = torch.tensor([[name in chosen for name in sizes] for chosen in self.combinations], device=device)
-        is_value = [value < size for size in sizes.values() for value in range(size + 1)]  # (A,)
-        repeats = torch.tensor([size + 1 for size in sizes.values()], device=device)
-        movable = selected.repeat_interleave(repeats, 1) & torch.tensor(is_value, device=device)  # (K, A)
+        sizes, chosen = self.attributes, self.combinations
+        rows = [(name, value < size) for name, size in sizes.items() for value in range(size + 1)]  # (A,)
+        selected = torch.tensor([[name in one for name in sizes] for one in chosen])  # (K, m)
+        movable = torch.tensor([[known and name in one for name, known in rows] for one in chosen])  # (K, A)
         hidden = Hidden(
             vectors=vectors,
             values=attribute_index,
             rows=self._value_rows(attribute_index),
             user=user,
-            selected=selected,
-            movable=movable[:, :, None].float(),
+            selected=selected.to(vectors.device),
+            movable=movable[:, :, None].to(vectors),
             num_values=list(sizes.values()),
             titles=titles,
             weight=weight,

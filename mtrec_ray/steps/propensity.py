@@ -21,26 +21,8 @@ from mtrec_ray.workers import AllReduce, single_worker, sum_gradients
 CELLS_PER_PAIR = 6  # dense cells (forward and backward) in the time of one gathered pair: 49 ns and 300 ns, AMD Zen 3
 
 
-def train_step(
-    model: TwoTower,
-    optimizer: torch.optim.Optimizer,
-    batch: PairBatch,
-    *,
-    all_reduce: AllReduce = single_worker,
-    compute_dtype: DType = None,
-) -> Tensor:
-    """One optimizer step on the global batch; returns its loss before the step, a scalar."""
-    loss = loss_and_gradients(model, batch, all_reduce=all_reduce, compute_dtype=compute_dtype)
-    optimizer.step()
-    return loss
-
-
 def loss_and_gradients(
-    model: TwoTower,
-    batch: PairBatch,
-    *,
-    all_reduce: AllReduce = single_worker,
-    compute_dtype: DType = None,
+    model: TwoTower, batch: PairBatch, *, all_reduce: AllReduce = single_worker, compute_dtype: DType = None
 ) -> Tensor:
     """Set every `.grad` to the global batch's gradient and move the running statistics.
 

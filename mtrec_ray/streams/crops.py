@@ -4,24 +4,33 @@ A user's training positions are cut into crops of `length`, at an offset drawn a
 every column. A crop is one slot of the schedule, and every position is trained on once an epoch. Events with equal
 timestamps come in a new order each epoch, which raised validation NDCG@10 on MovieLens-100K from 0.503 to 0.514.
 
-Legend: `U` users, `C` crops, `B` crops of a step, `L` length, `m` sensitive attributes.
+Legend: `U` users, `C` crops, `B` crops of a step, `V` histories, `L` length, `m` sensitive attributes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel
 
-from mtrec_ray.columns import fixed_width_column, fixed_width_matrix
+from mtrec_ray.columns import concatenate_rows, fixed_width_column, fixed_width_matrix
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix, uniforms
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.ordered import CLUSTER, Reader, worker_steps
 from mtrec_ray.streams.schedule import Schedule, Segment
-from mtrec_ray.streams.sequences import FILLER, SequenceConfig, Sequences, UserSplit, left_aligned, sampling_hash
+from mtrec_ray.streams.sequences import (
+    FILLER,
+    VALIDATION_EVENT,
+    SequenceConfig,
+    Sequences,
+    UserSplit,
+    left_aligned,
+    sampling_hash,
+    sequences_of,
+)
 
 CROPS_PER_BLOCK = 20_000
 
@@ -58,6 +67,15 @@ class SequencePlan(BaseModel, frozen=True, extra="forbid"):
 
 
 @dataclass(frozen=True)
+class Prefixes:
+    """Histories of users of the train split, each as it was at several points in time."""
+
+    keys: np.ndarray  # (V,) uint64 of the user
+    attribute_index: np.ndarray  # (V, m) int64, -1 = unknown
+    history: np.ndarray  # (V, L) int64 titles, oldest first, filled with -1
+
+
+@dataclass(frozen=True)
 class SequenceBatch:
     """What one worker trains on in one global step."""
 
@@ -65,6 +83,11 @@ class SequenceBatch:
     history: np.ndarray  # (B, L) int64 title indices, oldest first, filled with -1
     targets: np.ndarray  # (B, L) int64 title of the event that follows each, -1 where there is none
     attribute_index: np.ndarray  # (B, m) int64 values of the crop's user, -1 = unknown
+
+    @property
+    def num_examples(self) -> int:
+        """Positions with a target."""
+        return int((self.targets >= 0).sum())
 
 
 def make_sequence_plan(
@@ -148,6 +171,26 @@ def read_crops(
             "crop": fixed_width_column(np.concatenate([titles, sequences.attribute_index[users]], axis=1), np.int32),
         }
     )
+
+
+def read_prefixes(lake: Lake, plan: SequencePlan, buckets: Iterable[int], fraction: float, per_user: int) -> Prefixes:
+    """Histories before the validation event and `per_user` - 1 earlier ones, drawn by hash."""
+    config, parts = plan.sequences, []
+    for sequences in sequences_of(lake, config, buckets, plan.split, fraction):
+        starts, sizes = sequences.offsets[:-1], np.diff(sequences.offsets) - VALIDATION_EVENT  # (U,)
+        shortest, histories = np.minimum(plan.length, sizes), []
+        for number in range(per_user):
+            draws = uniforms(sequences.keys, "prefix", config.split_seed, number) if number else np.ones(len(sizes))
+            ends = starts + shortest + np.floor(draws * (sizes - shortest)).astype(np.int64)
+            first = np.maximum(ends - plan.length, starts)
+            histories.append(left_aligned(sequences.title_index, first, ends - first, plan.length))
+        part = Prefixes(
+            keys=np.tile(sequences.keys, per_user),
+            attribute_index=np.tile(sequences.attribute_index.astype(np.int64), (per_user, 1)),
+            history=np.concatenate(histories),
+        )
+        parts.append(part)
+    return concatenate_rows(parts)
 
 
 def slots_of(sequences: Sequences, length: int) -> tuple[np.ndarray, np.ndarray]:

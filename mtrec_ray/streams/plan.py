@@ -6,9 +6,9 @@
 """
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 import numpy as np
 from pydantic import BaseModel
@@ -52,9 +52,6 @@ class SampleCounts(NamedTuple):
     last_day: int  # positives of the window's last day
     last_day_cold: int  # those of users without an earlier event
     not_offered: int  # discoveries in the window of titles that are not offered in the user's territory
-
-
-Counts = TypeVar("Counts", UserCounts, SampleCounts)
 
 
 class PeriodPlan(BaseModel, frozen=True, extra="forbid"):
@@ -116,11 +113,11 @@ def make_plan(
     buckets = range(lake.manifest.num_buckets) if buckets is None else buckets
     catalogues = [Catalogue.of(lake, *calendar.day_bounds(day)) for day in range(num_periods)]
     counted = reader.map(count_users, buckets, lake, sample, catalogues[0], stage="counting users", progress=progress)
-    users = total(counts for _, counts in counted)
+    users = UserCounts(*(np.sum(column, axis=0) for column in zip(*(one for _, one in counted), strict=True)))
     rates = _added_rates(users, sample)
     shared = (lake, sample, calendar, rates, catalogues)
     counted = dict(reader.map(count_sample, buckets, *shared, stage="counting pairs", progress=progress))
-    pairs = total(counted.values())
+    pairs = SampleCounts(*(np.sum(column, axis=0) for column in zip(*counted.values(), strict=True)))
     periods = [_plan_period(day, catalogue, pairs, sample, calendar) for day, catalogue in enumerate(catalogues)]
     embeddings = lake.manifest.embeddings
     window: dict[str, float] = {"rows_per_user": max(1, embeddings.num_folds)}
@@ -176,12 +173,6 @@ def _plan_period(
         positives=positives.tolist(),
         eligible=eligible.tolist(),
     )
-
-
-def total(parts: Iterable[Counts]) -> Counts:
-    """The sum over buckets."""
-    listed = list(parts)
-    return type(listed[0])(*(np.sum(column, axis=0) for column in zip(*listed, strict=True)))
 
 
 def count_users(bucket_index: int, lake: Lake, sample: SampleConfig, catalogue: Catalogue) -> UserCounts:

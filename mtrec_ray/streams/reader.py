@@ -39,6 +39,11 @@ class StepRows:
     title_index: np.ndarray  # (P,) int32
     label: np.ndarray  # (P,) bool
 
+    @property
+    def num_examples(self) -> int:
+        """Labelled pairs."""
+        return len(self.label)
+
 
 @dataclass(frozen=True)
 class Pairs:
@@ -168,27 +173,19 @@ def labelled_pairs(bucket: Bucket, rows: np.ndarray, catalogue: Catalogue, negat
     """
     events = bucket.discoveries(*catalogue.bounds, catalogue.offer_mask)
     events = events[np.isin(bucket.event_user[events], rows)]
-    negative_user, negative_title = _draw_negatives(bucket, rows, catalogue, negative_rate, salt)
-    user_row = np.concatenate([bucket.event_user[events], negative_user])
-    title_index = np.concatenate([bucket.event_title[events], negative_title])
-    order = np.argsort(user_row, kind="stable")
-    return Pairs(user_row[order], title_index[order], order < len(events))
-
-
-def _draw_negatives(
-    bucket: Bucket, rows: np.ndarray, catalogue: Catalogue, rate: float, salt: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """User rows and title indices."""
-    users, titles = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
+    users, titles = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]  # of possible negatives
     for territory in np.unique(bucket.territory[rows]):
         offer = catalogue.offers[territory]
         own = rows[bucket.territory[rows] == territory]
-        which, position = bernoulli_positions(bucket.keys[own], len(offer), rate, salt)
+        which, position = bernoulli_positions(bucket.keys[own], len(offer), negative_rate, salt)
         users.append(own[which])
         titles.append(offer[position])
-    user_row, title_index = np.concatenate(users), np.concatenate(titles)
-    eligible = ~np.isin(pair_code(user_row, title_index), bucket.known_pairs(*catalogue.bounds))
-    return user_row[eligible], title_index[eligible]
+    drawn_user, drawn_title = np.concatenate(users), np.concatenate(titles)
+    eligible = ~np.isin(pair_code(drawn_user, drawn_title), bucket.known_pairs(*catalogue.bounds))
+    user_row = np.concatenate([bucket.event_user[events], drawn_user[eligible]])
+    title_index = np.concatenate([bucket.event_title[events], drawn_title[eligible]])
+    order = np.argsort(user_row, kind="stable")
+    return Pairs(user_row[order], title_index[order], order < len(events))
 
 
 def bernoulli_positions(keys: np.ndarray, length: int, rate: float, salt: int) -> tuple[np.ndarray, np.ndarray]:

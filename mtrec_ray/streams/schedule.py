@@ -15,6 +15,7 @@ many steps, every slot comes once an epoch, and the position in a stream is one 
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -36,8 +37,8 @@ class Segment:
     first_step: int  # global step at which the epoch starts
     epoch_steps: int  # steps of the epoch
 
-    def steps(self, slots: np.ndarray) -> np.ndarray:
-        """Global step of each slot; slot p of n in a lane: floor(((p + 1) * steps - 1) / n)."""
+    def steps(self, slots: Any) -> Any:
+        """Global step of slots, or of one: of slot p of n floor(((p + 1) * steps - 1) / n)."""
         position = slots - self.start + self.first_position
         return self.first_step + ((position + 1) * self.epoch_steps - 1) // self.lane_length
 
@@ -46,10 +47,6 @@ class Segment:
         slots = np.arange(self.start, self.stop)
         steps = self.steps(slots)
         return slots[steps >= from_step], steps[steps >= from_step]
-
-    def step_of(self, slot: int) -> int:
-        """Global step of one slot."""
-        return int(self.steps(np.array(slot)))
 
 
 @dataclass(frozen=True)
@@ -90,8 +87,8 @@ class Schedule:
             for epoch in range(epochs):
                 found += self._epoch_segments(period, epoch, first_step, lanes)
                 first_step += self.steps_per_epoch[period]
-        left = [segment for segment in found if segment.step_of(segment.stop - 1) >= from_step]
-        return sorted(left, key=lambda segment: (segment.first_step, segment.step_of(segment.start), segment.lane))
+        left = [segment for segment in found if segment.steps(segment.stop - 1) >= from_step]
+        return sorted(left, key=lambda segment: (segment.first_step, segment.steps(segment.start), segment.lane))
 
     def _epoch_segments(self, period: int, epoch: int, first_step: int, lanes: range) -> Iterator[Segment]:
         slots = np.array(self.slots_per_bucket[period])

@@ -128,7 +128,7 @@ def validation_users(
     *,
     fixed_candidates: bool,
 ) -> list[ScoringChunk]:
-    """Validation users of `buckets`, a worker's part of `num_buckets`, in a chunk per territory.
+    """Validation users of a worker's `buckets` out of `num_buckets`, a chunk per territory.
 
     A hash draws about `MAX_VALIDATION_USERS` of all workers'. Discoveries within `bounds`, [start, end), are positives.
     `fixed_candidates` scores the source's candidate lists, which are of its test days; else all that is offered.

@@ -1,7 +1,7 @@
 """Users' histories in time order, their held-out events, audit and train split (paper B).
 
-Legend: `N` users of a bucket, `U` of them long enough, `E` their events, `V` histories, several a user, `L` history
-length, `T` titles, `m` sensitive attributes.
+Legend: `N` users of a bucket, `U` of them long enough, `E` their events, `L` history length, `T` titles, `m`
+sensitive attributes.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -122,21 +122,12 @@ class HeldOutUsers:
         """(users, (users, T) bool of their other titles), a bounded number of cells at a time."""
         ends = np.concatenate([[0], np.cumsum(self.other_counts)])
         size = max(1, MAX_CELLS // num_titles)
-        for start in range(0, len(self), size):
+        for start in range(0, max(1, len(self)), size):
             stop = min(start + size, len(self))
             seen = np.zeros((stop - start, num_titles), dtype=bool)
             row = np.repeat(np.arange(stop - start), self.other_counts[start:stop])
             seen[row, self.other_titles[ends[start] : ends[stop]]] = True
             yield slice(start, stop), seen
-
-
-@dataclass(frozen=True)
-class Prefixes:
-    """Histories of users of the train split, each as it was at several points in time."""
-
-    keys: np.ndarray  # (V,) uint64 of the user
-    attribute_index: np.ndarray  # (V, m) int64, -1 = unknown
-    history: np.ndarray  # (V, L) int64 titles, oldest first, filled with -1
 
 
 def in_split(keys: np.ndarray, config: SequenceConfig, split: UserSplit) -> np.ndarray:
@@ -173,7 +164,7 @@ def read_held_out(
     `held_out` is VALIDATION_EVENT or TEST_EVENT, `length` the longest history given.
     """
     parts = []
-    for sequences in _sequences_of(lake, config, buckets, "all", fraction):
+    for sequences in sequences_of(lake, config, buckets, "all", fraction):
         is_other = np.ones(len(sequences.title_index), dtype=bool)
         is_other[sequences.offsets[1:] - held_out] = False
         part = HeldOutUsers(
@@ -190,35 +181,7 @@ def read_held_out(
     return concatenate_rows(parts)
 
 
-def read_prefixes(
-    lake: Lake,
-    config: SequenceConfig,
-    length: int,
-    buckets: Iterable[int],
-    fraction: float,
-    per_user: int,
-    split: UserSplit = "train",
-) -> Prefixes:
-    """Histories before the validation event and `per_user` - 1 earlier ones, drawn by hash."""
-    parts = []
-    for sequences in _sequences_of(lake, config, buckets, split, fraction):
-        starts, sizes = sequences.offsets[:-1], np.diff(sequences.offsets) - VALIDATION_EVENT  # (U,)
-        shortest, histories = np.minimum(length, sizes), []
-        for number in range(per_user):
-            draws = uniforms(sequences.keys, "prefix", config.split_seed, number) if number else np.ones(len(sizes))
-            ends = starts + shortest + np.floor(draws * (sizes - shortest)).astype(np.int64)
-            first = np.maximum(ends - length, starts)
-            histories.append(left_aligned(sequences.title_index, first, ends - first, length))
-        part = Prefixes(
-            keys=np.tile(sequences.keys, per_user),
-            attribute_index=np.tile(sequences.attribute_index.astype(np.int64), (per_user, 1)),
-            history=np.concatenate(histories),
-        )
-        parts.append(part)
-    return concatenate_rows(parts)
-
-
-def _sequences_of(
+def sequences_of(
     lake: Lake, config: SequenceConfig, buckets: Iterable[int], split: UserSplit, fraction: float
 ) -> Iterator[Sequences]:
     """Sampled histories of each bucket; without buckets, nobody's."""

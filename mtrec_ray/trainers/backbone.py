@@ -1,12 +1,14 @@
-"""Trainer of a sequential backbone (paper B, 2.2): BPR, averaging, early stopping."""
+"""Trainer of a sequential backbone (paper B, 2.2), and its figures on held-out events."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mtrec_ray.evaluation.next_title import NextTitleMetrics
+from mtrec_ray.evaluation.next_title import NextTitleMetrics, next_title_metrics, sample_negatives
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.shapes import SequentialConfig
 from mtrec_ray.models.training_state import Part, averaged
@@ -14,7 +16,6 @@ from mtrec_ray.steps.pretraining import positions_of, pretraining_step
 from mtrec_ray.streams.crops import SequenceBatch
 from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.sequences import HeldOutUsers
-from mtrec_ray.trainers.accuracy import held_out_metrics, vectors_in_chunks
 from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.trainer import Trainer, seed_step
 from mtrec_ray.workers import Workers
@@ -22,6 +23,7 @@ from mtrec_ray.workers import Workers
 WEIGHTS = "backbone.safetensors"
 MASK_FRACTION = 0.3  # fraction of a crop's events that bert4rec has to predict
 AVERAGING = 0.995  # decay of the weights' running mean, which is validated and kept; +0.010 NDCG@10 on MovieLens-100K
+NEGATIVES_SEED = 0  # the sampled negatives are the same for every model and run
 PATIENCE = 5  # validations without a better NDCG@10 before the run stops
 
 
@@ -62,31 +64,47 @@ class BackboneTrainer(Trainer[SequenceBatch]):
         self.average.update_parameters(self.model)
         return loss
 
-    def num_examples(self, batch: SequenceBatch) -> int:
-        return int((batch.targets >= 0).sum())
-
     def reach_milestone(self) -> dict[str, float]:
         """Validate the running mean of the weights, keep the best, stop when nothing improves."""
         epoch = self.next_step // self.data.schedule.steps_per_epoch[0]
-        means = self.workers.mean(self.validate().means(), len(self.data.users))
-        figures = {f"val/{name}": value for name, value in means.items()}
+        averaged, users = cast("SequentialBackbone", self.average.module), self.data.users
+        vectors = vectors_in_chunks(averaged.user_vectors, *self.tensors(users.history))
+        means = held_out_metrics(users, vectors, averaged.title_vectors()).means()
+        figures = {f"val/{name}": value for name, value in self.workers.mean(means, len(users)).items()}
         figures |= {"train/loss": self.recent.take()["train/loss"], "epoch": float(epoch)}
         if figures["val/ndcg"] > self.best:
             self.best, self.best_epoch = figures["val/ndcg"], epoch
-            averaged = self.average.module.state_dict()
-            self.outputs[WEIGHTS] = {name: tensor.clone() for name, tensor in averaged.items()}, figures
+            weights = {name: tensor.clone() for name, tensor in averaged.state_dict().items()}
+            self.outputs[WEIGHTS] = weights, figures
         elif epoch - self.best_epoch >= PATIENCE * self.config.optim.evaluate_every:
             self.stopped = True
         return figures
-
-    def validate(self) -> NextTitleMetrics:
-        """Figures of the averaged weights on the validation event of this worker's users."""
-        averaged = cast("SequentialBackbone", self.average.module)
-        vectors = vectors_in_chunks(averaged.user_vectors, *self.tensors(self.data.users.history))
-        return held_out_metrics(self.data.users, vectors, averaged.title_vectors())
 
     def parts(self) -> list[Part]:
         return [
             ("model", self.model.state_dict(keep_vars=True), self.optimizer),
             ("average", self.average.state_dict(keep_vars=True), None),
         ]
+
+
+def held_out_metrics(users: HeldOutUsers, user_vectors: Tensor, title_vectors: Tensor) -> NextTitleMetrics:
+    """Figures of U users, maybe none, from vectors (U, d) and titles (N, d) by dot product."""
+    return stacked_metrics(users, user_vectors[None], title_vectors)[0]
+
+
+def stacked_metrics(users: HeldOutUsers, user_vectors: Tensor, title_vectors: Tensor) -> list[NextTitleMetrics]:
+    """`held_out_metrics` of each of K models with vectors (K, U, d), on the same negatives."""
+    parts: list[list[NextTitleMetrics]] = [[] for _ in user_vectors]
+    for rows, seen in users.chunks(len(title_vectors)):
+        negatives = sample_negatives(users.target[rows], seen, users.keys[rows], NEGATIVES_SEED)
+        for part, vectors in zip(parts, user_vectors[:, rows], strict=True):
+            scores = (vectors @ title_vectors.t()).cpu().numpy()
+            part.append(next_title_metrics(scores, users.target[rows], negatives))
+    return [NextTitleMetrics(*map(np.concatenate, zip(*part, strict=True))) for part in parts]
+
+
+@torch.no_grad()
+def vectors_in_chunks(vectors_of: Callable[..., Tensor], *inputs: Tensor, size: int = 1024) -> Tensor:
+    """`vectors_of` U rows of each input -> (..., U, d), a bounded number of rows at a time."""
+    parts = zip(*(rows.split(size) for rows in inputs), strict=True)
+    return torch.cat([vectors_of(*part) for part in parts], dim=-2)

@@ -23,11 +23,10 @@ from mtrec_ray.models.training_state import Part
 from mtrec_ray.models.transport import FOLDS, STRENGTHS, num_steps
 from mtrec_ray.steps.adversary import AdversaryGame
 from mtrec_ray.steps.pretraining import positions_of
-from mtrec_ray.streams.crops import SequenceBatch
+from mtrec_ray.streams.crops import Prefixes, SequenceBatch
 from mtrec_ray.streams.schedule import Schedule
-from mtrec_ray.streams.sequences import HeldOutUsers, Prefixes
-from mtrec_ray.trainers.accuracy import held_out_metrics, stacked_metrics, vectors_in_chunks
-from mtrec_ray.trainers.backbone import MASK_FRACTION
+from mtrec_ray.streams.sequences import HeldOutUsers
+from mtrec_ray.trainers.backbone import MASK_FRACTION, held_out_metrics, stacked_metrics, vectors_in_chunks
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.probe_leakage import probe_leakage
 from mtrec_ray.trainers.trainer import Trainer, seed_step
@@ -37,25 +36,17 @@ WEIGHTS = "eliminators.safetensors"
 PREFIXES_PER_USER = 8  # histories of each user that the transport is fitted to
 NUM_NEGATIVES = 16  # negatives drawn per batch
 
-Figures = dict[str, dict[str, float]]
-"""Combination -> its `ndcg` on the validation event, `ndcg_floor`, `strength`, `strength_confirmed`, and `step`."""
-
 
 @dataclass(frozen=True)
 class EliminatorData:
     """Inputs of a pack's training, beside its batches."""
 
     backbone: SequentialBackbone
-    attributes: dict[str, list[str]]  # sensitive attributes with their values, in the lake's order
+    num_values: dict[str, int]  # of each sensitive attribute, in the lake's order
     value_counts: list[list[int]]  # users of the train split with each value, for each attribute
     schedule: Schedule
     users: HeldOutUsers  # this worker's part of the train split's users whose validation event is predicted
     prefixes: Prefixes  # this worker's part of the histories that the transport is fitted to
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """Number of values of each attribute."""
-        return {name: len(values) for name, values in self.attributes.items()}
 
 
 class EliminatorTrainer(Trainer[SequenceBatch]):
@@ -75,15 +66,15 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         super().__init__(schedule.num_steps, milestones, config.runner.cpus_per_worker, workers)
         self.config, self.data = config, data
         data.backbone.to(self.device)
-        method = make_method(config, data.attributes, data.backbone, combinations).to(self.device)
+        method = make_method(config, data.num_values, data.backbone, combinations).to(self.device)
         settings, sum_over = config.adversary.model_dump(), self.workers.all_reduce
-        self.game = AdversaryGame(method, data.sizes, data.value_counts, config.seed, sum_over, **settings)
+        self.game = AdversaryGame(method, data.num_values, data.value_counts, config.seed, sum_over, **settings)
         self.optimizer = self.game.generator_optimizer
         self.method, self.averaged = method, self.game.averaged  # the averaged weights are validated and kept
         self.kept = {name: value.detach().clone() for name, value in method.own_parameters().items()}
         self.names = [combination_name(combination) for combination in combinations]
         floors, ndcg = self._ndcg_floors()
-        self.figures: Figures = {NONE: {"ndcg": ndcg}}
+        self.figures: dict[str, dict[str, float]] = {NONE: {"ndcg": ndcg}}  # by combination
         self.figures |= {name: {"ndcg_floor": floor, "step": 0.0} for name, floor in floors.items()}
 
     @property
@@ -112,9 +103,6 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         history, targets, values = self.tensors(batch.history, batch.targets, batch.attribute_index)
         bpr, _ = self.game.step(positions_of(backbone, history, targets, MASK_FRACTION), values, negatives)
         return bpr.mean()
-
-    def num_examples(self, batch: SequenceBatch) -> int:
-        return int((batch.targets >= 0).sum())
 
     def reach_milestone(self) -> dict[str, float]:
         """Fit the transport again, validate, and keep the combinations that are accurate enough."""
@@ -205,7 +193,7 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         means = held_out_metrics(users, vectors, backbone.title_vectors()).means()
         ndcg = workers.mean(means, len(users))["ndcg"]
         vectors, values, keys = (workers.gather_rows(rows) for rows in (vectors, values, keys))
-        leakage = probe_leakage(vectors, values, _keys(keys), self.data.sizes)
+        leakage = probe_leakage(vectors, values, _keys(keys), self.data.num_values)
         most = {combination_name(chosen): max(leakage[one] for one in chosen) for chosen in self.method.combinations}
         floors = {n: min(optim.min_ndcg_ratio, 1 - optim.leakage_budget * found**2) * ndcg for n, found in most.items()}
         return floors, ndcg
@@ -218,19 +206,18 @@ def _keys(user: Tensor) -> np.ndarray:
 
 def make_method(
     config: EliminatorsConfig,
-    attributes: Mapping[str, Sequence[str]],
+    num_values: Mapping[str, int],
     backbone: SequentialBackbone,
     combinations: Sequence[Combination],
 ) -> FairnessMethod:
     """Untrained weights of some combinations, drawn by seed and combination name alone."""
-    sizes = {name: len(values) for name, values in attributes.items()}
     if config.method == "fine_tuning":
         return FineTuningMethod(backbone, combinations[0])
     if config.method == "filter":
-        filters = FilterMethod(backbone, {name: sizes[name] for (name,) in combinations})
+        filters = FilterMethod(backbone, {name: num_values[name] for (name,) in combinations})
         filters.init_weights(config.seed)
         return filters
     shape = backbone.config
-    pack = StackedEliminators(config.shape, sizes, combinations, shape.width, shape.num_layers)
+    pack = StackedEliminators(config.shape, num_values, combinations, shape.width, shape.num_layers)
     pack.init_weights(config.seed)
     return EliminatorMethod(backbone, pack)

@@ -18,11 +18,7 @@ RIDGES = np.logspace(-3, 2, 6)  # penalties tried, per user and per mean varianc
 def probe_leakage(vectors: Tensor, values: Tensor, keys: np.ndarray, num_values: Mapping[str, int]) -> dict[str, float]:
     """2 AUC - 1 of cross-fitted ridge probes, macro over values; 0 at chance or below.
 
-    Args:
-        vectors: (U, d) of users whose values may be seen.
-        values: (U, m) -1 unknown.
-        keys: (U,) uint64.
-        num_values: of each attribute, in the order of `values`.
+    (U, d) vectors of users whose values (U, m), -1 unknown, may be seen; (U,) uint64 keys.
     """
     fold, found = (mix(keys, "readable") % np.uint64(FOLDS)).astype(np.int64), {}
     for (name, size), column in zip(num_values.items(), values.cpu().t(), strict=True):

@@ -1,6 +1,6 @@
 """Trainer of a propensity model (paper A, 4.2): Adam, period by period."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -14,7 +14,7 @@ from mtrec_ray.models.training_state import Part
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 from mtrec_ray.process import use_fast_matmul
 from mtrec_ray.steps.batch import make_pair_batch
-from mtrec_ray.steps.propensity import train_step
+from mtrec_ray.steps.propensity import loss_and_gradients
 from mtrec_ray.streams.reader import StepRows
 from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.scored_users import ScoringChunk
@@ -83,10 +83,9 @@ class PropensityTrainer(Trainer[StepRows]):
             device=self.device,
         )
         all_reduce = self.workers.all_reduce
-        return train_step(self.model, self.optimizer, pairs, all_reduce=all_reduce, compute_dtype=self.compute_dtype)
-
-    def num_examples(self, batch: StepRows) -> int:
-        return len(batch.label)
+        loss = loss_and_gradients(self.model, pairs, all_reduce=all_reduce, compute_dtype=self.compute_dtype)
+        self.optimizer.step()
+        return loss
 
     def reach_milestone(self) -> dict[str, float]:
         """Validate where that is due; at a period's end put its snapshot in `outputs`."""
@@ -115,9 +114,18 @@ class PropensityTrainer(Trainer[StepRows]):
             num_bootstrap=self.data.num_bootstrap,
         )
         scorer = PropensityScorer(self.model, self.data.titles, self.data.group_of_territory)
-        result = evaluate_chunks(scorer, self.data.validation_users(period), settings, self.workers)
+        state = EvaluationState(settings)
+        for chunk in self.data.validation_users(period):
+            logits = scorer.score(chunk)
+            state.add(chunk.territory, chunk.keys, logits, chunk.labels, chunk.candidates, chunk.title_index)
+        if self.workers.size > 1:
+            states: list[EvaluationState | None] = [None] * self.workers.size
+            torch.distributed.all_gather_object(states, state)
+            state, *others = [one for one in states if one is not None]
+            for other in others:
+                state.merge(other)
         self.model.train()
-        return {f"val/{name}": value for name, value in summarise(result).items()}
+        return {f"val/{name}": value for name, value in summarise(state.summarise()).items()}
 
     def parts(self) -> list[Part]:
         return [("model", self.model.state_dict(keep_vars=True), self.optimizer), ("best", self.best_weights, None)]
@@ -153,23 +161,6 @@ class PropensityScorer:
         groups = torch.full((len(users),), group, dtype=torch.int64, device=self.device)
         titles = self.titles[torch.from_numpy(chunk.title_index.astype(np.int64)).to(self.device)]
         return self.model.logits(self.model.user_vectors(users, groups), titles).cpu().numpy()
-
-
-def evaluate_chunks(
-    scorer: PropensityScorer, chunks: Iterable[ScoringChunk], settings: EvaluationSettings, workers: Workers
-) -> EvaluationResult:
-    """Score this worker's chunks and merge what all workers counted."""
-    state = EvaluationState(settings)
-    for chunk in chunks:
-        logits = scorer.score(chunk)
-        state.add(chunk.territory, chunk.keys, logits, chunk.labels, chunk.candidates, chunk.title_index)
-    if workers.size > 1:
-        states: list[EvaluationState | None] = [None] * workers.size
-        torch.distributed.all_gather_object(states, state)
-        state, *others = [one for one in states if one is not None]
-        for other in others:
-            state.merge(other)
-    return state.summarise()
 
 
 def summarise(result: EvaluationResult) -> dict[str, float]:

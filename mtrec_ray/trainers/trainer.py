@@ -17,7 +17,7 @@ from mtrec_ray.workers import Workers
 
 CHECK_CLOCK_EVERY = 10  # steps between two readings of the checkpoint clock, which all workers take together
 
-Batch = TypeVar("Batch")
+Batch = TypeVar("Batch", bound=Any)
 Weights = tuple[dict[str, Tensor], dict[str, Any]]  # finished tensors for one file, and the figures they reached
 
 
@@ -91,10 +91,6 @@ class Trainer(ABC, Generic[Batch]):
         """Train on this worker's part of a global batch; returns the global loss, a scalar."""
 
     @abstractmethod
-    def num_examples(self, batch: Batch) -> int:
-        """Pairs or positions of this worker's part of a batch."""
-
-    @abstractmethod
     def reach_milestone(self) -> dict[str, float]:
         """Validate, keep the best, put finished weights in `outputs`; returns flat figures."""
 
@@ -164,7 +160,7 @@ class Trainer(ABC, Generic[Batch]):
         read = time.monotonic()
         loss = self.train_step(batch)
         self.next_step += 1
-        examples, step_s = self.num_examples(batch) * self.workers.size, time.monotonic() - read
+        examples, step_s = batch.num_examples * self.workers.size, time.monotonic() - read
         for meter in (self.meter, self.recent):
             meter.add(loss, examples, read - start, step_s)
 

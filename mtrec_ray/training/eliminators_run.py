@@ -23,9 +23,9 @@ from mtrec_ray.files import exists, join
 from mtrec_ray.identity import Identity
 from mtrec_ray.models.fairness_methods import FairnessMethod
 from mtrec_ray.models.sequential import SequentialBackbone
-from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, sequence_batches
+from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, read_prefixes, sequence_batches
 from mtrec_ray.streams.schedule import Schedule
-from mtrec_ray.streams.sequences import VALIDATION_EVENT, read_held_out, read_prefixes
+from mtrec_ray.streams.sequences import VALIDATION_EVENT, read_held_out
 from mtrec_ray.trainers.eliminators import PREFIXES_PER_USER, WEIGHTS, EliminatorData, EliminatorTrainer, make_method
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
@@ -125,11 +125,11 @@ class EliminatorsRecord(Record):
         users = read_held_out(lake, plan.sequences, VALIDATION_EVENT, plan.length, buckets, fraction)
         data = EliminatorData(
             backbone=load_backbone(source, self.backbone_hash),
-            attributes=self.attributes,
+            num_values={name: len(values) for name, values in self.attributes.items()},
             value_counts=plan.value_counts,
             schedule=schedule,
             users=users.only(~users.audit_split),
-            prefixes=read_prefixes(lake, plan.sequences, plan.length, buckets, fraction, PREFIXES_PER_USER),
+            prefixes=read_prefixes(lake, plan, buckets, fraction, PREFIXES_PER_USER),
         )
         trainer = EliminatorTrainer(self.config, self.packs[pack], data, workers)
         return trainer, partial(sequence_batches, lake, plan, schedule, workers.rank, workers.size)
@@ -155,9 +155,9 @@ def load_methods(record: EliminatorsRecord, backbone: SequentialBackbone) -> lis
     else:
         merged = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         packs = [(record.combinations, merged)]
-    methods = []
+    methods, num_values = [], {name: len(values) for name, values in record.attributes.items()}
     for chosen, tensors in packs:
-        method = make_method(record.config, record.attributes, backbone, chosen)
+        method = make_method(record.config, num_values, backbone, chosen)
         if tensors.keys() != method.own_parameters().keys():
             odd = ", ".join(sorted(tensors.keys() ^ method.own_parameters().keys()))
             raise UserError(f"run {record.uri!r} was written by another version (weights {odd}): train again")

@@ -22,7 +22,7 @@ from mtrec_ray.lake.bucket import Catalogue
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.sequences import TEST_EVENT, Sequences, read_held_out
-from mtrec_ray.trainers.accuracy import vectors_in_chunks
+from mtrec_ray.trainers.backbone import vectors_in_chunks
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
 from tests.jobs.untrained import write_backbone, write_eliminators

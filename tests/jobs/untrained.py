@@ -71,7 +71,8 @@ def write_eliminators(
         num_steps=1,
     )
     for pack, chosen in record.packs.items():
-        method = make_method(config, record.attributes, load_backbone(backbone), chosen)
+        num_values = {name: len(values) for name, values in record.attributes.items()}
+        method = make_method(config, num_values, load_backbone(backbone), chosen)
         save_weights(record.weights_uris()[pack], dict(method.own_parameters()), {})
     record.save()
     return record

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
 from mtrec_ray.models.two_tower import TwoTower
-from mtrec_ray.steps.propensity import loss_and_gradients, train_step
+from mtrec_ray.steps.propensity import loss_and_gradients
 from mtrec_ray.workers import AllReduce, single_worker
 from tests.steps.cases import BLOCKS, LockStep, gradients, make_batch, make_model, make_users, split_users
 
@@ -86,5 +86,6 @@ def train(first: dict[str, np.ndarray], then: dict[str, np.ndarray], all_reduce:
     model: TwoTower = make_model(group_block="dense")
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     for users in [first] * 3 + [then] * 3:
-        train_step(model, optimizer, make_batch(users), all_reduce=all_reduce)
+        loss_and_gradients(model, make_batch(users), all_reduce=all_reduce)
+        optimizer.step()
     return model.state_dict()

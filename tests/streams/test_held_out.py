@@ -8,14 +8,16 @@ import pytest
 from mtrec_ray.columns import concatenate_rows
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams import sequences
+from mtrec_ray.streams.crops import Prefixes, make_sequence_plan, read_prefixes
+from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.sequences import (
     TEST_EVENT,
     VALIDATION_EVENT,
     HeldOutUsers,
     SequenceConfig,
+    UserSplit,
     in_split,
     read_held_out,
-    read_prefixes,
 )
 from tests.streams.lakes import NUM_TITLES, NUMBER_OF, titles_of
 
@@ -27,6 +29,11 @@ def read(
     lake: Lake, event: int = TEST_EVENT, buckets: Iterable[int] = range(NUM_BUCKETS), fraction: float = 1.0
 ) -> HeldOutUsers:
     return read_held_out(lake, CONFIG, event, LENGTH, buckets, fraction)
+
+
+def prefixes(lake: Lake, buckets: Iterable[int], split: UserSplit = "train") -> Prefixes:
+    plan = make_sequence_plan(lake, CONFIG, LENGTH, split, reader=LocalReader())
+    return read_prefixes(lake, plan, buckets, 1.0, 3)
 
 
 def other_titles(users: HeldOutUsers) -> list[list[int]]:
@@ -71,7 +78,7 @@ def test_buckets_add_up_and_no_buckets_are_nobody(histories):
     nobody = read(histories, buckets=[])
     assert len(nobody) == 0
     assert nobody.history.shape == (0, LENGTH)
-    assert list(nobody.chunks(NUM_TITLES)) == []
+    assert [(rows, seen.shape) for rows, seen in nobody.chunks(NUM_TITLES)] == [(slice(0, 0), (0, NUM_TITLES))]
 
 
 def test_larger_fractions_of_the_users_contain_smaller_ones(histories):
@@ -130,7 +137,7 @@ def test_chunks_are_bounded_and_cover_every_user_once(histories, monkeypatch, ce
 
 @pytest.mark.parametrize("split", ["train", "train_lower"])
 def test_prefixes_are_crops_of_the_splits_histories_without_held_out_events(histories, split):
-    found = read_prefixes(histories, CONFIG, LENGTH, range(NUM_BUCKETS), 1.0, 3, split)
+    found = prefixes(histories, range(NUM_BUCKETS), split)
     users = read(histories, VALIDATION_EVENT)
     full = {int(key): history for key, history in zip(users.keys, users.history, strict=True)}
     expected = set(users.keys[in_split(users.keys, CONFIG, split)].tolist())
@@ -147,4 +154,4 @@ def test_prefixes_are_crops_of_the_splits_histories_without_held_out_events(hist
 
 
 def test_prefixes_of_no_buckets_are_none(histories):
-    assert len(read_prefixes(histories, CONFIG, LENGTH, [], 1.0, 3).keys) == 0
+    assert len(prefixes(histories, []).keys) == 0

@@ -99,5 +99,5 @@ def test_epochs_differ_in_order_and_periods_follow_each_other():
 
 def test_segments_are_read_in_the_order_of_their_steps():
     schedule = make_schedule([13, 40, 7, 22], 900, epochs=(3,))
-    begins = [segment.step_of(segment.start) for segment in schedule.segments(0, 1)]
+    begins = [segment.steps(segment.start) for segment in schedule.segments(0, 1)]
     assert begins == sorted(begins)

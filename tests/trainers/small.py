@@ -10,11 +10,11 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.shapes import SequentialConfig
 from mtrec_ray.models.two_tower import TwoTowerConfig
-from mtrec_ray.streams.crops import SequenceBatch
+from mtrec_ray.streams.crops import Prefixes, SequenceBatch
 from mtrec_ray.streams.reader import StepRows
 from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.scored_users import ScoringChunk
-from mtrec_ray.streams.sequences import HeldOutUsers, Prefixes
+from mtrec_ray.streams.sequences import HeldOutUsers
 from mtrec_ray.trainers.backbone import BackboneData, BackboneTrainer
 from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.eliminators import EliminatorData, EliminatorTrainer
@@ -71,7 +71,7 @@ def eliminators(**settings: Any) -> Made:
     schedule, users = Schedule(((USERS,),), (STEPS_PER_EPOCH,), (4,), seed=0, lanes=1), held_out_users()
     data = EliminatorData(
         backbone=model.eval().requires_grad_(False),
-        attributes={"gender": ["F", "M"], "age": ["18", "25"]},
+        num_values={"gender": 2, "age": 2},
         value_counts=[[20, 20], [10, 30]],
         schedule=schedule,
         users=users,

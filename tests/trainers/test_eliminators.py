@@ -15,8 +15,9 @@ from mtrec_ray.models.discriminators import value_weights
 from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.shapes import SequentialConfig
+from mtrec_ray.streams.crops import Prefixes
 from mtrec_ray.streams.schedule import Schedule
-from mtrec_ray.streams.sequences import HeldOutUsers, Prefixes
+from mtrec_ray.streams.sequences import HeldOutUsers
 from mtrec_ray.trainers import eliminators
 from mtrec_ray.trainers.eliminators import EliminatorData, EliminatorTrainer
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
@@ -24,7 +25,7 @@ from mtrec_ray.workers import Workers
 from tests.steps.cases import LockStep
 
 U, L, D, NUM_TITLES, PER_USER = 60, 6, 16, 40, 3
-ATTRIBUTES = {"gender": ["F", "M"], "age": ["18", "25", "35"]}
+ATTRIBUTES = {"gender": 2, "age": 3}
 VALUE_COUNTS = [[9, 4], [1, 16, 4]]
 PAIR: list[Combination] = [("gender",), ("gender", "age")]
 
@@ -32,7 +33,7 @@ PAIR: list[Combination] = [("gender",), ("gender", "age")]
 def make_users() -> HeldOutUsers:
     """Women and men watch from two halves of the catalogue more often than not, and each has watched ten titles."""
     rng = np.random.default_rng(0)
-    values = np.stack([rng.integers(0, len(names), U) for names in ATTRIBUTES.values()], 1)
+    values = np.stack([rng.integers(0, size, U) for size in ATTRIBUTES.values()], 1)
     watched = np.stack([rng.permutation(NUM_TITLES)[:10] for _ in range(U)])
     half = np.where(rng.random(watched.shape) < 0.8, values[:, :1], rng.integers(0, 2, watched.shape))
     watched = watched // 2 + half * (NUM_TITLES // 2)
@@ -66,7 +67,7 @@ def make_trainer(
     backbone.init_weights(torch.Generator().manual_seed(0))
     data = EliminatorData(
         backbone=backbone.eval().requires_grad_(False),
-        attributes=ATTRIBUTES,
+        num_values=ATTRIBUTES,
         value_counts=VALUE_COUNTS,
         schedule=Schedule(((U,),), (4,), (2,), seed=0, lanes=1),
         users=users,

@@ -40,10 +40,7 @@ NUM_PERMUTATIONS = 5  # trainings on permuted labels behind each trial's chance 
 def search_eliminators(
     config: EliminatorsSearchConfig, resume: bool = False, progress: ProgressCallback | None = None
 ) -> SearchResult:
-    """Search, or continue a stopped search.
-
-    UserError, before the first trial, for a space, backbone, combination or cluster that does not fit.
-    """
+    """Search, or continue a stopped search; UserError for what does not fit, before any trial."""
     source, specs = check_eliminators_search(config)
     trials_at_once(config)
     inputs = {"lake": source.lake_hash, "backbone": source.weights_hash()}

@@ -152,10 +152,8 @@ class EliminatorsTrial:
             try:
                 found.append(audit_vectors(vectors[unseen].numpy(), labels, users.keys[unseen], settings))
             except UserError as error:
-                raise UserError(
-                    f"half of the train split: {error}; raise base.optim.validation_users or buckets, unless the lake "
-                    "has no more users"
-                ) from error
+                fix = "raise base.optim.validation_users or buckets, unless the lake has no more users"
+                raise UserError(f"half of the train split: {error}; {fix}") from error
         return found
 
 

@@ -50,18 +50,14 @@ class PartitionSpec:
     def parse(text: str, num_territories: int, num_buckets: int = 2) -> "PartitionSpec":
         """Raises UserError for an unknown name, or numbers that do not fit the lake."""
         if not NAME.fullmatch(text):
-            raise UserError(
-                f"unknown partition {text!r}: choose {NAMES}, or an existing file of groups (a search takes a file of "
-                "groups as a choice, model.groups: [one, FILE])"
-            )
+            in_search = "(a search takes a file of groups as a choice, model.groups: [one, FILE])"
+            raise UserError(f"unknown partition {text!r}: choose {NAMES}, or an existing file of groups {in_search}")
         kind, *numbers = text.split(":")
         if numbers and not 2 <= int(numbers[0]) <= num_territories:
             raise UserError(f"partition {text!r}: the lake has {num_territories} territories, take 2 to as many groups")
         if kind in ("taste", "affinity") and not numbers and num_buckets < 2:
-            raise UserError(
-                f"partition {text!r} finds its number of groups by two halves of the users, which need two buckets: "
-                f"give the number, as in {kind}:4, or read more buckets"
-            )
+            found = f"partition {text!r} finds its number of groups by two halves of the users, which need two buckets"
+            raise UserError(f"{found}: give the number, as in {kind}:4, or read more buckets")
         return PartitionSpec(kind, *map(int, numbers))
 
 
@@ -93,10 +89,8 @@ class PartitionMaker:
     def _clusters(self, evidence: Evidence, num_groups: int | None) -> np.ndarray:
         if num_groups is None:
             if not evidence.pairs.sum(axis=1).all():
-                raise UserError(
-                    "taste and affinity find their number of groups by two halves of the users, of which one has no "
-                    "discovery: give the number, as in taste:4, or read more buckets"
-                )
+                found = "taste and affinity find their number of groups by two halves of the users, of which one"
+                raise UserError(f"{found} has no discovery: give the number, as in taste:4, or read more buckets")
             most = min(MAX_AUTO_GROUPS, len(self.manifest.territories))
             num_groups = evidence.best_count(range(min(2, most), most + 1), self.seed)
         return evidence.clusters(num_groups, self.seed)

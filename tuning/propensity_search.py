@@ -25,7 +25,7 @@ from mtrec_ray.training.propensity_run import new_propensity_run
 from mtrec_ray.tuning.collect import run_search
 from mtrec_ray.tuning.config import PropensitySearchConfig
 from mtrec_ray.tuning.data import TrialData, trial_data
-from mtrec_ray.tuning.partitions import PLAIN, PartitionSpec, partition_maker
+from mtrec_ray.tuning.partitions import PLAIN, partition_maker
 from mtrec_ray.tuning.propensity_trial import PropensityTrial
 from mtrec_ray.tuning.results import SearchResult
 from mtrec_ray.tuning.search import PreparedSearch, record_search, stored_search, trials_at_once
@@ -48,10 +48,7 @@ MIN_USERS = 10  # minimum number of users to train and to validate on, as expect
 def search_propensity(
     config: PropensitySearchConfig, resume: bool = False, progress: ProgressCallback | None = None
 ) -> SearchResult:
-    """Search, or continue a stopped search.
-
-    UserError, before the first trial, for a space, metric, sample or cluster that does not fit.
-    """
+    """Search, or continue a stopped search; UserError for what does not fit, before any trial."""
     data, specs = check_propensity_search(config)
     trials_at_once(config, config.workers)
     given_files = _groups_files(config, data.lake)
@@ -93,9 +90,7 @@ def check_propensity_search(config: PropensitySearchConfig) -> tuple[TrialData, 
     check_values(space, PropensityConfig, of_trials, partial(_check_trial, data=data))
     if groups:
         territories = lake.manifest.territories
-        names = groups.names(len(territories), len({t.region for t in territories}))
-        for name in names:
-            PartitionSpec.parse(name, len(territories), len(data.buckets))
+        names = groups.names(len(territories), len({t.region for t in territories}), len(data.buckets))
         if len(names) > config.trials:
             raise UserError(f"trials = {config.trials}: {len(names)} are needed to try every partition once")
         space = replace(space, partitions=names, moves=groups.moves)
@@ -111,10 +106,9 @@ def _check_trial(config: PropensityConfig, data: TrialData) -> None:
     validated = sample.validation_fraction
     trained = (1 - sample.test_fraction - validated) * sample.random_fraction
     if min(validated, trained) * users < MIN_USERS:
-        raise UserError(
-            f"trials would train on {trained * users:.2g} and be validated on {validated * users:.2g} of the "
-            f"{users:.0f} users they read: raise validation_fraction, sample.random_fraction or buckets"
-        )
+        found = f"trials would train on {trained * users:.2g} and be validated on {validated * users:.2g}"
+        fix = "raise validation_fraction, sample.random_fraction or buckets"
+        raise UserError(f"{found} of the {users:.0f} users they read: {fix}")
 
 
 def _groups_files(config: PropensitySearchConfig, lake: Lake) -> dict[str, str]:

@@ -74,10 +74,7 @@ class PartitionResult:
 
 
 def show_partition(config: PartitionConfig, progress: ProgressCallback | None = None) -> PartitionResult:
-    """The partition, written to `config.out` if given.
-
-    UserError for an unknown kind, or a groups file that misses or repeats a territory.
-    """
+    """The partition, written to `config.out` if given; UserError if it does not fit the lake."""
     lake, name = Lake.open(config.lake), config.partition
     calendar, buckets = config.window.resolve(lake.manifest.calendar), first_buckets(lake, config.buckets)
     from_file = None

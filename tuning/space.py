@@ -46,14 +46,14 @@ class PartitionSpace(Config):
     moves: int = Field(default=3, ge=0)
     """Maximum number of moves in a trial, of the `MOVABLE` territories with the most discoveries."""
 
-    def names(self, num_territories: int, num_regions: int) -> tuple[str, ...]:
-        """All partitions, random ones included; UserError for a single territory.
+    def names(self, num_territories: int, num_regions: int, num_buckets: int = 2) -> tuple[str, ...]:
+        """All partitions, random ones included; UserError for those that do not fit the lake.
 
         Where only `taste` and `affinity` could give a number, it is not known yet: random ones have 4 groups, or fewer.
         """
         if num_territories == 1:
             raise UserError(f"space: {GROUPS} has no effect on the only territory of the lake; drop it")
-        specs = [PartitionSpec.parse(name, num_territories) for name in self.partitions]
+        specs = [PartitionSpec.parse(name, num_territories, num_buckets) for name in self.partitions]
         numbers = [num_regions if spec.kind == "regions" else spec.num_groups for spec in specs]
         counts = {n for n in numbers if n and 1 < n < num_territories} or {max(2, min(4, num_territories - 1))}
         random = [f"random:{count}:{draw}" for count in sorted(counts) for draw in range(self.random)]

@@ -97,10 +97,8 @@ def parse_combinations(text: str, attributes: dict[str, list[str]]) -> list[Comb
     if text.strip() != "all":
         chosen = [_combination(part.strip(), names) for part in text.split(",")]
     elif len(names) > MAX_ATTRIBUTES_FOR_ALL:
-        raise UserError(
-            f"combinations=all with {len(names)} attributes means {2 ** len(names) - 1:,} eliminators: "
-            "name those you need, as in combinations=gender+age,gender"
-        )
+        found = f"combinations=all with {len(names)} attributes means {2 ** len(names) - 1:,} eliminators"
+        raise UserError(f"{found}: name those you need, as in combinations=gender+age,gender")
     else:
         chosen = list(chain.from_iterable(combinations(names, size) for size in range(1, len(names) + 1)))
     (most_named, times), *_ = Counter(chosen).most_common(1)
@@ -108,10 +106,8 @@ def parse_combinations(text: str, attributes: dict[str, list[str]]) -> list[Comb
         raise UserError(f"combination {combination_name(most_named)} is named twice")
     for name in chain.from_iterable(chosen):
         if len(attributes[name]) < 2:
-            raise UserError(
-                f"attribute {name!r} has one value only ({attributes[name]}), there is nothing to hide in it: "
-                "leave it out of combinations"
-            )
+            found = f"attribute {name!r} has one value only ({attributes[name]}), there is nothing to hide in it"
+            raise UserError(f"{found}: leave it out of combinations")
     return chosen
 
 

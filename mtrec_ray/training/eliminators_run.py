@@ -66,10 +66,8 @@ class EliminatorsRecord(Record):
         """The backbone's record."""
         uri = self.config.backbone
         if not exists(join(uri, RUN)):
-            raise UserError(
-                f"backbone {uri!r} of run {self.uri!r} is missing: if it was moved, start `mtrec train eliminators` of "
-                "this run again with its new path as --backbone"
-            )
+            fix = "if it was moved, start `mtrec train eliminators` of this run again with its new path as --backbone"
+            raise UserError(f"backbone {uri!r} of run {self.uri!r} is missing: {fix}")
         return BackboneRecord.load(uri)
 
     def identity(self) -> Identity:
@@ -102,10 +100,8 @@ class EliminatorsRecord(Record):
             seen = [value for value, count in zip(self.attributes[name], counts[name], strict=True) if count]
             if len(seen) < 2:
                 found = f"only the value {seen[0]!r}" if seen else "no known value"
-                raise UserError(
-                    f"attribute {name!r} has {found} among the {plan.users} users to train on: "
-                    "leave it out of combinations"
-                )
+                among = f"among the {plan.users} users to train on"
+                raise UserError(f"attribute {name!r} has {found} {among}: leave it out of combinations")
             audited = sum(counts[name]) * held_out / (1 - held_out)
             if audited < MIN_AUDIT_USERS:
                 logger.warning(

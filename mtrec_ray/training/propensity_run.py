@@ -113,15 +113,12 @@ def new_propensity_run(config: PropensityConfig, lake: Lake, calendar: Calendar)
     if not (embeddings.user_width and embeddings.title_width):
         raise UserError(f"lake {config.lake!r} has no embeddings: run `mtrec lake embed {config.lake}` first")
     if embeddings.window_end and embeddings.window_end > calendar.window_end:
-        raise UserError(
-            f"the embeddings of lake {config.lake!r} use events up to {embeddings.window_end}, the window ends at "
-            f"{calendar.window_end}: test days would leak; run `mtrec lake embed` with the same window.end"
-        )
+        found = f"use events up to {embeddings.window_end}, the window ends at {calendar.window_end}"
+        fix = "test days would leak; run `mtrec lake embed` with the same window.end"
+        raise UserError(f"the embeddings of lake {config.lake!r} {found}: {fix}")
     if config.incremental and calendar.num_evaluation_days < 2:
-        raise UserError(
-            f"incremental has no effect with {calendar.num_evaluation_days} evaluation day(s): "
-            "day i is trained on for the sake of day i + 1"
-        )
+        found = f"incremental has no effect with {calendar.num_evaluation_days} evaluation day(s)"
+        raise UserError(f"{found}: day i is trained on for the sake of day i + 1")
     groups = make_groups(config.model.groups or "one", lake.manifest)
     model = TwoTowerConfig(
         user_width=embeddings.user_width,

@@ -172,11 +172,6 @@ class StackedEliminators(nn.Module):
                 self.get_parameter(f"transport_{name}").copy_(value)
 
     @torch.no_grad()
-    def shrink_personal(self) -> None:
-        """Decay the personal prompts by one step, without the optimizer's scaling."""
-        self.personal.mul_(1 - PERSONAL_DECAY)
-
-    @torch.no_grad()
     def with_identity(self) -> "StackedEliminators":
         """A copy with one more combination, of no attribute, that leaves the backbone unchanged."""
         combinations, shape = [*self.combinations, ()], (self.prompts.shape[-1], self.gate.shape[-1])

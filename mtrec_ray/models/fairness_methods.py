@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrec_ray.combinations import Combination
-from mtrec_ray.models.eliminators import StackedEliminators, combination_generator
+from mtrec_ray.models.eliminators import PERSONAL_DECAY, StackedEliminators, combination_generator
 from mtrec_ray.models.sequential import SequentialBackbone
 
 
@@ -62,8 +62,10 @@ class EliminatorMethod(FairnessMethod):
         """`user_vectors` without the transport."""
         return self.backbone.user_vectors(history, eliminators=self.pack.for_all(attribute_index).without_transport())
 
+    @torch.no_grad()
     def after_step(self) -> None:
-        self.pack.shrink_personal()
+        """Decay the personal prompts, without the optimizer's scaling."""
+        self.pack.personal.mul_(1 - PERSONAL_DECAY)
 
 
 class FilterMethod(FairnessMethod):

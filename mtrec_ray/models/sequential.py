@@ -40,7 +40,8 @@ class SequentialBackbone(nn.Module):
         self.num_columns = config.history + self.bidirectional
         self.titles = nn.Embedding(config.num_titles + self.bidirectional, config.width)  # the last row: mask token
         self.positions = nn.Parameter(torch.empty(self.num_columns, config.width))
-        self.layers = nn.ModuleList(Layer(config, number) for number in range(config.num_layers))
+        layers = nn.ModuleList(Layer(config, number) for number in range(config.num_layers))
+        self.layers = cast("Sequence[Layer]", layers)
         self.dropout = ByteDropout(config.dropout)
         causal = torch.full((self.num_columns, self.num_columns), float("-inf")).triu_(1)
         self.register_buffer("causal_mask", causal, persistent=False)
@@ -55,7 +56,7 @@ class SequentialBackbone(nn.Module):
         """Normal(0, 0.02) tables, Xavier matrices, zero biases, unit norms."""
         for table in (self.titles.weight, self.positions):
             table.normal_(0, 0.02, generator=generator)
-        for module in self.layers.modules():
+        for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
                 nn.init.zeros_(module.bias)
@@ -76,7 +77,7 @@ class SequentialBackbone(nn.Module):
         prompts: Sequence[Tensor | None] = [None] * len(self.layers)
         if eliminators is not None:
             prompts = eliminators.cached_prompts or self.prompt_keys_values(eliminators)
-        for layer, of_prompts in zip(self._layers, prompts, strict=True):
+        for layer, of_prompts in zip(self.layers, prompts, strict=True):
             wanted = read if layer is self.layers[-1] else None
             hidden = layer(hidden, mask, of_prompts, eliminators, read=wanted, keys_values=known)
             known = None  # those of the first layer
@@ -99,10 +100,10 @@ class SequentialBackbone(nn.Module):
     def prompt_keys_values(self, eliminators: GatheredEliminators) -> tuple[Tensor, ...]:
         """Keys and values of the prompts in each layer, (G, B, H, P, 2 d / H)."""
         table, rows = eliminators.prompt_table, eliminators.prompt_index
-        first = self._layers[0]
+        first = self.layers[0]
         found = [first.heads(first.key_value(table)[:, rows])]  # the table is small
         prompts = table[:, rows] if len(self.layers) > 1 else table  # (G, B, P, d)
-        for layer, next_layer in pairwise(self._layers):
+        for layer, next_layer in pairwise(self.layers):
             prompts = layer(prompts, prompts.new_zeros(()), None, eliminators, keys_values=found[-1])
             found.append(next_layer.heads(next_layer.key_value(prompts)))
         return tuple(found)
@@ -110,20 +111,16 @@ class SequentialBackbone(nn.Module):
     @torch.no_grad()
     def remember_titles(self) -> "SequentialBackbone":
         """Cache the first layer's keys and values of each title, (N, 2 d), of frozen weights."""
-        key_value = self._layers[0].key_value
+        key_value = self.layers[0].key_value
         self._remembered = F.linear(self.titles.weight, key_value.weight), key_value(self.positions)
         return self
-
-    @property
-    def _layers(self) -> "Sequence[Layer]":
-        return cast("Sequence[Layer]", self.layers)
 
     def _remembered_keys_values(self, titles: Tensor) -> Tensor | None:
         """(G or 1, B, H, T, 2 d / H) of the first layer, if cached: linear in title and position."""
         if self._remembered is None or self.training:
             return None
         of_titles, of_positions = self._remembered
-        return self._layers[0].heads(F.embedding(titles, of_titles) + of_positions[: titles.shape[-1]])
+        return self.layers[0].heads(F.embedding(titles, of_titles) + of_positions[: titles.shape[-1]])
 
     def _attention_mask(self, histories: Tensor) -> Tensor:
         """Added to scores: (T, T) causal, or (G or 1, B, 1, 1, T) that hides the filler."""

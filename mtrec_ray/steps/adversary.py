@@ -76,7 +76,10 @@ class AdversaryGame:
         seen, values = vectors[:, columns], attribute_index[crop]  # (K, S, d), (S, m)
         entropies = self._entropies(seen.detach(), values)
         self._descend(self.discriminator_optimizer, entropies.sum())
-        bpr = self._mean_bpr(vectors, positions.targets.flatten(), negatives)
+        targets = positions.targets.flatten()
+        each = bpr_losses(self.method.backbone, vectors, targets.clamp(min=0), negatives)  # (K, B T)
+        has_target = (targets >= 0).to(each.dtype)
+        bpr = each @ has_target / self.all_reduce(has_target.sum()).clamp(min=1)  # (K,); the workers' sum is the mean
         self.discriminators.requires_grad_(False)
         self._descend(self.generator_optimizer, bpr.sum() - self.weight * self._entropies(seen, values).sum())
         self.discriminators.requires_grad_(True)
@@ -102,12 +105,6 @@ class AdversaryGame:
 
     def _entropies(self, seen: Tensor, values: Tensor) -> Tensor:
         return self.discriminators.losses(seen, values, self.value_weights, self.all_reduce)
-
-    def _mean_bpr(self, vectors: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
-        """(K, B T, d), (B T,) -> (K,); the workers' results add up to the global mean."""
-        each = bpr_losses(self.method.backbone, vectors, targets.clamp(min=0), negatives)  # (K, B T)
-        has_target = (targets >= 0).to(each.dtype)
-        return each @ has_target / self.all_reduce(has_target.sum()).clamp(min=1)
 
     def _descend(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         optimizer.zero_grad(set_to_none=False)

@@ -138,7 +138,7 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         vectors, values, user = (workers.gather_rows(rows) for rows in (vectors.transpose(0, 1), values, user))
         order = user.argsort(stable=True)
         vectors, values, user = vectors[order], values[order], user[order]
-        (fold,) = self.tensors((mix(_keys(user), "transport", config.seed) % np.uint64(FOLDS)).astype(np.int64))
+        (fold,) = self.tensors((mix(user.cpu().numpy(), "transport", config.seed) % np.uint64(FOLDS)).astype(np.int64))
         method.pack.fit_transport(
             vectors.transpose(0, 1).contiguous(),
             values,
@@ -193,15 +193,10 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         means = held_out_metrics(users, vectors, backbone.title_vectors()).means()
         ndcg = workers.mean(means, len(users))["ndcg"]
         vectors, values, keys = (workers.gather_rows(rows) for rows in (vectors, values, keys))
-        leakage = probe_leakage(vectors, values, _keys(keys), self.data.num_values)
+        leakage = probe_leakage(vectors, values, keys.cpu().numpy(), self.data.num_values)
         most = {combination_name(chosen): max(leakage[one] for one in chosen) for chosen in self.method.combinations}
         floors = {n: min(optim.min_ndcg_ratio, 1 - optim.leakage_budget * found**2) * ndcg for n, found in most.items()}
         return floors, ndcg
-
-
-def _keys(user: Tensor) -> np.ndarray:
-    """Users' keys, which tensors hold as int64, as uint64."""
-    return user.cpu().numpy().view(np.uint64)
 
 
 def make_method(

@@ -18,17 +18,17 @@ RIDGES = np.logspace(-3, 2, 6)  # penalties tried, per user and per mean varianc
 def probe_leakage(vectors: Tensor, values: Tensor, keys: np.ndarray, num_values: Mapping[str, int]) -> dict[str, float]:
     """2 AUC - 1 of cross-fitted ridge probes, macro over values; 0 at chance or below.
 
-    (U, d) vectors of users whose values (U, m), -1 unknown, may be seen; (U,) uint64 keys.
+    (U, d) vectors of users whose values (U, m), -1 unknown, may be seen; (U,) keys, of which the bits count.
     """
-    fold, found = (mix(keys, "readable") % np.uint64(FOLDS)).astype(np.int64), {}
-    for (name, size), column in zip(num_values.items(), values.cpu().t(), strict=True):
-        known = column >= 0
-        found[name] = _attribute_leakage(vectors[known].cpu(), column[known], fold[known.numpy()], size)
-    return found
+    fold = (mix(keys, "readable") % np.uint64(FOLDS)).astype(np.int64)
+    of_attributes = zip(num_values.items(), values.cpu().t(), strict=True)
+    return {name: _attribute_leakage(vectors.cpu(), column, fold, size) for (name, size), column in of_attributes}
 
 
 def _attribute_leakage(vectors: Tensor, values: Tensor, fold: np.ndarray, num_values: int) -> float:
     """Leakage of one attribute to users who have it; 0 if they are too few."""
+    known = values >= 0
+    vectors, values, fold = vectors[known], values[known], fold[known.numpy()]
     if len(np.unique(fold)) < 2 or len(values.unique()) < 2:
         return 0.0
     ridges = RIDGES * len(vectors) * max(float(vectors.var(0).mean()), 1e-12)

@@ -68,13 +68,14 @@ def balanced_log_loss(log_probabilities: np.ndarray, labels: np.ndarray) -> np.n
 
 def logistic_scores(data: AttackData) -> Scores:
     """Multinomial logistic regression with the L2 strength of the best validation loss."""
-    dense = isinstance(data.train, np.ndarray)
-    basis = np.linalg.eigh(data.train.T @ data.train)[1] if dense else None  # principal axes: same model, fewer steps
     parts = [data.train, data.validation, data.test]
-    if not dense:  # most columns of a large catalogue occur in no train row and need no coefficient
+    if isinstance(data.train, np.ndarray):  # principal axes: same model, fewer steps
+        basis = np.linalg.eigh(data.train.T @ data.train)[1]
+        parts = [part @ basis for part in parts]
+    else:  # most columns of a large catalogue occur in no train row and need no coefficient
         occurring = np.unique(data.train.indices)
         parts = [part[:, occurring] for part in parts]
-    train, validation, test = (with_intercept(part, basis) for part in parts)
+    train, validation, test = map(with_intercept, parts)
     columns = len(L2_STRENGTHS) * data.num_values
     step = max(1, MAX_CELLS // (columns * max(train.shape[1], *(x.shape[0] for x in (train, validation, test)))))
     scored = []

@@ -61,12 +61,10 @@ def softmax(logits: np.ndarray) -> np.ndarray:
     return torch.from_numpy(logits).softmax(dim=-1).numpy()
 
 
-def with_intercept(inputs: Matrix, basis: np.ndarray | None) -> Matrix:
-    """Inputs in a basis of dense inputs, or as they are, with a last column of ones."""
+def with_intercept(inputs: Matrix) -> Matrix:
+    """Dense or sparse inputs with a last column of ones."""
     ones = np.ones((inputs.shape[0], 1), dtype=np.float32)
-    if basis is None:
-        return csr_matrix(hstack([inputs, ones]))
-    return np.hstack([np.asarray(inputs) @ basis, ones])
+    return np.hstack([inputs, ones]) if isinstance(inputs, np.ndarray) else csr_matrix(hstack([inputs, ones]))
 
 
 def _largest_curvature(inputs: Matrix, weights: np.ndarray, second_moment: np.ndarray) -> np.ndarray:

@@ -35,10 +35,10 @@ class EvaluationReport:
         self._runs = {v: sorted((r for r in runs if r.variant == v), key=lambda run: run.seed) for v in self.variants}
         self.first_variant, self.territories, self.titles = self.variants[0], territory_names, title_names
         self.cohorts = list(dict.fromkeys(cohort for _, cohort in runs[0].results))
-        first = next(iter(runs[0].results.values()))
+        self._first = self._runs[self.first_variant][0].results
+        first = next(iter(self._first.values()))
         assert first.title_is_local is not None, "results to be reported need a history"
-        self.settings, self.metric_names = first.settings, list(first.metrics)
-        self.title_is_local = first.title_is_local
+        self.metric_names, self.title_is_local = list(first.metrics), first.title_is_local
 
     def row_names(self, metric: str) -> list[str]:
         """Territories or titles of a metric, and its means."""
@@ -46,15 +46,11 @@ class EvaluationReport:
 
     def days(self, cohort: str | None = None) -> list[int]:
         """Days on which a cohort was evaluated."""
-        wanted = cohort or self.cohorts[0]
-        return sorted(d for d, c in self._runs[self.first_variant][0].results if c == wanted)
+        return sorted(d for d, c in self._first if c == (cohort or self.cohorts[0]))
 
     def counts(self, what: str, cohort: str | None = None, day: int | None = None) -> np.ndarray:
         """One of `COUNTS` by territory, or `title_positives` by title, summed over days."""
-        results = self._runs[self.first_variant][0].results
-        wanted = [r for (d, c), r in results.items() if c == (cohort or self.cohorts[0]) and day in (None, d)]
-        if what == "title_positives":
-            return np.sum([result.title_histograms[:, 1].sum(axis=-1) for result in wanted], axis=0)
+        wanted = [r for (d, c), r in self._first.items() if c == (cohort or self.cohorts[0]) and day in (None, d)]
         return np.sum([result.counts[what] for result in wanted], axis=0)
 
     def intervals(

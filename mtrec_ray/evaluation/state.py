@@ -34,8 +34,7 @@ class EvaluationSettings:
 class EvaluationResult:
     """Metrics of a model on one day and cohort; row G of a territory axis is all users."""
 
-    settings: EvaluationSettings
-    counts: dict[str, np.ndarray]  # `COUNTS` -> (G + 1,)
+    counts: dict[str, np.ndarray]  # `COUNTS` -> (G + 1,), and `title_positives` (S,)
     metrics: dict[str, np.ndarray]  # name -> (G + 1, R), NaN without positives; R = 1 for bounds and bias metrics
     title_pr_auc: np.ndarray  # (S, R) of `settings.titles`
     title_histograms: np.ndarray  # (S, 2, num_bins) users by score, negatives and positives
@@ -111,12 +110,12 @@ class EvaluationState:
             metrics |= {name: np.array([[of_territory[name]] for of_territory in bias]) for name in BIAS_METRICS}
         titles = list(self.title_scores.values())
         histograms = np.array([one.histogram()[0] for one in titles], dtype=np.int64)
+        histograms = histograms.reshape(len(titles), 2, GRID.num_bins)
         return EvaluationResult(
-            settings=s,
-            counts=dict(zip(COUNTS, counts, strict=True)),
+            counts=dict(zip(COUNTS, counts, strict=True)) | {"title_positives": histograms[:, 1].sum(axis=-1)},
             metrics=metrics,
             title_pr_auc=np.array([one.pr_auc() for one in titles]).reshape(len(titles), 1 + s.num_bootstrap),
-            title_histograms=histograms.reshape(len(titles), 2, GRID.num_bins),
+            title_histograms=histograms,
             title_is_local=None if history is None else history.is_local[list(s.titles)],
         )
 

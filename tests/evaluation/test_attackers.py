@@ -83,7 +83,7 @@ def test_logistic_regression_is_scikit_learns(sparse):
     inputs = rng.normal(size=(200, 5)).astype(np.float32) * [1, 2, 3, 1, 1]
     labels = rng.choice(3, 200, p=[0.6, 0.3, 0.1])
     inputs = (inputs + np.eye(3, 5)[labels]).astype(np.float32)
-    given = with_intercept(csr_matrix(inputs) if sparse else inputs, None if sparse else np.eye(5, dtype=np.float32))
+    given = with_intercept(csr_matrix(inputs) if sparse else inputs)
     found = fit_logistic(given, labels[None], 3, tolerance=1e-6, max_steps=3000)  # (6, 1, K, 3)
     for k, strength in enumerate(L2_STRENGTHS):
         energy = (inputs**2).sum(axis=1).mean()

@@ -183,11 +183,11 @@ def test_reported_titles_have_most_positives_and_half_are_local(lake, runs, eval
     assert few.report.variants == ["random"]
     is_local = result_of(evaluation, "random-s0").title_is_local
     assert is_local is not None
-    titles = evaluation.report.settings.titles
+    titles = evaluation.report.titles
     positives = dict(zip(titles, evaluation.report.counts("title_positives"), strict=True))
     for kind in (True, False):
         of_kind = {title for title, local in zip(titles, is_local, strict=True) if local == kind}
-        chosen = of_kind & set(few.report.settings.titles)
+        chosen = of_kind & set(few.report.titles)
         assert len(chosen) == 3
         assert min(positives[t] for t in chosen) >= max(positives[t] for t in of_kind - chosen)
 

@@ -32,6 +32,7 @@ from mtrec_ray.sources.synthetic import SyntheticConfig, SyntheticSource
 from mtrec_ray.streams.groups import make_groups
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.affinity import gradient_evidence
+from mtrec_ray.tuning.config import PropensitySearchConfig
 from mtrec_ray.tuning.data import TrialCache, trial_data
 from mtrec_ray.tuning.partitions import at_random
 from mtrec_ray.tuning.propensity_trial import PropensityTrial
@@ -76,8 +77,9 @@ def affinity_cost(lake: Lake, seed: int) -> dict[str, float]:
 
 def trial_after_the_window(lake: Lake, config: PropensityConfig, cache: TrialCache) -> PropensityTrial:
     """A trial on the whole window, validated once, on the days after it."""
-    data = {"lake_hash": lake.manifest.lake_hash, "buckets": None, "validation_days": 0, "validations": 1}
-    return PropensityTrial(config, cache, Workers(), **data)
+    settings = {"name": "cost", "lake": lake.uri, "space": {}, "validation_days": 0, "validations": 1}
+    search = validate_config(PropensitySearchConfig, settings)
+    return PropensityTrial(config, cache, Workers(), search, lake.manifest.lake_hash)
 
 
 def search(lake: Lake, folder: Path, seed: int) -> dict[str, float]:

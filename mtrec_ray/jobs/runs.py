@@ -129,11 +129,10 @@ class RunView:
             losses = [row["train/loss"] for row in rows if isinstance(row.get("train/loss"), int | float)]
             facts |= {f"loss {pack}": f"{losses[0]:.4f} {sparkline(losses)} {losses[-1]:.4f}"} if losses else {}
         columns = ("metric", "last", "at step", "best", "at step")
-        return [
-            facts_table(f"Run {self.uri}", facts),
-            _table("Validation", columns, map(dict.values, self.validations())),
-            facts_table("Settings that differ from their defaults", changed),
-        ]
+        validations = [list(found.values()) for found in self.validations()]
+        tables = [_table("Validation", columns, validations)] if validations else []
+        settings = facts_table("Settings that differ from their defaults", changed)
+        return [facts_table(f"Run {self.uri}", facts), *tables, settings]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Peak memory of the driver and of the largest worker of each job, for lakes of growing size: it must not grow.
 
-    python tests/benchmarks/bench_memory.py [--users 50000 500000] [--json]
+    python tests/benchmarks/bench_memory.py [--users 50000 500000]
 
 Each job runs as a user would start it. Buckets hold the same number of users in every lake. A propensity model, its
 evaluation, validation and the audit take the same number of users; a backbone and eliminators train on all of them.
@@ -9,11 +9,10 @@ store is in none of it.
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
-import threading
+import time
 from collections import defaultdict
 from pathlib import Path
 
@@ -50,52 +49,30 @@ def _sets(settings: list[str]) -> list[str]:
 def peak_memory(command: list[str]) -> dict[str, float]:
     """MiB of the driver and of the largest Ray worker at their highest."""
     peaks: dict[str, float] = defaultdict(float)
-    with subprocess.Popen(
-        [sys.executable, "-m", "mtrec_ray", *command, "--json"],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        cwd=Path(__file__).resolve().parents[2],
-        text=True,
-    ) as job:
-        done = threading.Event()
-        watcher = threading.Thread(target=_watch, args=(psutil.Process(job.pid), peaks, done))
-        watcher.start()
-        _, errors = job.communicate()
-        done.set()
-        watcher.join()
-    if job.returncode:
-        raise SystemExit(errors)
-    return dict(peaks)
-
-
-def _watch(driver: psutil.Process, peaks: dict[str, float], done: threading.Event) -> None:
-    while not done.wait(0.2):
-        try:
-            processes = [driver, *driver.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return
-        for process in processes:
+    words = [sys.executable, "-m", "mtrec_ray", *command, "--json"]
+    job = psutil.Popen(words, stdout=subprocess.DEVNULL, cwd=Path(__file__).resolve().parents[2])
+    while job.poll() is None:
+        time.sleep(0.2)
+        for process in [job, *job.children(recursive=True)] if job.is_running() else []:
             try:
                 is_worker = process.name().startswith("ray::")
-                if process == driver or is_worker:
+                if process == job or is_worker:
                     role = "worker" if is_worker else "driver"
                     peaks[role] = max(peaks[role], process.memory_full_info().uss / MIB)
             except (psutil.NoSuchProcess, psutil.AccessDenied):
                 continue  # it ended between two lines
+    if job.returncode:
+        raise SystemExit(f"{' '.join(words)} failed")
+    return dict(peaks)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Peak memory of each job for lakes of growing size.")
     parser.add_argument("--users", type=int, nargs="+", default=[50_000, 500_000])
-    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    arguments = parser.parse_args()
     found = {}
-    for num_users in arguments.users:
+    for num_users in parser.parse_args().users:
         with tempfile.TemporaryDirectory() as folder:
             found[num_users] = {name: peak_memory(words) for name, words in jobs(num_users, Path(folder)).items()}
-    if arguments.json:
-        print(json.dumps(found))
-        return
     table = Table("job", "process", *[f"{num_users:,} users" for num_users in found])
     for name in next(iter(found.values())):
         for role in ("driver", "worker"):

@@ -1,6 +1,6 @@
 """Partition searches on planted tastes: what they find, cost, and gain on test users.
 
-    python tests/benchmarks/bench_partitions.py [--users 20000] [--seeds 0] [--random 10] [--json]
+    python tests/benchmarks/bench_partitions.py [--users 20000] [--seeds 0] [--random 10]
 
 Each seed builds a synthetic lake with planted taste groups across its regions, and then
 
@@ -91,17 +91,14 @@ def search(lake: Lake, folder: Path, seed: int) -> dict[str, float]:
     table = pd.read_csv(folder / "found" / "trials.csv")
     best = yaml.safe_load((folder / "found" / "best-config.yaml").read_text())["model"]["groups"]
     groups = make_groups(best, lake.manifest).of_territory
-    steps_s = sum(_steps_s(folder / "found" / "tune" / trial) for trial in table["trial"])
+    files = [folder / "found" / "tune" / trial / "result.json" for trial in table["trial"]]
+    reports = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    steps_s = sum(report["figures"]["steps_s"]["value"] for report in reports)
     return {
         "sweep_wall_s": wall_s,
         "sweep_outside_steps": 1 - steps_s / 2 / wall_s,  # two trials side by side
         "search_adjusted_rand": adjusted_rand_score(planted(seed), groups),
     }
-
-
-def _steps_s(trial: Path) -> float:
-    reports = map(json.loads, (trial / "result.json").read_text().splitlines())
-    return sum(report["figures"]["steps_s"]["value"] for report in reports)
 
 
 def figures_of_test_users(lake: Lake, folder: Path, num_random: int, seed: int) -> dict[str, dict[str, float]]:
@@ -128,7 +125,6 @@ def figures_of_test_users(lake: Lake, folder: Path, num_random: int, seed: int) 
 
 
 def measure(num_users: int, num_random: int, seed: int) -> dict[str, float]:
-    """Everything about one lake."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shape = [f"source.users={num_users}", f"source.seed={seed}", "source.taste_groups=shuffled"]
@@ -151,16 +147,9 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=20_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--random", type=int, default=10, help="random partitions that are tested")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
     results = {seed: measure(options.users, options.random, seed) for seed in options.seeds}
-    if options.json:
-        print(json.dumps(results))
-        return
-    table = Table(title=f"Group partitions, {options.users:,} users")
-    table.add_column("figure")
-    for seed in results:
-        table.add_column(f"seed {seed}", justify="right")
+    table = Table("figure", *(f"seed {seed}" for seed in results), title=f"Group partitions, {options.users:,} users")
     for key in next(iter(results.values())):
         table.add_row(key, *(f"{one[key]:.4g}" for one in results.values()))
     Console().print(table)

@@ -10,13 +10,9 @@ All variants and bare products take turns and medians are reported, so a busy ma
 
 import argparse
 import importlib
-import platform
-import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
-from datetime import date
 from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
@@ -33,10 +29,12 @@ from mtrec_ray.process import prepare_process, use_fast_matmul
 from mtrec_ray.steps import batch as pair_batch
 from mtrec_ray.steps import propensity
 from mtrec_ray.steps.batch import PairBatch
+from tests.benchmarks.measure import medians, one_core, result_table, seconds_of
 from tests.steps.reference import PairByPair, deduplicated_loss
 
 NUM_TITLES, TITLE_WIDTH, USER_WIDTH, D, NUM_GROUPS = 500, 800, 512, 512, 4
 ADAM, STEP, OTHER_STEP = "Adam alone, fused", "the step", "the step of the other checkout"
+STOCK = "pair by pair, stock"
 SETTINGS = {"grouped": (745, 11), "distinct": (8192, 1)}  # users, pairs of each
 
 
@@ -113,16 +111,11 @@ def make_products(batch: PairBatch, block: str, device: str) -> dict[str, tuple[
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Time of one call: processor seconds on a CPU, so that time lent to neighbours does not count; else wall time."""
+    """Processor time of one call on a CPU, else wall time."""
     if not torch.cuda.is_available():
-        start = time.process_time()
-        work()
-        return time.process_time() - start
+        return seconds_of(work)
     torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return seconds_of(lambda: (work(), torch.cuda.synchronize()), time.perf_counter)
 
 
 def make_model(code: Code, block: str, device: str) -> two_tower.TwoTower:
@@ -151,7 +144,7 @@ def make_variants(
         return work
 
     variants: dict[str, Callable[[], object]] = {
-        "pair by pair, stock": autograd(lambda: plain(batch)),
+        STOCK: autograd(lambda: plain(batch)),
         "distinct rows, torch's operations": autograd(lambda: deduplicated_loss(model, batch, dense=dense)),
         STEP: lambda: propensity.loss_and_gradients(model, batch),
     }
@@ -172,24 +165,23 @@ def measure(
     batch = make_batch(setting, device)
     variants = make_variants(setting, block, device, dtypes, other)
     bare = make_products(batch, block, device)
+    stock = STOCK, variants.pop(STOCK)
     calls = {**variants, **{name: call for name, (_, call) in bare.items()}}
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for repeat in range(repeats + 1):
-        for name, call in list(calls.items())[:: 1 if repeat % 2 else -1]:
-            torch.set_float32_matmul_precision("highest" if "stock" in name else fast)
-            elapsed = seconds(call)
-            if repeat:  # the first round warms up
-                times[name].append(elapsed)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    rates = {name: flops / medians[name] for name, (flops, _) in bare.items()}
+
+    def timed(work: Callable[[], object]) -> float:
+        torch.set_float32_matmul_precision("highest" if work is stock[1] else fast)
+        return seconds(work)
+
+    found = medians(dict([stock]) | calls, repeats, timed)
+    rate = max(flops / found[name] for name, (flops, _) in bare.items())
     return {
         "setting": setting,
         "pairs": batch.num_pairs,
         "flops": flops_of(batch, block),
-        "matmul_flops_per_s": rates,
-        "floor_s": flops_of(batch, block) / max(rates.values()),
-        "adam_s": medians[ADAM],
-        "step_s": {name: medians[name] for name in variants if name != ADAM},
+        "rate": rate,
+        "floor_s": flops_of(batch, block) / rate,
+        "adam_s": found[ADAM],
+        "step_s": {name: found[name] for name in (STOCK, *variants) if name != ADAM},
     }
 
 
@@ -205,65 +197,25 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtypes = [getattr(torch, name) for name in arguments.dtype or (["bfloat16"] if device == "cuda" else [])]
     fast = "medium" if use_fast_matmul() else torch.get_float32_matmul_precision()
-    report = {
-        "date": date.today().isoformat(),
-        "machine": torch.cuda.get_device_name() if device == "cuda" else f"{processor()}, one core",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit(),
-        "command": " ".join(["python", *sys.argv]),
-        "fast_matmul": fast == "medium",
-        "settings": [
-            measure(setting, arguments.block, device, dtypes, arguments.repeats, fast, other) for setting in SETTINGS
-        ],
-    }
-    show(report)
-
-
-def show(report: dict) -> None:
-    """One table: rates, ratios, with and without the optimizer."""
-    table = Table(
-        title=f"{report['machine']}, {report['date']}, torch {report['torch']}, commit {report['commit']}",
-        caption=f"{report['command']}; fast path {'on' if report['fast_matmul'] else 'off'}",
-    )
-    for column in ("users", "variant", "ms", "pairs/s", "x step", "of floor", "+ Adam ms", "x step", "of floor"):
-        table.add_column(column, justify="left" if column in ("users", "variant") else "right")
-    for result in report["settings"]:
-        steps, adam, floor = result["step_s"], result["adam_s"], result["floor_s"]
-        step = steps[STEP]
-        rate = max(result["matmul_flops_per_s"].values()) / 1e9
-        rows = {**steps, f"floor: {result['flops'] / 1e9:.2f} GFLOP at {rate:.0f} GFLOP/s": floor}
-        for name, value in rows.items():
-            after = [
-                f"{(value + adam) * 1e3:.1f}",
-                f"{(value + adam) / (step + adam):.2f}",
-                f"{floor / (value + adam):.0%}",
-            ]
-            table.add_row(
-                result["setting"],
-                name,
-                f"{value * 1e3:.1f}",
-                f"{result['pairs'] / value:,.0f}",
-                f"{value / step:.2f}",
-                f"{floor / value:.0%}",
-                *(after if name in steps else ["", "", ""]),
-            )
-        table.add_section()
+    machine = torch.cuda.get_device_name() if device == "cuda" else one_core()
+    columns = ("users", "variant", "ms", "pairs/s", "x step", "of floor", "+ Adam ms", "x step", "of floor")
+    table = result_table(machine, f"fast path {'on' if fast == 'medium' else 'off'}", *columns)
+    for setting in SETTINGS:
+        show(table, measure(setting, arguments.block, device, dtypes, arguments.repeats, fast, other))
     Console(width=150).print(table)
 
 
-def processor() -> str:
-    """Model name of the first core."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return (names or [platform.processor()])[0]
-
-
-def commit() -> str:
-    """Short hash of the checked-out commit, 'none' before the first."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return done.stdout.strip() if done.returncode == 0 else "none"
+def show(table: Table, result: dict) -> None:
+    """A row of each variant: rates, ratios, with and without the optimizer."""
+    steps, adam, floor = result["step_s"], result["adam_s"], result["floor_s"]
+    step = steps[STEP]
+    rows = {**steps, f"floor: {result['flops'] / 1e9:.2f} GFLOP at {result['rate'] / 1e9:.0f} GFLOP/s": floor}
+    for name, value in rows.items():
+        own = [f"{value * 1e3:.1f}", f"{result['pairs'] / value:,.0f}", f"{value / step:.2f}", f"{floor / value:.0%}"]
+        both = value + adam
+        after = [f"{both * 1e3:.1f}", f"{both / (step + adam):.2f}", f"{floor / both:.0%}"]
+        table.add_row(result["setting"], name, *own, *(after if name in steps else []))
+    table.add_section()
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Positions a second of pre-training and tuning, beside the same model trained one position per forward, in one run.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/bench_sequential_steps.py [--json] [--repeats N]
+    OMP_NUM_THREADS=1 python tests/benchmarks/bench_sequential_steps.py [--repeats N]
 
 One position per forward is how sequential recommenders are commonly trained (ReChorus): each position is a row of its
 own, its history padded to full length, one loss a row, and an optimizer step for every 256 rows. The loop is given the
@@ -10,20 +10,15 @@ Ways are interleaved and medians taken, so that other load slows all of them equ
 """
 
 import argparse
-import json
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -35,21 +30,13 @@ from mtrec_ray.models.shapes import EliminatorConfig, SequentialConfig
 from mtrec_ray.process import prepare_process
 from mtrec_ray.steps.adversary import AdversaryGame
 from mtrec_ray.steps.pretraining import Positions, bpr_losses, pretraining_step
-from tests.benchmarks.bench_propensity_step import commit, processor
+from tests.benchmarks.measure import medians, one_core, result_table
 
 NUM_TITLES, L, WIDTH = 1682, 20, 64
 ATTRIBUTES = {"gender": 2, "age": 7, "occupation": 21}
 SETTINGS: dict[str, Any] = {"weight": 0.3, "generator_lr": 2e-4, "averaging": 0.99, "class_power": 0.5}
 ONE: list[Combination] = [("gender",)]
-SEVEN: list[Combination] = [
-    *ONE,
-    ("age",),
-    ("occupation",),
-    ("gender", "age"),
-    ("gender", "occupation"),
-    ("age", "occupation"),
-    ("gender", "age", "occupation"),
-]
+SEVEN: list[Combination] = [chosen for size in (1, 2, 3) for chosen in combinations(ATTRIBUTES, size)]
 PRETRAINING_NEGATIVES, TUNING_NEGATIVES = 128, 16
 ROWS = 256  # of a batch of the loop
 TUNED_CROPS = (128, 64)
@@ -183,73 +170,22 @@ def make_ways() -> dict[tuple[str, str], tuple[int, Callable[[], object]]]:
     return ways
 
 
-def measure(repeats: int) -> list[dict]:
-    """Median processor seconds of every way; the first round warms up."""
-    ways = make_ways()
-    times: dict[tuple[str, str], list[float]] = {name: [] for name in ways}
-    for repeat in range(repeats + 1):
-        for name, (_, work) in ways.items():
-            start = time.process_time()
-            work()
-            if repeat:
-                times[name].append(time.process_time() - start)
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    return [
-        {
-            "what": what,
-            "how": how,
-            "positions": ways[what, how][0],
-            "seconds": seconds,
-            "positions_per_s": ways[what, how][0] / seconds,
-            "times_one_pass": seconds / medians[what, ONE_PASS],
-        }
-        for (what, how), seconds in medians.items()
-    ]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description="Speed of the sequential backbone's and the eliminators' steps.")
-    parser.add_argument("--json", action="store_true")
     parser.add_argument("--repeats", type=int, default=9)
-    arguments = parser.parse_args()
+    repeats = parser.parse_args().repeats
     prepare_process(1)
     torch.manual_seed(0)
-    report = {
-        "date": date.today().isoformat(),
-        "machine": f"{processor()}, one core",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "commit": commit(),
-        "command": " ".join(["python", *sys.argv]),
-        "repeats": arguments.repeats,
-        "rows": measure(arguments.repeats),
-    }
-    if arguments.json:
-        print(json.dumps(report))
-    else:
-        show(report)
-
-
-def show(report: dict) -> None:
-    """One table: processor time of a batch, positions a second, and how many times longer than one pass."""
-    table = Table(
-        title=f"{report['machine']}, {report['date']}, torch {report['torch']}, commit {report['commit']}",
-        caption=f"{report['command']}; processor seconds, medians of {report['repeats']}",
-    )
-    for column in ("what", "how", "ms", "positions/s", "x one pass"):
-        table.add_column(column, justify="left" if column in ("what", "how") else "right")
+    ways = make_ways()
+    found = medians({name: work for name, (_, work) in ways.items()}, repeats)
+    note = f"processor seconds, medians of {repeats}"
+    table = result_table(one_core(), note, "what", "how", "ms", "positions/s", "x one pass")
     shown = None
-    for row in report["rows"]:
-        if shown not in (None, row["what"]):
+    for (what, how), seconds in found.items():
+        if shown not in (None, what):
             table.add_section()
-        shown = row["what"]
-        table.add_row(
-            row["what"],
-            row["how"],
-            f"{row['seconds'] * 1e3:.1f}",
-            f"{row['positions_per_s']:,.0f}",
-            f"{row['times_one_pass']:.1f}",
-        )
+        shown, rate = what, ways[what, how][0] / seconds
+        table.add_row(what, how, f"{seconds * 1e3:.1f}", f"{rate:,.0f}", f"{seconds / found[what, ONE_PASS]:.1f}")
     Console(width=120).print(table)
 
 

@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -64,15 +65,10 @@ def queries(engine: Any, combinations: list[int], count: int = ROWS) -> list[Any
 
 
 def median_ms(*runs: Callable[[], object]) -> list[float]:
-    """Median of each, with interleaved repetitions, so that all see the same load of the machine."""
-    times: list[list[float]] = [[] for _ in runs]
-    for repeat in range(REPEATS + 5):
-        for run, found in zip(runs, times, strict=True):
-            start = time.perf_counter()
-            run()
-            if repeat >= 5:
-                found.append((time.perf_counter() - start) * 1e3)
-    return [statistics.median(found) for found in times]
+    from tests.benchmarks.measure import medians, seconds_of
+
+    wall_seconds = partial(seconds_of, clock=time.perf_counter)
+    return [1e3 * found for found in medians(dict(enumerate(runs)), REPEATS, wall_seconds, warm_ups=5).values()]
 
 
 def bench_batches(engine: Any) -> None:

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -64,10 +64,8 @@ def of_users(users: list[str]) -> Iterator[Asked]:
 @asynccontextmanager
 async def open_loop(url: str, requests: Iterator[Asked], rate: float) -> AsyncIterator[list[Seen]]:
     """`rate` requests per second inside the context; the list is complete after it."""
-    seen: list[Seen] = []
-    done = asyncio.Event()
 
-    async def send(session: aiohttp.ClientSession) -> None:
+    async def send(session: aiohttp.ClientSession, seen: list[Seen], done: asyncio.Event) -> None:
         start = time.monotonic()
         async with asyncio.TaskGroup() as asking:
             for number in itertools.count():
@@ -77,37 +75,38 @@ async def open_loop(url: str, requests: Iterator[Asked], rate: float) -> AsyncIt
                     return
                 asking.create_task(ask(session, next(requests), seen, due))
 
-    async with _session_to(url, 256) as session, asyncio.TaskGroup() as sending:
-        sending.create_task(send(session))
-        try:
-            yield seen
-        finally:
-            done.set()
+    async with _callers(url, send, 1, connections=256) as seen:
+        yield seen
 
 
 @asynccontextmanager
 async def closed_loop(url: str, requests: Iterator[Asked], connections: int) -> AsyncIterator[list[Seen]]:
     """Callers with one request at a time each inside the context; they wait after a refusal."""
-    seen: list[Seen] = []
-    done = asyncio.Event()
 
-    async def call(session: aiohttp.ClientSession) -> None:
+    async def call(session: aiohttp.ClientSession, seen: list[Seen], done: asyncio.Event) -> None:
         while not done.is_set():
             wait_s = await ask(session, next(requests), seen, time.monotonic())
             await asyncio.sleep(wait_s)
 
-    async with _session_to(url, connections) as session, asyncio.TaskGroup() as callers:
-        for _ in range(connections):
-            callers.create_task(call(session))
+    async with _callers(url, call, connections, connections) as seen:
+        yield seen
+
+
+@asynccontextmanager
+async def _callers(
+    url: str, work: Callable[..., Coroutine[Any, Any, None]], count: int, connections: int
+) -> AsyncIterator[list[Seen]]:
+    """`work(session, seen, done)` so many times at once, until it is done."""
+    seen, done = list[Seen](), asyncio.Event()
+    connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=60)
+    session = aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), connector=connector)
+    async with session, asyncio.TaskGroup() as tasks:
+        for _ in range(count):
+            tasks.create_task(work(session, seen, done))
         try:
             yield seen
         finally:
             done.set()
-
-
-def _session_to(url: str, connections: int) -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(limit=connections, keepalive_timeout=60)
-    return aiohttp.ClientSession(url, timeout=aiohttp.ClientTimeout(total=TIMEOUT_S), connector=connector)
 
 
 async def ask(session: aiohttp.ClientSession, asked: Asked, seen: list[Seen], due: float) -> float:

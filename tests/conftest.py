@@ -7,6 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("busy machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy machine")
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: threads of one test would only wait for each other
 
@@ -44,6 +48,12 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data: set MTREC_TEST_DATA to its folder, or put it at {beside}")
     return folder
+
+
+@pytest.fixture(params=["sasrec", "bert4rec"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Of a sequential backbone."""
+    return request.param
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

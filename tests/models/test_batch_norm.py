@@ -63,7 +63,6 @@ def test_equals_torch_on_repeated_rows(relu):
 
 
 def test_statistics_and_gradients_are_summed_over_workers():
-    """Two workers with the same rows give the numbers of one."""
     gradients = []
     for workers in (1, 2):
         norm, rows = make_norm()[0], make_rows()

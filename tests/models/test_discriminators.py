@@ -1,15 +1,13 @@
 """Discriminators: shapes, missing values, unknown users, weights, several workers, seeds."""
 
-import copy
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import torch
 from torch import Tensor
 
 from mtrec_ray.combinations import Combination
 from mtrec_ray.models.discriminators import Discriminators, value_weights
-from tests.steps.cases import LockStep
+from mtrec_ray.workers import AllReduce
+from tests.steps.cases import gradients, in_lock_step
 
 ATTRIBUTES = {"gender": 2, "age": 3}
 COMBINATIONS: list[Combination] = [("gender",), ("age",), ("gender", "age")]
@@ -122,25 +120,23 @@ def test_losses_and_gradients_of_workers_add_up(cut):
     single, vectors = make_discriminators(), make_vectors()
     expected = single.losses(vectors, VALUES, WEIGHTS)
     expected.sum().backward()
-    workers, lock_step = [copy.deepcopy(make_discriminators()) for _ in range(2)], LockStep(2)
 
-    def work(rank: int, users: slice) -> Tensor:
-        losses = workers[rank].losses(vectors[:, users], VALUES[users], WEIGHTS, lock_step.reducer(rank))
+    def work(rank: int, all_reduce: AllReduce) -> tuple[Tensor, dict[str, Tensor]]:
+        worker, users = make_discriminators(), (slice(0, cut), slice(cut, S))[rank]
+        losses = worker.losses(vectors[:, users], VALUES[users], WEIGHTS, all_reduce)
         losses.sum().backward()
-        return losses.detach()
+        return losses.detach(), gradients(worker)
 
-    with ThreadPoolExecutor(2) as pool:
-        parts = list(pool.map(work, range(2), [slice(0, cut), slice(cut, S)]))
-    close(parts[0] + parts[1], expected.detach())
-    for one, other, parameter in zip(*(worker.parameters() for worker in workers), single.parameters(), strict=True):
-        assert one.grad is not None
-        assert other.grad is not None
-        assert parameter.grad is not None
-        close(one.grad + other.grad, parameter.grad)
+    (losses, one), (other_losses, other) = in_lock_step(work)
+    close(losses + other_losses, expected.detach())
+    assert len(gradients(single)) == len(one) == len(other) == len(list(single.parameters()))
+    for name, gradient in gradients(single).items():
+        close(one[name] + other[name], gradient)
 
 
-def test_pack_equals_its_members():
+def test_pack_equals_its_members_which_differ():
     together, vectors = make_discriminators(), make_vectors()
+    assert not torch.equal(together.inner[0], together.inner[2])  # the same attribute in two combinations
     losses = together.losses(vectors, VALUES, WEIGHTS)
     for k, combination in enumerate(COMBINATIONS):
         alone = make_discriminators(combinations=[combination])
@@ -150,32 +146,15 @@ def test_pack_equals_its_members():
         close(alone.losses(vectors[k : k + 1], VALUES, WEIGHTS), losses[mine])
 
 
-def test_same_seed_gives_the_same_weights():
-    one, same, other = (make_discriminators(seed) for seed in (0, 0, 1))
-    for name in ("inner", "outer"):
-        assert torch.equal(one.get_parameter(name), same.get_parameter(name))
-        assert not torch.equal(one.get_parameter(name), other.get_parameter(name))
-    assert not torch.equal(one.inner[0], one.inner[2])  # the same attribute in two combinations
-
-
-def test_loaded_state_gives_the_same_logits():
-    one, loaded = make_discriminators(), make_discriminators(seed=1)
-    loaded.load_state_dict(one.state_dict())
-    assert torch.equal(loaded(make_vectors()), one(make_vectors()))
-
-
 @pytest.mark.parametrize(
-    ("power", "expected"),
+    ("counts", "power", "expected"),
     [
-        (0.0, [[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]),
-        (0.5, [[1 / 3, 1 / 2, 0], [1, 1 / 4, 1 / 2]]),
-        (1.0, [[1 / 9, 1 / 4, 0], [1, 1 / 16, 1 / 4]]),
+        (COUNTS, 0.0, [[1.0, 1.0, 0.0], [1.0, 1.0, 1.0]]),
+        (COUNTS, 0.5, [[1 / 3, 1 / 2, 0], [1, 1 / 4, 1 / 2]]),
+        (COUNTS, 1.0, [[1 / 9, 1 / 4, 0], [1, 1 / 16, 1 / 4]]),
+        ([[4, 0], [0, 0]], 0.5, [[0.5, 0], [0, 0]]),
     ],
-    ids=["users equal", "between", "values equal"],
+    ids=["users equal", "between", "values equal", "values without users"],
 )
-def test_value_weights_equal_those_by_hand(power, expected):
-    torch.testing.assert_close(value_weights(COUNTS, power=power), torch.tensor(expected))
-
-
-def test_value_without_users_has_weight_zero():
-    assert value_weights([[4, 0], [0, 0]], power=0.5).tolist() == [[0.5, 0], [0, 0]]
+def test_value_weights_equal_those_by_hand(counts, power, expected):
+    torch.testing.assert_close(value_weights(counts, power=power), torch.tensor(expected))

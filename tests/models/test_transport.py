@@ -1,5 +1,6 @@
 """Transport: users of different values become alike, others and noise stay; a pack is fitted as its members are."""
 
+import copy
 from itertools import product
 
 import pytest
@@ -35,22 +36,24 @@ def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def user() -> Tensor:
     return torch.arange(V) % USERS
 
 
-@pytest.fixture
-def values(generator, user) -> Tensor:
+@pytest.fixture(scope="module")
+def values(user) -> Tensor:
     """(V, 2) the same for all vectors of a user, an eighth of the genders unknown."""
-    own = torch.stack([torch.randint(0, 2, (USERS,), generator=generator), torch.randint(0, 3, (USERS,))], 1)
+    generator = torch.Generator().manual_seed(1)
+    own = torch.stack([torch.randint(size, (USERS,), generator=generator) for size in (2, 3)], 1)
     own[torch.rand(USERS, generator=generator) < 1 / 8, 0] = -1
     return own[user]
 
 
-@pytest.fixture
-def planted(generator, user, values) -> Tensor:
+@pytest.fixture(scope="module")
+def planted(user, values) -> Tensor:
     """Gender moves one way along axis 0 in one half of the users and the other way in the other, axis 1 tells which."""
+    generator = torch.Generator().manual_seed(2)
     side = torch.where(torch.rand(USERS, generator=generator) < 0.5, 1.0, -1.0)[user]
     vectors = torch.randn(V, D, generator=generator)
     vectors[:, 0] += 1.5 * side * (values[:, 0] == 1)
@@ -61,6 +64,14 @@ def planted(generator, user, values) -> Tensor:
 def fit(pack: StackedEliminators, vectors: Tensor, values: Tensor, user: Tensor, **settings: object) -> None:
     stacked = vectors.expand(len(pack.combinations), -1, -1)
     pack.fit_transport(stacked, values, user, user % FOLDS, torch.eye(D), **(FIT | settings))  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture(scope="module")
+def fitted(planted, values, user) -> StackedEliminators:
+    """Nobody changes it."""
+    pack = make_pack([("gender",)])
+    fit(pack, planted, values, user)
+    return pack
 
 
 def attack_auc(vectors: Tensor, gender: Tensor, attacker: object) -> float:
@@ -75,11 +86,9 @@ def network() -> MLPClassifier:
     return MLPClassifier((32,), early_stopping=True, random_state=0)
 
 
-def test_what_only_a_network_can_read_is_hidden(planted, values, user):
+def test_what_only_a_network_can_read_is_hidden(fitted, planted, values):
     """The values' means are equal from the start, so a plane reads nothing and one shift a value could not help."""
-    pack = make_pack([("gender",)])
-    fit(pack, planted, values, user)
-    (after,) = moved(pack, planted, values)
+    (after,) = moved(fitted, planted, values)
     gender = values[:, 0]
     assert attack_auc(planted, gender, LogisticRegression()) < 0.65
     assert attack_auc(planted, gender, network()) > 0.72
@@ -87,15 +96,13 @@ def test_what_only_a_network_can_read_is_hidden(planted, values, user):
     assert (after - planted).norm(dim=1).mean() < 0.4 * planted.norm(dim=1).mean()
 
 
-def test_unknown_values_and_unselected_attributes_move_no_user(planted, values, user):
-    pack = make_pack([("gender",)])
-    fit(pack, planted, values, user)
-    (after,) = moved(pack, planted, values)
+def test_unknown_values_and_unselected_attributes_move_no_user(fitted, planted, values):
+    (after,) = moved(fitted, planted, values)
     unknown = values[:, 0] < 0
     assert torch.equal(after[unknown], planted[unknown])
     assert (after[~unknown] != planted[~unknown]).any(1).float().mean() > 0.9
     other_age = torch.stack([values[:, 0], (values[:, 1] + 1) % 3], 1)
-    assert torch.equal(moved(pack, planted, other_age)[0], after)
+    assert torch.equal(moved(fitted, planted, other_age)[0], after)
 
 
 def test_noise_is_left_alone(generator, values, user):
@@ -118,9 +125,8 @@ def test_combination_is_fitted_as_if_it_were_alone(planted, values, user):
     )
 
 
-def test_fitting_continues_from_the_current_maps(planted, values, user):
-    pack = make_pack([("gender",)])
-    fit(pack, planted, values, user)
+def test_fitting_continues_from_the_current_maps(fitted, planted, values, user):
+    pack = copy.deepcopy(fitted)
     strength, before = pack.transport_strength.clone(), moved(pack, planted, values)
     fit(pack, planted, values, user, steps=1, find_strength=False)
     assert torch.equal(pack.transport_strength, strength)

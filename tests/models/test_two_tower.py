@@ -39,21 +39,6 @@ def test_blocks_start_at_the_baseline(group_block):
     torch.testing.assert_close(model.user_vectors(features, groups), expected)
 
 
-@pytest.mark.parametrize("group_block", BLOCKS)
-def test_loaded_state_gives_the_same_outputs(group_block):
-    model, other = make_model(group_block), make_model(group_block, seed=1)
-    other.load_state_dict(model.state_dict())
-    features, groups = torch.randn(3, 5), torch.zeros(3, dtype=torch.int64)
-    assert torch.equal(model.user_vectors(features, groups), other.user_vectors(features, groups))
-
-
-def test_same_seed_gives_the_same_model_and_nothing_is_uninitialised():
-    for block in BLOCKS:
-        state, again = make_model(block).state_dict(), make_model(block).state_dict()
-        assert all(torch.equal(state[name], again[name]) for name in state)
-        assert all(value.isfinite().all() for value in state.values())
-
-
 @pytest.mark.parametrize("final_batch_norm", [True, False])
 def test_relu_behind_all_leaves_no_propensity_below_a_half(final_batch_norm):
     model = make_model("dense", final_activation="relu", final_batch_norm=final_batch_norm)

@@ -1,7 +1,9 @@
 """Models and batches for the tests of the step: float64, every parameter away from its special starting value."""
 
 import threading
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from mtrec_ray.workers import AllReduce
 
 USER_WIDTH, TITLE_WIDTH, NUM_TITLES, NUM_GROUPS, D = 6, 7, 9, 3, 8
 BLOCKS = ("none", *GROUP_BLOCKS)
+Result = TypeVar("Result")
 
 
 def make_model(seed: int = 0, *, perturb: bool = True, dtype: torch.dtype = torch.float64, **settings) -> TwoTower:
@@ -30,7 +33,6 @@ def make_model(seed: int = 0, *, perturb: bool = True, dtype: torch.dtype = torc
 
 
 def gradients(model: nn.Module) -> dict[str, Tensor]:
-    """The gradient of every parameter by name."""
     return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
 
 
@@ -65,23 +67,19 @@ def split_users(users: dict[str, np.ndarray], parts: list[slice]) -> list[dict[s
     return workers
 
 
-class LockStep:
-    """An all_reduce for workers that are threads: every call waits for all of them."""
+def in_lock_step(work: Callable[[int, AllReduce], Result], num_workers: int = 2) -> list[Result]:
+    """`work(rank, all_reduce)` of workers that are threads: every all_reduce waits for all of them."""
+    barrier, parts = threading.Barrier(num_workers, timeout=30), dict[int, Tensor]()
 
-    def __init__(self, num_workers: int) -> None:
-        self.barrier = threading.Barrier(num_workers, timeout=30)
-        self.parts: dict[int, Tensor] = {}
-        self.num_calls = 0
-
-    def reducer(self, rank: int) -> AllReduce:
-        """The callable that worker `rank` passes to the step."""
-
+    def run(rank: int) -> Result:
         def all_reduce(tensor: Tensor) -> Tensor:
-            self.parts[rank] = tensor.clone()
-            self.barrier.wait()
-            tensor.copy_(torch.stack([self.parts[r] for r in sorted(self.parts)]).sum(0))
-            self.num_calls += rank == 0
-            self.barrier.wait()
+            parts[rank] = tensor.clone()
+            barrier.wait()
+            tensor.copy_(torch.stack([parts[r] for r in sorted(parts)]).sum(0))
+            barrier.wait()
             return tensor
 
-        return all_reduce
+        return work(rank, all_reduce)
+
+    with ThreadPoolExecutor(num_workers) as pool:
+        return list(pool.map(run, range(num_workers)))

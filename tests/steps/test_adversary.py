@@ -1,7 +1,6 @@
 """The adversarial step: gradients, what it moves, packs, workers, seeds, resume."""
 
 import copy
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
@@ -21,8 +20,8 @@ from mtrec_ray.models.training_state import collect_state, restore_state
 from mtrec_ray.steps.adversary import AdversaryGame, adversary_columns
 from mtrec_ray.steps.pretraining import Positions, positions_of
 from mtrec_ray.workers import AllReduce, single_worker
-from tests.models.backbones import KINDS, LAYERS, NUM_TITLES, D, Kind, L, make_backbone
-from tests.steps.cases import LockStep
+from tests.models.backbones import LAYERS, NUM_TITLES, D, Kind, L, make_backbone
+from tests.steps.cases import gradients, in_lock_step
 
 B = 8
 ATTRIBUTES = {"gender": 2, "age": 3, "occupation": 4}
@@ -98,7 +97,6 @@ def close(one: Tensor, other: Tensor, name: str = "") -> None:
     torch.testing.assert_close(one, other, rtol=1e-7, atol=1e-10, msg=lambda text: f"{name}: {text}")
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["eliminator", "fine_tuning"])
 def test_gradients_are_those_of_equation_5(kind, method):
     """Discriminators learn from their cross entropies alone; the method from BPR less lambda times those after."""
@@ -114,23 +112,19 @@ def test_gradients_are_those_of_equation_5(kind, method):
     entropies = before.losses(seen.detach(), labels, game.value_weights)
     close(returned_entropies, entropies.detach())
     expected = torch.autograd.grad(entropies.sum(), list(before.parameters()))
-    for gradient, (name, parameter) in zip(expected, game.discriminators.named_parameters(), strict=True):
-        assert parameter.grad is not None, name
-        close(parameter.grad, gradient, name)
+    for gradient, (name, own) in zip(expected, gradients(game.discriminators).items(), strict=True):
+        close(own, gradient, name)
 
     titles, after = method.backbone.titles, copy.deepcopy(game.discriminators).requires_grad_(False)
     scores = seen @ titles(batch.negatives).t() - (seen * titles(targets.flatten()[rows])).sum(-1, keepdim=True)
     bpr = F.softplus(scores).mean((1, 2))
     close(returned_bpr, bpr.detach())
     loss = (bpr.sum() - 0.7 * after.losses(seen, labels, game.value_weights).sum()).double()
-    parameters = tuned(method)
-    expected = torch.autograd.grad(loss, list(parameters.values()))
-    for gradient, (name, parameter) in zip(expected, tuned(game.method).items(), strict=True):
-        assert parameter.grad is not None, name
-        close(parameter.grad, gradient, name)
+    expected = torch.autograd.grad(loss, list(tuned(method).values()))
+    for gradient, (name, own) in zip(expected, gradients(game.method).items(), strict=True):
+        close(own, gradient, name)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_backbone_stays_bit_identical(kind):
     game = make_game(kind)
     train(game, range(6))
@@ -140,7 +134,6 @@ def test_backbone_stays_bit_identical(kind):
     assert game.averaged.backbone.titles.weight is game.method.backbone.titles.weight  # shared, not averaged
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_gradient_reaches_every_part_of_every_eliminator(kind):
     """The second step's: adapters start at the identity, which hides what is in front of them."""
     game = make_game(kind)
@@ -157,7 +150,6 @@ def test_gradient_reaches_every_part_of_every_eliminator(kind):
         assert (parameter.grad.flatten(1).abs().sum(1) > 0).all(), name
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_a_pack_equals_its_members_trained_one_by_one(kind):
     together = make_game(kind)
     returned = train(together, range(5))
@@ -176,22 +168,18 @@ def test_a_pack_equals_its_members_trained_one_by_one(kind):
         start = stop
 
 
-@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("cut", [B // 2, 0], ids=["halves", "a worker without crops"])
 def test_two_workers_train_as_one(kind, cut):
     single = make_game(kind, **ALL_COLUMNS)
     returned = train(single, range(3))
-    lock_step = LockStep(2)
-    games = [make_game(kind, all_reduce=lock_step.reducer(rank), **ALL_COLUMNS) for rank in range(2)]
     batches = [make_batch(single.method.backbone, step) for step in range(3)]
 
-    def work(game: AdversaryGame, rows: slice) -> list[Tensor]:
-        parts = [batch.part(rows) for batch in batches]
-        return [torch.cat(game.step(part.positions, part.values, part.negatives)) for part in parts]
+    def work(rank: int, all_reduce: AllReduce) -> tuple[AdversaryGame, list[Tensor]]:
+        game = make_game(kind, all_reduce=all_reduce, **ALL_COLUMNS)
+        parts = [batch.part((slice(0, cut), slice(cut, B))[rank]) for batch in batches]
+        return game, [torch.cat(game.step(part.positions, part.values, part.negatives)) for part in parts]
 
-    with ThreadPoolExecutor(2) as pool:
-        of_workers = list(pool.map(work, games, [slice(0, cut), slice(cut, B)]))
-    for game, its_returned in zip(games, of_workers, strict=True):
+    for game, its_returned in in_lock_step(work):
         for one, other in zip(its_returned, returned, strict=True):
             close(one, other)
         for name, tensor in collect_state(game.parts()).items():
@@ -226,7 +214,6 @@ def test_without_known_values_it_trains_for_accuracy_alone():
         close(parameter, states[1][name], name)
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_overfits_one_batch(kind):
     """With lambda 0 the eliminator fits its targets and the discriminators fit the values."""
     game = make_game(kind, [("gender", "age")], weight=0.0, generator_lr=3e-3, discriminator_lr=1e-2)
@@ -251,7 +238,6 @@ def test_hiding_works_against_the_discriminators():
     assert losses[1] > 0.4 > 0.1 > losses[0]
 
 
-@pytest.mark.parametrize("kind", KINDS)
 def test_same_seed_gives_the_same_losses(kind):
     one, same, other = make_game(kind), make_game(kind), make_game(kind, seed=8)
     returned = [train(game, range(3)) for game in (one, same, other)]
@@ -277,7 +263,6 @@ def test_resume_from_state_equals_a_straight_run(method, done, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["filter", "fine_tuning"])
-@pytest.mark.parametrize("kind", KINDS)
 def test_baselines_train_by_the_same_step(kind, method):
     game = make_game(kind, method=method)
     before = {name: parameter.detach().clone() for name, parameter in game.method.named_parameters()}

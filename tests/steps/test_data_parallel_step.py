@@ -1,6 +1,5 @@
 """Several workers on parts of a batch equal one worker on the whole."""
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,7 @@ from torch.multiprocessing.spawn import spawn
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.steps.propensity import loss_and_gradients
 from mtrec_ray.workers import AllReduce, single_worker
-from tests.steps.cases import BLOCKS, LockStep, gradients, make_batch, make_model, make_users, split_users
+from tests.steps.cases import BLOCKS, gradients, in_lock_step, make_batch, make_model, make_users, split_users
 
 USERS = make_users(0, np.array([3, 0, 5, 2, 1, 0, 4, 3, 2, 6]), np.array([2, 0, 1, 2, 0, 1, 0, 2, 2, 1]))
 HALVES = [slice(0, 4), slice(4, 10)]
@@ -21,17 +20,18 @@ ONE_EMPTY = [slice(0, 10), slice(10, 10)]
 
 def run_workers(parts: list[slice], **settings):
     """One step of every worker in its own thread; their models, losses and the number of calls between them."""
-    lock_step = LockStep(len(parts))
-    users = split_users(USERS, parts)
-    models = [make_model(**settings) for _ in parts]
+    users, calls = split_users(USERS, parts), []
 
-    def work(rank: int) -> float:
-        batch = make_batch(users[rank])
-        return loss_and_gradients(models[rank], batch, all_reduce=lock_step.reducer(rank)).item()
+    def work(rank: int, all_reduce: AllReduce) -> tuple[TwoTower, float]:
+        def counted(tensor: Tensor) -> Tensor:
+            calls.append(rank)
+            return all_reduce(tensor)
 
-    with ThreadPoolExecutor(len(parts)) as pool:
-        losses = list(pool.map(work, range(len(parts))))
-    return models, losses, lock_step.num_calls
+        model = make_model(**settings)
+        return model, loss_and_gradients(model, make_batch(users[rank]), all_reduce=counted).item()
+
+    models, losses = zip(*in_lock_step(work, len(parts)), strict=True)
+    return models, losses, calls.count(0)
 
 
 @pytest.mark.parametrize("final_batch_norm", [False, True])
@@ -52,10 +52,9 @@ def test_two_workers_equal_one(parts, group_block, final_batch_norm):
 
 
 def test_step_without_rows_has_loss_zero():
-    """Loss 0, gradients 0, running statistics unchanged."""
     models, losses, _ = run_workers([slice(10, 10), slice(10, 10)], group_block="dense")
     before = make_model(group_block="dense")
-    assert losses == [0, 0]
+    assert losses == (0, 0)
     for model in models:
         assert all((gradient == 0).all() for gradient in gradients(model).values())
         assert all(torch.equal(a, b) for a, b in zip(model.buffers(), before.buffers(), strict=True))

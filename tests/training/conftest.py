@@ -9,7 +9,7 @@ from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.fit import train_propensity
 from mtrec_ray.training.propensity_run import PropensityRecord
 from tests.training.one_worker import OneWorker
-from tests.tuning.conftest import build_here
+from tests.tuning.conftest import build_here, merged
 
 SYNTHETIC = {
     "users": 6000,
@@ -28,7 +28,6 @@ def planted_lake(tmp_path_factory) -> str:
 
 
 def run_config(lake: str, runs: str, name: str, **settings: Any) -> PropensityConfig:
-    """Settings of a small incremental run."""
     document = {
         "lake": lake,
         "runs": runs,
@@ -38,9 +37,7 @@ def run_config(lake: str, runs: str, name: str, **settings: Any) -> PropensityCo
         "sample": {"random_fraction": 0.7, "active_fraction": 0.3, "alpha": 4.0},
         "optim": {"epochs": 6, "batch_pairs": 2048, "lanes": 4, "lr": 2e-3},
     }
-    for key, value in settings.items():
-        document[key] = document.get(key, {}) | value if isinstance(value, dict) else value
-    return validate_config(PropensityConfig, document)
+    return validate_config(PropensityConfig, merged(document, settings))
 
 
 @pytest.fixture(scope="session")

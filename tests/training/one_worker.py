@@ -20,6 +20,7 @@ from mtrec_ray.training import backbone_run, eliminators, eliminators_run, fit, 
 from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.training.loop import train_loop_per_worker
 from mtrec_ray.training.record import Record
+from tests.trainers.conftest import shorten_transports
 
 READ_HERE = {
     backbone_run: ("make_sequence_plan", "sequence_batches"),
@@ -49,6 +50,7 @@ class OneWorker:
             patch.setattr(driver, "fit", self.fit)
             patch.setattr(driver, "check_resources", lambda *_: None)
         patch.setattr(eliminators, "jobs_that_fit", lambda runner: 1)
+        shorten_transports(patch)
         for module, names in READ_HERE.items():
             for name in names:
                 read = getattr(module, name)

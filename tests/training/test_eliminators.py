@@ -1,11 +1,13 @@
 """The driver of packs, with simulated training: order, retries, interrupts, warnings."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from ray.exceptions import RayTaskError
@@ -29,7 +31,7 @@ PLAN = SequencePlan(
     min_sampling_hash=0.0,
 )
 DRIVER = """
-import json, signal, sys, threading, time
+import json, os, signal, sys, threading, time
 from types import SimpleNamespace
 
 import click
@@ -42,7 +44,7 @@ started, may_fail = [], threading.Event()
 
 def train_pack(record, pack, progress):
     started.append(pack)
-    sys.stdout.write(f"started {pack}\\n")  # in one piece: two threads write
+    sys.stdout.write(f"started {pack} {os.getpid()}\\n")  # in one piece: two threads write
     sys.stdout.flush()
     if argument == "another thread" and pack == "pack001":
         time.sleep(0.5)  # until the main thread waits
@@ -55,13 +57,21 @@ eliminators.jobs_that_fit = lambda runner: 2
 packs = {f"pack{number:03d}": [("gender",)] for number in range(3)}
 config = SimpleNamespace(runner=None, jobs_at_once=None)
 record = SimpleNamespace(packs=packs, config=config, done_uri=lambda pack: "/nowhere/done.json")
-argument = sys.argv.pop(0)
 
 @click.command()
 @click.option("--json", is_flag=True)
 def train(json):
     eliminators.train_packs(record, None)
 
+for argument in map(str.strip, sys.stdin):  # a fork of each, as the imports take longest
+    if not (child := os.fork()):
+        break
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print("ended", code, flush=True)
+else:
+    sys.exit()
+
+signal.alarm(100)
 try:
     sys.argv = ["mtrec", "--json"]
     main(train)
@@ -73,35 +83,32 @@ finally:
 """
 
 
-def interrupted(argument: str) -> tuple[int, dict, list[str]]:
-    """Exit code, the command's JSON, and the packs started."""
-    command = [sys.executable, "-c", f"import sys; sys.argv = [{argument!r}]\n{DRIVER}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as driver:
-        assert driver.stdout is not None
-        try:
-            started = {driver.stdout.readline().strip() for _ in range(2)}
-            assert started == {"started pack000", "started pack001"}
-            if argument != "another thread":
-                driver.send_signal(signal.SIGINT)
-            out, err = driver.communicate(timeout=60)
-        finally:
-            driver.kill()
-    assert "resumes from what is saved" in err
-    document, packs = map(json.loads, out.splitlines())
-    return driver.returncode, document, packs
+@pytest.fixture(scope="module")
+def driver() -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", DRIVER]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    with subprocess.Popen(command, text=True, bufsize=1, **pipes) as driver:
+        yield driver
 
 
-@pytest.mark.parametrize("argument", ["leave them", "another thread"])
-def test_interrupt_ends_the_command_while_packs_run(argument):
-    code, document, started = interrupted(argument)
-    assert (code, document["exit_code"]) == (130, 130)
-    assert sorted(started) == ["pack000", "pack001"]
+@pytest.mark.parametrize("argument", ["leave them", "another thread", "watch them fail"])
+def test_interrupt_ends_the_command_while_packs_run_and_no_pack_is_retried(driver, argument):
+    driver.stdin.write(f"{argument}\n")
+    started, pids = zip(*(driver.stdout.readline().removeprefix("started ").split() for _ in range(2)), strict=True)
+    assert set(started) == {"pack000", "pack001"}
+    if argument != "another thread":
+        os.kill(int(pids[0]), signal.SIGINT)
+    *errors, document, packs, code = iter_until_end(driver.stdout)
+    assert "resumes from what is saved" in "".join(errors)
+    assert (code, json.loads(document)["exit_code"]) == ("ended 130\n", 130)
+    assert sorted(json.loads(packs)) == ["pack000", "pack001"]
 
 
-def test_pack_that_fails_after_an_interrupt_is_not_retried():
-    code, _, started = interrupted("watch them fail")
-    assert code == 130
-    assert sorted(started) == ["pack000", "pack001"]
+def iter_until_end(lines: IO[str]) -> Iterator[str]:
+    for line in lines:
+        yield line
+        if line.startswith("ended "):
+            return
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Records: the identity of a run, its table."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import pytest
 from rich.table import Table
@@ -28,18 +28,11 @@ def propensity(runs: Path, of_territory: list[int]) -> PropensityRecord:
     )
 
 
-def eliminators(
-    runs: Path, backbone_hash: str, status: Literal["training", "done"] = "training", **settings: int
-) -> EliminatorsRecord:
-    document = {"backbone": "bb", "name": "run", "runs": str(runs)} | settings
-    return EliminatorsRecord(
-        status=status,
-        config=validate_config(EliminatorsConfig, document),
-        lake_hash="a",
-        backbone_hash=backbone_hash,
-        attributes={"gender": ["f", "m"]},
-        packs={"pack000": [("gender",)]},
-    )
+def eliminators(runs: Path, backbone_hash: str = "b", jobs_at_once: int = 1, **fields: Any) -> EliminatorsRecord:
+    document = {"backbone": "bb", "name": "run", "runs": str(runs), "jobs_at_once": jobs_at_once}
+    given: dict[str, Any] = {"status": "training", "lake_hash": "a", "backbone_hash": backbone_hash}
+    given |= {"attributes": {"gender": ["f", "m"]}, "packs": {"pack000": [("gender",)]}} | fields
+    return EliminatorsRecord(config=validate_config(EliminatorsConfig, document), **given)
 
 
 def test_other_territory_groups_are_another_run(tmp_path):
@@ -57,22 +50,15 @@ def test_another_backbone_is_another_run(tmp_path):
 
 @pytest.mark.parametrize("status", ["training", "done"])
 def test_jobs_at_once_may_change_until_the_run_is_done(tmp_path, status):
-    eliminators(tmp_path, "b", status, jobs_at_once=1).save()
-    found = eliminators(tmp_path, "b", jobs_at_once=3).resume_or_new()
+    eliminators(tmp_path, status=status).save()
+    found = eliminators(tmp_path, jobs_at_once=3).resume_or_new()
     assert (found.status, found.config.jobs_at_once) == (status, 1 if status == "done" else 3)
 
 
 def test_table_of_eliminators_has_a_row_per_combination():
     figures = {"ndcg": 0.41, "ndcg_floor": 0.4, "strength": 0.5, "strength_confirmed": 1.0, "step": 90.0}
-    record = EliminatorsRecord(
-        status="done",
-        config=EliminatorsConfig(backbone="bb", name="el", runs="runs"),
-        lake_hash="",
-        backbone_hash="",
-        attributes={"gender": ["F", "M"], "age": ["1", "2"]},
-        packs={"pack000": [("gender",)], "pack001": [("gender", "age")]},
-        figures={"none": {"ndcg": 0.42}, "gender+age": figures},
-    )
+    packs = {"pack000": [("gender",)], "pack001": [("gender", "age")]}
+    record = eliminators(Path("runs"), packs=packs, figures={"none": {"ndcg": 0.42}, "gender+age": figures})
     (table,) = record.tables()
     assert isinstance(table, Table)
     rows = list(zip(*(column.cells for column in table.columns), strict=True))

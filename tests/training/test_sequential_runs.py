@@ -66,11 +66,6 @@ def source(made) -> BackboneRecord:
     return made[0]
 
 
-def progress_at(checkpoint: Path) -> int:
-    """Step of a checkpoint."""
-    return json.loads((checkpoint / "progress.json").read_text())["next_step"]
-
-
 def content(record: BackboneRecord | EliminatorsRecord) -> dict[str, bytes]:
     return {str(path.relative_to(record.uri)): path.read_bytes() for path in Path(record.uri).rglob("*.safetensors")}
 
@@ -122,7 +117,8 @@ def test_killed_pack_resumes_to_the_same_weights(source, one_worker, monkeypatch
         assert worker.starts == 1 + len(killed_at)
         assert worker.latest is not None
         ends.append({path.name: path.read_bytes() for path in worker.latest.iterdir() if path.name != "config.yaml"})
-        steps = {n: progress_at(runs / f"checkpoint{n}") for n in range(1, worker.reports + 1)}
+        saved = {n: runs / f"checkpoint{n}" / "progress.json" for n in range(1, worker.reports + 1)}
+        steps = {n: json.loads(path.read_text())["next_step"] for n, path in saved.items()}
         killed_at = [n for n, step in steps.items() if step == 0 or first[0] < step < records[0].num_steps]
     assert len(killed_at) > 1
     assert started == [0, 0]
@@ -271,13 +267,15 @@ def test_finished_runs_learn_where_their_inputs_were_moved(moved, lake, one_work
     assert (found.uri, found.config.lake) == (source.uri, moved_lake.uri)
 
 
+def without_held_out_users(monkeypatch: pytest.MonkeyPatch, module: Any) -> None:
+    read = module.read_held_out
+    monkeypatch.setattr(module, "read_held_out", lambda *args: (u := read(*args)).only(np.zeros(len(u), dtype=bool)))
+
+
 def test_worker_without_validation_users_takes_part(source, one_worker, monkeypatch, tmp_path):
     one_worker(tmp_path / "nobody")
     monkeypatch.setattr(Workers, "mean", lambda self, means, *_: dict.fromkeys(means, 0.5))
-    read_held_out = eliminators_run.read_held_out
-    monkeypatch.setattr(
-        eliminators_run, "read_held_out", lambda *args: (u := read_held_out(*args)).only(np.zeros(len(u), dtype=bool))
-    )
+    without_held_out_users(monkeypatch, eliminators_run)
     assert train_eliminators(eliminators_config(source, tmp_path / "nobody")).status == "done"
 
 
@@ -313,9 +311,6 @@ def test_eliminators_without_validation_users_are_refused_with_the_fix(lake, one
 
 def test_lake_without_validation_users_is_refused(source, lake, one_worker, monkeypatch, tmp_path):
     one_worker(tmp_path / "nobody")
-    read_held_out = backbone_run.read_held_out
-    monkeypatch.setattr(
-        backbone_run, "read_held_out", lambda *args: (u := read_held_out(*args)).only(np.zeros(len(u), dtype=bool))
-    )
+    without_held_out_users(monkeypatch, backbone_run)
     with pytest.raises(UserError, match=r"no user was drawn for validation: raise optim.validation_users"):
         train_backbone(backbone_config(lake, tmp_path / "nobody", optim={"epochs": 1}))

@@ -35,6 +35,12 @@ def trial_lake(tmp_path_factory) -> Lake:
     return build_here(tmp_path_factory.mktemp("trials") / "lake", num_buckets=4, user_width=16, title_width=16, **size)
 
 
+def merged(document: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The document with settings; sections are merged."""
+    sections = {key: document.get(key, {}) | value for key, value in settings.items() if isinstance(value, dict)}
+    return document | settings | sections
+
+
 def small_config(lake: Lake, **settings: Any) -> PropensityConfig:
     """Settings of a run of about twenty steps on `trial_lake`."""
     document = {
@@ -44,9 +50,7 @@ def small_config(lake: Lake, **settings: Any) -> PropensityConfig:
         "sample": {"validation_fraction": 0.2, "alpha": 4.0},
         "optim": {"epochs": 2, "batch_pairs": 2048, "lanes": 2},
     }
-    for key, value in settings.items():
-        document[key] = document.get(key, {}) | value if isinstance(value, dict) else value
-    return validate_config(PropensityConfig, document)
+    return validate_config(PropensityConfig, merged(document, settings))
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,7 @@ from mtrec_ray.tuning.data import TrialCache
 from mtrec_ray.tuning.eliminators_trial import HALVES, EliminatorsTrial
 from mtrec_ray.tuning.space import Space, TrialSpecs
 from mtrec_ray.workers import Workers
+from tests.trainers.conftest import shorten_transports
 from tests.tuning.conftest import fair_search
 
 
@@ -46,6 +47,7 @@ def trained(backbone) -> tuple[dict[str, dict[int, np.ndarray]], torch.Tensor, n
         return found
 
     with pytest.MonkeyPatch.context() as patch:
+        shorten_transports(patch)
         patch.setattr(Sequences, "read", watched)
         return read, *train(trial(backbone, buckets=1))
 
@@ -89,12 +91,10 @@ class TestHalves:
             assert set(own[~lower].flatten().tolist()) == {number["train_lower"]}
 
 
-def test_only_the_stated_buckets_are_read(trained):
-    assert {bucket for of_split in trained[0].values() for bucket in of_split} == {0}
-
-
-def test_training_depends_on_the_spec_and_the_seed_only(trained, backbone):
-    _, vectors, ndcg = trained
+def test_training_depends_on_the_stated_buckets_the_spec_and_the_seed_only(trained, backbone, monkeypatch):
+    read, vectors, ndcg = trained
+    assert {bucket for of_split in read.values() for bucket in of_split} == {0}
+    shorten_transports(monkeypatch)
     same_vectors, same_ndcg = train(trial(backbone, buckets=1))
     assert torch.equal(vectors, same_vectors)
     np.testing.assert_array_equal(ndcg, same_ndcg)
@@ -104,6 +104,7 @@ def test_training_depends_on_the_spec_and_the_seed_only(trained, backbone):
 class TestFigures:
     @pytest.fixture(autouse=True)
     def one_quick_attacker(self, monkeypatch):
+        shorten_transports(monkeypatch)
         monkeypatch.setattr(audit, "VECTOR_ATTACKERS", {"logistic": VECTOR_ATTACKERS["logistic"]})
 
     def test_metrics_have_bounds_and_each_attribute_its_own_figures(self, backbone):
@@ -145,8 +146,4 @@ class TestFigures:
         other = trial(backbone)
         other.load(tmp_path)
         assert other.validations_done == other.num_validations
-
-
-def test_threads_are_limited_to_the_cpus_of_the_worker(backbone):
-    trial(backbone)
-    assert torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 1  # of one CPU

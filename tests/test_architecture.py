@@ -1,19 +1,19 @@
 """The rooms and their direction, read from the source with `ast`: a rule is a test, not a sentence."""
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import mtrec_ray
+from tests.processes import python
 
 PACKAGE = Path(mtrec_ray.__file__).parent
 ROOMS = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
 WITH_RAY = {"lake", "streams", "training", "tuning", "serving"}
 
+OF_TRAINERS = {"models", "steps", "lake", "streams", "evaluation", "tracking"}
 MAY_IMPORT = {
     "models": set(),
     "steps": {"models"},
@@ -22,21 +22,10 @@ MAY_IMPORT = {
     "lake": {"sources"},
     "streams": {"lake"},
     "tracking": set(),
-    "trainers": {"models", "steps", "lake", "streams", "evaluation", "tracking"},
-    "training": {"trainers", "models", "steps", "lake", "streams", "evaluation", "tracking"},
+    "trainers": OF_TRAINERS,
+    "training": OF_TRAINERS | {"trainers"},
     "bundle": {"models"},
-    "jobs": {
-        "sources",
-        "lake",
-        "streams",
-        "models",
-        "steps",
-        "trainers",
-        "training",
-        "evaluation",
-        "bundle",
-        "tracking",
-    },
+    "jobs": OF_TRAINERS | {"sources", "trainers", "training", "bundle"},
     "tuning": {"lake", "streams", "models", "steps", "trainers", "training", "evaluation", "jobs"},
     "serving": {"bundle", "models", "lake", "streams"},
     "commands": {"sources", "lake", "streams", "trainers", "training", "jobs", "tuning", "serving"},
@@ -71,18 +60,15 @@ def own_imports(path: Path) -> Iterator[tuple[str, str]]:
             yield parts[1], ".".join(parts[1:])
 
 
-def test_every_room_has_its_rule():
+def test_rooms_have_one_level_of_folders_and_each_its_rule():
     assert set(ROOMS) == set(MAY_IMPORT)
+    assert not [path for path in PACKAGE.glob("*/*") if path.is_dir() and path.name not in ("__pycache__", "page")]
 
 
 @pytest.mark.parametrize("room", ROOMS)
-def test_ray_is_imported_only_where_data_moves_between_machines(room):
+def test_a_room_imports_only_rooms_before_it_and_ray_only_where_data_moves_between_machines(room):
     users = {p.name for p in files_of(room) if any(n.split(".")[0] == "ray" for n in modules_imported(p))}
     assert not users or room in WITH_RAY, f"{room}/ imports ray in {sorted(users)}"
-
-
-@pytest.mark.parametrize("room", sorted(MAY_IMPORT))
-def test_a_room_imports_only_rooms_before_it(room):
     allowed = MAY_IMPORT[room] | {room}
     breaches = {(p.name, module) for p in files_of(room) for other, module in own_imports(p) if other not in allowed}
     assert not breaches
@@ -104,15 +90,10 @@ def test_modules_beside_the_rooms_import_none_of_them():
     assert not {(path.name, module) for path in beside for _, module in own_imports(path)}
 
 
-def test_rooms_have_one_level_of_folders():
-    assert not [path for path in PACKAGE.glob("*/*") if path.is_dir() and path.name not in ("__pycache__", "page")]
-
-
 def test_loading_the_command_line_loads_neither_torch_nor_ray():
     program = "import sys, mtrec_ray.commands.app; print(*sorted({m.split('.')[0] for m in sys.modules}))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=240)
     heavy = {"torch", "ray", "transformers", "pandas", "pyarrow", "sklearn", "scipy", "numpy"}
-    assert not heavy & set(done.stdout.split())
+    assert not heavy & set(python(program).split())
 
 
 def test_the_help_of_a_build_loads_no_ray():
@@ -121,16 +102,7 @@ def test_the_help_of_a_build_loads_no_ray():
         "import sys, mtrec_ray.commands.app as app\nsys.argv = ['mtrec', 'lake', 'build', '--help']\n"
         "try: app.app()\nexcept SystemExit: print('ray' in sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=240)
-    assert done.stdout.splitlines()[-1] == "False"
-
-
-def test_batches_and_plans_are_defined_without_ray():
-    names = ["reader", "crops", "sequences", "plan", "schedule"]
-    program = f"import importlib, sys\nsys.modules['ray'] = None\nfor name in {names!r}:\n" + (
-        "    importlib.import_module(f'mtrec_ray.streams.{name}')"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=240)
+    assert python(program).splitlines()[-1] == "False"
 
 
 def test_importing_any_module_starts_nothing():
@@ -142,5 +114,4 @@ def test_importing_any_module_starts_nothing():
         f"import importlib, logging\nfor name in {names!r}:\n    importlib.import_module(name)\n"
         "import ray\nprint(ray.is_initialized(), logging.getLogger('mtrec_ray').handlers)"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=240)
-    assert done.stdout.strip() == "False []"
+    assert python(program).strip() == "False []"

@@ -31,7 +31,8 @@ def yaml_file(tmp_path):
     return write
 
 
-def test_precedence_is_file_then_set_then_option(yaml_file):
+def test_precedence_is_file_then_set_then_option_and_an_empty_file_changes_nothing(yaml_file):
+    assert propensity(path=yaml_file("# nothing\n")) == propensity()
     path = yaml_file({"seed": 1, "optim": {"lr": 0.1, "epochs": 7, "lanes": 3}})
     config = propensity("optim.lr=0.2", "optim.epochs=8", path=path, **{"optim.lr": 0.3})
     assert (config.seed, config.optim.lanes) == (1, 3)
@@ -74,12 +75,7 @@ def test_a_wrong_setting_is_named_with_its_key(setting, message):
         propensity(setting)
     assert message in str(found.value)
     assert "{'alpha'" not in str(found.value)
-
-
-def test_a_value_that_fits_no_type_of_a_union_is_one_line():
-    with pytest.raises(UserError) as found:
-        propensity("sample.alpha=many")
-    assert len(str(found.value).splitlines()) == 1
+    assert len(str(found.value).splitlines()) == 1 or "is not YAML" in message
 
 
 def test_a_section_below_a_plain_value_is_refused(yaml_file):
@@ -96,24 +92,20 @@ def test_a_missing_setting_is_named_with_its_option():
         validate_config(PropensityConfig, {"name": "run"})
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("- a\n- b", "not a list"), ("a: [", "is not YAML"), ("5", "not a int")],
-)
+BAD_FILES = {
+    "- a\n- b": "not a list",
+    "a: [": "is not YAML",
+    "5": "not a int",
+    "": r"--config /nowhere\.yaml: No such file",
+}
+
+
+@pytest.mark.parametrize(("content", "message"), BAD_FILES.items())
 def test_a_file_that_holds_no_settings_is_named(yaml_file, content, message):
-    path = yaml_file(content)
+    path = yaml_file(content) if content else "/nowhere.yaml"
     with pytest.raises(UserError, match=message) as found:
         propensity(path=path)
     assert path in str(found.value)
-
-
-def test_a_missing_file_is_named():
-    with pytest.raises(UserError, match=r"--config /nowhere\.yaml: No such file"):
-        propensity(path="/nowhere.yaml")
-
-
-def test_an_empty_file_changes_nothing(yaml_file):
-    assert propensity(path=yaml_file("# nothing\n")) == propensity()
 
 
 @pytest.mark.parametrize("setting", ["model.groups=regions", "model.group_block=dense"])

@@ -1,13 +1,12 @@
 """The wheel and a Ray job's working directory contain tuning and serving; foreign folders do not shadow them."""
 
 import shutil
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from tests.processes import python
 from tests.test_architecture import PACKAGE, modules_imported
 
 ROOT = Path(__file__).parents[1]
@@ -29,8 +28,7 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
         shutil.copytree(ROOT / name, folder / name, symlinks=True, ignore=ignored)
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, folder)
-    program = "from setuptools import build_meta; build_meta.build_wheel('.')"
-    subprocess.run([sys.executable, "-c", program], cwd=folder, check=True, capture_output=True, timeout=240)
+    python("from setuptools import build_meta; build_meta.build_wheel('.')", cwd=folder)
     (path,) = folder.glob("*.whl")
     return zipfile.ZipFile(path)
 
@@ -56,10 +54,9 @@ def test_foreign_folders_in_the_working_directory_are_not_imported(wheel, tmp_pa
         "import sys, mtrec_ray.tuning.config as tuning, mtrec_ray.serving.config as serving\n"
         "print(tuning.__file__, serving.__file__, *sorted({'tuning', 'serving'} & sys.modules.keys()))"
     )
-    command, environment = [sys.executable, "-c", program], {"PYTHONPATH": str(tmp_path / "site")}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    printed = python(program, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path / "site")})
     files = [str(tmp_path / "site" / "mtrec_ray" / room / "config.py") for room in ("tuning", "serving")]
-    assert done.stdout.split() == files
+    assert printed.split() == files
 
 
 def test_tuning_and_serving_are_imported_below_mtrec_ray_only():

@@ -217,13 +217,9 @@ class TestInThisProcess:
             code, out, _ = run("lake", *command, "--json")
             assert (code, json.loads(out)["embeddings"]["window_end"]) == (0, "2022-04-01T00:00:00Z")
 
-    def test_a_lake_is_shown_as_a_table(self, lake, run):
+    def test_a_good_lake_is_shown_as_a_table_and_passes_its_check(self, lake, run):
         code, out, _ = run("lake", "show", lake)
-        assert code == 0
-        assert "Territories" in out
-        assert "synthetic" in out
-
-    def test_check_passes_on_a_good_lake(self, lake, run):
+        assert (code, "Territories" in out, "synthetic" in out) == (0, True, True)
         code, out, _ = run("lake", "check", lake, "--json")
         assert (code, json.loads(out)["ok"]) == (0, True)
 
@@ -235,15 +231,11 @@ class TestInThisProcess:
             assert sum(counts[name] for counts in document["territories"].values()) == total, name
         assert document["all"]["negatives"] == pytest.approx(2 * document["all"]["positives"], rel=0.02)
 
-    def test_an_existing_lake_is_not_overwritten(self, lake, run):
-        code, out, _ = run(*BUILD, "--out", lake, *SETTINGS, "--json")
-        assert code == 2
-        assert "--overwrite" in json.loads(out)["error"]
-
-    def test_an_embedded_lake_is_not_embedded_again(self, lake, run):
-        code, out, err = run("lake", "embed", lake)
-        assert (code, out) == (2, "")
-        assert "overwrite=true" in err
+    def test_an_existing_lake_is_neither_overwritten_nor_embedded_again(self, lake, run):
+        build, embed = [*BUILD, "--out", lake, *SETTINGS], ["lake", "embed", lake]
+        for arguments, fix in ((build, "--overwrite"), (embed, "overwrite=true")):
+            code, out, err = run(*arguments)
+            assert (code, out, fix in err) == (2, "", True)
 
 
 def test_the_cause_of_an_error_decides_its_exit_code():

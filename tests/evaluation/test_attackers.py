@@ -8,14 +8,7 @@ from scipy.sparse import csr_matrix
 from sklearn.linear_model import LogisticRegression
 
 from mtrec_ray.evaluation import attackers
-from mtrec_ray.evaluation.attackers import (
-    LIST_ATTACKERS,
-    VECTOR_ATTACKERS,
-    AttackData,
-    bag_of_titles,
-    balanced_log_loss,
-    naive_bayes_scores,
-)
+from mtrec_ray.evaluation.attackers import LIST_ATTACKERS, VECTOR_ATTACKERS, AttackData, bag_of_titles
 from mtrec_ray.evaluation.batched_logistic import L2_STRENGTHS, class_weights, fit_logistic, with_intercept
 
 
@@ -118,13 +111,13 @@ def test_class_weights_and_balanced_loss_equal_hand_worked_values():
     labels = np.array([[0, 0, 0, 2]])
     np.testing.assert_allclose(class_weights(labels, 3), [[2 / 3, 2 / 3, 2 / 3, 2]], rtol=1e-6)
     log_probabilities = np.log(np.array([[[0.5, 0.25, 0.25]] * 4], np.float32))
-    assert balanced_log_loss(log_probabilities, labels)[0] == pytest.approx((np.log(2) + np.log(4)) / 2)
+    assert attackers.balanced_log_loss(log_probabilities, labels)[0] == pytest.approx((np.log(2) + np.log(4)) / 2)
 
 
 def test_naive_bayes_equals_hand_worked_scores():
     bags = csr_matrix(np.array([[1, 0], [1, 0], [0, 1], [1, 1]], np.float32))
     data = AttackData(bags, bags, bags, np.array([[0, 0, 1, 1]]), np.array([[0, 0, 1, 1]]), 2)
-    scores = naive_bayes_scores(data).test[0]
+    scores = attackers.naive_bayes_scores(data).test[0]
     prior = 2 * np.array([4, 3]) / 7  # titles over all users, plus one each, times T
     zero, one = (np.array([2, 0]) + 0.1 * prior), (np.array([1, 2]) + 0.1 * prior)
     odds = np.log(zero / zero.sum()) - np.log(one / one.sum())

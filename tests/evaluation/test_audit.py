@@ -6,23 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from mtrec_ray.evaluation import audit
-from mtrec_ray.evaluation.attackers import (
-    LIST_ATTACKERS,
-    VECTOR_ATTACKERS,
-    AttackData,
-    Scores,
-    bag_of_titles,
-    logistic_scores,
-)
-from mtrec_ray.evaluation.audit import (
-    AttributeLabels,
-    AuditSettings,
-    audit_inputs,
-    audit_vectors,
-    best_attackers,
-    fold_of,
-)
+from mtrec_ray.evaluation import attackers, audit
+from mtrec_ray.evaluation.attackers import AttackData, Scores, bag_of_titles, logistic_scores
+from mtrec_ray.evaluation.audit import AttributeLabels, AuditSettings, audit_inputs, fold_of
 from mtrec_ray.evaluation.audit_metrics import prediction_interval
 
 FAST = AuditSettings(num_folds=4, num_permutations=3, num_bootstrap=40)
@@ -42,12 +28,12 @@ def users(num_users=200, num_values=2, shift=0.0, seed=0, unknown=0.0, width=8):
 
 
 def one(vectors, labels, keys, settings=FAST):
-    return audit_vectors(vectors, labels, keys, settings)
+    return audit.audit_vectors(vectors, labels, keys, settings)
 
 
 def cheap(vectors, labels, keys, settings=FAST):
     """With fewer attackers, for properties of the protocol."""
-    few = {name: VECTOR_ATTACKERS[name] for name in ("logistic", "boosting")}
+    few = {name: attackers.VECTOR_ATTACKERS[name] for name in ("logistic", "boosting")}
     return audit_inputs(vectors, labels, keys, few, settings)
 
 
@@ -72,7 +58,7 @@ def test_the_document_is_json_and_names_the_nulls():
     assert (document["auc"]["null_low"], document["auc"]["null_high"]) == result.auc_null
     assert [document[name]["chance"] for name in ("balanced_accuracy", "auc")] == [0.5, 0.5]
     assert document["micro_f1"]["chance"] == result.majority_rate
-    assert document["attacker"] in VECTOR_ATTACKERS
+    assert document["attacker"] in attackers.VECTOR_ATTACKERS
 
 
 def test_unknown_values_are_left_out():
@@ -145,7 +131,7 @@ def test_the_choice_is_by_validation_auc_for_each_labeling():
     up = np.stack([np.stack([-np.arange(4.0), np.arange(4.0)], axis=1)] * 2)
     crossed = up[:, [0, 2, 1, 3]]
     scores = [Scores(up, up[:, :0]), Scores(crossed, crossed[:, :0])]
-    np.testing.assert_array_equal(best_attackers(scores, labelings), [0, 1])
+    np.testing.assert_array_equal(audit.best_attackers(scores, labelings), [0, 1])
 
 
 def test_each_labeling_is_attacked_by_its_own_choice(monkeypatch):
@@ -163,8 +149,8 @@ def test_each_labeling_is_attacked_by_its_own_choice(monkeypatch):
 
     taken = []
     monkeypatch.setattr(audit, "summarise_attacks", lambda best, *_, **__: taken.append(best))
-    attackers = {"true": right_on(slice(0, 1), 1.0), "permuted": right_on(slice(1, None), 2.0)}
-    audit_inputs(vectors, labels, keys, attackers, FAST)
+    one_of_two = {"true": right_on(slice(0, 1), 1.0), "permuted": right_on(slice(1, None), 2.0)}
+    audit_inputs(vectors, labels, keys, one_of_two, FAST)
     (best,) = taken
     assert np.unique(best[0]).tolist() == [1.0]
     assert np.unique(best[1:]).tolist() == [2.0]
@@ -235,10 +221,10 @@ def test_hidden_is_none_where_no_leak_could_be_detected():
 def test_the_null_has_its_level_with_cross_fitting_and_a_choice():
     """60 independent data sets; a null of permuted test labels alone would reject about 8."""
     settings = AuditSettings(num_folds=3, num_permutations=10, num_bootstrap=4)
-    attackers = {"all": logistic_scores, "half": half_of_the_inputs}
+    two = {"all": logistic_scores, "half": half_of_the_inputs}
     outside = []
     for seed in range(60):
-        found = audit_inputs(*users(80, seed=seed), attackers, settings)
+        found = audit_inputs(*users(80, seed=seed), two, settings)
         outside.append(not found.null[0] <= found.balanced_accuracy.value <= found.null[1])
     assert sum(outside) <= 7  # 3 expected, standard deviation 1.7
 
@@ -263,10 +249,10 @@ def test_lists_that_follow_the_attribute_leak_and_others_do_not():
     rng = np.random.default_rng(2)
     blind = rng.integers(0, 40, (300, 10))
     revealing = np.where(rng.random((300, 10)) < 0.3, 40 + labels.values[:, None], blind)
-    found = audit_inputs(bag_of_titles(revealing, 42), labels, keys, LIST_ATTACKERS, FAST)
+    found = audit_inputs(bag_of_titles(revealing, 42), labels, keys, attackers.LIST_ATTACKERS, FAST)
     assert found.balanced_accuracy.value > 0.8
     assert found.leaks
-    found = audit_inputs(bag_of_titles(blind, 42), labels, keys, LIST_ATTACKERS, FAST)
+    found = audit_inputs(bag_of_titles(blind, 42), labels, keys, attackers.LIST_ATTACKERS, FAST)
     assert found.null[0] < found.balanced_accuracy.value < found.null[1]
 
 

@@ -11,7 +11,6 @@ ONE_FOLD = np.zeros(4, np.int64)
 
 
 def two_columns(scores):
-    """Scores of two values from those of the second."""
     return np.stack([-np.array(scores, float), scores], axis=1)
 
 

@@ -31,13 +31,10 @@ def test_relative_gain_is_in_percent_and_nan_over_zero():
     np.testing.assert_allclose(relative_gain(np.array([3.0, 1.0]), np.array([2.0, 0.0])), [50.0, NAN])
 
 
-def test_mean_leaves_out_rows_without_an_estimate():
+def test_means_leave_out_rows_without_an_estimate_or_weight():
     rows = np.array([[1.0, 2.0, NAN], [3.0, 4.0, 5.0], [NAN, 9.0, 9.0]])
     np.testing.assert_allclose(nan_mean(rows), [2.0, 3.0, 5.0])
     assert np.isnan(nan_mean(np.full((2, 3), NAN))).all()
-
-
-def test_weighted_mean_leaves_out_rows_without_a_value_or_weight():
     rows = np.array([[0.2, 0.4], [np.nan, np.nan], [0.6, np.nan]])
     np.testing.assert_allclose(nan_mean(rows, np.ones(3)[:, None]), [0.4, 0.4])
     np.testing.assert_allclose(nan_mean(rows, np.array([3.0, 5.0, 1.0])[:, None]), [0.3, 0.4])

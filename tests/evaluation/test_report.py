@@ -1,28 +1,20 @@
 """The report: gains and their pairing, notes; tidy tables, CSV files and document agree; terminal tables."""
 
-import io
 import json
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mtrec_ray.evaluation import tables as output
 from mtrec_ray.evaluation.intervals import interval, nan_mean, relative_gain
 from mtrec_ray.evaluation.report import EvaluatedRun, EvaluationReport
-from mtrec_ray.evaluation.tables import (
-    TABLE_KEYS,
-    evaluation_document,
-    evaluation_tables,
-    gain_rich_table,
-    metric_rich_table,
-    title_rich_table,
-    write_csv_files,
-)
+from mtrec_ray.evaluation.tables import TABLE_KEYS, gain_rich_table
 from tests.evaluation.simulated import HISTORY, state
+from tests.processes import printed
 
 TERRITORIES, TITLES = ["FR", "DE", "XX"], ["Local Hero", "World"]
 
@@ -48,18 +40,12 @@ def report(runs) -> EvaluationReport:
 
 @pytest.fixture(scope="module")
 def tables(report) -> dict[str, pd.DataFrame]:
-    return evaluation_tables(report)
+    return output.evaluation_tables(report)
 
 
 @pytest.fixture(scope="module")
 def document(tables) -> dict[str, Any]:
-    return json.loads(json.dumps(evaluation_document(tables), allow_nan=False))
-
-
-def render(table: Table) -> str:
-    console = Console(width=200, file=io.StringIO(), record=True)
-    console.print(table)
-    return " ".join(console.export_text().split())
+    return json.loads(json.dumps(output.evaluation_document(tables), allow_nan=False))
 
 
 def test_the_document_nests_every_metric_by_cohort_variant_day_and_territory(document, runs):
@@ -126,7 +112,7 @@ def test_title_rows_have_scope_positives_and_means(tables):
 
 
 def test_rows_are_observations_and_csv_files_hold_the_same(tables, tmp_path):
-    write_csv_files(str(tmp_path / "out"), tables)
+    output.write_csv_files(str(tmp_path / "out"), tables)
     assert {p.stem for p in (tmp_path / "out").iterdir()} == set(tables) == set(TABLE_KEYS)
     for name, table in tables.items():
         assert not table.duplicated(list(TABLE_KEYS[name])).any()
@@ -145,9 +131,9 @@ def test_terminal_tables_mark_positive_averages_and_name_missing_ones(report):
     average = cells(table, 4)
     assert average["FR"].style == "bold"
     assert "XX" not in average
-    assert "no positives: XX" in render(table)
-    assert "±" in render(metric_rich_table(report))
-    assert "World" in render(title_rich_table(report))
+    assert "no positives: XX" in " ".join(printed([table]).split())
+    assert "±" in printed([output.metric_rich_table(report)])
+    assert "World" in printed([output.title_rich_table(report)])
 
 
 def test_an_insignificant_gain_is_dim(runs):
@@ -162,4 +148,4 @@ def test_long_tables_show_the_largest_territories_and_say_so(report, monkeypatch
     table = gain_rich_table(report)
     largest = TERRITORIES[int(np.argmax(positives[:3]))]
     assert set(map(str, table.columns[0].cells)) == {largest, "all", "mean"}
-    assert "territory_metrics.csv has the rest" in render(table)
+    assert "territory_metrics.csv has the rest" in " ".join(printed([table]).split())

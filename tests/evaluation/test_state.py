@@ -57,29 +57,22 @@ def test_summary_rows_are_territories_and_all_pooled():
     assert result.title_is_local.tolist() == [False, True]
 
 
-def test_a_territory_without_positives_is_nan_everywhere():
+def test_a_territory_without_positives_is_nan_but_for_popularity_bias_which_needs_a_history():
     metrics = state().summarise(HISTORY).metrics
     assert all(np.isnan(rows[2]).all() for name, rows in metrics.items() if name not in BIAS_METRICS)
     assert np.isfinite(metrics["gini"][2])
+    assert not set(BIAS_METRICS) & set(state().summarise().metrics)
 
 
-def test_an_empty_state_summarises_to_nan_and_zero_counts():
-    result = EvaluationState(SETTINGS).summarise(HISTORY)
+def test_an_empty_state_summarises_to_nan_and_zero_counts_and_no_titles_to_no_rows():
+    result = EvaluationState(replace(SETTINGS, titles=())).summarise(HISTORY)
     assert np.isnan(result.metrics["pr_auc"]).all()
     assert not result.counts["num_users"].any()
-
-
-def test_without_a_history_there_is_no_popularity_bias():
-    assert not set(BIAS_METRICS) & set(state().summarise().metrics)
+    assert result.title_pr_auc.shape == (0, 61)
+    assert result.title_histograms.shape == (0, 2, 1024)
 
 
 def test_scores_that_are_nan_are_refused():
     territory, keys, taste, labels, mask, titles = next(chunks())
     with pytest.raises(ValueError, match="scores are NaN: the model diverged"):
         EvaluationState(SETTINGS).add(territory, keys, taste.astype(np.float32) * np.nan, labels, mask, titles)
-
-
-def test_no_titles_give_no_rows():
-    result = EvaluationState(replace(SETTINGS, titles=())).summarise(HISTORY)
-    assert result.title_pr_auc.shape == (0, 61)
-    assert result.title_histograms.shape == (0, 2, 1024)

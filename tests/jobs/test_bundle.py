@@ -18,14 +18,12 @@ from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.config import BundleConfig, EvaluateConfig
 from mtrec_ray.jobs.evaluate import evaluate_propensity
 from mtrec_ray.lake.bucket import Catalogue
-from mtrec_ray.lake.build import build_lake
-from mtrec_ray.lake.config import BuildOptions
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.sources.source import make_source
 from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
 from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot
 from tests.jobs.untrained import write_audit, write_backbone, write_eliminators, write_run
+from tests.tuning.conftest import build_here
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -33,10 +31,8 @@ SYNTHETIC = {"users": 400, "territories": 4, "titles": 40, "user_width": 8, "tit
 
 
 @pytest.fixture(scope="module")
-def lake(ray_cluster, tmp_path_factory) -> Lake:
-    uri = str(tmp_path_factory.mktemp("bundled") / "lake")
-    build_lake(make_source("synthetic", SYNTHETIC), uri, BuildOptions(num_buckets=2))
-    return Lake.open(uri)
+def lake(tmp_path_factory) -> Lake:
+    return build_here(tmp_path_factory.mktemp("bundled") / "lake", 2, **SYNTHETIC)
 
 
 @pytest.fixture(scope="module")
@@ -204,21 +200,16 @@ class TestRefusals:
     def test_other_methods_than_eliminators_are_refused(self, backbone, tmp_path, refused):
         refused("holds filter models: a bundle serves elim", write_eliminators(backbone, tmp_path, method="filter"))
 
-    def test_an_unfinished_run_is_refused(self, lake, backbone, eliminators, tmp_path, refused):
-        record = write_eliminators(backbone, tmp_path).model_copy(update={"status": "training"})
-        record.save()
-        refused(r"eliminators' is not finished: start `mtrec train eliminators`", record)
-        run = write_run(lake, tmp_path, "mtl", 0)
-        PropensityRecord.load(run).model_copy(update={"status": "training"}).save()
-        refused(r"mtl' is not finished: start `mtrec train propensity`", eliminators, propensity=run)
-
-    def test_another_lake_is_refused(self, lake, backbone, eliminators, tmp_path, refused):
-        record = write_eliminators(backbone, tmp_path).model_copy(update={"lake_hash": "0" * 64})
-        record.save()
-        refused("has changed since run 'eliminators' was started", record)
-        run = write_run(lake, tmp_path, "mtl", 0)
-        PropensityRecord.load(run).model_copy(update={"lake_hash": "0" * 64}).save()
-        refused("mtl' was trained on another lake than the backbone", eliminators, propensity=run)
+    def test_unfinished_runs_and_another_lake_are_refused(self, lake, backbone, eliminators, tmp_path, refused):
+        record, run = write_eliminators(backbone, tmp_path), PropensityRecord.load(write_run(lake, tmp_path, "mtl", 0))
+        unfinished = [f"{name}' is not finished: start `mtrec train" for name in ("eliminators", "mtl")]
+        other = ["has changed since run 'eliminators' was", "mtl' was trained on another lake than the backbone"]
+        for update, messages in (({"status": "training"}, unfinished), ({"lake_hash": "0" * 64}, other)):
+            changed, of_run = record.model_copy(update=update), run.model_copy(update=update)
+            changed.save()
+            refused(messages[0], changed)
+            of_run.save()
+            refused(messages[1], eliminators, propensity=run.uri)
 
     def test_an_audit_of_other_weights_is_refused(self, backbone, eliminators, tmp_path, refused):
         audit = write_audit(write_eliminators(backbone, tmp_path, seed=1), tmp_path / "audit")

@@ -19,29 +19,25 @@ from mtrec_ray.jobs.config import EvaluateConfig
 from mtrec_ray.jobs.evaluate import days_and_cohorts, evaluate_propensity
 from mtrec_ray.jobs.report import PropensityEvaluation
 from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED
-from mtrec_ray.lake.build import build_lake
-from mtrec_ray.lake.config import BuildOptions
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources.calendar import Territory
-from mtrec_ray.sources.source import make_source
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.sampling import TEST, split_of
 from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot
 from tests.jobs.untrained import write_run
+from tests.tuning.conftest import build_here
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 SYNTHETIC = {"users": 900, "territories": 9, "size_exponent": 2.5, "titles": 40, "user_width": 8, "title_width": 8}
-TASTES = {"popularity_spread": 2.0, "taste_scale": 0.3}
-DAYS = {"num_evaluation_days": 2, "first_day": "2022-01-10"}  # within a month: what was seen before them matters
+SYNTHETIC |= {"popularity_spread": 2.0, "taste_scale": 0.3, "num_evaluation_days": 2}
+SYNTHETIC |= {"first_day": "2022-01-10"}  # within a month: what was seen before them matters
 EVERYONE = {"test_fraction": 0.0, "active_fraction": 0.0}
 
 
 @pytest.fixture(scope="module")
-def lake(ray_cluster, tmp_path_factory) -> Lake:
-    uri = str(tmp_path_factory.mktemp("evaluated") / "lake")
-    build_lake(make_source("synthetic", SYNTHETIC | TASTES | DAYS), uri, BuildOptions(num_buckets=3))
-    return Lake.open(uri)
+def lake(tmp_path_factory) -> Lake:
+    return build_here(tmp_path_factory.mktemp("evaluated") / "lake", 3, **SYNTHETIC)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +52,6 @@ def evaluate(*runs: str, **settings) -> PropensityEvaluation:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """What the evaluation writes."""
     return tmp_path_factory.mktemp("report") / "out"
 
 
@@ -296,16 +291,13 @@ class TestRefusals:
         with pytest.raises(UserError, match="give each variant the same distinct seeds"):
             evaluate(*runs, other, references=False)
 
-    def test_a_run_with_the_name_of_a_reference_is_refused(self, lake, tmp_path):
+    def test_the_name_of_a_reference_and_no_evaluation_day_are_refused(self, lake, tmp_path):
         run = write_run(lake, tmp_path, "popularity", 0)
         with pytest.raises(UserError, match="'popularity' has the name of a reference"):
             evaluate(run)
         assert evaluate(run, references=False).report.variants == ["popularity"]
-
-    def test_no_evaluation_day_is_refused(self, lake, tmp_path):
-        run = write_run(lake, tmp_path, "none", 0, window={"num_evaluation_days": 0})
         with pytest.raises(UserError, match=r"no evaluation day: set window\.num_evaluation_days"):
-            evaluate(run)
+            evaluate(write_run(lake, tmp_path, "none", 0, window={"num_evaluation_days": 0}))
 
     def test_missing_and_damaged_weights_are_refused(self, lake, tmp_path):
         run = write_run(lake, tmp_path, "broken", 0)

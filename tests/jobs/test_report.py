@@ -20,34 +20,38 @@ def record(name: str, seed: int = 0, **settings) -> PropensityRecord:
     return PropensityRecord(status="done", config=config, lake_hash="", **trained)
 
 
-def test_seeds_are_grouped_under_the_common_name():
-    names = ["mtl-s0", "mtl-s1", "base-s0", "base-s1"]
-    records = [record(n, int(n[-1]), kind="baseline" if "base" in n else "mtl") for n in names]
-    assert variant_names(records) == ["mtl", "mtl", "base", "base"]
-
-
 @pytest.mark.parametrize("names", [("a-s0", "a-s1"), ("a_seed0", "a_seed12"), ("a.7", "a.8"), ("a-3", "a")])
 def test_seed_suffixes_are_left_out(names):
     assert variant_names([record(name, seed) for seed, name in enumerate(names)]) == ["a", "a"]
 
 
-def test_only_a_seed_suffix_is_left_out_of_a_single_name():
-    names = variant_names([record("mtl-s0"), record("base", kind="baseline"), record("paper2", optim={"lr": 1.0})])
-    assert names == ["mtl", "base", "paper2"]
+BASE: dict[str, Any] = {"kind": "baseline"}
 
 
-def test_the_sample_may_differ_in_its_seed_and_the_runner_in_everything():
-    records = [
-        record("run-s0", 0, sample={"seed": 0}),
-        record("run-s1", 1, sample={"seed": 1}, runner={"workers": 2}),
-        record("run-s2", 2, sample={"seed": 2}, runs="elsewhere"),
-    ]
-    assert variant_names(records) == ["run"] * 3
-
-
-def test_any_other_setting_makes_another_variant():
-    records = [record("a-s0", 0), record("a-s1", 1, optim={"lr": 1.0}), record("a-s2", 2, sample={"split_seed": 1})]
-    assert variant_names(records) == ["a-s0", "a-s1", "a-s2"]
+@pytest.mark.parametrize(
+    ("names", "settings", "variants"),
+    [
+        (["mtl-s0", "mtl-s1", "base-s0", "base-s1"], [{}, {}, BASE, BASE], ["mtl", "mtl", "base", "base"]),
+        (["mtl-s0", "base", "paper2"], [{}, BASE, {"optim": {"lr": 1.0}}], ["mtl", "base", "paper2"]),
+        (
+            ["r-s0", "r-s1", "r-s2"],
+            [{"sample": {"seed": 0}}, {"sample": {"seed": 1}}, {"sample": {"seed": 2}}],
+            ["r"] * 3,
+        ),
+        (["r-s0", "r-s1", "r-s2"], [{}, {"runner": {"workers": 2}}, {"runs": "elsewhere"}], ["r"] * 3),
+        (
+            ["a-s0", "a-s1", "a-s2"],
+            [{}, {"optim": {"lr": 1.0}}, {"sample": {"split_seed": 1}}],
+            ["a-s0", "a-s1", "a-s2"],
+        ),
+    ],
+    ids=["two variants", "single runs", "seed of the sample", "runner and folder", "any other setting"],
+)
+def test_variants_differ_in_more_than_seeds_runner_and_folder(names, settings, variants):
+    seeds = [int(name[-1]) if "-s" in name else 0 for name in names]
+    assert (
+        variant_names([record(n, seed, **own) for n, seed, own in zip(names, seeds, settings, strict=True)]) == variants
+    )
 
 
 def test_variants_have_distinct_names():

@@ -1,8 +1,6 @@
 """Runs are listed and shown from their files alone, whatever state these are in."""
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -10,6 +8,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import write_file, write_json
 from mtrec_ray.jobs.runs import ListRunsConfig, ShowRunConfig, list_runs, show_run, sparkline
 from mtrec_ray.tracking.metrics_file import METRICS_FILE, encode
+from tests.processes import printed, python
 
 
 def write_run(folder, *rows: dict, pack: str = "", **fields) -> None:
@@ -40,15 +39,6 @@ def listed(folder) -> dict[str, dict]:
     return {run["name"]: run for run in list_runs(ListRunsConfig(runs=str(folder))).document()["runs"]}
 
 
-def printed(result, capsys) -> str:
-    from rich.console import Console
-
-    console = Console(width=250, markup=False)
-    for table in result.tables():
-        console.print(table)
-    return capsys.readouterr().out
-
-
 def test_list_has_state_input_and_metrics_of_each_run(runs):
     found = listed(runs)
     assert list(found) == ["done", "hidden", "killed"]
@@ -68,8 +58,8 @@ def test_list_has_state_input_and_metrics_of_each_run(runs):
     assert (summed["step"], summed["num_steps"], summed["from"]) == (12, 16, "backbone done (ffff0000)")
 
 
-def test_list_prints_a_row_for_each_run(runs, capsys):
-    text = printed(list_runs(ListRunsConfig(runs=str(runs))), capsys)
+def test_list_prints_a_row_for_each_run(runs):
+    text = printed(list_runs(ListRunsConfig(runs=str(runs))).tables())
     assert "5 of 30" in text
     assert "lake a (1a2b3c4d)" in text
     assert "backbone done (ffff0000)" in text
@@ -110,26 +100,26 @@ def test_foreign_and_damaged_folders_are_listed_with_the_reason(tmp_path, conten
 
 
 @pytest.mark.parametrize("fields", [{"kind": "other/kind"}, {"kind": "."}, {"config": {}}, {"format_version": 99}])
-def test_runs_of_other_versions_are_shown(tmp_path, capsys, fields):
+def test_runs_of_other_versions_are_shown(tmp_path, fields):
     write_run(tmp_path / "run", {"step": 1, "val/ndcg": None, "train/loss": "x"}, **fields)
-    text = printed(show_run(ShowRunConfig(run=f"{tmp_path}/run")), capsys)
+    text = printed(show_run(ShowRunConfig(run=f"{tmp_path}/run")).tables())
     assert ("unfinished" in text, "Validation" in text) == (True, False)
     assert list_runs(ListRunsConfig(runs=str(tmp_path))).tables()
 
 
-def test_a_run_without_metrics_is_listed(tmp_path, capsys):
+def test_a_run_without_metrics_is_listed(tmp_path):
     write_run(tmp_path / "run")
     assert listed(tmp_path)["run"]["last_metric"] is None
-    assert "unfinished" in printed(list_runs(ListRunsConfig(runs=str(tmp_path))), capsys)
+    assert "unfinished" in printed(list_runs(ListRunsConfig(runs=str(tmp_path))).tables())
 
 
-def test_show_has_changed_settings_validations_and_losses(runs, capsys):
+def test_show_has_changed_settings_validations_and_losses(runs):
     view = show_run(ShowRunConfig(run="done", runs=str(runs)))
     document = view.document()
     assert document["settings"] == {"name": "old", "lake": "lakes/a", "seed": 3, "optim.lr": 1e-5}
     best = {"metric": "val/ndcg", "last": 0.3, "step": 30, "best": 0.4, "best_step": 20}
     assert document["validations"] == [best]
-    text = printed(view, capsys)
+    text = printed(view.tables())
     assert "Validation" in text
     assert "0.1000 █▃▁ 0.0333" in text
     assert "1e-05" in text
@@ -157,10 +147,7 @@ def test_sparkline_has_at_most_60_blocks():
 
 def test_the_command_prints_json_and_starts_no_ray(runs):
     program = (
-        "import sys; from mtrec_ray.__main__ import main\n"
-        "try: main()\nfinally: import ray; print(ray.is_initialized(), file=sys.stderr)"
+        "import sys; from mtrec_ray.__main__ import main\ntry: main()\nfinally: import ray; print(ray.is_initialized())"
     )
-    arguments = [sys.executable, "-c", program, "runs", "show", "done", "--runs", str(runs), "--json"]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=240)
-    assert json.loads(done.stdout)["name"] == "done"
-    assert done.stderr.splitlines()[-1] == "False"
+    document, started = python(program, "runs", "show", "done", "--runs", str(runs), "--json").splitlines()
+    assert (json.loads(document)["name"], started) == ("done", "False")

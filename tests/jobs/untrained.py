@@ -44,7 +44,6 @@ def write_run(lake: Lake, runs: Path, name: str, seed: int, **settings: Any) -> 
 
 
 def write_backbone(lake: Lake, runs: Path, **settings: Any) -> BackboneRecord:
-    """A finished backbone of that name."""
     document = {"lake": lake.uri, "runs": str(runs), "name": "backbone", "model": {"width": 16}} | settings
     record = new_backbone_run(validate_config(BackboneConfig, document), lake)
     model = SequentialBackbone(record.sequential_config())

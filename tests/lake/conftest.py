@@ -1,6 +1,5 @@
 """A tiny service in Parquet files (40 users, 6 titles, 200 events) and a small text model."""
 
-from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from mtrec_ray.lake.inspect import check_lake
 from mtrec_ray.lake.manifest import Manifest
 from mtrec_ray.sources.parquet import ParquetConfig, ParquetSource
 
-START = datetime(2024, 1, 1, tzinfo=UTC)
+START_S = 1_704_067_200  # the first of January 2024
 
 
 class Service:
@@ -35,11 +34,7 @@ class Service:
             {"title_id": f"title-{n}", "name": f"Film {n}", "territories": [["NO"], []][n % 2]} for n in range(6)
         ]
         self.events = [
-            {
-                "user_id": f"user-{n % 40}",
-                "title_id": f"title-{n % 6}",
-                "timestamp": int((START + timedelta(hours=n)).timestamp()),
-            }
+            {"user_id": f"user-{n % 40}", "title_id": f"title-{n % 6}", "timestamp": START_S + 3600 * n}
             for n in range(200)
         ]
 

@@ -196,10 +196,11 @@ def test_folder_of_other_files_is_not_overwritten(service, out, names):
     assert all((Path(out) / name).read_text() == "mine" for name in names)
 
 
-def test_file_at_the_lakes_path_is_an_error(service, out):
+def test_file_and_unwritable_folder_at_the_lakes_path_are_errors(service, out):
     Path(out).write_text("mine")
-    with pytest.raises(UserError, match="cannot write a lake at"):
-        build(service.source(), out)
+    for path in (out, "/proc/lake"):
+        with pytest.raises(UserError, match=f"cannot write a lake at '{path}'"):
+            build(service.source(), path)
     assert Path(out).read_text() == "mine"
 
 
@@ -293,11 +294,6 @@ def test_real_movielens_has_its_published_counts(real_data: Path, out):
     rows = show_lake(LakeConfig(lake=out)).metrics.set_index("territory")
     assert rows["users"][["zip-9", "zip-other"]].tolist() == [170, 18]
     assert rows[["window_events", "test_events"]].to_numpy().sum() == 100_000
-
-
-def test_unwritable_folder_is_an_error(service):
-    with pytest.raises(UserError, match="cannot write a lake at '/proc/lake'"):
-        build(service.source(), "/proc/lake")
 
 
 def test_lake_may_be_at_a_file_uri_or_relative_path(service, out, monkeypatch):

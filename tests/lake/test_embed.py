@@ -20,7 +20,7 @@ from mtrec_ray.lake.embed import embed_lake, encode_texts
 from mtrec_ray.lake.interactions import TITLE_POWER, USER_POWER, InteractionSpace, fit_space, scale_rows
 from mtrec_ray.lake.manifest import Lake
 from tests.lake.conftest import verified
-from tests.streams.lakes import CALENDAR, day, event_table, random_rows, title_table, write_lake
+from tests.streams.lakes import CALENDAR, day, event_table, lake_of, random_rows, title_table, write_lake
 
 on_ray = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -163,10 +163,8 @@ class TestInteractions:
         assert found.description.startswith("titles: interactions; users: interactions")
 
     def test_bucket_without_users_is_embedded(self, tmp_path):
-        users = pa.table({"user_id": ["a"], "territory": ["north"]})
-        events = event_table([("a", "t0", day(1, 2)), ("a", "t1", day(1, 3))])
-        lake = write_lake(tmp_path / "lake", users, events, title_table({"t0": [], "t1": []}), 3, embedded=False)
-        verified(embed(lake).uri)
+        events, titles = [("a", "t0", day(1, 2)), ("a", "t1", day(1, 3))], title_table({"t0": [], "t1": []})
+        verified(embed(lake_of(tmp_path / "lake", {"a": "north"}, events, titles, 3, embedded=False)).uri)
 
 
 class TestErrors:
@@ -278,11 +276,11 @@ class TestSpace:
 
 @pytest.mark.ray
 def test_title_vector_is_text_categories_and_interactions(ray_cluster, minilm, tmp_path):
-    users = pa.table({"user_id": ["a", "b", "c"], "territory": ["north", "south", "south"]})
+    homes = {"a": "north", "b": "south", "c": "south"}
     titles = title_table({"t0": [], "t1": ["north"], "t2": []})
     titles = titles.set_column(2, "genres", pa.array(["Crime|Drama", "Crime", None]))
-    events = event_table([("a", "t0", day(1, 2)), ("a", "t1", day(1, 2)), ("b", "t2", day(2, 2))])
-    lake = write_lake(tmp_path / "lake", users, events, titles, 2, embedded=False)
+    events = [("a", "t0", day(1, 2)), ("a", "t1", day(1, 2)), ("b", "t2", day(2, 2))]
+    lake = lake_of(tmp_path / "lake", homes, events, titles, 2, embedded=False)
     lake = embed(lake, interactions=INTERACTIONS | {"width": 2}, text={"model": minilm})
     vectors = lake.title_embeddings().astype(np.float32)
     text, categories, interactions = np.split(vectors, [384, vectors.shape[1] - 2], axis=1)

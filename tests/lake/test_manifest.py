@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +13,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Calendar, Lake, LakeFile, Manifest
 from mtrec_ray.sources.calendar import Territory
 from mtrec_ray.sources.source import Embeddings
+from tests.processes import python
 
 WINDOW = (datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 2, 1, tzinfo=UTC))
 MANIFEST = Manifest(
@@ -112,14 +111,8 @@ def test_hash_changes_with_each_fact_that_decides_a_run(tmp_path):
 @pytest.mark.parametrize("seed", ["0", "1"])
 def test_hash_is_the_same_in_another_process(seed, tmp_path):
     code = "import sys; from mtrec_ray.lake.manifest import Lake; print(Lake.open(sys.argv[1]).manifest.lake_hash)"
-    found = subprocess.run(
-        [sys.executable, "-c", code, _write(tmp_path)],
-        env=os.environ | {"PYTHONHASHSEED": seed},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert found.stdout.strip() == MANIFEST.lake_hash
+    found = python(code, _write(tmp_path), env=os.environ | {"PYTHONHASHSEED": seed})
+    assert found.strip() == MANIFEST.lake_hash
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,9 @@ def test_promotion_out_of_order_or_range_is_rejected():
     assert bad["reason"].to_pylist() == ["promotion_ends_before_start", *["promotion_out_of_range"] * 2]
 
 
-def test_territories_that_are_no_lists_are_an_error():
+def test_columns_of_other_types_are_errors():
+    with pytest.raises(UserError, match="string"):
+        embedding_bytes(pa.chunked_array([pa.array(["1 2"])]))
     with pytest.raises(UserError, match="column 'territories' of type string cannot become list<"):
         conform("titles", pa.table({"title_id": ["t"], "territories": ["NO"]}), FACTS)
 
@@ -152,11 +154,6 @@ def test_each_bad_embedding_has_its_reason():
     assert problems["null_embedding"] == [1]
     assert problems["embedding_width"] == [1, 2]
     assert problems["embedding_not_finite"] == [3, 4]
-
-
-def test_embeddings_of_text_are_an_error():
-    with pytest.raises(UserError, match="string"):
-        embedding_bytes(pa.chunked_array([pa.array(["1 2"])]))
 
 
 def test_merged_totals_do_not_depend_on_the_order():

@@ -9,15 +9,9 @@ from pydantic import ValidationError
 from starlette.testclient import TestClient
 
 from mtrec_ray.bundle.manifest import Bundle
+from mtrec_ray.serving import schemas
 from mtrec_ray.serving.pointer import LiveEngine
-from mtrec_ray.serving.schemas import (
-    Combinations,
-    Propensities,
-    PropensityRequest,
-    RecommendBatch,
-    RecommendRequest,
-    RequestBody,
-)
+from mtrec_ray.serving.schemas import RecommendRequest, RequestBody
 from mtrec_ray.serving.service import Service
 from mtrec_ray.serving.store import Store, StoreUnavailable
 from mtrec_ray.serving.telemetry import Telemetry
@@ -120,8 +114,8 @@ def test_refusal_names_the_field_and_the_fix(client, request_, field, text):
         (RecommendRequest, {**HISTORY, "b": 1, "a": 1}, ("b",)),
         (RecommendRequest, {**HISTORY, "attributes": {"gender": 1, "age": 1}}, ("attributes", "gender")),
         (RecommendRequest, {**HISTORY, "ignore": [1, 1]}, ("ignore", 0)),
-        (PropensityRequest, {"territory": "north", "embedding": [1.0, "x", "x"]}, ("embedding", 1)),
-        (RecommendBatch, {"requests": [HISTORY, {**HISTORY, "b": 1, "a": 1}, {"c": 1}]}, ("requests", 1, "b")),
+        (schemas.PropensityRequest, {"territory": "north", "embedding": [1.0, "x", "x"]}, ("embedding", 1)),
+        (schemas.RecommendBatch, {"requests": [HISTORY, {**HISTORY, "b": 1, "a": 1}, {"c": 1}]}, ("requests", 1, "b")),
     ],
 )
 def test_only_the_first_error_is_reported(kind: type[RequestBody], request_, location):
@@ -174,7 +168,7 @@ def test_combination_without_an_eliminator_is_never_replaced(tmp_path):
 
 def test_propensities_for_a_user_an_embedding_and_titles(client):
     by_user = client.post("/v1/propensity", json={"user_id": "ann", "territory": "south", "k": 4})
-    Propensities.model_validate(by_user.json(), strict=True)
+    schemas.Propensities.model_validate(by_user.json(), strict=True)
     assert by_user.json()["group"] == 1
     request = {"embedding": ONES, "territory": "south", "title_ids": ["t05", "t01"]}
     by_embedding = client.post("/v1/propensity", json=request).json()
@@ -235,7 +229,7 @@ def test_events_with_a_repeated_key_are_stored_once(client):
 
 def test_combinations_have_the_metrics_and_audit_of_the_manifest(client, bundle_uri):
     answer = client.get("/v1/combinations").json()
-    Combinations.model_validate(answer)
+    schemas.Combinations.model_validate(answer)
     manifest = Bundle.open(bundle_uri).manifest.model_dump(mode="json")
     assert [one["name"] for one in answer["combinations"]] == ["none", "gender", "age", "gender+age"]
     for one in answer["combinations"]:

@@ -8,20 +8,18 @@ from collections.abc import Iterable
 from datetime import datetime
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from mtrec_ray.__main__ import main
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.serving import load
 from mtrec_ray.serving.config import StoreLoadConfig
 from mtrec_ray.serving.load import load_store
 from mtrec_ray.serving.store import UserState
-from mtrec_ray.sources.source import make_source
 from tests.serving.stores import append, get
-from tests.streams.lakes import day, event_table, title_table, write_lake
+from tests.streams.lakes import day, lake_of, title_table
+from tests.tuning.conftest import build_here
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -29,10 +27,8 @@ SYNTHETIC = {"users": 300, "territories": 4, "titles": 30, "user_width": 8, "eve
 
 
 @pytest.fixture(scope="module")
-def lake(ray_cluster, tmp_path_factory) -> Lake:
-    folder = str(tmp_path_factory.mktemp("load") / "lake")
-    build_lake(make_source("synthetic", SYNTHETIC), folder)
-    return Lake.open(folder)
+def lake(tmp_path_factory) -> Lake:
+    return build_here(tmp_path_factory.mktemp("load") / "lake", num_buckets=2, **SYNTHETIC)
 
 
 def stored(url: str, user_ids: Iterable[str]) -> dict[str, UserState | None]:
@@ -40,7 +36,6 @@ def stored(url: str, user_ids: Iterable[str]) -> dict[str, UserState | None]:
 
 
 def states_of(lake: Lake, max_events: int = 1000) -> dict[str, UserState]:
-    """Slow reference, from the tables."""
     histories: dict[str, list[tuple[datetime, str]]] = {}
     users: list[dict] = []
     for bucket in range(lake.manifest.num_buckets):
@@ -99,14 +94,13 @@ def test_only_the_last_events_are_loaded(lake, monkeypatch):
 
 
 def test_ties_keep_the_order_of_the_lake_and_embeddings_are_optional(ray_cluster, tmp_path):
-    users = pa.table({"user_id": ["anna", "bob", "carl"], "territory": ["north", "south", "north"]})
-    noon = day(2, 1)
+    homes, noon = {"anna": "north", "bob": "south", "carl": "north"}, day(2, 1)
     rows = [("anna", "t2", noon), ("anna", "t0", noon), ("anna", "t1", day(1, 1)), ("carl", "t2", noon)]
     titles = title_table({"t0": [], "t1": [], "t2": []})
-    lake = write_lake(tmp_path / "lake", users, event_table(rows), titles, num_buckets=2, embedded=False)
+    lake = lake_of(tmp_path / "lake", homes, rows, titles, num_buckets=2, embedded=False)
     result = load_store(StoreLoadConfig(lake=lake.uri, store=str(tmp_path / "store")))
     assert result.counts == {"users": 3, "events": 4, "users_without_events": 1, "users_with_embedding": 0}
-    assert stored(str(tmp_path / "store"), ["anna", "bob", "carl"]) == {
+    assert stored(str(tmp_path / "store"), homes) == {
         "anna": UserState(("t1", "t2", "t0"), {}, "north"),
         "bob": UserState((), {}, "south"),
         "carl": UserState(("t2",), {}, "north"),

@@ -31,7 +31,6 @@ EXPIRED_S = 1.2 * EXPIRE_S
 
 @pytest.fixture(params=["lmdb", "redis"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    """An empty store."""
     if request.param == "lmdb":
         yield str(tmp_path / "store")
     else:

@@ -96,26 +96,20 @@ def test_interrupted_download_is_resumed(server, file, supports_ranges):
     assert server.ranges == [None, f"bytes={received}-"]
 
 
-def test_complete_part_becomes_the_file(server, file):
+def test_complete_part_becomes_the_file_which_is_not_downloaded_again(server, file):
     file.with_name("file.part").write_bytes(server.content)
     download_file(server.url, server.checksum, file)
     assert file.read_bytes() == server.content
-
-
-def test_existing_file_is_not_downloaded_again(server, file):
-    file.write_bytes(server.content)
+    server.ranges.clear()
     download_file(server.url, server.checksum, file)
     assert server.ranges == []
 
 
-def test_damaged_content_is_removed(server, file):
+def test_damaged_content_is_removed_and_an_unreachable_server_is_an_error(server, file):
     file.with_name("file.part").write_bytes(b"wrong" * 100)
     with pytest.raises(UserError, match="checksum is md5"):
         download_file(server.url, server.checksum, file)
     assert list(file.parent.iterdir()) == []
-
-
-def test_unreachable_server_is_an_error(server, file):
     with pytest.raises(UserError, match="run it again"):
         download_file("http://127.0.0.1:9/x", server.checksum, file)
 

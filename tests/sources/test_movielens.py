@@ -57,6 +57,7 @@ def test_rows_of_1m_become_users_titles_and_events(tmp_path):
         "occupation": "K-12 student",
     }
     assert users["territory"][1].as_py() == "zip-other"
+    assert [territory_of(code) for code in ("01002", "9", "T8H1N", "")] == ["zip-0", "zip-9", "zip-other", "zip-other"]
     assert source.titles()["name"].to_pylist() == ["Toy Story", "Misérables, Les"]
     assert source.titles()["decade"].to_pylist() == ["1990s", "1990s"]
     assert events.num_rows == 3
@@ -100,10 +101,6 @@ def test_impossible_timestamps_reach_validation_and_leave_the_calendar_alone(tmp
     assert [time.year for time in source.parts("events")[0]()["timestamp"].to_pylist()[3:]] == [9999, 1969]
 
 
-def test_territory_is_the_first_digit_of_the_zip_code():
-    assert [territory_of(code) for code in ("01002", "9", "T8H1N", "")] == ["zip-0", "zip-9", "zip-other", "zip-other"]
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -131,11 +128,8 @@ def test_wrong_header_is_an_error(tmp_path):
         _ = _source(tmp_path).facts
 
 
-def test_too_short_data_for_the_evaluation_days_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="day_length_days"):
-        _ = _source(_write_1m(tmp_path), day_length_days=60).facts
-
-
-def test_empty_folder_is_an_error(tmp_path):
+def test_empty_folder_and_too_short_data_for_the_evaluation_days_are_errors(tmp_path):
     with pytest.raises(UserError, match="no MovieLens in"):
         _source(tmp_path)
+    with pytest.raises(UserError, match="day_length_days"):
+        _ = _source(_write_1m(tmp_path), day_length_days=60).facts

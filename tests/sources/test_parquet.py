@@ -97,13 +97,17 @@ def test_truncated_file_is_an_error(raw):
         make_source("parquet", CONFIG, str(raw))
 
 
-def test_row_groups_are_read_in_bounded_parts(raw):
+def test_row_groups_and_candidates_are_read_in_bounded_parts(raw):
     rows = pa.table({"uid": [f"u{n}" for n in range(10)], "country": ["NO"] * 10, "sex": ["f"] * 10})
     for path in (raw / "users").iterdir():
         path.unlink()
     pq.write_table(rows, raw / "users" / "1.parquet", row_group_size=2)
     source = make_source("parquet", CONFIG | {"rows_per_part": 5}, str(raw))
     assert [part().num_rows for part in source.parts("users")] == [4, 4, 2]
+    rows = pa.table({"user_id": ["u1", "u2", "u3"], "title_ids": [["t"], ["t"], ["t"]]})
+    pq.write_table(rows, raw / "candidates.parquet", row_group_size=1)
+    source = make_source("parquet", CONFIG | {"candidates": "candidates.parquet", "rows_per_part": 2}, str(raw))
+    assert [part().num_rows for part in source.parts("candidates")] == [2, 1]
 
 
 def test_promotion_dates_have_the_unit_of_the_timestamps(raw):
@@ -111,10 +115,3 @@ def test_promotion_dates_have_the_unit_of_the_timestamps(raw):
     titles = {"tid": ["t"], "title": ["A film"], "kind": ["film"], "promoted_from": [int(time.timestamp()) * 1000]}
     pq.write_table(pa.table(titles), raw / "titles.parquet")
     assert make_source("parquet", CONFIG, str(raw)).titles()["promoted_from"].to_pylist() == [time]
-
-
-def test_candidates_are_read_in_bounded_parts(raw):
-    rows = pa.table({"user_id": ["u1", "u2", "u3"], "title_ids": [["t"], ["t"], ["t"]]})
-    pq.write_table(rows, raw / "candidates.parquet", row_group_size=1)
-    source = make_source("parquet", CONFIG | {"candidates": "candidates.parquet", "rows_per_part": 2}, str(raw))
-    assert [part().num_rows for part in source.parts("candidates")] == [2, 1]

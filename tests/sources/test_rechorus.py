@@ -49,7 +49,6 @@ def _source(raw: Path, **config):
 
 @pytest.fixture
 def cut(monkeypatch):
-    """Sets the size of pieces."""
     return lambda size: monkeypatch.setattr(rechorus, "BYTES_PER_PIECE", size)
 
 
@@ -62,7 +61,7 @@ def _users(source) -> dict[str, dict]:
     return {row.pop("user_id"): row for part in source.parts("users") for row in part().to_pylist()}
 
 
-def test_rows_become_users_titles_and_events(raw):
+def test_rows_become_users_titles_and_events_in_the_order_of_train_dev_and_test(raw):
     source = _source(raw)
     assert _users(source) == {
         "1": {"territory": "all", "gender": "male", "age": "18-24", "power": "5"},
@@ -71,15 +70,12 @@ def test_rows_become_users_titles_and_events(raw):
     }
     assert source.titles()["title_id"].to_pylist() == ["10", "11", "12"]
     assert _events(source)[:2] == [("1", "10", 10 * DAY_S), ("2", "11", 10 * DAY_S + 1)]
+    assert [title for user, title, _ in _events(source) if user == "1"] == ["10", "12", "11", "10"]  # three at one time
     facts = source.facts
     assert list(facts.attributes) == ["gender", "age", "power"]
     assert facts.attributes["power"] == list("123456789")
     assert facts.num_users == 3
     assert not source.parts("candidates")
-
-
-def test_events_with_one_timestamp_keep_the_order_of_train_dev_and_test(raw):
-    assert [title for user, title, _ in _events(_source(raw)) if user == "1"] == ["10", "12", "11", "10"]
 
 
 def test_window_is_all_the_data_without_evaluation_days(raw):
@@ -100,12 +96,10 @@ def test_rows_of_dev_and_test_that_train_has_too_count_once(raw):
     assert any(note.startswith("3 rows that repeat one of an earlier file") for note in source.facts.notes)
 
 
-def test_equal_rows_of_one_file_are_several_events(raw):
+def test_equal_rows_of_one_file_or_of_different_behaviour_are_several_events(raw):
     _write(raw / "train.csv", [*TRAIN, TRAIN[0]])
     assert _events(_source(raw)).count(("1", "10", 10 * DAY_S)) == 2
-
-
-def test_equal_rows_of_different_behaviour_are_several_events(raw):
+    _write(raw / "train.csv", TRAIN)
     _write(raw / "dev.csv", [TRAIN[0].replace("pv", "buy")])
     assert _events(_source(raw)).count(("1", "10", 10 * DAY_S)) == 2
     _write(raw / "dev.csv", [TRAIN[0].replace("pv\t", "")], HEADER.replace("behavior\t", ""))

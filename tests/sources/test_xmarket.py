@@ -24,20 +24,18 @@ def raw(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _events(source) -> list[dict]:
-    return [row for part in source.parts("events") for row in part().to_pylist()]
-
-
-def _candidates(source) -> list[dict]:
-    return [row for part in source.parts("candidates") for row in part().to_pylist()]
+def _rows(source, table: str = "events") -> list[dict]:
+    return [row for part in source.parts(table) for row in part().to_pylist()]
 
 
 def test_published_positives_are_the_day_after(raw):
     source = make_source("xmarket", {}, str(raw))
-    held_out = [row for row in _events(source) if row["timestamp"] == TEST_DAY]
+    held_out = [row for row in _rows(source) if row["timestamp"] == TEST_DAY]
     assert held_out == [{"user_id": "a1", "title_id": "p4", "timestamp": TEST_DAY}]
-    assert {row["timestamp"] for row in _events(source)} == {WINDOW_START, TEST_DAY}
-    assert _candidates(source) == [{"user_id": "a1", "title_ids": titles} for titles in (["p4", "p5", "p1"], ["p2"])]
+    assert {row["timestamp"] for row in _rows(source)} == {WINDOW_START, TEST_DAY}
+    assert _rows(source, "candidates") == [
+        {"user_id": "a1", "title_ids": titles} for titles in (["p4", "p5", "p1"], ["p2"])
+    ]
     assert source.facts.trained_users_are_tested
     assert not source.facts.calendar.ordered
     assert "markets without a test day: b" in source.facts.notes
@@ -52,9 +50,9 @@ def test_validation_never_reads_the_test(raw):
     (raw / "a/valid_qrel.tsv").write_bytes(b"\xff")
     (raw / "a/valid_run.tsv").write_bytes(b"\xff")
     source = make_source("xmarket", {"holdout": "validation"}, str(raw))
-    held_out = [row for row in _events(source) if row["timestamp"] == TEST_DAY]
+    held_out = [row for row in _rows(source) if row["timestamp"] == TEST_DAY]
     assert [row["user_id"] for row in held_out] == ["a1"]
-    assert len(_events(source)) == 7
+    assert len(_rows(source)) == 7
     assert not source.parts("candidates")
     assert {row["title_id"] for row in source.titles().to_pylist()} == {"p1", "p2", "p3", "p9"}
     with pytest.raises(UserError, match="not utf-8 text"):
@@ -65,7 +63,7 @@ def test_validation_choice_follows_the_seed(raw):
     chosen = set()
     for seed in range(20):
         source = make_source("xmarket", {"holdout": "validation", "seed": seed}, str(raw))
-        chosen |= {row["title_id"] for row in _events(source) if row["timestamp"] == TEST_DAY}
+        chosen |= {row["title_id"] for row in _rows(source) if row["timestamp"] == TEST_DAY}
     assert chosen == {"p1", "p2", "p3"}
 
 

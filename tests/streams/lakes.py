@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,8 @@ from mtrec_ray.lake.write import write_parquet
 from mtrec_ray.sources.calendar import Territory
 from mtrec_ray.sources.source import Embeddings
 
+Event = tuple[str, str, datetime]
+"""User, title, time."""
 CALENDAR = Calendar(
     window_start=datetime(2022, 1, 1, tzinfo=UTC), window_end=datetime(2022, 4, 1, tzinfo=UTC), num_evaluation_days=2
 )
@@ -37,18 +40,30 @@ def write_lake(
             files[table].append(write_parquet(str(folder), bucket_folder(table, bucket), part))
     (folder / "titles").mkdir()
     files["titles"].append(write_parquet(str(folder), "titles", titles))
-    manifest = Manifest(
-        source="by hand",
+    manifest = manifest_of(
+        {"north": "N", "south": "S"},
         num_buckets=num_buckets,
-        territories=[Territory(name="north", region="N"), Territory(name="south", region="S")],
-        attributes={},
-        calendar=CALENDAR,
         embeddings=Embeddings(user_width=4, title_width=4) if embedded else Embeddings(),
         counts={"users": users.num_rows, "events": events.num_rows, "titles": titles.num_rows},
         files=files,
     )
     write_file(f"{folder}/lake.json", manifest.model_dump_json().encode())
     return Lake.open(str(folder))
+
+
+def manifest_of(regions: dict[str, str], **fields: Any) -> Manifest:
+    """Of a lake with these territories, which holds nothing else."""
+    empty = {"source": "by hand", "num_buckets": 1, "calendar": CALENDAR, "attributes": {}, "counts": {}, "files": {}}
+    territories = [Territory(name=name, region=region) for name, region in regions.items()]
+    return Manifest(territories=territories, **empty | fields)
+
+
+def lake_of(
+    folder: Path, homes: dict[str, str], events: list[Event], titles: pa.Table, num_buckets: int = 1, **settings
+) -> Lake:
+    """`write_lake` of users with their territories and of events."""
+    users = pa.table({"user_id": list(homes), "territory": list(homes.values())})
+    return write_lake(folder, users, event_table(events), titles, num_buckets, **settings)
 
 
 def title_table(offers: dict[str, list[str]], **columns: list) -> pa.Table:
@@ -64,7 +79,7 @@ def title_table(offers: dict[str, list[str]], **columns: list) -> pa.Table:
     return pa.table(table | {name: pa.array(values, pa.timestamp("us", tz="UTC")) for name, values in columns.items()})
 
 
-def event_table(rows: list[tuple[str, str, datetime]]) -> pa.Table:
+def event_table(rows: list[Event]) -> pa.Table:
     users, titles, times = zip(*rows, strict=True) if rows else ((), (), ())
     return pa.table(
         {
@@ -105,7 +120,6 @@ NUMBER_OF = {int(user_keys([user])[0]): number for user, number in LENGTHS.items
 
 
 def titles_of(number: int) -> list[int]:
-    """The titles that user `number` watches, in order."""
     return [(number + place) % NUM_TITLES for place in range(number)]
 
 
@@ -129,5 +143,4 @@ def history_lake(folder: Path) -> Lake:
 
 
 def with_gender(lake: Lake) -> Lake:
-    """The same lake, whose manifest declares the attribute."""
     return Lake(lake.uri, lake.manifest.model_copy(update={"attributes": {"gender": ["F", "M"]}}))

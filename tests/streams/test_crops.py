@@ -12,15 +12,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.crops import SequenceBatch, SequencePlan, make_sequence_plan, sequence_batches, shuffle_ties
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.schedule import Schedule
-from mtrec_ray.streams.sequences import (
-    TEST_EVENT,
-    VALIDATION_EVENT,
-    SequenceConfig,
-    Sequences,
-    UserSplit,
-    in_split,
-    sampling_hash,
-)
+from mtrec_ray.streams.sequences import SequenceConfig, UserSplit, in_split, sampling_hash
 from tests.streams.lakes import NUM_TITLES, NUMBER_OF, day, event_table, title_table, titles_of, with_gender, write_lake
 
 LENGTH, EPOCHS = 5, 3
@@ -149,14 +141,3 @@ def test_resumed_stream_gives_the_same_batches(histories):
         assert one.step == other.step
         assert (one.history == other.history).all()
         assert (one.attribute_index == other.attribute_index).all()
-
-
-@pytest.mark.parametrize(("held_out", "place"), [(TEST_EVENT, 1), (VALIDATION_EVENT, 2)])
-def test_last_event_is_held_out_for_test_and_the_one_before_for_validation(histories, held_out, place):
-    for bucket in range(4):
-        sequences = Sequences.read(histories, bucket, CONFIG)
-        before, titles = sequences.history_before(held_out, LENGTH), sequences.held_out_title(held_out)
-        for key, history, title in zip(sequences.keys.tolist(), before, titles, strict=True):
-            watched = titles_of(NUMBER_OF[key])
-            assert title == watched[-place]
-            assert history[history >= 0].tolist() == watched[:-place][-LENGTH:]

@@ -1,27 +1,12 @@
 """Territory groups: by name, or from a file."""
 
-from datetime import UTC, datetime
-
 import pytest
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.manifest import Calendar, Manifest
-from mtrec_ray.sources.calendar import Territory
 from mtrec_ray.streams.groups import make_groups
+from tests.streams.lakes import manifest_of
 
-NORDIC = Manifest(
-    source="by hand",
-    num_buckets=1,
-    territories=[Territory(name=name, region=region) for name, region in (("DE", "C"), ("NO", "N"), ("SE", "N"))],
-    attributes={},
-    calendar=Calendar(
-        window_start=datetime(2024, 1, 1, tzinfo=UTC),
-        window_end=datetime(2024, 2, 1, tzinfo=UTC),
-        num_evaluation_days=0,
-    ),
-    counts={},
-    files={},
-)
+NORDIC = manifest_of({"DE": "C", "NO": "N", "SE": "N"})
 
 
 @pytest.mark.parametrize(
@@ -74,8 +59,5 @@ def test_unreadable_file_is_named_with_the_reason(scheme, tmp_path):
     )
     with pytest.raises(UserError, match=r"nor a readable file: .* is a directory"):
         make_groups(f"{scheme}{tmp_path}", NORDIC)
-
-
-def test_unknown_filesystem_is_named():
     with pytest.raises(UserError, match=r"cannot open 'ftp://host/groups\.yaml'"):
         make_groups("ftp://host/groups.yaml", NORDIC)

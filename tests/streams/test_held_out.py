@@ -10,15 +10,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams import sequences
 from mtrec_ray.streams.crops import Prefixes, make_sequence_plan, read_prefixes
 from mtrec_ray.streams.ordered import LocalReader
-from mtrec_ray.streams.sequences import (
-    TEST_EVENT,
-    VALIDATION_EVENT,
-    HeldOutUsers,
-    SequenceConfig,
-    UserSplit,
-    in_split,
-    read_held_out,
-)
+from mtrec_ray.streams.sequences import TEST_EVENT, VALIDATION_EVENT, HeldOutUsers, SequenceConfig, UserSplit, in_split
 from tests.streams.lakes import NUM_TITLES, NUMBER_OF, titles_of
 
 CONFIG = SequenceConfig(min_events=5)
@@ -28,7 +20,7 @@ NUM_BUCKETS, LENGTH, NUM_USERS = 4, 6, 26
 def read(
     lake: Lake, event: int = TEST_EVENT, buckets: Iterable[int] = range(NUM_BUCKETS), fraction: float = 1.0
 ) -> HeldOutUsers:
-    return read_held_out(lake, CONFIG, event, LENGTH, buckets, fraction)
+    return sequences.read_held_out(lake, CONFIG, event, LENGTH, buckets, fraction)
 
 
 def prefixes(lake: Lake, buckets: Iterable[int], split: UserSplit = "train") -> Prefixes:
@@ -79,6 +71,7 @@ def test_buckets_add_up_and_no_buckets_are_nobody(histories):
     assert len(nobody) == 0
     assert nobody.history.shape == (0, LENGTH)
     assert [(rows, seen.shape) for rows, seen in nobody.chunks(NUM_TITLES)] == [(slice(0, 0), (0, NUM_TITLES))]
+    assert len(prefixes(histories, []).keys) == 0
 
 
 def test_larger_fractions_of_the_users_contain_smaller_ones(histories):
@@ -151,7 +144,3 @@ def test_prefixes_are_crops_of_the_splits_histories_without_held_out_events(hist
     drawn = {(int(key), tuple(history)) for key, history in zip(found.keys, found.history, strict=True)}
     assert all((key, tuple(full[key])) in drawn for key in expected)
     assert len(drawn) > len(expected)
-
-
-def test_prefixes_of_no_buckets_are_none(histories):
-    assert len(prefixes(histories, []).keys) == 0

@@ -1,7 +1,6 @@
 """Positives counted by hand; distribution of the negatives."""
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +8,7 @@ from hypothesis import strategies as st
 from mtrec_ray.hashing import user_keys
 from mtrec_ray.lake.bucket import Bucket, Catalogue, pair_code
 from mtrec_ray.streams.reader import bernoulli_positions, labelled_pairs
-from tests.streams.lakes import day, event_table, title_table, write_lake
+from tests.streams.lakes import day, lake_of, title_table
 
 WINDOW = day(1, 1, 0), day(4, 1, 0)
 
@@ -17,7 +16,6 @@ WINDOW = day(1, 1, 0), day(4, 1, 0)
 @pytest.fixture
 def bucket(tmp_path):
     """ann discovers x twice (in two months) and y once; bob's z is not offered to him; eve has nothing."""
-    users = pa.table({"user_id": ["ann", "bob", "eve"], "territory": ["north", "south", "south"]})
     events = [
         ("ann", "x", day(1, 5)),
         ("ann", "x", day(1, 9)),  # the same month: not the first
@@ -26,10 +24,9 @@ def bucket(tmp_path):
         ("ann", "y", day(4, 1)),  # after the window, first of April
         ("bob", "z", day(2, 2)),  # north only
     ]
-    offers = {"w": [], "x": [], "y": [], "z": ["north"]}
-    lake = write_lake(tmp_path / "lake", users, event_table(events), title_table(offers), num_buckets=1)
-    catalogue = Catalogue.of(lake, *WINDOW)
-    return Bucket.read(lake, 0), catalogue
+    homes = {"ann": "north", "bob": "south", "eve": "south"}
+    lake = lake_of(tmp_path / "lake", homes, events, title_table({"w": [], "x": [], "y": [], "z": ["north"]}))
+    return Bucket.read(lake, 0), Catalogue.of(lake, *WINDOW)
 
 
 def test_positives_are_first_events_within_a_month(bucket):
@@ -54,15 +51,13 @@ def test_negatives_at_rate_one_are_all_offered_unseen_titles(bucket):
 
 
 def test_only_titles_promoted_in_the_window_count(tmp_path):
-    users = pa.table({"user_id": ["ann"], "territory": ["north"]})
     dates = {"promoted_from": [None, day(4, 2), day(1, 1)], "promoted_until": [day(1, 1, 0), None, day(2, 1)]}
     titles = title_table({"over": [], "later": [], "now": []}, **dates)
-    events = event_table([("ann", t, day(1, 20)) for t in ("over", "later", "now")])
-    lake = write_lake(tmp_path / "lake", users, events, titles, num_buckets=1)
+    events = [("ann", t, day(1, 20)) for t in ("over", "later", "now")]
+    lake = lake_of(tmp_path / "lake", {"ann": "north"}, events, titles)
     catalogue = Catalogue.of(lake, *WINDOW)
     assert [catalogue.title_ids[i].as_py() for i in catalogue.offers[0]] == ["now"]
-    rows = Bucket.read(lake, 0)
-    assert len(rows.discoveries(*WINDOW, catalogue.offer_mask)) == 1
+    assert len(Bucket.read(lake, 0).discoveries(*WINDOW, catalogue.offer_mask)) == 1
 
 
 @settings(max_examples=50, deadline=None)

@@ -5,7 +5,6 @@
 from datetime import timedelta
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
@@ -16,7 +15,7 @@ from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.plan import make_plan as count_plan
 from mtrec_ray.streams.sampling import TEST, sampled_users, split_of
-from tests.streams.lakes import CALENDAR, day, event_table, random_rows, title_table, write_lake
+from tests.streams.lakes import CALENDAR, day, lake_of, random_rows, title_table, write_lake
 
 
 def make_plan(lake: Lake, sample: SampleConfig, calendar: Calendar = CALENDAR, num_periods: int = 1) -> PairPlan:
@@ -57,9 +56,8 @@ def test_every_added_user_is_active(lake):
 
 
 def test_events_before_the_window_make_no_user_active(tmp_path):
-    users, titles = pa.table({"user_id": ["a", "b"], "territory": ["north", "north"]}), title_table({"t": []})
-    lake = write_lake(tmp_path / "lake", users, event_table([("a", "t", day(1, 9)), ("b", "t", day(1, 11))]), titles, 1)
-    bucket = Bucket.read(lake, 0)
+    events = [("a", "t", day(1, 9)), ("b", "t", day(1, 11))]
+    bucket = Bucket.read(lake_of(tmp_path / "lake", dict.fromkeys("ab", "north"), events, title_table({"t": []})), 0)
     for active_days, wanted in ((90, [False, True]), (10**7, [False, True]), (1, [False, False])):
         assert bucket.active(day(1, 10), day(1, 20), active_days).tolist() == wanted
 
@@ -70,8 +68,9 @@ def test_alpha_is_the_ratio_of_negatives_to_positives(lake, alpha):
     assert period.negative_rate * sum(period.eligible) == pytest.approx(alpha * sum(period.positives))
 
 
-def test_alpha_auto_is_sampled_users_over_users_with_a_positive_on_a_mean_day(lake):
+def test_alpha_auto_without_added_users_is_sampled_users_over_users_with_a_positive_on_a_mean_day(lake):
     plan = make_plan(lake, SampleConfig(alpha="auto", random_fraction=1.0, active_fraction=0))
+    assert sum(plan.added_users) == 0
     # 70% of the users watch 6 times in 90 days: nearly each event is a (user, day) of its own
     assert plan.periods[0].alpha == pytest.approx(90 / (0.7 * 6), rel=0.15)
 
@@ -107,10 +106,6 @@ def test_control_brings_as_many_positives_as_the_active_set(lake):
     control = make_plan(lake, SampleConfig(random_fraction=0.3, active_fraction=0.5, upsample="control"))
     assert sum(control.periods[0].positives) == pytest.approx(sum(active.periods[0].positives), rel=0.06)
     assert sum(control.added_users) > 1.1 * sum(active.added_users)
-
-
-def test_no_upsampling_without_active_fraction(lake):
-    assert sum(make_plan(lake, SampleConfig(active_fraction=0)).added_users) == 0
 
 
 def test_each_later_day_is_a_period_with_its_own_positives(lake):

@@ -27,35 +27,29 @@ def test_split_fractions_are_as_configured_and_random_sample_holds_training_user
     assert chosen.sum() / (split == TRAIN).sum() == pytest.approx(0.5, abs=0.02)
 
 
-def test_sample_seed_moves_the_sample_but_not_the_test_users():
+def test_sample_seed_and_not_the_order_moves_the_sample_but_not_the_test_users():
     one, two = SampleConfig(seed=1), SampleConfig(seed=2)
     assert (split_of(KEYS, one) == split_of(KEYS, two)).all()
     assert (in_random_sample(KEYS, one) != in_random_sample(KEYS, two)).any()
+    assert (in_random_sample(KEYS[::-1], one)[::-1] == in_random_sample(KEYS, one)).all()
 
 
-def test_order_of_users_does_not_matter():
-    sample = SampleConfig()
-    assert (in_random_sample(KEYS[::-1], sample)[::-1] == in_random_sample(KEYS, sample)).all()
-
-
-@pytest.mark.parametrize(("tau", "expected"), [(1.0, [400, 100]), (0.0, [250, 250]), (0.5, [333.3, 166.7])])
-def test_tau_moves_the_added_set_from_proportional_to_equal(tau, expected):
-    active, addable = np.array([4000, 1000]), np.array([2000, 500])
-    rates = adaptive_rates(active, addable, 500, tau)
-    assert rates * addable == pytest.approx(expected, abs=0.1)
-
-
-def test_territory_with_too_few_addable_users_passes_its_surplus_on():
-    rates = adaptive_rates(np.array([1000, 1000, 0]), np.array([10, 500, 0]), 200, tau=0.0)
-    assert (rates * [10, 500, 0]).tolist() == pytest.approx([10, 190, 0])
-
-
-def test_more_wanted_than_there_are_takes_everyone():
-    assert adaptive_rates(np.array([5, 5]), np.array([3, 4]), 100, 1.0).tolist() == [1, 1]
-
-
-def test_no_upsampling_adds_nobody():
-    assert adaptive_rates(np.array([5, 5]), np.array([3, 4]), 0, 1.0).tolist() == [0, 0]
+@pytest.mark.parametrize(
+    ("active", "addable", "wanted", "tau", "added"),
+    [
+        ([4000, 1000], [2000, 500], 500, 1.0, [400, 100]),
+        ([4000, 1000], [2000, 500], 500, 0.5, [1000 / 3, 500 / 3]),
+        ([4000, 1000], [2000, 500], 500, 0.0, [250, 250]),
+        ([1000, 1000, 0], [10, 500, 0], 200, 0.0, [10, 190, 0]),
+        ([5, 5], [3, 4], 100, 1.0, [3, 4]),
+        ([5, 5], [3, 4], 0, 1.0, [0, 0]),
+    ],
+    ids=["proportional", "between", "equal", "one has too few", "all have too few", "none wanted"],
+)
+def test_tau_moves_the_added_set_from_proportional_to_equal_within_the_addable(active, addable, wanted, tau, added):
+    rates = adaptive_rates(np.array(active), np.array(addable), wanted, tau)
+    assert (rates * addable).tolist() == pytest.approx(added, rel=1e-9)
+    assert rates.max() <= 1
 
 
 def test_alpha_zero_and_control_without_effect_are_errors():

@@ -1,6 +1,7 @@
 """The schedule: every slot once an epoch, the same batches for any number of workers, resumable at any step."""
 
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -17,33 +18,15 @@ def make_schedule(per_bucket, pairs, *, lanes=4, epochs=(2,), folds=1, batch_pai
 
 
 def make_plan(per_bucket, pairs, num_periods=1, folds=1) -> PairPlan:
+    counts: dict[str, Any] = {"alpha": 1.0, "negative_rate": 0.0, "positives": [pairs], "eligible": [1]}
     periods = [
-        PeriodPlan(
-            day=day,
-            start=CALENDAR.day_bounds(day)[0],
-            end=CALENDAR.day_bounds(day)[1],
-            alpha=1.0,
-            negative_rate=0.0,
-            positives=[pairs],
-            eligible=[1],
-            rows_per_user=folds if day == 0 else 1,
-        )
-        for day in range(num_periods)
+        PeriodPlan(day=day, start=start, end=end, rows_per_user=folds if day == 0 else 1, **counts)
+        for day, (start, end) in enumerate(map(CALENDAR.day_bounds, range(num_periods)))
     ]
-    return PairPlan(
-        lake_hash="",
-        sample=SampleConfig(),
-        calendar=CALENDAR,
-        users=[0],
-        training_users=[0],
-        random_users=[0],
-        added_users=[0],
-        active_users=[0],
-        added_rates=[0.0],
-        sampled_per_bucket=per_bucket,
-        periods=periods,
-        not_offered_positives=0,
-    )
+    names = ("users", "training_users", "random_users", "added_users", "active_users")
+    nobody: dict[str, Any] = {key: [0] for key in names} | {"added_rates": [0.0], "not_offered_positives": 0}
+    given = {"lake_hash": "", "sample": SampleConfig(), "calendar": CALENDAR}
+    return PairPlan(sampled_per_bucket=per_bucket, periods=periods, **nobody | given)
 
 
 def slots_by_step(schedule, rank=0, num_workers=1, from_step=0):
@@ -74,17 +57,11 @@ def test_each_slot_comes_once_an_epoch_in_batches_of_similar_size(per_bucket, pa
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 4])
-def test_workers_together_read_the_same_batches(num_workers):
+@pytest.mark.parametrize("from_step", [0, 1, 5, 9, 17])
+def test_workers_together_read_the_remaining_slots_of_the_same_batches(num_workers, from_step):
     schedule = make_schedule([13, 40, 7, 22], 900, epochs=(2, 1))
-    together = sum((slots_by_step(schedule, rank, num_workers) for rank in range(num_workers)), Counter())
-    assert together == slots_by_step(schedule)
-
-
-@pytest.mark.parametrize("from_step", [1, 5, 9, 17])
-def test_resumed_schedule_holds_the_remaining_slots(from_step):
-    schedule = make_schedule([13, 40, 7, 22], 900)
-    remaining = Counter({key: n for key, n in slots_by_step(schedule).items() if key[0] >= from_step})
-    assert slots_by_step(schedule, from_step=from_step) == remaining
+    together = sum((slots_by_step(schedule, rank, num_workers, from_step) for rank in range(num_workers)), Counter())
+    assert together == Counter({key: n for key, n in slots_by_step(schedule).items() if key[0] >= from_step})
 
 
 def test_epochs_differ_in_order_and_periods_follow_each_other():

@@ -1,5 +1,6 @@
 """Users, candidates and labels of a test day, on a lake that can be counted by hand."""
 
+from collections.abc import Iterable
 from dataclasses import fields
 
 import numpy as np
@@ -10,7 +11,7 @@ from mtrec_ray.lake.bucket import Bucket, Catalogue
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams import scored_users
 from mtrec_ray.streams.scored_users import ScoringChunk, read_candidates, scoring_chunks
-from tests.streams.lakes import CALENDAR, day, event_table, title_table, write_lake
+from tests.streams.lakes import CALENDAR, day, lake_of, title_table
 
 TITLES = {"everywhere": [], "north only": ["north"], "other": [], "south only": ["south"]}
 EVENTS = [
@@ -29,11 +30,12 @@ HOMES = {"anna": "north", "bert": "north", "carl": "south", "dora": "south"}
 
 @pytest.fixture
 def lake(tmp_path) -> Lake:
-    users = pa.table({"user_id": list(HOMES), "territory": list(HOMES.values())})
-    return write_lake(tmp_path / "lake", users, event_table(EVENTS), title_table(TITLES), num_buckets=1)
+    return lake_of(tmp_path / "lake", HOMES, EVENTS, title_table(TITLES))
 
 
-def chunks_of(lake: Lake, number: int, fixed: pa.Table | None = None, users=tuple(HOMES)) -> list[ScoringChunk]:
+def chunks_of(
+    lake: Lake, number: int, fixed: pa.Table | None = None, users: Iterable[str] = HOMES
+) -> list[ScoringChunk]:
     catalogue = Catalogue.of(lake, *CALENDAR.day_bounds(number))
     bucket = Bucket.read(lake, 0, ("user_id", "embedding"))
     rows = np.flatnonzero(np.isin(bucket.users["user_id"].to_numpy(), list(users)))
@@ -57,10 +59,7 @@ def test_candidates_are_offered_and_not_seen_earlier_in_the_month(lake):
         "carl": {"everywhere", "other", "south only"},
         "dora": {"everywhere", "other", "south only"},
     }
-
-
-def test_on_the_first_of_a_month_nothing_has_been_seen(lake):
-    assert named(lake, chunks_of(lake, 1), "candidates")["anna"] == {"everywhere", "north only", "other"}
+    assert named(lake, chunks_of(lake, 1), "candidates")["anna"] == {"everywhere", "north only", "other"}  # the first
 
 
 def test_labels_are_the_discoveries_of_the_day(lake):
@@ -96,8 +95,7 @@ def one_negative(lake: Lake, number: int, seed: int) -> list[ScoringChunk]:
 
 def test_promotion_ends_the_offer(tmp_path):
     ends = {"promoted_from": [None] * 4, "promoted_until": [day(4, 2, 0), None, None, None]}
-    users = pa.table({"user_id": list(HOMES), "territory": list(HOMES.values())})
-    lake = write_lake(tmp_path / "lake", users, event_table(EVENTS), title_table(TITLES, **ends), num_buckets=1)
+    lake = lake_of(tmp_path / "lake", HOMES, EVENTS, title_table(TITLES, **ends))
     assert "everywhere" in named(lake, chunks_of(lake, 1), "candidates")["bert"]
     assert named(lake, chunks_of(lake, 2), "candidates")["bert"] == {"north only", "other"}
 
@@ -108,10 +106,7 @@ def test_fixed_list_replaces_the_offer_of_its_user_alone(lake):
     candidates = named(lake, chunks_of(lake, 2, fixed), "candidates")
     assert candidates["anna"] == {"other", "everywhere"}
     assert candidates["bert"] == {"everywhere", "north only", "other"}
-
-
-def test_a_lake_without_lists_fixes_nothing(lake):
-    assert read_candidates(lake, 0) is None
+    assert read_candidates(lake, 0) is None  # without lists
 
 
 def test_only_the_users_asked_for_are_scored(lake):
@@ -119,7 +114,7 @@ def test_only_the_users_asked_for_are_scored(lake):
     assert chunks_of(lake, 2, users=()) == []
 
 
-def test_a_chunk_holds_one_territory_and_its_users_own_rows(lake):
+def test_a_chunk_holds_one_territory_and_its_users_own_rows_which_can_be_picked(lake):
     north, south = chunks_of(lake, 2)
     assert (north.territory, south.territory) == (0, 1)
     bucket = Bucket.read(lake, 0)
@@ -128,10 +123,6 @@ def test_a_chunk_holds_one_territory_and_its_users_own_rows(lake):
         assert set(bucket.territory[chunk.rows]) == {chunk.territory}
         assert chunk.embedding.shape == (2, 4)
         assert (np.diff(chunk.title_index) > 0).all()
-
-
-def test_users_of_a_chunk_can_be_picked(lake):
-    north, _ = chunks_of(lake, 2)
     part = north.only(np.array([False, True]))
     assert part.rows.tolist() == north.rows[1:].tolist()
     assert np.array_equal(part.labels, north.labels[1:])
@@ -161,13 +152,7 @@ def test_the_size_of_chunks_does_not_change_their_content(random_lake, monkeypat
 
 def test_chunks_stay_below_the_limit(random_lake, monkeypatch):
     monkeypatch.setattr(scored_users, "MAX_CELLS", 600)
-    chunks = chunks_of_all(random_lake)
+    chunks = chunks_of(random_lake, 1, users=random_lake.read("users", 0)["user_id"].to_pylist())
     assert len(chunks) > 4
     assert max(chunk.labels.size for chunk in chunks) <= 600
     assert min(len(chunk.rows) for chunk in chunks) > 0
-
-
-def chunks_of_all(lake: Lake) -> list[ScoringChunk]:
-    catalogue = Catalogue.of(lake, *CALENDAR.day_bounds(1))
-    bucket = Bucket.read(lake, 0, ("embedding",))
-    return list(scoring_chunks(bucket, np.arange(len(bucket.keys)), catalogue, None))

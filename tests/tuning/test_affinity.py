@@ -24,7 +24,7 @@ from mtrec_ray.streams.reader import BucketPairs, Pairs, StepRows
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.affinity import ExpectedNegatives, GradientSums, expected_pairs, gradient_evidence, positives
 from mtrec_ray.tuning.data import TrialCache, TrialData
-from tests.steps.cases import NUM_TITLES, TITLE_WIDTH, USER_WIDTH, D, make_model
+from tests.steps.cases import NUM_TITLES, TITLE_WIDTH, D, make_model, make_users
 from tests.tuning.conftest import build_here, small_config
 
 NUM_TERRITORIES, NUM_USERS = 4, 24
@@ -44,15 +44,10 @@ def model_after_some_steps() -> TwoTower:
 def make_rows(seed: int = 0) -> StepRows:
     """Users of three of four territories, in any order; some without a pair."""
     rng = np.random.default_rng(seed)
-    pairs = rng.integers(0, 6, NUM_USERS)
-    return StepRows(
-        step=0,
-        embedding=rng.standard_normal((NUM_USERS, USER_WIDTH)).astype(np.float16),
-        territory=rng.integers(0, NUM_TERRITORIES - 1, NUM_USERS).astype(np.int32),
-        offsets=np.concatenate([[0], pairs.cumsum()]),
-        title_index=rng.integers(0, NUM_TITLES, pairs.sum()).astype(np.int32),
-        label=rng.integers(0, 2, pairs.sum()).astype(bool),
-    )
+    territory = rng.integers(0, NUM_TERRITORIES - 1, NUM_USERS).astype(np.int32)
+    users = make_users(seed, rng.integers(0, 6, NUM_USERS), territory)
+    embedding, titles = users["user_features"].astype(np.float16), users["title_index"].astype(np.int32)
+    return StepRows(0, embedding, territory, users["offsets"], titles, users["labels"].astype(bool))
 
 
 def part_of(rows: StepRows, start: int, stop: int) -> StepRows:

@@ -184,13 +184,15 @@ def test_the_page_of_one_goal_has_its_plots(found, folder):
     assert drawings(page) == ["History", "Parallel coordinates", "Importance", "Validations"]
 
 
-def test_the_page_of_two_goals_has_their_front_and_the_plots_of_each():
-    rows = [
-        TrialRow(f"t{n}", DONE, {"optim.lr": 10.0**-n, "model.group_block": block}, values_of(figures))
-        for n, (block, figures) in enumerate(
-            [("dense", {LEAKAGE: 0.3, ACCURACY: 0.9}), ("shift", {LEAKAGE: 0.1, ACCURACY: 0.5})], 2
-        )
+def two_rows(block: str, *figures: dict[str, float]) -> list[TrialRow]:
+    return [
+        TrialRow(f"t{n}", DONE, {"optim.lr": 10.0**-n, "model.group_block": own}, values_of(of))
+        for n, own, of in zip((2, 3), (block, "shift"), figures, strict=True)
     ]
+
+
+def test_the_page_of_two_goals_has_their_front_and_the_plots_of_each():
+    rows = two_rows("dense", {LEAKAGE: 0.3, ACCURACY: 0.9}, {LEAKAGE: 0.1, ACCURACY: 0.5})
     page = plots_page(study_of(rows, prepared(LEAKAGE, ACCURACY)), [LEAKAGE, ACCURACY])
     names = ["Pareto front", *(f"Parallel coordinates of {goal}" for goal in (LEAKAGE, ACCURACY))]
     assert drawings(page) == names
@@ -214,12 +216,9 @@ def test_a_plot_without_enough_trials_is_replaced_by_a_sentence(found, monkeypat
 
 
 def page_with_a_choice(name: str) -> str:
-    rows = [
-        TrialRow(f"t{n}", DONE, {"optim.lr": 10.0**-n, "model.group_block": block}, values_of({ACCURACY: n / 10}))
-        for n, block in enumerate([name, "shift"], 2)
-    ]
     choices = {"model.group_block": CategoricalDistribution([name, "shift"])}
     space = Space(SPACE.distributions | choices)
+    rows = two_rows(name, {ACCURACY: 0.2}, {ACCURACY: 0.3})
     return plots_page(study_of(rows, prepared(ACCURACY, space=space)), [ACCURACY])
 
 

@@ -56,7 +56,9 @@ def test_without_held_back_days_the_days_after_the_window_validate(trial_lake):
     assert data.buckets == (0, 1)
 
 
-def test_a_lake_without_order_validates_after_the_window(trial_lake):
+def test_a_lake_without_order_or_seven_days_validates_after_the_window(trial_lake):
+    start = datetime(2022, 2, 20, tzinfo=UTC)
+    assert not trial_data(trial_lake, calendar_of(trial_lake, window_start=start), None, None).held_back
     unordered = calendar_of(trial_lake, ordered=False)
     assert not trial_data(trial_lake, unordered, None, None).held_back
     with pytest.raises(UserError, match=r"validation_days = 7: .* no order of time.*set validation_days=0"):
@@ -83,11 +85,6 @@ def test_settings_that_do_not_fit_are_refused_before_any_work(trial_lake):
         trial_data(trial_lake, calendar, None, 31)
     with pytest.raises(UserError, match="validation_days = 0: there is no day after the window"):
         trial_data(trial_lake, calendar_of(trial_lake, num_evaluation_days=0), None, 0)
-
-
-def test_a_window_too_short_for_seven_days_validates_after_it(trial_lake):
-    start = datetime(2022, 2, 20, tzinfo=UTC)
-    assert not trial_data(trial_lake, calendar_of(trial_lake, window_start=start), None, None).held_back
 
 
 def validation_keys(data: TrialData) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Partitions by name: every kind, errors in names, balance, and moves."""
 
 import itertools
-from typing import Any
 
 import numpy as np
 import pytest
@@ -10,17 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.lake.manifest import Manifest
-from mtrec_ray.sources.calendar import Territory
 from mtrec_ray.streams.groups import Groups, make_groups
 from mtrec_ray.tuning.clustering import Evidence
 from mtrec_ray.tuning.partitions import PartitionMaker, PartitionSpec, at_random, by_volume, groups_document, with_moves
-from tests.streams.lakes import CALENDAR
+from tests.streams.lakes import manifest_of
 
 NAMES = [f"T{number}" for number in range(8)]
-TERRITORIES = [Territory(name=name, region="NS"[number % 2]) for number, name in enumerate(NAMES)]
-OTHERS: dict[str, Any] = {"source": "by hand", "attributes": {}, "counts": {}, "files": {}}
-MANIFEST = Manifest(num_buckets=1, territories=TERRITORIES, calendar=CALENDAR, **OTHERS)
+MANIFEST = manifest_of({name: "NS"[number % 2] for number, name in enumerate(NAMES)})
 VOLUME = np.array([120, 1, 50, 2, 25, 4, 12, 8])
 
 

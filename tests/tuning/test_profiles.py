@@ -1,7 +1,6 @@
 """Discoveries of territories: counted by hand, and as evidence of a taste."""
 
 import numpy as np
-import pyarrow as pa
 import pytest
 
 from mtrec_ray.hashing import bucket_of, user_keys
@@ -11,7 +10,7 @@ from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.sampling import TRAIN, split_of
 from mtrec_ray.tuning.data import TrialData
 from mtrec_ray.tuning.partitions import count_discoveries, taste_evidence
-from tests.streams.lakes import CALENDAR, day, event_table, title_table, write_lake
+from tests.streams.lakes import CALENDAR, day, lake_of, title_table
 
 SAMPLE = SampleConfig(test_fraction=0.3, validation_fraction=0.3)
 USERS = [f"u{number}" for number in range(80)]
@@ -29,11 +28,9 @@ def lake(tmp_path_factory) -> Lake:
     for number, user in enumerate(USERS):
         title = f"t{title_of(number)}"
         rows += [(user, title, day(2, 3)), (user, title, day(2, 9)), (user, f"t{title_of(number + 1)}", day(4, 1))]
-    users = pa.table({"user_id": USERS, "territory": ["north", "south"] * 40})
-    titles = title_table({"t0": [], "t1": [], "t2": []})
-    return write_lake(
-        tmp_path_factory.mktemp("profiles") / "lake", users, event_table(rows), titles, num_buckets=NUM_BUCKETS
-    )
+    homes = dict(zip(USERS, ["north", "south"] * 40, strict=True))
+    folder = tmp_path_factory.mktemp("profiles") / "lake"
+    return lake_of(folder, homes, rows, title_table({"t0": [], "t1": [], "t2": []}), NUM_BUCKETS)
 
 
 def counted(lake: Lake, buckets: tuple[int, ...] = (0, 1, 2, 3, 4), sample: SampleConfig = SAMPLE, **settings):

@@ -23,8 +23,6 @@ from mtrec_ray.tuning.propensity_search import check_propensity_search, search_p
 from mtrec_ray.tuning.space import GROUPS, GroupsFiles, Space
 from tests.tuning.conftest import specs_of
 
-TERRITORIES = ["T001", "T002", "T003", "T004"]
-
 
 def search(lake: str, **settings: Any) -> PropensitySearchConfig:
     return validate_config(
@@ -106,10 +104,10 @@ class TestArguments:
         search_propensity(search(trial_lake.uri, **settings))
         return seen | {"settings": settings, "lake": trial_lake, "folder": tmp_path}
 
-    def test_the_prepared_search_has_the_goal_the_first_trials_and_early_stopping(self, started):
+    def test_the_prepared_search_has_the_goal_the_first_trials_early_stopping_and_a_note(self, started):
         prepared = started["run_search"][0]
         assert prepared.goals == {"ndcg@10/mean": "max"}
-        assert prepared.num_validations == 3
+        assert (prepared.num_validations, "trials read 3 of 4 buckets" in prepared.notes[0]) == (3, True)
         assert [p[GROUPS] for p in prepared.first] == ["one", "affinity:2", "random:2:0"]
         assert all(p["moves"] == 0 and p["optim.lr"] == 1e-3 for p in prepared.first)
         groups = prepared.specs.groups_files.partitions
@@ -141,9 +139,6 @@ class TestArguments:
         config, data = started["gradient_evidence"][:2]
         assert (config.sample.validation_fraction, data.calendar.window_end, data.buckets) == (0.3, end, (0, 1, 2))
 
-    def test_a_note_describes_the_sample(self, started):
-        assert "trials read 3 of 4 buckets" in started["run_search"][0].notes[0]
-
 
 class TestResume:
     @pytest.fixture
@@ -160,11 +155,9 @@ class TestResume:
     def test_settings_of_speed_may_change(self, recorded, changes):
         assert search_propensity(recorded.model_copy(update=changes), resume=True) == "result"
 
-    def test_another_setting_is_refused(self, recorded):
+    def test_another_setting_and_a_changed_groups_file_are_refused(self, recorded, trial_lake, tmp_path):
         with pytest.raises(UserError, match=r"other settings: trials = 20 \(now 21\): choose another name"):
             search_propensity(recorded.model_copy(update={"trials": 21}), resume=True)
-
-    def test_a_changed_groups_file_is_refused(self, recorded, trial_lake, tmp_path):
         write_groups(tmp_path, trial_lake, [0, 0, 0, 1, 1, 1])
         with pytest.raises(UserError, match=r"another state of its groups file .*groups\.yaml"):
             search_propensity(recorded, resume=True)
@@ -196,7 +189,8 @@ BASE = {"lake": "lake", "name": "s-best", "sample": {"tau": 0.5}}
 def test_a_trials_partition_is_a_groups_file_after_its_moves(tmp_path):
     halves = Groups(names=["group1", "group2"], of_territory=[0, 1, 0, 1])
     space = Space(partitions=("taste:2",), movable=("T001", "T002"), moves=1)
-    made = specs_of(space, base=BASE, groups_files=GroupsFiles(str(tmp_path), TERRITORIES, {"taste:2": halves}))
+    files = GroupsFiles(str(tmp_path), ["T001", "T002", "T003", "T004"], {"taste:2": halves})
+    made = specs_of(space, base=BASE, groups_files=files)
     params = {GROUPS: "taste:2", "moves": 1, "move.1": "T001", "move.1.joins": "T002"}
     path = made.settings(params)["model"]["groups"]
     with open(path, encoding="utf-8") as file:

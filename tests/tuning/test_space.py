@@ -14,17 +14,9 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.propensity_config import PropensityConfig
+from mtrec_ray.tuning import space as spaces
 from mtrec_ray.tuning.propensity_search import DECIDED, FIXED
-from mtrec_ray.tuning.space import (
-    GROUPS,
-    PartitionSpace,
-    Space,
-    check_values,
-    lay_over,
-    moves_of,
-    parse_space,
-    usual_settings,
-)
+from mtrec_ray.tuning.space import GROUPS, PartitionSpace, Space, lay_over, moves_of, parse_space, usual_settings
 from tests.tuning.conftest import specs_of
 
 BASE = {"lake": "lake", "name": "search", "optim": {"epochs": 2}}
@@ -38,7 +30,7 @@ DOCUMENT = {
 
 def parse(document: dict[str, Any]) -> Space:
     space, _ = parse_space(document, {}, PropensityConfig, FIXED, DECIDED)
-    check_values(space, PropensityConfig, BASE)
+    spaces.check_values(space, PropensityConfig, BASE)
     return space
 
 
@@ -211,16 +203,13 @@ def test_partitions_are_not_plain_choices():
     assert (space, groups) == (Space(), PartitionSpace(partitions=["one"]))
 
 
-def test_lay_over_does_not_change_the_document():
+def test_lay_over_does_not_change_the_document_and_needs_sections():
     document = {"lake": "lake", "optim": {"lr": 1.0, "epochs": 2}, "model": None}
     before = copy.deepcopy(document)
     found = lay_over(document, {"optim.lr": 2.0, "model.d": 8, "sample.tau": 0.5, "name": "x"})
     assert document == before
     sections = {"optim": {"lr": 2.0, "epochs": 2}, "model": {"d": 8}, "sample": {"tau": 0.5}}
     assert found == {"lake": "lake", "name": "x"} | sections
-
-
-def test_a_plain_value_is_not_a_section():
     with pytest.raises(UserError, match=r"optim\.lr: 'optim' is a plain value"):
         lay_over({"optim": 3}, {"optim.lr": 1.0})
 
@@ -251,4 +240,4 @@ def test_choices_that_exclude_each_other_are_refused():
     choices = {"shape.num_prompts": [0, 4], "shape.adapter_width": [0, 16], "shape.personal_prompt": [False]}
     space = Space({key: CategoricalDistribution(values) for key, values in choices.items()})
     with pytest.raises(UserError, match="all three are left out"):
-        check_values(space, EliminatorsConfig, {"backbone": "bb", "name": "x"})
+        spaces.check_values(space, EliminatorsConfig, {"backbone": "bb", "name": "x"})

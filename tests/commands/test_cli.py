@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mtrec_ray.__main__ import explain, main
+from mtrec_ray.__main__ import explain
 from mtrec_ray.errors import UserError
 from tests.streams.lakes import random_rows, write_lake
 
@@ -23,25 +23,6 @@ def mtrec(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProce
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
     command = [sys.executable, "-m", "mtrec_ray", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """The same entry point in this process: (exit code, stdout, stderr), in an empty folder."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["mtrec", *arguments])
-        monkeypatch.chdir(tmp_path)
-        capsys.readouterr()
-        try:
-            main()
-            code: object = 0
-        except SystemExit as stop:
-            code = stop.code
-        printed = capsys.readouterr()
-        return int(str(code or 0)), printed.out, printed.err
-
-    return run
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,12 @@
 import asyncio
 import itertools
 import json
-import sys
 from collections.abc import Iterable
 from datetime import datetime
 
 import numpy as np
 import pytest
 
-from mtrec_ray.__main__ import main
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.serving import load
@@ -112,19 +110,12 @@ def test_unreachable_store_is_a_user_error(lake):
         load_store(StoreLoadConfig(lake=lake.uri, store="redis://me:secret@127.0.0.1:1/0"))
 
 
-def test_command_loads_and_reports(lake, tmp_path, monkeypatch, capsys):
-    def run(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["mtrec", "store", "load", *arguments])
-        code = None
-        try:
-            main()
-        except SystemExit as stop:
-            code = stop.code
-        assert not code
-        return capsys.readouterr().out
-
+def test_command_loads_and_reports(lake, tmp_path, run):
     url = str(tmp_path / "store")
-    document = json.loads(run(lake.uri, "--store", url, "--json"))
-    assert (document["version"], document["store"], document["users"]) == (1, url, 300)
-    assert "expire_s: 9" in run(lake.uri, "--store", url, "--set", "expire_s=9", "--print-config")
-    assert "users without events" in run(lake.uri, "--store", url)
+    command = ["store", "load", lake.uri, "--store", url]
+    code, out, _ = run(*command, "--json")
+    document = json.loads(out)
+    assert (code, document["version"], document["store"], document["users"]) == (0, 1, url, 300)
+    for arguments, shown in ((["--set", "expire_s=9", "--print-config"], "expire_s: 9"), ([], "users without events")):
+        code, out, _ = run(*command, *arguments)
+        assert (code, shown in out) == (0, True)

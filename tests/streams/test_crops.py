@@ -73,7 +73,7 @@ def test_plan_counts_the_users_of_the_split(histories, split):
     assert plan.value_counts == [[sum(number % 3 == value for number in numbers) for value in (0, 1)]]
 
 
-def test_validation_fraction_that_draws_nobody_is_refused_with_the_fewest_users(histories):
+def test_splits_without_validation_users_or_long_histories_are_refused_with_the_fix(histories):
     plan = plan_of(histories, "train")
     smallest = sampling_hash(KEYS[in_split(KEYS, CONFIG, "train")], CONFIG).min()
     assert plan.min_sampling_hash == smallest
@@ -81,9 +81,6 @@ def test_validation_fraction_that_draws_nobody_is_refused_with_the_fewest_users(
     assert plan.validation_fraction_of(fewest) == min(1.0, fewest / plan.users)
     with pytest.raises(UserError, match=rf"optim.validation_users = 0 draws none .* make it {fewest} or more"):
         plan.validation_fraction_of(0)
-
-
-def test_split_without_long_histories_is_refused(histories):
     with pytest.raises(UserError, match=r"no user of the train split has 31 events: lower sequences.min_events"):
         plan_of(histories, "train", min_events=31)
 

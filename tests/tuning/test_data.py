@@ -18,6 +18,7 @@ from mtrec_ray.streams.reader import StepRows, read_pairs, training_batches
 from mtrec_ray.streams.sampling import VALIDATION, split_of
 from mtrec_ray.tuning.data import TrialCache, TrialData, trial_data
 
+DAY_S = 86_400
 SAMPLE = SampleConfig(validation_fraction=0.3, alpha=4.0)
 
 
@@ -30,21 +31,17 @@ def calendar_of(lake: Lake, **changes) -> Calendar:
     return lake.manifest.calendar.model_copy(update=changes)
 
 
-@pytest.mark.parametrize(("asked", "days"), [(None, 7), (7, 7), (3, 3), (30, 30)])
-def test_held_back_days_shorten_the_window_and_validate(trial_lake, asked, days):
-    calendar = calendar_of(trial_lake)
+@pytest.mark.parametrize(
+    ("asked", "day_s", "hours"), [(None, DAY_S, 168), (7, DAY_S, 168), (3, DAY_S, 72), (30, DAY_S, 720), (4, 7200, 8)]
+)
+def test_held_back_days_shorten_the_window_and_validate(trial_lake, asked, day_s, hours):
+    calendar = calendar_of(trial_lake, day_s=day_s)
     data = trial_data(trial_lake, calendar, None, asked)
-    start = calendar.window_end - timedelta(days=days)
+    start = calendar.window_end - timedelta(hours=hours)
     assert data.held_back
     assert data.calendar == calendar.model_copy(update={"window_end": start})
     assert data.validation == (start, calendar.window_end)
     assert data.buckets == (0, 1, 2, 3)
-
-
-def test_a_held_back_day_has_the_length_of_the_calendars_days(trial_lake):
-    calendar = calendar_of(trial_lake, day_s=7200)
-    data = trial_data(trial_lake, calendar, None, 4)
-    assert data.validation == (calendar.window_end - timedelta(hours=8), calendar.window_end)
 
 
 def test_without_held_back_days_the_days_after_the_window_validate(trial_lake):

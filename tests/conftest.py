@@ -79,9 +79,10 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out long tests unless `-m` names them; start the longest files first, so that no process ends with them."""
+    """Leave out long tests unless `-m` names them; start files with Ray first, so that no process ends with them."""
     if "long" not in config.option.markexpr:
         long = [item for item in items if item.get_closest_marker("long")]
         items[:] = [item for item in items if not item.get_closest_marker("long")]
         config.hook.pytest_deselected(items=long)
-    items.sort(key=lambda item: "training" not in item.path.parts)
+    with_ray = {item.path for item in items if item.get_closest_marker("ray")}
+    items.sort(key=lambda item: (item.path not in with_ray, "training" not in item.path.parts))

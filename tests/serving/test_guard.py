@@ -83,6 +83,21 @@ def test_long_body_is_refused_with_and_without_content_length(client, monkeypatc
     assert [client.post("/v1/recommend", content=content).status_code for content in (body, parts)] == [413, 413]
 
 
+def test_body_of_a_long_declared_length_is_not_read(bundle_uri):
+    app: Any = client_of(bundle_uri).app
+    headers, codes = [(b"content-length", b"%d" % (guard.MAX_BODY_BYTES + 1))], []
+
+    async def receive() -> Message:
+        pytest.fail("the body was read")
+
+    async def send(message: Message) -> None:
+        codes.extend([message["status"]] if "status" in message else [])
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/recommend", "headers": headers}
+    asyncio.run(app(scope, receive, send))
+    assert codes == [413]
+
+
 def test_too_many_requests_in_flight_get_503(client, monkeypatch):
     monkeypatch.setattr(guard, "MAX_IN_FLIGHT", 1)
     client.app.in_flight = 1

@@ -25,7 +25,7 @@ from mtrec_ray.lake.manifest import LakeFile, Manifest, bucket_folder
 from mtrec_ray.lake.schema import conform, embedding_width, required_columns, stored_embeddings
 from mtrec_ray.lake.validate import BadRows, BadRowsError, count_bad_rows, merge_bad_rows, split_rows
 from mtrec_ray.lake.write import STAGING, check_free, replace_files, write_failure, write_lock, write_parquet
-from mtrec_ray.sources.source import Part, Source, SourceFacts, make_source, source_class
+from mtrec_ray.sources.source import DataFacts, Part, Source, make_source, source_class
 
 USERS_PER_BUCKET = 40_000
 MIN_BUCKETS = 16
@@ -104,7 +104,7 @@ def _write_tables(source: Source, uri: str, options: BuildOptions, progress: Pro
     if bad_titles.num_rows:
         write_parquet(uri, "quarantine/titles", bad_titles)
     return Manifest(
-        **facts.model_dump(),
+        **facts.model_dump(exclude={"num_users"}),
         num_buckets=num_buckets,
         counts={name: sum(file.rows for file in listed) for name, listed in files.items()},
         quarantined={reason: total for reason, (total, _) in sorted(bad.items())},
@@ -167,7 +167,7 @@ def to_batch(rows: pa.Table) -> pa.RecordBatch:
     return batches[0] if batches else pa.RecordBatch.from_pylist([], rows.schema)
 
 
-def _write_rows(uri: str, table: str, folder: str, rows: pa.Table, facts: SourceFacts) -> LakeFile:
+def _write_rows(uri: str, table: str, folder: str, rows: pa.Table, facts: DataFacts) -> LakeFile:
     """Write accepted rows; users uncompressed, as training reads them all the time."""
     width = embedding_width(table, facts)
     if width:

@@ -71,7 +71,7 @@ def _start_ray(num_cpus: int | None) -> None:
     if joins_cluster():
         ray.init(**quiet)
         return
-    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody takes this machine away
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a local node is not preempted
     local_cpus = max(os.cpu_count() or 1, 2, num_cpus or 0) + 1
     with workers_heed_interrupts():
         ray.init("local", num_cpus=local_cpus, include_dashboard=False, **quiet)

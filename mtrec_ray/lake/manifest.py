@@ -19,7 +19,7 @@ from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError, check_version
 from mtrec_ray.files import absolute, join, read_json, resolve
 from mtrec_ray.sources.calendar import Calendar as Calendar  # for rooms that import no source
-from mtrec_ray.sources.source import SourceFacts
+from mtrec_ray.sources.source import DataFacts
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "lake.json"
@@ -33,7 +33,7 @@ class LakeFile(BaseModel, frozen=True, extra="forbid"):
     sha256: str
 
 
-class Manifest(SourceFacts, frozen=True):
+class Manifest(DataFacts, frozen=True):
     """The content of `lake.json`."""
 
     format_version: int = FORMAT_VERSION

@@ -11,13 +11,13 @@ import pyarrow.compute as pc
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources.calendar import TIMESTAMP, to_utc_micros
-from mtrec_ray.sources.source import PROMOTION, SourceFacts
+from mtrec_ray.sources.source import PROMOTION, DataFacts
 
 STRINGS = pa.list_(pa.string())
 OPTIONAL_OF_TITLES = ("name", "genres", "synopsis", "territories", *PROMOTION)  # Null where a source lacks them
 
 
-def required_columns(table: str, facts: SourceFacts, promoted: bool = False) -> dict[str, pa.DataType]:
+def required_columns(table: str, facts: DataFacts, promoted: bool = False) -> dict[str, pa.DataType]:
     """Name and stored type of each column of `table`, in stored order.
 
     `promoted`: titles have the columns of `PROMOTION`.
@@ -34,12 +34,12 @@ def required_columns(table: str, facts: SourceFacts, promoted: bool = False) -> 
     return columns | ({"embedding": pa.binary(2 * width)} if width else {})
 
 
-def embedding_width(table: str, facts: SourceFacts) -> int:
+def embedding_width(table: str, facts: DataFacts) -> int:
     """Declared width of the table's embeddings; 0 = none."""
     return {"users": facts.embeddings.user_width, "titles": facts.embeddings.title_width}.get(table, 0)
 
 
-def conform(table: str, rows: pa.Table, facts: SourceFacts, partial: bool = False) -> pa.Table:
+def conform(table: str, rows: pa.Table, facts: DataFacts, partial: bool = False) -> pa.Table:
     """Rows with canonical columns, types and order; embeddings become `binary`, of any width.
 
     With `partial`, columns may still be missing, for `complete_bucket` to fill. UserError: a column is missing or of a

@@ -18,7 +18,7 @@ from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.schema import embedding_width, stored_embeddings
 from mtrec_ray.sources.calendar import out_of_range
-from mtrec_ray.sources.source import PROMOTION, SourceFacts
+from mtrec_ray.sources.source import PROMOTION, DataFacts
 
 NUM_SHOWN = 3  # Rejected rows that an error shows for each reason
 Problems = list[tuple[str, np.ndarray]]  # (reason, (rows,) bool); the first of a row's reasons counts
@@ -36,7 +36,7 @@ class BadRowsError(UserError):
         super().__init__("\n".join(lines))
 
 
-def split_rows(table: str, rows: pa.Table, facts: SourceFacts, *ids: pa.Array) -> tuple[pa.Table, pa.Table]:
+def split_rows(table: str, rows: pa.Table, facts: DataFacts, *ids: pa.Array) -> tuple[pa.Table, pa.Table]:
     """(accepted, rejected) rows, both sorted; rejected ones have a `reason` column.
 
     Events and candidates need `ids`, the accepted user and title ids. Events with one timestamp keep the order of the
@@ -67,7 +67,7 @@ def split_rows(table: str, rows: pa.Table, facts: SourceFacts, *ids: pa.Array) -
     return accepted, pa.concat_tables([rejected, duplicates])
 
 
-def _user_problems(users: pa.Table, facts: SourceFacts) -> Problems:
+def _user_problems(users: pa.Table, facts: DataFacts) -> Problems:
     undeclared = [
         ("undeclared_attribute_value", _outside(users[name], values) & ~users[name].is_null().to_numpy())
         for name, values in facts.attributes.items()
@@ -76,7 +76,7 @@ def _user_problems(users: pa.Table, facts: SourceFacts) -> Problems:
     return [("no_territory", _blank(users["territory"])), ("unknown_territory", unknown), *undeclared]
 
 
-def _title_problems(titles: pa.Table, facts: SourceFacts) -> Problems:
+def _title_problems(titles: pa.Table, facts: DataFacts) -> Problems:
     names = {territory.name for territory in facts.territories}
     unknown = [not names.issuperset(listed) for listed in titles["territories"].to_pylist()]
     problems = [("unknown_territory", np.array(unknown, bool))]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import pyarrow as pa
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
 from mtrec_ray.config import Config, validate_config
 from mtrec_ray.errors import UserError
@@ -35,8 +35,8 @@ class Embeddings(BaseModel, frozen=True, extra="forbid"):
     description: str = ""
 
 
-class SourceFacts(BaseModel, frozen=True, extra="forbid"):
-    """What a source declares before a row is read; rows are validated against it."""
+class DataFacts(BaseModel, frozen=True, extra="forbid"):
+    """What a source declares and its lake keeps; rows are validated against it."""
 
     source: str
     notes: list[str] = []  # What to know when interpreting figures from this data
@@ -46,7 +46,12 @@ class SourceFacts(BaseModel, frozen=True, extra="forbid"):
     calendar: Calendar
     embeddings: Embeddings = Embeddings()
     trained_users_are_tested: bool = False  # Figures of users in the training set are reported too
-    num_users: int = Field(default=0, exclude=True)  # Expected, for the default bucket count
+
+
+class SourceFacts(DataFacts, frozen=True):
+    """What a source declares before a row is read."""
+
+    num_users: int  # Expected, for the default bucket count
 
 
 class Source(ABC):

@@ -81,7 +81,7 @@ class Record(BaseModel, ABC):
 
     @abstractmethod
     def weights_uris(self) -> dict[str, str]:
-        """What finished weights are of, such as `day_0` -> their file."""
+        """Files of the finished weights, by what they are of: a day, a pack, or `validation`."""
 
     def weights_hash(self) -> str:
         """SHA-256 over the weights as they are now, and those they were trained on."""

@@ -14,10 +14,10 @@ from mtrec_ray.lake.build import to_batch
 from mtrec_ray.lake.schema import conform, embedding_bytes, offered_in, stored_embeddings
 from mtrec_ray.lake.validate import count_bad_rows, embedding_problems, merge_bad_rows, split_rows
 from mtrec_ray.sources.calendar import TIMESTAMP, Calendar, Territory
-from mtrec_ray.sources.source import SourceFacts
+from mtrec_ray.sources.source import DataFacts
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
-FACTS = SourceFacts(
+FACTS = DataFacts(
     source="by hand",
     territories=[Territory(name=name, region="north") for name in ("NO", "SE")],
     attributes={"gender": ["f", "m"]},

@@ -46,7 +46,7 @@ class PartitionSpace(Config):
     moves: int = Field(default=3, ge=0)
     """Maximum number of moves in a trial, of the `MOVABLE` territories with the most discoveries."""
 
-    def names(self, num_territories: int, num_regions: int, num_buckets: int = 2) -> tuple[str, ...]:
+    def names(self, num_territories: int, num_regions: int, num_buckets: int) -> tuple[str, ...]:
         """All partitions, random ones included; UserError for those that do not fit the lake.
 
         Where only `taste` and `affinity` could give a number, it is not known yet: random ones have 4 groups, or fewer.

@@ -164,7 +164,10 @@ class TestInteractions:
 
     def test_bucket_without_users_is_embedded(self, tmp_path):
         events, titles = [("a", "t0", day(1, 2)), ("a", "t1", day(1, 3))], title_table({"t0": [], "t1": []})
-        verified(embed(lake_of(tmp_path / "lake", {"a": "north"}, events, titles, 3, embedded=False)).uri)
+        lake = embed(lake_of(tmp_path / "lake", {"a": "north"}, events, titles, 3, embedded=False))
+        verified(lake.uri)
+        rows = [lake.read("users", bucket)["embedding"] for bucket in range(3)]
+        assert sorted(map(len, rows)) == [0, 0, 1]
 
 
 class TestErrors:

@@ -174,7 +174,7 @@ def test_random_partitions_have_as_many_groups_as_the_named_ones(
     partitions, random, num_territories, num_regions, names
 ):
     space = PartitionSpace(partitions=partitions, random=random)
-    assert list(space.names(num_territories, num_regions)) == names
+    assert list(space.names(num_territories, num_regions, 2)) == names
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_random_partitions_have_as_many_groups_as_the_named_ones(
 )
 def test_partitions_that_the_lake_cannot_have_are_refused(partitions, num_territories, problem):
     with pytest.raises(UserError, match=problem):
-        PartitionSpace(partitions=partitions).names(num_territories, 1)
+        PartitionSpace(partitions=partitions).names(num_territories, 1, 2)
 
 
 def test_partitions_are_not_plain_choices():

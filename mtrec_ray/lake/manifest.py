@@ -51,8 +51,8 @@ class Manifest(DataFacts, frozen=True):
     @property
     def lake_hash(self) -> str:
         """Identity of all that decides the result of a run: tables and what readers use."""
-        left_out = {"source": True, "notes": True, "quarantined": True, "files": True, "embeddings": {"description"}}
-        decisive = self.model_dump(mode="json", exclude=left_out)
+        origin = dict.fromkeys(["source", "notes", "quarantined", "files", "raw_files", "left_out", "event_days"], True)
+        decisive = self.model_dump(mode="json", exclude=origin | {"embeddings": {"description"}})
         decisive |= {"attributes": list(self.attributes.items()), "content": self.content_hashes}
         return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 

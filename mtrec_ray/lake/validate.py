@@ -51,6 +51,8 @@ def split_rows(table: str, rows: pa.Table, facts: DataFacts, *ids: pa.Array) -> 
         if table == "events":
             problems.append(("null_timestamp", rows["timestamp"].is_null().to_numpy()))
             problems.append(("timestamp_out_of_range", _mask(out_of_range(rows["timestamp"]))))
+            days = facts.event_days
+            problems += [("wild_timestamp", _mask(out_of_range(rows["timestamp"], *days)))] if days else []
         problems += _reference_problems(rows, *ids)
     width = embedding_width(table, facts)
     problems += embedding_problems(rows["embedding"], width) if width else []

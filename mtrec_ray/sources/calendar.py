@@ -16,6 +16,8 @@ ACTIVE_DAYS = 90  # An active user has an event in this many last days of the tr
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 FIRST_TIMESTAMP = datetime(1970, 1, 1, tzinfo=UTC)  # The first that a lake accepts
 AFTER_LAST_TIMESTAMP = datetime(2200, 1, 1, tzinfo=UTC)
+MIN_GAP_DAYS = 30
+MAX_FEW = 5  # Events at either end that may be wild where one in a hundred is less
 TICKS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _MIN_US, _MAX_US = -62_135_596_800_000_000, 253_402_300_799_000_000
 """0001-01-01 and 9999-12-31T23:59:59, the bounds of Python's datetime."""
@@ -44,22 +46,20 @@ class Calendar(BaseModel, frozen=True, extra="forbid"):
 
 
 def propose_calendar(
-    first: datetime,
-    last: datetime,
+    data: tuple[datetime, datetime],
     day_s: int,
     num_evaluation_days: int,
     fix: str,
     start: datetime | None = None,
     end: datetime | None = None,
 ) -> Calendar:
-    """Window [start, end) and evaluation days of events from `first` to `last`.
+    """Window [start, end) and evaluation days of the days [first, after last) of `data`.
 
-    By default the window starts at midnight before `first`, and the evaluation days end at midnight after `last`.
-    UserError if no window is left; `fix` is what to change.
+    By default the window starts with the data and the evaluation days end with it. UserError if no window is left;
+    `fix` is what to change.
     """
-    first, last = (to_utc(time).replace(hour=0, minute=0, second=0, microsecond=0) for time in (first, last))
-    start = to_utc(start or first)
-    end = to_utc(end or last + timedelta(days=1, seconds=-day_s * num_evaluation_days))
+    start = to_utc(start or data[0])
+    end = to_utc(end or data[1] - timedelta(seconds=day_s * num_evaluation_days))
     if end <= start:
         raise UserError(
             f"{num_evaluation_days} evaluation days of {day_s / DAY_S:g} days leave no training window: it would start "
@@ -68,10 +68,44 @@ def propose_calendar(
     return Calendar(window_start=start, window_end=end, day_s=day_s, num_evaluation_days=num_evaluation_days)
 
 
-def out_of_range(times: pa.ChunkedArray) -> pa.ChunkedArray:
-    """(rows,) bool: a lake does not accept the time; null where it is null."""
-    first, after = (pa.scalar(time, times.type) for time in (FIRST_TIMESTAMP, AFTER_LAST_TIMESTAMP))
-    return pc.or_(pc.less(times, first), pc.greater_equal(times, after))
+class DayCounts:
+    """Numbers of events by day since 1970, from which a window is proposed."""
+
+    def __init__(self) -> None:
+        self.counts = np.zeros((AFTER_LAST_TIMESTAMP - FIRST_TIMESTAMP).days, np.int64)
+
+    def add(self, times: pa.ChunkedArray | pa.Array) -> None:
+        """Count timestamps (us, UTC); nulls and those that no lake accepts are left out."""
+        days = np.asarray(pc.fill_null(times.cast(pa.int64()), -1)) // (DAY_S * 1_000_000)
+        days = days[(days >= 0) & (days < len(self.counts))]
+        self.counts += np.bincount(days, minlength=len(self.counts))
+
+    def believable(self) -> tuple[datetime, datetime] | None:
+        """[first day, day after the last) without wild timestamps; None without events.
+
+        Wild are a few events, at most one in a hundred at either end, that are further from all others than those
+        are from each other, and further than `MIN_GAP_DAYS`: zeros, the end of 32-bit time, broken clocks.
+        """
+        days = np.flatnonzero(self.counts)
+        if not len(days):
+            return None
+        before = np.cumsum(self.counts[days])
+        total = int(before[-1])
+        few = max(total // 100, min(MAX_FEW, total // 10))
+        low, high = np.searchsorted(before, [few, total - few - 1], side="right")
+        gap = max(days[high] - days[low], MIN_GAP_DAYS)
+        wide = np.flatnonzero(np.diff(days) > gap)  # the gap after each of these days
+        first = max((int(i) + 1 for i in wide if i < low), default=0)
+        last = min((int(i) for i in wide if i >= high), default=len(days) - 1)
+        start, end = (FIRST_TIMESTAMP + timedelta(days=int(day)) for day in (days[first], days[last] + 1))
+        return start, end
+
+
+def out_of_range(
+    times: pa.ChunkedArray, start: datetime = FIRST_TIMESTAMP, end: datetime = AFTER_LAST_TIMESTAMP
+) -> pa.ChunkedArray:
+    """(rows,) bool: not in [start, end), by default what a lake accepts; null where null."""
+    return pc.or_(pc.less(times, pa.scalar(start, times.type)), pc.greater_equal(times, pa.scalar(end, times.type)))
 
 
 def to_utc(time: datetime) -> datetime:

@@ -8,7 +8,7 @@ A rating is a streaming event. The evaluation days are the last `num_evaluation_
 
 import re
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,7 @@ from pydantic import Field
 from mtrec_ray.config import Config
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.calendar import AFTER_LAST_TIMESTAMP, DAY_S, Calendar, Territory, propose_calendar, to_utc_micros
+from mtrec_ray.sources.calendar import DAY_S, Calendar, DayCounts, Territory, propose_calendar, to_utc_micros
 from mtrec_ray.sources.download import download_file, unpack_files
 from mtrec_ray.sources.source import Part, Source, SourceFacts, local_folder, raw_folder
 from mtrec_ray.sources.text import TextFile
@@ -133,6 +133,7 @@ class MovieLensSource(Source):
             territories=[Territory(name=name, region=region) for name, region in TERRITORIES.items()],
             attributes={"gender": ["F", "M"], "age": list(AGE_BANDS.values()), "occupation": list(occupations)},
             calendar=self._calendar(),
+            event_days=self._days,
             num_users=users.num_rows,
             title_categoricals=["decade"],
             notes=[
@@ -197,14 +198,18 @@ class MovieLensSource(Source):
         times = to_utc_micros(ratings["timestamp"], "s")
         return pa.table({"user_id": ratings["user_id"], "title_id": ratings["title_id"], "timestamp": times})
 
-    def _calendar(self) -> Calendar:
-        seconds = self._ratings()["timestamp"].to_numpy()
-        seconds = seconds[(seconds >= 0) & (seconds < AFTER_LAST_TIMESTAMP.timestamp())]
-        if not len(seconds):
+    @cached_property
+    def _days(self) -> tuple[datetime, datetime]:
+        days = DayCounts()
+        days.add(to_utc_micros(self._ratings()["timestamp"], "s"))
+        found = days.believable()
+        if not found:
             raise UserError(f"no rating in {str(self.folder)!r} has a valid timestamp (seconds since 1970)")
-        first, last = (datetime.fromtimestamp(time, UTC) for time in (seconds.min(), seconds.max()))
+        return found
+
+    def _calendar(self) -> Calendar:
         day_s, num_days = self.config.day_length_days * DAY_S, self.config.num_evaluation_days
-        return propose_calendar(first, last, day_s, num_days, fix="choose a shorter day_length_days")
+        return propose_calendar(self._days, day_s, num_days, fix="choose a shorter day_length_days")
 
 
 def territory_of(zip_code: str) -> str:

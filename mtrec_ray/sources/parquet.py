@@ -4,7 +4,7 @@
 
 import posixpath
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from fnmatch import fnmatch
 from functools import cached_property, partial
 from typing import Literal
@@ -18,7 +18,7 @@ from pydantic import Field
 from mtrec_ray.config import Config, advanced
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, resolve
-from mtrec_ray.sources.calendar import DAY_S, Calendar, Territory, out_of_range, propose_calendar, to_utc, to_utc_micros
+from mtrec_ray.sources.calendar import DAY_S, Calendar, DayCounts, Territory, propose_calendar, to_utc, to_utc_micros
 from mtrec_ray.sources.source import PROMOTION, Embeddings, Part, Source, SourceFacts, pick_columns
 
 GLOB_SIGNS = "*?["
@@ -113,6 +113,7 @@ class ParquetSource(Source):
             territories=[Territory(name=n, region=config.regions.get(n, "all")) for n in territories],
             attributes={name: values or self._distinct(name) for name, values in config.attributes.items()},
             calendar=self._calendar(),
+            event_days=self._days,
             num_users=sum(chunk.num_rows for chunk in self.chunks["users"]),
             title_categoricals=config.title_categoricals,
             embeddings=Embeddings(description="brought by the source" * any(widths.values()), **widths),
@@ -148,19 +149,23 @@ class ParquetSource(Source):
             values |= set(pc.unique(self._read("users", chunk, only=column)[column].cast(pa.string())).to_pylist())
         return sorted(values - {None, ""})
 
-    def _calendar(self) -> Calendar:
-        """Of the settings, or else of the timestamps that a lake accepts, by one pass over them."""
-        config = self.config
+    @cached_property
+    def _days(self) -> tuple[datetime, datetime]:
+        """Days of the events, without wild timestamps, and of the window that the settings name."""
+        days, config = DayCounts(), self.config
+        for chunk in self.chunks["events"]:
+            days.add(self._read("events", chunk, only="timestamp")["timestamp"])
         start, end = config.window_start, config.window_end
-        found = [to_utc(start), to_utc(end)] if start and end else []
-        for chunk in [] if found else self.chunks["events"]:
-            times = self._read("events", chunk, only="timestamp")["timestamp"]
-            times = times.filter(pc.invert(out_of_range(times)))
-            found += [time for time in pc.min_max(times).as_py().values() if time is not None]
+        found = days.believable() or ((to_utc(start), to_utc(end)) if start and end else None)
         if not found:
             raise UserError(f"no event of {config.events!r} has a valid timestamp: check timestamp_unit")
-        fix = "set window_start and window_end"
-        return propose_calendar(min(found), max(found), DAY_S, config.num_evaluation_days, fix, start, end)
+        after = to_utc(end) + timedelta(days=config.num_evaluation_days) if end else found[1]
+        return min(found[0], to_utc(start or found[0])), max(found[1], after)
+
+    def _calendar(self) -> Calendar:
+        config, fix = self.config, "set window_start and window_end"
+        window = config.window_start, config.window_end
+        return propose_calendar(self._days, DAY_S, config.num_evaluation_days, fix, *window)
 
 
 def list_chunks(location: str, raw: str | None, rows_per_part: int) -> list[Chunk]:

@@ -13,7 +13,6 @@ One tab-separated CSV per split, beside others (`item_meta.csv`, `trainc.csv`: W
 
 # pyright: reportAttributeAccessIssue=false
 
-from datetime import UTC, datetime
 from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
@@ -95,6 +94,7 @@ class ReChorusSource(Source):
             territories=[Territory(name=TERRITORY, region=TERRITORY)],
             attributes={attribute.name: attribute.values for attribute in self.attributes},
             calendar=calendar,
+            event_days=self.scan.event_days,
             num_users=self.scan.users.num_rows,
             notes=self._notes(),
         )
@@ -110,11 +110,10 @@ class ReChorusSource(Source):
         return [partial(_name_users, self.scan.users, self.attributes)] * (table == "users")
 
     def _calendar(self) -> Calendar:
-        scan, num_days = self.scan, self.config.num_evaluation_days
-        if scan.first_s > scan.last_s:
+        if not self.scan.event_days:
             raise UserError(f"{self.paths[0]}: no event has a valid time: `time` should be in seconds since 1970")
-        first, last = (datetime.fromtimestamp(seconds, UTC) for seconds in (scan.first_s, scan.last_s))
-        return propose_calendar(first, last, DAY_S, num_days, fix="choose fewer num_evaluation_days")
+        num_days = self.config.num_evaluation_days
+        return propose_calendar(self.scan.event_days, DAY_S, num_days, fix="choose fewer num_evaluation_days")
 
     def _check_ages(self) -> None:
         """UserError where `old` seems to hold levels but is read as years."""

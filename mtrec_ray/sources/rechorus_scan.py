@@ -9,6 +9,7 @@ value. Memory: the users' and titles' ids, one byte a row, and with several file
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 
 import numpy as np
 import pyarrow as pa
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix, user_keys
-from mtrec_ray.sources.calendar import AFTER_LAST_TIMESTAMP
+from mtrec_ray.sources.calendar import DayCounts, timestamps_from_epoch
 from mtrec_ray.sources.movielens import age_band
 from mtrec_ray.sources.text import TextFile
 
@@ -68,8 +69,7 @@ class Scan:
 
     users: pa.Table  # One row a user: `user_id`, and the index of each attribute's value, null = unknown
     title_ids: set[str] = field(default_factory=set)
-    first_s: float = np.inf
-    last_s: float = -np.inf
+    event_days: tuple[datetime, datetime] | None = None  # As `DayCounts.believable`
     behaviors: Counter = field(default_factory=Counter)  # Rows of each behaviour
     event_masks: list[np.ndarray] = field(default_factory=list)  # For each piece (rows,) bool: the row is an event
     num_repeated: int = 0
@@ -86,7 +86,7 @@ def scan_files(files: list[list[TextFile]], attributes: Sequence[AttributeColumn
     scan = Scan(pa.schema(zip(columns, [pa.string(), *[pa.int8()] * len(attributes)], strict=True)).empty_table())
     identity = ["user_id", "item_id"]
     identity += ["behavior"] * all("behavior" in piece.columns for pieces in files for piece in pieces)
-    earlier = np.zeros(1, np.uint64)  # sorted
+    earlier, days = np.zeros(1, np.uint64), DayCounts()  # `earlier` is sorted
     for pieces in files:
         keys = []
         for piece in pieces:
@@ -104,11 +104,9 @@ def scan_files(files: list[list[TextFile]], attributes: Sequence[AttributeColumn
                 mask &= ~repeated
             scan.event_masks.append(mask)
             scan.title_ids |= set(pc.unique(rows["item_id"].filter(pa.array(mask))).to_pylist()) - {""}
-            valid = seconds[mask & (seconds >= 0) & (seconds < AFTER_LAST_TIMESTAMP.timestamp())]
-            scan.first_s = min(scan.first_s, valid.min(initial=np.inf))
-            scan.last_s = max(scan.last_s, valid.max(initial=-np.inf))
+            days.add(timestamps_from_epoch(seconds[mask], "s"))
         earlier = np.sort(np.concatenate([earlier, *keys]))
-    scan.users = _one_row_a_user(scan.users, attributes)
+    scan.users, scan.event_days = _one_row_a_user(scan.users, attributes), days.believable()
     absent = [name for name in behaviors or () if name not in scan.behaviors]
     if absent:
         known = ", ".join(sorted(scan.behaviors))

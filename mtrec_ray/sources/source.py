@@ -35,6 +35,14 @@ class Embeddings(BaseModel, frozen=True, extra="forbid"):
     description: str = ""
 
 
+class RawFile(BaseModel, frozen=True, extra="forbid"):
+    """A raw file that was read."""
+
+    table: str  # `users`, `events`, `titles` or `candidates`
+    path: str  # Relative to the folder of raw files if it lies below
+    rows: int  # Read from it, before any is left out or rejected
+
+
 class DataFacts(BaseModel, frozen=True, extra="forbid"):
     """What a source declares and its lake keeps; rows are validated against it."""
 
@@ -46,6 +54,9 @@ class DataFacts(BaseModel, frozen=True, extra="forbid"):
     calendar: Calendar
     embeddings: Embeddings = Embeddings()
     trained_users_are_tested: bool = False  # Figures of users in the training set are reported too
+    raw_files: list[RawFile] = []
+    left_out: dict[str, int] = {}  # Raw rows that never reach the lake's checks, by reason
+    event_days: tuple[datetime, datetime] | None = None  # [start, end) of believable event times; None = any
 
 
 class SourceFacts(DataFacts, frozen=True):

@@ -1,6 +1,6 @@
 """Validation of rows, without a cluster."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -67,6 +67,15 @@ def test_equal_events_are_accepted_and_null_timestamps_are_not():
     good, bad = split_rows("events", events, FACTS, pa.array(["a"]), pa.array(["t"]))
     assert good.num_rows == 2
     assert bad["reason"].to_pylist() == ["null_timestamp"]
+
+
+def test_times_outside_the_believable_days_are_wild():
+    facts = FACTS.model_copy(update={"event_days": (DAY, DAY + timedelta(days=1))})
+    times = [DAY, DAY - timedelta(seconds=1), DAY + timedelta(days=1), DAY.replace(year=1969)]
+    events = pa.table({"user_id": ["a"] * 4, "title_id": ["t"] * 4, "timestamp": pa.array(times, TIMESTAMP)})
+    good, bad = split_rows("events", events, facts, pa.array(["a"]), pa.array(["t"]))
+    assert good["timestamp"].to_pylist() == [DAY]
+    assert bad["reason"].to_pylist() == ["timestamp_out_of_range", "wild_timestamp", "wild_timestamp"]
 
 
 def test_events_with_one_timestamp_keep_the_order_of_the_source():

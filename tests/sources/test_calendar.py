@@ -1,6 +1,6 @@
 """Epoch numbers of any unit and size become timestamps."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.calendar import TICKS_PER_SECOND, timestamps_from_epoch, to_utc_micros
+from mtrec_ray.sources.calendar import TICKS_PER_SECOND, DayCounts, timestamps_from_epoch, to_utc_micros
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 TIME = datetime(2024, 2, 29, 12, 30, 15, tzinfo=UTC)
@@ -46,3 +46,30 @@ def test_missing_numbers_become_null_and_other_types_are_errors():
     assert to_utc_micros(pa.array([None, 5], pa.int64()), "s").null_count == 1
     with pytest.raises(UserError, match="string"):
         to_utc_micros(pa.array(["2024"]), "s")
+
+
+FIRST = datetime(2022, 1, 1, tzinfo=UTC)
+SERVICE = FIRST.timestamp() + np.random.default_rng(0).integers(0, 40 * 86_400, 4_200)
+
+
+def believable(*times):
+    days = DayCounts()
+    days.add(timestamps_from_epoch(np.concatenate(times), "s"))
+    return days.believable() or (None, None)
+
+
+@pytest.mark.parametrize(
+    "wild", [[], [0], [2**31 - 1], [0, 1, 34_560_000, 2**31 - 1, 4_102_444_800], [-5.0, 1e12], [1_600_000_000] * 42]
+)
+def test_a_few_wild_times_do_not_move_the_range_of_the_others(wild):
+    assert believable(SERVICE, wild) == (FIRST, FIRST + timedelta(days=40))
+
+
+def test_times_that_are_many_or_near_the_others_are_believed():
+    start, end = believable(SERVICE, [FIRST.timestamp() - 35 * 86_400])
+    assert (start, end) == (FIRST - timedelta(days=35), FIRST + timedelta(days=40))
+    assert believable(SERVICE, [0] * 100)[0] == EPOCH
+    growing = FIRST.timestamp() + 86_400 * np.concatenate([np.arange(0, 3_300, 100), np.arange(3_300, 3_650, 0.05)])
+    assert believable(growing)[0] == FIRST
+    assert believable([5]) == (EPOCH, EPOCH + timedelta(days=1))
+    assert believable([]) == (None, None)

@@ -1,17 +1,28 @@
-"""Typed job settings: frozen pydantic models, read from YAML and `--set dotted.key=value`."""
+"""Typed job settings: frozen pydantic models, from YAML 1.2 and `--set dotted.key=value`."""
 
 import difflib
 import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import date, datetime
 from typing import Annotated, Any, Literal, TypeVar, Union, cast, get_args, get_origin
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic.fields import FieldInfo
 
 from mtrec_ray.errors import UserError
+from mtrec_ray.yaml12 import ends_in_comment, format_yaml, parse_yaml
 
 
 class Config(BaseModel):
@@ -26,6 +37,14 @@ class Config(BaseModel):
         """The class that validates `document`: a data source has settings of its own."""
         return cls
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _number_is_no_bool(cls, value: Any, info: ValidationInfo) -> Any:
+        names = _type_name(cls.model_fields[str(info.field_name)].annotation).split(" | ")
+        if isinstance(value, bool) and {"int", "float"} & set(names) and "bool" not in names:  # pydantic takes 0 and 1
+            raise ValueError("Input should be a number")
+        return value
+
 
 def advanced(default: Any, **constraints: Any) -> Any:
     """A setting that few need: `--help` leaves it out, `--help-all` shows it."""
@@ -38,7 +57,14 @@ def _check_name(name: str) -> str:
     return name
 
 
+def _check_time(value: Any) -> Any:
+    if isinstance(value, date) or (isinstance(value, str) and re.match(r"\s*\d{4}-\d\d-\d\d", value)):
+        return value
+    raise ValueError("write a date or an ISO 8601 time, as 2022-01-31 or 2022-01-31T12:00:00Z")  # a number has no unit
+
+
 ConfigT = TypeVar("ConfigT", bound=Config)
+IsoTime = Annotated[datetime, BeforeValidator(_check_time)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # a range that torch, numpy and Optuna all accept
 Name = Annotated[str, AfterValidator(_check_name)]  # of a run or search, and of its folder
 
@@ -88,7 +114,7 @@ def load_config(
     `flags` are by dotted key; `options` names the option of a key, for messages. UserError for an unreadable file, an
     unknown key, or a value that does not fit; the message names the key.
     """
-    document = _read_yaml(path) if path else {}
+    document = {} if path is None else _read_settings(path)
     for key, value in [*map(_split_setting, settings), *flags.items()]:
         assign(document, key, value)
     return validate_config(model, document, dict(options))
@@ -112,7 +138,7 @@ def validate_config(model: type[ConfigT], document: dict[str, Any], options: dic
 
 def dump_yaml(config: BaseModel) -> str:
     """The resolved settings as YAML that `--config` reads back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    return format_yaml(config.model_dump(mode="json"))
 
 
 def settings_of(model: type[BaseModel], prefix: str = "", hidden: bool = False) -> Iterator[Setting]:
@@ -126,16 +152,17 @@ def settings_of(model: type[BaseModel], prefix: str = "", hidden: bool = False) 
             yield Setting(f"{prefix}{name}", field, model, is_advanced, _type_name(inner), _choices(inner))
 
 
-def _read_yaml(path: str) -> dict[str, Any]:
+def _read_settings(path: str) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8") as file:
-            document = yaml.safe_load(file)
+        with open(path, "rb") as file:
+            document = parse_yaml(file.read(), f"--config {path}")
     except OSError as error:
         raise UserError(f"--config {path}: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"--config {path} is not YAML: {error}") from error
     if not isinstance(document, dict | None):
         raise UserError(f"--config {path} must hold `key: value` lines, not a {type(document).__name__}")
+    for key in document or {}:
+        if not isinstance(key, str):
+            raise UserError(f"--config {path}: {key!r} is no name of a setting; see --help")
     return document or {}
 
 
@@ -143,10 +170,10 @@ def _split_setting(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise UserError(f"--set {text!r} is not of the form dotted.key=value")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise UserError(f"--set {key}: {value!r} is not YAML: {error}") from error
+    document = parse_yaml(value, f"--set {key}: {value!r}")
+    if ends_in_comment(value):
+        raise UserError(f"--set {key}: the end of {value!r} is a YAML comment: put the value in quotes, '\"...\"'")
+    return key, document
 
 
 def assign(document: dict[str, Any], key: str, value: Any) -> None:
@@ -186,6 +213,8 @@ def _explain(known: dict[str, Setting], key: str, problems: list[Any], options: 
             fix = "write it in a YAML file and pass that with --config"
         return f"setting {key!r} is required: {fix}"
     message = ", or ".join(problem["msg"].removeprefix("Value error, ") for problem in problems)
+    if kind == "string_type" and isinstance(value, int | float):
+        message += ", in quotes"
     if kind == "value_error" and isinstance(value, dict):  # a section's validator names the key itself
         return message if message.startswith(key) else f"{key}: {message}"
     return f"setting {key!r} = {value!r}: {message}"

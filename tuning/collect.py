@@ -22,7 +22,6 @@ import optuna
 import optuna.visualization.matplotlib as draw
 import pandas as pd
 import ray
-import yaml
 from optuna.trial import TrialState
 
 from mtrec_ray.config import Config
@@ -33,6 +32,7 @@ from mtrec_ray.tuning.results import BEST_CONFIG, DONE, FAILED, STOPPED, SearchR
 from mtrec_ray.tuning.search import RETRIES, VERSION, PreparedSearch, reported, run_trials, trials_at_once
 from mtrec_ray.tuning.space import TrialSpecs
 from mtrec_ray.workers import Workers
+from mtrec_ray.yaml12 import format_yaml
 
 FRESH_SEEDS = "fresh-seeds.json"
 FIRST_FRESH_SEED = 1_000
@@ -67,7 +67,7 @@ def run_search(
     fresh = train_with_fresh_seeds(prepared, progress, best.params)
     result = SearchResult(prepared, rows, best, [*prepared.notes, *notes], front, fresh)
     trials = [{"trial": r.trial_id, "status": r.status, "validations": len(r.reports), **r.params} for r in rows]
-    best_config = yaml.safe_dump(prepared.specs.settings(best.params), sort_keys=False)
+    best_config = format_yaml(prepared.specs.settings(best.params))
     write_file(join(uri, "trials.csv"), pd.DataFrame(trials).to_csv(index=False).encode())
     write_file(join(uri, "metrics.csv"), result.metrics.to_csv(index=False).encode())
     write_file(join(uri, BEST_CONFIG), best_config.encode())

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow.compute as pc
-import yaml
 from rich.console import RenderableType
 from rich.table import Column, Table
 
@@ -20,6 +19,7 @@ from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.config import PartitionConfig
 from mtrec_ray.tuning.data import TrialData, first_buckets
 from mtrec_ray.tuning.partitions import NAME, PartitionSpec, groups_document, partition_maker, quick_reader
+from mtrec_ray.yaml12 import format_yaml
 
 MAX_NAMES = 12
 NUM_TITLES = 3
@@ -94,7 +94,7 @@ def show_partition(config: PartitionConfig, progress: ProgressCallback | None = 
     users = np.sum([counts.training for _, counts in counted], axis=0)
     if config.out:
         document = groups_document(groups, lake.territory_names())
-        write_file(config.out, yaml.safe_dump(document, sort_keys=False).encode())
+        write_file(config.out, format_yaml(document).encode())
     return PartitionResult(lake, name, groups, maker.discoveries, users, evidence.cosines())
 
 

@@ -18,7 +18,6 @@ from itertools import islice, product
 from typing import Any
 
 import optuna
-import yaml
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from pydantic import Field
 
@@ -30,6 +29,7 @@ from mtrec_ray.streams.groups import Groups
 from mtrec_ray.tuning.data import TrialCache
 from mtrec_ray.tuning.partitions import PartitionSpec, groups_document, with_moves
 from mtrec_ray.workers import Workers
+from mtrec_ray.yaml12 import format_yaml
 
 Distribution = FloatDistribution | IntDistribution | CategoricalDistribution
 GROUPS = "model.groups"
@@ -216,7 +216,7 @@ class GroupsFiles:
         index = self.territories.index
         moves = [(index(territory), index(host)) for territory, host in moves_of(params)]
         groups = with_moves(self.partitions[params[GROUPS]], moves)
-        text = yaml.safe_dump(groups_document(groups, self.territories), sort_keys=False).encode()
+        text = format_yaml(groups_document(groups, self.territories)).encode()
         uri = join(self.folder, f"{hashlib.sha256(text).hexdigest()[:12]}.yaml")
         if not exists(uri):
             write_file(uri, text)

@@ -1,12 +1,11 @@
 """Settings of `mtrec lake` and of the training window; each source adds its own."""
 
 from collections.abc import Mapping
-from datetime import datetime
 from typing import Any, Literal
 
 from pydantic import Field, create_model, field_validator, model_validator
 
-from mtrec_ray.config import Config, Seed, advanced
+from mtrec_ray.config import Config, IsoTime, Seed, advanced
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources.calendar import Calendar, to_utc
 from mtrec_ray.sources.source import SourceName, source_config_class
@@ -64,9 +63,9 @@ class LakeConfig(Config):
 class WindowConfig(Config):
     """The training window and the evaluation days after it; null = the source's proposal."""
 
-    start: datetime | None = None
+    start: IsoTime | None = None
     """Start of the window, UTC."""
-    end: datetime | None = None
+    end: IsoTime | None = None
     """Exclusive end of the window, UTC."""
     day_s: int | None = Field(default=None, gt=0)
     """Length of an evaluation day in seconds."""

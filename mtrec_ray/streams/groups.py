@@ -2,12 +2,12 @@
 
 import os
 
-import yaml
 from pydantic import BaseModel
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import read_file
 from mtrec_ray.lake.manifest import Manifest
+from mtrec_ray.yaml12 import parse_yaml
 
 
 class Groups(BaseModel, frozen=True, extra="forbid"):
@@ -35,13 +35,11 @@ def make_groups(spec: str, manifest: Manifest) -> Groups:
 
 def _from_file(uri: str, territories: list[str]) -> Groups:
     try:
-        document = yaml.safe_load(read_file(uri))
+        document = parse_yaml(read_file(uri), f"groups file {uri}")
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else error
         found = f"model.groups = {uri!r} is neither one, each, regions nor a readable file"
         raise UserError(f"{found}: {reason}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"groups file {uri} is not YAML: {error}") from error
     if not isinstance(document, dict) or not all(isinstance(members, list) for members in document.values()):
         raise UserError(f"groups file {uri} must hold lines `group name: [territory, ...]`")
     group_of: dict[str, int] = {}

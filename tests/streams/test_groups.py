@@ -24,7 +24,7 @@ def test_one_each_and_regions_partition_the_territories(spec, names, of_territor
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_file_is_read_from_a_path_or_a_uri(scheme, tmp_path):
-    (tmp_path / "groups.yaml").write_text("north: [SE, 'NO']\nrest: [DE]\n")
+    (tmp_path / "groups.yaml").write_text("north: [SE, NO]\nrest: [DE]\n")
     groups = make_groups(f"{scheme}{tmp_path}/groups.yaml", NORDIC)
     assert (groups.names, groups.of_territory) == (["north", "rest"], [1, 0, 0])
 
@@ -34,7 +34,8 @@ def test_file_is_read_from_a_path_or_a_uri(scheme, tmp_path):
     ("content", "message"),
     [
         (b"north: [SE", r"groups\.yaml is not YAML"),
-        (b"north: \xff", r"groups\.yaml is not YAML"),
+        (b"north: \xff", r"groups\.yaml is not UTF-8 \(line 1, byte 0xff\)"),
+        (b"north: [SE]\nnorth: [DE]", "line 2: key 'north' is on line 1 already"),
         (b"[SE, DE]", r"must hold lines `group name: \[territory, \.\.\.\]`"),
         (b"north: SE", "must hold lines"),
         (b"north: [SE, FI]", "unknown territory 'FI'; the lake has DE, NO, SE"),

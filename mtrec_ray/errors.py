@@ -1,11 +1,24 @@
 """Errors that a user can fix, as opposed to bugs."""
 
+import errno
+import re
+import socket
+import urllib.error
 from collections.abc import Iterator
 from typing import Any
+
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE)
+NO_NETWORK = (errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
+STORAGE_AWAY = re.compile("AWS Error (NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|REQUEST_TIMEOUT|THROTTLING)")
 
 
 class UserError(ValueError):
     """A mistake in settings or data: one line that names the value and the fix; exit code 2."""
+
+
+class TryAgain(UserError):
+    """Something that passes: no network, a busy machine, a held lock; exit code 75."""
 
 
 def check_version(what: str, found: Any, supported: int, fix: str) -> None:
@@ -28,3 +41,19 @@ def find_user_error(error: BaseException | None) -> UserError | None:
         if isinstance(one, UserError):
             return getattr(one, "cause", None) or one  # Ray's wrapper of an error raised in a task
     return None
+
+
+def is_temporary(error: BaseException) -> bool:
+    """Whether a later try may succeed: a `TryAgain`, or an error of the network."""
+    if isinstance(error, TryAgain | ConnectionError | TimeoutError | socket.gaierror):
+        return True
+    if isinstance(error, urllib.error.HTTPError):
+        return error.code >= 500 or error.code in (408, 429)
+    if isinstance(error, urllib.error.URLError):
+        return isinstance(error.reason, BaseException) and is_temporary(error.reason)
+    return isinstance(error, OSError) and (error.errno in NO_NETWORK or bool(STORAGE_AWAY.search(str(error))))
+
+
+def is_environment(error: BaseException) -> bool:
+    """Whether disk, rights or the answer of object storage are the cause."""
+    return isinstance(error, OSError) and (error.errno in (*DISK_FULL, *NOT_ALLOWED) or "AWS Error" in str(error))

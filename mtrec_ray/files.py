@@ -19,10 +19,13 @@ PART = ".part"  # suffix of a file while it is written; a killed process leaves 
 def resolve(uri: str) -> tuple[pafs.FileSystem, str]:
     """Filesystem and path of a local path or URI (`s3://`, `gs://`, `hdfs://`, `file://`)."""
     try:
+        str(uri).encode()
         if "://" in str(uri):
             return pafs.FileSystem.from_uri(str(uri))
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise UserError(f"cannot open {uri!r}: {error}") from error
+    except UnicodeEncodeError as error:
+        raise UserError(f"cannot open {uri!r}: this is not UTF-8; rename it, or set LC_ALL=C.UTF-8") from error
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as error:
+        raise UserError(f"cannot open {uri!r}: {' '.join(str(error).split())}") from error
     return pafs.LocalFileSystem(), os.path.abspath(os.path.expanduser(str(uri)))
 
 
@@ -104,8 +107,9 @@ def write_atomic(fs: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> Non
 
 def read_json(uri: str) -> Any:
     """FileNotFoundError if there is no file, UserError if it is not JSON."""
+    data = read_file(uri)
     try:
-        return json.loads(read_file(uri))
+        return json.loads(data)
     except ValueError as error:
         raise UserError(f"{uri!r} is damaged: {error}") from error
 

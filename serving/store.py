@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 import lmdb
 import msgpack
 
-from mtrec_ray.errors import UserError
+from mtrec_ray.errors import TryAgain, UserError
 
 MAX_STORED_EVENTS = 1000  # maximum stored history; the oldest titles are dropped
 MAX_APPEND_KEYS = 16  # stored idempotency keys of a user's last appends
@@ -27,7 +27,7 @@ MAX_READERS, MAX_KEY_BYTES = 1024, 511
 HASHED = b"\xff"  # first byte of the keys of longer ids, which are hashed; no UTF-8 text contains it
 
 
-class StoreUnavailable(UserError):
+class StoreUnavailable(TryAgain):
     """The store cannot be reached at present."""
 
 

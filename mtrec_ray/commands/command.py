@@ -75,9 +75,10 @@ class JobCommand(click.Command):
         logging.getLogger("mtrec_ray").setLevel(LEVELS[min(given["verbose"], 2)])
         from mtrec_ray.console import print_result
         from mtrec_ray.lake.cluster import ray_session
+        from mtrec_ray.stdio import results_alone
 
         switches = {str(option.name): given[str(option.name)] for option in self.switches}
-        with ray_session():
+        with results_alone(), ray_session():
             result = self.job(config, progress="json" in self.common, **switches)
         if result is not None:
             print_result(result.document(), result.tables(), bool(given.get("json")))

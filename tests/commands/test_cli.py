@@ -4,13 +4,19 @@ import json
 import os
 import subprocess
 import sys
+from email.message import Message
 from pathlib import Path
+from socket import gaierror
+from typing import Any
+from urllib.error import HTTPError, URLError
 
 import pytest
 import yaml
+from rich.console import RenderableType
 
 from mtrec_ray.__main__ import explain
-from mtrec_ray.errors import UserError
+from mtrec_ray.console import facts_table
+from mtrec_ray.errors import TryAgain, UserError
 from tests.streams.lakes import random_rows, write_lake
 
 BUILD = ["lake", "build", "synthetic"]
@@ -149,6 +155,100 @@ def test_options_set_their_settings(run, option):
     assert (document["seed"], document["incremental"], document["optim"]["lr"]) == (3, True, 0.5)
 
 
+class FakeResult:
+    def document(self) -> dict[str, Any]:
+        return {"lake": "Amélie №"}
+
+    def tables(self) -> list[RenderableType]:
+        return [facts_table("Amélie №", {"lake": "Amélie №"})]
+
+
+def shell(command: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`command`, in which M stands for a `mtrec` that shows a lake named Amélie №."""
+    script = f'M() {{ {sys.executable} -c "$SHOW" "$@"; }}; set -o pipefail; {command}'
+    return subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        env=os.environ | {"SHOW": SHOW} | environment,
+        timeout=100,
+        encoding="utf-8",
+    )
+
+
+SHOW = """
+import os, subprocess
+import mtrec_ray.lake.inspect
+from mtrec_ray.__main__ import main
+from tests.commands.test_cli import FakeResult
+
+def show(*_, **__):
+    if "NOISE" in os.environ:
+        print("from a library")
+        os.write(1, b"from C\\n")
+        subprocess.run(["echo", "from a child"], check=True)
+    return FakeResult()
+
+mtrec_ray.lake.inspect.show_lake = show
+main()
+"""
+
+
+def test_stdout_holds_one_json_object_whatever_else_is_printed():
+    done = shell("M lake show x --json", NOISE="1")
+    assert (done.returncode, json.loads(done.stdout)) == (0, {"lake": "Amélie №"})
+    assert set(done.stderr.splitlines()) == {"from a library", "from C", "from a child"}
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "out", "err"),
+    [
+        ("M lake show x | head -1", 0, "Amélie №", ""),
+        ("M lake show x --json | true", 0, "", ""),
+        ("M --help | true", 0, "", ""),
+        ("M lake show x >&- 2>&- <&-", 0, "", ""),
+        ("M lake show x > /dev/full", 2, "", "error: cannot write to stdout: No space left on device"),
+        ("M --help > /dev/full", 2, "", "error: cannot write to stdout: No space left on device"),
+        ("M lake shew 2> /dev/full", 2, "", ""),
+        ("M lake shew --json > /dev/full", 2, "", "error: No such command 'shew'."),
+    ],
+)
+def test_standard_streams_may_be_closed_full_or_read_no_further(command, code, out, err):
+    done = shell(command)
+    assert (done.returncode, done.stdout.strip()) == (code, out)
+    assert len(done.stderr.splitlines()) == bool(err)
+    assert done.stderr.startswith(err)
+
+
+def test_letters_that_the_encoding_lacks_are_printed_as_escapes():
+    done = shell("M lake show x", PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Am\\xe9lie \\u2116" in done.stdout
+    assert "Am\\xe9lie" in shell("M lake build Amélie", PYTHONIOENCODING="ascii").stderr
+
+
+def test_a_defect_is_one_line_that_names_a_log_file(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("mtrec_ray.lake.inspect.show_lake", lambda *_, **__: {}["Amélie"])
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    code, out, err = run("lake", "show", "x", "--json")
+    (log,) = tmp_path.glob("*.log")
+    assert (code, json.loads(out)["exit_code"]) == (1, 1)
+    assert err == f"error: this is a defect of mtrec_ray, please report it: KeyError: 'Amélie'; details are in {log}\n"
+    assert "Traceback" in log.read_text()
+    monkeypatch.setattr("tempfile.tempdir", "/proc/none")
+    code, _, err = run("lake", "show", "x")
+    assert (code, len(err.splitlines()), "so set TMPDIR to see the details" in err) == (1, 1, True)
+
+
+@pytest.mark.parametrize("error", [EOFError("Compressed file ended"), BrokenPipeError(32, "Broken pipe")], ids=repr)
+def test_errors_of_a_job_that_click_would_take_for_an_interrupt_are_reported(run, monkeypatch, error):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr("mtrec_ray.lake.inspect.show_lake", fail)
+    code, _, err = run("lake", "show", "x")
+    assert (code, str(error) in err) == (75 if isinstance(error, ConnectionError) else 1, True)
+
+
 def test_help_of_a_process_goes_to_stdout():
     done = mtrec("--help")
     assert (done.returncode, done.stderr) == (0, "")
@@ -219,6 +319,12 @@ class TestInThisProcess:
             assert (code, out, fix in err) == (2, "", True)
 
 
+def caused_by(cause: BaseException) -> UserError:
+    error = UserError("cannot be read")
+    error.__cause__ = cause
+    return error
+
+
 def test_the_cause_of_an_error_decides_its_exit_code():
     wrapped = RuntimeError("a task failed")
     wrapped.__cause__ = UserError("alpha = 0")
@@ -227,7 +333,26 @@ def test_the_cause_of_an_error_decides_its_exit_code():
     assert explain(OSError(5, "input/output error"))[0] == 1
     full = OSError(28, "No space left on device", "/runs/bb/run.json")
     assert explain(full) == (2, "[Errno 28] No space left on device: '/runs/bb/run.json'")
+    assert explain(PermissionError(13, "Permission denied", "runs"))[0] == 2
     lost = RuntimeError("training failed")  # how Ray Train reports a failed checkpoint of a worker
     lost.worker_failures = {0: OSError(28, "No space left on device")}  # pyright: ignore[reportAttributeAccessIssue]
     code, message = explain(lost)
     assert (code, message.split(": ")[0]) == (2, "[Errno 28] No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (TryAgain("the lake is being written"), 75),
+        (ConnectionRefusedError(111, "Connection refused"), 75),
+        (caused_by(TimeoutError("timed out")), 75),
+        (caused_by(URLError(gaierror(-3, "Temporary failure in name resolution"))), 75),
+        (caused_by(HTTPError("http://x", 503, "Service Unavailable", Message(), None)), 75),
+        (caused_by(HTTPError("http://x", 404, "Not Found", Message(), None)), 2),
+        (OSError("When reading 'x' in bucket 'b': AWS Error NETWORK_CONNECTION during HeadObject operation"), 75),
+        (OSError("When reading 'x' in bucket 'b': AWS Error ACCESS_DENIED during HeadObject operation"), 2),
+    ],
+    ids=lambda value: str(getattr(value, "__cause__", None) or value)[:40],
+)
+def test_what_passes_ends_with_code_75(error, code):
+    assert explain(error)[0] == code

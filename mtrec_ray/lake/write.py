@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,7 +18,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from mtrec_ray.errors import UserError
+from mtrec_ray.errors import TryAgain, UserError
 from mtrec_ray.files import join, remove_file, resolve, write_atomic, write_file
 from mtrec_ray.lake.manifest import MANIFEST_NAME, LakeFile, Manifest
 
@@ -60,26 +61,44 @@ def write_failure(error: OSError, job: str) -> UserError:
 
 @contextmanager
 def write_lock(uri: str) -> Iterator[None]:
-    """Keep other builds and embeddings of a local lake out; UserError if one is running."""
+    """Keep other builds and embeddings of a local lake out; TryAgain if one is running."""
     fs, root = resolve(uri)
     if not isinstance(fs, pafs.LocalFileSystem):
         yield
         return
-    os.makedirs(root, exist_ok=True)
-    with open(f"{root}/{LOCK_NAME}", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not os.fstat(lock.fileno()).st_nlink:  # a build that ended since `open` removed this file
-                raise BlockingIOError
-        except BlockingIOError as error:
-            raise UserError(f"another build of {uri!r} is running: wait for it, or stop it") from error
+    with _locked(f"{root}/{LOCK_NAME}", uri):
         try:
             yield
         finally:
-            os.remove(lock.name)
-            for folder, _, _ in os.walk(root, topdown=False):
+            for folder, _, _ in os.walk(root, topdown=False):  # before another process can get the lock
                 with suppress(OSError):  # not empty
                     os.rmdir(folder)
+    with suppress(OSError):
+        os.rmdir(root)
+
+
+@contextmanager
+def _locked(path: str, uri: str) -> Iterator[None]:
+    """Hold the lock file, which names this process; it is removed at the end."""
+    while True:
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with suppress(FileNotFoundError), open(path, "a+") as lock:  # its folder may have been removed since
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                lock.seek(0)
+                holder = lock.read() or "another process"
+                raise TryAgain(f"{holder} is writing the lake {uri!r}: wait for it, or stop it") from error
+            if not os.fstat(lock.fileno()).st_nlink:  # the holder ended, and removed this file, since `open`
+                continue
+            lock.truncate(0)
+            lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+            lock.flush()
+            try:
+                yield
+            finally:
+                os.remove(path)
+            return
 
 
 def check_free(out: str, overwrite: bool) -> None:

@@ -216,7 +216,7 @@ def test_lake_of_a_build_that_ended_meanwhile_is_not_overwritten(service, out, m
 
 def test_lake_is_not_embedded_during_a_build_of_it(service, out):
     build(service.source(user_width=0), out)
-    with write_lock(out), pytest.raises(UserError, match=r"another build of .* is running"):
+    with write_lock(out), pytest.raises(UserError, match=r"process \d+ on .* is writing the lake"):
         embed_lake(EmbedConfig.model_validate({"lake": out, "text": {"model": None}}))
     verified(out)
 
@@ -256,7 +256,7 @@ def test_killed_build_leaves_no_lake_or_the_old_one_and_the_next_removes_its_fil
     deadline = time.monotonic() + 60
     while not list(tmp_path.glob("lake/.staging/*.arrow")) and time.monotonic() < deadline:
         time.sleep(0.2)
-    with pytest.raises(UserError, match="another build"):
+    with pytest.raises(UserError, match="is writing the lake"):
         build(service.source(), out, overwrite=True)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()

@@ -63,10 +63,19 @@ def _check_time(value: Any) -> Any:
     raise ValueError("write a date or an ISO 8601 time, as 2022-01-31 or 2022-01-31T12:00:00Z")  # a number has no unit
 
 
+def _check_encoding(name: str) -> str:
+    try:
+        "".encode(name)
+        return name
+    except LookupError as error:
+        raise ValueError("no encoding of that name is known: write one such as utf-8, latin-1 or cp1252") from error
+
+
 ConfigT = TypeVar("ConfigT", bound=Config)
 IsoTime = Annotated[datetime, BeforeValidator(_check_time)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]  # a range that torch, numpy and Optuna all accept
 Name = Annotated[str, AfterValidator(_check_name)]  # of a run or search, and of its folder
+Encoding = Annotated[str, AfterValidator(_check_encoding)]  # of a text file
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ Memory is bounded by one part, then by one bucket.
 """
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import absolute, resolve
+from mtrec_ray.files import absolute, join, resolve
 from mtrec_ray.hashing import bucket_of, user_keys
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.config import BuildOptions, LakeBuildConfig
@@ -40,6 +40,7 @@ class BuildPlan:
     num_buckets: int
     title_ids: pa.Array  # Accepted titles
     parts: list[tuple[str, Part]]  # (table, reader)
+    num_pieces: list[int]  # Staged files of each part
 
     @property
     def tables(self) -> list[str]:
@@ -86,13 +87,14 @@ def _write_tables(source: Source, uri: str, options: BuildOptions, progress: Pro
     parts = [(table, part) for table in ("users", "events", "candidates") for part in source.parts(table)]
     if not parts or parts[0][0] != "users":
         raise UserError(f"source {facts.source!r} has no users")
-    plan = BuildPlan(uri, source, num_buckets, titles["title_id"].combine_chunks(), parts)
+    plan = BuildPlan(uri, source, num_buckets, titles["title_id"].combine_chunks(), parts, [])
     fs, root = resolve(uri)
     folders = [STAGING, "titles", *(f"quarantine/{name}" for name in ["titles", *plan.tables])]
     folders += [bucket_folder(name, bucket) for name in plan.tables for bucket in range(num_buckets)]
     for folder in folders:  # workers create none, so a removed build stays removed
         fs.create_dir(f"{root}/{folder}", recursive=True)
-    list(map_tasks(stage_part, range(len(parts)), plan, stage="staging", progress=progress))
+    staged = dict(map_tasks(stage_part, range(len(parts)), plan, stage="staging", progress=progress))
+    plan = replace(plan, num_pieces=[staged[index] for index in range(len(parts))])
     tasks = map_tasks(build_bucket, range(num_buckets), plan, stage="buckets", progress=progress)
     buckets = [built for _, built in tasks]
     bad = merge_bad_rows([count_bad_rows("titles", bad_titles), *(rejected for _, rejected in buckets)])
@@ -121,20 +123,28 @@ def _check_attribute_names(attributes: Collection[str]) -> None:
             )
 
 
-def stage_part(index: int, plan: BuildPlan) -> None:
-    """Read one part and write it as one file, a record batch per bucket."""
+def stage_part(index: int, plan: BuildPlan) -> int:
+    """Read one part; write each piece with a record batch per bucket; returns how many."""
     table, part = plan.parts[index]
-    rows = to_batch(conform(table, part(), plan.source.facts, partial=True))
+    read = part()
+    pieces = 0
+    for piece in [read] if isinstance(read, pa.Table) else read:
+        _stage_piece(
+            conform(table, piece, plan.source.facts, partial=True), _staged_path(plan.uri, index, pieces), plan
+        )
+        pieces += 1
+    return pieces
+
+
+def _stage_piece(piece: pa.Table, uri: str, plan: BuildPlan) -> None:
+    rows = to_batch(piece)
     ids = rows.column("user_id").fill_null("").to_numpy(zero_copy_only=False)
     buckets = bucket_of(user_keys(ids), plan.num_buckets)
     rows = rows.take(pa.array(np.argsort(buckets, kind="stable")))
     ends = np.cumsum(np.bincount(buckets, minlength=plan.num_buckets)).tolist()
-    fs, root = resolve(plan.uri)
+    fs, path = resolve(uri)
     options = pa.ipc.IpcWriteOptions(compression="lz4")
-    with (
-        fs.open_output_stream(_staged_path(root, index)) as stream,
-        pa.ipc.new_file(stream, rows.schema, options=options) as writer,
-    ):
+    with fs.open_output_stream(path) as stream, pa.ipc.new_file(stream, rows.schema, options=options) as writer:
         for start, end in zip([0, *ends[:-1]], ends, strict=True):
             writer.write_batch(rows.slice(start, end - start))
 
@@ -177,15 +187,15 @@ def _write_rows(uri: str, table: str, folder: str, rows: pa.Table, facts: DataFa
 
 
 def _staged_rows(plan: BuildPlan, table: str, bucket: int) -> pa.Table:
-    fs, root = resolve(plan.uri)
     batches = []
     for index, (name, _) in enumerate(plan.parts):
-        if name == table:
-            with fs.open_input_file(_staged_path(root, index)) as file:
+        for piece in range(plan.num_pieces[index]) if name == table else []:
+            fs, path = resolve(_staged_path(plan.uri, index, piece))
+            with fs.open_input_file(path) as file:
                 batches.append(pa.ipc.open_file(file).get_batch(bucket))
     schema = pa.schema(list(required_columns(table, plan.source.facts).items()))
     return pa.Table.from_batches(batches) if batches else schema.empty_table()
 
 
-def _staged_path(root: str, index: int) -> str:
-    return f"{root}/{STAGING}/part-{index:06d}.arrow"
+def _staged_path(uri: str, part: int, piece: int) -> str:
+    return join(uri, STAGING, f"part-{part:06d}-{piece:06d}.arrow")

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources.calendar import TIMESTAMP, to_utc_micros
 from mtrec_ray.sources.source import PROMOTION, DataFacts
+from mtrec_ray.sources.values import embedding_bytes
 
 STRINGS = pa.list_(pa.string())
 OPTIONAL_OF_TITLES = ("name", "genres", "synopsis", "territories", *PROMOTION)  # Null where a source lacks them
@@ -54,24 +55,6 @@ def conform(table: str, rows: pa.Table, facts: DataFacts, partial: bool = False)
         elif not partial:
             raise UserError(f"{table}: column {name!r} is missing; there are {', '.join(rows.column_names)}")
     return pa.table(columns)
-
-
-def embedding_bytes(column: pa.ChunkedArray) -> pa.Array:
-    """Lists of numbers or float16 bytes, of any layout and width, as float16 bytes."""
-    array = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    kind = array.type
-    if pa.types.is_binary(kind) or pa.types.is_fixed_size_binary(kind) or pa.types.is_large_binary(kind):
-        return array.cast(pa.binary())
-    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)):
-        raise UserError(f"embeddings of type {kind} cannot be read: use a list of numbers or float16 bytes")
-    array = array.cast(pa.list_(kind.value_type))
-    numbers = array.flatten().to_numpy(zero_copy_only=False)
-    with np.errstate(over="ignore"):
-        data = np.ascontiguousarray(numbers, dtype=np.float16).tobytes()
-    lengths = np.asarray(array.value_lengths().fill_null(0), dtype=np.int32)
-    offsets = np.concatenate([[0], np.cumsum(2 * lengths)]).astype(np.int32)
-    validity = np.packbits(np.asarray(array.is_valid()), bitorder="little")
-    return pa.Array.from_buffers(pa.binary(), len(array), [pa.py_buffer(part) for part in (validity, offsets, data)])
 
 
 def stored_embeddings(column: pa.ChunkedArray, width: int) -> pa.Array:

@@ -26,7 +26,7 @@ LOCK_NAME = ".lock"
 STAGING = ".staging"
 QUARANTINE = "quarantine/"  # Part of a lake, but not listed by `lake.json` and never read by training
 BUILT = re.compile(
-    rf"\{LOCK_NAME}|\{STAGING}/part-\d+\.arrow|"
+    rf"\{LOCK_NAME}|\{STAGING}/part-\d+(-\d+)?\.arrow|"
     rf"(({QUARANTINE})?(users|events|titles|candidates)/.*part-[0-9a-f]{{16}}\.parquet|{MANIFEST_NAME})(\..*)?"
 )
 """Paths of the files of a build, also those that a killed one leaves."""

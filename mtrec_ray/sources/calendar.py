@@ -18,6 +18,7 @@ FIRST_TIMESTAMP = datetime(1970, 1, 1, tzinfo=UTC)  # The first that a lake acce
 AFTER_LAST_TIMESTAMP = datetime(2200, 1, 1, tzinfo=UTC)
 MIN_GAP_DAYS = 30
 MAX_FEW = 5  # Events at either end that may be wild where one in a hundred is less
+NO_TIMES = ("", "nan", "NaN", "NaT", "<NA>", "None", "null", "NULL", "\\N")  # Texts for a missing time
 TICKS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _MIN_US, _MAX_US = -62_135_596_800_000_000, 253_402_300_799_000_000
 """0001-01-01 and 9999-12-31T23:59:59, the bounds of Python's datetime."""
@@ -113,8 +114,8 @@ def to_utc(time: datetime) -> datetime:
     return time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC)
 
 
-def timestamps_from_epoch(values: np.ndarray, unit: str) -> pa.Array:
-    """Timestamps (us, UTC) of epoch numbers in `unit`; NaN becomes null.
+def timestamps_from_epoch(values: np.ndarray, unit: str, missing: np.ndarray | None = None) -> pa.Array:
+    """Timestamps (us, UTC) of epoch numbers in `unit`; NaN and `missing` become null.
 
     Impossible ones become year 1 or 9999, to be rejected by the build.
     """
@@ -127,18 +128,70 @@ def timestamps_from_epoch(values: np.ndarray, unit: str) -> pa.Array:
     else:  # exact where float64 is not
         whole = values[inside].astype(np.int64)
         micros[inside] = whole // 1_000 if unit == "ns" else whole * int(scale)
-    return pa.array(micros, mask=np.isnan(approximate)).cast(TIMESTAMP)
+    mask = np.isnan(approximate)
+    return pa.array(micros, mask=mask if missing is None else mask | missing).cast(TIMESTAMP)
 
 
 def to_utc_micros(column: pa.ChunkedArray | pa.Array, unit: str) -> pa.ChunkedArray | pa.Array:
-    """Timestamps (us, UTC) of a column of timestamps, or of epoch numbers in `unit`."""
-    if pa.types.is_timestamp(column.type):
+    """Timestamps (us, UTC) of timestamps, dates, ISO 8601 texts, or epoch numbers in `unit`.
+
+    Finer parts of a second are cut off; a time without a zone is in UTC. UserError: another type, text that is no
+    time, or numbers that have lost seconds or look like dates.
+    """
+    kind = column.type
+    if pa.types.is_dictionary(kind):
+        return to_utc_micros(column.cast(kind.value_type), unit)
+    if pa.types.is_null(kind) or kind == pa.date32():
+        return column.cast(pa.timestamp("us")).cast(TIMESTAMP)
+    if pa.types.is_timestamp(kind) or kind == pa.date64():
+        column = column.cast(pa.timestamp("ms")) if kind == pa.date64() else column
         if column.type.unit == "us":
             return column.cast(TIMESTAMP)
-        unit, column = column.type.unit, column.cast(pa.int64())
+        return _times_of_numbers(column.cast(pa.int64()), column.type.unit)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
+        return _times_of_texts(pc.utf8_trim_whitespace(column.cast(pa.string())), unit)
+    if pa.types.is_decimal(kind):
+        column = column.cast(pa.float64() if kind.scale else pa.int64())
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
-        raise UserError(
-            f"timestamps of type {column.type} cannot be read: use a timestamp type, or epoch numbers and their unit"
-        )
-    numbers = column.cast(pa.float64(), safe=False) if column.null_count else column  # a null becomes NaN
-    return timestamps_from_epoch(np.asarray(numbers), unit)
+        raise UserError(f"times of type {kind} cannot be read: write timestamps, ISO 8601 text, or epoch numbers")
+    return _times_of_numbers(column, unit)
+
+
+def _times_of_texts(texts: pa.ChunkedArray | pa.Array, unit: str) -> pa.ChunkedArray | pa.Array:
+    texts = pc.if_else(pc.is_in(texts, value_set=pa.array(NO_TIMES)), None, texts)
+    if texts.null_count == len(texts):
+        return texts.cast(TIMESTAMP)
+    is_number = pc.match_substring_regex(texts, r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$")
+    if pc.all(is_number).as_py():
+        whole = pc.replace_substring_regex(texts, r"\.0*$", "")
+        are_whole = pc.all(pc.match_substring_regex(whole, r"^[+-]?\d+$")).as_py()
+        return to_utc_micros(whole.cast(pa.int64()) if are_whole else texts.cast(pa.float64()), unit)
+    texts = pc.replace_substring_regex(texts, r"(\.\d{6})\d+", r"\1")
+    texts = pc.replace_substring_regex(texts, r" ?(UTC|GMT)$", "Z")
+    has_zone = pc.match_substring_regex(texts, r"\d(Z|[+-]\d\d(:?\d\d)?)$")
+    has_zone = pc.and_(has_zone, pc.match_substring(texts, ":"))  # 2022-01-05 ends like a zone
+    try:
+        zoned = pc.if_else(has_zone, texts, None).cast(TIMESTAMP)
+        return pc.coalesce(zoned, pc.if_else(has_zone, None, texts).cast(pa.timestamp("us")).cast(TIMESTAMP))
+    except pa.ArrowInvalid as error:
+        wrong = str(error).partition("'")[2].partition("'")[0]
+        raise UserError(f"{wrong!r} is no time: write 2022-01-31T10:00:00Z, or epoch numbers throughout") from error
+
+
+def _times_of_numbers(column: pa.ChunkedArray | pa.Array, unit: str) -> pa.Array:
+    numbers, missing = np.asarray(column.fill_null(0)), np.asarray(column.is_null())
+    found = numbers[~missing & np.isfinite(numbers)]
+    limit = {"float16": 2**11, "float32": 2**24}.get(str(numbers.dtype))
+    if len(found) and limit and np.abs(found).max() > limit:
+        raise UserError(f"{numbers.dtype} numbers do not hold every second: write int64, float64 or timestamps")
+    if len(found) and unit == "s" and _are_dates(found):
+        raise UserError(f"{int(found[0])} looks like a date, not like seconds: write 2022-01-31, or epoch numbers")
+    return timestamps_from_epoch(numbers, unit, missing)
+
+
+def _are_dates(numbers: np.ndarray) -> bool:
+    """All are of the form 20220131; as seconds they would all be in August 1970."""
+    if not (numbers.min() >= 19_000_101 and numbers.max() <= 22_001_231):
+        return False
+    month, day = numbers // 100 % 100, numbers % 100
+    return bool(((month >= 1) & (month <= 12) & (day >= 1) & (day <= 31)).all())

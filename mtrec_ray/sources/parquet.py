@@ -1,31 +1,48 @@
-"""The user's own Parquet tables: paths, column names and units are mapped in the config."""
+"""The user's own tables, Parquet or CSV; settings map paths, column names and units."""
 
 # pyright: reportAttributeAccessIssue=false
 
-import posixpath
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from fnmatch import fnmatch
 from functools import cached_property, partial
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 from pydantic import Field
 
-from mtrec_ray.config import Config, advanced
+from mtrec_ray.config import Config, Encoding, IsoTime, advanced
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import join, resolve
-from mtrec_ray.sources.calendar import DAY_S, Calendar, DayCounts, Territory, propose_calendar, to_utc, to_utc_micros
-from mtrec_ray.sources.source import PROMOTION, Embeddings, Part, Source, SourceFacts, pick_columns
+from mtrec_ray.sources.calendar import (
+    AFTER_LAST_TIMESTAMP,
+    DAY_S,
+    FIRST_TIMESTAMP,
+    DayCounts,
+    Territory,
+    propose_calendar,
+    to_utc,
+    to_utc_micros,
+)
+from mtrec_ray.sources.chunks import Chunk, list_chunks
+from mtrec_ray.sources.source import PROMOTION, Embeddings, Part, RawFile, Source, SourceFacts, pick_columns
+from mtrec_ray.sources.tables import TableFiles, locate_table
+from mtrec_ray.sources.values import MISSING, Column, embedding_bytes, free_text, id_text, label_text, text_lists
 
-GLOB_SIGNS = "*?["
+IDS = ("user_id", "title_id")
+TIMES = ("timestamp", *PROMOTION)
+TEXTS = ("name", "genres", "synopsis")
+OPTIONAL_OF_TITLES = (*TEXTS, "territories", *PROMOTION)
+IN_EVERY_FILE = (*IDS, "title_ids", "timestamp", "territory", "embedding")  # Others are null where a file has none
+NUM_NAMED = 20  # Files that a note names
 
 
 class ParquetConfig(Config):
-    """Where the tables are and what their columns are called."""
+    """Your own tables: Parquet, or CSV (.csv, .tsv, also .gz, .bz2, .zst) with a header.
+
+    Missing are null, NaN, empty and blank values, and the texts of `missing`. Ids and labels are text; whole floats are
+    read as integers. A folder is read with all folders below it, without names that start with `.` or `_`; folders
+    `name=value` are columns.
+    """
 
     users: str
     """Files of the users: path or URI of a file, a folder or a glob; relative to --raw."""
@@ -52,81 +69,84 @@ class ParquetConfig(Config):
     """Width of the titles' embedding column; 0 = there is none."""
     timestamp_unit: Literal["s", "ms", "us", "ns"] = "s"
     """Unit since 1970 of integer timestamps and promotion dates; timestamp columns carry their own."""
+    missing: list[str] = advanced(list(MISSING))
+    """Texts that mean a missing id or label, unless `attributes` or `territories` declare them."""
     territories: list[str] | None = advanced(None)
     """Territories that may occur; null = those that occur (one pass over the users)."""
     regions: dict[str, str] = advanced({})
     """Region of each territory; the default is 'all'."""
-    window_start: datetime | None = advanced(None)
-    """Start of the training window, UTC; null = day of the first event."""
-    window_end: datetime | None = advanced(None)
+    window_start: IsoTime | None = advanced(None)
+    """Start of the training window, UTC; null = day of the first event, wild ones apart."""
+    window_end: IsoTime | None = advanced(None)
     """Exclusive end of the training window, UTC; null = num_evaluation_days days before the data ends."""
     num_evaluation_days: int = Field(default=3, ge=0)
     """Evaluation days after the window."""
     rows_per_part: int = advanced(262_144, ge=1)
-    """Most rows that a worker reads at a time; row groups are never split."""
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Consecutive row groups of one file. Picklable."""
-
-    uri: str  # Names the filesystem
-    path: str
-    row_groups: list[int]
-    num_rows: int
-
-    def open(self) -> pq.ParquetFile:
-        try:
-            return pq.ParquetFile(resolve(self.uri)[0].open_input_file(self.path))
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{self.path}: no Parquet file, or truncated ({error}): write it again") from error
-
-    def read(self, columns: list[str]) -> pa.Table:
-        """The chunk's rows; UserError where the file is damaged."""
-        try:
-            return self.open().read_row_groups(self.row_groups, columns=list(dict.fromkeys(columns)))
-        except (pa.ArrowInvalid, OSError) as error:
-            raise UserError(f"{self.path}: damaged or truncated ({error}): write it again") from error
+    """Most rows of Parquet that a worker reads at a time; row groups are never split."""
+    delimiter: str | None = advanced(None, min_length=1, max_length=1)
+    """Character between the fields of CSV files; null = a comma, in .tsv files a tab."""
+    encoding: Encoding = advanced("utf-8")
+    """Encoding of CSV files."""
 
 
 class ParquetSource(Source):
-    """Reads Parquet files wherever `pyarrow.fs` reaches."""
+    """Reads Parquet and CSV files wherever `pyarrow.fs` reaches."""
 
     def __init__(self, config: ParquetConfig, raw: str | None):
         self.config = config
-        self.chunks: dict[str, list[Chunk]] = {
-            table: list_chunks(path, raw, config.rows_per_part)
+        self.files: dict[str, TableFiles] = {
+            table: locate_table(location, raw)
             for table in ("users", "events", "titles", "candidates")
-            if (path := getattr(config, table)) is not None
+            if (location := getattr(config, table)) is not None
         }
+        self.chunks = {
+            table: [
+                chunk
+                for path in files.paths
+                for chunk in list_chunks(files, path, config.rows_per_part, config.delimiter, config.encoding)
+            ]
+            for table, files in self.files.items()
+        }
+        self.names = {table: {name for one in chunks for name in one.names} for table, chunks in self.chunks.items()}
 
     @cached_property
     def facts(self) -> SourceFacts:
         config = self.config
-        territories = config.territories or self._distinct("territory")
+        found = self._labels_of_users()
+        for name in config.attributes:
+            if not found.get(name, True):
+                raise UserError(
+                    f"attribute {name!r} is missing for all users: map its column with `user_columns`, or leave it out "
+                    "of source.attributes"
+                )
+        territories = config.territories or found["territory"]
         unknown = sorted(set(config.regions) - set(territories))
         if unknown:
             raise UserError(f"regions names {unknown[0]!r}, which is no territory: there are {', '.join(territories)}")
         widths = config.model_dump(include={"user_width", "title_width"})
+        window = config.window_start, config.window_end
+        fix = "set window_start and window_end"
         return SourceFacts(
             source="parquet",
             territories=[Territory(name=n, region=config.regions.get(n, "all")) for n in territories],
-            attributes={name: values or self._distinct(name) for name, values in config.attributes.items()},
-            calendar=self._calendar(),
+            attributes={name: values or found[name] for name, values in config.attributes.items()},
+            calendar=propose_calendar(self._days, DAY_S, config.num_evaluation_days, fix, *window),
             event_days=self._days,
             num_users=sum(chunk.num_rows for chunk in self.chunks["users"]),
             title_categoricals=config.title_categoricals,
             embeddings=Embeddings(description="brought by the source" * any(widths.values()), **widths),
+            raw_files=[RawFile(table=table, path=path, rows=rows) for table, path, rows in self._rows_of_files()],
+            notes=self._notes(),
         )
 
     def titles(self) -> pa.Table:
-        return pa.concat_tables(part() for part in self.parts("titles"))
+        return pa.concat_tables(rows for part in self.parts("titles") for rows in part())
 
     def parts(self, table: str) -> list[Part]:
         return [partial(self._read, table, chunk) for chunk in self.chunks.get(table, [])]
 
-    def _read(self, table: str, chunk: Chunk, only: str | None = None) -> pa.Table:
-        """One chunk under canonical column names: all columns, or `only` one."""
+    def _columns(self, table: str) -> tuple[list[str], list[str]]:
+        """Required and optional columns of a table, canonical names."""
         config = self.config
         required = {
             "users": ["user_id", "territory", *config.attributes] + ["embedding"] * bool(config.user_width),
@@ -134,27 +154,69 @@ class ParquetSource(Source):
             "titles": ["title_id", *config.title_categoricals] + ["embedding"] * bool(config.title_width),
             "candidates": ["user_id", "title_ids"],
         }[table]
-        optional = ["name", "genres", "synopsis", "territories", *PROMOTION] if table == "titles" else []
-        setting = f"{table[:-1]}_columns"
-        mapping = getattr(config, setting, {})
-        columns = pick_columns(chunk.path, chunk.open().schema_arrow.names, setting, mapping, required, optional)
-        columns = {only: columns[only]} if only else columns
-        raw, times = chunk.read(list(columns.values())), {"timestamp", *PROMOTION}
-        rows = {name: raw[column] for name, column in columns.items()}
-        return pa.table({n: to_utc_micros(r, config.timestamp_unit) if n in times else r for n, r in rows.items()})
+        return required, list(OPTIONAL_OF_TITLES) if table == "titles" else []
 
-    def _distinct(self, column: str) -> list[str]:
-        values: set[str] = set()
-        for chunk in self.chunks["users"]:
-            values |= set(pc.unique(self._read("users", chunk, only=column)[column].cast(pa.string())).to_pylist())
-        return sorted(values - {None, ""})
+    def _raw_names(self, table: str) -> dict[str, str]:
+        """Canonical -> your name of every column of a table."""
+        mapping = getattr(self.config, f"{table[:-1]}_columns", {})
+        return {name: mapping.get(name, name) for names in self._columns(table) for name in names}
+
+    def _read(self, table: str, chunk: Chunk, only: list[str] | None = None) -> Iterator[pa.Table]:
+        """One chunk under canonical names, piece by piece: all columns, or those of `only`.
+
+        A column that other files of the table have is null in this one, unless every file must have it.
+        """
+        required, optional = self._columns(table)
+        raw_names = self._raw_names(table)
+        absent = {name for name, raw in raw_names.items() if raw in self.names[table] and raw not in chunk.names}
+        absent -= set(IN_EVERY_FILE)
+        present = [*chunk.names, *(raw_names[name] for name in absent)]
+        setting = f"{table[:-1]}_columns"
+        columns = pick_columns(chunk.path, present, setting, getattr(self.config, setting, {}), required, optional)
+        columns = {name: raw for name, raw in columns.items() if only is None or name in only}
+        for rows in chunk.read([raw for name, raw in columns.items() if name not in absent]):
+            converted = {}
+            for name, raw in columns.items():
+                column = pa.nulls(rows.num_rows) if name in absent else rows[raw]
+                try:
+                    converted[name] = self._convert(name, column)
+                except UserError as error:
+                    raise UserError(f"{chunk.path}: column {raw!r}: {error}") from error
+            yield pa.table(converted)
+
+    def _convert(self, name: str, column: Column) -> Column:
+        config = self.config
+        if name == "timestamp":
+            return to_utc_micros(column, config.timestamp_unit)
+        if name in PROMOTION:
+            return _without_far(name, to_utc_micros(column, config.timestamp_unit))
+        if name == "embedding":
+            return embedding_bytes(column)
+        if name in TEXTS:
+            return free_text(column)
+        declared = config.territories if name in ("territory", "territories") else config.attributes.get(name)
+        missing = set(config.missing) - set(declared or [])
+        if name in ("territories", "title_ids"):
+            return text_lists(column, partial(label_text if name == "territories" else id_text, missing=missing))
+        return (id_text if name in IDS else label_text)(column, missing)
+
+    def _labels_of_users(self) -> dict[str, list[str]]:
+        """Values that occur, sorted, of the territory and the attributes that declare none."""
+        values: dict[str, set[str]] = {name: set() for name, listed in self.config.attributes.items() if not listed}
+        values |= {"territory": set()} if self.config.territories is None else {}
+        for chunk in self.chunks["users"] if values else []:
+            for rows in self._read("users", chunk, only=list(values)):
+                for name, found in values.items():
+                    found |= set(pc.unique(rows[name]).to_pylist())
+        return {name: sorted(found - {None}) for name, found in values.items()}
 
     @cached_property
     def _days(self) -> tuple[datetime, datetime]:
         """Days of the events, without wild timestamps, and of the window that the settings name."""
         days, config = DayCounts(), self.config
         for chunk in self.chunks["events"]:
-            days.add(self._read("events", chunk, only="timestamp")["timestamp"])
+            for rows in self._read("events", chunk, only=["timestamp"]):
+                days.add(rows["timestamp"])
         start, end = config.window_start, config.window_end
         found = days.believable() or ((to_utc(start), to_utc(end)) if start and end else None)
         if not found:
@@ -162,48 +224,37 @@ class ParquetSource(Source):
         after = to_utc(end) + timedelta(days=config.num_evaluation_days) if end else found[1]
         return min(found[0], to_utc(start or found[0])), max(found[1], after)
 
-    def _calendar(self) -> Calendar:
-        config, fix = self.config, "set window_start and window_end"
-        window = config.window_start, config.window_end
-        return propose_calendar(self._days, DAY_S, config.num_evaluation_days, fix, *window)
+    def _rows_of_files(self) -> list[tuple[str, str, int]]:
+        """(table, path, rows) of every file that is read."""
+        rows: dict[tuple[str, str], int] = {}
+        for table, files in self.files.items():
+            rows |= {(table, files.shown(path)): 0 for path in files.paths}
+            for chunk in self.chunks[table]:
+                rows[table, files.shown(chunk.path)] += chunk.num_rows
+        return [(table, path, count) for (table, path), count in rows.items()]
+
+    def _notes(self) -> list[str]:
+        """Files that are not read, and columns that some files lack."""
+        notes = []
+        for table, files in self.files.items():
+            if files.left_out:
+                notes.append(f"{table}: not read: {_listed(map(files.shown, files.left_out))}")
+            names_of = {files.shown(chunk.path): chunk.names for chunk in self.chunks[table]}
+            for name, raw in self._raw_names(table).items():
+                lacking = [path for path, names in names_of.items() if raw not in names]
+                if 0 < len(lacking) < len(names_of):
+                    notes.append(f"{table}: {name} is missing in {_listed(lacking)}")
+        return notes
 
 
-def list_chunks(location: str, raw: str | None, rows_per_part: int) -> list[Chunk]:
-    """Chunks of all Parquet files at a path, folder or glob, sorted by path.
-
-    A relative `location` is below `raw`, a path or URI of a folder; None = the current one. UserError if there is
-    nothing, or a file is no complete Parquet file.
-    """
-    if raw is None or "://" in location or location.startswith(("/", "~")):
-        uri, inside, shown = location, "", location
-    else:  # joined as paths, not as URIs, where `?` and `[` of a glob have other meanings
-        uri, inside, shown = raw, location, join(raw, location)
-    fs, root = resolve(uri)
-    chunks: list[Chunk] = []
-    for path in _list_files(fs, posixpath.normpath(posixpath.join(root, inside)), shown):
-        metadata, rows, groups = Chunk(uri, path, [], 0).open().metadata, 0, []
-        for group in range(metadata.num_row_groups):
-            size = metadata.row_group(group).num_rows
-            if groups and rows + size > rows_per_part:
-                chunks.append(Chunk(uri, path, groups, rows))
-                rows, groups = 0, []
-            rows, groups = rows + size, [*groups, group]
-        chunks += [Chunk(uri, path, groups, rows)] * bool(groups)
-    return chunks
+def _listed(paths: Iterable[str]) -> str:
+    paths = list(paths)
+    more = len(paths) - NUM_NAMED
+    return ", ".join(paths[:NUM_NAMED]) + f" and {more} more" * (more > 0)
 
 
-def _list_files(fs: pafs.FileSystem, path: str, shown: str) -> list[str]:
-    """Files at a path, folder or glob; `shown` names it in errors."""
-    folder = path
-    while any(sign in folder for sign in GLOB_SIGNS):
-        folder = posixpath.dirname(folder)
-    info = fs.get_file_info(folder)
-    if info.is_file:
-        return [folder]
-    if info.type == pafs.FileType.NotFound:
-        raise UserError(f"{shown!r} is missing: check the path and --raw")
-    found = [info.path for info in fs.get_file_info(pafs.FileSelector(folder, recursive=True)) if info.is_file]
-    chosen = sorted(p for p in found if (p.endswith(".parquet") if folder == path else fnmatch(p, path)))
-    if not chosen:
-        raise UserError(f"{shown!r} names no Parquet file: check the path and --raw")
-    return chosen
+def _without_far(name: str, times: Column) -> Column:
+    """Promotion dates with null for 'since ever' and 'for ever', as in 9999-12-31."""
+    far = pc.less(times, pa.scalar(FIRST_TIMESTAMP)) if name == PROMOTION[0] else None
+    far = pc.greater_equal(times, pa.scalar(AFTER_LAST_TIMESTAMP)) if far is None else far
+    return pc.if_else(far, None, times)

@@ -19,7 +19,7 @@ SourceName = Literal["synthetic", "movielens", "xmarket", "rechorus", "parquet"]
 SOURCES = dict(zip(get_args(SourceName), ("Synthetic", "MovieLens", "XMarket", "ReChorus", "Parquet"), strict=True))
 """Module of each source -> first part of the names of its classes `...Config` and `...Source`."""
 PROMOTION = ("promoted_from", "promoted_until")  # Columns of titles that are not always offered; null = no limit
-Part = Callable[[], pa.Table]  # Reads one part in a worker; picklable
+Part = Callable[[], Any]  # Reads one part in a worker: a pa.Table, or an iterator of its pieces. Picklable
 
 
 class Embeddings(BaseModel, frozen=True, extra="forbid"):

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from mtrec_ray.columns import fixed_width_column, fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.build import to_batch
-from mtrec_ray.lake.schema import conform, embedding_bytes, offered_in, stored_embeddings
+from mtrec_ray.lake.schema import conform, offered_in, stored_embeddings
 from mtrec_ray.lake.validate import count_bad_rows, embedding_problems, merge_bad_rows, split_rows
 from mtrec_ray.sources.calendar import TIMESTAMP, Calendar, Territory
 from mtrec_ray.sources.source import DataFacts
+from mtrec_ray.sources.values import embedding_bytes
 
 DAY = datetime(2024, 1, 1, tzinfo=UTC)
 FACTS = DataFacts(

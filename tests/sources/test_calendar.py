@@ -44,8 +44,48 @@ def test_missing_numbers_become_null_and_other_types_are_errors():
     half = datetime(1970, 1, 1, 0, 0, 0, 500_000, UTC)
     assert timestamps_from_epoch(np.array([np.nan, 0.5]), "s").to_pylist() == [None, half]
     assert to_utc_micros(pa.array([None, 5], pa.int64()), "s").null_count == 1
-    with pytest.raises(UserError, match="string"):
-        to_utc_micros(pa.array(["2024"]), "s")
+    assert to_utc_micros(pa.array([2**60 + 7, None], pa.int64()), "ns")[0].value == (2**60 + 7) // 1_000  # exact
+    with pytest.raises(UserError, match="times of type bool cannot be read"):
+        to_utc_micros(pa.array([True]), "s")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("1709209815", "1709209815.0", " 1709209815 ", "2024-02-29 12:30:15", "2024-02-29T12:30:15Z"),
+        *("2024-02-29 13:30:15.000000000+01:00", "2024-02-29 12:30:15+00", "2024-02-29T12:30:15.000000+0000"),
+        "2024-02-29 12:30:15 UTC",
+    ],
+)
+def test_texts_of_every_writer_are_read(text):
+    for kind in (pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())):
+        times = to_utc_micros(pa.array([text, None, "", "NaT"], pa.string()).cast(kind), "s")
+        assert times.to_pylist() == [TIME, None, None, None]
+
+
+def test_dates_decimals_and_columns_without_a_value_are_read():
+    midnight = TIME.replace(hour=0, minute=0, second=0)
+    for dates in (pa.array([TIME.date()]), pa.array([TIME.date()], pa.date64()), pa.array(["2024-02-29"])):
+        assert to_utc_micros(dates, "s").to_pylist() == [midnight]
+    seconds = pa.array([int(TIME.timestamp())]).cast(pa.decimal128(20, 0))
+    assert to_utc_micros(seconds, "s").to_pylist() == [TIME]
+    assert to_utc_micros(pa.nulls(2), "s").to_pylist() == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [
+        (pa.array([1.7e9], pa.float32()), "float32 numbers do not hold every second"),
+        (pa.array([20240229, 20240301]), "20240229 looks like a date"),
+        (pa.array(["20240229"]), "20240229 looks like a date"),
+        (pa.array(["1709209815", "2024-02-29"]), "'1709209815' is no time"),
+        (pa.array(["29.02.2024"]), r"'29\.02\.2024' is no time: write 2022-01-31T10:00:00Z"),
+        (pa.array(["2024-13-01"]), "'2024-13-01' is no time"),
+    ],
+)
+def test_times_that_could_be_read_wrongly_are_refused(column, message):
+    with pytest.raises(UserError, match=message):
+        to_utc_micros(column, "s")
 
 
 FIRST = datetime(2022, 1, 1, tzinfo=UTC)

@@ -66,15 +66,17 @@ def write_lock(uri: str) -> Iterator[None]:
     if not isinstance(fs, pafs.LocalFileSystem):
         yield
         return
-    with _locked(f"{root}/{LOCK_NAME}", uri):
-        try:
-            yield
-        finally:
-            for folder, _, _ in os.walk(root, topdown=False):  # before another process can get the lock
-                with suppress(OSError):  # not empty
-                    os.rmdir(folder)
-    with suppress(OSError):
-        os.rmdir(root)
+    try:
+        with _locked(f"{root}/{LOCK_NAME}", uri):
+            try:
+                yield
+            finally:
+                for folder, _, _ in os.walk(root, topdown=False):  # before another process can get the lock
+                    with suppress(OSError):  # not empty
+                        os.rmdir(folder)
+    finally:
+        with suppress(OSError):
+            os.rmdir(root)
 
 
 @contextmanager

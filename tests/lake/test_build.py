@@ -104,7 +104,7 @@ def add_bad_rows(service) -> dict[str, int]:
         user | {"user_id": "lost", "territory": "XX"},
         user | {"user_id": "homeless", "territory": None},
         user | {"user_id": "other", "gender": "x"},
-        user | {"user_id": "nan", "embedding": [float("nan"), 1.0]},
+        user | {"user_id": "none-finite", "embedding": [float("nan"), 1.0]},
         user | {"user_id": "inf", "embedding": [1e6, 1.0]},
         user | {"user_id": "wide", "embedding": [1.0, 1.0, 1.0]},
     ]

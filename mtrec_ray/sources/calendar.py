@@ -16,7 +16,9 @@ ACTIVE_DAYS = 90  # An active user has an event in this many last days of the tr
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 FIRST_TIMESTAMP = datetime(1970, 1, 1, tzinfo=UTC)  # The first that a lake accepts
 AFTER_LAST_TIMESTAMP = datetime(2200, 1, 1, tzinfo=UTC)
+UNORDERED = "all events carry one timestamp: leave-one-out takes the last rows of each user in the files"
 MIN_GAP_DAYS = 30
+NUM_DISTINCT = 100  # More than the wild timestamps of events that otherwise carry one
 MAX_FEW = 5  # Events at either end that may be wild where one in a hundred is less
 NO_TIMES = ("", "nan", "NaN", "NaT", "<NA>", "None", "null", "NULL", "\\N")  # Texts for a missing time
 TICKS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -36,7 +38,7 @@ class Calendar(BaseModel, frozen=True, extra="forbid"):
     window_end: datetime
     day_s: int = DAY_S  # Length of an evaluation day in seconds
     num_evaluation_days: int = 3
-    ordered: bool = True  # False: all events of the window carry one timestamp, so their order is unknown
+    ordered: bool = True  # False: all events of the window carry one timestamp, so their order is that of the files
 
     def day_bounds(self, day: int) -> tuple[datetime, datetime]:
         """[start, end) of an evaluation day, counted from 1; 0 is the training window."""
@@ -53,12 +55,16 @@ def propose_calendar(
     fix: str,
     start: datetime | None = None,
     end: datetime | None = None,
+    ordered: bool = True,
 ) -> Calendar:
     """Window [start, end) and evaluation days of the days [first, after last) of `data`.
 
     By default the window starts with the data and the evaluation days end with it. UserError if no window is left;
-    `fix` is what to change.
+    `fix` is what to change. Data that is not `ordered` has one timestamp, and no evaluation days.
     """
+    if not ordered and num_evaluation_days and not end:
+        day = f"{data[0]:%Y-%m-%d}"
+        raise UserError(f"all events carry one timestamp, of {day}, so none are later: set num_evaluation_days=0")
     start = to_utc(start or data[0])
     end = to_utc(end or data[1] - timedelta(seconds=day_s * num_evaluation_days))
     if end <= start:
@@ -66,7 +72,8 @@ def propose_calendar(
             f"{num_evaluation_days} evaluation days of {day_s / DAY_S:g} days leave no training window: it would start "
             f"at {start} and end at {end}; {fix}"
         )
-    return Calendar(window_start=start, window_end=end, day_s=day_s, num_evaluation_days=num_evaluation_days)
+    days = {"day_s": day_s, "num_evaluation_days": num_evaluation_days}
+    return Calendar(window_start=start, window_end=end, ordered=ordered, **days)
 
 
 class DayCounts:
@@ -74,12 +81,16 @@ class DayCounts:
 
     def __init__(self) -> None:
         self.counts = np.zeros((AFTER_LAST_TIMESTAMP - FIRST_TIMESTAMP).days, np.int64)
+        self.distinct: set[datetime] = set()  # Some timestamps, at least `NUM_DISTINCT` if there are so many
 
     def add(self, times: pa.ChunkedArray | pa.Array) -> None:
         """Count timestamps (us, UTC); nulls and those that no lake accepts are left out."""
         days = np.asarray(pc.fill_null(times.cast(pa.int64()), -1)) // (DAY_S * 1_000_000)
         days = days[(days >= 0) & (days < len(self.counts))]
         self.counts += np.bincount(days, minlength=len(self.counts))
+        if len(self.distinct) < NUM_DISTINCT:
+            known = times.filter(pc.invert(out_of_range(times)))  # datetime has no others
+            self.distinct |= set(pc.unique(known)[:NUM_DISTINCT].to_pylist())
 
     def believable(self) -> tuple[datetime, datetime] | None:
         """[first day, day after the last) without wild timestamps; None without events.
@@ -101,9 +112,16 @@ class DayCounts:
         start, end = (FIRST_TIMESTAMP + timedelta(days=int(day)) for day in (days[first], days[last] + 1))
         return start, end
 
+    def ordered(self) -> bool:
+        """Whether the believable events have more than one timestamp."""
+        days = self.believable()
+        return (
+            len(self.distinct) >= NUM_DISTINCT or sum(bool(days and days[0] <= t < days[1]) for t in self.distinct) > 1
+        )
+
 
 def out_of_range(
-    times: pa.ChunkedArray, start: datetime = FIRST_TIMESTAMP, end: datetime = AFTER_LAST_TIMESTAMP
+    times: pa.ChunkedArray | pa.Array, start: datetime = FIRST_TIMESTAMP, end: datetime = AFTER_LAST_TIMESTAMP
 ) -> pa.ChunkedArray:
     """(rows,) bool: not in [start, end), by default what a lake accepts; null where null."""
     return pc.or_(pc.less(times, pa.scalar(start, times.type)), pc.greater_equal(times, pa.scalar(end, times.type)))

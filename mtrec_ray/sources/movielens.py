@@ -7,23 +7,33 @@ A rating is a streaming event. The evaluation days are the last `num_evaluation_
 # pyright: reportAttributeAccessIssue=false
 
 import re
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from mtrec_ray.config import Config
+from mtrec_ray.config import Config, advanced
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.calendar import DAY_S, Calendar, DayCounts, Territory, propose_calendar, to_utc_micros
+from mtrec_ray.sources.calendar import (
+    DAY_S,
+    UNORDERED,
+    Calendar,
+    DayCounts,
+    Territory,
+    propose_calendar,
+    timestamps_from_epoch,
+)
 from mtrec_ray.sources.download import download_file, unpack_files
-from mtrec_ray.sources.source import Part, Source, SourceFacts, local_folder, raw_folder
-from mtrec_ray.sources.text import TextFile
+from mtrec_ray.sources.source import Part, RawFile, Source, SourceFacts, local_folder, raw_folder
+from mtrec_ray.sources.text import BYTES_PER_PIECE, UTF8, Encoding, TextFile, detect_encoding, find_file
 
 REGIONS_OF_ZIP = {"northeast": "01", "south": "237", "midwest": "456", "west": "89"}
 """Areas of the United States with the first digits of their zip codes, roughly."""
@@ -51,7 +61,6 @@ class Layout:
     ratings: tuple[str, str, str]
     users: tuple[str, str, str]
     films: tuple[str, str, str]
-    encoding: str = "latin-1"
     has_header: bool = False
 
     @property
@@ -77,7 +86,6 @@ RECBOLE_100K = Layout(
     ratings=("ml-100k.inter", "\t", "user_id:token item_id:token rating:float timestamp:float"),
     users=("ml-100k.user", "\t", "user_id:token age:token gender:token occupation:token zip_code:token"),
     films=("ml-100k.item", "\t", "item_id:token movie_title:token_seq release_year:token class:token_seq"),
-    encoding="utf-8",
     has_header=True,
 )
 LAYOUTS = (GROUPLENS_1M, GROUPLENS_100K, RECBOLE_100K)
@@ -98,13 +106,15 @@ class MovieLensConfig(Config):
     num_evaluation_days: int = Field(default=3, ge=0)
     """Evaluation days at the end of the data."""
     min_rating: int = Field(default=1, ge=1, le=5)
-    """Lower ratings are left out; 1 = every rating is a view."""
+    """Lower ratings are left out, and counted; 1 = every rating is a view."""
     dataset: Literal["ml-100k", "ml-1m"] = "ml-100k"
     """What --download fetches; reading detects it from the files."""
+    encoding: Encoding = advanced(None)
+    """Encoding of the files; null = UTF-8 for those that are valid UTF-8, latin-1 for others, as a note says."""
 
 
 class MovieLensSource(Source):
-    """Reads MovieLens from the folder `raw`."""
+    """Reads MovieLens from the folder `raw`, where files may be gzipped."""
 
     def __init__(self, config: MovieLensConfig, raw: str | None):
         self.config = config
@@ -118,7 +128,7 @@ class MovieLensSource(Source):
             raise UserError("--download needs a folder to fetch MovieLens into: name it with --raw DIR")
         folder = local_folder("movielens", raw)
         layout, checksum = ARCHIVES[config.dataset]
-        if all((folder / name).is_file() for name in layout.file_names):
+        if all(find_file(folder, name) for name in layout.file_names):
             return
         archive = folder / f"{config.dataset}.zip"
         download_file(ARCHIVE_URL.format(config.dataset), checksum, archive, f"downloading {config.dataset}", progress)
@@ -126,25 +136,48 @@ class MovieLensSource(Source):
 
     @cached_property
     def facts(self) -> SourceFacts:
-        dataset, users = self.layout.dataset, self._users()
-        occupations = OCCUPATIONS_1M if dataset == "1M" else sorted(set(users["occupation"].to_pylist()))
+        dataset, num_users, occupations = self.layout.dataset, 0, set[str]()
+        for part in self.parts("users"):
+            users = part()
+            num_users += users.num_rows
+            occupations |= set(pc.unique(users["occupation"]).to_pylist())
+        counted = self._counted
+        rows = {"users": num_users, "events": counted.num_rows, "titles": self._films.num_rows}
+        paths = {table: pieces[0].path for table, pieces in self.files.items()}
+        low = {f"ratings below min_rating {self.config.min_rating}": counted.num_low}
+        read_as = {pieces[0].path.name: pieces[0].encoding for pieces in self.files.values()}
         return SourceFacts(
             source="movielens",
             territories=[Territory(name=name, region=region) for name, region in TERRITORIES.items()],
-            attributes={"gender": ["F", "M"], "age": list(AGE_BANDS.values()), "occupation": list(occupations)},
+            attributes={
+                "gender": ["F", "M"],
+                "age": list(AGE_BANDS.values()),
+                "occupation": [*(OCCUPATIONS_1M if dataset == "1M" else sorted(occupations))],
+            },
             calendar=self._calendar(),
             event_days=self._days,
-            num_users=users.num_rows,
+            num_users=num_users,
             title_categoricals=["decade"],
+            raw_files=[RawFile(table=t, path=str(paths[t].relative_to(self.folder)), rows=n) for t, n in rows.items()],
+            left_out={reason: count for reason, count in low.items() if count},
             notes=[
                 f"MovieLens {dataset}: for research, cite Harper and Konstan 2015",
                 f"an evaluation day is {self.config.day_length_days} days long",
                 "most users rate in a few sittings, so test users have few events before and after",
+                *[UNORDERED] * (not self._counted.days.ordered()),
+                *(f"{name} is read as {encoding}" for name, encoding in read_as.items() if encoding != UTF8),
             ],
         )
 
+    @cached_property
+    def files(self) -> dict[str, list[TextFile]]:
+        """Pieces of the file of each table."""
+        layout = self.layout
+        specs = {"users": layout.users, "events": layout.ratings, "titles": layout.films}
+        return {table: self._open(spec).pieces(BYTES_PER_PIECE) for table, spec in specs.items()}
+
     def titles(self) -> pa.Table:
-        films = self._open(self.layout.films).read().to_pydict()
+        films = self._films.to_pydict()
         names, years = films["movie_title"], films.get("release_year")
         if years is None:  # `Toy Story (1995)`
             found = [re.fullmatch(r"(.*?)\s*\((\d{4})\)\s*", name) for name in names]
@@ -152,7 +185,7 @@ class MovieLensSource(Source):
             names = [match[1] if match else name for match, name in zip(found, names, strict=True)]
         return pa.table(
             {
-                "title_id": films["item_id"],
+                "title_id": self._films["item_id"],
                 "name": names,
                 "genres": [" ".join(word for word in words if word != "unknown") or None for words in _genres(films)],
                 "decade": [f"{year[:3]}0s" if re.fullmatch(r"\d{4}", year) else None for year in years],
@@ -160,56 +193,84 @@ class MovieLensSource(Source):
         )
 
     def parts(self, table: str) -> list[Part]:
-        return {"users": [self._users], "events": [self._events]}.get(table, [])
+        if table == "users":
+            return [partial(_read_users, piece, self.layout.dataset) for piece in self.files[table]]
+        if table == "events":
+            return [partial(_read_events, piece, self.config.min_rating) for piece in self.files[table]]
+        return []
 
     def _open(self, spec: tuple[str, str, str]) -> TextFile:
         name, delimiter, columns = spec
-        return TextFile.open(
-            self.folder / name, columns.split(), delimiter, self.layout.encoding, self.layout.has_header
-        )
+        path = find_file(self.folder, name)
+        assert path is not None, "the layout is there"
+        encoding = self.config.encoding or detect_encoding(path)
+        return TextFile.open(path, columns.split(), delimiter, encoding, self.layout.has_header)
 
-    def _users(self) -> pa.Table:
-        file = self._open(self.layout.users)
-        users = file.read()
-        ages, occupations = file.numbers(users, "age"), users["occupation"].to_pylist()
-        if self.layout.dataset == "1M":
-            codes = file.numbers(users, "occupation")
-            file.check((codes >= 0) & (codes < len(OCCUPATIONS_1M)), users, "occupation", "0 to 20")
-            occupations = [OCCUPATIONS_1M[int(code)] for code in codes]
-        return pa.table(
-            {
-                "user_id": users["user_id"],
-                "territory": [territory_of(code) for code in users["zip_code"].to_pylist()],
-                "gender": users["gender"],
-                "age": [age_band(int(age)) for age in ages],
-                "occupation": occupations,
-            }
-        )
+    @cached_property
+    def _films(self) -> pa.Table:
+        return pa.concat_tables(piece.read(ids=["item_id"]) for piece in self.files["titles"])
 
-    def _ratings(self) -> pa.Table:
-        """Ids as text, `rating` and `timestamp` (seconds since 1970) as float64."""
-        file = self._open(self.layout.ratings)
-        rows = file.read()
-        numbers = {name: file.numbers(rows, name) for name in ("rating", "timestamp")}
-        return pa.table({"user_id": rows["user_id"], "title_id": rows["item_id"], **numbers})
-
-    def _events(self) -> pa.Table:
-        ratings = self._ratings().filter(pc.field("rating") >= self.config.min_rating)
-        times = to_utc_micros(ratings["timestamp"], "s")
-        return pa.table({"user_id": ratings["user_id"], "title_id": ratings["title_id"], "timestamp": times})
+    @cached_property
+    def _counted(self) -> "RatingCounts":
+        counts = RatingCounts()
+        for piece in self.files["events"]:
+            rows = piece.read(["rating", "timestamp"])
+            counts.num_rows += rows.num_rows
+            counts.num_low += int((piece.numbers(rows, "rating") < self.config.min_rating).sum())
+            counts.days.add(timestamps_from_epoch(piece.numbers(rows, "timestamp"), "s"))
+        return counts
 
     @cached_property
     def _days(self) -> tuple[datetime, datetime]:
-        days = DayCounts()
-        days.add(to_utc_micros(self._ratings()["timestamp"], "s"))
-        found = days.believable()
+        found = self._counted.days.believable()
         if not found:
             raise UserError(f"no rating in {str(self.folder)!r} has a valid timestamp (seconds since 1970)")
         return found
 
     def _calendar(self) -> Calendar:
         day_s, num_days = self.config.day_length_days * DAY_S, self.config.num_evaluation_days
-        return propose_calendar(self._days, day_s, num_days, fix="choose a shorter day_length_days")
+        fix, ordered = "choose a shorter day_length_days", self._counted.days.ordered()
+        return propose_calendar(self._days, day_s, num_days, fix, ordered=ordered)
+
+
+@dataclass
+class RatingCounts:
+    """What one pass over the ratings finds."""
+
+    num_rows: int = 0
+    num_low: int = 0  # Below `min_rating`
+    days: DayCounts = field(default_factory=DayCounts)
+
+
+def _read_users(piece: TextFile, dataset: str) -> pa.Table:
+    users = piece.read(ids=["user_id"])
+    ages, occupations = piece.numbers(users, "age"), users["occupation"]
+    if dataset == "1M":
+        codes = piece.numbers(users, "occupation")
+        piece.check((codes >= 0) & (codes < len(OCCUPATIONS_1M)), users, "occupation", "0 to 20")
+        occupations = pa.array(OCCUPATIONS_1M).take(pa.array(codes.astype(np.int64)))
+    return pa.table(
+        {
+            "user_id": users["user_id"],
+            "territory": _map_distinct(users["zip_code"], territory_of),
+            "gender": users["gender"],
+            "age": _map_distinct(pa.chunked_array([ages]), lambda age: age_band(int(age))),
+            "occupation": occupations,
+        }
+    )
+
+
+def _read_events(piece: TextFile, min_rating: int) -> pa.Table:
+    rows = piece.read(["user_id", "item_id", "rating", "timestamp"], ids=["user_id", "item_id"])
+    times = timestamps_from_epoch(piece.numbers(rows, "timestamp"), "s")
+    events = pa.table({"user_id": rows["user_id"], "title_id": rows["item_id"], "timestamp": times})
+    return events.filter(pa.array(piece.numbers(rows, "rating") >= min_rating))
+
+
+def _map_distinct(column: pa.ChunkedArray, convert: Callable[[Any], str]) -> pa.Array:
+    """`convert` of each value, called once for equal ones."""
+    found = column.combine_chunks().dictionary_encode()
+    return pa.array([convert(value) for value in found.dictionary.to_pylist()], pa.string()).take(found.indices)
 
 
 def territory_of(zip_code: str) -> str:
@@ -227,7 +288,7 @@ def detect_layout(folder: Path) -> Layout:
     """The layout whose files are in `folder`; UserError if one is missing."""
     for layout in LAYOUTS:
         names = layout.file_names
-        missing = [name for name in names if not (folder / name).is_file()]
+        missing = [name for name in names if not find_file(folder, name)]
         if not missing:
             return layout
         if len(missing) < len(names):

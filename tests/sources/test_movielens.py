@@ -1,11 +1,13 @@
 """MovieLens in its three layouts, and damaged files."""
 
+import gzip
 from pathlib import Path
 
 import pytest
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.calendar import DAY_S
+from mtrec_ray.sources import movielens
+from mtrec_ray.sources.calendar import DAY_S, UNORDERED
 from mtrec_ray.sources.movielens import age_band, territory_of
 from mtrec_ray.sources.source import make_source
 
@@ -83,6 +85,108 @@ def test_users_of_100k_have_territory_age_band_and_occupation(tmp_path, write):
 def test_low_ratings_can_be_left_out(tmp_path):
     source = _source(_write_1m(tmp_path), min_rating=4)
     assert source.parts("events")[0]()["title_id"].to_pylist() == ["1", "2"]
+    assert source.facts.left_out == {"ratings below min_rating 4": 1}
+    assert [file.model_dump() for file in source.facts.raw_files] == [
+        {"table": "users", "path": "users.dat", "rows": 2},
+        {"table": "events", "path": "ratings.dat", "rows": 3},
+        {"table": "titles", "path": "movies.dat", "rows": 2},
+    ]
+
+
+def test_rating_of_zero_is_left_out_and_counted(tmp_path):
+    with (_write_1m(tmp_path) / "ratings.dat").open("a") as file:
+        file.write(f"1::2::0::{120 * DAY_S}\n")
+    source = _source(tmp_path)
+    assert source.parts("events")[0]().num_rows == 3
+    assert source.facts.left_out == {"ratings below min_rating 1": 1}
+
+
+@pytest.mark.parametrize(
+    ("stored", "setting", "note"),
+    [
+        ("utf-8", None, None),
+        ("utf-8-sig", None, None),
+        ("latin-1", None, "movies.dat is read as latin-1"),
+        ("cp1252", "cp1252", "movies.dat is read as cp1252"),
+        ("gbk", "gbk", "movies.dat is read as gbk"),
+        ("utf-8-sig", "utf-8-sig", "movies.dat is read as utf-8-sig"),
+    ],
+)
+def test_text_is_read_in_the_encoding_of_its_file(tmp_path, stored, setting, note):
+    text = "é — è" if stored == "cp1252" else "电影" if stored == "gbk" else "Amélie"
+    (_write_1m(tmp_path) / "movies.dat").write_bytes(f"1::{text} (2001)::Drama\n2::B (1999)::Drama\n".encode(stored))
+    source = _source(tmp_path, encoding=setting)
+    assert source.titles()["name"].to_pylist() == [text, "B"]
+    assert source.titles()["title_id"].to_pylist() == ["1", "2"]
+    assert [text for text in source.facts.notes if text.startswith("movies.dat")] == [note] * bool(note)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("1::A (2001)::Drama\n".encode("utf-16"), r"movies\.dat, line 1: is UTF-16 text: save it as UTF-8"),
+        ("1::A (2001)::Drama\n".encode("utf-16-le"), r"movies\.dat, line 1: holds zero bytes: is it UTF-16"),
+        (b"PK\x03\x04", r"movies\.dat: is a zip archive: unpack it"),
+        (gzip.compress(b"1::A (2001)::Drama\n" * 9)[:-9], r"movies\.dat: truncated or damaged gzip file"),
+    ],
+)
+def test_other_files_than_text_are_errors(tmp_path, content, message):
+    (_write_1m(tmp_path) / "movies.dat").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        _ = _source(tmp_path).facts
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("klingon", "'klingon' is unknown"), ("utf-16", "'utf-16' does not extend ASCII")]
+)
+def test_unusable_encoding_is_an_error(tmp_path, name, message):
+    with pytest.raises(UserError, match=f"encoding.*{message}"):
+        _source(_write_1m(tmp_path), encoding=name)
+
+
+def test_gzip_files_and_small_pieces_read_the_same(tmp_path, monkeypatch):
+    plain = _source(_write_1m(tmp_path))
+    users, events = (plain.parts(table)[0]().to_pylist() for table in ("users", "events"))
+    titles, facts = plain.titles(), plain.facts
+    for name in ("ratings.dat", "users.dat"):
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+        (tmp_path / name).unlink()
+    monkeypatch.setattr(movielens, "BYTES_PER_PIECE", 10)
+    packed = _source(tmp_path)
+    assert len(packed.parts("events")) == 3
+    for table, rows in (("users", users), ("events", events)):
+        assert [row for part in packed.parts(table) for row in part().to_pylist()] == rows
+    assert packed.titles() == titles
+    assert [file.path for file in packed.facts.raw_files] == ["users.dat.gz", "ratings.dat.gz", "movies.dat"]
+    assert packed.facts.model_copy(update={"raw_files": facts.raw_files}) == facts
+
+
+def test_ids_that_became_floats_are_the_same_ids(tmp_path):
+    path = _write_1m(tmp_path) / "ratings.dat"
+    path.write_text(path.read_text().replace("1::1::", "1.0::1.00::"))
+    assert _source(tmp_path).parts("events")[0]()["user_id"].to_pylist() == ["1", "1", "2"]
+    path.write_text(f"1::1::5::{100 * DAY_S}\n1::1.2345678901E10::5::{100 * DAY_S}\n")
+    with pytest.raises(UserError, match=r"ratings\.dat, line 2: item_id is '1\.2345678901E10', should be an id, not a"):
+        _source(tmp_path).parts("events")[0]()
+
+
+def test_wild_timestamps_leave_the_calendar_alone(tmp_path):
+    path = _write_1m(tmp_path) / "ratings.dat"
+    path.write_text("".join(f"1::1::5::{946684800 + hour * 3600}\n" for hour in range(24 * 150)))
+    calendar = _source(tmp_path).facts.calendar
+    with path.open("a") as file:
+        file.write("1::2::5::0\n1::2::5::2147483647\n")
+    facts = _source(tmp_path).facts
+    assert (facts.calendar, facts.raw_files[1].rows) == (calendar, 3602)
+
+
+def test_one_timestamp_for_all_has_no_order(tmp_path):
+    (_write_1m(tmp_path) / "ratings.dat").write_text("1::1::5::946684800\n" * 200 + "2::2::5::0\n")
+    with pytest.raises(UserError, match=r"all events carry one timestamp, of 2000-01-01.*set num_evaluation_days=0"):
+        _ = _source(tmp_path).facts
+    facts = _source(tmp_path, num_evaluation_days=0).facts
+    assert not facts.calendar.ordered
+    assert UNORDERED in facts.notes
 
 
 @pytest.mark.parametrize(

@@ -23,16 +23,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
-from mtrec_ray.config import Config
+from mtrec_ray.config import Config, advanced
 from mtrec_ray.errors import UserError
-from mtrec_ray.sources.calendar import DAY_S, Calendar, Territory, propose_calendar, timestamps_from_epoch
-from mtrec_ray.sources.rechorus_scan import AttributeColumn, attribute_column, scan_files
-from mtrec_ray.sources.source import Part, Source, SourceFacts, pick_columns, raw_folder
-from mtrec_ray.sources.text import TextFile, read_header
+from mtrec_ray.sources.calendar import DAY_S, UNORDERED, Calendar, Territory, propose_calendar, timestamps_from_epoch
+from mtrec_ray.sources.rechorus_scan import IDS, AttributeColumn, attribute_column, scan_files
+from mtrec_ray.sources.source import Part, RawFile, Source, SourceFacts, pick_columns, raw_folder
+from mtrec_ray.sources.text import BYTES_PER_PIECE, UTF8, Encoding, TextFile, find_file, read_header
 
 USUAL_NAMES = ("train.csv", "dev.csv", "val.csv", "valid.csv", "test.csv")
 """Splits in the order of time: of rows with one timestamp, those of the later file come later."""
-BYTES_PER_PIECE = 32 << 20
 TERRITORY = "all"
 NUM_BEHAVIORS_SHOWN = 12
 
@@ -52,6 +51,8 @@ class ReChorusConfig(Config):
     unknown. levels: `old` holds levels 1 to 9."""
     behaviors: list[str] | None = Field(default=None, min_length=1)
     """Behaviours whose rows are events; null = all."""
+    encoding: Encoding = advanced(None)
+    """Encoding of the files; null = UTF-8, and a file that is none is refused."""
     num_evaluation_days: int = Field(default=0, ge=0)
     """Evaluation days at the end of the data, for propensity models; 0 = the window is all the data, for
     leave-one-out."""
@@ -78,7 +79,7 @@ class ReChorusSource(Source):
         required += ["behavior"] * bool(config.behaviors)
         raw_names = {config.columns.get(name, name) for name in required}
         self.paths, self.left_out = find_files(folder, config.files, raw_names)
-        self.files = [cut_pieces(path, config.columns, required) for path in self.paths]
+        self.files = [cut_pieces(path, config.columns, required, config.encoding or UTF8) for path in self.paths]
         self.scan = scan_files(self.files, self.attributes, config.behaviors)
 
     def __getstate__(self) -> dict:
@@ -87,15 +88,21 @@ class ReChorusSource(Source):
 
     @cached_property
     def facts(self) -> SourceFacts:
-        calendar = self._calendar()
+        calendar, scan = self._calendar(), self.scan
         self._check_ages()
+        left_out = {"rows that repeat one of an earlier file": scan.num_repeated, "other behaviours": scan.num_others}
         return SourceFacts(
             source="rechorus",
             territories=[Territory(name=TERRITORY, region=TERRITORY)],
             attributes={attribute.name: attribute.values for attribute in self.attributes},
             calendar=calendar,
-            event_days=self.scan.event_days,
-            num_users=self.scan.users.num_rows,
+            event_days=scan.event_days,
+            num_users=scan.users.num_rows,
+            raw_files=[
+                RawFile(table="events", path=path.name, rows=count)
+                for path, count in zip(self.paths, scan.num_rows, strict=True)
+            ],
+            left_out={reason: count for reason, count in left_out.items() if count},
             notes=self._notes(),
         )
 
@@ -112,8 +119,8 @@ class ReChorusSource(Source):
     def _calendar(self) -> Calendar:
         if not self.scan.event_days:
             raise UserError(f"{self.paths[0]}: no event has a valid time: `time` should be in seconds since 1970")
-        num_days = self.config.num_evaluation_days
-        return propose_calendar(self.scan.event_days, DAY_S, num_days, fix="choose fewer num_evaluation_days")
+        num_days, fix = self.config.num_evaluation_days, "choose fewer num_evaluation_days"
+        return propose_calendar(self.scan.event_days, DAY_S, num_days, fix, ordered=self.scan.ordered)
 
     def _check_ages(self) -> None:
         """UserError where `old` seems to hold levels but is read as years."""
@@ -138,6 +145,7 @@ class ReChorusSource(Source):
             notes.append("the fixed negatives (neg_items) are not read: evaluation draws its own")
         if not config.num_evaluation_days:
             notes.append("the window is all the data: leave-one-out takes each user's last two events")
+        notes += [UNORDERED] * (not scan.ordered)
         if scan.behaviors:
             read = config.behaviors or scan.behaviors
             counts = [
@@ -150,30 +158,30 @@ class ReChorusSource(Source):
 
 def find_files(folder: Path, names: list[str] | None, required: set[str]) -> tuple[list[Path], list[Path]]:
     """(files to read in the order of time, CSV files left out), by `ReChorusConfig.files`."""
-    found = sorted(folder.glob("*.csv"))
+    found = [path for path in sorted([*folder.glob("*.csv"), *folder.glob("*.csv.gz")]) if path.is_file()]
     if names is not None:
-        chosen = [folder / name for name in names]
+        chosen = [find_file(folder, name) or folder / name for name in names]
         missing = [path for path in chosen if not path.is_file()]
         if missing:
             listed = ", ".join(path.name for path in found) or "no CSV files"
             raise UserError(f"{missing[0]} is missing: `files` names it; there are {listed}")
     elif not found:
         raise UserError(f"no *.csv in {str(folder)!r}: it should hold train.csv, dev.csv and test.csv, unpacked")
-    elif folder / "train.csv" in found:
-        chosen = [folder / name for name in USUAL_NAMES if folder / name in found]
+    elif find_file(folder, "train.csv"):
+        chosen = [path for name in USUAL_NAMES if (path := find_file(folder, name))]
     else:
         fitting = [path for path in found if required <= set(read_header(path)[0])]
         chosen = sorted(fitting or found, key=_split_order)
     return chosen, [path for path in found if path not in chosen]
 
 
-def cut_pieces(path: Path, mapping: dict[str, str], required: list[str]) -> list[TextFile]:
+def cut_pieces(path: Path, mapping: dict[str, str], required: list[str], encoding: str = UTF8) -> list[TextFile]:
     """Pieces of about `BYTES_PER_PIECE`; `mapping` is canonical -> raw names of columns."""
-    header, start = read_header(path)
+    header, start = read_header(path, encoding=encoding)
     if len(header) == 1:
         raise UserError(f"{path}, line 1: the only column is {header[0]!r}: the file should be tab separated")
     columns = pick_columns(f"{path}, line 1", header, "columns", mapping, required, ["behavior"])
-    return TextFile(path, header, columns, start=start).pieces(BYTES_PER_PIECE)
+    return TextFile(path, header, columns, encoding=encoding, quoted=True, start=start).pieces(BYTES_PER_PIECE)
 
 
 def _split_order(path: Path) -> tuple[int, str]:
@@ -190,6 +198,7 @@ def _name_users(users: pa.Table, attributes: list[AttributeColumn]) -> pa.Table:
 
 
 def _read_events(piece: TextFile, mask: np.ndarray) -> pa.Table:
-    rows = piece.read(["user_id", "item_id", "time"]).filter(pa.array(mask))
-    times = timestamps_from_epoch(rows["time"].cast(pa.float64()).to_numpy(), "s")
-    return pa.table({"user_id": rows["user_id"], "title_id": rows["item_id"], "timestamp": times})
+    rows = piece.read(["user_id", "item_id", "time"], ids=IDS)
+    times = timestamps_from_epoch(piece.numbers(rows, "time", whole=False), "s")
+    events = pa.table({"user_id": rows["user_id"], "title_id": rows["item_id"], "timestamp": times})
+    return events.filter(pa.array(mask))

@@ -1,7 +1,8 @@
 """One pass over ReChorus files: users, attributes, titles, and which rows are events.
 
-Every row repeats its user's attributes. 0, an empty field and `nan` mean unknown; other rows of the user may have the
-value. Memory: the users' and titles' ids, one byte a row, and with several files eight more to recognise repeated rows.
+Every row repeats its user's attributes. There 0, an empty field and `nan` mean unknown; other rows of the user may have
+the value. Memory: the users' and titles' ids, one byte a row, and with several files eight more to recognise repeated
+rows.
 """
 
 # pyright: reportAttributeAccessIssue=false
@@ -23,6 +24,7 @@ from mtrec_ray.sources.text import TextFile
 
 UNKNOWN_TEXTS = ("", "nan", "none", "null", "na", "0", "0.0")
 OLDEST = 120
+IDS = ("user_id", "item_id", "behavior")  # Columns in which `7`, `7.0` and `"7"` are the same
 
 
 @dataclass(frozen=True)
@@ -70,9 +72,12 @@ class Scan:
     users: pa.Table  # One row a user: `user_id`, and the index of each attribute's value, null = unknown
     title_ids: set[str] = field(default_factory=set)
     event_days: tuple[datetime, datetime] | None = None  # As `DayCounts.believable`
+    ordered: bool = True  # As `DayCounts.ordered`
     behaviors: Counter = field(default_factory=Counter)  # Rows of each behaviour
     event_masks: list[np.ndarray] = field(default_factory=list)  # For each piece (rows,) bool: the row is an event
+    num_rows: list[int] = field(default_factory=list)  # Of each file
     num_repeated: int = 0
+    num_others: int = 0  # Rows of other behaviours
 
 
 def scan_files(files: list[list[TextFile]], attributes: Sequence[AttributeColumn], behaviors: list[str] | None) -> Scan:
@@ -89,12 +94,15 @@ def scan_files(files: list[list[TextFile]], attributes: Sequence[AttributeColumn
     earlier, days = np.zeros(1, np.uint64), DayCounts()  # `earlier` is sorted
     for pieces in files:
         keys = []
+        scan.num_rows.append(0)
         for piece in pieces:
-            rows = piece.read()
+            rows = piece.read(ids=IDS)
+            scan.num_rows[-1] += rows.num_rows
             codes = [attribute.encode(rows, piece) for attribute in attributes]
             seconds = piece.numbers(rows, "time", "seconds since 1970", whole=False)
             mask = _behavior_mask(rows, behaviors, scan.behaviors)
-            has_id = pa.array(mask & pc.not_equal(rows["user_id"], "").to_numpy())  # the build rejects the others
+            scan.num_others += int((~mask).sum())
+            has_id = pa.array(mask & rows["user_id"].is_valid().to_numpy())  # the build rejects the others
             users = pa.table([rows["user_id"], *codes], columns).filter(has_id)
             scan.users = pa.concat_tables([scan.users, users]).group_by(columns).aggregate([])  # distinct rows
             if len(files) > 1:
@@ -103,10 +111,11 @@ def scan_files(files: list[list[TextFile]], attributes: Sequence[AttributeColumn
                 scan.num_repeated += int(repeated.sum())
                 mask &= ~repeated
             scan.event_masks.append(mask)
-            scan.title_ids |= set(pc.unique(rows["item_id"].filter(pa.array(mask))).to_pylist()) - {""}
+            scan.title_ids |= set(pc.unique(rows["item_id"].filter(pa.array(mask))).to_pylist()) - {None}
             days.add(timestamps_from_epoch(seconds[mask], "s"))
         earlier = np.sort(np.concatenate([earlier, *keys]))
-    scan.users, scan.event_days = _one_row_a_user(scan.users, attributes), days.believable()
+    scan.users = _one_row_a_user(scan.users, attributes)
+    scan.event_days, scan.ordered = days.believable(), days.ordered()
     absent = [name for name in behaviors or () if name not in scan.behaviors]
     if absent:
         known = ", ".join(sorted(scan.behaviors))
@@ -117,14 +126,16 @@ def scan_files(files: list[list[TextFile]], attributes: Sequence[AttributeColumn
 def _behavior_mask(rows: pa.Table, behaviors: list[str] | None, counts: Counter) -> np.ndarray:
     """(rows,) bool: of one of `behaviors`; adds all rows to `counts`."""
     if "behavior" in rows.column_names:
-        counts.update({found["values"]: found["counts"] for found in pc.value_counts(rows["behavior"]).to_pylist()})
+        counts.update(
+            {found["values"] or "": found["counts"] for found in pc.value_counts(rows["behavior"]).to_pylist()}
+        )
     if behaviors is None:
         return np.ones(rows.num_rows, bool)
     return pc.is_in(rows["behavior"], value_set=pa.array(behaviors)).to_numpy().copy()
 
 
 def _text_keys(texts: pa.ChunkedArray) -> np.ndarray:
-    found = texts.combine_chunks().dictionary_encode()
+    found = texts.fill_null("").combine_chunks().dictionary_encode()
     return user_keys(found.dictionary.to_numpy(zero_copy_only=False))[found.indices.to_numpy(zero_copy_only=False)]
 
 

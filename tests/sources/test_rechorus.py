@@ -1,5 +1,6 @@
 """ReChorus files of paper B: attributes, repeated rows, pieces, damaged files."""
 
+import gzip
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from mtrec_ray.lake.config import LakeConfig
 from mtrec_ray.lake.inspect import check_lake
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.sources import rechorus
+from mtrec_ray.sources.calendar import UNORDERED
 from mtrec_ray.sources.rechorus_scan import attribute_column
 from mtrec_ray.sources.source import make_source
 
@@ -94,6 +96,12 @@ def test_rows_of_dev_and_test_that_train_has_too_count_once(raw):
     source = _source(raw)
     assert sorted(_events(source)) == alone
     assert any(note.startswith("3 rows that repeat one of an earlier file") for note in source.facts.notes)
+    assert source.facts.left_out == {"rows that repeat one of an earlier file": 3}
+    assert [(file.table, file.path, file.rows) for file in source.facts.raw_files] == [
+        ("events", "train.csv", 7),
+        ("events", "dev.csv", 2),
+        ("events", "test.csv", 1),
+    ]
 
 
 def test_equal_rows_of_one_file_or_of_different_behaviour_are_several_events(raw):
@@ -128,8 +136,48 @@ def test_behaviors_choose_what_is_an_event(raw):
     source = _source(raw, behaviors=["pv"])
     assert [title for user, title, _ in _events(source) if user == "1"] == ["10", "11", "10"]
     assert "rows by behaviour: pv 6, buy 1 (left out)" in source.facts.notes
+    assert source.facts.left_out == {"other behaviours": 1}
     with pytest.raises(UserError, match="'cart', which never occurs: there are buy, pv"):
         _ = _source(raw, behaviors=["cart"]).facts
+
+
+@pytest.mark.parametrize("form", ["{}.0", '"{}"', '"{}.00"', " {} ", '" {}"'])
+def test_one_id_in_two_forms_is_one_user_and_one_title(raw, form):
+    expected = _source(raw)
+    events, users = _events(expected), _users(expected)
+    for name, lines in (("dev", DEV), ("test", TEST)):
+        fields = [line.split("\t") for line in lines]
+        header = "\t".join(f'"{column}"' for column in WITH_NEGATIVES.split("\t"))
+        written = ["\t".join([form.format(row[0]), form.format(row[1]), f'"{row[2]}"', *row[3:]]) for row in fields]
+        _write(raw / f"{name}.csv", written, header)
+    source = _source(raw)
+    assert (_events(source), _users(source)) == (events, users)
+    assert source.titles()["title_id"].to_pylist() == ["10", "11", "12"]
+
+
+def test_file_in_the_encoding_of_the_setting(raw):
+    """Of a gzip file too."""
+    lines = [line.replace("pv", "浏览") for line in TRAIN]
+    (raw / "train.csv.gz").write_bytes(gzip.compress("\n".join([HEADER, *lines, ""]).encode("gbk")))
+    (raw / "train.csv").unlink()
+    source = _source(raw, encoding="gbk", behaviors=["浏览"])
+    assert [(user, title) for user, title, _ in _events(source)] == [("1", "10"), ("2", "11"), ("3", "10")]
+    with pytest.raises(UserError, match=r"train\.csv\.gz, line 2: not utf-8 text"):
+        _source(raw)
+
+
+def test_wild_timestamp_leaves_the_window_alone_and_equal_ones_have_no_order(raw):
+    many = [f"1\t10\tpv\t{1500000000 + 600 * n}\t1\t23\t5" for n in range(200)]
+    _write(raw / "train.csv", many)
+    calendar = _source(raw, files=["train.csv"]).facts.calendar
+    _write(raw / "train.csv", [*many, "1\t10\tpv\t0\t1\t23\t5", "1\t10\tpv\t2147483647\t1\t23\t5"])
+    assert _source(raw, files=["train.csv"]).facts.calendar == calendar
+    _write(raw / "train.csv", [many[0]] * 200)
+    facts = _source(raw, files=["train.csv"]).facts
+    assert not facts.calendar.ordered
+    assert UNORDERED in facts.notes
+    with pytest.raises(UserError, match=r"all events carry one timestamp, of 2017-07-14.*num_evaluation_days=0"):
+        _ = _source(raw, files=["train.csv"], num_evaluation_days=1).facts
 
 
 def test_only_usual_names_are_read(raw):
@@ -197,11 +245,11 @@ def test_contradiction_error_names_user_and_both_values(raw, line, message, size
 
 
 def test_rows_without_an_id_reach_validation(raw):
-    _write(raw / "dev.csv", ["\t10\tpv\t5\t1\t23\t5", "1\t\tpv\t5\t1\t23\t5"])
+    _write(raw / "dev.csv", ["\t10\tpv\t5\t1\t23\t5", "1\tnan\tpv\t5\t1\t23\t5"])
     source = _source(raw)
     assert set(_users(source)) == {"1", "2", "3"}
     assert source.titles()["title_id"].to_pylist() == ["10", "11", "12"]
-    assert {("", "10", 5), ("1", "", 5)} < set(_events(source))
+    assert {(None, "10", 5), ("1", None, 5)} < set(_events(source))
 
 
 @pytest.mark.parametrize("size", [20, 1_000_000])
@@ -218,6 +266,8 @@ def test_rows_without_an_id_reach_validation(raw):
         ("1\t10\tpv\t5\t1\t23", r"line 6: 6 fields instead of 7 in '1.*truncated"),
         ("1\t10\tpv\t5\t1\t23\t5\t7\n" + TRAIN[0], r"line 6: 8 fields instead of 7 .* fix or remove"),
         ("\n" + TRAIN[0], r"line 6: time is '', .* fix the line"),
+        ("1.5e+10\t10\tpv\t5\t1\t23\t5", r"line 6: user_id is '1\.5e\+10', should be an id, not a number with an exp"),
+        ('"1\t10\tpv\t5\t1\t23\t5', r"line 6: user_id is '\"1', should be in quotes at both ends"),
     ],
 )
 def test_bad_line_error_names_value_and_fix(raw, line, message, size, cut):
@@ -238,7 +288,8 @@ def test_bad_line_error_names_value_and_fix(raw, line, message, size, cut):
         ),
         (HEADER.replace("\t", ",").encode() + b"\n1", r"line 1: the only column is 'user_id,item_id.*tab separated"),
         (HEADER.encode() + b"\n\xff\xfe\t10\tpv\t5\t1\t23\t5\n", r"line 2: not utf-8 text"),
-        (b"\xff\xfe\n", r"line 1: not utf-8 text"),
+        (b"\xff\xfe\n", r"line 1: is UTF-16 text: save it as UTF-8"),
+        (b"\xff\xff\n", r"line 1: not utf-8 text"),
         (HEADER.encode() + b"\n1\t10\tpv\t1511544070000\t1\t23\t5\n", r"no event has a valid time"),
     ],
 )

@@ -10,6 +10,7 @@ its first timestamp; the held-out positives are the day after.
 
 # pyright: reportAttributeAccessIssue=false
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
@@ -26,11 +27,13 @@ from mtrec_ray.config import Config
 from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import uniforms, user_keys
 from mtrec_ray.sources.calendar import TIMESTAMP, Calendar, Territory
-from mtrec_ray.sources.source import Part, Source, SourceFacts, raw_folder
-from mtrec_ray.sources.text import TextFile
+from mtrec_ray.sources.source import Part, RawFile, Source, SourceFacts, raw_folder
+from mtrec_ray.sources.text import TextFile, find_file
 
 WINDOW_START = datetime(2022, 1, 1, tzinfo=UTC)
 TEST_DAY = WINDOW_START + timedelta(days=1)
+PAIRS = pa.schema([("user_id", pa.string()), ("title_id", pa.string())])
+CANDIDATES = pa.schema([("user_id", pa.string()), ("title_ids", pa.list_(pa.string()))])
 MIN_INTERACTIONS = 3  # validation: users with fewer training interactions keep them all in training
 
 
@@ -52,29 +55,38 @@ class Market:
     users: pa.Table
     events: pa.Table  # Held-out positives have the timestamp `TEST_DAY`
     candidates: pa.Table  # A row for each line of valid_run.tsv
+    raw_files: list[RawFile]
 
     @staticmethod
     def read(folder: Path, config: XMarketConfig) -> "Market":
         """Read a market; with `holdout: validation` no file of the test is opened."""
-        train = _read_pairs(folder / "train.tsv")
-        held_out, candidates = train.iloc[:0], {"user_id": [], "title_ids": []}
+        name, raw_files = folder.name, list[RawFile]()
+
+        def rows_of(file_name: str, table: str, read: Callable[[Path], pa.Table], empty: pa.Table) -> pa.Table:
+            path = find_file(folder, file_name)
+            if path is None:
+                return empty
+            rows = read(path)
+            raw_files.append(RawFile(table=table, path=f"{name}/{path.name}", rows=rows.num_rows))
+            return rows
+
+        no_pairs, candidates = PAIRS.empty_table(), CANDIDATES.empty_table()
+        train = rows_of("train.tsv", "events", _read_pairs, no_pairs)
         if config.holdout == "validation":
             chosen = choose_held_out(train, config.seed)
-            train, held_out = train.loc[~chosen], train.loc[chosen]
+            train, held_out = train.filter(pa.array(~chosen)), train.filter(pa.array(chosen))
         else:
-            if (folder / "valid_qrel.tsv").exists():
-                held_out = _read_pairs(folder / "valid_qrel.tsv")
-            if (folder / "valid_run.tsv").exists():
-                file = TextFile.open(folder / "valid_run.tsv", ("user_id", "title_ids"), has_header=False)
-                candidates = file.read().to_pydict()
-        pairs = pd.concat([train, held_out])
-        users = pairs["user_id"].unique().tolist()
+            held_out = rows_of("valid_qrel.tsv", "events", _read_pairs, no_pairs)
+            candidates = rows_of("valid_run.tsv", "candidates", _read_candidates, candidates)
+        pairs = pa.concat_tables([train, held_out])
+        users = pc.unique(pairs["user_id"]).drop_null()  # the build rejects events without a user
         times = [WINDOW_START] * len(train) + [TEST_DAY] * len(held_out)
         return Market(
-            folder.name,
-            pa.table({"user_id": users, "territory": [folder.name] * len(users)}),
-            pa.table(pairs.to_dict("list") | {"timestamp": pa.array(times, TIMESTAMP)}),
-            pa.table(candidates | {"title_ids": [listed.split(",") for listed in candidates["title_ids"]]}),
+            name,
+            pa.table({"user_id": users, "territory": pa.array([name] * len(users), pa.string())}),
+            pairs.append_column("timestamp", pa.array(times, TIMESTAMP)),
+            candidates,
+            raw_files,
         )
 
 
@@ -84,7 +96,10 @@ class XMarketSource(Source):
     def __init__(self, config: XMarketConfig, raw: str | None):
         self.config = config
         folder = raw_folder("xmarket", raw)
-        self.markets = [Market.read(path.parent, config) for path in sorted(folder.glob("*/train.tsv"))]
+        markets = sorted(
+            {path.parent for pattern in ("*/train.tsv", "*/train.tsv.gz") for path in folder.glob(pattern)}
+        )
+        self.markets = [Market.read(market, config) for market in markets]
         if not self.markets:
             raise UserError(f"{str(folder)!r} has no market: each is a folder with a train.tsv")
 
@@ -104,6 +119,7 @@ class XMarketSource(Source):
             attributes={},
             calendar=Calendar(window_start=WINDOW_START, window_end=TEST_DAY, num_evaluation_days=1, ordered=False),
             num_users=sum(market.users.num_rows for market in self.markets),
+            raw_files=[file for market in self.markets for file in market.raw_files],
             notes=[
                 "events of the training window have neither order nor time: all carry one timestamp",
                 "test users have training interactions too",
@@ -120,7 +136,7 @@ class XMarketSource(Source):
         offered: dict[str, list[str]] = {}
         for market in self.markets:
             lists = market.candidates["title_ids"].to_pylist()
-            for title_id in set(market.events["title_id"].to_pylist()).union(*lists):
+            for title_id in set(market.events["title_id"].to_pylist()).union(*lists) - {None}:
                 offered.setdefault(title_id, []).append(market.name)
         return pa.table({"title_id": list(offered), "territories": list(offered.values())})
 
@@ -128,16 +144,23 @@ class XMarketSource(Source):
         return [partial(getattr, market, table) for market in self.markets if getattr(market, table).num_rows]
 
 
-def choose_held_out(train: pd.DataFrame, seed: int) -> np.ndarray:
+def choose_held_out(train: pa.Table, seed: int) -> np.ndarray:
     """(rows,) True for one row, that of the smallest hash, of users with MIN_INTERACTIONS."""
-    users = train["user_id"].to_numpy()
-    draw = pd.Series(uniforms(user_keys(users), seed, user_keys(train["title_id"].to_numpy()))).groupby(users)
+    users, titles = (train[name].to_numpy() for name in ("user_id", "title_id"))
+    draw = pd.Series(uniforms(user_keys(users), seed, user_keys(titles))).groupby(users)
     is_first = draw.transform("idxmin").to_numpy() == np.arange(len(train))
     return is_first & (draw.transform("size").to_numpy() >= MIN_INTERACTIONS)
 
 
-def _read_pairs(path: Path) -> pd.DataFrame:
-    file = TextFile.open(path, ("userId", "itemId", "rating"))
-    rows = file.read()
+def _read_pairs(path: Path) -> pa.Table:
+    file = TextFile.open(path, ("userId", "itemId", "rating"), quoted=True)
+    rows = file.read(ids=["userId", "itemId"])
     file.numbers(rows, "rating")  # ratings are not used, but a damaged line is found
-    return pd.DataFrame({"user_id": rows["userId"].to_pylist(), "title_id": rows["itemId"].to_pylist()}, dtype=object)
+    return pa.table({"user_id": rows["userId"], "title_id": rows["itemId"]}, PAIRS)
+
+
+def _read_candidates(path: Path) -> pa.Table:
+    file = TextFile.open(path, ("user_id", "title_ids"), has_header=False, quoted=True)
+    rows = file.read(ids=["user_id"])
+    lists = pc.split_pattern(rows["title_ids"], ",").combine_chunks()
+    return pa.table({"user_id": rows["user_id"], "title_ids": lists}, CANDIDATES)

@@ -39,6 +39,12 @@ def test_published_positives_are_the_day_after(raw):
     assert source.facts.trained_users_are_tested
     assert not source.facts.calendar.ordered
     assert "markets without a test day: b" in source.facts.notes
+    assert [(file.table, file.path, file.rows) for file in source.facts.raw_files] == [
+        ("events", "a/train.tsv", 5),
+        ("events", "a/valid_qrel.tsv", 1),
+        ("candidates", "a/valid_run.tsv", 2),
+        ("events", "b/train.tsv", 2),
+    ]
 
 
 def test_titles_are_offered_where_they_occur(raw):
@@ -57,6 +63,15 @@ def test_validation_never_reads_the_test(raw):
     assert {row["title_id"] for row in source.titles().to_pylist()} == {"p1", "p2", "p3", "p9"}
     with pytest.raises(UserError, match="not utf-8 text"):
         _ = make_source("xmarket", {}, str(raw)).facts
+
+
+def test_events_without_an_id_reach_validation(raw):
+    (raw / "b/train.tsv").write_text(HEADER + 'b1\tp1\t1.0\n\tp9\t1.0\n"b1"\tnan\t1.0\n')
+    source = make_source("xmarket", {}, str(raw))
+    events = [(row["user_id"], row["title_id"]) for row in _rows(source)]
+    assert events[-3:] == [("b1", "p1"), (None, "p9"), ("b1", None)]
+    assert [row["user_id"] for row in _rows(source, "users")] == ["a1", "a2", "a3", "b1"]
+    assert None not in source.titles()["title_id"].to_pylist()
 
 
 def test_validation_choice_follows_the_seed(raw):

@@ -32,7 +32,7 @@ MAY_IMPORT = {
 }
 """Room -> other rooms that it may import."""
 
-OF_EVERY_SOURCE = {"sources.calendar", "sources.source", "sources.values"}
+OF_EVERY_SOURCE = {"sources.calendar", "sources.names", "sources.source", "sources.values"}
 """What all sources have in common; the lake knows no single one."""
 
 

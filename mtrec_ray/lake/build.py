@@ -8,7 +8,6 @@
 Memory is bounded by one part, then by one bucket.
 """
 
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +24,7 @@ from mtrec_ray.lake.manifest import LakeFile, Manifest, bucket_folder
 from mtrec_ray.lake.schema import conform, embedding_width, required_columns, stored_embeddings
 from mtrec_ray.lake.validate import BadRows, BadRowsError, count_bad_rows, merge_bad_rows, split_rows
 from mtrec_ray.lake.write import STAGING, check_free, replace_files, write_failure, write_lock, write_parquet
+from mtrec_ray.sources.names import check_names
 from mtrec_ray.sources.source import DataFacts, Part, Source, make_source, source_class
 
 USERS_PER_BUCKET = 40_000
@@ -81,7 +81,7 @@ def build_lake(
 def _write_tables(source: Source, uri: str, options: BuildOptions, progress: ProgressCallback | None) -> Manifest:
     facts = source.facts
     facts = facts.model_copy(update={"territories": sorted(facts.territories, key=lambda territory: territory.name)})
-    _check_attribute_names(facts.attributes)
+    check_names(facts)
     num_buckets = options.num_buckets or max(MIN_BUCKETS, -(-facts.num_users // USERS_PER_BUCKET))
     titles, bad_titles = split_rows("titles", conform("titles", source.titles(), facts), facts)
     parts = [(table, part) for table in ("users", "events", "candidates") for part in source.parts(table)]
@@ -112,15 +112,6 @@ def _write_tables(source: Source, uri: str, options: BuildOptions, progress: Pro
         quarantined={reason: total for reason, (total, _) in sorted(bad.items())},
         files=files,
     )
-
-
-def _check_attribute_names(attributes: Collection[str]) -> None:
-    for name in attributes:
-        if name in ("none", "all", "") or set(name) & set("+,/") or name != name.strip():
-            raise UserError(
-                f"attribute {name!r}: combinations are written as gender+age, all or none, so no attribute may be "
-                "called all or none, have one of + , / in its name, or a space at its ends: rename it"
-            )
 
 
 def stage_part(index: int, plan: BuildPlan) -> int:

@@ -24,6 +24,7 @@ from mtrec_ray.sources.calendar import (
     to_utc_micros,
 )
 from mtrec_ray.sources.chunks import Chunk, list_chunks
+from mtrec_ray.sources.names import check_columns
 from mtrec_ray.sources.source import PROMOTION, Embeddings, Part, RawFile, Source, SourceFacts, pick_columns
 from mtrec_ray.sources.tables import TableFiles, locate_table
 from mtrec_ray.sources.values import MISSING, Column, embedding_bytes, free_text, id_text, label_text, text_lists
@@ -94,6 +95,8 @@ class ParquetSource(Source):
 
     def __init__(self, config: ParquetConfig, raw: str | None):
         self.config = config
+        check_columns("attribute", config.attributes)
+        check_columns("title categorical", config.title_categoricals)
         self.files: dict[str, TableFiles] = {
             table: locate_table(location, raw)
             for table in ("users", "events", "titles", "candidates")

@@ -7,6 +7,7 @@ import pytest
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources.calendar import Territory
 from mtrec_ray.sources.names import COLUMNS, WORDS, check_columns, check_names
+from mtrec_ray.sources.source import make_source
 from tests.streams.lakes import manifest_of
 
 
@@ -51,3 +52,11 @@ def test_usual_names_are_accepted():
     """Of territories also the words that results use for sums."""
     attributes = {name: ["a", "b"] for name in ("gender", "age group", "household.size", "label", "title_id")}
     check_names(manifest_of({"all": "all", "mean": "none", "New York/NY": "a+b"}, attributes=attributes))
+
+
+def test_own_tables_are_not_read_for_a_name_that_cannot_be(tmp_path):
+    files = {"users": "u.parquet", "events": "e.parquet", "titles": "t.parquet"}
+    with pytest.raises(UserError, match="attribute 'embedding' is the name of a column"):
+        make_source("parquet", files | {"attributes": {"embedding": None}}, str(tmp_path))
+    with pytest.raises(UserError, match="title categorical 'genres' is the name of a column"):
+        make_source("parquet", files | {"title_categoricals": ["genres"]}, str(tmp_path))

@@ -33,7 +33,8 @@ from mtrec_ray.sources.calendar import (
 )
 from mtrec_ray.sources.download import download_file, unpack_files
 from mtrec_ray.sources.source import Part, RawFile, Source, SourceFacts, local_folder, raw_folder
-from mtrec_ray.sources.text import BYTES_PER_PIECE, UTF8, Encoding, TextFile, detect_encoding, find_file
+from mtrec_ray.sources.text import BYTES_PER_PIECE, UTF8, AsciiEncoding, TextFile, detect_encoding, find_file
+from mtrec_ray.sources.values import label_text
 
 REGIONS_OF_ZIP = {"northeast": "01", "south": "237", "midwest": "456", "west": "89"}
 """Areas of the United States with the first digits of their zip codes, roughly."""
@@ -109,8 +110,8 @@ class MovieLensConfig(Config):
     """Lower ratings are left out, and counted; 1 = every rating is a view."""
     dataset: Literal["ml-100k", "ml-1m"] = "ml-100k"
     """What --download fetches; reading detects it from the files."""
-    encoding: Encoding = advanced(None)
-    """Encoding of the files; null = UTF-8 for those that are valid UTF-8, latin-1 for others, as a note says."""
+    encoding: AsciiEncoding = advanced(None)
+    """AsciiEncoding of the files; null = UTF-8 for those that are valid UTF-8, latin-1 for others, as a note says."""
 
 
 class MovieLensSource(Source):
@@ -140,7 +141,7 @@ class MovieLensSource(Source):
         for part in self.parts("users"):
             users = part()
             num_users += users.num_rows
-            occupations |= set(pc.unique(users["occupation"]).to_pylist())
+            occupations |= set(pc.unique(users["occupation"].drop_null()).to_pylist())
         counted = self._counted
         rows = {"users": num_users, "events": counted.num_rows, "titles": self._films.num_rows}
         paths = {table: pieces[0].path for table, pieces in self.files.items()}
@@ -253,9 +254,9 @@ def _read_users(piece: TextFile, dataset: str) -> pa.Table:
         {
             "user_id": users["user_id"],
             "territory": _map_distinct(users["zip_code"], territory_of),
-            "gender": users["gender"],
+            "gender": label_text(users["gender"]),
             "age": _map_distinct(pa.chunked_array([ages]), lambda age: age_band(int(age))),
-            "occupation": occupations,
+            "occupation": label_text(occupations),
         }
     )
 

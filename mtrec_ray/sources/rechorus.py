@@ -28,7 +28,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.sources.calendar import DAY_S, UNORDERED, Calendar, Territory, propose_calendar, timestamps_from_epoch
 from mtrec_ray.sources.rechorus_scan import IDS, AttributeColumn, attribute_column, scan_files
 from mtrec_ray.sources.source import Part, RawFile, Source, SourceFacts, pick_columns, raw_folder
-from mtrec_ray.sources.text import BYTES_PER_PIECE, UTF8, Encoding, TextFile, find_file, read_header
+from mtrec_ray.sources.text import BYTES_PER_PIECE, UTF8, AsciiEncoding, TextFile, find_file, read_header
 
 USUAL_NAMES = ("train.csv", "dev.csv", "val.csv", "valid.csv", "test.csv")
 """Splits in the order of time: of rows with one timestamp, those of the later file come later."""
@@ -51,8 +51,8 @@ class ReChorusConfig(Config):
     unknown. levels: `old` holds levels 1 to 9."""
     behaviors: list[str] | None = Field(default=None, min_length=1)
     """Behaviours whose rows are events; null = all."""
-    encoding: Encoding = advanced(None)
-    """Encoding of the files; null = UTF-8, and a file that is none is refused."""
+    encoding: AsciiEncoding = advanced(None)
+    """AsciiEncoding of the files; null = UTF-8, and a file that is none is refused."""
     num_evaluation_days: int = Field(default=0, ge=0)
     """Evaluation days at the end of the data, for propensity models; 0 = the window is all the data, for
     leave-one-out."""

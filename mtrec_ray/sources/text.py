@@ -17,11 +17,10 @@ import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 from pydantic import AfterValidator
 
+from mtrec_ray.config import Encoding
 from mtrec_ray.errors import UserError
+from mtrec_ray.sources.values import EXPONENT, id_text
 
-MISSING = ("nan", "NaN", "<NA>", "NaT", "None", "null", "NULL", "\\N")
-WHOLE = r"^([+-]?\d+)\.0*$"
-EXPONENT = r"^[+-]?\d\.\d+[eE][+-]?\d+$"
 NUMBER = r"^-?\d+(\.\d*)?([eE][-+]?\d+)?$"
 QUOTED = r'^\s*"((?:[^"]|"")*)"\s*$'
 EMPTY = " is empty: fetch it again"
@@ -32,17 +31,14 @@ UTF8, LATIN1 = "utf-8", "latin-1"
 SAMPLE = "\n\t:|0"
 
 
-def _check_encoding(name: str | None) -> str | None:
-    try:
-        is_usable = name is None or SAMPLE.encode(name) == SAMPLE.encode() or codecs.lookup(name).name == "utf-8-sig"
-    except (LookupError, UnicodeError):
-        raise ValueError(f"{name!r} is unknown: name one of Python's, such as utf-8, latin-1, cp1252, gbk") from None
-    if not is_usable:
+def _check_extends_ascii(name: str | None) -> str | None:
+    if name is not None and SAMPLE.encode(name).removeprefix(codecs.BOM_UTF8) != SAMPLE.encode():
         raise ValueError(f"{name!r} does not extend ASCII and cannot be read: convert the files to UTF-8")
     return name
 
 
-Encoding = Annotated[str | None, AfterValidator(_check_encoding)]
+AsciiEncoding = Annotated[Encoding | None, AfterValidator(_check_extends_ascii)]
+"""Of a file that is cut at its line ends; null = found by the source."""
 
 
 @dataclass(frozen=True)
@@ -156,14 +152,11 @@ class TextFile:
 
     def _ids(self, rows: pa.Table, name: str) -> pa.Array:
         """UserError with the line of a number such as 1.23e+10, which has lost its last digits."""
-        found = rows[name].combine_chunks().dictionary_encode()  # the expressions read each id once
-        texts = pc.utf8_trim_whitespace(found.dictionary)
-        exact = pc.invert(pc.match_substring_regex(texts, EXPONENT))
+        found = rows[name].combine_chunks().dictionary_encode()  # the expression reads each id once
+        exact = pc.invert(pc.match_substring_regex(pc.utf8_trim_whitespace(found.dictionary), EXPONENT))
         meaning = "an id, not a number with an exponent: write it as an integer"
         self.check(exact.take(found.indices).to_numpy(zero_copy_only=False), rows, name, meaning)
-        texts = pc.replace_substring_regex(texts, WHOLE, r"\1")
-        texts = pc.if_else(pc.is_in(texts, value_set=pa.array(["", *MISSING])), None, texts)
-        return texts.take(found.indices)
+        return id_text(found)
 
     def _separated(self, data: bytes) -> bytes:
         """As UTF-8 text with SEPARATOR between the fields."""

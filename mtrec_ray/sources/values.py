@@ -21,7 +21,7 @@ from mtrec_ray.errors import UserError
 MISSING = ("nan", "NaN", "<NA>", "NaT", "None", "null", "NULL", "\\N")
 """Texts that pandas, Polars, Spark, DuckDB and Hive write for a missing value."""
 WHOLE = r"^([+-]?\d+)\.0*$"
-EXPONENT = r"^[+-]?\d\.\d+[eE][+-]?\d+$"
+EXPONENT = r"^[+-]?\d(\.\d+[eE][+-]?|[eE][+-])\d+$"
 MAX_EXACT = {"halffloat": 2**11, "float": 2**24, "double": 2**53}  # Larger whole numbers share a float with others
 Column: TypeAlias = pa.ChunkedArray | pa.Array
 

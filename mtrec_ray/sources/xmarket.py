@@ -29,6 +29,7 @@ from mtrec_ray.hashing import uniforms, user_keys
 from mtrec_ray.sources.calendar import TIMESTAMP, Calendar, Territory
 from mtrec_ray.sources.source import Part, RawFile, Source, SourceFacts, raw_folder
 from mtrec_ray.sources.text import TextFile, find_file
+from mtrec_ray.sources.values import id_text, text_lists
 
 WINDOW_START = datetime(2022, 1, 1, tzinfo=UTC)
 TEST_DAY = WINDOW_START + timedelta(days=1)
@@ -162,5 +163,5 @@ def _read_pairs(path: Path) -> pa.Table:
 def _read_candidates(path: Path) -> pa.Table:
     file = TextFile.open(path, ("user_id", "title_ids"), has_header=False, quoted=True)
     rows = file.read(ids=["user_id"])
-    lists = pc.split_pattern(rows["title_ids"], ",").combine_chunks()
+    lists = text_lists(pc.split_pattern(rows["title_ids"], ","), id_text)
     return pa.table({"user_id": rows["user_id"], "title_ids": lists}, CANDIDATES)

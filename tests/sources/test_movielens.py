@@ -137,7 +137,8 @@ def test_other_files_than_text_are_errors(tmp_path, content, message):
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("klingon", "'klingon' is unknown"), ("utf-16", "'utf-16' does not extend ASCII")]
+    ("name", "message"),
+    [("klingon", "no encoding of that name is known"), ("utf-16", "'utf-16' does not extend ASCII")],
 )
 def test_unusable_encoding_is_an_error(tmp_path, name, message):
     with pytest.raises(UserError, match=f"encoding.*{message}"):

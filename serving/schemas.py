@@ -53,8 +53,8 @@ class RecommendRequest(RequestBody):
     """Attributes to ignore."""
     k: int = Field(default=10, ge=1, le=MAX_ITEMS)
     """Maximum titles."""
-    exclude_seen: bool = True
-    """Leave out the titles of the history."""
+    exclude_seen: bool | None = None
+    """Leave out the titles of the history; null: as the model was trained (`exclude_seen` of GET /v1/combinations)."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "RecommendRequest":
@@ -175,6 +175,8 @@ class Combinations(BaseModel):
     bundle_version: str
     attributes: dict[str, list[str]]
     territories: list[str]
+    exclude_seen: bool = True
+    """Whether recommendations leave out the titles of the history, unless the request says otherwise."""
     combinations: list[CombinationInfo]
 
 

@@ -98,6 +98,7 @@ class Service:
             "bundle_version": manifest.version,
             "attributes": manifest.attributes,
             "territories": manifest.territories,
+            "exclude_seen": manifest.exclude_seen,
             "combinations": [
                 {"name": name, "ignore": ignore, "metrics": metrics.get(name, {}), "audit": audit.get(name, {})}
                 for name, ignore in names.items()
@@ -165,7 +166,8 @@ def _prepare(engine: Engine, request: RecommendRequest, state: UserState | None,
         reason = missing
     chosen = known.attributes
     values = {name: names.index(chosen[name]) if chosen.get(name) in names else -1 for name, names in declared.items()}
-    exclude = frozenset(titles) if request.exclude_seen else frozenset()
+    exclude_seen = engine.manifest.exclude_seen if request.exclude_seen is None else request.exclude_seen
+    exclude = frozenset(titles) if exclude_seen else frozenset()
     query = None
     if reason is None:
         number = engine.combinations[combination]

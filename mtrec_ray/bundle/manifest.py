@@ -125,6 +125,7 @@ class BundleManifest(_Frozen):
     lake_hash: str
     attributes: dict[str, list[str]]  # sensitive attributes with their values, in the lake's order
     territories: list[str]
+    exclude_seen: bool = True  # default of requests, as the backbone was trained (`sequences.exclude_seen`)
     backbone: dict[str, Any]  # fields of `SequentialConfig`
     eliminators: dict[str, Any]  # fields of `EliminatorConfig`
     combinations: list[Combination]  # in the order of the stacked tensors

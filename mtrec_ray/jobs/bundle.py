@@ -93,7 +93,8 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
     }
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
     evaluation = part and part.model_dump(include={"pr_auc", "protocol"})
-    content = json.dumps([hashes, metrics, audit, evaluation], sort_keys=True)
+    rewatching = [] if source.config.sequences.exclude_seen else ["rewatching counts"]
+    content = json.dumps([hashes, metrics, audit, evaluation, *rewatching], sort_keys=True)
     configs = {"backbone": source.config, "eliminators": record.config}
     manifest = BundleManifest(
         version=hashlib.sha256(content.encode()).hexdigest()[:12],
@@ -101,6 +102,7 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
         lake_hash=record.lake_hash,
         attributes=record.attributes,
         territories=lake.territory_names(),
+        exclude_seen=source.config.sequences.exclude_seen,
         backbone={"num_titles": source.num_titles, **source.config.model.model_dump()},
         eliminators=record.config.shape.model_dump(),
         combinations=record.combinations,

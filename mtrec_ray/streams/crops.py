@@ -9,6 +9,7 @@ Legend: `U` users, `C` crops, `B` crops of a step, `V` histories, `L` length, `m
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,6 @@ from mtrec_ray.streams.ordered import CLUSTER, Reader, worker_steps
 from mtrec_ray.streams.schedule import Schedule, Segment
 from mtrec_ray.streams.sequences import (
     FILLER,
-    VALIDATION_EVENT,
     SequenceConfig,
     Sequences,
     UserSplit,
@@ -33,6 +33,7 @@ from mtrec_ray.streams.sequences import (
 )
 
 CROPS_PER_BLOCK = 20_000
+TWO_NEW_TITLES = "two titles after their second event that were new to them"
 
 
 class SequencePlan(BaseModel, frozen=True, extra="forbid"):
@@ -47,6 +48,9 @@ class SequencePlan(BaseModel, frozen=True, extra="forbid"):
     crops_per_bucket: list[int]
     value_counts: list[list[int]]  # users with each value, for each attribute
     min_sampling_hash: float  # smallest `sampling_hash` of the users: a smaller fraction would draw nobody
+    users_left_out: int = 0  # with `min_events`, but nothing to hold out
+    users_cut: int = 0  # with more than `max_events`
+    events_cut: int = 0  # not read for it
 
     def validation_fraction_of(self, validation_users: int) -> float:
         """Fraction of the users whose validation event is predicted; UserError if it draws nobody."""
@@ -56,6 +60,16 @@ class SequencePlan(BaseModel, frozen=True, extra="forbid"):
             found = f"optim.validation_users = {validation_users} draws none of the {self.users} users to train on"
             raise UserError(f"{found}: make it {needed} or more")
         return fraction
+
+    def notes(self) -> list[str]:
+        """What the settings of histories leave out, in sentences; none where all is read."""
+        notes, longest = [], self.sequences.max_events
+        if self.users_left_out:
+            notes.append(f"{self.users_left_out} users without {TWO_NEW_TITLES} are left out (sequences.exclude_seen)")
+        if self.users_cut:
+            older = f"{self.events_cut} older ones of {self.users_cut} users with more"
+            notes.append(f"the last {longest} events of a user are read, not {older} (sequences.max_events)")
+        return notes
 
     def schedule(self, epochs: int, batch_crops: int, lanes: int, seed: int) -> Schedule:
         """`epochs` epochs in steps of `batch_crops` slots on average.
@@ -104,9 +118,13 @@ def make_sequence_plan(
     chosen = all_buckets if buckets is None else buckets
     shared = (lake, sequences, length, split)
     counted = dict(reader.map(_count, chosen, *shared, stage="counting histories", progress=progress))
-    users, positions, crops, values, hashes = zip(*counted.values(), strict=True)
-    if not sum(crops):
+    parts = list(counted.values())
+    users_left_out = sum(part.left_out for part in parts)
+    if not any(part.crops for part in parts):
         whose = "" if split == "all" else " of the train split"
+        if users_left_out:
+            found = f"all {users_left_out} users{whose} with {sequences.min_events} events lack {TWO_NEW_TITLES}"
+            raise UserError(f"{found}: set sequences.exclude_seen=false if rewatching counts, or take another lake")
         fix = "lower sequences.min_events or take another lake"
         raise UserError(f"no user{whose} has {sequences.min_events} events: {fix}")
     return SequencePlan(
@@ -114,11 +132,14 @@ def make_sequence_plan(
         sequences=sequences,
         split=split,
         length=length,
-        users=sum(users),
-        positions=sum(positions),
-        crops_per_bucket=[counted[bucket][2] if bucket in counted else 0 for bucket in all_buckets],
-        value_counts=[np.sum(column, axis=0).tolist() for column in zip(*values, strict=True)],
-        min_sampling_hash=min(hashes),
+        users=sum(part.users for part in parts),
+        positions=sum(part.positions for part in parts),
+        crops_per_bucket=[counted[bucket].crops if bucket in counted else 0 for bucket in all_buckets],
+        value_counts=[np.sum(column, axis=0).tolist() for column in zip(*(part.values for part in parts), strict=True)],
+        min_sampling_hash=min(part.min_hash for part in parts),
+        users_left_out=users_left_out,
+        users_cut=sum(part.users_cut for part in parts),
+        events_cut=sum(part.events_cut for part in parts),
     )
 
 
@@ -177,7 +198,8 @@ def read_prefixes(lake: Lake, plan: SequencePlan, buckets: Iterable[int], fracti
     """Histories before the validation event and `per_user` - 1 earlier ones, drawn by hash."""
     config, parts = plan.sequences, []
     for sequences in sequences_of(lake, config, buckets, plan.split, fraction):
-        starts, sizes = sequences.offsets[:-1], np.diff(sequences.offsets) - VALIDATION_EVENT  # (U,)
+        starts = sequences.offsets[:-1]
+        sizes = sequences.validation_at - starts  # (U,)
         shortest, histories = np.minimum(plan.length, sizes), []
         for number in range(per_user):
             draws = uniforms(sequences.keys, "prefix", config.split_seed, number) if number else np.ones(len(sizes))
@@ -221,16 +243,29 @@ def shuffle_ties(titles: np.ndarray, tie_groups: np.ndarray, hashes: np.ndarray)
     return np.take_along_axis(titles, order, axis=1)
 
 
-def _count(
-    bucket: int, lake: Lake, config: SequenceConfig, length: int, split: UserSplit
-) -> tuple[int, int, int, list[np.ndarray], float]:
-    """Users, positions, crops, users of each value, smallest sampling hash of one bucket."""
+class HistoryCounts(NamedTuple):
+    """Counts of one bucket."""
+
+    users: int
+    positions: int
+    crops: int
+    values: list[np.ndarray]  # users with each value, for each attribute
+    min_hash: float  # smallest sampling hash
+    left_out: int  # as in `Sequences`, like those below
+    users_cut: int
+    events_cut: int
+
+
+def _count(bucket: int, lake: Lake, config: SequenceConfig, length: int, split: UserSplit) -> HistoryCounts:
     sequences = Sequences.read(lake, bucket, config, split)
     values = zip(lake.manifest.attributes.values(), sequences.attribute_index.T, strict=True)
-    return (
-        len(sequences.keys),
-        int(sequences.num_positions.sum()),
-        len(slots_of(sequences, length)[0]),
-        [np.bincount(index[index >= 0], minlength=len(names)) for names, index in values],
-        float(sampling_hash(sequences.keys, config).min(initial=1.0)),
+    return HistoryCounts(
+        users=len(sequences.keys),
+        positions=int(sequences.num_positions.sum()),
+        crops=len(slots_of(sequences, length)[0]),
+        values=[np.bincount(index[index >= 0], minlength=len(names)) for names, index in values],
+        min_hash=float(sampling_hash(sequences.keys, config).min(initial=1.0)),
+        left_out=sequences.left_out,
+        users_cut=sequences.users_cut,
+        events_cut=sequences.events_cut,
     )

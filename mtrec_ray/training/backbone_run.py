@@ -8,8 +8,9 @@ runs/NAME/checkpoint_*/                Ray Train's checkpoints
 """
 
 import hashlib
+import logging
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from rich.console import RenderableType
 
@@ -27,6 +28,8 @@ from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.training.record import Record, Training, load_plan
 from mtrec_ray.training.weights import load_weights, read_weights
 from mtrec_ray.workers import Workers
+
+logger = logging.getLogger(__name__)
 
 
 class BackboneRecord(Record):
@@ -47,6 +50,8 @@ class BackboneRecord(Record):
         config = self.config
         plan = make_sequence_plan(self.open_lake(), config.sequences, config.model.history, "all", progress)
         plan.validation_fraction_of(config.optim.validation_users)
+        for note in plan.notes():
+            logger.warning(note)
         return plan
 
     def schedule(self, plan: SequencePlan) -> Schedule:
@@ -65,10 +70,21 @@ class BackboneRecord(Record):
     def weights_uris(self) -> dict[str, str]:
         return {"validation": join(self.uri, WEIGHTS)}
 
+    def histories(self) -> dict[str, int]:
+        """Users and positions that are trained on, and what is left out."""
+        plan = load_plan(self.uri, SequencePlan)
+        return {
+            name: getattr(plan, name) for name in ("users", "positions", "users_left_out", "users_cut", "events_cut")
+        }
+
+    def document(self) -> dict[str, Any]:
+        return super().document() | {"histories": self.histories()}
+
     def tables(self) -> list[RenderableType]:
         """The run and its validation figures."""
         figures = {name: value for values in self.figures.values() for name, value in values.items()}
-        return [facts_table(f"Run {self.uri}", {"kind": self.config.model.kind} | figures)]
+        histories = {name.replace("_", " "): value for name, value in self.histories().items() if value}
+        return [facts_table(f"Run {self.uri}", {"kind": self.config.model.kind} | histories | figures)]
 
 
 def new_backbone_run(config: BackboneConfig, lake: Lake) -> BackboneRecord:

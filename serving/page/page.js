@@ -40,6 +40,7 @@ async function start() {
   try {
     const catalogue = await call("v1/combinations");
     drawExamples(await call("v1/examples").catch(() => ({ users: [], titles: [] })));
+    byId("exclude-seen").checked = catalogue.exclude_seen;
     useCatalogue(catalogue, catalogue.combinations.find(({ ignore }) => ignore.length > 0)?.ignore ?? []);
     recommend();
   } catch (error) {

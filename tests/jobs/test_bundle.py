@@ -114,6 +114,14 @@ def test_a_manifest_holds_the_audit_of_each_combination(eliminators, tmp_path):
         )
 
 
+def test_a_bundle_carries_whether_rewatching_counts(lake, eliminators, tmp_path):
+    backbone = write_backbone(lake, tmp_path / "runs", sequences={"exclude_seen": False})
+    manifest = bundle(write_eliminators(backbone, tmp_path / "runs"), tmp_path / "again").manifest
+    usual = bundle(eliminators, tmp_path / "usual").manifest
+    assert (usual.exclude_seen, manifest.exclude_seen) == (True, False)
+    assert usual.version != manifest.version
+
+
 def test_a_result_shows_its_bundle(eliminators, tmp_path):
     audit = write_audit(eliminators, tmp_path / "audit")
     config = validate_config(BundleConfig, {"run": eliminators.uri, "audit": audit, "out": str(tmp_path / "bundle")})

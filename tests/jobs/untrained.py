@@ -14,6 +14,8 @@ from mtrec_ray.jobs.audit_report import AUDIT_FILE, AUDIT_VERSION
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.two_tower import TwoTower
+from mtrec_ray.streams.crops import make_sequence_plan
+from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.plan import make_plan
 from mtrec_ray.trainers.backbone import WEIGHTS
 from mtrec_ray.trainers.backbone_config import BackboneConfig
@@ -50,6 +52,9 @@ def write_backbone(lake: Lake, runs: Path, **settings: Any) -> BackboneRecord:
     model.init_weights(torch.Generator().manual_seed(record.config.seed))
     save_weights(f"{record.uri}/{WEIGHTS}", model.state_dict(), {})
     done = record.model_copy(update={"status": "done", "num_steps": 1})
+    config, history = record.config.sequences, record.config.model.history
+    plan = make_sequence_plan(lake, config, history, "all", reader=LocalReader())
+    write_file(f"{record.uri}/{PLAN}", plan.model_dump_json().encode())
     done.save()
     return done
 

@@ -19,6 +19,7 @@ from tests.serving.bundles import NUM_TITLES, SOUTH_ONLY, TITLE_IDS, USER_WIDTH,
 from tests.serving.clients import ANN, HISTORY, client_of, recommend
 
 ONES = [1.0] * USER_WIDTH
+EXCLUDED = {"exclude_seen": True}
 
 
 def recommend_batch(client: TestClient, *requests: Any) -> Any:
@@ -50,6 +51,14 @@ def test_seen_titles_are_returned_only_on_request(client):
     with_seen = titles(exclude_seen=False)
     assert with_seen - titles() == set(HISTORY["history"])
     assert with_seen == set(TITLE_IDS) - set(SOUTH_ONLY)
+
+
+def test_bundle_of_a_service_where_rewatching_counts_returns_seen_titles(store, tmp_path):
+    client = client_of(str(write_bundle(tmp_path / "bundle", exclude_seen=False)), store)
+    assert client.get("/v1/combinations").json()["exclude_seen"] is False
+    of = {"k": NUM_TITLES, **HISTORY}
+    returned = [{t["title_id"] for t in recommend(client, **of, **asked)["titles"]} for asked in ({}, EXCLUDED)]
+    assert returned[0] - returned[1] == set(HISTORY["history"])
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from mtrec_ray.columns import concatenate_rows
+from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams import sequences
 from mtrec_ray.streams.crops import Prefixes, make_sequence_plan, read_prefixes
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.sequences import TEST_EVENT, VALIDATION_EVENT, HeldOutUsers, SequenceConfig, UserSplit, in_split
-from tests.streams.lakes import NUM_TITLES, NUMBER_OF, titles_of
+from tests.streams.lakes import NUM_TITLES, NUMBER_OF, day, lake_of, title_table, titles_of
 
 CONFIG = SequenceConfig(min_events=5)
 NUM_BUCKETS, LENGTH, NUM_USERS = 4, 6, 26
@@ -26,6 +27,17 @@ def read(
 def prefixes(lake: Lake, buckets: Iterable[int], split: UserSplit = "train") -> Prefixes:
     plan = make_sequence_plan(lake, CONFIG, LENGTH, split, reader=LocalReader())
     return read_prefixes(lake, plan, buckets, 1.0, 3)
+
+
+@pytest.fixture(scope="module")
+def rewatched(tmp_path_factory) -> Lake:
+    """Users `a`, who watches titles again, and `b`, who watches one title only; an event a day."""
+    watched = {"a": [0, 1, 2, 3, 2, 4, 4, 3], "b": [5] * 6}
+    events = [
+        (u, f"t{title}", day(1, 1 + place)) for u, titles in watched.items() for place, title in enumerate(titles)
+    ]
+    titles = title_table({f"t{title}": [] for title in range(6)})
+    return lake_of(tmp_path_factory.mktemp("rewatched") / "lake", dict.fromkeys(watched, "north"), events, titles)
 
 
 def other_titles(users: HeldOutUsers) -> list[list[int]]:
@@ -111,6 +123,35 @@ def test_held_out_title_watched_before_counts_as_seen():
         other_counts=np.array([3]),
     )
     assert seen_titles(users) == [{2, 3}]
+
+
+@pytest.mark.parametrize(
+    ("settings", "event", "history", "target", "unranked"),
+    [
+        ({}, TEST_EVENT, [0, 1, 2, 3, 2], 4, {0, 1, 2, 3}),
+        ({}, VALIDATION_EVENT, [0, 1, 2], 3, {0, 1, 2, 4}),
+        ({"max_events": 5}, VALIDATION_EVENT, [1, 2], 3, {1, 2, 4}),
+        ({"exclude_seen": False}, TEST_EVENT, [1, 2, 3, 2, 4, 4], 3, set()),
+        ({"exclude_seen": False, "max_events": 4}, TEST_EVENT, [2, 4, 4], 3, set()),
+    ],
+)
+def test_seen_titles_are_neither_held_out_nor_ranked_unless_rewatching_counts(
+    rewatched, settings, event, history, target, unranked
+):
+    config = CONFIG.model_copy(update=settings)
+    users = sequences.read_held_out(rewatched, config, event, LENGTH, [0])
+    assert users.history[0][users.history[0] >= 0].tolist() == history
+    assert users.target.tolist() == [target, 5][: len(users)]
+    assert seen_titles(users)[0] == unranked
+    plan = make_sequence_plan(rewatched, config, LENGTH, "all", reader=LocalReader())
+    assert (plan.users, plan.users_left_out) == ((1, 1) if config.exclude_seen else (2, 0))
+    assert plan.events_cut == {5: 1, 4: 4 + 2}.get(config.max_events, 0)
+    assert len(plan.notes()) == (plan.users_left_out > 0) + (plan.users_cut > 0)
+
+
+def test_lake_of_rewatched_titles_is_refused_with_the_setting(rewatched):
+    with pytest.raises(UserError, match=r"all 2 users .* set sequences.exclude_seen=false if rewatching counts"):
+        make_sequence_plan(rewatched, CONFIG.model_copy(update={"max_events": 4}), LENGTH, "all", reader=LocalReader())
 
 
 @pytest.mark.parametrize("cells", [1, NUM_TITLES, 4 * NUM_TITLES + 1, 1000 * NUM_TITLES])

@@ -26,7 +26,9 @@ from optuna.trial import TrialState
 
 from mtrec_ray.config import Config
 from mtrec_ray.console import ProgressCallback
+from mtrec_ray.errors import UserError
 from mtrec_ray.files import exists, join, read_json, write_file, write_json
+from mtrec_ray.trainers.trainer import Diverged
 from mtrec_ray.tuning.data import Figures, TrialCache
 from mtrec_ray.tuning.results import BEST_CONFIG, DONE, FAILED, STOPPED, SearchResult, TrialRow
 from mtrec_ray.tuning.search import RETRIES, VERSION, PreparedSearch, reported, run_trials, trials_at_once
@@ -59,12 +61,15 @@ def run_search(
     study = study_of(rows, prepared)
     complete = [rows[trial.user_attrs["row"]] for trial in study.get_trials(states=(TrialState.COMPLETE,))]
     if not complete:
-        reason = next(((str(e).strip() or type(e).__name__).splitlines()[-1] for e in grid.errors), "none")
-        raise RuntimeError(f"none of {len(rows)} trials came to its end with a figure; first error: {reason}")
+        reason = next((row.reason for row in rows if row.reason), "none")
+        kind = RuntimeError if grid.errors or reason == "none" else UserError  # all failed trials diverged
+        raise kind(f"none of {len(rows)} trials came to its end with a figure; first error: {reason}")
     of_values = {tuple(trial.values): rows[trial.user_attrs["row"]] for trial in reversed(study.best_trials)}
     front = sorted(of_values.values(), key=lambda row: row.value(goal), reverse=prepared.goals[goal] == "min")
     best, notes = choose(complete) if choose else (front[0], [])
     fresh = train_with_fresh_seeds(prepared, progress, best.params)
+    if diverged := sum(not figures for figures in fresh):
+        notes = [*notes, f"training diverged with {diverged} of {len(fresh)} fresh seeds"]
     result = SearchResult(prepared, rows, best, [*prepared.notes, *notes], front, fresh)
     trials = [{"trial": r.trial_id, "status": r.status, "validations": len(r.reports), **r.params} for r in rows]
     best_config = format_yaml(prepared.specs.settings(best.params))
@@ -100,10 +105,13 @@ def train_with_fresh_seeds(
 
 
 def _train_to_end(specs: TrialSpecs, config: Config) -> Figures:
+    """Figures of the last validation; none where training diverges."""
     trial, figures = specs.make(config, TrialCache(), Workers()), {}
-    while trial.validations_done < trial.num_validations:
-        figures = trial.advance()
-    return figures
+    with suppress(Diverged):
+        while trial.validations_done < trial.num_validations:
+            figures = trial.advance()
+        return figures
+    return {}
 
 
 def study_of(rows: list[TrialRow], prepared: PreparedSearch) -> optuna.Study:
@@ -165,15 +173,17 @@ def _svg(name: str, plot: Callable[..., Any], study: optuna.Study) -> str:
 def _row(result: Any, prepared: PreparedSearch) -> TrialRow:
     """A trial of Tune's grid, without the figures that Tune adds but its time."""
     report, history = result.metrics or {}, result.metrics_dataframe
-    figures = dict(report.get("figures", {}))
+    failed = report.get("failed") or (str(result.error).strip() or type(result.error).__name__) * bool(result.error)
+    figures = {} if "failed" in report else dict(report.get("figures", {}))
     if figures:
         figures["time_total_s"] = {"value": report["time_total_s"]}
         history = history.drop_duplicates("training_iteration", keep="last")
     ended = report.get("training_iteration", 0) >= prepared.num_validations
     return TrialRow(
         trial_id=str(report.get("trial_id") or str(result.path).rsplit("/", 1)[-1]),
-        status=FAILED if result.error else DONE if ended else STOPPED,
+        status=FAILED if failed else DONE if ended else STOPPED,
         params=dict(result.config or {}),
         figures=figures,
         reports=history[reported(prepared.first_goal)].tolist() if figures else [],
+        reason=failed.splitlines()[-1] if failed else "",
     )

@@ -26,6 +26,7 @@ class TrialRow:
     params: dict[str, Any]
     figures: Figures  # of the last validation
     reports: list[float] = field(default_factory=list)  # the first goal at each validation
+    reason: str = ""  # why it failed
 
     def value(self, metric: str) -> float:
         """NaN where the trial did not report it."""
@@ -55,7 +56,8 @@ class SearchResult:
         return self.prepared.config.uri
 
     def fresh_values(self, metric: str) -> list[float]:
-        return [figures[metric]["value"] for figures in self.fresh]
+        """Of the fresh seeds with which training did not diverge."""
+        return [figures[metric]["value"] for figures in self.fresh if figures]
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -75,6 +77,7 @@ class SearchResult:
             "fresh_seeds": {goal: self.fresh_values(goal) for goal in self.prepared.goals},
             "pareto_front": [row.trial_id for row in self.front],
             "num_trials": {status: statuses.count(status) for status in (DONE, STOPPED, FAILED)},
+            "failures": {row.trial_id: row.reason for row in self.rows if row.reason},
             "notes": self.notes,
         }
 
@@ -92,7 +95,7 @@ def _trials_table(result: SearchResult) -> Table:
     for row in sorted(result.rows, key=lambda r: (r.status != DONE, np.nan_to_num(sign * r.value(first), nan=np.inf))):
         style = "bold" if row is result.best else None if len(goals) == 1 or row in result.front else "dim"
         cells = [*map(row.text, goals), *(_setting_text(row, key) for key in keys)]
-        table.add_row(row.trial_id[-5:], row.status, *cells, style=style)
+        table.add_row(row.trial_id[-5:], ": ".join(filter(None, (row.status, row.reason))), *cells, style=style)
     if result.fresh:
         values = [", ".join(f"{value:.4f}" for value in result.fresh_values(goal)) for goal in goals]
         table.add_row("best", f"{len(result.fresh)} fresh seeds", *values)

@@ -105,7 +105,8 @@ def run_trials(prepared: PreparedSearch, resume: bool, progress: ProgressCallbac
     os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"  # else an interrupted search ends as a finished one
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder, cpus, workers = join(prepared.config.uri, TUNE), prepared.config.cpus_per_worker, prepared.workers
-    trainable = tune.with_parameters(TrialProcess, specs=prepared.specs, workers=workers, cpus=cpus)
+    data = {"specs": prepared.specs, "goals": tuple(prepared.goals), "workers": workers, "cpus": cpus}
+    trainable = tune.with_parameters(TrialProcess, **data)
     trainable = tune.with_resources(trainable, tune.PlacementGroupFactory([{"CPU": cpus}] * workers))
     started = resume and tune.Tuner.can_restore(folder)
     tuner = _new_tuner(prepared, trainable)  # writes tuner.pkl, of which a killed driver may leave half
@@ -219,6 +220,8 @@ class TrialProgress(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         progress = PROGRESS.get()
+        if reason := trial.last_result.get("failed"):
+            logger.warning("trial %s failed: %s", trial.trial_id, reason)
         if progress:  # `trial` is not marked as finished yet
             progress("trials", sum(one is trial or one.is_finished() for one in trials), self.total)
 

@@ -14,6 +14,7 @@ import torch
 from ray import tune
 
 from mtrec_ray.config import Config
+from mtrec_ray.trainers.trainer import Diverged
 from mtrec_ray.tuning.data import Figures, TrialCache
 from mtrec_ray.tuning.space import TrialSpecs
 from mtrec_ray.workers import Workers
@@ -49,9 +50,11 @@ class TrialRank:
 class TrialProcess(tune.Trainable):
     """Rank 0 of one trial after another."""
 
-    def setup(self, config: dict[str, Any], *, specs: TrialSpecs, workers: int, cpus: float) -> None:  # pyright: ignore
-        """`tune.with_parameters` adds `specs`, `workers` and the `cpus` of each."""
-        self.specs, self.own = specs, TrialRank(specs, Workers(0, workers))
+    def setup(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, config: dict[str, Any], *, specs: TrialSpecs, goals: tuple[str, ...], workers: int, cpus: float
+    ) -> None:
+        """`tune.with_parameters` adds `specs`, `goals`, `workers` and the `cpus` of each."""
+        self.specs, self.goals, self.own = specs, goals, TrialRank(specs, Workers(0, workers))
         peer = ray.remote(num_cpus=cpus)(TrialRank)
         self.peers = [peer.remote(specs, Workers(rank, workers)) for rank in range(1, workers)]
         if self.peers:
@@ -66,7 +69,14 @@ class TrialProcess(tune.Trainable):
         return True
 
     def step(self) -> dict[str, Any]:
-        figures, trial = self._on_all_ranks("advance"), self.own.trial
+        try:
+            figures, trial = self._on_all_ranks("advance"), self.own.trial
+        except Diverged as error:  # on every rank; another attempt would diverge too
+            return {
+                "figures": {goal: {"value": float("nan")} for goal in self.goals},
+                "failed": str(error),
+                "done": True,
+            }
         return {"figures": figures, "done": trial.validations_done == trial.num_validations}
 
     def _on_all_ranks(self, method: str, *arguments: Any) -> Any:

@@ -112,7 +112,7 @@ class PropensityPart(_Frozen):
 
     model: dict[str, Any]  # fields of `TwoTowerConfig`
     group_of_territory: list[int]
-    pr_auc: dict[str, PrAuc]  # by territory, `all` (users pooled), `mean` (of territories); none without an evaluation
+    pr_auc: dict[str, PrAuc]  # by territory, `all` (users pooled), `mean` (of territories), as in an evaluation
     protocol: EvaluationProtocol | None = None  # how `pr_auc` of the run's variant was measured
 
 

@@ -58,7 +58,7 @@ def sample_negatives(target: np.ndarray, seen: np.ndarray, user_keys: np.ndarray
 def next_title_metrics(scores: np.ndarray, target: np.ndarray, negatives: SampledNegatives) -> NextTitleMetrics:
     """Metrics of users' held-out titles (U,) from scores of every title (U, N).
 
-    A tied title costs half a rank; a NaN score costs a full rank, so a diverged model ranks last.
+    A tied title costs half a rank; a user with a score that is NaN or infinite has NaN metrics: the model diverged.
     """
     rows = np.arange(len(target))
     eligible, drawn = negatives.eligible, negatives.drawn
@@ -67,10 +67,14 @@ def next_title_metrics(scores: np.ndarray, target: np.ndarray, negatives: Sample
     full_rank = 1 + (beats * eligible).sum(axis=1)
     taken = np.take_along_axis(eligible, drawn, axis=1)
     lost = (np.take_along_axis(beats, drawn, axis=1) * taken).sum(axis=1)  # (U,)
+    diverged = ~np.isfinite(scores).all(axis=1)
+    lost[diverged] = full_rank[diverged] = np.nan
     auc = 1 - lost / np.maximum(taken.sum(axis=1), 1)
     return NextTitleMetrics(auc, *_hit_and_ndcg(1 + lost), *_hit_and_ndcg(full_rank))
 
 
 def _hit_and_ndcg(rank: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     inside = rank <= CUTOFF
-    return inside.astype(np.float64), np.where(inside, 1 / np.log2(1 + rank), 0.0)
+    hit, ndcg = inside.astype(np.float64), np.where(inside, 1 / np.log2(1 + rank), 0.0)
+    hit[np.isnan(rank)] = ndcg[np.isnan(rank)] = np.nan
+    return hit, ndcg

@@ -12,6 +12,18 @@ POOLED, MACRO = "all", "mean"  # rows after the territories: users pooled, mean 
 LOCAL, GLOBAL = "local_mean", "global_mean"  # rows after the titles
 
 
+def row_labels(names: Sequence[str], kind: str = "territory", taken: Sequence[str] = (POOLED, MACRO)) -> list[str]:
+    """Names as rows of a report: one that a mean has too becomes `all (territory)`."""
+    labels, used = [], {*taken, *names}
+    for name in names:
+        label = name
+        while label in taken or (label != name and label in used):
+            label += f" ({kind})"
+        labels.append(label)
+        used.add(label)
+    return labels
+
+
 @dataclass(frozen=True)
 class EvaluatedRun:
     """One trained model's results; `results[day, cohort]`, days from 1."""
@@ -33,7 +45,8 @@ class EvaluationReport:
         self.runs = list(runs)
         self.variants = list(dict.fromkeys(run.variant for run in runs))
         self._runs = {v: sorted((r for r in runs if r.variant == v), key=lambda run: run.seed) for v in self.variants}
-        self.first_variant, self.territories, self.titles = self.variants[0], territory_names, title_names
+        self.first_variant, self.territories = self.variants[0], row_labels(territory_names)
+        self.titles = row_labels(title_names, "title", (LOCAL, GLOBAL))
         self.cohorts = list(dict.fromkeys(cohort for _, cohort in runs[0].results))
         self._first = self._runs[self.first_variant][0].results
         first = next(iter(self._first.values()))

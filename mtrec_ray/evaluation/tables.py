@@ -1,7 +1,8 @@
 """An evaluation report as tables: tidy ones for CSV and JSON, others for the terminal.
 
-A day is its number or `average`; a territory may also be `all` (users pooled) or `mean` (over territories); gains are
-in percent over the first variant. The terminal shows variants as columns, 80 characters wide.
+A day is its number or `average`; a territory may also be `all` (users pooled) or `mean` (over territories), and a
+territory of that name is `all (territory)`; gains are in percent over the first variant. The terminal shows variants as
+columns, 80 characters wide.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

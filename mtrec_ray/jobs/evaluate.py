@@ -15,7 +15,7 @@ import pyarrow as pa
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.popularity_bias import TitleHistory
-from mtrec_ray.evaluation.report import MACRO, POOLED, EvaluatedRun, EvaluationReport
+from mtrec_ray.evaluation.report import EvaluatedRun, EvaluationReport
 from mtrec_ray.evaluation.state import EvaluationSettings, EvaluationState
 from mtrec_ray.files import check_writable
 from mtrec_ray.jobs.config import EvaluateConfig
@@ -142,8 +142,6 @@ def days_and_cohorts(
     """Evaluation days and cohorts; UserError if there are none, or they could not be reported."""
     if not calendar.num_evaluation_days:
         raise UserError("there is no evaluation day: set window.num_evaluation_days in the training config")
-    for name in {POOLED, MACRO} & set(lake.territory_names()):
-        raise UserError(f"territory {name!r} has the name of a row of the report: rename it and build the lake again")
     if config.validation and sample.validation_fraction == 0:
         raise UserError("validation has no effect: the runs have no validation users (sample.validation_fraction)")
     cohorts = [VALIDATED] if config.validation else [HELD_OUT] if sample.test_fraction > 0 else []

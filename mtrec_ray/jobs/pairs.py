@@ -7,6 +7,7 @@ import pandas as pd
 from rich.console import RenderableType
 
 from mtrec_ray.console import ProgressCallback
+from mtrec_ray.evaluation.report import POOLED, row_labels
 from mtrec_ray.evaluation.tables import numbers_table
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.config import PairsConfig
@@ -38,7 +39,7 @@ class PairsSummary:
     def document(self) -> dict[str, Any]:
         counts, period = self.metrics.set_index("territory"), self.plan.periods[0]
         rates, counts = {"alpha": period.alpha, "negative_rate": period.negative_rate}, counts.astype(object)
-        return {"version": 1, **rates, "all": counts.sum().to_dict(), "territories": counts.T.to_dict()}
+        return {"version": 1, **rates, POOLED: counts.sum().to_dict(), "territories": counts.T.to_dict()}
 
     def tables(self) -> list[RenderableType]:
         counts, plan, period = self.metrics.set_index("territory"), self.plan, self.plan.periods[0]
@@ -50,10 +51,10 @@ class PairsSummary:
             "negatives: expected; each eligible (user, title) is drawn with probability "
             f"{period.negative_rate:.3g}. {plan.not_offered_positives:,} discoveries of titles not offered left out.",
         )
-        for territory, row in counts.iterrows():
-            table.add_row(str(territory), *(f"{count:,}" for count in row))
+        for label, (_, row) in zip(row_labels(self.territories), counts.iterrows(), strict=True):
+            table.add_row(label, *(f"{count:,}" for count in row))
         table.add_section()
-        table.add_row("all", *(f"{count:,}" for count in counts.sum()))
+        table.add_row(POOLED, *(f"{count:,}" for count in counts.sum()))
         return [table]
 
 

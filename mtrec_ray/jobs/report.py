@@ -116,10 +116,8 @@ def variant_names(records: list[PropensityRecord]) -> list[str]:
 
 
 def title_labels(titles: pa.Table) -> list[str]:
-    """Name of each title, with its id where the name is missing or repeated."""
+    """Name of each title, or its id, with the id where the name is repeated."""
     ids, names = titles["title_id"].to_pylist(), titles["name"].to_pylist()
-    repeated = {name for name, count in Counter(names).items() if count > 1}
-    return [
-        name if name and name not in repeated else f"{name} ({title_id})" if name else title_id
-        for title_id, name in zip(ids, names, strict=True)
-    ]
+    labels = [name or title_id for title_id, name in zip(ids, names, strict=True)]
+    counts = Counter(labels)
+    return [f"{label} ({i})" if counts[label] > 1 else label for i, label in zip(ids, labels, strict=True)]

@@ -38,7 +38,7 @@ class SequenceConfig(Config):
     """Users with fewer events are left out (paper B, 3.1)."""
     max_events: int = advanced(2500, ge=4)
     """A longer history is cut to its most recent events, so that one account cannot dominate training."""
-    exclude_seen: bool = True
+    exclude_seen: bool = advanced(True)
     """Hold out a user's last two new titles and rank unseen ones, as recommendations leave seen titles out; false where
     rewatching counts. Training, audits and searches measure so, and serving's default follows."""
     audit_fraction: float = Field(default=0.3, gt=0, lt=1)
@@ -175,7 +175,7 @@ def first_of_each(codes: np.ndarray) -> np.ndarray:
 
 
 def history_spans(may_hold_out: np.ndarray, counts: np.ndarray, max_events: int) -> HistorySpans:
-    """Hold out the last two events of each user that may be, and read at most `max_events` up to the last.
+    """Hold out each user's last two events that may be; read up to `max_events` to the last.
 
     (E,) bool of events, user by user in time order; (N,) events of each user, of which the first may be held out.
     """

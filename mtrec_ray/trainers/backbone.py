@@ -71,6 +71,8 @@ class BackboneTrainer(Trainer[SequenceBatch]):
         vectors = vectors_in_chunks(averaged.user_vectors, *self.tensors(users.history))
         means = held_out_metrics(users, vectors, averaged.title_vectors()).means()
         figures = {f"val/{name}": value for name, value in self.workers.mean(means, len(users)).items()}
+        if not np.isfinite(figures["val/ndcg"]):
+            raise self.diverged("validation scores are nan or inf")
         figures |= {"train/loss": self.recent.take()["train/loss"], "epoch": float(epoch)}
         if figures["val/ndcg"] > self.best:
             self.best, self.best_epoch = figures["val/ndcg"], epoch

@@ -53,6 +53,7 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
     """Trains some combinations together; the weights it keeps are its output at the end."""
 
     saved: ClassVar[tuple[str, ...]] = (*Trainer.saved, "figures")
+    lr_setting = "adversary.generator_lr"
 
     def __init__(
         self,
@@ -117,7 +118,7 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         measured = dict(zip(self.names, self.validate(), strict=True))
         for row, (name, ndcg) in enumerate(measured.items()):
             kept = self.figures[name]
-            if ndcg >= kept["ndcg_floor"] or ndcg > kept["ndcg"]:  # NaN is neither
+            if ndcg >= kept["ndcg_floor"] or ndcg > kept["ndcg"]:
                 self._keep(self.averaged, ... if len(measured) == 1 else row)
                 kept |= {"ndcg": ndcg, "step": float(self.next_step)}
         return measured
@@ -159,7 +160,10 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         inputs = self.tensors(users.history, users.attribute_index)
         vectors = vectors_in_chunks(self.averaged.user_vectors, *inputs)  # (K, U, d)
         metrics = stacked_metrics(users, vectors, self.averaged.backbone.title_vectors())
-        return [self.workers.mean(one.means(), len(users))["ndcg"] for one in metrics]
+        found = [self.workers.mean(one.means(), len(users))["ndcg"] for one in metrics]
+        if not np.isfinite(found).all():
+            raise self.diverged("validation scores are nan or inf")
+        return found
 
     def parts(self) -> list[Part]:
         return [*self.game.parts(), ("kept", self.kept, None)]

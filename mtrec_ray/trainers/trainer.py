@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mtrec_ray.errors import UserError
 from mtrec_ray.hashing import mix
 from mtrec_ray.models.training_state import Part, collect_state, restore_state
 from mtrec_ray.process import prepare_process
@@ -19,6 +20,10 @@ CHECK_CLOCK_EVERY = 10  # steps between two readings of the checkpoint clock, wh
 
 Batch = TypeVar("Batch", bound=Any)
 Weights = tuple[dict[str, Tensor], dict[str, Any]]  # finished tensors for one file, and the figures they reached
+
+
+class Diverged(UserError):
+    """A loss, weight or score is NaN or infinite; every worker finds it at the same step."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,8 @@ class Trainer(ABC, Generic[Batch]):
 
     saved: ClassVar[tuple[str, ...]] = ("next_step", "started", "stopped")
     """Attributes of plain data that a resumed trainer needs."""
+    lr_setting: ClassVar[str] = "optim.lr"
+    """The setting to lower where training diverges."""
     optimizer: torch.optim.Optimizer  # whose first group's learning rate is logged
 
     def __init__(self, num_steps: int, milestones: Iterable[int], cpus: float, workers: Workers | None) -> None:
@@ -81,6 +88,7 @@ class Trainer(ABC, Generic[Batch]):
         self.meter = Meter()  # since the figures were last logged
         self.recent = Meter()  # since the last validation, or of a period
         self.outputs: dict[str, Weights] = {}
+        self._unchecked: list[Tensor] = []  # losses of the steps since `check_losses`
 
     def tensors(self, *arrays: np.ndarray) -> list[Tensor]:
         """Arrays on the trainer's device."""
@@ -112,7 +120,7 @@ class Trainer(ABC, Generic[Batch]):
         on_checkpoint: Callable[[], None] | None = None,  # saves the state: at milestones, and by the clock
         checkpoint_every_s: float = float("inf"),
     ) -> None:
-        """Train up to a global step, or to the end."""
+        """Train up to a global step, or to the end; Diverged before NaN weights are kept."""
         save = on_checkpoint or (lambda: None)
         if not self.started:
             self.started = True
@@ -123,7 +131,10 @@ class Trainer(ABC, Generic[Batch]):
             self._timed_step(batches)
             if on_step:
                 on_step()
+            if self.next_step in self.milestones or self.next_step % CHECK_CLOCK_EVERY == 0:
+                self.check_losses()
             if self.next_step in self.milestones:
+                self.check_weights()
                 figures = self.reach_milestone()
                 if on_milestone:
                     on_milestone(figures)
@@ -133,8 +144,31 @@ class Trainer(ABC, Generic[Batch]):
                 or not self.workers.agree(time.monotonic() - last_saved >= checkpoint_every_s)
             ):
                 continue
+            self.check_weights()
             save()
             last_saved = time.monotonic()
+
+    def check_losses(self) -> None:
+        """Diverged where a loss since the last check is NaN or infinite; waits for the device."""
+        losses, self._unchecked = self._unchecked, []
+        finite = torch.stack(losses).isfinite().tolist() if losses else []
+        if not all(finite):
+            first = finite.index(False)
+            raise self.diverged(f"loss is {float(losses[first]):g}", self.next_step - len(losses) + 1 + first)
+
+    def check_weights(self) -> None:
+        """Diverged where a number of the state, or the square of a weight, is NaN or infinite."""
+        tensors = [tensor for _, of_part, _ in self.parts() for tensor in of_part.values()]
+        weights = [tensor.norm() for tensor in tensors if tensor.is_floating_point()]
+        state = [tensor for tensor in collect_state(self.parts()).values() if tensor.is_floating_point()]
+        if not torch.stack([tensor.isfinite().all().to(self.device) for tensor in (*weights, *state)]).all():
+            raise self.diverged("weights overflow")
+
+    def diverged(self, found: str, step: int | None = None) -> Diverged:
+        """The error to raise; `step` is by default the last one."""
+        rate = self.optimizer.param_groups[0].get("first_lr", self.optimizer.param_groups[0]["lr"])
+        fix = f"lower {self.lr_setting} ({rate:g}), under another name".replace("e+", "e")
+        return Diverged(f"training diverged: {found} at step {step or self.next_step}: {fix}")
 
     def take_outputs(self) -> dict[str, Weights]:
         """File name in the run's folder -> weights finished since the last call."""
@@ -159,6 +193,7 @@ class Trainer(ABC, Generic[Batch]):
         batch = next(batches)
         read = time.monotonic()
         loss = self.train_step(batch)
+        self._unchecked.append(loss.detach())
         self.next_step += 1
         examples, step_s = batch.num_examples * self.workers.size, time.monotonic() - read
         for meter in (self.meter, self.recent):

@@ -33,16 +33,22 @@ logger = logging.getLogger(__name__)
 
 @ray.remote(num_cpus=0)
 class ProgressActor:
-    """Holds rank 0's global step for the driver's progress bar."""
+    """Holds rank 0's global step for the progress bar, and a mistake that a worker found."""
 
     def __init__(self) -> None:
-        self.step, self.note = 0, ""
+        self.step, self.note, self.mistake = 0, "", ""
 
     def put(self, step: int, note: str = "") -> None:
         self.step, self.note = step, note
 
     def get(self) -> tuple[int, str]:
         return self.step, self.note
+
+    def put_mistake(self, message: str) -> None:
+        self.mistake = self.mistake or message
+
+    def get_mistake(self) -> str:
+        return self.mistake
 
 
 def train_propensity(config: PropensityConfig, progress: ProgressCallback | None = None) -> PropensityRecord:
@@ -71,7 +77,10 @@ def _train(new: RecordT, progress: ProgressCallback | None) -> RecordT:
 
 
 def fit(record: Record, progress: ProgressCallback | None, pack: str = "") -> None:
-    """Train a run, or a pack of eliminators, to its end on Ray Train, or resume it."""
+    """Train a run, or a pack of eliminators, to its end on Ray Train, or resume it.
+
+    UserError for a mistake that a worker found, such as settings with which training diverges.
+    """
     need_ray()
     actor, runner = ProgressActor.remote(), record.config.runner
     storage, name = parent(record.folder(pack))
@@ -96,6 +105,8 @@ def fit(record: Record, progress: ProgressCallback | None, pack: str = "") -> No
         if progress:
             _report(actor, record.num_steps, progress)
     outcome.result()
+    if mistake := ray.get(actor.get_mistake.remote()):
+        raise UserError(mistake)
     if progress:
         progress("training steps", record.num_steps, record.num_steps)
 

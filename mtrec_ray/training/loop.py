@@ -5,12 +5,14 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 
+from mtrec_ray.errors import UserError
 from mtrec_ray.files import join
 from mtrec_ray.tracking.tracker import Tracker
-from mtrec_ray.trainers.trainer import CHECK_CLOCK_EVERY, Trainer
+from mtrec_ray.trainers.trainer import CHECK_CLOCK_EVERY, Diverged, Trainer
 from mtrec_ray.training.record import Record
 from mtrec_ray.training.weights import load_checkpoint, save_checkpoint, save_weights
 from mtrec_ray.workers import Workers
@@ -21,8 +23,22 @@ LOG_POINTS = 200  # lines of training figures in `metrics.jsonl`, evenly over a 
 def train_loop_per_worker(settings: dict[str, Any]) -> None:
     """The entire run of one worker, resumed from the last checkpoint if there is one.
 
-    `settings`: `run` (Record class), `record` (its JSON), `pack` (of eliminators), `actor` (a ProgressActor).
+    `settings`: `run` (Record class), `record` (its JSON), `pack` (of eliminators), `actor` (a ProgressActor, which
+    keeps a user's mistake: Ray Train would start the workers again).
     """
+    actor, size = settings["actor"], ray.train.get_context().get_world_size()
+    if ray.get(actor.get_mistake.remote()):
+        return
+    try:
+        train_or_resume(settings)
+    except UserError as error:
+        ray.get(actor.put_mistake.remote(str(error)))
+        if size > 1 and not isinstance(error, Diverged):
+            raise  # ends the other workers, which wait for this one
+
+
+def train_or_resume(settings: dict[str, Any]) -> None:
+    """Train to the end; raises Diverged on all workers, another UserError maybe on one alone."""
     record: Record = settings["run"].model_validate_json(settings["record"])
     context = ray.train.get_context()
     workers = Workers(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())

@@ -50,13 +50,12 @@ def test_all_eligible_negatives_are_sampled_up_to_99(num_titles, drawn):
     assert all(len(np.unique(row)) == len(row) for row in negatives.drawn)
 
 
-@pytest.mark.parametrize("where", [slice(None), 1, slice(2, None)])
-def test_nan_scores_rank_above_the_held_out_title(where):
-    scores = np.array([0.1, 0.9, 0.2, 0.3])
-    scores[where] = np.nan
-    found = one_user(scores, target=1)
-    lost = 2 if isinstance(where, slice) and where.start == 2 else 3
-    assert found.auc == pytest.approx(1 - lost / 3)
+@pytest.mark.parametrize("odd", [np.nan, np.inf, -np.inf])
+def test_a_user_with_a_score_that_is_no_number_has_no_metrics(odd):
+    scores = np.array([[0.1, odd, 0.2, 0.3], [0.1, 0.9, 0.2, 0.3]])
+    found = measure(scores, np.array([3, 1]), np.zeros((2, 4), dtype=bool), KEYS[:2])
+    assert np.isnan([of[0] for of in found]).all()
+    assert [of[1] for of in found] == [1] * 5
 
 
 def test_ties_cost_half_a_rank_each():

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from mtrec_ray.evaluation import tables as output
 from mtrec_ray.evaluation.intervals import interval, nan_mean, relative_gain
-from mtrec_ray.evaluation.report import EvaluatedRun, EvaluationReport
+from mtrec_ray.evaluation.report import EvaluatedRun, EvaluationReport, row_labels
 from mtrec_ray.evaluation.tables import TABLE_KEYS, gain_rich_table
 from tests.evaluation.simulated import HISTORY, state
 from tests.processes import printed
@@ -46,6 +46,30 @@ def tables(report) -> dict[str, pd.DataFrame]:
 @pytest.fixture(scope="module")
 def document(tables) -> dict[str, Any]:
     return json.loads(json.dumps(output.evaluation_document(tables), allow_nan=False))
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (["all"], ["all (territory)"]),
+        (["mean", "DE", "all"], ["mean (territory)", "DE", "all (territory)"]),
+        (["all", "all (territory)"], ["all (territory) (territory)", "all (territory)"]),
+    ],
+)
+def test_territories_with_the_name_of_a_mean_have_rows_of_their_own(names, labels):
+    assert row_labels(names) == labels
+
+
+def test_territories_called_all_and_mean_have_the_figures_of_other_names(runs, report):
+    named = EvaluationReport(runs, ["all", "DE", "mean"], ["local_mean", "World"])
+    for metric in ("pr_auc", "title_pr_auc"):
+        found, expected = (one.intervals(metric, "mtl") for one in (named, report))
+        np.testing.assert_array_equal(list(found.values()), list(expected.values()))
+    assert {"all (territory)", "mean (territory)", "all", "mean"} < set(named.row_names("pr_auc"))
+    tables = output.evaluation_tables(named)
+    assert {name: len(table) for name, table in tables.items()} == {
+        name: len(table) for name, table in output.evaluation_tables(report).items()
+    }
 
 
 def test_the_document_nests_every_metric_by_cohort_variant_day_and_territory(document, runs):

@@ -16,12 +16,10 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.state import EvaluationResult
 from mtrec_ray.hashing import user_keys
 from mtrec_ray.jobs.config import EvaluateConfig
-from mtrec_ray.jobs.evaluate import days_and_cohorts, evaluate_propensity
+from mtrec_ray.jobs.evaluate import evaluate_propensity
 from mtrec_ray.jobs.report import PropensityEvaluation
 from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.sources.calendar import Territory
-from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.sampling import TEST, split_of
 from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot
 from tests.jobs.untrained import write_run
@@ -278,12 +276,6 @@ class TestRefusals:
         runs = [write_run(lake, tmp_path, f"f{f}", 0, sample=EVERYONE | {"random_fraction": f}) for f in (0.4, 0.5)]
         with pytest.raises(UserError, match=r"'f0\.4' and 'f0\.5' of seed 0 differ in sample\.seed or sample\.random"):
             evaluate(*runs)
-
-    @pytest.mark.parametrize("name", ["all", "mean"])
-    def test_a_territory_with_the_name_of_a_row_is_refused(self, lake, runs, name):
-        named = lake.manifest.model_copy(update={"territories": [Territory(name=name, region="N")]})
-        with pytest.raises(UserError, match=f"territory '{name}' has the name of a row of the report"):
-            days_and_cohorts(EvaluateConfig(runs=runs), Lake("", named), named.calendar, SampleConfig())
 
     def test_variants_whose_seeds_cannot_be_paired_are_refused(self, lake, runs, tmp_path, monkeypatch):
         monkeypatch.setattr("mtrec_ray.jobs.evaluate.map_tasks", None)

@@ -10,7 +10,7 @@ from mtrec_ray.models.shapes import GroupBlockName
 from mtrec_ray.models.training_state import collect_state
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 from mtrec_ray.trainers.propensity import make_optimizer
-from mtrec_ray.trainers.trainer import Trainer
+from mtrec_ray.trainers.trainer import Diverged, Trainer
 from mtrec_ray.training.weights import load_checkpoint, save_checkpoint
 from tests.processes import python
 from tests.trainers.small import MAKERS, STEPS_PER_EPOCH, backbone, propensity
@@ -74,6 +74,42 @@ def test_callbacks_are_called_at_milestones(name):
     assert steps == list(range(1, trainer.num_steps + 1))
     assert (len(figures), len(saved)) == (2, 2)
     assert all(one["train/loss"] > 0 for one in figures)
+
+
+@pytest.mark.parametrize(
+    ("name", "rate", "found"),
+    [
+        ("propensity", 1e30, r"loss is nan at step 2: lower optim\.lr \(1e30\)"),
+        ("backbone", 1e30, r"loss is nan at step 2: lower optim\.lr \(1e30\)"),
+        ("backbone", float("nan"), r"loss is nan at step 2: "),
+        ("eliminators", 1e30, r"(loss is nan|weights overflow) at step \d: lower adversary\.generator_lr \(1e30\)"),
+    ],
+)
+def test_diverged_training_is_refused_before_anything_is_kept(name, rate, found):
+    trainer, batches = MAKERS[name]()
+    for group in trainer.optimizer.param_groups:
+        group["lr"] = group["first_lr"] = rate
+    saved = []
+    with pytest.raises(Diverged, match=f"^training diverged: {found}"):
+        trainer.run(batches(0), on_checkpoint=lambda: saved.append(trainer.next_step))
+    assert trainer.take_outputs() == {}
+    assert saved == ([0] if name == "eliminators" else [])  # the transport, before the first step
+
+
+def test_weights_too_large_to_be_squared_are_refused():
+    trainer, _ = propensity()
+    trainer.check_weights()
+    trainer.model.state_dict()["user_tower.first"].fill_(1e30)
+    with pytest.raises(Diverged, match="weights overflow at step 0"):
+        trainer.check_weights()
+
+
+def test_validation_scores_that_overflow_are_refused(monkeypatch):
+    trainer, batches = backbone()
+    monkeypatch.setattr(trainer, "check_weights", lambda: trainer.average.module.titles.weight.fill_(3e38))
+    with pytest.raises(Diverged, match="validation scores are nan or inf at step 6"):
+        trainer.run(batches(0))
+    assert trainer.take_outputs() == {}
 
 
 def test_clock_checkpoints_at_most_every_ten_steps():

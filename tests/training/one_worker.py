@@ -7,11 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 import ray.train
 import ray.train.torch
 import torch
 
 from mtrec_ray.config import validate_config
+from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.trainers.backbone_config import BackboneConfig
@@ -45,6 +47,7 @@ class OneWorker:
         patch.setattr(ray.train, "get_context", lambda: context)
         patch.setattr(ray.train, "get_checkpoint", self.get_checkpoint)
         patch.setattr(ray.train, "report", self.report)
+        patch.setattr(ray, "get", lambda answer: answer)
         patch.setattr(ray.train.torch, "get_device", lambda: torch.device("cpu"))
         for driver in (fit, eliminators):
             patch.setattr(driver, "fit", self.fit)
@@ -69,15 +72,22 @@ class OneWorker:
 
     def fit(self, record: Record, progress: Any, pack: str = "") -> None:
         self.latest = None
-        actor = SimpleNamespace(put=SimpleNamespace(remote=lambda step, note: None))
+        mistakes = list[str]()
+        actor = SimpleNamespace(
+            put=SimpleNamespace(remote=lambda step, note: None),
+            put_mistake=SimpleNamespace(remote=mistakes.append),
+            get_mistake=SimpleNamespace(remote=lambda: "".join(mistakes)),
+        )
         settings = {"run": type(record), "record": record.model_dump_json(), "pack": pack, "actor": actor}
         while True:
             self.starts += 1
             try:
                 train_loop_per_worker(settings)
-                return
+                break
             except Killed:
                 continue
+        if mistakes:
+            raise UserError(mistakes[0])
 
 
 def backbone_config(lake: Lake, runs: Path, **settings: Any) -> BackboneConfig:

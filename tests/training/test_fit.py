@@ -29,7 +29,10 @@ class Trainer:
 @pytest.fixture
 def play(monkeypatch):
     monkeypatch.setattr(fit_module, "TorchTrainer", Trainer)
-    monkeypatch.setattr(fit_module, "ProgressActor", SimpleNamespace(remote=lambda: None))
+    told = list[str]()
+    actor = SimpleNamespace(get_mistake=SimpleNamespace(remote=lambda: "".join(told)))
+    monkeypatch.setattr(fit_module.ray, "get", lambda answer: answer)
+    monkeypatch.setattr(fit_module, "ProgressActor", SimpleNamespace(remote=lambda: actor))
     monkeypatch.setattr(fit_module, "need_ray", lambda: None)
     record = SimpleNamespace(config=SimpleNamespace(runner=RunnerConfig()), folder=lambda pack: "runs/name", steps=3)
 
@@ -37,7 +40,13 @@ def play(monkeypatch):
         record.model_dump_json = lambda: work  # what the simulated training does
         fit(record, None)  # pyright: ignore[reportArgumentType]
 
+    play.told = told
     return play
+
+
+def test_a_mistake_that_a_worker_found_is_raised(play):
+    with pytest.raises(UserError, match=r"^training diverged$"):
+        play(lambda: play.told.append("training diverged"))
 
 
 def test_ray_train_runs_outside_the_main_thread(play):

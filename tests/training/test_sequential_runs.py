@@ -91,6 +91,15 @@ def test_killed_backbone_resumes_to_the_same_weights(lake, source, one_worker, t
     assert content(killed) == content(source)
 
 
+def test_diverged_backbone_is_refused_and_leaves_no_weights(lake, one_worker, tmp_path):
+    worker, config = one_worker(tmp_path / "killed"), backbone_config(lake, tmp_path / "runs")
+    diverging = config.model_copy(update={"optim": config.optim.model_copy(update={"lr": 1e30})})
+    with pytest.raises(UserError, match=r"^training diverged: loss is nan at step 2: lower optim\.lr \(1e30\)"):
+        train_backbone(diverging)
+    assert (worker.starts, worker.reports) == (1, 0)
+    assert list(Path(tmp_path).rglob("*.safetensors")) == []
+
+
 def test_killed_pack_resumes_to_the_same_weights(source, one_worker, monkeypatch, tmp_path):
     """Of two combinations, gender holds its floor at the first validation alone, gender+age at none.
 

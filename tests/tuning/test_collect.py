@@ -14,6 +14,7 @@ import yaml
 from optuna.distributions import CategoricalDistribution
 from ray.tune.utils import flatten_dict
 
+from mtrec_ray.errors import UserError
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning import collect
 from mtrec_ray.tuning.collect import plots_page, run_search, study_of
@@ -31,6 +32,7 @@ SPACE, _ = parse_space(
     (),
     {},
 )
+DIVERGED = "training diverged: loss is nan at step 2"
 ACCURACY, LEAKAGE = "pr_auc/weighted", "leakage/mean"
 FRESH = {ACCURACY: {"value": 0.39}, LEAKAGE: {"value": 0.1}}
 
@@ -53,13 +55,15 @@ class Grid(list):
         return [result.error for result in self if result.error]
 
 
-def result(trial_id: str, reports: list[Any], lr: float, block: str = "dense", error: Exception | None = None) -> Any:
+def result(
+    trial_id: str, reports: list[Any], lr: float, block: str = "dense", error: Exception | None = None, **more: str
+) -> Any:
     """A trial with a report at each validation: of `ACCURACY`, or of several metrics."""
     named = [report if isinstance(report, dict) else {ACCURACY: report} for report in reports]
     rows = [{"training_iteration": n, "figures": values_of(one), "time_total_s": n} for n, one in enumerate(named, 1)]
     rows = [row | {"trial_id": trial_id, "pid": 7} for row in rows]
     return SimpleNamespace(
-        metrics=rows[-1] if rows else {"trial_id": trial_id},
+        metrics=rows[-1] | more if rows else {"trial_id": trial_id},
         metrics_dataframe=pd.DataFrame(map(flatten_dict, rows)) if rows else None,
         error=error,
         checkpoint=None,
@@ -77,6 +81,7 @@ def some_trials() -> Grid:
             result("t4", [0.30, 0.35], 3e-3, "shift"),
             result("t5", [], 9e-2, error=RuntimeError("it died\nout of memory")),
             result("t6", [0.5, float("nan")], 2e-3),
+            result("t7", [float("nan")], 1e30, failed=DIVERGED),
         ]
     )
 
@@ -102,13 +107,14 @@ def found(folder) -> SearchResult:
 
 def test_the_best_is_the_complete_trial_with_the_best_figure(found, folder):
     assert {row.trial_id: row.status for row in found.rows} == {
-        "t1": DONE, "t2": DONE, "t3": STOPPED, "t4": DONE, "t5": FAILED, "t6": DONE,
+        "t1": DONE, "t2": DONE, "t3": STOPPED, "t4": DONE, "t5": FAILED, "t6": DONE, "t7": FAILED,
     }  # fmt: skip
     assert found.best.trial_id == "t2"
     assert found.front == [found.best]
     best_config = {"optim": {"lr": 1e-2}, "model": {"group_block": "shift"}}
     assert yaml.safe_load((folder / "best-config.yaml").read_text()) == best_config
     assert json.loads((folder / "summary.json").read_text()) == found.document()
+    assert found.document()["failures"] == {"t5": "out of memory", "t7": DIVERGED}
     assert (found.fresh, found.notes) == ([FRESH], ["a note"])
 
 
@@ -147,8 +153,8 @@ def test_the_front_is_pareto_optimal_and_sorted_by_the_first_goal(tmp_path, figu
 def test_trials_csv_has_settings_and_metrics_csv_has_figures_without_what_tune_adds(found, folder):
     trials, metrics = (pd.read_csv(folder / f"{name}.csv") for name in ("trials", "metrics"))
     assert trials.columns.tolist() == ["trial", "status", "validations", "optim.lr", "model.group_block"]
-    assert trials["trial"].tolist() == ["t1", "t2", "t3", "t4", "t5", "t6"]
-    assert trials["validations"].tolist() == [2, 2, 1, 2, 0, 2]
+    assert trials["trial"].tolist() == ["t1", "t2", "t3", "t4", "t5", "t6", "t7"]
+    assert trials["validations"].tolist() == [2, 2, 1, 2, 0, 2, 0]
     assert metrics.columns.tolist() == ["trial", "metric", "value", "low", "high"]
     values = metrics[metrics["metric"] == ACCURACY].set_index("trial")["value"]
     assert values.dropna().to_dict() == {"t1": 0.20, "t2": 0.40, "t3": 0.05, "t4": 0.35}
@@ -169,6 +175,11 @@ def test_without_a_complete_trial_the_first_error_is_raised(grid, reason, tmp_pa
     with pytest.raises(RuntimeError, match=f"none of 1 trials .* first error: {reason}"):
         collected(tmp_path, grid)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_search_whose_trials_all_diverge_is_the_users_mistake(tmp_path):
+    with pytest.raises(UserError, match=f"none of 1 trials .* first error: {DIVERGED}"):
+        collected(tmp_path, Grid([result("t1", [float("nan")], 1e30, failed=DIVERGED)]))
 
 
 def drawings(page: str) -> list[str]:

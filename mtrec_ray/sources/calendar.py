@@ -19,6 +19,7 @@ AFTER_LAST_TIMESTAMP = datetime(2200, 1, 1, tzinfo=UTC)
 UNORDERED = "all events carry one timestamp: leave-one-out takes the last rows of each user in the files"
 MIN_GAP_DAYS = 30
 NUM_DISTINCT = 100  # More than the wild timestamps of events that otherwise carry one
+MAX_SAMPLE = 1_000  # Times that show whether float32 held them
 MAX_FEW = 5  # Events at either end that may be wild where one in a hundred is less
 NO_TIMES = ("", "nan", "NaN", "NaT", "<NA>", "None", "null", "NULL", "\\N")  # Texts for a missing time
 TICKS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -82,15 +83,37 @@ class DayCounts:
     def __init__(self) -> None:
         self.counts = np.zeros((AFTER_LAST_TIMESTAMP - FIRST_TIMESTAMP).days, np.int64)
         self.distinct: set[datetime] = set()  # Some timestamps, at least `NUM_DISTINCT` if there are so many
+        self.sample_us = np.empty(0, np.int64)  # The first times
 
     def add(self, times: pa.ChunkedArray | pa.Array) -> None:
         """Count timestamps (us, UTC); nulls and those that no lake accepts are left out."""
-        days = np.asarray(pc.fill_null(times.cast(pa.int64()), -1)) // (DAY_S * 1_000_000)
-        days = days[(days >= 0) & (days < len(self.counts))]
-        self.counts += np.bincount(days, minlength=len(self.counts))
+        micros = np.asarray(pc.fill_null(times.cast(pa.int64()), -1))
+        days = micros // (DAY_S * 1_000_000)
+        inside = (days >= 0) & (days < len(self.counts))
+        self.counts += np.bincount(days[inside], minlength=len(self.counts))
+        missing = MAX_SAMPLE - len(self.sample_us)
+        self.sample_us = np.concatenate([self.sample_us, micros[inside][:missing]])
         if len(self.distinct) < NUM_DISTINCT:
-            known = times.filter(pc.invert(out_of_range(times)))  # datetime has no others
+            known = times.filter(pa.array(inside))
             self.distinct |= set(pc.unique(known)[:NUM_DISTINCT].to_pylist())
+
+    @property
+    def were_float32(self) -> bool:
+        """The times are numbers that float32 holds (every 128th second) or writes as text.
+
+        So are midnights; of other true times one in 128 is, of full hours three in four.
+        """
+        if not (self.sample_us % (8 * 3_600 * 1_000_000)).any():
+            return False
+        for unit_us in (1_000_000, 1_000):  # seconds, milliseconds
+            numbers = self.sample_us / unit_us
+            held = numbers.astype(np.float32)
+            written = pa.array(held).cast(pa.string()).cast(pa.float64()).to_numpy()
+            if len(numbers) >= 8 and (held == numbers).all():
+                return True
+            if len(numbers) >= 64 and (written == numbers).mean() > 0.95:
+                return True
+        return False
 
     def believable(self) -> tuple[datetime, datetime] | None:
         """[first day, day after the last) without wild timestamps; None without events.
@@ -181,6 +204,9 @@ def _times_of_texts(texts: pa.ChunkedArray | pa.Array, unit: str) -> pa.ChunkedA
         return texts.cast(TIMESTAMP)
     is_number = pc.match_substring_regex(texts, r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$")
     if pc.all(is_number).as_py():
+        short = texts.filter(pc.match_substring_regex(texts, r"[eE]\+?(0?\d|1[0-4])$"))
+        if len(short):
+            raise UserError(f"{short[0].as_py()!r} has lost seconds: write times with all digits")
         whole = pc.replace_substring_regex(texts, r"\.0*$", "")
         are_whole = pc.all(pc.match_substring_regex(whole, r"^[+-]?\d+$")).as_py()
         return to_utc_micros(whole.cast(pa.int64()) if are_whole else texts.cast(pa.float64()), unit)

@@ -17,6 +17,7 @@ from mtrec_ray.sources.calendar import (
     AFTER_LAST_TIMESTAMP,
     DAY_S,
     FIRST_TIMESTAMP,
+    UNORDERED,
     DayCounts,
     Territory,
     propose_calendar,
@@ -133,13 +134,15 @@ class ParquetSource(Source):
             source="parquet",
             territories=[Territory(name=n, region=config.regions.get(n, "all")) for n in territories],
             attributes={name: values or found[name] for name, values in config.attributes.items()},
-            calendar=propose_calendar(self._days, DAY_S, config.num_evaluation_days, fix, *window),
+            calendar=propose_calendar(
+                self._days, DAY_S, config.num_evaluation_days, fix, *window, ordered=self._counted.ordered()
+            ),
             event_days=self._days,
             num_users=sum(chunk.num_rows for chunk in self.chunks["users"]),
             title_categoricals=config.title_categoricals,
             embeddings=Embeddings(description="brought by the source" * any(widths.values()), **widths),
             raw_files=[RawFile(table=table, path=path, rows=rows) for table, path, rows in self._rows_of_files()],
-            notes=self._notes(),
+            notes=[*self._notes(), *[UNORDERED] * (not self._counted.ordered())],
         )
 
     def titles(self) -> pa.Table:
@@ -214,16 +217,29 @@ class ParquetSource(Source):
         return {name: sorted(found - {None}) for name, found in values.items()}
 
     @cached_property
-    def _days(self) -> tuple[datetime, datetime]:
-        """Days of the events, without wild timestamps, and of the window that the settings name."""
-        days, config = DayCounts(), self.config
+    def _counted(self) -> DayCounts:
+        days = DayCounts()
         for chunk in self.chunks["events"]:
             for rows in self._read("events", chunk, only=["timestamp"]):
                 days.add(rows["timestamp"])
+        return days
+
+    @cached_property
+    def _days(self) -> tuple[datetime, datetime]:
+        """Days of the events, without wild timestamps, and of the window that the settings name."""
+        days, config = self._counted, self.config
+        paths = self.files["events"].paths
+        where = f"{paths[0]}{f' and {len(paths) - 1} more files' if len(paths) > 1 else ''}"
+        where += f": column {self._raw_names('events')['timestamp']!r}"
+        if days.were_float32:
+            raise UserError(
+                f"{where}: the times were float32 once, "
+                "which holds every 128th second: write integers, float64 or timestamps from the start"
+            )
         start, end = config.window_start, config.window_end
         found = days.believable() or ((to_utc(start), to_utc(end)) if start and end else None)
         if not found:
-            raise UserError(f"no event of {config.events!r} has a valid timestamp: check timestamp_unit")
+            raise UserError(f"{where}: no event has a valid time: check timestamp_unit")
         after = to_utc(end) + timedelta(days=config.num_evaluation_days) if end else found[1]
         return min(found[0], to_utc(start or found[0])), max(found[1], after)
 

@@ -22,6 +22,7 @@ MISSING = ("nan", "NaN", "<NA>", "NaT", "None", "null", "NULL", "\\N")
 """Texts that pandas, Polars, Spark, DuckDB and Hive write for a missing value."""
 WHOLE = r"^([+-]?\d+)\.0*$"
 EXPONENT = r"^[+-]?\d(\.\d+[eE][+-]?|[eE][+-])\d+$"
+BYTES = r"^b'.*'$"
 MAX_EXACT = {"halffloat": 2**11, "float": 2**24, "double": 2**53}  # Larger whole numbers share a float with others
 Column: TypeAlias = pa.ChunkedArray | pa.Array
 
@@ -114,9 +115,10 @@ def _id_text(values: pa.Array, missing: Collection[str]) -> pa.Array:
         if len(fractions):
             raise UserError(f"{fractions[0]} is no id: write ids as integers or text")
     texts = _texts(values, missing)
-    floats = texts.filter(pc.match_substring_regex(texts, EXPONENT))
-    if len(floats):
-        raise UserError(f"{floats[0].as_py()!r} was a number and has lost digits: write ids as integers or text")
+    for pattern, was in ((EXPONENT, "a number that has lost digits"), (BYTES, "Python bytes, which should be decoded")):
+        odd = texts.filter(pc.match_substring_regex(texts, pattern))
+        if len(odd):
+            raise UserError(f"{odd[0].as_py()!r} was {was}: write ids as integers or text")
     return texts
 
 

@@ -79,6 +79,7 @@ def test_dates_decimals_and_columns_without_a_value_are_read():
         (pa.array([20240229, 20240301]), "20240229 looks like a date"),
         (pa.array(["20240229"]), "20240229 looks like a date"),
         (pa.array(["1709209815", "2024-02-29"]), "'1709209815' is no time"),
+        (pa.array(["1.7040708e+09"]), r"'1\.7040708e\+09' has lost seconds"),
         (pa.array(["29.02.2024"]), r"'29\.02\.2024' is no time: write 2022-01-31T10:00:00Z"),
         (pa.array(["2024-13-01"]), "'2024-13-01' is no time"),
     ],
@@ -113,3 +114,20 @@ def test_times_that_are_many_or_near_the_others_are_believed():
     assert believable(growing)[0] == FIRST
     assert believable([5]) == (EPOCH, EPOCH + timedelta(days=1))
     assert believable([]) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("times", "were_float32"),
+    [
+        (SERVICE.astype(np.float32), True),
+        (SERVICE.astype(np.float32)[:10], True),
+        ([float(str(time)) for time in SERVICE.astype(np.float32)], True),
+        (SERVICE, False),
+        *((SERVICE // step * step, False) for step in (60, 3_600, 8 * 3_600, 86_400)),
+    ],
+)
+def test_times_that_were_float32_once_are_noticed(times, were_float32):
+    days = DayCounts()
+    for part in np.array_split(np.asarray(times).astype(np.int64), 4):
+        days.add(timestamps_from_epoch(part, "s"))
+    assert days.were_float32 == were_float32

@@ -128,7 +128,7 @@ def _csv_file(uri: str, path: str, partition: dict[str, str | None], delimiter: 
     """A CSV file with its header and its number of rows, read once."""
     with open_csv(uri, path, delimiter, encoding) as reader:
         names = tuple(reader.schema.names)
-    if len(names) == 1:
+    if len(names) == 1 and set(names[0]) & set(",;|\t"):
         raise UserError(f"{path}: the only column is {names[0]!r}: set source.delimiter to what separates the fields")
     empty = CsvFile(uri, path, 0, names, partition, delimiter, encoding)
     num_rows = sum(rows.num_rows for rows in empty.read([next(name for name in names if names.count(name) == 1)]))

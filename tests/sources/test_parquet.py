@@ -157,6 +157,7 @@ CSV = {
     "e.csv": 'uid,tid,at\n1,"7",1704085200000\n2,7,1704430800000.0\n',
     "titles.tsv": '\ufefftid\ttitle\tkind\n7\t"A\nfilm, ""really"""\tfilm\n',
 }
+TID = {"title_columns": {"title_id": "tid"}}
 MAPPED = CONFIG["user_columns"]
 CSV_CONFIG = CONFIG | {"users": "users.csv", "events": "e.csv", "titles": "titles.tsv"}
 
@@ -205,6 +206,13 @@ def test_csv_that_could_be_read_wrongly_is_refused(tmp_path, change, config, mes
         (tmp_path / name).write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(UserError, match=message):
         _read_all(make_source("parquet", CSV_CONFIG | config, str(tmp_path)))
+
+
+def test_a_csv_file_may_have_one_column(tmp_path):
+    for name, text in (CSV | {"t.csv": "tid\n7\n8\n"}).items():
+        (tmp_path / name).write_text(text)
+    source = make_source("parquet", CSV_CONFIG | {"titles": "t.csv", "title_categoricals": [], **TID}, str(tmp_path))
+    assert source.titles().to_pydict() == {"title_id": ["7", "8"]}
 
 
 def test_encoding_and_delimiter_are_settings(tmp_path):

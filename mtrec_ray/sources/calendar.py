@@ -20,6 +20,7 @@ UNORDERED = "all events carry one timestamp: leave-one-out takes the last rows o
 MIN_GAP_DAYS = 30
 NUM_DISTINCT = 100  # More than the wild timestamps of events that otherwise carry one
 MAX_SAMPLE = 1_000  # Times that show whether float32 held them
+CLOCK_DAYS = [0, (2**31 - 1) // DAY_S, (2**32 - 1) // DAY_S]  # 1970-01-01, the ends of signed and unsigned 32-bit time
 MAX_FEW = 5  # Events at either end that may be wild where one in a hundred is less
 NO_TIMES = ("", "nan", "NaN", "NaT", "<NA>", "None", "null", "NULL", "\\N")  # Texts for a missing time
 TICKS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
@@ -119,12 +120,17 @@ class DayCounts:
         """[first day, day after the last) without wild timestamps; None without events.
 
         Wild are a few events, at most one in a hundred at either end, that are further from all others than those
-        are from each other, and further than `MIN_GAP_DAYS`: zeros, the end of 32-bit time, broken clocks.
+        are from each other, and further than `MIN_GAP_DAYS`. Of the days that broken clocks and missing values have
+        (`CLOCK_DAYS`) up to half of all events are.
         """
         days = np.flatnonzero(self.counts)
         if not len(days):
             return None
-        before = np.cumsum(self.counts[days])
+        usual = self.counts.copy()
+        usual[CLOCK_DAYS] = np.where(2 * usual[CLOCK_DAYS] < usual.sum(), 0, usual[CLOCK_DAYS])
+        usual = usual if usual.any() else self.counts
+        days = np.flatnonzero(usual)
+        before = np.cumsum(usual[days])
         total = int(before[-1])
         few = max(total // 100, min(MAX_FEW, total // 10))
         low, high = np.searchsorted(before, [few, total - few - 1], side="right")
@@ -132,7 +138,9 @@ class DayCounts:
         wide = np.flatnonzero(np.diff(days) > gap)  # the gap after each of these days
         first = max((int(i) + 1 for i in wide if i < low), default=0)
         last = min((int(i) for i in wide if i >= high), default=len(days) - 1)
-        start, end = (FIRST_TIMESTAMP + timedelta(days=int(day)) for day in (days[first], days[last] + 1))
+        near = [day for day in CLOCK_DAYS if self.counts[day] and days[first] - gap <= day <= days[last] + gap]
+        bounds = min([days[first], *near]), max([days[last], *near]) + 1
+        start, end = (FIRST_TIMESTAMP + timedelta(days=int(day)) for day in bounds)
         return start, end
 
     def ordered(self) -> bool:

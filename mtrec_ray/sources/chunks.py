@@ -1,5 +1,6 @@
 """Pieces of a table's files that one task reads: row groups of Parquet, or a CSV file."""
 
+import codecs
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,8 @@ import pyarrow.parquet as pq
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import resolve
-from mtrec_ray.sources.tables import TableFiles, compression_of, delimiter_of, partition_values
+from mtrec_ray.sources.tables import PARQUET_MAGIC, TableFiles, compression_of, delimiter_of, partition_values
+from mtrec_ray.sources.values import label_text
 
 CSV_BLOCK_BYTES = 16 << 20
 
@@ -37,9 +39,21 @@ class Chunk:
         if repeated:
             raise UserError(f"{self.path}: there are several columns {repeated[0]!r}: rename all but one")
         for rows in self._read(inside):
-            for name in set(columns) - set(inside):
-                rows = rows.append_column(name, pa.array([self.partition[name]] * rows.num_rows, pa.string()))
+            for name in self.partition.keys() & columns:
+                rows = self._with_partition(rows, name)
             yield rows
+
+    def _with_partition(self, rows: pa.Table, name: str) -> pa.Table:
+        """The rows with a column that a folder stands for; UserError if the file says otherwise."""
+        value = self.partition[name]
+        if name in rows.column_names:
+            other = [found for found in label_text(rows[name]).unique().to_pylist() if found != value]
+            if other:
+                raise UserError(
+                    f"{self.path}: column {name!r} is {other[0]!r} in the file and {value!r} in its folder's name"
+                )
+            return rows
+        return rows.append_column(name, pa.array([value] * rows.num_rows, pa.string()))
 
     def _read(self, columns: list[str]) -> Iterator[pa.Table]:
         raise NotImplementedError
@@ -126,6 +140,12 @@ def open_csv(
 
 def _csv_file(uri: str, path: str, partition: dict[str, str | None], delimiter: str, encoding: str) -> CsvFile:
     """A CSV file with its header and its number of rows, read once."""
+    with resolve(uri)[0].open_input_stream(path, compression=None) as stream:
+        start = stream.read(len(PARQUET_MAGIC))
+    if start == PARQUET_MAGIC:
+        raise UserError(f"{path}: a Parquet file by content, CSV by name: rename it")
+    if start[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE) and not encoding.lower().startswith("utf-16"):
+        raise UserError(f"{path}: UTF-16 text: set source.encoding to utf-16")
     with open_csv(uri, path, delimiter, encoding) as reader:
         names = tuple(reader.schema.names)
     if len(names) == 1 and set(names[0]) & set(",;|\t"):
@@ -137,4 +157,5 @@ def _csv_file(uri: str, path: str, partition: dict[str, str | None], delimiter: 
 
 def _damaged_csv(path: str, error: Exception) -> UserError:
     found = str(error).removeprefix("CSV parse error: ").partition("\n")[0][:120]
+    found = "".join(sign if sign.isprintable() else "?" for sign in found)
     return UserError(f"{path}: not read as CSV ({found}): fix the file, or set source.delimiter and source.encoding")

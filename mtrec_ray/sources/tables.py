@@ -58,10 +58,17 @@ def locate_table(location: str, raw: str | None) -> TableFiles:
     named = [info.path for info in matches if info.is_file]
     for info in [] if named else matches:
         _refuse_table_formats(fs, info.path, shown)
-        below = fs.get_file_info(pafs.FileSelector(info.path, recursive=True))
-        for file in (one.path for one in below if one.is_file):
+        for file in _files_below(fs, info.path):
             hidden = any(part.startswith(HIDDEN) for part in file[len(info.path) + 1 :].split("/"))
-            (found.left_out if hidden or not _is_data(fs, file) else found.paths).append(file)
+            is_data = not hidden and _is_data(fs, file)
+            if is_data and "." in posixpath.basename(file) and not _has_known_ending(file):  # data.parquet.bak
+                raise UserError(
+                    f"{file}: a Parquet file by content, not by name: rename it, or name the files by a glob"
+                )
+            (found.paths if is_data else found.left_out).append(file)
+    for file in named:
+        if not _is_data(fs, file):
+            raise UserError(f"{file}: neither Parquet nor CSV by its name: it should end in .parquet, .csv or .csv.gz")
     found.paths = sorted(found.paths + named)
     found.left_out = sorted(found.left_out + [f"{one.path}/" for one in matches if named and not one.is_file])
     if not found.paths:
@@ -86,15 +93,20 @@ def _without_compression(path: str) -> str:
     return stem if ending in COMPRESSIONS else path.lower()
 
 
+def _files_below(fs: pafs.FileSystem, folder: str) -> list[str]:
+    return [one.path for one in fs.get_file_info(pafs.FileSelector(folder, recursive=True)) if one.is_file]
+
+
+def _has_known_ending(path: str) -> bool:
+    return path.lower().endswith(PARQUET) or delimiter_of(path) is not None
+
+
 def _is_data(fs: pafs.FileSystem, path: str) -> bool:
     """A Parquet or CSV file; Hive and Impala write Parquet files whose names have no ending."""
-    if path.lower().endswith(PARQUET) or delimiter_of(path):
+    if _has_known_ending(path):
         return True
-    with fs.open_input_stream(path) as stream:
-        is_parquet = stream.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC
-    if is_parquet and "." in posixpath.basename(path):
-        raise UserError(f"{path}: a Parquet file by content, not by name: rename it, or name the files by a glob")
-    return is_parquet
+    with fs.open_input_stream(path, compression=None) as stream:
+        return stream.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC
 
 
 def partition_values(path: str) -> dict[str, str | None]:

@@ -87,7 +87,11 @@ def plain(column: Column) -> pa.Array:
         array = pa.array([], array.type)
     if kinds.is_dictionary(array.type):
         array = array.dictionary_decode()
-    return plain(array.storage) if isinstance(array.type, pa.BaseExtensionType) else array
+    if not isinstance(array.type, pa.BaseExtensionType):
+        return array
+    if array.type.extension_name == "arrow.json":
+        raise _unreadable(array.type)
+    return plain(array.storage)
 
 
 def _by_distinct(column: Column, convert: Callable[[pa.Array], pa.Array]) -> pa.Array:

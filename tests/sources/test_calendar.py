@@ -100,7 +100,16 @@ def believable(*times):
 
 
 @pytest.mark.parametrize(
-    "wild", [[], [0], [2**31 - 1], [0, 1, 34_560_000, 2**31 - 1, 4_102_444_800], [-5.0, 1e12], [1_600_000_000] * 42]
+    "wild",
+    [
+        [],
+        [0],
+        [2**31 - 1],
+        [0, 1, 34_560_000, 2**31 - 1, 4_102_444_800],
+        [-5.0, 1e12],
+        [1_600_000_000] * 42,
+        [0] * 2_000 + [2**31 - 1] * 2_000,
+    ],
 )
 def test_a_few_wild_times_do_not_move_the_range_of_the_others(wild):
     assert believable(SERVICE, wild) == (FIRST, FIRST + timedelta(days=40))
@@ -109,7 +118,11 @@ def test_a_few_wild_times_do_not_move_the_range_of_the_others(wild):
 def test_times_that_are_many_or_near_the_others_are_believed():
     start, end = believable(SERVICE, [FIRST.timestamp() - 35 * 86_400])
     assert (start, end) == (FIRST - timedelta(days=35), FIRST + timedelta(days=40))
-    assert believable(SERVICE, [0] * 100)[0] == EPOCH
+    assert believable(SERVICE, [1] * 5_000)[0] == EPOCH
+    assert believable(SERVICE, [86_400] * 100)[0] == EPOCH + timedelta(days=1)
+    assert believable(np.arange(0, 864_000, 3_600)) == (EPOCH, EPOCH + timedelta(days=10))
+    assert believable([0, 2**31 - 1, 2**32 - 1])[0] == EPOCH
+    assert believable([0, 0]) == (EPOCH, EPOCH + timedelta(days=1))
     growing = FIRST.timestamp() + 86_400 * np.concatenate([np.arange(0, 3_300, 100), np.arange(3_300, 3_650, 0.05)])
     assert believable(growing)[0] == FIRST
     assert believable([5]) == (EPOCH, EPOCH + timedelta(days=1))

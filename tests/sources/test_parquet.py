@@ -247,3 +247,34 @@ def test_int96_of_spark_does_not_wrap_around(raw):
     source = make_source("parquet", CONFIG, str(raw))
     assert rows_of(source, "events")["timestamp"].to_pylist() == [time.replace(tzinfo=UTC) for time in times]
     assert source.facts.calendar.window_start == datetime(2024, 1, 1, tzinfo=UTC)
+
+
+def test_a_folder_that_contradicts_its_file_is_refused(raw):
+    for path in (raw / "users").iterdir():
+        path.unlink()
+    rows = pa.table({"uid": ["u1", "u2"], "sex": ["f", "f"], "country": ["NO", "SE"]})
+    (raw / "users" / "country=NO").mkdir()
+    pq.write_table(rows.slice(0, 1), raw / "users" / "country=NO" / "a.parquet")
+    source = make_source("parquet", CONFIG | {"users": "users"}, str(raw))
+    assert rows_of(source, "users")["territory"].to_pylist() == ["NO"]
+    pq.write_table(rows, raw / "users" / "country=NO" / "b.parquet")
+    with pytest.raises(
+        UserError, match=r"b\.parquet: column 'country' is 'SE' in the file and 'NO' in its folder's name"
+    ):
+        rows_of(make_source("parquet", CONFIG | {"users": "users"}, str(raw)), "users")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("u.xlsx", b"PK", "neither Parquet nor CSV by its name"),
+        ("u.csv", b"PAR1", "a Parquet file by content, CSV by name"),
+        ("u.csv", "uid,country,sex\n".encode("utf-16"), "UTF-16 text: set source.encoding to utf-16"),
+        ("u.csv.gz", b"uid,country", r"not read as CSV \(zlib inflate failed"),
+        ("u.parquet", b"PAR1", "no Parquet file, or truncated"),
+    ],
+)
+def test_files_of_another_format_are_refused(raw, name, data, message):
+    (raw / name).write_bytes(data)
+    with pytest.raises(UserError, match=f"{name}: {message}"):
+        make_source("parquet", CONFIG | {"users": name}, str(raw))

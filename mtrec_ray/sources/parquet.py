@@ -41,13 +41,12 @@ NUM_NAMED = 20  # Files that a note names
 class ParquetConfig(Config):
     """Your own tables: Parquet, or CSV (.csv, .tsv, also .gz, .bz2, .zst) with a header.
 
-    Missing are null, NaN, empty and blank values, and the texts of `missing`. Ids and labels are text; whole floats are
-    read as integers. A folder is read with all folders below it, without names that start with `.` or `_`; folders
-    `name=value` are columns.
+    Ids and labels become text, whole floats integers; every type and value that could mean two things is refused.
     """
 
     users: str
-    """Files of the users: path or URI of a file, a folder or a glob; relative to --raw."""
+    """Files of the users: path or URI of a file, a folder (with all below it, but no name that starts with `.` or `_`;
+    folders `name=value` are columns) or a glob; relative to --raw."""
     events: str
     """Files of the events."""
     titles: str
@@ -62,7 +61,8 @@ class ParquetConfig(Config):
     """The same for title_id, the categoricals, embedding, and where you have them: name, genres, synopsis, territories
     (absent = offered everywhere), promoted_from, promoted_until."""
     attributes: dict[str, list[str] | None] = {}
-    """Sensitive attributes with their values; null = the values that occur (one pass over the users)."""
+    """Sensitive attributes with their values; null = the values that occur, where null, NaN, empty, blank and the texts
+    of source.missing are no value, as in every column."""
     title_categoricals: list[str] = advanced([])
     """Further categorical columns of the titles."""
     user_width: int = advanced(0, ge=0)
@@ -72,7 +72,8 @@ class ParquetConfig(Config):
     timestamp_unit: Literal["s", "ms", "us", "ns"] = "s"
     """Unit since 1970 of integer timestamps and promotion dates; timestamp columns carry their own."""
     missing: list[str] = advanced(list(MISSING))
-    """Texts that mean a missing id or label, unless `attributes` or `territories` declare them."""
+    """Texts that mean a missing id or label, as null, NaN, empty and blank values do, unless `attributes` or
+    `territories` declare them."""
     territories: list[str] | None = advanced(None)
     """Territories that may occur; null = those that occur (one pass over the users)."""
     regions: dict[str, str] = advanced({})

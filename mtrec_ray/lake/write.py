@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import sha256
+from typing import TextIO
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -66,41 +67,40 @@ def write_lock(uri: str) -> Iterator[None]:
     if not isinstance(fs, pafs.LocalFileSystem):
         yield
         return
+    lock = _acquire(f"{root}/{LOCK_NAME}", uri)
     try:
-        with _locked(f"{root}/{LOCK_NAME}", uri):
-            try:
-                yield
-            finally:
-                for folder, _, _ in os.walk(root, topdown=False):  # before another process can get the lock
-                    with suppress(OSError):  # not empty
-                        os.rmdir(folder)
+        yield
     finally:
-        with suppress(OSError):
+        for folder, _, _ in os.walk(root, topdown=False):  # before another process can get the lock
+            with suppress(OSError):  # not empty
+                os.rmdir(folder)
+        with suppress(OSError):  # the folder was removed, or holds a lake
+            os.remove(lock.name)
             os.rmdir(root)
+        lock.close()
 
 
-@contextmanager
-def _locked(path: str, uri: str) -> Iterator[None]:
-    """Hold the lock file, which names this process; it is removed at the end."""
+def _acquire(path: str, uri: str) -> TextIO:
+    """Lock the file at `path`, which then names this process; TryAgain if it is held."""
     while True:
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with suppress(FileNotFoundError), open(path, "a+") as lock:  # its folder may have been removed since
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                lock.seek(0)
-                holder = lock.read() or "another process"
-                raise TryAgain(f"{holder} is writing the lake {uri!r}: wait for it, or stop it") from error
-            if not os.fstat(lock.fileno()).st_nlink:  # the holder ended, and removed this file, since `open`
-                continue
+        try:
+            lock = open(path, "a+")  # noqa: SIM115
+        except FileNotFoundError:  # a holder that ended has removed the folder since
+            continue
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            holder = lock.read() or "another process"
+            lock.close()
+            raise TryAgain(f"{holder} is writing the lake {uri!r}: wait for it, or stop it") from error
+        if os.fstat(lock.fileno()).st_nlink:
             lock.truncate(0)
             lock.write(f"process {os.getpid()} on {socket.gethostname()}")
             lock.flush()
-            try:
-                yield
-            finally:
-                os.remove(path)
-            return
+            return lock
+        lock.close()  # of a holder that ended, and removed the file, since `open`
 
 
 def check_free(out: str, overwrite: bool) -> None:

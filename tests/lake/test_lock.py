@@ -82,3 +82,6 @@ def test_lock_of_a_killed_process_is_free_and_its_file_is_removed(tmp_path):
         with pytest.raises(TryAgain), write_lock(str(tmp_path / "lake")):
             pass
     assert list(tmp_path.iterdir()) == []
+    with pytest.raises(FileNotFoundError), write_lock(str(tmp_path / "lake")):
+        (tmp_path / "lake" / "users" / "none" / "part").mkdir()
+    assert list(tmp_path.iterdir()) == []

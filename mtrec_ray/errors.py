@@ -31,8 +31,9 @@ def causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error and its causes, on whatever machine they were raised."""
     while error is not None:
         yield error
-        failures = getattr(error, "worker_failures", None) or {}  # Ray Train
-        error = error.__cause__ or getattr(error, "cause", None) or next(iter(failures.values()), None)
+        failures = [*(getattr(error, "worker_failures", None) or {}).values(), None]  # Ray Train
+        controller = getattr(error, "controller_failure", None)
+        error = error.__cause__ or getattr(error, "cause", None) or controller or failures[0]
 
 
 def find_user_error(error: BaseException | None) -> UserError | None:

@@ -1,6 +1,7 @@
 """Standard streams that may be closed, full, or of an encoding without all letters."""
 
 import io
+import logging
 import os
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from typing import Any
 from mtrec_ray.errors import UserError
 
 STDIN, STDOUT, STDERR = range(3)
+
+logger = logging.getLogger(__name__)
 
 
 class _Output(io.FileIO):
@@ -26,6 +29,16 @@ class _Output(io.FileIO):
             if self.fileno() == STDOUT and not isinstance(error, BrokenPipeError):
                 raise UserError(f"cannot write to stdout: {error.strerror}") from error
             return len(data)
+
+
+class _Log(io.TextIOBase):
+    """Logs the lines that are printed to it."""
+
+    def write(self, text: str) -> int:
+        for line in text.splitlines():
+            if line.strip():
+                logger.info("%s", line)
+        return len(text)
 
 
 def prepare_stdio() -> None:
@@ -45,12 +58,16 @@ def prepare_stdio() -> None:
 
 @contextmanager
 def results_alone() -> Iterator[None]:
-    """Keep stdout for results: what this and child processes print goes to stderr."""
+    """Keep stdout for results.
+
+    What this process prints meanwhile is logged, as Ray's screenfuls on each lost worker; child processes print to
+    stderr.
+    """
     sys.stdout.flush()
     kept = os.dup(STDOUT)
     os.dup2(STDERR, STDOUT)
     try:
-        with redirect_stdout(sys.stderr):
+        with redirect_stdout(_Log()):
             yield
     finally:
         os.dup2(kept, STDOUT)

@@ -13,12 +13,18 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from mtrec_ray.console import ProgressCallback
-from mtrec_ray.errors import UserError
+from mtrec_ray.errors import TryAgain, UserError, find_user_error
+from mtrec_ray.lake.environment import check_cluster_address, check_ray_folder, ray_failure, use_own_token
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+logger = logging.getLogger(__name__)
+
 CANCEL_TIMEOUT_S = 10.0
+LONGER_START = {"RAY_gcs_server_port_wait_time_s": "120"}  # for Ray's head to start, at the second try; else 30
+MAX_OOM_RETRIES = 3  # of a task that Ray ends because memory is short; Ray's own number is infinite
+MAX_REASON = 300  # characters of an error of Ray's
 _start: Callable[[], None] | None = None  # Starts Ray for the enclosing session
 asking = threading.Lock()
 """Held by background threads during each request to Ray: one during the shutdown would end the process with code 1."""
@@ -36,6 +42,10 @@ def ray_session(num_cpus: int | None = None, keep: bool = False) -> Iterator[Non
     had_ray, outer, _start = _is_running(), _start, partial(_start_ray, num_cpus)
     try:
         yield
+    except Exception as error:
+        if not find_user_error(error) and (failure := ray_failure(error)):
+            raise failure from error
+        raise
     finally:
         _start = outer
         if _is_running() and not had_ray and not keep:
@@ -64,17 +74,49 @@ def need_ray() -> ModuleType:
 
 
 def _start_ray(num_cpus: int | None) -> None:
+    """Raises UserError where the environment does not fit, TryAgain where nothing answers."""
     import ray
+    from ray.exceptions import RayError
 
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if joins_cluster():
-        ray.init(**quiet)
+        check_cluster_address()
+        try:
+            ray.init(**quiet)
+        except (RuntimeError, ConnectionError, RayError) as error:  # of another version, say
+            raise UserError(f"RAY_ADDRESS = {os.environ['RAY_ADDRESS']!r}: {_in_one_line(error)}") from error
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a local node is not preempted
+    os.environ.setdefault("RAY_task_oom_retries", str(MAX_OOM_RETRIES))
+    check_ray_folder()
+    use_own_token()
     local_cpus = max(os.cpu_count() or 1, 2, num_cpus or 0) + 1
+    start = partial(ray.init, "local", num_cpus=local_cpus, include_dashboard=False, **quiet)
     with workers_heed_interrupts():
-        ray.init("local", num_cpus=local_cpus, include_dashboard=False, **quiet)
+        try:
+            start()
+        except Exception as error:
+            if not _is_late(error):
+                raise
+            logger.warning("Ray did not start in time; trying once more with a longer limit")
+            os.environ |= LONGER_START
+            try:
+                start()
+            except Exception as again:
+                if not _is_late(again):
+                    raise
+                fix = "end other programs on this busy machine, then start the same command again"
+                raise TryAgain(f"Ray did not start, twice ({_in_one_line(again)}): {fix}") from again
+
+
+def _is_late(error: Exception) -> bool:
+    """Whether a part of Ray was not up in time: it raises bare exceptions then."""
+    return type(error) is Exception or isinstance(error, RuntimeError | ConnectionError | TimeoutError)
+
+
+def _in_one_line(error: BaseException) -> str:
+    return (" ".join(str(error.__cause__ or error).split()) or type(error).__name__)[:MAX_REASON]
 
 
 @contextmanager
@@ -96,7 +138,7 @@ def workers_heed_interrupts() -> Iterator[None]:
 
 def joins_cluster() -> bool:
     """True if Ray runs on an existing cluster, which may grow."""
-    return bool(os.environ.get("RAY_ADDRESS"))
+    return os.environ.get("RAY_ADDRESS", "") not in ("", "local")
 
 
 def cluster_resources() -> Mapping[str, float]:

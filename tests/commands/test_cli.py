@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from email.message import Message
 from pathlib import Path
 from socket import gaierror
@@ -25,8 +26,8 @@ SETTINGS = [part for key, value in SMALL.items() for part in ("--set", f"source.
 SETTINGS += ["--set", "build.num_buckets=2"]
 
 
-def mtrec(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+def mtrec(*arguments: str, cwd: Path | None = None, more: Mapping[str, str] = {}) -> subprocess.CompletedProcess[str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")} | {**more}
     command = [sys.executable, "-m", "mtrec_ray", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=environment)
 
@@ -194,9 +195,9 @@ main()
 
 
 def test_stdout_holds_one_json_object_whatever_else_is_printed():
-    done = shell("M lake show x --json", NOISE="1")
+    done = shell("M lake show x --json -v", NOISE="1")
     assert (done.returncode, json.loads(done.stdout)) == (0, {"lake": "Amélie №"})
-    assert set(done.stderr.splitlines()) == {"from a library", "from C", "from a child"}
+    assert set(done.stderr.splitlines()) == {"INFO mtrec_ray.stdio: from a library", "from C", "from a child"}
 
 
 @pytest.mark.parametrize(
@@ -265,13 +266,27 @@ def test_an_error_of_a_process_goes_to_stderr_and_json(tmp_path):
 
 
 @pytest.mark.ray
-def test_a_build_prints_one_json_object_and_progress_on_stderr(tmp_path):
-    done = mtrec(*BUILD, "--out", str(tmp_path / "lake"), *SETTINGS, "--json")
+def test_a_build_prints_one_json_object_though_ray_starts_late_and_home_is_read_only(tmp_path):
+    late = {"RAY_gcs_server_port_wait_time_s": "0", "HOME": "/proc/none"}
+    done = mtrec(*BUILD, "--out", str(tmp_path / "lake"), *SETTINGS, "--json", more=late)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert document["counts"]["users"] == 300
     assert document["source"] == "synthetic"
     assert "buckets" in done.stderr
+    assert "Ray did not start in time; trying once more with a longer limit" in done.stderr
+
+
+@pytest.mark.ray
+@pytest.mark.long
+def test_a_memory_threshold_below_present_use_ends_with_code_75(tmp_path):
+    done = mtrec(
+        *BUILD, "--out", str(tmp_path / "lake"), *SETTINGS, "--json", more={"RAY_memory_usage_threshold": "0.01"}
+    )
+    document = json.loads(done.stdout)
+    assert (done.returncode, document["exit_code"]) == (75, 75)
+    assert "memory is short" in document["error"]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.ray

@@ -1,17 +1,20 @@
 """Tasks of a job: results by item, bounded parallelism, unwrapped errors."""
 
 import errno
+import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 
-from mtrec_ray.errors import UserError
-from mtrec_ray.lake.cluster import map_tasks, need_ray, ray_session, workers_heed_interrupts
+from mtrec_ray.errors import TryAgain, UserError
+from mtrec_ray.lake.cluster import joins_cluster, map_tasks, need_ray, ray_session, workers_heed_interrupts
+from mtrec_ray.lake.environment import LONGEST_SOCKET, check_cluster_address
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -54,6 +57,25 @@ def test_error_ends_all_tasks(tmp_path: Path):
         list(map_tasks(work, range(3)))
     assert len(list(tmp_path.glob("* cleaned"))) == 2  # before map_tasks raised
     assert not list(tmp_path.glob("* ended"))
+
+
+def test_task_whose_worker_is_killed_again_and_again_is_one_line():
+    message = r"^a process of Ray was killed or crashed, .*: start the same command again$"
+    with pytest.raises(TryAgain, match=message), ray_session():
+        list(map_tasks(lambda _: os.kill(os.getpid(), signal.SIGKILL), [0]))
+
+
+def test_running_cluster_is_joined_and_its_sockets_are_as_long_as_expected(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    check_cluster_address()
+    assert joins_cluster()
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    assert not joins_cluster()
+    from ray._private import worker
+
+    node: Any = worker._global_node
+    below = node.plasma_store_socket_name.removeprefix(node.temp_dir)
+    assert len("/ray" + below) <= len(LONGEST_SOCKET.format(os.getpid()))
 
 
 def test_children_heed_interrupts_that_this_process_ignores():

@@ -2,6 +2,7 @@
 
 # pyright: reportAttributeAccessIssue=false
 
+from collections.abc import Collection
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
@@ -10,6 +11,7 @@ import pyarrow.compute as pc
 from pydantic import BaseModel
 
 from mtrec_ray.errors import UserError
+from mtrec_ray.sources.values import MISSING
 
 DAY_S = 86_400
 ACTIVE_DAYS = 90  # An active user has an event in this many last days of the training window
@@ -22,7 +24,6 @@ NUM_DISTINCT = 100  # More than the wild timestamps of events that otherwise car
 MAX_SAMPLE = 1_000  # Times that show whether float32 held them
 CLOCK_DAYS = [0, (2**31 - 1) // DAY_S, (2**32 - 1) // DAY_S]  # 1970-01-01, the ends of signed and unsigned 32-bit time
 MAX_FEW = 5  # Events at either end that may be wild where one in a hundred is less
-NO_TIMES = ("", "nan", "NaN", "NaT", "<NA>", "None", "null", "NULL", "\\N")  # Texts for a missing time
 TICKS_PER_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _MIN_US, _MAX_US = -62_135_596_800_000_000, 253_402_300_799_000_000
 """0001-01-01 and 9999-12-31T23:59:59, the bounds of Python's datetime."""
@@ -181,15 +182,17 @@ def timestamps_from_epoch(values: np.ndarray, unit: str, missing: np.ndarray | N
     return pa.array(micros, mask=mask if missing is None else mask | missing).cast(TIMESTAMP)
 
 
-def to_utc_micros(column: pa.ChunkedArray | pa.Array, unit: str) -> pa.ChunkedArray | pa.Array:
+def to_utc_micros(
+    column: pa.ChunkedArray | pa.Array, unit: str, missing: Collection[str] = MISSING
+) -> pa.ChunkedArray | pa.Array:
     """Timestamps (us, UTC) of timestamps, dates, ISO 8601 texts, or epoch numbers in `unit`.
 
-    Finer parts of a second are cut off; a time without a zone is in UTC. UserError: another type, text that is no
-    time, or numbers that have lost seconds or look like dates.
+    Blank texts and those of `missing` become null. Finer parts of a second than microseconds are cut off; a time without
+    a zone is in UTC. UserError: another type, text that is no time, or numbers that have lost seconds or look like dates.
     """
     kind = column.type
     if pa.types.is_dictionary(kind):
-        return to_utc_micros(column.cast(kind.value_type), unit)
+        return to_utc_micros(column.cast(kind.value_type), unit, missing)
     if pa.types.is_null(kind) or kind == pa.date32():
         return column.cast(pa.timestamp("us")).cast(TIMESTAMP)
     if pa.types.is_timestamp(kind) or kind == pa.date64():
@@ -198,7 +201,8 @@ def to_utc_micros(column: pa.ChunkedArray | pa.Array, unit: str) -> pa.ChunkedAr
             return column.cast(TIMESTAMP)
         return _times_of_numbers(column.cast(pa.int64()), column.type.unit)
     if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind):
-        return _times_of_texts(pc.utf8_trim_whitespace(column.cast(pa.string())), unit)
+        texts = pc.utf8_trim_whitespace(column.cast(pa.string()))
+        return _times_of_texts(pc.if_else(pc.is_in(texts, value_set=pa.array(["", *missing])), None, texts), unit)
     if pa.types.is_decimal(kind):
         column = column.cast(pa.float64() if kind.scale else pa.int64())
     if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
@@ -207,7 +211,6 @@ def to_utc_micros(column: pa.ChunkedArray | pa.Array, unit: str) -> pa.ChunkedAr
 
 
 def _times_of_texts(texts: pa.ChunkedArray | pa.Array, unit: str) -> pa.ChunkedArray | pa.Array:
-    texts = pc.if_else(pc.is_in(texts, value_set=pa.array(NO_TIMES)), None, texts)
     if texts.null_count == len(texts):
         return texts.cast(TIMESTAMP)
     is_number = pc.match_substring_regex(texts, r"^[+-]?\d+(\.\d*)?([eE][+-]?\d+)?$")

@@ -35,6 +35,7 @@ TIMES = ("timestamp", *PROMOTION)
 TEXTS = ("name", "genres", "synopsis")
 OPTIONAL_OF_TITLES = (*TEXTS, "territories", *PROMOTION)
 IN_EVERY_FILE = (*IDS, "title_ids", "timestamp", "territory", "embedding")  # Others are null where a file has none
+AMBIGUOUS = {"NA", "na", "N/A", "n/a", "#N/A", "NaN", "?", "-"}  # As attributes; as a territory NA is Namibia
 NUM_NAMED = 20  # Files that a note names
 
 
@@ -124,6 +125,11 @@ class ParquetSource(Source):
                     f"attribute {name!r} is missing for all users: map its column with `user_columns`, or leave it out "
                     "of source.attributes"
                 )
+            for value in sorted(AMBIGUOUS.intersection(found.get(name, []))):
+                raise UserError(
+                    f"attribute {name!r} has the value {value!r}: if it means a missing one, add it to "
+                    "source.missing, else declare the attribute's values in source.attributes"
+                )
         territories = config.territories or found["territory"]
         unknown = sorted(set(config.regions) - set(territories))
         if unknown:
@@ -194,9 +200,9 @@ class ParquetSource(Source):
     def _convert(self, name: str, column: Column) -> Column:
         config = self.config
         if name == "timestamp":
-            return to_utc_micros(column, config.timestamp_unit)
+            return to_utc_micros(column, config.timestamp_unit, config.missing)
         if name in PROMOTION:
-            return _without_far(name, to_utc_micros(column, config.timestamp_unit))
+            return _without_far(name, to_utc_micros(column, config.timestamp_unit, config.missing))
         if name == "embedding":
             return embedding_bytes(column)
         if name in TEXTS:

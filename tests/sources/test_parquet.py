@@ -198,6 +198,11 @@ def test_csv_is_read_as_parquet_is(tmp_path, ending):
         ({"users.csv": "uid,country,sex\n1,NO,caf\udce9\n"}, {}, r"users\.csv: .*UTF-?8.* source\.encoding"),
         ({}, {"encoding": "klingon"}, "setting 'encoding' = 'klingon': no encoding of that name"),
         ({"users.csv": "uid,country,sex\n1,NO,\n"}, {}, "attribute 'gender' is missing for all users"),
+        (
+            {"users.csv": "uid,country,sex\n1,NA,NA\n"},
+            {},
+            "attribute 'gender' has the value 'NA': if it means a missing",
+        ),
         ({}, {"user_width": 2, "user_columns": {**MAPPED, "embedding": "sex"}}, "'sex': embeddings of type string"),
     ],
 )
@@ -278,3 +283,17 @@ def test_files_of_another_format_are_refused(raw, name, data, message):
     (raw / name).write_bytes(data)
     with pytest.raises(UserError, match=f"{name}: {message}"):
         make_source("parquet", CONFIG | {"users": name}, str(raw))
+
+
+def test_a_text_may_be_declared_missing_or_a_value(tmp_path):
+    texts = {"users.csv": "uid,country,sex\n1,NA,NA\n2,NO,None\n", "e.csv": CSV["e.csv"] + "1,7,NA\n"}
+    for name, text in (CSV | texts).items():
+        (tmp_path / name).write_text(text)
+    missing = {"missing": ["NA"], "territories": ["NA", "NO"], "attributes": {"gender": ["None"]}}
+    source = make_source("parquet", CSV_CONFIG | missing, str(tmp_path))
+    assert rows_of(source, "users").to_pydict() == {
+        "user_id": ["1", "2"],
+        "territory": ["NA", "NO"],
+        "gender": [None, "None"],
+    }
+    assert rows_of(source, "events")["timestamp"].null_count == 1

@@ -187,8 +187,8 @@ def to_utc_micros(
 ) -> pa.ChunkedArray | pa.Array:
     """Timestamps (us, UTC) of timestamps, dates, ISO 8601 texts, or epoch numbers in `unit`.
 
-    Blank texts and those of `missing` become null. Finer parts of a second than microseconds are cut off; a time without
-    a zone is in UTC. UserError: another type, text that is no time, or numbers that have lost seconds or look like dates.
+    Blank texts and those of `missing` become null; finer parts of a second are cut off; a time without a zone is in
+    UTC. UserError: another type, text that is no time, or numbers that have lost seconds or look like dates.
     """
     kind = column.type
     if pa.types.is_dictionary(kind):

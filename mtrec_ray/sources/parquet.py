@@ -193,7 +193,7 @@ class ParquetSource(Source):
                 column = pa.nulls(rows.num_rows) if name in absent else rows[raw]
                 try:
                     converted[name] = self._convert(name, column)
-                except UserError as error:
+                except (UserError, pa.ArrowException) as error:  # Arrow's: text that is not UTF-8, numbers too large
                     raise UserError(f"{chunk.path}: column {raw!r}: {error}") from error
             yield pa.table(converted)
 

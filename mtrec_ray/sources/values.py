@@ -23,6 +23,7 @@ MISSING = ("nan", "NaN", "<NA>", "NaT", "None", "null", "NULL", "\\N")
 WHOLE = r"^([+-]?\d+)\.0*$"
 EXPONENT = r"^[+-]?\d(\.\d+[eE][+-]?|[eE][+-])\d+$"
 BYTES = r"^b'.*'$"
+EXTENSIONS = ("arrow.uuid", "arrow.fixed_shape_tensor")
 MAX_EXACT = {"halffloat": 2**11, "float": 2**24, "double": 2**53}  # Larger whole numbers share a float with others
 Column: TypeAlias = pa.ChunkedArray | pa.Array
 
@@ -89,7 +90,7 @@ def plain(column: Column) -> pa.Array:
         array = array.dictionary_decode()
     if not isinstance(array.type, pa.BaseExtensionType):
         return array
-    if array.type.extension_name == "arrow.json":
+    if array.type.extension_name not in EXTENSIONS:  # the storage of a period, say, is a number of no meaning
         raise _unreadable(array.type)
     return plain(array.storage)
 

@@ -297,3 +297,10 @@ def test_a_text_may_be_declared_missing_or_a_value(tmp_path):
         "gender": [None, "None"],
     }
     assert rows_of(source, "events")["timestamp"].null_count == 1
+
+
+def test_text_that_is_not_utf8_is_refused_whatever_its_type_says(raw):
+    names = pa.array([b"caf\xe9"]).view(pa.string())
+    pq.write_table(pa.table({"tid": ["t"], "title": ["A"], "kind": names}), raw / "titles.parquet")
+    with pytest.raises(UserError, match=r"titles\.parquet: column 'kind': Invalid UTF8"):
+        make_source("parquet", CONFIG, str(raw)).titles()

@@ -54,6 +54,7 @@ def test_small_floats_and_uuids_are_ids():
         (pa.array([0], pa.timestamp("s")), r"ids of type timestamp\[s\] cannot be read"),
         (pa.array([b"\xff\x00"]), "values of type binary are no UTF-8 text"),
         (pa.array([["a"]]), "cannot be read: write text or whole numbers"),
+        (pa.ExtensionArray.from_storage(pa.json_(), pa.array(['"7"'])), "cannot be read: write text or whole numbers"),
         (pa.array([{"a": 1}]), "cannot be read: write text or whole numbers"),
     ],
     ids=lambda value: str(value.type) if isinstance(value, pa.Array) else "",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
@@ -39,6 +40,7 @@ class BuildPlan:
     source: Source
     num_buckets: int
     title_ids: pa.Array  # Accepted titles
+    rejected_titles: pa.Array  # Their ids
     parts: list[tuple[str, Part]]  # (table, reader)
     num_pieces: list[int]  # Staged files of each part
 
@@ -87,7 +89,8 @@ def _write_tables(source: Source, uri: str, options: BuildOptions, progress: Pro
     parts = [(table, part) for table in ("users", "events", "candidates") for part in source.parts(table)]
     if not parts or parts[0][0] != "users":
         raise UserError(f"source {facts.source!r} has no users")
-    plan = BuildPlan(uri, source, num_buckets, titles["title_id"].combine_chunks(), parts, [])
+    title_ids, rejected_titles = (rows["title_id"].combine_chunks() for rows in (titles, bad_titles))
+    plan = BuildPlan(uri, source, num_buckets, title_ids, rejected_titles, parts, [])
     fs, root = resolve(uri)
     folders = [STAGING, "titles", *(f"quarantine/{name}" for name in ["titles", *plan.tables])]
     folders += [bucket_folder(name, bucket) for name in plan.tables for bucket in range(num_buckets)]
@@ -98,20 +101,35 @@ def _write_tables(source: Source, uri: str, options: BuildOptions, progress: Pro
     tasks = map_tasks(build_bucket, range(num_buckets), plan, stage="buckets", progress=progress)
     buckets = [built for _, built in tasks]
     bad = merge_bad_rows([count_bad_rows("titles", bad_titles), *(rejected for _, rejected in buckets)])
-    if bad and options.on_bad_rows == "error":
-        raise BadRowsError(bad)
     files = {"titles": [_write_rows(uri, "titles", "titles", titles, facts)]}
     for name in plan.tables:
         files[name] = sorted((written[name] for written, _ in buckets), key=lambda file: file.path)
+    if bad:
+        _check_bad_rows(bad, files, plan, options)
     if bad_titles.num_rows:
         write_parquet(uri, "quarantine/titles", bad_titles)
     return Manifest(
         **facts.model_dump(exclude={"num_users"}),
         num_buckets=num_buckets,
         counts={name: sum(file.rows for file in listed) for name, listed in files.items()},
-        quarantined={reason: total for reason, (total, _) in sorted(bad.items())},
+        quarantined={reason: rows.total for reason, rows in sorted(bad.items())},
         files=files,
     )
+
+
+def _check_bad_rows(bad: BadRows, files: dict[str, list[LakeFile]], plan: BuildPlan, options: BuildOptions) -> None:
+    """BadRowsError unless they may be left out, and events are left."""
+    if any(file.rows for file in files["events"]):
+        if options.on_bad_rows == "error":
+            raise BadRowsError(bad, "correct them, or leave them out with --on-bad-rows quarantine")
+        return
+    fs, root = resolve(plan.uri)
+    ids = {}
+    for table in ("users", "titles"):
+        for file in [file for file in files[table] if file.rows][:1]:
+            with fs.open_input_file(f"{root}/{file.path}") as stream:
+                ids[table] = pq.read_table(stream, columns=[f"{table[:-1]}_id"])[0][0].as_py()
+    raise BadRowsError(bad, "no event would be left: correct them, or map the columns that they are in", ids)
 
 
 def stage_part(index: int, plan: BuildPlan) -> int:
@@ -145,15 +163,16 @@ def build_bucket(bucket: int, plan: BuildPlan) -> tuple[dict[str, LakeFile], Bad
     facts = plan.source.facts
     rows = {name: _staged_rows(plan, name, bucket) for name in plan.tables}
     rows["users"], rows["events"] = plan.source.complete_bucket(rows["users"], rows["events"])
-    files, bad, ids = {}, [], ()
+    files, bad, ids, rejected_ids = {}, [], (), ()
     for name in plan.tables:
         accepted, rejected = split_rows(name, conform(name, rows[name], facts), facts, *ids)
         if name == "users":
             ids = accepted["user_id"].combine_chunks(), plan.title_ids
+            rejected_ids = rejected["user_id"].combine_chunks(), plan.rejected_titles
         files[name] = _write_rows(plan.uri, name, bucket_folder(name, bucket), accepted, facts)
         if rejected.num_rows:
             write_parquet(plan.uri, f"quarantine/{name}", rejected)
-        bad.append(count_bad_rows(name, rejected))
+        bad.append(count_bad_rows(name, rejected, *(rejected_ids if name != "users" else ())))
     return files, merge_bad_rows(bad)
 
 

@@ -212,7 +212,7 @@ def _read_table(lake: Lake, name: str, bucket: int | None, problems: list[str]) 
 
 def _check_rows(lake: Lake, name: str, rows: pa.Table, key: str, *ids: pa.Array) -> list[str]:
     rejected = count_bad_rows(name, split_rows(name, rows, lake.manifest, *ids)[1])
-    problems = [f"{name}: {total} rows of {reason}" for reason, (total, _) in rejected.items()]
+    problems = [f"{name}: {found.total} rows of {reason}" for reason, found in rejected.items()]
     if "fold_embeddings" in rows.column_names:
         width = lake.manifest.embeddings.user_width * lake.manifest.embeddings.num_folds
         reasons = embedding_problems(rows["fold_embeddings"], width)

@@ -8,7 +8,8 @@ rejected too. Two equal events (same user, title and timestamp) are two valid ev
 # pyright: reportAttributeAccessIssue=false
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,19 +22,79 @@ from mtrec_ray.sources.calendar import out_of_range
 from mtrec_ray.sources.source import PROMOTION, DataFacts
 
 NUM_SHOWN = 3  # Rejected rows that an error shows for each reason
+MEANINGS = {
+    "null_user_id": "user_id is missing",
+    "null_title_id": "title_id is missing",
+    "null_timestamp": "the timestamp is missing",
+    "timestamp_out_of_range": "before 1970 or after 2199",
+    "wild_timestamp": "far from the time of all other events",
+    "no_territory": "the territory is missing",
+    "unknown_territory": "not one of the declared territories",
+    "undeclared_attribute_value": "not one of the attribute's declared values",
+    "promotion_out_of_range": "before 1970 or after 2199",
+    "promotion_ends_before_start": "promoted_until is before promoted_from",
+    "null_embedding": "the embedding is missing",
+    "embedding_width": "the embedding has another width than declared",
+    "embedding_not_finite": "the embedding is not finite in float16",
+    "duplicate_user": "another row has this user_id",
+    "duplicate_title": "another row has this title_id",
+    "no_candidates": "the list is empty",
+    "unknown_user": "no user has this user_id",
+    "unknown_title": "no title has this title_id",
+}
+"""All reasons of rejected rows, those of a row itself before those that may follow from other rows."""
 Problems = list[tuple[str, np.ndarray]]  # (reason, (rows,) bool); the first of a row's reasons counts
-BadRows = dict[str, tuple[int, list[str]]]  # `table/reason` -> total, and the first rejected rows as JSON
+
+
+class Rejected(NamedTuple):
+    """Rows rejected for one reason."""
+
+    total: int
+    shown: list[str]  # The first ones as JSON
+    consequences: int = 0  # Of `total`, rows whose user or title was rejected itself
+
+
+BadRows = dict[str, Rejected]  # By `table/reason`
 
 
 class BadRowsError(UserError):
-    """Rows that may not enter the lake; `totals` has their number by `table/reason`."""
+    """Rows that may not enter the lake; `totals` has their number by `table/reason`.
 
-    def __init__(self, bad: BadRows):
-        self.totals = {reason: total for reason, (total, _) in sorted(bad.items())}
-        num_rows = sum(self.totals.values())
-        lines = [f"{num_rows} rows cannot enter the lake (to leave them out, set --on-bad-rows quarantine):"]
-        lines += [f"  {name}: {total} rows, first {'; '.join(shown)}" for name, (total, shown) in sorted(bad.items())]
+    `fix` is what to do; `ids` has an accepted id of each table of which no event has one.
+    """
+
+    def __init__(self, bad: BadRows, fix: str, ids: Mapping[str, str] | None = None):
+        self.totals = {reason: rows.total for reason, rows in sorted(bad.items())}
+        num_rows, follow = sum(self.totals.values()), sum(rows.consequences for rows in bad.values())
+        ordered = in_order_of_cause(bad)
+        main = max(ordered, key=lambda name: bad[name].total - bad[name].consequences)
+        cause = f"{main} ({MEANINGS[main.split('/')[1]]}{_compare_ids(main, bad[main], ids or {})})"
+        also = f", from which {follow:,} rows of events and candidates follow" if follow else ""
+        lines = [f"{num_rows:,} rows cannot enter the lake, mostly for {cause}{also}: {fix}"]
+        for name in ordered:
+            total, shown, follow = bad[name]
+            of = " of rejected users or titles"
+            also = f", {'all' if follow == total else f'{follow:,}'}{of}" if follow else ""
+            rows = f", first {'; '.join(shown)}" if follow < total else ""
+            lines.append(f"  {name}: {total:,} rows{also}{rows}")
         super().__init__("\n".join(lines))
+
+
+def in_order_of_cause(reasons: Iterable[str]) -> list[str]:
+    """`table/reason` slugs, those that others may follow from first."""
+    tables, slugs = ["titles", "users", "events", "candidates"], list(MEANINGS)
+    pairs = [reason.split("/") for reason in reasons]
+    return ["/".join(pair) for pair in sorted(pairs, key=lambda pair: (tables.index(pair[0]), slugs.index(pair[1])))]
+
+
+def _compare_ids(reason: str, rows: Rejected, ids: Mapping[str, str]) -> str:
+    table, column = {"events/unknown_user": ("users", "user_id"), "events/unknown_title": ("titles", "title_id")}.get(
+        reason, ("", "")
+    )
+    if table not in ids:
+        return ""
+    found = json.loads(rows.shown[0])[column]
+    return f", of any event: {column} is {found!r} in events and {ids[table]!r} in {table}"
 
 
 def split_rows(table: str, rows: pa.Table, facts: DataFacts, *ids: pa.Array) -> tuple[pa.Table, pa.Table]:
@@ -110,12 +171,20 @@ def embedding_problems(column: pa.ChunkedArray, width: int) -> Problems:
     return [("null_embedding", lengths < 0), ("embedding_width", ~right), ("embedding_not_finite", not_finite)]
 
 
-def count_bad_rows(table: str, rejected: pa.Table) -> BadRows:
-    """Totals and first rejected rows of one table or bucket."""
+def count_bad_rows(table: str, rejected: pa.Table, *rejected_ids: pa.ChunkedArray | pa.Array) -> BadRows:
+    """Totals and first rejected rows of one table or bucket.
+
+    For events and candidates, `rejected_ids` are the ids of rejected users and titles.
+    """
     bad: BadRows = {}
+    causes = dict(zip(("unknown_user", "unknown_title"), rejected_ids, strict=False))
     for reason in pc.unique(rejected["reason"]).to_pylist():
-        rows = rejected.filter(pc.equal(rejected["reason"], reason))
-        bad[f"{table}/{reason}"] = (rows.num_rows, [_to_json(row) for row in rows.slice(0, NUM_SHOWN).to_pylist()])
+        rows, column = rejected.filter(pc.equal(rejected["reason"], reason)), f"{reason[8:]}_id"
+        follow = 0
+        if reason in causes and column in rows.column_names:
+            follow = pc.sum(pc.is_in(rows[column], value_set=causes[reason])).as_py()
+        shown = [_to_json(row) for row in rows.slice(0, NUM_SHOWN).to_pylist()]
+        bad[f"{table}/{reason}"] = Rejected(rows.num_rows, shown, follow)
     return bad
 
 
@@ -123,9 +192,10 @@ def merge_bad_rows(parts: Iterable[BadRows]) -> BadRows:
     """Totals and first rows over all parts, whatever their order."""
     merged: BadRows = {}
     for part in parts:
-        for reason, (total, shown) in part.items():
-            total_before, shown_before = merged.get(reason, (0, []))
-            merged[reason] = (total_before + total, sorted([*shown_before, *shown])[:NUM_SHOWN])
+        for reason, rows in part.items():
+            before = merged.get(reason, Rejected(0, []))
+            shown = sorted([*before.shown, *rows.shown])[:NUM_SHOWN]
+            merged[reason] = Rejected(before.total + rows.total, shown, before.consequences + rows.consequences)
     return merged
 
 

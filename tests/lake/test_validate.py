@@ -12,7 +12,14 @@ from mtrec_ray.columns import fixed_width_column, fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.build import to_batch
 from mtrec_ray.lake.schema import conform, offered_in, stored_embeddings
-from mtrec_ray.lake.validate import count_bad_rows, embedding_problems, merge_bad_rows, split_rows
+from mtrec_ray.lake.validate import (
+    BadRowsError,
+    Rejected,
+    count_bad_rows,
+    embedding_problems,
+    merge_bad_rows,
+    split_rows,
+)
 from mtrec_ray.sources.calendar import TIMESTAMP, Calendar, Territory
 from mtrec_ray.sources.source import DataFacts
 from mtrec_ray.sources.values import embedding_bytes
@@ -58,7 +65,7 @@ def test_every_row_is_accepted_or_has_one_reason(rows):
         assert row["user_id"]
         assert row["territory"] == "NO"
         assert row["gender"] in ("f", None)
-    assert sum(total for total, _ in count_bad_rows("users", bad).values()) == bad.num_rows
+    assert sum(rows.total for rows in count_bad_rows("users", bad).values()) == bad.num_rows
 
 
 def test_equal_events_are_accepted_and_null_timestamps_are_not():
@@ -168,12 +175,43 @@ def test_each_bad_embedding_has_its_reason():
 
 def test_merged_totals_do_not_depend_on_the_order():
     parts = [
-        {"users/x": (5, ["c", "d"])},
-        {"users/x": (1, ["a"]), "events/y": (2, ["q"])},
-        {"users/x": (2, ["b", "e"])},
+        {"users/x": Rejected(5, ["c", "d"])},
+        {"users/x": Rejected(1, ["a"]), "events/y": Rejected(2, ["q"], 1)},
+        {"users/x": Rejected(2, ["b", "e"]), "events/y": Rejected(1, ["r"], 1)},
     ]
-    merged = {"users/x": (8, ["a", "b", "c"]), "events/y": (2, ["q"])}
+    merged = {"users/x": Rejected(8, ["a", "b", "c"]), "events/y": Rejected(3, ["q", "r"], 2)}
     assert merge_bad_rows(parts) == merge_bad_rows(parts[::-1]) == merged
+
+
+def test_events_of_rejected_users_and_titles_are_counted_as_consequences():
+    rows = {"user_id": ["bad", "bad", "new", "a"], "title_id": ["t", "t", "t", "dull"]}
+    events = pa.table(rows | {"timestamp": pa.array([DAY] * 4, TIMESTAMP)})
+    _, rejected = split_rows("events", events, FACTS, pa.array(["a"]), pa.array(["t"]))
+    bad = count_bad_rows("events", rejected, pa.array(["bad", None]), pa.array(["dull"]))
+    assert {reason: (rows.total, rows.consequences) for reason, rows in bad.items()} == {
+        "events/unknown_user": (3, 2),
+        "events/unknown_title": (1, 1),
+    }
+
+
+def test_error_of_bad_rows_names_the_cause_before_its_consequences():
+    bad = {
+        "events/unknown_title": Rejected(40, ["{}"], 40),
+        "events/unknown_user": Rejected(1200, ["{}"], 1199),
+        "events/null_timestamp": Rejected(2, ["{}"]),
+        "titles/duplicate_title": Rejected(1, ["{}"]),
+        "users/unknown_territory": Rejected(3, ['{"territory": "XX"}']),
+    }
+    lines = str(BadRowsError(bad, "correct them")).splitlines()
+    assert lines == [
+        "1,246 rows cannot enter the lake, mostly for users/unknown_territory (not one of the declared territories), "
+        "from which 1,239 rows of events and candidates follow: correct them",
+        "  titles/duplicate_title: 1 rows, first {}",
+        '  users/unknown_territory: 3 rows, first {"territory": "XX"}',
+        "  events/null_timestamp: 2 rows, first {}",
+        "  events/unknown_user: 1,200 rows, 1,199 of rejected users or titles, first {}",
+        "  events/unknown_title: 40 rows, all of rejected users or titles",
+    ]
 
 
 def test_titles_without_territories_are_offered_everywhere():

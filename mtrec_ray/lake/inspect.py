@@ -2,14 +2,14 @@
 
 # pyright: reportAttributeAccessIssue=false
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import RenderableType
 from rich.table import Table
@@ -18,14 +18,14 @@ from mtrec_ray.console import ProgressCallback, facts_table
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, read_file
 from mtrec_ray.hashing import bucket_of, user_keys
-from mtrec_ray.lake.bucket import Bucket, within
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.config import LakeConfig
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake, Manifest
-from mtrec_ray.lake.schema import offered_in, required_columns
-from mtrec_ray.lake.validate import count_bad_rows, embedding_problems, split_rows
+from mtrec_ray.lake.schema import required_columns
+from mtrec_ray.lake.statistics import LakeCounts, territory_table
+from mtrec_ray.lake.validate import count_bad_rows, embedding_problems, in_order_of_cause, split_rows
 from mtrec_ray.lake.write import QUARANTINE, list_files
-from mtrec_ray.sources.calendar import ACTIVE_DAYS, DAY_S
+from mtrec_ray.sources.calendar import DAY_S
 
 NUM_SHOWN = 20
 
@@ -37,6 +37,7 @@ class LakeSummary:
     lake: str
     manifest: Manifest
     territories: pd.DataFrame | None = None  # Of `show_lake`: one row per territory, the one with most users first
+    statistics: dict[str, Any] = field(default_factory=dict)  # Of `show_lake`, as in its document
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -48,76 +49,84 @@ class LakeSummary:
         return pd.DataFrame(rows, columns=["table", "status", "num_rows"])
 
     def document(self) -> dict[str, Any]:
-        names = ("source", "counts", "quarantined", "num_buckets", "embeddings", "notes")
-        document = {"version": 1, "lake": self.lake, **self.manifest.model_dump(mode="json", include=set(names))}
+        names = {"source", "counts", "quarantined", "num_buckets", "embeddings", "notes", "raw_files", "left_out"}
+        document = {"version": 1, "lake": self.lake, **self.manifest.model_dump(mode="json", include=names)}
         document |= {"lake_hash": self.manifest.lake_hash, "content_hashes": self.manifest.content_hashes}
-        return document if self.territories is None else document | {"territories": self.territories.to_dict("records")}
+        if self.territories is None:
+            return document
+        return document | {"territories": self.territories.to_dict("records")} | self.statistics
 
     def tables(self) -> list[RenderableType]:
+        facts = facts_table(f"Lake {self.lake}", self._facts())
+        if self.territories is None:
+            return [facts]
+        table, shown = Table(title="Territories"), self.territories.drop(columns="active_fraction")  # to fit 80 columns
+        for name in shown.columns:
+            is_text = name in ("territory", "region")
+            table.add_column(name.replace("_", "\n"), justify="left" if is_text else "right", overflow="fold")
+        for row in shown.itertuples(index=False):
+            table.add_row(*(format(value, "," if isinstance(value, int) else "") for value in row))
+        return [facts, table]
+
+    def _facts(self) -> dict[str, object]:
         manifest, calendar, embeddings = self.manifest, self.manifest.calendar, self.manifest.embeddings
         widths = f"user {embeddings.user_width}, title {embeddings.title_width}"
         num_regions = len({territory.region for territory in manifest.territories})
-        facts = {
+        files = [f"{file.path}: {file.rows:,} rows of {file.table}" for file in manifest.raw_files]
+        more = [f"and {len(files) - NUM_SHOWN:,} more"] * (len(files) > NUM_SHOWN)
+        reasons = in_order_of_cause(manifest.quarantined)
+        return {
             "source": manifest.source,
+            "raw files": "\n".join(files[:NUM_SHOWN] + more) or "none",
+            "rows left out": "\n".join(f"{reason}: {n:,}" for reason, n in manifest.left_out.items()) or "none",
+            "quarantined": "\n".join(f"{reason}: {manifest.quarantined[reason]:,}" for reason in reasons) or "none",
             **manifest.counts,
             "territories": f"{len(manifest.territories)} in {num_regions} regions",
             "attributes": ", ".join(f"{name} ({len(v)})" for name, v in manifest.attributes.items()) or "none",
+            **(_describe(self.statistics) if self.statistics else {}),
             "window": f"{calendar.window_start:%Y-%m-%d %H:%M} to {calendar.window_end:%Y-%m-%d %H:%M} UTC",
             "evaluation": f"{calendar.num_evaluation_days} days of {calendar.day_s / DAY_S:g} d",
             "embeddings": widths if embeddings.user_width else "none yet",
             "buckets": manifest.num_buckets,
-            "quarantined": ", ".join(f"{reason}: {n:,}" for reason, n in manifest.quarantined.items()) or "none",
             "hash": manifest.lake_hash[:16],
             "notes": "\n".join(manifest.notes) or "none",
         }
-        if self.territories is None:
-            return [facts_table(f"Lake {self.lake}", facts)]
-        table = Table("territory", "region", title="Territories")
-        for name in self.territories.columns[2:]:
-            table.add_column(name.replace("_", " "), justify="right")
-        for row in self.territories.itertuples(index=False):
-            formats = ({int: ",", float: ",.3f"}.get(type(value), "") for value in row)
-            table.add_row(*("-" if value != value else format(value, f) for value, f in zip(row, formats, strict=True)))
-        return [facts_table(f"Lake {self.lake}", facts), table]
+
+
+def _describe(statistics: dict[str, Any]) -> dict[str, str]:
+    """Figures of `LakeCounts.document` in words."""
+    users, times, missing = (statistics[name] for name in ("events_per_user", "event_times", "missing"))
+    names = {"0": "least", "100": "most"}
+    sizes = ", ".join(f"{names.get(q, f'{q}%')} {count:,}" for q, count in users["quantiles"].items()) or "-"
+    shares = {table: ", ".join(f"{name} {_percent(s)}" for name, s in of.items()) for table, of in missing.items()}
+    ends = [f"{datetime.fromisoformat(times[end]):%Y-%m-%d %H:%M}" if times[end] else "-" for end in ("first", "last")]
+    return {
+        "events per user": sizes,
+        "without events": f"{_percent(users['without_events'])} of users",
+        "last two events": f"at one time for {_percent(users['last_two_at_one_time'])} of users with two or more: "
+        "leave-one-out then follows the order of the files",
+        "event times": f"{ends[0]} to {ends[1]} UTC; first day {_percent(times['first_day'])}, last day "
+        f"{_percent(times['last_day'])} of events",
+        **{f"missing in {table}": found or "none declared" for table, found in shares.items()},
+    }
+
+
+def _percent(share: float | None) -> str:
+    if share is None:
+        return "-"
+    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"
 
 
 def show_lake(config: LakeConfig, progress: ProgressCallback | None = None) -> LakeSummary:
-    """Count users, events and titles by territory.
+    """Count users, events and titles by territory, and how complete the data is.
 
     Test events are those of the evaluation days; local titles are offered in one territory only.
     """
     lake = Lake.open(config.lake)
-    tasks = map_tasks(count_territories, range(lake.manifest.num_buckets), lake, stage="counting", progress=progress)
-    users, active, window_events, test_events = np.sum([counts for _, counts in tasks], axis=0)
-    offered = offered_in(lake.titles, lake.territory_names())
-    is_local = pc.equal(pc.list_value_length(lake.titles["territories"]), 1).fill_null(False).to_numpy()
-    rows = pd.DataFrame(
-        {
-            "territory": lake.territory_names(),
-            "region": [territory.region for territory in lake.manifest.territories],
-            "users": users,
-            "active_users": active,
-            "active_fraction": np.where(users > 0, active / np.maximum(users, 1), np.nan),
-            "window_events": window_events,
-            "test_events": test_events,
-            "titles_offered": offered.sum(axis=1),
-            "local_titles": offered[:, is_local].sum(axis=1),
-        }
-    )
-    rows = rows.sort_values(["users", "territory"], ascending=[False, True], ignore_index=True)
-    return LakeSummary(config.lake, lake.manifest, rows)
-
-
-def count_territories(bucket: int, lake: Lake) -> np.ndarray:
-    """(4, territories): users, active users, window events and test events of one bucket."""
-    calendar = lake.manifest.calendar
-    rows = Bucket.read(lake, bucket)
-    window = calendar.day_bounds(0)
-    test_days = window[1], calendar.day_bounds(max(calendar.num_evaluation_days, 1))[1]
-    events = [rows.event_user[within(rows.event_time, *bounds)] for bounds in (window, test_days)]
-    groups = [slice(None), rows.active(*window, ACTIVE_DAYS), *events]
-    num_territories = len(lake.manifest.territories)
-    return np.stack([np.bincount(rows.territory[group], minlength=num_territories) for group in groups])
+    buckets = range(lake.manifest.num_buckets)
+    tasks = map_tasks(LakeCounts.of_bucket, buckets, lake, stage="counting", progress=progress)
+    counts = LakeCounts.of_all((found for _, found in tasks), len(lake.manifest.territories))
+    return LakeSummary(config.lake, lake.manifest, territory_table(counts.territories, lake), counts.document(lake))
 
 
 @dataclass(frozen=True)

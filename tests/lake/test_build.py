@@ -55,8 +55,10 @@ def test_rows_are_those_of_the_source_in_their_users_bucket(service, out):
 
 
 def test_name_that_the_lake_cannot_hold_is_an_error(service, out):
-    source = service.source(attributes={"reason": ["f", "m"]}, user_columns={"reason": "gender"})
-    with pytest.raises(UserError, match="attribute 'reason' is the name of a column that every lake has"):
+    source = service.source()
+    twice = [*source.facts.territories, source.facts.territories[0]]
+    source.facts = source.facts.model_copy(update={"territories": twice})
+    with pytest.raises(UserError, match="territory 'NO' is named twice"):
         build(source, out)
     assert not Path(out).exists()
 

@@ -3,7 +3,7 @@
 # pyright: reportAttributeAccessIssue=false
 
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from functools import cached_property, partial
 from typing import Literal
 
@@ -36,6 +36,7 @@ TEXTS = ("name", "genres", "synopsis")
 OPTIONAL_OF_TITLES = (*TEXTS, "territories", *PROMOTION)
 IN_EVERY_FILE = (*IDS, "title_ids", "timestamp", "territory", "embedding")  # Others are null where a file has none
 AMBIGUOUS = {"NA", "na", "N/A", "n/a", "#N/A", "NaN", "?", "-"}  # As attributes; as a territory NA is Namibia
+FIRST_PLAUSIBLE = datetime(1980, 1, 1, tzinfo=UTC)  # Times before are of another unit, or no dates
 NUM_NAMED = 20  # Files that a note names
 
 
@@ -247,6 +248,11 @@ class ParquetSource(Source):
         found = days.believable() or ((to_utc(start), to_utc(end)) if start and end else None)
         if not found:
             raise UserError(f"{where}: no event has a valid time: check timestamp_unit")
+        if found[1] < FIRST_PLAUSIBLE and not (start and end):
+            raise UserError(
+                f"{where}: all events are of {found[0]:%Y-%m-%d} to {found[1]:%Y-%m-%d}: set timestamp_unit (it is "
+                f"{config.timestamp_unit!r}); if they are, set window_start and window_end"
+            )
         after = to_utc(end) + timedelta(days=config.num_evaluation_days) if end else found[1]
         return min(found[0], to_utc(start or found[0])), max(found[1], after)
 

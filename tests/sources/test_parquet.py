@@ -83,6 +83,8 @@ def test_the_last_days_or_those_of_the_settings_are_the_evaluation_days(raw):
         ({"timestamp_unit": "fortnights"}, "timestamp_unit"),
         ({"title_columns": {"title_id": "tid", "synopsis": "plot"}}, "column 'plot' .* is missing"),
         ({"num_evaluation_days": 9}, "set window_start and window_end"),
+        ({"timestamp_unit": "us"}, r"e\.parquet: column 'at': all events are of 1970-01-20 to .*: set timestamp_unit"),
+        ({"timestamp_unit": "s"}, r"e\.parquet: column 'at': no event has a valid time: check timestamp_unit"),
     ],
 )
 def test_wrong_setting_is_an_error(raw, change, message):

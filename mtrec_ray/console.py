@@ -49,7 +49,9 @@ def progress_bars() -> Iterator[ProgressCallback]:
         yield _progress_lines()
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True)) as progress:
+    with Progress(
+        *columns, TextColumn("{task.fields[note]}"), console=Console(stderr=True), redirect_stdout=False
+    ) as progress:
         tasks: dict[str, TaskID] = {}
 
         def show(stage: str, done: int, total: int, note: str = "", /) -> None:

@@ -109,7 +109,8 @@ def ray_failure(error: BaseException) -> UserError | None:
     )
     for one in causes(error):
         text = str(one)
-        if isinstance(one, exceptions.OutOfMemoryError) or (isinstance(one, lost) and "low on memory" in text):
+        is_lost = isinstance(one, lost) or type(one).__name__.startswith("WorkerGroupStartup")  # of Ray Train
+        if isinstance(one, exceptions.OutOfMemoryError) or (is_lost and "low on memory" in text):
             used = re.search(r"[\d.]+GB used / [\d.]+GB limit", text)
             share = os.environ.get(MEMORY_THRESHOLD, "0.95")
             return TryAgain(
@@ -118,6 +119,6 @@ def ray_failure(error: BaseException) -> UserError | None:
             )
         if isinstance(one, exceptions.ObjectStoreFullError | exceptions.OutOfDiskError):
             return UserError(f"Ray's folder for temporary files is full: free some room in it, then {AGAIN}")
-        if isinstance(one, lost) and not getattr(one, "actor_init_failed", False):
+        if is_lost and "creation task" not in text:  # where the code of an actor's constructor failed
             return TryAgain(f"a process of Ray was killed or crashed, more often than it is replaced: {AGAIN}")
     return None

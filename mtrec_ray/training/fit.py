@@ -96,7 +96,10 @@ def fit(record: Record, progress: ProgressCallback | None, pack: str = "") -> No
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=storage,
-            failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES),
+            failure_config=ray.train.FailureConfig(
+                max_failures=MAX_FAILURES,
+                controller_failure_limit=-1 if joins_cluster() else MAX_FAILURES,  # workers that did not start
+            ),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
         ),
     )

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 from ray.exceptions import ActorDiedError, OutOfDiskError, OutOfMemoryError, WorkerCrashedError
 from ray.train import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerGroupStartupFailedError
 
 from mtrec_ray.errors import TryAgain, UserError
 from mtrec_ray.lake import environment
@@ -92,6 +93,7 @@ OUT_OF_MEMORY = "Memory on the node was 2.57GB used / 23.54GB limit (0.1)\nRay k
         (WorkerGroupError("lost", {0: OutOfMemoryError(OUT_OF_MEMORY)}), "memory is short"),
         (WorkerCrashedError(), "a process of Ray was killed or crashed"),
         (ControllerError(ActorDiedError()), "a process of Ray was killed or crashed"),
+        (ControllerError(WorkerGroupStartupFailedError("its worker process has died")), "a process of Ray was killed"),
         (OutOfDiskError(), "is full: free some room"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
@@ -108,3 +110,5 @@ def test_what_ray_lost_or_ended_is_one_line(error, message):
 def test_errors_of_code_are_no_failures_of_ray():
     assert ray_failure(KeyError("x")) is None
     assert ray_failure(WorkerGroupError("failed", {0: KeyError("x")})) is None
+    constructor = "The actor died because of an error raised in its creation task"
+    assert ray_failure(ControllerError(WorkerGroupStartupFailedError(constructor))) is None

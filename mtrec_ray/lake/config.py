@@ -17,7 +17,8 @@ class BuildOptions(Config):
     num_buckets: int | None = advanced(None, ge=1)
     """Buckets of users and events; a reader holds one at a time. null = one per 40,000 users, at least 16."""
     on_bad_rows: Literal["error", "quarantine"] = "error"
-    """error: stop with the totals and the first rejected rows; quarantine: write them to quarantine/ and count them."""
+    """error: stop with the totals and the first rejected rows; quarantine: write them to quarantine/ and count them,
+    if any event is left."""
     overwrite: bool = False
     """Replace an existing lake, atomically."""
 

@@ -100,7 +100,7 @@ ARCHIVE_URL = "https://files.grouplens.org/datasets/movielens/{}.zip"
 
 
 class MovieLensConfig(Config):
-    """How MovieLens becomes a lake, and what is downloaded."""
+    """How MovieLens, plain or gzip files, becomes a lake, and what is downloaded."""
 
     day_length_days: int = Field(default=28, ge=1)
     """Length of an evaluation day in days: single days hold too few ratings."""
@@ -219,6 +219,9 @@ class MovieLensSource(Source):
             counts.num_rows += rows.num_rows
             counts.num_low += int((piece.numbers(rows, "rating") < self.config.min_rating).sum())
             counts.days.add(timestamps_from_epoch(piece.numbers(rows, "timestamp"), "s"))
+        if counts.num_low == counts.num_rows:
+            path, low = self.files["events"][0].path, self.config.min_rating
+            raise UserError(f"{path}: all {counts.num_rows:,} ratings are below min_rating={low}: choose a lower one")
         return counts
 
     @cached_property

@@ -37,7 +37,7 @@ NUM_BEHAVIORS_SHOWN = 12
 
 
 class ReChorusConfig(Config):
-    """How ReChorus files become a lake."""
+    """How ReChorus files, plain or gzip, become a lake; 7, 7.0 and "7" are one id."""
 
     files: list[str] | None = Field(default=None, min_length=1)
     """Files to read, in the order of time; null = train.csv, dev.csv (val.csv, valid.csv) and test.csv, or without a
@@ -89,6 +89,8 @@ class ReChorusSource(Source):
     @cached_property
     def facts(self) -> SourceFacts:
         calendar, scan = self._calendar(), self.scan
+        if not scan.users.num_rows:
+            raise UserError(f"{self.paths[0]}: user_id is missing in every row: name its column with `columns`")
         self._check_ages()
         left_out = {"rows that repeat one of an earlier file": scan.num_repeated, "other behaviours": scan.num_others}
         return SourceFacts(

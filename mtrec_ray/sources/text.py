@@ -5,6 +5,7 @@
 import codecs
 import gzip
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ SEPARATOR = "\x1f"  # Of fields, while they are read: pyarrow takes one characte
 BYTES_PER_PIECE = 32 << 20
 GZIP_MAGIC, ZIP_MAGIC, UTF16_MARKS = b"\x1f\x8b", b"PK\x03\x04", (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 UTF8, LATIN1 = "utf-8", "latin-1"
-SAMPLE = "\n\t:|0"
+SAMPLE = "\n\t:|+0"
 
 
 def _check_extends_ascii(name: str | None) -> str | None:
@@ -223,7 +224,13 @@ def read_header(path: Path, delimiter: str = "\t", encoding: str = UTF8) -> tupl
         names = line.removeprefix(codecs.BOM_UTF8).decode(encoding).rstrip("\r\n").split(delimiter)
     except UnicodeDecodeError as error:
         raise _not_text(f"{path}, line 1", encoding) from error
-    return tuple(name.strip().strip('"') for name in names), len(line)
+    if any("\r" in name for name in names):
+        raise UserError(f"{path}, line 1: lines end with carriage returns alone: save it with LF or CRLF line ends")
+    names = tuple(name.strip().strip('"') for name in names)
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise UserError(f"{path}, line 1: column {repeated[0]!r} occurs twice: rename or remove one")
+    return names, len(line)
 
 
 def _length_of_mark(path: Path) -> int:

@@ -99,6 +99,9 @@ def test_rating_of_zero_is_left_out_and_counted(tmp_path):
     source = _source(tmp_path)
     assert source.parts("events")[0]().num_rows == 3
     assert source.facts.left_out == {"ratings below min_rating 1": 1}
+    (tmp_path / "ratings.dat").write_text(f"1::2::4::{120 * DAY_S}\n")
+    with pytest.raises(UserError, match=r"ratings\.dat: all 1 ratings are below min_rating=5: choose a lower one"):
+        _ = _source(tmp_path, min_rating=5).facts
 
 
 @pytest.mark.parametrize(

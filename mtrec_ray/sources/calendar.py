@@ -122,13 +122,13 @@ class DayCounts:
 
         Wild are a few events, at most one in a hundred at either end, that are further from all others than those
         are from each other, and further than `MIN_GAP_DAYS`. Of the days that broken clocks and missing values have
-        (`CLOCK_DAYS`) up to half of all events are.
+        (`CLOCK_DAYS`), so are any number.
         """
         days = np.flatnonzero(self.counts)
         if not len(days):
             return None
         usual = self.counts.copy()
-        usual[CLOCK_DAYS] = np.where(2 * usual[CLOCK_DAYS] < usual.sum(), 0, usual[CLOCK_DAYS])
+        usual[CLOCK_DAYS] = 0
         usual = usual if usual.any() else self.counts
         days = np.flatnonzero(usual)
         before = np.cumsum(usual[days])

@@ -100,7 +100,7 @@ ARCHIVE_URL = "https://files.grouplens.org/datasets/movielens/{}.zip"
 
 
 class MovieLensConfig(Config):
-    """How MovieLens, plain or gzip files, becomes a lake, and what is downloaded."""
+    """How MovieLens becomes a lake (files may be gzipped), and what is downloaded."""
 
     day_length_days: int = Field(default=28, ge=1)
     """Length of an evaluation day in days: single days hold too few ratings."""

@@ -37,7 +37,7 @@ NUM_BEHAVIORS_SHOWN = 12
 
 
 class ReChorusConfig(Config):
-    """How ReChorus files, plain or gzip, become a lake; 7, 7.0 and "7" are one id."""
+    """How ReChorus files become a lake: plain or gzip; 7, 7.0 and "7" are one id."""
 
     files: list[str] | None = Field(default=None, min_length=1)
     """Files to read, in the order of time; null = train.csv, dev.csv (val.csv, valid.csv) and test.csv, or without a

@@ -1,6 +1,7 @@
 """Errors that a user can fix, as opposed to bugs."""
 
 import errno
+import http.client
 import re
 import socket
 import urllib.error
@@ -8,7 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.EMFILE)
+NO_WAY = (  # of a path: no rights, or no such file or folder
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG),
+    *(errno.ELOOP, errno.EMFILE),
+)
 NO_NETWORK = (errno.ENETDOWN, errno.ENETUNREACH, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ETIMEDOUT)
 STORAGE_AWAY = re.compile("AWS Error (NETWORK_CONNECTION|SLOW_DOWN|SERVICE_UNAVAILABLE|REQUEST_TIMEOUT|THROTTLING)")
 
@@ -28,9 +32,11 @@ def check_version(what: str, found: Any, supported: int, fix: str) -> None:
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and its causes, on whatever machine they were raised."""
-    while error is not None:
+    """An error and its causes, each once, on whatever machine they were raised."""
+    found: list[BaseException] = []
+    while error is not None and not any(error is one for one in found):  # an error of a task has itself as a cause
         yield error
+        found.append(error)
         failures = [*(getattr(error, "worker_failures", None) or {}).values(), None]  # Ray Train
         controller = getattr(error, "controller_failure", None)
         error = error.__cause__ or getattr(error, "cause", None) or controller or failures[0]
@@ -46,7 +52,7 @@ def find_user_error(error: BaseException | None) -> UserError | None:
 
 def is_temporary(error: BaseException) -> bool:
     """Whether a later try may succeed: a `TryAgain`, or an error of the network."""
-    if isinstance(error, TryAgain | ConnectionError | TimeoutError | socket.gaierror):
+    if isinstance(error, TryAgain | ConnectionError | TimeoutError | socket.gaierror | http.client.HTTPException):
         return True
     if isinstance(error, urllib.error.HTTPError):
         return error.code >= 500 or error.code in (408, 429)
@@ -56,5 +62,5 @@ def is_temporary(error: BaseException) -> bool:
 
 
 def is_environment(error: BaseException) -> bool:
-    """Whether disk, rights or the answer of object storage are the cause."""
-    return isinstance(error, OSError) and (error.errno in (*DISK_FULL, *NOT_ALLOWED) or "AWS Error" in str(error))
+    """Whether a disk, a path, its rights or the answer of object storage is the cause."""
+    return isinstance(error, OSError) and (error.errno in (*DISK_FULL, *NO_WAY) or "AWS Error" in str(error))

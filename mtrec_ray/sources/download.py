@@ -8,11 +8,12 @@ import os
 import urllib.error
 import urllib.request
 import zipfile
+from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import PART, write_file
+from mtrec_ray.files import PART, check_writable, write_file
 
 CHUNK_BYTES = 1 << 18
 TIMEOUT_S = 60
@@ -23,15 +24,16 @@ def download_file(
 ) -> None:
     """Download `url` to `out`, resuming from `<out>.part`; the checksum is `md5:...`.
 
-    UserError: no connection or a broken one (the part stays), or another checksum (the part is removed).
+    UserError: no connection or a broken one (the part stays), another checksum (the part is removed), or a folder that
+    cannot be written to.
     """
     if out.exists() and _checksum_of(out) == checksum:
         return
     part = out.with_name(out.name + PART)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(str(out.parent))
     try:
         _fetch(url, part, stage, progress)
-    except (OSError, EOFError) as error:
+    except (OSError, HTTPException) as error:
         size = part.stat().st_size if part.exists() else 0
         raise UserError(f"{url}: {error}; {size} bytes are in {part}, run it again to continue") from error
     found = _checksum_of(part)
@@ -75,7 +77,7 @@ def _fetch(url: str, part: Path, stage: str, progress: ProgressCallback | None) 
                 if progress:
                     progress(stage, done, total)
     if done < total:
-        raise EOFError(f"the connection broke after {done} of {total} bytes")
+        raise ConnectionError(f"the connection broke after {done} of {total} bytes")
 
 
 def _checksum_of(path: Path) -> str:

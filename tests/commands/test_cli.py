@@ -349,6 +349,10 @@ def test_the_cause_of_an_error_decides_its_exit_code():
     full = OSError(28, "No space left on device", "/runs/bb/run.json")
     assert explain(full) == (2, "[Errno 28] No space left on device: '/runs/bb/run.json'")
     assert explain(PermissionError(13, "Permission denied", "runs"))[0] == 2
+    missing = FileNotFoundError(2, "No such file or directory", "lake/events/part.parquet")
+    missing.__cause__ = of_task = RuntimeError("a task failed")  # how `map_tasks` raises it
+    of_task.cause = missing  # pyright: ignore[reportAttributeAccessIssue]
+    assert explain(missing) == (2, "[Errno 2] No such file or directory: 'lake/events/part.parquet'")
     lost = RuntimeError("training failed")  # how Ray Train reports a failed checkpoint of a worker
     lost.worker_failures = {0: OSError(28, "No space left on device")}  # pyright: ignore[reportAttributeAccessIssue]
     code, message = explain(lost)

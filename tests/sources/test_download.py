@@ -5,9 +5,11 @@ import io
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
+from mtrec_ray.__main__ import explain
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources import movielens
 from mtrec_ray.sources.download import download_file
@@ -22,6 +24,7 @@ class Server:
         self.break_after: int | None = None
         self.ranges: list[str | None] = []
         self.supports_ranges = True
+        self.status: int | None = None
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -29,8 +32,8 @@ class Server:
                 requested = self.headers["Range"]
                 outer.ranges.append(requested)
                 start = int(requested[6:-1]) if requested and outer.supports_ranges else 0
-                if start >= len(outer.content):
-                    self.send_error(416)
+                if outer.status or start >= len(outer.content):
+                    self.send_error(outer.status or 416)
                     return
                 body = outer.content[start:]
                 self.send_response(206 if start else 200)
@@ -86,8 +89,9 @@ def test_file_is_downloaded_with_progress(server, file):
 def test_interrupted_download_is_resumed(server, file, supports_ranges):
     server.supports_ranges = supports_ranges
     server.break_after = 300_000
-    with pytest.raises(UserError, match="run it again to continue"):
+    with pytest.raises(UserError, match="run it again to continue") as broken:
         download_file(server.url, server.checksum, file)
+    assert explain(broken.value)[0] == 75
     assert not file.exists()
     received = file.with_name("file.part").stat().st_size
     assert 0 < received <= 300_000
@@ -110,8 +114,22 @@ def test_damaged_content_is_removed_and_an_unreachable_server_is_an_error(server
     with pytest.raises(UserError, match="checksum is md5"):
         download_file(server.url, server.checksum, file)
     assert list(file.parent.iterdir()) == []
-    with pytest.raises(UserError, match="run it again"):
+    with pytest.raises(UserError, match="run it again") as unreachable:
         download_file("http://127.0.0.1:9/x", server.checksum, file)
+    assert explain(unreachable.value)[0] == 75
+
+
+@pytest.mark.parametrize(("status", "code"), [(404, 2), (500, 75), (503, 75)])
+def test_an_answer_of_the_server_decides_whether_to_try_again(server, file, status, code):
+    server.status = status
+    with pytest.raises(UserError, match=f"HTTP Error {status}") as answered:
+        download_file(server.url, server.checksum, file)
+    assert explain(answered.value)[0] == code
+
+
+def test_folder_that_cannot_be_written_to_is_named(server):
+    with pytest.raises(UserError, match="cannot write to '/proc/raw'"):
+        download_file(server.url, server.checksum, Path("/proc/raw/file.zip"))
 
 
 @pytest.fixture

@@ -75,9 +75,11 @@ def check_users(labels: AttributeLabels, keys: np.ndarray, settings: AuditSettin
     num_values = len(np.unique(labels.values[known]))
     folds = [fold_of(keys[known], settings, repeat) for repeat in range(settings.num_repeats)]
     smallest = min(np.bincount(of, minlength=settings.num_folds).min() for of in folds)
-    if smallest < 2 or num_values < 2:
+    if known.any() and num_values < 2:
+        raise UserError(f"attribute {labels.name!r}: all {known.sum()} users with a known value have the same one")
+    if smallest < 2:
         raise UserError(
-            f"attribute {labels.name!r}: {known.sum()} users with {num_values} known values are too few to attack in "
+            f"attribute {labels.name!r}: {known.sum()} users with a known value are too few to attack in "
             f"{settings.num_folds} folds (the smallest has {smallest})"
         )
 

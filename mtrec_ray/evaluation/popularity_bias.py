@@ -45,7 +45,7 @@ def exposure_counts(
 
 def top_titles(logits: np.ndarray, mask: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """(user, column) of each user's k best candidates, list after list, best first."""
-    scores = torch.from_numpy(logits if mask.all() else np.where(mask, logits, -np.inf).astype(np.float32))
+    scores = torch.from_numpy(np.where(mask, logits, -np.inf).astype(np.float32))  # a copy: torch wants to write
     column = torch.topk(scores, min(k, scores.shape[1]), dim=1).indices.numpy()  # (U, k)
     user = np.repeat(np.arange(len(logits)), column.shape[1])
     chosen = mask[user, column.ravel()]

@@ -155,8 +155,11 @@ def _plan_period(
 ) -> PeriodPlan:
     positives, eligible, (start, end) = counts.positives[day], counts.eligible[day], catalogue.bounds
     if positives.sum() == 0 or eligible.sum() == 0:
-        what = "positives" if positives.sum() == 0 else "eligible negatives"
-        raise UserError(f"no {what} for the sampled users in [{start}, {end}): widen the window or the sample")
+        what, fix = "positives", "widen the window or the sample"
+        if positives.sum():
+            what = "eligible negatives (titles that are offered to a user and not watched by it)"
+            fix = "shorten the window, or take a lake with more titles"
+        raise UserError(f"no {what} for the sampled users in [{start}, {end}): {fix}")
     alpha = sample.alpha
     if alpha == "auto":
         num_days = max(1.0, (end - start).total_seconds() / calendar.day_s)

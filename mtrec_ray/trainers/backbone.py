@@ -82,6 +82,9 @@ class BackboneTrainer(Trainer[SequenceBatch]):
             self.stopped = True
         return figures
 
+    def rates(self) -> dict[str, float]:
+        return {"optim.lr": self.config.optim.lr}
+
     def parts(self) -> list[Part]:
         return [
             ("model", self.model.state_dict(keep_vars=True), self.optimizer),

@@ -53,7 +53,6 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
     """Trains some combinations together; the weights it keeps are its output at the end."""
 
     saved: ClassVar[tuple[str, ...]] = (*Trainer.saved, "figures")
-    lr_setting = "adversary.generator_lr"
 
     def __init__(
         self,
@@ -164,6 +163,10 @@ class EliminatorTrainer(Trainer[SequenceBatch]):
         if not np.isfinite(found).all():
             raise self.diverged("validation scores are nan or inf")
         return found
+
+    def rates(self) -> dict[str, float]:
+        adversary = self.config.adversary
+        return {"adversary.generator_lr": adversary.generator_lr, "adversary.weight": adversary.weight}
 
     def parts(self) -> list[Part]:
         return [*self.game.parts(), ("kept", self.kept, None)]

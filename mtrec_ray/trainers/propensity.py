@@ -127,6 +127,9 @@ class PropensityTrainer(Trainer[StepRows]):
         self.model.train()
         return {f"val/{name}": value for name, value in summarise(state.summarise()).items()}
 
+    def rates(self) -> dict[str, float]:
+        return {"optim.lr": self.data.learning_rates[0]}
+
     def parts(self) -> list[Part]:
         return [("model", self.model.state_dict(keep_vars=True), self.optimizer), ("best", self.best_weights, None)]
 

@@ -74,8 +74,6 @@ class Trainer(ABC, Generic[Batch]):
 
     saved: ClassVar[tuple[str, ...]] = ("next_step", "started", "stopped")
     """Attributes of plain data that a resumed trainer needs."""
-    lr_setting: ClassVar[str] = "optim.lr"
-    """The setting to lower where training diverges."""
     optimizer: torch.optim.Optimizer  # whose first group's learning rate is logged
 
     def __init__(self, num_steps: int, milestones: Iterable[int], cpus: float, workers: Workers | None) -> None:
@@ -101,6 +99,10 @@ class Trainer(ABC, Generic[Batch]):
     @abstractmethod
     def reach_milestone(self) -> dict[str, float]:
         """Validate, keep the best, put finished weights in `outputs`; returns flat figures."""
+
+    @abstractmethod
+    def rates(self) -> dict[str, float]:
+        """The settings to lower where training diverges, with their values."""
 
     @abstractmethod
     def parts(self) -> list[Part]:
@@ -166,9 +168,9 @@ class Trainer(ABC, Generic[Batch]):
 
     def diverged(self, found: str, step: int | None = None) -> Diverged:
         """The error to raise; `step` is by default the last one."""
-        rate = self.optimizer.param_groups[0].get("first_lr", self.optimizer.param_groups[0]["lr"])
-        fix = f"lower {self.lr_setting} ({rate:g}), under another name".replace("e+", "e")
-        return Diverged(f"training diverged: {found} at step {step or self.next_step}: {fix}")
+        settings = " or ".join(f"{key} ({value:g})".replace("e+", "e") for key, value in self.rates().items())
+        place = f"at step {step or self.next_step}"
+        return Diverged(f"training diverged: {found} {place}: lower {settings}, under another name")
 
     def take_outputs(self) -> dict[str, Weights]:
         """File name in the run's folder -> weights finished since the last call."""

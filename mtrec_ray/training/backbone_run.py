@@ -88,7 +88,9 @@ class BackboneRecord(Record):
 
 
 def new_backbone_run(config: BackboneConfig, lake: Lake) -> BackboneRecord:
-    """The record of a run that has not started."""
+    """The record of a run that has not started; UserError for a single title."""
+    if lake.titles.num_rows < 2:
+        raise UserError(f"lake {config.lake!r} has one title: there is nothing to rank; take a lake with more")
     return BackboneRecord(
         status="training",
         config=config,

@@ -102,11 +102,17 @@ class EliminatorsRecord(Record):
                 found = f"only the value {seen[0]!r}" if seen else "no known value"
                 among = f"among the {plan.users} users to train on"
                 raise UserError(f"attribute {name!r} has {found} {among}: leave it out of combinations")
-            audited = sum(counts[name]) * held_out / (1 - held_out)
+            per_trained = held_out / (1 - held_out)  # users of the audit split, expected for each of the train split
+            audited, rarer = per_trained * sum(counts[name]), per_trained * (sum(counts[name]) - max(counts[name]))
             if audited < MIN_AUDIT_USERS:
                 logger.warning(
                     f"attribute {name}: about {audited:.0f} users of the audit split have a known value; an audit may "
                     "refuse so few: leave it out of combinations, or raise the backbone's sequences.audit_fraction"
+                )
+            elif rarer < 1:
+                logger.warning(
+                    f"attribute {name}: about {rarer:.1f} users of the audit split have another value than most; an "
+                    "audit may refuse it: leave it out of combinations"
                 )
 
     def schedule(self, plan: SequencePlan) -> Schedule:

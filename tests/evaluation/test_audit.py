@@ -265,8 +265,8 @@ def test_a_bag_counts_each_title_once():
     ("change", "message"),
     [
         (lambda v, a, k: (v * np.nan, a, k), "finite"),
-        (lambda v, a, k: (v, a._replace(values=a.values * 0 - 1), k), "0 users with 0 known values are too few"),
-        (lambda v, a, k: (v, a._replace(values=a.values * 0), k), "200 users with 1 known values are too few"),
+        (lambda v, a, k: (v, a._replace(values=a.values * 0 - 1), k), "0 users with a known value are too few"),
+        (lambda v, a, k: (v, a._replace(values=a.values * 0), k), "all 200 users with a known value have the same one"),
     ],
 )
 def test_invalid_input_is_refused_before_training(change, message, monkeypatch):

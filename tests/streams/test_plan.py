@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pytest
 
+from mtrec_ray.errors import UserError
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.config import SampleConfig
@@ -60,6 +61,16 @@ def test_events_before_the_window_make_no_user_active(tmp_path):
     bucket = Bucket.read(lake_of(tmp_path / "lake", dict.fromkeys("ab", "north"), events, title_table({"t": []})), 0)
     for active_days, wanted in ((90, [False, True]), (10**7, [False, True]), (1, [False, False])):
         assert bucket.active(day(1, 10), day(1, 20), active_days).tolist() == wanted
+
+
+def test_users_who_watched_all_titles_leave_no_negatives(tmp_path):
+    users = {f"user{number}": "north" for number in range(9)}
+    events = [(user, "t0", day(1, 5)) for user in users]
+    lake = lake_of(tmp_path / "lake", users, events, title_table({"t0": []}))
+    with pytest.raises(
+        UserError, match=r"no eligible negatives .* shorten the window, or take a lake with more titles"
+    ):
+        make_plan(lake, SampleConfig())
 
 
 @pytest.mark.parametrize("alpha", [0.5, 2.0])

@@ -30,9 +30,10 @@ from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators import train_eliminators
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
 from mtrec_ray.training.fit import train_backbone
-from mtrec_ray.training.record import Record
+from mtrec_ray.training.record import Record, load_plan
 from mtrec_ray.training.weights import save_weights
 from mtrec_ray.workers import Workers
+from tests.streams.lakes import day, lake_of, title_table
 from tests.training.one_worker import OneWorker, backbone_config, eliminators_config
 from tests.tuning.conftest import build_here
 
@@ -98,6 +99,25 @@ def test_diverged_backbone_is_refused_and_leaves_no_weights(lake, one_worker, tm
         train_backbone(diverging)
     assert (worker.starts, worker.reports) == (1, 0)
     assert list(Path(tmp_path).rglob("*.safetensors")) == []
+
+
+def test_lake_with_one_title_is_refused(tmp_path):
+    one = lake_of(tmp_path / "lake", {"u": "north"}, [("u", "t0", day(1, 1))], title_table({"t0": []}))
+    with pytest.raises(UserError, match="has one title: there is nothing to rank"):
+        train_backbone(backbone_config(one, tmp_path / "runs"))
+
+
+def test_attribute_with_a_rare_value_is_warned_of(made, caplog):
+    _, run = made
+    plan = load_plan(run.uri, SequencePlan)
+    enough = [[100] * len(counts) for counts in plan.value_counts]
+    run.check_values(plan.model_copy(update={"value_counts": enough}))
+    assert not caplog.messages
+    gender = list(run.attributes).index("gender")
+    enough[gender] = [100, 2]
+    run.check_values(plan.model_copy(update={"value_counts": enough}))
+    (message,) = caplog.messages
+    assert message.startswith("attribute gender: about 0.9 users of the audit split have another value than most")
 
 
 def test_killed_pack_resumes_to_the_same_weights(source, one_worker, monkeypatch, tmp_path):

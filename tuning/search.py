@@ -193,7 +193,13 @@ class PartitionSparingASHA(ASHAScheduler):
         for report in _reports_before(trial):
             super().on_trial_result(tune_controller, trial, flatten_dict(report))
 
+    def on_trial_complete(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> None:
+        if "failed" not in result:  # NaN would be no rung's figure
+            super().on_trial_complete(tune_controller, trial, result)
+
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        if "failed" in result:
+            return self.STOP
         decision = super().on_trial_result(tune_controller, trial, result)
         is_spared = any(params.items() <= trial.config.items() for params in self.spared)
         return self.CONTINUE if is_spared and not result.get("done") else decision

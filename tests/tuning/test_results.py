@@ -83,6 +83,7 @@ def test_the_document_is_nested():
         "fresh_seeds": {METRIC: [0.45, 0.65]},
         "pareto_front": ["t2"],
         "num_trials": {"done": 1, "stopped early": 1, "failed": 0},
+        "failures": {},
         "notes": ["a note"],
     }
 

@@ -53,6 +53,18 @@ def test_a_weak_trial_with_moves_or_other_settings_stops(change):
     assert decision(PARTITIONS[0] | change, 0.95) == ASHAScheduler.CONTINUE
 
 
+def test_a_diverged_trial_decides_nothing_for_others(recwarn):
+    made, failed = scheduler(), report_of(1, float("nan")) | {"failed": "training diverged", "done": True}
+    for number in range(7):
+        trial, report = trial_of(number, {"optim.lr": 0.1}), failed if number < 3 else report_of(1, 0.1 * number)
+        made.on_trial_add(None, trial)
+        decided = made.on_trial_result(None, trial, flatten_dict(report))
+        if number < 3:
+            made.on_trial_complete(None, trial, flatten_dict(report))
+    assert decided == ASHAScheduler.CONTINUE
+    assert not recwarn.list
+
+
 def test_with_one_validation_no_trial_is_stopped():
     assert type(scheduler(num_validations=1)) is FIFOScheduler
 

@@ -4,6 +4,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,9 @@ import pytest
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.cluster import ray_session
 from mtrec_ray.trainers.runner_config import RunnerConfig
+from mtrec_ray.trainers.trainer import Diverged
 from mtrec_ray.training import fit as fit_module
+from mtrec_ray.training import loop
 from mtrec_ray.training.fit import check_resources, fit, in_background
 
 
@@ -76,6 +79,26 @@ def test_errors_of_the_run_are_raised_unchanged(play):
 
     with pytest.raises(OSError, match="no room"):
         play(loop)
+
+
+@pytest.mark.parametrize(("error", "raised"), [(Diverged("diverged"), False), (UserError("a changed lake"), True)])
+def test_a_mistake_ends_both_workers_and_is_not_repeated(monkeypatch, error, raised):
+    """Both find that training diverges, and end; one alone finds another mistake, and Ray Train ends its peer."""
+    started, told = [], list[str]()
+
+    def train(settings: dict[str, Any]) -> None:
+        started.append(settings)
+        raise error
+
+    monkeypatch.setattr(loop, "train_or_resume", train)
+    monkeypatch.setattr(loop.ray, "get", lambda answer: answer)
+    monkeypatch.setattr(loop.ray.train, "get_context", lambda: SimpleNamespace(get_world_size=lambda: 2))
+    answers = {"put_mistake": told.append, "get_mistake": lambda: "".join(told)}
+    actor = SimpleNamespace(**{name: SimpleNamespace(remote=answer) for name, answer in answers.items()})
+    with pytest.raises(UserError) if raised else nullcontext():
+        loop.train_loop_per_worker({"actor": actor})
+    loop.train_loop_per_worker({"actor": actor})  # as Ray Train starts the workers again
+    assert (len(started), told) == (1, [str(error)])
 
 
 def test_no_progress_is_asked_for_after_the_session(monkeypatch):

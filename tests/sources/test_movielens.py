@@ -26,7 +26,7 @@ def _write_100k(folder: Path) -> Path:
     (folder / "u.user").write_text("1|24|M|technician|85711\n")
     flags = "0|0|0|1|1|1" + "|0" * 13
     (folder / "u.item").write_text(f"1|Toy Story (1995)|01-Jan-1995||http://x|{flags}\n")
-    (folder / "u.data").write_text(f"1\t1\t5\t{0}\n1\t1\t5\t{90 * DAY_S}\n")
+    (folder / "u.data").write_text(f"1\t1\t5\t{100 * DAY_S}\n1\t1\t5\t{190 * DAY_S}\n")
     return folder
 
 
@@ -39,7 +39,7 @@ def _write_recbole(folder: Path) -> Path:
         "1\tToy Story\t1995\tAnimation Children's Comedy\n"
     )
     (folder / "ml-100k.inter").write_text(
-        f"user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t1\t3\t0\n1\t1\t4\t{90 * DAY_S}.0\n"
+        f"user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t1\t3\t{100 * DAY_S}\n1\t1\t4\t{190 * DAY_S}.0\n"
     )
     return folder
 

@@ -109,6 +109,7 @@ def believable(*times):
         [-5.0, 1e12],
         [1_600_000_000] * 42,
         [0] * 2_000 + [2**31 - 1] * 2_000,
+        [1] * 5_000,
     ],
 )
 def test_a_few_wild_times_do_not_move_the_range_of_the_others(wild):
@@ -118,7 +119,6 @@ def test_a_few_wild_times_do_not_move_the_range_of_the_others(wild):
 def test_times_that_are_many_or_near_the_others_are_believed():
     start, end = believable(SERVICE, [FIRST.timestamp() - 35 * 86_400])
     assert (start, end) == (FIRST - timedelta(days=35), FIRST + timedelta(days=40))
-    assert believable(SERVICE, [1] * 5_000)[0] == EPOCH
     assert believable(SERVICE, [86_400] * 100)[0] == EPOCH + timedelta(days=1)
     assert believable(np.arange(0, 864_000, 3_600)) == (EPOCH, EPOCH + timedelta(days=10))
     assert believable([0, 2**31 - 1, 2**32 - 1])[0] == EPOCH

@@ -1,13 +1,16 @@
 """The `mtrec` command.
 
-Exit codes: 0 done, 2 user error, 75 try again (network, busy machine, held lock), 1 defect of ours, 130 interrupted.
+Exit codes: 0 done, 2 user error, 75 try again (network, busy machine, held lock), 1 defect of ours, 130 interrupted,
+143 terminated.
 """
 
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
+import threading
 import traceback
 from contextlib import suppress
 
@@ -18,7 +21,7 @@ from mtrec_ray.stdio import prepare_stdio
 
 USER_ERROR, DEFECT = 2, 1
 TRY_AGAIN = 75  # EX_TEMPFAIL of sysexits.h
-INTERRUPTED = 130  # as shells have it after ctrl-c
+INTERRUPTED, TERMINATED = 130, 143  # as shells have them after ctrl-c and `kill`
 
 
 def main(command: click.Command | None = None) -> None:
@@ -28,10 +31,14 @@ def main(command: click.Command | None = None) -> None:
     from mtrec_ray.commands.app import app
 
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    if threading.current_thread() is threading.main_thread():  # no other thread may set signal handlers
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as Ray does once it runs
     try:
         code = _run(command or app)
         sys.stdout.flush()
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if isinstance(error, SystemExit) and error.code != signal.SIGTERM:
+            raise
         code = _report(error)
     if code:
         sys.exit(code)
@@ -68,8 +75,9 @@ def explain(error: BaseException) -> tuple[int, str]:
     """Exit code and message, by the causes of an error on whatever machine they were raised."""
     if isinstance(error, click.UsageError):
         return USER_ERROR, error.format_message() + (f" (see `{error.ctx.command_path} --help`)" if error.ctx else "")
-    if isinstance(error, KeyboardInterrupt | click.Abort):
-        return INTERRUPTED, "interrupted; the same command, a search with --resume, resumes from what is saved"
+    if isinstance(error, KeyboardInterrupt | click.Abort | SystemExit):
+        code, what = (TERMINATED, "terminated") if isinstance(error, SystemExit) else (INTERRUPTED, "interrupted")
+        return code, f"{what}; the same command, a search with --resume, resumes from what is saved"
     found = list(causes(error))
     code = TRY_AGAIN if any(map(is_temporary, found)) else USER_ERROR
     if (mistake := find_user_error(error)) is not None:

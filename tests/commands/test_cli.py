@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -98,16 +99,14 @@ def test_missing_inputs_are_reported_before_ray_starts(run, arguments, monkeypat
     assert "nowhere'" in err
 
 
-def test_an_interrupt_ends_with_code_130(run, monkeypatch):
-    def interrupt(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("mtrec_ray.lake.inspect.check_lake", interrupt)
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupt_ends_with_code_130_and_a_kill_with_143(run, monkeypatch, number, expected):
+    monkeypatch.setattr("mtrec_ray.lake.inspect.check_lake", lambda *_, **__: signal.raise_signal(number))
     code, out, err = run("lake", "check", "lake")
-    assert (code, out) == (130, "")
+    assert (code, out) == (expected, "")
     assert "resumes from what is saved" in err
     code, out, _ = run("lake", "check", "lake", "--json")
-    assert (code, json.loads(out)["exit_code"]) == (130, 130)
+    assert (code, json.loads(out)["exit_code"]) == (expected, expected)
 
 
 def test_ray_does_not_start_by_itself_in_a_leftover_thread():

@@ -39,7 +39,8 @@ def _write_recbole(folder: Path) -> Path:
         "1\tToy Story\t1995\tAnimation Children's Comedy\n"
     )
     (folder / "ml-100k.inter").write_text(
-        f"user_id:token\titem_id:token\trating:float\ttimestamp:float\n1\t1\t3\t{100 * DAY_S}\n1\t1\t4\t{190 * DAY_S}.0\n"
+        "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+        f"1\t1\t3\t{100 * DAY_S}\n1\t1\t4\t{190 * DAY_S}.0\n"
     )
     return folder
 

@@ -55,10 +55,12 @@ def audit_vectors(
 ) -> AuditResult:
     """Audit vectors (N, d) for one attribute; keys decide folds and bootstrap weights.
 
-    UserError before any training if a vector is not finite or there are too few users.
+    UserError before any training if a vector or its square is not finite, or there are too few users.
     """
-    if not np.isfinite(vectors).all():
-        raise UserError("some users' vectors are not finite: the model diverged")
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(np.square(vectors.astype(np.float32)).sum(axis=1)).all()
+    if not finite:
+        raise UserError("some users' vectors are not finite, or too large to be attacked: the model diverged")
     check_users(labels, user_keys, settings)
     return audit_inputs(vectors.astype(np.float32), labels, user_keys, VECTOR_ATTACKERS, settings)
 

@@ -265,6 +265,7 @@ def test_a_bag_counts_each_title_once():
     ("change", "message"),
     [
         (lambda v, a, k: (v * np.nan, a, k), "finite"),
+        (lambda v, a, k: (v * np.float32(1e25), a, k), "too large to be attacked"),
         (lambda v, a, k: (v, a._replace(values=a.values * 0 - 1), k), "0 users with a known value are too few"),
         (lambda v, a, k: (v, a._replace(values=a.values * 0), k), "all 200 users with a known value have the same one"),
     ],

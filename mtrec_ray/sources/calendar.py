@@ -17,6 +17,7 @@ DAY_S = 86_400
 ACTIVE_DAYS = 90  # An active user has an event in this many last days of the training window
 TIMESTAMP = pa.timestamp("us", tz="UTC")
 FIRST_TIMESTAMP = datetime(1970, 1, 1, tzinfo=UTC)  # The first that a lake accepts
+FIRST_PLAUSIBLE = datetime(1980, 1, 1, tzinfo=UTC)  # If all are before, they are of another unit, or no dates
 AFTER_LAST_TIMESTAMP = datetime(2200, 1, 1, tzinfo=UTC)
 UNORDERED = "all events carry one timestamp: leave-one-out takes the last rows of each user in the files"
 MIN_GAP_DAYS = 30
@@ -103,12 +104,13 @@ class DayCounts:
     def were_float32(self) -> bool:
         """The times are numbers that float32 holds (every 128th second) or writes as text.
 
-        So are midnights; of other true times one in 128 is, of full hours three in four.
+        So are some times of full minutes, hours or days, which float32 would not leave.
         """
-        if not (self.sample_us % (8 * 3_600 * 1_000_000)).any():
+        sample_us = np.unique(self.sample_us[self.sample_us >= FIRST_PLAUSIBLE.timestamp() * 1_000_000])
+        if not (sample_us % 300_000_000).any():  # of five minutes
             return False
         for unit_us in (1_000_000, 1_000):  # seconds, milliseconds
-            numbers = self.sample_us / unit_us
+            numbers = sample_us / unit_us
             held = numbers.astype(np.float32)
             written = pa.array(held).cast(pa.string()).cast(pa.float64()).to_numpy()
             if len(numbers) >= 8 and (held == numbers).all():
@@ -116,6 +118,14 @@ class DayCounts:
             if len(numbers) >= 64 and (written == numbers).mean() > 0.95:
                 return True
         return False
+
+    def check_seconds(self, where: str) -> None:
+        """UserError if the times `were_float32`; `where` names file and column."""
+        if self.were_float32:
+            raise UserError(
+                f"{where}: the times were float32 once, which holds every 128th second: write integers, float64 or "
+                "timestamps from the start"
+            )
 
     def believable(self) -> tuple[datetime, datetime] | None:
         """[first day, day after the last) without wild timestamps; None without events.

@@ -111,7 +111,7 @@ class MovieLensConfig(Config):
     dataset: Literal["ml-100k", "ml-1m"] = "ml-100k"
     """What --download fetches; reading detects it from the files."""
     encoding: AsciiEncoding = advanced(None)
-    """AsciiEncoding of the files; null = UTF-8 for those that are valid UTF-8, latin-1 for others, as a note says."""
+    """Encoding of the files; null = UTF-8 for those that are valid UTF-8, latin-1 for others, as a note says."""
 
 
 class MovieLensSource(Source):
@@ -226,9 +226,11 @@ class MovieLensSource(Source):
 
     @cached_property
     def _days(self) -> tuple[datetime, datetime]:
-        found = self._counted.days.believable()
+        days, path = self._counted.days, self.files["events"][0].path
+        days.check_seconds(f"{path}: timestamp")
+        found = days.believable()
         if not found:
-            raise UserError(f"no rating in {str(self.folder)!r} has a valid timestamp (seconds since 1970)")
+            raise UserError(f"{path}: timestamp: no rating has a valid one (seconds since 1970)")
         return found
 
     def _calendar(self) -> Calendar:

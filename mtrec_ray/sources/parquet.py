@@ -3,7 +3,7 @@
 # pyright: reportAttributeAccessIssue=false
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import cached_property, partial
 from typing import Literal
 
@@ -16,6 +16,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.sources.calendar import (
     AFTER_LAST_TIMESTAMP,
     DAY_S,
+    FIRST_PLAUSIBLE,
     FIRST_TIMESTAMP,
     UNORDERED,
     DayCounts,
@@ -36,7 +37,6 @@ TEXTS = ("name", "genres", "synopsis")
 OPTIONAL_OF_TITLES = (*TEXTS, "territories", *PROMOTION)
 IN_EVERY_FILE = (*IDS, "title_ids", "timestamp", "territory", "embedding")  # Others are null where a file has none
 AMBIGUOUS = {"NA", "na", "N/A", "n/a", "#N/A", "NaN", "?", "-"}  # As attributes; as a territory NA is Namibia
-FIRST_PLAUSIBLE = datetime(1980, 1, 1, tzinfo=UTC)  # Times before are of another unit, or no dates
 NUM_NAMED = 20  # Files that a note names
 
 
@@ -239,11 +239,7 @@ class ParquetSource(Source):
         paths = self.files["events"].paths
         where = f"{paths[0]}{f' and {len(paths) - 1} more files' if len(paths) > 1 else ''}"
         where += f": column {self._raw_names('events')['timestamp']!r}"
-        if days.were_float32:
-            raise UserError(
-                f"{where}: the times were float32 once, "
-                "which holds every 128th second: write integers, float64 or timestamps from the start"
-            )
+        days.check_seconds(where)
         start, end = config.window_start, config.window_end
         found = days.believable() or ((to_utc(start), to_utc(end)) if start and end else None)
         if not found:

@@ -52,7 +52,7 @@ class ReChorusConfig(Config):
     behaviors: list[str] | None = Field(default=None, min_length=1)
     """Behaviours whose rows are events; null = all."""
     encoding: AsciiEncoding = advanced(None)
-    """AsciiEncoding of the files; null = UTF-8, and a file that is none is refused."""
+    """Encoding of the files; null = UTF-8, and a file that is none is refused."""
     num_evaluation_days: int = Field(default=0, ge=0)
     """Evaluation days at the end of the data, for propensity models; 0 = the window is all the data, for
     leave-one-out."""

@@ -115,6 +115,7 @@ def scan_files(files: list[list[TextFile]], attributes: Sequence[AttributeColumn
             days.add(timestamps_from_epoch(seconds[mask], "s"))
         earlier = np.sort(np.concatenate([earlier, *keys]))
     scan.users = _one_row_a_user(scan.users, attributes)
+    days.check_seconds(f"{files[0][0].path}: time")
     scan.event_days, scan.ordered = days.believable(), days.ordered()
     absent = [name for name in behaviors or () if name not in scan.behaviors]
     if absent:

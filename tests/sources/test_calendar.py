@@ -136,7 +136,9 @@ def test_times_that_are_many_or_near_the_others_are_believed():
         (SERVICE.astype(np.float32)[:10], True),
         ([float(str(time)) for time in SERVICE.astype(np.float32)], True),
         (SERVICE, False),
-        *((SERVICE // step * step, False) for step in (60, 3_600, 8 * 3_600, 86_400)),
+        (SERVICE - FIRST.timestamp(), False),
+        *((SERVICE // step * step, False) for step in (10, 60, 300, 3_600, 8 * 3_600, 86_400)),
+        *(((SERVICE - 7e8) // step * step, False) for step in (1, 10, 60, 300, 3_600, 8 * 3_600, 86_400)),
     ],
 )
 def test_times_that_were_float32_once_are_noticed(times, were_float32):

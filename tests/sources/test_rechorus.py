@@ -4,6 +4,7 @@ import gzip
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mtrec_ray.errors import UserError
@@ -178,6 +179,15 @@ def test_wild_timestamp_leaves_the_window_alone_and_equal_ones_have_no_order(raw
     assert UNORDERED in facts.notes
     with pytest.raises(UserError, match=r"all events carry one timestamp, of 2017-07-14.*num_evaluation_days=0"):
         _ = _source(raw, files=["train.csv"], num_evaluation_days=1).facts
+
+
+def test_times_that_were_float32_once_are_an_error(raw):
+    times = np.arange(1_500_000_000, 1_500_100_000, 5_001).astype(np.float32).astype(np.int64)
+    _write(raw / "train.csv", [f"1\t{n}\tpv\t{time}\t1\t23\t5" for n, time in enumerate(times)])
+    (raw / "dev.csv").unlink()
+    (raw / "test.csv").unlink()
+    with pytest.raises(UserError, match=r"train\.csv: time: the times were float32 once"):
+        _source(raw)
 
 
 def test_only_usual_names_are_read(raw):

@@ -32,7 +32,6 @@ from mtrec_ray.sources.tables import TableFiles, locate_table
 from mtrec_ray.sources.values import MISSING, Column, embedding_bytes, free_text, id_text, label_text, text_lists
 
 IDS = ("user_id", "title_id")
-TIMES = ("timestamp", *PROMOTION)
 TEXTS = ("name", "genres", "synopsis")
 OPTIONAL_OF_TITLES = (*TEXTS, "territories", *PROMOTION)
 IN_EVERY_FILE = (*IDS, "title_ids", "timestamp", "territory", "embedding")  # Others are null where a file has none

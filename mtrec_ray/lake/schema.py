@@ -11,11 +11,10 @@ import pyarrow.compute as pc
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.sources.calendar import TIMESTAMP, to_utc_micros
-from mtrec_ray.sources.source import PROMOTION, DataFacts
+from mtrec_ray.sources.source import OPTIONAL_OF_TITLES, PROMOTION, DataFacts
 from mtrec_ray.sources.values import embedding_bytes
 
 STRINGS = pa.list_(pa.string())
-OPTIONAL_OF_TITLES = ("name", "genres", "synopsis", "territories", *PROMOTION)  # Null where a source lacks them
 
 
 def required_columns(table: str, facts: DataFacts, promoted: bool = False) -> dict[str, pa.DataType]:

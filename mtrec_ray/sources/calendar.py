@@ -134,8 +134,7 @@ class DayCounts:
         are from each other, and further than `MIN_GAP_DAYS`. Of the days that broken clocks and missing values have
         (`CLOCK_DAYS`), so are any number.
         """
-        days = np.flatnonzero(self.counts)
-        if not len(days):
+        if not self.counts.any():
             return None
         usual = self.counts.copy()
         usual[CLOCK_DAYS] = 0

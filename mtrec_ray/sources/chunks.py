@@ -1,8 +1,9 @@
 """Pieces of a table's files that one task reads: row groups of Parquet, or a CSV file."""
 
 import codecs
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ CSV_BLOCK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
-class Chunk:
+class Chunk(ABC):
     """Consecutive rows of one file. Picklable."""
 
     uri: str  # Names the filesystem
@@ -55,8 +56,9 @@ class Chunk:
             return rows
         return rows.append_column(name, pa.array([value] * rows.num_rows, pa.string()))
 
+    @abstractmethod
     def _read(self, columns: list[str]) -> Iterator[pa.Table]:
-        raise NotImplementedError
+        """Columns of the file alone."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,6 @@ def open_csv(
     delimiter: str,
     encoding: str,
     columns: list[str] | None = None,
-    kinds: dict[str, Any] | None = None,
 ) -> pacsv.CSVStreamingReader:
     """A CSV file as a stream of batches: all columns, or `columns` as text."""
     kinds = dict.fromkeys(columns or [], pa.string())
@@ -150,9 +151,9 @@ def _csv_file(uri: str, path: str, partition: dict[str, str | None], delimiter: 
         names = tuple(reader.schema.names)
     if len(names) == 1 and set(names[0]) & set(",;|\t"):
         raise UserError(f"{path}: the only column is {names[0]!r}: set source.delimiter to what separates the fields")
-    empty = CsvFile(uri, path, 0, names, partition, delimiter, encoding)
-    num_rows = sum(rows.num_rows for rows in empty.read([next(name for name in names if names.count(name) == 1)]))
-    return CsvFile(uri, path, num_rows, names, partition, delimiter, encoding)
+    uncounted = CsvFile(uri, path, 0, names, partition, delimiter, encoding)
+    one_name = min(names, key=names.count)  # `read` refuses names that occur twice
+    return replace(uncounted, num_rows=sum(rows.num_rows for rows in uncounted.read([one_name])))
 
 
 def _damaged_csv(path: str, error: Exception) -> UserError:

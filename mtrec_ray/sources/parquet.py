@@ -27,13 +27,21 @@ from mtrec_ray.sources.calendar import (
 )
 from mtrec_ray.sources.chunks import Chunk, list_chunks
 from mtrec_ray.sources.names import check_columns
-from mtrec_ray.sources.source import PROMOTION, Embeddings, Part, RawFile, Source, SourceFacts, pick_columns
+from mtrec_ray.sources.source import (
+    OPTIONAL_OF_TITLES,
+    PROMOTION,
+    Embeddings,
+    Part,
+    RawFile,
+    Source,
+    SourceFacts,
+    pick_columns,
+)
 from mtrec_ray.sources.tables import TableFiles, locate_table
 from mtrec_ray.sources.values import MISSING, Column, embedding_bytes, free_text, id_text, label_text, text_lists
 
 IDS = ("user_id", "title_id")
 TEXTS = ("name", "genres", "synopsis")
-OPTIONAL_OF_TITLES = (*TEXTS, "territories", *PROMOTION)
 IN_EVERY_FILE = (*IDS, "title_ids", "timestamp", "territory", "embedding")  # Others are null where a file has none
 AMBIGUOUS = {"NA", "na", "N/A", "n/a", "#N/A", "NaN", "?", "-"}  # As attributes; as a territory NA is Namibia
 NUM_NAMED = 20  # Files that a note names

@@ -19,6 +19,7 @@ SourceName = Literal["synthetic", "movielens", "xmarket", "rechorus", "parquet"]
 SOURCES = dict(zip(get_args(SourceName), ("Synthetic", "MovieLens", "XMarket", "ReChorus", "Parquet"), strict=True))
 """Module of each source -> first part of the names of its classes `...Config` and `...Source`."""
 PROMOTION = ("promoted_from", "promoted_until")  # Columns of titles that are not always offered; null = no limit
+OPTIONAL_OF_TITLES = ("name", "genres", "synopsis", "territories", *PROMOTION)  # Null where a source lacks them
 Part = Callable[[], Any]  # Reads one part in a worker: a pa.Table, or an iterator of its pieces. Picklable
 
 

@@ -2,7 +2,7 @@
 
 A location is a file, a folder or a glob. Below a folder, names that start with `.` or `_` are other tools' leftovers
 (as for `pyarrow.dataset`), and folders `name=value` are columns (Hive). In a glob `*` stays within one folder, `**`
-does not, and a name that exists is no glob, brackets or not. Whatever is not read is named.
+does not, and a name that exists is no glob, brackets or not. Files of a folder that are not read are listed.
 """
 
 import posixpath

@@ -199,6 +199,7 @@ def test_csv_is_read_as_parquet_is(tmp_path, ending):
         ({"e.csv": "uid,tid,uid,at\n1,7,1,1704085200000\n"}, {}, r"e\.csv: there are several columns 'uid'"),
         ({"users.csv": "uid,country,sex\n1,NO,caf\udce9\n"}, {}, r"users\.csv: .*UTF-?8.* source\.encoding"),
         ({}, {"encoding": "klingon"}, "setting 'encoding' = 'klingon': no encoding of that name"),
+        ({"e.csv": "uid,uid\n1,7\n"}, {}, r"e\.csv: there are several columns 'uid'"),
         ({"users.csv": "uid,country,sex\n1,NO,\n"}, {}, "attribute 'gender' is missing for all users"),
         (
             {"users.csv": "uid,country,sex\n1,NA,NA\n"},

@@ -255,6 +255,7 @@ def test_int96_of_spark_does_not_wrap_around(raw):
     source = make_source("parquet", CONFIG, str(raw))
     assert rows_of(source, "events")["timestamp"].to_pylist() == [time.replace(tzinfo=UTC) for time in times]
     assert source.facts.calendar.window_start == datetime(2024, 1, 1, tzinfo=UTC)
+    assert source.facts.event_days == (datetime(2024, 1, 1, tzinfo=UTC), datetime(2024, 1, 6, tzinfo=UTC))
 
 
 def test_a_folder_that_contradicts_its_file_is_refused(raw):
@@ -307,3 +308,11 @@ def test_text_that_is_not_utf8_is_refused_whatever_its_type_says(raw):
     pq.write_table(pa.table({"tid": ["t"], "title": ["A"], "kind": names}), raw / "titles.parquet")
     with pytest.raises(UserError, match=r"titles\.parquet: column 'kind': Invalid UTF8"):
         make_source("parquet", CONFIG, str(raw)).titles()
+
+
+@pytest.mark.parametrize("column", ["uid", "country"])
+def test_a_file_without_an_id_or_a_territory_is_refused(raw, column):
+    users = pq.read_table(raw / "users" / "2.parquet")
+    pq.write_table(users.drop_columns(column), raw / "users" / "2.parquet")
+    with pytest.raises(UserError, match=rf"users/2\.parquet: column '{column}' .* is missing"):
+        rows_of(make_source("parquet", CONFIG, str(raw)), "users")

@@ -30,7 +30,7 @@ class SampleConfig(Config):
     upsample: Literal["active", "control"] = advanced("active")
     """`control` adds random users, active or not, with as many positives as the active set has."""
     alpha: Annotated[float, Field(allow_inf_nan=False)] | Literal["auto"] = 10.0
-    """Negatives per positive on average; `auto` = sampled users / users with a positive on a mean day."""
+    """Negatives per positive on average; `auto` = users of R / users of R with a positive on a mean day."""
 
     @model_validator(mode="after")
     def _contradictions(self) -> "SampleConfig":

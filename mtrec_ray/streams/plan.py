@@ -45,10 +45,11 @@ class SampleCounts(NamedTuple):
     """Positives and possible negatives of the sampled users."""
 
     sampled: int
+    random: int  # those of the random sample R
     added: np.ndarray  # (territories,) users of the added set
     positives: np.ndarray  # (periods, territories)
     eligible: np.ndarray  # (periods, territories) pairs that could become negatives
-    user_days: np.ndarray  # (periods,) distinct (user, day) with a positive
+    random_user_days: np.ndarray  # (periods,) distinct (user of R, day) with a positive
     last_day: int  # positives of the window's last day
     last_day_cold: int  # those of users without an earlier event
     not_offered: int  # discoveries in the window of titles that are not offered in the user's territory
@@ -162,8 +163,7 @@ def _plan_period(
         raise UserError(f"no {what} for the sampled users in [{start}, {end}): {fix}")
     alpha = sample.alpha
     if alpha == "auto":
-        num_days = max(1.0, (end - start).total_seconds() / calendar.day_s)
-        alpha = counts.sampled * num_days / counts.user_days[day]
+        alpha = _auto_alpha(counts, day, (end - start).total_seconds() / calendar.day_s)
     rate = alpha * positives.sum() / eligible.sum()
     if rate > 1:
         logger.warning("alpha = %g takes all %d eligible pairs, and needs more negatives", alpha, eligible.sum())
@@ -176,6 +176,16 @@ def _plan_period(
         positives=positives.tolist(),
         eligible=eligible.tolist(),
     )
+
+
+def _auto_alpha(counts: SampleCounts, day: int, num_days: float) -> float:
+    """Users of R per user of R with a positive on a mean day: R stands for all users, the added set does not."""
+    if counts.random_user_days[day] == 0:
+        raise UserError(
+            f"sample.alpha = auto: none of the {counts.random} users of the random sample has a positive in period "
+            f"{day}: raise sample.random_fraction, or set sample.alpha to a number"
+        )
+    return float(counts.random * max(1.0, num_days) / counts.random_user_days[day])
 
 
 def count_users(bucket_index: int, lake: Lake, sample: SampleConfig, catalogue: Catalogue) -> UserCounts:
@@ -215,8 +225,10 @@ def count_sample(
     rows, added = sampled_users(bucket, sample, calendar, rates)
     sampled = np.zeros(len(bucket.keys), dtype=bool)
     sampled[rows] = True
-    positives, eligible, user_days = zip(
-        *(_count_period(bucket, sampled, catalogue, calendar) for catalogue in catalogues), strict=True
+    random = np.zeros(len(bucket.keys), dtype=bool)
+    random[rows[~added]] = True
+    positives, eligible, random_user_days = zip(
+        *(_count_period(bucket, sampled, random, catalogue, calendar) for catalogue in catalogues), strict=True
     )
     last_day = window.bounds[1] - timedelta(seconds=calendar.day_s)
     last_day_users = bucket.event_user[bucket.discoveries(last_day, window.bounds[1], window.offer_mask)]
@@ -224,10 +236,11 @@ def count_sample(
     discoverers = bucket.event_user[bucket.discoveries(*window.bounds)]
     return SampleCounts(
         sampled=len(rows),
+        random=int(random.sum()),
         added=np.bincount(bucket.territory[rows[added]], minlength=len(rates)),
         positives=np.array(positives),
         eligible=np.array(eligible),
-        user_days=np.array(user_days),
+        random_user_days=np.array(random_user_days),
         last_day=len(last_day_users),
         last_day_cold=int((~bucket.has_events(datetime.min, last_day)[last_day_users]).sum()),
         not_offered=int(sampled[discoverers].sum()) - int(positives[0].sum()),
@@ -235,9 +248,9 @@ def count_sample(
 
 
 def _count_period(
-    bucket: Bucket, sampled: np.ndarray, catalogue: Catalogue, calendar: Calendar
+    bucket: Bucket, sampled: np.ndarray, random: np.ndarray, catalogue: Catalogue, calendar: Calendar
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Positives and eligible negatives of each territory, and (user, day)s with a positive."""
+    """Positives and eligible negatives of each territory, and (user of R, day)s with a positive."""
     offered, (start, end) = catalogue.offer_mask, catalogue.bounds
 
     def per_territory(users: np.ndarray) -> np.ndarray:
@@ -249,6 +262,7 @@ def _count_period(
     known_user, known_title = user_and_title(bucket.known_pairs(start, end))
     known_user = known_user[sampled[known_user] & offered[bucket.territory[known_user], known_title]]
     eligible = offered.sum(1) * per_territory(np.flatnonzero(sampled)) - per_territory(known_user)
-    day = (bucket.event_time[events] - to_datetime64(start)) // np.timedelta64(calendar.day_s, "s")
-    user_days = len(np.unique(np.stack([users, day.astype(np.int64)], axis=1), axis=0))
-    return per_territory(users), eligible, user_days
+    of_random = events[random[users]]
+    day = (bucket.event_time[of_random] - to_datetime64(start)) // np.timedelta64(calendar.day_s, "s")
+    user_days = np.unique(np.stack([bucket.event_user[of_random], day.astype(np.int64)], axis=1), axis=0)
+    return per_territory(users), eligible, len(user_days)

@@ -9,13 +9,14 @@ import pyarrow.compute as pc
 import pytest
 
 from mtrec_ray.errors import UserError
+from mtrec_ray.hashing import user_keys
 from mtrec_ray.lake.bucket import Bucket
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.plan import make_plan as count_plan
-from mtrec_ray.streams.sampling import TEST, sampled_users, split_of
+from mtrec_ray.streams.sampling import TEST, in_random_sample, sampled_users, split_of
 from tests.streams.lakes import CALENDAR, day, lake_of, random_rows, title_table, write_lake
 
 
@@ -84,6 +85,28 @@ def test_alpha_auto_without_added_users_is_sampled_users_over_users_with_a_posit
     assert sum(plan.added_users) == 0
     # 70% of the users watch 6 times in 90 days: nearly each event is a (user, day) of its own
     assert plan.periods[0].alpha == pytest.approx(90 / (0.7 * 6), rel=0.15)
+
+
+def test_alpha_auto_counts_the_random_sample_and_not_the_added_active_users(lake):
+    alone, added = (
+        make_plan(lake, SampleConfig(alpha="auto", random_fraction=0.3, active_fraction=fraction))
+        for fraction in (0.0, 1.0)
+    )
+    assert sum(added.added_users) > 0.9 * sum(added.random_users)
+    assert [period.alpha for period in added.periods] == [period.alpha for period in alone.periods]
+
+
+def test_alpha_auto_is_refused_where_no_user_of_the_random_sample_has_a_positive(tmp_path):
+    users = {f"user{number}": "north" for number in range(40)}
+    sample = SampleConfig(alpha="auto", random_fraction=0.1, active_fraction=9)
+    random = in_random_sample(user_keys(list(users)), sample)
+    assert 0 < random.sum() < 20
+    events = [(user, "t0", day(1, 5)) for user, chosen in zip(users, random, strict=True) if not chosen]
+    lake = lake_of(tmp_path / "lake", users, events, title_table({"t0": [], "t1": []}))
+    message = rf"sample\.alpha = auto: none of the {random.sum()} users .* raise sample\.random_fraction, or set"
+    with pytest.raises(UserError, match=message):
+        make_plan(lake, sample)
+    assert make_plan(lake, sample.model_copy(update={"alpha": 1.0})).periods[0].alpha == 1.0
 
 
 def test_cold_fraction_is_that_of_new_users_in_the_last_days_discoveries(lake):

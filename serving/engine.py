@@ -108,7 +108,8 @@ class Engine:
         """First-discovery propensities of one user; `embedding` (user width,)."""
         model = self.two_tower
         assert model is not None
-        user = model.user_vectors(torch.from_numpy(embedding)[None], torch.tensor([self.group_of[territory]]))  # (1, d)
+        group, own = torch.tensor([self.group_of[territory]]), torch.tensor([territory])
+        user = model.user_vectors(torch.from_numpy(embedding)[None], group, own)  # (1, d)
         if titles is not None:
             return Ranked(titles, model.logits(user, self.propensity_vectors[titles])[0].sigmoid().tolist())
         logits = model.logits(user, self.propensity_vectors)[0]

@@ -231,9 +231,42 @@ def test_mtl_defaults_to_the_papers_block_and_regions():
 
 
 @pytest.mark.parametrize("kind", ["baseline", "mtl"])
-def test_the_resolved_config_is_read_back_equal(yaml_file, kind):
-    settings = ["window.start=2022-01-01", "window.end=2022-03-01T12:00:00Z", "sample.alpha=auto", "optim.lr=1e-5"]
-    config = propensity(*settings, kind=kind)
+def test_preset_paper_is_the_papers_model_and_optimiser(kind):
+    config = propensity(preset="paper", kind=kind)
+    optim, model = config.optim, config.model
+    assert (model.d, optim.batch_pairs, optim.snapshot) == (512, 8192, "last")
+    assert optim.learning_rates(model.group_block, aligned=True) == (1e-3, 1e-3, 1e-3)
+    assert (model.group_block, model.groups) == (("dense", "regions:4") if kind == "mtl" else (None, None))
+    given = propensity("sample.alpha=auto", "incremental=true", "optim.epochs=1", preset="paper")  # open in the paper
+    assert (given.sample.alpha, given.incremental, given.optim.epochs) == ("auto", True, 1)
+
+
+def test_groups_of_the_users_own_fit_the_paper():
+    assert propensity("model.groups=four.yaml", preset="paper").model.groups == "four.yaml"
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("model.d=64", 512),
+        ("model.group_block=shift", "dense"),
+        ("optim.lr=0.0001", 0.001),
+        ("optim.block_lr=0.0001", None),
+        ("optim.batch_pairs=4096", 8192),
+    ],
+)
+def test_a_setting_that_contradicts_the_preset_is_refused_in_one_line(setting, value):
+    with pytest.raises(UserError) as caught:
+        propensity(setting, preset="paper")
+    contradicts = f"{setting.replace('=', ' = ')} contradicts preset = paper, which has {value}: drop one of them"
+    assert str(caught.value) == contradicts
+
+
+@pytest.mark.parametrize("preset", ["ours", "paper"])
+@pytest.mark.parametrize("kind", ["baseline", "mtl"])
+def test_the_resolved_config_is_read_back_equal(yaml_file, kind, preset):
+    settings = ["window.start=2022-01-01", "window.end=2022-03-01T12:00:00Z", "sample.alpha=auto", "optim.epochs=5"]
+    config = propensity(*settings, kind=kind, preset=preset)
     path = yaml_file(dump_yaml(config))
     assert load_config(PropensityConfig, path, []) == config
 

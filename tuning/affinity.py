@@ -69,7 +69,8 @@ class GradientSums:
     def add(self, rows: StepRows) -> None:
         """Add U users and P pairs of offered titles, and their expected negatives."""
         model, titles, negatives = self.model, self.titles, self.negatives
-        hidden = model.user_tower.hidden(torch.from_numpy(rows.embedding))  # (U, d)
+        own = model.one_hot_rows(torch.from_numpy(rows.territory.astype(np.int64)))
+        hidden = model.user_tower.hidden(torch.from_numpy(rows.embedding), one_hot_rows=own)  # (U, d)
         users = model.user_tower.output(hidden)  # (U, d)
         user_rows = torch.from_numpy(_users_of_pairs(rows))
         title_rows = torch.from_numpy(rows.title_index.astype(np.int64))

@@ -1,6 +1,7 @@
 """Partitions of the territories by name: `one`, `regions`, `taste:4`, `random:4:2`, ...
 
 one, each, regions   all territories together, each alone, by geography
+regions:G            regions packed into G groups with equally many discoveries and minor territories (paper A)
 volume:G             G groups with equally many discoveries: the largest territory joins the lightest group
 taste:G              balanced clusters of what territories discover
 affinity:G           balanced clusters of gradients on the shared towers (`tuning.affinity`)
@@ -32,8 +33,9 @@ from mtrec_ray.tuning.clustering import Evidence, renumbered
 from mtrec_ray.tuning.data import TrialData
 
 PLAIN = ("one", "each", "regions")
-NAME = re.compile(r"one|each|regions|taste|affinity|(volume|taste|affinity|random):\d+|random:\d+:\d+", re.ASCII)
-NAMES = "one, each, regions, volume:G, taste[:G], affinity[:G], random:G[:DRAW] with G groups"
+KINDS = "regions|volume|taste|affinity|random"
+NAME = re.compile(rf"one|each|regions|taste|affinity|({KINDS}):\d+|random:\d+:\d+", re.ASCII)
+NAMES = "one, each, regions[:G], volume:G, taste[:G], affinity[:G], random:G[:DRAW] with G groups"
 MAX_AUTO_GROUPS = 8
 SMOOTHING = 100.0  # discoveries added to each territory's profile, distributed as those of all
 
@@ -78,7 +80,7 @@ class PartitionMaker:
         """The partition of a name; UserError for an unknown name."""
         spec = PartitionSpec.parse(name, len(self.manifest.territories))
         if spec.kind in PLAIN:
-            return make_groups(spec.kind, self.manifest)
+            return make_groups(name, self.manifest, lambda: self.volume)
         if spec.kind in self.evidence:
             return numbered_groups(self._clusters(self.evidence[spec.kind](), spec.num_groups))
         assert spec.num_groups is not None, "parse requires it"
@@ -106,7 +108,7 @@ def partition_maker(config: PropensityConfig, data: TrialData, progress: Progres
     counts = count_discoveries(data, config.sample, quick_reader(), progress)
     mask = Catalogue.of(data.lake, *data.calendar.day_bounds(0)).offer_mask
     model = config.model.model_copy(update={"groups": None, "group_block": None})
-    baseline = config.model_copy(update={"kind": "baseline", "model": model})
+    baseline = config.model_copy(update={"kind": "baseline", "preset": "ours", "model": model})
     evidence = {
         "taste": cache(partial(taste_evidence, counts, mask)),
         "affinity": cache(partial(gradient_evidence, baseline, data)),

@@ -18,14 +18,14 @@ from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import join
 from mtrec_ray.lake.manifest import Lake
-from mtrec_ray.streams.groups import Groups, make_groups
+from mtrec_ray.streams.groups import BY_NAME, Groups, make_groups
 from mtrec_ray.trainers.propensity import METRICS
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.propensity_run import new_propensity_run
 from mtrec_ray.tuning.collect import run_search
 from mtrec_ray.tuning.config import PropensitySearchConfig
 from mtrec_ray.tuning.data import TrialData, trial_data
-from mtrec_ray.tuning.partitions import PLAIN, partition_maker
+from mtrec_ray.tuning.partitions import partition_maker
 from mtrec_ray.tuning.propensity_trial import PropensityTrial
 from mtrec_ray.tuning.results import SearchResult
 from mtrec_ray.tuning.search import PreparedSearch, record_search, stored_search, trials_at_once
@@ -100,7 +100,8 @@ def check_propensity_search(config: PropensitySearchConfig) -> tuple[TrialData, 
 
 def _check_trial(config: PropensityConfig, data: TrialData) -> None:
     """UserError where a trial of these settings could not start, or would have too few users."""
-    new_propensity_run(config, data.lake, data.calendar)
+    no_count = np.ones(len(data.lake.manifest.territories))  # for a check, any volume will do
+    new_propensity_run(config, data.lake, data.calendar, lambda: no_count)
     sample, manifest = config.sample, data.lake.manifest
     users = manifest.counts["users"] * len(data.buckets) / manifest.num_buckets
     validated = sample.validation_fraction
@@ -115,7 +116,7 @@ def _groups_files(config: PropensitySearchConfig, lake: Lake) -> dict[str, str]:
     """Groups files that trials or the best configuration are made with -> content hash."""
     choices = config.space.get(GROUPS)
     named = [*(choices if isinstance(choices, list) else []), (config.base.get("model") or {}).get("groups")]
-    files = sorted({str(name) for name in named if name and name not in PLAIN})
+    files = sorted({str(name) for name in named if name and not BY_NAME.fullmatch(str(name))})
     texts = {f"groups file {name!r}": make_groups(name, lake.manifest).model_dump_json() for name in files}
     return {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
 

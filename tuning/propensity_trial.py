@@ -3,9 +3,11 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.streams.groups import training_volume
 from mtrec_ray.streams.reader import StepRows, training_batches
 from mtrec_ray.trainers.propensity import METRICS, PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
@@ -36,7 +38,8 @@ class PropensityTrial:
         calendar = self.config.window.resolve(lake.manifest.calendar)
         self.data = data = trial_data(lake, calendar, search.buckets, search.validation_days)
         self.plan = cache.plan(data, sample)
-        record = new_propensity_run(self.config, lake, data.calendar)
+        volume = partial(training_volume, lake, sample, data.calendar, data.buckets, reader=cache)
+        record = new_propensity_run(self.config, lake, data.calendar, volume)
         self.schedule = record.schedule(self.plan)
         steps = self.schedule.num_steps
         self.validate_at = [round(n / search.validations * steps) for n in range(1, search.validations + 1)]

@@ -54,7 +54,7 @@ class PartitionSpace(Config):
         if num_territories == 1:
             raise UserError(f"space: {GROUPS} has no effect on the only territory of the lake; drop it")
         specs = [PartitionSpec.parse(name, num_territories, num_buckets) for name in self.partitions]
-        numbers = [num_regions if spec.kind == "regions" else spec.num_groups for spec in specs]
+        numbers = [spec.num_groups or (num_regions if spec.kind == "regions" else None) for spec in specs]
         counts = {n for n in numbers if n and 1 < n < num_territories} or {max(2, min(4, num_territories - 1))}
         random = [f"random:{count}:{draw}" for count in sorted(counts) for draw in range(self.random)]
         return tuple(dict.fromkeys([*self.partitions, *random]))

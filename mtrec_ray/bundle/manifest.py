@@ -30,7 +30,7 @@ from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.shapes import EliminatorConfig, SequentialConfig
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 REMAKE = "make it again with `mtrec bundle`"
 Model = TypeVar("Model", bound=nn.Module)
 Content = TypeVar("Content")

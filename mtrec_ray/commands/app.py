@@ -37,7 +37,8 @@ COMMANDS = {
     "pairs show": JobCommand(api.show_pairs, "LAKE"),
     "train propensity": JobCommand(
         api.train_propensity,
-        f"--lake --model,--kind=kind --groups=model.groups --group-block=model.group_block --incremental {RUN}",
+        "--lake --model,--kind=kind --preset --groups=model.groups --group-block=model.group_block --incremental "
+        + RUN,
     ),
     "train backbone": JobCommand(api.train_backbone, f"--lake --kind=model.kind {RUN}"),
     "train eliminators": JobCommand(api.train_eliminators, f"--backbone --combinations --method --pack-size {RUN}"),

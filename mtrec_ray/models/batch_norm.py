@@ -1,4 +1,4 @@
-"""Batch normalisation, with or without ReLU, of distinct rows of several pairs each.
+"""Batch normalisation and ReLU of distinct rows of several pairs each.
 
 Legend: `N` distinct rows on this worker, `d` width, `w` (N,) pairs of each row, `W` pairs of all workers.
 A row of weight w counts as w equal rows of the pair-by-pair batch. With g the gradient summed over a row's pairs:
@@ -37,9 +37,8 @@ class PairBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, width: int, *, relu: bool = True) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.relu = relu
         self.weight = nn.Parameter(torch.ones(width))  # (d,)
         self.bias = nn.Parameter(torch.zeros(width))  # (d,)
         self.register_buffer("running_mean", torch.zeros(width))
@@ -49,13 +48,12 @@ class PairBatchNorm(nn.Module):
         """(N, d) -> (N, d).
 
         With `counts` by the global batch's statistics, towards which the running ones move: outputs and gradients
-        equal `nn.BatchNorm1d` on the repeated rows. Without, by the running statistics (inference).
+        equal `nn.BatchNorm1d` and ReLU on the repeated rows. Without, by the running statistics (inference).
         """
         if counts is None:
             scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-            outputs = torch.addcmul(self.bias - self.running_mean * scale, rows, scale)
-            return outputs.relu() if self.relu else outputs
-        outputs, mean, variance = Normalise.apply(rows, self.weight, self.bias, counts, self.eps, self.relu)
+            return torch.addcmul(self.bias - self.running_mean * scale, rows, scale).relu()
+        outputs, mean, variance = Normalise.apply(rows, self.weight, self.bias, counts, self.eps)
         self._update_running(mean, variance, counts.total)
         return outputs
 
@@ -69,14 +67,14 @@ class PairBatchNorm(nn.Module):
 
 
 class Normalise(torch.autograd.Function):
-    """(N, d) -> normalised (N, d), and the global batch's (d,) float64 mean and variance.
+    """(N, d) -> (N, d) after the ReLU, and the global batch's (d,) float64 mean and variance.
 
     Computed in tiles that stay in a CPU's cache; statistics are summed in float64, so nothing cancels.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, counts: PairCounts, eps: float, relu: bool
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, counts: PairCounts, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         first, second = counts.all_reduce(_moments(rows, counts.per_row)) / counts.total.clamp(min=1)  # (d,), (d,)
         mean, variance = first, second - first.square()
@@ -85,11 +83,9 @@ class Normalise(torch.autograd.Function):
         outputs = torch.empty_like(rows)
         for _, tile, tile_out in _tiles(rows, outputs):
             torch.sub(tile, row_mean, out=tile_out)
-            torch.addcmul(bias, tile_out, scale, out=tile_out)
-            if relu:
-                tile_out.relu_()
+            torch.addcmul(bias, tile_out, scale, out=tile_out).relu_()
         ctx.save_for_backward(rows, outputs, row_mean, inv_std, scale)
-        ctx.counts, ctx.relu = counts, relu
+        ctx.counts = counts
         ctx.mark_non_differentiable(mean, variance)
         return outputs, mean, variance
 
@@ -100,10 +96,7 @@ class Normalise(torch.autograd.Function):
         gradient = torch.empty_like(rows)  # (N, d) g, then dz
         sums = rows.new_zeros(2, rows.shape[1])  # dbeta, dgamma of this worker
         for scratch, tile, tile_rows, tile_out, tile_gradient in _tiles(gradient, rows, outputs, output_gradient):
-            if ctx.relu:
-                torch.ops.aten.threshold_backward.grad_input(tile_gradient, tile_out, 0, grad_input=tile)
-            else:
-                tile.copy_(tile_gradient)
+            torch.ops.aten.threshold_backward.grad_input(tile_gradient, tile_out, 0, grad_input=tile)
             sums[0] += tile.sum(0)
             sums[1] += torch.sub(tile_rows, mean, out=scratch).mul_(tile).sum(0)
         sums[1] *= inv_std
@@ -114,7 +107,7 @@ class Normalise(torch.autograd.Function):
             torch.sub(tile_rows, mean, out=scratch)
             torch.addcmul(bias_mean, scratch, slope, out=scratch)
             tile.addcmul_(scratch, weights, value=-1).mul_(scale)
-        return gradient, sums[1], sums[0], None, None, None
+        return gradient, sums[1], sums[0], None, None
 
 
 def _moments(rows: Tensor, weights: Tensor) -> Tensor:

@@ -50,8 +50,8 @@ class GroupBlock(nn.Module, ABC):
 class DenseBlock(GroupBlock):
     """Paper A's block: one dense layer per group, y = W_g x + b_g.
 
-    It starts at the identity, as the baseline model. A random start, which the paper permits, lost half of the PR-AUC
-    on validation users where the towers start from interaction vectors.
+    It starts at the identity, as the baseline model, or at random with `TwoTowerConfig.paper`. A random start lost half
+    of the PR-AUC on validation users where the towers start from interaction vectors.
     """
 
     def __init__(self, num_groups: int, width: int) -> None:

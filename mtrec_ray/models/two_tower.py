@@ -5,8 +5,8 @@ Legend: `U` user rows, `T` title rows, `N` rows of either, `d` width, `G` territ
 * each tower: two dense layers, batch normalisation and ReLU between them
 * an optional group block on top of the user tower, one part per territory group
 * logit = user . title / sqrt(d) + learned bias; propensity = sigmoid(logit)
-* paper A literally: `final_batch_norm` and `final_activation: relu`, so batch normalisation and ReLU behind every layer
-  and a plain dot product; no propensity is then below one half, and training collapsed on real data
+* `paper`: paper A literally, so batch normalisation and ReLU behind every layer of the towers, ReLU behind the block's,
+  a random start and a plain dot product; no propensity is then below one half, and training collapsed on real data
 """
 
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrec_ray.models.batch_norm import PairBatchNorm, PairCounts
@@ -30,24 +31,23 @@ class TwoTowerConfig:
     d: int = 512  # width of every layer (paper A)
     num_groups: int = 1  # territory groups, read by the group block alone
     group_block: GroupBlockName | Literal["none"] = "none"  # none = the baseline model
-    final_activation: Literal["none", "relu"] = "none"  # relu: behind all; the logit is the dot product alone
-    final_batch_norm: bool = False  # behind each tower's last layer; False was better on validation users
+    paper: bool = False  # paper A literally, with the dense block or none
     aligned_width: int = 0  # last columns of both embeddings that lie in one space, see `TwoTower.init_weights`
     initial_bias: float = 0.0  # of the logit: the log odds of a positive, so training need not learn them
+    one_hot_of_territory: tuple[int, ...] = ()  # one-hot column of the users of each territory; empty: no such input
 
 
 class Tower(nn.Module):
-    """Dense layer, batch normalisation, ReLU, dense layer; by settings the former two again."""
+    """Dense layer, batch normalisation, ReLU, dense layer; with `paper` the former two again."""
 
     def __init__(self, width_in: int, config: TwoTowerConfig) -> None:
         super().__init__()
-        width, self.final_relu = config.d, config.final_activation == "relu"
+        width = config.d
         self.first = nn.Parameter(torch.empty(width, width_in))  # its bias would be normalised away
         self.norm = PairBatchNorm(width)
         self.last = nn.Parameter(torch.empty(width, width))
-        normed = config.final_batch_norm
-        self.last_bias = None if normed else nn.Parameter(torch.empty(width))
-        self.final_norm = PairBatchNorm(width, relu=self.final_relu) if normed else None
+        self.last_bias = None if config.paper else nn.Parameter(torch.empty(width))
+        self.final_norm = PairBatchNorm(width) if config.paper else None
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
@@ -57,36 +57,57 @@ class Tower(nn.Module):
             if parameter is not None:
                 parameter.uniform_(-(inputs**-0.5), inputs**-0.5, generator=generator)
 
-    def hidden(self, features: Tensor, counts: PairCounts | None = None, compute_dtype: DType = None) -> Tensor:
-        """(N, width_in) of any float dtype -> (N, d) after the ReLU; `counts` while training."""
-        return self.norm(matmul(features.to(self.first.dtype), self.first.t(), compute_dtype), counts)
+    def hidden(
+        self,
+        features: Tensor,
+        counts: PairCounts | None = None,
+        compute_dtype: DType = None,
+        one_hot_rows: Tensor | None = None,
+    ) -> Tensor:
+        """(N, width_in) of any float dtype -> (N, d) after the ReLU; `counts` while training.
+
+        `one_hot_rows`: (N, d) products of the first layer with further inputs.
+        """
+        rows = matmul(features.to(self.first.dtype), self.first.t(), compute_dtype)
+        return self.norm(rows if one_hot_rows is None else rows.add_(one_hot_rows), counts)
 
     def output(self, hidden: Tensor, counts: PairCounts | None = None, compute_dtype: DType = None) -> Tensor:
         """(N, d) of `hidden` -> (N, d) of the tower."""
         rows = matmul(hidden, self.last.t(), compute_dtype)
         if self.last_bias is not None:
             rows = rows.add_(self.last_bias)
-        if self.final_norm is not None:
-            return self.final_norm(rows, counts)
-        return rows.relu_() if self.final_relu else rows
+        return rows if self.final_norm is None else self.final_norm(rows, counts)
 
-    def forward(self, features: Tensor, counts: PairCounts | None = None, compute_dtype: DType = None) -> Tensor:
-        """(N, width_in) of any float dtype -> (N, d); `counts` while training."""
-        return self.output(self.hidden(features, counts, compute_dtype), counts, compute_dtype)
+    def forward(
+        self,
+        features: Tensor,
+        counts: PairCounts | None = None,
+        compute_dtype: DType = None,
+        one_hot_rows: Tensor | None = None,
+    ) -> Tensor:
+        """(N, width_in) of any float dtype -> (N, d); arguments as of `hidden`."""
+        return self.output(self.hidden(features, counts, compute_dtype, one_hot_rows), counts, compute_dtype)
 
 
 class TwoTower(nn.Module):
     """User tower, title tower, group block and head; call `init_weights` before use."""
 
+    column_of_territory: Tensor
+
     def __init__(self, config: TwoTowerConfig) -> None:
         super().__init__()
         self.config = config
+        columns = torch.tensor(config.one_hot_of_territory) if config.one_hot_of_territory else None
+        self.register_buffer("column_of_territory", columns, persistent=False)  # (territories,) int64
+        self.one_hot = None  # (columns, d), the user tower's first layer of these inputs
+        if columns is not None:
+            self.one_hot = nn.Parameter(torch.empty(int(columns.max()) + 1, config.d))
         self.user_tower = Tower(config.user_width, config)
         self.title_tower = Tower(config.title_width, config)
         self.group_block = None
         if config.group_block != "none":
             self.group_block = GROUP_BLOCKS[config.group_block](config.num_groups, config.d)
-        self.bias = None if config.final_activation == "relu" else nn.Parameter(torch.tensor(config.initial_bias))
+        self.bias = None if config.paper else nn.Parameter(torch.tensor(config.initial_bias))
         self.scale = 1.0 if self.bias is None else config.d**-0.5  # keeps logits small at the start
 
     @torch.no_grad()
@@ -103,6 +124,11 @@ class TwoTower(nn.Module):
             self._align(generator)
         if self.group_block is not None:
             self.group_block.init_weights(generator)
+            for parameter in self.group_block.parameters() if self.config.paper else ():
+                parameter.uniform_(-(self.config.d**-0.5), self.config.d**-0.5, generator=generator)
+        if self.one_hot is not None:
+            bound = (self.config.user_width + len(self.one_hot)) ** -0.5
+            self.one_hot.uniform_(-bound, bound, generator=generator)
 
     def _align(self, generator: torch.Generator) -> None:
         """First layer [Q; -Q], last layer [A, -A], Q and A orthogonal."""
@@ -119,21 +145,42 @@ class TwoTower(nn.Module):
         """Every parameter outside the group block."""
         return [parameter for name, parameter in self.named_parameters() if not name.startswith("group_block.")]
 
+    def user_outputs(
+        self,
+        features: Tensor,
+        territory: Tensor | None = None,
+        counts: PairCounts | None = None,
+        compute_dtype: DType = None,
+    ) -> Tensor:
+        """(U, user_width) features -> (U, d) of the user tower; `counts` while training.
+
+        `territory` (U,) int64 is read with `one_hot_of_territory`: the first layer times a one-hot row is one of its
+        columns.
+        """
+        return self.user_tower(features, counts, compute_dtype, self.one_hot_rows(territory))
+
+    def one_hot_rows(self, territory: Tensor | None) -> Tensor | None:
+        """(U,) int64 territories -> (U, d) first layer's columns; None without that input."""
+        if self.one_hot is None:
+            return None
+        assert territory is not None, "a model with one_hot_of_territory needs each user's territory"
+        return F.embedding(self.column_of_territory[territory], self.one_hot)
+
     def apply_block(self, users: Tensor, offsets: Sequence[int], compute_dtype: DType = None) -> Tensor:
         """(U, d) user tower outputs sorted by group, (G + 1) row offsets -> (U, d) user vectors."""
         if self.group_block is None:
             return users
         users = self.group_block(users, offsets, compute_dtype)
-        return users.relu() if self.config.final_activation == "relu" else users
+        return users.relu() if self.config.paper else users
 
     def head(self, dots: Tensor) -> Tensor:
         """Dot products of user and title vectors -> logits."""
         return dots if self.bias is None else torch.add(self.bias, dots, alpha=self.scale)
 
     @torch.no_grad()
-    def user_vectors(self, features: Tensor, group_index: Tensor) -> Tensor:
-        """(U, user_width) features in any order, (U,) int64 group of each row -> (U, d)."""
-        users = self.user_tower(features)  # (U, d)
+    def user_vectors(self, features: Tensor, group_index: Tensor, territory: Tensor | None = None) -> Tensor:
+        """(U, user_width) features in any order, (U,) int64 group and territory -> (U, d)."""
+        users = self.user_outputs(features, territory)  # (U, d)
         if self.group_block is None:
             return users
         order = torch.argsort(group_index, stable=True)

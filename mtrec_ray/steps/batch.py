@@ -22,6 +22,7 @@ class PairBatch:
     user_rows: Tensor  # (P,) int64 row of each pair's user, not decreasing
     title_rows: Tensor  # (P,) int64 row of each pair's title
     labels: Tensor  # (P,) 0 or 1, in the dtype of the computation
+    user_territory: Tensor | None = None  # (U,) int64, for models that read it
 
     @property
     def num_pairs(self) -> int:
@@ -53,6 +54,7 @@ def make_pair_batch(
     catalogue: Tensor,
     *,
     num_groups: int,
+    user_territory: np.ndarray | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> PairBatch:
@@ -65,6 +67,7 @@ def make_pair_batch(
         title_index: (P,) integer row of the catalogue.
         labels: (P,) 0 or 1.
         catalogue: (C, title_width) features of all titles, preferably on `device` already.
+        user_territory: (U,) integer, for models that read it.
     """
     user_group, offsets, title_index = (np.asarray(a, np.int64) for a in (user_group, offsets, title_index))
     user_order = np.argsort(user_group, kind="stable")  # (U,)
@@ -86,6 +89,7 @@ def make_pair_batch(
         user_rows=put(np.repeat(np.arange(len(user_order)), pairs_per_user)),
         title_rows=put(row_of_title[title_index]),
         labels=put(np.asarray(labels)[pair_order]).to(dtype),
+        user_territory=None if user_territory is None else put(np.asarray(user_territory, np.int64)[user_order]),
     )
 
 

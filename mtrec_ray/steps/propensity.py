@@ -34,7 +34,7 @@ def loss_and_gradients(
         PairCounts(offsets.diff().to(batch.labels.dtype), num_pairs, all_reduce)
         for offsets in (batch.user_offsets, batch.title_offsets)
     )
-    users = model.user_tower(batch.user_features, user_counts, compute_dtype)  # (U, d)
+    users = model.user_outputs(batch.user_features, batch.user_territory, user_counts, compute_dtype)  # (U, d)
     users = model.apply_block(users, batch.group_offsets, compute_dtype)  # (U, d)
     titles = model.title_tower(batch.title_features, title_counts, compute_dtype)  # (T, d)
     logits = model.head(pair_dots(users, titles, batch, compute_dtype))  # (P,)

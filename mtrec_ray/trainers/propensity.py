@@ -68,8 +68,8 @@ class PropensityTrainer(Trainer[StepRows]):
         self.best_figures: dict[str, float] = {}  # figures of `best_weights`; empty before a period's first validation
 
     def train_step(self, batch: StepRows) -> Tensor:
-        falls = self.config.optim.decay == "linear"
-        decay = 1.0 - self.data.schedule.period_progress(self.next_step) if falls else 1.0
+        is_constant = self.config.preset == "paper"
+        decay = 1.0 if is_constant else 1.0 - self.data.schedule.period_progress(self.next_step)
         for group in self.optimizer.param_groups:
             group["lr"] = group["first_lr"] * decay
         pairs = make_pair_batch(
@@ -80,6 +80,7 @@ class PropensityTrainer(Trainer[StepRows]):
             batch.label,
             self.titles,
             num_groups=self.model.config.num_groups,
+            user_territory=batch.territory,
             device=self.device,
         )
         all_reduce = self.workers.all_reduce
@@ -161,9 +162,9 @@ class PropensityScorer:
         users = torch.from_numpy(chunk.embedding.astype(np.float32)).to(self.device)
         num_groups = self.model.config.num_groups
         group = self.group_of_territory[chunk.territory] if num_groups > 1 else 0
-        groups = torch.full((len(users),), group, dtype=torch.int64, device=self.device)
+        groups, territories = torch.tensor([[group], [chunk.territory]], device=self.device).expand(2, len(users))
         titles = self.titles[torch.from_numpy(chunk.title_index.astype(np.int64)).to(self.device)]
-        return self.model.logits(self.model.user_vectors(users, groups), titles).cpu().numpy()
+        return self.model.logits(self.model.user_vectors(users, groups, territories), titles).cpu().numpy()
 
 
 def summarise(result: EvaluationResult) -> dict[str, float]:

@@ -27,20 +27,17 @@ class ModelConfig(Config):
     """What each territory group adds to the user tower: `dense` a layer (paper A), `shift` a vector, `film` a vector
     and a scale, `low_rank` a matrix of rank 16; null: dense, none in a baseline."""
     groups: str | None = None
-    """Territory groups: one, each, regions (mtl's default), or a YAML file of groups."""
-    final_activation: Literal["none", "relu"] = advanced("none")
-    """`relu`: ReLU behind both towers, and their plain dot product without learned scale and bias."""
-    final_batch_norm: bool = advanced(False)
-    """Batch normalisation behind each tower's last layer; with `relu` paper A literally."""
+    """Territory groups: one, each, regions (mtl's default), regions:N, or a YAML file of groups. regions:N (paper A)
+    packs regions into N groups with about as much viewing and as many minor territories each."""
+    territory_input: Literal["none", "territory", "region"] = advanced("none")
+    """One-hot column of the user's territory or region beside the user's vector, for baselines that know it too."""
 
 
 class OptimConfig(Config):
     """Adam on users with all their pairs (paper A, 4.2)."""
 
     lr: float | None = Field(default=None, gt=0)
-    """Learning rate; null: 1e-3 (paper A), 1e-4 on a lake with interaction vectors."""
-    decay: Literal["linear", "none"] = advanced("linear")
-    """`linear`: learning rates fall to zero over each period; `none` (paper A): they stay."""
+    """Learning rate, falling to zero over each period; null: 1e-3, 1e-4 on a lake with interaction vectors."""
     block_lr: float | None = advanced(None, gt=0)
     """Learning rate of the group block's matrices, if it has any; null: `lr`."""
     block_vector_lr: float | None = advanced(None, gt=0)
@@ -65,6 +62,14 @@ class OptimConfig(Config):
         return lr, block_lr, self.block_vector_lr or (VECTORS_ONLY_LR if vectors_only else block_lr)
 
 
+PAPER: dict[str, dict[str, Any]] = {
+    "model": {"d": 512},
+    "optim": {"lr": 1e-3, "block_lr": None, "block_vector_lr": None, "batch_pairs": 8192, "snapshot": "last"},
+}
+"""What `preset: paper` decides; towers, start and head follow from it (`TwoTowerConfig.paper`)."""
+PAPER_BLOCK = {"group_block": "dense"}
+
+
 class PropensityConfig(RunConfig):
     """One training run of a propensity model."""
 
@@ -72,6 +77,10 @@ class PropensityConfig(RunConfig):
     """Folder or URI of the lake."""
     kind: Literal["baseline", "mtl"] = "mtl"
     """Model: `baseline` is the same for all territories; `mtl` adds a block per territory group."""
+    preset: Literal["ours", "paper"] = advanced("ours")
+    """`paper`: model and optimiser of paper A literally. Batch normalisation and ReLU behind every layer, a random
+    start, a plain dot product, Adam at a constant 1e-3; groups: regions:4 unless given. Its data are sample.alpha=auto
+    and `--incremental`, which compared runs have alike."""
     incremental: bool = False
     """Also train on each evaluation day, after it was evaluated (paper A)."""
     model: ModelConfig = ModelConfig()
@@ -83,20 +92,27 @@ class PropensityConfig(RunConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _mtl_defaults(cls, document: Any) -> Any:
-        if not isinstance(document, dict) or document.get("kind", "mtl") != "mtl":
+    def _defaults(cls, document: Any) -> Any:
+        if not isinstance(document, dict):
             return document
-        model = document.get("model", {})
-        if not isinstance(model, dict):
-            return document
-        given = {key: value for key, value in model.items() if value is not None}
-        return document | {"model": {"group_block": "dense", "groups": "regions"} | given}
+        is_paper = document.get("preset") == "paper"
+        defaults = {section: dict(values) for section, values in PAPER.items()} if is_paper else {"model": {}}
+        if document.get("kind", "mtl") == "mtl":
+            defaults["model"] |= PAPER_BLOCK | {"groups": "regions:4" if is_paper else "regions"}
+        for section, values in defaults.items():
+            given = document.get(section, {})
+            if isinstance(given, dict):
+                given = {key: value for key, value in given.items() if value is not None}
+                document = document | {section: values | given}
+        return document
 
     @model_validator(mode="after")
     def _contradictions(self) -> "PropensityConfig":
         for key in ("groups", "group_block"):
             if self.kind == "baseline" and getattr(self.model, key) is not None:
                 raise ValueError(f"model.{key} has no effect on a baseline: drop it or set kind=mtl")
+        if self.preset == "paper":
+            self._check_paper()
         block, rates = self.model.group_block, ("block_lr", "block_vector_lr")
         given = [getattr(self.optim, key) is not None for key in rates]
         for key, is_given, in_block in zip(rates, given, _parts_of(block) if any(given) else given, strict=True):
@@ -106,6 +122,14 @@ class PropensityConfig(RunConfig):
             raise ValueError("optim.snapshot = best needs validation users: set sample.validation_fraction, as 0.05")
         self.runner.check_lanes(self.optim.lanes)
         return self
+
+    def _check_paper(self) -> None:
+        block = {"model": PAPER["model"] | PAPER_BLOCK} if self.kind == "mtl" else {}
+        for section, values in (PAPER | block).items():
+            for name, value in values.items():
+                if (given := getattr(getattr(self, section), name)) != value:
+                    contradicts = f"{section}.{name} = {given} contradicts preset = paper"
+                    raise ValueError(f"{contradicts}, which has {value}: drop one of them")
 
 
 def _parts_of(group_block: GroupBlockName | None) -> tuple[bool, bool]:

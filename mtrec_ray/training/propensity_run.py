@@ -9,9 +9,11 @@ runs/NAME/checkpoint_*/                      Ray Train's checkpoints
 
 import hashlib
 import math
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import ClassVar, Literal
 
+import numpy as np
 from rich.console import RenderableType
 
 from mtrec_ray.console import ProgressCallback, facts_table
@@ -20,7 +22,7 @@ from mtrec_ray.files import join
 from mtrec_ray.identity import Identity
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
-from mtrec_ray.streams.groups import Groups, make_groups
+from mtrec_ray.streams.groups import Groups, make_groups, training_volume
 from mtrec_ray.streams.plan import PairPlan, make_plan
 from mtrec_ray.streams.reader import training_batches
 from mtrec_ray.streams.schedule import Schedule
@@ -37,6 +39,7 @@ NUM_BOOTSTRAP = 50  # replicates behind the intervals of validation figures
 class PropensityRecord(Record):
     """The content of a propensity run's `run.json`."""
 
+    format_version: int = 3
     kind: Literal["propensity"] = "propensity"
     config: PropensityConfig
     groups: Groups
@@ -107,8 +110,16 @@ class PropensityRecord(Record):
         return [facts_table(f"Run {self.uri}", facts)]
 
 
-def new_propensity_run(config: PropensityConfig, lake: Lake, calendar: Calendar) -> PropensityRecord:
-    """The record of a new run; UserError where its settings do not fit the lake."""
+def new_propensity_run(
+    config: PropensityConfig,
+    lake: Lake,
+    calendar: Calendar,
+    volume: Callable[[], np.ndarray] | None = None,
+) -> PropensityRecord:
+    """The record of a new run; UserError where its settings do not fit the lake.
+
+    `volume` gives territories' discoveries for groups that need them; None: counted on the cluster.
+    """
     embeddings = lake.manifest.embeddings
     if not (embeddings.user_width and embeddings.title_width):
         raise UserError(f"lake {config.lake!r} has no embeddings: run `mtrec lake embed {config.lake}` first")
@@ -119,17 +130,19 @@ def new_propensity_run(config: PropensityConfig, lake: Lake, calendar: Calendar)
     if config.incremental and calendar.num_evaluation_days < 2:
         found = f"incremental has no effect with {calendar.num_evaluation_days} evaluation day(s)"
         raise UserError(f"{found}: day i is trained on for the sake of day i + 1")
-    groups = make_groups(config.model.groups or "one", lake.manifest)
+    volume = volume or partial(training_volume, lake, config.sample, calendar)
+    groups = make_groups(config.model.groups or "one", lake.manifest, volume)
+    is_paper = config.preset == "paper"
     model = TwoTowerConfig(
         user_width=embeddings.user_width,
         title_width=embeddings.title_width,
         d=config.model.d,
         num_groups=len(groups.names) if config.kind == "mtl" else 1,
         group_block=config.model.group_block or "none",
-        final_activation=config.model.final_activation,
-        final_batch_norm=config.model.final_batch_norm,
-        aligned_width=embeddings.interaction_width,
-        initial_bias=0.0 if config.sample.alpha == "auto" else -math.log(config.sample.alpha),
+        paper=is_paper,
+        aligned_width=0 if is_paper else embeddings.interaction_width,
+        initial_bias=0.0 if is_paper or config.sample.alpha == "auto" else -math.log(config.sample.alpha),
+        one_hot_of_territory=_one_hot_of_territory(config, lake),
     )
     return PropensityRecord(
         status="training",
@@ -139,6 +152,17 @@ def new_propensity_run(config: PropensityConfig, lake: Lake, calendar: Calendar)
         model=model,
         learning_rates=config.optim.learning_rates(config.model.group_block, bool(embeddings.interaction_width)),
     )
+
+
+def _one_hot_of_territory(config: PropensityConfig, lake: Lake) -> tuple[int, ...]:
+    """One-hot column of each territory's users; UserError where all have the same."""
+    kind, territories = config.model.territory_input, lake.manifest.territories
+    if kind == "none":
+        return ()
+    values = [t.name if kind == "territory" else t.region for t in territories]
+    if len(set(values)) == 1:
+        raise UserError(f"model.territory_input = {kind} has no effect on a lake of one {kind}: drop it")
+    return tuple(sorted(set(values)).index(value) for value in values)
 
 
 def load_snapshot(record: PropensityRecord, day: int) -> TwoTower:

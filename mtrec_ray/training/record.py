@@ -33,7 +33,7 @@ class Record(BaseModel, ABC):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[2] = VERSION
+    format_version: int = VERSION
     kind: Any
     status: Literal["training", "done"]
     config: Any
@@ -105,7 +105,7 @@ class Record(BaseModel, ABC):
         Raises:
             UserError: there is no run, one of another kind, or one of another format version.
         """
-        kind = cls.model_fields["kind"].default
+        kind, reads = cls.model_fields["kind"].default, cls.model_fields["format_version"].default
         try:
             document = read_json(join(uri, RUN))
         except FileNotFoundError as error:
@@ -114,7 +114,7 @@ class Record(BaseModel, ABC):
         found, version = document.get("kind"), document.get("format_version")
         if found != kind:
             raise UserError(f"run {uri!r} is of kind {found}, not {kind}: choose another run, or another name")
-        check_version(f"run {uri!r}", version, VERSION, "train it again under another name")
+        check_version(f"run {uri!r}", version, reads, "train it again under another name")
         try:
             record = cls.model_validate(document)
         except ValidationError as error:

@@ -1,4 +1,4 @@
-"""Pair-weighted batch normalisation equals `nn.BatchNorm1d`, with or without ReLU, on the repeated rows."""
+"""Pair-weighted batch normalisation equals `nn.BatchNorm1d` and ReLU on the repeated rows."""
 
 import pytest
 import torch
@@ -16,9 +16,9 @@ def _several_tiles(monkeypatch):
     monkeypatch.setattr(batch_norm, "TILE_ROWS", 3)
 
 
-def make_norm(relu: bool = True) -> tuple[PairBatchNorm, torch.nn.BatchNorm1d]:
+def make_norm() -> tuple[PairBatchNorm, torch.nn.BatchNorm1d]:
     """Ours and torch's in float64, with the same random parameters and statistics."""
-    ours, torchs = PairBatchNorm(WIDTH, relu=relu).double(), torch.nn.BatchNorm1d(WIDTH, dtype=torch.float64)
+    ours, torchs = PairBatchNorm(WIDTH).double(), torch.nn.BatchNorm1d(WIDTH, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     state = {name: torch.rand(WIDTH, generator=generator).double() + 0.5 for name in ours.state_dict()}
     ours.load_state_dict(state)
@@ -34,24 +34,21 @@ def make_counts(dtype: torch.dtype = torch.float64) -> PairCounts:
     return PairCounts(COUNTS.to(dtype), COUNTS.sum().to(dtype))
 
 
-@pytest.mark.parametrize("relu", [True, False])
-def test_gradients_equal_finite_differences(relu):
+def test_gradients_equal_finite_differences():
     norm, _ = make_norm()
 
     def outputs(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return Normalise.apply(rows, weight, bias, make_counts(), norm.eps, relu)[0]
+        return Normalise.apply(rows, weight, bias, make_counts(), norm.eps)[0]
 
     assert torch.autograd.gradcheck(outputs, (make_rows(), norm.weight, norm.bias))
 
 
-@pytest.mark.parametrize("relu", [True, False])
-def test_equals_torch_on_repeated_rows(relu):
-    ours, torchs = make_norm(relu)
+def test_equals_torch_on_repeated_rows():
+    ours, torchs = make_norm()
     rows, same_rows = make_rows(), make_rows()
     gradient = torch.randn(int(COUNTS.sum()), WIDTH, dtype=torch.float64)
     outputs = ours(rows, make_counts()).repeat_interleave(COUNTS, 0)
-    expected = torchs(same_rows.repeat_interleave(COUNTS, 0))
-    expected = expected.relu() if relu else expected
+    expected = torchs(same_rows.repeat_interleave(COUNTS, 0)).relu()
     outputs.backward(gradient)
     expected.backward(gradient)
     torch.testing.assert_close(outputs, expected)
@@ -86,8 +83,6 @@ def test_no_pairs_leave_the_running_statistics():
         assert torch.equal(value, before.state_dict()[name])
 
 
-@pytest.mark.parametrize("relu", [True, False])
-def test_inference_equals_torch(relu):
-    ours, torchs = make_norm(relu)
-    expected = torchs.eval()(make_rows())
-    torch.testing.assert_close(ours(make_rows()), expected.relu() if relu else expected)
+def test_inference_equals_torch():
+    ours, torchs = make_norm()
+    torch.testing.assert_close(ours(make_rows()), torchs.eval()(make_rows()).relu())

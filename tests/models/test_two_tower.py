@@ -39,9 +39,8 @@ def test_blocks_start_at_the_baseline(group_block):
     torch.testing.assert_close(model.user_vectors(features, groups), expected)
 
 
-@pytest.mark.parametrize("final_batch_norm", [True, False])
-def test_relu_behind_all_leaves_no_propensity_below_a_half(final_batch_norm):
-    model = make_model("dense", final_activation="relu", final_batch_norm=final_batch_norm)
+def test_paper_a_literally_has_no_propensity_below_a_half():
+    model = make_model("dense", paper=True)
     users, titles = model.user_vectors(torch.randn(9, 5), torch.arange(9) % 3), model.title_vectors(torch.randn(4, 6))
     assert model.bias is None
     torch.testing.assert_close(model.logits(users, titles), users @ titles.T)
@@ -73,3 +72,12 @@ def test_alignment_leaves_the_first_title_columns_random():
     model.init_weights(torch.Generator().manual_seed(1))
     torch.testing.assert_close(model.user_tower.first, model.title_tower.first[:, -6:])
     assert model.title_tower.first[:, :4].abs().min() > 0
+
+
+def test_one_hot_columns_do_not_change_what_the_others_start_from():
+    plain, model = make_model("low_rank"), make_model("low_rank", one_hot_of_territory=(0, 1, 0))
+    assert model.one_hot is not None
+    assert model.one_hot.shape == (2, 8)
+    assert 0 < model.one_hot.abs().min() < model.one_hot.abs().max() < (5 + 2) ** -0.5
+    for name, value in plain.state_dict().items():
+        assert torch.equal(model.state_dict()[name], value), name

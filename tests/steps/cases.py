@@ -15,6 +15,7 @@ from mtrec_ray.steps.batch import PairBatch, make_pair_batch
 from mtrec_ray.workers import AllReduce
 
 USER_WIDTH, TITLE_WIDTH, NUM_TITLES, NUM_GROUPS, D = 6, 7, 9, 3, 8
+ONE_HOT = (1, 0, 2, 1, 0)  # column of each territory
 BLOCKS = ("none", *GROUP_BLOCKS)
 Result = TypeVar("Result")
 
@@ -46,6 +47,7 @@ def make_users(seed: int, pairs_each: np.ndarray, groups: np.ndarray) -> dict[st
         "offsets": np.concatenate([[0], pairs_each.cumsum()]),
         "title_index": rng.integers(0, NUM_TITLES, num_pairs),
         "labels": rng.integers(0, 2, num_pairs),
+        "user_territory": rng.integers(0, len(ONE_HOT), len(pairs_each)),
     }
 
 
@@ -61,7 +63,7 @@ def split_users(users: dict[str, np.ndarray], parts: list[slice]) -> list[dict[s
     for part in parts:
         offsets = users["offsets"][part.start : part.stop + 1]
         pairs = slice(offsets[0], offsets[-1])
-        of_users = {name: users[name][part] for name in ("user_features", "user_group")}
+        of_users = {name: users[name][part] for name in ("user_features", "user_group", "user_territory")}
         of_pairs = {name: users[name][pairs] for name in ("title_index", "labels")}
         workers.append(of_users | of_pairs | {"offsets": offsets - offsets[0]})
     return workers

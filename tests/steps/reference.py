@@ -24,7 +24,11 @@ class PairByPair(nn.Module):
     def forward(self, batch: PairBatch) -> Tensor:
         """Mean binary cross entropy over the pairs, as a sum over groups of masked losses."""
         model = self.model
-        users = self._tower(0, model.user_tower, batch.user_features[batch.user_rows])  # (P, d)
+        one_hot = None
+        if model.one_hot is not None and batch.user_territory is not None:
+            columns = torch.tensor(model.config.one_hot_of_territory)[batch.user_territory[batch.user_rows]]  # (P,)
+            one_hot = F.one_hot(columns, len(model.one_hot)).to(model.one_hot.dtype) @ model.one_hot  # (P, d)
+        users = self._tower(0, model.user_tower, batch.user_features[batch.user_rows], one_hot)  # (P, d)
         titles = self._tower(2, model.title_tower, batch.title_features[batch.title_rows])  # (P, d)
         sizes = torch.tensor(_group_sizes(batch))  # (G,)
         groups = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(batch.user_rows.device)  # (U,)
@@ -32,7 +36,7 @@ class PairByPair(nn.Module):
         losses = []
         for g in range(len(sizes)):
             vectors = users if model.group_block is None else group_part(model, users, g)
-            if model.config.final_activation == "relu":
+            if model.config.paper:
                 vectors = vectors.relu()
             logits = _logits(model, (vectors * titles).sum(1))  # (P,)
             losses.append(
@@ -40,10 +44,11 @@ class PairByPair(nn.Module):
             )
         return torch.stack(losses).sum() / batch.num_pairs
 
-    def _tower(self, number: int, tower: Tower, rows: Tensor) -> Tensor:
-        rows = F.linear(self.norms[number](rows @ tower.first.T).relu(), tower.last, tower.last_bias)
+    def _tower(self, number: int, tower: Tower, rows: Tensor, one_hot: Tensor | None = None) -> Tensor:
+        rows = rows @ tower.first.T if one_hot is None else rows @ tower.first.T + one_hot
+        rows = F.linear(self.norms[number](rows).relu(), tower.last, tower.last_bias)
         rows = self.norms[number + 1](rows)
-        return rows.relu() if tower.final_relu else rows
+        return rows.relu() if self.model.config.paper else rows
 
     def running_statistics(self) -> list[Tensor]:
         """Means and variances in the order of the `TwoTower`'s own buffers."""

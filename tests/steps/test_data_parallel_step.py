@@ -11,7 +11,16 @@ from torch.multiprocessing.spawn import spawn
 from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.steps.propensity import loss_and_gradients
 from mtrec_ray.workers import AllReduce, single_worker
-from tests.steps.cases import BLOCKS, gradients, in_lock_step, make_batch, make_model, make_users, split_users
+from tests.steps.cases import (
+    BLOCKS,
+    ONE_HOT,
+    gradients,
+    in_lock_step,
+    make_batch,
+    make_model,
+    make_users,
+    split_users,
+)
 
 USERS = make_users(0, np.array([3, 0, 5, 2, 1, 0, 4, 3, 2, 6]), np.array([2, 0, 1, 2, 0, 1, 0, 2, 2, 1]))
 HALVES = [slice(0, 4), slice(4, 10)]
@@ -34,15 +43,15 @@ def run_workers(parts: list[slice], **settings):
     return models, losses, calls.count(0)
 
 
-@pytest.mark.parametrize("final_batch_norm", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"paper": True}, {"one_hot_of_territory": ONE_HOT}], ids=str)
 @pytest.mark.parametrize("group_block", BLOCKS)
 @pytest.mark.parametrize("parts", [HALVES, [*ONE_EMPTY, slice(10, 10)]], ids=["halves", "two workers without rows"])
-def test_two_workers_equal_one(parts, group_block, final_batch_norm):
-    settings = {"group_block": group_block, "final_batch_norm": final_batch_norm}
+def test_two_workers_equal_one(parts, group_block, settings):
+    settings = settings | {"group_block": group_block}
     whole = make_model(**settings)
     loss = loss_and_gradients(whole, make_batch(USERS)).item()
     models, losses, num_calls = run_workers(parts, **settings)
-    assert num_calls == (10 if final_batch_norm else 6)  # pairs, each norm's statistics in both directions, gradients
+    assert num_calls == (10 if "paper" in settings else 6)  # pairs, each norm's sums in both directions, gradients
     for model, worker_loss in zip(models, losses, strict=True):
         assert worker_loss == pytest.approx(loss, rel=1e-12)
         for name, gradient in gradients(model).items():

@@ -17,6 +17,7 @@ from tests.steps.cases import (
     BLOCKS,
     NUM_GROUPS,
     NUM_TITLES,
+    ONE_HOT,
     TITLE_WIDTH,
     USER_WIDTH,
     D,
@@ -45,21 +46,18 @@ def assert_equals_pair_by_pair(model: TwoTower, batch: PairBatch) -> None:
     smallest = 1e-12 * max(1.0, *(float(gradient.norm()) for gradient in expected.values()))
     for name, gradient in gradients(model).items():
         torch.testing.assert_close(gradient, expected[name], rtol=1e-10, atol=smallest, msg=name)
-    for buffer, expected in zip(model.buffers(), plain.running_statistics(), strict=True):
+    running = [buffer for name, buffer in model.named_buffers() if "running" in name]
+    for buffer, expected in zip(running, plain.running_statistics(), strict=True):
         torch.testing.assert_close(buffer, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("cells_per_pair", [100, 0], ids=["dense", "gathered"])
-@pytest.mark.parametrize("final_batch_norm", [False, True], ids=["no norm", "norm"])
-@pytest.mark.parametrize("final_activation", ["none", "relu"])
+@pytest.mark.parametrize("settings", [{}, {"paper": True}, {"one_hot_of_territory": ONE_HOT}], ids=str)
 @pytest.mark.parametrize("group_block", BLOCKS)
 @pytest.mark.parametrize("users", USERS)
-def test_loss_and_gradients_equal_those_pair_by_pair(
-    users, group_block, final_activation, final_batch_norm, cells_per_pair, monkeypatch
-):
+def test_loss_and_gradients_equal_those_pair_by_pair(users, group_block, settings, cells_per_pair, monkeypatch):
     monkeypatch.setattr(propensity, "CELLS_PER_PAIR", cells_per_pair)
-    final = {"final_activation": final_activation, "final_batch_norm": final_batch_norm}
-    assert_equals_pair_by_pair(make_model(group_block=group_block, **final), make_batch(USERS[users]))
+    assert_equals_pair_by_pair(make_model(group_block=group_block, **settings), make_batch(USERS[users]))
 
 
 @pytest.mark.parametrize("cells_per_pair", [100, 0], ids=["dense", "gathered"])
@@ -97,7 +95,7 @@ def test_deduplicated_autograd_is_the_same_loss():
 
 @pytest.mark.parametrize("group_block", BLOCKS)
 def test_gradient_reaches_every_parameter(group_block):
-    model = make_model(group_block=group_block)
+    model = make_model(group_block=group_block, one_hot_of_territory=ONE_HOT)
     loss_and_gradients(model, make_batch(GROUPED))
     assert len(gradients(model)) == len(list(model.parameters()))
     for name, gradient in gradients(model).items():
@@ -197,6 +195,19 @@ def test_users_pass_through_the_part_of_their_group():
                 vector = group_part(model, vector, group)
             expected = model.logits(vector, model.title_vectors(titles))
             torch.testing.assert_close(scores[row : row + 1], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_a_territory_is_a_one_hot_input_beside_the_users_vector():
+    users, titles = make_features()
+    model, territory = make_model(one_hot_of_territory=ONE_HOT), torch.tensor([3, 0, 2, 4, 1])
+    assert model.one_hot is not None
+    scores = model.logits(model.user_vectors(users, GROUPS, territory), model.title_vectors(titles))
+    wider = make_model()
+    wider.load_state_dict({name: value for name, value in model.state_dict().items() if name != "one_hot"})
+    one_hot = torch.nn.functional.one_hot(torch.tensor(ONE_HOT)[territory], 3).to(users)  # beside the user's vector
+    wider.user_tower.first = torch.nn.Parameter(torch.cat([model.user_tower.first, model.one_hot.t()], dim=1))
+    wider_users = wider.user_vectors(torch.cat([users, one_hot], dim=1), GROUPS)
+    torch.testing.assert_close(scores, wider.logits(wider_users, wider.title_vectors(titles)), rtol=1e-12, atol=1e-14)
 
 
 def test_chunks_and_order_do_not_matter():

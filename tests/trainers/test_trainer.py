@@ -157,9 +157,9 @@ def test_snapshot_is_the_last_or_the_best_of_its_period(snapshot, monkeypatch):
     assert figures["val/pr_auc/weighted"] == (0.5 if snapshot == "best" else 0.4)
 
 
-@pytest.mark.parametrize(("decay", "last"), [("linear", 1e-2 / STEPS_PER_EPOCH), ("none", 1e-2)])
-def test_learning_rates_fall_over_each_period_or_stay(decay, last):
-    trainer, batches = propensity(optim={"lr": 1e-2, "decay": decay})
+@pytest.mark.parametrize(("preset", "last"), [("ours", 1e-2 / STEPS_PER_EPOCH), ("paper", 1e-2)])
+def test_learning_rates_fall_over_each_period_or_stay_as_the_papers(preset, last):
+    trainer, batches = propensity(preset=preset, model={}, optim={})
     trainer.run(batches(0))
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(last)
 

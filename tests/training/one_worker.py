@@ -27,7 +27,7 @@ from tests.trainers.conftest import shorten_transports
 READ_HERE = {
     backbone_run: ("make_sequence_plan", "sequence_batches"),
     eliminators_run: ("make_sequence_plan", "sequence_batches"),
-    propensity_run: ("make_plan", "training_batches"),
+    propensity_run: ("make_plan", "training_batches", "training_volume"),
 }
 """Functions that read a lake on the cluster unless told otherwise."""
 

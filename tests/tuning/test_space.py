@@ -56,7 +56,6 @@ def parse(document: dict[str, Any]) -> Space:
         ({"model.group_block": []}, ["model.group_block = []", "list of choices"]),
         ({"model.group_block": "dense"}, ["model.group_block = 'dense'", "list of choices"]),
         ({"model.group_block": {"low": 0, "high": 1}}, ["model.group_block", "list of choices"]),
-        ({"model.final_batch_norm": {"low": 0, "high": 1}}, ["model.final_batch_norm", "list of choices"]),
         ({"seed": [0, 1]}, ["seed", "decided by seed"]),
         ({"window.end": ["2022-01-01"]}, ["window.end", "one for all"]),
         ({"sample.test_fraction": {"low": 0.1, "high": 0.2}}, ["sample.test_fraction", "one for all"]),

@@ -124,8 +124,9 @@ def count_discoveries(
     counts = np.zeros((2, len(window[0].offers), len(window[0].title_ids)), dtype=np.int64)
     shared, stage = (data.lake, sample, window), "counting discoveries"
     counted = reader.map(count_bucket_discoveries, data.buckets, *shared, stage=stage, progress=progress)
-    for bucket, ((cells, found), _, _) in counted:
-        counts[bucket % 2].ravel()[cells] += found
+    for bucket, found in counted:
+        cells, numbers = found.window
+        counts[bucket % 2].ravel()[cells] += numbers
     return counts
 
 

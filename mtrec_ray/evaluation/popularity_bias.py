@@ -1,20 +1,28 @@
-"""Popularity bias of top-k lists: exposure counts and metrics.
+"""Popularity bias of top-k lists: counts per user, sums by replicate, and metrics.
 
-Legend: U users and T titles of a chunk, N titles of the catalogue.
+Legend: U users and T titles of a chunk, N titles of the catalogue, G territories, R = 1 + num_bootstrap replicates, C
+counts of `BIAS_COUNTS`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from scipy.special import rel_entr
 
 from mtrec_ray.evaluation.intervals import ratio
 from mtrec_ray.evaluation.score_counts import positive_pairs
 
-CANDIDATE, EXPOSED, POSITIVE, HIT = range(4)  # rows: pairs that may be shown, are, are positive, are both
+CANDIDATE, EXPOSED = range(2)  # rows of `exposure_counts`: pairs that may be shown, pairs that are
 BIAS_METRICS = (
     "arp", "aplt", "aclt", "pop_rsp", "pop_reo", "local_fraction", "local_fraction_history", "local_js", "gini",
+)  # fmt: skip
+WITHOUT_REPLICATES = ("local_fraction_history", "gini")  # not of the test users; exposure of every title in each
+BIAS_COUNTS = (  # of one user; a slot is one position of its list
+    "users", "slots", "popularity", "tail_slots", "local_slots", "head_candidates", "tail_candidates", "head_positives",
+    "tail_positives", "head_hits", "tail_hits",
 )  # fmt: skip
 HEAD_FRACTION = 0.8  # fraction of the interactions held by the short head (Abdollahpouri, Burke & Mobasher 2019)
 
@@ -27,20 +35,70 @@ class TitleHistory:
     is_local: np.ndarray  # (N,) bool, True = offered or watched in one territory only
 
 
-def exposure_counts(
-    logits: np.ndarray, labels: np.ndarray, mask: np.ndarray, title_index: np.ndarray, num_titles: int, k: int
-) -> np.ndarray:
-    """Counts of each title in a chunk's top-k lists, (4, N) int64.
+@dataclass(frozen=True)
+class DayTitles:
+    """History of the titles offered on a day; row G of a territory axis is all territories."""
 
-    (U, T) scores, labels, candidates; `title_index` (T,) names the columns. Users with under k candidates get all.
+    popularity: np.ndarray  # (G + 1, N) interactions in the training window, 0 for titles that are not offered
+    is_tail: np.ndarray  # (G + 1, N) bool, outside the `short_head`
+    is_local: np.ndarray  # (N,) bool
+
+    @classmethod
+    def of(cls, history: TitleHistory, offer_mask: np.ndarray) -> "DayTitles":
+        """`offer_mask` (G, N) bool: offered in the territory on the day."""
+        everywhere = np.where(offer_mask.any(axis=0), history.popularity.sum(axis=0), 0)
+        popularity = np.vstack([np.where(offer_mask, history.popularity, 0), everywhere])
+        return cls(popularity, ~np.array([short_head(row) for row in popularity]), history.is_local)
+
+
+def exposure_counts(
+    shown: tuple[np.ndarray, np.ndarray], mask: np.ndarray, title_index: np.ndarray, num_titles: int
+) -> np.ndarray:
+    """How often each title is a candidate and in a list of `top_titles`, (2, N) int64.
+
+    (U, T) candidates; `title_index` (T,) names the columns.
     """
-    user, column = top_titles(logits, mask, k)
-    counts = np.zeros((4, num_titles), dtype=np.int64)
+    counts = np.zeros((2, num_titles), dtype=np.int64)
     np.add.at(counts[CANDIDATE], title_index, mask.sum(axis=0))
-    np.add.at(counts[EXPOSED], title_index[column], 1)
-    np.add.at(counts[POSITIVE], title_index[positive_pairs(labels, mask)[1]], 1)
-    np.add.at(counts[HIT], title_index[column[labels[user, column]]], 1)
+    np.add.at(counts[EXPOSED], title_index[shown[1]], 1)
     return counts
+
+
+def bias_sums(
+    shown: tuple[np.ndarray, np.ndarray],
+    labels: np.ndarray,
+    mask: np.ndarray,
+    title_index: np.ndarray,
+    titles: DayTitles,
+    rows: Sequence[int],
+    weights: np.ndarray,
+) -> np.ndarray:
+    """Weighted sums of the users' `BIAS_COUNTS`, exact in any order: (rows, R, C) float64.
+
+    Lists of `top_titles`, (U, T) bool labels and candidates, (R, U) weights; `rows` of `titles` say what is popular.
+    """
+    num_users, (user, column) = len(mask), shown
+    positive_user, positive_column = positive_pairs(labels, mask)
+    hit = labels[user, column]
+
+    def per_user(users: np.ndarray, values: np.ndarray | None = None) -> np.ndarray:
+        return np.bincount(users, weights=values, minlength=num_users)
+
+    slots, candidates = per_user(user), np.count_nonzero(mask, axis=1)
+    positives, hits, local = per_user(positive_user), per_user(user[hit]), titles.is_local[title_index]
+    counts = []
+    for row in rows:
+        popularity, tail = titles.popularity[row, title_index], titles.is_tail[row, title_index]
+        tail_candidates = np.count_nonzero(mask & tail, axis=1)
+        tail_positives = per_user(positive_user, tail[positive_column])
+        tail_hits = per_user(user[hit], tail[column[hit]])
+        columns = (
+            np.ones(num_users), slots, per_user(user, popularity[column]), per_user(user, tail[column]),
+            per_user(user, local[column]), candidates - tail_candidates, tail_candidates, positives - tail_positives,
+            tail_positives, hits - tail_hits, tail_hits,
+        )  # fmt: skip
+        counts.append(np.stack(columns, axis=1))
+    return weights.astype(np.float64) @ np.array(counts)
 
 
 def top_titles(logits: np.ndarray, mask: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -61,10 +119,11 @@ def short_head(popularity: np.ndarray) -> np.ndarray:
     return head
 
 
-def bias_metrics(counts: np.ndarray, num_users: int, popularity: np.ndarray, is_local: np.ndarray) -> dict[str, float]:
-    """Popularity-bias metrics: (4, N) counts, (N,) training interactions, (N,) local titles.
+def bias_metrics(sums: np.ndarray, exposure: np.ndarray, titles: DayTitles) -> dict[str, np.ndarray]:
+    """Popularity-bias metrics, (G + 1, R) each; R = 1 for those `WITHOUT_REPLICATES`.
 
-    A slot is one position of one list, phi(i) a title's interactions in training, head and tail as in `short_head`:
+    (G + 1, R, C) of `bias_sums`, (G + 1, 2, N) of `exposure_counts`. A slot is one position of one list, phi(i) a
+    title's interactions in training, head and tail as in `short_head`:
 
     * arp = mean of phi(i) over slots (Yin et al. 2012, "Challenging the Long Tail Recommendation")
     * aplt, aclt = fraction of slots with a tail title, and their number per user (Abdollahpouri, Burke & Mobasher 2019,
@@ -78,34 +137,32 @@ def bias_metrics(counts: np.ndarray, num_users: int, popularity: np.ndarray, is_
 
     NaN where a denominator is zero (no list, no positive of a group, no history).
     """
-    offered = counts[CANDIDATE] > 0
-    exposed = counts[EXPOSED].astype(np.float64)
-    slots = float(exposed.sum())
-    history = np.where(offered, popularity, 0.0)
-    tail = ~short_head(history)
-    local_fraction = ratio(exposed[is_local].sum(), slots)
-    local_history = ratio(history[is_local].sum(), history.sum())
+    of = dict(zip(BIAS_COUNTS, np.moveaxis(sums, -1, 0), strict=True))
+    local = ratio(of["local_slots"], of["slots"])
+    history = titles.popularity
+    local_history = ratio(history[:, titles.is_local].sum(axis=1), history.sum(axis=1))[:, None]
+    shown = (of["slots"] - of["tail_slots"], of["tail_slots"])
+    ginis = [gini(row[EXPOSED][row[CANDIDATE] > 0]) for row in exposure]
     values = (
-        ratio((exposed * history).sum(), slots),
-        ratio(exposed[tail].sum(), slots),
-        ratio(exposed[tail].sum(), num_users),
-        _relative_spread(counts[EXPOSED], counts[CANDIDATE], tail),
-        _relative_spread(counts[HIT], counts[POSITIVE], tail),
-        local_fraction,
+        ratio(of["popularity"], of["slots"]),
+        ratio(of["tail_slots"], of["slots"]),
+        ratio(of["tail_slots"], of["users"]),
+        _relative_spread(shown, (of["head_candidates"], of["tail_candidates"])),
+        _relative_spread((of["head_hits"], of["tail_hits"]), (of["head_positives"], of["tail_positives"])),
+        local,
         local_history,
-        jensen_shannon(float(local_fraction), float(local_history)),
-        gini(exposed[offered]),
+        jensen_shannon(local, local_history),
+        np.array(ginis)[:, None],
     )
-    return dict(zip(BIAS_METRICS, map(float, values), strict=True))
+    return dict(zip(BIAS_METRICS, values, strict=True))
 
 
-def jensen_shannon(p: float, q: float) -> float:
-    """Jensen-Shannon divergence in bits between two Bernoulli distributions; in [0, 1]."""
-    if np.isnan(p) or np.isnan(q):
-        return float("nan")
-    first, second = np.array([p, 1 - p]), np.array([q, 1 - q])
-    middle = (first + second) / 2
-    return float((rel_entr(first, middle) + rel_entr(second, middle)).sum() / (2 * np.log(2)))
+def jensen_shannon(p: ArrayLike, q: ArrayLike) -> np.ndarray:
+    """Jensen-Shannon divergence in bits between Bernoulli distributions; in [0, 1], or NaN."""
+    p, q = np.asarray(p, dtype=np.float64), np.asarray(q, dtype=np.float64)
+    middle = (p + q) / 2
+    parts = rel_entr(p, middle) + rel_entr(1 - p, 1 - middle) + rel_entr(q, middle) + rel_entr(1 - q, 1 - middle)
+    return parts / (2 * np.log(2))
 
 
 def gini(values: np.ndarray) -> float:
@@ -115,6 +172,6 @@ def gini(values: np.ndarray) -> float:
     return float(ratio((weights * ranked).sum(), len(ranked) * ranked.sum()))
 
 
-def _relative_spread(shown: np.ndarray, possible: np.ndarray, tail: np.ndarray) -> np.ndarray:
-    rates = ratio(*(np.array([of[group].sum() for group in (~tail, tail)]) for of in (shown, possible)))
-    return ratio(rates.std(), rates.mean())
+def _relative_spread(shown: tuple[np.ndarray, np.ndarray], possible: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    rates = ratio(np.stack(shown), np.stack(possible))  # (2, ...): head, tail
+    return ratio(rates.std(axis=0), rates.mean(axis=0))

@@ -1,69 +1,93 @@
-"""An evaluation report as tables: tidy ones for CSV and JSON, others for the terminal.
+"""An evaluation report as tidy tables, for CSV and JSON.
 
 A day is its number or `average`; a territory may also be `all` (users pooled) or `mean` (over territories), and a
-territory of that name is `all (territory)`; gains are in percent over the first variant. The terminal shows variants as
-columns, 80 characters wide.
+territory of that name is `all (territory)`. Gains are in percent over each baseline, differences of popularity bias are
+absolute.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isnan
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from rich.console import RenderableType
-from rich.table import Column, Table
-from rich.text import Text
 
+from mtrec_ray.evaluation.distinct_users import MIN_USERS
 from mtrec_ray.evaluation.intervals import Interval
-from mtrec_ray.evaluation.popularity_bias import BIAS_METRICS
-from mtrec_ray.evaluation.report import GLOBAL, LOCAL, MACRO, POOLED, EvaluationReport
+from mtrec_ray.evaluation.popularity_bias import BIAS_METRICS, WITHOUT_REPLICATES
+from mtrec_ray.evaluation.report import POOLED, EvaluationReport
 from mtrec_ray.evaluation.state import COUNTS, PR_AUC_BOUNDS
 from mtrec_ray.files import finite, join, write_file
 
 AVERAGE = "average"  # the mean over days
-GAIN = "_gain"  # ending of a relative gain over the first variant, in percent
-NO_POSITIVES, NO_INTERVAL = "no positives", "too few positives for an interval"
-MAX_TERRITORIES, MAX_TITLES = 12, 20  # shown on the terminal
-LEGEND = f"{POOLED}: users of all territories; {MACRO}: mean over territories; ±: half of the 95% interval"
+GAIN, DIFFERENCE = "_gain", "_difference"  # endings of what a metric gains over a baseline, in percent or absolute
+GAINS = ("pr_auc", "ndcg@10")  # metrics whose gains by territory are reported
+NO_POSITIVES, NO_GAIN = "no positives", "the baseline's is 0"
+NO_INTERVAL = f"fewer than {MIN_USERS} users with a positive: no interval"
+NO_BIAS_INTERVAL = f"fewer than {MIN_USERS} users: no interval"
 TABLE_KEYS = {  # columns that identify a row, in the order in which the JSON document nests them
-    "territory_metrics": ("cohort", "variant", "day", "territory", "metric"),
-    "title_metrics": ("cohort", "variant", "day", "title", "metric"),
-    "popularity_bias": ("cohort", "variant", "day", "territory", "metric"),
+    "territory_metrics": ("cohort", "variant", "day", "territory", "metric", "over"),
+    "title_metrics": ("cohort", "variant", "day", "title", "metric", "over"),
+    "popularity_bias": ("cohort", "variant", "day", "territory", "metric", "over"),
     "territory_counts": ("cohort", "day", "territory"),
 }
 
 
 def evaluation_tables(report: EvaluationReport) -> dict[str, pd.DataFrame]:
     """All tables by name, those with rows."""
-    metrics = [f"pr_auc{GAIN}", *(name for name in report.metric_names if name not in BIAS_METRICS)]
+    metrics = [name for name in report.metric_names if name not in BIAS_METRICS]
+    compared = [name for name in BIAS_METRICS if name not in WITHOUT_REPLICATES or name == "gini"]
     rows = {
-        "territory_metrics": _metric_rows(report, "territory", metrics),
+        "territory_metrics": _metric_rows(report, "territory", metrics, GAINS, GAIN),
         "title_metrics": _title_rows(report) if report.titles else (),
-        "popularity_bias": _metric_rows(report, "territory", list(BIAS_METRICS)),
+        "popularity_bias": _metric_rows(report, "territory", BIAS_METRICS, compared, DIFFERENCE),
         "territory_counts": _count_rows(report),
     }
     tables = {name: pd.DataFrame(found).dropna(axis=1, how="all") for name, found in rows.items()}
     return {name: table for name, table in tables.items() if len(table)}
 
 
-def _metric_rows(report: EvaluationReport, column: str, metrics: list[str]) -> Iterator[dict[str, Any]]:
-    """One row per cohort, variant, day, metric, and territory or title (`column`)."""
-    without_interval = {*PR_AUC_BOUNDS, *BIAS_METRICS}
+def _metric_rows(
+    report: EvaluationReport, column: str, metrics: Sequence[str], compared: Sequence[str], ending: str
+) -> Iterator[dict[str, Any]]:
+    """One row per cohort, variant, day, metric, baseline, and territory or title (`column`)."""
     for cohort in report.cohorts:
+        empty_days = report.empty_days(cohort)
         for variant in report.variants:
+            comparisons = [(metric, over) for over in report.baselines if over != variant for metric in compared]
             for day in [*report.days(cohort), None]:
-                key = {"cohort": cohort, "variant": variant, "day": str(day or AVERAGE)}
-                for metric in metrics:
-                    gain = metric.endswith(GAIN)
-                    if gain and variant == report.first_variant:
-                        continue
-                    found = report.intervals(metric.removesuffix(GAIN), variant, cohort, day, gain)
-                    for name, one in found.items():
-                        row = key | {column: name, "metric": metric.removeprefix("title_"), **one._asdict()}
-                        if metric not in without_interval:
-                            row["note"] = NO_POSITIVES if isnan(one.value) else NO_INTERVAL if isnan(one.low) else None
-                        yield row
+                for metric, over in [*comparisons, *((metric, None) for metric in metrics)]:
+                    num_users = report.num_users(metric, cohort, day)
+                    for name, one in report.intervals(metric, variant, cohort, day, over).items():
+                        note = _note(metric, one, num_users[name])
+                        if note is None and day is None and column == "territory" and metric not in BIAS_METRICS:
+                            note = _without_days(empty_days.get(name, ()))
+                        yield {
+                            "cohort": cohort,
+                            "variant": variant,
+                            "day": str(day or AVERAGE),
+                            column: name,
+                            "metric": metric.removeprefix("title_") + (ending if over else ""),
+                            "over": over,
+                            **one._asdict(),
+                            "note": note,
+                        }
+
+
+def _note(metric: str, found: Interval, num_users: int) -> str | None:
+    """Why a value or its interval is missing."""
+    if metric in BIAS_METRICS and metric != "pop_reo":
+        few = num_users < MIN_USERS and metric not in WITHOUT_REPLICATES and not isnan(found.value)
+        return NO_BIAS_INTERVAL if few else None
+    if num_users == 0:
+        return NO_POSITIVES
+    if isnan(found.value):
+        return None if metric in BIAS_METRICS else NO_GAIN
+    return NO_INTERVAL if isnan(found.low) and metric not in PR_AUC_BOUNDS else None
+
+
+def _without_days(days: Sequence[int]) -> str | None:
+    return f"mean over the other days: {NO_POSITIVES} on day {', '.join(map(str, days))}" if days else None
 
 
 def _title_rows(report: EvaluationReport) -> Iterator[dict[str, Any]]:
@@ -75,7 +99,7 @@ def _title_rows(report: EvaluationReport) -> Iterator[dict[str, Any]]:
         counts = [*positives.tolist(), int(positives[local].sum()), int(positives[~local].sum())]
         for name, scope, count in zip(report.row_names("title_pr_auc"), scopes, counts, strict=True):
             facts[cohort, name] = {"scope": scope, "num_positives": count}
-    for row in _metric_rows(report, "title", ["title_pr_auc", f"title_pr_auc{GAIN}"]):
+    for row in _metric_rows(report, "title", ["title_pr_auc"], ["title_pr_auc"], GAIN):
         yield row | facts[row["cohort"], row["title"]]
 
 
@@ -87,14 +111,21 @@ def _count_rows(report: EvaluationReport) -> Iterator[dict[str, Any]]:
                 yield {"cohort": cohort, "day": str(day), "territory": territory} | dict(zip(COUNTS, row, strict=True))
 
 
-def evaluation_document(tables: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """Each table's rows nested by its `TABLE_KEYS`; fields without a value are left out."""
+def evaluation_document(tables: Mapping[str, pd.DataFrame], baseline: str) -> dict[str, Any]:
+    """Each table's rows nested by its `TABLE_KEYS`; fields without a value are left out.
+
+    `pr_auc_gain` is over `baseline`, `pr_auc_gain/NAME` over another one.
+    """
     document: dict[str, Any] = {}
     for name, table in tables.items():
         for row in table.to_dict("records"):
+            over = row.pop("over", None)
+            if isinstance(over, str) and over != baseline:
+                row["metric"] += f"/{over}"
             inner = document.setdefault(name, {})
             for key in TABLE_KEYS[name]:
-                inner = inner.setdefault(str(row.pop(key)), {})
+                if key != "over":  # in the metric's name
+                    inner = inner.setdefault(str(row.pop(key)), {})
             inner |= {k: field for k, field in finite(row).items() if k == "value" or field not in (None, "")}
     return document
 
@@ -103,99 +134,3 @@ def write_csv_files(folder: str, tables: Mapping[str, pd.DataFrame]) -> None:
     """Write each table to `<name>.csv`, each atomically."""
     for name, table in tables.items():
         write_file(join(folder, f"{name}.csv"), table.to_csv(index=False).encode())
-
-
-def rich_tables(report: EvaluationReport, with_candidates: bool) -> list[RenderableType]:
-    """Gains by territory, NDCG@10 where the lake fixes candidates, and gains by title."""
-    shown: list[RenderableType] = []
-    for cohort in report.cohorts:
-        shown.append(gain_rich_table(report, cohort))
-        if with_candidates:
-            shown.append(metric_rich_table(report, "ndcg@10", cohort))
-    if report.titles and len(report.variants) > 1:
-        shown.append(title_rich_table(report))
-    return shown
-
-
-def gain_rich_table(report: EvaluationReport, cohort: str | None = None) -> Table:
-    """Paper A's table 2, transposed: PR-AUC of the first variant and gains over it in percent.
-
-    Positive averages are bold, gains whose 95% interval includes 0 dim; averages show the interval's half-width.
-    """
-    title = f"PR-AUC, and gain in % over {report.first_variant}{_cohort_title(report, cohort)}"
-    table = numbers_table(title, ("territory", "day"), ("positives", report.first_variant, *report.variants[1:]))
-    names = _shown_rows(report, cohort, table)
-    days = report.days(cohort)
-    for day in [*(days if len(days) > 1 else []), None]:
-        first = report.intervals("pr_auc", report.first_variant, cohort, day)
-        gains = [report.intervals("pr_auc", v, cohort, day, gain=True) for v in report.variants[1:]]
-        positives = dict(zip([*report.territories, POOLED], report.counts("num_positives", cohort, day), strict=True))
-        for name in names:
-            count = f"{positives[name]:,}" if name in positives else ""
-            cells = [_gain_cell(gain[name], average=day is None) for gain in gains]
-            table.add_row(name, str(day or AVERAGE), count, _metric_cell(first[name]), *cells)
-        table.add_section()
-    return table
-
-
-def metric_rich_table(report: EvaluationReport, metric: str = "pr_auc", cohort: str | None = None) -> Table:
-    """A metric's mean over days for each variant, with the half-width of its 95% interval."""
-    title = f"{metric}, mean over {len(report.days(cohort))} day(s){_cohort_title(report, cohort)}"
-    table = numbers_table(title, ("territory",), tuple(report.variants))
-    found = [report.intervals(metric, variant, cohort) for variant in report.variants]
-    for name in _shown_rows(report, cohort, table):
-        table.add_row(name, *[_metric_cell(row[name]) for row in found])
-    return table
-
-
-def title_rich_table(report: EvaluationReport, cohort: str | None = None) -> Table:
-    """Paper A's table 3: gains of the titles with most positives, local and global means."""
-    title = f"PR-AUC gain in % over {report.first_variant} by title{_cohort_title(report, cohort)}"
-    table = numbers_table(title, ("title", "scope"), ("positives", *report.variants[1:]))
-    positives, local = report.counts("title_positives", cohort), report.title_is_local
-    shown = sorted(range(len(positives)), key=lambda i: -positives[i])[:MAX_TITLES]
-    gains = [report.intervals("title_pr_auc", v, cohort, gain=True) for v in report.variants[1:]]
-    for slot in sorted(shown, key=lambda i: (not local[i], -positives[i])):
-        name, scope = report.titles[slot], "local" if local[slot] else "global"
-        table.add_row(name, scope, str(positives[slot]), *[_gain_cell(g[name], average=False) for g in gains])
-    table.add_section()
-    for name, scope in ((LOCAL, "local"), (GLOBAL, "global")):
-        table.add_row("mean", scope, "", *[_gain_cell(g[name], average=True) for g in gains])
-    if len(shown) < len(positives):
-        table.caption = f"{len(positives) - len(shown)} more titles in title_metrics.csv"
-    return table
-
-
-def numbers_table(title: str, texts: Sequence[str], numbers: Iterable[str], caption: str | None = None) -> Table:
-    """An empty table with columns of text, then of right-aligned numbers."""
-    columns = [Column(header.replace("+", " + "), justify="right", overflow="fold") for header in numbers]
-    return Table(*texts, *columns, title=title, caption=caption)
-
-
-def _shown_rows(report: EvaluationReport, cohort: str | None, table: Table) -> list[str]:
-    """The largest territories, then `all` and `mean`; the caption explains them."""
-    positives = report.counts("num_positives", cohort)[:-1]
-    shown = sorted(sorted(np.flatnonzero(positives), key=lambda i: -positives[i])[:MAX_TERRITORIES])
-    empty = [name for name, count in zip(report.territories, positives, strict=True) if count == 0]
-    notes = [LEGEND, *([f"{NO_POSITIVES}: {', '.join(empty)}"] if empty else [])]
-    if len(shown) < len(positives) - len(empty):
-        notes.append(f"{len(shown)} largest of {len(positives)} territories; territory_metrics.csv has the rest")
-    table.caption = "\n".join(notes)
-    return [*(report.territories[i] for i in shown), POOLED, MACRO]
-
-
-def _cohort_title(report: EvaluationReport, cohort: str | None) -> str:
-    return f", {cohort or report.cohorts[0]} users" if len(report.cohorts) > 1 else ""
-
-
-def _gain_cell(gain: Interval, *, average: bool) -> Text:
-    bold, dim = average and gain.value > 0, not gain.significant
-    return _metric_cell(gain, "+.1f", average, style=" ".join(["bold"] * bold + ["dim"] * dim))
-
-
-def _metric_cell(found: Interval, form: str = ".4f", average: bool = True, style: str = "") -> Text:
-    if isnan(found.value):
-        return Text("-", style="dim")
-    half = (found.high - found.low) / 2
-    bounds = f" ±{half:{form.lstrip('+')}}" if average and not isnan(half) else ""
-    return Text(f"{found.value:{form}}{bounds}", style=style)

@@ -19,7 +19,8 @@ from mtrec_ray.evaluation.audit import AuditSettings
 from mtrec_ray.evaluation.audit_metrics import ABOUT, LEAKAGE_METRICS, AuditResult, largest_ndcg_gap
 from mtrec_ray.evaluation.intervals import interval, poisson_weights
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
-from mtrec_ray.evaluation.tables import numbers_table, write_csv_files
+from mtrec_ray.evaluation.tables import write_csv_files
+from mtrec_ray.evaluation.terminal_tables import numbers_table
 from mtrec_ray.files import finite, join, write_json
 from mtrec_ray.streams.sequences import HeldOutUsers
 from mtrec_ray.training.eliminators_run import EliminatorsRecord

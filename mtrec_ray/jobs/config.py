@@ -9,7 +9,9 @@ class EvaluateConfig(Config):
     """One evaluation of one or more runs on the same users."""
 
     runs: list[str]
-    """Folders or URIs of finished runs; gains are relative to the first."""
+    """Folders or URIs of finished runs, which may differ in the seed alone."""
+    baselines: list[str] = []
+    """Variants or references that gains are over; empty: the first run and every other of kind `baseline`."""
     out: str | None = None
     """Folder or URI for CSV, JSON and plots; null = print only."""
     references: bool = True
@@ -19,7 +21,7 @@ class EvaluateConfig(Config):
     num_negatives: int | None = Field(default=None, ge=1)
     """Negatives per user, drawn by hash (99 in most papers); null: all that the user could discover."""
     num_titles: int = Field(default=20, ge=0, le=512)
-    """Titles with most positives that get metrics of their own (paper A, table 3)."""
+    """Titles of one territory with metrics of their own: local ones, and comparable global ones (paper A, table 3)."""
     num_bootstrap: int = advanced(default=200, ge=10)
     """Replicates behind each 95% interval; memory grows with them."""
 

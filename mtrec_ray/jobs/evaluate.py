@@ -4,23 +4,36 @@
 2. `_count`:       titles' popularity in the window, positives of the evaluation days
 3. `score_shard`:  every test user against every title it could discover, then merge, summarise and report
 
+Each evaluation day has test users of its own (paper A, 4.1), a part of the test users drawn by hash; where that would
+leave a day fewer than `MIN_DAY_USERS` with a positive, all test users are scored on all days.
+
 No score leaves the task that computed it: tasks return histograms, whose size does not grow with the users.
 """
 
 import logging
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
-from mtrec_ray.evaluation.popularity_bias import TitleHistory
+from mtrec_ray.evaluation.popularity_bias import DayTitles, TitleHistory
 from mtrec_ray.evaluation.report import EvaluatedRun, EvaluationReport
 from mtrec_ray.evaluation.state import EvaluationSettings, EvaluationState
 from mtrec_ray.files import check_writable
 from mtrec_ray.jobs.config import EvaluateConfig
 from mtrec_ray.jobs.report import PropensityEvaluation, title_labels, variant_names
-from mtrec_ray.jobs.shards import HELD_OUT, TRAINED, VALIDATED, RunScorer, Scorer, count_bucket_discoveries, score_shard
+from mtrec_ray.jobs.same_users import notes_on_samples
+from mtrec_ray.jobs.shards import (
+    HELD_OUT,
+    TRAINED,
+    VALIDATED,
+    RunScorer,
+    Scorer,
+    count_bucket_discoveries,
+    score_shard,
+)
 from mtrec_ray.lake.bucket import Catalogue
 from mtrec_ray.lake.cluster import cluster_resources, map_tasks
 from mtrec_ray.lake.manifest import Calendar, Lake
@@ -33,12 +46,21 @@ from mtrec_ray.training.record import load_plan
 
 logger = logging.getLogger(__name__)
 
+MIN_DAY_USERS = 100
 Runs = list[tuple[PropensityRecord, PairPlan]]
 COHORT_USERS = {  # cohort -> kind of user in messages, and the setting that gives more of them
     HELD_OUT: ("test", "test_fraction"),
     TRAINED: ("training", "random_fraction"),
     VALIDATED: ("validation", "validation_fraction"),
 }
+
+
+class DayPositives(NamedTuple):
+    """Positives of the evaluation days."""
+
+    of_cohort: np.ndarray  # (territories, titles) of all users of the cohort
+    of_own_users: np.ndarray  # (territories, titles) of each day's own users
+    own_users_by_day: np.ndarray  # (days,) how many of those have any
 
 
 def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | None = None) -> PropensityEvaluation:
@@ -56,16 +78,20 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
     if config.out:
         check_writable(config.out)
     catalogues = {day: Catalogue.of(lake, *calendar.day_bounds(day)) for day in (0, *days)}
-    history, day_positives = _count(lake, sample, catalogues, cohorts[0], progress)
-    if day_positives.sum() == 0:
+    history, counted = _count(lake, sample, catalogues, cohorts[0], progress)
+    own_users = cohorts[0] == HELD_OUT and len(days) > 1 and min(counted.own_users_by_day.tolist()) >= MIN_DAY_USERS
+    positives = counted.of_own_users if own_users else counted.of_cohort
+    if positives.sum() == 0:
         kind, setting = COHORT_USERS[cohorts[0]]
         fix = f"move window.end back or raise sample.{setting}"
         raise UserError(f"no {kind} user discovers anything on the evaluation days: {fix}")
+    territory, titles = comparable_titles(positives, history.is_local, config.num_titles)
     settings = EvaluationSettings(
         num_territories=len(lake.manifest.territories),
         num_titles=lake.titles.num_rows,
         num_bootstrap=config.num_bootstrap,
-        titles=_reported_titles(day_positives, history.is_local, config.num_titles),
+        titles=titles,
+        title_territory=territory,
     )
     hashes = {r.config.name: r.weights_hash() for r in records}  # before scoring, which a training might overtake
     scorers = {one.name: one for one in _run_scorers(lake, runs, days)}
@@ -75,34 +101,77 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
             name = f"{reference}/{own.seed}"  # a run's name has no slash
             scorers.setdefault(name, RunScorer(name, dict.fromkeys(days, scorer), own))
             compared.append((reference, seed, name))
+    baselines = _baselines(config, [variant for variant, _, _ in compared], runs)
     states: dict[tuple[str, int, str], EvaluationState] = {}
     num_buckets = lake.manifest.num_buckets
     num_shards = min(num_buckets, max(4, 4 * int(cluster_resources().get("CPU", 0))))  # about four tasks per CPU
     shards = [tuple(part.tolist()) for part in np.array_split(np.arange(num_buckets), num_shards)]
-    arguments = (lake, sample, catalogues, list(scorers.values()), cohorts, settings, config.num_negatives)
+    day_titles = {day: DayTitles.of(history, catalogues[day].offer_mask) for day in days}
+    arguments = (lake, sample, catalogues, day_titles, list(scorers.values()), cohorts, own_users, settings)
+    arguments += (config.num_negatives,)
     for _, found in map_tasks(score_shard, shards, *arguments, stage="scoring users", progress=progress):
         for key, state in found.items():
-            states.setdefault(key, EvaluationState(settings)).merge(state)
-    results = {key: state.summarise(history) for key, state in states.items()}
+            states.setdefault(key, EvaluationState(settings, day_titles[key[1]])).merge(state)
+    results = {key: state.summarise() for key, state in states.items()}
     evaluated = []
     for variant, seed, name in compared:
         own = {(day, cohort): result for (run, day, cohort), result in results.items() if run == name}
         evaluated.append(EvaluatedRun(variant, own, seed, name, hashes.get(name)))
-    titles = title_labels(lake.titles.take(pa.array(settings.titles, pa.int64())))
-    report = EvaluationReport(evaluated, lake.territory_names(), titles)
-    evaluation = PropensityEvaluation(report, config.num_negatives, "candidates" in lake.manifest.files)
+    plans = {v: [plan for w, (_, plan) in zip(variants, runs, strict=True) if w == v] for v in variants}
+    notes = [*_note_on_users(cohorts[0], own_users, counted), *notes_on_samples(plans)]
+    if config.num_titles and not titles:
+        notes.append("no case study: no territory has a local and a global title with positives")
+    labels = title_labels(lake.titles.take(pa.array(titles, pa.int64())))
+    report = EvaluationReport(evaluated, lake.territory_names(), labels, baselines, territory, notes)
+    evaluation = PropensityEvaluation(report, config.num_negatives, "candidates" in lake.manifest.files, own_users)
     if config.out:
         evaluation.write(config.out)
     return evaluation
 
 
-def _reported_titles(day_positives: np.ndarray, is_local: np.ndarray, count: int) -> tuple[int, ...]:
-    """The titles with the most positives, half of them local if there are enough."""
-    ranked = np.argsort(-day_positives, kind="stable")
-    ranked = ranked[day_positives[ranked] > 0]
-    chosen = ranked[is_local[ranked]][: count // 2]
-    others = ranked[~np.isin(ranked, chosen)][: count - len(chosen)]
-    return tuple(sorted([*chosen.tolist(), *others.tolist()]))
+def comparable_titles(positives: np.ndarray, is_local: np.ndarray, count: int) -> tuple[int | None, tuple[int, ...]]:
+    """A territory and up to `count` titles of comparable positives there, half of them local.
+
+    As in paper A, 4.4. Of the territory with most positives of local titles, or of global ones if it has fewer, (G, T)
+    positives and (T,) bool: its local titles with most positives, and for each the global one whose number is nearest.
+    None without such a pair.
+    """
+    of_kinds = [positives[:, of_kind].sum(axis=1) for of_kind in (is_local, ~is_local)]
+    territory = int(np.argmax(np.minimum(*of_kinds)))
+    own = positives[territory]
+    ranked = np.argsort(-own, kind="stable")
+    ranked = ranked[own[ranked] > 0]
+    local, others = ranked[is_local[ranked]], ranked[~is_local[ranked]].tolist()
+    chosen = list[int]()
+    for title in local[: min(count // 2, len(others))].tolist():
+        nearest = min(others, key=lambda other: abs(int(own[other]) - int(own[title])))
+        others.remove(nearest)
+        chosen += [title, nearest]
+    return (territory, tuple(sorted(chosen))) if chosen else (None, ())
+
+
+def _baselines(config: EvaluateConfig, variants: list[str], runs: Runs) -> list[str]:
+    """Variants that gains are over: as set, or the first and all of kind `baseline`."""
+    for name in config.baselines:
+        if name not in variants:
+            found = ", ".join(dict.fromkeys(variants))
+            raise UserError(f"baselines: {name!r} is not evaluated: name some of {found}")
+    of_kind = [v for v, (record, _) in zip(variants, runs, strict=False) if record.config.kind == "baseline"]
+    return list(dict.fromkeys(config.baselines or [variants[0], *of_kind]))
+
+
+def _note_on_users(cohort: str, own_users: bool, counted: DayPositives) -> list[str]:
+    """Which users the evaluation days have, where that is not plain."""
+    by_day = counted.own_users_by_day
+    if cohort != HELD_OUT or len(by_day) == 1:
+        return []
+    if own_users:
+        return ["each day has test users of its own"]
+    few = int(np.argmin(by_day))
+    return [
+        f"all days have the same test users: of its own, day {few + 1} would have {by_day[few]} with a positive,\n"
+        f"fewer than {MIN_DAY_USERS}"
+    ]
 
 
 def _open_runs(uris: list[str]) -> Runs:
@@ -152,20 +221,23 @@ def days_and_cohorts(
 
 def _count(
     lake: Lake, sample: SampleConfig, catalogues: dict[int, Catalogue], cohort: str, progress: ProgressCallback | None
-) -> tuple[TitleHistory, np.ndarray]:
-    """Discoveries in the training window, and positives of the evaluation days by title."""
-    shape = (len(lake.manifest.territories), len(catalogues[0].title_ids))
-    popularity, day_positives, not_offered = np.zeros(shape, np.int64), np.zeros(shape[1], np.int64), 0
+) -> tuple[TitleHistory, DayPositives]:
+    """Discoveries in the training window, and the positives of the evaluation days."""
+    shape, num_days = (len(lake.manifest.territories), len(catalogues[0].title_ids)), len(catalogues) - 1
+    popularity, not_offered = np.zeros(shape, np.int64), 0
+    positives = DayPositives(np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(num_days, np.int64))
     buckets, arguments = range(lake.manifest.num_buckets), (lake, sample, catalogues, cohort)
     tasks = map_tasks(count_bucket_discoveries, buckets, *arguments, stage="counting titles", progress=progress)
-    for _, ((cells, counts), positives, outside) in tasks:
-        popularity.ravel()[cells] += counts
-        day_positives += positives
-        not_offered += outside
+    for _, found in tasks:
+        counted = (found.window, found.of_cohort, found.of_own_users)
+        for total, (cells, numbers) in zip((popularity, *positives[:2]), counted, strict=True):
+            total.ravel()[cells] += numbers
+        positives.own_users_by_day[:] += found.own_users_by_day
+        not_offered += found.not_offered
     if not_offered:
         logger.warning("%d discoveries on evaluation days are not offered in the territory: left out", not_offered)
     is_local = np.minimum((popularity > 0).sum(axis=0), catalogues[0].offer_mask.sum(axis=0)) <= 1
-    return TitleHistory(popularity=popularity, is_local=is_local), day_positives
+    return TitleHistory(popularity=popularity, is_local=is_local), positives
 
 
 def _sample_of_each_seed(runs: Runs, cohorts: list[str]) -> dict[int, SampleConfig]:

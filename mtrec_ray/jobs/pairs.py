@@ -8,7 +8,7 @@ from rich.console import RenderableType
 
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.evaluation.report import POOLED, row_labels
-from mtrec_ray.evaluation.tables import numbers_table
+from mtrec_ray.evaluation.terminal_tables import numbers_table
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.config import PairsConfig
 from mtrec_ray.streams.plan import PairPlan, make_plan

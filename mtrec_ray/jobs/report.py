@@ -15,7 +15,8 @@ from rich.console import RenderableType
 
 from mtrec_ray.evaluation.report import EvaluationReport
 from mtrec_ray.evaluation.score_counts import GRID
-from mtrec_ray.evaluation.tables import evaluation_document, evaluation_tables, rich_tables, write_csv_files
+from mtrec_ray.evaluation.tables import evaluation_document, evaluation_tables, write_csv_files
+from mtrec_ray.evaluation.terminal_tables import rich_tables
 from mtrec_ray.files import join, write_file, write_json
 from mtrec_ray.training.propensity_run import PropensityRecord
 
@@ -30,6 +31,7 @@ class PropensityEvaluation:
     report: EvaluationReport
     num_negatives: int | None  # negatives per user; None: all titles that the user could discover
     with_candidates: bool  # the lake fixes the titles to rank, so NDCG@10 compares with published results
+    own_users: bool = False  # each evaluation day has test users of its own
 
     @cached_property
     def csv_tables(self) -> dict[str, pd.DataFrame]:
@@ -51,8 +53,10 @@ class PropensityEvaluation:
                 for run in self.report.runs
                 if run.weights_hash
             },
-            "baseline": self.report.first_variant,
-            **evaluation_document(self.csv_tables),
+            "baseline": self.report.baselines[0],
+            "own_users_each_day": self.own_users,
+            "notes": [note.replace("\n", " ") for note in self.report.notes],
+            **evaluation_document(self.csv_tables, self.report.baselines[0]),
         }
 
     def tables(self) -> list[RenderableType]:

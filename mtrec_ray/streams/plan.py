@@ -179,7 +179,7 @@ def _plan_period(
 
 
 def _auto_alpha(counts: SampleCounts, day: int, num_days: float) -> float:
-    """Users of R per user of R with a positive on a mean day: R stands for all users, the added set does not."""
+    """Users of R per user of R with a positive on a mean day; R stands for all users."""
     if counts.random_user_days[day] == 0:
         raise UserError(
             f"sample.alpha = auto: none of the {counts.random} users of the random sample has a positive in period "
@@ -250,7 +250,7 @@ def count_sample(
 def _count_period(
     bucket: Bucket, sampled: np.ndarray, random: np.ndarray, catalogue: Catalogue, calendar: Calendar
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Positives and eligible negatives of each territory, and (user of R, day)s with a positive."""
+    """Positives and eligible negatives by territory; (user of R, day)s with a positive."""
     offered, (start, end) = catalogue.offer_mask, catalogue.bounds
 
     def per_territory(users: np.ndarray) -> np.ndarray:

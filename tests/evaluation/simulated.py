@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mtrec_ray.evaluation.popularity_bias import TitleHistory
+from mtrec_ray.evaluation.popularity_bias import DayTitles, TitleHistory
 from mtrec_ray.evaluation.state import EvaluationSettings, EvaluationState
 
 NUM_TITLES = 12
@@ -10,6 +10,7 @@ SETTINGS = EvaluationSettings(num_territories=3, num_titles=NUM_TITLES, num_boot
 HISTORY = TitleHistory(
     popularity=np.arange(1, 3 * NUM_TITLES + 1).reshape(3, NUM_TITLES), is_local=np.arange(NUM_TITLES) >= 8
 )
+DAY_TITLES = DayTitles.of(HISTORY, np.ones((3, NUM_TITLES), bool))
 
 
 def chunks(day: int = 1, num_users: int = 60):
@@ -25,7 +26,7 @@ def chunks(day: int = 1, num_users: int = 60):
 
 def state(day: int = 1, noise: float = 1.0, seed: int = 0, part: slice = slice(None)) -> EvaluationState:
     """A model that sees tastes through noise: less noise, better model."""
-    result = EvaluationState(SETTINGS)
+    result = EvaluationState(SETTINGS, DAY_TITLES)
     for territory, keys, taste, labels, candidates, titles in chunks(day):
         error = np.random.default_rng([seed, day, territory]).normal(0, noise, taste.shape)
         logits = (taste + error).astype(np.float32)

@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 
 from mtrec_ray.evaluation import popularity_bias as bias
-from mtrec_ray.evaluation.popularity_bias import bias_metrics, exposure_counts, gini, jensen_shannon
+from mtrec_ray.evaluation.intervals import poisson_weights
+from mtrec_ray.evaluation.popularity_bias import (
+    BIAS_METRICS,
+    DayTitles,
+    TitleHistory,
+    bias_metrics,
+    bias_sums,
+    exposure_counts,
+    gini,
+    jensen_shannon,
+    top_titles,
+)
 
 # four titles: 0 is the head (80 of 100 interactions), 3 is local; two users, lists of two
 POPULARITY = np.array([80, 10, 6, 4])
@@ -14,9 +25,20 @@ LABELS = np.array([[1, 0, 0, 0], [0, 0, 1, 1]], bool)
 EVERYTHING = np.ones((2, 4), bool)
 
 
+TITLES = DayTitles.of(TitleHistory(POPULARITY[None], IS_LOCAL), np.ones((1, 4), bool))
+
+
+def replicates(logits, labels, mask, weights, titles=TITLES) -> dict[str, np.ndarray]:
+    """Metrics of the pooled row, by replicate."""
+    shown, columns = top_titles(logits, mask, 2), np.arange(4)
+    sums = bias_sums(shown, labels, mask, columns, titles, [0, 1], weights)
+    exposure = exposure_counts(shown, mask, columns, num_titles=4)
+    return {name: rows[-1] for name, rows in bias_metrics(sums, np.array([exposure, exposure]), titles).items()}
+
+
 def metrics(logits=LOGITS, labels=LABELS, mask=EVERYTHING) -> dict[str, float]:
-    counts = exposure_counts(logits, labels, mask, np.arange(4), num_titles=4, k=2)
-    return bias_metrics(counts, len(logits), POPULARITY, IS_LOCAL)
+    found = replicates(logits, labels, mask, np.ones((1, len(logits)), np.float32))
+    return {name: float(values[0]) for name, values in found.items()}
 
 
 def test_bias_metrics_equal_hand_worked_values():
@@ -33,9 +55,32 @@ def test_bias_metrics_equal_hand_worked_values():
 
 
 def test_equal_rates_are_no_bias():
-    rates = np.array([[2] * 4, [1] * 4, [2] * 4, [1] * 4])
-    found = bias_metrics(rates, 2, POPULARITY, IS_LOCAL)
+    logits = np.array([[4, 3, 2, 1], [1, 2, 3, 4]], np.float32)  # lists (0, 1) and (3, 2): every title once
+    found = metrics(logits, labels=np.eye(4, dtype=bool)[[0, 3]] | np.eye(4, dtype=bool)[[1, 2]])
     assert found["pop_rsp"] == found["pop_reo"] == found["gini"] == 0
+
+
+def test_each_replicate_is_the_metric_of_its_users_repeated_by_weight():
+    rng = np.random.default_rng(0)
+    logits, labels, mask = (
+        rng.normal(size=(20, 4)).astype(np.float32),
+        rng.random((20, 4)) < 0.4,
+        rng.random((20, 4)) < 0.8,
+    )
+    weights = poisson_weights(np.arange(20).astype(np.uint64), 3)
+    found = replicates(logits, labels, mask, weights)
+    for draw, row in enumerate(weights):
+        rows = np.repeat(np.arange(20), row.astype(int))
+        alone = metrics(logits[rows], labels[rows], mask[rows])
+        for name in set(BIAS_METRICS) - {*bias.WITHOUT_REPLICATES}:
+            assert found[name][draw] == pytest.approx(alone[name]), name
+
+
+def test_history_is_of_the_titles_offered_that_day_in_the_territory_and_in_all():
+    popularity, offers = np.array([[50, 20, 9, 1], [0, 60, 0, 5]]), np.array([[0, 1, 1, 1], [0, 1, 0, 0]], bool)
+    found = DayTitles.of(TitleHistory(popularity, IS_LOCAL), offers)
+    assert found.popularity.tolist() == [[0, 20, 9, 1], [0, 60, 0, 0], [0, 80, 9, 6]]
+    assert found.is_tail.tolist() == [[True, False, False, True], [True, False, True, True], [True, False, True, True]]
 
 
 def test_nothing_shown_or_no_positive_of_a_group_is_nan():
@@ -62,10 +107,11 @@ def test_jensen_shannon_and_gini_equal_hand_worked_values():
 
 def test_lists_hold_candidates_only_best_first_and_may_be_short():
     mask = np.array([[0, 1, 1, 1], [0, 0, 1, 0]], bool)
-    user, column = bias.top_titles(LOGITS, mask, 2)
+    user, column = top_titles(LOGITS, mask, 2)
     assert list(zip(user.tolist(), column.tolist(), strict=True)) == [(0, 1), (0, 2), (1, 2)]
 
 
 def test_columns_are_mapped_to_titles():
-    counts = exposure_counts(LOGITS, LABELS, EVERYTHING, np.array([8, 2, 5, 0]), num_titles=9, k=1)
+    shown = top_titles(LOGITS, EVERYTHING, 1)
+    counts = exposure_counts(shown, EVERYTHING, np.array([8, 2, 5, 0]), num_titles=9)
     assert counts[1].tolist() == [0] * 8 + [2]

@@ -10,10 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from mtrec_ray.evaluation import tables as output
+from mtrec_ray.evaluation import terminal_tables as terminal
 from mtrec_ray.evaluation.intervals import interval, nan_mean, relative_gain
 from mtrec_ray.evaluation.report import EvaluatedRun, EvaluationReport, row_labels
-from mtrec_ray.evaluation.tables import TABLE_KEYS, gain_rich_table
-from tests.evaluation.simulated import HISTORY, state
+from mtrec_ray.evaluation.state import EvaluationState
+from mtrec_ray.evaluation.tables import TABLE_KEYS
+from mtrec_ray.evaluation.terminal_tables import gain_rich_table
+from tests.evaluation.simulated import DAY_TITLES, SETTINGS, chunks, state
 from tests.processes import printed
 
 TERRITORIES, TITLES = ["FR", "DE", "XX"], ["Local Hero", "World"]
@@ -21,7 +24,7 @@ TERRITORIES, TITLES = ["FR", "DE", "XX"], ["Local Hero", "World"]
 
 def run(variant: str, noise: float, seed: int = 0, cohorts=("trained", "held_out"), days=(1, 2)) -> EvaluatedRun:
     results = {
-        (day, cohort): state(day + 10 * c, noise, seed + sum(map(ord, variant))).summarise(HISTORY)
+        (day, cohort): state(day + 10 * c, noise, seed + sum(map(ord, variant))).summarise()
         for c, cohort in enumerate(cohorts)
         for day in days
     }
@@ -45,7 +48,7 @@ def tables(report) -> dict[str, pd.DataFrame]:
 
 @pytest.fixture(scope="module")
 def document(tables) -> dict[str, Any]:
-    return json.loads(json.dumps(output.evaluation_document(tables), allow_nan=False))
+    return json.loads(json.dumps(output.evaluation_document(tables, "baseline"), allow_nan=False))
 
 
 @pytest.mark.parametrize(
@@ -115,9 +118,9 @@ def test_a_gain_is_the_mean_of_the_days_paired_gains(tables, runs):
 
 def test_seeds_of_a_variant_are_averaged_and_widen_the_interval():
     many = [run(v, n, seed, ("all users",), (1,)) for v, n in (("baseline", 3.0), ("mtl", 1.0)) for seed in (1, 2, 3)]
-    together = EvaluationReport(many, TERRITORIES, TITLES).intervals("pr_auc", "mtl", gain=True)
+    together = EvaluationReport(many, TERRITORIES, TITLES).intervals("pr_auc", "mtl", over="baseline")
     alone = [
-        EvaluationReport([many[s], many[3 + s]], TERRITORIES, TITLES).intervals("pr_auc", "mtl", gain=True)
+        EvaluationReport([many[s], many[3 + s]], TERRITORIES, TITLES).intervals("pr_auc", "mtl", over="baseline")
         for s in range(3)
     ]
     assert together["FR"].value == pytest.approx(np.mean([a["FR"].value for a in alone]))
@@ -156,20 +159,112 @@ def test_terminal_tables_mark_positive_averages_and_name_missing_ones(report):
     assert average["FR"].style == "bold"
     assert "XX" not in average
     assert "no positives: XX" in " ".join(printed([table]).split())
-    assert "±" in printed([output.metric_rich_table(report)])
-    assert "World" in printed([output.title_rich_table(report)])
+    assert "±" in printed([terminal.metric_rich_table(report)])
+    assert "World" in printed([terminal.title_rich_table(report)])
 
 
 def test_an_insignificant_gain_is_dim(runs):
     same = EvaluationReport([runs[0], EvaluatedRun("copy", runs[0].results)], TERRITORIES, TITLES)
     assert {cell.style for cell in cells(gain_rich_table(same), 4).values()} == {"dim"}
-    assert same.intervals("pr_auc", "copy", gain=True)["FR"] == (0, 0, 0)
+    assert same.intervals("pr_auc", "copy", over="baseline")["FR"] == (0, 0, 0)
 
 
 def test_long_tables_show_the_largest_territories_and_say_so(report, monkeypatch):
-    monkeypatch.setattr("mtrec_ray.evaluation.tables.MAX_TERRITORIES", 1)
+    monkeypatch.setattr("mtrec_ray.evaluation.terminal_tables.MAX_TERRITORIES", 1)
     positives = report.counts("num_positives")
     table = gain_rich_table(report)
     largest = TERRITORIES[int(np.argmax(positives[:3]))]
     assert set(map(str, table.columns[0].cells)) == {largest, "all", "mean"}
     assert "territory_metrics.csv has the rest" in " ".join(printed([table]).split())
+
+
+def few_and_many(positive_users: int) -> EvaluationReport:
+    """Territory 0 has many positive users, 1 only so many on day 1 and none on day 2."""
+    runs = []
+    for variant, noise in (("baseline", 3.0), ("mtl", 0.1)):
+        results = {}
+        for day in (1, 2):
+            one = EvaluationState(SETTINGS, DAY_TITLES)
+            for territory, keys, taste, labels, candidates, titles in chunks(day):
+                allowed = len(keys) if territory == 0 else positive_users if day == 1 else 0
+                positive = labels & candidates
+                kept = labels & (np.cumsum(positive.any(axis=1)) <= allowed)[:, None]
+                rng = np.random.default_rng([day, territory, int(10 * noise)])
+                logits = (taste + rng.normal(0, noise, taste.shape)).astype(np.float32)
+                one.add(territory, keys, logits, kept, candidates, titles)
+            results[day, "held_out"] = one.summarise()
+        runs.append(EvaluatedRun(variant, results))
+    return EvaluationReport(runs, TERRITORIES, TITLES)
+
+
+def test_a_territory_with_few_positive_users_has_values_without_interval_and_is_never_bold():
+    for count, has_interval in ((9, False), (10, True)):
+        report = few_and_many(count)
+        found = report.intervals("pr_auc", "mtl", over="baseline")
+        assert found["DE"].value > 0
+        assert np.isnan(found["DE"].low) != has_interval
+        assert np.isfinite([found[name].low for name in ("FR", "all", "mean")]).all()
+        first_day = report.intervals("pr_auc", "mtl", day=1, over="baseline")
+        assert first_day["mean"].value == pytest.approx((first_day["FR"].value + first_day["DE"].value) / 2)
+        table = gain_rich_table(report)
+        assert ("bold" in str(cells(table, 4)["DE"].style)) == has_interval
+        assert ("±" in str(cells(table, 4)["DE"])) == has_interval
+        caption = "fewer than 10 users with a positive: no interval, but part of mean: DE"
+        assert (caption in " ".join(printed([table]).split())) != has_interval
+    named = output.evaluation_document(output.evaluation_tables(few_and_many(9)), "baseline")
+    average = named["territory_metrics"]["held_out"]["mtl"]["average"]
+    assert average["DE"]["pr_auc_gain"].keys() == {"value", "note"}
+    assert average["DE"]["pr_auc"]["note"] == "fewer than 10 users with a positive: no interval"
+
+
+def test_days_without_a_positive_are_named():
+    report = few_and_many(12)
+    assert report.empty_days() == {"DE": [2]}
+    assert "no positives on day 2: DE" in " ".join(printed([gain_rich_table(report)]).split())
+    table = output.evaluation_tables(report)["territory_metrics"].set_index(["variant", "day", "territory", "metric"])
+    row = table.loc[("mtl", "average", "DE", "pr_auc")]
+    assert row["note"] == "mean over the other days: no positives on day 2"
+    assert row["low"] < row["value"] < row["high"]
+    assert table.loc[("mtl", "2", "DE", "pr_auc")]["note"] == "no positives"
+
+
+def test_gains_are_over_each_baseline_in_one_report(runs):
+    several = [*runs, run("mtl-slow", 0.6)]
+    report = EvaluationReport(several, TERRITORIES, TITLES, baselines=["baseline", "mtl"], notes=["a note"])
+    tables = output.evaluation_tables(report)
+    for name in ("territory_metrics", "title_metrics"):
+        table = tables[name]
+        gains = table[table.metric == "pr_auc_gain"]
+        assert set(zip(gains.variant, gains.over, strict=True)) == {
+            ("mtl", "baseline"), ("mtl-slow", "baseline"), ("baseline", "mtl"), ("mtl-slow", "mtl"),
+        }  # fmt: skip
+        assert table[table.metric == "pr_auc"].over.isna().all()
+        assert not table.duplicated(list(TABLE_KEYS[name])).any()
+    found = output.evaluation_document(tables, "baseline")["territory_metrics"]["held_out"]["mtl-slow"]["1"]["FR"]
+    values = {v: one.value for v in report.variants for one in [report.intervals("pr_auc", v, "held_out", 1)["FR"]]}
+    for key, over in (("pr_auc_gain", "baseline"), ("pr_auc_gain/mtl", "mtl")):
+        assert found[key]["value"] == pytest.approx(100 * (values["mtl-slow"] / values[over] - 1))
+    assert "ndcg@10_gain/mtl" in found
+    shown = printed(terminal.rich_tables(report, with_candidates=False))
+    for over in ("baseline", "mtl"):
+        assert f"PR-AUC, and gain in % over {over}, trained users" in shown
+        assert f"PR-AUC gain in % over {over} by title" in shown
+    assert "a note" in shown
+
+
+def test_popularity_bias_has_intervals_and_paired_differences(report, tables):
+    table = tables["popularity_bias"]
+    chosen = table[(table.cohort == "trained") & (table.variant == "mtl") & (table.day == "average")]
+    rows = chosen.set_index(["metric", "territory"])
+    for metric in ("arp", "aplt", "pop_rsp", "local_fraction", "pop_reo"):
+        for territory in ("FR", "all", "mean"):
+            row, difference = rows.loc[(metric, territory)], rows.loc[(f"{metric}_difference", territory)]
+            assert row["low"] <= row["value"] <= row["high"]
+            base = report.intervals(metric, "baseline", "trained")[territory]
+            assert difference["value"] == pytest.approx(row["value"] - base.value)
+            assert difference["low"] <= difference["value"] <= difference["high"]
+            assert difference["over"] == "baseline"
+    assert rows.loc[("gini", "all")][["low", "high"]].isna().all()
+    shown = printed([terminal.bias_rich_table(report)])
+    assert "Popularity bias, and difference from baseline" in shown
+    assert "±" in shown

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
+from mtrec_ray.evaluation.distinct_users import MIN_USERS, DistinctUsers
 from mtrec_ray.evaluation.popularity_bias import BIAS_METRICS
 from mtrec_ray.evaluation.state import EvaluationState
 
-from .simulated import HISTORY, SETTINGS, chunks, state
+from .simulated import DAY_TITLES, SETTINGS, chunks, state
 
 
 def assert_same(first, second) -> None:
@@ -20,26 +21,28 @@ def assert_same(first, second) -> None:
             assert value.keys() == other.keys()
             for key in value:
                 np.testing.assert_array_equal(value[key], other[key], err_msg=key)
+        elif isinstance(value, list):
+            assert [users.keys.tolist() for users in value] == [users.keys.tolist() for users in other]
         elif isinstance(value, np.ndarray):
             np.testing.assert_array_equal(value, other, err_msg=name)
 
 
 def test_merged_shards_equal_the_straight_state_bit_for_bit():
-    merged = EvaluationState(SETTINGS)
+    merged = EvaluationState(SETTINGS, DAY_TITLES)
     for part in (slice(50, 60), slice(0, 17), slice(17, 50)):
         merged.merge(pickle.loads(pickle.dumps(state(part=part))))
-    assert_same(state().summarise(HISTORY), merged.summarise(HISTORY))
+    assert_same(state().summarise(), merged.summarise())
 
 
 def test_merging_leaves_the_other_state_unchanged():
-    merged, other = EvaluationState(SETTINGS), state()
+    merged, other = EvaluationState(SETTINGS, DAY_TITLES), state()
     for _ in range(2):
         merged.merge(other)
-    assert_same(other.summarise(HISTORY), state().summarise(HISTORY))
+    assert_same(other.summarise(), state().summarise())
 
 
 def test_summary_rows_are_territories_and_all_pooled():
-    result = state(noise=0.0).summarise(HISTORY)
+    result = state(noise=0.0).summarise()
     pr_auc, counts = result.metrics["pr_auc"], result.counts
     scores = [(taste.astype(np.float32)[mask], labels[mask]) for _, _, taste, labels, mask, _ in chunks()]
     for row in (0, 1):
@@ -58,18 +61,41 @@ def test_summary_rows_are_territories_and_all_pooled():
 
 
 def test_a_territory_without_positives_is_nan_but_for_popularity_bias_which_needs_a_history():
-    metrics = state().summarise(HISTORY).metrics
+    metrics = state().summarise().metrics
     assert all(np.isnan(rows[2]).all() for name, rows in metrics.items() if name not in BIAS_METRICS)
     assert np.isfinite(metrics["gini"][2])
-    assert not set(BIAS_METRICS) & set(state().summarise().metrics)
+    assert not set(BIAS_METRICS) & set(EvaluationState(SETTINGS).summarise().metrics)
 
 
 def test_an_empty_state_summarises_to_nan_and_zero_counts_and_no_titles_to_no_rows():
-    result = EvaluationState(replace(SETTINGS, titles=())).summarise(HISTORY)
+    result = EvaluationState(replace(SETTINGS, titles=()), DAY_TITLES).summarise()
     assert np.isnan(result.metrics["pr_auc"]).all()
     assert not result.counts["num_users"].any()
     assert result.title_pr_auc.shape == (0, 61)
     assert result.title_histograms.shape == (0, 2, 1024)
+
+
+def test_titles_of_one_territory_count_its_users_alone():
+    titles, one = np.arange(12), EvaluationState(replace(SETTINGS, titles=(2,), title_territory=1))
+    for territory, users in ((0, 6), (1, 3)):
+        labels = np.zeros((users, 12), bool)
+        labels[:, 2] = True
+        keys = np.arange(users).astype(np.uint64)
+        one.add(territory, keys, np.zeros((users, 12), np.float32), labels, labels | True, titles)
+    result = one.summarise()
+    assert result.counts["title_positives"].tolist() == [3]
+    assert len(result.title_users[0]) == 3
+
+
+def test_distinct_users_are_counted_over_shards_days_and_territories_up_to_what_an_interval_needs():
+    days = [state(day).summarise().positive_users for day in (1, 2)]
+    assert [len(users) for users in days[0]] == [MIN_USERS, MIN_USERS, 0]
+    few, again, others = DistinctUsers(), DistinctUsers(), DistinctUsers()
+    few.add(np.array([7, 3, 3], np.uint64))
+    again.add(np.array([3, 7], np.uint64))
+    others.add(np.arange(100, 107).astype(np.uint64))
+    sets = ([few, again], [few, others], [few, others, days[0][0]])
+    assert [len(DistinctUsers.union(users)) for users in sets] == [2, 9, 10]
 
 
 def test_scores_that_are_nan_are_refused():

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but the seed are one variant."""
+"""Variants of runs, titles of the case study, and the plot of figure 2."""
 
 from typing import Any
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mtrec_ray.config import validate_config
+from mtrec_ray.jobs.evaluate import comparable_titles
 from mtrec_ray.jobs.report import title_score_plot, variant_names
 from mtrec_ray.models.two_tower import TwoTowerConfig
 from mtrec_ray.streams.groups import Groups
@@ -58,6 +59,28 @@ def test_variants_have_distinct_names():
     records = [record("run-1", 1), record("run-2", 2), record("run", 1, optim={"lr": 1.0})]
     names = variant_names(records)
     assert names[0] == names[1] != names[2]
+
+
+LOCAL = np.array([True, True, False, False, False, True])
+POSITIVES = np.array([[4, 0, 90, 30, 3, 0], [0, 0, 95, 90, 60, 50]])
+
+
+@pytest.mark.parametrize(
+    ("positives", "count", "expected"),
+    [
+        (POSITIVES, 4, (1, (4, 5))),
+        (POSITIVES[:1], 4, (0, (0, 4))),
+        (np.array([[40, 20, 60, 45, 5, 0]]), 6, (0, (0, 1, 3, 4))),
+        (np.array([[40, 20, 60, 45, 5, 0]]), 3, (0, (0, 3))),
+        (POSITIVES * ~LOCAL, 4, (None, ())),
+        (POSITIVES * LOCAL, 4, (None, ())),
+        (POSITIVES, 0, (None, ())),
+        (POSITIVES * 0, 4, (None, ())),
+    ],
+    ids=["territory of most local positives", "one", "two pairs", "odd", "no local", "no global", "none", "nothing"],
+)
+def test_comparable_titles_are_local_ones_and_the_global_ones_with_nearest_positives(positives, count, expected):
+    assert comparable_titles(positives, LOCAL, count) == expected
 
 
 def test_figure_2_draws_an_outline_of_each_model():

@@ -88,7 +88,7 @@ class TestOnRay:
             baseline = train_propensity(run_config(planted_lake, runs, "baseline", kind="baseline"))
         settings = {"runs": [baseline.uri, straight.uri], "num_bootstrap": 50, "references": False}
         report = evaluate_propensity(validate_config(EvaluateConfig, settings)).report
-        gains = report.intervals("pr_auc", "straight", gain=True)
+        gains = report.intervals("pr_auc", "straight", over="baseline")
         territories = Lake.open(planted_lake).manifest.territories
         for region in {territory.region for territory in territories}:
             assert np.nanmean([gains[t.name].value for t in territories if t.region == region]) > 0, region

@@ -5,13 +5,12 @@
 3. `score_shard`:  every test user against every title it could discover, then merge, summarise and report
 
 Each evaluation day has test users of its own (paper A, 4.1), a part of the test users drawn by hash; where that would
-leave a day fewer than `MIN_DAY_USERS` with a positive, all test users are scored on all days.
+leave a day fewer than `day_positives.MIN_DAY_USERS` with a positive, all test users are scored on all days.
 
 No score leaves the task that computed it: tasks return histograms, whose size does not grow with the users.
 """
 
 import logging
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +22,7 @@ from mtrec_ray.evaluation.report import EvaluatedRun, EvaluationReport
 from mtrec_ray.evaluation.state import EvaluationSettings, EvaluationState
 from mtrec_ray.files import check_writable
 from mtrec_ray.jobs.config import EvaluateConfig
+from mtrec_ray.jobs.day_positives import DayPositives, comparable_titles
 from mtrec_ray.jobs.report import PropensityEvaluation, title_labels, variant_names
 from mtrec_ray.jobs.same_users import notes_on_samples
 from mtrec_ray.jobs.shards import (
@@ -46,21 +46,12 @@ from mtrec_ray.training.record import load_plan
 
 logger = logging.getLogger(__name__)
 
-MIN_DAY_USERS = 100
 Runs = list[tuple[PropensityRecord, PairPlan]]
 COHORT_USERS = {  # cohort -> kind of user in messages, and the setting that gives more of them
     HELD_OUT: ("test", "test_fraction"),
     TRAINED: ("training", "random_fraction"),
     VALIDATED: ("validation", "validation_fraction"),
 }
-
-
-class DayPositives(NamedTuple):
-    """Positives of the evaluation days."""
-
-    of_cohort: np.ndarray  # (territories, titles) of all users of the cohort
-    of_own_users: np.ndarray  # (territories, titles) of each day's own users
-    own_users_by_day: np.ndarray  # (days,) how many of those have any
 
 
 def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | None = None) -> PropensityEvaluation:
@@ -79,7 +70,7 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
         check_writable(config.out)
     catalogues = {day: Catalogue.of(lake, *calendar.day_bounds(day)) for day in (0, *days)}
     history, counted = _count(lake, sample, catalogues, cohorts[0], progress)
-    own_users = cohorts[0] == HELD_OUT and len(days) > 1 and min(counted.own_users_by_day.tolist()) >= MIN_DAY_USERS
+    own_users = cohorts[0] == HELD_OUT and counted.own_users_suffice
     positives = counted.of_own_users if own_users else counted.of_cohort
     if positives.sum() == 0:
         kind, setting = COHORT_USERS[cohorts[0]]
@@ -118,7 +109,7 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
         own = {(day, cohort): result for (run, day, cohort), result in results.items() if run == name}
         evaluated.append(EvaluatedRun(variant, own, seed, name, hashes.get(name)))
     plans = {v: [plan for w, (_, plan) in zip(variants, runs, strict=True) if w == v] for v in variants}
-    notes = [*_note_on_users(cohorts[0], own_users, counted), *notes_on_samples(plans)]
+    notes = [*(counted.notes() if cohorts[0] == HELD_OUT else []), *notes_on_samples(plans)]
     if config.num_titles and not titles:
         notes.append("no case study: no territory has a local and a global title with positives")
     labels = title_labels(lake.titles.take(pa.array(titles, pa.int64())))
@@ -129,27 +120,6 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
     return evaluation
 
 
-def comparable_titles(positives: np.ndarray, is_local: np.ndarray, count: int) -> tuple[int | None, tuple[int, ...]]:
-    """A territory and up to `count` titles of comparable positives there, half of them local.
-
-    As in paper A, 4.4. Of the territory with most positives of local titles, or of global ones if it has fewer, (G, T)
-    positives and (T,) bool: its local titles with most positives, and for each the global one whose number is nearest.
-    None without such a pair.
-    """
-    of_kinds = [positives[:, of_kind].sum(axis=1) for of_kind in (is_local, ~is_local)]
-    territory = int(np.argmax(np.minimum(*of_kinds)))
-    own = positives[territory]
-    ranked = np.argsort(-own, kind="stable")
-    ranked = ranked[own[ranked] > 0]
-    local, others = ranked[is_local[ranked]], ranked[~is_local[ranked]].tolist()
-    chosen = list[int]()
-    for title in local[: min(count // 2, len(others))].tolist():
-        nearest = min(others, key=lambda other: abs(int(own[other]) - int(own[title])))
-        others.remove(nearest)
-        chosen += [title, nearest]
-    return (territory, tuple(sorted(chosen))) if chosen else (None, ())
-
-
 def _baselines(config: EvaluateConfig, variants: list[str], runs: Runs) -> list[str]:
     """Variants that gains are over: as set, or the first and all of kind `baseline`."""
     for name in config.baselines:
@@ -158,20 +128,6 @@ def _baselines(config: EvaluateConfig, variants: list[str], runs: Runs) -> list[
             raise UserError(f"baselines: {name!r} is not evaluated: name some of {found}")
     of_kind = [v for v, (record, _) in zip(variants, runs, strict=False) if record.config.kind == "baseline"]
     return list(dict.fromkeys(config.baselines or [variants[0], *of_kind]))
-
-
-def _note_on_users(cohort: str, own_users: bool, counted: DayPositives) -> list[str]:
-    """Which users the evaluation days have, where that is not plain."""
-    by_day = counted.own_users_by_day
-    if cohort != HELD_OUT or len(by_day) == 1:
-        return []
-    if own_users:
-        return ["each day has test users of its own"]
-    few = int(np.argmin(by_day))
-    return [
-        f"all days have the same test users: of its own, day {few + 1} would have {by_day[few]} with a positive,\n"
-        f"fewer than {MIN_DAY_USERS}"
-    ]
 
 
 def _open_runs(uris: list[str]) -> Runs:

@@ -197,7 +197,7 @@ def test_each_day_has_test_users_of_its_own_where_they_suffice(lake, runs, evalu
     assert note.endswith("with a positive, fewer than 100")
     everybody = result_of(evaluation, "random-s0", 1).counts["num_users"]
     np.testing.assert_array_equal(result_of(evaluation, "random-s0", 2).counts["num_users"], everybody)
-    monkeypatch.setattr("mtrec_ray.jobs.evaluate.MIN_DAY_USERS", 1)
+    monkeypatch.setattr("mtrec_ray.jobs.day_positives.MIN_DAY_USERS", 1)
     own = evaluate(*runs)
     assert own.document()["own_users_each_day"]
     assert own.document()["notes"] == ["each day has test users of its own"]

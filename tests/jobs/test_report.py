@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mtrec_ray.config import validate_config
-from mtrec_ray.jobs.evaluate import comparable_titles
+from mtrec_ray.jobs.day_positives import comparable_titles
 from mtrec_ray.jobs.report import title_score_plot, variant_names
 from mtrec_ray.models.two_tower import TwoTowerConfig
 from mtrec_ray.streams.groups import Groups

@@ -60,7 +60,10 @@ def training_volume(
     progress: ProgressCallback | None = None,
     reader: Reader = CLUSTER,
 ) -> np.ndarray:
-    """(territories,) discoveries in the training window by training users; None: of all buckets."""
+    """(territories,) discoveries in the training window by training users.
+
+    `buckets` are those to read, None is all.
+    """
     buckets = range(lake.manifest.num_buckets) if buckets is None else buckets
     shared = lake, sample, Catalogue.of(lake, *calendar.day_bounds(0))
     counted = reader.map(_bucket_volume, buckets, *shared, stage="counting discoveries", progress=progress)
@@ -75,10 +78,10 @@ def _bucket_volume(index: int, lake: Lake, sample: SampleConfig, window: Catalog
 
 
 def balanced_regions(regions: Sequence[str], volume: np.ndarray, num_groups: int) -> Groups:
-    """Regions packed into groups with about as much volume and as many minor territories (paper A, 3.3).
+    """Regions packed into groups of similar volume and number of minor territories.
 
-    `regions` and `volume` are by territory; a territory is minor if its volume is below the mean. Regions stay whole,
-    unless there are fewer than groups or one is `TOO_LARGE`: then it is halved.
+    As paper A's groups (3.3). `regions` and `volume` are by territory; a territory is minor if its volume is below the
+    mean. Regions stay whole, unless there are fewer than groups or one is `TOO_LARGE`: then it is halved.
     """
     size = np.maximum(volume, 1) / np.maximum(volume, 1).sum()
     minor = (size < size.mean()) / max(1, (size < size.mean()).sum())

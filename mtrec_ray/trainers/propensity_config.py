@@ -80,7 +80,7 @@ class PropensityConfig(RunConfig):
     preset: Literal["ours", "paper"] = advanced("ours")
     """`paper`: model and optimiser of paper A literally. Batch normalisation and ReLU behind every layer, a random
     start, a plain dot product, Adam at a constant 1e-3; groups: regions:4 unless given. Its data are sample.alpha=auto
-    and `--incremental`, which compared runs have alike."""
+    and `--incremental`, which compared runs have alike. A train/loss that stays at 0.693 is a collapsed model."""
     incremental: bool = False
     """Also train on each evaluation day, after it was evaluated (paper A)."""
     model: ModelConfig = ModelConfig()

@@ -99,7 +99,7 @@ def weights(seed: int, combinations: list[Combination]) -> tuple[dict[str, bytes
     sizes = {name: len(values) for name, values in ATTRIBUTES.items()}
     pack = StackedEliminators(prompts, sizes, combinations, WIDTH, LAYERS)
     pack.init_weights(seed)
-    towers = TwoTowerConfig(user_width=USER_WIDTH, title_width=8, d=16, num_groups=2, group_block="dense")
+    towers = TwoTowerConfig(USER_WIDTH, 8, d=16, num_groups=2, group_block="dense", one_hot_of_territory=(0, 1))
     model = TwoTower(towers)
     model.init_weights(torch.Generator().manual_seed(seed))
     with torch.no_grad():

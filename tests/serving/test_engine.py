@@ -117,10 +117,13 @@ def test_popular_titles_end_where_there_are_no_more(engine):
     assert engine.most_popular(1, 3, frozenset({3, 5})).titles == [4, 6, 7]
 
 
-def test_propensities_use_the_block_of_the_territory(engine):
+def test_propensities_use_the_block_and_the_input_of_the_territory(engine):
     embedding = np.random.default_rng(1).standard_normal(USER_WIDTH).astype(np.float32)
     north, south = (engine.propensities(embedding, territory, [0, 1, 2], 3) for territory in (0, 1))
-    user = engine.two_tower.user_vectors(torch.from_numpy(embedding)[None], torch.tensor([1]))
+    features, one = torch.from_numpy(embedding)[None], torch.tensor([1])
+    assert engine.two_tower.one_hot is not None
+    user = engine.two_tower.user_vectors(features, one, one)
+    assert not torch.equal(user, engine.two_tower.user_vectors(features, one, torch.tensor([0])))
     expected = engine.two_tower.logits(user, engine.propensity_vectors[:3])[0].sigmoid()
     torch.testing.assert_close(torch.tensor(south.scores), expected)
     assert north.scores != south.scores

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +20,10 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.jobs.config import EvaluateConfig
 from mtrec_ray.jobs.evaluate import evaluate_propensity
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training import fit
 from mtrec_ray.training.fit import train_propensity
-from mtrec_ray.training.propensity_run import PropensityRecord
+from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot, new_propensity_run
 from tests.training.conftest import run_config
 from tests.training.one_worker import OneWorker
 
@@ -135,6 +137,40 @@ def test_killed_run_resumes_to_the_same_weights(straight, planted_lake, runs, mo
     assert worker.starts == 3
     assert again.figures == straight.figures
     assert_same_weights(straight, again)
+
+
+@pytest.fixture(scope="module")
+def literal(planted_lake, runs, tmp_path_factory) -> PropensityRecord:
+    """Two epochs of paper A literally, on groups of four regions or parts of them."""
+    document = {"lake": planted_lake, "runs": runs, "name": "literal", "preset": "paper", "optim": {"epochs": 2}}
+    with pytest.MonkeyPatch.context() as patch:
+        OneWorker(patch, tmp_path_factory.mktemp("literal"))
+        return train_propensity(validate_config(PropensityConfig, document))
+
+
+def test_preset_paper_trains_the_literal_model_in_four_groups(literal):
+    model = literal.model
+    assert (model.paper, model.d, model.group_block, model.num_groups) == (True, 512, "dense", 4)
+    assert (model.aligned_width, model.initial_bias, literal.learning_rates) == (0, 0.0, (1e-3, 1e-3, 1e-3))
+    assert set(literal.groups.of_territory) == {0, 1, 2, 3}
+    assert literal.status == "done"
+    assert np.isfinite(literal.figures["day_0"]["train/loss"])
+    assert PropensityRecord.load(literal.uri) == literal
+    trained = load_snapshot(literal, 0)
+    assert trained.bias is None
+    users = trained.user_vectors(torch.randn(3, 32), torch.tensor([0, 1, 3]))
+    assert (trained.logits(users, trained.title_vectors(torch.randn(5, 32))) >= 0).all()
+
+
+def test_a_territory_input_that_tells_nothing_apart_is_refused(planted_lake, runs):
+    lake = Lake.open(planted_lake)
+    same = [territory.model_copy(update={"region": "EARTH"}) for territory in lake.manifest.territories]
+    one = replace(lake, manifest=lake.manifest.model_copy(update={"territories": same}))
+    config = run_config(planted_lake, runs, "input", kind="baseline", model={"territory_input": "region"})
+    with pytest.raises(UserError, match=r"^model.territory_input = region has no effect on a lake of one region: drop"):
+        new_propensity_run(config, one, one.manifest.calendar)
+    record = new_propensity_run(config, lake, lake.manifest.calendar)
+    assert record.model.one_hot_of_territory == (1, 3, 2, 0, 0, 2, 3, 1)
 
 
 def test_finished_run_is_not_trained_again(straight, planted_lake, runs, monkeypatch):

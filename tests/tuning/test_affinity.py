@@ -24,7 +24,7 @@ from mtrec_ray.streams.reader import BucketPairs, Pairs, StepRows
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.affinity import ExpectedNegatives, GradientSums, expected_pairs, gradient_evidence, positives
 from mtrec_ray.tuning.data import TrialCache, TrialData
-from tests.steps.cases import NUM_TITLES, TITLE_WIDTH, D, make_model, make_users
+from tests.steps.cases import NUM_TITLES, ONE_HOT, TITLE_WIDTH, D, make_model, make_users
 from tests.tuning.conftest import build_here, small_config
 
 NUM_TERRITORIES, NUM_USERS = 4, 24
@@ -32,9 +32,9 @@ IDENTITY = torch.eye(D, dtype=torch.float64)
 OFFERED = np.random.default_rng(2).random((NUM_TERRITORIES, NUM_TITLES)) < 0.7
 
 
-def model_after_some_steps() -> TwoTower:
+def model_after_some_steps(**settings) -> TwoTower:
     """A baseline in float64 whose running statistics are not the initial ones."""
-    model, generator = make_model(seed=3), torch.Generator().manual_seed(5)
+    model, generator = make_model(seed=3, **settings), torch.Generator().manual_seed(5)
     for tower in (model.user_tower, model.title_tower):
         tower.norm.running_mean.normal_(generator=generator)
         tower.norm.running_var.uniform_(0.5, 2.0, generator=generator)
@@ -85,7 +85,8 @@ def autograd_gradient(model: TwoTower, rows: StepRows, territory: int, rate: flo
     Offered titles are negatives of every user with a weight that makes them `rate` times as many as there are, and the
     pairs themselves are taken from among them.
     """
-    users = model.user_tower(torch.from_numpy(rows.embedding).double())
+    own_territory = torch.from_numpy(rows.territory.astype(np.int64))
+    users = model.user_outputs(torch.from_numpy(rows.embedding).double(), own_territory)
     titles = model.title_tower(catalogue()).detach()
     row = np.repeat(np.arange(NUM_USERS), np.diff(rows.offsets))
     own = rows.territory[row] == territory
@@ -105,10 +106,11 @@ def autograd_gradient(model: TwoTower, rows: StepRows, territory: int, rate: flo
     return gradient.numpy() / model.scale
 
 
+@pytest.mark.parametrize("one_hot", [(), ONE_HOT], ids=["plain", "one-hot territory"])
 @pytest.mark.parametrize(("rate", "max_titles"), [(0.0, 1000), (0.3, 1000), (0.3, 5)])
-def test_sums_equal_autograds_gradient_of_each_territory(rate, max_titles, monkeypatch):
+def test_sums_equal_autograds_gradient_of_each_territory(rate, max_titles, one_hot, monkeypatch):
     monkeypatch.setattr(mtrec_ray.tuning.affinity, "MAX_TITLES", max_titles)
-    model, rows = model_after_some_steps(), make_rows()
+    model, rows = model_after_some_steps(one_hot_of_territory=one_hot), make_rows()
     sums = summed(model, [rows], rate=rate)
     for territory in range(NUM_TERRITORIES - 1):
         expected = autograd_gradient(model, rows, territory, rate)

@@ -1,5 +1,6 @@
 """A propensity trial: weights equal to a run's, scores of validation users only."""
 
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.streams.groups import training_volume
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.plan import make_plan
 from mtrec_ray.streams.reader import training_batches
@@ -109,13 +111,22 @@ def test_a_shared_cache_does_not_change_figures(trial_lake):
     assert together[0] == together[1] == finish(trial_of(trial_lake))
 
 
-@pytest.mark.parametrize("model", [{"kind": "baseline"}, {"model": {"group_block": "shift", "groups": "each"}}])
-def test_the_final_weights_equal_those_of_a_run(trial_lake, model):
-    config = small_config(trial_lake, **model)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kind": "baseline", "model": {"territory_input": "region"}},
+        {"model": {"group_block": "shift", "groups": "each"}},
+        {"model": {"groups": "regions:3"}},
+    ],
+)
+def test_the_final_weights_equal_those_of_a_run(trial_lake, changes):
+    config = small_config(trial_lake, **changes)
     trial = trial_of(trial_lake, config=config)
     finish(trial)
     data = trial_data(trial_lake, config.window.resolve(trial_lake.manifest.calendar), None, 7)
-    record = new_propensity_run(config, data.lake, data.calendar)
+    volume = partial(training_volume, data.lake, config.sample, data.calendar, reader=LocalReader())
+    record = new_propensity_run(config, data.lake, data.calendar, volume)
+    assert record.groups.of_territory == trial.trainer.group_of_territory.tolist()
     plan = make_plan(data.lake, config.sample, data.calendar, reader=LocalReader())
     schedule = record.schedule(plan)
     trainer = PropensityTrainer(config, record.data(data.lake, plan, schedule, Workers()))

@@ -31,12 +31,17 @@ def fixed_width_matrix(column: pa.ChunkedArray | pa.Array, dtype: type[np.generi
 
 
 def take_rows(users: Rows, rows: np.ndarray | slice, unchanged: Sequence[str] = ()) -> Rows:
-    """The given rows, a mask, indices or slice, of every field that is not `unchanged`."""
-    names = [field.name for field in fields(users) if field.name not in unchanged]
+    """The given rows, a mask, indices or slice, of the fields but `unchanged` ones and None."""
+    names = _fields_with_rows(users, unchanged)
     return replace(users, **{name: getattr(users, name)[rows] for name in names})
 
 
 def concatenate_rows(parts: Sequence[Rows], unchanged: Sequence[str] = ()) -> Rows:
     """The rows of all parts; the first part's fields where they are `unchanged`."""
-    names = [field.name for field in fields(parts[0]) if field.name not in unchanged]
+    names = _fields_with_rows(parts[0], unchanged)
     return replace(parts[0], **{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def _fields_with_rows(users: Any, unchanged: Sequence[str]) -> list[str]:
+    names = [field.name for field in fields(users) if field.name not in unchanged]
+    return [name for name in names if getattr(users, name) is not None]

@@ -42,7 +42,7 @@ class EvaluationReport:
 
     All runs have the same days, cohorts and settings, all variants the same seeds. The first cohort is the default.
     Without baselines, gains are over the first variant. Titles are of the users of `title_territory`; `notes` are said
-    under the gains.
+    under the gains. `references` are variants without a model.
     """
 
     def __init__(
@@ -53,8 +53,9 @@ class EvaluationReport:
         baselines: Sequence[str] = (),
         title_territory: int | None = None,
         notes: Sequence[str] = (),
+        references: Sequence[str] = (),
     ) -> None:
-        self.runs, self.notes = list(runs), list(notes)
+        self.runs, self.notes, self.references = list(runs), list(notes), list(references)
         self.variants = list(dict.fromkeys(run.variant for run in runs))
         self._runs = {v: sorted((r for r in runs if r.variant == v), key=lambda run: run.seed) for v in self.variants}
         self.baselines = list(baselines) or self.variants[:1]
@@ -67,6 +68,11 @@ class EvaluationReport:
         first = next(iter(self._first.values()))
         assert first.title_is_local is not None, "results to be reported need a history"
         self.metric_names, self.title_is_local = list(first.metrics), first.title_is_local
+
+    @property
+    def columns(self) -> list[str]:
+        """Variants that tables with a column for each show: all but references after the first."""
+        return [variant for variant in self.variants if variant not in self.references[1:]]
 
     def row_names(self, metric: str) -> list[str]:
         """Territories or titles of a metric, and its means."""

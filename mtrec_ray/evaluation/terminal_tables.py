@@ -36,6 +36,8 @@ def rich_tables(report: EvaluationReport, with_candidates: bool) -> list[Rendera
     shown: list[RenderableType] = []
     for cohort in report.cohorts:
         shown += [gain_rich_table(report, cohort, over) for over in report.baselines]
+        if len(report.references) > 1:
+            shown.append(reference_rich_table(report, cohort))
         if with_candidates:
             shown.append(metric_rich_table(report, "ndcg@10", cohort))
     shown.append(bias_rich_table(report))
@@ -51,7 +53,7 @@ def gain_rich_table(report: EvaluationReport, cohort: str | None = None, over: s
     interval's half-width.
     """
     over = over or report.baselines[0]
-    others = [variant for variant in report.variants if variant != over]
+    others = [variant for variant in report.columns if variant != over]
     title = f"PR-AUC, and gain in % over {over}{_cohort_title(report, cohort)}"
     table = numbers_table(title, ("territory", "day"), ("positives", over, *others))
     names = _shown_rows(report, cohort, table)
@@ -72,17 +74,35 @@ def gain_rich_table(report: EvaluationReport, cohort: str | None = None, over: s
 def metric_rich_table(report: EvaluationReport, metric: str = "pr_auc", cohort: str | None = None) -> Table:
     """A metric's mean over days for each variant, with the half-width of its 95% interval."""
     title = f"{metric}, mean over {len(report.days(cohort))} day(s){_cohort_title(report, cohort)}"
-    table = numbers_table(title, ("territory",), tuple(report.variants))
-    found = [report.intervals(metric, variant, cohort) for variant in report.variants]
+    table = numbers_table(title, ("territory",), tuple(report.columns))
+    found = [report.intervals(metric, variant, cohort) for variant in report.columns]
     for name in _shown_rows(report, cohort, table):
         table.add_row(name, *[_metric_cell(row[name]) for row in found])
+    return table
+
+
+def reference_rich_table(report: EvaluationReport, cohort: str | None = None) -> Table:
+    """Each variant's metrics as mean over territories and days; the best are bold."""
+    metrics = ("pr_auc", "ndcg@10")
+    found = {v: [report.intervals(metric, v, cohort)[MACRO] for metric in metrics] for v in report.variants}
+    best = [max((row[i].value for row in found.values() if not isnan(row[i].value)), default=0.0) for i in (0, 1)]
+    title = f"Runs and references, {MACRO} over territories{_cohort_title(report, cohort)}"
+    notes = (
+        "popularity-30d: of the last 30 days; item-knn, ease and ials have chosen\nsettings, which metrics.json names"
+    )
+    table = numbers_table(title, ("variant",), metrics, notes)
+    for variant, row in found.items():
+        if variant == report.references[0]:
+            table.add_section()
+        styles = ["bold" if one.value == top else "" for one, top in zip(row, best, strict=True)]
+        table.add_row(variant, *[_metric_cell(one, style=style) for one, style in zip(row, styles, strict=True)])
     return table
 
 
 def bias_rich_table(report: EvaluationReport, cohort: str | None = None) -> Table:
     """Popularity bias of the first baseline's lists, and the others' differences from it."""
     over = report.baselines[0]
-    others = [variant for variant in report.variants if variant != over]
+    others = [variant for variant in report.columns if variant != over]
     title = f"Popularity bias, and difference from {over}{_cohort_title(report, cohort)}"
     table = numbers_table(title, ("metric", "territory"), (over, *others), BIAS_LEGEND)
     for metric in BIAS_METRICS:
@@ -100,7 +120,7 @@ def bias_rich_table(report: EvaluationReport, cohort: str | None = None) -> Tabl
 def title_rich_table(report: EvaluationReport, cohort: str | None = None, over: str | None = None) -> Table:
     """Paper A's table 3: gains of comparable local and global titles of one territory."""
     over = over or report.baselines[0]
-    others = [variant for variant in report.variants if variant != over]
+    others = [variant for variant in report.columns if variant != over]
     place = f", users of {report.title_territory}" if report.title_territory else ""
     title = f"PR-AUC gain in % over {over} by title{place}{_cohort_title(report, cohort)}"
     table = numbers_table(title, ("title", "scope"), ("positives", *others))

@@ -15,7 +15,8 @@ class EvaluateConfig(Config):
     out: str | None = None
     """Folder or URI for CSV, JSON and plots; null = print only."""
     references: bool = True
-    """Also evaluate popularity in the territory and, where the lake has them, plain interaction vectors."""
+    """Also evaluate what needs no model: popularity in the territory (of the window and its last 365, 90, 30 and 7
+    days), plain interaction vectors where the lake has them, and item-kNN, EASE and iALS with tuned settings."""
     validation: bool = False
     """Score the validation users instead of the test users: for choices that must not use the test."""
     num_negatives: int | None = Field(default=None, ge=1)

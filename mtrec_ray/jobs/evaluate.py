@@ -23,6 +23,7 @@ from mtrec_ray.evaluation.state import EvaluationSettings, EvaluationState
 from mtrec_ray.files import check_writable
 from mtrec_ray.jobs.config import EvaluateConfig
 from mtrec_ray.jobs.day_positives import DayPositives, comparable_titles
+from mtrec_ray.jobs.references import INTERACTIONS, REFERENCES, Reference, fit_references, known_until
 from mtrec_ray.jobs.report import PropensityEvaluation, title_labels, variant_names
 from mtrec_ray.jobs.same_users import notes_on_samples
 from mtrec_ray.jobs.shards import (
@@ -30,7 +31,6 @@ from mtrec_ray.jobs.shards import (
     TRAINED,
     VALIDATED,
     RunScorer,
-    Scorer,
     count_bucket_discoveries,
     score_shard,
 )
@@ -66,6 +66,9 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
     days, cohorts = days_and_cohorts(config, lake, calendar, sample)
     sample_of_seed = _sample_of_each_seed(runs, cohorts)
     _check_seeds(variants, [record.config.seed for record in records])
+    if config.references:
+        _check_reference_names([*variants, *(record.config.name for record in records)])
+    _baselines(config, [*variants, *(REFERENCES if config.references else ())], runs)  # unknown ones, before the work
     if config.out:
         check_writable(config.out)
     catalogues = {day: Catalogue.of(lake, *calendar.day_bounds(day)) for day in (0, *days)}
@@ -87,10 +90,15 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
     hashes = {r.config.name: r.weights_hash() for r in records}  # before scoring, which a training might overtake
     scorers = {one.name: one for one in _run_scorers(lake, runs, days)}
     compared = [(variant, r.config.seed, r.config.name) for variant, r in zip(variants, records, strict=True)]
-    for reference, scorer in (_references(lake, records, history) if config.references else {}).items():
+    plans = [plan for _, plan in runs]
+    references: dict[str, Reference] = {}
+    if config.references:
+        references = fit_references(lake, plans, history.popularity, catalogues, config.num_negatives, progress)
+        references |= _interaction_vectors(lake, days)
+    for reference, scored in references.items():
         for seed, own in sample_of_seed.items():
             name = f"{reference}/{own.seed}"  # a run's name has no slash
-            scorers.setdefault(name, RunScorer(name, dict.fromkeys(days, scorer), own))
+            scorers.setdefault(name, RunScorer(name, dict(scored.on_day), own))
             compared.append((reference, seed, name))
     baselines = _baselines(config, [variant for variant, _, _ in compared], runs)
     states: dict[tuple[str, int, str], EvaluationState] = {}
@@ -99,7 +107,7 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
     shards = [tuple(part.tolist()) for part in np.array_split(np.arange(num_buckets), num_shards)]
     day_titles = {day: DayTitles.of(history, catalogues[day].offer_mask) for day in days}
     arguments = (lake, sample, catalogues, day_titles, list(scorers.values()), cohorts, own_users, settings)
-    arguments += (config.num_negatives,)
+    arguments += (config.num_negatives, known_until(plans, days) if references else {})
     for _, found in map_tasks(score_shard, shards, *arguments, stage="scoring users", progress=progress):
         for key, state in found.items():
             states.setdefault(key, EvaluationState(settings, day_titles[key[1]])).merge(state)
@@ -108,13 +116,14 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
     for variant, seed, name in compared:
         own = {(day, cohort): result for (run, day, cohort), result in results.items() if run == name}
         evaluated.append(EvaluatedRun(variant, own, seed, name, hashes.get(name)))
-    plans = {v: [plan for w, (_, plan) in zip(variants, runs, strict=True) if w == v] for v in variants}
-    notes = [*(counted.notes() if cohorts[0] == HELD_OUT else []), *notes_on_samples(plans)]
+    of_variant = {v: [plan for w, plan in zip(variants, plans, strict=True) if w == v] for v in variants}
+    notes = [*(counted.notes() if cohorts[0] == HELD_OUT else []), *notes_on_samples(of_variant)]
     if config.num_titles and not titles:
         notes.append("no case study: no territory has a local and a global title with positives")
     labels = title_labels(lake.titles.take(pa.array(titles, pa.int64())))
-    report = EvaluationReport(evaluated, lake.territory_names(), labels, baselines, territory, notes)
-    evaluation = PropensityEvaluation(report, config.num_negatives, "candidates" in lake.manifest.files, own_users)
+    report = EvaluationReport(evaluated, lake.territory_names(), labels, baselines, territory, notes, list(references))
+    fixed, settings_of = "candidates" in lake.manifest.files, {name: one.settings for name, one in references.items()}
+    evaluation = PropensityEvaluation(report, config.num_negatives, fixed, own_users, settings_of)
     if config.out:
         evaluation.write(config.out)
     return evaluation
@@ -227,15 +236,20 @@ def _run_scorers(lake: Lake, runs: Runs, days: list[int]) -> list[RunScorer]:
     return found
 
 
-def _references(lake: Lake, records: list[PropensityRecord], history: TitleHistory) -> dict[str, Scorer]:
-    def by_popularity(chunk: ScoringChunk) -> np.ndarray:  # log(1 + discoveries), a territory's users all alike
-        scores = np.log1p(history.popularity[chunk.territory, chunk.title_index]).astype(np.float32)
-        return np.broadcast_to(scores, chunk.labels.shape)
+def _check_reference_names(names: list[str]) -> None:
+    for name in names:
+        if name in REFERENCES:
+            raise UserError(f"run {name!r} has the name of a reference: rename its folder, or set references=false")
 
-    references: dict[str, Scorer] = {"popularity": by_popularity}
-    if width := lake.manifest.embeddings.interaction_width:
-        titles = lake.title_embeddings()[:, -width:].astype(np.float32)  # (N, width), without a model
-        references["interactions"] = lambda chunk: chunk.embedding.astype(np.float32) @ titles[chunk.title_index].T
-    for name in references.keys() & {record.config.name for record in records}:
-        raise UserError(f"run {name!r} has the name of a reference: rename its folder, or set references=false")
-    return references
+
+def _interaction_vectors(lake: Lake, days: list[int]) -> dict[str, Reference]:
+    """The dot product of users' and titles' interaction vectors, where the lake has them."""
+    width = lake.manifest.embeddings.interaction_width
+    if not width:
+        return {}
+    titles = lake.title_embeddings()[:, -width:].astype(np.float32)  # (N, width), without a model
+
+    def score(chunk: ScoringChunk) -> np.ndarray:
+        return chunk.embedding.astype(np.float32) @ titles[chunk.title_index].T
+
+    return {INTERACTIONS: Reference(dict.fromkeys(days, score))}

@@ -4,7 +4,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +32,7 @@ class PropensityEvaluation:
     num_negatives: int | None  # negatives per user; None: all titles that the user could discover
     with_candidates: bool  # the lake fixes the titles to rank, so NDCG@10 compares with published results
     own_users: bool = False  # each evaluation day has test users of its own
+    references: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name -> its chosen settings
 
     @cached_property
     def csv_tables(self) -> dict[str, pd.DataFrame]:
@@ -53,6 +54,7 @@ class PropensityEvaluation:
                 for run in self.report.runs
                 if run.weights_hash
             },
+            "references": {name: dict(settings) for name, settings in self.references.items()},
             "baseline": self.report.baselines[0],
             "own_users_each_day": self.own_users,
             "notes": [note.replace("\n", " ") for note in self.report.notes],

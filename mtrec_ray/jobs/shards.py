@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import product
 from typing import NamedTuple
 
@@ -11,6 +12,7 @@ from mtrec_ray.evaluation.popularity_bias import DayTitles
 from mtrec_ray.evaluation.state import EvaluationSettings, EvaluationState
 from mtrec_ray.hashing import mix
 from mtrec_ray.lake.bucket import Bucket, Catalogue
+from mtrec_ray.lake.interactions import history_matrix
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.sampling import TEST, TRAIN, VALIDATION, in_random_sample, split_of
@@ -94,10 +96,12 @@ def score_shard(
     own_users: bool,
     settings: EvaluationSettings,
     num_negatives: int | None,
+    known_until: dict[int, datetime],
 ) -> dict[tuple[str, int, str], EvaluationState]:
     """Score the users of some buckets: (scorer, day, cohort) -> counts.
 
     `own_users`: each day scores its own test users; else, and of other cohorts, every day scores all.
+    `known_until`: day -> end of the histories that some scorers need; empty if none does.
     """
     days = list(scorers[0].on_day)
     states = {
@@ -115,7 +119,11 @@ def score_shard(
                 for key, of_cohort in of_cohorts.items()
             }
             users = np.flatnonzero(np.any(list(members.values()), axis=0))
-            for chunk in scoring_chunks(bucket, users, catalogues[day], fixed):
+            history = None
+            if day in known_until:
+                known = bucket.discoveries(catalogues[0].bounds[0], known_until[day])
+                history = history_matrix(bucket, known, settings.num_titles)
+            for chunk in scoring_chunks(bucket, users, catalogues[day], fixed, history):
                 if num_negatives is not None:
                     chunk = chunk.with_sampled_negatives(num_negatives, NEGATIVES_SEED)
                 for scorer, cohort in product(scorers, cohorts):

@@ -16,6 +16,7 @@ from datetime import datetime
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import scipy.sparse as sp
 
 from mtrec_ray.columns import MAX_CELLS, concatenate_rows, fixed_width_matrix, take_rows
 from mtrec_ray.hashing import mix, uniforms
@@ -39,6 +40,7 @@ class ScoringChunk:
     title_index: np.ndarray  # (T,) int32
     candidates: np.ndarray  # (U, T) bool
     labels: np.ndarray  # (U, T) bool: discovered on the day
+    history: sp.csr_matrix | None = None  # (U, titles of the catalogue) 1 where discovered earlier; None: not needed
 
     def only(self, users: np.ndarray) -> "ScoringChunk":
         """Some of the users, (U,) bool."""
@@ -63,11 +65,16 @@ def read_candidates(lake: Lake, bucket: int) -> pa.Table | None:
 
 
 def scoring_chunks(
-    bucket: Bucket, rows: np.ndarray, catalogue: Catalogue, fixed: pa.Table | None
+    bucket: Bucket,
+    rows: np.ndarray,
+    catalogue: Catalogue,
+    fixed: pa.Table | None,
+    history: sp.csr_matrix | None = None,
 ) -> Iterator[ScoringChunk]:
     """Some rows of a bucket, at most `MAX_CELLS` user-title cells a chunk.
 
-    Without `fixed` lists, everything offered on the catalogue's day is a candidate.
+    Without `fixed` lists, everything offered on the catalogue's day is a candidate. `history` is of all users of the
+    bucket, for scorers that need it.
     """
     start, end = catalogue.bounds
     events = bucket.discoveries(start, end)
@@ -90,6 +97,7 @@ def scoring_chunks(
                 title_index=offer,
                 candidates=candidates | _cell_mask(bucket, part, offer, fixed_cells),
                 labels=_cell_mask(bucket, part, offer, positive_cells),
+                history=None if history is None else history[part],
             )
 
 

@@ -121,7 +121,7 @@ def test_pr_auc_is_that_of_sklearn_on_all_scores(lake, runs, evaluation, day):
 
 
 def test_popularity_beats_a_random_model_where_titles_differ_in_popularity(averages):
-    assert list(averages) == ["random", "popularity"]
+    assert list(averages)[:2] == ["random", "popularity"]
     popular, random = averages["popularity"]["all"], averages["random"]["all"]
     assert popular["pr_auc"]["value"] > 1.5 * random["pr_auc"]["value"]
     assert popular["pr_auc_gain"]["value"] > 50
@@ -154,12 +154,12 @@ def test_files_hold_the_document_tables_and_plots(evaluation, folder):
     assert json.loads((folder / "metrics.json").read_text()) == evaluation.document()
     table = pd.read_csv(folder / "territory_metrics.csv", dtype={"day": str}, float_precision="round_trip")
     pd.testing.assert_frame_equal(table.fillna(""), evaluation.metrics.fillna(""), check_dtype=False)
-    assert len(evaluation.tables()) == 3
+    assert len(evaluation.tables()) == 4
 
 
 def test_a_document_names_weights_and_protocol(lake, runs, evaluation, tmp_path):
     other = write_run(lake, tmp_path, "other", 0, model={"d": 8}, sample={"validation_fraction": 0.3})
-    alone = evaluate(other, num_negatives=9, validation=True).document()
+    alone = evaluate(other, num_negatives=9, validation=True, references=False).document()
     assert alone["protocol"] == {"num_negatives": 9, "cohort": "validation"}
     document = evaluation.document()
     assert document["version"] == 1
@@ -229,7 +229,7 @@ def test_gains_are_over_every_baseline_or_those_named(lake, runs, tmp_path):
 
 def test_validation_scores_the_validation_users(lake, tmp_path):
     run = write_run(lake, tmp_path, "v", 0, sample={"validation_fraction": 0.3})
-    validation, test = evaluate(run, validation=True), evaluate(run)
+    validation, test = (evaluate(run, validation=value, references=False) for value in (True, False))
     assert (validation.report.cohorts, test.report.cohorts) == ([VALIDATED], [HELD_OUT])
     sizes = [result_of(e, "v", 1, e.report.cohorts[0]).counts["num_users"][-1] for e in (validation, test)]
     assert sizes[0] == pytest.approx(0.3 * 900, rel=0.2)
@@ -251,7 +251,7 @@ def test_references_are_scored_on_the_trained_users_of_each_seed(lake, tmp_path)
     references = [run.name for run in evaluation.report.runs if run.variant == "popularity"]
     assert [result_of(evaluation, scorer, 1, TRAINED).counts["num_users"][-1] for scorer in references] == users
     assert len(set(users)) == 2
-    assert evaluation.report.variants == ["t", "popularity"]
+    assert evaluation.report.variants[:2] == ["t", "popularity"]
 
 
 def test_a_snapshot_is_loaded_once_for_all_days_and_no_reported_titles_give_no_title_table(runs, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
-from mtrec_ray.jobs import bundle, evaluate, pairs
+from mtrec_ray.jobs import bundle, evaluate, pairs, references
 from mtrec_ray.jobs.config import BundleConfig, EvaluateConfig
 from mtrec_ray.lake import build, embed
 from mtrec_ray.lake.config import BuildOptions, EmbedConfig
@@ -35,7 +35,7 @@ FILES = {table: f"{table}.parquet" for table in ("users", "events", "titles")}
 def one_worker(monkeypatch, tmp_path) -> None:
     """Everything that asks the cluster works here."""
     OneWorker(monkeypatch, tmp_path / "checkpoints")
-    for module in (build, embed, evaluate, bundle):
+    for module in (build, embed, evaluate, references, bundle):
         monkeypatch.setattr(module, "map_tasks", LocalReader().map)
     monkeypatch.setattr(evaluate, "cluster_resources", lambda: {"CPU": 1.0})
     monkeypatch.setattr(pairs, "make_plan", partial(make_plan, reader=LocalReader()))

@@ -104,15 +104,20 @@ class Engine:
         return Ranked(titles, [1.0 / rank for rank in range(1, len(titles) + 1)])
 
     @torch.inference_mode()
-    def propensities(self, embedding: np.ndarray, territory: int, titles: list[int] | None, k: int) -> Ranked:
-        """First-discovery propensities of one user; `embedding` (user width,)."""
+    def propensities(
+        self, embedding: np.ndarray, territory: int, titles: list[int] | None, k: int, watched: Collection[int] = ()
+    ) -> Ranked:
+        """First-discovery propensities of one user of average activity; `embedding` (user width,)."""
         model = self.two_tower
         assert model is not None
         group, own = torch.tensor([self.group_of[territory]]), torch.tensor([territory])
         user = model.user_vectors(torch.from_numpy(embedding)[None], group, own)  # (1, d)
+        seen = torch.zeros(1, len(self.ids), dtype=torch.bool)
+        seen[0, list(watched)] = True
+        logits = model.logits(user, self.propensity_vectors)
+        logits = model.with_prior(logits, territory, slice(None), None, seen)[0]
         if titles is not None:
-            return Ranked(titles, model.logits(user, self.propensity_vectors[titles])[0].sigmoid().tolist())
-        logits = model.logits(user, self.propensity_vectors)[0]
+            return Ranked(titles, logits[titles].sigmoid().tolist())
         best, rows = logits.masked_fill_(self.unavailable[territory], -torch.inf).topk(min(k, len(logits)))
         offered = _cut(rows.tolist(), best.tolist(), k).titles
         return Ranked(offered, best[: len(offered)].sigmoid().tolist())

@@ -70,7 +70,8 @@ class Service:
             state = states.get(request.user_id)
         embedding, territory, titles = _propensity_inputs(engine, request, state)
         with self.telemetry.stage("propensity"):
-            ranked = engine.propensities(embedding, territory, titles, request.k)
+            watched = {engine.row_of[title] for title in (state.history if state else ()) if title in engine.row_of}
+            ranked = engine.propensities(embedding, territory, titles, request.k, watched)
         named = _named(engine, ranked, "propensity")
         return {"titles": named, "group": engine.group_of[territory], "bundle_version": engine.version}
 

@@ -100,10 +100,13 @@ class GradientSums:
 
 
 def gradient_evidence(config: PropensityConfig, data: TrialData) -> Evidence:
-    """Evidence of a baseline after 1 and 2% of its steps, from half of two or more buckets."""
+    """Evidence of a baseline after 1 and 2% of its steps, without a prior.
+
+    From half of two or more buckets.
+    """
     cache = TrialCache()
     trained = max(2, math.ceil(CHECKPOINTS[-1] * config.optim.epochs * len(data.buckets)))  # one pass over each
-    plan = cache.plan(replace(data, buckets=data.buckets[:trained]), config.sample)
+    plan, _ = cache.plan(replace(data, buckets=data.buckets[:trained]), config.sample)
     models = _models_at_checkpoints(config, data, plan, cache)
     width, d = min(SKETCH_WIDTH, config.model.d), config.model.d
     generator = torch.Generator().manual_seed(config.seed)
@@ -128,6 +131,7 @@ def _models_at_checkpoints(
     config: PropensityConfig, data: TrialData, plan: PairPlan, cache: TrialCache
 ) -> list[TwoTower]:
     """The model at each checkpoint of a run that stops after the last one."""
+    config = config.model_copy(update={"model": config.model.model_copy(update={"prior": False})})
     record, optim = new_propensity_run(config, data.lake, data.calendar), config.optim
     planned = sum(sampled > 0 for sampled in plan.sampled_per_bucket)
     epochs = max(1, round(optim.epochs * len(data.buckets) / planned))  # as many steps as on all buckets
@@ -165,7 +169,7 @@ def expected_pairs(rows: StepRows, rate: float, offer_mask: np.ndarray) -> np.nd
 def positives(bucket: int, data: TrialData, plan: PairPlan) -> StepRows:
     """Every positive of a bucket's sampled users, as one step; a row has at least one."""
     period = plan.periods[0].model_copy(update={"negative_rate": 0.0})
-    found = read_pairs(0, bucket, data.lake, plan.model_copy(update={"periods": [period]}))
+    found = read_pairs(0, bucket, data.lake, None, plan.model_copy(update={"periods": [period]}))
     by_slot = np.argsort(found.slot_of_pair, kind="stable")
     slots, counts = np.unique(found.slot_of_pair, return_counts=True)
     users = found.rows[slots // period.rows_per_user]
@@ -176,4 +180,5 @@ def positives(bucket: int, data: TrialData, plan: PairPlan) -> StepRows:
         offsets=np.concatenate([[0], counts.cumsum()]),
         title_index=found.pairs.title_index[by_slot],
         label=found.pairs.label[by_slot],
+        prior=np.zeros(len(by_slot), np.float16),
     )

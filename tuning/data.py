@@ -10,6 +10,7 @@ from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.plan import PairPlan, make_plan
+from mtrec_ray.streams.prior import Prior
 from mtrec_ray.streams.reader import BucketPairs
 from mtrec_ray.streams.scored_users import ScoringChunk, validation_users
 from mtrec_ray.streams.sequences import Sequences
@@ -74,18 +75,19 @@ class TrialCache(LocalReader):
     """
 
     def __init__(self) -> None:
-        self._samples: dict[str, tuple[PairPlan, dict[tuple[int, int], BucketPairs]]] = {}  # last used last
+        self._samples: dict[
+            str, tuple[PairPlan, Prior | None, dict[tuple[int, int], BucketPairs]]
+        ] = {}  # last used last
         self._chunks: dict[str, list[ScoringChunk]] = {}
         self._histories: dict[tuple[str, int, str], Sequences] = {}
 
-    def plan(self, data: TrialData, sample: SampleConfig) -> PairPlan:
+    def plan(self, data: TrialData, sample: SampleConfig) -> tuple[PairPlan, Prior | None]:
         key = f"{data.lake.uri} {data.lake.manifest.lake_hash} {data.calendar} {data.buckets} {sample}"
         found = self._samples.pop(key, None)
         if found is None:
-            plan = make_plan(data.lake, sample, data.calendar, buckets=data.buckets, reader=self)
-            found = plan, {}
+            found = (*make_plan(data.lake, sample, data.calendar, buckets=data.buckets, reader=self), {})
         self._samples = dict([*self._samples.items(), (key, found)][-NUM_SAMPLES:])
-        return found[0]
+        return found[:2]
 
     def validation(self, data: TrialData, sample: SampleConfig, buckets: Sequence[int]) -> list[ScoringChunk]:
         """Validation users of some buckets, at most `MAX_VALIDATION_USERS` over all of `data`."""
@@ -100,8 +102,8 @@ class TrialCache(LocalReader):
         """Pairs or histories of a bucket, read once for all epochs and trials of a plan."""
         known: dict[Any, Any]
         if isinstance(arguments[-1], PairPlan):
-            period, bucket, _, plan = arguments
-            known, key = next(pairs for one, pairs in self._samples.values() if one is plan), (period, bucket)
+            period, bucket, *_, plan = arguments
+            known, key = next(pairs for one, _, pairs in self._samples.values() if one is plan), (period, bucket)
         else:
             lake, bucket, *of = arguments
             known, key = self._histories, (lake.manifest.lake_hash, bucket, str(of))

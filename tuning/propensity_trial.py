@@ -37,15 +37,16 @@ class PropensityTrial:
         require_lake(lake, lake_hash, self.config.name)
         calendar = self.config.window.resolve(lake.manifest.calendar)
         self.data = data = trial_data(lake, calendar, search.buckets, search.validation_days)
-        self.plan = cache.plan(data, sample)
+        self.plan, prior = cache.plan(data, sample)
         volume = partial(training_volume, lake, sample, data.calendar, data.buckets, reader=cache)
         record = new_propensity_run(self.config, lake, data.calendar, volume)
+        self.prior = prior if record.model.prior_shape else None
         self.schedule = record.schedule(self.plan)
         steps = self.schedule.num_steps
         self.validate_at = [round(n / search.validations * steps) for n in range(1, search.validations + 1)]
         chunks = cache.validation(data, sample, data.buckets[workers.rank :: workers.size])
         trained_on = replace(
-            record.data(lake, self.plan, self.schedule, workers),
+            record.data(lake, self.plan, self.schedule, workers, self.prior),
             validation_users=lambda period: chunks,
             validate_at=frozenset(self.validate_at),
         )
@@ -58,7 +59,9 @@ class PropensityTrial:
         started, trainer, workers = time.monotonic(), self.trainer, self.trainer.workers
         if self._batches is None:
             place = (workers.rank, workers.size, trainer.next_step)
-            self._batches = training_batches(self.data.lake, self.plan, self.schedule, *place, reader=self.cache)
+            self._batches = training_batches(
+                self.data.lake, self.plan, self.schedule, *place, reader=self.cache, prior=self.prior
+            )
         trainer.run(self._batches, until=self.validate_at[self.validations_done], on_milestone=self._reported.update)
         reported = self._reported = self._reported or trainer.validate()  # of a trial with more validations than steps
         self.validations_done += 1

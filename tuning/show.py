@@ -90,8 +90,8 @@ def show_partition(config: PartitionConfig, progress: ProgressCallback | None = 
     groups = from_file or maker.make(name)
     evidence = maker.evidence["affinity" if name.startswith("affinity") and not from_file else "taste"]()
     catalogue = Catalogue.of(lake, *calendar.day_bounds(0))
-    counted = quick_reader().map(count_users, buckets, lake, config.sample, catalogue)
-    users = np.sum([counts.training for _, counts in counted], axis=0)
+    counted = quick_reader().map(count_users, buckets, lake, config.sample, calendar, catalogue)
+    users = np.sum([counts.training for _, (counts, _) in counted], axis=0)
     if config.out:
         document = groups_document(groups, lake.territory_names())
         write_file(config.out, format_yaml(document).encode())

@@ -23,7 +23,7 @@ from mtrec_ray.evaluation.state import EvaluationSettings, EvaluationState
 from mtrec_ray.files import check_writable
 from mtrec_ray.jobs.config import EvaluateConfig
 from mtrec_ray.jobs.day_positives import DayPositives, comparable_titles
-from mtrec_ray.jobs.references import INTERACTIONS, REFERENCES, Reference, fit_references, known_until
+from mtrec_ray.jobs.references import INTERACTIONS, PRIOR, REFERENCES, Reference, fit_references, known_until
 from mtrec_ray.jobs.report import PropensityEvaluation, title_labels, variant_names
 from mtrec_ray.jobs.same_users import notes_on_samples
 from mtrec_ray.jobs.shards import (
@@ -94,7 +94,7 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
     references: dict[str, Reference] = {}
     if config.references:
         references = fit_references(lake, plans, history.popularity, catalogues, config.num_negatives, progress)
-        references |= _interaction_vectors(lake, days)
+        references |= _prior_alone(lake, runs, days) | _interaction_vectors(lake, days)
     for reference, scored in references.items():
         for seed, own in sample_of_seed.items():
             name = f"{reference}/{own.seed}"  # a run's name has no slash
@@ -224,16 +224,30 @@ def _sample_of_each_seed(runs: Runs, cohorts: list[str]) -> dict[int, SampleConf
 
 
 def _run_scorers(lake: Lake, runs: Runs, days: list[int]) -> list[RunScorer]:
-    """Each run's scorer on each day; a snapshot is loaded once for all its days."""
-    embeddings, found = lake.title_embeddings(), []
+    found = []
     for record, plan in runs:
-        trained = {day: plan.periods[min(day, len(plan.periods)) - 1].day for day in days}
-        scorers = {
-            period: PropensityScorer(load_snapshot(record, period), embeddings, record.groups.of_territory).score
-            for period in sorted(set(trained.values()))
-        }
-        found.append(RunScorer(record.config.name, {day: scorers[trained[day]] for day in days}, plan.sample))
+        of_day = _snapshots(lake, record, plan, days)
+        found.append(RunScorer(record.config.name, {day: one.score for day, one in of_day.items()}, plan.sample))
     return found
+
+
+def _snapshots(lake: Lake, record: PropensityRecord, plan: PairPlan, days: list[int]) -> dict[int, PropensityScorer]:
+    """A run's model on each day; a snapshot is loaded once for all its days."""
+    trained = {day: plan.periods[min(day, len(plan.periods)) - 1].day for day in days}
+    embeddings, groups = lake.title_embeddings(), record.groups.of_territory
+    loaded = {
+        period: PropensityScorer(load_snapshot(record, period), embeddings, groups) for period in {*trained.values()}
+    }
+    return {day: loaded[period] for day, period in trained.items()}
+
+
+def _prior_alone(lake: Lake, runs: Runs, days: list[int]) -> dict[str, Reference]:
+    """The prior of the first run that has one, without its towers."""
+    for record, plan in runs:
+        if record.model.prior_shape:
+            of_day = _snapshots(lake, record, plan, days)
+            return {PRIOR: Reference({day: one.score_prior for day, one in of_day.items()})}
+    return {}
 
 
 def _check_reference_names(names: list[str]) -> None:

@@ -61,5 +61,5 @@ class PairsSummary:
 def summarise_pairs(config: PairsConfig, progress: ProgressCallback | None = None) -> PairsSummary:
     """Count the users and pairs that the given sample settings would train on."""
     lake = Lake.open(config.lake)
-    plan = make_plan(lake, config.sample, config.window.resolve(lake.manifest.calendar), progress=progress)
+    plan, _ = make_plan(lake, config.sample, config.window.resolve(lake.manifest.calendar), progress=progress)
     return PairsSummary(lake.territory_names(), plan)

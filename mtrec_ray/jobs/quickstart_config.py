@@ -49,7 +49,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {  # what a source changes in th
         "train": {
             "model": {"groups": "regions"},
             "sample": {"test_fraction": 0.3},
-            "optim": {"lr": 1e-3, "epochs": 20},  # a small lake: 31 steps an epoch
+            "optim": {"lr": 1e-3, "epochs": 5},  # after 20, validation users' NDCG@10 is .300 instead of .332
         }
     },
 }

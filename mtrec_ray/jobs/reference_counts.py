@@ -167,6 +167,8 @@ def _held_out_chunks(index: int, bucket: Bucket, rows: np.ndarray, task: Referen
                 rows=part,
                 keys=bucket.keys[part],
                 embedding=np.zeros((len(part), 0), dtype=np.float16),
+                activity=np.zeros(len(part), dtype=np.int64),
+                seen=np.zeros((len(part), len(offer)), dtype=bool),
                 title_index=offer,
                 candidates=np.ones((len(part), len(offer)), dtype=bool),
                 labels=labels[part][:, offer].toarray() > 0,

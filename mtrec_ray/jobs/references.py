@@ -30,8 +30,8 @@ from mtrec_ray.streams.scored_users import ScoringChunk
 logger = logging.getLogger(__name__)
 
 RECENT = {f"{POPULARITY}-{days}d": days for days in (365, 90, 30, 7)}
-INTERACTIONS = "interactions"
-REFERENCES = (POPULARITY, *RECENT, INTERACTIONS, KNN, OWN_KNN, EASE, IALS)
+INTERACTIONS, PRIOR = "interactions", "prior"
+REFERENCES = (POPULARITY, *RECENT, PRIOR, INTERACTIONS, KNN, OWN_KNN, EASE, IALS)
 MAX_OWN_CELLS = 2**28  # of all territories' titles x titles
 MAX_IALS_USERS = 1_000_000
 MAX_CHOICE_CELLS = 10_000_000  # users x titles that settings are chosen on

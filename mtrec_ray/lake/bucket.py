@@ -52,6 +52,21 @@ class Bucket:
         is_first[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
         return order[is_first]
 
+    @cached_property
+    def first_events(self) -> tuple[np.ndarray, np.ndarray]:
+        """Sorted `pair_code`s of all events, and the time of each pair's first."""
+        code = pair_code(self.event_user, self.event_title)
+        order = np.lexsort((self.event_time, code))
+        codes, first = np.unique(code[order], return_index=True)
+        return codes, self.event_time[order][first]
+
+    def seen(self, user_row: np.ndarray, title_index: np.ndarray, time: np.ndarray) -> np.ndarray:
+        """(P,) bool: the pair has an event before the time, (P,) or one for all."""
+        codes, first = self.first_events
+        wanted = pair_code(user_row, title_index)
+        place = np.minimum(np.searchsorted(codes, wanted), max(0, len(codes) - 1))
+        return (codes[place] == wanted) & (first[place] < time) if len(codes) else np.zeros(len(wanted), bool)
+
     def discoveries(self, start: datetime, end: datetime, offer_mask: np.ndarray | None = None) -> np.ndarray:
         """(F,) event rows of the first-time discoveries in [start, end).
 

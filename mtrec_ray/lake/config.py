@@ -90,8 +90,9 @@ class InteractionConfig(Config):
     width: int = Field(default=256, ge=1)
     """Numbers per vector."""
     folds: int = Field(default=3, ge=0)
-    """Cross-fitted vectors per user: the k-th leaves out the titles of fold k, for training on them; 0 = none, which
-    cost the baseline a fifth of its PR-AUC on five real markets."""
+    """Further vectors per user, to train with: the k-th holds what came before fold k, a part of the window, or leaves
+    out the titles of fold k where events have no order of time. 0 = none, which cost the baseline a fifth of its PR-AUC
+    on five real markets."""
     seed: Seed = 0
     """Seed of the decomposition and of the folds."""
 

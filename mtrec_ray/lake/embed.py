@@ -9,6 +9,7 @@ import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from datetime import UTC
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,16 @@ from mtrec_ray.lake.bucket import Bucket, within
 from mtrec_ray.lake.cluster import cluster_resources, joins_cluster, map_tasks, need_ray
 from mtrec_ray.lake.config import EmbedConfig, InteractionConfig, TextConfig
 from mtrec_ray.lake.inspect import LakeSummary
-from mtrec_ray.lake.interactions import Bounds, InteractionSpace, count_histories, fit_space, fold_vectors, user_vectors
+from mtrec_ray.lake.interactions import (
+    Bounds,
+    InteractionSpace,
+    count_events,
+    count_histories,
+    fit_space,
+    fold_starts,
+    fold_vectors,
+    user_vectors,
+)
 from mtrec_ray.lake.manifest import Lake, LakeFile, Manifest, bucket_folder
 from mtrec_ray.lake.write import replace_files, write_failure, write_lock, write_parquet
 from mtrec_ray.sources.source import Embeddings
@@ -54,17 +64,20 @@ def embed_lake(config: EmbedConfig, progress: ProgressCallback | None = None) ->
 def _write_embeddings(lake: Lake, config: EmbedConfig, bounds: Bounds, progress: ProgressCallback | None) -> Manifest:
     """Write the new files beside the old ones; returns the manifest that lists them."""
     interactions = config.interactions
-    space = _interaction_space(lake, interactions, bounds, progress)
+    starts = _fold_starts(lake, interactions, bounds, progress)
+    history = (bounds[0], starts[0].item().replace(tzinfo=UTC)) if len(starts) else bounds
+    space = _interaction_space(lake, interactions, history, progress)
     titles, blocks = _title_matrix(lake, config, space)
     title_file = write_parquet(lake.uri, "titles", lake.titles.append_column("embedding", fixed_width_column(titles)))
     buckets = range(lake.manifest.num_buckets)
-    arguments = (lake, space, bounds, interactions)
+    arguments = (lake, space, bounds, interactions, starts)
     users = dict(map_tasks(_embed_bucket, buckets, *arguments, stage="writing users", progress=progress))
     embeddings = Embeddings(
         user_width=interactions.width,
         title_width=titles.shape[1],
         interaction_width=interactions.width,
         num_folds=interactions.folds,
+        fold_starts=[start.replace(tzinfo=UTC) for start in starts.tolist()],
         fold_seed=interactions.seed,
         window_start=bounds[0],
         window_end=bounds[1],
@@ -72,6 +85,21 @@ def _write_embeddings(lake: Lake, config: EmbedConfig, bounds: Bounds, progress:
     )
     files = lake.manifest.files | {"users": [users[bucket] for bucket in buckets], "titles": [title_file]}
     return lake.manifest.model_copy(update={"embeddings": embeddings, "files": files})
+
+
+def _fold_starts(
+    lake: Lake, config: InteractionConfig, bounds: Bounds, progress: ProgressCallback | None
+) -> np.ndarray:
+    """(K,) datetime64[us] starts of folds by time; none without a history to fit on.
+
+    None either without folds or without an order of time.
+    """
+    if not config.folds or not lake.manifest.calendar.ordered:
+        return np.empty(0, "datetime64[us]")
+    buckets = range(lake.manifest.num_buckets)
+    counted = map_tasks(count_events, buckets, lake, bounds, stage="counting events", progress=progress)
+    events = np.sum([found for _, found in counted], axis=0)
+    return fold_starts(bounds, events, config.folds)
 
 
 def _interaction_space(
@@ -100,13 +128,13 @@ def _in_order(parts: Iterable[tuple[int, Any]]) -> Iterator[Any]:
 
 
 def _embed_bucket(
-    index: int, lake: Lake, space: InteractionSpace, bounds: Bounds, config: InteractionConfig
+    index: int, lake: Lake, space: InteractionSpace, bounds: Bounds, config: InteractionConfig, starts: np.ndarray
 ) -> LakeFile:
     users, bucket = lake.read("users", index, without=["embedding", "fold_embeddings"]), Bucket.read(lake, index)
     events = np.flatnonzero(within(bucket.event_time, *bounds))
     users = users.append_column("embedding", fixed_width_column(user_vectors(bucket, events, space)))
     if config.folds:
-        folds = fold_vectors(bucket, bounds, space, config.folds, config.seed)
+        folds = fold_vectors(bucket, bounds, space, config.folds, config.seed, starts)
         users = users.append_column("fold_embeddings", fixed_width_column(folds))
     return write_parquet(lake.uri, bucket_folder("users", index), users, compression="none")
 

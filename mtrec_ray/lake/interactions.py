@@ -5,8 +5,11 @@ eigenvectors V and eigenvalues S^2, a title's vector is its row of V S, and a us
 user's vector can be computed from any part of its history:
 
 * the full vector, for serving and evaluation, from the training window;
-* K cross-fitted ones: the k-th leaves out the titles of fold k and is used to train on just those titles. In sample, a
-  user's vector would hold the very titles it is to predict.
+* K to train with. In sample, a user's vector would hold the very titles it is to predict. Where events have an order
+  of time, the space is fitted on the first part of the window, its **history**. The rest is divided into K folds by
+  time; the k-th vector holds what came before fold k. So a user's past predicts its future, as in use, and no title of
+  a fold has shaped the space. Otherwise a user's titles are dealt out to the folds, and the k-th vector leaves out
+  those of fold k.
 
 Legend: `N` users of a bucket, `T` titles, `w` width, `K` folds.
 """
@@ -19,11 +22,13 @@ import scipy.sparse as sp
 from scipy.sparse.linalg import eigsh
 
 from mtrec_ray.hashing import mix
-from mtrec_ray.lake.bucket import Bucket, pair_code, user_and_title, within
+from mtrec_ray.lake.bucket import Bucket, pair_code, to_datetime64, user_and_title, within
 from mtrec_ray.lake.config import InteractionConfig
 from mtrec_ray.lake.manifest import Lake
 
 Bounds = tuple[datetime, datetime]  # [start, end) of the window
+HISTORY = 0.6  # fraction of the window's events
+NUM_SLICES = 4096  # of the window, from which the starts of folds are chosen
 TITLE_POWER, USER_POWER = 0.35, 0.5
 """X is divided by (users of the title)^0.35 and (titles of the user)^0.5: best on validation users of five markets."""
 
@@ -50,6 +55,13 @@ def scale_rows(matrix: sp.csr_matrix) -> sp.csr_matrix:
     return sp.csr_matrix(sp.diags(lengths**-USER_POWER) @ matrix)
 
 
+def count_events(index: int, lake: Lake, bounds: Bounds) -> np.ndarray:
+    """(NUM_SLICES,) events of one bucket by equal slice of the window."""
+    times = Bucket.read(lake, index).event_time
+    slices = np.searchsorted(_slice_starts(bounds), times[within(times, *bounds)], side="right") - 1
+    return np.bincount(slices, minlength=NUM_SLICES)
+
+
 def count_histories(index: int, lake: Lake, bounds: Bounds) -> tuple[sp.csr_matrix, np.ndarray, int]:
     """Of one bucket: title x title matrix, users of each title, users with a history."""
     bucket = Bucket.read(lake, index)
@@ -57,6 +69,23 @@ def count_histories(index: int, lake: Lake, bounds: Bounds) -> tuple[sp.csr_matr
     scaled = scale_rows(history)
     num_users = int((np.diff(history.indptr) > 0).sum())
     return sp.csr_matrix(scaled.T @ scaled), np.asarray(history.sum(axis=0)).ravel(), num_users
+
+
+def _slice_starts(bounds: Bounds) -> np.ndarray:
+    """(NUM_SLICES,) datetime64[us] starts of equal slices of the window."""
+    start, end = map(to_datetime64, bounds)
+    return start + (end - start) * np.arange(NUM_SLICES) // NUM_SLICES
+
+
+def fold_starts(bounds: Bounds, events: np.ndarray, num_folds: int) -> np.ndarray:
+    """(K,) datetime64[us] starts of folds of about as many events after the history.
+
+    `events` by slice of the window. None where no event would be left for the history.
+    """
+    before = np.cumsum(events) - events
+    wanted = events.sum() * (HISTORY + (1 - HISTORY) * np.arange(num_folds) / num_folds)
+    starts = np.searchsorted(before, wanted, side="right") - 1
+    return _slice_starts(bounds)[starts if before[starts[0]] else starts[:0]]
 
 
 def fit_space(
@@ -87,9 +116,17 @@ def user_vectors(bucket: Bucket, events: np.ndarray, space: InteractionSpace) ->
     return np.asarray(scale_rows(history) @ space.projection, dtype=np.float32)
 
 
-def fold_vectors(bucket: Bucket, bounds: Bounds, space: InteractionSpace, num_folds: int, seed: int) -> np.ndarray:
-    """(N, K * w) float32: a user's k-th vector of w leaves out the titles of its fold k."""
+def fold_vectors(
+    bucket: Bucket, bounds: Bounds, space: InteractionSpace, num_folds: int, seed: int, starts: np.ndarray
+) -> np.ndarray:
+    """(N, K * w) float32: a user's vectors to train with, one after another.
+
+    The k-th is of what came before fold k, or leaves out its titles where folds have no `starts`.
+    """
     events = np.flatnonzero(within(bucket.event_time, *bounds))
+    if len(starts):
+        before = [events[bucket.event_time[events] < start] for start in starts]
+        return np.concatenate([user_vectors(bucket, known, space) for known in before], axis=1)
     fold = fold_of_pairs(bucket, bounds, bucket.event_user[events], bucket.event_title[events], num_folds, seed)
     return np.concatenate([user_vectors(bucket, events[fold != k], space) for k in range(num_folds)], axis=1)
 
@@ -97,7 +134,7 @@ def fold_vectors(bucket: Bucket, bounds: Bounds, space: InteractionSpace, num_fo
 def fold_of_pairs(
     bucket: Bucket, bounds: Bounds, user_row: np.ndarray, title_index: np.ndarray, num_folds: int, seed: int
 ) -> np.ndarray:
-    """Fold of each (user, title) pair; (P,), (P,) -> (P,) int64 in [0, num_folds).
+    """Fold by hash of each (user, title) pair; (P,), (P,) -> (P,) int64 in [0, num_folds).
 
     The titles of a user's history are dealt out evenly in the order of a hash, so every vector of a user with two
     titles or more has a title left; any other title (a negative) gets a fold by its hash alone.

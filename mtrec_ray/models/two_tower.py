@@ -35,6 +35,7 @@ class TwoTowerConfig:
     aligned_width: int = 0  # last columns of both embeddings that lie in one space, see `TwoTower.init_weights`
     initial_bias: float = 0.0  # of the logit: the log odds of a positive, so training need not learn them
     one_hot_of_territory: tuple[int, ...] = ()  # one-hot column of the users of each territory; empty: no such input
+    prior_shape: tuple[int, int, int] | None = None  # territories, titles, activities, see `streams.prior`; None: none
 
 
 class Tower(nn.Module):
@@ -93,6 +94,9 @@ class TwoTower(nn.Module):
     """User tower, title tower, group block and head; call `init_weights` before use."""
 
     column_of_territory: Tensor
+    title_prior: Tensor | None
+    user_prior: Tensor | None
+    seen_prior: Tensor | None
 
     def __init__(self, config: TwoTowerConfig) -> None:
         super().__init__()
@@ -109,6 +113,12 @@ class TwoTower(nn.Module):
             self.group_block = GROUP_BLOCKS[config.group_block](config.num_groups, config.d)
         self.bias = None if config.paper else nn.Parameter(torch.tensor(config.initial_bias))
         self.scale = 1.0 if self.bias is None else config.d**-0.5  # keeps logits small at the start
+        has_prior, (territories, titles, activities) = bool(config.prior_shape), config.prior_shape or (0, 0, 0)
+        self.register_buffer("title_prior", torch.zeros(territories, titles) if has_prior else None)
+        self.register_buffer("user_prior", torch.zeros(activities) if has_prior else None)
+        self.register_buffer("seen_prior", torch.zeros(()) if has_prior else None)
+        # Of the dot product of interaction vectors, which would outshout the prior
+        self.gain = nn.Parameter(torch.zeros(())) if has_prior and config.aligned_width else None
 
     @torch.no_grad()
     def init_weights(self, generator: torch.Generator) -> None:
@@ -142,8 +152,9 @@ class TwoTower(nn.Module):
                 tower.last_bias.zero_()
 
     def tower_parameters(self) -> list[nn.Parameter]:
-        """Every parameter outside the group block."""
-        return [parameter for name, parameter in self.named_parameters() if not name.startswith("group_block.")]
+        """Every parameter outside the group block but the gain."""
+        others = ("group_block.", "gain")
+        return [parameter for name, parameter in self.named_parameters() if not name.startswith(others)]
 
     def user_outputs(
         self,
@@ -175,7 +186,9 @@ class TwoTower(nn.Module):
 
     def head(self, dots: Tensor) -> Tensor:
         """Dot products of user and title vectors -> logits."""
-        return dots if self.bias is None else torch.add(self.bias, dots, alpha=self.scale)
+        if self.bias is None:
+            return dots
+        return torch.add(self.bias, dots if self.gain is None else self.gain * dots, alpha=self.scale)
 
     @torch.no_grad()
     def user_vectors(self, features: Tensor, group_index: Tensor, territory: Tensor | None = None) -> Tensor:
@@ -194,6 +207,28 @@ class TwoTower(nn.Module):
         return self.title_tower(features)
 
     @torch.no_grad()
+    def with_prior(
+        self, logits: Tensor, territory: int, titles: Tensor | slice, activity: Tensor | None, seen: Tensor | None
+    ) -> Tensor:
+        """Add the prior, if there is one, to (U, T) logits of users of one territory.
+
+        (T,) int64 titles; (U,) int64 activities, None is the average; (U, T) bool titles that were watched before: the
+        prior alone ranks them where user vectors are made of watched titles.
+        """
+        if self.title_prior is None or self.user_prior is None or self.seen_prior is None:
+            return logits
+        if seen is not None:
+            if self.config.aligned_width and self.bias is not None:
+                logits = torch.where(seen, self.bias, logits)
+            logits = logits + self.seen_prior * seen
+        if activity is not None:
+            logits = logits + self.user_prior[activity, None]
+        return logits + self.title_prior[territory, titles]
+
+    @torch.no_grad()
     def logits(self, users: Tensor, titles: Tensor) -> Tensor:
-        """(U, d) user vectors, (T, d) title vectors -> (U, T); the propensity is their sigmoid."""
+        """(U, d) user vectors, (T, d) title vectors -> (U, T), without the prior.
+
+        With the prior (`with_prior`), the propensity is their sigmoid.
+        """
         return self.head(users @ titles.t())

@@ -29,7 +29,8 @@ class Embeddings(BaseModel, frozen=True, extra="forbid"):
     user_width: int = 0
     title_width: int = 0
     interaction_width: int = 0  # Last columns of a title's vector that are in the space of the users' vectors; 0 = none
-    num_folds: int = 0  # K > 0: users also have K cross-fitted vectors, the k-th computed without the titles of fold k
+    num_folds: int = 0  # K > 0: users also have K vectors to train with, the k-th computed without fold k
+    fold_starts: list[datetime] = []  # Of folds by time, whose vectors know what came before; empty = folds by hash
     fold_seed: int = 0
     window_start: datetime | None = None  # Of the events that the vectors were computed from; None = the source's
     window_end: datetime | None = None

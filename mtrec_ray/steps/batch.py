@@ -22,6 +22,7 @@ class PairBatch:
     user_rows: Tensor  # (P,) int64 row of each pair's user, not decreasing
     title_rows: Tensor  # (P,) int64 row of each pair's title
     labels: Tensor  # (P,) 0 or 1, in the dtype of the computation
+    prior: Tensor  # (P,) added to the logits
     user_territory: Tensor | None = None  # (U,) int64, for models that read it
 
     @property
@@ -55,6 +56,7 @@ def make_pair_batch(
     *,
     num_groups: int,
     user_territory: np.ndarray | None = None,
+    prior: np.ndarray | None = None,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> PairBatch:
@@ -68,6 +70,7 @@ def make_pair_batch(
         labels: (P,) 0 or 1.
         catalogue: (C, title_width) features of all titles, preferably on `device` already.
         user_territory: (U,) integer, for models that read it.
+        prior: (P,) added to the logits; None is 0.
     """
     user_group, offsets, title_index = (np.asarray(a, np.int64) for a in (user_group, offsets, title_index))
     user_order = np.argsort(user_group, kind="stable")  # (U,)
@@ -90,6 +93,7 @@ def make_pair_batch(
         title_rows=put(row_of_title[title_index]),
         labels=put(np.asarray(labels)[pair_order]).to(dtype),
         user_territory=None if user_territory is None else put(np.asarray(user_territory, np.int64)[user_order]),
+        prior=put(np.zeros(len(title_index)) if prior is None else prior[pair_order]).to(dtype),
     )
 
 

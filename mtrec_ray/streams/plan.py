@@ -1,13 +1,14 @@
 """The plan of a run's pair streams: two counting passes over the lake, a bucket at a time.
 
-1. `count_users`: users, random sample, active users per territory -> sampling rates of the added set.
+1. `count_users`: users, random sample, active users per territory -> sampling rates of the added set; discoveries by
+   time, territory and title -> the prior (see `prior`).
 2. `count_sample`: positives and eligible negatives of the sample in each period -> the rate at which eligible pairs
    become negatives: alpha times as many as positives on average (see `reader`).
 """
 
 import logging
 from collections.abc import Sequence
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import NamedTuple
 
 import numpy as np
@@ -19,14 +20,13 @@ from mtrec_ray.lake.bucket import Bucket, Catalogue, to_datetime64, user_and_tit
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.ordered import CLUSTER, Reader
+from mtrec_ray.streams.prior import Prior, PriorCounts, PriorFit, PriorGrid, count_prior
 from mtrec_ray.streams.sampling import TRAIN, adaptive_rates, in_random_sample, sampled_users, split_of
 from mtrec_ray.streams.schedule import Schedule
 
 logger = logging.getLogger(__name__)
 
-MAX_COLD_FRACTION = 0.5
-"""Rows of the window trained without an interaction vector are as many as the last day's discoveries of new users
-(DropoutNet, Volkovs et al. 2017): without any, a model ranked worse for them than popularity (PR-AUC 0.011, 0.024)."""
+NUM_SLICES = 256  # of the window, whose positives say when its negatives were offered
 
 
 class UserCounts(NamedTuple):
@@ -50,8 +50,8 @@ class SampleCounts(NamedTuple):
     positives: np.ndarray  # (periods, territories)
     eligible: np.ndarray  # (periods, territories) pairs that could become negatives
     random_user_days: np.ndarray  # (periods,) distinct (user of R, day) with a positive
-    last_day: int  # positives of the window's last day
-    last_day_cold: int  # those of users without an earlier event
+    seen: np.ndarray  # (2,) see `Prior.count_seen`
+    slices: np.ndarray  # (NUM_SLICES,) the window's positives by equal slice of time
     not_offered: int  # discoveries in the window of titles that are not offered in the user's territory
 
 
@@ -65,13 +65,20 @@ class PeriodPlan(BaseModel, frozen=True, extra="forbid"):
     negative_rate: float  # probability that an eligible title of a user becomes a negative
     positives: list[int]  # per territory
     eligible: list[int]  # per territory: (sampled user, offered title) that could become negatives
-    rows_per_user: int = 1  # one for each cross-fitting fold, in the training window
-    cold_fraction: float = 0.0  # fraction of the rows without their interaction vector
+    rows_per_user: int = 1  # one for each fold of the lake's embeddings, in the training window
+    slices: list[int] = []  # the window's positives by equal slice of time
 
     @property
     def mean_pairs(self) -> float:
         """Expected labelled pairs of the period."""
         return sum(self.positives) + self.negative_rate * sum(self.eligible)
+
+    def times(self, fractions: np.ndarray) -> np.ndarray:
+        """datetime64[us] before which these fractions of the window's positives lie."""
+        before = np.concatenate([[0], np.cumsum(self.slices)]) / sum(self.slices)
+        start, end = to_datetime64(self.start), to_datetime64(self.end)
+        passed = np.interp(fractions, before, np.linspace(0.0, 1.0, len(before)))
+        return start + (passed * (end - start).astype(np.int64)).astype("timedelta64[us]")
 
 
 class PairPlan(BaseModel, frozen=True, extra="forbid"):
@@ -105,27 +112,34 @@ def make_plan(
     progress: ProgressCallback | None = None,
     buckets: Sequence[int] | None = None,
     reader: Reader = CLUSTER,
-) -> PairPlan:
-    """Count the lake and fix every sampling rate; UserError without positives or negatives.
+) -> tuple[PairPlan, Prior | None]:
+    """Count the lake, fix every sampling rate and fit the prior.
 
-    `num_periods` is 1 for the training window alone, 1 + n to train on the first n evaluation days too; `buckets` are
-    those to read, None is all.
+    UserError without positives or negatives. `num_periods` is 1 for the training window alone, 1 + n to train on the
+    first n evaluation days too; `buckets` are those to read, None is all. There is no prior where the window has no
+    order of time.
     """
     buckets = range(lake.manifest.num_buckets) if buckets is None else buckets
-    catalogues = [Catalogue.of(lake, *calendar.day_bounds(day)) for day in range(num_periods)]
-    counted = reader.map(count_users, buckets, lake, sample, catalogues[0], stage="counting users", progress=progress)
-    users = UserCounts(*(np.sum(column, axis=0) for column in zip(*(one for _, one in counted), strict=True)))
+    training = after_history(lake, calendar)
+    catalogues = [Catalogue.of(lake, *training.day_bounds(day)) for day in range(num_periods)]
+    grid = PriorGrid.of(training, num_periods, catalogues[0].offer_mask.size)
+    fit = PriorFit(lake, catalogues[0], grid) if grid else None
+    found = []
+    shared = (lake, sample, calendar, catalogues[0], grid)
+    for _, (one, known) in reader.map(count_users, buckets, *shared, stage="counting users", progress=progress):
+        found.append(one)
+        if fit and known:
+            fit.add(known)
+    users = UserCounts(*(np.sum(column, axis=0) for column in zip(*found, strict=True)))
     rates = _added_rates(users, sample)
-    shared = (lake, sample, calendar, rates, catalogues)
+    prior = fit.fit() if fit else None
+    shared = (lake, sample, calendar, rates, catalogues, prior)
     counted = dict(reader.map(count_sample, buckets, *shared, stage="counting pairs", progress=progress))
     pairs = SampleCounts(*(np.sum(column, axis=0) for column in zip(*counted.values(), strict=True)))
     periods = [_plan_period(day, catalogue, pairs, sample, calendar) for day, catalogue in enumerate(catalogues)]
-    embeddings = lake.manifest.embeddings
-    window: dict[str, float] = {"rows_per_user": max(1, embeddings.num_folds)}
-    if embeddings.interaction_width and calendar.ordered:
-        window["cold_fraction"] = min(MAX_COLD_FRACTION, pairs.last_day_cold / max(1, pairs.last_day))
+    window = {"rows_per_user": max(1, lake.manifest.embeddings.num_folds), "slices": pairs.slices.tolist()}
     periods[0] = periods[0].model_copy(update=window)
-    return PairPlan(
+    plan = PairPlan(
         lake_hash=lake.manifest.lake_hash,
         sample=sample,
         calendar=calendar,
@@ -139,6 +153,18 @@ def make_plan(
         periods=periods,
         not_offered_positives=pairs.not_offered,
     )
+    return plan, prior and prior.with_seen(*pairs.seen)
+
+
+def after_history(lake: Lake, calendar: Calendar) -> Calendar:
+    """The window without the history that interaction vectors were fitted on.
+
+    Pairs come from the rest.
+    """
+    starts = lake.manifest.embeddings.fold_starts
+    if not starts or not calendar.window_start < starts[0] < calendar.window_end:
+        return calendar
+    return calendar.model_copy(update={"window_start": starts[0]})
 
 
 def _added_rates(counts: UserCounts, sample: SampleConfig) -> np.ndarray:
@@ -188,19 +214,26 @@ def _auto_alpha(counts: SampleCounts, day: int, num_days: float) -> float:
     return float(counts.random * max(1.0, num_days) / counts.random_user_days[day])
 
 
-def count_users(bucket_index: int, lake: Lake, sample: SampleConfig, catalogue: Catalogue) -> UserCounts:
-    """Pass 1 over one bucket, with the window's catalogue."""
+def count_users(
+    bucket_index: int,
+    lake: Lake,
+    sample: SampleConfig,
+    calendar: Calendar,
+    catalogue: Catalogue,
+    grid: PriorGrid | None = None,
+) -> tuple[UserCounts, PriorCounts | None]:
+    """Pass 1 over one bucket, with the catalogue of the pairs' window."""
     bucket = Bucket.read(lake, bucket_index)
     training = split_of(bucket.keys, sample) == TRAIN
     outside = training & ~in_random_sample(bucket.keys, sample)
-    active = bucket.active(*catalogue.bounds, sample.active_days)
+    active = bucket.active(*calendar.day_bounds(0), sample.active_days)
     events = bucket.discoveries(*catalogue.bounds, catalogue.offer_mask)
     positives = np.bincount(bucket.event_user[events], minlength=len(bucket.keys))
 
     def count(weights: np.ndarray) -> np.ndarray:
         return np.bincount(bucket.territory, weights=weights, minlength=len(catalogue.offers)).astype(np.int64)
 
-    return UserCounts(
+    users = UserCounts(
         users=count(np.ones(len(bucket.keys))),
         training=count(training),
         random=count(training & ~outside),
@@ -209,6 +242,7 @@ def count_users(bucket_index: int, lake: Lake, sample: SampleConfig, catalogue: 
         addable_positives=count(positives * (outside & active)),
         other_positives=count(positives * outside),
     )
+    return users, count_prior(bucket, sample, catalogue, grid) if grid else None
 
 
 def count_sample(
@@ -218,6 +252,7 @@ def count_sample(
     calendar: Calendar,
     rates: np.ndarray,
     catalogues: list[Catalogue],
+    prior: Prior | None = None,
 ) -> SampleCounts:
     """Pass 2 over one bucket, with the added set's rates and the catalogue of each period."""
     window = catalogues[0]
@@ -230,9 +265,9 @@ def count_sample(
     positives, eligible, random_user_days = zip(
         *(_count_period(bucket, sampled, random, catalogue, calendar) for catalogue in catalogues), strict=True
     )
-    last_day = window.bounds[1] - timedelta(seconds=calendar.day_s)
-    last_day_users = bucket.event_user[bucket.discoveries(last_day, window.bounds[1], window.offer_mask)]
-    last_day_users = last_day_users[sampled[last_day_users]]
+    found = bucket.discoveries(*window.bounds, window.offer_mask)
+    start, end = map(to_datetime64, window.bounds)
+    passed = (bucket.event_time[found[sampled[bucket.event_user[found]]]] - start) / (end - start)
     discoverers = bucket.event_user[bucket.discoveries(*window.bounds)]
     return SampleCounts(
         sampled=len(rows),
@@ -241,8 +276,8 @@ def count_sample(
         positives=np.array(positives),
         eligible=np.array(eligible),
         random_user_days=np.array(random_user_days),
-        last_day=len(last_day_users),
-        last_day_cold=int((~bucket.has_events(datetime.min, last_day)[last_day_users]).sum()),
+        seen=np.zeros(2) if prior is None else prior.count_seen(bucket, sample, window.offer_mask),
+        slices=np.bincount((passed * NUM_SLICES).astype(np.int64), minlength=NUM_SLICES),
         not_offered=int(sampled[discoverers].sum()) - int(positives[0].sum()),
     )
 

@@ -19,11 +19,12 @@ import pyarrow as pa
 
 from mtrec_ray.columns import fixed_width_column, fixed_width_matrix
 from mtrec_ray.hashing import mix, uniforms
-from mtrec_ray.lake.bucket import Bucket, Catalogue, pair_code
+from mtrec_ray.lake.bucket import Bucket, Catalogue, pair_code, to_datetime64
 from mtrec_ray.lake.interactions import fold_of_pairs
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.ordered import CLUSTER, Reader, worker_steps
 from mtrec_ray.streams.plan import PairPlan
+from mtrec_ray.streams.prior import Prior
 from mtrec_ray.streams.sampling import sampled_users
 from mtrec_ray.streams.schedule import Schedule, Segment
 
@@ -38,6 +39,7 @@ class StepRows:
     offsets: np.ndarray  # (U + 1,) int64: pairs of row u are offsets[u]:offsets[u + 1]
     title_index: np.ndarray  # (P,) int32
     label: np.ndarray  # (P,) bool
+    prior: np.ndarray  # (P,) float16, see `streams.prior`; 0 without one
 
     @property
     def num_examples(self) -> int:
@@ -51,7 +53,12 @@ class Pairs:
 
     user_row: np.ndarray  # (P,) int64 row in the bucket's users
     title_index: np.ndarray  # (P,) int32
-    label: np.ndarray  # (P,) bool: True = positive
+    time: np.ndarray  # (P,) datetime64[us] of the discovery; NaT = negative
+
+    @property
+    def label(self) -> np.ndarray:
+        """(P,) bool: True = positive."""
+        return ~np.isnat(self.time)
 
 
 @dataclass(frozen=True)
@@ -61,11 +68,12 @@ class BucketPairs:
     bucket: Bucket
     rows: np.ndarray  # (S,) sampled users
     pairs: Pairs
+    prior: np.ndarray  # (P,) float16
     slot_of_pair: np.ndarray  # (P,) slot of each pair before the epoch's order: sampled user * folds + fold
     vectors: np.ndarray  # (N, folds, user_width) float16
 
 
-def read_pairs(period_index: int, bucket_index: int, lake: Lake, plan: PairPlan) -> BucketPairs:
+def read_pairs(period_index: int, bucket_index: int, lake: Lake, prior: Prior | None, plan: PairPlan) -> BucketPairs:
     """Read a bucket, sample its users and draw its pairs."""
     period, embeddings = plan.periods[period_index], lake.manifest.embeddings
     folds = period.rows_per_user
@@ -75,28 +83,49 @@ def read_pairs(period_index: int, bucket_index: int, lake: Lake, plan: PairPlan)
     rows, _ = sampled_users(bucket, plan.sample, plan.calendar, np.array(plan.added_rates))
     salt = int(mix(np.array([plan.sample.seed], dtype=np.uint64), "phase", period.day)[0])
     pairs = labelled_pairs(bucket, rows, catalogue, period.negative_rate, salt)
+    times = pairs.time
+    if period_index == 0:
+        draws = uniforms(bucket.keys[pairs.user_row], "offered", salt, pairs.title_index.astype(np.uint64))
+        times = np.where(pairs.label, times, period.times(draws))
+    known = np.zeros(len(times), np.float16)
+    if prior is not None:
+        if embeddings.interaction_width:  # the vector holds a watched title, which is no prediction of it
+            cutoffs = prior.cutoffs[prior.cutoff_of(period_index, times)]
+            kept = ~bucket.seen(pairs.user_row, pairs.title_index, cutoffs)
+            pairs, times = Pairs(pairs.user_row[kept], pairs.title_index[kept], pairs.time[kept]), times[kept]
+        known = prior.of_pairs(bucket, period_index, pairs.user_row, pairs.title_index, times)
     slot_of_pair = np.searchsorted(rows, pairs.user_row)
     if folds > 1:
-        start, end = embeddings.window_start, embeddings.window_end
-        assert start is not None, "an embedding with folds records its window"
-        assert end is not None
-        fold = fold_of_pairs(bucket, (start, end), pairs.user_row, pairs.title_index, folds, embeddings.fold_seed)
+        if embeddings.fold_starts:
+            starts = np.array([to_datetime64(start) for start in embeddings.fold_starts])
+            fold = (np.searchsorted(starts, times, side="right") - 1).clip(min=0)
+        else:
+            start, end = embeddings.window_start, embeddings.window_end
+            assert start is not None, "an embedding with folds records its window"
+            assert end is not None
+            fold = fold_of_pairs(bucket, (start, end), pairs.user_row, pairs.title_index, folds, embeddings.fold_seed)
         slot_of_pair = slot_of_pair * folds + fold
     vectors = fixed_width_matrix(bucket.users[column]).reshape(len(bucket.keys), folds, -1)
-    return BucketPairs(bucket, rows, pairs, slot_of_pair, vectors)
+    return BucketPairs(bucket, rows, pairs, known, slot_of_pair, vectors)
 
 
 def read_segment(
-    segment: Segment, lake: Lake, plan: PairPlan, from_step: int, seed: int, reader: Reader = CLUSTER
+    segment: Segment,
+    lake: Lake,
+    plan: PairPlan,
+    prior: Prior | None,
+    from_step: int,
+    seed: int,
+    reader: Reader = CLUSTER,
 ) -> pa.Table:
     """Rows of one segment that have pairs and belong to `from_step` or later, in slot order.
 
-    Columns: `lane`, `step`, `territory` int32, `title_index` list<int32>, `label` list<bool>, `embedding`
-    FixedSizeBinary.
+    Columns: `lane`, `step`, `territory` int32, `title_index` list<int32>, `label` list<bool>, `prior`
+    list<float16>, `embedding` FixedSizeBinary.
     """
     period = plan.periods[segment.period]
     folds = period.rows_per_user
-    found = reader.bucket(read_pairs, segment.period, segment.bucket, lake, plan)
+    found = reader.bucket(read_pairs, segment.period, segment.bucket, lake, prior, plan)
     keys = found.bucket.keys[found.rows]  # (S,)
     fold = np.arange(folds, dtype=np.uint64)
     draws = mix(keys[:, None], "slot order", seed, segment.period, segment.epoch, fold)
@@ -108,9 +137,6 @@ def read_segment(
     offsets = np.concatenate([[0], np.cumsum(counts[used])]).astype(np.int32)
     slots, users = slots[used], slots[used] // folds
     vectors = found.vectors[found.rows[users], slots % folds]  # (rows, user_width)
-    if period.cold_fraction:
-        draws = uniforms(keys[users], "cold", seed, segment.epoch, (slots % folds).astype(np.uint64))
-        vectors[draws < period.cold_fraction, -lake.manifest.embeddings.interaction_width :] = 0
     return pa.table(
         {
             "lane": np.full(len(slots), segment.lane, dtype=np.int32),
@@ -118,6 +144,7 @@ def read_segment(
             "territory": found.bucket.territory[found.rows[users]],
             "title_index": pa.ListArray.from_arrays(offsets, found.pairs.title_index[taken]),
             "label": pa.ListArray.from_arrays(offsets, found.pairs.label[taken]),
+            "prior": pa.ListArray.from_arrays(offsets, pa.array(found.prior[taken])),
             "embedding": fixed_width_column(vectors),
         }
     )
@@ -131,9 +158,11 @@ def training_batches(
     num_workers: int,
     from_step: int = 0,
     reader: Reader = CLUSTER,
+    prior: Prior | None = None,
 ) -> Iterator[StepRows]:
     """One worker's rows of every global step from `from_step` to the end."""
-    steps = worker_steps(read_segment, schedule, rank, num_workers, from_step, reader, lake=lake, plan=plan)
+    shared = {"lake": lake, "plan": plan, "prior": prior}
+    steps = worker_steps(read_segment, schedule, rank, num_workers, from_step, reader, **shared)
     for step, tables in steps:
         yield collate_pairs(step, tables, lake.manifest.embeddings.user_width)
 
@@ -143,7 +172,7 @@ def collate_pairs(step: int, tables: list[pa.Table], user_width: int) -> StepRow
     if not tables:
         empty = np.zeros(0, dtype=np.int32)
         vectors, offsets = np.zeros((0, user_width), np.float16), np.zeros(1, np.int64)
-        return StepRows(step, vectors, empty, offsets, empty, np.zeros(0, bool))
+        return StepRows(step, vectors, empty, offsets, empty, np.zeros(0, bool), np.zeros(0, np.float16))
     table = pa.concat_tables(tables).combine_chunks()
     titles, labels = table["title_index"].chunk(0), table["label"].chunk(0)
     return StepRows(
@@ -153,6 +182,7 @@ def collate_pairs(step: int, tables: list[pa.Table], user_width: int) -> StepRow
         offsets=titles.offsets.to_numpy().astype(np.int64) - titles.offsets[0].as_py(),
         title_index=titles.flatten().to_numpy(),
         label=labels.flatten().to_numpy(zero_copy_only=False),
+        prior=table["prior"].chunk(0).flatten().to_numpy(),
     )
 
 
@@ -184,8 +214,10 @@ def labelled_pairs(bucket: Bucket, rows: np.ndarray, catalogue: Catalogue, negat
     eligible = ~np.isin(pair_code(drawn_user, drawn_title), bucket.known_pairs(*catalogue.bounds))
     user_row = np.concatenate([bucket.event_user[events], drawn_user[eligible]])
     title_index = np.concatenate([bucket.event_title[events], drawn_title[eligible]])
+    time = np.full(len(user_row), np.datetime64("NaT"), bucket.event_time.dtype)
+    time[: len(events)] = bucket.event_time[events]
     order = np.argsort(user_row, kind="stable")
-    return Pairs(user_row[order], title_index[order], order < len(events))
+    return Pairs(user_row[order], title_index[order], time[order])
 
 
 def bernoulli_positions(keys: np.ndarray, length: int, rate: float, salt: int) -> tuple[np.ndarray, np.ndarray]:

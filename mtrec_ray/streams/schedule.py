@@ -2,8 +2,8 @@
 
 * **period**: the training window or one evaluation day; a run trains on one after the other, for some epochs each
 * **slot**: the place of one row in an epoch: a crop of a history, or a sampled user with its labelled pairs; in the
-  training window, a user has a slot for each of its **cross-fitting folds**, i.e. parts of the titles: that row has the
-  pairs of the fold's titles, and the user vector that was computed without them
+  training window, a user has a slot for each fold of the lake's embeddings: that row has the pairs of the fold, and the
+  user vector that was computed without them
 * **step**: one global batch and the optimizer's step on it, counted over all epochs and periods
 
 An epoch puts the buckets in a seeded order and their slots in one line, cut into `lanes` equal parts. Step b takes the

@@ -23,6 +23,7 @@ from mtrec_ray.hashing import mix, uniforms
 from mtrec_ray.lake.bucket import Bucket, Catalogue, month_start, to_datetime64
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.config import SampleConfig
+from mtrec_ray.streams.prior import activity
 from mtrec_ray.streams.sampling import VALIDATION, split_of
 
 PER_TERRITORY = ("territory", "title_index")
@@ -37,6 +38,8 @@ class ScoringChunk:
     rows: np.ndarray  # (U,) int64 rows of the bucket; of no bucket in `validation_users`
     keys: np.ndarray  # (U,) uint64
     embedding: np.ndarray  # (U, user_width) float16
+    activity: np.ndarray  # (U,) int64 at the start of the day, see `streams.prior`
+    seen: np.ndarray  # (U, T) bool: watched before the day
     title_index: np.ndarray  # (T,) int32
     candidates: np.ndarray  # (U, T) bool
     labels: np.ndarray  # (U, T) bool: discovered on the day
@@ -80,20 +83,24 @@ def scoring_chunks(
     events = bucket.discoveries(start, end)
     positive_cells = bucket.event_user[events], bucket.event_title[events]
     earlier = (bucket.event_time >= month_start(start)) & (bucket.event_time < to_datetime64(start))
-    seen_cells = bucket.event_user[earlier], bucket.event_title[earlier]
+    this_month = bucket.event_user[earlier], bucket.event_title[earlier]
+    earlier = bucket.event_time < to_datetime64(start)
+    before = bucket.event_user[earlier], bucket.event_title[earlier]
     fixed_cells = _fixed_cells(bucket, catalogue, fixed)
     has_fixed = np.isin(np.arange(len(bucket.keys)), fixed_cells[0])
-    embedding = fixed_width_matrix(bucket.users["embedding"])
+    embedding, activities = fixed_width_matrix(bucket.users["embedding"]), activity(bucket, to_datetime64(start))
     for territory in np.unique(bucket.territory[rows]).tolist():
         offer = catalogue.offers[territory]
         own = rows[bucket.territory[rows] == territory]
         for part in np.array_split(own, -(-len(own) * max(1, len(offer)) // MAX_CELLS)):
-            candidates = ~(_cell_mask(bucket, part, offer, seen_cells) | has_fixed[part, None])
+            candidates = ~(_cell_mask(bucket, part, offer, this_month) | has_fixed[part, None])
             yield ScoringChunk(
                 territory=territory,
                 rows=part,
                 keys=bucket.keys[part],
                 embedding=embedding[part],
+                activity=activities[part],
+                seen=_cell_mask(bucket, part, offer, before),
                 title_index=offer,
                 candidates=candidates | _cell_mask(bucket, part, offer, fixed_cells),
                 labels=_cell_mask(bucket, part, offer, positive_cells),

@@ -15,6 +15,7 @@ from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 from mtrec_ray.process import use_fast_matmul
 from mtrec_ray.steps.batch import make_pair_batch
 from mtrec_ray.steps.propensity import loss_and_gradients
+from mtrec_ray.streams.prior import Prior
 from mtrec_ray.streams.reader import StepRows
 from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.scored_users import ScoringChunk
@@ -22,6 +23,9 @@ from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.trainer import Meter, Trainer
 from mtrec_ray.workers import Workers
 
+GAIN_LR = 3e-3
+"""Of the gain of what aligned towers add to the prior, which starts at zero. At 1e-2 it overshot: pairs of a training
+window follow their users' history more closely than those of later months (validation users of dated markets)."""
 MEASURES = ("pr_auc", "ndcg@10")
 MEANS = ("all", "mean", "weighted")
 METRICS = tuple(f"{measure}/{mean}" for measure in MEASURES for mean in MEANS)
@@ -44,6 +48,7 @@ class PropensityData:
     validation_users: Callable[[int], Sequence[ScoringChunk]] = field(default=lambda period: ())
     """Period -> this worker's validation users on the days after it."""
     num_bootstrap: int = 0  # replicates behind the intervals of validation figures
+    prior: Prior | None = None  # batches bring its values for their pairs
 
 
 class PropensityTrainer(Trainer[StepRows]):
@@ -81,6 +86,7 @@ class PropensityTrainer(Trainer[StepRows]):
             self.titles,
             num_groups=self.model.config.num_groups,
             user_territory=batch.territory,
+            prior=batch.prior,
             device=self.device,
         )
         all_reduce = self.workers.all_reduce
@@ -93,6 +99,7 @@ class PropensityTrainer(Trainer[StepRows]):
         ends = self.data.schedule.period_ends()
         period = next(number for number, end in enumerate(ends) if self.next_step <= end)
         figures = {"train/loss": self.recent.mean_loss()}
+        self.set_prior(period)
         if self.next_step in self.data.validate_at:
             figures |= self.validate(period)
             if self.best_weights and figures[BEST_METRIC] > self.best_figures.get(BEST_METRIC, -1.0):  # NaN is not
@@ -106,6 +113,13 @@ class PropensityTrainer(Trainer[StepRows]):
             self.outputs[snapshot_file(self.data.days[period])] = weights, self.best_figures or figures
             self.recent, self.best_figures = Meter(), {}
         return figures
+
+    def set_prior(self, period: int) -> None:
+        """Give the model the prior of who predicts after a period."""
+        if (prior := self.data.prior) is not None:
+            values = {"title_prior": prior.after(period), "user_prior": prior.users, "seen_prior": np.array(prior.seen)}
+            for name, value in values.items():
+                self.model.get_buffer(name).copy_(torch.from_numpy(value))
 
     def validate(self, period: int = 0) -> dict[str, float]:
         """`val/` figures of the validation users of all workers, each with `_low` and `_high`."""
@@ -140,6 +154,8 @@ def make_optimizer(model: TwoTower, rates: tuple[float, float, float]) -> torch.
     block = model.group_block
     parts = (model.tower_parameters(), block.matrices() if block else [], block.vectors() if block else [])
     groups = [{"params": part, "first_lr": rate} for part, rate in zip(parts, rates, strict=True) if part]
+    if model.gain is not None:
+        groups.append({"params": [model.gain], "first_lr": GAIN_LR})
     return torch.optim.Adam(groups, lr=rates[0], fused=True)
 
 
@@ -163,8 +179,19 @@ class PropensityScorer:
         num_groups = self.model.config.num_groups
         group = self.group_of_territory[chunk.territory] if num_groups > 1 else 0
         groups, territories = torch.tensor([[group], [chunk.territory]], device=self.device).expand(2, len(users))
-        titles = self.titles[torch.from_numpy(chunk.title_index.astype(np.int64)).to(self.device)]
-        return self.model.logits(self.model.user_vectors(users, groups, territories), titles).cpu().numpy()
+        index = torch.from_numpy(chunk.title_index.astype(np.int64)).to(self.device)
+        logits = self.model.logits(self.model.user_vectors(users, groups, territories), self.titles[index])
+        activity, seen = (torch.from_numpy(array).to(self.device) for array in (chunk.activity, chunk.seen))
+        return self.model.with_prior(logits, chunk.territory, index, activity, seen).cpu().numpy()
+
+    def score_prior(self, chunk: ScoringChunk) -> np.ndarray:
+        """(U, T) float32: the prior alone, without what the towers say."""
+        index, activity, seen = (
+            torch.from_numpy(a).to(self.device)
+            for a in (chunk.title_index.astype(np.int64), chunk.activity, chunk.seen)
+        )
+        logits = torch.zeros(chunk.labels.shape, device=self.device)
+        return self.model.with_prior(logits, chunk.territory, index, activity, seen).cpu().numpy()
 
 
 def summarise(result: EvaluationResult) -> dict[str, float]:

@@ -26,6 +26,8 @@ class ModelConfig(Config):
     group_block: GroupBlockName | None = advanced(None)
     """What each territory group adds to the user tower: `dense` a layer (paper A), `shift` a vector, `film` a vector
     and a scale, `low_rank` a matrix of rank 16; null: dense, none in a baseline."""
+    prior: bool = advanced(True)
+    """Add what is popular where, and since when, and who is active, to the logits; False: towers alone (paper A)."""
     groups: str | None = None
     """Territory groups: one, each, regions (mtl's default), regions:N, or a YAML file of groups. regions:N (paper A)
     packs regions into N groups with about as much viewing and as many minor territories each."""
@@ -63,7 +65,7 @@ class OptimConfig(Config):
 
 
 PAPER: dict[str, dict[str, Any]] = {
-    "model": {"d": 512},
+    "model": {"d": 512, "prior": False},
     "optim": {"lr": 1e-3, "block_lr": None, "block_vector_lr": None, "batch_pairs": 8192, "snapshot": "last"},
 }
 """What `preset: paper` decides; towers, start and head follow from it (`TwoTowerConfig.paper`)."""

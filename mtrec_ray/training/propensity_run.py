@@ -2,6 +2,7 @@
 
 runs/NAME/run.json                           settings, lake hash, groups, model shape, status, figures
 runs/NAME/plan.json                          the plan of its pair streams
+runs/NAME/prior.safetensors                  what is popular where, and since when (`streams.prior`)
 runs/NAME/snapshots/day_D/model.safetensors  weights after the training window (D = 0) or after training on day D
 runs/NAME/metrics.jsonl, tensorboard/        figures over its steps
 runs/NAME/checkpoint_*/                      Ray Train's checkpoints
@@ -18,12 +19,13 @@ from rich.console import RenderableType
 
 from mtrec_ray.console import ProgressCallback, facts_table
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import join
+from mtrec_ray.files import join, read_file, write_file
 from mtrec_ray.identity import Identity
 from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 from mtrec_ray.streams.groups import Groups, make_groups, training_volume
 from mtrec_ray.streams.plan import PairPlan, make_plan
+from mtrec_ray.streams.prior import NUM_ACTIVITIES, Prior, PriorGrid
 from mtrec_ray.streams.reader import training_batches
 from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.scored_users import ScoringChunk, validation_users
@@ -33,6 +35,7 @@ from mtrec_ray.training.record import Record, Training, load_plan
 from mtrec_ray.training.weights import load_weights, read_weights
 from mtrec_ray.workers import Workers
 
+PRIOR = "prior.safetensors"
 NUM_BOOTSTRAP = 50  # replicates behind the intervals of validation figures
 
 
@@ -59,7 +62,14 @@ class PropensityRecord(Record):
         lake, config = self.open_lake(), self.config
         calendar = config.window.resolve(lake.manifest.calendar)
         num_periods = calendar.num_evaluation_days if config.incremental else 1
-        return make_plan(lake, config.sample, calendar, num_periods, progress)
+        plan, prior = make_plan(lake, config.sample, calendar, num_periods, progress)
+        if prior and self.model.prior_shape:
+            write_file(join(self.uri, PRIOR), prior.dump())
+        return plan
+
+    def prior(self) -> Prior | None:
+        """The prior of the planned run; None without one."""
+        return Prior.load(read_file(join(self.uri, PRIOR))) if self.model.prior_shape else None
 
     def schedule(self, plan: PairPlan) -> Schedule:
         optim = self.config.optim
@@ -68,12 +78,14 @@ class PropensityRecord(Record):
 
     def training(self, workers: Workers, pack: str = "") -> Training:
         lake, plan = self.open_lake(), load_plan(self.uri, PairPlan)
-        schedule = self.schedule(plan)
-        data = self.data(lake, plan, schedule, workers)
+        schedule, prior = self.schedule(plan), self.prior()
+        data = self.data(lake, plan, schedule, workers, prior)
         trainer = PropensityTrainer(self.config, data, workers)
-        return trainer, partial(training_batches, lake, plan, schedule, workers.rank, workers.size)
+        return trainer, partial(training_batches, lake, plan, schedule, workers.rank, workers.size, prior=prior)
 
-    def data(self, lake: Lake, plan: PairPlan, schedule: Schedule, workers: Workers) -> PropensityData:
+    def data(
+        self, lake: Lake, plan: PairPlan, schedule: Schedule, workers: Workers, prior: Prior | None = None
+    ) -> PropensityData:
         """Inputs of the trainer, which validates after each epoch, on the next day."""
         sample, calendar = self.config.sample, plan.calendar
         buckets = range(workers.rank, lake.manifest.num_buckets, workers.size)
@@ -93,6 +105,7 @@ class PropensityRecord(Record):
             validate_at=schedule.epoch_ends() if sample.validation_fraction else frozenset(),
             validation_users=of_next_day,
             num_bootstrap=NUM_BOOTSTRAP,
+            prior=prior,
         )
 
     def weights_uris(self) -> dict[str, str]:
@@ -143,6 +156,7 @@ def new_propensity_run(
         aligned_width=0 if is_paper else embeddings.interaction_width,
         initial_bias=0.0 if is_paper or config.sample.alpha == "auto" else -math.log(config.sample.alpha),
         one_hot_of_territory=_one_hot_of_territory(config, lake),
+        prior_shape=None if is_paper else _prior_shape(config, lake, calendar),
     )
     return PropensityRecord(
         status="training",
@@ -163,6 +177,13 @@ def _one_hot_of_territory(config: PropensityConfig, lake: Lake) -> tuple[int, ..
     if len(set(values)) == 1:
         raise UserError(f"model.territory_input = {kind} has no effect on a lake of one {kind}: drop it")
     return tuple(sorted(set(values)).index(value) for value in values)
+
+
+def _prior_shape(config: PropensityConfig, lake: Lake, calendar: Calendar) -> tuple[int, int, int] | None:
+    num_territories, num_titles = len(lake.manifest.territories), lake.titles.num_rows
+    if not config.model.prior or PriorGrid.of(calendar, 1, num_territories * num_titles) is None:
+        return None
+    return num_territories, num_titles, NUM_ACTIVITIES
 
 
 def load_snapshot(record: PropensityRecord, day: int) -> TwoTower:

@@ -197,7 +197,7 @@ class TestCounts:
 class TestEvaluation:
     def test_references_are_rows_and_their_settings_are_in_the_document(self, lake, tmp_path, monkeypatch):
         monkeypatch.setitem(reference_choice.GRIDS, "ials", {"factors": (4,), "alpha": (2, 1), "regularization": (1,)})
-        names = ["popularity", "popularity-30d", "popularity-7d", "item-knn", "item-knn-own", "ease", "ials"]
+        names = ["popularity", "popularity-30d", "popularity-7d", "item-knn", "item-knn-own", "ease", "ials", "prior"]
         if not references.find_spec("implicit"):
             names.remove("ials")
         run = write_run(lake, tmp_path, "random", 0, sample={"validation_fraction": 0.2})
@@ -210,7 +210,8 @@ class TestEvaluation:
         assert {*reference_choice.BLEND_GRID, "popularity", "chosen_on"} < set(chosen)
         found = document["territory_metrics"]["held_out"]
         value = {name: found[name]["average"]["mean"]["pr_auc"]["value"] for name in ["random", *names]}
-        assert min(value[name] for name in names) > 1.3 * value["random"]
+        fitted = [name for name in names if name != "prior"]  # an untrained run's prior is zero
+        assert min(value[name] for name in fitted) > 1.3 * value["random"]
         assert reference_rich_table(evaluation.report).row_count == 1 + len(names)
         assert gain_rich_table(evaluation.report).columns[-1].header == "popularity"
 
@@ -219,7 +220,7 @@ class TestEvaluation:
         monkeypatch.setattr(references, "MAX_TITLES", 30)
         monkeypatch.setattr(references, "MAX_OWN_CELLS", 100)
         evaluation = evaluate_here(write_run(lake, tmp_path, "random", 0), num_negatives=5)
-        assert evaluation.report.variants[1:] == ["popularity", "popularity-30d", "popularity-7d", "item-knn"]
+        assert evaluation.report.variants[1:] == ["popularity", "popularity-30d", "popularity-7d", "item-knn", "prior"]
         chosen_on = evaluation.document()["references"]["item-knn"]["chosen_on"]
         assert chosen_on["users"].startswith("training")
         assert "no ials: pip install 'mtrec_ray[references]'" in caplog.text

@@ -15,7 +15,7 @@ from tests.streams.lakes import CALENDAR, day, event_table, random_rows, write_l
 
 def plan_of(lake: Lake, **settings) -> PairPlan:
     sample = SampleConfig.model_validate({"random_fraction": 0.3} | settings)
-    return make_plan(lake, sample, CALENDAR, reader=LocalReader())
+    return make_plan(lake, sample, CALENDAR, reader=LocalReader())[0]
 
 
 def added_users(lake: Lake, plan: PairPlan) -> set[int]:

@@ -1,9 +1,10 @@
-"""Embeddings equal a dense SVD, folds leave out titles, no test day has an influence."""
+"""Embeddings equal a dense SVD, folds know the past alone or leave out titles, no test day has an influence."""
 
 # pyright: reportAttributeAccessIssue=false
 # pyarrow.compute makes its functions at run time
 
 import resource
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,13 @@ import scipy.sparse as sp
 
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
+from mtrec_ray.files import write_file
 from mtrec_ray.hashing import mix, user_keys
 from mtrec_ray.lake.config import EmbedConfig, InteractionConfig, TextConfig
 from mtrec_ray.lake.embed import embed_lake, encode_texts
 from mtrec_ray.lake.interactions import TITLE_POWER, USER_POWER, InteractionSpace, fit_space, scale_rows
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.streams.ordered import LocalReader
 from tests.lake.conftest import verified
 from tests.streams.lakes import CALENDAR, day, event_table, lake_of, random_rows, title_table, write_lake
 
@@ -45,18 +48,22 @@ def vectors_of(lake: Lake, column: str = "embedding") -> dict[str, np.ndarray]:
     return dict(zip(users["user_id"].to_pylist(), fixed_width_matrix(users[column]).astype(np.float64), strict=True))
 
 
-def bare_lake(folder: Path, num_buckets: int = 4, events: pa.Table | None = None) -> Lake:
+def bare_lake(folder: Path, num_buckets: int = 4, events: pa.Table | None = None, *, ordered: bool = True) -> Lake:
     users, own, titles = random_rows()
     rows = own if events is None else pa.concat_tables([own, events])
-    return write_lake(folder, users, rows, titles, num_buckets, embedded=False)
+    lake = write_lake(folder, users, rows, titles, num_buckets, embedded=False)
+    calendar = CALENDAR.model_copy(update={"ordered": ordered})
+    manifest = lake.manifest.model_copy(update={"calendar": calendar})
+    write_file(f"{folder}/lake.json", manifest.model_dump_json().encode())
+    return Lake.open(lake.uri)
 
 
-def histories(lake: Lake) -> dict[str, np.ndarray]:
-    """User id -> (T,) 0/1, watched in the window; read row by row."""
+def histories(lake: Lake, until: datetime = CALENDAR.window_end) -> dict[str, np.ndarray]:
+    """User id -> (T,) 0/1, watched in the window before a time; read row by row."""
     column = {title: index for index, title in enumerate(lake.titles["title_id"].to_pylist())}
     found = {user: np.zeros(len(column)) for user in lake.read("users")["user_id"].to_pylist()}
     for event in lake.read("events").to_pylist():
-        if CALENDAR.window_start <= event["timestamp"] < CALENDAR.window_end:
+        if CALENDAR.window_start <= event["timestamp"] < until:
             found[event["user_id"]][column[event["title_id"]]] = 1
     return found
 
@@ -81,27 +88,101 @@ def same_signs(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
     return expected * np.sign((found * expected).sum(axis=0))
 
 
+def assert_dense_svd(lake: Lake, until: datetime) -> None:
+    """The space is that of the window before `until`, users' vectors are of the whole window."""
+    history, fitted = histories(lake), np.stack(list(histories(lake, until).values()))
+    matrix = np.stack(list(history.values()))
+    titles, projection = dense_space(fitted, WIDTH)
+    stored = lake.title_embeddings()[:, -WIDTH:].astype(np.float64)
+    assert_half_close(stored, same_signs(stored, titles))
+    found = np.stack([vectors_of(lake)[user] for user in history])
+    users = rows_scaled(matrix) @ projection
+    assert_half_close(found, same_signs(found, users))
+    assert not found[~matrix.any(axis=1)].any()
+    assert np.square(found[matrix.any(axis=1)]).mean() == pytest.approx(1, rel=0.2)
+
+
+@pytest.fixture
+def in_process(monkeypatch) -> None:
+    for module in ("embed", "inspect"):
+        monkeypatch.setattr(f"mtrec_ray.lake.{module}.map_tasks", LocalReader().map)
+
+
 @pytest.fixture(scope="module")
-def embedded(ray_cluster, tmp_path_factory) -> Lake:
-    return embed(bare_lake(tmp_path_factory.mktemp("embedded") / "lake"))
+def embedded(tmp_path_factory) -> Lake:
+    """Events in their order, so folds by time."""
+    return embedded_here(tmp_path_factory.mktemp("embedded") / "lake", ordered=True)
 
 
+@pytest.fixture(scope="module")
+def unordered(tmp_path_factory) -> Lake:
+    """Folds by hash."""
+    return embedded_here(tmp_path_factory.mktemp("unordered") / "lake", ordered=False)
+
+
+def embedded_here(folder: Path, *, ordered: bool) -> Lake:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mtrec_ray.lake.embed.map_tasks", LocalReader().map)
+        return embed(bare_lake(folder, ordered=ordered))
+
+
+@pytest.mark.usefixtures("in_process")
 class TestInteractions:
-    pytestmark = on_ray
+    def test_vectors_equal_a_dense_svd(self, unordered):
+        assert_dense_svd(unordered, CALENDAR.window_end)
 
-    def test_vectors_equal_a_dense_svd(self, embedded):
-        history = histories(embedded)
-        matrix = np.stack(list(history.values()))
-        titles, projection = dense_space(matrix, WIDTH)
-        stored = embedded.title_embeddings()[:, -WIDTH:].astype(np.float64)
-        assert_half_close(stored, same_signs(stored, titles))
-        found = np.stack([vectors_of(embedded)[user] for user in history])
-        users = rows_scaled(matrix) @ projection
-        assert_half_close(found, same_signs(found, users))
-        assert not found[~matrix.any(axis=1)].any()
-        assert np.square(found[matrix.any(axis=1)]).mean() == pytest.approx(1, rel=1e-2)
+    def test_vectors_of_an_ordered_lake_equal_a_dense_svd_of_its_history(self, embedded):
+        assert_dense_svd(embedded, embedded.manifest.embeddings.fold_starts[0])
 
-    def test_each_fold_leaves_out_exactly_its_titles(self, embedded):
+    def test_folds_by_time_have_as_many_events_after_a_history(self, embedded, unordered):
+        starts = embedded.manifest.embeddings.fold_starts
+        assert unordered.manifest.embeddings.fold_starts == []
+        times = [t for t in embedded.read("events")["timestamp"].to_pylist() if t < CALENDAR.window_end]
+        before = np.array([sum(time < start for time in times) for start in starts]) / len(times)
+        np.testing.assert_allclose(before, [0.6, 0.6 + 0.4 / 3, 0.6 + 0.8 / 3], atol=0.02)
+
+    def test_each_fold_by_time_knows_what_came_before_it_and_no_more(self, embedded):
+        starts = embedded.manifest.embeddings.fold_starts
+        known = [np.stack(list(histories(embedded, start).values())) for start in starts]
+        window = histories(embedded)
+        _, projection = dense_space(known[0], WIDTH)
+        full = np.stack([vectors_of(embedded)[user] for user in window])
+        signs = np.sign((full * (rows_scaled(np.stack(list(window.values()))) @ projection)).sum(axis=0))
+        stored = vectors_of(embedded, "fold_embeddings")
+        for k, history in enumerate(known):
+            found = np.stack([stored[user].reshape(FOLDS, WIDTH)[k] for user in window])
+            assert_half_close(found, rows_scaled(history) @ (projection * signs))
+        assert known[0].sum() < known[1].sum() < known[2].sum() < sum(one.sum() for one in window.values())
+
+    def test_events_after_the_history_leave_title_vectors_equal(self, embedded, tmp_path):
+        start = embedded.manifest.embeddings.fold_starts[0]
+        users, events, titles = random_rows()
+        late = pc.greater_equal(events["timestamp"], pa.scalar(start))
+        watched = np.array(events["title_id"].to_pylist(), dtype=object)
+        watched[np.array(late)] = "t05"
+        other = write_lake(
+            tmp_path / "lake", users, events.set_column(1, "title_id", pa.array(watched)), titles, 4, embedded=False
+        )
+        other = embed(other)
+        assert other.manifest.embeddings.fold_starts[0] == start
+        assert np.array_equal(other.title_embeddings(), embedded.title_embeddings())
+        one, two = vectors_of(embedded, "fold_embeddings"), vectors_of(other, "fold_embeddings")
+        for k, same in ((0, True), (FOLDS - 1, False)):
+            mine, others = (np.stack([v[u].reshape(FOLDS, WIDTH)[k] for u in one]) for v in (one, two))
+            assert np.array_equal(mine, others) == same
+
+    def test_window_without_a_history_has_folds_by_hash(self, tmp_path):
+        """Nearly all events are of its first hour."""
+        events = [(user, title, day(2, 1)) for user in "abcd" for title in ("t0", "t1")] + [("a", "t2", day(3, 1))]
+        titles = title_table({"t0": [], "t1": [], "t2": []})
+        homes = dict.fromkeys("abcd", "north")
+        lake = embed(lake_of(tmp_path / "lake", homes, events, titles, embedded=False))
+        found = lake.manifest.embeddings
+        assert (found.fold_starts, found.num_folds) == ([], FOLDS)
+        verified(lake.uri)
+
+    def test_each_fold_by_hash_leaves_out_exactly_its_titles(self, unordered):
+        embedded = unordered
         seed, history = INTERACTIONS["seed"], histories(embedded)
         matrix, keys = np.stack(list(history.values())), user_keys(np.array(list(history), dtype=object))
         _, projection = dense_space(matrix, WIDTH)

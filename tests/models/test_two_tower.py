@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,7 +12,7 @@ from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 BLOCKS = ("none", *GROUP_BLOCKS)
 
 
-def make_model(group_block: Any, seed: int = 0, **settings) -> TwoTower:
+def make_model(group_block: Any, seed: int = 0, **settings: Any) -> TwoTower:
     num_groups = 1 if group_block == "none" else 3
     model = TwoTower(TwoTowerConfig(5, 6, d=8, num_groups=num_groups, group_block=group_block, **settings))
     model.init_weights(torch.Generator().manual_seed(seed))
@@ -81,3 +82,43 @@ def test_one_hot_columns_do_not_change_what_the_others_start_from():
     assert 0 < model.one_hot.abs().min() < model.one_hot.abs().max() < (5 + 2) ** -0.5
     for name, value in plain.state_dict().items():
         assert torch.equal(model.state_dict()[name], value), name
+
+
+PRIOR: dict[str, Any] = {"prior_shape": (2, 7, 4)}
+
+
+@pytest.mark.parametrize("aligned", [0, 4])
+def test_prior_is_added_to_logits(aligned):
+    """Where user vectors are made of watched titles, it replaces the dot product of those."""
+    model, rng = make_model("none", aligned_width=aligned, initial_bias=-1.5, **PRIOR), np.random.default_rng(0)
+    titles_prior, users_prior = rng.normal(size=(2, 7)), rng.normal(size=4)
+    values = {"title_prior": titles_prior, "user_prior": users_prior, "seen_prior": np.array(-0.75)}
+    for name, value in values.items():
+        model.get_buffer(name).copy_(torch.from_numpy(value))
+    logits, seen = rng.normal(size=(3, 5)), rng.random((3, 5)) < 0.4
+    titles, activity = np.array([6, 0, 2, 3, 1]), np.array([3, 0, 1])
+    arguments = torch.from_numpy(titles), torch.from_numpy(activity), torch.from_numpy(seen)
+    found = model.with_prior(torch.from_numpy(logits), 1, *arguments)
+    own = np.where(seen, -1.5, logits) if aligned else logits
+    expected = own - 0.75 * seen + users_prior[activity, None] + titles_prior[1, titles]
+    torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-6, atol=1e-6)
+    everything = model.with_prior(torch.zeros(1, 7), 0, slice(None), None, None)
+    torch.testing.assert_close(everything, torch.from_numpy(titles_prior[:1]).float())
+
+
+def test_without_a_prior_logits_stay_as_they_are():
+    model, logits = make_model("none"), torch.randn(2, 3)
+    assert model.title_prior is model.user_prior is model.seen_prior is model.gain is None
+    assert model.with_prior(logits, 0, slice(None), None, torch.ones(2, 3, dtype=torch.bool)) is logits
+
+
+def test_gain_of_aligned_towers_starts_at_the_prior_alone():
+    """It scales the dot product, and has a rate of its own."""
+    model = make_model("none", aligned_width=4, initial_bias=-1.5, **PRIOR)
+    assert make_model("none", **PRIOR).gain is None
+    assert model.gain is not None
+    users, titles = torch.randn(4, 8), torch.randn(5, 8)
+    assert (model.logits(users, titles) == -1.5).all()
+    model.gain.data.fill_(0.5)
+    torch.testing.assert_close(model.logits(users, titles), 0.5 * users @ titles.T / 8**0.5 - 1.5)
+    assert all(parameter is not model.gain for parameter in model.tower_parameters())

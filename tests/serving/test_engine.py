@@ -1,6 +1,7 @@
 """One forward for a mixed batch: equal to each request alone under its own eliminator, limited to offered titles."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,8 +9,11 @@ import torch
 
 from mtrec_ray.bundle.manifest import Bundle
 from mtrec_ray.models.eliminators import StackedEliminators
+from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.serving import engine as engine_module
 from mtrec_ray.serving.engine import Engine, Query
+from mtrec_ray.streams.scored_users import ScoringChunk
+from mtrec_ray.trainers.propensity import PropensityScorer
 from tests.serving.bundles import HISTORY, NUM_TITLES, SOUTH_ONLY, TITLE_IDS, USER_WIDTH, write_bundle
 
 IN_NORTH = NUM_TITLES - len(SOUTH_ONLY)
@@ -137,3 +141,39 @@ def test_title_of_propensity_zero_is_still_offered(engine, monkeypatch):
     monkeypatch.setattr(engine.two_tower, "logits", lambda *_: torch.full((1, NUM_TITLES), -200.0))
     found = engine.propensities(np.ones(USER_WIDTH, dtype=np.float32), 0, None, NUM_TITLES)
     assert found.scores == [0.0] * IN_NORTH
+
+
+@pytest.mark.parametrize("aligned", [0, 4])
+def test_propensities_are_those_of_the_evaluation_for_a_user_of_average_activity(engine, aligned):
+    towers = replace(engine.two_tower.config, aligned_width=aligned, prior_shape=(2, NUM_TITLES, 3))
+    model, rng = TwoTower(towers), np.random.default_rng(2)
+    model.init_weights(torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        model.get_buffer("title_prior").normal_()
+        model.get_buffer("user_prior").copy_(torch.tensor([0.0, 1.0, -1.0]))  # activity 0 is average
+        model.get_buffer("seen_prior").fill_(1.25)
+        if model.gain is not None:
+            model.gain.fill_(0.7)
+    embeddings = rng.standard_normal((NUM_TITLES, towers.title_width)).astype(np.float16)
+    scorer = PropensityScorer(model, embeddings, engine.group_of)
+    engine.two_tower, engine.propensity_vectors = scorer.model, scorer.titles
+    watched, embedding = [3, 11], rng.standard_normal((1, USER_WIDTH)).astype(np.float32)
+    seen = np.isin(np.arange(NUM_TITLES), watched)[None]
+    for territory in (0, 1):
+        chunk = ScoringChunk(
+            territory=territory,
+            rows=np.zeros(1, dtype=np.int64),
+            keys=np.zeros(1, dtype=np.uint64),
+            embedding=embedding,
+            activity=np.zeros(1, dtype=np.int64),
+            seen=seen,
+            title_index=np.arange(NUM_TITLES, dtype=np.int32),
+            candidates=np.ones((1, NUM_TITLES), dtype=bool),
+            labels=np.zeros((1, NUM_TITLES), dtype=bool),
+        )
+        expected = torch.from_numpy(scorer.score(chunk)[0]).sigmoid()
+        titles = [11, 0, 3, 7]
+        found = engine.propensities(embedding[0], territory, titles, 4, watched)
+        torch.testing.assert_close(torch.tensor(found.scores), expected[titles])
+        unwatched = engine.propensities(embedding[0], territory, titles, 4)
+        assert [a == b for a, b in zip(found.scores, unwatched.scores, strict=True)] == [False, True, False, True]

@@ -2,10 +2,7 @@
 
 # pyright: reportAttributeAccessIssue=false
 
-from datetime import timedelta
-
 import numpy as np
-import pyarrow.compute as pc
 import pytest
 
 from mtrec_ray.errors import UserError
@@ -21,7 +18,8 @@ from tests.streams.lakes import CALENDAR, day, lake_of, random_rows, title_table
 
 
 def make_plan(lake: Lake, sample: SampleConfig, calendar: Calendar = CALENDAR, num_periods: int = 1) -> PairPlan:
-    return count_plan(lake, sample, calendar, num_periods, reader=LocalReader())
+    plan, _ = count_plan(lake, sample, calendar, num_periods, reader=LocalReader())
+    return plan
 
 
 @pytest.fixture(scope="module")
@@ -107,23 +105,6 @@ def test_alpha_auto_is_refused_where_no_user_of_the_random_sample_has_a_positive
     with pytest.raises(UserError, match=message):
         make_plan(lake, sample)
     assert make_plan(lake, sample.model_copy(update={"alpha": 1.0})).periods[0].alpha == 1.0
-
-
-def test_cold_fraction_is_that_of_new_users_in_the_last_days_discoveries(lake):
-    embeddings = lake.manifest.embeddings.model_copy(update={"interaction_width": 4})
-    lake = Lake(lake.uri, lake.manifest.model_copy(update={"embeddings": embeddings}))
-    sample = SampleConfig(random_fraction=1.0, active_fraction=0)
-    long_day = CALENDAR.model_copy(update={"day_s": 60 * 86_400})
-    assert make_plan(lake, sample).periods[0].cold_fraction < 0.05  # nearly everybody was there before
-    last_day = CALENDAR.window_end - timedelta(days=60)
-    events = lake.read("events").filter(pc.field("timestamp") < CALENDAR.window_end)
-    first = events.group_by("user_id").aggregate([("timestamp", "min")])
-    new = first.filter(pc.field("timestamp_min") >= last_day)["user_id"]
-    late = events.filter(pc.field("timestamp") >= last_day)
-    expected = pc.mean(pc.is_in(late["user_id"], new)).as_py()
-    assert expected > 0.1
-    assert make_plan(lake, sample, long_day).periods[0].cold_fraction == pytest.approx(expected, abs=0.02)
-    assert make_plan(lake, sample, long_day.model_copy(update={"ordered": False})).periods[0].cold_fraction == 0
 
 
 def test_tau_zero_adds_equally_many_users_in_each_territory(lake):

@@ -4,6 +4,7 @@ import itertools
 from collections import Counter
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from mtrec_ray.columns import fixed_width_matrix
@@ -12,10 +13,11 @@ from mtrec_ray.lake.bucket import Bucket, Catalogue
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.ordered import LocalReader, rows_by_step
-from mtrec_ray.streams.reader import collate_pairs, labelled_pairs, training_batches
+from mtrec_ray.streams.plan import make_plan as count_plan
+from mtrec_ray.streams.reader import collate_pairs, labelled_pairs, read_pairs, training_batches
 from mtrec_ray.streams.sampling import sampled_users
 from mtrec_ray.streams.schedule import Schedule
-from tests.streams.lakes import CALENDAR, random_rows, write_lake
+from tests.streams.lakes import CALENDAR, day, event_table, random_rows, write_lake
 from tests.streams.test_schedule import make_plan
 
 NEGATIVE_RATE = 0.2
@@ -29,7 +31,9 @@ def plan_of(lake, seed=0):
         rows = Bucket.read(lake, bucket)
         counts.append(len(sampled_users(rows, sample, CALENDAR, np.zeros(2))[0]))
     base = make_plan(counts, 1)
-    period = base.periods[0].model_copy(update={"negative_rate": NEGATIVE_RATE, "positives": [900], "eligible": [5000]})
+    period = base.periods[0].model_copy(
+        update={"negative_rate": NEGATIVE_RATE, "positives": [900], "eligible": [5000], "slices": [1]}
+    )
     return base.model_copy(
         update={"sample": sample, "periods": [period], "added_rates": [0.0, 0.0], "lake_hash": lake.manifest.lake_hash}
     )
@@ -39,16 +43,17 @@ def schedule_of(plan) -> Schedule:
     return plan.schedule(epochs=(2,), batch_pairs=200, lanes=4, seed=plan.sample.seed)
 
 
-def read_steps(lake, plan=None, rank=0, num_workers=1, from_step=0):
+def read_steps(lake, plan=None, rank=0, num_workers=1, from_step=0, prior=None):
     plan = plan or plan_of(lake)
-    return list(training_batches(lake, plan, schedule_of(plan), rank, num_workers, from_step, LocalReader()))
+    return list(training_batches(lake, plan, schedule_of(plan), rank, num_workers, from_step, LocalReader(), prior))
 
 
 def content(batch):
     """Rows of a batch as a multiset, in any order."""
     found = Counter()
     for row, (start, stop) in enumerate(itertools.pairwise(batch.offsets)):
-        pairs = sorted(zip(batch.title_index[start:stop].tolist(), batch.label[start:stop].tolist(), strict=True))
+        columns = (batch.title_index, batch.label, batch.prior)
+        pairs = sorted(zip(*(column[start:stop].tolist() for column in columns), strict=True))
         found[batch.embedding[row].tobytes(), int(batch.territory[row]), tuple(pairs)] += 1
     return found
 
@@ -76,23 +81,6 @@ def test_epoch_holds_exactly_the_labelled_pairs_of_the_sample(random_lake):
     assert read == expected
 
 
-def test_cold_rows_lose_their_vector_and_keep_their_pairs(random_lake):
-    embeddings = random_lake.manifest.embeddings.model_copy(update={"interaction_width": 4})
-    lake = Lake(random_lake.uri, random_lake.manifest.model_copy(update={"embeddings": embeddings}))
-    warm = plan_of(lake)
-    period = warm.periods[0].model_copy(update={"cold_fraction": 0.3})
-    cold = warm.model_copy(update={"periods": [period]})
-    empty = []
-    for before, after in zip(read_steps(lake, warm), read_steps(lake, cold), strict=True):
-        is_empty = ~after.embedding.any(axis=1)
-        assert (after.title_index == before.title_index).all()
-        assert (after.embedding[~is_empty] == before.embedding[~is_empty]).all()
-        empty.append(is_empty)
-    epochs = np.array_split(np.concatenate(empty), 2)
-    assert np.mean(epochs) == pytest.approx(0.3, abs=0.05)
-    assert 0.2 < (epochs[0] != epochs[1][: len(epochs[0])]).mean() < 0.6  # drawn again in each epoch
-
-
 def test_embeddings_belong_to_their_users(random_lake):
     users = random_lake.read("users")
     vectors = fixed_width_matrix(users["embedding"])
@@ -115,7 +103,7 @@ def test_resumed_stream_gives_the_same_batches_bit_for_bit(random_lake, from_ste
     straight = read_steps(random_lake)[from_step:]
     resumed = read_steps(random_lake, from_step=from_step)
     for one, other in zip(straight, resumed, strict=True):
-        for name in ("embedding", "territory", "offsets", "title_index", "label"):
+        for name in ("embedding", "territory", "offsets", "title_index", "label", "prior"):
             assert np.array_equal(getattr(one, name), getattr(other, name)), name
 
 
@@ -140,3 +128,85 @@ def test_a_step_without_rows_is_an_empty_batch():
     batch = collate_pairs(step, rows, user_width=4)
     assert batch.embedding.shape == (0, 4)
     assert batch.offsets.tolist() == [0]
+
+
+EVERYBODY = SampleConfig(random_fraction=1.0, active_fraction=0.0, alpha=2.0)
+
+
+def earlier_lake(folder, num_buckets=4) -> Lake:
+    """Two of three users have watched titles in the year before the window too."""
+    users, events, titles = random_rows()
+    before = [
+        (f"u{n}", f"t{(n + k) % 30:02d}", day(11, 1 + k).replace(year=2021)) for n in range(266) for k in range(8)
+    ]
+    return write_lake(folder, users, pa.concat_tables([events, event_table(before)]), titles, num_buckets)
+
+
+def with_interactions(lake: Lake) -> Lake:
+    embeddings = lake.manifest.embeddings.model_copy(update={"interaction_width": 4})
+    return Lake(lake.uri, lake.manifest.model_copy(update={"embeddings": embeddings}))
+
+
+def counted(lake: Lake):
+    plan, prior = count_plan(lake, EVERYBODY, CALENDAR, 2, reader=LocalReader())
+    assert prior is not None
+    return plan, prior
+
+
+def seen_before_cutoff(lake: Lake) -> tuple[int, int]:
+    """Trained pairs, and those among them that were watched before the prior's cutoff, as far as the time is known."""
+    (plan, prior), pairs, seen = counted(lake), 0, 0
+    for bucket in range(lake.manifest.num_buckets):
+        for period in (0, 1):
+            found = read_pairs(period, bucket, lake, prior, plan)
+            times = np.where(found.pairs.label, found.pairs.time, prior.cutoffs[0])  # negatives: the window's start
+            cutoffs = prior.cutoffs[prior.cutoff_of(period, times)]
+            pairs += len(times)
+            seen += found.bucket.seen(found.pairs.user_row, found.pairs.title_index, cutoffs).sum()
+            assert len(found.prior) == len(found.slot_of_pair) == len(times)
+    return pairs, int(seen)
+
+
+def test_with_interaction_vectors_no_pair_that_was_watched_before_is_trained_on(tmp_path):
+    lake = earlier_lake(tmp_path / "lake")
+    (all_pairs, seen), (fewer, none) = seen_before_cutoff(lake), seen_before_cutoff(with_interactions(lake))
+    assert none == 0 < seen
+    assert fewer <= all_pairs - seen
+
+
+def test_batches_carry_the_prior_of_their_pairs(tmp_path):
+    """The same for any number of buckets and workers."""
+    lakes = [with_interactions(earlier_lake(tmp_path / f"lake{n}", n)) for n in (1, 4)]
+    epochs = []
+    for lake in lakes:
+        plan, prior = counted(lake)
+        schedule = plan.schedule((1, 1), batch_pairs=200, lanes=4, seed=0)
+        parts = [
+            list(training_batches(lake, plan, schedule, rank, workers, reader=LocalReader(), prior=prior))
+            for workers in (1, 2)
+            for rank in range(workers)
+        ]
+        alone, *together = (sum((content(batch) for batch in part), Counter()) for part in parts)
+        assert sum(together, Counter()) == alone
+        epochs.append(alone)
+        read = np.concatenate([batch.prior for batch in parts[0]])
+        expected = [
+            read_pairs(period, bucket, lake, prior, plan).prior
+            for period in (0, 1)
+            for bucket in range(lake.manifest.num_buckets)
+        ]
+        assert np.array_equal(np.sort(read), np.sort(np.concatenate(expected)))
+        assert len(np.unique(read)) > 100
+    assert epochs[0] == epochs[1]
+
+
+def test_positives_have_the_prior_of_their_time(tmp_path):
+    lake = earlier_lake(tmp_path / "lake", num_buckets=1)
+    plan, prior = counted(lake)
+    found = read_pairs(0, 0, lake, prior, plan)
+    positive = found.pairs.label
+    pairs = (found.pairs.user_row[positive], found.pairs.title_index[positive], found.pairs.time[positive])
+    np.testing.assert_array_equal(found.prior[positive], prior.of_pairs(found.bucket, 0, *pairs))
+    without = read_pairs(0, 0, lake, None, plan)
+    assert not without.prior.any()
+    assert np.array_equal(without.pairs.title_index, found.pairs.title_index)

@@ -95,6 +95,7 @@ def pair_rows(step: int) -> StepRows:
         offsets=np.concatenate([[0], counts.cumsum()]),
         title_index=rng.integers(0, TITLES, size=pairs).astype(np.int32),
         label=rng.random(pairs) < 0.3,
+        prior=np.zeros(pairs, np.float16),
     )
 
 
@@ -105,6 +106,8 @@ def validation_chunk(territory: int) -> ScoringChunk:
         rows=np.arange(10),
         keys=rng.integers(0, 2**63, size=10).astype(np.uint64),
         embedding=rng.normal(size=(10, WIDTH)).astype(np.float16),
+        activity=np.zeros(10, dtype=np.int64),
+        seen=np.zeros((10, TITLES), dtype=bool),
         title_index=np.arange(TITLES, dtype=np.int32),
         candidates=np.ones((10, TITLES), dtype=bool),
         labels=rng.random((10, TITLES)) < 0.2,

@@ -4,17 +4,18 @@ from dataclasses import replace
 from functools import cache
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
 from mtrec_ray.models.shapes import GroupBlockName
 from mtrec_ray.models.training_state import collect_state
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
-from mtrec_ray.trainers.propensity import make_optimizer
+from mtrec_ray.trainers.propensity import PropensityScorer, make_optimizer
 from mtrec_ray.trainers.trainer import Diverged, Trainer
 from mtrec_ray.training.weights import load_checkpoint, save_checkpoint
 from tests.processes import python
-from tests.trainers.small import MAKERS, STEPS_PER_EPOCH, backbone, propensity
+from tests.trainers.small import MAKERS, STEPS_PER_EPOCH, TITLES, WIDTH, backbone, propensity, validation_chunk
 
 BEST = {"sample": {"validation_fraction": 0.1}, "optim": {"epochs": 2, "snapshot": "best"}}
 WITHOUT_RAY = """
@@ -185,3 +186,29 @@ def test_validation_figures_have_bounds_and_change_no_weight():
     plain.run(batches(0))
     for name, tensor in collect_state(plain.parts()).items():
         assert torch.equal(tensor, collect_state(validated.parts())[name]), name
+
+
+@pytest.mark.parametrize("aligned", [0, WIDTH])
+def test_scores_are_logits_with_the_prior(aligned):
+    """Where user vectors are made of watched titles, the prior alone scores those."""
+    shape = TwoTowerConfig(WIDTH, WIDTH, d=WIDTH, aligned_width=aligned, initial_bias=-2.0, prior_shape=(2, TITLES, 3))
+    model, rng = TwoTower(shape), np.random.default_rng(0)
+    model.init_weights(torch.Generator().manual_seed(0))
+    titles_prior, users_prior = rng.normal(size=(2, TITLES)).astype(np.float32), np.array([0.5, -1, 2], np.float32)
+    model.get_buffer("title_prior").copy_(torch.from_numpy(titles_prior))
+    model.get_buffer("user_prior").copy_(torch.from_numpy(users_prior))
+    model.get_buffer("seen_prior").fill_(-0.75)
+    if model.gain is not None:
+        model.gain.data.fill_(0.5)
+    chunk = replace(
+        validation_chunk(1),
+        activity=rng.integers(0, 3, 10),
+        seen=rng.random((10, TITLES)) < 0.3,
+        title_index=rng.permutation(TITLES).astype(np.int32),
+    )
+    scorer = PropensityScorer(model, rng.normal(size=(TITLES, WIDTH)), [0, 0])
+    users = model.user_vectors(torch.from_numpy(chunk.embedding), torch.zeros(10, dtype=torch.int64))
+    logits = model.logits(users, scorer.titles).numpy()[:, chunk.title_index]
+    expected = np.where(chunk.seen, -2.0, logits) if aligned else logits
+    expected = expected - 0.75 * chunk.seen + titles_prior[1, chunk.title_index] + users_prior[chunk.activity, None]
+    np.testing.assert_allclose(scorer.score(chunk), expected, rtol=1e-5, atol=1e-5)

@@ -131,6 +131,28 @@ class TestOnRay:
         assert_same_weights(one, record, rtol=2e-2, atol=2e-3)  # sums over two workers round otherwise
 
 
+def test_snapshots_hold_the_prior_of_the_days_after_them(straight):
+    prior = straight.prior()
+    for period, weights in enumerate(snapshots(straight).values()):
+        np.testing.assert_array_equal(weights["title_prior"], prior.after(period).astype(np.float32))
+        np.testing.assert_array_equal(weights["user_prior"], prior.users)
+        assert weights["seen_prior"] == np.float32(prior.seen)
+    assert not np.array_equal(prior.after(0), prior.after(1))
+    assert prior.after(0).std() > 0.1
+
+
+def test_lake_without_an_order_of_time_has_no_prior(planted_lake, tmp_path, monkeypatch):
+    lake = Lake.open(planted_lake)
+    calendar = lake.manifest.calendar.model_copy(update={"ordered": False})
+    unordered = replace(lake, manifest=lake.manifest.model_copy(update={"calendar": calendar}))
+    monkeypatch.setattr(PropensityRecord, "open_lake", lambda self: unordered)
+    OneWorker(monkeypatch, tmp_path / "checkpoints")
+    record = new_propensity_run(run_config(planted_lake, str(tmp_path), "unordered"), unordered, calendar)
+    assert record.model.prior_shape is record.prior() is None
+    record.make_plan(None)
+    assert not (tmp_path / "unordered" / "prior.safetensors").exists()
+
+
 def test_killed_run_resumes_to_the_same_weights(straight, planted_lake, runs, monkeypatch, tmp_path):
     worker = OneWorker(monkeypatch, tmp_path, 1, 4)
     again = train_propensity(run_config(planted_lake, runs, "again", runner={"checkpoint_every_s": 0.5}))

@@ -47,7 +47,8 @@ def make_rows(seed: int = 0) -> StepRows:
     territory = rng.integers(0, NUM_TERRITORIES - 1, NUM_USERS).astype(np.int32)
     users = make_users(seed, rng.integers(0, 6, NUM_USERS), territory)
     embedding, titles = users["user_features"].astype(np.float16), users["title_index"].astype(np.int32)
-    return StepRows(0, embedding, territory, users["offsets"], titles, users["labels"].astype(bool))
+    prior = np.zeros(len(titles), np.float16)
+    return StepRows(0, embedding, territory, users["offsets"], titles, users["labels"].astype(bool), prior)
 
 
 def part_of(rows: StepRows, start: int, stop: int) -> StepRows:
@@ -187,7 +188,7 @@ def test_centring_subtracts_the_mean_activation_of_all_rows():
 def plan_and_data(lake: Lake) -> tuple[PairPlan, TrialData]:
     calendar = lake.manifest.calendar
     data = TrialData(lake, calendar, (0, 1, 2, 3), calendar.day_bounds(0), held_back=False)
-    return TrialCache().plan(data, small_config(lake).sample), data
+    return TrialCache().plan(data, small_config(lake).sample)[0], data
 
 
 def test_all_positives_of_the_sample_are_read(trial_lake):
@@ -204,8 +205,8 @@ def test_a_positive_has_the_embedding_of_its_fold(trial_lake, monkeypatch):
     plan, data = plan_and_data(trial_lake)
     plan = plan.model_copy(update={"periods": [plan.periods[0].model_copy(update={"rows_per_user": 2})]})
     territory, sampled, vectors = np.array([0, 1, 2]), np.array([0, 2]), np.arange(12.0).reshape(3, 2, 2)
-    pairs = Pairs(np.array([0, 0, 2]), np.array([5, 6, 7]), np.ones(3, dtype=bool))
-    found = BucketPairs(SimpleNamespace(territory=territory), sampled, pairs, np.array([1, 0, 3]), vectors)  # pyright: ignore
+    pairs = Pairs(np.array([0, 0, 2]), np.array([5, 6, 7]), np.zeros(3, dtype="datetime64[us]"))
+    found = BucketPairs(SimpleNamespace(territory=territory), sampled, pairs, np.zeros(3), np.array([1, 0, 3]), vectors)  # pyright: ignore
     monkeypatch.setattr(mtrec_ray.tuning.affinity, "read_pairs", lambda *_: found)
     rows = positives(0, data, plan)
     assert rows.embedding.tolist() == [vectors[0, 0].tolist(), vectors[0, 1].tolist(), vectors[2, 1].tolist()]
@@ -226,3 +227,12 @@ def test_planted_tastes_across_regions_are_found(tmp_path):
     world = SyntheticSource(SyntheticConfig.model_validate(settings)).world
     assert adjusted_rand_score(world.taste_group, evidence.clusters(4)) >= 0.8
     assert adjusted_rand_score(world.taste_group, world.region) < 0.3
+
+
+def test_evidence_is_of_a_model_without_a_prior(trial_lake):
+    """Whose dot product starts at full strength, as no gain of zero is put before it."""
+    embeddings = trial_lake.manifest.embeddings.model_copy(update={"interaction_width": 16})
+    lake = Lake(trial_lake.uri, trial_lake.manifest.model_copy(update={"embeddings": embeddings}))
+    _, data = plan_and_data(lake)
+    found = [gradient_evidence(small_config(lake, model={"d": 16, "prior": prior}), data) for prior in (True, False)]
+    assert np.array_equal(found[0].vectors, found[1].vectors)

@@ -14,6 +14,7 @@ from mtrec_ray.lake.manifest import Calendar, Lake
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.plan import PairPlan
+from mtrec_ray.streams.prior import Prior
 from mtrec_ray.streams.reader import StepRows, read_pairs, training_batches
 from mtrec_ray.streams.sampling import VALIDATION, split_of
 from mtrec_ray.tuning.data import TrialCache, TrialData, trial_data
@@ -136,9 +137,9 @@ class CountedReads:
     def __init__(self) -> None:
         self.buckets: list[int] = []
 
-    def __call__(self, period: int, bucket: int, lake: Lake, plan: PairPlan):
+    def __call__(self, period: int, bucket: int, lake: Lake, prior: Prior | None, plan: PairPlan):
         self.buckets.append(bucket)
-        return read_pairs(period, bucket, lake, plan)
+        return read_pairs(period, bucket, lake, prior, plan)
 
 
 @pytest.fixture
@@ -149,9 +150,9 @@ def reads(monkeypatch) -> CountedReads:
 
 
 def batches(data: TrialData, cache: TrialCache, sample: SampleConfig, seed: int, reader=None) -> list[StepRows]:
-    plan = cache.plan(data, sample)
+    plan, prior = cache.plan(data, sample)
     schedule = plan.schedule((2,), batch_pairs=2048, lanes=2, seed=seed)
-    return list(training_batches(data.lake, plan, schedule, 0, 1, reader=reader or cache))
+    return list(training_batches(data.lake, plan, schedule, 0, 1, reader=reader or cache, prior=prior))
 
 
 def test_two_trials_of_two_epochs_read_each_bucket_once(trial_lake, reads):
@@ -185,6 +186,6 @@ def test_the_pairs_of_the_last_two_samples_are_cached(trial_lake, reads):
 
 def test_no_pair_of_a_held_back_day_is_trained_on(trial_lake):
     data = trial_data(trial_lake, calendar_of(trial_lake), None, 7)
-    plan = TrialCache().plan(data, SAMPLE)
+    plan, _ = TrialCache().plan(data, SAMPLE)
     assert plan.periods[0].end == data.validation[0]
     assert len(plan.periods) == 1

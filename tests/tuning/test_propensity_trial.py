@@ -127,10 +127,10 @@ def test_the_final_weights_equal_those_of_a_run(trial_lake, changes):
     volume = partial(training_volume, data.lake, config.sample, data.calendar, reader=LocalReader())
     record = new_propensity_run(config, data.lake, data.calendar, volume)
     assert record.groups.of_territory == trial.trainer.group_of_territory.tolist()
-    plan = make_plan(data.lake, config.sample, data.calendar, reader=LocalReader())
+    plan, prior = make_plan(data.lake, config.sample, data.calendar, reader=LocalReader())
     schedule = record.schedule(plan)
-    trainer = PropensityTrainer(config, record.data(data.lake, plan, schedule, Workers()))
-    trainer.run(training_batches(data.lake, plan, schedule, 0, 1, reader=LocalReader()))
+    trainer = PropensityTrainer(config, record.data(data.lake, plan, schedule, Workers(), prior))
+    trainer.run(training_batches(data.lake, plan, schedule, 0, 1, reader=LocalReader(), prior=prior))
     assert_same_weights(trial, trainer.model.state_dict())
     left = 1 - schedule.period_progress(schedule.num_steps - 1)
     assert 0 < left < 0.5
@@ -157,3 +157,13 @@ def test_metrics_are_named_by_measure_and_mean():
             "ndcg@10/weighted": 0.35,
         }
     )
+
+
+def test_a_prior_raises_accuracy_on_validation_users(trial_lake):
+    found = {}
+    for prior in (True, False):
+        config = small_config(trial_lake, model={"d": 16, "prior": prior})
+        trial = trial_of(trial_lake, config=config, validations=1)
+        found[prior] = finish(trial)[0]["pr_auc/mean"]["value"]
+        assert (trial.trainer.model.title_prior is not None) == prior
+    assert found[True] > found[False]

@@ -131,6 +131,7 @@ class TitlePropensity(BaseModel):
     title_id: str
     name: str
     propensity: float
+    """Of a user of average activity: a request does not say when the user watched."""
 
 
 class Propensities(AnswerBody):

@@ -88,7 +88,8 @@ class Prior:
         kept = training[user] & offer_mask[bucket.territory[user], title]
         user, title, first = user[kept], title[kept], first[kept]
         rows = bucket.first_discoveries
-        rows = rows[training[bucket.event_user[rows]]]
+        viewer = bucket.event_user[rows]
+        rows = rows[training[viewer] & offer_mask[bucket.territory[viewer], bucket.event_title[rows]]]
         counts = np.zeros(2)
         for part in range(max(1, self.num_parts - NUM_SEEN_PARTS), self.num_parts):
             start, end = self.cutoffs[part : part + 2]

@@ -88,27 +88,28 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
         title_territory=territory,
     )
     hashes = {r.config.name: r.weights_hash() for r in records}  # before scoring, which a training might overtake
-    scorers = {one.name: one for one in _run_scorers(lake, runs, days)}
+    models = [_snapshots(lake, record, plan, days) for record, plan in runs]
+    scorers = {
+        record.config.name: RunScorer(record.config.name, {day: one.score for day, one in of_day.items()}, plan.sample)
+        for (record, plan), of_day in zip(runs, models, strict=True)
+    }
     compared = [(variant, r.config.seed, r.config.name) for variant, r in zip(variants, records, strict=True)]
     plans = [plan for _, plan in runs]
     references: dict[str, Reference] = {}
     if config.references:
         references = fit_references(lake, plans, history.popularity, catalogues, config.num_negatives, progress)
-        references |= _prior_alone(lake, runs, days) | _interaction_vectors(lake, days)
+        references |= _prior_alone(models) | _interaction_vectors(lake, days)
     for reference, scored in references.items():
         for seed, own in sample_of_seed.items():
             name = f"{reference}/{own.seed}"  # a run's name has no slash
             scorers.setdefault(name, RunScorer(name, dict(scored.on_day), own))
             compared.append((reference, seed, name))
     baselines = _baselines(config, [variant for variant, _, _ in compared], runs)
-    states: dict[tuple[str, int, str], EvaluationState] = {}
-    num_buckets = lake.manifest.num_buckets
-    num_shards = min(num_buckets, max(4, 4 * int(cluster_resources().get("CPU", 0))))  # about four tasks per CPU
-    shards = [tuple(part.tolist()) for part in np.array_split(np.arange(num_buckets), num_shards)]
     day_titles = {day: DayTitles.of(history, catalogues[day].offer_mask) for day in days}
-    arguments = (lake, sample, catalogues, day_titles, list(scorers.values()), cohorts, own_users, settings)
+    arguments = (sample, catalogues, day_titles, list(scorers.values()), cohorts, own_users, settings)
     arguments += (config.num_negatives, known_until(plans, days) if references else {})
-    for _, found in map_tasks(score_shard, shards, *arguments, stage="scoring users", progress=progress):
+    states = dict[tuple[str, int, str], EvaluationState]()
+    for _, found in map_tasks(score_shard, _shards(lake), lake, *arguments, stage="scoring users", progress=progress):
         for key, state in found.items():
             states.setdefault(key, EvaluationState(settings, day_titles[key[1]])).merge(state)
     results = {key: state.summarise() for key, state in states.items()}
@@ -127,6 +128,13 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
     if config.out:
         evaluation.write(config.out)
     return evaluation
+
+
+def _shards(lake: Lake) -> list[tuple[int, ...]]:
+    """Buckets of each task, about four tasks per CPU."""
+    num_buckets = lake.manifest.num_buckets
+    num_shards = min(num_buckets, max(4, 4 * int(cluster_resources().get("CPU", 0))))
+    return [tuple(part.tolist()) for part in np.array_split(np.arange(num_buckets), num_shards)]
 
 
 def _baselines(config: EvaluateConfig, variants: list[str], runs: Runs) -> list[str]:
@@ -223,14 +231,6 @@ def _sample_of_each_seed(runs: Runs, cohorts: list[str]) -> dict[int, SampleConf
     return {seed: sample for seed, (_, sample) in first.items()}
 
 
-def _run_scorers(lake: Lake, runs: Runs, days: list[int]) -> list[RunScorer]:
-    found = []
-    for record, plan in runs:
-        of_day = _snapshots(lake, record, plan, days)
-        found.append(RunScorer(record.config.name, {day: one.score for day, one in of_day.items()}, plan.sample))
-    return found
-
-
 def _snapshots(lake: Lake, record: PropensityRecord, plan: PairPlan, days: list[int]) -> dict[int, PropensityScorer]:
     """A run's model on each day; a snapshot is loaded once for all its days."""
     trained = {day: plan.periods[min(day, len(plan.periods)) - 1].day for day in days}
@@ -241,11 +241,10 @@ def _snapshots(lake: Lake, record: PropensityRecord, plan: PairPlan, days: list[
     return {day: loaded[period] for day, period in trained.items()}
 
 
-def _prior_alone(lake: Lake, runs: Runs, days: list[int]) -> dict[str, Reference]:
+def _prior_alone(models: list[dict[int, PropensityScorer]]) -> dict[str, Reference]:
     """The prior of the first run that has one, without its towers."""
-    for record, plan in runs:
-        if record.model.prior_shape:
-            of_day = _snapshots(lake, record, plan, days)
+    for of_day in models:
+        if all(one.model.title_prior is not None for one in of_day.values()):
             return {PRIOR: Reference({day: one.score_prior for day, one in of_day.items()})}
     return {}
 

@@ -65,8 +65,8 @@ def _write_embeddings(lake: Lake, config: EmbedConfig, bounds: Bounds, progress:
     """Write the new files beside the old ones; returns the manifest that lists them."""
     interactions = config.interactions
     starts = _fold_starts(lake, interactions, bounds, progress)
-    history = (bounds[0], starts[0].item().replace(tzinfo=UTC)) if len(starts) else bounds
-    space = _interaction_space(lake, interactions, history, progress)
+    fitted = (bounds[0], starts[0].item().replace(tzinfo=UTC)) if len(starts) else bounds
+    space = _interaction_space(lake, interactions, fitted, progress)
     titles, blocks = _title_matrix(lake, config, space)
     title_file = write_parquet(lake.uri, "titles", lake.titles.append_column("embedding", fixed_width_column(titles)))
     buckets = range(lake.manifest.num_buckets)
@@ -90,9 +90,9 @@ def _write_embeddings(lake: Lake, config: EmbedConfig, bounds: Bounds, progress:
 def _fold_starts(
     lake: Lake, config: InteractionConfig, bounds: Bounds, progress: ProgressCallback | None
 ) -> np.ndarray:
-    """(K,) datetime64[us] starts of folds by time; none without a history to fit on.
+    """(K,) datetime64[us] starts of folds by time.
 
-    None either without folds or without an order of time.
+    None without folds, an order of time, or events before the first fold.
     """
     if not config.folds or not lake.manifest.calendar.ordered:
         return np.empty(0, "datetime64[us]")

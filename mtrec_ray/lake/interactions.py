@@ -6,10 +6,9 @@ user's vector can be computed from any part of its history:
 
 * the full vector, for serving and evaluation, from the training window;
 * K to train with. In sample, a user's vector would hold the very titles it is to predict. Where events have an order
-  of time, the space is fitted on the first part of the window, its **history**. The rest is divided into K folds by
-  time; the k-th vector holds what came before fold k. So a user's past predicts its future, as in use, and no title of
-  a fold has shaped the space. Otherwise a user's titles are dealt out to the folds, and the k-th vector leaves out
-  those of fold k.
+  of time, the space is fitted on the first part of the window, and the rest is divided into K folds by time; the k-th
+  vector holds what came before fold k. So a user's past predicts its future, as in use, and no title of a fold has
+  shaped the space. Otherwise a user's titles are dealt out to the folds; the k-th vector leaves out those of fold k.
 
 Legend: `N` users of a bucket, `T` titles, `w` width, `K` folds.
 """
@@ -27,7 +26,7 @@ from mtrec_ray.lake.config import InteractionConfig
 from mtrec_ray.lake.manifest import Lake
 
 Bounds = tuple[datetime, datetime]  # [start, end) of the window
-HISTORY = 0.6  # fraction of the window's events
+FITTED_FRACTION = 0.6  # of the window's events, the first ones: the space is fitted on them
 NUM_SLICES = 4096  # of the window, from which the starts of folds are chosen
 TITLE_POWER, USER_POWER = 0.35, 0.5
 """X is divided by (users of the title)^0.35 and (titles of the user)^0.5: best on validation users of five markets."""
@@ -78,12 +77,12 @@ def _slice_starts(bounds: Bounds) -> np.ndarray:
 
 
 def fold_starts(bounds: Bounds, events: np.ndarray, num_folds: int) -> np.ndarray:
-    """(K,) datetime64[us] starts of folds of about as many events after the history.
+    """(K,) datetime64[us] starts of folds of about as many events, after the first part.
 
-    `events` by slice of the window. None where no event would be left for the history.
+    `events` by slice of the window. None where no event would be left for the first part.
     """
     before = np.cumsum(events) - events
-    wanted = events.sum() * (HISTORY + (1 - HISTORY) * np.arange(num_folds) / num_folds)
+    wanted = events.sum() * (FITTED_FRACTION + (1 - FITTED_FRACTION) * np.arange(num_folds) / num_folds)
     starts = np.searchsorted(before, wanted, side="right") - 1
     return _slice_starts(bounds)[starts if before[starts[0]] else starts[:0]]
 

@@ -79,15 +79,9 @@ class Tower(nn.Module):
             rows = rows.add_(self.last_bias)
         return rows if self.final_norm is None else self.final_norm(rows, counts)
 
-    def forward(
-        self,
-        features: Tensor,
-        counts: PairCounts | None = None,
-        compute_dtype: DType = None,
-        one_hot_rows: Tensor | None = None,
-    ) -> Tensor:
-        """(N, width_in) of any float dtype -> (N, d); arguments as of `hidden`."""
-        return self.output(self.hidden(features, counts, compute_dtype, one_hot_rows), counts, compute_dtype)
+    def forward(self, features: Tensor, counts: PairCounts | None = None, compute_dtype: DType = None) -> Tensor:
+        """(N, width_in) of any float dtype -> (N, d); `counts` while training."""
+        return self.output(self.hidden(features, counts, compute_dtype), counts, compute_dtype)
 
 
 class TwoTower(nn.Module):
@@ -117,7 +111,7 @@ class TwoTower(nn.Module):
         self.register_buffer("title_prior", torch.zeros(territories, titles) if has_prior else None)
         self.register_buffer("user_prior", torch.zeros(activities) if has_prior else None)
         self.register_buffer("seen_prior", torch.zeros(()) if has_prior else None)
-        # Of the dot product of interaction vectors, which would outshout the prior
+        # Learned factor of interaction vectors' dot product, which starts at zero: at once in full, it hides the prior
         self.gain = nn.Parameter(torch.zeros(())) if has_prior and config.aligned_width else None
 
     @torch.no_grad()
@@ -168,7 +162,8 @@ class TwoTower(nn.Module):
         `territory` (U,) int64 is read with `one_hot_of_territory`: the first layer times a one-hot row is one of its
         columns.
         """
-        return self.user_tower(features, counts, compute_dtype, self.one_hot_rows(territory))
+        hidden = self.user_tower.hidden(features, counts, compute_dtype, self.one_hot_rows(territory))
+        return self.user_tower.output(hidden, counts, compute_dtype)
 
     def one_hot_rows(self, territory: Tensor | None) -> Tensor | None:
         """(U,) int64 territories -> (U, d) first layer's columns; None without that input."""
@@ -208,7 +203,7 @@ class TwoTower(nn.Module):
 
     @torch.no_grad()
     def with_prior(
-        self, logits: Tensor, territory: int, titles: Tensor | slice, activity: Tensor | None, seen: Tensor | None
+        self, logits: Tensor, territory: int, titles: Tensor | slice, activity: Tensor | None, seen: Tensor
     ) -> Tensor:
         """Add the prior, if there is one, to (U, T) logits of users of one territory.
 
@@ -217,10 +212,9 @@ class TwoTower(nn.Module):
         """
         if self.title_prior is None or self.user_prior is None or self.seen_prior is None:
             return logits
-        if seen is not None:
-            if self.config.aligned_width and self.bias is not None:
-                logits = torch.where(seen, self.bias, logits)
-            logits = logits + self.seen_prior * seen
+        if self.config.aligned_width and self.bias is not None:
+            logits = torch.where(seen, self.bias, logits)
+        logits = logits + self.seen_prior * seen
         if activity is not None:
             logits = logits + self.user_prior[activity, None]
         return logits + self.title_prior[territory, titles]

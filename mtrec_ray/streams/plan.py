@@ -120,7 +120,7 @@ def make_plan(
     order of time.
     """
     buckets = range(lake.manifest.num_buckets) if buckets is None else buckets
-    training = after_history(lake, calendar)
+    training = pair_window(lake, calendar)
     catalogues = [Catalogue.of(lake, *training.day_bounds(day)) for day in range(num_periods)]
     grid = PriorGrid.of(training, num_periods, catalogues[0].offer_mask.size)
     fit = PriorFit(lake, catalogues[0], grid) if grid else None
@@ -156,10 +156,10 @@ def make_plan(
     return plan, prior and prior.with_seen(*pairs.seen)
 
 
-def after_history(lake: Lake, calendar: Calendar) -> Calendar:
-    """The window without the history that interaction vectors were fitted on.
+def pair_window(lake: Lake, calendar: Calendar) -> Calendar:
+    """The part of the window that pairs come from.
 
-    Pairs come from the rest.
+    It starts after the events that the lake's interaction vectors were fitted on.
     """
     starts = lake.manifest.embeddings.fold_starts
     if not starts or not calendar.window_start < starts[0] < calendar.window_end:

@@ -1,7 +1,8 @@
 """What is popular where, and since when: the prior of a pair's logit.
 
 The prior of (user, title) at a **cutoff** is the log of how much likelier than the average pair it is to be a
-discovery soon after, from nothing but discoveries before the cutoff, of training users. It is a sum:
+discovery soon after. It counts training users' discoveries and the user's own events, all before the cutoff; its few
+weights are fitted on training users over the whole window. It is a sum:
 
 * titles: a title's share of its territory's discoveries, by conditional logistic regression on log counts of the last
   7, 30, 90 and 365 days and of all; a count is shrunk to the region's share, and that to all territories';
@@ -52,12 +53,11 @@ class Prior:
     num_parts: int  # P
     titles: np.ndarray  # (S, G, T) float16
     users: np.ndarray  # (NUM_ACTIVITIES,) float32, by `activity`
-    weights: np.ndarray  # (K,) of the log counts
     rates: np.ndarray  # (P,) mean probability of a discovery in the window's parts
     seen: float = 0.0  # added where the user has watched the title before the cutoff
 
     def after(self, period: int) -> np.ndarray:
-        """(G, T) prior of titles for who predicts after period 0, the window, or a later one."""
+        """(G, T) prior of titles for predictions after period 0, the window, or a later one."""
         return self.titles[self.num_parts + period]
 
     def of_pairs(
@@ -107,7 +107,7 @@ class Prior:
     def dump(self) -> bytes:
         """As safetensors."""
         plain = {"cutoffs": self.cutoffs.astype(np.int64), "num_parts": np.array([self.num_parts])}
-        plain |= {"seen": np.array([self.seen]), "rates": self.rates, "weights": self.weights}
+        plain |= {"seen": np.array([self.seen]), "rates": self.rates}
         return save({"titles": self.titles, "users": self.users} | plain)
 
     @classmethod
@@ -212,15 +212,15 @@ class PriorFit:
         at = np.searchsorted(grid.edges, grid.cutoffs)
         inside = np.diff(before[at[: grid.num_parts + 1]], axis=0)  # (P, G, T) discoveries of each part
         features = [self._features(before, cutoff) for cutoff in range(len(grid.cutoffs))]  # (G, T, K) each
-        history = np.any(before[at[: grid.num_parts]], axis=(1, 2))
-        rows = [part for part in range(grid.num_parts) if history[part] and inside[part].any()][-NUM_FIT_PARTS:]
+        known = np.any(before[at[: grid.num_parts]], axis=(1, 2))  # (P,) whether anything is before the part
+        rows = [part for part in range(grid.num_parts) if known[part] and inside[part].any()][-NUM_FIT_PARTS:]
         weights = fit_shares([features[part] for part in rows], [inside[part] for part in rows], self.offered)
         log_rate = self._territories(inside)
         titles = np.stack([log_rate[:, None] + log_lift(one @ weights, self.offered) for one in features])
-        titles[: grid.num_parts][~history] = log_rate[:, None]
+        titles[: grid.num_parts][~known] = log_rate[:, None]
         pairs = float(self.of_territory @ self.offered.sum(axis=1))
         rates = inside.sum(axis=(1, 2)) / max(1.0, pairs)
-        return Prior(grid.cutoffs, grid.num_parts, titles.astype(np.float16), self._users(), weights, rates)
+        return Prior(grid.cutoffs, grid.num_parts, titles.astype(np.float16), self._users(), rates)
 
     def _features(self, before: np.ndarray, cutoff: int) -> np.ndarray:
         """(G, T, K) float32 log of the shrunk counts of each recency."""

@@ -24,8 +24,8 @@ from mtrec_ray.trainers.trainer import Meter, Trainer
 from mtrec_ray.workers import Workers
 
 GAIN_LR = 3e-3
-"""Of the gain of what aligned towers add to the prior, which starts at zero. At 1e-2 it overshot: pairs of a training
-window follow their users' history more closely than those of later months (validation users of dated markets)."""
+"""Learning rate of `TwoTower.gain`. At 1e-2 it became too large: pairs of a training window follow their users' history
+more closely than those of later months do (validation users of dated markets)."""
 MEASURES = ("pr_auc", "ndcg@10")
 MEANS = ("all", "mean", "weighted")
 METRICS = tuple(f"{measure}/{mean}" for measure in MEASURES for mean in MEANS)
@@ -115,7 +115,7 @@ class PropensityTrainer(Trainer[StepRows]):
         return figures
 
     def set_prior(self, period: int) -> None:
-        """Give the model the prior of who predicts after a period."""
+        """Give the model the prior for predictions after a period."""
         if (prior := self.data.prior) is not None:
             values = {"title_prior": prior.after(period), "user_prior": prior.users, "seen_prior": np.array(prior.seen)}
             for name, value in values.items():
@@ -181,16 +181,15 @@ class PropensityScorer:
         groups, territories = torch.tensor([[group], [chunk.territory]], device=self.device).expand(2, len(users))
         index = torch.from_numpy(chunk.title_index.astype(np.int64)).to(self.device)
         logits = self.model.logits(self.model.user_vectors(users, groups, territories), self.titles[index])
-        activity, seen = (torch.from_numpy(array).to(self.device) for array in (chunk.activity, chunk.seen))
-        return self.model.with_prior(logits, chunk.territory, index, activity, seen).cpu().numpy()
+        return self._with_prior(logits, chunk, index)
 
     def score_prior(self, chunk: ScoringChunk) -> np.ndarray:
         """(U, T) float32: the prior alone, without what the towers say."""
-        index, activity, seen = (
-            torch.from_numpy(a).to(self.device)
-            for a in (chunk.title_index.astype(np.int64), chunk.activity, chunk.seen)
-        )
-        logits = torch.zeros(chunk.labels.shape, device=self.device)
+        index = torch.from_numpy(chunk.title_index.astype(np.int64)).to(self.device)
+        return self._with_prior(torch.zeros(chunk.labels.shape, device=self.device), chunk, index)
+
+    def _with_prior(self, logits: Tensor, chunk: ScoringChunk, index: Tensor) -> np.ndarray:
+        activity, seen = (torch.from_numpy(array).to(self.device) for array in (chunk.activity, chunk.seen))
         return self.model.with_prior(logits, chunk.territory, index, activity, seen).cpu().numpy()
 
 

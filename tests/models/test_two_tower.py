@@ -102,7 +102,7 @@ def test_prior_is_added_to_logits(aligned):
     own = np.where(seen, -1.5, logits) if aligned else logits
     expected = own - 0.75 * seen + users_prior[activity, None] + titles_prior[1, titles]
     torch.testing.assert_close(found, torch.from_numpy(expected), rtol=1e-6, atol=1e-6)
-    everything = model.with_prior(torch.zeros(1, 7), 0, slice(None), None, None)
+    everything = model.with_prior(torch.zeros(1, 7), 0, slice(None), None, torch.zeros(1, 7, dtype=torch.bool))
     torch.testing.assert_close(everything, torch.from_numpy(titles_prior[:1]).float())
 
 

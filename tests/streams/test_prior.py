@@ -160,7 +160,7 @@ class TestLeaks:
         window = slice(0, one.num_parts + 1)
         assert np.array_equal(one.titles[window], two.titles[window])
         assert not np.array_equal(one.after(1), two.after(1))
-        for name in ("users", "weights", "rates", "seen"):
+        for name in ("users", "rates", "seen"):
             assert np.array_equal(getattr(one, name), getattr(two, name)), name
 
     @pytest.mark.parametrize("part", [1, 20, 58])

@@ -48,6 +48,7 @@ def make_users(seed: int, pairs_each: np.ndarray, groups: np.ndarray) -> dict[st
         "title_index": rng.integers(0, NUM_TITLES, num_pairs),
         "labels": rng.integers(0, 2, num_pairs),
         "user_territory": rng.integers(0, len(ONE_HOT), len(pairs_each)),
+        "prior": rng.standard_normal(num_pairs),
     }
 
 
@@ -64,7 +65,7 @@ def split_users(users: dict[str, np.ndarray], parts: list[slice]) -> list[dict[s
         offsets = users["offsets"][part.start : part.stop + 1]
         pairs = slice(offsets[0], offsets[-1])
         of_users = {name: users[name][part] for name in ("user_features", "user_group", "user_territory")}
-        of_pairs = {name: users[name][pairs] for name in ("title_index", "labels")}
+        of_pairs = {name: users[name][pairs] for name in ("title_index", "labels", "prior")}
         workers.append(of_users | of_pairs | {"offsets": offsets - offsets[0]})
     return workers
 

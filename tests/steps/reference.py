@@ -38,7 +38,7 @@ class PairByPair(nn.Module):
             vectors = users if model.group_block is None else group_part(model, users, g)
             if model.config.paper:
                 vectors = vectors.relu()
-            logits = _logits(model, (vectors * titles).sum(1))  # (P,)
+            logits = _logits(model, (vectors * titles).sum(1)) + batch.prior  # (P,)
             losses.append(
                 (F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none") * (pair_groups == g)).sum()
             )
@@ -66,7 +66,7 @@ def deduplicated_loss(model: TwoTower, batch: PairBatch, *, dense: bool) -> Tens
         dots = (users @ titles.T)[batch.user_rows, batch.title_rows]  # (P,)
     else:
         dots = (users[batch.user_rows] * titles[batch.title_rows]).sum(1)  # (P,)
-    return F.binary_cross_entropy_with_logits(_logits(model, dots), batch.labels)
+    return F.binary_cross_entropy_with_logits(_logits(model, dots) + batch.prior, batch.labels)
 
 
 def _distinct_rows(tower: Tower, rows: Tensor, num_pairs: Tensor) -> Tensor:
@@ -79,7 +79,9 @@ def _distinct_rows(tower: Tower, rows: Tensor, num_pairs: Tensor) -> Tensor:
 
 
 def _logits(model: TwoTower, dots: Tensor) -> Tensor:
-    return dots if model.bias is None else dots / model.config.d**0.5 + model.bias
+    if model.bias is None:
+        return dots
+    return dots * (1 if model.gain is None else model.gain) / model.config.d**0.5 + model.bias
 
 
 def _group_sizes(batch: PairBatch) -> list[int]:

@@ -1,4 +1,4 @@
-"""`make_pair_batch`: pairs have their own user, title and label; users are sorted by group; titles are distinct."""
+"""`make_pair_batch`: pairs have their own user, title, label and prior; users sorted by group, titles distinct."""
 
 import numpy as np
 import torch
@@ -47,15 +47,18 @@ def test_batch_without_users_has_no_rows():
 
 
 @given(seed=st.integers(0, 2**32 - 1), num_users=st.integers(0, 30))
-def test_pairs_have_their_own_user_title_and_label(seed, num_users):
+def test_pairs_have_their_own_user_title_label_and_prior(seed, num_users):
     rng = np.random.default_rng(seed)
     offsets = np.concatenate([[0], rng.integers(0, 4, num_users).cumsum()])
     groups, titles = rng.integers(0, 3, num_users), rng.integers(0, 10, offsets[-1])
     labels = rng.integers(0, 2, offsets[-1])
-    batch = make(np.arange(num_users), groups, offsets, titles, labels)
+    prior = rng.integers(-9, 9, offsets[-1])
+    batch = make(np.arange(num_users), groups, offsets, titles, labels, prior=prior)
     users = batch.user_features[batch.user_rows, 0].long().numpy()
-    pairs = sorted(zip(users, batch.title_features[batch.title_rows, 0].int().numpy() // 2, batch.labels, strict=True))
-    expected = sorted(zip(np.repeat(np.arange(num_users), np.diff(offsets)), titles, labels, strict=True))
+    title = batch.title_features[batch.title_rows, 0].int().numpy() // 2
+    pairs = sorted(zip(users, title, batch.labels.tolist(), batch.prior.tolist(), strict=True))
+    users = np.repeat(np.arange(num_users), np.diff(offsets))
+    expected = sorted(zip(users, titles, labels, prior, strict=True))
     assert pairs == expected
     assert (batch.user_rows.diff() >= 0).all()
     assert len(batch.title_features.unique(dim=0)) == len(batch.title_features)

@@ -82,6 +82,7 @@ def gradients_of(paper: PaperA) -> dict[str, Tensor]:
 
 TOWERS = ("user_tower", "title_tower")
 USERS = make_users(0, np.array([3, 0, 5, 2, 1, 0, 4, 3, 2, 6]), np.array([2, 0, 1, 2, 0, 1, 0, 2, 2, 1]))
+USERS["prior"] = np.zeros_like(USERS["prior"])  # the paper has none
 
 
 def pairs_of(batch: PairBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -32,6 +32,7 @@ GROUPED = make_users(0, np.array([3, 0, 5, 2, 1, 0, 4, 3, 2, 6]), np.array([2, 0
 DISTINCT = make_users(1, np.ones(12, int), np.array([2, 0, 1, 2, 0, 1, 0, 2, 2, 1, 0, 1]))
 EMPTY_GROUP = make_users(2, np.array([3, 1, 5, 2]), np.array([2, 0, 0, 2]))
 SEVERAL_TILES = make_users(3, np.arange(600) % 3, np.arange(600) % 2)
+GAIN = {"prior_shape": (2, NUM_TITLES, 1), "aligned_width": 2}  # towers whose dot product has a learned factor
 NOBODY = make_users(0, np.zeros(2, int), np.array([0, 1]))
 USERS = {"grouped": GROUPED, "distinct": DISTINCT, "empty group": EMPTY_GROUP, "several tiles": SEVERAL_TILES}
 
@@ -52,7 +53,7 @@ def assert_equals_pair_by_pair(model: TwoTower, batch: PairBatch) -> None:
 
 
 @pytest.mark.parametrize("cells_per_pair", [100, 0], ids=["dense", "gathered"])
-@pytest.mark.parametrize("settings", [{}, {"paper": True}, {"one_hot_of_territory": ONE_HOT}], ids=str)
+@pytest.mark.parametrize("settings", [{}, {"paper": True}, {"one_hot_of_territory": ONE_HOT}, GAIN], ids=str)
 @pytest.mark.parametrize("group_block", BLOCKS)
 @pytest.mark.parametrize("users", USERS)
 def test_loss_and_gradients_equal_those_pair_by_pair(users, group_block, settings, cells_per_pair, monkeypatch):

@@ -2,6 +2,9 @@
 
 # pyright: reportAttributeAccessIssue=false
 
+from dataclasses import replace
+from datetime import timedelta
+
 import numpy as np
 import pytest
 
@@ -53,6 +56,16 @@ def test_every_added_user_is_active(lake):
         bucket = Bucket.read(lake, index)
         rows, added = sampled_users(bucket, plan.sample, plan.calendar, np.array(plan.added_rates))
         assert bucket.active(*CALENDAR.day_bounds(0), 30)[rows[added]].all()
+
+
+def test_pairs_come_from_the_folds_alone_and_activity_from_the_window(lake):
+    whole, start = make_plan(lake, SampleConfig(active_days=60)), CALENDAR.window_end - timedelta(days=20)
+    embeddings = lake.manifest.embeddings.model_copy(update={"fold_starts": [start]})
+    folded = replace(lake, manifest=lake.manifest.model_copy(update={"embeddings": embeddings}))
+    late = make_plan(folded, SampleConfig(active_days=60))
+    assert (late.periods[0].start, late.periods[0].end) == (start, CALENDAR.window_end)
+    assert sum(late.periods[0].positives) < sum(whole.periods[0].positives)
+    assert (late.active_users, late.calendar) == (whole.active_users, whole.calendar)
 
 
 def test_events_before_the_window_make_no_user_active(tmp_path):

@@ -21,6 +21,8 @@ from mtrec_ray.models.batch_norm import PairBatchNorm, PairCounts
 from mtrec_ray.models.group_blocks import GROUP_BLOCKS, DType, matmul
 from mtrec_ray.models.shapes import GroupBlockName
 
+EPSILON = 1e-5  # added to the mean square of a user vector before its root
+
 
 @dataclass(frozen=True)
 class TwoTowerConfig:
@@ -173,11 +175,15 @@ class TwoTower(nn.Module):
         return F.embedding(self.column_of_territory[territory], self.one_hot)
 
     def apply_block(self, users: Tensor, offsets: Sequence[int], compute_dtype: DType = None) -> Tensor:
-        """(U, d) user tower outputs sorted by group, (G + 1) row offsets -> (U, d) user vectors."""
-        if self.group_block is None:
-            return users
-        users = self.group_block(users, offsets, compute_dtype)
-        return users.relu() if self.config.paper else users
+        """(U, d) user tower outputs sorted by group, (G + 1) row offsets -> (U, d) user vectors.
+
+        Beside the prior, which knows how active a user is, interaction vectors say what he likes and no more: every
+        user vector then has length sqrt(d) (RMSNorm, Zhang and Sennrich 2019).
+        """
+        if self.group_block is not None:
+            users = self.group_block(users, offsets, compute_dtype)
+            users = users.relu() if self.config.paper else users
+        return users if self.gain is None else F.rms_norm(users, (self.config.d,), eps=EPSILON)
 
     def head(self, dots: Tensor) -> Tensor:
         """Dot products of user and title vectors -> logits."""
@@ -189,8 +195,6 @@ class TwoTower(nn.Module):
     def user_vectors(self, features: Tensor, group_index: Tensor, territory: Tensor | None = None) -> Tensor:
         """(U, user_width) features in any order, (U,) int64 group and territory -> (U, d)."""
         users = self.user_outputs(features, territory)  # (U, d)
-        if self.group_block is None:
-            return users
         order = torch.argsort(group_index, stable=True)
         counts = torch.bincount(group_index, minlength=self.config.num_groups)
         in_order = self.apply_block(users[order], [0, *counts.cumsum(0).tolist()])

@@ -112,6 +112,21 @@ def test_without_a_prior_logits_stay_as_they_are():
     assert model.with_prior(logits, 0, slice(None), None, torch.ones(2, 3, dtype=torch.bool)) is logits
 
 
+@pytest.mark.parametrize("block", ["none", "dense"])
+def test_beside_the_prior_user_vectors_of_interactions_are_equally_long(block):
+    """How active a user is, the prior knows; without it their lengths differ, as do those of other towers."""
+    features, groups = torch.randn(6, 5) * torch.logspace(0, 3, 6)[:, None], torch.tensor([2, 0, 1, 1, 0, 2])
+    lengths = {
+        (aligned, bool(prior)): make_model(block, aligned_width=aligned, **prior)
+        .user_vectors(features, groups * (block != "none"))
+        .norm(dim=1)
+        for aligned in (0, 4)
+        for prior in ({}, PRIOR)
+    }
+    torch.testing.assert_close(lengths.pop((4, True)), torch.full((6,), 8**0.5), rtol=1e-3, atol=0)
+    assert all(found.max() > 2 * found.min() for found in lengths.values())
+
+
 def test_gain_of_aligned_towers_starts_at_the_prior_alone():
     """It scales the dot product, and has a rate of its own."""
     model = make_model("none", aligned_width=4, initial_bias=-1.5, **PRIOR)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrec_ray.models.batch_norm import PairBatchNorm
-from mtrec_ray.models.two_tower import Tower, TwoTower
+from mtrec_ray.models.two_tower import EPSILON, Tower, TwoTower
 from mtrec_ray.steps.batch import PairBatch
 
 
@@ -38,6 +38,7 @@ class PairByPair(nn.Module):
             vectors = users if model.group_block is None else group_part(model, users, g)
             if model.config.paper:
                 vectors = vectors.relu()
+            vectors = _equal_length(model, vectors)
             logits = _logits(model, (vectors * titles).sum(1)) + batch.prior  # (P,)
             losses.append(
                 (F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="none") * (pair_groups == g)).sum()
@@ -62,6 +63,7 @@ def deduplicated_loss(model: TwoTower, batch: PairBatch, *, dense: bool) -> Tens
     if model.group_block is not None:
         parts = enumerate(users.split(_group_sizes(batch)))
         users = torch.cat([group_part(model, rows, g) for g, rows in parts])
+    users = _equal_length(model, users)
     if dense:
         dots = (users @ titles.T)[batch.user_rows, batch.title_rows]  # (P,)
     else:
@@ -82,6 +84,13 @@ def _logits(model: TwoTower, dots: Tensor) -> Tensor:
     if model.bias is None:
         return dots
     return dots * (1 if model.gain is None else model.gain) / model.config.d**0.5 + model.bias
+
+
+def _equal_length(model: TwoTower, users: Tensor) -> Tensor:
+    """User vectors of length sqrt(d), to which nearly zero ones are shorter, where the dot product has a gain."""
+    if model.gain is None:
+        return users
+    return users / (users.square().mean(1, keepdim=True) + EPSILON).sqrt()
 
 
 def _group_sizes(batch: PairBatch) -> list[int]:

@@ -72,6 +72,7 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
     if config.out:
         check_writable(config.out)
     catalogues = {day: Catalogue.of(lake, *calendar.day_bounds(day)) for day in (0, *days)}
+    notes = _few_negatives(config.num_negatives, lake, catalogues)
     history, counted = _count(lake, sample, catalogues, cohorts[0], progress)
     own_users = cohorts[0] == HELD_OUT and counted.own_users_suffice
     positives = counted.of_own_users if own_users else counted.of_cohort
@@ -118,7 +119,7 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
         own = {(day, cohort): result for (run, day, cohort), result in results.items() if run == name}
         evaluated.append(EvaluatedRun(variant, own, seed, name, hashes.get(name)))
     of_variant = {v: [plan for w, plan in zip(variants, plans, strict=True) if w == v] for v in variants}
-    notes = [*(counted.notes() if cohorts[0] == HELD_OUT else []), *notes_on_samples(of_variant)]
+    notes += [*(counted.notes() if cohorts[0] == HELD_OUT else []), *notes_on_samples(of_variant)]
     if config.num_titles and not titles:
         notes.append("no case study: no territory has a local and a global title with positives")
     labels = title_labels(lake.titles.take(pa.array(titles, pa.int64())))
@@ -128,6 +129,21 @@ def evaluate_propensity(config: EvaluateConfig, progress: ProgressCallback | Non
     if config.out:
         evaluation.write(config.out)
     return evaluation
+
+
+def _few_negatives(num_negatives: int | None, lake: Lake, catalogues: dict[int, Catalogue]) -> list[str]:
+    """A note on territories that offer too few titles; UserError where all do."""
+    if num_negatives is None or "candidates" in lake.manifest.files:
+        return []
+    offered = np.max([[len(offer) for offer in one.offers] for one in catalogues.values()], axis=0)  # (G,)
+    names, few = lake.territory_names(), np.flatnonzero(offered <= num_negatives)
+    if len(few) == len(names):
+        found = f"num_negatives = {num_negatives}: no territory offers more than {offered.max()} titles"
+        raise UserError(f"{found}: lower it, or leave it out to rank all titles")
+    if not len(few):
+        return []
+    listed = ", ".join(f"{names[t]} ({offered[t]})" for t in few[:5]) + (f" and {len(few) - 5} more" * (len(few) > 5))
+    return [f"all titles are ranked where fewer than {num_negatives} negatives are offered: {listed}"]
 
 
 def _shards(lake: Lake) -> list[tuple[int, ...]]:

@@ -66,6 +66,12 @@ def evaluate_here(*runs: str, **settings) -> PropensityEvaluation:
     return evaluate.evaluate_propensity(validate_config(EvaluateConfig, document))
 
 
+def catalogues_of(lake: Lake) -> list[list[np.ndarray]]:
+    """Titles offered by territory, in the window and on each day after it."""
+    calendar = lake.manifest.calendar
+    return [Catalogue.of(lake, *calendar.day_bounds(day)).offers for day in (0, 1, 2)]
+
+
 def plan_of(lake: Lake, runs: Path, **sample) -> PairPlan:
     return load_plan(write_run(lake, runs, "planned", 0, sample=sample), PairPlan)
 
@@ -226,6 +232,19 @@ class TestEvaluation:
         assert "no ials: pip install 'mtrec_ray[references]'" in caplog.text
         assert "no ease: 40 titles, at most 30; item-knn knows the most popular" in caplog.text
         assert "no item-knn-own" in caplog.text
+
+    def test_more_negatives_than_titles_are_said(self, lake, tmp_path):
+        """Of a few territories in the tables, of all before work."""
+        offered = [max(map(len, offers)) for offers in zip(*catalogues_of(lake), strict=True)]
+        run, names = write_run(lake, tmp_path, "random", 0), lake.territory_names()
+        fewest, most = min(offered), max(offered)
+        assert fewest < most
+        listed = ", ".join(f"{name} ({count})" for name, count in zip(names, offered, strict=True) if count == fewest)
+        expected = f"all titles are ranked where fewer than {fewest} negatives are offered: {listed}"
+        assert expected in evaluate_here(run, num_negatives=fewest, references=False).report.notes
+        assert not any("all titles" in note for note in evaluate_here(run, references=False).report.notes)
+        with pytest.raises(UserError, match=f"num_negatives = {most}: no territory offers more than {most} titles"):
+            evaluate_here(run, num_negatives=most)
 
     @pytest.mark.parametrize("names", [["ease"], ["item-knn-s0", "item-knn-s1"]])
     def test_the_name_of_a_reference_is_refused_before_work(self, lake, tmp_path, monkeypatch, names):

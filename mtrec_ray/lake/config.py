@@ -94,7 +94,7 @@ class InteractionConfig(Config):
     out the titles of fold k where events have no order of time. 0 = none, which cost the baseline a fifth of its PR-AUC
     on five real markets."""
     seed: Seed = 0
-    """Seed of the decomposition and of the folds."""
+    """Seed of the decomposition, of the folds and of fine-tuning."""
 
     @field_validator("folds")
     @classmethod
@@ -111,6 +111,15 @@ class TextConfig(Config):
     """Hugging Face name or local folder (Gampa et al. 2023: a 768 wide BERT); null leaves text out."""
     device: Literal["cpu", "cuda"] = "cpu"
     """Where the encoder runs."""
+    fine_tune_steps: int = Field(default=0, ge=0)
+    """First fine-tune the encoder on titles that the same users watched, in so many steps of 64 pairs (paper A);
+    0 = as it is. All titles of a lake have one encoder, tuned anew by each run. Needs mtrec_ray[text]."""
+
+    @model_validator(mode="after")
+    def _fine_tunes_a_model(self) -> "TextConfig":
+        if self.fine_tune_steps and self.model is None:
+            raise ValueError(f"text.fine_tune_steps = {self.fine_tune_steps} has no effect without text.model: set one")
+        return self
 
 
 class EmbedConfig(Config):

@@ -1,11 +1,12 @@
 """`mtrec lake embed`: embeddings for a lake whose source has none.
 
 A title's vector is [text | categories | interactions], a user's is [interactions]: the discoveries of the training
-window, decomposed (`interactions`); the mean of a transformer's last token vectors (paper A, 3.1), both scaled to unit
-mean square; the most frequent values of the categorical columns, 0 or 1.
+window, decomposed (`interactions`); the mean of a transformer's last token vectors (paper A, 3.1), which is fine-tuned
+first if the settings say so (`title_pairs`), both scaled to unit mean square; the most frequent values of the
+categorical columns, 0 or 1. All is computed anew at each call: vectors of two calls are in different spaces, and a
+model trained on the ones does not fit the others.
 """
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -13,15 +14,14 @@ from datetime import UTC
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import scipy.sparse as sp
 
 from mtrec_ray.columns import fixed_width_column
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.lake.bucket import Bucket, within
-from mtrec_ray.lake.cluster import cluster_resources, joins_cluster, map_tasks, need_ray
-from mtrec_ray.lake.config import EmbedConfig, InteractionConfig, TextConfig
+from mtrec_ray.lake.cluster import map_tasks
+from mtrec_ray.lake.config import EmbedConfig, InteractionConfig
 from mtrec_ray.lake.inspect import LakeSummary
 from mtrec_ray.lake.interactions import (
     Bounds,
@@ -34,14 +34,18 @@ from mtrec_ray.lake.interactions import (
     user_vectors,
 )
 from mtrec_ray.lake.manifest import Lake, LakeFile, Manifest, bucket_folder
+from mtrec_ray.lake.title_pairs import (
+    PAIRS_PER_BATCH,
+    TextPair,
+    TitlePairs,
+    batches_without_repeats,
+    sample_title_pairs,
+)
+from mtrec_ray.lake.title_text import check_text, encode_texts, title_texts
 from mtrec_ray.lake.write import replace_files, write_failure, write_lock, write_parquet
 from mtrec_ray.sources.source import Embeddings
 
-BATCH_SIZE = 64  # Titles per forward pass
-MAX_TOKENS = 128  # Longer texts are truncated
 MAX_CATEGORIES = 64
-
-logger = logging.getLogger(__name__)
 
 
 def embed_lake(config: EmbedConfig, progress: ProgressCallback | None = None) -> LakeSummary:
@@ -54,6 +58,7 @@ def embed_lake(config: EmbedConfig, progress: ProgressCallback | None = None) ->
             present = lake.manifest.embeddings
             if (present.user_width or present.title_width) and not config.overwrite:
                 raise UserError(f"lake {config.lake!r} has embeddings already: replace them with --set overwrite=true")
+            check_text(title_texts(lake.titles), config.text)
             folders = ("users/", "titles/")
             manifest = replace_files(uri, lambda: _write_embeddings(lake, config, bounds, progress), folders)
     except OSError as error:
@@ -66,8 +71,9 @@ def _write_embeddings(lake: Lake, config: EmbedConfig, bounds: Bounds, progress:
     interactions = config.interactions
     starts = _fold_starts(lake, interactions, bounds, progress)
     fitted = (bounds[0], starts[0].item().replace(tzinfo=UTC)) if len(starts) else bounds
-    space = _interaction_space(lake, interactions, fitted, progress)
-    titles, blocks = _title_matrix(lake, config, space)
+    space, title_users = _interaction_space(lake, interactions, fitted, progress)
+    pairs = _text_pairs(lake, config, fitted, title_users, progress)
+    titles, blocks = _title_matrix(lake, config, space, pairs, progress)
     title_file = write_parquet(lake.uri, "titles", lake.titles.append_column("embedding", fixed_width_column(titles)))
     buckets = range(lake.manifest.num_buckets)
     arguments = (lake, space, bounds, interactions, starts)
@@ -104,7 +110,8 @@ def _fold_starts(
 
 def _interaction_space(
     lake: Lake, config: InteractionConfig, bounds: Bounds, progress: ProgressCallback | None
-) -> InteractionSpace:
+) -> tuple[InteractionSpace, np.ndarray]:
+    """The space, and the users of each title within `bounds`, (T,)."""
     num_titles = lake.titles.num_rows
     gram, title_users, num_users = sp.csr_matrix((num_titles, num_titles)), np.zeros(num_titles), 0
     buckets = range(lake.manifest.num_buckets)
@@ -114,7 +121,30 @@ def _interaction_space(
     if title_users.sum() == 0:
         window = f"[{bounds[0]}, {bounds[1]})"
         raise UserError(f"lake {lake.uri!r} holds no event in {window}: set window.start and window.end")
-    return fit_space(sp.csr_matrix(gram), title_users, num_users, config)
+    return fit_space(sp.csr_matrix(gram), title_users, num_users, config), title_users
+
+
+def _text_pairs(
+    lake: Lake, config: EmbedConfig, bounds: Bounds, title_users: np.ndarray, progress: ProgressCallback | None
+) -> list[TextPair]:
+    """Texts of titles that a user watched within `bounds`, to fine-tune the encoder on."""
+    steps, seed = config.text.fine_tune_steps, config.interactions.seed
+    if not steps:
+        return []
+    texts, max_pairs = title_texts(lake.titles), steps * PAIRS_PER_BATCH
+    users_with_text = np.where([bool(text) for text in texts], title_users, 0)
+    arguments = (lake, bounds, users_with_text, max_pairs, seed)
+    found, buckets = TitlePairs.none(), range(lake.manifest.num_buckets)
+    for _, part in map_tasks(sample_title_pairs, buckets, *arguments, stage="sampling title pairs", progress=progress):
+        found = found.merge(part, max_pairs)
+    pairs = [(texts[one], texts[other]) for one, other in found.shuffled(seed).tolist() if texts[one] != texts[other]]
+    if len(next(batches_without_repeats(pairs), [])) < 2:
+        window = f"[{bounds[0]}, {bounds[1]})"
+        raise UserError(
+            f"text.fine_tune_steps = {steps} needs pairs of titles with text that a user watched in {window}, and at "
+            "least four different titles: set window.start and window.end, or text.fine_tune_steps=0"
+        )
+    return pairs
 
 
 def _in_order(parts: Iterable[tuple[int, Any]]) -> Iterator[Any]:
@@ -139,14 +169,18 @@ def _embed_bucket(
     return write_parquet(lake.uri, bucket_folder("users", index), users, compression="none")
 
 
-def _title_matrix(lake: Lake, config: EmbedConfig, space: InteractionSpace) -> tuple[np.ndarray, list[str]]:
+def _title_matrix(
+    lake: Lake, config: EmbedConfig, space: InteractionSpace, pairs: list[TextPair], progress: ProgressCallback | None
+) -> tuple[np.ndarray, list[str]]:
     """(T, title_width) float32 and the names of its blocks of columns."""
     blocks, names = [], []
     texts = title_texts(lake.titles)
     if config.text.model and any(texts):
-        encoded = encode_texts(texts, config.text)
+        encoded = encode_texts(texts, config.text, pairs, config.interactions.seed, progress)
         blocks.append(encoded / np.sqrt(np.square(encoded[encoded.any(axis=1)]).mean()))
-        names.append(f"text ({config.text.model})")
+        steps, seed = config.text.fine_tune_steps, config.interactions.seed
+        tuned = f", fine-tuned: {steps} steps of {PAIRS_PER_BATCH} pairs, seed {seed}" if steps else ""
+        names.append(f"text ({config.text.model}{tuned})")
     categories = _categories(lake)
     if categories:
         blocks.append(np.array(categories, dtype=np.float32).T)
@@ -167,58 +201,3 @@ def _categories(lake: Lake) -> list[list[float]]:
         frequent = sorted(counts, key=lambda value: (-counts[value], value))[:MAX_CATEGORIES]
         columns += [[float(value in listed) for listed in values] for value in frequent]
     return columns
-
-
-def title_texts(titles: pa.Table) -> list[str]:
-    """Name, genres and synopsis of each title in one text; empty where there is none."""
-    columns = [titles[name].to_pylist() for name in ("name", "genres", "synopsis")]
-    return [". ".join(part for part in parts if part) for parts in zip(*columns, strict=True)]
-
-
-def encode_texts(texts: list[str], config: TextConfig) -> np.ndarray:
-    """(titles, width) float32, zeros for empty texts; runs as one Ray task."""
-    if config.device == "cuda" and not cluster_resources().get("GPU"):
-        message = "text.device = cuda needs a GPU and the cluster has none, so Ray would wait for one: use cpu"
-        if not joins_cluster():
-            raise UserError(message)
-        logger.warning("%s, unless the cluster can add one", message)
-    width = int(load_encoder(config)[1].config.hidden_size)  # fails here first: a worker's error is hard to read
-    vectors = np.zeros((len(texts), width), dtype=np.float32)
-    index = [i for i, text in enumerate(texts) if text]
-    ray = need_ray()
-    task = ray.remote(num_gpus=1 if config.device == "cuda" else 0, max_retries=3)(encode_batches)
-    vectors[index] = ray.get(task.remote([texts[i] for i in index], config))
-    return vectors
-
-
-def encode_batches(texts: list[str], config: TextConfig) -> np.ndarray:
-    """(texts, width) float32."""
-    import torch
-
-    tokenizer, encoder = load_encoder(config)
-    encoder = encoder.to(config.device).eval()
-    vectors = []
-    for start in range(0, len(texts), BATCH_SIZE):
-        batch = texts[start : start + BATCH_SIZE]
-        tokens = tokenizer(batch, padding=True, truncation=True, max_length=MAX_TOKENS, return_tensors="pt")
-        tokens = tokens.to(config.device)
-        with torch.inference_mode():
-            states = encoder(**tokens).last_hidden_state  # (B, tokens, width)
-        mask = tokens["attention_mask"].unsqueeze(-1).to(states.dtype)  # (B, tokens, 1)
-        vectors.append(((states * mask).sum(1) / mask.sum(1)).float().cpu().numpy())
-    return np.concatenate(vectors)
-
-
-def load_encoder(config: TextConfig) -> tuple[Any, Any]:
-    """Tokenizer and encoder of a Hugging Face name or folder; UserError if unloadable."""
-    from safetensors import SafetensorError
-    from transformers import AutoModel, AutoTokenizer
-
-    assert config.model is not None
-    try:
-        return AutoTokenizer.from_pretrained(config.model), AutoModel.from_pretrained(config.model)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(
-            f"text model {config.model!r} cannot be loaded ({str(error).splitlines()[0]}): connect to its hub once, "
-            "name a local folder with --set text.model=DIR, or leave text out with --set text.model=null"
-        ) from error

@@ -70,7 +70,7 @@ class LakeSummary:
 
     def _facts(self) -> dict[str, object]:
         manifest, calendar, embeddings = self.manifest, self.manifest.calendar, self.manifest.embeddings
-        widths = f"user {embeddings.user_width}, title {embeddings.title_width}"
+        vectors = f"user {embeddings.user_width}, title {embeddings.title_width}\n{embeddings.description}".strip()
         num_regions = len({territory.region for territory in manifest.territories})
         files = [f"{file.path}: {file.rows:,} rows of {file.table}" for file in manifest.raw_files]
         more = [f"and {len(files) - NUM_SHOWN:,} more"] * (len(files) > NUM_SHOWN)
@@ -86,7 +86,7 @@ class LakeSummary:
             **(_describe(self.statistics) if self.statistics else {}),
             "window": f"{calendar.window_start:%Y-%m-%d %H:%M} to {calendar.window_end:%Y-%m-%d %H:%M} UTC",
             "evaluation": f"{calendar.num_evaluation_days} days of {calendar.day_s / DAY_S:g} d",
-            "embeddings": widths if embeddings.user_width else "none yet",
+            "embeddings": vectors if embeddings.user_width else "none yet",
             "buckets": manifest.num_buckets,
             "hash": manifest.lake_hash[:16],
             "notes": "\n".join(manifest.notes) or "none",

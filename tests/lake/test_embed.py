@@ -17,10 +17,12 @@ from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import write_file
 from mtrec_ray.hashing import mix, user_keys
-from mtrec_ray.lake.config import EmbedConfig, InteractionConfig, TextConfig
-from mtrec_ray.lake.embed import embed_lake, encode_texts
+from mtrec_ray.lake.config import EmbedConfig, InteractionConfig, LakeConfig, TextConfig
+from mtrec_ray.lake.embed import embed_lake
+from mtrec_ray.lake.inspect import show_lake
 from mtrec_ray.lake.interactions import TITLE_POWER, USER_POWER, InteractionSpace, fit_space, scale_rows
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.lake.title_text import encode_texts
 from mtrec_ray.streams.ordered import LocalReader
 from tests.lake.conftest import verified
 from tests.streams.lakes import CALENDAR, day, event_table, lake_of, random_rows, title_table, write_lake
@@ -373,3 +375,34 @@ def test_title_vector_is_text_categories_and_interactions(ray_cluster, minilm, t
     assert_half_close(text, expected / np.sqrt(np.square(expected).mean()))
     assert interactions.any(axis=1).all()
     assert lake.manifest.embeddings.description.startswith(f"titles: text ({minilm}) | categories | interactions")
+
+
+@pytest.mark.ray
+def test_fine_tuned_text_is_recorded_shown_and_the_same_again(ray_cluster, minilm, tmp_path):
+    lake = bare_lake(tmp_path / "lake")
+    settings = {"text": {"model": minilm, "fine_tune_steps": 2}, "overwrite": True}
+    plain = embed(lake, text={"model": minilm}).title_embeddings()
+    steps = []
+    document = {"lake": lake.uri, "interactions": INTERACTIONS} | settings
+    embed_lake(EmbedConfig.model_validate(document), lambda stage, done, *_: steps.append((stage, done)))
+    tuned = Lake.open(lake.uri)
+    assert [done for stage, done in steps if stage == "fine-tuning the text encoder"] == [1, 2]
+    assert not np.allclose(tuned.title_embeddings()[:, :384], plain[:, :384], atol=1e-2)
+    assert np.array_equal(tuned.title_embeddings()[:, 384:], plain[:, 384:])
+    how = f"titles: text ({minilm}, fine-tuned: 2 steps of 64 pairs, seed 4) | interactions; users: interactions"
+    assert tuned.manifest.embeddings.description == how
+    assert how in str(show_lake(LakeConfig(lake=lake.uri))._facts()["embeddings"])
+    assert embed(tuned, **settings).manifest == tuned.manifest
+
+
+@pytest.mark.usefixtures("in_process")
+def test_fine_tuning_without_pairs_is_an_error_and_leaves_the_lake_unchanged(minilm, tmp_path):
+    events = [("a", "t0", day(1, 2)), ("b", "t1", day(1, 3))]
+    titles = title_table({"t0": [], "t1": []})
+    lake = lake_of(tmp_path / "lake", {"a": "north", "b": "north"}, events, titles, embedded=False)
+    before = sorted((tmp_path / "lake").rglob("*"))
+    with pytest.raises(
+        UserError, match=r"text\.fine_tune_steps = 2 needs pairs of titles .* or text\.fine_tune_steps=0"
+    ):
+        embed(lake, text={"model": minilm, "fine_tune_steps": 2})
+    assert sorted((tmp_path / "lake").rglob("*")) == before

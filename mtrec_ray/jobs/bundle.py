@@ -26,7 +26,7 @@ from mtrec_ray.jobs.config import BundleConfig
 from mtrec_ray.jobs.report import EVALUATION_FILE, EVALUATION_VERSION
 from mtrec_ray.lake.bucket import Bucket, Catalogue
 from mtrec_ray.lake.cluster import map_tasks
-from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.lake.manifest import PROJECTION, Lake
 from mtrec_ray.models.fairness_methods import EliminatorMethod
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.training.backbone_run import load_backbone
@@ -84,7 +84,9 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
     (method,) = load_methods(record, backbone)
     assert isinstance(method, EliminatorMethod)
     check_writable(out)
-    pq.write_table(lake.read("titles"), titles := io.BytesIO())  # with embeddings if the lake has some
+    pq.write_table(
+        lake.read("titles", without=[PROJECTION]), titles := io.BytesIO()
+    )  # with embeddings if the lake has some
     files |= {
         BundleFile.BACKBONE: _safetensors(backbone),
         BundleFile.ELIMINATORS: _safetensors(method.pack),

@@ -135,7 +135,7 @@ def _validation_chunks(index: int, bucket: Bucket, rows: np.ndarray, task: Refer
     fixed = read_candidates(task.lake, index)
     for day, until in task.known_until.items():
         history = history_matrix(bucket, bucket.discoveries(task.window[0], until), len(task.kept))
-        for chunk in scoring_chunks(bucket, rows, task.catalogues[day], fixed, history):
+        for chunk in scoring_chunks(task.lake, bucket, rows, task.catalogues[day], fixed, history):
             if task.num_negatives is not None:
                 chunk = chunk.with_sampled_negatives(task.num_negatives, NEGATIVES_SEED)
             yield TuningChunk(day, chunk)

@@ -123,7 +123,7 @@ def score_shard(
             if day in known_until:
                 known = bucket.discoveries(catalogues[0].bounds[0], known_until[day])
                 history = history_matrix(bucket, known, settings.num_titles)
-            for chunk in scoring_chunks(bucket, users, catalogues[day], fixed, history):
+            for chunk in scoring_chunks(lake, bucket, users, catalogues[day], fixed, history):
                 if num_negatives is not None:
                     chunk = chunk.with_sampled_negatives(num_negatives, NEGATIVES_SEED)
                 for scorer, cohort in product(scorers, cohorts):

@@ -33,7 +33,7 @@ from mtrec_ray.lake.interactions import (
     fold_vectors,
     user_vectors,
 )
-from mtrec_ray.lake.manifest import Lake, LakeFile, Manifest, bucket_folder
+from mtrec_ray.lake.manifest import PROJECTION, Lake, LakeFile, Manifest, bucket_folder
 from mtrec_ray.lake.title_pairs import (
     PAIRS_PER_BATCH,
     TextPair,
@@ -74,9 +74,12 @@ def _write_embeddings(lake: Lake, config: EmbedConfig, bounds: Bounds, progress:
     space, title_users = _interaction_space(lake, interactions, fitted, progress)
     pairs = _text_pairs(lake, config, fitted, title_users, progress)
     titles, blocks = _title_matrix(lake, config, space, pairs, progress)
-    title_file = write_parquet(lake.uri, "titles", lake.titles.append_column("embedding", fixed_width_column(titles)))
+    rows = lake.titles.append_column("embedding", fixed_width_column(titles))
+    if len(starts):
+        rows = rows.append_column(PROJECTION, fixed_width_column(space.projection, np.float32))
+    title_file = write_parquet(lake.uri, "titles", rows)
     buckets = range(lake.manifest.num_buckets)
-    arguments = (lake, space, bounds, interactions, starts)
+    arguments = (lake, space.projection, bounds, interactions, starts)
     users = dict(map_tasks(_embed_bucket, buckets, *arguments, stage="writing users", progress=progress))
     embeddings = Embeddings(
         user_width=interactions.width,
@@ -158,13 +161,13 @@ def _in_order(parts: Iterable[tuple[int, Any]]) -> Iterator[Any]:
 
 
 def _embed_bucket(
-    index: int, lake: Lake, space: InteractionSpace, bounds: Bounds, config: InteractionConfig, starts: np.ndarray
+    index: int, lake: Lake, projection: np.ndarray, bounds: Bounds, config: InteractionConfig, starts: np.ndarray
 ) -> LakeFile:
     users, bucket = lake.read("users", index, without=["embedding", "fold_embeddings"]), Bucket.read(lake, index)
     events = np.flatnonzero(within(bucket.event_time, *bounds))
-    users = users.append_column("embedding", fixed_width_column(user_vectors(bucket, events, space)))
+    users = users.append_column("embedding", fixed_width_column(user_vectors(bucket, events, projection)))
     if config.folds:
-        folds = fold_vectors(bucket, bounds, space, config.folds, config.seed, starts)
+        folds = fold_vectors(bucket, bounds, projection, config.folds, config.seed, starts)
         users = users.append_column("fold_embeddings", fixed_width_column(folds))
     return write_parquet(lake.uri, bucket_folder("users", index), users, compression="none")
 

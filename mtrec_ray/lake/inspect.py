@@ -20,7 +20,7 @@ from mtrec_ray.files import join, read_file
 from mtrec_ray.hashing import bucket_of, user_keys
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.config import LakeConfig
-from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake, Manifest
+from mtrec_ray.lake.manifest import MANIFEST_NAME, PROJECTION, Lake, Manifest
 from mtrec_ray.lake.schema import required_columns
 from mtrec_ray.lake.statistics import LakeCounts, territory_table
 from mtrec_ray.lake.validate import count_bad_rows, embedding_problems, in_order_of_cause, split_rows
@@ -196,6 +196,8 @@ def _read_table(lake: Lake, name: str, bucket: int | None, problems: list[str]) 
     columns = required_columns(name, lake.manifest)
     if name == "users" and embeddings.num_folds:
         columns["fold_embeddings"] = pa.binary(2 * embeddings.user_width * embeddings.num_folds)
+    if name == "titles" and embeddings.fold_starts:
+        columns[PROJECTION] = pa.binary(4 * embeddings.interaction_width)
     for file in lake.manifest.files_of(name, bucket):
         try:
             data = read_file(join(lake.uri, file.path))

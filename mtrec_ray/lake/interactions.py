@@ -4,7 +4,8 @@ The SVD of the scaled user x title matrix X needs only the title x title matrix 
 eigenvectors V and eigenvalues S^2, a title's vector is its row of V S, and a user's is its own row of X times V. So a
 user's vector can be computed from any part of its history:
 
-* the full vector, for serving and evaluation, from the training window;
+* the full vector, of the training window, for serving; on a later day, evaluation and training compute it anew from
+  the events before that day (`vectors_before`), for which the titles keep V;
 * K to train with. In sample, a user's vector would hold the very titles it is to predict. Where events have an order
   of time, the space is fitted on the first part of the window, and the rest is divided into K folds by time; the k-th
   vector holds what came before fold k. So a user's past predicts its future, as in use, and no title of a fold has
@@ -20,6 +21,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.sparse.linalg import eigsh
 
+from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.hashing import mix
 from mtrec_ray.lake.bucket import Bucket, pair_code, to_datetime64, user_and_title, within
 from mtrec_ray.lake.config import InteractionConfig
@@ -34,7 +36,7 @@ TITLE_POWER, USER_POWER = 0.35, 0.5
 
 @dataclass(frozen=True)
 class InteractionSpace:
-    """What a bucket task needs to turn histories into vectors."""
+    """Vectors of titles, and what turns histories into vectors of users."""
 
     title_vectors: np.ndarray  # (T, w) float32
     projection: np.ndarray  # (T, w) float32: a user's vector is its scaled history row times this
@@ -109,14 +111,27 @@ def fit_space(
     return InteractionSpace(_padded(titles, config.width), _padded(projection, config.width))
 
 
-def user_vectors(bucket: Bucket, events: np.ndarray, space: InteractionSpace) -> np.ndarray:
+def user_vectors(bucket: Bucket, events: np.ndarray, projection: np.ndarray) -> np.ndarray:
     """(N, w) float32: each user's vector from the given event rows; zero without any."""
-    history = history_matrix(bucket, events, len(space.projection))
-    return np.asarray(scale_rows(history) @ space.projection, dtype=np.float32)
+    history = history_matrix(bucket, events, len(projection))
+    return np.asarray(scale_rows(history) @ projection, dtype=np.float32)
+
+
+def vectors_before(lake: Lake, bucket: Bucket, time: datetime) -> np.ndarray:
+    """(N, user_width) float16: each user's vector as of `time`.
+
+    Of the events from the window's start on; the lake's own, which the bucket was read with, where they have no order.
+    """
+    embeddings = lake.manifest.embeddings
+    start, end = embeddings.window_start, embeddings.window_end
+    if not embeddings.fold_starts or start is None or time == end:
+        return fixed_width_matrix(bucket.users["embedding"])
+    events = np.flatnonzero(within(bucket.event_time, start, time))
+    return user_vectors(bucket, events, lake.title_projection).astype(np.float16)
 
 
 def fold_vectors(
-    bucket: Bucket, bounds: Bounds, space: InteractionSpace, num_folds: int, seed: int, starts: np.ndarray
+    bucket: Bucket, bounds: Bounds, projection: np.ndarray, num_folds: int, seed: int, starts: np.ndarray
 ) -> np.ndarray:
     """(N, K * w) float32: a user's vectors to train with, one after another.
 
@@ -125,9 +140,9 @@ def fold_vectors(
     events = np.flatnonzero(within(bucket.event_time, *bounds))
     if len(starts):
         before = [events[bucket.event_time[events] < start] for start in starts]
-        return np.concatenate([user_vectors(bucket, known, space) for known in before], axis=1)
+        return np.concatenate([user_vectors(bucket, known, projection) for known in before], axis=1)
     fold = fold_of_pairs(bucket, bounds, bucket.event_user[events], bucket.event_title[events], num_folds, seed)
-    return np.concatenate([user_vectors(bucket, events[fold != k], space) for k in range(num_folds)], axis=1)
+    return np.concatenate([user_vectors(bucket, events[fold != k], projection) for k in range(num_folds)], axis=1)
 
 
 def fold_of_pairs(

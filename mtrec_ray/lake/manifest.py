@@ -23,6 +23,7 @@ from mtrec_ray.sources.source import DataFacts
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "lake.json"
+PROJECTION = "projection"  # column of the titles of a lake with interaction vectors and an order of time
 
 
 class LakeFile(BaseModel, frozen=True, extra="forbid"):
@@ -112,7 +113,7 @@ class Lake:
     @cached_property
     def titles(self) -> pa.Table:
         """The titles without embeddings; a title's row is its index everywhere."""
-        return self.read("titles", without=["embedding"])
+        return self.read("titles", without=["embedding", PROJECTION])
 
     @property
     def title_ids(self) -> pa.Array:
@@ -121,6 +122,14 @@ class Lake:
     def title_embeddings(self) -> np.ndarray:
         """(titles, title_width) float16, rows as in `titles`."""
         return fixed_width_matrix(self.read("titles", columns=["embedding"])["embedding"])
+
+    @cached_property
+    def title_projection(self) -> np.ndarray:
+        """(titles, interaction_width) float32: a user's history, scaled, times this is its vector."""
+        found = self.read("titles", columns=[PROJECTION])
+        if PROJECTION not in found.column_names:
+            raise UserError(f"lake {self.uri!r} was embedded by another version: run `mtrec lake embed` again")
+        return fixed_width_matrix(found[PROJECTION], np.float32)
 
     def territory_names(self) -> list[str]:
         return [t.name for t in self.manifest.territories]

@@ -14,7 +14,7 @@ from mtrec_ray.sources.source import OPTIONAL_OF_TITLES, DataFacts
 Kind = Literal["attribute", "title categorical"]
 COLUMNS: dict[Kind, tuple[str, ...]] = {
     "attribute": ("user_id", "territory", "embedding", "fold_embeddings", "reason"),
-    "title categorical": ("title_id", *OPTIONAL_OF_TITLES, "embedding", "reason"),
+    "title categorical": ("title_id", *OPTIONAL_OF_TITLES, "embedding", "projection", "reason"),
 }
 """Columns that the build adds to users and titles (`reason` to quarantined rows)."""
 WORDS = ("all", "none", "backbone")  # In settings and results they stand for combinations of attributes

@@ -20,7 +20,7 @@ import pyarrow as pa
 from mtrec_ray.columns import fixed_width_column, fixed_width_matrix
 from mtrec_ray.hashing import mix, uniforms
 from mtrec_ray.lake.bucket import Bucket, Catalogue, pair_code, to_datetime64
-from mtrec_ray.lake.interactions import fold_of_pairs
+from mtrec_ray.lake.interactions import fold_of_pairs, vectors_before
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.ordered import CLUSTER, Reader, worker_steps
 from mtrec_ray.streams.plan import PairPlan
@@ -105,7 +105,8 @@ def read_pairs(period_index: int, bucket_index: int, lake: Lake, prior: Prior | 
             assert end is not None
             fold = fold_of_pairs(bucket, (start, end), pairs.user_row, pairs.title_index, folds, embeddings.fold_seed)
         slot_of_pair = slot_of_pair * folds + fold
-    vectors = fixed_width_matrix(bucket.users[column]).reshape(len(bucket.keys), folds, -1)
+    vectors = fixed_width_matrix(bucket.users[column]) if folds > 1 else vectors_before(lake, bucket, period.start)
+    vectors = vectors.reshape(len(bucket.keys), folds, -1)
     return BucketPairs(bucket, rows, pairs, known, slot_of_pair, vectors)
 
 

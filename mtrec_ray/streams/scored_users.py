@@ -18,9 +18,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import scipy.sparse as sp
 
-from mtrec_ray.columns import MAX_CELLS, concatenate_rows, fixed_width_matrix, take_rows
+from mtrec_ray.columns import MAX_CELLS, concatenate_rows, take_rows
 from mtrec_ray.hashing import mix, uniforms
 from mtrec_ray.lake.bucket import Bucket, Catalogue, month_start, to_datetime64
+from mtrec_ray.lake.interactions import vectors_before
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.prior import activity
@@ -37,9 +38,9 @@ class ScoringChunk:
     territory: int
     rows: np.ndarray  # (U,) int64 rows of the bucket; of no bucket in `validation_users`
     keys: np.ndarray  # (U,) uint64
-    embedding: np.ndarray  # (U, user_width) float16
-    activity: np.ndarray  # (U,) int64 at the start of the day, see `streams.prior`
-    seen: np.ndarray  # (U, T) bool: watched before the day
+    embedding: np.ndarray  # (U, user_width) float16, at the start of the day as the next two
+    activity: np.ndarray  # (U,) int64, see `streams.prior`
+    seen: np.ndarray  # (U, T) bool: watched before
     title_index: np.ndarray  # (T,) int32
     candidates: np.ndarray  # (U, T) bool
     labels: np.ndarray  # (U, T) bool: discovered on the day
@@ -68,6 +69,7 @@ def read_candidates(lake: Lake, bucket: int) -> pa.Table | None:
 
 
 def scoring_chunks(
+    lake: Lake,
     bucket: Bucket,
     rows: np.ndarray,
     catalogue: Catalogue,
@@ -88,7 +90,7 @@ def scoring_chunks(
     before = bucket.event_user[earlier], bucket.event_title[earlier]
     fixed_cells = _fixed_cells(bucket, catalogue, fixed)
     has_fixed = np.isin(np.arange(len(bucket.keys)), fixed_cells[0])
-    embedding, activities = fixed_width_matrix(bucket.users["embedding"]), activity(bucket, to_datetime64(start))
+    embedding, activities = vectors_before(lake, bucket, start), activity(bucket, to_datetime64(start))
     for territory in np.unique(bucket.territory[rows]).tolist():
         offer = catalogue.offers[territory]
         own = rows[bucket.territory[rows] == territory]
@@ -156,6 +158,6 @@ def validation_users(
         chosen = split_of(bucket.keys, sample) == VALIDATION
         chosen &= uniforms(bucket.keys, "validated in trials") < fraction
         fixed = read_candidates(lake, index) if fixed_candidates else None
-        for chunk in scoring_chunks(bucket, np.flatnonzero(chosen), catalogue, fixed):
+        for chunk in scoring_chunks(lake, bucket, np.flatnonzero(chosen), catalogue, fixed):
             found[chunk.territory].append(chunk)
     return [concatenate_rows(parts, unchanged=PER_TERRITORY) for parts in found.values()]

@@ -4,12 +4,14 @@
 # pyarrow.compute makes its functions at run time
 
 import resource
+import shutil
 from datetime import datetime
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 
@@ -17,13 +19,25 @@ from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import write_file
 from mtrec_ray.hashing import mix, user_keys
+from mtrec_ray.lake.bucket import Bucket, Catalogue
 from mtrec_ray.lake.config import EmbedConfig, InteractionConfig, LakeConfig, TextConfig
 from mtrec_ray.lake.embed import embed_lake
 from mtrec_ray.lake.inspect import show_lake
-from mtrec_ray.lake.interactions import TITLE_POWER, USER_POWER, InteractionSpace, fit_space, scale_rows
-from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.lake.interactions import (
+    TITLE_POWER,
+    USER_POWER,
+    InteractionSpace,
+    fit_space,
+    scale_rows,
+    vectors_before,
+)
+from mtrec_ray.lake.manifest import PROJECTION, Lake
 from mtrec_ray.lake.title_text import encode_texts
+from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.ordered import LocalReader
+from mtrec_ray.streams.plan import make_plan
+from mtrec_ray.streams.reader import read_pairs
+from mtrec_ray.streams.scored_users import scoring_chunks
 from tests.lake.conftest import verified
 from tests.streams.lakes import CALENDAR, day, event_table, lake_of, random_rows, title_table, write_lake
 
@@ -104,6 +118,22 @@ def assert_dense_svd(lake: Lake, until: datetime) -> None:
     assert np.square(found[matrix.any(axis=1)]).mean() == pytest.approx(1, rel=0.2)
 
 
+def embedded_start(lake: Lake) -> datetime:
+    """End of the events that the space is fitted on."""
+    return lake.manifest.embeddings.fold_starts[0]
+
+
+def vectors_at(lake: Lake, time: datetime) -> dict[str, np.ndarray]:
+    """User id -> vector as of `time`."""
+    found = {}
+    for index in range(lake.manifest.num_buckets):
+        bucket = Bucket.read(lake, index, ("embedding",))
+        vectors = vectors_before(lake, bucket, time)
+        assert vectors.dtype == np.float16
+        found |= dict(zip(bucket.users["user_id"].to_pylist(), vectors.astype(np.float64), strict=True))
+    return found
+
+
 @pytest.fixture
 def in_process(monkeypatch) -> None:
     for module in ("embed", "inspect"):
@@ -172,6 +202,42 @@ class TestInteractions:
         for k, same in ((0, True), (FOLDS - 1, False)):
             mine, others = (np.stack([v[u].reshape(FOLDS, WIDTH)[k] for u in one]) for v in (one, two))
             assert np.array_equal(mine, others) == same
+
+    def test_vectors_of_a_later_day_know_the_days_before_it(self, embedded, unordered):
+        later = CALENDAR.day_bounds(2)[0]
+        history = histories(embedded, later)
+        assert np.stack(list(history.values())).sum() > np.stack(list(histories(embedded).values())).sum()
+        _, projection = dense_space(np.stack(list(histories(embedded, embedded_start(embedded)).values())), WIDTH)
+        expected, found = rows_scaled(np.stack(list(history.values()))) @ projection, vectors_at(embedded, later)
+        found = np.stack([found[user] for user in history])
+        assert_half_close(found, same_signs(found, expected))
+        for lake, time in ((embedded, CALENDAR.window_end), (unordered, later)):
+            stored = vectors_of(lake)
+            assert all(np.array_equal(vector, stored[user]) for user, vector in vectors_at(lake, time).items())
+
+    def test_later_days_are_trained_on_and_scored_with_their_own_vectors(self, embedded):
+        sample = SampleConfig(random_fraction=1.0)
+        plan, _ = make_plan(embedded, sample, CALENDAR, num_periods=3, reader=LocalReader())
+        for number in (1, 2):
+            expected = vectors_at(embedded, CALENDAR.day_bounds(number)[0])
+            for index in range(embedded.manifest.num_buckets):
+                bucket = Bucket.read(embedded, index, ("embedding",))
+                users = bucket.users["user_id"].to_pylist()
+                catalogue = Catalogue.of(embedded, *CALENDAR.day_bounds(number))
+                for chunk in scoring_chunks(embedded, bucket, np.arange(len(users)), catalogue, None):
+                    own = np.stack([expected[users[row]] for row in chunk.rows])
+                    np.testing.assert_array_equal(chunk.embedding, own)
+                trained = read_pairs(number, index, embedded, None, plan)
+                own = np.stack([expected[user] for user in users])
+                np.testing.assert_array_equal(trained.vectors[:, 0], own)
+
+    def test_a_lake_without_the_projection_says_what_to_do(self, embedded, tmp_path):
+        folder = tmp_path / "lake"
+        shutil.copytree(embedded.uri, folder)
+        (file,) = embedded.manifest.files_of("titles")
+        pq.write_table(pq.read_table(folder / file.path).drop_columns([PROJECTION]), folder / file.path)
+        with pytest.raises(UserError, match="was embedded by another version: run `mtrec lake embed` again"):
+            vectors_at(Lake.open(str(folder)), CALENDAR.day_bounds(2)[0])
 
     def test_window_without_a_history_has_folds_by_hash(self, tmp_path):
         """Nearly all events are of its first hour."""

@@ -39,7 +39,7 @@ def chunks_of(
     catalogue = Catalogue.of(lake, *CALENDAR.day_bounds(number))
     bucket = Bucket.read(lake, 0, ("user_id", "embedding"))
     rows = np.flatnonzero(np.isin(bucket.users["user_id"].to_numpy(), list(users)))
-    return list(scoring_chunks(bucket, rows, catalogue, fixed))
+    return list(scoring_chunks(lake, bucket, rows, catalogue, fixed))
 
 
 def named(lake: Lake, chunks: list[ScoringChunk], what: str) -> dict[str, set[str]]:
@@ -137,7 +137,7 @@ def test_the_size_of_chunks_does_not_change_their_content(random_lake, monkeypat
         for index in range(random_lake.manifest.num_buckets):
             bucket = Bucket.read(random_lake, index, ("embedding",))
             rows = np.arange(len(bucket.keys))
-            for chunk in scoring_chunks(bucket, rows, catalogue, None):
+            for chunk in scoring_chunks(random_lake, bucket, rows, catalogue, None):
                 per_user = [
                     f.name for f in fields(chunk) if f.name not in ("territory", "title_index", "keys", "history")
                 ]

@@ -43,13 +43,16 @@ class PairsSummary:
 
     def tables(self) -> list[RenderableType]:
         counts, plan, period = self.metrics.set_index("territory"), self.plan, self.plan.periods[0]
+        later = period.start > plan.calendar.window_start
         added = "active users" if plan.sample.upsample == "active" else "random users with as many positives"
         table = numbers_table(
             f"Pairs of {period.start:%Y-%m-%d} to {period.end:%Y-%m-%d}: alpha {period.alpha:g}, added = {added}",
             ["territory"],
             [name.replace("_", " ") for name in counts.columns],
             "negatives: expected; each eligible (user, title) is drawn with probability "
-            f"{period.negative_rate:.3g}. {plan.not_offered_positives:,} discoveries of titles not offered left out.",
+            f"{period.negative_rate:.3g}. {plan.not_offered_positives:,} discoveries of titles not offered left out."
+            + f" Pairs since {plan.calendar.window_start:%Y-%m-%d} that interaction vectors are of, too."
+            * later,
         )
         for label, (_, row) in zip(row_labels(self.territories), counts.iterrows(), strict=True):
             table.add_row(label, *(f"{count:,}" for count in row))

@@ -90,7 +90,11 @@ def numbers(document: Any) -> Iterator[float]:
 )
 def test_odd_lakes_become_a_bundle_without_nan(territories, more, tmp_path):
     lake, runs = lake_of(tmp_path, territories, **more), tmp_path / "runs"
-    summary = pairs.summarise_pairs(PairsConfig(lake=lake.uri)).document()
+    counted = pairs.summarise_pairs(PairsConfig(lake=lake.uri))
+    summary, (table,) = counted.document(), counted.tables()
+    folds = lake.manifest.embeddings.fold_starts
+    assert ("that interaction vectors are of" in str(getattr(table, "caption", ""))) == bool(folds)
+    assert folds
     counts = {name: of["users"] for name, of in summary["territories"].items()}
     assert counts == Counter(territories)
     assert summary["all"]["users"] == len(territories)

@@ -25,7 +25,7 @@ from mtrec_ray.lake.bucket import Catalogue
 from mtrec_ray.lake.cluster import joins_cluster
 from mtrec_ray.lake.manifest import Manifest
 from mtrec_ray.streams.config import SampleConfig
-from mtrec_ray.streams.groups import Groups, make_groups
+from mtrec_ray.streams.groups import Groups, make_groups, packed
 from mtrec_ray.streams.ordered import CLUSTER, LocalReader, Reader
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning.affinity import gradient_evidence
@@ -85,7 +85,7 @@ class PartitionMaker:
             return numbered_groups(self._clusters(self.evidence[spec.kind](), spec.num_groups))
         assert spec.num_groups is not None, "parse requires it"
         if spec.kind == "volume":
-            return numbered_groups(by_volume(self.volume, spec.num_groups))
+            return numbered_groups(packed(np.maximum(self.volume, 1)[:, None], spec.num_groups))
         return numbered_groups(at_random(self.volume, spec.num_groups, self.seed, spec.draw))
 
     def _clusters(self, evidence: Evidence, num_groups: int | None) -> np.ndarray:
@@ -146,15 +146,6 @@ def taste_evidence(counts: np.ndarray, offer_mask: np.ndarray) -> Evidence:
     spread = np.sqrt(fraction * (1.0 + SMOOTHING / np.maximum(seen, 1.0)))
     vectors = np.divide(counts - seen * fraction, spread, out=np.zeros_like(counts), where=spread > 0)
     return Evidence(vectors, seen[:, :, 0])
-
-
-def by_volume(volume: np.ndarray, num_groups: int) -> np.ndarray:
-    """(N,) groups of about equal volume: largest first into the lightest (Graham 1969, LPT)."""
-    load, group = np.zeros(num_groups), np.empty(len(volume), dtype=np.int64)
-    for territory in np.argsort(-volume, kind="stable"):
-        group[territory] = load.argmin()
-        load[group[territory]] += max(volume[territory], 1)
-    return group
 
 
 def at_random(volume: np.ndarray, num_groups: int, seed: int, draw: int) -> np.ndarray:

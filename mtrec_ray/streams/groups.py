@@ -95,10 +95,10 @@ def balanced_regions(regions: Sequence[str], volume: np.ndarray, num_groups: int
             if rest[name][0] <= TOO_LARGE / num_groups:
                 break
         part = parts.pop(name)
-        half = _pack(loads[part], 2)
+        half = packed(loads[part], 2)
         parts |= {f"{name} {number + 1}": part[half == number] for number in range(2)}
-    packed = _pack(np.stack([loads[part].sum(axis=0) for part in parts.values()]), num_groups)
-    group_of_part = dict(zip(parts, packed.tolist(), strict=True))
+    group_of = packed(np.stack([loads[part].sum(axis=0) for part in parts.values()]), num_groups)
+    group_of_part = dict(zip(parts, group_of.tolist(), strict=True))
     group = np.empty(len(regions), dtype=np.int64)
     for name, part in parts.items():
         group[part] = group_of_part[name]
@@ -107,8 +107,11 @@ def balanced_regions(regions: Sequence[str], volume: np.ndarray, num_groups: int
     return Groups(names=names, of_territory=[order.index(number) for number in group.tolist()])
 
 
-def _pack(loads: np.ndarray, num_groups: int) -> np.ndarray:
-    """(parts,) groups of (parts, 2) loads: largest first, to the least sum of squares."""
+def packed(loads: np.ndarray, num_groups: int) -> np.ndarray:
+    """(parts,) groups of (parts, kinds) loads: largest first, to the least sum of squares.
+
+    Of one kind of load, the largest joins the lightest group (Graham 1969, LPT).
+    """
     filled, group = np.zeros((num_groups, loads.shape[1])), np.empty(len(loads), dtype=np.int64)
     for part in np.argsort(-loads.sum(axis=1), kind="stable"):
         group[part] = (filled @ loads[part]).argmin()

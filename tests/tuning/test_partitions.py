@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.streams.groups import Groups, make_groups
+from mtrec_ray.streams.groups import Groups, make_groups, packed
 from mtrec_ray.tuning.clustering import Evidence
-from mtrec_ray.tuning.partitions import PartitionMaker, PartitionSpec, at_random, by_volume, groups_document, with_moves
+from mtrec_ray.tuning.partitions import PartitionMaker, PartitionSpec, at_random, groups_document, with_moves
 from tests.streams.lakes import manifest_of
 
 NAMES = [f"T{number}" for number in range(8)]
@@ -95,7 +95,7 @@ def test_a_name_is_parsed_into_its_numbers():
 @given(volume=st.lists(st.integers(0, 1000), min_size=2, max_size=7), num_groups=st.integers(2, 3))
 def test_the_heaviest_group_by_volume_is_within_four_thirds_of_the_best(volume, num_groups):
     sizes = np.maximum(np.array(volume), 1)
-    group = by_volume(np.array(volume), num_groups)
+    group = packed(sizes[:, None], num_groups)
     every = np.array(list(itertools.product(range(num_groups), repeat=len(sizes))))  # (G^N, N)
     best = np.stack([(every == g) @ sizes for g in range(num_groups)]).max(axis=0).min()
     assert np.bincount(group, weights=sizes).max() <= 4 / 3 * best

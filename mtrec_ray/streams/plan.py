@@ -9,6 +9,7 @@
 import logging
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -262,13 +263,16 @@ def count_sample(
     sampled[rows] = True
     random = np.zeros(len(bucket.keys), dtype=bool)
     random[rows[~added]] = True
+    known = prior if lake.manifest.embeddings.interaction_width else None  # as `read_pairs` drops watched titles
+    found = [_positives(bucket, sampled, one, period, known) for period, one in enumerate(catalogues)]
     positives, eligible, random_user_days = zip(
-        *(_count_period(bucket, sampled, random, catalogue, calendar) for catalogue in catalogues), strict=True
+        *map(partial(_count_period, bucket, sampled, random, calendar), catalogues, found), strict=True
     )
-    found = bucket.discoveries(*window.bounds, window.offer_mask)
     start, end = map(to_datetime64, window.bounds)
-    passed = (bucket.event_time[found[sampled[bucket.event_user[found]]]] - start) / (end - start)
-    discoverers = bucket.event_user[bucket.discoveries(*window.bounds)]
+    passed = (bucket.event_time[found[0]] - start) / (end - start)
+    everything = bucket.discoveries(*window.bounds)
+    discoverers, titles = bucket.event_user[everything], bucket.event_title[everything]
+    not_offered = sampled[discoverers] & ~window.offer_mask[bucket.territory[discoverers], titles]
     return SampleCounts(
         sampled=len(rows),
         random=int(random.sum()),
@@ -278,21 +282,37 @@ def count_sample(
         random_user_days=np.array(random_user_days),
         seen=np.zeros(2) if prior is None else prior.count_seen(bucket, sample, window.offer_mask),
         slices=np.bincount((passed * NUM_SLICES).astype(np.int64), minlength=NUM_SLICES),
-        not_offered=int(sampled[discoverers].sum()) - int(positives[0].sum()),
+        not_offered=int(not_offered.sum()),
     )
 
 
+def _positives(
+    bucket: Bucket, sampled: np.ndarray, catalogue: Catalogue, period: int, prior: Prior | None
+) -> np.ndarray:
+    """Event rows of a period's positives; without titles watched before, where there is a prior to say when."""
+    rows = bucket.discoveries(*catalogue.bounds, catalogue.offer_mask)
+    rows = rows[sampled[bucket.event_user[rows]]]
+    pairs = bucket.event_user[rows], bucket.event_title[rows], bucket.event_time[rows]
+    return rows if prior is None else rows[prior.unseen(bucket, period, *pairs)]
+
+
 def _count_period(
-    bucket: Bucket, sampled: np.ndarray, random: np.ndarray, catalogue: Catalogue, calendar: Calendar
+    bucket: Bucket,
+    sampled: np.ndarray,
+    random: np.ndarray,
+    calendar: Calendar,
+    catalogue: Catalogue,
+    events: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Positives and eligible negatives by territory; (user of R, day)s with a positive."""
+    """Positives and eligible negatives by territory; (user of R, day)s with a positive.
+
+    `events` are the rows of the positives.
+    """
     offered, (start, end) = catalogue.offer_mask, catalogue.bounds
 
     def per_territory(users: np.ndarray) -> np.ndarray:
         return np.bincount(bucket.territory[users], minlength=len(offered))
 
-    events = bucket.discoveries(start, end, offered)
-    events = events[sampled[bucket.event_user[events]]]
     users = bucket.event_user[events]
     known_user, known_title = user_and_title(bucket.known_pairs(start, end))
     known_user = known_user[sampled[known_user] & offered[bucket.territory[known_user], known_title]]

@@ -78,6 +78,12 @@ class Prior:
             return np.full(len(time), self.num_parts - 1 + period)
         return (np.searchsorted(self.cutoffs[: self.num_parts], time, side="right") - 1).clip(min=0)
 
+    def unseen(
+        self, bucket: Bucket, period: int, user_row: np.ndarray, title_index: np.ndarray, time: np.ndarray
+    ) -> np.ndarray:
+        """(n,) bool: the user of a period's pair has not watched the title before the pair's cutoff."""
+        return ~bucket.seen(user_row, title_index, self.cutoffs[self.cutoff_of(period, time)])
+
     def count_seen(self, bucket: Bucket, sample: SampleConfig, offer_mask: np.ndarray) -> np.ndarray:
         """(2,) discoveries of titles that were watched before: found, expected.
 

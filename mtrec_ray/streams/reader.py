@@ -90,8 +90,7 @@ def read_pairs(period_index: int, bucket_index: int, lake: Lake, prior: Prior | 
     known = np.zeros(len(times), np.float16)
     if prior is not None:
         if embeddings.interaction_width:  # the vector holds a watched title, which is no prediction of it
-            cutoffs = prior.cutoffs[prior.cutoff_of(period_index, times)]
-            kept = ~bucket.seen(pairs.user_row, pairs.title_index, cutoffs)
+            kept = prior.unseen(bucket, period_index, pairs.user_row, pairs.title_index, times)
             pairs, times = Pairs(pairs.user_row[kept], pairs.title_index[kept], pairs.time[kept]), times[kept]
         known = prior.of_pairs(bucket, period_index, pairs.user_row, pairs.title_index, times)
     slot_of_pair = np.searchsorted(rows, pairs.user_row)

@@ -16,6 +16,7 @@ from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.streams.plan import make_plan as count_plan
+from mtrec_ray.streams.reader import read_pairs
 from mtrec_ray.streams.sampling import TEST, in_random_sample, sampled_users, split_of
 from tests.streams.lakes import CALENDAR, day, lake_of, random_rows, title_table, write_lake
 
@@ -66,6 +67,21 @@ def test_pairs_come_from_the_folds_alone_and_activity_from_the_window(lake):
     assert (late.periods[0].start, late.periods[0].end) == (start, CALENDAR.window_end)
     assert sum(late.periods[0].positives) < sum(whole.periods[0].positives)
     assert (late.active_users, late.calendar) == (whole.active_users, whole.calendar)
+
+
+def test_counted_positives_are_the_trained_ones_where_watched_titles_are_left_out(lake):
+    embeddings = lake.manifest.embeddings.model_copy(update={"interaction_width": 4})
+    with_interactions = replace(lake, manifest=lake.manifest.model_copy(update={"embeddings": embeddings}))
+    everything, few = ([], [])
+    for one, found in ((lake, everything), (with_interactions, few)):
+        plan, prior = count_plan(one, SampleConfig(), CALENDAR, 3, reader=LocalReader())
+        assert prior is not None
+        for period, counted in enumerate(plan.periods):
+            read = [read_pairs(period, bucket, one, prior, plan) for bucket in range(one.manifest.num_buckets)]
+            trained = sum(int(part.pairs.label.sum()) for part in read)
+            assert sum(counted.positives) == trained
+            found.append(trained)
+    assert all(one > other for one, other in zip(everything, few, strict=True))
 
 
 def test_events_before_the_window_make_no_user_active(tmp_path):

@@ -289,7 +289,7 @@ def count_sample(
 def _positives(
     bucket: Bucket, sampled: np.ndarray, catalogue: Catalogue, period: int, prior: Prior | None
 ) -> np.ndarray:
-    """Event rows of a period's positives; without titles watched before, where there is a prior to say when."""
+    """Event rows of a period's positives; with a prior, without titles watched before."""
     rows = bucket.discoveries(*catalogue.bounds, catalogue.offer_mask)
     rows = rows[sampled[bucket.event_user[rows]]]
     pairs = bucket.event_user[rows], bucket.event_title[rows], bucket.event_time[rows]

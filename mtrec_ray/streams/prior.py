@@ -81,7 +81,7 @@ class Prior:
     def unseen(
         self, bucket: Bucket, period: int, user_row: np.ndarray, title_index: np.ndarray, time: np.ndarray
     ) -> np.ndarray:
-        """(n,) bool: the user of a period's pair has not watched the title before the pair's cutoff."""
+        """(n,) bool: whether the user had not watched the title by the pair's cutoff."""
         return ~bucket.seen(user_row, title_index, self.cutoffs[self.cutoff_of(period, time)])
 
     def count_seen(self, bucket: Bucket, sample: SampleConfig, offer_mask: np.ndarray) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Settings: the order in which they win, errors that name the key, and nothing lost on the way through YAML."""
 
 import re
-from typing import Any
 
 import pytest
 import yaml
@@ -12,7 +11,6 @@ from pydantic import BaseModel
 from mtrec_ray.commands.app import COMMANDS
 from mtrec_ray.config import Config, advanced, dump_yaml, load_config, settings_of, validate_config
 from mtrec_ray.errors import UserError
-from mtrec_ray.models.group_blocks import GROUP_BLOCKS
 from mtrec_ray.sources.source import SOURCES, source_config_class
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.yaml12 import parse_yaml
@@ -201,18 +199,15 @@ def test_best_snapshot_without_validation_users_is_refused():
     assert propensity("optim.snapshot=best", "sample.validation_fraction=0.1").optim.snapshot == "best"
 
 
-@pytest.mark.parametrize("block", GROUP_BLOCKS)
-def test_learning_rates_follow_the_parameters_of_each_group_block(block):
-    dims = {parameter.dim() > 2 for parameter in GROUP_BLOCKS[block](2, 3).parameters()}
-    rates = propensity(**{"model.group_block": block, "optim.lr": 1e-2}).optim.learning_rates(block, aligned=False)
-    assert rates == (1e-2, 1e-2, 1e-2 if True in dims else 3e-3)
-    for key, in_block in (("optim.block_lr", True in dims), ("optim.block_vector_lr", False in dims)):
-        flags: dict[str, Any] = {"model.group_block": block, key: 1e-3}
-        if in_block:
-            propensity(**flags)
-        else:
-            with pytest.raises(UserError, match=f"{key} has no effect on {block}: drop it"):
-                propensity(**flags)
+@pytest.mark.parametrize(("block", "vectors"), [("dense", 1e-2), ("hierarchical", 3e-3)])
+def test_learning_rates_of_each_group_block(block, vectors):
+    def rates(*settings: str) -> tuple[float, float, float]:
+        optim = propensity("optim.lr=0.01", *settings, **{"model.group_block": block}).optim
+        return optim.learning_rates(block, aligned=False)
+
+    assert rates() == (1e-2, 1e-2, vectors)
+    assert rates("optim.block_lr=0.001") == (1e-2, 1e-3, 1e-3 if block == "dense" else 3e-3)
+    assert rates("optim.block_vector_lr=0.02") == (1e-2, 1e-2, 2e-2)
 
 
 def test_a_baseline_has_one_learning_rate():
@@ -224,8 +219,8 @@ def test_a_baseline_has_one_learning_rate():
 
 
 def test_mtl_defaults_to_the_papers_block_and_regions():
-    config = propensity(**{"model.group_block": "shift"})
-    assert (config.model.group_block, config.model.groups) == ("shift", "regions")
+    config = propensity(**{"model.group_block": "hierarchical"})
+    assert (config.model.group_block, config.model.groups) == ("hierarchical", "regions")
     assert propensity().model.group_block == "dense"
     assert propensity(kind="baseline").model.group_block is None
 
@@ -249,7 +244,7 @@ def test_groups_of_the_users_own_fit_the_paper():
     ("setting", "value"),
     [
         ("model.d=64", 512),
-        ("model.group_block=shift", "dense"),
+        ("model.group_block=hierarchical", "dense"),
         ("optim.lr=0.0001", 0.001),
         ("optim.block_lr=0.0001", None),
         ("optim.batch_pairs=4096", 8192),

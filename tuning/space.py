@@ -2,7 +2,7 @@
 
     space:
       optim.lr: {low: 1e-5, high: 1e-3, log: true}
-      model.group_block: [dense, shift]
+      model.group_block: [dense, hierarchical]
       model.groups: {partitions: [one, regions, taste:4, affinity:4], random: 3, moves: 3}
 
 Of `model.groups` a trial draws a partition, the number of `moves`, and for each move a territory (`move.1`) and the one

@@ -27,7 +27,7 @@ from mtrec_ray.errors import UserError, check_version
 from mtrec_ray.files import WRITABLE, absolute, exists, join, read_file, read_json, remove_file, resolve, write_file
 from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.models.sequential import SequentialBackbone
-from mtrec_ray.models.shapes import EliminatorConfig, SequentialConfig
+from mtrec_ray.models.shapes import EliminatorConfig, SequentialConfig, check_block
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 
 FORMAT_VERSION = 7
@@ -185,6 +185,7 @@ class Bundle:
             if isinstance(document, dict):
                 check_version(f"bundle {uri!r}", document.get("format_version"), FORMAT_VERSION, REMAKE)
             manifest = BundleManifest.model_validate(document)
+            check_block(f"bundle {uri!r}", manifest.propensity and manifest.propensity.model.get("group_block"))
             if manifest.files.get(BundleFile.MANIFEST) != manifest_hash(document):
                 raise UserError(f"bundle {uri!r}: {BundleFile.MANIFEST} was changed: {REMAKE}")
             return Bundle(absolute(uri), manifest)

@@ -1,17 +1,18 @@
 """Territory-group blocks on top of the user tower, and their matrix products.
 
-Legend: `U` user rows sorted by group, `d` width, `G` territory groups, `r` rank of a low-rank update.
+Legend: `U` user rows sorted by group, `d` width, `G` territory groups, `Z` territories.
 A block maps (U, d) user vectors to (U, d); rows `offsets[g]:offsets[g + 1]` belong to group g and meet its
 parameters alone. Each grouped operation writes all groups into one tensor; autograd alone would copy all rows to split
 and to join the groups.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
@@ -19,102 +20,71 @@ from mtrec_ray.models.shapes import GroupBlockName
 
 DType = torch.dtype | None  # type that the inputs of matrix products are rounded to; None rounds nothing
 Offsets = Sequence[int]  # (G + 1,) on the host
+EVIDENCE = 300.0  # discoveries with which a territory is half as free as one with endless many
 
 
-class GroupBlock(nn.Module, ABC):
-    """What every block has; autograd derives the backward.
+@dataclass(frozen=True)
+class BlockShape:
+    """What a block is made for."""
 
-    It is made for (num_groups, width). Every parameter is (G, ...) and starts so that the block is the identity. Those
-    of more than two dimensions learn at `optim.block_lr`, the others at `optim.block_vector_lr`.
-    """
-
-    def matrices(self) -> list[nn.Parameter]:
-        """Parameters of shape (G, d, d) or alike."""
-        return [parameter for parameter in self.parameters() if parameter.dim() > 2]
-
-    def vectors(self) -> list[nn.Parameter]:
-        """All other parameters, which take a larger learning rate."""
-        return [parameter for parameter in self.parameters() if parameter.dim() <= 2]
-
-    def init_weights(self, generator: torch.Generator) -> None:
-        """Draw what does not start at a constant."""
-
-    @abstractmethod
-    def forward(self, users: Tensor, offsets: Offsets, compute_dtype: DType = None) -> Tensor:
-        """(U, d) user vectors sorted by group, (G + 1) row offsets -> (U, d).
-
-        `compute_dtype` is that of matrix products; blocks without any ignore it.
-        """
+    width: int
+    num_groups: int
+    discoveries: Sequence[int] = (0,)
+    """Of each territory in the training window: how many there are, and how far one differs from its group."""
 
 
-class DenseBlock(GroupBlock):
+class DenseBlock(nn.Module):
     """Paper A's block: one dense layer per group, y = W_g x + b_g.
 
     It starts at the identity, as the baseline model, or at random with `TwoTowerConfig.paper`. A random start lost half
     of the PR-AUC on validation users where the towers start from interaction vectors.
     """
 
-    def __init__(self, num_groups: int, width: int) -> None:
+    def __init__(self, shape: BlockShape) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.eye(width).repeat(num_groups, 1, 1))  # (G, d out, d in)
-        self.bias = nn.Parameter(torch.zeros(num_groups, width))  # (G, d)
+        self.weight = nn.Parameter(torch.eye(shape.width).repeat(shape.num_groups, 1, 1))  # (G, d out, d in)
+        self.bias = nn.Parameter(torch.zeros(shape.num_groups, shape.width))  # (G, d)
 
-    def forward(self, users: Tensor, offsets: Offsets, compute_dtype: DType = None) -> Tensor:
+    def matrices(self) -> list[nn.Parameter]:
+        """Parameters of shape (G, d, d), which learn at `optim.block_lr`."""
+        return [parameter for parameter in self.parameters() if parameter.dim() > 2]
+
+    def vectors(self) -> list[nn.Parameter]:
+        """All other parameters, which learn at `optim.block_vector_lr`."""
+        return [parameter for parameter in self.parameters() if parameter.dim() <= 2]
+
+    def forward(self, users: Tensor, offsets: Offsets, territory: Tensor | None, compute_dtype: DType = None) -> Tensor:
+        """(U, d) user vectors sorted by group, (G + 1) row offsets, (U,) int64 territories -> (U, d).
+
+        `compute_dtype` is that of matrix products; None is allowed for `territory` where a block does not read it.
+        """
         return GroupedLinear.apply(users, self.weight, self.bias, offsets, compute_dtype)
 
 
-class ShiftBlock(GroupBlock):
-    """One vector per group added to the user's: y = x + t_g.
+class HierarchicalBlock(DenseBlock):
+    """Territory within group within all: y = W_g x + b_g + c_z t_z, with c_z = n_z / (n_z + `EVIDENCE`).
 
-    It adds t_g . title / sqrt(d) to the logit: a bias of the group for each title, alike for similar titles.
+    A territory's vector t_z adds t_z . title / sqrt(d) to the logit, alike for similar titles. The fewer discoveries
+    n_z a territory has, the slower t_z counts and the nearer the territory stays to its group.
     """
 
-    def __init__(self, num_groups: int, width: int) -> None:
-        super().__init__()
-        self.shift = nn.Parameter(torch.zeros(num_groups, width))  # (G, d)
+    shrinkage: Tensor
 
-    def forward(self, users: Tensor, offsets: Offsets, compute_dtype: DType = None) -> Tensor:
-        return RepeatByGroup.apply(self.shift, offsets).add_(users)
+    def __init__(self, shape: BlockShape) -> None:
+        super().__init__(shape)
+        count = torch.tensor(shape.discoveries, dtype=torch.float32)
+        self.register_buffer("shrinkage", (count / (count + EVIDENCE))[:, None], persistent=False)  # (Z, 1)
+        self.shift = nn.Parameter(torch.zeros(len(count), shape.width))  # (Z, d)
 
-
-class FilmBlock(GroupBlock):
-    """Scale and shift per group (FiLM, Perez et al. 2018): y = s_g * x + t_g."""
-
-    def __init__(self, num_groups: int, width: int) -> None:
-        super().__init__()
-        self.scale = nn.Parameter(torch.ones(num_groups, width))  # (G, d)
-        self.shift = nn.Parameter(torch.zeros(num_groups, width))  # (G, d)
-
-    def forward(self, users: Tensor, offsets: Offsets, compute_dtype: DType = None) -> Tensor:
-        return RepeatByGroup.apply(self.shift, offsets).addcmul_(users, RepeatByGroup.apply(self.scale, offsets))
+    def forward(self, users: Tensor, offsets: Offsets, territory: Tensor | None, compute_dtype: DType = None) -> Tensor:
+        assert territory is not None, "this block needs each user's territory"
+        of_group = super().forward(users, offsets, territory, compute_dtype)
+        return of_group + F.embedding(territory, self.shrinkage * self.shift)
 
 
-class LowRankBlock(GroupBlock):
-    """Low-rank update per group: y = x + B_g A_g x (as LoRA, Hu et al. 2022)."""
-
-    rank = 16
-
-    def __init__(self, num_groups: int, width: int) -> None:
-        super().__init__()
-        rank = min(self.rank, width)
-        self.down = nn.Parameter(torch.empty(num_groups, width, rank))  # (G, d, r)
-        self.up = nn.Parameter(torch.zeros(num_groups, rank, width))  # (G, r, d)
-
-    @torch.no_grad()
-    def init_weights(self, generator: torch.Generator) -> None:
-        bound = self.down.shape[1] ** -0.5
-        self.down.uniform_(-bound, bound, generator=generator)
-
-    def forward(self, users: Tensor, offsets: Offsets, compute_dtype: DType = None) -> Tensor:
-        hidden = GroupedLinear.apply(users, self.down.transpose(1, 2), None, offsets, compute_dtype)  # (U, r)
-        return users + GroupedLinear.apply(hidden, self.up.transpose(1, 2), None, offsets, compute_dtype)
-
-
-GROUP_BLOCKS: dict[GroupBlockName, Callable[[int, int], GroupBlock]] = {
+GROUP_BLOCKS: dict[GroupBlockName, type[DenseBlock]] = {
     "dense": DenseBlock,
-    "shift": ShiftBlock,
-    "film": FilmBlock,
-    "low_rank": LowRankBlock,
+    "hierarchical": HierarchicalBlock,
 }
 
 
@@ -158,26 +128,6 @@ class GroupedLinear(torch.autograd.Function):
             if bias_gradient is not None:
                 torch.sum(gradient, 0, out=bias_gradient[g])
         return row_gradient, weight_gradient, bias_gradient, None, None
-
-
-class RepeatByGroup(torch.autograd.Function):
-    """Each group's vector for its rows, (G, d) -> (U, d).
-
-    The result may be added to in place, but not multiplied: autograd needs the factors.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, vectors: Tensor, offsets: Offsets) -> Tensor:
-        ctx.offsets = offsets
-        outputs = vectors.new_empty(offsets[-1], vectors.shape[1])
-        for g, group in _group_rows(offsets):
-            outputs[group] = vectors[g]
-        return outputs
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, output_gradient: Tensor) -> tuple[Tensor | None, ...]:
-        return torch.stack([output_gradient[group].sum(0) for _, group in _group_rows(ctx.offsets)]), None
 
 
 def _group_rows(offsets: Offsets) -> Iterator[tuple[int, slice]]:

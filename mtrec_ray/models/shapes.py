@@ -1,12 +1,20 @@
 """Shapes of models, which are settings too; without torch, which `--help` does not load."""
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
 from mtrec_ray.config import Config, advanced
+from mtrec_ray.errors import UserError
 
-GroupBlockName = Literal["dense", "shift", "film", "low_rank"]
+GroupBlockName = Literal["dense", "hierarchical"]
+
+
+def check_block(what: str, block: Any) -> None:
+    """UserError for a stored model, as in `run 'x'`, with a group block that is no more."""
+    if block not in (None, "none", *get_args(GroupBlockName)):
+        known = ", ".join(get_args(GroupBlockName))
+        raise UserError(f"{what} has the group block {block!r}, which is no more (there are {known}): train it again")
 
 
 class SequentialModelConfig(Config):

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrec_ray.models.batch_norm import PairBatchNorm, PairCounts
-from mtrec_ray.models.group_blocks import GROUP_BLOCKS, DType, matmul
+from mtrec_ray.models.group_blocks import GROUP_BLOCKS, BlockShape, DType, matmul
 from mtrec_ray.models.shapes import GroupBlockName
 
 EPSILON = 1e-5  # added to the mean square of a user vector before its root
@@ -32,6 +32,7 @@ class TwoTowerConfig:
     title_width: int  # numbers per title embedding
     d: int = 512  # width of every layer (paper A)
     num_groups: int = 1  # territory groups, read by the group block alone
+    discoveries: tuple[int, ...] = (0,)  # of each territory in the training window, for blocks that know territories
     group_block: GroupBlockName | Literal["none"] = "none"  # none = the baseline model
     paper: bool = False  # paper A literally, with the dense block or none
     aligned_width: int = 0  # last columns of both embeddings that lie in one space, see `TwoTower.init_weights`
@@ -106,7 +107,8 @@ class TwoTower(nn.Module):
         self.title_tower = Tower(config.title_width, config)
         self.group_block = None
         if config.group_block != "none":
-            self.group_block = GROUP_BLOCKS[config.group_block](config.num_groups, config.d)
+            shape = BlockShape(config.d, config.num_groups, config.discoveries)
+            self.group_block = GROUP_BLOCKS[config.group_block](shape)
         self.bias = None if config.paper else nn.Parameter(torch.tensor(config.initial_bias))
         self.scale = 1.0 if self.bias is None else config.d**-0.5  # keeps logits small at the start
         has_prior, (territories, titles, activities) = bool(config.prior_shape), config.prior_shape or (0, 0, 0)
@@ -128,9 +130,8 @@ class TwoTower(nn.Module):
         self.title_tower.init_weights(generator)
         if self.config.aligned_width:
             self._align(generator)
-        if self.group_block is not None:
-            self.group_block.init_weights(generator)
-            for parameter in self.group_block.parameters() if self.config.paper else ():
+        if self.group_block is not None and self.config.paper:
+            for parameter in self.group_block.parameters():
                 parameter.uniform_(-(self.config.d**-0.5), self.config.d**-0.5, generator=generator)
         if self.one_hot is not None:
             bound = (self.config.user_width + len(self.one_hot)) ** -0.5
@@ -174,14 +175,18 @@ class TwoTower(nn.Module):
         assert territory is not None, "a model with one_hot_of_territory needs each user's territory"
         return F.embedding(self.column_of_territory[territory], self.one_hot)
 
-    def apply_block(self, users: Tensor, offsets: Sequence[int], compute_dtype: DType = None) -> Tensor:
+    def apply_block(
+        self, users: Tensor, offsets: Sequence[int], territory: Tensor | None = None, compute_dtype: DType = None
+    ) -> Tensor:
         """(U, d) user tower outputs sorted by group, (G + 1) row offsets -> (U, d) user vectors.
+
+        `territory` (U,) int64 is read by blocks that know territories.
 
         Beside the prior, which knows how active a user is, interaction vectors say what he likes and no more: every
         user vector then has length sqrt(d) (RMSNorm, Zhang and Sennrich 2019).
         """
         if self.group_block is not None:
-            users = self.group_block(users, offsets, compute_dtype)
+            users = self.group_block(users, offsets, territory, compute_dtype)
             users = users.relu() if self.config.paper else users
         return users if self.gain is None else F.rms_norm(users, (self.config.d,), eps=EPSILON)
 
@@ -197,7 +202,8 @@ class TwoTower(nn.Module):
         users = self.user_outputs(features, territory)  # (U, d)
         order = torch.argsort(group_index, stable=True)
         counts = torch.bincount(group_index, minlength=self.config.num_groups)
-        in_order = self.apply_block(users[order], [0, *counts.cumsum(0).tolist()])
+        of_order = None if territory is None else territory[order]
+        in_order = self.apply_block(users[order], [0, *counts.cumsum(0).tolist()], of_order)
         return torch.empty_like(users).index_copy_(0, order, in_order)
 
     @torch.no_grad()

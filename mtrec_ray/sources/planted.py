@@ -181,7 +181,7 @@ def make_world(config: "SyntheticConfig") -> World:
         config,
         user_fraction=size / size.sum(),
         region=region,
-        taste_group=region if config.taste_groups == "regions" else shuffled,
+        taste_group={"regions": region, "shuffled": shuffled, "one": np.zeros_like(region)}[config.taste_groups],
         active_fraction=MIN_ACTIVE_FRACTION + (MAX_ACTIVE_FRACTION - MIN_ACTIVE_FRACTION) * active,
         title_taste=_normal_matrix(titles, TASTE_WIDTH, seed, "title taste"),
         popularity=config.popularity_spread * _normal_matrix(titles, 1, seed, "popularity")[:, 0],

@@ -50,8 +50,8 @@ class SyntheticConfig(Config):
     """Standard deviation of the titles' popularity in logits."""
     taste_scale: float = advanced(2.0, ge=0)
     """Standard deviation of the taste part of the logits."""
-    taste_groups: Literal["regions", "shuffled"] = advanced("regions")
-    """Which territories have a taste in common: those of a region, or a balanced random four."""
+    taste_groups: Literal["regions", "shuffled", "one"] = advanced("regions")
+    """Which territories have a taste in common: those of a region, a balanced random four, or all."""
     attribute_correlation: float = Field(default=0.7, ge=0, le=1)
     """Correlation of each sensitive attribute with a direction of the taste."""
     seed: int = Field(default=0, ge=0)

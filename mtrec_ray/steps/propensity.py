@@ -35,7 +35,7 @@ def loss_and_gradients(
         for offsets in (batch.user_offsets, batch.title_offsets)
     )
     users = model.user_outputs(batch.user_features, batch.user_territory, user_counts, compute_dtype)  # (U, d)
-    users = model.apply_block(users, batch.group_offsets, compute_dtype)  # (U, d)
+    users = model.apply_block(users, batch.group_offsets, batch.user_territory, compute_dtype)  # (U, d)
     titles = model.title_tower(batch.title_features, title_counts, compute_dtype)  # (T, d)
     logits = model.head(pair_dots(users, titles, batch, compute_dtype)) + batch.prior  # (P,)
     loss = F.binary_cross_entropy_with_logits(logits, batch.labels, reduction="sum") / num_pairs.clamp(min=1)

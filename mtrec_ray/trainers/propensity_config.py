@@ -12,8 +12,8 @@ from mtrec_ray.streams.config import SampleConfig
 from mtrec_ray.tracking.config import TrackingConfig
 from mtrec_ray.trainers.runner_config import RunConfig, RunnerConfig
 
-VECTORS_ONLY_LR = 3e-3
-"""A group block's few numbers hardly move within a run at the towers' rate (validation users of five markets)."""
+VECTOR_LR = 3e-3
+"""A block's few numbers of a group or territory hardly move within a run at the towers' rate (validation users)."""
 ALIGNED_LR = 1e-4
 """Towers that start as a dot product lose it at larger rates: at 3e-4 PR-AUC in the largest market fell by 12%."""
 
@@ -24,8 +24,8 @@ class ModelConfig(Config):
     d: int = advanced(512, ge=1)
     """Width of every layer."""
     group_block: GroupBlockName | None = advanced(None)
-    """What each territory group adds to the user tower: `dense` a layer (paper A), `shift` a vector, `film` a vector
-    and a scale, `low_rank` a matrix of rank 16; null: dense, none in a baseline."""
+    """What is on top of the user tower: `dense` a layer per territory group (paper A), `hierarchical` the same and a
+    vector per territory, the smaller the fewer its discoveries; null: dense, none in a baseline."""
     prior: bool = advanced(True)
     """Add what is popular where, and since when, and who is active, to the logits; False: towers alone (paper A)."""
     groups: str | None = None
@@ -41,9 +41,9 @@ class OptimConfig(Config):
     lr: float | None = Field(default=None, gt=0)
     """Learning rate, falling to zero over each period; null: 1e-3, 1e-4 on a lake with interaction vectors."""
     block_lr: float | None = advanced(None, gt=0)
-    """Learning rate of the group block's matrices, if it has any; null: `lr`."""
+    """Learning rate of the group block's matrices; null: `lr`."""
     block_vector_lr: float | None = advanced(None, gt=0)
-    """Learning rate of the group block's vectors, if it has any; null: `block_lr`, or 3e-3 without matrices."""
+    """Learning rate of the group block's other parameters; null: 3e-3, `block_lr` for the dense block."""
     epochs: int = Field(default=3, ge=1)
     """Passes over the training window's pairs; with --incremental one more over each later day's."""
     batch_pairs: int = advanced(8192, ge=1)
@@ -60,8 +60,7 @@ class OptimConfig(Config):
         """
         lr = self.lr or (ALIGNED_LR if aligned else 1e-3)
         block_lr = self.block_lr or lr
-        vectors_only = _parts_of(group_block) == (False, True)
-        return lr, block_lr, self.block_vector_lr or (VECTORS_ONLY_LR if vectors_only else block_lr)
+        return lr, block_lr, self.block_vector_lr or (block_lr if group_block in (None, "dense") else VECTOR_LR)
 
 
 PAPER: dict[str, dict[str, Any]] = {
@@ -115,11 +114,9 @@ class PropensityConfig(RunConfig):
                 raise ValueError(f"model.{key} has no effect on a baseline: drop it or set kind=mtl")
         if self.preset == "paper":
             self._check_paper()
-        block, rates = self.model.group_block, ("block_lr", "block_vector_lr")
-        given = [getattr(self.optim, key) is not None for key in rates]
-        for key, is_given, in_block in zip(rates, given, _parts_of(block) if any(given) else given, strict=True):
-            if is_given and not in_block:
-                raise ValueError(f"optim.{key} has no effect on {block or 'a baseline'}: drop it")
+        for key in ("block_lr", "block_vector_lr"):
+            if self.kind == "baseline" and getattr(self.optim, key) is not None:
+                raise ValueError(f"optim.{key} has no effect on a baseline: drop it")
         if self.optim.snapshot == "best" and not self.sample.validation_fraction:
             raise ValueError("optim.snapshot = best needs validation users: set sample.validation_fraction, as 0.05")
         self.runner.check_lanes(self.optim.lanes)
@@ -132,13 +129,3 @@ class PropensityConfig(RunConfig):
                 if (given := getattr(getattr(self, section), name)) != value:
                     contradicts = f"{section}.{name} = {given} contradicts preset = paper"
                     raise ValueError(f"{contradicts}, which has {value}: drop one of them")
-
-
-def _parts_of(group_block: GroupBlockName | None) -> tuple[bool, bool]:
-    """Whether a group block has matrices, and vectors."""
-    if group_block is None:
-        return False, False
-    from mtrec_ray.models.group_blocks import GROUP_BLOCKS  # torch, which `--help` does without
-
-    block = GROUP_BLOCKS[group_block](1, 1)
-    return bool(block.matrices()), bool(block.vectors())

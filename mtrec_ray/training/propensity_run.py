@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from rich.console import RenderableType
@@ -22,6 +22,7 @@ from mtrec_ray.errors import UserError
 from mtrec_ray.files import join, read_file, write_file
 from mtrec_ray.identity import Identity
 from mtrec_ray.lake.manifest import Calendar, Lake
+from mtrec_ray.models.shapes import check_block
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 from mtrec_ray.streams.groups import Groups, make_groups, training_volume
 from mtrec_ray.streams.plan import PairPlan, make_plan
@@ -51,6 +52,11 @@ class PropensityRecord(Record):
     """Learning rates at the start of each period: (towers, block matrices, block vectors)."""
 
     figures_of: ClassVar[str] = "snapshot"
+
+    @classmethod
+    def check_document(cls, uri: str, document: dict[str, Any]) -> None:
+        model = document.get("model")
+        check_block(f"run {uri!r}", model.get("group_block") if isinstance(model, dict) else None)
 
     def identity(self) -> Identity:
         """Territory groups come from a file, so they count with their content."""
@@ -152,6 +158,7 @@ def new_propensity_run(
         d=config.model.d,
         num_groups=len(groups.names) if config.kind == "mtl" else 1,
         group_block=config.model.group_block or "none",
+        discoveries=(0,) if config.model.group_block in (None, "dense") else tuple(volume().tolist()),
         paper=is_paper,
         aligned_width=0 if is_paper else embeddings.interaction_width,
         initial_bias=0.0 if is_paper or config.sample.alpha == "auto" else -math.log(config.sample.alpha),

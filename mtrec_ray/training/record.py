@@ -115,12 +115,17 @@ class Record(BaseModel, ABC):
         if found != kind:
             raise UserError(f"run {uri!r} is of kind {found}, not {kind}: choose another run, or another name")
         check_version(f"run {uri!r}", version, reads, "train it again under another name")
+        cls.check_document(uri, document)
         try:
             record = cls.model_validate(document)
         except ValidationError as error:
             raise UserError(f"run {uri!r}: {RUN} is damaged ({first_problem(error)}): train it again") from error
         runs, name = parent(absolute(uri))
         return record.with_settings(runs=runs, name=name)
+
+    @classmethod
+    def check_document(cls, uri: str, document: dict[str, Any]) -> None:
+        """UserError for a stored run that this version cannot read, though its format is known."""
 
     @classmethod
     def load_done(cls, uri: str) -> Self:

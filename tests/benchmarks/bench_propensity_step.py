@@ -1,6 +1,6 @@
 """Speed of one two-tower training step against the pair-by-pair model and against the FLOP floor, in one run.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/bench_propensity_step.py [--against CHECKOUT] [--block film] ...
+    OMP_NUM_THREADS=1 python tests/benchmarks/bench_propensity_step.py [--against CHECKOUT] [--block none] ...
 
 The floor is the floating point operations that must be done (each tower row once, a block for its own rows, pairs
 alone, no gradient of the features) over the best rate this machine reached on these very products in this run.
@@ -74,6 +74,7 @@ def make_batch(setting: str, device: str, code: Code = HERE) -> PairBatch:
         rng.integers(0, 2, num_pairs),
         torch.from_numpy(rng.standard_normal((NUM_TITLES, TITLE_WIDTH)).astype(np.float16)).to(device),
         num_groups=NUM_GROUPS,
+        user_territory=np.zeros(num_users, np.int64),
         device=device,
     )
 
@@ -91,7 +92,7 @@ def products(batch: PairBatch, block: str) -> list[tuple[tuple[int, int, int], i
         ((titles, D, D), 2),
         ((D, titles, D), 1),
     ]
-    sizes = np.diff(batch.group_offsets).tolist() if block == "dense" else []  # the other blocks cost next to nothing
+    sizes = [] if block == "none" else np.diff(batch.group_offsets).tolist()
     return towers + [part for size in sizes for part in (((size, D, D), 2), ((D, size, D), 1))]
 
 

@@ -33,3 +33,12 @@ def test_a_manifest_that_does_not_fit_its_files_is_a_user_error(tmp_path, change
     bundle = Bundle.open(str(folder))
     with pytest.raises(UserError, match=rf"bundle '{folder}': {name}\.safetensors does not fit manifest\.json"):
         getattr(bundle, name)()
+
+
+def test_a_bundle_of_a_removed_block_is_refused_in_one_line(tmp_path):
+    folder = write_bundle(tmp_path / "bundle")
+    document = json.loads((folder / "manifest.json").read_text())
+    document["propensity"]["model"]["group_block"] = "film"
+    write_manifest(folder, document)
+    with pytest.raises(UserError, match=f"^bundle '{folder}' has the group block 'film', which is no more"):
+        Bundle.open(str(folder))

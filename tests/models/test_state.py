@@ -18,9 +18,9 @@ from tests.models.test_two_tower import BLOCKS, make_model
 
 def logits(model: TwoTower) -> Tensor:
     users, titles = (torch.randn(3, width, generator=torch.Generator().manual_seed(0)) for width in (5, 6))
-    return model.logits(
-        model.user_vectors(users, torch.tensor([2, 0, 1]) % model.config.num_groups), model.title_vectors(titles)
-    )
+    territory = torch.tensor([2, 0, 1])
+    group = territory % model.config.num_groups
+    return model.logits(model.user_vectors(users, group, territory), model.title_vectors(titles))
 
 
 MODELS: dict[str, tuple[Callable[..., Any], Callable[[Any], Tensor]]] = {

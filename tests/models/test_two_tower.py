@@ -10,11 +10,12 @@ from mtrec_ray.models.group_blocks import GROUP_BLOCKS
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 
 BLOCKS = ("none", *GROUP_BLOCKS)
+TERRITORY = torch.tensor([1, 0, 3, 2, 1, 1])
 
 
 def make_model(group_block: Any, seed: int = 0, **settings: Any) -> TwoTower:
     num_groups = 1 if group_block == "none" else 3
-    model = TwoTower(TwoTowerConfig(5, 6, d=8, num_groups=num_groups, group_block=group_block, **settings))
+    model = TwoTower(TwoTowerConfig(5, 6, 8, num_groups, (9, 0, 70, 5), group_block, **settings))
     model.init_weights(torch.Generator().manual_seed(seed))
     return model
 
@@ -22,13 +23,13 @@ def make_model(group_block: Any, seed: int = 0, **settings: Any) -> TwoTower:
 @pytest.mark.parametrize("group_block", BLOCKS)
 def test_vectors_are_float32_and_have_a_row_an_input(group_block):
     model = make_model(group_block)
-    users = model.user_vectors(torch.randn(4, 5).half(), torch.tensor([0, 0, 0, 0]))
+    users = model.user_vectors(torch.randn(4, 5).half(), torch.zeros(4, dtype=torch.int64), TERRITORY[:4])
     titles = model.title_vectors(torch.randn(7, 6).half())
     assert users.shape == (4, 8)
     assert titles.shape == (7, 8)
     assert model.logits(users, titles).shape == (4, 7)
     assert users.dtype == titles.dtype == torch.float32
-    assert model.user_vectors(torch.empty(0, 5), torch.empty(0, dtype=torch.int64)).shape == (0, 8)
+    assert model.user_vectors(torch.empty(0, 5), TERRITORY[:0], TERRITORY[:0]).shape == (0, 8)
 
 
 @pytest.mark.parametrize("group_block", list(GROUP_BLOCKS))
@@ -37,7 +38,7 @@ def test_blocks_start_at_the_baseline(group_block):
     expected = make_model("none").user_vectors(features, groups)
     model = make_model(group_block)
     model.user_tower.load_state_dict(make_model("none").user_tower.state_dict())
-    torch.testing.assert_close(model.user_vectors(features, groups), expected)
+    torch.testing.assert_close(model.user_vectors(features, groups, TERRITORY), expected)
 
 
 def test_paper_a_literally_has_no_propensity_below_a_half():
@@ -76,7 +77,7 @@ def test_alignment_leaves_the_first_title_columns_random():
 
 
 def test_one_hot_columns_do_not_change_what_the_others_start_from():
-    plain, model = make_model("low_rank"), make_model("low_rank", one_hot_of_territory=(0, 1, 0))
+    plain, model = make_model("hierarchical"), make_model("hierarchical", one_hot_of_territory=(0, 1, 0))
     assert model.one_hot is not None
     assert model.one_hot.shape == (2, 8)
     assert 0 < model.one_hot.abs().min() < model.one_hot.abs().max() < (5 + 2) ** -0.5

@@ -134,6 +134,7 @@ def test_shuffled_groups_are_balanced_and_not_the_regions():
     world = make_world(SyntheticConfig(territories=24, taste_groups="shuffled"))
     assert np.bincount(world.taste_group).tolist() == [6, 6, 6, 6]
     assert (world.taste_group != world.region).any()
+    assert not make_world(SyntheticConfig(territories=24, taste_groups="one")).taste_group.any()
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from mtrec_ray.workers import AllReduce
 
 USER_WIDTH, TITLE_WIDTH, NUM_TITLES, NUM_GROUPS, D = 6, 7, 9, 3, 8
 ONE_HOT = (1, 0, 2, 1, 0)  # column of each territory
+DISCOVERIES = (900, 0, 40, 300, 7)  # of each territory
 BLOCKS = ("none", *GROUP_BLOCKS)
 Result = TypeVar("Result")
 
@@ -24,7 +25,8 @@ def make_model(seed: int = 0, *, perturb: bool = True, dtype: torch.dtype = torc
     """A small model; `perturb` moves every parameter, so that nothing is zero or one by construction."""
     generator = torch.Generator().manual_seed(seed)
     num_groups = NUM_GROUPS if settings.get("group_block", "none") != "none" else 1
-    config = TwoTowerConfig(USER_WIDTH, TITLE_WIDTH, **{"d": D, "num_groups": num_groups, **settings})
+    shape = {"d": D, "num_groups": num_groups, "discoveries": DISCOVERIES, **settings}
+    config = TwoTowerConfig(USER_WIDTH, TITLE_WIDTH, **shape)
     model = TwoTower(config).to(dtype)
     model.init_weights(generator)
     with torch.no_grad():

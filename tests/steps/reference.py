@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mtrec_ray.models.batch_norm import PairBatchNorm
+from mtrec_ray.models.group_blocks import EVIDENCE
 from mtrec_ray.models.two_tower import EPSILON, Tower, TwoTower
 from mtrec_ray.steps.batch import PairBatch
 
@@ -33,9 +34,10 @@ class PairByPair(nn.Module):
         sizes = torch.tensor(_group_sizes(batch))  # (G,)
         groups = torch.repeat_interleave(torch.arange(len(sizes)), sizes).to(batch.user_rows.device)  # (U,)
         pair_groups = groups[batch.user_rows]  # (P,)
+        territory = None if batch.user_territory is None else batch.user_territory[batch.user_rows]  # (P,)
         losses = []
         for g in range(len(sizes)):
-            vectors = users if model.group_block is None else group_part(model, users, g)
+            vectors = users if model.group_block is None else group_part(model, users, g, territory)
             if model.config.paper:
                 vectors = vectors.relu()
             vectors = _equal_length(model, vectors)
@@ -62,7 +64,7 @@ def deduplicated_loss(model: TwoTower, batch: PairBatch, *, dense: bool) -> Tens
     titles = _distinct_rows(model.title_tower, batch.title_features, batch.title_offsets.diff())  # (T, d)
     if model.group_block is not None:
         parts = enumerate(users.split(_group_sizes(batch)))
-        users = torch.cat([group_part(model, rows, g) for g, rows in parts])
+        users = torch.cat([group_part(model, rows, g) for g, rows in parts])  # of blocks that know no territories
     users = _equal_length(model, users)
     if dense:
         dots = (users @ titles.T)[batch.user_rows, batch.title_rows]  # (P,)
@@ -97,18 +99,16 @@ def _group_sizes(batch: PairBatch) -> list[int]:
     return torch.tensor(batch.group_offsets).diff().tolist()
 
 
-def group_part(model: TwoTower, users: Tensor, group: int) -> Tensor:
-    """Group `group`'s part of the block on any rows, written as the block's formula."""
+def group_part(model: TwoTower, users: Tensor, group: int, territory: Tensor | None = None) -> Tensor:
+    """Group `group`'s part of the block on rows of any territories, written as the block's formula."""
     block = {} if model.group_block is None else dict(model.group_block.named_parameters())
     match model.config.group_block:
         case "dense":
             return users @ block["weight"][group].T + block["bias"][group]
-        case "shift":
-            return users + block["shift"][group]
-        case "film":
-            return users * block["scale"][group] + block["shift"][group]
-        case "low_rank":
-            return users + users @ block["down"][group] @ block["up"][group]
+        case "hierarchical":
+            count = torch.tensor(model.config.discoveries)[territory]
+            own = (count / (count + EVIDENCE))[:, None] * block["shift"][territory]
+            return users @ block["weight"][group].T + block["bias"][group] + own
     raise NotImplementedError(model.config.group_block)
 
 

@@ -184,16 +184,17 @@ def make_features() -> tuple[torch.Tensor, torch.Tensor]:
     return users, torch.randn(NUM_TITLES, TITLE_WIDTH, generator=generator, dtype=torch.float64)
 
 
-def test_users_pass_through_the_part_of_their_group():
+def test_users_pass_through_the_part_of_their_group_and_territory():
     users, titles = make_features()
+    territory = torch.tensor([3, 0, 2, 4, 0])
     for block in BLOCKS:
         model = make_model(group_block=block)
-        scores = model.logits(model.user_vectors(users, GROUPS), model.title_vectors(titles))
+        scores = model.logits(model.user_vectors(users, GROUPS, territory), model.title_vectors(titles))
         assert scores.shape == (len(GROUPS), NUM_TITLES)
         for row, group in enumerate(GROUPS.tolist()):
             vector = model.user_tower(users[row : row + 1])
             if block != "none":
-                vector = group_part(model, vector, group)
+                vector = group_part(model, vector, group, territory[row : row + 1])
             expected = model.logits(vector, model.title_vectors(titles))
             torch.testing.assert_close(scores[row : row + 1], expected, rtol=1e-10, atol=1e-12)
 

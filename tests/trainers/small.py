@@ -41,7 +41,7 @@ def propensity(**settings: Any) -> Made:
     schedule = Schedule(((USERS,), (USERS,)), (STEPS_PER_EPOCH, STEPS_PER_EPOCH), (2, 1), seed=0, lanes=1)
     validation = bool(config.sample.validation_fraction)
     data = PropensityData(
-        model=TwoTowerConfig(WIDTH, WIDTH, d=WIDTH, num_groups=2, group_block="shift"),
+        model=TwoTowerConfig(WIDTH, WIDTH, d=WIDTH, num_groups=2, discoveries=(90, 9), group_block="hierarchical"),
         learning_rates=(1e-2, 1e-2, 1e-2),
         group_of_territory=[0, 1],
         titles=rng.normal(size=(TITLES, WIDTH)).astype(np.float16),

@@ -1,5 +1,6 @@
 """Records: the identity of a run, its table."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,17 @@ def test_other_territory_groups_are_another_run(tmp_path):
     with pytest.raises(UserError, match="run 'run' was started on another state of its territory groups"):
         propensity(tmp_path, [1, 0]).resume_or_new()
     assert propensity(tmp_path, [0, 1]).resume_or_new() == propensity(tmp_path, [0, 1])
+
+
+def test_a_run_of_a_removed_block_is_refused_in_one_line(tmp_path):
+    propensity(tmp_path, [0, 1]).save()
+    file = tmp_path / "run" / "run.json"
+    document = json.loads(file.read_text())
+    document["config"]["model"]["group_block"] = document["model"]["group_block"] = "shift"
+    file.write_text(json.dumps(document))
+    known = r"has the group block 'shift', which is no more \(there are dense, hierarchical\): train it again"
+    with pytest.raises(UserError, match=f"^run '{tmp_path}/run' {known}$"):
+        PropensityRecord.load(str(tmp_path / "run"))
 
 
 def test_another_backbone_is_another_run(tmp_path):

@@ -26,7 +26,7 @@ from tests.tuning.conftest import specs_of
 from tests.tuning.test_propensity_search import search
 
 SPACE, _ = parse_space(
-    {"optim.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "model.group_block": ["dense", "shift"]},
+    {"optim.lr": {"low": 1e-4, "high": 1e-1, "log": True}, "model.group_block": ["dense", "hierarchical"]},
     {},
     PropensityConfig,
     (),
@@ -76,9 +76,9 @@ def some_trials() -> Grid:
     return Grid(
         [
             result("t1", [0.10, 0.20], 1e-3),
-            result("t2", [0.20, 0.40], 1e-2, "shift"),
+            result("t2", [0.20, 0.40], 1e-2, "hierarchical"),
             result("t3", [0.05], 5e-2),
-            result("t4", [0.30, 0.35], 3e-3, "shift"),
+            result("t4", [0.30, 0.35], 3e-3, "hierarchical"),
             result("t5", [], 9e-2, error=RuntimeError("it died\nout of memory")),
             result("t6", [0.5, float("nan")], 2e-3),
             result("t7", [float("nan")], 1e30, failed=DIVERGED),
@@ -111,7 +111,7 @@ def test_the_best_is_the_complete_trial_with_the_best_figure(found, folder):
     }  # fmt: skip
     assert found.best.trial_id == "t2"
     assert found.front == [found.best]
-    best_config = {"optim": {"lr": 1e-2}, "model": {"group_block": "shift"}}
+    best_config = {"optim": {"lr": 1e-2}, "model": {"group_block": "hierarchical"}}
     assert yaml.safe_load((folder / "best-config.yaml").read_text()) == best_config
     assert json.loads((folder / "summary.json").read_text()) == found.document()
     assert found.document()["failures"] == {"t5": "out of memory", "t7": DIVERGED}
@@ -198,7 +198,7 @@ def test_the_page_of_one_goal_has_its_plots(found, folder):
 def two_rows(block: str, *figures: dict[str, float]) -> list[TrialRow]:
     return [
         TrialRow(f"t{n}", DONE, {"optim.lr": 10.0**-n, "model.group_block": own}, values_of(of))
-        for n, own, of in zip((2, 3), (block, "shift"), figures, strict=True)
+        for n, own, of in zip((2, 3), (block, "hierarchical"), figures, strict=True)
     ]
 
 
@@ -212,7 +212,7 @@ def test_the_page_of_two_goals_has_their_front_and_the_plots_of_each():
 def test_a_study_has_each_trial_with_a_figure_and_its_validations(found):
     study = study_of(found.rows, prepared(ACCURACY))
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"]
-    assert study.best_params == {"optim.lr": 1e-2, "model.group_block": "shift"}
+    assert study.best_params == {"optim.lr": 1e-2, "model.group_block": "hierarchical"}
     assert study.trials[1].intermediate_values == {1: 0.20, 2: 0.40}
 
 
@@ -227,7 +227,7 @@ def test_a_plot_without_enough_trials_is_replaced_by_a_sentence(found, monkeypat
 
 
 def page_with_a_choice(name: str) -> str:
-    choices = {"model.group_block": CategoricalDistribution([name, "shift"])}
+    choices = {"model.group_block": CategoricalDistribution([name, "hierarchical"])}
     space = Space(SPACE.distributions | choices)
     rows = two_rows(name, {ACCURACY: 0.2}, {ACCURACY: 0.3})
     return plots_page(study_of(rows, prepared(ACCURACY, space=space)), [ACCURACY])

@@ -115,7 +115,7 @@ def test_a_shared_cache_does_not_change_figures(trial_lake):
     "changes",
     [
         {"kind": "baseline", "model": {"territory_input": "region"}},
-        {"model": {"group_block": "shift", "groups": "each"}},
+        {"model": {"group_block": "hierarchical", "groups": "each"}},
         {"model": {"groups": "regions:3"}},
     ],
 )
@@ -127,6 +127,8 @@ def test_the_final_weights_equal_those_of_a_run(trial_lake, changes):
     volume = partial(training_volume, data.lake, config.sample, data.calendar, reader=LocalReader())
     record = new_propensity_run(config, data.lake, data.calendar, volume)
     assert record.groups.of_territory == trial.trainer.group_of_territory.tolist()
+    if config.model.group_block == "hierarchical":
+        assert record.model.discoveries == tuple(volume().tolist())
     plan, prior = make_plan(data.lake, config.sample, data.calendar, reader=LocalReader())
     schedule = record.schedule(plan)
     trainer = PropensityTrainer(config, record.data(data.lake, plan, schedule, Workers(), prior))

@@ -24,7 +24,7 @@ DOCUMENT = {
     "optim.lr": {"low": 1e-5, "high": 1e-2, "log": True},
     "optim.epochs": {"low": 1, "high": 5},
     "sample.tau": {"low": 0, "high": 1, "step": 0.25},
-    "model.group_block": ["dense", "shift"],
+    "model.group_block": ["dense", "hierarchical"],
 }
 
 
@@ -73,7 +73,7 @@ def test_an_error_names_the_key_and_the_value(document, parts):
 
 def test_every_key_is_drawn_with_its_own_type():
     fixed = optuna.trial.FixedTrial(
-        {"optim.lr": 1e-3, "optim.epochs": 3, "sample.tau": 0.5, "model.group_block": "shift"}
+        {"optim.lr": 1e-3, "optim.epochs": 3, "sample.tau": 0.5, "model.group_block": "hierarchical"}
     )
     parse(DOCUMENT).suggest(fixed)  # pyright: ignore[reportArgumentType]
     kinds = {key: type(one).__name__.removesuffix("Distribution") for key, one in fixed.distributions.items()}
@@ -127,8 +127,8 @@ def test_usual_settings_are_from_base_or_the_middle_of_the_range():
         "sample.tau": 1.0,
         "model.group_block": "dense",
     }
-    outside = lay_over(BASE, {"optim.lr": 5e-4, "optim.epochs": 9, "model.group_block": "film"})
-    usual = usual_settings(space, PropensityConfig, outside)
+    outside = lay_over(BASE, {"optim.lr": 5e-4, "optim.epochs": 9, "model.group_block": "hierarchical"})
+    usual = usual_settings(parse(DOCUMENT | {"model.group_block": ["dense"]}), PropensityConfig, outside)
     assert usual == {"optim.lr": 5e-4, "optim.epochs": 3, "sample.tau": 1.0, "model.group_block": "dense"}
     assert isinstance(usual["optim.epochs"], int)
 

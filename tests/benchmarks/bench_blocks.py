@@ -36,8 +36,7 @@ def replicates(lake: Lake, block: str, seed: int, settings: list[str], cache: Tr
     fixed = ["sample.test_fraction=0", "sample.validation_fraction=0.2"]  # the usual test users by the same hash
     of_block = {"kind": BASELINE} if block == BASELINE else {"kind": "mtl", "model.group_block": block}
     flags = {"lake": lake.uri, "name": "bench", "seed": seed, "sample.seed": seed} | of_block
-    of_block_alone = ["model.groups"] if block == BASELINE else []
-    given = [one for one in settings if one.split("=")[0] not in of_block_alone]
+    given = [one for one in settings if block != BASELINE or not one.startswith("model.groups=")]
     config = load_config(PropensityConfig, None, [*fixed, *given], flags)
     once = {"name": "bench", "lake": lake.uri, "space": {}, "validation_days": 0, "validations": 1}
     search = validate_config(PropensitySearchConfig, once)
@@ -55,9 +54,8 @@ def replicates(lake: Lake, block: str, seed: int, settings: list[str], cache: Tr
 
 def num_worse(differences: np.ndarray) -> int:
     """Territories that are worse after Holm's correction: (territories, R) paired differences."""
-    value, error = differences[:, 0], np.nanstd(differences[:, 1:], axis=1, ddof=1)
-    known = np.isfinite(value) & (error > 0)
-    p = np.sort(norm.cdf(value[known] / error[known]))
+    known = differences[np.isfinite(differences[:, 0])]
+    p = np.sort(norm.cdf(known[:, 0] / np.nanstd(known[:, 1:], axis=1, ddof=1).clip(min=1e-12)))
     kept = p > LEVEL / (len(p) - np.arange(len(p)))
     return int(kept.argmax()) if kept.any() else len(p)
 

@@ -54,18 +54,19 @@ class DenseBlock(nn.Module):
         return [parameter for parameter in self.parameters() if parameter.dim() <= 2]
 
     def forward(self, users: Tensor, offsets: Offsets, territory: Tensor | None, compute_dtype: DType = None) -> Tensor:
-        """(U, d) user vectors sorted by group, (G + 1) row offsets, (U,) int64 territories -> (U, d).
+        """(U, d) user vectors sorted by group, (G + 1) row offsets -> (U, d).
 
-        `compute_dtype` is that of matrix products; None is allowed for `territory` where a block does not read it.
+        `territory` is (U,) int64, or None where a block does not read it; `compute_dtype` that of matrix products.
         """
         return GroupedLinear.apply(users, self.weight, self.bias, offsets, compute_dtype)
 
 
 class HierarchicalBlock(DenseBlock):
-    """Territory within group within all: y = W_g x + b_g + c_z t_z, with c_z = n_z / (n_z + `EVIDENCE`).
+    """Territory within group within all: y = W_g x + b_g + c_z t_z.
 
-    A territory's vector t_z adds t_z . title / sqrt(d) to the logit, alike for similar titles. The fewer discoveries
-    n_z a territory has, the slower t_z counts and the nearer the territory stays to its group.
+    A territory's vector t_z adds t_z . title / sqrt(d) to the logit, alike for similar titles. With the factor
+    c_z = n_z / (n_z + `EVIDENCE`) it learns the slower, and stays the nearer to its group, the fewer discoveries n_z a
+    territory has.
     """
 
     shrinkage: Tensor

@@ -56,6 +56,10 @@ EDITED = {
     "categorical": (lambda m: m["title_categoricals"].append("decade"), "column 'decade' is missing"),
     "width": (lambda m: m["embeddings"].update(user_width=3), r"column 'embedding' is fixed_size_binary\[4\], should"),
     "folds": (lambda m: m["embeddings"].update(num_folds=2), "column 'fold_embeddings' is missing"),
+    "folds by time": (
+        lambda m: m["embeddings"].update(fold_starts=["2024-01-02T00:00:00Z"]),
+        "column 'projection' is missing",
+    ),
     "fewer buckets": (lambda m: m.update(num_buckets=3), "rows belong to another bucket"),
     "more buckets": (lambda m: m.update(num_buckets=5), "users: lake.json lists no file of bucket 4"),
 }

@@ -51,7 +51,7 @@ class PairsSummary:
             [name.replace("_", " ") for name in counts.columns],
             "negatives: expected; each eligible (user, title) is drawn with probability "
             f"{period.negative_rate:.3g}. {plan.not_offered_positives:,} discoveries of titles not offered left out."
-            + f" Pairs since {plan.calendar.window_start:%Y-%m-%d} that interaction vectors are of, too."
+            + f" Earlier events, from {plan.calendar.window_start:%Y-%m-%d} on, made the interaction vectors."
             * later,
         )
         for label, (_, row) in zip(row_labels(self.territories), counts.iterrows(), strict=True):

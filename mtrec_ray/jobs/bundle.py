@@ -84,9 +84,8 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
     (method,) = load_methods(record, backbone)
     assert isinstance(method, EliminatorMethod)
     check_writable(out)
-    pq.write_table(
-        lake.read("titles", without=[PROJECTION]), titles := io.BytesIO()
-    )  # with embeddings if the lake has some
+    catalogue = lake.read("titles", without=[PROJECTION])  # with embeddings if the lake has some
+    pq.write_table(catalogue, titles := io.BytesIO())
     files |= {
         BundleFile.BACKBONE: _safetensors(backbone),
         BundleFile.ELIMINATORS: _safetensors(method.pack),

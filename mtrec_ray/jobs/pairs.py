@@ -43,16 +43,18 @@ class PairsSummary:
 
     def tables(self) -> list[RenderableType]:
         counts, plan, period = self.metrics.set_index("territory"), self.plan, self.plan.periods[0]
-        later = period.start > plan.calendar.window_start
+        note = (
+            "negatives: expected; each eligible (user, title) is drawn with probability "
+            f"{period.negative_rate:.3g}. {plan.not_offered_positives:,} discoveries of titles not offered left out."
+        )
+        if period.start > (fitted_from := plan.calendar.window_start):
+            note += f" Earlier events, from {fitted_from:%Y-%m-%d} on, made the interaction vectors."
         added = "active users" if plan.sample.upsample == "active" else "random users with as many positives"
         table = numbers_table(
             f"Pairs of {period.start:%Y-%m-%d} to {period.end:%Y-%m-%d}: alpha {period.alpha:g}, added = {added}",
             ["territory"],
             [name.replace("_", " ") for name in counts.columns],
-            "negatives: expected; each eligible (user, title) is drawn with probability "
-            f"{period.negative_rate:.3g}. {plan.not_offered_positives:,} discoveries of titles not offered left out."
-            + f" Earlier events, from {plan.calendar.window_start:%Y-%m-%d} on, made the interaction vectors."
-            * later,
+            note,
         )
         for label, (_, row) in zip(row_labels(self.territories), counts.iterrows(), strict=True):
             table.add_row(label, *(f"{count:,}" for count in row))

@@ -5,7 +5,7 @@ eigenvectors V and eigenvalues S^2, a title's vector is its row of V S, and a us
 user's vector can be computed from any part of its history:
 
 * the full vector, of the training window, for serving; on a later day, evaluation and training compute it anew from
-  the events before that day (`vectors_before`), for which the titles keep V;
+  the events before that day (`vectors_before`), for which the titles keep what turns a history into a vector;
 * K to train with. In sample, a user's vector would hold the very titles it is to predict. Where events have an order
   of time, the space is fitted on the first part of the window, and the rest is divided into K folds by time; the k-th
   vector holds what came before fold k. So a user's past predicts its future, as in use, and no title of a fold has

@@ -11,7 +11,7 @@ runs/NAME/checkpoint_*/                      Ray Train's checkpoints
 import hashlib
 import math
 from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -149,7 +149,7 @@ def new_propensity_run(
     if config.incremental and calendar.num_evaluation_days < 2:
         found = f"incremental has no effect with {calendar.num_evaluation_days} evaluation day(s)"
         raise UserError(f"{found}: day i is trained on for the sake of day i + 1")
-    volume = volume or partial(training_volume, lake, config.sample, calendar)
+    volume = cache(volume or partial(training_volume, lake, config.sample, calendar))  # groups and blocks ask for it
     groups = make_groups(config.model.groups or "one", lake.manifest, volume)
     is_paper = config.preset == "paper"
     model = TwoTowerConfig(

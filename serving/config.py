@@ -66,7 +66,7 @@ class GatesConfig(Config):
     max_leak: float = Field(default=0.02, ge=0)
     """Largest excess of the best attacker's balanced accuracy over its null interval, per ignored attribute."""
     max_auc_leak: float = Field(default=0.05, ge=0)
-    """Like `max_leak`, for AUC; larger, because choosing the best attacker alone moves an AUC by 0.02."""
+    """Like `max_leak`, for AUC; larger, because other folds alone move an AUC by 0.015."""
     audit: bool = True
     """Require an audit."""
     against_live: bool = True

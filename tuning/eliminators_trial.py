@@ -135,7 +135,7 @@ class EliminatorsTrial:
             of = f"{name}/{attribute}"
             plain = {
                 f"balanced_accuracy/{of}": [half.balanced_accuracy.value for half in halves],
-                f"null_high/{of}": [half.null[1] for half in halves],
+                f"null_high/{of}": [half.balanced_accuracy.null_high for half in halves],
                 f"auc/{of}": [half.auc.value for half in halves],
             }
             figures |= {key: {"value": float(np.mean(values))} for key, values in plain.items()}
@@ -168,7 +168,9 @@ def _leakage(attacks: list[list[AuditResult]]) -> Figures:
 
     Bounds of a mean are the mean bounds, which errs on the wide side.
     """
-    halves = np.array([[np.array(half.balanced_accuracy) - half.chance for half in of] for of in attacks])  # (n, 2, 3)
+    halves = np.array(
+        [[np.subtract(found[:3], found.chance) for found in (half.balanced_accuracy for half in of)] for of in attacks]
+    )  # (n, 2, 3)
     each = np.maximum(halves.mean(axis=1), 0.0)
     rows = {"leakage/mean": each.mean(axis=0), "leakage/worst": each[each[:, 0].argmax()]}
     return {name: Interval(*row.tolist())._asdict() for name, row in rows.items()}

@@ -30,7 +30,7 @@ from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.shapes import EliminatorConfig, SequentialConfig, check_block
 from mtrec_ray.models.two_tower import TwoTower, TwoTowerConfig
 
-FORMAT_VERSION = 7
+FORMAT_VERSION = 8
 REMAKE = "make it again with `mtrec bundle`"
 Model = TypeVar("Model", bound=nn.Module)
 Content = TypeVar("Content")
@@ -62,29 +62,24 @@ class Metric(_Frozen):
 
 
 class AttackMetric(Metric):
-    """A metric of the best attacker."""
+    """The largest value over attackers, and the null of attacks on permuted labels."""
 
     chance: float  # value without information
-
-
-class NullMetric(AttackMetric):
-    """With the null of attacks on permuted labels."""
-
-    null_low: float  # 95% interval of the value without leakage
+    null_low: float  # 95% interval of the largest value without leakage
     null_high: float
+    attacker: str  # which has the largest value
 
 
 class Leakage(_Frozen):
-    """How well attackers predict an attribute from vectors (`AuditResult.document`)."""
+    """How well attackers predict an attribute (`AuditResult.document`)."""
 
-    attacker: str  # the best one
     num_users: int
     num_permutations: int
     leaks: bool  # whether balanced accuracy or AUC exceeds its null
     hidden: bool | None  # whether nothing leaks; null where too few users could show it
-    balanced_accuracy: NullMetric
-    auc: NullMetric
-    micro_f1: AttackMetric
+    balanced_accuracy: AttackMetric
+    auc: AttackMetric
+    micro_f1: AttackMetric  # paper B's metric, of its attacker; `chance` is the majority's rate
     attackers: dict[str, dict[str, float]]  # metrics of each attacker
 
 

@@ -1,17 +1,17 @@
 """Attackers: classifiers that predict an attribute, for many labelings at once.
 
-Weights, strengths and stopping are decided per labeling, by a class-balanced loss, but one matrix product serves all:
-this makes a null with full re-training affordable. `paper` is paper B's attacker, shaped like its discriminator.
+Strengths and stopping are decided per labeling on validation users, but one matrix product serves all: this makes a
+null with full re-training affordable. `paper` is paper B's attacker, shaped and trained like its discriminator, by the
+plain cross entropy; the others minimise the class-balanced one.
 
-Legend: P labelings, n / v / t train, validation and test users, d input width, A attribute values, K L2 strengths,
-T titles, S titles that occur in a list.
+Legend: P labelings, n / v / t train, validation and test users, d input width, A attribute values, T titles, S titles
+that occur in a list.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -46,28 +46,28 @@ class AttackData:
     num_values: int
     seed: int = 0
 
+    @property
+    def log_prior(self) -> np.ndarray:
+        """Log frequency of each value among train users, 0 where it does not occur: (P, 1, A)."""
+        counts = (self.train_labels[:, None] == np.arange(self.num_values)[:, None]).sum(axis=2, dtype=np.float32)
+        return np.log(np.where(counts > 0, counts / self.train_labels.shape[1], 1))[:, None]
 
-class Scores(NamedTuple):
-    """Class-balanced log probabilities of validation and test users, float32."""
 
-    validation: np.ndarray  # (P, v, A)
-    test: np.ndarray  # (P, t, A)
+Attacker = Callable[[AttackData], np.ndarray]
+"""Gives log probabilities of test users, (P, t, A) float32, as if all values were equally frequent.
 
-
-Attacker = Callable[[AttackData], Scores]
+Adding `AttackData.log_prior` makes them those of users as they are.
+"""
 
 
 def balanced_log_loss(log_probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Mean over values of the users' log loss: (P, ..., v, A), (P, v) -> (P, ...)."""
-    num_values, middle = log_probabilities.shape[-1], (1,) * (log_probabilities.ndim - 3)
-    index = labels.reshape(len(labels), *middle, -1, 1)
-    chosen = np.take_along_axis(log_probabilities, index, axis=-1)[..., 0]
-    weights = class_weights(labels, num_values).reshape(len(labels), *middle, -1)
-    return -(weights * chosen).mean(axis=-1)
+    """Mean over values of the users' log loss: (P, v, A), (P, v) -> (P,)."""
+    chosen = np.take_along_axis(log_probabilities, labels[:, :, None], axis=-1)[..., 0]
+    return -(class_weights(labels, log_probabilities.shape[-1]) * chosen).mean(axis=-1)
 
 
-def logistic_scores(data: AttackData) -> Scores:
-    """Multinomial logistic regression with the L2 strength of the best validation loss."""
+def logistic_scores(data: AttackData) -> np.ndarray:
+    """Multinomial logistic regression; L2 weakens as long as the validation loss falls."""
     parts = [data.train, data.validation, data.test]
     if isinstance(data.train, np.ndarray):  # principal axes: same model, fewer steps
         basis = np.linalg.eigh(data.train.T @ data.train)[1]
@@ -76,21 +76,27 @@ def logistic_scores(data: AttackData) -> Scores:
         occurring = np.unique(data.train.indices)
         parts = [part[:, occurring] for part in parts]
     train, validation, test = map(with_intercept, parts)
-    columns = len(L2_STRENGTHS) * data.num_values
-    step = max(1, MAX_CELLS // (columns * max(train.shape[1], *(x.shape[0] for x in (train, validation, test)))))
+    step = max(
+        1, MAX_CELLS // (data.num_values * max(train.shape[1], *(x.shape[0] for x in (train, validation, test))))
+    )
     scored = []
-    for start in range(0, len(data.train_labels), step):
-        chunk = slice(start, start + step)
-        coefficients = fit_logistic(train, data.train_labels[chunk], data.num_values)  # (d + 1, P, K, A)
-        on_validation = log_probabilities(validation, coefficients)  # (P, K, v, A)
-        best = balanced_log_loss(on_validation, data.validation_labels[chunk]).argmin(axis=1)
-        rows = np.arange(len(best))
-        on_test = log_probabilities(test, coefficients[:, rows, best][:, :, None])  # (P, 1, t, A)
-        scored.append(Scores(on_validation[rows, best], on_test[:, 0]))
-    return Scores(*(np.concatenate(part) for part in zip(*scored, strict=True)))
+    for first in range(0, len(data.train_labels), step):
+        labels, held_out = (of[first : first + step] for of in (data.train_labels, data.validation_labels))
+        best = np.zeros((train.shape[1], len(labels), data.num_values), np.float32)
+        best_loss, improving, start = np.full(len(labels), np.inf), np.arange(len(labels)), None
+        for strength in L2_STRENGTHS:
+            fitted = fit_logistic(train, labels[improving], data.num_values, strength, start)  # (d + 1, P, A)
+            loss = balanced_log_loss(log_probabilities(validation, fitted), held_out[improving])
+            better = loss < best_loss[improving]
+            improving, start = improving[better], fitted[:, better]
+            if not len(improving):
+                break
+            best[:, improving], best_loss[improving] = start, loss[better]
+        scored.append(log_probabilities(test, best))
+    return np.concatenate(scored)
 
 
-def mlp_scores(data: AttackData, hidden: tuple[int, ...] = (1,)) -> Scores:
+def mlp_scores(data: AttackData, hidden: tuple[int, ...] = (1,), balanced: bool = True) -> np.ndarray:
     """MLPs with ReLU on dense inputs, of the epoch with the best validation loss.
 
     `hidden` layers are multiples of d. Every labeling has the same initial weights and batches, so results do not
@@ -100,7 +106,7 @@ def mlp_scores(data: AttackData, hidden: tuple[int, ...] = (1,)) -> Scores:
     generator = torch.Generator().manual_seed(data.seed)
     train, validation, test = (torch.from_numpy(np.asarray(x)) for x in (data.train, data.validation, data.test))
     (labels, weights), (validation_labels, validation_weights) = (
-        map(torch.from_numpy, (of, class_weights(of, data.num_values)))
+        map(torch.from_numpy, (of, class_weights(of, data.num_values) if balanced else np.ones(of.shape, np.float32)))
         for of in (data.train_labels, data.validation_labels)
     )
     width = train.shape[1]
@@ -125,10 +131,13 @@ def mlp_scores(data: AttackData, hidden: tuple[int, ...] = (1,)) -> Scores:
         if epoch - best_epoch >= patience:
             break
     with torch.no_grad():
-        return Scores(*(_forward(best, x).log_softmax(dim=-1).numpy() for x in (validation, test)))
+        logits = _forward(best, test).numpy()
+    return log_softmax(logits if balanced else logits - data.log_prior, axis=-1)
 
 
-def boosting_scores(data: AttackData, max_trees: int = 60, patience: int = 10, learning_rate: float = 0.1) -> Scores:
+def boosting_scores(
+    data: AttackData, max_trees: int = 60, patience: int = 10, learning_rate: float = 0.1
+) -> np.ndarray:
     """Gradient boosting (Friedman 2001); the validation loss chooses the number of trees.
 
     One tree per step fits the residuals of all values together, so many values cost no more than two.
@@ -153,9 +162,8 @@ def boosting_scores(data: AttackData, max_trees: int = 60, patience: int = 10, l
                 best_loss, best_number, best = loss, number, logits
             elif number - best_number >= patience:
                 break
-        best = log_softmax(best, axis=1).astype(np.float32)
-        scored.append((best[train:end], best[end:]))
-    return Scores(*(np.stack(part) for part in zip(*scored, strict=True)))
+        scored.append(log_softmax(best[end:], axis=1).astype(np.float32))
+    return np.stack(scored)
 
 
 def bag_of_titles(lists: np.ndarray, num_titles: int) -> csr_matrix:
@@ -167,7 +175,7 @@ def bag_of_titles(lists: np.ndarray, num_titles: int) -> csr_matrix:
     return bag
 
 
-def naive_bayes_scores(data: AttackData) -> Scores:
+def naive_bayes_scores(data: AttackData) -> np.ndarray:
     """Naive Bayes with even priors (McCallum & Nigam 1998) and the best smoothing."""
     on_value = (data.train_labels[:, None] == np.arange(data.num_values)[:, None]).astype(np.float32)  # (P, A, n)
     shape = on_value.shape[:2]
@@ -176,15 +184,17 @@ def naive_bayes_scores(data: AttackData) -> Scores:
     occurring = np.unique(np.concatenate([x.indices for x in (data.train, data.validation, data.test)]))  # (S,)
     train, validation, test = (x[:, occurring] for x in (data.train, data.validation, data.test))
     counts = np.asarray(train.T @ on_value.reshape(-1, on_value.shape[2]).T).T  # (P * A, S)
-    scored = []
+    losses, scored = [], []
     for smoothing in SMOOTHING:
         total = counts.sum(axis=1, keepdims=True) + smoothing * len(overall)  # smoothing covers the other titles too
         log_odds = np.log((counts + smoothing * prior[occurring]) / total).T.astype(np.float32)  # (S, P * A)
-        parts = ((part @ log_odds).reshape(-1, *shape) for part in (validation, test))
-        scored.append(Scores(*(log_softmax(part, axis=-1).transpose(1, 0, 2) for part in parts)))
-    losses = [balanced_log_loss(scores.validation, data.validation_labels) for scores in scored]  # (3, P)
-    best, rows = np.argmin(losses, axis=0), np.arange(shape[0])
-    return Scores(*(np.stack(part)[best, rows] for part in zip(*scored, strict=True)))
+        on_validation, on_test = (
+            log_softmax((part @ log_odds).reshape(-1, *shape), axis=-1).transpose(1, 0, 2)
+            for part in (validation, test)
+        )
+        losses.append(balanced_log_loss(on_validation, data.validation_labels))
+        scored.append(on_test)
+    return np.stack(scored)[np.argmin(losses, axis=0), np.arange(shape[0])]
 
 
 def _initial_network(widths: tuple[int, ...], num_labelings: int, generator: torch.Generator) -> list[torch.Tensor]:
@@ -205,14 +215,15 @@ def _forward(network: list[torch.Tensor], inputs: torch.Tensor) -> torch.Tensor:
 
 
 def _losses(network: list[torch.Tensor], inputs: torch.Tensor, labels: torch.Tensor, weights: torch.Tensor):
-    """Class-balanced cross entropy of each labeling: (P,)."""
+    """Mean weighted cross entropy of each labeling: (P,)."""
     logits = _forward(network, inputs)
     each = functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
     return (each * weights).mean(dim=1)
 
 
+PAPER = "paper"
 VECTOR_ATTACKERS: dict[str, Attacker] = {
-    "paper": mlp_scores,
+    PAPER: partial(mlp_scores, balanced=False),
     "logistic": logistic_scores,
     "mlp": partial(mlp_scores, hidden=(2, 1)),
     "boosting": boosting_scores,

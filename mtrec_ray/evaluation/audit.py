@@ -1,25 +1,26 @@
-"""Audit of representations: can the best of several attackers predict an attribute?
+"""Audit of representations: can any of several attackers predict an attribute?
 
 1. Users with a known value are split into folds by a hash of their key. Fold f is attacked by attackers trained on all
-   other folds but f + 1, where strengths, stopping and, by macro AUC, the attacker itself are chosen.
-2. Metrics pool all test users: recalls pooled, AUC within folds. Few users are attacked repeatedly, in other folds.
+   other folds but f + 1, which decides strengths and stopping.
+2. An attacker's metrics pool its test users of all folds: recalls pooled, AUC within folds. Few users are attacked
+   repeatedly, in other folds. Leakage is the maximum over attackers.
 
 The null is the normal prediction interval of one more draw: labels are permuted over all known users and everything is
-repeated, training and choice of attacker included (Good 2005; Ojala & Garriga 2010). Permuting test labels alone would
-reject about 13% at a level of 5%. The bootstrap interval resamples test users with fixed attackers.
+repeated, training and maximum included (Good 2005; Ojala & Garriga 2010). Permuting test labels alone would reject
+about 13% at a level of 5%. The bootstrap interval resamples test users of the attacker with the maximum.
 
 Legend: N users, d width, A values, P = 1 + num_permutations labelings (0 is the true one), R = 1 + num_bootstrap.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.evaluation.attackers import VECTOR_ATTACKERS, AttackData, Attacker, Matrix, Scores
-from mtrec_ray.evaluation.audit_metrics import AuditResult, macro_auc, summarise_attacks
+from mtrec_ray.evaluation.attackers import VECTOR_ATTACKERS, AttackData, Attacker, Matrix
+from mtrec_ray.evaluation.audit_metrics import Attack, AuditResult, summarise_attacks
 from mtrec_ray.evaluation.intervals import poisson_weights
 from mtrec_ray.hashing import mix
 
@@ -96,40 +97,24 @@ def audit_inputs(
     rng = np.random.default_rng([settings.seed % 2**63, len(order)])
     true_labels = labels.values[order]
     labelings = np.stack([true_labels, *(rng.permutation(true_labels) for _ in range(settings.num_permutations))])
-    true_scores = {name: np.zeros((len(order), repeats, num_values), np.float32) for name in attackers}
-    best = np.zeros((*labelings.shape, repeats, num_values), np.float32)
     folds = np.stack([fold_of(keys, settings, repeat) for repeat in range(repeats)], axis=1)  # (N, repeats)
-    names, by_fold = list(attackers), []
-    for repeat in range(repeats):
-        for test, data in _splits(inputs, keys, labelings, num_values, settings, repeat):
-            scores = [attacker(data) for attacker in attackers.values()]
-            choice = best_attackers(scores, data.validation_labels)  # (P,)
-            for name, of_attacker in zip(names, scores, strict=True):
-                true_scores[name][test, repeat] = of_attacker.test[0]
-            for labeling, attacker in enumerate(choice):
-                best[labeling, test, repeat] = scores[attacker].test[labeling]
-            by_fold.append(names[choice[0]])
-    weights = poisson_weights(keys, settings.num_bootstrap, settings.seed)
-    return summarise_attacks(
-        best.reshape(len(labelings), -1, num_values),
-        {name: scores.reshape(-1, num_values) for name, scores in true_scores.items()},
-        labelings.repeat(repeats, axis=1),
-        (folds + settings.num_folds * np.arange(repeats)).ravel(),
-        weights.repeat(repeats, axis=1),
-        tuple(by_fold),
-        num_users=len(order),
-    )
-
-
-def best_attackers(scores: Sequence[Scores], validation_labels: np.ndarray) -> np.ndarray:
-    """Attacker with the highest macro AUC on validation users, per labeling: (P,)."""
-    num_users = validation_labels.shape[1]
-    weights, fold = np.ones((1, num_users)), np.zeros(num_users, np.int64)
-    auc = [
-        [macro_auc(of, labels, weights, fold)[0] for of, labels in zip(s.validation, validation_labels, strict=True)]
-        for s in scores
+    folds = (folds + settings.num_folds * np.arange(repeats)).ravel()
+    splits = [
+        (test, repeat, data)
+        for repeat in range(repeats)
+        for test, data in _splits(inputs, keys, labelings, num_values, settings, repeat)
     ]
-    return np.argmax(np.nan_to_num(auc, nan=-1.0), axis=0)
+    labelings, shape = labelings.repeat(repeats, axis=1), (len(labelings), len(order), repeats)
+    attacks = {}
+    for name, attacker in attackers.items():
+        scores, guesses = np.zeros((*shape, num_values), np.float32), np.zeros(shape, np.int64)
+        for test, repeat, data in splits:
+            scores[:, test, repeat] = found = attacker(data)
+            guesses[:, test, repeat] = (found + data.log_prior).argmax(axis=-1)
+        scores, guesses = scores.reshape(*labelings.shape, num_values), guesses.reshape(labelings.shape)
+        attacks[name] = Attack.measure(scores, guesses, labelings, folds)
+    weights = poisson_weights(keys, settings.num_bootstrap, settings.seed).repeat(repeats, axis=1)
+    return summarise_attacks(attacks, labelings[0], folds, weights, num_users=len(order))
 
 
 def _splits(

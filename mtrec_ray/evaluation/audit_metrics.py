@@ -1,10 +1,9 @@
 """Metrics of an audit: leakage with its null, and NDCG by attribute value.
 
-Legend: N users, A attribute values, P labelings (0 is the true one, the others are permuted), R replicates
-(`intervals.poisson_weights`, the plain sample at index 0).
+Legend: N users, M attacks on them, A attribute values, P labelings (0 is the true one, the others are permuted), R
+replicates (`intervals.poisson_weights`, the plain sample at index 0).
 """
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -12,10 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import stdtrit
 
+from mtrec_ray.evaluation.attackers import PAPER
 from mtrec_ray.evaluation.intervals import LEVEL, Interval, interval, nan_mean, poisson_weights, ratio
 
 LEAKAGE_METRICS = ("balanced_accuracy", "auc", "micro_f1")
-ABOUT = ("attacker", "num_users", "num_permutations", "leaks", "hidden")  # what `AuditResult.document` holds beside
+ABOUT = ("num_users", "num_permutations", "leaks", "hidden")  # what `AuditResult.document` holds beside
 NUM_GAP_PERMUTATIONS, MIN_GAP_USERS = 300, 10
 
 
@@ -96,85 +96,108 @@ def _won_pairs(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) ->
     return (up * below).sum(axis=1), up.sum(axis=1) * down.sum(axis=1)
 
 
+class Attack(NamedTuple):
+    """What one attacker predicts from the true labeling, and its metrics on every labeling.
+
+    M attacks: a user tested several times, in other folds, has several.
+    """
+
+    scores: np.ndarray  # (M, A) log probabilities as if all values were equally frequent
+    guesses: np.ndarray  # (M,) most probable values, frequent ones more probable
+    metrics: np.ndarray  # (3, P) `LEAKAGE_METRICS`
+
+    @staticmethod
+    def measure(scores: np.ndarray, guesses: np.ndarray, labelings: np.ndarray, folds: np.ndarray) -> "Attack":
+        """From (P, M, A) scores, (P, M) guesses and labels, (M,) folds."""
+        plain = np.ones((1, len(folds)))
+        found = [
+            [replicates(metric, *of_labeling, folds, plain)[0] for metric in LEAKAGE_METRICS]
+            for of_labeling in zip(scores, guesses, labelings, strict=True)
+        ]
+        return Attack(scores[0], guesses[0], np.transpose(found))
+
+
+class AttackFigure(NamedTuple):
+    """The largest value of a metric over attackers, with the null of that largest value."""
+
+    value: float
+    low: float  # 95% bootstrap interval of the attacker that has the largest value
+    high: float
+    chance: float  # value of a constant prediction
+    null_low: float  # 95% of the largest value without leakage
+    null_high: float
+    attacker: str
+
+    @property
+    def exceeds_null(self) -> bool:
+        return self.value > self.null_high
+
+
 @dataclass(frozen=True)
 class AuditResult:
-    """How well the chosen attackers predict one attribute from one representation."""
+    """How well attackers predict one attribute from one representation."""
 
-    attacker: str  # the one chosen in most folds
-    attacker_by_fold: tuple[str, ...]
     num_users: int  # test users
     num_permutations: int  # draws behind each null
-    balanced_accuracy: Interval
-    auc: Interval
-    micro_f1: Interval
-    majority_rate: float  # Micro-F1 of a constant prediction
-    chance: float  # balanced accuracy of a constant prediction: 1 / (values that occur)
-    null: tuple[float, float]  # 95% of the balanced accuracies without leakage
-    auc_null: tuple[float, float]
-    by_attacker: Mapping[str, Mapping[str, float]]  # `LEAKAGE_METRICS` of each attacker, chosen or not
+    balanced_accuracy: AttackFigure
+    auc: AttackFigure
+    micro_f1: AttackFigure  # of paper B's attacker, where it is among them
+    by_attacker: Mapping[str, Mapping[str, float]]  # `LEAKAGE_METRICS` of each attacker
 
     @property
     def leaks(self) -> bool:
-        """Whether the best attacker exceeds the null, in balanced accuracy or in AUC."""
-        return self.balanced_accuracy.value > self.null[1] or self.auc.value > self.auc_null[1]
+        """Whether an attacker exceeds the null, in balanced accuracy or in AUC."""
+        return self.balanced_accuracy.exceeds_null or self.auc.exceeds_null
 
     @property
     def hidden(self) -> bool | None:
         """Whether nothing leaks; None for so few users that the null reaches 1."""
-        detectable = self.null[1] < 1 and self.auc_null[1] < 1  # False of NaN too
+        detectable = self.balanced_accuracy.null_high < 1 and self.auc.null_high < 1  # False of NaN too
         return not self.leaks if detectable or self.leaks else None
 
     def document(self) -> dict[str, Any]:
-        """JSON-able form; `chance` of each metric is its value without information."""
-        (low, high), (auc_low, auc_high) = self.null, self.auc_null
-        extra = {
-            "balanced_accuracy": {"chance": self.chance, "null_low": low, "null_high": high},
-            "auc": {"chance": 0.5, "null_low": auc_low, "null_high": auc_high},
-            "micro_f1": {"chance": self.majority_rate},
-        }
         about = {name: getattr(self, name) for name in ABOUT}
-        metrics = {metric: getattr(self, metric)._asdict() | extra[metric] for metric in LEAKAGE_METRICS}
+        metrics = {metric: getattr(self, metric)._asdict() for metric in LEAKAGE_METRICS}
         return about | metrics | {"attackers": dict(self.by_attacker)}
 
 
 def summarise_attacks(
-    best: np.ndarray,
-    by_attacker: Mapping[str, np.ndarray],
-    labelings: np.ndarray,
-    folds: np.ndarray,
-    weights: np.ndarray,
-    by_fold: tuple[str, ...],
-    num_users: int,
+    attacks: Mapping[str, Attack], labels: np.ndarray, folds: np.ndarray, weights: np.ndarray, num_users: int
 ) -> AuditResult:
-    """Metrics from log probabilities: chosen attackers' (P, N, A), each attacker's (N, A).
-
-    `labelings` (P, N), `folds` (N,), `weights` (R, N). A user tested several times, in other folds, has several rows.
-    """
-    labels, plain = labelings[0], weights[:1]
-    drawn = [_replicates(s, y, folds, plain)[:, 0] for s, y in zip(best[1:], labelings[1:], strict=True)]
-    nulls = [prediction_interval(draws) for draws in np.stack(drawn, axis=1)]
+    """The maximum over attackers of each metric: (M,) true labels and folds, (R, M) weights."""
+    chance = {
+        "balanced_accuracy": 1 / len(np.unique(labels)),
+        "auc": 0.5,
+        "micro_f1": float(np.bincount(labels).max() / len(labels)),  # the majority's rate
+    }
+    found = {}
+    for number, metric in enumerate(LEAKAGE_METRICS):
+        names = [PAPER] if metric == "micro_f1" and PAPER in attacks else list(attacks)
+        drawn = np.nan_to_num([attacks[name].metrics[number] for name in names], nan=-np.inf)  # (attackers, P)
+        best = names[drawn[:, 0].argmax()]
+        of_best = replicates(metric, attacks[best].scores, attacks[best].guesses, labels, folds, weights)
+        null = prediction_interval(drawn[:, 1:].max(axis=0))
+        found[metric] = AttackFigure(*interval(of_best), chance[metric], *null, best)
     return AuditResult(
-        **dict(zip(LEAKAGE_METRICS, map(interval, _replicates(best[0], labels, folds, weights)), strict=True)),
-        attacker=Counter(by_fold).most_common(1)[0][0],
-        attacker_by_fold=by_fold,
         num_users=num_users,
-        num_permutations=len(labelings) - 1,
-        majority_rate=float(np.bincount(labels).max() / len(labels)),
-        chance=1 / len(np.unique(labels)),
-        null=nulls[0],
-        auc_null=nulls[1],
+        num_permutations=attacks[best].metrics.shape[1] - 1,
         by_attacker={
-            name: dict(zip(LEAKAGE_METRICS, _replicates(s, labels, folds, plain)[:, 0].tolist(), strict=True))
-            for name, s in by_attacker.items()
+            name: dict(zip(LEAKAGE_METRICS, attack.metrics[:, 0].tolist(), strict=True))
+            for name, attack in attacks.items()
         },
+        **found,
     )
 
 
-def _replicates(scores: np.ndarray, labels: np.ndarray, folds: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """`LEAKAGE_METRICS` of scores (N, A) in each replicate: (3, R)."""
-    predictions, num_values = scores.argmax(axis=-1), scores.shape[-1]
-    accuracy = balanced_accuracy(predictions, labels, weights, num_values)
-    return np.stack([accuracy, macro_auc(scores, labels, weights, folds), micro_f1(predictions, labels, weights)])
+def replicates(
+    metric: str, scores: np.ndarray, guesses: np.ndarray, labels: np.ndarray, folds: np.ndarray, weights: np.ndarray
+) -> np.ndarray:
+    """One of `LEAKAGE_METRICS` in each replicate: (M, A) scores, (R, M) weights -> (R,)."""
+    if metric == "auc":
+        return macro_auc(scores, labels, weights, folds)
+    if metric == "micro_f1":
+        return micro_f1(guesses, labels, weights)
+    return balanced_accuracy(scores.argmax(axis=-1), labels, weights, scores.shape[-1])
 
 
 def prediction_interval(draws: np.ndarray) -> tuple[float, float]:

@@ -1,6 +1,6 @@
-"""Multinomial logistic regression of many labelings at several L2 strengths.
+"""Multinomial logistic regression of many labelings at once.
 
-Legend: n users, d inputs (the intercept is one more), P labelings, K L2 strengths, A attribute values.
+Legend: n users, d inputs (the intercept is one more), P labelings, A attribute values.
 """
 
 import math
@@ -13,7 +13,7 @@ from scipy.special import log_softmax
 
 Matrix = Any  # (rows, d) float32, `np.ndarray` or `scipy.sparse.csr_matrix`, which has no usable type annotations
 
-L2_STRENGTHS = (0.03, 0.3, 3.0, 30.0)  # in units of (mean squared row norm) / n, to suit any width and number of users
+L2_STRENGTHS = (30.0, 3.0, 0.3, 0.03)  # in units of (mean squared row norm) / n, to suit any width and number of users
 
 
 def class_weights(labels: np.ndarray, num_values: int) -> np.ndarray:
@@ -24,29 +24,36 @@ def class_weights(labels: np.ndarray, num_values: int) -> np.ndarray:
 
 
 def fit_logistic(
-    inputs: Matrix, labels: np.ndarray, num_values: int, tolerance: float = 3e-4, max_steps: int = 300
+    inputs: Matrix,
+    labels: np.ndarray,
+    num_values: int,
+    strength: float,
+    start: np.ndarray | None = None,
+    tolerance: float = 3e-4,
+    max_steps: int = 300,
 ) -> np.ndarray:
-    """Coefficients of class-balanced regressions: (n, d + 1), (P, n) -> (d + 1, P, K, A).
+    """Coefficients of class-balanced regressions: (n, d + 1), (P, n) -> (d + 1, P, A).
 
     Accelerated gradient steps with restarts (Nesterov 1983, O'Donoghue & Candes 2015) in a diagonal metric that bounds
-    the curvature (Bohning 1992), until the gradient is below `tolerance`. The last input is the unpenalised intercept.
+    the curvature (Bohning 1992), from `start` until the gradient is below `tolerance`. The last input is the
+    unpenalised intercept; `strength` is in the units of `L2_STRENGTHS`.
     """
     num_rows, num_inputs = inputs.shape
-    num_labelings, num_strengths = len(labels), len(L2_STRENGTHS)
     weights = class_weights(labels, num_values).T / num_rows  # (n, P)
-    target = (labels.T[:, :, None] == np.arange(num_values)).astype(np.float32)[:, :, None]  # (n, P, 1, A)
+    target = (labels.T[:, :, None] == np.arange(num_values)).astype(np.float32)  # (n, P, A)
     squares = inputs**2 if isinstance(inputs, np.ndarray) else inputs.multiply(inputs)
     second_moment = np.asarray(squares.mean(axis=0)).ravel().astype(np.float32) + 1e-6
-    l2 = np.array(L2_STRENGTHS, dtype=np.float32) * (second_moment[:-1].sum() / num_rows)
-    l2 = (np.arange(num_inputs) < num_inputs - 1)[:, None] * l2  # (d + 1, K)
+    l2 = np.full((num_inputs, 1), strength * second_moment[:-1].sum() / num_rows, np.float32)
+    l2[-1] = 0
     bound = _largest_curvature(inputs, weights, second_moment)  # (P,)
-    curvature = 0.5 * second_moment[:, None, None] * bound[:, None] + l2[:, None]  # (d + 1, P, K)
-    shape = (num_inputs, num_labelings, num_strengths, num_values)
-    point, ahead, momentum = np.zeros(shape, np.float32), np.zeros(shape, np.float32), 1.0
+    curvature = 0.5 * second_moment[:, None] * bound + l2  # (d + 1, P)
+    shape = (num_inputs, len(labels), num_values)
+    point = np.zeros(shape, np.float32) if start is None else start
+    ahead, momentum = point, 1.0
     for _ in range(max_steps):
         logits = (inputs @ ahead.reshape(num_inputs, -1)).reshape(num_rows, *shape[1:])
-        residual = (softmax(logits) - target) * weights[:, :, None, None]
-        gradient = (inputs.T @ residual.reshape(num_rows, -1)).reshape(shape) + l2[:, None, :, None] * ahead
+        residual = (softmax(logits) - target) * weights[:, :, None]
+        gradient = (inputs.T @ residual.reshape(num_rows, -1)).reshape(shape) + l2[:, :, None] * ahead
         moved = ahead - gradient / curvature[..., None]
         if np.abs(gradient).max() < tolerance:
             return moved
@@ -80,6 +87,6 @@ def _largest_curvature(inputs: Matrix, weights: np.ndarray, second_moment: np.nd
 
 
 def log_probabilities(inputs: Matrix, coefficients: np.ndarray) -> np.ndarray:
-    """(n, d + 1), (d + 1, P, K, A) -> (P, K, n, A)."""
+    """(n, d + 1), (d + 1, P, A) -> (P, n, A)."""
     logits = (inputs @ coefficients.reshape(len(coefficients), -1)).reshape(-1, *coefficients.shape[1:])
-    return log_softmax(logits, axis=-1).transpose(1, 2, 0, 3)
+    return log_softmax(logits, axis=-1).transpose(1, 0, 2)

@@ -25,7 +25,7 @@ from mtrec_ray.files import finite, join, write_json
 from mtrec_ray.streams.sequences import HeldOutUsers
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
 
-AUDIT_FILE, AUDIT_VERSION = "audit.json", 1
+AUDIT_FILE, AUDIT_VERSION = "audit.json", 2
 INPUTS = {"vectors": "user vectors", "lists": "top-10 lists"}
 LABELS = {NONE: "backbone"}
 
@@ -141,8 +141,8 @@ class Audit:
             cells = []
             for attribute in self.attributes:
                 result = self.leakage[kind, name, attribute]
-                mark = "!" if result.leaks else "?" if result.hidden is None else ""
-                text = f"{result.balanced_accuracy.value:.3f}{mark} ({result.null[0]:.2f}-{result.null[1]:.2f})"
+                mark, of_best = "!" if result.leaks else "?" if result.hidden is None else "", result.balanced_accuracy
+                text = f"{of_best.value:.3f}{mark} ({of_best.null_low:.2f}-{of_best.null_high:.2f})"
                 cells.append(Text(f"*{text}", style="bold") if attribute in of["hides"] else text)
             ndcg, change = (of["accuracy"][metric]["value"] for metric in ("ndcg@10", "ndcg_change"))
             cost = "" if name == NONE or change is None else f"{change:+.1f}%"

@@ -34,19 +34,18 @@ def interaction(inputs):
 
 
 def accuracy(scores, labels):
-    return (scores.test[0].argmax(axis=1) == labels).mean()
+    return (scores[0].argmax(axis=1) == labels).mean()
 
 
 @pytest.mark.parametrize("name", VECTOR_ATTACKERS)
 def test_every_attacker_learns_a_linear_rule_and_nothing_from_permuted_labels(name):
     data, labels = problem(linear)
     scores = VECTOR_ATTACKERS[name](data)
-    assert scores.validation.shape == (3, 100, 2)
-    assert scores.test.shape == (3, 200, 2)
-    assert scores.test.dtype == np.float32
-    np.testing.assert_allclose(np.exp(scores.test).sum(axis=-1), 1, atol=1e-5)
+    assert scores.shape == (3, 200, 2)
+    assert scores.dtype == np.float32
+    np.testing.assert_allclose(np.exp(scores).sum(axis=-1), 1, atol=1e-5)
     assert accuracy(scores, labels) > 0.85
-    assert abs((scores.test[1].argmax(axis=1) == labels).mean() - 0.5) < 0.25
+    assert abs((scores[1].argmax(axis=1) == labels).mean() - 0.5) < 0.25
 
 
 @pytest.mark.parametrize("name", ["paper", "mlp", "boosting"])
@@ -59,14 +58,14 @@ def test_all_but_the_linear_attacker_learn_an_interaction(name):
 @pytest.mark.parametrize("name", VECTOR_ATTACKERS)
 def test_scores_of_a_labeling_do_not_depend_on_the_number_of_others(name):
     few, many = problem(linear, num_permuted=1)[0], problem(linear, num_permuted=4)[0]
-    np.testing.assert_allclose(VECTOR_ATTACKERS[name](few).test[0], VECTOR_ATTACKERS[name](many).test[0], atol=2e-2)
+    np.testing.assert_allclose(VECTOR_ATTACKERS[name](few)[0], VECTOR_ATTACKERS[name](many)[0], atol=2e-2)
 
 
 @pytest.mark.parametrize("name", VECTOR_ATTACKERS)
 def test_a_value_without_training_users_is_harmless(name):
     data, labels = problem(linear, num_values=3)
     scores = VECTOR_ATTACKERS[name](data)
-    assert np.isfinite(scores.test).all()
+    assert np.isfinite(scores).all()
     assert accuracy(scores, labels) > 0.8
 
 
@@ -77,22 +76,41 @@ def test_logistic_regression_is_scikit_learns(sparse):
     labels = rng.choice(3, 200, p=[0.6, 0.3, 0.1])
     inputs = (inputs + np.eye(3, 5)[labels]).astype(np.float32)
     given = with_intercept(csr_matrix(inputs) if sparse else inputs)
-    found = fit_logistic(given, labels[None], 3, tolerance=1e-6, max_steps=3000)  # (6, 1, K, 3)
-    for k, strength in enumerate(L2_STRENGTHS):
+    found = None
+    for strength in L2_STRENGTHS:
+        found = fit_logistic(given, labels[None], 3, strength, found, tolerance=1e-6, max_steps=3000)  # (6, 1, 3)
         energy = (inputs**2).sum(axis=1).mean()
         model = LogisticRegression(C=1 / (strength * energy), class_weight="balanced", max_iter=2000, tol=1e-8)
         model.fit(inputs, labels)
-        logits = given @ found[:, 0, k]
+        logits = given @ found[:, 0]
         expected = model.decision_function(inputs)
         centred = [z - z.mean(axis=1, keepdims=True) for z in (logits, expected)]
         np.testing.assert_allclose(*centred, atol=5e-3)
+
+
+def test_logistic_regression_takes_the_strength_that_suits_each_labeling():
+    """Of a clear rule the weakest, of permuted labels the strongest: probabilities far from and near to even."""
+    scores = attackers.logistic_scores(problem(lambda inputs: (inputs[:, 0] > 0).astype(np.int64), num_permuted=5)[0])
+    sure = np.exp(scores).max(axis=-1).mean(axis=-1)  # (6,)
+    assert sure[0] > 0.9
+    assert (sure[1:] < 0.6).all()
+
+
+def test_the_papers_attacker_is_trained_by_the_plain_cross_entropy():
+    """Of independent labels it predicts their frequencies, which are taken out of its scores and added again."""
+    data = problem(lambda inputs: (np.arange(len(inputs)) % 5 == 0).astype(np.int64), num_permuted=0)[0]
+    np.testing.assert_allclose(np.exp(data.log_prior), [[[0.8, 0.2]]], rtol=1e-6)
+    guesses = (VECTOR_ATTACKERS["paper"](data) + data.log_prior).argmax(axis=-1)
+    assert (guesses == 0).mean() > 0.95
+    balanced = (attackers.mlp_scores(data)).argmax(axis=-1)
+    assert 0.1 < (balanced == 0).mean() < 0.9
 
 
 def test_memory_chunks_change_nothing(monkeypatch):
     data = problem(linear, num_permuted=4)[0]
     whole = attackers.logistic_scores(data)
     monkeypatch.setattr(attackers, "MAX_CELLS", 1)
-    np.testing.assert_allclose(attackers.logistic_scores(data).test, whole.test, atol=2e-2)
+    np.testing.assert_allclose(attackers.logistic_scores(data), whole, atol=2e-2)
 
 
 @pytest.mark.parametrize("name", LIST_ATTACKERS)
@@ -117,7 +135,7 @@ def test_class_weights_and_balanced_loss_equal_hand_worked_values():
 def test_naive_bayes_equals_hand_worked_scores():
     bags = csr_matrix(np.array([[1, 0], [1, 0], [0, 1], [1, 1]], np.float32))
     data = AttackData(bags, bags, bags, np.array([[0, 0, 1, 1]]), np.array([[0, 0, 1, 1]]), 2)
-    scores = attackers.naive_bayes_scores(data).test[0]
+    scores = attackers.naive_bayes_scores(data)[0]
     prior = 2 * np.array([4, 3]) / 7  # titles over all users, plus one each, times T
     zero, one = (np.array([2, 0]) + 0.1 * prior), (np.array([1, 2]) + 0.1 * prior)
     odds = np.log(zero / zero.sum()) - np.log(one / one.sum())

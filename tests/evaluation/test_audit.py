@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from mtrec_ray.evaluation import attackers, audit
-from mtrec_ray.evaluation.attackers import AttackData, Scores, bag_of_titles, logistic_scores
+from mtrec_ray.evaluation.attackers import AttackData, bag_of_titles, logistic_scores
 from mtrec_ray.evaluation.audit import AttributeLabels, AuditSettings, audit_inputs, fold_of
 from mtrec_ray.evaluation.audit_metrics import prediction_interval
 
@@ -37,15 +37,26 @@ def cheap(vectors, labels, keys, settings=FAST):
     return audit_inputs(vectors, labels, keys, few, settings)
 
 
+def always(value, num_values=2):
+    """An attacker that guesses one value for everybody."""
+
+    def attacker(data: AttackData) -> np.ndarray:
+        scores = np.full((len(data.train_labels), data.test.shape[0], num_values), np.log(0.1 / num_values))
+        scores[..., value] = np.log(0.9)
+        return scores.astype(np.float32)
+
+    return attacker
+
+
 def test_a_planted_attribute_is_found_and_independent_vectors_stay_inside_the_null():
     planted = one(*users(num_values=3, shift=2.0))
-    assert planted.balanced_accuracy.value > planted.null[1] + 0.15
-    assert planted.auc.value > planted.auc_null[1] + 0.15
+    for found in (planted.balanced_accuracy, planted.auc):
+        assert found.value > found.null_high + 0.15
+        assert found.low < found.value < found.high
     assert planted.leaks
-    assert planted.balanced_accuracy.low < planted.balanced_accuracy.value < planted.balanced_accuracy.high
     blind = one(*users(num_values=3))
-    assert blind.null[0] < blind.balanced_accuracy.value < blind.null[1]
-    assert blind.chance == pytest.approx(1 / 3)
+    assert blind.balanced_accuracy.null_low < blind.balanced_accuracy.value < blind.balanced_accuracy.null_high
+    assert blind.balanced_accuracy.chance == pytest.approx(1 / 3)
     assert not blind.leaks
 
 
@@ -54,11 +65,11 @@ def test_the_document_is_json_and_names_the_nulls():
     document = json.loads(json.dumps(result.document(), allow_nan=False))
     for name in ("balanced_accuracy", "auc", "micro_f1"):
         assert document[name]["low"] <= document[name]["value"] <= document[name]["high"]
+        assert document[name]["null_low"] < document[name]["null_high"]
         assert document["attackers"]["paper"][name] == result.by_attacker["paper"][name]
-    assert (document["auc"]["null_low"], document["auc"]["null_high"]) == result.auc_null
+        assert document[name]["attacker"] in attackers.VECTOR_ATTACKERS
     assert [document[name]["chance"] for name in ("balanced_accuracy", "auc")] == [0.5, 0.5]
-    assert document["micro_f1"]["chance"] == result.majority_rate
-    assert document["attacker"] in attackers.VECTOR_ATTACKERS
+    assert document["micro_f1"]["attacker"] == "paper"
 
 
 def test_unknown_values_are_left_out():
@@ -83,15 +94,15 @@ def test_a_rare_value_may_be_absent_from_folds():
     values = np.where(labels.values == 2, 0, labels.values)
     values[:2] = 2
     found = cheap(vectors, AttributeLabels("a", values, 4), keys)
-    assert np.isfinite([found.balanced_accuracy.value, found.auc.value, *found.null, *found.auc_null]).all()
-    assert found.chance == pytest.approx(1 / 3)
+    assert np.isfinite([*found.balanced_accuracy[:6], *found.auc[:6]]).all()
+    assert found.balanced_accuracy.chance == pytest.approx(1 / 3)
 
 
 def test_every_user_is_test_once_and_parts_are_disjoint(monkeypatch):
     vectors, labels, keys = users()
     seen = []
 
-    def spy(data: AttackData) -> Scores:
+    def spy(data: AttackData) -> np.ndarray:
         parts = [set(map(float, part[:, 0])) for part in (data.train, data.validation, data.test)]
         assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
         assert abs(data.train.mean()) < 1e-5
@@ -110,50 +121,45 @@ def test_every_user_is_test_once_and_parts_are_disjoint(monkeypatch):
     assert [test for _, _, test in seen] == list(folds)
 
 
-def test_test_users_never_influence_the_choice(monkeypatch):
-    """With another label for every user of a fold its attacker is the same, with the same scores."""
+def test_test_users_never_influence_their_scores(monkeypatch):
+    """With another label for every user of a fold its attackers give the same scores."""
     vectors, labels, keys = users(shift=1.0)
     turned = labels._replace(values=np.where(fold_of(keys, FAST) == 0, 1 - labels.values, labels.values))
     taken = []
 
-    def keep(best, _, labelings, folds, weights, by_fold, **__):
-        taken.append((best[0, folds == 0], by_fold[0]))
+    def keep(attacks, _, folds, *__, **___):
+        taken.append([attack.scores[folds == 0] for attack in attacks.values()])
 
     monkeypatch.setattr(audit, "summarise_attacks", keep)
     for values in (labels, turned):
         cheap(vectors, values, keys)
-    np.testing.assert_allclose(taken[0][0], taken[1][0], atol=2e-2)
-    assert taken[0][1] == taken[1][1]
+    np.testing.assert_allclose(*taken, atol=2e-2)
 
 
-def test_the_choice_is_by_validation_auc_for_each_labeling():
-    labelings = np.array([[0, 0, 1, 1], [0, 1, 0, 1]])
-    up = np.stack([np.stack([-np.arange(4.0), np.arange(4.0)], axis=1)] * 2)
-    crossed = up[:, [0, 2, 1, 3]]
-    scores = [Scores(up, up[:, :0]), Scores(crossed, crossed[:, :0])]
-    np.testing.assert_array_equal(audit.best_attackers(scores, labelings), [0, 1])
+def test_an_audit_takes_the_best_attacker_of_each_metric():
+    vectors, labels, keys = users(shift=1.0)
+    several = {"one": always(1), "logistic": logistic_scores, "zero": always(0)}
+    few = several, {"logistic": logistic_scores}
+    found, alone = (audit_inputs(vectors, labels, keys, one, FAST) for one in few)
+    assert (found.auc[:3], found.balanced_accuracy[:3]) == (alone.auc[:3], alone.balanced_accuracy[:3])
+    raised = found.balanced_accuracy.null_low - alone.balanced_accuracy.null_low
+    assert raised > 0  # where the logistic attacker has less than 0.5 of permuted labels, a constant has it
+    assert found.by_attacker["zero"]["auc"] == 0.5
+    assert found.balanced_accuracy.attacker == found.auc.attacker == "logistic"
 
 
-def test_each_labeling_is_attacked_by_its_own_choice(monkeypatch):
-    """One attacker is right on the true validation labels alone, the other one on the permuted ones."""
+def test_micro_f1_is_of_guesses_by_the_values_frequencies():
+    """Scores that say nothing guess the most frequent value: the majority's rate, whatever balanced accuracy says."""
     vectors, labels, keys = users()
+    rare = labels._replace(values=(np.arange(200) % 5 == 0).astype(np.int64))
 
-    def right_on(chosen: slice, test_score: float) -> audit.Attacker:
-        def attacker(data: AttackData) -> Scores:
-            held_out = data.validation_labels
-            validation = np.zeros((*held_out.shape, 2))
-            validation[chosen, :, 1] = held_out[chosen]
-            return Scores(validation, np.full((len(held_out), len(data.test), 2), test_score, np.float32))
+    def nothing(data: AttackData) -> np.ndarray:
+        return np.full((len(data.train_labels), len(data.test), 2), np.log(0.5), np.float32)
 
-        return attacker
-
-    taken = []
-    monkeypatch.setattr(audit, "summarise_attacks", lambda best, *_, **__: taken.append(best))
-    one_of_two = {"true": right_on(slice(0, 1), 1.0), "permuted": right_on(slice(1, None), 2.0)}
-    audit_inputs(vectors, labels, keys, one_of_two, FAST)
-    (best,) = taken
-    assert np.unique(best[0]).tolist() == [1.0]
-    assert np.unique(best[1:]).tolist() == [2.0]
+    found = audit_inputs(vectors, rare, keys, {"nothing": nothing}, FAST)
+    assert found.micro_f1[:1] == (0.8,)
+    assert found.micro_f1.chance == 0.8
+    assert found.balanced_accuracy.value == 0.5
 
 
 class TestRepeats:
@@ -164,7 +170,7 @@ class TestRepeats:
         inputs = np.arange(len(vectors), dtype=np.float32)[:, None]
         tested = []
 
-        def spy(data: AttackData) -> Scores:
+        def spy(data: AttackData) -> np.ndarray:
             tested.append((len(data.test), data.seed))
             return logistic_scores(data)
 
@@ -173,23 +179,21 @@ class TestRepeats:
         assert [size for size, _ in tested] == [count for fold in folds for count in np.bincount(fold)]
         assert len({seed for _, seed in tested}) == 12
         assert (folds[0] != folds[1]).mean() > 0.5 < (folds[1] != folds[2]).mean()
-        assert (found.num_users, len(found.attacker_by_fold)) == (200, 12)
+        assert found.num_users == 200
 
     def test_an_attacker_without_randomness_has_the_metrics_of_one_repeat(self):
         vectors, labels, keys = users(shift=1.0)
 
-        def first_column(data: AttackData) -> Scores:
-            parts = [np.stack([-part[:, 0], part[:, 0]], axis=1) for part in (data.validation, data.test)]
-            return Scores(*(np.repeat(part[None], len(data.train_labels), axis=0) for part in parts))
+        def first_column(data: AttackData) -> np.ndarray:
+            scores = np.stack([-data.test[:, 0], data.test[:, 0]], axis=1)
+            return np.repeat(scores[None], len(data.train_labels), axis=0)
 
         sign = np.sign(vectors)  # standardising preserves the sign
         once, thrice = (
             audit_inputs(sign, labels, keys, {"a": first_column}, dataclasses.replace(FAST, num_repeats=n))
             for n in (1, 3)
         )
-        assert thrice.balanced_accuracy == pytest.approx(once.balanced_accuracy)
-        assert thrice.null == pytest.approx(once.null)
-        assert thrice.micro_f1 == pytest.approx(once.micro_f1)
+        assert thrice.balanced_accuracy[:6] == pytest.approx(once.balanced_accuracy[:6])
 
     def test_metrics_vary_less_between_seeds(self):
         vectors, labels, keys = users(120)
@@ -211,25 +215,28 @@ class TestRepeats:
 def test_hidden_is_none_where_no_leak_could_be_detected():
     blind = cheap(*users())
     assert (blind.leaks, blind.hidden) == (False, True)
-    for null in ((0.2, 1.0), (float("nan"), float("nan"))):
-        assert dataclasses.replace(blind, null=null).hidden is None
-        assert dataclasses.replace(blind, auc_null=null).hidden is None
-    found = dataclasses.replace(cheap(*users(shift=3.0)), null=(0.2, 1.0))
+    for high in (1.0, float("nan")):
+        for metric in ("balanced_accuracy", "auc"):
+            undecided = getattr(blind, metric)._replace(null_high=high)
+            assert dataclasses.replace(blind, **{metric: undecided}).hidden is None
+    leaking = cheap(*users(shift=3.0))
+    found = dataclasses.replace(leaking, balanced_accuracy=leaking.balanced_accuracy._replace(null_high=1.0))
     assert (found.leaks, found.hidden) == (True, False)
 
 
-def test_the_null_has_its_level_with_cross_fitting_and_a_choice():
+def test_the_null_has_its_level_with_cross_fitting_and_a_maximum():
     """60 independent data sets; a null of permuted test labels alone would reject about 8."""
     settings = AuditSettings(num_folds=3, num_permutations=10, num_bootstrap=4)
     two = {"all": logistic_scores, "half": half_of_the_inputs}
-    outside = []
-    for seed in range(60):
-        found = audit_inputs(*users(80, seed=seed), two, settings)
-        outside.append(not found.null[0] <= found.balanced_accuracy.value <= found.null[1])
-    assert sum(outside) <= 7  # 3 expected, standard deviation 1.7
+    found = [audit_inputs(*users(80, seed=seed), two, settings) for seed in range(60)]
+    for metric in ("balanced_accuracy", "auc"):
+        figures = [getattr(result, metric) for result in found]
+        assert sum(not one.null_low <= one.value <= one.null_high for one in figures) <= 7  # 3 expected, deviation 1.7
+    assert sum(result.leaks for result in found) <= 7
+    assert len({result.auc.attacker for result in found}) == 2
 
 
-def half_of_the_inputs(data: AttackData) -> Scores:
+def half_of_the_inputs(data: AttackData) -> np.ndarray:
     halves = {name: getattr(data, name)[:, ::2] for name in ("train", "validation", "test")}
     return logistic_scores(dataclasses.replace(data, **halves))
 
@@ -253,7 +260,7 @@ def test_lists_that_follow_the_attribute_leak_and_others_do_not():
     assert found.balanced_accuracy.value > 0.8
     assert found.leaks
     found = audit_inputs(bag_of_titles(blind, 42), labels, keys, attackers.LIST_ATTACKERS, FAST)
-    assert found.null[0] < found.balanced_accuracy.value < found.null[1]
+    assert found.balanced_accuracy.null_low < found.balanced_accuracy.value < found.balanced_accuracy.null_high
 
 
 def test_a_bag_counts_each_title_once():

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 from sklearn.metrics import balanced_accuracy_score, f1_score, roc_auc_score
 
-from mtrec_ray.evaluation.audit_metrics import balanced_accuracy, largest_ndcg_gap, macro_auc, micro_f1
+from mtrec_ray.evaluation.audit_metrics import (
+    Attack,
+    balanced_accuracy,
+    largest_ndcg_gap,
+    macro_auc,
+    micro_f1,
+    summarise_attacks,
+)
 
 ONE = np.ones((1, 4))
 ONE_FOLD = np.zeros(4, np.int64)
@@ -67,6 +74,40 @@ def test_scores_of_different_folds_are_never_compared():
     labels, folds = np.array([0, 1, 0, 1, 1]), np.array([0, 0, 1, 1, 2])
     scores = two_columns([10, 11, 0, 1, -50])  # perfect inside each fold; the last fold has no pair
     assert macro_auc(scores, labels, np.ones((1, 5)), folds)[0] == 1.0
+
+
+LABELINGS = np.array([[0, 0, 1, 1], [0, 1, 0, 1], [1, 0, 0, 1]])  # the true one and two permutations
+
+
+def attack(*orders):
+    """One attacker with the scores of value 1 on each labeling, and guesses of value 0 for everybody."""
+    scores = np.stack([two_columns(order) for order in orders]) - 2.5
+    return Attack.measure(scores, np.zeros((3, 4), np.int64), LABELINGS, ONE_FOLD)
+
+
+def test_the_largest_figure_and_its_null_equal_hand_worked_values():
+    """Wins of 4 pairs on each labeling: 3, 3, 4 and 2, 4, 1; the maxima of the permuted ones are 4 and 4."""
+    attacks = {
+        "a": attack([1, 3, 2, 4], [1, 2, 3, 4], [3, 1, 2, 4]),
+        "b": attack([2, 3, 1, 4], [1, 3, 2, 4], [3, 4, 2, 1]),
+    }
+    assert [list(one.metrics[1]) for one in attacks.values()] == [[0.75, 0.75, 1.0], [0.5, 1.0, 0.25]]
+    found = summarise_attacks(attacks, LABELINGS[0], ONE_FOLD, np.ones((3, 4)), num_users=4)
+    assert (found.auc.value, found.auc.attacker, found.auc.chance) == (0.75, "a", 0.5)
+    assert (found.auc.null_low, found.auc.null_high) == (1.0, 1.0)  # not those of one attacker, 0.75 to 1
+    assert found.by_attacker["b"]["auc"] == 0.5
+    assert (found.num_permutations, found.num_users) == (2, 4)
+
+
+def test_micro_f1_is_of_the_papers_attacker_and_others_need_not_agree():
+    always_zero = attack([1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3, 4])
+    right = always_zero._replace(guesses=LABELINGS[0], metrics=np.ones((3, 3)))
+    found = summarise_attacks({"mlp": right, "paper": always_zero}, LABELINGS[0], ONE_FOLD, ONE, num_users=4)
+    assert (found.micro_f1.value, found.micro_f1.attacker) == (0.5, "paper")
+    assert found.micro_f1.chance == 0.5  # the majority's rate
+    assert (found.auc.value, found.auc.attacker) == (1.0, "mlp")
+    alone = summarise_attacks({"mlp": right}, LABELINGS[0], ONE_FOLD, ONE, num_users=4)
+    assert (alone.micro_f1.value, alone.micro_f1.attacker) == (1.0, "mlp")
 
 
 def groups(seed=0, shift=0.0, num_users=300):

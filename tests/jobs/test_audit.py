@@ -206,13 +206,14 @@ def test_attackers_get_all_settings_and_compared_runs(turned, attacks):
     assert counts["eliminators"] == counts["twin"] == own // 3
 
 
-@pytest.mark.parametrize(("kind", "times"), [("vectors", 2), ("lists", 1)])
-def test_only_vectors_are_attacked_repeatedly(kind, times):
+@pytest.mark.parametrize(("kind", "repeats"), [("vectors", 2), ("lists", 1)])
+def test_only_vectors_are_attacked_repeatedly(kind, repeats, monkeypatch):
     draw = np.random.default_rng(0)
     vectors = {"none": draw.normal(size=(60, 4)).astype(np.float32)}
     lists = {"none": draw.integers(0, 30, (60, 10))}
     labels, keys = {"gender": AttributeLabels("gender", np.arange(60) % 2, 2)}, np.arange(60, dtype=np.uint64)
     settings = AuditSettings(num_folds=3, num_repeats=2, num_permutations=2, num_bootstrap=2)
+    for module in ("mtrec_ray.jobs.audit", "mtrec_ray.evaluation.audit"):
+        monkeypatch.setattr(f"{module}.audit_inputs", lambda *given: given[-1].num_repeats)
     inputs = {"vectors": vectors, "lists": lists}
-    result = job.attack((kind, "none", "gender"), inputs, labels, keys, 30, settings)
-    assert len(result.attacker_by_fold) == times * settings.num_folds
+    assert job.attack((kind, "none", "gender"), inputs, labels, keys, 30, settings) == repeats

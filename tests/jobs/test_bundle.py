@@ -241,8 +241,8 @@ class TestRefusals:
         (tmp_path / "metrics.json").write_text('{"pr_auc/mean": 0.5}')
         message = "has format version 0, this mtrec_ray reads 1: make it again with `mtrec evaluate propensity"
         refused(message, eliminators, propensity=runs[0], evaluation=str(tmp_path))
-        (tmp_path / "audit.json").write_text('{"version": 2}')
-        message = "has format version 2, this mtrec_ray reads 1: make it again with `mtrec audit RUN --out DIR`"
+        (tmp_path / "audit.json").write_text('{"version": 1}')
+        message = "has format version 1, this mtrec_ray reads 2: make it again with `mtrec audit RUN --out DIR`"
         refused(message, eliminators, audit=str(tmp_path))
 
     def test_an_audit_that_lacks_a_metric_is_refused(self, eliminators, tmp_path, refused):

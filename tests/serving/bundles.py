@@ -33,16 +33,15 @@ OFFERED = {title: ["south"] for title in SOUTH_ONLY}
 
 
 def leakage(balanced_accuracy: float = 0.5, auc: float = 0.5, permutations: int = 20) -> dict[str, Any]:
-    null = {"null_low": 0.46, "chance": 0.5}
+    null = {"null_low": 0.46, "chance": 0.5, "attacker": "logistic"}
     return {
-        "attacker": "logistic",
         "num_users": 1416,
         "num_permutations": permutations,
         "leaks": False,
         "hidden": True,
         "balanced_accuracy": metric(balanced_accuracy) | null | {"null_high": 0.54},
         "auc": metric(auc) | null | {"null_high": 0.55},
-        "micro_f1": metric(balanced_accuracy) | {"chance": 0.5},
+        "micro_f1": metric(balanced_accuracy) | null | {"null_high": 0.54},
         "attackers": {},
     }
 

@@ -1,4 +1,4 @@
-"""Metrics of an audit: leakage with its null, and NDCG by attribute value.
+"""Metrics of an audit: leakage with its null.
 
 Legend: N users, M attacks on them, A attribute values, P labelings (0 is the true one, the others are permuted), R
 replicates (`intervals.poisson_weights`, the plain sample at index 0).
@@ -12,11 +12,10 @@ import numpy as np
 from scipy.special import stdtrit
 
 from mtrec_ray.evaluation.attackers import PAPER
-from mtrec_ray.evaluation.intervals import LEVEL, Interval, interval, nan_mean, poisson_weights, ratio
+from mtrec_ray.evaluation.intervals import LEVEL, interval, nan_mean, ratio
 
 LEAKAGE_METRICS = ("balanced_accuracy", "auc", "micro_f1")
 ABOUT = ("num_users", "num_permutations", "leaks", "hidden")  # what `AuditResult.document` holds beside
-NUM_GAP_PERMUTATIONS, MIN_GAP_USERS = 300, 10
 
 
 def balanced_accuracy(predictions: np.ndarray, labels: np.ndarray, weights: np.ndarray, num_values: int) -> np.ndarray:
@@ -48,41 +47,6 @@ def macro_auc(scores: np.ndarray, labels: np.ndarray, weights: np.ndarray, folds
             won[:, value] += more[0]
             pairs[:, value] += more[1]
     return nan_mean(ratio(won, pairs).T)
-
-
-class NdcgGap(NamedTuple):
-    """The largest difference of mean NDCG between the users of two attribute values."""
-
-    gap: Interval
-    null_high: float  # 95% quantile of the largest gap when values are permuted over users: a smaller gap may be chance
-    best: int
-    worst: int
-
-
-def largest_ndcg_gap(
-    ndcg: np.ndarray, values: np.ndarray, num_values: int, keys: np.ndarray, num_bootstrap: int = 200, seed: int = 0
-) -> NdcgGap | None:
-    """Largest NDCG gap: (N,) NDCG, NaN = no test event; (N,) values, -1 = unknown.
-
-    Values with fewer than `MIN_GAP_USERS` users take no part; None if fewer than two values remain.
-    """
-    order = np.argsort(keys, kind="stable")
-    order = order[(values[order] >= 0) & np.isfinite(ndcg[order])]
-    ndcg, values = ndcg[order].astype(np.float64), values[order]
-    truth = values[:, None] == np.arange(num_values)  # (N, A)
-    counts = truth.sum(axis=0)
-    compared = np.flatnonzero(counts >= MIN_GAP_USERS)
-    if len(compared) < 2:
-        return None
-    weights = poisson_weights(keys[order], num_bootstrap, seed).astype(np.float64)
-    means = ratio(weights @ (truth * ndcg[:, None]), weights @ truth)  # (R, A)
-    best, worst = (int(compared[pick(means[0, compared])]) for pick in (np.argmax, np.argmin))
-    rng = np.random.default_rng([seed, num_values])
-    null = []
-    for _ in range(NUM_GAP_PERMUTATIONS):
-        shuffled = rng.permutation(ndcg) @ truth[:, compared] / counts[compared]
-        null.append(shuffled.max() - shuffled.min())
-    return NdcgGap(interval(means[:, best] - means[:, worst]), float(np.quantile(null, 0.95)), best, worst)
 
 
 def _won_pairs(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,8 +2,11 @@
 
 1. load the run, the runs it is compared with, and their backbone
 2. `_read_users`: users with their test event, of all buckets
-3. `_represent`:  every user's vector and top-10 list, by the backbone and by each combination
+3. `_represent`:  every user's vector and top-10 lists, by the backbone and by each combination
 4. `attack`:      one Ray task per representation and attribute, on the users of the audit split
+
+Lists are attacked twice: with the titles that a user has watched kept in, and left out, as they are served. A list of
+popular titles less those that each user has watched shows how much leaving out tells by itself.
 """
 
 import logging
@@ -20,7 +23,8 @@ from mtrec_ray.evaluation.attackers import LIST_ATTACKERS, bag_of_titles
 from mtrec_ray.evaluation.audit import AttributeLabels, AuditSettings, audit_inputs, audit_vectors, check_users
 from mtrec_ray.evaluation.audit_metrics import AuditResult
 from mtrec_ray.files import check_writable
-from mtrec_ray.jobs.audit_report import Audit, UserRepresentations
+from mtrec_ray.jobs.audit_report import Audit, EventWindow, UserRepresentations
+from mtrec_ray.jobs.audit_tables import LISTS_KEPT, LISTS_LEFT_OUT, POPULARITY, VECTORS
 from mtrec_ray.jobs.config import AuditConfig
 from mtrec_ray.lake.bucket import Catalogue
 from mtrec_ray.lake.cluster import map_tasks
@@ -48,25 +52,37 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
     check_comparable(records)
     lake = record.open_lake(source.config.lake)
     backbone = load_backbone(source, record.backbone_hash)
-    users = _read_users(lake, source.config.sequences, source.config.model.history, config.max_users, progress)
+    users, window = _read_users(lake, source.config.sequences, source.config.model.history, config.max_users, progress)
     audit_users = users.only(users.audit_split)
     num_repeats = AuditSettings.repeats_for(len(audit_users))
     settings = AuditSettings(config.num_folds, num_repeats, config.num_permutations, seed=config.seed)
-    labels = _labels(records, audit_users, settings)
+    labels, not_attacked = _labels(records, audit_users, settings)
     if config.out:
         check_writable(config.out)
     offered = Catalogue.of(lake, *lake.manifest.calendar.day_bounds(0)).offer_mask
     representations = _represent(records, backbone, users, offered, progress)
-    inputs = {"vectors": {name: one.vectors[users.audit_split] for name, one in representations.items()}}
+    inputs = {VECTORS: {name: one.vectors[users.audit_split] for name, one in representations.items()}}
     if config.lists:
-        inputs["lists"] = {name: one.lists[users.audit_split] for name, one in representations.items()}
+        inputs[LISTS_KEPT] = {name: one.lists_kept[users.audit_split] for name, one in representations.items()}
+    if config.lists and source.config.sequences.exclude_seen:
+        inputs[LISTS_LEFT_OUT] = {name: one.lists_left_out[users.audit_split] for name, one in representations.items()}
+        inputs[LISTS_LEFT_OUT][POPULARITY] = popular_lists(users, offered)[users.audit_split]
     targets = [(kind, name, attribute) for kind, found in inputs.items() for name in found for attribute in labels]
     arguments = (inputs, labels, audit_users.keys, source.num_titles, settings)
     results = dict(map_tasks(attack, targets, *arguments, stage="attacks", progress=progress))
     num_parameters = {"backbone": sum(parameter.numel() for parameter in backbone.parameters())}
     num_parameters |= {other.config.name: load_methods(other, backbone)[0].num_parameters() for other in records}
-    leakage = {target: results[target] for target in targets}
-    audited = Audit(record, users, representations, list(labels), leakage, num_parameters, settings)
+    audited = Audit(
+        record=record,
+        users=users,
+        window=window,
+        representations=representations,
+        attributes=list(labels),
+        not_attacked=not_attacked,
+        leakage={target: results[target] for target in targets},
+        num_parameters=num_parameters,
+        settings=settings,
+    )
     if config.out:
         audited.write(config.out)
     return audited
@@ -83,7 +99,7 @@ def attack(
     """Attack one target: (kind of input, representation, attribute)."""
     kind, name, attribute = target
     torch.set_num_threads(1)
-    if kind == "vectors":
+    if kind == VECTORS:
         return audit_vectors(inputs[kind][name], labels[attribute], keys, settings)
     once = replace(settings, num_repeats=1)  # on MovieLens four repeats of lists took over 4 minutes more
     return audit_inputs(bag_of_titles(inputs[kind][name], num_titles), labels[attribute], keys, LIST_ATTACKERS, once)
@@ -110,27 +126,32 @@ def check_comparable(records: list[EliminatorsRecord]) -> None:
 
 def _read_users(
     lake: Lake, sequences: SequenceConfig, length: int, max_users: int, progress: ProgressCallback | None
-) -> HeldOutUsers:
-    """About `max_users` users at most, drawn by hash, with their test event."""
+) -> tuple[HeldOutUsers, EventWindow]:
+    """About `max_users` users at most, by hash, with their test event; first and last event."""
     buckets = range(lake.manifest.num_buckets)
     fraction = min(1.0, max_users / max(1, lake.manifest.counts["users"]))
 
-    def read(bucket: int) -> HeldOutUsers:
-        return read_held_out(lake, sequences, TEST_EVENT, length, [bucket], fraction)
+    def read(bucket: int) -> tuple[HeldOutUsers, EventWindow]:
+        times = lake.read("events", bucket, ["timestamp"])["timestamp"].to_numpy()
+        return read_held_out(lake, sequences, TEST_EVENT, length, [bucket], fraction), EventWindow.of(times)
 
     found = dict(map_tasks(read, buckets, stage="reading users", progress=progress))
-    return concatenate_rows([found[bucket] for bucket in buckets])
+    parts, windows = zip(*(found[bucket] for bucket in buckets), strict=True)
+    return concatenate_rows(parts), EventWindow.union(windows)
 
 
 def _labels(
     records: list[EliminatorsRecord], users: HeldOutUsers, settings: AuditSettings
-) -> dict[str, AttributeLabels]:
-    """Labels of the attributes that can be attacked; UserError if one to hide cannot."""
+) -> tuple[dict[str, AttributeLabels], dict[str, str]]:
+    """Labels of the attributes that can be attacked, and why others cannot.
+
+    UserError if one to hide cannot be attacked.
+    """
     hidden = {name for record in records for combination in record.combinations for name in combination}
-    found = {}
+    found, reasons = {}, {}
     for a, (name, values) in enumerate(records[0].attributes.items()):
         if len(values) < 2:
-            logger.warning("%s is not attacked: it has one value only", name)
+            reasons[name] = "it has one value only"
             continue
         labels = AttributeLabels(name, users.attribute_index[:, a], len(values))
         try:
@@ -139,10 +160,12 @@ def _labels(
             if name in hidden:
                 fix = "enlarge the audit split (sequences.audit_fraction), or train without this attribute"
                 raise UserError(f"{error}: {fix}") from error
-            logger.warning("%s is not attacked: %s", name, error)
+            reasons[name] = str(error)
             continue
         found[name] = labels
-    return found
+    for name, reason in reasons.items():
+        logger.warning("%s is not attacked: %s", name, reason)
+    return found, reasons
 
 
 def _represent(
@@ -156,8 +179,8 @@ def _represent(
     history, values = torch.from_numpy(users.history), torch.from_numpy(users.attribute_index)
 
     def represented(hidden: Combination, vectors: torch.Tensor, titles: torch.Tensor) -> UserRepresentations:
-        lists, metrics = top_lists(users, vectors, titles, offered), held_out_metrics(users, vectors, titles)
-        return UserRepresentations(hidden, vectors.numpy(), lists, metrics)
+        kept, left_out = top_lists(users, vectors, titles, offered)
+        return UserRepresentations(hidden, vectors.numpy(), kept, left_out, held_out_metrics(users, vectors, titles))
 
     found = {NONE: represented((), vectors_in_chunks(backbone.user_vectors, history), backbone.title_vectors())}
     for number, record in enumerate(records):
@@ -175,12 +198,33 @@ def _represent(
     return found
 
 
-def top_lists(users: HeldOutUsers, vectors: torch.Tensor, titles: torch.Tensor, offered: np.ndarray) -> np.ndarray:
-    """(U, 10) unwatched titles of the user's territory, best first, -1 where no more are left."""
-    lists = []
+def top_lists(
+    users: HeldOutUsers, vectors: torch.Tensor, titles: torch.Tensor, offered: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(U, 10) titles of the user's territory, best first, -1 where no more are left.
+
+    First with the titles that the user has watched, then without them.
+    """
+    kept, left_out = [], []
     for rows, seen in users.chunks(len(titles)):
-        excluded = torch.from_numpy(seen | ~offered[users.territory[rows]])
-        scores = (vectors[rows] @ titles.t()).masked_fill_(excluded, -torch.inf)
-        best = scores.topk(min(LIST_LENGTH, scores.shape[1]))
-        lists.append(best.indices.masked_fill_(best.values == -torch.inf, -1).numpy())
-    return np.concatenate(lists)
+        unavailable = torch.from_numpy(~offered[users.territory[rows]])
+        scores = (vectors[rows] @ titles.t()).masked_fill_(unavailable, -torch.inf)
+        kept.append(_best(scores))
+        left_out.append(_best(scores.masked_fill_(torch.from_numpy(seen), -torch.inf)))
+    return np.concatenate(kept), np.concatenate(left_out)
+
+
+def popular_lists(users: HeldOutUsers, offered: np.ndarray) -> np.ndarray:
+    """(U, 10) titles that most users watched, less those that each user has watched."""
+    owner = np.repeat(np.arange(len(users)), users.other_counts)
+    pairs = np.unique(np.stack([owner, users.other_titles]), axis=1)  # a user counts once for a title
+    counts = np.bincount(pairs[1], minlength=offered.shape[1])
+    rank = np.argsort(np.argsort(-counts, kind="stable"))
+    titles = torch.from_numpy(-rank.astype(np.float32))[:, None]
+    return top_lists(users, torch.ones(len(users), 1), titles, offered)[1]
+
+
+def _best(scores: torch.Tensor) -> np.ndarray:
+    """(U, T) scores -> (U, 10) titles with the highest; -1 for those of -inf."""
+    best = scores.topk(min(LIST_LENGTH, scores.shape[1]))
+    return best.indices.masked_fill_(best.values == -torch.inf, -1).numpy()

@@ -1,33 +1,60 @@
-"""Result of `mtrec audit`: tables, JSON document and CSV files.
+"""Result of `mtrec audit`: a document that says what an auditor asks for.
 
 A combination is named `gender+age`, `none` is the backbone; those of compared runs are `RUN/gender+age`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from functools import cached_property
-from itertools import product
-from typing import Any
+from itertools import chain, combinations
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from rich.console import RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from mtrec_ray.combinations import NONE
 from mtrec_ray.evaluation.audit import AuditSettings
-from mtrec_ray.evaluation.audit_metrics import ABOUT, LEAKAGE_METRICS, AuditResult, largest_ndcg_gap
-from mtrec_ray.evaluation.intervals import interval, poisson_weights
+from mtrec_ray.evaluation.audit_metrics import AuditResult
+from mtrec_ray.evaluation.group_accuracy import MIN_GROUP_USERS, GroupMeans, largest_ndcg_gap
+from mtrec_ray.evaluation.intervals import interval, poisson_weights, relative_gain
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
 from mtrec_ray.evaluation.tables import write_csv_files
-from mtrec_ray.evaluation.terminal_tables import numbers_table
 from mtrec_ray.files import finite, join, write_json
+from mtrec_ray.jobs.audit_tables import LISTS_KEPT, LISTS_LEFT_OUT, POPULARITY, audit_csv_tables, audit_rich_tables
 from mtrec_ray.streams.sequences import HeldOutUsers
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
 
 AUDIT_FILE, AUDIT_VERSION = "audit.json", 2
-INPUTS = {"vectors": "user vectors", "lists": "top-10 lists"}
-LABELS = {NONE: "backbone"}
+NDCG = {"full_ndcg@10": "full_ndcg", "ndcg@10": "ndcg"}  # what groups are compared by: over the catalogue, sampled
+NOT_TRIED = (
+    "scores of titles, lists of other lengths, and several lists of one user over time",
+    "several attributes at once",
+    "attackers who know titles that the user has watched, or other attributes",
+)
+
+
+class EventWindow(NamedTuple):
+    """First and last event of some users; None without events."""
+
+    first: datetime | None
+    last: datetime | None
+
+    @staticmethod
+    def of(times: np.ndarray) -> "EventWindow":
+        """From (E,) datetime64 in UTC."""
+        ends = (times.min(), times.max()) if len(times) else ()
+        found = [end.astype("datetime64[us]").astype(datetime).replace(tzinfo=UTC) for end in ends]
+        return EventWindow(*(found or [None, None]))
+
+    @staticmethod
+    def union(windows: "Iterable[EventWindow]") -> "EventWindow":
+        times = [time for window in windows for time in window if time is not None]
+        return EventWindow(min(times), max(times)) if times else EventWindow(None, None)
+
+    def document(self) -> dict[str, str | None]:
+        return {name: time and time.isoformat() for name, time in self._asdict().items()}
 
 
 @dataclass(frozen=True)
@@ -36,7 +63,8 @@ class UserRepresentations:
 
     hidden: tuple[str, ...]  # attributes that the model is to hide
     vectors: np.ndarray  # (U, d) float32
-    lists: np.ndarray  # (U, 10) int64 unwatched titles of their territory, best first, -1 where no more are left
+    lists_kept: np.ndarray  # (U, 10) int64 titles of their territory, best first, -1 where no more are left
+    lists_left_out: np.ndarray  # (U, 10) without those that the user has watched
     metrics: NextTitleMetrics
 
 
@@ -46,75 +74,167 @@ class Audit:
 
     record: EliminatorsRecord
     users: HeldOutUsers
+    window: EventWindow  # of the lake
     representations: dict[str, UserRepresentations]  # by combination, see above
     attributes: list[str]  # those that could be attacked
-    leakage: dict[tuple[str, str, str], AuditResult]  # (`vectors` or `lists`, combination, attribute) -> result
+    not_attacked: dict[str, str]  # attribute -> why it could not be
+    leakage: dict[tuple[str, str, str], AuditResult]  # (kind of input, combination, attribute) -> result
     num_parameters: dict[str, int]  # of the backbone and of one combination of each run
     settings: AuditSettings
 
     def document(self) -> dict[str, Any]:
-        return {
-            "version": AUDIT_VERSION,
-            "run": self.record.uri,
-            "weights_hash": self.record.weights_hash(),
-            "num_users": len(self.users),
-            "num_audit_users": int(self.users.audit_split.sum()),
-            "num_parameters": self.num_parameters,
-            "combinations": self.combinations,
-        }
+        return self._document
 
     @cached_property
-    def combinations(self) -> dict[str, dict[str, Any]]:
-        """Combination -> its part of the document."""
-        kinds = dict.fromkeys(kind for kind, _, _ in self.leakage)
-        found = {
-            name: {
-                "hides": list(one.hidden),
-                "accuracy": self._accuracy(one.metrics),
-                "ndcg_gaps": self._ndcg_gaps(one.metrics),
-                "leakage": {k: {a: self.leakage[k, name, a].document() for a in self.attributes} for k in kinds},
+    def _document(self) -> dict[str, Any]:
+        of_popularity = self._leakage(POPULARITY)
+        return finite(
+            {
+                "version": AUDIT_VERSION,
+                "run": self.record.uri,
+                "weights_hash": self.record.weights_hash(),
+                "data": self._data(),
+                "num_users": len(self.users),
+                "num_audit_users": int(self.users.audit_split.sum()),
+                "settings": asdict(self.settings),
+                "num_parameters": self.num_parameters,
+                "attributes": self._attributes(),
+                "combinations": {name: self._combination(name) for name in self.representations},
+                "references": {POPULARITY: {"hides": [], "leakage": of_popularity}} if of_popularity else {},
+                "not_tested": self._not_tested(),
             }
-            for name, one in self.representations.items()
+        )
+
+    def _data(self) -> dict[str, Any]:
+        """When the events of the lake and the held-out ones were, and which lake it is."""
+        return {
+            "lake": self.record.source().config.lake,
+            "lake_hash": self.record.lake_hash,
+            "events": self.window.document(),
+            "held_out_events": EventWindow.of(self.users.target_time).document(),
         }
-        return finite(found)
+
+    def _attributes(self) -> dict[str, Any]:
+        """Users of each value, also of the audit split, and what makes figures uncertain."""
+        found = {}
+        for a, (name, values) in enumerate(self.record.attributes.items()):
+            index = self.users.attribute_index[:, a]
+            counts, attacked = (
+                np.bincount(of + 1, minlength=len(values) + 1).tolist() for of in (index, index[self.users.audit_split])
+            )
+            cells = zip(["unknown", *values], counts, attacked, strict=True)
+            unknown, *known = [{"value": v, "num_users": n, "num_audit_users": m} for v, n, m in cells]
+            notes = [
+                f"{of['value']}: {of['num_audit_users']} attacked users, whose part in the macro averages is noise"
+                for of in known
+                if 0 < of["num_audit_users"] < MIN_GROUP_USERS
+            ]
+            if unknown["num_audit_users"] > sum(attacked) / 2:
+                notes.append(
+                    f"{unknown['num_audit_users']:,} of {sum(attacked):,} users of the audit split have no known value "
+                    "and take no part"
+                )
+            found[name] = {"attacked": name in self.attributes, "values": known, "unknown": unknown, "notes": notes}
+        return found
+
+    def _not_tested(self) -> dict[str, Any]:
+        kinds = self._kinds
+        attacks = [*NOT_TRIED]
+        if LISTS_KEPT not in kinds:
+            attacks.append("top-10 lists (lists = false)")
+        elif LISTS_LEFT_OUT not in kinds:
+            attacks.append(
+                "top-10 lists without watched titles: this run ranks them too (sequences.exclude_seen = false)"
+            )
+        small = {}
+        for of, (index, cells) in self._groupings.items():
+            counts = np.bincount(index[index >= 0], minlength=len(cells))
+            few = np.flatnonzero((counts > 0) & (counts < MIN_GROUP_USERS))
+            small |= {of: [{"values": cells[g], "num_users": int(counts[g])} for g in few]} if len(few) else {}
+        return {"attributes": self.not_attacked, "attacks": attacks, "small_groups": small}
+
+    @property
+    def _kinds(self) -> list[str]:
+        return list(dict.fromkeys(kind for kind, _, _ in self.leakage))
+
+    def _combination(self, name: str) -> dict[str, Any]:
+        one = self.representations[name]
+        return {
+            "hides": list(one.hidden),
+            "accuracy": self._accuracy(one.metrics),
+            "ndcg_gaps": self._ndcg_gaps(one.metrics),
+            "ndcg_of_groups": self._ndcg_of_groups(one.metrics),
+            "leakage": self._leakage(name),
+        }
+
+    def _leakage(self, name: str) -> dict[str, Any]:
+        """Kind of input -> attribute -> result."""
+        kinds = [kind for kind in self._kinds if (kind, name, self.attributes[0]) in self.leakage]
+        return {kind: {a: self.leakage[kind, name, a].document() for a in self.attributes} for kind in kinds}
+
+    @cached_property
+    def _weights(self) -> np.ndarray:
+        """(R, U) bootstrap weights."""
+        return poisson_weights(self.users.keys, self.settings.num_bootstrap, self.settings.seed).astype(np.float64)
+
+    @cached_property
+    def _groupings(self) -> dict[str, tuple[np.ndarray, list[list[str]]]]:
+        """Attribute, or two as `gender x age` -> each user's group, -1 = unknown; its values."""
+        names, index = list(self.record.attributes), self.users.attribute_index
+        found = {}
+        for chosen in chain(combinations(range(len(names)), 1), combinations(range(len(names)), 2)):
+            values, group = [list[str]()], np.zeros(len(index), np.int64)
+            for a in chosen:
+                own = self.record.attributes[names[a]]
+                group = np.where((group < 0) | (index[:, a] < 0), -1, group * len(own) + index[:, a])
+                values = [[*before, value] for before in values for value in own]
+            found[" x ".join(names[a] for a in chosen)] = group, values
+        return found
 
     def _accuracy(self, metrics: NextTitleMetrics) -> dict[str, Any]:
-        """Means over users with bootstrap intervals, paired for `ndcg_change`."""
-        weights = poisson_weights(self.users.keys, self.settings.num_bootstrap, self.settings.seed).astype(np.float64)
-        total, backbone = weights.sum(axis=1), self.representations[NONE].metrics
-        found = {
-            name: interval(weights @ getattr(metrics, field) / total) for name, field in metrics.reported().items()
-        }
-        change = 100 * ((weights @ metrics.ndcg / total) / (weights @ backbone.ndcg / total) - 1)
-        return {name: one._asdict() for name, one in (found | {"ndcg_change": interval(change)}).items()}
+        """Means over users with bootstrap intervals, paired for changes of NDCG in percent."""
+        total, backbone = self._weights.sum(axis=1), self.representations[NONE].metrics
+        found = {name: self._weights @ getattr(metrics, field) / total for name, field in metrics.reported().items()}
+        for field in NDCG.values():
+            ours, before = (self._weights @ getattr(of, field) / total for of in (metrics, backbone))
+            found[f"{field}_change"] = relative_gain(ours, before)
+        return {name: interval(of)._asdict() for name, of in found.items()}
 
     def _ndcg_gaps(self, metrics: NextTitleMetrics) -> dict[str, Any]:
-        """By attribute with enough users."""
-        num_bootstrap, seed = self.settings.num_bootstrap, self.settings.seed
+        """Attribute with enough users -> NDCG -> largest gap between its values."""
         found = {}
-        for a, (attribute, values) in enumerate(self.record.attributes.items()):
-            index, keys = self.users.attribute_index[:, a], self.users.keys
-            gap = largest_ndcg_gap(metrics.ndcg, index, len(values), keys, num_bootstrap, seed)
-            if gap is not None:
-                extremes = {"best": values[gap.best], "worst": values[gap.worst]}
-                found[attribute] = gap.gap._asdict() | {"null_high": gap.null_high, **extremes}
+        for attribute, values in self.record.attributes.items():
+            index, of = self._groupings[attribute][0], {}
+            for name, field in NDCG.items():
+                metric = getattr(metrics, field)
+                gap = largest_ndcg_gap(metric, index, len(values), self.users.keys, self._weights, self.settings.seed)
+                if gap is not None:
+                    ratio = {
+                        "ratio" if part == "value" else f"ratio_{part}": v for part, v in gap.ratio._asdict().items()
+                    }
+                    extremes = {"best": values[gap.best], "worst": values[gap.worst]}
+                    of[name] = gap.gap._asdict() | {"null_high": gap.null_high} | extremes | ratio
+            found |= {attribute: of} if of else {}
+        return found
+
+    def _ndcg_of_groups(self, metrics: NextTitleMetrics) -> dict[str, list[dict[str, Any]]]:
+        """Attribute, or two -> groups with enough users, with their NDCG."""
+        found = {}
+        for of, (index, cells) in self._groupings.items():
+            means = {
+                n: GroupMeans.measure(getattr(metrics, f), index, len(cells), self._weights) for n, f in NDCG.items()
+            }
+            found[of] = [
+                {"values": cells[group], "num_users": int(one.num_users[group])}
+                | {name: interval(mean.replicates[:, group])._asdict() for name, mean in means.items()}
+                for one in [means["ndcg@10"]]
+                for group in one.measured
+            ]
         return found
 
     @cached_property
     def csv_tables(self) -> dict[str, pd.DataFrame]:
-        leakage, attackers, accuracy, gaps = [], [], [], []
-        for name, of in self.combinations.items():
-            accuracy += ({"combination": name, "metric": metric} | found for metric, found in of["accuracy"].items())
-            gaps += ({"combination": name, "attribute": a} | found for a, found in of["ndcg_gaps"].items())
-            for kind, attribute in product(of["leakage"], self.attributes):
-                found = of["leakage"][kind][attribute]
-                key = {"combination": name, "inputs": kind, "attribute": attribute, "to_hide": attribute in of["hides"]}
-                about = {field: found[field] for field in ABOUT}
-                leakage += (key | {"metric": metric} | found[metric] | about for metric in LEAKAGE_METRICS)
-                for attacker, of_attacker in found["attackers"].items():
-                    attackers += (key | {"attacker": attacker, "metric": m, "value": v} for m, v in of_attacker.items())
-        rows = {"leakage": leakage, "attackers": attackers, "accuracy": accuracy, "ndcg_gaps": gaps}
-        return {f"audit_{name}": pd.DataFrame(found) for name, found in rows.items() if found}
+        return audit_csv_tables(self.document())
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -126,42 +246,4 @@ class Audit:
         write_json(join(folder, AUDIT_FILE), self.document())
 
     def tables(self) -> list[RenderableType]:
-        kinds = dict.fromkeys(kind for kind, _, _ in self.leakage)
-        return [*(self._leakage_table(kind) for kind in kinds), self._gap_table(), self._parameter_table()]
-
-    def _leakage_table(self, kind: str) -> Table:
-        table = numbers_table(
-            f"Best attacker's balanced accuracy on {INPUTS[kind]}, {self.users.audit_split.sum():,} users "
-            "(95% of the null)",
-            ["combination"],
-            [*self.attributes, "NDCG@10", "change"],
-            "*: to be hidden; ! leaks more than the null allows (one in twenty does by chance); ? too few users",
-        )
-        for name, of in self.combinations.items():
-            cells = []
-            for attribute in self.attributes:
-                result = self.leakage[kind, name, attribute]
-                mark, of_best = "!" if result.leaks else "?" if result.hidden is None else "", result.balanced_accuracy
-                text = f"{of_best.value:.3f}{mark} ({of_best.null_low:.2f}-{of_best.null_high:.2f})"
-                cells.append(Text(f"*{text}", style="bold") if attribute in of["hides"] else text)
-            ndcg, change = (of["accuracy"][metric]["value"] for metric in ("ndcg@10", "ndcg_change"))
-            cost = "" if name == NONE or change is None else f"{change:+.1f}%"
-            table.add_row(LABELS.get(name, name), *cells, f"{ndcg:.4f}", cost)
-        return table
-
-    def _gap_table(self) -> Table:
-        title = "Largest difference of NDCG@10 between the values of an attribute (95% of the null below)"
-        table = numbers_table(title, ["combination"], self.record.attributes)
-        for name, of in self.combinations.items():
-            gaps = (of["ndcg_gaps"].get(attribute) for attribute in self.record.attributes)
-            cells = (f"{gap['value']:.3f} ({gap['null_high']:.3f})" if gap else "too few users" for gap in gaps)
-            table.add_row(LABELS.get(name, name), *cells)
-        return table
-
-    def _parameter_table(self) -> Table:
-        table = numbers_table("Parameters", ["model"], ["count", "of the backbone"])
-        backbone = self.num_parameters["backbone"]
-        for name, count in self.num_parameters.items():
-            label = name if name == "backbone" else f"{name}, a combination"
-            table.add_row(label, f"{count:,}", f"{count / backbone:.2%}")
-        return table
+        return audit_rich_tables(self.document())

@@ -37,7 +37,7 @@ class AuditConfig(Config):
     out: str | None = None
     """Folder or URI for CSV and JSON; null = print only."""
     lists: bool = True
-    """Also attack the top-10 lists, not only the vectors."""
+    """Also attack the top-10 lists, with watched titles kept in and left out, not only the vectors."""
     max_users: int = Field(default=50_000, ge=50)
     """Maximum number of users, drawn by hash, so that memory does not grow with the lake."""
     num_permutations: int = Field(default=20, ge=2)

@@ -132,6 +132,7 @@ class HeldOutUsers:
     audit_split: np.ndarray  # (U,) bool: only attackers see the attribute values
     history: np.ndarray  # (U, L) int64 titles before the event, oldest first, filled with -1
     target: np.ndarray  # (U,) int64 the held-out title
+    target_time: np.ndarray  # (U,) datetime64[us] when it was watched
     other_titles: np.ndarray  # (E,) int64 titles that are not ranked, user by user: the others that were watched
     other_counts: np.ndarray  # (U,) int64
 
@@ -241,6 +242,7 @@ def read_held_out(
             audit_split=in_split(sequences.keys, config, "audit"),
             history=sequences.history_before(held_out, length),
             target=target.astype(np.int64),
+            target_time=sequences.timestamp[sequences.held_out_at(held_out)],
             other_titles=sequences.title_index[is_other].astype(np.int64),
             other_counts=np.bincount(owner[is_other], minlength=len(sizes)),
         )

@@ -108,12 +108,28 @@ def test_a_list_ends_when_no_title_is_left(backbone):
     offered = np.zeros((len(lake.manifest.territories), lake.titles.num_rows), dtype=bool)
     offered[:, :4] = True
     vectors = vectors_in_chunks(model.user_vectors, torch.from_numpy(users.history))
-    lists = job.top_lists(users, vectors, model.title_vectors(), offered)
+    kept, left_out = job.top_lists(users, vectors, model.title_vectors(), offered)
     watched = np.split(users.other_titles, np.cumsum(users.other_counts)[:-1])
-    for shown, seen in zip(lists, watched, strict=True):
+    for whole, shown, seen in zip(kept, left_out, watched, strict=True):
         left = set(range(4)) - set(seen.tolist())
         assert set(shown[: len(left)].tolist()) == left
         assert (shown[len(left) :] == -1).all()
+        assert sorted(whole[:4]) == list(range(4))
+        assert (whole[4:] == -1).all()
+        assert [title for title in whole if title in left] == shown[: len(left)].tolist()
+
+
+def test_popular_lists_are_one_order_of_titles_less_what_each_user_watched(backbone):
+    lake = Lake.open(backbone.config.lake)
+    users = read_held_out(lake, backbone.config.sequences, TEST_EVENT, backbone.config.model.history, [0, 1])
+    offered = np.ones((len(lake.manifest.territories), lake.titles.num_rows), dtype=bool)
+    watched = [set(part.tolist()) for part in np.split(users.other_titles, np.cumsum(users.other_counts)[:-1])]
+    counts = np.bincount([title for of_user in watched for title in of_user], minlength=offered.shape[1])
+    order = sorted(range(len(counts)), key=lambda title: -counts[title])
+    for shown, seen in zip(job.popular_lists(users, offered), watched, strict=True):
+        expected = [title for title in order if title not in seen][:10]
+        assert shown[: len(expected)].tolist() == expected
+        assert (shown[len(expected) :] == -1).all()
 
 
 @pytest.fixture(scope="module")
@@ -168,21 +184,23 @@ def test_attackers_get_the_audit_split_before_the_test_event(backbone, turned, a
     np.testing.assert_array_equal(audited_users.target, users(lambda part: part.held_out_title(TEST_EVENT)))
 
 
-def test_lists_hold_unwatched_titles_of_the_users_territory_best_first(backbone, attacks):
+@pytest.mark.parametrize("kind", ["lists_watched_kept", "lists_watched_left_out"])
+def test_lists_hold_titles_of_the_users_territory_best_first(kind, backbone, attacks):
     lake, users = Lake.open(backbone.config.lake), partial(audit_split, backbone)
     offered = Catalogue.of(lake, *lake.manifest.calendar.day_bounds(0)).offer_mask
 
     def allowed(part: Sequences) -> np.ndarray:
         mask = offered[part.territory].copy()
         for row, (start, end) in enumerate(pairwise(part.offsets)):
-            mask[row, part.title_index[start : end - TEST_EVENT]] = False
+            if kind == "lists_watched_left_out":
+                mask[row, part.title_index[start : end - TEST_EVENT]] = False
         return mask
 
     may_be_shown, titles = users(allowed), load_backbone(backbone).title_vectors().numpy()
     assert not offered.all()
     for name in ("none", "gender", "twin/gender+age"):
         scores = np.where(may_be_shown, attacks["inputs"]["vectors"][name] @ titles.T, -np.inf)
-        lists = attacks["inputs"]["lists"][name]
+        lists = attacks["inputs"][kind][name]
         chosen = np.take_along_axis(scores, np.maximum(lists, 0), axis=1)
         best = -np.sort(-scores, axis=1)[:, :10]
         np.testing.assert_allclose(np.where(lists >= 0, chosen, -np.inf), best, rtol=1e-5)
@@ -194,19 +212,17 @@ def test_attackers_get_all_settings_and_compared_runs(turned, attacks):
         num_folds=4, num_repeats=AuditSettings.repeats_for(len(attacks["keys"])), num_permutations=3, seed=5
     )
     names = ["none", *COMBINATIONS, *(f"twin/{name}" for name in COMBINATIONS)]
-    assert set(attacks["targets"]) == {
-        (kind, name, attribute)
-        for kind in ("vectors", "lists")
-        for name in names
-        for attribute in ("gender", "age", "occupation")
-    }
+    targets = [(kind, name) for kind in ("vectors", "lists_watched_kept", "lists_watched_left_out") for name in names]
+    targets.append(("lists_watched_left_out", "popularity"))
+    attributes = ("gender", "age", "occupation")
+    assert attacks["targets"] == [(*target, attribute) for target in targets for attribute in attributes]
     (method,) = load_methods(turned, load_backbone(BackboneRecord.load(turned.config.backbone)))
     own = sum(parameter.numel() for parameter in method.own_parameters().values())
     counts = attacks["audit"].num_parameters
     assert counts["eliminators"] == counts["twin"] == own // 3
 
 
-@pytest.mark.parametrize(("kind", "repeats"), [("vectors", 2), ("lists", 1)])
+@pytest.mark.parametrize(("kind", "repeats"), [("vectors", 2), ("lists_watched_kept", 1)])
 def test_only_vectors_are_attacked_repeatedly(kind, repeats, monkeypatch):
     draw = np.random.default_rng(0)
     vectors = {"none": draw.normal(size=(60, 4)).astype(np.float32)}
@@ -215,5 +231,5 @@ def test_only_vectors_are_attacked_repeatedly(kind, repeats, monkeypatch):
     settings = AuditSettings(num_folds=3, num_repeats=2, num_permutations=2, num_bootstrap=2)
     for module in ("mtrec_ray.jobs.audit", "mtrec_ray.evaluation.audit"):
         monkeypatch.setattr(f"{module}.audit_inputs", lambda *given: given[-1].num_repeats)
-    inputs = {"vectors": vectors, "lists": lists}
+    inputs = {"vectors": vectors, "lists_watched_kept": lists}
     assert job.attack((kind, "none", "gender"), inputs, labels, keys, 30, settings) == repeats

@@ -5,7 +5,7 @@ Eliminators of one epoch, one attacker; `test_planted_attribute` trains and atta
 
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,8 @@ from rich.table import Table
 from mtrec_ray.bundle.manifest import Bundle, Leakage
 from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
-from mtrec_ray.evaluation.attackers import logistic_scores
-from mtrec_ray.evaluation.audit import AuditSettings
+from mtrec_ray.evaluation.attackers import logistic_scores, naive_bayes_scores
+from mtrec_ray.evaluation.audit import AttributeLabels, AuditSettings, audit_vectors
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
 from mtrec_ray.jobs.audit import _labels, audit
 from mtrec_ray.jobs.audit_report import Audit
@@ -79,11 +79,12 @@ def eliminators(folder, backbone) -> EliminatorsRecord:
 
 @pytest.fixture(scope="module")
 def audited(folder, eliminators) -> Audit:
-    settings = {"num_folds": 3, "num_permutations": 2, "lists": False}
+    settings = {"num_folds": 3, "num_permutations": 2}
     config = {"run": eliminators.uri, "out": str(folder / "audit")} | settings
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mtrec_ray.jobs.audit.map_tasks", LocalReader().map)
         patch.setattr("mtrec_ray.evaluation.audit.VECTOR_ATTACKERS", {"logistic": logistic_scores})
+        patch.setattr("mtrec_ray.jobs.audit.LIST_ATTACKERS", {"naive_bayes": naive_bayes_scores})
         return audit(validate_config(AuditConfig, config))
 
 
@@ -132,8 +133,9 @@ def test_an_attribute_that_cannot_be_attacked_is_refused_only_if_it_is_to_be_hid
     users = audited.users.only(audited.users.audit_split)
     everybody_alike = users.attribute_index.copy()
     everybody_alike[:, 2] = 0
-    found = _labels([eliminators], replace(users, attribute_index=everybody_alike), AuditSettings())
+    found, reasons = _labels([eliminators], replace(users, attribute_index=everybody_alike), AuditSettings())
     assert list(found) == ["gender", "age"]
+    assert list(reasons) == ["occupation"]
     assert "occupation is not attacked: attribute 'occupation'" in caplog.text
     everybody_alike[:, 0] = -1
     with pytest.raises(UserError, match=r"'gender': 0 users .* too few .*: enlarge the audit split"):
@@ -145,20 +147,26 @@ def test_document_and_csv_hold_every_combination_and_attribute(folder, audited, 
     for name, of in document["combinations"].items():
         ndcg = of["accuracy"]["ndcg@10"]
         assert ndcg["low"] <= ndcg["value"] <= ndcg["high"]
-        assert list(of["leakage"]) == ["vectors"]
-        for attribute, leakage in of["leakage"]["vectors"].items():
-            Leakage.model_validate(leakage)
-            assert leakage == audited.leakage["vectors", name, attribute].document()
+        assert list(of["leakage"]) == ["vectors", "lists_watched_kept", "lists_watched_left_out"]
+        for kind, of_kind in of["leakage"].items():
+            for attribute, leakage in of_kind.items():
+                Leakage.model_validate(leakage)
+                assert leakage == audited.leakage[kind, name, attribute].document()
+    assert list(document["references"]["popularity"]["leakage"]) == ["lists_watched_left_out"]
     assert json.loads((folder / "audit" / "audit.json").read_text()) == json.loads(json.dumps(document))
     read = {name: pd.read_csv(folder / "audit" / f"{name}.csv", keep_default_na=False) for name in audited.csv_tables}
+    cells = sum(len(found) for found in document["combinations"]["none"]["ndcg_of_groups"].values())
     assert {name: len(table) for name, table in read.items()} == {
-        "audit_leakage": 4 * 3 * 3,
-        "audit_attackers": 4 * 3 * 3,
-        "audit_accuracy": 4 * (len(NextTitleMetrics.reported()) + 1),  # and the change of NDCG
-        "audit_ndcg_gaps": 4 * 3,
+        "audit_leakage": 4 * 3 * 3 * 3 + 3 * 3,  # and popular titles
+        "audit_attackers": 4 * 3 * 3 * 3 + 3 * 3,
+        "audit_accuracy": 4 * (len(NextTitleMetrics.reported()) + 2),  # and changes of both NDCG
+        "audit_ndcg_gaps": 4 * 3 * 2,
+        "audit_ndcg_of_groups": 4 * cells * 2,
+        "audit_users": sum(1 + len(values) for values in audited.record.attributes.values()),
     }
     for row in read["audit_leakage"].to_dict("records"):
-        leakage = document["combinations"][row["combination"]]["leakage"]["vectors"][row["attribute"]]
+        of = (document["combinations"] | document["references"])[row["combination"]]
+        leakage = of["leakage"][row["inputs"]][row["attribute"]]
         assert row["value"] == pytest.approx(leakage[row["metric"]]["value"])
         assert row["to_hide"] == (row["attribute"] in row["combination"].split("+"))
     for row in read["audit_accuracy"].to_dict("records"):
@@ -169,27 +177,120 @@ def test_document_and_csv_hold_every_combination_and_attribute(folder, audited, 
 def test_costs_and_gaps_of_an_audit_are_those_of_its_users(audited, document):
     of = document["combinations"]
     for name in COMBINATIONS:
-        change = 100 * (of[name]["accuracy"]["ndcg@10"]["value"] / of["none"]["accuracy"]["ndcg@10"]["value"] - 1)
-        found = of[name]["accuracy"]["ndcg_change"]
-        assert found["value"] == pytest.approx(change)
-        assert found["low"] <= change <= found["high"]
+        for metric in ("ndcg", "full_ndcg"):
+            ours, before = (of[key]["accuracy"][f"{metric}@10"]["value"] for key in (name, "none"))
+            found = of[name]["accuracy"][f"{metric}_change"]
+            assert found["value"] == pytest.approx(100 * (ours / before - 1))
+            assert found["low"] <= found["value"] <= found["high"]
     ndcg, gender = audited.representations["age"].metrics.ndcg, audited.users.attribute_index[:, 0]
     of_value = [ndcg[gender == value].mean() for value in (0, 1)]
-    gap = of["age"]["ndcg_gaps"]["gender"]
+    gap = of["age"]["ndcg_gaps"]["gender"]["ndcg@10"]
     assert gap["value"] == pytest.approx(max(of_value) - min(of_value))
+    assert gap["ratio"] == pytest.approx(min(of_value) / max(of_value))
     assert gap["best"] == audited.record.attributes["gender"][int(np.argmax(of_value))]
     assert 0 < gap["null_high"] < 0.3
+    age = audited.users.attribute_index[:, 1]
+    most = int(np.bincount(age[age >= 0]).argmax())
+    men_of_an_age = (gender == 1) & (age == most)
+    values = [audited.record.attributes["gender"][1], audited.record.attributes["age"][most]]
+    (cell,) = (cell for cell in of["age"]["ndcg_of_groups"]["gender x age"] if cell["values"] == values)
+    assert cell["num_users"] == men_of_an_age.sum()
+    assert cell["ndcg@10"]["value"] == pytest.approx(ndcg[men_of_an_age].mean())
+
+
+def test_the_document_says_who_was_attacked_with_which_data_and_what_was_not_tested(folder, audited, document):
+    lake, users = Lake.open(str(folder / "lake")), audited.users
+    times = lake.read("events", columns=["timestamp"])["timestamp"].to_pylist()
+    assert document["data"]["events"] == {"first": min(times).isoformat(), "last": max(times).isoformat()}
+    held_out = document["data"]["held_out_events"]
+    assert min(times).isoformat() < held_out["first"] < held_out["last"] <= max(times).isoformat()
+    for a, (name, values) in enumerate(audited.record.attributes.items()):
+        of, index = document["attributes"][name], users.attribute_index[:, a]
+        assert of["attacked"]
+        assert [cell["value"] for cell in of["values"]] == values
+        for cell, group in zip([of["unknown"], *of["values"]], range(-1, len(values)), strict=True):
+            assert cell["num_users"] == (index == group).sum()
+            assert cell["num_audit_users"] == (index[users.audit_split] == group).sum()
+    assert document["settings"] == {**asdict(audited.settings), "num_folds": 3, "num_permutations": 2}
+    assert document["not_tested"]["attributes"] == {}
+    assert "several attributes at once" in document["not_tested"]["attacks"]
+    groups = document["combinations"]["none"]["ndcg_of_groups"]["gender x age"]
+    small = document["not_tested"]["small_groups"].get("gender x age", [])
+    assert all(cell["num_users"] >= 10 for cell in groups)
+    assert all(0 < cell["num_users"] < 10 for cell in small)
+    known = (users.attribute_index[:, :2] >= 0).all(axis=1).sum()
+    assert sum(cell["num_users"] for cell in [*groups, *small]) == known
+
+
+def test_rare_and_mostly_unknown_values_are_audited_and_noted(audited, monkeypatch):
+    monkeypatch.setattr("mtrec_ray.evaluation.audit.VECTOR_ATTACKERS", {"logistic": logistic_scores})
+    users = audited.users
+    index = users.attribute_index.copy()
+    index[:, 0] = (np.cumsum(users.audit_split) > 5).astype(int)  # 5 attacked users of the first value
+    index[np.cumsum(users.audit_split) % 10 != 0, 1] = -1
+    attacked = users.audit_split
+    results = {
+        ("vectors", name, attribute): audit_vectors(
+            one.vectors[attacked],
+            AttributeLabels(attribute, index[attacked, a], len(audited.record.attributes[attribute])),
+            users.keys[attacked],
+            AuditSettings(num_folds=3, num_permutations=2, num_bootstrap=200),
+        )
+        for name, one in audited.representations.items()
+        for a, attribute in enumerate(("gender", "age"))
+    }
+    changed = replace(
+        audited,
+        users=replace(users, attribute_index=index),
+        attributes=["gender", "age"],
+        not_attacked={"occupation": "nobody told it"},
+        leakage=results,
+    )
+    document = json.loads(json.dumps(changed.document(), allow_nan=False))
+    (rare,) = document["attributes"]["gender"]["notes"]
+    assert (
+        rare == f"{audited.record.attributes['gender'][0]}: 5 attacked users, whose part in the macro averages is noise"
+    )
+    unknown, total = int((index[attacked, 1] < 0).sum()), int(attacked.sum())
+    note = f"{unknown} of {total} users of the audit split have no known value and take no part"
+    assert document["attributes"]["age"]["notes"][-1] == note
+    notes = str(changed.tables()[-1])
+    assert rare in notes
+    assert "occupation was not attacked: nobody told it" in notes
+    assert "Not tested: " in notes
+    assert "top-10 lists (lists = false)" in notes
 
 
 def test_tables_mark_leaks_and_what_is_to_be_hidden(audited):
-    tables = audited.tables()
-    assert len(tables) == 3
-    table = tables[0]
-    assert isinstance(table, Table)
-    genders = dict(zip(audited.representations, table.columns[1].cells, strict=True))
-    for name, cell in genders.items():
-        assert ("!" in str(cell)) == audited.leakage["vectors", name, "gender"].leaks
-        assert ("*" in str(cell)) == (name in ("gender", "gender+age"))
+    vectors, f1, accuracy, kept, left_out, gaps, parameters, notes = audited.tables()
+    for kind, table in (("vectors", vectors), ("lists_watched_kept", kept), ("lists_watched_left_out", left_out)):
+        assert isinstance(table, Table)
+        genders, names = list(table.columns[2].cells), list(audited.representations)
+        assert len(genders) == 2 * (len(names) + (kind == "lists_watched_left_out"))
+        for name, *cells in zip(names, genders[::2], genders[1::2], strict=False):
+            leakage = audited.leakage[kind, name, "gender"]
+            for cell, found in zip(cells, (leakage.auc, leakage.balanced_accuracy), strict=True):
+                assert f"{found.value:.3f}" in str(cell)
+                assert ("!" in str(cell)) == found.exceeds_null
+                assert ("*" in str(cell)) == (name in ("gender", "gender+age"))
+    assert isinstance(f1, Table)
+    majority, *others = f1.columns[1].cells
+    found = [audited.leakage["vectors", name, "gender"].micro_f1 for name in audited.representations]
+    assert majority == f"{found[0].chance:.3f}"
+    assert others == [f"{one.value:.3f}" for one in found]
+    assert isinstance(accuracy, Table)
+    assert [str(column.header) for column in accuracy.columns][1:] == [
+        "whole catalogue",
+        "change",
+        "99 negatives",
+        "change",
+    ]
+    metrics = audited.representations["gender"].metrics
+    assert list(accuracy.columns[1].cells)[1] == f"{metrics.full_ndcg.mean():.4f}"
+    assert list(accuracy.columns[3].cells)[1] == f"{metrics.ndcg.mean():.4f}"
+    assert isinstance(gaps, Table)
+    assert isinstance(parameters, Table)
+    assert "Not tested" in str(notes)
 
 
 def test_a_bundle_holds_weights_and_metrics_of_its_runs(folder, eliminators, document, monkeypatch, tmp_path):

@@ -97,7 +97,16 @@ def test_some_users_take_their_titles_with_them(histories):
     chosen = users.audit_split
     some = users.only(chosen)
     assert len(some) == chosen.sum()
-    for name in ("keys", "territory", "attribute_index", "audit_split", "history", "target", "other_counts"):
+    for name in (
+        "keys",
+        "territory",
+        "attribute_index",
+        "audit_split",
+        "history",
+        "target",
+        "target_time",
+        "other_counts",
+    ):
         assert np.array_equal(getattr(some, name), getattr(users, name)[chosen]), name
     expected = [titles for titles, wanted in zip(other_titles(users), chosen, strict=True) if wanted]
     assert other_titles(some) == expected
@@ -119,6 +128,7 @@ def test_held_out_title_watched_before_counts_as_seen():
         audit_split=np.zeros(1, dtype=bool),
         history=np.array([[3, 2]]),
         target=np.array([3]),
+        target_time=np.zeros(1, dtype="datetime64[us]"),
         other_titles=np.array([3, 2, 3]),
         other_counts=np.array([3]),
     )

@@ -128,6 +128,7 @@ def held_out_users() -> HeldOutUsers:
         audit_split=np.zeros(USERS, dtype=bool),
         history=watched[:, :LENGTH],
         target=watched[:, LENGTH],
+        target_time=np.zeros(USERS, dtype="datetime64[us]"),
         other_titles=np.delete(watched, LENGTH, axis=1).ravel(),
         other_counts=np.full(USERS, 9),
     )

@@ -30,6 +30,13 @@ PAGE_HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
 }
+DESCRIPTION = """Recommendations that ignore, request by request, the attributes a user wants ignored.
+
+Who asks to be ignored may expect that the profile which ranks titles tells an attacker no more of the attribute than
+chance, as far as the bundle's audit can measure; other attributes and taste itself stay. Lists also tell of a user by
+the watched titles that they leave out; `exclude_seen: false` keeps those in. Where the audit found that something still
+leaks, or did not look, `warnings` of the answer say so.
+"""
 PROBLEMS: dict[int | str, dict[str, Any]] = {
     "4XX": {"model": schemas.Problem, "description": "Not served; `message` names the fix."},
     "5XX": {"model": schemas.Problem, "description": "With 503, try again after the seconds in Retry-After."},
@@ -52,7 +59,7 @@ def build_api(service: Service, keys: tuple[str, ...], requests_per_s: float) ->
 
     app = FastAPIOffline(  # /docs and /redoc without a CDN, which a cluster may not reach
         title="mtrec",
-        description="Recommendations that ignore, request by request, the attributes a user wants ignored.",
+        description=DESCRIPTION,
         version=service.live.engine.version,
         lifespan=lifespan,
         responses=PROBLEMS,

@@ -52,6 +52,11 @@ class Engine:
         self.backbone = bundle.backbone().remember_titles()
         self.pack = bundle.eliminators().with_identity()
         self.combinations: dict[Combination, int] = {c: index for index, c in enumerate(self.pack.combinations)}
+        self.warnings = {
+            (combination, exclude): self.manifest.warnings(combination, exclude)
+            for combination in self.combinations
+            for exclude in (False, True)
+        }
         self.bank = EliminatorBank(self.backbone, self.pack)
         titles, territories = bundle.titles(), self.manifest.territories
         self.ids, names = titles["title_id"].to_pylist(), titles["name"].to_pylist()

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import InitErrorDetails
 
-from mtrec_ray.bundle.manifest import Leakage, Metric
+from mtrec_ray.bundle.manifest import Leakage, ListAudit, Metric
 
 MAX_ITEMS = 1000  # limit of `k`, of a history, of `title_ids` and of the requests in a batch
 MAX_BATCH_TITLES = 50_000
@@ -50,11 +50,13 @@ class RecommendRequest(RequestBody):
     territory: Id
     """Only titles offered here are recommended."""
     ignore: list[str] = Field(default=[], fail_fast=True)
-    """Attributes to ignore."""
+    """Attributes to ignore: the profile that ranks titles is to tell no more of them than chance. Lists still tell of
+    what the user watched, by what they leave out (`exclude_seen`); `warnings` say what the audit found."""
     k: int = Field(default=10, ge=1, le=MAX_ITEMS)
     """Maximum titles."""
     exclude_seen: bool | None = None
-    """Leave out the titles of the history; null: as the model was trained (`exclude_seen` of GET /v1/combinations)."""
+    """Leave out the titles of the history; null: as the model was trained (`exclude_seen` of GET /v1/combinations).
+    Which titles are missing tells of those that were watched, and so of the user: false shows all alike."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> "RecommendRequest":
@@ -100,6 +102,9 @@ class Recommendation(AnswerBody):
     """Skipped titles of the history, which are not in the catalogue."""
     unknown_values: list[str] = []
     """Ignored attributes whose value is unknown for this user, so they may be hidden less well."""
+    warnings: list[str] = []
+    """Ignored attributes that leak all the same by the bundle's audit, or were not audited; also what leaving out
+    watched titles tells."""
     bundle_version: str
 
 
@@ -167,7 +172,11 @@ class CombinationInfo(AnswerBody):
     metrics: dict[str, Metric] = {}
     """Accuracy from the audit: `ndcg@10`, ..."""
     audit: dict[str, Leakage] = {}
-    """Attribute -> success of the best attacker."""
+    """Attribute -> success of the best attacker on user vectors."""
+    list_audit: ListAudit = ListAudit()
+    """The same on top-10 lists, with watched titles kept in and left out."""
+    warnings: list[str] = []
+    """What answers warn of by default: ignored attributes that leak, or were not audited."""
 
 
 class Combinations(BaseModel):

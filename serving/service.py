@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from mtrec_ray.bundle.manifest import ListAudit
 from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.serving.batcher import Batcher
 from mtrec_ray.serving.engine import Engine, Query, Ranked
@@ -92,17 +93,23 @@ class Service:
 
     def combinations(self) -> Answer:
         """What requests can ask for, with metrics and audit; the backbone first."""
-        manifest = self.live.engine.manifest
-        names = {combination_name(combination): combination for combination in [(), *manifest.combinations]}
-        metrics, audit = manifest.metrics, manifest.audit
+        engine, manifest = self.live.engine, self.live.engine.manifest
+        metrics, audit, list_audit = manifest.metrics, manifest.audit, manifest.list_audit
         return {
             "bundle_version": manifest.version,
             "attributes": manifest.attributes,
             "territories": manifest.territories,
             "exclude_seen": manifest.exclude_seen,
             "combinations": [
-                {"name": name, "ignore": ignore, "metrics": metrics.get(name, {}), "audit": audit.get(name, {})}
-                for name, ignore in names.items()
+                {
+                    "name": (name := combination_name(combination)),
+                    "ignore": combination,
+                    "metrics": metrics.get(name, {}),
+                    "audit": audit.get(name, {}),
+                    "list_audit": list_audit.get(name, ListAudit()),
+                    "warnings": engine.warnings[combination, manifest.exclude_seen],
+                }
+                for combination in [(), *manifest.combinations]
             ],
         }
 
@@ -180,6 +187,7 @@ def _prepare(engine: Engine, request: RecommendRequest, state: UserState | None,
         "reason": reason,
         "unknown_titles": len(known.history) - len(titles),
         "unknown_values": [name for name in combination if values[name] < 0],
+        "warnings": engine.warnings[combination, exclude_seen] if query else [],  # popular titles are nobody's own
         "bundle_version": engine.version,
     }
 

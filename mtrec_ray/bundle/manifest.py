@@ -22,7 +22,7 @@ import safetensors.torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor, nn
 
-from mtrec_ray.combinations import Combination
+from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.errors import UserError, check_version
 from mtrec_ray.files import WRITABLE, absolute, exists, join, read_file, read_json, remove_file, resolve, write_file
 from mtrec_ray.models.eliminators import StackedEliminators
@@ -82,6 +82,21 @@ class Leakage(_Frozen):
     micro_f1: AttackMetric  # paper B's metric, of its attacker; `chance` is the majority's rate
     attackers: dict[str, dict[str, float]]  # metrics of each attacker
 
+    @property
+    def success(self) -> str:
+        """What the best attacker reaches, in the metric that exceeds its null."""
+        if self.auc.value > self.auc.null_high:
+            return f"ranks users with AUC {self.auc.value:.3f}, where chance ends at {self.auc.null_high:.3f}"
+        found = self.balanced_accuracy
+        return f"has a balanced accuracy of {found.value:.3f}, where chance ends at {found.null_high:.3f}"
+
+
+class ListAudit(_Frozen):
+    """Leakage of top-10 lists by attribute."""
+
+    lists_watched_kept: dict[str, Leakage] = {}
+    lists_watched_left_out: dict[str, Leakage] = {}  # as requests with `exclude_seen` get them
+
 
 class EvaluationProtocol(_Frozen):
     """How PR-AUC was measured: values of two protocols cannot be compared."""
@@ -125,10 +140,32 @@ class BundleManifest(_Frozen):
     eliminators: dict[str, Any]  # fields of `EliminatorConfig`
     combinations: list[Combination]  # in the order of the stacked tensors
     metrics: dict[str, dict[str, Metric]]  # combination (`none` = backbone) -> metric such as `ndcg@10`
-    audit: dict[str, dict[str, Leakage]]  # combination -> attribute
+    audit: dict[str, dict[str, Leakage]]  # combination -> attribute, of user vectors
+    list_audit: dict[str, ListAudit] = {}  # combination -> of top-10 lists, where they were attacked
     propensity: PropensityPart | None = None
     config: dict[str, Any]  # settings of the runs that the weights come from
     files: dict[str, str]  # name -> SHA-256; that of the manifest itself is `manifest_hash`
+
+    def warnings(self, combination: Combination, exclude_seen: bool) -> list[str]:
+        """In which ways an answer for a combination may not ignore its attributes."""
+        name = combination_name(combination)
+        audit, lists = self.audit.get(name, {}), self.list_audit.get(name, ListAudit())
+        served = lists.lists_watched_left_out if exclude_seen else lists.lists_watched_kept
+        found = []
+        for attribute in combination:
+            leakage, of_list = audit.get(attribute), served.get(attribute)
+            if leakage is None:
+                found.append(f"{attribute} may not be hidden: it was not audited")
+            elif leakage.leaks:
+                found.append(f"{attribute} still leaks: an attacker who sees the hidden profile {leakage.success}")
+            elif leakage.hidden is None:
+                found.append(f"{attribute} may not be hidden: too few users were audited to tell")
+            if of_list is not None and of_list.leaks:
+                kept = lists.lists_watched_kept.get(attribute)
+                fix = "; keep watched titles in (exclude_seen=false), then it does not"
+                ends = fix if exclude_seen and kept is not None and not kept.leaks else ""
+                found.append(f"the list tells {attribute}: an attacker who sees ten titles {of_list.success}{ends}")
+        return found
 
 
 def manifest_hash(document: dict[str, Any]) -> str:

@@ -223,6 +223,7 @@ const notices = (request, asIs, ignoring) => [
   asIs.unknown_titles > 0 && `Skipped: ${titleCount(asIs.unknown_titles)} not in the catalogue.`,
   ...(ignoring?.unknown_values ?? []).map(
     (name) => `The ${words(name)} of this user is unknown, so it may be hidden less well.`),
+  ...(ignoring?.warnings ?? []).map((sentence) => `${capital(sentence)}.`),
 ].filter(Boolean);
 
 // ---- The audit

@@ -250,4 +250,4 @@ class TestRefusals:
         document = json.loads((tmp_path / "audit.json").read_text())
         document["combinations"]["age"]["leakage"]["vectors"]["gender"]["auc"]["null_high"] = None
         (tmp_path / "audit.json").write_text(json.dumps(document))
-        refused("age/gender/auc/null_high could not be measured: audit more users", eliminators, audit=audit)
+        refused("age/vectors/gender/auc/null_high could not be measured: audit more users", eliminators, audit=audit)

@@ -300,7 +300,9 @@ def test_a_bundle_holds_weights_and_metrics_of_its_runs(folder, eliminators, doc
     assert bundle.manifest.combinations == [("gender",), ("age",), ("gender", "age")]
     for name, of in document["combinations"].items():
         assert {metric: one.model_dump() for metric, one in bundle.manifest.metrics[name].items()} == of["accuracy"]
+        lists = bundle.manifest.list_audit[name].model_dump()
         assert {a: one.model_dump() for a, one in bundle.manifest.audit[name].items()} == of["leakage"]["vectors"]
+        assert {"vectors": of["leakage"]["vectors"]} | lists == of["leakage"]
     (method,) = load_methods(eliminators, load_backbone(BackboneRecord.load(eliminators.config.backbone)))
     history, values = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[0, 1, -1]])
     served = bundle.backbone().user_vectors(history, eliminators=bundle.eliminators().for_all(values))

@@ -15,7 +15,7 @@ from mtrec_ray.serving.schemas import RecommendRequest, RequestBody
 from mtrec_ray.serving.service import Service
 from mtrec_ray.serving.store import Store, StoreUnavailable
 from mtrec_ray.serving.telemetry import Telemetry
-from tests.serving.bundles import NUM_TITLES, SOUTH_ONLY, TITLE_IDS, USER_WIDTH, write_bundle
+from tests.serving.bundles import NUM_TITLES, SOUTH_ONLY, TITLE_IDS, USER_WIDTH, leakage, write_bundle
 from tests.serving.clients import ANN, HISTORY, client_of, recommend
 
 ONES = [1.0] * USER_WIDTH
@@ -243,6 +243,39 @@ def test_combinations_have_the_metrics_and_audit_of_the_manifest(client, bundle_
     assert [one["name"] for one in answer["combinations"]] == ["none", "gender", "age", "gender+age"]
     for one in answer["combinations"]:
         assert (one["metrics"], one["audit"]) == (manifest["metrics"][one["name"]], manifest["audit"][one["name"]])
+        assert (one["list_audit"], one["warnings"]) == ({"lists_watched_kept": {}, "lists_watched_left_out": {}}, [])
+
+
+def test_answers_warn_of_what_the_audit_found(store, tmp_path):
+    """Gender leaks from vectors, age from lists without watched titles only, and gender+age was not audited."""
+    leaks, undecided = leakage(auc=0.61) | {"leaks": True, "hidden": False}, leakage() | {"hidden": None}
+    audit = {"gender": {"gender": leaks}, "age": {"age": undecided}}
+    lists = {"age": {"lists_watched_kept": {"age": leakage()}, "lists_watched_left_out": {"age": leaks}}}
+    client = client_of(str(write_bundle(tmp_path / "bundle", audit=audit, list_audit=lists)), store)
+    ranks = "ranks users with AUC 0.610, where chance ends at 0.550"
+    profile = f"gender still leaks: an attacker who sees the hidden profile {ranks}"
+    few = "age may not be hidden: too few users were audited to tell"
+    listed = f"the list tells age: an attacker who sees ten titles {ranks}"
+    expected = {
+        "none": [],
+        "gender": [profile],
+        "age": [few, f"{listed}; keep watched titles in (exclude_seen=false), then it does not"],
+        "gender+age": ["gender may not be hidden: it was not audited", "age may not be hidden: it was not audited"],
+    }
+    assert "`warnings` of the answer say so" in client.get("/openapi.json").json()["info"]["description"]
+    of = {one["name"]: one for one in client.get("/v1/combinations").json()["combinations"]}
+    assert {name: one["warnings"] for name, one in of.items()} == expected
+    for name, one in of.items():
+        assert recommend(client, **HISTORY, ignore=one["ignore"])["warnings"] == expected[name]
+    assert recommend(client, **HISTORY, ignore=["age"], exclude_seen=False)["warnings"] == [few]
+    assert recommend(client, user_id="nobody", territory="north", ignore=["gender"])["warnings"] == []  # popular titles
+
+
+def test_leaks_by_balanced_accuracy_alone_are_warned_of(store, tmp_path):
+    audit = {"gender": {"gender": leakage(balanced_accuracy=0.6) | {"leaks": True, "hidden": False}}}
+    client = client_of(str(write_bundle(tmp_path / "bundle", audit=audit)), store)
+    (warning,) = recommend(client, **HISTORY, ignore=["gender"])["warnings"]
+    assert warning.endswith("profile has a balanced accuracy of 0.600, where chance ends at 0.540")
 
 
 class BrokenStore:

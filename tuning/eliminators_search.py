@@ -64,6 +64,8 @@ def check_eliminators_search(config: EliminatorsSearchConfig) -> tuple[BackboneR
     source = BackboneRecord.load_done(config.backbone)
     first_buckets(source.open_lake(), config.buckets)
     parse_combinations(config.combinations, source.attributes)
+    if config.base.get("method") == "pfrec":
+        raise UserError("base.method = pfrec ends by a probe of its own and has no floor to search under: drop it")
     space, _ = parse_space(config.space, config.base, EliminatorsConfig, FIXED, DECIDED)
     named = {"backbone": config.backbone, "name": f"{config.name}-best", "combinations": config.combinations}
     base = lay_over(config.base | named | {"seed": config.seed}, {"optim.min_ndcg_ratio": NO_FLOOR})

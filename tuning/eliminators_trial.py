@@ -27,8 +27,9 @@ from mtrec_ray.streams.sequences import (
     in_split,
     read_held_out,
 )
+from mtrec_ray.trainers.adversarial import PREFIXES_PER_USER, EliminatorData
 from mtrec_ray.trainers.backbone import held_out_metrics, vectors_in_chunks
-from mtrec_ray.trainers.eliminators import PREFIXES_PER_USER, EliminatorData, EliminatorTrainer
+from mtrec_ray.trainers.eliminators import EliminatorTrainer
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.eliminators import make_packs

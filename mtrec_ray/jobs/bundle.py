@@ -76,7 +76,7 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
     out, record = absolute(config.out), EliminatorsRecord.load_done(config.run)
     source = record.source()
     lake = record.open_lake(source.config.lake)
-    if record.config.method != "eliminator":
+    if record.config.method not in ("eliminator", "pfrec"):
         raise UserError(f"run {config.run!r} holds {record.config.method} models: a bundle serves eliminators")
     Bundle.check_folder(out, replace)
     metrics, audit, list_audit = _read_audit(record, config.audit)

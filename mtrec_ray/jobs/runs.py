@@ -53,6 +53,7 @@ class StoredRun(BaseModel):
     backbone_hash: str = ""
     num_steps: int = 0
     packs: dict[str, Any] = {}
+    figures: dict[str, dict[str, Any]] = {}
 
 
 class RunView:
@@ -110,16 +111,22 @@ class RunView:
         return {k: v for k, v in flatten(self.stored.config).items() if k not in defaults or defaults[k] != v}
 
     def validations(self) -> list[dict[str, Any]]:
-        """Last and best value of each validation metric; higher is better for all."""
+        """Last and best value of each validation metric; lower is better for a probe's AUC alone."""
         found = []
         for metric, points in self.series.items():
             if metric.startswith("val/") and not metric.endswith(("_low", "_high")):
-                (step, last), (best_step, best) = points[-1], max(points, key=itemgetter(1))
+                pick = min if metric.startswith("val/probe_auc/") else max
+                (step, last), (best_step, best) = points[-1], pick(points, key=itemgetter(1))
                 found.append({"metric": metric, "last": last, "step": step, "best": best, "best_step": best_step})
         return found
 
+    def kept(self) -> dict[str, dict[str, Any]]:
+        """Figures of the weights that each combination of a finished run kept."""
+        return self.stored.figures if self.stored.packs else {}
+
     def document(self) -> dict[str, Any]:
         details = {"settings": self.settings(), "validations": self.validations(), "series": self.series}
+        details |= {"kept": self.kept()}
         return {"version": 1, "run": self.uri} | self.summary() | details
 
     def tables(self) -> list[RenderableType]:
@@ -131,6 +138,10 @@ class RunView:
         columns = ("metric", "last", "at step", "best", "at step")
         validations = [list(found.values()) for found in self.validations()]
         tables = [_table("Validation", columns, validations)] if validations else []
+        if kept := self.kept():
+            names = [n for n in dict.fromkeys(chain.from_iterable(kept.values())) if not n.startswith("errors_above/")]
+            rows = [(name, *(of.get(figure, "") for figure in names)) for name, of in kept.items()]
+            tables.append(_table("Kept weights", ("combination", *names), rows))
         settings = facts_table("Settings that differ from their defaults", changed)
         return [facts_table(f"Run {self.uri}", facts), *tables, settings]
 

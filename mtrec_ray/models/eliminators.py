@@ -4,9 +4,9 @@ Legend: `K` combinations, `m` attributes, `A` values and unknowns of all attribu
 titles, `d` width, `r` adapter width, `S` adapters (two a layer), `h` transport units; in a forward `G` groups of rows
 with one eliminator each, `B` users of a group, `T` columns, `R` prompt rows of a group, `P` of them before a history.
 
-In training K groups have the same B histories, in serving G rows have a combination and a history each. The gate on
-the prompts, the decay of the personal prompts and the transport are ours. A personal prompt raises NDCG but can write
-the attribute value it is made of into the vector; a low learning rate, averaged weights and the decay prevent that.
+In training K groups have the same B histories, in serving G rows have a combination and a history each. A pack starts
+as in paper B, without a gate on the prompts; the gate, the decay of the personal prompts and the transport are ours. A
+personal prompt raises NDCG but can write the attribute value it is made of into the vector.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from mtrec_ray.models.shapes import EliminatorConfig
 from mtrec_ray.models.transport import Hidden, Transport, fit_transport_maps
 
 PROMPT_STD = 0.02  # of initial prompts: 0.3 already costs the backbone 8% of its NDCG
-CLOSED_GATE = -4.0  # without a gate, untrained prompts cost 1-10% of NDCG@10
+CLOSED_GATE = -4.0  # where our method starts: without a gate, untrained prompts cost 1-10% of NDCG@10
 PERSONAL_DECAY = 3e-3  # fraction a personal prompt loses each step
 
 
@@ -77,8 +77,9 @@ class GatheredEliminators:
 class StackedEliminators(nn.Module):
     """Parameters of K combinations, stacked: one forward serves all.
 
-    They start at the backbone: closed gate, up projections and transport gains of zero. `attributes` holds the number
-    of values of each attribute, in the lake's order; `width` and `num_layers` are the backbone's.
+    Up projections and transport gains start at zero; so does the gate, which lets the prompts in and is not trained
+    unless it was closed. `attributes` holds the number of values of each attribute, in the lake's order; `width` and
+    `num_layers` are the backbone's.
     """
 
     value_starts: Tensor  # (m,) first row of each attribute in a table of values
@@ -103,7 +104,7 @@ class StackedEliminators(nn.Module):
         self.personal = nn.Parameter(torch.empty(num, rows if config.personal_prompt else 0, width))  # (K, A, d)
         self.down = nn.Parameter(torch.empty(num, adapters, width, r))  # (K, S, d, r)
         self.up = nn.Parameter(torch.zeros(num, adapters, r, width))
-        self.gate = nn.Parameter(torch.full((num, num_layers), CLOSED_GATE))
+        self.gate = nn.Parameter(torch.zeros(num, num_layers), requires_grad=False)
         self.norm_scale = nn.Parameter(torch.ones(num, adapters, 1, r))
         self.norm_shift = nn.Parameter(torch.zeros(num, adapters, 1, r))
         self.transport_inner = nn.Parameter(torch.empty(num, width, units), requires_grad=False)
@@ -127,6 +128,11 @@ class StackedEliminators(nn.Module):
             self.transport_inner[k] = torch.randn(width, units, generator=generator) * width**-0.5
             self.transport_bias[k] = torch.randn(1, units, generator=generator) * 0.5
             self.transport_outer[k] = torch.randn(units, width, generator=generator) * 0.1
+
+    @torch.no_grad()
+    def close_gate(self) -> None:
+        """Hide the prompts at first and train the gate, so that the pack starts at the backbone."""
+        self.gate.fill_(CLOSED_GATE).requires_grad_(True)
 
     @property
     def transport(self) -> Transport:

@@ -47,7 +47,7 @@ class FairnessMethod(nn.Module, ABC):
 
 
 class EliminatorMethod(FairnessMethod):
-    """Stacked eliminators on the frozen backbone (paper B)."""
+    """Stacked eliminators on the frozen backbone (paper B): the optimizer alone moves them."""
 
     def __init__(self, backbone: SequentialBackbone, pack: StackedEliminators) -> None:
         super().__init__()
@@ -57,6 +57,10 @@ class EliminatorMethod(FairnessMethod):
 
     def hide(self, read: Callable[..., Tensor], history: Tensor, attribute_index: Tensor) -> Tensor:
         return read(history, eliminators=self.pack.for_all(attribute_index))
+
+
+class ExtendedEliminatorMethod(EliminatorMethod):
+    """Eliminators with our additions: a transport, and personal prompts that decay."""
 
     def vectors_before_transport(self, history: Tensor, attribute_index: Tensor) -> Tensor:
         """`user_vectors` without the transport."""

@@ -41,7 +41,10 @@ class SequentialConfig(SequentialModelConfig):
 
 
 class EliminatorConfig(Config):
-    """Parts of an eliminator (paper B, 2.3; the transport is an addition), for ablations."""
+    """Parts of an eliminator (paper B, 2.3; the transport is an addition), for ablations.
+
+    Without prompts and without a personal prompt the adapters are left alone.
+    """
 
     num_prompts: int = advanced(10, ge=0)
     """Prompt vectors in front of the history; 0 leaves them out."""

@@ -7,7 +7,7 @@ adversary sees, `M` negatives, `m` attributes, `A` values of the attribute with 
 2. what the adversary sees: each crop's last vector and a few random ones, since any prefix may be a user's history
 3. the discriminators learn on those vectors, detached
 4. the generator's loss, BPR - lambda * sum of cross entropies (eq. 5), reaches the method's own parameters alone
-5. the average of the weights moves
+5. the average of the weights moves, where there is one
 
 Combinations have no parameter in common and both optimizers work element by element: each is trained as if alone.
 """
@@ -34,8 +34,8 @@ class AdversaryGame:
     """A method, its discriminators, their optimizers and the averaged weights.
 
     `attributes` holds the number of values of each attribute, `value_counts` the users of the train split with each
-    value. `weight` is lambda of eq. (5), `class_power` that of `value_weights`, `averaging` the decay of the averaged
-    weights.
+    value. `weight` is lambda of eq. (5). Ours are `class_power`, that of `value_weights`, and `averaging`, the decay of
+    the averaged weights; at 0, as in paper B, users count equally and there is no average.
     """
 
     def __init__(
@@ -48,8 +48,8 @@ class AdversaryGame:
         *,
         weight: float,
         generator_lr: float,
-        averaging: float,
-        class_power: float,
+        averaging: float = 0.0,
+        class_power: float = 0.0,
         discriminator_lr: float = DISCRIMINATOR_LR,
         columns: int = COLUMNS,
     ) -> None:
@@ -59,7 +59,7 @@ class AdversaryGame:
         self.discriminators.init_weights(seed)
         self.discriminators.to(like)
         self.value_weights = value_weights(value_counts, power=class_power).to(like)  # (m, A)
-        self.average = averaged(method, averaging)
+        self.average = averaged(method, averaging) if averaging else None
         tuned = [parameter for parameter in method.parameters() if parameter.requires_grad]
         rmsprop = partial(torch.optim.RMSprop, weight_decay=L2)
         self.generator_optimizer = rmsprop(tuned, lr=generator_lr)
@@ -84,24 +84,27 @@ class AdversaryGame:
         self._descend(self.generator_optimizer, bpr.sum() - self.weight * self._entropies(seen, values).sum())
         self.discriminators.requires_grad_(True)
         self.method.after_step()
-        self.average.update_parameters(self.method)
+        if self.average is not None:
+            self.average.update_parameters(self.method)
         return self.all_reduce(bpr.detach().clone()), self.all_reduce(entropies.detach().clone())
 
     @property
     def averaged(self) -> FairnessMethod:
-        """The method with its averaged weights."""
-        return cast("FairnessMethod", self.average.module)
+        """The method with its averaged weights, or as it is without an average."""
+        return self.method if self.average is None else cast("FairnessMethod", self.average.module)
 
     def parts(self) -> list[Part]:
         """Tuned weights, their average, discriminators, with their optimizers."""
         own = self.method.own_parameters()
-        averages = self.averaged.own_parameters().items()
-        separate = {name: value for name, value in averages if value is not own[name]}
-        return [
+        parts: list[Part] = [
             ("method", own, self.generator_optimizer),
-            ("average", {"n_averaged": self.average.n_averaged} | separate, None),
             ("discriminators", dict(self.discriminators.named_parameters()), self.discriminator_optimizer),
         ]
+        if self.average is not None:
+            averages = self.averaged.own_parameters().items()
+            separate = {name: value for name, value in averages if value is not own[name]}
+            parts.append(("average", {"n_averaged": self.average.n_averaged} | separate, None))
+        return parts
 
     def _entropies(self, seen: Tensor, values: Tensor) -> Tensor:
         return self.discriminators.losses(seen, values, self.value_weights, self.all_reduce)

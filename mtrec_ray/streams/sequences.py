@@ -27,8 +27,10 @@ VALIDATION_EVENT, TEST_EVENT = 2, 1
 Training learns from all events before them: with 51% repeats (synthetic), NDCG@10 of new titles was 0.304 so, and 0.294
 where repeats were not predicted."""
 FILLER = -1
-UserSplit = Literal["all", "audit", "train", "train_lower", "train_upper"]
-"""Which users: `train_lower` and `train_upper` are the halves of the train split, for cross-fitting."""
+UserSplit = Literal["all", "audit", "train", "train_lower", "train_upper", "probed", "unprobed"]
+"""Which users: `train_lower` and `train_upper` are the halves of the train split, for cross-fitting; `probed` is a
+tenth of it that is not trained on where a probe decides when training ends, `unprobed` the rest."""
+PROBED_FRACTION = 0.1
 
 
 class SequenceConfig(Config):
@@ -200,12 +202,15 @@ def history_spans(may_hold_out: np.ndarray, counts: np.ndarray, max_events: int)
 def in_split(keys: np.ndarray, config: SequenceConfig, split: UserSplit) -> np.ndarray:
     """(N,) bool: users of a split, by a hash of their keys (N,)."""
     audit, middle = config.audit_fraction, (1 + config.audit_fraction) / 2
+    probed = audit + PROBED_FRACTION * (1 - audit)
     low, high = {
         "all": (0, 1),
         "audit": (0, audit),
         "train": (audit, 1),
         "train_lower": (audit, middle),
         "train_upper": (middle, 1),
+        "probed": (audit, probed),
+        "unprobed": (probed, 1),
     }[split]
     draws = uniforms(keys, "attacked", config.split_seed)  # the salt is older than today's words
     return (draws >= low) & (draws < high)

@@ -97,6 +97,7 @@ def held_out_metrics(users: HeldOutUsers, user_vectors: Tensor, title_vectors: T
     return stacked_metrics(users, user_vectors[None], title_vectors)[0]
 
 
+@torch.no_grad()
 def stacked_metrics(users: HeldOutUsers, user_vectors: Tensor, title_vectors: Tensor) -> list[NextTitleMetrics]:
     """`held_out_metrics` of each of K models with vectors (K, U, d), on the same negatives."""
     parts: list[list[NextTitleMetrics]] = [[] for _ in user_vectors]

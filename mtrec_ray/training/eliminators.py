@@ -48,7 +48,9 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
         return record
     train_packs(record, progress)
     record = record.finish()
-    _warn_of_floors(record)
+    if config.method != "pfrec":
+        _warn_of_floors(record)
+    _warn_of_written_values(record)
     return record
 
 
@@ -121,3 +123,14 @@ def _warn_of_floors(record: EliminatorsRecord) -> None:
                 f"combination {name}: NDCG@10 was below the floor at every validation; kept {kept} and the transport "
                 "fitted before training; lower optim.min_ndcg_ratio, adversary.weight or adversary.generator_lr"
             )
+
+
+def _warn_of_written_values(record: EliminatorsRecord) -> None:
+    """Warn where vectors tell more of an attribute to hide than the backbone's do."""
+    personal = record.config.method in ("eliminator", "pfrec") and record.config.shape.personal_prompt
+    fix = "lower optim.epochs or adversary.generator_lr" + (", or set shape.personal_prompt=false" if personal else "")
+    for name, attribute, auc, of_backbone in record.written_values():
+        logger.warning(
+            f"combination {name}: its vectors write {attribute}, which they should hide: a linear probe's AUC on the "
+            f"train split is {auc:.3f}, on the backbone's vectors {of_backbone:.3f}; {fix}"
+        )

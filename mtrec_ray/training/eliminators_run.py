@@ -9,7 +9,9 @@ runs/NAME/packs/PACK/checkpoint_*/                Ray Train's checkpoints
 """
 
 import logging
+from collections.abc import Mapping
 from functools import partial
+from itertools import chain
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -25,9 +27,11 @@ from mtrec_ray.models.fairness_methods import FairnessMethod
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, read_prefixes, sequence_batches
 from mtrec_ray.streams.schedule import Schedule
-from mtrec_ray.streams.sequences import VALIDATION_EVENT, read_held_out
-from mtrec_ray.trainers.eliminators import PREFIXES_PER_USER, WEIGHTS, EliminatorData, EliminatorTrainer, make_method
+from mtrec_ray.streams.sequences import PROBED_FRACTION, VALIDATION_EVENT, UserSplit, read_held_out
+from mtrec_ray.trainers.adversarial import PREFIXES_PER_USER, WEIGHTS, EliminatorData, is_written, make_method
+from mtrec_ray.trainers.eliminators import EliminatorTrainer
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
+from mtrec_ray.trainers.pfrec import PFRecTrainer
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
 from mtrec_ray.training.record import RUN, Record, Training, load_plan
 from mtrec_ray.training.weights import load_weights, read_weights
@@ -41,9 +45,11 @@ FIGURES = {
     "ndcg_floor": ("NDCG floor", ".4f"),
     "strength": ("transport strength", "g"),
     "strength_confirmed": ("strength confirmed by cross-validation", "g"),
+    "probe_auc": ("lowest probe AUC, users held out", ".3f"),
     "step": ("of step", ".0f"),
+    "written": ("values written", ".0f"),
 }
-"""Figures of each combination, of strengths where there is a transport: column heading, format."""
+"""Figures of each combination, where its method has them: column heading, format."""
 
 
 class EliminatorsRecord(Record):
@@ -88,7 +94,8 @@ class EliminatorsRecord(Record):
     def make_plan(self, progress: ProgressCallback | None) -> SequencePlan:
         backbone = self.source()
         config, lake = backbone.config, self.open_lake(backbone.config.lake)
-        plan = make_sequence_plan(lake, config.sequences, config.model.history, "train", progress)
+        split: UserSplit = "unprobed" if self.config.method == "pfrec" else "train"
+        plan = make_sequence_plan(lake, config.sequences, config.model.history, split, progress)
         self.check_values(plan)
         plan.validation_fraction_of(self.config.optim.validation_users)
         return plan
@@ -102,7 +109,8 @@ class EliminatorsRecord(Record):
                 found = f"only the value {seen[0]!r}" if seen else "no known value"
                 among = f"among the {plan.users} users to train on"
                 raise UserError(f"attribute {name!r} has {found} {among}: leave it out of combinations")
-            per_trained = held_out / (1 - held_out)  # users of the audit split, expected for each of the train split
+            trained = (1 - held_out) * (1 - PROBED_FRACTION if plan.split == "unprobed" else 1)
+            per_trained = held_out / trained  # users of the audit split, expected for each that is trained on
             audited, rarer = per_trained * sum(counts[name]), per_trained * (sum(counts[name]) - max(counts[name]))
             if audited < MIN_AUDIT_USERS:
                 logger.warning(
@@ -122,6 +130,8 @@ class EliminatorsRecord(Record):
     def training(self, workers: Workers, pack: str = "") -> Training:
         source, plan = self.source(), load_plan(self.uri, SequencePlan)
         lake, schedule = self.open_lake(source.config.lake), self.schedule(plan)
+        is_pfrec = self.config.method == "pfrec"
+        of_prefixes = plan.model_copy(update={"split": "probed"}) if is_pfrec else plan
         buckets = range(workers.rank, lake.manifest.num_buckets, workers.size)
         fraction = plan.validation_fraction_of(self.config.optim.validation_users)
         users = read_held_out(lake, plan.sequences, VALIDATION_EVENT, plan.length, buckets, fraction)
@@ -131,9 +141,9 @@ class EliminatorsRecord(Record):
             value_counts=plan.value_counts,
             schedule=schedule,
             users=users.only(~users.audit_split),
-            prefixes=read_prefixes(lake, plan, buckets, fraction, PREFIXES_PER_USER),
+            prefixes=read_prefixes(lake, of_prefixes, buckets, fraction, PREFIXES_PER_USER),
         )
-        trainer = EliminatorTrainer(self.config, self.packs[pack], data, workers)
+        trainer = (PFRecTrainer if is_pfrec else EliminatorTrainer)(self.config, self.packs[pack], data, workers)
         return trainer, partial(sequence_batches, lake, plan, schedule, workers.rank, workers.size)
 
     def trained_figures(self) -> dict[str, dict[str, Any]]:
@@ -141,12 +151,30 @@ class EliminatorsRecord(Record):
 
     def tables(self) -> list[RenderableType]:
         """A row for each combination."""
-        title = f"Run {self.uri}: {self.config.method}, jobs: {len(self.packs)}"
-        table = Table(Column("ignoring", overflow="fold"), *(heading for heading, _ in FIGURES.values()), title=title)
-        for name in (NONE, *map(combination_name, self.combinations)):
-            found = [(self.figures.get(name, {}).get(figure), form) for figure, (_, form) in FIGURES.items()]
-            table.add_row(name, *("" if value is None else format(value, form) for value, form in found))
+        table = figures_table(f"Run {self.uri}: {self.config.method}, jobs: {len(self.packs)}", self.figures)
         return [table]
+
+    def written_values(self) -> list[tuple[str, str, float, float]]:
+        """Where a probe reads a hidden attribute better than from the backbone's vectors.
+
+        Combination, attribute, the probe's AUC and its AUC on the backbone's vectors.
+        """
+        named = [(combination_name(of), name) for of in self.combinations for name in of]
+        found = [(name, of, f"auc/{of}") for name, of in named if is_written(self.figures.get(name, {}), of)]
+        return [(name, of, self.figures[name][auc], self.figures[NONE][auc]) for name, of, auc in found]
+
+
+def figures_table(title: str, figures: Mapping[str, Mapping[str, float]]) -> Table:
+    """Figures by combination; `!` marks where a probe reads more than from the backbone."""
+    known = list(dict.fromkeys(chain.from_iterable(figures.values())))
+    columns = {name: of for name, of in FIGURES.items() if name in known}
+    columns |= {n: (f"probe AUC of {n.removeprefix('auc/')}", ".3f") for n in sorted(known) if n.startswith("auc/")}
+    table = Table(Column("ignoring", overflow="fold"), *(heading for heading, _ in columns.values()), title=title)
+    for combination, of in figures.items():
+        above = [is_written(of, name.removeprefix("auc/")) for name in columns]
+        cells = [format(of[name], form) if name in of else "" for name, (_, form) in columns.items()]
+        table.add_row(combination, *(f"{cell} !" if mark else cell for cell, mark in zip(cells, above, strict=True)))
+    return table
 
 
 def load_methods(record: EliminatorsRecord, backbone: SequentialBackbone) -> list[FairnessMethod]:

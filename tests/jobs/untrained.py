@@ -17,9 +17,9 @@ from mtrec_ray.models.two_tower import TwoTower
 from mtrec_ray.streams.crops import make_sequence_plan
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.plan import make_plan
+from mtrec_ray.trainers.adversarial import make_method
 from mtrec_ray.trainers.backbone import WEIGHTS
 from mtrec_ray.trainers.backbone_config import BackboneConfig
-from mtrec_ray.trainers.eliminators import make_method
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone, new_backbone_run

@@ -9,7 +9,12 @@ from torch import Tensor
 
 from mtrec_ray.combinations import Combination
 from mtrec_ray.models.eliminators import StackedEliminators
-from mtrec_ray.models.fairness_methods import EliminatorMethod, FilterMethod, FineTuningMethod
+from mtrec_ray.models.fairness_methods import (
+    EliminatorMethod,
+    ExtendedEliminatorMethod,
+    FilterMethod,
+    FineTuningMethod,
+)
 from mtrec_ray.models.sequential import Layer, SequentialBackbone
 from mtrec_ray.models.shapes import EliminatorConfig
 from tests.models.backbones import HEADS, HISTORIES, LAYERS, D, L, close, make_backbone, perturb
@@ -29,9 +34,10 @@ VALUES = torch.tensor([[0, 2, 1], [-1, 1, -1], [1, -1, 3]])
 def make_pack(
     shape: str = "all parts", combinations: list[Combination] = COMBINATIONS, seed: int = 7
 ) -> StackedEliminators:
-    """As it starts, float64."""
+    """As our method starts, float64."""
     pack = StackedEliminators(SHAPES[shape], ATTRIBUTES, combinations, D, LAYERS).double()
     pack.init_weights(seed)
+    pack.close_gate()
     return pack
 
 
@@ -165,7 +171,7 @@ def test_personal_prompts_follow_the_users_values_and_unknown_has_its_own():
     for one, other in ((0, 1), (0, 2), (1, 2)):
         assert (vectors[:, one] - vectors[:, other]).abs().amax(-1).min() > 1e-4
     pack = moved_pack("without personal")
-    without = EliminatorMethod(make_backbone("sasrec"), pack).vectors_before_transport(same_history, values)
+    without = ExtendedEliminatorMethod(make_backbone("sasrec"), pack).vectors_before_transport(same_history, values)
     close(without[:, 0], without[:, 1])
 
 
@@ -194,11 +200,22 @@ def test_number_of_parameters_counts_one_eliminator():
     assert found == (10 + 3 + 4) * 64 + 2 * (2 * 64 * 8 + 2 * 8) + 1 + 2 * 64 * 16 + 16 + 7 * 16 + 1
 
 
-def test_decay_affects_the_personal_prompts_alone():
+@pytest.mark.parametrize(("method", "left"), [(ExtendedEliminatorMethod, 0.997), (EliminatorMethod, 1.0)])
+def test_decay_affects_the_personal_prompts_of_our_method_alone(method, left):
     pack, before = moved_pack(), moved_pack()
-    EliminatorMethod(make_backbone("sasrec"), pack).after_step()
+    method(make_backbone("sasrec"), pack).after_step()
     for name, parameter in pack.named_parameters():
-        close(parameter, before.get_parameter(name) * (0.997 if name == "personal" else 1))
+        close(parameter, before.get_parameter(name) * (left if name == "personal" else 1))
+
+
+def test_packs_start_without_a_gate_and_do_not_train_it():
+    pack = StackedEliminators(SHAPES["all parts"], ATTRIBUTES, COMBINATIONS, D, LAYERS)
+    pack.init_weights(0)
+    assert (pack.gate == 0).all()
+    assert not pack.gate.requires_grad
+    pack.close_gate()
+    assert (pack.gate == -4).all()
+    assert pack.gate.requires_grad
 
 
 def test_a_combination_of_filters_is_the_mean_of_its_filters(kind):

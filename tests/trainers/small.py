@@ -16,10 +16,12 @@ from mtrec_ray.streams.reader import StepRows
 from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.scored_users import ScoringChunk
 from mtrec_ray.streams.sequences import HeldOutUsers
+from mtrec_ray.trainers.adversarial import EliminatorData
 from mtrec_ray.trainers.backbone import BackboneData, BackboneTrainer
 from mtrec_ray.trainers.backbone_config import BackboneConfig
-from mtrec_ray.trainers.eliminators import EliminatorData, EliminatorTrainer
+from mtrec_ray.trainers.eliminators import EliminatorTrainer
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
+from mtrec_ray.trainers.pfrec import PFRecTrainer
 from mtrec_ray.trainers.propensity import PropensityData, PropensityTrainer
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.workers import Workers
@@ -73,15 +75,38 @@ def eliminators(
     """Four epochs of two combinations, validated every second one."""
     document = {"backbone": "b", "name": "e", "transport": {"passes": 2, "later_passes": 1}, "optim": {"epochs": 4}}
     config, users = validate_config(EliminatorsConfig, document | settings), users or held_out_users()
+    data = eliminator_data(users, epochs=4)
+    return EliminatorTrainer(config, pack, data, workers=workers), sequence_batches(data.schedule)
+
+
+def pfrec(
+    users: HeldOutUsers | None = None,
+    workers: Workers | None = None,
+    pack: list[Combination] = PAIR,
+    epochs: int = 4,
+    **settings: Any,
+) -> Made:
+    """Paper B's eliminators of two combinations, probed on all users after each epoch."""
+    document = {"backbone": "b", "name": "p", "method": "pfrec", "optim": {"epochs": epochs}}
+    config, users = validate_config(EliminatorsConfig, document | settings), users or held_out_users()
+    data = eliminator_data(users, epochs)
+    return PFRecTrainer(config, pack, data, workers), sequence_batches(data.schedule)
+
+
+def eliminator_data(users: HeldOutUsers, epochs: int) -> EliminatorData:
     model = SequentialBackbone(SequentialConfig(num_titles=TITLES, history=LENGTH, width=WIDTH))
     model.init_weights(torch.Generator().manual_seed(0))
-    schedule = Schedule(((USERS,),), (STEPS_PER_EPOCH,), (4,), seed=0, lanes=1)
+    schedule = Schedule(((USERS,),), (STEPS_PER_EPOCH,), (epochs,), seed=0, lanes=1)
     frozen = model.eval().requires_grad_(False)
-    data = EliminatorData(frozen, ATTRIBUTES, VALUE_COUNTS, schedule, users, prefixes_of(users))
-    return EliminatorTrainer(config, pack, data, workers=workers), sequence_batches(schedule)
+    return EliminatorData(frozen, ATTRIBUTES, VALUE_COUNTS, schedule, users, prefixes_of(users))
 
 
-MAKERS: dict[str, Callable[..., Made]] = {"propensity": propensity, "backbone": backbone, "eliminators": eliminators}
+MAKERS: dict[str, Callable[..., Made]] = {
+    "propensity": propensity,
+    "backbone": backbone,
+    "eliminators": eliminators,
+    "pfrec": pfrec,
+}
 
 
 def pair_rows(step: int) -> StepRows:

@@ -35,6 +35,7 @@ def test_trainers_run_and_plans_are_defined_without_ray():
         "propensity 9 ['snapshots/day_0/model.safetensors', 'snapshots/day_1/model.safetensors']",
         "backbone 12 ['backbone.safetensors']",
         "eliminators 12 ['eliminators.safetensors']",
+        "pfrec 12 ['eliminators.safetensors']",
     ]
 
 

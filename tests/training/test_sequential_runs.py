@@ -23,6 +23,7 @@ from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, sequence_b
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.sequences import SequenceConfig, Sequences, UserSplit, in_split
 from mtrec_ray.tracking.metrics_file import read_metrics
+from mtrec_ray.trainers import adversarial
 from mtrec_ray.trainers import eliminators as eliminators_trainer
 from mtrec_ray.trainers.eliminators import EliminatorTrainer
 from mtrec_ray.training import backbone_run, eliminators, eliminators_run
@@ -173,13 +174,13 @@ def test_pack_reads_only_the_train_split(lake, source, one_worker, monkeypatch, 
         seen["prefixes"].append(trainer.data.prefixes.keys)
         fit(trainer)
 
-    def measure(users: Any, *vectors: Any, stacked_metrics: Any = eliminators_trainer.stacked_metrics) -> Any:
+    def measure(users: Any, *vectors: Any, stacked_metrics: Any = adversarial.stacked_metrics) -> Any:
         seen["validation"].append(users.keys)
         return stacked_metrics(users, *vectors)
 
     monkeypatch.setattr(eliminators_run, "sequence_batches", partial(sequence_batches, reader=Watched()))
     monkeypatch.setattr(EliminatorTrainer, "fit_transport", fit_transport)
-    monkeypatch.setattr(eliminators_trainer, "stacked_metrics", measure)
+    monkeypatch.setattr(adversarial, "stacked_metrics", measure)
     train_eliminators(eliminators_config(source, tmp_path / "watched"))
     everybody = np.concatenate([Sequences.read(lake, b, source.config.sequences).keys for b in range(BUCKETS)])
     train_split = set(everybody[~in_split(everybody, source.config.sequences, "audit")].tolist())

@@ -63,6 +63,7 @@ class TestRefusals:
                 {"base": {"method": "filter"}, "space": {"shape.num_prompts": [1, 2]}},
                 "shape has no effect with method = filter",
             ),
+            ({"base": {"method": "pfrec"}}, "base.method = pfrec ends by a probe of its own"),
             (
                 {"base": {"shape": {"transport_units": 0}}, "space": {"transport.weight": [1.0, 2.0]}},
                 "space: transport.weight has no effect with shape.transport_units = 0",

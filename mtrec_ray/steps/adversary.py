@@ -65,13 +65,16 @@ class AdversaryGame:
         self.generator_optimizer = rmsprop(tuned, lr=generator_lr)
         self.discriminator_optimizer = rmsprop(self.discriminators.parameters(), lr=discriminator_lr)
 
-    def step(self, positions: Positions, attribute_index: Tensor, negatives: Tensor) -> tuple[Tensor, Tensor]:
+    def step(
+        self, positions: Positions, attribute_index: Tensor, negatives: Tensor, *, move_generator: bool = True
+    ) -> tuple[Tensor, Tensor]:
         """Train on this worker's crops; returns global BPR (K,) and cross entropies (D,).
 
         (B, m) values, -1 unknown, (M,) negatives, the same for every position, combination and worker. Torch's global
-        generator draws the columns that the adversary sees.
+        generator draws the columns that the adversary sees. Without `move_generator` the discriminators alone learn.
         """
-        vectors = self.method(positions.history, attribute_index).flatten(1, 2)  # (K, B T, d)
+        with torch.set_grad_enabled(move_generator):
+            vectors = self.method(positions.history, attribute_index).flatten(1, 2)  # (K, B T, d)
         columns, crop = adversary_columns(positions, self.columns)
         seen, values = vectors[:, columns], attribute_index[crop]  # (K, S, d), (S, m)
         entropies = self._entropies(seen.detach(), values)
@@ -80,12 +83,13 @@ class AdversaryGame:
         each = bpr_losses(self.method.backbone, vectors, targets.clamp(min=0), negatives)  # (K, B T)
         has_target = (targets >= 0).to(each.dtype)
         bpr = each @ has_target / self.all_reduce(has_target.sum()).clamp(min=1)  # (K,); the workers' sum is the mean
-        self.discriminators.requires_grad_(False)
-        self._descend(self.generator_optimizer, bpr.sum() - self.weight * self._entropies(seen, values).sum())
-        self.discriminators.requires_grad_(True)
-        self.method.after_step()
-        if self.average is not None:
-            self.average.update_parameters(self.method)
+        if move_generator:
+            self.discriminators.requires_grad_(False)
+            self._descend(self.generator_optimizer, bpr.sum() - self.weight * self._entropies(seen, values).sum())
+            self.discriminators.requires_grad_(True)
+            self.method.after_step()
+            if self.average is not None:
+                self.average.update_parameters(self.method)
         return self.all_reduce(bpr.detach().clone()), self.all_reduce(entropies.detach().clone())
 
     @property

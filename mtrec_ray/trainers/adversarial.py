@@ -111,7 +111,9 @@ class AdversarialTrainer(Trainer[SequenceBatch]):
         negatives = torch.randint(backbone.config.num_titles, (NUM_NEGATIVES,)).to(self.device)
         seed_step(seed, batch.step, self.workers.rank)
         history, targets, values = self.tensors(batch.history, batch.targets, batch.attribute_index)
-        bpr, _ = self.game.step(positions_of(backbone, history, targets, MASK_FRACTION), values, negatives)
+        positions = positions_of(backbone, history, targets, MASK_FRACTION)
+        move = (batch.step + 1) % self.config.adversary.discriminator_steps == 0
+        bpr, _ = self.game.step(positions, values, negatives, move_generator=move)
         return bpr.mean()
 
     def validate(self) -> list[float]:

@@ -32,7 +32,8 @@ class EliminatorTrainer(AdversarialTrainer):
         data: EliminatorData,
         workers: Workers | None = None,
     ) -> None:
-        super().__init__(config, combinations, data, workers, **config.adversary.model_dump())
+        settings = config.adversary.model_dump(exclude={"discriminator_steps"})
+        super().__init__(config, combinations, data, workers, **settings)
         floors, ndcg = self._ndcg_floors()
         self.figures = {NONE: {"ndcg": ndcg}}
         self.figures |= {name: {"ndcg_floor": floor, "step": 0.0} for name, floor in floors.items()}

@@ -26,6 +26,9 @@ class AdversaryConfig(Config):
     generator_lr: float = advanced(2e-4, gt=0)
     """RMSprop's learning rate of the eliminator; at 1e-3 the personal prompt writes its label. `pfrec`: 1e-4, which the
     discriminators have too."""
+    discriminator_steps: int = advanced(1, ge=1)
+    """Steps of the discriminators, a batch each, for one of the eliminator. `pfrec`: 5, as in the code of paper B's
+    authors; at 1 its discriminators lag behind, and the personal prompt writes its value."""
     averaging: float = advanced(0.99, ge=0, lt=1)
     """Decay of the weights' running mean, which is validated and kept; 0 keeps the newest."""
     class_power: float = advanced(0.5, ge=0, le=1)
@@ -59,10 +62,11 @@ class EliminatorOptimConfig(SequenceOptimConfig):
 
 PFREC = {
     "shape": {"transport_units": 0},
-    "adversary": {"weight": 1.0, "generator_lr": 1e-4, "averaging": 0.0, "class_power": 0.0},
+    "adversary": {"weight": 1.0, "generator_lr": 1e-4, "discriminator_steps": 5, "averaging": 0.0, "class_power": 0.0},
     "optim": {"batch_crops": 16, "epochs": 200, "evaluate_every": 1},
 }
-"""Defaults of `method: pfrec`: paper B's settings (3.1), of its 256 instances a batch as crops of 20 hold them."""
+"""Defaults of `method: pfrec`: paper B's settings (3.1), its 256 instances a batch as crops of 20 hold them, and the
+steps of the discriminators in the code of its authors."""
 NOT_PFREC = (
     "shape.transport_units",
     "adversary.averaging",

@@ -223,6 +223,23 @@ def test_without_known_values_it_trains_for_accuracy_alone():
         close(parameter, states[1][name], name)
 
 
+def test_discriminators_move_alone_where_the_generator_waits(kind):
+    """What they learn and what is returned is the same."""
+    waiting, moving = make_game(kind), make_game(kind)
+    before = {name: parameter.detach().clone() for name, parameter in tuned(waiting.method).items()}
+    batch = make_batch(waiting.method.backbone, 0)
+    returned = []
+    for game in (waiting, moving):
+        torch.manual_seed(0)
+        inputs = batch.positions, batch.values, batch.negatives
+        returned.append(torch.cat(game.step(*inputs, move_generator=game is moving)))
+    assert torch.equal(*returned)
+    for name, parameter in waiting.discriminators.named_parameters():
+        assert torch.equal(parameter, moving.discriminators.get_parameter(name)), name
+    for part in (waiting.method, waiting.averaged):
+        assert all(torch.equal(part.get_parameter(name), tensor) for name, tensor in before.items())
+
+
 def test_overfits_one_batch(kind):
     """With lambda 0 the eliminator fits its targets and the discriminators fit the values."""
     game = make_game(kind, [("gender", "age")], weight=0.0, generator_lr=3e-3, discriminator_lr=1e-2)

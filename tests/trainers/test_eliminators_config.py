@@ -77,7 +77,7 @@ def config(**settings: Any) -> EliminatorsConfig:
 
 def test_defaults_of_pfrec_are_the_papers_settings():
     paper, ours = config(method="pfrec"), config()
-    adversary = {"weight": 1.0, "generator_lr": 1e-4, "averaging": 0.0, "class_power": 0.0}
+    adversary = {"weight": 1.0, "generator_lr": 1e-4, "discriminator_steps": 5, "averaging": 0.0, "class_power": 0.0}
     assert paper.adversary.model_dump() == adversary
     assert (paper.optim.epochs, paper.optim.evaluate_every, paper.optim.batch_crops) == (200, 1, 16)
     assert paper.shape == ours.shape.model_copy(update={"transport_units": 0})

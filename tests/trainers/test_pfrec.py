@@ -45,6 +45,18 @@ def test_game_is_that_of_the_paper():
     assert pack.get_parameter("prompts").shape[1] == 10
 
 
+def test_generator_moves_at_each_fifth_batch():
+    trainer, batches = small.pfrec()
+    moved, before = [], trainer.method.get_parameter("pack.up").clone()
+    trainer.start()
+    for batch in batches(0):
+        trainer.train_step(batch)
+        after = trainer.method.get_parameter("pack.up").clone()
+        moved.append(not torch.equal(after, before))
+        before = after
+    assert moved == [(step + 1) % 5 == 0 for step in range(12)]
+
+
 def test_personal_prompts_are_moved_by_the_optimizer_alone():
     """With a learning rate of nearly zero, nothing pulls them anywhere."""
     trainer, batches = small.pfrec(adversary={"generator_lr": 1e-30})

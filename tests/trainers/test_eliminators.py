@@ -163,3 +163,24 @@ def test_two_workers_have_the_floors_of_one():
         lambda rank, reduce: make_trainer(parts[rank], Workers(rank, 2, all_reduce=reduce), optim=optim)
     ):
         assert floors(one) == pytest.approx(floors(alone), rel=1e-6)
+
+
+@pytest.mark.parametrize("method", ["eliminator", "filter", "fine_tuning"])
+def test_vectors_of_kept_weights_are_probed_in_the_end(monkeypatch, method):
+    """Those of untrained weights, which are kept, though others are trained by then."""
+    pack: list[Combination] = [("gender",)]
+    settings: dict[str, Any] = {} if method == "eliminator" else {"transport": {}}
+    trainer, batches = small.eliminators(pack=pack, method=method, **settings)
+    monkeypatch.setattr(trainer, "keep_accurate", dict)
+    trainer.run(batches(0))
+    gender = trainer.figures["gender"]
+    assert 0 < trainer.figures["none"]["auc/gender"] < 1
+    assert {"auc/gender", "errors_above/gender", "written"} <= gender.keys()
+    trained = {name: tensor.clone() for name, tensor in trainer.method.own_parameters().items()}
+    history, values = (torch.from_numpy(of) for of in (held_out_users().history, held_out_users().attribute_index))
+    kept = trainer._kept_vectors(history, values)
+    assert not torch.allclose(kept, trainer.method.user_vectors(history, values))
+    if method == "fine_tuning":  # untrained, it is the backbone
+        torch.testing.assert_close(kept[0], trainer.data.backbone.user_vectors(history))
+        assert gender["written"] == gender["errors_above/gender"] == 0
+    assert all(torch.equal(tensor, trained[name]) for name, tensor in trainer.method.own_parameters().items())

@@ -5,7 +5,7 @@ The backbone alone is one more combination, of no attribute, whose gate closes t
 Legend: `B` rows, `N` titles, `T` territories, `m` attributes, `d` width.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import chain
 
@@ -17,6 +17,7 @@ from mtrec_ray.bundle.manifest import Bundle
 from mtrec_ray.columns import fixed_width_matrix
 from mtrec_ray.combinations import Combination
 from mtrec_ray.lake.schema import offered_in
+from mtrec_ray.models.closed_form import ClosedFormMaps, move
 from mtrec_ray.models.eliminators import CombinationParts, GatheredEliminators, StackedEliminators
 from mtrec_ray.models.sequential import SequentialBackbone
 
@@ -50,14 +51,15 @@ class Engine:
     def __init__(self, bundle: Bundle) -> None:
         self.manifest, self.version = bundle.manifest, bundle.manifest.version
         self.backbone = bundle.backbone().remember_titles()
-        self.pack = bundle.eliminators().with_identity()
-        self.combinations: dict[Combination, int] = {c: index for index, c in enumerate(self.pack.combinations)}
+        pack = bundle.eliminators().with_identity()
+        self.combinations: dict[Combination, int] = {c: index for index, c in enumerate(pack.combinations)}
         self.warnings = {
             (combination, exclude): self.manifest.warnings(combination, exclude)
             for combination in self.combinations
             for exclude in (False, True)
         }
-        self.bank = EliminatorBank(self.backbone, self.pack)
+        closed_form = isinstance(pack, ClosedFormMaps)
+        self.bank = ClosedFormBank(self.backbone, pack) if closed_form else EliminatorBank(self.backbone, pack)
         titles, territories = bundle.titles(), self.manifest.territories
         self.ids, names = titles["title_id"].to_pylist(), titles["name"].to_pylist()
         self.names = [name or title_id for name, title_id in zip(names, self.ids, strict=True)]
@@ -88,8 +90,7 @@ class Engine:
         for row, query in enumerate(queries):
             recent = query.history[-length:]
             history[row, 0, : len(recent)] = recent
-        eliminators = self.bank.gather([(query.combination, *query.values) for query in queries])
-        return self.backbone.user_vectors(torch.from_numpy(history), eliminators=eliminators)[:, 0]
+        return self.bank.user_vectors(torch.from_numpy(history), [(q.combination, *q.values) for q in queries])
 
     def _rank(self, queries: list[Query]) -> list[Ranked]:
         scores = self.user_vectors(queries) @ self.title_vectors  # (B, N)
@@ -134,35 +135,55 @@ def _cut(titles: list[int], scores: list[float], k: int) -> Ranked:
     return Ranked(titles[:count], scores[:count])
 
 
+class KeyedTable:
+    """Named tensors for each requested key (combination, values), made when first asked for.
+
+    Beyond `capacity` keys it is cleared; 4,096 keys of closed-form maps of width 64 take 68 MB.
+    """
+
+    def __init__(self, make: Callable[[list[Key]], dict[str, Tensor]], keys: list[Key], capacity: int) -> None:
+        self.make, self.capacity = make, capacity
+        self.table, self.row_of = Table(make(keys)), {key: row for row, key in enumerate(keys)}
+
+    def rows(self, keys: list[Key]) -> dict[str, Tensor]:
+        """B keys -> (B, ...) of each part."""
+        missing = list(dict.fromkeys(key for key in keys if key not in self.row_of))
+        if missing and len(self.row_of) + len(missing) > self.capacity:
+            self.table.matrix = self.table.matrix[:0]
+            self.row_of, missing = {}, list(dict.fromkeys(keys))
+        if missing:
+            self.table.append(self.make(missing))
+            self.row_of.update((key, row) for row, key in enumerate(missing, len(self.row_of)))
+        return self.table.rows(torch.tensor([self.row_of[key] for key in keys]))
+
+
+def unknown_keys(pack: StackedEliminators | ClosedFormMaps) -> list[Key]:
+    """Each combination of a user who tells no value."""
+    return [(combination, *[-1] * len(pack.attributes)) for combination in range(len(pack.combinations))]
+
+
 class EliminatorBank:
     """Gathers the eliminators of a batch, one per row, by one fetch from each of two tables.
 
-    The second holds what also depends on the user's attribute values: one row per requested (combination, values).
-    Beyond `capacity` keys it is cleared; 4,096 keys with 13 prompts of width 64 take 27 MB a layer.
+    The second holds what also depends on the user's attribute values.
     """
 
     def __init__(self, backbone: SequentialBackbone, pack: StackedEliminators, capacity: int = 4096) -> None:
-        self.backbone, self.pack, self.capacity = backbone, pack, capacity
+        self.backbone, self.pack = backbone, pack
         self.of_combination = Table(pack.parts)
-        unknown = [-1] * len(pack.attributes)
-        keys: list[Key] = [(combination, *unknown) for combination in range(len(pack.combinations))]
-        self.of_key = Table(self._parts(keys))
-        self.row_of: dict[Key, int] = {key: row for row, key in enumerate(keys)}
+        self.of_key = KeyedTable(self._parts, unknown_keys(pack), capacity)
+
+    def user_vectors(self, history: Tensor, keys: list[Key]) -> Tensor:
+        """(B, 1, L) histories, B keys -> (B, d)."""
+        return self.backbone.user_vectors(history, eliminators=self.gather(keys))[:, 0]
 
     def gather(self, keys: list[Key]) -> GatheredEliminators:
         """B keys -> one eliminator per row."""
-        missing = list(dict.fromkeys(key for key in keys if key not in self.row_of))
-        if missing and len(self.row_of) + len(missing) > self.capacity:
-            self.of_key.matrix = self.of_key.matrix[:0]
-            self.row_of, missing = {}, list(dict.fromkeys(keys))
-        if missing:
-            self.of_key.append(self._parts(missing))
-            self.row_of.update((key, row) for row, key in enumerate(missing, len(self.row_of)))
-        combination, row = torch.tensor([(key[0], self.row_of[key]) for key in keys]).unbind(1)
-        own = self.of_key.rows(row)
+        own = self.of_key.rows(keys)
+        combination = torch.tensor([key[0] for key in keys])
         return GatheredEliminators(
             prompt_table=self.pack.prompts[:0],  # the second table holds the prompts
-            prompt_index=row[None, :0],
+            prompt_index=combination[None, :0],
             parts=CombinationParts(**self.of_combination.rows(combination)),
             transport_gain=own.pop("transport_gain"),
             cached_prompts=tuple(own.values()),
@@ -174,6 +195,27 @@ class EliminatorBank:
         rows = self.pack.for_rows(wanted[:, 0], wanted[:, 1:])
         prompts = self.backbone.prompt_keys_values(rows)
         return {"transport_gain": rows.transport_gain} | {f"prompts_{n}": part for n, part in enumerate(prompts)}
+
+
+class ClosedFormBank:
+    """Gathers the composed maps of a batch, one per row."""
+
+    def __init__(self, backbone: SequentialBackbone, pack: ClosedFormMaps, capacity: int = 4096) -> None:
+        self.backbone, self.pack = backbone, pack
+        self.of_key = KeyedTable(self._parts, unknown_keys(pack), capacity)
+
+    def user_vectors(self, history: Tensor, keys: list[Key]) -> Tensor:
+        """(B, 1, L) histories, B keys -> (B, d)."""
+        vectors, maps = self.backbone.user_vectors(history[:, 0]), self.of_key.rows(keys)
+        moved = move(vectors[:, None], maps["weight"], maps["bias"], self.backbone)[:, 0]
+        ignores = torch.tensor([bool(self.pack.combinations[key[0]]) for key in keys])
+        return torch.where(ignores[:, None], moved, vectors)
+
+    @torch.inference_mode()
+    def _parts(self, keys: list[Key]) -> dict[str, Tensor]:
+        composed = [self.pack.compose(self.pack.combinations[c], torch.tensor([values])) for c, *values in keys]
+        weight, bias = zip(*composed, strict=True)
+        return {"weight": torch.cat(weight), "bias": torch.cat(bias)}
 
 
 class Table:

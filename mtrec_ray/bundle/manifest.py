@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.errors import UserError, check_version
 from mtrec_ray.files import WRITABLE, absolute, exists, join, read_file, read_json, remove_file, resolve, write_file
+from mtrec_ray.models.closed_form import ClosedFormMaps
 from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.shapes import EliminatorConfig, SequentialConfig, check_block
@@ -137,7 +138,7 @@ class BundleManifest(_Frozen):
     territories: list[str]
     exclude_seen: bool = True  # default of requests, as the backbone was trained (`sequences.exclude_seen`)
     backbone: dict[str, Any]  # fields of `SequentialConfig`
-    eliminators: dict[str, Any]  # fields of `EliminatorConfig`
+    eliminators: dict[str, Any] | None  # fields of `EliminatorConfig`; null: closed-form maps
     combinations: list[Combination]  # in the order of the stacked tensors
     metrics: dict[str, dict[str, Metric]]  # combination (`none` = backbone) -> metric such as `ndcg@10`
     audit: dict[str, dict[str, Leakage]]  # combination -> attribute, of user vectors
@@ -231,10 +232,12 @@ class Bundle:
     def backbone(self) -> SequentialBackbone:
         return self._load(BundleFile.BACKBONE, lambda: SequentialBackbone(SequentialConfig(**self.manifest.backbone)))
 
-    def eliminators(self) -> StackedEliminators:
-        def make() -> StackedEliminators:
+    def eliminators(self) -> StackedEliminators | ClosedFormMaps:
+        def make() -> StackedEliminators | ClosedFormMaps:
             manifest, backbone = self.manifest, self.manifest.backbone
             sizes = {name: len(values) for name, values in manifest.attributes.items()}
+            if manifest.eliminators is None:
+                return ClosedFormMaps(sizes, manifest.combinations, backbone["width"])
             shape = EliminatorConfig(**manifest.eliminators)
             return StackedEliminators(shape, sizes, manifest.combinations, backbone["width"], backbone["num_layers"])
 

@@ -28,6 +28,7 @@ from mtrec_ray.jobs.report import EVALUATION_FILE, EVALUATION_VERSION
 from mtrec_ray.lake.bucket import Bucket, Catalogue
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import PROJECTION, Lake
+from mtrec_ray.models.closed_form import ClosedFormMethod
 from mtrec_ray.models.fairness_methods import EliminatorMethod
 from mtrec_ray.streams.plan import PairPlan
 from mtrec_ray.training.backbone_run import load_backbone
@@ -76,14 +77,14 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
     out, record = absolute(config.out), EliminatorsRecord.load_done(config.run)
     source = record.source()
     lake = record.open_lake(source.config.lake)
-    if record.config.method not in ("eliminator", "pfrec"):
+    if record.config.method not in ("eliminator", "closed_form", "pfrec"):
         raise UserError(f"run {config.run!r} holds {record.config.method} models: a bundle serves eliminators")
     Bundle.check_folder(out, replace)
     metrics, audit, list_audit = _read_audit(record, config.audit)
     part, files = _propensity(config, lake)
     backbone = load_backbone(source, record.backbone_hash)
     (method,) = load_methods(record, backbone)
-    assert isinstance(method, EliminatorMethod)
+    assert isinstance(method, EliminatorMethod | ClosedFormMethod)
     check_writable(out)
     catalogue = lake.read("titles", without=[PROJECTION])  # with embeddings if the lake has some
     pq.write_table(catalogue, titles := io.BytesIO())
@@ -106,7 +107,7 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
         territories=lake.territory_names(),
         exclude_seen=source.config.sequences.exclude_seen,
         backbone={"num_titles": source.num_titles, **source.config.model.model_dump()},
-        eliminators=record.config.shape.model_dump(),
+        eliminators=record.config.shape.model_dump() if isinstance(method, EliminatorMethod) else None,
         combinations=record.combinations,
         metrics=metrics,
         audit=audit,

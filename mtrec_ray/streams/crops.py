@@ -194,13 +194,25 @@ def read_crops(
     )
 
 
-def read_prefixes(lake: Lake, plan: SequencePlan, buckets: Iterable[int], fraction: float, per_user: int) -> Prefixes:
-    """Histories before the validation event and `per_user` - 1 earlier ones, drawn by hash."""
+def read_prefixes(
+    lake: Lake,
+    plan: SequencePlan,
+    buckets: Iterable[int],
+    fraction: float,
+    per_user: int,
+    recent: int | None = None,
+) -> Prefixes:
+    """Histories before the validation event and `per_user` - 1 earlier ones, drawn by hash.
+
+    Earlier ones end anywhere, or among the `recent` last events.
+    """
     config, parts = plan.sequences, []
     for sequences in sequences_of(lake, config, buckets, plan.split, fraction):
         starts = sequences.offsets[:-1]
         sizes = sequences.validation_at - starts  # (U,)
         shortest, histories = np.minimum(plan.length, sizes), []
+        if recent is not None:
+            shortest = np.maximum(shortest, sizes - recent)
         for number in range(per_user):
             draws = uniforms(sequences.keys, "prefix", config.split_seed, number) if number else np.ones(len(sizes))
             ends = starts + shortest + np.floor(draws * (sizes - shortest)).astype(np.int64)

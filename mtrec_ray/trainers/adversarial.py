@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mtrec_ray.combinations import NONE, Combination, combination_name
+from mtrec_ray.models.closed_form import ClosedFormMaps, ClosedFormMethod
 from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.models.fairness_methods import (
     EliminatorMethod,
@@ -199,6 +200,8 @@ def make_method(
         filters.init_weights(config.seed)
         return filters
     shape = backbone.config
+    if config.method == "closed_form":
+        return ClosedFormMethod(backbone, ClosedFormMaps(num_values, combinations, shape.width))
     pack = StackedEliminators(config.shape, num_values, combinations, shape.width, shape.num_layers)
     pack.init_weights(config.seed)
     if config.method == "pfrec":

@@ -80,6 +80,14 @@ NOT_PFREC = (
 """Settings of our own method, which paper B has not."""
 
 
+UNUSED = {
+    "filter": ("shape", "transport"),
+    "fine_tuning": ("shape", "transport"),
+    "closed_form": ("shape", "transport", "adversary", "optim", "pack_size", "jobs_at_once"),
+}
+"""Settings that a method has no use for."""
+
+
 class EliminatorsConfig(RunConfig):
     """Eliminators of some or all combinations of a backbone's attributes."""
 
@@ -87,9 +95,10 @@ class EliminatorsConfig(RunConfig):
     """Folder or URI of the backbone's run."""
     combinations: str = "all"
     """`all`, or a list as gender+age,occupation."""
-    method: Literal["eliminator", "pfrec", "filter", "fine_tuning"] = "eliminator"
-    """`pfrec` is paper B literally: lambda 1, both rates 1e-4, and up to 200 epochs, until what a probe reads of users
-    who are not trained on has not fallen for 10. `filter` (Li et al. 2021) and `fine_tuning` are for comparison."""
+    method: Literal["eliminator", "closed_form", "pfrec", "filter", "fine_tuning"] = "eliminator"
+    """`closed_form` fits a map for each attribute value, in seconds, instead of training each combination. `pfrec` is
+    paper B literally: lambda 1, both rates 1e-4, and up to 200 epochs, until what a probe reads of users who are not
+    trained on has not fallen for 10. `filter` (Li et al. 2021) and `fine_tuning` are for comparison."""
     pack_size: int = advanced(8, ge=1)
     """Combinations trained in one job, in one batched forward."""
     jobs_at_once: int | None = advanced(None, ge=1)
@@ -115,8 +124,8 @@ class EliminatorsConfig(RunConfig):
     @model_validator(mode="after")
     def _contradictions(self) -> "EliminatorsConfig":
         self.runner.check_lanes(self.optim.lanes)
-        for section, default in (("shape", EliminatorConfig()), ("transport", TransportConfig())):
-            if self.method in ("filter", "fine_tuning") and getattr(self, section) != default:
+        for section in UNUSED.get(self.method, ()):
+            if getattr(self, section) != type(self).model_fields[section].default:
                 raise ValueError(f"{section} has no effect with method = {self.method}: drop it")
         for section, name in (key.split(".") for key in NOT_PFREC if self.method == "pfrec"):
             own = getattr(self, section)

@@ -13,10 +13,13 @@ from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError, find_user_error
 from mtrec_ray.files import exists, write_json
+from mtrec_ray.trainers.closed_form import MAPPED_EVENTS, fit_closed_form
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig, parse_combinations
 from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
 from mtrec_ray.training.fit import POLL_S, check_resources, fit, in_background, jobs_that_fit
+from mtrec_ray.training.weights import save_weights
+from mtrec_ray.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +46,12 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
         attributes=backbone.attributes,
         packs=make_packs(config, backbone.attributes),
     )
+    if config.method == "closed_form":
+        record = new.start(lambda: None, progress)
+        if record.status == "done":
+            return record
+        fit_maps(record, progress)
+        return record.finish()
     record = new.start(lambda: check_resources(config.runner, config.jobs_at_once or 1), progress)
     if record.status == "done":
         return record
@@ -59,9 +68,19 @@ def make_packs(config: EliminatorsConfig, attributes: dict[str, list[str]]) -> d
     chosen = parse_combinations(config.combinations, attributes)
     if config.method == "filter":
         chosen = [(name,) for name in attributes if any(name in combination for combination in chosen)]
-    size = 1 if config.method == "fine_tuning" else config.pack_size
+    sizes = {"fine_tuning": 1, "closed_form": len(chosen)}
+    size = sizes.get(config.method, config.pack_size)
     starts = range(0, len(chosen), size)
     return {f"pack{number:03d}": chosen[start : start + size] for number, start in enumerate(starts)}
+
+
+def fit_maps(record: EliminatorsRecord, progress: ProgressCallback | None) -> None:
+    """Fit closed-form maps in this process; they are small enough for no job to be started."""
+    (pack,) = record.packs
+    tensors, figures = fit_closed_form(
+        record.config, record.packs[pack], record.data(Workers(), MAPPED_EVENTS), progress
+    )
+    save_weights(record.weights_uris()[pack], tensors, figures)
 
 
 def train_packs(record: EliminatorsRecord, progress: ProgressCallback | None) -> None:

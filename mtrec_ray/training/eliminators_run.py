@@ -42,6 +42,7 @@ logger = logging.getLogger(__name__)
 MIN_AUDIT_USERS = 25  # users with a known value that five folds of attackers need
 FIGURES = {
     "ndcg": ("NDCG@10, validation event", ".4f"),
+    "full_ndcg": ("NDCG@10, whole catalogue", ".4f"),
     "ndcg_floor": ("NDCG floor", ".4f"),
     "strength": ("transport strength", "g"),
     "strength_confirmed": ("strength confirmed by cross-validation", "g"),
@@ -128,23 +129,29 @@ class EliminatorsRecord(Record):
         return plan.schedule(optim.epochs, optim.batch_crops, optim.lanes, self.config.seed)
 
     def training(self, workers: Workers, pack: str = "") -> Training:
+        plan, data = load_plan(self.uri, SequencePlan), self.data(workers)
+        lake, trainer_of = self.open_lake(self.source().config.lake), EliminatorTrainer
+        if self.config.method == "pfrec":
+            trainer_of = PFRecTrainer
+        trainer = trainer_of(self.config, self.packs[pack], data, workers)
+        return trainer, partial(sequence_batches, lake, plan, data.schedule, workers.rank, workers.size)
+
+    def data(self, workers: Workers, recent: int | None = None) -> EliminatorData:
+        """A worker's inputs; prefixes end within the `recent` last events, or anywhere."""
         source, plan = self.source(), load_plan(self.uri, SequencePlan)
-        lake, schedule = self.open_lake(source.config.lake), self.schedule(plan)
-        is_pfrec = self.config.method == "pfrec"
-        of_prefixes = plan.model_copy(update={"split": "probed"}) if is_pfrec else plan
+        lake = self.open_lake(source.config.lake)
+        of_prefixes = plan.model_copy(update={"split": "probed"}) if self.config.method == "pfrec" else plan
         buckets = range(workers.rank, lake.manifest.num_buckets, workers.size)
         fraction = plan.validation_fraction_of(self.config.optim.validation_users)
         users = read_held_out(lake, plan.sequences, VALIDATION_EVENT, plan.length, buckets, fraction)
-        data = EliminatorData(
+        return EliminatorData(
             backbone=load_backbone(source, self.backbone_hash),
             num_values={name: len(values) for name, values in self.attributes.items()},
             value_counts=plan.value_counts,
-            schedule=schedule,
+            schedule=self.schedule(plan),
             users=users.only(~users.audit_split),
-            prefixes=read_prefixes(lake, of_prefixes, buckets, fraction, PREFIXES_PER_USER),
+            prefixes=read_prefixes(lake, of_prefixes, buckets, fraction, PREFIXES_PER_USER, recent),
         )
-        trainer = (PFRecTrainer if is_pfrec else EliminatorTrainer)(self.config, self.packs[pack], data, workers)
-        return trainer, partial(sequence_batches, lake, plan, schedule, workers.rank, workers.size)
 
     def trained_figures(self) -> dict[str, dict[str, Any]]:
         return {name: found for of_pack in super().trained_figures().values() for name, found in of_pack.items()}

@@ -63,13 +63,13 @@ def test_mixed_batch_equals_each_request_alone(bundle, engine, queries):
 def test_cache_changes_nothing_even_when_it_overflows(bundle, engine, queries):
     first = engine.user_vectors(queries)
     assert torch.equal(engine.user_vectors(queries), first)
-    assert len(engine.bank.row_of) == len({(query.combination, *query.values) for query in queries})
+    assert len(engine.bank.of_key.row_of) == len({(query.combination, *query.values) for query in queries})
     engine, sizes = Engine(bundle), []
-    engine.bank.capacity = 20
+    engine.bank.of_key.capacity = 20
     for start in range(0, len(queries), 6):
         torch.testing.assert_close(engine.user_vectors(queries[start : start + 6]), first[start : start + 6])
-        sizes.append(len(engine.bank.row_of))
-        assert sizes[-1] == len(engine.bank.of_key.matrix) <= 20
+        sizes.append(len(engine.bank.of_key.row_of))
+        assert sizes[-1] == len(engine.bank.of_key.table.matrix) <= 20
     assert sizes[0] < sizes[2] > sizes[3]  # cleared more than once
 
 

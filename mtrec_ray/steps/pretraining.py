@@ -6,6 +6,8 @@ SASRec predicts at each column the event that follows it. BERT4Rec predicts a ra
 replaced by the mask token, and the event that follows the crop at a mask token behind it, as serving does.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +16,9 @@ from torch import Tensor
 
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.workers import AllReduce, single_worker, sum_gradients
+
+Losses = Callable[[SequentialBackbone, Tensor, Tensor, Tensor], Tensor]
+"""Backbone, vectors (..., N, d), targets (N,), negatives (M,) -> the loss of each position, (..., N)."""
 
 
 @dataclass(frozen=True)
@@ -47,21 +52,47 @@ def pretraining_step(
     optimizer: torch.optim.Optimizer,
     positions: Positions,
     negatives: Tensor,
+    losses_of: Losses,
     all_reduce: AllReduce = single_worker,
 ) -> Tensor:
     """One optimizer step on the global batch; returns its loss before the step, a scalar.
 
-    `positions` are this worker's, (M,) `negatives` the same for every position and worker.
+    `positions` are this worker's, (M,) `negatives` the same for every position and worker, `losses_of` one of `LOSSES`.
     """
     rows = positions.rows
     count = all_reduce(torch.tensor(float(len(rows)), device=negatives.device))
     optimizer.zero_grad(set_to_none=False)
     vectors = backbone(positions.history).flatten(0, 1)[rows]  # (N, d)
-    loss = bpr_losses(backbone, vectors, positions.targets.flatten()[rows], negatives).sum() / count.clamp(min=1)
+    loss = losses_of(backbone, vectors, positions.targets.flatten()[rows], negatives).sum() / count.clamp(min=1)
     loss.backward()
     loss = sum_gradients(optimizer.param_groups[0]["params"], all_reduce, loss.detach())
     optimizer.step()
     return loss
+
+
+def draw_negatives(num_titles: int, num_negatives: int) -> Tensor:
+    """(M,) titles drawn uniformly with replacement; all titles where no more are asked for.
+
+    A position has `num_titles` - 1 possible negatives.
+    """
+    if num_negatives >= num_titles - 1:
+        return torch.arange(num_titles)
+    return torch.randint(num_titles, (num_negatives,))
+
+
+def softmax_losses(backbone: SequentialBackbone, vectors: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
+    """(..., N) sampled softmax: -log of the target's probability among it and negatives.
+
+    Each of M negatives stands for `num_titles` / M titles, so log(`num_titles` / M) is added to its score (Bengio and
+    Senecal 2008, uniform draws), and a negative that is the position's own target is left out. The sum under the
+    logarithm then has the full softmax's as its expectation, and equals it where `negatives` are all titles. Shapes as
+    in `bpr_losses`.
+    """
+    correction = math.log(backbone.config.num_titles / len(negatives))
+    positive_scores = (vectors * backbone.titles(targets)).sum(-1, keepdim=True)  # (..., N, 1)
+    negative_scores = vectors @ backbone.titles(negatives).t() + correction  # (..., N, M)
+    negative_scores = negative_scores.masked_fill(negatives == targets[:, None], -torch.inf)
+    return torch.cat([positive_scores, negative_scores], -1).logsumexp(-1) - positive_scores.squeeze(-1)
 
 
 def bpr_losses(backbone: SequentialBackbone, vectors: Tensor, targets: Tensor, negatives: Tensor) -> Tensor:
@@ -73,3 +104,6 @@ def bpr_losses(backbone: SequentialBackbone, vectors: Tensor, targets: Tensor, n
     positive_scores = (vectors * backbone.titles(targets)).sum(-1, keepdim=True)  # (..., N, 1)
     negative_scores = vectors @ backbone.titles(negatives).t()  # (..., N, M)
     return F.softplus(negative_scores - positive_scores).mean(-1)
+
+
+LOSSES: dict[str, Losses] = {"softmax": softmax_losses, "bpr": bpr_losses}

@@ -12,7 +12,7 @@ from mtrec_ray.evaluation.next_title import NextTitleMetrics, next_title_metrics
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.shapes import SequentialConfig
 from mtrec_ray.models.training_state import Part, averaged
-from mtrec_ray.steps.pretraining import positions_of, pretraining_step
+from mtrec_ray.steps.pretraining import LOSSES, draw_negatives, positions_of, pretraining_step
 from mtrec_ray.streams.crops import SequenceBatch
 from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.sequences import HeldOutUsers
@@ -56,11 +56,12 @@ class BackboneTrainer(Trainer[SequenceBatch]):
     def train_step(self, batch: SequenceBatch) -> Tensor:
         optim, seed = self.config.optim, self.config.seed
         seed_step(seed, batch.step)
-        negatives = torch.randint(self.data.num_titles, (optim.num_negatives,)).to(self.device)
+        negatives = draw_negatives(self.data.num_titles, optim.num_negatives).to(self.device)
         seed_step(seed, batch.step, self.workers.rank)
         history, targets = self.tensors(batch.history, batch.targets)
         positions = positions_of(self.model, history, targets, MASK_FRACTION)
-        loss = pretraining_step(self.model, self.optimizer, positions, negatives, self.workers.all_reduce)
+        losses, all_reduce = LOSSES[optim.loss], self.workers.all_reduce
+        loss = pretraining_step(self.model, self.optimizer, positions, negatives, losses, all_reduce)
         self.average.update_parameters(self.model)
         return loss
 

@@ -12,6 +12,7 @@ import logging
 from functools import partial
 from typing import Any, ClassVar, Literal
 
+from pydantic import field_validator
 from rich.console import RenderableType
 
 from mtrec_ray.console import ProgressCallback, facts_table
@@ -41,6 +42,14 @@ class BackboneRecord(Record):
     num_titles: int
 
     figures_of: ClassVar[str] = "event"
+
+    @field_validator("config", mode="before")
+    @classmethod
+    def _loss_of_older_runs(cls, config: Any) -> Any:
+        """BPR was the only loss before there was `optim.loss`."""
+        if isinstance(config, dict) and isinstance(config.get("optim"), dict):
+            return config | {"optim": {"loss": "bpr"} | config["optim"]}
+        return config
 
     def sequential_config(self) -> SequentialConfig:
         """Shape of the model."""

@@ -4,8 +4,9 @@
 
 One position per forward is how sequential recommenders are commonly trained (ReChorus): each position is a row of its
 own, its history padded to full length, one loss a row, and an optimizer step for every 256 rows. The loop is given the
-same titles, layers, dropout, negatives and optimizers. It runs twice: computing all columns of a row to read one, and
-the sparing way, which queries the wanted column alone. Its discriminators see every row, having no other use for it.
+same titles, layers, dropout, BPR loss, negatives and optimizers. It runs twice: computing all columns of a row to read
+one, and the sparing way, which queries the wanted column alone. Its discriminators see every row, having no other use
+for it.
 Ways are interleaved and medians taken, so that other load slows all of them equally; times are processor seconds.
 """
 
@@ -85,7 +86,7 @@ def pretraining(batch: Batch) -> Callable[[], object]:
     """All positions of all crops in one pass."""
     backbone = make_backbone()
     optimizer, positions = make_optimizer(backbone), Positions(batch.history, batch.targets)
-    return lambda: pretraining_step(backbone, optimizer, positions, batch.negatives)
+    return lambda: pretraining_step(backbone, optimizer, positions, batch.negatives, bpr_losses)
 
 
 def pretraining_loop(batch: Batch, sparing: bool) -> Callable[[], object]:

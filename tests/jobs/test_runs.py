@@ -13,7 +13,7 @@ from tests.processes import printed, python
 
 def write_run(folder, *rows: dict, pack: str = "", **fields) -> None:
     document = {"format_version": 2, "kind": "backbone", "status": "training", "lake_hash": "1a2b3c4d5e6f"}
-    document["config"] = {"name": "old", "lake": "lakes/a", "seed": 3, "optim": {"lr": 1e-5, "num_negatives": 128}}
+    document["config"] = {"name": "old", "lake": "lakes/a", "seed": 3, "optim": {"lr": 1e-5, "num_negatives": 512}}
     write_json(f"{folder}/run.json", document | fields)
     part = f"{folder}/packs/{pack}" if pack else str(folder)
     lines = [{"step": 0, "seconds": 1.0, "time": "2026-02-03T04:05:06.789+00:00"} | row for row in rows]

@@ -1,12 +1,25 @@
-"""One pass over all positions equals one position per forward; masks of BERT4Rec; workers, seeds, overfitting."""
+"""One pass over all positions equals one position per forward; losses by hand; masks of BERT4Rec; workers, seeds."""
+
+import math
+from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mtrec_ray.models.sequential import SequentialBackbone
 from mtrec_ray.models.shapes import SequentialConfig
-from mtrec_ray.steps.pretraining import Positions, bpr_losses, positions_of, pretraining_step
+from mtrec_ray.steps.pretraining import (
+    LOSSES,
+    Losses,
+    Positions,
+    bpr_losses,
+    draw_negatives,
+    positions_of,
+    pretraining_step,
+    softmax_losses,
+)
 from mtrec_ray.workers import AllReduce, single_worker
 from tests.models.backbones import NUM_TITLES, SHAPE, D, L, make_backbone
 from tests.steps.cases import gradients, in_lock_step
@@ -21,14 +34,33 @@ def make_positions(backbone: SequentialBackbone, seed: int = 0) -> Positions:
     return positions_of(backbone, HISTORY, TARGETS, mask_fraction=0.4)
 
 
-def step(backbone: SequentialBackbone, positions: Positions) -> Tensor:
+@pytest.fixture(params=LOSSES)
+def losses_of(request) -> Losses:
+    return LOSSES[request.param]
+
+
+def step(backbone: SequentialBackbone, positions: Positions, losses_of: Losses) -> Tensor:
     """Loss and gradients; the optimizer's rate is 0."""
     optimizer = torch.optim.SGD(backbone.parameters(), lr=0.0)
-    return pretraining_step(backbone, optimizer, positions, NEGATIVES)
+    return pretraining_step(backbone, optimizer, positions, NEGATIVES, losses_of)
 
 
-def position_by_position(backbone: SequentialBackbone, positions: Positions) -> Tensor:
-    """The mean of -log sigmoid(u . positive - u . negative), each position a forward of its own."""
+def bpr_by_hand(scores: Tensor, target: int) -> Tensor:
+    """The mean of -log sigmoid(u . positive - u . negative), from the scores of all titles."""
+    return -torch.stack([scores[target] - scores[n] for n in NEGATIVES.tolist()]).sigmoid().log().mean()
+
+
+def softmax_by_hand(scores: Tensor, target: int) -> Tensor:
+    """-log(e^s / (e^s + N / M * sum of e^s of negatives but the target))."""
+    others = torch.stack([scores[n].exp() for n in NEGATIVES.tolist() if n != target]).sum()
+    return -(scores[target].exp() / (scores[target].exp() + NUM_TITLES / len(NEGATIVES) * others)).log()
+
+
+BY_HAND: dict[Losses, Callable[[Tensor, int], Tensor]] = {bpr_losses: bpr_by_hand, softmax_losses: softmax_by_hand}
+
+
+def position_by_position(backbone: SequentialBackbone, positions: Positions, losses_of: Losses) -> Tensor:
+    """The mean loss, each position a forward of its own."""
     losses = []
     for history, targets in zip(positions.history, positions.targets, strict=True):
         for column, target in enumerate(targets.tolist()):
@@ -38,16 +70,15 @@ def position_by_position(backbone: SequentialBackbone, positions: Positions) -> 
                 vector = backbone(history[history >= 0][None])[0, column]
             else:
                 vector = backbone.user_vectors(history[None, : column + 1])[0]
-            titles = backbone.title_vectors()
-            differences = torch.stack([vector @ titles[target] - vector @ titles[n] for n in NEGATIVES.tolist()])
-            losses.append(-differences.sigmoid().log().mean())
+            losses.append(BY_HAND[losses_of](backbone.title_vectors() @ vector, target))
     return torch.stack(losses).mean()
 
 
-def test_one_pass_equals_one_position_per_forward(kind):
+def test_one_pass_equals_one_position_per_forward(kind, losses_of):
+    """Two positions of SASRec have a negative as their target."""
     backbone, looped = make_backbone(kind), make_backbone(kind)
     positions = make_positions(backbone)
-    loss, expected = step(backbone, positions), position_by_position(looped, positions)
+    loss, expected = step(backbone, positions, losses_of), position_by_position(looped, positions, losses_of)
     expected.backward()
     torch.testing.assert_close(loss, expected.detach(), rtol=1e-12, atol=0)
     for name, gradient in gradients(backbone).items():
@@ -95,31 +126,94 @@ def test_bpr_equals_a_loss_by_hand():
     assert losses[1].item() == pytest.approx(0.693147181)
 
 
-def test_a_position_whose_target_is_the_negative_gives_no_gradient():
+def test_sampled_softmax_equals_a_loss_by_hand():
+    """Scores 1 (target), 0 and 2; negatives 0, 2, 2 and the target count 3/4 each, the target as none."""
+    backbone = SequentialBackbone(SequentialConfig(num_titles=3, width=2))
+    with torch.no_grad():
+        backbone.titles.weight.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 0.0]]))
+    vectors = torch.tensor([[[1.0, 0.0]], [[0.0, 0.0]]])  # two models
+    losses = softmax_losses(backbone, vectors, torch.tensor([0]), torch.tensor([1, 2, 2, 0]))
+    assert losses.shape == (2, 1)
+    assert losses[0].item() == pytest.approx(math.log1p(0.75 * (1 + 2 * math.e**2) / math.e))
+    assert losses[1].item() == pytest.approx(math.log1p(0.75 * 3))
+
+
+def cross_entropies(backbone: SequentialBackbone, vectors: Tensor, targets: Tensor) -> Tensor:
+    return F.cross_entropy(vectors @ backbone.title_vectors().t(), targets, reduction="none")
+
+
+def test_softmax_of_all_titles_is_the_cross_entropy(kind):
+    """Loss and gradients, where as many negatives are asked for as there are titles, less one."""
+    sampled, full = make_backbone(kind), make_backbone(kind)
+    positions = make_positions(sampled)
+    targets = positions.targets.flatten()[positions.rows]
+    losses = []
+    for backbone in (sampled, full):
+        vectors = backbone(positions.history).flatten(0, 1)[positions.rows]
+        if backbone is full:
+            losses.append(cross_entropies(backbone, vectors, targets))
+        else:
+            losses.append(softmax_losses(backbone, vectors, targets, draw_negatives(NUM_TITLES, NUM_TITLES - 1)))
+        losses[-1].sum().backward()
+    torch.testing.assert_close(*losses, rtol=1e-12, atol=0)
+    for name, gradient in gradients(sampled).items():
+        torch.testing.assert_close(gradient, gradients(full)[name], rtol=1e-9, atol=1e-13, msg=name)
+
+
+def test_sum_under_the_logarithm_is_the_cross_entropys_in_expectation():
+    """Over all draws of two negatives from 30 titles, the target among them."""
+    backbone, generator = make_backbone("sasrec"), torch.Generator().manual_seed(0)
+    vectors, targets = torch.randn(4, D, generator=generator, dtype=torch.float64), torch.tensor([3, 0, 9, 3])
+    draws = torch.cartesian_prod(torch.arange(NUM_TITLES), torch.arange(NUM_TITLES))
+    with torch.no_grad():
+        sums = torch.stack([softmax_losses(backbone, vectors, targets, draw).exp() for draw in draws])
+        torch.testing.assert_close(sums.mean(0).log(), cross_entropies(backbone, vectors, targets))
+
+
+def test_softmax_gradient_check():
+    backbone, generator = make_backbone("sasrec"), torch.Generator().manual_seed(0)
+    vectors = torch.randn(3, D, generator=generator, dtype=torch.float64, requires_grad=True)
+    targets = torch.tensor([3, 0, 9])  # two are negatives too
+    assert torch.autograd.gradcheck(lambda own: softmax_losses(backbone, own, targets, NEGATIVES), (vectors,))
+
+
+def test_a_position_whose_target_is_the_negative_gives_no_gradient(losses_of):
     backbone = make_backbone("sasrec")
     vectors = torch.randn(1, D, dtype=torch.float64, requires_grad=True)
-    bpr_losses(backbone, vectors, torch.tensor([3]), torch.tensor([3, 3])).sum().backward()
+    losses_of(backbone, vectors, torch.tensor([3]), torch.tensor([3, 3])).sum().backward()
     assert vectors.grad is not None
     assert vectors.grad.abs().max() < 1e-15
 
 
-def test_gradient_reaches_every_parameter(kind):
+def test_negatives_are_drawn_by_the_seed_or_are_all_titles():
+    torch.manual_seed(1)
+    drawn = draw_negatives(40, 39)
+    assert drawn.tolist() == list(range(40))
+    drawn = torch.stack([draw_negatives(40, 38) for _ in range(200)])
+    assert drawn.shape == (200, 38)
+    assert drawn.flatten().bincount(minlength=40).float() == pytest.approx(190, rel=0.25)  # 3.4 standard errors
+    torch.manual_seed(1)
+    assert torch.equal(draw_negatives(40, 38), drawn[0])
+
+
+def test_gradient_reaches_every_parameter(kind, losses_of):
     backbone = make_backbone(kind)
-    step(backbone, make_positions(backbone))
+    step(backbone, make_positions(backbone), losses_of)
     assert len(gradients(backbone)) == len(list(backbone.parameters()))
     for name, gradient in gradients(backbone).items():
         assert gradient.abs().sum() > 0, name
     assert (gradients(backbone)["positions"].abs().sum(1) > 0).all()
 
 
-def test_overfits_one_batch(kind):
+@pytest.mark.parametrize(("losses_of", "first"), [(bpr_losses, math.log(2)), (softmax_losses, math.log(31))])
+def test_overfits_one_batch(kind, losses_of, first):
     config = SequentialConfig(num_titles=NUM_TITLES, kind=kind, **SHAPE, dropout=0.0)
     backbone = SequentialBackbone(config)
     backbone.init_weights(torch.Generator().manual_seed(0))
     positions, optimizer = make_positions(backbone), torch.optim.Adam(backbone.parameters(), lr=0.01)
     negatives = torch.arange(10, NUM_TITLES)
-    losses = [pretraining_step(backbone, optimizer, positions, negatives).item() for _ in range(100)]
-    assert losses[0] == pytest.approx(0.693, abs=0.02)
+    losses = [pretraining_step(backbone, optimizer, positions, negatives, losses_of).item() for _ in range(100)]
+    assert losses[0] == pytest.approx(first, abs=0.03)
     assert losses[-1] < 0.01
 
 
@@ -131,7 +225,7 @@ def test_same_seed_gives_the_same_losses(kind):
         losses = []
         for _ in range(4):
             positions = positions_of(backbone, HISTORY, TARGETS, mask_fraction=0.4)
-            losses.append(pretraining_step(backbone, optimizer, positions, NEGATIVES).item())
+            losses.append(pretraining_step(backbone, optimizer, positions, NEGATIVES, softmax_losses).item())
         return losses, list(backbone.state_dict().values())
 
     (losses, state), (losses_again, state_again) = run(), run()
@@ -140,7 +234,7 @@ def test_same_seed_gives_the_same_losses(kind):
 
 
 @pytest.mark.parametrize("cut", [2, 4], ids=["halves", "a worker without crops"])
-def test_two_workers_train_as_one(kind, cut):
+def test_two_workers_train_as_one(kind, losses_of, cut):
     """Loss of every step and weights after three; a worker may have any number of positions."""
     single = make_backbone(kind)
     positions = make_positions(single)
@@ -149,7 +243,7 @@ def test_two_workers_train_as_one(kind, cut):
 
     def train(backbone: SequentialBackbone, own: Positions, all_reduce: AllReduce) -> list[float]:
         optimizer = torch.optim.SGD(backbone.parameters(), lr=0.3)
-        return [pretraining_step(backbone, optimizer, own, NEGATIVES, all_reduce).item() for _ in range(3)]
+        return [pretraining_step(backbone, optimizer, own, NEGATIVES, losses_of, all_reduce).item() for _ in range(3)]
 
     losses = train(single, positions, single_worker)
     workers = [make_backbone(kind) for _ in parts]
@@ -160,7 +254,7 @@ def test_two_workers_train_as_one(kind, cut):
             torch.testing.assert_close(value, single.state_dict()[name], rtol=1e-9, atol=1e-12, msg=name)
 
 
-def test_step_without_crops_has_loss_zero(kind):
+def test_step_without_crops_has_loss_zero(kind, losses_of):
     backbone, positions = make_backbone(kind), make_positions(make_backbone(kind))
-    assert step(backbone, Positions(positions.history[:0], positions.targets[:0])).item() == 0
+    assert step(backbone, Positions(positions.history[:0], positions.targets[:0]), losses_of).item() == 0
     assert all((gradient == 0).all() for gradient in gradients(backbone).values())

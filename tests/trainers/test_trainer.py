@@ -131,6 +131,12 @@ def test_clock_checkpoints_at_most_every_ten_steps():
     assert saved == [10, 20, 30]
 
 
+@pytest.mark.parametrize(("loss", "first"), [("softmax", np.log(1 + TITLES)), ("bpr", np.log(2))])
+def test_backbone_starts_from_scores_near_zero_by_its_loss(loss, first):
+    trainer, batches = backbone(optim={"loss": loss, "num_negatives": 8})
+    assert trainer.train_step(next(batches(0))).item() == pytest.approx(first, abs=0.1)
+
+
 def test_backbone_stops_when_validation_does_not_improve(monkeypatch):
     trainer, batches = backbone(optim={"epochs": 20, "evaluate_every": 2})
     ndcgs = iter([0.3, 0.2, 0.25, 0.1, 0.1, 0.1, 0.9])

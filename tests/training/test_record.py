@@ -11,8 +11,10 @@ from mtrec_ray.config import validate_config
 from mtrec_ray.errors import UserError
 from mtrec_ray.models.two_tower import TwoTowerConfig
 from mtrec_ray.streams.groups import Groups
+from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.propensity_config import PropensityConfig
+from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
 from mtrec_ray.training.propensity_run import PropensityRecord
 
@@ -58,6 +60,25 @@ def test_another_backbone_is_another_run(tmp_path):
     eliminators(tmp_path, "b").save()
     with pytest.raises(UserError, match=r"was started on another state of its backbone \(hash b, now c\)"):
         eliminators(tmp_path, "c").resume_or_new()
+
+
+def test_a_backbone_stored_without_a_loss_was_trained_with_bpr(tmp_path):
+    """A run of the default loss is another one; one with `optim.loss=bpr` resumes it."""
+
+    def backbone(**optim: Any) -> BackboneRecord:
+        document = {"lake": "lake", "name": "run", "runs": str(tmp_path), "optim": optim}
+        config = validate_config(BackboneConfig, document)
+        return BackboneRecord(status="training", config=config, lake_hash="a", attributes={}, num_titles=2)
+
+    backbone().save()
+    assert BackboneRecord.load(str(tmp_path / "run")).config.optim.loss == "softmax"
+    file = tmp_path / "run" / "run.json"
+    document = json.loads(file.read_text())
+    del document["config"]["optim"]["loss"]
+    file.write_text(json.dumps(document))
+    with pytest.raises(UserError, match=r"with other settings: optim\.loss = 'bpr' \(now 'softmax'\)"):
+        backbone().resume_or_new()
+    assert backbone(loss="bpr").resume_or_new() == backbone(loss="bpr")
 
 
 @pytest.mark.parametrize("status", ["training", "done"])

@@ -92,6 +92,12 @@ class Leakage(_Frozen):
         return f"has a balanced accuracy of {found.value:.3f}, where chance ends at {found.null_high:.3f}"
 
 
+class Written(Metric):
+    """AUC beyond the backbone's of an attacker with many histories of each labelled person."""
+
+    writes_value: bool  # above 0, with an AUC above one half: the model moves vectors by the value
+
+
 class ListAudit(_Frozen):
     """Leakage of top-10 lists by attribute."""
 
@@ -142,6 +148,8 @@ class BundleManifest(_Frozen):
     combinations: list[Combination]  # in the order of the stacked tensors
     metrics: dict[str, dict[str, Metric]]  # combination (`none` = backbone) -> metric such as `ndcg@10`
     audit: dict[str, dict[str, Leakage]]  # combination -> attribute, of user vectors
+    history_audit: dict[str, dict[str, Leakage]] = {}  # by attackers with many histories of each labelled person
+    written: dict[str, dict[str, Written]] = {}  # combination -> attribute, beside the backbone in `history_audit`
     list_audit: dict[str, ListAudit] = {}  # combination -> of top-10 lists, where they were attacked
     propensity: PropensityPart | None = None
     config: dict[str, Any]  # settings of the runs that the weights come from
@@ -161,6 +169,16 @@ class BundleManifest(_Frozen):
                 found.append(f"{attribute} still leaks: an attacker who sees the hidden profile {leakage.success}")
             elif leakage.hidden is None:
                 found.append(f"{attribute} may not be hidden: too few users were audited to tell")
+            of_histories = self.history_audit.get(name, {}).get(attribute)
+            written = self.written.get(name, {}).get(attribute)
+            who = f"an attacker with many profiles of each person of known {attribute}"
+            if of_histories is not None and written is not None and written.writes_value:
+                ranks = (
+                    f"ranks users with AUC {of_histories.auc.value:.3f}, {written.value:.3f} more than without hiding"
+                )
+                found.append(f"the hidden profile writes {attribute}: {who} {ranks}")
+            elif of_histories is not None and of_histories.leaks and leakage is not None and not leakage.leaks:
+                found.append(f"{attribute} still leaks: {who} {of_histories.success}")
             if of_list is not None and of_list.leaks:
                 kept = lists.lists_watched_kept.get(attribute)
                 fix = "; keep watched titles in (exclude_seen=false), then it does not"

@@ -4,16 +4,19 @@
    other folds but f + 1, which decides strengths and stopping.
 2. An attacker's metrics pool its test users of all folds: recalls pooled, AUC within folds. Few users are attacked
    repeatedly, in other folds. Leakage is the maximum over attackers.
+3. `audit_histories`: the same folds, for an attacker who has vectors of many histories of each person that it is
+   trained on. It is tested on one vector a user, as the others are.
 
 The null is the normal prediction interval of one more draw: labels are permuted over all known users and everything is
 repeated, training and maximum included (Good 2005; Ojala & Garriga 2010). Permuting test labels alone would reject
 about 13% at a level of 5%. The bootstrap interval resamples test users of the attacker with the maximum.
 
-Legend: N users, d width, A values, P = 1 + num_permutations labelings (0 is the true one), R = 1 + num_bootstrap.
+Legend: N users, H histories of each, d width, A values, P = 1 + num_permutations labelings (0 is the true one),
+R = 1 + num_bootstrap.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +24,7 @@ import numpy as np
 from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.attackers import VECTOR_ATTACKERS, AttackData, Attacker, Matrix
 from mtrec_ray.evaluation.audit_metrics import Attack, AuditResult, summarise_attacks
+from mtrec_ray.evaluation.history_attacker import HISTORY_ATTACKERS, MAX_HISTORY_PERMUTATIONS
 from mtrec_ray.evaluation.intervals import poisson_weights
 from mtrec_ray.hashing import mix
 
@@ -58,12 +62,32 @@ def audit_vectors(
 
     UserError before any training if a vector or its square is not finite, or there are too few users.
     """
-    with np.errstate(over="ignore"):
-        finite = np.isfinite(np.square(vectors.astype(np.float32)).sum(axis=1)).all()
-    if not finite:
-        raise UserError("some users' vectors are not finite, or too large to be attacked: the model diverged")
+    check_vectors(vectors)
     check_users(labels, user_keys, settings)
     return audit_inputs(vectors.astype(np.float32), labels, user_keys, VECTOR_ATTACKERS, settings)
+
+
+def audit_histories(
+    histories: np.ndarray, labels: AttributeLabels, user_keys: np.ndarray, settings: AuditSettings
+) -> AuditResult:
+    """Audit vectors of several histories of each user, (N, H, d), the one to be tested first.
+
+    Attackers are trained on all H of other users. A permutation gives all histories of a person one label.
+    """
+    check_vectors(histories)
+    permutations = min(settings.num_permutations, MAX_HISTORY_PERMUTATIONS)
+    once = replace(settings, num_repeats=1, num_permutations=permutations)
+    check_users(labels, user_keys, once)
+    vectors = histories.astype(np.float32)
+    return audit_inputs(vectors[:, 0], labels, user_keys, HISTORY_ATTACKERS, once, vectors)
+
+
+def check_vectors(vectors: np.ndarray) -> None:
+    """UserError if a vector (..., d) or its square is not finite."""
+    with np.errstate(over="ignore"):
+        finite = np.isfinite(np.square(vectors.astype(np.float32)).sum(axis=-1)).all()
+    if not finite:
+        raise UserError("some users' vectors are not finite, or too large to be attacked: the model diverged")
 
 
 def fold_of(user_keys: np.ndarray, settings: AuditSettings, repeat: int = 0) -> np.ndarray:
@@ -88,12 +112,21 @@ def check_users(labels: AttributeLabels, keys: np.ndarray, settings: AuditSettin
 
 
 def audit_inputs(
-    inputs: Matrix, labels: AttributeLabels, keys: np.ndarray, attackers: dict[str, Attacker], settings: AuditSettings
+    inputs: Matrix,
+    labels: AttributeLabels,
+    keys: np.ndarray,
+    attackers: dict[str, Attacker],
+    settings: AuditSettings,
+    histories: np.ndarray | None = None,
 ) -> AuditResult:
-    """Audit one attribute with the given attackers; inputs (N, d), dense or sparse."""
+    """Audit one attribute with the given attackers; inputs (N, d), dense or sparse.
+
+    With `histories`, (N, H, d), attackers are trained on these instead.
+    """
     order = np.argsort(keys, kind="stable")  # results do not depend on the caller's order
     order = order[labels.values[order] >= 0]
     inputs, keys, num_values, repeats = inputs[order], keys[order], labels.num_values, settings.num_repeats
+    histories = None if histories is None else histories[order]
     rng = np.random.default_rng([settings.seed % 2**63, len(order)])
     true_labels = labels.values[order]
     labelings = np.stack([true_labels, *(rng.permutation(true_labels) for _ in range(settings.num_permutations))])
@@ -102,7 +135,7 @@ def audit_inputs(
     splits = [
         (test, repeat, data)
         for repeat in range(repeats)
-        for test, data in _splits(inputs, keys, labelings, num_values, settings, repeat)
+        for test, data in _splits(inputs, keys, labelings, num_values, settings, repeat, histories)
     ]
     labelings, shape = labelings.repeat(repeats, axis=1), (len(labelings), len(order), repeats)
     attacks = {}
@@ -118,7 +151,13 @@ def audit_inputs(
 
 
 def _splits(
-    inputs: Matrix, keys: np.ndarray, labelings: np.ndarray, num_values: int, settings: AuditSettings, repeat: int
+    inputs: Matrix,
+    keys: np.ndarray,
+    labelings: np.ndarray,
+    num_values: int,
+    settings: AuditSettings,
+    repeat: int,
+    histories: np.ndarray | None = None,
 ) -> Iterator[tuple[np.ndarray, AttackData]]:
     """(test users, data of the attackers) per fold; dense inputs standardised by train users."""
     folds = fold_of(keys, settings, repeat)
@@ -130,11 +169,14 @@ def _splits(
         by_rank = (np.flatnonzero(mask) for mask in masks)
         train, validation = (np.sort(users[np.argsort(rank[users])[:MAX_TRAIN_USERS]]) for users in by_rank)
         parts = [inputs[part] for part in (train, validation, test)]
+        of_train, of_validation = labelings[:, train], labelings[:, validation]
+        if histories is not None:  # rows are histories, one user's after the other's
+            parts[:2] = (histories[part].reshape(-1, histories.shape[-1]) for part in (train, validation))
+            of_train, of_validation = (of.repeat(histories.shape[1], axis=1) for of in (of_train, of_validation))
         if isinstance(inputs, np.ndarray):
             mean, spread = parts[0].mean(axis=0), parts[0].std(axis=0)
             parts = [(part - mean) / np.where(spread > 1e-6, spread, 1) for part in parts]
         drawn = mix(np.array([fold + settings.num_folds * repeat], np.uint64), "attackers", settings.seed)
         seed = int(drawn[0] >> np.uint64(2))
         x_train, x_validation, x_test = parts
-        labels = labelings[:, train], labelings[:, validation]
-        yield test, AttackData(x_train, x_validation, x_test, *labels, num_values, seed)
+        yield test, AttackData(x_train, x_validation, x_test, of_train, of_validation, num_values, seed)

@@ -5,7 +5,7 @@ replicates (`intervals.poisson_weights`, the plain sample at index 0).
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -107,6 +107,7 @@ class AuditResult:
     auc: AttackFigure
     micro_f1: AttackFigure  # of paper B's attacker, where it is among them
     by_attacker: Mapping[str, Mapping[str, float]]  # `LEAKAGE_METRICS` of each attacker
+    auc_replicates: np.ndarray = field(compare=False, repr=False)  # (R,) of the attacker with the largest AUC
 
     @property
     def leaks(self) -> bool:
@@ -134,12 +135,13 @@ def summarise_attacks(
         "auc": 0.5,
         "micro_f1": float(np.bincount(labels).max() / len(labels)),  # the majority's rate
     }
-    found = {}
+    found, auc_replicates = {}, np.array([])
     for number, metric in enumerate(LEAKAGE_METRICS):
         names = [PAPER] if metric == "micro_f1" and PAPER in attacks else list(attacks)
         drawn = np.nan_to_num([attacks[name].metrics[number] for name in names], nan=-np.inf)  # (attackers, P)
         best = names[drawn[:, 0].argmax()]
         of_best = replicates(metric, attacks[best].scores, attacks[best].guesses, labels, folds, weights)
+        auc_replicates = of_best if metric == "auc" else auc_replicates
         null = prediction_interval(drawn[:, 1:].max(axis=0))
         found[metric] = AttackFigure(*interval(of_best), chance[metric], *null, best)
     return AuditResult(
@@ -149,6 +151,7 @@ def summarise_attacks(
             name: dict(zip(LEAKAGE_METRICS, attack.metrics[:, 0].tolist(), strict=True))
             for name, attack in attacks.items()
         },
+        auc_replicates=auc_replicates,
         **found,
     )
 

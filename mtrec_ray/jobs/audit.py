@@ -6,7 +6,8 @@
 4. `attack`:      one Ray task per representation and attribute, on the users of the audit split
 
 Lists are attacked twice: with the titles that a user has watched kept in, and left out, as they are served. A list of
-popular titles less those that each user has watched shows how much leaving out tells by itself.
+popular titles less those that each user has watched shows how much leaving out tells by itself. Vectors are attacked
+once more by attackers who have those of many histories of each labelled person: they find values that a map writes.
 """
 
 import logging
@@ -20,17 +21,26 @@ from mtrec_ray.combinations import NONE, Combination, combination_name
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.evaluation.attackers import LIST_ATTACKERS, bag_of_titles
-from mtrec_ray.evaluation.audit import AttributeLabels, AuditSettings, audit_inputs, audit_vectors, check_users
+from mtrec_ray.evaluation.audit import (
+    AttributeLabels,
+    AuditSettings,
+    audit_histories,
+    audit_inputs,
+    audit_vectors,
+    check_users,
+)
 from mtrec_ray.evaluation.audit_metrics import AuditResult
+from mtrec_ray.evaluation.history_attacker import EVENTS_BETWEEN, HISTORIES_PER_USER, MAX_HISTORY_USERS
 from mtrec_ray.files import check_writable
 from mtrec_ray.jobs.audit_report import Audit, EventWindow, UserRepresentations
-from mtrec_ray.jobs.audit_tables import LISTS_KEPT, LISTS_LEFT_OUT, POPULARITY, VECTORS
+from mtrec_ray.jobs.audit_tables import HISTORIES, LISTS_KEPT, LISTS_LEFT_OUT, POPULARITY, VECTORS
 from mtrec_ray.jobs.config import AuditConfig
 from mtrec_ray.lake.bucket import Catalogue
 from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.fairness_methods import FilterMethod
 from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.streams.recent_histories import RecentHistories, read_recent_histories
 from mtrec_ray.streams.sequences import TEST_EVENT, HeldOutUsers, SequenceConfig, read_held_out
 from mtrec_ray.trainers.backbone import held_out_metrics, vectors_in_chunks
 from mtrec_ray.training.backbone_run import load_backbone
@@ -52,23 +62,30 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
     check_comparable(records)
     lake = record.open_lake(source.config.lake)
     backbone = load_backbone(source, record.backbone_hash)
-    users, window = _read_users(lake, source.config.sequences, source.config.model.history, config.max_users, progress)
+    read = _read_users(lake, source.config.sequences, source.config.model.history, config, progress)
+    users, window, recent = read
     audit_users = users.only(users.audit_split)
     num_repeats = AuditSettings.repeats_for(len(audit_users))
     settings = AuditSettings(config.num_folds, num_repeats, config.num_permutations, seed=config.seed)
     labels, not_attacked = _labels(records, audit_users, settings)
+    in_recent = np.isin(audit_users.keys, recent.keys)
+    assert (audit_users.keys[in_recent] == recent.keys).all()  # both in the order of the lake
+    labels_of_recent, too_few = _labels_of_some(labels, audit_users.keys, in_recent, settings)
     if config.out:
         check_writable(config.out)
     offered = Catalogue.of(lake, *lake.manifest.calendar.day_bounds(0)).offer_mask
-    representations = _represent(records, backbone, users, offered, progress)
+    representations = _represent(records, backbone, users, recent, offered, progress)
     inputs = {VECTORS: {name: one.vectors[users.audit_split] for name, one in representations.items()}}
+    if labels_of_recent:
+        inputs[HISTORIES] = {name: one.history_vectors for name, one in representations.items()}
     if config.lists:
         inputs[LISTS_KEPT] = {name: one.lists_kept[users.audit_split] for name, one in representations.items()}
     if config.lists and source.config.sequences.exclude_seen:
         inputs[LISTS_LEFT_OUT] = {name: one.lists_left_out[users.audit_split] for name, one in representations.items()}
         inputs[LISTS_LEFT_OUT][POPULARITY] = popular_lists(users, offered)[users.audit_split]
-    targets = [(kind, name, attribute) for kind, found in inputs.items() for name in found for attribute in labels]
-    arguments = (inputs, labels, audit_users.keys, source.num_titles, settings)
+    of_kind = dict.fromkeys(inputs, (labels, audit_users.keys)) | {HISTORIES: (labels_of_recent, recent.keys)}
+    targets = [(kind, name, a) for kind, found in inputs.items() for name in found for a in of_kind[kind][0]]
+    arguments = (inputs, of_kind, source.num_titles, settings)
     results = dict(map_tasks(attack, targets, *arguments, stage="attacks", progress=progress))
     num_parameters = {"backbone": sum(parameter.numel() for parameter in backbone.parameters())}
     num_parameters |= {other.config.name: load_methods(other, backbone)[0].num_parameters() for other in records}
@@ -79,6 +96,7 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
         representations=representations,
         attributes=list(labels),
         not_attacked=not_attacked,
+        not_attacked_by_histories=too_few,
         leakage={target: results[target] for target in targets},
         num_parameters=num_parameters,
         settings=settings,
@@ -91,16 +109,18 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
 def attack(
     target: tuple[str, str, str],
     inputs: dict[str, dict[str, np.ndarray]],
-    labels: dict[str, AttributeLabels],
-    keys: np.ndarray,
+    labels_and_keys: dict[str, tuple[dict[str, AttributeLabels], np.ndarray]],
     num_titles: int,
     settings: AuditSettings,
 ) -> AuditResult:
     """Attack one target: (kind of input, representation, attribute)."""
     kind, name, attribute = target
+    labels, keys = labels_and_keys[kind]
     torch.set_num_threads(1)
     if kind == VECTORS:
         return audit_vectors(inputs[kind][name], labels[attribute], keys, settings)
+    if kind == HISTORIES:
+        return audit_histories(inputs[kind][name], labels[attribute], keys, settings)
     once = replace(settings, num_repeats=1)  # on MovieLens four repeats of lists took over 4 minutes more
     return audit_inputs(bag_of_titles(inputs[kind][name], num_titles), labels[attribute], keys, LIST_ATTACKERS, once)
 
@@ -125,19 +145,27 @@ def check_comparable(records: list[EliminatorsRecord]) -> None:
 
 
 def _read_users(
-    lake: Lake, sequences: SequenceConfig, length: int, max_users: int, progress: ProgressCallback | None
-) -> tuple[HeldOutUsers, EventWindow]:
-    """About `max_users` users at most, by hash, with their test event; first and last event."""
-    buckets = range(lake.manifest.num_buckets)
-    fraction = min(1.0, max_users / max(1, lake.manifest.counts["users"]))
+    lake: Lake, sequences: SequenceConfig, length: int, config: AuditConfig, progress: ProgressCallback | None
+) -> tuple[HeldOutUsers, EventWindow, RecentHistories]:
+    """About `max_users` users at most, by hash, with their test event; first and last event.
 
-    def read(bucket: int) -> tuple[HeldOutUsers, EventWindow]:
+    Also recent histories of those of them that are in the audit split, or of some, by the same hash.
+    """
+    buckets, num_users = range(lake.manifest.num_buckets), max(1, lake.manifest.counts["users"])
+    fraction = min(1.0, config.max_users / num_users)
+    of_recent = min(fraction, MAX_HISTORY_USERS / (num_users * sequences.audit_fraction)) if config.histories else 0.0
+
+    def read(bucket: int) -> tuple[HeldOutUsers, EventWindow, RecentHistories]:
         times = lake.read("events", bucket, ["timestamp"])["timestamp"].to_numpy()
-        return read_held_out(lake, sequences, TEST_EVENT, length, [bucket], fraction), EventWindow.of(times)
+        users = read_held_out(lake, sequences, TEST_EVENT, length, [bucket], fraction)
+        recent = read_recent_histories(
+            lake, sequences, "audit", length, [bucket], of_recent, HISTORIES_PER_USER, EVENTS_BETWEEN
+        )
+        return users, EventWindow.of(times), recent
 
     found = dict(map_tasks(read, buckets, stage="reading users", progress=progress))
-    parts, windows = zip(*(found[bucket] for bucket in buckets), strict=True)
-    return concatenate_rows(parts), EventWindow.union(windows)
+    users, windows, recent = zip(*(found[bucket] for bucket in buckets), strict=True)
+    return concatenate_rows(users), EventWindow.union(windows), concatenate_rows(recent)
 
 
 def _labels(
@@ -168,19 +196,49 @@ def _labels(
     return found, reasons
 
 
+def _labels_of_some(
+    labels: dict[str, AttributeLabels], keys: np.ndarray, some: np.ndarray, settings: AuditSettings
+) -> tuple[dict[str, AttributeLabels], dict[str, str]]:
+    """Labels of some of the users, (N,) bool, and for which attributes these are too few.
+
+    None of either where there are no such users.
+    """
+    found, reasons = {}, {}
+    for name, of in labels.items() if some.any() else ():
+        own = of._replace(values=of.values[some])
+        try:
+            check_users(own, keys[some], settings)
+            found[name] = own
+        except UserError as error:
+            reasons[name] = str(error)
+    return found, reasons
+
+
 def _represent(
     records: list[EliminatorsRecord],
     backbone: SequentialBackbone,
     users: HeldOutUsers,
+    recent: RecentHistories,
     offered: np.ndarray,
     progress: ProgressCallback | None,
 ) -> dict[str, UserRepresentations]:
     """Representations of the users by each combination; `offered`: (territories, N) bool."""
-    history, values = torch.from_numpy(users.history), torch.from_numpy(users.attribute_index)
+    num_users, (num_recent, per_user, _) = len(users), recent.history.shape
+    history = torch.from_numpy(np.concatenate([users.history, recent.history.reshape(-1, users.history.shape[1])]))
+    of_recent = recent.attribute_index.repeat(per_user, axis=0)
+    values = torch.from_numpy(np.concatenate([users.attribute_index, of_recent]))
 
     def represented(hidden: Combination, vectors: torch.Tensor, titles: torch.Tensor) -> UserRepresentations:
+        vectors, others = vectors[:num_users], vectors[num_users:].numpy()
         kept, left_out = top_lists(users, vectors, titles, offered)
-        return UserRepresentations(hidden, vectors.numpy(), kept, left_out, held_out_metrics(users, vectors, titles))
+        return UserRepresentations(
+            hidden=hidden,
+            vectors=vectors.numpy(),
+            history_vectors=others.reshape(num_recent, per_user, others.shape[1]),
+            lists_kept=kept,
+            lists_left_out=left_out,
+            metrics=held_out_metrics(users, vectors, titles),
+        )
 
     found = {NONE: represented((), vectors_in_chunks(backbone.user_vectors, history), backbone.title_vectors())}
     for number, record in enumerate(records):

@@ -18,11 +18,19 @@ from mtrec_ray.combinations import NONE
 from mtrec_ray.evaluation.audit import AuditSettings
 from mtrec_ray.evaluation.audit_metrics import AuditResult
 from mtrec_ray.evaluation.group_accuracy import MIN_GROUP_USERS, GroupMeans, largest_ndcg_gap
+from mtrec_ray.evaluation.history_attacker import EVENTS_BETWEEN, HISTORIES_PER_USER
 from mtrec_ray.evaluation.intervals import interval, poisson_weights, relative_gain
 from mtrec_ray.evaluation.next_title import NextTitleMetrics
 from mtrec_ray.evaluation.tables import write_csv_files
 from mtrec_ray.files import finite, join, write_json
-from mtrec_ray.jobs.audit_tables import LISTS_KEPT, LISTS_LEFT_OUT, POPULARITY, audit_csv_tables, audit_rich_tables
+from mtrec_ray.jobs.audit_tables import (
+    HISTORIES,
+    LISTS_KEPT,
+    LISTS_LEFT_OUT,
+    POPULARITY,
+    audit_csv_tables,
+    audit_rich_tables,
+)
 from mtrec_ray.streams.sequences import HeldOutUsers
 from mtrec_ray.training.eliminators_run import EliminatorsRecord
 
@@ -32,6 +40,7 @@ NOT_TRIED = (
     "scores of titles, lists of other lengths, and several lists of one user over time",
     "several attributes at once",
     "attackers who know titles that the user has watched, or other attributes",
+    "attackers who have several vectors of the user whose value they predict",
 )
 
 
@@ -63,6 +72,7 @@ class UserRepresentations:
 
     hidden: tuple[str, ...]  # attributes that the model is to hide
     vectors: np.ndarray  # (U, d) float32
+    history_vectors: np.ndarray  # (S, H, d) of several histories of some users of the audit split
     lists_kept: np.ndarray  # (U, 10) int64 titles of their territory, best first, -1 where no more are left
     lists_left_out: np.ndarray  # (U, 10) without those that the user has watched
     metrics: NextTitleMetrics
@@ -78,6 +88,7 @@ class Audit:
     representations: dict[str, UserRepresentations]  # by combination, see above
     attributes: list[str]  # those that could be attacked
     not_attacked: dict[str, str]  # attribute -> why it could not be
+    not_attacked_by_histories: dict[str, str]  # the same, where it was attacked otherwise
     leakage: dict[tuple[str, str, str], AuditResult]  # (kind of input, combination, attribute) -> result
     num_parameters: dict[str, int]  # of the backbone and of one combination of each run
     settings: AuditSettings
@@ -97,6 +108,7 @@ class Audit:
                 "num_users": len(self.users),
                 "num_audit_users": int(self.users.audit_split.sum()),
                 "settings": asdict(self.settings),
+                "histories": {"per_user": HISTORIES_PER_USER, "events_between": EVENTS_BETWEEN},
                 "num_parameters": self.num_parameters,
                 "attributes": self._attributes(),
                 "combinations": {name: self._combination(name) for name in self.representations},
@@ -140,6 +152,12 @@ class Audit:
     def _not_tested(self) -> dict[str, Any]:
         kinds = self._kinds
         attacks = [*NOT_TRIED]
+        if HISTORIES not in kinds and not self.not_attacked_by_histories:
+            attacks.append("attackers with several user vectors of each labelled person (histories = false)")
+        attacks += (
+            f"{name} by attackers with several vectors of each labelled person: {reason}"
+            for name, reason in self.not_attacked_by_histories.items()
+        )
         if LISTS_KEPT not in kinds:
             attacks.append("top-10 lists (lists = false)")
         elif LISTS_LEFT_OUT not in kinds:
@@ -165,12 +183,29 @@ class Audit:
             "ndcg_gaps": self._ndcg_gaps(one.metrics),
             "ndcg_of_groups": self._ndcg_of_groups(one.metrics),
             "leakage": self._leakage(name),
+            "written": self._written(name),
         }
 
     def _leakage(self, name: str) -> dict[str, Any]:
         """Kind of input -> attribute -> result."""
-        kinds = [kind for kind in self._kinds if (kind, name, self.attributes[0]) in self.leakage]
-        return {kind: {a: self.leakage[kind, name, a].document() for a in self.attributes} for kind in kinds}
+        kinds = [kind for kind in self._kinds if any((kind, name, a) in self.leakage for a in self.attributes)]
+        return {
+            kind: {a: found.document() for a in self.attributes if (found := self.leakage.get((kind, name, a)))}
+            for kind in kinds
+        }
+
+    def _written(self, name: str) -> dict[str, Any]:
+        """Attribute -> AUC beyond the backbone's, paired, of attackers with many histories.
+
+        A value is written where this lies above 0 and the AUC itself above one half, both by their 95% intervals.
+        """
+        found = {}
+        for attribute in self.attributes if name != NONE else ():
+            ours, before = (self.leakage.get((HISTORIES, of, attribute)) for of in (name, NONE))
+            if ours and before:
+                more = interval(ours.auc_replicates - before.auc_replicates)
+                found[attribute] = more._asdict() | {"writes_value": more.low > 0 and ours.auc.low > ours.auc.chance}
+        return found
 
     @cached_property
     def _weights(self) -> np.ndarray:

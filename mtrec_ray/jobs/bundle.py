@@ -15,14 +15,14 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from rich.console import RenderableType
 
-from mtrec_ray.bundle.manifest import Bundle, BundleFile, BundleManifest, Leakage, Metric, PropensityPart
+from mtrec_ray.bundle.manifest import Bundle, BundleFile, BundleManifest, Leakage, Metric, PropensityPart, Written
 from mtrec_ray.combinations import NONE, combination_name
 from mtrec_ray.console import ProgressCallback, facts_table
 from mtrec_ray.errors import UserError, check_version
 from mtrec_ray.evaluation.tables import AVERAGE
 from mtrec_ray.files import absolute, check_writable, join, read_json
 from mtrec_ray.jobs.audit_report import AUDIT_FILE, AUDIT_VERSION
-from mtrec_ray.jobs.audit_tables import VECTORS
+from mtrec_ray.jobs.audit_tables import HISTORIES, VECTORS
 from mtrec_ray.jobs.config import BundleConfig
 from mtrec_ray.jobs.report import EVALUATION_FILE, EVALUATION_VERSION
 from mtrec_ray.lake.bucket import Bucket, Catalogue
@@ -37,7 +37,7 @@ from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot
 from mtrec_ray.training.record import load_plan
 
 NUM_POPULAR = 1000
-AUDITED = TypeAdapter(dict[str, tuple[dict[str, Metric], dict[str, dict[str, Leakage]]]])
+AUDITED = TypeAdapter(dict[str, tuple[dict[str, Metric], dict[str, dict[str, Leakage]], dict[str, Written]]])
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
     if record.config.method not in ("eliminator", "closed_form", "pfrec"):
         raise UserError(f"run {config.run!r} holds {record.config.method} models: a bundle serves eliminators")
     Bundle.check_folder(out, replace)
-    metrics, audit, list_audit = _read_audit(record, config.audit)
+    audited = _read_audit(record, config.audit)
     part, files = _propensity(config, lake)
     backbone = load_backbone(source, record.backbone_hash)
     (method,) = load_methods(record, backbone)
@@ -97,7 +97,7 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in sorted(files.items())}
     evaluation = part and part.model_dump(include={"pr_auc", "protocol"})
     rewatching = [] if source.config.sequences.exclude_seen else ["rewatching counts"]
-    content = json.dumps([hashes, metrics, audit, list_audit, evaluation, *rewatching], sort_keys=True)
+    content = json.dumps([hashes, audited, evaluation, *rewatching], sort_keys=True)
     configs = {"backbone": source.config, "eliminators": record.config}
     manifest = BundleManifest(
         version=hashlib.sha256(content.encode()).hexdigest()[:12],
@@ -109,9 +109,11 @@ def make_bundle(config: BundleConfig, progress: ProgressCallback | None = None, 
         backbone={"num_titles": source.num_titles, **source.config.model.model_dump()},
         eliminators=record.config.shape.model_dump() if isinstance(method, EliminatorMethod) else None,
         combinations=record.combinations,
-        metrics=metrics,
-        audit=audit,
-        list_audit=list_audit,
+        metrics=audited["metrics"],
+        audit=audited["audit"],
+        history_audit=audited["history_audit"],
+        written=audited["written"],
+        list_audit=audited["list_audit"],
         propensity=part,
         config={name: of.model_dump(mode="json") for name, of in configs.items()},
         files=hashes,
@@ -138,15 +140,10 @@ def _propensity(config: BundleConfig, lake: Lake) -> tuple[PropensityPart | None
     return part, {BundleFile.PROPENSITY: _safetensors(model)}
 
 
-def _read_audit(
-    record: EliminatorsRecord, audit: str | None
-) -> tuple[dict[str, Any], dict[str, dict[str, Any]], dict[str, Any]]:
-    """(metrics, audit, list_audit) of the manifest; UserError if the audit does not fit.
-
-    All are empty without an audit.
-    """
+def _read_audit(record: EliminatorsRecord, audit: str | None) -> dict[str, dict[str, Any]]:
+    """Fields of the manifest, empty without an audit; UserError if the audit does not fit."""
     if audit is None:
-        return {}, {}, {}
+        return {field: {} for field in ("metrics", "audit", "history_audit", "written", "list_audit")}
     document = _read_document("audit", audit, AUDIT_FILE, AUDIT_VERSION, "`mtrec audit RUN --out DIR`")
     if document["weights_hash"] != record.weights_hash():
         raise UserError(f"audit {audit!r} is of other weights than run {record.uri!r}: audit this run")
@@ -154,14 +151,20 @@ def _read_audit(
     found = {name: document["combinations"][name] for name in names}
     metrics = {name: of["accuracy"] for name, of in found.items()}
     leakage = {name: of["leakage"] for name, of in found.items()}
+    written = {name: of.get("written", {}) for name, of in found.items()}
     try:
-        AUDITED.validate_python({name: (metrics[name], leakage[name]) for name in names})
+        AUDITED.validate_python({name: (metrics[name], leakage[name], written[name]) for name in names})
     except ValidationError as error:
         name, _, *where = error.errors()[0]["loc"]
         path = "/".join(map(str, (name, *where)))
         raise UserError(f"audit {audit!r}: {path} could not be measured: audit more users") from error
-    vectors = {name: of.pop(VECTORS) for name, of in leakage.items()}
-    return metrics, vectors, {name: of for name, of in leakage.items() if of}
+    return {
+        "metrics": metrics,
+        "audit": {name: of.pop(VECTORS) for name, of in leakage.items()},
+        "history_audit": {name: histories for name, of in leakage.items() if (histories := of.pop(HISTORIES, None))},
+        "written": {name: of for name, of in written.items() if of},
+        "list_audit": {name: of for name, of in leakage.items() if of},
+    }
 
 
 def _read_evaluation(run: PropensityRecord, evaluation: str | None) -> dict[str, Any]:

@@ -38,6 +38,8 @@ class AuditConfig(Config):
     """Folder or URI for CSV and JSON; null = print only."""
     lists: bool = True
     """Also attack the top-10 lists, with watched titles kept in and left out, not only the vectors."""
+    histories: bool = True
+    """Also attack with user vectors of 16 histories of each labelled person, which finds values that a model writes."""
     max_users: int = Field(default=50_000, ge=50)
     """Maximum number of users, drawn by hash, so that memory does not grow with the lake."""
     num_permutations: int = Field(default=20, ge=2)

@@ -21,6 +21,7 @@ from mtrec_ray.jobs.config import AuditConfig
 from mtrec_ray.lake.bucket import Catalogue
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.ordered import LocalReader
+from mtrec_ray.streams.recent_histories import read_recent_histories
 from mtrec_ray.streams.sequences import TEST_EVENT, Sequences, read_held_out
 from mtrec_ray.trainers.backbone import vectors_in_chunks
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
@@ -152,13 +153,14 @@ def attacks(turned, tmp_path_factory) -> dict[str, Any]:
 
     def attack(target: Any, *shared: Any) -> None:
         given["targets"].append(target)
-        given.update(zip(("inputs", "labels", "keys", "num_titles", "settings"), shared, strict=True))
+        given.update(zip(("inputs", "labels_and_keys", "num_titles", "settings"), shared, strict=True))
 
     config = {"run": turned.uri, "compare": [str(twin)], "num_folds": 4, "num_permutations": 3, "seed": 5}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "map_tasks", LocalReader().map)
         patch.setattr(job, "attack", attack)
         given["audit"] = job.audit(validate_config(AuditConfig, config))
+    given["labels"], given["keys"] = given["labels_and_keys"]["vectors"]
     return given
 
 
@@ -212,7 +214,8 @@ def test_attackers_get_all_settings_and_compared_runs(turned, attacks):
         num_folds=4, num_repeats=AuditSettings.repeats_for(len(attacks["keys"])), num_permutations=3, seed=5
     )
     names = ["none", *COMBINATIONS, *(f"twin/{name}" for name in COMBINATIONS)]
-    targets = [(kind, name) for kind in ("vectors", "lists_watched_kept", "lists_watched_left_out") for name in names]
+    kinds = ("vectors", "vectors_of_histories", "lists_watched_kept", "lists_watched_left_out")
+    targets = [(kind, name) for kind in kinds for name in names]
     targets.append(("lists_watched_left_out", "popularity"))
     attributes = ("gender", "age", "occupation")
     assert attacks["targets"] == [(*target, attribute) for target in targets for attribute in attributes]
@@ -220,6 +223,54 @@ def test_attackers_get_all_settings_and_compared_runs(turned, attacks):
     own = sum(parameter.numel() for parameter in method.own_parameters().values())
     counts = attacks["audit"].num_parameters
     assert counts["eliminators"] == counts["twin"] == own // 3
+
+
+def test_attackers_with_many_histories_get_vectors_of_each_combination(backbone, turned, attacks):
+    (labels, keys), found = (
+        attacks["labels_and_keys"]["vectors_of_histories"],
+        attacks["inputs"]["vectors_of_histories"],
+    )
+    np.testing.assert_array_equal(keys, attacks["keys"])
+    lake, length = Lake.open(backbone.config.lake), backbone.config.model.history
+    recent = read_recent_histories(lake, backbone.config.sequences, "audit", length, range(2), 1.0, 16, 2)
+    history, values = torch.from_numpy(recent.history), torch.from_numpy(recent.attribute_index)
+    model = load_backbone(backbone)
+    (method,) = load_methods(turned, model)
+    for number in (0, 7):
+        vectors = [model.user_vectors(history[:, number]), *method.user_vectors(history[:, number], values)]
+        for name, of in zip(["none", *COMBINATIONS], vectors, strict=True):
+            np.testing.assert_allclose(found[name][:, number], of.numpy(), atol=1e-5)
+    for name, of in found.items():
+        np.testing.assert_array_equal(of[:, 0], attacks["inputs"]["vectors"][name])  # what others attack is tested
+    for name, of in labels.items():
+        np.testing.assert_array_equal(of.values, attacks["labels"][name].values)
+
+
+def test_some_users_are_attacked_by_histories_where_there_are_many(turned, monkeypatch):
+    given = {}
+
+    def attack(target: Any, *shared: Any) -> None:
+        given[target] = shared[:2]
+
+    monkeypatch.setattr(job, "map_tasks", LocalReader().map)
+    monkeypatch.setattr(job, "attack", attack)
+    config = {"run": turned.uri, "num_folds": 3}
+    monkeypatch.setattr(job, "MAX_HISTORY_USERS", 40)
+    job.audit(validate_config(AuditConfig, config))
+    inputs, labels_and_keys = given["vectors_of_histories", "none", "gender"]
+    (_, everybody), (labels, keys) = labels_and_keys["vectors"], labels_and_keys["vectors_of_histories"]
+    assert 0 < len(keys) < len(everybody)
+    some = np.isin(everybody, keys)
+    np.testing.assert_array_equal(inputs["vectors_of_histories"]["age"][:, 0], inputs["vectors"]["age"][some])
+    np.testing.assert_array_equal(labels["gender"].values, labels_and_keys["vectors"][0]["gender"].values[some])
+    monkeypatch.setattr(job, "MAX_HISTORY_USERS", 5)  # too few in a fold
+    given.clear()
+    assert set(job.audit(validate_config(AuditConfig, config)).not_attacked_by_histories) == set(labels)
+    assert {kind for kind, _, _ in given} == {"vectors", "lists_watched_kept", "lists_watched_left_out"}
+    given.clear()
+    without = job.audit(validate_config(AuditConfig, config | {"histories": False}))
+    assert {kind for kind, _, _ in given} == {"vectors", "lists_watched_kept", "lists_watched_left_out"}
+    assert without.not_attacked_by_histories == {}
 
 
 @pytest.mark.parametrize(("kind", "repeats"), [("vectors", 2), ("lists_watched_kept", 1)])
@@ -232,4 +283,4 @@ def test_only_vectors_are_attacked_repeatedly(kind, repeats, monkeypatch):
     for module in ("mtrec_ray.jobs.audit", "mtrec_ray.evaluation.audit"):
         monkeypatch.setattr(f"{module}.audit_inputs", lambda *given: given[-1].num_repeats)
     inputs = {"vectors": vectors, "lists_watched_kept": lists}
-    assert job.attack((kind, "none", "gender"), inputs, labels, keys, 30, settings) == repeats
+    assert job.attack((kind, "none", "gender"), inputs, {kind: (labels, keys)}, 30, settings) == repeats

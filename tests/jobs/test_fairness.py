@@ -84,6 +84,7 @@ def audited(folder, eliminators) -> Audit:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mtrec_ray.jobs.audit.map_tasks", LocalReader().map)
         patch.setattr("mtrec_ray.evaluation.audit.VECTOR_ATTACKERS", {"logistic": logistic_scores})
+        patch.setattr("mtrec_ray.evaluation.audit.HISTORY_ATTACKERS", {"logistic": logistic_scores})
         patch.setattr("mtrec_ray.jobs.audit.LIST_ATTACKERS", {"naive_bayes": naive_bayes_scores})
         return audit(validate_config(AuditConfig, config))
 
@@ -147,7 +148,13 @@ def test_document_and_csv_hold_every_combination_and_attribute(folder, audited, 
     for name, of in document["combinations"].items():
         ndcg = of["accuracy"]["ndcg@10"]
         assert ndcg["low"] <= ndcg["value"] <= ndcg["high"]
-        assert list(of["leakage"]) == ["vectors", "lists_watched_kept", "lists_watched_left_out"]
+        assert list(of["leakage"]) == [
+            "vectors",
+            "vectors_of_histories",
+            "lists_watched_kept",
+            "lists_watched_left_out",
+        ]
+        assert list(of["written"]) == ([] if name == "none" else ["gender", "age", "occupation"])
         for kind, of_kind in of["leakage"].items():
             for attribute, leakage in of_kind.items():
                 Leakage.model_validate(leakage)
@@ -157,8 +164,9 @@ def test_document_and_csv_hold_every_combination_and_attribute(folder, audited, 
     read = {name: pd.read_csv(folder / "audit" / f"{name}.csv", keep_default_na=False) for name in audited.csv_tables}
     cells = sum(len(found) for found in document["combinations"]["none"]["ndcg_of_groups"].values())
     assert {name: len(table) for name, table in read.items()} == {
-        "audit_leakage": 4 * 3 * 3 * 3 + 3 * 3,  # and popular titles
-        "audit_attackers": 4 * 3 * 3 * 3 + 3 * 3,
+        "audit_leakage": 4 * 4 * 3 * 3 + 3 * 3,  # and popular titles
+        "audit_attackers": 4 * 4 * 3 * 3 + 3 * 3,
+        "audit_written": 3 * 3,
         "audit_accuracy": 4 * (len(NextTitleMetrics.reported()) + 2),  # and changes of both NDCG
         "audit_ndcg_gaps": 4 * 3 * 2,
         "audit_ndcg_of_groups": 4 * cells * 2,
@@ -211,6 +219,7 @@ def test_the_document_says_who_was_attacked_with_which_data_and_what_was_not_tes
         for cell, group in zip([of["unknown"], *of["values"]], range(-1, len(values)), strict=True):
             assert cell["num_users"] == (index == group).sum()
             assert cell["num_audit_users"] == (index[users.audit_split] == group).sum()
+    assert document["histories"] == {"per_user": 16, "events_between": 2}
     assert document["settings"] == {**asdict(audited.settings), "num_folds": 3, "num_permutations": 2}
     assert document["not_tested"]["attributes"] == {}
     assert "several attributes at once" in document["not_tested"]["attacks"]
@@ -262,8 +271,9 @@ def test_rare_and_mostly_unknown_values_are_audited_and_noted(audited, monkeypat
 
 
 def test_tables_mark_leaks_and_what_is_to_be_hidden(audited):
-    vectors, f1, accuracy, kept, left_out, gaps, parameters, notes = audited.tables()
-    for kind, table in (("vectors", vectors), ("lists_watched_kept", kept), ("lists_watched_left_out", left_out)):
+    vectors, histories, f1, accuracy, kept, left_out, gaps, parameters, notes = audited.tables()
+    of_vectors = ("vectors", vectors), ("vectors_of_histories", histories)
+    for kind, table in (*of_vectors, ("lists_watched_kept", kept), ("lists_watched_left_out", left_out)):
         assert isinstance(table, Table)
         genders, names = list(table.columns[2].cells), list(audited.representations)
         assert len(genders) == 2 * (len(names) + (kind == "lists_watched_left_out"))
@@ -293,6 +303,36 @@ def test_tables_mark_leaks_and_what_is_to_be_hidden(audited):
     assert "Not tested" in str(notes)
 
 
+def test_a_written_value_is_said_in_the_document_the_tables_and_notes(audited):
+    """Of three combinations one writes gender: AUC and its replicates lie above the backbone's."""
+    leakage, kind = dict(audited.leakage), "vectors_of_histories"
+    for name, raised in (("none", 0.0), ("gender", 0.2), ("age", 0.001), ("gender+age", -0.1)):
+        of = leakage["vectors", "none", "gender"]
+        replicates = np.clip(0.6 + raised + np.random.default_rng(0).normal(0, 0.01, 201), 0, 1)
+        replicates[1::2] -= 0.01 * np.sign(raised)  # an interval of the difference
+        replicates[0] = 0.6 + raised
+        figure = of.auc._replace(value=0.6 + raised, null_high=0.55)
+        leakage[kind, name, "gender"] = replace(of, auc=figure, auc_replicates=replicates)
+    changed = replace(audited, leakage=leakage)
+    written = {name: of["written"].get("gender") for name, of in changed.document()["combinations"].items()}
+    assert written["none"] is None
+    assert written["gender"]["value"] == pytest.approx(0.2)
+    assert 0.18 < written["gender"]["low"] < written["gender"]["high"] < 0.21
+    writes = {name: of["writes_value"] for name, of in written.items() if of}
+    assert writes == {"gender": True, "age": False, "gender+age": False}
+    table = changed.tables()[1]
+    assert isinstance(table, Table)
+    assert [("W" in str(cell)) for cell in list(table.columns[2].cells)[::2]] == [False, True, False, False]
+    assert "W: written" in str(table.caption)
+    assert "16 histories of each labelled person" in str(table.title)
+    note = "gender writes gender: an attacker with 16 histories of each labelled person reads it with AUC 0.800, 0.200"
+    assert note in str(changed.tables()[-1])
+    rows = changed.csv_tables["audit_written"]
+    assert set(rows.columns) == {"combination", "attribute", "to_hide", "value", "low", "high", "writes_value"}
+    own = rows[(rows["combination"] == "gender") & (rows["attribute"] == "gender")].to_dict("records")
+    assert [(row["to_hide"], row["writes_value"]) for row in own] == [(True, True)]
+
+
 def test_a_bundle_holds_weights_and_metrics_of_its_runs(folder, eliminators, document, monkeypatch, tmp_path):
     monkeypatch.setattr("mtrec_ray.jobs.bundle.map_tasks", LocalReader().map)
     config = {"run": eliminators.uri, "audit": str(folder / "audit"), "out": str(tmp_path / "bundle")}
@@ -301,6 +341,10 @@ def test_a_bundle_holds_weights_and_metrics_of_its_runs(folder, eliminators, doc
     for name, of in document["combinations"].items():
         assert {metric: one.model_dump() for metric, one in bundle.manifest.metrics[name].items()} == of["accuracy"]
         lists = bundle.manifest.list_audit[name].model_dump()
+        histories = bundle.manifest.history_audit[name]
+        lists["vectors_of_histories"] = {attribute: one.model_dump() for attribute, one in histories.items()}
+        written = bundle.manifest.written.get(name, {})
+        assert {attribute: one.model_dump() for attribute, one in written.items()} == of["written"]
         assert {a: one.model_dump() for a, one in bundle.manifest.audit[name].items()} == of["leakage"]["vectors"]
         assert {"vectors": of["leakage"]["vectors"]} | lists == of["leakage"]
     (method,) = load_methods(eliminators, load_backbone(BackboneRecord.load(eliminators.config.backbone)))

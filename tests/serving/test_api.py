@@ -15,7 +15,7 @@ from mtrec_ray.serving.schemas import RecommendRequest, RequestBody
 from mtrec_ray.serving.service import Service
 from mtrec_ray.serving.store import Store, StoreUnavailable
 from mtrec_ray.serving.telemetry import Telemetry
-from tests.serving.bundles import NUM_TITLES, SOUTH_ONLY, TITLE_IDS, USER_WIDTH, leakage, write_bundle
+from tests.serving.bundles import NUM_TITLES, SOUTH_ONLY, TITLE_IDS, USER_WIDTH, leakage, metric, write_bundle
 from tests.serving.clients import ANN, HISTORY, client_of, recommend
 
 ONES = [1.0] * USER_WIDTH
@@ -269,6 +269,26 @@ def test_answers_warn_of_what_the_audit_found(store, tmp_path):
         assert recommend(client, **HISTORY, ignore=one["ignore"])["warnings"] == expected[name]
     assert recommend(client, **HISTORY, ignore=["age"], exclude_seen=False)["warnings"] == [few]
     assert recommend(client, user_id="nobody", territory="north", ignore=["gender"])["warnings"] == []  # popular titles
+
+
+def test_answers_warn_of_values_that_the_profile_writes(store, tmp_path):
+    """Gender's eliminator writes it; age's leaks to attackers with many profiles, but no more than without hiding."""
+    leaks = leakage(auc=0.81) | {"leaks": True, "hidden": False}
+    changes = {
+        "history_audit": {"gender": {"gender": leaks}, "age": {"age": leaks, "gender": leaks}},
+        "written": {
+            "gender": {"gender": metric(0.15) | {"writes_value": True}},
+            "age": {"age": metric(0.0) | {"writes_value": False}},
+        },
+    }
+    client = client_of(str(write_bundle(tmp_path / "bundle", **changes)), store)
+    many, ranks = "an attacker with many profiles of each person of known", "ranks users with AUC 0.810"
+    (gender,) = recommend(client, **HISTORY, ignore=["gender"])["warnings"]
+    assert gender.startswith(f"the hidden profile writes gender: {many} gender {ranks}")
+    assert gender.endswith("0.150 more than without hiding")
+    (age,) = recommend(client, **HISTORY, ignore=["age"])["warnings"]
+    assert age.startswith(f"age still leaks: {many} age {ranks}")
+    assert recommend(client, **HISTORY, ignore=["gender", "age"])["warnings"] == []
 
 
 def test_leaks_by_balanced_accuracy_alone_are_warned_of(store, tmp_path):

@@ -11,6 +11,7 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams import sequences
 from mtrec_ray.streams.crops import Prefixes, make_sequence_plan, read_prefixes
 from mtrec_ray.streams.ordered import LocalReader
+from mtrec_ray.streams.recent_histories import RecentHistories, read_recent_histories
 from mtrec_ray.streams.sequences import TEST_EVENT, VALIDATION_EVENT, HeldOutUsers, SequenceConfig, UserSplit, in_split
 from tests.streams.lakes import NUM_TITLES, NUMBER_OF, day, lake_of, title_table, titles_of
 
@@ -195,3 +196,28 @@ def test_prefixes_are_crops_of_the_splits_histories_without_held_out_events(hist
     drawn = {(int(key), tuple(history)) for key, history in zip(found.keys, found.history, strict=True)}
     assert all((key, tuple(full[key])) in drawn for key in expected)
     assert len(drawn) > len(expected)
+
+
+def recent(lake: Lake, buckets: Iterable[int], fraction: float = 1.0) -> RecentHistories:
+    return read_recent_histories(lake, CONFIG, "audit", LENGTH, buckets, fraction, 4, 2)
+
+
+def test_recent_histories_end_ever_earlier_before_the_test_event(histories):
+    found, users = recent(histories, range(NUM_BUCKETS)), read(histories)
+    audited = users.only(users.audit_split)
+    np.testing.assert_array_equal(found.keys, audited.keys)
+    np.testing.assert_array_equal(found.attribute_index, audited.attribute_index)
+    np.testing.assert_array_equal(found.history[:, 0], audited.history)
+    for key, own in zip(found.keys, found.history, strict=True):
+        watched = titles_of(NUMBER_OF[int(key)])[:-1]
+        step = min(2, (len(watched) - 2) / 3)  # closer together where the oldest would have less than two events
+        for number, history in enumerate(own):
+            end = len(watched) - int(number * step)
+            assert end >= 2
+            assert history[history >= 0].tolist() == watched[max(0, end - LENGTH) : end]
+
+
+def test_recent_histories_of_a_fraction_are_of_the_users_who_are_drawn_for_it(histories):
+    some, users = recent(histories, range(NUM_BUCKETS), 0.5), read(histories, fraction=0.5)
+    np.testing.assert_array_equal(some.keys, users.keys[users.audit_split])
+    assert recent(histories, []).history.shape == (0, 4, LENGTH)

@@ -22,7 +22,7 @@ class AdversaryConfig(Config):
 
     weight: float = Field(default=0.1, ge=0)
     """Weight of hiding against accuracy (lambda of eq. 5): larger hides more and costs accuracy.
-    Paper B uses 1, which hid no more and cost 2% of NDCG@10 on MovieLens-100K."""
+    Paper B uses 1 (`pfrec`)."""
     generator_lr: float = advanced(2e-4, gt=0)
     """RMSprop's learning rate of the eliminator; at 1e-3 the personal prompt writes its label. `pfrec`: 1e-4, which the
     discriminators have too."""

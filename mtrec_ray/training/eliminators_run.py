@@ -158,7 +158,8 @@ class EliminatorsRecord(Record):
 
     def tables(self) -> list[RenderableType]:
         """A row for each combination."""
-        table = figures_table(f"Run {self.uri}: {self.config.method}, jobs: {len(self.packs)}", self.figures)
+        figures = {name: self.figures.get(name, {}) for name in (NONE, *map(combination_name, self.combinations))}
+        table = figures_table(f"Run {self.uri}: {self.config.method}, jobs: {len(self.packs)}", figures)
         return [table]
 
     def written_values(self) -> list[tuple[str, str, float, float]]:

@@ -46,7 +46,7 @@ def test_a_planted_attribute_leaks_until_it_is_eliminated(folder, backbone):
     auc = {name: leakage["auc"]["value"] for name, leakage in gender.items()}
     chance = 0.5
     assert min(low["none"], low["age"]) > chance  # also where another attribute was eliminated
-    assert low["gender"] < chance
+    assert low["gender"] < chance + 0.02  # the maximum over attackers lies a little above chance
     assert low["gender+age"] < chance + 0.03  # two at once leave more than one with 500 users
     assert min(auc["none"], auc["age"]) - max(auc["gender"], auc["gender+age"]) > 0.05
     for name in COMBINATIONS:

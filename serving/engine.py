@@ -149,7 +149,7 @@ class KeyedTable:
         """B keys -> (B, ...) of each part."""
         missing = list(dict.fromkeys(key for key in keys if key not in self.row_of))
         if missing and len(self.row_of) + len(missing) > self.capacity:
-            self.table.matrix = self.table.matrix[:0]
+            self.table.clear()
             self.row_of, missing = {}, list(dict.fromkeys(keys))
         if missing:
             self.table.append(self.make(missing))
@@ -213,9 +213,13 @@ class ClosedFormBank:
 
     @torch.inference_mode()
     def _parts(self, keys: list[Key]) -> dict[str, Tensor]:
-        composed = [self.pack.compose(self.pack.combinations[c], torch.tensor([values])) for c, *values in keys]
-        weight, bias = zip(*composed, strict=True)
-        return {"weight": torch.cat(weight), "bias": torch.cat(bias)}
+        wanted, width = torch.tensor(keys), self.pack.bias.shape[1]  # (B, 1 + m)
+        parts = {"weight": torch.empty(len(keys), width, width), "bias": torch.empty(len(keys), width)}
+        for number in wanted[:, 0].unique().tolist():
+            rows = (wanted[:, 0] == number).nonzero()[:, 0]
+            composed = self.pack.compose(self.pack.combinations[number], wanted[rows, 1:])
+            parts["weight"][rows], parts["bias"][rows] = composed
+        return parts
 
 
 class Table:
@@ -224,15 +228,26 @@ class Table:
     def __init__(self, parts: dict[str, Tensor]) -> None:
         self.shapes = {name: part.shape[1:] for name, part in parts.items()}
         self.widths = [shape.numel() for shape in self.shapes.values()]
-        self.matrix = torch.empty(0, sum(self.widths))
+        self.storage, self.length = torch.empty(0, sum(self.widths)), 0
         self.append(parts)
 
     def append(self, parts: dict[str, Tensor]) -> None:
+        """Add rows; the storage doubles, so that a row is copied twice at most on average."""
         rows = torch.cat([part.flatten(1) for part in parts.values()], 1)
-        self.matrix = torch.cat([self.matrix, rows])
+        stop = self.length + len(rows)
+        if stop > len(self.storage):
+            wider = torch.empty(max(stop, 2 * len(self.storage)), rows.shape[1])
+            wider[: self.length] = self.storage[: self.length]
+            self.storage = wider
+        self.storage[self.length : stop] = rows
+        self.length = stop
+
+    def clear(self) -> None:
+        """Remove all rows; the storage stays."""
+        self.length = 0
 
     def rows(self, rows: Tensor) -> dict[str, Tensor]:
         """(B,) -> (B, ...) of each part."""
-        fetched = self.matrix.index_select(0, rows).split(self.widths, 1)
+        fetched = self.storage.index_select(0, rows).split(self.widths, 1)
         named = zip(self.shapes.items(), fetched, strict=True)
         return {name: part.view(len(rows), *shape) for (name, shape), part in named}

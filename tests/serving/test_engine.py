@@ -69,7 +69,7 @@ def test_cache_changes_nothing_even_when_it_overflows(bundle, engine, queries):
     for start in range(0, len(queries), 6):
         torch.testing.assert_close(engine.user_vectors(queries[start : start + 6]), first[start : start + 6])
         sizes.append(len(engine.bank.of_key.row_of))
-        assert sizes[-1] == len(engine.bank.of_key.table.matrix) <= 20
+        assert sizes[-1] == engine.bank.of_key.table.length <= 20
     assert sizes[0] < sizes[2] > sizes[3]  # cleared more than once
 
 

@@ -42,7 +42,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {  # what a source changes in th
         "train": {"model": {"d": 128}, "optim": {"epochs": 4}},
         "backbone": {"optim": {"epochs": 8, "evaluate_every": 2}},
         "eliminators": {"optim": {"epochs": 2, "evaluate_every": 1}, "transport": {"passes": 6, "later_passes": 2}},
-        "audit": {"max_users": 2000, "num_folds": 3, "num_permutations": 8, "lists": False},
+        "audit": {"max_users": 2000, "num_folds": 3, "num_permutations": 8, "lists": False, "histories": False},
     },
     "xmarket": {"train": {"model": {"groups": "each"}, "sample": {"random_fraction": 0.2, "active_fraction": 0.75}}},
     "movielens": {

@@ -76,7 +76,7 @@ class ValueStatistics:
         return torch.linalg.eigh(centred.t() @ (centred * self.fraction[:, None]))
 
     def shrunk(self, mean_noise: float, covariance_users: float) -> "ValueStatistics":
-        """ValueStatistics as believed; `self` is in coordinates where `within` is the identity.
+        """Shrunk statistics; `self` is in coordinates where `within` is the identity.
 
         In each direction a mean counts by the variance between values over that plus its own noise (empirical Bayes),
         a covariance by n / (n + `covariance_users`).

@@ -23,6 +23,7 @@ from mtrec_ray.workers import Workers
 
 logger = logging.getLogger(__name__)
 
+FEW_USERS = 20  # of a value: fewer tell next to nothing of its mean
 ATTEMPTS = 2  # times a pack is started before the others finish without it
 
 
@@ -77,9 +78,15 @@ def make_packs(config: EliminatorsConfig, attributes: dict[str, list[str]]) -> d
 def fit_maps(record: EliminatorsRecord, progress: ProgressCallback | None) -> None:
     """Fit closed-form maps in this process; they are small enough for no job to be started."""
     (pack,) = record.packs
-    tensors, figures = fit_closed_form(
-        record.config, record.packs[pack], record.data(Workers(), MAPPED_EVENTS), progress
-    )
+    data = record.data(Workers(), MAPPED_EVENTS)
+    for (name, values), counts in zip(record.attributes.items(), data.value_counts, strict=True):
+        few = [f"{value} ({count})" for value, count in zip(values, counts, strict=True) if count < FEW_USERS]
+        if few and any(name in combination for combination in record.combinations):
+            logger.warning(
+                f"attribute {name}: too few users of the train split to know {', '.join(few)} by: their vectors are "
+                "moved nearly as those of all users, and may tell the value; join values, or take a larger lake"
+            )
+    tensors, figures = fit_closed_form(record.config, record.packs[pack], data, progress)
     save_weights(record.weights_uris()[pack], tensors, figures)
 
 

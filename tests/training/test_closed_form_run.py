@@ -104,3 +104,10 @@ def test_settings_without_effect_are_refused(source, tmp_path):
         (section,) = setting
         with pytest.raises(UserError, match=f"{section} has no effect with method = closed_form: drop it"):
             fit(source, tmp_path, **setting)
+
+
+def test_values_of_few_users_are_said(source, caplog, tmp_path):
+    fit(source, tmp_path, combinations="occupation")
+    (message,) = [one for one in caplog.messages if "too few users" in one]
+    assert message.startswith("attribute occupation: too few users of the train split to know ")
+    assert "join values, or take a larger lake" in message

@@ -79,9 +79,9 @@ def audit_csv_tables(document: Document) -> dict[str, pd.DataFrame]:
 def audit_notes(document: Document) -> list[str]:
     """What models write, and what was attacked with too little data, or not at all."""
     notes = [
-        f"{name} writes {attribute}: an attacker with {document['histories']['per_user']} histories of each labelled "
-        f"person reads it with AUC {of['leakage'][HISTORIES][attribute]['auc']['value']:.3f}, {found['value']:.3f} "
-        f"({found['low']:.3f} to {found['high']:.3f}) above the backbone's"
+        f"Ignoring {name}, vectors write {attribute}: an attacker with {document['histories']['per_user']} histories "
+        f"of each labelled person reads it with AUC {of['leakage'][HISTORIES][attribute]['auc']['value']:.3f}, "
+        f"{found['value']:.3f} ({found['low']:.3f} to {found['high']:.3f}) above the backbone's"
         for name, of in document["combinations"].items()
         for attribute, found in of["written"].items()
         if found["writes_value"]

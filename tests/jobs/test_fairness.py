@@ -325,7 +325,7 @@ def test_a_written_value_is_said_in_the_document_the_tables_and_notes(audited):
     assert [("W" in str(cell)) for cell in list(table.columns[2].cells)[::2]] == [False, True, False, False]
     assert "W: written" in str(table.caption)
     assert "16 histories of each labelled person" in str(table.title)
-    note = "gender writes gender: an attacker with 16 histories of each labelled person reads it with AUC 0.800, 0.200"
+    note = "Ignoring gender, vectors write gender: an attacker with 16 histories of each labelled person reads it with"
     assert note in str(changed.tables()[-1])
     rows = changed.csv_tables["audit_written"]
     assert set(rows.columns) == {"combination", "attribute", "to_hide", "value", "low", "high", "writes_value"}

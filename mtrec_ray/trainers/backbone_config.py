@@ -19,7 +19,7 @@ class BackboneOptimConfig(SequenceOptimConfig):
     """`softmax` over the target and uniform negatives, or `bpr`, paper B's."""
     lr: float = Field(default=3e-3, gt=0)
     """Learning rate."""
-    num_negatives: int = Field(default=512, ge=1)
+    num_negatives: int = advanced(512, ge=1)
     """Negatives drawn per batch; all titles where there are no more. MovieLens-1M, NDCG@10 over all titles after four
     epochs of `softmax`: 128 gave 0.124, 512 0.147, 2,048 0.149 in twice the time."""
     epochs: int = Field(default=200, ge=1)

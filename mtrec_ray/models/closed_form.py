@@ -5,7 +5,7 @@ Legend: `K` combinations, `m` attributes, `A` values and unknowns of all attribu
 m attributes need m sets of maps (`value_maps`) and no training for each of the 2^m combinations: the maps of the
 selected attributes are applied in the lake's order. A backbone's vectors are outputs of a layer norm, so without its
 gain and shift they lie on a sphere. The maps act there, and the layer norm is applied once more: a vector that left the
-sphere would show its value to any network (MovieLens-1M, gender: boosting's AUC 0.645 without, 0.577 with it).
+sphere would show its value to any network (MovieLens-1M, gender: boosting's AUC 0.645 without, 0.566 with it).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,10 +51,8 @@ class ClosedFormMaps(nn.Module):
         for a, name in enumerate(self.attributes):
             if name in combination:
                 own = self.weight[rows[:, a]]
-                weight, bias = (
-                    own @ weight,
-                    torch.baddbmm(self.bias[rows[:, a]][:, :, None], own, bias[:, :, None])[..., 0],
-                )
+                bias = torch.baddbmm(self.bias[rows[:, a]][:, :, None], own, bias[:, :, None])[..., 0]
+                weight = own @ weight
         return weight, bias
 
     @torch.no_grad()

@@ -204,7 +204,7 @@ def read_prefixes(
 ) -> Prefixes:
     """Histories before the validation event and `per_user` - 1 earlier ones, drawn by hash.
 
-    Earlier ones end anywhere, or among the `recent` last events.
+    Earlier ones end anywhere, or at most `recent` events before the last one.
     """
     config, parts = plan.sequences, []
     for sequences in sequences_of(lake, config, buckets, plan.split, fraction):

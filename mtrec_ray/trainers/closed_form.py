@@ -16,7 +16,7 @@ from mtrec_ray.trainers.backbone import stacked_metrics, vectors_in_chunks
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.trainers.trainer import Weights
 
-MAPPED_EVENTS = 32  # last events that the histories end at, as those that are served do; earlier ones hid less
+MAPPED_EVENTS = 32  # last events that the histories end at, as those do that are served
 
 
 def fit_closed_form(

@@ -137,7 +137,7 @@ class EliminatorsRecord(Record):
         return trainer, partial(sequence_batches, lake, plan, data.schedule, workers.rank, workers.size)
 
     def data(self, workers: Workers, recent: int | None = None) -> EliminatorData:
-        """A worker's inputs; prefixes end within the `recent` last events, or anywhere."""
+        """A worker's inputs; prefixes as of `read_prefixes`."""
         source, plan = self.source(), load_plan(self.uri, SequencePlan)
         lake = self.open_lake(source.config.lake)
         of_prefixes = plan.model_copy(update={"split": "probed"}) if self.config.method == "pfrec" else plan

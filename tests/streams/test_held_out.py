@@ -25,9 +25,11 @@ def read(
     return sequences.read_held_out(lake, CONFIG, event, LENGTH, buckets, fraction)
 
 
-def prefixes(lake: Lake, buckets: Iterable[int], split: UserSplit = "train") -> Prefixes:
+def prefixes(
+    lake: Lake, buckets: Iterable[int], split: UserSplit = "train", recent: int | None = None, per_user: int = 3
+) -> Prefixes:
     plan = make_sequence_plan(lake, CONFIG, LENGTH, split, reader=LocalReader())
-    return read_prefixes(lake, plan, buckets, 1.0, 3)
+    return read_prefixes(lake, plan, buckets, 1.0, per_user, recent)
 
 
 @pytest.fixture(scope="module")
@@ -221,3 +223,15 @@ def test_recent_histories_of_a_fraction_are_of_the_users_who_are_drawn_for_it(hi
     some, users = recent(histories, range(NUM_BUCKETS), 0.5), read(histories, fraction=0.5)
     np.testing.assert_array_equal(some.keys, users.keys[users.audit_split])
     assert recent(histories, []).history.shape == (0, 4, LENGTH)
+
+
+def test_recent_prefixes_end_at_most_so_many_events_earlier(histories):
+    found = prefixes(histories, range(NUM_BUCKETS), recent=2, per_user=40)
+    ends: dict[int, set[int]] = {}
+    for key, history in zip(found.keys, found.history, strict=True):
+        watched = titles_of(NUMBER_OF[int(key)])[:-2]  # before the validation event
+        read = history[history >= 0].tolist()
+        places = [end for end in range(1, len(watched) + 1) if watched[max(0, end - LENGTH) : end] == read]
+        assert places
+        ends.setdefault(int(key), set()).add(len(watched) - places[-1])
+    assert set().union(*ends.values()) == {0, 1, 2}

@@ -8,11 +8,16 @@ import logging
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from functools import partial
+from itertools import combinations
+
+import numpy as np
+from scipy.stats import contingency
 
 from mtrec_ray.combinations import Combination, combination_name
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError, find_user_error
 from mtrec_ray.files import exists, write_json
+from mtrec_ray.trainers.adversarial import EliminatorData
 from mtrec_ray.trainers.closed_form import MAPPED_EVENTS, fit_closed_form
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig, parse_combinations
 from mtrec_ray.training.backbone_run import BackboneRecord
@@ -24,6 +29,7 @@ from mtrec_ray.workers import Workers
 logger = logging.getLogger(__name__)
 
 FEW_USERS = 20  # of a value: fewer tell next to nothing of its mean
+MAX_ASSOCIATION = 0.5  # of two attributes that are hidden together; age and occupation of MovieLens-1M have 0.44
 ATTEMPTS = 2  # times a pack is started before the others finish without it
 
 
@@ -79,6 +85,13 @@ def fit_maps(record: EliminatorsRecord, progress: ProgressCallback | None) -> No
     """Fit closed-form maps in this process; they are small enough for no job to be started."""
     (pack,) = record.packs
     data = record.data(Workers(), MAPPED_EVENTS)
+    _warn_of_hard_values(record, data)
+    tensors, figures = fit_closed_form(record.config, record.packs[pack], data, progress)
+    save_weights(record.weights_uris()[pack], tensors, figures)
+
+
+def _warn_of_hard_values(record: EliminatorsRecord, data: EliminatorData) -> None:
+    """Warn of values of few users, and of attributes hidden together that tell of each other."""
     for (name, values), counts in zip(record.attributes.items(), data.value_counts, strict=True):
         few = [f"{value} ({count})" for value, count in zip(values, counts, strict=True) if count < FEW_USERS]
         if few and any(name in combination for combination in record.combinations):
@@ -86,8 +99,22 @@ def fit_maps(record: EliminatorsRecord, progress: ProgressCallback | None) -> No
                 f"attribute {name}: too few users of the train split to know {', '.join(few)} by: their vectors are "
                 "moved nearly as those of all users, and may tell the value; join values, or take a larger lake"
             )
-    tensors, figures = fit_closed_form(record.config, record.packs[pack], data, progress)
-    save_weights(record.weights_uris()[pack], tensors, figures)
+    index = dict(zip(record.attributes, data.users.attribute_index.T, strict=True))
+    together = [pair for combination in record.combinations for pair in combinations(combination, 2)]
+    for one, other in dict.fromkeys(together):
+        common = cramers_v(index[one], index[other])
+        if common > MAX_ASSOCIATION:
+            logger.warning(
+                f"attributes {one} and {other} tell of each other (Cramer's V {common:.2f}): hidden together, vectors "
+                f"are moved twice by what they have in common, which can show both; hide {one} or {other} alone"
+            )
+
+
+def cramers_v(one: np.ndarray, other: np.ndarray) -> float:
+    """Association of two attributes among users with both (N,), -1 unknown: 0 none, 1 full."""
+    known = (one >= 0) & (other >= 0)
+    table = np.asarray(contingency.crosstab(one[known], other[known])[1] if known.any() else [[1]])
+    return float(contingency.association(table)) if min(table.shape) > 1 else 0.0
 
 
 def train_packs(record: EliminatorsRecord, progress: ProgressCallback | None) -> None:

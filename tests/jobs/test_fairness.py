@@ -26,6 +26,7 @@ from mtrec_ray.jobs.audit_report import Audit
 from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.config import AuditConfig, BundleConfig
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.sequences import in_split
 from mtrec_ray.trainers.backbone_config import BackboneConfig
@@ -349,7 +350,9 @@ def test_a_bundle_holds_weights_and_metrics_of_its_runs(folder, eliminators, doc
         assert {"vectors": of["leakage"]["vectors"]} | lists == of["leakage"]
     (method,) = load_methods(eliminators, load_backbone(BackboneRecord.load(eliminators.config.backbone)))
     history, values = torch.tensor([[1, 2, 3, 4]]), torch.tensor([[0, 1, -1]])
-    served = bundle.backbone().user_vectors(history, eliminators=bundle.eliminators().for_all(values))
+    pack = bundle.eliminators()
+    assert isinstance(pack, StackedEliminators)
+    served = bundle.backbone().user_vectors(history, eliminators=pack.for_all(values))
     assert torch.equal(served, method.user_vectors(history, values))
     for offered in bundle.popular():
         titles = offered[offered >= 0]

@@ -44,6 +44,7 @@ def queries() -> list[Query]:
 def alone(bundle: Bundle, engine: Engine, query: Query) -> torch.Tensor:
     """(d,) by the backbone and the one eliminator, without stacking or caching."""
     backbone, stacked = bundle.backbone(), bundle.eliminators()
+    assert isinstance(stacked, StackedEliminators)
     history = torch.tensor([query.history[-HISTORY:]])
     combination = list(engine.combinations)[query.combination]
     if not combination:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,7 +18,7 @@ from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training import eliminators
 from mtrec_ray.training.backbone_run import BackboneRecord, load_backbone
-from mtrec_ray.training.eliminators import train_eliminators
+from mtrec_ray.training.eliminators import cramers_v, train_eliminators
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
 from mtrec_ray.training.fit import train_backbone
 from tests.processes import printed
@@ -111,3 +112,19 @@ def test_values_of_few_users_are_said(source, caplog, tmp_path):
     (message,) = [one for one in caplog.messages if "too few users" in one]
     assert message.startswith("attribute occupation: too few users of the train split to know ")
     assert "join values, or take a larger lake" in message
+
+
+def test_association_of_attributes():
+    one = np.array([0, 0, 1, 1, -1])
+    assert cramers_v(one, np.array([1, 1, 0, 0, 0])) == pytest.approx(1)
+    assert cramers_v(one, np.array([0, 1, 0, 1, 1])) == pytest.approx(0)
+    assert cramers_v(one, np.array([-1, -1, -1, -1, 0])) == 0  # nobody tells both
+    assert cramers_v(one, np.array([2, 2, 2, 2, 2])) == 0
+
+
+def test_attributes_that_tell_of_each_other_are_said(source, monkeypatch, caplog, tmp_path):
+    monkeypatch.setattr(eliminators, "MAX_ASSOCIATION", 0.0)
+    fit(source, tmp_path, combinations="gender+age,occupation")
+    (message,) = [one for one in caplog.messages if "tell of each other" in one]
+    assert message.startswith("attributes gender and age tell of each other (Cramer's V 0.")
+    assert message.endswith("hide gender or age alone")

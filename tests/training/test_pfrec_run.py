@@ -16,6 +16,7 @@ from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.config import BundleConfig
 from mtrec_ray.jobs.runs import ShowRunConfig, show_run
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.serving.engine import Engine, Query
 from mtrec_ray.streams import sequences
 from mtrec_ray.streams.crops import sequence_batches
@@ -179,7 +180,9 @@ def test_a_bundle_serves_the_vectors_of_training(trained, monkeypatch, tmp_path,
     monkeypatch.setattr("mtrec_ray.jobs.bundle.map_tasks", LocalReader().map)
     run = trained[shape]
     bundle = make_bundle(validate_config(BundleConfig, {"run": run.uri, "out": str(tmp_path / "bundle")})).bundle
-    assert (bundle.eliminators().gate == 0).all()
+    served = bundle.eliminators()
+    assert isinstance(served, StackedEliminators)
+    assert (served.gate == 0).all()
     backbone, engine = load_backbone(run.source()), Engine(bundle)
     (method,) = load_methods(run, backbone)
     history = torch.tensor([[1, 2, 3, 4], [5, 6, -1, -1], [7, -1, -1, -1]])

@@ -86,9 +86,13 @@ def fit_references(
     days = [day for day in catalogues if day]
     task = _make_task(lake, plans, popularity, catalogues, num_negatives)
     counts: ReferenceCounts | None = None
+    num_merged = 0
     tasks = map_tasks(count_references, range(lake.manifest.num_buckets), task, stage="references", progress=progress)
-    for _, found in tasks:
-        counts = counts.merge(found) if counts else found
+    waiting: dict[int, ReferenceCounts] = {}
+    for bucket, found in tasks:  # merged in order, so that sums and choices are the same every time
+        waiting[bucket] = found
+        while (following := waiting.pop(num_merged, None)) is not None:
+            counts, num_merged = counts.merge(following) if counts else following, num_merged + 1
     assert counts is not None, "a lake has a bucket"
     log_popularity = {POPULARITY: dict.fromkeys(days, _log1p(popularity))}
     for name in task.recent:

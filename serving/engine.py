@@ -138,7 +138,7 @@ def _cut(titles: list[int], scores: list[float], k: int) -> Ranked:
 class KeyedTable:
     """Named tensors for each requested key (combination, values), made when first asked for.
 
-    Beyond `capacity` keys it is cleared; 4,096 keys of closed-form maps of width 64 take 68 MB.
+    Beyond `capacity` keys it is cleared; 4,096 keys of closed-form maps of width 64 take 68 MB, at most twice that.
     """
 
     def __init__(self, make: Callable[[list[Key]], dict[str, Tensor]], keys: list[Key], capacity: int) -> None:

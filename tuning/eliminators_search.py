@@ -35,6 +35,11 @@ LEAKAGE, ACCURACY, RATIO = "leakage/mean", "ndcg@10/mean", "ndcg_ratio/mean"
 GOALS = {LEAKAGE: "min", ACCURACY: "max"}
 NO_FLOOR = 1e-6  # `optim.min_ndcg_ratio` of every trial: the search decides what accuracy is worth
 NUM_PERMUTATIONS = 5  # trainings on permuted labels behind each trial's chance level, which no choice depends on
+UNSEARCHED = {
+    "pfrec": "ends by a probe of its own and has no floor to search under",
+    "closed_form": "has no settings to search over",
+}
+"""Methods that are not searched, and why."""
 
 
 def search_eliminators(
@@ -64,8 +69,8 @@ def check_eliminators_search(config: EliminatorsSearchConfig) -> tuple[BackboneR
     source = BackboneRecord.load_done(config.backbone)
     first_buckets(source.open_lake(), config.buckets)
     parse_combinations(config.combinations, source.attributes)
-    if config.base.get("method") == "pfrec":
-        raise UserError("base.method = pfrec ends by a probe of its own and has no floor to search under: drop it")
+    if (method := config.base.get("method")) in UNSEARCHED:
+        raise UserError(f"base.method = {method} {UNSEARCHED[method]}: drop it")
     space, _ = parse_space(config.space, config.base, EliminatorsConfig, FIXED, DECIDED)
     named = {"backbone": config.backbone, "name": f"{config.name}-best", "combinations": config.combinations}
     base = lay_over(config.base | named | {"seed": config.seed}, {"optim.min_ndcg_ratio": NO_FLOOR})

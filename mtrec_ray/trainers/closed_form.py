@@ -47,6 +47,6 @@ def fit_closed_form(
         means = one.means()
         figures[name] = {"ndcg": means["ndcg"], "full_ndcg": means["full_ndcg"]}
     for name, found in of_attributes.items():
-        figures.setdefault(name, {}).update(found)
+        figures.get(name, {}).update(found)  # where the attribute is a combination of its own
     report("fitting maps", 2, 2)
     return dict(method.own_parameters()), figures

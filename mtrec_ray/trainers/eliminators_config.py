@@ -67,25 +67,30 @@ PFREC = {
 }
 """Defaults of `method: pfrec`: paper B's settings (3.1), its 256 instances a batch as crops of 20 hold them, and the
 steps of the discriminators in the code of its authors."""
-NOT_PFREC = (
-    "shape.transport_units",
-    "adversary.averaging",
-    "adversary.class_power",
-    "transport.weight",
-    "transport.passes",
-    "transport.later_passes",
-    "optim.min_ndcg_ratio",
-    "optim.leakage_budget",
-)
-"""Settings of our own method, which paper B has not."""
-
-
 UNUSED = {
     "filter": ("shape", "transport"),
     "fine_tuning": ("shape", "transport"),
-    "closed_form": ("shape", "transport", "adversary", "optim", "pack_size", "jobs_at_once"),
+    "pfrec": (
+        "shape.transport_units",
+        "adversary.averaging",
+        "adversary.class_power",
+        *(f"transport.{name}" for name in TransportConfig.model_fields),
+        "optim.min_ndcg_ratio",
+        "optim.leakage_budget",
+    ),
+    "closed_form": (
+        "shape",
+        "transport",
+        "adversary",
+        *(f"optim.{name}" for name in EliminatorOptimConfig.model_fields if name != "validation_users"),
+        "pack_size",
+        "jobs_at_once",
+        "runner.workers",
+        "runner.use_gpu",
+        "runner.checkpoint_every_s",
+    ),
 }
-"""Settings that a method has no use for."""
+"""Settings, or sections of them, that a method has no use for: paper B has not what our own method adds."""
 
 
 class EliminatorsConfig(RunConfig):
@@ -124,14 +129,14 @@ class EliminatorsConfig(RunConfig):
     @model_validator(mode="after")
     def _contradictions(self) -> "EliminatorsConfig":
         self.runner.check_lanes(self.optim.lanes)
-        for section in UNUSED.get(self.method, ()):
-            if getattr(self, section) != type(self).model_fields[section].default:
-                raise ValueError(f"{section} has no effect with method = {self.method}: drop it")
-        for section, name in (key.split(".") for key in NOT_PFREC if self.method == "pfrec"):
-            own = getattr(self, section)
-            expected = PFREC.get(section, {}).get(name, type(own).model_fields[name].default)
-            if getattr(own, name) != expected:
-                raise ValueError(f"{section}.{name} has no effect with method = pfrec: drop it")
+        changed = PFREC if self.method == "pfrec" else {}
+        for key in UNUSED.get(self.method, ()):
+            section, _, name = key.partition(".")
+            own, default = getattr(self, section), type(self).model_fields[section].default
+            if name:
+                own, default = getattr(own, name), changed.get(section, {}).get(name, getattr(default, name))
+            if own != default:
+                raise ValueError(f"{key} has no effect with method = {self.method}: drop it")
         return self
 
 

@@ -53,15 +53,15 @@ def train_eliminators(config: EliminatorsConfig, progress: ProgressCallback | No
         attributes=backbone.attributes,
         packs=make_packs(config, backbone.attributes),
     )
-    if config.method == "closed_form":
-        record = new.start(lambda: None, progress)
-        if record.status == "done":
-            return record
-        fit_maps(record, progress)
-        return record.finish()
-    record = new.start(lambda: check_resources(config.runner, config.jobs_at_once or 1), progress)
+    closed_form = config.method == "closed_form"
+    record = new.start(
+        lambda: None if closed_form else check_resources(config.runner, config.jobs_at_once or 1), progress
+    )
     if record.status == "done":
         return record
+    if closed_form:
+        fit_maps(record, progress)
+        return record.finish()
     train_packs(record, progress)
     record = record.finish()
     if config.method != "pfrec":

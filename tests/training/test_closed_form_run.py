@@ -101,10 +101,20 @@ def test_a_bundle_serves_the_vectors_of_the_run_in_one_mixed_batch(run, source, 
 
 
 def test_settings_without_effect_are_refused(source, tmp_path):
-    for setting in ({"adversary": {"weight": 0.3}}, {"optim": {"epochs": 3}}, {"shape": {"num_prompts": 2}}):
-        (section,) = setting
-        with pytest.raises(UserError, match=f"{section} has no effect with method = closed_form: drop it"):
+    for named, setting in (
+        ("adversary", {"adversary": {"weight": 0.3}}),
+        ("shape", {"shape": {"num_prompts": 2}}),
+        ("optim.epochs", {"optim": {"epochs": 3}}),
+        ("runner.workers", {"runner": {"workers": 2}}),
+    ):
+        with pytest.raises(UserError, match=f"{named} has no effect with method = closed_form: drop it"):
             fit(source, tmp_path, **setting)
+
+
+def test_how_many_users_are_fitted_to_is_a_setting(source, run, tmp_path):
+    fewer = fit(source, tmp_path, optim={"validation_users": 40}, combinations="gender+age")
+    assert fewer.weights_hash() != run.weights_hash()
+    assert fewer.figures.keys() == {"none", "gender+age"}
 
 
 def test_values_of_few_users_are_said(source, caplog, tmp_path):

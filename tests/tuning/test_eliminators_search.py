@@ -64,6 +64,7 @@ class TestRefusals:
                 "shape has no effect with method = filter",
             ),
             ({"base": {"method": "pfrec"}}, "base.method = pfrec ends by a probe of its own"),
+            ({"base": {"method": "closed_form"}}, "base.method = closed_form has no settings to search over"),
             (
                 {"base": {"shape": {"transport_units": 0}}, "space": {"transport.weight": [1.0, 2.0]}},
                 "space: transport.weight has no effect with shape.transport_units = 0",

@@ -75,6 +75,7 @@ class TrialCache(LocalReader):
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._samples: dict[
             str, tuple[PairPlan, Prior | None, dict[tuple[int, int], BucketPairs]]
         ] = {}  # last used last

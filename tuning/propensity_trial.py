@@ -76,10 +76,11 @@ class PropensityTrial:
     def save(self, folder: Path) -> None:
         state = self.trainer.state_dict()
         own = {"validations_done": self.validations_done, "reported": self._reported}
-        save_checkpoint(folder, replace(state, plain=state.plain | own), self.config)
+        save_checkpoint(str(folder), replace(state, plain=state.plain | own))
 
     def load(self, folder: Path) -> None:
-        state = load_checkpoint(folder)
+        state = load_checkpoint(str(folder))
+        assert state is not None, "Ray Tune restores only what `save` wrote"
         self.trainer.load_state_dict(state)
         self.validations_done, self._reported = state.plain["validations_done"], state.plain["reported"]
         self._batches = None

@@ -26,6 +26,7 @@ LONGER_START = {"RAY_gcs_server_port_wait_time_s": "120"}  # for Ray's head to s
 MAX_OOM_RETRIES = 3  # of a task that Ray ends because memory is short; Ray's own number is infinite
 MAX_REASON = 300  # characters of an error of Ray's
 _start: Callable[[], None] | None = None  # Starts Ray for the enclosing session
+_in_process = False  # whether `map_tasks` runs its tasks in this process
 asking = threading.Lock()
 """Held by background threads during each request to Ray: one during the shutdown would end the process with code 1."""
 
@@ -142,7 +143,9 @@ def joins_cluster() -> bool:
 
 
 def cluster_resources() -> Mapping[str, float]:
-    """Resources of the cluster: `CPU` (logical), `GPU` and others."""
+    """Resources of the cluster: `CPU` (logical), `GPU`; in `tasks_in_process` one CPU."""
+    if _in_process:
+        return {"CPU": 1.0}
     return need_ray().cluster_resources()
 
 
@@ -162,8 +165,12 @@ def map_tasks(
     """Run `function(item, *shared)` as Ray tasks; yields (item, result) as they end.
 
     Results come in any order. `shared` is sent once. At most two tasks per CPU are in flight, so that results do not
-    pile up. Ray repeats a lost task. An error cancels the others; a UserError or OSError comes unwrapped.
+    pile up. Ray repeats a lost task. An error cancels the others; a UserError or OSError comes unwrapped. Within
+    `tasks_in_process` it is `map_in_process`.
     """
+    if _in_process:
+        yield from map_in_process(function, items, *shared, stage=stage, progress=progress)
+        return
     ray = need_ray()
     references = [ray.put(value) for value in shared]
     task = ray.remote(max_retries=3)(function)
@@ -191,3 +198,29 @@ def map_tasks(
             ray.cancel(reference)
         if running:
             ray.wait(list(running), num_returns=len(running), timeout=CANCEL_TIMEOUT_S)
+
+
+def map_in_process(
+    function: Callable[..., Result],
+    items: Sequence[Item],
+    *shared: object,
+    stage: str = "",
+    progress: ProgressCallback | None = None,
+) -> Iterator[tuple[Item, Result]]:
+    """The same as `map_tasks`, in order and without Ray."""
+    for done, item in enumerate(items, 1):
+        result = function(item, *shared)
+        if progress:
+            progress(stage, done, len(items))
+        yield item, result
+
+
+@contextmanager
+def tasks_in_process() -> Iterator[None]:
+    """Run the block's tasks in this process: small jobs end before Ray would have started."""
+    global _in_process
+    before, _in_process = _in_process, True
+    try:
+        yield
+    finally:
+        _in_process = before

@@ -1,7 +1,7 @@
 """Rows of a schedule in the order of its steps, read by the cluster or by this process."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from mtrec_ray.console import ProgressCallback
-from mtrec_ray.lake.cluster import map_tasks
+from mtrec_ray.lake.cluster import map_in_process, map_tasks
 from mtrec_ray.streams.schedule import Schedule, Segment
 
 Result = TypeVar("Result")
+MAX_BUCKETS = 32  # that a local reader keeps in memory
 ReadSegment = Callable[..., pa.Table]
 """(segment, **shared) -> rows of one segment in slot order, with columns `lane` and `step` (int32)."""
 
@@ -50,25 +50,23 @@ class Reader:
 class LocalReader(Reader):
     """Reads in this process, one after another: short runs start at once."""
 
-    @staticmethod
-    def map(
-        function: Callable[..., Any],
-        items: Sequence[Any],
-        *shared: object,
-        stage: str = "",
-        progress: ProgressCallback | None = None,
-    ) -> Iterator[tuple[Any, Any]]:
-        for done, item in enumerate(items, 1):
-            result = function(item, *shared)
-            if progress:
-                progress(stage, done, len(items))
-            yield item, result
+    map = staticmethod(map_in_process)
+
+    def __init__(self) -> None:
+        self._read: dict[tuple[Any, ...], tuple[tuple[Any, ...], Any]] = {}  # last used last
 
     def stream(
         self, read_segment: ReadSegment, segments: list[Segment], num_blocks: int, **shared: Any
     ) -> Iterator[pa.Table]:
         for segment in segments:
             yield read_segment(segment, reader=self, **shared)
+
+    def bucket(self, read: Callable[..., Result], *arguments: Any) -> Result:
+        """`read(*arguments)`; the last `MAX_BUCKETS` are kept for the next epoch."""
+        key = (read, *(of if isinstance(of, int | str) else id(of) for of in arguments))
+        found = self._read.pop(key, None) or (arguments, read(*arguments))  # with arguments, so that ids stay theirs
+        self._read = dict([*self._read.items(), (key, found)][-MAX_BUCKETS:])
+        return found[1]
 
 
 CLUSTER = Reader()

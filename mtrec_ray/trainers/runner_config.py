@@ -11,8 +11,8 @@ from mtrec_ray.files import AbsoluteUri
 class RunnerConfig(Config):
     """Workers; they affect speed only, up to float error and each worker's own dropout."""
 
-    workers: int = Field(default=1, ge=1)
-    """Data-parallel workers."""
+    workers: int = Field(default=1, ge=0)
+    """Data-parallel workers of Ray Train. 0 trains in this process, which starts at once: for small lakes."""
     use_gpu: bool = False
     """One GPU per worker."""
     cpus_per_worker: float = advanced(1.0, gt=0)

@@ -57,7 +57,9 @@ class BackboneRecord(Record):
 
     def make_plan(self, progress: ProgressCallback | None) -> SequencePlan:
         config = self.config
-        plan = make_sequence_plan(self.open_lake(), config.sequences, config.model.history, "all", progress)
+        plan = make_sequence_plan(
+            self.open_lake(), config.sequences, config.model.history, "all", progress, reader=self.reader
+        )
         plan.validation_fraction_of(config.optim.validation_users)
         for note in plan.notes():
             logger.warning(note)
@@ -74,7 +76,8 @@ class BackboneRecord(Record):
         users = read_held_out(lake, plan.sequences, VALIDATION_EVENT, plan.length, buckets, fraction)
         data = BackboneData(self.num_titles, schedule, users)
         trainer = BackboneTrainer(self.config, data, workers)
-        return trainer, partial(sequence_batches, lake, plan, schedule, workers.rank, workers.size)
+        arguments = lake, plan, schedule, workers.rank, workers.size
+        return trainer, partial(sequence_batches, *arguments, reader=self.reader)
 
     def weights_uris(self) -> dict[str, str]:
         return {"validation": join(self.uri, WEIGHTS)}

@@ -119,6 +119,11 @@ def cramers_v(one: np.ndarray, other: np.ndarray) -> float:
 
 def train_packs(record: EliminatorsRecord, progress: ProgressCallback | None) -> None:
     """Train all unfinished packs, as many at once as the cluster holds."""
+    if not record.config.runner.workers:
+        for pack in record.packs:
+            if not exists(record.done_uri(pack)):
+                _train_pack(record, pack, progress)
+        return
     fitting = jobs_that_fit(record.config.runner)
     at_once = min(record.config.jobs_at_once or fitting, fitting)
     waiting = [pack for pack in record.packs if not exists(record.done_uri(pack))]

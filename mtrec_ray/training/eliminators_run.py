@@ -96,7 +96,7 @@ class EliminatorsRecord(Record):
         backbone = self.source()
         config, lake = backbone.config, self.open_lake(backbone.config.lake)
         split: UserSplit = "unprobed" if self.config.method == "pfrec" else "train"
-        plan = make_sequence_plan(lake, config.sequences, config.model.history, split, progress)
+        plan = make_sequence_plan(lake, config.sequences, config.model.history, split, progress, reader=self.reader)
         self.check_values(plan)
         plan.validation_fraction_of(self.config.optim.validation_users)
         return plan
@@ -134,7 +134,8 @@ class EliminatorsRecord(Record):
         if self.config.method == "pfrec":
             trainer_of = PFRecTrainer
         trainer = trainer_of(self.config, self.packs[pack], data, workers)
-        return trainer, partial(sequence_batches, lake, plan, data.schedule, workers.rank, workers.size)
+        arguments = lake, plan, data.schedule, workers.rank, workers.size
+        return trainer, partial(sequence_batches, *arguments, reader=self.reader)
 
     def data(self, workers: Workers, recent: int | None = None) -> EliminatorData:
         """A worker's inputs; prefixes as of `read_prefixes`."""

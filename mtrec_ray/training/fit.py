@@ -1,4 +1,4 @@
-"""Ray Train runs: resources, workers, restarts from the last checkpoint, progress."""
+"""Training runs: on Ray Train, with resources, restarts and progress, or in this process."""
 
 import logging
 import threading
@@ -20,6 +20,7 @@ from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.trainers.runner_config import RunnerConfig
 from mtrec_ray.training.backbone_run import BackboneRecord, new_backbone_run
+from mtrec_ray.training.in_process import fit_in_process
 from mtrec_ray.training.loop import train_loop_per_worker
 from mtrec_ray.training.propensity_run import PropensityRecord, new_propensity_run
 from mtrec_ray.training.record import Record, RecordT
@@ -77,10 +78,13 @@ def _train(new: RecordT, progress: ProgressCallback | None) -> RecordT:
 
 
 def fit(record: Record, progress: ProgressCallback | None, pack: str = "") -> None:
-    """Train a run, or a pack of eliminators, to its end on Ray Train, or resume it.
+    """Train a run, or a pack of eliminators, to its end, or resume it.
 
     UserError for a mistake that a worker found, such as settings with which training diverges.
     """
+    if not record.config.runner.workers:
+        fit_in_process(record, progress, pack)
+        return
     need_ray()
     actor, runner = ProgressActor.remote(), record.config.runner
     storage, name = parent(record.folder(pack))
@@ -135,6 +139,8 @@ def in_background(work: Callable[[], Result]) -> Future[Result]:
 def check_resources(runner: RunnerConfig, jobs: int = 1) -> None:
     """UserError where jobs side by side could never start: Ray would wait silently."""
     workers = jobs * runner.workers
+    if not workers:
+        return
     needed = {"CPU": workers * runner.cpus_per_worker + 1, "GPU": workers * runner.use_gpu}
     setting, fewer = (f"jobs_at_once = {jobs}, ", "jobs_at_once, ") if jobs > 1 else ("", "")
     fix = f"{fewer}runner.workers or runner.cpus_per_worker (one CPU stays free for Ray Data)"

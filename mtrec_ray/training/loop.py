@@ -1,8 +1,6 @@
 """What each Ray Train worker does for any of the three models."""
 
 import tempfile
-from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import ray
@@ -10,14 +8,11 @@ import ray.train
 import ray.train.torch
 
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import join
-from mtrec_ray.tracking.tracker import Tracker
-from mtrec_ray.trainers.trainer import CHECK_CLOCK_EVERY, Diverged, Trainer
+from mtrec_ray.trainers.trainer import Diverged, TrainerState
 from mtrec_ray.training.record import Record
-from mtrec_ray.training.weights import load_checkpoint, save_checkpoint, save_weights
+from mtrec_ray.training.session import train_from
+from mtrec_ray.training.weights import load_checkpoint, save_checkpoint
 from mtrec_ray.workers import Workers
-
-LOG_POINTS = 200  # lines of training figures in `metrics.jsonl`, evenly over a run's steps
 
 
 def train_loop_per_worker(settings: dict[str, Any]) -> None:
@@ -38,70 +33,28 @@ def train_loop_per_worker(settings: dict[str, Any]) -> None:
 
 
 def train_or_resume(settings: dict[str, Any]) -> None:
-    """Train to the end; raises Diverged on all workers, another UserError maybe on one alone."""
+    """Train to the end from the newest state; raises what `train_from` does."""
     record: Record = settings["run"].model_validate_json(settings["record"])
-    context = ray.train.get_context()
+    context, pack, actor = ray.train.get_context(), settings["pack"], settings["actor"]
     workers = Workers(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
-    trainer, batches = record.training(workers, settings["pack"])
-    checkpoint = ray.train.get_checkpoint()
+    state = _newest_state(record.folder(pack))
+    train_from(state, record, pack, workers, lambda *step_and_note: actor.put.remote(*step_and_note), report_state)
+
+
+def _newest_state(folder: str) -> TrainerState | None:
+    """The last state reported, or a later one that training without Ray Train left in the run's folder."""
+    states, checkpoint = [load_checkpoint(folder)], ray.train.get_checkpoint()
     if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            trainer.load_state_dict(load_checkpoint(Path(folder)))
-    reporter = Reporter(record, settings["pack"], trainer, settings["actor"])
-    with reporter.tracker or nullcontext():
-        trainer.run(
-            batches(trainer.num_steps if trainer.stopped else trainer.next_step),
-            on_step=reporter.step,
-            on_milestone=reporter.milestone,
-            on_checkpoint=reporter.checkpoint,
-            checkpoint_every_s=record.config.runner.checkpoint_every_s,
-        )
+        with checkpoint.as_directory() as local:
+            states.append(load_checkpoint(local))
+    return max((state for state in states if state), key=lambda state: state.plain["next_step"], default=None)
 
 
-class Reporter:
-    """Passes a trainer's steps, figures and state on; only rank 0 has a tracker and writes."""
-
-    def __init__(self, record: Record, pack: str, trainer: Trainer[Any], actor: Any) -> None:
-        self.config, self.uri = record.config, record.folder(pack)
-        self.trainer, self.actor = trainer, actor
-        self.log_every = max(1, trainer.num_steps // LOG_POINTS)
-        self.tracker: Tracker | None = None
-        if trainer.workers.rank == 0:
-            self.tracker = Tracker(
-                self.uri,
-                self.config.tracking,
-                run_name=f"{self.config.name} {pack}".strip(),
-                params=self.config.model_dump(mode="json"),
-                resume_step=trainer.next_step,
-            )
-
-    def step(self) -> None:
-        """After each step: figures and the progress bar, now and then."""
-        if not self.tracker:
-            return
-        trainer, step = self.trainer, self.trainer.next_step
-        if step % self.log_every == 0:
-            self.tracker.log(step, trainer.meter.take() | {"train/lr": trainer.optimizer.param_groups[0]["lr"]})
-        if step % CHECK_CLOCK_EVERY == 0 or step == trainer.num_steps:
-            self.actor.put.remote(step, f"loss {trainer.recent.mean_loss():.4g}" if trainer.recent.steps else "")
-
-    def milestone(self, figures: dict[str, float]) -> None:
-        """Log validation figures, then write the weights that are finished."""
-        outputs = self.trainer.take_outputs()
-        if not self.tracker:
-            return
-        if validation := {name: value for name, value in figures.items() if name.startswith("val/")}:
-            self.tracker.log(self.trainer.next_step, validation)
-        for file, weights in outputs.items():
-            save_weights(join(self.uri, file), *weights)
-
-    def checkpoint(self) -> None:
-        """Report rank 0's state to Ray Train; every worker takes part, it is a barrier."""
-        metrics = {"step": self.trainer.next_step}
-        if not self.tracker:
-            ray.train.report(metrics)
-            return
-        with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), self.trainer.state_dict(), self.config)
-            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
-        self.tracker.flush()
+def report_state(state: TrainerState | None, step: int) -> None:
+    """Report rank 0's state to Ray Train; every worker takes part, it is a barrier."""
+    if state is None:
+        ray.train.report({"step": step})
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        save_checkpoint(folder, state)
+        ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))

@@ -32,7 +32,7 @@ from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.streams.scored_users import ScoringChunk, validation_users
 from mtrec_ray.trainers.propensity import PropensityData, PropensityTrainer, snapshot_file
 from mtrec_ray.trainers.propensity_config import PropensityConfig
-from mtrec_ray.training.record import Record, Training, load_plan
+from mtrec_ray.training.record import Record, Training, lake_reader, load_plan
 from mtrec_ray.training.weights import load_weights, read_weights
 from mtrec_ray.workers import Workers
 
@@ -68,7 +68,7 @@ class PropensityRecord(Record):
         lake, config = self.open_lake(), self.config
         calendar = config.window.resolve(lake.manifest.calendar)
         num_periods = calendar.num_evaluation_days if config.incremental else 1
-        plan, prior = make_plan(lake, config.sample, calendar, num_periods, progress)
+        plan, prior = make_plan(lake, config.sample, calendar, num_periods, progress, reader=self.reader)
         if prior and self.model.prior_shape:
             write_file(join(self.uri, PRIOR), prior.dump())
         return plan
@@ -87,7 +87,8 @@ class PropensityRecord(Record):
         schedule, prior = self.schedule(plan), self.prior()
         data = self.data(lake, plan, schedule, workers, prior)
         trainer = PropensityTrainer(self.config, data, workers)
-        return trainer, partial(training_batches, lake, plan, schedule, workers.rank, workers.size, prior=prior)
+        arguments = lake, plan, schedule, workers.rank, workers.size
+        return trainer, partial(training_batches, *arguments, prior=prior, reader=self.reader)
 
     def data(
         self, lake: Lake, plan: PairPlan, schedule: Schedule, workers: Workers, prior: Prior | None = None
@@ -149,7 +150,8 @@ def new_propensity_run(
     if config.incremental and calendar.num_evaluation_days < 2:
         found = f"incremental has no effect with {calendar.num_evaluation_days} evaluation day(s)"
         raise UserError(f"{found}: day i is trained on for the sake of day i + 1")
-    volume = cache(volume or partial(training_volume, lake, config.sample, calendar))  # groups and blocks ask for it
+    counted = partial(training_volume, lake, config.sample, calendar, reader=lake_reader(config.runner))
+    volume = cache(volume or counted)  # groups and blocks ask for it
     groups = make_groups(config.model.groups or "one", lake.manifest, volume)
     is_paper = config.preset == "paper"
     model = TwoTowerConfig(

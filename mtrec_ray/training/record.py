@@ -15,8 +15,10 @@ from mtrec_ray.errors import UserError, check_version
 from mtrec_ray.files import absolute, check_writable, exists, join, parent, read_file, read_json, write_file, write_json
 from mtrec_ray.identity import Identity, check_same
 from mtrec_ray.lake.manifest import Lake
+from mtrec_ray.streams.ordered import CLUSTER, LocalReader, Reader
 from mtrec_ray.streams.schedule import Schedule
 from mtrec_ray.tracking.config import check_tracking
+from mtrec_ray.trainers.runner_config import RunnerConfig
 from mtrec_ray.trainers.trainer import Trainer
 from mtrec_ray.training.weights import load_figures, read_weights
 from mtrec_ray.workers import Workers
@@ -66,6 +68,11 @@ class Record(BaseModel, ABC):
     def folder(self, pack: str = "") -> str:
         """Folder of weights, metrics and checkpoints; eliminators have one for each `pack`."""
         return self.uri
+
+    @property
+    def reader(self) -> Reader:
+        """How its lake is read."""
+        return lake_reader(self.config.runner)
 
     @abstractmethod
     def make_plan(self, progress: ProgressCallback | None) -> BaseModel:
@@ -189,6 +196,11 @@ class Record(BaseModel, ABC):
 
 
 RecordT = TypeVar("RecordT", bound=Record)
+
+
+def lake_reader(runner: RunnerConfig) -> Reader:
+    """The cluster's reader, or without workers that of this process."""
+    return CLUSTER if runner.workers else LocalReader()
 
 
 def require_lake(lake: Lake, expected_hash: str, run: str) -> None:

@@ -1,23 +1,20 @@
 """Files of a run: weights with the figures they reached, and checkpoints.
 
-A checkpoint holds tensors as safetensors, the rest of a trainer's state as JSON, and the settings as YAML.
+A checkpoint is one safetensors file, with the rest of a trainer's state as JSON in its header.
 """
 
 import json
-from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
-from pydantic import BaseModel
 from torch import Tensor, nn
 
-from mtrec_ray.config import dump_yaml
 from mtrec_ray.errors import UserError
-from mtrec_ray.files import read_file, write_file
+from mtrec_ray.files import exists, join, read_file, write_file
 from mtrec_ray.trainers.trainer import TrainerState
 
-TENSORS, PROGRESS, SETTINGS = "state.safetensors", "progress.json", "config.yaml"
+CHECKPOINT = "checkpoint.safetensors"
 
 
 def save_weights(uri: str, tensors: dict[str, Tensor], figures: dict[str, Any]) -> None:
@@ -27,10 +24,8 @@ def save_weights(uri: str, tensors: dict[str, Tensor], figures: dict[str, Any]) 
 
 
 def load_figures(uri: str) -> dict[str, Any]:
-    """Figures in a file's header; safetensors itself reads headers from local paths only."""
-    content = read_file(uri)
-    length = int.from_bytes(content[:8], "little")
-    return json.loads(json.loads(content[8 : 8 + length])["__metadata__"]["figures"])
+    """Figures in a file's header."""
+    return json.loads(_header(read_file(uri))["figures"])
 
 
 def read_weights(uri: str) -> bytes:
@@ -52,14 +47,21 @@ def load_weights(uri: str, content: bytes, module: nn.Module | None = None) -> d
     return tensors
 
 
-def save_checkpoint(folder: Path, state: TrainerState, config: BaseModel) -> None:
-    """Write a trainer's state and the run's settings into a folder."""
-    safetensors.torch.save_file({name: tensor.clone() for name, tensor in state.tensors.items()}, folder / TENSORS)
-    (folder / PROGRESS).write_text(json.dumps(state.plain))
-    (folder / SETTINGS).write_text(dump_yaml(config))
+def save_checkpoint(uri: str, state: TrainerState) -> None:
+    """Write a trainer's state into a folder, in one piece."""
+    tensors = {name: tensor.clone().cpu() for name, tensor in state.tensors.items()}
+    write_file(join(uri, CHECKPOINT), safetensors.torch.save(tensors, {"plain": json.dumps(state.plain)}))
 
 
-def load_checkpoint(folder: Path) -> TrainerState:
-    """Read what `save_checkpoint` wrote, onto the CPU."""
-    tensors = safetensors.torch.load_file(folder / TENSORS)
-    return TrainerState(tensors, json.loads((folder / PROGRESS).read_text()))
+def load_checkpoint(uri: str) -> TrainerState | None:
+    """What `save_checkpoint` wrote into a folder, on the CPU; None if it wrote nothing."""
+    if not exists(join(uri, CHECKPOINT)):
+        return None
+    content = read_file(join(uri, CHECKPOINT))
+    return TrainerState(safetensors.torch.load(content), json.loads(_header(content)["plain"]))
+
+
+def _header(content: bytes) -> dict[str, str]:
+    """Texts in a file's header; safetensors itself reads headers from local paths only."""
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length])["__metadata__"]

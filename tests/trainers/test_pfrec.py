@@ -127,10 +127,12 @@ def test_run_that_ends_early_resumes_to_the_same_bits(monkeypatch, tmp_path, sto
     assert straight.next_step < straight.num_steps
     stopped, batches = small.pfrec(epochs=40, adversary=adversary)
     stopped.run(batches(0), until=stop)
-    save_checkpoint(tmp_path, stopped.state_dict(), stopped.config)
+    save_checkpoint(str(tmp_path), stopped.state_dict())
     resumed, batches = small.pfrec(epochs=40, seed=1, adversary=adversary)
     resumed.config = stopped.config  # weights and all else come from the checkpoint
-    resumed.load_state_dict(load_checkpoint(tmp_path))
+    saved = load_checkpoint(str(tmp_path))
+    assert saved is not None
+    resumed.load_state_dict(saved)
     resumed.run(batches(min(stop, straight.next_step)))
     first, second = collect_state(straight.parts()), collect_state(resumed.parts())
     assert first.keys() == second.keys()

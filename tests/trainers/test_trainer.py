@@ -52,10 +52,12 @@ def test_resumed_training_equals_straight_training(name, settings, stop, tmp_pat
     straight = straight_training(name, bool(settings))
     stopped, batches = MAKERS[name](**settings)
     stopped.run(batches(0), until=stop)
-    save_checkpoint(tmp_path, stopped.state_dict(), stopped.config)
+    save_checkpoint(str(tmp_path), stopped.state_dict())
     resumed, batches = MAKERS[name](seed=1, **settings)
     resumed.config = stopped.config  # weights and all else come from the checkpoint
-    resumed.load_state_dict(load_checkpoint(tmp_path))
+    saved = load_checkpoint(str(tmp_path))
+    assert saved is not None
+    resumed.load_state_dict(saved)
     assert resumed.next_step == stop
     resumed.run(batches(stop))
     first, second = collect_state(straight.parts()), collect_state(resumed.parts())

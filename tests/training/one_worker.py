@@ -1,7 +1,6 @@
 """Ray Train with one worker, simulated in this process, and settings of runs of a second."""
 
 import shutil
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,18 +17,11 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
-from mtrec_ray.training import backbone_run, eliminators, eliminators_run, fit, propensity_run
+from mtrec_ray.training import eliminators, fit
 from mtrec_ray.training.backbone_run import BackboneRecord
 from mtrec_ray.training.loop import train_loop_per_worker
 from mtrec_ray.training.record import Record
 from tests.trainers.conftest import shorten_transports
-
-READ_HERE = {
-    backbone_run: ("make_sequence_plan", "sequence_batches"),
-    eliminators_run: ("make_sequence_plan", "sequence_batches"),
-    propensity_run: ("make_plan", "training_batches", "training_volume"),
-}
-"""Functions that read a lake on the cluster unless told otherwise."""
 
 
 class Killed(Exception):
@@ -54,10 +46,8 @@ class OneWorker:
             patch.setattr(driver, "check_resources", lambda *_: None)
         patch.setattr(eliminators, "jobs_that_fit", lambda runner: 1)
         shorten_transports(patch)
-        for module, names in READ_HERE.items():
-            for name in names:
-                read = getattr(module, name)
-                patch.setattr(module, name, partial(getattr(read, "func", read), reader=LocalReader()))
+        for module in ("record", "propensity_run"):
+            patch.setattr(f"mtrec_ray.training.{module}.lake_reader", lambda runner: LocalReader())
 
     def report(self, metrics: dict[str, Any], checkpoint: ray.train.Checkpoint | None = None) -> None:
         self.reports += 1

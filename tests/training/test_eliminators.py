@@ -55,7 +55,7 @@ def train_pack(record, pack, progress):
 eliminators._train_pack = train_pack
 eliminators.jobs_that_fit = lambda runner: 2
 packs = {f"pack{number:03d}": [("gender",)] for number in range(3)}
-config = SimpleNamespace(runner=None, jobs_at_once=None)
+config = SimpleNamespace(runner=SimpleNamespace(workers=1), jobs_at_once=None)
 record = SimpleNamespace(packs=packs, config=config, done_uri=lambda pack: "/nowhere/done.json")
 
 @click.command()
@@ -125,7 +125,7 @@ def train(monkeypatch):
 
         monkeypatch.setattr(eliminators, "_train_pack", train_pack)
         monkeypatch.setattr(eliminators, "jobs_that_fit", lambda runner: 3)
-        config = SimpleNamespace(runner=None, jobs_at_once=at_once)
+        config = SimpleNamespace(runner=SimpleNamespace(workers=1), jobs_at_once=at_once)
         record: Any = SimpleNamespace(packs=dict.fromkeys("abcd"), config=config, done_uri=lambda pack: "/nowhere")
         try:
             eliminators.train_packs(record, None)

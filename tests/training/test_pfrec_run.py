@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.eliminators import StackedEliminators
 from mtrec_ray.serving.engine import Engine, Query
 from mtrec_ray.streams import sequences
-from mtrec_ray.streams.crops import sequence_batches
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.sequences import Sequences, in_split
 from mtrec_ray.trainers import pfrec
@@ -118,7 +116,7 @@ def test_users_of_the_probe_are_not_trained_on(lake, source, monkeypatch, tmp_pa
         seen["train"].append(trainer.data.users.keys)
         return probe(trainer)
 
-    monkeypatch.setattr(eliminators_run, "sequence_batches", partial(sequence_batches, reader=Watched()))
+    monkeypatch.setattr("mtrec_ray.training.record.lake_reader", lambda runner: Watched())
     monkeypatch.setattr(PFRecTrainer, "probe", probe)
     run = train_eliminators(config_of(source, tmp_path / "watched", optim={"epochs": 1, "lanes": 2}))
     config = source.config.sequences

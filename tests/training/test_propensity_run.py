@@ -24,6 +24,7 @@ from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.training import fit
 from mtrec_ray.training.fit import train_propensity
 from mtrec_ray.training.propensity_run import PropensityRecord, load_snapshot, new_propensity_run
+from mtrec_ray.training.weights import CHECKPOINT
 from tests.training.conftest import run_config
 from tests.training.one_worker import OneWorker
 
@@ -49,7 +50,7 @@ def wait_for_checkpoint(folder: str, timeout_s: float = 300) -> None:
     known = set(Path(folder).glob("checkpoint_*/*"))
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:
-        if any(p.name == "progress.json" for p in set(Path(folder).glob("checkpoint_*/*")) - known):
+        if any(p.name == CHECKPOINT for p in set(Path(folder).glob("checkpoint_*/*")) - known):
             return
         time.sleep(0.05)
     raise TimeoutError(f"no checkpoint in {folder} after {timeout_s} s")

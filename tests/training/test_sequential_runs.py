@@ -1,6 +1,5 @@
 """Backbones and packs in this process: killed and resumed, what they read, what they refuse."""
 
-import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,7 +18,7 @@ from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.config import AuditConfig, BundleConfig
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.eliminators import StackedEliminators
-from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan, sequence_batches
+from mtrec_ray.streams.crops import SequencePlan, make_sequence_plan
 from mtrec_ray.streams.ordered import LocalReader
 from mtrec_ray.streams.sequences import SequenceConfig, Sequences, UserSplit, in_split
 from mtrec_ray.tracking.metrics_file import read_metrics
@@ -32,7 +31,7 @@ from mtrec_ray.training.eliminators import train_eliminators
 from mtrec_ray.training.eliminators_run import EliminatorsRecord, load_methods
 from mtrec_ray.training.fit import train_backbone
 from mtrec_ray.training.record import Record, load_plan
-from mtrec_ray.training.weights import save_weights
+from mtrec_ray.training.weights import load_checkpoint, save_weights
 from mtrec_ray.workers import Workers
 from tests.streams.lakes import day, lake_of, title_table
 from tests.training.one_worker import OneWorker, backbone_config, eliminators_config
@@ -146,9 +145,9 @@ def test_killed_pack_resumes_to_the_same_weights(source, one_worker, monkeypatch
         records.append(train_eliminators(eliminators_config(source, runs, epochs=4)))
         assert worker.starts == 1 + len(killed_at)
         assert worker.latest is not None
-        ends.append({path.name: path.read_bytes() for path in worker.latest.iterdir() if path.name != "config.yaml"})
-        saved = {n: runs / f"checkpoint{n}" / "progress.json" for n in range(1, worker.reports + 1)}
-        steps = {n: json.loads(path.read_text())["next_step"] for n, path in saved.items()}
+        ends.append({path.name: path.read_bytes() for path in worker.latest.iterdir()})
+        saved = {n: load_checkpoint(str(runs / f"checkpoint{n}")) for n in range(1, worker.reports + 1)}
+        steps = {n: state.plain["next_step"] for n, state in saved.items() if state}
         killed_at = [n for n, step in steps.items() if step == 0 or first[0] < step < records[0].num_steps]
     assert len(killed_at) > 1
     assert started == [0, 0]
@@ -178,7 +177,7 @@ def test_pack_reads_only_the_train_split(lake, source, one_worker, monkeypatch, 
         seen["validation"].append(users.keys)
         return stacked_metrics(users, *vectors)
 
-    monkeypatch.setattr(eliminators_run, "sequence_batches", partial(sequence_batches, reader=Watched()))
+    monkeypatch.setattr("mtrec_ray.training.record.lake_reader", lambda runner: Watched())
     monkeypatch.setattr(EliminatorTrainer, "fit_transport", fit_transport)
     monkeypatch.setattr(adversarial, "stacked_metrics", measure)
     train_eliminators(eliminators_config(source, tmp_path / "watched"))

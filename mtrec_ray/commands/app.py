@@ -26,7 +26,7 @@ RESUME = {"--resume": "Resume a stopped search of this name; reads Ray Tune's pi
 NO_SETTINGS = ("config", "set", "print_config", "help_all")
 
 COMMANDS = {
-    "quickstart": JobCommand(api.quickstart, "SOURCE=dataset --raw --out --seeds"),
+    "quickstart": JobCommand(api.quickstart, "SOURCE=dataset --raw --out --full --seeds"),
     "lake build": JobCommand(
         api.build_lake,
         "SOURCE=dataset --out --raw --download --on-bad-rows=build.on_bad_rows --overwrite=build.overwrite",

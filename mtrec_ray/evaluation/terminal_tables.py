@@ -46,6 +46,19 @@ def rich_tables(report: EvaluationReport, with_candidates: bool) -> list[Rendera
     return shown
 
 
+def average_gain_table(report: EvaluationReport) -> Table:
+    """`gain_rich_table` of the first baseline, averages alone."""
+    over = report.baselines[0]
+    others = [variant for variant in report.columns if variant != over]
+    table = numbers_table(f"PR-AUC, and gain in % over {over}", ("territory",), (over, *others))
+    names = _shown_rows(report, None, table)
+    first = report.intervals("pr_auc", over)
+    gains = [report.intervals("pr_auc", variant, over=over) for variant in others]
+    for name in names:
+        table.add_row(name, _metric_cell(first[name]), *[_gain_cell(gain[name], average=True) for gain in gains])
+    return table
+
+
 def gain_rich_table(report: EvaluationReport, cohort: str | None = None, over: str | None = None) -> Table:
     """Paper A's table 2, transposed: PR-AUC of a baseline and gains over it in percent.
 

@@ -1,29 +1,43 @@
-"""`mtrec quickstart`: raw files to gain table and bundle; each step as its own command.
+"""`mtrec quickstart`: from raw files to report; each step as its own command.
 
 1. build the lake      2. embed it, if its source brings no vectors
 3. train each variant  4. evaluate all of them on the same users
-5. train a backbone    6. train an eliminator for every combination of attributes
+5. train a backbone    6. make an eliminator for every combination of attributes
 7. audit them          8. bundle them with a multi-task model
 
 A stopped quickstart resumes: steps 1 to 3, 5 and 6 are skipped once they are done, the others run again.
 """
 
+from contextlib import nullcontext
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import pandas as pd
-from rich.console import Console, RenderableType
+from rich.console import RenderableType
 
 from mtrec_ray.console import JobResult, ProgressCallback
 from mtrec_ray.errors import check_version
+from mtrec_ray.evaluation.terminal_tables import average_gain_table
 from mtrec_ray.files import exists, join, read_json, write_json
 from mtrec_ray.identity import Identity, check_same
 from mtrec_ray.jobs.audit import audit
+from mtrec_ray.jobs.audit_report import Audit
 from mtrec_ray.jobs.bundle import make_bundle
 from mtrec_ray.jobs.evaluate import days_and_cohorts, evaluate_propensity
-from mtrec_ray.jobs.quickstart_config import LEGEND, QuickstartConfig, QuickstartSteps, make_steps
+from mtrec_ray.jobs.quickstart_config import QuickstartConfig, QuickstartSteps, make_steps
+from mtrec_ray.jobs.quickstart_summary import (
+    LEGEND,
+    Stages,
+    audit_sentences,
+    gain_sentences,
+    leakage_table,
+    next_steps,
+    paragraph,
+    say,
+)
+from mtrec_ray.jobs.report import PropensityEvaluation
 from mtrec_ray.lake.build import build_lake
+from mtrec_ray.lake.cluster import tasks_in_process
 from mtrec_ray.lake.embed import embed_lake
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake
 from mtrec_ray.sources.source import make_source
@@ -32,15 +46,23 @@ from mtrec_ray.training.eliminators import make_packs, train_eliminators
 from mtrec_ray.training.fit import check_resources, train_backbone, train_propensity
 from mtrec_ray.training.propensity_run import new_propensity_run
 
-VERSION = 2  # of quickstart.json
+VERSION = 3  # of quickstart.json
 
 
 @dataclass(frozen=True)
 class QuickstartResult:
     """Gains, and what followed where the lake has sensitive attributes."""
 
-    parts: dict[str, JobResult]  # `evaluation` and `audit`
+    gains: PropensityEvaluation
+    audit: Audit | None = None
     bundle: str | None = None  # URI
+    report: str = ""  # URI of the evaluation's folder
+    about: str = "one seed"
+
+    @property
+    def parts(self) -> dict[str, JobResult]:
+        """`evaluation`, and `audit` where there is one."""
+        return {"evaluation": self.gains} | ({"audit": self.audit} if self.audit else {})
 
     @property
     def metrics(self) -> pd.DataFrame:
@@ -51,32 +73,62 @@ class QuickstartResult:
         return {"version": 1, "bundle": self.bundle} | {name: part.document() for name, part in self.parts.items()}
 
     def tables(self) -> list[RenderableType]:
-        gains, *others = [part.tables() for part in self.parts.values()]
-        return [*gains, LEGEND, *chain.from_iterable(others)]
+        shown: list[RenderableType] = [average_gain_table(self.gains.report), LEGEND]
+        sentences = paragraph("Gain", gain_sentences(self.gains.report, self.about))
+        if self.audit:
+            shown.append(leakage_table(self.audit.document()))
+            sentences += paragraph("Audit", audit_sentences(self.audit.document(), self.about))
+        return [*shown, *sentences, "\n".join(next_steps(self.bundle, self.report))]
 
 
 def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = None) -> QuickstartResult:
-    """Run all steps.
+    """Run all steps, in this process unless the settings are `full`.
 
     UserError for settings or raw files that do not fit, before the first step, or before the first training where only
     the lake shows it.
     """
     steps = make_steps(config)
+    with tasks_in_process() if steps.in_process else nullcontext():
+        return _run_steps(config, steps, progress)
+
+
+def _run_steps(config: QuickstartConfig, steps: QuickstartSteps, progress: ProgressCallback | None) -> QuickstartResult:
+    stage = Stages(7 if config.fairness else 3)
+    stage(f"The lake: {_described(config)}, checked and written to {steps.lake}")
     lake = _make_lake(config, steps, progress)
     with_fairness = config.fairness and bool(lake.manifest.attributes)
+    stage.number = 7 if with_fairness else 3
     _check_against_lake(steps, lake, with_fairness)
+    stage(f"Propensity models: {', '.join(dict.fromkeys(config.variants))}. Which helps local titles?")
     for training in steps.trainings:
         train_propensity(training, _named(progress, training.name))
+    stage("Evaluation: who watches which title on the days after, for users that no model was trained on")
     gains = evaluate_propensity(steps.evaluation, progress)
+    result = QuickstartResult(gains, report=str(steps.evaluation.out), about=_about(config))
+    for sentence in gain_sentences(gains.report, result.about):
+        say(f"      {sentence}")  # early: the tables are printed when everything is done
     if not with_fairness:
-        return QuickstartResult({"evaluation": gains})
-    for table in gains.tables():
-        Console(stderr=True).print(table)  # early: the results are printed when everything is done
+        return result
+    stage("Backbone: a sequential model predicts the next title; it stays as it is from now on")
     train_backbone(steps.backbone, _named(progress, "backbone"))
+    stage(f"Eliminators: each hides a combination of {', '.join(lake.manifest.attributes)} in the user vectors")
     train_eliminators(steps.eliminators, progress)
+    stage("Audit: attackers try to read what is hidden, from users that no eliminator saw")
     audited = audit(steps.audit, progress)
+    stage("Bundle: what the endpoint serves, with the figures that its gates read")
     make_bundle(steps.bundle, progress, replace=True)
-    return QuickstartResult({"evaluation": gains, "audit": audited}, steps.bundle.out)
+    return QuickstartResult(gains, audited, steps.bundle.out, result.report, result.about)
+
+
+def _described(config: QuickstartConfig) -> str:
+    if config.dataset != "synthetic":
+        return f"{config.dataset} data of {config.raw}"
+    return "a planted streaming service, whose regions differ in taste and whose tastes tell of gender and age"
+
+
+def _about(config: QuickstartConfig) -> str:
+    seeds = "one seed" if config.seeds == 1 else f"{config.seeds} seeds"
+    return f"{seeds}, planted data" if config.dataset == "synthetic" else seeds
 
 
 def _make_lake(config: QuickstartConfig, steps: QuickstartSteps, progress: ProgressCallback | None) -> Lake:

@@ -1,6 +1,7 @@
 """Settings of `mtrec quickstart` and the variants it compares."""
 
 from dataclasses import dataclass
+from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -31,18 +32,20 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "mtl-hierarchical+upsampling": {"kind": "mtl", "model": {"group_block": "hierarchical"}},
 }
-LEGEND = (
-    "baseline: one model for all territories; upsampling: active users are added to the sample (control: random "
-    "ones);\nmtl: a block of weights per territory group, mtl-slow: learning slowly, mtl-hierarchical: and a vector "
-    "per territory;\npopularity: most watched in the territory"
-)  # printed under the gain table
+PAPER_A = [BASELINE, "baseline+upsampling", "mtl+upsampling"]
 
-PRESETS: dict[str, dict[str, dict[str, Any]]] = {  # what a source changes in the defaults
+# What the quickstart changes in the defaults: always; unless it is `full`; for a source.
+COMMON: dict[str, Any] = {"embed": {"text": {"model": None}}}
+SMALL: dict[str, Any] = {
+    "variants": PAPER_A,
+    "train": {"runner": {"workers": 0}},
+    "backbone": {"runner": {"workers": 0}},
+    "audit": {"num_folds": 3, "num_permutations": 6, "lists": False, "histories": False},
+}
+PRESETS: dict[str, dict[str, Any]] = {
     "synthetic": {
         "train": {"model": {"d": 128}, "optim": {"epochs": 4}},
         "backbone": {"optim": {"epochs": 8, "evaluate_every": 2}},
-        "eliminators": {"optim": {"epochs": 2, "evaluate_every": 1}, "transport": {"passes": 6, "later_passes": 2}},
-        "audit": {"max_users": 2000, "num_folds": 3, "num_permutations": 8, "lists": False, "histories": False},
     },
     "xmarket": {"train": {"model": {"groups": "each"}, "sample": {"random_fraction": 0.2, "active_fraction": 0.75}}},
     "movielens": {
@@ -52,6 +55,14 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {  # what a source changes in th
             "optim": {"lr": 1e-3, "epochs": 5},  # after 20, validation users' NDCG@10 is .300 instead of .332
         }
     },
+}
+SMALL_SERVICE: dict[str, Any] = {
+    "source": {"users": 12_000, "territories": 8, "attribute_correlation": 0.6},
+    "backbone": {"sequences": {"audit_fraction": 0.15}},
+}
+FULL_SERVICE: dict[str, Any] = {
+    "eliminators": {"optim": {"epochs": 2, "evaluate_every": 1}, "transport": {"passes": 6, "later_passes": 2}},
+    "audit": {"max_users": 2000, "num_folds": 3, "num_permutations": 8, "lists": False, "histories": False},
 }
 
 TAKEN: dict[str, set[str]] = {  # sections, and the settings of each that the quickstart decides itself
@@ -72,7 +83,7 @@ else:
 
 
 class QuickstartConfig(Config):
-    """Everything from raw files to gains, audit and bundle."""
+    """Everything from raw files to gains, audit, bundle and report."""
 
     dataset: SourceName = "synthetic"
     """Where the raw data comes from."""
@@ -80,10 +91,13 @@ class QuickstartConfig(Config):
     """Folder of the raw files, with parquet also a URI; synthetic has none."""
     out: str = "quickstart"
     """Folder of the lake, the runs and the report; started again with the same folder, it resumes."""
+    full: bool = False
+    """On all CPUs by Ray, with a larger planted service, more variants, trained eliminators and a longer audit. Without
+    it, all runs in this process, and eliminators are closed-form maps."""
     seeds: int = Field(default=1, ge=1)
     """Seeds of sample, weights and order; metrics are paired means over them."""
-    variants: list[VariantName] = ["baseline", "baseline+upsampling", "mtl+upsampling", "mtl-slow+upsampling"]
-    """Variants to compare with the baseline."""
+    variants: list[VariantName] = [*PAPER_A, "mtl-slow+upsampling"]
+    """Variants to compare with the baseline; unless `full`, those of paper A."""
     source: dict[str, Any] = {}
     """Settings of the data source, as `mtrec lake build SOURCE --help` lists them."""
     build: dict[str, Any] = {}
@@ -113,7 +127,8 @@ class QuickstartConfig(Config):
     def _preset(cls, document: Any) -> Any:
         if not isinstance(document, dict):
             return document
-        preset = {"embed": {"text": {"model": None}}} | PRESETS.get(document.get("dataset", "synthetic"), {})
+        preset = _preset_of(document)
+        document = {"variants": preset.pop("variants")} | document if "variants" in preset else document
         for name, taken in TAKEN.items():
             given = document.get(name, {})
             if not isinstance(given, dict):
@@ -122,6 +137,18 @@ class QuickstartConfig(Config):
                 raise ValueError(f"{name}.{min(taken & given.keys())} has no effect: the quickstart sets it")
             document = document | {name: merged(preset.get(name, {}), given)}
         return document
+
+
+def _preset_of(document: dict[str, Any]) -> dict[str, Any]:
+    """What is laid under a document's own settings."""
+    dataset, full = document.get("dataset", "synthetic"), document.get("full") in (True, "true")
+    eliminators = document.get("eliminators", {})
+    chosen = eliminators.get("method", "closed_form") if isinstance(eliminators, dict) else None
+    here = {"method": "closed_form"} if chosen == "closed_form" else {"runner": {"workers": 0}}
+    layers = [COMMON, PRESETS.get(dataset, {}), *([] if full else [SMALL, {"eliminators": here}])]
+    if dataset == "synthetic":
+        layers.append(FULL_SERVICE if full else SMALL_SERVICE)
+    return reduce(merged, layers)
 
 
 def merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -149,8 +176,14 @@ class QuickstartSteps:
     bundle: BundleConfig
 
     @property
+    def in_process(self) -> bool:
+        """Whether no training has workers of its own."""
+        return not any(runner.workers for runner in self.runners)
+
+    @property
     def runners(self) -> list[RunnerConfig]:
-        return [self.trainings[0].runner, self.backbone.runner, self.eliminators.runner]
+        fitted_here = self.eliminators.method == "closed_form"
+        return [self.trainings[0].runner, self.backbone.runner, *[self.eliminators.runner] * (not fitted_here)]
 
 
 def make_steps(config: QuickstartConfig) -> QuickstartSteps:

@@ -69,7 +69,7 @@ class TestLakeSettings:
 
     def test_a_folder_of_version_1_is_refused(self, tmp_path):
         (tmp_path / "quickstart.json").write_text(json.dumps({"source": "synthetic", "raw": None, "lake": {}}))
-        with pytest.raises(UserError, match="has format version 1, this mtrec_ray reads 2: choose another --out"):
+        with pytest.raises(UserError, match="has format version 1, this mtrec_ray reads 3: choose another --out"):
             _same_settings(config(), str(tmp_path), [])
 
     def test_missing_raw_files_leave_no_trace(self, tmp_path):
@@ -161,12 +161,14 @@ class TestStarts:
         assert "mtl+upsampling" in evaluation["territory_metrics"]["held_out"]
         assert (list(second.parts), second.bundle) == (["evaluation"], None)
 
-    def test_the_gain_table_is_printed_before_the_backbone_trains(self, folder, done, monkeypatch, capsys):
-        monkeypatch.setattr("mtrec_ray.jobs.quickstart.evaluate_propensity", lambda *_: done.parts["evaluation"])
+    def test_gains_are_said_before_the_backbone_trains(self, folder, done, monkeypatch, capsys):
+        monkeypatch.setattr("mtrec_ray.jobs.quickstart.evaluate_propensity", lambda *_: done.gains)
         monkeypatch.setattr("mtrec_ray.jobs.quickstart.train_backbone", None)
         with pytest.raises(TypeError):
             start(folder)
-        assert "mtl + upsampling" in capsys.readouterr().err
+        lines = capsys.readouterr().err.splitlines()
+        assert [line[:5] for line in lines if line.startswith("[")] == ["[1/7]", "[2/7]", "[3/7]", "[4/7]"]
+        assert any(line.strip().startswith("mtl+upsampling: PR-AUC ") for line in lines)
         assert "territory_metrics" in json.loads((folder / "report" / "metrics.json").read_text())
 
     def test_the_bundle_has_the_metrics_of_its_own_evaluation(self, done):

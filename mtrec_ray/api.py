@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mtrec_ray.jobs.quickstart_config import QuickstartConfig
     from mtrec_ray.jobs.runs import ListRunsConfig, ShowRunConfig
     from mtrec_ray.lake.config import EmbedConfig, LakeBuildConfig, LakeConfig
+    from mtrec_ray.reports.config import ReportConfig
     from mtrec_ray.serving.config import PromoteConfig, RollbackConfig, ServeConfig, StoreLoadConfig
     from mtrec_ray.streams.config import PairsConfig
     from mtrec_ray.trainers.backbone_config import BackboneConfig
@@ -183,6 +184,14 @@ def audit(config: AuditConfig | None = None, *, progress: Progress = None, **set
     On users of the audit split, whom no eliminator saw; and what hiding costs in accuracy.
 
     >>> mt.audit(run="runs/el", out="audit").metrics
+    """
+
+
+@job("reports.config:ReportConfig", "reports.report:make_report")
+def make_report(config: ReportConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+    """Draw one page of figures. From what runs, evaluations, audits and searches saved.
+
+    >>> mt.make_report(results=["runs/base", "runs/mtl", "report", "audit"], out="report.html")
     """
 
 

@@ -24,11 +24,12 @@ MAY_IMPORT = {
     "tracking": set(),
     "trainers": OF_TRAINERS,
     "training": OF_TRAINERS | {"trainers"},
+    "reports": set(),
     "bundle": {"models"},
-    "jobs": OF_TRAINERS | {"sources", "trainers", "training", "bundle"},
+    "jobs": OF_TRAINERS | {"sources", "trainers", "training", "bundle", "reports"},
     "tuning": {"lake", "streams", "models", "steps", "trainers", "training", "evaluation", "jobs"},
     "serving": {"bundle", "models", "lake", "streams"},
-    "commands": {"sources", "lake", "streams", "trainers", "training", "jobs", "tuning", "serving"},
+    "commands": {"sources", "lake", "streams", "trainers", "training", "jobs", "tuning", "serving", "reports"},
 }
 """Room -> other rooms that it may import."""
 

@@ -4,22 +4,14 @@ trials.csv         one row a trial: status and settings
 metrics.csv        one row a trial and metric: value, low, high
 best-config.yaml   what `mtrec train ... --config` reads
 summary.json       `SearchResult.document`
-plots.html         Optuna's plots as inline SVG
 """
 
-import html
-import io
-import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
-import matplotlib
-import matplotlib.pyplot as plt
 import numpy as np
 import optuna
-import optuna.visualization.matplotlib as draw
 import pandas as pd
 import ray
 from optuna.trial import TrialState
@@ -38,14 +30,6 @@ from mtrec_ray.yaml12 import format_yaml
 
 FRESH_SEEDS = "fresh-seeds.json"
 FIRST_FRESH_SEED = 1_000
-PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title>
-<style>body{{font:16px system-ui;margin:2rem auto;max-width:60rem;padding:0 1rem}}
-svg{{max-width:100%;height:auto}}</style>
-</head><body><h1>{title}</h1>
-{body}
-</body></html>
-"""
 Choose = Callable[[list[TrialRow]], tuple[TrialRow, list[str]]]  # complete trials -> the best, notes on the choice
 
 
@@ -76,7 +60,6 @@ def run_search(
     write_file(join(uri, "trials.csv"), pd.DataFrame(trials).to_csv(index=False).encode())
     write_file(join(uri, "metrics.csv"), result.metrics.to_csv(index=False).encode())
     write_file(join(uri, BEST_CONFIG), best_config.encode())
-    write_file(join(uri, "plots.html"), plots_page(study, list(prepared.goals)).encode())
     write_json(join(uri, "summary.json"), result.document())
     for ended in grid:
         if ended.checkpoint is not None:  # no trial will resume from it
@@ -115,7 +98,7 @@ def _train_to_end(specs: TrialSpecs, config: Config) -> Figures:
 
 
 def study_of(rows: list[TrialRow], prepared: PreparedSearch) -> optuna.Study:
-    """Trials with finite figures as an Optuna study, for its Pareto front and plots."""
+    """Trials with finite figures as an Optuna study, for its Pareto front."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     goals, distributions = prepared.goals, prepared.specs.space.parameters()
     study = optuna.create_study(directions=["maximize" if mode == "max" else "minimize" for mode in goals.values()])
@@ -132,42 +115,6 @@ def study_of(rows: list[TrialRow], prepared: PreparedSearch) -> optuna.Study:
             )
             study.add_trial(trial)
     return study
-
-
-def plots_page(study: optuna.Study, metrics: list[str]) -> str:
-    """One HTML page of plots that loads nothing; a sentence replaces a plot of too few trials."""
-    plots: dict[str, Callable[..., Any]]
-    if len(metrics) == 1:
-        plots = {
-            "History": partial(draw.plot_optimization_history, target_name=metrics[0]),
-            "Parallel coordinates": partial(draw.plot_parallel_coordinate, target_name=metrics[0]),
-            "Importance": partial(draw.plot_param_importances, target_name=metrics[0]),
-            "Validations": draw.plot_intermediate_values,
-        }
-    else:
-        plots = {"Pareto front": partial(draw.plot_pareto_front, target_names=metrics)}
-        for number, name in enumerate(metrics):
-            goal = {"target": lambda trial, number=number: trial.values[number], "target_name": name}
-            plots[f"Parallel coordinates of {name}"] = partial(draw.plot_parallel_coordinate, **goal)
-    body = "\n".join(f"<h2>{html.escape(name)}</h2>\n{_svg(name, plot, study)}" for name, plot in plots.items())
-    return PAGE.format(title=f"Search over {html.escape(' and '.join(metrics))}", body=body)
-
-
-def _svg(name: str, plot: Callable[..., Any], study: optuna.Study) -> str:
-    matplotlib.use("Agg")
-    text = io.StringIO()
-    try:
-        with warnings.catch_warnings(), matplotlib.rc_context({"svg.fonttype": "none"}):  # the reader's fonts
-            warnings.simplefilter("ignore")  # Optuna's of conditional keys, matplotlib's of missing glyphs
-            plot(study)
-            plt.gcf().set_size_inches(10, 6)
-            plt.savefig(text, format="svg", bbox_inches="tight", metadata={"Date": None})
-    except (ValueError, RuntimeError) as error:  # Optuna: too few trials; matplotlib: $...$ is no formula
-        return f"<p>Nothing to draw: {html.escape(str(error))}</p>"
-    finally:
-        plt.close("all")
-    svg = text.getvalue()
-    return svg[svg.index("<svg") :].replace("<svg", f'<svg role="img" aria-label="{html.escape(name)}"', 1)
 
 
 def _row(result: Any, prepared: PreparedSearch) -> TrialRow:

@@ -72,6 +72,7 @@ class SearchResult:
         return {
             "version": 1,
             "search": self.uri,
+            "goals": dict(self.prepared.goals),
             "best_config": join(self.uri, BEST_CONFIG),
             "best": {"trial": self.best.trial_id, "params": self.best.params, "metrics": self.best.figures},
             "fresh_seeds": {goal: self.fresh_values(goal) for goal in self.prepared.goals},

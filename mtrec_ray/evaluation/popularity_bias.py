@@ -6,6 +6,7 @@ counts of `BIAS_COUNTS`.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -17,13 +18,15 @@ from mtrec_ray.evaluation.score_counts import positive_pairs
 
 CANDIDATE, EXPOSED = range(2)  # rows of `exposure_counts`: pairs that may be shown, pairs that are
 BIAS_METRICS = (
-    "arp", "aplt", "aclt", "pop_rsp", "pop_reo", "local_fraction", "local_fraction_history", "local_js", "gini",
+    "arp", "popularity_lift", "novelty", "aplt", "aclt", "pop_rsp", "pop_reo", "local_fraction",
+    "local_fraction_history", "local_js", "gini",
 )  # fmt: skip
 WITHOUT_REPLICATES = ("local_fraction_history", "gini")  # not of the test users; exposure of every title in each
 BIAS_COUNTS = (  # of one user; a slot is one position of its list
-    "users", "slots", "popularity", "tail_slots", "local_slots", "head_candidates", "tail_candidates", "head_positives",
-    "tail_positives", "head_hits", "tail_hits",
+    "users", "slots", "popularity", "novelty", "tail_slots", "local_slots", "head_candidates", "tail_candidates",
+    "head_positives", "tail_positives", "head_hits", "tail_hits",
 )  # fmt: skip
+UNITS_PER_BIT = 1024
 HEAD_FRACTION = 0.8  # fraction of the interactions held by the short head (Abdollahpouri, Burke & Mobasher 2019)
 
 
@@ -42,6 +45,15 @@ class DayTitles:
     popularity: np.ndarray  # (G + 1, N) interactions in the training window, 0 for titles that are not offered
     is_tail: np.ndarray  # (G + 1, N) bool, outside the `short_head`
     is_local: np.ndarray  # (N,) bool
+
+    @cached_property
+    def rarity(self) -> np.ndarray:
+        """(G + 1, N) -log2 of a title's share of the interactions, each title with one more.
+
+        In whole units of 1 / `UNITS_PER_BIT` bits: sums of them are exact in any order.
+        """
+        counts = self.popularity + 1.0
+        return np.round(-np.log2(counts / counts.sum(axis=1, keepdims=True)) * UNITS_PER_BIT)
 
     @classmethod
     def of(cls, history: TitleHistory, offer_mask: np.ndarray) -> "DayTitles":
@@ -89,13 +101,14 @@ def bias_sums(
     counts = []
     for row in rows:
         popularity, tail = titles.popularity[row, title_index], titles.is_tail[row, title_index]
+        rarity = titles.rarity[row, title_index]
         tail_candidates = np.count_nonzero(mask & tail, axis=1)
         tail_positives = per_user(positive_user, tail[positive_column])
         tail_hits = per_user(user[hit], tail[column[hit]])
         columns = (
-            np.ones(num_users), slots, per_user(user, popularity[column]), per_user(user, tail[column]),
-            per_user(user, local[column]), candidates - tail_candidates, tail_candidates, positives - tail_positives,
-            tail_positives, hits - tail_hits, tail_hits,
+            np.ones(num_users), slots, per_user(user, popularity[column]), per_user(user, rarity[column]),
+            per_user(user, tail[column]), per_user(user, local[column]), candidates - tail_candidates, tail_candidates,
+            positives - tail_positives, tail_positives, hits - tail_hits, tail_hits,
         )  # fmt: skip
         counts.append(np.stack(columns, axis=1))
     return weights.astype(np.float64) @ np.array(counts)
@@ -126,6 +139,10 @@ def bias_metrics(sums: np.ndarray, exposure: np.ndarray, titles: DayTitles) -> d
     title's interactions in training, head and tail as in `short_head`:
 
     * arp = mean of phi(i) over slots (Yin et al. 2012, "Challenging the Long Tail Recommendation")
+    * popularity_lift = arp / mean of phi(i) over training interactions - 1: 0 = lists as popular as what is watched
+      (Abdollahpouri et al. 2020, "The Connection Between Popularity Bias, Calibration, and Fairness")
+    * novelty = mean over slots of -log2((phi(i) + 1) / sum of (phi + 1)), in bits (Zhou et al. 2010, "Solving the
+      apparent diversity-accuracy dilemma of recommender systems"; 1 is added as a title may have no interaction)
     * aplt, aclt = fraction of slots with a tail title, and their number per user (Abdollahpouri, Burke & Mobasher 2019,
       "Managing Popularity Bias in Recommender Systems with Personalized Re-ranking")
     * pop_rsp = std(P) / mean(P), P_g = slots of group g / candidates of group g, g in (head, tail): 0 = both groups
@@ -141,10 +158,14 @@ def bias_metrics(sums: np.ndarray, exposure: np.ndarray, titles: DayTitles) -> d
     local = ratio(of["local_slots"], of["slots"])
     history = titles.popularity
     local_history = ratio(history[:, titles.is_local].sum(axis=1), history.sum(axis=1))[:, None]
+    of_history = ratio(np.square(history, dtype=np.float64).sum(axis=1), history.sum(axis=1))[:, None]
+    arp = ratio(of["popularity"], of["slots"])
     shown = (of["slots"] - of["tail_slots"], of["tail_slots"])
     ginis = [gini(row[EXPOSED][row[CANDIDATE] > 0]) for row in exposure]
     values = (
-        ratio(of["popularity"], of["slots"]),
+        arp,
+        ratio(arp, of_history) - 1,
+        ratio(of["novelty"], of["slots"]) / UNITS_PER_BIT,
         ratio(of["tail_slots"], of["slots"]),
         ratio(of["tail_slots"], of["users"]),
         _relative_spread(shown, (of["head_candidates"], of["tail_candidates"])),

@@ -20,7 +20,8 @@ LEGEND = (
     f"{POOLED}: users of all territories; {MACRO}: mean over territories with a value;\n±: half of the 95% interval"
 )
 BIAS_LEGEND = (
-    f"lists of {LIST_LENGTH}; arp: mean popularity of a listed title; aplt, aclt: titles outside\n"
+    f"lists of {LIST_LENGTH}; arp: mean popularity of a listed title, lift: relative to watched\n"
+    "ones; novelty: rarity in bits; aplt, aclt: titles outside\n"
     "the short head, fraction and number in a list; pop rsp, pop reo: 0 = head and\n"
     "tail are shown, or found, at equal rates; local fraction: titles of one\n"
     "territory (history: in training), local js: distance of the two; gini: 0 = all\n"

@@ -40,6 +40,7 @@ from mtrec_ray.lake.cluster import map_tasks
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.fairness_methods import FilterMethod
 from mtrec_ray.models.sequential import SequentialBackbone
+from mtrec_ray.reports.card import write_card
 from mtrec_ray.streams.recent_histories import RecentHistories, read_recent_histories
 from mtrec_ray.streams.sequences import TEST_EVENT, HeldOutUsers, SequenceConfig, read_held_out
 from mtrec_ray.trainers.backbone import held_out_metrics, vectors_in_chunks
@@ -103,6 +104,8 @@ def audit(config: AuditConfig, progress: ProgressCallback | None = None) -> Audi
     )
     if config.out:
         audited.write(config.out)
+    if config.card:
+        write_card(config.card, audited.document())
     return audited
 
 

@@ -13,7 +13,7 @@ class EvaluateConfig(Config):
     baselines: list[str] = []
     """Variants or references that gains are over; empty: the first run and every other of kind `baseline`."""
     out: str | None = None
-    """Folder or URI for CSV, JSON and plots; null = print only."""
+    """Folder or URI for CSV and JSON, which `mtrec report` draws; null = print only."""
     references: bool = True
     """Also evaluate what needs no model: popularity in the territory (of the window and its last 365, 90, 30 and 7
     days), plain interaction vectors where the lake has them, and item-kNN, EASE and iALS with tuned settings."""
@@ -36,6 +36,8 @@ class AuditConfig(Config):
     """Further runs of the same backbone, such as filters, fine-tuned models or ablations, audited on the same users."""
     out: str | None = None
     """Folder or URI for CSV and JSON; null = print only."""
+    card: str | None = None
+    """File or URI of a card for auditors, one dated HTML page; null = none."""
     lists: bool = True
     """Also attack the top-10 lists, with watched titles kept in and left out, not only the vectors."""
     histories: bool = True

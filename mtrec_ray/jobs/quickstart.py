@@ -4,6 +4,7 @@
 3. train each variant  4. evaluate all of them on the same users
 5. train a backbone    6. make an eliminator for every combination of attributes
 7. audit them          8. bundle them with a multi-task model
+9. draw the report
 
 A stopped quickstart resumes: steps 1 to 3, 5 and 6 are skipped once they are done, the others run again.
 """
@@ -40,12 +41,14 @@ from mtrec_ray.lake.build import build_lake
 from mtrec_ray.lake.cluster import tasks_in_process
 from mtrec_ray.lake.embed import embed_lake
 from mtrec_ray.lake.manifest import MANIFEST_NAME, Lake
+from mtrec_ray.reports.report import make_report
 from mtrec_ray.sources.source import make_source
 from mtrec_ray.training.backbone_run import new_backbone_run
 from mtrec_ray.training.eliminators import make_packs, train_eliminators
 from mtrec_ray.training.fit import check_resources, train_backbone, train_propensity
 from mtrec_ray.training.propensity_run import new_propensity_run
 
+DRAWING = "Report: one page with every figure, and each as SVG, PNG and CSV"
 VERSION = 3  # of quickstart.json
 
 
@@ -54,10 +57,10 @@ class QuickstartResult:
     """Gains, and what followed where the lake has sensitive attributes."""
 
     gains: PropensityEvaluation
+    report: str  # URI of the page
+    about: str  # what the figures rest on
     audit: Audit | None = None
     bundle: str | None = None  # URI
-    report: str = ""  # URI of the evaluation's folder
-    about: str = "one seed"
 
     @property
     def parts(self) -> dict[str, JobResult]:
@@ -70,7 +73,8 @@ class QuickstartResult:
         return pd.concat([part.metrics.assign(job=name) for name, part in self.parts.items()], ignore_index=True)
 
     def document(self) -> dict[str, Any]:
-        return {"version": 1, "bundle": self.bundle} | {name: part.document() for name, part in self.parts.items()}
+        parts = {name: part.document() for name, part in self.parts.items()}
+        return {"version": 1, "bundle": self.bundle, "report": self.report} | parts
 
     def tables(self) -> list[RenderableType]:
         shown: list[RenderableType] = [average_gain_table(self.gains.report), LEGEND]
@@ -93,22 +97,23 @@ def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = Non
 
 
 def _run_steps(config: QuickstartConfig, steps: QuickstartSteps, progress: ProgressCallback | None) -> QuickstartResult:
-    stage = Stages(7 if config.fairness else 3)
+    stage = Stages(8 if config.fairness else 4)
     stage(f"The lake: {_described(config)}, checked and written to {steps.lake}")
     lake = _make_lake(config, steps, progress)
     with_fairness = config.fairness and bool(lake.manifest.attributes)
-    stage.number = 7 if with_fairness else 3
+    stage.number = 8 if with_fairness else 4
     _check_against_lake(steps, lake, with_fairness)
     stage(f"Propensity models: {', '.join(dict.fromkeys(config.variants))}. Which helps local titles?")
     for training in steps.trainings:
         train_propensity(training, _named(progress, training.name))
     stage("Evaluation: who watches which title on the days after, for users that no model was trained on")
     gains = evaluate_propensity(steps.evaluation, progress)
-    result = QuickstartResult(gains, report=str(steps.evaluation.out), about=_about(config))
-    for sentence in gain_sentences(gains.report, result.about):
+    about = _about(config)
+    for sentence in gain_sentences(gains.report, about):
         say(f"      {sentence}")  # early: the tables are printed when everything is done
     if not with_fairness:
-        return result
+        stage(DRAWING)
+        return QuickstartResult(gains, make_report(steps.report(with_fairness), progress).out, about)
     stage("Backbone: a sequential model predicts the next title; it stays as it is from now on")
     train_backbone(steps.backbone, _named(progress, "backbone"))
     stage(f"Eliminators: each hides a combination of {', '.join(lake.manifest.attributes)} in the user vectors")
@@ -117,7 +122,9 @@ def _run_steps(config: QuickstartConfig, steps: QuickstartSteps, progress: Progr
     audited = audit(steps.audit, progress)
     stage("Bundle: what the endpoint serves, with the figures that its gates read")
     make_bundle(steps.bundle, progress, replace=True)
-    return QuickstartResult(gains, audited, steps.bundle.out, result.report, result.about)
+    stage(DRAWING)
+    report = make_report(steps.report(with_fairness), progress)
+    return QuickstartResult(gains, report.out, about, audited, steps.bundle.out)
 
 
 def _described(config: QuickstartConfig) -> str:

@@ -10,6 +10,7 @@ from mtrec_ray.config import Config, validate_config
 from mtrec_ray.files import absolute, join
 from mtrec_ray.jobs.config import AuditConfig, BundleConfig, EvaluateConfig
 from mtrec_ray.lake.config import EmbedConfig, LakeBuildConfig
+from mtrec_ray.reports.config import ReportConfig
 from mtrec_ray.sources.source import SourceName
 from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
@@ -73,7 +74,7 @@ TAKEN: dict[str, set[str]] = {  # sections, and the settings of each that the qu
     "evaluate": {"runs", "out"},
     "backbone": {"lake", "runs", "name", "seed"},
     "eliminators": {"backbone", "runs", "name", "seed"},
-    "audit": {"run", "out"},
+    "audit": {"run", "out", "card"},
 }
 
 if TYPE_CHECKING:
@@ -175,6 +176,13 @@ class QuickstartSteps:
     audit: AuditConfig
     bundle: BundleConfig
 
+    def report(self, with_fairness: bool) -> ReportConfig:
+        """What the report draws."""
+        results = [join(training.runs, training.name) for training in self.trainings] + [str(self.evaluation.out)]
+        if with_fairness:
+            results += [join(self.backbone.runs, self.backbone.name), self.bundle.run, str(self.audit.out)]
+        return ReportConfig(results=results, out=join(self.folder, "report.html"))
+
     @property
     def in_process(self) -> bool:
         """Whether no training has workers of its own."""
@@ -189,13 +197,13 @@ class QuickstartSteps:
 def make_steps(config: QuickstartConfig) -> QuickstartSteps:
     """Raises UserError where a setting does not fit its step."""
     folder = absolute(config.out)
-    lake, runs, report, audit = (join(folder, name) for name in ("lake", "runs", "report", "audit"))
+    lake, runs, evaluation, audit = (join(folder, name) for name in ("lake", "runs", "evaluation", "audit"))
     trainings = training_configs(config, lake, runs)
     run = {"runs": runs, "seed": 0}
     uris = [join(runs, training.name) for training in trainings]
     multi_task = [uri for uri, training in zip(uris, trainings, strict=True) if training.kind == "mtl"]
     bundle = {"run": join(runs, "eliminators"), "audit": audit, "out": join(folder, "bundle")}
-    bundle |= {"propensity": multi_task[0], "evaluation": report} if multi_task else {}
+    bundle |= {"propensity": multi_task[0], "evaluation": evaluation} if multi_task else {}
     build = {"dataset": config.dataset, "raw": config.raw, "source": config.source, "build": config.build}
     eliminators = {"backbone": join(runs, "backbone"), "name": "eliminators"}
     return QuickstartSteps(
@@ -204,10 +212,12 @@ def make_steps(config: QuickstartConfig) -> QuickstartSteps:
         build=validate_config(LakeBuildConfig, build | {"out": lake}),
         embed=validate_config(EmbedConfig, config.embed | {"lake": lake}),
         trainings=trainings,
-        evaluation=validate_config(EvaluateConfig, config.evaluate | {"runs": uris, "out": report}),
+        evaluation=validate_config(EvaluateConfig, config.evaluate | {"runs": uris, "out": evaluation}),
         backbone=validate_config(BackboneConfig, config.backbone | run | {"lake": lake, "name": "backbone"}),
         eliminators=validate_config(EliminatorsConfig, config.eliminators | run | eliminators),
-        audit=validate_config(AuditConfig, config.audit | {"run": bundle["run"], "out": audit}),
+        audit=validate_config(
+            AuditConfig, config.audit | {"run": bundle["run"], "out": audit, "card": join(folder, "card.html")}
+        ),
         bundle=validate_config(BundleConfig, bundle),
     )
 

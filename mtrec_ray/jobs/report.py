@@ -1,6 +1,5 @@
-"""Result of `mtrec evaluate propensity`: tables, JSON document, CSV files and plots."""
+"""Result of `mtrec evaluate propensity`: tables, JSON document and CSV files."""
 
-import io
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -12,16 +11,17 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 from rich.console import RenderableType
+from scipy.special import expit
 
 from mtrec_ray.evaluation.report import EvaluationReport
 from mtrec_ray.evaluation.score_counts import GRID
 from mtrec_ray.evaluation.tables import evaluation_document, evaluation_tables, write_csv_files
 from mtrec_ray.evaluation.terminal_tables import rich_tables
-from mtrec_ray.files import join, write_file, write_json
+from mtrec_ray.files import join, write_json
 from mtrec_ray.training.propensity_run import PropensityRecord
 
 EVALUATION_FILE, EVALUATION_VERSION = "metrics.json", 1
-NUM_PLOTS, NUM_BARS = 4, 40
+NUM_SCORED, NUM_BARS, NEARLY_ALL = 4, 40, 0.999  # titles, bins of the score, fraction of the users that they span
 
 
 @dataclass(frozen=True)
@@ -65,49 +65,46 @@ class PropensityEvaluation:
         return rich_tables(self.report, self.with_candidates)
 
     def write(self, folder: str) -> None:
-        write_csv_files(folder, self.csv_tables)
+        scores = self.title_scores()
+        write_csv_files(folder, self.csv_tables | ({"title_scores": scores} if len(scores) else {}))
         write_json(join(folder, EVALUATION_FILE), self.document())
-        self._write_plots(folder)
 
-    def _write_plots(self, folder: str) -> None:
-        """Paper A, figure 2: scores of the titles with most positives on the last day."""
+    def title_scores(self) -> pd.DataFrame:
+        """Users by the score of the titles with most positives (paper A, figure 2).
+
+        On the last day; one row a title, variant and bin of the propensity score: low, high, users.
+        """
         report, day = self.report, self.report.days()[-1]
         runs = {run.variant: run for run in reversed(report.runs) if run.weights_hash}  # the first of each variant
         results = {v: runs[v].results[day, report.cohorts[0]] for v in report.variants if v in runs}
         local = report.title_is_local
         ranked = np.argsort(-report.counts("title_positives"), kind="stable")
-        for slot in [slot for kind in (local, ~local) for slot in ranked[kind[ranked]][: NUM_PLOTS // 2].tolist()]:
-            histograms = {variant: result.title_histograms[slot] for variant, result in results.items()}
-            if any(histogram.sum() for histogram in histograms.values()):
-                heading = f"{report.titles[slot]} ({'local' if local[slot] else 'global'})"
-                figure, png = title_score_plot(histograms, heading), io.BytesIO()
-                figure.savefig(png, format="png", dpi=120)
-                write_file(join(folder, f"title_scores_{slot + 1:02d}.png"), png.getvalue())
+        parts = []
+        for slot in [slot for kind in (local, ~local) for slot in ranked[kind[ranked]][: NUM_SCORED // 2].tolist()]:
+            found = {variant: result.title_histograms[slot].sum(axis=0) for variant, result in results.items()}
+            if any(histogram.any() for histogram in found.values()):
+                key = {"title": report.titles[slot], "scope": "local" if local[slot] else "global"}
+                parts.append(score_histogram(found).assign(**key))
+        return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
 
-def title_score_plot(histograms: Mapping[str, np.ndarray], title: str):
-    """Normalised histograms of users by one title's score, an outline for each model.
+def score_histogram(histograms: Mapping[str, np.ndarray]) -> pd.DataFrame:
+    """Users by propensity score, from counts on `GRID`: model -> (num_bins,), one not empty.
 
-    `histograms`: model -> (2, num_bins) users, negatives and positives, on `GRID`; at least one has users.
+    Equally wide bins from 0 to the highest score of nearly all users; those above count in the last.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    counts = {name: histogram.sum(axis=0) for name, histogram in histograms.items()}
-    occupied = np.flatnonzero(sum(counts.values()))
-    first, last = int(occupied[0]), int(occupied[-1]) + 1
-    cuts = np.unique(np.linspace(first, last, NUM_BARS + 1).round().astype(int))
     edges = GRID.edges()
-    edges = edges[cuts].clip(edges[1], edges[-2])  # the outermost are infinite
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for name, count in counts.items():
-        users = np.add.reduceat(count[first:last], cuts[:-1] - first)
-        axes.stairs(users / max(1, users.sum()), edges, label=name)
-    axes.set(title=title, xlabel="logit", ylabel="fraction of users")
-    axes.legend(frameon=False)
-    return figure
+    probability = expit((edges[:-1].clip(edges[1]) + edges[1:].clip(max=edges[-2])) / 2)  # at the middle of each bin
+    total = np.cumsum(sum(histograms.values()))
+    highest = probability[np.searchsorted(total, NEARLY_ALL * total[-1])]
+    cuts = np.linspace(0.0, max(float(highest), 1e-6), NUM_BARS + 1)
+    bar = np.clip(np.searchsorted(cuts, probability, side="right") - 1, 0, NUM_BARS - 1)
+    rows = [
+        {"variant": name, "low": cuts[index], "high": cuts[index + 1], "users": users}
+        for name, counts in histograms.items()
+        for index, users in enumerate(np.bincount(bar, counts, NUM_BARS).astype(np.int64).tolist())
+    ]
+    return pd.DataFrame(rows)
 
 
 def variant_names(records: list[PropensityRecord]) -> list[str]:

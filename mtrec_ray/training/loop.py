@@ -42,7 +42,7 @@ def train_or_resume(settings: dict[str, Any]) -> None:
 
 
 def _newest_state(folder: str) -> TrainerState | None:
-    """The last state reported, or a later one that training without Ray Train left in the run's folder."""
+    """The last state reported, or a later one of training without Ray Train."""
     states, checkpoint = [load_checkpoint(folder)], ray.train.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as local:

@@ -1,4 +1,4 @@
-"""One worker's training, from the newest checkpoint to the end: on Ray Train or in any process."""
+"""One worker's training, from the newest checkpoint to the end, on Ray Train or not."""
 
 from collections.abc import Callable
 from contextlib import nullcontext

@@ -44,6 +44,9 @@ def metrics(logits=LOGITS, labels=LABELS, mask=EVERYTHING) -> dict[str, float]:
 def test_bias_metrics_equal_hand_worked_values():
     found = metrics()
     assert found["arp"] == pytest.approx((80 + 10 + 80 + 4) / 4)
+    assert found["popularity_lift"] == pytest.approx((174 / 4) / ((80**2 + 10**2 + 6**2 + 4**2) / 100) - 1)
+    rarity = -np.log2(np.array([81, 11, 81, 5]) / 104)
+    assert found["novelty"] == pytest.approx(rarity.mean(), abs=1 / 1024)
     assert found["aplt"] == pytest.approx(2 / 4)
     assert found["aclt"] == pytest.approx(2 / 2)
     assert found["pop_rsp"] == pytest.approx(np.std([2 / 2, 2 / 6]) / np.mean([2 / 2, 2 / 6]))

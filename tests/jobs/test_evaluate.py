@@ -147,10 +147,12 @@ def test_a_territory_without_positives_is_null_with_a_note_never_zero(lake, eval
     json.dumps(evaluation.document(), allow_nan=False)
 
 
-def test_files_hold_the_document_tables_and_plots(evaluation, folder):
-    csv = ["popularity_bias.csv", "territory_counts.csv", "territory_metrics.csv", "title_metrics.csv"]
-    assert sorted(p.name for p in folder.iterdir() if p.suffix != ".png") == ["metrics.json", *csv]
-    assert len(list(folder.glob("title_scores_*.png"))) == min(4, len(evaluation.report.titles)) > 0
+def test_files_hold_the_document_and_tables(evaluation, folder):
+    csv = ["popularity_bias", "territory_counts", "territory_metrics", "title_metrics", "title_scores"]
+    assert sorted(p.name for p in folder.iterdir()) == ["metrics.json", *(f"{name}.csv" for name in csv)]
+    scores = pd.read_csv(folder / "title_scores.csv")
+    assert scores["title"].nunique() == min(4, len(evaluation.report.titles)) > 0
+    assert (scores.groupby(["title", "variant"])["users"].sum() > 0).all()
     assert json.loads((folder / "metrics.json").read_text()) == evaluation.document()
     table = pd.read_csv(folder / "territory_metrics.csv", dtype={"day": str}, float_precision="round_trip")
     pd.testing.assert_frame_equal(table.fillna(""), evaluation.metrics.fillna(""), check_dtype=False)

@@ -167,9 +167,9 @@ class TestStarts:
         with pytest.raises(TypeError):
             start(folder)
         lines = capsys.readouterr().err.splitlines()
-        assert [line[:5] for line in lines if line.startswith("[")] == ["[1/7]", "[2/7]", "[3/7]", "[4/7]"]
+        assert [line[:5] for line in lines if line.startswith("[")] == [f"[{n}/8]" for n in range(1, 5)]
         assert any(line.strip().startswith("mtl+upsampling: PR-AUC ") for line in lines)
-        assert "territory_metrics" in json.loads((folder / "report" / "metrics.json").read_text())
+        assert "territory_metrics" in json.loads((folder / "evaluation" / "metrics.json").read_text())
 
     def test_the_bundle_has_the_metrics_of_its_own_evaluation(self, done):
         part = Bundle.open(str(done.bundle)).manifest.propensity

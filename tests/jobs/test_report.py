@@ -1,13 +1,15 @@
-"""Variants of runs, titles of the case study, and the plot of figure 2."""
+"""Variants of runs, titles of the case study, and the scores of figure 2."""
 
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
 from mtrec_ray.config import validate_config
+from mtrec_ray.evaluation.score_counts import GRID
 from mtrec_ray.jobs.day_positives import comparable_titles
-from mtrec_ray.jobs.report import title_score_plot, variant_names
+from mtrec_ray.jobs.report import score_histogram, variant_names
 from mtrec_ray.models.two_tower import TwoTowerConfig
 from mtrec_ray.streams.groups import Groups
 from mtrec_ray.trainers.propensity_config import PropensityConfig
@@ -83,9 +85,16 @@ def test_comparable_titles_are_local_ones_and_the_global_ones_with_nearest_posit
     assert comparable_titles(positives, LOCAL, count) == expected
 
 
-def test_figure_2_draws_an_outline_of_each_model():
-    users = np.zeros((2, 1024))
-    users[0, 500:520], users[1, 510] = 3, 4
-    figure = title_score_plot({"baseline": users, "mtl": 2 * users}, "World")
-    outlines: list[Any] = list(figure.axes[0].patches)
-    assert [outline.get_data().values.sum() for outline in outlines] == pytest.approx([1, 1])
+def test_scores_are_counted_by_probability():
+    """Half of the users at a logit of about -2 (0.12), half at 0 (0.5); one in 2,000 at 4 stretches no scale."""
+    users, edges = np.zeros(1024), GRID.edges()
+    for logit, count in ((-2.0, 1000), (0.0, 999), (4.0, 1)):
+        users[np.searchsorted(edges, logit, side="right") - 1] = count
+    table = score_histogram({"baseline": users, "mtl": 2 * users})
+    for variant, scale in (("baseline", 1), ("mtl", 2)):
+        rows = table[(table["variant"] == variant) & (table["users"] > 0)]
+        assert rows["users"].tolist() == [scale * 1000, scale * 1000]
+        assert rows["low"].iloc[0] < expit(-2.0) < rows["high"].iloc[0]
+        assert rows["high"].iloc[1] == pytest.approx(0.5, abs=0.01)
+    assert table["low"].min() == 0
+    assert np.allclose(table["low"].to_numpy()[1:40], table["high"].to_numpy()[:39])

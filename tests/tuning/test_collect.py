@@ -1,23 +1,19 @@
-"""Result files of a search: choice, Pareto front, figures and plots."""
+"""Result files of a search: choice, Pareto front and figures."""
 
-import html
 import json
-import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import optuna.visualization.matplotlib as draw
 import pandas as pd
 import pytest
 import yaml
-from optuna.distributions import CategoricalDistribution
 from ray.tune.utils import flatten_dict
 
 from mtrec_ray.errors import UserError
 from mtrec_ray.trainers.propensity_config import PropensityConfig
 from mtrec_ray.tuning import collect
-from mtrec_ray.tuning.collect import plots_page, run_search, study_of
+from mtrec_ray.tuning.collect import run_search, study_of
 from mtrec_ray.tuning.data import Figures
 from mtrec_ray.tuning.results import DONE, FAILED, STOPPED, SearchResult, TrialRow
 from mtrec_ray.tuning.search import PreparedSearch
@@ -86,9 +82,8 @@ def some_trials() -> Grid:
     )
 
 
-def collected(folder: Path, grid: Any, *goals: str, plots: Any = lambda *_: "", **changes: Any) -> SearchResult:
+def collected(folder: Path, grid: Any, *goals: str, **changes: Any) -> SearchResult:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(collect, "plots_page", plots)
         patch.setattr(collect, "train_with_fresh_seeds", lambda *_: [FRESH])
         patch.setattr(collect, "run_trials", lambda *_: grid)
         return run_search(prepared(*goals or (ACCURACY,), folder=folder), False, None, **changes)
@@ -102,7 +97,7 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def found(folder) -> SearchResult:
     """`some_trials`, collected in `folder`."""
-    return collected(folder, some_trials(), plots=plots_page)
+    return collected(folder, some_trials())
 
 
 def test_the_best_is_the_complete_trial_with_the_best_figure(found, folder):
@@ -182,64 +177,8 @@ def test_a_search_whose_trials_all_diverge_is_the_users_mistake(tmp_path):
         collected(tmp_path, Grid([result("t1", [float("nan")], 1e30, failed=DIVERGED)]))
 
 
-def drawings(page: str) -> list[str]:
-    """Names of the plots; checks that the page loads nothing."""
-    assert all(link.startswith(("#", "data:")) for link in re.findall(r'(?:href|src|data)="([^"]*)"', page))
-    assert not re.search(r"<(script|link|iframe|object)|@import", page)
-    return re.findall(r'<svg role="img" aria-label="([^"]+)"', page)
-
-
-def test_the_page_of_one_goal_has_its_plots(found, folder):
-    page = (folder / "plots.html").read_text()
-    assert page.startswith("<!doctype html>")
-    assert drawings(page) == ["History", "Parallel coordinates", "Importance", "Validations"]
-
-
-def two_rows(block: str, *figures: dict[str, float]) -> list[TrialRow]:
-    return [
-        TrialRow(f"t{n}", DONE, {"optim.lr": 10.0**-n, "model.group_block": own}, values_of(of))
-        for n, own, of in zip((2, 3), (block, "hierarchical"), figures, strict=True)
-    ]
-
-
-def test_the_page_of_two_goals_has_their_front_and_the_plots_of_each():
-    rows = two_rows("dense", {LEAKAGE: 0.3, ACCURACY: 0.9}, {LEAKAGE: 0.1, ACCURACY: 0.5})
-    page = plots_page(study_of(rows, prepared(LEAKAGE, ACCURACY)), [LEAKAGE, ACCURACY])
-    names = ["Pareto front", *(f"Parallel coordinates of {goal}" for goal in (LEAKAGE, ACCURACY))]
-    assert drawings(page) == names
-
-
 def test_a_study_has_each_trial_with_a_figure_and_its_validations(found):
     study = study_of(found.rows, prepared(ACCURACY))
     assert [trial.state.name for trial in study.trials] == ["COMPLETE", "COMPLETE", "PRUNED", "COMPLETE"]
     assert study.best_params == {"optim.lr": 1e-2, "model.group_block": "hierarchical"}
     assert study.trials[1].intermediate_values == {1: 0.20, 2: 0.40}
-
-
-def test_a_plot_without_enough_trials_is_replaced_by_a_sentence(found, monkeypatch):
-    def too_little(*_: Any, **__: Any) -> None:
-        raise ValueError("fewer than <two> trials")
-
-    monkeypatch.setattr(draw, "plot_param_importances", too_little)
-    text = plots_page(study_of(found.rows, prepared(ACCURACY)), [ACCURACY])
-    assert "<p>Nothing to draw: fewer than &lt;two&gt; trials</p>" in text
-    assert drawings(text) == ["History", "Parallel coordinates", "Validations"]
-
-
-def page_with_a_choice(name: str) -> str:
-    choices = {"model.group_block": CategoricalDistribution([name, "hierarchical"])}
-    space = Space(SPACE.distributions | choices)
-    rows = two_rows(name, {ACCURACY: 0.2}, {ACCURACY: 0.3})
-    return plots_page(study_of(rows, prepared(ACCURACY, space=space)), [ACCURACY])
-
-
-@pytest.mark.parametrize("name", ["日本", "<b>&"])
-def test_plots_have_names_as_text(name, recwarn):
-    assert f">{html.escape(name, quote=False)}</text>" in page_with_a_choice(name)
-    assert not [str(warning.message) for warning in recwarn if "Glyph" in str(warning.message)]
-
-
-def test_a_name_like_a_formula_prevents_only_its_own_plots():
-    names = drawings(page_with_a_choice("$\\frac{$"))
-    assert "History" in names
-    assert "Parallel coordinates" not in names

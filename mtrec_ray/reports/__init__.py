@@ -1,0 +1,1 @@
+"""One page of figures from what runs, evaluations, audits and searches saved."""

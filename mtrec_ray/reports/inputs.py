@@ -1,0 +1,78 @@
+"""What a report is made from: folders of other commands, recognised by their files."""
+
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from mtrec_ray.errors import UserError
+from mtrec_ray.files import exists, join, parent, read_file, read_json
+
+KINDS = {  # kind -> the file that shows it
+    "run": "run.json",
+    "audit": "audit.json",
+    "evaluation": "metrics.json",
+    "search": "summary.json",
+    "bundle": "manifest.json",
+}
+NEEDED_AUDIT = 2  # version of audit.json that this report reads
+CSV_FILES = ("territory_metrics", "title_metrics", "popularity_bias", "territory_counts", "title_scores")
+
+
+@dataclass(frozen=True)
+class Folder:
+    """One folder of results."""
+
+    uri: str
+    kind: str
+    document: dict[str, Any]  # of the file that shows its kind
+
+    @property
+    def name(self) -> str:
+        """The last part of its path."""
+        return parent(self.uri)[1]
+
+    def table(self, name: str) -> pd.DataFrame | None:
+        """A CSV file of the folder, texts as texts; None where there is none."""
+        if not exists(join(self.uri, f"{name}.csv")):
+            return None
+        texts = dict.fromkeys(("day", "territory", "title", "combination", "trial", "trial_id"), str)
+        content = read_file(join(self.uri, f"{name}.csv"))
+        return pd.read_csv(io.BytesIO(content), dtype=texts, keep_default_na=False, na_values=[""])
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """All folders of a report, by kind, in the order given."""
+
+    folders: list[Folder] = field(default_factory=list)
+
+    def of(self, kind: str) -> list[Folder]:
+        return [folder for folder in self.folders if folder.kind == kind]
+
+
+def read_inputs(uris: list[str]) -> Inputs:
+    """Recognise each folder.
+
+    UserError for one that is no result, an unfinished run, or a file of another version.
+    """
+    return Inputs([_read(uri) for uri in dict.fromkeys(uris)])
+
+
+def _read(uri: str) -> Folder:
+    for kind, file in KINDS.items():
+        if exists(join(uri, file)):
+            document = read_json(join(uri, file))
+            if not isinstance(document, dict):
+                raise UserError(f"{join(uri, file)!r} is damaged: make it again")
+            if kind == "audit" and document.get("version") != NEEDED_AUDIT:
+                found = document.get("version")
+                raise UserError(
+                    f"audit {uri!r} has version {found}, a report reads {NEEDED_AUDIT}: audit the run again"
+                )
+            return Folder(uri.rstrip("/"), kind, document)
+    if exists(join(uri, "quickstart.json")):
+        raise UserError(f"{uri!r} is a quickstart's folder: name what lies in it, {uri}/runs/*, {uri}/report, ...")
+    known = ", ".join(KINDS)
+    raise UserError(f"{uri!r} holds no result: name folders of a {known}")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from mtrec_ray.lake.config import EmbedConfig, LakeBuildConfig, LakeConfig
     from mtrec_ray.reports.config import ReportConfig
     from mtrec_ray.serving.config import PromoteConfig, RollbackConfig, ServeConfig, StoreLoadConfig
+    from mtrec_ray.sources.init import InitConfig
     from mtrec_ray.streams.config import PairsConfig
     from mtrec_ray.trainers.backbone_config import BackboneConfig
     from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
@@ -77,6 +78,14 @@ def job(config_path: str, run: str) -> Callable[[JobFunction], JobFunction]:
 def config_class(name: str) -> type[Config]:
     """The config class of a job by its function's name."""
     return resolve_name(f"mtrec_ray.{CONFIGS[name]}")
+
+
+@job("sources.init:InitConfig", "sources.init:init_lake")
+def init_lake(config: InitConfig | None = None, *, progress: Progress = None, **settings: Any) -> JobResult:
+    """Guess the settings of your own tables. From a folder of Parquet or CSV files.
+
+    >>> mt.init_lake(raw="my-tables", out="lake.yaml")
+    """
 
 
 @job("lake.config:LakeBuildConfig", "lake.build:build_from_source")

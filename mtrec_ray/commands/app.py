@@ -27,6 +27,7 @@ NO_SETTINGS = ("config", "set", "print_config", "help_all")
 
 COMMANDS = {
     "quickstart": JobCommand(api.quickstart, "SOURCE=dataset --raw --out --full --seeds"),
+    "lake init": JobCommand(api.init_lake, "RAW --out --overwrite", without=NO_SETTINGS),
     "lake build": JobCommand(
         api.build_lake,
         "SOURCE=dataset --out --raw --download --on-bad-rows=build.on_bad_rows --overwrite=build.overwrite",

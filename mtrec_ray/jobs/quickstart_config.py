@@ -48,6 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train": {"model": {"d": 128}, "optim": {"epochs": 4}},
         "backbone": {"optim": {"epochs": 8, "evaluate_every": 2}},
     },
+    "parquet": {"train": {"model": {"groups": "each"}}},
     "xmarket": {"train": {"model": {"groups": "each"}, "sample": {"random_fraction": 0.2, "active_fraction": 0.75}}},
     "movielens": {
         "train": {

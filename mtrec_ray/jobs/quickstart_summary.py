@@ -96,7 +96,7 @@ def next_steps(bundle: str | None, report: str) -> list[str]:
     lines = [f"The report: {report}"]
     if bundle:
         lines.append(f"Serve it:   mtrec serve {bundle}   (then open http://127.0.0.1:8000)")
-    return [*lines, "Your data:  mtrec lake init DIR, then mtrec quickstart parquet --raw DIR --config DIR/lake.yaml"]
+    return [*lines, "Your data:  mtrec lake init DIR; mtrec quickstart parquet --config lake.yaml"]
 
 
 def paragraph(heading: str, sentences: Sequence[str]) -> list[RenderableType]:

@@ -4,7 +4,7 @@
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from functools import cached_property, partial
+from functools import cached_property, partial, reduce
 from typing import Literal
 
 import pyarrow as pa
@@ -44,6 +44,7 @@ IDS = ("user_id", "title_id")
 TEXTS = ("name", "genres", "synopsis")
 IN_EVERY_FILE = (*IDS, "title_ids", "timestamp", "territory", "embedding")  # Others are null where a file has none
 AMBIGUOUS = {"NA", "na", "N/A", "n/a", "#N/A", "NaN", "?", "-"}  # As attributes; as a territory NA is Namibia
+EVENTS_PER_USER = 8  # assumed where users are read from events, for the number of buckets
 NUM_NAMED = 20  # Files that a note names
 
 
@@ -53,13 +54,14 @@ class ParquetConfig(Config):
     Ids and labels become text, whole floats integers; every type and value that could mean two things is refused.
     """
 
-    users: str
-    """Files of the users: path or URI of a file, a folder (with all below it, but no name that starts with `.` or `_`;
-    folders `name=value` are columns) or a glob; relative to --raw."""
+    users: str | None = None
+    """Files of the users; null = the users of the events, where the first row of each says territory and attributes.
+    A path or URI of a file, a folder (with all below it, but no name that starts with `.` or `_`; folders
+    `name=value` are columns) or a glob; relative to --raw."""
     events: str
     """Files of the events."""
-    titles: str
-    """Files of the titles."""
+    titles: str | None = None
+    """Files of the titles; null = the titles of the events, with what their columns say in the first row of each."""
     candidates: str | None = advanced(None)
     """Files of fixed titles to rank for each user, columns `user_id` and `title_ids`; null = none."""
     user_columns: dict[str, str] = {}
@@ -85,6 +87,8 @@ class ParquetConfig(Config):
     `territories` declare them."""
     territories: list[str] | None = advanced(None)
     """Territories that may occur; null = those that occur (one pass over the users)."""
+    one_territory: str | None = advanced(None)
+    """Name of the only territory, where no column says one; null = a column does."""
     regions: dict[str, str] = advanced({})
     """Region of each territory; the default is 'all'."""
     window_start: IsoTime | None = advanced(None)
@@ -93,6 +97,8 @@ class ParquetConfig(Config):
     """Exclusive end of the training window, UTC; null = num_evaluation_days days before the data ends."""
     num_evaluation_days: int = Field(default=3, ge=0)
     """Evaluation days after the window."""
+    evaluation_day_length: int = advanced(1, ge=1)
+    """Days that count as one evaluation day: more where a single day has few events."""
     rows_per_part: int = advanced(262_144, ge=1)
     """Most rows of Parquet that a worker reads at a time; row groups are never split."""
     delimiter: str | None = advanced(None, min_length=1, max_length=1)
@@ -121,6 +127,8 @@ class ParquetSource(Source):
             ]
             for table, files in self.files.items()
         }
+        self.derived = [table for table in ("users", "titles") if table not in self.files]  # read from the events
+        self.chunks |= dict.fromkeys(self.derived, self.chunks["events"])
         self.names = {table: {name for one in chunks for name in one.names} for table, chunks in self.chunks.items()}
 
     @cached_property
@@ -138,7 +146,8 @@ class ParquetSource(Source):
                     f"attribute {name!r} has the value {value!r}: if it means a missing one, add it to "
                     "source.missing, else declare the attribute's values in source.attributes"
                 )
-        territories = config.territories or found["territory"]
+        only = [config.one_territory] if config.one_territory else None
+        territories = only or config.territories or found["territory"]
         unknown = sorted(set(config.regions) - set(territories))
         if unknown:
             raise UserError(f"regions names {unknown[0]!r}, which is no territory: there are {', '.join(territories)}")
@@ -150,27 +159,48 @@ class ParquetSource(Source):
             territories=[Territory(name=n, region=config.regions.get(n, "all")) for n in territories],
             attributes={name: values or found[name] for name, values in config.attributes.items()},
             calendar=propose_calendar(
-                self._days, DAY_S, config.num_evaluation_days, fix, *window, ordered=self._counted.ordered()
+                self._days,
+                DAY_S * config.evaluation_day_length,
+                config.num_evaluation_days,
+                fix,
+                *window,
+                ordered=self.day_counts.ordered(),
             ),
             event_days=self._days,
-            num_users=sum(chunk.num_rows for chunk in self.chunks["users"]),
+            num_users=sum(chunk.num_rows for chunk in self.chunks["users"])
+            // (EVENTS_PER_USER if "users" in self.derived else 1),
             title_categoricals=config.title_categoricals,
             embeddings=Embeddings(description="brought by the source" * any(widths.values()), **widths),
             raw_files=[RawFile(table=table, path=path, rows=rows) for table, path, rows in self._rows_of_files()],
-            notes=[*self._notes(), *[UNORDERED] * (not self._counted.ordered())],
+            notes=[*self._notes(), *[UNORDERED] * (not self.day_counts.ordered())],
         )
 
     def titles(self) -> pa.Table:
-        return pa.concat_tables(rows for part in self.parts("titles") for rows in part())
+        pieces = (rows for part in self.parts("titles") for rows in part())
+        if "titles" not in self.derived:
+            return pa.concat_tables(pieces)
+        return reduce(lambda known, rows: first_rows(pa.concat_tables([known, rows]), "title_id"), pieces)
 
     def parts(self, table: str) -> list[Part]:
-        return [partial(self._read, table, chunk) for chunk in self.chunks.get(table, [])]
+        read = self._read_derived if table in self.derived else self._read
+        return [partial(read, table, chunk) for chunk in self.chunks.get(table, [])]
+
+    def complete_bucket(self, users: pa.Table, events: pa.Table) -> tuple[pa.Table, pa.Table]:
+        """Users that are read from events come once for every part they occur in."""
+        return first_rows(users, "user_id") if "users" in self.derived else users, events
+
+    def _read_derived(self, table: str, chunk: Chunk) -> Iterator[pa.Table]:
+        key = f"{table[:-1]}_id"
+        for rows in self._read(table, chunk):
+            yield first_rows(rows.filter(rows[key].is_valid()), key)
 
     def _columns(self, table: str) -> tuple[list[str], list[str]]:
         """Required and optional columns of a table, canonical names."""
         config = self.config
         required = {
-            "users": ["user_id", "territory", *config.attributes] + ["embedding"] * bool(config.user_width),
+            "users": ["user_id"]
+            + ["territory"] * (config.one_territory is None)
+            + [*config.attributes, *["embedding"] * bool(config.user_width)],
             "events": ["user_id", "title_id", "timestamp"],
             "titles": ["title_id", *config.title_categoricals] + ["embedding"] * bool(config.title_width),
             "candidates": ["user_id", "title_ids"],
@@ -179,8 +209,14 @@ class ParquetSource(Source):
 
     def _raw_names(self, table: str) -> dict[str, str]:
         """Canonical -> your name of every column of a table."""
-        mapping = getattr(self.config, f"{table[:-1]}_columns", {})
+        mapping = self._mapping(table)
         return {name: mapping.get(name, name) for names in self._columns(table) for name in names}
+
+    def _mapping(self, table: str) -> dict[str, str]:
+        """The setting that names a table's columns; ids of derived tables as in the events."""
+        key, of_events = f"{table[:-1]}_id", self.config.event_columns
+        ids = {key: of_events[key]} if table in self.derived and key in of_events else {}
+        return ids | getattr(self.config, f"{table[:-1]}_columns", {})
 
     def _read(self, table: str, chunk: Chunk, only: list[str] | None = None) -> Iterator[pa.Table]:
         """One chunk under canonical names, piece by piece: all columns, or those of `only`.
@@ -193,7 +229,7 @@ class ParquetSource(Source):
         absent -= set(IN_EVERY_FILE)
         present = [*chunk.names, *(raw_names[name] for name in absent)]
         setting = f"{table[:-1]}_columns"
-        columns = pick_columns(chunk.path, present, setting, getattr(self.config, setting, {}), required, optional)
+        columns = pick_columns(chunk.path, present, setting, self._mapping(table), required, optional)
         columns = {name: raw for name, raw in columns.items() if only is None or name in only}
         for rows in chunk.read([raw for name, raw in columns.items() if name not in absent]):
             converted = {}
@@ -203,6 +239,8 @@ class ParquetSource(Source):
                     converted[name] = self._convert(name, column)
                 except (UserError, pa.ArrowException) as error:  # Arrow's: text that is not UTF-8, numbers too large
                     raise UserError(f"{chunk.path}: column {raw!r}: {error}") from error
+            if table == "users" and self.config.one_territory and (only is None or "territory" in only):
+                converted["territory"] = pa.array([self.config.one_territory] * rows.num_rows, pa.string())
             yield pa.table(converted)
 
     def _convert(self, name: str, column: Column) -> Column:
@@ -224,7 +262,7 @@ class ParquetSource(Source):
     def _labels_of_users(self) -> dict[str, list[str]]:
         """Values that occur, sorted, of the territory and the attributes that declare none."""
         values: dict[str, set[str]] = {name: set() for name, listed in self.config.attributes.items() if not listed}
-        values |= {"territory": set()} if self.config.territories is None else {}
+        values |= {} if self.config.territories or self.config.one_territory else {"territory": set()}
         for chunk in self.chunks["users"] if values else []:
             for rows in self._read("users", chunk, only=list(values)):
                 for name, found in values.items():
@@ -232,7 +270,8 @@ class ParquetSource(Source):
         return {name: sorted(found - {None}) for name, found in values.items()}
 
     @cached_property
-    def _counted(self) -> DayCounts:
+    def day_counts(self) -> DayCounts:
+        """Events by day, from one pass over their times."""
         days = DayCounts()
         for chunk in self.chunks["events"]:
             for rows in self._read("events", chunk, only=["timestamp"]):
@@ -242,7 +281,7 @@ class ParquetSource(Source):
     @cached_property
     def _days(self) -> tuple[datetime, datetime]:
         """Days of the events, without wild timestamps, and of the window that the settings name."""
-        days, config = self._counted, self.config
+        days, config = self.day_counts, self.config
         paths = self.files["events"].paths
         where = f"{paths[0]}{f' and {len(paths) - 1} more files' if len(paths) > 1 else ''}"
         where += f": column {self._raw_names('events')['timestamp']!r}"
@@ -280,6 +319,13 @@ class ParquetSource(Source):
                 if 0 < len(lacking) < len(names_of):
                     notes.append(f"{table}: {name} is missing in {_listed(lacking)}")
         return notes
+
+
+def first_rows(rows: pa.Table, key: str) -> pa.Table:
+    """The first row of each value of `key`, in their order."""
+    numbered = rows.select([key]).append_column("row", pa.array(range(rows.num_rows), pa.int64()))
+    first = numbered.group_by(key).aggregate([("row", "min")])["row_min"].combine_chunks()
+    return rows.take(first.sort())
 
 
 def _listed(paths: Iterable[str]) -> str:

@@ -61,7 +61,7 @@ def locate_table(location: str, raw: str | None) -> TableFiles:
         for file in _files_below(fs, info.path):
             hidden = any(part.startswith(HIDDEN) for part in file[len(info.path) + 1 :].split("/"))
             is_data = not hidden and _is_data(fs, file)
-            if is_data and "." in posixpath.basename(file) and not _has_known_ending(file):  # data.parquet.bak
+            if is_data and "." in posixpath.basename(file) and not has_known_ending(file):  # data.parquet.bak
                 raise UserError(
                     f"{file}: a Parquet file by content, not by name: rename it, or name the files by a glob"
                 )
@@ -97,13 +97,13 @@ def _files_below(fs: pafs.FileSystem, folder: str) -> list[str]:
     return [one.path for one in fs.get_file_info(pafs.FileSelector(folder, recursive=True)) if one.is_file]
 
 
-def _has_known_ending(path: str) -> bool:
+def has_known_ending(path: str) -> bool:
     return path.lower().endswith(PARQUET) or delimiter_of(path) is not None
 
 
 def _is_data(fs: pafs.FileSystem, path: str) -> bool:
     """A Parquet or CSV file; Hive and Impala write Parquet files whose names have no ending."""
-    if _has_known_ending(path):
+    if has_known_ending(path):
         return True
     with fs.open_input_stream(path, compression=None) as stream:
         return stream.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC

@@ -54,7 +54,7 @@ def test_it_prints_within_80_columns_and_ends_with_what_to_do_next(done):
     assert "[bold]" not in text
     words = " ".join(text.split())
     assert f"mtrec serve {done.bundle}" in words.replace(" /", " /")
-    assert words.endswith("mtrec quickstart parquet --raw DIR --config DIR/lake.yaml")
+    assert words.endswith("mtrec quickstart parquet --config lake.yaml")
 
 
 def test_gain_sentences_hold_the_figures_of_the_report(done):

@@ -65,7 +65,8 @@ class QuickstartResult:
     @property
     def parts(self) -> dict[str, JobResult]:
         """`evaluation`, and `audit` where there is one."""
-        return {"evaluation": self.gains} | ({"audit": self.audit} if self.audit else {})
+        found: dict[str, JobResult] = {"evaluation": self.gains}
+        return found | ({"audit": self.audit} if self.audit else {})
 
     @property
     def metrics(self) -> pd.DataFrame:

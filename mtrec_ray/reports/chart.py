@@ -4,6 +4,9 @@ Every chart of a report is written as SVG in the page, and as SVG, PNG and tidy 
 CSS variables of the page, so that one drawing serves light and dark.
 """
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+# the stubs of matplotlib know neither STYLE's keys nor the settings of `canvas`
+
 import io
 import re
 import warnings

@@ -1,5 +1,8 @@
 """What changed between days, evaluations, audits, bundles or runs, and what is noise."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# the stubs of pandas know no columns of rows, and few results of selections
+
 from collections.abc import Mapping
 from typing import Any
 
@@ -46,8 +49,6 @@ def day_charts(evaluation: Folder) -> list[Chart]:
     metrics = evaluation.table("territory_metrics")
     if metrics is None:
         return []
-    if "over" not in metrics:
-        metrics = metrics.assign(over=np.nan)
     variants = models_of(evaluation)
     rows = metrics[
         (metrics["metric"] == "pr_auc")
@@ -136,9 +137,11 @@ def evaluation_values(evaluations: list[Folder]) -> pd.DataFrame:
         metrics = folder.table("territory_metrics")
         if metrics is None:
             continue
-        plain = metrics["over"].isna() if "over" in metrics else True
         rows = metrics[
-            (metrics["metric"] == "pr_auc") & plain & (metrics["territory"] == POOLED) & (metrics["day"] == AVERAGE)
+            (metrics["metric"] == "pr_auc")
+            & metrics["over"].isna()
+            & (metrics["territory"] == POOLED)
+            & (metrics["day"] == AVERAGE)
         ]
         rows = rows[(rows["cohort"] == cohort_of(folder)) & rows["variant"].isin(models_of(folder))]
         parts.append(rows.assign(folder=folder.uri, label=rows["variant"]))

@@ -1,5 +1,9 @@
 """What an audit found: leakage by combination and attribute, its cost, groups, lists."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false
+# the stubs of pandas know no columns of rows, and few results of selections
+
 from collections.abc import Mapping
 from typing import Any
 

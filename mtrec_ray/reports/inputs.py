@@ -1,9 +1,13 @@
 """What a report is made from: folders of other commands, recognised by their files."""
 
+# pyright: reportArgumentType=false, reportCallIssue=false
+# the stubs of pandas know no columns of rows, and few results of selections
+
 import io
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from mtrec_ray.errors import UserError
@@ -34,12 +38,17 @@ class Folder:
         return parent(self.uri)[1]
 
     def table(self, name: str) -> pd.DataFrame | None:
-        """A CSV file of the folder, texts as texts; None where there is none."""
+        """A CSV file of the folder, texts as texts; None where there is none.
+
+        Columns that are empty in a whole file are left out by its writer: they come back as NaN.
+        """
         if not exists(join(self.uri, f"{name}.csv")):
             return None
         texts = dict.fromkeys(("day", "territory", "title", "combination", "trial", "trial_id"), str)
         content = read_file(join(self.uri, f"{name}.csv"))
-        return pd.read_csv(io.BytesIO(content), dtype=texts, keep_default_na=False, na_values=[""])
+        table = pd.read_csv(io.BytesIO(content), dtype=texts, keep_default_na=False, na_values=[""])
+        left_out = [column for column in ("over", "low", "high") if "value" in table and column not in table]
+        return table.assign(**dict.fromkeys(left_out, np.nan))
 
 
 @dataclass(frozen=True)

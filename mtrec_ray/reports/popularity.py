@@ -1,5 +1,8 @@
 """Popularity bias of top-10 lists: what paper A illustrates, with formulas and intervals."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+# the stubs of pandas know no columns of rows, and few results of selections
+
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
@@ -81,8 +84,6 @@ def bias_rows(evaluation: Folder, bias: pd.DataFrame) -> pd.DataFrame:
     variants = models_of(evaluation) + (["popularity"] if "popularity" in set(bias["variant"]) else [])
     chosen = bias[(bias["cohort"] == cohort_of(evaluation)) & (bias["day"] == AVERAGE)]
     chosen = chosen[(chosen["territory"] == POOLED) & chosen["variant"].isin(variants)]
-    if "over" not in chosen:
-        chosen = chosen.assign(over=np.nan)
     return chosen.reindex(columns=["variant", "metric", "over", "value", "low", "high"]).reset_index(drop=True)
 
 

@@ -1,5 +1,8 @@
 """What a search tried: history, importance of settings, and the front of two goals."""
 
+# pyright: reportArgumentType=false, reportGeneralTypeIssues=false, reportReturnType=false
+# the stubs of pandas know no columns of rows, and few results of selections
+
 import warnings
 
 import numpy as np

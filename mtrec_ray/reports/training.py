@@ -1,5 +1,8 @@
 """How runs trained: loss, validation, speed and where the time went."""
 
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false
+# the stubs of pandas know no columns of rows, and few results of selections
+
 import json
 
 import numpy as np

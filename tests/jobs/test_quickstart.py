@@ -19,6 +19,7 @@ from mtrec_ray.jobs.quickstart import QuickstartResult, _same_settings, quicksta
 from mtrec_ray.jobs.quickstart_config import QuickstartConfig, training_configs
 from mtrec_ray.lake.manifest import Lake
 from mtrec_ray.models.two_tower import TwoTower
+from mtrec_ray.reports.report import Report
 from mtrec_ray.trainers.backbone_config import BackboneConfig
 from mtrec_ray.trainers.eliminators_config import EliminatorsConfig
 from mtrec_ray.training.backbone_run import BackboneRecord
@@ -105,7 +106,7 @@ FIT = "mtrec_ray.training.fit.fit"
 
 
 def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Replace training and audit; the audit's AUCs are a tenth of its seed."""
+    """Replace training, audit and report; the audit's AUCs are a tenth of its seed."""
 
     def train_backbone(settings: BackboneConfig, *_: Any) -> None:
         others = settings.model_dump(mode="json", exclude={"lake", "runs"})
@@ -118,6 +119,7 @@ def by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
         write_audit(EliminatorsRecord.load(settings.run), Path(str(settings.out)), auc=settings.seed / 10)
 
     monkeypatch.setattr(FIT, untrained)
+    monkeypatch.setattr("mtrec_ray.jobs.quickstart.make_report", lambda settings, *_: Report(settings.out, []))
     for made in (train_backbone, train_eliminators, audit):
         monkeypatch.setattr(f"mtrec_ray.jobs.quickstart.{made.__name__}", made)
 

@@ -105,6 +105,16 @@ def test_runs_of_another_lake_and_territories_without_positives_are_named(tmp_pa
     assert notes["territories"] == ["Without a positive on any day, so without a figure: T005."]
 
 
+def test_an_evaluation_without_any_interval_is_drawn(tmp_path):
+    """Its writer leaves empty columns out."""
+    folder = write_evaluation(tmp_path / "e")
+    for path in folder.glob("*.csv"):
+        pd.read_csv(path).drop(columns=["low", "high"] * (path.stem != "title_scores"), errors="ignore").to_csv(path)
+    made = report(tmp_path / "page.html", folder)
+    assert "territory_gains" in [chart.name for chart in made.sections[0].charts]
+    assert all(chart.figure() is not None or chart.draw is None for of in made.sections for chart in of.charts)
+
+
 def test_one_model_alone_has_no_gain(tmp_path):
     made = report(tmp_path / "page.html", write_evaluation(tmp_path / "e", variants=("baseline",)))
     (section,) = [of for of in made.sections if of.name == "territories"]

@@ -1,5 +1,8 @@
 """Numbers and sentences of charts against plain loops over the same tables."""
 
+# pyright: reportAttributeAccessIssue=false
+# the stubs of pandas know no columns of rows, and few results of selections
+
 from pathlib import Path
 from tempfile import TemporaryDirectory
 

@@ -78,6 +78,7 @@ def test_the_document_is_nested():
     assert result_of(ROWS, fresh=FRESH).document() == {
         "version": 1,
         "search": "/searches/x",
+        "goals": {METRIC: "max"},
         "best_config": "/searches/x/best-config.yaml",
         "best": {"trial": "t2", "params": {LR: 0.1}, "metrics": {METRIC: BOUNDS, "auc/age_low": {"value": 0.7}}},
         "fresh_seeds": {METRIC: [0.45, 0.65]},

@@ -60,7 +60,7 @@ def audit_sentences(document: Document, about: str) -> list[str]:
     combinations, sentences = document["combinations"], []
     for attribute, before in combinations[NONE]["leakage"][VECTORS].items():
         after = combinations.get(attribute, {}).get("leakage", {}).get(VECTORS, {}).get(attribute)
-        if after is None:
+        if after is None or None in (before["auc"]["value"], after["auc"]["value"], after["auc"]["null_high"]):
             continue
         change, auc = combinations[attribute]["accuracy"]["full_ndcg_change"], after["auc"]
         sentences.append(
@@ -84,6 +84,9 @@ def leakage_table(document: Document) -> Table:
         cells = []
         for attribute, found in of["leakage"][VECTORS].items():
             auc = found["auc"]
+            if None in (auc["value"], auc["null_high"]):
+                cells.append("too few users")
+                continue
             marks = "*" * (attribute in of["hides"]) + "!" * (auc["value"] > auc["null_high"])
             cells.append(f"{marks}{_decimals(auc['value'])} ({_decimals(auc['null_high'])})")
         change = f"{of['accuracy']['full_ndcg_change']['value']:+.1f}" if of["hides"] else ""

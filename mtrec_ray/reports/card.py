@@ -52,6 +52,7 @@ def summary(document: Document) -> str:
         for attribute in of["hides"]
         if attribute in of["leakage"]["vectors"]
     ]
+    hidden = [auc for auc in hidden if None not in (auc["value"], auc["null_high"])]
     inside = sum(auc["value"] <= auc["null_high"] for auc in hidden)
     written = [
         f"{attribute} (ignoring {name})"
@@ -108,7 +109,7 @@ def group_rows(document: Document) -> Iterator[tuple[str, str, int, str]]:
 
 
 def _leakage_cell(result: Document | None, hide: bool) -> Cell:
-    if result is None:
+    if result is None or None in (result["auc"]["value"], result["auc"]["null_high"]):
         return Cell("too few users", hide=hide)
     auc = result["auc"]
     verdict = "" if not hide else "inside the null" if auc["value"] <= auc["null_high"] else "OUTSIDE THE NULL"

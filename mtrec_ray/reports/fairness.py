@@ -68,6 +68,7 @@ def leakage_rows(document: Document) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     numbers = ["value", "low", "high", "null_high"]
     table[numbers] = table[numbers].astype(float)
+    table = table.dropna(subset=["value", "null_high"])  # too few users to attack
     return table.assign(outside=table["value"] > table["null_high"])
 
 

@@ -31,11 +31,7 @@ class Folder:
     uri: str
     kind: str
     document: dict[str, Any]  # of the file that shows its kind
-
-    @property
-    def name(self) -> str:
-        """The last part of its path."""
-        return parent(self.uri)[1]
+    name: str  # the last part of its path, with the one before where two folders have the same
 
     def table(self, name: str) -> pd.DataFrame | None:
         """A CSV file of the folder, texts as texts; None where there is none.
@@ -66,10 +62,14 @@ def read_inputs(uris: list[str]) -> Inputs:
 
     UserError for one that is no result, an unfinished run, or a file of another version.
     """
-    return Inputs([_read(uri) for uri in dict.fromkeys(uris)])
+    uris = list(dict.fromkeys(uri.rstrip("/") for uri in uris))
+    names = [parent(uri)[1] for uri in uris]
+    longer = [f"{parent(parent(uri)[0])[1]}-{name}" for uri, name in zip(uris, names, strict=True)]
+    chosen = [long if names.count(name) > 1 else name for name, long in zip(names, longer, strict=True)]
+    return Inputs([_read(uri, name) for uri, name in zip(uris, chosen, strict=True)])
 
 
-def _read(uri: str) -> Folder:
+def _read(uri: str, name: str) -> Folder:
     for kind, file in KINDS.items():
         if exists(join(uri, file)):
             document = read_json(join(uri, file))
@@ -80,7 +80,7 @@ def _read(uri: str) -> Folder:
                 raise UserError(
                     f"audit {uri!r} has version {found}, a report reads {NEEDED_AUDIT}: audit the run again"
                 )
-            return Folder(uri.rstrip("/"), kind, document)
+            return Folder(uri, kind, document, name)
     if exists(join(uri, "quickstart.json")):
         raise UserError(f"{uri!r} is a quickstart's folder: name what lies in it, {uri}/runs/*, {uri}/report, ...")
     known = ", ".join(KINDS)

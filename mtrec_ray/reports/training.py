@@ -103,6 +103,7 @@ def time_chart(rows: pd.DataFrame) -> Chart:
     table = []
     for run in dict.fromkeys(rows["run"]):
         of = rows[rows["run"] == run].pivot_table(index="step", columns="metric", values="value", aggfunc="last")
+        of = of.reindex(columns=["train/step_s", "train/data_wait_s", "train/examples_per_s"]).fillna(0.0)
         wall = float(rows[rows["run"] == run]["seconds"].max())
         step, wait = (float(of[f"train/{name}_s"].sum()) for name in ("step", "data_wait"))
         examples = float((of["train/examples_per_s"] * (of["train/step_s"] + of["train/data_wait_s"])).sum())

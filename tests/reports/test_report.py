@@ -115,6 +115,30 @@ def test_an_evaluation_without_any_interval_is_drawn(tmp_path):
     assert all(chart.figure() is not None or chart.draw is None for of in made.sections for chart in of.charts)
 
 
+def test_folders_of_one_name_are_told_apart(tmp_path):
+    goals = {"pr_auc": "max"}
+    report(tmp_path / "page.html", write_search(tmp_path / "a" / "s", goals), write_search(tmp_path / "b" / "s", goals))
+    assert {"a-s_history.csv", "b-s_history.csv"} <= {path.name for path in (tmp_path / "page_files").iterdir()}
+
+
+def test_a_run_that_has_just_started_is_drawn(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "metrics.jsonl").write_text('{"step": 1, "seconds": 1.0, "val/ndcg@10": 0.1}\n')
+    (section,) = [of for of in report(tmp_path / "page.html", folder).sections if of.name == "training"]
+    assert section.charts[1].sentence == "run 0 examples/s, 0% of the time in steps."
+
+
+def test_an_attribute_with_too_few_users_has_no_verdict(tmp_path):
+    document = audit_document(attributes=1)
+    document["combinations"]["attribute1"]["leakage"]["vectors"]["attribute1"]["auc"] |= {"value": None, "low": None}
+    (tmp_path / "audit.json").write_text(json.dumps(document))
+    made = report(tmp_path / "page.html", tmp_path)
+    (section,) = [of for of in made.sections if of.name == "fairness"]
+    assert section.charts[0].sentence.startswith("0 of 0 hidden figures")
+    write_card(str(tmp_path / "card.html"), document)
+    assert "too few users" in (tmp_path / "card.html").read_text()
+
+
 def test_one_model_alone_has_no_gain(tmp_path):
     made = report(tmp_path / "page.html", write_evaluation(tmp_path / "e", variants=("baseline",)))
     (section,) = [of for of in made.sections if of.name == "territories"]

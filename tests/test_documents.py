@@ -4,7 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from mtrec_ray.commands.app import COMMANDS, app
 from tests.documents import RUN, DocumentError, blocks, missing_lines, run_document
 
 ROOT = Path(__file__).parents[1]
@@ -40,6 +42,44 @@ def test_links_lead_to_files(name):
     path = ROOT / name
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text())
     assert not [link for link in links if not (path.parent / link).exists()]
+
+
+COMMAND_FILES = {
+    "search.yaml": "space: {optim.lr: {low: 0.001, high: 0.01}}",
+    "lambda.yaml": "space: {adversary.weight: {low: 0.1, high: 1.0}}",
+    "lake.yaml": "source: {events: events.csv}",
+}
+"""Files that the README's list of commands names."""
+
+
+def readme_commands() -> list[list[str]]:
+    """Words of each `mtrec` command that the README shows."""
+    text = (ROOT / "README.md").read_text().replace("\\\n", " ")
+    lines = [
+        line.partition(" # ")[0]
+        for block in blocks(text)
+        if block.language == "bash"
+        for line in block.code.split("\n")
+    ]
+    parts = [re.sub(r"\[.*?\]", "", part).split() for line in lines for part in re.split(r";|&&", line)]
+    words = [part[part.index("mtrec_ray") :] if "mtrec_ray" in part else part for part in parts]
+    return [part[1:] for part in words if part[:1] in (["mtrec"], ["mtrec_ray"])]
+
+
+def test_the_readme_has_commands():
+    assert len(readme_commands()) > 20
+
+
+@pytest.mark.parametrize("words", readme_commands(), ids=" ".join)
+def test_commands_of_the_readme_have_valid_settings(words, tmp_path, monkeypatch):
+    """Each is read as far as its settings; the how-tos run them."""
+    monkeypatch.chdir(tmp_path)
+    for name, content in COMMAND_FILES.items():
+        (tmp_path / name).write_text(content)
+    name = " ".join(words[: 2 if " ".join(words[:2]) in COMMANDS else 1])
+    with_settings = "print_config" in COMMANDS[name].common
+    found = CliRunner().invoke(app, [*words, "--print-config" if with_settings else "--help"])
+    assert found.exit_code == 0, found.output
 
 
 class TestRunner:

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from mtrec_ray.reports.chart import INK, MUTED, SERIES, Chart, Section, canvas
 from mtrec_ray.reports.inputs import Folder, Inputs
-from mtrec_ray.reports.marks import as_ratio, gain_scale, interval_rows, name_rows, note
+from mtrec_ray.reports.marks import MAX_GAIN, MIN_GAIN, as_ratio, gain_scale, interval_rows, name_rows, note
 
 AVERAGE, POOLED, MACRO = "average", "all", "mean"
 LOCAL, GLOBAL = "local_mean", "global_mean"
@@ -29,6 +29,9 @@ def territories_section(inputs: Inputs) -> Section:
         return Section("territories", "Territories", notes=[f"No evaluation was given: {fix}."])
     section = Section("territories", "Territories")
     evaluation = evaluations[0]
+    if len(evaluations) > 1:
+        others = ", ".join(folder.name for folder in evaluations[1:])
+        section.notes.append(f"Drawn from {evaluation.name} alone, as popularity bias is; see Comparison for {others}.")
     metrics = evaluation.table("territory_metrics")
     if metrics is None:
         section.notes.append(f"{evaluation.uri} has no territory_metrics.csv: no positive on any day.")
@@ -86,7 +89,11 @@ def gain_chart(evaluation: Folder, gains: pd.DataFrame) -> Chart:
     baseline, variants = evaluation.document["baseline"], list(dict.fromkeys(gains["variant"]))
     sentences = [gain_sentence(gains, variant, baseline) for variant in variants]
     shown = gains[gains["day"] == AVERAGE].copy()
-    shown["gain"] = [_gain_text(row.value, row.low, row.high) for row in shown.itertuples()]
+    days = daily_texts(gains)
+    shown["gain"] = [
+        _gain_text(row.value, row.low, row.high) + days.get((row.variant, row.territory), "")
+        for row in shown.itertuples()
+    ]
     order = [*averages(gains, variants[-1])["territory"], POOLED, MACRO]
     table = shown.pivot(index="territory", columns="variant", values="gain").reindex(index=order, columns=variants)
     return Chart(
@@ -96,11 +103,27 @@ def gain_chart(evaluation: Folder, gains: pd.DataFrame) -> Chart:
         gains,
         lambda: draw_gains(gains, variants),
         table.fillna("no positives").reset_index(),
-        "Paper A, table 2. Gain = 100 x (PR-AUC / PR-AUC of the baseline - 1), the mean over days; small dots are "
-        "single days; lines are 95% intervals by bootstrap over users, none below ten users with a positive. The scale "
-        f"is one of ratios: half as much is as far from 0 as twice as much. {POOLED}: users of all territories; "
-        f"{MACRO}: mean over territories.",
+        "Paper A, table 2. Gain = 100 x (PR-AUC / PR-AUC of the baseline - 1), the mean over days"
+        f"{', in the table with each day in brackets' if days else ''}; "
+        f"{'' if len(order) - 2 > MAX_ROWS else 'small dots are single days; '}"
+        "lines are 95% intervals by bootstrap over users, none below ten users with a positive. The scale is one of "
+        "ratios: half as much is as far from 0 as twice as much; what lies beyond "
+        f"{MIN_GAIN:+.0f}% or {MAX_GAIN:+.0f}% is drawn at its edge. "
+        f"{POOLED}: users of all territories; {MACRO}: mean over territories.",
     )
+
+
+def daily_texts(gains: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """(variant, territory) -> the gain of each day; nothing where there is one day."""
+    days = [day for day in dict.fromkeys(gains["day"]) if day != AVERAGE]
+    if len(days) < 2:
+        return {}
+    found = {(row.variant, row.territory, row.day): row.value for row in gains.itertuples()}
+    texts = {}
+    for variant, territory in dict.fromkeys(zip(gains["variant"], gains["territory"], strict=True)):
+        values = [found.get((variant, territory, day), np.nan) for day in days]
+        texts[variant, territory] = f" [{', '.join(f'{v:+.0f}' if np.isfinite(v) else 'none' for v in values)}]"
+    return texts
 
 
 def gain_sentence(gains: pd.DataFrame, variant: str, baseline: str) -> str:
@@ -304,7 +327,7 @@ def score_chart(scores: pd.DataFrame) -> Chart:
     def draw() -> Figure:
         columns = 2 if len(names) > 1 else 1
         lines = -(-len(names) // columns)
-        figure, axes = canvas(0.5 + 2.0 * lines, columns, lines)
+        figure, axes = canvas(0.8 + 2.0 * lines, columns, lines)
         for axis, title in zip(axes, names, strict=False):
             for series, variant in enumerate(variants):
                 of = scores[(scores["title"] == title) & (scores["variant"] == variant)].sort_values("low")
@@ -318,7 +341,7 @@ def score_chart(scores: pd.DataFrame) -> Chart:
             axis.set_ylabel("fraction of users")
         for axis in axes[len(names) :]:
             axis.set_axis_off()
-        axes[0].legend(fontsize=7.5)
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=8)
         return figure
 
     return Chart(

@@ -55,6 +55,25 @@ def test_territories_won_and_lost_are_counted(seed, territories):
     assert list(chart.table["territory"])[-2:] == ["all", "mean"]
 
 
+def test_gains_of_each_day_are_in_the_table(tmp_path):
+    folder = write_evaluation(tmp_path / "e", days=3)
+    chart = charts(territories_section(read_inputs([str(folder)])))["territory_gains"]
+    table = pd.read_csv(folder / "territory_metrics.csv", dtype={"day": str}).set_index("metric").loc["pr_auc_gain"]
+    of = table[(table["variant"] == "mtl+upsampling") & (table["territory"] == "T002")].set_index("day")["value"]
+    cell = chart.table.set_index("territory").loc["T002", "mtl+upsampling"]
+    assert cell.startswith(f"{of['average']:+.1f}% (")
+    assert cell.endswith(f" [{of['1']:+.0f}, {of['2']:+.0f}, {of['3']:+.0f}]")
+    assert "small dots are single days" in chart.how
+
+
+def test_many_territories_are_drawn_by_rank_without_dots(tmp_path):
+    folder = write_evaluation(tmp_path / "e", 42, days=1)
+    chart = charts(territories_section(read_inputs([str(folder)])))["territory_gains"]
+    assert "small dots" not in chart.how
+    assert "[" not in chart.table.to_csv()
+    assert chart.figure().axes[-1].get_xlabel() == "territories, by rank"
+
+
 @given(st.lists(st.integers(0, 1000), min_size=1, max_size=30))
 def test_majors_are_the_fewest_territories_with_the_fraction(positives):
     rows = [("c", f"T{n}", count) for n, count in enumerate(positives)]

@@ -27,6 +27,7 @@ def comparison_section(inputs: Inputs) -> Section:
         section.charts += day_charts(evaluations[0])
     if len(evaluations) > 1:
         section.charts.append(change_chart("evaluations", "PR-AUC", evaluation_values(evaluations), evaluations))
+        section.notes += other_data_notes(evaluations)
     if len(audits) > 1:
         section.charts.append(change_chart("audits", "AUC of attackers", audit_values(audits), audits))
     if len(inputs.of("bundle")) > 1:
@@ -42,6 +43,26 @@ def comparison_section(inputs: Inputs) -> Section:
     if not section.charts and not section.notes:
         section.notes.append("One folder of a kind alone: name a second evaluation, audit, bundle or run to compare.")
     return section
+
+
+def other_data_notes(evaluations: list[Folder]) -> list[str]:
+    """Evaluations whose counts of users, pairs or positives are not those of the first one."""
+    counts = [_counts_of(folder) for folder in evaluations]
+    others = [folder.name for folder, of in zip(evaluations, counts, strict=True) if of != counts[0]]
+    if not others:
+        return []
+    return [
+        f"Evaluated on other days, users or titles than {evaluations[0].name}, so a difference from it may come of "
+        f"these and not of the models: {', '.join(others)}."
+    ]
+
+
+def _counts_of(evaluation: Folder) -> set[tuple[object, ...]]:
+    counts = evaluation.table("territory_counts")
+    if counts is None:
+        return set()
+    rows = counts[counts["cohort"] == cohort_of(evaluation)]
+    return set(rows[["day", "territory", "num_users", "num_candidates", "num_positives"]].itertuples(index=False))
 
 
 def day_charts(evaluation: Folder) -> list[Chart]:

@@ -105,6 +105,17 @@ def test_runs_of_another_lake_and_territories_without_positives_are_named(tmp_pa
     assert notes["territories"] == ["Without a positive on any day, so without a figure: T005."]
 
 
+def test_evaluations_of_other_days_or_users_are_named(tmp_path):
+    same = [write_evaluation(tmp_path / name) for name in ("first", "same")]
+    other = write_evaluation(tmp_path / "other", days=3)
+    notes = {of.name: of.notes for of in report(tmp_path / "page.html", *same, other).sections}
+    (note,) = notes["comparison"]
+    assert note.startswith("Evaluated on other days, users or titles than first, ")
+    assert note.endswith("of the models: other.")
+    assert notes["territories"][0] == "Drawn from first alone, as popularity bias is; see Comparison for same, other."
+    assert report(tmp_path / "page.html", *same).sections[-1].notes == []
+
+
 def test_an_evaluation_without_any_interval_is_drawn(tmp_path):
     """Its writer leaves empty columns out."""
     folder = write_evaluation(tmp_path / "e")

@@ -47,7 +47,7 @@ COMMANDS = {
     "runs show": JobCommand(api.show_run, "RUN --runs", without=NO_SETTINGS),
     "evaluate propensity": JobCommand(api.evaluate, "RUN...=runs --out"),
     "audit": JobCommand(api.audit, "RUN --compare --out --card"),
-    "report": JobCommand(api.make_report, "RESULT...=results --audit --out"),
+    "report": JobCommand(api.make_report, "RESULT...=results --audit --card --out"),
     "bundle": JobCommand(api.make_bundle, "RUN --out --audit --propensity --evaluation"),
     "search propensity": JobCommand(api.search_propensity, f"--lake {SEARCH} --workers", switches=RESUME),
     "search eliminators": JobCommand(api.search_eliminators, f"--backbone --combinations {SEARCH}", switches=RESUME),

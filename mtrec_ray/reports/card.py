@@ -1,5 +1,6 @@
 """An audit card: one dated page for auditors, from the audit's JSON alone."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -7,7 +8,9 @@ from itertools import chain
 from typing import Any
 
 from mtrec_ray.files import write_file
-from mtrec_ray.reports.fairness import KINDS, NONE, label
+from mtrec_ray.reports.fairness import INSIDE, OUTSIDE, UNKNOWN, null_verdict, span, written_values
+from mtrec_ray.reports.group_gaps import NONE, STATES, gap_rows, label
+from mtrec_ray.reports.leakage_by_input import KINDS
 from mtrec_ray.reports.page import render
 
 Document = Mapping[str, Any]
@@ -38,7 +41,9 @@ def card_page(document: Document) -> str:
         leakage={KINDS[kind]: list(leakage_cells(document, kind)) for kind in kinds},
         costs=list(cost_cells(document)),
         gaps=list(gap_cells(document)),
-        groups=list(group_rows(document)),
+        values=list(value_rows(document)),
+        intersections=list(intersection_rows(document)),
+        span=span,
         summary=summary(document),
         date=f"{datetime.now(UTC):%Y-%m-%d}",
     )
@@ -47,22 +52,20 @@ def card_page(document: Document) -> str:
 def summary(document: Document) -> str:
     """The verdict in one sentence."""
     hidden = [
-        of["leakage"]["vectors"][attribute]["auc"]
+        of["leakage"]["vectors"][attribute]
         for of in document["combinations"].values()
         for attribute in of["hides"]
-        if attribute in of["leakage"]["vectors"]
+        if attribute in of["leakage"].get("vectors", {})
     ]
-    hidden = [auc for auc in hidden if None not in (auc["value"], auc["null_high"])]
-    inside = sum(auc["value"] <= auc["null_high"] for auc in hidden)
-    written = [
-        f"{attribute} (ignoring {name})"
-        for name, of in document["combinations"].items()
-        for attribute, found in of["written"].items()
-        if found["writes_value"] and attribute in of["hides"]
-    ]
+    inside, unknown = (sum(null_verdict(result) == of for result in hidden) for of in (INSIDE, UNKNOWN))
+    written = Counter(attribute for _, attribute in written_values(document))
+    hiding = Counter(attribute for of in document["combinations"].values() for attribute in of["hides"])
+    words = [f"{name} in {written[name]} of {hiding[name]} combinations" for name in hiding if written[name]]
     sentence = f"{inside} of {len(hidden)} attributes to be hidden lie inside their null, read from user vectors."
-    if written:
-        sentence += f" Who has many vectors of each person reads what is written into them: {', '.join(written)}."
+    if unknown:
+        sentence += f" Of {unknown} too few users were attacked to tell."
+    if words:
+        sentence += f" Attackers with many vectors of each person read what the model writes: {', '.join(words)}."
     return sentence
 
 
@@ -88,30 +91,74 @@ def cost_cells(document: Document) -> Iterator[tuple[str, list[Cell]]]:
 
 def gap_cells(document: Document) -> Iterator[tuple[str, list[Cell]]]:
     """Combination -> NDCG@10 of the worst value relative to the best, an attribute each."""
-    for name, of in document["combinations"].items():
+    rows = gap_rows(document).set_index(["combination", "attribute"])
+    for name in document["combinations"]:
         cells = []
         for attribute in document["attributes"]:
-            gap = of["ndcg_gaps"].get(attribute, {}).get("full_ndcg@10")
-            beyond = gap and gap["null_high"] is not None and gap["value"] > gap["null_high"]
-            verdict = "larger than by chance" if beyond else ""
-            cells.append(Cell(f"{gap['ratio']:.2f}", verdict=verdict) if gap else Cell("too few users"))
+            if (name, attribute) not in rows.index:
+                cells.append(Cell("too few users"))
+                continue
+            found = rows.loc[(name, attribute)]
+            interval = f"{found['ratio_low']:.2f} to {found['ratio_high']:.2f}"
+            cells.append(Cell(f"{found['ratio']:.2f}", interval, verdict=STATES[0] if found["beyond"] else ""))
         yield label(name), cells
 
 
-def group_rows(document: Document) -> Iterator[tuple[str, str, int, str]]:
-    """Intersections of the backbone: attributes, values, users, NDCG@10 over all titles."""
-    for attributes, cells in document["combinations"][NONE]["ndcg_of_groups"].items():
-        for cell in cells:
-            found = cell["full_ndcg@10"]
-            bounds = f" ({found['low']:.3f} to {found['high']:.3f})" if found.get("low") is not None else ""
-            value = "too few users" if found["value"] is None else f"{found['value']:.3f}{bounds}"
-            yield attributes, " x ".join(cell["values"]), cell["num_users"], value
+def value_rows(document: Document) -> Iterator[tuple[str, ...]]:
+    """Every value of every attribute, and the unknown.
+
+    Attribute, value, users, attacked, NDCG@10 of the backbone, its ratio to the best value's.
+    """
+    for name, of in document["attributes"].items():
+        groups = _groups(document).get(name, [])
+        means = {cell["values"][0]: cell["full_ndcg@10"] for cell in groups}
+        best = max((mean["value"] for mean in means.values()), default=0.0)
+        for cell in [*of["values"], of["unknown"]]:
+            counts = (f"{cell['num_users']:,}", f"{cell['num_audit_users']:,}")
+            if cell["value"] not in means:
+                yield name, cell["value"], *counts, "" if cell is of["unknown"] else "too few users", ""
+                continue
+            mean = means[cell["value"]]
+            yield name, cell["value"], *counts, _bounds(mean), f"{mean['value'] / best:.2f}" if best else ""
+
+
+def intersection_rows(document: Document) -> Iterator[tuple[str, ...]]:
+    """Two attributes at once, by the backbone.
+
+    Pair, groups compared, groups too small, served best, served worst.
+    """
+    small = document["not_tested"].get("small_groups", {})
+    for name, groups in _groups(document).items():
+        if name in document["attributes"]:
+            continue
+        if not groups:
+            yield name, "0", str(len(small.get(name, []))), "too few users", "too few users"
+            continue
+        ends = [of(groups, key=lambda cell: cell["full_ndcg@10"]["value"]) for of in (max, min)]
+        texts = [f"{' x '.join(of['values'])} ({of['num_users']:,}): {_bounds(of['full_ndcg@10'])}" for of in ends]
+        yield name, str(len(groups)), str(len(small.get(name, []))), *texts
+
+
+def _groups(document: Document) -> dict[str, list[Document]]:
+    """Groups of the backbone that have a figure."""
+    found = document["combinations"][NONE]["ndcg_of_groups"]
+    return {
+        name: [cell for cell in cells if cell["full_ndcg@10"]["value"] is not None] for name, cells in found.items()
+    }
+
+
+def _bounds(mean: Document) -> str:
+    bounds = "" if mean.get("low") is None else f" ({mean['low']:.3f} to {mean['high']:.3f})"
+    return f"{mean['value']:.3f}{bounds}"
 
 
 def _leakage_cell(result: Document | None, hide: bool) -> Cell:
-    if result is None or None in (result["auc"]["value"], result["auc"]["null_high"]):
-        return Cell("too few users", hide=hide)
-    auc = result["auc"]
-    verdict = "" if not hide else "inside the null" if auc["value"] <= auc["null_high"] else "OUTSIDE THE NULL"
-    interval = f"{auc['low']:.3f} to {auc['high']:.3f}; null to {auc['null_high']:.3f}"
-    return Cell(f"{auc['value']:.3f}", interval, hide, verdict)
+    if result is None:
+        return Cell("not attacked", hide=hide)
+    auc, found = result["auc"], null_verdict(result)
+    if auc["value"] is None or auc["null_high"] is None:
+        return Cell(UNKNOWN, hide=hide)
+    says = {OUTSIDE: OUTSIDE.upper() if hide else "", INSIDE: INSIDE if hide else ""}.get(found, found)
+    return Cell(
+        f"{auc['value']:.3f}", f"{auc['low']:.3f} to {auc['high']:.3f}; null to {auc['null_high']:.3f}", hide, says
+    )

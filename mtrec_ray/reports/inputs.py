@@ -20,6 +20,7 @@ KINDS = {  # kind -> the file that shows it
     "search": "summary.json",
     "bundle": "manifest.json",
 }
+SEARCH_RECORD = "search.yaml"  # of a search that has no result yet
 NEEDED_AUDIT = 2  # version of audit.json that this report reads
 CSV_FILES = ("territory_metrics", "title_metrics", "popularity_bias", "territory_counts", "title_scores")
 
@@ -52,21 +53,30 @@ class Inputs:
     """All folders of a report, by kind, in the order given."""
 
     folders: list[Folder] = field(default_factory=list)
+    unread: dict[str, list[str]] = field(default_factory=dict)  # kind -> why folders of it were left out
 
     def of(self, kind: str) -> list[Folder]:
         return [folder for folder in self.folders if folder.kind == kind]
 
 
 def read_inputs(uris: list[str]) -> Inputs:
-    """Recognise each folder.
+    """Recognise each folder; audits of a former version are left out, with the reason.
 
-    UserError for one that is no result, an unfinished run, or a file of another version.
+    UserError for one that is no result, an unfinished run, or where none is left.
     """
     uris = list(dict.fromkeys(uri.rstrip("/") for uri in uris))
     names = [parent(uri)[1] for uri in uris]
     longer = [f"{parent(parent(uri)[0])[1]}-{name}" for uri, name in zip(uris, names, strict=True)]
     chosen = [long if names.count(name) > 1 else name for name, long in zip(names, longer, strict=True)]
-    return Inputs([_read(uri, name) for uri, name in zip(uris, chosen, strict=True)])
+    folders = [_read(uri, name) for uri, name in zip(uris, chosen, strict=True)]
+    former = [folder for folder in folders if folder.kind == "audit" and _version(folder) != NEEDED_AUDIT]
+    reasons = [
+        f"audit {folder.uri!r} has version {_version(folder)}, a report reads {NEEDED_AUDIT}: audit the run again"
+        for folder in former
+    ]
+    if reasons and len(former) == len(folders):
+        raise UserError("; ".join(reasons))
+    return Inputs([folder for folder in folders if folder not in former], {"audit": reasons} if reasons else {})
 
 
 def _read(uri: str, name: str) -> Folder:
@@ -75,13 +85,14 @@ def _read(uri: str, name: str) -> Folder:
             document = read_json(join(uri, file))
             if not isinstance(document, dict):
                 raise UserError(f"{join(uri, file)!r} is damaged: make it again")
-            if kind == "audit" and document.get("version") != NEEDED_AUDIT:
-                found = document.get("version")
-                raise UserError(
-                    f"audit {uri!r} has version {found}, a report reads {NEEDED_AUDIT}: audit the run again"
-                )
             return Folder(uri, kind, document, name)
+    if exists(join(uri, SEARCH_RECORD)):
+        return Folder(uri, "search", {}, name)
     if exists(join(uri, "quickstart.json")):
         raise UserError(f"{uri!r} is a quickstart's folder: name what lies in it, {uri}/runs/*, {uri}/report, ...")
     known = ", ".join(KINDS)
     raise UserError(f"{uri!r} holds no result: name folders of a {known}")
+
+
+def _version(folder: Folder) -> object:
+    return folder.document.get("version")

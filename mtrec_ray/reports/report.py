@@ -11,6 +11,7 @@ from rich.console import RenderableType
 from mtrec_ray.console import ProgressCallback
 from mtrec_ray.errors import UserError
 from mtrec_ray.files import absolute, check_writable, join, parent, write_file
+from mtrec_ray.reports.card import write_card
 from mtrec_ray.reports.chart import Chart, Section, inline_svg
 from mtrec_ray.reports.comparison import comparison_section
 from mtrec_ray.reports.config import ReportConfig
@@ -64,7 +65,12 @@ def make_report(config: ReportConfig, progress: ProgressCallback | None = None) 
     folder, file = parent(out)
     if not file.endswith(".html"):
         raise UserError(f"out = {config.out!r}: the page is one HTML file, so end its name in .html")
+    audits = inputs.of("audit")
+    if config.card and not audits:
+        raise UserError(f"card = {config.card!r}: no folder is an audit to make a card of; add --audit FOLDER")
     check_writable(folder)
+    if config.card:
+        write_card(config.card, audits[0].document)
     sections = [make(inputs) for make in SECTIONS]
     beside = f"{file.removesuffix('.html')}_files"
     charts, drawings = [chart for section in sections for chart in section.charts], dict[str, str]()

@@ -26,7 +26,9 @@ def searches_section(inputs: Inputs) -> Section:
         trials, figures = search.table("trials"), search.table("metrics")
         goals = search.document.get("goals")
         if trials is None or figures is None or not goals:
-            section.notes.append(f"Search {search.uri} has no trials.csv with figures: resume it with `--resume`.")
+            section.notes.append(
+                f"Search {search.name} has no finished trial: continue it with `mtrec search ... --resume`."
+            )
             continue
         rows = trial_rows(trials, figures, list(goals))
         if rows.empty:

@@ -83,7 +83,7 @@ def audit_document(attributes: int = 3, seed: int = 0, lists: bool = True) -> di
         found = {name: _named(_interval(rng, -2.0, 1.0)) for name in ("full_ndcg_change", "ndcg_change")}
         return found | {"full_ndcg@10": _named(_interval(rng, 0.15, 0.01))}
 
-    gap = {"full_ndcg@10": {"ratio": 0.9, "value": 0.02, "null_high": 0.03}}
+    gap = {"full_ndcg@10": {"ratio": 0.9, "value": 0.02, "null_high": 0.03, "ratio_low": 0.8, "ratio_high": 1.1}}
     cell = {"values": ["a"], "num_users": 90, "full_ndcg@10": _named((0.15, 0.1, 0.2))}
     cell["ndcg@10"] = cell["full_ndcg@10"]
     of_sets = {

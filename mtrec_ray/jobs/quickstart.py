@@ -83,7 +83,7 @@ class QuickstartResult:
         if self.audit:
             shown.append(leakage_table(self.audit.document()))
             sentences += paragraph("Audit", audit_sentences(self.audit.document(), self.about))
-        return [*shown, *sentences, "\n".join(next_steps(self.bundle, self.report))]
+        return [*shown, *sentences, "\n".join(next_steps(self.bundle, self.report, "planted" in self.about))]
 
 
 def quickstart(config: QuickstartConfig, progress: ProgressCallback | None = None) -> QuickstartResult:
@@ -103,6 +103,8 @@ def _run_steps(config: QuickstartConfig, steps: QuickstartSteps, progress: Progr
     lake = _make_lake(config, steps, progress)
     with_fairness = config.fairness and bool(lake.manifest.attributes)
     stage.number = 8 if with_fairness else 4
+    if config.fairness and not with_fairness:
+        say("      It has no sensitive attributes, so 4 steps follow each other, without audit and bundle.")
     _check_against_lake(steps, lake, with_fairness)
     stage(f"Propensity models: {', '.join(dict.fromkeys(config.variants))}. Which helps local titles?")
     for training in steps.trainings:

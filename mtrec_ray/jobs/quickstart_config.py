@@ -92,7 +92,8 @@ class QuickstartConfig(Config):
     raw: str | None = None
     """Folder of the raw files, with parquet also a URI; synthetic has none."""
     out: str = "quickstart"
-    """Folder of the lake, the runs and the report; started again with the same folder, it resumes."""
+    """Folder of the lake, the runs and the report. Started again with the same folder, it keeps the lake and what is
+    trained, and evaluates, audits and draws anew."""
     full: bool = False
     """On all CPUs by Ray, with a larger planted service, more variants, trained eliminators and a longer audit. Without
     it, all runs in this process, and eliminators are closed-form maps."""

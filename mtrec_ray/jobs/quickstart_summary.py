@@ -94,12 +94,14 @@ def leakage_table(document: Document) -> Table:
     return table
 
 
-def next_steps(bundle: str | None, report: str) -> list[str]:
-    """Where the results are, and the two commands that follow."""
+def next_steps(bundle: str | None, report: str, planted: bool) -> list[str]:
+    """Where the results are, and the commands that follow."""
     lines = [f"The report: {report}"]
     if bundle:
         lines.append(f"Serve it:   mtrec serve {bundle}   (then open http://127.0.0.1:8000)")
-    return [*lines, "Your data:  mtrec lake init DIR; mtrec quickstart parquet --config lake.yaml"]
+    if planted:
+        return [*lines, "Your data:  mtrec lake init DIR; mtrec quickstart parquet --config lake.yaml"]
+    return [*lines, "More seeds: the same command with --seeds 3 and another --out, for steadier figures"]
 
 
 def paragraph(heading: str, sentences: Sequence[str]) -> list[RenderableType]:

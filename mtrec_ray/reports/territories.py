@@ -236,7 +236,7 @@ def count_chart(counts: pd.DataFrame, cohort: str) -> Chart:
     shown = shown.sort_values("num_positives", ascending=False, kind="stable")
     total = shown.loc[POOLED] if POOLED in shown.index else shown.sum()
     days = rows["day"].nunique()
-    shown["positives in 1,000"] = 1000 * shown["num_positives"] / shown["num_candidates"].clip(lower=1)
+    shown["positives in a million"] = 1_000_000 * shown["num_positives"] / shown["num_candidates"].clip(lower=1)
     names = {"num_users": "users x days", "num_candidates": "pairs scored", "num_positives": "positives"}
     return Chart(
         "counts",
@@ -278,6 +278,9 @@ def title_charts(evaluation: Folder, titles: pd.DataFrame) -> list[Chart]:
         pair = [(kind, found.get((variant, name))) for kind, name in (("local", LOCAL), ("global", GLOBAL))]
         words = [f"{kind} titles {_gain_text(row.value, row.low, row.high)}" for kind, row in pair if row is not None]
         parts.append(f"{variant}: {', '.join(words)}.")
+    single = rows[~rows["title"].isin([LOCAL, GLOBAL])].copy()
+    positives = single.groupby("title")["num_positives"].first()
+    parts.append(f"Of {len(positives)} titles with {positives.min():.0f} to {positives.max():.0f} positives.")
 
     def draw() -> Figure:
         figure, axes = canvas(0.8 + 0.4 * len(variants))
@@ -292,7 +295,6 @@ def title_charts(evaluation: Folder, titles: pd.DataFrame) -> list[Chart]:
         axes[0].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
         return figure
 
-    single = rows[~rows["title"].isin([LOCAL, GLOBAL])].copy()
     single["gain"] = [_gain_text(row.value, row.low, row.high) for row in single.itertuples()]
     table = single.pivot_table(
         index=["scope", "title", "num_positives"], columns="variant", values="gain", aggfunc="first", sort=False

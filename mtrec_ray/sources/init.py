@@ -24,6 +24,7 @@ from mtrec_ray.sources.values import MISSING
 from mtrec_ray.yaml12 import format_yaml
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+WITHOUT_ATTRIBUTES = "without sensitive attributes there is no audit and no bundle to serve"
 LENGTHS = (1, 7, 28, 84, 168)  # days of an evaluation day that are tried
 MIN_FRACTION, MIN_EVENTS = 0.02, 1_000  # of events on the evaluation days, and their number, for figures to mean much
 HEAD = """# Made by `mtrec lake init`. Read the comments, correct what is wrong, then:
@@ -85,9 +86,9 @@ def init_lake(config: InitConfig, progress: ProgressCallback | None = None) -> I
 
     UserError where there is no table of events, or a guess that does not read the files.
     """
-    if exists(config.out) and not config.overwrite:
-        raise UserError(f"{config.out!r} exists: choose another --out, or set overwrite=true to replace it")
     settings = guess_settings(config.raw)
+    if exists(config.out) and not config.overwrite:
+        raise UserError(f"{config.out!r} exists: choose another --out, or add --overwrite to replace it")
     source = ParquetSource(validate_config(ParquetConfig, settings.source), config.raw)
     choose_evaluation_days(settings, source.day_counts)
     facts = ParquetSource(validate_config(ParquetConfig, settings.source), config.raw).facts  # reads all times
@@ -142,11 +143,12 @@ def guess_territory(settings: Settings, guesses: dict[str, Guess]) -> None:
 def add_attributes(settings: Settings, users: Guess | None) -> None:
     """Sensitive attributes of the users' table, with the values seen as a comment."""
     if users is None:
+        settings.doubt("attributes", f"there is no table of users to look for them in: {WITHOUT_ATTRIBUTES}")
         return
     before = len(users.doubts)
     found = guess_attributes(users)
     if not found:
-        settings.doubt("attributes", "no column of the users looks like a sensitive attribute: no audit can be made")
+        settings.doubt("attributes", f"no column of the users looks like one: {WITHOUT_ATTRIBUTES}")
     settings.source["attributes"] = dict.fromkeys(found)
     for name, values in found.items():
         settings.facts[f"attribute {name}"] = ", ".join(values[:8]) + (", ..." if len(values) > 8 else "")

@@ -1,6 +1,7 @@
 """Popularity bias of top-10 lists: what paper A illustrates, with formulas and intervals."""
 
-# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false, reportReturnType=false
+# pyright: reportArgumentType=false, reportAttributeAccessIssue=false, reportCallIssue=false
+# pyright: reportGeneralTypeIssues=false, reportReturnType=false
 # the stubs of pandas know no columns of rows, and few results of selections
 
 import numpy as np

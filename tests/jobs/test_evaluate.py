@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -150,9 +151,9 @@ def test_a_territory_without_positives_is_null_with_a_note_never_zero(lake, eval
 def test_files_hold_the_document_and_tables(evaluation, folder):
     csv = ["popularity_bias", "territory_counts", "territory_metrics", "title_metrics", "title_scores"]
     assert sorted(p.name for p in folder.iterdir()) == ["metrics.json", *(f"{name}.csv" for name in csv)]
-    scores = pd.read_csv(folder / "title_scores.csv")
-    assert scores["title"].nunique() == min(4, len(evaluation.report.titles)) > 0
-    assert (scores.groupby(["title", "variant"])["users"].sum() > 0).all()
+    scores: Any = pd.read_csv(folder / "title_scores.csv")
+    assert len(set(scores["title"])) == min(4, len(evaluation.report.titles)) > 0
+    assert min(scores.groupby(["title", "variant"])["users"].sum().tolist()) > 0
     assert json.loads((folder / "metrics.json").read_text()) == evaluation.document()
     table = pd.read_csv(folder / "territory_metrics.csv", dtype={"day": str}, float_precision="round_trip")
     pd.testing.assert_frame_equal(table.fillna(""), evaluation.metrics.fillna(""), check_dtype=False)

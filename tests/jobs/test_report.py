@@ -90,11 +90,12 @@ def test_scores_are_counted_by_probability():
     users, edges = np.zeros(1024), GRID.edges()
     for logit, count in ((-2.0, 1000), (0.0, 999), (4.0, 1)):
         users[np.searchsorted(edges, logit, side="right") - 1] = count
-    table = score_histogram({"baseline": users, "mtl": 2 * users})
+    table: Any = score_histogram({"baseline": users, "mtl": 2 * users})
     for variant, scale in (("baseline", 1), ("mtl", 2)):
         rows = table[(table["variant"] == variant) & (table["users"] > 0)]
         assert rows["users"].tolist() == [scale * 1000, scale * 1000]
-        assert rows["low"].iloc[0] < expit(-2.0) < rows["high"].iloc[0]
-        assert rows["high"].iloc[1] == pytest.approx(0.5, abs=0.01)
+        low, high = rows["low"].tolist(), rows["high"].tolist()
+        assert low[0] < expit(-2.0) < high[0]
+        assert high[1] == pytest.approx(0.5, abs=0.01)
     assert table["low"].min() == 0
     assert np.allclose(table["low"].to_numpy()[1:40], table["high"].to_numpy()[:39])

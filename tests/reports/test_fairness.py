@@ -71,6 +71,7 @@ def test_the_drawing_marks_each_state_without_colour():
     of["attribute2"]["auc"].update(value=0.72, null_high=1.0)
     document["combinations"]["none"]["leakage"]["vectors"]["attribute1"]["auc"].update(value=0.51)
     figure = leakage_chart(document, leakage_rows(document)).figure()
+    assert figure is not None
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert "0.610 ▲ W" in texts
     assert "0.720 ?" in texts

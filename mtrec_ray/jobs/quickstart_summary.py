@@ -65,7 +65,7 @@ def audit_sentences(document: Document, about: str) -> list[str]:
         change, auc = combinations[attribute]["accuracy"]["full_ndcg_change"], after["auc"]
         sentences.append(
             f"{attribute}: attackers read it with AUC {before['auc']['value']:.2f} from the backbone, with "
-            f"{auc['value']:.2f} when it is ignored ({_verdict(auc)}: labels drawn at random reach "
+            f"{auc['value']:.2f} when it is ignored ({_verdict(before['auc'], auc)}: labels drawn at random reach "
             f"{auc['null_high']:.2f}), for {change['value']:+.1f}% of NDCG@10 ({change['low']:+.1f} to "
             f"{change['high']:+.1f}; {about})."
         )
@@ -124,5 +124,8 @@ def _decimals(value: float) -> str:
     return f"{value:.3f}".removeprefix("0")
 
 
-def _verdict(auc: Document) -> str:
-    return "hidden" if auc["value"] <= auc["null_high"] else "not hidden"
+def _verdict(before: Document, after: Document) -> str:
+    if after["value"] > after["null_high"]:
+        return "not hidden"
+    leaked = before["null_high"] is None or before["value"] > before["null_high"]
+    return "hidden" if leaked else "not told from chance before either"

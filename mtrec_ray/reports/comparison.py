@@ -30,8 +30,9 @@ def comparison_section(inputs: Inputs) -> Section:
         section.notes += other_data_notes(evaluations)
     if len(audits) > 1:
         section.charts.append(change_chart("audits", "AUC of attackers", audit_values(audits), audits))
-    if len(inputs.of("bundle")) > 1:
-        section.charts.append(bundle_chart(inputs.of("bundle")))
+    if len(bundles := inputs.of("bundle")) > 1:
+        what = "NDCG@10 over all titles"
+        section.charts.append(change_chart("bundles", what, bundle_values(bundles), bundles))
     runs = inputs.of("run")
     if len(runs) > 1:
         section.charts.append(run_chart(runs))
@@ -180,14 +181,14 @@ def audit_values(audits: list[Folder]) -> pd.DataFrame:
     return pd.concat(parts).reindex(columns=["label", "folder", "value", "low", "high"])
 
 
-def bundle_chart(bundles: list[Folder]) -> Chart:
-    """Figures that bundles carry, side by side."""
-    found = {folder.name: dict(_numbers(folder.document.get("metrics", {}))) for folder in bundles}
-    table = pd.DataFrame(found).rename_axis("figure").reset_index()
-    names = [folder.name for folder in bundles]
-    changed = int((table[names].nunique(axis=1) > 1).sum()) if len(table) else 0
-    sentence = f"{changed} of {len(table)} figures differ between {', '.join(names)}."
-    return Chart("bundles", "Bundles", sentence, table, table=table.round(4))
+def bundle_values(bundles: list[Folder]) -> pd.DataFrame:
+    """NDCG@10 over all titles that a bundle carries: label, folder, value, low, high."""
+    rows = [
+        {"label": f"ignoring {name}", "folder": folder.uri} | metrics["full_ndcg@10"]
+        for folder in bundles
+        for name, metrics in folder.document["metrics"].items()
+    ]
+    return pd.DataFrame(rows, columns=["label", "folder", "value", "low", "high"])
 
 
 def run_chart(runs: list[Folder]) -> Chart:
@@ -226,7 +227,3 @@ def _flat(document: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]
     for key, value in document.items():
         found += _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else [(f"{prefix}{key}", value)]
     return found
-
-
-def _numbers(document: Mapping[str, Any]) -> list[tuple[str, float]]:
-    return [(key, float(value)) for key, value in _flat(document) if isinstance(value, int | float)]

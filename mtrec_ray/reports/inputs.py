@@ -22,7 +22,6 @@ KINDS = {  # kind -> the file that shows it
 }
 SEARCH_RECORD = "search.yaml"  # of a search that has no result yet
 NEEDED_AUDIT = 2  # version of audit.json that this report reads
-CSV_FILES = ("territory_metrics", "title_metrics", "popularity_bias", "territory_counts", "title_scores")
 
 
 @dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Inputs:
 def read_inputs(uris: list[str]) -> Inputs:
     """Recognise each folder; audits of a former version are left out, with the reason.
 
-    UserError for one that is no result, an unfinished run, or where none is left.
+    UserError for one that is no result, or where none is left.
     """
     uris = list(dict.fromkeys(uri.rstrip("/") for uri in uris))
     names = [parent(uri)[1] for uri in uris]
@@ -89,7 +88,9 @@ def _read(uri: str, name: str) -> Folder:
     if exists(join(uri, SEARCH_RECORD)):
         return Folder(uri, "search", {}, name)
     if exists(join(uri, "quickstart.json")):
-        raise UserError(f"{uri!r} is a quickstart's folder: name what lies in it, {uri}/runs/*, {uri}/report, ...")
+        raise UserError(
+            f"{uri!r} is a quickstart's folder: name what lies in it, {uri}/runs/*, {uri}/evaluation, {uri}/audit"
+        )
     known = ", ".join(KINDS)
     raise UserError(f"{uri!r} holds no result: name folders of a {known}")
 

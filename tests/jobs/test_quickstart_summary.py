@@ -103,6 +103,11 @@ def test_an_attribute_is_called_hidden_inside_its_null(hidden, verdict, mark):
     ]
 
 
+def test_what_was_never_read_is_not_called_hidden():
+    (sentence,) = audit_sentences(document(0.52, 0.51), "one seed")
+    assert "when it is ignored (not told from chance before either: " in sentence
+
+
 class TestPresets:
     def steps(self, **settings: Any):
         config = validate_config(QuickstartConfig, settings)

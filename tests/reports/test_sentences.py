@@ -3,6 +3,7 @@
 # pyright: reportAttributeAccessIssue=false
 # the stubs of pandas know no columns of rows, and few results of selections
 
+import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -169,6 +170,19 @@ def test_noise_is_called_noise(tmp_path):
     chart = charts(comparison_section(read_inputs([first, second])))["evaluations"]
     noise = int(((chart.data["low"] <= 0) & (chart.data["high"] >= 0)).sum())
     assert chart.sentence.startswith(f"{noise} of 3 differences are noise")
+
+
+def test_bundles_are_compared_with_their_intervals(tmp_path):
+    for name, value in (("live", 0.20), ("worse", 0.10)):
+        (tmp_path / name).mkdir()
+        figures = {"none": (value, 0.01), "gender": (0.15, 0.02)}
+        metrics = {
+            of: {"full_ndcg@10": {"value": v, "low": v - half, "high": v + half}} for of, (v, half) in figures.items()
+        }
+        (tmp_path / name / "manifest.json").write_text(json.dumps({"metrics": metrics}))
+    section = comparison_section(read_inputs([str(tmp_path / name) for name in ("live", "worse")]))
+    (chart,) = section.charts
+    assert chart.sentence == "1 of 2 differences are noise; beyond their interval: ignoring none -0.1000."
 
 
 def test_gains_are_drawn_as_ratios():

@@ -102,6 +102,14 @@ def test_a_file_a_market_is_one_table(raw):
     assert result.settings.facts["territories"] == "2: fr, mx"
 
 
+def test_a_user_of_two_files_comes_once(raw, tmp_path):
+    for month in ("jan", "feb"):
+        (raw / f"log_{month}.csv").write_text("user_id,title_id,timestamp\n" + events(users=5))
+    lake = build(init(raw), tmp_path)
+    users = pq.read_table(Path(lake.uri) / "users")["user_id"].to_pylist()
+    assert sorted(users) == [f"u{number}" for number in range(5)]
+
+
 def test_parquet_in_folders_of_a_territory(raw, tmp_path):
     for market in ("fr", "mx"):
         (raw / "events" / f"country={market}").mkdir(parents=True)
